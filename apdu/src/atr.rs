@@ -1,0 +1,202 @@
+//! The answer to reset (ISO 7816-3, 8.2), parsed once and kept whole.
+
+use std::fmt;
+
+/// Longest answer to reset.
+const MAX: usize = 33;
+
+/// An answer to reset as the reader gave it, with what it says about the card.
+///
+/// Interface characters are read leniently, as cards in the field are: a wrong check byte or a cut
+/// structure leaves the fields found so far and a [`Atr::complaint`].
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Atr {
+    bytes: Vec<u8>,
+    historical: std::ops::Range<usize>,
+    complaint: Option<&'static str>,
+}
+
+/// Bytes that are no answer to reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AtrError {
+    /// Fewer than 2 or more than 33 bytes.
+    #[error("answer to reset of {0} bytes; 2 to 33 expected")]
+    Length(usize),
+    /// The first byte is neither 3B nor 3F (nor 03, which is 3F sent raw).
+    #[error("answer to reset begins with {0:02X}; 3B or 3F expected")]
+    InitialCharacter(u8),
+}
+
+impl Atr {
+    /// Reads `bytes`.
+    ///
+    /// # Errors
+    /// [`AtrError`] when length or first byte rule it out; anything else is a [`Atr::complaint`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, AtrError> {
+        let [ts, t0, rest @ ..] = bytes else {
+            return Err(AtrError::Length(bytes.len()));
+        };
+        if bytes.len() > MAX {
+            return Err(AtrError::Length(bytes.len()));
+        }
+        if !matches!(ts, 0x3B | 0x3F | 0x03) {
+            return Err(AtrError::InitialCharacter(*ts));
+        }
+        let interface = Interface::read(*t0, rest);
+        let start = 2 + interface.len;
+        let end = start + usize::from(t0 & 0x0F);
+        let complaint = interface.complaint.or_else(|| check_end(bytes, end, interface.check_byte));
+        let historical = start.min(bytes.len())..end.min(bytes.len());
+        Ok(Self { bytes: bytes.to_vec(), historical, complaint })
+    }
+
+    /// All bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The historical bytes (ISO 7816-4, 12.1.1), which name the product or its capabilities.
+    #[must_use]
+    pub fn historical(&self) -> &[u8] {
+        self.bytes.get(self.historical.clone()).unwrap_or(&[])
+    }
+
+    /// What is wrong with the structure, if anything is.
+    #[must_use]
+    pub const fn complaint(&self) -> Option<&'static str> {
+        self.complaint
+    }
+
+    /// Whether the card capabilities (compact-TLV 73, third byte) announce extended Lc and Le fields.
+    #[must_use]
+    pub fn announces_extended_length(&self) -> bool {
+        let [0x00 | 0x80, objects @ ..] = self.historical() else {
+            return false;
+        };
+        let mut rest = objects;
+        while let [tag_and_len, after @ ..] = rest {
+            let Some((value, next)) = after.split_at_checked(usize::from(tag_and_len & 0x0F)) else {
+                return false;
+            };
+            if let (0x73, [_, _, third]) = (*tag_and_len, value) {
+                return third & 0x40 != 0;
+            }
+            rest = next;
+        }
+        false
+    }
+}
+
+/// What the interface characters TA1, TB1 … TDn say.
+struct Interface {
+    len: usize,
+    check_byte: bool,
+    complaint: Option<&'static str>,
+}
+
+impl Interface {
+    fn read(t0: u8, mut rest: &[u8]) -> Self {
+        let mut interface = Self { len: 0, check_byte: false, complaint: None };
+        let mut indicator = t0;
+        // Four rounds fill the 33 bytes; a fifth TD is a lie.
+        for _ in 0..4 {
+            let count = (indicator >> 4).count_ones() as usize;
+            let Some((characters, after)) = rest.split_at_checked(count) else {
+                interface.complaint = Some("interface characters cut short");
+                return interface;
+            };
+            interface.len += count;
+            rest = after;
+            if indicator & 0x80 == 0 {
+                return interface;
+            }
+            indicator = characters.last().copied().unwrap_or(0);
+            // TCK is absent only when T=0 is the only protocol (ISO 7816-3, 8.2.5).
+            interface.check_byte |= indicator & 0x0F != 0;
+        }
+        interface.complaint = Some("more than four rounds of interface characters");
+        interface
+    }
+}
+
+fn check_end(bytes: &[u8], end: usize, check_byte: bool) -> Option<&'static str> {
+    let expected = end + usize::from(check_byte);
+    if bytes.len() < expected {
+        return Some("shorter than its own count");
+    }
+    if bytes.len() > expected {
+        return Some("longer than its own count");
+    }
+    let sum = bytes.iter().skip(1).fold(0, |sum, byte| sum ^ byte);
+    (check_byte && sum != 0).then_some("check byte is wrong")
+}
+
+impl fmt::Display for Atr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes.iter().try_for_each(|byte| write!(f, "{byte:02X}"))
+    }
+}
+
+impl fmt::Debug for Atr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Atr({self})")
+    }
+}
+
+/// Parses arbitrary bytes; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(atr) = Atr::parse(bytes) {
+        assert!(atr.historical().len() <= 15, "at most 15 historical bytes");
+        assert_eq!(atr.bytes(), bytes);
+        let _ = atr.announces_extended_length();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NITROKEY_3: [u8; 19] =
+        [0x3B, 0x8F, 0x01, 0x80, 0x5D, 0x4E, 0x69, 0x74, 0x72, 0x6F, 0x6B, 0x65, 0x79, 0, 0, 0, 0, 0, 0x6A];
+    const YUBIKEY_5: [u8; 23] = [
+        0x3B, 0xFD, 0x13, 0x00, 0x00, 0x81, 0x31, 0xFE, 0x15, 0x80, 0x73, 0xC0, 0x21, 0xC0, 0x57, 0x59, 0x75, 0x62,
+        0x69, 0x4B, 0x65, 0x79, 0x40,
+    ];
+
+    #[test]
+    fn historical_bytes_of_real_tokens() {
+        let atr = Atr::parse(&NITROKEY_3).unwrap();
+        assert_eq!(atr.complaint(), None);
+        assert_eq!(&atr.historical()[1..10], b"\x5DNitrokey");
+        assert!(!atr.announces_extended_length());
+        let atr = Atr::parse(&YUBIKEY_5).unwrap();
+        assert_eq!(atr.complaint(), None);
+        assert!(atr.historical().ends_with(b"YubiKey"));
+        assert!(atr.announces_extended_length());
+    }
+
+    #[test]
+    fn every_truncation_and_bit_flip_is_survived() {
+        for atr in [&NITROKEY_3[..], &YUBIKEY_5[..]] {
+            for len in 0..atr.len() {
+                if let Ok(cut) = Atr::parse(&atr[..len]) {
+                    assert!(cut.complaint().is_some(), "{len} bytes pass as whole");
+                }
+            }
+            for bit in 0..atr.len() * 8 {
+                let mut flipped = atr.to_vec();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                fuzz(&flipped);
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        assert_eq!(Atr::parse(&[]), Err(AtrError::Length(0)));
+        assert_eq!(Atr::parse(&[0x3B; 34]), Err(AtrError::Length(34)));
+        assert_eq!(Atr::parse(&[0x00, 0x00]), Err(AtrError::InitialCharacter(0)));
+    }
+}

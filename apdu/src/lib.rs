@@ -1,0 +1,48 @@
+//! ISO 7816-4 as a host speaks it: commands, responses, chaining, TLV and the answer to reset.
+//!
+//! Terms: a *frame* is one APDU on the wire; a *command* may take several frames; an *exchange* is one command
+//! with its whole answer; a *transaction* is a conversation no other user of the card can interrupt.
+//!
+//! Nothing here does I/O, starts a thread, keeps a clock or contains `unsafe`. A driver implements
+//! [`Transport`]; an applet talks through a [`Transaction`]:
+//!
+//! ```
+//! use claviger_apdu::{Call, CommandApdu, Limits, ResponseBuffer, StatusWord, Transaction, Transmit, TransportError};
+//!
+//! struct Card;
+//! impl Transmit for Card {
+//!     fn transmit(&mut self, frame: &[u8], answer: &mut ResponseBuffer, _: Call) -> Result<(), TransportError> {
+//!         assert_eq!(frame, [0x00, 0x20, 0x00, 0x80]);
+//!         answer.set(&[0x63, 0xC3]).expect("two bytes fit");
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let mut card = Card;
+//! let mut transaction = Transaction::new(&mut card, Limits::SHORT);
+//! let answer = transaction.exchange(&CommandApdu::header([0x00, 0x20, 0x00, 0x80]))?;
+//! assert_eq!(answer.status.tries_left(), Some(3));
+//! # Ok::<(), TransportError>(())
+//! ```
+//!
+//! Only a transport blocks, and only until the deadline of its [`Call`].
+
+#![forbid(unsafe_code)]
+
+pub mod atr;
+pub mod command;
+pub mod exchange;
+pub mod response;
+pub mod secret;
+pub mod status;
+pub mod tlv;
+pub mod transport;
+
+pub use atr::Atr;
+pub use command::{CommandApdu, CommandClass, Expected, Limits};
+pub use response::{ResponseApdu, ResponseBuffer};
+pub use secret::Secret;
+pub use status::StatusWord;
+pub use transport::{
+    Call, Epoch, Sent, Transaction, Transmit, Transport, TransportError, TransportErrorKind,
+};

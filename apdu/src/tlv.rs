@@ -1,0 +1,260 @@
+//! BER-TLV (ISO 7816-4, 5.2.2) read by a strict cursor.
+//!
+//! Tags and encoding are those of `iso7816-tlv`. Its own parser copies every value and recurses as deep as
+//! the card likes, so reading goes through [`Cursor`]: one level at a time, borrowed, never past the end.
+
+use iso7816_tlv::ber;
+
+/// A data object that does not parse; `offset` counts from the start of the cursor's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlvError {
+    /// The bytes end inside a tag, a length or a value.
+    #[error("data object cut short at byte {offset}")]
+    Truncated {
+        /// Where the object begins.
+        offset: usize,
+    },
+    /// A tag over three bytes, or one that begins with 00 or FF.
+    #[error("bad tag at byte {offset}")]
+    BadTag {
+        /// Where the object begins.
+        offset: usize,
+    },
+    /// An indefinite length or one over three bytes.
+    #[error("bad length at byte {offset}")]
+    BadLength {
+        /// Where the object begins.
+        offset: usize,
+    },
+    /// Another object than the one that must come here.
+    #[error("tag {expected:X} expected")]
+    Unexpected {
+        /// The tag that must come.
+        expected: u32,
+    },
+    /// Bytes after the last object.
+    #[error("{len} bytes too many")]
+    Trailing {
+        /// How many.
+        len: usize,
+    },
+}
+
+/// Reads data objects one after the other.
+///
+/// ```
+/// use claviger_apdu::tlv::Cursor;
+/// let mut cursor = Cursor::new(&[0x70, 0x02, 0xAA, 0xBB, 0x71, 0x01, 0x00]);
+/// assert_eq!(cursor.expect(0x70), Ok(&[0xAA, 0xBB][..]));
+/// assert_eq!(cursor.next_object(), Ok(Some((0x71, &[0x00][..]))));
+/// assert_eq!(cursor.finish(), Ok(()));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Cursor<'a> {
+    rest: &'a [u8],
+    offset: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// Reads `bytes` from the first.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes, offset: 0 }
+    }
+
+    /// The next object as tag and value, or `None` at the end.
+    ///
+    /// # Errors
+    /// [`TlvError`] when the bytes there are no object.
+    pub fn next_object(&mut self) -> Result<Option<(u32, &'a [u8])>, TlvError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let offset = self.offset;
+        let (tag, after_tag) = split_tag(self.rest, offset)?;
+        let (len, after_len) = split_length(after_tag, offset)?;
+        let (value, rest) = after_len.split_at_checked(len).ok_or(TlvError::Truncated { offset })?;
+        self.offset += self.rest.len() - rest.len();
+        self.rest = rest;
+        Ok(Some((tag, value)))
+    }
+
+    /// The next object, which must have `tag`.
+    ///
+    /// # Errors
+    /// [`TlvError::Unexpected`] for another tag or the end.
+    pub fn expect(&mut self, tag: u32) -> Result<&'a [u8], TlvError> {
+        match self.next_object()? {
+            Some((found, value)) if found == tag => Ok(value),
+            _ => Err(TlvError::Unexpected { expected: tag }),
+        }
+    }
+
+    /// Holds that everything was read.
+    ///
+    /// # Errors
+    /// [`TlvError::Trailing`] otherwise.
+    pub const fn finish(&self) -> Result<(), TlvError> {
+        if self.rest.is_empty() { Ok(()) } else { Err(TlvError::Trailing { len: self.rest.len() }) }
+    }
+}
+
+/// The value of the one object that `bytes` consists of.
+///
+/// # Errors
+/// [`TlvError`] when it has another tag or anything follows.
+pub fn only(bytes: &[u8], tag: u32) -> Result<&[u8], TlvError> {
+    let mut cursor = Cursor::new(bytes);
+    let value = cursor.expect(tag)?;
+    cursor.finish()?;
+    Ok(value)
+}
+
+/// The value of the first object with `tag` on this level; all of `bytes` must parse.
+///
+/// # Errors
+/// [`TlvError`] when any object of the level does not parse.
+pub fn find(bytes: &[u8], tag: u32) -> Result<Option<&[u8]>, TlvError> {
+    let mut cursor = Cursor::new(bytes);
+    let mut found = None;
+    while let Some((next, value)) = cursor.next_object()? {
+        if next == tag && found.is_none() {
+            found = Some(value);
+        }
+    }
+    Ok(found)
+}
+
+/// One object with the shortest length field. `tag` is written as given, `value` is not looked into.
+///
+/// # Panics
+/// Never for the tags of a standard: 1 to 3 bytes.
+#[must_use]
+pub fn encode(tag: u32, value: &[u8]) -> Vec<u8> {
+    let tag_bytes = tag.to_be_bytes();
+    let skip = tag_bytes.iter().take_while(|byte| **byte == 0).count().min(3);
+    let mut object = Vec::with_capacity(value.len() + 8);
+    object.extend(tag_bytes.iter().skip(skip));
+    let len = value.len().to_be_bytes();
+    let significant: Vec<u8> = len.iter().copied().skip_while(|byte| *byte == 0).collect();
+    match significant.as_slice() {
+        [] => object.push(0),
+        [short] if *short < 0x80 => object.push(*short),
+        long => {
+            object.push(0x80 | u8::try_from(long.len()).unwrap_or(0));
+            object.extend(long);
+        }
+    }
+    object.extend(value);
+    object
+}
+
+/// One to three bytes, validity as `iso7816-tlv` has it.
+fn split_tag(bytes: &[u8], offset: usize) -> Result<(u32, &[u8]), TlvError> {
+    let (first, mut rest) = bytes.split_first().ok_or(TlvError::Truncated { offset })?;
+    let mut tag = u32::from(*first);
+    if first & 0x1F == 0x1F {
+        loop {
+            let (next, after) = rest.split_first().ok_or(TlvError::Truncated { offset })?;
+            if tag > 0xFFFF {
+                return Err(TlvError::BadTag { offset });
+            }
+            tag = tag << 8 | u32::from(*next);
+            rest = after;
+            if next & 0x80 == 0 {
+                break;
+            }
+        }
+    }
+    if matches!(first, 0x00 | 0xFF) || ber::Tag::try_from(tag).is_err() {
+        return Err(TlvError::BadTag { offset });
+    }
+    Ok((tag, rest))
+}
+
+/// Definite lengths of up to three bytes; longer than needed is accepted, as real cards send it.
+fn split_length(bytes: &[u8], offset: usize) -> Result<(usize, &[u8]), TlvError> {
+    let (first, rest) = bytes.split_first().ok_or(TlvError::Truncated { offset })?;
+    let count = match first {
+        0x00..=0x7F => return Ok((usize::from(*first), rest)),
+        0x81..=0x83 => usize::from(first & 0x7F),
+        _ => return Err(TlvError::BadLength { offset }),
+    };
+    let (len, rest) = rest.split_at_checked(count).ok_or(TlvError::Truncated { offset })?;
+    Ok((len.iter().fold(0, |len, byte| len << 8 | usize::from(*byte)), rest))
+}
+
+/// Walks arbitrary bytes four levels deep; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    fn walk(bytes: &[u8], depth: u8) {
+        let mut cursor = Cursor::new(bytes);
+        let mut seen = 0;
+        while let Ok(Some((tag, value))) = cursor.next_object() {
+            seen += value.len();
+            let again = encode(tag, value);
+            assert_eq!(only(&again, tag), Ok(value), "encoding and parsing agree");
+            if depth < 4 {
+                walk(value, depth + 1);
+            }
+        }
+        assert!(seen <= bytes.len(), "values never exceed their source");
+    }
+    walk(bytes, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_of_one_two_and_three_bytes() {
+        let bytes = [0x53, 1, 0xAA, 0x7F, 0x49, 0, 0x5F, 0xC1, 0x05, 2, 1, 2];
+        let mut cursor = Cursor::new(&bytes);
+        assert_eq!(cursor.next_object(), Ok(Some((0x53, &[0xAA][..]))));
+        assert_eq!(cursor.next_object(), Ok(Some((0x7F49, &[][..]))));
+        assert_eq!(cursor.next_object(), Ok(Some((0x5F_C105, &[1, 2][..]))));
+        assert_eq!(cursor.next_object(), Ok(None));
+        assert_eq!(cursor.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_value_longer_than_its_source_is_refused() {
+        assert_eq!(only(&[0x53, 0x82, 0xFF, 0xFF, 1], 0x53), Err(TlvError::Truncated { offset: 0 }));
+        assert_eq!(only(&[0x53, 0x84, 0, 0, 0, 1, 9], 0x53), Err(TlvError::BadLength { offset: 0 }));
+        assert_eq!(only(&[0x53, 0x80, 0, 0], 0x53), Err(TlvError::BadLength { offset: 0 }));
+        assert_eq!(only(&[0x5F], 0x5F), Err(TlvError::Truncated { offset: 0 }));
+        assert_eq!(only(&[0x5F, 0xFF, 0xFF, 0xFF, 1], 0x5F), Err(TlvError::BadTag { offset: 0 }));
+    }
+
+    #[test]
+    fn only_consumes_everything() {
+        assert_eq!(only(&[0x53, 1, 9, 0], 0x53), Err(TlvError::Trailing { len: 1 }));
+        assert_eq!(only(&[0x54, 1, 9], 0x53), Err(TlvError::Unexpected { expected: 0x53 }));
+    }
+
+    #[test]
+    fn find_wants_the_whole_level_to_parse() {
+        assert_eq!(find(&[0x70, 1, 9, 0x71, 1, 0], 0x71), Ok(Some(&[0][..])));
+        assert_eq!(find(&[0x70, 1, 9], 0x71), Ok(None));
+        assert_eq!(find(&[0x70, 1, 9, 0x71], 0x70), Err(TlvError::Truncated { offset: 3 }));
+    }
+
+    #[test]
+    fn lengths_are_encoded_in_their_shortest_form_and_read_in_any() {
+        assert_eq!(encode(0x53, &[0; 127])[..2], [0x53, 0x7F]);
+        assert_eq!(encode(0x53, &[0; 128])[..3], [0x53, 0x81, 0x80]);
+        assert_eq!(encode(0x5F_C105, &[0; 256])[..6], [0x5F, 0xC1, 0x05, 0x82, 1, 0]);
+        assert_eq!(only(&[0x53, 0x82, 0, 1, 7], 0x53), Ok(&[7][..]));
+    }
+
+    #[test]
+    fn nesting_as_deep_as_the_card_likes_costs_no_stack() {
+        let mut bytes = Vec::new();
+        for _ in 0..10_000 {
+            bytes.extend([0x7C, 0x83, 0x01, 0x00, 0x00]);
+        }
+        assert_eq!(only(&bytes, 0x7C), Err(TlvError::Truncated { offset: 0 }));
+        fuzz(&bytes);
+    }
+}

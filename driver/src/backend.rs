@@ -1,0 +1,57 @@
+//! What every way to readers can do.
+
+use std::{fmt, sync::Arc};
+
+use claviger_apdu::{Call, Transport, TransportError};
+
+use crate::reader::{ReaderId, Readers};
+
+/// One way to readers: PC/SC, a socket, raw USB.
+///
+/// A backend whose service is missing is still a backend: it shows no readers, says why in
+/// [`Readers::trouble`], and shows them when the service comes.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// Short name, as the configuration spells it.
+    fn name(&self) -> &'static str;
+
+    /// Begins to watch; nothing is asked of the service yet.
+    fn watch(&self) -> Box<dyn Watch>;
+
+    /// Connects to the card in `reader`, shared with every other user of it, powering it up if need be.
+    /// The card is never reset by this.
+    ///
+    /// # Errors
+    /// [`TransportError`], always with [`claviger_apdu::Sent::No`].
+    fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError>;
+}
+
+/// Follows the readers of one backend.
+pub trait Watch: Send {
+    /// The readers as they are now, without waiting for a change. A service that does not answer costs at
+    /// most the time of `call`.
+    fn now(&mut self, call: Call) -> Readers;
+
+    /// Waits until the readers differ from the picture last returned by [`Watch::now`] or `next`, and
+    /// returns them as they are then. Without an earlier picture it returns at once. Costs nothing while it
+    /// waits: no polling where the source can wake it.
+    ///
+    /// # Errors
+    /// [`Stopped`] once the watch was woken by [`Wake::stop`], for good.
+    fn next(&mut self) -> Result<Readers, Stopped>;
+
+    /// What ends [`Watch::next`] from another thread.
+    fn waker(&self) -> Arc<dyn Wake>;
+}
+
+/// Ends a [`Watch`] from another thread.
+pub trait Wake: Send + Sync {
+    /// Makes the running and every later [`Watch::next`] return [`Stopped`]. A stop that comes before the
+    /// wait begins still counts. Returns without waiting for the watch to notice when it can be sure that it
+    /// will, else repeats itself until the watch has noticed or a short bound passed.
+    fn stop(&self);
+}
+
+/// The watch was ended on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the watch was stopped")]
+pub struct Stopped;

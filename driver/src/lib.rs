@@ -1,0 +1,17 @@
+//! Smart-card readers and the ways to their cards.
+//!
+//! Terms: a *backend* is one way to readers (PC/SC, a socket; raw USB later); a *reader* is one place for one
+//! card; a *watch* tells how a backend's readers change; a *transport* is a connection to one card.
+//!
+//! Data walks one way: [`Watch::next`] gives whole pictures of a backend's readers, never single events, so
+//! nothing can be lost between two looks; [`Backend::connect`] gives a [`claviger_apdu::Transport`].
+//!
+//! Who may block: `Watch::next` until something changes or its [`Wake`] is used; `connect` and the transport
+//! until the deadline of their call. Nothing here starts a thread.
+
+pub mod backend;
+pub mod reader;
+pub mod socket;
+
+pub use backend::{Backend, Stopped, Wake, Watch};
+pub use reader::{Presence, ReaderId, ReaderState, Readers};
