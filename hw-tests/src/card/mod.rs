@@ -1,0 +1,222 @@
+//! Cards whose firmware is real: the PIV and OpenPGP applets of the Nitrokey 3, in this process.
+//!
+//! What they can: PIV with RSA 2048 to 4096, P-256 and P-384 (no attestation, no metadata); OpenPGP 3.4 with
+//! Ed25519, X25519, P-256, P-384, P-521 and RSA 2048 to 4096. Factory PINs: 123456, PUK and admin PIN 12345678,
+//! PIV management key 3DES 0102030405060708 three times.
+//!
+//! ```
+//! use claviger_hw_tests::card::{CardConfig, VirtualCard};
+//! let card = VirtualCard::power_up(CardConfig::default())?;
+//! let answer = card.transmit(&[0x00, 0xA4, 0x04, 0x00, 0x06, 0xD2, 0x76, 0x00, 0x01, 0x24, 0x01]);
+//! assert_eq!(answer, [0x90, 0x00]);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod applets;
+mod kernel;
+mod storage;
+
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread::JoinHandle,
+};
+
+use claviger_apdu::{Call, ResponseBuffer, Transmit, TransportError, TransportErrorKind};
+pub use storage::State;
+
+use self::{
+    applets::{Applets, NO_DIAGNOSIS, Wiring},
+    kernel::SystemCall,
+};
+
+/// The Nitrokey 3's answer to reset.
+pub const NITROKEY_3_ATR: [u8; 19] = [
+    0x3B, 0x8F, 0x01, 0x80, 0x5D, 0x4E, 0x69, 0x74, 0x72, 0x6F, 0x6B, 0x65, 0x79, 0, 0, 0, 0, 0,
+    0x6A,
+];
+
+/// What card to make.
+#[derive(Clone, Debug)]
+pub struct CardConfig {
+    /// Whether it has the PIV applet.
+    pub piv: bool,
+    /// Whether it has the OpenPGP applet.
+    pub openpgp: bool,
+    /// The OpenPGP serial number; the PIV GUID follows from it.
+    pub serial: u32,
+    /// The same seed makes the same keys from the same commands; `None` takes the system's randomness.
+    pub seed: Option<u64>,
+    /// Where its memory comes from.
+    pub state: State,
+    /// Whether the dispatcher is as lenient as a YubiKey's: PIV selected by its 5-byte RID, Le implied.
+    /// `yubico-piv-tool` and ykcs11 need it.
+    pub yubi: bool,
+    /// The answer to reset.
+    pub atr: Vec<u8>,
+}
+
+impl Default for CardConfig {
+    fn default() -> Self {
+        Self {
+            piv: true,
+            openpgp: true,
+            serial: 1,
+            seed: None,
+            state: State::Fresh,
+            yubi: false,
+            atr: NITROKEY_3_ATR.to_vec(),
+        }
+    }
+}
+
+impl CardConfig {
+    /// The card's GUID, as its CHUID has it: another for each serial number.
+    #[must_use]
+    pub fn guid(&self) -> [u8; 16] {
+        let mut guid = *b"claviger-piv\0\0\0\0";
+        for (byte, from) in guid.iter_mut().skip(12).zip(self.serial.to_be_bytes()) {
+            *byte = from;
+        }
+        guid
+    }
+}
+
+/// A powered card; its thread ends when it is dropped.
+///
+/// One command at a time is worked on; callers on several threads wait for each other.
+#[derive(Debug)]
+pub struct VirtualCard {
+    config: CardConfig,
+    line: Mutex<Line>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    /// `None` while the card is being dropped.
+    commands: Option<Sender<Signal>>,
+    answers: Receiver<Vec<u8>>,
+}
+
+/// What a reader does to a card's contacts. Each is answered, the power cycle with no bytes.
+enum Signal {
+    Frame(Vec<u8>),
+    PowerCycle,
+}
+
+impl VirtualCard {
+    /// Makes the card and powers it up.
+    ///
+    /// # Errors
+    /// When its state cannot be read or its thread cannot be started.
+    pub fn power_up(config: CardConfig) -> io::Result<Self> {
+        let (commands, signals) = mpsc::channel();
+        let (outbox, answers) = mpsc::channel();
+        let (powered, ready) = mpsc::channel();
+        let firmware = config.clone();
+        let thread = std::thread::Builder::new()
+            .name("virtual-card".into())
+            .stack_size(16 << 20)
+            .spawn(move || run(&firmware, &powered, &signals, &outbox))?;
+        ready
+            .recv()
+            .map_err(|_| io::Error::other("the virtual card's firmware did not start"))??;
+        Ok(Self {
+            config,
+            line: Mutex::new(Line {
+                commands: Some(commands),
+                answers,
+            }),
+            thread: Some(thread),
+        })
+    }
+
+    /// What the card was made of.
+    #[must_use]
+    pub const fn config(&self) -> &CardConfig {
+        &self.config
+    }
+
+    /// One frame in, one answer out, data and status word, as over T=1. A card whose firmware has
+    /// panicked answers 6F00 for ever.
+    pub fn transmit(&self, frame: &[u8]) -> Vec<u8> {
+        self.signal(Signal::Frame(frame.to_vec()))
+            .unwrap_or_else(|| NO_DIAGNOSIS.to_vec())
+    }
+
+    /// A power cycle: selection, verified PINs and everything else volatile is gone.
+    pub fn reset(&self) {
+        let _ = self.signal(Signal::PowerCycle);
+    }
+
+    fn signal(&self, signal: Signal) -> Option<Vec<u8>> {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.commands.as_ref()?.send(signal).ok()?;
+        line.answers.recv().ok()
+    }
+}
+
+impl Drop for VirtualCard {
+    fn drop(&mut self) {
+        self.line
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .commands = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Provisioning talks to the bare card, without a reader.
+impl Transmit for &VirtualCard {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        _: Call,
+    ) -> Result<(), TransportError> {
+        let answer = VirtualCard::transmit(self, frame);
+        let too_long = |_| {
+            TransportError::before_card(
+                TransportErrorKind::Protocol,
+                "virtual card: answer too long",
+            )
+        };
+        response.set(&answer).map_err(too_long)
+    }
+}
+
+/// The card's thread: `powered` hears once whether the memory could be opened, then every signal is answered.
+fn run(
+    config: &CardConfig,
+    powered: &Sender<io::Result<()>>,
+    signals: &Receiver<Signal>,
+    outbox: &Sender<Vec<u8>>,
+) {
+    let mut memory = match config.state.open() {
+        Ok(memory) => memory,
+        Err(error) => return drop(powered.send(Err(error))),
+    };
+    memory.with_store(|store| {
+        let wiring = Wiring::default();
+        let kernel = SystemCall::boot(store, config.seed);
+        let _ = powered.send(Ok(()));
+        while let Some(mut applets) = Applets::power_up(config, &kernel, &wiring) {
+            loop {
+                let answer = match signals.recv() {
+                    Ok(Signal::Frame(frame)) => applets.answer(frame),
+                    Ok(Signal::PowerCycle) => break,
+                    Err(_) => return,
+                };
+                let _ = outbox.send(answer);
+            }
+            drop(applets);
+            let _ = outbox.send(Vec::new());
+        }
+    });
+}
