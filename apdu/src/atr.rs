@@ -45,9 +45,15 @@ impl Atr {
         let interface = Interface::read(*t0, rest);
         let start = 2 + interface.len;
         let end = start + usize::from(t0 & 0x0F);
-        let complaint = interface.complaint.or_else(|| check_end(bytes, end, interface.check_byte));
+        let complaint = interface
+            .complaint
+            .or_else(|| check_end(bytes, end, interface.check_byte));
         let historical = start.min(bytes.len())..end.min(bytes.len());
-        Ok(Self { bytes: bytes.to_vec(), historical, complaint })
+        Ok(Self {
+            bytes: bytes.to_vec(),
+            historical,
+            complaint,
+        })
     }
 
     /// All bytes.
@@ -76,7 +82,8 @@ impl Atr {
         };
         let mut rest = objects;
         while let [tag_and_len, after @ ..] = rest {
-            let Some((value, next)) = after.split_at_checked(usize::from(tag_and_len & 0x0F)) else {
+            let Some((value, next)) = after.split_at_checked(usize::from(tag_and_len & 0x0F))
+            else {
                 return false;
             };
             if let (0x73, [_, _, third]) = (*tag_and_len, value) {
@@ -97,7 +104,11 @@ struct Interface {
 
 impl Interface {
     fn read(t0: u8, mut rest: &[u8]) -> Self {
-        let mut interface = Self { len: 0, check_byte: false, complaint: None };
+        let mut interface = Self {
+            len: 0,
+            check_byte: false,
+            complaint: None,
+        };
         let mut indicator = t0;
         // Four rounds fill the 33 bytes; a fifth TD is a lie.
         for _ in 0..4 {
@@ -134,7 +145,9 @@ fn check_end(bytes: &[u8], end: usize, check_byte: bool) -> Option<&'static str>
 
 impl fmt::Display for Atr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.bytes.iter().try_for_each(|byte| write!(f, "{byte:02X}"))
+        self.bytes
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02X}"))
     }
 }
 
@@ -158,11 +171,13 @@ pub fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    const NITROKEY_3: [u8; 19] =
-        [0x3B, 0x8F, 0x01, 0x80, 0x5D, 0x4E, 0x69, 0x74, 0x72, 0x6F, 0x6B, 0x65, 0x79, 0, 0, 0, 0, 0, 0x6A];
+    const NITROKEY_3: [u8; 19] = [
+        0x3B, 0x8F, 0x01, 0x80, 0x5D, 0x4E, 0x69, 0x74, 0x72, 0x6F, 0x6B, 0x65, 0x79, 0, 0, 0, 0,
+        0, 0x6A,
+    ];
     const YUBIKEY_5: [u8; 23] = [
-        0x3B, 0xFD, 0x13, 0x00, 0x00, 0x81, 0x31, 0xFE, 0x15, 0x80, 0x73, 0xC0, 0x21, 0xC0, 0x57, 0x59, 0x75, 0x62,
-        0x69, 0x4B, 0x65, 0x79, 0x40,
+        0x3B, 0xFD, 0x13, 0x00, 0x00, 0x81, 0x31, 0xFE, 0x15, 0x80, 0x73, 0xC0, 0x21, 0xC0, 0x57,
+        0x59, 0x75, 0x62, 0x69, 0x4B, 0x65, 0x79, 0x40,
     ];
 
     #[test]
@@ -197,6 +212,9 @@ mod tests {
     fn garbage_is_refused() {
         assert_eq!(Atr::parse(&[]), Err(AtrError::Length(0)));
         assert_eq!(Atr::parse(&[0x3B; 34]), Err(AtrError::Length(34)));
-        assert_eq!(Atr::parse(&[0x00, 0x00]), Err(AtrError::InitialCharacter(0)));
+        assert_eq!(
+            Atr::parse(&[0x00, 0x00]),
+            Err(AtrError::InitialCharacter(0))
+        );
     }
 }

@@ -68,7 +68,12 @@ impl<'a> CommandApdu<'a> {
     /// A command of four bytes: no data, no response data, [`CommandClass::Fast`].
     #[must_use]
     pub const fn header(header: [u8; 4]) -> Self {
-        Self { header, data: &[], expected: Expected::Nothing, class: CommandClass::Fast }
+        Self {
+            header,
+            data: &[],
+            expected: Expected::Nothing,
+            class: CommandClass::Fast,
+        }
     }
 
     /// INS, the instruction byte.
@@ -96,13 +101,21 @@ impl<'a> CommandApdu<'a> {
             return Ok(vec![self.extended_frame()]);
         }
         if self.data.len() > Limits::CHAINED_DATA {
-            return Err(TooLong { len: self.data.len() });
+            return Err(TooLong {
+                len: self.data.len(),
+            });
         }
         Ok(self.short_frames())
     }
 
     fn extended_len(&self) -> usize {
-        4 + 1 + if self.data.is_empty() { 0 } else { 2 + self.data.len() } + 2
+        4 + 1
+            + if self.data.is_empty() {
+                0
+            } else {
+                2 + self.data.len()
+            }
+            + 2
     }
 
     /// `CLA INS P1 P2 | 00 Lc2 data | Le2`, with `00 Le2` when there is no data.
@@ -127,8 +140,10 @@ impl<'a> CommandApdu<'a> {
         let [cla, ins, p1, p2] = self.header;
         let mut blocks: Vec<&[u8]> = self.data.chunks(255).collect();
         let last = blocks.pop().unwrap_or(&[]);
-        let mut frames: Vec<Secret> =
-            blocks.iter().map(|block| short_frame([cla | Self::CHAINING, ins, p1, p2], block, None)).collect();
+        let mut frames: Vec<Secret> = blocks
+            .iter()
+            .map(|block| short_frame([cla | Self::CHAINING, ins, p1, p2], block, None))
+            .collect();
         let le = match self.expected {
             Expected::Nothing => None,
             // 256 and more are both written 00: the rest comes by GET RESPONSE.
@@ -165,9 +180,15 @@ pub struct Limits {
 
 impl Limits {
     /// Short APDUs only: what every reader and card can do.
-    pub const SHORT: Self = Self { extended: false, command: 261 };
+    pub const SHORT: Self = Self {
+        extended: false,
+        command: 261,
+    };
     /// Extended APDUs of any length.
-    pub const EXTENDED: Self = Self { extended: true, command: 65_544 };
+    pub const EXTENDED: Self = Self {
+        extended: true,
+        command: 65_544,
+    };
     /// Most data a chain of commands may carry: four times the largest certificate of any known card.
     pub const CHAINED_DATA: usize = 32 * 1024;
 }
@@ -185,7 +206,12 @@ mod tests {
     use super::*;
 
     fn bytes(command: CommandApdu<'_>, limits: Limits) -> Vec<Vec<u8>> {
-        command.frames(limits).unwrap().iter().map(|f| f.expose().to_vec()).collect()
+        command
+            .frames(limits)
+            .unwrap()
+            .iter()
+            .map(|f| f.expose().to_vec())
+            .collect()
     }
 
     #[test]
@@ -194,12 +220,34 @@ mod tests {
         let base = CommandApdu::header(header);
         assert_eq!(bytes(base, Limits::SHORT), [vec![0, 0xCB, 0x3F, 0xFF]]);
         assert_eq!(
-            bytes(CommandApdu { expected: Expected::All, ..base }, Limits::SHORT),
+            bytes(
+                CommandApdu {
+                    expected: Expected::All,
+                    ..base
+                },
+                Limits::SHORT
+            ),
             [vec![0, 0xCB, 0x3F, 0xFF, 0]]
         );
-        assert_eq!(bytes(CommandApdu { data: &[1, 2], ..base }, Limits::SHORT), [vec![0, 0xCB, 0x3F, 0xFF, 2, 1, 2]]);
         assert_eq!(
-            bytes(CommandApdu { data: &[1, 2], expected: Expected::UpTo(3), ..base }, Limits::SHORT),
+            bytes(
+                CommandApdu {
+                    data: &[1, 2],
+                    ..base
+                },
+                Limits::SHORT
+            ),
+            [vec![0, 0xCB, 0x3F, 0xFF, 2, 1, 2]]
+        );
+        assert_eq!(
+            bytes(
+                CommandApdu {
+                    data: &[1, 2],
+                    expected: Expected::UpTo(3),
+                    ..base
+                },
+                Limits::SHORT
+            ),
             [vec![0, 0xCB, 0x3F, 0xFF, 2, 1, 2, 3]]
         );
     }
@@ -208,7 +256,11 @@ mod tests {
     fn data_over_255_bytes_is_chained_with_the_last_block_unmarked() {
         let data = [7u8; 266];
         let frames = bytes(
-            CommandApdu { data: &data, expected: Expected::All, ..CommandApdu::header([0, 0x87, 7, 0x9A]) },
+            CommandApdu {
+                data: &data,
+                expected: Expected::All,
+                ..CommandApdu::header([0, 0x87, 7, 0x9A])
+            },
             Limits::SHORT,
         );
         assert_eq!(frames.len(), 2);
@@ -221,27 +273,55 @@ mod tests {
     #[test]
     fn extended_form_is_one_frame() {
         let data = [7u8; 266];
-        let command =
-            CommandApdu { data: &data, expected: Expected::All, ..CommandApdu::header([0, 0x87, 7, 0x9A]) };
+        let command = CommandApdu {
+            data: &data,
+            expected: Expected::All,
+            ..CommandApdu::header([0, 0x87, 7, 0x9A])
+        };
         let frames = bytes(command, Limits::EXTENDED);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0][..7], [0, 0x87, 7, 0x9A, 0, 1, 10]);
         assert_eq!(frames[0][7 + 266..], [0, 0]);
-        let read = CommandApdu { expected: Expected::All, ..CommandApdu::header([0, 0xCA, 0, 0x6E]) };
-        assert_eq!(bytes(read, Limits::EXTENDED), [vec![0, 0xCA, 0, 0x6E, 0, 0, 0]]);
+        let read = CommandApdu {
+            expected: Expected::All,
+            ..CommandApdu::header([0, 0xCA, 0, 0x6E])
+        };
+        assert_eq!(
+            bytes(read, Limits::EXTENDED),
+            [vec![0, 0xCA, 0, 0x6E, 0, 0, 0]]
+        );
     }
 
     #[test]
     fn a_frame_over_the_readers_limit_is_chained() {
         let data = [7u8; 1000];
-        let command = CommandApdu { data: &data, ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF]) };
-        assert_eq!(bytes(command, Limits { extended: true, command: 512 }).len(), 4);
+        let command = CommandApdu {
+            data: &data,
+            ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF])
+        };
+        assert_eq!(
+            bytes(
+                command,
+                Limits {
+                    extended: true,
+                    command: 512
+                }
+            )
+            .len(),
+            4
+        );
     }
 
     #[test]
     fn data_over_the_chain_limit_is_refused_before_the_card() {
         let data = vec![0u8; Limits::CHAINED_DATA + 1];
-        let command = CommandApdu { data: &data, ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF]) };
-        assert_eq!(command.frames(Limits::SHORT).unwrap_err(), TooLong { len: data.len() });
+        let command = CommandApdu {
+            data: &data,
+            ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF])
+        };
+        assert_eq!(
+            command.frames(Limits::SHORT).unwrap_err(),
+            TooLong { len: data.len() }
+        );
     }
 }

@@ -69,7 +69,13 @@ impl Exchange {
     pub fn new(command: &CommandApdu<'_>, limits: Limits) -> Result<Self, ExchangeError> {
         let mut pending = command.frames(limits)?;
         pending.reverse();
-        Ok(Self { cla: command.header[0], pending, answer: Secret::default(), rounds: 0, length_corrected: false })
+        Ok(Self {
+            cla: command.header[0],
+            pending,
+            answer: Secret::default(),
+            rounds: 0,
+            length_corrected: false,
+        })
     }
 
     /// The frame to send now.
@@ -102,7 +108,10 @@ impl Exchange {
             return Ok(Step::Send);
         }
         drop(answered);
-        Ok(Step::Done(ResponseApdu { data: std::mem::take(&mut self.answer), status }))
+        Ok(Step::Done(ResponseApdu {
+            data: std::mem::take(&mut self.answer),
+            status,
+        }))
     }
 
     /// ISO 7816-4, 5.1: the card did nothing and says which Le it wants.
@@ -134,7 +143,11 @@ fn with_short_le(frame: &Secret, le: u8) -> Secret {
         [_, _, _, _, 0, hi, lo, rest @ ..] => {
             let lc = usize::from(u16::from_be_bytes([*hi, *lo]));
             // `00 Le2` without data, else `00 Lc2 data [Le2]`
-            if rest.is_empty() { (5, true) } else { (7 + lc, true) }
+            if rest.is_empty() {
+                (5, true)
+            } else {
+                (7 + lc, true)
+            }
         }
         [_, _, _, _, lc, _, ..] => (5 + usize::from(*lc), false),
         _ => (4, false),
@@ -175,7 +188,10 @@ mod tests {
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-        digits.chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap()).collect()
+        digits
+            .chunks(2)
+            .map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap())
+            .collect()
     }
 
     const READ: CommandApdu<'_> = CommandApdu {
@@ -203,13 +219,19 @@ mod tests {
         let got = play(
             READ,
             Limits::SHORT,
-            &[("00CB3FFF 03 5C017E 00", "6C03"), ("00CB3FFF 03 5C017E 03", "010203 9000")],
+            &[
+                ("00CB3FFF 03 5C017E 00", "6C03"),
+                ("00CB3FFF 03 5C017E 03", "010203 9000"),
+            ],
         );
         assert_eq!(got, Ok((vec![1, 2, 3], 0x9000)));
         let got = play(
             READ,
             Limits::SHORT,
-            &[("00CB3FFF 03 5C017E 00", "6C03"), ("00CB3FFF 03 5C017E 03", "6C03")],
+            &[
+                ("00CB3FFF 03 5C017E 00", "6C03"),
+                ("00CB3FFF 03 5C017E 03", "6C03"),
+            ],
         );
         assert_eq!(got, Err(ExchangeError::LengthLoop));
     }
@@ -233,7 +255,10 @@ mod tests {
         let got = play(
             READ,
             Limits::EXTENDED,
-            &[("00CB3FFF 000003 5C017E 0000", "6C03"), ("00CB3FFF 000003 5C017E 0003", "010203 9000")],
+            &[
+                ("00CB3FFF 000003 5C017E 0000", "6C03"),
+                ("00CB3FFF 000003 5C017E 0003", "010203 9000"),
+            ],
         );
         assert_eq!(got, Ok((vec![1, 2, 3], 0x9000)));
     }
@@ -241,21 +266,34 @@ mod tests {
     #[test]
     fn a_chain_stops_at_the_first_block_the_card_refuses() {
         let data = [0xAA; 300];
-        let command = CommandApdu { data: &data, ..CommandApdu::header([0x00, 0xDB, 0x3F, 0xFF]) };
+        let command = CommandApdu {
+            data: &data,
+            ..CommandApdu::header([0x00, 0xDB, 0x3F, 0xFF])
+        };
         let first = format!("10DB3FFF FF {}", "AA".repeat(255));
-        assert_eq!(play(command, Limits::SHORT, &[(&first, "6884")]), Ok((vec![], 0x6884)));
+        assert_eq!(
+            play(command, Limits::SHORT, &[(&first, "6884")]),
+            Ok((vec![], 0x6884))
+        );
     }
 
     #[test]
     fn get_response_of_a_chain_carries_no_chaining_bit() {
         let data = [0xAA; 256];
-        let command =
-            CommandApdu { data: &data, expected: Expected::All, ..CommandApdu::header([0x00, 0x2A, 0x80, 0x86]) };
+        let command = CommandApdu {
+            data: &data,
+            expected: Expected::All,
+            ..CommandApdu::header([0x00, 0x2A, 0x80, 0x86])
+        };
         let first = format!("102A8086 FF {}", "AA".repeat(255));
         let got = play(
             command,
             Limits::SHORT,
-            &[(&first, "9000"), ("002A8086 01 AA 00", "6101"), ("00C00000 01", "42 9000")],
+            &[
+                (&first, "9000"),
+                ("002A8086 01 AA 00", "6101"),
+                ("00C00000 01", "42 9000"),
+            ],
         );
         assert_eq!(got, Ok((vec![0x42], 0x9000)));
     }
@@ -278,12 +316,18 @@ mod tests {
         let mut piece = vec![0; 40_000];
         piece.extend([0x61, 0xFF]);
         assert!(matches!(exchange.receive(&piece), Ok(Step::Send)));
-        assert_eq!(exchange.receive(&piece).unwrap_err(), ExchangeError::AnswerTooLong);
+        assert_eq!(
+            exchange.receive(&piece).unwrap_err(),
+            ExchangeError::AnswerTooLong
+        );
     }
 
     #[test]
     fn an_answer_without_status_word_is_an_error() {
         let mut exchange = Exchange::new(&READ, Limits::SHORT).unwrap();
-        assert_eq!(exchange.receive(&[0x90]).unwrap_err(), ExchangeError::NoStatusWord { len: 1 });
+        assert_eq!(
+            exchange.receive(&[0x90]).unwrap_err(),
+            ExchangeError::NoStatusWord { len: 1 }
+        );
     }
 }

@@ -17,7 +17,11 @@ impl ResponseApdu {
     /// # Errors
     /// The status word otherwise.
     pub fn ok(self) -> Result<Secret, StatusWord> {
-        if self.status.is_ok() { Ok(self.data) } else { Err(self.status) }
+        if self.status.is_ok() {
+            Ok(self.data)
+        } else {
+            Err(self.status)
+        }
     }
 }
 

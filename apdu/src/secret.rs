@@ -100,7 +100,10 @@ mod tests {
 
     #[test]
     fn debug_prints_only_the_length() {
-        assert_eq!(format!("{:?}", Secret::copy_from(b"123456")), "Secret(6 bytes)");
+        assert_eq!(
+            format!("{:?}", Secret::copy_from(b"123456")),
+            "Secret(6 bytes)"
+        );
     }
 
     #[test]

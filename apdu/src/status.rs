@@ -133,6 +133,9 @@ mod tests {
     #[test]
     fn an_unknown_status_prints_in_hex() {
         assert_eq!(StatusWord(0x6640).to_string(), "6640");
-        assert_eq!(StatusWord(0x6982).to_string(), "6982 (security status not satisfied)");
+        assert_eq!(
+            StatusWord(0x6982).to_string(),
+            "6982 (security status not satisfied)"
+        );
     }
 }

@@ -59,7 +59,10 @@ impl<'a> Cursor<'a> {
     /// Reads `bytes` from the first.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes, offset: 0 }
+        Self {
+            rest: bytes,
+            offset: 0,
+        }
     }
 
     /// The next object as tag and value, or `None` at the end.
@@ -73,7 +76,9 @@ impl<'a> Cursor<'a> {
         let offset = self.offset;
         let (tag, after_tag) = split_tag(self.rest, offset)?;
         let (len, after_len) = split_length(after_tag, offset)?;
-        let (value, rest) = after_len.split_at_checked(len).ok_or(TlvError::Truncated { offset })?;
+        let (value, rest) = after_len
+            .split_at_checked(len)
+            .ok_or(TlvError::Truncated { offset })?;
         self.offset += self.rest.len() - rest.len();
         self.rest = rest;
         Ok(Some((tag, value)))
@@ -95,7 +100,13 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// [`TlvError::Trailing`] otherwise.
     pub const fn finish(&self) -> Result<(), TlvError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(TlvError::Trailing { len: self.rest.len() }) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(TlvError::Trailing {
+                len: self.rest.len(),
+            })
+        }
     }
 }
 
@@ -132,7 +143,11 @@ pub fn find(bytes: &[u8], tag: u32) -> Result<Option<&[u8]>, TlvError> {
 #[must_use]
 pub fn encode(tag: u32, value: &[u8]) -> Vec<u8> {
     let tag_bytes = tag.to_be_bytes();
-    let skip = tag_bytes.iter().take_while(|byte| **byte == 0).count().min(3);
+    let skip = tag_bytes
+        .iter()
+        .take_while(|byte| **byte == 0)
+        .count()
+        .min(3);
     let mut object = Vec::with_capacity(value.len() + 8);
     object.extend(tag_bytes.iter().skip(skip));
     let len = value.len().to_be_bytes();
@@ -180,8 +195,14 @@ fn split_length(bytes: &[u8], offset: usize) -> Result<(usize, &[u8]), TlvError>
         0x81..=0x83 => usize::from(first & 0x7F),
         _ => return Err(TlvError::BadLength { offset }),
     };
-    let (len, rest) = rest.split_at_checked(count).ok_or(TlvError::Truncated { offset })?;
-    Ok((len.iter().fold(0, |len, byte| len << 8 | usize::from(*byte)), rest))
+    let (len, rest) = rest
+        .split_at_checked(count)
+        .ok_or(TlvError::Truncated { offset })?;
+    Ok((
+        len.iter()
+            .fold(0, |len, byte| len << 8 | usize::from(*byte)),
+        rest,
+    ))
 }
 
 /// Walks arbitrary bytes four levels deep; for the fuzz target beside this file.
@@ -220,31 +241,55 @@ mod tests {
 
     #[test]
     fn a_value_longer_than_its_source_is_refused() {
-        assert_eq!(only(&[0x53, 0x82, 0xFF, 0xFF, 1], 0x53), Err(TlvError::Truncated { offset: 0 }));
-        assert_eq!(only(&[0x53, 0x84, 0, 0, 0, 1, 9], 0x53), Err(TlvError::BadLength { offset: 0 }));
-        assert_eq!(only(&[0x53, 0x80, 0, 0], 0x53), Err(TlvError::BadLength { offset: 0 }));
+        assert_eq!(
+            only(&[0x53, 0x82, 0xFF, 0xFF, 1], 0x53),
+            Err(TlvError::Truncated { offset: 0 })
+        );
+        assert_eq!(
+            only(&[0x53, 0x84, 0, 0, 0, 1, 9], 0x53),
+            Err(TlvError::BadLength { offset: 0 })
+        );
+        assert_eq!(
+            only(&[0x53, 0x80, 0, 0], 0x53),
+            Err(TlvError::BadLength { offset: 0 })
+        );
         assert_eq!(only(&[0x5F], 0x5F), Err(TlvError::Truncated { offset: 0 }));
-        assert_eq!(only(&[0x5F, 0xFF, 0xFF, 0xFF, 1], 0x5F), Err(TlvError::BadTag { offset: 0 }));
+        assert_eq!(
+            only(&[0x5F, 0xFF, 0xFF, 0xFF, 1], 0x5F),
+            Err(TlvError::BadTag { offset: 0 })
+        );
     }
 
     #[test]
     fn only_consumes_everything() {
-        assert_eq!(only(&[0x53, 1, 9, 0], 0x53), Err(TlvError::Trailing { len: 1 }));
-        assert_eq!(only(&[0x54, 1, 9], 0x53), Err(TlvError::Unexpected { expected: 0x53 }));
+        assert_eq!(
+            only(&[0x53, 1, 9, 0], 0x53),
+            Err(TlvError::Trailing { len: 1 })
+        );
+        assert_eq!(
+            only(&[0x54, 1, 9], 0x53),
+            Err(TlvError::Unexpected { expected: 0x53 })
+        );
     }
 
     #[test]
     fn find_wants_the_whole_level_to_parse() {
         assert_eq!(find(&[0x70, 1, 9, 0x71, 1, 0], 0x71), Ok(Some(&[0][..])));
         assert_eq!(find(&[0x70, 1, 9], 0x71), Ok(None));
-        assert_eq!(find(&[0x70, 1, 9, 0x71], 0x70), Err(TlvError::Truncated { offset: 3 }));
+        assert_eq!(
+            find(&[0x70, 1, 9, 0x71], 0x70),
+            Err(TlvError::Truncated { offset: 3 })
+        );
     }
 
     #[test]
     fn lengths_are_encoded_in_their_shortest_form_and_read_in_any() {
         assert_eq!(encode(0x53, &[0; 127])[..2], [0x53, 0x7F]);
         assert_eq!(encode(0x53, &[0; 128])[..3], [0x53, 0x81, 0x80]);
-        assert_eq!(encode(0x5F_C105, &[0; 256])[..6], [0x5F, 0xC1, 0x05, 0x82, 1, 0]);
+        assert_eq!(
+            encode(0x5F_C105, &[0; 256])[..6],
+            [0x5F, 0xC1, 0x05, 0x82, 1, 0]
+        );
         assert_eq!(only(&[0x53, 0x82, 0, 1, 7], 0x53), Ok(&[7][..]));
     }
 

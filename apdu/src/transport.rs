@@ -24,7 +24,9 @@ impl Call {
     /// A call that may take `budget` from now.
     #[must_use]
     pub fn within(budget: Duration) -> Self {
-        Self { deadline: Instant::now() + budget }
+        Self {
+            deadline: Instant::now() + budget,
+        }
     }
 }
 
@@ -87,7 +89,11 @@ impl TransportError {
     /// An error about a command that never reached the card.
     #[must_use]
     pub fn before_card(kind: TransportErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, sent: Sent::No, what: what.into() }
+        Self {
+            kind,
+            sent: Sent::No,
+            what: what.into(),
+        }
     }
 }
 
@@ -97,7 +103,12 @@ pub trait Transmit {
     ///
     /// # Errors
     /// [`TransportError`]; after [`TransportErrorKind::CardReset`] the transport is usable again.
-    fn transmit(&mut self, frame: &[u8], response: &mut ResponseBuffer, call: Call) -> Result<(), TransportError>;
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError>;
 }
 
 /// A shared connection to one card. Dropping it leaves the card as it is: no reset, no power-off.
@@ -120,7 +131,11 @@ pub trait Transport: Transmit + Send {
     /// # Errors
     /// When exclusivity was not granted before the deadline; `body` has then not run. A reset noticed at
     /// the beginning advances the epoch and is no error.
-    fn transact(&mut self, call: Call, body: &mut dyn FnMut(&mut dyn Transmit)) -> Result<(), TransportError>;
+    fn transact(
+        &mut self,
+        call: Call,
+        body: &mut dyn FnMut(&mut dyn Transmit),
+    ) -> Result<(), TransportError>;
 }
 
 /// One conversation with a card, frames and all; borrowed, so that it cannot outlive its exclusivity.
@@ -146,13 +161,17 @@ impl<'a> Transaction<'a> {
     /// Of the transport; an answer outside ISO 7816-4 is [`TransportErrorKind::Protocol`].
     pub fn exchange(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TransportError> {
         let call = Call::within(command.class.budget());
-        let mut exchange = Exchange::new(command, self.limits).map_err(|error| broken(command, error, Sent::No))?;
+        let mut exchange = Exchange::new(command, self.limits)
+            .map_err(|error| broken(command, error, Sent::No))?;
         let mut buffer = ResponseBuffer::new();
         loop {
             tracing::trace!(target: "apdu", "> {}", Masked(exchange.frame()));
             self.link.transmit(exchange.frame(), &mut buffer, call)?;
             tracing::trace!(target: "apdu", "< {}", MaskedAnswer(buffer.frame()));
-            match exchange.receive(buffer.frame()).map_err(|error| broken(command, error, Sent::Yes))? {
+            match exchange
+                .receive(buffer.frame())
+                .map_err(|error| broken(command, error, Sent::Yes))?
+            {
                 Step::Send => {}
                 Step::Done(response) => return Ok(response),
             }
@@ -162,7 +181,9 @@ impl<'a> Transaction<'a> {
 
 impl fmt::Debug for Transaction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transaction").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Transaction")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -182,7 +203,11 @@ impl fmt::Display for Masked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [cla, ins, p1, p2, rest @ ..] => {
-                write!(f, "{cla:02X} {ins:02X} {p1:02X} {p2:02X}, {} more bytes", rest.len())
+                write!(
+                    f,
+                    "{cla:02X} {ins:02X} {p1:02X} {p2:02X}, {} more bytes",
+                    rest.len()
+                )
             }
             short => write!(f, "{} bytes", short.len()),
         }
@@ -207,9 +232,14 @@ mod tests {
 
     #[test]
     fn the_trace_shows_header_and_length_only() {
-        let verify = [0x00, 0x20, 0x00, 0x80, 8, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0xFF, 0xFF];
+        let verify = [
+            0x00, 0x20, 0x00, 0x80, 8, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0xFF, 0xFF,
+        ];
         assert_eq!(Masked(&verify).to_string(), "00 20 00 80, 9 more bytes");
-        assert_eq!(MaskedAnswer(&[1, 2, 3, 0x90, 0x00]).to_string(), "3 bytes, 9000");
+        assert_eq!(
+            MaskedAnswer(&[1, 2, 3, 0x90, 0x00]).to_string(),
+            "3 bytes, 9000"
+        );
         assert_eq!(MaskedAnswer(&[1]).to_string(), "1 bytes, no status word");
     }
 }

@@ -1,0 +1,294 @@
+//! What an applet must know of itself for a token to work with it.
+
+use std::sync::Arc;
+
+use claviger_apdu::{CommandApdu, CommandClass, Expected, ResponseApdu, Secret, StatusWord};
+use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL};
+
+use crate::{
+    attribute::Template,
+    card::Conversation,
+    error::TokenError,
+    mechanism::MechanismInfo,
+    object::{Object, PrivateKey},
+    operation::SignInput,
+};
+
+/// Which applet; also what a slot is made of, together with its reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum AppletKind {
+    /// NIST SP 800-73.
+    Piv,
+    /// OpenPGP card 2.x and 3.x.
+    OpenPgp,
+}
+
+impl AppletKind {
+    /// Every applet, in the order their slots are shown.
+    pub const ALL: [Self; 2] = [Self::Piv, Self::OpenPgp];
+
+    /// Name for a person.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Piv => "PIV",
+            Self::OpenPgp => "OpenPGP",
+        }
+    }
+
+    /// What SELECT is sent; cards accept it cut on the right.
+    #[must_use]
+    pub const fn aid(self) -> &'static [u8] {
+        match self {
+            Self::Piv => crate::piv::AID,
+            Self::OpenPgp => crate::openpgp::AID,
+        }
+    }
+
+    /// A harmless command whose success, and nothing else, proves that the applet is selected; useful to
+    /// read anyway before a PIN is sent.
+    #[must_use]
+    pub const fn probe(self) -> CommandApdu<'static> {
+        match self {
+            Self::Piv => crate::piv::PROBE,
+            Self::OpenPgp => crate::openpgp::PROBE,
+        }
+    }
+
+    /// Whether `response` to [`AppletKind::probe`] is this applet's.
+    #[must_use]
+    pub fn proves(self, response: &ResponseApdu) -> bool {
+        response.status.is_ok()
+            && match self {
+                Self::Piv => crate::piv::is_discovery(response.data.expose()),
+                Self::OpenPgp => crate::openpgp::is_application_data(response.data.expose()),
+            }
+    }
+
+    /// Whether `status` is what a command gets that arrives at another applet, or at none, or after a
+    /// reset; the command was then not executed.
+    #[must_use]
+    pub const fn smells_lost(status: StatusWord) -> bool {
+        matches!(
+            status.0,
+            0x6D00 | 0x6E00 | 0x6A82 | 0x6A86 | 0x6A88 | 0x6982 | 0x6985 | 0x6B00 | 0x6881
+        )
+    }
+}
+
+/// PIN tries as last heard from the card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PinTries {
+    /// Tries left; unknown until the card said so.
+    pub left: Option<u8>,
+    /// The most ever seen, to tell whether some are gone.
+    pub most: Option<u8>,
+}
+
+impl PinTries {
+    /// Notes what the card said.
+    pub fn note(&mut self, left: u8) {
+        self.left = Some(left);
+        self.most = self.most.max(Some(left));
+    }
+
+    /// Notes a successful verification, which gives all tries back.
+    pub fn note_success(&mut self) {
+        self.left = self.most;
+    }
+}
+
+/// What C_GetTokenInfo says, as far as the card knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenInfo {
+    /// Unique among the cards of one owner.
+    pub label: String,
+    /// Who made it.
+    pub manufacturer: String,
+    /// Which applet it is.
+    pub model: String,
+    /// At most 16 characters, unique per card.
+    pub serial: String,
+    /// Shortest PIN in bytes.
+    pub min_pin_len: usize,
+    /// Longest PIN in bytes.
+    pub max_pin_len: usize,
+    /// Major and minor version of the applet or card, 0.0 when unknown.
+    pub version: (u8, u8),
+    /// Tries of the user PIN.
+    pub pin_tries: PinTries,
+}
+
+/// Whether a PIN is verified, as the card says without spending a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinStatus {
+    /// It is.
+    Verified,
+    /// It is not; tries left where the card says.
+    NotVerified {
+        /// Tries left.
+        tries_left: Option<u8>,
+    },
+    /// No tries are left.
+    Blocked,
+}
+
+/// What a PIN is verified for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinPurpose {
+    /// C_Login(CKU_USER), or the same again after the card lost it.
+    Login,
+    /// One use of a key with [`crate::object::PinRule::Always`].
+    Once(PrivateKey),
+}
+
+/// What a search can be about, so that nothing else is read.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// CKA_CLASS, when the template names one.
+    pub class: Option<CK_OBJECT_CLASS>,
+    /// CKA_ID, when the template names one.
+    pub id: Option<Vec<u8>>,
+    /// CKA_LABEL, when the template names one.
+    pub label: Option<Vec<u8>>,
+    /// Whether private objects count.
+    pub private: bool,
+}
+
+impl Wanted {
+    /// What `template` can match; `private` when a user is logged in.
+    #[must_use]
+    pub fn by(template: &Template, private: bool) -> Self {
+        Self {
+            class: template.ulong(CKA_CLASS),
+            id: template.bytes(CKA_ID).map(<[u8]>::to_vec),
+            label: template.bytes(CKA_LABEL).map(<[u8]>::to_vec),
+            private,
+        }
+    }
+
+    /// Whether an object with this class, id and label can be wanted.
+    #[must_use]
+    pub fn may_be(&self, class: CK_OBJECT_CLASS, id: &[u8], label: &str) -> bool {
+        self.class.is_none_or(|wanted| wanted == class)
+            && self.id.as_ref().is_none_or(|wanted| wanted == id)
+            && self
+                .label
+                .as_ref()
+                .is_none_or(|wanted| wanted == label.as_bytes())
+    }
+}
+
+/// A command whose data lives as long as itself.
+#[derive(Debug)]
+pub struct OwnedCommand {
+    /// CLA INS P1 P2.
+    pub header: [u8; 4],
+    /// The data field.
+    pub data: Secret,
+    /// The response asked for.
+    pub expected: Expected,
+    /// How long it may take.
+    pub class: CommandClass,
+}
+
+impl OwnedCommand {
+    /// The command itself.
+    #[must_use]
+    pub fn as_apdu(&self) -> CommandApdu<'_> {
+        CommandApdu {
+            header: self.header,
+            data: self.data.expose(),
+            expected: self.expected,
+            class: self.class,
+        }
+    }
+}
+
+/// One applet of one card: what it has read so far and how it says things.
+///
+/// Methods with a [`Conversation`] talk; all others compute. The applet keeps no login state: a
+/// [`crate::token::Token`] does.
+pub trait Applet: Send {
+    /// Which.
+    fn kind(&self) -> AppletKind;
+
+    /// What is known of the token, without asking the card.
+    fn info(&self) -> TokenInfo;
+
+    /// The mechanisms the card can do.
+    fn mechanisms(&self) -> Vec<MechanismInfo>;
+
+    /// Whether the card takes extended-length APDUs, as far as applet or ATR say.
+    fn extended_length(&self) -> bool;
+
+    /// Takes note of a probe's or SELECT's answer, which may carry PIN tries or references.
+    ///
+    /// # Errors
+    /// When it does not parse and nothing can be done without it.
+    fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError>;
+
+    /// Holds `pin` to the rules the card is known to have, before a try is spent on it.
+    ///
+    /// # Errors
+    /// [`TokenError::PinLength`].
+    fn check_pin(&self, pin: &Secret) -> Result<(), TokenError>;
+
+    /// Verifies `pin`. The conversation has proved that this applet is selected.
+    ///
+    /// # Errors
+    /// [`TokenError::WrongPin`] after exactly one try, [`TokenError::PinLocked`], or of the transport.
+    fn verify(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        pin: &Secret,
+        purpose: PinPurpose,
+    ) -> Result<(), TokenError>;
+
+    /// Asks whether the PIN for `key` is verified; spends no try.
+    ///
+    /// # Errors
+    /// When the card does not say.
+    fn pin_status(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: &PrivateKey,
+    ) -> Result<PinStatus, TokenError>;
+
+    /// Makes the card forget that the PIN was verified.
+    ///
+    /// # Errors
+    /// When the card knows no way to, which leaves it verified until it is reset.
+    fn unverify(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError>;
+
+    /// Reads what `wanted` may match and is not read yet.
+    ///
+    /// # Errors
+    /// Of the transport only: one unreadable object never hides the others, it is left out and logged.
+    fn load(&mut self, talk: &mut Conversation<'_, '_>, wanted: &Wanted) -> Result<(), TokenError>;
+
+    /// Whether [`Applet::load`] would have nothing to ask the card.
+    fn is_loaded(&self, wanted: &Wanted) -> bool;
+
+    /// Forgets all objects, so that they are read again.
+    fn forget_objects(&mut self);
+
+    /// The objects read so far, private ones included.
+    fn objects(&self) -> Vec<Arc<Object>>;
+
+    /// The one command that signs `input` with `key`.
+    ///
+    /// # Errors
+    /// [`TokenError::DataLength`] when the card cannot take so much.
+    fn sign_command(&self, key: &PrivateKey, input: &SignInput)
+    -> Result<OwnedCommand, TokenError>;
+
+    /// The signature in Cryptoki's form from a 9000 answer to [`Applet::sign_command`].
+    ///
+    /// # Errors
+    /// [`TokenError::Malformed`].
+    fn signature(&self, key: &PrivateKey, answer: &[u8]) -> Result<Vec<u8>, TokenError>;
+
+    /// What to call a key in messages: "PIV key 9A", "OpenPGP signature key".
+    fn key_name(&self, key: &PrivateKey) -> String;
+}

@@ -1,0 +1,275 @@
+//! One card as the applets share it: which applet is selected, and conversations that prove it.
+
+use std::time::Duration;
+
+use claviger_apdu::{
+    Atr, Call, CommandApdu, Epoch, Expected, Limits, ResponseApdu, Secret, Transaction, Transport,
+    TransportError,
+};
+
+use crate::{applet::AppletKind, error::TokenError};
+
+/// How long to wait for other users of the card to let go.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A connected card with its applets behind one connection.
+pub struct Card {
+    transport: Box<dyn Transport>,
+    /// The applet that answered last, and when. Another process may have selected another one since.
+    selected: Option<(AppletKind, Epoch)>,
+    extended: bool,
+}
+
+impl Card {
+    /// Takes over a connection.
+    #[must_use]
+    pub fn new(transport: Box<dyn Transport>) -> Self {
+        let extended = transport.atr().announces_extended_length();
+        Self {
+            transport,
+            selected: None,
+            extended,
+        }
+    }
+
+    /// The card's answer to reset.
+    #[must_use]
+    pub fn atr(&self) -> &Atr {
+        self.transport.atr()
+    }
+
+    /// Counts the losses of the card's state that were announced.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.transport.epoch()
+    }
+
+    /// Allows extended-length APDUs, once an applet has said that the card takes them.
+    pub(crate) fn allow_extended(&mut self) {
+        self.extended = true;
+    }
+
+    /// Whether `kind` was selected when the card last answered and nothing announced a change since.
+    pub(crate) fn is_selected(&self, kind: AppletKind) -> bool {
+        self.selected == Some((kind, self.transport.epoch()))
+    }
+
+    fn limits(&self) -> Limits {
+        if self.extended {
+            self.transport.limits()
+        } else {
+            Limits::SHORT
+        }
+    }
+
+    /// Sends `command` by itself, without keeping others out. When it needs more than one frame it gets a
+    /// transaction of its own, but still no proof that its applet is selected.
+    ///
+    /// # Errors
+    /// Of the transport.
+    pub(crate) fn alone(
+        &mut self,
+        command: &CommandApdu<'_>,
+    ) -> Result<ResponseApdu, TransportError> {
+        let limits = self.limits();
+        let one_frame = command.frames(limits).is_ok_and(|frames| frames.len() == 1);
+        let one_answer = limits.extended
+            || matches!(
+                command.expected,
+                Expected::Nothing | Expected::UpTo(0..=256)
+            );
+        if one_frame && one_answer {
+            return Transaction::new(self.transport.as_mut(), limits).exchange(command);
+        }
+        let mut answer = None;
+        self.transport
+            .transact(Call::within(PATIENCE), &mut |link| {
+                answer = Some(Transaction::new(link, limits).exchange(command));
+            })?;
+        answer.unwrap_or_else(|| Err(not_run()))
+    }
+
+    /// Talks to one applet while nobody else can; `body` decides whether the applet must be proved first.
+    ///
+    /// # Errors
+    /// Those of `body`, or of the transport when exclusivity was not to be had.
+    pub(crate) fn converse<R>(
+        &mut self,
+        kind: AppletKind,
+        body: impl FnOnce(&mut Conversation<'_, '_>) -> Result<R, TokenError>,
+    ) -> Result<R, TokenError> {
+        let assumed = self.is_selected(kind);
+        self.converse_assuming(kind, assumed, |talk| {
+            let outcome = body(talk);
+            (outcome, talk.answered.then_some(kind))
+        })
+    }
+
+    /// Talks to a card nothing is known of; `body` says which applet it leaves selected.
+    pub(crate) fn explore<R>(
+        &mut self,
+        body: impl FnOnce(&mut Conversation<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
+    ) -> Result<R, TokenError> {
+        self.converse_assuming(AppletKind::Piv, false, body)
+    }
+
+    fn converse_assuming<R>(
+        &mut self,
+        kind: AppletKind,
+        assumed: bool,
+        body: impl FnOnce(&mut Conversation<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
+    ) -> Result<R, TokenError> {
+        let limits = self.limits();
+        let mut body = Some(body);
+        let mut outcome = None;
+        self.selected = None;
+        self.transport
+            .transact(Call::within(PATIENCE), &mut |link| {
+                let mut transaction = Transaction::new(link, limits);
+                let mut talk = Conversation::new(kind, &mut transaction, assumed);
+                outcome = body.take().map(|body| body(&mut talk));
+            })?;
+        let (result, selected) = outcome.ok_or_else(not_run)?;
+        self.selected = selected.map(|kind| (kind, self.transport.epoch()));
+        result
+    }
+}
+
+impl std::fmt::Debug for Card {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Card")
+            .field("atr", self.atr())
+            .field("selected", &self.selected)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A transport that says yes and does nothing breaks its contract.
+fn not_run() -> TransportError {
+    TransportError::before_card(
+        claviger_apdu::TransportErrorKind::Protocol,
+        "the reader granted a transaction and did not run it",
+    )
+}
+
+/// An uninterrupted talk with one applet.
+///
+/// It begins *unproved*: the applet is only assumed to be selected. [`Conversation::prove`] makes sure;
+/// [`Conversation::read`] makes sure when an answer looks as if it were not.
+pub struct Conversation<'t, 'a> {
+    kind: AppletKind,
+    transaction: &'t mut Transaction<'a>,
+    assumed: bool,
+    proven: bool,
+    answered: bool,
+    reselected: bool,
+}
+
+impl<'t, 'a> Conversation<'t, 'a> {
+    fn new(kind: AppletKind, transaction: &'t mut Transaction<'a>, assumed: bool) -> Self {
+        Self {
+            kind,
+            transaction,
+            assumed,
+            proven: false,
+            answered: false,
+            reselected: false,
+        }
+    }
+
+    /// Whether the applet had to be selected, which makes most cards forget verified PINs.
+    #[must_use]
+    pub const fn was_reselected(&self) -> bool {
+        self.reselected
+    }
+
+    /// Makes sure, in this very conversation, that the applet is selected. Returns the probe's answer when
+    /// one was sent and understood.
+    ///
+    /// # Errors
+    /// When the applet cannot be selected.
+    pub fn prove(&mut self) -> Result<Option<Secret>, TokenError> {
+        if self.proven {
+            return Ok(None);
+        }
+        if self.assumed || self.answered {
+            let answer = self.exchange(&self.kind.probe())?;
+            if self.kind.proves(&answer) {
+                self.proven = true;
+                self.answered = true;
+                return Ok(Some(answer.data));
+            }
+        }
+        self.select(self.kind)?;
+        Ok(None)
+    }
+
+    /// Selects `kind`, which the conversation is then with, and returns what SELECT answered.
+    ///
+    /// # Errors
+    /// [`TokenError::Refused`] when the card does not have it.
+    pub fn select(&mut self, kind: AppletKind) -> Result<Secret, TokenError> {
+        self.kind = kind;
+        self.proven = false;
+        self.answered = false;
+        let command = CommandApdu {
+            data: kind.aid(),
+            expected: Expected::UpTo(256),
+            ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
+        };
+        let answer = self.exchange(&command)?;
+        if !answer.status.is_ok() {
+            return Err(TokenError::refused(
+                format!("SELECT {}", kind.name()),
+                answer.status,
+            ));
+        }
+        self.reselected = true;
+        self.proven = true;
+        self.answered = true;
+        Ok(answer.data)
+    }
+
+    /// Sends one command as it is.
+    ///
+    /// # Errors
+    /// Of the transport.
+    pub fn exchange(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TokenError> {
+        Ok(self.transaction.exchange(command)?)
+    }
+
+    /// Sends a command that only reads. An answer that another applet might have given makes the
+    /// conversation prove the applet and ask again.
+    ///
+    /// # Errors
+    /// As [`Conversation::exchange`] and [`Conversation::prove`].
+    pub fn read(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TokenError> {
+        if !self.assumed && !self.answered {
+            self.prove()?;
+        }
+        let answer = self.exchange(command)?;
+        if answer.status.is_ok() {
+            self.answered = true;
+            return Ok(answer);
+        }
+        if self.proven || self.answered || !AppletKind::smells_lost(answer.status) {
+            return Ok(answer);
+        }
+        self.prove()?;
+        self.exchange(command)
+    }
+
+    /// Uses extended-length frames from now on in this conversation.
+    pub fn use_limits(&mut self, limits: Limits) {
+        self.transaction.set_limits(limits);
+    }
+}
+
+impl std::fmt::Debug for Conversation<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conversation")
+            .field("kind", &self.kind)
+            .field("proven", &self.proven)
+            .finish_non_exhaustive()
+    }
+}

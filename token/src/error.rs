@@ -1,0 +1,114 @@
+//! What can go wrong between a Cryptoki call and a card, each with its story.
+
+use claviger_apdu::{StatusWord, TransportError, tlv::TlvError};
+
+/// A failed operation of a token. `pkcs11-abi` turns it into one return code, in one exhaustive match.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The way to the card failed.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The card refused a command with a status that has no better name here.
+    #[error("{operation}: {status}")]
+    Refused {
+        /// Command and thing, as in "PIV GENERAL AUTHENTICATE on 9A".
+        operation: String,
+        /// What the card said.
+        status: StatusWord,
+    },
+    /// The card's answer is not what the standard says; `what` names answer and fault.
+    #[error("{what}")]
+    Malformed {
+        /// For a person.
+        what: String,
+    },
+    /// The card compared the PIN and it was wrong.
+    #[error("wrong PIN{}", tries(*.tries_left))]
+    WrongPin {
+        /// Tries left, where the card says.
+        tries_left: Option<u8>,
+    },
+    /// No tries are left.
+    #[error("the PIN is blocked; unblock it with the PUK or the admin PIN")]
+    PinLocked,
+    /// A PIN the card cannot have; it was not sent, and no try was spent.
+    #[error("a PIN of {len} bytes cannot be right: {min} to {max} are possible; no try was spent")]
+    PinLength {
+        /// What the caller gave.
+        len: usize,
+        /// Shortest possible.
+        min: usize,
+        /// Longest possible.
+        max: usize,
+    },
+    /// The operation needs a login that is not there, or not there any more.
+    #[error("{operation}: not logged in")]
+    NotLoggedIn {
+        /// What was asked.
+        operation: String,
+    },
+    /// The user did not confirm: a touch was asked for and not given.
+    #[error(
+        "{operation}: refused by the card although the PIN is verified; was its button touched in time?"
+    )]
+    NotConfirmed {
+        /// What was asked.
+        operation: String,
+    },
+    /// No such key on the card.
+    #[error("{key}: no such key on the card")]
+    NoSuchKey {
+        /// Which.
+        key: String,
+    },
+    /// The mechanism is not one of this key's, or of this token's.
+    #[error("mechanism {0:#x} cannot be used here")]
+    MechanismInvalid(cryptoki_sys::CK_MECHANISM_TYPE),
+    /// The mechanism's parameter is not what it must be.
+    #[error("bad parameter of mechanism {0:#x}")]
+    MechanismParamInvalid(cryptoki_sys::CK_MECHANISM_TYPE),
+    /// The key's type does not go with the mechanism.
+    #[error("the key's type does not go with mechanism {0:#x}")]
+    KeyTypeInconsistent(cryptoki_sys::CK_MECHANISM_TYPE),
+    /// The key may not be used for this.
+    #[error("the key may not be used for this function")]
+    KeyFunctionNotPermitted,
+    /// Input of a length the mechanism or the key cannot take.
+    #[error("{len} bytes of input; {max} are possible")]
+    DataLength {
+        /// What the caller gave.
+        len: usize,
+        /// Most the key and mechanism take.
+        max: usize,
+    },
+}
+
+impl TokenError {
+    /// An answer of `thing` that does not parse.
+    pub fn malformed(thing: impl std::fmt::Display, fault: impl std::fmt::Display) -> Self {
+        Self::Malformed {
+            what: format!("{thing}: {fault}"),
+        }
+    }
+
+    /// A TLV fault in `thing`, for `map_err`.
+    pub fn tlv(thing: &'static str) -> impl Fn(TlvError) -> Self {
+        move |fault| Self::malformed(thing, fault)
+    }
+
+    /// A refusal of `operation` with `status`.
+    pub fn refused(operation: impl Into<String>, status: StatusWord) -> Self {
+        Self::Refused {
+            operation: operation.into(),
+            status,
+        }
+    }
+}
+
+fn tries(left: Option<u8>) -> String {
+    match left {
+        Some(1) => ", 1 try left".to_owned(),
+        Some(left) => format!(", {left} tries left"),
+        None => String::new(),
+    }
+}

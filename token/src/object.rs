@@ -1,0 +1,326 @@
+//! Objects as data: built once with all their attributes when they are read, looked up ever after.
+
+use std::collections::BTreeMap;
+
+use cryptoki_sys::{
+    CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_ULONG, CKA_ALLOWED_MECHANISMS,
+    CKA_ALWAYS_AUTHENTICATE, CKA_ALWAYS_SENSITIVE, CKA_APPLICATION, CKA_CERTIFICATE_CATEGORY,
+    CKA_CERTIFICATE_TYPE, CKA_CHECK_VALUE, CKA_CLASS, CKA_COPYABLE, CKA_DECRYPT, CKA_DERIVE,
+    CKA_DESTROYABLE, CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE, CKA_HASH_OF_ISSUER_PUBLIC_KEY,
+    CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER, CKA_KEY_GEN_MECHANISM, CKA_LABEL,
+    CKA_LOCAL, CKA_MODIFIABLE, CKA_NEVER_EXTRACTABLE, CKA_OBJECT_ID, CKA_PRIVATE,
+    CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE, CKA_SERIAL_NUMBER, CKA_SIGN, CKA_SIGN_RECOVER,
+    CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN, CKA_TRUSTED, CKA_UNIQUE_ID, CKA_UNWRAP, CKA_URL,
+    CKA_VALUE, CKA_VERIFY, CKA_VERIFY_RECOVER, CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKC_X_509,
+    CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
+};
+
+use crate::{
+    algorithm::{KeyAlgorithm, PublicKey},
+    attribute::{Template, Value},
+    certificate::Certificate,
+    mechanism,
+};
+
+/// CK_UNAVAILABLE_INFORMATION: all ones.
+const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
+
+/// Names an object for the life of its token: the same thing read again has the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// CKA_CLASS.
+    pub class: CK_OBJECT_CLASS,
+    /// The applet's own number for the place: a key reference or the tag of a data object.
+    pub place: u32,
+}
+
+/// When a private key wants the PIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinRule {
+    /// Never (PIV card authentication).
+    Never,
+    /// Once; the verification holds until reset or logout.
+    Once,
+    /// Before each use: CKA_ALWAYS_AUTHENTICATE.
+    Always,
+}
+
+/// What a private key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// CKA_SIGN.
+    pub sign: bool,
+    /// CKA_DECRYPT and CKA_UNWRAP.
+    pub decrypt: bool,
+    /// CKA_DERIVE.
+    pub derive: bool,
+}
+
+/// The private key behind an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrivateKey {
+    /// The applet's key reference.
+    pub reference: u8,
+    /// What it is.
+    pub algorithm: KeyAlgorithm,
+    /// When it wants the PIN.
+    pub pin: PinRule,
+    /// What it may do.
+    pub usage: Usage,
+}
+
+/// An object of a token. Its attributes never change; a changed object is a new value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Which.
+    pub id: ObjectId,
+    /// The private key it stands for, if it is one.
+    pub key: Option<PrivateKey>,
+    attributes: BTreeMap<CK_ATTRIBUTE_TYPE, Value>,
+}
+
+impl Object {
+    /// The value of `attribute`, if the object has it.
+    #[must_use]
+    pub fn get(&self, attribute: CK_ATTRIBUTE_TYPE) -> Option<&Value> {
+        self.attributes.get(&attribute)
+    }
+
+    /// Whether only a logged-in user sees it: CKA_PRIVATE.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.get(CKA_PRIVATE) == Some(&Value::Bool(true))
+    }
+
+    /// Whether it has every attribute of `template` with the same bytes; a sensitive value equals nothing.
+    #[must_use]
+    pub fn matches(&self, template: &Template) -> bool {
+        template.0.iter().all(|(attribute, wanted)| {
+            self.get(*attribute)
+                .and_then(Value::encode)
+                .is_some_and(|value| *value == **wanted)
+        })
+    }
+
+    fn new(class: CK_OBJECT_CLASS, place: u32, label: &str, private: bool) -> Self {
+        let mut object = Self {
+            id: ObjectId { class, place },
+            key: None,
+            attributes: BTreeMap::new(),
+        };
+        object.set([
+            (CKA_CLASS, Value::Ulong(class)),
+            (CKA_TOKEN, true.into()),
+            (CKA_PRIVATE, private.into()),
+            (CKA_LABEL, label.into()),
+            (CKA_MODIFIABLE, false.into()),
+            (CKA_COPYABLE, false.into()),
+            (CKA_DESTROYABLE, false.into()),
+            (
+                CKA_UNIQUE_ID,
+                format!("{class:x}-{place:x}").as_str().into(),
+            ),
+        ]);
+        object
+    }
+
+    fn set(&mut self, attributes: impl IntoIterator<Item = (CK_ATTRIBUTE_TYPE, Value)>) {
+        self.attributes.extend(attributes);
+    }
+}
+
+/// What certificate, public and private key of one place on the card share.
+#[derive(Clone, Debug)]
+pub struct KeyPlace {
+    /// The applet's key reference.
+    pub reference: u8,
+    /// CKA_ID.
+    pub id: Vec<u8>,
+    /// CKA_LABEL of the certificate.
+    pub certificate_label: String,
+    /// CKA_LABEL of the public key.
+    pub public_label: String,
+    /// CKA_LABEL of the private key.
+    pub private_label: String,
+}
+
+/// An X.509 certificate object.
+#[must_use]
+pub fn certificate(place: &KeyPlace, certificate: &Certificate) -> Object {
+    let mut object = Object::new(
+        CKO_CERTIFICATE,
+        u32::from(place.reference),
+        &place.certificate_label,
+        false,
+    );
+    object.set([
+        (CKA_CERTIFICATE_TYPE, Value::Ulong(CKC_X_509)),
+        (CKA_ID, place.id.clone().into()),
+        (CKA_VALUE, certificate.der.clone().into()),
+        (CKA_SUBJECT, certificate.subject.clone().into()),
+        (CKA_ISSUER, certificate.issuer.clone().into()),
+        (CKA_SERIAL_NUMBER, certificate.serial_number.clone().into()),
+        (CKA_TRUSTED, false.into()),
+        (CKA_CERTIFICATE_CATEGORY, Value::Ulong(0)),
+        (CKA_CHECK_VALUE, certificate.check_value().to_vec().into()),
+        (CKA_START_DATE, certificate.not_before.clone().into()),
+        (CKA_END_DATE, certificate.not_after.clone().into()),
+        (
+            CKA_PUBLIC_KEY_INFO,
+            certificate.public_key_info.clone().into(),
+        ),
+        (CKA_URL, Value::Bytes(Vec::new())),
+        (CKA_HASH_OF_SUBJECT_PUBLIC_KEY, Value::Bytes(Vec::new())),
+        (CKA_HASH_OF_ISSUER_PUBLIC_KEY, Value::Bytes(Vec::new())),
+    ]);
+    object
+}
+
+/// The public key at `place`; `subject` is its certificate's, empty without one.
+#[must_use]
+pub fn public_key(
+    place: &KeyPlace,
+    key: &PublicKey,
+    subject: &[u8],
+    usage: Usage,
+    origin: Origin,
+) -> Object {
+    let mut object = Object::new(
+        CKO_PUBLIC_KEY,
+        u32::from(place.reference),
+        &place.public_label,
+        false,
+    );
+    let rsa = matches!(key, PublicKey::Rsa { .. });
+    object.set(key.attributes());
+    object.set(key_attributes(place, subject, origin));
+    object.set([
+        (CKA_ENCRYPT, (rsa && usage.decrypt).into()),
+        (CKA_WRAP, (rsa && usage.decrypt).into()),
+        (CKA_VERIFY, usage.sign.into()),
+        (CKA_VERIFY_RECOVER, (rsa && usage.sign).into()),
+        (CKA_DERIVE, usage.derive.into()),
+        (CKA_TRUSTED, false.into()),
+        (CKA_PUBLIC_KEY_INFO, key.info().into()),
+        (CKA_ALLOWED_MECHANISMS, Value::Mechanisms(Vec::new())),
+    ]);
+    object
+}
+
+/// The private key at `place`, with the public numbers a caller needs to use it.
+#[must_use]
+pub fn private_key(
+    place: &KeyPlace,
+    key: &PublicKey,
+    subject: &[u8],
+    usage: Usage,
+    pin: PinRule,
+    origin: Origin,
+) -> Object {
+    let private = pin != PinRule::Never;
+    let algorithm = key.algorithm();
+    let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
+    let mut object = Object::new(
+        CKO_PRIVATE_KEY,
+        u32::from(place.reference),
+        &place.private_label,
+        private,
+    );
+    object.key = Some(PrivateKey {
+        reference: place.reference,
+        algorithm,
+        pin,
+        usage,
+    });
+    object.set(key.attributes());
+    object.set(key_attributes(place, subject, origin));
+    object.set([
+        (CKA_SENSITIVE, true.into()),
+        (CKA_EXTRACTABLE, false.into()),
+        (CKA_ALWAYS_SENSITIVE, (origin == Origin::Generated).into()),
+        (CKA_NEVER_EXTRACTABLE, (origin == Origin::Generated).into()),
+        (CKA_SIGN, usage.sign.into()),
+        (CKA_SIGN_RECOVER, (rsa && usage.sign).into()),
+        (CKA_DECRYPT, usage.decrypt.into()),
+        (CKA_UNWRAP, usage.decrypt.into()),
+        (CKA_DERIVE, usage.derive.into()),
+        (CKA_WRAP_WITH_TRUSTED, false.into()),
+        (CKA_ALWAYS_AUTHENTICATE, (pin == PinRule::Always).into()),
+        (CKA_PUBLIC_KEY_INFO, key.info().into()),
+        (
+            CKA_ALLOWED_MECHANISMS,
+            Value::Mechanisms(mechanism::allowed(algorithm, usage)),
+        ),
+    ]);
+    object.set(
+        secret_attributes(algorithm)
+            .iter()
+            .map(|attribute| (*attribute, Value::Sensitive)),
+    );
+    object
+}
+
+/// A data object; `oid` is the content of its object identifier, empty without one.
+#[must_use]
+pub fn data(place: u32, label: &str, oid: &[u8], value: &[u8], private: bool) -> Object {
+    let mut object = Object::new(CKO_DATA, place, label, private);
+    let object_id = if oid.is_empty() {
+        Vec::new()
+    } else {
+        claviger_apdu::tlv::encode(0x06, oid)
+    };
+    object.set([
+        (CKA_APPLICATION, label.into()),
+        (CKA_OBJECT_ID, object_id.into()),
+        (CKA_VALUE, value.into()),
+    ]);
+    object
+}
+
+/// Where a private key came into being, as far as the card says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// On the card; it never left it.
+    Generated,
+    /// Outside.
+    Imported,
+    /// The card does not say.
+    Unknown,
+}
+
+fn key_attributes(
+    place: &KeyPlace,
+    subject: &[u8],
+    origin: Origin,
+) -> [(CK_ATTRIBUTE_TYPE, Value); 6] {
+    [
+        (CKA_ID, place.id.clone().into()),
+        (CKA_SUBJECT, subject.into()),
+        (CKA_START_DATE, Value::Bytes(Vec::new())),
+        (CKA_END_DATE, Value::Bytes(Vec::new())),
+        (CKA_LOCAL, (origin == Origin::Generated).into()),
+        (
+            CKA_KEY_GEN_MECHANISM,
+            Value::Ulong(UNAVAILABLE as CK_MECHANISM_TYPE),
+        ),
+    ]
+}
+
+/// The parts of a private key that never leave the card.
+const fn secret_attributes(algorithm: KeyAlgorithm) -> &'static [CK_ATTRIBUTE_TYPE] {
+    use cryptoki_sys::{
+        CKA_COEFFICIENT, CKA_EXPONENT_1, CKA_EXPONENT_2, CKA_PRIME_1, CKA_PRIME_2,
+        CKA_PRIVATE_EXPONENT,
+    };
+    match algorithm {
+        KeyAlgorithm::Rsa { .. } => &[
+            CKA_PRIVATE_EXPONENT,
+            CKA_PRIME_1,
+            CKA_PRIME_2,
+            CKA_EXPONENT_1,
+            CKA_EXPONENT_2,
+            CKA_COEFFICIENT,
+        ],
+        _ => &[CKA_VALUE],
+    }
+}

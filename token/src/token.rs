@@ -1,0 +1,342 @@
+//! A token: one applet of one card with its login state. The rules that no applet may forget live here.
+
+use std::sync::Arc;
+
+use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
+
+use crate::{
+    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    attribute::Template,
+    card::{Card, Conversation},
+    error::TokenError,
+    login::CachedPin,
+    mechanism::MechanismInfo,
+    object::{Object, PinRule, PrivateKey},
+    openpgp::OpenPgp,
+    operation::SignOperation,
+    piv::Piv,
+};
+
+/// One applet of one card.
+pub struct Token {
+    applet: Box<dyn Applet>,
+    login: Option<CachedPin>,
+}
+
+impl Token {
+    /// Finds the applets of a card, with as much as C_GetTokenInfo tells, in one conversation.
+    ///
+    /// # Errors
+    /// Of the transport. A card with neither applet has no tokens and is no error.
+    pub fn discover(card: &mut Card) -> Result<Vec<Self>, TokenError> {
+        let atr = card.atr().clone();
+        let tokens = card.explore(|talk| {
+            // PIV comes last: it stays selected, and it is the applet asked for first.
+            let openpgp = open(talk, AppletKind::OpenPgp, |talk, answer| {
+                OpenPgp::open(talk, answer, &atr)
+            });
+            let piv = open(talk, AppletKind::Piv, |talk, answer| {
+                Piv::open(talk, answer, &atr)
+            });
+            let selected = matches!(piv, Ok(Some(_))).then_some(AppletKind::Piv);
+            (openpgp.and_then(|openpgp| Ok((openpgp, piv?))), selected)
+        })?;
+        let (openpgp, piv) = tokens;
+        let tokens: Vec<Self> = [piv, openpgp]
+            .into_iter()
+            .flatten()
+            .map(|applet| Self {
+                applet,
+                login: None,
+            })
+            .collect();
+        if tokens.iter().any(|token| token.applet.extended_length()) {
+            card.allow_extended();
+        }
+        Ok(tokens)
+    }
+
+    /// Which applet it is.
+    #[must_use]
+    pub fn kind(&self) -> AppletKind {
+        self.applet.kind()
+    }
+
+    /// What C_GetTokenInfo says; never asks the card.
+    #[must_use]
+    pub fn info(&self) -> TokenInfo {
+        self.applet.info()
+    }
+
+    /// The mechanisms of the token.
+    #[must_use]
+    pub fn mechanisms(&self) -> Vec<MechanismInfo> {
+        self.applet.mechanisms()
+    }
+
+    /// Whether a user is logged in.
+    #[must_use]
+    pub const fn is_logged_in(&self) -> bool {
+        self.login.is_some()
+    }
+
+    /// The objects that match `template` and may be seen now. Reads from the card what could match and is
+    /// not known yet.
+    ///
+    /// # Errors
+    /// Of the transport.
+    pub fn find(
+        &mut self,
+        card: &mut Card,
+        template: &Template,
+    ) -> Result<Vec<Arc<Object>>, TokenError> {
+        let wanted = Wanted::by(template, self.is_logged_in());
+        if !self.applet.is_loaded(&wanted) {
+            let applet = self.applet.as_mut();
+            card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
+        }
+        let visible = |object: &Arc<Object>| self.is_logged_in() || !object.is_private();
+        Ok(self
+            .applet
+            .objects()
+            .into_iter()
+            .filter(|object| visible(object) && object.matches(template))
+            .collect())
+    }
+
+    /// Forgets what was read, so that the next search sees what others have written.
+    pub fn forget_objects(&mut self) {
+        self.applet.forget_objects();
+    }
+
+    /// Logs the user in: exactly one try is spent, and none when the PIN cannot be right.
+    ///
+    /// # Errors
+    /// [`TokenError::PinLength`], [`TokenError::WrongPin`], [`TokenError::PinLocked`], or of the transport.
+    pub fn login(&mut self, card: &mut Card, pin: &Secret) -> Result<(), TokenError> {
+        self.verify(card, pin, PinPurpose::Login)?;
+        self.login = Some(CachedPin::new(pin, self.applet.info().pin_tries.left));
+        Ok(())
+    }
+
+    /// Verifies the PIN for the signature in `operation` alone (CKU_CONTEXT_SPECIFIC).
+    ///
+    /// # Errors
+    /// As [`Token::login`].
+    pub fn login_once(
+        &mut self,
+        card: &mut Card,
+        operation: &mut SignOperation,
+        pin: Secret,
+    ) -> Result<(), TokenError> {
+        self.verify(card, &pin, PinPurpose::Once(operation.key))?;
+        operation.context_pin = Some(pin);
+        Ok(())
+    }
+
+    fn verify(
+        &mut self,
+        card: &mut Card,
+        pin: &Secret,
+        purpose: PinPurpose,
+    ) -> Result<(), TokenError> {
+        self.applet.check_pin(pin)?;
+        let applet = self.applet.as_mut();
+        card.converse(applet.kind(), |talk| {
+            prove(applet, talk)?;
+            applet.verify(talk, pin, purpose)
+        })
+    }
+
+    /// Logs the user out here and on the card. The login is over even when the card could not be told.
+    ///
+    /// # Errors
+    /// When the card could not be told: it then stays verified for every program until it is reset.
+    pub fn logout(&mut self, card: &mut Card) -> Result<(), TokenError> {
+        self.login = None;
+        let applet = self.applet.as_mut();
+        card.converse(applet.kind(), |talk| {
+            prove(applet, talk)?;
+            applet.unverify(talk)
+        })
+    }
+
+    /// Forgets the login without talking to the card, which is gone.
+    pub fn forget_login(&mut self) {
+        self.login = None;
+    }
+
+    /// Signs what `operation` has collected.
+    ///
+    /// The command goes out alone when nothing announced that the card's state was lost. When the answer
+    /// says otherwise, one conversation proves the applet, restores the login if that may be, and repeats it.
+    ///
+    /// # Errors
+    /// [`TokenError::NotLoggedIn`] when a login is needed that is not there, [`TokenError::NotConfirmed`],
+    /// [`TokenError::Refused`], or of the transport.
+    pub fn sign(
+        &mut self,
+        card: &mut Card,
+        operation: &mut SignOperation,
+    ) -> Result<Vec<u8>, TokenError> {
+        let key = operation.key;
+        let input = operation.finish()?;
+        let command = self.applet.sign_command(&key, &input)?;
+        let once = operation.context_pin.take();
+        let missing = match key.pin {
+            PinRule::Never => false,
+            PinRule::Once => self.login.is_none(),
+            PinRule::Always => once.is_none(),
+        };
+        if missing {
+            return Err(TokenError::NotLoggedIn {
+                operation: self.applet.key_name(&key),
+            });
+        }
+        let answer = self.use_key(card, &key, &command, once.as_ref())?;
+        self.applet.signature(&key, answer.expose())
+    }
+
+    fn use_key(
+        &mut self,
+        card: &mut Card,
+        key: &PrivateKey,
+        command: &OwnedCommand,
+        once: Option<&Secret>,
+    ) -> Result<Secret, TokenError> {
+        let mut refused = None;
+        if card.is_selected(self.applet.kind()) {
+            match card.alone(&command.as_apdu()) {
+                Ok(answer) if answer.status.is_ok() => return Ok(answer.data),
+                Ok(answer) if AppletKind::smells_lost(answer.status) => {
+                    refused = Some(answer.status);
+                }
+                Ok(answer) => return Err(self.refusal(key, answer.status)),
+                Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        card.converse(self.applet.kind(), |talk| {
+            prove(self.applet.as_mut(), talk)?;
+            let unchanged = refused.filter(|_| !talk.was_reselected());
+            self.restore(talk, key, once, unchanged)?;
+            let answer = talk.exchange(&command.as_apdu())?;
+            answer.ok().map_err(|status| self.refusal(key, status))
+        })
+    }
+
+    /// Brings the PIN state `key` needs back. `unchanged` is the status of a refusal that came although the
+    /// applet was still selected: if the PIN was not the reason, it stands.
+    fn restore(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: &PrivateKey,
+        once: Option<&Secret>,
+        unchanged: Option<StatusWord>,
+    ) -> Result<(), TokenError> {
+        match (key.pin, once) {
+            (PinRule::Never, _) => {
+                unchanged.map_or(Ok(()), |status| Err(self.refusal(key, status)))
+            }
+            (PinRule::Always, Some(pin)) => self.applet.verify(talk, pin, PinPurpose::Once(*key)),
+            (PinRule::Always, None) => Err(TokenError::NotLoggedIn {
+                operation: self.applet.key_name(key),
+            }),
+            (PinRule::Once, _) => match self.applet.pin_status(talk, key)? {
+                PinStatus::Verified => {
+                    unchanged.map_or(Ok(()), |status| Err(self.refusal(key, status)))
+                }
+                PinStatus::Blocked => {
+                    self.login = None;
+                    Err(TokenError::PinLocked)
+                }
+                PinStatus::NotVerified { tries_left } => self.verify_again(talk, key, tries_left),
+            },
+        }
+    }
+
+    /// Verifies the kept PIN, silently. When that fails, or may not be tried, the login is over.
+    fn verify_again(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: &PrivateKey,
+        tries_left: Option<u8>,
+    ) -> Result<(), TokenError> {
+        let lost = || TokenError::NotLoggedIn {
+            operation: format!(
+                "{}, after the card lost its login",
+                self.applet.key_name(key)
+            ),
+        };
+        let Some(cached) = self.login.take_if(|cached| cached.may_be_tried(tries_left)) else {
+            self.login = None;
+            return Err(lost());
+        };
+        self.applet.verify(talk, cached.pin(), PinPurpose::Login)?;
+        tracing::debug!(
+            "{}: the card had lost the login; it is verified again",
+            self.applet.kind().name()
+        );
+        self.login = Some(cached);
+        Ok(())
+    }
+
+    fn refusal(&self, key: &PrivateKey, status: StatusWord) -> TokenError {
+        let operation = format!("signing with {}", self.applet.key_name(key));
+        match status {
+            StatusWord::SECURITY_STATUS_NOT_SATISFIED if key.pin != PinRule::Never => {
+                TokenError::NotConfirmed { operation }
+            }
+            StatusWord::REFERENCE_NOT_FOUND => TokenError::NoSuchKey {
+                key: self.applet.key_name(key),
+            },
+            _ => TokenError::refused(operation, status),
+        }
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token")
+            .field("kind", &self.kind())
+            .field("logged_in", &self.is_logged_in())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A command that was refused entry may go out again in a conversation of its own.
+const fn may_repeat(kind: TransportErrorKind) -> bool {
+    matches!(
+        kind,
+        TransportErrorKind::CardReset | TransportErrorKind::Busy
+    )
+}
+
+fn prove(applet: &mut dyn Applet, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+    match talk.prove()? {
+        Some(answer) => applet.note_probe(answer.expose()),
+        None => Ok(()),
+    }
+}
+
+/// Selects `kind` and opens it; a card that does not have it has none, and one whose identity cannot be
+/// read is left out with a warning.
+fn open<A: Applet + 'static>(
+    talk: &mut Conversation<'_, '_>,
+    kind: AppletKind,
+    open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
+) -> Result<Option<Box<dyn Applet>>, TokenError> {
+    let answer = match talk.select(kind) {
+        Ok(answer) => answer,
+        Err(TokenError::Refused { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match open(talk, answer.expose()) {
+        Ok(applet) => Ok(Some(Box::new(applet))),
+        Err(error @ TokenError::Transport(_)) => Err(error),
+        Err(error) => {
+            tracing::warn!("{} is on the card but cannot be used: {error}", kind.name());
+            Ok(None)
+        }
+    }
+}
