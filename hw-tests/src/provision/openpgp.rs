@@ -1,0 +1,155 @@
+//! An OpenPGP card: three keys, their fingerprints and times, a certificate (OpenPGP card 3.4).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use x509_cert::ext::pkix::KeyUsages;
+
+use super::{
+    ADMIN_PIN, Issued, KeyAlgorithm, OpenPgpPlan, ProvisionError, PublicKey, certificate::Issuer,
+    desk::Desk,
+};
+use crate::card::VirtualCard;
+
+/// RID and application (4.2.1).
+const AID: [u8; 6] = [0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
+
+/// One of the three keys, in the numbers of section 4.4.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Key reference.
+    reference: u8,
+    /// Control reference template of GENERATE.
+    template: u8,
+    /// Data object of the algorithm attributes.
+    attributes: u8,
+    /// Data object of the fingerprint.
+    fingerprint: u8,
+    /// Data object of the generation time.
+    time: u8,
+}
+
+const PLACES: [Place; 3] = [
+    Place {
+        reference: 1,
+        template: 0xB6,
+        attributes: 0xC1,
+        fingerprint: 0xC7,
+        time: 0xCE,
+    },
+    Place {
+        reference: 2,
+        template: 0xB8,
+        attributes: 0xC2,
+        fingerprint: 0xC8,
+        time: 0xCF,
+    },
+    Place {
+        reference: 3,
+        template: 0xA4,
+        attributes: 0xC3,
+        fingerprint: 0xC9,
+        time: 0xD0,
+    },
+];
+
+pub(super) fn provision(
+    card: &VirtualCard,
+    plan: &OpenPgpPlan,
+    issuer: &Issuer,
+    issued: &mut Issued,
+) -> Result<(), ProvisionError> {
+    let Some(algorithms) = plan.keys else {
+        return Ok(());
+    };
+    let mut link = card;
+    let mut desk = Desk::open(&mut link, &AID)?;
+    desk.say("VERIFY PW3", [0x00, 0x20, 0x00, 0x83], ADMIN_PIN.as_bytes())?;
+    for (place, algorithm) in PLACES.into_iter().zip(algorithms) {
+        let key = make_key(&mut desk, place, algorithm)?;
+        if place.reference == 3 && algorithm != KeyAlgorithm::Ed25519 {
+            let certificate = issuer.certify(
+                "Claviger OpenPGP AUT",
+                3,
+                &key,
+                KeyUsages::DigitalSignature.into(),
+            )?;
+            put_authentication_certificate(&mut desk, &certificate)?;
+            issued.add("openpgp-03", certificate);
+        }
+    }
+    Ok(())
+}
+
+fn make_key(
+    desk: &mut Desk<'_>,
+    place: Place,
+    algorithm: KeyAlgorithm,
+) -> Result<PublicKey, ProvisionError> {
+    let attributes = attributes(algorithm, place.reference)?;
+    desk.say(
+        "PUT DATA, algorithm attributes",
+        [0x00, 0xDA, 0x00, place.attributes],
+        &attributes,
+    )?;
+    let step = format!(
+        "GENERATE ASYMMETRIC KEY PAIR {algorithm:?} as key {}",
+        place.reference
+    );
+    let answer = desk.generate(&step, [0x00, 0x47, 0x80, 0x00], &[place.template, 0x00])?;
+    let key = PublicKey::from_template(algorithm, &answer)?;
+    let time = seconds_since_1970();
+    let fingerprint = key.openpgp_fingerprint(time)?;
+    desk.say(
+        "PUT DATA, fingerprint",
+        [0x00, 0xDA, 0x00, place.fingerprint],
+        &fingerprint,
+    )?;
+    desk.say(
+        "PUT DATA, generation time",
+        [0x00, 0xDA, 0x00, place.time],
+        &time.to_be_bytes(),
+    )?;
+    Ok(key)
+}
+
+/// SELECT DATA (7.2.5): the first occurrence of 7F21 belongs to the authentication key.
+fn put_authentication_certificate(desk: &mut Desk<'_>, der: &[u8]) -> Result<(), ProvisionError> {
+    let select = [0x60, 0x04, 0x5C, 0x02, 0x7F, 0x21];
+    desk.say("SELECT DATA 7F21", [0x00, 0xA5, 0x00, 0x04], &select)?;
+    desk.say("PUT DATA 7F21", [0x00, 0xDA, 0x7F, 0x21], der)
+        .map(drop)
+}
+
+/// Algorithm attributes (4.4.3.9).
+fn attributes(algorithm: KeyAlgorithm, reference: u8) -> Result<Vec<u8>, ProvisionError> {
+    let rsa = |bits: u16| [&[0x01][..], &bits.to_be_bytes(), &[0x00, 0x20, 0x00]].concat();
+    match (algorithm, reference) {
+        (KeyAlgorithm::Rsa2048, _) => Ok(rsa(2048)),
+        (KeyAlgorithm::Rsa3072, _) => Ok(rsa(3072)),
+        (KeyAlgorithm::Rsa4096, _) => Ok(rsa(4096)),
+        (KeyAlgorithm::Ed25519, 1 | 3) => Ok([&[0x16], curve_name(algorithm)?].concat()),
+        (KeyAlgorithm::Ed25519, _) => Err(ProvisionError::Algorithm(algorithm)),
+        (curve, 2) => Ok([&[0x12], curve_name(curve)?].concat()),
+        (KeyAlgorithm::X25519, _) => Err(ProvisionError::Algorithm(algorithm)),
+        (curve, _) => Ok([&[0x13], curve_name(curve)?].concat()),
+    }
+}
+
+/// The content of the curve's object identifier; Ed25519 and X25519 have those of GnuPG.
+pub(super) const fn curve_name(curve: KeyAlgorithm) -> Result<&'static [u8], ProvisionError> {
+    match curve {
+        KeyAlgorithm::P256 => Ok(&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x07]),
+        KeyAlgorithm::P384 => Ok(&[0x2B, 0x81, 0x04, 0x00, 0x22]),
+        KeyAlgorithm::P521 => Ok(&[0x2B, 0x81, 0x04, 0x00, 0x23]),
+        KeyAlgorithm::Ed25519 => Ok(&[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 0x47, 0x0F, 0x01]),
+        KeyAlgorithm::X25519 => Ok(&[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01]),
+        other => Err(ProvisionError::Algorithm(other)),
+    }
+}
+
+fn seconds_since_1970() -> u32 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,245 @@
+//! What a card shall hold.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::card::{CardConfig, State};
+
+/// A kind of key; each applet has its own number or name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyAlgorithm {
+    /// RSA, 2048 bits.
+    Rsa2048,
+    /// RSA, 3072 bits.
+    Rsa3072,
+    /// RSA, 4096 bits.
+    Rsa4096,
+    /// NIST P-256.
+    P256,
+    /// NIST P-384.
+    P384,
+    /// NIST P-521; OpenPGP only.
+    P521,
+    /// Ed25519; OpenPGP only.
+    Ed25519,
+    /// X25519; OpenPGP only.
+    X25519,
+}
+
+/// How a certificate lies in its PIV data object (SP 800-73-4 part 1, table 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateForm {
+    /// As it is, CertInfo 00.
+    Plain,
+    /// Compressed with gzip, CertInfo 01.
+    Gzip,
+    /// Not at all: the key is there, its object is not.
+    Absent,
+}
+
+/// One PIV key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PivKey {
+    /// 9A, 9C, 9D, 9E or 82 to 95.
+    pub reference: u8,
+    /// Its kind.
+    pub algorithm: KeyAlgorithm,
+    /// Its certificate.
+    pub certificate: CertificateForm,
+}
+
+impl PivKey {
+    /// A key with a plain certificate.
+    #[must_use]
+    pub const fn new(reference: u8, algorithm: KeyAlgorithm) -> Self {
+        Self {
+            reference,
+            algorithm,
+            certificate: CertificateForm::Plain,
+        }
+    }
+}
+
+/// What the PIV applet shall hold besides CHUID and CCC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PivPlan {
+    /// The keys; with none, the applet stays as the factory made it, without CHUID and CCC.
+    pub keys: Vec<PivKey>,
+}
+
+impl PivPlan {
+    /// Four keys: P-256 in 9A and 9E, RSA-2048 in 9C and 9D; the certificate of 9D is compressed.
+    #[must_use]
+    pub fn four_keys() -> Self {
+        let compressed = PivKey {
+            certificate: CertificateForm::Gzip,
+            ..PivKey::new(0x9D, KeyAlgorithm::Rsa2048)
+        };
+        Self {
+            keys: vec![
+                PivKey::new(0x9A, KeyAlgorithm::P256),
+                PivKey::new(0x9C, KeyAlgorithm::Rsa2048),
+                compressed,
+                PivKey::new(0x9E, KeyAlgorithm::P256),
+            ],
+        }
+    }
+
+    /// One key in 9A.
+    #[must_use]
+    pub fn authentication(algorithm: KeyAlgorithm) -> Self {
+        Self {
+            keys: vec![PivKey::new(0x9A, algorithm)],
+        }
+    }
+
+    /// As it leaves the factory: no key, no object.
+    #[must_use]
+    pub const fn factory() -> Self {
+        Self { keys: Vec::new() }
+    }
+}
+
+/// What the OpenPGP applet shall hold: three keys with fingerprints and times, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenPgpPlan {
+    /// SIG, DEC, AUT; `None` leaves the applet as the factory made it. A certificate comes with an AUT key
+    /// that is not Ed25519.
+    pub keys: Option<[KeyAlgorithm; 3]>,
+}
+
+impl OpenPgpPlan {
+    /// Ed25519, X25519 and P-256, a certificate for the last.
+    #[must_use]
+    pub const fn three_keys() -> Self {
+        Self {
+            keys: Some([
+                KeyAlgorithm::Ed25519,
+                KeyAlgorithm::X25519,
+                KeyAlgorithm::P256,
+            ]),
+        }
+    }
+
+    /// RSA-2048 for all three.
+    #[must_use]
+    pub const fn rsa() -> Self {
+        Self {
+            keys: Some([KeyAlgorithm::Rsa2048; 3]),
+        }
+    }
+
+    /// As it leaves the factory: no key.
+    #[must_use]
+    pub const fn factory() -> Self {
+        Self { keys: None }
+    }
+}
+
+/// One card: which applets, what they hold, and how the firmware behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// See [`CardConfig::serial`].
+    pub serial: u32,
+    /// The PIV applet; `None` leaves it out of the card.
+    pub piv: Option<PivPlan>,
+    /// The OpenPGP applet; `None` leaves it out of the card.
+    pub openpgp: Option<OpenPgpPlan>,
+    /// See [`CardConfig::yubi`].
+    pub yubi: bool,
+}
+
+impl Plan {
+    /// Counts changes of what a plan means, so that cards provisioned by an older build are not used.
+    const VERSION: u32 = 1;
+
+    /// A PIV card with [`PivPlan::four_keys`].
+    #[must_use]
+    pub fn piv4() -> Self {
+        Self::piv(PivPlan::four_keys())
+    }
+
+    /// An OpenPGP card with [`OpenPgpPlan::three_keys`].
+    #[must_use]
+    pub const fn pgp3() -> Self {
+        Self::openpgp(OpenPgpPlan::three_keys())
+    }
+
+    /// One card with the keys of [`Plan::piv4`] and of [`Plan::pgp3`].
+    #[must_use]
+    pub fn both() -> Self {
+        Self {
+            openpgp: Some(OpenPgpPlan::three_keys()),
+            ..Self::piv4()
+        }
+    }
+
+    /// A card with both applets as they leave the factory; ready at once.
+    #[must_use]
+    pub fn factory() -> Self {
+        Self {
+            openpgp: Some(OpenPgpPlan::factory()),
+            ..Self::piv(PivPlan::factory())
+        }
+    }
+
+    /// A PIV card.
+    #[must_use]
+    pub const fn piv(piv: PivPlan) -> Self {
+        Self {
+            serial: 1,
+            piv: Some(piv),
+            openpgp: None,
+            yubi: false,
+        }
+    }
+
+    /// An OpenPGP card.
+    #[must_use]
+    pub const fn openpgp(openpgp: OpenPgpPlan) -> Self {
+        Self {
+            serial: 1,
+            piv: None,
+            openpgp: Some(openpgp),
+            yubi: false,
+        }
+    }
+
+    /// The same with another serial number: another card, with other keys.
+    #[must_use]
+    pub fn serial(self, serial: u32) -> Self {
+        Self { serial, ..self }
+    }
+
+    /// The same with a dispatcher like a YubiKey's.
+    #[must_use]
+    pub fn yubi(self) -> Self {
+        Self { yubi: true, ..self }
+    }
+
+    /// The firmware for this plan, its memory in `state`.
+    #[must_use]
+    pub fn card(&self, state: State) -> CardConfig {
+        CardConfig {
+            piv: self.piv.is_some(),
+            openpgp: self.openpgp.is_some(),
+            serial: self.serial,
+            yubi: self.yubi,
+            state,
+            ..CardConfig::default()
+        }
+    }
+
+    /// A name for the folder of a card provisioned so: equal for plans that make the same card.
+    #[must_use]
+    pub fn folder_name(&self) -> String {
+        let content = format!(
+            "{:?}",
+            (Self::VERSION, self.serial, &self.piv, &self.openpgp)
+        );
+        let digest = Sha256::digest(content);
+        digest
+            .iter()
+            .take(8)
+            .fold("card-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+    }
+}
