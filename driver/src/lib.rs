@@ -13,5 +13,8 @@ pub mod backend;
 pub mod reader;
 pub mod socket;
 
+mod path_watch;
+mod wait;
+
 pub use backend::{Backend, Stopped, Wake, Watch};
 pub use reader::{Presence, ReaderId, ReaderState, Readers};

@@ -178,12 +178,14 @@ impl Reply {
     pub fn parse(bytes: &[u8]) -> Result<Self, FrameError> {
         let (kind, body) = bytes.split_first().ok_or(FrameError::Length(0))?;
         match (*kind, body) {
-            (0x81, [version, name @ ..]) => {
-                Ok(Self::Welcome { version: *version, name: String::from_utf8_lossy(name).into_owned() })
-            }
-            (0x82, [a, b, c, d, atr @ ..]) => {
-                Ok(Self::State { atr: atr.to_vec(), changes: u32::from_be_bytes([*a, *b, *c, *d]) })
-            }
+            (0x81, [version, name @ ..]) => Ok(Self::Welcome {
+                version: *version,
+                name: String::from_utf8_lossy(name).into_owned(),
+            }),
+            (0x82, [a, b, c, d, atr @ ..]) => Ok(Self::State {
+                atr: atr.to_vec(),
+                changes: u32::from_be_bytes([*a, *b, *c, *d]),
+            }),
             (0x83, atr) => Ok(Self::Connected { atr: atr.to_vec() }),
             (0x84, data) => Ok(Self::Response(Secret::copy_from(data))),
             (0x85, []) => Ok(Self::Begun),
@@ -199,7 +201,13 @@ impl Reply {
 }
 
 impl Refusal {
-    const ALL: [Self; 5] = [Self::NoCard, Self::CardRemoved, Self::CardReset, Self::Busy, Self::Protocol];
+    const ALL: [Self; 5] = [
+        Self::NoCard,
+        Self::CardRemoved,
+        Self::CardReset,
+        Self::Busy,
+        Self::Protocol,
+    ];
 
     fn code(self) -> u8 {
         match self {
@@ -220,7 +228,11 @@ impl Refusal {
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(request) = Request::parse(bytes) {
-        assert_eq!(request.encode().expose().get(4..), Some(bytes), "a request encodes as it came");
+        assert_eq!(
+            request.encode().expose().get(4..),
+            Some(bytes),
+            "a request encodes as it came"
+        );
     }
     let _ = Reply::parse(bytes);
 }

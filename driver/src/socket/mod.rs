@@ -1,3 +1,69 @@
 //! A reader behind a Unix socket: the card may be a test firmware, or lent to a container.
+//!
+//! `docs/socket-reader.md` describes the protocol. One path is one reader; its server may come, go and come
+//! again. A path without a server costs nothing: the folder tells when a socket appears in it.
 
+mod conversation;
 pub mod frame;
+mod inbox;
+mod stream;
+mod transport;
+mod watch;
+
+use std::path::PathBuf;
+
+use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
+
+use self::{transport::SocketTransport, watch::SocketWatch};
+use crate::{
+    backend::{Backend, Watch},
+    reader::ReaderId,
+};
+
+/// The backend's name, in the configuration and in [`ReaderId`].
+const NAME: &str = "socket";
+
+/// The readers behind some socket paths, in the order given.
+#[derive(Clone, Debug)]
+pub struct SocketBackend {
+    paths: Vec<PathBuf>,
+}
+
+impl SocketBackend {
+    /// One reader for each of `paths`, whether a server listens there yet or not.
+    #[must_use]
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        Self { paths }
+    }
+}
+
+impl Backend for SocketBackend {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn watch(&self) -> Box<dyn Watch> {
+        Box::new(SocketWatch::new(&self.paths))
+    }
+
+    fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError> {
+        let Some(path) = self.paths.iter().find(|path| id(path) == *reader) else {
+            let what = format!("{reader}: no such socket reader is configured");
+            return Err(TransportError::before_card(
+                TransportErrorKind::NoReader,
+                what,
+            ));
+        };
+        Ok(Box::new(SocketTransport::connect(path, call)?))
+    }
+}
+
+fn id(path: &std::path::Path) -> ReaderId {
+    ReaderId::new(NAME, &path.to_string_lossy())
+}
+
+/// Feeds arbitrary bytes to the frame collector; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz_inbox(bytes: &[u8]) {
+    inbox::fuzz(bytes);
+}

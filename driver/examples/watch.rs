@@ -1,0 +1,28 @@
+//! Prints the readers and every change: `cargo run -p claviger-driver --example watch [SOCKET...]`.
+
+use std::path::PathBuf;
+
+use claviger_driver::{Backend, Presence, Readers, socket::SocketBackend};
+
+fn main() {
+    let sockets: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let mut watch = SocketBackend::new(sockets).watch();
+    while let Ok(readers) = watch.next() {
+        print(&readers);
+    }
+}
+
+fn print(readers: &Readers) {
+    println!("{} readers", readers.readers.len());
+    for reader in &readers.readers {
+        let card = match &reader.presence {
+            Presence::Empty => "empty".to_owned(),
+            Presence::Card(atr) => format!("card {atr}"),
+            Presence::Mute => "a card that does not answer".to_owned(),
+        };
+        println!("  {}: {card}, {} changes", reader.name, reader.changes);
+    }
+    if let Some(trouble) = &readers.trouble {
+        println!("  {trouble}");
+    }
+}

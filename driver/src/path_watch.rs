@@ -1,0 +1,229 @@
+//! Learns that something happened where a file should be, without looking again and again.
+
+use std::{
+    ffi::{OsStr, OsString},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
+    io::Errno,
+};
+
+/// Rounds of looking for the nearest existing folder while folders come and go under our eyes.
+const MAX_ROUNDS: usize = 32;
+
+/// Watches the names of some files in their folders, or in the nearest folder above that exists.
+///
+/// It tells of one change; after that, and whenever the set of files differs, a new one is made. What
+/// happens after [`PathWatch::new`] is never missed, so attempts at the files belong after it.
+#[derive(Debug)]
+pub(crate) struct PathWatch {
+    inotify: Option<OwnedFd>,
+    awaited: Vec<(i32, OsString)>,
+    blind: bool,
+}
+
+impl PathWatch {
+    pub(crate) fn new<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
+        let mut watch = Self {
+            blind: inotify.is_none(),
+            inotify,
+            awaited: Vec::new(),
+        };
+        for path in paths {
+            watch.add(path);
+        }
+        watch
+    }
+
+    /// Whether some path cannot be watched (no descriptor left, no right to read its folder) and must be
+    /// looked at from time to time.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.blind
+    }
+
+    /// Becomes readable when [`PathWatch::changed`] may say yes.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads what has happened; `true` when some of it concerns a path.
+    pub(crate) fn changed(&self) -> bool {
+        let Some(inotify) = &self.inotify else {
+            return false;
+        };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(inotify, &mut buffer);
+        let mut changed = false;
+        // Other files of the folder wake us too; the kernel hands over at most its queue's length.
+        loop {
+            match events.next() {
+                Ok(event) => {
+                    changed |= self.concerns(event.wd(), event.events(), event.file_name());
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return changed,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn concerns(&self, watch: i32, what: ReadFlags, name: Option<&std::ffi::CStr>) -> bool {
+        let lost = ReadFlags::DELETE_SELF
+            | ReadFlags::MOVE_SELF
+            | ReadFlags::UNMOUNT
+            | ReadFlags::IGNORED
+            | ReadFlags::QUEUE_OVERFLOW;
+        let named = |(awaited, file): &(i32, OsString)| {
+            *awaited == watch && name.is_some_and(|name| OsStr::from_bytes(name.to_bytes()) == file)
+        };
+        what.intersects(lost) || self.awaited.iter().any(named)
+    }
+
+    fn add(&mut self, path: &Path) {
+        let Some(inotify) = &self.inotify else {
+            return;
+        };
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        for _ in 0..MAX_ROUNDS {
+            let Some(found) = nearest(inotify, &path) else {
+                self.blind = true;
+                return;
+            };
+            self.awaited.push((found.watch, found.name));
+            self.blind |= found.unreadable;
+            // A folder made between the look at it and the watch on its parent would go unnoticed.
+            if found.folder_complete || found.unreadable || !found.below.is_dir() {
+                return;
+            }
+        }
+        self.blind = true;
+    }
+}
+
+/// The nearest folder above a path that can be watched.
+struct Nearest {
+    watch: i32,
+    /// The name to appear in it.
+    name: OsString,
+    /// That name with the folder's own path.
+    below: PathBuf,
+    /// The folder is the path's own.
+    folder_complete: bool,
+    /// A nearer folder exists and may not be read.
+    unreadable: bool,
+}
+
+fn nearest(inotify: &OwnedFd, path: &Path) -> Option<Nearest> {
+    let flags = WatchFlags::CREATE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::ATTRIB
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    let mut unreadable = false;
+    let mut below = path;
+    while let (Some(folder), Some(name)) = (below.parent(), below.file_name()) {
+        match inotify::add_watch(inotify, folder, flags) {
+            Ok(watch) => {
+                let folder_complete = below == path;
+                let (name, below) = (name.to_owned(), below.to_owned());
+                return Some(Nearest {
+                    watch,
+                    name,
+                    below,
+                    folder_complete,
+                    unreadable,
+                });
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(Errno::ACCESS) => unreadable = true,
+            Err(_) => return None,
+        }
+        below = folder;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+    use crate::wait::{Stop, readable};
+
+    fn folder(name: &str) -> PathBuf {
+        let folder =
+            std::env::temp_dir().join(format!("claviger-path-watch-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn told(watch: &PathWatch) -> bool {
+        let until = std::time::Instant::now() + Duration::from_millis(200);
+        let descriptor = watch.descriptor().unwrap();
+        readable(&[descriptor], &Stop::new(), Some(until)).unwrap()[0] && watch.changed()
+    }
+
+    #[test]
+    fn a_file_that_appears_or_is_moved_in_is_told() {
+        let folder = folder("appears");
+        let path = folder.join("socket");
+        let watch = PathWatch::new([path.as_path()]);
+        assert!(!watch.is_blind());
+        fs::write(&path, "").unwrap();
+        assert!(told(&watch));
+        fs::rename(&path, folder.join("other")).unwrap();
+        let watch = PathWatch::new([path.as_path()]);
+        fs::rename(folder.join("other"), &path).unwrap();
+        assert!(told(&watch));
+    }
+
+    #[test]
+    fn other_files_are_not_told() {
+        let folder = folder("others");
+        let watch = PathWatch::new([folder.join("socket").as_path()]);
+        fs::write(folder.join("another"), "").unwrap();
+        assert!(!told(&watch));
+    }
+
+    #[test]
+    fn a_missing_folder_is_followed_down_as_it_appears() {
+        let folder = folder("missing");
+        let path = folder.join("one/two/socket");
+        let watch = PathWatch::new([path.as_path()]);
+        fs::create_dir(folder.join("one")).unwrap();
+        assert!(told(&watch));
+        let watch = PathWatch::new([path.as_path()]);
+        fs::create_dir(folder.join("one/two")).unwrap();
+        assert!(told(&watch));
+        let watch = PathWatch::new([path.as_path()]);
+        fs::write(&path, "").unwrap();
+        assert!(told(&watch));
+    }
+
+    #[test]
+    fn a_folder_that_goes_away_is_told() {
+        let folder = folder("goes");
+        let watch = PathWatch::new([folder.join("socket").as_path()]);
+        fs::remove_dir(&folder).unwrap();
+        assert!(told(&watch));
+    }
+
+    #[test]
+    fn two_files_in_one_folder_are_told_apart_from_others() {
+        let folder = folder("two");
+        let (one, two) = (folder.join("one"), folder.join("two"));
+        let watch = PathWatch::new([one.as_path(), two.as_path()]);
+        fs::write(&two, "").unwrap();
+        assert!(told(&watch));
+    }
+}

@@ -1,0 +1,180 @@
+//! Bytes received, until they are a frame.
+
+use zeroize::Zeroize;
+
+use super::frame::{self, FrameError, Reply};
+
+/// Room for all frames but long responses.
+const USUAL: usize = 1024;
+
+/// Collects what a socket delivers and hands out whole frames; wiped behind each.
+pub(super) struct Inbox {
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: vec![0; USUAL],
+            filled: 0,
+        }
+    }
+
+    /// Where the next bytes go; never empty, and never beyond one frame of the longest kind.
+    pub(super) fn room(&mut self) -> Result<&mut [u8], FrameError> {
+        if let Some(whole) = self.whole()?
+            && whole > self.buffer.len()
+        {
+            self.enlarge(whole);
+        }
+        Ok(self.buffer.get_mut(self.filled..).unwrap_or(&mut []))
+    }
+
+    /// Counts `len` more bytes as received.
+    pub(super) fn received(&mut self, len: usize) {
+        self.filled = self.filled.saturating_add(len).min(self.buffer.len());
+    }
+
+    /// Whether nothing is left over.
+    pub(super) fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// The next frame once it is complete.
+    pub(super) fn next_reply(&mut self) -> Result<Option<Reply>, FrameError> {
+        let Some(whole) = self.whole()?.filter(|whole| *whole <= self.filled) else {
+            return Ok(None);
+        };
+        let reply = Reply::parse(self.buffer.get(4..whole).unwrap_or(&[]));
+        self.buffer.copy_within(whole..self.filled, 0);
+        let left = self.filled - whole;
+        if let Some(stale) = self.buffer.get_mut(left..self.filled) {
+            stale.zeroize();
+        }
+        self.filled = left;
+        reply.map(Some)
+    }
+
+    /// Length of the frame that begins the buffer, length field included.
+    fn whole(&self) -> Result<Option<usize>, FrameError> {
+        let Some(length) = self
+            .buffer
+            .get(..self.filled)
+            .and_then(|filled| filled.first_chunk::<4>())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(4 + frame::body_len(*length)?))
+    }
+
+    /// Moves to a larger buffer and wipes the old one; growing in place would leave a copy behind.
+    fn enlarge(&mut self, len: usize) {
+        let mut larger = vec![0; len];
+        if let Some(start) = larger.get_mut(..self.buffer.len()) {
+            start.copy_from_slice(&self.buffer);
+        }
+        self.buffer.zeroize();
+        self.buffer = larger;
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.buffer.zeroize();
+    }
+}
+
+/// Feeds arbitrary bytes in pieces.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let mut inbox = Inbox::new();
+    for piece in bytes.chunks(97) {
+        let mut piece = piece;
+        while !piece.is_empty() {
+            let Ok(room) = inbox.room() else { return };
+            assert!(!room.is_empty(), "there is always room");
+            let (now, later) = piece.split_at(room.len().min(piece.len()));
+            room.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
+            inbox.received(now.len());
+            piece = later;
+            while let Ok(Some(_)) = inbox.next_reply() {}
+        }
+        assert!(inbox.buffer.len() <= 4 + frame::MAX, "bounded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use claviger_apdu::Secret;
+
+    use super::*;
+
+    /// Gives `bytes` as a socket would, taking frames whenever the room is used up.
+    fn put(inbox: &mut Inbox, mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let room = inbox.room().unwrap();
+            let len = room.len().min(bytes.len());
+            room[..len].copy_from_slice(&bytes[..len]);
+            inbox.received(len);
+            bytes = &bytes[len..];
+            while let Ok(Some(reply)) = inbox.next_reply() {
+                found.push(reply.encode().expose().to_vec());
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn frames_are_found_however_the_bytes_are_cut() {
+        let one = Reply::Begun.encode();
+        let two = Reply::Response(Secret::copy_from(&[0x61; 5000])).encode();
+        let bytes = [one.expose(), two.expose()].concat();
+        for size in [1, 3, 4, 5, 1023, bytes.len()] {
+            let mut inbox = Inbox::new();
+            let found: Vec<_> = bytes
+                .chunks(size)
+                .flat_map(|piece| put(&mut inbox, piece))
+                .collect();
+            assert_eq!(found, [one.expose(), two.expose()], "pieces of {size}");
+            assert!(inbox.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_length_out_of_bounds_is_refused_before_any_memory_is_taken() {
+        for length in [0, 65_555, u32::MAX] {
+            let mut inbox = Inbox::new();
+            put(&mut inbox, &length.to_be_bytes());
+            assert_eq!(inbox.next_reply().unwrap_err(), FrameError::Length(length));
+            assert_eq!(inbox.room().unwrap_err(), FrameError::Length(length));
+            assert_eq!(inbox.buffer.len(), USUAL);
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_frame_stays_behind() {
+        let mut inbox = Inbox::new();
+        let answer = Reply::Response(Secret::copy_from(b"\x31\x32\x33\x90\x00")).encode();
+        assert_eq!(put(&mut inbox, answer.expose()), [answer.expose()]);
+        assert!(inbox.buffer.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_survived() {
+        let mut state = 1_u32;
+        for _ in 0..200 {
+            let bytes: Vec<u8> = (0..400)
+                .map(|at| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    if at % 9 < 2 {
+                        0
+                    } else {
+                        state.to_be_bytes()[0]
+                    }
+                })
+                .collect();
+            fuzz(&bytes);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! A connection to the card of a socket reader.
+
+use std::{path::Path, time::Duration};
+
+use claviger_apdu::{
+    Atr, Call, Epoch, Limits, ResponseBuffer, Secret, Sent, Transmit, Transport, TransportError,
+    TransportErrorKind,
+};
+
+use super::{
+    conversation::Conversation,
+    frame::{MAX, Refusal, Reply, Request},
+};
+
+/// How long the server may take to accept the end of a transaction.
+const END: Duration = Duration::from_secs(2);
+/// Resets of the card by others that one call goes along with.
+const MAX_RESETS: usize = 8;
+
+/// See [`Transport`]; the card is shared with every other connection to the socket.
+pub(super) struct SocketTransport {
+    conversation: Conversation,
+    atr: Atr,
+    epoch: Epoch,
+}
+
+impl SocketTransport {
+    pub(super) fn connect(path: &Path, call: Call) -> Result<Self, TransportError> {
+        let mut conversation = Conversation::open(path, call)?;
+        let atr = connect_card(&mut conversation, call)?;
+        Ok(Self {
+            conversation,
+            atr,
+            epoch: Epoch::default(),
+        })
+    }
+
+    /// The card was reset by another connection: its state is lost, its epoch over.
+    fn was_reset(&mut self, call: Call) -> Result<(), TransportError> {
+        self.epoch.0 += 1;
+        self.atr = connect_card(&mut self.conversation, call)?;
+        Ok(())
+    }
+
+    fn exchange(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        if frame.len() >= MAX {
+            let what = format!("a command of {} bytes fits no frame", frame.len());
+            return Err(self.conversation.about(TransportErrorKind::Protocol, &what));
+        }
+        match self
+            .conversation
+            .ask(&Request::Transmit(Secret::copy_from(frame)), call)?
+        {
+            Reply::Response(answer) => response
+                .set(answer.expose())
+                .map_err(|_| self.conversation.out_of_order(Sent::Yes)),
+            Reply::Refused {
+                refusal: Refusal::CardReset,
+                text,
+            } => {
+                self.was_reset(call)?;
+                Err(self.conversation.turned_down(Refusal::CardReset, &text))
+            }
+            Reply::Refused { refusal, text } => {
+                // Only a card that went away may have taken the command with it.
+                let sent = if refusal == Refusal::CardRemoved {
+                    Sent::Maybe
+                } else {
+                    Sent::No
+                };
+                Err(TransportError {
+                    sent,
+                    ..self.conversation.turned_down(refusal, &text)
+                })
+            }
+            _ => Err(self.conversation.out_of_order(Sent::Maybe)),
+        }
+    }
+
+    fn begin(&mut self, call: Call) -> Result<(), TransportError> {
+        for _ in 0..MAX_RESETS {
+            match self.conversation.ask(&Request::Begin, call)? {
+                Reply::Begun => return Ok(()),
+                Reply::Refused {
+                    refusal: Refusal::CardReset,
+                    ..
+                } => self.was_reset(call)?,
+                Reply::Refused { refusal, text } => {
+                    return Err(self.conversation.turned_down(refusal, &text));
+                }
+                _ => return Err(self.conversation.out_of_order(Sent::No)),
+            }
+        }
+        Err(ever_reset(&self.conversation))
+    }
+
+    /// Gives the card back; a connection that cannot is closed, which does the same.
+    fn end(&mut self) {
+        if self.conversation.is_closed() {
+            return;
+        }
+        let problem = match self.conversation.ask(&Request::End, Call::within(END)) {
+            Ok(Reply::Ended) => return,
+            Ok(Reply::Refused { refusal, text }) => self.conversation.turned_down(refusal, &text),
+            Ok(_) => self.conversation.out_of_order(Sent::No),
+            Err(error) => error,
+        };
+        tracing::warn!("end of transaction: {problem}");
+        if !self.conversation.is_closed() {
+            self.conversation.close(&problem);
+        }
+    }
+}
+
+/// Says Connect, again after each further reset, and takes the answer to reset.
+fn connect_card(conversation: &mut Conversation, call: Call) -> Result<Atr, TransportError> {
+    for _ in 0..MAX_RESETS {
+        match conversation.ask(&Request::Connect, call)? {
+            Reply::Connected { atr } => {
+                let mute = |error| {
+                    conversation.about(TransportErrorKind::NoCard, &format!("mute card: {error}"))
+                };
+                return Atr::parse(&atr).map_err(mute);
+            }
+            Reply::Refused {
+                refusal: Refusal::CardReset,
+                ..
+            } => {}
+            Reply::Refused { refusal, text } => {
+                return Err(conversation.turned_down(refusal, &text));
+            }
+            _ => return Err(conversation.out_of_order(Sent::No)),
+        }
+    }
+    Err(ever_reset(conversation))
+}
+
+fn ever_reset(conversation: &Conversation) -> TransportError {
+    conversation.about(
+        TransportErrorKind::Busy,
+        "other users keep resetting the card",
+    )
+}
+
+impl Transmit for SocketTransport {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        self.exchange(frame, response, call)
+    }
+}
+
+impl Transport for SocketTransport {
+    fn atr(&self) -> &Atr {
+        &self.atr
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::EXTENDED
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn transact(
+        &mut self,
+        call: Call,
+        body: &mut dyn FnMut(&mut dyn Transmit),
+    ) -> Result<(), TransportError> {
+        self.begin(call)?;
+        let mut held = Held(self);
+        body(&mut held);
+        Ok(())
+    }
+}
+
+/// The card while nobody else may use it; given back on drop, so also when the body panics.
+struct Held<'a>(&'a mut SocketTransport);
+
+impl Transmit for Held<'_> {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        self.0.exchange(frame, response, call)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}

@@ -1,0 +1,189 @@
+//! Waiting on descriptors: a stop that sticks, deadlines, and pauses that grow.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec},
+    io::Errno,
+};
+
+use crate::backend::Wake;
+
+/// How often a wait looks for the stop itself when no descriptor was left for it.
+const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);
+
+/// A stop that, once set, stays set: waits that begin later end at once.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    set: AtomicBool,
+    event: Option<OwnedFd>,
+}
+
+impl Stop {
+    pub(crate) fn new() -> Self {
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        if let Err(error) = &event {
+            tracing::warn!(
+                "no descriptor to end a wait with ({error}); waits will wake every {WITHOUT_DESCRIPTOR:?}"
+            );
+        }
+        Self {
+            set: AtomicBool::new(false),
+            event: event.ok(),
+        }
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.set.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Stop {
+    fn stop(&self) {
+        self.set.store(true, Ordering::SeqCst);
+        if let Some(event) = &self.event {
+            // A counter that is full is readable too, so the one possible error does no harm.
+            let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Waits until `stop` is set, one of `fds` can be read or has failed, or `until` has passed. Tells which of
+/// `fds` are ready; all `false` after a stop or at the deadline.
+///
+/// # Errors
+/// Of poll(2), which has none left once the descriptors are valid and memory suffices.
+pub(crate) fn readable(
+    fds: &[BorrowedFd<'_>],
+    stop: &Stop,
+    until: Option<Instant>,
+) -> Result<Vec<bool>, Errno> {
+    let mut polled: Vec<PollFd<'_>> = fds
+        .iter()
+        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+        .collect();
+    if let Some(event) = &stop.event {
+        polled.push(PollFd::new(event, PollFlags::IN));
+    }
+    loop {
+        let slice = if stop.event.is_some() {
+            until
+        } else {
+            earliest(until, Some(Instant::now() + WITHOUT_DESCRIPTOR))
+        };
+        let count = poll(&mut polled, slice)?;
+        if stop.is_set() {
+            return Ok(vec![false; fds.len()]);
+        }
+        if count > 0 || until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(polled
+                .iter()
+                .take(fds.len())
+                .map(|fd| !fd.revents().is_empty())
+                .collect());
+        }
+    }
+}
+
+/// Waits until `fd` is ready for `what` or has failed; `false` once `until` has passed.
+pub(crate) fn ready(fd: impl AsFd, what: PollFlags, until: Instant) -> Result<bool, Errno> {
+    Ok(poll(&mut [PollFd::new(&fd, what)], Some(until))? > 0)
+}
+
+/// poll(2) that goes on after a signal.
+fn poll(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<usize, Errno> {
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        // A time too long for the kernel is as good as none.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(fds, left.as_ref()) {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
+
+/// The earlier of two moments, of which either may be absent.
+pub(crate) fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
+/// Pauses between attempts: each twice the last, up to a limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pauses {
+    next: Duration,
+    first: Duration,
+    longest: Duration,
+}
+
+impl Pauses {
+    pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            next: first,
+            first,
+            longest,
+        }
+    }
+
+    /// The pause before the next attempt.
+    pub(crate) fn next_pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = pause.saturating_mul(2).min(self.longest);
+        pause
+    }
+
+    /// Whether the pauses have grown to their limit.
+    pub(crate) fn at_limit(&self) -> bool {
+        self.next >= self.longest
+    }
+
+    pub(crate) fn start_over(&mut self) {
+        self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_limit() {
+        let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_millis(350));
+        let taken: Vec<u128> = (0..4).map(|_| pauses.next_pause().as_millis()).collect();
+        assert_eq!(taken, [100, 200, 350, 350]);
+        assert!(pauses.at_limit());
+        pauses.start_over();
+        assert_eq!(pauses.next_pause().as_millis(), 100);
+    }
+
+    #[test]
+    fn a_stop_set_before_the_wait_ends_it() {
+        let stop = Stop::new();
+        stop.stop();
+        assert_eq!(readable(&[], &stop, None), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_stop_without_a_descriptor_is_still_seen() {
+        let stop = Stop {
+            set: AtomicBool::new(false),
+            event: None,
+        };
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| readable(&[], &stop, None));
+            stop.stop();
+            assert_eq!(waiter.join().unwrap(), Ok(vec![]));
+        });
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_only_looks() {
+        let stop = Stop::new();
+        assert_eq!(readable(&[], &stop, Some(Instant::now())), Ok(vec![]));
+        assert!(!stop.is_set());
+    }
+}

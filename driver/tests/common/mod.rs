@@ -1,0 +1,208 @@
+//! A socket reader's server, played by the test.
+#![allow(dead_code, unreachable_pub, reason = "shared by several test programs")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failing helper is a failing test"
+)]
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, atomic::AtomicUsize, atomic::Ordering},
+    thread::JoinHandle,
+};
+
+use claviger_apdu::Secret;
+use claviger_driver::socket::frame::{self, Refusal, Reply, Request, VERSION};
+
+/// An answer to reset that parses.
+pub const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
+
+/// A fresh folder for this test, gone with it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("claviger-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Listens on a path and plays `script` on each connection; gone, with its socket file, when dropped.
+pub struct Server {
+    path: PathBuf,
+    listener: UnixListener,
+    streams: Arc<Mutex<Vec<UnixStream>>>,
+    accepted: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub fn start(path: &Path, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).unwrap();
+        let accepting = listener.try_clone().unwrap();
+        let streams = Arc::new(Mutex::new(Vec::new()));
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (all, count, script) = (
+            Arc::clone(&streams),
+            Arc::clone(&accepted),
+            Arc::new(script),
+        );
+        let thread = std::thread::spawn(move || {
+            let mut peers = Vec::new();
+            while let Ok((stream, _)) = accepting.accept() {
+                count.fetch_add(1, Ordering::SeqCst);
+                all.lock().unwrap().push(stream.try_clone().unwrap());
+                let script = Arc::clone(&script);
+                peers.push(std::thread::spawn(move || {
+                    let mut peer = Peer(stream);
+                    script(&mut peer);
+                    let _ = peer.0.shutdown(std::net::Shutdown::Both);
+                }));
+            }
+            peers.into_iter().for_each(|peer| peer.join().unwrap());
+        });
+        Self {
+            path: path.to_owned(),
+            listener,
+            streams,
+            accepted,
+            thread: Some(thread),
+        }
+    }
+
+    /// Connections so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Dies and leaves its socket file behind, as a killed process does.
+    pub fn die(self) -> PathBuf {
+        let aside = self.path.with_extension("aside");
+        std::fs::rename(&self.path, &aside).unwrap();
+        let path = self.path.clone();
+        drop(self);
+        std::fs::rename(&aside, &path).unwrap();
+        path
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        let _ = std::fs::remove_file(&self.path);
+        // A connection may still be on its way to the list when the listener is shut down.
+        while self
+            .thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+        {
+            for stream in self.streams.lock().unwrap().drain(..) {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+            }
+            std::thread::yield_now();
+        }
+        let joined = self.thread.take().unwrap().join();
+        assert!(
+            std::thread::panicking() || joined.is_ok(),
+            "the server's script failed"
+        );
+    }
+}
+
+/// The server's end of one connection.
+pub struct Peer(UnixStream);
+
+impl Peer {
+    /// The next request, or nothing once the client has closed.
+    pub fn next(&mut self) -> Option<Request> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).ok()?;
+        let mut body = vec![0; frame::body_len(length).expect("a length of the protocol")];
+        self.0.read_exact(&mut body).ok()?;
+        Some(Request::parse(&body).expect("a request of the protocol"))
+    }
+
+    pub fn reply(&mut self, reply: &Reply) {
+        self.raw(reply.encode().expose());
+    }
+
+    pub fn raw(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
+    }
+
+    /// Takes Hello and says Welcome.
+    pub fn welcome(&mut self, name: &str) -> Option<()> {
+        let Request::Hello { version: VERSION } = self.next()? else {
+            panic!("Hello comes first")
+        };
+        self.reply(&Reply::Welcome {
+            version: VERSION,
+            name: name.to_owned(),
+        });
+        Some(())
+    }
+
+    pub fn state(&mut self, atr: &[u8], changes: u32) {
+        self.reply(&Reply::State {
+            atr: atr.to_vec(),
+            changes,
+        });
+    }
+
+    pub fn refuse(&mut self, refusal: Refusal) {
+        self.reply(&Reply::Refused {
+            refusal,
+            text: "as the test\nwants it".into(),
+        });
+    }
+
+    /// Goes on as a reader with a card that answers 9000 to everything, until the client closes.
+    pub fn serve(&mut self) {
+        while let Some(request) = self.next() {
+            self.answer(&request);
+        }
+    }
+
+    /// The usual answer to `request`.
+    pub fn answer(&mut self, request: &Request) {
+        match request {
+            Request::Hello { .. } => {
+                self.reply(&Reply::Welcome {
+                    version: VERSION,
+                    name: "Test reader".into(),
+                });
+            }
+            Request::Watch => self.state(&ATR, 1),
+            Request::Connect | Request::Reset => {
+                self.reply(&Reply::Connected { atr: ATR.to_vec() });
+            }
+            Request::Transmit(_) => self.reply(&Reply::Response(Secret::copy_from(&[0x90, 0x00]))),
+            Request::Begin => self.reply(&Reply::Begun),
+            Request::End => self.reply(&Reply::Ended),
+        }
+    }
+}
+
+impl From<UnixStream> for Peer {
+    fn from(stream: UnixStream) -> Self {
+        Self(stream)
+    }
+}

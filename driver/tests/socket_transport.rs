@@ -1,0 +1,516 @@
+//! Connections to a socket reader's card, against servers that refuse, stall, break off and babble.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failing helper is a failing test"
+)]
+
+mod common;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{
+    Call, Epoch, Limits, ResponseBuffer, Secret, Sent, Transmit, Transport, TransportError,
+    TransportErrorKind,
+};
+use claviger_driver::{
+    Backend, ReaderId,
+    socket::{
+        SocketBackend,
+        frame::{Refusal, Reply, Request},
+    },
+};
+use common::{ATR, Folder, Peer, Server};
+
+const SELECT: [u8; 4] = [0x00, 0xA4, 0x04, 0x00];
+
+fn soon() -> Call {
+    Call::within(Duration::from_secs(5))
+}
+
+fn try_connect(path: &Path, call: Call) -> Result<Box<dyn Transport>, TransportError> {
+    let id = ReaderId::new("socket", path.to_str().unwrap());
+    SocketBackend::new(vec![path.to_owned()]).connect(&id, call)
+}
+
+fn connect(path: &Path) -> Box<dyn Transport> {
+    try_connect(path, soon()).unwrap()
+}
+
+fn send(card: &mut dyn Transmit, call: Call) -> Result<Vec<u8>, TransportError> {
+    let mut response = ResponseBuffer::new();
+    card.transmit(&SELECT, &mut response, call)?;
+    Ok(response.frame().to_vec())
+}
+
+/// A server that does `misbehave` at the `at`th request after Connect and is a good reader before and after.
+fn misbehaving(
+    path: &Path,
+    at: usize,
+    misbehave: impl Fn(&mut Peer, &Request) + Send + Sync + 'static,
+) -> Server {
+    Server::start(path, move |peer| {
+        let mut count = 0;
+        while let Some(request) = peer.next() {
+            count += usize::from(!matches!(request, Request::Hello { .. } | Request::Connect));
+            if count == at && !matches!(request, Request::Connect) {
+                misbehave(peer, &request);
+            } else {
+                peer.answer(&request);
+            }
+        }
+    })
+}
+
+/// What the server heard.
+fn recording(path: &Path) -> (Server, Arc<Mutex<Vec<String>>>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&heard);
+    let server = Server::start(path, move |peer| {
+        while let Some(request) = peer.next() {
+            let name = format!("{request:?}");
+            let name = name
+                .split(|c: char| !c.is_alphanumeric())
+                .next()
+                .unwrap()
+                .to_owned();
+            record.lock().unwrap().push(name);
+            peer.answer(&request);
+        }
+        record.lock().unwrap().push("closed".into());
+    });
+    (server, heard)
+}
+
+#[test]
+fn a_command_and_its_answer() {
+    let folder = Folder::new("command");
+    let path = folder.join("socket");
+    let (server, heard) = recording(&path);
+    let mut card = connect(&path);
+    assert_eq!(card.atr().bytes(), ATR);
+    assert_eq!(card.limits(), Limits::EXTENDED);
+    assert_eq!(card.epoch(), Epoch(0));
+    assert_eq!(send(&mut *card, soon()).unwrap(), [0x90, 0x00]);
+    drop(card);
+    drop(server);
+    assert_eq!(
+        *heard.lock().unwrap(),
+        ["Hello", "Connect", "Transmit", "closed"]
+    );
+}
+
+#[test]
+fn the_longest_command_and_the_longest_answer_pass_whole() {
+    let folder = Folder::new("longest");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, request| {
+        let Request::Transmit(command) = request else {
+            panic!("a command")
+        };
+        assert_eq!(command.len(), Limits::EXTENDED.command);
+        let answer: Vec<u8> = (0..=250).cycle().take(ResponseBuffer::MAX).collect();
+        peer.reply(&Reply::Response(Secret::new(answer)));
+    });
+    let mut response = ResponseBuffer::new();
+    let command = vec![7; Limits::EXTENDED.command];
+    connect(&path)
+        .transmit(&command, &mut response, soon())
+        .unwrap();
+    assert_eq!(response.frame().len(), ResponseBuffer::MAX);
+    assert!(
+        response
+            .frame()
+            .iter()
+            .copied()
+            .eq((0..=250).cycle().take(ResponseBuffer::MAX))
+    );
+}
+
+#[test]
+fn a_command_no_frame_can_hold_is_refused_here() {
+    let folder = Folder::new("too-long");
+    let path = folder.join("socket");
+    let _server = Server::start(&path, Peer::serve);
+    let mut card = connect(&path);
+    let error = card
+        .transmit(&vec![0; 70_000], &mut ResponseBuffer::new(), soon())
+        .unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::Protocol, Sent::No)
+    );
+    assert!(send(&mut *card, soon()).is_ok());
+}
+
+#[test]
+fn connecting_tells_what_is_missing() {
+    let folder = Folder::new("missing");
+    let path = folder.join("socket");
+    let fails = |kind| {
+        let error = try_connect(&path, soon()).err().unwrap();
+        assert_eq!((error.kind, error.sent), (kind, Sent::No), "{error}");
+        assert!(error.what.contains(path.to_str().unwrap()), "{error}");
+    };
+    fails(TransportErrorKind::NoService);
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    fails(TransportErrorKind::NoService);
+    let server = Server::start(&path, |peer| {
+        peer.welcome("R");
+        peer.next();
+        peer.refuse(Refusal::NoCard);
+    });
+    fails(TransportErrorKind::NoCard);
+    drop(server);
+    let server = Server::start(&path, |peer| {
+        peer.welcome("R");
+        peer.next();
+        peer.reply(&Reply::Connected { atr: vec![1, 2, 3] });
+    });
+    fails(TransportErrorKind::NoCard);
+    drop(server);
+    let _server = Server::start(&path, |peer| {
+        peer.next();
+        peer.raw(&[0, 0, 0, 2, 0x81, 2]);
+    });
+    fails(TransportErrorKind::Protocol);
+    let stranger = ReaderId::new("socket", "/somewhere/else");
+    let error = SocketBackend::new(vec![path.clone()])
+        .connect(&stranger, soon())
+        .err()
+        .unwrap();
+    assert_eq!(error.kind, TransportErrorKind::NoReader);
+}
+
+#[test]
+fn a_server_that_does_not_answer_connect_costs_the_call() {
+    let folder = Folder::new("mute-server");
+    let path = folder.join("socket");
+    let _server = Server::start(&path, |peer| while peer.next().is_some() {});
+    let begun = Instant::now();
+    let error = try_connect(&path, Call::within(Duration::from_millis(200)))
+        .err()
+        .unwrap();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::No)
+    );
+    assert!(begun.elapsed() < Duration::from_millis(400));
+}
+
+#[test]
+fn a_card_held_by_another_is_busy_and_the_connection_stays() {
+    let folder = Folder::new("busy");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::Busy));
+    let mut card = connect(&path);
+    let error = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::Busy, Sent::No)
+    );
+    assert!(error.what.contains("(as the testwants it)"), "{error}");
+    assert!(send(&mut *card, soon()).is_ok());
+    assert_eq!(card.epoch(), Epoch(0));
+}
+
+#[test]
+fn a_reset_advances_the_epoch_and_reconnects() {
+    let folder = Folder::new("reset");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardReset));
+    let mut card = connect(&path);
+    let error = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::CardReset, Sent::No)
+    );
+    assert_eq!(card.epoch(), Epoch(1));
+    assert!(send(&mut *card, soon()).is_ok());
+}
+
+#[test]
+fn a_reset_found_at_begin_is_no_error_but_a_new_epoch() {
+    let folder = Folder::new("reset-begin");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardReset));
+    let mut card = connect(&path);
+    let mut answers = Vec::new();
+    card.transact(soon(), &mut |held| {
+        answers.push(send(held, soon()).unwrap());
+    })
+    .unwrap();
+    assert_eq!(answers, [[0x90, 0x00]]);
+    assert_eq!(card.epoch(), Epoch(1));
+}
+
+#[test]
+fn resets_without_end_are_not_followed_without_end() {
+    let folder = Folder::new("resets");
+    let path = folder.join("socket");
+    let _server = Server::start(&path, |peer| {
+        while let Some(request) = peer.next() {
+            match request {
+                Request::Begin => peer.refuse(Refusal::CardReset),
+                other => peer.answer(&other),
+            }
+        }
+    });
+    let error = connect(&path)
+        .transact(soon(), &mut |_| panic!("never begun"))
+        .unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::Busy, Sent::No)
+    );
+}
+
+#[test]
+fn a_card_removed_in_the_middle_may_have_seen_the_command() {
+    let folder = Folder::new("removed");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardRemoved));
+    let mut card = connect(&path);
+    let error = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::CardRemoved, Sent::Maybe)
+    );
+    let later = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (later.kind, later.sent),
+        (TransportErrorKind::CardRemoved, Sent::No)
+    );
+    let later = card
+        .transact(soon(), &mut |_| panic!("no card to hold"))
+        .unwrap_err();
+    assert_eq!(later.kind, TransportErrorKind::CardRemoved);
+}
+
+#[test]
+fn a_timeout_closes_the_connection_so_that_no_late_answer_is_taken_for_the_next() {
+    let folder = Folder::new("timeout");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, _| {
+        std::thread::sleep(Duration::from_millis(300));
+        peer.reply(&Reply::Response(Secret::copy_from(&[0x6F, 0x00])));
+    });
+    let mut card = connect(&path);
+    let begun = Instant::now();
+    let error = send(&mut *card, Call::within(Duration::from_millis(100))).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::Maybe)
+    );
+    assert!(begun.elapsed() < Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(300));
+    let later = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (later.kind, later.sent),
+        (TransportErrorKind::TimedOut, Sent::No)
+    );
+    assert!(later.what.contains("connection was closed"), "{later}");
+}
+
+#[test]
+fn a_deadline_already_past_sends_nothing_and_harms_nothing() {
+    let folder = Folder::new("past");
+    let path = folder.join("socket");
+    let (_server, heard) = recording(&path);
+    let mut card = connect(&path);
+    let error = send(&mut *card, Call::within(Duration::ZERO)).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::No)
+    );
+    assert_eq!(*heard.lock().unwrap(), ["Hello", "Connect"]);
+    assert!(send(&mut *card, soon()).is_ok());
+}
+
+#[test]
+fn a_server_that_dies_in_the_middle_is_no_service() {
+    let folder = Folder::new("dies-in-the-middle");
+    let path = folder.join("socket");
+    let server = Server::start(&path, |peer| {
+        peer.welcome("R");
+        peer.next();
+        peer.reply(&Reply::Connected { atr: ATR.to_vec() });
+        peer.next();
+    });
+    let mut card = connect(&path);
+    let error = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::NoService, Sent::Maybe)
+    );
+    let error = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::NoService, Sent::No)
+    );
+    drop(server);
+}
+
+#[test]
+fn a_server_gone_between_two_commands_has_not_seen_the_second() {
+    let folder = Folder::new("gone-between");
+    let path = folder.join("socket");
+    let server = Server::start(&path, Peer::serve);
+    let mut card = connect(&path);
+    assert!(send(&mut *card, soon()).is_ok());
+    drop(server);
+    let error = send(&mut *card, soon()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::NoService, Sent::No)
+    );
+}
+
+#[test]
+fn babble_is_a_broken_protocol_and_closes_the_connection() {
+    let response = Reply::Response(Secret::copy_from(&[0x90, 0x00]))
+        .encode()
+        .expose()
+        .to_vec();
+    let babble: [(&str, Vec<u8>); 7] = [
+        ("length 0", vec![0, 0, 0, 0]),
+        ("length over the limit", vec![0, 1, 0, 0x13, 0x84]),
+        ("length 4 GiB", vec![0xFF; 100_000]),
+        ("unknown kind", vec![0, 0, 0, 1, 0x77]),
+        ("malformed body", vec![0, 0, 0, 2, 0x85, 0]),
+        ("another request's answer", vec![0, 0, 0, 1, 0x85]),
+        (
+            "two answers to one request",
+            [response.clone(), response].concat(),
+        ),
+    ];
+    for (what, bytes) in babble {
+        let folder = Folder::new("babble-transport");
+        let path = folder.join("socket");
+        let _server = misbehaving(&path, 1, move |peer, _| peer.raw(&bytes));
+        let mut card = connect(&path);
+        let error = send(&mut *card, soon()).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::Protocol, Sent::Maybe),
+            "{what}"
+        );
+        let later = send(&mut *card, soon()).unwrap_err();
+        assert_eq!(
+            (later.kind, later.sent),
+            (TransportErrorKind::Protocol, Sent::No),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn an_answer_in_single_bytes_is_put_together_and_one_cut_short_times_out() {
+    let folder = Folder::new("trickle");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 1, |peer, _| {
+        for byte in Reply::Response(Secret::copy_from(&[0x61, 0x10]))
+            .encode()
+            .expose()
+        {
+            peer.raw(&[*byte]);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    assert_eq!(send(&mut *connect(&path), soon()).unwrap(), [0x61, 0x10]);
+    let _server = misbehaving(&path, 1, |peer, _| peer.raw(&[0, 0, 0, 3, 0x84, 0x90]));
+    let error = send(
+        &mut *connect(&path),
+        Call::within(Duration::from_millis(100)),
+    )
+    .unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::Maybe)
+    );
+}
+
+#[test]
+fn a_transaction_begins_runs_once_and_ends() {
+    let folder = Folder::new("transaction");
+    let path = folder.join("socket");
+    let (server, heard) = recording(&path);
+    let mut card = connect(&path);
+    let mut runs = 0;
+    card.transact(soon(), &mut |held| {
+        runs += 1;
+        send(held, soon()).unwrap();
+        send(held, soon()).unwrap();
+    })
+    .unwrap();
+    assert_eq!(runs, 1);
+    drop(card);
+    drop(server);
+    let expected = [
+        "Hello", "Connect", "Begin", "Transmit", "Transmit", "End", "closed",
+    ];
+    assert_eq!(*heard.lock().unwrap(), expected);
+}
+
+#[test]
+fn a_transaction_ends_when_its_body_panics() {
+    let folder = Folder::new("panics");
+    let path = folder.join("socket");
+    let (server, heard) = recording(&path);
+    let mut card = connect(&path);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let _ = card.transact(soon(), &mut |_| panic!("as the test wants it"));
+    }));
+    assert!(panicked.is_err());
+    assert!(send(&mut *card, soon()).is_ok(), "usable afterwards");
+    drop(card);
+    drop(server);
+    let expected = ["Hello", "Connect", "Begin", "End", "Transmit", "closed"];
+    assert_eq!(*heard.lock().unwrap(), expected);
+}
+
+#[test]
+fn exclusivity_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
+    let folder = Folder::new("queue");
+    let path = folder.join("socket");
+    let (tell, left) = std::sync::mpsc::channel();
+    let _server = misbehaving(&path, 1, move |peer, _| {
+        assert!(peer.next().is_none(), "the client hangs up");
+        tell.send(()).unwrap();
+    });
+    let mut card = connect(&path);
+    let call = Call::within(Duration::from_millis(100));
+    let error = card
+        .transact(call, &mut |_| panic!("never begun"))
+        .unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::No)
+    );
+    left.recv_timeout(Duration::from_secs(1)).unwrap();
+}
+
+#[test]
+fn an_end_that_is_not_confirmed_closes_the_connection() {
+    let folder = Folder::new("no-end");
+    let path = folder.join("socket");
+    let _server = misbehaving(&path, 2, |peer, _| {
+        peer.refuse(Refusal::Busy);
+        assert!(peer.next().is_none(), "the client hangs up");
+    });
+    let mut card = connect(&path);
+    card.transact(soon(), &mut |_| {}).unwrap();
+    assert!(
+        send(&mut *card, soon())
+            .unwrap_err()
+            .what
+            .contains("connection was closed")
+    );
+}

@@ -1,0 +1,430 @@
+//! The watch over socket readers, against servers that come, go, die, stall and babble.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failing helper is a failing test"
+)]
+
+mod common;
+
+use std::{
+    os::unix::net::UnixListener,
+    path::PathBuf,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, TransportErrorKind};
+use claviger_driver::{
+    Backend, Presence, ReaderState, Readers, Stopped, Watch, socket::SocketBackend,
+};
+use common::{ATR, Folder, Peer, Server};
+
+const SOON: Duration = Duration::from_millis(500);
+
+fn watch(paths: &[&PathBuf]) -> Box<dyn Watch> {
+    SocketBackend::new(paths.iter().map(|path| (*path).clone()).collect()).watch()
+}
+
+fn soon() -> Call {
+    Call::within(SOON)
+}
+
+/// What the next `next` gives, asked in another thread; with how long it took from `act` on.
+fn next_after(
+    watch: &mut Box<dyn Watch>,
+    act: impl FnOnce(),
+) -> (Result<Readers, Stopped>, Duration) {
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| watch.next());
+        thread::sleep(Duration::from_millis(100));
+        assert!(!waiter.is_finished(), "next waits for a change");
+        let begun = Instant::now();
+        act();
+        (waiter.join().unwrap(), begun.elapsed())
+    })
+}
+
+fn only(readers: &Readers) -> &ReaderState {
+    assert_eq!(readers.readers.len(), 1, "{readers:?}");
+    &readers.readers[0]
+}
+
+fn kind(readers: &Readers) -> Option<TransportErrorKind> {
+    readers.trouble.as_ref().map(|trouble| trouble.kind)
+}
+
+#[test]
+fn without_a_server_there_is_no_reader_and_the_reason_is_told() {
+    let folder = Folder::new("none");
+    let path = folder.join("socket");
+    let readers = watch(&[&path]).next().unwrap();
+    assert!(readers.readers.is_empty());
+    let trouble = readers.trouble.unwrap();
+    assert_eq!(trouble.kind, TransportErrorKind::NoService);
+    assert!(trouble.what.contains(path.to_str().unwrap()), "{trouble}");
+}
+
+#[test]
+fn the_reader_has_the_server_s_name_and_its_card() {
+    let folder = Folder::new("name");
+    let path = folder.join("socket");
+    let _server = Server::start(&path, |peer| {
+        peer.welcome("A\u{1b}[31m reader\n");
+        peer.serve();
+    });
+    let readers = watch(&[&path]).now(soon());
+    let reader = only(&readers);
+    assert_eq!(reader.name, "A[31m reader");
+    assert_eq!(reader.id.to_string(), format!("socket:{}", path.display()));
+    assert!(matches!(&reader.presence, Presence::Card(atr) if atr.bytes() == ATR));
+    assert!(readers.trouble.is_none());
+}
+
+#[test]
+fn a_server_that_comes_later_is_seen() {
+    let folder = Folder::new("later");
+    let path = folder.join("socket");
+    let mut watch = watch(&[&path]);
+    assert!(watch.next().unwrap().readers.is_empty());
+    let mut server = None;
+    let (readers, took) = next_after(&mut watch, || {
+        server = Some(Server::start(&path, Peer::serve));
+    });
+    only(&readers.unwrap());
+    assert!(took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_server_whose_folder_comes_later_is_seen() {
+    let folder = Folder::new("folder");
+    let path = folder.join("not/yet/socket");
+    let mut watch = watch(&[&path]);
+    assert!(watch.next().unwrap().readers.is_empty());
+    let mut server = None;
+    let (readers, took) = next_after(&mut watch, || {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        server = Some(Server::start(&path, Peer::serve));
+    });
+    only(&readers.unwrap());
+    assert!(took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_server_that_dies_takes_its_reader_along_and_brings_it_back() {
+    let folder = Folder::new("dies");
+    let path = folder.join("socket");
+    let server = Server::start(&path, Peer::serve);
+    let mut watch = watch(&[&path]);
+    let before = only(&watch.next().unwrap()).clone();
+    let (gone, took) = next_after(&mut watch, || drop(server));
+    let gone = gone.unwrap();
+    assert!(gone.readers.is_empty() && kind(&gone) == Some(TransportErrorKind::NoService));
+    assert!(took < SOON, "{took:?}");
+    let mut server = None;
+    let (back, took) = next_after(&mut watch, || {
+        server = Some(Server::start(&path, Peer::serve));
+    });
+    let back = back.unwrap();
+    assert_eq!(
+        (&only(&back).id, &only(&back).presence),
+        (&before.id, &before.presence)
+    );
+    assert!(back.trouble.is_none());
+    assert!(took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_restart_nobody_looked_at_still_counts_as_a_change() {
+    let folder = Folder::new("restart");
+    let path = folder.join("socket");
+    let server = Server::start(&path, Peer::serve);
+    let mut watch = watch(&[&path]);
+    let before = only(&watch.now(soon())).clone();
+    drop(server);
+    let _server = Server::start(&path, Peer::serve);
+    let after = watch.now(soon());
+    assert_eq!(only(&after).presence, before.presence);
+    assert_ne!(only(&after).changes, before.changes);
+}
+
+#[test]
+fn a_stale_socket_file_is_no_server_and_does_not_hide_the_next_one() {
+    let folder = Folder::new("stale");
+    let path = folder.join("socket");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let mut watch = watch(&[&path]);
+    assert_eq!(
+        kind(&watch.next().unwrap()),
+        Some(TransportErrorKind::NoService)
+    );
+    let mut server = None;
+    let (readers, took) = next_after(&mut watch, || {
+        server = Some(Server::start(&path, Peer::serve));
+    });
+    only(&readers.unwrap());
+    assert!(took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_server_slow_between_bind_and_listen_is_seen() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+    let folder = Folder::new("bind");
+    let path = folder.join("socket");
+    let mut watch = watch(&[&path]);
+    assert!(watch.next().unwrap().readers.is_empty());
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let mut server = None;
+    let (readers, _) = next_after(&mut watch, || {
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        thread::sleep(Duration::from_millis(250));
+        rustix::net::listen(&socket, 5).unwrap();
+        server = Some(thread::spawn(|| {
+            let socket = rustix::net::accept(socket).unwrap();
+            Peer::from(std::os::unix::net::UnixStream::from(socket)).serve();
+        }));
+    });
+    only(&readers.unwrap());
+    drop(watch);
+    server.unwrap().join().unwrap();
+}
+
+#[test]
+fn insertion_removal_and_a_mute_card_are_told() {
+    let folder = Folder::new("states");
+    let path = folder.join("socket");
+    let (to_server, states) = mpsc::channel::<(Vec<u8>, u32)>();
+    let states = std::sync::Mutex::new(states);
+    let server = Server::start(&path, move |peer| {
+        peer.welcome("R");
+        peer.next();
+        peer.state(&[], 0);
+        for (atr, changes) in states.lock().unwrap().iter() {
+            peer.state(&atr, changes);
+        }
+    });
+    let mut watch = watch(&[&path]);
+    assert_eq!(only(&watch.next().unwrap()).presence, Presence::Empty);
+    let mut told = |atr: &[u8], changes| {
+        let (readers, _) = next_after(&mut watch, || {
+            to_server.send((atr.to_vec(), changes)).unwrap();
+        });
+        let reader = only(&readers.unwrap()).clone();
+        (reader.presence, reader.changes)
+    };
+    assert!(matches!(told(&ATR, 1), (Presence::Card(_), 1)));
+    assert!(
+        matches!(told(&ATR, 3), (Presence::Card(_), 3)),
+        "out and in again"
+    );
+    assert!(matches!(told(&[0x00, 0x01], 5), (Presence::Mute, 5)));
+    assert!(matches!(told(&[], 6), (Presence::Empty, 6)));
+    drop(to_server);
+    drop(server);
+}
+
+#[test]
+fn readers_come_in_the_order_of_their_paths_and_one_s_trouble_hides_no_other() {
+    let folder = Folder::new("order");
+    let (one, two, three) = (folder.join("one"), folder.join("two"), folder.join("three"));
+    let _three = Server::start(&three, Peer::serve);
+    let _one = Server::start(&one, Peer::serve);
+    let readers = watch(&[&one, &two, &three]).now(soon());
+    let names: Vec<_> = readers
+        .readers
+        .iter()
+        .map(|reader| reader.id.name())
+        .collect();
+    assert_eq!(names, [one.to_str().unwrap(), three.to_str().unwrap()]);
+    assert!(
+        readers
+            .trouble
+            .unwrap()
+            .what
+            .contains(two.to_str().unwrap())
+    );
+}
+
+#[test]
+fn a_server_that_never_answers_costs_at_most_the_call() {
+    let folder = Folder::new("silent");
+    let (silent, good) = (folder.join("silent"), folder.join("good"));
+    let _silent = Server::start(&silent, |peer| while peer.next().is_some() {});
+    let _good = Server::start(&good, Peer::serve);
+    let mut watch = watch(&[&silent, &good]);
+    let begun = Instant::now();
+    let readers = watch.now(Call::within(Duration::from_millis(200)));
+    let took = begun.elapsed();
+    assert!(
+        took >= Duration::from_millis(200) && took < Duration::from_millis(400),
+        "{took:?}"
+    );
+    assert_eq!(only(&readers).id.name(), good.to_str().unwrap());
+    assert_eq!(kind(&readers), Some(TransportErrorKind::TimedOut));
+}
+
+#[test]
+fn babble_is_a_broken_protocol_and_is_not_asked_for_again_at_once() {
+    let babble: [(&str, Vec<u8>); 6] = [
+        ("length 0", vec![0, 0, 0, 0, 0]),
+        ("length 4 GiB", vec![0xFF; 64]),
+        ("kind", vec![0, 0, 0, 1, 0x99]),
+        ("body", vec![0, 0, 0, 2, 0x82, 1]),
+        ("order", vec![0, 0, 0, 5, 0x82, 0, 0, 0, 1]),
+        ("version", vec![0, 0, 0, 2, 0x81, 9]),
+    ];
+    for (what, bytes) in babble {
+        let folder = Folder::new("babble");
+        let path = folder.join("socket");
+        let server = Server::start(&path, move |peer| {
+            peer.next();
+            peer.raw(&bytes);
+            peer.next();
+        });
+        let mut watch = watch(&[&path]);
+        let readers = watch.now(soon());
+        assert!(readers.readers.is_empty(), "{what}");
+        assert_eq!(
+            kind(&readers),
+            Some(TransportErrorKind::Protocol),
+            "{what}: {readers:?}"
+        );
+        thread::scope(|scope| {
+            let waker = watch.waker();
+            scope.spawn(|| watch.next());
+            thread::sleep(Duration::from_millis(400));
+            waker.stop();
+        });
+        assert!(
+            (2..=4).contains(&server.accepted()),
+            "{what}: {} connections",
+            server.accepted()
+        );
+    }
+}
+
+#[test]
+fn a_server_that_accepts_and_dies_for_ever_is_left_in_peace() {
+    let folder = Folder::new("flap");
+    let path = folder.join("socket");
+    let server = Server::start(&path, |peer| {
+        peer.welcome("R");
+        peer.next();
+        peer.state(&ATR, 1);
+    });
+    let mut watch = watch(&[&path]);
+    let waker = watch.waker();
+    thread::scope(|scope| {
+        scope.spawn(move || while watch.next().is_ok() {});
+        thread::sleep(Duration::from_secs(1));
+        waker.stop();
+    });
+    assert!(
+        server.accepted() <= 6,
+        "{} connections in a second",
+        server.accepted()
+    );
+}
+
+#[test]
+fn wake_before_wait_is_not_lost() {
+    let folder = Folder::new("before");
+    let mut watch = watch(&[&folder.join("socket")]);
+    watch.now(soon());
+    watch.waker().stop();
+    let begun = Instant::now();
+    assert_eq!(watch.next().unwrap_err(), Stopped);
+    assert_eq!(watch.next().unwrap_err(), Stopped, "for good");
+    assert!(begun.elapsed() < Duration::from_millis(10));
+}
+
+#[test]
+fn wake_during_the_wait_ends_it_at_once() {
+    let folder = Folder::new("during");
+    let path = folder.join("socket");
+    let _server = Server::start(&path, Peer::serve);
+    for paths in [vec![&path], vec![]] {
+        let mut watch = watch(&paths);
+        watch.now(soon());
+        let waker = watch.waker();
+        let (ended, took) = next_after(&mut watch, || waker.stop());
+        assert_eq!(ended.unwrap_err(), Stopped);
+        assert!(took < Duration::from_millis(20), "{took:?}");
+    }
+}
+
+/// Voluntary context switches of thread `tid` of this process so far.
+fn switches(tid: rustix::process::Pid) -> u64 {
+    let status = format!("/proc/self/task/{}/status", tid.as_raw_nonzero());
+    let status = std::fs::read_to_string(status).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("voluntary_ctxt_switches"))
+        .unwrap();
+    line.rsplit('\t').next().unwrap().parse().unwrap()
+}
+
+/// Context switches within a second of a thread in `next` on `path`.
+fn idle_switches(path: &PathBuf) -> u64 {
+    let mut watch = watch(&[path]);
+    watch.now(soon());
+    let waker = watch.waker();
+    let (tell, tid) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            tell.send(rustix::thread::gettid()).unwrap();
+            let _ = watch.next();
+        });
+        let tid = tid.recv().unwrap();
+        thread::sleep(Duration::from_millis(100));
+        let before = switches(tid);
+        thread::sleep(Duration::from_secs(1));
+        let during = switches(tid) - before;
+        waker.stop();
+        during
+    })
+}
+
+#[test]
+fn an_idle_watch_does_not_wake() {
+    let folder = Folder::new("idle");
+    let path = folder.join("socket");
+    let server = Server::start(&path, Peer::serve);
+    assert_eq!(idle_switches(&path), 0, "with a server");
+    drop(server);
+    assert_eq!(idle_switches(&path), 0, "without a server");
+    assert_eq!(
+        idle_switches(&folder.join("not/yet/socket")),
+        0,
+        "without a folder"
+    );
+}
+
+#[test]
+fn a_stale_socket_file_is_given_up_to_its_folder_in_the_end() {
+    let folder = Folder::new("given-up");
+    let path = folder.join("socket");
+    drop(UnixListener::bind(&path).unwrap());
+    let mut watch = watch(&[&path]);
+    watch.now(soon());
+    let mut server = None;
+    thread::scope(|scope| {
+        let (tell, tid) = mpsc::channel();
+        let waiter = scope.spawn(move || {
+            tell.send(rustix::thread::gettid()).unwrap();
+            watch.next()
+        });
+        let tid = tid.recv().unwrap();
+        // 0.1 + 0.2 + 0.4 + 0.8 + 1.6 seconds of trying.
+        thread::sleep(Duration::from_millis(3600));
+        let before = switches(tid);
+        thread::sleep(Duration::from_secs(3));
+        assert_eq!(switches(tid) - before, 0);
+        server = Some(Server::start(&path, Peer::serve));
+        only(&waiter.join().unwrap().unwrap());
+    });
+}
