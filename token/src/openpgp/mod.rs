@@ -1,83 +1,258 @@
-//! OpenPgp (being built).
-#![allow(warnings)]
+//! The OpenPGP card application (versions 2.x and 3.x) as a token.
+//!
+//! Its three keys are known by reference: 01 signs, 02 decrypts, 03 authenticates. One user PIN, PW1, has two
+//! states on the card: 81 for signatures and 82 for all else. The card describes itself in one object, the
+//! application related data 6E, which is also what proves that the application is selected.
+
+mod certificate;
+#[doc(hidden)]
+pub mod data_object;
+#[doc(hidden)]
+pub mod kdf;
+#[doc(hidden)]
+pub mod key;
+mod objects;
+mod pin;
+mod quirks;
+
+use std::sync::Arc;
+
+use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
+use cryptoki_sys::CK_ULONG;
+
 use crate::{
-    applet::*, card::Conversation, error::TokenError, mechanism::MechanismInfo, object::*,
+    algorithm::KeyAlgorithm,
+    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    card::Conversation,
+    error::TokenError,
+    mechanism::{self, MechanismInfo, Scheme, SchemeSizes},
+    object::{Object, PrivateKey},
+    openpgp::{
+        data_object::ApplicationData,
+        key::{Key, SignLimits},
+        objects::Objects,
+        pin::Pin,
+        quirks::Quirks,
+    },
     operation::SignInput,
 };
-use claviger_apdu::*;
-use std::sync::Arc;
-pub(crate) const AID: &[u8] = &[0xD2, 0x76, 0, 1, 0x24, 1];
-pub(crate) const PROBE: CommandApdu<'static> = CommandApdu::header([0, 0, 0, 0]);
-pub(crate) fn is_application_data(_: &[u8]) -> bool {
-    false
+
+/// The application's identifier up to its version (4.2.1).
+pub(crate) const AID: &[u8] = &[0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
+
+/// GET DATA of the application related data (7.2.6).
+pub(crate) const PROBE: CommandApdu<'static> = CommandApdu {
+    expected: Expected::All,
+    ..CommandApdu::header([0x00, 0xCA, 0x00, data_object::APPLICATION_DATA])
+};
+
+/// Whether `answer` is application related data of an OpenPGP card, with its tag or without.
+pub(crate) fn is_application_data(answer: &[u8]) -> bool {
+    data_object::is_application_data(answer)
 }
-/// OpenPgp
-pub struct OpenPgp;
+
+/// The OpenPGP application of one card.
+#[derive(Debug)]
+pub struct OpenPgp {
+    data: ApplicationData,
+    /// Whether keys may have come and gone since `data` was read.
+    stale: bool,
+    extended_length: bool,
+    pin: Pin,
+    objects: Objects,
+}
+
 impl OpenPgp {
+    /// Reads what there is to know of the application just selected, in one command.
+    ///
+    /// # Errors
+    /// Of the transport, or when the card does not say who it is.
     pub(crate) fn open(
-        _: &mut Conversation<'_, '_>,
-        _: &[u8],
-        _: &Atr,
+        talk: &mut Conversation<'_, '_>,
+        _select_answer: &[u8],
+        atr: &Atr,
     ) -> Result<Self, TokenError> {
-        panic!()
+        let data = ApplicationData::parse(read_application_data(talk)?.expose())?;
+        Ok(Self {
+            stale: false,
+            extended_length: data
+                .extended_length
+                .unwrap_or_else(|| atr.announces_extended_length()),
+            pin: Pin::new(&data),
+            objects: Objects::default(),
+            data,
+        })
+    }
+
+    /// Takes newer application related data for true: a key it says something else of is read again, and the
+    /// rule for signatures reaches their key.
+    fn note(&mut self, data: ApplicationData) {
+        self.stale = false;
+        self.pin.note(data.password);
+        if data == self.data {
+            return;
+        }
+        for key in Key::ALL {
+            if data.keys.get(key) != self.data.keys.get(key) {
+                self.objects.forget_key(key);
+            }
+        }
+        self.data = data;
+        self.objects.build(&self.data);
+    }
+
+    /// Reads the application related data again, which also proves that the application is selected.
+    fn refresh(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        let answer = match talk.prove()? {
+            Some(answer) => answer,
+            None => read_application_data(talk)?,
+        };
+        self.note_probe(answer.expose())
     }
 }
+
+fn read_application_data(talk: &mut Conversation<'_, '_>) -> Result<Secret, TokenError> {
+    let answer = talk.exchange(&PROBE)?;
+    answer
+        .ok()
+        .map_err(|status| TokenError::refused("OpenPGP GET DATA 6E", status))
+}
+
 impl Applet for OpenPgp {
     fn kind(&self) -> AppletKind {
-        panic!()
+        AppletKind::OpenPgp
     }
+
     fn info(&self) -> TokenInfo {
-        panic!()
+        let identifier = &self.data.identifier;
+        TokenInfo {
+            label: format!("OpenPGP {:08x}", identifier.serial),
+            manufacturer: quirks::manufacturer_name(identifier.manufacturer).to_owned(),
+            model: "OpenPGP card".to_owned(),
+            serial: identifier.serial_number(),
+            min_pin_len: pin::MIN_LEN,
+            max_pin_len: self.pin.max_len(),
+            version: identifier.version,
+            pin_tries: self.pin.tries(),
+        }
     }
+
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        panic!()
+        let mut sizes: Vec<SchemeSizes> = Vec::new();
+        for key in [Key::Signature, Key::Authentication] {
+            let Some(next) = self.data.keys.get(key).algorithm.and_then(signing_size) else {
+                continue;
+            };
+            match sizes.iter_mut().find(|size| size.scheme == next.scheme) {
+                Some(size) => {
+                    size.min = size.min.min(next.min);
+                    size.max = size.max.max(next.max);
+                }
+                None => sizes.push(next),
+            }
+        }
+        mechanism::offered(&sizes)
     }
+
     fn extended_length(&self) -> bool {
-        panic!()
+        self.extended_length
     }
-    fn note_probe(&mut self, _: &[u8]) -> Result<(), TokenError> {
-        panic!()
+
+    fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
+        if is_application_data(answer) {
+            self.note(ApplicationData::parse(answer)?);
+        }
+        Ok(())
     }
-    fn check_pin(&self, _: &Secret) -> Result<(), TokenError> {
-        panic!()
+
+    fn check_pin(&self, pin: &Secret) -> Result<(), TokenError> {
+        self.pin.check(pin)
     }
+
     fn verify(
         &mut self,
-        _: &mut Conversation<'_, '_>,
-        _: &Secret,
-        _: PinPurpose,
+        talk: &mut Conversation<'_, '_>,
+        pin: &Secret,
+        purpose: PinPurpose,
     ) -> Result<(), TokenError> {
-        panic!()
+        self.pin.verify(talk, pin, purpose)
     }
+
     fn pin_status(
         &mut self,
-        _: &mut Conversation<'_, '_>,
-        _: &PrivateKey,
+        talk: &mut Conversation<'_, '_>,
+        key: &PrivateKey,
     ) -> Result<PinStatus, TokenError> {
-        panic!()
+        self.pin.status(talk, key.reference)
     }
-    fn unverify(&mut self, _: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        panic!()
+
+    fn unverify(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        self.pin.unverify(talk)
     }
-    fn load(&mut self, _: &mut Conversation<'_, '_>, _: &Wanted) -> Result<(), TokenError> {
-        panic!()
+
+    fn load(&mut self, talk: &mut Conversation<'_, '_>, wanted: &Wanted) -> Result<(), TokenError> {
+        if self.stale {
+            self.refresh(talk)?;
+        }
+        self.objects.load(talk, wanted, &self.data)
     }
-    fn is_loaded(&self, _: &Wanted) -> bool {
-        panic!()
+
+    fn is_loaded(&self, wanted: &Wanted) -> bool {
+        if self.stale {
+            return !Objects::concern(wanted);
+        }
+        self.objects.is_loaded(wanted, &self.data)
     }
+
     fn forget_objects(&mut self) {
-        panic!()
+        self.objects = Objects::default();
+        self.stale = true;
     }
+
     fn objects(&self) -> Vec<Arc<Object>> {
-        panic!()
+        self.objects.built()
     }
-    fn sign_command(&self, _: &PrivateKey, _: &SignInput) -> Result<OwnedCommand, TokenError> {
-        panic!()
+
+    fn sign_command(
+        &self,
+        key: &PrivateKey,
+        input: &SignInput,
+    ) -> Result<OwnedCommand, TokenError> {
+        let limits = SignLimits {
+            quirks: Quirks::of(self.data.identifier.manufacturer),
+            max_command: self.data.max_command,
+        };
+        key::sign_command(key_of(key)?, key.algorithm, input, limits)
     }
-    fn signature(&self, _: &PrivateKey, _: &[u8]) -> Result<Vec<u8>, TokenError> {
-        panic!()
+
+    fn signature(&self, key: &PrivateKey, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+        key::signature(key.algorithm, answer)
     }
-    fn key_name(&self, _: &PrivateKey) -> String {
-        panic!()
+
+    fn key_name(&self, key: &PrivateKey) -> String {
+        Key::from_reference(key.reference).map_or_else(
+            || format!("OpenPGP key {:02X}", key.reference),
+            |key| key.name().to_owned(),
+        )
     }
+}
+
+fn key_of(key: &PrivateKey) -> Result<Key, TokenError> {
+    Key::from_reference(key.reference).ok_or(TokenError::KeyFunctionNotPermitted)
+}
+
+/// How, and with how many bits, a key of this algorithm signs.
+fn signing_size(algorithm: KeyAlgorithm) -> Option<SchemeSizes> {
+    let (scheme, bits) = match algorithm {
+        KeyAlgorithm::Rsa { bits } => (Scheme::RsaPkcs1, bits),
+        KeyAlgorithm::Ec(curve) => (Scheme::Ecdsa, curve.bits()),
+        KeyAlgorithm::Ed25519 => (Scheme::EdDsa, 255),
+        KeyAlgorithm::X25519 => return None,
+    };
+    let bits = CK_ULONG::from(bits);
+    Some(SchemeSizes {
+        scheme,
+        min: bits,
+        max: bits,
+    })
 }

@@ -1,0 +1,182 @@
+//! The three cardholder certificates behind one tag (OpenPGP card 3.4, 4.4.3.3, 7.2.5 to 7.2.7).
+
+use claviger_apdu::{CommandApdu, Expected, StatusWord};
+
+use crate::{
+    card::Conversation,
+    certificate::Certificate,
+    error::TokenError,
+    openpgp::{data_object, key::Key, objects::Read, quirks::Quirks},
+};
+
+/// GET DATA of the occurrence the card stands at.
+const GET_DATA: CommandApdu<'static> = CommandApdu {
+    expected: Expected::All,
+    ..CommandApdu::header([0x00, 0xCA, 0x7F, 0x21])
+};
+/// GET NEXT DATA: of the occurrence after the one just read.
+const GET_NEXT_DATA: CommandApdu<'static> = CommandApdu {
+    expected: Expected::All,
+    ..CommandApdu::header([0x00, 0xCC, 0x7F, 0x21])
+};
+/// What SELECT DATA selects: 7F21, as a tag list 5C in a general reference 60. The length comes before.
+const PATH: [u8; 7] = [0x06, 0x60, 0x04, 0x5C, 0x02, 0x7F, 0x21];
+
+/// Reads certificates with as few commands as the card's position allows.
+///
+/// The card keeps its position from program to program, so it is known only after a SELECT, and must be
+/// given back as it was found: [`CertificateReader::finish`].
+#[derive(Debug)]
+pub(super) struct CertificateReader {
+    quirks: Quirks,
+    /// Whether the card has SELECT DATA, and with it more than one certificate.
+    selects: bool,
+    /// The occurrence GET DATA would read, when known.
+    position: Option<u8>,
+    /// What GET DATA has just read at the position; GET NEXT DATA goes on from there.
+    last: Option<Vec<u8>>,
+}
+
+impl CertificateReader {
+    /// A reader for a card of `version`, which stands at the first occurrence when it was just selected.
+    pub(super) fn new(version: (u8, u8), quirks: Quirks, just_selected: bool) -> Self {
+        let selects = version >= (3, 0);
+        Self {
+            quirks,
+            selects,
+            position: (just_selected || !selects).then_some(0),
+            last: None,
+        }
+    }
+
+    /// The certificate of `key`.
+    ///
+    /// # Errors
+    /// Of the conversation.
+    pub(super) fn read(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: Key,
+    ) -> Result<Read<Certificate>, TokenError> {
+        let found = match self.read_next(talk, key.occurrence())? {
+            Some(next) => next,
+            None => match self.read_selected(talk, key.occurrence())? {
+                Ok(selected) => selected,
+                Err(status) => return Ok(refused(key, status)),
+            },
+        };
+        let read = parse(key, data_object::value_of(&found, data_object::CERTIFICATE));
+        self.last = Some(found);
+        Ok(read)
+    }
+
+    /// By GET NEXT DATA, if `occurrence` comes after the one just read and the card moves on to it.
+    fn read_next(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        occurrence: u8,
+    ) -> Result<Option<Vec<u8>>, TokenError> {
+        let Some(last) = self.last.take() else {
+            return Ok(None);
+        };
+        if !self.selects || self.position.map(|position| position + 1) != Some(occurrence) {
+            return Ok(None);
+        }
+        self.position = None;
+        let answer = talk.read(&GET_NEXT_DATA)?;
+        let next = answer.data.expose();
+        // The same again looks like a card that has not moved.
+        if !answer.status.is_ok() || (next == last && !next.is_empty()) {
+            return Ok(None);
+        }
+        self.position = Some(occurrence);
+        Ok(Some(next.to_vec()))
+    }
+
+    /// By GET DATA, after SELECT DATA where the card stands elsewhere.
+    fn read_selected(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        occurrence: u8,
+    ) -> Result<Result<Vec<u8>, StatusWord>, TokenError> {
+        if self.position != Some(occurrence) {
+            let status = self.select(talk, occurrence)?;
+            if !status.is_ok() {
+                return Ok(Err(status));
+            }
+        }
+        let answer = talk.read(&GET_DATA)?;
+        Ok(answer.ok().map(|data| data.expose().to_vec()))
+    }
+
+    /// SELECT DATA. A card without it has only the first certificate, which is always selected.
+    fn select(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        occurrence: u8,
+    ) -> Result<StatusWord, TokenError> {
+        if !self.selects {
+            return Ok(StatusWord::REFERENCE_NOT_FOUND);
+        }
+        self.position = None;
+        let [_, path @ ..] = &PATH;
+        let header = [0x00, 0xA5, occurrence, 0x04];
+        let command = |data| CommandApdu {
+            data,
+            ..CommandApdu::header(header)
+        };
+        let mut status = talk.read(&command(path))?.status;
+        if status == StatusWord::INSTRUCTION_NOT_SUPPORTED {
+            self.selects = false;
+            self.position = Some(0);
+            status = match occurrence {
+                0 => StatusWord::OK,
+                _ => StatusWord::REFERENCE_NOT_FOUND,
+            };
+        } else if !status.is_ok() && self.quirks.select_data_length_twice {
+            status = talk.read(&command(&PATH))?.status;
+        }
+        if status.is_ok() {
+            self.position = Some(occurrence);
+        }
+        Ok(status)
+    }
+
+    /// Leaves the card at the first occurrence, where programs expect it that know of one only.
+    ///
+    /// # Errors
+    /// Of the conversation.
+    pub(super) fn finish(mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        if self.position != Some(0) {
+            let status = self.select(talk, 0)?;
+            tracing::debug!("OpenPGP SELECT DATA back to the first certificate: {status}");
+        }
+        Ok(())
+    }
+}
+
+fn parse(key: Key, der: &[u8]) -> Read<Certificate> {
+    if der.is_empty() {
+        return Read::Absent;
+    }
+    match Certificate::parse(der) {
+        Ok(certificate) => Read::Found(certificate),
+        Err(error) => {
+            tracing::warn!("the certificate of the {} is left out: {error}", key.name());
+            Read::Unreadable
+        }
+    }
+}
+
+fn refused(key: Key, status: StatusWord) -> Read<Certificate> {
+    match status {
+        StatusWord::REFERENCE_NOT_FOUND | StatusWord::NOT_FOUND => Read::Absent,
+        _ => {
+            tracing::warn!(
+                "the certificate of the {} is left out: {status}",
+                key.name()
+            );
+            Read::Unreadable
+        }
+    }
+}

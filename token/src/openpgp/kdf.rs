@@ -1,0 +1,190 @@
+//! The key derivation function between a PIN and what the card compares (OpenPGP card 3.4, 4.3.2).
+
+use claviger_apdu::{Secret, tlv};
+use sha2::{Digest, Sha256, Sha512};
+
+use crate::{
+    error::TokenError,
+    openpgp::data_object::{KDF, value_of},
+};
+
+/// How a PIN becomes what VERIFY sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kdf {
+    /// As it is.
+    Plain,
+    /// Iterated and salted S2K (RFC 4880, 3.7.1.3), for PW1.
+    Iterated {
+        /// What hashes.
+        hash: KdfHash,
+        /// Octets hashed in all.
+        count: u32,
+        /// Salt of PW1.
+        salt: [u8; 8],
+    },
+}
+
+/// Hash algorithms with their OpenPGP numbers (RFC 4880, 9.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KdfHash {
+    /// 8
+    Sha256,
+    /// 10
+    Sha512,
+}
+
+/// The largest count RFC 4880 can express: a card that asks for more only wants to keep us busy.
+const MAX_COUNT: u32 = 65_011_712;
+const THING: &str = "OpenPGP key derivation object F9";
+
+impl Kdf {
+    /// Reads the answer to GET DATA F9, with or without that tag; an empty one means there is none.
+    ///
+    /// # Errors
+    /// [`TokenError::Malformed`] for anything else that is not understood: a PIN must then not be sent, as a
+    /// plain one would be wrong.
+    pub(super) fn parse(answer: &[u8]) -> Result<Self, TokenError> {
+        let objects = value_of(answer, KDF.into());
+        if objects.is_empty() {
+            return Ok(Self::Plain);
+        }
+        let object = |tag| tlv::find(objects, tag).map_err(TokenError::tlv(THING));
+        match object(0x81)? {
+            Some([0x00]) => Ok(Self::Plain),
+            Some([0x03]) => Self::iterated(object(0x82)?, object(0x83)?, object(0x84)?),
+            _ => Err(TokenError::malformed(
+                THING,
+                "unknown algorithm; no PIN is sent",
+            )),
+        }
+    }
+
+    fn iterated(
+        hash: Option<&[u8]>,
+        count: Option<&[u8]>,
+        salt: Option<&[u8]>,
+    ) -> Result<Self, TokenError> {
+        let hash = match hash {
+            Some([0x08]) => Some(KdfHash::Sha256),
+            Some([0x0A]) => Some(KdfHash::Sha512),
+            _ => None,
+        };
+        let count = count
+            .and_then(|count| count.try_into().ok())
+            .map(u32::from_be_bytes)
+            .filter(|count| (1..=MAX_COUNT).contains(count));
+        let salt = salt.and_then(|salt| salt.try_into().ok());
+        match (hash, count, salt) {
+            (Some(hash), Some(count), Some(salt)) => Ok(Self::Iterated { hash, count, salt }),
+            _ => Err(TokenError::malformed(
+                THING,
+                "unknown hash, count or salt; no PIN is sent",
+            )),
+        }
+    }
+
+    /// What VERIFY sends for `pin`.
+    pub(super) fn derive(&self, pin: &Secret) -> Secret {
+        match self {
+            Self::Plain => pin.duplicate(),
+            Self::Iterated { hash, count, salt } => {
+                let mut unit = Secret::copy_from(salt);
+                unit.extend(pin.expose());
+                let count = usize::try_from(*count).unwrap_or(usize::MAX);
+                match hash {
+                    KdfHash::Sha256 => iterate(Sha256::new(), &unit, count),
+                    KdfHash::Sha512 => iterate(Sha512::new(), &unit, count),
+                }
+            }
+        }
+    }
+}
+
+/// Hashes `unit` over and over until `count` octets are in, at least once whole.
+fn iterate<H: Digest>(mut hash: H, unit: &Secret, count: usize) -> Secret {
+    let unit = unit.expose();
+    let mut left = count.max(unit.len());
+    while let Some(after) = left.checked_sub(unit.len())
+        && left > 0
+    {
+        hash.update(unit);
+        left = after;
+    }
+    hash.update(unit.get(..left).unwrap_or(unit));
+    Secret::copy_from(&hash.finalize())
+}
+
+/// Parses arbitrary bytes; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(Kdf::Iterated { count, .. }) = Kdf::parse(bytes) {
+        assert!((1..=MAX_COUNT).contains(&count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sha256_object(count: u32) -> Vec<u8> {
+        [
+            &[0x81, 1, 3, 0x82, 1, 8, 0x83, 4][..],
+            &count.to_be_bytes(),
+            &[0x84, 8],
+            b"12345678",
+            &[0x85, 8],
+            b"abcdefgh",
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn none_empty_and_absent_objects_leave_the_pin_plain() {
+        for plain in [&[][..], &[0x81, 1, 0], &[0xF9, 3, 0x81, 1, 0]] {
+            assert_eq!(Kdf::parse(plain).unwrap(), Kdf::Plain);
+        }
+        let pin = Secret::copy_from(b"123456");
+        assert_eq!(Kdf::Plain.derive(&pin).expose(), b"123456");
+    }
+
+    #[test]
+    fn derived_is_the_hash_over_exactly_count_octets() {
+        let kdf = Kdf::parse(&sha256_object(40)).unwrap();
+        let pin = Secret::copy_from(b"123456");
+        // 14 octets of salt and PIN: two whole units and 12 octets of the third
+        let expected = Sha256::digest(b"12345678123456".repeat(3).get(..40).unwrap());
+        assert_eq!(kdf.derive(&pin).expose(), expected.as_slice());
+        // a count under one unit hashes it once and whole (RFC 4880, 3.7.1.3)
+        let kdf = Kdf::parse(&sha256_object(1)).unwrap();
+        let expected = Sha256::digest(b"12345678123456");
+        assert_eq!(kdf.derive(&pin).expose(), expected.as_slice());
+        // a whole number of units
+        let kdf = Kdf::parse(&sha256_object(28)).unwrap();
+        let expected = Sha256::digest(b"1234567812345612345678123456");
+        assert_eq!(kdf.derive(&pin).expose(), expected.as_slice());
+    }
+
+    #[test]
+    fn the_outer_tag_makes_no_difference() {
+        let bare = sha256_object(0x0078_0000);
+        let tagged = tlv::encode(0xF9, &bare);
+        assert_eq!(Kdf::parse(&bare).unwrap(), Kdf::parse(&tagged).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let good = sha256_object(100_000);
+        for (at, value) in [(2, 1), (2, 2), (5, 9), (8, 0xFF), (7, 3), (13, 7)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            assert!(Kdf::parse(&bad).is_err(), "byte {at} as {value:02X}");
+        }
+        assert!(Kdf::parse(&good[..6]).is_err(), "no count");
+        assert!(Kdf::parse(&sha256_object(0)).is_err());
+        assert!(Kdf::parse(&[0x82, 1, 8]).is_err(), "no algorithm");
+        for len in 1..good.len() - 10 {
+            assert!(Kdf::parse(&good[..len]).is_err(), "{len} bytes");
+            fuzz(&good[..len]);
+        }
+    }
+}

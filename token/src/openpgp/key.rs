@@ -1,0 +1,335 @@
+//! The three keys: where each is, what it may do, how it signs and how its public half is read.
+
+use claviger_apdu::{CommandApdu, CommandClass, Expected, Limits, Secret, tlv};
+
+use crate::{
+    algorithm::{KeyAlgorithm, PublicKey},
+    applet::OwnedCommand,
+    error::TokenError,
+    object::{KeyPlace, PinRule, Usage},
+    openpgp::quirks::Quirks,
+    operation::{SignInput, fit_hash},
+};
+
+/// One of the keys of an OpenPGP card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// PSO: COMPUTE DIGITAL SIGNATURE.
+    Signature,
+    /// PSO: DECIPHER.
+    Decryption,
+    /// INTERNAL AUTHENTICATE.
+    Authentication,
+}
+
+/// What the specification and OpenSC call a key.
+struct Row {
+    /// Key reference (7.2.18); also the CKA_ID.
+    reference: u8,
+    /// Control reference template (7.2.14).
+    template: [u8; 2],
+    /// Tag of the algorithm attributes.
+    attributes: u32,
+    /// Occurrence of the cardholder certificate (4.4.3.3).
+    occurrence: u8,
+    name: &'static str,
+    label: &'static str,
+    certificate_label: &'static str,
+}
+
+const SIGNATURE: Row = Row {
+    reference: 1,
+    template: [0xB6, 0x00],
+    attributes: 0xC1,
+    occurrence: 2,
+    name: "OpenPGP signature key",
+    label: "Signature key",
+    certificate_label: "SIG certificate",
+};
+const DECRYPTION: Row = Row {
+    reference: 2,
+    template: [0xB8, 0x00],
+    attributes: 0xC2,
+    occurrence: 1,
+    name: "OpenPGP decryption key",
+    label: "Encryption key",
+    certificate_label: "DEC certificate",
+};
+const AUTHENTICATION: Row = Row {
+    reference: 3,
+    template: [0xA4, 0x00],
+    attributes: 0xC3,
+    occurrence: 0,
+    name: "OpenPGP authentication key",
+    label: "Authentication key",
+    certificate_label: "AUT certificate",
+};
+
+impl Key {
+    /// Every key, in the order of references, attributes and fingerprints.
+    pub(super) const ALL: [Self; 3] = [Self::Signature, Self::Decryption, Self::Authentication];
+
+    const fn row(self) -> &'static Row {
+        match self {
+            Self::Signature => &SIGNATURE,
+            Self::Decryption => &DECRYPTION,
+            Self::Authentication => &AUTHENTICATION,
+        }
+    }
+
+    /// The key with this reference.
+    pub(super) fn from_reference(reference: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|key| key.row().reference == reference)
+    }
+
+    /// For a person.
+    pub(super) const fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Tag of its algorithm attributes.
+    pub(super) const fn attributes_tag(self) -> u32 {
+        self.row().attributes
+    }
+
+    /// Which of the cardholder certificates is its.
+    pub(super) const fn occurrence(self) -> u8 {
+        self.row().occurrence
+    }
+
+    /// Identifier and labels, like OpenSC's.
+    pub(super) fn place(self) -> KeyPlace {
+        let row = self.row();
+        KeyPlace {
+            reference: row.reference,
+            id: vec![row.reference],
+            certificate_label: row.certificate_label.to_owned(),
+            public_label: row.label.to_owned(),
+            private_label: row.label.to_owned(),
+        }
+    }
+
+    /// What a key of this algorithm may do here.
+    pub(super) const fn usage(self, algorithm: KeyAlgorithm) -> Usage {
+        let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
+        let agrees = matches!(algorithm, KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519);
+        let decrypts = matches!(self, Self::Decryption);
+        Usage {
+            sign: !decrypts && !matches!(algorithm, KeyAlgorithm::X25519),
+            decrypt: decrypts && rsa,
+            derive: decrypts && agrees,
+        }
+    }
+
+    /// When it wants PW1, with the PW status bytes' word on signatures.
+    pub(super) const fn pin_rule(self, several_signatures: bool) -> PinRule {
+        match self {
+            Self::Signature if !several_signatures => PinRule::Always,
+            _ => PinRule::Once,
+        }
+    }
+
+    /// GENERATE ASYMMETRIC KEY PAIR that only reads the public key (7.2.14).
+    pub(super) const fn read_public(self, algorithm: Option<KeyAlgorithm>) -> CommandApdu<'static> {
+        let short = matches!(algorithm, Some(KeyAlgorithm::Rsa { .. }) | None);
+        CommandApdu {
+            data: &self.row().template,
+            expected: if short {
+                Expected::All
+            } else {
+                Expected::UpTo(256)
+            },
+            ..CommandApdu::header([0x00, 0x47, 0x81, 0x00])
+        }
+    }
+
+    /// PSO: COMPUTE DIGITAL SIGNATURE (7.2.10) or INTERNAL AUTHENTICATE (7.2.13).
+    const fn sign_header(self) -> Option<[u8; 4]> {
+        match self {
+            Self::Signature => Some([0x00, 0x2A, 0x9E, 0x9A]),
+            Self::Authentication => Some([0x00, 0x88, 0x00, 0x00]),
+            Self::Decryption => None,
+        }
+    }
+}
+
+/// One value for each key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PerKey<T>([T; 3]);
+
+impl<T> PerKey<T> {
+    /// That of `key`.
+    pub(super) const fn get(&self, key: Key) -> &T {
+        let [signature, decryption, authentication] = &self.0;
+        match key {
+            Key::Signature => signature,
+            Key::Decryption => decryption,
+            Key::Authentication => authentication,
+        }
+    }
+
+    /// That of `key`, to change.
+    pub(super) const fn get_mut(&mut self, key: Key) -> &mut T {
+        let [signature, decryption, authentication] = &mut self.0;
+        match key {
+            Key::Signature => signature,
+            Key::Decryption => decryption,
+            Key::Authentication => authentication,
+        }
+    }
+}
+
+/// What one card takes in one signing command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SignLimits {
+    /// What it does that the specification does not say.
+    pub(super) quirks: Quirks,
+    /// Longest command frame in bytes, where the card says.
+    pub(super) max_command: Option<usize>,
+}
+
+impl SignLimits {
+    /// CLA INS P1 P2, three bytes of Lc, two of Le.
+    const FRAME: usize = 9;
+
+    fn max_message(&self) -> usize {
+        let frame = self.max_command.map(|len| len.saturating_sub(Self::FRAME));
+        let longest = self.quirks.max_message.or(frame);
+        longest
+            .unwrap_or(Limits::CHAINED_DATA)
+            .min(Limits::CHAINED_DATA)
+    }
+}
+
+/// The command that signs `input`. RSA gets the DigestInfo, which the card pads; ECDSA a hash as long as the
+/// field; Ed25519 the whole message.
+pub(super) fn sign_command(
+    key: Key,
+    algorithm: KeyAlgorithm,
+    input: &SignInput,
+    limits: SignLimits,
+) -> Result<OwnedCommand, TokenError> {
+    let header = key
+        .sign_header()
+        .ok_or(TokenError::KeyFunctionNotPermitted)?;
+    let data = match (algorithm, input) {
+        (KeyAlgorithm::Rsa { .. }, SignInput::Pkcs1(info)) => {
+            at_most(info, algorithm.signature_len().saturating_sub(11))?
+        }
+        (KeyAlgorithm::Ec(curve), SignInput::Hash(hash)) => {
+            let hash = hash.expose();
+            let len = match (curve.field_len(), limits.quirks.p521_hash_len) {
+                (66, Some(len)) => len,
+                (66, None) => hash.len().min(66),
+                (len, _) => len,
+            };
+            Secret::new(fit_hash(hash, len))
+        }
+        (KeyAlgorithm::Ed25519, SignInput::Message(message)) => {
+            at_most(message, limits.max_message())?
+        }
+        _ => return Err(TokenError::KeyFunctionNotPermitted),
+    };
+    Ok(OwnedCommand {
+        header,
+        data,
+        expected: Expected::UpTo(answer_len(algorithm)),
+        class: CommandClass::PrivateKey,
+    })
+}
+
+/// 256 keeps the short form; only a longer signature is worth the extended one.
+fn answer_len(algorithm: KeyAlgorithm) -> u32 {
+    u32::try_from(algorithm.signature_len())
+        .unwrap_or(u32::MAX)
+        .max(256)
+}
+
+fn at_most(input: &Secret, max: usize) -> Result<Secret, TokenError> {
+    if input.len() > max {
+        return Err(TokenError::DataLength {
+            len: input.len(),
+            max,
+        });
+    }
+    Ok(input.duplicate())
+}
+
+/// The signature in Cryptoki's form: as long as the modulus, r and s of the field's length, or 64 bytes.
+pub(super) fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+    let len = algorithm.signature_len();
+    let halves = match algorithm {
+        KeyAlgorithm::Ec(_) if answer.len() < len && answer.len().is_multiple_of(2) => {
+            answer.split_at_checked(answer.len() / 2)
+        }
+        _ => None,
+    };
+    match halves {
+        Some((r, s)) if !r.is_empty() => Ok([fit_hash(r, len / 2), fit_hash(s, len / 2)].concat()),
+        _ if answer.len() == len && len > 0 => Ok(answer.to_vec()),
+        _ => Err(TokenError::malformed(
+            "OpenPGP signature",
+            format!("{} bytes; {len} expected", answer.len()),
+        )),
+    }
+}
+
+/// The public key in an answer to [`Key::read_public`]: `7F49 { 81 n, 82 e }` or `7F49 { 86 point }`. What
+/// curve a point is on, only the algorithm attributes say.
+pub(super) fn public_key(
+    algorithm: Option<KeyAlgorithm>,
+    answer: &[u8],
+) -> Result<PublicKey, TokenError> {
+    const THING: &str = "OpenPGP public key 7F49";
+    let template = tlv::only(answer, 0x7F49).map_err(TokenError::tlv(THING))?;
+    let part = |tag| tlv::find(template, tag).map_err(TokenError::tlv(THING));
+    let key = match (part(0x81)?, part(0x82)?, part(0x86)?) {
+        (Some(modulus), Some(exponent), _) => PublicKey::rsa(modulus, exponent),
+        (_, _, Some(point)) => on_curve(algorithm, point),
+        _ => None,
+    };
+    key.ok_or_else(|| TokenError::malformed(THING, "no key of the kind the attributes announce"))
+}
+
+fn on_curve(algorithm: Option<KeyAlgorithm>, point: &[u8]) -> Option<PublicKey> {
+    match algorithm? {
+        KeyAlgorithm::Ec(curve) => PublicKey::ec(curve, point),
+        KeyAlgorithm::Ed25519 => without_prefix(point).map(PublicKey::Ed25519),
+        KeyAlgorithm::X25519 => without_prefix(point).map(PublicKey::X25519),
+        KeyAlgorithm::Rsa { .. } => None,
+    }
+}
+
+/// 32 bytes, after the prefix 40 of OpenPGP's own point format on some cards.
+fn without_prefix(point: &[u8]) -> Option<[u8; 32]> {
+    match point {
+        [0x40, point @ ..] if point.len() == 32 => point.try_into().ok(),
+        point => point.try_into().ok(),
+    }
+}
+
+/// Parses arbitrary bytes as an answer to reading a key and to signing; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    use crate::algorithm::Curve;
+    for algorithm in [
+        KeyAlgorithm::Rsa { bits: 2048 },
+        KeyAlgorithm::Ec(Curve::P256),
+        KeyAlgorithm::Ec(Curve::P521),
+        KeyAlgorithm::Ed25519,
+        KeyAlgorithm::X25519,
+    ] {
+        if let Ok(key) = public_key(Some(algorithm), bytes) {
+            let rsa = matches!(key, PublicKey::Rsa { .. });
+            assert!(
+                rsa || key.algorithm() == algorithm,
+                "no curve but the announced"
+            );
+        }
+        if let Ok(signature) = signature(algorithm, bytes) {
+            assert_eq!(signature.len(), algorithm.signature_len());
+        }
+    }
+}
