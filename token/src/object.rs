@@ -86,6 +86,11 @@ impl Object {
         self.attributes.get(&attribute)
     }
 
+    /// All values it has.
+    pub fn values(&self) -> impl Iterator<Item = &Value> {
+        self.attributes.values()
+    }
+
     /// Whether only a logged-in user sees it: CKA_PRIVATE.
     #[must_use]
     pub fn is_private(&self) -> bool {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use crate::{
     error::TokenError,
     mechanism::{Hash, Mechanism, Scheme},
-    object::{Object, ObjectId, PrivateKey},
+    object::{Object, ObjectId, PinRule, PrivateKey},
 };
 
 /// Longest message that must be held whole (Ed25519, or a hash the caller made): no card takes more.
@@ -86,6 +86,12 @@ impl SignOperation {
             mechanism,
             collector,
         })
+    }
+
+    /// Whether the key wants its PIN each time and it has not been given for this signature.
+    #[must_use]
+    pub fn lacks_context_login(&self) -> bool {
+        self.key.pin == PinRule::Always && self.context_pin.is_none()
     }
 
     /// Length of the signature in bytes.

@@ -1,0 +1,275 @@
+//! Settings: from files, then from the environment; the module works with none.
+//!
+//! `/etc/claviger.toml`, then `$XDG_CONFIG_HOME/claviger/config.toml` (or `~/.config/…`), or the one file that
+//! `CLAVIGER_CONFIG` names. A key nobody knows or a value of the wrong kind is reported with its line and
+//! ignored. A set-uid process listens to `/etc` alone.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use toml::de::{DeTable, DeValue};
+
+use crate::log::Level;
+
+/// A way to readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TransportKind {
+    Pcsc,
+    Socket,
+}
+
+impl TransportKind {
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "pcsc" => Some(Self::Pcsc),
+            "socket" => Some(Self::Socket),
+            _ => None,
+        }
+    }
+}
+
+/// All settings, with their defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Which ways to readers, in the order their slots are shown.
+    pub(crate) transports: Vec<TransportKind>,
+    /// Sockets with a reader behind them.
+    pub(crate) sockets: Vec<PathBuf>,
+    /// What is logged.
+    pub(crate) log: Level,
+    /// Where to, instead of the standard error output.
+    pub(crate) log_file: Option<PathBuf>,
+    /// What was wrong, for the log once there is one.
+    pub(crate) complaints: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            transports: vec![TransportKind::Pcsc],
+            sockets: Vec::new(),
+            log: Level::WARN,
+            log_file: None,
+            complaints: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the files and the environment of this process.
+    pub(crate) fn load() -> Self {
+        let trusted = !crate::privilege::is_elevated();
+        let variable = |name: &str| if trusted { env::var_os(name) } else { None };
+        let mut config = Self::default();
+        for file in files(&variable) {
+            config.read_file(&file);
+        }
+        config.read_environment(&variable);
+        config
+    }
+
+    fn read_file(&mut self, path: &Path) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.read_text(&text, &path.display().to_string()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => self
+                .complaints
+                .push(format!("{}: {error}; ignored", path.display())),
+        }
+    }
+
+    fn read_text(&mut self, text: &str, file: &str) {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
+        for error in &errors {
+            let line = error.span().map_or(0, |span| line(span.start));
+            self.complaints
+                .push(format!("{file}, line {line}: {}; ignored", error.message()));
+        }
+        for (key, value) in table.get_ref() {
+            if let Err(why) = self.set(key.get_ref(), value.get_ref()) {
+                self.complaints.push(format!(
+                    "{file}, line {}: {}: {why}; ignored",
+                    line(key.span().start),
+                    key.get_ref()
+                ));
+            }
+        }
+    }
+
+    fn set(&mut self, key: &str, value: &DeValue<'_>) -> Result<(), String> {
+        match key {
+            "transports" => self.set_transports(strings(value)?),
+            "sockets" => {
+                self.sockets = strings(value)?.into_iter().map(PathBuf::from).collect();
+                self.use_sockets();
+                Ok(())
+            }
+            "log" => self.set_log(string(value)?),
+            "log_file" => {
+                self.log_file = Some(PathBuf::from(string(value)?));
+                Ok(())
+            }
+            _ => Err("no such setting".to_owned()),
+        }
+    }
+
+    fn read_environment(&mut self, variable: &dyn Fn(&str) -> Option<OsString>) {
+        if let Some(paths) = variable("CLAVIGER_SOCKET") {
+            self.sockets = env::split_paths(&paths)
+                .filter(|path| !path.as_os_str().is_empty())
+                .collect();
+            self.use_sockets();
+        }
+        if let Some(file) = variable("CLAVIGER_LOG_FILE") {
+            self.log_file = Some(file.into());
+        }
+        let mut text =
+            |name: &str, set: &mut dyn FnMut(&mut Self, String) -> Result<(), String>| {
+                let Some(value) = variable(name) else { return };
+                let set = set(self, value.to_string_lossy().into_owned());
+                if let Err(why) = set {
+                    self.complaints
+                        .push(format!("environment variable {name}: {why}; ignored"));
+                }
+            };
+        text("CLAVIGER_LOG", &mut |config, value| config.set_log(&value));
+        text("CLAVIGER_TRANSPORTS", &mut |config, value| {
+            config.set_transports(
+                value
+                    .split(',')
+                    .map(|name| name.trim().to_owned())
+                    .collect(),
+            )
+        });
+    }
+
+    fn set_transports(&mut self, names: Vec<String>) -> Result<(), String> {
+        let parse = |name: String| {
+            TransportKind::from_name(&name)
+                .ok_or_else(|| format!("{name:?} is no transport; pcsc and socket are"))
+        };
+        self.transports = names.into_iter().map(parse).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn set_log(&mut self, name: &str) -> Result<(), String> {
+        self.log = crate::log::level(name).ok_or_else(|| {
+            format!("{name:?} is no level; off, error, warn, info, debug and trace are")
+        })?;
+        Ok(())
+    }
+
+    /// Sockets that are named are meant to be used.
+    fn use_sockets(&mut self) {
+        if !self.sockets.is_empty() && !self.transports.contains(&TransportKind::Socket) {
+            self.transports.push(TransportKind::Socket);
+        }
+    }
+}
+
+fn files(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    if let Some(only) = variable("CLAVIGER_CONFIG") {
+        return vec![only.into()];
+    }
+    let home = || variable("HOME").map(|home| Path::new(&home).join(".config"));
+    let user = variable("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home);
+    let user = user.map(|folder| folder.join("claviger/config.toml"));
+    [Some(PathBuf::from("/etc/claviger.toml")), user]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    value
+        .as_str()
+        .ok_or_else(|| "a string is expected".to_owned())
+}
+
+fn strings(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let list = value
+        .as_array()
+        .ok_or_else(|| "a list of strings is expected".to_owned())?;
+    list.iter()
+        .map(|item| string(item.get_ref()).map(str::to_owned))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Config {
+        let mut config = Config::default();
+        config.read_text(text, "test.toml");
+        config
+    }
+
+    #[test]
+    fn settings_are_read() {
+        let config = read(
+            "transports = [\"socket\"]\nsockets = [\"/run/a\"]\nlog = \"debug\"\nlog_file = \"/tmp/l\"",
+        );
+        assert_eq!(config.transports, [TransportKind::Socket]);
+        assert_eq!(config.sockets, [PathBuf::from("/run/a")]);
+        assert_eq!(config.log, Level::DEBUG);
+        assert_eq!(config.complaints, [""; 0]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_reported_by_name_and_line_and_ignored() {
+        let config = read("log = \"info\"\n\ncolour = 3\n");
+        assert_eq!(
+            config.complaints,
+            ["test.toml, line 3: colour: no such setting; ignored"]
+        );
+        assert_eq!(config.log, Level::INFO);
+    }
+
+    #[test]
+    fn a_bad_value_keeps_the_default() {
+        let config = read("transports = [\"usb2\"]\nlog = 7\n");
+        assert_eq!(config.transports, [TransportKind::Pcsc]);
+        assert_eq!(config.complaints.len(), 2);
+        assert!(
+            config.complaints[0].contains("line 1"),
+            "{:?}",
+            config.complaints
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_reported_and_the_rest_is_used() {
+        let config = read("log = \"debug\"\n= = =\n");
+        assert!(
+            config
+                .complaints
+                .iter()
+                .any(|complaint| complaint.contains("line 2")),
+            "{:?}",
+            config.complaints
+        );
+    }
+
+    #[test]
+    fn the_environment_wins_over_files() {
+        let mut config = read("log = \"info\"");
+        let variable = |name: &str| match name {
+            "CLAVIGER_LOG" => Some(OsString::from("trace")),
+            "CLAVIGER_SOCKET" => Some(OsString::from("/a:/b")),
+            "CLAVIGER_TRANSPORTS" => Some(OsString::from("socket, pcsc")),
+            _ => None,
+        };
+        config.read_environment(&variable);
+        assert_eq!(config.log, Level::TRACE);
+        assert_eq!(config.sockets.len(), 2);
+        assert_eq!(
+            config.transports,
+            [TransportKind::Socket, TransportKind::Pcsc]
+        );
+    }
+}

@@ -1,0 +1,296 @@
+//! Slot events: who watches the readers, who waits for them, and how both are ended.
+//!
+//! With threads allowed, each backend has one thread, started by the first call that needs the slots; its loop
+//! is `Watch::next` → `SlotTable::apply` → wake. Without, one of the threads that call C_WaitForSlotEvent does
+//! the watching itself, and any other call looks once.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use claviger_apdu::Call;
+use claviger_driver::{Backend, Readers, Stopped, Wake, Watch};
+use cryptoki_sys::CK_SLOT_ID;
+
+use crate::{
+    rv::{Failure, Rule},
+    slots::SlotTable,
+};
+
+/// How long a first look at the readers may take: pcscd waits for every reader to power its card.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often a caller's thread looks at each of several backends, which no single wait can cover.
+const SEVERAL_BACKENDS: Duration = Duration::from_millis(200);
+
+/// What watchers, waiters and all other calls share.
+struct Shared {
+    table: Mutex<SlotTable>,
+    changed: Condvar,
+    stopped: AtomicBool,
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, SlotTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, backend: usize, picture: &Readers, silent: bool) {
+        self.table().apply(backend, picture, silent);
+        self.changed.notify_all();
+    }
+}
+
+/// One backend's watch, until a thread takes it.
+struct Source {
+    backend: usize,
+    watch: Box<dyn Watch>,
+    looked: bool,
+    /// The trouble last logged, so that it is said once and not at every look.
+    told: Option<String>,
+}
+
+impl Source {
+    fn look(&mut self, shared: &Shared) {
+        let picture = self.watch.now(Call::within(LOOK));
+        self.take_in(&picture, shared);
+    }
+
+    fn follow(&mut self, shared: &Shared) -> Result<(), Stopped> {
+        let picture = self.watch.next()?;
+        self.take_in(&picture, shared);
+        Ok(())
+    }
+
+    fn take_in(&mut self, picture: &Readers, shared: &Shared) {
+        let trouble = picture.trouble.as_ref().map(ToString::to_string);
+        if trouble != self.told
+            && let Some(trouble) = &trouble
+        {
+            tracing::warn!("{trouble}");
+        }
+        self.told = trouble;
+        shared.apply(self.backend, picture, !self.looked);
+        self.looked = true;
+    }
+}
+
+/// Who watches.
+enum Watching {
+    /// Nobody yet; a thread or the caller will.
+    Idle(Vec<Source>),
+    /// A thread per backend.
+    Threads(Vec<JoinHandle<()>>),
+}
+
+/// The events of one generation of the module.
+pub(crate) struct Events {
+    shared: Arc<Shared>,
+    may_create_threads: bool,
+    wakers: Vec<Arc<dyn Wake>>,
+    watching: Mutex<Watching>,
+    /// Whether a waiter watches in its own thread, when threads may not be created.
+    leader: Mutex<bool>,
+}
+
+impl Events {
+    /// Prepares to watch `backends`; asks nothing of them yet.
+    pub(crate) fn new(backends: &[Arc<dyn Backend>], may_create_threads: bool) -> Self {
+        let sources: Vec<Source> = backends
+            .iter()
+            .enumerate()
+            .map(|(backend, of)| Source {
+                backend,
+                watch: of.watch(),
+                looked: false,
+                told: None,
+            })
+            .collect();
+        let wakers = sources.iter().map(|source| source.watch.waker()).collect();
+        let shared = Shared {
+            table: Mutex::default(),
+            changed: Condvar::new(),
+            stopped: AtomicBool::new(false),
+        };
+        Self {
+            shared: Arc::new(shared),
+            may_create_threads,
+            wakers,
+            watching: Mutex::new(Watching::Idle(sources)),
+            leader: Mutex::new(false),
+        }
+    }
+
+    /// The slot table, for a lookup.
+    pub(crate) fn table(&self) -> MutexGuard<'_, SlotTable> {
+        self.shared.table()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::SeqCst)
+    }
+
+    fn watching(&self) -> MutexGuard<'_, Watching> {
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the table up to date. With threads it always is; the first call starts them. Without, every
+    /// backend is looked at, unless a waiter is watching it already.
+    pub(crate) fn refresh(&self) {
+        let watching = if self.may_create_threads {
+            Some(self.watching())
+        } else {
+            // Busy means that a waiter is watching, perhaps for hours, or that another call is looking.
+            self.watching.try_lock().ok()
+        };
+        let Some(mut watching) = watching else { return };
+        let Watching::Idle(sources) = &mut *watching else {
+            return;
+        };
+        for source in sources.iter_mut() {
+            source.look(&self.shared);
+        }
+        if self.may_create_threads && !self.is_stopped() {
+            let sources = std::mem::take(sources);
+            *watching = Watching::Threads(
+                sources
+                    .into_iter()
+                    .filter_map(|source| self.spawn(source))
+                    .collect(),
+            );
+        }
+    }
+
+    fn spawn(&self, mut source: Source) -> Option<JoinHandle<()>> {
+        let shared = Arc::clone(&self.shared);
+        let name = format!("claviger-ev{}", source.backend);
+        let run = move || while source.follow(&shared).is_ok() {};
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(run)
+            .map_err(|error| {
+                tracing::error!("no thread for slot events: {error}; readers will not be followed")
+            })
+            .ok()
+    }
+
+    /// C_WaitForSlotEvent. An event goes to exactly one caller.
+    pub(crate) fn wait(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
+        self.refresh();
+        if self.may_create_threads {
+            self.wait_for_threads(may_block)
+        } else {
+            self.wait_here(may_block)
+        }
+    }
+
+    fn wait_for_threads(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
+        let mut table = self.table();
+        loop {
+            if self.is_stopped() {
+                return Err(Rule::NOT_INITIALIZED.into());
+            }
+            if let Some(slot) = table.take_event() {
+                return Ok(slot);
+            }
+            if !may_block {
+                return Err(Rule::NO_EVENT.into());
+            }
+            table = self
+                .shared
+                .changed
+                .wait(table)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// One waiter leads: it watches and wakes the others, who take over when it has its event and leaves.
+    fn wait_here(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
+        loop {
+            let mut table = self.table();
+            if self.is_stopped() {
+                return Err(Rule::NOT_INITIALIZED.into());
+            }
+            if let Some(slot) = table.take_event() {
+                return Ok(slot);
+            }
+            if !may_block {
+                return Err(Rule::NO_EVENT.into());
+            }
+            // The flag changes only under the table's lock, so a follower cannot miss the leader's leaving.
+            let mut leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+            if *leader {
+                drop(leader);
+                drop(
+                    self.shared
+                        .changed
+                        .wait(table)
+                        .unwrap_or_else(PoisonError::into_inner),
+                );
+                continue;
+            }
+            *leader = true;
+            drop((leader, table));
+            self.lead();
+            let table = self.table();
+            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = false;
+            drop(table);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Watches in the caller's thread until something changed or the module is finalised.
+    fn lead(&self) {
+        let mut watching = self.watching();
+        let Watching::Idle(sources) = &mut *watching else {
+            return;
+        };
+        match sources.as_mut_slice() {
+            // A stop is seen by the caller's loop.
+            [only] => drop(only.follow(&self.shared)),
+            several => {
+                for source in several {
+                    source.look(&self.shared);
+                }
+                drop(watching);
+                let table = self.table();
+                if !self.is_stopped() {
+                    drop(self.shared.changed.wait_timeout(table, SEVERAL_BACKENDS));
+                }
+            }
+        }
+    }
+
+    /// Ends all waiting for good: stop, wake the watchers, join them, wake the waiters. Returns when no
+    /// thread of ours is left; the waiters leave on their own, and the caller waits for them.
+    pub(crate) fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        for waker in &self.wakers {
+            waker.stop();
+        }
+        let threads = match &mut *self.watching() {
+            Watching::Threads(threads) => std::mem::take(threads),
+            Watching::Idle(_) => Vec::new(),
+        };
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a slot-event thread panicked");
+            }
+        }
+        // The lock makes sure that a waiter is either before its look at `stopped` or inside its wait.
+        drop(self.table());
+        self.shared.changed.notify_all();
+    }
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events")
+            .field("may_create_threads", &self.may_create_threads)
+            .finish_non_exhaustive()
+    }
+}

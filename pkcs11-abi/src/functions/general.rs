@@ -1,0 +1,82 @@
+//! General-purpose functions (PKCS #11 2.40, 5.4).
+
+use cryptoki_sys::{
+    CK_C_INITIALIZE_ARGS, CK_INFO, CK_VERSION, CK_VOID_PTR, CKF_LIBRARY_CANT_CREATE_OS_THREADS,
+    CKF_OS_LOCKING_OK,
+};
+
+use super::padded;
+use crate::{
+    fork,
+    module::Module,
+    pointer::{In, Out},
+    rv::{Failure, Rule},
+};
+
+/// Who made this library.
+pub(crate) const MANUFACTURER: &str = "claviger";
+
+/// C_Initialize. Threads, locks and flags:
+///
+/// | callbacks | OS_LOCKING_OK | answer |
+/// |---|---|---|
+/// | none | either | OK; operating-system locks are used in any case |
+/// | all four | set | OK; operating-system locks |
+/// | all four | clear | CANT_LOCK: a lock of the caller's could not protect the slot-event threads |
+/// | some | either | ARGUMENTS_BAD |
+///
+/// CKF_LIBRARY_CANT_CREATE_OS_THREADS is honoured: no thread is created until C_Finalize.
+pub(crate) fn initialize(arguments: In<'_, CK_C_INITIALIZE_ARGS>) -> Result<(), Failure> {
+    let mut may_create_threads = true;
+    if !arguments.is_null() {
+        let arguments = arguments.get()?;
+        if !arguments.pReserved.is_null() {
+            return Err(Rule::ARGUMENTS_BAD.into());
+        }
+        let given = [
+            arguments.CreateMutex.is_some(),
+            arguments.DestroyMutex.is_some(),
+            arguments.LockMutex.is_some(),
+            arguments.UnlockMutex.is_some(),
+        ];
+        match given.iter().filter(|given| **given).count() {
+            0 => {}
+            4 if arguments.flags & CKF_OS_LOCKING_OK != 0 => {}
+            4 => return Err(Rule::CANT_LOCK.into()),
+            _ => return Err(Rule::ARGUMENTS_BAD.into()),
+        }
+        may_create_threads = arguments.flags & CKF_LIBRARY_CANT_CREATE_OS_THREADS == 0;
+    }
+    fork::home().initialize(may_create_threads)
+}
+
+/// C_Finalize.
+pub(crate) fn finalize(reserved: CK_VOID_PTR) -> Result<(), Failure> {
+    if !reserved.is_null() {
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
+    fork::home().finalize()
+}
+
+/// C_GetInfo.
+pub(crate) fn info(_: &Module, info: Out<'_, CK_INFO>) -> Result<(), Failure> {
+    info.put(CK_INFO {
+        cryptokiVersion: CK_VERSION {
+            major: 2,
+            minor: 40,
+        },
+        manufacturerID: padded(MANUFACTURER),
+        flags: 0,
+        libraryDescription: padded("claviger PIV and OpenPGP cards"),
+        libraryVersion: library_version(),
+    })
+}
+
+/// The version of this package as Cryptoki's two bytes.
+fn library_version() -> CK_VERSION {
+    let number = |text: &str| text.parse().unwrap_or(0);
+    CK_VERSION {
+        major: number(env!("CARGO_PKG_VERSION_MAJOR")),
+        minor: number(env!("CARGO_PKG_VERSION_MINOR")),
+    }
+}

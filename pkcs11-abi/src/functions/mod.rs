@@ -1,0 +1,33 @@
+//! The functions of Cryptoki, by the chapters of the standard; `function_list` gives them their C faces.
+
+pub(crate) mod general;
+pub(crate) mod object;
+pub(crate) mod session;
+pub(crate) mod sign;
+pub(crate) mod slot_token;
+pub(crate) mod unsupported;
+
+/// A blank-padded field of `N` bytes, cut between characters (PKCS #11 2.40, 3.1).
+pub(crate) fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [b' '; N];
+    let mut end = text.len().min(N);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    for (to, from) in field.iter_mut().zip(text.bytes().take(end)) {
+        *to = from;
+    }
+    field
+}
+
+#[cfg(test)]
+mod tests {
+    use super::padded;
+
+    #[test]
+    fn fields_are_blank_padded_and_cut_between_characters() {
+        assert_eq!(&padded::<4>("ab"), b"ab  ");
+        assert_eq!(&padded::<4>("abcdef"), b"abcd");
+        assert_eq!(&padded::<4>("abcé"), b"abc ");
+    }
+}

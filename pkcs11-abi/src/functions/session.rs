@@ -1,0 +1,154 @@
+//! Session management (PKCS #11 2.40, 5.6).
+
+use claviger_apdu::Secret;
+use claviger_token::PinRule;
+use cryptoki_sys::{
+    CK_FLAGS, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID, CK_STATE, CK_ULONG, CK_USER_TYPE,
+    CKF_RW_SESSION, CKF_SERIAL_SESSION, CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS,
+    CKS_RW_PUBLIC_SESSION, CKS_RW_USER_FUNCTIONS, CKU_CONTEXT_SPECIFIC, CKU_SO, CKU_USER,
+};
+
+use crate::{
+    module::Module,
+    pointer::{In, Out},
+    rv::{Failure, Rule},
+    sessions::Session,
+};
+
+/// C_OpenSession. The application's pointer and callback are never used.
+pub(crate) fn open(
+    module: &Module,
+    slot: CK_SLOT_ID,
+    flags: CK_FLAGS,
+    handle: Out<'_, CK_SESSION_HANDLE>,
+) -> Result<(), Failure> {
+    module.slot(slot)?;
+    if flags & CKF_SERIAL_SESSION == 0 {
+        return Err(Rule::SESSION_PARALLEL_NOT_SUPPORTED.into());
+    }
+    handle.check()?;
+    module.events.refresh();
+    let occupied = module.occupied(slot)?;
+    occupied.reader.token(occupied.card, occupied.applet)?;
+    occupied.reader.session_opened(occupied.card);
+    let read_write = flags & CKF_RW_SESSION != 0;
+    let session = Session::new(
+        slot,
+        occupied.applet,
+        read_write,
+        occupied.card,
+        occupied.reader,
+    );
+    handle.put(module.sessions.add(session))
+}
+
+/// C_CloseSession.
+pub(crate) fn close(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
+    module.close_session(handle)
+}
+
+/// C_CloseAllSessions: all of them, and none is fine too.
+pub(crate) fn close_all(module: &Module, slot: CK_SLOT_ID) -> Result<(), Failure> {
+    module.slot(slot)?;
+    for handle in module.sessions.on_slot(slot) {
+        // One whose card has left, or that another thread closes now, is closed as well.
+        drop(module.close_session(handle));
+    }
+    Ok(())
+}
+
+/// C_GetSessionInfo. Never asks the card: that could disturb a context-specific login.
+pub(crate) fn info(
+    module: &Module,
+    handle: CK_SESSION_HANDLE,
+    info: Out<'_, CK_SESSION_INFO>,
+) -> Result<(), Failure> {
+    let session = module.session(handle)?;
+    info.put(CK_SESSION_INFO {
+        slotID: session.slot,
+        state: state(&session),
+        flags: CKF_SERIAL_SESSION
+            | if session.read_write {
+                CKF_RW_SESSION
+            } else {
+                0
+            },
+        ulDeviceError: 0,
+    })
+}
+
+fn state(session: &Session) -> CK_STATE {
+    match (session.is_logged_in(), session.read_write) {
+        (false, false) => CKS_RO_PUBLIC_SESSION,
+        (false, true) => CKS_RW_PUBLIC_SESSION,
+        (true, false) => CKS_RO_USER_FUNCTIONS,
+        (true, true) => CKS_RW_USER_FUNCTIONS,
+    }
+}
+
+/// C_Login, as a user or for one signature; the security officer has nothing to do here yet.
+pub(crate) fn login(
+    module: &Module,
+    handle: CK_SESSION_HANDLE,
+    user: CK_USER_TYPE,
+    pin: In<'_, u8>,
+    len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(handle)?;
+    match user {
+        CKU_USER if session.is_logged_in() => Err(Rule::USER_ALREADY_LOGGED_IN.into()),
+        CKU_USER => {
+            let pin = secret(pin, len)?;
+            session
+                .reader
+                .with_token(session.card, session.applet, |card, token| {
+                    token.login(card, &pin)
+                })
+        }
+        CKU_CONTEXT_SPECIFIC => login_once(&session, pin, len),
+        CKU_SO => Err(Rule::FUNCTION_NOT_SUPPORTED.into()),
+        _ => Err(Rule::USER_TYPE_INVALID.into()),
+    }
+}
+
+fn login_once(session: &Session, pin: In<'_, u8>, len: CK_ULONG) -> Result<(), Failure> {
+    let mut operations = session.operations();
+    let signature = operations
+        .signature
+        .as_mut()
+        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    if signature.operation.key.pin != PinRule::Always {
+        return Err(Rule::OPERATION_NOT_INITIALIZED.into());
+    }
+    let pin = secret(pin, len)?;
+    let operation = &mut signature.operation;
+    session
+        .reader
+        .with_token(session.card, session.applet, |card, token| {
+            token.login_once(card, operation, pin)
+        })
+}
+
+/// A PIN; without a PIN pad there must be one.
+fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
+    if pin.is_null() {
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
+    Ok(Secret::copy_from(pin.bytes(len)?))
+}
+
+/// C_Logout: here and on the card.
+pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
+    let session = module.session(handle)?;
+    if !session.is_logged_in() {
+        return Err(Rule::USER_NOT_LOGGED_IN.into());
+    }
+    module.end_private_operations(&session);
+    session.reader.logout(session.card, session.applet)
+}
+
+/// C_GetFunctionStatus and C_CancelFunction: nothing has run in parallel since version 2.0.
+pub(crate) fn not_parallel(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
+    module.session(handle)?;
+    Err(Rule::FUNCTION_NOT_PARALLEL.into())
+}

@@ -1,0 +1,185 @@
+//! Slot and token management (PKCS #11 2.40, 5.5).
+
+use claviger_driver::Presence;
+use claviger_token::{PinTries, TokenInfo};
+use cryptoki_sys::{
+    CK_BBOOL, CK_FLAGS, CK_MECHANISM_INFO, CK_MECHANISM_TYPE, CK_SLOT_ID, CK_SLOT_INFO,
+    CK_TOKEN_INFO, CK_ULONG, CK_VERSION, CKF_DONT_BLOCK, CKF_HW_SLOT, CKF_LOGIN_REQUIRED,
+    CKF_REMOVABLE_DEVICE, CKF_TOKEN_INITIALIZED, CKF_TOKEN_PRESENT, CKF_USER_PIN_COUNT_LOW,
+    CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
+};
+
+use super::{general::MANUFACTURER, padded};
+use crate::{
+    module::Module,
+    pointer::{In, Out},
+    rv::{Failure, Rule},
+};
+
+/// CK_UNAVAILABLE_INFORMATION.
+const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
+
+/// C_GetSlotList. Only a call without a buffer changes the list.
+pub(crate) fn slot_list(
+    module: &Module,
+    token_present: CK_BBOOL,
+    list: Out<'_, CK_SLOT_ID>,
+    count: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    count.check()?;
+    module.events.refresh();
+    let slots = {
+        let mut table = module.events.table();
+        if list.is_null() || !table.has_list() {
+            table.fix_list();
+        }
+        table.listed()
+    };
+    let wanted = |id: &CK_SLOT_ID| token_present == 0 || is_token_present(module, *id);
+    let ids: Vec<CK_SLOT_ID> = slots.iter().map(|slot| slot.id).filter(wanted).collect();
+    list.put_counted(count, &ids)
+}
+
+/// Whether the slot holds a token, or a card no applet of ours is on: the latter only in the reader's first slot.
+fn is_token_present(module: &Module, id: CK_SLOT_ID) -> bool {
+    match module.token(id) {
+        Ok(_) => true,
+        Err(Failure::Rule(Rule::TOKEN_NOT_RECOGNIZED)) => true,
+        Err(Failure::Rule(_)) => false,
+        Err(failure) => {
+            failure.log("looking for a token");
+            false
+        }
+    }
+}
+
+/// C_GetSlotInfo.
+pub(crate) fn slot_info(
+    module: &Module,
+    id: CK_SLOT_ID,
+    info: Out<'_, CK_SLOT_INFO>,
+) -> Result<(), Failure> {
+    info.check()?;
+    module.events.refresh();
+    let (applet, reader) = module.slot(id)?;
+    let present = reader.presence != Presence::Empty && is_token_present(module, id);
+    info.put(CK_SLOT_INFO {
+        slotDescription: padded(&format!("{} {}", reader.name, applet.name())),
+        manufacturerID: padded(MANUFACTURER),
+        flags: CKF_REMOVABLE_DEVICE | CKF_HW_SLOT | if present { CKF_TOKEN_PRESENT } else { 0 },
+        hardwareVersion: CK_VERSION { major: 0, minor: 0 },
+        firmwareVersion: CK_VERSION { major: 0, minor: 0 },
+    })
+}
+
+/// C_GetTokenInfo.
+pub(crate) fn token_info(
+    module: &Module,
+    id: CK_SLOT_ID,
+    info: Out<'_, CK_TOKEN_INFO>,
+) -> Result<(), Failure> {
+    info.check()?;
+    module.events.refresh();
+    let facts = module.token(id)?;
+    let (sessions, read_write) = module.sessions.count(id, module.occupied(id)?.card);
+    info.put(describe(&facts.info, sessions, read_write))
+}
+
+fn describe(token: &TokenInfo, sessions: usize, read_write: usize) -> CK_TOKEN_INFO {
+    let number = |number: usize| CK_ULONG::try_from(number).unwrap_or(UNAVAILABLE);
+    let version = CK_VERSION {
+        major: token.version.0,
+        minor: token.version.1,
+    };
+    CK_TOKEN_INFO {
+        label: padded(&token.label),
+        manufacturerID: padded(&token.manufacturer),
+        model: padded(&token.model),
+        serialNumber: padded(&token.serial),
+        flags: CKF_LOGIN_REQUIRED
+            | CKF_USER_PIN_INITIALIZED
+            | CKF_TOKEN_INITIALIZED
+            | pin_flags(token.pin_tries),
+        ulMaxSessionCount: 0,
+        ulSessionCount: number(sessions),
+        ulMaxRwSessionCount: 0,
+        ulRwSessionCount: number(read_write),
+        ulMaxPinLen: number(token.max_pin_len),
+        ulMinPinLen: number(token.min_pin_len),
+        ulTotalPublicMemory: UNAVAILABLE,
+        ulFreePublicMemory: UNAVAILABLE,
+        ulTotalPrivateMemory: UNAVAILABLE,
+        ulFreePrivateMemory: UNAVAILABLE,
+        hardwareVersion: CK_VERSION { major: 0, minor: 0 },
+        firmwareVersion: version,
+        utcTime: [b'0'; 16],
+    }
+}
+
+/// What the card last said of its tries (PKCS #11 2.40, 3.2, CKF_USER_PIN_*).
+fn pin_flags(tries: PinTries) -> CK_FLAGS {
+    let low = if tries.left < tries.most {
+        CKF_USER_PIN_COUNT_LOW
+    } else {
+        0
+    };
+    match tries.left {
+        Some(0) => low | CKF_USER_PIN_LOCKED,
+        Some(1) => low | CKF_USER_PIN_FINAL_TRY,
+        _ => low,
+    }
+}
+
+/// C_GetMechanismList.
+pub(crate) fn mechanism_list(
+    module: &Module,
+    id: CK_SLOT_ID,
+    list: Out<'_, CK_MECHANISM_TYPE>,
+    count: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    count.check()?;
+    module.events.refresh();
+    let kinds: Vec<CK_MECHANISM_TYPE> = module
+        .token(id)?
+        .mechanisms
+        .iter()
+        .map(|info| info.kind)
+        .collect();
+    list.put_counted(count, &kinds)
+}
+
+/// C_GetMechanismInfo.
+pub(crate) fn mechanism_info(
+    module: &Module,
+    id: CK_SLOT_ID,
+    kind: CK_MECHANISM_TYPE,
+    info: Out<'_, CK_MECHANISM_INFO>,
+) -> Result<(), Failure> {
+    info.check()?;
+    module.events.refresh();
+    let facts = module.token(id)?;
+    let mechanism = facts
+        .mechanisms
+        .iter()
+        .find(|info| info.kind == kind)
+        .ok_or(Rule::MECHANISM_INVALID)?;
+    info.put(CK_MECHANISM_INFO {
+        ulMinKeySize: mechanism.min_key_size,
+        ulMaxKeySize: mechanism.max_key_size,
+        flags: mechanism.flags,
+    })
+}
+
+/// C_WaitForSlotEvent.
+pub(crate) fn wait_for_slot_event(
+    module: &Module,
+    flags: CK_FLAGS,
+    slot: Out<'_, CK_SLOT_ID>,
+    reserved: In<'_, u8>,
+) -> Result<(), Failure> {
+    if !reserved.is_null() {
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
+    slot.check()?;
+    slot.put(module.events.wait(flags & CKF_DONT_BLOCK == 0)?)
+}

@@ -1,0 +1,31 @@
+//! The PKCS #11 module `libclaviger_pkcs11.so`.
+//!
+//! Terms are the standard's: a *slot* is one reader with one applet; a *token* is in it; a *session* belongs to one
+//! token; the *module* lives from C_Initialize to C_Finalize, and each such life is a *generation*.
+//!
+//! A call walks: its C face in `function_list` → the boundary in `entry` (panic, generation, fork, log) → one safe
+//! function in `functions` → `card` (one card's conversation) → `claviger_token::Token`. An event walks:
+//! `Watch::next` → the slot-event thread's loop in `events` → `SlotTable::apply`.
+//!
+//! Who may block: C_WaitForSlotEvent until an event or C_Finalize; a call that needs a card, as long as that card
+//! takes; nothing else. No lock but one card's own is held while a card is talked to.
+//!
+//! The one exported symbol is `C_GetFunctionList`.
+
+mod card;
+mod config;
+mod entry;
+mod events;
+mod fork;
+mod function_list;
+mod functions;
+mod handle;
+mod log;
+mod module;
+mod pointer;
+mod privilege;
+mod rv;
+mod sessions;
+mod slots;
+
+pub use function_list::C_GetFunctionList;

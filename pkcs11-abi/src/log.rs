@@ -1,0 +1,138 @@
+//! The log: one line an event, written in one piece, with no lock that a fork could leave held.
+
+use std::{
+    fmt::{self, Write as _},
+    fs::File,
+    io::Write as _,
+    path::Path,
+    sync::{
+        Once, OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// How much is logged; each level holds the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Level(u8);
+
+impl Level {
+    pub(crate) const OFF: Self = Self(0);
+    pub(crate) const ERROR: Self = Self(1);
+    pub(crate) const WARN: Self = Self(2);
+    pub(crate) const INFO: Self = Self(3);
+    pub(crate) const DEBUG: Self = Self(4);
+    pub(crate) const TRACE: Self = Self(5);
+
+    fn of(level: tracing::Level) -> Self {
+        match level {
+            tracing::Level::ERROR => Self::ERROR,
+            tracing::Level::WARN => Self::WARN,
+            tracing::Level::INFO => Self::INFO,
+            tracing::Level::DEBUG => Self::DEBUG,
+            tracing::Level::TRACE => Self::TRACE,
+        }
+    }
+}
+
+/// The level with this name.
+pub(crate) fn level(name: &str) -> Option<Level> {
+    match name {
+        "off" => Some(Level::OFF),
+        "error" => Some(Level::ERROR),
+        "warn" => Some(Level::WARN),
+        "info" => Some(Level::INFO),
+        "debug" => Some(Level::DEBUG),
+        "trace" => Some(Level::TRACE),
+        _ => None,
+    }
+}
+
+static LEVEL: AtomicU8 = AtomicU8::new(Level::WARN.0);
+static FILE: OnceLock<File> = OnceLock::new();
+
+/// Logs from now on at `level`; the file is opened by the first call that names one, for appending.
+pub(crate) fn start(level: Level, file: Option<&Path>) {
+    static INSTALLED: Once = Once::new();
+    LEVEL.store(level.0, Ordering::Relaxed);
+    INSTALLED.call_once(|| {
+        // The dispatcher is this library's own copy; an application's is another one.
+        let _ = tracing::subscriber::set_global_default(Lines);
+    });
+    if let Some(path) = file
+        && FILE.get().is_none()
+    {
+        match File::options().create(true).append(true).open(path) {
+            Ok(file) => drop(FILE.set(file)),
+            Err(error) => tracing::error!(
+                "log file {}: {error}; logging to standard error",
+                path.display()
+            ),
+        }
+    }
+    tracing::callsite::rebuild_interest_cache();
+}
+
+/// Writes events as lines.
+struct Lines;
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        Level::of(*metadata.level()).0 <= LEVEL.load(Ordering::Relaxed)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::with_capacity(120));
+        let _ = write!(
+            line.0,
+            "claviger[{}] {}",
+            std::process::id(),
+            event.metadata().level()
+        );
+        if event.metadata().target() == "apdu" {
+            line.0.push_str(" apdu");
+        }
+        event.record(&mut line);
+        // Names come from devices: a control character must not forge a line or drive a terminal.
+        line.0.retain(|character| !character.is_control());
+        line.0.push('\n');
+        // One write, so that lines of several processes stay whole; a log that cannot be written is no reason
+        // to fail a signature.
+        match FILE.get() {
+            Some(mut file) => drop(file.write_all(line.0.as_bytes())),
+            // std's own stderr takes a lock, which a fork may leave held.
+            None => drop(rustix::io::write(
+                rustix::stdio::stderr(),
+                line.0.as_bytes(),
+            )),
+        }
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.0, ": {value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}

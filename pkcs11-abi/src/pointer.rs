@@ -1,0 +1,256 @@
+//! The caller's pointers, turned into checked values once; the only raw pointers of the crate.
+//!
+//! An [`In`] or [`Out`] is made from a C parameter by the function list and lives as long as the call. Making
+//! one is the unsafe promise that a pointer which is not null points where the standard says; the methods
+//! check null and length and never form a reference to the caller's memory that they write through, so that
+//! overlapping buffers are merely copied.
+
+use std::marker::PhantomData;
+
+use cryptoki_sys::{CK_ATTRIBUTE, CK_MECHANISM, CK_ULONG};
+
+use crate::rv::{Failure, Rule};
+
+/// Memory of the caller to read.
+#[derive(Clone, Copy)]
+pub(crate) struct In<'call, T> {
+    pointer: *const T,
+    call: PhantomData<&'call T>,
+}
+
+/// Memory of the caller to write, and perhaps to read first.
+#[derive(Clone, Copy)]
+pub(crate) struct Out<'call, T> {
+    pointer: *mut T,
+    call: PhantomData<&'call T>,
+}
+
+impl<'call, T: Copy> In<'call, T> {
+    /// # Safety
+    /// `pointer` is null or valid for reads of what the function's other parameters say, until it returns.
+    pub(crate) const unsafe fn new(pointer: *const T) -> Self {
+        Self {
+            pointer,
+            call: PhantomData,
+        }
+    }
+
+    pub(crate) const fn is_null(self) -> bool {
+        self.pointer.is_null()
+    }
+
+    /// A copy of the one value; it may lie unaligned.
+    pub(crate) fn get(self) -> Result<T, Failure> {
+        if self.pointer.is_null() {
+            return Err(Rule::ARGUMENTS_BAD.into());
+        }
+        // SAFETY: not null, so by the promise of `new` readable; alignment is not assumed.
+        Ok(unsafe { self.pointer.read_unaligned() })
+    }
+
+    /// Copies of `count` values; null with 0 is no values.
+    pub(crate) fn list(self, count: CK_ULONG) -> Result<Vec<T>, Failure> {
+        let count = checked_count::<T>(count)?;
+        if count > 0 && self.pointer.is_null() {
+            return Err(Rule::ARGUMENTS_BAD.into());
+        }
+        let mut list = Vec::new();
+        list.try_reserve_exact(count)
+            .map_err(|_| Rule::ARGUMENTS_BAD)?;
+        for index in 0..count {
+            // SAFETY: `index` is within the array the caller promised; alignment is not assumed.
+            list.push(unsafe { self.pointer.wrapping_add(index).read_unaligned() });
+        }
+        Ok(list)
+    }
+}
+
+impl<'call> In<'call, u8> {
+    /// `len` bytes in place; null with 0 is no bytes.
+    pub(crate) fn bytes(self, len: CK_ULONG) -> Result<&'call [u8], Failure> {
+        let len = checked_count::<u8>(len)?;
+        match (self.pointer.is_null(), len) {
+            (_, 0) => Ok(&[]),
+            (true, _) => Err(Rule::ARGUMENTS_BAD.into()),
+            // SAFETY: not null, so by the promise of `new` readable for `len` bytes during the call.
+            (false, _) => Ok(unsafe { std::slice::from_raw_parts(self.pointer, len) }),
+        }
+    }
+}
+
+impl<'call, T: Copy> Out<'call, T> {
+    /// # Safety
+    /// `pointer` is null or valid for reads and writes of what the function's other parameters say, until it
+    /// returns.
+    pub(crate) const unsafe fn new(pointer: *mut T) -> Self {
+        Self {
+            pointer,
+            call: PhantomData,
+        }
+    }
+
+    pub(crate) const fn is_null(self) -> bool {
+        self.pointer.is_null()
+    }
+
+    /// The same memory, read first.
+    pub(crate) const fn as_in(self) -> In<'call, T> {
+        In {
+            pointer: self.pointer,
+            call: PhantomData,
+        }
+    }
+
+    /// Fails on null, before anything is done.
+    pub(crate) fn check(self) -> Result<Self, Failure> {
+        if self.pointer.is_null() {
+            Err(Rule::ARGUMENTS_BAD.into())
+        } else {
+            Ok(self)
+        }
+    }
+
+    /// Writes the one value.
+    pub(crate) fn put(self, value: T) -> Result<(), Failure> {
+        self.put_all(&[value])
+    }
+
+    /// Writes `values` one after the other. The caller of this method has compared their number with the
+    /// room there is.
+    pub(crate) fn put_all(self, values: &[T]) -> Result<(), Failure> {
+        self.check()?;
+        for (index, value) in values.iter().enumerate() {
+            // SAFETY: not null, and the room was compared with `values.len()`; alignment is not assumed.
+            unsafe { self.pointer.wrapping_add(index).write_unaligned(*value) };
+        }
+        Ok(())
+    }
+
+    /// The convention for output of variable length (PKCS #11 2.40, 5.2): without a buffer only the length is
+    /// told; a small buffer is told too and is an error; otherwise `values` and their number are written.
+    pub(crate) fn put_counted(self, count: Out<'_, CK_ULONG>, values: &[T]) -> Result<(), Failure> {
+        match room(self, count, values.len())? {
+            Room::Asked => Ok(()),
+            Room::Enough => self.put_all(values),
+        }
+    }
+}
+
+/// Whether a caller wants a value or only its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Only its length, which has been written.
+    Asked,
+    /// The value: the buffer has room, and the length has been written.
+    Enough,
+}
+
+/// Compares the room in `buffer` with `needed` and writes `needed` to `count` in every case.
+pub(crate) fn room<T: Copy>(
+    buffer: Out<'_, T>,
+    count: Out<'_, CK_ULONG>,
+    needed: usize,
+) -> Result<Room, Failure> {
+    let available = count.as_in().get()?;
+    let needed = CK_ULONG::try_from(needed).map_err(|_| Rule::ARGUMENTS_BAD)?;
+    count.put(needed)?;
+    match (buffer.is_null(), needed <= available) {
+        (true, _) => Ok(Room::Asked),
+        (false, true) => Ok(Room::Enough),
+        (false, false) => Err(Rule::BUFFER_TOO_SMALL.into()),
+    }
+}
+
+/// A number of elements whose bytes fit the address space.
+fn checked_count<T>(count: CK_ULONG) -> Result<usize, Failure> {
+    usize::try_from(count)
+        .ok()
+        .filter(|count| {
+            count
+                .checked_mul(size_of::<T>().max(1))
+                .is_some_and(|bytes| isize::try_from(bytes).is_ok())
+        })
+        .ok_or_else(|| Rule::ARGUMENTS_BAD.into())
+}
+
+/// The value bytes of one attribute of a template.
+pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failure> {
+    // SAFETY: the attribute was read from a template of the caller, who promises its pointer and length.
+    let value = unsafe { In::new(attribute.pValue.cast::<u8>().cast_const()) };
+    Ok(value.bytes(attribute.ulValueLen)?.to_vec())
+}
+
+/// The parameter bytes of a mechanism.
+pub(crate) fn mechanism_parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, Failure> {
+    // SAFETY: the mechanism was read from the caller, who promises its parameter and length.
+    let parameter = unsafe { In::new(mechanism.pParameter.cast::<u8>().cast_const()) };
+    Ok(parameter.bytes(mechanism.ulParameterLen)?.to_vec())
+}
+
+/// Where the value of one attribute goes.
+pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Out<'call, u8> {
+    // SAFETY: as in `attribute_bytes`; the room is compared with `ulValueLen` before it is used.
+    unsafe { Out::new(attribute.pValue.cast::<u8>()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code<T>(result: Result<T, Failure>) -> u64 {
+        result.map_or_else(|failure| failure.code(), |_| 0)
+    }
+
+    #[test]
+    fn null_with_a_length_is_refused_and_null_without_is_empty() {
+        // SAFETY: null is allowed.
+        let nothing = unsafe { In::<u8>::new(std::ptr::null()) };
+        assert_eq!(nothing.bytes(0).unwrap(), b"");
+        assert_eq!(code(nothing.bytes(1)), cryptoki_sys::CKR_ARGUMENTS_BAD);
+        assert_eq!(code(nothing.get()), cryptoki_sys::CKR_ARGUMENTS_BAD);
+    }
+
+    #[test]
+    fn a_length_past_the_address_space_is_refused_without_looking() {
+        let byte = 7u8;
+        // SAFETY: the pointer is valid for the one byte that may be read.
+        let bytes = unsafe { In::new(&raw const byte) };
+        assert_eq!(
+            code(bytes.bytes(CK_ULONG::MAX)),
+            cryptoki_sys::CKR_ARGUMENTS_BAD
+        );
+        // SAFETY: as above; eight times the count overflows before anything is read.
+        let words = unsafe { In::new((&raw const byte).cast::<u64>()) };
+        assert_eq!(
+            code(words.list(CK_ULONG::MAX / 4)),
+            cryptoki_sys::CKR_ARGUMENTS_BAD
+        );
+    }
+
+    #[test]
+    fn a_small_buffer_is_told_the_length_and_left_alone() {
+        let mut buffer = [0u8; 4];
+        let mut len: CK_ULONG = 2;
+        // SAFETY: points to a live local.
+        let out = unsafe { Out::new(buffer.as_mut_ptr()) };
+        // SAFETY: as above.
+        let count = unsafe { Out::new(&raw mut len) };
+        assert_eq!(
+            code(out.put_counted(count, &[1, 2, 3])),
+            cryptoki_sys::CKR_BUFFER_TOO_SMALL
+        );
+        assert_eq!((len, buffer), (3, [0; 4]));
+        len = 4;
+        assert_eq!(code(out.put_counted(count, &[1, 2, 3])), 0);
+        assert_eq!((len, buffer), (3, [1, 2, 3, 0]));
+    }
+
+    #[test]
+    fn unaligned_memory_is_read_and_written() {
+        let mut memory = [0u8; 17];
+        // SAFETY: eight bytes at offset 1 lie within `memory`.
+        let odd = unsafe { Out::new(memory.as_mut_ptr().wrapping_add(1).cast::<CK_ULONG>()) };
+        odd.put(0x0102_0304).unwrap();
+        assert_eq!(odd.as_in().get().unwrap(), 0x0102_0304);
+    }
+}
