@@ -3,4 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod card;
+pub mod control;
 pub mod provision;
+pub mod reader;
+pub mod server;
+pub mod vpcd;

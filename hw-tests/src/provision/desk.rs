@@ -40,9 +40,9 @@ pub enum ProvisionError {
     /// A public key, or a certificate, could not be encoded.
     #[error("DER: {0}")]
     Der(#[from] der::Error),
-    /// A certificate could not be compressed.
-    #[error("gzip: {0}")]
-    Gzip(std::io::Error),
+    /// The card's folder could not be used.
+    #[error("the card's memory: {0}")]
+    Memory(#[from] std::io::Error),
 }
 
 /// Where an issuer serves one card.

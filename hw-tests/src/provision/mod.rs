@@ -17,7 +17,7 @@ pub use self::{
     plan::{CertificateForm, KeyAlgorithm, OpenPgpPlan, PivKey, PivPlan, Plan},
     public_key::PublicKey,
 };
-use crate::card::VirtualCard;
+use crate::card::{State, VirtualCard};
 
 /// The user PIN of both applets.
 pub const PIN: &str = "123456";
@@ -92,4 +92,22 @@ pub fn provision(card: &VirtualCard, plan: &Plan) -> Result<Issued, ProvisionErr
     }
     card.reset();
     Ok(issued)
+}
+
+/// The card of `plan` with its memory in `folder`, provisioned there unless that was done before; changes last.
+///
+/// Two processes must not do so at once for one folder.
+///
+/// # Errors
+/// As [`provision`], or when the folder cannot be used.
+pub fn provisioned(folder: &Path, plan: &Plan) -> Result<(VirtualCard, Issued), ProvisionError> {
+    let card = VirtualCard::power_up(plan.card(State::Folder(folder.to_owned())))?;
+    let done = folder.join(plan.folder_name());
+    if done.try_exists()? {
+        return Ok((card, Issued::read(folder)?));
+    }
+    let issued = provision(&card, plan)?;
+    issued.write(folder)?;
+    fs::write(done, [])?;
+    Ok((card, issued))
 }

@@ -163,7 +163,7 @@ fn usage(reference: u8, algorithm: KeyAlgorithm) -> FlagSet<KeyUsages> {
 /// 70 certificate, 71 CertInfo, FE (part 1, table 10).
 fn certificate_data(der: &[u8], form: CertificateForm) -> Result<Vec<u8>, ProvisionError> {
     let (bytes, info) = match form {
-        CertificateForm::Gzip => (gzip(der).map_err(ProvisionError::Gzip)?, 0x01),
+        CertificateForm::Gzip => (gzip(der)?, 0x01),
         CertificateForm::Plain | CertificateForm::Absent => (der.to_vec(), 0x00),
     };
     Ok([

@@ -1,0 +1,47 @@
+//! Misbehaviour on demand: what becomes of a frame on its way to the card.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+/// What becomes of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The card answers it.
+    Answer,
+    /// The card answers it after a moment.
+    Delay(Duration),
+    /// These bytes are the answer; the card does not see the frame.
+    Forge(Vec<u8>),
+    /// No answer comes until the card is pulled or reset; the card does not see the frame.
+    Silence,
+    /// The card is pulled before it sees the frame.
+    Pull,
+    /// The card is pulled after it has executed the frame, before its answer is out.
+    PullAfter,
+}
+
+type Script = Box<dyn FnMut(&[u8]) -> Fate + Send>;
+
+/// Decides the fate of each frame; without a script all are answered.
+#[derive(Default)]
+pub(super) struct Faults(Mutex<Option<Script>>);
+
+impl Faults {
+    pub(super) fn follow(&self, script: Option<Script>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = script;
+    }
+
+    pub(super) fn fate(&self, frame: &[u8]) -> Fate {
+        let mut script = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        script.as_mut().map_or(Fate::Answer, |script| script(frame))
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faults")
+    }
+}

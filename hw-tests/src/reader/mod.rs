@@ -1,0 +1,281 @@
+//! A reader: one place for one virtual card, shared by any number of users.
+//!
+//! The rules of sharing are those of `docs/socket-reader.md`, here without a socket; [`crate::server`] and
+//! [`crate::vpcd`] put a reader within a client's reach. The test keeps the reader itself in hand: it inserts,
+//! removes, resets, counts, and may decide each frame's [`Fate`].
+
+mod fault;
+mod journal;
+mod user;
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+pub(crate) use self::user::User;
+pub use self::{
+    fault::Fate,
+    journal::{Counts, Entry, Event, Exchange},
+};
+use self::{fault::Faults, journal::Journal};
+use crate::card::VirtualCard;
+
+/// A reader and its card; clones are the same reader.
+#[derive(Clone, Debug)]
+pub struct Reader(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    card: VirtualCard,
+    journal: Journal,
+    faults: Faults,
+    users: AtomicU64,
+    place: Mutex<Place>,
+    /// Anything in `place` has changed.
+    moved: Condvar,
+}
+
+/// What is in the reader and who uses it.
+#[derive(Debug, Default)]
+struct Place {
+    present: bool,
+    /// Counts insertions and removals.
+    changes: u32,
+    powered: bool,
+    /// Counts power cycles under users.
+    resets: u64,
+    holder: Option<u64>,
+    /// Users that wait for exclusivity, in order of arrival.
+    queue: VecDeque<u64>,
+    /// Whether a frame is on its way.
+    busy: bool,
+    watchers: Vec<(u64, Watcher)>,
+}
+
+/// Whether there is a card, and the count of insertions and removals so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Presence {
+    pub(crate) present: bool,
+    pub(crate) changes: u32,
+}
+
+/// Hears of each change in order, and is called with the reader locked.
+struct Watcher(Box<dyn FnMut(Presence) + Send>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
+/// Ends the waits of one server's users.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Reader {
+    /// A reader called `name` with `card` in it.
+    #[must_use]
+    pub fn new(name: &str, card: VirtualCard) -> Self {
+        let place = Place {
+            present: true,
+            ..Place::default()
+        };
+        Self(Arc::new(Inner {
+            name: name.to_owned(),
+            card,
+            journal: Journal::new(),
+            faults: Faults::default(),
+            users: AtomicU64::new(0),
+            place: Mutex::new(place),
+            moved: Condvar::new(),
+        }))
+    }
+
+    /// The reader's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The card's answer to reset.
+    #[must_use]
+    pub fn atr(&self) -> &[u8] {
+        &self.0.card.config().atr
+    }
+
+    /// Puts the card in, unpowered; nothing happens when it is in already.
+    pub fn insert(&self) {
+        self.change_presence(true, Event::Insert);
+    }
+
+    /// Pulls the card: holds end, users of it hear of nothing but removal. Nothing happens when it is out.
+    pub fn remove(&self) {
+        self.change_presence(false, Event::Remove);
+    }
+
+    /// Whether the card is in.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        self.place().present
+    }
+
+    /// Power-cycles the card under everybody, as a fault of its contacts would.
+    pub fn reset(&self) {
+        let mut place = self.place();
+        // Ends a silence; a user that reconnects before the card is free is told again.
+        place.resets += 1;
+        self.0.moved.notify_all();
+        place = self.wait_while(place, |place| place.busy);
+        place.resets += 1;
+        self.0.journal.write(0, Event::Reset);
+        self.0.card.reset();
+        drop(place);
+    }
+
+    /// Lets `script` decide the fate of every frame from now on. It must not use the reader itself.
+    pub fn on_frame(&self, script: impl FnMut(&[u8]) -> Fate + Send + 'static) {
+        self.0.faults.follow(Some(Box::new(script)));
+    }
+
+    /// Lets the card answer every frame again.
+    pub fn heal(&self) {
+        self.0.faults.follow(None);
+    }
+
+    /// What happened so far, or since [`Reader::zero`].
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.0.journal.counts()
+    }
+
+    /// Everything that happened so far, or since [`Reader::zero`], in order.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        self.0.journal.entries()
+    }
+
+    /// The frames and answers among [`Reader::entries`].
+    #[must_use]
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        let exchange = |entry: Entry| match entry.event {
+            Event::Exchange(exchange) => Some(exchange),
+            _ => None,
+        };
+        self.entries().into_iter().filter_map(exchange).collect()
+    }
+
+    /// Forgets counts and entries; a log file stays as it is.
+    pub fn zero(&self) {
+        self.0.journal.clear();
+    }
+
+    /// Writes a remark among the entries.
+    pub fn mark(&self, text: &str) {
+        self.0.journal.write(0, Event::Mark(text.to_owned()));
+    }
+
+    /// Appends every later entry to the file at `path` as well.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn log_to(&self, path: &Path) -> io::Result<()> {
+        self.0.journal.log_to(path)
+    }
+
+    /// A new user, whose waits end with `stop`.
+    pub(crate) fn user(&self, stop: Stop) -> User {
+        User::new(
+            self.clone(),
+            self.0.users.fetch_add(1, Ordering::Relaxed) + 1,
+            stop,
+        )
+    }
+
+    /// Tells `watcher` of the present state at once and then of each change, until [`Reader::unwatch`].
+    pub(crate) fn watch(&self, mut watcher: impl FnMut(Presence) + Send + 'static) -> u64 {
+        let id = self.0.users.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut place = self.place();
+        watcher(place.presence());
+        place.watchers.push((id, Watcher(Box::new(watcher))));
+        id
+    }
+
+    /// Forgets the watcher that got this number.
+    pub(crate) fn unwatch(&self, id: u64) {
+        self.place().watchers.retain(|(watcher, _)| *watcher != id);
+    }
+
+    /// Waits for a card; `false` when `stop` came first.
+    pub(crate) fn wait_for_card(&self, stop: &Stop) -> bool {
+        let place = self.wait_while(self.place(), |place| !place.present && !stop.is_set());
+        place.present && !stop.is_set()
+    }
+
+    /// Ends every wait that has `stop`.
+    pub(crate) fn stop(&self, stop: &Stop) {
+        let place = self.place();
+        stop.0.store(true, Ordering::Release);
+        self.0.moved.notify_all();
+        drop(place);
+    }
+
+    fn change_presence(&self, present: bool, event: Event) {
+        let mut place = self.place();
+        if place.present == present {
+            return;
+        }
+        place.present = present;
+        place.changes = place.changes.wrapping_add(1);
+        place.powered = false;
+        place.holder = None;
+        self.0.journal.write(0, event);
+        let presence = place.presence();
+        place
+            .watchers
+            .iter_mut()
+            .for_each(|(_, watcher)| (watcher.0)(presence));
+        self.0.moved.notify_all();
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.0.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_change<'a>(&'a self, place: MutexGuard<'a, Place>) -> MutexGuard<'a, Place> {
+        self.0
+            .moved
+            .wait(place)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_while<'a>(
+        &'a self,
+        place: MutexGuard<'a, Place>,
+        condition: impl Fn(&Place) -> bool,
+    ) -> MutexGuard<'a, Place> {
+        let waited = self.0.moved.wait_while(place, |place| condition(place));
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    const fn presence(&self) -> Presence {
+        Presence {
+            present: self.present,
+            changes: self.changes,
+        }
+    }
+}

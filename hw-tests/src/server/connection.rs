@@ -1,0 +1,162 @@
+//! One connection: a greeting, then either a watch or a user of the card.
+
+use std::{
+    io::{self, BufReader, Read as _, Write as _},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use claviger_apdu::Secret;
+use claviger_driver::socket::frame::{Refusal, Reply, Request, VERSION, body_len};
+
+use crate::reader::{Presence, Reader, Stop, User};
+
+/// How long a client may leave a full socket unread before it is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) struct Connection {
+    inbox: BufReader<UnixStream>,
+    outbox: UnixStream,
+    reader: Reader,
+    stop: Stop,
+}
+
+impl Connection {
+    pub(super) fn new(stream: UnixStream, reader: Reader, stop: Stop) -> io::Result<Self> {
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            inbox: BufReader::new(stream.try_clone()?),
+            outbox: stream,
+            reader,
+            stop,
+        })
+    }
+
+    /// Serves until the client leaves, breaks a rule, or the server stops.
+    pub(super) fn run(mut self) {
+        let ended = self.converse();
+        if let Err(error) = ended
+            && error.kind() == io::ErrorKind::InvalidData
+        {
+            let reply = Reply::Refused {
+                refusal: Refusal::Protocol,
+                text: error.to_string(),
+            };
+            let _ = self.say(&reply);
+        }
+        let _ = self.outbox.shutdown(Shutdown::Both);
+    }
+
+    fn converse(&mut self) -> io::Result<()> {
+        match self.hear()? {
+            Request::Hello { version: VERSION } => {}
+            Request::Hello { version } => {
+                return Err(out_of_order(&format!(
+                    "version {version}; {VERSION} is spoken here"
+                )));
+            }
+            _ => return Err(out_of_order("Hello comes first")),
+        }
+        self.say(&Reply::Welcome {
+            version: VERSION,
+            name: self.reader.name().to_owned(),
+        })?;
+        let first = self.hear()?;
+        if matches!(first, Request::Watch) {
+            return self.watch();
+        }
+        let mut user = self.reader.user(self.stop.clone());
+        self.answer(&mut user, &first)?;
+        loop {
+            let request = self.hear()?;
+            self.answer(&mut user, &request)?;
+        }
+    }
+
+    fn answer(&mut self, user: &mut User, request: &Request) -> io::Result<()> {
+        let done = match request {
+            Request::Hello { .. } | Request::Watch => Err(Refusal::Protocol),
+            Request::Connect => user.connect().map(|()| self.connected()),
+            Request::Transmit(frame) => user
+                .transmit(frame.expose())
+                .map(|answer| Reply::Response(Secret::new(answer))),
+            Request::Begin => user.begin().map(|()| Reply::Begun),
+            Request::End => user.end().map(|()| Reply::Ended),
+            Request::Reset => user.reset().map(|()| self.connected()),
+        };
+        match done {
+            Ok(reply) => self.say(&reply),
+            Err(Refusal::Protocol) => {
+                Err(out_of_order(&format!("{} is out of order", name(request))))
+            }
+            Err(refusal) => self.say(&Reply::Refused {
+                refusal,
+                text: text(refusal).to_owned(),
+            }),
+        }
+    }
+
+    /// States go out by themselves; all that may still come from the client is its end.
+    fn watch(&mut self) -> io::Result<()> {
+        let mut outbox = self.outbox.try_clone()?;
+        let atr = self.reader.atr().to_vec();
+        let watcher = self.reader.watch(move |Presence { present, changes }| {
+            let atr = if present { atr.clone() } else { Vec::new() };
+            if outbox
+                .write_all(Reply::State { atr, changes }.encode().expose())
+                .is_err()
+            {
+                let _ = outbox.shutdown(Shutdown::Both);
+            }
+        });
+        let heard = self.hear();
+        self.reader.unwatch(watcher);
+        heard.and_then(|request| Err(out_of_order(&format!("{} after Watch", name(&request)))))
+    }
+
+    fn connected(&self) -> Reply {
+        Reply::Connected {
+            atr: self.reader.atr().to_vec(),
+        }
+    }
+
+    fn say(&mut self, reply: &Reply) -> io::Result<()> {
+        self.outbox.write_all(reply.encode().expose())
+    }
+
+    fn hear(&mut self) -> io::Result<Request> {
+        let mut length = [0; 4];
+        self.inbox.read_exact(&mut length)?;
+        let len = body_len(length).map_err(|error| out_of_order(&error.to_string()))?;
+        let mut body = vec![0; len];
+        self.inbox.read_exact(&mut body)?;
+        Request::parse(&body).map_err(|error| out_of_order(&error.to_string()))
+    }
+}
+
+fn out_of_order(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+const fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Hello { .. } => "Hello",
+        Request::Watch => "Watch",
+        Request::Connect => "Connect",
+        Request::Transmit(_) => "Transmit",
+        Request::Begin => "Begin",
+        Request::End => "End",
+        Request::Reset => "Reset",
+    }
+}
+
+const fn text(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NoCard => "there is no card in the reader",
+        Refusal::CardRemoved => "the card was removed",
+        Refusal::CardReset => "the card was reset by another user",
+        Refusal::Busy => "another user holds the card",
+        Refusal::Protocol => "out of order",
+    }
+}
