@@ -172,8 +172,8 @@ impl Events {
         std::thread::Builder::new()
             .name(name)
             .spawn(run)
-            .map_err(|error| {
-                tracing::error!("no thread for slot events: {error}; readers will not be followed")
+            .inspect_err(|error| {
+                tracing::error!("no thread for slot events: {error}; readers will not be followed");
             })
             .ok()
     }
