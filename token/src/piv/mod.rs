@@ -1,83 +1,241 @@
-//! Piv (being built).
-#![allow(warnings)]
+//! PIV (NIST SP 800-73-4): the applet of government cards, YubiKeys, Nitrokeys and many others.
+//!
+//! Terms: a *key reference* names a place for a key; a *data object* is what GET DATA reads, certificates
+//! among them; the *discovery object* says which PIN the card wants and proves that PIV is selected.
+//!
+//! A search reads the data objects it may match and no others, each once; what is read makes up the objects.
+//! What is not here: writing, key generation, the management key, secure messaging.
+
+mod authenticate;
+mod certificate_object;
+mod chuid;
+mod data_object;
+mod discovery;
+mod inventory;
+mod key_reference;
+mod metadata;
+mod pin;
+mod quirks;
+
+use std::sync::Arc;
+
+use claviger_apdu::{Atr, CommandApdu, Secret};
+
+use self::{
+    chuid::Chuid,
+    data_object::{CHUID, DataObject},
+    discovery::Discovery,
+    inventory::Inventory,
+    pin::Pin,
+    quirks::{Quirk, Quirks},
+};
 use crate::{
-    applet::*, card::Conversation, error::TokenError, mechanism::MechanismInfo, object::*,
+    algorithm::KeyAlgorithm,
+    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    card::Conversation,
+    error::TokenError,
+    mechanism::{self, MechanismInfo, Scheme, SchemeSizes},
+    object::{Object, PrivateKey},
     operation::SignInput,
 };
-use claviger_apdu::*;
-use std::sync::Arc;
-pub(crate) const AID: &[u8] = &[0xA0, 0, 0, 3, 8, 0, 0, 0x10, 0];
-pub(crate) const PROBE: CommandApdu<'static> = CommandApdu::header([0, 0, 0, 0]);
-pub(crate) fn is_discovery(_: &[u8]) -> bool {
-    false
+
+/// The application identifier without its version (SP 800-73-4 part 1, 2.2).
+pub(crate) const AID: &[u8] = &[0xA0, 0x00, 0x00, 0x03, 0x08, 0x00, 0x00, 0x10, 0x00];
+
+/// GET DATA of the discovery object.
+pub(crate) const PROBE: CommandApdu<'static> = data_object::GET_DISCOVERY;
+
+/// The serial number of a card that does not say one.
+const NO_SERIAL: &str = "00000000";
+
+/// What SP 800-78-4 and Yubico's extensions let a key sign with.
+const SIZES: [SchemeSizes; 2] = [
+    SchemeSizes {
+        scheme: Scheme::RsaPkcs1,
+        min: 1024,
+        max: 4096,
+    },
+    SchemeSizes {
+        scheme: Scheme::Ecdsa,
+        min: 256,
+        max: 384,
+    },
+];
+
+/// Ed25519 is rare: only a card that has such a key is known to sign with it.
+const ED25519: SchemeSizes = SchemeSizes {
+    scheme: Scheme::EdDsa,
+    min: 255,
+    max: 255,
+};
+
+/// Whether `answer` to [`PROBE`] is PIV's.
+pub(crate) fn is_discovery(answer: &[u8]) -> bool {
+    Discovery::parse(answer).is_ok()
 }
-/// Piv
-pub struct Piv;
+
+/// The PIV applet of one card.
+pub struct Piv {
+    quirks: Quirks,
+    serial: String,
+    pin: Pin,
+    inventory: Inventory,
+}
+
 impl Piv {
+    /// Reads who the card is: the CHUID, and nothing else. SELECT's answer differs so much between cards
+    /// that nothing depends on it.
     pub(crate) fn open(
-        _: &mut Conversation<'_, '_>,
-        _: &[u8],
-        _: &Atr,
+        talk: &mut Conversation<'_, '_>,
+        _select_answer: &[u8],
+        atr: &Atr,
     ) -> Result<Self, TokenError> {
-        panic!()
+        let quirks = Quirks::of(atr);
+        let mut inventory = Inventory::new(quirks);
+        let mut serial = NO_SERIAL.to_owned();
+        if let Some(object) = DataObject::by_tag(CHUID) {
+            let answer = talk.read(&object.get_data().as_apdu())?;
+            let content = object.content(&answer).unwrap_or_else(|fault| {
+                tracing::warn!("PIV card without an identity: {fault}");
+                None
+            });
+            let chuid = content.as_deref().map(Chuid::parse);
+            if let Some(Err(fault)) = &chuid {
+                tracing::warn!("PIV card without an identity: {fault}");
+            }
+            let chuid = chuid.and_then(Result::ok);
+            let federal = chuid.as_ref().is_some_and(Chuid::is_federal);
+            inventory.identify(content.as_deref(), federal);
+            serial = chuid.map_or(serial, |chuid| chuid.serial());
+        }
+        Ok(Self {
+            quirks,
+            serial,
+            pin: Pin::default(),
+            inventory,
+        })
     }
 }
+
 impl Applet for Piv {
     fn kind(&self) -> AppletKind {
-        panic!()
+        AppletKind::Piv
     }
+
     fn info(&self) -> TokenInfo {
-        panic!()
+        let short = self.serial.len().saturating_sub(8);
+        TokenInfo {
+            label: format!("PIV {}", self.serial.get(short..).unwrap_or(NO_SERIAL)),
+            manufacturer: "piv_II".to_owned(),
+            model: "PIV".to_owned(),
+            serial: self.serial.clone(),
+            min_pin_len: pin::MIN_LEN,
+            max_pin_len: pin::MAX_LEN,
+            version: (0, 0),
+            pin_tries: self.pin.tries,
+        }
     }
+
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        panic!()
+        let mut sizes = SIZES.to_vec();
+        if self.inventory.has_key(KeyAlgorithm::Ed25519) {
+            sizes.push(ED25519);
+        }
+        mechanism::offered(&sizes)
     }
+
     fn extended_length(&self) -> bool {
-        panic!()
+        self.quirks.contains(Quirk::ExtendedLength)
     }
-    fn note_probe(&mut self, _: &[u8]) -> Result<(), TokenError> {
-        panic!()
+
+    fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
+        self.pin.discovered(Discovery::parse(answer)?);
+        Ok(())
     }
-    fn check_pin(&self, _: &Secret) -> Result<(), TokenError> {
-        panic!()
+
+    fn check_pin(&self, pin: &Secret) -> Result<(), TokenError> {
+        Pin::check(pin)
     }
+
     fn verify(
         &mut self,
-        _: &mut Conversation<'_, '_>,
-        _: &Secret,
-        _: PinPurpose,
+        talk: &mut Conversation<'_, '_>,
+        pin: &Secret,
+        _purpose: PinPurpose,
     ) -> Result<(), TokenError> {
-        panic!()
+        self.pin.verify(talk, pin)
     }
+
     fn pin_status(
         &mut self,
-        _: &mut Conversation<'_, '_>,
-        _: &PrivateKey,
+        talk: &mut Conversation<'_, '_>,
+        _key: &PrivateKey,
     ) -> Result<PinStatus, TokenError> {
-        panic!()
+        self.pin.status(talk)
     }
-    fn unverify(&mut self, _: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        panic!()
+
+    fn unverify(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        self.pin.forget(talk)
     }
-    fn load(&mut self, _: &mut Conversation<'_, '_>, _: &Wanted) -> Result<(), TokenError> {
-        panic!()
+
+    fn load(&mut self, talk: &mut Conversation<'_, '_>, wanted: &Wanted) -> Result<(), TokenError> {
+        self.inventory.load(talk, wanted)
     }
-    fn is_loaded(&self, _: &Wanted) -> bool {
-        panic!()
+
+    fn is_loaded(&self, wanted: &Wanted) -> bool {
+        self.inventory.is_loaded(wanted)
     }
+
     fn forget_objects(&mut self) {
-        panic!()
+        self.inventory.forget();
     }
+
     fn objects(&self) -> Vec<Arc<Object>> {
-        panic!()
+        self.inventory.objects()
     }
-    fn sign_command(&self, _: &PrivateKey, _: &SignInput) -> Result<OwnedCommand, TokenError> {
-        panic!()
+
+    fn sign_command(
+        &self,
+        key: &PrivateKey,
+        input: &SignInput,
+    ) -> Result<OwnedCommand, TokenError> {
+        authenticate::sign(key, input)
     }
-    fn signature(&self, _: &PrivateKey, _: &[u8]) -> Result<Vec<u8>, TokenError> {
-        panic!()
+
+    fn signature(&self, key: &PrivateKey, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+        authenticate::signature(key.algorithm, answer)
     }
-    fn key_name(&self, _: &PrivateKey) -> String {
-        panic!()
+
+    fn key_name(&self, key: &PrivateKey) -> String {
+        format!("PIV key {:02X}", key.reference)
+    }
+}
+
+/// Parsers of card bytes, each fed with arbitrary ones; for fuzz targets.
+#[doc(hidden)]
+pub mod fuzz {
+    /// The content of a certificate's data object.
+    pub fn certificate_object(bytes: &[u8]) {
+        super::certificate_object::fuzz(bytes);
+    }
+
+    /// The content of the CHUID.
+    pub fn chuid(bytes: &[u8]) {
+        super::chuid::fuzz(bytes);
+    }
+
+    /// The discovery object, and the content of the key history.
+    pub fn discovery(bytes: &[u8]) {
+        super::discovery::fuzz(bytes);
+    }
+
+    /// An answer to GENERAL AUTHENTICATE.
+    pub fn authenticate(bytes: &[u8]) {
+        super::authenticate::fuzz(bytes);
+    }
+
+    /// An answer to GET METADATA.
+    pub fn metadata(bytes: &[u8]) {
+        super::metadata::fuzz(bytes);
     }
 }

@@ -1,0 +1,252 @@
+//! GENERAL AUTHENTICATE (SP 800-73-4 part 2, 3.2.4) as far as signatures need it.
+//!
+//! ```text
+//! 00 87 algorithm key   7C { 82 (empty: this is asked for)  81 input }
+//!                    →  7C { 82 output }
+//! ```
+
+use claviger_apdu::{CommandClass, Expected, Secret, tlv};
+use der::{Decode, Reader, SliceReader, asn1::UintRef};
+
+use crate::{
+    algorithm::{Curve, KeyAlgorithm},
+    applet::OwnedCommand,
+    error::TokenError,
+    object::PrivateKey,
+    operation::{SignInput, fit_hash},
+};
+
+const THING: &str = "answer to PIV GENERAL AUTHENTICATE";
+/// Longest message for Ed25519: what fits the command buffer of a YubiKey 5.7 with its template.
+const MAX_MESSAGE: usize = 3 * 1024 - 16;
+
+/// P1 for keys of this algorithm (SP 800-78-4, table 6-2, and Yubico's extensions); `None` when PIV has none.
+pub(super) const fn identifier(algorithm: KeyAlgorithm) -> Option<u8> {
+    match algorithm {
+        KeyAlgorithm::Rsa { bits: 1024 } => Some(0x06),
+        KeyAlgorithm::Rsa { bits: 2048 } => Some(0x07),
+        KeyAlgorithm::Rsa { bits: 3072 } => Some(0x05),
+        KeyAlgorithm::Rsa { bits: 4096 } => Some(0x16),
+        KeyAlgorithm::Ec(Curve::P256) => Some(0x11),
+        KeyAlgorithm::Ec(Curve::P384) => Some(0x14),
+        KeyAlgorithm::Ed25519 => Some(0xE0),
+        KeyAlgorithm::X25519 => Some(0xE1),
+        _ => None,
+    }
+}
+
+/// The command that signs `input` with `key`.
+///
+/// # Errors
+/// [`TokenError::DataLength`] when the card cannot take so much, [`TokenError::KeyFunctionNotPermitted`]
+/// when key and input do not go together.
+pub(super) fn sign(key: &PrivateKey, input: &SignInput) -> Result<OwnedCommand, TokenError> {
+    let identifier = identifier(key.algorithm).ok_or(TokenError::KeyFunctionNotPermitted)?;
+    let (block, expected) = match (key.algorithm, input) {
+        (KeyAlgorithm::Rsa { .. }, SignInput::Pkcs1(t)) => {
+            let len = key.algorithm.signature_len();
+            (emsa_pkcs1(t, len)?, Expected::All)
+        }
+        (KeyAlgorithm::Ec(curve), SignInput::Hash(hash)) => {
+            let fitted = fit_hash(hash.expose(), curve.field_len());
+            (Secret::new(fitted), Expected::UpTo(256))
+        }
+        (KeyAlgorithm::Ed25519, SignInput::Message(message)) => {
+            if message.len() > MAX_MESSAGE {
+                return Err(too_long(message.len(), MAX_MESSAGE));
+            }
+            (message.duplicate(), Expected::UpTo(256))
+        }
+        _ => return Err(TokenError::KeyFunctionNotPermitted),
+    };
+    let block = Secret::new(tlv::encode(0x81, block.expose()));
+    let fields = Secret::new([&[0x82, 0x00], block.expose()].concat());
+    Ok(OwnedCommand {
+        header: [0x00, 0x87, identifier, key.reference],
+        data: Secret::new(tlv::encode(0x7C, fields.expose())),
+        expected,
+        class: CommandClass::PrivateKey,
+    })
+}
+
+/// EMSA-PKCS1-v1_5 (RFC 8017, 9.2) in `len` bytes: 00 01 FF … FF 00 T.
+fn emsa_pkcs1(t: &Secret, len: usize) -> Result<Secret, TokenError> {
+    let max = len.saturating_sub(11);
+    if t.len() > max {
+        return Err(too_long(t.len(), max));
+    }
+    let mut block = Secret::new(Vec::with_capacity(len));
+    block.extend(&[0x00, 0x01]);
+    block.extend(&vec![0xFF; len - t.len() - 3]);
+    block.extend(&[0x00]);
+    block.extend(t.expose());
+    Ok(block)
+}
+
+const fn too_long(len: usize, max: usize) -> TokenError {
+    TokenError::DataLength { len, max }
+}
+
+/// The signature of `algorithm` in a 9000 answer: the RSA number at the modulus's length, r and s of the
+/// field's length each, or the 64 bytes of Ed25519.
+///
+/// # Errors
+/// [`TokenError::Malformed`].
+pub(super) fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+    let malformed = |fault: &str| TokenError::malformed(THING, fault);
+    let fields = tlv::only(answer, 0x7C).map_err(TokenError::tlv(THING))?;
+    let output = tlv::find(fields, 0x82)
+        .map_err(TokenError::tlv(THING))?
+        .ok_or_else(|| malformed("no response in it"))?;
+    match algorithm {
+        // Some cards leave leading zeros away.
+        KeyAlgorithm::Rsa { .. } => left_padded(output, algorithm.signature_len())
+            .filter(|_| !output.is_empty())
+            .ok_or_else(|| malformed("not as long as the modulus")),
+        KeyAlgorithm::Ec(curve) => ecdsa(output, curve.field_len())
+            .map_err(|fault| TokenError::malformed(THING, fault))?
+            .ok_or_else(|| malformed("r or s is zero or larger than the field")),
+        KeyAlgorithm::Ed25519 if output.len() == 64 => Ok(output.to_vec()),
+        KeyAlgorithm::Ed25519 | KeyAlgorithm::X25519 => Err(malformed("not a signature")),
+    }
+}
+
+/// ECDSA-Sig-Value (RFC 3279, 2.2.3) as r and s of `len` bytes each.
+fn ecdsa(value: &[u8], len: usize) -> der::Result<Option<Vec<u8>>> {
+    let mut reader = SliceReader::new(value)?;
+    let (r, s) = reader.sequence(|numbers| {
+        der::Result::Ok((UintRef::decode(numbers)?, UintRef::decode(numbers)?))
+    })?;
+    reader.finish()?;
+    let fixed = |number: UintRef<'_>| {
+        let zero = number.as_bytes().iter().all(|byte| *byte == 0);
+        left_padded(number.as_bytes(), len).filter(|_| !zero)
+    };
+    Ok(fixed(r)
+        .zip(fixed(s))
+        .map(|(r, s)| [r.as_slice(), &s].concat()))
+}
+
+fn left_padded(number: &[u8], len: usize) -> Option<Vec<u8>> {
+    let mut padded = vec![0; len.checked_sub(number.len())?];
+    padded.extend_from_slice(number);
+    Some(padded)
+}
+
+/// Reads arbitrary bytes as the answer of every kind of key; for the fuzz target beside this file.
+pub(super) fn fuzz(bytes: &[u8]) {
+    for algorithm in [
+        KeyAlgorithm::Rsa { bits: 2048 },
+        KeyAlgorithm::Ec(Curve::P256),
+        KeyAlgorithm::Ec(Curve::P384),
+        KeyAlgorithm::Ed25519,
+        KeyAlgorithm::X25519,
+    ] {
+        if let Ok(signature) = signature(algorithm, bytes) {
+            assert_eq!(signature.len(), algorithm.signature_len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{PinRule, Usage};
+
+    const P256: KeyAlgorithm = KeyAlgorithm::Ec(Curve::P256);
+    const RSA: KeyAlgorithm = KeyAlgorithm::Rsa { bits: 2048 };
+
+    fn key(algorithm: KeyAlgorithm) -> PrivateKey {
+        PrivateKey {
+            reference: 0x9A,
+            algorithm,
+            pin: PinRule::Once,
+            usage: Usage::default(),
+        }
+    }
+
+    fn answer(output: &[u8]) -> Vec<u8> {
+        tlv::encode(0x7C, &tlv::encode(0x82, output))
+    }
+
+    fn der(r: &[u8], s: &[u8]) -> Vec<u8> {
+        answer(&tlv::encode(
+            0x30,
+            &[tlv::encode(0x02, r), tlv::encode(0x02, s)].concat(),
+        ))
+    }
+
+    #[test]
+    fn a_p256_command_is_the_one_the_standard_shows() {
+        let hash = SignInput::Hash(Secret::new(vec![0xAB; 32]));
+        let command = sign(&key(P256), &hash).unwrap();
+        assert_eq!(command.header, [0x00, 0x87, 0x11, 0x9A]);
+        let start = [0x7C, 0x24, 0x82, 0x00, 0x81, 0x20, 0xAB];
+        assert!(command.data.expose().starts_with(&start));
+        assert_eq!(command.data.len(), 0x26);
+    }
+
+    #[test]
+    fn hashes_are_fitted_to_the_field() {
+        let data = |algorithm, len: usize| {
+            let hash = SignInput::Hash(Secret::new((1..=len).map(|n| n as u8).collect()));
+            let command = sign(&key(algorithm), &hash).unwrap();
+            command.data.expose()[6..].to_vec()
+        };
+        assert_eq!(data(P256, 64), (1..=32).collect::<Vec<u8>>());
+        let padded = data(KeyAlgorithm::Ec(Curve::P384), 32);
+        assert_eq!(padded[..16], [0; 16]);
+        assert_eq!(padded[16..], (1..=32).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn an_rsa_block_is_exactly_as_long_as_the_modulus() {
+        let t = SignInput::Pkcs1(Secret::new(vec![0x55; 51]));
+        let command = sign(&key(RSA), &t).unwrap();
+        let data = command.data.expose();
+        assert_eq!(data.len(), 266);
+        let start = [0x7C, 0x82, 0x01, 0x06, 0x82, 0x00, 0x81, 0x82, 0x01, 0x00];
+        assert_eq!(data[..10], start);
+        assert_eq!(data[10..12], [0x00, 0x01]);
+        assert_eq!(data[12..214], [0xFF; 202]);
+        assert_eq!(data[214], 0x00);
+        assert_eq!(data[215..], [0x55; 51]);
+        let too_long = SignInput::Pkcs1(Secret::new(vec![0; 246]));
+        assert!(matches!(
+            sign(&key(RSA), &too_long),
+            Err(TokenError::DataLength { len: 246, max: 245 })
+        ));
+    }
+
+    #[test]
+    fn short_r_is_padded_and_the_sign_byte_of_a_high_s_removed() {
+        let high = [&[0x00, 0x80], &[0x22; 31][..]].concat();
+        let got = signature(P256, &der(&[0x11; 30], &high)).unwrap();
+        let expected = [&[0; 2], &[0x11; 30][..], &high[1..]].concat();
+        assert_eq!(got, expected);
+        let got = signature(P256, &der(&[1], &[2])).unwrap();
+        assert_eq!((got.len(), got[31], got[63]), (64, 1, 2));
+    }
+
+    #[test]
+    fn what_is_no_signature_is_refused() {
+        let refused = |answer: &[u8]| signature(P256, answer).is_err();
+        assert!(refused(&der(&[1; 33], &[1])), "longer than the field");
+        assert!(refused(&der(&[0], &[1])), "zero");
+        assert!(refused(&der(&[0x80; 32], &[1])), "negative");
+        assert!(refused(&der(&[0, 1], &[1])), "not DER");
+        assert!(refused(&der(&[], &[1])), "no number");
+        assert!(refused(&[&der(&[1], &[1])[..], &[0]].concat()), "trailing");
+        assert!(refused(&tlv::encode(0x7C, &tlv::encode(0x81, &[1]))));
+        assert!(refused(&[]));
+        assert!(signature(KeyAlgorithm::Ed25519, &answer(&[0; 63])).is_err());
+        assert!(signature(RSA, &answer(&[1; 257])).is_err());
+        assert!(signature(RSA, &answer(&[])).is_err());
+    }
+
+    #[test]
+    fn an_rsa_answer_without_its_leading_zeros_gets_them_back() {
+        let got = signature(RSA, &answer(&[0x77; 255])).unwrap();
+        assert_eq!((got.len(), got[0], got[1]), (256, 0x00, 0x77));
+    }
+}

@@ -1,0 +1,306 @@
+//! What was read of a card's objects, and what a search still needs: the one plan that loading carries out and
+//! that says whether anything is left to load.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use cryptoki_sys::{CK_OBJECT_CLASS, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
+
+use super::{
+    authenticate, certificate_object,
+    data_object::{Access, CHUID, DataObject, KEY_HISTORY},
+    discovery::KeyHistory,
+    key_reference::KeyReference,
+    metadata::{self, Metadata},
+    quirks::{Quirk, Quirks},
+};
+use crate::{
+    algorithm::KeyAlgorithm,
+    applet::Wanted,
+    card::Conversation,
+    certificate::Certificate,
+    error::TokenError,
+    object::{self, Object, Origin},
+};
+
+/// The objects read so far.
+pub(super) struct Inventory {
+    quirks: Quirks,
+    /// Whether certificates may say what their keys are for.
+    federal: bool,
+    /// Whether GET METADATA is worth a command; one answer without any ends it for good.
+    metadata_useful: bool,
+    /// Tags of the data objects asked for.
+    asked: BTreeSet<u32>,
+    history: KeyHistory,
+    certificates: BTreeMap<KeyReference, Certificate>,
+    metadata: BTreeMap<KeyReference, Option<Metadata>>,
+    /// By class, and within it keys in the order of their CKA_ID, data by tag.
+    objects: BTreeMap<(CK_OBJECT_CLASS, u32), Arc<Object>>,
+}
+
+/// One command that fills a gap.
+#[derive(Debug)]
+enum Reading {
+    Data(DataObject),
+    Metadata(KeyReference),
+}
+
+impl Inventory {
+    pub(super) fn new(quirks: Quirks) -> Self {
+        Self {
+            quirks,
+            federal: false,
+            metadata_useful: !quirks.contains(Quirk::MetadataEmpty),
+            asked: BTreeSet::new(),
+            history: KeyHistory::default(),
+            certificates: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            objects: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of the CHUID, which is read before anything else.
+    pub(super) fn identify(&mut self, content: Option<&[u8]>, federal: bool) {
+        self.federal = federal;
+        if let Some(object) = DataObject::by_tag(CHUID) {
+            self.take(&object, content);
+        }
+    }
+
+    /// Forgets all objects, so that they are read again.
+    pub(super) fn forget(&mut self) {
+        self.asked.clear();
+        self.history = KeyHistory::default();
+        self.certificates.clear();
+        self.metadata.clear();
+        self.objects.clear();
+    }
+
+    /// All objects read so far.
+    pub(super) fn objects(&self) -> Vec<Arc<Object>> {
+        self.objects.values().cloned().collect()
+    }
+
+    /// Whether a key of this algorithm is known.
+    pub(super) fn has_key(&self, algorithm: KeyAlgorithm) -> bool {
+        let is = |object: &Object| object.key.is_some_and(|key| key.algorithm == algorithm);
+        self.objects.values().any(|object| is(object))
+    }
+
+    /// Whether [`Inventory::load`] has nothing to ask the card.
+    pub(super) fn is_loaded(&self, wanted: &Wanted) -> bool {
+        self.gap(wanted).is_none()
+    }
+
+    /// Reads what `wanted` may match and was not read yet.
+    ///
+    /// # Errors
+    /// Of the conversation. What the card refuses or garbles is logged and left out.
+    pub(super) fn load(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        wanted: &Wanted,
+    ) -> Result<(), TokenError> {
+        // Each reading closes its gap whatever the card answers, so there are at most as many as places.
+        while let Some(reading) = self.gap(wanted) {
+            match reading {
+                Reading::Data(object) => self.read_data(talk, &object)?,
+                Reading::Metadata(key) => self.read_metadata(talk, key)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What to read next for `wanted`.
+    fn gap(&self, wanted: &Wanted) -> Option<Reading> {
+        KeyReference::all()
+            .find_map(|key| self.gap_of_key(key, wanted))
+            .or_else(|| {
+                DataObject::all()
+                    .find(|object| self.wants_data(object, wanted) && !self.was_asked(object))
+                    .map(Reading::Data)
+            })
+    }
+
+    fn gap_of_key(&self, key: KeyReference, wanted: &Wanted) -> Option<Reading> {
+        let place = key.place();
+        let may_be = |class, label: &str| wanted.may_be(class, &place.id, label);
+        let wants_key = may_be(CKO_PUBLIC_KEY, &place.public_label)
+            || may_be(CKO_PRIVATE_KEY, &place.private_label);
+        if !wants_key && !may_be(CKO_CERTIFICATE, &place.certificate_label) {
+            return None;
+        }
+        match self.presence(key, wanted) {
+            Presence::AskHistory(history) => return Some(Reading::Data(history)),
+            Presence::No => return None,
+            Presence::Maybe => {}
+        }
+        DataObject::certificate_of(key)
+            .filter(|object| !self.was_asked(object))
+            .map(Reading::Data)
+            .or_else(|| (wants_key && !self.knows_metadata(key)).then_some(Reading::Metadata(key)))
+    }
+
+    /// Whether it pays to look for `key`: retired ones are there when the key history counts them, and are
+    /// looked for when the search names them.
+    fn presence(&self, key: KeyReference, wanted: &Wanted) -> Presence {
+        let KeyReference::Retired(number) = key else {
+            return Presence::Maybe;
+        };
+        if wanted.id.is_some() || wanted.label.is_some() || self.history.has(number) {
+            return Presence::Maybe;
+        }
+        match DataObject::by_tag(KEY_HISTORY).filter(|history| !self.was_asked(history)) {
+            Some(history) => Presence::AskHistory(history),
+            None => Presence::No,
+        }
+    }
+
+    fn wants_data(&self, object: &DataObject, wanted: &Wanted) -> bool {
+        let readable = match object.access {
+            Access::Always => true,
+            Access::Pin => wanted.private,
+            Access::Yubico => self.quirks.contains(Quirk::YubicoObjects),
+        };
+        // The key history comes before the retired keys in the table, so that it was asked by now.
+        let there = object
+            .key
+            .is_none_or(|key| !matches!(self.presence(key, wanted), Presence::No));
+        readable && there && wanted.may_be(CKO_DATA, &[], &object.name)
+    }
+
+    fn was_asked(&self, object: &DataObject) -> bool {
+        self.asked.contains(&object.tag)
+    }
+
+    fn knows_metadata(&self, key: KeyReference) -> bool {
+        !self.metadata_useful || self.metadata.contains_key(&key)
+    }
+
+    fn read_data(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        object: &DataObject,
+    ) -> Result<(), TokenError> {
+        let answer = talk.read(&object.get_data().as_apdu())?;
+        let content = object.content(&answer).unwrap_or_else(|fault| {
+            left_out(&object.name, &fault);
+            None
+        });
+        self.take(object, content.as_deref());
+        Ok(())
+    }
+
+    fn read_metadata(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: KeyReference,
+    ) -> Result<(), TokenError> {
+        let answer = talk.read(&metadata::command(key))?;
+        let known = match metadata::answer(answer.status, answer.data.expose()) {
+            Ok(metadata::Answer::Key(metadata)) => Some(metadata),
+            Ok(metadata::Answer::NoKey) => None,
+            Ok(metadata::Answer::Unsupported) => {
+                self.metadata_useful = false;
+                None
+            }
+            Err(fault) => {
+                left_out(&format!("metadata of {:02X}", key.byte()), &fault);
+                None
+            }
+        };
+        self.metadata.insert(key, known);
+        // When the card turns out to have none, keys that waited for theirs wait no longer.
+        KeyReference::all().for_each(|key| self.build_keys(key));
+        Ok(())
+    }
+
+    /// Builds what `object` with this content stands for.
+    fn take(&mut self, object: &DataObject, content: Option<&[u8]>) {
+        self.asked.insert(object.tag);
+        if let Some(content) = content {
+            let private = object.access == Access::Pin;
+            let data = object::data(object.tag, &object.name, &object.oid(), content, private);
+            self.add(object.tag, data);
+            if object.tag == KEY_HISTORY {
+                self.history = KeyHistory::parse(content).unwrap_or_else(|fault| {
+                    left_out(&object.name, &fault);
+                    KeyHistory::default()
+                });
+            }
+        }
+        if let Some(key) = object.key {
+            self.take_certificate(key, object, content);
+            self.build_keys(key);
+        }
+    }
+
+    fn take_certificate(&mut self, key: KeyReference, object: &DataObject, content: Option<&[u8]>) {
+        match content.map(certificate_object::certificate) {
+            Some(Ok(certificate)) => {
+                self.add(rank(key), object::certificate(&key.place(), &certificate));
+                self.certificates.insert(key, certificate);
+            }
+            Some(Err(fault)) => left_out(&object.name, &fault),
+            None => {}
+        }
+    }
+
+    /// Builds the key objects of `key` once certificate and metadata are known. The card's word on its key
+    /// counts more than a certificate's, which may be of the key that was there before.
+    fn build_keys(&mut self, key: KeyReference) {
+        let asked = DataObject::certificate_of(key).is_some_and(|object| self.was_asked(&object));
+        if !asked || !self.knows_metadata(key) {
+            return;
+        }
+        let metadata = self.metadata.get(&key).and_then(Option::as_ref);
+        let certificate = self.certificates.get(&key);
+        let said = metadata.and_then(|metadata| metadata.public_key.as_ref());
+        let certified = certificate.and_then(|certificate| certificate.public_key.as_ref());
+        let Some(public) = said.or(certified).cloned() else {
+            return;
+        };
+        let certificate = certificate.filter(|_| certified == Some(&public));
+        let algorithm = public.algorithm();
+        let certified_usage = certificate
+            .filter(|_| !self.federal)
+            .and_then(|own| own.key_usage);
+        let usage = key.usage(algorithm, certified_usage);
+        let pin = metadata
+            .and_then(|metadata| metadata.pin)
+            .unwrap_or(key.pin_rule());
+        let origin = metadata.map_or(Origin::Unknown, |metadata| metadata.origin);
+        let subject = certificate.map_or(Vec::new(), |own| own.subject.clone());
+        let place = key.place();
+        let public_key = object::public_key(&place, &public, &subject, usage, origin);
+        self.add(rank(key), public_key);
+        if authenticate::identifier(algorithm).is_some() {
+            let private = object::private_key(&place, &public, &subject, usage, pin, origin);
+            self.add(rank(key), private);
+        }
+    }
+
+    fn add(&mut self, rank: u32, object: Object) {
+        self.objects
+            .insert((object.id.class, rank), Arc::new(object));
+    }
+}
+
+/// Where the objects of `key` stand among their class.
+fn rank(key: KeyReference) -> u32 {
+    u32::from(key.id())
+}
+
+/// Whether a key can be on the card.
+enum Presence {
+    Maybe,
+    No,
+    AskHistory(DataObject),
+}
+
+fn left_out(what: &str, fault: &TokenError) {
+    tracing::warn!("PIV {what} is left out: {fault}");
+}

@@ -1,0 +1,225 @@
+//! PIV keys by their references (SP 800-73-4 part 1, table 4b): names, identifiers and rules of each place.
+
+use crate::{
+    algorithm::KeyAlgorithm,
+    certificate::KeyUsage,
+    object::{KeyPlace, PinRule, Usage},
+};
+
+/// A place for an asymmetric key with its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum KeyReference {
+    /// 9A.
+    Authentication,
+    /// 9C.
+    Signature,
+    /// 9D.
+    Management,
+    /// 9E.
+    CardAuthentication,
+    /// 82 to 95, numbered from 1.
+    Retired(RetiredNumber),
+}
+
+/// 1 to 20.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RetiredNumber(u8);
+
+impl RetiredNumber {
+    /// How many retired keys there can be.
+    pub(super) const MAX: u8 = 20;
+
+    pub(super) fn new(number: u8) -> Option<Self> {
+        (1..=Self::MAX).contains(&number).then_some(Self(number))
+    }
+
+    pub(super) const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl KeyReference {
+    const PRIMARY: [Self; 4] = [
+        Self::Authentication,
+        Self::Signature,
+        Self::Management,
+        Self::CardAuthentication,
+    ];
+
+    /// Every place, in the order objects are listed.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let retired = (1..=RetiredNumber::MAX).filter_map(RetiredNumber::new);
+        Self::PRIMARY.into_iter().chain(retired.map(Self::Retired))
+    }
+
+    /// P2 of GENERAL AUTHENTICATE.
+    pub(super) const fn byte(self) -> u8 {
+        match self {
+            Self::Authentication => 0x9A,
+            Self::Signature => 0x9C,
+            Self::Management => 0x9D,
+            Self::CardAuthentication => 0x9E,
+            Self::Retired(RetiredNumber(number)) => 0x82 + number - 1,
+        }
+    }
+
+    /// CKA_ID as OpenSC has it: 1 to 24, the number's decimal digits read as hexadecimal ones, so that
+    /// retired key 6 is 10.
+    pub(super) const fn id(self) -> u8 {
+        let number = match self {
+            Self::Authentication => 1,
+            Self::Signature => 2,
+            Self::Management => 3,
+            Self::CardAuthentication => 4,
+            Self::Retired(RetiredNumber(number)) => 4 + number,
+        };
+        number / 10 * 0x10 + number % 10
+    }
+
+    /// Identifiers and labels of its objects, OpenSC's.
+    pub(super) fn place(self) -> KeyPlace {
+        let named = |certificate: &str, key: &str| KeyPlace {
+            reference: self.byte(),
+            id: vec![self.id()],
+            certificate_label: format!("Certificate for {certificate}"),
+            public_label: format!("{key} pubkey"),
+            private_label: format!("{key} key"),
+        };
+        match self {
+            Self::Authentication => named("PIV Authentication", "PIV AUTH"),
+            Self::Signature => named("Digital Signature", "SIGN"),
+            Self::Management => named("Key Management", "KEY MAN"),
+            Self::CardAuthentication => named("Card Authentication", "CARD AUTH"),
+            Self::Retired(RetiredNumber(number)) => KeyPlace {
+                reference: self.byte(),
+                id: vec![self.id()],
+                certificate_label: format!("Retired Certificate for Key Management {number}"),
+                public_label: format!("Retired KEY MAN {number}"),
+                private_label: format!("Retired KEY MAN {number}"),
+            },
+        }
+    }
+
+    /// When the key wants the PIN if the card does not say (SP 800-73-4 part 1, table 4b).
+    pub(super) const fn pin_rule(self) -> PinRule {
+        match self {
+            Self::Signature => PinRule::Always,
+            Self::CardAuthentication => PinRule::Never,
+            Self::Authentication | Self::Management | Self::Retired(_) => PinRule::Once,
+        }
+    }
+
+    /// What the key may do: as its place says, or as `certificate` says where that counts.
+    pub(super) fn usage(self, algorithm: KeyAlgorithm, certificate: Option<KeyUsage>) -> Usage {
+        let (signs, manages) = match (self, certificate) {
+            (_, Some(usage)) => return usage_by_certificate(algorithm, usage),
+            (Self::Authentication | Self::Signature, None) => (true, true),
+            (Self::CardAuthentication, None) => (true, false),
+            (Self::Management | Self::Retired(_), None) => (false, true),
+        };
+        match algorithm {
+            KeyAlgorithm::Rsa { .. } => Usage {
+                sign: signs,
+                decrypt: manages,
+                derive: false,
+            },
+            KeyAlgorithm::Ec(_) => Usage {
+                sign: signs,
+                decrypt: false,
+                derive: !signs,
+            },
+            // These can do one thing only, wherever they are.
+            KeyAlgorithm::Ed25519 => Usage {
+                sign: true,
+                ..Usage::default()
+            },
+            KeyAlgorithm::X25519 => Usage {
+                derive: true,
+                ..Usage::default()
+            },
+        }
+    }
+}
+
+/// OpenSC's reading of keyUsage: an RSA key that signs also decrypts.
+const fn usage_by_certificate(algorithm: KeyAlgorithm, usage: KeyUsage) -> Usage {
+    let signs = KeyUsage::DIGITAL_SIGNATURE
+        | KeyUsage::NON_REPUDIATION
+        | KeyUsage::KEY_CERT_SIGN
+        | KeyUsage::CRL_SIGN;
+    let decrypts = KeyUsage::DIGITAL_SIGNATURE
+        | KeyUsage::NON_REPUDIATION
+        | KeyUsage::KEY_ENCIPHERMENT
+        | KeyUsage::DATA_ENCIPHERMENT
+        | KeyUsage::ENCIPHER_ONLY;
+    let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
+    Usage {
+        sign: !matches!(algorithm, KeyAlgorithm::X25519) && usage.any(signs),
+        decrypt: rsa && usage.any(decrypts),
+        derive: !matches!(algorithm, KeyAlgorithm::Ed25519) && usage.any(KeyUsage::KEY_AGREEMENT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm::Curve;
+
+    fn retired(number: u8) -> KeyReference {
+        KeyReference::Retired(RetiredNumber::new(number).unwrap())
+    }
+
+    #[test]
+    fn retired_keys_are_82_to_95() {
+        assert_eq!(retired(1).byte(), 0x82);
+        assert_eq!(retired(20).byte(), 0x95);
+        assert_eq!(RetiredNumber::new(0), None);
+        assert_eq!(RetiredNumber::new(21), None);
+        assert_eq!(KeyReference::all().count(), 24);
+    }
+
+    #[test]
+    fn identifiers_are_those_of_opensc() {
+        assert_eq!(KeyReference::Authentication.id(), 0x01);
+        assert_eq!(KeyReference::CardAuthentication.id(), 0x04);
+        assert_eq!(retired(5).id(), 0x09);
+        assert_eq!(retired(6).id(), 0x10);
+        assert_eq!(retired(15).id(), 0x19);
+        assert_eq!(retired(16).id(), 0x20);
+        assert_eq!(retired(20).id(), 0x24);
+    }
+
+    #[test]
+    fn without_a_word_of_the_certificate_the_place_decides() {
+        let rsa = KeyAlgorithm::Rsa { bits: 2048 };
+        let p256 = KeyAlgorithm::Ec(Curve::P256);
+        let usage = |key: KeyReference, algorithm| {
+            let usage = key.usage(algorithm, None);
+            (usage.sign, usage.decrypt, usage.derive)
+        };
+        assert_eq!(
+            usage(KeyReference::Authentication, rsa),
+            (true, true, false)
+        );
+        assert_eq!(
+            usage(KeyReference::Authentication, p256),
+            (true, false, false)
+        );
+        assert_eq!(usage(KeyReference::Management, rsa), (false, true, false));
+        assert_eq!(usage(retired(3), p256), (false, false, true));
+        assert_eq!(
+            usage(KeyReference::CardAuthentication, rsa),
+            (true, false, false)
+        );
+    }
+
+    #[test]
+    fn a_certificate_for_agreement_makes_a_key_that_derives_only() {
+        let agreement = Some(KeyUsage(KeyUsage::KEY_AGREEMENT));
+        let usage = KeyReference::Authentication.usage(KeyAlgorithm::Ec(Curve::P384), agreement);
+        assert_eq!((usage.sign, usage.derive), (false, true));
+        let signature = Some(KeyUsage(KeyUsage::DIGITAL_SIGNATURE));
+        let usage = KeyReference::Management.usage(KeyAlgorithm::Rsa { bits: 2048 }, signature);
+        assert_eq!((usage.sign, usage.decrypt), (true, true));
+    }
+}

@@ -1,0 +1,172 @@
+//! What GET METADATA (Yubico, F7) says of a key; some cards say a part, some nothing.
+
+use claviger_apdu::{CommandApdu, Expected, StatusWord, tlv};
+
+use super::key_reference::KeyReference;
+use crate::{
+    algorithm::{Curve, PublicKey},
+    error::TokenError,
+    object::{Origin, PinRule},
+};
+
+const THING: &str = "PIV key metadata";
+
+/// What the card says of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Metadata {
+    /// When it wants the PIN; `None` when the place's own rule holds.
+    pub(super) pin: Option<PinRule>,
+    /// Where it came from.
+    pub(super) origin: Origin,
+    /// The key itself.
+    pub(super) public_key: Option<PublicKey>,
+}
+
+/// An answer to GET METADATA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// There is a key.
+    Key(Metadata),
+    /// There is none.
+    NoKey,
+    /// The card has no metadata at all.
+    Unsupported,
+}
+
+/// GET METADATA of `key`.
+pub(super) const fn command(key: KeyReference) -> CommandApdu<'static> {
+    CommandApdu {
+        expected: Expected::All,
+        ..CommandApdu::header([0x00, 0xF7, 0x00, key.byte()])
+    }
+}
+
+/// What an answer with `status` and `data` says.
+///
+/// # Errors
+/// [`TokenError::Malformed`].
+pub(super) fn answer(status: StatusWord, data: &[u8]) -> Result<Answer, TokenError> {
+    match status {
+        StatusWord::OK if data.is_empty() => Ok(Answer::Unsupported),
+        StatusWord::OK => Metadata::parse(data).map(Answer::Key),
+        StatusWord::REFERENCE_NOT_FOUND | StatusWord::NOT_FOUND => Ok(Answer::NoKey),
+        _ => Ok(Answer::Unsupported),
+    }
+}
+
+impl Metadata {
+    fn parse(data: &[u8]) -> Result<Self, TokenError> {
+        let field = |tag| tlv::find(data, tag).map_err(TokenError::tlv(THING));
+        let key = match (field(0x01)?, field(0x04)?) {
+            (Some([algorithm]), Some(key)) => public_key(*algorithm, key)?,
+            _ => None,
+        };
+        Ok(Self {
+            pin: match field(0x02)? {
+                Some([1, ..]) => Some(PinRule::Never),
+                // 4 and 5 are the same with a finger in place of the PIN.
+                Some([2 | 4, ..]) => Some(PinRule::Once),
+                Some([3 | 5, ..]) => Some(PinRule::Always),
+                _ => None,
+            },
+            origin: match field(0x03)? {
+                Some([1]) => Origin::Generated,
+                Some([2]) => Origin::Imported,
+                _ => Origin::Unknown,
+            },
+            public_key: key,
+        })
+    }
+}
+
+/// The key in `template`: 81 modulus and 82 exponent, or 86 point; `None` for algorithms we do not know.
+fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<PublicKey>, TokenError> {
+    let field = |tag| {
+        let field = tlv::find(template, tag).map_err(TokenError::tlv(THING));
+        field.map(Option::unwrap_or_default)
+    };
+    let point = field(0x86)?;
+    Ok(match algorithm {
+        0x05 | 0x06 | 0x07 | 0x16 => PublicKey::rsa(field(0x81)?, field(0x82)?),
+        0x11 => PublicKey::ec(Curve::P256, point),
+        0x14 => PublicKey::ec(Curve::P384, point),
+        0xE0 => point.try_into().ok().map(PublicKey::Ed25519),
+        0xE1 => point.try_into().ok().map(PublicKey::X25519),
+        _ => None,
+    })
+}
+
+/// Reads arbitrary bytes; for the fuzz target beside this file.
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Ok(Answer::Key(Metadata {
+        public_key: Some(key),
+        ..
+    })) = answer(StatusWord::OK, bytes)
+    {
+        assert!(!key.info().is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(fields: &[(u32, &[u8])]) -> Result<Answer, TokenError> {
+        let data: Vec<u8> = fields
+            .iter()
+            .flat_map(|(tag, value)| tlv::encode(*tag, value))
+            .collect();
+        answer(StatusWord::OK, &data)
+    }
+
+    #[test]
+    fn a_yubikey_says_everything() {
+        let point = [&[4][..], &[7; 64]].concat();
+        let key = tlv::encode(0x86, &point);
+        let answer = parse(&[(1, &[0x11]), (2, &[3, 1]), (3, &[1]), (4, &key)]).unwrap();
+        assert_eq!(
+            answer,
+            Answer::Key(Metadata {
+                pin: Some(PinRule::Always),
+                origin: Origin::Generated,
+                public_key: PublicKey::ec(Curve::P256, &point),
+            })
+        );
+    }
+
+    #[test]
+    fn a_part_is_better_than_nothing() {
+        let answer = parse(&[(2, &[1, 0])]).unwrap();
+        assert_eq!(
+            answer,
+            Answer::Key(Metadata {
+                pin: Some(PinRule::Never),
+                origin: Origin::Unknown,
+                public_key: None,
+            })
+        );
+    }
+
+    #[test]
+    fn no_key_and_no_metadata_are_told_apart() {
+        let status = |status| answer(StatusWord(status), &[]).unwrap();
+        assert_eq!(status(0x6A88), Answer::NoKey);
+        assert_eq!(status(0x6A82), Answer::NoKey);
+        assert_eq!(status(0x6D00), Answer::Unsupported);
+        assert_eq!(status(0x9000), Answer::Unsupported);
+    }
+
+    #[test]
+    fn garbage_is_refused_and_a_key_that_cannot_be_is_none() {
+        assert!(answer(StatusWord::OK, &[0x01, 0x05, 0x11]).is_err());
+        let short = tlv::encode(0x86, &[4; 64]);
+        assert!(matches!(
+            parse(&[(1, &[0x11]), (4, &short)]).unwrap(),
+            Answer::Key(Metadata {
+                public_key: None,
+                ..
+            })
+        ));
+        assert!(parse(&[(1, &[0x11]), (4, &[0x86, 0x41])]).is_err());
+    }
+}

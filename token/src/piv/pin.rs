@@ -1,0 +1,242 @@
+//! The PIN: its form, what status words say of it, and how the card forgets it (SP 800-73-4 part 2, 3.2.1).
+
+use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
+
+use super::discovery::{Discovery, GLOBAL_PIN, PIV_PIN};
+use crate::{
+    applet::{AppletKind, PinStatus, PinTries},
+    card::Conversation,
+    error::TokenError,
+};
+
+/// Shortest PIN in bytes.
+pub(super) const MIN_LEN: usize = 6;
+/// Longest PIN in bytes; shorter ones are filled up with FF.
+pub(super) const MAX_LEN: usize = 8;
+
+/// Applications that are not PIV; selecting one ends what PIV has verified on cards that keep to the standard.
+const OTHER_APPLICATIONS: [&[u8]; 2] = [
+    AppletKind::OpenPgp.aid(),
+    // The issuer security domain, which every GlobalPlatform card has.
+    &[0xA0, 0x00, 0x00, 0x01, 0x51, 0x00, 0x00, 0x00],
+];
+
+/// What is known of the PIN.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pin {
+    /// Which PIN the card wants; unknown until the discovery object was asked for.
+    discovery: Option<Discovery>,
+    /// As last heard.
+    pub(super) tries: PinTries,
+}
+
+impl Pin {
+    /// Takes note of the discovery object.
+    pub(super) fn discovered(&mut self, discovery: Discovery) {
+        self.discovery = Some(discovery);
+    }
+
+    fn reference(&self) -> u8 {
+        self.discovery
+            .map_or(PIV_PIN, |discovery| discovery.pin_reference)
+    }
+
+    /// Refuses what no PIV card takes.
+    pub(super) fn check(pin: &Secret) -> Result<(), TokenError> {
+        if (MIN_LEN..=MAX_LEN).contains(&pin.len()) {
+            return Ok(());
+        }
+        Err(TokenError::PinLength {
+            len: pin.len(),
+            min: MIN_LEN,
+            max: MAX_LEN,
+        })
+    }
+
+    /// VERIFY; one try. Asks first which PIN the card wants, if that is not known yet: a try spent on the
+    /// wrong one is lost.
+    pub(super) fn verify(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        pin: &Secret,
+    ) -> Result<(), TokenError> {
+        Self::check(pin)?;
+        if self.discovery.is_none() {
+            self.discover(talk)?;
+        }
+        let mut padded = Secret::new(Vec::with_capacity(MAX_LEN));
+        padded.extend(pin.expose());
+        padded.extend(&vec![0xFF; MAX_LEN - pin.len()]);
+        let answer = talk.exchange(&CommandApdu {
+            data: padded.expose(),
+            expected: Expected::Nothing,
+            ..CommandApdu::header([0x00, 0x20, 0x00, self.reference()])
+        })?;
+        self.verified(answer.status)
+    }
+
+    fn discover(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        let answer = talk.read(&AppletKind::Piv.probe())?;
+        let discovery = answer
+            .status
+            .is_ok()
+            .then(|| Discovery::parse(answer.data.expose()));
+        // A card without the object, or with nonsense in it, has the PIV PIN.
+        self.discovered(match discovery {
+            Some(Ok(discovery)) => discovery,
+            _ => Discovery {
+                pin_reference: PIV_PIN,
+            },
+        });
+        Ok(())
+    }
+
+    /// What the answer to VERIFY with a PIN means.
+    fn verified(&mut self, status: StatusWord) -> Result<(), TokenError> {
+        if status.is_ok() {
+            self.tries.note_success();
+            return Ok(());
+        }
+        match tries_left(status) {
+            Some(0) => {
+                self.tries.note(0);
+                Err(TokenError::PinLocked)
+            }
+            Some(left) => {
+                // One more was there a moment ago.
+                self.tries.note(left.saturating_add(1));
+                self.tries.note(left);
+                Err(TokenError::WrongPin {
+                    tries_left: Some(left),
+                })
+            }
+            // A format the card cannot have, or a comparison that failed without a number.
+            None if matches!(
+                status,
+                StatusWord::INCORRECT_DATA
+                    | StatusWord::COMPARISON_FAILED
+                    | StatusWord::SECURITY_STATUS_NOT_SATISFIED
+            ) =>
+            {
+                Err(TokenError::WrongPin { tries_left: None })
+            }
+            None => Err(TokenError::refused(self.operation("VERIFY"), status)),
+        }
+    }
+
+    /// VERIFY without data, which spends nothing.
+    pub(super) fn status(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+    ) -> Result<PinStatus, TokenError> {
+        let answer = talk.exchange(&CommandApdu::header([0x00, 0x20, 0x00, self.reference()]))?;
+        match (answer.status, tries_left(answer.status)) {
+            (StatusWord::OK, _) => Ok(PinStatus::Verified),
+            (_, Some(0)) => {
+                self.tries.note(0);
+                Ok(PinStatus::Blocked)
+            }
+            (_, Some(left)) => {
+                self.tries.note(left);
+                Ok(PinStatus::NotVerified {
+                    tries_left: Some(left),
+                })
+            }
+            // Old cards know VERIFY with data only; not verified is the safe reading.
+            (
+                StatusWord::WRONG_LENGTH
+                | StatusWord::COMPARISON_FAILED
+                | StatusWord::SECURITY_STATUS_NOT_SATISFIED,
+                None,
+            ) => Ok(PinStatus::NotVerified { tries_left: None }),
+            (status, None) => Err(TokenError::refused(self.operation("VERIFY status"), status)),
+        }
+    }
+
+    /// VERIFY with P1 = FF; on cards that do not know it, another application is selected and PIV again.
+    pub(super) fn forget(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        let answer = talk.exchange(&CommandApdu::header([0x00, 0x20, 0xFF, self.reference()]))?;
+        if answer.status.is_ok() {
+            return Ok(());
+        }
+        for aid in OTHER_APPLICATIONS {
+            let elsewhere = talk.exchange(&CommandApdu {
+                data: aid,
+                expected: Expected::UpTo(256),
+                ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
+            })?;
+            if elsewhere.status.is_ok() {
+                break;
+            }
+        }
+        talk.select(AppletKind::Piv)?;
+        match self.status(talk)? {
+            PinStatus::Verified => Err(TokenError::refused(
+                self.operation("VERIFY to log out"),
+                answer.status,
+            )),
+            PinStatus::NotVerified { .. } | PinStatus::Blocked => Ok(()),
+        }
+    }
+
+    fn operation(&self, command: &str) -> String {
+        let which = if self.reference() == GLOBAL_PIN {
+            "global"
+        } else {
+            "PIV"
+        };
+        format!("PIV {command} of the {which} PIN")
+    }
+}
+
+/// Tries left as 63Cx says it, or 630x on old cards (YubiKey NEO), or 6983; 6300 says nothing.
+fn tries_left(status: StatusWord) -> Option<u8> {
+    match status.0 {
+        0x6301..=0x630F => Some(status.sw2()),
+        0x6983 => Some(0),
+        _ => status.tries_left(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_are_read_in_every_form_cards_have_for_them() {
+        assert_eq!(tries_left(StatusWord(0x63C2)), Some(2));
+        assert_eq!(tries_left(StatusWord(0x6302)), Some(2));
+        assert_eq!(tries_left(StatusWord(0x63C0)), Some(0));
+        assert_eq!(tries_left(StatusWord(0x6983)), Some(0));
+        assert_eq!(tries_left(StatusWord(0x6300)), None);
+        assert_eq!(tries_left(StatusWord(0x6A80)), None);
+    }
+
+    #[test]
+    fn a_wrong_pin_tells_how_many_tries_there_were() {
+        let mut pin = Pin::default();
+        let error = pin.verified(StatusWord(0x63C2)).unwrap_err();
+        assert!(matches!(
+            error,
+            TokenError::WrongPin {
+                tries_left: Some(2)
+            }
+        ));
+        assert_eq!((pin.tries.left, pin.tries.most), (Some(2), Some(3)));
+        pin.verified(StatusWord::OK).unwrap();
+        assert_eq!(pin.tries.left, Some(3));
+        assert!(matches!(
+            pin.verified(StatusWord(0x6983)),
+            Err(TokenError::PinLocked)
+        ));
+        assert_eq!(pin.tries.left, Some(0));
+    }
+
+    #[test]
+    fn a_pin_is_6_to_8_bytes() {
+        for (len, possible) in [(5, false), (6, true), (8, true), (9, false), (0, false)] {
+            let pin = Secret::new(vec![b'1'; len]);
+            assert_eq!(Pin::check(&pin).is_ok(), possible, "{len}");
+        }
+    }
+}

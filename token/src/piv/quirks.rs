@@ -1,0 +1,76 @@
+//! How cards differ where the standard leaves no way to ask: named behaviours, and the cards that have them.
+
+use claviger_apdu::Atr;
+
+/// A behaviour code may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quirk {
+    /// Takes extended-length APDUs and does not say so in its answer to reset.
+    ExtendedLength,
+    /// Answers GET METADATA of most keys with success and no data.
+    MetadataEmpty,
+    /// Has, or may have, the data objects of Yubico's tools.
+    YubicoObjects,
+}
+
+/// Historical bytes of the answer to reset, and what cards with them do.
+const TABLE: [(&[u8], &[Quirk]); 4] = [
+    // Nitrokey 3 with piv-authenticator 0.3 to 0.7; seen 2024.
+    (b"Nitrokey", &[Quirk::ExtendedLength, Quirk::MetadataEmpty]),
+    // YubiKey 4; seen 2016.
+    (b"Yubikey4", &[Quirk::ExtendedLength, Quirk::YubicoObjects]),
+    // YubiKey NEO: short APDUs only; seen 2014.
+    (b"YubikeyNEO", &[Quirk::YubicoObjects]),
+    // YubiKey 5, whose answer to reset announces extended length; seen 2018.
+    (b"YubiKey", &[Quirk::YubicoObjects]),
+];
+
+/// What one card does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Quirks(&'static [Quirk]);
+
+impl Quirks {
+    /// Of the card with this answer to reset.
+    pub(super) fn of(atr: &Atr) -> Self {
+        let historical = atr.historical();
+        let has = |name: &[u8]| historical.windows(name.len()).any(|part| part == name);
+        Self(
+            TABLE
+                .iter()
+                .find(|(name, _)| has(name))
+                .map_or(&[], |(_, quirks)| quirks),
+        )
+    }
+
+    /// Whether the card does so.
+    pub(super) fn contains(self, quirk: Quirk) -> bool {
+        self.0.contains(&quirk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quirks(historical: &[u8]) -> Quirks {
+        let t0 = u8::try_from(historical.len()).unwrap();
+        Quirks::of(&Atr::parse(&[&[0x3B, t0], historical].concat()).unwrap())
+    }
+
+    #[test]
+    fn cards_are_known_by_their_historical_bytes() {
+        let nitrokey = quirks(b"\x80\x5DNitrokey\0\0\0\0\0");
+        assert!(nitrokey.contains(Quirk::MetadataEmpty));
+        assert!(nitrokey.contains(Quirk::ExtendedLength));
+        assert!(!nitrokey.contains(Quirk::YubicoObjects));
+        assert!(quirks(b"Yubikey4").contains(Quirk::ExtendedLength));
+        assert!(!quirks(b"YubikeyNEOr3").contains(Quirk::ExtendedLength));
+        assert!(quirks(b"\x80\x73\xC0\x21\xC0\x57YubiKey").contains(Quirk::YubicoObjects));
+    }
+
+    #[test]
+    fn an_unknown_card_does_as_the_standard_says() {
+        assert_eq!(quirks(b"ID-ONE PIV"), Quirks(&[]));
+        assert_eq!(quirks(b""), Quirks(&[]));
+    }
+}
