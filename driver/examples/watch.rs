@@ -1,12 +1,17 @@
-//! Prints the readers and every change: `cargo run -p claviger-driver --example watch [SOCKET...]`.
+//! Prints the readers and every change: `cargo run -p claviger-driver --example watch [SOCKET...]`, those of
+//! pcscd when no socket is given.
 
 use std::path::PathBuf;
 
-use claviger_driver::{Backend, Presence, Readers, socket::SocketBackend};
+use claviger_driver::{Backend, Presence, Readers, pcsc::PcscBackend, socket::SocketBackend};
 
 fn main() {
     let sockets: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let mut watch = SocketBackend::new(sockets).watch();
+    let mut watch = if sockets.is_empty() {
+        PcscBackend::new().watch()
+    } else {
+        SocketBackend::new(sockets).watch()
+    };
     while let Ok(readers) = watch.next() {
         print(&readers);
     }

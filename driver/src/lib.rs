@@ -7,9 +7,11 @@
 //! nothing can be lost between two looks; [`Backend::connect`] gives a [`claviger_apdu::Transport`].
 //!
 //! Who may block: `Watch::next` until something changes or its [`Wake`] is used; `connect` and the transport
-//! until the deadline of their call. Nothing here starts a thread.
+//! until the deadline of their call; what PC/SC cannot promise of that, [`pcsc`] says. Nothing here starts a
+//! thread.
 
 pub mod backend;
+pub mod pcsc;
 pub mod reader;
 pub mod socket;
 

@@ -42,6 +42,12 @@ impl Stop {
     }
 }
 
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Wake for Stop {
     fn stop(&self) {
         self.set.store(true, Ordering::SeqCst);

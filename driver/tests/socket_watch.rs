@@ -21,7 +21,7 @@ use claviger_apdu::{Call, TransportErrorKind};
 use claviger_driver::{
     Backend, Presence, ReaderState, Readers, Stopped, Watch, socket::SocketBackend,
 };
-use common::{ATR, Folder, Peer, Server};
+use common::{ATR, Folder, Peer, Server, switches};
 
 const SOON: Duration = Duration::from_millis(500);
 
@@ -355,17 +355,6 @@ fn wake_during_the_wait_ends_it_at_once() {
         assert_eq!(ended.unwrap_err(), Stopped);
         assert!(took < Duration::from_millis(20), "{took:?}");
     }
-}
-
-/// Voluntary context switches of thread `tid` of this process so far.
-fn switches(tid: rustix::process::Pid) -> u64 {
-    let status = format!("/proc/self/task/{}/status", tid.as_raw_nonzero());
-    let status = std::fs::read_to_string(status).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("voluntary_ctxt_switches"))
-        .unwrap();
-    line.rsplit('\t').next().unwrap().parse().unwrap()
 }
 
 /// Context switches within a second of a thread in `next` on `path`.

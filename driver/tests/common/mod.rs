@@ -206,3 +206,14 @@ impl From<UnixStream> for Peer {
         Self(stream)
     }
 }
+
+/// Voluntary context switches of thread `tid` of this process so far.
+pub fn switches(tid: rustix::process::Pid) -> u64 {
+    let status = format!("/proc/self/task/{}/status", tid.as_raw_nonzero());
+    let status = std::fs::read_to_string(status).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("voluntary_ctxt_switches"))
+        .unwrap();
+    line.rsplit('\t').next().unwrap().parse().unwrap()
+}

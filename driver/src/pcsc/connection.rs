@@ -1,0 +1,163 @@
+//! A card handle that leaves the card as it is, whatever happens.
+
+use std::{
+    ffi::CString,
+    time::{Duration, Instant},
+};
+
+use ::pcsc::{Card, Context, Disposition, Error, Protocol, Protocols, Scope, ShareMode};
+use claviger_apdu::{Atr, Call, ResponseBuffer};
+use zeroize::Zeroize;
+
+use crate::wait::Pauses;
+
+/// How long a card in another's exclusive hands is asked for.
+const EXCLUSIVE: Duration = Duration::from_secs(1);
+/// The protocols of contact cards; a reader picks one.
+pub(super) const PROTOCOLS: Protocols = Protocols::T0.union(Protocols::T1);
+/// CM_IOCTL_GET_FEATURE_REQUEST (PC/SC part 10, 2.2): answered by the reader's driver, the card is not asked.
+const GET_FEATURES: ::pcsc::ffi::DWORD = 3400;
+/// Room for a reader's name; 128 bytes in all versions of pcsc-lite.
+const NAME: usize = 1024;
+/// Longest answer to reset.
+const ATR: usize = 33;
+
+/// A shared connection to a card, over a context of its own.
+pub(super) struct Connection {
+    /// Empty only while it is being dropped.
+    card: Option<Card>,
+}
+
+/// What a connection found in the reader.
+pub(super) struct Found {
+    pub(super) atr: Atr,
+    pub(super) protocol: Protocol,
+}
+
+impl Connection {
+    pub(super) fn open(reader: &str, call: Call) -> Result<Self, Error> {
+        let name = CString::new(reader).map_err(|_| Error::UnknownReader)?;
+        let context = establish()?;
+        let until = call.deadline.min(Instant::now() + EXCLUSIVE);
+        let mut pauses = Pauses::new(Duration::from_millis(10), Duration::from_millis(160));
+        loop {
+            match context.connect(&name, ShareMode::Shared, PROTOCOLS) {
+                Ok(card) => return Ok(Self { card: Some(card) }),
+                Err(Error::SharingViolation) if Instant::now() < until => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    std::thread::sleep(pauses.next_pause().min(left));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    pub(super) fn card(&mut self) -> Result<&mut Card, Error> {
+        self.card.as_mut().ok_or(Error::InvalidHandle)
+    }
+}
+
+impl Drop for Connection {
+    /// `Card`'s own drop disconnects with SCARD_RESET_CARD and must not run while it could reach the card.
+    fn drop(&mut self) {
+        let Some(card) = self.card.take() else {
+            return;
+        };
+        let Err((card, error)) = card.disconnect(Disposition::LeaveCard) else {
+            return;
+        };
+        match error {
+            // The handle is unknown or the way to pcscd is closed: the card's own drop reaches nothing, and
+            // pcscd left the card when it saw us go.
+            Error::InvalidHandle
+            | Error::NoService
+            | Error::CommError
+            | Error::SecurityViolation
+            | Error::ServiceStopped => drop(card),
+            error => {
+                tracing::warn!(
+                    "PC/SC SCardDisconnect: {error}; the handle is kept, to spare the card a reset"
+                );
+                std::mem::forget(card);
+            }
+        }
+    }
+}
+
+/// A crashing pcscd can look like a refusal: asks twice.
+fn establish() -> Result<Context, Error> {
+    match Context::establish(Scope::User) {
+        Err(Error::SecurityViolation | Error::CommError) => Context::establish(Scope::User),
+        outcome => outcome,
+    }
+}
+
+/// Tells libpcsclite that the reset by another was noticed; the card is not reset again.
+pub(super) fn reconnect(card: &mut Card) -> Result<(), Error> {
+    card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::LeaveCard)
+}
+
+/// The card's answer to reset and the protocol it speaks.
+pub(super) fn found(card: &Card) -> Result<Found, Error> {
+    let (mut name, mut atr) = ([0; NAME], [0; ATR]);
+    let status = card.status2(&mut name, &mut atr)?;
+    let protocol = status.protocol2().ok_or(Error::ProtoMismatch)?;
+    let atr = Atr::parse(status.atr()).map_err(|_| Error::UnresponsiveCard)?;
+    Ok(Found { atr, protocol })
+}
+
+/// Waits until no other handle is in a transaction, or `until`.
+///
+/// SCardBeginTransaction would wait for ever, in steps of 100 ms in the library and 100 ms in pcscd.
+/// SCardControl is refused at once while another holds the card, so it is asked instead, in shorter steps.
+pub(super) fn wait_for_turn(card: &Card, until: Instant) -> Result<(), Error> {
+    let mut pauses = Pauses::new(Duration::from_millis(1), Duration::from_millis(20));
+    let mut features = [0; 256];
+    while let Err(Error::SharingViolation) =
+        card.control(::pcsc::ctl_code(GET_FEATURES), &[], &mut features)
+    {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::SharingViolation);
+        }
+        std::thread::sleep(pauses.next_pause().min(left));
+    }
+    Ok(())
+}
+
+/// The reason of a failed exchange: that card or reader are gone, where that explains it.
+pub(super) fn explain(card: &Card, error: Error) -> Error {
+    if error != Error::NotTransacted {
+        return error;
+    }
+    match card.status2(&mut [0; NAME], &mut [0; ATR]) {
+        Err(
+            why @ (Error::RemovedCard
+            | Error::NoSmartcard
+            | Error::ReaderUnavailable
+            | Error::UnknownReader
+            | Error::InvalidValue),
+        ) => why,
+        _ => error,
+    }
+}
+
+/// Sends one frame over `scratch`, which is wiped again.
+pub(super) fn transmit(
+    card: &Card,
+    frame: &[u8],
+    scratch: &mut [u8],
+    response: &mut ResponseBuffer,
+) -> Result<(), Error> {
+    let len = match card.transmit2(frame, scratch) {
+        Ok(answer) => answer.len(),
+        Err((error, _)) => {
+            scratch.zeroize();
+            return Err(error);
+        }
+    };
+    let answer = scratch.get_mut(..len).unwrap_or(&mut []);
+    let fits = response.set(answer).map_err(|_| Error::InsufficientBuffer);
+    answer.zeroize();
+    fits
+}

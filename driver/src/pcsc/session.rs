@@ -1,0 +1,169 @@
+//! One context and what it last said of every reader.
+
+use std::{
+    ffi::{CStr, CString},
+    time::Duration,
+};
+
+use ::pcsc::{Context, Error, PNP_NOTIFICATION, ReaderState, Scope, State};
+use claviger_apdu::Atr;
+
+use super::cancel::Canceller;
+use crate::reader::Presence;
+
+/// libpcsclite before 2.5.0 refuses to wait for more than 16 names, and one is the notice of new readers.
+const MAX_READERS: usize = 15;
+/// Looks that find a reader gone which was listed a moment before.
+const MAX_ROUNDS: usize = 16;
+/// Room for the names of all readers, before it is doubled.
+const USUAL_NAMES: usize = 4096;
+/// Most room for them.
+const MAX_NAMES: usize = 64 * 1024;
+/// After this the readers are listed anew. Before 2.3.0 a reader that comes between the list and the wait is
+/// not told; libpcsclite wakes every minute by itself anyway.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// A context used for nothing but following the readers.
+pub(super) struct Session {
+    context: Context,
+    /// The notice of new and lost readers first, then the readers.
+    states: Vec<ReaderState>,
+}
+
+/// What the context says of one reader.
+pub(super) struct Seen<'a> {
+    pub(super) name: &'a CStr,
+    pub(super) presence: Presence,
+    /// Insertions and removals since the reader came, modulo 2^16.
+    pub(super) events: u16,
+}
+
+impl Session {
+    pub(super) fn establish() -> Result<Self, Error> {
+        let context = Context::establish(Scope::User)?;
+        let notice = ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE);
+        Ok(Self {
+            context,
+            states: vec![notice],
+        })
+    }
+
+    /// Asks for all readers and their states.
+    pub(super) fn look(&mut self) -> Result<(), Error> {
+        for _ in 0..MAX_ROUNDS {
+            self.list()?;
+            match self
+                .context
+                .get_status_change(Duration::ZERO, &mut self.states)
+            {
+                Ok(()) | Err(Error::Timeout) => {
+                    self.take_note();
+                    return Ok(());
+                }
+                Err(Error::UnknownReader) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::UnknownReader)
+    }
+
+    /// Waits until something differs from the last look, be it only who uses a card, or the stop.
+    pub(super) fn wait(&mut self, canceller: &Canceller) -> Result<(), Error> {
+        let Self { context, states } = self;
+        let wait = || context.get_status_change(LOOK_AGAIN, states);
+        match canceller.during(context, wait) {
+            None => Err(Error::Cancelled),
+            Some(Ok(())) if self.same_readers() => {
+                self.take_note();
+                Ok(())
+            }
+            Some(Ok(()) | Err(Error::Timeout | Error::UnknownReader)) => self.look(),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    pub(super) fn readers(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.states.iter().skip(1).map(|state| Seen {
+            name: state.name(),
+            presence: presence(state.event_state(), state.atr()),
+            events: u16::try_from(state.event_count()).unwrap_or(u16::MAX),
+        })
+    }
+
+    fn list(&mut self) -> Result<(), Error> {
+        let mut room = USUAL_NAMES;
+        let readers: Vec<CString> = loop {
+            match self.context.list_readers(&mut vec![0; room]) {
+                Ok(readers) => break readers.map(CStr::to_owned).collect(),
+                Err(Error::NoReadersAvailable) => break Vec::new(),
+                Err(Error::InsufficientBuffer) if room < MAX_NAMES => room *= 2,
+                Err(error) => return Err(error),
+            }
+        };
+        if readers.len() > MAX_READERS {
+            tracing::warn!(
+                "PC/SC: {} readers, of which {MAX_READERS} are used",
+                readers.len()
+            );
+        }
+        self.states.truncate(1);
+        let states = readers.into_iter().take(MAX_READERS);
+        self.states
+            .extend(states.map(|name| ReaderState::new(name, State::UNAWARE)));
+        Ok(())
+    }
+
+    fn same_readers(&self) -> bool {
+        let told = |state: &ReaderState| state.event_state().intersects(State::CHANGED);
+        let gone = |state: &ReaderState| {
+            state
+                .event_state()
+                .intersects(State::UNKNOWN | State::UNAVAILABLE)
+        };
+        !self.states.first().is_none_or(told) && !self.states.iter().any(gone)
+    }
+
+    /// Makes the states seen the ones to differ from, counters included.
+    fn take_note(&mut self) {
+        self.states
+            .iter_mut()
+            .for_each(ReaderState::sync_current_state);
+    }
+}
+
+fn presence(state: State, atr: &[u8]) -> Presence {
+    if !state.contains(State::PRESENT) || state.intersects(State::UNKNOWN | State::UNAVAILABLE) {
+        return Presence::Empty;
+    }
+    match Atr::parse(atr) {
+        Ok(atr) if !state.contains(State::MUTE) => Presence::Card(atr),
+        _ => Presence::Mute,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
+
+    #[test]
+    fn a_card_counts_when_it_is_present_and_answered() {
+        let card = Presence::Card(Atr::parse(&ATR).unwrap());
+        assert_eq!(presence(State::PRESENT, &ATR), card);
+        assert_eq!(
+            presence(State::PRESENT | State::INUSE, &ATR),
+            card,
+            "whoever uses it"
+        );
+        assert_eq!(presence(State::PRESENT | State::EXCLUSIVE, &ATR), card);
+        assert_eq!(presence(State::PRESENT | State::MUTE, &ATR), Presence::Mute);
+        assert_eq!(presence(State::PRESENT, &[]), Presence::Mute);
+        assert_eq!(presence(State::PRESENT, &[0xFF; 4]), Presence::Mute);
+        assert_eq!(presence(State::EMPTY, &ATR), Presence::Empty);
+        assert_eq!(
+            presence(State::UNAVAILABLE | State::PRESENT, &ATR),
+            Presence::Empty
+        );
+    }
+}

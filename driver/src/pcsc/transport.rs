@@ -1,0 +1,341 @@
+//! A card of pcscd as a transport.
+
+use std::{borrow::Cow, time::Instant};
+
+use ::pcsc::{Card, Disposition, Error, Protocol};
+use claviger_apdu::{
+    Atr, Call, Epoch, Limits, ResponseBuffer, Sent, Transmit, Transport, TransportError,
+    TransportErrorKind,
+};
+use zeroize::Zeroizing;
+
+use super::{
+    connection::{self, Connection, Found},
+    error::{about, sent},
+};
+use crate::reader::ReaderId;
+
+/// Resets of the card by others that the beginning of a transaction goes along with.
+const MAX_RESETS: usize = 8;
+
+/// See [`Transport`].
+pub(super) struct PcscTransport {
+    link: Link,
+    state: State,
+}
+
+enum Link {
+    Open(Connection),
+    /// What every later call is told.
+    Gone(TransportError),
+}
+
+/// What is known of the card, apart from the handle itself, which a transaction borrows.
+struct State {
+    reader: String,
+    atr: Atr,
+    protocol: Protocol,
+    epoch: Epoch,
+    scratch: Zeroizing<Vec<u8>>,
+    /// Why the handle is of no more use.
+    over: Option<TransportError>,
+}
+
+impl PcscTransport {
+    pub(super) fn connect(reader: &ReaderId, call: Call) -> Result<Self, TransportError> {
+        let name = reader.name();
+        let failed =
+            |operation: &'static str| move |error| about(operation, Some(name), error, Sent::No);
+        let mut connection = Connection::open(name, call).map_err(failed("SCardConnect"))?;
+        let found = look(&mut connection).map_err(failed("SCardStatus"))?;
+        Ok(Self {
+            link: Link::Open(connection),
+            state: State::new(name, found),
+        })
+    }
+
+    /// Runs `work` on the handle, and lets go of it when `work` found it of no more use.
+    fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut Card, &mut State) -> Result<T, TransportError>,
+    ) -> Result<T, TransportError> {
+        let Self { link, state } = self;
+        let connection = match link {
+            Link::Open(connection) => connection,
+            Link::Gone(why) => return Err(why.clone()),
+        };
+        let outcome = match connection.card() {
+            Ok(card) => work(card, state),
+            Err(error) => Err(about("handle", Some(&state.reader), error, Sent::No)),
+        };
+        if let Some(why) = state.over.take() {
+            *link = Link::Gone(why);
+        }
+        outcome
+    }
+}
+
+/// The card's answer to reset and protocol, also when it is being reset by others right now.
+fn look(connection: &mut Connection) -> Result<Found, Error> {
+    for _ in 0..MAX_RESETS {
+        let card = connection.card()?;
+        match connection::found(card) {
+            Err(Error::ResetCard) => connection::reconnect(card)?,
+            outcome => return outcome,
+        }
+    }
+    Err(Error::SharingViolation)
+}
+
+impl State {
+    fn new(reader: &str, found: Found) -> Self {
+        Self {
+            reader: reader.to_owned(),
+            atr: found.atr,
+            protocol: found.protocol,
+            epoch: Epoch::default(),
+            scratch: Zeroizing::new(vec![0; ResponseBuffer::MAX]),
+            over: None,
+        }
+    }
+
+    /// The error of `operation`; remembers it when the handle did not survive it.
+    fn failed(&mut self, operation: &str, error: Error, sent: Sent) -> TransportError {
+        let error = about(operation, Some(&self.reader), error, sent);
+        if matches!(
+            error.kind,
+            TransportErrorKind::NoService
+                | TransportErrorKind::NoReader
+                | TransportErrorKind::NoCard
+                | TransportErrorKind::CardRemoved
+        ) {
+            self.over = Some(TransportError {
+                sent: Sent::No,
+                ..error.clone()
+            });
+        }
+        error
+    }
+
+    /// Takes note of a reset by another; `outcome` is that of reconnecting.
+    fn was_reset(&mut self, outcome: Result<(), Error>, card: &Card) -> Result<(), TransportError> {
+        self.epoch.0 += 1;
+        let found = outcome.and_then(|()| connection::found(card));
+        let found = found.map_err(|error| self.failed("SCardReconnect", error, Sent::No))?;
+        self.atr = found.atr;
+        self.protocol = found.protocol;
+        Ok(())
+    }
+
+    /// One frame and its answer.
+    fn exchange(
+        &mut self,
+        card: &Card,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), Failed> {
+        if let Some(why) = &self.over {
+            return Err(Failed::For(why.clone()));
+        }
+        if Instant::now() >= call.deadline {
+            return Err(Failed::For(about(
+                "SCardTransmit",
+                Some(&self.reader),
+                Error::Timeout,
+                Sent::No,
+            )));
+        }
+        let frame = match self.protocol {
+            Protocol::T0 => for_t0(frame),
+            _ => Cow::Borrowed(frame),
+        };
+        let outcome = connection::transmit(card, &frame, &mut self.scratch, response);
+        match outcome {
+            Err(Error::ResetCard) => Err(Failed::Reset),
+            Err(error) => {
+                let sent = sent(error);
+                let error = connection::explain(card, error);
+                Err(Failed::For(self.failed("SCardTransmit", error, sent)))
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// What a reset is to the caller once it has been dealt with.
+    fn reset_reported(&self) -> TransportError {
+        about(
+            "SCardTransmit",
+            Some(&self.reader),
+            Error::ResetCard,
+            Sent::No,
+        )
+    }
+}
+
+/// Why an exchange failed.
+enum Failed {
+    /// Another user reset the card; the handle is to be reconnected.
+    Reset,
+    For(TransportError),
+}
+
+/// A frame as T=0 carries it (ISO 7816-3, 12.2): case 1 with P3 = 0, case 4 without Le.
+fn for_t0(frame: &[u8]) -> Cow<'_, [u8]> {
+    match frame {
+        [_, _, _, _] => Cow::Owned([frame, &[0]].concat()),
+        [_, _, _, _, lc, rest @ ..] if *lc != 0 && rest.len() == usize::from(*lc) + 1 => {
+            Cow::Borrowed(frame.get(..frame.len() - 1).unwrap_or(frame))
+        }
+        _ => Cow::Borrowed(frame),
+    }
+}
+
+/// Begins a transaction when it is our turn.
+fn begin<'a>(
+    mut card: &'a mut Card,
+    state: &mut State,
+    call: Call,
+) -> Result<::pcsc::Transaction<'a>, TransportError> {
+    for _ in 0..MAX_RESETS {
+        connection::wait_for_turn(card, call.deadline)
+            .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
+        match card.transaction2() {
+            Ok(transaction) => return Ok(transaction),
+            Err((back, Error::ResetCard)) => {
+                let outcome = connection::reconnect(back);
+                state.was_reset(outcome, back)?;
+                card = back;
+            }
+            Err((_, error)) => {
+                return Err(state.failed("SCardBeginTransaction", error, Sent::No));
+            }
+        }
+    }
+    Err(state.failed("SCardBeginTransaction", Error::SharingViolation, Sent::No))
+}
+
+impl Transmit for PcscTransport {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        self.with(
+            |card, state| match state.exchange(card, frame, response, call) {
+                Err(Failed::Reset) => {
+                    let outcome = connection::reconnect(card);
+                    state.was_reset(outcome, card)?;
+                    Err(state.reset_reported())
+                }
+                Err(Failed::For(error)) => Err(error),
+                Ok(()) => Ok(()),
+            },
+        )
+    }
+}
+
+impl Transport for PcscTransport {
+    fn atr(&self) -> &Atr {
+        &self.state.atr
+    }
+
+    /// A reader that cannot carry long frames refuses them; the length T=0 has is short in any case.
+    fn limits(&self) -> Limits {
+        match self.state.protocol {
+            Protocol::T0 => Limits::SHORT,
+            _ => Limits::EXTENDED,
+        }
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.state.epoch
+    }
+
+    fn transact(
+        &mut self,
+        call: Call,
+        body: &mut dyn FnMut(&mut dyn Transmit),
+    ) -> Result<(), TransportError> {
+        self.with(|card, state| {
+            // Dropped in a panic, the transaction ends with SCARD_LEAVE_CARD by itself.
+            let transaction = begin(card, state, call)?;
+            let mut held = Held { transaction, state };
+            body(&mut held);
+            held.end();
+            Ok(())
+        })
+    }
+}
+
+/// The card while nobody else may use it.
+struct Held<'a> {
+    transaction: ::pcsc::Transaction<'a>,
+    state: &'a mut State,
+}
+
+impl Held<'_> {
+    fn end(self) {
+        let Self { transaction, state } = self;
+        let Err((_, error)) = transaction.end(Disposition::LeaveCard) else {
+            return;
+        };
+        // pcscd keeps the lock when the card was removed or reset meanwhile; only the handle's end frees it.
+        let error = about("SCardEndTransaction", Some(&state.reader), error, Sent::No);
+        tracing::warn!("{error}; the connection was closed");
+        state.over.get_or_insert(error);
+    }
+}
+
+impl Transmit for Held<'_> {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        match self
+            .state
+            .exchange(&self.transaction, frame, response, call)
+        {
+            Err(Failed::Reset) => {
+                let outcome = self.transaction.reconnect(
+                    ::pcsc::ShareMode::Shared,
+                    connection::PROTOCOLS,
+                    Disposition::LeaveCard,
+                );
+                self.state.was_reset(outcome, &self.transaction)?;
+                Err(self.state.reset_reported())
+            }
+            Err(Failed::For(error)) => Err(error),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t0_carries_the_four_cases() {
+        assert_eq!(*for_t0(&[0, 0x44, 0, 0]), [0, 0x44, 0, 0, 0], "case 1");
+        assert_eq!(*for_t0(&[0, 0xB0, 0, 0, 16]), [0, 0xB0, 0, 0, 16], "case 2");
+        assert_eq!(
+            *for_t0(&[0, 0x20, 0, 1, 2, 8, 9]),
+            [0, 0x20, 0, 1, 2, 8, 9],
+            "case 3"
+        );
+        assert_eq!(
+            *for_t0(&[0, 0xA4, 4, 0, 2, 8, 9, 0]),
+            [0, 0xA4, 4, 0, 2, 8, 9],
+            "case 4"
+        );
+        assert_eq!(
+            *for_t0(&[0, 0xCA, 0, 0, 0]),
+            [0, 0xCA, 0, 0, 0],
+            "case 2 with Le 00"
+        );
+    }
+}

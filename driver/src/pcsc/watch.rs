@@ -1,0 +1,321 @@
+//! Follows the readers of pcscd, and pcscd itself as it comes and goes.
+
+use std::{
+    ffi::{CStr, CString, OsString},
+    os::unix::ffi::OsStringExt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ::pcsc::Error;
+use claviger_apdu::{Call, Sent, TransportError};
+
+use super::{
+    NAME,
+    cancel::Canceller,
+    error::about,
+    session::{Seen, Session},
+};
+use crate::{
+    backend::{Stopped, Wake, Watch},
+    path_watch::PathWatch,
+    reader::{ReaderId, ReaderState, Readers},
+    wait::{Pauses, readable},
+};
+
+/// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
+const SOCKET: &str = "/run/pcscd/pcscd.comm";
+
+/// See [`Watch`].
+pub(super) struct PcscWatch {
+    session: Option<Session>,
+    history: History,
+    picture: Vec<ReaderState>,
+    trouble: Option<TransportError>,
+    shown: Option<Vec<ReaderState>>,
+    canceller: Arc<Canceller>,
+    service: Service,
+}
+
+impl PcscWatch {
+    pub(super) fn new() -> Self {
+        Self {
+            session: None,
+            history: History::default(),
+            picture: Vec::new(),
+            trouble: None,
+            shown: None,
+            canceller: Arc::default(),
+            service: Service::new(),
+        }
+    }
+
+    /// Asks anew; once more over a new context, because the old one may have died with its pcscd, and what
+    /// looks like a refusal may have been a pcscd about to end.
+    fn look(&mut self) {
+        let fresh = self.session.is_none();
+        let outcome = match self.try_to_look() {
+            Err(error) if !fresh || error != Error::NoService => {
+                self.history.paint(std::iter::empty());
+                self.try_to_look()
+            }
+            outcome => outcome,
+        };
+        match outcome {
+            Ok(()) => self.paint(),
+            Err(error) => self.lose(error),
+        }
+    }
+
+    fn try_to_look(&mut self) -> Result<(), Error> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::establish()?,
+        };
+        session.look()?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// The picture is what the session says.
+    fn paint(&mut self) {
+        if let Some(session) = &self.session {
+            self.picture = self.history.paint(session.readers());
+            self.trouble = None;
+            self.service.found();
+        }
+    }
+
+    /// The context is of no more use: no readers, until there is another.
+    fn lose(&mut self, error: Error) {
+        self.session = None;
+        self.picture = self.history.paint(std::iter::empty());
+        let trouble = about("SCardGetStatusChange", None, error, Sent::No);
+        tracing::debug!("{trouble}");
+        self.service.failed(error);
+        self.trouble = Some(trouble);
+    }
+
+    fn wait(&mut self) {
+        let Some(session) = &mut self.session else {
+            if self.service.wait(&self.canceller) {
+                self.look();
+            }
+            return;
+        };
+        match session.wait(&self.canceller) {
+            Ok(()) => {
+                self.service.is_steady();
+                self.paint();
+            }
+            Err(error) => self.lose(error),
+        }
+    }
+
+    fn present(&mut self) -> Readers {
+        self.shown = Some(self.picture.clone());
+        Readers {
+            readers: self.picture.clone(),
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
+impl Watch for PcscWatch {
+    fn now(&mut self, _: Call) -> Readers {
+        self.look();
+        self.present()
+    }
+
+    fn next(&mut self) -> Result<Readers, Stopped> {
+        if (self.session.is_some() || self.shown.is_none()) && !self.canceller.stop.is_set() {
+            self.look();
+        }
+        loop {
+            if self.canceller.stop.is_set() {
+                // A cancel that came too late may have left its answer in the context's stream.
+                self.session = None;
+                return Err(Stopped);
+            }
+            if self.shown.as_ref() != Some(&self.picture) {
+                return Ok(self.present());
+            }
+            self.wait();
+        }
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.canceller) as Arc<dyn Wake>
+    }
+}
+
+/// Tells a reader that stayed from one that left and came back under its name.
+#[derive(Default)]
+struct History {
+    /// Readers lost so far.
+    losses: u32,
+    /// The readers of the last picture and how many were lost before they came.
+    present: Vec<(CString, u32)>,
+}
+
+impl History {
+    fn paint<'a>(&mut self, seen: impl Iterator<Item = Seen<'a>>) -> Vec<ReaderState> {
+        let seen: Vec<Seen<'_>> = seen.collect();
+        let stays = |name: &CStr| seen.iter().any(|seen| seen.name == name);
+        let lost = self.present.iter().filter(|(name, _)| !stays(name)).count();
+        self.losses = self
+            .losses
+            .wrapping_add(u32::try_from(lost).unwrap_or(u32::MAX));
+        let since = |name: &CStr| {
+            let known = self
+                .present
+                .iter()
+                .find(|(known, _)| known.as_c_str() == name);
+            known.map_or(self.losses, |(_, since)| *since)
+        };
+        let present = seen
+            .iter()
+            .map(|seen| (seen.name.to_owned(), since(seen.name)))
+            .collect();
+        self.present = present;
+        let since = self.present.iter().map(|(_, since)| *since);
+        seen.into_iter()
+            .zip(since)
+            .map(|(seen, since)| state(seen, since))
+            .collect()
+    }
+}
+
+fn state(seen: Seen<'_>, since: u32) -> ReaderState {
+    let name = seen.name.to_string_lossy();
+    ReaderState {
+        id: ReaderId::new(NAME, &name),
+        name: name.chars().filter(|c| !c.is_control()).collect(),
+        presence: seen.presence,
+        changes: since << 16 | u32::from(seen.events),
+    }
+}
+
+/// Waits for a pcscd that is not there, or does not want us.
+struct Service {
+    socket: PathBuf,
+    folder: Option<PathWatch>,
+    again: Option<Instant>,
+    pauses: Pauses,
+    /// Each attempt after a refusal costs pcscd a question to polkit and a line in its log.
+    refusals: Pauses,
+}
+
+impl Service {
+    fn new() -> Self {
+        // The bytes of the variable as they are: it may be anything.
+        let socket = std::env::var_os("PCSCLITE_CSOCK_NAME").map(OsString::into_vec);
+        let socket = socket.unwrap_or_else(|| SOCKET.into());
+        Self {
+            socket: PathBuf::from(OsString::from_vec(socket)),
+            folder: None,
+            again: None,
+            pauses: Pauses::new(Duration::from_millis(100), Duration::from_secs(2)),
+            refusals: Pauses::new(Duration::from_secs(1), Duration::from_secs(60)),
+        }
+    }
+
+    /// A context works, for now.
+    fn found(&mut self) {
+        self.folder = None;
+        self.again = None;
+    }
+
+    /// A wait has worked as well: the next failure is a first one.
+    fn is_steady(&mut self) {
+        self.pauses.start_over();
+        self.refusals.start_over();
+    }
+
+    /// Plans the next attempt. A new pcscd makes its socket anew and the folder tells; one caught between
+    /// bind(2) and listen(2), or that is there and fails, needs further attempts.
+    fn failed(&mut self, error: Error) {
+        let blind = self.folder.as_ref().is_some_and(PathWatch::is_blind);
+        let absent = !self.socket.exists() || self.pauses.at_limit();
+        let pauses = match error {
+            Error::NoService if absent && !blind => {
+                self.again = None;
+                return;
+            }
+            Error::SecurityViolation | Error::NoAccess | Error::ServiceStopped => {
+                &mut self.refusals
+            }
+            _ => &mut self.pauses,
+        };
+        self.again = Some(Instant::now() + pauses.next_pause());
+    }
+
+    /// Waits until an attempt is worth it; `false` when it is not yet. An attempt follows the first watch on
+    /// the folder, because pcscd may have come before.
+    fn wait(&mut self, canceller: &Canceller) -> bool {
+        let fresh = self.folder.is_none();
+        let folder = self
+            .folder
+            .get_or_insert_with(|| PathWatch::new([self.socket.as_path()]));
+        if fresh && self.again.is_none() {
+            return true;
+        }
+        let descriptors: Vec<_> = folder.descriptor().into_iter().collect();
+        let ready = readable(&descriptors, &canceller.stop, self.again).unwrap_or_else(|errno| {
+            tracing::warn!("PC/SC: poll failed ({errno})");
+            std::thread::sleep(Duration::from_millis(100));
+            Vec::new()
+        });
+        if canceller.stop.is_set() {
+            return false;
+        }
+        if ready.first() == Some(&true) {
+            if !folder.changed() {
+                return false;
+            }
+            self.folder = Some(PathWatch::new([self.socket.as_path()]));
+            self.pauses.start_over();
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::Presence;
+
+    fn seen(name: &CStr, events: u16) -> Seen<'_> {
+        Seen {
+            name,
+            presence: Presence::Empty,
+            events,
+        }
+    }
+
+    fn changes(states: &[ReaderState]) -> Vec<u32> {
+        states.iter().map(|state| state.changes).collect()
+    }
+
+    #[test]
+    fn a_reader_that_stays_changes_with_its_own_events_only() {
+        let mut history = History::default();
+        let first = history.paint([seen(c"A", 1), seen(c"B", 7)].into_iter());
+        assert_eq!(changes(&first), [1, 7]);
+        let second = history.paint([seen(c"A", 2), seen(c"B", 7)].into_iter());
+        assert_eq!(changes(&second), [2, 7]);
+        let third = history.paint([seen(c"B", 7)].into_iter());
+        assert_eq!(changes(&third), [7], "another one's loss is not its own");
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_with_the_same_count_has_changed() {
+        let mut history = History::default();
+        let before = history.paint([seen(c"A", 1)].into_iter());
+        assert!(history.paint(std::iter::empty()).is_empty());
+        let after = history.paint([seen(c"A", 1)].into_iter());
+        assert_eq!(before[0].id, after[0].id);
+        assert_ne!(before[0].changes, after[0].changes);
+    }
+}
