@@ -9,17 +9,9 @@
 
 mod common;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use claviger_apdu::{
-    Call, Epoch, Limits, ResponseBuffer, Secret, Sent, Transmit, Transport, TransportError,
-    TransportErrorKind,
-};
+use claviger_apdu::{Call, Epoch, Limits, ResponseBuffer, Secret, Sent, TransportErrorKind};
 use claviger_driver::{
     Backend, ReaderId,
     socket::{
@@ -27,67 +19,7 @@ use claviger_driver::{
         frame::{Refusal, Reply, Request},
     },
 };
-use common::{ATR, Folder, Peer, Server};
-
-const SELECT: [u8; 4] = [0x00, 0xA4, 0x04, 0x00];
-
-fn soon() -> Call {
-    Call::within(Duration::from_secs(5))
-}
-
-fn try_connect(path: &Path, call: Call) -> Result<Box<dyn Transport>, TransportError> {
-    let id = ReaderId::new("socket", path.to_str().unwrap());
-    SocketBackend::new(vec![path.to_owned()]).connect(&id, call)
-}
-
-fn connect(path: &Path) -> Box<dyn Transport> {
-    try_connect(path, soon()).unwrap()
-}
-
-fn send(card: &mut dyn Transmit, call: Call) -> Result<Vec<u8>, TransportError> {
-    let mut response = ResponseBuffer::new();
-    card.transmit(&SELECT, &mut response, call)?;
-    Ok(response.frame().to_vec())
-}
-
-/// A server that does `misbehave` at the `at`th request after Connect and is a good reader before and after.
-fn misbehaving(
-    path: &Path,
-    at: usize,
-    misbehave: impl Fn(&mut Peer, &Request) + Send + Sync + 'static,
-) -> Server {
-    Server::start(path, move |peer| {
-        let mut count = 0;
-        while let Some(request) = peer.next() {
-            count += usize::from(!matches!(request, Request::Hello { .. } | Request::Connect));
-            if count == at && !matches!(request, Request::Connect) {
-                misbehave(peer, &request);
-            } else {
-                peer.answer(&request);
-            }
-        }
-    })
-}
-
-/// What the server heard.
-fn recording(path: &Path) -> (Server, Arc<Mutex<Vec<String>>>) {
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let record = Arc::clone(&heard);
-    let server = Server::start(path, move |peer| {
-        while let Some(request) = peer.next() {
-            let name = format!("{request:?}");
-            let name = name
-                .split(|c: char| !c.is_alphanumeric())
-                .next()
-                .unwrap()
-                .to_owned();
-            record.lock().unwrap().push(name);
-            peer.answer(&request);
-        }
-        record.lock().unwrap().push("closed".into());
-    });
-    (server, heard)
-}
+use common::{ATR, Folder, Peer, Server, connect, misbehaving, recording, send, soon, try_connect};
 
 #[test]
 fn a_command_and_its_answer() {
@@ -234,42 +166,6 @@ fn a_reset_advances_the_epoch_and_reconnects() {
     );
     assert_eq!(card.epoch(), Epoch(1));
     assert!(send(&mut *card, soon()).is_ok());
-}
-
-#[test]
-fn a_reset_found_at_begin_is_no_error_but_a_new_epoch() {
-    let folder = Folder::new("reset-begin");
-    let path = folder.join("socket");
-    let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardReset));
-    let mut card = connect(&path);
-    let mut answers = Vec::new();
-    card.transact(soon(), &mut |held| {
-        answers.push(send(held, soon()).unwrap());
-    })
-    .unwrap();
-    assert_eq!(answers, [[0x90, 0x00]]);
-    assert_eq!(card.epoch(), Epoch(1));
-}
-
-#[test]
-fn resets_without_end_are_not_followed_without_end() {
-    let folder = Folder::new("resets");
-    let path = folder.join("socket");
-    let _server = Server::start(&path, |peer| {
-        while let Some(request) = peer.next() {
-            match request {
-                Request::Begin => peer.refuse(Refusal::CardReset),
-                other => peer.answer(&other),
-            }
-        }
-    });
-    let error = connect(&path)
-        .transact(soon(), &mut |_| panic!("never begun"))
-        .unwrap_err();
-    assert_eq!(
-        (error.kind, error.sent),
-        (TransportErrorKind::Busy, Sent::No)
-    );
 }
 
 #[test]
@@ -434,83 +330,5 @@ fn an_answer_in_single_bytes_is_put_together_and_one_cut_short_times_out() {
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::TimedOut, Sent::Maybe)
-    );
-}
-
-#[test]
-fn a_transaction_begins_runs_once_and_ends() {
-    let folder = Folder::new("transaction");
-    let path = folder.join("socket");
-    let (server, heard) = recording(&path);
-    let mut card = connect(&path);
-    let mut runs = 0;
-    card.transact(soon(), &mut |held| {
-        runs += 1;
-        send(held, soon()).unwrap();
-        send(held, soon()).unwrap();
-    })
-    .unwrap();
-    assert_eq!(runs, 1);
-    drop(card);
-    drop(server);
-    let expected = [
-        "Hello", "Connect", "Begin", "Transmit", "Transmit", "End", "closed",
-    ];
-    assert_eq!(*heard.lock().unwrap(), expected);
-}
-
-#[test]
-fn a_transaction_ends_when_its_body_panics() {
-    let folder = Folder::new("panics");
-    let path = folder.join("socket");
-    let (server, heard) = recording(&path);
-    let mut card = connect(&path);
-    let panicked = catch_unwind(AssertUnwindSafe(|| {
-        let _ = card.transact(soon(), &mut |_| panic!("as the test wants it"));
-    }));
-    assert!(panicked.is_err());
-    assert!(send(&mut *card, soon()).is_ok(), "usable afterwards");
-    drop(card);
-    drop(server);
-    let expected = ["Hello", "Connect", "Begin", "End", "Transmit", "closed"];
-    assert_eq!(*heard.lock().unwrap(), expected);
-}
-
-#[test]
-fn exclusivity_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
-    let folder = Folder::new("queue");
-    let path = folder.join("socket");
-    let (tell, left) = std::sync::mpsc::channel();
-    let _server = misbehaving(&path, 1, move |peer, _| {
-        assert!(peer.next().is_none(), "the client hangs up");
-        tell.send(()).unwrap();
-    });
-    let mut card = connect(&path);
-    let call = Call::within(Duration::from_millis(100));
-    let error = card
-        .transact(call, &mut |_| panic!("never begun"))
-        .unwrap_err();
-    assert_eq!(
-        (error.kind, error.sent),
-        (TransportErrorKind::TimedOut, Sent::No)
-    );
-    left.recv_timeout(Duration::from_secs(1)).unwrap();
-}
-
-#[test]
-fn an_end_that_is_not_confirmed_closes_the_connection() {
-    let folder = Folder::new("no-end");
-    let path = folder.join("socket");
-    let _server = misbehaving(&path, 2, |peer, _| {
-        peer.refuse(Refusal::Busy);
-        assert!(peer.next().is_none(), "the client hangs up");
-    });
-    let mut card = connect(&path);
-    card.transact(soon(), &mut |_| {}).unwrap();
-    assert!(
-        send(&mut *card, soon())
-            .unwrap_err()
-            .what
-            .contains("connection was closed")
     );
 }

@@ -10,7 +10,7 @@ use ::pcsc::Context;
 use crate::{backend::Wake, wait::Stop};
 
 /// Time for a cancelled wait to come back before it is cancelled again.
-const AGAIN: Duration = Duration::from_millis(5);
+const AGAIN: Duration = Duration::from_millis(2);
 /// How long a stop goes on when pcscd takes no notice.
 const GIVE_UP: Duration = Duration::from_secs(2);
 

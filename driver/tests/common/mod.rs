@@ -14,10 +14,17 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicUsize, atomic::Ordering},
     thread::JoinHandle,
+    time::Duration,
 };
 
-use claviger_apdu::Secret;
-use claviger_driver::socket::frame::{self, Refusal, Reply, Request, VERSION};
+use claviger_apdu::{Call, ResponseBuffer, Secret, Transmit, Transport, TransportError};
+use claviger_driver::{
+    Backend, ReaderId,
+    socket::{
+        SocketBackend,
+        frame::{self, Refusal, Reply, Request, VERSION},
+    },
+};
 
 /// An answer to reset that parses.
 pub const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
@@ -216,4 +223,64 @@ pub fn switches(tid: rustix::process::Pid) -> u64 {
         .find(|line| line.starts_with("voluntary_ctxt_switches"))
         .unwrap();
     line.rsplit('\t').next().unwrap().parse().unwrap()
+}
+
+pub const SELECT: [u8; 4] = [0x00, 0xA4, 0x04, 0x00];
+
+pub fn soon() -> Call {
+    Call::within(Duration::from_secs(5))
+}
+
+pub fn try_connect(path: &Path, call: Call) -> Result<Box<dyn Transport>, TransportError> {
+    let id = ReaderId::new("socket", path.to_str().unwrap());
+    SocketBackend::new(vec![path.to_owned()]).connect(&id, call)
+}
+
+pub fn connect(path: &Path) -> Box<dyn Transport> {
+    try_connect(path, soon()).unwrap()
+}
+
+pub fn send(card: &mut dyn Transmit, call: Call) -> Result<Vec<u8>, TransportError> {
+    let mut response = ResponseBuffer::new();
+    card.transmit(&SELECT, &mut response, call)?;
+    Ok(response.frame().to_vec())
+}
+
+/// A server that does `misbehave` at the `at`th request after Connect and is a good reader before and after.
+pub fn misbehaving(
+    path: &Path,
+    at: usize,
+    misbehave: impl Fn(&mut Peer, &Request) + Send + Sync + 'static,
+) -> Server {
+    Server::start(path, move |peer| {
+        let mut count = 0;
+        while let Some(request) = peer.next() {
+            count += usize::from(!matches!(request, Request::Hello { .. } | Request::Connect));
+            if count == at && !matches!(request, Request::Connect) {
+                misbehave(peer, &request);
+            } else {
+                peer.answer(&request);
+            }
+        }
+    })
+}
+
+/// What the server heard.
+pub fn recording(path: &Path) -> (Server, Arc<Mutex<Vec<String>>>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&heard);
+    let server = Server::start(path, move |peer| {
+        while let Some(request) = peer.next() {
+            let name = format!("{request:?}");
+            let name = name
+                .split(|c: char| !c.is_alphanumeric())
+                .next()
+                .unwrap()
+                .to_owned();
+            record.lock().unwrap().push(name);
+            peer.answer(&request);
+        }
+        record.lock().unwrap().push("closed".into());
+    });
+    (server, heard)
 }
