@@ -333,3 +333,59 @@ pub fn fuzz(bytes: &[u8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm::Curve;
+
+    #[test]
+    fn a_public_key_is_the_whole_answer_and_of_the_announced_kind() {
+        let rsa = [
+            tlv::encode(0x81, &[0xC1; 256]),
+            tlv::encode(0x82, &[1, 0, 1]),
+        ]
+        .concat();
+        let rsa = tlv::encode(0x7F49, &rsa);
+        let point = tlv::encode(0x86, &[&[4][..], &[0xE1; 64]].concat());
+        let point = tlv::encode(0x7F49, &point);
+        let p256 = Some(KeyAlgorithm::Ec(Curve::P256));
+        assert!(public_key(None, &rsa).is_ok(), "RSA names itself");
+        assert!(public_key(p256, &point).is_ok());
+        assert!(public_key(None, &point).is_err(), "a point does not");
+        assert!(public_key(Some(KeyAlgorithm::Ed25519), &point).is_err());
+        for whole in [rsa, point] {
+            for len in 0..whole.len() {
+                assert!(public_key(p256, &whole[..len]).is_err(), "{len} bytes");
+            }
+            for bit in 0..whole.len().min(16) * 8 {
+                let mut flipped = whole.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                fuzz(&flipped);
+            }
+            assert!(public_key(p256, &[&whole[..], &[0]].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn every_key_is_found_by_its_reference() {
+        for key in Key::ALL {
+            assert_eq!(Key::from_reference(key.place().reference), Some(key));
+        }
+        assert_eq!(Key::from_reference(0x81), None, "Yubico's attestation key");
+    }
+
+    #[test]
+    fn the_decryption_key_does_not_sign() {
+        let input = SignInput::Pkcs1(Secret::copy_from(&[7; 51]));
+        let limits = SignLimits {
+            quirks: Quirks::default(),
+            max_command: None,
+        };
+        let rsa = KeyAlgorithm::Rsa { bits: 4096 };
+        let refused = sign_command(Key::Decryption, rsa, &input, limits);
+        assert!(matches!(refused, Err(TokenError::KeyFunctionNotPermitted)));
+        let command = sign_command(Key::Signature, rsa, &input, limits).unwrap();
+        assert_eq!(command.expected, Expected::UpTo(512), "one extended frame");
+    }
+}

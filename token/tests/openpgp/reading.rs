@@ -1,0 +1,281 @@
+//! Opening the application, and reading its keys.
+
+use claviger_apdu::tlv;
+use claviger_token::{Card, PinRule, Token, Value};
+use cryptoki_sys::{CKA_EC_POINT, CKA_LOCAL, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
+
+use crate::{
+    common::Script,
+    session::{
+        ATTRIBUTES_RSA, NO_PIV, READ_FIRST, SELECT, Sheet, VERIFY_81, VERIFY_82, by, exchange,
+        frames, names, open, pin, point, read_keys, read_point, select_data,
+    },
+};
+
+fn login(sheet: &Sheet) -> String {
+    format!(
+        "{}{VERIFY_82} < 9000 \n {VERIFY_81} < 9000 \n",
+        sheet.probe()
+    )
+}
+
+#[test]
+fn opening_takes_select_and_one_get_data() {
+    let session = Sheet::CURVES.discovery();
+    assert_eq!(frames(&session), 3);
+    let (_card, token) = open(&session);
+    let info = token.info();
+    assert_eq!(info.label, "OpenPGP 0ab00042");
+    assert_eq!(info.serial, "fffe0ab00042");
+    assert_eq!(info.manufacturer, "OpenPGP project");
+    assert_eq!(info.model, "OpenPGP card");
+    assert_eq!(info.version, (3, 4));
+    assert_eq!((info.min_pin_len, info.max_pin_len), (6, 127));
+    assert_eq!(info.pin_tries.left, Some(3));
+}
+
+#[test]
+fn application_data_may_come_in_its_own_tag() {
+    let tagged = tlv::encode(0x6E, &Sheet::CURVES.bytes());
+    let session = format!("{SELECT}{}{NO_PIV}", exchange("00CA006E00", &tagged));
+    let (_card, token) = open(&session);
+    assert_eq!(token.info().serial, "fffe0ab00042");
+}
+
+#[test]
+fn an_application_that_does_not_say_who_it_is_is_left_out() {
+    for answer in [&b""[..], &[0x4F, 0x10, 0xD2], &[0x4F, 1, 0, 0xC4, 1, 0]] {
+        let session = format!("{SELECT}{}{NO_PIV}", exchange("00CA006E00", answer));
+        let mut card = Card::new(Script::card(&session));
+        assert!(Token::discover(&mut card).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn mechanisms_are_those_of_the_keys_that_sign() {
+    let (_card, token) = open(&Sheet::CURVES.discovery());
+    let sizes: Vec<_> = token
+        .mechanisms()
+        .iter()
+        .map(|info| (info.kind, info.min_key_size, info.max_key_size))
+        .collect();
+    assert!(sizes.contains(&(cryptoki_sys::CKM_EDDSA, 255, 255)));
+    assert!(sizes.contains(&(cryptoki_sys::CKM_ECDSA_SHA256, 256, 256)));
+    assert!(
+        !sizes
+            .iter()
+            .any(|(kind, ..)| *kind == cryptoki_sys::CKM_RSA_PKCS)
+    );
+}
+
+#[test]
+fn a_search_for_one_private_key_reads_one_public_key() {
+    let sheet = Sheet::CURVES;
+    let session = [
+        sheet.discovery(),
+        SELECT.to_owned(),
+        VERIFY_82.to_owned() + "< 9000 \n" + VERIFY_81 + "< 9000 \n",
+        read_point("B600", &[0xE1; 32]),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    let wanted = by(CKO_PRIVATE_KEY, 1);
+    assert!(
+        token.find(&mut card, &wanted).unwrap().is_empty(),
+        "not before the login"
+    );
+    token.login(&mut card, &pin()).unwrap();
+    for _ in 0..2 {
+        let found = token.find(&mut card, &wanted).unwrap();
+        assert_eq!(
+            names(&found),
+            [format!("{CKO_PRIVATE_KEY} 01 Signature key")]
+        );
+        assert_eq!(found[0].get(CKA_LOCAL), Some(&Value::Bool(true)));
+        assert_eq!(found[0].key.unwrap().pin, PinRule::Once);
+    }
+    assert!(
+        token
+            .find(&mut card, &by(CKO_PRIVATE_KEY, 9))
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn an_imported_key_is_not_local_and_x25519_only_derives() {
+    let session = [
+        Sheet::CURVES.discovery(),
+        SELECT.to_owned(),
+        VERIFY_82.to_owned() + "< 9000 \n" + VERIFY_81 + "< 9000 \n",
+        read_point("B800", &[&[0x40][..], &[0xE2; 32]].concat()),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    token.login(&mut card, &pin()).unwrap();
+    let found = token.find(&mut card, &by(CKO_PRIVATE_KEY, 2)).unwrap();
+    assert_eq!(found[0].get(CKA_LOCAL), Some(&Value::Bool(false)));
+    let usage = found[0].key.unwrap().usage;
+    assert!(usage.derive && !usage.sign && !usage.decrypt);
+    assert_eq!(
+        found[0].get(CKA_EC_POINT),
+        Some(&Value::from(&[0xE2; 32][..])),
+        "the prefix 40 is not part of the point"
+    );
+}
+
+#[test]
+fn a_place_without_a_key_is_not_asked_for_one() {
+    let sheet = Sheet {
+        fingerprints: [0, 0, 0x33],
+        status: Some([0, 0, 0]),
+        ..Sheet::CURVES
+    };
+    // the fingerprint alone makes the last one worth asking; it is not there after all
+    let session = format!(
+        "{}{SELECT}> 0047810002 A400 00 \n < 6A88 \n",
+        sheet.discovery()
+    );
+    let (mut card, mut token) = open(&session);
+    for _ in 0..2 {
+        assert!(
+            token
+                .find(&mut card, &by(CKO_PUBLIC_KEY, 0))
+                .unwrap()
+                .is_empty()
+        );
+    }
+}
+
+#[test]
+fn long_answers_are_read_in_one_frame_when_the_card_takes_extended_length() {
+    let sheet = Sheet {
+        capabilities: "73 C001C0",
+        attributes: [ATTRIBUTES_RSA; 3],
+        ..Sheet::CURVES
+    };
+    let rsa = tlv::encode(
+        0x7F49,
+        &[
+            tlv::encode(0x81, &[0xC1; 256]),
+            tlv::encode(0x82, &[1, 0, 1]),
+        ]
+        .concat(),
+    );
+    let session = [
+        sheet.discovery(),
+        SELECT.to_owned(),
+        exchange("00478100 000002 B600 0000", &rsa),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    assert_eq!(
+        token.find(&mut card, &by(CKO_PUBLIC_KEY, 1)).unwrap().len(),
+        1
+    );
+}
+
+#[test]
+fn an_unreadable_key_hides_no_other() {
+    let session = [
+        Sheet::CURVES.discovery(),
+        SELECT.to_owned(),
+        exchange("0047810002 B600 00", &[0x7F, 0x49, 0x81]),
+        read_point("B800", &[0xE2; 32]),
+        // a point of another curve than the attributes announce
+        read_point("A400", &point(0xE3, 48)),
+        // the certificates might help out
+        exchange(READ_FIRST, b"no certificate"),
+        select_data(2),
+        exchange(READ_FIRST, &[]),
+        select_data(0),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    for _ in 0..2 {
+        let found = token.find(&mut card, &by(CKO_PUBLIC_KEY, 0)).unwrap();
+        assert_eq!(
+            names(&found),
+            [format!("{CKO_PUBLIC_KEY} 02 Encryption key")]
+        );
+    }
+}
+
+#[test]
+fn after_forgetting_a_key_made_since_is_seen() {
+    let empty = Sheet {
+        fingerprints: [0; 3],
+        status: Some([0; 3]),
+        ..Sheet::CURVES
+    };
+    let session = [
+        empty.discovery(),
+        SELECT.to_owned(),
+        Sheet::CURVES.probe(),
+        read_keys(),
+        empty.probe(),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    let wanted = by(CKO_PUBLIC_KEY, 0);
+    assert!(token.find(&mut card, &wanted).unwrap().is_empty());
+    token.forget_objects();
+    assert!(
+        token
+            .find(&mut card, &by(CKO_PUBLIC_KEY, 7))
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(token.find(&mut card, &wanted).unwrap().len(), 3);
+    token.forget_objects();
+    assert!(token.find(&mut card, &wanted).unwrap().is_empty());
+}
+
+#[test]
+fn a_key_replaced_by_another_program_is_read_again_once_the_card_says_so() {
+    let before = Sheet::CURVES;
+    let after = Sheet {
+        fingerprints: [0x44, 0x22, 0x33],
+        ..Sheet::CURVES
+    };
+    let session = [
+        before.discovery(),
+        SELECT.to_owned(),
+        read_point("B600", &[0xE1; 32]),
+        login(&after),
+        read_point("B600", &[0xE9; 32]),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    token.find(&mut card, &by(CKO_PUBLIC_KEY, 1)).unwrap();
+    token.login(&mut card, &pin()).unwrap();
+    let found = token.find(&mut card, &by(CKO_PUBLIC_KEY, 1)).unwrap();
+    assert_eq!(
+        found[0].get(CKA_EC_POINT),
+        Some(&Value::from(&[0xE9; 32][..]))
+    );
+}
+
+#[test]
+fn reading_after_another_programs_switch_proves_the_application_first() {
+    let session = [
+        &Sheet::CURVES.discovery(),
+        SELECT,
+        &read_point("B600", &[0xE1; 32]),
+        // PIV answers
+        "> 0047810002 A400 00 \n < 6A86 \n",
+        "> 00CA006E00 \n < 6D00 \n",
+        SELECT,
+        &read_point("A400", &point(0xE3, 32)),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    assert_eq!(
+        token.find(&mut card, &by(CKO_PUBLIC_KEY, 1)).unwrap().len(),
+        1
+    );
+    assert_eq!(
+        token.find(&mut card, &by(CKO_PUBLIC_KEY, 3)).unwrap().len(),
+        1
+    );
+}
