@@ -32,7 +32,7 @@ use claviger_apdu::{
 ///
 /// A script with brackets is held to them; one without says nothing about transactions. Dropping the
 /// card before the script has ended fails the test.
-pub struct Script {
+pub(crate) struct Script {
     atr: Atr,
     lines: VecDeque<Line>,
     brackets: bool,
@@ -50,7 +50,7 @@ enum Line {
 
 impl Script {
     /// The card of the session `text`.
-    pub fn card(text: &str) -> Box<dyn Transport> {
+    pub(crate) fn card(text: &str) -> Box<dyn Transport> {
         Box::new(Self::read(text))
     }
 
@@ -197,7 +197,7 @@ impl Drop for Script {
 }
 
 /// The bytes of hexadecimal `text`, spaces anywhere.
-pub fn hex(text: &str) -> Vec<u8> {
+pub(crate) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     assert!(digits.len().is_multiple_of(2), "odd digits in {text:?}");
     digits
@@ -207,6 +207,6 @@ pub fn hex(text: &str) -> Vec<u8> {
 }
 
 /// `bytes` in hexadecimal, for a script.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
