@@ -255,7 +255,10 @@ impl<'t, 'a> Conversation<'t, 'a> {
         if self.proven || self.answered || !AppletKind::smells_lost(answer.status) {
             return Ok(answer);
         }
-        self.prove()?;
+        // The applet was there all along: the answer is its own.
+        if self.prove()?.is_some() {
+            return Ok(answer);
+        }
         self.exchange(command)
     }
 
