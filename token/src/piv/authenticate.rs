@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn hashes_are_fitted_to_the_field() {
         let data = |algorithm, len: usize| {
-            let hash = SignInput::Hash(Secret::new((1..=len).map(|n| n as u8).collect()));
+            let hash = SignInput::Hash(Secret::new((1..=len).flat_map(u8::try_from).collect()));
             let command = sign(&key(algorithm), &hash).unwrap();
             command.data.expose()[6..].to_vec()
         };
