@@ -1,10 +1,26 @@
 //! Cards with real firmware and no hardware, readers to put them in, and clients to use them.
+//!
+//! | module | has |
+//! |---|---|
+//! | [`rig`] | one provisioned card within a module's reach: the short way into a test |
+//! | [`card`] | the card: the applets of the Nitrokey 3 in this process |
+//! | [`provision`] | keys and certificates for it |
+//! | [`reader`] | a place for it: presence, sharing, counts, faults |
+//! | [`server`], [`vpcd`], [`pcscd`] | ways to it: the socket reader, vsmartcard, a pcscd of the test's own |
+//! | [`client`], [`paths`], [`skip`] | programs with a time limit, where things are, tests that cannot run here |
+//!
+//! Everything is made for tests that run side by side: each rig has its own card, socket, folder and ports.
 
 #![forbid(unsafe_code)]
 
 pub mod card;
+pub mod client;
 pub mod control;
+pub mod paths;
+pub mod pcscd;
 pub mod provision;
 pub mod reader;
+pub mod rig;
 pub mod server;
+pub mod skip;
 pub mod vpcd;

@@ -229,6 +229,13 @@ impl Plan {
         }
     }
 
+    /// Whether there is nothing to provision.
+    #[must_use]
+    pub fn is_factory(&self) -> bool {
+        self.piv.as_ref().is_none_or(|piv| piv.keys.is_empty())
+            && self.openpgp.is_none_or(|openpgp| openpgp.keys.is_none())
+    }
+
     /// A name for the folder of a card provisioned so: equal for plans that make the same card.
     #[must_use]
     pub fn folder_name(&self) -> String {

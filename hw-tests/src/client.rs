@@ -1,0 +1,141 @@
+//! Foreign programs, each with a time limit: a client that hangs is a result, not a hung test.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a harness fails loudly")]
+
+use std::{
+    fmt,
+    io::{Read, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+/// How often an exit is looked for.
+const POLL: Duration = Duration::from_millis(2);
+
+/// What became of a client.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The command line, for messages.
+    pub command: String,
+    /// The exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Whether it was killed at its time limit.
+    pub timed_out: bool,
+    /// Standard output, lossily.
+    pub stdout: String,
+    /// Standard error, lossily.
+    pub stderr: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+impl Output {
+    /// Whether it exited by itself with 0.
+    #[must_use]
+    pub fn success(&self) -> bool {
+        self.code == Some(0) && !self.timed_out
+    }
+
+    /// The output of a client that must succeed.
+    ///
+    /// # Panics
+    /// With everything it said, when it did not.
+    pub fn expect_success(self) -> Self {
+        assert!(self.success(), "{self}");
+        self
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            command,
+            code,
+            timed_out,
+            stdout,
+            stderr,
+            took,
+        } = self;
+        let end = match (timed_out, code) {
+            (true, _) => "was killed at its time limit".to_owned(),
+            (false, Some(code)) => format!("exited with {code}"),
+            (false, None) => "was ended by a signal".to_owned(),
+        };
+        writeln!(f, "{command}\n{end} after {took:?}")?;
+        write!(f, "--- stdout\n{stdout}\n--- stderr\n{stderr}")
+    }
+}
+
+/// Runs `command` without input, for `limit` at most; then it and all it started is killed.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn run(command: &mut Command, limit: Duration) -> Output {
+    run_with_input(command, &[], limit)
+}
+
+/// As [`run`], with `input` on standard input.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> Output {
+    let start = Instant::now();
+    let line = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let (stdin, input) = (child.stdin.take(), input.to_vec());
+    let writer = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
+    let timed_out = !exits_within(&child, limit);
+    let took = start.elapsed();
+    // Before the child is reaped, so that its number is still its own; grandchildren hold the pipes.
+    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+    let status = child.wait().expect("a child can be waited for");
+    let _ = writer.join();
+    let text = |pipe: JoinHandle<Vec<u8>>| {
+        String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned()
+    };
+    Output {
+        command: line,
+        code: status.code(),
+        timed_out,
+        stdout: text(stdout),
+        stderr: text(stderr),
+        took,
+    }
+}
+
+/// Looks without reaping.
+pub(crate) fn exits_within(child: &Child, limit: Duration) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let deadline = Instant::now() + limit;
+    loop {
+        match waitid(WaitId::Pid(Pid::from_child(child)), options) {
+            Ok(Some(_)) => return true,
+            _ if Instant::now() >= deadline => return false,
+            _ => std::thread::sleep(POLL),
+        }
+    }
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}

@@ -1,0 +1,300 @@
+//! One provisioned card within a module's reach: the short way into a test.
+//!
+//! ```no_run
+//! use claviger_hw_tests::{provision::Plan, rig::Rig};
+//! let rig = Rig::socket(Plan::piv4());
+//! let mut client = rig.command("pkcs11-tool");
+//! client.arg("--module").arg(claviger_hw_tests::paths::module_path()).arg("--list-slots");
+//! rig.card().zero();
+//! let output = rig.run(&mut client).expect_success();
+//! assert!(output.stdout.contains("Slot"));
+//! assert!(rig.card().counts().apdus < 20);
+//! ```
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a harness fails loudly")]
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use tempfile::TempDir;
+
+use crate::{
+    card::{State, VirtualCard},
+    client::{self, Output},
+    paths,
+    pcscd::{Pcscd, SOCKET_VARIABLE},
+    provision::{Issued, Plan, provisioned},
+    reader::Reader,
+    server::SocketServer,
+    skip,
+    vpcd::VpcdClient,
+};
+
+/// How long a client of [`Rig::run`] may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A card of a plan in a reader, and the service a module finds it by; everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Rig {
+    /// Dropped first: cards leave before their service does.
+    places: Vec<Place>,
+    service: Service,
+    folder: TempDir,
+}
+
+/// A reader with its card.
+#[derive(Debug)]
+struct Place {
+    reader: Reader,
+    issued: Issued,
+    /// Its line to pcscd, if that is the service.
+    vpcd: Option<VpcdClient>,
+}
+
+#[derive(Debug)]
+enum Service {
+    /// `None` while it is stopped.
+    Socket(Option<SocketServer>),
+    Pcscd(Pcscd),
+}
+
+impl Rig {
+    /// The card behind the socket reader.
+    ///
+    /// # Panics
+    /// When the card cannot be made.
+    #[must_use]
+    pub fn socket(plan: Plan) -> Self {
+        let folder = scratch_folder();
+        let place = Place::new(&plan, "Claviger virtual reader");
+        let server =
+            SocketServer::start(folder.path().join("reader"), &place.reader).expect("a socket");
+        Self {
+            places: vec![place],
+            service: Service::Socket(Some(server)),
+            folder,
+        }
+    }
+
+    /// The card behind a pcscd of its own; `None`, and the test counted as skipped, where that cannot be.
+    ///
+    /// # Panics
+    /// When the card or pcscd cannot be made though nothing stands against it.
+    #[must_use]
+    pub fn pcscd(plan: Plan) -> Option<Self> {
+        Self::pcscd_cards(&[plan])
+    }
+
+    /// As [`Rig::pcscd`] with several cards, 8 at most, each in its own reader.
+    ///
+    /// # Panics
+    /// As [`Rig::pcscd`].
+    #[must_use]
+    pub fn pcscd_cards(plans: &[Plan]) -> Option<Self> {
+        if let Some(obstacle) = Pcscd::obstacle() {
+            skip::because(obstacle);
+            return None;
+        }
+        let pcscd = Pcscd::start(plans.len());
+        let connect = |(n, plan)| {
+            let mut place = Place::new(plan, &pcscd.reader_name(n));
+            place.vpcd = Some(VpcdClient::start(pcscd.port(n), &place.reader).expect("a thread"));
+            place
+        };
+        let places = plans.iter().enumerate().map(connect).collect();
+        let rig = Self {
+            places,
+            service: Service::Pcscd(pcscd),
+            folder: scratch_folder(),
+        };
+        rig.settle();
+        Some(rig)
+    }
+
+    /// The card in its reader: counts, log, faults, presence.
+    ///
+    /// # Panics
+    /// In a rig without cards.
+    #[must_use]
+    pub fn card(&self) -> &Reader {
+        self.card_at(0)
+    }
+
+    /// Card `n` of [`Rig::pcscd_cards`].
+    ///
+    /// # Panics
+    /// When there is no such card.
+    #[must_use]
+    pub fn card_at(&self, n: usize) -> &Reader {
+        &self.places.get(n).expect("a card of this rig").reader
+    }
+
+    /// Puts the card in; pcscd may take half a second to see it ([`Rig::settle`]).
+    pub fn insert(&self) {
+        self.card().insert();
+    }
+
+    /// Pulls the card; pcscd may take half a second to see it ([`Rig::settle`]).
+    pub fn remove(&self) {
+        self.card().remove();
+    }
+
+    /// Power-cycles the card behind everybody's back; the socket reader tells its users, pcscd does not know.
+    pub fn reset(&self) {
+        self.card().reset();
+    }
+
+    /// Waits until the service tells its clients what cards there are; the socket reader does so at once.
+    ///
+    /// # Panics
+    /// When pcscd does not get there.
+    pub fn settle(&self) {
+        if let Service::Pcscd(pcscd) = &self.service {
+            pcscd.wait_for_cards(
+                self.places
+                    .iter()
+                    .filter(|place| place.reader.is_present())
+                    .count(),
+            );
+        }
+    }
+
+    /// Ends the service under its clients: the socket is gone, or pcscd is.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop_service(&mut self) {
+        match &mut self.service {
+            Service::Socket(server) => *server = None,
+            Service::Pcscd(pcscd) => pcscd.stop(),
+        }
+    }
+
+    /// Starts the service again, for the same clients; the cards are as [`Rig::stop_service`] found them.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart_service(&mut self) {
+        self.stop_service();
+        let path = self.socket_path();
+        let reader = self.card().clone();
+        match &mut self.service {
+            Service::Socket(server) => {
+                *server = Some(SocketServer::start(path, &reader).expect("a socket"))
+            }
+            Service::Pcscd(pcscd) => pcscd.restart(),
+        }
+        self.settle();
+    }
+
+    /// The pcscd of this rig, if it has one.
+    #[must_use]
+    pub const fn pcscd_service(&self) -> Option<&Pcscd> {
+        match &self.service {
+            Service::Pcscd(pcscd) => Some(pcscd),
+            Service::Socket(_) => None,
+        }
+    }
+
+    /// The environment in which the module finds this rig's cards and nothing else.
+    #[must_use]
+    pub fn module_env(&self) -> Vec<(&'static str, OsString)> {
+        let (transport, variable) = match &self.service {
+            Service::Socket(_) => ("socket", "CLAVIGER_SOCKET"),
+            Service::Pcscd(_) => ("pcsc", SOCKET_VARIABLE),
+        };
+        vec![
+            ("CLAVIGER_TRANSPORTS", transport.into()),
+            (variable, self.socket_path().into()),
+            ("CLAVIGER_CONFIG", "/dev/null".into()),
+        ]
+    }
+
+    /// A client with [`Rig::module_env`] and a home folder of its own.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .envs(self.module_env())
+            .env("HOME", self.folder())
+            .env_remove("XDG_CONFIG_HOME");
+        command
+            .env_remove("XDG_CACHE_HOME")
+            .env("LC_ALL", "C.UTF-8");
+        command
+    }
+
+    /// Runs a client, for a minute at most.
+    #[must_use]
+    pub fn run(&self, command: &mut Command) -> Output {
+        client::run(command, LIMIT)
+    }
+
+    /// A certificate in DER by its name: `ca`, `piv-9A`, `openpgp-03` and so on.
+    ///
+    /// # Panics
+    /// When the plan has no such certificate.
+    #[must_use]
+    pub fn certificate(&self, name: &str) -> &[u8] {
+        let issued = &self.places.first().expect("a card").issued;
+        issued
+            .certificate(name)
+            .unwrap_or_else(|| panic!("no certificate {name} in this plan"))
+    }
+
+    /// A folder for the test's own files.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where clients find the service: the reader's socket, or pcscd's.
+    #[must_use]
+    pub fn socket_path(&self) -> PathBuf {
+        match &self.service {
+            Service::Socket(_) => self.folder.path().join("reader"),
+            Service::Pcscd(pcscd) => pcscd.socket(),
+        }
+    }
+}
+
+impl Place {
+    fn new(plan: &Plan, name: &str) -> Self {
+        let (state, issued) = memory(plan);
+        let card = VirtualCard::power_up(plan.card(state)).expect("a provisioned card powers up");
+        Self {
+            reader: Reader::new(name, card),
+            issued,
+            vpcd: None,
+        }
+    }
+}
+
+/// A copy of the plan's card. Each plan is provisioned once for all tests of the build.
+fn memory(plan: &Plan) -> (State, Issued) {
+    if plan.is_factory() {
+        return (State::Fresh, Issued::default());
+    }
+    let cards = paths::scratch().join("cards");
+    fs::create_dir_all(&cards).expect("a folder of the build");
+    let folder = cards.join(plan.folder_name());
+    let lock = File::create(folder.with_extension("lock")).expect("a file of the build");
+    flock(&lock, FlockOperation::LockExclusive).expect("a lock");
+    let (card, issued) =
+        provisioned(&folder, plan).unwrap_or_else(|error| panic!("{plan:?}: {error}"));
+    drop(card);
+    (State::CopyOf(folder), issued)
+}
+
+fn scratch_folder() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("claviger")
+        .tempdir()
+        .expect("a temporary folder")
+}
