@@ -10,6 +10,7 @@ use cryptoki_sys::{CK_OBJECT_CLASS, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, 
 
 use super::{
     authenticate, certificate_object,
+    chuid::Chuid,
     data_object::{Access, CHUID, DataObject, KEY_HISTORY},
     discovery::KeyHistory,
     key_reference::KeyReference,
@@ -48,6 +49,14 @@ enum Reading {
     Metadata(KeyReference),
 }
 
+/// Whether a key can be on the card.
+enum Presence {
+    Maybe,
+    No,
+    /// The key history will tell.
+    AskHistory,
+}
+
 impl Inventory {
     pub(super) fn new(quirks: Quirks) -> Self {
         Self {
@@ -62,12 +71,25 @@ impl Inventory {
         }
     }
 
-    /// Takes note of the CHUID, which is read before anything else.
-    pub(super) fn identify(&mut self, content: Option<&[u8]>, federal: bool) {
-        self.federal = federal;
-        if let Some(object) = DataObject::by_tag(CHUID) {
-            self.take(&object, content);
-        }
+    /// Reads the CHUID, which the token's serial number comes from.
+    ///
+    /// # Errors
+    /// Of the conversation. A card without an identity that can be read has none.
+    pub(super) fn identify(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+    ) -> Result<Option<Chuid>, TokenError> {
+        let Some(object) = DataObject::by_tag(CHUID) else {
+            return Ok(None);
+        };
+        let content = self.read_data(talk, &object)?;
+        let chuid = content.and_then(|content| {
+            Chuid::parse(&content)
+                .map_err(|fault| left_out(&object.name, &fault))
+                .ok()
+        });
+        self.federal = chuid.as_ref().is_some_and(Chuid::is_federal);
+        Ok(chuid)
     }
 
     /// Forgets all objects, so that they are read again.
@@ -107,7 +129,7 @@ impl Inventory {
         // Each reading closes its gap whatever the card answers, so there are at most as many as places.
         while let Some(reading) = self.gap(wanted) {
             match reading {
-                Reading::Data(object) => self.read_data(talk, &object)?,
+                Reading::Data(object) => drop(self.read_data(talk, &object)?),
                 Reading::Metadata(key) => self.read_metadata(talk, key)?,
             }
         }
@@ -134,7 +156,7 @@ impl Inventory {
             return None;
         }
         match self.presence(key, wanted) {
-            Presence::AskHistory(history) => return Some(Reading::Data(history)),
+            Presence::AskHistory => return DataObject::by_tag(KEY_HISTORY).map(Reading::Data),
             Presence::No => return None,
             Presence::Maybe => {}
         }
@@ -153,9 +175,10 @@ impl Inventory {
         if wanted.id.is_some() || wanted.label.is_some() || self.history.has(number) {
             return Presence::Maybe;
         }
-        match DataObject::by_tag(KEY_HISTORY).filter(|history| !self.was_asked(history)) {
-            Some(history) => Presence::AskHistory(history),
-            None => Presence::No,
+        if self.asked.contains(&KEY_HISTORY) {
+            Presence::No
+        } else {
+            Presence::AskHistory
         }
     }
 
@@ -184,14 +207,14 @@ impl Inventory {
         &mut self,
         talk: &mut Conversation<'_, '_>,
         object: &DataObject,
-    ) -> Result<(), TokenError> {
+    ) -> Result<Option<Vec<u8>>, TokenError> {
         let answer = talk.read(&object.get_data().as_apdu())?;
         let content = object.content(&answer).unwrap_or_else(|fault| {
             left_out(&object.name, &fault);
             None
         });
         self.take(object, content.as_deref());
-        Ok(())
+        Ok(content)
     }
 
     fn read_metadata(
@@ -213,8 +236,12 @@ impl Inventory {
             }
         };
         self.metadata.insert(key, known);
-        // When the card turns out to have none, keys that waited for theirs wait no longer.
-        KeyReference::all().for_each(|key| self.build_keys(key));
+        if self.metadata_useful {
+            self.build_keys(key);
+        } else {
+            // Keys that waited for theirs wait no longer.
+            KeyReference::all().for_each(|key| self.build_keys(key));
+        }
         Ok(())
     }
 
@@ -292,13 +319,6 @@ impl Inventory {
 /// Where the objects of `key` stand among their class.
 fn rank(key: KeyReference) -> u32 {
     u32::from(key.id())
-}
-
-/// Whether a key can be on the card.
-enum Presence {
-    Maybe,
-    No,
-    AskHistory(DataObject),
 }
 
 fn left_out(what: &str, fault: &TokenError) {

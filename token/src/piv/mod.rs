@@ -22,8 +22,6 @@ use std::sync::Arc;
 use claviger_apdu::{Atr, CommandApdu, Secret};
 
 use self::{
-    chuid::Chuid,
-    data_object::{CHUID, DataObject},
     discovery::Discovery,
     inventory::Inventory,
     pin::Pin,
@@ -92,25 +90,10 @@ impl Piv {
     ) -> Result<Self, TokenError> {
         let quirks = Quirks::of(atr);
         let mut inventory = Inventory::new(quirks);
-        let mut serial = NO_SERIAL.to_owned();
-        if let Some(object) = DataObject::by_tag(CHUID) {
-            let answer = talk.read(&object.get_data().as_apdu())?;
-            let content = object.content(&answer).unwrap_or_else(|fault| {
-                tracing::warn!("PIV card without an identity: {fault}");
-                None
-            });
-            let chuid = content.as_deref().map(Chuid::parse);
-            if let Some(Err(fault)) = &chuid {
-                tracing::warn!("PIV card without an identity: {fault}");
-            }
-            let chuid = chuid.and_then(Result::ok);
-            let federal = chuid.as_ref().is_some_and(Chuid::is_federal);
-            inventory.identify(content.as_deref(), federal);
-            serial = chuid.map_or(serial, |chuid| chuid.serial());
-        }
+        let chuid = inventory.identify(talk)?;
         Ok(Self {
             quirks,
-            serial,
+            serial: chuid.map_or(NO_SERIAL.to_owned(), |chuid| chuid.serial()),
             pin: Pin::default(),
             inventory,
         })
