@@ -51,6 +51,7 @@ pub struct Rig {
 /// A reader with its card.
 #[derive(Debug)]
 struct Place {
+    plan: Plan,
     reader: Reader,
     issued: Issued,
     /// Its line to pcscd, if that is the service.
@@ -72,7 +73,7 @@ impl Rig {
     #[must_use]
     pub fn socket(plan: Plan) -> Self {
         let folder = scratch_folder();
-        let place = Place::new(&plan, "Claviger virtual reader");
+        let place = Place::new(plan, "Claviger virtual reader");
         let server =
             SocketServer::start(folder.path().join("reader"), &place.reader).expect("a socket");
         Self {
@@ -102,8 +103,8 @@ impl Rig {
             return None;
         }
         let pcscd = Pcscd::start(plans.len());
-        let connect = |(n, plan)| {
-            let mut place = Place::new(plan, &pcscd.reader_name(n));
+        let connect = |(n, plan): (usize, &Plan)| {
+            let mut place = Place::new(plan.clone(), &pcscd.reader_name(n));
             place.vpcd = Some(VpcdClient::start(pcscd.port(n), &place.reader).expect("a thread"));
             place
         };
@@ -124,6 +125,15 @@ impl Rig {
     #[must_use]
     pub fn card(&self) -> &Reader {
         self.card_at(0)
+    }
+
+    /// What the card was made of.
+    ///
+    /// # Panics
+    /// In a rig without cards.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.places.first().expect("a card of this rig").plan
     }
 
     /// Card `n` of [`Rig::pcscd_cards`].
@@ -186,7 +196,7 @@ impl Rig {
         let reader = self.card().clone();
         match &mut self.service {
             Service::Socket(server) => {
-                *server = Some(SocketServer::start(path, &reader).expect("a socket"))
+                *server = Some(SocketServer::start(path, &reader).expect("a socket"));
             }
             Service::Pcscd(pcscd) => pcscd.restart(),
         }
@@ -265,12 +275,13 @@ impl Rig {
 }
 
 impl Place {
-    fn new(plan: &Plan, name: &str) -> Self {
-        let (state, issued) = memory(plan);
+    fn new(plan: Plan, name: &str) -> Self {
+        let (state, issued) = memory(&plan);
         let card = VirtualCard::power_up(plan.card(state)).expect("a provisioned card powers up");
         Self {
             reader: Reader::new(name, card),
             issued,
+            plan,
             vpcd: None,
         }
     }

@@ -2,14 +2,14 @@
 
 #![allow(clippy::panic, reason = "a harness fails loudly")]
 
-use std::{fs::File, io::Write as _};
+use std::{fs::File, io::Write as _, path::PathBuf};
 
 use crate::paths;
 
 /// Set, to any value, where every test must run: a skip is then a failure.
 pub const NO_SKIP: &str = "CLAVIGER_NO_SKIP";
-/// The file, in the build's `tmp` folder, that gets one line for each skipped test.
-pub const RECORD: &str = "skipped-tests";
+/// Names the file that gets one line for each skipped test; without it, `skipped-tests` in the build's `tmp`.
+pub const RECORD: &str = "CLAVIGER_SKIPPED_TESTS";
 
 /// Records that the running test is skipped because of `reason`. The caller returns.
 ///
@@ -23,7 +23,8 @@ pub fn because(reason: &str) {
     );
     // Past the capture of the test runner.
     let _ = writeln!(std::io::stderr(), "test {test} ... SKIPPED: {reason}");
-    let record = paths::scratch().join(RECORD);
+    let record = std::env::var_os(RECORD)
+        .map_or_else(|| paths::scratch().join("skipped-tests"), PathBuf::from);
     if let Ok(mut file) = File::options().create(true).append(true).open(record) {
         let _ = file.write_all(format!("{test}: {reason}\n").as_bytes());
     }
