@@ -46,6 +46,8 @@ pub(super) struct Pin {
     /// Whether the card may have a key derivation function, and which once it is read.
     has_kdf: bool,
     kdf: Option<Kdf>,
+    /// Whether a PIN was refused since: perhaps because another program has set another function.
+    kdf_in_doubt: bool,
     /// Whether VERIFY without data asks for the state: since version 3.
     tells_state: bool,
 }
@@ -58,6 +60,7 @@ impl Pin {
             tries: PinTries::default(),
             has_kdf: data.kdf,
             kdf: None,
+            kdf_in_doubt: false,
             tells_state: data.identifier.version >= (3, 0),
         };
         pin.note(data.password);
@@ -138,8 +141,9 @@ impl Pin {
                 "the card wants PIN block 2 format, which is not supported; no PIN is sent",
             ));
         }
-        if self.has_kdf && self.kdf.is_none() {
+        if self.has_kdf && (self.kdf.is_none() || self.kdf_in_doubt) {
             self.kdf = Some(read_kdf(talk)?);
+            self.kdf_in_doubt = false;
             self.check(pin)?;
         }
         Ok(self.kdf.as_ref().unwrap_or(&Kdf::Plain).derive(pin))
@@ -156,6 +160,7 @@ impl Pin {
             ..CommandApdu::header([0x00, 0x20, 0x00, reference as u8])
         };
         let status = talk.exchange(&command)?.status;
+        self.kdf_in_doubt = !status.is_ok();
         match status {
             StatusWord::OK => {
                 self.tries.note_success();

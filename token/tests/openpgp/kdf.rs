@@ -69,20 +69,30 @@ fn the_card_is_sent_what_is_derived_with_the_salt_of_pw1() {
 }
 
 #[test]
-fn the_object_is_read_once() {
+fn the_object_is_read_once_and_again_after_a_refused_pin() {
+    let plain = [VERIFY_82, "< 9000 \n", VERIFY_81, "< 9000 \n"].concat();
     let derived = Sha256::digest(octets("123456"));
     let session = [
         CARD.discovery(),
         SELECT.to_owned(),
+        exchange(READ, &[]),
+        plain,
+        CARD.probe(),
+        VERIFY_82.to_owned() + "< 63C2 \n",
+        // another program has set it meanwhile
+        CARD.probe(),
         exchange(READ, &object(8, 100)),
-        verify(0x82, &derived) + "< 63C2 \n",
+        verify(0x82, &derived) + "< 9000 \n",
+        verify(0x81, &derived) + "< 9000 \n",
         CARD.probe(),
         verify(0x82, &derived) + "< 9000 \n",
         verify(0x81, &derived) + "< 9000 \n",
     ]
     .concat();
     let (mut card, mut token) = open(&session);
+    token.login(&mut card, &pin()).unwrap();
     assert!(token.login(&mut card, &pin()).is_err());
+    token.login(&mut card, &pin()).unwrap();
     token.login(&mut card, &pin()).unwrap();
 }
 
