@@ -82,8 +82,7 @@ impl Drop for VpcdClient {
 impl Line {
     fn run(&self, reader: &Reader) {
         while reader.wait_for_card(&self.stop) {
-            let user = reader.user(self.stop.clone());
-            let ended = self.serve(reader, user);
+            let ended = self.serve(reader);
             self.cut();
             if ended.is_err() {
                 std::thread::sleep(RETRY);
@@ -92,10 +91,11 @@ impl Line {
     }
 
     /// One insertion of the card, from connection to cut.
-    fn serve(&self, reader: &Reader, mut user: User) -> io::Result<()> {
+    fn serve(&self, reader: &Reader) -> io::Result<()> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_nodelay(true)?;
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
+        let mut user = reader.user(self.stop.clone(), stream.try_clone()?.into());
         // The card may have gone before there was a connection to cut.
         if self.stop.is_set() || user.attach().is_err() {
             return Ok(());

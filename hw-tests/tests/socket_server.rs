@@ -567,6 +567,34 @@ fn a_scripted_fate_delays_forges_silences_and_pulls() {
 }
 
 #[test]
+fn a_client_that_leaves_while_it_waits_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let mut patient = bench.user();
+    patient.ask(&Request::Begin);
+    let mut waiter = bench.user();
+    waiter.say(&Request::Begin);
+    assert!(waiter.is_silent());
+    drop(waiter);
+    std::thread::sleep(MOMENT);
+    assert_eq!(patient.ask(&Request::End), Said::Ended);
+    assert_eq!(
+        bench.reader.counts().begins,
+        1,
+        "nobody got the hold the other had left waiting for"
+    );
+    bench.reader.on_frame(|_| Fate::Silence);
+    let mut impatient = bench.user();
+    impatient.say(&Request::Transmit(Secret::copy_from(&VERIFY_STATUS)));
+    assert!(impatient.is_silent());
+    drop(impatient);
+    bench.reader.heal();
+    assert_eq!(
+        patient.transmit(&VERIFY_STATUS),
+        Said::Response(NOT_SELECTED.to_vec())
+    );
+}
+
+#[test]
 fn a_server_that_stops_closes_its_connections_whatever_they_wait_for() {
     let mut bench = Bench::new();
     let (mut holder, mut waiter, mut watcher) = (bench.user(), bench.user(), bench.watcher());

@@ -1,25 +1,60 @@
-//! Alone in its process, so that the threads counted are its own.
+//! Alone in its process, so that the threads and descriptors counted are its own.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 
-use claviger_hw_tests::card::{CardConfig, VirtualCard};
+use claviger_hw_tests::{
+    card::{CardConfig, VirtualCard},
+    provision::Plan,
+    rig::Rig,
+};
 
-#[test]
-fn a_dropped_card_leaves_no_thread() {
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
-    let before = threads();
-    let card = VirtualCard::power_up(CardConfig::default()).unwrap();
-    card.transmit(&[0x00, 0xA4, 0x04, 0x00]);
-    assert_eq!(threads(), before + 1);
-    drop(card);
-    // A joined thread leaves /proc a moment later.
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// A joined thread leaves /proc a moment later.
+fn comes_to(what: &str, now: impl Fn() -> usize, expected: usize) {
     let deadline = Instant::now() + Duration::from_secs(2);
-    while threads() != before {
+    while now() != expected {
         assert!(
             Instant::now() < deadline,
-            "{} threads left",
-            threads() - before
+            "{} {what}, {expected} expected",
+            now()
         );
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn cards_and_rigs_leave_no_thread_and_no_descriptor() {
+    // What the harness keeps for itself is there after the first rig.
+    drop(Rig::pcscd(Plan::factory()));
+    let before = (threads(), descriptors());
+
+    let card = VirtualCard::power_up(CardConfig::default()).unwrap();
+    card.transmit(&[0x00, 0xA4, 0x04, 0x00]);
+    comes_to("threads", threads, before.0 + 1);
+    drop(card);
+    comes_to("threads", threads, before.0);
+
+    let rig = Rig::socket(Plan::factory());
+    let client = UnixStream::connect(rig.socket_path()).unwrap();
+    comes_to(
+        "threads: card, acceptor and connection",
+        threads,
+        before.0 + 3,
+    );
+    drop(rig);
+    drop(client);
+    drop(Rig::pcscd(Plan::factory()));
+    comes_to("threads", threads, before.0);
+    comes_to("descriptors", descriptors, before.1);
 }

@@ -15,7 +15,7 @@ pub enum Fate {
     Delay(Duration),
     /// These bytes are the answer; the card does not see the frame.
     Forge(Vec<u8>),
-    /// No answer comes until the card is pulled or reset; the card does not see the frame.
+    /// No answer comes until the card is pulled or reset or the user leaves; the card does not see the frame.
     Silence,
     /// The card is pulled before it sees the frame.
     Pull,

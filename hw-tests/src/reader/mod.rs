@@ -11,6 +11,7 @@ mod user;
 use std::{
     collections::VecDeque,
     fmt, io,
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -195,13 +196,10 @@ impl Reader {
         self.0.journal.log_to(path)
     }
 
-    /// A new user, whose waits end with `stop`.
-    pub(crate) fn user(&self, stop: Stop) -> User {
-        User::new(
-            self.clone(),
-            self.0.users.fetch_add(1, Ordering::Relaxed) + 1,
-            stop,
-        )
+    /// A new user at the other end of `peer`, whose waits end when that end is closed or with `stop`.
+    pub(crate) fn user(&self, stop: Stop, peer: OwnedFd) -> User {
+        let id = self.0.users.fetch_add(1, Ordering::Relaxed) + 1;
+        User::new(self.clone(), id, stop, peer)
     }
 
     /// Tells `watcher` of the present state at once and then of each change, until [`Reader::unwatch`].

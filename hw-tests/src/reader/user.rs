@@ -1,10 +1,18 @@
 //! One user of a reader's card, among others.
 
-use std::{sync::MutexGuard, time::Instant};
+use std::{
+    os::fd::OwnedFd,
+    sync::{MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use claviger_driver::socket::frame::Refusal;
+use rustix::net::{RecvFlags, recv};
 
 use super::{Event, Exchange, Fate, Place, Reader, Stop};
+
+/// How often a user that waits looks whether its other end is still there.
+const LOOK_AROUND: Duration = Duration::from_millis(20);
 
 /// One connection to the card. Dropping it gives back what it holds.
 #[derive(Debug)]
@@ -13,6 +21,8 @@ pub(crate) struct User {
     id: u64,
     bond: Bond,
     stop: Stop,
+    /// The other end of its connection.
+    peer: OwnedFd,
 }
 
 /// What a user was told of its card last.
@@ -27,12 +37,13 @@ enum Bond {
 }
 
 impl User {
-    pub(super) const fn new(reader: Reader, id: u64, stop: Stop) -> Self {
+    pub(super) const fn new(reader: Reader, id: u64, stop: Stop, peer: OwnedFd) -> Self {
         Self {
             reader,
             id,
             bond: Bond::None,
             stop,
+            peer,
         }
     }
 
@@ -114,11 +125,11 @@ impl User {
             return Err(Refusal::Protocol);
         }
         place.queue.push_back(self.id);
-        place = reader.wait_while(place, |place| self.must_wait(place));
+        place = self.wait_as_long_as(place, &reader, |place| self.must_wait(place));
         place.queue.retain(|id| *id != self.id);
         reader.0.moved.notify_all();
         self.check(&place)?;
-        if self.stop.is_set() {
+        if self.has_left() {
             return Err(Refusal::CardRemoved);
         }
         place.holder = Some(self.id);
@@ -210,7 +221,27 @@ impl User {
         };
         let same_card = place.has_card_of(changes) && resets == place.resets;
         let my_turn = place.holder.is_none() && place.queue.front() == Some(&self.id);
-        same_card && !my_turn && !self.stop.is_set()
+        same_card && !my_turn
+    }
+
+    /// Waits while `condition` holds, the server runs and the other end is there.
+    fn wait_as_long_as<'a>(
+        &self,
+        mut place: MutexGuard<'a, Place>,
+        reader: &'a Reader,
+        condition: impl Fn(&Place) -> bool,
+    ) -> MutexGuard<'a, Place> {
+        while condition(&place) && !self.has_left() {
+            let waited = reader.0.moved.wait_timeout(place, LOOK_AROUND);
+            place = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        place
+    }
+
+    /// Whether nobody waits for this user's answers any more.
+    fn has_left(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        self.stop.is_set() || matches!(recv(&self.peer, &mut [0], flags), Ok((0, _)))
     }
 
     /// The frame on its way, without the reader's lock. `None` when no answer came.
@@ -229,9 +260,7 @@ impl User {
                 };
                 let unchanged =
                     |place: &Place| place.has_card_of(changes) && place.resets == resets;
-                drop(reader.wait_while(reader.place(), |place| {
-                    unchanged(place) && !self.stop.is_set()
-                }));
+                drop(self.wait_as_long_as(reader.place(), &reader, unchanged));
                 None
             }
             Fate::Pull => {

@@ -66,7 +66,8 @@ impl Connection {
         if matches!(first, Request::Watch) {
             return self.watch();
         }
-        let mut user = self.reader.user(self.stop.clone());
+        let peer = self.outbox.try_clone()?.into();
+        let mut user = self.reader.user(self.stop.clone(), peer);
         self.answer(&mut user, &first)?;
         loop {
             let request = self.hear()?;
