@@ -19,6 +19,7 @@ use cryptoki_sys::{
     CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
 };
 
+// Certificates of throw-away keys, issued with openssl.
 const P256: &[u8] = include_bytes!("data/p256.der");
 const RSA: &[u8] = include_bytes!("data/rsa2048.der");
 
