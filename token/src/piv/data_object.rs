@@ -172,18 +172,18 @@ impl DataObject {
         let content = self
             .unwrap(answer.data.expose())
             .map_err(|fault| TokenError::malformed(&self.name, fault))?;
-        Ok((!content.is_empty()).then(|| content.to_vec()))
+        Ok(content.map(<[u8]>::to_vec))
     }
 
-    fn unwrap<'a>(&self, data: &'a [u8]) -> Result<&'a [u8], TlvError> {
-        let template = match self.tag {
-            DISCOVERY | BIOMETRIC_GROUP => self.tag,
-            _ => 0x53,
+    /// What lies in 53, or the whole template of an object that has its own.
+    fn unwrap<'a>(&self, data: &'a [u8]) -> Result<Option<&'a [u8]>, TlvError> {
+        let own_template = matches!(self.tag, DISCOVERY | BIOMETRIC_GROUP);
+        let content = match data {
+            [] => data,
+            _ => tlv::only(data, if own_template { self.tag } else { 0x53 })?,
         };
-        if data.is_empty() {
-            return Ok(data);
-        }
-        tlv::only(data, template)
+        let value = if own_template { data } else { content };
+        Ok((!content.is_empty()).then_some(value))
     }
 }
 
@@ -254,5 +254,15 @@ mod tests {
         assert!(object.content(&answer(&[0x54, 1, 7], 0x9000)).is_err());
         assert!(object.content(&answer(&[0x53, 1, 7, 0], 0x9000)).is_err());
         assert!(object.content(&answer(&[], 0x6F00)).is_err());
+        let discovery = DataObject::by_tag(DISCOVERY).unwrap();
+        assert_eq!(
+            discovery.content(&answer(&[0x7E, 1, 7], 0x9000)).unwrap(),
+            Some(vec![0x7E, 1, 7])
+        );
+        assert_eq!(
+            discovery.content(&answer(&[0x7E, 0], 0x9000)).unwrap(),
+            None
+        );
+        assert!(discovery.content(&answer(&[0x53, 1, 7], 0x9000)).is_err());
     }
 }
