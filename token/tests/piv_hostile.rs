@@ -1,5 +1,10 @@
 //! Answers of a hostile card: every truncation and every flipped bit of real ones is parsed or refused.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a test that walks bytes by their index"
+)]
+
 mod common;
 
 use claviger_apdu::tlv;

@@ -9,6 +9,8 @@
     reason = "a test double, compiled into each test that uses a part of it"
 )]
 
+pub(crate) mod piv;
+
 use std::collections::VecDeque;
 
 use claviger_apdu::{
