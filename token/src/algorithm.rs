@@ -259,11 +259,12 @@ impl PublicKey {
     }
 }
 
-/// Raw little-endian points since PKCS #11 3.1 (6.3.5), named by the RFC 8410 identifier.
+/// The little-endian point in a DER OCTET STRING, as OpenSC has it: GnuTLS 3.7 and pkcs11-tool 0.23 refuse the bare
+/// one of PKCS #11 3.1 (6.3.5), and later readers take both. The RFC 8410 identifier names the curve.
 fn short_curve(oid: &[u8], point: &[u8; 32]) -> [(cryptoki_sys::CK_ATTRIBUTE_TYPE, Value); 2] {
     [
         (CKA_EC_PARAMS, tlv::encode(0x06, oid).into()),
-        (CKA_EC_POINT, point.to_vec().into()),
+        (CKA_EC_POINT, tlv::encode(0x04, point).into()),
     ]
 }
 

@@ -12,6 +12,11 @@ use crate::{
     },
 };
 
+/// A point of a short curve as CKA_EC_POINT.
+fn octet_string(point: &[u8]) -> Value {
+    tlv::encode(0x04, point).into()
+}
+
 fn login(sheet: &Sheet) -> String {
     format!(
         "{}{VERIFY_82} < 9000 \n {VERIFY_81} < 9000 \n",
@@ -119,7 +124,7 @@ fn an_imported_key_is_not_local_and_x25519_only_derives() {
     assert!(usage.derive && !usage.sign && !usage.decrypt);
     assert_eq!(
         found[0].get(CKA_EC_POINT),
-        Some(&Value::from(&[0xE2; 32][..])),
+        Some(&octet_string(&[0xE2; 32])),
         "the prefix 40 is not part of the point"
     );
 }
@@ -250,10 +255,7 @@ fn a_key_replaced_by_another_program_is_read_again_once_the_card_says_so() {
     token.find(&mut card, &by(CKO_PUBLIC_KEY, 1)).unwrap();
     token.login(&mut card, &pin()).unwrap();
     let found = token.find(&mut card, &by(CKO_PUBLIC_KEY, 1)).unwrap();
-    assert_eq!(
-        found[0].get(CKA_EC_POINT),
-        Some(&Value::from(&[0xE9; 32][..]))
-    );
+    assert_eq!(found[0].get(CKA_EC_POINT), Some(&octet_string(&[0xE9; 32])));
 }
 
 #[test]
