@@ -12,7 +12,7 @@ use cryptoki_sys::{
 
 use crate::{
     entry,
-    functions::{general, object, session, sign, slot_token, unsupported::refuse},
+    functions::{general, object, random, session, sign, slot_token, unsupported::refuse},
     pointer::{In, Out},
 };
 
@@ -103,8 +103,8 @@ functions! {
     fn C_WrapKey(_: CK_SESSION_HANDLE, _: *mut CK_MECHANISM, _: CK_OBJECT_HANDLE, _: CK_OBJECT_HANDLE, _: *mut CK_BYTE, _: *mut CK_ULONG) = |module| refuse(module, "C_WrapKey");
     fn C_UnwrapKey(_: CK_SESSION_HANDLE, _: *mut CK_MECHANISM, _: CK_OBJECT_HANDLE, _: *mut CK_BYTE, _: CK_ULONG, _: *mut CK_ATTRIBUTE, _: CK_ULONG, _: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_UnwrapKey");
     fn C_DeriveKey(_: CK_SESSION_HANDLE, _: *mut CK_MECHANISM, _: CK_OBJECT_HANDLE, _: *mut CK_ATTRIBUTE, _: CK_ULONG, _: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_DeriveKey");
-    fn C_SeedRandom(_: CK_SESSION_HANDLE, _: *mut CK_BYTE, _: CK_ULONG) = |module| refuse(module, "C_SeedRandom");
-    fn C_GenerateRandom(_: CK_SESSION_HANDLE, _: *mut CK_BYTE, _: CK_ULONG) = |module| refuse(module, "C_GenerateRandom");
+    fn C_SeedRandom(session: CK_SESSION_HANDLE, _: *mut CK_BYTE, _: CK_ULONG) = |module| random::none(module, session);
+    fn C_GenerateRandom(session: CK_SESSION_HANDLE, _: *mut CK_BYTE, _: CK_ULONG) = |module| random::none(module, session);
     fn C_GetFunctionStatus(session: CK_SESSION_HANDLE) = |module| session::not_parallel(module, session);
     fn C_CancelFunction(session: CK_SESSION_HANDLE) = |module| session::not_parallel(module, session);
     fn C_WaitForSlotEvent(flags: CK_FLAGS, slot: *mut CK_SLOT_ID, reserved: CK_VOID_PTR) = |module| slot_token::wait_for_slot_event(module, flags, Out::new(slot), In::new(reserved.cast::<u8>().cast_const()));

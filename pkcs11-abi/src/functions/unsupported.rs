@@ -57,8 +57,6 @@ pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("C_WrapKey", "keys of a card never leave it"),
     ("C_UnwrapKey", CARD),
     ("C_DeriveKey", CARD),
-    ("C_SeedRandom", "no card takes a seed"),
-    ("C_GenerateRandom", CARD),
 ];
 
 /// Says so.
