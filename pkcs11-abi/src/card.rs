@@ -3,24 +3,27 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use claviger_apdu::{Call, TransportErrorKind};
 use claviger_driver::{Backend, ReaderId};
 use claviger_token::{
-    AppletKind, Card, MechanismInfo, Object, ObjectId, Token, TokenError, TokenInfo,
+    AppletKind, Card, MechanismInfo, Object, ObjectId, Template, Token, TokenError, TokenInfo,
 };
 use cryptoki_sys::CK_OBJECT_HANDLE;
 
 use crate::{
     handle,
+    idle::Idle,
     rv::{Failure, Rule},
     slots::CardCount,
 };
 
 /// How long connecting to a card may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection nobody uses is kept; then programs that want the card for themselves can have it.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What is known of one token without talking to its card.
 #[derive(Clone, Debug)]
@@ -57,8 +60,6 @@ struct Facts {
     /// `None` until the card was asked.
     tokens: Option<BTreeMap<AppletKind, TokenFacts>>,
     handles: BTreeMap<AppletKind, ObjectHandles>,
-    /// Sessions open on any token of this card; without one the connection is let go after each call.
-    sessions: usize,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +67,8 @@ struct Live {
     count: CardCount,
     card: Option<Card>,
     tokens: Option<Vec<Token>>,
+    /// When the connection may be let go; `None` while there is none, or while a user is logged in.
+    idle_at: Option<Instant>,
 }
 
 /// One reader and the card in it. `live` is held for one card's conversation, `facts` for a lookup.
@@ -73,38 +76,50 @@ struct Live {
 pub(crate) struct ReaderCard {
     reader: ReaderId,
     backend: Arc<dyn Backend>,
+    idle: Arc<Idle>,
     live: Mutex<Live>,
     facts: Mutex<Facts>,
 }
 
 impl ReaderCard {
-    pub(crate) fn new(reader: ReaderId, backend: Arc<dyn Backend>) -> Self {
+    pub(crate) fn new(reader: ReaderId, backend: Arc<dyn Backend>, idle: Arc<Idle>) -> Self {
         Self {
             reader,
             backend,
+            idle,
             live: Mutex::default(),
             facts: Mutex::default(),
         }
     }
 
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The conversation with this very card; what is known of an earlier one is forgotten.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED when another card has taken its place.
+    fn live(&self, count: CardCount) -> Result<MutexGuard<'_, Live>, Failure> {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.count > count {
+            return Err(Rule::DEVICE_REMOVED.into());
+        }
+        if live.count < count {
+            *live = Live {
+                count,
+                ..Live::default()
+            };
+        }
+        Ok(live)
     }
 
-    fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The facts, of this very card; those of an earlier one are forgotten.
-    fn facts_of(&self, count: CardCount) -> MutexGuard<'_, Facts> {
-        let mut facts = self.facts();
-        if facts.card != count {
+    /// The facts of this very card; those of an earlier one are forgotten, and an earlier one has none.
+    fn facts(&self, count: CardCount) -> Option<MutexGuard<'_, Facts>> {
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        if facts.card < count {
             *facts = Facts {
                 card: count,
                 ..Facts::default()
             };
         }
-        facts
+        (facts.card == count).then_some(facts)
     }
 
     /// The token's facts; asks the card once which applets it has.
@@ -117,32 +132,29 @@ impl ReaderCard {
         count: CardCount,
         applet: AppletKind,
     ) -> Result<TokenFacts, Failure> {
-        if self.facts_of(count).tokens.is_none() {
-            let mut live = self.live();
-            live.turn_to(count);
-            let discovered = live.ready(&*self.backend, &self.reader).map(|_| ());
-            self.settle(&mut live, discovered)?;
-        }
-        let facts = self.facts_of(count);
-        match facts.tokens.as_ref() {
-            Some(tokens) if tokens.is_empty() && Some(&applet) == AppletKind::ALL.first() => {
-                Err(Rule::TOKEN_NOT_RECOGNIZED.into())
+        let known = |card: &Self| card.facts(count)?.tokens.clone();
+        let tokens = match known(self) {
+            Some(tokens) => tokens,
+            None => {
+                let mut live = self.live(count)?;
+                let asked = live.ready(&*self.backend, &self.reader).map(|_| ());
+                self.settle(&mut live, asked)?;
+                known(self).ok_or(Rule::TOKEN_NOT_PRESENT)?
             }
-            tokens => Ok(tokens
-                .and_then(|tokens| tokens.get(&applet))
-                .ok_or(Rule::TOKEN_NOT_PRESENT)?
-                .clone()),
+        };
+        if tokens.is_empty() && AppletKind::ALL.first() == Some(&applet) {
+            return Err(Rule::TOKEN_NOT_RECOGNIZED.into());
         }
+        Ok(tokens.get(&applet).ok_or(Rule::TOKEN_NOT_PRESENT)?.clone())
     }
 
     /// Whether a user is logged in to the token, as far as is known.
     pub(crate) fn is_logged_in(&self, count: CardCount, applet: AppletKind) -> bool {
-        let facts = self.facts_of(count);
-        facts
-            .tokens
+        let facts = self.facts(count);
+        let token = facts
             .as_ref()
-            .and_then(|tokens| tokens.get(&applet))
-            .is_some_and(|token| token.logged_in)
+            .and_then(|facts| facts.tokens.as_ref()?.get(&applet));
+        token.is_some_and(|token| token.logged_in)
     }
 
     /// One conversation with a token, alone with its card.
@@ -155,8 +167,7 @@ impl ReaderCard {
         applet: AppletKind,
         body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
     ) -> Result<R, Failure> {
-        let mut live = self.live();
-        live.turn_to(count);
+        let mut live = self.live(count)?;
         let result = match live.ready(&*self.backend, &self.reader) {
             Err(error) => Err(error),
             Ok((card, tokens)) => match tokens.iter_mut().find(|token| token.kind() == applet) {
@@ -167,6 +178,37 @@ impl ReaderCard {
         self.settle(&mut live, result)
     }
 
+    /// Objects that match, each with its handle; the card is left alone when all that could match is known.
+    ///
+    /// # Errors
+    /// Of the way to the card.
+    pub(crate) fn find(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        template: &Template,
+    ) -> Result<Vec<CK_OBJECT_HANDLE>, Failure> {
+        let known = {
+            let live = self.live(count)?;
+            let token = live
+                .tokens
+                .iter()
+                .flatten()
+                .find(|token| token.kind() == applet);
+            token.and_then(|token| token.find_known(template))
+        };
+        let objects = match known {
+            Some(objects) => objects,
+            None => self.with_token(count, applet, |card, token| token.find(card, template))?,
+        };
+        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
+        let handles = facts.handles.entry(applet).or_default();
+        Ok(objects
+            .into_iter()
+            .map(|object| handles.handle(object))
+            .collect())
+    }
+
     /// After a conversation: drops a connection that is of no more use, and brings the facts up to date.
     fn settle<R>(&self, live: &mut Live, result: Result<R, Failure>) -> Result<R, Failure> {
         if let Err(Failure::Token(TokenError::Transport(error))) = &result
@@ -174,34 +216,31 @@ impl ReaderCard {
         {
             live.card = None;
         }
-        let mut facts = self.facts_of(live.count);
-        if let Some(tokens) = &live.tokens {
-            facts.tokens = Some(
-                tokens
-                    .iter()
-                    .map(|token| (token.kind(), facts_of_token(token)))
-                    .collect(),
-            );
+        if let Some(tokens) = &live.tokens
+            && let Some(mut facts) = self.facts(live.count)
+        {
+            let facts_of = |token: &Token| (token.kind(), facts_of_token(token));
+            facts.tokens = Some(tokens.iter().map(facts_of).collect());
         }
-        if facts.sessions == 0 {
-            live.card = None;
+        live.idle_at = (live.card.is_some() && !live.is_logged_in()).then(|| Instant::now() + IDLE);
+        if let Some(at) = live.idle_at
+            && !self.idle.watch_until(at)
+        {
+            live.let_go();
         }
         result
     }
 
-    /// Gives objects their handles.
-    pub(crate) fn handles(
-        &self,
-        count: CardCount,
-        applet: AppletKind,
-        objects: Vec<Arc<Object>>,
-    ) -> Vec<CK_OBJECT_HANDLE> {
-        let mut facts = self.facts_of(count);
-        let handles = facts.handles.entry(applet).or_default();
-        objects
-            .into_iter()
-            .map(|object| handles.handle(object))
-            .collect()
+    /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.
+    pub(crate) fn let_go_if_idle(&self, now: Instant) -> Option<Instant> {
+        // Busy is not idle; the end of that conversation says when to come back.
+        let mut live = self.live.try_lock().ok()?;
+        let at = live.idle_at?;
+        if at > now {
+            return Some(at);
+        }
+        live.let_go();
+        None
     }
 
     /// The object behind a handle, if it may be seen now.
@@ -211,61 +250,20 @@ impl ReaderCard {
         applet: AppletKind,
         handle: CK_OBJECT_HANDLE,
     ) -> Option<Arc<Object>> {
-        let facts = self.facts_of(count);
+        let facts = self.facts(count)?;
         let logged_in = facts.tokens.as_ref()?.get(&applet)?.logged_in;
         let object = facts.handles.get(&applet)?.objects.get(&handle)?;
         (logged_in || !object.is_private()).then(|| Arc::clone(object))
     }
 
-    /// Notes that a session was opened on this card.
-    pub(crate) fn session_opened(&self, count: CardCount) {
-        self.facts_of(count).sessions += 1;
-    }
-
-    /// Notes that a session was closed. `last_of_token` logs the user out and makes the next search read
-    /// anew; the last of all lets the card go.
-    pub(crate) fn session_closed(&self, count: CardCount, applet: AppletKind, last_of_token: bool) {
+    /// After the last session of a token was closed: its user is logged out, and the next search reads anew.
+    pub(crate) fn last_session_closed(&self, count: CardCount, applet: AppletKind) {
+        if self.is_logged_in(count, applet)
+            && let Err(failure) = self.logout(count, applet)
         {
-            let mut facts = self.facts_of(count);
-            facts.sessions = facts.sessions.saturating_sub(1);
+            failure.log("logout after the last session");
         }
-        if last_of_token {
-            if self.is_logged_in(count, applet)
-                && let Err(failure) = self.logout(count, applet)
-            {
-                failure.log("logout after the last session");
-            }
-            self.forget_objects(count, applet);
-        }
-        let mut live = self.live();
-        if live.count == count && self.facts().sessions == 0 {
-            live.card = None;
-        }
-    }
-
-    /// Logs out here and on the card; handles of private objects die.
-    ///
-    /// # Errors
-    /// When the card could not be told.
-    pub(crate) fn logout(&self, count: CardCount, applet: AppletKind) -> Result<(), Failure> {
-        let told = self.with_token(count, applet, |card, token| token.logout(card));
-        let mut facts = self.facts_of(count);
-        if let Some(handles) = facts.handles.get_mut(&applet) {
-            handles.forget_private();
-        }
-        if let Some(token) = facts
-            .tokens
-            .as_mut()
-            .and_then(|tokens| tokens.get_mut(&applet))
-        {
-            token.logged_in = false;
-        }
-        told
-    }
-
-    fn forget_objects(&self, count: CardCount, applet: AppletKind) {
-        let mut live = self.live();
-        if live.count == count
+        if let Ok(mut live) = self.live(count)
             && let Some(token) = live
                 .tokens
                 .iter_mut()
@@ -275,17 +273,47 @@ impl ReaderCard {
             token.forget_objects();
         }
     }
+
+    /// Logs out here and on the card; handles of private objects die.
+    ///
+    /// # Errors
+    /// When the card could not be told.
+    pub(crate) fn logout(&self, count: CardCount, applet: AppletKind) -> Result<(), Failure> {
+        let told = self.with_token(count, applet, |card, token| token.logout(card));
+        if told.is_err()
+            && let Ok(mut live) = self.live(count)
+        {
+            // A card that could not be reached has not been asked either; for us the login is over.
+            live.tokens
+                .iter_mut()
+                .flatten()
+                .filter(|token| token.kind() == applet)
+                .for_each(Token::forget_login);
+        }
+        if let Some(mut facts) = self.facts(count) {
+            if let Some(handles) = facts.handles.get_mut(&applet) {
+                handles.forget_private();
+            }
+            if let Some(token) = facts
+                .tokens
+                .as_mut()
+                .and_then(|tokens| tokens.get_mut(&applet))
+            {
+                token.logged_in = false;
+            }
+        }
+        told
+    }
 }
 
 impl Live {
-    /// Forgets everything of an earlier card.
-    fn turn_to(&mut self, count: CardCount) {
-        if self.count != count {
-            *self = Self {
-                count,
-                ..Self::default()
-            };
-        }
+    fn is_logged_in(&self) -> bool {
+        self.tokens.iter().flatten().any(Token::is_logged_in)
+    }
+
+    fn let_go(&mut self) {
+        self.card = None;
+        self.idle_at = None;
     }
 
     /// The connected card and its tokens; connects and asks for its applets when need be.

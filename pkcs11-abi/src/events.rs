@@ -265,10 +265,11 @@ impl Events {
         }
     }
 
-    /// Ends all waiting for good: stop, wake the watchers, join them, wake the waiters. Returns when no
-    /// thread of ours is left; the waiters leave on their own, and the caller waits for them.
+    /// Ends all waiting for good: stop, wake the waiters, wake the watchers, join them. Returns when no thread
+    /// of ours is left; the waiters leave on their own, and the caller waits for them.
     pub(crate) fn stop(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
+        self.wake_waiters();
         for waker in &self.wakers {
             waker.stop();
         }
@@ -281,6 +282,9 @@ impl Events {
                 tracing::error!("a slot-event thread panicked");
             }
         }
+    }
+
+    fn wake_waiters(&self) {
         // The lock makes sure that a waiter is either before its look at `stopped` or inside its wait.
         drop(self.table());
         self.shared.changed.notify_all();

@@ -20,6 +20,7 @@ mod fork;
 mod function_list;
 mod functions;
 mod handle;
+mod idle;
 mod log;
 mod module;
 mod pointer;

@@ -1,7 +1,6 @@
 //! The life of the module: C_Initialize to C_Finalize, and who is inside.
 
 use std::{
-    collections::HashMap,
     ops::Deref,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -10,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::{Backend, ReaderId, pcsc::PcscBackend, socket::SocketBackend};
+use claviger_driver::{Backend, pcsc::PcscBackend, socket::SocketBackend};
 use claviger_token::{AppletKind, PinRule};
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
@@ -18,6 +17,7 @@ use crate::{
     card::{ReaderCard, TokenFacts},
     config::{Config, TransportKind},
     events::Events,
+    idle::{Idle, Readers},
     rv::{Failure, Rule},
     sessions::{Session, Sessions},
     slots::{CardCount, KnownReader},
@@ -34,7 +34,8 @@ pub(crate) struct Module {
     pub(crate) events: Events,
     pub(crate) sessions: Sessions,
     backends: Vec<Arc<dyn Backend>>,
-    readers: Mutex<HashMap<ReaderId, Arc<ReaderCard>>>,
+    readers: Readers,
+    idle: Arc<Idle>,
     calls: Calls,
     broken: AtomicBool,
 }
@@ -56,12 +57,14 @@ impl Module {
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
+        let readers = Readers::default();
         Self {
             generation: GENERATION.fetch_add(1, Ordering::Relaxed) + 1,
             events: Events::new(&backends, may_create_threads),
             sessions: Sessions::default(),
             backends,
-            readers: Mutex::default(),
+            idle: Arc::new(Idle::new(Arc::clone(&readers), may_create_threads)),
+            readers,
             calls: Calls::default(),
             broken: AtomicBool::new(false),
         }
@@ -125,7 +128,11 @@ impl Module {
             .find(|backend| backend.name() == known.id.backend());
         let backend = backend
             .ok_or_else(|| Failure::Environment(format!("no transport for reader {}", known.id)))?;
-        let reader = Arc::new(ReaderCard::new(known.id.clone(), Arc::clone(backend)));
+        let reader = Arc::new(ReaderCard::new(
+            known.id.clone(),
+            Arc::clone(backend),
+            Arc::clone(&self.idle),
+        ));
         readers.insert(known.id.clone(), Arc::clone(&reader));
         Ok(reader)
     }
@@ -156,9 +163,11 @@ impl Module {
         let Some((_, last)) = self.sessions.remove(handle) else {
             return Err(Rule::SESSION_HANDLE_INVALID.into());
         };
-        session
-            .reader
-            .session_closed(session.card, session.applet, last);
+        if last {
+            session
+                .reader
+                .last_session_closed(session.card, session.applet);
+        }
         Ok(())
     }
 
@@ -331,6 +340,7 @@ impl Home {
         };
         let end = Ending(self);
         module.events.stop();
+        module.idle.stop();
         if module.calls.wait_until_empty(LEAVE) {
             module.close();
         } else {

@@ -5,7 +5,7 @@ use claviger_token::AppletKind;
 use cryptoki_sys::CK_SLOT_ID;
 
 /// Counts the cards a reader has held; a session belongs to one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct CardCount(pub(crate) u64);
 
 /// A reader as the module knows it, whether or not it is plugged in now.

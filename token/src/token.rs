@@ -80,6 +80,18 @@ impl Token {
         self.login.is_some()
     }
 
+    /// The objects that match `template` and may be seen now, when the card need not be asked for them.
+    #[must_use]
+    pub fn find_known(&self, template: &Template) -> Option<Vec<Arc<Object>>> {
+        let logged_in = self.is_logged_in();
+        if !self.applet.is_loaded(&Wanted::by(template, logged_in)) {
+            return None;
+        }
+        let found =
+            |object: &Arc<Object>| (logged_in || !object.is_private()) && object.matches(template);
+        Some(self.applet.objects().into_iter().filter(found).collect())
+    }
+
     /// The objects that match `template` and may be seen now. Reads from the card what could match and is
     /// not known yet.
     ///
@@ -90,18 +102,13 @@ impl Token {
         card: &mut Card,
         template: &Template,
     ) -> Result<Vec<Arc<Object>>, TokenError> {
-        let wanted = Wanted::by(template, self.is_logged_in());
-        if !self.applet.is_loaded(&wanted) {
-            let applet = self.applet.as_mut();
-            card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
+        if let Some(known) = self.find_known(template) {
+            return Ok(known);
         }
-        let visible = |object: &Arc<Object>| self.is_logged_in() || !object.is_private();
-        Ok(self
-            .applet
-            .objects()
-            .into_iter()
-            .filter(|object| visible(object) && object.matches(template))
-            .collect())
+        let wanted = Wanted::by(template, self.is_logged_in());
+        let applet = self.applet.as_mut();
+        card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
+        Ok(self.find_known(template).unwrap_or_default())
     }
 
     /// Forgets what was read, so that the next search sees what others have written.

@@ -105,11 +105,9 @@ pub(crate) fn find_init(
     }
     let entry = |entry: &CK_ATTRIBUTE| Ok((entry.type_, attribute_bytes(entry)?));
     let template = Template(entries.iter().map(entry).collect::<Result<_, Failure>>()?);
-    let (card, applet) = (session.card, session.applet);
-    let found = session
+    let mut rest = session
         .reader
-        .with_token(card, applet, |card, token| token.find(card, &template))?;
-    let mut rest = session.reader.handles(card, applet, found);
+        .find(session.card, session.applet, &template)?;
     rest.reverse();
     operations.search = Some(Search { rest });
     Ok(())

@@ -30,7 +30,6 @@ pub(crate) fn open(
     module.events.refresh();
     let occupied = module.occupied(slot)?;
     occupied.reader.token(occupied.card, occupied.applet)?;
-    occupied.reader.session_opened(occupied.card);
     let read_write = flags & CKF_RW_SESSION != 0;
     let session = Session::new(
         slot,

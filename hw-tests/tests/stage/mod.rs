@@ -1,0 +1,160 @@
+//! A test's client in a process of its own: the module has one life per process and reads its environment once.
+//!
+//! The test starts itself again with [`STAGE`] set; there, the body runs with the module and a line to the card.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "shared by several test programs; a test fails loudly"
+)]
+
+pub mod raw;
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::Command,
+    sync::mpsc,
+    time::Duration,
+};
+
+use claviger_hw_tests::{client, control, paths, provision::Plan, rig::Rig};
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    session::{Session, UserType},
+    types::AuthPin,
+};
+
+/// Path of the card's control socket; set in the client's process only.
+const STAGE: &str = "CLAVIGER_TEST_STAGE";
+/// No test takes longer.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// How the client reaches the card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Socket,
+    Pcscd,
+}
+
+/// What a client has: the module and a line to its card.
+pub struct Stage {
+    control: PathBuf,
+}
+
+/// Runs `body` in a process of its own that reaches a card of `plan` by `way`; `prepare` works on the rig first,
+/// in the process that holds the card.
+pub fn play(
+    way: Way,
+    plan: Plan,
+    prepare: impl FnOnce(&Rig, &mut Command),
+    body: impl FnOnce(&Stage),
+) {
+    if let Some(control) = env::var_os(STAGE) {
+        body(&Stage {
+            control: control.into(),
+        });
+        return;
+    }
+    let name = std::thread::current()
+        .name()
+        .expect("a test has a name")
+        .to_owned();
+    let rig = match way {
+        Way::Socket => Rig::socket(plan),
+        Way::Pcscd => match Rig::pcscd(plan) {
+            Some(rig) => rig,
+            None => return,
+        },
+    };
+    let control = rig.folder().join("control");
+    let (end, _ended) = mpsc::channel();
+    control::listen(&control, rig.card().clone(), end).expect("a control socket");
+    let mut command = rig.command(env::current_exe().expect("this program"));
+    command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(STAGE, control).env("CLAVIGER_LOG", "warn");
+    prepare(&rig, &mut command);
+    let output = client::run(&mut command, LIMIT).expect_success();
+    assert!(
+        output.stdout.contains("1 passed"),
+        "the client ran no test: {output}"
+    );
+    // Figures and log lines of the client, for whoever reads the run.
+    print!("{}", output.stdout);
+    eprint!("{}", output.stderr);
+}
+
+/// [`play`] with nothing to prepare.
+pub fn with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
+    play(way, plan, |_, _| {}, body);
+}
+
+impl Stage {
+    /// Says one line to the card: insert, remove, reset, counts, zero.
+    pub fn say(&self, line: &str) -> String {
+        let mut stream = UnixStream::connect(&self.control).expect("the card's control socket");
+        writeln!(stream, "{line}").unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
+    }
+
+    /// One of the card's counters by its name.
+    pub fn count(&self, name: &str) -> u64 {
+        let counts = self.say("counts");
+        let value = counts
+            .split(' ')
+            .find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        value
+            .and_then(|value| value.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {counts}"))
+    }
+
+    /// APDUs at the card while `work` is done.
+    pub fn apdus<R>(&self, work: impl FnOnce() -> R) -> (u64, R) {
+        let before = self.count("apdus");
+        let result = work();
+        (self.count("apdus") - before, result)
+    }
+
+    /// The module, loaded and not initialised.
+    pub fn load(&self) -> Pkcs11 {
+        Pkcs11::new(paths::module_path()).expect("the module loads")
+    }
+
+    /// The module, initialised.
+    pub fn module(&self) -> Pkcs11 {
+        let module = self.load();
+        module
+            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+            .expect("C_Initialize");
+        module
+    }
+
+    /// A session on the first token.
+    pub fn session(&self, module: &Pkcs11) -> Session {
+        let slot = *module
+            .get_slots_with_token()
+            .expect("C_GetSlotList")
+            .first()
+            .expect("a token");
+        module.open_ro_session(slot).expect("C_OpenSession")
+    }
+}
+
+/// The user PIN of every card.
+pub fn pin() -> AuthPin {
+    AuthPin::new(claviger_hw_tests::provision::PIN.into())
+}
+
+/// Logs the user in.
+pub fn log_in(session: &Session) {
+    session
+        .login(UserType::User, Some(&pin()))
+        .expect("C_Login");
+}

@@ -1,0 +1,135 @@
+//! Lets go of cards that nobody uses, so that a program which wants a card for itself (scdaemon) can have it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use claviger_driver::ReaderId;
+
+use crate::card::ReaderCard;
+
+/// The readers of one generation that were ever used.
+pub(crate) type Readers = Arc<Mutex<HashMap<ReaderId, Arc<ReaderCard>>>>;
+
+#[derive(Debug, Default)]
+struct State {
+    next: Option<Instant>,
+    stopped: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread that sleeps until the first connection has been idle long enough; none is started before there is
+/// one, and while there is none it sleeps without end.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    shared: Arc<Shared>,
+    readers: Readers,
+    may_create_threads: bool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Idle {
+    pub(crate) fn new(readers: Readers, may_create_threads: bool) -> Self {
+        Self {
+            shared: Arc::default(),
+            readers,
+            may_create_threads,
+            thread: Mutex::default(),
+        }
+    }
+
+    /// Has a connection looked after at `at`. False when nobody can, so that it is let go at once.
+    pub(crate) fn watch_until(&self, at: Instant) -> bool {
+        if !self.may_create_threads || self.shared.state().stopped || !self.is_running() {
+            return false;
+        }
+        let mut state = self.shared.state();
+        let sooner = state.next.is_none_or(|next| at < next);
+        if sooner {
+            state.next = Some(at);
+            self.shared.changed.notify_one();
+        }
+        !state.stopped
+    }
+
+    fn is_running(&self) -> bool {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_none() {
+            let (shared, readers) = (Arc::clone(&self.shared), Arc::clone(&self.readers));
+            *thread = std::thread::Builder::new()
+                .name("claviger-idle".to_owned())
+                .spawn(move || look_after(&shared, &readers))
+                .inspect_err(|error| tracing::warn!("no thread to let idle cards go: {error}"))
+                .ok();
+        }
+        thread.is_some()
+    }
+
+    /// Ends the thread and joins it.
+    pub(crate) fn stop(&self) {
+        self.shared.state().stopped = true;
+        self.shared.changed.notify_one();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread for idle cards panicked");
+        }
+    }
+}
+
+fn look_after(shared: &Shared, readers: &Readers) {
+    let mut state = shared.state();
+    while !state.stopped {
+        let now = Instant::now();
+        match state.next {
+            None => {
+                state = shared
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner)
+            }
+            Some(at) if at > now => {
+                let wait = shared.changed.wait_timeout(state, at - now);
+                state = wait.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            Some(_) => {
+                state.next = None;
+                drop(state);
+                let later = let_go(readers, now);
+                state = shared.state();
+                state.next = [state.next, later].into_iter().flatten().min();
+            }
+        }
+    }
+}
+
+/// Lets go of every connection whose time has come; the time of the next one.
+fn let_go(readers: &Readers, now: Instant) -> Option<Instant> {
+    let cards: Vec<Arc<ReaderCard>> = readers
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .values()
+        .cloned()
+        .collect();
+    cards
+        .iter()
+        .filter_map(|card| card.let_go_if_idle(now))
+        .min()
+}
