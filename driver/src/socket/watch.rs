@@ -118,30 +118,43 @@ impl SocketWatch {
         }
     }
 
-    /// Tries the paths whose time has come. Their folders are watched before, so that a server which
-    /// appears right after the attempt is not missed.
+    /// Tries the paths whose time has come. For those without a server their folders are watched and they are
+    /// tried once more, so that a server which appears in between is not missed.
     fn connect_due(&mut self) {
-        let mut down = self
-            .places
-            .iter()
-            .filter(|place| place.server().is_none())
-            .peekable();
-        if down.peek().is_none() {
+        if self.folders.is_none() {
+            // The kernel takes milliseconds to close a folder watch: none is made for servers that are there.
+            for place in self.try_due(true) {
+                if let Some(place) = self.places.get_mut(place) {
+                    place.try_again_at_once();
+                }
+            }
+        }
+        if self.places.iter().all(|place| place.server().is_some()) {
             self.folders = None;
             return;
         }
-        let folders = self
+        let down = self.places.iter().filter(|place| place.server().is_none());
+        let paths = down.map(|place| place.path.as_path());
+        let blind = self
             .folders
-            .get_or_insert_with(|| PathWatch::new(down.map(|place| place.path.as_path())));
-        let blind = folders.is_blind();
+            .get_or_insert_with(|| PathWatch::new(paths))
+            .is_blind();
+        self.try_due(blind);
+    }
+
+    /// Tries the paths whose time has come; which of them have no server.
+    fn try_due(&mut self, blind: bool) -> Vec<usize> {
         let now = Instant::now();
-        for place in self
-            .places
-            .iter_mut()
-            .filter(|place| place.due().is_some_and(|due| due <= now))
-        {
-            place.try_to_connect(blind);
+        let mut failed = Vec::new();
+        for (number, place) in self.places.iter_mut().enumerate() {
+            if place.due().is_some_and(|due| due <= now) {
+                place.try_to_connect(blind);
+                if place.server().is_none() {
+                    failed.push(number);
+                }
+            }
         }
+        failed
     }
 
     fn picture(&self) -> Vec<ReaderState> {
@@ -247,6 +260,13 @@ impl Place {
         if let Link::Down { again, .. } = &mut self.link {
             *again = Again::At(Instant::now());
             self.pauses.start_over();
+        }
+    }
+
+    /// Makes a path due that has just been tried.
+    fn try_again_at_once(&mut self) {
+        if let Link::Down { again, .. } = &mut self.link {
+            *again = Again::At(Instant::now());
         }
     }
 

@@ -32,6 +32,10 @@ use cryptoki::{
 
 /// Path of the card's control socket; set in the client's process only.
 const STAGE: &str = "CLAVIGER_TEST_STAGE";
+/// Which way the client's process plays, in tests that go both.
+const WAY: &str = "CLAVIGER_TEST_WAY";
+/// What the client says when its body is through.
+const PLAYED: &str = "the client is through";
 /// No test takes longer.
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -47,19 +51,35 @@ pub struct Stage {
     control: PathBuf,
 }
 
+/// What the client's process wrote to its standard error output: the module's log.
+pub struct Log(pub String);
+
+impl Log {
+    /// The one line that holds all of `words`.
+    #[track_caller]
+    pub fn line(&self, words: &[&str]) -> &str {
+        let holds = |line: &&str| words.iter().all(|word| line.contains(word));
+        let line = self.0.lines().find(holds);
+        line.unwrap_or_else(|| panic!("no line with {words:?} in the log:\n{}", self.0))
+    }
+}
+
 /// Runs `body` in a process of its own that reaches a card of `plan` by `way`; `prepare` works on the rig first,
-/// in the process that holds the card.
+/// in the process that holds the card. The log is for that process; the client gets none.
 pub fn play(
     way: Way,
     plan: Plan,
     prepare: impl FnOnce(&Rig, &mut Command),
     body: impl FnOnce(&Stage),
-) {
+) -> Option<Log> {
     if let Some(control) = env::var_os(STAGE) {
-        body(&Stage {
-            control: control.into(),
-        });
-        return;
+        if env::var_os(WAY).is_some_and(|mine| mine == *format!("{way:?}")) {
+            body(&Stage {
+                control: control.into(),
+            });
+            println!("{PLAYED}");
+        }
+        return None;
     }
     let name = std::thread::current()
         .name()
@@ -69,7 +89,7 @@ pub fn play(
         Way::Socket => Rig::socket(plan),
         Way::Pcscd => match Rig::pcscd(plan) {
             Some(rig) => rig,
-            None => return,
+            None => return None,
         },
     };
     let control = rig.folder().join("control");
@@ -77,21 +97,25 @@ pub fn play(
     control::listen(&control, rig.card().clone(), end).expect("a control socket");
     let mut command = rig.command(env::current_exe().expect("this program"));
     command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(STAGE, control).env("CLAVIGER_LOG", "warn");
+    command
+        .env(WAY, format!("{way:?}"))
+        .env(STAGE, control)
+        .env("CLAVIGER_LOG", "warn");
     prepare(&rig, &mut command);
     let output = client::run(&mut command, LIMIT).expect_success();
     assert!(
-        output.stdout.contains("1 passed"),
+        output.stdout.contains(PLAYED),
         "the client ran no test: {output}"
     );
     // Figures and log lines of the client, for whoever reads the run.
     print!("{}", output.stdout);
     eprint!("{}", output.stderr);
+    Some(Log(output.stderr))
 }
 
 /// [`play`] with nothing to prepare.
 pub fn with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
-    play(way, plan, |_, _| {}, body);
+    let _ = play(way, plan, |_, _| {}, body);
 }
 
 impl Stage {

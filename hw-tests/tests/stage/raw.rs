@@ -19,6 +19,10 @@ unsafe impl Sync for Raw {}
 
 /// Calls a function of the table.
 #[macro_export]
+#[allow(
+    clippy::macro_metavars_in_unsafe,
+    reason = "arguments are plain pointers and numbers"
+)]
 macro_rules! ck {
     ($raw:expr, $function:ident $(, $argument:expr)*) => {{
         let function = $raw.list().$function.expect("every slot of the table is filled");
@@ -34,16 +38,12 @@ impl Raw {
         let library =
             unsafe { libloading::Library::new(paths::module_path()) }.expect("the module loads");
         let library = Box::leak(Box::new(library));
+        type Door = unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV;
+        // SAFETY: the symbol has the type that the standard gives it.
+        let door = unsafe { library.get::<Door>(b"C_GetFunctionList") }.expect("the module's door");
         let mut list = ptr::null_mut();
-        // SAFETY: the symbol has the type that the standard gives it, and `list` is where it may write.
-        let code = unsafe {
-            let door = library
-                .get::<unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV>(
-                    b"C_GetFunctionList",
-                )
-                .expect("the module's door");
-            door(&raw mut list)
-        };
+        // SAFETY: `list` is where a pointer may be written.
+        let code = unsafe { door(&raw mut list) };
         assert_eq!(code, CKR_OK);
         // SAFETY: static data of the module, which is never unloaded.
         Self(unsafe { &*list })

@@ -1,0 +1,435 @@
+//! C_Initialize, C_Finalize, C_WaitForSlotEvent and fork, by the bare function list.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+mod stage;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    ptr,
+    sync::{Arc, Barrier, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{
+    CK_FLAGS, CK_RV, CKF_DONT_BLOCK, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
+    CKR_ARGUMENTS_BAD, CKR_CANT_LOCK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
+    CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK,
+};
+use stage::{
+    Stage, Way,
+    raw::{Raw, arguments},
+    with_card,
+};
+
+const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
+/// What the issue of a blocked waiter is held to.
+const PROMPT: Duration = Duration::from_millis(10);
+/// A machine may pause a process; nothing of ours may take this long.
+const HANG: Duration = Duration::from_millis(500);
+
+/// Threads of this process whose names are the module's.
+fn module_threads() -> Vec<String> {
+    let name =
+        |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+    let names = fs::read_dir("/proc/self/task")
+        .unwrap()
+        .map(|entry| name(entry.unwrap()));
+    names.filter(|name| name.starts_with("claviger")).collect()
+}
+
+fn thread_count() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+fn open_files() -> BTreeSet<String> {
+    let target =
+        |entry: fs::DirEntry| fs::read_link(entry.path()).map(|path| path.display().to_string());
+    let entries = fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
+    // The folder that is being listed is an open file too.
+    entries
+        .filter_map(|entry| target(entry).ok())
+        .filter(|path| !path.contains("/proc/"))
+        .collect()
+}
+
+/// One round: `waiters` blocked, C_Finalize after `delay`, perhaps C_Initialize at once. How long after the start
+/// of C_Finalize the last waiter was back.
+fn round(raw: Raw, flags: CK_FLAGS, waiters: usize, delay: Duration, again: bool) -> Duration {
+    let start = Arc::new(Barrier::new(waiters + 1));
+    let wait = |_| {
+        let start = Arc::clone(&start);
+        thread::spawn(move || {
+            start.wait();
+            let (code, _) = raw.wait(0);
+            (code, Instant::now())
+        })
+    };
+    let waiting: Vec<_> = (0..waiters).map(wait).collect();
+    start.wait();
+    thread::sleep(delay);
+    let finalize = Instant::now();
+    assert_eq!(raw.finalize(), CKR_OK);
+    if again {
+        assert_eq!(raw.initialize(flags), CKR_OK);
+    }
+    let back = waiting.into_iter().map(|waiter| {
+        let (code, at) = waiter.join().unwrap();
+        // A waiter that came too late for one generation and too early for the next is told the same.
+        assert_eq!(code, CKR_CRYPTOKI_NOT_INITIALIZED);
+        at.saturating_duration_since(finalize)
+    });
+    back.max().unwrap_or_default()
+}
+
+/// `rounds` rounds with delays from 0 to 2 ms, held to [`PROMPT`].
+fn race(stage: &Stage, flags: CK_FLAGS, waiters: usize, rounds: u32) {
+    let raw = Raw::load();
+    let mut times: Vec<Duration> = (0..rounds)
+        .map(|number| {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            round(
+                raw,
+                flags,
+                waiters,
+                Duration::from_micros(u64::from(number * 7919 % 2000)),
+                false,
+            )
+        })
+        .collect();
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    let late = times.iter().filter(|time| **time > PROMPT).count();
+    println!(
+        "{waiters} waiters, {rounds} rounds: median {:?}, p99 {:?}, worst {:?}, over {PROMPT:?}: {late}",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    assert!(at(0.99) <= PROMPT, "p99 is {:?}", at(0.99));
+    assert!(at(1.0) <= HANG, "the worst is {:?}", at(1.0));
+    let _ = stage;
+}
+
+#[test]
+fn a_waiter_is_told_of_finalize_1000_times_over_the_socket() {
+    with_card(Way::Socket, Plan::factory(), |stage| {
+        race(stage, CKF_OS_LOCKING_OK, 1, 1000);
+    });
+}
+
+#[test]
+fn a_waiter_is_told_of_finalize_1000_times_over_the_socket_without_threads() {
+    with_card(Way::Socket, Plan::factory(), |stage| {
+        race(stage, NO_THREADS, 1, 1000);
+    });
+}
+
+#[test]
+fn a_waiter_is_told_of_finalize_1000_times_over_pcscd() {
+    with_card(Way::Pcscd, Plan::factory(), |stage| {
+        race(stage, CKF_OS_LOCKING_OK, 1, 1000);
+    });
+}
+
+#[test]
+fn a_waiter_is_told_of_finalize_over_pcscd_without_threads() {
+    with_card(Way::Pcscd, Plan::factory(), |stage| {
+        race(stage, NO_THREADS, 1, 200);
+    });
+}
+
+#[test]
+fn twenty_waiters_are_told_of_finalize() {
+    with_card(Way::Socket, Plan::factory(), |stage| {
+        race(stage, CKF_OS_LOCKING_OK, 20, 100);
+        race(stage, NO_THREADS, 20, 100);
+    });
+}
+
+#[test]
+fn a_waiter_of_an_old_generation_is_told_although_the_next_has_begun() {
+    with_card(Way::Socket, Plan::factory(), |_| {
+        let raw = Raw::load();
+        for flags in [CKF_OS_LOCKING_OK, NO_THREADS] {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            for number in 0..200 {
+                while_blocked(raw, || {
+                    assert_eq!(raw.finalize(), CKR_OK, "round {number}");
+                    assert_eq!(raw.initialize(flags), CKR_OK);
+                });
+            }
+            assert_eq!(raw.finalize(), CKR_OK);
+        }
+    });
+}
+
+/// Does `action` while a thread is blocked in C_WaitForSlotEvent, which must then be told of C_Finalize.
+fn while_blocked(raw: Raw, action: impl FnOnce()) {
+    let (sender, receiver) = mpsc::channel();
+    let waiter = thread::spawn(move || {
+        let me = fs::read_link("/proc/thread-self").unwrap();
+        sender.send(me).unwrap();
+        raw.wait(0).0
+    });
+    let stat = Path::new("/proc")
+        .join(receiver.recv().unwrap())
+        .join("stat");
+    let sleeps = || fs::read_to_string(&stat).unwrap().contains(") S ");
+    // Asleep at two looks a moment apart: blocked, not merely waiting for a lock on its way in.
+    while !(sleeps() && {
+        thread::sleep(Duration::from_millis(1));
+        sleeps()
+    }) {
+        thread::sleep(Duration::from_micros(100));
+    }
+    action();
+    assert_eq!(waiter.join().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
+}
+
+#[test]
+fn nothing_is_left_after_finalize() {
+    for way in [Way::Socket, Way::Pcscd] {
+        with_card(way, Plan::factory(), |_| {
+            let raw = Raw::load();
+            assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
+            assert_eq!(raw.finalize(), CKR_OK);
+            let (threads, files) = (thread_count(), open_files());
+            for _ in 0..20 {
+                assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
+                let (code, count) = raw.slot_count(true);
+                assert_eq!(code, CKR_OK);
+                assert!(count > 0);
+                assert!(
+                    thread_count() > threads,
+                    "the slots are followed by a thread"
+                );
+                assert_eq!(raw.finalize(), CKR_OK);
+                assert_eq!(module_threads(), Vec::<String>::new());
+            }
+            assert_eq!(thread_count(), threads);
+            assert_eq!(open_files(), files);
+        });
+    }
+}
+
+#[test]
+fn no_thread_is_created_when_the_caller_forbids_it() {
+    for way in [Way::Socket, Way::Pcscd] {
+        with_card(way, Plan::factory(), |stage| {
+            let raw = Raw::load();
+            assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
+            assert!(raw.slot_count(true).1 > 0);
+            let waiter = thread::spawn(move || raw.wait(0));
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(module_threads(), Vec::<String>::new());
+            assert_eq!(thread_count(), 2 + usize::from(has_test_runner_thread()));
+            stage.say("remove");
+            let (code, slot) = waiter.join().unwrap();
+            assert_eq!(code, CKR_OK, "the caller's own thread waits");
+            assert!(slot < 4);
+            assert_eq!(raw.finalize(), CKR_OK);
+        });
+    }
+}
+
+/// With one test thread, the test runner runs the test in the main thread or in one of its own.
+fn has_test_runner_thread() -> bool {
+    std::process::id().to_string()
+        != fs::read_link("/proc/thread-self")
+            .unwrap()
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+}
+
+#[test]
+fn each_event_is_told_once_per_slot() {
+    for way in [Way::Socket, Way::Pcscd] {
+        with_card(way, Plan::factory(), |stage| {
+            let raw = Raw::load();
+            assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
+            assert_eq!(raw.slot_count(false).0, CKR_OK);
+            assert_eq!(
+                raw.wait(CKF_DONT_BLOCK).0,
+                CKR_NO_EVENT,
+                "a card present at start raises none"
+            );
+            for action in ["remove", "insert"] {
+                stage.say(action);
+                let (code, first) = raw.wait(0);
+                assert_eq!(code, CKR_OK);
+                let (code, second) = raw.wait(0);
+                assert_eq!(code, CKR_OK);
+                assert_ne!(first, second, "one event for each applet's slot");
+                assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_NO_EVENT);
+            }
+            assert_eq!(raw.finalize(), CKR_OK);
+        });
+    }
+}
+
+#[test]
+fn wait_checks_its_arguments() {
+    with_card(Way::Socket, Plan::factory(), |_| {
+        let raw = Raw::load();
+        assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_CRYPTOKI_NOT_INITIALIZED);
+        assert_eq!(raw.initialize(0), CKR_OK);
+        let mut slot = 0;
+        let reserved = ptr::NonNull::<u8>::dangling().as_ptr().cast();
+        assert_eq!(
+            ck!(
+                raw,
+                C_WaitForSlotEvent,
+                CKF_DONT_BLOCK,
+                &raw mut slot,
+                reserved
+            ),
+            CKR_ARGUMENTS_BAD
+        );
+        let nowhere = ptr::null_mut();
+        assert_eq!(
+            ck!(
+                raw,
+                C_WaitForSlotEvent,
+                CKF_DONT_BLOCK,
+                nowhere,
+                ptr::null_mut()
+            ),
+            CKR_ARGUMENTS_BAD
+        );
+        assert_eq!(raw.finalize(), CKR_OK);
+    });
+}
+
+unsafe extern "C" fn create(_: *mut *mut std::ffi::c_void) -> CK_RV {
+    CKR_OK
+}
+
+unsafe extern "C" fn use_mutex(_: *mut std::ffi::c_void) -> CK_RV {
+    CKR_OK
+}
+
+#[test]
+fn initialize_holds_its_arguments_to_the_standard() {
+    with_card(Way::Socket, Plan::factory(), |_| {
+        let raw = Raw::load();
+        let initialize = |change: &dyn Fn(&mut cryptoki_sys::CK_C_INITIALIZE_ARGS)| {
+            let mut arguments = arguments(0);
+            change(&mut arguments);
+            let code = ck!(raw, C_Initialize, (&raw mut arguments).cast());
+            if code == CKR_OK {
+                assert_eq!(raw.info(), CKR_OK);
+                assert_eq!(raw.finalize(), CKR_OK);
+            } else {
+                assert_eq!(
+                    raw.info(),
+                    CKR_CRYPTOKI_NOT_INITIALIZED,
+                    "a failure leaves it uninitialised"
+                );
+            }
+            code
+        };
+        let all_four = |arguments: &mut cryptoki_sys::CK_C_INITIALIZE_ARGS| {
+            arguments.CreateMutex = Some(create);
+            arguments.DestroyMutex = Some(use_mutex);
+            arguments.LockMutex = Some(use_mutex);
+            arguments.UnlockMutex = Some(use_mutex);
+        };
+        assert_eq!(initialize(&|_| {}), CKR_OK);
+        assert_eq!(
+            initialize(&|arguments| arguments.flags = CKF_OS_LOCKING_OK),
+            CKR_OK
+        );
+        assert_eq!(
+            initialize(&|arguments| arguments.LockMutex = Some(use_mutex)),
+            CKR_ARGUMENTS_BAD
+        );
+        let reserved = ptr::NonNull::<u8>::dangling().as_ptr().cast();
+        assert_eq!(
+            initialize(&|arguments| arguments.pReserved = reserved),
+            CKR_ARGUMENTS_BAD
+        );
+        assert_eq!(initialize(&all_four), CKR_CANT_LOCK);
+        // What NSS asks for: all of it at once.
+        let nss = |arguments: &mut cryptoki_sys::CK_C_INITIALIZE_ARGS| {
+            all_four(arguments);
+            arguments.flags = NO_THREADS;
+        };
+        assert_eq!(initialize(&nss), CKR_OK);
+
+        assert_eq!(ck!(raw, C_Initialize, ptr::null_mut()), CKR_OK);
+        assert_eq!(
+            ck!(raw, C_Initialize, ptr::null_mut()),
+            CKR_CRYPTOKI_ALREADY_INITIALIZED
+        );
+        assert_eq!(ck!(raw, C_Finalize, reserved), CKR_ARGUMENTS_BAD);
+        assert_eq!(raw.finalize(), CKR_OK);
+        assert_eq!(raw.finalize(), CKR_CRYPTOKI_NOT_INITIALIZED);
+    });
+}
+
+/// Runs `child` in a forked process and returns what it says, 0 to 255.
+fn in_child(child: impl FnOnce() -> u8) -> i32 {
+    // SAFETY: the child calls only the module and `_exit`; that the module works there is what is tested.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = child();
+            // SAFETY: ends the child without running the test runner's own exit.
+            unsafe { libc::_exit(i32::from(code)) }
+        }
+        pid => {
+            let mut status = 0;
+            // SAFETY: waits for the child just made.
+            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+            assert!(
+                libc::WIFEXITED(status),
+                "the child was ended by a signal: {status:#x}"
+            );
+            libc::WEXITSTATUS(status)
+        }
+    }
+}
+
+#[test]
+fn a_forked_child_is_a_new_application_and_the_parent_never_notices() {
+    for way in [Way::Socket, Way::Pcscd] {
+        with_card(way, Plan::factory(), |_| {
+            let raw = Raw::load();
+            assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
+            let before = raw.slot_count(true);
+            let waiter = thread::spawn(move || raw.wait(0).0);
+            thread::sleep(Duration::from_millis(5));
+            let fresh_life = move || {
+                if raw.info() != CKR_CRYPTOKI_NOT_INITIALIZED {
+                    return 1;
+                }
+                if raw.initialize(CKF_OS_LOCKING_OK) != CKR_OK {
+                    return 2;
+                }
+                if raw.slot_count(true) != before {
+                    return 3;
+                }
+                if raw.finalize() == CKR_OK { 0 } else { 4 }
+            };
+            assert_eq!(in_child(fresh_life), 0);
+            let grandchild = || u8::try_from(in_child(fresh_life)).unwrap_or(255);
+            assert_eq!(in_child(grandchild), 0, "a double fork");
+            assert_eq!(raw.slot_count(true), before);
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_eq!(waiter.join().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
+        });
+    }
+}
