@@ -87,7 +87,7 @@ fn list_with(environment: &[(&str, &str)]) -> client::Output {
 fn a_missing_pcscd_is_named_and_initialize_succeeds() {
     let output = list_with(&[("PCSCLITE_CSOCK_NAME", "/nonexistent/pcscd.comm")]);
     // pkcs11-tool calls an empty list a failure; C_Initialize and C_GetSlotList were none.
-    assert!(output.stdout.contains("No slots"), "{output}");
+    assert!(output.stderr.contains("No slots"), "{output}");
     Log(output.stderr).line(&["claviger", "pcscd"]);
 }
 
@@ -97,7 +97,7 @@ fn a_missing_socket_is_named_and_initialize_succeeds() {
         ("CLAVIGER_TRANSPORTS", "socket"),
         ("CLAVIGER_SOCKET", "/nonexistent/reader"),
     ]);
-    assert!(output.stdout.contains("No slots"), "{output}");
+    assert!(output.stderr.contains("No slots"), "{output}");
     Log(output.stderr).line(&["claviger", "/nonexistent/reader"]);
 }
 

@@ -87,10 +87,7 @@ pub fn play(
         .to_owned();
     let rig = match way {
         Way::Socket => Rig::socket(plan),
-        Way::Pcscd => match Rig::pcscd(plan) {
-            Some(rig) => rig,
-            None => return None,
-        },
+        Way::Pcscd => Rig::pcscd(plan)?,
     };
     let control = rig.folder().join("control");
     let (end, _ended) = mpsc::channel();

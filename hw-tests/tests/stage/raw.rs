@@ -1,5 +1,10 @@
 //! The module by its bare function list, for calls no safe client makes.
 
+#![allow(
+    clippy::macro_metavars_in_unsafe,
+    reason = "arguments are plain pointers and numbers"
+)]
+
 use std::{mem::MaybeUninit, ptr};
 
 use claviger_hw_tests::paths;
@@ -19,10 +24,6 @@ unsafe impl Sync for Raw {}
 
 /// Calls a function of the table.
 #[macro_export]
-#[allow(
-    clippy::macro_metavars_in_unsafe,
-    reason = "arguments are plain pointers and numbers"
-)]
 macro_rules! ck {
     ($raw:expr, $function:ident $(, $argument:expr)*) => {{
         let function = $raw.list().$function.expect("every slot of the table is filled");
