@@ -418,7 +418,7 @@ fn no_pin_is_in_the_log_at_any_level() {
             command.env("CLAVIGER_LOG", "trace");
         };
         let log = play(way, Plan::piv4(), trace, |stage| {
-            sign_once(&stage.module(), stage)
+            sign_once(&stage.module(), stage);
         });
         let Some(log) = log else { continue };
         log.line(&["TRACE", "> 00 20 00 80"]);

@@ -7,6 +7,7 @@
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
+    clippy::macro_metavars_in_unsafe,
     reason = "a test fails loudly, and its figures are small"
 )]
 

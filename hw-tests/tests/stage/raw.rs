@@ -1,10 +1,5 @@
 //! The module by its bare function list, for calls no safe client makes.
 
-#![allow(
-    clippy::macro_metavars_in_unsafe,
-    reason = "arguments are plain pointers and numbers"
-)]
-
 use std::{mem::MaybeUninit, ptr};
 
 use claviger_hw_tests::paths;
