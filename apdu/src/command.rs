@@ -63,7 +63,7 @@ pub struct CommandApdu<'a> {
 
 impl<'a> CommandApdu<'a> {
     /// CLA bit that says more commands of the chain follow.
-    const CHAINING: u8 = 0x10;
+    pub(crate) const CHAINING: u8 = 0x10;
 
     /// A command of four bytes: no data, no response data, [`CommandClass::Fast`].
     #[must_use]

@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// GET RESPONSE rounds one answer may take: 64 KiB in pieces of 256 bytes, and as many again.
-const MAX_ROUNDS: u32 = 512;
+pub(crate) const MAX_ROUNDS: u32 = 512;
 /// Longest answer in all, the extended-length maximum.
-const MAX_ANSWER: usize = 65_536;
+pub(crate) const MAX_ANSWER: usize = 65_536;
 
 /// What to do next.
 #[derive(Debug)]

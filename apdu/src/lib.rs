@@ -32,6 +32,8 @@
 pub mod atr;
 pub mod command;
 pub mod exchange;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod response;
 pub mod secret;
 pub mod status;
