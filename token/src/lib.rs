@@ -18,6 +18,8 @@ pub mod attribute;
 pub mod card;
 pub mod certificate;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod login;
 pub mod mechanism;
 pub mod object;

@@ -1,0 +1,157 @@
+//! A whole session with a card of arbitrary bytes; for fuzz targets. Parsers have theirs beside them.
+
+mod script;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use claviger_apdu::Secret;
+use cryptoki_sys::{CK_MECHANISM_TYPE, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
+
+use self::script::Script;
+use crate::{Card, Object, SignOperation, Template, Token, TokenError, algorithm::KeyAlgorithm};
+
+/// How far a session came.
+#[derive(Debug, Default)]
+pub struct Reached {
+    /// Applets found.
+    pub tokens: usize,
+    /// Objects seen by the logged-in user.
+    pub objects: usize,
+    /// Successful logins.
+    pub logins: u32,
+    /// Signatures made.
+    pub signatures: u32,
+}
+
+/// Finds the tokens of a card, lists their objects, logs in, signs with every key, logs out and lists again.
+///
+/// The card answers by rules, which are tried in turn from the one after the last used. A frame without a rule
+/// gets 6A82.
+///
+/// ```text
+/// | length | ATR | then, to the end: | length | pattern | length, 2 bytes | answer |
+/// pattern: how the frame begins after CLA; 00, as no frame does, is the beginning of a transaction
+/// length FF01 to FF04: no answer, but the card reset, busy, removed, silent
+/// ```
+///
+/// Whatever it answers, the session ends, no PIN costs more than one try or reaches an applet that is not
+/// proved, and no signature uses its key twice.
+pub fn card(bytes: &[u8]) -> Reached {
+    let conduct = Arc::new(Conduct::default());
+    let Some(script) = Script::read(bytes, Arc::clone(&conduct)) else {
+        return Reached::default();
+    };
+    let mut session = Session {
+        card: Card::new(Box::new(script)),
+        conduct,
+        reached: Reached::default(),
+    };
+    let tokens = Token::discover(&mut session.card).unwrap_or_default();
+    session.reached.tokens = tokens.len();
+    for mut token in tokens {
+        session.use_token(&mut token);
+    }
+    session.reached
+}
+
+/// What the user gave and what the card saw of it.
+#[derive(Debug, Default)]
+struct Conduct {
+    /// PINs the user gave.
+    pins: AtomicU32,
+    /// PINs the card did not accept, or perhaps not.
+    tries: AtomicU32,
+    /// Private-key commands that the card executed, or perhaps did.
+    uses: AtomicU32,
+}
+
+struct Session {
+    card: Card,
+    conduct: Arc<Conduct>,
+    reached: Reached,
+}
+
+impl Session {
+    /// What the card refuses is left out, as applications do.
+    fn use_token(&mut self, token: &mut Token) {
+        let serial = token.info().serial;
+        assert!((1..=16).contains(&serial.len()), "{serial}");
+        let public = self.find(token);
+        assert!(public.iter().all(|object| !object.is_private()));
+        self.log_in(token);
+        let objects = self.find(token);
+        self.reached.objects += objects.len();
+        for object in &objects {
+            object.values().for_each(|value| drop(value.encode()));
+            let _ = self.sign(token, object);
+        }
+        let _ = token.mechanisms();
+        let _ = token.logout(&mut self.card);
+        token.forget_objects();
+        self.find(token);
+    }
+
+    fn find(&mut self, token: &mut Token) -> Vec<Arc<Object>> {
+        let all = Template::default();
+        let Ok(found) = token.find(&mut self.card, &all) else {
+            return Vec::new();
+        };
+        let known = token.find_known(&all);
+        assert_eq!(known.as_ref(), Some(&found), "what was read stays known");
+        found
+    }
+
+    fn log_in(&mut self, token: &mut Token) {
+        let pin = self.pin();
+        let login = token.login(&mut self.card, &pin);
+        self.assert_tries();
+        self.reached.logins += u32::from(login.is_ok());
+    }
+
+    fn sign(&mut self, token: &mut Token, object: &Object) -> Result<(), TokenError> {
+        let Some(key) = object.key else { return Ok(()) };
+        let (mechanism, message) = work_of(key.algorithm);
+        let mut operation = SignOperation::new(mechanism, &[], object)?;
+        operation.update(&message)?;
+        if operation.lacks_context_login() {
+            let pin = self.pin();
+            let login = token.login_once(&mut self.card, &mut operation, pin);
+            self.assert_tries();
+            login?;
+        }
+        let before = self.conduct.uses.load(Ordering::Relaxed);
+        let signature = token.sign(&mut self.card, &mut operation);
+        let uses = self.conduct.uses.load(Ordering::Relaxed) - before;
+        assert!(
+            uses <= 1,
+            "one signature uses the key once, not {uses} times"
+        );
+        self.assert_tries();
+        assert_eq!(signature?.len(), operation.signature_len());
+        self.reached.signatures += 1;
+        Ok(())
+    }
+
+    fn pin(&self) -> Secret {
+        self.conduct.pins.fetch_add(1, Ordering::Relaxed);
+        Secret::copy_from(b"123456")
+    }
+
+    fn assert_tries(&self) {
+        let pins = self.conduct.pins.load(Ordering::Relaxed);
+        let tries = self.conduct.tries.load(Ordering::Relaxed);
+        assert!(tries <= pins, "{tries} tries for {pins} PINs of the user");
+    }
+}
+
+/// A mechanism for a key, and something it signs.
+fn work_of(algorithm: KeyAlgorithm) -> (CK_MECHANISM_TYPE, Vec<u8>) {
+    match algorithm {
+        KeyAlgorithm::Rsa { .. } => (CKM_RSA_PKCS, vec![0x5A; 51]),
+        KeyAlgorithm::Ec(_) => (CKM_ECDSA, vec![0x5A; 32]),
+        KeyAlgorithm::Ed25519 | KeyAlgorithm::X25519 => (CKM_EDDSA, vec![0x5A; 300]),
+    }
+}

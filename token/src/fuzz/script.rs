@@ -1,0 +1,265 @@
+//! The card: its rules, and what it watches.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use claviger_apdu::{
+    Atr, Call, Epoch, Limits, ResponseBuffer, Sent, StatusWord, Transmit, Transport,
+    TransportError, TransportErrorKind,
+};
+
+use super::Conduct;
+use crate::AppletKind;
+
+/// Commands one session may take, GET RESPONSE apart: more than on a card that has everything.
+const MAX_COMMANDS: u32 = 2_000;
+/// The pattern of the beginning of a transaction; no instruction has this number.
+const BEGIN: [u8; 1] = [0x00];
+
+/// A card that answers by rules.
+pub(super) struct Script {
+    atr: Atr,
+    rules: Vec<Rule>,
+    /// The rule to try first.
+    next: usize,
+    epoch: u64,
+    commands: u32,
+    /// The command whose answer is awaited; GET RESPONSE does not change it.
+    current: Command,
+    /// The applet proved since this transaction began.
+    proved: Option<AppletKind>,
+    conduct: Arc<Conduct>,
+}
+
+/// What the card says to frames that begin so after their CLA.
+struct Rule {
+    pattern: Vec<u8>,
+    answer: Answer,
+}
+
+#[derive(Clone)]
+enum Answer {
+    Frame(Vec<u8>),
+    Fault(TransportErrorKind),
+}
+
+/// A command, as far as there are rules for it.
+#[derive(Clone, Copy)]
+enum Command {
+    /// One whose success proves the applet.
+    Proof(AppletKind),
+    /// VERIFY with a PIN.
+    Pin,
+    /// A use of a private key.
+    Use,
+    Other,
+}
+
+impl Script {
+    pub(super) fn read(bytes: &[u8], conduct: Arc<Conduct>) -> Option<Self> {
+        let (atr, mut rest) = split(bytes, 1)?;
+        let mut rules = Vec::new();
+        while let Some((rule, after)) = Rule::split(rest) {
+            rules.push(rule);
+            rest = after;
+        }
+        Some(Self {
+            atr: Atr::parse(atr)
+                .or_else(|_| Atr::parse(&[0x3B, 0x00]))
+                .ok()?,
+            rules,
+            next: 0,
+            epoch: 0,
+            commands: 0,
+            current: Command::Other,
+            proved: None,
+            conduct,
+        })
+    }
+
+    /// The answer of the first rule for `event` from the one after the last used.
+    fn rule(&mut self, event: &[u8]) -> Option<Answer> {
+        let turns = (self.next..self.rules.len()).chain(0..self.next);
+        let (at, rule) = turns
+            .filter_map(|at| Some((at, self.rules.get(at)?)))
+            .find(|(_, rule)| rule.is_for(event))?;
+        self.next = at + 1;
+        Some(rule.answer.clone())
+    }
+
+    /// Sees `frame` come.
+    fn observe(&mut self, frame: &[u8]) {
+        let Some(command) = Command::of(frame) else {
+            return;
+        };
+        self.commands += 1;
+        assert!(self.commands <= MAX_COMMANDS, "the session ends");
+        self.current = command;
+        if is_select(frame) {
+            self.proved = None;
+        }
+        if matches!(command, Command::Pin) {
+            let kind = match frame.get(3) {
+                Some(0x81 | 0x82) => AppletKind::OpenPgp,
+                _ => AppletKind::Piv,
+            };
+            assert_eq!(self.proved, Some(kind), "a PIN reaches a proved applet");
+        }
+    }
+
+    /// Takes note of the end of a command.
+    fn conclude(&mut self, status: Option<StatusWord>) {
+        let ok = status.is_some_and(StatusWord::is_ok);
+        match self.current {
+            Command::Proof(kind) if ok => self.proved = Some(kind),
+            Command::Pin if !ok => count(&self.conduct.tries),
+            Command::Use if !status.is_some_and(AppletKind::smells_lost) => {
+                count(&self.conduct.uses);
+            }
+            _ => {}
+        }
+    }
+
+    fn fail(&mut self, kind: TransportErrorKind) -> TransportError {
+        let sent = match kind {
+            TransportErrorKind::CardReset | TransportErrorKind::Busy => Sent::No,
+            _ => Sent::Maybe,
+        };
+        if kind == TransportErrorKind::CardReset {
+            self.epoch += 1;
+            self.proved = None;
+        }
+        if sent == Sent::Maybe {
+            self.conclude(None);
+        }
+        TransportError {
+            kind,
+            sent,
+            what: format!("the script says {kind:?}"),
+        }
+    }
+}
+
+impl Rule {
+    fn is_for(&self, event: &[u8]) -> bool {
+        match event == BEGIN {
+            true => self.pattern == BEGIN,
+            false => event.starts_with(&self.pattern),
+        }
+    }
+
+    fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (pattern, rest) = split(bytes, 1)?;
+        let fault = |kind, rest| Some((Answer::Fault(kind), rest));
+        let (answer, rest) = match rest {
+            [0xFF, 0x01, rest @ ..] => fault(TransportErrorKind::CardReset, rest),
+            [0xFF, 0x02, rest @ ..] => fault(TransportErrorKind::Busy, rest),
+            [0xFF, 0x03, rest @ ..] => fault(TransportErrorKind::CardRemoved, rest),
+            [0xFF, 0x04, rest @ ..] => fault(TransportErrorKind::TimedOut, rest),
+            _ => split(rest, 2).map(|(answer, rest)| (Answer::Frame(answer.to_vec()), rest)),
+        }?;
+        let pattern = pattern.to_vec();
+        Some((Self { pattern, answer }, rest))
+    }
+}
+
+/// What a length of `size` bytes announces, or as much as there is, and the rest; `None` at the end.
+fn split(bytes: &[u8], size: usize) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_at_checked(size)?;
+    let len = len
+        .iter()
+        .fold(0, |len, byte| len << 8 | usize::from(*byte));
+    Some(rest.split_at(len.min(rest.len())))
+}
+
+impl Command {
+    /// What `frame` is; `None` for GET RESPONSE, which goes on with the command before.
+    fn of(frame: &[u8]) -> Option<Self> {
+        let [cla, ins, p1, ..] = frame else {
+            return Some(Self::Other);
+        };
+        Some(match ins {
+            0xC0 => return None,
+            // More of the chain follows.
+            _ if cla & 0x10 != 0 => Self::Other,
+            0x20 if *p1 == 0 && frame.len() > 5 => Self::Pin,
+            0x87 | 0x2A | 0x88 => Self::Use,
+            _ => AppletKind::ALL
+                .into_iter()
+                .find(|kind| proves(*kind, frame))
+                .map_or(Self::Other, Self::Proof),
+        })
+    }
+}
+
+fn is_select(frame: &[u8]) -> bool {
+    frame.get(1) == Some(&0xA4)
+}
+
+/// Whether the success of `frame` proves that `kind` is selected.
+fn proves(kind: AppletKind, frame: &[u8]) -> bool {
+    let probe = kind.probe();
+    let has = |data: &[u8]| data.is_empty() || frame.windows(data.len()).any(|part| part == data);
+    frame.starts_with(&probe.header) && has(probe.data) || is_select(frame) && has(kind.aid())
+}
+
+fn count(counter: &AtomicU32) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Transmit for Script {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        _: Call,
+    ) -> Result<(), TransportError> {
+        self.observe(frame);
+        let rule = self.rule(frame.get(1..).unwrap_or(&[]));
+        let answer = match rule.unwrap_or_else(|| Answer::Frame(vec![0x6A, 0x82])) {
+            Answer::Frame(answer) => answer,
+            Answer::Fault(kind) => return Err(self.fail(kind)),
+        };
+        match answer.as_slice() {
+            [.., 0x61 | 0x6C, _] => {}
+            [.., sw1, sw2] => self.conclude(Some(StatusWord(u16::from_be_bytes([*sw1, *sw2])))),
+            _ => self.conclude(None),
+        }
+        // Two bytes of length hold less than the buffer.
+        response.set(&answer).unwrap_or_default();
+        Ok(())
+    }
+}
+
+impl Transport for Script {
+    fn atr(&self) -> &Atr {
+        &self.atr
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::EXTENDED
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
+    fn transact(
+        &mut self,
+        _: Call,
+        body: &mut dyn FnMut(&mut dyn Transmit),
+    ) -> Result<(), TransportError> {
+        self.current = Command::Other;
+        if let Some(Answer::Fault(kind)) = self.rule(&BEGIN) {
+            let error = self.fail(kind);
+            if kind != TransportErrorKind::CardReset {
+                return Err(TransportError::before_card(kind, error.what));
+            }
+        }
+        body(self);
+        self.proved = None;
+        Ok(())
+    }
+}
