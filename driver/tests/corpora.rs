@@ -1,0 +1,17 @@
+//! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
+
+#[path = "../../fuzz/corpora.rs"]
+mod corpora;
+
+use claviger_driver::socket;
+use corpora::{EVERY, feed};
+
+#[test]
+fn socket_frame() {
+    feed("socket_frame", EVERY, socket::frame::fuzz);
+}
+
+#[test]
+fn socket_inbox() {
+    feed("socket_inbox", EVERY, socket::fuzz_inbox);
+}

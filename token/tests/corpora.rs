@@ -1,0 +1,91 @@
+//! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
+
+#[path = "../../fuzz/corpora.rs"]
+mod corpora;
+
+use claviger_token::{certificate, fuzz, openpgp, piv};
+use corpora::{EVERY, feed};
+
+#[test]
+fn certificate() {
+    feed("certificate", EVERY, certificate::fuzz);
+}
+
+#[test]
+fn openpgp_data_object() {
+    feed("openpgp_data_object", EVERY, openpgp::data_object::fuzz);
+}
+
+#[test]
+fn openpgp_kdf() {
+    feed("openpgp_kdf", EVERY, openpgp::kdf::fuzz);
+}
+
+#[test]
+fn openpgp_key() {
+    feed("openpgp_key", EVERY, openpgp::key::fuzz);
+}
+
+#[test]
+fn piv_authenticate() {
+    feed("piv_authenticate", EVERY, piv::fuzz::authenticate);
+}
+
+#[test]
+fn piv_certificate_object() {
+    feed(
+        "piv_certificate_object",
+        EVERY,
+        piv::fuzz::certificate_object,
+    );
+}
+
+#[test]
+fn piv_chuid() {
+    feed("piv_chuid", EVERY, piv::fuzz::chuid);
+}
+
+#[test]
+fn piv_discovery() {
+    feed("piv_discovery", EVERY, piv::fuzz::discovery);
+}
+
+#[test]
+fn piv_metadata() {
+    feed("piv_metadata", EVERY, piv::fuzz::metadata);
+}
+
+#[test]
+fn card() {
+    feed("card", 250, |bytes| {
+        fuzz::card(bytes);
+    });
+}
+
+/// A corpus of cards at which nothing succeeds would try little.
+#[test]
+fn cards_that_work_are_used_to_the_end() {
+    let seeds = corpora::seeds("card");
+    for (name, tokens, logins, signatures) in [
+        ("both-on-one-card", 2, 2, 5),
+        ("openpgp-2-1", 1, 1, 2),
+        ("openpgp-kdf", 1, 1, 2),
+        ("openpgp-nitrokey", 1, 1, 2),
+        ("openpgp-pin-each-time", 1, 1, 2),
+        ("piv-get-response", 1, 1, 1),
+        ("piv-login-lost", 1, 1, 1),
+        ("piv-p256", 1, 1, 1),
+        ("piv-removed-in-signature", 1, 1, 0),
+        ("piv-reset-by-others", 1, 1, 1),
+        ("piv-wrong-pin", 1, 0, 0),
+        ("piv-yubikey", 1, 1, 3),
+    ] {
+        let (_, seed) = seeds.iter().find(|(seed, _)| seed == name).unwrap();
+        let reached = fuzz::card(seed);
+        assert_eq!(
+            (reached.tokens, reached.logins, reached.signatures),
+            (tokens, logins, signatures),
+            "{name}"
+        );
+    }
+}
