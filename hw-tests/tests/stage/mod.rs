@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::macro_metavars_in_unsafe,
     reason = "shared by several test programs; a test fails loudly"
 )]
 
