@@ -1,0 +1,107 @@
+//! The module needs no rights of its own: an ordinary user signs, over the socket reader and over pcscd.
+
+#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
+
+mod clients;
+
+use std::{env, fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
+
+use claviger_hw_tests::{client, paths, pcscd::Pcscd, provision::KeyAlgorithm, rig::Rig, skip};
+use clients::{Clients, Needed, openssl::Scheme, piv_with};
+
+const NEEDED: [Needed; 3] = [
+    ("pkcs11-tool", "opensc"),
+    ("openssl", "openssl"),
+    ("setpriv", "util-linux"),
+];
+const LIMIT: Duration = Duration::from_secs(90);
+/// Nobody, in nogroup.
+const NOBODY: &str = "65534";
+
+fn list_and_sign(rig: &Rig) {
+    let clients = Clients::of(rig);
+    let slots = clients.pkcs11_tool(&["--list-slots"]).expect_success();
+    assert!(slots.stdout.contains("PIV 00000001"), "{slots}");
+    let (message, signature) = (
+        clients.file("message", "as anybody"),
+        clients.path("signature"),
+    );
+    let sign = [
+        "--sign",
+        "--id",
+        "01",
+        "--mechanism",
+        "ECDSA-SHA256",
+        "--signature-format",
+        "openssl",
+    ];
+    let files = [
+        "--input-file",
+        message.to_str().unwrap(),
+        "--output-file",
+        signature.to_str().unwrap(),
+    ];
+    clients
+        .pkcs11_tool_logged_in(&[&sign[..], &files].concat())
+        .expect_success();
+    let key = clients.public_key_of("piv-9A");
+    clients.check(&key, Scheme::Hashed("sha256"), &message, &signature);
+}
+
+/// Run by [`an_ordinary_user_signs_over_both_transports`] as that user.
+#[test]
+#[ignore = "runs as another user, from the test below"]
+fn as_this_user() {
+    assert!(!rustix::process::geteuid().is_root());
+    let plan = || piv_with(KeyAlgorithm::P256);
+    list_and_sign(&Rig::socket(plan()));
+    if let Some(rig) = Rig::pcscd(plan()) {
+        list_and_sign(&rig);
+    }
+}
+
+#[test]
+fn an_ordinary_user_signs_over_both_transports() {
+    if !clients::all_installed(&NEEDED) {
+        return;
+    }
+    if let Some(obstacle) = Pcscd::obstacle() {
+        return skip::because(obstacle);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return as_this_user();
+    }
+    // A build folder of that user's own: the real one may be closed to others.
+    let build = tempfile::tempdir().unwrap();
+    let release = build.path().join("release");
+    fs::create_dir(&release).unwrap();
+    let (test, module) = (release.join("test"), release.join("module.so"));
+    fs::copy(env::current_exe().unwrap(), &test).unwrap();
+    fs::copy(paths::module_path(), &module).unwrap();
+    fs::set_permissions(build.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    for path in [&release, &test, &module] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut nobody = Command::new("setpriv");
+    nobody.args([
+        "--reuid",
+        NOBODY,
+        "--regid",
+        NOBODY,
+        "--clear-groups",
+        "--no-new-privs",
+        "--",
+    ]);
+    nobody
+        .arg(&test)
+        .args(["--ignored", "--exact", "as_this_user"]);
+    nobody
+        .current_dir("/")
+        .env_remove("TMPDIR")
+        .env("CLAVIGER_MODULE", &module);
+    let output = client::run(&mut nobody, LIMIT);
+    if output.stderr.contains("may not make mount namespaces") {
+        return skip::because("ordinary users may not make user namespaces here");
+    }
+    assert!(output.expect_success().stdout.contains("1 passed"));
+}
