@@ -5,10 +5,7 @@
 //! marked with the count of forks; a child sees another count and gets a home of its own. Nothing of the
 //! parent's is ever dropped in the child.
 
-use std::sync::{
-    Once,
-    atomic::{AtomicPtr, AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use crate::module::Home;
 
@@ -27,8 +24,9 @@ extern "C" fn in_child() {
 
 /// The home of the module in this process; a fresh one in a child that has not been here yet.
 pub(crate) fn home() -> &'static Home {
-    static REGISTERED: Once = Once::new();
-    REGISTERED.call_once(|| {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    // No `Once`: a fork while another thread is inside it would leave the child waiting for ever.
+    if !REGISTERED.swap(true, Ordering::SeqCst) {
         // SAFETY: the handler only adds to an atomic, which is safe in a forked child; the C library drops the
         // registration when this library is unloaded.
         let refused = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
@@ -37,7 +35,7 @@ pub(crate) fn home() -> &'static Home {
                 "fork handler not registered (error {refused}); do not use this module after a fork"
             );
         }
-    });
+    }
     let forks = FORKS.load(Ordering::SeqCst);
     loop {
         let current = HOME.load(Ordering::Acquire);
