@@ -75,6 +75,7 @@ fn cards_that_work_are_used_to_the_end() {
         ("piv-get-response", 1, 1, 1),
         ("piv-login-lost", 1, 1, 1),
         ("piv-p256", 1, 1, 1),
+        ("piv-pin-changed-meanwhile", 1, 1, 0),
         ("piv-removed-in-signature", 1, 1, 0),
         ("piv-reset-by-others", 1, 1, 1),
         ("piv-wrong-pin", 1, 0, 0),
