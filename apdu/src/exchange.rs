@@ -45,6 +45,12 @@ pub enum ExchangeError {
     /// 6Cxx to the corrected length.
     #[error("card answered 6Cxx to the length it asked for")]
     LengthLoop,
+    /// The rest of the answer was refused: somebody else came in between, and the command has been executed.
+    #[error("the rest of the answer was refused with {status}")]
+    RestRefused {
+        /// What GET RESPONSE got.
+        status: StatusWord,
+    },
     /// The command does not fit the way to the card.
     #[error(transparent)]
     TooLong(#[from] TooLong),
@@ -84,6 +90,12 @@ impl Exchange {
         self.pending.last().map_or(&[], Secret::expose)
     }
 
+    /// Whether the card has executed the command and only its answer is still to be fetched.
+    #[must_use]
+    pub const fn is_executed(&self) -> bool {
+        self.rounds > 0
+    }
+
     /// Takes the answer to the frame last sent.
     ///
     /// # Errors
@@ -95,6 +107,9 @@ impl Exchange {
         let status = StatusWord(u16::from_be_bytes(*status));
         if status.sw1() == 0x6C {
             return self.correct_length(status.sw2());
+        }
+        if self.is_executed() && status.sw1() > 0x63 && !status.is_ok() {
+            return Err(ExchangeError::RestRefused { status });
         }
         if self.answer.len() + data.len() > MAX_ANSWER {
             return Err(ExchangeError::AnswerTooLong);
@@ -261,6 +276,26 @@ mod tests {
             ],
         );
         assert_eq!(got, Ok((vec![1, 2, 3], 0x9000)));
+    }
+
+    #[test]
+    fn a_refused_get_response_is_no_answer_to_the_command() {
+        let sign = CommandApdu {
+            data: &[1, 2],
+            expected: Expected::UpTo(256),
+            ..CommandApdu::header([0x00, 0x88, 0x00, 0x00])
+        };
+        let got = play(
+            sign,
+            Limits::SHORT,
+            &[("00880000 02 0102 00", "6140"), ("00C00000 40", "6D00")],
+        );
+        assert_eq!(
+            got,
+            Err(ExchangeError::RestRefused {
+                status: StatusWord(0x6D00)
+            })
+        );
     }
 
     #[test]

@@ -125,6 +125,9 @@ pub trait Transport: Transmit + Send {
     /// The card's present epoch.
     fn epoch(&self) -> Epoch;
 
+    /// Whether the connection has ended and is of no more use: it is dropped and another one made.
+    fn is_over(&self) -> bool;
+
     /// Runs `body` once while no other user of the card can send anything, then lets go and leaves the
     /// card as it is, also when `body` panics.
     ///
@@ -166,7 +169,16 @@ impl<'a> Transaction<'a> {
         let mut buffer = ResponseBuffer::new();
         loop {
             tracing::trace!(target: "apdu", "> {}", Masked(exchange.frame()));
-            self.link.transmit(exchange.frame(), &mut buffer, call)?;
+            let sent = self.link.transmit(exchange.frame(), &mut buffer, call);
+            // A GET RESPONSE that fails before the card says nothing of the command it belongs to.
+            sent.map_err(|error| TransportError {
+                sent: if exchange.is_executed() {
+                    Sent::Yes
+                } else {
+                    error.sent
+                },
+                ..error
+            })?;
             tracing::trace!(target: "apdu", "< {}", MaskedAnswer(buffer.frame()));
             match exchange
                 .receive(buffer.frame())

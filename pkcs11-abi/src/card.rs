@@ -14,6 +14,7 @@ use claviger_token::{
 use cryptoki_sys::CK_OBJECT_HANDLE;
 
 use crate::{
+    events::Events,
     handle,
     idle::Idle,
     rv::{Failure, Rule},
@@ -76,16 +77,23 @@ struct Live {
 pub(crate) struct ReaderCard {
     reader: ReaderId,
     backend: Arc<dyn Backend>,
+    events: Arc<Events>,
     idle: Arc<Idle>,
     live: Mutex<Live>,
     facts: Mutex<Facts>,
 }
 
 impl ReaderCard {
-    pub(crate) fn new(reader: ReaderId, backend: Arc<dyn Backend>, idle: Arc<Idle>) -> Self {
+    pub(crate) fn new(
+        reader: ReaderId,
+        backend: Arc<dyn Backend>,
+        events: Arc<Events>,
+        idle: Arc<Idle>,
+    ) -> Self {
         Self {
             reader,
             backend,
+            events,
             idle,
             live: Mutex::default(),
             facts: Mutex::default(),
@@ -137,7 +145,7 @@ impl ReaderCard {
             Some(tokens) => tokens,
             None => {
                 let mut live = self.live(count)?;
-                let asked = live.ready(&*self.backend, &self.reader).map(|_| ());
+                let asked = self.ready(&mut live).map(|_| ());
                 self.settle(&mut live, asked)?;
                 known(self).ok_or(Rule::TOKEN_NOT_PRESENT)?
             }
@@ -168,7 +176,7 @@ impl ReaderCard {
         body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
     ) -> Result<R, Failure> {
         let mut live = self.live(count)?;
-        let result = match live.ready(&*self.backend, &self.reader) {
+        let result = match self.ready(&mut live) {
             Err(error) => Err(error),
             Ok((card, tokens)) => match tokens.iter_mut().find(|token| token.kind() == applet) {
                 Some(token) => body(card, token).map_err(Failure::from),
@@ -211,17 +219,20 @@ impl ReaderCard {
 
     /// After a conversation: drops a connection that is of no more use, and brings the facts up to date.
     fn settle<R>(&self, live: &mut Live, result: Result<R, Failure>) -> Result<R, Failure> {
-        if let Err(Failure::Token(TokenError::Transport(error))) = &result
-            && connection_is_lost(error.kind)
-        {
+        if let Err(Failure::Token(TokenError::Transport(error))) = &result {
+            if connection_is_lost(error.kind) {
+                live.card = None;
+            }
+            if card_is_gone(error.kind) {
+                // The next card in this reader must not get this one's PIN, nor its sessions.
+                live.tokens = None;
+                self.events.table().lose_card(&self.reader, live.count);
+            }
+        }
+        if live.card.as_ref().is_some_and(Card::is_over) {
             live.card = None;
         }
-        if let Some(tokens) = &live.tokens
-            && let Some(mut facts) = self.facts(live.count)
-        {
-            let facts_of = |token: &Token| (token.kind(), facts_of_token(token));
-            facts.tokens = Some(tokens.iter().map(facts_of).collect());
-        }
+        self.take_note(live);
         live.idle_at = (live.card.is_some() && !live.is_logged_in()).then(|| Instant::now() + IDLE);
         if let Some(at) = live.idle_at
             && !self.idle.watch_until(at)
@@ -231,15 +242,57 @@ impl ReaderCard {
         result
     }
 
+    /// Brings the facts up to date; a login that is over takes the handles of private objects with it.
+    fn take_note(&self, live: &Live) {
+        let (Some(tokens), Some(mut facts)) = (&live.tokens, self.facts(live.count)) else {
+            return;
+        };
+        let facts_of = |token: &Token| (token.kind(), facts_of_token(token));
+        let fresh: BTreeMap<_, _> = tokens.iter().map(facts_of).collect();
+        for applet in fresh
+            .iter()
+            .filter(|(_, token)| !token.logged_in)
+            .map(|(kind, _)| kind)
+        {
+            let before = facts.tokens.as_ref().and_then(|tokens| tokens.get(applet));
+            if before.is_some_and(|token| token.logged_in)
+                && let Some(handles) = facts.handles.get_mut(applet)
+            {
+                handles.forget_private();
+            }
+        }
+        facts.tokens = Some(fresh);
+    }
+
     /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.
     pub(crate) fn let_go_if_idle(&self, now: Instant) -> Option<Instant> {
-        // Busy is not idle; the end of that conversation says when to come back.
-        let mut live = self.live.try_lock().ok()?;
+        // Busy is not idle.
+        let Ok(mut live) = self.live.try_lock() else {
+            return Some(now + IDLE);
+        };
+        if self
+            .events
+            .table()
+            .card(&self.reader)
+            .is_some_and(|card| card > live.count)
+        {
+            // The card has left, and its PIN goes with it.
+            *live = Live {
+                count: live.count,
+                ..Live::default()
+            };
+            return None;
+        }
         let at = live.idle_at?;
         if at > now {
             return Some(at);
         }
         live.let_go();
+        // Others can write to the card from here on; the next search reads it anew.
+        live.tokens
+            .iter_mut()
+            .flatten()
+            .for_each(Token::forget_objects);
         None
     }
 
@@ -306,6 +359,56 @@ impl ReaderCard {
     }
 }
 
+impl ReaderCard {
+    /// The connected card and its tokens; connects and asks for its applets when need be.
+    fn ready<'a>(&self, live: &'a mut Live) -> Result<(&'a mut Card, &'a mut [Token]), Failure> {
+        if live.card.is_none() && live.tokens.is_some() {
+            // Nobody held the card meanwhile: make sure that it is still the one these tokens are of.
+            self.events.refresh();
+            if self.events.table().card(&self.reader) != Some(live.count) {
+                return Err(Rule::DEVICE_REMOVED.into());
+            }
+        }
+        let card = match &mut live.card {
+            Some(card) => card,
+            empty => {
+                let transport = self.backend.connect(&self.reader, Call::within(CONNECT))?;
+                empty.insert(Card::new(transport))
+            }
+        };
+        let tokens = match &mut live.tokens {
+            Some(tokens) => tokens,
+            unknown => unknown.insert(Token::discover(card)?),
+        };
+        Ok((card, tokens))
+    }
+
+    /// Logs every user out and lets the card go, unless a call is still talking to it.
+    pub(crate) fn close(&self) {
+        let Ok(mut live) = self.live.try_lock() else {
+            return;
+        };
+        let applets: Vec<AppletKind> = live
+            .tokens
+            .iter()
+            .flatten()
+            .filter(|token| token.is_logged_in())
+            .map(Token::kind)
+            .collect();
+        let count = live.count;
+        live.idle_at = None;
+        drop(live);
+        for applet in applets {
+            if let Err(failure) = self.logout(count, applet) {
+                failure.log("logout at the end");
+            }
+        }
+        if let Ok(mut live) = self.live.try_lock() {
+            live.let_go();
+        }
+    }
+}
+
 impl Live {
     fn is_logged_in(&self) -> bool {
         self.tokens.iter().flatten().any(Token::is_logged_in)
@@ -314,23 +417,6 @@ impl Live {
     fn let_go(&mut self) {
         self.card = None;
         self.idle_at = None;
-    }
-
-    /// The connected card and its tokens; connects and asks for its applets when need be.
-    fn ready(
-        &mut self,
-        backend: &dyn Backend,
-        reader: &ReaderId,
-    ) -> Result<(&mut Card, &mut [Token]), Failure> {
-        let card = match &mut self.card {
-            Some(card) => card,
-            empty => empty.insert(Card::new(backend.connect(reader, Call::within(CONNECT))?)),
-        };
-        let tokens = match &mut self.tokens {
-            Some(tokens) => tokens,
-            unknown => unknown.insert(Token::discover(card)?),
-        };
-        Ok((card, tokens))
     }
 }
 
@@ -347,5 +433,13 @@ const fn connection_is_lost(kind: TransportErrorKind) -> bool {
     !matches!(
         kind,
         TransportErrorKind::Busy | TransportErrorKind::CardReset | TransportErrorKind::Cancelled
+    )
+}
+
+/// Whether a failure means that the card has left the reader, or the reader its place.
+const fn card_is_gone(kind: TransportErrorKind) -> bool {
+    matches!(
+        kind,
+        TransportErrorKind::CardRemoved | TransportErrorKind::NoCard | TransportErrorKind::NoReader
     )
 }

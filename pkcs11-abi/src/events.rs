@@ -6,11 +6,11 @@
 
 use std::{
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use claviger_apdu::Call;
@@ -18,6 +18,7 @@ use claviger_driver::{Backend, Readers, Stopped, Wake, Watch};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
+    idle::Idle,
     rv::{Failure, Rule},
     slots::SlotTable,
 };
@@ -32,6 +33,7 @@ struct Shared {
     table: Mutex<SlotTable>,
     changed: Condvar,
     stopped: AtomicBool,
+    idle: Weak<Idle>,
 }
 
 impl Shared {
@@ -40,8 +42,11 @@ impl Shared {
     }
 
     fn apply(&self, backend: usize, picture: &Readers, silent: bool) {
-        self.table().apply(backend, picture, silent);
+        let other_cards = self.table().apply(backend, picture, silent);
         self.changed.notify_all();
+        if other_cards && let Some(idle) = self.idle.upgrade() {
+            idle.look_now();
+        }
     }
 }
 
@@ -80,11 +85,12 @@ impl Source {
 }
 
 /// Who watches.
-enum Watching {
-    /// Nobody yet; a thread or the caller will.
-    Idle(Vec<Source>),
-    /// A thread per backend.
-    Threads(Vec<JoinHandle<()>>),
+#[derive(Default)]
+struct Watching {
+    /// Backends nobody watches: a thread will, or the caller looks at them.
+    sources: Vec<Source>,
+    /// A thread for each other backend.
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// The events of one generation of the module.
@@ -98,29 +104,35 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Prepares to watch `backends`; asks nothing of them yet.
-    pub(crate) fn new(backends: &[Arc<dyn Backend>], may_create_threads: bool) -> Self {
-        let sources: Vec<Source> = backends
-            .iter()
-            .enumerate()
-            .map(|(backend, of)| Source {
-                backend,
-                watch: of.watch(),
-                looked: false,
-                told: None,
-            })
-            .collect();
+    /// Prepares to watch `backends`; asks nothing of them yet. `idle` is told when cards have left.
+    pub(crate) fn new(
+        backends: &[Arc<dyn Backend>],
+        may_create_threads: bool,
+        idle: &Arc<Idle>,
+    ) -> Self {
+        let source = |(backend, of): (usize, &Arc<dyn Backend>)| Source {
+            backend,
+            watch: of.watch(),
+            looked: false,
+            told: None,
+        };
+        let sources: Vec<Source> = backends.iter().enumerate().map(source).collect();
         let wakers = sources.iter().map(|source| source.watch.waker()).collect();
         let shared = Shared {
             table: Mutex::default(),
             changed: Condvar::new(),
             stopped: AtomicBool::new(false),
+            idle: Arc::downgrade(idle),
+        };
+        let watching = Watching {
+            sources,
+            threads: Vec::new(),
         };
         Self {
             shared: Arc::new(shared),
             may_create_threads,
             wakers,
-            watching: Mutex::new(Watching::Idle(sources)),
+            watching: Mutex::new(watching),
             leader: Mutex::new(false),
         }
     }
@@ -148,34 +160,41 @@ impl Events {
             self.watching.try_lock().ok()
         };
         let Some(mut watching) = watching else { return };
-        let Watching::Idle(sources) = &mut *watching else {
-            return;
-        };
-        for source in sources.iter_mut() {
+        for source in &mut watching.sources {
             source.look(&self.shared);
         }
         if self.may_create_threads && !self.is_stopped() {
-            let sources = std::mem::take(sources);
-            *watching = Watching::Threads(
-                sources
-                    .into_iter()
-                    .filter_map(|source| self.spawn(source))
-                    .collect(),
-            );
+            for source in std::mem::take(&mut watching.sources) {
+                match self.spawn(source) {
+                    Ok(thread) => watching.threads.push(thread),
+                    Err(source) => watching.sources.extend(source),
+                }
+            }
         }
     }
 
-    fn spawn(&self, mut source: Source) -> Option<JoinHandle<()>> {
-        let shared = Arc::clone(&self.shared);
+    /// A thread that follows `source`; without one the source comes back, and is looked at by each call.
+    fn spawn(&self, source: Source) -> Result<JoinHandle<()>, Option<Source>> {
         let name = format!("claviger-ev{}", source.backend);
-        let run = move || while source.follow(&shared).is_ok() {};
+        let shared = Arc::clone(&self.shared);
+        // Handed over this way, because a thread that does not start keeps what it was given.
+        let handover = Arc::new(Mutex::new(Some(source)));
+        let take = |from: &Mutex<Option<Source>>| {
+            from.lock().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let given = Arc::clone(&handover);
+        let run = move || {
+            if let Some(mut source) = take(&given) {
+                while source.follow(&shared).is_ok() {}
+            }
+        };
         std::thread::Builder::new()
             .name(name)
             .spawn(run)
-            .inspect_err(|error| {
-                tracing::error!("no thread for slot events: {error}; readers will not be followed");
+            .map_err(|error| {
+                tracing::warn!("no thread for slot events: {error}; each call looks for itself");
+                take(&handover)
             })
-            .ok()
     }
 
     /// C_WaitForSlotEvent. An event goes to exactly one caller.
@@ -246,10 +265,7 @@ impl Events {
     /// Watches in the caller's thread until something changed or the module is finalised.
     fn lead(&self) {
         let mut watching = self.watching();
-        let Watching::Idle(sources) = &mut *watching else {
-            return;
-        };
-        match sources.as_mut_slice() {
+        match watching.sources.as_mut_slice() {
             // A stop is seen by the caller's loop.
             [only] => drop(only.follow(&self.shared)),
             several => {
@@ -273,13 +289,22 @@ impl Events {
         for waker in &self.wakers {
             waker.stop();
         }
-        let threads = match &mut *self.watching() {
-            Watching::Threads(threads) => std::mem::take(threads),
-            Watching::Idle(_) => Vec::new(),
-        };
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a slot-event thread panicked");
+        for thread in self.take_threads() {
+            crate::threads::join(thread, "a slot-event thread");
+        }
+    }
+
+    /// The threads, once a call that looks for the first time is through; a look may be stuck.
+    fn take_threads(&self) -> Vec<JoinHandle<()>> {
+        let deadline = Instant::now() + LOOK;
+        loop {
+            match self.watching.try_lock() {
+                Ok(mut watching) => return std::mem::take(&mut watching.threads),
+                Err(TryLockError::Poisoned(error)) => {
+                    return std::mem::take(&mut error.into_inner().threads);
+                }
+                Err(TryLockError::WouldBlock) if Instant::now() > deadline => return Vec::new(),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
     }

@@ -54,7 +54,7 @@ impl Idle {
 
     /// Has a connection looked after at `at`. False when nobody can, so that it is let go at once.
     pub(crate) fn watch_until(&self, at: Instant) -> bool {
-        if !self.may_create_threads || self.shared.state().stopped || !self.is_running() {
+        if !self.may_create_threads || !self.is_running() {
             return false;
         }
         let mut state = self.shared.state();
@@ -68,6 +68,10 @@ impl Idle {
 
     fn is_running(&self) -> bool {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looked at under the thread's lock: `stop` joins every thread started before it took that lock.
+        if self.shared.state().stopped {
+            return false;
+        }
         if thread.is_none() {
             let (shared, readers) = (Arc::clone(&self.shared), Arc::clone(&self.readers));
             *thread = std::thread::Builder::new()
@@ -79,6 +83,13 @@ impl Idle {
         thread.is_some()
     }
 
+    /// Has the thread look at all cards now: some may have left.
+    pub(crate) fn look_now(&self) {
+        let mut state = self.shared.state();
+        state.next = Some(Instant::now());
+        self.shared.changed.notify_one();
+    }
+
     /// Ends the thread and joins it.
     pub(crate) fn stop(&self) {
         self.shared.state().stopped = true;
@@ -88,8 +99,8 @@ impl Idle {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread for idle cards panicked");
+        if let Some(thread) = thread {
+            crate::threads::join(thread, "the thread for idle cards");
         }
     }
 }
@@ -100,10 +111,8 @@ fn look_after(shared: &Shared, readers: &Readers) {
         let now = Instant::now();
         match state.next {
             None => {
-                state = shared
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner)
+                let woken = shared.changed.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
             }
             Some(at) if at > now => {
                 let wait = shared.changed.wait_timeout(state, at - now);

@@ -28,5 +28,6 @@ mod privilege;
 mod rv;
 mod sessions;
 mod slots;
+mod threads;
 
 pub use function_list::C_GetFunctionList;

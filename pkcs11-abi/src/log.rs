@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     path::Path,
     sync::{
-        Once, OnceLock,
+        OnceLock,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -58,12 +58,10 @@ static FILE: OnceLock<File> = OnceLock::new();
 
 /// Logs from now on at `level`; the file is opened by the first call that names one, for appending.
 pub(crate) fn start(level: Level, file: Option<&Path>) {
-    static INSTALLED: Once = Once::new();
     LEVEL.store(level.0, Ordering::Relaxed);
-    INSTALLED.call_once(|| {
-        // The dispatcher is this library's own copy; an application's is another one.
-        let _ = tracing::subscriber::set_global_default(Lines);
-    });
+    // The dispatcher is this library's own copy; an application's is another one. The second time it is set
+    // already.
+    let _ = tracing::subscriber::set_global_default(Lines);
     if let Some(path) = file
         && FILE.get().is_none()
     {

@@ -31,12 +31,12 @@ const LEAVE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Module {
     generation: u64,
-    pub(crate) events: Events,
+    pub(crate) events: Arc<Events>,
     pub(crate) sessions: Sessions,
     backends: Vec<Arc<dyn Backend>>,
     readers: Readers,
     idle: Arc<Idle>,
-    calls: Calls,
+    calls: Arc<Calls>,
     broken: AtomicBool,
 }
 
@@ -58,14 +58,15 @@ impl Module {
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
         let readers = Readers::default();
+        let idle = Arc::new(Idle::new(Arc::clone(&readers), may_create_threads));
         Self {
             generation: GENERATION.fetch_add(1, Ordering::Relaxed) + 1,
-            events: Events::new(&backends, may_create_threads),
+            events: Arc::new(Events::new(&backends, may_create_threads, &idle)),
             sessions: Sessions::default(),
             backends,
-            idle: Arc::new(Idle::new(Arc::clone(&readers), may_create_threads)),
+            idle,
             readers,
-            calls: Calls::default(),
+            calls: Arc::default(),
             broken: AtomicBool::new(false),
         }
     }
@@ -131,6 +132,7 @@ impl Module {
         let reader = Arc::new(ReaderCard::new(
             known.id.clone(),
             Arc::clone(backend),
+            Arc::clone(&self.events),
             Arc::clone(&self.idle),
         ));
         readers.insert(known.id.clone(), Arc::clone(&reader));
@@ -183,16 +185,21 @@ impl Module {
         }
     }
 
-    /// Ends this generation, when nobody is inside any more: users are logged out, cards let go.
+    /// Ends this generation: users are logged out, cards let go. What a call is still talking to is left to it.
     fn close(&self) {
         for handle in self.sessions.all() {
-            // A session whose card has left is gone already.
-            drop(self.close_session(handle));
+            self.sessions.remove(handle);
         }
-        self.readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        let readers =
+            std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
+        readers.values().for_each(|reader| reader.close());
+    }
+}
+
+impl Drop for Module {
+    /// Nothing is left to do here, unless a call outlived C_Finalize and held a card.
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -234,21 +241,29 @@ impl Calls {
     }
 }
 
-/// A call that is inside the module: keeps its generation alive and is counted until dropped.
+/// A call that is inside the module: keeps its generation alive, and is counted until that is let go.
 #[derive(Debug)]
-pub(crate) struct Call(Arc<Module>);
+pub(crate) struct Call {
+    // Dropped in this order: C_Finalize must not return while a call still holds the module.
+    module: Arc<Module>,
+    _inside: Inside,
+}
+
+/// Counted as inside until dropped.
+#[derive(Debug)]
+struct Inside(Arc<Calls>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
 
 impl Deref for Call {
     type Target = Module;
 
     fn deref(&self) -> &Module {
-        &self.0
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.calls.leave();
+        &self.module
     }
 }
 
@@ -281,7 +296,10 @@ impl Home {
             Phase::Running(module) => {
                 // Counted under the lock: C_Finalize sees every call that was not refused.
                 *module.calls.inside() += 1;
-                Ok(Call(Arc::clone(module)))
+                Ok(Call {
+                    module: Arc::clone(module),
+                    _inside: Inside(Arc::clone(&module.calls)),
+                })
             }
             Phase::Absent | Phase::Ending => Err(Rule::NOT_INITIALIZED.into()),
         }
@@ -341,13 +359,12 @@ impl Home {
         let end = Ending(self);
         module.events.stop();
         module.idle.stop();
-        if module.calls.wait_until_empty(LEAVE) {
-            module.close();
-        } else {
+        if !module.calls.wait_until_empty(LEAVE) {
             tracing::error!(
                 "C_Finalize: a call has not come back after {LEAVE:?}; it is left behind with its card"
             );
         }
+        module.close();
         tracing::debug!("generation {} has ended", module.generation);
         drop(module);
         drop(end);

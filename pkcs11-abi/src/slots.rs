@@ -42,8 +42,9 @@ pub(crate) struct SlotTable {
 
 impl SlotTable {
     /// Takes in the picture of one backend. `silent` pictures, the first of each backend, raise no events:
-    /// what was there at the beginning did not happen since.
-    pub(crate) fn apply(&mut self, backend: usize, picture: &Readers, silent: bool) {
+    /// what was there at the beginning did not happen since. True when some card is not the one it was.
+    pub(crate) fn apply(&mut self, backend: usize, picture: &Readers, silent: bool) -> bool {
+        let mut other_cards = false;
         for state in &picture.readers {
             let index = self.reader_index(backend, &state.id, &state.name);
             let Some(reader) = self.readers.get_mut(index) else {
@@ -53,16 +54,17 @@ impl SlotTable {
             let happened = card_changed || !reader.connected;
             if card_changed {
                 reader.card.0 += 1;
+                other_cards = true;
             }
             reader.presence = state.presence.clone();
             reader.changes = state.changes;
             reader.connected = true;
             self.raise(index, happened && !silent);
         }
-        self.disconnect_missing(backend, picture, silent);
+        self.disconnect_missing(backend, picture, silent) || other_cards
     }
 
-    fn disconnect_missing(&mut self, backend: usize, picture: &Readers, silent: bool) {
+    fn disconnect_missing(&mut self, backend: usize, picture: &Readers, silent: bool) -> bool {
         let is_missing = |reader: &KnownReader| {
             reader.backend == backend
                 && reader.connected
@@ -75,13 +77,32 @@ impl SlotTable {
             .filter(|(_, reader)| is_missing(reader))
             .map(|(index, _)| index)
             .collect();
-        for index in missing {
+        for index in &missing {
+            let index = *index;
             if let Some(reader) = self.readers.get_mut(index) {
                 reader.connected = false;
                 reader.presence = Presence::Empty;
                 reader.card.0 += 1;
             }
             self.raise(index, !silent);
+        }
+        !missing.is_empty()
+    }
+
+    /// Which card a reader holds.
+    pub(crate) fn card(&self, id: &ReaderId) -> Option<CardCount> {
+        self.readers
+            .iter()
+            .find(|reader| reader.id == *id)
+            .map(|reader| reader.card)
+    }
+
+    /// Notes that a conversation found its card gone before any picture showed it. Sessions of that card are
+    /// dead from now on; the event comes with the picture.
+    pub(crate) fn lose_card(&mut self, id: &ReaderId, card: CardCount) {
+        let lost = |reader: &&mut KnownReader| reader.id == *id && reader.card == card;
+        if let Some(reader) = self.readers.iter_mut().find(lost) {
+            reader.card.0 += 1;
         }
     }
 
@@ -247,6 +268,20 @@ mod tests {
         let mut table = table();
         table.apply(1, &picture(&[]), false);
         assert_eq!(events(&mut table), []);
+    }
+
+    #[test]
+    fn a_card_found_gone_ends_its_sessions_and_the_picture_still_raises_the_event() {
+        let mut table = table();
+        let (id, card) = (ReaderId::new("test", "A"), table.slot(0).unwrap().1.card);
+        table.lose_card(&id, card);
+        assert_ne!(table.card(&id), Some(card));
+        assert_eq!(events(&mut table), []);
+        let now = table.card(&id);
+        table.lose_card(&id, card);
+        assert_eq!(table.card(&id), now, "once for each card");
+        table.apply(0, &picture(&[("A", Presence::Empty, 2)]), false);
+        assert_eq!(events(&mut table), [0, 1]);
     }
 
     #[test]

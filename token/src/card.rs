@@ -44,6 +44,12 @@ impl Card {
         self.transport.epoch()
     }
 
+    /// Whether the connection has ended and is of no more use.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.transport.is_over()
+    }
+
     /// Allows extended-length APDUs, once an applet has said that the card takes them.
     pub(crate) fn allow_extended(&mut self) {
         self.extended = true;
@@ -72,13 +78,15 @@ impl Card {
         command: &CommandApdu<'_>,
     ) -> Result<ResponseApdu, TransportError> {
         let limits = self.limits();
+        // Where the reader cannot carry extended APDUs, an answer may come in pieces (always, with T=0).
+        let in_one_piece = self.transport.limits().extended;
         let one_frame = command.frames(limits).is_ok_and(|frames| frames.len() == 1);
         let one_answer = limits.extended
             || matches!(
                 command.expected,
                 Expected::Nothing | Expected::UpTo(0..=256)
             );
-        if one_frame && one_answer {
+        if in_one_piece && one_frame && one_answer {
             return Transaction::new(self.transport.as_mut(), limits).exchange(command);
         }
         let mut answer = None;
@@ -130,6 +138,14 @@ impl Card {
                 outcome = body.take().map(|body| body(&mut talk));
             })?;
         let (result, selected) = outcome.ok_or_else(not_run)?;
+        // After such a failure nobody knows what the card was left with; the next conversation selects anew.
+        let unknown = matches!(
+            result,
+            Err(TokenError::Transport(_)
+                | TokenError::Refused { .. }
+                | TokenError::Malformed { .. })
+        );
+        let selected = selected.filter(|_| !unknown);
         self.selected = selected.map(|kind| (kind, self.transport.epoch()));
         result
     }

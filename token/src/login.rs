@@ -35,7 +35,9 @@ impl CachedPin {
     pub(crate) fn may_be_tried(&self, tries_left: Option<u8>) -> bool {
         match (tries_left, self.tries) {
             (Some(left), Some(then)) => left >= then,
-            _ => true,
+            // The card said nothing then; cards have three tries or more when none is gone.
+            (Some(left), None) => left >= 3,
+            (None, _) => true,
         }
     }
 }
@@ -50,5 +52,8 @@ mod tests {
         assert!(cached.may_be_tried(Some(3)));
         assert!(!cached.may_be_tried(Some(2)));
         assert!(cached.may_be_tried(None));
+        let cached = CachedPin::new(&Secret::copy_from(b"123456"), None);
+        assert!(cached.may_be_tried(Some(3)));
+        assert!(!cached.may_be_tried(Some(2)), "tries may have gone since");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
+use claviger_apdu::{Secret, Sent, StatusWord, TransportError, TransportErrorKind};
 
 use crate::{
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
@@ -136,7 +136,11 @@ impl Token {
         operation: &mut SignOperation,
         pin: Secret,
     ) -> Result<(), TokenError> {
-        self.verify(card, &pin, PinPurpose::Once(operation.key))?;
+        let verified = self.verify(card, &pin, PinPurpose::Once(operation.key));
+        if matches!(verified, Err(TokenError::PinLocked)) {
+            self.login = None;
+        }
+        verified?;
         operation.context_pin = Some(pin);
         Ok(())
     }
@@ -193,7 +197,7 @@ impl Token {
         let missing = match key.pin {
             PinRule::Never => false,
             PinRule::Once => self.login.is_none(),
-            PinRule::Always => once.is_none(),
+            PinRule::Always => self.login.is_none() || once.is_none(),
         };
         if missing {
             return Err(TokenError::NotLoggedIn {
@@ -245,7 +249,13 @@ impl Token {
             (PinRule::Never, _) => {
                 unchanged.map_or(Ok(()), |status| Err(self.refusal(key, status)))
             }
-            (PinRule::Always, Some(pin)) => self.applet.verify(talk, pin, PinPurpose::Once(*key)),
+            // Only 6982 says that the PIN was missing; another refusal is not mended by verifying again.
+            (PinRule::Always, Some(pin)) => match unchanged {
+                Some(status) if status != StatusWord::SECURITY_STATUS_NOT_SATISFIED => {
+                    Err(self.refusal(key, status))
+                }
+                _ => self.applet.verify(talk, pin, PinPurpose::Once(*key)),
+            },
             (PinRule::Always, None) => Err(TokenError::NotLoggedIn {
                 operation: self.applet.key_name(key),
             }),
@@ -333,17 +343,22 @@ fn open<A: Applet + 'static>(
     kind: AppletKind,
     open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
 ) -> Result<Option<Box<dyn Applet>>, TokenError> {
-    let answer = match talk.select(kind) {
-        Ok(answer) => answer,
+    let opened = match talk.select(kind) {
+        Ok(answer) => open(talk, answer.expose()),
         Err(TokenError::Refused { .. }) => return Ok(None),
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
     };
-    match open(talk, answer.expose()) {
+    match opened {
         Ok(applet) => Ok(Some(Box::new(applet))),
-        Err(error @ TokenError::Transport(_)) => Err(error),
+        Err(TokenError::Transport(error)) if !is_the_applets_fault(&error) => Err(error.into()),
         Err(error) => {
             tracing::warn!("{} is on the card but cannot be used: {error}", kind.name());
             Ok(None)
         }
     }
+}
+
+/// An applet that answers nonsense must not hide the other one.
+fn is_the_applets_fault(error: &TransportError) -> bool {
+    error.kind == TransportErrorKind::Protocol && error.sent == Sent::Yes
 }

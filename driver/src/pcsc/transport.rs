@@ -253,6 +253,10 @@ impl Transport for PcscTransport {
         self.state.epoch
     }
 
+    fn is_over(&self) -> bool {
+        matches!(self.link, Link::Gone(_))
+    }
+
     fn transact(
         &mut self,
         call: Call,

@@ -171,6 +171,10 @@ impl Transport for SocketTransport {
         self.epoch
     }
 
+    fn is_over(&self) -> bool {
+        self.conversation.is_closed()
+    }
+
     fn transact(
         &mut self,
         call: Call,

@@ -102,7 +102,13 @@ pub(crate) fn login(
                 .reader
                 .with_token(session.card, session.applet, |card, token| {
                     token.login(card, &pin)
-                })
+                })?;
+            // A session closed meanwhile leaves nobody who could log out.
+            if module.sessions.get(handle).is_none() {
+                session.reader.logout(session.card, session.applet)?;
+                return Err(Rule::SESSION_HANDLE_INVALID.into());
+            }
+            Ok(())
         }
         CKU_CONTEXT_SPECIFIC => login_once(&session, pin, len),
         CKU_SO => Err(Rule::FUNCTION_NOT_SUPPORTED.into()),

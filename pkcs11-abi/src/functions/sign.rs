@@ -1,6 +1,6 @@
 //! Signing (PKCS #11 2.40, 5.11).
 
-use claviger_token::SignOperation;
+use claviger_token::{SignOperation, TokenError};
 use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
 use crate::{
@@ -41,7 +41,7 @@ pub(crate) fn init(
 
 fn parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, Failure> {
     if mechanism.ulParameterLen > MAX_PARAMETER {
-        return Err(claviger_token::TokenError::MechanismParamInvalid(mechanism.mechanism).into());
+        return Err(TokenError::MechanismParamInvalid(mechanism.mechanism).into());
     }
     mechanism_parameter(mechanism)
 }
@@ -59,7 +59,7 @@ pub(crate) fn sign(
     let mut operations = session.operations();
     let current = operations
         .signature
-        .as_ref()
+        .as_mut()
         .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
     if current.in_parts {
         operations.signature = None;
@@ -68,13 +68,18 @@ pub(crate) fn sign(
     if room(signature, signature_len, current.operation.signature_len())? == Room::Asked {
         return Ok(());
     }
-    finish(
-        &session,
-        &mut operations,
-        message.bytes(len)?,
-        signature,
-        signature_len,
-    )
+    if current.operation.lacks_context_login() {
+        return Err(Rule::USER_NOT_LOGGED_IN.into());
+    }
+    // The caller may have the signature written over the message: it is read to the end here.
+    let taken = message
+        .bytes(len)
+        .and_then(|message| Ok(current.operation.update(message)?));
+    if taken.is_err() {
+        operations.signature = None;
+    }
+    taken?;
+    finish(&session, &mut operations, signature, signature_len)
 }
 
 /// C_SignUpdate: one part of the message. Touches no card.
@@ -116,15 +121,16 @@ pub(crate) fn finish_parts(
     if room(signature, signature_len, current.operation.signature_len())? == Room::Asked {
         return Ok(());
     }
-    finish(&session, &mut operations, &[], signature, signature_len)
+    if current.operation.lacks_context_login() {
+        return Err(Rule::USER_NOT_LOGGED_IN.into());
+    }
+    finish(&session, &mut operations, signature, signature_len)
 }
 
-/// Takes the last part and signs; the operation is over however it ends, except that a key which wants its
-/// PIN each time waits for it.
+/// Signs what was collected; the operation is over however it ends.
 fn finish(
     session: &Session,
     operations: &mut Operations,
-    last: &[u8],
     out: Out<'_, u8>,
     out_len: Out<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
@@ -132,11 +138,6 @@ fn finish(
         .signature
         .take()
         .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if current.operation.lacks_context_login() {
-        operations.signature = Some(current);
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
-    }
-    current.operation.update(last)?;
     let operation = &mut current.operation;
     let signature = session
         .reader
@@ -144,9 +145,7 @@ fn finish(
             token.sign(card, operation)
         })?;
     if signature.len() > operation.signature_len() {
-        return Err(
-            claviger_token::TokenError::malformed("signature", "longer than the key").into(),
-        );
+        return Err(TokenError::malformed("signature", "longer than the key").into());
     }
     out.put_all(&signature)?;
     out_len.put(CK_ULONG::try_from(signature.len()).unwrap_or(CK_ULONG::MAX))

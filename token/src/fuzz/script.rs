@@ -242,6 +242,10 @@ impl Transport for Script {
         Limits::EXTENDED
     }
 
+    fn is_over(&self) -> bool {
+        false
+    }
+
     fn epoch(&self) -> Epoch {
         Epoch(self.epoch)
     }
