@@ -1,0 +1,230 @@
+//! One card, several applets, several programs: what a session survives and what it must not.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::process::Command;
+
+use claviger_hw_tests::{
+    provision::{PIN, Plan},
+    reader::Fate,
+    rig::Rig,
+};
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    error::{Error, RvError},
+    mechanism::{
+        Mechanism,
+        eddsa::{EddsaParams, EddsaSignatureScheme},
+    },
+    object::{Attribute, ObjectClass, ObjectHandle},
+    session::{Session, UserType},
+    types::AuthPin,
+};
+use stage::{Stage, Way, log_in, play, with_card};
+
+const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const HASH: [u8; 32] = [0x3C; 32];
+
+fn key(session: &Session, id: u8) -> ObjectHandle {
+    let template = [
+        Attribute::Class(ObjectClass::PRIVATE_KEY),
+        Attribute::Id(vec![id]),
+    ];
+    *session
+        .find_objects(&template)
+        .unwrap()
+        .first()
+        .expect("a private key")
+}
+
+#[track_caller]
+fn code<T>(result: cryptoki::error::Result<T>) -> RvError {
+    match result {
+        Err(Error::Pkcs11(code, _)) => code,
+        Err(error) => panic!("no return code: {error}"),
+        Ok(_) => panic!("the call succeeded"),
+    }
+}
+
+fn without_threads(stage: &Stage) -> Pkcs11 {
+    let module = stage.load();
+    let flags = CInitializeFlags::OS_LOCKING_OK | CInitializeFlags::LIBRARY_CANT_CREATE_OS_THREADS;
+    module.initialize(CInitializeArgs::new(flags)).unwrap();
+    module
+}
+
+#[test]
+fn piv_and_openpgp_of_one_card_sign_side_by_side() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::both(), |stage| {
+            let module = stage.module();
+            let slots = module.get_slots_with_token().unwrap();
+            assert_eq!(slots.len(), 2, "one card, two tokens");
+            let sessions: Vec<Session> = slots
+                .iter()
+                .map(|slot| module.open_ro_session(*slot).unwrap())
+                .collect();
+            sessions.iter().for_each(log_in);
+            let keys = [key(&sessions[0], 1), key(&sessions[1], 3)];
+            for _ in 0..3 {
+                for (session, key) in sessions.iter().zip(keys) {
+                    assert_eq!(
+                        session.sign(&Mechanism::Ecdsa, key, &HASH).unwrap().len(),
+                        64
+                    );
+                }
+            }
+            sessions[0].logout().unwrap();
+            let signature = sessions[1].sign(&Mechanism::Ecdsa, keys[1], &HASH).unwrap();
+            assert_eq!(
+                signature.len(),
+                64,
+                "a logout of one token is not one of the other"
+            );
+        });
+    }
+}
+
+#[test]
+fn two_threads_use_both_tokens_of_a_card_at_once() {
+    with_card(Way::Pcscd, Plan::both(), |stage| {
+        let module = stage.module();
+        let slots = module.get_slots_with_token().unwrap();
+        std::thread::scope(|scope| {
+            for (slot, id) in slots.into_iter().zip([1, 3]) {
+                let module = &module;
+                scope.spawn(move || {
+                    let session = module.open_ro_session(slot).unwrap();
+                    log_in(&session);
+                    let key = key(&session, id);
+                    for _ in 0..20 {
+                        assert_eq!(
+                            session.sign(&Mechanism::Ecdsa, key, &HASH).unwrap().len(),
+                            64
+                        );
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// How often a PIN was sent, by the card's own log.
+fn count_verifies(log: &std::sync::Mutex<u32>, frame: &[u8]) -> Fate {
+    if frame.get(1) == Some(&0x20) && frame.len() > 5 {
+        *log.lock().unwrap() += 1;
+    }
+    Fate::Answer
+}
+
+#[test]
+fn the_same_session_signs_again_after_a_reset_with_one_silent_verification() {
+    let verifies = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let counter = std::sync::Arc::clone(&verifies);
+    let count = move |rig: &Rig, _: &mut Command| {
+        rig.card()
+            .on_frame(move |frame| count_verifies(&counter, frame));
+    };
+    let log = play(Way::Socket, Plan::piv4(), count, |stage| {
+        let module = stage.module();
+        let session = stage.session(&module);
+        log_in(&session);
+        let (often, always) = (key(&session, 1), key(&session, 2));
+        session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap();
+        stage.say("reset");
+        assert_eq!(
+            session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap().len(),
+            64
+        );
+        let (apdus, _) = stage.apdus(|| session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap());
+        assert_eq!(apdus, 1, "warm again");
+        // A key that wants the PIN each time never gets it without being asked.
+        assert_eq!(
+            code(session.sign(&Mechanism::RsaPkcs, always, &HASH)),
+            RvError::UserNotLoggedIn
+        );
+    });
+    if log.is_some() {
+        assert_eq!(
+            *verifies.lock().unwrap(),
+            2,
+            "the login and one silent verification"
+        );
+    }
+}
+
+#[test]
+fn a_card_swapped_unseen_gets_neither_pin_nor_session() {
+    let verifies = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let counter = std::sync::Arc::clone(&verifies);
+    let count = move |rig: &Rig, _: &mut Command| {
+        rig.card()
+            .on_frame(move |frame| count_verifies(&counter, frame));
+    };
+    let log = play(Way::Socket, Plan::piv4(), count, |stage| {
+        for module in [without_threads as fn(&Stage) -> Pkcs11, Stage::module] {
+            let module = module(stage);
+            let session = stage.session(&module);
+            log_in(&session);
+            let key = key(&session, 1);
+            // For all the module knows, what comes back is another card.
+            stage.say("remove");
+            stage.say("insert");
+            let failed = code(session.sign(&Mechanism::Ecdsa, key, &HASH));
+            let expected = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];
+            assert!(expected.contains(&failed), "{failed:?}");
+            assert_eq!(
+                code(session.get_session_info()),
+                RvError::SessionHandleInvalid
+            );
+            let fresh = stage.session(&module);
+            let private = fresh.find_objects(&[Attribute::Class(ObjectClass::PRIVATE_KEY)]);
+            assert_eq!(
+                private.unwrap().len(),
+                1,
+                "nobody is logged in to the new card"
+            );
+            drop(fresh);
+            module.finalize().unwrap();
+        }
+    });
+    if log.is_some() {
+        assert_eq!(
+            *verifies.lock().unwrap(),
+            2,
+            "the two logins and nothing else"
+        );
+    }
+}
+
+#[test]
+fn a_one_signature_key_takes_the_pin_each_time() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::pgp3(), |stage| {
+            let module = stage.module();
+            let session = stage.session(&module);
+            log_in(&session);
+            let key = key(&session, 1);
+            let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
+            for _ in 0..3 {
+                session.sign_init(&mechanism, key).unwrap();
+                session.sign_update(b"message").unwrap();
+                assert_eq!(code(session.sign_final()), RvError::UserNotLoggedIn);
+                // The operation waits for its login.
+                let once = AuthPin::new(PIN.into());
+                session
+                    .login(UserType::ContextSpecific, Some(&once))
+                    .unwrap();
+                assert_eq!(session.sign_final().unwrap().len(), 64);
+            }
+        });
+    }
+}
