@@ -139,7 +139,7 @@ fn entry(kind: CK_ULONG, value: *mut u8, len: usize) -> CK_ATTRIBUTE {
 
 fn on_piv(body: impl FnOnce(&Stage, &Client)) {
     with_card(Way::Socket, Plan::piv4(), |stage| {
-        body(stage, &Client::new())
+        body(stage, &Client::new());
     });
 }
 

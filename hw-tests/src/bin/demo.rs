@@ -1,7 +1,8 @@
 //! `make demo`: from C_Initialize to a signature that OpenSSL verifies, with no card, no pcscd and no root.
 //!
 //! This process holds a card with the firmware of a Nitrokey 3 behind a socket; the same program, started again
-//! as a client, loads the built module and uses it as any application would.
+//! as a client, loads the built module and uses it as any application would. With `--pcscd` the card is in a
+//! reader of a pcscd of its own instead.
 
 use std::{
     env,
@@ -19,9 +20,11 @@ use std::{
 use claviger_hw_tests::{
     card::{State, VirtualCard},
     control,
+    pcscd::{Pcscd, SOCKET_VARIABLE},
     provision::{PIN, Plan, provision},
     reader::Reader,
     server::SocketServer,
+    vpcd::VpcdClient,
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
@@ -41,7 +44,8 @@ const MESSAGE: &[u8] = b"The first signature of many.\n";
 
 fn main() -> ExitCode {
     let outcome = match env::args_os().nth(1) {
-        None => hold_the_card(),
+        None => hold_the_card(false),
+        Some(option) if option == "--pcscd" => hold_the_card(true),
         Some(folder) => use_the_card(Path::new(&folder)),
     };
     match outcome {
@@ -53,8 +57,43 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes a card, puts it behind a socket and starts the client.
-fn hold_the_card() -> Outcome {
+/// Where the card is for the client; dropped, it is there no longer.
+enum Place {
+    Socket(SocketServer),
+    Pcscd { service: Pcscd, _line: VpcdClient },
+}
+
+impl Place {
+    fn new(pcscd: bool, folder: &Path, reader: &Reader) -> Outcome<Self> {
+        if !pcscd {
+            return Ok(Self::Socket(SocketServer::start(
+                folder.join("reader"),
+                reader,
+            )?));
+        }
+        if let Some(obstacle) = Pcscd::obstacle() {
+            return Err(obstacle.into());
+        }
+        let service = Pcscd::start(1);
+        let line = VpcdClient::start(service.port(0), reader)?;
+        service.wait_for_cards(1);
+        Ok(Self::Pcscd {
+            service,
+            _line: line,
+        })
+    }
+
+    /// Transport, and the variable that names the socket, with its value.
+    fn environment(&self) -> (&'static str, &'static str, PathBuf) {
+        match self {
+            Self::Socket(server) => ("socket", "CLAVIGER_SOCKET", server.path().to_owned()),
+            Self::Pcscd { service, .. } => ("pcsc", SOCKET_VARIABLE, service.socket()),
+        }
+    }
+}
+
+/// Makes a card, puts it into a reader and starts the client.
+fn hold_the_card(pcscd: bool) -> Outcome {
     heading("A card");
     let folder = tempfile::tempdir()?;
     let started = Instant::now();
@@ -74,17 +113,20 @@ fn hold_the_card() -> Outcome {
     );
     issued.write(folder.path())?;
     let reader = Reader::new("Claviger virtual reader", card);
-    let socket = folder.path().join("reader");
-    let _server = SocketServer::start(&socket, &reader)?;
+    let place = Place::new(pcscd, folder.path(), &reader)?;
     let (end, _ended) = mpsc::channel();
     control::listen(&folder.path().join("control"), reader.clone(), end)?;
-    fact("reader", format!("behind {}", socket.display()));
+    let (transport, variable, socket) = place.environment();
+    fact(
+        "reader",
+        format!("transport {transport}, {}", socket.display()),
+    );
 
     let status = Command::new(env::current_exe()?)
         .arg(folder.path())
         .env("CLAVIGER_CONFIG", "/dev/null")
-        .env("CLAVIGER_TRANSPORTS", "socket")
-        .env("CLAVIGER_SOCKET", &socket)
+        .env("CLAVIGER_TRANSPORTS", transport)
+        .env(variable, socket)
         .status()?;
     if !status.success() {
         return Err(format!("the client ended with {status}").into());
