@@ -120,6 +120,14 @@ impl Failure {
         match self {
             Self::Rule(rule) if rule.is_ordinary() => tracing::debug!("{function}: {self}"),
             Self::Rule(_) => tracing::info!("{function}: {self}"),
+            // Asked of a key that cannot: how callers find out what it can.
+            Self::Token(
+                TokenError::MechanismInvalid(_)
+                | TokenError::MechanismParamInvalid(_)
+                | TokenError::KeyTypeInconsistent(_)
+                | TokenError::KeyFunctionNotPermitted
+                | TokenError::DataLength { .. },
+            ) => tracing::info!("{function}: {self}"),
             Self::Token(_) | Self::Environment(_) => tracing::warn!("{function}: {self}"),
         }
     }
