@@ -16,8 +16,7 @@ SKIPPED := $(abspath $(or $(CARGO_TARGET_DIR),target))/skipped-tests
 test:
 	@scripts/prepare test
 	@$(MAKE) --no-print-directory lint
-	$(CARGO) build --locked --release -p claviger-pkcs11
-	$(CARGO) build --locked --release -p claviger-hw-tests --bins
+	$(CARGO) build --locked --release --workspace --all-targets
 	@rm -f $(SKIPPED)
 	CLAVIGER_SKIPPED_TESTS=$(SKIPPED) $(CARGO) test --locked --release --workspace
 	@if [ -s $(SKIPPED) ]; then echo "Skipped on this machine, $$(wc -l < $(SKIPPED)) in all:"; sort $(SKIPPED); \

@@ -107,7 +107,10 @@ impl OpenPgp {
             Some(answer) => answer,
             None => read_application_data(talk)?,
         };
-        self.note_probe(answer.expose())
+        self.note_probe(answer.expose())?;
+        // A card that no longer describes itself is taken as it last did.
+        self.stale = false;
+        Ok(())
     }
 }
 

@@ -237,6 +237,27 @@ fn after_forgetting_a_key_made_since_is_seen() {
 }
 
 #[test]
+fn a_card_that_no_longer_describes_itself_is_taken_as_it_last_did() {
+    let session = [
+        Sheet::CURVES.discovery(),
+        SELECT.to_owned(),
+        read_point("B600", &[0xE1; 32]),
+        exchange("00CA006E00", &[]),
+        SELECT.to_owned(),
+        exchange("00CA006E00", &[]),
+        read_point("B600", &[0xE1; 32]),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    let wanted = by(CKO_PUBLIC_KEY, 1);
+    assert_eq!(token.find(&mut card, &wanted).unwrap().len(), 1);
+    token.forget_objects();
+    for _ in 0..2 {
+        assert_eq!(token.find(&mut card, &wanted).unwrap().len(), 1);
+    }
+}
+
+#[test]
 fn a_key_replaced_by_another_program_is_read_again_once_the_card_says_so() {
     let before = Sheet::CURVES;
     let after = Sheet {
