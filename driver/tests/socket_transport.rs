@@ -21,6 +21,9 @@ use claviger_driver::{
 };
 use common::{ATR, Folder, Peer, Server, connect, misbehaving, recording, send, soon, try_connect};
 
+/// A busy machine may pause a process for long; only what never ends is this late.
+const HANG: Duration = Duration::from_secs(5);
+
 #[test]
 fn a_command_and_its_answer() {
     let folder = Folder::new("command");
@@ -134,7 +137,7 @@ fn a_server_that_does_not_answer_connect_costs_the_call() {
         (error.kind, error.sent),
         (TransportErrorKind::TimedOut, Sent::No)
     );
-    assert!(begun.elapsed() < Duration::from_millis(400));
+    assert!(begun.elapsed() < HANG);
 }
 
 #[test]
@@ -205,7 +208,7 @@ fn a_timeout_closes_the_connection_so_that_no_late_answer_is_taken_for_the_next(
         (error.kind, error.sent),
         (TransportErrorKind::TimedOut, Sent::Maybe)
     );
-    assert!(begun.elapsed() < Duration::from_millis(200));
+    assert!(begun.elapsed() < HANG);
     std::thread::sleep(Duration::from_millis(300));
     let later = send(&mut *card, soon()).unwrap_err();
     assert_eq!(

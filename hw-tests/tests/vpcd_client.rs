@@ -151,7 +151,7 @@ fn frames_in_two_segments_cost_no_delayed_acknowledgement() {
         slot.ask(&VERIFY_STATUS);
     }
     assert!(
-        start.elapsed() < Duration::from_millis(50 * 20),
+        start.elapsed() < Duration::from_millis(50 * 39),
         "{:?} for 50 frames",
         start.elapsed()
     );
