@@ -30,7 +30,7 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK,
 };
 use stage::{
-    Stage, Way,
+    Way,
     raw::{Raw, arguments},
     with_card,
 };
