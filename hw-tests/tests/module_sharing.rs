@@ -228,3 +228,49 @@ fn a_one_signature_key_takes_the_pin_each_time() {
         });
     }
 }
+
+/// Whether a program that wants the card for itself gets it now, as GnuPG's scdaemon does.
+fn is_free() -> bool {
+    use pcsc::{Context, Disposition, Error, Protocols, Scope, ShareMode};
+    let context = Context::establish(Scope::User).unwrap();
+    let readers = context.list_readers_owned().unwrap();
+    let exclusive =
+        |reader: &std::ffi::CString| context.connect(reader, ShareMode::Exclusive, Protocols::ANY);
+    let outcomes: Vec<_> = readers.iter().map(exclusive).collect();
+    assert!(outcomes.len() >= 2, "the reader and its empty twin");
+    for outcome in outcomes {
+        match outcome {
+            Ok(card) => {
+                card.disconnect(Disposition::LeaveCard)
+                    .map_err(|(_, error)| error)
+                    .unwrap();
+                return true;
+            }
+            Err(Error::SharingViolation) => return false,
+            Err(Error::NoSmartcard) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("no reader holds a card");
+}
+
+#[test]
+fn an_idle_card_is_let_go_unless_a_user_is_logged_in() {
+    with_card(Way::Pcscd, Plan::piv4(), |stage| {
+        let module = stage.module();
+        let session = stage.session(&module);
+        session.find_objects(&[]).unwrap();
+        let moment = std::time::Duration::from_millis(1500);
+        std::thread::sleep(moment);
+        assert!(is_free(), "a session alone does not hold the card");
+        log_in(&session);
+        std::thread::sleep(moment);
+        assert!(!is_free(), "the login would be lost");
+        session
+            .sign(&Mechanism::Ecdsa, key(&session, 1), &HASH)
+            .unwrap();
+        session.logout().unwrap();
+        std::thread::sleep(moment);
+        assert!(is_free());
+    });
+}
