@@ -27,9 +27,7 @@ use std::{
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 use claviger_driver::{Backend, ReaderId, Stopped, Watch, pcsc::PcscBackend};
 use common::Folder;
-
-/// A busy machine may pause a process for long; only what never ends is this late.
-const HANG: Duration = Duration::from_secs(5);
+use common::HANG;
 
 const SOCKET: &str = "PCSCLITE_CSOCK_NAME";
 

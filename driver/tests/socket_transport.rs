@@ -19,10 +19,9 @@ use claviger_driver::{
         frame::{Refusal, Reply, Request},
     },
 };
-use common::{ATR, Folder, Peer, Server, connect, misbehaving, recording, send, soon, try_connect};
-
-/// A busy machine may pause a process for long; only what never ends is this late.
-const HANG: Duration = Duration::from_secs(5);
+use common::{
+    ATR, Folder, HANG, Peer, Server, connect, misbehaving, recording, send, soon, try_connect,
+};
 
 #[test]
 fn a_command_and_its_answer() {

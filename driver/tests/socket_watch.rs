@@ -21,10 +21,7 @@ use claviger_apdu::{Call, TransportErrorKind};
 use claviger_driver::{
     Backend, Presence, ReaderState, Readers, Stopped, Watch, socket::SocketBackend,
 };
-use common::{ATR, Folder, Peer, Server, switches};
-
-/// A busy machine may pause a process for long; only what never ends is this late.
-const HANG: Duration = Duration::from_secs(5);
+use common::{ATR, Folder, HANG, Peer, Server, switches};
 
 const SOON: Duration = Duration::from_millis(500);
 

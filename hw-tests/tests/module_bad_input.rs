@@ -26,41 +26,19 @@ use claviger_hw_tests::{
 };
 use cryptoki::{
     context::Pkcs11,
-    error::{Error, RvError},
+    error::RvError,
     mechanism::Mechanism,
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
     session::{Session, UserType},
     types::AuthPin,
 };
-use stage::{Log, Stage, Way, log_in, play, with_card};
+use stage::{Log, Stage, Way, code, key, log_in, play, with_card};
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
 const HASH: [u8; 32] = [0x5A; 32];
 
-/// The code of a call that must fail.
-#[track_caller]
-fn code<T>(result: cryptoki::error::Result<T>) -> RvError {
-    match result {
-        Err(Error::Pkcs11(code, _)) => code,
-        Err(error) => panic!("no return code: {error}"),
-        Ok(_) => panic!("the call succeeded"),
-    }
-}
-
 fn login(session: &Session, pin: &str) -> cryptoki::error::Result<()> {
     session.login(UserType::User, Some(&AuthPin::new(pin.into())))
-}
-
-fn key(session: &Session, id: u8) -> ObjectHandle {
-    let template = [
-        Attribute::Class(ObjectClass::PRIVATE_KEY),
-        Attribute::Id(vec![id]),
-    ];
-    *session
-        .find_objects(&template)
-        .unwrap()
-        .first()
-        .expect("a private key")
 }
 
 fn is_verify(frame: &[u8]) -> bool {

@@ -19,7 +19,7 @@ use cryptoki::{
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use stage::{Stage, Way, log_in, with_card};
+use stage::{Stage, Way, key, log_in, with_card};
 
 const HASH: [u8; 32] = [0xA5; 32];
 
@@ -50,18 +50,6 @@ fn list_keys(session: &Session) -> usize {
         assert_eq!(got.len(), 2);
     }
     objects.len()
-}
-
-fn private_key(session: &Session, id: u8) -> ObjectHandle {
-    let template = [
-        Attribute::Class(ObjectClass::PRIVATE_KEY),
-        Attribute::Id(vec![id]),
-    ];
-    *session
-        .find_objects(&template)
-        .unwrap()
-        .first()
-        .expect("a private key")
 }
 
 fn sign(session: &Session, key: ObjectHandle) {
@@ -136,7 +124,7 @@ fn piv_cold_start_and_warm_signature(stage: &Stage) {
             initialize(&module);
             let session = stage.session(&module);
             log_in(&session);
-            let key = private_key(&session, 1);
+            let key = key(&session, 1);
             sign(&session, key);
             kept = Some((session, key));
         }),

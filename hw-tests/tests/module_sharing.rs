@@ -19,40 +19,19 @@ use claviger_hw_tests::{
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
-    error::{Error, RvError},
+    error::RvError,
     mechanism::{
         Mechanism,
         eddsa::{EddsaParams, EddsaSignatureScheme},
     },
-    object::{Attribute, ObjectClass, ObjectHandle},
+    object::{Attribute, ObjectClass},
     session::{Session, UserType},
     types::AuthPin,
 };
-use stage::{Stage, Way, log_in, play, with_card};
+use stage::{Stage, Way, code, key, log_in, play, with_card};
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
 const HASH: [u8; 32] = [0x3C; 32];
-
-fn key(session: &Session, id: u8) -> ObjectHandle {
-    let template = [
-        Attribute::Class(ObjectClass::PRIVATE_KEY),
-        Attribute::Id(vec![id]),
-    ];
-    *session
-        .find_objects(&template)
-        .unwrap()
-        .first()
-        .expect("a private key")
-}
-
-#[track_caller]
-fn code<T>(result: cryptoki::error::Result<T>) -> RvError {
-    match result {
-        Err(Error::Pkcs11(code, _)) => code,
-        Err(error) => panic!("no return code: {error}"),
-        Ok(_) => panic!("the call succeeded"),
-    }
-}
 
 fn without_threads(stage: &Stage) -> Pkcs11 {
     let module = stage.load();

@@ -26,6 +26,9 @@ use claviger_driver::{
     },
 };
 
+/// A busy machine may pause a process for long; only what never ends is this late.
+pub const HANG: Duration = Duration::from_secs(5);
+
 /// An answer to reset that parses.
 pub const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
 

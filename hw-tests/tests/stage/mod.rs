@@ -27,6 +27,8 @@ use std::{
 use claviger_hw_tests::{client, control, paths, provision::Plan, rig::Rig};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    error::{Error, RvError},
+    object::{Attribute, ObjectClass, ObjectHandle},
     session::{Session, UserType},
     types::AuthPin,
 };
@@ -167,6 +169,30 @@ impl Stage {
             .expect("a token");
         module.open_ro_session(slot).expect("C_OpenSession")
     }
+}
+
+/// The code of a call that must fail.
+#[track_caller]
+pub fn code<T>(result: cryptoki::error::Result<T>) -> RvError {
+    match result {
+        Err(Error::Pkcs11(code, _)) => code,
+        Err(error) => panic!("no return code: {error}"),
+        Ok(_) => panic!("the call succeeded"),
+    }
+}
+
+/// The private key with this id.
+#[track_caller]
+pub fn key(session: &Session, id: u8) -> ObjectHandle {
+    let template = [
+        Attribute::Class(ObjectClass::PRIVATE_KEY),
+        Attribute::Id(vec![id]),
+    ];
+    *session
+        .find_objects(&template)
+        .unwrap()
+        .first()
+        .expect("a private key")
 }
 
 /// The user PIN of every card.
