@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -34,6 +34,8 @@ struct Shared {
     changed: Condvar,
     stopped: AtomicBool,
     idle: Weak<Idle>,
+    /// Backends nobody has looked at yet.
+    unseen: AtomicUsize,
 }
 
 impl Shared {
@@ -41,8 +43,15 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, backend: usize, picture: &Readers, silent: bool) {
-        let other_cards = self.table().apply(backend, picture, silent);
+    fn apply(&self, backend: usize, picture: &Readers, first: bool) {
+        let other_cards = {
+            let mut table = self.table();
+            if first {
+                // Under the table's lock, so that who waits for the first look cannot miss it.
+                self.unseen.fetch_sub(1, Ordering::SeqCst);
+            }
+            table.apply(backend, picture, first)
+        };
         self.changed.notify_all();
         if other_cards && let Some(idle) = self.idle.upgrade() {
             idle.look_now();
@@ -93,6 +102,15 @@ struct Watching {
     threads: Vec<JoinHandle<()>>,
 }
 
+impl Watching {
+    /// Looks at what nobody watches.
+    fn look(&mut self, shared: &Shared) {
+        for source in &mut self.sources {
+            source.look(shared);
+        }
+    }
+}
+
 /// The events of one generation of the module.
 pub(crate) struct Events {
     shared: Arc<Shared>,
@@ -123,6 +141,7 @@ impl Events {
             changed: Condvar::new(),
             stopped: AtomicBool::new(false),
             idle: Arc::downgrade(idle),
+            unseen: AtomicUsize::new(sources.len()),
         };
         let watching = Watching {
             sources,
@@ -150,26 +169,45 @@ impl Events {
         self.watching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings the table up to date. With threads it always is; the first call starts them. Without, every
-    /// backend is looked at, unless a waiter is watching it already.
+    /// Brings the table up to date. With threads it always is; the first call starts them and waits for their
+    /// first look. Without, every backend is looked at, unless a waiter is watching it already.
     pub(crate) fn refresh(&self) {
-        let watching = if self.may_create_threads {
-            Some(self.watching())
-        } else {
-            // Busy means that a waiter is watching, perhaps for hours, or that another call is looking.
-            self.watching.try_lock().ok()
-        };
-        let Some(mut watching) = watching else { return };
-        for source in &mut watching.sources {
-            source.look(&self.shared);
+        if self.may_create_threads {
+            self.start_threads();
+            self.wait_for_first_look();
+        } else if let Ok(mut watching) = self.watching.try_lock() {
+            // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
+            watching.look(&self.shared);
         }
-        if self.may_create_threads && !self.is_stopped() {
-            for source in std::mem::take(&mut watching.sources) {
-                match self.spawn(source) {
-                    Ok(thread) => watching.threads.push(thread),
-                    Err(source) => watching.sources.extend(source),
-                }
+    }
+
+    fn start_threads(&self) {
+        let mut watching = self.watching();
+        if self.is_stopped() {
+            return;
+        }
+        for source in std::mem::take(&mut watching.sources) {
+            match self.spawn(source) {
+                Ok(thread) => watching.threads.push(thread),
+                Err(source) => watching.sources.extend(source),
             }
+        }
+        watching.look(&self.shared);
+    }
+
+    fn wait_for_first_look(&self) {
+        if self.shared.unseen.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let deadline = Instant::now() + LOOK;
+        let mut table = self.table();
+        while self.shared.unseen.load(Ordering::SeqCst) > 0 && !self.is_stopped() {
+            let Some(rest) = deadline.checked_duration_since(Instant::now()) else {
+                tracing::warn!("no picture of the readers after {LOOK:?}; going on without");
+                return;
+            };
+            let woken = self.shared.changed.wait_timeout(table, rest);
+            table = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -185,6 +223,7 @@ impl Events {
         let given = Arc::clone(&handover);
         let run = move || {
             if let Some(mut source) = take(&given) {
+                source.look(&shared);
                 while source.follow(&shared).is_ok() {}
             }
         };
