@@ -20,7 +20,8 @@ use cryptoki_sys::{
     CKA_CLASS, CKA_EC_PARAMS, CKA_ID, CKA_LABEL, CKA_MODULUS, CKA_VALUE, CKF_OS_LOCKING_OK,
     CKF_SERIAL_SESSION, CKM_ECDSA, CKM_ECDSA_SHA256, CKO_PRIVATE_KEY, CKR_ARGUMENTS_BAD,
     CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID, CKR_BUFFER_TOO_SMALL, CKR_OK,
-    CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED, CKR_SESSION_HANDLE_INVALID, CKU_USER,
+    CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED, CKR_PIN_INCORRECT,
+    CKR_SESSION_HANDLE_INVALID, CKU_USER,
 };
 use stage::{Stage, Way, raw::Raw, with_card};
 
@@ -253,6 +254,36 @@ fn every_entry_of_a_template_is_answered_whatever_happens_to_the_others() {
             CK_ULONG::MAX
         );
         assert_eq!(huge, CKR_ARGUMENTS_BAD);
+    });
+}
+
+#[test]
+fn lengths_past_all_reason_are_refused_without_copying() {
+    on_piv(|stage, client| {
+        let mut memory = [b'1'; 4096];
+        let huge = 1usize << 40;
+        let mut template = [entry(CKA_LABEL, memory.as_mut_ptr(), huge)];
+        let found = ck!(
+            client.raw,
+            C_FindObjectsInit,
+            client.session,
+            template.as_mut_ptr(),
+            1
+        );
+        assert_eq!(found, CKR_ARGUMENTS_BAD);
+        assert_eq!(ck!(client.raw, C_Logout, client.session), CKR_OK);
+        let (apdus, login) = stage.apdus(|| {
+            let pin = memory.as_mut_ptr();
+            ck!(
+                client.raw,
+                C_Login,
+                client.session,
+                CKU_USER,
+                pin,
+                huge as CK_ULONG
+            )
+        });
+        assert_eq!((apdus, login), (0, CKR_PIN_INCORRECT));
     });
 }
 

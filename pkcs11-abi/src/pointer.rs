@@ -173,8 +173,14 @@ fn checked_count<T>(count: CK_ULONG) -> Result<usize, Failure> {
         .ok_or_else(|| Rule::ARGUMENTS_BAD.into())
 }
 
+/// No attribute of a card is longer; a length past this is a lie, and copying it could exhaust the memory.
+const MAX_VALUE: CK_ULONG = 1 << 20;
+
 /// The value bytes of one attribute of a template.
 pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failure> {
+    if attribute.ulValueLen > MAX_VALUE {
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
     // SAFETY: the attribute was read from a template of the caller, who promises its pointer and length.
     let value = unsafe { In::new(attribute.pValue.cast::<u8>().cast_const()) };
     Ok(value.bytes(attribute.ulValueLen)?.to_vec())

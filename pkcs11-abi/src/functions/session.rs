@@ -134,12 +134,15 @@ fn login_once(session: &Session, pin: In<'_, u8>, len: CK_ULONG) -> Result<(), F
         })
 }
 
+/// Longer than any PIN: what is cut to it is still refused as too long.
+const MAX_PIN: CK_ULONG = 1024;
+
 /// A PIN; without a PIN pad there must be one.
 fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
     if pin.is_null() {
         return Err(Rule::ARGUMENTS_BAD.into());
     }
-    Ok(Secret::copy_from(pin.bytes(len)?))
+    Ok(Secret::copy_from(pin.bytes(len.min(MAX_PIN))?))
 }
 
 /// C_Logout: here and on the card.
