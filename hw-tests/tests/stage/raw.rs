@@ -4,7 +4,8 @@ use std::{mem::MaybeUninit, ptr};
 
 use claviger_hw_tests::paths;
 use cryptoki_sys::{
-    CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_RV, CK_SLOT_ID, CK_ULONG, CKR_OK,
+    CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_INVALID_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_ULONG, CKF_SERIAL_SESSION, CKR_OK,
 };
 
 /// The loaded module. It is never unloaded: a test's threads may still be inside.
@@ -77,6 +78,53 @@ impl Raw {
     pub fn info(&self) -> CK_RV {
         let mut info = MaybeUninit::<CK_INFO>::uninit();
         ck!(self, C_GetInfo, info.as_mut_ptr())
+    }
+
+    /// C_GetSlotList: the slots, with a token or in all. A new list, as it is asked for without a buffer first.
+    #[track_caller]
+    pub fn slots(&self, with_token: bool) -> Vec<CK_SLOT_ID> {
+        let (code, mut count) = self.slot_count(with_token);
+        assert_eq!(code, CKR_OK);
+        let mut slots = vec![CK_SLOT_ID::MAX; usize::try_from(count).unwrap()];
+        let list = slots.as_mut_ptr();
+        let code = ck!(
+            self,
+            C_GetSlotList,
+            u8::from(with_token),
+            list,
+            &raw mut count
+        );
+        assert_eq!(code, CKR_OK);
+        slots.truncate(usize::try_from(count).unwrap());
+        slots
+    }
+
+    /// C_GetSlotInfo: the code and the flags.
+    pub fn slot_info(&self, slot: CK_SLOT_ID) -> (CK_RV, CK_FLAGS) {
+        let mut info = MaybeUninit::<CK_SLOT_INFO>::zeroed();
+        let code = ck!(self, C_GetSlotInfo, slot, info.as_mut_ptr());
+        // SAFETY: all zeroes are a value of this type, of numbers and characters.
+        (code, unsafe { info.assume_init() }.flags)
+    }
+
+    /// C_OpenSession: the code and the session.
+    pub fn open(&self, slot: CK_SLOT_ID) -> (CK_RV, CK_SESSION_HANDLE) {
+        let mut session = CK_INVALID_HANDLE;
+        let code = ck!(
+            self,
+            C_OpenSession,
+            slot,
+            CKF_SERIAL_SESSION,
+            ptr::null_mut(),
+            None,
+            &raw mut session
+        );
+        (code, session)
+    }
+
+    /// C_CloseSession: the code.
+    pub fn close(&self, session: CK_SESSION_HANDLE) -> CK_RV {
+        ck!(self, C_CloseSession, session)
     }
 
     /// C_GetSlotList: how many slots, with a token or in all.
