@@ -13,6 +13,7 @@
 )]
 
 pub mod raw;
+pub mod signer;
 
 use std::{
     env,

@@ -5,7 +5,8 @@ use std::{mem::MaybeUninit, ptr};
 use claviger_hw_tests::paths;
 use cryptoki_sys::{
     CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_INVALID_HANDLE, CK_RV,
-    CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_ULONG, CKF_SERIAL_SESSION, CKR_OK,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CKF_SERIAL_SESSION,
+    CKR_OK,
 };
 
 /// The loaded module. It is never unloaded: a test's threads may still be inside.
@@ -105,6 +106,12 @@ impl Raw {
         let code = ck!(self, C_GetSlotInfo, slot, info.as_mut_ptr());
         // SAFETY: all zeroes are a value of this type, of numbers and characters.
         (code, unsafe { info.assume_init() }.flags)
+    }
+
+    /// C_GetTokenInfo: the code.
+    pub fn token_info(&self, slot: CK_SLOT_ID) -> CK_RV {
+        let mut info = MaybeUninit::<CK_TOKEN_INFO>::uninit();
+        ck!(self, C_GetTokenInfo, slot, info.as_mut_ptr())
     }
 
     /// C_OpenSession: the code and the session.
