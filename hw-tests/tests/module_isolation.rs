@@ -19,17 +19,13 @@ use std::{
 };
 
 use claviger_hw_tests::rig::Rig;
-use cryptoki_sys::{
-    CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_DONT_BLOCK, CKF_LIBRARY_CANT_CREATE_OS_THREADS,
-    CKF_OS_LOCKING_OK, CKR_NO_EVENT, CKR_OK,
-};
+use cryptoki_sys::{CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
 use stage::{
     Stage, Way, play_cards,
-    raw::Raw,
+    raw::{NO_THREADS, OWN_THREAD, Raw},
     signer::{Signer, plan},
 };
 
-const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 /// How much longer the worst call may take than the median did before.
 const DELAY: Duration = Duration::from_millis(5);
 /// A machine that is busy with other things gets this many tries in all; each call must keep [`DELAY`] in one.
@@ -258,7 +254,7 @@ fn isolated(way: Way, flags: CK_FLAGS) {
 
 #[test]
 fn a_slow_card_delays_no_call_on_another_reader_of_pcscd() {
-    isolated(Way::Pcscd, CKF_OS_LOCKING_OK);
+    isolated(Way::Pcscd, OWN_THREAD);
 }
 
 #[test]
@@ -268,7 +264,7 @@ fn a_slow_card_delays_no_call_on_another_reader_of_pcscd_without_threads() {
 
 #[test]
 fn a_slow_card_delays_no_call_on_another_socket_reader() {
-    isolated(Way::Socket, CKF_OS_LOCKING_OK);
+    isolated(Way::Socket, OWN_THREAD);
 }
 
 #[test]

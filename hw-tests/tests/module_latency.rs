@@ -15,26 +15,24 @@ mod stage;
 use std::{
     sync::mpsc::{self, Receiver, Sender},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use claviger_hw_tests::provision::Plan;
-use cryptoki_sys::{
-    CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
-    CKR_OK,
-};
+use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 use pcsc::{Context, ReaderState, Scope, State};
-use stage::{Stage, Way, raw::Raw, with_card};
+use stage::{
+    Stage, Way,
+    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
+    with_card,
+};
 
-const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 /// Half of them removals, half insertions.
 const EVENTS: usize = 50;
 /// What the median may be, in seconds.
 const PROMPT: f64 = 0.010;
 /// A machine that is busy with other things gets this many tries in all.
 const TRIES: usize = 3;
-/// What only an event that never comes exceeds.
-const HANG: Duration = Duration::from_secs(20);
 
 /// Seconds since 1970: the card's process tells the time of its events so.
 fn now() -> f64 {
@@ -151,7 +149,7 @@ fn measure(way: Way, what: &str, flags: CK_FLAGS) {
 
 #[test]
 fn an_event_of_pcscd_is_passed_on_promptly() {
-    measure(Way::Pcscd, "pcscd, own thread", CKF_OS_LOCKING_OK);
+    measure(Way::Pcscd, "pcscd, own thread", OWN_THREAD);
 }
 
 #[test]
@@ -161,7 +159,7 @@ fn an_event_of_pcscd_is_passed_on_promptly_without_threads() {
 
 #[test]
 fn an_event_of_the_socket_reader_is_passed_on_promptly() {
-    measure(Way::Socket, "socket, own thread", CKF_OS_LOCKING_OK);
+    measure(Way::Socket, "socket, own thread", OWN_THREAD);
 }
 
 #[test]

@@ -25,11 +25,8 @@ use std::{
 
 use background::Background;
 use claviger_hw_tests::{client, paths, provision::Plan, rig::Rig, skip};
-use cryptoki_sys::{
-    CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
-    CKR_OK,
-};
-use stage::raw::Raw;
+use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
+use stage::raw::{NO_THREADS, OWN_THREAD, Raw};
 
 /// Set in a client's process only: the flags of C_Initialize and how many threads wait.
 const FLAGS: &str = "CLAVIGER_TEST_FLAGS";
@@ -51,11 +48,10 @@ struct Case {
     waiters: usize,
 }
 
-const NO_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK | CKF_LIBRARY_CANT_CREATE_OS_THREADS;
 const CASES: [Case; 4] = [
     Case {
         name: "own-thread",
-        flags: CKF_OS_LOCKING_OK,
+        flags: OWN_THREAD,
         waiters: 1,
     },
     Case {
@@ -65,7 +61,7 @@ const CASES: [Case; 4] = [
     },
     Case {
         name: "own-thread-20-waiters",
-        flags: CKF_OS_LOCKING_OK,
+        flags: OWN_THREAD,
         waiters: 20,
     },
     Case {
