@@ -13,16 +13,15 @@
 mod stage;
 
 use std::{
-    sync::mpsc::{self, Receiver, Sender},
+    sync::mpsc::{self, Receiver},
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use claviger_hw_tests::provision::Plan;
 use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
-use pcsc::{Context, ReaderState, Scope, State};
 use stage::{
     Stage, Way,
+    bystander::{now, pcscd_events},
     raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
     with_card,
 };
@@ -33,14 +32,6 @@ const EVENTS: usize = 50;
 const PROMPT: f64 = 0.010;
 /// A machine that is busy with other things gets this many tries in all.
 const TRIES: usize = 3;
-
-/// Seconds since 1970: the card's process tells the time of its events so.
-fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs_f64()
-}
 
 /// A thread that waits for slot events and tells when each returned, until C_Finalize.
 fn slot_events(raw: Raw) -> Receiver<f64> {
@@ -55,30 +46,6 @@ fn slot_events(raw: Raw) -> Receiver<f64> {
         }
     });
     times
-}
-
-/// The times at which pcscd told a program of its own of each insertion and removal in the rig's reader.
-fn pcscd_events() -> Receiver<f64> {
-    let (told, times) = mpsc::channel();
-    let context = Context::establish(Scope::User).unwrap();
-    let readers = context.list_readers_owned().unwrap();
-    // Its empty twin has no events.
-    let reader = readers.into_iter().min().unwrap();
-    let mut states = [ReaderState::new(reader, State::UNAWARE)];
-    context.get_status_change(None, &mut states).unwrap();
-    thread::spawn(move || follow(&context, states, &told));
-    times
-}
-
-fn follow(context: &Context, mut states: [ReaderState; 1], told: &Sender<f64>) {
-    loop {
-        let before = states[0].event_state().contains(State::PRESENT);
-        states[0].sync_current_state();
-        context.get_status_change(None, &mut states).unwrap();
-        if states[0].event_state().contains(State::PRESENT) != before && told.send(now()).is_err() {
-            return;
-        }
-    }
 }
 
 /// What the module takes longer than the source of the events, event by event, in seconds. `cause` makes an event,

@@ -12,6 +12,7 @@
     reason = "shared by several test programs; a test fails loudly"
 )]
 
+pub mod bystander;
 pub mod lives;
 pub mod raw;
 pub mod signer;
