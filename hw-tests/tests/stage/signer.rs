@@ -4,19 +4,25 @@ use std::ptr;
 
 use claviger_hw_tests::provision::{KeyAlgorithm, PIN, PivPlan, Plan};
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO,
-    CK_SLOT_ID, CK_ULONG, CKA_CLASS, CKM_ECDSA, CKO_PRIVATE_KEY, CKR_OK, CKU_USER,
+    CK_ATTRIBUTE, CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID, CK_ULONG, CKA_CLASS, CKM_ECDSA, CKM_RSA_PKCS,
+    CKO_PRIVATE_KEY, CKR_OK, CKU_USER,
 };
 
 use super::raw::Raw;
 use crate::ck;
 
-/// The length of a P-256 signature.
-const SIGNATURE: usize = 64;
+/// Longest signature: RSA-2048.
+const SIGNATURE: usize = 256;
 
 /// A card for it: one key that signs in milliseconds.
 pub fn plan() -> Plan {
     Plan::piv(PivPlan::authentication(KeyAlgorithm::P256))
+}
+
+/// A card whose key takes a command of two frames, and answers in two.
+pub fn chaining_plan() -> Plan {
+    Plan::piv(PivPlan::authentication(KeyAlgorithm::Rsa2048)).plain()
 }
 
 /// A session and the first private key of its token.
@@ -33,17 +39,24 @@ impl Signer {
     pub fn log_in(raw: Raw, slot: CK_SLOT_ID) -> Self {
         let (code, session) = raw.open(slot);
         assert_eq!(code, CKR_OK, "C_OpenSession");
-        let pin = PIN.as_ptr().cast_mut();
-        let len = PIN.len() as CK_ULONG;
-        assert_eq!(ck!(raw, C_Login, session, CKU_USER, pin, len), CKR_OK);
-        let key = find(raw, session).expect("C_FindObjects");
+        assert_eq!(log_in(raw, session), CKR_OK, "C_Login");
+        let key = find(raw, session, CKO_PRIVATE_KEY).expect("C_FindObjects");
         Self { raw, session, key }
     }
 
-    /// C_SignInit and C_Sign: the first code that is not CKR_OK.
+    /// C_SignInit and C_Sign with ECDSA: the first code that is not CKR_OK.
     pub fn sign(&self) -> CK_RV {
+        self.sign_by(CKM_ECDSA)
+    }
+
+    /// The same with PKCS #1 v1.5.
+    pub fn sign_by_rsa(&self) -> CK_RV {
+        self.sign_by(CKM_RSA_PKCS)
+    }
+
+    fn sign_by(&self, mechanism: CK_MECHANISM_TYPE) -> CK_RV {
         let mut mechanism = CK_MECHANISM {
-            mechanism: CKM_ECDSA,
+            mechanism,
             pParameter: ptr::null_mut(),
             ulParameterLen: 0,
         };
@@ -67,7 +80,7 @@ impl Signer {
             signature.cast(),
             &raw mut len
         );
-        assert!(code != CKR_OK || len == SIGNATURE as CK_ULONG);
+        assert!(code != CKR_OK || [64, 256].contains(&len));
         code
     }
 
@@ -78,7 +91,8 @@ impl Signer {
 
     /// A search for the key, from beginning to end: the first code that is not CKR_OK.
     pub fn find(&self) -> CK_RV {
-        find(self.raw, self.session).err().unwrap_or(CKR_OK)
+        let found = find(self.raw, self.session, CKO_PRIVATE_KEY);
+        found.err().unwrap_or(CKR_OK)
     }
 }
 
@@ -88,9 +102,25 @@ pub fn session_info(raw: Raw, session: CK_SESSION_HANDLE) -> CK_RV {
     ck!(raw, C_GetSessionInfo, session, &raw mut info)
 }
 
-/// The first private key, or the code of the call that failed.
-fn find(raw: Raw, session: CK_SESSION_HANDLE) -> Result<CK_OBJECT_HANDLE, CK_RV> {
-    let mut class = CKO_PRIVATE_KEY;
+/// C_Login of the user: the code.
+pub fn log_in(raw: Raw, session: CK_SESSION_HANDLE) -> CK_RV {
+    let len = PIN.len() as CK_ULONG;
+    ck!(
+        raw,
+        C_Login,
+        session,
+        CKU_USER,
+        PIN.as_ptr().cast_mut(),
+        len
+    )
+}
+
+/// The first object of a class, or the code of the call that failed.
+pub fn find(
+    raw: Raw,
+    session: CK_SESSION_HANDLE,
+    mut class: CK_OBJECT_CLASS,
+) -> Result<CK_OBJECT_HANDLE, CK_RV> {
     let mut template = [CK_ATTRIBUTE {
         type_: CKA_CLASS,
         pValue: (&raw mut class).cast(),
@@ -114,6 +144,6 @@ fn find(raw: Raw, session: CK_SESSION_HANDLE) -> Result<CK_OBJECT_HANDLE, CK_RV>
         &raw mut count
     ))?;
     ok(ck!(raw, C_FindObjectsFinal, session))?;
-    assert_eq!(count, 1, "a private key");
+    assert_eq!(count, 1, "one of that class");
     Ok(key)
 }
