@@ -15,13 +15,14 @@
 pub mod bystander;
 pub mod lives;
 pub mod raw;
+pub mod renumbering;
 pub mod signer;
 
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, mpsc},
     time::Duration,
@@ -132,19 +133,25 @@ pub fn with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
     let _ = play(way, plan, |_, _| {}, body);
 }
 
+/// Says one line at a control socket; the answer.
+#[track_caller]
+fn say_to(control: &Path, line: &str) -> String {
+    let mut stream = UnixStream::connect(control).expect("a control socket");
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    assert!(
+        !answer.is_empty() && !answer.starts_with("error"),
+        "{line}: {answer}"
+    );
+    answer.trim().to_owned()
+}
+
 impl Stage {
     /// Says one line to the rig, as [`control`] has them; the answer.
     #[track_caller]
     pub fn say(&self, line: &str) -> String {
-        let mut stream = UnixStream::connect(&self.control).expect("the card's control socket");
-        writeln!(stream, "{line}").unwrap();
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).unwrap();
-        assert!(
-            !answer.is_empty() && !answer.starts_with("error"),
-            "{line}: {answer}"
-        );
-        answer.trim().to_owned()
+        say_to(&self.control, line)
     }
 
     /// One of the card's counters by its name.
