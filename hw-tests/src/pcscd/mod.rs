@@ -118,9 +118,10 @@ impl Pcscd {
         let Some(mut process) = self.process.take() else {
             return;
         };
+        signal(&process, Signal::CONT);
         drop(process.stdin.take());
         let ended = client::exits_within(&process, PATIENCE);
-        let _ = kill_process_group(Pid::from_child(&process), Signal::KILL);
+        signal(&process, Signal::KILL);
         let _ = process.wait();
         let _ = fs::remove_dir_all(self.folder.path().join("run"));
         let _ = fs::create_dir(self.folder.path().join("run"));
@@ -151,6 +152,22 @@ impl Pcscd {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Stops pcscd in its tracks: to its clients it is there and answers nothing.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn freeze(&self) {
+        signal(self.process.as_ref().expect("it runs"), Signal::STOP);
+    }
+
+    /// Lets a frozen pcscd go on where it was.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn thaw(&self) {
+        signal(self.process.as_ref().expect("it runs"), Signal::CONT);
     }
 
     /// Waits until pcscd tells its clients of `present` cards in all.
@@ -201,6 +218,11 @@ impl Drop for Pcscd {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Signals pcscd and what keeps it.
+fn signal(process: &Child, signal: Signal) {
+    let _ = kill_process_group(Pid::from_child(process), signal);
 }
 
 fn friendly_name(n: usize) -> String {

@@ -12,15 +12,19 @@
     reason = "shared by several test programs; a test fails loudly"
 )]
 
+pub mod bystander;
+pub mod lives;
 pub mod raw;
+pub mod renumbering;
+pub mod signer;
 
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
@@ -75,6 +79,16 @@ pub fn play(
     prepare: impl FnOnce(&Rig, &mut Command),
     body: impl FnOnce(&Stage),
 ) -> Option<Log> {
+    play_cards(way, &[plan], prepare, body)
+}
+
+/// As [`play`] with several cards, each in a reader of its own.
+pub fn play_cards(
+    way: Way,
+    plans: &[Plan],
+    prepare: impl FnOnce(&Rig, &mut Command),
+    body: impl FnOnce(&Stage),
+) -> Option<Log> {
     if let Some(control) = env::var_os(STAGE) {
         if env::var_os(WAY).is_some_and(|mine| mine == *format!("{way:?}")) {
             body(&Stage {
@@ -89,19 +103,20 @@ pub fn play(
         .expect("a test has a name")
         .to_owned();
     let rig = match way {
-        Way::Socket => Rig::socket(plan),
-        Way::Pcscd => Rig::pcscd(plan)?,
+        Way::Socket => Rig::socket_cards(plans),
+        Way::Pcscd => Rig::pcscd_cards(plans)?,
     };
     let control = rig.folder().join("control");
-    let (end, _ended) = mpsc::channel();
-    control::listen(&control, rig.card().clone(), end).expect("a control socket");
     let mut command = rig.command(env::current_exe().expect("this program"));
     command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
     command
         .env(WAY, format!("{way:?}"))
-        .env(STAGE, control)
+        .env(STAGE, &control)
         .env("CLAVIGER_LOG", "warn");
     prepare(&rig, &mut command);
+    let rig = Arc::new(Mutex::new(rig));
+    let (end, _ended) = mpsc::channel();
+    control::listen(&control, Arc::downgrade(&rig), end).expect("a control socket");
     let output = client::run(&mut command, LIMIT).expect_success();
     assert!(
         output.stdout.contains(PLAYED),
@@ -118,14 +133,25 @@ pub fn with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
     let _ = play(way, plan, |_, _| {}, body);
 }
 
+/// Says one line at a control socket; the answer.
+#[track_caller]
+fn say_to(control: &Path, line: &str) -> String {
+    let mut stream = UnixStream::connect(control).expect("a control socket");
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    assert!(
+        !answer.is_empty() && !answer.starts_with("error"),
+        "{line}: {answer}"
+    );
+    answer.trim().to_owned()
+}
+
 impl Stage {
-    /// Says one line to the card: insert, remove, reset, counts, zero.
+    /// Says one line to the rig, as [`control`] has them; the answer.
+    #[track_caller]
     pub fn say(&self, line: &str) -> String {
-        let mut stream = UnixStream::connect(&self.control).expect("the card's control socket");
-        writeln!(stream, "{line}").unwrap();
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
+        say_to(&self.control, line)
     }
 
     /// One of the card's counters by its name.
