@@ -12,7 +12,9 @@
     reason = "shared by several test programs; a test fails loudly"
 )]
 
+pub mod process;
 pub mod raw;
+pub mod waiter;
 
 use std::{
     env,
