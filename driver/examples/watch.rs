@@ -8,7 +8,7 @@ use claviger_driver::{Backend, Presence, Readers, pcsc::PcscBackend, socket::Soc
 fn main() {
     let sockets: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let mut watch = if sockets.is_empty() {
-        PcscBackend::new().watch()
+        PcscBackend::new(true).watch()
     } else {
         SocketBackend::new(sockets).watch()
     };

@@ -23,6 +23,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`TransportError`], always with [`claviger_apdu::Sent::No`].
     fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError>;
+
+    /// Ends every call on every connection, now and later: for the end of the backend's life, when somebody does
+    /// not come back. No connection is made afterwards. Does not wait.
+    fn cut(&self);
+
+    /// Says that what comes now is the last: cards are told goodbye and let go. Makes sure that this takes a
+    /// moment at most, whatever state the service is in.
+    fn wind_up(&self);
 }
 
 /// Follows the readers of one backend.

@@ -7,8 +7,8 @@
 //! nothing can be lost between two looks; [`Backend::connect`] gives a [`claviger_apdu::Transport`].
 //!
 //! Who may block: `Watch::next` until something changes or its [`Wake`] is used; `connect` and the transport
-//! until the deadline of their call; what PC/SC cannot promise of that, [`pcsc`] says. Nothing here starts a
-//! thread.
+//! until the deadline of their call; what PC/SC cannot promise of that, [`pcsc`] says. It also starts the one
+//! thread there is here, where that is allowed; [`Backend::cut`] ends every call that waits.
 
 pub mod backend;
 pub mod pcsc;
@@ -16,6 +16,7 @@ pub mod reader;
 pub mod socket;
 pub mod usb;
 
+mod line;
 mod path_watch;
 mod wait;
 

@@ -60,9 +60,12 @@ pub struct ReaderState {
     pub name: String,
     /// What it holds.
     pub presence: Presence,
-    /// Grows or wraps with every insertion and removal: two pictures with a card and different counts have
-    /// seen it leave in between.
+    /// Grows or wraps with every insertion and removal: two pictures of one life of the service with a card and
+    /// different counts have seen it leave in between.
     pub changes: u32,
+    /// What its name is apart from the number its service gave it: when it comes back under another number, this
+    /// stays.
+    pub model: String,
 }
 
 /// All readers of one backend at one moment.
@@ -72,4 +75,7 @@ pub struct Readers {
     pub readers: Vec<ReaderState>,
     /// Why there are none, or fewer than there could be.
     pub trouble: Option<TransportError>,
+    /// Which life of the backend's service this is a picture of; `None` while the service is out of reach, when
+    /// nobody knows what its readers hold. In another life a reader may hold another card under the same count.
+    pub service: Option<u32>,
 }

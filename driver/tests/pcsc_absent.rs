@@ -103,19 +103,19 @@ fn absent() {
         return;
     }
     let begun = Instant::now();
-    let mut watch = PcscBackend::new().watch();
+    let mut watch = PcscBackend::new(true).watch();
     for readers in [watch.now(soon()), watch.now(soon())] {
         assert!(readers.readers.is_empty());
         let trouble = readers.trouble.unwrap();
         assert_eq!(trouble.kind, TransportErrorKind::NoService);
         assert!(trouble.what.contains("pcscd does not run"), "{trouble}");
     }
-    let first = PcscBackend::new().watch().next().unwrap();
+    let first = PcscBackend::new(true).watch().next().unwrap();
     assert!(
         first.readers.is_empty(),
         "without an earlier picture next does not wait"
     );
-    let error = PcscBackend::new()
+    let error = PcscBackend::new(true)
         .connect(&ReaderId::new("pcsc", "R"), soon())
         .err()
         .unwrap();
@@ -138,7 +138,7 @@ fn stop() {
         return;
     }
     let mut took: Vec<_> = (0..20)
-        .map(|n| stopped_after(PcscBackend::new().watch(), Duration::from_millis(5 * n)))
+        .map(|n| stopped_after(PcscBackend::new(true).watch(), Duration::from_millis(5 * n)))
         .collect();
     took.sort_unstable();
     println!(
@@ -146,7 +146,7 @@ fn stop() {
         took[10], took[19]
     );
     assert!(took[19] < HANG, "{took:?}");
-    let mut watch = PcscBackend::new().watch();
+    let mut watch = PcscBackend::new(true).watch();
     watch.waker().stop();
     assert_eq!(
         watch.next().unwrap_err(),
@@ -165,7 +165,7 @@ fn a_pcscd_that_appears_is_asked_at_once() {
 #[ignore = "run by a_pcscd_that_appears_is_asked_at_once"]
 fn appears() {
     let Some(socket) = socket() else { return };
-    let mut watch = PcscBackend::new().watch();
+    let mut watch = PcscBackend::new(true).watch();
     assert!(watch.now(soon()).readers.is_empty());
     let waker = watch.waker();
     thread::scope(|scope| {
@@ -197,7 +197,7 @@ fn a_pcscd_that_sends_everybody_away_is_not_stormed() {
 fn refuses() {
     let Some(socket) = socket() else { return };
     let asked = refusing(socket);
-    let mut watch = PcscBackend::new().watch();
+    let mut watch = PcscBackend::new(true).watch();
     let readers = watch.now(soon());
     assert!(readers.readers.is_empty() && readers.trouble.is_some());
     let took = stopped_after(watch, Duration::from_secs(2));
@@ -220,7 +220,7 @@ fn idle() {
     if socket().is_none() {
         return;
     }
-    let mut watch = PcscBackend::new().watch();
+    let mut watch = PcscBackend::new(true).watch();
     watch.now(soon());
     let waker = watch.waker();
     let (tell, tid) = mpsc::channel();

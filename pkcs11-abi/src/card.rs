@@ -6,25 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Call, TransportErrorKind};
-use claviger_driver::{Backend, ReaderId};
+use claviger_apdu::TransportErrorKind;
 use claviger_token::{
     AppletKind, Card, MechanismInfo, Object, ObjectId, Template, Token, TokenError, TokenInfo,
 };
 use cryptoki_sys::CK_OBJECT_HANDLE;
 
 use crate::{
-    events::Events,
     handle,
     idle::Idle,
+    known_reader::{CardCount, ReaderKey},
+    live::{Live, Way},
     rv::{Failure, Rule},
-    slots::CardCount,
 };
 
-/// How long connecting to a card may take.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long a connection nobody uses is kept; then programs that want the card for themselves can have it.
-const IDLE: Duration = Duration::from_secs(1);
+/// When a connection that is in use is looked at again.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// What is known of one token without talking to its card.
 #[derive(Clone, Debug)]
@@ -63,37 +60,21 @@ struct Facts {
     handles: BTreeMap<AppletKind, ObjectHandles>,
 }
 
-#[derive(Debug, Default)]
-struct Live {
-    count: CardCount,
-    card: Option<Card>,
-    tokens: Option<Vec<Token>>,
-    /// When the connection may be let go; `None` while there is none, or while a user is logged in.
-    idle_at: Option<Instant>,
-}
-
 /// One reader and the card in it. `live` is held for one card's conversation, `facts` for a lookup.
 #[derive(Debug)]
 pub(crate) struct ReaderCard {
-    reader: ReaderId,
-    backend: Arc<dyn Backend>,
-    events: Arc<Events>,
+    reader: ReaderKey,
+    way: Way,
     idle: Arc<Idle>,
     live: Mutex<Live>,
     facts: Mutex<Facts>,
 }
 
 impl ReaderCard {
-    pub(crate) fn new(
-        reader: ReaderId,
-        backend: Arc<dyn Backend>,
-        events: Arc<Events>,
-        idle: Arc<Idle>,
-    ) -> Self {
+    pub(crate) fn new(reader: ReaderKey, way: Way, idle: Arc<Idle>) -> Self {
         Self {
             reader,
-            backend,
-            events,
+            way,
             idle,
             live: Mutex::default(),
             facts: Mutex::default(),
@@ -110,10 +91,7 @@ impl ReaderCard {
             return Err(Rule::DEVICE_REMOVED.into());
         }
         if live.count < count {
-            *live = Live {
-                count,
-                ..Live::default()
-            };
+            *live = Live::of(count);
         }
         Ok(live)
     }
@@ -145,7 +123,7 @@ impl ReaderCard {
             Some(tokens) => tokens,
             None => {
                 let mut live = self.live(count)?;
-                let asked = self.ready(&mut live).map(|_| ());
+                let asked = live.ready(&self.way, self.reader).map(|_| ());
                 self.settle(&mut live, asked)?;
                 known(self).ok_or(Rule::TOKEN_NOT_PRESENT)?
             }
@@ -176,7 +154,7 @@ impl ReaderCard {
         body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
     ) -> Result<R, Failure> {
         let mut live = self.live(count)?;
-        let result = match self.ready(&mut live) {
+        let result = match live.ready(&self.way, self.reader) {
             Err(error) => Err(error),
             Ok((card, tokens)) => match tokens.iter_mut().find(|token| token.kind() == applet) {
                 Some(token) => body(card, token).map_err(Failure::from),
@@ -221,21 +199,22 @@ impl ReaderCard {
     fn settle<R>(&self, live: &mut Live, result: Result<R, Failure>) -> Result<R, Failure> {
         if let Err(Failure::Token(TokenError::Transport(error))) = &result {
             if connection_is_lost(error.kind) {
-                live.card = None;
+                live.lose_connection();
             }
             if card_is_gone(error.kind) {
                 // The next card in this reader must not get this one's PIN, nor its sessions.
                 live.tokens = None;
-                self.events.table().lose_card(&self.reader, live.count);
+                self.way.events.table().lose_card(self.reader, live.count);
             }
         }
-        if live.card.as_ref().is_some_and(Card::is_over) {
-            live.card = None;
-        }
         self.take_note(live);
-        live.idle_at = (live.card.is_some() && !live.is_logged_in()).then(|| Instant::now() + IDLE);
+        let release = self.idle.release(live.is_logged_in());
+        live.idle_at = release
+            .filter(|_| live.is_connected())
+            .and_then(|after| Instant::now().checked_add(after));
         if let Some(at) = live.idle_at
             && !self.idle.watch_until(at)
+            && !live.is_logged_in()
         {
             live.let_go();
         }
@@ -268,19 +247,12 @@ impl ReaderCard {
     pub(crate) fn let_go_if_idle(&self, now: Instant) -> Option<Instant> {
         // Busy is not idle.
         let Ok(mut live) = self.live.try_lock() else {
-            return Some(now + IDLE);
+            return Some(now + BUSY);
         };
-        if self
-            .events
-            .table()
-            .card(&self.reader)
-            .is_some_and(|card| card > live.count)
-        {
+        let place = self.way.events.table().place(self.reader, now);
+        if place.is_some_and(|place| place.card > live.count) {
             // The card has left, and its PIN goes with it.
-            *live = Live {
-                count: live.count,
-                ..Live::default()
-            };
+            *live = Live::of(live.count);
             return None;
         }
         let at = live.idle_at?;
@@ -360,29 +332,6 @@ impl ReaderCard {
 }
 
 impl ReaderCard {
-    /// The connected card and its tokens; connects and asks for its applets when need be.
-    fn ready<'a>(&self, live: &'a mut Live) -> Result<(&'a mut Card, &'a mut [Token]), Failure> {
-        if live.card.is_none() && live.tokens.is_some() {
-            // Nobody held the card meanwhile: make sure that it is still the one these tokens are of.
-            self.events.refresh();
-            if self.events.table().card(&self.reader) != Some(live.count) {
-                return Err(Rule::DEVICE_REMOVED.into());
-            }
-        }
-        let card = match &mut live.card {
-            Some(card) => card,
-            empty => {
-                let transport = self.backend.connect(&self.reader, Call::within(CONNECT))?;
-                empty.insert(Card::new(transport))
-            }
-        };
-        let tokens = match &mut live.tokens {
-            Some(tokens) => tokens,
-            unknown => unknown.insert(Token::discover(card)?),
-        };
-        Ok((card, tokens))
-    }
-
     /// Logs every user out and lets the card go, unless a call is still talking to it.
     pub(crate) fn close(&self) {
         let Ok(mut live) = self.live.try_lock() else {
@@ -406,17 +355,6 @@ impl ReaderCard {
         if let Ok(mut live) = self.live.try_lock() {
             live.let_go();
         }
-    }
-}
-
-impl Live {
-    fn is_logged_in(&self) -> bool {
-        self.tokens.iter().flatten().any(Token::is_logged_in)
-    }
-
-    fn let_go(&mut self) {
-        self.card = None;
-        self.idle_at = None;
     }
 }
 

@@ -8,11 +8,15 @@ use std::{
     env,
     ffi::OsString,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use toml::de::{DeTable, DeValue};
 
-use crate::log::Level;
+use crate::{idle::Release, log::Level};
+
+/// Nobody means more than a day.
+const MAX_RELEASE: f64 = 86_400.0;
 
 /// A way to readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) transports: Vec<TransportKind>,
     /// Sockets with a reader behind them.
     pub(crate) sockets: Vec<PathBuf>,
+    /// When idle cards are let go.
+    pub(crate) release: Release,
     /// What is logged.
     pub(crate) log: Level,
     /// Where to, instead of the standard error output.
@@ -51,6 +57,7 @@ impl Default for Config {
         Self {
             transports: vec![TransportKind::Pcsc],
             sockets: Vec::new(),
+            release: Release::default(),
             log: Level::WARN,
             log_file: None,
             complaints: Vec::new(),
@@ -106,6 +113,14 @@ impl Config {
             "sockets" => {
                 self.sockets = strings(value)?.into_iter().map(PathBuf::from).collect();
                 self.use_sockets();
+                Ok(())
+            }
+            "idle_release" => {
+                self.release.idle = release(value)?;
+                Ok(())
+            }
+            "idle_release_logged_in" => {
+                self.release.logged_in = release(value)?;
                 Ok(())
             }
             "log" => self.set_log(string(value)?),
@@ -190,6 +205,22 @@ fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
         .ok_or_else(|| "a string is expected".to_owned())
 }
 
+/// A number of seconds, or `"never"`.
+fn release(value: &DeValue<'_>) -> Result<Option<Duration>, String> {
+    let number = match value {
+        DeValue::Integer(number) if number.radix() == 10 => number.as_str(),
+        DeValue::Float(number) => number.as_str(),
+        DeValue::String(text) if text == "never" => return Ok(None),
+        _ => return Err("a number of seconds or \"never\" is expected".to_owned()),
+    };
+    match number.parse() {
+        Ok(seconds) if (0.0..=MAX_RELEASE).contains(&seconds) => {
+            Ok(Some(Duration::from_secs_f64(seconds)))
+        }
+        _ => Err(format!("{number} is not from 0 to {MAX_RELEASE} seconds")),
+    }
+}
+
 fn strings(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     let list = value
         .as_array()
@@ -218,6 +249,19 @@ mod tests {
         assert_eq!(config.sockets, [PathBuf::from("/run/a")]);
         assert_eq!(config.log, Level::DEBUG);
         assert_eq!(config.complaints, [""; 0]);
+    }
+
+    #[test]
+    fn the_release_of_idle_cards_is_in_seconds_or_never() {
+        let config = read("idle_release = 0.25\nidle_release_logged_in = \"never\"");
+        assert_eq!(config.release.idle, Some(Duration::from_millis(250)));
+        assert_eq!(config.release.logged_in, None);
+        assert_eq!(config.complaints, [""; 0]);
+        for bad in ["-1", "1e9", "nan", "\"soon\"", "true"] {
+            let config = read(&format!("idle_release = {bad}"));
+            assert_eq!(config.release, Release::default(), "{bad}");
+            assert_eq!(config.complaints.len(), 1, "{bad}");
+        }
     }
 
     #[test]

@@ -4,7 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cryptoki_sys::{CK_RV, CKR_GENERAL_ERROR, CKR_OK};
 
-use crate::{fork, module::Module, rv::Failure};
+use crate::{
+    fork,
+    module::Module,
+    rv::{Failure, Rule},
+};
 
 /// A function of an initialised module.
 pub(crate) fn call(
@@ -12,7 +16,7 @@ pub(crate) fn call(
     body: impl FnOnce(&Module) -> Result<(), Failure>,
 ) -> CK_RV {
     guard(function, || {
-        let module = fork::home().enter()?;
+        let module = fork::home().enter().ok_or(Rule::NOT_INITIALIZED)?;
         if module.is_broken() {
             return Err(Failure::Environment(
                 "the module is in an unknown state after an earlier internal error; finalise it"

@@ -5,8 +5,9 @@
 //! the watching itself, and any other call looks once.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
@@ -18,7 +19,9 @@ use claviger_driver::{Backend, Readers, Stopped, Wake, Watch};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
+    board::{Board, Guard, Outcome, Table},
     idle::Idle,
+    known_reader::{CardCount, Place, ReaderKey},
     rv::{Failure, Rule},
     slots::SlotTable,
 };
@@ -27,34 +30,42 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(5);
 /// How often a caller's thread looks at each of several backends, which no single wait can cover.
 const SEVERAL_BACKENDS: Duration = Duration::from_millis(200);
+/// How often a call that waits for a reader to return tries it.
+const AGAIN: Duration = Duration::from_millis(50);
+
+impl Table for SlotTable {
+    type Event = CK_SLOT_ID;
+
+    fn take_event(&mut self) -> Option<CK_SLOT_ID> {
+        SlotTable::take_event(self)
+    }
+}
 
 /// What watchers, waiters and all other calls share.
 struct Shared {
-    table: Mutex<SlotTable>,
-    changed: Condvar,
-    stopped: AtomicBool,
+    board: Board<SlotTable>,
     idle: Weak<Idle>,
     /// Backends nobody has looked at yet.
     unseen: AtomicUsize,
 }
 
 impl Shared {
-    fn table(&self) -> MutexGuard<'_, SlotTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn apply(&self, backend: usize, picture: &Readers, first: bool) {
-        let other_cards = {
-            let mut table = self.table();
+        let applied = self.board.update(|table| {
             if first {
-                // Under the table's lock, so that who waits for the first look cannot miss it.
+                // Under the board's lock, so that who waits for the first look cannot miss it.
                 self.unseen.fetch_sub(1, Ordering::SeqCst);
             }
-            table.apply(backend, picture, first)
+            table.apply(backend, picture, first, Instant::now())
+        });
+        let Some(idle) = self.idle.upgrade() else {
+            return;
         };
-        self.changed.notify_all();
-        if other_cards && let Some(idle) = self.idle.upgrade() {
-            idle.look_now();
+        if applied.other_cards {
+            idle.look_at(Instant::now());
+        }
+        if let Some(at) = applied.look_again {
+            idle.look_at(at);
         }
     }
 }
@@ -80,10 +91,17 @@ impl Source {
         Ok(())
     }
 
+    fn follow_to_the_end(&mut self, shared: &Shared) {
+        self.look(shared);
+        while self.follow(shared).is_ok() {}
+    }
+
     fn take_in(&mut self, picture: &Readers, shared: &Shared) {
         let trouble = picture.trouble.as_ref().map(ToString::to_string);
         if trouble != self.told
             && let Some(trouble) = &trouble
+            // A watch that was ended finds its service gone.
+            && !shared.board.is_stopped()
         {
             tracing::warn!("{trouble}");
         }
@@ -93,32 +111,16 @@ impl Source {
     }
 }
 
-/// Who watches.
-#[derive(Default)]
-struct Watching {
-    /// Backends nobody watches: a thread will, or the caller looks at them.
-    sources: Vec<Source>,
-    /// A thread for each other backend.
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Watching {
-    /// Looks at what nobody watches.
-    fn look(&mut self, shared: &Shared) {
-        for source in &mut self.sources {
-            source.look(shared);
-        }
-    }
-}
-
 /// The events of one generation of the module.
 pub(crate) struct Events {
     shared: Arc<Shared>,
     may_create_threads: bool,
+    /// No thread watches some backend: a thread that waits has to, or each call looks.
+    unwatched: AtomicBool,
     wakers: Vec<Arc<dyn Wake>>,
-    watching: Mutex<Watching>,
-    /// Whether a waiter watches in its own thread, when threads may not be created.
-    leader: Mutex<bool>,
+    /// Backends without a thread; held while one of them is watched or looked at.
+    sources: Mutex<Vec<Source>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Events {
@@ -137,36 +139,48 @@ impl Events {
         let sources: Vec<Source> = backends.iter().enumerate().map(source).collect();
         let wakers = sources.iter().map(|source| source.watch.waker()).collect();
         let shared = Shared {
-            table: Mutex::default(),
-            changed: Condvar::new(),
-            stopped: AtomicBool::new(false),
+            board: Board::default(),
             idle: Arc::downgrade(idle),
             unseen: AtomicUsize::new(sources.len()),
-        };
-        let watching = Watching {
-            sources,
-            threads: Vec::new(),
         };
         Self {
             shared: Arc::new(shared),
             may_create_threads,
+            unwatched: AtomicBool::new(!may_create_threads),
             wakers,
-            watching: Mutex::new(watching),
-            leader: Mutex::new(false),
+            sources: Mutex::new(sources),
+            threads: Mutex::default(),
         }
     }
 
     /// The slot table, for a lookup.
-    pub(crate) fn table(&self) -> MutexGuard<'_, SlotTable> {
-        self.shared.table()
+    pub(crate) fn table(&self) -> Guard<'_, SlotTable> {
+        self.shared.board.table()
     }
 
-    fn is_stopped(&self) -> bool {
-        self.shared.stopped.load(Ordering::SeqCst)
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.shared.board.is_stopped()
     }
 
-    fn watching(&self) -> MutexGuard<'_, Watching> {
-        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where this very card is, or was until its service was lost.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED when it has left.
+    pub(crate) fn place(&self, reader: ReaderKey, card: CardCount) -> Result<Place, Failure> {
+        let place = self.table().place(reader, Instant::now());
+        let place = place.filter(|place| place.card == card);
+        Ok(place.ok_or(Rule::DEVICE_REMOVED)?)
+    }
+
+    /// Gives a lost service and its readers a moment to return, until `until` at most; whether to try again.
+    pub(crate) fn wait_for_return(&self, reader: ReaderKey, until: Instant) -> bool {
+        let moment = until.min(Instant::now() + AGAIN);
+        let seen = self.table().sighting(reader);
+        self.shared
+            .board
+            .wait_until(moment, |table| table.sighting(reader) != seen);
+        self.refresh();
+        Instant::now() < until && !self.is_stopped()
     }
 
     /// Brings the table up to date. With threads it always is; the first call starts them and waits for their
@@ -175,39 +189,56 @@ impl Events {
         if self.may_create_threads {
             self.start_threads();
             self.wait_for_first_look();
-        } else if let Ok(mut watching) = self.watching.try_lock() {
-            // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
-            watching.look(&self.shared);
         }
+        if self.unwatched.load(Ordering::SeqCst) {
+            // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
+            if let Ok(mut sources) = self.sources.try_lock() {
+                sources
+                    .iter_mut()
+                    .for_each(|source| source.look(&self.shared));
+            }
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn start_threads(&self) {
-        let mut watching = self.watching();
+        if self.unwatched.load(Ordering::SeqCst) {
+            return;
+        }
+        // `stop` takes this lock after it has said so: no thread starts behind its back.
+        let mut threads = self.threads();
         if self.is_stopped() {
             return;
         }
-        for source in std::mem::take(&mut watching.sources) {
+        let sources = std::mem::take(&mut *self.sources());
+        for source in sources {
             match self.spawn(source) {
-                Ok(thread) => watching.threads.push(thread),
-                Err(source) => watching.sources.extend(source),
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    self.unwatched.store(true, Ordering::SeqCst);
+                    self.sources().extend(source);
+                }
             }
         }
-        watching.look(&self.shared);
     }
 
     fn wait_for_first_look(&self) {
-        if self.shared.unseen.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let deadline = Instant::now() + LOOK;
-        let mut table = self.table();
-        while self.shared.unseen.load(Ordering::SeqCst) > 0 && !self.is_stopped() {
-            let Some(rest) = deadline.checked_duration_since(Instant::now()) else {
-                tracing::warn!("no picture of the readers after {LOOK:?}; going on without");
-                return;
-            };
-            let woken = self.shared.changed.wait_timeout(table, rest);
-            table = woken.unwrap_or_else(PoisonError::into_inner).0;
+        let Shared { board, unseen, .. } = &*self.shared;
+        let watched = || !self.unwatched.load(Ordering::SeqCst);
+        let seen = |_: &SlotTable| unseen.load(Ordering::SeqCst) == 0;
+        if unseen.load(Ordering::SeqCst) > 0
+            && watched()
+            && !board.wait_until(Instant::now() + LOOK, seen)
+            && !self.is_stopped()
+        {
+            tracing::warn!("no picture of the readers after {LOOK:?}; going on without");
         }
     }
 
@@ -222,9 +253,13 @@ impl Events {
         };
         let given = Arc::clone(&handover);
         let run = move || {
-            if let Some(mut source) = take(&given) {
-                source.look(&shared);
-                while source.follow(&shared).is_ok() {}
+            let Some(mut source) = take(&given) else {
+                return;
+            };
+            let follow = AssertUnwindSafe(|| source.follow_to_the_end(&shared));
+            if catch_unwind(follow).is_err() {
+                tracing::error!("internal error while following the readers; please report it");
+                shared.board.break_down();
             }
         };
         std::thread::Builder::new()
@@ -237,85 +272,42 @@ impl Events {
     }
 
     /// C_WaitForSlotEvent. An event goes to exactly one caller.
+    ///
+    /// # Errors
+    /// NO_EVENT when there is none and the caller does not wait; CRYPTOKI_NOT_INITIALIZED after C_Finalize.
     pub(crate) fn wait(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
         self.refresh();
-        if self.may_create_threads {
-            self.wait_for_threads(may_block)
-        } else {
-            self.wait_here(may_block)
-        }
-    }
-
-    fn wait_for_threads(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
-        let mut table = self.table();
         loop {
-            if self.is_stopped() {
-                return Err(Rule::NOT_INITIALIZED.into());
+            let may_lead = self.unwatched.load(Ordering::SeqCst);
+            match self.shared.board.wait(may_block, may_lead) {
+                Outcome::Event(slot) => return Ok(slot),
+                Outcome::Nothing => return Err(Rule::NO_EVENT.into()),
+                Outcome::Stopped => return Err(Rule::NOT_INITIALIZED.into()),
+                Outcome::Broken => {
+                    let what = "the readers are no longer followed after an internal error";
+                    return Err(Failure::Environment(what.to_owned()));
+                }
+                Outcome::Lead(leading) => {
+                    self.lead();
+                    drop(leading);
+                }
             }
-            if let Some(slot) = table.take_event() {
-                return Ok(slot);
-            }
-            if !may_block {
-                return Err(Rule::NO_EVENT.into());
-            }
-            table = self
-                .shared
-                .changed
-                .wait(table)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// One waiter leads: it watches and wakes the others, who take over when it has its event and leaves.
-    fn wait_here(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
-        loop {
-            let mut table = self.table();
-            if self.is_stopped() {
-                return Err(Rule::NOT_INITIALIZED.into());
-            }
-            if let Some(slot) = table.take_event() {
-                return Ok(slot);
-            }
-            if !may_block {
-                return Err(Rule::NO_EVENT.into());
-            }
-            // The flag changes only under the table's lock, so a follower cannot miss the leader's leaving.
-            let mut leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
-            if *leader {
-                drop(leader);
-                drop(
-                    self.shared
-                        .changed
-                        .wait(table)
-                        .unwrap_or_else(PoisonError::into_inner),
-                );
-                continue;
-            }
-            *leader = true;
-            drop((leader, table));
-            self.lead();
-            let table = self.table();
-            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = false;
-            drop(table);
-            self.shared.changed.notify_all();
         }
     }
 
     /// Watches in the caller's thread until something changed or the module is finalised.
     fn lead(&self) {
-        let mut watching = self.watching();
-        match watching.sources.as_mut_slice() {
+        let mut sources = self.sources();
+        match sources.as_mut_slice() {
             // A stop is seen by the caller's loop.
             [only] => drop(only.follow(&self.shared)),
             several => {
                 for source in several {
                     source.look(&self.shared);
                 }
-                drop(watching);
-                let table = self.table();
-                if !self.is_stopped() {
-                    drop(self.shared.changed.wait_timeout(table, SEVERAL_BACKENDS));
-                }
+                drop(sources);
+                let moment = Instant::now() + SEVERAL_BACKENDS;
+                self.shared.board.wait_until(moment, SlotTable::has_event);
             }
         }
     }
@@ -323,35 +315,14 @@ impl Events {
     /// Ends all waiting for good: stop, wake the waiters, wake the watchers, join them. Returns when no thread
     /// of ours is left; the waiters leave on their own, and the caller waits for them.
     pub(crate) fn stop(&self) {
-        self.shared.stopped.store(true, Ordering::SeqCst);
-        self.wake_waiters();
+        self.shared.board.stop();
         for waker in &self.wakers {
             waker.stop();
         }
-        for thread in self.take_threads() {
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
             crate::threads::join(thread, "a slot-event thread");
         }
-    }
-
-    /// The threads, once a call that looks for the first time is through; a look may be stuck.
-    fn take_threads(&self) -> Vec<JoinHandle<()>> {
-        let deadline = Instant::now() + LOOK;
-        loop {
-            match self.watching.try_lock() {
-                Ok(mut watching) => return std::mem::take(&mut watching.threads),
-                Err(TryLockError::Poisoned(error)) => {
-                    return std::mem::take(&mut error.into_inner().threads);
-                }
-                Err(TryLockError::WouldBlock) if Instant::now() > deadline => return Vec::new(),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
-            }
-        }
-    }
-
-    fn wake_waiters(&self) {
-        // The lock makes sure that a waiter is either before its look at `stopped` or inside its wait.
-        drop(self.table());
-        self.shared.changed.notify_all();
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use crate::module::Home;
+use crate::{life::Home, module::Module};
 
 /// How often this process is a fork of the one that loaded the library.
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -15,7 +15,7 @@ static HOME: AtomicPtr<Marked> = AtomicPtr::new(std::ptr::null_mut());
 
 struct Marked {
     forks: u64,
-    home: Home,
+    home: Home<Module>,
 }
 
 extern "C" fn in_child() {
@@ -23,7 +23,7 @@ extern "C" fn in_child() {
 }
 
 /// The home of the module in this process; a fresh one in a child that has not been here yet.
-pub(crate) fn home() -> &'static Home {
+pub(crate) fn home() -> &'static Home<Module> {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     // No `Once`: a fork while another thread is inside it would leave the child waiting for ever.
     if !REGISTERED.swap(true, Ordering::SeqCst) {

@@ -4,15 +4,31 @@ use std::{
     collections::HashMap,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use claviger_driver::ReaderId;
-
-use crate::card::ReaderCard;
+use crate::{card::ReaderCard, known_reader::ReaderKey};
 
 /// The readers of one generation that were ever used.
-pub(crate) type Readers = Arc<Mutex<HashMap<ReaderId, Arc<ReaderCard>>>>;
+pub(crate) type Readers = Arc<Mutex<HashMap<ReaderKey, Arc<ReaderCard>>>>;
+
+/// How long a connection nobody uses is kept; `None` for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Release {
+    /// While no user is logged in.
+    pub(crate) idle: Option<Duration>,
+    /// While one is. Coming back costs more then: the card may have forgotten its PIN.
+    pub(crate) logged_in: Option<Duration>,
+}
+
+impl Default for Release {
+    fn default() -> Self {
+        Self {
+            idle: Some(Duration::from_secs(1)),
+            logged_in: Some(Duration::from_secs(5)),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -38,17 +54,28 @@ impl Shared {
 pub(crate) struct Idle {
     shared: Arc<Shared>,
     readers: Readers,
+    release: Release,
     may_create_threads: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Idle {
-    pub(crate) fn new(readers: Readers, may_create_threads: bool) -> Self {
+    pub(crate) fn new(readers: Readers, release: Release, may_create_threads: bool) -> Self {
         Self {
             shared: Arc::default(),
             readers,
+            release,
             may_create_threads,
             thread: Mutex::default(),
+        }
+    }
+
+    /// How long a connection may be idle.
+    pub(crate) const fn release(&self, logged_in: bool) -> Option<Duration> {
+        if logged_in {
+            self.release.logged_in
+        } else {
+            self.release.idle
         }
     }
 
@@ -57,13 +84,8 @@ impl Idle {
         if !self.may_create_threads || !self.is_running() {
             return false;
         }
-        let mut state = self.shared.state();
-        let sooner = state.next.is_none_or(|next| at < next);
-        if sooner {
-            state.next = Some(at);
-            self.shared.changed.notify_one();
-        }
-        !state.stopped
+        self.look_at(at);
+        true
     }
 
     fn is_running(&self) -> bool {
@@ -83,11 +105,13 @@ impl Idle {
         thread.is_some()
     }
 
-    /// Has the thread look at all cards now: some may have left.
-    pub(crate) fn look_now(&self) {
+    /// Has the thread, if there is one, look at all cards at `at`: some may have left.
+    pub(crate) fn look_at(&self, at: Instant) {
         let mut state = self.shared.state();
-        state.next = Some(Instant::now());
-        self.shared.changed.notify_one();
+        if state.next.is_none_or(|next| at < next) {
+            state.next = Some(at);
+            self.shared.changed.notify_one();
+        }
     }
 
     /// Ends the thread and joins it.

@@ -12,6 +12,7 @@
 //!
 //! The one exported symbol is `C_GetFunctionList`.
 
+mod board;
 mod card;
 mod config;
 mod entry;
@@ -21,6 +22,9 @@ mod function_list;
 mod functions;
 mod handle;
 mod idle;
+mod known_reader;
+mod life;
+mod live;
 mod log;
 mod module;
 mod pointer;
@@ -28,6 +32,7 @@ mod privilege;
 mod rv;
 mod sessions;
 mod slots;
+mod sync;
 mod threads;
 
 pub use function_list::C_GetFunctionList;

@@ -1,12 +1,11 @@
-//! The life of the module: C_Initialize to C_Finalize, and who is inside.
+//! One life of the module: what there is from C_Initialize to C_Finalize.
 
 use std::{
-    ops::Deref,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use claviger_driver::{Backend, pcsc::PcscBackend, socket::SocketBackend};
@@ -18,13 +17,12 @@ use crate::{
     config::{Config, TransportKind},
     events::Events,
     idle::{Idle, Readers},
+    known_reader::{CardCount, KnownReader},
+    life::{Generation, Home},
+    live::Way,
     rv::{Failure, Rule},
     sessions::{Session, Sessions},
-    slots::{CardCount, KnownReader},
 };
-
-/// How long C_Finalize waits for calls that are inside; one stuck in a wedged service keeps its own memory.
-const LEAVE: Duration = Duration::from_secs(10);
 
 /// One generation of the module, from C_Initialize to C_Finalize. Calls hold it while they are inside, so a
 /// waiter of an old generation can never mistake the next one for its own.
@@ -36,7 +34,6 @@ pub(crate) struct Module {
     backends: Vec<Arc<dyn Backend>>,
     readers: Readers,
     idle: Arc<Idle>,
-    calls: Arc<Calls>,
     broken: AtomicBool,
 }
 
@@ -52,21 +49,31 @@ impl Module {
         static GENERATION: AtomicU64 = AtomicU64::new(0);
         let backend = |kind: &TransportKind| -> Arc<dyn Backend> {
             match kind {
-                TransportKind::Pcsc => Arc::new(PcscBackend::new()),
+                TransportKind::Pcsc => Arc::new(PcscBackend::new(may_create_threads)),
                 TransportKind::Socket => Arc::new(SocketBackend::new(config.sockets.clone())),
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
         let readers = Readers::default();
-        let idle = Arc::new(Idle::new(Arc::clone(&readers), may_create_threads));
+        let idle = Idle::new(Arc::clone(&readers), config.release, may_create_threads);
+        let idle = Arc::new(idle);
+        let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::debug!(
+            "generation {generation} begins, transports {:?}, threads {}",
+            config.transports,
+            if may_create_threads {
+                "allowed"
+            } else {
+                "not allowed"
+            }
+        );
         Self {
-            generation: GENERATION.fetch_add(1, Ordering::Relaxed) + 1,
+            generation,
             events: Arc::new(Events::new(&backends, may_create_threads, &idle)),
             sessions: Sessions::default(),
             backends,
             idle,
             readers,
-            calls: Arc::default(),
             broken: AtomicBool::new(false),
         }
     }
@@ -85,8 +92,9 @@ impl Module {
     /// # Errors
     /// SLOT_ID_INVALID.
     pub(crate) fn slot(&self, id: CK_SLOT_ID) -> Result<(AppletKind, KnownReader), Failure> {
-        let table = self.events.table();
-        let (slot, reader) = table.slot(id).ok_or(Rule::SLOT_ID_INVALID)?;
+        let mut table = self.events.table();
+        let known = table.slot(id, Instant::now());
+        let (slot, reader) = known.ok_or(Rule::SLOT_ID_INVALID)?;
         Ok((slot.applet, reader.clone()))
     }
 
@@ -120,7 +128,7 @@ impl Module {
 
     fn reader(&self, known: &KnownReader) -> Result<Arc<ReaderCard>, Failure> {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = readers.get(&known.id) {
+        if let Some(reader) = readers.get(&known.key) {
             return Ok(Arc::clone(reader));
         }
         let backend = self
@@ -129,13 +137,12 @@ impl Module {
             .find(|backend| backend.name() == known.id.backend());
         let backend = backend
             .ok_or_else(|| Failure::Environment(format!("no transport for reader {}", known.id)))?;
-        let reader = Arc::new(ReaderCard::new(
-            known.id.clone(),
-            Arc::clone(backend),
-            Arc::clone(&self.events),
-            Arc::clone(&self.idle),
-        ));
-        readers.insert(known.id.clone(), Arc::clone(&reader));
+        let way = Way {
+            backend: Arc::clone(backend),
+            events: Arc::clone(&self.events),
+        };
+        let reader = Arc::new(ReaderCard::new(known.key, way, Arc::clone(&self.idle)));
+        readers.insert(known.key, Arc::clone(&reader));
         Ok(reader)
     }
 
@@ -185,199 +192,59 @@ impl Module {
         }
     }
 
-    /// Ends this generation: users are logged out, cards let go. What a call is still talking to is left to it.
-    fn close(&self) {
+    /// Logs users out and lets cards go; nothing is left afterwards.
+    fn let_all_go(&self) {
         for handle in self.sessions.all() {
             self.sessions.remove(handle);
         }
         let readers =
             std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
+        if !readers.is_empty() {
+            self.backends.iter().for_each(|backend| backend.wind_up());
+        }
         readers.values().for_each(|reader| reader.close());
+    }
+}
+
+impl Generation for Module {
+    fn stop(&self) {
+        self.events.stop();
+        self.idle.stop();
+    }
+
+    fn cut(&self) {
+        self.backends.iter().for_each(|backend| backend.cut());
+    }
+
+    fn close(&self) {
+        self.let_all_go();
+        tracing::debug!("generation {} has ended", self.generation);
     }
 }
 
 impl Drop for Module {
     /// Nothing is left to do here, unless a call outlived C_Finalize and held a card.
     fn drop(&mut self) {
-        self.close();
+        self.let_all_go();
     }
 }
 
-/// Calls that are inside.
-#[derive(Debug, Default)]
-struct Calls {
-    inside: Mutex<usize>,
-    left: Condvar,
-}
-
-impl Calls {
-    fn inside(&self) -> MutexGuard<'_, usize> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn leave(&self) {
-        let mut inside = self.inside();
-        *inside -= 1;
-        if *inside == 0 {
-            self.left.notify_all();
-        }
-    }
-
-    /// Waits until nobody is inside; false when somebody still is after `patience`.
-    fn wait_until_empty(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut inside = self.inside();
-        while *inside > 0 {
-            let Some(rest) = deadline.checked_duration_since(Instant::now()) else {
-                return false;
-            };
-            inside = self
-                .left
-                .wait_timeout(inside, rest)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        true
-    }
-}
-
-/// A call that is inside the module: keeps its generation alive, and is counted until that is let go.
-#[derive(Debug)]
-pub(crate) struct Call {
-    // Dropped in this order: C_Finalize must not return while a call still holds the module.
-    module: Arc<Module>,
-    _inside: Inside,
-}
-
-/// Counted as inside until dropped.
-#[derive(Debug)]
-struct Inside(Arc<Calls>);
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
-impl Deref for Call {
-    type Target = Module;
-
-    fn deref(&self) -> &Module {
-        &self.module
-    }
-}
-
-#[derive(Debug, Default)]
-enum Phase {
-    #[default]
-    Absent,
-    Running(Arc<Module>),
-    Ending,
-}
-
-/// Where the module lives in this process.
-#[derive(Debug, Default)]
-pub(crate) struct Home {
-    phase: Mutex<Phase>,
-    ended: Condvar,
-}
-
-impl Home {
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins a call.
-    ///
-    /// # Errors
-    /// CRYPTOKI_NOT_INITIALIZED, also while C_Finalize is at work.
-    pub(crate) fn enter(&self) -> Result<Call, Failure> {
-        match &*self.phase() {
-            Phase::Running(module) => {
-                // Counted under the lock: C_Finalize sees every call that was not refused.
-                *module.calls.inside() += 1;
-                Ok(Call {
-                    module: Arc::clone(module),
-                    _inside: Inside(Arc::clone(&module.calls)),
-                })
-            }
-            Phase::Absent | Phase::Ending => Err(Rule::NOT_INITIALIZED.into()),
-        }
-    }
-
-    /// C_Initialize. A C_Finalize still at work in another thread is waited for.
-    ///
-    /// # Errors
-    /// CRYPTOKI_ALREADY_INITIALIZED.
-    pub(crate) fn initialize(&self, may_create_threads: bool) -> Result<(), Failure> {
-        let mut phase = self.phase();
-        while matches!(*phase, Phase::Ending) {
-            phase = self
-                .ended
-                .wait(phase)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        if matches!(*phase, Phase::Running(_)) {
-            return Err(Rule::ALREADY_INITIALIZED.into());
-        }
+/// C_Initialize. A C_Finalize still at work in another thread is waited for.
+///
+/// # Errors
+/// CRYPTOKI_ALREADY_INITIALIZED.
+pub(crate) fn initialize(home: &Home<Module>, may_create_threads: bool) -> Result<(), Failure> {
+    let begun = home.begin(|| {
         let config = Config::load();
         crate::log::start(config.log, config.log_file.as_deref());
         for complaint in &config.complaints {
             tracing::warn!("{complaint}");
         }
-        let module = Module::new(&config, may_create_threads);
-        tracing::debug!(
-            "generation {} begins, transports {:?}, threads {}",
-            module.generation,
-            config.transports,
-            if may_create_threads {
-                "allowed"
-            } else {
-                "not allowed"
-            }
-        );
-        *phase = Phase::Running(Arc::new(module));
+        Module::new(&config, may_create_threads)
+    });
+    if begun {
         Ok(())
-    }
-
-    /// C_Finalize, in its written order: refuse new calls, stop and join the watchers, wake the waiters, wait
-    /// until everybody has left, log out, let the cards go.
-    ///
-    /// # Errors
-    /// CRYPTOKI_NOT_INITIALIZED.
-    pub(crate) fn finalize(&self) -> Result<(), Failure> {
-        let module = {
-            let mut phase = self.phase();
-            match std::mem::replace(&mut *phase, Phase::Ending) {
-                Phase::Running(module) => module,
-                other => {
-                    *phase = other;
-                    return Err(Rule::NOT_INITIALIZED.into());
-                }
-            }
-        };
-        let end = Ending(self);
-        module.events.stop();
-        module.idle.stop();
-        if !module.calls.wait_until_empty(LEAVE) {
-            tracing::error!(
-                "C_Finalize: a call has not come back after {LEAVE:?}; it is left behind with its card"
-            );
-        }
-        module.close();
-        tracing::debug!("generation {} has ended", module.generation);
-        drop(module);
-        drop(end);
-        Ok(())
-    }
-}
-
-/// Ends the phase of ending on every path.
-struct Ending<'a>(&'a Home);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        *self.0.phase() = Phase::Absent;
-        self.0.ended.notify_all();
+    } else {
+        Err(Rule::ALREADY_INITIALIZED.into())
     }
 }

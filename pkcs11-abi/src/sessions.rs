@@ -8,7 +8,7 @@ use std::{
 use claviger_token::{AppletKind, SignOperation};
 use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID};
 
-use crate::{card::ReaderCard, handle, slots::CardCount};
+use crate::{card::ReaderCard, handle, known_reader::CardCount};
 
 /// A search begun by C_FindObjectsInit: the handles not yet given, in reverse.
 #[derive(Debug)]

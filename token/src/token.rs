@@ -50,10 +50,23 @@ impl Token {
                 login: None,
             })
             .collect();
+        Self::resume(card, &tokens);
+        Ok(tokens)
+    }
+
+    /// Tells a new connection to the same card what is known of it.
+    pub fn resume(card: &mut Card, tokens: &[Self]) {
         if tokens.iter().any(|token| token.applet.extended_length()) {
             card.allow_extended();
         }
-        Ok(tokens)
+    }
+
+    /// Whether `other` was found on the same card. A card that does not tell who it is cannot be recognised.
+    #[must_use]
+    pub fn is_surely(&self, other: &Self) -> bool {
+        let serial = self.info().serial;
+        let is_told = serial.bytes().any(|digit| digit != b'0');
+        self.kind() == other.kind() && is_told && serial == other.info().serial
     }
 
     /// Which applet it is.

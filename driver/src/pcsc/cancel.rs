@@ -1,67 +1,117 @@
-//! Ends a wait inside libpcsclite from another thread.
+//! Ends a watch inside libpcsclite from another thread.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use ::pcsc::Context;
+use ::pcsc::{Context, Error};
 
-use crate::{backend::Wake, wait::Stop};
+use super::keeper::{Established, Keeper};
+use crate::{backend::Wake, line::Line, wait::Stop};
 
 /// Time for a cancelled wait to come back before it is cancelled again.
 const AGAIN: Duration = Duration::from_millis(2);
 /// How long a stop goes on when pcscd takes no notice.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
-/// A stop that reaches a thread inside SCardGetStatusChange.
+/// A stop that reaches a thread inside libpcsclite.
 ///
 /// SCardCancel is not sticky: it succeeds and does nothing unless the other thread is already inside the
-/// blocking receive. So the stop is set first and the cancel repeated until the wait is left.
-#[derive(Default)]
+/// blocking receive, and it asks pcscd. So the watch's connection is cut instead. Only where that could not be
+/// told from others is the wait cancelled, after the stop was set, again and again until it is left.
 pub(super) struct Canceller {
     pub(super) stop: Stop,
-    waiting: Mutex<Option<Context>>,
+    keeper: Arc<Keeper>,
+    current: Mutex<Current>,
     left: Condvar,
 }
 
+#[derive(Default)]
+struct Current {
+    line: Option<Arc<Line>>,
+    /// The context of a wait that runs and has no line.
+    waiting: Option<Context>,
+}
+
 impl Canceller {
-    /// Runs `wait`, which blocks on `context`, so that a stop ends it; nothing after a stop.
-    pub(super) fn during<T>(&self, context: &Context, wait: impl FnOnce() -> T) -> Option<T> {
-        let mut waiting = self.waiting();
+    pub(super) fn new(keeper: Arc<Keeper>) -> Self {
+        Self {
+            stop: Stop::new(),
+            keeper,
+            current: Mutex::default(),
+            left: Condvar::new(),
+        }
+    }
+
+    /// Makes a stop end every call on this connection.
+    ///
+    /// # Errors
+    /// After a stop.
+    pub(super) fn take(&self, established: &Established) -> Result<(), Error> {
+        let mut current = self.current();
+        if self.stop.is_set() {
+            return Err(Error::Cancelled);
+        }
+        current.line = established.line().cloned();
+        Ok(())
+    }
+
+    /// Runs `wait`, which blocks, so that a stop ends it; nothing after a stop.
+    pub(super) fn during<T>(
+        &self,
+        established: &Established,
+        wait: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let mut current = self.current();
         if self.stop.is_set() {
             return None;
         }
-        *waiting = Some(context.clone());
-        drop(waiting);
+        if established.line().is_some() {
+            drop(current);
+            return Some(wait());
+        }
+        current.waiting = established.context().ok().cloned();
+        drop(current);
         let leave = Leave(self);
         let outcome = wait();
         drop(leave);
         Some(outcome)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<Context>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cancel_until_left(&self) {
+        let until = Instant::now() + GIVE_UP;
+        let mut current = self.current();
+        while let Some(context) = current.waiting.clone() {
+            if Instant::now() >= until {
+                tracing::warn!("PC/SC: a wait did not end within {GIVE_UP:?} of being cancelled");
+                return;
+            }
+            drop(current);
+            // Its errors say no more than the wait's own end does.
+            let _ = context.cancel();
+            current = self.current();
+            if current.waiting.is_some() {
+                let left = self.left.wait_timeout(current, AGAIN);
+                current = left.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
     }
 }
 
 impl Wake for Canceller {
     fn stop(&self) {
         self.stop.stop();
-        let until = Instant::now() + GIVE_UP;
-        let mut waiting = self.waiting();
-        while let Some(context) = waiting.clone() {
-            if Instant::now() >= until {
-                tracing::warn!("PC/SC: a wait did not end within {GIVE_UP:?} of being cancelled");
-                return;
-            }
-            drop(waiting);
-            // Its errors say no more than the wait's own end does.
-            let _ = context.cancel();
-            waiting = self.waiting();
-            if waiting.is_some() {
-                let left = self.left.wait_timeout(waiting, AGAIN);
-                waiting = left.unwrap_or_else(PoisonError::into_inner).0;
+        let line = self.current().line.clone();
+        match line {
+            Some(line) => line.cut(),
+            None => {
+                self.keeper.cut_new_watch();
+                self.cancel_until_left();
             }
         }
     }
@@ -72,7 +122,7 @@ struct Leave<'a>(&'a Canceller);
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        *self.0.waiting() = None;
+        self.0.current().waiting = None;
         self.0.left.notify_all();
     }
 }

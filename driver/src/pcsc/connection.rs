@@ -2,13 +2,15 @@
 
 use std::{
     ffi::CString,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use ::pcsc::{Card, Context, Disposition, Error, Protocol, Protocols, Scope, ShareMode};
+use ::pcsc::{Card, Disposition, Error, Protocol, Protocols, ShareMode};
 use claviger_apdu::{Atr, Call, ResponseBuffer};
 use zeroize::Zeroize;
 
+use super::keeper::{Established, Keeper, Purpose};
 use crate::wait::Pauses;
 
 /// How long a card in another's exclusive hands is asked for.
@@ -22,10 +24,14 @@ const NAME: usize = 1024;
 /// Longest answer to reset.
 const ATR: usize = 33;
 
+/// How long pcscd may take to let go of a card.
+const DISCONNECT: Duration = Duration::from_secs(2);
+
 /// A shared connection to a card, over a context of its own.
 pub(super) struct Connection {
     /// Empty only while it is being dropped.
     card: Option<Card>,
+    established: Arc<Established>,
 }
 
 /// What a connection found in the reader.
@@ -35,21 +41,33 @@ pub(super) struct Found {
 }
 
 impl Connection {
-    pub(super) fn open(reader: &str, call: Call) -> Result<Self, Error> {
+    pub(super) fn open(keeper: &Arc<Keeper>, reader: &str, call: Call) -> Result<Self, Error> {
         let name = CString::new(reader).map_err(|_| Error::UnknownReader)?;
-        let context = establish()?;
+        let established = Arc::new(establish(keeper, call)?);
+        let context = established.context()?;
         let until = call.deadline.min(Instant::now() + EXCLUSIVE);
         let mut pauses = Pauses::new(Duration::from_millis(10), Duration::from_millis(160));
         loop {
-            match context.connect(&name, ShareMode::Shared, PROTOCOLS) {
-                Ok(card) => return Ok(Self { card: Some(card) }),
+            let connect = || context.connect(&name, ShareMode::Shared, PROTOCOLS);
+            match established.bound(call.deadline, connect) {
+                Ok(card) => {
+                    return Ok(Self {
+                        card: Some(card),
+                        established,
+                    });
+                }
                 Err(Error::SharingViolation) if Instant::now() < until => {
                     let left = until.saturating_duration_since(Instant::now());
                     std::thread::sleep(pauses.next_pause().min(left));
                 }
+                Err(_) if established.is_cut() => return Err(Error::Timeout),
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    pub(super) fn established(&self) -> &Arc<Established> {
+        &self.established
     }
 
     pub(super) fn card(&mut self) -> Result<&mut Card, Error> {
@@ -63,7 +81,9 @@ impl Drop for Connection {
         let Some(card) = self.card.take() else {
             return;
         };
-        let Err((card, error)) = card.disconnect(Disposition::LeaveCard) else {
+        let until = Instant::now() + DISCONNECT;
+        let disconnect = || card.disconnect(Disposition::LeaveCard);
+        let Err((card, error)) = self.established.bound(until, disconnect) else {
             return;
         };
         match error {
@@ -85,9 +105,12 @@ impl Drop for Connection {
 }
 
 /// A crashing pcscd can look like a refusal: asks twice.
-fn establish() -> Result<Context, Error> {
-    match Context::establish(Scope::User) {
-        Err(Error::SecurityViolation | Error::CommError) => Context::establish(Scope::User),
+fn establish(keeper: &Arc<Keeper>, call: Call) -> Result<Established, Error> {
+    match keeper.establish(Purpose::Card, call.deadline) {
+        Err(_) if keeper.hangs() => Err(Error::Timeout),
+        Err(Error::SecurityViolation | Error::CommError) => {
+            keeper.establish(Purpose::Card, call.deadline)
+        }
         outcome => outcome,
     }
 }

@@ -3,22 +3,28 @@
 //! Every watch and every connection has a context of its own: calls on one context wait for each other. Cards
 //! are connected to shared and always left as they are.
 //!
-//! What may block longer than its call says: libpcsclite has no timeouts. A pcscd or a driver that hangs hangs
-//! the caller of [`Watch::now`], [`Backend::connect`] and of a transmission. While another program is in a
-//! transaction, libpcsclite 1.9 to 2.5 tries a connection or a single command every 100 ms until its turn
-//! comes, whatever the deadline; only the beginning of a transaction is kept to it here. A caller that must
-//! not wait runs these calls where it can leave them behind.
+//! libpcsclite has no timeouts, and while another program is in a transaction it tries a connection or a single
+//! command every 100 ms until its turn comes, whatever the deadline. Where threads are allowed, one of ours ends
+//! each call that is not through by its deadline ([`PcscBackend::new`]); where they are not, a call lasts as long
+//! as pcscd takes, or until [`Backend::cut`].
 
 mod cancel;
 mod connection;
 mod error;
+mod keeper;
+mod ping;
 mod session;
 mod transport;
 mod watch;
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use claviger_apdu::{Call, Transport, TransportError};
 
-use self::{transport::PcscTransport, watch::PcscWatch};
+use self::{keeper::Keeper, transport::PcscTransport, watch::PcscWatch};
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,
@@ -27,15 +33,24 @@ use crate::{
 /// The backend's name, in the configuration and in [`ReaderId`].
 const NAME: &str = "pcsc";
 
+/// How long a pcscd may take to answer when its backend is wound up, and how long all that is left may take.
+const LAST: Duration = Duration::from_secs(1);
+
 /// The readers of the pcscd that libpcsclite finds: at `PCSCLITE_CSOCK_NAME`, else at its usual place.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PcscBackend;
+#[derive(Debug)]
+pub struct PcscBackend {
+    keeper: Arc<Keeper>,
+    may_create_threads: bool,
+}
 
 impl PcscBackend {
-    /// Asks nothing of pcscd yet.
+    /// Asks nothing of pcscd yet. With `may_create_threads`, one thread sees to deadlines while calls run.
     #[must_use]
-    pub const fn new() -> Self {
-        Self
+    pub fn new(may_create_threads: bool) -> Self {
+        Self {
+            keeper: Arc::new(Keeper::new(may_create_threads)),
+            may_create_threads,
+        }
     }
 }
 
@@ -45,10 +60,29 @@ impl Backend for PcscBackend {
     }
 
     fn watch(&self) -> Box<dyn Watch> {
-        Box::new(PcscWatch::new())
+        Box::new(PcscWatch::new(Arc::clone(&self.keeper)))
     }
 
     fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError> {
-        Ok(Box::new(PcscTransport::connect(reader, call)?))
+        Ok(Box::new(PcscTransport::connect(
+            &self.keeper,
+            reader,
+            call,
+        )?))
+    }
+
+    fn cut(&self) {
+        self.keeper.cut();
+    }
+
+    fn wind_up(&self) {
+        if !self.keeper.has_lines() {
+            return;
+        }
+        if self.may_create_threads {
+            self.keeper.limit_all(Instant::now() + LAST);
+        } else if !ping::answers(&watch::socket(), LAST) {
+            self.keeper.cut();
+        }
     }
 }

@@ -2,13 +2,17 @@
 
 use std::{
     ffi::{CStr, CString},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use ::pcsc::{Context, Error, PNP_NOTIFICATION, ReaderState, Scope, State};
+use ::pcsc::{Error, PNP_NOTIFICATION, ReaderState, State};
 use claviger_apdu::Atr;
 
-use super::cancel::Canceller;
+use super::{
+    cancel::Canceller,
+    keeper::{Established, Keeper, Purpose},
+};
 use crate::reader::Presence;
 
 /// libpcsclite before 2.5.0 refuses to wait for more than 16 names, and one is the notice of new readers.
@@ -22,10 +26,12 @@ const MAX_NAMES: usize = 64 * 1024;
 /// After this the readers are listed anew. Before 2.3.0 a reader that comes between the list and the wait is
 /// not told; libpcsclite wakes every minute by itself anyway.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How long pcscd may take to tell of all readers: it waits for each of them to power its card.
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 
 /// A context used for nothing but following the readers.
 pub(super) struct Session {
-    context: Context,
+    established: Established,
     /// The notice of new and lost readers first, then the readers.
     states: Vec<ReaderState>,
 }
@@ -39,23 +45,31 @@ pub(super) struct Seen<'a> {
 }
 
 impl Session {
-    pub(super) fn establish() -> Result<Self, Error> {
-        let context = Context::establish(Scope::User)?;
+    pub(super) fn establish(
+        keeper: &Arc<Keeper>,
+        canceller: &Canceller,
+        until: Instant,
+    ) -> Result<Self, Error> {
+        let established = keeper.establish(Purpose::Watch, until)?;
+        canceller.take(&established)?;
         let notice = ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE);
         Ok(Self {
-            context,
+            established,
             states: vec![notice],
         })
     }
 
     /// Asks for all readers and their states.
-    pub(super) fn look(&mut self) -> Result<(), Error> {
+    pub(super) fn look(&mut self, until: Instant) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
-            self.list()?;
-            match self
-                .context
-                .get_status_change(Duration::ZERO, &mut self.states)
-            {
+            self.list(until)?;
+            let Self {
+                established,
+                states,
+            } = self;
+            let context = established.context()?;
+            let ask = || context.get_status_change(Duration::ZERO, states);
+            match established.bound(until, ask) {
                 Ok(()) | Err(Error::Timeout) => {
                     self.take_note();
                     return Ok(());
@@ -69,15 +83,21 @@ impl Session {
 
     /// Waits until something differs from the last look, be it only who uses a card, or the stop.
     pub(super) fn wait(&mut self, canceller: &Canceller) -> Result<(), Error> {
-        let Self { context, states } = self;
+        let Self {
+            established,
+            states,
+        } = self;
+        let context = established.context()?;
         let wait = || context.get_status_change(LOOK_AGAIN, states);
-        match canceller.during(context, wait) {
+        match canceller.during(established, wait) {
             None => Err(Error::Cancelled),
             Some(Ok(())) if self.same_readers() => {
                 self.take_note();
                 Ok(())
             }
-            Some(Ok(()) | Err(Error::Timeout | Error::UnknownReader)) => self.look(),
+            Some(Ok(()) | Err(Error::Timeout | Error::UnknownReader)) => {
+                self.look(Instant::now() + LOOK)
+            }
             Some(Err(error)) => Err(error),
         }
     }
@@ -90,11 +110,17 @@ impl Session {
         })
     }
 
-    fn list(&mut self) -> Result<(), Error> {
+    fn list(&mut self, until: Instant) -> Result<(), Error> {
         let mut room = USUAL_NAMES;
         let readers: Vec<CString> = loop {
-            match self.context.list_readers(&mut vec![0; room]) {
-                Ok(readers) => break readers.map(CStr::to_owned).collect(),
+            let mut names = vec![0; room];
+            let context = self.established.context()?;
+            let ask = || {
+                let readers = context.list_readers(&mut names)?;
+                Ok(readers.map(CStr::to_owned).collect())
+            };
+            match self.established.bound(until, ask) {
+                Ok(readers) => break readers,
                 Err(Error::NoReadersAvailable) => break Vec::new(),
                 Err(Error::InsufficientBuffer) if room < MAX_NAMES => room *= 2,
                 Err(error) => return Err(error),

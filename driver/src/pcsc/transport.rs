@@ -1,6 +1,10 @@
 //! A card of pcscd as a transport.
 
-use std::{borrow::Cow, time::Instant};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ::pcsc::{Card, Disposition, Error, Protocol};
 use claviger_apdu::{
@@ -12,11 +16,14 @@ use zeroize::Zeroizing;
 use super::{
     connection::{self, Connection, Found},
     error::{about, sent},
+    keeper::{Established, Keeper},
 };
 use crate::reader::ReaderId;
 
 /// Resets of the card by others that the beginning of a transaction goes along with.
 const MAX_RESETS: usize = 8;
+/// How long pcscd may take to end a transaction, and to say what became of a card.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// See [`Transport`].
 pub(super) struct PcscTransport {
@@ -32,6 +39,7 @@ enum Link {
 
 /// What is known of the card, apart from the handle itself, which a transaction borrows.
 struct State {
+    established: Arc<Established>,
     reader: String,
     atr: Atr,
     protocol: Protocol,
@@ -42,15 +50,22 @@ struct State {
 }
 
 impl PcscTransport {
-    pub(super) fn connect(reader: &ReaderId, call: Call) -> Result<Self, TransportError> {
+    pub(super) fn connect(
+        keeper: &Arc<Keeper>,
+        reader: &ReaderId,
+        call: Call,
+    ) -> Result<Self, TransportError> {
         let name = reader.name();
         let failed =
             |operation: &'static str| move |error| about(operation, Some(name), error, Sent::No);
-        let mut connection = Connection::open(name, call).map_err(failed("SCardConnect"))?;
-        let found = look(&mut connection).map_err(failed("SCardStatus"))?;
+        let mut connection =
+            Connection::open(keeper, name, call).map_err(failed("SCardConnect"))?;
+        let established = Arc::clone(connection.established());
+        let found = established.bound(call.deadline, || look(&mut connection));
+        let found = found.map_err(failed("SCardStatus"))?;
         Ok(Self {
             link: Link::Open(connection),
-            state: State::new(name, found),
+            state: State::new(name, found, established),
         })
     }
 
@@ -88,8 +103,9 @@ fn look(connection: &mut Connection) -> Result<Found, Error> {
 }
 
 impl State {
-    fn new(reader: &str, found: Found) -> Self {
+    fn new(reader: &str, found: Found, established: Arc<Established>) -> Self {
         Self {
+            established,
             reader: reader.to_owned(),
             atr: found.atr,
             protocol: found.protocol,
@@ -99,16 +115,25 @@ impl State {
         }
     }
 
+    /// Runs a call that pcscd answers by itself.
+    fn bound<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.established.bound(Instant::now() + AT_ONCE, call)
+    }
+
     /// The error of `operation`; remembers it when the handle did not survive it.
     fn failed(&mut self, operation: &str, error: Error, sent: Sent) -> TransportError {
+        let is_cut = self.established.is_cut();
+        let error = if is_cut { Error::Timeout } else { error };
         let error = about(operation, Some(&self.reader), error, sent);
-        if matches!(
-            error.kind,
-            TransportErrorKind::NoService
-                | TransportErrorKind::NoReader
-                | TransportErrorKind::NoCard
-                | TransportErrorKind::CardRemoved
-        ) {
+        if is_cut
+            || matches!(
+                error.kind,
+                TransportErrorKind::NoService
+                    | TransportErrorKind::NoReader
+                    | TransportErrorKind::NoCard
+                    | TransportErrorKind::CardRemoved
+            )
+        {
             self.over = Some(TransportError {
                 sent: Sent::No,
                 ..error.clone()
@@ -120,7 +145,7 @@ impl State {
     /// Takes note of a reset by another; `outcome` is that of reconnecting.
     fn was_reset(&mut self, outcome: Result<(), Error>, card: &Card) -> Result<(), TransportError> {
         self.epoch.0 += 1;
-        let found = outcome.and_then(|()| connection::found(card));
+        let found = outcome.and_then(|()| self.bound(|| connection::found(card)));
         let found = found.map_err(|error| self.failed("SCardReconnect", error, Sent::No))?;
         self.atr = found.atr;
         self.protocol = found.protocol;
@@ -150,12 +175,15 @@ impl State {
             Protocol::T0 => for_t0(frame),
             _ => Cow::Borrowed(frame),
         };
-        let outcome = connection::transmit(card, &frame, &mut self.scratch, response);
+        let scratch = &mut self.scratch;
+        let outcome = self.established.bound(call.deadline, || {
+            connection::transmit(card, &frame, scratch, response)
+        });
         match outcome {
             Err(Error::ResetCard) => Err(Failed::Reset),
             Err(error) => {
                 let sent = sent(error);
-                let error = connection::explain(card, error);
+                let error = self.bound(|| connection::explain(card, error));
                 Err(Failed::For(self.failed("SCardTransmit", error, sent)))
             }
             Ok(()) => Ok(()),
@@ -198,12 +226,15 @@ fn begin<'a>(
     call: Call,
 ) -> Result<::pcsc::Transaction<'a>, TransportError> {
     for _ in 0..MAX_RESETS {
-        connection::wait_for_turn(card, call.deadline)
-            .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
-        match card.transaction2() {
+        let link = Arc::clone(&state.established);
+        link.bound(call.deadline, || {
+            connection::wait_for_turn(card, call.deadline)
+        })
+        .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
+        match link.bound(call.deadline, || card.transaction2()) {
             Ok(transaction) => return Ok(transaction),
             Err((back, Error::ResetCard)) => {
-                let outcome = connection::reconnect(back);
+                let outcome = state.bound(|| connection::reconnect(back));
                 state.was_reset(outcome, back)?;
                 card = back;
             }
@@ -225,7 +256,7 @@ impl Transmit for PcscTransport {
         self.with(
             |card, state| match state.exchange(card, frame, response, call) {
                 Err(Failed::Reset) => {
-                    let outcome = connection::reconnect(card);
+                    let outcome = state.bound(|| connection::reconnect(card));
                     state.was_reset(outcome, card)?;
                     Err(state.reset_reported())
                 }
@@ -254,7 +285,7 @@ impl Transport for PcscTransport {
     }
 
     fn is_over(&self) -> bool {
-        matches!(self.link, Link::Gone(_))
+        matches!(self.link, Link::Gone(_)) || self.state.established.is_over()
     }
 
     fn transact(
@@ -282,7 +313,7 @@ struct Held<'a> {
 impl Held<'_> {
     fn end(self) {
         let Self { transaction, state } = self;
-        let Err((_, error)) = transaction.end(Disposition::LeaveCard) else {
+        let Err((_, error)) = state.bound(|| transaction.end(Disposition::LeaveCard)) else {
             return;
         };
         // pcscd keeps the lock when the card was removed or reset meanwhile; only the handle's end frees it.
@@ -304,11 +335,11 @@ impl Transmit for Held<'_> {
             .exchange(&self.transaction, frame, response, call)
         {
             Err(Failed::Reset) => {
-                let outcome = self.transaction.reconnect(
-                    ::pcsc::ShareMode::Shared,
-                    connection::PROTOCOLS,
-                    Disposition::LeaveCard,
-                );
+                let transaction = &mut self.transaction;
+                let outcome = self.state.bound(|| {
+                    let shared = ::pcsc::ShareMode::Shared;
+                    transaction.reconnect(shared, connection::PROTOCOLS, Disposition::LeaveCard)
+                });
                 self.state.was_reset(outcome, &self.transaction)?;
                 Err(self.state.reset_reported())
             }

@@ -15,7 +15,9 @@ use super::{
     NAME,
     cancel::Canceller,
     error::about,
-    session::{Seen, Session},
+    keeper::Keeper,
+    ping,
+    session::{LOOK, Seen, Session},
 };
 use crate::{
     backend::{Stopped, Wake, Watch},
@@ -26,39 +28,43 @@ use crate::{
 
 /// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
 const SOCKET: &str = "/run/pcscd/pcscd.comm";
+/// How long a pcscd that has hung may take to answer before it is asked for a context again.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// See [`Watch`].
 pub(super) struct PcscWatch {
+    keeper: Arc<Keeper>,
     session: Option<Session>,
     history: History,
     picture: Vec<ReaderState>,
     trouble: Option<TransportError>,
-    shown: Option<Vec<ReaderState>>,
+    shown: Option<(Vec<ReaderState>, Option<u32>)>,
     canceller: Arc<Canceller>,
     service: Service,
 }
 
 impl PcscWatch {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(keeper: Arc<Keeper>) -> Self {
         Self {
+            canceller: Arc::new(Canceller::new(Arc::clone(&keeper))),
+            keeper,
             session: None,
             history: History::default(),
             picture: Vec::new(),
             trouble: None,
             shown: None,
-            canceller: Arc::default(),
             service: Service::new(),
         }
     }
 
     /// Asks anew; once more over a new context, because the old one may have died with its pcscd, and what
     /// looks like a refusal may have been a pcscd about to end.
-    fn look(&mut self) {
+    fn look(&mut self, until: Instant) {
         let fresh = self.session.is_none();
-        let outcome = match self.try_to_look() {
-            Err(error) if !fresh || error != Error::NoService => {
+        let outcome = match self.try_to_look(until) {
+            Err(error) if (!fresh || error != Error::NoService) && self.may_try_again() => {
                 self.history.paint(std::iter::empty());
-                self.try_to_look()
+                self.try_to_look(until)
             }
             outcome => outcome,
         };
@@ -68,14 +74,28 @@ impl PcscWatch {
         }
     }
 
-    fn try_to_look(&mut self) -> Result<(), Error> {
+    fn may_try_again(&self) -> bool {
+        !self.keeper.hangs() && !self.canceller.stop.is_set()
+    }
+
+    fn try_to_look(&mut self, until: Instant) -> Result<(), Error> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => Session::establish()?,
+            None => self.establish(until)?,
         };
-        session.look()?;
+        session.look(until)?;
         self.session = Some(session);
         Ok(())
+    }
+
+    /// A new context, and with it a new life of the service: whatever the old one showed may have changed.
+    fn establish(&mut self, until: Instant) -> Result<Session, Error> {
+        if self.keeper.hangs() && !ping::answers(&self.service.socket, ANSWER) {
+            return Err(Error::Timeout);
+        }
+        let session = Session::establish(&self.keeper, &self.canceller, until)?;
+        self.service.life = self.service.life.wrapping_add(1);
+        Ok(session)
     }
 
     /// The picture is what the session says.
@@ -100,7 +120,7 @@ impl PcscWatch {
     fn wait(&mut self) {
         let Some(session) = &mut self.session else {
             if self.service.wait(&self.canceller) {
-                self.look();
+                self.look(Instant::now() + LOOK);
             }
             return;
         };
@@ -113,24 +133,35 @@ impl PcscWatch {
         }
     }
 
+    /// Which life of the service the picture is of.
+    fn life(&self) -> Option<u32> {
+        self.session.as_ref().map(|_| self.service.life)
+    }
+
     fn present(&mut self) -> Readers {
-        self.shown = Some(self.picture.clone());
+        self.shown = Some((self.picture.clone(), self.life()));
         Readers {
             readers: self.picture.clone(),
             trouble: self.trouble.clone(),
+            service: self.life(),
         }
+    }
+
+    fn is_shown(&self) -> bool {
+        let shown = self.shown.as_ref();
+        shown.is_some_and(|(picture, life)| *picture == self.picture && *life == self.life())
     }
 }
 
 impl Watch for PcscWatch {
-    fn now(&mut self, _: Call) -> Readers {
-        self.look();
+    fn now(&mut self, call: Call) -> Readers {
+        self.look(call.deadline);
         self.present()
     }
 
     fn next(&mut self) -> Result<Readers, Stopped> {
         if (self.session.is_some() || self.shown.is_none()) && !self.canceller.stop.is_set() {
-            self.look();
+            self.look(Instant::now() + LOOK);
         }
         loop {
             if self.canceller.stop.is_set() {
@@ -138,7 +169,7 @@ impl Watch for PcscWatch {
                 self.session = None;
                 return Err(Stopped);
             }
-            if self.shown.as_ref() != Some(&self.picture) {
+            if !self.is_shown() {
                 return Ok(self.present());
             }
             self.wait();
@@ -194,12 +225,35 @@ fn state(seen: Seen<'_>, since: u32) -> ReaderState {
         name: name.chars().filter(|c| !c.is_control()).collect(),
         presence: seen.presence,
         changes: since << 16 | u32::from(seen.events),
+        model: model(&name),
     }
+}
+
+/// A reader's name without the number that pcscd gave it: `Name 01 00` is number 1, first slot.
+fn model(name: &str) -> String {
+    let is_number = |text: &str| text.len() == 2 && text.bytes().all(|c| c.is_ascii_hexdigit());
+    match name
+        .rsplit_once(' ')
+        .and_then(|(rest, slot)| Some((rest.rsplit_once(' ')?, slot)))
+    {
+        Some(((model, number), slot)) if is_number(number) && is_number(slot) => {
+            format!("{model} {slot}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// Where pcscd is reached; the bytes of the variable as they are, for it may be anything.
+pub(super) fn socket() -> PathBuf {
+    let socket = std::env::var_os("PCSCLITE_CSOCK_NAME").map(OsString::into_vec);
+    PathBuf::from(OsString::from_vec(socket.unwrap_or_else(|| SOCKET.into())))
 }
 
 /// Waits for a pcscd that is not there, or does not want us.
 struct Service {
     socket: PathBuf,
+    /// Counts the contexts made.
+    life: u32,
     folder: Option<PathWatch>,
     again: Option<Instant>,
     pauses: Pauses,
@@ -209,11 +263,9 @@ struct Service {
 
 impl Service {
     fn new() -> Self {
-        // The bytes of the variable as they are: it may be anything.
-        let socket = std::env::var_os("PCSCLITE_CSOCK_NAME").map(OsString::into_vec);
-        let socket = socket.unwrap_or_else(|| SOCKET.into());
         Self {
-            socket: PathBuf::from(OsString::from_vec(socket)),
+            socket: socket(),
+            life: 0,
             folder: None,
             again: None,
             pauses: Pauses::new(Duration::from_millis(100), Duration::from_secs(2)),
@@ -296,6 +348,22 @@ mod tests {
 
     fn changes(states: &[ReaderState]) -> Vec<u32> {
         states.iter().map(|state| state.changes).collect()
+    }
+
+    #[test]
+    fn a_model_is_a_name_without_pcscds_number() {
+        assert_eq!(model("Yubico YubiKey CCID 01 00"), "Yubico YubiKey CCID 00");
+        assert_eq!(
+            model("Yubico YubiKey CCID 0A 00"),
+            model("Yubico YubiKey CCID 00 00")
+        );
+        assert_ne!(
+            model("Duo 00 00"),
+            model("Duo 00 01"),
+            "two slots of one reader"
+        );
+        assert_eq!(model("A name of its own"), "A name of its own");
+        assert_eq!(model("00 00"), "00 00");
     }
 
     #[test]

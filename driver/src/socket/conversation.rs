@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,18 @@ use super::{
     frame::{Refusal, Reply, Request, VERSION},
     stream::{Stream, StreamError, shown},
 };
-use crate::wait::Pauses;
+use crate::{
+    line::{Line, Lines},
+    wait::Pauses,
+};
+
+/// What ends conversations from outside.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    pub(super) lines: Lines,
+    /// No request lasts beyond it.
+    pub(super) last: OnceLock<Instant>,
+}
 
 /// A connection and its rule: one request, one answer.
 ///
@@ -21,6 +33,9 @@ use crate::wait::Pauses;
 pub(super) struct Conversation {
     path: PathBuf,
     link: Link,
+    ends: Arc<Ends>,
+    /// Its connection, among those that `ends` knows.
+    _line: Option<Arc<Line>>,
 }
 
 enum Link {
@@ -31,11 +46,14 @@ enum Link {
 
 impl Conversation {
     /// Connects and exchanges greetings; a server that is slow to accept gets the time of `call`.
-    pub(super) fn open(path: &Path, call: Call) -> Result<Self, TransportError> {
+    pub(super) fn open(ends: &Arc<Ends>, path: &Path, call: Call) -> Result<Self, TransportError> {
         let stream = connect(path, call).map_err(|error| error.about(path))?;
+        let line = stream.duplicate().map(|socket| ends.lines.add(socket));
         let mut conversation = Self {
             path: path.to_owned(),
             link: Link::Open(stream),
+            ends: Arc::clone(ends),
+            _line: line,
         };
         match conversation.ask(&Request::Hello { version: VERSION }, call)? {
             Reply::Welcome {
@@ -55,13 +73,15 @@ impl Conversation {
             Link::Open(stream) => stream,
             Link::Gone(why) => return Err(why.clone()),
         };
-        if Instant::now() >= call.deadline {
+        let last = self.ends.last.get().copied();
+        let deadline = last.map_or(call.deadline, |last| call.deadline.min(last));
+        if Instant::now() >= deadline {
             return Err(self.about(
                 TransportErrorKind::TimedOut,
                 "no time was left for the request",
             ));
         }
-        if let Err(error) = stream.send(request, call.deadline) {
+        if let Err(error) = stream.send(request, deadline) {
             return Err(self.lose(error, Sent::No));
         }
         let sent = if matches!(request, Request::Transmit(_)) {
@@ -70,7 +90,7 @@ impl Conversation {
             Sent::No
         };
         stream
-            .receive(call.deadline)
+            .receive(deadline)
             .map_err(|error| match (request, error) {
                 (Request::Begin, StreamError::TimedOut) => self.waited_in_vain(),
                 _ => self.lose(error, sent),

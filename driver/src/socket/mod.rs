@@ -10,11 +10,15 @@ mod stream;
 mod transport;
 mod watch;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 
-use self::{transport::SocketTransport, watch::SocketWatch};
+use self::{conversation::Ends, transport::SocketTransport, watch::SocketWatch};
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,
@@ -22,18 +26,24 @@ use crate::{
 
 /// The backend's name, in the configuration and in [`ReaderId`].
 const NAME: &str = "socket";
+/// How long all that is left may take when the backend is wound up.
+const LAST: Duration = Duration::from_secs(1);
 
 /// The readers behind some socket paths, in the order given.
 #[derive(Clone, Debug)]
 pub struct SocketBackend {
     paths: Vec<PathBuf>,
+    ends: Arc<Ends>,
 }
 
 impl SocketBackend {
     /// One reader for each of `paths`, whether a server listens there yet or not.
     #[must_use]
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths }
+        Self {
+            paths,
+            ends: Arc::default(),
+        }
     }
 }
 
@@ -54,7 +64,16 @@ impl Backend for SocketBackend {
                 what,
             ));
         };
-        Ok(Box::new(SocketTransport::connect(path, call)?))
+        Ok(Box::new(SocketTransport::connect(&self.ends, path, call)?))
+    }
+
+    fn cut(&self) {
+        let _ = self.ends.last.set(Instant::now());
+        self.ends.lines.cut();
+    }
+
+    fn wind_up(&self) {
+        let _ = self.ends.last.set(Instant::now() + LAST);
     }
 }
 

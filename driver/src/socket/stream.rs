@@ -10,7 +10,7 @@ use claviger_apdu::{TransportError, TransportErrorKind};
 use rustix::{
     event::PollFlags,
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType},
+    net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType},
 };
 
 use super::{
@@ -95,6 +95,11 @@ impl Stream {
         })
     }
 
+    /// The same socket once more.
+    pub(super) fn duplicate(&self) -> Option<OwnedFd> {
+        rustix::io::fcntl_dupfd_cloexec(&self.fd, 0).ok()
+    }
+
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -158,6 +163,13 @@ impl Stream {
             Err(Errno::INTR | Errno::AGAIN) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+impl Drop for Stream {
+    /// Ends the connection although a forked child may still have the socket open: the card is given back.
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
     }
 }
 

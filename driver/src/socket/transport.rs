@@ -1,6 +1,6 @@
 //! A connection to the card of a socket reader.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use claviger_apdu::{
     Atr, Call, Epoch, Limits, ResponseBuffer, Secret, Sent, Transmit, Transport, TransportError,
@@ -8,7 +8,7 @@ use claviger_apdu::{
 };
 
 use super::{
-    conversation::Conversation,
+    conversation::{Conversation, Ends},
     frame::{MAX, Refusal, Reply, Request},
 };
 
@@ -25,8 +25,12 @@ pub(super) struct SocketTransport {
 }
 
 impl SocketTransport {
-    pub(super) fn connect(path: &Path, call: Call) -> Result<Self, TransportError> {
-        let mut conversation = Conversation::open(path, call)?;
+    pub(super) fn connect(
+        ends: &Arc<Ends>,
+        path: &Path,
+        call: Call,
+    ) -> Result<Self, TransportError> {
+        let mut conversation = Conversation::open(ends, path, call)?;
         let atr = connect_card(&mut conversation, call)?;
         Ok(Self {
             conversation,

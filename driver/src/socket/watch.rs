@@ -167,6 +167,8 @@ impl SocketWatch {
         Readers {
             readers,
             trouble: self.trouble(),
+            // Each path has a server of its own, whose restarts are counted as changes.
+            service: Some(0),
         }
     }
 
@@ -339,6 +341,7 @@ impl Place {
             name,
             presence,
             changes,
+            model: self.id.name().to_owned(),
         })
     }
 

@@ -8,7 +8,7 @@ use cryptoki_sys::{
 use super::padded;
 use crate::{
     fork,
-    module::Module,
+    module::{self, Module},
     pointer::{In, Out},
     rv::{Failure, Rule},
 };
@@ -47,7 +47,7 @@ pub(crate) fn initialize(arguments: In<'_, CK_C_INITIALIZE_ARGS>) -> Result<(), 
         }
         may_create_threads = arguments.flags & CKF_LIBRARY_CANT_CREATE_OS_THREADS == 0;
     }
-    fork::home().initialize(may_create_threads)
+    module::initialize(fork::home(), may_create_threads)
 }
 
 /// C_Finalize.
@@ -55,7 +55,11 @@ pub(crate) fn finalize(reserved: CK_VOID_PTR) -> Result<(), Failure> {
     if !reserved.is_null() {
         return Err(Rule::ARGUMENTS_BAD.into());
     }
-    fork::home().finalize()
+    if fork::home().end() {
+        Ok(())
+    } else {
+        Err(Rule::NOT_INITIALIZED.into())
+    }
 }
 
 /// C_GetInfo.

@@ -1,0 +1,359 @@
+//! Keeps every connection to pcscd and every call on one in sight, so that none lasts longer than it may.
+//!
+//! libpcsclite has no timeouts. Where threads are allowed, one that sleeps until the first deadline ends the
+//! calls that overstay theirs; without it they last until pcscd answers, dies, or [`Keeper::cut`] is called.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use ::pcsc::{Context, Error, Scope};
+
+use crate::line::{Line, Lines, Sockets};
+
+/// How every path ends at which pcscd listens.
+const SERVER: &str = "/pcscd.comm";
+/// How long the thread may take to end.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long pcscd may take to let go of a context.
+const RELEASE: Duration = Duration::from_secs(2);
+
+/// A context and its connection to pcscd, where that could be told from others.
+pub(super) struct Established {
+    keeper: Arc<Keeper>,
+    /// Empty only while it is being dropped.
+    context: Option<Context>,
+    line: Option<Arc<Line>>,
+}
+
+impl Established {
+    pub(super) fn context(&self) -> Result<&Context, Error> {
+        self.context.as_ref().ok_or(Error::InvalidHandle)
+    }
+
+    pub(super) fn line(&self) -> Option<&Arc<Line>> {
+        self.line.as_ref()
+    }
+
+    /// Runs a call on the connection, which is cut when the call is not through by `until`.
+    pub(super) fn bound<T>(&self, until: Instant, call: impl FnOnce() -> T) -> T {
+        match &self.line {
+            Some(line) => self.keeper.during(On::Line(Arc::clone(line)), until, call),
+            None => call(),
+        }
+    }
+
+    /// Whether pcscd, or the connection to it, is gone.
+    pub(super) fn is_over(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.is_over())
+    }
+
+    /// Whether the connection was given up because pcscd did not answer.
+    pub(super) fn is_cut(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.is_cut())
+    }
+}
+
+impl Drop for Established {
+    fn drop(&mut self) {
+        if self.keeper.hangs()
+            && let Some(line) = &self.line
+        {
+            line.cut();
+        }
+        let context = self.context.take();
+        self.bound(Instant::now() + RELEASE, || drop(context));
+        self.keeper.rest();
+    }
+}
+
+/// What a running call waits on.
+#[derive(Clone, Debug)]
+enum On {
+    Line(Arc<Line>),
+    /// A connection being made: it is not among these.
+    New(Arc<Sockets>, Purpose),
+}
+
+/// What a context is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Watch,
+    Card,
+}
+
+#[derive(Debug)]
+struct Running {
+    number: u64,
+    on: On,
+    until: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Vec<Running>,
+    last_number: u64,
+    /// When the thread looks next; `None` while it waits to be told.
+    looks_at: Option<Instant>,
+    establishing: bool,
+    /// A call has overstayed, and no connection was made since.
+    hangs: bool,
+    over: bool,
+    /// No call lasts beyond it.
+    last: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    lines: Lines,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// A connection was made, or was not.
+    established: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, on: &On) {
+        match on {
+            On::Line(line) => line.cut(),
+            On::New(sockets, _) => {
+                if let Some(line) = sockets.newcomer(&self.lines) {
+                    line.cut();
+                }
+            }
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    may_create_threads: bool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Keeper {
+    pub(super) fn new(may_create_threads: bool) -> Self {
+        Self {
+            shared: Arc::default(),
+            may_create_threads,
+            thread: Mutex::default(),
+        }
+    }
+
+    /// Makes a context, one at a time: the one socket that is new is its own.
+    pub(super) fn establish(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        until: Instant,
+    ) -> Result<Established, Error> {
+        self.wait_for_turn(until)?;
+        let turn = Turn(&self.shared);
+        let before = Arc::new(Sockets::to(SERVER));
+        let context = self.during(On::New(Arc::clone(&before), purpose), until, || {
+            Context::establish(Scope::User)
+        })?;
+        let line = before.newcomer(&self.shared.lines);
+        let mut state = self.shared.state();
+        state.hangs = false;
+        let over = state.over;
+        drop(state);
+        drop(turn);
+        if line.is_none() {
+            tracing::debug!("PC/SC: the connection to pcscd could not be told from others");
+        }
+        let established = Established {
+            keeper: Arc::clone(self),
+            context: Some(context),
+            line,
+        };
+        if over {
+            return Err(Error::Cancelled);
+        }
+        Ok(established)
+    }
+
+    /// Whether pcscd did not answer when it was last asked.
+    pub(super) fn hangs(&self) -> bool {
+        self.shared.state().hangs
+    }
+
+    /// Ends every call that is inside, and every later one as soon as it waits. No connection is made any more.
+    pub(super) fn cut(&self) {
+        let mut state = self.shared.state();
+        state.over = true;
+        let running: Vec<On> = state.running.iter().map(|call| call.on.clone()).collect();
+        drop(state);
+        self.shared.established.notify_all();
+        running.iter().for_each(|on| self.shared.end(on));
+        self.shared.lines.cut();
+    }
+
+    /// From now on no call lasts beyond `last`.
+    pub(super) fn limit_all(&self, last: Instant) {
+        let mut state = self.shared.state();
+        state.last = Some(last);
+        for call in &mut state.running {
+            call.until = call.until.min(last);
+        }
+        self.shared.changed.notify_one();
+    }
+
+    pub(super) fn has_lines(&self) -> bool {
+        !self.shared.lines.is_empty()
+    }
+
+    /// Ends the making of a connection for a watch.
+    pub(super) fn cut_new_watch(&self) {
+        let is_new_watch = |call: &&Running| matches!(call.on, On::New(_, Purpose::Watch));
+        let state = self.shared.state();
+        let running = state.running.iter().find(is_new_watch);
+        let on = running.map(|call| call.on.clone());
+        drop(state);
+        on.iter().for_each(|on| self.shared.end(on));
+    }
+
+    /// A connection is gone: the thread need not look again when there is no call.
+    fn rest(&self) {
+        let state = self.shared.state();
+        if state.running.is_empty() && state.looks_at.is_some() {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    fn wait_for_turn(&self, until: Instant) -> Result<(), Error> {
+        let mut state = self.shared.state();
+        while state.establishing && !state.over {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Timeout);
+            }
+            let woken = self.shared.established.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.over {
+            return Err(Error::Cancelled);
+        }
+        state.establishing = true;
+        Ok(())
+    }
+
+    fn during<T>(&self, on: On, until: Instant, call: impl FnOnce() -> T) -> T {
+        let number = self.enter(on, until);
+        let inside = Inside {
+            shared: &self.shared,
+            number,
+        };
+        let result = call();
+        drop(inside);
+        result
+    }
+
+    fn enter(&self, on: On, until: Instant) -> u64 {
+        let mut state = self.shared.state();
+        let until = state.last.map_or(until, |last| until.min(last));
+        state.last_number += 1;
+        let number = state.last_number;
+        state.running.push(Running { number, on, until });
+        if self.may_create_threads && state.looks_at.is_none_or(|at| until < at) {
+            state.looks_at = Some(until);
+            drop(state);
+            self.start_thread();
+            self.shared.changed.notify_one();
+        }
+        number
+    }
+
+    fn start_thread(&self) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            *thread = std::thread::Builder::new()
+                .name("claviger-limit".to_owned())
+                .spawn(move || keep(&shared))
+                .inspect_err(|error| {
+                    tracing::warn!("PC/SC: no thread to end calls that hang: {error}");
+                })
+                .ok();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.shared.state().over = true;
+        self.shared.changed.notify_one();
+        let thread = self.thread.get_mut();
+        let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        if thread.is_finished() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A connection is being made, until dropped.
+struct Turn<'a>(&'a Shared);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.state().establishing = false;
+        self.0.established.notify_one();
+    }
+}
+
+/// A call is running, until dropped.
+struct Inside<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        let mine = |call: &Running| call.number == self.number;
+        if let Some(place) = state.running.iter().position(mine) {
+            state.running.swap_remove(place);
+        }
+    }
+}
+
+fn keep(shared: &Shared) {
+    let mut state = shared.state();
+    while !state.over || !state.running.is_empty() {
+        let now = Instant::now();
+        if let Some(place) = state.running.iter().position(|call| call.until <= now) {
+            let late = state.running.swap_remove(place);
+            state.hangs = true;
+            drop(state);
+            tracing::warn!("PC/SC: pcscd has not answered in time; the connection is given up");
+            shared.end(&late.on);
+            state = shared.state();
+            continue;
+        }
+        state.looks_at = state.running.iter().map(|call| call.until).min();
+        state = match state.looks_at {
+            None => shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(at) => {
+                let left = at.saturating_duration_since(now);
+                let woken = shared.changed.wait_timeout(state, left);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+    }
+}

@@ -1,0 +1,176 @@
+//! The connection to the card in a reader, and its tokens: made when needed, let go when idle, and made again
+//! when it was lost, with the same card only.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, TransportErrorKind};
+use claviger_driver::Backend;
+use claviger_token::{Card, Token};
+
+use crate::{
+    events::Events,
+    known_reader::{CardCount, Place, ReaderKey},
+    rv::{Failure, Rule},
+    slots::RETURN,
+};
+
+/// How long connecting to a card may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How a reader's card is reached, and who knows where it is.
+#[derive(Debug)]
+pub(crate) struct Way {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) events: Arc<Events>,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Absence {
+    /// It was let go: the reader was watched since, and says whether the card has left.
+    #[default]
+    LetGo,
+    /// It broke: what is in the reader now has to prove that it is the same card.
+    Broken,
+}
+
+/// What is known of a card while its conversation may go on.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) count: CardCount,
+    /// `None` until the card was asked, and when it is gone.
+    pub(crate) tokens: Option<Vec<Token>>,
+    /// When the connection may be let go.
+    pub(crate) idle_at: Option<Instant>,
+    card: Option<Card>,
+    absence: Absence,
+    sighting: u32,
+}
+
+impl Live {
+    /// Nothing is known yet of this card.
+    pub(crate) fn of(count: CardCount) -> Self {
+        Self {
+            count,
+            ..Self::default()
+        }
+    }
+
+    /// The connected card and its tokens; connects and asks for its applets when need be.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED when the card has left or is another one, or of the transport.
+    pub(crate) fn ready(
+        &mut self,
+        way: &Way,
+        reader: ReaderKey,
+    ) -> Result<(&mut Card, &mut [Token]), Failure> {
+        if self.card.as_ref().is_some_and(Card::is_over) {
+            self.lose_connection();
+        }
+        let mut card = match self.card.take() {
+            Some(card) => card,
+            None => self.connect(way, reader)?,
+        };
+        let tokens = match self.tokens.take() {
+            Some(tokens) => Ok(tokens),
+            None => Token::discover(&mut card),
+        };
+        let card = self.card.insert(card);
+        Ok((card, self.tokens.insert(tokens?)))
+    }
+
+    /// A connection to this very card. One whose service was lost gets a moment to return.
+    fn connect(&mut self, way: &Way, reader: ReaderKey) -> Result<Card, Failure> {
+        let until = Instant::now() + RETURN;
+        if self.tokens.is_some() {
+            // Nobody held the card meanwhile.
+            way.events.refresh();
+        }
+        loop {
+            let place = way.events.place(reader, self.count)?;
+            match way.backend.connect(&place.reader, Call::within(CONNECT)) {
+                Ok(transport) => {
+                    let mut card = Card::new(transport);
+                    self.recognise(&mut card, &place, way, reader)?;
+                    self.sighting = place.sighting;
+                    self.absence = Absence::LetGo;
+                    return Ok(card);
+                }
+                Err(error) => {
+                    if !self.may_return(error.kind, &place)
+                        || !way.events.wait_for_return(reader, until)
+                    {
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a card that is not there now may be there in a moment: its service restarts.
+    fn may_return(&self, kind: TransportErrorKind, place: &Place) -> bool {
+        let restarts = place.out_of_sight || self.absence == Absence::Broken;
+        self.tokens.is_some()
+            && match kind {
+                TransportErrorKind::NoService => true,
+                TransportErrorKind::NoReader | TransportErrorKind::NoCard => restarts,
+                _ => false,
+            }
+    }
+
+    /// Makes sure that tokens known from before are on `card`, if it may have been exchanged unseen.
+    fn recognise(
+        &mut self,
+        card: &mut Card,
+        place: &Place,
+        way: &Way,
+        reader: ReaderKey,
+    ) -> Result<(), Failure> {
+        let Some(tokens) = &mut self.tokens else {
+            return Ok(());
+        };
+        if self.absence == Absence::LetGo && self.sighting == place.sighting {
+            Token::resume(card, tokens);
+            return Ok(());
+        }
+        let found = Token::discover(card)?;
+        let same = |(token, found): (&Token, &Token)| token.is_surely(found);
+        if tokens.len() == found.len() && tokens.iter().zip(&found).all(same) {
+            tracing::debug!("the same card, over a new connection");
+            tokens.iter_mut().for_each(Token::forget_objects);
+            return Ok(());
+        }
+        tracing::warn!("another card was found where the one in use was; its sessions end");
+        self.tokens = None;
+        way.events.table().lose_card(reader, self.count);
+        Err(Rule::DEVICE_REMOVED.into())
+    }
+
+    pub(crate) const fn is_connected(&self) -> bool {
+        self.card.is_some()
+    }
+
+    pub(crate) fn is_logged_in(&self) -> bool {
+        self.tokens.iter().flatten().any(Token::is_logged_in)
+    }
+
+    /// Lets go of a connection that works.
+    pub(crate) fn let_go(&mut self) {
+        self.idle_at = None;
+        if self.card.as_ref().is_some_and(Card::is_over) {
+            self.absence = Absence::Broken;
+        }
+        self.card = None;
+    }
+
+    /// Drops a connection that does not.
+    pub(crate) fn lose_connection(&mut self) {
+        self.idle_at = None;
+        self.card = None;
+        self.absence = Absence::Broken;
+    }
+}
