@@ -376,7 +376,11 @@ impl<'a> Races<'a> {
             let moment = Moment::random(&mut self.random, combination, number);
             self.watchdog
                 .begin(format!("{combination}, round {number}, {moment:?}"));
-            let action = if number % 2 == 0 { "remove" } else { "insert" };
+            let action = if number.is_multiple_of(2) {
+                "remove"
+            } else {
+                "insert"
+            };
             let event = || assert!(self.stage.say(action).starts_with("ok"));
             let (ends, told) = round(combination, self.raw, moment, event);
             let events = told.iter().map(|told| told.events).sum::<usize>();
@@ -417,4 +421,31 @@ fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
             .map(|combination| races.play(combination));
         assert!(events.sum::<usize>() > 0, "no card was ever in time");
     });
+}
+
+#[test]
+fn first_calls_at_once_all_see_the_slots() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::factory(), |_| {
+            let raw = Raw::load();
+            let watchdog = Watchdog::new(HANG);
+            for flags in [OWN_THREADS, NO_THREADS] {
+                for number in 0..50 {
+                    watchdog.begin(format!("{way:?}, flags {flags}, round {number}"));
+                    assert_eq!(raw.initialize(flags), CKR_OK);
+                    let start = Barrier::new(4);
+                    let count = || {
+                        start.wait();
+                        raw.slot_count(true)
+                    };
+                    let counts = thread::scope(|scope| {
+                        let calls = [(); 4].map(|()| scope.spawn(count));
+                        calls.map(|call| call.join().unwrap())
+                    });
+                    assert_eq!(counts, [(CKR_OK, 2); 4], "flags {flags}, round {number}");
+                    assert_eq!(raw.finalize(), CKR_OK);
+                }
+            }
+        });
+    }
 }

@@ -12,8 +12,11 @@
     reason = "shared by several test programs; a test fails loudly"
 )]
 
+pub mod every_function;
+pub mod fork;
 pub mod process;
 pub mod raw;
+pub mod raw_session;
 pub mod waiter;
 
 use std::{
