@@ -87,7 +87,7 @@ impl fmt::Display for Counts {
         } = self;
         write!(
             f,
-            "apdus={apdus} verifies={verifies} command_bytes={command_bytes} response_bytes={response_bytes} "
+            "apdus={apdus} command_bytes={command_bytes} response_bytes={response_bytes} "
         )?;
         write!(
             f,
@@ -96,7 +96,7 @@ impl fmt::Display for Counts {
         write!(f, "power_ups={power_ups} power_downs={power_downs} ")?;
         write!(
             f,
-            "insertions={insertions} removals={removals} card_us={}",
+            "verifies={verifies} insertions={insertions} removals={removals} card_us={}",
             card_time.as_micros()
         )
     }
