@@ -1,4 +1,4 @@
-//! C_Initialize, C_Finalize, C_WaitForSlotEvent and fork, by the bare function list.
+//! C_Initialize, C_Finalize and C_WaitForSlotEvent, by the bare function list.
 
 #![allow(
     clippy::unwrap_used,
@@ -333,57 +333,4 @@ fn initialize_holds_its_arguments_to_the_standard() {
         assert_eq!(raw.finalize(), CKR_OK);
         assert_eq!(raw.finalize(), CKR_CRYPTOKI_NOT_INITIALIZED);
     });
-}
-
-/// Runs `child` in a forked process and returns what it says, 0 to 255.
-fn in_child(child: impl FnOnce() -> u8) -> i32 {
-    // SAFETY: the child calls only the module and `_exit`; that the module works there is what is tested.
-    match unsafe { libc::fork() } {
-        0 => {
-            let code = child();
-            // SAFETY: ends the child without running the test runner's own exit.
-            unsafe { libc::_exit(i32::from(code)) }
-        }
-        pid => {
-            let mut status = 0;
-            // SAFETY: waits for the child just made.
-            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-            assert!(
-                libc::WIFEXITED(status),
-                "the child was ended by a signal: {status:#x}"
-            );
-            libc::WEXITSTATUS(status)
-        }
-    }
-}
-
-#[test]
-fn a_forked_child_is_a_new_application_and_the_parent_never_notices() {
-    for way in [Way::Socket, Way::Pcscd] {
-        with_card(way, Plan::factory(), |_| {
-            let raw = Raw::load();
-            assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
-            let before = raw.slot_count(true);
-            let waiter = thread::spawn(move || raw.wait(0).0);
-            thread::sleep(Duration::from_millis(5));
-            let fresh_life = move || {
-                if raw.info() != CKR_CRYPTOKI_NOT_INITIALIZED {
-                    return 1;
-                }
-                if raw.initialize(CKF_OS_LOCKING_OK) != CKR_OK {
-                    return 2;
-                }
-                if raw.slot_count(true) != before {
-                    return 3;
-                }
-                if raw.finalize() == CKR_OK { 0 } else { 4 }
-            };
-            assert_eq!(in_child(fresh_life), 0);
-            let grandchild = || u8::try_from(in_child(fresh_life)).unwrap_or(255);
-            assert_eq!(in_child(grandchild), 0, "a double fork");
-            assert_eq!(raw.slot_count(true), before);
-            assert_eq!(raw.finalize(), CKR_OK);
-            assert_eq!(waiter.join().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
-        });
-    }
 }

@@ -17,7 +17,11 @@ mod stage;
 
 use std::{
     fmt,
-    sync::{Arc, Barrier, mpsc},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -203,12 +207,14 @@ fn wait_for_the_end(raw: Raw) -> Told {
 /// The waiters of one round, let go together; with `settled`, each is blocked already.
 fn start_waiters(raw: Raw, count: usize, settled: bool) -> Waiting {
     let start = Arc::new(Barrier::new(count + 1));
+    let past = Arc::new(AtomicUsize::new(0));
     let (sender, tasks) = mpsc::channel();
     let wait = |_| {
-        let (start, sender) = (Arc::clone(&start), sender.clone());
+        let (start, past, sender) = (Arc::clone(&start), Arc::clone(&past), sender.clone());
         thread::spawn(move || {
             sender.send(this_task()).unwrap();
             start.wait();
+            past.fetch_add(1, Ordering::SeqCst);
             wait_for_the_end(raw)
         })
     };
@@ -216,7 +222,9 @@ fn start_waiters(raw: Raw, count: usize, settled: bool) -> Waiting {
     start.wait();
     if settled {
         // Past the barrier, the one place left to sleep is inside the call.
-        thread::sleep(Duration::from_micros(200));
+        while past.load(Ordering::SeqCst) < count {
+            thread::yield_now();
+        }
         tasks
             .iter()
             .take(count)

@@ -69,10 +69,29 @@ pub fn descend(descent: Descent, limit: Duration, body: impl FnOnce()) -> Outcom
         child => {
             drop(teller);
             let outcome = listen(told, child, limit);
-            wait_for(child);
+            exit_code(child);
             outcome
         }
     }
+}
+
+/// A child that does `body`, which does not return.
+pub fn child(body: impl FnOnce()) -> libc::pid_t {
+    match fork() {
+        0 => {
+            body();
+            leave()
+        }
+        child => child,
+    }
+}
+
+/// The exit code of a child; none when a signal ended it.
+pub fn exit_code(child: libc::pid_t) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: waits for a child of this process.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
 }
 
 fn fork() -> libc::pid_t {
@@ -81,11 +100,6 @@ fn fork() -> libc::pid_t {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
     pid
-}
-
-fn wait_for(child: libc::pid_t) {
-    // SAFETY: waits for a child of this process; its status tells no more than the pipe did.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
 }
 
 /// From the child to where the body runs.
@@ -99,7 +113,7 @@ fn go_on_to(descent: Descent) {
     let grandchild = fork();
     if grandchild > 0 {
         if descent == Descent::Grandchild {
-            wait_for(grandchild);
+            exit_code(grandchild);
         }
         leave();
     }

@@ -8,22 +8,28 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     clippy::macro_metavars_in_unsafe,
-    reason = "shared by several test programs; a test fails loudly"
+    reason = "shared by several test programs; a test fails loudly, and its figures are small"
 )]
 
 pub mod every_function;
 pub mod fork;
+pub mod memory;
+pub mod no_threads;
 pub mod process;
 pub mod raw;
 pub mod raw_session;
+pub mod scene;
 pub mod waiter;
 
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::mpsc,
     time::Duration,
@@ -131,6 +137,11 @@ impl Stage {
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         answer.trim().to_owned()
+    }
+
+    /// A folder for the test's own files.
+    pub fn folder(&self) -> &Path {
+        self.control.parent().expect("a folder")
     }
 
     /// One of the card's counters by its name.
