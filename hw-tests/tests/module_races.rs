@@ -16,7 +16,7 @@
 mod stage;
 
 use std::{
-    fmt,
+    fmt, fs,
     sync::{
         Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
@@ -373,7 +373,8 @@ impl<'a> Races<'a> {
         });
         assert!(
             prompt,
-            "{combination}: one round in 100 took over {PROMPT:?}"
+            "{combination}: one round in 100 took over {PROMPT:?}; load of this machine: {}",
+            fs::read_to_string("/proc/loadavg").unwrap()
         );
         events
     }
