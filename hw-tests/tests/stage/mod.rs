@@ -8,15 +8,26 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     clippy::macro_metavars_in_unsafe,
-    reason = "shared by several test programs; a test fails loudly"
+    reason = "shared by several test programs; a test fails loudly, and its figures are small"
 )]
 
 pub mod bystander;
+pub mod every_function;
+pub mod fork;
 pub mod lives;
+pub mod memory;
+pub mod no_threads;
+pub mod process;
 pub mod raw;
+pub mod raw_session;
 pub mod renumbering;
+pub mod scene;
 pub mod signer;
+pub mod waiter;
 
 use std::{
     env,
@@ -152,6 +163,11 @@ impl Stage {
     #[track_caller]
     pub fn say(&self, line: &str) -> String {
         say_to(&self.control, line)
+    }
+
+    /// A folder for the test's own files.
+    pub fn folder(&self) -> &Path {
+        self.control.parent().expect("a folder")
     }
 
     /// One of the card's counters by its name.

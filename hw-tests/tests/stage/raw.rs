@@ -15,6 +15,7 @@ use cryptoki_sys::{
     CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKF_SERIAL_SESSION, CKF_TOKEN_PRESENT,
     CKR_NO_EVENT, CKR_OK,
 };
+use libloading::Library;
 
 /// C_Initialize's flags when the module may create threads, and when it may not.
 pub const OWN_THREAD: CK_FLAGS = CKF_OS_LOCKING_OK;
@@ -22,11 +23,11 @@ pub const NO_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK | CKF_LIBRARY_CANT_CREATE_OS_
 /// What only an event that never comes exceeds.
 pub const HANG: Duration = Duration::from_secs(20);
 
-/// The loaded module. It is never unloaded: a test's threads may still be inside.
+/// The loaded module.
 #[derive(Clone, Copy)]
 pub struct Raw(&'static CK_FUNCTION_LIST);
 
-// SAFETY: the table is read-only data of a module that is never unloaded, and its functions may be called from
+// SAFETY: the table is read-only data of a module that is never unmapped, and its functions may be called from
 // any thread.
 unsafe impl Send for Raw {}
 // SAFETY: as above.
@@ -43,12 +44,17 @@ macro_rules! ck {
 }
 
 impl Raw {
-    /// Loads the module.
+    /// Loads the module for good.
     pub fn load() -> Self {
+        let (raw, library) = Self::open();
+        std::mem::forget(library);
+        raw
+    }
+
+    /// Loads the module until the library is dropped; its table is static data of a library that stays mapped.
+    pub fn open() -> (Self, Library) {
         // SAFETY: the module's initialisers only set up its own data.
-        let library =
-            unsafe { libloading::Library::new(paths::module_path()) }.expect("the module loads");
-        let library = Box::leak(Box::new(library));
+        let library = unsafe { Library::new(paths::module_path()) }.expect("the module loads");
         type Door = unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV;
         // SAFETY: the symbol has the type that the standard gives it.
         let door = unsafe { library.get::<Door>(b"C_GetFunctionList") }.expect("the module's door");
@@ -56,8 +62,8 @@ impl Raw {
         // SAFETY: `list` is where a pointer may be written.
         let code = unsafe { door(&raw mut list) };
         assert_eq!(code, CKR_OK);
-        // SAFETY: static data of the module, which is never unloaded.
-        Self(unsafe { &*list })
+        // SAFETY: static data of the module, which is never unmapped.
+        (Self(unsafe { &*list }), library)
     }
 
     pub fn list(&self) -> &'static CK_FUNCTION_LIST {
