@@ -107,7 +107,7 @@ fn a_module_may_be_unloaded_and_loaded_again() {
                     ..Holdings::now()
                 };
                 for _ in 0..50 {
-                    let (raw, library) = Raw::open();
+                    let (raw, library) = Raw::load_for_a_while();
                     full_life(raw, flags);
                     drop(library);
                 }
@@ -131,14 +131,14 @@ fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
             for flags in [OWN_THREADS, NO_THREADS] {
                 let files = open_files();
                 for _ in 0..50 {
-                    let (raw, library) = Raw::open();
+                    let (raw, library) = Raw::load_for_a_while();
                     assert_eq!(raw.initialize(flags), CKR_OK);
                     let session = RawSession::logged_in(raw);
                     let waiter = Waiter::blocked(raw);
                     drop(library);
                     assert!(waiter.is_blocked());
 
-                    let (raw, library) = Raw::open();
+                    let (raw, library) = Raw::load_for_a_while();
                     assert_eq!(raw.initialize(flags), CKR_CRYPTOKI_ALREADY_INITIALIZED);
                     let session = RawSession { raw, ..session };
                     session.sign(session.key(1));

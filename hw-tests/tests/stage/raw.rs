@@ -46,13 +46,13 @@ macro_rules! ck {
 impl Raw {
     /// Loads the module for good.
     pub fn load() -> Self {
-        let (raw, library) = Self::open();
+        let (raw, library) = Self::load_for_a_while();
         std::mem::forget(library);
         raw
     }
 
     /// Loads the module until the library is dropped; its table is static data of a library that stays mapped.
-    pub fn open() -> (Self, Library) {
+    pub fn load_for_a_while() -> (Self, Library) {
         // SAFETY: the module's initialisers only set up its own data.
         let library = unsafe { Library::new(paths::module_path()) }.expect("the module loads");
         type Door = unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV;
