@@ -30,9 +30,10 @@ impl Waiter {
         Self { thread, task }
     }
 
-    /// Whether it sleeps and has not come back.
+    /// Whether it sleeps, and not because it has come back; it may be awake for a moment to look at what changed.
     pub fn is_blocked(&self) -> bool {
-        !self.thread.is_finished() && is_asleep(&self.task)
+        until_asleep(&self.task);
+        !self.thread.is_finished()
     }
 
     /// What it came back with.
@@ -46,7 +47,8 @@ pub fn this_task() -> PathBuf {
     Path::new("/proc").join(fs::read_link("/proc/thread-self").unwrap())
 }
 
-/// Returns when a thread sleeps at two looks a moment apart: blocked, not merely waiting for a lock on its way in.
+/// Returns when a thread sleeps at two looks a moment apart: blocked, not merely waiting for a lock on its way
+/// in. One that has ended sleeps as well.
 pub fn until_asleep(task: &Path) {
     while !(is_asleep(task) && {
         thread::sleep(Duration::from_millis(1));
@@ -57,5 +59,6 @@ pub fn until_asleep(task: &Path) {
 }
 
 fn is_asleep(task: &Path) -> bool {
-    fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") S "))
+    let stat = fs::read_to_string(task.join("stat"));
+    stat.is_ok_and(|stat| stat.contains(") S ")) || !task.exists()
 }
