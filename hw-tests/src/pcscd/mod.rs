@@ -30,7 +30,8 @@ const DRIVER: &str = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so";
 /// How long pcscd may take to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end.
+/// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end, and the script's
+/// comes when the ports are free again.
 const SCRIPT: &str = r#"
 set -e
 mount -t tmpfs none /run
@@ -40,6 +41,7 @@ mount -t tmpfs none /usr/lib/pcsc/drivers
 "$2" --foreground --config "$1/readers" > "$1/log" 2>&1 &
 cat
 kill -9 $!
+wait $! || true
 "#;
 
 /// A running pcscd.
