@@ -16,7 +16,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
-    sync::mpsc::Sender,
+    sync::{Arc, mpsc::Sender},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -30,12 +30,30 @@ const MAX_LINE: u64 = 4096;
 /// # Errors
 /// When the socket cannot be made.
 pub fn listen(path: &Path, reader: Reader, end: Sender<()>) -> io::Result<()> {
+    serve(path, move |line, reply| {
+        reply(&answer(line, &reader))?;
+        if line == "quit" {
+            let _ = end.send(());
+        }
+        Ok(())
+    })
+}
+
+/// Where an answer goes.
+pub(crate) type Reply<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
+
+/// Listens at `path` until the process ends, and has `obey` answer each line, on a thread for each connection.
+pub(crate) fn serve(
+    path: &Path,
+    obey: impl Fn(&str, &mut Reply<'_>) -> io::Result<()> + Send + Sync + 'static,
+) -> io::Result<()> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
+    let obey = Arc::new(obey);
     let serve = move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let (reader, end) = (reader.clone(), end.clone());
-            std::thread::spawn(move || converse(&stream, &reader, &end));
+            let obey = Arc::clone(&obey);
+            std::thread::spawn(move || converse(&stream, obey.as_ref()));
         }
     };
     std::thread::Builder::new()
@@ -44,23 +62,23 @@ pub fn listen(path: &Path, reader: Reader, end: Sender<()>) -> io::Result<()> {
         .map(drop)
 }
 
-fn converse(stream: &UnixStream, reader: &Reader, end: &Sender<()>) -> io::Result<()> {
+fn converse(
+    stream: &UnixStream,
+    obey: &impl Fn(&str, &mut Reply<'_>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut lines = BufReader::new(stream);
     loop {
         let mut line = String::new();
         if io::Read::take(&mut lines, MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let answer = answer(line.trim(), reader);
         let mut outbox = stream;
-        writeln!(outbox, "{answer}")?;
-        if line.trim() == "quit" {
-            let _ = end.send(());
-        }
+        obey(line.trim(), &mut |answer| writeln!(outbox, "{answer}"))?;
     }
 }
 
-fn answer(line: &str, reader: &Reader) -> String {
+/// Does what a line says to the reader.
+pub(crate) fn answer(line: &str, reader: &Reader) -> String {
     let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
     match (verb, text) {
         ("insert", "") => timed(|| reader.insert()),
@@ -74,7 +92,7 @@ fn answer(line: &str, reader: &Reader) -> String {
     }
 }
 
-fn done(action: impl FnOnce()) -> String {
+pub(crate) fn done(action: impl FnOnce()) -> String {
     action();
     "ok".to_owned()
 }
@@ -87,6 +105,6 @@ fn timed(action: impl FnOnce()) -> String {
     format!("ok {:.6}", now.as_secs_f64())
 }
 
-fn refused(why: &impl Display) -> String {
+pub(crate) fn refused(why: &impl Display) -> String {
     format!("error {why}")
 }

@@ -4,6 +4,7 @@
 //! [`crate::vpcd`] put a reader within a client's reach. The test keeps the reader itself in hand: it inserts,
 //! removes, resets, counts, and may decide each frame's [`Fate`].
 
+mod checkpoint;
 mod fault;
 mod journal;
 mod user;
@@ -21,6 +22,7 @@ use std::{
 
 pub(crate) use self::user::User;
 pub use self::{
+    checkpoint::Checkpoint,
     fault::Fate,
     journal::{Counts, Entry, Event, Exchange},
 };
