@@ -13,6 +13,7 @@
 )]
 
 pub mod raw;
+pub mod signer;
 
 use std::{
     env,
@@ -20,11 +21,12 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     process::Command,
-    sync::mpsc,
-    time::Duration,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
 };
 
-use claviger_hw_tests::{client, control, paths, provision::Plan, rig::Rig};
+use claviger_hw_tests::{client, orders, paths, provision::Plan, rig::Rig};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::{Error, RvError},
@@ -39,6 +41,8 @@ const STAGE: &str = "CLAVIGER_TEST_STAGE";
 const WAY: &str = "CLAVIGER_TEST_WAY";
 /// What the client says when its body is through.
 const PLAYED: &str = "the client is through";
+/// Only a hang takes longer, on a busy machine too.
+pub const HANG: Duration = Duration::from_secs(10);
 /// No test takes longer.
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -47,6 +51,27 @@ const LIMIT: Duration = Duration::from_secs(240);
 pub enum Way {
     Socket,
     Pcscd,
+    /// A pcscd that a client starts who connects, as under systemd.
+    PcscdBySocket,
+}
+
+/// A test of each rule for each way: `MODULE::RULE`.
+#[macro_export]
+macro_rules! each_way {
+    (@one $way:ident $module:ident { $($rule:ident: $plan:expr;)* }) => {
+        mod $module {
+            use claviger_hw_tests::provision::Plan;
+            $(
+                #[test]
+                fn $rule() {
+                    super::stage::with_card(super::stage::Way::$way, $plan, super::$rule);
+                }
+            )*
+        }
+    };
+    ([$($way:ident $module:ident),+] $rules:tt) => {
+        $($crate::each_way!(@one $way $module $rules);)+
+    };
 }
 
 /// What a client has: the module and a line to its card.
@@ -84,24 +109,25 @@ pub fn play(
         }
         return None;
     }
-    let name = std::thread::current()
+    let name = thread::current()
         .name()
         .expect("a test has a name")
         .to_owned();
     let rig = match way {
         Way::Socket => Rig::socket(plan),
         Way::Pcscd => Rig::pcscd(plan)?,
+        Way::PcscdBySocket => Rig::pcscd_by_socket(plan)?,
     };
     let control = rig.folder().join("control");
-    let (end, _ended) = mpsc::channel();
-    control::listen(&control, rig.card().clone(), end).expect("a control socket");
     let mut command = rig.command(env::current_exe().expect("this program"));
+    let rig = Arc::new(Mutex::new(rig));
+    orders::listen(&control, &rig).expect("a control socket");
     command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
     command
         .env(WAY, format!("{way:?}"))
         .env(STAGE, control)
         .env("CLAVIGER_LOG", "warn");
-    prepare(&rig, &mut command);
+    prepare(&rig.lock().unwrap(), &mut command);
     let output = client::run(&mut command, LIMIT).expect_success();
     assert!(
         output.stdout.contains(PLAYED),
@@ -119,13 +145,46 @@ pub fn with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
 }
 
 impl Stage {
-    /// Says one line to the card: insert, remove, reset, counts, zero.
+    /// Says one line to the card or its rig ([`orders`]).
     pub fn say(&self, line: &str) -> String {
         let mut stream = UnixStream::connect(&self.control).expect("the card's control socket");
         writeln!(stream, "{line}").unwrap();
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         answer.trim().to_owned()
+    }
+
+    /// Says lines that must be obeyed.
+    #[track_caller]
+    pub fn order(&self, lines: &[&str]) {
+        for line in lines {
+            let answer = self.say(line);
+            assert!(answer.starts_with("ok"), "{line}: {answer}");
+        }
+    }
+
+    /// How many PINs were sent to the card so far.
+    pub fn pins(&self) -> u64 {
+        self.say("pins").parse().expect("a number")
+    }
+
+    /// Does `call`, whose frame with `instruction` comes to the card `delay` later than sent; says `lines` while it
+    /// is under way.
+    pub fn during<R>(
+        &self,
+        instruction: u8,
+        delay: Duration,
+        lines: &[&str],
+        call: impl FnOnce() -> R,
+    ) -> R {
+        self.order(&[&format!("delay {instruction:02X} {}", delay.as_millis())]);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                eventually("a frame on its way", || self.say("caught") == "yes");
+                self.order(lines);
+            });
+            call()
+        })
     }
 
     /// One of the card's counters by its name.
@@ -169,6 +228,27 @@ impl Stage {
             .expect("a token");
         module.open_ro_session(slot).expect("C_OpenSession")
     }
+}
+
+/// Waits until something is so; nothing takes longer than [`HANG`].
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + HANG;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Does something that must not take longer than [`HANG`], and prints how long it took.
+#[track_caller]
+pub fn promptly<R>(what: &str, action: impl FnOnce() -> R) -> R {
+    let start = Instant::now();
+    let result = action();
+    let took = start.elapsed();
+    println!("{what}: {took:?}");
+    assert!(took < HANG, "{what} took {took:?}");
+    result
 }
 
 /// The code of a call that must fail.
