@@ -75,6 +75,7 @@ macro_rules! each_way {
 }
 
 /// What a client has: the module and a line to its card.
+#[derive(Clone)]
 pub struct Stage {
     control: PathBuf,
 }
