@@ -189,6 +189,11 @@ pub fn sign_with_9a() -> Vec<u8> {
     .concat()
 }
 
+/// INTERNAL AUTHENTICATE: a signature by a P-256 authentication key (OpenPGP card 3.4, 7.2.13).
+pub fn authenticate_with_openpgp() -> Vec<u8> {
+    [&[0x00, 0x88, 0x00, 0x00, 0x20][..], &[0x3C; 32], &[0x00]].concat()
+}
+
 /// A PIV PIN has eight bytes (SP 800-73-4 part 2, 2.4.3).
 fn padded(pin: &str) -> [u8; 8] {
     let mut padded = [0xFF; 8];
