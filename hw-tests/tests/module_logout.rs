@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::macro_metavars_in_unsafe,
     reason = "a test fails loudly"
 )]
 
