@@ -1,8 +1,9 @@
 # Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need.
+# A third for whoever changes the life of the module: `make races`.
 
 CARGO ?= cargo
 
-.PHONY: demo test lint module
+.PHONY: demo test races lint module
 
 demo:
 	@scripts/prepare demo
@@ -21,6 +22,13 @@ test:
 	CLAVIGER_SKIPPED_TESTS=$(SKIPPED) $(CARGO) test --locked --release --workspace
 	@if [ -s $(SKIPPED) ]; then echo "Skipped on this machine, $$(wc -l < $(SKIPPED)) in all:"; sort $(SKIPPED); \
 	else echo "Skipped on this machine: none"; fi
+
+# The same tests of C_Initialize and C_Finalize as in `make test`, 10,000 rounds of each, with nothing beside them.
+races:
+	@scripts/prepare test
+	@$(MAKE) --no-print-directory module
+	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test module_races --test module_cycles \
+	-- --nocapture --test-threads=1
 
 lint:
 	$(CARGO) fmt --all --check

@@ -1,12 +1,27 @@
-//! A reader's remote control: lines of text over a Unix socket, one answer line each.
+//! A reader's or a whole rig's remote control: lines of text over a Unix socket, one answer line each.
 //!
 //! | line | does | answers |
 //! |---|---|---|
 //! | `insert`, `remove`, `reset` | as [`Reader`]'s methods | `ok` and the time, seconds since 1970 |
 //! | `counts` | | [`Counts`](crate::reader::Counts) as `name=value` |
+//! | `sent INS` | | how many frames with this instruction carried data |
 //! | `zero` | forgets counts and entries | `ok` |
 //! | `mark TEXT` | writes a remark into the log | `ok` |
+//! | `fault INS NTH FATE` | has the NTH such frame from now on meet [`Fate`], all others answered | `ok` |
+//! | `caught` | | whether that frame has come: `yes` or `no` |
+//! | `heal` | has all frames answered again | `ok` |
 //! | `quit` | ends the program | `ok` |
+//!
+//! INS is an instruction in hex, or `any`; FATE is `delay MS`, `silence`, `pull` or `pull-after`. A rig takes these as
+//! well, and all of the above for its first card:
+//!
+//! | line | does | answers |
+//! |---|---|---|
+//! | `card N LINE` | LINE for card N, from 0 | as LINE |
+//! | `service WHAT` | `stop`, `start`, `crash`, `begin`, `freeze` or `thaw`: as [`Rig`]'s methods | `ok` |
+//! | `settle` | as [`Rig::settle`] | `ok` |
+//! | `swap` | as [`Rig::swap`] | `ok` |
+//! | `exchange` | as [`Rig::exchange_card`] | `ok` |
 //!
 //! Anything else answers `error` and why.
 
@@ -16,44 +31,36 @@ use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
-    sync::{Arc, mpsc::Sender},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, PoisonError, Weak, mpsc::Sender},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::reader::Reader;
+use crate::{
+    reader::{Fate, Reader},
+    rig::Rig,
+};
 
 /// Longest line that is read.
 const MAX_LINE: u64 = 4096;
+
+/// What can be controlled.
+pub trait Controlled: Send + Sync + 'static {
+    /// Does what `line` says; its answer.
+    fn obey(&self, line: &str) -> String;
+}
 
 /// Listens at `path` until the process ends; `quit` is said on `end`.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn listen(path: &Path, reader: Reader, end: Sender<()>) -> io::Result<()> {
-    serve(path, move |line, reply| {
-        reply(&answer(line, &reader))?;
-        if line == "quit" {
-            let _ = end.send(());
-        }
-        Ok(())
-    })
-}
-
-/// Where an answer goes.
-pub(crate) type Reply<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
-
-/// Listens at `path` until the process ends, and has `obey` answer each line, on a thread for each connection.
-pub(crate) fn serve(
-    path: &Path,
-    obey: impl Fn(&str, &mut Reply<'_>) -> io::Result<()> + Send + Sync + 'static,
-) -> io::Result<()> {
+pub fn listen(path: &Path, controlled: impl Controlled, end: Sender<()>) -> io::Result<()> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
-    let obey = Arc::new(obey);
+    let controlled = Arc::new(controlled);
     let serve = move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let obey = Arc::clone(&obey);
-            std::thread::spawn(move || converse(&stream, obey.as_ref()));
+            let (controlled, end) = (Arc::clone(&controlled), end.clone());
+            std::thread::spawn(move || converse(&stream, &*controlled, &end));
         }
     };
     std::thread::Builder::new()
@@ -62,37 +69,146 @@ pub(crate) fn serve(
         .map(drop)
 }
 
-fn converse(
-    stream: &UnixStream,
-    obey: &impl Fn(&str, &mut Reply<'_>) -> io::Result<()>,
-) -> io::Result<()> {
+fn converse(stream: &UnixStream, controlled: &impl Controlled, end: &Sender<()>) -> io::Result<()> {
     let mut lines = BufReader::new(stream);
     loop {
         let mut line = String::new();
         if io::Read::take(&mut lines, MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
+        let answer = controlled.obey(line.trim());
         let mut outbox = stream;
-        obey(line.trim(), &mut |answer| writeln!(outbox, "{answer}"))?;
+        writeln!(outbox, "{answer}")?;
+        if line.trim() == "quit" {
+            let _ = end.send(());
+        }
     }
 }
 
-/// Does what a line says to the reader.
-pub(crate) fn answer(line: &str, reader: &Reader) -> String {
-    let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
-    match (verb, text) {
-        ("insert", "") => timed(|| reader.insert()),
-        ("remove", "") => timed(|| reader.remove()),
-        ("reset", "") => timed(|| reader.reset()),
-        ("counts", "") => reader.counts().to_string(),
-        ("zero", "") => done(|| reader.zero()),
-        ("mark", text) => done(|| reader.mark(text)),
-        ("quit", "") => done(|| ()),
-        _ => refused(&format!("{line:?} is no command")),
+impl Controlled for Reader {
+    fn obey(&self, line: &str) -> String {
+        let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
+        match (verb, text) {
+            ("insert", "") => timed(|| self.insert()),
+            ("remove", "") => timed(|| self.remove()),
+            ("reset", "") => timed(|| self.reset()),
+            ("counts", "") => self.counts().to_string(),
+            ("sent", instruction) => match u8::from_str_radix(instruction, 16) {
+                Ok(instruction) => frames_with_data(self, instruction).to_string(),
+                Err(error) => refused(&format!("{instruction:?}: {error}")),
+            },
+            ("zero", "") => done(|| self.zero()),
+            ("mark", text) => done(|| self.mark(text)),
+            ("fault", text) => match Fault::parse(text) {
+                Some(fault) => done(|| fault.befall(self)),
+                None => refused(&format!("{text:?} is no fault")),
+            },
+            ("caught", "") => if self.has_caught() { "yes" } else { "no" }.to_owned(),
+            ("heal", "") => done(|| self.heal()),
+            ("quit", "") => done(|| ()),
+            _ => refused(&format!("{line:?} is no command")),
+        }
     }
 }
 
-pub(crate) fn done(action: impl FnOnce()) -> String {
+fn frames_with_data(reader: &Reader, instruction: u8) -> usize {
+    // Four bytes of header and one of a length: what is longer has data.
+    let carries = |frame: &[u8]| frame.get(1) == Some(&instruction) && frame.len() > 5;
+    let exchanges = reader.exchanges();
+    exchanges
+        .iter()
+        .filter(|exchange| carries(&exchange.command))
+        .count()
+}
+
+/// One frame's misfortune.
+struct Fault {
+    /// `None` for any.
+    instruction: Option<u8>,
+    nth: usize,
+    fate: Fate,
+}
+
+impl Fault {
+    fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [instruction, nth, fate @ ..] = words.as_slice() else {
+            return None;
+        };
+        let instruction = match *instruction {
+            "any" => None,
+            hex => Some(u8::from_str_radix(hex, 16).ok()?),
+        };
+        let fate = match fate {
+            ["delay", time] => Fate::Delay(Duration::from_millis(time.parse().ok()?)),
+            ["silence"] => Fate::Silence,
+            ["pull"] => Fate::Pull,
+            ["pull-after"] => Fate::PullAfter,
+            _ => return None,
+        };
+        let nth = nth.parse().ok().filter(|nth| *nth > 0)?;
+        Some(Self {
+            instruction,
+            nth,
+            fate,
+        })
+    }
+
+    fn befall(self, reader: &Reader) {
+        let mut seen = 0;
+        reader.on_frame(move |frame| {
+            let meant = |instruction: u8| frame.get(1) == Some(&instruction);
+            seen += usize::from(self.instruction.is_none_or(meant));
+            if seen == self.nth && self.instruction.is_none_or(meant) {
+                return self.fate.clone();
+            }
+            Fate::Answer
+        });
+    }
+}
+
+impl Controlled for Weak<Mutex<Rig>> {
+    fn obey(&self, line: &str) -> String {
+        match self.upgrade() {
+            Some(rig) => rig.obey(line),
+            None => refused(&"the rig is gone"),
+        }
+    }
+}
+
+impl Controlled for Mutex<Rig> {
+    fn obey(&self, line: &str) -> String {
+        let rig = || self.lock().unwrap_or_else(PoisonError::into_inner);
+        let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
+        match (verb, text) {
+            ("card", text) => match numbered(&rig(), text) {
+                // The rig is free while its card obeys.
+                Some((card, line)) => card.obey(line),
+                None => refused(&format!("{text:?}: no such card")),
+            },
+            ("service", "stop") => done(|| rig().stop_service()),
+            ("service", "start") => done(|| rig().restart_service()),
+            ("service", "crash") => done(|| rig().crash_service()),
+            ("service", "begin") => done(|| rig().begin_service()),
+            ("service", "freeze") => done(|| rig().freeze_service()),
+            ("service", "thaw") => done(|| rig().thaw_service()),
+            ("settle", "") => done(|| rig().settle()),
+            ("swap", "") => done(|| rig().swap()),
+            ("exchange", "") => done(|| rig().exchange_card()),
+            _ => {
+                let card = rig().card().clone();
+                card.obey(line)
+            }
+        }
+    }
+}
+
+fn numbered<'a>(rig: &Rig, text: &'a str) -> Option<(Reader, &'a str)> {
+    let (n, line) = text.split_once(' ')?;
+    Some((rig.cards().nth(n.parse().ok()?)?.clone(), line))
+}
+
+fn done(action: impl FnOnce()) -> String {
     action();
     "ok".to_owned()
 }
@@ -105,6 +221,6 @@ fn timed(action: impl FnOnce()) -> String {
     format!("ok {:.6}", now.as_secs_f64())
 }
 
-pub(crate) fn refused(why: &impl Display) -> String {
+fn refused(why: &impl Display) -> String {
     format!("error {why}")
 }

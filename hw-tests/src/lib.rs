@@ -7,7 +7,7 @@
 //! | [`provision`] | keys and certificates for it |
 //! | [`reader`] | a place for it: presence, sharing, counts, faults |
 //! | [`server`], [`vpcd`], [`pcscd`] | ways to it: the socket reader, vsmartcard, a pcscd of the test's own |
-//! | [`control`], [`orders`] | a reader's and a rig's remote control |
+//! | [`control`] | a reader's and a rig's remote control |
 //! | [`client`], [`paths`], [`skip`] | programs with a time limit, where things are, tests that cannot run here |
 //!
 //! Everything is made for tests that run side by side: each rig has its own card, socket, folder and ports.
@@ -17,7 +17,6 @@
 pub mod card;
 pub mod client;
 pub mod control;
-pub mod orders;
 pub mod paths;
 pub mod pcscd;
 pub mod provision;

@@ -14,6 +14,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a harness fails loudly")]
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
     fs::{self, File},
     path::{Path, PathBuf},
@@ -39,7 +40,7 @@ use crate::{
 /// How long a client of [`Rig::run`] may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A card of a plan in a reader, and the service a module finds it by; everything ends when it is dropped.
+/// A card of a plan in a reader, or several, and the service a module finds it by; everything ends when it is dropped.
 #[derive(Debug)]
 pub struct Rig {
     /// Dropped first: cards leave before their service does.
@@ -60,8 +61,8 @@ struct Place {
 
 #[derive(Debug)]
 enum Service {
-    /// `None` while it is stopped.
-    Socket(Option<SocketServer>),
+    /// A server for each reader; none while they are stopped.
+    Socket(Vec<SocketServer>),
     Pcscd(Pcscd),
 }
 
@@ -72,15 +73,23 @@ impl Rig {
     /// When the card cannot be made.
     #[must_use]
     pub fn socket(plan: Plan) -> Self {
-        let folder = scratch_folder();
-        let place = Place::new(plan, "Claviger virtual reader");
-        let server =
-            SocketServer::start(folder.path().join("reader"), &place.reader).expect("a socket");
-        Self {
-            places: vec![place],
-            service: Service::Socket(Some(server)),
-            folder,
-        }
+        Self::socket_cards(&[plan])
+    }
+
+    /// As [`Rig::socket`] with several cards, each behind a socket of its own.
+    ///
+    /// # Panics
+    /// As [`Rig::socket`].
+    #[must_use]
+    pub fn socket_cards(plans: &[Plan]) -> Self {
+        let place = |plan: &Plan| Place::new(plan.clone(), "Claviger virtual reader");
+        let mut rig = Self {
+            places: plans.iter().map(place).collect(),
+            service: Service::Socket(Vec::new()),
+            folder: scratch_folder(),
+        };
+        rig.restart_service();
+        rig
     }
 
     /// The card behind a pcscd of its own; `None`, and the test counted as skipped, where that cannot be.
@@ -101,13 +110,13 @@ impl Rig {
         Self::in_pcscd(Pcscd::start, plans)
     }
 
-    /// As [`Rig::pcscd`], with a pcscd that a client starts who connects ([`Pcscd::start_by_socket`]).
+    /// As [`Rig::pcscd_cards`], with a pcscd that a client starts who connects ([`Pcscd::start_by_socket`]).
     ///
     /// # Panics
     /// As [`Rig::pcscd`].
     #[must_use]
-    pub fn pcscd_by_socket(plan: Plan) -> Option<Self> {
-        Self::in_pcscd(Pcscd::start_by_socket, &[plan])
+    pub fn pcscd_by_socket(plans: &[Plan]) -> Option<Self> {
+        Self::in_pcscd(Pcscd::start_by_socket, plans)
     }
 
     fn in_pcscd(start: impl FnOnce(usize) -> Pcscd, plans: &[Plan]) -> Option<Self> {
@@ -149,13 +158,18 @@ impl Rig {
         &self.places.first().expect("a card of this rig").plan
     }
 
-    /// Card `n` of [`Rig::pcscd_cards`].
+    /// Card `n` of [`Rig::pcscd_cards`] or [`Rig::socket_cards`].
     ///
     /// # Panics
     /// When there is no such card.
     #[must_use]
     pub fn card_at(&self, n: usize) -> &Reader {
-        &self.places.get(n).expect("a card of this rig").reader
+        self.cards().nth(n).expect("a card of this rig")
+    }
+
+    /// All cards, in the order of their plans.
+    pub fn cards(&self) -> impl Iterator<Item = &Reader> {
+        self.places.iter().map(|place| &place.reader)
     }
 
     /// Puts the card in; pcscd may take half a second to see it ([`Rig::settle`]).
@@ -194,7 +208,7 @@ impl Rig {
     /// When it does not end.
     pub fn stop_service(&mut self) {
         match &mut self.service {
-            Service::Socket(server) => *server = None,
+            Service::Socket(servers) => servers.clear(),
             Service::Pcscd(pcscd) => pcscd.stop(),
         }
     }
@@ -215,7 +229,7 @@ impl Rig {
     /// When it does not run.
     pub fn crash_service(&mut self) {
         match &mut self.service {
-            Service::Socket(server) => *server = None,
+            Service::Socket(servers) => servers.clear(),
             Service::Pcscd(pcscd) => pcscd.crash(),
         }
     }
@@ -226,11 +240,14 @@ impl Rig {
     /// # Panics
     /// When it does not start.
     pub fn begin_service(&mut self) {
-        let path = self.socket_path();
-        let reader = self.card().clone();
+        let paths: Vec<PathBuf> = (0..self.places.len())
+            .map(|n| self.reader_path(n))
+            .collect();
         match &mut self.service {
-            Service::Socket(server) => {
-                *server = Some(SocketServer::start(path, &reader).expect("a socket"));
+            Service::Socket(servers) => {
+                let readers = self.places.iter().map(|place| &place.reader);
+                let start = |(path, reader)| SocketServer::start(path, reader).expect("a socket");
+                *servers = paths.into_iter().zip(readers).map(start).collect();
             }
             Service::Pcscd(pcscd) => pcscd.begin(),
         }
@@ -252,6 +269,35 @@ impl Rig {
         *old = place;
     }
 
+    /// Stops pcscd in its tracks, as a suspended machine does, until [`Rig::thaw_service`].
+    ///
+    /// # Panics
+    /// Without a pcscd that runs.
+    pub fn freeze_service(&self) {
+        self.pcscd_service().expect("a pcscd").freeze();
+    }
+
+    /// Lets a pcscd go on that was stopped by [`Rig::freeze_service`].
+    ///
+    /// # Panics
+    /// Without a pcscd that runs.
+    pub fn thaw_service(&self) {
+        self.pcscd_service().expect("a pcscd").thaw();
+    }
+
+    /// Pulls the first two cards and puts each where the other was; pcscd only.
+    ///
+    /// # Panics
+    /// Without a pcscd, or without two cards.
+    pub fn swap(&mut self) {
+        let [one, other, ..] = self.places.as_mut_slice() else {
+            panic!("a swap needs two cards");
+        };
+        let (here, there) = (one.port(), other.port());
+        one.move_to(there);
+        other.move_to(here);
+    }
+
     /// The pcscd of this rig, if it has one.
     #[must_use]
     pub const fn pcscd_service(&self) -> Option<&Pcscd> {
@@ -262,15 +308,22 @@ impl Rig {
     }
 
     /// The environment in which the module finds this rig's cards and nothing else.
+    ///
+    /// # Panics
+    /// When the folder of temporary files has a colon in its name.
     #[must_use]
     pub fn module_env(&self) -> Vec<(&'static str, OsString)> {
-        let (transport, variable) = match &self.service {
-            Service::Socket(_) => ("socket", "CLAVIGER_SOCKET"),
-            Service::Pcscd(_) => ("pcsc", SOCKET_VARIABLE),
+        let (transport, variable, path) = match &self.service {
+            Service::Socket(_) => {
+                let paths = (0..self.places.len()).map(|n| self.reader_path(n));
+                let paths = env::join_paths(paths).expect("no colon in a path");
+                ("socket", "CLAVIGER_SOCKET", paths)
+            }
+            Service::Pcscd(pcscd) => ("pcsc", SOCKET_VARIABLE, pcscd.socket().into()),
         };
         vec![
             ("CLAVIGER_TRANSPORTS", transport.into()),
-            (variable, self.socket_path().into()),
+            (variable, path),
             ("CLAVIGER_CONFIG", "/dev/null".into()),
         ]
     }
@@ -313,13 +366,21 @@ impl Rig {
         self.folder.path()
     }
 
-    /// Where clients find the service: the reader's socket, or pcscd's.
+    /// Where clients find the service: the first reader's socket, or pcscd's.
     #[must_use]
     pub fn socket_path(&self) -> PathBuf {
         match &self.service {
-            Service::Socket(_) => self.folder.path().join("reader"),
+            Service::Socket(_) => self.reader_path(0),
             Service::Pcscd(pcscd) => pcscd.socket(),
         }
+    }
+
+    fn reader_path(&self, n: usize) -> PathBuf {
+        let name = match n {
+            0 => "reader".to_owned(),
+            n => format!("reader-{n}"),
+        };
+        self.folder.path().join(name)
     }
 }
 
@@ -333,6 +394,15 @@ impl Place {
             plan,
             vpcd: None,
         }
+    }
+
+    fn port(&self) -> u16 {
+        self.vpcd.as_ref().expect("a card of pcscd").port()
+    }
+
+    fn move_to(&mut self, port: u16) {
+        self.vpcd = None;
+        self.vpcd = Some(VpcdClient::start(port, &self.reader).expect("a thread"));
     }
 }
 

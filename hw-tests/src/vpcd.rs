@@ -68,6 +68,12 @@ impl VpcdClient {
             thread: Some(thread),
         })
     }
+
+    /// Where the vpcd listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.line.port
+    }
 }
 
 impl Drop for VpcdClient {

@@ -109,6 +109,7 @@ fn an_unknown_card_costs_two_selects_and_is_not_recognised() {
         piv: None,
         openpgp: None,
         yubi: false,
+        plain: false,
     };
     for way in BOTH_WAYS {
         with_card(way, unknown.clone(), |stage| {

@@ -26,9 +26,9 @@ use cryptoki::{error::RvError, mechanism::Mechanism, object::ObjectHandle, sessi
 use neighbour::{DONE, Neighbour, PIV_LOGOUT, SELECT_OPENPGP, reset_retry_counter, wrong_pin};
 use pcsc::Disposition;
 use stage::{
-    HANG, Stage, Way, code, eventually, key, play, promptly,
-    signer::{HASH, Signer},
-    with_card,
+    HANG, Stage, Way, code, eventually, key,
+    piv_session::{HASH, PivSession},
+    play, promptly, with_card,
 };
 
 /// How long a neighbour keeps the card to itself.
@@ -53,7 +53,7 @@ each_way! {
 }
 
 fn a_reset_by_another_costs_one_silent_verification(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let mut other = Neighbour::shared();
     for _ in 0..3 {
         other.reset();
@@ -65,7 +65,7 @@ fn a_reset_by_another_costs_one_silent_verification(stage: &Stage) {
 }
 
 fn another_applet_selected_by_another_is_undone(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let mut other = Neighbour::shared();
     for _ in 0..3 {
         assert_eq!(other.transmit(&SELECT_OPENPGP), DONE);
@@ -77,7 +77,7 @@ fn another_applet_selected_by_another_is_undone(stage: &Stage) {
 }
 
 fn a_logout_by_another_costs_one_silent_verification(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let mut other = Neighbour::shared();
     for _ in 0..3 {
         assert_eq!(other.transmit(&PIV_LOGOUT), DONE);
@@ -86,7 +86,7 @@ fn a_logout_by_another_costs_one_silent_verification(stage: &Stage) {
 }
 
 fn a_retry_counter_reset_by_another_costs_one_silent_verification(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let mut other = Neighbour::shared();
     for _ in 0..2 {
         assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
@@ -97,20 +97,20 @@ fn a_retry_counter_reset_by_another_costs_one_silent_verification(stage: &Stage)
 
 /// The PIN that is kept may be the wrong one: it is not worth one of the tries that are left.
 fn a_pin_that_another_got_wrong_ends_the_login(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let mut other = Neighbour::shared();
     assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
     let before = stage.pins();
     assert_eq!(code(signer.sign()), RvError::UserNotLoggedIn);
     assert_eq!(stage.pins(), before);
-    let Signer {
+    let PivSession {
         module, session, ..
     } = signer;
-    Signer::of(stage, module, session).goes_on();
+    PivSession::of(stage, module, session).goes_on();
 }
 
 fn a_transaction_of_another_is_waited_for(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let mut other = Neighbour::shared();
     for _ in 0..2 {
         let (tell, begun) = mpsc::channel();
@@ -133,7 +133,7 @@ fn a_transaction_of_another_is_waited_for(stage: &Stage) {
 }
 
 /// Thirty signatures while `disturb` is at work.
-fn sign_beside(signer: &Signer<'_>, mut disturb: impl FnMut() + Send) {
+fn sign_beside(signer: &PivSession<'_>, mut disturb: impl FnMut() + Send) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let disturbing = scope.spawn(|| {
@@ -156,7 +156,7 @@ fn sign_beside(signer: &Signer<'_>, mut disturb: impl FnMut() + Send) {
 
 fn signatures_succeed_while_another_selects_its_applet(stage: &Stage) {
     let mut other = Neighbour::shared();
-    sign_beside(&Signer::new(stage), || {
+    sign_beside(&PivSession::new(stage), || {
         other.hold(|card| {
             assert_eq!(card.transmit(&SELECT_OPENPGP), DONE);
         });
@@ -165,7 +165,7 @@ fn signatures_succeed_while_another_selects_its_applet(stage: &Stage) {
 
 fn signatures_succeed_while_another_resets_the_card(stage: &Stage) {
     let mut other = Neighbour::shared();
-    sign_beside(&Signer::new(stage), || other.reset());
+    sign_beside(&PivSession::new(stage), || other.reset());
 }
 
 /// A neighbour comes and goes, and leaves the card so.
@@ -177,7 +177,7 @@ fn visit(disposition: Disposition) {
 
 fn a_session_survives_visitors_that_leave_the_card(disposition: Disposition) {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let signer = Signer::new(stage);
+        let signer = PivSession::new(stage);
         for _ in 0..2 {
             visit(disposition);
             signer.goes_on();
@@ -214,7 +214,7 @@ fn a_card_without_power_is_powered_up_for_a_session_that_comes_back_to_it() {
         let signature = promptly("C_Sign", || sign_openly(&session, open));
         assert_eq!(signature.unwrap().len(), 64);
         witness.leave(Disposition::LeaveCard);
-        Signer::of(stage, module, session).goes_on();
+        PivSession::of(stage, module, session).goes_on();
     });
 }
 
@@ -269,7 +269,7 @@ fn a_card_in_exclusive_hands_is_refused_with_a_cure_and_taken_back() {
         is_refused(|| sign_openly(&session, open));
         outlast(other, || sign_openly(&session, open));
         assert_eq!(stage.pins(), 0);
-        Signer::of(stage, module, session).goes_on();
+        PivSession::of(stage, module, session).goes_on();
     };
     if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
         log.line(&["C_Sign", "exclusively", "scdaemon"]);
@@ -279,7 +279,7 @@ fn a_card_in_exclusive_hands_is_refused_with_a_cure_and_taken_back() {
 #[test]
 fn a_login_outlasts_exclusive_hands() {
     let rule = |stage: &Stage| {
-        let signer = Signer::new(stage);
+        let signer = PivSession::new(stage);
         let other = exclusive();
         is_refused(|| signer.sign());
         let before = stage.pins();

@@ -17,7 +17,7 @@ use cryptoki::{
     object::ObjectHandle,
     session::{Session, UserType},
 };
-use stage::{Stage, code, eventually, key, log_in, pin, promptly, signer::HASH};
+use stage::{Stage, code, eventually, key, log_in, pin, piv_session::HASH, promptly};
 
 /// What a session is told whose card has gone.
 const ENDED: [RvError; 2] = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];
@@ -47,11 +47,14 @@ fn has_ended<T>(result: Result<T>) {
 }
 
 fn the_old_session_does_not_sign_at_once(stage: &Stage) {
-    sign_after(stage, &["crash", "exchange", "begin"]);
+    sign_after(stage, &["service crash", "exchange", "service begin"]);
 }
 
 fn the_old_session_does_not_sign_later(stage: &Stage) {
-    sign_after(stage, &["crash", "exchange", "begin", "settle"]);
+    sign_after(
+        stage,
+        &["service crash", "exchange", "service begin", "settle"],
+    );
 }
 
 /// A user is logged in to the old card when the new one comes.
@@ -66,7 +69,7 @@ fn sign_after(stage: &Stage, orders: &[&str]) {
         has_ended(promptly("C_Sign of the old session", || sign(&old, used)));
     }
     assert_eq!(code(old.get_session_info()), RvError::SessionHandleInvalid);
-    assert_eq!(stage.pins(), 1, "the one for the old card");
+    assert_eq!(stage.pins(), 0, "none was for the new card");
     new_card_is_public(stage, &module, &serial);
 }
 
@@ -101,7 +104,7 @@ fn the_old_session_logs_nobody_in(stage: &Stage) {
     let module = stage.module();
     let old = stage.session(&module);
     let serial = serial(&module);
-    stage.order(&["crash", "exchange", "begin"]);
+    stage.order(&["service crash", "exchange", "service begin"]);
     has_ended(promptly("C_Login of the old session", || {
         old.login(UserType::User, Some(&pin()))
     }));
@@ -113,7 +116,7 @@ fn the_old_session_finds_nothing(stage: &Stage) {
     let module = stage.module();
     let old = stage.session(&module);
     let serial = serial(&module);
-    stage.order(&["crash", "exchange", "begin"]);
+    stage.order(&["service crash", "exchange", "service begin"]);
     has_ended(promptly("C_FindObjectsInit of the old session", || {
         old.find_objects(&[])
     }));

@@ -25,9 +25,10 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 use stage::{
-    HANG, Stage, Way, eventually, pin, promptly,
+    HANG, Stage, Way, pin,
+    piv_session::{PivSession, SIGN, is_unreachable},
+    promptly,
     raw::Raw,
-    signer::{SIGN, Signer, is_unreachable},
     with_card,
 };
 
@@ -43,14 +44,14 @@ struct Frozen<'a>(&'a Stage);
 
 impl<'a> Frozen<'a> {
     fn new(stage: &'a Stage) -> Self {
-        stage.order(&["freeze"]);
+        stage.order(&["service freeze"]);
         Self(stage)
     }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        self.0.order(&["thaw"]);
+        self.0.order(&["service thaw"]);
     }
 }
 
@@ -79,12 +80,12 @@ fn end(raw: Raw, state: &str) {
 }
 
 /// The module with `flags`, and a session on it that is logged in.
-fn signer(stage: &'static Stage, flags: CK_FLAGS) -> Signer<'static> {
+fn signer(stage: &'static Stage, flags: CK_FLAGS) -> PivSession<'static> {
     let module = stage.load();
     let flags = CInitializeFlags::from_bits_retain(flags);
     module.initialize(CInitializeArgs::new(flags)).unwrap();
     let session = stage.session(&module);
-    Signer::of(stage, module, session)
+    PivSession::of(stage, module, session)
 }
 
 /// [`with_card`] over pcscd, for a body whose threads may outlive it when it fails.
@@ -102,7 +103,7 @@ fn live_on(frozen: Frozen<'_>, raw: Raw, flags: CK_FLAGS) {
     let found = promptly("C_GetSlotList after the thaw", || raw.slot_count(true));
     assert_eq!((found.0, found.1 > 0), (CKR_OK, true));
     assert_eq!(raw.finalize(), CKR_OK);
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     signer.goes_on();
     drop(signer);
     assert_eq!(raw.finalize(), CKR_OK);
@@ -143,9 +144,9 @@ fn the_end_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool) 
         let sign = move || (signer.sign(), signer);
         let (frozen, signature);
         if is_at_the_card {
-            stage.order(&[&format!("delay {SIGN:02X} {}", MOMENT.as_millis())]);
+            stage.delay(SIGN, MOMENT);
             signature = aside(sign);
-            eventually("the signature", || stage.say("caught") == "yes");
+            stage.await_delayed();
             frozen = Frozen::new(stage);
         } else {
             frozen = Frozen::new(stage);
@@ -254,7 +255,7 @@ fn a_login_gives_up_by_itself_and_its_pin_is_not_sent_again() {
         session.find_objects(&[]).unwrap();
         let pins = stage.pins();
         assert!(pins <= 1, "what pcscd had been given already");
-        Signer::of(stage, module, session).goes_on();
+        PivSession::of(stage, module, session).goes_on();
         assert!(stage.pins() > pins);
     });
 }

@@ -1,4 +1,4 @@
-//! C_Initialize, C_Finalize, C_WaitForSlotEvent and fork, by the bare function list.
+//! C_Initialize, C_Finalize and C_WaitForSlotEvent, by the bare function list.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,11 +14,8 @@
 mod stage;
 
 use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    ptr,
-    sync::{Arc, Barrier, mpsc},
+    fs, ptr,
+    sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
 };
@@ -31,7 +28,9 @@ use cryptoki_sys::{
 };
 use stage::{
     Way,
+    process::{left_threads, module_threads, open_files, thread_count},
     raw::{Raw, arguments},
+    waiter::Waiter,
     with_card,
 };
 
@@ -40,40 +39,6 @@ const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING
 const PROMPT: Duration = Duration::from_millis(10);
 /// A machine may pause a process; nothing of ours may take this long.
 const HANG: Duration = Duration::from_millis(500);
-
-/// Threads of this process whose names are the module's.
-fn module_threads() -> Vec<String> {
-    let name =
-        |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-    let names = fs::read_dir("/proc/self/task")
-        .unwrap()
-        .map(|entry| name(entry.unwrap()));
-    names.filter(|name| name.starts_with("claviger")).collect()
-}
-
-/// The kernel lists a thread for a moment after it was joined.
-fn left_threads() -> Vec<String> {
-    let deadline = Instant::now() + Duration::from_millis(200);
-    while !module_threads().is_empty() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(1));
-    }
-    module_threads()
-}
-
-fn thread_count() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-fn open_files() -> BTreeSet<String> {
-    let target =
-        |entry: fs::DirEntry| fs::read_link(entry.path()).map(|path| path.display().to_string());
-    let entries = fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
-    // The folder that is being listed is an open file too.
-    entries
-        .filter_map(|entry| target(entry).ok())
-        .filter(|path| !path.contains("/proc/"))
-        .collect()
-}
 
 /// One round: `waiters` blocked, C_Finalize after `delay`. How long after the start of C_Finalize the last waiter
 /// was back.
@@ -178,37 +143,14 @@ fn a_waiter_of_an_old_generation_is_told_although_the_next_has_begun() {
         for flags in [CKF_OS_LOCKING_OK, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
             for number in 0..200 {
-                while_blocked(raw, || {
-                    assert_eq!(raw.finalize(), CKR_OK, "round {number}");
-                    assert_eq!(raw.initialize(flags), CKR_OK);
-                });
+                let waiter = Waiter::blocked(raw);
+                assert_eq!(raw.finalize(), CKR_OK, "round {number}");
+                assert_eq!(raw.initialize(flags), CKR_OK);
+                assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
             }
             assert_eq!(raw.finalize(), CKR_OK);
         }
     });
-}
-
-/// Does `action` while a thread is blocked in C_WaitForSlotEvent, which must then be told of C_Finalize.
-fn while_blocked(raw: Raw, action: impl FnOnce()) {
-    let (sender, receiver) = mpsc::channel();
-    let waiter = thread::spawn(move || {
-        let me = fs::read_link("/proc/thread-self").unwrap();
-        sender.send(me).unwrap();
-        raw.wait(0).0
-    });
-    let stat = Path::new("/proc")
-        .join(receiver.recv().unwrap())
-        .join("stat");
-    let sleeps = || fs::read_to_string(&stat).unwrap().contains(") S ");
-    // Asleep at two looks a moment apart: blocked, not merely waiting for a lock on its way in.
-    while !(sleeps() && {
-        thread::sleep(Duration::from_millis(1));
-        sleeps()
-    }) {
-        thread::sleep(Duration::from_micros(100));
-    }
-    action();
-    assert_eq!(waiter.join().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
 }
 
 #[test]
@@ -391,57 +333,4 @@ fn initialize_holds_its_arguments_to_the_standard() {
         assert_eq!(raw.finalize(), CKR_OK);
         assert_eq!(raw.finalize(), CKR_CRYPTOKI_NOT_INITIALIZED);
     });
-}
-
-/// Runs `child` in a forked process and returns what it says, 0 to 255.
-fn in_child(child: impl FnOnce() -> u8) -> i32 {
-    // SAFETY: the child calls only the module and `_exit`; that the module works there is what is tested.
-    match unsafe { libc::fork() } {
-        0 => {
-            let code = child();
-            // SAFETY: ends the child without running the test runner's own exit.
-            unsafe { libc::_exit(i32::from(code)) }
-        }
-        pid => {
-            let mut status = 0;
-            // SAFETY: waits for the child just made.
-            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-            assert!(
-                libc::WIFEXITED(status),
-                "the child was ended by a signal: {status:#x}"
-            );
-            libc::WEXITSTATUS(status)
-        }
-    }
-}
-
-#[test]
-fn a_forked_child_is_a_new_application_and_the_parent_never_notices() {
-    for way in [Way::Socket, Way::Pcscd] {
-        with_card(way, Plan::factory(), |_| {
-            let raw = Raw::load();
-            assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
-            let before = raw.slot_count(true);
-            let waiter = thread::spawn(move || raw.wait(0).0);
-            thread::sleep(Duration::from_millis(5));
-            let fresh_life = move || {
-                if raw.info() != CKR_CRYPTOKI_NOT_INITIALIZED {
-                    return 1;
-                }
-                if raw.initialize(CKF_OS_LOCKING_OK) != CKR_OK {
-                    return 2;
-                }
-                if raw.slot_count(true) != before {
-                    return 3;
-                }
-                if raw.finalize() == CKR_OK { 0 } else { 4 }
-            };
-            assert_eq!(in_child(fresh_life), 0);
-            let grandchild = || u8::try_from(in_child(fresh_life)).unwrap_or(255);
-            assert_eq!(in_child(grandchild), 0, "a double fork");
-            assert_eq!(raw.slot_count(true), before);
-            assert_eq!(raw.finalize(), CKR_OK);
-            assert_eq!(waiter.join().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
-        });
-    }
 }

@@ -19,7 +19,7 @@ use bench::SELECT_PIV;
 use cryptoki::{context::Pkcs11, mechanism::Mechanism, session::Session};
 use cryptoki_sys::{CK_SLOT_ID, CKR_OK};
 use neighbour::{DONE, Neighbour, authenticate_with_openpgp, sign_with_9a};
-use stage::{Stage, key, log_in, raw::Raw, signer::HASH};
+use stage::{Stage, key, log_in, piv_session::HASH, raw::Raw};
 
 /// The card wants its PIN.
 const NOT_VERIFIED: [u8; 2] = [0x69, 0x82];

@@ -27,9 +27,10 @@ use cryptoki::{
 };
 use cryptoki_sys::{CKF_OS_LOCKING_OK, CKR_OK};
 use stage::{
-    HANG, Stage, Way, eventually, key, log_in, play, promptly,
+    HANG, Stage, Way, eventually, key, log_in,
+    piv_session::{GET_DATA, HASH, PivSession, SIGN, VERIFY, asks_for_each_pin, is_unreachable},
+    play, promptly,
     raw::Raw,
-    signer::{GET_DATA, HASH, SIGN, Signer, VERIFY, asks_for_each_pin, is_unreachable},
     with_card,
 };
 
@@ -54,32 +55,32 @@ each_way! {
 }
 
 fn a_session_signs_at_once_after_a_crash(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     for _ in 0..3 {
         // The new pcscd takes clients and has not seen its readers' cards yet.
-        stage.order(&["crash", "begin"]);
+        stage.order(&["service crash", "service begin"]);
         signer.goes_on();
     }
 }
 
 fn a_session_signs_after_a_crash_it_has_seen_pass(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     for _ in 0..2 {
-        stage.order(&["crash", "begin", "settle"]);
+        stage.order(&["service crash", "service begin", "settle"]);
         eventually("the token", || has_token(&signer.module));
         signer.goes_on();
     }
 }
 
 fn a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     let slots = signer.module.get_slots_with_token().unwrap();
     let openpgp = signer.module.open_ro_session(slots[1]).unwrap();
     log_in(&openpgp);
     let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
     let forced = key(&openpgp, 1);
     asks_for_each_pin(stage, &openpgp, &mechanism, forced);
-    stage.order(&["crash", "begin"]);
+    stage.order(&["service crash", "service begin"]);
     signer.asks_for_each_pin();
     asks_for_each_pin(stage, &openpgp, &mechanism, forced);
 }
@@ -89,14 +90,14 @@ fn a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin(stage: &Stag
     let session = stage.session(&module);
     let open = key(&session, 4);
     session.sign(&Mechanism::Ecdsa, open, &HASH).unwrap();
-    stage.order(&["crash", "begin"]);
+    stage.order(&["service crash", "service begin"]);
     let signature = promptly("the next signature", || {
         session.sign(&Mechanism::Ecdsa, open, &HASH)
     });
     assert_eq!(signature.unwrap().len(), 64);
     assert_eq!(stage.pins(), 0);
-    stage.order(&["crash", "begin"]);
-    let signer = Signer::of(stage, module, session);
+    stage.order(&["service crash", "service begin"]);
+    let signer = PivSession::of(stage, module, session);
     assert_eq!(stage.pins(), 1, "the user's own");
     signer.goes_on();
 }
@@ -120,14 +121,14 @@ fn has_token(module: &Pkcs11) -> bool {
 #[test]
 fn without_pcscd_tokens_are_absent_and_calls_say_why() {
     let rule = |stage: &Stage| {
-        let signer = Signer::new(stage);
-        stage.order(&["crash"]);
+        let signer = PivSession::new(stage);
+        stage.order(&["service crash"]);
         eventually("no token", || !has_token(&signer.module));
         for _ in 0..3 {
             assert!(!has_token(&signer.module));
             is_unreachable(promptly("C_Sign without pcscd", || signer.sign()));
         }
-        stage.order(&["begin"]);
+        stage.order(&["service begin"]);
         signer.goes_on();
         assert!(has_token(&signer.module));
     };
@@ -157,7 +158,7 @@ fn a_waiter_is_told_of_events_before_and_after_a_crash(stage: &Stage) {
     assert_eq!(code, CKR_OK);
     let events = follow_events(raw);
     for _ in 0..2 {
-        stage.order(&["crash", "begin", "settle"]);
+        stage.order(&["service crash", "service begin", "settle"]);
         // The readers that left and came back; then silence.
         while let Ok((code, slot)) = events.recv_timeout(Duration::from_secs(2)) {
             assert_eq!(code, CKR_OK);
@@ -177,15 +178,15 @@ fn a_waiter_is_told_of_events_before_and_after_a_crash(stage: &Stage) {
 }
 
 fn a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds(stage: &Stage) {
-    let signer = Signer::new(stage);
+    let signer = PivSession::new(stage);
     for _ in 0..2 {
         let pins = stage.pins();
         let signature = promptly("a signature whose service dies", || {
-            stage.during(SIGN, ON_ITS_WAY, &["crash"], || signer.sign())
+            stage.during(SIGN, ON_ITS_WAY, &["service crash"], || signer.sign())
         });
         is_unreachable(signature);
         assert_eq!(stage.pins(), pins);
-        stage.order(&["begin"]);
+        stage.order(&["service begin"]);
         signer.goes_on();
     }
 }
@@ -194,16 +195,18 @@ fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(stage: &Stage) {
     let module = stage.module();
     let session = stage.session(&module);
     let login = promptly("a login whose service dies", || {
-        stage.during(VERIFY, ON_ITS_WAY, &["crash"], || try_to_log_in(&session))
+        stage.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
+            try_to_log_in(&session)
+        })
     });
     is_unreachable(login);
-    stage.order(&["begin", "settle"]);
+    stage.order(&["service begin", "settle"]);
     // The card has something to do, and nobody to send a PIN for.
     assert!(session.find_objects(&[]).unwrap().len() >= PUBLIC_OBJECTS);
     let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);
     assert_eq!(stage.pins(), 1, "the PIN of the login that failed");
-    Signer::of(stage, module, session).goes_on();
+    PivSession::of(stage, module, session).goes_on();
 }
 
 fn try_to_log_in(session: &cryptoki::session::Session) -> cryptoki::error::Result<()> {
@@ -214,35 +217,37 @@ fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(stage: &
     let module = stage.module();
     let session = stage.session(&module);
     let search = promptly("a search whose service dies", || {
-        stage.during(GET_DATA, ON_ITS_WAY, &["crash"], || {
+        stage.during(GET_DATA, ON_ITS_WAY, &["service crash"], || {
             session.find_objects(&[])
         })
     });
     is_unreachable(search);
-    stage.order(&["begin"]);
+    stage.order(&["service begin"]);
     let found = promptly("the next search", || session.find_objects(&[]));
     assert!(found.unwrap().len() >= PUBLIC_OBJECTS);
-    Signer::of(stage, module, session).goes_on();
+    PivSession::of(stage, module, session).goes_on();
 }
 
 fn the_end_is_reached_when_pcscd_dies_in_it(stage: &Stage) {
-    let _signer = Signer::new(stage);
+    let _signer = PivSession::new(stage);
     let ended = promptly("C_Finalize whose service dies", || {
-        stage.during(VERIFY, ON_ITS_WAY, &["crash"], || Raw::load().finalize())
+        stage.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
+            Raw::load().finalize()
+        })
     });
     assert_eq!(ended, CKR_OK);
-    stage.order(&["begin", "settle"]);
-    Signer::new(stage).goes_on();
+    stage.order(&["service begin", "settle"]);
+    PivSession::new(stage).goes_on();
 }
 
 #[test]
 fn the_end_is_reached_without_pcscd() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let _signer = Signer::new(stage);
-        stage.order(&["crash"]);
+        let _signer = PivSession::new(stage);
+        stage.order(&["service crash"]);
         let ended = promptly("C_Finalize without a service", || Raw::load().finalize());
         assert_eq!(ended, CKR_OK);
-        stage.order(&["begin", "settle"]);
-        Signer::new(stage).goes_on();
+        stage.order(&["service begin", "settle"]);
+        PivSession::new(stage).goes_on();
     });
 }

@@ -29,8 +29,9 @@ use cryptoki::{error::RvError, mechanism::Mechanism};
 use neighbour::Neighbour;
 use pcsc::Disposition;
 use stage::{
-    Log, Stage, Way, code, eventually, key, log_in, play, promptly,
-    signer::{HASH, Signer},
+    Log, Stage, Way, code, eventually, key, log_in,
+    piv_session::{HASH, PivSession},
+    play, promptly,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -143,7 +144,7 @@ fn gnupg_gets_a_card_that_nobody_is_logged_in_to() {
         gnupg.takes_the_card();
         gnupg.lets_the_card_go();
         assert_eq!(stage.pins(), 0);
-        Signer::of(stage, module, session).goes_on();
+        PivSession::of(stage, module, session).goes_on();
     });
     if let Some(log) = log {
         log.line(&["C_Sign", "gpgconf --kill scdaemon"]);
@@ -153,7 +154,7 @@ fn gnupg_gets_a_card_that_nobody_is_logged_in_to() {
 #[test]
 fn gnupg_gets_an_idle_card_and_the_login_outlasts_it() {
     let log = beside_scdaemon(|stage, gnupg| {
-        let signer = Signer::new(stage);
+        let signer = PivSession::new(stage);
         for _ in 0..2 {
             idle();
             gnupg.takes_the_card();

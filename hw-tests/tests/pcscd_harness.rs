@@ -205,7 +205,7 @@ fn a_crashed_pcscd_leaves_socket_and_pid_file_behind_and_the_next_one_begins() {
 
 #[test]
 fn a_client_starts_a_pcscd_whose_socket_is_held_for_it() {
-    let Some(mut rig) = Rig::pcscd_by_socket(Plan::factory()) else {
+    let Some(mut rig) = Rig::pcscd_by_socket(&[Plan::factory()]) else {
         return;
     };
     for _ in 0..2 {

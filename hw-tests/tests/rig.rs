@@ -2,10 +2,17 @@
 
 #![allow(clippy::expect_used, reason = "helpers of a test fail loudly")]
 
-use std::{env, fs, os::unix::net::UnixStream, process::Command, time::Duration};
+use std::{
+    env, fs,
+    os::unix::net::UnixStream,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use claviger_hw_tests::{
     client,
+    control::Controlled as _,
     provision::{KeyAlgorithm, PivPlan, Plan},
     reader::Reader,
     rig::Rig,
@@ -126,4 +133,41 @@ fn a_skipped_test_is_said_aloud_and_is_a_failure_where_none_may_be() {
         "skips_itself: for the sake of it\n"
     );
     assert!(!run(true).success());
+}
+
+#[test]
+fn each_card_of_a_socket_rig_has_its_own_socket() {
+    let rig = Rig::socket_cards(&[Plan::factory(), Plan::factory().serial(2)]);
+    let sockets = variable(&rig, "CLAVIGER_SOCKET").unwrap();
+    let sockets: Vec<&str> = sockets.split(':').collect();
+    assert_eq!(sockets.len(), 2);
+    assert!(sockets.iter().all(|path| UnixStream::connect(path).is_ok()));
+    assert_eq!(rig.cards().count(), 2);
+}
+
+#[test]
+fn a_rig_obeys_lines_for_each_card() {
+    let rig = Rig::socket_cards(&[Plan::factory(), Plan::factory()]);
+    let rig = Arc::new(Mutex::new(rig));
+    let remote = Arc::downgrade(&rig);
+    let cards: Vec<Reader> = rig.lock().unwrap().cards().cloned().collect();
+    assert!(remote.obey("card 1 remove").starts_with("ok "));
+    assert!(cards[0].is_present() && !cards[1].is_present());
+    assert_eq!(remote.obey("sent 20"), "0");
+    assert_eq!(remote.obey("fault 20 2 pull-after"), "ok");
+    assert_eq!(remote.obey("service stop"), "ok");
+    for nonsense in [
+        "card 2 insert",
+        "card",
+        "fault 20 0 pull",
+        "fault 20 1 explode",
+        "sent",
+        "service",
+        "insert all",
+    ] {
+        assert!(remote.obey(nonsense).starts_with("error "), "{nonsense}");
+    }
+    assert!(UnixStream::connect(rig.lock().unwrap().socket_path()).is_err());
+    drop(rig);
+    assert!(remote.obey("insert").starts_with("error "));
 }

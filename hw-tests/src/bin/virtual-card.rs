@@ -29,7 +29,7 @@ virtual-card: a smart card with the Nitrokey 3's applets, without hardware
   --provision WHAT   make keys and certificates: piv4, pgp3 or both; a card in DIR keeps the ones it has
   --certificates DIR write the certificates there, as NAME.der
   --log FILE         append one line for each APDU; all bytes, PINs included
-  --control PATH     take lines there: insert, remove, reset, counts, zero, mark TEXT, quit
+  --control PATH     take lines there: insert, remove, reset, counts, zero, quit and more; see control.rs
   --name NAME        the reader's name
   --yubi             select PIV by its 5-byte RID and imply Le, as YubiKeys do
   --absent           begin without the card

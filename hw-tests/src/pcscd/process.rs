@@ -13,8 +13,9 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use super::PATIENCE;
 use crate::{client, paths};
 
-/// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end. Standard output
-/// is the socket to listen at, if there is a `$3`: then pcscd is started as systemd does it (sd_listen_fds(3)).
+/// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end, and the script's
+/// comes when the ports are free again. Standard output is the socket to listen at, if there is a `$3`: then pcscd
+/// is started as systemd does it (sd_listen_fds(3)).
 const SCRIPT: &str = r#"
 set -e
 mount -t tmpfs none /run
@@ -30,6 +31,7 @@ fi
 echo $! > "$1/pid"
 cat
 kill -9 $!
+wait $! || true
 "#;
 
 /// Time for the kernel to tell what a signal did.

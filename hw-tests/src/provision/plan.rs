@@ -4,6 +4,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::card::{CardConfig, State};
 
+/// An answer to reset with nothing but the protocol, T=1.
+const T1_ATR: [u8; 4] = [0x3B, 0x80, 0x01, 0x81];
+
 /// A kind of key; each applet has its own number or name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyAlgorithm {
@@ -146,6 +149,8 @@ pub struct Plan {
     pub openpgp: Option<OpenPgpPlan>,
     /// See [`CardConfig::yubi`].
     pub yubi: bool,
+    /// Whether its answer to reset says nothing, so that clients keep to short APDUs.
+    pub plain: bool,
 }
 
 impl Plan {
@@ -190,6 +195,7 @@ impl Plan {
             piv: Some(piv),
             openpgp: None,
             yubi: false,
+            plain: false,
         }
     }
 
@@ -201,6 +207,7 @@ impl Plan {
             piv: None,
             openpgp: Some(openpgp),
             yubi: false,
+            plain: false,
         }
     }
 
@@ -216,16 +223,32 @@ impl Plan {
         Self { yubi: true, ..self }
     }
 
+    /// The same with an answer to reset that says nothing: long commands come in chains.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        Self {
+            plain: true,
+            ..self
+        }
+    }
+
     /// The firmware for this plan, its memory in `state`.
     #[must_use]
     pub fn card(&self, state: State) -> CardConfig {
+        let config = CardConfig::default();
+        let atr = if self.plain {
+            T1_ATR.to_vec()
+        } else {
+            config.atr
+        };
         CardConfig {
+            atr,
             piv: self.piv.is_some(),
             openpgp: self.openpgp.is_some(),
             serial: self.serial,
             yubi: self.yubi,
             state,
-            ..CardConfig::default()
+            ..config
         }
     }
 

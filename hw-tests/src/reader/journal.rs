@@ -15,6 +15,8 @@ use std::{
 pub struct Counts {
     /// Frames that reached the card.
     pub apdus: u64,
+    /// Those of them that carried a PIN.
+    pub verifies: u64,
     /// Bytes of these frames.
     pub command_bytes: u64,
     /// Bytes of their answers, status words included.
@@ -46,6 +48,7 @@ impl Sub for Counts {
     fn sub(self, earlier: Self) -> Self {
         Self {
             apdus: self.apdus - earlier.apdus,
+            verifies: self.verifies - earlier.verifies,
             command_bytes: self.command_bytes - earlier.command_bytes,
             response_bytes: self.response_bytes - earlier.response_bytes,
             connects: self.connects - earlier.connects,
@@ -65,14 +68,15 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             apdus,
+            verifies,
             command_bytes,
             response_bytes,
             connects,
-            begins,
-            ends,
             ..
         } = self;
         let Self {
+            begins,
+            ends,
             resets,
             power_ups,
             power_downs,
@@ -92,7 +96,7 @@ impl fmt::Display for Counts {
         write!(f, "power_ups={power_ups} power_downs={power_downs} ")?;
         write!(
             f,
-            "insertions={insertions} removals={removals} card_us={}",
+            "verifies={verifies} insertions={insertions} removals={removals} card_us={}",
             card_time.as_micros()
         )
     }
@@ -275,6 +279,7 @@ impl Counts {
                 took,
             }) => {
                 self.apdus += 1;
+                self.verifies += u64::from(is_verify(command));
                 self.command_bytes += command.len() as u64;
                 self.response_bytes += response.len() as u64;
                 self.card_time += *took;
@@ -290,4 +295,9 @@ impl Counts {
             Event::Mark(_) => {}
         }
     }
+}
+
+/// VERIFY with data; without, it only asks or logs out.
+fn is_verify(command: &[u8]) -> bool {
+    command.get(1) == Some(&0x20) && command.len() > 5
 }

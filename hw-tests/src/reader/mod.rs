@@ -4,7 +4,6 @@
 //! [`crate::vpcd`] put a reader within a client's reach. The test keeps the reader itself in hand: it inserts,
 //! removes, resets, counts, and may decide each frame's [`Fate`].
 
-mod checkpoint;
 mod fault;
 mod journal;
 mod user;
@@ -22,7 +21,6 @@ use std::{
 
 pub(crate) use self::user::User;
 pub use self::{
-    checkpoint::Checkpoint,
     fault::Fate,
     journal::{Counts, Entry, Event, Exchange},
 };
@@ -151,6 +149,12 @@ impl Reader {
     /// Lets `script` decide the fate of every frame from now on. It must not use the reader itself.
     pub fn on_frame(&self, script: impl FnMut(&[u8]) -> Fate + Send + 'static) {
         self.0.faults.follow(Some(Box::new(script)));
+    }
+
+    /// Whether a frame has met another fate than its answer since the last [`Reader::on_frame`].
+    #[must_use]
+    pub fn has_caught(&self) -> bool {
+        self.0.faults.has_caught()
     }
 
     /// Lets the card answer every frame again.

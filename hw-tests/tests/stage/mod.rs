@@ -8,25 +8,40 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     clippy::macro_metavars_in_unsafe,
-    reason = "shared by several test programs; a test fails loudly"
+    reason = "shared by several test programs; a test fails loudly, and its figures are small"
 )]
 
+pub mod bystander;
+pub mod every_function;
+pub mod fork;
+pub mod lives;
+pub mod memory;
+pub mod no_threads;
+pub mod piv_session;
+pub mod process;
 pub mod raw;
+pub mod raw_session;
+pub mod renumbering;
+pub mod scene;
 pub mod signer;
+pub mod waiter;
 
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::{client, orders, paths, provision::Plan, rig::Rig};
+use claviger_hw_tests::{client, control, paths, provision::Plan, rig::Rig};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::{Error, RvError},
@@ -101,6 +116,16 @@ pub fn play(
     prepare: impl FnOnce(&Rig, &mut Command),
     body: impl FnOnce(&Stage),
 ) -> Option<Log> {
+    play_cards(way, &[plan], prepare, body)
+}
+
+/// As [`play`] with several cards, each in a reader of its own.
+pub fn play_cards(
+    way: Way,
+    plans: &[Plan],
+    prepare: impl FnOnce(&Rig, &mut Command),
+    body: impl FnOnce(&Stage),
+) -> Option<Log> {
     if let Some(control) = env::var_os(STAGE) {
         if env::var_os(WAY).is_some_and(|mine| mine == *format!("{way:?}")) {
             body(&Stage {
@@ -115,20 +140,21 @@ pub fn play(
         .expect("a test has a name")
         .to_owned();
     let rig = match way {
-        Way::Socket => Rig::socket(plan),
-        Way::Pcscd => Rig::pcscd(plan)?,
-        Way::PcscdBySocket => Rig::pcscd_by_socket(plan)?,
+        Way::Socket => Rig::socket_cards(plans),
+        Way::Pcscd => Rig::pcscd_cards(plans)?,
+        Way::PcscdBySocket => Rig::pcscd_by_socket(plans)?,
     };
     let control = rig.folder().join("control");
     let mut command = rig.command(env::current_exe().expect("this program"));
-    let rig = Arc::new(Mutex::new(rig));
-    orders::listen(&control, &rig).expect("a control socket");
     command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
     command
         .env(WAY, format!("{way:?}"))
-        .env(STAGE, control)
+        .env(STAGE, &control)
         .env("CLAVIGER_LOG", "warn");
-    prepare(&rig.lock().unwrap(), &mut command);
+    prepare(&rig, &mut command);
+    let rig = Arc::new(Mutex::new(rig));
+    let (end, _ended) = mpsc::channel();
+    control::listen(&control, Arc::downgrade(&rig), end).expect("a control socket");
     let output = client::run(&mut command, LIMIT).expect_success();
     assert!(
         output.stdout.contains(PLAYED),
@@ -145,28 +171,43 @@ pub fn with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
     let _ = play(way, plan, |_, _| {}, body);
 }
 
+/// Says one line at a control socket; the answer.
+#[track_caller]
+fn say_to(control: &Path, line: &str) -> String {
+    let mut stream = UnixStream::connect(control).expect("a control socket");
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    assert!(
+        !answer.is_empty() && !answer.starts_with("error"),
+        "{line}: {answer}"
+    );
+    answer.trim().to_owned()
+}
+
 impl Stage {
-    /// Says one line to the card or its rig ([`orders`]).
+    /// Says one line to the rig, as [`control`] has them; the answer.
+    #[track_caller]
     pub fn say(&self, line: &str) -> String {
-        let mut stream = UnixStream::connect(&self.control).expect("the card's control socket");
-        writeln!(stream, "{line}").unwrap();
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
+        say_to(&self.control, line)
     }
 
-    /// Says lines that must be obeyed.
+    /// A folder for the test's own files.
+    pub fn folder(&self) -> &Path {
+        self.control.parent().expect("a folder")
+    }
+
+    /// Says several lines.
     #[track_caller]
     pub fn order(&self, lines: &[&str]) {
         for line in lines {
-            let answer = self.say(line);
-            assert!(answer.starts_with("ok"), "{line}: {answer}");
+            self.say(line);
         }
     }
 
-    /// How many PINs were sent to the card so far.
+    /// How many PINs the card was given so far.
     pub fn pins(&self) -> u64 {
-        self.say("pins").parse().expect("a number")
+        self.count("verifies")
     }
 
     /// Does `call`, whose frame with `instruction` comes to the card `delay` later than sent; says `lines` while it
@@ -178,14 +219,27 @@ impl Stage {
         lines: &[&str],
         call: impl FnOnce() -> R,
     ) -> R {
-        self.order(&[&format!("delay {instruction:02X} {}", delay.as_millis())]);
+        self.delay(instruction, delay);
         thread::scope(|scope| {
             scope.spawn(|| {
-                eventually("a frame on its way", || self.say("caught") == "yes");
+                self.await_delayed();
                 self.order(lines);
             });
             call()
         })
+    }
+
+    /// The next frame with `instruction` comes to the card `delay` later than sent.
+    pub fn delay(&self, instruction: u8, delay: Duration) {
+        self.say(&format!(
+            "fault {instruction:02X} 1 delay {}",
+            delay.as_millis()
+        ));
+    }
+
+    /// Waits until that frame is on its way.
+    pub fn await_delayed(&self) {
+        eventually("a frame on its way", || self.say("caught") == "yes");
     }
 
     /// One of the card's counters by its name.

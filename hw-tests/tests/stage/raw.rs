@@ -1,17 +1,33 @@
 //! The module by its bare function list, for calls no safe client makes.
 
-use std::{mem::MaybeUninit, ptr};
+use std::{
+    mem::MaybeUninit,
+    ptr,
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
 
 use claviger_hw_tests::paths;
 use cryptoki_sys::{
-    CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_RV, CK_SLOT_ID, CK_ULONG, CKR_OK,
+    CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_INVALID_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CKF_DONT_BLOCK,
+    CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKF_SERIAL_SESSION, CKF_TOKEN_PRESENT,
+    CKR_NO_EVENT, CKR_OK,
 };
+use libloading::Library;
 
-/// The loaded module. It is never unloaded: a test's threads may still be inside.
+/// C_Initialize's flags when the module may create threads, and when it may not.
+pub const OWN_THREAD: CK_FLAGS = CKF_OS_LOCKING_OK;
+pub const NO_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK | CKF_LIBRARY_CANT_CREATE_OS_THREADS;
+/// What only an event that never comes exceeds.
+pub const HANG: Duration = Duration::from_secs(20);
+
+/// The loaded module.
 #[derive(Clone, Copy)]
 pub struct Raw(&'static CK_FUNCTION_LIST);
 
-// SAFETY: the table is read-only data of a module that is never unloaded, and its functions may be called from
+// SAFETY: the table is read-only data of a module that is never unmapped, and its functions may be called from
 // any thread.
 unsafe impl Send for Raw {}
 // SAFETY: as above.
@@ -28,12 +44,17 @@ macro_rules! ck {
 }
 
 impl Raw {
-    /// Loads the module.
+    /// Loads the module for good.
     pub fn load() -> Self {
+        let (raw, library) = Self::load_for_a_while();
+        std::mem::forget(library);
+        raw
+    }
+
+    /// Loads the module until the library is dropped; its table is static data of a library that stays mapped.
+    pub fn load_for_a_while() -> (Self, Library) {
         // SAFETY: the module's initialisers only set up its own data.
-        let library =
-            unsafe { libloading::Library::new(paths::module_path()) }.expect("the module loads");
-        let library = Box::leak(Box::new(library));
+        let library = unsafe { Library::new(paths::module_path()) }.expect("the module loads");
         type Door = unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV;
         // SAFETY: the symbol has the type that the standard gives it.
         let door = unsafe { library.get::<Door>(b"C_GetFunctionList") }.expect("the module's door");
@@ -41,8 +62,8 @@ impl Raw {
         // SAFETY: `list` is where a pointer may be written.
         let code = unsafe { door(&raw mut list) };
         assert_eq!(code, CKR_OK);
-        // SAFETY: static data of the module, which is never unloaded.
-        Self(unsafe { &*list })
+        // SAFETY: static data of the module, which is never unmapped.
+        (Self(unsafe { &*list }), library)
     }
 
     pub fn list(&self) -> &'static CK_FUNCTION_LIST {
@@ -73,10 +94,111 @@ impl Raw {
         (code, slot)
     }
 
+    /// C_WaitForSlotEvent in a thread of its own, which says what became of it.
+    pub fn waiter(&self) -> Receiver<(CK_RV, CK_SLOT_ID)> {
+        let (told, outcome) = mpsc::channel();
+        let raw = *self;
+        thread::spawn(move || told.send(raw.wait(0)));
+        outcome
+    }
+
+    /// The slot of the next event, which must come.
+    #[track_caller]
+    pub fn next_event(&self) -> CK_SLOT_ID {
+        let outcome = self.waiter().recv_timeout(HANG);
+        let (code, slot) = outcome.expect("a slot event");
+        assert_eq!(code, CKR_OK);
+        slot
+    }
+
+    /// The slots of all events that have not been told yet, sorted.
+    #[track_caller]
+    pub fn pending(&self) -> Vec<CK_SLOT_ID> {
+        let mut slots = Vec::new();
+        loop {
+            match self.wait(CKF_DONT_BLOCK) {
+                (CKR_OK, slot) => slots.push(slot),
+                (code, _) => {
+                    assert_eq!(code, CKR_NO_EVENT);
+                    slots.sort_unstable();
+                    return slots;
+                }
+            }
+        }
+    }
+
+    /// Waits until a slot has a token, or has none.
+    #[track_caller]
+    pub fn wait_for_token(&self, slot: CK_SLOT_ID, present: bool) {
+        let deadline = Instant::now() + HANG;
+        loop {
+            let (code, flags) = self.slot_info(slot);
+            assert_eq!(code, CKR_OK);
+            if (flags & CKF_TOKEN_PRESENT != 0) == present {
+                return;
+            }
+            assert!(Instant::now() < deadline, "slot {slot}: not {present}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// C_GetInfo: the code.
     pub fn info(&self) -> CK_RV {
         let mut info = MaybeUninit::<CK_INFO>::uninit();
         ck!(self, C_GetInfo, info.as_mut_ptr())
+    }
+
+    /// C_GetSlotList: the slots, with a token or in all. A new list, as it is asked for without a buffer first.
+    #[track_caller]
+    pub fn slots(&self, with_token: bool) -> Vec<CK_SLOT_ID> {
+        let (code, mut count) = self.slot_count(with_token);
+        assert_eq!(code, CKR_OK);
+        let mut slots = vec![CK_SLOT_ID::MAX; usize::try_from(count).unwrap()];
+        let list = slots.as_mut_ptr();
+        let code = ck!(
+            self,
+            C_GetSlotList,
+            u8::from(with_token),
+            list,
+            &raw mut count
+        );
+        assert_eq!(code, CKR_OK);
+        slots.truncate(usize::try_from(count).unwrap());
+        slots
+    }
+
+    /// C_GetSlotInfo: the code and the flags.
+    pub fn slot_info(&self, slot: CK_SLOT_ID) -> (CK_RV, CK_FLAGS) {
+        let mut info = MaybeUninit::<CK_SLOT_INFO>::zeroed();
+        let code = ck!(self, C_GetSlotInfo, slot, info.as_mut_ptr());
+        // SAFETY: all zeroes are a value of this type, of numbers and characters.
+        (code, unsafe { info.assume_init() }.flags)
+    }
+
+    /// C_GetTokenInfo: the code.
+    pub fn token_info(&self, slot: CK_SLOT_ID) -> CK_RV {
+        let mut info = MaybeUninit::<CK_TOKEN_INFO>::uninit();
+        ck!(self, C_GetTokenInfo, slot, info.as_mut_ptr())
+    }
+
+    /// C_OpenSession: the code and the session.
+    pub fn open(&self, slot: CK_SLOT_ID) -> (CK_RV, CK_SESSION_HANDLE) {
+        let mut session = CK_INVALID_HANDLE;
+        let code = ck!(
+            self,
+            C_OpenSession,
+            slot,
+            CKF_SERIAL_SESSION,
+            ptr::null_mut(),
+            None,
+            &raw mut session
+        );
+        (code, session)
+    }
+
+    /// C_CloseSession: the code.
+    pub fn close(&self, session: CK_SESSION_HANDLE) -> CK_RV {
+        ck!(self, C_CloseSession, session)
     }
 
     /// C_GetSlotList: how many slots, with a token or in all.

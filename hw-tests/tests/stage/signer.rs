@@ -1,119 +1,149 @@
-//! A session on the PIV token of a card with four keys, and what it must still do after whatever has happened.
+//! A logged-in session with a key that signs, by the bare function list: each call's own code counts.
 
-use cryptoki::{
-    context::Pkcs11,
-    error::{Result, RvError},
-    mechanism::Mechanism,
-    object::ObjectHandle,
-    session::{Session, UserType},
-    slot::Slot,
+use std::ptr;
+
+use claviger_hw_tests::provision::{KeyAlgorithm, PIN, PivPlan, Plan};
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID, CK_ULONG, CKA_CLASS, CKM_ECDSA, CKM_RSA_PKCS,
+    CKO_PRIVATE_KEY, CKR_OK, CKU_USER,
 };
 
-use super::{Stage, code, key, log_in, pin, promptly};
+use super::raw::Raw;
+use crate::ck;
 
-/// INS of VERIFY, with which a PIN is sent and a user logged out.
-pub const VERIFY: u8 = 0x20;
-/// INS of GENERAL AUTHENTICATE, with which PIV signs.
-pub const SIGN: u8 = 0x87;
-/// INS of GET DATA, with which objects are read.
-pub const GET_DATA: u8 = 0xCB;
-/// What is signed.
-pub const HASH: [u8; 32] = [0x3C; 32];
-/// What a call may answer whose card cannot be reached.
-pub const UNREACHABLE: [RvError; 2] = [RvError::DeviceError, RvError::DeviceRemoved];
+/// Longest signature: RSA-2048.
+const SIGNATURE: usize = 256;
 
-/// See above. The user is logged in.
-pub struct Signer<'a> {
-    stage: &'a Stage,
-    pub module: Pkcs11,
-    pub session: Session,
-    slots: Vec<Slot>,
-    /// 9A: the login is enough.
-    once: ObjectHandle,
-    /// 9C: wants the PIN for each signature.
-    always: ObjectHandle,
+/// A card for it: one key that signs in milliseconds.
+pub fn plan() -> Plan {
+    Plan::piv(PivPlan::authentication(KeyAlgorithm::P256))
 }
 
-impl<'a> Signer<'a> {
-    /// Logs in, and has signed once.
-    pub fn new(stage: &'a Stage) -> Self {
-        let module = stage.module();
-        let session = stage.session(&module);
-        Self::of(stage, module, session)
+/// A card whose key takes a command of two frames, and answers in two.
+pub fn chaining_plan() -> Plan {
+    Plan::piv(PivPlan::authentication(KeyAlgorithm::Rsa2048)).plain()
+}
+
+/// A session and the first private key of its token.
+#[derive(Clone, Copy)]
+pub struct Signer {
+    raw: Raw,
+    pub session: CK_SESSION_HANDLE,
+    key: CK_OBJECT_HANDLE,
+}
+
+impl Signer {
+    /// Opens a session on `slot`, logs the user in and finds the key.
+    #[track_caller]
+    pub fn log_in(raw: Raw, slot: CK_SLOT_ID) -> Self {
+        let (code, session) = raw.open(slot);
+        assert_eq!(code, CKR_OK, "C_OpenSession");
+        assert_eq!(log_in(raw, session), CKR_OK, "C_Login");
+        let key = find(raw, session, CKO_PRIVATE_KEY).expect("C_FindObjects");
+        Self { raw, session, key }
     }
 
-    /// Logs `session` in, and has signed once.
-    pub fn of(stage: &'a Stage, module: Pkcs11, session: Session) -> Self {
-        log_in(&session);
-        let signer = Self {
-            stage,
-            slots: module.get_all_slots().expect("C_GetSlotList"),
-            once: key(&session, 1),
-            always: key(&session, 2),
-            module,
-            session,
+    /// C_SignInit and C_Sign with ECDSA: the first code that is not CKR_OK.
+    pub fn sign(&self) -> CK_RV {
+        self.sign_by(CKM_ECDSA)
+    }
+
+    /// The same with PKCS #1 v1.5.
+    pub fn sign_by_rsa(&self) -> CK_RV {
+        self.sign_by(CKM_RSA_PKCS)
+    }
+
+    fn sign_by(&self, mechanism: CK_MECHANISM_TYPE) -> CK_RV {
+        let mut mechanism = CK_MECHANISM {
+            mechanism,
+            pParameter: ptr::null_mut(),
+            ulParameterLen: 0,
         };
-        assert_eq!(signer.sign().expect("C_Sign").len(), 64);
-        signer
+        let Self { raw, session, key } = *self;
+        match ck!(raw, C_SignInit, session, &raw mut mechanism, key) {
+            CKR_OK => self.finish(),
+            code => code,
+        }
     }
 
-    /// A signature that needs a login and no more.
-    pub fn sign(&self) -> Result<Vec<u8>> {
-        self.session.sign(&Mechanism::Ecdsa, self.once, &HASH)
-    }
-
-    /// The same session signs, and the slots are what they were. The PIN it was logged in with is sent again once at
-    /// most; the key that wants it each time does not get it that way.
-    #[track_caller]
-    pub fn goes_on(&self) {
-        let before = self.stage.pins();
-        let signature = promptly("the next signature", || self.sign());
-        assert_eq!(signature.expect("the same session signs").len(), 64);
-        let silent = self.stage.pins() - before;
-        println!("silent verifications: {silent}");
-        assert!(silent <= 1, "the PIN was sent {silent} times");
-        assert_eq!(self.sign().expect("C_Sign").len(), 64);
-        assert_eq!(self.stage.pins(), before + silent, "once is enough");
-        self.asks_for_each_pin();
-        assert_eq!(self.module.get_all_slots().unwrap(), self.slots);
-    }
-
-    /// The key that wants the PIN each time gets it from the user and from nowhere else.
-    #[track_caller]
-    pub fn asks_for_each_pin(&self) {
-        asks_for_each_pin(
-            self.stage,
-            &self.session,
-            &Mechanism::Sha256RsaPkcs,
-            self.always,
+    fn finish(&self) -> CK_RV {
+        let (mut hash, mut signature) = ([0x5A_u8; 32], [0_u8; SIGNATURE]);
+        let mut len = SIGNATURE as CK_ULONG;
+        let (hash, signature) = (&raw mut hash, &raw mut signature);
+        let code = ck!(
+            self.raw,
+            C_Sign,
+            self.session,
+            hash.cast(),
+            32,
+            signature.cast(),
+            &raw mut len
         );
+        assert!(code != CKR_OK || [64, 256].contains(&len));
+        code
+    }
+
+    /// C_GetSessionInfo: the code.
+    pub fn info(&self) -> CK_RV {
+        session_info(self.raw, self.session)
+    }
+
+    /// A search for the key, from beginning to end: the first code that is not CKR_OK.
+    pub fn find(&self) -> CK_RV {
+        let found = find(self.raw, self.session, CKO_PRIVATE_KEY);
+        found.err().unwrap_or(CKR_OK)
     }
 }
 
-/// A signature with such a key of a session that is logged in.
-#[track_caller]
-pub fn asks_for_each_pin(
-    stage: &Stage,
-    session: &Session,
-    mechanism: &Mechanism<'_>,
-    key: ObjectHandle,
-) {
-    let before = stage.pins();
-    session.sign_init(mechanism, key).expect("C_SignInit");
-    session.sign_update(b"message").expect("C_SignUpdate");
-    assert_eq!(code(session.sign_final()), RvError::UserNotLoggedIn);
-    assert_eq!(stage.pins(), before, "a PIN nobody entered");
-    promptly("the login for one signature", || {
-        session.login(UserType::ContextSpecific, Some(&pin()))
-    })
-    .expect("C_Login");
-    assert!(!session.sign_final().expect("C_SignFinal").is_empty());
-    assert_eq!(stage.pins(), before + 1, "the one the user entered");
+/// C_GetSessionInfo: the code.
+pub fn session_info(raw: Raw, session: CK_SESSION_HANDLE) -> CK_RV {
+    let mut info = CK_SESSION_INFO::default();
+    ck!(raw, C_GetSessionInfo, session, &raw mut info)
 }
 
-/// The call failed because the card could not be reached.
-#[track_caller]
-pub fn is_unreachable<T>(result: Result<T>) {
-    let failed = code(result);
-    assert!(UNREACHABLE.contains(&failed), "{failed:?}");
+/// C_Login of the user: the code.
+pub fn log_in(raw: Raw, session: CK_SESSION_HANDLE) -> CK_RV {
+    let len = PIN.len() as CK_ULONG;
+    ck!(
+        raw,
+        C_Login,
+        session,
+        CKU_USER,
+        PIN.as_ptr().cast_mut(),
+        len
+    )
+}
+
+/// The first object of a class, or the code of the call that failed.
+pub fn find(
+    raw: Raw,
+    session: CK_SESSION_HANDLE,
+    mut class: CK_OBJECT_CLASS,
+) -> Result<CK_OBJECT_HANDLE, CK_RV> {
+    let mut template = [CK_ATTRIBUTE {
+        type_: CKA_CLASS,
+        pValue: (&raw mut class).cast(),
+        ulValueLen: size_of_val(&class) as CK_ULONG,
+    }];
+    let ok = |code| if code == CKR_OK { Ok(()) } else { Err(code) };
+    ok(ck!(
+        raw,
+        C_FindObjectsInit,
+        session,
+        template.as_mut_ptr(),
+        1
+    ))?;
+    let (mut key, mut count) = (0, 0);
+    ok(ck!(
+        raw,
+        C_FindObjects,
+        session,
+        &raw mut key,
+        1,
+        &raw mut count
+    ))?;
+    ok(ck!(raw, C_FindObjectsFinal, session))?;
+    assert_eq!(count, 1, "one of that class");
+    Ok(key)
 }

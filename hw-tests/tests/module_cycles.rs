@@ -1,0 +1,226 @@
+//! What a life of the module leaves behind: nothing, however often it is lived.
+//!
+//! `make races` plays 10,000 cycles, `make test` 500.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{fs, process::Command, thread, time::Duration};
+
+use claviger_hw_tests::{paths, provision::Plan, rig::Rig, skip};
+use cryptoki_sys::{
+    CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
+};
+use stage::{
+    Way,
+    memory::{Holdings, share_one_heap},
+    play,
+    process::{left_threads, open_files},
+    raw::Raw,
+    raw_session::RawSession,
+    scene,
+    waiter::Waiter,
+    with_card,
+};
+
+const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
+const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
+
+/// Ten to fifty times slower than without.
+const VALGRIND: Duration = Duration::from_secs(60);
+
+/// C_Initialize and C_Finalize with nothing between them.
+fn empty_life(raw: Raw, flags: CK_FLAGS) {
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    assert_eq!(raw.finalize(), CKR_OK);
+}
+
+/// Slots, a session, a login, a signature, and a waiter to the end.
+fn full_life(raw: Raw, flags: CK_FLAGS) {
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    assert_eq!(raw.slot_count(true), (CKR_OK, 1));
+    let session = RawSession::logged_in(raw);
+    let waiter = Waiter::blocked(raw);
+    session.sign(session.key(1));
+    assert_eq!(raw.finalize(), CKR_OK);
+    assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+}
+
+/// Nine empty lives, then a full one, and so on.
+fn cycles(raw: Raw, flags: CK_FLAGS, count: usize) {
+    for number in 1..=count {
+        if number.is_multiple_of(10) {
+            full_life(raw, flags);
+        } else {
+            empty_life(raw, flags);
+        }
+    }
+    assert_eq!(left_threads(), Vec::<String>::new());
+}
+
+/// Chunks of malloc are multiples of 16 bytes and at least 32; one that is reused may stay 16 larger than what
+/// was asked for, and a few of these come and go. A leak of one chunk in every full life would be 1600 bytes.
+const ROUNDING: usize = 256;
+
+#[test]
+fn any_number_of_cycles_leaves_nothing_behind() {
+    let count = std::env::var("CLAVIGER_ROUNDS").map_or(500, |rounds| rounds.parse().unwrap());
+    for way in BOTH_WAYS {
+        // Each thread's cache of free chunks counts as given out.
+        let without_cache = |_: &Rig, command: &mut Command| {
+            command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+        };
+        play(way, Plan::piv4(), without_cache, |_| {
+            share_one_heap();
+            let raw = Raw::load();
+            for flags in [OWN_THREADS, NO_THREADS] {
+                cycles(raw, flags, 50);
+                let before = Holdings::now();
+                cycles(raw, flags, count);
+                let after = Holdings::now();
+                println!("{way:?}, flags {flags}, {count} cycles: {before:?}, then {after:?}");
+                let grown = after.heap.saturating_sub(before.heap);
+                assert!(grown <= ROUNDING, "{grown} bytes more in {count} cycles");
+                let heap = before.heap;
+                assert_eq!(Holdings { heap, ..after }, before);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_module_may_be_unloaded_and_loaded_again() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |_| {
+            for flags in [OWN_THREADS, NO_THREADS] {
+                full_life(Raw::load(), flags);
+                let before = Holdings {
+                    heap: 0,
+                    ..Holdings::now()
+                };
+                for _ in 0..50 {
+                    let (raw, library) = Raw::load_for_a_while();
+                    full_life(raw, flags);
+                    drop(library);
+                }
+                assert_eq!(left_threads(), Vec::<String>::new());
+                assert_eq!(
+                    Holdings {
+                        heap: 0,
+                        ..Holdings::now()
+                    },
+                    before
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |_| {
+            for flags in [OWN_THREADS, NO_THREADS] {
+                let files = open_files();
+                for _ in 0..50 {
+                    let (raw, library) = Raw::load_for_a_while();
+                    assert_eq!(raw.initialize(flags), CKR_OK);
+                    let session = RawSession::logged_in(raw);
+                    let waiter = Waiter::blocked(raw);
+                    drop(library);
+                    assert!(waiter.is_blocked());
+
+                    let (raw, library) = Raw::load_for_a_while();
+                    assert_eq!(raw.initialize(flags), CKR_CRYPTOKI_ALREADY_INITIALIZED);
+                    let session = RawSession { raw, ..session };
+                    session.sign(session.key(1));
+                    assert_eq!(raw.finalize(), CKR_OK);
+                    assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+                    drop(library);
+                }
+                assert_eq!(left_threads(), Vec::<String>::new());
+                assert_eq!(open_files(), files);
+            }
+        });
+    }
+}
+
+#[test]
+fn each_call_of_a_life_may_come_from_another_thread() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |_| {
+            let raw = Raw::load();
+            let elsewhere = |call: &(dyn Fn() + Sync)| {
+                thread::scope(|scope| scope.spawn(call).join().unwrap());
+            };
+            for flags in [OWN_THREADS, NO_THREADS] {
+                for _ in 0..20 {
+                    elsewhere(&|| assert_eq!(raw.initialize(flags), CKR_OK));
+                    elsewhere(&|| {
+                        let session = RawSession::logged_in(raw);
+                        elsewhere(&|| session.sign(session.key(1)));
+                    });
+                    let waiter = Waiter::blocked(raw);
+                    elsewhere(&|| assert_eq!(raw.finalize(), CKR_OK));
+                    assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+                    assert_eq!(left_threads(), Vec::<String>::new());
+                }
+            }
+        });
+    }
+}
+
+/// A client of a few lives, under valgrind: no error, and nothing lost.
+#[test]
+fn valgrind_has_nothing_to_say() {
+    if paths::program("valgrind").is_none() {
+        skip::because("valgrind is not installed (Debian: valgrind)");
+        return;
+    }
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |stage| {
+            if scene::mine().is_some() {
+                let raw = Raw::load();
+                for flags in [OWN_THREADS, NO_THREADS] {
+                    cycles(raw, flags, 30);
+                }
+                return;
+            }
+            let log = stage.folder().join("valgrind");
+            let mut valgrind = Command::new("valgrind");
+            valgrind
+                .args([
+                    "--leak-check=full",
+                    "--errors-for-leak-kinds=definite,indirect",
+                ])
+                .arg("--show-leak-kinds=definite,indirect,possible")
+                .arg(format!("--log-file={}", log.display()))
+                .arg(std::env::current_exe().unwrap());
+            let output = stage.play_under(valgrind, "some lives", VALGRIND);
+            let report = fs::read_to_string(log).unwrap_or_default();
+            println!("{way:?}: {:?}\n{}", output.took, summary(&report));
+            assert!(output.success(), "{output}\n{report}");
+            assert!(report.contains("ERROR SUMMARY: 0 errors"), "{report}");
+            // What may be lost is the test runner's; of the module not even that.
+            assert!(!report.contains("claviger_"), "{report}");
+        });
+    }
+}
+
+fn summary(report: &str) -> String {
+    let told = |line: &&str| {
+        ["lost:", "reachable:", "SUMMARY"]
+            .iter()
+            .any(|word| line.contains(word))
+    };
+    let lines: Vec<&str> = report.lines().filter(told).collect();
+    lines.join("\n")
+}

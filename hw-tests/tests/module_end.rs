@@ -1,0 +1,215 @@
+//! C_Finalize against everything that happens at the same moment.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    sync::{
+        Barrier,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
+use stage::{
+    Stage, Way,
+    bystander::pcscd_events,
+    lives::MOMENT,
+    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
+    with_card,
+};
+
+const ACTIONS: [&str; 2] = ["remove", "insert"];
+/// Rounds over the socket reader; pcscd takes a quarter of a second to see a card.
+const MANY: u32 = 150;
+const FEW: u32 = 12;
+
+/// Pulls the card or puts it in, as it may be.
+fn change(stage: &Stage, round: u32) {
+    stage.say(ACTIONS[(round % 2) as usize]);
+}
+
+/// C_Finalize, which must succeed within bounds.
+#[track_caller]
+fn finalize(raw: Raw) {
+    let begun = Instant::now();
+    assert_eq!(raw.finalize(), CKR_OK);
+    assert!(begun.elapsed() < HANG, "{:?}", begun.elapsed());
+}
+
+/// What became of a waiter: told of an event, or of the end.
+#[track_caller]
+fn end_of(waiter: &Receiver<(CK_RV, u64)>) -> CK_RV {
+    let (code, _) = waiter.recv_timeout(HANG).expect("every waiter comes back");
+    assert!(
+        [CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED].contains(&code),
+        "{code:#X}"
+    );
+    code
+}
+
+/// C_Finalize and an event of the socket reader, apart by as much as a round's number makes it, to both sides.
+fn meet(raw: Raw, stage: &Stage, round: u32) {
+    let (start, apart) = (
+        Barrier::new(2),
+        Duration::from_micros(u64::from(round / 2 * 17)),
+    );
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            start.wait();
+            if round % 4 < 2 {
+                thread::sleep(apart);
+            }
+            change(stage, round);
+        });
+        start.wait();
+        if round % 4 >= 2 {
+            thread::sleep(apart);
+        }
+        finalize(raw);
+    });
+}
+
+/// C_Finalize at the moment at which pcscd tells of an event, or a little later.
+fn follow_event(raw: Raw, stage: &Stage, round: u32, source: &Receiver<f64>) {
+    change(stage, round);
+    source.recv_timeout(HANG).expect("pcscd's event");
+    thread::sleep(Duration::from_micros(u64::from(round * 20)));
+    finalize(raw);
+}
+
+/// Rounds of both, with `waiters` waiting; how many of those were told of an event and of the end.
+fn rounds(way: Way, flags: CK_FLAGS, waiters: usize) {
+    with_card(way, Plan::factory(), |stage| {
+        let raw = Raw::load();
+        let source = (way == Way::Pcscd).then(pcscd_events);
+        let mut ends = Vec::new();
+        for round in 0..if source.is_some() { FEW } else { MANY } {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            assert_eq!(raw.slot_count(false).0, CKR_OK);
+            let waiting: Vec<_> = (0..waiters).map(|_| raw.waiter()).collect();
+            match &source {
+                Some(source) => follow_event(raw, stage, round, source),
+                None => meet(raw, stage, round),
+            }
+            ends.extend(waiting.iter().map(end_of));
+        }
+        let told = ends.iter().filter(|code| **code == CKR_OK).count();
+        println!(
+            "{way:?}: {told} told of an event, {} of the end",
+            ends.len() - told
+        );
+    });
+}
+
+#[test]
+fn race_07_an_event_during_finalize_over_the_socket() {
+    rounds(Way::Socket, OWN_THREAD, 0);
+}
+
+#[test]
+fn race_07_an_event_during_finalize_over_pcscd() {
+    rounds(Way::Pcscd, OWN_THREAD, 0);
+}
+
+#[test]
+fn race_08_a_waiter_between_its_event_and_the_end_over_the_socket() {
+    rounds(Way::Socket, OWN_THREAD, 1);
+}
+
+#[test]
+fn race_08_a_waiter_between_its_event_and_the_end_over_the_socket_without_threads() {
+    rounds(Way::Socket, NO_THREADS, 1);
+}
+
+#[test]
+fn race_08_a_waiter_between_its_event_and_the_end_over_pcscd() {
+    rounds(Way::Pcscd, OWN_THREAD, 1);
+}
+
+#[test]
+fn race_08_a_waiter_between_its_event_and_the_end_over_pcscd_without_threads() {
+    rounds(Way::Pcscd, NO_THREADS, 1);
+}
+
+#[test]
+fn race_08_the_end_before_the_wait_and_after_its_event() {
+    for way in [Way::Socket, Way::Pcscd] {
+        with_card(way, Plan::factory(), |stage| {
+            let raw = Raw::load();
+            for (round, flags) in [(0, OWN_THREAD), (1, NO_THREADS)] {
+                assert_eq!(raw.initialize(flags), CKR_OK);
+                assert_eq!(raw.slot_count(false).0, CKR_OK);
+                let waiter = raw.waiter();
+                assert_eq!(waiter.recv_timeout(MOMENT), Err(RecvTimeoutError::Timeout));
+                change(stage, round);
+                assert_eq!(end_of(&waiter), CKR_OK);
+                finalize(raw);
+                assert_eq!(end_of(&raw.waiter()), CKR_CRYPTOKI_NOT_INITIALIZED);
+            }
+        });
+    }
+}
+
+/// Calls again and again, until told of the end.
+fn until_the_end(call: impl Fn() -> CK_RV) -> u32 {
+    let mut calls = 0;
+    loop {
+        match call() {
+            CKR_OK => calls += 1,
+            code => {
+                assert_eq!(code, CKR_CRYPTOKI_NOT_INITIALIZED);
+                return calls;
+            }
+        }
+    }
+}
+
+/// Waiters that wait again after each event and callers that never pause, while the card comes and goes and the
+/// module ends `after` a while: all must be told, and the module must begin anew.
+fn end_amid_traffic(raw: Raw, stage: &Stage, flags: CK_FLAGS, after: Duration) {
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    thread::scope(|scope| {
+        let waiters = [(); 4].map(|()| scope.spawn(|| until_the_end(|| raw.wait(0).0)));
+        let callers = [
+            scope.spawn(|| until_the_end(|| raw.slot_count(false).0)),
+            scope.spawn(|| until_the_end(|| raw.slot_count(true).0)),
+            scope.spawn(|| until_the_end(|| raw.info())),
+        ];
+        let traffic = scope.spawn(|| {
+            for round in 0..8 {
+                change(stage, round);
+            }
+        });
+        thread::sleep(after);
+        finalize(raw);
+        traffic.join().unwrap();
+        for thread in waiters.into_iter().chain(callers) {
+            thread.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn race_09_waiters_and_callers_are_all_told_of_the_end() {
+    for (way, rounds) in [(Way::Socket, 20), (Way::Pcscd, 3)] {
+        with_card(way, Plan::factory(), |stage| {
+            let raw = Raw::load();
+            for flags in [OWN_THREAD, NO_THREADS] {
+                for round in 0..rounds {
+                    end_amid_traffic(raw, stage, flags, Duration::from_millis(round));
+                }
+            }
+        });
+    }
+}

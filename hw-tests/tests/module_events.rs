@@ -1,0 +1,239 @@
+//! Which events C_WaitForSlotEvent tells, and that each is told once, whatever else happens around it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    collections::BTreeSet,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::{provision::Plan, rig::Rig};
+use cryptoki_sys::{
+    CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK, CKR_SESSION_HANDLE_INVALID,
+    CKR_TOKEN_NOT_PRESENT,
+};
+use stage::{
+    Stage,
+    lives::{MOMENT, as_it_is, do_and_settle, each_life, each_life_of, without_cards},
+    raw::{HANG, Raw},
+    signer::session_info,
+};
+
+#[test]
+fn a_card_present_at_the_first_wait_raises_no_event() {
+    each_life(&Plan::factory(), |stage, raw| {
+        assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_NO_EVENT);
+        let waiter = raw.waiter();
+        assert!(waiter.recv_timeout(MOMENT).is_err(), "nothing has happened");
+        stage.say("remove");
+        let (code, one) = waiter.recv_timeout(HANG).expect("the removal");
+        assert_eq!(code, CKR_OK);
+        assert_ne!(raw.next_event(), one, "one event for each applet's slot");
+        do_and_settle(stage, &["insert"]);
+    });
+}
+
+#[test]
+fn an_event_is_not_swallowed_by_other_calls() {
+    each_life(&Plan::factory(), |stage, raw| {
+        let slots = raw.slots(true);
+        assert_eq!(slots.len(), 2, "one for each applet");
+        do_and_settle(stage, &["remove"]);
+        for slot in &slots {
+            raw.wait_for_token(*slot, false);
+            assert_eq!(raw.open(*slot).0, CKR_TOKEN_NOT_PRESENT);
+        }
+        assert_eq!(raw.slots(true), []);
+        assert!(raw.slots(false).len() >= 2);
+        assert_eq!(raw.pending(), slots);
+        do_and_settle(stage, &["insert"]);
+        slots
+            .iter()
+            .for_each(|slot| raw.wait_for_token(*slot, true));
+        assert_eq!(raw.open(slots[0]).0, CKR_OK);
+        assert_eq!(raw.pending(), slots);
+    });
+}
+
+/// Waits, event by event, for a slot with a token, and opens a session there by no other knowledge than its id.
+fn first_token_told(raw: Raw, first: CK_SLOT_ID) {
+    let mut slot = first;
+    while raw.open(slot).0 != CKR_OK {
+        slot = raw.next_event();
+    }
+}
+
+#[test]
+fn race_01_a_reader_that_arrives_between_list_and_wait_is_told() {
+    let without_service = |stage: &Stage| drop(stage.say("service stop"));
+    each_life_of(
+        &[Plan::factory()],
+        as_it_is,
+        without_service,
+        |stage, raw| {
+            assert_eq!(raw.slots(false), []);
+            stage.say("service start");
+            first_token_told(raw, raw.next_event());
+        },
+    );
+}
+
+#[test]
+fn race_01_a_reader_that_arrives_during_the_wait_is_told() {
+    let without_service = |stage: &Stage| drop(stage.say("service stop"));
+    each_life_of(
+        &[Plan::factory()],
+        as_it_is,
+        without_service,
+        |stage, raw| {
+            assert_eq!(raw.slots(false), []);
+            let waiter = raw.waiter();
+            assert!(waiter.recv_timeout(MOMENT).is_err(), "there is no reader");
+            stage.say("service start");
+            let (code, slot) = waiter.recv_timeout(HANG).expect("the reader");
+            assert_eq!(code, CKR_OK);
+            first_token_told(raw, slot);
+        },
+    );
+}
+
+/// Two cards, of which the second is out: once the module tells of it, it has heard of all that was before.
+fn two_cards() -> [Plan; 2] {
+    [Plan::factory(), Plan::factory().serial(2)]
+}
+
+fn without_the_second(rig: &Rig) {
+    rig.card_at(1).remove();
+    rig.settle();
+}
+
+/// All slots that have an event by now, the second card's among them.
+fn told_until_the_second_card(stage: &Stage, raw: Raw) -> Vec<CK_SLOT_ID> {
+    stage.say("card 1 insert");
+    let deadline = Instant::now() + HANG;
+    while raw.slots(true).len() != 4 {
+        assert!(Instant::now() < deadline, "two applets of two cards");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let told = raw.pending();
+    do_and_settle(stage, &["card 1 remove"]);
+    told
+}
+
+#[test]
+fn race_03_a_card_pulled_and_put_back_while_nobody_waits_is_an_event_and_ends_its_sessions() {
+    each_life_of(
+        &two_cards(),
+        without_the_second,
+        |_| (),
+        |stage, raw| {
+            let slots = raw.slots(true);
+            let (code, session) = raw.open(slots[0]);
+            assert_eq!(code, CKR_OK);
+            do_and_settle(stage, &["remove", "insert"]);
+            let told = told_until_the_second_card(stage, raw);
+            assert_eq!(told.len(), 4, "two slots of each card: {told:?}");
+            assert!(slots.iter().all(|slot| told.contains(slot)));
+            assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
+            assert_eq!(raw.open(slots[0]).0, CKR_OK);
+        },
+    );
+}
+
+#[test]
+fn race_03_a_card_pulled_and_put_back_at_once_is_told_to_a_waiter_and_ends_its_sessions() {
+    each_life(&Plan::factory(), |stage, raw| {
+        let slots = raw.slots(true);
+        let (code, session) = raw.open(slots[0]);
+        assert_eq!(code, CKR_OK);
+        let waiter = raw.waiter();
+        assert!(waiter.recv_timeout(MOMENT).is_err());
+        stage.say("remove");
+        stage.say("insert");
+        let (code, slot) = waiter.recv_timeout(HANG).expect("removal or insertion");
+        assert_eq!(code, CKR_OK);
+        assert!(slots.contains(&slot));
+        assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
+        raw.wait_for_token(slots[0], true);
+        assert_eq!(raw.open(slots[0]).0, CKR_OK);
+        stage.say("settle");
+    });
+}
+
+/// Four threads in C_WaitForSlotEvent; the slots they are told, in any order.
+fn told_to_four(raw: Raw, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
+    let (told, outcomes) = mpsc::channel();
+    for _ in 0..4 {
+        let told = told.clone();
+        thread::spawn(move || told.send(raw.wait(0)));
+    }
+    thread::sleep(MOMENT);
+    cause();
+    let outcome = |_| {
+        let (code, slot) = outcomes.recv_timeout(HANG).expect("an event for each");
+        assert_eq!(code, CKR_OK);
+        slot
+    };
+    (0..4).map(outcome).collect()
+}
+
+#[test]
+fn race_04_two_cards_put_in_at_once_are_told_once_for_each_slot_to_one_waiter_each() {
+    let plans = [Plan::factory(), Plan::factory().serial(2)];
+    each_life_of(
+        &plans,
+        without_cards,
+        |_| (),
+        |stage, raw| {
+            assert_eq!(raw.slots(true), []);
+            let both = |action: &str| {
+                thread::scope(|scope| {
+                    for card in 0..2 {
+                        scope.spawn(move || stage.say(&format!("card {card} {action}")));
+                    }
+                });
+            };
+            let inserted = told_to_four(raw, || both("insert"));
+            assert_eq!(inserted.len(), 4, "two applets of two cards: {inserted:?}");
+            assert_eq!(raw.pending(), []);
+            assert_eq!(
+                raw.slots(true),
+                inserted.iter().copied().collect::<Vec<_>>()
+            );
+            let removed = told_to_four(raw, || both("remove"));
+            assert_eq!(removed, inserted);
+            assert_eq!(raw.pending(), []);
+        },
+    );
+}
+
+#[test]
+fn race_17_in_out_and_in_again_is_one_event_for_each_slot() {
+    each_life_of(
+        &two_cards(),
+        without_cards,
+        |_| (),
+        |stage, raw| {
+            assert_eq!(raw.slots(true), []);
+            do_and_settle(stage, &["insert", "remove", "insert"]);
+            let told = told_until_the_second_card(stage, raw);
+            let slots: BTreeSet<_> = told.iter().collect();
+            assert_eq!(
+                (told.len(), slots.len()),
+                (4, 4),
+                "two slots of each card: {told:?}"
+            );
+            do_and_settle(stage, &["remove"]);
+        },
+    );
+}

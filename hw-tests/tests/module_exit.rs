@@ -1,0 +1,162 @@
+//! A process that ends while the module lives: at once, with its own exit code, and without a crash.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::macro_metavars_in_unsafe,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{process, sync::OnceLock, thread, time::Duration};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{
+    CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
+    CKR_OK,
+};
+use stage::{
+    Stage, Way, fork, raw::Raw, raw_session::RawSession, scene, waiter::Waiter, with_card,
+};
+
+const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
+const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
+
+/// The exit code of a scene that went well, and that nothing else uses.
+const CODE: i32 = 57;
+/// A process that takes longer to end hangs.
+const HANG: Duration = Duration::from_secs(10);
+/// Of each scene.
+const TIMES: u32 = 5;
+
+/// What a process does before it ends. Each returns once it is time to.
+type Scene = (&'static str, fn(&Stage, CK_FLAGS));
+
+/// Plays each scene with and without threads; each must end by itself, with its own code.
+fn end_well(scenes: &[Scene]) {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |stage| match scene::mine() {
+            None => scenes.iter().for_each(|scene| ends_well(stage, scene)),
+            Some(mine) => {
+                let (name, flags) = mine.split_once(", flags ").unwrap();
+                let scene = scenes.iter().find(|scene| scene.0 == name);
+                (scene.unwrap().1)(stage, flags.parse().unwrap());
+                process::exit(CODE);
+            }
+        });
+    }
+}
+
+fn ends_well(stage: &Stage, scene: &Scene) {
+    for flags in [OWN_THREADS, NO_THREADS] {
+        let name = format!("{}, flags {flags}", scene.0);
+        let mut longest = Duration::ZERO;
+        for _ in 0..TIMES {
+            let output = stage.play(&name, HANG);
+            assert_eq!(output.code, Some(CODE), "{name}: {output}");
+            longest = longest.max(output.took);
+        }
+        println!("{name}: {longest:?} at most");
+    }
+}
+
+/// The module, initialised, in the process that ends.
+fn begin(flags: CK_FLAGS) -> Raw {
+    let raw = Raw::load();
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    assert_eq!(raw.slot_count(true), (CKR_OK, 1));
+    raw
+}
+
+#[test]
+fn a_process_may_end_without_finalize() {
+    end_well(&[
+        ("initialised", |_, flags| {
+            begin(flags);
+        }),
+        ("a waiter is blocked", |_, flags| {
+            Waiter::blocked(begin(flags));
+        }),
+        ("a user is logged in", |_, flags| {
+            let session = RawSession::logged_in(begin(flags));
+            session.sign(session.key(1));
+        }),
+        ("a search and a signature are active", |_, flags| {
+            let session = RawSession::logged_in(begin(flags));
+            session.begin_signature(session.key(1));
+            session.begin_search(1);
+        }),
+        ("another thread is signing", |_, flags| {
+            let session = RawSession::logged_in(begin(flags));
+            let key = session.key(1);
+            session.sign(key);
+            thread::spawn(move || {
+                loop {
+                    session.sign(key);
+                }
+            });
+            thread::sleep(Duration::from_millis(20));
+        }),
+        ("another thread begins and ends lives", |_, flags| {
+            let raw = Raw::load();
+            thread::spawn(move || {
+                loop {
+                    assert_eq!(raw.initialize(flags), CKR_OK);
+                    assert_eq!(raw.slot_count(true), (CKR_OK, 1));
+                    assert_eq!(raw.finalize(), CKR_OK);
+                }
+            });
+            thread::sleep(Duration::from_millis(20));
+        }),
+        ("a forked child has ended as well", |stage, flags| {
+            let session = RawSession::logged_in(begin(flags));
+            let key = session.key(1);
+            let waiter = Waiter::blocked(session.raw);
+            let pins = stage.count("verifies");
+            let child = fork::child(|| process::exit(CODE));
+            assert_eq!(fork::exit_code(child), Some(CODE));
+            session.sign(key);
+            assert!(waiter.is_blocked());
+            assert_eq!(stage.count("verifies"), pins);
+        }),
+    ]);
+}
+
+/// What is finalised at exit.
+static AT_EXIT: OnceLock<(Raw, Waiter)> = OnceLock::new();
+
+extern "C" fn finalize_at_exit() {
+    let code = AT_EXIT.get().map(|(raw, _)| (raw.finalize(), raw.info()));
+    if code != Some((CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED)) {
+        // SAFETY: no more than the system call; the process ends with another code than its own.
+        unsafe { libc::_exit(1) };
+    }
+}
+
+fn finalize_later() {
+    // SAFETY: the handler may run at any time.
+    assert_eq!(unsafe { libc::atexit(finalize_at_exit) }, 0);
+}
+
+#[test]
+fn finalize_may_come_from_an_exit_handler() {
+    end_well(&[
+        ("registered before the module was loaded", |_, flags| {
+            finalize_later();
+            let session = RawSession::logged_in(begin(flags));
+            AT_EXIT
+                .set((session.raw, Waiter::blocked(session.raw)))
+                .ok();
+        }),
+        ("registered after C_Initialize", |_, flags| {
+            let session = RawSession::logged_in(begin(flags));
+            finalize_later();
+            AT_EXIT
+                .set((session.raw, Waiter::blocked(session.raw)))
+                .ok();
+        }),
+    ]);
+}

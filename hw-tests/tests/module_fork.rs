@@ -1,0 +1,378 @@
+//! A forked child is a new application, and its parent never notices.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::macro_metavars_in_unsafe,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+mod stage;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{
+    CK_FLAGS, CK_OBJECT_HANDLE, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
+    CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
+};
+use stage::{
+    Stage, Way,
+    fork::{Descent, HANG, Outcome, descend, in_descendant},
+    raw::Raw,
+    raw_session::RawSession,
+    waiter::Waiter,
+    with_card,
+};
+
+const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
+const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
+
+/// Of each test that forks beside other threads, and each of its flags.
+const FORKS: u32 = 40;
+
+/// For a child that does a thing hundreds of times.
+const LONG: Duration = Duration::from_secs(60);
+
+/// How far the parent is when it forks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Absent,
+    Unused,
+    Listed,
+    SessionOpen,
+    LoggedIn,
+    Searching,
+    Signing,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Absent,
+        Self::Unused,
+        Self::Listed,
+        Self::SessionOpen,
+        Self::LoggedIn,
+        Self::Searching,
+        Self::Signing,
+    ];
+}
+
+/// A parent in its state, with a waiter as soon as there are slots to wait for.
+struct Parent {
+    raw: Raw,
+    state: State,
+    waiter: Option<Waiter>,
+    session: Option<RawSession>,
+    key: CK_OBJECT_HANDLE,
+}
+
+impl Parent {
+    fn new(raw: Raw, flags: CK_FLAGS, state: State) -> Self {
+        let mut parent = Self {
+            raw,
+            state,
+            waiter: None,
+            session: None,
+            key: 0,
+        };
+        if state != State::Absent {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+        }
+        if !matches!(state, State::Absent | State::Unused) {
+            assert_eq!(raw.slot_count(true), (CKR_OK, 1));
+            parent.waiter = Some(Waiter::blocked(raw));
+        }
+        match state {
+            State::Absent | State::Unused | State::Listed => {}
+            State::SessionOpen => parent.session = Some(RawSession::open(raw)),
+            State::LoggedIn | State::Searching | State::Signing => {
+                let session = RawSession::logged_in(raw);
+                parent.key = session.key(1);
+                parent.session = Some(session);
+            }
+        }
+        parent.begin_operation();
+        parent
+    }
+
+    fn begin_operation(&self) {
+        match (self.state, self.session) {
+            (State::Searching, Some(session)) => session.begin_search(1),
+            (State::Signing, Some(session)) => session.begin_signature(self.key),
+            _ => {}
+        }
+    }
+
+    /// It still is where it was, and goes on.
+    fn goes_on(&self) {
+        match (self.state, self.session) {
+            (State::Absent, _) => assert_eq!(self.raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED),
+            (State::Unused, _) => assert_eq!(self.raw.info(), CKR_OK),
+            // The one key that everybody sees.
+            (State::SessionOpen, Some(session)) => assert!(session.key(4) > 0),
+            (State::LoggedIn, Some(session)) => session.sign(self.key),
+            (State::Searching, Some(session)) => {
+                assert_eq!(session.end_search(), Some(self.key));
+            }
+            (State::Signing, Some(session)) => session.end_signature(),
+            _ => assert_eq!(self.raw.slot_count(true), (CKR_OK, 1)),
+        }
+        self.begin_operation();
+        assert!(self.waiter.as_ref().is_none_or(Waiter::is_blocked));
+    }
+
+    fn end(self) {
+        if self.state != State::Absent {
+            assert_eq!(self.raw.finalize(), CKR_OK);
+        }
+        let outcome = self.waiter.map(Waiter::outcome);
+        assert!(outcome.is_none_or(|(code, _)| code == CKR_CRYPTOKI_NOT_INITIALIZED));
+    }
+}
+
+/// Nothing of the parent's is the child's.
+fn refuses_everything(raw: Raw) {
+    let answers = raw.call_each();
+    assert_eq!(answers.len(), 65);
+    for (function, code) in answers {
+        assert_eq!(code, CKR_CRYPTOKI_NOT_INITIALIZED, "{function}");
+    }
+    assert_eq!(raw.finalize(), CKR_CRYPTOKI_NOT_INITIALIZED);
+}
+
+/// A life without a PIN.
+fn looks_round(raw: Raw, flags: CK_FLAGS) {
+    refuses_everything(raw);
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    assert_eq!(raw.slot_count(true), (CKR_OK, 1));
+    RawSession::open(raw);
+    assert_eq!(raw.finalize(), CKR_OK);
+    assert_eq!(raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED);
+}
+
+/// A whole life, waiter included.
+fn lives(raw: Raw, flags: CK_FLAGS) {
+    refuses_everything(raw);
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    let session = RawSession::logged_in(raw);
+    let waiter = Waiter::blocked(raw);
+    session.sign(session.key(1));
+    assert_eq!(raw.finalize(), CKR_OK);
+    assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+}
+
+/// PINs sent while `work` is done.
+fn verifies(stage: &Stage, work: impl FnOnce()) -> u64 {
+    let before = stage.count("verifies");
+    work();
+    stage.count("verifies") - before
+}
+
+#[test]
+fn a_child_forked_in_any_state_is_a_new_application() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |stage| {
+            let raw = Raw::load();
+            for flags in [OWN_THREADS, NO_THREADS] {
+                for state in State::ALL {
+                    let parent = Parent::new(raw, flags, state);
+                    for descent in Descent::ALL {
+                        println!("{way:?}, flags {flags}, {state:?}, {descent:?}");
+                        has_descendants(stage, &parent, flags, descent);
+                    }
+                    parent.end();
+                }
+            }
+        });
+    }
+}
+
+fn has_descendants(stage: &Stage, parent: &Parent, flags: CK_FLAGS, descent: Descent) {
+    let raw = parent.raw;
+    let pins = verifies(stage, || {
+        in_descendant(descent, || looks_round(raw, flags));
+        parent.goes_on();
+    });
+    assert_eq!(pins, 0, "nobody logged in");
+    let pins = verifies(stage, || in_descendant(descent, || lives(raw, flags)));
+    assert_eq!(pins, 1, "the descendant's own login");
+    // Its logout was one of the card, as it is for every other program.
+    let uses_the_pin = matches!(parent.state, State::LoggedIn | State::Signing);
+    let pins = verifies(stage, || parent.goes_on());
+    assert_eq!(pins, u64::from(uses_the_pin), "one silent verification");
+}
+
+#[test]
+fn the_waiter_of_a_parent_gets_the_next_event() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |stage| {
+            let raw = Raw::load();
+            for flags in [OWN_THREADS, NO_THREADS] {
+                let parent = Parent::new(raw, flags, State::Listed);
+                in_descendant(Descent::Child, || lives(raw, flags));
+                parent.goes_on();
+                stage.say("remove");
+                let (code, slot) = parent.waiter.unwrap().outcome();
+                assert_eq!(code, CKR_OK);
+                assert!(slot < 2);
+                assert_eq!(raw.finalize(), CKR_OK);
+                stage.say("insert");
+                until_the_card_is_back(raw);
+            }
+        });
+    }
+}
+
+/// pcscd looks for cards twice a second.
+fn until_the_card_is_back(raw: Raw) {
+    assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
+    while raw.slot_count(true).1 == 0 {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(raw.finalize(), CKR_OK);
+}
+
+/// Forks again and again, at the moments that `moment` waits for, while threads do `others` over and over. Every
+/// child does `body` with its number, and none may fail or hang.
+fn fork_beside(others: &[&(dyn Fn() + Sync)], moment: impl Fn(u32), body: impl Fn(u32)) {
+    let over = AtomicBool::new(false);
+    let failed = thread::scope(|scope| {
+        for other in others {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    other();
+                }
+            });
+        }
+        let fork = |number| {
+            moment(number);
+            match descend(Descent::Child, HANG, || body(number)) {
+                Outcome::Through => None,
+                outcome => Some(format!("child {number} {outcome}")),
+            }
+        };
+        let failed = (0..FORKS).find_map(fork);
+        over.store(true, Ordering::SeqCst);
+        failed
+    });
+    assert!(failed.is_none(), "{}", failed.unwrap_or_default());
+}
+
+/// Every fourth child logs in.
+fn child(raw: Raw, flags: CK_FLAGS, number: u32) {
+    if number.is_multiple_of(4) {
+        lives(raw, flags);
+    } else {
+        looks_round(raw, flags);
+    }
+}
+
+fn fork_among_calls(way: Way) {
+    with_card(way, Plan::piv4(), |_| {
+        let raw = Raw::load();
+        for flags in [OWN_THREADS, NO_THREADS] {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            let sessions = [(); 2].map(|()| RawSession::open(raw));
+            // Needs no login: what a descendant's logout does to one is another test's.
+            let key = sessions[0].key(4);
+            let others: [&(dyn Fn() + Sync); 4] = [
+                &|| sessions[0].sign(key),
+                &|| assert!(sessions[1].key(4) > 0),
+                &|| assert_eq!(raw.slot_count(true), (CKR_OK, 1)),
+                &|| RawSession::open(raw).close(),
+            ];
+            let any = |number| thread::sleep(Duration::from_micros(u64::from(number) * 37 % 1000));
+            fork_beside(&others, any, |number| child(raw, flags, number));
+            assert_eq!(raw.finalize(), CKR_OK);
+        }
+    });
+}
+
+#[test]
+fn a_fork_among_calls_over_the_socket_leaves_a_child_that_works() {
+    fork_among_calls(Way::Socket);
+}
+
+#[test]
+fn a_fork_among_calls_over_pcscd_leaves_a_child_that_works() {
+    fork_among_calls(Way::Pcscd);
+}
+
+fn fork_beside_whole_lives(way: Way) {
+    with_card(way, Plan::piv4(), |_| {
+        let raw = Raw::load();
+        for flags in [OWN_THREADS, NO_THREADS] {
+            let ending = AtomicBool::new(false);
+            let life = || {
+                assert_eq!(raw.initialize(flags), CKR_OK);
+                let session = RawSession::open(raw);
+                let waiter = Waiter::blocked(raw);
+                session.sign(session.key(4));
+                ending.store(true, Ordering::SeqCst);
+                assert_eq!(raw.finalize(), CKR_OK);
+                ending.store(false, Ordering::SeqCst);
+                assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+            };
+            // Every second fork while C_Finalize runs.
+            let moment = |number: u32| {
+                while number.is_multiple_of(2) && !ending.load(Ordering::SeqCst) {
+                    std::hint::spin_loop();
+                }
+            };
+            fork_beside(&[&life], moment, |number| child(raw, flags, number));
+        }
+    });
+}
+
+#[test]
+fn a_fork_beside_initialize_and_finalize_over_the_socket_leaves_a_child_that_works() {
+    fork_beside_whole_lives(Way::Socket);
+}
+
+#[test]
+fn a_fork_beside_initialize_and_finalize_over_pcscd_leaves_a_child_that_works() {
+    fork_beside_whole_lives(Way::Pcscd);
+}
+
+#[test]
+fn parent_and_child_log_in_and_out_of_one_card_and_both_sign() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::piv4(), |_| {
+            let raw = Raw::load();
+            assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
+            let session = RawSession::logged_in(raw);
+            let key = session.key(1);
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::SeqCst) {
+                        session.sign(key);
+                    }
+                });
+                let child = descend(Descent::Child, LONG, || {
+                    assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
+                    for number in 0..300 {
+                        let session = RawSession::logged_in(raw);
+                        if number % 4 == 0 {
+                            session.sign(session.key(1));
+                        }
+                        session.close();
+                    }
+                    assert_eq!(raw.finalize(), CKR_OK);
+                });
+                over.store(true, Ordering::SeqCst);
+                assert!(matches!(child, Outcome::Through), "{child}");
+            });
+            assert_eq!(raw.finalize(), CKR_OK);
+        });
+    }
+}

@@ -1,0 +1,273 @@
+//! Two readers: a card that keeps one thread waiting delays no call on the other.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    iter::zip,
+    process::Command,
+    sync::{Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::rig::Rig;
+use cryptoki_sys::{CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
+use stage::{
+    Stage, Way, play_cards,
+    raw::{NO_THREADS, OWN_THREAD, Raw},
+    signer::{Signer, plan},
+};
+
+/// How much longer the worst call may take than the median did before.
+const DELAY: Duration = Duration::from_millis(5);
+/// A machine that is busy with other things gets this many tries in all; each call must keep [`DELAY`] in one.
+const TRIES: usize = 3;
+/// How often each call is made.
+const ROUNDS: usize = 50;
+/// How long the slow card takes at least and at most; a call gives its card ten seconds.
+const STALL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+/// Time for the slow call to reach its card.
+const ON_ITS_WAY: Duration = Duration::from_millis(200);
+
+/// One measurement at a time: they would delay each other.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+type Call<'a> = (&'static str, Box<dyn Fn() -> CK_RV + 'a>);
+
+/// The calls on the reader that is not slow.
+fn calls(raw: Raw, slot: CK_SLOT_ID, signer: Signer) -> Vec<Call<'static>> {
+    vec![
+        ("C_Sign", Box::new(move || signer.sign())),
+        ("C_GetSessionInfo", Box::new(move || signer.info())),
+        ("C_GetTokenInfo", Box::new(move || raw.token_info(slot))),
+        ("C_GetSlotInfo", Box::new(move || raw.slot_info(slot).0)),
+        (
+            "C_OpenSession and C_CloseSession",
+            Box::new(move || open_and_close(raw, slot)),
+        ),
+        ("C_FindObjects", Box::new(move || signer.find())),
+        ("C_WaitForSlotEvent", Box::new(move || look_for_event(raw))),
+        (
+            "C_GetSlotList(FALSE)",
+            Box::new(move || raw.slot_count(false).0),
+        ),
+    ]
+}
+
+fn open_and_close(raw: Raw, slot: CK_SLOT_ID) -> CK_RV {
+    match raw.open(slot) {
+        (CKR_OK, session) => raw.close(session),
+        (code, _) => code,
+    }
+}
+
+fn look_for_event(raw: Raw) -> CK_RV {
+    match raw.wait(CKF_DONT_BLOCK).0 {
+        CKR_NO_EVENT => CKR_OK,
+        code => code,
+    }
+}
+
+/// Median and worst of one call's times.
+#[derive(Clone, Copy)]
+struct Figures {
+    median: Duration,
+    worst: Duration,
+}
+
+fn measure(calls: &[Call<'_>]) -> Vec<Figures> {
+    let mut times = vec![Vec::with_capacity(ROUNDS); calls.len()];
+    for _ in 0..ROUNDS {
+        for ((name, call), times) in zip(calls, &mut times) {
+            let begun = Instant::now();
+            let code = call();
+            times.push(begun.elapsed());
+            assert_eq!(code, CKR_OK, "{name}");
+        }
+    }
+    let figures = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        let (median, worst) = (times[ROUNDS / 2], times[ROUNDS - 1]);
+        Figures { median, worst }
+    };
+    times.into_iter().map(figures).collect()
+}
+
+/// Measures `calls` before, while and after the first card is slow in `slow_call`. While it still is, `look` is
+/// done. True for each call that the slow one did not delay.
+fn compare(
+    stage: &Stage,
+    what: &str,
+    calls: &[Call<'_>],
+    slow_call: impl Fn() -> CK_RV + Send + 'static,
+    look: &impl Fn(),
+) -> Vec<bool> {
+    let begun = Instant::now();
+    let before = measure(calls);
+    let stall = (begun.elapsed() * 4).clamp(STALL.0, STALL.1);
+    let slow = begin_slow_call(stage, stall, slow_call);
+    let during = measure(calls);
+    let slow_throughout = !slow.is_finished();
+    look();
+    let (code, took) = slow.join().unwrap();
+    assert_eq!(code, CKR_OK, "{what}: slow, not broken");
+    assert!(took >= stall);
+    let after = measure(calls);
+    let rows = zip(calls, zip(before, zip(during, after)));
+    rows.map(|((name, _), (before, (during, after)))| {
+        println!(
+            "{what}: {name}: median {:?}, worst {:?}; meanwhile median {:?}, worst {:?}",
+            before.median, before.worst, during.median, during.worst
+        );
+        // Where the machine alone makes calls late by more than that, it is the measure.
+        let noise = before.worst.max(after.worst);
+        slow_throughout && during.worst < (before.median + DELAY).max(noise)
+    })
+    .collect()
+}
+
+/// [`compare`], again for a machine that is busy with other things; `prepare` goes before each try.
+fn undelayed(
+    stage: &Stage,
+    what: &str,
+    calls: &[Call<'_>],
+    prepare: impl Fn(),
+    slow_call: impl Fn() -> CK_RV + Clone + Send + 'static,
+    look: impl Fn(),
+) {
+    let mut kept = vec![false; calls.len()];
+    for _ in 0..TRIES {
+        prepare();
+        let now = compare(stage, what, calls, slow_call.clone(), &look);
+        kept = zip(kept, now).map(|(before, now)| before || now).collect();
+        if !kept.contains(&false) {
+            return;
+        }
+    }
+    for ((name, _), kept) in zip(calls, kept) {
+        assert!(
+            kept,
+            "{what}: {name} took over {DELAY:?} longer, {TRIES} times in a row"
+        );
+    }
+}
+
+/// Makes `call` in a thread, for which the first card takes `stall` over its next answer.
+fn begin_slow_call(
+    stage: &Stage,
+    stall: Duration,
+    call: impl Fn() -> CK_RV + Send + 'static,
+) -> JoinHandle<(CK_RV, Duration)> {
+    stage.say(&format!("card 0 fault any 1 delay {}", stall.as_millis()));
+    let slow = thread::spawn(move || {
+        let begun = Instant::now();
+        (call(), begun.elapsed())
+    });
+    thread::sleep(ON_ITS_WAY);
+    slow
+}
+
+/// The slot of the first card, which has just been put in and not been asked anything.
+fn insert_first_card(stage: &Stage, raw: Raw) -> CK_SLOT_ID {
+    stage.say("card 0 insert");
+    let (code, one) = raw.wait(0);
+    assert_eq!(code, CKR_OK);
+    let (code, other) = raw.wait(0);
+    assert_eq!(code, CKR_OK);
+    one.min(other)
+}
+
+fn remove_first_card(stage: &Stage, raw: Raw) {
+    stage.say("card 0 remove");
+    for _ in 0..2 {
+        assert_eq!(raw.wait(0).0, CKR_OK);
+    }
+}
+
+fn check(stage: &Stage, flags: CK_FLAGS) {
+    let raw = Raw::load();
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    let slots = raw.slots(true);
+    let [quick] = slots[..] else {
+        panic!("one token: {slots:?}")
+    };
+    let mut calls = calls(raw, quick, Signer::log_in(raw, quick));
+    let slow = insert_first_card(stage, raw);
+    remove_first_card(stage, raw);
+
+    // A list of the slots with tokens has to ask a card that has never been asked.
+    let list = || {
+        let begun = Instant::now();
+        assert_eq!(raw.slots(true).len(), 2);
+        println!(
+            "C_GetSlotList(TRUE) during a first discovery: {:?}",
+            begun.elapsed()
+        );
+    };
+    let anew = || {
+        remove_first_card(stage, raw);
+        assert_eq!(insert_first_card(stage, raw), slow);
+    };
+    assert_eq!(insert_first_card(stage, raw), slow);
+    undelayed(
+        stage,
+        "discovery",
+        &calls,
+        anew,
+        move || raw.token_info(slow),
+        list,
+    );
+
+    calls.push((
+        "C_GetSlotList(TRUE)",
+        Box::new(move || raw.slot_count(true).0),
+    ));
+    let signer = Signer::log_in(raw, slow);
+    undelayed(
+        stage,
+        "signature",
+        &calls,
+        || (),
+        move || signer.sign(),
+        || (),
+    );
+    assert_eq!(raw.finalize(), CKR_OK);
+}
+
+fn isolated(way: Way, flags: CK_FLAGS) {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let without_the_first = |rig: &Rig, _: &mut Command| {
+        rig.card().remove();
+        rig.settle();
+    };
+    let plans = [plan(), plan().serial(2)];
+    let _ = play_cards(way, &plans, without_the_first, |stage| check(stage, flags));
+}
+
+#[test]
+fn a_slow_card_delays_no_call_on_another_reader_of_pcscd() {
+    isolated(Way::Pcscd, OWN_THREAD);
+}
+
+#[test]
+fn a_slow_card_delays_no_call_on_another_reader_of_pcscd_without_threads() {
+    isolated(Way::Pcscd, NO_THREADS);
+}
+
+#[test]
+fn a_slow_card_delays_no_call_on_another_socket_reader() {
+    isolated(Way::Socket, OWN_THREAD);
+}
+
+#[test]
+fn a_slow_card_delays_no_call_on_another_socket_reader_without_threads() {
+    isolated(Way::Socket, NO_THREADS);
+}

@@ -1,0 +1,135 @@
+//! How soon C_WaitForSlotEvent returns after an event: measured from the moment at which any program could know of it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+mod stage;
+
+use std::{
+    sync::mpsc::{self, Receiver},
+    thread,
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
+use stage::{
+    Stage, Way,
+    bystander::{now, pcscd_events},
+    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
+    with_card,
+};
+
+/// Half of them removals, half insertions.
+const EVENTS: usize = 50;
+/// What the median may be, in seconds.
+const PROMPT: f64 = 0.010;
+/// A machine that is busy with other things gets this many tries in all.
+const TRIES: usize = 3;
+
+/// A thread that waits for slot events and tells when each returned, until C_Finalize.
+fn slot_events(raw: Raw) -> Receiver<f64> {
+    let (told, times) = mpsc::channel();
+    thread::spawn(move || {
+        loop {
+            match raw.wait(0).0 {
+                CKR_OK => drop(told.send(now())),
+                CKR_CRYPTOKI_NOT_INITIALIZED => return,
+                code => panic!("{code:#X}"),
+            }
+        }
+    });
+    times
+}
+
+/// What the module takes longer than the source of the events, event by event, in seconds. `cause` makes an event,
+/// and tells when its source told of it.
+fn delays(raw: Raw, mut cause: impl FnMut(usize) -> f64) -> Vec<f64> {
+    let events = slot_events(raw);
+    let delay = |number| {
+        let source = cause(number);
+        let ours = events.recv_timeout(HANG).expect("the slot event");
+        // The other applet's slot.
+        events.recv_timeout(HANG).expect("the second slot event");
+        ours - source
+    };
+    (0..EVENTS).map(delay).collect()
+}
+
+fn is_prompt(what: &str, mut delays: Vec<f64>) -> bool {
+    delays.sort_by(f64::total_cmp);
+    let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
+    let ms = |share| at(share) * 1e3;
+    println!(
+        "{what}: {} events, ours later by median {:.3} ms, p90 {:.3} ms, worst {:.3} ms",
+        delays.len(),
+        ms(0.5),
+        ms(0.9),
+        ms(1.0)
+    );
+    at(0.5) <= PROMPT
+}
+
+const ACTIONS: [&str; 2] = ["remove", "insert"];
+
+fn after_pcscd(raw: Raw, stage: &Stage) -> Vec<f64> {
+    let source = pcscd_events();
+    delays(raw, |number| {
+        stage.say(ACTIONS[number % 2]);
+        source.recv_timeout(HANG).expect("pcscd's event")
+    })
+}
+
+fn after_the_server(raw: Raw, stage: &Stage) -> Vec<f64> {
+    delays(raw, |number| {
+        let answer = stage.say(ACTIONS[number % 2]);
+        let time = answer.strip_prefix("ok ").expect("a time");
+        time.parse().expect("seconds")
+    })
+}
+
+fn measure(way: Way, what: &str, flags: CK_FLAGS) {
+    with_card(way, Plan::factory(), |stage| {
+        let raw = Raw::load();
+        let prompt = (0..TRIES).any(|_| {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            assert_eq!(raw.slot_count(false).0, CKR_OK);
+            let delays = match way {
+                Way::Pcscd | Way::PcscdBySocket => after_pcscd(raw, stage),
+                Way::Socket => after_the_server(raw, stage),
+            };
+            assert_eq!(raw.finalize(), CKR_OK);
+            is_prompt(what, delays)
+        });
+        assert!(
+            prompt,
+            "{what}: {TRIES} times in a row, the median was over {PROMPT} s"
+        );
+    });
+}
+
+#[test]
+fn an_event_of_pcscd_is_passed_on_promptly() {
+    measure(Way::Pcscd, "pcscd, own thread", OWN_THREAD);
+}
+
+#[test]
+fn an_event_of_pcscd_is_passed_on_promptly_without_threads() {
+    measure(Way::Pcscd, "pcscd, no threads", NO_THREADS);
+}
+
+#[test]
+fn an_event_of_the_socket_reader_is_passed_on_promptly() {
+    measure(Way::Socket, "socket, own thread", OWN_THREAD);
+}
+
+#[test]
+fn an_event_of_the_socket_reader_is_passed_on_promptly_without_threads() {
+    measure(Way::Socket, "socket, no threads", NO_THREADS);
+}

@@ -1,0 +1,219 @@
+//! A process blocked in C_WaitForSlotEvent costs nothing: it is not scheduled and makes no system call.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+#[path = "clients/background.rs"]
+#[allow(unreachable_pub, reason = "shared by several test programs")]
+mod background;
+mod stage;
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use background::Background;
+use claviger_hw_tests::{client, paths, provision::Plan, rig::Rig, skip};
+use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
+use stage::raw::{NO_THREADS, OWN_THREAD, Raw};
+
+/// Set in a client's process only: the flags of C_Initialize and how many threads wait.
+const FLAGS: &str = "CLAVIGER_TEST_FLAGS";
+const WAITERS: &str = "CLAVIGER_TEST_WAITERS";
+/// What a client says when it is about to block, and when every waiter has been told.
+const BLOCKING: &str = "about to block";
+const TOLD: &str = "all told";
+
+/// By then the idle card has been let go and everybody has heard of it.
+const SETTLING: Duration = Duration::from_secs(3);
+/// With [`SETTLING`] well inside the minute after which libpcsclite wakes by itself.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// How a process waits.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    flags: CK_FLAGS,
+    waiters: usize,
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "own-thread",
+        flags: OWN_THREAD,
+        waiters: 1,
+    },
+    Case {
+        name: "no-threads",
+        flags: NO_THREADS,
+        waiters: 1,
+    },
+    Case {
+        name: "own-thread-20-waiters",
+        flags: OWN_THREAD,
+        waiters: 20,
+    },
+    Case {
+        name: "no-threads-20-waiters",
+        flags: NO_THREADS,
+        waiters: 20,
+    },
+];
+
+/// Run by the tests below: lists slots, opens and closes a session, then waits.
+#[test]
+#[ignore = "runs in a process of its own, from the tests below"]
+fn blocks() {
+    let number = |name| env::var(name).unwrap().parse::<u64>().unwrap();
+    let raw = Raw::load();
+    assert_eq!(raw.initialize(number(FLAGS)), CKR_OK);
+    let slots = raw.slots(true);
+    assert!(raw.slots(false).len() >= slots.len());
+    let (code, session) = raw.open(slots[0]);
+    assert_eq!(code, CKR_OK);
+    assert_eq!(raw.close(session), CKR_OK);
+    println!("{BLOCKING}");
+    let (told, codes) = mpsc::channel();
+    for _ in 0..number(WAITERS) {
+        let told = told.clone();
+        thread::spawn(move || told.send(raw.wait(0).0));
+    }
+    assert_eq!(codes.recv().unwrap(), CKR_OK);
+    assert_eq!(raw.finalize(), CKR_OK);
+    drop(told);
+    let ends = [CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED];
+    assert!(codes.iter().all(|code| ends.contains(&code)));
+    println!("{TOLD}");
+}
+
+/// A blocked client, and what is to stay as it is.
+struct Blocked {
+    name: String,
+    client: Background,
+    /// Where its system calls are written, if it is traced.
+    trace: Option<PathBuf>,
+}
+
+impl Blocked {
+    fn start(rig: &Rig, way: &str, case: Case, traced: bool) -> Self {
+        let name = format!("{way}-{}", case.name);
+        let this = env::current_exe().unwrap();
+        let trace = traced.then(|| rig.folder().join(format!("{name}.trace")));
+        let mut command = match &trace {
+            Some(trace) => strace(rig.command("strace"), trace, &this),
+            None => rig.command(&this),
+        };
+        let arguments = [
+            "blocks",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ];
+        command
+            .args(arguments)
+            .env(FLAGS, case.flags.to_string())
+            .env(WAITERS, case.waiters.to_string());
+        let client = Background::start(&mut command, rig.folder().join(format!("{name}.log")));
+        Self {
+            name,
+            client,
+            trace,
+        }
+    }
+
+    fn waits_for(&mut self, word: &str) {
+        self.client
+            .wait_for(word, |said| said.contains(word).then_some(()));
+    }
+
+    /// Every line that strace wrote. Each call is written when it ends, if not before.
+    fn system_calls(&self) -> Vec<String> {
+        let trace = fs::read_to_string(self.trace.as_ref().unwrap()).unwrap();
+        assert!(!trace.is_empty(), "strace writes as it goes");
+        trace.lines().map(str::to_owned).collect()
+    }
+
+    /// How often each thread gave up the processor, or had to.
+    fn switches(&self) -> BTreeMap<String, u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.client.id())).unwrap();
+        let tasks = tasks.map(|task| task.unwrap().path());
+        tasks.map(|task| switches_of(&task)).collect()
+    }
+}
+
+fn strace(mut strace: Command, trace: &Path, program: &Path) -> Command {
+    strace.arg("-f").arg("-o").arg(trace).arg("--").arg(program);
+    strace
+}
+
+fn switches_of(task: &Path) -> (String, u64) {
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let counts = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"]
+        .map(|name| field(name).unwrap().trim().parse::<u64>().unwrap());
+    let name = format!(
+        "{} {}",
+        task.file_name().unwrap().display(),
+        field("Name:").unwrap().trim()
+    );
+    (name, counts.into_iter().sum())
+}
+
+/// A client of each case by each way, all blocked and settled; `look` has to see the same twice.
+fn hold_still<T: PartialEq + std::fmt::Debug>(traced: bool, look: impl Fn(&Blocked) -> T) {
+    let socket = Rig::socket(Plan::factory());
+    let pcscd = Rig::pcscd(Plan::factory());
+    let ways = [("socket", Some(&socket)), ("pcscd", pcscd.as_ref())];
+    let rigs = ways.iter().filter_map(|(way, rig)| Some((*way, (*rig)?)));
+    let mut all: Vec<Blocked> = rigs
+        .flat_map(|(way, rig)| CASES.map(|case| Blocked::start(rig, way, case, traced)))
+        .collect();
+    all.iter_mut().for_each(|one| one.waits_for(BLOCKING));
+    thread::sleep(SETTLING);
+    let before: Vec<T> = all.iter().map(&look).collect();
+    thread::sleep(WINDOW);
+    for (one, before) in all.iter().zip(before) {
+        assert_eq!(
+            look(one),
+            before,
+            "{} did something in {WINDOW:?}",
+            one.name
+        );
+        println!("{}: nothing in {WINDOW:?}", one.name);
+    }
+    // They were waiting all the time.
+    socket.remove();
+    if let Some(pcscd) = &pcscd {
+        pcscd.remove();
+    }
+    all.iter_mut().for_each(|one| one.waits_for(TOLD));
+}
+
+#[test]
+fn a_blocked_process_is_never_scheduled() {
+    hold_still(false, Blocked::switches);
+}
+
+#[test]
+fn a_blocked_process_makes_no_system_call() {
+    let Some(strace) = paths::program("strace") else {
+        return skip::because("strace is not installed (Debian: strace)");
+    };
+    let trial = client::run(Command::new(strace).arg("true"), Duration::from_secs(20));
+    if !trial.success() {
+        return skip::because("this user may not trace processes (strace)");
+    }
+    hold_still(true, Blocked::system_calls);
+}

@@ -1,0 +1,460 @@
+//! C_Finalize against blocked waiters, over and over: every waiter must be told, at once, whatever the moment.
+//!
+//! `make races` plays 10,000 rounds and holds each combination to [`PROMPT`]; `make test` plays fewer, and a
+//! machine that is busy with other things gets two more tries.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+mod stage;
+
+use std::{
+    fmt, fs,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{
+    CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
+    CKR_OK,
+};
+use stage::{
+    Stage, Way,
+    process::{Watchdog, left_threads, open_files},
+    raw::Raw,
+    waiter::{this_task, until_asleep},
+    with_card,
+};
+
+/// How soon after the start of C_Finalize its waiters are back, in 99 of 100 rounds.
+const PROMPT: Duration = Duration::from_millis(10);
+/// A round that takes longer hangs.
+const HANG: Duration = Duration::from_secs(5);
+/// Longest pause between the start of the waiters and C_Finalize.
+const LONGEST_PAUSE: u64 = 2000;
+/// Time for a first look at the slots, before which no change of a card is an event.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// How long a waiter that comes too late for its generation is left in the next one.
+const LATE: Duration = Duration::from_millis(20);
+/// Rounds in all, where `make races` does not say.
+const FEW: usize = 960;
+
+const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
+const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
+const CROWDS: [usize; 4] = [1, 2, 4, 20];
+
+/// What is varied.
+#[derive(Clone, Copy)]
+struct Combination {
+    way: Way,
+    flags: CK_FLAGS,
+    waiters: usize,
+    /// Whether the thread that finalises initialises again at once.
+    again: bool,
+    /// Whether a card is put in or pulled at that very moment.
+    event: bool,
+}
+
+impl Combination {
+    /// All of a way without reader events.
+    fn of(way: Way) -> Vec<Self> {
+        let mut all = Vec::new();
+        for flags in [OWN_THREADS, NO_THREADS] {
+            for waiters in CROWDS {
+                all.extend([false, true].map(|again| Self {
+                    way,
+                    flags,
+                    waiters,
+                    again,
+                    event: false,
+                }));
+            }
+        }
+        all
+    }
+
+    /// All of a way with a reader event at each C_Finalize.
+    fn with_event(way: Way) -> Vec<Self> {
+        let event = |combination| Self {
+            event: true,
+            ..combination
+        };
+        Self::of(way).into_iter().map(event).collect()
+    }
+}
+
+impl fmt::Display for Combination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let threads = if self.flags == OWN_THREADS {
+            "own thread"
+        } else {
+            "no thread"
+        };
+        let again = if self.again { "again" } else { "end" };
+        let way = format!("{:?}", self.way);
+        let text = format!("{way:6} {threads:10} {:2} {again:5}", self.waiters);
+        f.pad(&text)
+    }
+}
+
+/// Numbers that can be had again from their seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    /// From `CLAVIGER_RACE_SEED`, else from the clock; the seed is printed.
+    fn seeded() -> Self {
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let given = std::env::var("CLAVIGER_RACE_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
+        let seed = given.unwrap_or_else(|| clock().as_nanos() as u64);
+        println!("CLAVIGER_RACE_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    fn micros(&mut self, up_to: u64) -> Duration {
+        Duration::from_micros(self.below(up_to + 1))
+    }
+
+    /// No pause at all in one round of four.
+    fn pause(&mut self) -> Duration {
+        match self.below(4) {
+            0 => Duration::ZERO,
+            _ => self.micros(LONGEST_PAUSE),
+        }
+    }
+}
+
+/// When things happen in one round, after the waiters were let go.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    finalize: Duration,
+    /// The card's own moment, if it has one.
+    event: Option<Duration>,
+    /// Whether all waiters are blocked before the time begins.
+    settled: bool,
+}
+
+impl Moment {
+    fn random(random: &mut Random, combination: Combination, number: usize) -> Self {
+        if !combination.event {
+            let settled = number % 2 == 1;
+            let finalize = random.pause();
+            return Self {
+                finalize,
+                event: None,
+                settled,
+            };
+        }
+        // The card's way through its server takes about a third of a millisecond.
+        let finalize = FIRST_LOOK + random.pause();
+        let event = finalize - random.micros(1000);
+        Self {
+            finalize,
+            event: Some(event),
+            settled: false,
+        }
+    }
+}
+
+/// A waiter's end: when it was told of C_Finalize, and how many events it had before.
+struct Told {
+    at: Instant,
+    events: usize,
+}
+
+type Waiting = Vec<JoinHandle<Told>>;
+
+/// Waits until C_Finalize; anything but events before it is a failure.
+fn wait_for_the_end(raw: Raw) -> Told {
+    let mut events = 0;
+    loop {
+        match raw.wait(0) {
+            (CKR_OK, slot) => {
+                assert!(slot < 4, "an event of slot {slot}");
+                events += 1;
+            }
+            (code, _) => {
+                let at = Instant::now();
+                assert_eq!(code, CKR_CRYPTOKI_NOT_INITIALIZED);
+                return Told { at, events };
+            }
+        }
+    }
+}
+
+/// The waiters of one round, let go together; with `settled`, each is blocked already.
+fn start_waiters(raw: Raw, count: usize, settled: bool) -> Waiting {
+    let start = Arc::new(Barrier::new(count + 1));
+    let past = Arc::new(AtomicUsize::new(0));
+    let (sender, tasks) = mpsc::channel();
+    let wait = |_| {
+        let (start, past, sender) = (Arc::clone(&start), Arc::clone(&past), sender.clone());
+        thread::spawn(move || {
+            sender.send(this_task()).unwrap();
+            start.wait();
+            past.fetch_add(1, Ordering::SeqCst);
+            wait_for_the_end(raw)
+        })
+    };
+    let waiting = (0..count).map(wait).collect();
+    start.wait();
+    if settled {
+        // Past the barrier, the one place left to sleep is inside the call.
+        while past.load(Ordering::SeqCst) < count {
+            thread::yield_now();
+        }
+        tasks
+            .iter()
+            .take(count)
+            .for_each(|task| until_asleep(&task));
+    }
+    waiting
+}
+
+/// One round: when each C_Finalize began, and what became of the waiters.
+fn round(
+    combination: Combination,
+    raw: Raw,
+    moment: Moment,
+    event: impl FnOnce() + Send,
+) -> (Vec<Instant>, Vec<Told>) {
+    assert_eq!(raw.initialize(combination.flags), CKR_OK);
+    let waiting = start_waiters(raw, combination.waiters, moment.settled);
+    let begun = thread::scope(|scope| {
+        if let Some(pause) = moment.event {
+            scope.spawn(move || {
+                thread::sleep(pause);
+                event();
+            });
+        }
+        thread::sleep(moment.finalize);
+        let begun = Instant::now();
+        assert_eq!(raw.finalize(), CKR_OK);
+        begun
+    });
+    if !combination.again {
+        return (vec![begun], all_told(waiting));
+    }
+    assert_eq!(raw.initialize(combination.flags), CKR_OK);
+    if moment.settled {
+        // All were in the generation that has ended, and nothing else may tell them.
+        let told = all_told(waiting);
+        assert_eq!(raw.finalize(), CKR_OK);
+        return (vec![begun], told);
+    }
+    // Who comes in only now belongs to the new generation, and is told of its end.
+    leave_late_comers(&waiting);
+    let ends = vec![begun, Instant::now()];
+    assert_eq!(raw.finalize(), CKR_OK);
+    (ends, all_told(waiting))
+}
+
+fn all_told(waiting: Waiting) -> Vec<Told> {
+    let told = waiting.into_iter().map(|waiter| waiter.join().unwrap());
+    told.collect()
+}
+
+fn leave_late_comers(waiting: &Waiting) {
+    let deadline = Instant::now() + LATE;
+    while !waiting.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+        thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// What came of the rounds of one combination.
+#[derive(Default)]
+struct Figures {
+    times: Vec<Duration>,
+    events: usize,
+    /// Waiters that were told of the next generation's end.
+    late: usize,
+}
+
+impl Figures {
+    /// Adds one round: from the start of the C_Finalize that was meant to the return of the last waiter.
+    fn add(&mut self, ends: &[Instant], told: &[Told]) {
+        let meant = |told: &Told| {
+            let begun = ends.iter().rev().find(|begun| **begun <= told.at);
+            *begun.unwrap_or(&ends[0])
+        };
+        let took = |told: &Told| told.at.saturating_duration_since(meant(told));
+        self.times.push(told.iter().map(took).max().unwrap());
+        self.events += told.iter().map(|told| told.events).sum::<usize>();
+        self.late += told.iter().filter(|told| meant(told) != ends[0]).count();
+    }
+
+    fn at(&self, share: f64) -> Duration {
+        self.times[((self.times.len() - 1) as f64 * share) as usize]
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            times,
+            events,
+            late,
+        } = self;
+        let [median, p99, worst] =
+            [0.5, 0.99, 1.0].map(|share| self.at(share).as_secs_f64() * 1000.0);
+        let rounds = times.len();
+        write!(
+            f,
+            "{rounds:6} {median:8.3} {p99:8.3} {worst:8.3} {events:6} {late:5}"
+        )
+    }
+}
+
+/// A client that plays combinations.
+struct Races<'a> {
+    stage: &'a Stage,
+    raw: Raw,
+    random: Random,
+    watchdog: Watchdog,
+    /// Of each combination.
+    rounds: usize,
+    tries: usize,
+}
+
+impl<'a> Races<'a> {
+    fn new(stage: &'a Stage) -> Self {
+        let all = std::env::var("CLAVIGER_ROUNDS")
+            .ok()
+            .map(|rounds| rounds.parse().unwrap());
+        let combinations = BOTH_WAYS
+            .into_iter()
+            .flat_map(Combination::of)
+            .chain(Combination::with_event(Way::Socket))
+            .count();
+        println!("{:28} rounds   median      p99 worst/ms events  late", "");
+        Self {
+            stage,
+            raw: Raw::load(),
+            random: Random::seeded(),
+            watchdog: Watchdog::new(HANG),
+            rounds: all.unwrap_or(FEW).div_ceil(combinations),
+            tries: if all.is_some() { 1 } else { 3 },
+        }
+    }
+
+    /// All rounds must end well; 99 of 100 must be held to [`PROMPT`]. How many events there were.
+    fn play(&mut self, combination: Combination) -> usize {
+        let files = open_files();
+        let mut events = 0;
+        let prompt = (0..self.tries).any(|_| {
+            let figures = self.play_once(combination);
+            println!("{combination:28} {figures}");
+            events += figures.events;
+            assert_eq!(left_threads(), Vec::<String>::new(), "{combination}");
+            assert_eq!(open_files(), files, "{combination}");
+            figures.at(0.99) <= PROMPT
+        });
+        assert!(
+            prompt,
+            "{combination}: one round in 100 took over {PROMPT:?}; load of this machine: {}",
+            fs::read_to_string("/proc/loadavg").unwrap()
+        );
+        events
+    }
+
+    fn play_once(&mut self, combination: Combination) -> Figures {
+        let mut figures = Figures::default();
+        for number in 0..self.rounds {
+            let moment = Moment::random(&mut self.random, combination, number);
+            self.watchdog
+                .begin(format!("{combination}, round {number}, {moment:?}"));
+            let action = if number.is_multiple_of(2) {
+                "remove"
+            } else {
+                "insert"
+            };
+            let event = || assert!(self.stage.say(action).starts_with("ok"));
+            let (ends, told) = round(combination, self.raw, moment, event);
+            let events = told.iter().map(|told| told.events).sum::<usize>();
+            let most = if combination.event { 2 } else { 0 };
+            assert!(
+                events <= most,
+                "{events} events of a card's two slots, {combination}"
+            );
+            figures.add(&ends, &told);
+        }
+        figures.times.sort_unstable();
+        self.stage.say("insert");
+        figures
+    }
+}
+
+const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+
+#[test]
+fn every_waiter_is_told_of_finalize_whatever_the_moment() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::factory(), |stage| {
+            let mut races = Races::new(stage);
+            for combination in Combination::of(way) {
+                assert_eq!(races.play(combination), 0, "no card was moved");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
+    with_card(Way::Socket, Plan::factory(), |stage| {
+        let mut races = Races::new(stage);
+        let combinations = Combination::with_event(Way::Socket);
+        let events = combinations
+            .into_iter()
+            .map(|combination| races.play(combination));
+        assert!(events.sum::<usize>() > 0, "no card was ever in time");
+    });
+}
+
+#[test]
+fn first_calls_at_once_all_see_the_slots() {
+    for way in BOTH_WAYS {
+        with_card(way, Plan::factory(), |_| {
+            let raw = Raw::load();
+            let watchdog = Watchdog::new(HANG);
+            for flags in [OWN_THREADS, NO_THREADS] {
+                for number in 0..50 {
+                    watchdog.begin(format!("{way:?}, flags {flags}, round {number}"));
+                    assert_eq!(raw.initialize(flags), CKR_OK);
+                    let start = Barrier::new(4);
+                    let count = || {
+                        start.wait();
+                        raw.slot_count(true)
+                    };
+                    let counts = thread::scope(|scope| {
+                        let calls = [(); 4].map(|()| scope.spawn(count));
+                        calls.map(|call| call.join().unwrap())
+                    });
+                    assert_eq!(counts, [(CKR_OK, 2); 4], "flags {flags}, round {number}");
+                    assert_eq!(raw.finalize(), CKR_OK);
+                }
+            }
+        });
+    }
+}

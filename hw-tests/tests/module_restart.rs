@@ -1,0 +1,247 @@
+//! A pcscd that ends and comes back, stands still for a while, or gives its readers other numbers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki_sys::{
+    CK_SLOT_ID, CKF_TOKEN_PRESENT, CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED, CKR_OK,
+    CKR_SESSION_HANDLE_INVALID,
+};
+use stage::{
+    Stage, Way,
+    lives::{MOMENT, as_it_is, lives_by},
+    play_cards,
+    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
+    renumbering::{interpose, renumber, restart},
+    signer::{Signer, plan},
+};
+
+/// How long pcscd stands still; calls of the module bear more.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
+fn each_life(way: Way, plans: &[Plan], body: fn(&Stage, Raw)) {
+    lives_by(way, plans, as_it_is, |_| (), body);
+}
+
+/// How often a PIN was sent to a card.
+fn pins(stage: &Stage, card: usize) -> u32 {
+    stage.say(&format!("card {card} sent 20")).parse().unwrap()
+}
+
+/// The session of a card that has left signs no more, and ends. pcscd may not have looked yet, and hand over an
+/// empty answer; it may even never know.
+fn dies(signer: Signer) {
+    let deadline = Instant::now() + HANG;
+    loop {
+        match signer.sign() {
+            CKR_SESSION_HANDLE_INVALID => return,
+            code => assert!([CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED].contains(&code)),
+        }
+        assert!(Instant::now() < deadline, "its card has left");
+    }
+}
+
+/// The card is pulled: an event tells, and the slot is empty by then. What was told before may come in between.
+fn removal_is_told(stage: &Stage, raw: Raw, slot: CK_SLOT_ID) {
+    stage.say("remove");
+    let is_empty = || raw.slot_info(slot).1 & CKF_TOKEN_PRESENT == 0;
+    while raw.next_event() != slot || !is_empty() {}
+    stage.say("insert");
+    raw.wait_for_token(slot, true);
+}
+
+fn restart_when_idle(stage: &Stage, raw: Raw) {
+    let slots = raw.slots(false);
+    let slot = raw.slots(true)[0];
+    let (code, _) = raw.open(slot);
+    assert_eq!(code, CKR_OK);
+    stage.say("service start");
+    raw.wait_for_token(slot, true);
+    assert_eq!(raw.slots(false), slots, "slots keep their ids");
+    assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
+    removal_is_told(stage, raw, slot);
+}
+
+#[test]
+fn race_10_slots_survive_a_restart_of_an_idle_service() {
+    for way in [Way::Socket, Way::Pcscd] {
+        each_life(way, &[plan()], restart_when_idle);
+    }
+}
+
+#[test]
+fn race_10_a_session_survives_a_restart_of_pcscd() {
+    each_life(Way::Pcscd, &[plan()], |stage, raw| {
+        let slot = raw.slots(true)[0];
+        let signer = Signer::log_in(raw, slot);
+        assert_eq!(signer.sign(), CKR_OK);
+        let before = pins(stage, 0);
+        stage.say("service start");
+        assert_eq!(signer.info(), CKR_OK);
+        assert_eq!(signer.sign(), CKR_OK);
+        assert_eq!(pins(stage, 0) - before, 1, "verified again, once");
+        raw.pending();
+    });
+}
+
+#[test]
+fn race_10_a_waiter_survives_a_restart_of_the_service() {
+    for way in [Way::Socket, Way::Pcscd] {
+        each_life(way, &[plan()], |stage, raw| {
+            let slots = raw.slots(false);
+            let slot = raw.slots(true)[0];
+            let waiter = raw.waiter();
+            assert!(waiter.recv_timeout(MOMENT).is_err());
+            stage.say("service stop");
+            stage.say("service start");
+            let (code, told) = waiter.recv_timeout(HANG).expect("the reader left");
+            assert_eq!(code, CKR_OK);
+            assert!(slots.contains(&told));
+            raw.wait_for_token(slot, true);
+            assert_eq!(raw.slots(false), slots, "slots keep their ids");
+            removal_is_told(stage, raw, slot);
+        });
+    }
+}
+
+#[test]
+fn race_11_a_standstill_of_pcscd_loses_nothing() {
+    each_life(Way::Pcscd, &[plan()], |stage, raw| {
+        let slot = raw.slots(true)[0];
+        let signer = Signer::log_in(raw, slot);
+        assert_eq!(signer.sign(), CKR_OK);
+        let waiter = raw.waiter();
+        let before = pins(stage, 0);
+
+        // The signature begins while pcscd stands still.
+        stage.say("service freeze");
+        let signing = thread::spawn(move || (signer.sign(), Instant::now()));
+        thread::sleep(STANDSTILL);
+        let thawed = Instant::now();
+        stage.say("service thaw");
+        let (code, signed) = signing.join().unwrap();
+        assert_eq!(code, CKR_OK);
+        assert!(signed > thawed, "nobody else could have answered");
+        assert_eq!(pins(stage, 0), before);
+
+        // The card loses its memory meanwhile, and the signature comes later.
+        stage.say("service freeze");
+        stage.say("reset");
+        thread::sleep(STANDSTILL);
+        stage.say("service thaw");
+        assert_eq!(signer.sign(), CKR_OK);
+        assert_eq!(pins(stage, 0) - before, 1, "verified again, once");
+
+        // What happens during a standstill is told after it.
+        assert!(waiter.try_recv().is_err(), "no event so far");
+        stage.say("service freeze");
+        stage.say("remove");
+        thread::sleep(STANDSTILL);
+        stage.say("service thaw");
+        let (code, told) = waiter.recv_timeout(HANG).expect("the removal");
+        assert_eq!(code, CKR_OK);
+        assert!([slot, slot + 1].contains(&told));
+        assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
+        stage.say("insert");
+        raw.wait_for_token(slot, true);
+    });
+}
+
+#[test]
+fn race_12_a_card_exchanged_during_a_standstill_gets_neither_pin_nor_session() {
+    let plans = [plan(), plan().serial(2)];
+    each_life(Way::Pcscd, &plans, |stage, raw| {
+        let tokens = raw.slots(true);
+        let signer = Signer::log_in(raw, tokens[0]);
+        assert_eq!(signer.sign(), CKR_OK);
+        let before = [pins(stage, 0), pins(stage, 1)];
+        stage.say("service freeze");
+        stage.say("swap");
+        thread::sleep(STANDSTILL);
+        stage.say("service thaw");
+        dies(signer);
+        assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
+        assert_eq!(
+            [pins(stage, 0), pins(stage, 1)],
+            before,
+            "nobody asked for that"
+        );
+        for slot in tokens {
+            raw.wait_for_token(slot, true);
+            assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
+        }
+        raw.pending();
+    });
+}
+
+/// Gives pcscd's reader another number, lets `show` make that known, and holds that its slots stay. The session of
+/// before comes back.
+fn renumbered(raw: Raw, show: impl FnOnce()) -> Signer {
+    let slots = raw.slots(false);
+    let slot = raw.slots(true)[0];
+    let signer = Signer::log_in(raw, slot);
+    raw.pending();
+    let waiter = raw.waiter();
+    assert!(waiter.recv_timeout(MOMENT).is_err());
+    renumber();
+    show();
+    let (code, told) = waiter.recv_timeout(HANG).expect("something happened");
+    assert_eq!(code, CKR_OK);
+    assert!(slots.contains(&told), "no slot is new");
+    raw.wait_for_token(slot, true);
+    assert_eq!(raw.slots(false), slots, "slots keep their ids");
+    signer
+}
+
+fn with_other_numbers(body: impl Fn(&Stage, Raw)) {
+    let _ = play_cards(Way::Pcscd, &[plan()], interpose, |stage| {
+        let raw = Raw::load();
+        for flags in [OWN_THREAD, NO_THREADS] {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            body(stage, raw);
+            assert_eq!(raw.finalize(), CKR_OK);
+        }
+    });
+}
+
+#[test]
+fn race_14_a_reader_with_another_number_after_a_restart_keeps_slots_and_sessions() {
+    with_other_numbers(|stage, raw| {
+        let before = pins(stage, 0);
+        let signer = renumbered(raw, restart);
+        assert_eq!(signer.sign(), CKR_OK);
+        assert!(
+            pins(stage, 0) - before <= 2,
+            "the login, and verified again"
+        );
+        removal_is_told(stage, raw, raw.slots(true)[0]);
+    });
+}
+
+#[test]
+fn race_14_a_reader_that_comes_back_under_another_number_keeps_its_slots() {
+    with_other_numbers(|stage, raw| {
+        let signer = renumbered(raw, || {
+            stage.say("remove");
+            stage.say("settle");
+            stage.say("insert");
+        });
+        assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
+        let slot = raw.slots(true)[0];
+        assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
+        removal_is_told(stage, raw, slot);
+    });
+}

@@ -1,0 +1,402 @@
+//! Every interleaving of waiters, a finaliser and a source of events.
+//!
+//! The module's own `board` and `life` run here over loom's locks: the files are the ones of the module, only
+//! `crate::sync` is another. Loom tries every order in which the threads can come to a lock, and reports a
+//! deadlock or a lost wake-up as what it is. Time does not pass here: a bounded wait waits until it is woken.
+//!
+//! The models of the protocol itself are exhaustive. Those with everything around it are explored with as many
+//! preemptions of a thread as `LOOM_MAX_PREEMPTIONS` says, 2 by default; `make races` takes 3.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a model uses a part of the files it includes, and fails loudly"
+)]
+
+mod sync {
+    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+    // Counting references is no part of the protocols, and each count would be one more point to switch at.
+    pub(crate) use std::sync::{Arc, PoisonError};
+}
+
+#[path = "../src/board.rs"]
+mod board;
+#[path = "../src/life.rs"]
+mod life;
+
+use board::{Board, Outcome, Table};
+use life::{Call, Generation, Home};
+use loom::thread::{self, JoinHandle};
+use sync::{Arc, Condvar, Mutex};
+
+/// A slot table of one slot: how many events are pending.
+#[derive(Debug, Default)]
+struct Slot {
+    pending: usize,
+}
+
+impl Table for Slot {
+    type Event = ();
+
+    fn take_event(&mut self) -> Option<()> {
+        self.pending = self.pending.checked_sub(1)?;
+        Some(())
+    }
+}
+
+/// The readers outside, and what ends a watch of them: a watch that is told of neither sleeps.
+#[derive(Debug, Default)]
+struct Outside {
+    state: Mutex<Readers>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Readers {
+    changes: usize,
+    stopped: bool,
+}
+
+impl Outside {
+    fn change(&self) {
+        self.state.lock().unwrap().changes += 1;
+        self.changed.notify_all();
+    }
+
+    fn stop(&self) {
+        self.state.lock().unwrap().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// As `Watch::next`: waits for changes beyond `seen`; none after a stop.
+    fn next(&self, seen: usize) -> Option<usize> {
+        let mut state = self.state.lock().unwrap();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            if state.changes > seen {
+                return Some(state.changes);
+            }
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+}
+
+/// What the module holds, as far as waiting goes.
+struct Module {
+    generation: usize,
+    board: Arc<Board<Slot>>,
+    outside: Arc<Outside>,
+    /// How far the caller's thread that leads has seen.
+    seen: Mutex<usize>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Generation for Module {
+    fn stop(&self) {
+        self.board.stop();
+        self.outside.stop();
+        let thread = self.thread.lock().unwrap().take();
+        thread.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    fn cut(&self) {
+        panic!("everybody leaves by themselves");
+    }
+
+    fn close(&self) {
+        assert!(self.board.is_stopped());
+    }
+}
+
+impl Module {
+    fn new(generation: usize, outside: &Arc<Outside>) -> Self {
+        Self {
+            generation,
+            board: Arc::default(),
+            outside: Arc::clone(outside),
+            seen: Mutex::new(0),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// Follows the readers in a thread, as the slot-event thread does.
+    fn with_thread(self) -> Self {
+        let (board, outside) = (Arc::clone(&self.board), Arc::clone(&self.outside));
+        let follow = move || {
+            let mut seen = 0;
+            while let Some(changes) = outside.next(seen) {
+                board.update(|slot| slot.pending += changes - seen);
+                seen = changes;
+            }
+        };
+        *self.thread.lock().unwrap() = Some(thread::spawn(follow));
+        self
+    }
+
+    /// C_WaitForSlotEvent: whether there was an event.
+    fn wait(&self, may_lead: bool) -> bool {
+        loop {
+            match self.board.wait(true, may_lead) {
+                Outcome::Event(()) => return true,
+                Outcome::Stopped => return false,
+                Outcome::Nothing | Outcome::Broken => panic!("nobody asked for this"),
+                Outcome::Lead(leading) => {
+                    let mut seen = self.seen.lock().unwrap();
+                    if let Some(changes) = self.outside.next(*seen) {
+                        self.board.update(|slot| slot.pending += changes - *seen);
+                        *seen = changes;
+                    }
+                    drop(seen);
+                    drop(leading);
+                }
+            }
+        }
+    }
+}
+
+type TheHome = Arc<Home<Module>>;
+
+/// Waits in the generation it came with.
+fn waiter(call: Call<Module>, may_lead: bool) -> JoinHandle<bool> {
+    thread::spawn(move || {
+        let generation = call.generation;
+        let event = call.wait(may_lead);
+        assert_eq!(call.generation, generation);
+        event
+    })
+}
+
+fn told(waiters: Vec<JoinHandle<bool>>) -> usize {
+    let told = |waiter: JoinHandle<bool>| usize::from(waiter.join().unwrap());
+    waiters.into_iter().map(told).sum()
+}
+
+fn begin(home: &TheHome, module: Module) {
+    assert!(home.begin(|| module));
+}
+
+fn enter(home: &TheHome) -> Call<Module> {
+    home.enter().expect("a generation lives")
+}
+
+/// Every order of everything.
+fn exhaustively(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = None;
+    builder.check(model);
+}
+
+/// Every order in which no thread is preempted more often than the bound says.
+fn bounded(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(2));
+    builder.check(model);
+}
+
+/// Waits on the board alone, as a call does.
+fn wait_on(board: &Arc<Board<Slot>>) -> JoinHandle<bool> {
+    let board = Arc::clone(board);
+    thread::spawn(move || match board.wait(true, false) {
+        Outcome::Event(()) => true,
+        Outcome::Stopped => false,
+        Outcome::Nothing | Outcome::Broken | Outcome::Lead(_) => panic!("nobody asked for this"),
+    })
+}
+
+/// The protocol itself: two waiters, a source of one event, a finaliser.
+#[test]
+fn two_waiters_a_source_and_a_finaliser() {
+    exhaustively(|| {
+        let board = Arc::new(Board::<Slot>::default());
+        let waiters = vec![wait_on(&board), wait_on(&board)];
+        let source = {
+            let board = Arc::clone(&board);
+            thread::spawn(move || board.update(|slot| slot.pending += 1))
+        };
+        board.stop();
+        assert!(told(waiters) <= 1, "an event is told once");
+        source.join().unwrap();
+        assert!(board.is_stopped());
+    });
+}
+
+/// Two waiters of which one watches for both, and a finaliser: nobody sleeps on without a leader.
+#[test]
+fn two_waiters_that_watch_themselves_and_a_finaliser() {
+    exhaustively(|| {
+        let outside = Arc::new(Outside::default());
+        let module = Arc::new(Module::new(1, &outside));
+        let wait = || {
+            let module = Arc::clone(&module);
+            thread::spawn(move || module.wait(true))
+        };
+        let waiters = vec![wait(), wait()];
+        module.stop();
+        assert_eq!(told(waiters), 0, "there was no event");
+    });
+}
+
+/// Two calls that are inside, one that comes, and an end that waits until all have left.
+#[test]
+fn calls_leave_one_comes_and_the_end_waits_for_all() {
+    exhaustively(|| {
+        let home = TheHome::default();
+        begin(&home, Module::new(1, &Arc::default()));
+        let call = enter(&home);
+        let leaves = thread::spawn(move || drop(call));
+        let comes = {
+            let home = Arc::clone(&home);
+            thread::spawn(move || home.enter().is_some())
+        };
+        assert!(home.end());
+        assert!(home.enter().is_none());
+        leaves.join().unwrap();
+        comes.join().unwrap();
+    });
+}
+
+/// Calls that wait are counted, and the end returns when they have left.
+#[test]
+fn two_calls_that_wait_a_source_and_an_end_that_waits_for_them() {
+    bounded(|| {
+        let home = TheHome::default();
+        begin(&home, Module::new(1, &Arc::default()));
+        let board = Arc::clone(&enter(&home).board);
+        let waiters = vec![waiter(enter(&home), false), waiter(enter(&home), false)];
+        let source = thread::spawn(move || board.update(|slot| slot.pending += 1));
+        assert!(home.end());
+        assert!(told(waiters) <= 1, "an event is told once");
+        source.join().unwrap();
+    });
+}
+
+/// Two waiters, a slot-event thread with one event to tell, C_Finalize and C_Initialize at once.
+#[test]
+fn two_waiters_a_watching_thread_and_a_finaliser_that_begins_anew() {
+    bounded(|| {
+        let home = TheHome::default();
+        let outside = Arc::new(Outside::default());
+        outside.change();
+        begin(&home, Module::new(1, &outside).with_thread());
+        let waiters = vec![waiter(enter(&home), false), waiter(enter(&home), false)];
+        assert!(home.end());
+        // Everybody has left, and the next generation is none of their business.
+        begin(&home, Module::new(2, &Arc::default()));
+        assert!(told(waiters) <= 1, "an event is told once");
+        assert!(home.end());
+    });
+}
+
+/// Two waiters of which one watches for both, one event from outside, and C_Finalize.
+#[test]
+fn two_waiters_that_watch_themselves_a_source_of_events_and_a_finaliser() {
+    bounded(|| {
+        let home = TheHome::default();
+        let outside = Arc::new(Outside::default());
+        begin(&home, Module::new(1, &outside));
+        let waiters = vec![waiter(enter(&home), true), waiter(enter(&home), true)];
+        let source = {
+            let outside = Arc::clone(&outside);
+            thread::spawn(move || outside.change())
+        };
+        assert!(home.end());
+        assert!(told(waiters) <= 1, "an event is told once");
+        source.join().unwrap();
+        assert!(home.enter().is_none());
+    });
+}
+
+/// Two waiters and two events: both are told, whoever leads.
+#[test]
+fn no_event_is_lost_when_the_lead_changes_hands() {
+    bounded(|| {
+        let home = TheHome::default();
+        let outside = Arc::new(Outside::default());
+        begin(&home, Module::new(1, &outside));
+        let waiters = vec![waiter(enter(&home), true), waiter(enter(&home), true)];
+        outside.change();
+        outside.change();
+        assert_eq!(told(waiters), 2);
+        assert!(home.end());
+    });
+}
+
+/// Two waiters, one event, and a second one when the first was told: who is left takes the lead over.
+#[test]
+fn who_is_left_takes_the_lead_over() {
+    bounded(|| {
+        let (outside, told_of) = (Arc::new(Outside::default()), Arc::new(Outside::default()));
+        let module = Arc::new(Module::new(1, &outside));
+        let wait = || {
+            let (module, told_of) = (Arc::clone(&module), Arc::clone(&told_of));
+            thread::spawn(move || {
+                let event = module.wait(true);
+                told_of.change();
+                event
+            })
+        };
+        let waiters = vec![wait(), wait()];
+        outside.change();
+        told_of.next(0).unwrap();
+        outside.change();
+        assert_eq!(told(waiters), 2);
+    });
+}
+
+/// Calls that come and go while C_Finalize runs in two threads: one of the two ends the generation, and when it
+/// returns nobody is inside.
+#[test]
+fn calls_race_with_two_finalisers() {
+    bounded(|| {
+        let home = TheHome::default();
+        begin(&home, Module::new(1, &Arc::default()));
+        let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let call = {
+            let (home, inside) = (Arc::clone(&home), Arc::clone(&inside));
+            thread::spawn(move || {
+                if let Some(call) = home.enter() {
+                    inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    assert!(!call.wait(false));
+                    inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            })
+        };
+        let other = {
+            let home = Arc::clone(&home);
+            thread::spawn(move || home.end())
+        };
+        let mine = home.end();
+        if mine {
+            assert_eq!(inside.load(std::sync::atomic::Ordering::SeqCst), 0);
+        }
+        assert!(mine ^ other.join().unwrap(), "one of the two, and only one");
+        call.join().unwrap();
+    });
+}
+
+/// C_Initialize that comes while C_Finalize is at work waits for it, and neither is lost.
+#[test]
+fn initialize_waits_for_a_finalize_at_work() {
+    bounded(|| {
+        let home = TheHome::default();
+        begin(&home, Module::new(1, &Arc::default()));
+        let waiting = waiter(enter(&home), false);
+        let again = {
+            let home = Arc::clone(&home);
+            thread::spawn(move || home.begin(|| Module::new(2, &Arc::default())))
+        };
+        assert!(home.end());
+        assert!(!waiting.join().unwrap());
+        if again.join().unwrap() {
+            assert_eq!(enter(&home).generation, 2);
+            assert!(home.end());
+        } else {
+            assert!(home.enter().is_none(), "it came before, and was told so");
+        }
+    });
+}
