@@ -8,6 +8,7 @@
 //! | `zero` | forgets counts and entries | `ok` |
 //! | `mark TEXT` | writes a remark into the log | `ok` |
 //! | `fault INS NTH FATE` | has the NTH such frame from now on meet [`Fate`], all others answered | `ok` |
+//! | `caught` | | whether that frame has come: `yes` or `no` |
 //! | `heal` | has all frames answered again | `ok` |
 //! | `quit` | ends the program | `ok` |
 //!
@@ -17,9 +18,10 @@
 //! | line | does | answers |
 //! |---|---|---|
 //! | `card N LINE` | LINE for card N, from 0 | as LINE |
-//! | `service WHAT` | `stop`, `start`, `freeze` or `thaw`: as [`Rig`]'s methods | `ok` |
+//! | `service WHAT` | `stop`, `start`, `crash`, `begin`, `freeze` or `thaw`: as [`Rig`]'s methods | `ok` |
 //! | `settle` | as [`Rig::settle`] | `ok` |
 //! | `swap` | as [`Rig::swap`] | `ok` |
+//! | `exchange` | as [`Rig::exchange_card`] | `ok` |
 //!
 //! Anything else answers `error` and why.
 
@@ -101,6 +103,7 @@ impl Controlled for Reader {
                 Some(fault) => done(|| fault.befall(self)),
                 None => refused(&format!("{text:?} is no fault")),
             },
+            ("caught", "") => if self.has_caught() { "yes" } else { "no" }.to_owned(),
             ("heal", "") => done(|| self.heal()),
             ("quit", "") => done(|| ()),
             _ => refused(&format!("{line:?} is no command")),
@@ -185,10 +188,13 @@ impl Controlled for Mutex<Rig> {
             },
             ("service", "stop") => done(|| rig().stop_service()),
             ("service", "start") => done(|| rig().restart_service()),
+            ("service", "crash") => done(|| rig().crash_service()),
+            ("service", "begin") => done(|| rig().begin_service()),
             ("service", "freeze") => done(|| rig().freeze_service()),
             ("service", "thaw") => done(|| rig().thaw_service()),
             ("settle", "") => done(|| rig().settle()),
             ("swap", "") => done(|| rig().swap()),
+            ("exchange", "") => done(|| rig().exchange_card()),
             _ => {
                 let card = rig().card().clone();
                 card.obey(line)

@@ -7,6 +7,7 @@
 //! | [`provision`] | keys and certificates for it |
 //! | [`reader`] | a place for it: presence, sharing, counts, faults |
 //! | [`server`], [`vpcd`], [`pcscd`] | ways to it: the socket reader, vsmartcard, a pcscd of the test's own |
+//! | [`control`] | a reader's and a rig's remote control |
 //! | [`client`], [`paths`], [`skip`] | programs with a time limit, where things are, tests that cannot run here |
 //!
 //! Everything is made for tests that run side by side: each rig has its own card, socket, folder and ports.

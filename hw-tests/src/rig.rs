@@ -107,11 +107,24 @@ impl Rig {
     /// As [`Rig::pcscd`].
     #[must_use]
     pub fn pcscd_cards(plans: &[Plan]) -> Option<Self> {
+        Self::in_pcscd(Pcscd::start, plans)
+    }
+
+    /// As [`Rig::pcscd_cards`], with a pcscd that a client starts who connects ([`Pcscd::start_by_socket`]).
+    ///
+    /// # Panics
+    /// As [`Rig::pcscd`].
+    #[must_use]
+    pub fn pcscd_by_socket(plans: &[Plan]) -> Option<Self> {
+        Self::in_pcscd(Pcscd::start_by_socket, plans)
+    }
+
+    fn in_pcscd(start: impl FnOnce(usize) -> Pcscd, plans: &[Plan]) -> Option<Self> {
         if let Some(obstacle) = Pcscd::obstacle() {
             skip::because(obstacle);
             return None;
         }
-        let pcscd = Pcscd::start(plans.len());
+        let pcscd = start(plans.len());
         let connect = |(n, plan): (usize, &Plan)| {
             let mut place = Place::new(plan.clone(), &pcscd.reader_name(n));
             place.vpcd = Some(VpcdClient::start(pcscd.port(n), &place.reader).expect("a thread"));
@@ -206,6 +219,27 @@ impl Rig {
     /// When it does not start.
     pub fn restart_service(&mut self) {
         self.stop_service();
+        self.begin_service();
+        self.settle();
+    }
+
+    /// Ends the service as a crash does ([`Pcscd::crash`]); the socket reader leaves nothing behind either way.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn crash_service(&mut self) {
+        match &mut self.service {
+            Service::Socket(servers) => servers.clear(),
+            Service::Pcscd(pcscd) => pcscd.crash(),
+        }
+    }
+
+    /// Starts the service after [`Rig::stop_service`] or [`Rig::crash_service`], and waits until clients reach it.
+    /// pcscd takes half a second more to see its cards ([`Rig::settle`]).
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn begin_service(&mut self) {
         let paths: Vec<PathBuf> = (0..self.places.len())
             .map(|n| self.reader_path(n))
             .collect();
@@ -215,9 +249,24 @@ impl Rig {
                 let start = |(path, reader)| SocketServer::start(path, reader).expect("a socket");
                 *servers = paths.into_iter().zip(readers).map(start).collect();
             }
-            Service::Pcscd(pcscd) => pcscd.restart(),
+            Service::Pcscd(pcscd) => pcscd.begin(),
         }
-        self.settle();
+    }
+
+    /// Puts another card in the first card's place while the service is down: the same plan with the next serial
+    /// number, and for the service nothing to tell them apart by.
+    ///
+    /// # Panics
+    /// When the card cannot be made.
+    pub fn exchange_card(&mut self) {
+        let old = self.places.first_mut().expect("a card of this rig");
+        old.vpcd = None;
+        let plan = old.plan.clone().serial(old.plan.serial + 1);
+        let mut place = Place::new(plan, old.reader.name());
+        if let Service::Pcscd(pcscd) = &self.service {
+            place.vpcd = Some(VpcdClient::start(pcscd.port(0), &place.reader).expect("a thread"));
+        }
+        *old = place;
     }
 
     /// Stops pcscd in its tracks, as a suspended machine does, until [`Rig::thaw_service`].

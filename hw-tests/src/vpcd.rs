@@ -18,6 +18,8 @@ use claviger_driver::socket::frame::Refusal;
 
 use crate::reader::{Reader, Stop, User};
 
+/// What stands for the failure of a frame to a card without power. The card does not see the frame.
+const NO_DIAGNOSIS: [u8; 2] = [0x6F, 0x00];
 /// Pause before the next try to reach a vpcd that does not listen.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -107,12 +109,21 @@ impl Line {
             return Ok(());
         }
         let mut channel = Channel(stream);
+        let mut has_power = true;
         loop {
-            match channel.receive()?.as_slice() {
+            let message = channel.receive()?;
+            has_power = match message.as_slice() {
+                [0] => false,
+                [1 | 2] => true,
+                _ => has_power,
+            };
+            match message.as_slice() {
                 [0] => user.power_off(),
                 [1] => user.power_on(),
                 [2] => user.warm_reset(),
                 [4] => channel.send(reader.atr())?,
+                // A reader fails the exchange; vpcd knows nothing between an answer and a card that is gone.
+                _ if !has_power => channel.send(&NO_DIAGNOSIS)?,
                 frame => match transmit(&mut user, frame) {
                     Ok(answer) => channel.send(&answer)?,
                     Err(_) => return Ok(()),

@@ -101,7 +101,7 @@ fn measure(way: Way, what: &str, flags: CK_FLAGS) {
             assert_eq!(raw.initialize(flags), CKR_OK);
             assert_eq!(raw.slot_count(false).0, CKR_OK);
             let delays = match way {
-                Way::Pcscd => after_pcscd(raw, stage),
+                Way::Pcscd | Way::PcscdBySocket => after_pcscd(raw, stage),
                 Way::Socket => after_the_server(raw, stage),
             };
             assert_eq!(raw.finalize(), CKR_OK);

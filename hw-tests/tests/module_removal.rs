@@ -32,7 +32,7 @@ use stage::{
 const fn codes(way: Way) -> &'static [CK_RV] {
     match way {
         Way::Socket => &[CKR_DEVICE_REMOVED],
-        Way::Pcscd => &[CKR_DEVICE_REMOVED, CKR_DEVICE_ERROR],
+        Way::Pcscd | Way::PcscdBySocket => &[CKR_DEVICE_REMOVED, CKR_DEVICE_ERROR],
     }
 }
 

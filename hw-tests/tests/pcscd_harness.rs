@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     process::Command,
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use claviger_hw_tests::{
     client::{self, Output},
     paths,
     pcscd::{Pcscd, SOCKET_VARIABLE},
-    provision::Plan,
+    provision::{KeyAlgorithm, PivPlan, Plan},
     reader::Reader,
     rig::Rig,
     skip,
@@ -183,6 +183,76 @@ fn a_restarted_pcscd_finds_the_card_again() {
     rig.restart_service();
     rig.run(rig.command("opensc-tool").arg("--atr"))
         .expect_success();
+}
+
+#[test]
+fn a_crashed_pcscd_leaves_socket_and_pid_file_behind_and_the_next_one_begins() {
+    let Some(mut rig) = Rig::pcscd(Plan::factory()) else {
+        return;
+    };
+    for _ in 0..2 {
+        rig.crash_service();
+        for name in ["pcscd.comm", "pcscd.pid"] {
+            assert!(rig.socket_path().with_file_name(name).exists(), "{name}");
+        }
+        assert!(!rig.run(rig.command("opensc-tool").arg("--atr")).success());
+        rig.begin_service();
+        rig.settle();
+        rig.run(rig.command("opensc-tool").arg("--atr"))
+            .expect_success();
+    }
+}
+
+#[test]
+fn a_client_starts_a_pcscd_whose_socket_is_held_for_it() {
+    let Some(mut rig) = Rig::pcscd_by_socket(&[Plan::factory()]) else {
+        return;
+    };
+    for _ in 0..2 {
+        rig.crash_service();
+        let list = rig.run(rig.command("opensc-tool").arg("--list-readers"));
+        assert!(list.expect_success().stdout.contains("Claviger"));
+        rig.settle();
+        rig.run(rig.command("opensc-tool").arg("--atr"))
+            .expect_success();
+    }
+    rig.restart_service();
+    rig.run(rig.command("opensc-tool").arg("--atr"))
+        .expect_success();
+}
+
+#[test]
+fn a_frozen_pcscd_takes_clients_and_serves_none_until_it_thaws() {
+    let Some(rig) = Rig::pcscd(Plan::factory()) else {
+        return;
+    };
+    let pcscd = rig.pcscd_service().unwrap();
+    pcscd.freeze();
+    assert!(UnixStream::connect(pcscd.socket()).is_ok());
+    let mut client = rig.command("opensc-tool");
+    let stuck = client::run(client.arg("--atr"), Duration::from_secs(1));
+    assert!(stuck.timed_out, "{stuck}");
+    pcscd.thaw();
+    rig.run(rig.command("opensc-tool").arg("--atr"))
+        .expect_success();
+}
+
+#[test]
+fn an_exchanged_card_is_another_one() {
+    let plan = || Plan::piv(PivPlan::authentication(KeyAlgorithm::P256));
+    let Some(mut rig) = Rig::pcscd(plan()) else {
+        return;
+    };
+    let certificate = rig.certificate("piv-9A").to_vec();
+    rig.crash_service();
+    rig.exchange_card();
+    rig.begin_service();
+    rig.settle();
+    assert_ne!(rig.certificate("piv-9A"), certificate);
+    let apdus = rig.card().counts().apdus;
+    rig.run(rig.command("opensc-tool").args(["--send-apdu", "00200080"]))
+        .expect_success();
+    assert!(rig.card().counts().apdus > apdus);
 }
 
 #[test]

@@ -105,6 +105,17 @@ fn the_card_answers_vpcd_and_forgets_with_its_power() {
 }
 
 #[test]
+fn a_card_without_power_sees_no_frame() {
+    let bench = Bench::new();
+    let mut slot = bench.inserted();
+    slot.put(&[POWER_OFF]);
+    assert_eq!(slot.ask(&VERIFY_STATUS), [0x6F, 0x00]);
+    assert_eq!(bench.reader.counts().apdus, 0);
+    slot.put(&[POWER_ON]);
+    assert_eq!(slot.ask(&VERIFY_STATUS), [0x6A, 0x82]);
+}
+
+#[test]
 fn removal_cuts_the_connection_and_insertion_makes_another() {
     let bench = Bench::new();
     for _ in 0..3 {

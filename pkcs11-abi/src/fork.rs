@@ -37,7 +37,7 @@ extern "C" fn in_child() {
 pub(crate) fn home() -> &'static Home<Module> {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     // No `Once`: a fork while another thread is inside it would leave the child waiting for ever.
-    if !REGISTERED.swap(true, Ordering::SeqCst) {
+    if !REGISTERED.load(Ordering::SeqCst) && !REGISTERED.swap(true, Ordering::SeqCst) {
         // SAFETY: in the child only atomics are written, which is safe there; the C library drops the registration
         // when this library is unloaded.
         let refused =

@@ -6,21 +6,22 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a harness fails loudly")]
 
+mod activation;
 mod port;
+mod process;
 
 use std::{
     fs,
-    os::unix::{net::UnixStream, process::CommandExt as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::OnceLock,
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
-use self::port::PortPair;
+use self::{activation::Activation, port::PortPair, process::Process};
 use crate::{client, paths};
 
 /// The variable libpcsclite takes the socket's path from.
@@ -30,26 +31,32 @@ const DRIVER: &str = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so";
 /// How long pcscd may take to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end, and the script's
-/// comes when the ports are free again.
-const SCRIPT: &str = r#"
-set -e
-mount -t tmpfs none /run
-mkdir /run/pcscd
-mount --bind "$1/run" /run/pcscd
-mount -t tmpfs none /usr/lib/pcsc/drivers
-"$2" --foreground --config "$1/readers" > "$1/log" 2>&1 &
-cat
-kill -9 $!
-wait $! || true
-"#;
-
 /// A running pcscd.
 #[derive(Debug)]
 pub struct Pcscd {
     folder: TempDir,
     ports: Vec<PortPair>,
-    process: Option<Child>,
+    running: Arc<Running>,
+    starter: Starter,
+}
+
+/// The process of the moment.
+#[derive(Debug, Default)]
+struct Running(Mutex<Option<Process>>);
+
+impl Running {
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who starts pcscd.
+#[derive(Debug)]
+enum Starter {
+    /// The test, by [`Pcscd::begin`].
+    Test,
+    /// A client that connects, as under systemd. `None` while pcscd is stopped.
+    Client(Option<Activation>),
 }
 
 impl Pcscd {
@@ -66,6 +73,20 @@ impl Pcscd {
     /// With its log when it does not, and where there is an [`Pcscd::obstacle`].
     #[must_use]
     pub fn start(readers: usize) -> Self {
+        Self::started_by(Starter::Test, readers)
+    }
+
+    /// As [`Pcscd::start`], the way systemd does it: its socket is there always, and a client that connects
+    /// starts it, also after a crash.
+    ///
+    /// # Panics
+    /// As [`Pcscd::start`].
+    #[must_use]
+    pub fn start_by_socket(readers: usize) -> Self {
+        Self::started_by(Starter::Client(None), readers)
+    }
+
+    fn started_by(starter: Starter, readers: usize) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("pcscd")
             .tempdir()
@@ -79,9 +100,10 @@ impl Pcscd {
         let mut pcscd = Self {
             folder,
             ports,
-            process: None,
+            running: Arc::default(),
+            starter,
         };
-        pcscd.restart();
+        pcscd.begin();
         pcscd
     }
 
@@ -112,19 +134,16 @@ impl Pcscd {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Kills pcscd; clients lose their connections.
+    /// Ends pcscd; clients lose their connections, and its folder is as if it had never been.
     ///
     /// # Panics
     /// When it does not end.
     pub fn stop(&mut self) {
-        let Some(mut process) = self.process.take() else {
-            return;
-        };
-        signal(&process, Signal::CONT);
-        drop(process.stdin.take());
-        let ended = client::exits_within(&process, PATIENCE);
-        signal(&process, Signal::KILL);
-        let _ = process.wait();
+        if let Starter::Client(activation) = &mut self.starter {
+            *activation = None;
+        }
+        let process = self.running.process().take();
+        let ended = process.is_none_or(Process::end);
         let _ = fs::remove_dir_all(self.folder.path().join("run"));
         let _ = fs::create_dir(self.folder.path().join("run"));
         assert!(
@@ -134,19 +153,70 @@ impl Pcscd {
         );
     }
 
+    /// Kills pcscd as a crash does: its socket and its pid file stay behind, and nobody listens until
+    /// [`Pcscd::begin`], or under [`Pcscd::start_by_socket`] the next client.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn crash(&self) {
+        let process = self.running.process().take();
+        process.expect("a running pcscd").crash();
+    }
+
+    /// Stops pcscd in its tracks: clients can connect, and nobody answers them.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn freeze(&self) {
+        let process = self.running.process();
+        process.as_ref().expect("a running pcscd").freeze();
+    }
+
+    /// Ends [`Pcscd::freeze`].
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn thaw(&self) {
+        let process = self.running.process();
+        process.as_ref().expect("a running pcscd").thaw();
+    }
+
     /// Starts pcscd again, with the same readers and the same socket, and waits until it serves clients.
     ///
     /// # Panics
     /// With its log when it does not.
     pub fn restart(&mut self) {
         self.stop();
-        self.process = Some(self.spawn());
+        self.begin();
+    }
+
+    /// Starts pcscd where none is, with whatever the last one left behind, and waits until it serves clients.
+    ///
+    /// # Panics
+    /// With its log when it does not.
+    pub fn begin(&mut self) {
+        let folder = self.folder.path().to_owned();
+        let socket = self.socket();
+        match &mut self.starter {
+            Starter::Test => *self.running.process() = Some(start_in(&folder, None)),
+            Starter::Client(activation) => {
+                activation.get_or_insert_with(|| {
+                    let start = move |socket| start_in(&folder, Some(socket));
+                    Activation::start(&socket, Arc::clone(&self.running), start)
+                });
+            }
+        }
+        self.wait_for_service();
+    }
+
+    fn wait_for_service(&self) {
         let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(self.socket()).is_err() {
+        while UnixStream::connect(self.socket()).is_err() || self.running.process().is_none() {
             let gone = self
-                .process
+                .running
+                .process()
                 .as_ref()
-                .is_some_and(|process| client::exits_within(process, Duration::ZERO));
+                .is_some_and(|process| !process.is_running());
             assert!(
                 !gone && Instant::now() < deadline,
                 "pcscd did not start\n{}",
@@ -154,22 +224,6 @@ impl Pcscd {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-
-    /// Stops pcscd in its tracks: to its clients it is there and answers nothing.
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn freeze(&self) {
-        signal(self.process.as_ref().expect("it runs"), Signal::STOP);
-    }
-
-    /// Lets a frozen pcscd go on where it was.
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn thaw(&self) {
-        signal(self.process.as_ref().expect("it runs"), Signal::CONT);
     }
 
     /// Waits until pcscd tells its clients of `present` cards in all.
@@ -200,20 +254,6 @@ impl Pcscd {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-
-    fn spawn(&self) -> Child {
-        let pcscd = paths::program("pcscd").expect("pcscd is installed");
-        let mut command = namespace().expect("mount namespaces are allowed");
-        command
-            .args(["sh", "-c", SCRIPT, "sh"])
-            .arg(self.folder.path())
-            .arg(pcscd);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        command.process_group(0).spawn().expect("unshare starts")
-    }
 }
 
 impl Drop for Pcscd {
@@ -222,9 +262,9 @@ impl Drop for Pcscd {
     }
 }
 
-/// Signals pcscd and what keeps it.
-fn signal(process: &Child, signal: Signal) {
-    let _ = kill_process_group(Pid::from_child(process), signal);
+fn start_in(folder: &Path, socket: Option<OwnedFd>) -> Process {
+    let namespace = namespace().expect("mount namespaces are allowed");
+    Process::start(folder, namespace, socket)
 }
 
 fn friendly_name(n: usize) -> String {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,16 +27,39 @@ type Script = Box<dyn FnMut(&[u8]) -> Fate + Send>;
 
 /// Decides the fate of each frame; without a script all are answered.
 #[derive(Default)]
-pub(super) struct Faults(Mutex<Option<Script>>);
+pub(super) struct Faults(Mutex<Follow>);
+
+#[derive(Default)]
+struct Follow {
+    script: Option<Script>,
+    caught: bool,
+}
 
 impl Faults {
     pub(super) fn follow(&self, script: Option<Script>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = script;
+        *self.state() = Follow {
+            script,
+            caught: false,
+        };
     }
 
     pub(super) fn fate(&self, frame: &[u8]) -> Fate {
-        let mut script = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        script.as_mut().map_or(Fate::Answer, |script| script(frame))
+        let mut state = self.state();
+        let fate = state
+            .script
+            .as_mut()
+            .map_or(Fate::Answer, |script| script(frame));
+        state.caught |= fate != Fate::Answer;
+        fate
+    }
+
+    /// Whether the script has had its way with a frame.
+    pub(super) fn has_caught(&self) -> bool {
+        self.state().caught
+    }
+
+    fn state(&self) -> MutexGuard<'_, Follow> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -151,6 +151,12 @@ impl Reader {
         self.0.faults.follow(Some(Box::new(script)));
     }
 
+    /// Whether a frame has met another fate than its answer since the last [`Reader::on_frame`].
+    #[must_use]
+    pub fn has_caught(&self) -> bool {
+        self.0.faults.has_caught()
+    }
+
     /// Lets the card answer every frame again.
     pub fn heal(&self) {
         self.0.faults.follow(None);

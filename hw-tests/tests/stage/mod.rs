@@ -21,6 +21,7 @@ pub mod fork;
 pub mod lives;
 pub mod memory;
 pub mod no_threads;
+pub mod piv_session;
 pub mod process;
 pub mod raw;
 pub mod raw_session;
@@ -36,7 +37,8 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, mpsc},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use claviger_hw_tests::{client, control, paths, provision::Plan, rig::Rig};
@@ -54,6 +56,8 @@ const STAGE: &str = "CLAVIGER_TEST_STAGE";
 const WAY: &str = "CLAVIGER_TEST_WAY";
 /// What the client says when its body is through.
 const PLAYED: &str = "the client is through";
+/// Only a hang takes longer, on a busy machine too.
+pub const HANG: Duration = Duration::from_secs(10);
 /// No test takes longer.
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -62,9 +66,31 @@ const LIMIT: Duration = Duration::from_secs(240);
 pub enum Way {
     Socket,
     Pcscd,
+    /// A pcscd that a client starts who connects, as under systemd.
+    PcscdBySocket,
+}
+
+/// A test of each rule for each way: `MODULE::RULE`.
+#[macro_export]
+macro_rules! each_way {
+    (@one $way:ident $module:ident { $($rule:ident: $plan:expr;)* }) => {
+        mod $module {
+            use claviger_hw_tests::provision::Plan;
+            $(
+                #[test]
+                fn $rule() {
+                    super::stage::with_card(super::stage::Way::$way, $plan, super::$rule);
+                }
+            )*
+        }
+    };
+    ([$($way:ident $module:ident),+] $rules:tt) => {
+        $($crate::each_way!(@one $way $module $rules);)+
+    };
 }
 
 /// What a client has: the module and a line to its card.
+#[derive(Clone)]
 pub struct Stage {
     control: PathBuf,
 }
@@ -109,13 +135,14 @@ pub fn play_cards(
         }
         return None;
     }
-    let name = std::thread::current()
+    let name = thread::current()
         .name()
         .expect("a test has a name")
         .to_owned();
     let rig = match way {
         Way::Socket => Rig::socket_cards(plans),
         Way::Pcscd => Rig::pcscd_cards(plans)?,
+        Way::PcscdBySocket => Rig::pcscd_by_socket(plans)?,
     };
     let control = rig.folder().join("control");
     let mut command = rig.command(env::current_exe().expect("this program"));
@@ -170,6 +197,51 @@ impl Stage {
         self.control.parent().expect("a folder")
     }
 
+    /// Says several lines.
+    #[track_caller]
+    pub fn order(&self, lines: &[&str]) {
+        for line in lines {
+            self.say(line);
+        }
+    }
+
+    /// How many PINs the card was given so far.
+    pub fn pins(&self) -> u64 {
+        self.count("verifies")
+    }
+
+    /// Does `call`, whose frame with `instruction` comes to the card `delay` later than sent; says `lines` while it
+    /// is under way.
+    pub fn during<R>(
+        &self,
+        instruction: u8,
+        delay: Duration,
+        lines: &[&str],
+        call: impl FnOnce() -> R,
+    ) -> R {
+        self.delay(instruction, delay);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                self.await_delayed();
+                self.order(lines);
+            });
+            call()
+        })
+    }
+
+    /// The next frame with `instruction` comes to the card `delay` later than sent.
+    pub fn delay(&self, instruction: u8, delay: Duration) {
+        self.say(&format!(
+            "fault {instruction:02X} 1 delay {}",
+            delay.as_millis()
+        ));
+    }
+
+    /// Waits until that frame is on its way.
+    pub fn await_delayed(&self) {
+        eventually("a frame on its way", || self.say("caught") == "yes");
+    }
+
     /// One of the card's counters by its name.
     pub fn count(&self, name: &str) -> u64 {
         let counts = self.say("counts");
@@ -211,6 +283,27 @@ impl Stage {
             .expect("a token");
         module.open_ro_session(slot).expect("C_OpenSession")
     }
+}
+
+/// Waits until something is so; nothing takes longer than [`HANG`].
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + HANG;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Does something that must not take longer than [`HANG`], and prints how long it took.
+#[track_caller]
+pub fn promptly<R>(what: &str, action: impl FnOnce() -> R) -> R {
+    let start = Instant::now();
+    let result = action();
+    let took = start.elapsed();
+    println!("{what}: {took:?}");
+    assert!(took < HANG, "{what} took {took:?}");
+    result
 }
 
 /// The code of a call that must fail.

@@ -1,0 +1,298 @@
+//! Other programs at the same card: what they may do to it, and the same session signs again.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
+mod bench;
+mod neighbour;
+mod stage;
+
+use std::{
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use bench::SELECT_PIV;
+use claviger_hw_tests::provision::Plan;
+use cryptoki::{error::RvError, mechanism::Mechanism, object::ObjectHandle, session::Session};
+use neighbour::{DONE, Neighbour, PIV_LOGOUT, SELECT_OPENPGP, reset_retry_counter, wrong_pin};
+use pcsc::Disposition;
+use stage::{
+    HANG, Stage, Way, code, eventually, key,
+    piv_session::{HASH, PivSession},
+    play, promptly, with_card,
+};
+
+/// How long a neighbour keeps the card to itself.
+const KEEPS: Duration = Duration::from_secs(3);
+/// What the virtual reader answers for a card without power.
+const NO_POWER: [u8; 2] = [0x6F, 0x00];
+/// A call against an exclusive neighbour gives up sooner.
+const GIVES_UP: Duration = Duration::from_secs(30);
+
+each_way! {
+    [Socket over_the_socket_reader, Pcscd over_pcscd]
+    {
+        a_reset_by_another_costs_one_silent_verification: Plan::piv4();
+        another_applet_selected_by_another_is_undone: Plan::both();
+        a_logout_by_another_costs_one_silent_verification: Plan::piv4();
+        a_retry_counter_reset_by_another_costs_one_silent_verification: Plan::piv4();
+        a_pin_that_another_got_wrong_ends_the_login: Plan::piv4();
+        a_transaction_of_another_is_waited_for: Plan::piv4();
+        signatures_succeed_while_another_selects_its_applet: Plan::both();
+        signatures_succeed_while_another_resets_the_card: Plan::piv4();
+    }
+}
+
+fn a_reset_by_another_costs_one_silent_verification(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let mut other = Neighbour::shared();
+    for _ in 0..3 {
+        other.reset();
+        signer.goes_on();
+    }
+    other.reset();
+    signer.asks_for_each_pin();
+    signer.goes_on();
+}
+
+fn another_applet_selected_by_another_is_undone(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let mut other = Neighbour::shared();
+    for _ in 0..3 {
+        assert_eq!(other.transmit(&SELECT_OPENPGP), DONE);
+        signer.goes_on();
+    }
+    assert_eq!(other.transmit(&SELECT_OPENPGP), DONE);
+    signer.asks_for_each_pin();
+    signer.goes_on();
+}
+
+fn a_logout_by_another_costs_one_silent_verification(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let mut other = Neighbour::shared();
+    for _ in 0..3 {
+        assert_eq!(other.transmit(&PIV_LOGOUT), DONE);
+        signer.goes_on();
+    }
+}
+
+fn a_retry_counter_reset_by_another_costs_one_silent_verification(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let mut other = Neighbour::shared();
+    for _ in 0..2 {
+        assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
+        assert_eq!(other.transmit(&reset_retry_counter()), DONE);
+        signer.goes_on();
+    }
+}
+
+/// The PIN that is kept may be the wrong one: it is not worth one of the tries that are left.
+fn a_pin_that_another_got_wrong_ends_the_login(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let mut other = Neighbour::shared();
+    assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
+    let before = stage.pins();
+    assert_eq!(code(signer.sign()), RvError::UserNotLoggedIn);
+    assert_eq!(stage.pins(), before);
+    let PivSession {
+        module, session, ..
+    } = signer;
+    PivSession::of(stage, module, session).goes_on();
+}
+
+fn a_transaction_of_another_is_waited_for(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let mut other = Neighbour::shared();
+    for _ in 0..2 {
+        let (tell, begun) = mpsc::channel();
+        thread::scope(|scope| {
+            let keeping = scope.spawn(|| {
+                other.hold(|_| {
+                    tell.send(()).unwrap();
+                    thread::sleep(KEEPS);
+                    Instant::now()
+                })
+            });
+            begun.recv().unwrap();
+            let signature = promptly("C_Sign", || signer.sign());
+            let signed = Instant::now();
+            assert_eq!(signature.unwrap().len(), 64);
+            assert!(signed > keeping.join().unwrap(), "it waited");
+        });
+        signer.goes_on();
+    }
+}
+
+/// Thirty signatures while `disturb` is at work.
+fn sign_beside(signer: &PivSession<'_>, mut disturb: impl FnMut() + Send) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let disturbing = scope.spawn(|| {
+            let mut times = 0;
+            while !over.load(Ordering::Relaxed) {
+                disturb();
+                times += 1;
+                thread::sleep(Duration::from_millis(10));
+            }
+            times
+        });
+        let signatures: Vec<_> = (0..30).map(|_| signer.sign()).collect();
+        over.store(true, Ordering::Relaxed);
+        println!("disturbed {} times", disturbing.join().unwrap());
+        let failed: Vec<_> = signatures.iter().filter_map(|s| s.as_ref().err()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    });
+    signer.goes_on();
+}
+
+fn signatures_succeed_while_another_selects_its_applet(stage: &Stage) {
+    let mut other = Neighbour::shared();
+    sign_beside(&PivSession::new(stage), || {
+        other.hold(|card| {
+            assert_eq!(card.transmit(&SELECT_OPENPGP), DONE);
+        });
+    });
+}
+
+fn signatures_succeed_while_another_resets_the_card(stage: &Stage) {
+    let mut other = Neighbour::shared();
+    sign_beside(&PivSession::new(stage), || other.reset());
+}
+
+/// A neighbour comes and goes, and leaves the card so.
+fn visit(disposition: Disposition) {
+    let mut other = Neighbour::shared();
+    assert!(other.transmit(&SELECT_PIV).ends_with(&DONE));
+    other.leave(disposition);
+}
+
+fn a_session_survives_visitors_that_leave_the_card(disposition: Disposition) {
+    with_card(Way::Pcscd, Plan::piv4(), |stage| {
+        let signer = PivSession::new(stage);
+        for _ in 0..2 {
+            visit(disposition);
+            signer.goes_on();
+            visit(disposition);
+            signer.asks_for_each_pin();
+        }
+        signer.goes_on();
+    });
+}
+
+#[test]
+fn a_session_survives_visitors_that_leave_the_card_reset() {
+    a_session_survives_visitors_that_leave_the_card(Disposition::ResetCard);
+}
+
+#[test]
+fn a_session_survives_visitors_that_leave_the_card_without_power() {
+    a_session_survives_visitors_that_leave_the_card(Disposition::UnpowerCard);
+}
+
+/// One that was connected all the while and reconnects without a reset has pcscd believe that the card has power:
+/// new connections are then refused (SCARD_W_UNPOWERED_CARD).
+#[test]
+fn a_card_without_power_is_powered_up_for_a_session_that_comes_back_to_it() {
+    with_card(Way::Pcscd, Plan::piv4(), |stage| {
+        let module = stage.module();
+        let session = stage.session(&module);
+        let open = key(&session, 4);
+        sign_openly(&session, open).unwrap();
+        exclusive().leave(Disposition::LeaveCard);
+        let mut witness = Neighbour::shared();
+        visit(Disposition::UnpowerCard);
+        assert_eq!(witness.transmit(&SELECT_PIV), NO_POWER);
+        let signature = promptly("C_Sign", || sign_openly(&session, open));
+        assert_eq!(signature.unwrap().len(), 64);
+        witness.leave(Disposition::LeaveCard);
+        PivSession::of(stage, module, session).goes_on();
+    });
+}
+
+/// The card for a neighbour alone, which gets it when ours has been let go.
+fn exclusive() -> Neighbour {
+    let mut other = None;
+    eventually("the card to be let go", || {
+        other = Neighbour::exclusive();
+        other.is_some()
+    });
+    other.unwrap()
+}
+
+/// Signs with a key against a neighbour that has the card for itself, until that lets go.
+fn outlast(other: Neighbour, sign: impl Fn() -> cryptoki::error::Result<Vec<u8>>) {
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            thread::sleep(KEEPS);
+            other.leave(Disposition::LeaveCard);
+        });
+        let start = Instant::now();
+        loop {
+            match sign() {
+                Ok(signature) => return assert_eq!(signature.len(), 64),
+                result => assert_eq!(code(result), RvError::DeviceError),
+            }
+            assert!(start.elapsed() < HANG, "the card is not taken back");
+        }
+    });
+}
+
+/// A call fails, in time, with a word about who has the card.
+fn is_refused(sign: impl Fn() -> cryptoki::error::Result<Vec<u8>>) {
+    let start = Instant::now();
+    assert_eq!(code(sign()), RvError::DeviceError);
+    println!("refused after {:?}", start.elapsed());
+    assert!(start.elapsed() < GIVES_UP);
+}
+
+fn sign_openly(session: &Session, key: ObjectHandle) -> cryptoki::error::Result<Vec<u8>> {
+    session.sign(&Mechanism::Ecdsa, key, &HASH)
+}
+
+#[test]
+fn a_card_in_exclusive_hands_is_refused_with_a_cure_and_taken_back() {
+    let rule = |stage: &Stage| {
+        let module = stage.module();
+        let session = stage.session(&module);
+        let open = key(&session, 4);
+        sign_openly(&session, open).unwrap();
+        let other = exclusive();
+        is_refused(|| sign_openly(&session, open));
+        outlast(other, || sign_openly(&session, open));
+        assert_eq!(stage.pins(), 0);
+        PivSession::of(stage, module, session).goes_on();
+    };
+    if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
+        log.line(&["C_Sign", "exclusively", "scdaemon"]);
+    }
+}
+
+#[test]
+fn a_login_outlasts_exclusive_hands() {
+    let rule = |stage: &Stage| {
+        let signer = PivSession::new(stage);
+        let other = exclusive();
+        is_refused(|| signer.sign());
+        let before = stage.pins();
+        outlast(other, || signer.sign());
+        assert!(stage.pins() <= before + 1, "one silent verification");
+        signer.goes_on();
+        exclusive().leave(Disposition::ResetCard);
+        signer.goes_on();
+        exclusive().leave(Disposition::UnpowerCard);
+        signer.asks_for_each_pin();
+        signer.goes_on();
+    };
+    if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
+        log.line(&["C_Sign", "exclusively", "scdaemon"]);
+    }
+}

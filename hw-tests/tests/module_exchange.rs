@@ -1,0 +1,124 @@
+//! Another card is in the reader when its service comes back: nothing of the old card's sessions may reach it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use claviger_hw_tests::provision::{KeyAlgorithm, PivPlan};
+use cryptoki::{
+    context::Pkcs11,
+    error::{Result, RvError},
+    mechanism::Mechanism,
+    object::ObjectHandle,
+    session::{Session, UserType},
+};
+use stage::{Stage, code, eventually, key, log_in, pin, piv_session::HASH, promptly};
+
+/// What a session is told whose card has gone.
+const ENDED: [RvError; 2] = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];
+
+each_way! {
+    [Socket over_the_socket_reader, Pcscd over_pcscd, PcscdBySocket over_pcscd_by_socket]
+    {
+        the_old_session_does_not_sign_at_once: Plan::piv(super::one_key());
+        the_old_session_does_not_sign_later: Plan::piv(super::one_key());
+        the_old_session_logs_nobody_in: Plan::piv(super::one_key());
+        the_old_session_finds_nothing: Plan::piv(super::one_key());
+    }
+}
+
+fn one_key() -> PivPlan {
+    PivPlan::authentication(KeyAlgorithm::P256)
+}
+
+fn sign(session: &Session, key: ObjectHandle) -> Result<Vec<u8>> {
+    session.sign(&Mechanism::Ecdsa, key, &HASH)
+}
+
+#[track_caller]
+fn has_ended<T>(result: Result<T>) {
+    let failed = code(result);
+    assert!(ENDED.contains(&failed), "{failed:?}");
+}
+
+fn the_old_session_does_not_sign_at_once(stage: &Stage) {
+    sign_after(stage, &["service crash", "exchange", "service begin"]);
+}
+
+fn the_old_session_does_not_sign_later(stage: &Stage) {
+    sign_after(
+        stage,
+        &["service crash", "exchange", "service begin", "settle"],
+    );
+}
+
+/// A user is logged in to the old card when the new one comes.
+fn sign_after(stage: &Stage, orders: &[&str]) {
+    let module = stage.module();
+    let old = stage.session(&module);
+    log_in(&old);
+    let (used, serial) = (key(&old, 1), serial(&module));
+    assert_eq!(sign(&old, used).unwrap().len(), 64);
+    stage.order(orders);
+    for _ in 0..3 {
+        has_ended(promptly("C_Sign of the old session", || sign(&old, used)));
+    }
+    assert_eq!(code(old.get_session_info()), RvError::SessionHandleInvalid);
+    assert_eq!(stage.pins(), 0, "none was for the new card");
+    new_card_is_public(stage, &module, &serial);
+}
+
+/// The serial number of the token.
+fn serial(module: &Pkcs11) -> String {
+    let slot = module.get_slots_with_token().unwrap().remove(0);
+    module
+        .get_token_info(slot)
+        .unwrap()
+        .serial_number()
+        .to_owned()
+}
+
+/// The new card has another number, nobody is logged in to it, and it serves a session of its own.
+fn new_card_is_public(stage: &Stage, module: &Pkcs11, old_serial: &str) {
+    eventually("the new card", || {
+        module
+            .get_slots_with_token()
+            .is_ok_and(|slots| !slots.is_empty())
+    });
+    assert_ne!(serial(module), old_serial);
+    let pins = stage.pins();
+    let session = stage.session(module);
+    let private = [cryptoki::object::Attribute::Private(true)];
+    assert!(session.find_objects(&private).unwrap().is_empty());
+    log_in(&session);
+    assert_eq!(sign(&session, key(&session, 1)).unwrap().len(), 64);
+    assert_eq!(stage.pins(), pins + 1);
+}
+
+fn the_old_session_logs_nobody_in(stage: &Stage) {
+    let module = stage.module();
+    let old = stage.session(&module);
+    let serial = serial(&module);
+    stage.order(&["service crash", "exchange", "service begin"]);
+    has_ended(promptly("C_Login of the old session", || {
+        old.login(UserType::User, Some(&pin()))
+    }));
+    assert_eq!(stage.pins(), 0);
+    new_card_is_public(stage, &module, &serial);
+}
+
+fn the_old_session_finds_nothing(stage: &Stage) {
+    let module = stage.module();
+    let old = stage.session(&module);
+    let serial = serial(&module);
+    stage.order(&["service crash", "exchange", "service begin"]);
+    has_ended(promptly("C_FindObjectsInit of the old session", || {
+        old.find_objects(&[])
+    }));
+    new_card_is_public(stage, &module, &serial);
+}

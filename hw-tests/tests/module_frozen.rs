@@ -1,0 +1,279 @@
+//! pcscd hangs: the module's end is reached from every state, a call comes back, and life goes on when pcscd does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags},
+    session::UserType,
+};
+use cryptoki_sys::{
+    CK_FLAGS, CK_RV, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
+    CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
+};
+use stage::{
+    HANG, Stage, Way, pin,
+    piv_session::{PivSession, SIGN, is_unreachable},
+    promptly,
+    raw::Raw,
+    with_card,
+};
+
+const THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
+const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
+/// Long enough for a thread to get stuck, on a busy machine too.
+const MOMENT: Duration = Duration::from_millis(500);
+/// A call gives up after about ten seconds; only a hang takes longer than this.
+const GIVES_UP: Duration = Duration::from_secs(40);
+
+/// A pcscd that hangs, until this is dropped.
+struct Frozen<'a>(&'a Stage);
+
+impl<'a> Frozen<'a> {
+    fn new(stage: &'a Stage) -> Self {
+        stage.order(&["service freeze"]);
+        Self(stage)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.order(&["service thaw"]);
+    }
+}
+
+/// Runs `call` on a thread of its own; what it returns comes through the channel.
+fn aside<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (done, result) = mpsc::channel();
+    thread::spawn(move || done.send(call()));
+    result
+}
+
+/// What a call returned that must come back by itself, within `limit`.
+#[track_caller]
+fn comes_back<T>(what: &str, limit: Duration, call: &Receiver<T>) -> T {
+    let start = Instant::now();
+    let result = call.recv_timeout(limit);
+    println!("{what}: {:?}", start.elapsed());
+    result.unwrap_or_else(|_| panic!("{what} did not come back within {limit:?}"))
+}
+
+/// C_Finalize while pcscd hangs, in time.
+#[track_caller]
+fn end(raw: Raw, state: &str) {
+    let ended = aside(move || raw.finalize());
+    let code = comes_back(&format!("C_Finalize, {state}"), HANG, &ended);
+    assert_eq!(code, CKR_OK);
+}
+
+/// The module with `flags`, and a session on it that is logged in.
+fn signer(stage: &'static Stage, flags: CK_FLAGS) -> PivSession<'static> {
+    let module = stage.load();
+    let flags = CInitializeFlags::from_bits_retain(flags);
+    module.initialize(CInitializeArgs::new(flags)).unwrap();
+    let session = stage.session(&module);
+    PivSession::of(stage, module, session)
+}
+
+/// [`with_card`] over pcscd, for a body whose threads may outlive it when it fails.
+fn with_pcscd(body: impl FnOnce(&'static Stage)) {
+    with_card(Way::Pcscd, Plan::piv4(), |stage| {
+        body(Box::leak(Box::new(stage.clone())));
+    });
+}
+
+/// pcscd goes on, and so does this process.
+fn live_on(frozen: Frozen<'_>, raw: Raw, flags: CK_FLAGS) {
+    let stage = frozen.0;
+    drop(frozen);
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    let found = promptly("C_GetSlotList after the thaw", || raw.slot_count(true));
+    assert_eq!((found.0, found.1 > 0), (CKR_OK, true));
+    assert_eq!(raw.finalize(), CKR_OK);
+    let signer = PivSession::new(stage);
+    signer.goes_on();
+    drop(signer);
+    assert_eq!(raw.finalize(), CKR_OK);
+}
+
+fn a_waiter_is_told_of_the_end(flags: CK_FLAGS) {
+    with_pcscd(|stage| {
+        let raw = Raw::load();
+        assert_eq!(raw.initialize(flags), CKR_OK);
+        assert!(raw.slot_count(true).1 > 0);
+        let waiters: Vec<Receiver<CK_RV>> = (0..3).map(|_| aside(move || raw.wait(0).0)).collect();
+        thread::sleep(MOMENT);
+        let frozen = Frozen::new(stage);
+        end(raw, "with waiters");
+        for waiter in waiters {
+            let code = comes_back("C_WaitForSlotEvent", HANG, &waiter);
+            assert_eq!(code, CKR_CRYPTOKI_NOT_INITIALIZED);
+        }
+        live_on(frozen, raw, flags);
+    });
+}
+
+#[test]
+fn waiters_are_told_of_the_end() {
+    a_waiter_is_told_of_the_end(THREADS);
+}
+
+#[test]
+fn waiters_are_told_of_the_end_without_threads() {
+    a_waiter_is_told_of_the_end(NO_THREADS);
+}
+
+/// A signature is stuck, in pcscd or before, and so it is when the end comes.
+fn the_end_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool) {
+    with_pcscd(|stage| {
+        let raw = Raw::load();
+        let signer = signer(stage, flags);
+        let sign = move || (signer.sign(), signer);
+        let (frozen, signature);
+        if is_at_the_card {
+            stage.delay(SIGN, MOMENT);
+            signature = aside(sign);
+            stage.await_delayed();
+            frozen = Frozen::new(stage);
+        } else {
+            frozen = Frozen::new(stage);
+            signature = aside(sign);
+        }
+        thread::sleep(MOMENT);
+        assert!(signature.try_recv().is_err(), "the signature is stuck");
+        end(raw, "with a signature inside");
+        live_on(frozen, raw, flags);
+        let (outcome, _) = comes_back("the signature", HANG, &signature);
+        println!("{outcome:?}");
+    });
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_signature_on_its_way() {
+    the_end_does_not_wait_for_a_signature(THREADS, false);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_signature_on_its_way_without_threads() {
+    the_end_does_not_wait_for_a_signature(NO_THREADS, false);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_signature_at_the_card() {
+    the_end_does_not_wait_for_a_signature(THREADS, true);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_signature_at_the_card_without_threads() {
+    the_end_does_not_wait_for_a_signature(NO_THREADS, true);
+}
+
+fn the_end_does_not_wait_for_the_first_look(flags: CK_FLAGS) {
+    with_pcscd(|stage| {
+        let raw = Raw::load();
+        let frozen = Frozen::new(stage);
+        assert_eq!(raw.initialize(flags), CKR_OK);
+        let look = aside(move || raw.slot_count(true));
+        thread::sleep(MOMENT);
+        assert!(look.try_recv().is_err(), "the first look is stuck");
+        end(raw, "with the first look inside");
+        live_on(frozen, raw, flags);
+        let outcome = comes_back("the first look", HANG, &look);
+        println!("{outcome:?}");
+    });
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_first_look() {
+    the_end_does_not_wait_for_the_first_look(THREADS);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_first_look_without_threads() {
+    the_end_does_not_wait_for_the_first_look(NO_THREADS);
+}
+
+/// A user is logged in, and logging out is not to be had.
+fn the_end_does_not_wait_for_a_logout(flags: CK_FLAGS) {
+    with_pcscd(|stage| {
+        let raw = Raw::load();
+        let signer = signer(stage, flags);
+        let frozen = Frozen::new(stage);
+        end(raw, "with a login");
+        live_on(frozen, raw, flags);
+        drop(signer);
+    });
+}
+
+#[test]
+fn the_end_does_not_wait_for_logging_out() {
+    the_end_does_not_wait_for_a_logout(THREADS);
+}
+
+#[test]
+fn the_end_does_not_wait_for_logging_out_without_threads() {
+    the_end_does_not_wait_for_a_logout(NO_THREADS);
+}
+
+#[test]
+fn a_signature_gives_up_by_itself_and_the_session_goes_on() {
+    with_pcscd(|stage| {
+        let signer = signer(stage, THREADS);
+        let frozen = Frozen::new(stage);
+        let signature = aside(move || (signer.sign(), signer));
+        let (outcome, signer) = comes_back("C_Sign that gives up", GIVES_UP, &signature);
+        is_unreachable(outcome);
+        drop(frozen);
+        signer.goes_on();
+    });
+}
+
+#[test]
+fn a_login_gives_up_by_itself_and_its_pin_is_not_sent_again() {
+    with_pcscd(|stage| {
+        let module = stage.module();
+        let session = stage.session(&module);
+        session.find_objects(&[]).unwrap();
+        let frozen = Frozen::new(stage);
+        let login = aside(move || (session.login(UserType::User, Some(&pin())), session));
+        let (outcome, session) = comes_back("C_Login that gives up", GIVES_UP, &login);
+        is_unreachable(outcome);
+        drop(frozen);
+        session.find_objects(&[]).unwrap();
+        let pins = stage.pins();
+        assert!(pins <= 1, "what pcscd had been given already");
+        PivSession::of(stage, module, session).goes_on();
+        assert!(stage.pins() > pins);
+    });
+}
+
+#[test]
+fn a_pause_of_pcscd_is_waited_for() {
+    with_pcscd(|stage| {
+        let mut signer = signer(stage, THREADS);
+        for _ in 0..2 {
+            let frozen = Frozen::new(stage);
+            let signature = aside(move || (signer.sign(), signer));
+            thread::sleep(Duration::from_secs(2));
+            drop(frozen);
+            let outcome;
+            (outcome, signer) = comes_back("C_Sign", HANG, &signature);
+            assert_eq!(outcome.unwrap().len(), 64);
+            drop(Frozen::new(stage));
+            signer.goes_on();
+        }
+    });
+}

@@ -1,0 +1,253 @@
+//! pcscd dies and comes back: what a session survives, in every state it can be in.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::provision::Plan;
+use cryptoki::{
+    context::Pkcs11,
+    mechanism::{
+        Mechanism,
+        eddsa::{EddsaParams, EddsaSignatureScheme},
+    },
+    session::SessionState,
+};
+use cryptoki_sys::{CKF_OS_LOCKING_OK, CKR_OK};
+use stage::{
+    HANG, Stage, Way, eventually, key, log_in,
+    piv_session::{GET_DATA, HASH, PivSession, SIGN, VERIFY, asks_for_each_pin, is_unreachable},
+    play, promptly,
+    raw::Raw,
+    with_card,
+};
+
+/// Four certificates, their public keys and the private key that needs no PIN; data objects besides.
+const PUBLIC_OBJECTS: usize = 9;
+/// How long a frame is on its way that must not arrive before its service has died.
+const ON_ITS_WAY: Duration = Duration::from_millis(700);
+
+each_way! {
+    [Pcscd over_pcscd, PcscdBySocket over_pcscd_by_socket]
+    {
+        a_session_signs_at_once_after_a_crash: Plan::piv4();
+        a_session_signs_after_a_crash_it_has_seen_pass: Plan::piv4();
+        a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash: Plan::both();
+        a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin: Plan::piv4();
+        a_waiter_is_told_of_events_before_and_after_a_crash: Plan::piv4();
+        a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds: Plan::piv4();
+        a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies: Plan::piv4();
+        a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything: Plan::piv4();
+        the_end_is_reached_when_pcscd_dies_in_it: Plan::piv4();
+    }
+}
+
+fn a_session_signs_at_once_after_a_crash(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    for _ in 0..3 {
+        // The new pcscd takes clients and has not seen its readers' cards yet.
+        stage.order(&["service crash", "service begin"]);
+        signer.goes_on();
+    }
+}
+
+fn a_session_signs_after_a_crash_it_has_seen_pass(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    for _ in 0..2 {
+        stage.order(&["service crash", "service begin", "settle"]);
+        eventually("the token", || has_token(&signer.module));
+        signer.goes_on();
+    }
+}
+
+fn a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    let slots = signer.module.get_slots_with_token().unwrap();
+    let openpgp = signer.module.open_ro_session(slots[1]).unwrap();
+    log_in(&openpgp);
+    let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
+    let forced = key(&openpgp, 1);
+    asks_for_each_pin(stage, &openpgp, &mechanism, forced);
+    stage.order(&["service crash", "service begin"]);
+    signer.asks_for_each_pin();
+    asks_for_each_pin(stage, &openpgp, &mechanism, forced);
+}
+
+fn a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin(stage: &Stage) {
+    let module = stage.module();
+    let session = stage.session(&module);
+    let open = key(&session, 4);
+    session.sign(&Mechanism::Ecdsa, open, &HASH).unwrap();
+    stage.order(&["service crash", "service begin"]);
+    let signature = promptly("the next signature", || {
+        session.sign(&Mechanism::Ecdsa, open, &HASH)
+    });
+    assert_eq!(signature.unwrap().len(), 64);
+    assert_eq!(stage.pins(), 0);
+    stage.order(&["service crash", "service begin"]);
+    let signer = PivSession::of(stage, module, session);
+    assert_eq!(stage.pins(), 1, "the user's own");
+    signer.goes_on();
+}
+
+/// Whether any slot has a token. No answer may take long.
+fn has_token(module: &Pkcs11) -> bool {
+    let start = Instant::now();
+    let slots = module.get_slots_with_token().expect("C_GetSlotList");
+    let all = module.get_all_slots().expect("C_GetSlotList");
+    let infos = all
+        .iter()
+        .map(|slot| module.get_slot_info(*slot).expect("C_GetSlotInfo"));
+    let present = infos
+        .filter(cryptoki::slot::SlotInfo::token_present)
+        .count();
+    assert_eq!(present, slots.len());
+    assert!(start.elapsed() < HANG, "took {:?}", start.elapsed());
+    !slots.is_empty()
+}
+
+#[test]
+fn without_pcscd_tokens_are_absent_and_calls_say_why() {
+    let rule = |stage: &Stage| {
+        let signer = PivSession::new(stage);
+        stage.order(&["service crash"]);
+        eventually("no token", || !has_token(&signer.module));
+        for _ in 0..3 {
+            assert!(!has_token(&signer.module));
+            is_unreachable(promptly("C_Sign without pcscd", || signer.sign()));
+        }
+        stage.order(&["service begin"]);
+        signer.goes_on();
+        assert!(has_token(&signer.module));
+    };
+    if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
+        log.line(&["C_Sign", "pcscd does not run", "docs/pcscd.md"]);
+    }
+}
+
+/// What a thread in C_WaitForSlotEvent is told.
+fn follow_events(raw: Raw) -> mpsc::Receiver<(u64, u64)> {
+    let (told, events) = mpsc::channel();
+    thread::spawn(move || {
+        loop {
+            let (code, slot) = raw.wait(0);
+            if told.send((code, slot)).is_err() || code != CKR_OK {
+                return;
+            }
+        }
+    });
+    events
+}
+
+fn a_waiter_is_told_of_events_before_and_after_a_crash(stage: &Stage) {
+    let raw = Raw::load();
+    assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
+    let (code, slots) = raw.slot_count(false);
+    assert_eq!(code, CKR_OK);
+    let events = follow_events(raw);
+    for _ in 0..2 {
+        stage.order(&["service crash", "service begin", "settle"]);
+        // The readers that left and came back; then silence.
+        while let Ok((code, slot)) = events.recv_timeout(Duration::from_secs(2)) {
+            assert_eq!(code, CKR_OK);
+            assert!(slot < slots, "slot {slot} of {slots}");
+        }
+        for action in ["remove", "insert"] {
+            stage.order(&[action]);
+            let (code, slot) = events.recv_timeout(HANG).expect(action);
+            assert_eq!(code, CKR_OK);
+            assert!(slot < slots, "slot {slot} of {slots}");
+            stage.order(&["settle"]);
+        }
+    }
+    assert_eq!(raw.slot_count(false), (CKR_OK, slots));
+    assert!(raw.slot_count(true).1 > 0);
+    assert_eq!(raw.finalize(), CKR_OK);
+}
+
+fn a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds(stage: &Stage) {
+    let signer = PivSession::new(stage);
+    for _ in 0..2 {
+        let pins = stage.pins();
+        let signature = promptly("a signature whose service dies", || {
+            stage.during(SIGN, ON_ITS_WAY, &["service crash"], || signer.sign())
+        });
+        is_unreachable(signature);
+        assert_eq!(stage.pins(), pins);
+        stage.order(&["service begin"]);
+        signer.goes_on();
+    }
+}
+
+fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(stage: &Stage) {
+    let module = stage.module();
+    let session = stage.session(&module);
+    let login = promptly("a login whose service dies", || {
+        stage.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
+            try_to_log_in(&session)
+        })
+    });
+    is_unreachable(login);
+    stage.order(&["service begin", "settle"]);
+    // The card has something to do, and nobody to send a PIN for.
+    assert!(session.find_objects(&[]).unwrap().len() >= PUBLIC_OBJECTS);
+    let state = session.get_session_info().unwrap().session_state();
+    assert_eq!(state, SessionState::RoPublic);
+    assert_eq!(stage.pins(), 1, "the PIN of the login that failed");
+    PivSession::of(stage, module, session).goes_on();
+}
+
+fn try_to_log_in(session: &cryptoki::session::Session) -> cryptoki::error::Result<()> {
+    session.login(cryptoki::session::UserType::User, Some(&stage::pin()))
+}
+
+fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(stage: &Stage) {
+    let module = stage.module();
+    let session = stage.session(&module);
+    let search = promptly("a search whose service dies", || {
+        stage.during(GET_DATA, ON_ITS_WAY, &["service crash"], || {
+            session.find_objects(&[])
+        })
+    });
+    is_unreachable(search);
+    stage.order(&["service begin"]);
+    let found = promptly("the next search", || session.find_objects(&[]));
+    assert!(found.unwrap().len() >= PUBLIC_OBJECTS);
+    PivSession::of(stage, module, session).goes_on();
+}
+
+fn the_end_is_reached_when_pcscd_dies_in_it(stage: &Stage) {
+    let _signer = PivSession::new(stage);
+    let ended = promptly("C_Finalize whose service dies", || {
+        stage.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
+            Raw::load().finalize()
+        })
+    });
+    assert_eq!(ended, CKR_OK);
+    stage.order(&["service begin", "settle"]);
+    PivSession::new(stage).goes_on();
+}
+
+#[test]
+fn the_end_is_reached_without_pcscd() {
+    with_card(Way::Pcscd, Plan::piv4(), |stage| {
+        let _signer = PivSession::new(stage);
+        stage.order(&["service crash"]);
+        let ended = promptly("C_Finalize without a service", || Raw::load().finalize());
+        assert_eq!(ended, CKR_OK);
+        stage.order(&["service begin", "settle"]);
+        PivSession::new(stage).goes_on();
+    });
+}
