@@ -251,6 +251,27 @@ impl Token {
                 Err(error) => return Err(error.into()),
             }
         }
+        match self.use_key_alone(card, key, command, once, refused) {
+            // pcscd lets a reset through that was asked for before the transaction began.
+            Err(TokenError::Refused { status, .. })
+                if AppletKind::smells_lost(status)
+                    && status != StatusWord::SECURITY_STATUS_NOT_SATISFIED =>
+            {
+                self.use_key_alone(card, key, command, once, None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// One conversation that proves the applet, restores the login and sends the command.
+    fn use_key_alone(
+        &mut self,
+        card: &mut Card,
+        key: &PrivateKey,
+        command: &OwnedCommand,
+        once: Option<&Secret>,
+        refused: Option<StatusWord>,
+    ) -> Result<Secret, TokenError> {
         card.converse(self.applet.kind(), |talk| {
             prove(self.applet.as_mut(), talk)?;
             let unchanged = refused.filter(|_| !talk.was_reselected());

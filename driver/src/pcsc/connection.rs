@@ -1,12 +1,12 @@
 //! A card handle that leaves the card as it is, whatever happens.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use ::pcsc::{Card, Disposition, Error, Protocol, Protocols, ShareMode};
+use ::pcsc::{Card, Context, Disposition, Error, Protocol, Protocols, ShareMode, Status};
 use claviger_apdu::{Atr, Call, ResponseBuffer};
 use zeroize::Zeroize;
 
@@ -48,7 +48,10 @@ impl Connection {
         let until = call.deadline.min(Instant::now() + EXCLUSIVE);
         let mut pauses = Pauses::new(Duration::from_millis(10), Duration::from_millis(160));
         loop {
-            let connect = || context.connect(&name, ShareMode::Shared, PROTOCOLS);
+            let connect = || match context.connect(&name, ShareMode::Shared, PROTOCOLS) {
+                Err(Error::UnpoweredCard) => power_up(context, &name),
+                outcome => outcome,
+            };
             match established.bound(call.deadline, connect) {
                 Ok(card) => {
                     return Ok(Self {
@@ -115,9 +118,34 @@ fn establish(keeper: &Arc<Keeper>, call: Call) -> Result<Established, Error> {
     }
 }
 
-/// Tells libpcsclite that the reset by another was noticed; the card is not reset again.
+/// Connects to a card that another program left without power while a third was connected: pcscd gives it power
+/// for a reset only, and there is no state left to lose.
+fn power_up(context: &Context, name: &CStr) -> Result<Card, Error> {
+    let mut card = context.connect(name, ShareMode::Direct, Protocols::UNDEFINED)?;
+    match card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::ResetCard) {
+        Ok(()) => Ok(card),
+        Err(error) => {
+            let _ = card.disconnect(Disposition::LeaveCard);
+            Err(error)
+        }
+    }
+}
+
+/// Tells libpcsclite that the reset by another was noticed; the card is not reset again, unless it was left without
+/// power.
 pub(super) fn reconnect(card: &mut Card) -> Result<(), Error> {
-    card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::LeaveCard)
+    card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::LeaveCard)?;
+    if has_power(card) {
+        return Ok(());
+    }
+    card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::ResetCard)
+}
+
+/// Whether the card has power; one that cannot be asked is taken to have it.
+pub(super) fn has_power(card: &Card) -> bool {
+    let (mut name, mut atr) = ([0; NAME], [0; ATR]);
+    let status = card.status2(&mut name, &mut atr);
+    status.map_or(true, |status| status.status().contains(Status::POWERED))
 }
 
 /// The card's answer to reset and the protocol it speaks.

@@ -11,13 +11,17 @@ use std::{
 
 use ::pcsc::{Context, Error, Scope};
 
-use super::gate;
+use super::{gate, ping};
 use crate::line::{Line, Lines, Sockets};
 
 /// How every path ends at which pcscd listens.
 const SERVER: &str = "/pcscd.comm";
 /// How long the thread may take to end.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// A call may last as long as a person takes to touch a key; every so often it is looked whether pcscd still answers.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long pcscd may take to answer that.
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long pcscd may take to let go of a context.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -98,6 +102,8 @@ struct Running {
     number: u64,
     on: On,
     until: Instant,
+    /// When it is looked whether pcscd still answers.
+    look: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -212,6 +218,7 @@ impl Keeper {
         state.last = Some(last);
         for call in &mut state.running {
             call.until = call.until.min(last);
+            call.look = call.look.min(last);
         }
         self.shared.changed.notify_one();
     }
@@ -271,9 +278,15 @@ impl Keeper {
         let until = state.last.map_or(until, |last| until.min(last));
         state.last_number += 1;
         let number = state.last_number;
-        state.running.push(Running { number, on, until });
-        if self.may_create_threads && state.looks_at.is_none_or(|at| until < at) {
-            state.looks_at = Some(until);
+        let look = until.min(Instant::now() + LOOK);
+        state.running.push(Running {
+            number,
+            on,
+            until,
+            look,
+        });
+        if self.may_create_threads && state.looks_at.is_none_or(|at| look < at) {
+            state.looks_at = Some(look);
             drop(state);
             self.start_thread();
             self.shared.changed.notify_one();
@@ -344,16 +357,13 @@ fn keep(shared: &Shared) {
     let mut state = shared.state();
     while !state.over || !state.running.is_empty() {
         let now = Instant::now();
-        if let Some(place) = state.running.iter().position(|call| call.until <= now) {
-            let late = state.running.swap_remove(place);
-            state.hangs = true;
+        if state.running.iter().any(|call| call.look <= now) {
             drop(state);
-            tracing::warn!("PC/SC: pcscd has not answered in time; the connection is given up");
-            shared.end(&late.on);
+            look(shared, now);
             state = shared.state();
             continue;
         }
-        state.looks_at = state.running.iter().map(|call| call.until).min();
+        state.looks_at = state.running.iter().map(|call| call.look).min();
         state = match state.looks_at {
             None => shared
                 .changed
@@ -365,5 +375,33 @@ fn keep(shared: &Shared) {
                 woken.unwrap_or_else(PoisonError::into_inner).0
             }
         };
+    }
+}
+
+/// Ends the calls that have overstayed, and those a pcscd that hangs will never answer; others get more time.
+fn look(shared: &Shared, now: Instant) {
+    let is_late = |call: &Running| call.until <= now;
+    let asked = shared
+        .state()
+        .running
+        .iter()
+        .any(|call| !is_late(call) && call.look <= now);
+    let hangs = asked && !ping::answers(&super::watch::socket(), ANSWER);
+    let mut late = Vec::new();
+    let mut state = shared.state();
+    state.running.retain_mut(|call| {
+        let ended = call.look <= now && (hangs || is_late(call));
+        if ended {
+            late.push(call.on.clone());
+        } else if call.look <= now {
+            call.look = call.until.min(now + LOOK);
+        }
+        !ended
+    });
+    state.hangs |= !late.is_empty();
+    drop(state);
+    for on in &late {
+        tracing::warn!("PC/SC: pcscd has not answered in time; the connection is given up");
+        shared.end(on);
     }
 }

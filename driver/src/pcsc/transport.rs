@@ -339,7 +339,12 @@ impl Transmit for Held<'_> {
                 let transaction = &mut self.transaction;
                 let outcome = self.state.bound(|| {
                     let shared = ::pcsc::ShareMode::Shared;
-                    transaction.reconnect(shared, connection::PROTOCOLS, Disposition::LeaveCard)
+                    let (protocols, leave) = (connection::PROTOCOLS, Disposition::LeaveCard);
+                    transaction.reconnect(shared, protocols, leave)?;
+                    if connection::has_power(transaction) {
+                        return Ok(());
+                    }
+                    transaction.reconnect(shared, protocols, Disposition::ResetCard)
                 });
                 self.state.was_reset(outcome, &self.transaction)?;
                 Err(self.state.reset_reported())
