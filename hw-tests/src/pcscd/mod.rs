@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
 use self::port::PortPair;
-use crate::{client, paths};
+use super::{client, paths};
 
 /// The variable libpcsclite takes the socket's path from.
 pub const SOCKET_VARIABLE: &str = "PCSCLITE_CSOCK_NAME";
