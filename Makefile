@@ -1,8 +1,9 @@
-# Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need.
+# Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need,
+# and so does `make sanitize`, for a change to anything with threads.
 
 CARGO ?= cargo
 
-.PHONY: demo test lint module
+.PHONY: demo test lint module sanitize
 
 demo:
 	@scripts/prepare demo
@@ -29,3 +30,7 @@ lint:
 
 module:
 	$(CARGO) build --locked --release -p claviger-pkcs11
+
+sanitize:
+	@scripts/prepare sanitize
+	@scripts/sanitize
