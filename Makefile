@@ -1,9 +1,9 @@
-# Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need.
-# A third for whoever changes the life of the module: `make races`.
+# Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need, and
+# so do two more for whoever changes anything with threads: `make races` and `make sanitize`.
 
 CARGO ?= cargo
 
-.PHONY: demo test races lint module
+.PHONY: demo test races sanitize lint module
 
 demo:
 	@scripts/prepare demo
@@ -27,6 +27,7 @@ test:
 races:
 	@scripts/prepare test
 	@$(MAKE) --no-print-directory module
+	LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --locked --release -p claviger-pkcs11 --test model
 	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test module_races --test module_cycles \
 	-- --nocapture --test-threads=1
 
@@ -37,3 +38,7 @@ lint:
 
 module:
 	$(CARGO) build --locked --release -p claviger-pkcs11
+
+sanitize:
+	@scripts/prepare sanitize
+	@scripts/sanitize

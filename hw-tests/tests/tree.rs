@@ -9,7 +9,14 @@ use std::{
 
 /// A file that is longer holds two nouns.
 const MAX_LINES: usize = 500;
-const CRATES: [&str; 5] = ["apdu", "driver", "token", "pkcs11-abi", "hw-tests"];
+const CRATES: [&str; 6] = [
+    "apdu",
+    "driver",
+    "token",
+    "pkcs11-abi",
+    "hw-tests",
+    "sanitize",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

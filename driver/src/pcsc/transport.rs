@@ -181,7 +181,8 @@ impl State {
             connection::transmit(card, &frame, scratch, response)
         });
         match outcome {
-            Err(Error::ResetCard) => Err(Failed::Reset),
+            // While another resets the card, pcscd forgets the protocol first.
+            Err(Error::ResetCard | Error::ProtoMismatch) => Err(Failed::Reset),
             Err(error) => {
                 let sent = sent(error);
                 let error = self.bound(|| connection::explain(card, error));

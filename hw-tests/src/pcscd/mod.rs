@@ -22,7 +22,7 @@ use std::{
 use tempfile::TempDir;
 
 use self::{activation::Activation, port::PortPair, process::Process};
-use crate::{client, paths};
+use super::{client, paths};
 
 /// The variable libpcsclite takes the socket's path from.
 pub const SOCKET_VARIABLE: &str = "PCSCLITE_CSOCK_NAME";

@@ -10,8 +10,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use super::super::{client, paths};
 use super::PATIENCE;
-use crate::{client, paths};
 
 /// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end, and the script's
 /// comes when the ports are free again. Standard output is the socket to listen at, if there is a `$3`: then pcscd
