@@ -180,9 +180,15 @@ impl<'a> Transaction<'a> {
                 ..error
             })?;
             tracing::trace!(target: "apdu", "< {}", MaskedAnswer(buffer.frame()));
+            // Less than a status word is nothing a card says: it was cut short on the way.
+            let sent = if buffer.frame().len() < 2 {
+                Sent::Maybe
+            } else {
+                Sent::Yes
+            };
             match exchange
                 .receive(buffer.frame())
-                .map_err(|error| broken(command, error, Sent::Yes))?
+                .map_err(|error| broken(command, error, sent))?
             {
                 Step::Send => {}
                 Step::Done(response) => return Ok(response),

@@ -105,11 +105,8 @@ fn a_reader_without_a_card_has_empty_slots() {
 #[test]
 fn an_unknown_card_costs_two_selects_and_is_not_recognised() {
     let unknown = Plan {
-        serial: 1,
         piv: None,
-        openpgp: None,
-        yubi: false,
-        plain: false,
+        ..Plan::piv4()
     };
     for way in BOTH_WAYS {
         with_card(way, unknown.clone(), |stage| {

@@ -10,7 +10,7 @@ use claviger_apdu::TransportErrorKind;
 use claviger_token::{
     AppletKind, Card, MechanismInfo, Object, ObjectId, Template, Token, TokenError, TokenInfo,
 };
-use cryptoki_sys::CK_OBJECT_HANDLE;
+use cryptoki_sys::{CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
     handle,
@@ -348,8 +348,12 @@ impl ReaderCard {
         live.idle_at = None;
         drop(live);
         for applet in applets {
-            if let Err(failure) = self.logout(count, applet) {
-                failure.log("logout at the end");
+            match self.logout(count, applet) {
+                // A card that has left took the login along.
+                Err(failure) if failure.code() != CKR_DEVICE_REMOVED => {
+                    failure.log("logout at the end");
+                }
+                _ => {}
             }
         }
         if let Ok(mut live) = self.live.try_lock() {

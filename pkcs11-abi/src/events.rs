@@ -183,21 +183,19 @@ impl Events {
         Instant::now() < until && !self.is_stopped()
     }
 
-    /// Brings the table up to date. With threads it always is; the first call starts them and waits for their
-    /// first look. Without, every backend is looked at, unless a waiter is watching it already.
+    /// Brings the table up to date. With threads it always is; the first call starts them. Without, every backend
+    /// is looked at, unless somebody does already. The very first look is waited for, whoever takes it.
     pub(crate) fn refresh(&self) {
-        if self.may_create_threads {
-            self.start_threads();
-            self.wait_for_first_look();
+        self.start_threads();
+        // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
+        if self.unwatched.load(Ordering::SeqCst)
+            && let Ok(mut sources) = self.sources.try_lock()
+        {
+            sources
+                .iter_mut()
+                .for_each(|source| source.look(&self.shared));
         }
-        if self.unwatched.load(Ordering::SeqCst) {
-            // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
-            if let Ok(mut sources) = self.sources.try_lock() {
-                sources
-                    .iter_mut()
-                    .for_each(|source| source.look(&self.shared));
-            }
-        }
+        self.wait_for_first_look();
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -231,10 +229,8 @@ impl Events {
 
     fn wait_for_first_look(&self) {
         let Shared { board, unseen, .. } = &*self.shared;
-        let watched = || !self.unwatched.load(Ordering::SeqCst);
         let seen = |_: &SlotTable| unseen.load(Ordering::SeqCst) == 0;
         if unseen.load(Ordering::SeqCst) > 0
-            && watched()
             && !board.wait_until(Instant::now() + LOOK, seen)
             && !self.is_stopped()
         {

@@ -7,6 +7,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
+use claviger_driver::pcsc;
+
 use crate::{life::Home, module::Module};
 
 /// How often this process is a fork of the one that loaded the library.
@@ -18,18 +20,28 @@ struct Marked {
     home: Home<Module>,
 }
 
+extern "C" fn before() {
+    pcsc::before_fork();
+}
+
+extern "C" fn in_parent() {
+    pcsc::after_fork_in_parent();
+}
+
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::SeqCst);
+    pcsc::after_fork_in_child();
 }
 
 /// The home of the module in this process; a fresh one in a child that has not been here yet.
 pub(crate) fn home() -> &'static Home<Module> {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     // No `Once`: a fork while another thread is inside it would leave the child waiting for ever.
-    if !REGISTERED.swap(true, Ordering::SeqCst) {
-        // SAFETY: the handler only adds to an atomic, which is safe in a forked child; the C library drops the
-        // registration when this library is unloaded.
-        let refused = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    if !REGISTERED.load(Ordering::SeqCst) && !REGISTERED.swap(true, Ordering::SeqCst) {
+        // SAFETY: in the child only atomics are written, which is safe there; the C library drops the registration
+        // when this library is unloaded.
+        let refused =
+            unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         if refused != 0 {
             tracing::error!(
                 "fork handler not registered (error {refused}); do not use this module after a fork"

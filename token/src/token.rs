@@ -1,6 +1,9 @@
 //! A token: one applet of one card with its login state. The rules that no applet may forget live here.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use claviger_apdu::{Secret, Sent, StatusWord, TransportError, TransportErrorKind};
 
@@ -16,6 +19,10 @@ use crate::{
     operation::SignOperation,
     piv::Piv,
 };
+
+/// A card that waits for a touch in vain takes longer. One that says sooner that the PIN is missing may have been
+/// logged out by another program, which may have logged in again by the time the PIN's state is asked for.
+const TOUCH: Duration = Duration::from_secs(1);
 
 /// One applet of one card.
 pub struct Token {
@@ -230,10 +237,14 @@ impl Token {
     ) -> Result<Secret, TokenError> {
         let mut refused = None;
         if card.is_selected(self.applet.kind()) {
+            let asked = Instant::now();
             match card.alone(&command.as_apdu()) {
                 Ok(answer) if answer.status.is_ok() => return Ok(answer.data),
                 Ok(answer) if AppletKind::smells_lost(answer.status) => {
-                    refused = Some(answer.status);
+                    refused = Some(answer.status).filter(|status| {
+                        *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
+                            || asked.elapsed() >= TOUCH
+                    });
                 }
                 Ok(answer) => return Err(self.refusal(key, answer.status)),
                 Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}

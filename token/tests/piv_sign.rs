@@ -392,6 +392,8 @@ fn a_touch_not_given_is_told_apart_from_a_missing_login() {
         < 7E 12 4F 0B A000000308000010000100 5F2F 02 4010 9000
         > 00 20 00 80
         < 9000
+        > 00 87 11 9A 26 7C 24 82 00 81 20 000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F 00
+        < 6982
         ]";
     let script = format!("{DISCOVERED} {LOGIN} {} {refused}", key_9a());
     let (mut card, mut token) = discover(&script);

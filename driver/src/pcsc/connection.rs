@@ -83,7 +83,7 @@ impl Drop for Connection {
         };
         let until = Instant::now() + DISCONNECT;
         let disconnect = || card.disconnect(Disposition::LeaveCard);
-        let Err((card, error)) = self.established.bound(until, disconnect) else {
+        let Err((card, error)) = self.established.bound_at_once(until, disconnect) else {
             return;
         };
         match error {

@@ -11,6 +11,7 @@ use std::{
 
 use ::pcsc::{Context, Error, Scope};
 
+use super::gate;
 use crate::line::{Line, Lines, Sockets};
 
 /// How every path ends at which pcscd listens.
@@ -45,6 +46,14 @@ impl Established {
         }
     }
 
+    /// The same for a call that pcscd answers at once; no fork comes in between.
+    pub(super) fn bound_at_once<T>(&self, until: Instant, call: impl FnOnce() -> T) -> T {
+        self.bound(until, || {
+            let _pass = gate::enter();
+            call()
+        })
+    }
+
     /// Whether pcscd, or the connection to it, is gone.
     pub(super) fn is_over(&self) -> bool {
         self.line.as_ref().is_some_and(|line| line.is_over())
@@ -64,7 +73,7 @@ impl Drop for Established {
             line.cut();
         }
         let context = self.context.take();
-        self.bound(Instant::now() + RELEASE, || drop(context));
+        self.bound_at_once(Instant::now() + RELEASE, || drop(context));
         self.keeper.rest();
     }
 }
@@ -158,6 +167,7 @@ impl Keeper {
         let turn = Turn(&self.shared);
         let before = Arc::new(Sockets::to(SERVER));
         let context = self.during(On::New(Arc::clone(&before), purpose), until, || {
+            let _pass = gate::enter();
             Context::establish(Scope::User)
         })?;
         let line = before.newcomer(&self.shared.lines);

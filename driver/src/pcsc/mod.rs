@@ -11,6 +11,7 @@
 mod cancel;
 mod connection;
 mod error;
+mod gate;
 mod keeper;
 mod ping;
 mod session;
@@ -85,4 +86,20 @@ impl Backend for PcscBackend {
             self.keeper.cut();
         }
     }
+}
+
+/// To be called before a fork, in the thread that forks (pthread_atfork): keeps it out of the moments in which
+/// libpcsclite could not be used in the child. Waits a second at most.
+pub fn before_fork() {
+    gate::before_fork();
+}
+
+/// To be called after a fork in the parent.
+pub fn after_fork_in_parent() {
+    gate::after_fork_in_parent();
+}
+
+/// To be called after a fork in the child.
+pub fn after_fork_in_child() {
+    gate::after_fork_in_child();
 }

@@ -69,7 +69,7 @@ impl Session {
             } = self;
             let context = established.context()?;
             let ask = || context.get_status_change(Duration::ZERO, states);
-            match established.bound(until, ask) {
+            match established.bound_at_once(until, ask) {
                 Ok(()) | Err(Error::Timeout) => {
                     self.take_note();
                     return Ok(());
@@ -119,7 +119,7 @@ impl Session {
                 let readers = context.list_readers(&mut names)?;
                 Ok(readers.map(CStr::to_owned).collect())
             };
-            match self.established.bound(until, ask) {
+            match self.established.bound_at_once(until, ask) {
                 Ok(readers) => break readers,
                 Err(Error::NoReadersAvailable) => break Vec::new(),
                 Err(Error::InsufficientBuffer) if room < MAX_NAMES => room *= 2,

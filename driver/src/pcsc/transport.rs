@@ -117,7 +117,8 @@ impl State {
 
     /// Runs a call that pcscd answers by itself.
     fn bound<T>(&self, call: impl FnOnce() -> T) -> T {
-        self.established.bound(Instant::now() + AT_ONCE, call)
+        self.established
+            .bound_at_once(Instant::now() + AT_ONCE, call)
     }
 
     /// The error of `operation`; remembers it when the handle did not survive it.

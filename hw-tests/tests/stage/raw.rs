@@ -13,7 +13,7 @@ use cryptoki_sys::{
     CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_INVALID_HANDLE, CK_RV,
     CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CKF_DONT_BLOCK,
     CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKF_SERIAL_SESSION, CKF_TOKEN_PRESENT,
-    CKR_NO_EVENT, CKR_OK,
+    CKR_BUFFER_TOO_SMALL, CKR_NO_EVENT, CKR_OK,
 };
 use libloading::Library;
 
@@ -151,20 +151,22 @@ impl Raw {
     /// C_GetSlotList: the slots, with a token or in all. A new list, as it is asked for without a buffer first.
     #[track_caller]
     pub fn slots(&self, with_token: bool) -> Vec<CK_SLOT_ID> {
-        let (code, mut count) = self.slot_count(with_token);
-        assert_eq!(code, CKR_OK);
-        let mut slots = vec![CK_SLOT_ID::MAX; usize::try_from(count).unwrap()];
-        let list = slots.as_mut_ptr();
-        let code = ck!(
-            self,
-            C_GetSlotList,
-            u8::from(with_token),
-            list,
-            &raw mut count
-        );
-        assert_eq!(code, CKR_OK);
-        slots.truncate(usize::try_from(count).unwrap());
-        slots
+        loop {
+            let (code, mut count) = self.slot_count(with_token);
+            assert_eq!(code, CKR_OK);
+            let mut slots = vec![CK_SLOT_ID::MAX; usize::try_from(count).unwrap()];
+            let list = slots.as_mut_ptr();
+            let with_token = u8::from(with_token);
+            match ck!(self, C_GetSlotList, with_token, list, &raw mut count) {
+                // A card was put in since.
+                CKR_BUFFER_TOO_SMALL => {}
+                code => {
+                    assert_eq!(code, CKR_OK);
+                    slots.truncate(usize::try_from(count).unwrap());
+                    return slots;
+                }
+            }
+        }
     }
 
     /// C_GetSlotInfo: the code and the flags.

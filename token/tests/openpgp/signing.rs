@@ -215,6 +215,7 @@ fn a_refusal_although_the_pin_is_verified_is_a_missing_touch() {
         format!("> {}\n < 6982 \n", short(SIGN, b"message")),
         Sheet::CURVES.probe(),
         "> 00200081 \n < 9000 \n".to_owned(),
+        format!("> {}\n < 6982 \n", short(SIGN, b"message")),
     ]
     .concat();
     let (mut card, mut token) = logged_in(&Sheet::CURVES, &rest);

@@ -1,0 +1,60 @@
+//! Keeps a fork out of the moments in which libpcsclite holds the lock of the whole process.
+//!
+//! SCardEstablishContext holds it while it talks to pcscd, every other call for an instant at its beginning. A child
+//! that was forked meanwhile has the lock and not the thread that would open it: its first call would wait for
+//! ever. So a fork waits, for a moment, for all calls that pcscd answers at once, and such a call for a fork. A call
+//! that may last (a command, a connection, a wait for events) is not waited for: its own instant remains.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+/// How long a fork waits; a pcscd that hangs must not stop it.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_micros(50);
+
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+static FORKING: AtomicUsize = AtomicUsize::new(0);
+
+/// A call that holds the lock, until dropped.
+pub(super) struct Pass(());
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        INSIDE.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits while somebody forks.
+pub(super) fn enter() -> Pass {
+    loop {
+        INSIDE.fetch_add(1, Ordering::SeqCst);
+        let pass = Pass(());
+        if FORKING.load(Ordering::SeqCst) == 0 {
+            return pass;
+        }
+        drop(pass);
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// To be called before a fork, in the thread that forks.
+pub(super) fn before_fork() {
+    FORKING.fetch_add(1, Ordering::SeqCst);
+    let until = Instant::now() + PATIENCE;
+    while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// To be called after a fork in the parent.
+pub(super) fn after_fork_in_parent() {
+    FORKING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// To be called after a fork in the child, where no other thread is.
+pub(super) fn after_fork_in_child() {
+    INSIDE.store(0, Ordering::SeqCst);
+    FORKING.store(0, Ordering::SeqCst);
+}
