@@ -87,6 +87,16 @@ fn a_power_cycle_forgets_the_pin_and_the_selection() {
 }
 
 #[test]
+fn power_cycles_leave_nothing_in_memory() {
+    let card = card(CardConfig::default());
+    for cycle in 0..300 {
+        card.transmit(&SELECT_PIV);
+        assert_eq!(card.transmit(&VERIFY_PIN), [0x90, 0x00], "cycle {cycle}");
+        card.reset();
+    }
+}
+
+#[test]
 fn a_wrong_pin_costs_a_try_that_a_power_cycle_does_not_give_back() {
     let card = card(CardConfig::default());
     card.transmit(&SELECT_PIV);

@@ -13,6 +13,7 @@ use trussed::{
     platform::{Platform, Syscall},
     serde_extensions::{ExtensionDispatch, ExtensionId, ExtensionImpl},
     service::{Service, ServiceResources},
+    store::Store as _,
     types::{Context, CoreContext},
     virt::{Store, UserInterface},
 };
@@ -37,6 +38,7 @@ pub(super) type Client<'a> = ClientImplementation<'a, SystemCall<'a>, Backends>;
 pub(super) struct SystemCall<'a>(Rc<RefCell<Kernel<'a>>>);
 
 struct Kernel<'a> {
+    store: Store<'a>,
     service: Service<Board<'a>, Backends>,
     endpoints: BTreeMap<&'static str, ServiceEndpoint<'a, Backend, Contexts>>,
 }
@@ -59,6 +61,7 @@ impl<'a> SystemCall<'a> {
         };
         let service = Service::with_dispatch(board, backends);
         Self(Rc::new(RefCell::new(Kernel {
+            store,
             service,
             endpoints: BTreeMap::new(),
         })))
@@ -71,10 +74,16 @@ impl<'a> SystemCall<'a> {
         name: &'static str,
         channel: &'a TrussedChannel,
     ) -> Option<Client<'a>> {
-        let endpoints = &mut self.0.borrow_mut().endpoints;
+        let Kernel {
+            store, endpoints, ..
+        } = &mut *self.0.borrow_mut();
         endpoints.remove(name);
+        let folder = PathBuf::try_from(name).ok()?;
+        if store.vfs().exists(&folder) {
+            store.vfs().remove_dir_all(&folder).ok()?;
+        }
         let (requester, responder) = channel.split()?;
-        let context = CoreContext::new(PathBuf::try_from(name).ok()?);
+        let context = CoreContext::new(folder);
         endpoints.insert(name, ServiceEndpoint::new(responder, context, BACKENDS));
         Some(Client::new(requester, self.clone(), None))
     }
@@ -82,7 +91,9 @@ impl<'a> SystemCall<'a> {
 
 impl Syscall for SystemCall<'_> {
     fn syscall(&mut self) {
-        let Kernel { service, endpoints } = &mut *self.0.borrow_mut();
+        let Kernel {
+            service, endpoints, ..
+        } = &mut *self.0.borrow_mut();
         for endpoint in endpoints.values_mut() {
             service.process(std::slice::from_mut(endpoint));
         }
