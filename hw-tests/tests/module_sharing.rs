@@ -256,7 +256,7 @@ fn is_free() -> bool {
 }
 
 #[test]
-fn an_idle_card_is_let_go_unless_a_user_is_logged_in() {
+fn an_idle_card_is_let_go_after_a_second_and_not_so_soon_while_a_user_is_logged_in() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
         let module = stage.module();
         let session = stage.session(&module);
@@ -266,7 +266,7 @@ fn an_idle_card_is_let_go_unless_a_user_is_logged_in() {
         assert!(is_free(), "a session alone does not hold the card");
         log_in(&session);
         std::thread::sleep(moment);
-        assert!(!is_free(), "the login would be lost");
+        assert!(!is_free(), "a login is worth waiting longer");
         session
             .sign(&Mechanism::Ecdsa, key(&session, 1), &HASH)
             .unwrap();

@@ -24,6 +24,9 @@ use crate::{
 /// logged out by another program, which may have logged in again by the time the PIN's state is asked for.
 const TOUCH: Duration = Duration::from_secs(1);
 
+/// Conversations that one use of a key may take while others reset the card.
+const MAX_TURNS: usize = 4;
+
 /// One applet of one card.
 pub struct Token {
     applet: Box<dyn Applet>,
@@ -251,16 +254,13 @@ impl Token {
                 Err(error) => return Err(error.into()),
             }
         }
-        match self.use_key_alone(card, key, command, once, refused) {
-            // pcscd lets a reset through that was asked for before the transaction began.
-            Err(TokenError::Refused { status, .. })
-                if AppletKind::smells_lost(status)
-                    && status != StatusWord::SECURITY_STATUS_NOT_SATISFIED =>
-            {
-                self.use_key_alone(card, key, command, once, None)
+        for _ in 1..MAX_TURNS {
+            match self.use_key_alone(card, key, command, once, refused.take()) {
+                Err(error) if was_reset_meanwhile(&error) => {}
+                outcome => return outcome,
             }
-            outcome => outcome,
         }
+        self.use_key_alone(card, key, command, once, None)
     }
 
     /// One conversation that proves the applet, restores the login and sends the command.
@@ -363,6 +363,20 @@ impl std::fmt::Debug for Token {
             .field("kind", &self.kind())
             .field("logged_in", &self.is_logged_in())
             .finish_non_exhaustive()
+    }
+}
+
+/// Whether a conversation met a reset that another program had asked for before it began: pcscd lets it through.
+/// The command has not been executed then.
+fn was_reset_meanwhile(error: &TokenError) -> bool {
+    match error {
+        TokenError::Refused { status, .. } => {
+            AppletKind::smells_lost(*status) && *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
+        }
+        TokenError::Transport(error) => {
+            error.kind == TransportErrorKind::CardReset && error.sent == Sent::No
+        }
+        _ => false,
     }
 }
 

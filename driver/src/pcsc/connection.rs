@@ -24,6 +24,8 @@ const NAME: usize = 1024;
 /// Longest answer to reset.
 const ATR: usize = 33;
 
+/// Attempts at a card that is being reset.
+const MAX_UNSETTLED: usize = 8;
 /// How long pcscd may take to let go of a card.
 const DISCONNECT: Duration = Duration::from_secs(2);
 
@@ -134,11 +136,23 @@ fn power_up(context: &Context, name: &CStr) -> Result<Card, Error> {
 /// Tells libpcsclite that the reset by another was noticed; the card is not reset again, unless it was left without
 /// power.
 pub(super) fn reconnect(card: &mut Card) -> Result<(), Error> {
-    card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::LeaveCard)?;
+    settled(|| card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::LeaveCard))?;
     if has_power(card) {
         return Ok(());
     }
     card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::ResetCard)
+}
+
+/// Tries again while another program resets the card: until that is over pcscd has no protocol for it.
+pub(super) fn settled(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    let mut pauses = Pauses::new(Duration::from_millis(2), Duration::from_millis(50));
+    for _ in 0..MAX_UNSETTLED {
+        match attempt() {
+            Err(Error::ProtoMismatch) => std::thread::sleep(pauses.next_pause()),
+            outcome => return outcome,
+        }
+    }
+    attempt()
 }
 
 /// Whether the card has power; one that cannot be asked is taken to have it.

@@ -56,7 +56,10 @@ const fn cure(error: Error) -> &'static str {
         Error::NoService => "; pcscd does not run, or its socket is out of reach (docs/pcscd.md)",
         Error::NotTransacted => "; the reader could not complete the exchange: was the card moved?",
         Error::ServiceStopped => "; libpcsclite and pcscd may be of versions that do not match",
-        Error::UnresponsiveCard | Error::UnpoweredCard => "; the card does not answer its reset",
+        Error::UnresponsiveCard => "; the card does not answer its reset",
+        Error::UnpoweredCard => {
+            "; another program left the card without power, and it could not be powered up"
+        }
         _ => "",
     }
 }

@@ -341,7 +341,7 @@ impl Transmit for Held<'_> {
                 let outcome = self.state.bound(|| {
                     let shared = ::pcsc::ShareMode::Shared;
                     let (protocols, leave) = (connection::PROTOCOLS, Disposition::LeaveCard);
-                    transaction.reconnect(shared, protocols, leave)?;
+                    connection::settled(|| transaction.reconnect(shared, protocols, leave))?;
                     if connection::has_power(transaction) {
                         return Ok(());
                     }
