@@ -17,14 +17,17 @@ pub mod applet;
 pub mod attribute;
 pub mod card;
 pub mod certificate;
+pub mod digest;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod host;
 mod login;
 pub mod mechanism;
 pub mod object;
 pub mod openpgp;
 pub mod operation;
+pub mod padding;
 pub mod piv;
 pub mod token;
 

@@ -7,22 +7,8 @@ use cryptoki_sys::{
     CKM_SHA224_RSA_PKCS, CKM_SHA256_RSA_PKCS, CKM_SHA384_RSA_PKCS, CKM_SHA512_RSA_PKCS,
 };
 
+pub use crate::digest::Hash;
 use crate::{algorithm::KeyAlgorithm, object::Usage};
-
-/// A hash the host computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hash {
-    /// SHA-1.
-    Sha1,
-    /// SHA-224.
-    Sha224,
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
 
 /// How a signature is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
