@@ -18,14 +18,17 @@ pub mod attribute;
 pub mod card;
 pub mod certificate;
 pub mod creation;
+pub mod digest;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod host;
 mod login;
 pub mod mechanism;
 pub mod object;
 pub mod openpgp;
 pub mod operation;
+pub mod padding;
 pub mod piv;
 mod template;
 pub mod token;

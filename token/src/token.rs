@@ -228,7 +228,7 @@ impl Token {
         let answer = self.use_key(card, key, &command, once).map_err(|error| match error {
             // SP 800-73-4 part 2, 3.2.4 and OpenPGP 7.2.11: what cannot be decrypted is bad data.
             TokenError::Refused {
-                status: StatusWord::WRONG_DATA,
+                status: StatusWord::INCORRECT_DATA | StatusWord::NO_PRECISE_DIAGNOSIS,
                 ..
             } if matches!(input, KeyInput::Cryptogram(_)) => TokenError::EncryptedDataInvalid,
             error => error,
