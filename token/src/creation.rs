@@ -212,8 +212,7 @@ fn public_key(values: Attributes) -> Result<Object, TokenError> {
 }
 
 fn read_public_key(values: &Attributes, key_type: CK_ULONG) -> Result<PublicKey, TokenError> {
-    let need =
-        |kind| bytes(values, kind).ok_or_else(|| fault(TemplateFault::Incomplete, kind));
+    let need = |kind| bytes(values, kind).ok_or_else(|| fault(TemplateFault::Incomplete, kind));
     let is_foreign = |kind: &CK_ATTRIBUTE_TYPE| {
         if key_type == CKK_RSA {
             [CKA_EC_PARAMS, CKA_EC_POINT].contains(kind)
@@ -232,10 +231,13 @@ fn read_public_key(values: &Attributes, key_type: CK_ULONG) -> Result<PublicKey,
             .filter(|_| odd(modulus) && odd(exponent))
             .ok_or_else(wrong)?;
         let said = ulong(values, CKA_MODULUS_BITS);
-        let bits = key.attributes().iter().find_map(|(kind, value)| match value {
-            Value::Ulong(bits) if *kind == CKA_MODULUS_BITS => Some(*bits),
-            _ => None,
-        });
+        let bits = key
+            .attributes()
+            .iter()
+            .find_map(|(kind, value)| match value {
+                Value::Ulong(bits) if *kind == CKA_MODULUS_BITS => Some(*bits),
+                _ => None,
+            });
         if said.is_some() && said != bits {
             return Err(fault(TemplateFault::Inconsistent, CKA_MODULUS_BITS));
         }
@@ -362,7 +364,12 @@ impl SecretPlan {
     ///
     /// # Errors
     /// [`TokenError::KeySize`] when its type or CKA_VALUE_LEN wants another length.
-    pub fn finish(self, value: Secret, coming: Coming, logged_in: bool) -> Result<Object, TokenError> {
+    pub fn finish(
+        self,
+        value: Secret,
+        coming: Coming,
+        logged_in: bool,
+    ) -> Result<Object, TokenError> {
         if self.len.is_some_and(|len| len != value.len()) {
             return Err(TokenError::KeySize);
         }
@@ -418,7 +425,10 @@ fn secret_key(
         ]);
     }
     let sheltered = matches!(coming, Coming::Generated(_) | Coming::Derived);
-    let (sensitive, extractable) = (is_true(&object, CKA_SENSITIVE), is_true(&object, CKA_EXTRACTABLE));
+    let (sensitive, extractable) = (
+        is_true(&object, CKA_SENSITIVE),
+        is_true(&object, CKA_EXTRACTABLE),
+    );
     object.set([
         (CKA_ALWAYS_SENSITIVE, (sheltered && sensitive).into()),
         (CKA_NEVER_EXTRACTABLE, (sheltered && !extractable).into()),

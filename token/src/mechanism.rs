@@ -485,8 +485,14 @@ mod tests {
             max: 255,
         }]);
         let info = |kind| *offered.iter().find(|info| info.kind == kind).unwrap();
-        assert_eq!(info(CKM_EDDSA).flags & (CKF_HW | CKF_SIGN), CKF_HW | CKF_SIGN);
-        assert_eq!(info(CKM_RSA_PKCS).flags & (CKF_HW | CKF_SIGN | CKF_DECRYPT), 0);
+        assert_eq!(
+            info(CKM_EDDSA).flags & (CKF_HW | CKF_SIGN),
+            CKF_HW | CKF_SIGN
+        );
+        assert_eq!(
+            info(CKM_RSA_PKCS).flags & (CKF_HW | CKF_SIGN | CKF_DECRYPT),
+            0
+        );
         assert!(offered.iter().all(|info| info.kind != CKM_ECDH1_DERIVE));
         assert_eq!(info(CKM_SHA512).flags, CKF_DIGEST);
     }
@@ -496,7 +502,9 @@ mod tests {
         for (index, mechanism) in MECHANISMS.iter().enumerate() {
             assert!(mechanism.all_functions() != 0, "{mechanism:?}");
             assert_eq!(
-                MECHANISMS.iter().position(|other| other.kind == mechanism.kind),
+                MECHANISMS
+                    .iter()
+                    .position(|other| other.kind == mechanism.kind),
                 Some(index)
             );
         }

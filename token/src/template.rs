@@ -1,19 +1,19 @@
 //! The one table of attributes: which class has which, in what form, and who may set them when.
 
 use cryptoki_sys::{
-    CK_ATTRIBUTE_TYPE, CK_OBJECT_CLASS, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_ALWAYS_SENSITIVE,
-    CKA_APPLICATION, CKA_CERTIFICATE_CATEGORY, CKA_CERTIFICATE_TYPE, CKA_CHECK_VALUE, CKA_CLASS,
-    CKA_COPYABLE, CKA_DECRYPT, CKA_DERIVE, CKA_DESTROYABLE, CKA_EC_PARAMS, CKA_EC_POINT,
-    CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE, CKA_HASH_OF_ISSUER_PUBLIC_KEY,
-    CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER, CKA_JAVA_MIDP_SECURITY_DOMAIN,
-    CKA_KEY_GEN_MECHANISM, CKA_KEY_TYPE, CKA_LABEL, CKA_LOCAL, CKA_MODIFIABLE, CKA_MODULUS,
-    CKA_MODULUS_BITS, CKA_NAME_HASH_ALGORITHM, CKA_NEVER_EXTRACTABLE, CKA_OBJECT_ID, CKA_PRIVATE,
-    CKA_PUBLIC_EXPONENT, CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE, CKA_SERIAL_NUMBER, CKA_SIGN,
-    CKA_SIGN_RECOVER, CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN, CKA_TRUSTED, CKA_UNIQUE_ID,
-    CKA_UNWRAP, CKA_URL, CKA_VALUE, CKA_VALUE_LEN, CKA_VERIFY, CKA_VERIFY_RECOVER, CKA_WRAP,
-    CKA_WRAP_WITH_TRUSTED, CKK_AES, CKK_EC, CKK_EC_EDWARDS, CKK_EC_MONTGOMERY, CKK_GENERIC_SECRET,
-    CKK_RSA, CKO_CERTIFICATE, CKO_DATA, CKO_PUBLIC_KEY, CKO_SECRET_KEY, CKA_ALWAYS_AUTHENTICATE,
-    CKO_PRIVATE_KEY,
+    CK_ATTRIBUTE_TYPE, CK_OBJECT_CLASS, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_ALWAYS_AUTHENTICATE,
+    CKA_ALWAYS_SENSITIVE, CKA_APPLICATION, CKA_CERTIFICATE_CATEGORY, CKA_CERTIFICATE_TYPE,
+    CKA_CHECK_VALUE, CKA_CLASS, CKA_COPYABLE, CKA_DECRYPT, CKA_DERIVE, CKA_DESTROYABLE,
+    CKA_EC_PARAMS, CKA_EC_POINT, CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE,
+    CKA_HASH_OF_ISSUER_PUBLIC_KEY, CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER,
+    CKA_JAVA_MIDP_SECURITY_DOMAIN, CKA_KEY_GEN_MECHANISM, CKA_KEY_TYPE, CKA_LABEL, CKA_LOCAL,
+    CKA_MODIFIABLE, CKA_MODULUS, CKA_MODULUS_BITS, CKA_NAME_HASH_ALGORITHM, CKA_NEVER_EXTRACTABLE,
+    CKA_OBJECT_ID, CKA_PRIVATE, CKA_PUBLIC_EXPONENT, CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE,
+    CKA_SERIAL_NUMBER, CKA_SIGN, CKA_SIGN_RECOVER, CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN,
+    CKA_TRUSTED, CKA_UNIQUE_ID, CKA_UNWRAP, CKA_URL, CKA_VALUE, CKA_VALUE_LEN, CKA_VERIFY,
+    CKA_VERIFY_RECOVER, CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKK_AES, CKK_EC, CKK_EC_EDWARDS,
+    CKK_EC_MONTGOMERY, CKK_GENERIC_SECRET, CKK_RSA, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY,
+    CKO_PUBLIC_KEY, CKO_SECRET_KEY,
 };
 
 use crate::{
@@ -90,21 +90,66 @@ const ATTRIBUTES: &[Row] = &[
     row(CKA_APPLICATION, Form::Bytes, DATA, Setting::Always),
     row(CKA_OBJECT_ID, Form::Bytes, DATA, Setting::Always),
     row(CKA_VALUE, Form::Bytes, DATA, Setting::Always),
-    row(CKA_CERTIFICATE_TYPE, Form::Ulong, CERTIFICATE, Setting::Must),
+    row(
+        CKA_CERTIFICATE_TYPE,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Must,
+    ),
     row(CKA_VALUE, Form::Bytes, CERTIFICATE, Setting::Must),
     row(CKA_SUBJECT, Form::Bytes, CERTIFICATE, Setting::Must),
     row(CKA_ID, Form::Bytes, CERTIFICATE, Setting::Always),
     row(CKA_ISSUER, Form::Bytes, CERTIFICATE, Setting::Always),
     row(CKA_SERIAL_NUMBER, Form::Bytes, CERTIFICATE, Setting::Always),
-    row(CKA_CERTIFICATE_CATEGORY, Form::Ulong, CERTIFICATE, Setting::Once),
-    row(CKA_JAVA_MIDP_SECURITY_DOMAIN, Form::Ulong, CERTIFICATE, Setting::Once),
-    row(CKA_NAME_HASH_ALGORITHM, Form::Ulong, CERTIFICATE, Setting::Once),
+    row(
+        CKA_CERTIFICATE_CATEGORY,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_JAVA_MIDP_SECURITY_DOMAIN,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_NAME_HASH_ALGORITHM,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Once,
+    ),
     row(CKA_URL, Form::Bytes, CERTIFICATE, Setting::Once),
-    row(CKA_HASH_OF_SUBJECT_PUBLIC_KEY, Form::Bytes, CERTIFICATE, Setting::Once),
-    row(CKA_HASH_OF_ISSUER_PUBLIC_KEY, Form::Bytes, CERTIFICATE, Setting::Once),
-    row(CKA_CHECK_VALUE, Form::Bytes, CERTIFICATE | SECRET, Setting::Once),
-    row(CKA_TRUSTED, Form::Bool, CERTIFICATE | PUBLIC | SECRET, Setting::Never),
-    row(CKA_PUBLIC_KEY_INFO, Form::Bytes, CERTIFICATE | PUBLIC | PRIVATE, Setting::Once),
+    row(
+        CKA_HASH_OF_SUBJECT_PUBLIC_KEY,
+        Form::Bytes,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_HASH_OF_ISSUER_PUBLIC_KEY,
+        Form::Bytes,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_CHECK_VALUE,
+        Form::Bytes,
+        CERTIFICATE | SECRET,
+        Setting::Once,
+    ),
+    row(
+        CKA_TRUSTED,
+        Form::Bool,
+        CERTIFICATE | PUBLIC | SECRET,
+        Setting::Never,
+    ),
+    row(
+        CKA_PUBLIC_KEY_INFO,
+        Form::Bytes,
+        CERTIFICATE | PUBLIC | PRIVATE,
+        Setting::Once,
+    ),
     row(CKA_START_DATE, Form::Date, CERTIFICATE, Setting::Once),
     row(CKA_END_DATE, Form::Date, CERTIFICATE, Setting::Once),
     row(CKA_KEY_TYPE, Form::Ulong, KEYS, Setting::Must),
@@ -114,7 +159,12 @@ const ATTRIBUTES: &[Row] = &[
     row(CKA_DERIVE, Form::Bool, KEYS, Setting::Always),
     row(CKA_LOCAL, Form::Bool, KEYS, Setting::Never),
     row(CKA_KEY_GEN_MECHANISM, Form::Ulong, KEYS, Setting::Never),
-    row(CKA_ALLOWED_MECHANISMS, Form::Mechanisms, KEYS, Setting::Once),
+    row(
+        CKA_ALLOWED_MECHANISMS,
+        Form::Mechanisms,
+        KEYS,
+        Setting::Once,
+    ),
     row(CKA_SUBJECT, Form::Bytes, PUBLIC | PRIVATE, Setting::Always),
     row(CKA_ENCRYPT, Form::Bool, PUBLIC | SECRET, Setting::Always),
     row(CKA_VERIFY, Form::Bool, PUBLIC | SECRET, Setting::Always),
@@ -125,10 +175,30 @@ const ATTRIBUTES: &[Row] = &[
     row(CKA_SIGN_RECOVER, Form::Bool, PRIVATE, Setting::Always),
     row(CKA_UNWRAP, Form::Bool, SECRET | PRIVATE, Setting::Always),
     row(CKA_SENSITIVE, Form::Bool, SECRET | PRIVATE, Setting::Rises),
-    row(CKA_EXTRACTABLE, Form::Bool, SECRET | PRIVATE, Setting::Falls),
-    row(CKA_WRAP_WITH_TRUSTED, Form::Bool, SECRET | PRIVATE, Setting::Rises),
-    row(CKA_ALWAYS_SENSITIVE, Form::Bool, SECRET | PRIVATE, Setting::Never),
-    row(CKA_NEVER_EXTRACTABLE, Form::Bool, SECRET | PRIVATE, Setting::Never),
+    row(
+        CKA_EXTRACTABLE,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Falls,
+    ),
+    row(
+        CKA_WRAP_WITH_TRUSTED,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Rises,
+    ),
+    row(
+        CKA_ALWAYS_SENSITIVE,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Never,
+    ),
+    row(
+        CKA_NEVER_EXTRACTABLE,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Never,
+    ),
     row(CKA_ALWAYS_AUTHENTICATE, Form::Bool, PRIVATE, Setting::Once),
     row(CKA_VALUE, Form::Secret, SECRET, Setting::Once),
     row(CKA_VALUE_LEN, Form::Ulong, SECRET, Setting::Once),
@@ -288,9 +358,18 @@ mod tests {
         use TemplateFault::{Inconsistent, ReadOnly, TypeInvalid, ValueInvalid};
         assert_eq!(faulty(&one(CKA_TOKEN, &[2]), CKO_DATA), ValueInvalid);
         assert_eq!(faulty(&one(CKA_TOKEN, &[]), CKO_DATA), ValueInvalid);
-        assert_eq!(faulty(&one(CKA_KEY_TYPE, &[0; 4]), CKO_SECRET_KEY), ValueInvalid);
-        assert_eq!(faulty(&one(CKA_START_DATE, b"2026"), CKO_SECRET_KEY), ValueInvalid);
-        assert_eq!(faulty(&one(CKA_ALLOWED_MECHANISMS, &[0; 9]), CKO_SECRET_KEY), ValueInvalid);
+        assert_eq!(
+            faulty(&one(CKA_KEY_TYPE, &[0; 4]), CKO_SECRET_KEY),
+            ValueInvalid
+        );
+        assert_eq!(
+            faulty(&one(CKA_START_DATE, b"2026"), CKO_SECRET_KEY),
+            ValueInvalid
+        );
+        assert_eq!(
+            faulty(&one(CKA_ALLOWED_MECHANISMS, &[0; 9]), CKO_SECRET_KEY),
+            ValueInvalid
+        );
         assert_eq!(faulty(&one(CKA_MODULUS, &[1]), CKO_DATA), TypeInvalid);
         assert_eq!(faulty(&one(0x8000_0001, &[1]), CKO_DATA), TypeInvalid);
         assert_eq!(faulty(&one(CKA_LOCAL, &[1]), CKO_SECRET_KEY), ReadOnly);

@@ -16,7 +16,7 @@ use crate::{
     mechanism::MechanismInfo,
     object::{Object, PinRule, PrivateKey},
     openpgp::OpenPgp,
-    operation::SignOperation,
+    operation::{DecryptOperation, KeyInput, SignOperation},
     piv::Piv,
 };
 
@@ -225,14 +225,16 @@ impl Token {
                 operation: self.applet.key_name(key),
             });
         }
-        let answer = self.use_key(card, key, &command, once).map_err(|error| match error {
-            // SP 800-73-4 part 2, 3.2.4 and OpenPGP 7.2.11: what cannot be decrypted is bad data.
-            TokenError::Refused {
-                status: StatusWord::INCORRECT_DATA | StatusWord::NO_PRECISE_DIAGNOSIS,
-                ..
-            } if matches!(input, KeyInput::Cryptogram(_)) => TokenError::EncryptedDataInvalid,
-            error => error,
-        })?;
+        let answer = self
+            .use_key(card, key, &command, once)
+            .map_err(|error| match error {
+                // SP 800-73-4 part 2, 3.2.4 and OpenPGP 7.2.11: what cannot be decrypted is bad data.
+                TokenError::Refused {
+                    status: StatusWord::INCORRECT_DATA | StatusWord::NO_PRECISE_DIAGNOSIS,
+                    ..
+                } if matches!(input, KeyInput::Cryptogram(_)) => TokenError::EncryptedDataInvalid,
+                error => error,
+            })?;
         self.applet.output(key, input, &answer)
     }
 

@@ -287,7 +287,10 @@ pub(super) fn output(
 ) -> Result<Secret, TokenError> {
     let malformed = |expected: usize| {
         let len = answer.len();
-        TokenError::malformed("OpenPGP PSO: DECIPHER", format!("{len} bytes; {expected} expected"))
+        TokenError::malformed(
+            "OpenPGP PSO: DECIPHER",
+            format!("{len} bytes; {expected} expected"),
+        )
     };
     match (algorithm, input) {
         (KeyAlgorithm::Rsa { .. }, KeyInput::Cryptogram(_)) => {

@@ -45,7 +45,9 @@ impl Stream {
     /// The most that all of `len` bytes can become.
     fn single_len(&self, len: usize) -> usize {
         match (&self.mode, self.direction) {
-            (Mode::CbcPad { .. }, Direction::Encrypt) => (len / 16).saturating_add(1).saturating_mul(16),
+            (Mode::CbcPad { .. }, Direction::Encrypt) => {
+                (len / 16).saturating_add(1).saturating_mul(16)
+            }
             (Mode::Gcm { tag_bits, .. }, Direction::Encrypt) => len.saturating_add(tag_bits / 8),
             (Mode::Gcm { tag_bits, .. }, Direction::Decrypt) => len.saturating_sub(tag_bits / 8),
             _ => len,
@@ -117,7 +119,11 @@ struct OaepParameter {
 }
 
 impl OaepParameter {
-    fn new(mechanism: Mechanism, parameter: &Parameter, key_len: usize) -> Result<Self, TokenError> {
+    fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        key_len: usize,
+    ) -> Result<Self, TokenError> {
         let bad = || bad_parameter(mechanism);
         let Parameter::Oaep(hash, mgf, label) = parameter else {
             return Err(bad());
@@ -150,7 +156,11 @@ enum RsaPadding {
 }
 
 impl RsaPadding {
-    fn new(mechanism: Mechanism, parameter: &Parameter, key_len: usize) -> Result<Self, TokenError> {
+    fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        key_len: usize,
+    ) -> Result<Self, TokenError> {
         match mechanism.scheme {
             Scheme::RsaOaep => OaepParameter::new(mechanism, parameter, key_len).map(Self::Oaep),
             Scheme::RsaPkcs1 => expect_none(mechanism, parameter).map(|()| Self::Pkcs1),
@@ -218,7 +228,11 @@ impl EncryptOperation {
             Key::Public(key) => {
                 let len = key.algorithm().signature_len();
                 let padding = RsaPadding::new(mechanism, parameter, len)?;
-                Ok(Self(Encrypting::Rsa(key.clone(), padding, Secret::default())))
+                Ok(Self(Encrypting::Rsa(
+                    key.clone(),
+                    padding,
+                    Secret::default(),
+                )))
             }
             Key::Secret(key) => {
                 let stream = Stream::new(mechanism, parameter, key, Direction::Encrypt)?;
@@ -244,7 +258,9 @@ impl EncryptOperation {
     pub fn single(&self, data: &[u8]) -> Result<Secret, TokenError> {
         match &self.0 {
             Encrypting::Rsa(key, padding, _) => encrypt_rsa(key, padding, data),
-            Encrypting::Secret(stream) => stream.single(data).map_err(|fault| encrypting(fault, data.len())),
+            Encrypting::Secret(stream) => stream
+                .single(data)
+                .map_err(|fault| encrypting(fault, data.len())),
         }
     }
 
@@ -263,10 +279,10 @@ impl EncryptOperation {
     /// [`TokenError::DataLength`].
     pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
         match &mut self.0 {
-            Encrypting::Rsa(_, _, message) => {
-                collect(message, part).map(|()| Secret::default())
-            }
-            Encrypting::Secret(stream) => stream.update(part).map_err(|fault| encrypting(fault, part.len())),
+            Encrypting::Rsa(_, _, message) => collect(message, part).map(|()| Secret::default()),
+            Encrypting::Secret(stream) => stream
+                .update(part)
+                .map_err(|fault| encrypting(fault, part.len())),
         }
     }
 
@@ -316,7 +332,10 @@ fn encrypt_rsa(key: &PublicKey, padding: &RsaPadding, data: &[u8]) -> Result<Sec
 
 const fn encrypting(fault: CipherError, len: usize) -> TokenError {
     match fault {
-        CipherError::Length | CipherError::TooLong => TokenError::DataLength { len, max: len / 16 * 16 },
+        CipherError::Length | CipherError::TooLong => TokenError::DataLength {
+            len,
+            max: len / 16 * 16,
+        },
         CipherError::Padding | CipherError::Tag => TokenError::DataInvalid,
     }
 }
@@ -409,9 +428,7 @@ impl DecryptOperation {
     #[must_use]
     pub fn single_len(&self, len: usize) -> usize {
         match &self.way {
-            Decrypting::Card { key, padding, .. } => {
-                padding.max_len(key.algorithm.signature_len())
-            }
+            Decrypting::Card { key, padding, .. } => padding.max_len(key.algorithm.signature_len()),
             Decrypting::Secret(stream) => stream.single_len(len),
         }
     }
@@ -490,7 +507,10 @@ impl DecryptOperation {
     /// [`TokenError::EncryptedDataLength`] unless it is as long as the modulus.
     pub fn input(&self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
         let Decrypting::Card {
-            key, cryptogram, modulus, ..
+            key,
+            cryptogram,
+            modulus,
+            ..
         } = &self.way
         else {
             return Ok(None);
@@ -527,7 +547,7 @@ impl DecryptOperation {
         match padding {
             RsaPadding::None => Ok(output),
             RsaPadding::Pkcs1 => {
-                let rejection = Rejection::new(modulus, cryptogram.expose());
+                let rejection = Rejection::new(modulus, cryptogram.expose())?;
                 Ok(padding::pkcs1_decrypt(&output, &rejection))
             }
             RsaPadding::Oaep(oaep) => padding::oaep_decrypt(&output, &oaep.as_oaep())

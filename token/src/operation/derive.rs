@@ -2,14 +2,12 @@
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{
-    CK_ULONG, CKA_DERIVE, CKA_EXTRACTABLE, CKA_UNWRAP, CKA_WRAP, CKA_WRAP_WITH_TRUSTED,
-    CKD_NULL, CKD_SHA1_KDF, CKD_SHA224_KDF, CKD_SHA256_KDF, CKD_SHA384_KDF, CKD_SHA512_KDF,
-    CKF_DERIVE, CKF_UNWRAP, CKF_WRAP,
+    CK_ULONG, CKA_DERIVE, CKA_EXTRACTABLE, CKA_UNWRAP, CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKD_NULL,
+    CKD_SHA1_KDF, CKD_SHA224_KDF, CKD_SHA256_KDF, CKD_SHA384_KDF, CKD_SHA512_KDF, CKF_DERIVE,
+    CKF_UNWRAP, CKF_WRAP,
 };
 
-use super::{
-    DecryptOperation, EncryptOperation, KeyInput, bad_parameter, begin, cipher::Purpose,
-};
+use super::{DecryptOperation, EncryptOperation, KeyInput, bad_parameter, begin, cipher::Purpose};
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
     attribute::Value,
@@ -72,10 +70,8 @@ impl Derivation {
     /// How long a key of it is when the template does not say.
     #[must_use]
     pub fn natural_len(&self) -> usize {
-        self.kdf.map_or_else(
-            || agreed_len(self.key.algorithm),
-            Hash::len,
-        )
+        self.kdf
+            .map_or_else(|| agreed_len(self.key.algorithm), Hash::len)
     }
 
     /// The key of `len` bytes in the shared secret `z`: its leading bytes, or what the function makes of it.
@@ -157,10 +153,12 @@ pub fn wrap_key(
         return key_wrap::wrap(wrap, &kek.value, value).ok_or(TokenError::KeySize);
     }
     let operation = EncryptOperation::new(mechanism, parameter, wrapping, Purpose::Key)?;
-    operation.single(value.expose()).map_err(|error| match error {
-        TokenError::DataLength { .. } => TokenError::KeySize,
-        error => error,
-    })
+    operation
+        .single(value.expose())
+        .map_err(|error| match error {
+            TokenError::DataLength { .. } => TokenError::KeySize,
+            error => error,
+        })
 }
 
 /// A key being unwrapped: by the host at once, or by a key of the card.
@@ -203,11 +201,7 @@ pub fn unwrap_key(
 }
 
 /// The standard's initial value is the only one; naming it is allowed (PKCS #11 3.1, 6.13.12).
-fn key_wrap(
-    mechanism: Mechanism,
-    parameter: &Parameter,
-    padded: bool,
-) -> Result<Wrap, TokenError> {
+fn key_wrap(mechanism: Mechanism, parameter: &Parameter, padded: bool) -> Result<Wrap, TokenError> {
     let standard: &[u8] = if padded {
         &[0xA6, 0x59, 0x59, 0xA6]
     } else {

@@ -128,9 +128,7 @@ impl VerifyOperation {
         let Way::Public(key, ..) = &self.way else {
             return Err(TokenError::SignatureInvalid);
         };
-        let block = key
-            .rsa_raw(signature)
-            .ok_or(TokenError::SignatureInvalid)?;
+        let block = key.rsa_raw(signature).ok_or(TokenError::SignatureInvalid)?;
         match self.mechanism.scheme {
             Scheme::RsaPkcs1 => padding::pkcs1_recover(&block)
                 .map(<[u8]>::to_vec)
@@ -146,9 +144,7 @@ fn salt(
     key: &PublicKey,
 ) -> Result<Option<Pss>, TokenError> {
     match (mechanism.scheme, key.algorithm()) {
-        (Scheme::RsaPss, KeyAlgorithm::Rsa { bits }) => {
-            pss(mechanism, parameter, bits).map(Some)
-        }
+        (Scheme::RsaPss, KeyAlgorithm::Rsa { bits }) => pss(mechanism, parameter, bits).map(Some),
         (Scheme::EdDsa, _) => pure_eddsa(mechanism, parameter).map(|()| None),
         _ => expect_none(mechanism, parameter).map(|()| None),
     }

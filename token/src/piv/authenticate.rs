@@ -149,7 +149,10 @@ pub(super) fn fuzz(bytes: &[u8]) {
         KeyAlgorithm::Ed25519,
         KeyAlgorithm::X25519,
     ] {
-        for input in [KeyInput::Hash(Secret::default()), KeyInput::Point(Secret::default())] {
+        for input in [
+            KeyInput::Hash(Secret::default()),
+            KeyInput::Point(Secret::default()),
+        ] {
             let Ok(output) = output(algorithm, &input, bytes) else {
                 continue;
             };
@@ -236,8 +239,8 @@ mod tests {
     #[test]
     fn an_rsa_block_is_exactly_as_long_as_the_modulus() {
         let t = KeyInput::Pkcs1(Secret::new(vec![0x55; 51]));
-        let command = command(&key(RSA), &t).unwrap();
-        let data = command.data.expose();
+        let made = command(&key(RSA), &t).unwrap();
+        let data = made.data.expose();
         assert_eq!(data.len(), 266);
         let start = [0x7C, 0x82, 0x01, 0x06, 0x82, 0x00, 0x81, 0x82, 0x01, 0x00];
         assert_eq!(data[..10], start);

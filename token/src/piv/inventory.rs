@@ -108,7 +108,11 @@ impl Inventory {
 
     /// Whether a key of this algorithm is known.
     pub(super) fn has_key(&self, algorithm: KeyAlgorithm) -> bool {
-        let is = |object: &Object| object.private_key().is_some_and(|key| key.algorithm == algorithm);
+        let is = |object: &Object| {
+            object
+                .private_key()
+                .is_some_and(|key| key.algorithm == algorithm)
+        };
         self.objects.values().any(|object| is(object))
     }
 
