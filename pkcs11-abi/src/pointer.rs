@@ -193,6 +193,24 @@ pub(crate) fn mechanism_parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, F
     Ok(parameter.bytes(mechanism.ulParameterLen)?.to_vec())
 }
 
+/// The parameter of a mechanism as the one structure it must be; `None` for another size or null.
+pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
+    if usize::try_from(mechanism.ulParameterLen) != Ok(size_of::<T>()) {
+        return None;
+    }
+    // SAFETY: as in `mechanism_parameter`; as many bytes as the structure has.
+    unsafe { In::new(mechanism.pParameter.cast::<T>().cast_const()) }
+        .get()
+        .ok()
+}
+
+/// Bytes that a parameter's structure points to; `None` for null with a length.
+pub(crate) fn nested_bytes(pointer: *mut u8, len: CK_ULONG) -> Option<Vec<u8>> {
+    // SAFETY: pointer and length were read from a structure of the caller, who promises them.
+    let bytes = unsafe { In::new(pointer.cast_const()) };
+    Some(bytes.bytes(len).ok()?.to_vec())
+}
+
 /// Where the value of one attribute goes.
 pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Out<'call, u8> {
     // SAFETY: as in `attribute_bytes`; the room is compared with `ulValueLen` before it is used.
