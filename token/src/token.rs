@@ -112,7 +112,8 @@ impl Token {
         }
         let found =
             |object: &Arc<Object>| (logged_in || !object.is_private()) && object.matches(template);
-        Some(self.applet.objects().into_iter().filter(found).collect())
+        let objects = self.applet.objects().into_iter();
+        Some(objects.chain(profiles()).filter(found).collect())
     }
 
     /// The objects that match `template` and may be seen now. Reads from the card what could match and is
@@ -407,6 +408,20 @@ impl std::fmt::Debug for Token {
             .field("logged_in", &self.is_logged_in())
             .finish_non_exhaustive()
     }
+}
+
+/// The profiles every token of ours conforms to (PKCS #11 Profiles 3.2, 3 to 6).
+fn profiles() -> impl Iterator<Item = Arc<Object>> {
+    static PROFILES: LazyLock<[Arc<Object>; 4]> = LazyLock::new(|| {
+        [
+            CKP_BASELINE_PROVIDER,
+            CKP_EXTENDED_PROVIDER,
+            CKP_AUTHENTICATION_TOKEN,
+            CKP_PUBLIC_CERTIFICATES_TOKEN,
+        ]
+        .map(|profile| Arc::new(object::profile(profile)))
+    });
+    PROFILES.iter().cloned()
 }
 
 /// Whether a conversation met a reset that another program had asked for before it began: pcscd lets it through.
