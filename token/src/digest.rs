@@ -53,7 +53,7 @@ const fn facts(
     }
 }
 
-/// Most blocks a restored state may have hashed: what it hashes further overflows no count of bits.
+/// Fewer blocks than this a restored state may have hashed: what it hashes further overflows no count of bits.
 const MAX_BLOCKS: u64 = 1 << 48;
 
 impl Hash {
@@ -248,7 +248,7 @@ fn is_sane(hash: Hash, state: &[u8]) -> bool {
         .get(at..at + width)
         .and_then(|count| count.split_first_chunk())
         .is_some_and(|(low, high)| {
-            u64::from_le_bytes(*low) <= MAX_BLOCKS && high.iter().all(|byte| *byte == 0)
+            u64::from_le_bytes(*low) < MAX_BLOCKS && high.iter().all(|byte| *byte == 0)
         })
 }
 
