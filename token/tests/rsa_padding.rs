@@ -67,7 +67,7 @@ impl Peer {
 
     fn new(p: &[u8], q: &[u8]) -> Self {
         let number = BoxedUint::from_be_slice_vartime;
-        let primes = vec![number(p), number(q)];
+        let primes = [number(p), number(q)];
         let private =
             PrivateKey::from_p_q(primes[0].clone(), primes[1].clone(), number(&[1, 0, 1]));
         let private = private.unwrap();
@@ -327,7 +327,7 @@ fn encryption_of_pkcs1_v1_5_agrees() {
                     .all(|byte| *byte != 0)
             );
             let ours = key.public.rsa_raw(block.expose()).unwrap();
-            let decrypted = key.private.decrypt(rsa::Pkcs1v15Encrypt::default(), &ours);
+            let decrypted = key.private.decrypt(rsa::Pkcs1v15Encrypt, &ours);
             assert_eq!(decrypted.as_ref(), Ok(&message));
             let theirs = key.private.as_ref().pkcs1v15_encrypt(&message).unwrap();
             let rejection = Rejection::new(&[0xC1], &theirs).unwrap();

@@ -203,23 +203,26 @@ fn separator(block: &[u8]) -> (Choice, u32) {
     (good, from)
 }
 
-/// A block as decrypted: it always has a message, the same each time, and its own when it is a good one.
+/// A block as decrypted: it always has a message, the same each time, and its own when it is a good one. Whether it
+/// is.
 #[doc(hidden)]
-pub fn fuzz(bytes: &[u8]) {
+pub fn fuzz(bytes: &[u8]) -> bool {
     let block = Secret::copy_from(bytes);
     let rejection = Rejection::under(&Secret::copy_from(b"of a fuzzer"), &[0xC1; 64], bytes);
     let message = pkcs1_decrypt(&block, &rejection);
     assert!(message.len() <= bytes.len().saturating_sub(OVERHEAD));
     assert_eq!(pkcs1_decrypt(&block, &rejection).expose(), message.expose());
     let padding = bytes.iter().skip(2).take_while(|byte| **byte != 0).count();
-    let own = bytes.get(3 + padding..);
-    if let Some(own) = own.filter(|_| bytes.starts_with(&[0, 2]) && padding >= 8) {
+    let good = bytes.starts_with(&[0, 2]) && padding >= 8;
+    let own = bytes.get(3 + padding..).filter(|_| good);
+    if let Some(own) = own {
         assert_eq!(message.expose(), own);
     }
     if let Some(t) = pkcs1_recover(bytes) {
         let again = pkcs1_sign(t, bytes.len());
         assert_eq!(again.as_ref().map(Secret::expose), Some(bytes));
     }
+    own.is_some()
 }
 
 #[cfg(test)]
