@@ -1,18 +1,20 @@
 //! Failures and the one place where they become a CK_RV.
 
 use claviger_apdu::TransportErrorKind;
-use claviger_token::TokenError;
+use claviger_token::{TokenError, algorithm::KeyAlgorithm};
 use cryptoki_sys::{
     CK_RV, CKR_ARGUMENTS_BAD, CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID,
-    CKR_BUFFER_TOO_SMALL, CKR_CANT_LOCK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
-    CKR_CRYPTOKI_NOT_INITIALIZED, CKR_DATA_LEN_RANGE, CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED,
+    CKR_ATTRIBUTE_VALUE_INVALID, CKR_BUFFER_TOO_SMALL, CKR_CANT_LOCK,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_CURVE_NOT_SUPPORTED,
+    CKR_DATA_LEN_RANGE, CKR_DEVICE_ERROR, CKR_DEVICE_MEMORY, CKR_DEVICE_REMOVED,
     CKR_FUNCTION_CANCELED, CKR_FUNCTION_NOT_PARALLEL, CKR_FUNCTION_NOT_SUPPORTED,
     CKR_FUNCTION_REJECTED, CKR_GENERAL_ERROR, CKR_KEY_FUNCTION_NOT_PERMITTED,
-    CKR_KEY_HANDLE_INVALID, CKR_KEY_TYPE_INCONSISTENT, CKR_MECHANISM_INVALID,
+    CKR_KEY_HANDLE_INVALID, CKR_KEY_SIZE_RANGE, CKR_KEY_TYPE_INCONSISTENT, CKR_MECHANISM_INVALID,
     CKR_MECHANISM_PARAM_INVALID, CKR_NO_EVENT, CKR_OBJECT_HANDLE_INVALID, CKR_OPERATION_ACTIVE,
-    CKR_OPERATION_NOT_INITIALIZED, CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_RANDOM_NO_RNG,
-    CKR_SESSION_HANDLE_INVALID, CKR_SESSION_PARALLEL_NOT_SUPPORTED, CKR_SLOT_ID_INVALID,
-    CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED, CKR_USER_ALREADY_LOGGED_IN,
+    CKR_OPERATION_NOT_INITIALIZED, CKR_PIN_INCORRECT, CKR_PIN_INVALID, CKR_PIN_LEN_RANGE,
+    CKR_PIN_LOCKED, CKR_RANDOM_NO_RNG, CKR_SESSION_HANDLE_INVALID,
+    CKR_SESSION_PARALLEL_NOT_SUPPORTED, CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT,
+    CKR_TOKEN_NOT_RECOGNIZED, CKR_USER_ALREADY_LOGGED_IN, CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
     CKR_USER_NOT_LOGGED_IN, CKR_USER_TYPE_INVALID,
 };
 
@@ -138,8 +140,18 @@ const fn token_code(error: &TokenError) -> CK_RV {
         TokenError::Transport(error) => transport_code(error.kind),
         TokenError::Refused { .. } | TokenError::Malformed { .. } => CKR_DEVICE_ERROR,
         // PIN_LEN_RANGE is not among C_Login's codes (PKCS #11 2.40, 5.6); such a PIN is a wrong one.
-        TokenError::WrongPin { .. } | TokenError::PinLength { .. } => CKR_PIN_INCORRECT,
-        TokenError::PinLocked => CKR_PIN_LOCKED,
+        TokenError::WrongPin { .. }
+        | TokenError::PinLength { .. }
+        | TokenError::WrongSoPin { .. }
+        | TokenError::SoPinForm { .. } => CKR_PIN_INCORRECT,
+        TokenError::PinLocked | TokenError::SoPinLocked => CKR_PIN_LOCKED,
+        TokenError::NewPinLength { .. } => CKR_PIN_LEN_RANGE,
+        TokenError::NewPinInvalid { .. } => CKR_PIN_INVALID,
+        TokenError::KeyNotGenerable(KeyAlgorithm::Rsa { .. }) => CKR_KEY_SIZE_RANGE,
+        TokenError::KeyNotGenerable(_) => CKR_CURVE_NOT_SUPPORTED,
+        TokenError::ValueInvalid { .. } => CKR_ATTRIBUTE_VALUE_INVALID,
+        TokenError::NoRoom { .. } => CKR_DEVICE_MEMORY,
+        TokenError::AnotherLoggedIn => CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
         TokenError::NotLoggedIn { .. } => CKR_USER_NOT_LOGGED_IN,
         TokenError::NotConfirmed { .. } => CKR_FUNCTION_REJECTED,
         TokenError::NoSuchKey { .. } => CKR_KEY_HANDLE_INVALID,

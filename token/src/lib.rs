@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod administration;
+mod administrator;
 pub mod algorithm;
 pub mod applet;
 pub mod attribute;
@@ -28,6 +30,7 @@ pub mod operation;
 pub mod piv;
 pub mod token;
 
+pub use administration::{Administration, SoWork};
 pub use applet::{AppletKind, PinTries, TokenInfo, Wanted};
 pub use attribute::{Template, Value};
 pub use card::{Card, Conversation};
