@@ -67,7 +67,7 @@ pub trait Administration {
     /// may stay so, also when `new` is refused.
     ///
     /// # Errors
-    /// [`TokenError::NewPinLength`] before anything is sent, [`TokenError::WrongPin`] after one try,
+    /// [`TokenError::NewPinLength`] before a PIN is sent, [`TokenError::WrongPin`] after one try,
     /// [`TokenError::PinLocked`], [`TokenError::NewPinInvalid`], or of the transport.
     fn change_user_pin(
         &mut self,
@@ -90,7 +90,7 @@ pub trait Administration {
     /// Gives the user the PIN `new` and all tries back. `so` is logged in for [`SoWork::Pin`].
     ///
     /// # Errors
-    /// [`TokenError::NewPinLength`] before anything is sent, [`TokenError::NewPinInvalid`],
+    /// [`TokenError::NewPinLength`] before a PIN is sent, [`TokenError::NewPinInvalid`],
     /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
     fn init_user_pin(
         &mut self,
