@@ -233,8 +233,10 @@ impl Administration for OpenPgp {
         created: SystemTime,
     ) -> Result<PublicKey, TokenError> {
         let key = place(reference)?;
-        // What the place is for may have been changed by others.
-        self.refresh(talk)?;
+        // What the places are for may have been changed by others; a probe has told it.
+        if talk.was_reselected() {
+            self.refresh(talk)?;
+        }
         self.read_offers(talk)?;
         self.prepare_place(talk, key, algorithm)?;
         let public = self.make(talk, key, algorithm)?;
