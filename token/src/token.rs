@@ -1,11 +1,15 @@
 //! A token: one applet of one card with its login state. The rules that no applet may forget live here.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use claviger_apdu::{Secret, Sent, StatusWord, TransportError, TransportErrorKind};
+use cryptoki_sys::{
+    CKP_AUTHENTICATION_TOKEN, CKP_BASELINE_PROVIDER, CKP_EXTENDED_PROVIDER,
+    CKP_PUBLIC_CERTIFICATES_TOKEN,
+};
 
 use crate::{
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
@@ -14,7 +18,7 @@ use crate::{
     error::TokenError,
     login::CachedPin,
     mechanism::MechanismInfo,
-    object::{Object, PinRule, PrivateKey},
+    object::{self, Object, PinRule, PrivateKey},
     openpgp::OpenPgp,
     operation::{DecryptOperation, KeyInput, SignOperation},
     piv::Piv,

@@ -17,8 +17,6 @@ pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("C_InitPIN", WRITING),
     ("C_SetPIN", WRITING),
     ("C_GenerateKeyPair", WRITING),
-    ("C_WrapKey", "keys of a card never leave it"),
-    ("C_LoginUser", "a user of a card has no name"),
     ("C_MessageEncryptInit", HOST),
     ("C_EncryptMessage", HOST),
     ("C_EncryptMessageBegin", HOST),
