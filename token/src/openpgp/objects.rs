@@ -80,6 +80,11 @@ impl Objects {
         *self.public_keys.get_mut(key) = Read::Unread;
     }
 
+    /// Forgets the certificate of `key`, which is written.
+    pub(super) fn forget_certificate(&mut self, key: Key) {
+        *self.certificates.get_mut(key) = Read::Unread;
+    }
+
     /// Reads what `wanted` may match and is not read yet.
     pub(super) fn load(
         &mut self,
