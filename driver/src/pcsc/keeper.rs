@@ -12,7 +12,10 @@ use std::{
 use ::pcsc::{Context, Error, Scope};
 
 use super::{gate, ping};
-use crate::line::{Line, Lines, Sockets};
+use crate::{
+    line::{Line, Lines, Sockets},
+    wait::Stop,
+};
 
 /// How every path ends at which pcscd listens.
 const SERVER: &str = "/pcscd.comm";
@@ -87,14 +90,24 @@ impl Drop for Established {
 enum On {
     Line(Arc<Line>),
     /// A connection being made: it is not among these.
-    New(Arc<Sockets>, Purpose),
+    New {
+        before: Arc<Sockets>,
+        is_for_a_watch: bool,
+    },
 }
 
 /// What a context is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Watch,
+#[derive(Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    /// A watch until it is stopped.
+    Watch(&'a Stop),
     Card,
+}
+
+impl Purpose<'_> {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Watch(stop) if stop.is_set())
+    }
 }
 
 #[derive(Debug)]
@@ -137,8 +150,8 @@ impl Shared {
     fn end(&self, on: &On) {
         match on {
             On::Line(line) => line.cut(),
-            On::New(sockets, _) => {
-                if let Some(line) = sockets.newcomer(&self.lines) {
+            On::New { before, .. } => {
+                if let Some(line) = before.newcomer(&self.lines) {
                     line.cut();
                 }
             }
@@ -166,13 +179,21 @@ impl Keeper {
     /// Makes a context, one at a time: the one socket that is new is its own.
     pub(super) fn establish(
         self: &Arc<Self>,
-        purpose: Purpose,
+        purpose: Purpose<'_>,
         until: Instant,
     ) -> Result<Established, Error> {
-        self.wait_for_turn(until)?;
+        self.wait_for_turn(purpose, until)?;
         let turn = Turn(&self.shared);
         let before = Arc::new(Sockets::to(SERVER));
-        let context = self.during(On::New(Arc::clone(&before), purpose), until, || {
+        let on = On::New {
+            before: Arc::clone(&before),
+            is_for_a_watch: matches!(purpose, Purpose::Watch(_)),
+        };
+        let context = self.during(on, until, || {
+            // Whoever stops a watch later finds it in here.
+            if purpose.is_over() {
+                return Err(Error::Cancelled);
+            }
             let _pass = gate::enter();
             Context::establish(Scope::User)
         })?;
@@ -227,14 +248,24 @@ impl Keeper {
         !self.shared.lines.is_empty()
     }
 
-    /// Ends the making of a connection for a watch.
-    pub(super) fn cut_new_watch(&self) {
-        let is_new_watch = |call: &&Running| matches!(call.on, On::New(_, Purpose::Watch));
+    /// Ends the making of a connection for a watch, as soon as it has a socket; whether there is one being made.
+    pub(super) fn cut_new_watch(&self) -> bool {
+        let is_new_watch = |call: &&Running| {
+            matches!(
+                call.on,
+                On::New {
+                    is_for_a_watch: true,
+                    ..
+                }
+            )
+        };
         let state = self.shared.state();
         let running = state.running.iter().find(is_new_watch);
         let on = running.map(|call| call.on.clone());
         drop(state);
+        self.shared.established.notify_all();
         on.iter().for_each(|on| self.shared.end(on));
+        on.is_some()
     }
 
     /// A connection is gone: the thread need not look again when there is no call.
@@ -245,9 +276,10 @@ impl Keeper {
         }
     }
 
-    fn wait_for_turn(&self, until: Instant) -> Result<(), Error> {
+    fn wait_for_turn(&self, purpose: Purpose<'_>, until: Instant) -> Result<(), Error> {
         let mut state = self.shared.state();
-        while state.establishing && !state.over {
+        let is_over = |state: &State| state.over || purpose.is_over();
+        while state.establishing && !is_over(&state) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Timeout);
@@ -255,7 +287,7 @@ impl Keeper {
             let woken = self.shared.established.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if state.over {
+        if is_over(&state) {
             return Err(Error::Cancelled);
         }
         state.establishing = true;
