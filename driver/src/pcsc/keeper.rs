@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A call may last as long as a person takes to touch a key; every so often it is looked whether pcscd still answers.
 const LOOK: Duration = Duration::from_secs(10);
 /// How long pcscd may take to answer that.
-const ANSWER: Duration = Duration::from_secs(1);
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long pcscd may take to let go of a context.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -126,7 +126,7 @@ struct State {
     /// When the thread looks next; `None` while it waits to be told.
     looks_at: Option<Instant>,
     establishing: bool,
-    /// A call has overstayed, and no connection was made since.
+    /// It did not answer when it was asked, and no connection was made since.
     hangs: bool,
     over: bool,
     /// No call lasts beyond it.
@@ -411,28 +411,34 @@ fn keep(shared: &Shared) {
 }
 
 /// Ends the calls that have overstayed, and those a pcscd that hangs will never answer; others get more time.
+///
+/// A late call does not tell of a pcscd that hangs: a card may take that long. So pcscd is asked, unless it is
+/// known to hang and there are none but late calls to end.
 fn look(shared: &Shared, now: Instant) {
     let is_late = |call: &Running| call.until <= now;
-    let asked = shared
-        .state()
-        .running
-        .iter()
-        .any(|call| !is_late(call) && call.look <= now);
-    let hangs = asked && !ping::answers(&super::watch::socket(), ANSWER);
-    let mut late = Vec::new();
+    let is_due = |call: &Running| call.look <= now;
+    let state = shared.state();
+    let is_known = state.hangs
+        && state
+            .running
+            .iter()
+            .all(|call| !is_due(call) || is_late(call));
+    drop(state);
+    let hangs = is_known || !ping::answers(&super::watch::socket(), LOOK_PATIENCE);
+    let mut ended = Vec::new();
     let mut state = shared.state();
     state.running.retain_mut(|call| {
-        let ended = call.look <= now && (hangs || is_late(call));
-        if ended {
-            late.push(call.on.clone());
-        } else if call.look <= now {
+        let ends = is_due(call) && (hangs || is_late(call));
+        if ends {
+            ended.push(call.on.clone());
+        } else if is_due(call) {
             call.look = call.until.min(now + LOOK);
         }
-        !ended
+        !ends
     });
-    state.hangs |= !late.is_empty();
+    state.hangs |= hangs;
     drop(state);
-    for on in &late {
+    for on in &ended {
         tracing::warn!("PC/SC: pcscd has not answered in time; the connection is given up");
         shared.end(on);
     }
