@@ -14,6 +14,7 @@ use ::pcsc::{Context, Error, Scope};
 use super::{gate, ping};
 use crate::{
     line::{Line, Lines, Sockets},
+    threads,
     wait::Stop,
 };
 
@@ -349,13 +350,7 @@ impl Drop for Keeper {
         let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        let deadline = Instant::now() + PATIENCE;
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        if thread.is_finished() {
-            let _ = thread.join();
-        }
+        threads::join(thread, "the thread that ends calls to pcscd", PATIENCE);
     }
 }
 
