@@ -63,6 +63,25 @@ macro_rules! over_both_transports {
     };
 }
 
+/// One test of each rule, over the socket reader: for rules in which the transport has no part.
+#[macro_export]
+macro_rules! over_the_socket {
+    ($needed:expr; $($rule:ident: $plan:expr;)*) => {
+        mod over_the_socket_reader {
+            #[allow(unused_imports, reason = "not every list names a plan of its own")]
+            use super::*;
+            $(
+                #[test]
+                fn $rule() {
+                    if clients::all_installed(&$needed) {
+                        super::$rule(&claviger_hw_tests::rig::Rig::socket($plan));
+                    }
+                }
+            )*
+        }
+    };
+}
+
 /// Whether the programs are here; without one of them the running test is recorded as skipped.
 pub fn all_installed(needed: &[Needed]) -> bool {
     let missing = needed
