@@ -5,12 +5,14 @@
     unreachable_pub,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "shared by several test programs; helpers of a test fail loudly"
 )]
 
 pub mod background;
 pub mod listing;
 pub mod openssl;
+pub mod public_key;
 
 use std::{
     ffi::OsStr,

@@ -72,30 +72,6 @@ impl Clients<'_> {
         pem
     }
 
-    /// The public key that the card says it has, in PEM.
-    pub fn public_key_on_card(&self, id: &str) -> PathBuf {
-        let (der, pem) = (
-            self.path(&format!("key-{id}.der")),
-            self.path(&format!("key-{id}.pem")),
-        );
-        let what = [
-            "--read-object",
-            "--type",
-            "pubkey",
-            "--id",
-            id,
-            "--output-file",
-        ];
-        self.pkcs11_tool(&[&what[..], &[der.to_str().expect("UTF-8")]].concat())
-            .expect_success();
-        let mut convert = self.command("openssl");
-        convert
-            .args(["pkey", "-pubin", "-inform", "DER", "-in"])
-            .arg(der);
-        self.run(convert.arg("-out").arg(&pem)).expect_success();
-        pem
-    }
-
     /// A certificate in PEM.
     pub fn certificate_in_pem(&self, certificate: &str) -> PathBuf {
         let der = self.file(certificate, self.rig.certificate(certificate));
