@@ -195,8 +195,11 @@ impl<'a> Key<'a> {
         assert_eq!(fs::read(output).unwrap(), message, "{mechanism} {said}");
     }
 
-    /// Agrees on a secret with a key of OpenSSL.
+    /// Agrees on a secret with a key of OpenSSL. `pkcs11-tool` 0.23 reads no public key of X25519.
     fn derives(&self, mechanism: &str) {
+        if self.curve() == "X25519" {
+            return;
+        }
         let peer = self.clients.peer(&self.curve());
         let (said, output) = self.tool(&["--derive"], mechanism, &peer.public);
         let said = said.expect_success();
@@ -369,9 +372,10 @@ fn each_mechanism_of_each_openpgp_p521_key_works(rig: &Rig) {
     each_mechanism_of_each_openpgp_p256_key_works(rig);
 }
 
+/// The card pads and removes the padding itself, by PKCS #1 v1.5.
 fn each_mechanism_of_each_openpgp_rsa_key_works(rig: &Rig) {
-    let signs = &RSA_SIGNS[..2];
-    each_mechanism_works(rig, &[("01", signs), ("02", RSA_DECRYPTS), ("03", signs)]);
+    let signs = &["RSA-PKCS", "SHA256-RSA-PKCS", "SHA512-RSA-PKCS"];
+    each_mechanism_works(rig, &[("01", signs), ("02", &["RSA-PKCS"]), ("03", signs)]);
 }
 
 fn each_mechanism_of_a_key_is_in_the_list_of_its_token(rig: &Rig) {

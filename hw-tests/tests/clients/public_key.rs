@@ -15,11 +15,12 @@ impl Clients<'_> {
     ///
     /// `pkcs11-tool` 0.23 can export neither P-384 nor X25519 keys, with any module, so what it lists is put together here.
     pub fn public_key_on_card(&self, id: &str) -> PathBuf {
-        let list = ["--list-objects", "--type", "pubkey", "--id", id];
-        let output = self.pkcs11_tool(&list).expect_success();
+        let output = self
+            .pkcs11_tool(&["--list-objects", "--type", "pubkey"])
+            .expect_success();
         let object = entries(&output.stdout)
             .into_iter()
-            .next()
+            .find(|object| object.field("ID") == id)
             .unwrap_or_else(|| panic!("no public key {id}\n{output}"));
         let der = self.path(&format!("key-{id}.der"));
         match object.field("EC_POINT") {

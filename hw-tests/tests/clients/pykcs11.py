@@ -86,6 +86,10 @@ class Card:
             [public] = self.session.findObjects(wanted)
             yield private, public
 
+    def allowed(self, key):
+        packed = bytes(self.session.getAttributeValue(key, [CKA_ALLOWED_MECHANISMS], True)[0])
+        return {int.from_bytes(packed[n:n + 8], "little") for n in range(0, len(packed), 8)}
+
     def curve(self, key):
         return CURVES.get(self.get(key, CKA_EC_PARAMS).hex())
 
@@ -142,9 +146,7 @@ def signatures():
     card = Card()
     for private, public in card.pairs(CKA_SIGN):
         label, kind = card.get(private, CKA_LABEL, CKA_KEY_TYPE)
-        allowed = card.session.getAttributeValue(private, [CKA_ALLOWED_MECHANISMS], True)[0]
-        allowed = bytes(allowed)
-        allowed = {int.from_bytes(allowed[n:n + 8], "little") for n in range(0, len(allowed), 8)}
+        allowed = card.allowed(private)
         for name, (digest, mask, pkcs, pss, ecdsa) in HASHES.items():
             hashed = bytes(card.session.digest(MESSAGE, Mechanism(digest)))
             salt = len(hashed)
@@ -184,7 +186,8 @@ def ciphers():
                 options = ("-pkeyopt", f"rsa_oaep_md:{name}", "-pkeyopt", f"rsa_mgf1_md:{name}")
                 options += ("-pkeyopt", f"rsa_oaep_label:{text.hex()}") if text else ()
                 mechanism = RSAOAEPMechanism(digest, mask, list(text) or None)
-                paddings.append(("oaep", mechanism, options))
+                if CKM_RSA_PKCS_OAEP in card.allowed(private):
+                    paddings.append(("oaep", mechanism, options))
         for mode, mechanism, options in paddings:
             options = ("-pkeyopt", f"rsa_padding_mode:{mode}", *options)
             encrypt = ("pkeyutl", "-encrypt", "-pubin", "-inkey", card.pem(public), *options)
@@ -271,7 +274,8 @@ def digests():
         for size in (0, 3, 100_000):
             data = bytes(n & 255 for n in range(size))
             expected = openssl("dgst", f"-{name}", "-binary", file("data", data))
-            assert bytes(card.session.digest(data, Mechanism(digest))) == expected
+            # PyKCS11 itself refuses to digest nothing in one call.
+            assert not data or bytes(card.session.digest(data, Mechanism(digest))) == expected
             parts = card.session.digestSession(Mechanism(digest))
             for n in range(0, size, 7_001):
                 parts.update(data[n:n + 7_001])
