@@ -1,0 +1,30 @@
+//! Cryptoki, rule by rule: each test states one, and is played on a PIV token and on an OpenPGP token.
+//!
+//! The `cryptoki` crate is the client; what it cannot say is called by the bare tables.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+#[path = "../stage/mod.rs"]
+mod stage;
+
+#[macro_use]
+mod bench;
+mod attribute_values;
+mod attributes;
+mod cards;
+mod context_login;
+mod general;
+mod login;
+mod objects;
+mod sessions;
+mod slots;
+
+use bench::{Bench, Seat};
