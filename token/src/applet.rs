@@ -11,7 +11,7 @@ use crate::{
     error::TokenError,
     mechanism::MechanismInfo,
     object::{Object, PrivateKey},
-    operation::SignInput,
+    operation::KeyInput,
 };
 
 /// Which applet; also what a slot is made of, together with its reader.
@@ -276,18 +276,24 @@ pub trait Applet: Send {
     /// The objects read so far, private ones included.
     fn objects(&self) -> Vec<Arc<Object>>;
 
-    /// The one command that signs `input` with `key`.
+    /// The one command that uses `key` on `input`.
     ///
     /// # Errors
-    /// [`TokenError::DataLength`] when the card cannot take so much.
-    fn sign_command(&self, key: &PrivateKey, input: &SignInput)
-    -> Result<OwnedCommand, TokenError>;
+    /// [`TokenError::DataLength`] when the card cannot take so much, [`TokenError::KeyFunctionNotPermitted`] when key and
+    /// input do not go together.
+    fn use_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError>;
 
-    /// The signature in Cryptoki's form from a 9000 answer to [`Applet::sign_command`].
+    /// What a 9000 answer to [`Applet::use_command`] gives, in Cryptoki's form: the signature; the bare number or the
+    /// message; the shared secret.
     ///
     /// # Errors
     /// [`TokenError::Malformed`].
-    fn signature(&self, key: &PrivateKey, answer: &[u8]) -> Result<Vec<u8>, TokenError>;
+    fn output(
+        &self,
+        key: &PrivateKey,
+        input: &KeyInput,
+        answer: &Secret,
+    ) -> Result<Secret, TokenError>;
 
     /// What to call a key in messages: "PIV key 9A", "OpenPGP signature key".
     fn key_name(&self, key: &PrivateKey) -> String;

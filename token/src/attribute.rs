@@ -1,8 +1,39 @@
 //! Attribute values and templates: what an object has, and what a search asks for.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Deref, sync::Arc};
 
+use claviger_apdu::Secret;
 use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_ULONG};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+/// A secret that an object and the operations with it hold together; the last of them wipes it.
+#[derive(Clone, Debug)]
+pub struct SharedSecret(Arc<Secret>);
+
+impl SharedSecret {
+    /// Shares `secret`.
+    #[must_use]
+    pub fn new(secret: Secret) -> Self {
+        Self(Arc::new(secret))
+    }
+}
+
+impl Deref for SharedSecret {
+    type Target = Secret;
+
+    fn deref(&self) -> &Secret {
+        &self.0
+    }
+}
+
+impl PartialEq for SharedSecret {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose().ct_eq(other.expose()).into()
+    }
+}
+
+impl Eq for SharedSecret {}
 
 /// The value of one attribute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +46,10 @@ pub enum Value {
     Bytes(Vec<u8>),
     /// An array of CK_MECHANISM_TYPE.
     Mechanisms(Vec<CK_MECHANISM_TYPE>),
-    /// There is a value, and the card never gives it away.
+    /// There is a value, and it is never given away.
     Sensitive,
+    /// The value of a secret key that may be read.
+    Secret(SharedSecret),
 }
 
 impl Value {
@@ -30,6 +63,7 @@ impl Value {
             Self::Mechanisms(list) => Some(Cow::Owned(
                 list.iter().flat_map(|m| m.to_ne_bytes()).collect(),
             )),
+            Self::Secret(secret) => Some(Cow::Borrowed(secret.expose())),
             Self::Sensitive => None,
         }
     }
@@ -65,9 +99,23 @@ impl From<&str> for Value {
     }
 }
 
-/// What a search asks for: every entry must be there and equal, byte for byte.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a search asks for, where every entry must be there and equal, byte for byte; or what a new object shall have.
+/// It may hold a secret key: it is wiped when dropped, and prints no values.
+#[derive(Default, PartialEq, Eq)]
 pub struct Template(pub Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)>);
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|(_, value)| value.zeroize());
+    }
+}
+
+impl std::fmt::Debug for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lengths = self.0.iter().map(|(kind, value)| (kind, value.len()));
+        f.debug_map().entries(lengths).finish()
+    }
+}
 
 impl Template {
     /// The bytes asked of `attribute`, if it is asked for.

@@ -73,6 +73,64 @@ pub enum TokenError {
     /// The key may not be used for this.
     #[error("the key may not be used for this function")]
     KeyFunctionNotPermitted,
+    /// The mechanism could do this, but a value of the input cannot be.
+    #[error("the input cannot be: it is not below the modulus, or no whole number of blocks")]
+    DataInvalid,
+    /// A signature of the wrong length.
+    #[error("a signature of {len} bytes; {expected} are expected")]
+    SignatureLength {
+        /// What the caller gave.
+        len: usize,
+        /// What the key makes.
+        expected: usize,
+    },
+    /// A signature that is none of this message by this key.
+    #[error("the signature is not of this message by this key")]
+    SignatureInvalid,
+    /// A ciphertext of a length that cannot be.
+    #[error("a ciphertext of {len} bytes cannot be")]
+    EncryptedDataLength {
+        /// What the caller gave.
+        len: usize,
+    },
+    /// A ciphertext that decrypts to nothing.
+    #[error("the ciphertext was not made so with this key")]
+    EncryptedDataInvalid,
+    /// The tag of authenticated encryption is wrong.
+    #[error("the authentication tag is wrong: the ciphertext was changed")]
+    AuthenticationTag,
+    /// A key of a length that cannot be.
+    #[error("a key of this length cannot be")]
+    KeySize,
+    /// The key's value never leaves it.
+    #[error("the key's value may not leave it")]
+    KeyUnextractable,
+    /// No key that can be wrapped, or not with this one.
+    #[error("the object cannot be wrapped")]
+    KeyNotWrappable,
+    /// A key whose value cannot be hashed.
+    #[error("the key's value cannot be hashed")]
+    KeyIndigestible,
+    /// A template that cannot be; `attribute` is the culprit.
+    #[error("template: {fault} (attribute {attribute:#x})")]
+    Template {
+        /// What is wrong.
+        fault: TemplateFault,
+        /// Of which attribute.
+        attribute: cryptoki_sys::CK_ATTRIBUTE_TYPE,
+    },
+    /// The object's own attributes forbid it.
+    #[error("the object may not be changed, copied or destroyed")]
+    ActionProhibited,
+    /// A curve this module does not know, or not for this type of key.
+    #[error("the curve is not supported")]
+    CurveNotSupported,
+    /// CKA_EC_PARAMS that name no curve.
+    #[error("CKA_EC_PARAMS name no curve")]
+    DomainParameters,
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes")]
+    NoRandom,
     /// Input of a length the mechanism or the key cannot take.
     #[error("{len} bytes of input; {max} are possible")]
     DataLength {
@@ -81,6 +139,38 @@ pub enum TokenError {
         /// Most the key and mechanism take.
         max: usize,
     },
+}
+
+/// What is wrong with a template (PKCS #11 3.1, 4.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateFault {
+    /// Something is missing.
+    #[error("incomplete")]
+    Incomplete,
+    /// It contradicts itself, or what is to be made.
+    #[error("inconsistent")]
+    Inconsistent,
+    /// The class has no such attribute.
+    #[error("no such attribute")]
+    TypeInvalid,
+    /// A value that cannot be.
+    #[error("bad value")]
+    ValueInvalid,
+    /// Not the caller's to say.
+    #[error("read-only")]
+    ReadOnly,
+}
+
+impl From<crate::padding::PaddingError> for TokenError {
+    fn from(error: crate::padding::PaddingError) -> Self {
+        match error {
+            crate::padding::PaddingError::TooLong { max } => Self::DataLength {
+                len: max.saturating_add(1),
+                max,
+            },
+            crate::padding::PaddingError::NoRandom => Self::NoRandom,
+        }
+    }
 }
 
 impl TokenError {

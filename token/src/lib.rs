@@ -4,7 +4,7 @@
 //! an *object* has all its attributes from the moment it is read; a *conversation* is an uninterrupted talk
 //! with an applet.
 //!
-//! A signature walks `Token::sign` (login rule, host hash and padding) → the applet's one literal command →
+//! A signature walks [`SignOperation`] (host hash and padding) → `Token::use_private` (login rule) → the applet's one literal command →
 //! [`claviger_apdu::Transaction::exchange`]. Status words gain meaning in the applet, once.
 //!
 //! Everything here blocks as long as the card does and not otherwise; nothing starts a thread or knows a reader.
@@ -17,22 +17,27 @@ pub mod applet;
 pub mod attribute;
 pub mod card;
 pub mod certificate;
+pub mod creation;
+pub mod digest;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod host;
 mod login;
 pub mod mechanism;
 pub mod object;
 pub mod openpgp;
 pub mod operation;
+pub mod padding;
 pub mod piv;
+mod template;
 pub mod token;
 
 pub use applet::{AppletKind, PinTries, TokenInfo, Wanted};
-pub use attribute::{Template, Value};
+pub use attribute::{SharedSecret, Template, Value};
 pub use card::{Card, Conversation};
-pub use error::TokenError;
-pub use mechanism::MechanismInfo;
-pub use object::{Object, ObjectId, PinRule, PrivateKey};
-pub use operation::SignOperation;
+pub use error::{TemplateFault, TokenError};
+pub use mechanism::{Mechanism, MechanismInfo, Parameter};
+pub use object::{Key, Object, ObjectId, PinRule, PrivateKey};
+pub use operation::{DecryptOperation, EncryptOperation, SignOperation, VerifyOperation};
 pub use token::Token;

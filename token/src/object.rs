@@ -3,23 +3,24 @@
 use std::collections::BTreeMap;
 
 use cryptoki_sys::{
-    CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_ULONG, CKA_ALLOWED_MECHANISMS,
-    CKA_ALWAYS_AUTHENTICATE, CKA_ALWAYS_SENSITIVE, CKA_APPLICATION, CKA_CERTIFICATE_CATEGORY,
-    CKA_CERTIFICATE_TYPE, CKA_CHECK_VALUE, CKA_CLASS, CKA_COPYABLE, CKA_DECRYPT, CKA_DERIVE,
-    CKA_DESTROYABLE, CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE, CKA_HASH_OF_ISSUER_PUBLIC_KEY,
-    CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER, CKA_KEY_GEN_MECHANISM, CKA_LABEL,
-    CKA_LOCAL, CKA_MODIFIABLE, CKA_NEVER_EXTRACTABLE, CKA_OBJECT_ID, CKA_PRIVATE,
-    CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE, CKA_SERIAL_NUMBER, CKA_SIGN, CKA_SIGN_RECOVER,
-    CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN, CKA_TRUSTED, CKA_UNIQUE_ID, CKA_UNWRAP, CKA_URL,
-    CKA_VALUE, CKA_VERIFY, CKA_VERIFY_RECOVER, CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKC_X_509,
-    CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
+    CK_ATTRIBUTE_TYPE, CK_FLAGS, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_ULONG,
+    CKA_ALLOWED_MECHANISMS, CKA_ALWAYS_AUTHENTICATE, CKA_ALWAYS_SENSITIVE, CKA_APPLICATION,
+    CKA_CERTIFICATE_CATEGORY, CKA_CERTIFICATE_TYPE, CKA_CHECK_VALUE, CKA_CLASS, CKA_COPYABLE,
+    CKA_DECRYPT, CKA_DERIVE, CKA_DESTROYABLE, CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE,
+    CKA_HASH_OF_ISSUER_PUBLIC_KEY, CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER,
+    CKA_KEY_GEN_MECHANISM, CKA_LABEL, CKA_LOCAL, CKA_MODIFIABLE, CKA_NEVER_EXTRACTABLE,
+    CKA_OBJECT_ID, CKA_PRIVATE, CKA_PROFILE_ID, CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE,
+    CKA_SERIAL_NUMBER, CKA_SIGN, CKA_SIGN_RECOVER, CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN,
+    CKA_TRUSTED, CKA_UNIQUE_ID, CKA_UNWRAP, CKA_URL, CKA_VALUE, CKA_VERIFY, CKA_VERIFY_RECOVER,
+    CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKC_X_509, CKF_DECRYPT, CKF_DERIVE, CKF_ENCRYPT, CKF_SIGN,
+    CKF_VERIFY, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PROFILE, CKO_PUBLIC_KEY,
 };
 
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
-    attribute::{Template, Value},
+    attribute::{SharedSecret, Template, Value},
     certificate::Certificate,
-    mechanism,
+    mechanism::{self, KeyKind},
 };
 
 /// CK_UNAVAILABLE_INFORMATION: all ones.
@@ -56,6 +57,20 @@ pub struct Usage {
     pub derive: bool,
 }
 
+impl Usage {
+    /// As flags of CK_MECHANISM_INFO, for the private key.
+    #[must_use]
+    pub const fn of_private_key(self) -> CK_FLAGS {
+        (if self.sign { CKF_SIGN } else { 0 })
+            | (if self.decrypt { CKF_DECRYPT } else { 0 })
+            | (if self.derive { CKF_DERIVE } else { 0 })
+    }
+
+    const fn of_public_key(self) -> CK_FLAGS {
+        (if self.sign { CKF_VERIFY } else { 0 }) | (if self.decrypt { CKF_ENCRYPT } else { 0 })
+    }
+}
+
 /// The private key behind an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrivateKey {
@@ -67,6 +82,49 @@ pub struct PrivateKey {
     pub pin: PinRule,
     /// What it may do.
     pub usage: Usage,
+    /// Whether the card computes the bare RSA function with it, so that the host pads; other cards pad themselves.
+    pub bare: bool,
+}
+
+/// A secret key of a session, in this process's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretKey {
+    /// CKK_AES, or else CKK_GENERIC_SECRET.
+    pub aes: bool,
+    /// Its value.
+    pub value: SharedSecret,
+}
+
+/// The key an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// On a card.
+    Private(PrivateKey),
+    /// Anybody's.
+    Public(Box<PublicKey>),
+    /// A session's.
+    Secret(SecretKey),
+}
+
+impl Key {
+    /// What it is to a mechanism.
+    #[must_use]
+    pub fn kind(&self) -> KeyKind {
+        match self {
+            Self::Private(key) => KeyKind::Private(key.algorithm, key.bare),
+            Self::Public(key) => KeyKind::Public(key.algorithm()),
+            Self::Secret(SecretKey { aes: true, .. }) => KeyKind::Aes,
+            Self::Secret(_) => KeyKind::Generic,
+        }
+    }
+
+    /// What a key of its type would be on a card that leaves the padding to the host.
+    pub(crate) fn on_best_card(&self) -> KeyKind {
+        match self {
+            Self::Private(key) => KeyKind::Private(key.algorithm, true),
+            other => other.kind(),
+        }
+    }
 }
 
 /// An object of a token. Its attributes never change; a changed object is a new value.
@@ -74,8 +132,8 @@ pub struct PrivateKey {
 pub struct Object {
     /// Which.
     pub id: ObjectId,
-    /// The private key it stands for, if it is one.
-    pub key: Option<PrivateKey>,
+    /// The key it is, if it is one that can be used.
+    pub key: Option<Key>,
     attributes: BTreeMap<CK_ATTRIBUTE_TYPE, Value>,
 }
 
@@ -89,6 +147,15 @@ impl Object {
     /// All values it has.
     pub fn values(&self) -> impl Iterator<Item = &Value> {
         self.attributes.values()
+    }
+
+    /// The private key it stands for, if it is one.
+    #[must_use]
+    pub const fn private_key(&self) -> Option<&PrivateKey> {
+        match &self.key {
+            Some(Key::Private(key)) => Some(key),
+            _ => None,
+        }
     }
 
     /// Whether only a logged-in user sees it: CKA_PRIVATE.
@@ -107,12 +174,17 @@ impl Object {
         })
     }
 
-    fn new(class: CK_OBJECT_CLASS, place: u32, label: &str, private: bool) -> Self {
-        let mut object = Self {
+    /// An object without attributes yet.
+    pub(crate) const fn bare(class: CK_OBJECT_CLASS, place: u32) -> Self {
+        Self {
             id: ObjectId { class, place },
             key: None,
             attributes: BTreeMap::new(),
-        };
+        }
+    }
+
+    fn new(class: CK_OBJECT_CLASS, place: u32, label: &str, private: bool) -> Self {
+        let mut object = Self::bare(class, place);
         object.set([
             (CKA_CLASS, Value::Ulong(class)),
             (CKA_TOKEN, true.into()),
@@ -129,7 +201,7 @@ impl Object {
         object
     }
 
-    fn set(&mut self, attributes: impl IntoIterator<Item = (CK_ATTRIBUTE_TYPE, Value)>) {
+    pub(crate) fn set(&mut self, attributes: impl IntoIterator<Item = (CK_ATTRIBUTE_TYPE, Value)>) {
         self.attributes.extend(attributes);
     }
 }
@@ -181,6 +253,16 @@ pub fn certificate(place: &KeyPlace, certificate: &Certificate) -> Object {
     object
 }
 
+/// What a token says of a profile it conforms to (PKCS #11 Profiles 3.2). Not a storage object by the text, but NSS
+/// looks for one with CKA_TOKEN.
+#[must_use]
+pub fn profile(id: CK_ULONG) -> Object {
+    let place = u32::try_from(id).unwrap_or(u32::MAX);
+    let mut object = Object::new(CKO_PROFILE, place, "", false);
+    object.set([(CKA_PROFILE_ID, Value::Ulong(id))]);
+    object
+}
+
 /// The public key at `place`; `subject` is its certificate's, empty without one.
 #[must_use]
 pub fn public_key(
@@ -207,8 +289,15 @@ pub fn public_key(
         (CKA_DERIVE, usage.derive.into()),
         (CKA_TRUSTED, false.into()),
         (CKA_PUBLIC_KEY_INFO, key.info().into()),
-        (CKA_ALLOWED_MECHANISMS, Value::Mechanisms(Vec::new())),
+        (
+            CKA_ALLOWED_MECHANISMS,
+            Value::Mechanisms(mechanism::allowed(
+                KeyKind::Public(key.algorithm()),
+                usage.of_public_key(),
+            )),
+        ),
     ]);
+    object.key = Some(Key::Public(Box::new(key.clone())));
     object
 }
 
@@ -221,6 +310,7 @@ pub fn private_key(
     usage: Usage,
     pin: PinRule,
     origin: Origin,
+    bare: bool,
 ) -> Object {
     let private = pin != PinRule::Never;
     let algorithm = key.algorithm();
@@ -231,12 +321,13 @@ pub fn private_key(
         &place.private_label,
         private,
     );
-    object.key = Some(PrivateKey {
+    object.key = Some(Key::Private(PrivateKey {
         reference: place.reference,
         algorithm,
         pin,
         usage,
-    });
+        bare,
+    }));
     object.set(key.attributes());
     object.set(key_attributes(place, subject, origin));
     object.set([
@@ -254,7 +345,10 @@ pub fn private_key(
         (CKA_PUBLIC_KEY_INFO, key.info().into()),
         (
             CKA_ALLOWED_MECHANISMS,
-            Value::Mechanisms(mechanism::allowed(algorithm, usage)),
+            Value::Mechanisms(mechanism::allowed(
+                KeyKind::Private(algorithm, bare),
+                usage.of_private_key(),
+            )),
         ),
     ]);
     object.set(

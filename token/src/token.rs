@@ -16,7 +16,7 @@ use crate::{
     mechanism::MechanismInfo,
     object::{Object, PinRule, PrivateKey},
     openpgp::OpenPgp,
-    operation::SignOperation,
+    operation::{DecryptOperation, KeyInput, SignOperation},
     piv::Piv,
 };
 
@@ -149,23 +149,21 @@ impl Token {
         Ok(())
     }
 
-    /// Verifies the PIN for the signature in `operation` alone (CKU_CONTEXT_SPECIFIC).
+    /// Verifies the PIN for one use of `key` alone (CKU_CONTEXT_SPECIFIC); the caller keeps it until then.
     ///
     /// # Errors
     /// As [`Token::login`].
     pub fn login_once(
         &mut self,
         card: &mut Card,
-        operation: &mut SignOperation,
-        pin: Secret,
+        key: &PrivateKey,
+        pin: &Secret,
     ) -> Result<(), TokenError> {
-        let verified = self.verify(card, &pin, PinPurpose::Once(operation.key));
+        let verified = self.verify(card, pin, PinPurpose::Once(*key));
         if matches!(verified, Err(TokenError::PinLocked)) {
             self.login = None;
         }
-        verified?;
-        operation.context_pin = Some(pin);
-        Ok(())
+        verified
     }
 
     fn verify(
@@ -200,23 +198,23 @@ impl Token {
         self.login = None;
     }
 
-    /// Signs what `operation` has collected.
+    /// Uses a private key of the card once: signs, decrypts or agrees.
     ///
     /// The command goes out alone when nothing announced that the card's state was lost. When the answer
     /// says otherwise, one conversation proves the applet, restores the login if that may be, and repeats it.
+    /// `once` is the PIN for this use of a key that wants it each time.
     ///
     /// # Errors
     /// [`TokenError::NotLoggedIn`] when a login is needed that is not there, [`TokenError::NotConfirmed`],
     /// [`TokenError::Refused`], or of the transport.
-    pub fn sign(
+    pub fn use_private(
         &mut self,
         card: &mut Card,
-        operation: &mut SignOperation,
-    ) -> Result<Vec<u8>, TokenError> {
-        let key = operation.key;
-        let input = operation.finish()?;
-        let command = self.applet.sign_command(&key, &input)?;
-        let once = operation.context_pin.take();
+        key: &PrivateKey,
+        input: &KeyInput,
+        once: Option<&Secret>,
+    ) -> Result<Secret, TokenError> {
+        let command = self.applet.use_command(key, input)?;
         let missing = match key.pin {
             PinRule::Never => false,
             PinRule::Once => self.login.is_none(),
@@ -224,11 +222,56 @@ impl Token {
         };
         if missing {
             return Err(TokenError::NotLoggedIn {
-                operation: self.applet.key_name(&key),
+                operation: self.applet.key_name(key),
             });
         }
-        let answer = self.use_key(card, &key, &command, once.as_ref())?;
-        self.applet.signature(&key, answer.expose())
+        let answer = self
+            .use_key(card, key, &command, once)
+            .map_err(|error| match error {
+                // SP 800-73-4 part 2, 3.2.4 and OpenPGP 7.2.11: what cannot be decrypted is bad data.
+                TokenError::Refused {
+                    status: StatusWord::INCORRECT_DATA | StatusWord::NO_PRECISE_DIAGNOSIS,
+                    ..
+                } if matches!(input, KeyInput::Cryptogram(_)) => TokenError::EncryptedDataInvalid,
+                error => error,
+            })?;
+        self.applet.output(key, input, &answer)
+    }
+
+    /// Signs what `operation` has collected, by a key of the card or on the host.
+    ///
+    /// # Errors
+    /// As [`Token::use_private`].
+    pub fn sign(
+        &mut self,
+        card: &mut Card,
+        operation: &mut SignOperation,
+    ) -> Result<Secret, TokenError> {
+        let once = operation.context_pin.take();
+        match operation.input()? {
+            Some((key, input)) => self.use_private(card, &key, &input, once.as_ref()),
+            None => Ok(operation.mac().unwrap_or_default()),
+        }
+    }
+
+    /// Decrypts what `operation` has collected, by a key of the card; the host's own it ends with
+    /// [`DecryptOperation::finish`].
+    ///
+    /// # Errors
+    /// As [`Token::use_private`]; [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`].
+    pub fn decrypt(
+        &mut self,
+        card: &mut Card,
+        operation: &mut DecryptOperation,
+    ) -> Result<Secret, TokenError> {
+        let once = operation.context_pin.take();
+        match operation.input()? {
+            Some((key, input)) => {
+                let output = self.use_private(card, &key, &input, once.as_ref())?;
+                operation.plaintext(output)
+            }
+            None => Ok(operation.finish()?.unwrap_or_default()),
+        }
     }
 
     fn use_key(
@@ -344,7 +387,7 @@ impl Token {
     }
 
     fn refusal(&self, key: &PrivateKey, status: StatusWord) -> TokenError {
-        let operation = format!("signing with {}", self.applet.key_name(key));
+        let operation = format!("using {}", self.applet.key_name(key));
         match status {
             StatusWord::SECURITY_STATUS_NOT_SATISFIED if key.pin != PinRule::Never => {
                 TokenError::NotConfirmed { operation }

@@ -241,8 +241,8 @@ fn metadata_gives_keys_without_certificates_and_overrules_stale_ones() {
     // 9A is the only private key that wants no PIN, and was made on the card.
     let private = token.find(&mut card, &of_class(CKO_PRIVATE_KEY)).unwrap();
     assert_eq!(private.len(), 1);
-    assert_eq!(private[0].key.unwrap().reference, 0x9A);
-    assert_eq!(private[0].key.unwrap().pin, PinRule::Never);
+    assert_eq!(private[0].private_key().unwrap().reference, 0x9A);
+    assert_eq!(private[0].private_key().unwrap().pin, PinRule::Never);
     assert!(flag(&private[0], CKA_LOCAL));
     assert!(!flag(&private[0], CKA_ALWAYS_AUTHENTICATE));
 }

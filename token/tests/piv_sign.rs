@@ -11,8 +11,12 @@ mod common;
 use std::sync::Arc;
 
 use claviger_apdu::{Secret, Sent, TransportErrorKind, tlv};
-use claviger_token::{Card, Object, SignOperation, Template, Token, TokenError};
-use common::{Script, hex, text};
+use claviger_token::{Card, Object, Template, Token, TokenError};
+use common::{
+    Script, hex,
+    signing::{begin, login_once},
+    text,
+};
 use cryptoki_sys::{
     CK_MECHANISM_TYPE, CKA_CLASS, CKA_ID, CKM_ECDSA, CKM_SHA256_RSA_PKCS, CKO_PRIVATE_KEY,
 };
@@ -98,9 +102,11 @@ fn sign(
     key: &Object,
     kind: CK_MECHANISM_TYPE,
 ) -> Result<Vec<u8>, TokenError> {
-    let mut operation = SignOperation::new(kind, &[], key)?;
+    let mut operation = begin(kind, key)?;
     operation.update(&(0..32).collect::<Vec<u8>>())?;
-    token.sign(card, &mut operation)
+    token
+        .sign(card, &mut operation)
+        .map(|signature| signature.expose().to_vec())
 }
 
 #[test]
@@ -321,13 +327,11 @@ fn the_signature_key_gets_its_pin_immediately_before_each_use() {
     // A login alone does not do, and the card is not asked.
     let error = sign(&mut card, &mut token, &key, CKM_SHA256_RSA_PKCS).unwrap_err();
     assert!(matches!(error, TokenError::NotLoggedIn { .. }), "{error}");
-    let mut operation = SignOperation::new(CKM_SHA256_RSA_PKCS, &[], &key).unwrap();
+    let mut operation = begin(CKM_SHA256_RSA_PKCS, &key).unwrap();
     operation.update(&(0..32).collect::<Vec<u8>>()).unwrap();
-    token
-        .login_once(&mut card, &mut operation, pin("123456"))
-        .unwrap();
+    login_once(&mut token, &mut card, &mut operation, pin("123456")).unwrap();
     let signature = token.sign(&mut card, &mut operation).unwrap();
-    assert_eq!(signature, [0x5A; 256]);
+    assert_eq!(signature.expose(), [0x5A; 256]);
 }
 
 #[test]
@@ -351,11 +355,9 @@ fn a_verification_used_up_by_another_program_is_repeated_right_before_the_signat
     let (mut card, mut token) = discover(&script);
     token.login(&mut card, &pin("123456")).unwrap();
     let key = private_key(&mut card, &mut token, 2);
-    let mut operation = SignOperation::new(CKM_SHA256_RSA_PKCS, &[], &key).unwrap();
+    let mut operation = begin(CKM_SHA256_RSA_PKCS, &key).unwrap();
     operation.update(&(0..32).collect::<Vec<u8>>()).unwrap();
-    token
-        .login_once(&mut card, &mut operation, pin("123456"))
-        .unwrap();
+    login_once(&mut token, &mut card, &mut operation, pin("123456")).unwrap();
     assert!(token.sign(&mut card, &mut operation).is_ok());
 }
 

@@ -8,10 +8,13 @@ use std::sync::{
 };
 
 use claviger_apdu::Secret;
-use cryptoki_sys::{CK_MECHANISM_TYPE, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
+use cryptoki_sys::{CK_MECHANISM_TYPE, CKF_SIGN, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
 
 use self::script::Script;
-use crate::{Card, Object, SignOperation, Template, Token, TokenError, algorithm::KeyAlgorithm};
+use crate::{
+    Card, Object, Parameter, SignOperation, Template, Token, TokenError, algorithm::KeyAlgorithm,
+    operation::mechanism_for,
+};
 
 /// How far a session came.
 #[derive(Debug, Default)]
@@ -112,15 +115,19 @@ impl Session {
     }
 
     fn sign(&mut self, token: &mut Token, object: &Object) -> Result<(), TokenError> {
-        let Some(key) = object.key else { return Ok(()) };
+        let Some(key) = object.private_key() else {
+            return Ok(());
+        };
         let (mechanism, message) = work_of(key.algorithm);
-        let mut operation = SignOperation::new(mechanism, &[], object)?;
+        let mechanism = mechanism_for(mechanism, CKF_SIGN)?;
+        let mut operation = SignOperation::new(mechanism, &Parameter::None, object, false)?;
         operation.update(&message)?;
         if operation.lacks_context_login() {
             let pin = self.pin();
-            let login = token.login_once(&mut self.card, &mut operation, pin);
+            let login = token.login_once(&mut self.card, key, &pin);
             self.assert_tries();
             login?;
+            operation.context_pin = Some(pin);
         }
         let before = self.conduct.uses.load(Ordering::Relaxed);
         let signature = token.sign(&mut self.card, &mut operation);

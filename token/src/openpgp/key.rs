@@ -8,7 +8,7 @@ use crate::{
     error::TokenError,
     object::{KeyPlace, PinRule, Usage},
     openpgp::quirks::Quirks,
-    operation::{SignInput, fit_hash},
+    operation::{KeyInput, fit_hash},
 };
 
 /// One of the keys of an OpenPGP card.
@@ -153,6 +153,14 @@ impl Key {
             Self::Decryption => None,
         }
     }
+
+    /// PSO: DECIPHER (7.2.11).
+    const fn decipher_header(self) -> Option<[u8; 4]> {
+        match self {
+            Self::Decryption => Some([0x00, 0x2A, 0x80, 0x86]),
+            Self::Signature | Self::Authentication => None,
+        }
+    }
 }
 
 /// One value for each key.
@@ -203,22 +211,35 @@ impl SignLimits {
     }
 }
 
-/// The command that signs `input`. RSA gets the DigestInfo, which the card pads; ECDSA a hash as long as the
-/// field; Ed25519 the whole message.
-pub(super) fn sign_command(
+/// The command that uses `key` on `input`. To sign, RSA gets the DigestInfo, which the card pads; ECDSA a hash as long
+/// as the field; Ed25519 the whole message. To decipher, RSA gets 00 and the cryptogram, a curve the other's point:
+///
+/// ```text
+/// A6 { 7F49 { 86 point } }
+/// ```
+pub(super) fn command(
     key: Key,
     algorithm: KeyAlgorithm,
-    input: &SignInput,
+    input: &KeyInput,
     limits: SignLimits,
 ) -> Result<OwnedCommand, TokenError> {
-    let header = key
-        .sign_header()
-        .ok_or(TokenError::KeyFunctionNotPermitted)?;
+    let header = match input {
+        KeyInput::Cryptogram(_) | KeyInput::Point(_) => key.decipher_header(),
+        _ => key.sign_header(),
+    };
+    let header = header.ok_or(TokenError::KeyFunctionNotPermitted)?;
     let data = match (algorithm, input) {
-        (KeyAlgorithm::Rsa { .. }, SignInput::Pkcs1(info)) => {
+        (KeyAlgorithm::Rsa { .. }, KeyInput::Pkcs1(info)) => {
             at_most(info, algorithm.signature_len().saturating_sub(11))?
         }
-        (KeyAlgorithm::Ec(curve), SignInput::Hash(hash)) => {
+        (KeyAlgorithm::Rsa { .. }, KeyInput::Cryptogram(cryptogram)) => {
+            Secret::new([&[0x00], cryptogram.expose()].concat())
+        }
+        (KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519, KeyInput::Point(point)) => {
+            let point = tlv::encode(0x86, point.expose());
+            Secret::new(tlv::encode(0xA6, &tlv::encode(0x7F49, &point)))
+        }
+        (KeyAlgorithm::Ec(curve), KeyInput::Hash(hash)) => {
             let hash = hash.expose();
             let len = match (curve.field_len(), limits.quirks.p521_hash_len) {
                 (66, Some(len)) => len,
@@ -227,7 +248,7 @@ pub(super) fn sign_command(
             };
             Secret::new(fit_hash(hash, len))
         }
-        (KeyAlgorithm::Ed25519, SignInput::Message(message)) => {
+        (KeyAlgorithm::Ed25519, KeyInput::Message(message)) => {
             at_most(message, limits.max_message())?
         }
         _ => return Err(TokenError::KeyFunctionNotPermitted),
@@ -257,8 +278,48 @@ fn at_most(input: &Secret, max: usize) -> Result<Secret, TokenError> {
     Ok(input.duplicate())
 }
 
+/// What a 9000 answer to [`command`] gives in Cryptoki's form: a signature, the message that the card unpadded, or the
+/// shared secret at the field's length.
+pub(super) fn output(
+    algorithm: KeyAlgorithm,
+    input: &KeyInput,
+    answer: &Secret,
+) -> Result<Secret, TokenError> {
+    let malformed = |expected: usize| {
+        let len = answer.len();
+        TokenError::malformed(
+            "OpenPGP PSO: DECIPHER",
+            format!("{len} bytes; {expected} expected"),
+        )
+    };
+    match (algorithm, input) {
+        (KeyAlgorithm::Rsa { .. }, KeyInput::Cryptogram(_)) => {
+            let max = algorithm.signature_len().saturating_sub(11);
+            (answer.len() <= max)
+                .then(|| answer.duplicate())
+                .ok_or_else(|| malformed(max))
+        }
+        (_, KeyInput::Point(_)) => {
+            let len = match algorithm {
+                KeyAlgorithm::Ec(curve) => curve.field_len(),
+                _ => 32,
+            };
+            // Some cards give the whole point of the product.
+            let x = match answer.expose() {
+                [0x04, point @ ..] if point.len() == 2 * len => point.get(..len).unwrap_or(point),
+                [0x40, x @ ..] if x.len() == len => x,
+                x => x,
+            };
+            (x.len() == len)
+                .then(|| Secret::copy_from(x))
+                .ok_or_else(|| malformed(len))
+        }
+        _ => signature(algorithm, answer.expose()).map(Secret::new),
+    }
+}
+
 /// The signature in Cryptoki's form: as long as the modulus, r and s of the field's length, or 64 bytes.
-pub(super) fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
     let len = algorithm.signature_len();
     let halves = match algorithm {
         KeyAlgorithm::Ec(_) if answer.len() < len && answer.len().is_multiple_of(2) => {
@@ -377,15 +438,15 @@ mod tests {
 
     #[test]
     fn the_decryption_key_does_not_sign() {
-        let input = SignInput::Pkcs1(Secret::copy_from(&[7; 51]));
+        let input = KeyInput::Pkcs1(Secret::copy_from(&[7; 51]));
         let limits = SignLimits {
             quirks: Quirks::default(),
             max_command: None,
         };
         let rsa = KeyAlgorithm::Rsa { bits: 4096 };
-        let refused = sign_command(Key::Decryption, rsa, &input, limits);
+        let refused = command(Key::Decryption, rsa, &input, limits);
         assert!(matches!(refused, Err(TokenError::KeyFunctionNotPermitted)));
-        let command = sign_command(Key::Signature, rsa, &input, limits).unwrap();
+        let command = command(Key::Signature, rsa, &input, limits).unwrap();
         assert_eq!(command.expected, Expected::UpTo(512), "one extended frame");
     }
 }

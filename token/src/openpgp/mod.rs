@@ -25,8 +25,8 @@ use crate::{
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
     card::Conversation,
     error::TokenError,
-    mechanism::{self, MechanismInfo, Scheme, SchemeSizes},
-    object::{Object, PrivateKey},
+    mechanism::{self, Ability, MechanismInfo},
+    object::{Object, PrivateKey, Usage},
     openpgp::{
         data_object::ApplicationData,
         key::{Key, SignLimits},
@@ -34,7 +34,7 @@ use crate::{
         pin::Pin,
         quirks::Quirks,
     },
-    operation::SignInput,
+    operation::KeyInput,
 };
 
 /// The application's identifier up to its version (4.2.1).
@@ -141,20 +141,12 @@ impl Applet for OpenPgp {
     }
 
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        let mut sizes: Vec<SchemeSizes> = Vec::new();
-        for key in [Key::Signature, Key::Authentication] {
-            let Some(next) = self.data.keys.get(key).algorithm.and_then(signing_size) else {
-                continue;
-            };
-            match sizes.iter_mut().find(|size| size.scheme == next.scheme) {
-                Some(size) => {
-                    size.min = size.min.min(next.min);
-                    size.max = size.max.max(next.max);
-                }
-                None => sizes.push(next),
-            }
-        }
-        mechanism::offered(&sizes)
+        let abilities: Vec<Ability> = Key::ALL
+            .into_iter()
+            .filter_map(|key| Some((key, self.data.keys.get(key).algorithm?)))
+            .filter_map(|(key, algorithm)| ability(algorithm, key.usage(algorithm)))
+            .collect();
+        mechanism::offered(&abilities)
     }
 
     fn extended_length(&self) -> bool {
@@ -216,20 +208,21 @@ impl Applet for OpenPgp {
         self.objects.built()
     }
 
-    fn sign_command(
-        &self,
-        key: &PrivateKey,
-        input: &SignInput,
-    ) -> Result<OwnedCommand, TokenError> {
+    fn use_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
         let limits = SignLimits {
             quirks: Quirks::of(self.data.identifier.manufacturer),
             max_command: self.data.max_command,
         };
-        key::sign_command(key_of(key)?, key.algorithm, input, limits)
+        key::command(key_of(key)?, key.algorithm, input, limits)
     }
 
-    fn signature(&self, key: &PrivateKey, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
-        key::signature(key.algorithm, answer)
+    fn output(
+        &self,
+        key: &PrivateKey,
+        input: &KeyInput,
+        answer: &Secret,
+    ) -> Result<Secret, TokenError> {
+        key::output(key.algorithm, input, answer)
     }
 
     fn key_name(&self, key: &PrivateKey) -> String {
@@ -244,17 +237,18 @@ fn key_of(key: &PrivateKey) -> Result<Key, TokenError> {
     Key::from_reference(key.reference).ok_or(TokenError::KeyFunctionNotPermitted)
 }
 
-/// How, and with how many bits, a key of this algorithm signs.
-fn signing_size(algorithm: KeyAlgorithm) -> Option<SchemeSizes> {
-    let (scheme, bits) = match algorithm {
-        KeyAlgorithm::Rsa { bits } => (Scheme::RsaPkcs1, bits),
-        KeyAlgorithm::Ec(curve) => (Scheme::Ecdsa, curve.bits()),
-        KeyAlgorithm::Ed25519 => (Scheme::EdDsa, 255),
-        KeyAlgorithm::X25519 => return None,
-    };
-    let bits = CK_ULONG::from(bits);
-    Some(SchemeSizes {
-        scheme,
+/// What a key of this algorithm does, and with how many bits.
+fn ability(algorithm: KeyAlgorithm, usage: Usage) -> Option<Ability> {
+    let bits = CK_ULONG::from(match algorithm {
+        KeyAlgorithm::Rsa { bits } => bits,
+        KeyAlgorithm::Ec(curve) => curve.bits(),
+        KeyAlgorithm::Ed25519 | KeyAlgorithm::X25519 => 255,
+    });
+    let functions = usage.of_private_key();
+    (functions != 0).then_some(Ability {
+        key: algorithm,
+        bare: false,
+        functions,
         min: bits,
         max: bits,
     })

@@ -163,7 +163,7 @@ impl Objects {
             let origin = data.keys.get(key).origin();
             objects.push(object::public_key(&place, public, subject, usage, origin));
             objects.push(object::private_key(
-                &place, public, subject, usage, pin, origin,
+                &place, public, subject, usage, pin, origin, false,
             ));
         }
         objects

@@ -1,7 +1,7 @@
-//! GENERAL AUTHENTICATE (SP 800-73-4 part 2, 3.2.4) as far as signatures need it.
+//! GENERAL AUTHENTICATE (SP 800-73-4 part 2, 3.2.4): signatures, the bare RSA function, key agreement.
 //!
 //! ```text
-//! 00 87 algorithm key   7C { 82 (empty: this is asked for)  81 input }
+//! 00 87 algorithm key   7C { 82 (empty: this is asked for)  81 input, or 85 the other's point }
 //!                    →  7C { 82 output }
 //! ```
 
@@ -13,7 +13,8 @@ use crate::{
     applet::OwnedCommand,
     error::TokenError,
     object::PrivateKey,
-    operation::{SignInput, fit_hash},
+    operation::{KeyInput, fit_hash},
+    padding,
 };
 
 const THING: &str = "answer to PIV GENERAL AUTHENTICATE";
@@ -35,32 +36,42 @@ pub(super) const fn identifier(algorithm: KeyAlgorithm) -> Option<u8> {
     }
 }
 
-/// The command that signs `input` with `key`.
+/// The command that uses `key` on `input`.
 ///
 /// # Errors
 /// [`TokenError::DataLength`] when the card cannot take so much, [`TokenError::KeyFunctionNotPermitted`]
 /// when key and input do not go together.
-pub(super) fn sign(key: &PrivateKey, input: &SignInput) -> Result<OwnedCommand, TokenError> {
+pub(super) fn command(key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
     let identifier = identifier(key.algorithm).ok_or(TokenError::KeyFunctionNotPermitted)?;
-    let (block, expected) = match (key.algorithm, input) {
-        (KeyAlgorithm::Rsa { .. }, SignInput::Pkcs1(t)) => {
-            let len = key.algorithm.signature_len();
-            (emsa_pkcs1(t, len)?, Expected::All)
+    let len = key.algorithm.signature_len();
+    let (tag, value, expected) = match (key.algorithm, input) {
+        (KeyAlgorithm::Rsa { .. }, KeyInput::Pkcs1(t)) => {
+            let block = padding::pkcs1_sign(t.expose(), len);
+            let block = block.ok_or_else(|| too_long(t.len(), len.saturating_sub(11)))?;
+            (0x81, block, Expected::All)
         }
-        (KeyAlgorithm::Ec(curve), SignInput::Hash(hash)) => {
+        (KeyAlgorithm::Rsa { .. }, KeyInput::Block(block) | KeyInput::Cryptogram(block))
+            if block.len() == len =>
+        {
+            (0x81, block.duplicate(), Expected::All)
+        }
+        (KeyAlgorithm::Ec(curve), KeyInput::Hash(hash)) => {
             let fitted = fit_hash(hash.expose(), curve.field_len());
-            (Secret::new(fitted), Expected::UpTo(256))
+            (0x81, Secret::new(fitted), Expected::UpTo(256))
         }
-        (KeyAlgorithm::Ed25519, SignInput::Message(message)) => {
+        (KeyAlgorithm::Ed25519, KeyInput::Message(message)) => {
             if message.len() > MAX_MESSAGE {
                 return Err(too_long(message.len(), MAX_MESSAGE));
             }
-            (message.duplicate(), Expected::UpTo(256))
+            (0x81, message.duplicate(), Expected::UpTo(256))
+        }
+        (KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519, KeyInput::Point(point)) => {
+            (0x85, point.duplicate(), Expected::UpTo(256))
         }
         _ => return Err(TokenError::KeyFunctionNotPermitted),
     };
-    let block = Secret::new(tlv::encode(0x81, block.expose()));
-    let fields = Secret::new([&[0x82, 0x00], block.expose()].concat());
+    let value = Secret::new(tlv::encode(tag, value.expose()));
+    let fields = Secret::new([&[0x82, 0x00], value.expose()].concat());
     Ok(OwnedCommand {
         header: [0x00, 0x87, identifier, key.reference],
         data: Secret::new(tlv::encode(0x7C, fields.expose())),
@@ -69,46 +80,42 @@ pub(super) fn sign(key: &PrivateKey, input: &SignInput) -> Result<OwnedCommand, 
     })
 }
 
-/// EMSA-PKCS1-v1_5 (RFC 8017, 9.2) in `len` bytes: 00 01 FF … FF 00 T.
-fn emsa_pkcs1(t: &Secret, len: usize) -> Result<Secret, TokenError> {
-    let max = len.saturating_sub(11);
-    if t.len() > max {
-        return Err(too_long(t.len(), max));
-    }
-    let mut block = Secret::new(Vec::with_capacity(len));
-    block.extend(&[0x00, 0x01]);
-    block.extend(&vec![0xFF; len - t.len() - 3]);
-    block.extend(&[0x00]);
-    block.extend(t.expose());
-    Ok(block)
-}
-
 const fn too_long(len: usize, max: usize) -> TokenError {
     TokenError::DataLength { len, max }
 }
 
-/// The signature of `algorithm` in a 9000 answer: the RSA number at the modulus's length, r and s of the
-/// field's length each, or the 64 bytes of Ed25519.
+/// What a 9000 answer gives for `input`: the RSA number at the modulus's length, r and s of the field's length each, the
+/// 64 bytes of Ed25519, the shared secret at the field's length.
 ///
 /// # Errors
 /// [`TokenError::Malformed`].
-pub(super) fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+pub(super) fn output(
+    algorithm: KeyAlgorithm,
+    input: &KeyInput,
+    answer: &[u8],
+) -> Result<Secret, TokenError> {
     let malformed = |fault: &str| TokenError::malformed(THING, fault);
     let fields = tlv::only(answer, 0x7C).map_err(TokenError::tlv(THING))?;
     let output = tlv::find(fields, 0x82)
         .map_err(TokenError::tlv(THING))?
         .ok_or_else(|| malformed("no response in it"))?;
-    match algorithm {
+    let whole = match (algorithm, input) {
+        (KeyAlgorithm::Ec(curve), KeyInput::Point(_)) if output.len() == curve.field_len() => {
+            Ok(output.to_vec())
+        }
+        (KeyAlgorithm::X25519, KeyInput::Point(_)) if output.len() == 32 => Ok(output.to_vec()),
+        (_, KeyInput::Point(_)) => Err(malformed("not a shared secret of the curve")),
         // Some cards leave leading zeros away.
-        KeyAlgorithm::Rsa { .. } => left_padded(output, algorithm.signature_len())
+        (KeyAlgorithm::Rsa { .. }, _) => left_padded(output, algorithm.signature_len())
             .filter(|_| !output.is_empty())
             .ok_or_else(|| malformed("not as long as the modulus")),
-        KeyAlgorithm::Ec(curve) => ecdsa(output, curve.field_len())
+        (KeyAlgorithm::Ec(curve), _) => ecdsa(output, curve.field_len())
             .map_err(|fault| TokenError::malformed(THING, fault))?
             .ok_or_else(|| malformed("r or s is zero or larger than the field")),
-        KeyAlgorithm::Ed25519 if output.len() == 64 => Ok(output.to_vec()),
-        KeyAlgorithm::Ed25519 | KeyAlgorithm::X25519 => Err(malformed("not a signature")),
-    }
+        (KeyAlgorithm::Ed25519, _) if output.len() == 64 => Ok(output.to_vec()),
+        (KeyAlgorithm::Ed25519 | KeyAlgorithm::X25519, _) => Err(malformed("not a signature")),
+    };
+    whole.map(Secret::new)
 }
 
 /// ECDSA-Sig-Value (RFC 3279, 2.2.3) as r and s of `len` bytes each.
@@ -142,8 +149,20 @@ pub(super) fn fuzz(bytes: &[u8]) {
         KeyAlgorithm::Ed25519,
         KeyAlgorithm::X25519,
     ] {
-        if let Ok(signature) = signature(algorithm, bytes) {
-            assert_eq!(signature.len(), algorithm.signature_len());
+        for input in [
+            KeyInput::Hash(Secret::default()),
+            KeyInput::Point(Secret::default()),
+        ] {
+            let Ok(output) = output(algorithm, &input, bytes) else {
+                continue;
+            };
+            match (algorithm, input) {
+                (KeyAlgorithm::Ec(curve), KeyInput::Point(_)) => {
+                    assert_eq!(output.len(), curve.field_len());
+                }
+                (KeyAlgorithm::X25519, _) => assert_eq!(output.len(), 32),
+                _ => assert_eq!(output.len(), algorithm.signature_len()),
+            }
         }
     }
 }
@@ -162,6 +181,7 @@ mod tests {
             algorithm,
             pin: PinRule::Once,
             usage: Usage::default(),
+            bare: true,
         }
     }
 
@@ -176,10 +196,27 @@ mod tests {
         ))
     }
 
+    fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+        let input = KeyInput::Hash(Secret::default());
+        output(algorithm, &input, answer).map(|output| output.expose().to_vec())
+    }
+
+    #[test]
+    fn agreement_sends_the_point_and_takes_a_secret_as_long_as_the_field() {
+        let point = KeyInput::Point(Secret::new([&[4], &[0x11; 64][..]].concat()));
+        let command = command(&key(P256), &point).unwrap();
+        let start = [0x7C, 0x45, 0x82, 0x00, 0x85, 0x41, 0x04, 0x11];
+        assert!(command.data.expose().starts_with(&start));
+        let secret = output(P256, &point, &answer(&[7; 32])).unwrap();
+        assert_eq!(secret.expose(), [7; 32]);
+        assert!(output(P256, &point, &answer(&[7; 31])).is_err());
+        assert!(output(RSA, &point, &answer(&[7; 256])).is_err());
+    }
+
     #[test]
     fn a_p256_command_is_the_one_the_standard_shows() {
-        let hash = SignInput::Hash(Secret::new(vec![0xAB; 32]));
-        let command = sign(&key(P256), &hash).unwrap();
+        let hash = KeyInput::Hash(Secret::new(vec![0xAB; 32]));
+        let command = command(&key(P256), &hash).unwrap();
         assert_eq!(command.header, [0x00, 0x87, 0x11, 0x9A]);
         let start = [0x7C, 0x24, 0x82, 0x00, 0x81, 0x20, 0xAB];
         assert!(command.data.expose().starts_with(&start));
@@ -189,8 +226,8 @@ mod tests {
     #[test]
     fn hashes_are_fitted_to_the_field() {
         let data = |algorithm, len: usize| {
-            let hash = SignInput::Hash(Secret::new((1..=len).flat_map(u8::try_from).collect()));
-            let command = sign(&key(algorithm), &hash).unwrap();
+            let hash = KeyInput::Hash(Secret::new((1..=len).flat_map(u8::try_from).collect()));
+            let command = command(&key(algorithm), &hash).unwrap();
             command.data.expose()[6..].to_vec()
         };
         assert_eq!(data(P256, 64), (1..=32).collect::<Vec<u8>>());
@@ -201,9 +238,9 @@ mod tests {
 
     #[test]
     fn an_rsa_block_is_exactly_as_long_as_the_modulus() {
-        let t = SignInput::Pkcs1(Secret::new(vec![0x55; 51]));
-        let command = sign(&key(RSA), &t).unwrap();
-        let data = command.data.expose();
+        let t = KeyInput::Pkcs1(Secret::new(vec![0x55; 51]));
+        let made = command(&key(RSA), &t).unwrap();
+        let data = made.data.expose();
         assert_eq!(data.len(), 266);
         let start = [0x7C, 0x82, 0x01, 0x06, 0x82, 0x00, 0x81, 0x82, 0x01, 0x00];
         assert_eq!(data[..10], start);
@@ -211,9 +248,9 @@ mod tests {
         assert_eq!(data[12..214], [0xFF; 202]);
         assert_eq!(data[214], 0x00);
         assert_eq!(data[215..], [0x55; 51]);
-        let too_long = SignInput::Pkcs1(Secret::new(vec![0; 246]));
+        let too_long = KeyInput::Pkcs1(Secret::new(vec![0; 246]));
         assert!(matches!(
-            sign(&key(RSA), &too_long),
+            command(&key(RSA), &too_long),
             Err(TokenError::DataLength { len: 246, max: 245 })
         ));
     }

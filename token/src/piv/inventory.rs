@@ -108,7 +108,11 @@ impl Inventory {
 
     /// Whether a key of this algorithm is known.
     pub(super) fn has_key(&self, algorithm: KeyAlgorithm) -> bool {
-        let is = |object: &Object| object.key.is_some_and(|key| key.algorithm == algorithm);
+        let is = |object: &Object| {
+            object
+                .private_key()
+                .is_some_and(|key| key.algorithm == algorithm)
+        };
         self.objects.values().any(|object| is(object))
     }
 
@@ -305,7 +309,7 @@ impl Inventory {
         let public_key = object::public_key(&place, &public, &subject, usage, origin);
         self.add(rank(key), public_key);
         if authenticate::identifier(algorithm).is_some() {
-            let private = object::private_key(&place, &public, &subject, usage, pin, origin);
+            let private = object::private_key(&place, &public, &subject, usage, pin, origin, true);
             self.add(rank(key), private);
         }
     }

@@ -20,6 +20,7 @@ mod quirks;
 use std::sync::Arc;
 
 use claviger_apdu::{Atr, CommandApdu, Secret};
+use cryptoki_sys::{CKF_DECRYPT, CKF_DERIVE, CKF_SIGN};
 
 use self::{
     discovery::Discovery,
@@ -28,13 +29,13 @@ use self::{
     quirks::{Quirk, Quirks},
 };
 use crate::{
-    algorithm::KeyAlgorithm,
+    algorithm::{Curve, KeyAlgorithm},
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
     card::Conversation,
     error::TokenError,
-    mechanism::{self, MechanismInfo, Scheme, SchemeSizes},
+    mechanism::{self, Ability, MechanismInfo},
     object::{Object, PrivateKey},
-    operation::SignInput,
+    operation::KeyInput,
 };
 
 /// The application identifier without its version (SP 800-73-4 part 1, 2.2).
@@ -46,26 +47,41 @@ pub(crate) const PROBE: CommandApdu<'static> = data_object::GET_DISCOVERY;
 /// The serial number of a card that does not say one.
 const NO_SERIAL: &str = "00000000";
 
-/// What SP 800-78-4 and Yubico's extensions let a key sign with.
-const SIZES: [SchemeSizes; 2] = [
-    SchemeSizes {
-        scheme: Scheme::RsaPkcs1,
+/// What SP 800-78-4 lets a key do.
+const ABILITIES: [Ability; 2] = [
+    Ability {
+        key: KeyAlgorithm::Rsa { bits: 2048 },
+        bare: true,
+        functions: CKF_SIGN | CKF_DECRYPT,
         min: 1024,
         max: 4096,
     },
-    SchemeSizes {
-        scheme: Scheme::Ecdsa,
+    Ability {
+        key: KeyAlgorithm::Ec(Curve::P256),
+        bare: true,
+        functions: CKF_SIGN | CKF_DERIVE,
         min: 256,
         max: 384,
     },
 ];
 
-/// Ed25519 is rare: only a card that has such a key is known to sign with it.
-const ED25519: SchemeSizes = SchemeSizes {
-    scheme: Scheme::EdDsa,
-    min: 255,
-    max: 255,
-};
+/// Rare: only a card that has such a key is known to use it.
+const RARE: [Ability; 2] = [
+    Ability {
+        key: KeyAlgorithm::Ed25519,
+        bare: true,
+        functions: CKF_SIGN,
+        min: 255,
+        max: 255,
+    },
+    Ability {
+        key: KeyAlgorithm::X25519,
+        bare: true,
+        functions: CKF_DERIVE,
+        min: 255,
+        max: 255,
+    },
+];
 
 /// Whether `answer` to [`PROBE`] is PIV's.
 pub(crate) fn is_discovery(answer: &[u8]) -> bool {
@@ -120,11 +136,9 @@ impl Applet for Piv {
     }
 
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        let mut sizes = SIZES.to_vec();
-        if self.inventory.has_key(KeyAlgorithm::Ed25519) {
-            sizes.push(ED25519);
-        }
-        mechanism::offered(&sizes)
+        let rare = RARE.iter().filter(|rare| self.inventory.has_key(rare.key));
+        let abilities: Vec<Ability> = ABILITIES.iter().chain(rare).copied().collect();
+        mechanism::offered(&abilities)
     }
 
     fn extended_length(&self) -> bool {
@@ -177,16 +191,17 @@ impl Applet for Piv {
         self.inventory.objects()
     }
 
-    fn sign_command(
-        &self,
-        key: &PrivateKey,
-        input: &SignInput,
-    ) -> Result<OwnedCommand, TokenError> {
-        authenticate::sign(key, input)
+    fn use_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
+        authenticate::command(key, input)
     }
 
-    fn signature(&self, key: &PrivateKey, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
-        authenticate::signature(key.algorithm, answer)
+    fn output(
+        &self,
+        key: &PrivateKey,
+        input: &KeyInput,
+        answer: &Secret,
+    ) -> Result<Secret, TokenError> {
+        authenticate::output(key.algorithm, input, answer.expose())
     }
 
     fn key_name(&self, key: &PrivateKey) -> String {

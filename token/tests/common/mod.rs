@@ -10,6 +10,7 @@
 )]
 
 pub(crate) mod piv;
+pub(crate) mod signing;
 
 use std::collections::VecDeque;
 

@@ -135,7 +135,7 @@ fn one_signature_per_pin_is_told_by_the_key_and_leaves_its_state_alone() {
     let (mut card, mut token) = open(&session);
     token.login(&mut card, &pin()).unwrap();
     let found = token.find(&mut card, &by(CKO_PRIVATE_KEY, 1)).unwrap();
-    assert_eq!(found[0].key.unwrap().pin, PinRule::Always);
+    assert_eq!(found[0].private_key().unwrap().pin, PinRule::Always);
     assert_eq!(found[0].get(CKA_ALWAYS_AUTHENTICATE), Some(&true.into()));
 }
 
@@ -154,7 +154,7 @@ fn a_changed_rule_for_signatures_reaches_a_key_that_was_read_before() {
     let (mut card, mut token) = open(&session);
     let rule = |token: &mut Token, card: &mut _| {
         let found = token.find(card, &by(CKO_PRIVATE_KEY, 1)).unwrap();
-        found[0].key.unwrap().pin
+        found[0].private_key().unwrap().pin
     };
     token.login(&mut card, &pin()).unwrap();
     assert_eq!(rule(&mut token, &mut card), PinRule::Once);

@@ -9,12 +9,16 @@
 use std::{fmt::Display, sync::Arc};
 
 use claviger_apdu::{Secret, tlv};
-use claviger_token::{AppletKind, Card, Object, SignOperation, Template, Token};
+use claviger_token::{AppletKind, Card, Object, Template, Token};
 use cryptoki_sys::{
     CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKO_PRIVATE_KEY,
 };
 
-use crate::common::{Script, hex, text};
+use crate::common::{
+    Script, hex,
+    signing::{begin, login_once},
+    text,
+};
 
 /// A P-256 certificate.
 pub(crate) const P256: &[u8] = include_bytes!("../data/p256.der");
@@ -218,10 +222,12 @@ pub(crate) fn sign(
     once: bool,
 ) -> Result<Vec<u8>, claviger_token::TokenError> {
     let found = token.find(card, &by(CKO_PRIVATE_KEY, id))?;
-    let mut operation = SignOperation::new(mechanism, &[], &found[0])?;
+    let mut operation = begin(mechanism, &found[0])?;
     operation.update(message)?;
     if once {
-        token.login_once(card, &mut operation, pin())?;
+        login_once(token, card, &mut operation, pin())?;
     }
-    token.sign(card, &mut operation)
+    token
+        .sign(card, &mut operation)
+        .map(|signature| signature.expose().to_vec())
 }

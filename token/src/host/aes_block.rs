@@ -1,0 +1,55 @@
+//! One block of AES under a key of any of its lengths.
+
+use aes::{
+    Aes128, Aes192, Aes256,
+    cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
+};
+use claviger_apdu::Secret;
+
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 16;
+/// A block.
+pub(super) type Block = [u8; BLOCK];
+
+/// A key, expanded; wiped when dropped.
+pub(super) enum Aes {
+    Key128(Aes128),
+    Key192(Aes192),
+    Key256(Aes256),
+}
+
+impl Aes {
+    /// `None` for a key of another length than AES has.
+    pub(super) fn new(key: &Secret) -> Option<Self> {
+        let key = key.expose();
+        match key.len() {
+            16 => Aes128::new_from_slice(key).ok().map(Self::Key128),
+            24 => Aes192::new_from_slice(key).ok().map(Self::Key192),
+            32 => Aes256::new_from_slice(key).ok().map(Self::Key256),
+            _ => None,
+        }
+    }
+
+    pub(super) fn encrypt(&self, block: &mut Block) {
+        match self {
+            Self::Key128(aes) => aes.encrypt_block(block.into()),
+            Self::Key192(aes) => aes.encrypt_block(block.into()),
+            Self::Key256(aes) => aes.encrypt_block(block.into()),
+        }
+    }
+
+    pub(super) fn decrypt(&self, block: &mut Block) {
+        match self {
+            Self::Key128(aes) => aes.decrypt_block(block.into()),
+            Self::Key192(aes) => aes.decrypt_block(block.into()),
+            Self::Key256(aes) => aes.decrypt_block(block.into()),
+        }
+    }
+}
+
+/// XORs `with` into `target`, as far as both go.
+pub(super) fn xor(target: &mut [u8], with: &[u8]) {
+    for (byte, with) in target.iter_mut().zip(with) {
+        *byte ^= with;
+    }
+}

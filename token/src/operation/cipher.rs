@@ -1,0 +1,571 @@
+//! Encryption on the host, and decryption on the host or by a key of the card.
+
+use claviger_apdu::Secret;
+use cryptoki_sys::{
+    CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_DECRYPT, CKA_ENCRYPT, CKA_MODULUS, CKA_UNWRAP, CKA_WRAP,
+    CKF_DECRYPT, CKF_ENCRYPT, CKF_UNWRAP, CKF_WRAP,
+};
+
+use super::{KeyInput, bad_parameter, begin, collect, expect_none};
+use crate::{
+    algorithm::PublicKey,
+    attribute::Value,
+    error::TokenError,
+    host::cipher::{Cipher, CipherError, Direction, Mode},
+    mechanism::{Hash, Mechanism, Parameter, Scheme},
+    object::{Key, Object, ObjectId, PinRule, PrivateKey, SecretKey},
+    padding::{self, Oaep, Rejection},
+};
+
+/// What encryption and decryption by a secret key share.
+struct Stream {
+    mode: Mode,
+    key: SecretKey,
+    direction: Direction,
+    cipher: Option<Cipher>,
+}
+
+impl Stream {
+    fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        key: &SecretKey,
+        direction: Direction,
+    ) -> Result<Self, TokenError> {
+        let mode = mode(mechanism, parameter)?;
+        let cipher = Cipher::new(&mode, &key.value, direction);
+        Ok(Self {
+            cipher: Some(cipher.ok_or_else(|| bad_parameter(mechanism))?),
+            mode,
+            key: key.clone(),
+            direction,
+        })
+    }
+
+    /// The most that all of `len` bytes can become.
+    fn single_len(&self, len: usize) -> usize {
+        match (&self.mode, self.direction) {
+            (Mode::CbcPad { .. }, Direction::Encrypt) => {
+                (len / 16).saturating_add(1).saturating_mul(16)
+            }
+            (Mode::Gcm { tag_bits, .. }, Direction::Encrypt) => len.saturating_add(tag_bits / 8),
+            (Mode::Gcm { tag_bits, .. }, Direction::Decrypt) => len.saturating_sub(tag_bits / 8),
+            _ => len,
+        }
+    }
+
+    /// All at once, beside what is under way.
+    fn single(&self, data: &[u8]) -> Result<Secret, CipherError> {
+        let mut cipher =
+            Cipher::new(&self.mode, &self.key.value, self.direction).ok_or(CipherError::Length)?;
+        let mut output = cipher.update(data)?;
+        output.extend(cipher.finish()?.expose());
+        Ok(output)
+    }
+
+    fn update_len(&self, part: usize) -> usize {
+        self.cipher
+            .as_ref()
+            .map_or(0, |cipher| cipher.update_len(part))
+    }
+
+    fn update(&mut self, part: &[u8]) -> Result<Secret, CipherError> {
+        self.cipher
+            .as_mut()
+            .map_or(Ok(Secret::default()), |cipher| cipher.update(part))
+    }
+
+    fn finish_len(&self) -> usize {
+        self.cipher.as_ref().map_or(0, Cipher::finish_len)
+    }
+
+    fn finish(&mut self) -> Result<Secret, CipherError> {
+        self.cipher
+            .take()
+            .map_or(Ok(Secret::default()), Cipher::finish)
+    }
+}
+
+fn mode(mechanism: Mechanism, parameter: &Parameter) -> Result<Mode, TokenError> {
+    let bad = || bad_parameter(mechanism);
+    match (mechanism.scheme, parameter) {
+        (Scheme::AesEcb, Parameter::None) => Ok(Mode::Ecb),
+        (Scheme::AesCbc { padded }, Parameter::Iv(iv)) => {
+            let iv = iv.as_slice().try_into().map_err(|_| bad())?;
+            Ok(if padded {
+                Mode::CbcPad { iv }
+            } else {
+                Mode::Cbc { iv }
+            })
+        }
+        (Scheme::AesCtr, Parameter::Counter(bits, block)) => Ok(Mode::Ctr {
+            bits: usize::try_from(*bits).map_err(|_| bad())?,
+            block: *block,
+        }),
+        (Scheme::AesGcm, Parameter::Gcm(iv, aad, tag_bits)) => Ok(Mode::Gcm {
+            iv: iv.clone(),
+            aad: aad.clone(),
+            tag_bits: usize::try_from(*tag_bits).map_err(|_| bad())?,
+        }),
+        _ => Err(bad()),
+    }
+}
+
+/// The parameter of OAEP.
+struct OaepParameter {
+    hash: Hash,
+    mgf: Hash,
+    label: Vec<u8>,
+}
+
+impl OaepParameter {
+    fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        key_len: usize,
+    ) -> Result<Self, TokenError> {
+        let bad = || bad_parameter(mechanism);
+        let Parameter::Oaep(hash, mgf, label) = parameter else {
+            return Err(bad());
+        };
+        let hash = Hash::from_mechanism(*hash).ok_or_else(bad)?;
+        if key_len < 2 * hash.len() + 2 {
+            return Err(bad());
+        }
+        Ok(Self {
+            hash,
+            mgf: Hash::from_mgf(*mgf).ok_or_else(bad)?,
+            label: label.clone(),
+        })
+    }
+
+    fn as_oaep(&self) -> Oaep<'_> {
+        Oaep {
+            hash: self.hash,
+            mgf: self.mgf,
+            label: &self.label,
+        }
+    }
+}
+
+/// A padding of RSA encryption.
+enum RsaPadding {
+    Pkcs1,
+    Oaep(OaepParameter),
+    None,
+}
+
+impl RsaPadding {
+    fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        key_len: usize,
+    ) -> Result<Self, TokenError> {
+        match mechanism.scheme {
+            Scheme::RsaOaep => OaepParameter::new(mechanism, parameter, key_len).map(Self::Oaep),
+            Scheme::RsaPkcs1 => expect_none(mechanism, parameter).map(|()| Self::Pkcs1),
+            Scheme::RsaRaw => expect_none(mechanism, parameter).map(|()| Self::None),
+            _ => Err(TokenError::MechanismInvalid(mechanism.kind)),
+        }
+    }
+
+    /// Longest plaintext under a modulus of `key_len` bytes.
+    fn max_len(&self, key_len: usize) -> usize {
+        match self {
+            Self::Pkcs1 => key_len.saturating_sub(11),
+            Self::Oaep(oaep) => key_len.saturating_sub(2 * oaep.hash.len() + 2),
+            Self::None => key_len,
+        }
+    }
+}
+
+/// Whether a key encrypts data or another key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// C_Encrypt, C_Decrypt.
+    Data,
+    /// C_WrapKey, C_UnwrapKey.
+    Key,
+}
+
+impl Purpose {
+    const fn encrypting(self) -> (CK_FLAGS, CK_ATTRIBUTE_TYPE) {
+        match self {
+            Self::Data => (CKF_ENCRYPT, CKA_ENCRYPT),
+            Self::Key => (CKF_WRAP, CKA_WRAP),
+        }
+    }
+
+    const fn decrypting(self) -> (CK_FLAGS, CK_ATTRIBUTE_TYPE) {
+        match self {
+            Self::Data => (CKF_DECRYPT, CKA_DECRYPT),
+            Self::Key => (CKF_UNWRAP, CKA_UNWRAP),
+        }
+    }
+}
+
+/// An encryption begun by C_EncryptInit.
+pub struct EncryptOperation(Encrypting);
+
+enum Encrypting {
+    Rsa(Box<PublicKey>, RsaPadding, Secret),
+    Secret(Stream),
+}
+
+impl EncryptOperation {
+    /// Begins an encryption with the key `object`.
+    ///
+    /// # Errors
+    /// When the mechanism is not one of encrypting, its parameter is wrong, or it does not go with the key.
+    pub fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        object: &Object,
+        purpose: Purpose,
+    ) -> Result<Self, TokenError> {
+        let (function, permission) = purpose.encrypting();
+        match begin(mechanism, object, function, permission)? {
+            Key::Public(key) => {
+                let len = key.algorithm().signature_len();
+                let padding = RsaPadding::new(mechanism, parameter, len)?;
+                Ok(Self(Encrypting::Rsa(
+                    key.clone(),
+                    padding,
+                    Secret::default(),
+                )))
+            }
+            Key::Secret(key) => {
+                let stream = Stream::new(mechanism, parameter, key, Direction::Encrypt)?;
+                Ok(Self(Encrypting::Secret(stream)))
+            }
+            Key::Private(_) => Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
+        }
+    }
+
+    /// The most that all of `len` bytes can become.
+    #[must_use]
+    pub fn single_len(&self, len: usize) -> usize {
+        match &self.0 {
+            Encrypting::Rsa(key, ..) => key.algorithm().signature_len(),
+            Encrypting::Secret(stream) => stream.single_len(len),
+        }
+    }
+
+    /// All at once.
+    ///
+    /// # Errors
+    /// [`TokenError::DataLength`], [`TokenError::DataInvalid`].
+    pub fn single(&self, data: &[u8]) -> Result<Secret, TokenError> {
+        match &self.0 {
+            Encrypting::Rsa(key, padding, _) => encrypt_rsa(key, padding, data),
+            Encrypting::Secret(stream) => stream
+                .single(data)
+                .map_err(|fault| encrypting(fault, data.len())),
+        }
+    }
+
+    /// What the next part of `part` bytes becomes.
+    #[must_use]
+    pub fn update_len(&self, part: usize) -> usize {
+        match &self.0 {
+            Encrypting::Rsa(..) => 0,
+            Encrypting::Secret(stream) => stream.update_len(part),
+        }
+    }
+
+    /// Takes the next part.
+    ///
+    /// # Errors
+    /// [`TokenError::DataLength`].
+    pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
+        match &mut self.0 {
+            Encrypting::Rsa(_, _, message) => collect(message, part).map(|()| Secret::default()),
+            Encrypting::Secret(stream) => stream
+                .update(part)
+                .map_err(|fault| encrypting(fault, part.len())),
+        }
+    }
+
+    /// Room enough for what is left.
+    #[must_use]
+    pub fn finish_len(&self) -> usize {
+        match &self.0 {
+            Encrypting::Rsa(key, ..) => key.algorithm().signature_len(),
+            Encrypting::Secret(stream) => stream.finish_len(),
+        }
+    }
+
+    /// What is left.
+    ///
+    /// # Errors
+    /// [`TokenError::DataLength`].
+    pub fn finish(&mut self) -> Result<Secret, TokenError> {
+        match &mut self.0 {
+            Encrypting::Rsa(key, padding, message) => encrypt_rsa(key, padding, message.expose()),
+            Encrypting::Secret(stream) => stream.finish().map_err(|fault| encrypting(fault, 0)),
+        }
+    }
+}
+
+fn encrypt_rsa(key: &PublicKey, padding: &RsaPadding, data: &[u8]) -> Result<Secret, TokenError> {
+    let len = key.algorithm().signature_len();
+    let max = padding.max_len(len);
+    if data.len() > max {
+        return Err(TokenError::DataLength {
+            len: data.len(),
+            max,
+        });
+    }
+    let block = match padding {
+        RsaPadding::Pkcs1 => padding::pkcs1_encrypt(data, len)?,
+        RsaPadding::Oaep(oaep) => padding::oaep_encrypt(data, &oaep.as_oaep(), len)?,
+        RsaPadding::None => {
+            let mut block = Secret::new(Vec::with_capacity(len));
+            block.extend(&vec![0; len - data.len()]);
+            block.extend(data);
+            block
+        }
+    };
+    let encrypted = key.rsa_raw(block.expose()).ok_or(TokenError::DataInvalid)?;
+    Ok(Secret::new(encrypted))
+}
+
+const fn encrypting(fault: CipherError, len: usize) -> TokenError {
+    match fault {
+        CipherError::Length | CipherError::TooLong => TokenError::DataLength {
+            len,
+            max: len / 16 * 16,
+        },
+        CipherError::Padding | CipherError::Tag => TokenError::DataInvalid,
+    }
+}
+
+const fn decrypting(fault: CipherError, len: usize) -> TokenError {
+    match fault {
+        CipherError::Length | CipherError::TooLong => TokenError::EncryptedDataLength { len },
+        CipherError::Padding => TokenError::EncryptedDataInvalid,
+        CipherError::Tag => TokenError::AuthenticationTag,
+    }
+}
+
+/// A decryption begun by C_DecryptInit.
+pub struct DecryptOperation {
+    /// The object of the key.
+    pub object: ObjectId,
+    /// The PIN given for this one decryption by CKU_CONTEXT_SPECIFIC.
+    pub context_pin: Option<Secret>,
+    way: Decrypting,
+}
+
+enum Decrypting {
+    Card {
+        key: PrivateKey,
+        padding: RsaPadding,
+        modulus: Vec<u8>,
+        cryptogram: Secret,
+    },
+    Secret(Stream),
+}
+
+impl DecryptOperation {
+    /// Begins a decryption with the key `object`.
+    ///
+    /// # Errors
+    /// When the mechanism is not one of decrypting, its parameter is wrong, or it does not go with the key.
+    pub fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        object: &Object,
+        purpose: Purpose,
+    ) -> Result<Self, TokenError> {
+        let (function, permission) = purpose.decrypting();
+        let way = match begin(mechanism, object, function, permission)? {
+            Key::Private(key) => Decrypting::Card {
+                padding: RsaPadding::new(mechanism, parameter, key.algorithm.signature_len())?,
+                key: *key,
+                modulus: match object.get(CKA_MODULUS) {
+                    Some(Value::Bytes(modulus)) => modulus.clone(),
+                    _ => Vec::new(),
+                },
+                cryptogram: Secret::default(),
+            },
+            Key::Secret(key) => {
+                let stream = Stream::new(mechanism, parameter, key, Direction::Decrypt)?;
+                Decrypting::Secret(stream)
+            }
+            Key::Public(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
+        };
+        Ok(Self {
+            object: object.id,
+            context_pin: None,
+            way,
+        })
+    }
+
+    /// The private key on the card that decrypts, if one does.
+    #[must_use]
+    pub const fn private_key(&self) -> Option<&PrivateKey> {
+        match &self.way {
+            Decrypting::Card { key, .. } => Some(key),
+            Decrypting::Secret(_) => None,
+        }
+    }
+
+    /// Whether the key wants its PIN each time.
+    #[must_use]
+    pub fn wants_context_login(&self) -> bool {
+        self.private_key()
+            .is_some_and(|key| key.pin == PinRule::Always)
+    }
+
+    /// Whether the key wants its PIN each time and it has not been given for this decryption.
+    #[must_use]
+    pub fn lacks_context_login(&self) -> bool {
+        self.wants_context_login() && self.context_pin.is_none()
+    }
+
+    /// The most that all of `len` bytes can become.
+    #[must_use]
+    pub fn single_len(&self, len: usize) -> usize {
+        match &self.way {
+            Decrypting::Card { key, padding, .. } => padding.max_len(key.algorithm.signature_len()),
+            Decrypting::Secret(stream) => stream.single_len(len),
+        }
+    }
+
+    /// All at once, where the host decrypts; `None` where the card does.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`], [`TokenError::AuthenticationTag`].
+    pub fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError> {
+        match &self.way {
+            Decrypting::Card { .. } => Ok(None),
+            Decrypting::Secret(stream) => stream
+                .single(data)
+                .map(Some)
+                .map_err(|fault| decrypting(fault, data.len())),
+        }
+    }
+
+    /// What the next part of `part` bytes becomes.
+    #[must_use]
+    pub fn update_len(&self, part: usize) -> usize {
+        match &self.way {
+            Decrypting::Card { .. } => 0,
+            Decrypting::Secret(stream) => stream.update_len(part),
+        }
+    }
+
+    /// Takes the next part.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataLength`].
+    pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
+        match &mut self.way {
+            Decrypting::Card {
+                key, cryptogram, ..
+            } => {
+                let len = cryptogram.len().saturating_add(part.len());
+                if len > key.algorithm.signature_len() {
+                    return Err(TokenError::EncryptedDataLength { len });
+                }
+                cryptogram.extend(part);
+                Ok(Secret::default())
+            }
+            Decrypting::Secret(stream) => stream
+                .update(part)
+                .map_err(|fault| decrypting(fault, part.len())),
+        }
+    }
+
+    /// Room enough for what is left.
+    #[must_use]
+    pub fn finish_len(&self) -> usize {
+        match &self.way {
+            Decrypting::Card { .. } => self.single_len(0),
+            Decrypting::Secret(stream) => stream.finish_len(),
+        }
+    }
+
+    /// What is left, where the host decrypts; `None` where the card does.
+    ///
+    /// # Errors
+    /// As [`DecryptOperation::single`].
+    pub fn finish(&mut self) -> Result<Option<Secret>, TokenError> {
+        match &mut self.way {
+            Decrypting::Card { .. } => Ok(None),
+            Decrypting::Secret(stream) => stream
+                .finish()
+                .map(Some)
+                .map_err(|fault| decrypting(fault, 0)),
+        }
+    }
+
+    /// What the card is to decrypt, with which key; `None` where the host does.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataLength`] unless it is as long as the modulus.
+    pub fn input(&self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
+        let Decrypting::Card {
+            key,
+            cryptogram,
+            modulus,
+            ..
+        } = &self.way
+        else {
+            return Ok(None);
+        };
+        if cryptogram.len() != key.algorithm.signature_len() {
+            return Err(TokenError::EncryptedDataLength {
+                len: cryptogram.len(),
+            });
+        }
+        // A number not below the modulus is none of its ciphertexts; both are public and of one length.
+        if cryptogram.expose() >= modulus.as_slice() {
+            return Err(TokenError::EncryptedDataInvalid);
+        }
+        Ok(Some((*key, KeyInput::Cryptogram(cryptogram.duplicate()))))
+    }
+
+    /// The plaintext in what the card gave: the bare number where the host unpads, else the message.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataInvalid`], [`TokenError::Malformed`].
+    pub fn plaintext(&self, output: Secret) -> Result<Secret, TokenError> {
+        let Decrypting::Card {
+            key,
+            padding,
+            modulus,
+            cryptogram,
+        } = &self.way
+        else {
+            return Ok(output);
+        };
+        if !key.bare {
+            return Ok(output);
+        }
+        match padding {
+            RsaPadding::None => Ok(output),
+            RsaPadding::Pkcs1 => {
+                let rejection = Rejection::new(modulus, cryptogram.expose())?;
+                Ok(padding::pkcs1_decrypt(&output, &rejection))
+            }
+            RsaPadding::Oaep(oaep) => padding::oaep_decrypt(&output, &oaep.as_oaep())
+                .ok_or(TokenError::EncryptedDataInvalid),
+        }
+    }
+}
+
+impl std::fmt::Debug for EncryptOperation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EncryptOperation").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for DecryptOperation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecryptOperation")
+            .field("key", &self.private_key())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,142 @@
+//! Operations in the making: each collects its input on the host and touches no card until it ends.
+//!
+//! ```text
+//! begin(mechanism, parameter, object) ──► update(part) … ──► finish ──► on the host: the result
+//!                                                                  └──► on the card: a KeyInput for Token::use_key
+//! ```
+
+mod cipher;
+mod derive;
+mod sign;
+mod verify;
+
+use claviger_apdu::Secret;
+use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_ALLOWED_MECHANISMS};
+
+pub use self::{
+    cipher::{DecryptOperation, EncryptOperation, Purpose},
+    derive::{Derivation, Unwrapping, unwrap_key, wrap_key},
+    sign::SignOperation,
+    verify::VerifyOperation,
+};
+use crate::{
+    attribute::Value,
+    error::TokenError,
+    mechanism::{Mechanism, Parameter},
+    object::{Key, Object},
+};
+
+/// Longest message that must be held whole (Ed25519, or a hash the caller made): no card takes more.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// What a private key on a card is used on, before the applet's own form of it.
+#[derive(Debug)]
+pub enum KeyInput {
+    /// T of EMSA-PKCS1-v1_5: a DigestInfo, or whatever the caller of CKM_RSA_PKCS gave.
+    Pkcs1(Secret),
+    /// A block as long as the modulus, for the bare RSA function.
+    Block(Secret),
+    /// A hash for ECDSA, of any length.
+    Hash(Secret),
+    /// The message for Ed25519.
+    Message(Secret),
+    /// An RSA ciphertext as long as the modulus.
+    Cryptogram(Secret),
+    /// The other's public point: 04 X Y, or 32 bytes for X25519.
+    Point(Secret),
+}
+
+/// The leftmost `len` bytes of `hash`, or the hash with zeros before it: ECDSA over a field of `len` bytes
+/// (FIPS 186-5, 6.4.1) for cards that take exactly that.
+#[must_use]
+pub fn fit_hash(hash: &[u8], len: usize) -> Vec<u8> {
+    let kept = hash.get(..len).unwrap_or(hash);
+    let mut fitted = vec![0; len - kept.len()];
+    fitted.extend_from_slice(kept);
+    fitted
+}
+
+/// The mechanism `kind` for `function` (CKF_SIGN …) with `object`, whose attribute `permission` must be true.
+///
+/// # Errors
+/// MECHANISM_INVALID when nothing does `function` by it or this key must not be used by it, KEY_TYPE_INCONSISTENT when
+/// other keys could, KEY_FUNCTION_NOT_PERMITTED when the key may not.
+fn begin<'a>(
+    mechanism: Mechanism,
+    object: &'a Object,
+    function: CK_FLAGS,
+    permission: CK_ATTRIBUTE_TYPE,
+) -> Result<&'a Key, TokenError> {
+    let kind = mechanism.kind;
+    let key = object
+        .key
+        .as_ref()
+        .ok_or(TokenError::KeyTypeInconsistent(kind))?;
+    if mechanism.functions(key.kind()) & function == 0 {
+        return Err(if mechanism.functions(key.on_best_card()) & function == 0 {
+            TokenError::KeyTypeInconsistent(kind)
+        } else {
+            TokenError::MechanismInvalid(kind)
+        });
+    }
+    if object.get(permission) != Some(&Value::Bool(true)) {
+        return Err(TokenError::KeyFunctionNotPermitted);
+    }
+    match object.get(CKA_ALLOWED_MECHANISMS) {
+        Some(Value::Mechanisms(allowed)) if !allowed.is_empty() && !allowed.contains(&kind) => {
+            Err(TokenError::MechanismInvalid(kind))
+        }
+        _ => Ok(key),
+    }
+}
+
+/// The mechanism with this number, if anything does `function` by it.
+///
+/// # Errors
+/// MECHANISM_INVALID.
+pub fn mechanism_for(
+    kind: cryptoki_sys::CK_MECHANISM_TYPE,
+    function: CK_FLAGS,
+) -> Result<Mechanism, TokenError> {
+    Mechanism::of(kind)
+        .filter(|mechanism| mechanism.all_functions() & function != 0)
+        .ok_or(TokenError::MechanismInvalid(kind))
+}
+
+/// Adds `part` to a message that must be held whole.
+fn collect(message: &mut Secret, part: &[u8]) -> Result<(), TokenError> {
+    let len = message.len().saturating_add(part.len());
+    if len > MAX_MESSAGE {
+        return Err(TokenError::DataLength {
+            len,
+            max: MAX_MESSAGE,
+        });
+    }
+    message.extend(part);
+    Ok(())
+}
+
+/// A parameter of mechanism `kind` that cannot be.
+const fn bad_parameter(mechanism: Mechanism) -> TokenError {
+    TokenError::MechanismParamInvalid(mechanism.kind)
+}
+
+/// Checks that a mechanism without a parameter got none.
+fn expect_none(mechanism: Mechanism, parameter: &Parameter) -> Result<(), TokenError> {
+    match parameter {
+        Parameter::None => Ok(()),
+        _ => Err(bad_parameter(mechanism)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_hash_is_cut_on_the_right_and_a_short_one_padded_on_the_left() {
+        assert_eq!(fit_hash(&[1, 2, 3, 4], 2), [1, 2]);
+        assert_eq!(fit_hash(&[1, 2], 4), [0, 0, 1, 2]);
+        assert_eq!(fit_hash(&[1, 2], 2), [1, 2]);
+    }
+}

@@ -1,0 +1,146 @@
+//! EMSA-PSS (RFC 8017, 9.1).
+
+use claviger_apdu::Secret;
+use zeroize::Zeroizing;
+
+use super::{PaddingError, mask, sealed};
+use crate::{digest::Hash, host::random};
+
+/// The byte that ends a block.
+const TRAILER: u8 = 0xBC;
+
+/// CK_RSA_PKCS_PSS_PARAMS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pss {
+    /// What the message is hashed with, and salt and digest again.
+    pub hash: Hash,
+    /// What MGF1 uses.
+    pub mgf: Hash,
+    /// Bytes of salt; a signature with another number of them is a bad one.
+    pub salt_len: usize,
+}
+
+/// How a block is divided.
+///
+/// ```text
+/// | 00 where emBits is a multiple of 8 | maskedDB = (00 .. 00 01 salt) ^ mask | H | BC |
+/// ```
+struct Layout {
+    /// Zero bytes before EM: none, or one.
+    lead: usize,
+    /// Length of maskedDB.
+    db: usize,
+    /// What of maskedDB's first byte may be set.
+    top: u8,
+}
+
+impl Layout {
+    /// For a modulus of `bits` bits: EM has one less. The error tells the longest salt.
+    fn new(pss: Pss, bits: usize) -> Result<Self, PaddingError> {
+        let em_bits = bits.saturating_sub(1);
+        let em = em_bits.div_ceil(8);
+        let max = em.saturating_sub(pss.hash.len() + 2);
+        if em < pss.hash.len() + 2 || pss.salt_len > max {
+            return Err(PaddingError::TooLong { max });
+        }
+        Ok(Self {
+            lead: bits.div_ceil(8) - em,
+            db: em - pss.hash.len() - 1,
+            top: 0xFF >> (em * 8 - em_bits),
+        })
+    }
+}
+
+/// H = Hash(00 x 8 || digest || salt).
+fn bound(hash: Hash, digest: &[u8], salt: &[u8]) -> Secret {
+    hash.digest(&[&[0; 8], digest, salt])
+}
+
+/// The block of a signature over `digest` with a fresh salt, as long as a modulus of `bits` bits.
+///
+/// # Errors
+///
+/// When the salt does not fit (or no salt does: a hash too long for the key), `digest` has not the length
+/// of the hash's digests, or nothing is random.
+pub fn pss_encode(digest: &[u8], pss: Pss, bits: usize) -> Result<Secret, PaddingError> {
+    let salt = random::random(pss.salt_len.min(bits))?;
+    encode_with(digest, pss, bits, &salt)
+}
+
+fn encode_with(
+    digest: &[u8],
+    pss: Pss,
+    bits: usize,
+    salt: &Secret,
+) -> Result<Secret, PaddingError> {
+    let layout = Layout::new(pss, bits)?;
+    if digest.len() != pss.hash.len() {
+        return Err(PaddingError::TooLong {
+            max: pss.hash.len(),
+        });
+    }
+    let h = bound(pss.hash, digest, salt.expose());
+    let mut db = Zeroizing::new(vec![0; layout.db - pss.salt_len - 1]);
+    db.push(0x01);
+    db.extend_from_slice(salt.expose());
+    mask(pss.mgf, h.expose(), &mut db);
+    if let Some(first) = db.first_mut() {
+        *first &= layout.top;
+    }
+    let lead = vec![0; layout.lead];
+    let block = [&lead, &**db, h.expose(), &[TRAILER]].concat();
+    Ok(sealed(Zeroizing::new(block)))
+}
+
+/// Whether `block` is one of a signature over `digest` by a key with a modulus of `bits` bits. All is public.
+#[must_use]
+pub fn pss_verify(digest: &[u8], block: &[u8], pss: Pss, bits: usize) -> bool {
+    digest.len() == pss.hash.len()
+        && salt(block, pss, bits)
+            .is_some_and(|(salt, h)| bound(pss.hash, digest, &salt).expose() == h)
+}
+
+/// The salt of a block of the right form, and H.
+fn salt(block: &[u8], pss: Pss, bits: usize) -> Option<(Vec<u8>, &[u8])> {
+    let layout = Layout::new(pss, bits).ok()?;
+    let (lead, em) = block.split_at_checked(layout.lead)?;
+    let (masked, rest) = em.split_at_checked(layout.db)?;
+    let (h, trailer) = rest.split_at_checked(pss.hash.len())?;
+    let fits = lead.iter().all(|byte| *byte == 0)
+        && trailer == [TRAILER]
+        && masked.first().is_some_and(|first| first & !layout.top == 0);
+    let mut db = masked.to_vec();
+    mask(pss.mgf, h, &mut db);
+    *db.first_mut()? &= layout.top;
+    let (padding, salt) = db.split_at_checked(layout.db.checked_sub(pss.salt_len)?)?;
+    let (one, zeros) = padding.split_last()?;
+    (fits && *one == 1 && zeros.iter().all(|byte| *byte == 0)).then(|| (salt.to_vec(), h))
+}
+
+/// `| hashes | length of the salt | bits over whole bytes | block |`: a block that is good is of one digest, and
+/// its own salt makes it again.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let [hashes, salt_len, odd, block @ ..] = bytes else {
+        return;
+    };
+    let hash = |choice: u8| Hash::ALL.get(usize::from(choice % 5)).copied();
+    let (Some(hash), Some(mgf)) = (hash(hashes & 15), hash(hashes >> 4)) else {
+        return;
+    };
+    let salt_len = usize::from(*salt_len);
+    let pss = Pss {
+        hash,
+        mgf,
+        salt_len,
+    };
+    let bits = (block.len() * 8).saturating_sub(usize::from(odd % 8));
+    let digest = hash.digest(&[b"of a fuzzer"]);
+    if pss_verify(digest.expose(), block, pss, bits) {
+        let salt = salt(block, pss, bits).map_or_else(Secret::default, |(salt, _)| salt.into());
+        let again = encode_with(digest.expose(), pss, bits, &salt);
+        assert_eq!(again.as_ref().map(Secret::expose), Ok(block));
+        let other = hash.digest(&[b"another"]);
+        assert!(!pss_verify(other.expose(), block, pss, bits));
+    }
+}

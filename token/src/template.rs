@@ -1,0 +1,391 @@
+//! The one table of attributes: which class has which, in what form, and who may set them when.
+
+use cryptoki_sys::{
+    CK_ATTRIBUTE_TYPE, CK_OBJECT_CLASS, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_ALWAYS_AUTHENTICATE,
+    CKA_ALWAYS_SENSITIVE, CKA_APPLICATION, CKA_CERTIFICATE_CATEGORY, CKA_CERTIFICATE_TYPE,
+    CKA_CHECK_VALUE, CKA_CLASS, CKA_COPYABLE, CKA_DECRYPT, CKA_DERIVE, CKA_DESTROYABLE,
+    CKA_EC_PARAMS, CKA_EC_POINT, CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE,
+    CKA_HASH_OF_ISSUER_PUBLIC_KEY, CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER,
+    CKA_JAVA_MIDP_SECURITY_DOMAIN, CKA_KEY_GEN_MECHANISM, CKA_KEY_TYPE, CKA_LABEL, CKA_LOCAL,
+    CKA_MODIFIABLE, CKA_MODULUS, CKA_MODULUS_BITS, CKA_NAME_HASH_ALGORITHM, CKA_NEVER_EXTRACTABLE,
+    CKA_OBJECT_ID, CKA_PRIVATE, CKA_PUBLIC_EXPONENT, CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE,
+    CKA_SERIAL_NUMBER, CKA_SIGN, CKA_SIGN_RECOVER, CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN,
+    CKA_TRUSTED, CKA_UNIQUE_ID, CKA_UNWRAP, CKA_URL, CKA_VALUE, CKA_VALUE_LEN, CKA_VERIFY,
+    CKA_VERIFY_RECOVER, CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKK_AES, CKK_EC, CKK_EC_EDWARDS,
+    CKK_EC_MONTGOMERY, CKK_GENERIC_SECRET, CKK_RSA, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY,
+    CKO_PUBLIC_KEY, CKO_SECRET_KEY,
+};
+
+use crate::{
+    attribute::{SharedSecret, Template, Value},
+    error::{TemplateFault, TokenError},
+};
+
+/// How a value is written in C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Bool,
+    Ulong,
+    Bytes,
+    /// CK_DATE, or nothing.
+    Date,
+    Mechanisms,
+    /// Bytes of a secret key.
+    Secret,
+}
+
+/// When the application may say what an attribute is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setting {
+    /// When the object is made, and it must.
+    Must,
+    /// When the object is made.
+    Once,
+    /// When it is made, and later.
+    Always,
+    /// When it is made; later only from false to true.
+    Rises,
+    /// When it is made; later only from true to false.
+    Falls,
+    /// Never: the module says.
+    Never,
+}
+
+/// Classes of which an application can make objects.
+const DATA: u8 = 1;
+const CERTIFICATE: u8 = 2;
+const PUBLIC: u8 = 4;
+const SECRET: u8 = 8;
+/// Known from key generation only.
+const PRIVATE: u8 = 16;
+const KEYS: u8 = PUBLIC | SECRET | PRIVATE;
+const ALL: u8 = DATA | CERTIFICATE | KEYS;
+
+struct Row {
+    kind: CK_ATTRIBUTE_TYPE,
+    form: Form,
+    classes: u8,
+    setting: Setting,
+}
+
+const fn row(kind: CK_ATTRIBUTE_TYPE, form: Form, classes: u8, setting: Setting) -> Row {
+    Row {
+        kind,
+        form,
+        classes,
+        setting,
+    }
+}
+
+/// PKCS #11 3.1, 4.4 to 4.11 and the key types of 6. A kind that differs between classes has a row for each.
+const ATTRIBUTES: &[Row] = &[
+    row(CKA_CLASS, Form::Ulong, ALL, Setting::Must),
+    row(CKA_TOKEN, Form::Bool, ALL, Setting::Once),
+    row(CKA_PRIVATE, Form::Bool, ALL, Setting::Once),
+    row(CKA_LABEL, Form::Bytes, ALL, Setting::Always),
+    row(CKA_MODIFIABLE, Form::Bool, ALL, Setting::Once),
+    row(CKA_COPYABLE, Form::Bool, ALL, Setting::Falls),
+    row(CKA_DESTROYABLE, Form::Bool, ALL, Setting::Once),
+    row(CKA_UNIQUE_ID, Form::Bytes, ALL, Setting::Never),
+    row(CKA_APPLICATION, Form::Bytes, DATA, Setting::Always),
+    row(CKA_OBJECT_ID, Form::Bytes, DATA, Setting::Always),
+    row(CKA_VALUE, Form::Bytes, DATA, Setting::Always),
+    row(
+        CKA_CERTIFICATE_TYPE,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Must,
+    ),
+    row(CKA_VALUE, Form::Bytes, CERTIFICATE, Setting::Must),
+    row(CKA_SUBJECT, Form::Bytes, CERTIFICATE, Setting::Must),
+    row(CKA_ID, Form::Bytes, CERTIFICATE, Setting::Always),
+    row(CKA_ISSUER, Form::Bytes, CERTIFICATE, Setting::Always),
+    row(CKA_SERIAL_NUMBER, Form::Bytes, CERTIFICATE, Setting::Always),
+    row(
+        CKA_CERTIFICATE_CATEGORY,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_JAVA_MIDP_SECURITY_DOMAIN,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_NAME_HASH_ALGORITHM,
+        Form::Ulong,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(CKA_URL, Form::Bytes, CERTIFICATE, Setting::Once),
+    row(
+        CKA_HASH_OF_SUBJECT_PUBLIC_KEY,
+        Form::Bytes,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_HASH_OF_ISSUER_PUBLIC_KEY,
+        Form::Bytes,
+        CERTIFICATE,
+        Setting::Once,
+    ),
+    row(
+        CKA_CHECK_VALUE,
+        Form::Bytes,
+        CERTIFICATE | SECRET,
+        Setting::Once,
+    ),
+    row(
+        CKA_TRUSTED,
+        Form::Bool,
+        CERTIFICATE | PUBLIC | SECRET,
+        Setting::Never,
+    ),
+    row(
+        CKA_PUBLIC_KEY_INFO,
+        Form::Bytes,
+        CERTIFICATE | PUBLIC | PRIVATE,
+        Setting::Once,
+    ),
+    row(CKA_START_DATE, Form::Date, CERTIFICATE, Setting::Once),
+    row(CKA_END_DATE, Form::Date, CERTIFICATE, Setting::Once),
+    row(CKA_KEY_TYPE, Form::Ulong, KEYS, Setting::Must),
+    row(CKA_ID, Form::Bytes, KEYS, Setting::Always),
+    row(CKA_START_DATE, Form::Date, KEYS, Setting::Always),
+    row(CKA_END_DATE, Form::Date, KEYS, Setting::Always),
+    row(CKA_DERIVE, Form::Bool, KEYS, Setting::Always),
+    row(CKA_LOCAL, Form::Bool, KEYS, Setting::Never),
+    row(CKA_KEY_GEN_MECHANISM, Form::Ulong, KEYS, Setting::Never),
+    row(
+        CKA_ALLOWED_MECHANISMS,
+        Form::Mechanisms,
+        KEYS,
+        Setting::Once,
+    ),
+    row(CKA_SUBJECT, Form::Bytes, PUBLIC | PRIVATE, Setting::Always),
+    row(CKA_ENCRYPT, Form::Bool, PUBLIC | SECRET, Setting::Always),
+    row(CKA_VERIFY, Form::Bool, PUBLIC | SECRET, Setting::Always),
+    row(CKA_VERIFY_RECOVER, Form::Bool, PUBLIC, Setting::Always),
+    row(CKA_WRAP, Form::Bool, PUBLIC | SECRET, Setting::Always),
+    row(CKA_DECRYPT, Form::Bool, SECRET | PRIVATE, Setting::Always),
+    row(CKA_SIGN, Form::Bool, SECRET | PRIVATE, Setting::Always),
+    row(CKA_SIGN_RECOVER, Form::Bool, PRIVATE, Setting::Always),
+    row(CKA_UNWRAP, Form::Bool, SECRET | PRIVATE, Setting::Always),
+    row(CKA_SENSITIVE, Form::Bool, SECRET | PRIVATE, Setting::Rises),
+    row(
+        CKA_EXTRACTABLE,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Falls,
+    ),
+    row(
+        CKA_WRAP_WITH_TRUSTED,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Rises,
+    ),
+    row(
+        CKA_ALWAYS_SENSITIVE,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Never,
+    ),
+    row(
+        CKA_NEVER_EXTRACTABLE,
+        Form::Bool,
+        SECRET | PRIVATE,
+        Setting::Never,
+    ),
+    row(CKA_ALWAYS_AUTHENTICATE, Form::Bool, PRIVATE, Setting::Once),
+    row(CKA_VALUE, Form::Secret, SECRET, Setting::Once),
+    row(CKA_VALUE_LEN, Form::Ulong, SECRET, Setting::Once),
+    row(CKA_MODULUS, Form::Bytes, PUBLIC, Setting::Once),
+    row(CKA_MODULUS_BITS, Form::Ulong, PUBLIC, Setting::Once),
+    row(CKA_PUBLIC_EXPONENT, Form::Bytes, PUBLIC, Setting::Once),
+    row(CKA_EC_PARAMS, Form::Bytes, PUBLIC, Setting::Once),
+    row(CKA_EC_POINT, Form::Bytes, PUBLIC, Setting::Once),
+];
+
+/// Key types of which a session can hold keys.
+pub(crate) const PUBLIC_KEY_TYPES: [CK_ULONG; 4] =
+    [CKK_RSA, CKK_EC, CKK_EC_EDWARDS, CKK_EC_MONTGOMERY];
+/// Likewise.
+pub(crate) const SECRET_KEY_TYPES: [CK_ULONG; 2] = [CKK_GENERIC_SECRET, CKK_AES];
+
+pub(crate) fn fault(fault: TemplateFault, attribute: CK_ATTRIBUTE_TYPE) -> TokenError {
+    TokenError::Template { fault, attribute }
+}
+
+const fn mask(class: CK_OBJECT_CLASS) -> u8 {
+    match class {
+        CKO_DATA => DATA,
+        CKO_CERTIFICATE => CERTIFICATE,
+        CKO_PUBLIC_KEY => PUBLIC,
+        CKO_SECRET_KEY => SECRET,
+        CKO_PRIVATE_KEY => PRIVATE,
+        _ => 0,
+    }
+}
+
+fn row_of(kind: CK_ATTRIBUTE_TYPE, class: CK_OBJECT_CLASS) -> Result<&'static Row, TokenError> {
+    let mask = mask(class);
+    let mine = |row: &&Row| row.kind == kind && row.classes & mask != 0;
+    ATTRIBUTES
+        .iter()
+        .find(mine)
+        .ok_or_else(|| fault(TemplateFault::TypeInvalid, kind))
+}
+
+/// What a template gives an object of `class`, each attribute in its form.
+///
+/// # Errors
+/// ATTRIBUTE_TYPE_INVALID for what the class does not have, ATTRIBUTE_VALUE_INVALID for a value of the wrong form,
+/// ATTRIBUTE_READ_ONLY for what only the module says, TEMPLATE_INCONSISTENT for one attribute with two values.
+pub(crate) fn read(
+    template: &Template,
+    class: CK_OBJECT_CLASS,
+) -> Result<Vec<(CK_ATTRIBUTE_TYPE, Value)>, TokenError> {
+    let mut values: Vec<(CK_ATTRIBUTE_TYPE, Value)> = Vec::with_capacity(template.0.len());
+    for (kind, bytes) in &template.0 {
+        let row = row_of(*kind, class)?;
+        let value = row.form.read(*kind, bytes)?;
+        // Saying FALSE of what is never true is allowed: NSS says so of CKA_TRUSTED.
+        let harmless = *kind == CKA_TRUSTED && value == Value::Bool(false);
+        if row.setting == Setting::Never && !harmless {
+            return Err(fault(TemplateFault::ReadOnly, *kind));
+        }
+        match values.iter().find(|(other, _)| other == kind) {
+            Some((_, other)) if *other == value => {}
+            Some(_) => return Err(fault(TemplateFault::Inconsistent, *kind)),
+            None => values.push((*kind, value)),
+        }
+    }
+    Ok(values)
+}
+
+/// The first attribute that must be said of an object of `class` and is not.
+pub(crate) fn missing(
+    values: &[(CK_ATTRIBUTE_TYPE, Value)],
+    class: CK_OBJECT_CLASS,
+) -> Option<CK_ATTRIBUTE_TYPE> {
+    let mask = mask(class);
+    ATTRIBUTES
+        .iter()
+        .filter(|row| row.setting == Setting::Must && row.classes & mask != 0)
+        .map(|row| row.kind)
+        .find(|kind| !values.iter().any(|(given, _)| given == kind))
+}
+
+/// Whether an attribute of a finished object may become `new`.
+///
+/// # Errors
+/// ATTRIBUTE_READ_ONLY.
+pub(crate) fn may_change(
+    kind: CK_ATTRIBUTE_TYPE,
+    class: CK_OBJECT_CLASS,
+    old: Option<&Value>,
+    new: &Value,
+) -> Result<(), TokenError> {
+    let allowed = match row_of(kind, class)?.setting {
+        Setting::Always => true,
+        Setting::Rises => *new == Value::Bool(true) || old == Some(new),
+        Setting::Falls => *new == Value::Bool(false) || old == Some(new),
+        Setting::Must | Setting::Once | Setting::Never => false,
+    };
+    if allowed {
+        Ok(())
+    } else {
+        Err(fault(TemplateFault::ReadOnly, kind))
+    }
+}
+
+impl Form {
+    fn read(self, kind: CK_ATTRIBUTE_TYPE, bytes: &[u8]) -> Result<Value, TokenError> {
+        let wrong = || fault(TemplateFault::ValueInvalid, kind);
+        let word = |bytes: &[u8]| bytes.try_into().map(CK_ULONG::from_ne_bytes).ok();
+        match self {
+            Self::Bool => match bytes {
+                [0] => Ok(Value::Bool(false)),
+                [1] => Ok(Value::Bool(true)),
+                _ => Err(wrong()),
+            },
+            Self::Ulong => word(bytes).map(Value::Ulong).ok_or_else(wrong),
+            Self::Bytes => Ok(bytes.into()),
+            Self::Date => {
+                let digits = bytes.iter().all(u8::is_ascii_digit);
+                if digits && matches!(bytes.len(), 0 | 8) {
+                    Ok(bytes.into())
+                } else {
+                    Err(wrong())
+                }
+            }
+            Self::Mechanisms => {
+                let (words, rest) = bytes.as_chunks::<{ size_of::<CK_ULONG>() }>();
+                let list = words.iter().filter_map(|chunk| word(chunk)).collect();
+                if rest.is_empty() {
+                    Ok(Value::Mechanisms(list))
+                } else {
+                    Err(wrong())
+                }
+            }
+            Self::Secret => Ok(Value::Secret(SharedSecret::new(
+                claviger_apdu::Secret::copy_from(bytes),
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(kind: CK_ATTRIBUTE_TYPE, value: &[u8]) -> Template {
+        Template(vec![(kind, value.to_vec())])
+    }
+
+    fn faulty(template: &Template, class: CK_OBJECT_CLASS) -> TemplateFault {
+        match read(template, class) {
+            Err(TokenError::Template { fault, .. }) => fault,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_form_is_refused() {
+        use TemplateFault::{Inconsistent, ReadOnly, TypeInvalid, ValueInvalid};
+        assert_eq!(faulty(&one(CKA_TOKEN, &[2]), CKO_DATA), ValueInvalid);
+        assert_eq!(faulty(&one(CKA_TOKEN, &[]), CKO_DATA), ValueInvalid);
+        assert_eq!(
+            faulty(&one(CKA_KEY_TYPE, &[0; 4]), CKO_SECRET_KEY),
+            ValueInvalid
+        );
+        assert_eq!(
+            faulty(&one(CKA_START_DATE, b"2026"), CKO_SECRET_KEY),
+            ValueInvalid
+        );
+        assert_eq!(
+            faulty(&one(CKA_ALLOWED_MECHANISMS, &[0; 9]), CKO_SECRET_KEY),
+            ValueInvalid
+        );
+        assert_eq!(faulty(&one(CKA_MODULUS, &[1]), CKO_DATA), TypeInvalid);
+        assert_eq!(faulty(&one(0x8000_0001, &[1]), CKO_DATA), TypeInvalid);
+        assert_eq!(faulty(&one(CKA_LOCAL, &[1]), CKO_SECRET_KEY), ReadOnly);
+        let twice = Template(vec![(CKA_ID, vec![1]), (CKA_ID, vec![2])]);
+        assert_eq!(faulty(&twice, CKO_SECRET_KEY), Inconsistent);
+        let same = Template(vec![(CKA_ID, vec![1]), (CKA_ID, vec![1])]);
+        assert_eq!(read(&same, CKO_SECRET_KEY).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_protects_a_key_is_never_taken_back() {
+        let may = |kind, old, new: bool| {
+            may_change(kind, CKO_SECRET_KEY, Some(&Value::Bool(old)), &new.into()).is_ok()
+        };
+        assert!(may(CKA_SENSITIVE, false, true) && !may(CKA_SENSITIVE, true, false));
+        assert!(may(CKA_EXTRACTABLE, true, false) && !may(CKA_EXTRACTABLE, false, true));
+        assert!(may(CKA_SIGN, true, false) && !may(CKA_PRIVATE, true, false));
+    }
+}

@@ -1,0 +1,26 @@
+//! Signatures as `C_SignInit`, `C_Login` and `C_Sign` make them.
+
+use claviger_apdu::Secret;
+use claviger_token::{
+    Card, Object, Parameter, SignOperation, Token, TokenError, operation::mechanism_for,
+};
+use cryptoki_sys::{CK_MECHANISM_TYPE, CKF_SIGN};
+
+/// Begins a signature without a parameter.
+pub(crate) fn begin(kind: CK_MECHANISM_TYPE, key: &Object) -> Result<SignOperation, TokenError> {
+    let mechanism = mechanism_for(kind, CKF_SIGN)?;
+    SignOperation::new(mechanism, &Parameter::None, key, false)
+}
+
+/// Verifies `pin` for `operation` alone.
+pub(crate) fn login_once(
+    token: &mut Token,
+    card: &mut Card,
+    operation: &mut SignOperation,
+    pin: Secret,
+) -> Result<(), TokenError> {
+    let key = *operation.private_key().unwrap();
+    token.login_once(card, &key, &pin)?;
+    operation.context_pin = Some(pin);
+    Ok(())
+}
