@@ -269,6 +269,23 @@ impl Seat {
         }
     }
 
+    /// The public key of a private one.
+    #[track_caller]
+    pub fn public_of(&self, key: ObjectHandle) -> ObjectHandle {
+        let id = self.get_attributes(key, &[AttributeType::Id]);
+        let class = Attribute::Class(ObjectClass::PUBLIC_KEY);
+        let template = [&[class], &id.expect("CKA_ID")[..]].concat();
+        self.find_objects(&template).expect("a search")[0]
+    }
+
+    /// Cancels the operation that `function` begins.
+    #[track_caller]
+    pub fn give_up(&self, function: Init) {
+        // SAFETY: no pointer is given.
+        let code = unsafe { function.expect(TABLE)(self.id(), ptr::null_mut(), 0) };
+        assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
+    }
+
     pub fn init(
         &self,
         function: Init,

@@ -24,7 +24,10 @@ mod context_login;
 mod general;
 mod login;
 mod objects;
+mod pss;
 mod sessions;
+mod sign;
+mod sign_bare;
 mod slots;
 
 use bench::{Bench, Seat};
