@@ -10,7 +10,7 @@ use claviger_apdu::TransportErrorKind;
 use claviger_token::{
     AppletKind, Card, MechanismInfo, Object, ObjectId, Template, Token, TokenError, TokenInfo,
 };
-use cryptoki_sys::{CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
+use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
     handle,
@@ -31,11 +31,14 @@ pub(crate) struct TokenFacts {
     pub(crate) logged_in: bool,
 }
 
-/// Object handles of one token: the same object keeps its handle, a private one until logout.
+/// Object handles of one token: the same object keeps its handle, a private one until logout, a session's until that
+/// session closes.
 #[derive(Debug, Default)]
 pub(crate) struct ObjectHandles {
     by_id: HashMap<ObjectId, CK_OBJECT_HANDLE>,
     objects: HashMap<CK_OBJECT_HANDLE, Arc<Object>>,
+    /// In the order they were made.
+    of_sessions: BTreeMap<CK_OBJECT_HANDLE, (CK_SESSION_HANDLE, Arc<Object>)>,
 }
 
 impl ObjectHandles {
@@ -49,6 +52,20 @@ impl ObjectHandles {
         self.objects.retain(|_, object| !object.is_private());
         let objects = &self.objects;
         self.by_id.retain(|_, handle| objects.contains_key(handle));
+        self.of_sessions
+            .retain(|_, (_, object)| !object.is_private());
+    }
+
+    fn get(&self, handle: CK_OBJECT_HANDLE) -> Option<&Arc<Object>> {
+        let of_session = || self.of_sessions.get(&handle).map(|(_, object)| object);
+        self.objects.get(&handle).or_else(of_session)
+    }
+}
+
+impl Facts {
+    fn is_logged_in(&self, applet: AppletKind) -> bool {
+        let token = self.tokens.as_ref().and_then(|tokens| tokens.get(&applet));
+        token.is_some_and(|token| token.logged_in)
     }
 }
 
@@ -136,11 +153,8 @@ impl ReaderCard {
 
     /// Whether a user is logged in to the token, as far as is known.
     pub(crate) fn is_logged_in(&self, count: CardCount, applet: AppletKind) -> bool {
-        let facts = self.facts(count);
-        let token = facts
-            .as_ref()
-            .and_then(|facts| facts.tokens.as_ref()?.get(&applet));
-        token.is_some_and(|token| token.logged_in)
+        self.facts(count)
+            .is_some_and(|facts| facts.is_logged_in(applet))
     }
 
     /// One conversation with a token, alone with its card.
@@ -188,11 +202,75 @@ impl ReaderCard {
             None => self.with_token(count, applet, |card, token| token.find(card, template))?,
         };
         let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
+        let logged_in = facts.is_logged_in(applet);
         let handles = facts.handles.entry(applet).or_default();
-        Ok(objects
-            .into_iter()
-            .map(|object| handles.handle(object))
-            .collect())
+        let seen = |object: &Object| {
+            (logged_in || !object.is_private()) && object.matches(template)
+        };
+        let of_sessions = handles
+            .of_sessions
+            .iter()
+            .filter(|(_, (_, object))| seen(object))
+            .map(|(handle, _)| *handle);
+        let of_sessions: Vec<_> = of_sessions.collect();
+        let found = objects.into_iter().map(|object| handles.handle(object));
+        Ok(found.chain(of_sessions).collect())
+    }
+
+    /// Gives an object of a session its handle.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED.
+    pub(crate) fn add_object(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        owner: CK_SESSION_HANDLE,
+        object: Object,
+    ) -> Result<CK_OBJECT_HANDLE, Failure> {
+        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
+        let handles = facts.handles.entry(applet).or_default();
+        let handle = handle::fresh();
+        handles
+            .of_sessions
+            .insert(handle, (owner, Arc::new(object)));
+        Ok(handle)
+    }
+
+    /// Puts `object` in the place of a session's, or takes that away.
+    ///
+    /// # Errors
+    /// OBJECT_HANDLE_INVALID when it has gone meanwhile.
+    pub(crate) fn replace_object(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        handle: CK_OBJECT_HANDLE,
+        object: Option<Object>,
+    ) -> Result<(), Failure> {
+        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
+        let handles = facts.handles.entry(applet).or_default();
+        let place = handles.of_sessions.get_mut(&handle);
+        let (_, place) = place.ok_or(Rule::OBJECT_HANDLE_INVALID)?;
+        match object {
+            Some(object) => *place = Arc::new(object),
+            None => drop(handles.of_sessions.remove(&handle)),
+        }
+        Ok(())
+    }
+
+    /// After a session was closed its objects are no more.
+    pub(crate) fn session_closed(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        owner: CK_SESSION_HANDLE,
+    ) {
+        if let Some(mut facts) = self.facts(count)
+            && let Some(handles) = facts.handles.get_mut(&applet)
+        {
+            handles.of_sessions.retain(|_, (of, _)| *of != owner);
+        }
     }
 
     /// After a conversation: drops a connection that is of no more use, and brings the facts up to date.
@@ -276,8 +354,8 @@ impl ReaderCard {
         handle: CK_OBJECT_HANDLE,
     ) -> Option<Arc<Object>> {
         let facts = self.facts(count)?;
-        let logged_in = facts.tokens.as_ref()?.get(&applet)?.logged_in;
-        let object = facts.handles.get(&applet)?.objects.get(&handle)?;
+        let logged_in = facts.is_logged_in(applet);
+        let object = facts.handles.get(&applet)?.get(handle)?;
         (logged_in || !object.is_private()).then(|| Arc::clone(object))
     }
 

@@ -10,7 +10,7 @@
 //! Who may block: C_WaitForSlotEvent until an event or C_Finalize; a call that needs a card, as long as that card
 //! takes; nothing else. No lock but one card's own is held while a card is talked to.
 //!
-//! The one exported symbol is `C_GetFunctionList`.
+//! The exported symbols are the functions of Cryptoki, and nothing else.
 
 mod board;
 mod card;
@@ -34,5 +34,3 @@ mod sessions;
 mod slots;
 mod sync;
 mod threads;
-
-pub use function_list::C_GetFunctionList;

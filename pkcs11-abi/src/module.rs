@@ -9,7 +9,7 @@ use std::{
 };
 
 use claviger_driver::{Backend, pcsc::PcscBackend, socket::SocketBackend};
-use claviger_token::{AppletKind, PinRule};
+use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
@@ -172,6 +172,9 @@ impl Module {
         let Some((_, last)) = self.sessions.remove(handle) else {
             return Err(Rule::SESSION_HANDLE_INVALID.into());
         };
+        session
+            .reader
+            .session_closed(session.card, session.applet, handle);
         if last {
             session
                 .reader
@@ -184,10 +187,7 @@ impl Module {
     pub(crate) fn end_private_operations(&self, of: &Session) {
         for handle in self.sessions.on_slot(of.slot) {
             if let Some(session) = self.sessions.get(handle) {
-                session
-                    .operations()
-                    .signature
-                    .take_if(|signature| signature.operation.key.pin != PinRule::Never);
+                session.operations().end_private();
             }
         }
     }

@@ -5,7 +5,7 @@
 //! check null and length and never form a reference to the caller's memory that they write through, so that
 //! overlapping buffers are merely copied.
 
-use std::marker::PhantomData;
+use std::{ffi::CStr, marker::PhantomData};
 
 use cryptoki_sys::{CK_ATTRIBUTE, CK_MECHANISM, CK_ULONG};
 
@@ -75,6 +75,14 @@ impl<'call> In<'call, u8> {
             // SAFETY: not null, so by the promise of `new` readable for `len` bytes during the call.
             (false, _) => Ok(unsafe { std::slice::from_raw_parts(self.pointer, len) }),
         }
+    }
+
+    /// Whether a string that ends with NUL is this one; nothing behind the first other byte is read.
+    pub(crate) fn is_text(self, text: &CStr) -> bool {
+        let mut bytes = text.to_bytes_with_nul().iter().enumerate();
+        // SAFETY: all bytes before `index` were equal and not NUL, so the string goes on to `index` at least.
+        let byte = |index| unsafe { self.pointer.wrapping_add(index).read() };
+        !self.pointer.is_null() && bytes.all(|(index, expected)| byte(index) == *expected)
     }
 }
 
@@ -193,6 +201,24 @@ pub(crate) fn mechanism_parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, F
     Ok(parameter.bytes(mechanism.ulParameterLen)?.to_vec())
 }
 
+/// The parameter of a mechanism as the one structure it must be; `None` for another size or null.
+pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
+    if usize::try_from(mechanism.ulParameterLen) != Ok(size_of::<T>()) {
+        return None;
+    }
+    // SAFETY: as in `mechanism_parameter`; as many bytes as the structure has.
+    unsafe { In::new(mechanism.pParameter.cast::<T>().cast_const()) }
+        .get()
+        .ok()
+}
+
+/// Bytes that a parameter's structure points to; `None` for null with a length.
+pub(crate) fn nested_bytes(pointer: *mut u8, len: CK_ULONG) -> Option<Vec<u8>> {
+    // SAFETY: pointer and length were read from a structure of the caller, who promises them.
+    let bytes = unsafe { In::new(pointer.cast_const()) };
+    Some(bytes.bytes(len).ok()?.to_vec())
+}
+
 /// Where the value of one attribute goes.
 pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Out<'call, u8> {
     // SAFETY: as in `attribute_bytes`; the room is compared with `ulValueLen` before it is used.
@@ -214,6 +240,18 @@ mod tests {
         assert_eq!(nothing.bytes(0).unwrap(), b"");
         assert_eq!(code(nothing.bytes(1)), cryptoki_sys::CKR_ARGUMENTS_BAD);
         assert_eq!(code(nothing.get()), cryptoki_sys::CKR_ARGUMENTS_BAD);
+    }
+
+    #[test]
+    fn a_string_is_compared_to_its_first_other_byte() {
+        // SAFETY: each byte string ends with NUL, or differs before it ends.
+        let is = |bytes: &[u8]| unsafe { In::new(bytes.as_ptr()) }.is_text(c"PKCS 11");
+        assert!(is(b"PKCS 11\0"));
+        assert!(!is(b"PKCS 11 \0"));
+        assert!(!is(b"PKCS 1\0"));
+        assert!(!is(b"Q"));
+        // SAFETY: null is allowed.
+        assert!(!unsafe { In::new(std::ptr::null()) }.is_text(c""));
     }
 
     #[test]

@@ -5,10 +5,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use claviger_token::{AppletKind, SignOperation};
-use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID};
+use claviger_apdu::Secret;
+use claviger_token::{
+    AppletKind, Card, DecryptOperation, EncryptOperation, Object, PinRule, PrivateKey,
+    SignOperation, Token, TokenError, VerifyOperation, digest::Hasher,
+};
+use cryptoki_sys::{
+    CK_FLAGS, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, CKF_DECRYPT, CKF_DIGEST,
+    CKF_ENCRYPT, CKF_FIND_OBJECTS, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY, CKF_SIGN,
+    CKF_SIGN_RECOVER, CKF_VERIFY, CKF_VERIFY_RECOVER,
+};
 
-use crate::{card::ReaderCard, handle, known_reader::CardCount};
+use crate::{
+    card::ReaderCard,
+    handle,
+    known_reader::CardCount,
+    rv::{Failure, Rule},
+};
 
 /// A search begun by C_FindObjectsInit: the handles not yet given, in reverse.
 #[derive(Debug)]
@@ -16,19 +29,131 @@ pub(crate) struct Search {
     pub(crate) rest: Vec<CK_OBJECT_HANDLE>,
 }
 
-/// A signature begun by C_SignInit.
+/// An operation under way.
 #[derive(Debug)]
-pub(crate) struct Signature {
-    pub(crate) operation: SignOperation,
-    /// C_SignUpdate was called: only C_SignFinal may end it.
+pub(crate) struct Active<T> {
+    pub(crate) operation: T,
+    /// Its key dies with the user's login.
+    pub(crate) private: bool,
+    /// An update was called: only the final call may end it.
     pub(crate) in_parts: bool,
+    /// The last of its output, computed and not yet fetched, because the caller's buffer was too small.
+    pub(crate) last: Option<Secret>,
 }
 
-/// What a session has under way.
+impl<T> Active<T> {
+    pub(crate) const fn new(operation: T, private: bool) -> Self {
+        Self {
+            operation,
+            private,
+            in_parts: false,
+            last: None,
+        }
+    }
+}
+
+/// A series of messages (PKCS #11 3.0, 5.11 and 5.16).
+#[derive(Debug)]
+pub(crate) struct Messages<T> {
+    pub(crate) active: Active<T>,
+    /// A message was begun and has not ended.
+    pub(crate) begun: bool,
+}
+
+/// A verification that knows its signature from the start (PKCS #11 3.2).
+#[derive(Debug)]
+pub(crate) struct Foreknown {
+    pub(crate) verification: VerifyOperation,
+    pub(crate) signature: Vec<u8>,
+}
+
+/// What a session has under way: one of each kind at most.
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
     pub(crate) search: Option<Search>,
-    pub(crate) signature: Option<Signature>,
+    pub(crate) digest: Option<Active<Hasher>>,
+    pub(crate) encrypt: Option<Active<EncryptOperation>>,
+    pub(crate) decrypt: Option<Active<DecryptOperation>>,
+    pub(crate) sign: Option<Active<SignOperation>>,
+    pub(crate) sign_recover: Option<Active<SignOperation>>,
+    pub(crate) verify: Option<Active<VerifyOperation>>,
+    pub(crate) verify_recover: Option<Active<VerifyOperation>>,
+    pub(crate) verify_signature: Option<Active<Foreknown>>,
+    pub(crate) sign_messages: Option<Messages<SignOperation>>,
+    pub(crate) verify_messages: Option<Messages<VerifyOperation>>,
+}
+
+impl Operations {
+    /// Ends what goes on with keys that die with the user's login.
+    pub(crate) fn end_private(&mut self) {
+        fn end<T>(active: &mut Option<Active<T>>) {
+            active.take_if(|active| active.private);
+        }
+        end(&mut self.encrypt);
+        end(&mut self.decrypt);
+        end(&mut self.sign);
+        end(&mut self.sign_recover);
+        end(&mut self.verify);
+        end(&mut self.verify_recover);
+        end(&mut self.verify_signature);
+        self.sign_messages.take_if(|messages| messages.active.private);
+        self.verify_messages.take_if(|messages| messages.active.private);
+    }
+
+    /// Ends the operations that `flags` of CK_MECHANISM_INFO name (C_SessionCancel).
+    pub(crate) fn cancel(&mut self, flags: CK_FLAGS) {
+        let has = |flag| flags & flag != 0;
+        if has(CKF_FIND_OBJECTS) {
+            self.search = None;
+        }
+        if has(CKF_DIGEST) {
+            self.digest = None;
+        }
+        if has(CKF_ENCRYPT) {
+            self.encrypt = None;
+        }
+        if has(CKF_DECRYPT) {
+            self.decrypt = None;
+        }
+        if has(CKF_SIGN) {
+            self.sign = None;
+        }
+        if has(CKF_SIGN_RECOVER) {
+            self.sign_recover = None;
+        }
+        if has(CKF_VERIFY) {
+            self.verify = None;
+            self.verify_signature = None;
+        }
+        if has(CKF_VERIFY_RECOVER) {
+            self.verify_recover = None;
+        }
+        if has(CKF_MESSAGE_SIGN) {
+            self.sign_messages = None;
+        }
+        if has(CKF_MESSAGE_VERIFY) {
+            self.verify_messages = None;
+        }
+    }
+
+    /// The key that waits for its own PIN, and where the PIN goes: a signature's before a decryption's.
+    pub(crate) fn awaiting_pin(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
+        let messages = self.sign_messages.as_mut().map(|messages| &mut messages.active);
+        let signing = [self.sign.as_mut(), self.sign_recover.as_mut(), messages]
+            .into_iter()
+            .flatten()
+            .map(|active| &mut active.operation)
+            .filter(|operation| operation.wants_context_login())
+            .find_map(|operation| {
+                let key = *operation.private_key()?;
+                Some((key, &mut operation.context_pin))
+            });
+        signing.or_else(|| {
+            let operation = &mut self.decrypt.as_mut()?.operation;
+            let key = *operation.private_key()?;
+            (key.pin == PinRule::Always).then_some((key, &mut operation.context_pin))
+        })
+    }
 }
 
 /// One session. Its token and card never change: when the card leaves, the session is dead.
@@ -68,6 +193,39 @@ impl Session {
         self.operations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One conversation with its token.
+    ///
+    /// # Errors
+    /// Those of `body`, or of the way to the card.
+    pub(crate) fn with_token<R>(
+        &self,
+        body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
+    ) -> Result<R, Failure> {
+        self.reader.with_token(self.card, self.applet, body)
+    }
+
+    /// The object behind a handle, if this session may see it now.
+    ///
+    /// # Errors
+    /// `missing`, the code of the function's own.
+    pub(crate) fn object(
+        &self,
+        handle: CK_OBJECT_HANDLE,
+        missing: Rule,
+    ) -> Result<Arc<Object>, Failure> {
+        let object = self.reader.object(self.card, self.applet, handle);
+        object.ok_or_else(|| missing.into())
+    }
+
+    /// Gives a new object of this session its handle.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED.
+    pub(crate) fn add_object(&self, object: Object) -> Result<CK_OBJECT_HANDLE, Failure> {
+        self.reader
+            .add_object(self.card, self.applet, self.handle, object)
     }
 
     /// Whether a user is logged in to its token.

@@ -65,10 +65,7 @@ pub(crate) fn finalize(reserved: CK_VOID_PTR) -> Result<(), Failure> {
 /// C_GetInfo.
 pub(crate) fn info(_: &Module, info: Out<'_, CK_INFO>) -> Result<(), Failure> {
     info.put(CK_INFO {
-        cryptokiVersion: CK_VERSION {
-            major: 2,
-            minor: 40,
-        },
+        cryptokiVersion: CK_VERSION { major: 3, minor: 2 },
         manufacturerID: padded(MANUFACTURER),
         flags: 0,
         libraryDescription: padded("claviger PIV and OpenPGP cards"),

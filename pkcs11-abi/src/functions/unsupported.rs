@@ -9,6 +9,7 @@ const WRITING: &str = "the token is read-only so far";
 const HOST: &str =
     "done in software by the caller's own library so far; only card operations are offered";
 const CARD: &str = "a card operation that is not offered so far; its mechanisms are not listed";
+const ASYNC: &str = "no session is asynchronous: no token has CKF_ASYNC_SESSION_SUPPORTED";
 
 /// Function and reason.
 pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
@@ -57,10 +58,51 @@ pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("C_WrapKey", "keys of a card never leave it"),
     ("C_UnwrapKey", CARD),
     ("C_DeriveKey", CARD),
+    ("C_LoginUser", "a user of a card has no name"),
+    ("C_SessionCancel", CARD),
+    ("C_MessageEncryptInit", HOST),
+    ("C_EncryptMessage", HOST),
+    ("C_EncryptMessageBegin", HOST),
+    ("C_EncryptMessageNext", HOST),
+    ("C_MessageEncryptFinal", HOST),
+    ("C_MessageDecryptInit", CARD),
+    ("C_DecryptMessage", CARD),
+    ("C_DecryptMessageBegin", CARD),
+    ("C_DecryptMessageNext", CARD),
+    ("C_MessageDecryptFinal", CARD),
+    ("C_MessageSignInit", CARD),
+    ("C_SignMessage", CARD),
+    ("C_SignMessageBegin", CARD),
+    ("C_SignMessageNext", CARD),
+    ("C_MessageSignFinal", CARD),
+    ("C_MessageVerifyInit", HOST),
+    ("C_VerifyMessage", HOST),
+    ("C_VerifyMessageBegin", HOST),
+    ("C_VerifyMessageNext", HOST),
+    ("C_MessageVerifyFinal", HOST),
+    ("C_EncapsulateKey", CARD),
+    ("C_DecapsulateKey", CARD),
+    ("C_VerifySignatureInit", HOST),
+    ("C_VerifySignature", HOST),
+    ("C_VerifySignatureUpdate", HOST),
+    ("C_VerifySignatureFinal", HOST),
+    (
+        "C_GetSessionValidationFlags",
+        "no card tells what it was validated for",
+    ),
+    ("C_AsyncComplete", ASYNC),
+    ("C_AsyncGetID", ASYNC),
+    ("C_AsyncJoin", ASYNC),
+    ("C_WrapKeyAuthenticated", "keys of a card never leave it"),
+    ("C_UnwrapKeyAuthenticated", CARD),
 ];
 
-/// Says so.
-pub(crate) fn refuse(_: &Module, function: &'static str) -> Result<(), Failure> {
+/// Says so, whatever the arguments.
+pub(crate) fn refuse(
+    _: &Module,
+    function: &'static str,
+    _arguments: impl Copy,
+) -> Result<(), Failure> {
     let reason = UNSUPPORTED
         .iter()
         .find(|(name, _)| *name == function)

@@ -1,0 +1,131 @@
+//! All 104 functions of version 3.2, in the standard's order, under the version that brought them.
+//!
+//! Each row names the C parameters and the one safe call behind them; a pointer becomes an [`In`] or [`Out`]
+//! here and nowhere else.
+
+use cryptoki_sys::{
+    CK_ASYNC_DATA, CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_C_INITIALIZE_ARGS, CK_FLAGS,
+    CK_FUNCTION_LIST_PTR, CK_INFO, CK_INTERFACE, CK_INTERFACE_PTR, CK_MECHANISM, CK_MECHANISM_INFO,
+    CK_MECHANISM_TYPE, CK_NOTIFY, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SESSION_INFO,
+    CK_SESSION_VALIDATION_FLAGS_TYPE, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG,
+    CK_USER_TYPE, CK_UTF8CHAR, CK_VERSION, CK_VOID_PTR,
+};
+
+use super::{faces::functions, interfaces};
+use crate::{
+    functions::{general, object, random, session, sign, slot_token, unsupported::refuse},
+    pointer::{In, Out},
+};
+
+functions! {
+    V2_40 {
+        fn C_Initialize(arguments: CK_VOID_PTR) = |_| general::initialize(In::new(arguments.cast::<CK_C_INITIALIZE_ARGS>().cast_const()));
+        fn C_Finalize(reserved: CK_VOID_PTR) = |_| general::finalize(reserved);
+        fn C_GetInfo(info: *mut CK_INFO) = |module| general::info(module, Out::new(info));
+        fn C_GetFunctionList(list: *mut CK_FUNCTION_LIST_PTR) = |_| interfaces::function_list(Out::new(list));
+        fn C_GetSlotList(present: CK_BBOOL, list: *mut CK_SLOT_ID, count: *mut CK_ULONG) = |module| slot_token::slot_list(module, present, Out::new(list), Out::new(count));
+        fn C_GetSlotInfo(slot: CK_SLOT_ID, info: *mut CK_SLOT_INFO) = |module| slot_token::slot_info(module, slot, Out::new(info));
+        fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) = |module| slot_token::token_info(module, slot, Out::new(info));
+        fn C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG) = |module| slot_token::mechanism_list(module, slot, Out::new(list), Out::new(count));
+        fn C_GetMechanismInfo(slot: CK_SLOT_ID, kind: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO) = |module| slot_token::mechanism_info(module, slot, kind, Out::new(info));
+        fn C_InitToken(slot: CK_SLOT_ID, pin: *mut CK_UTF8CHAR, len: CK_ULONG, label: *mut CK_UTF8CHAR) = |module| refuse(module, "C_InitToken", (slot, pin, len, label));
+        fn C_InitPIN(session: CK_SESSION_HANDLE, pin: *mut CK_UTF8CHAR, len: CK_ULONG) = |module| refuse(module, "C_InitPIN", (session, pin, len));
+        fn C_SetPIN(session: CK_SESSION_HANDLE, old: *mut CK_UTF8CHAR, old_len: CK_ULONG, new: *mut CK_UTF8CHAR, new_len: CK_ULONG) = |module| refuse(module, "C_SetPIN", (session, old, old_len, new, new_len));
+        fn C_OpenSession(slot: CK_SLOT_ID, flags: CK_FLAGS, _application: CK_VOID_PTR, _notify: CK_NOTIFY, session: *mut CK_SESSION_HANDLE) = |module| session::open(module, slot, flags, Out::new(session));
+        fn C_CloseSession(session: CK_SESSION_HANDLE) = |module| session::close(module, session);
+        fn C_CloseAllSessions(slot: CK_SLOT_ID) = |module| session::close_all(module, slot);
+        fn C_GetSessionInfo(session: CK_SESSION_HANDLE, info: *mut CK_SESSION_INFO) = |module| session::info(module, session, Out::new(info));
+        fn C_GetOperationState(session: CK_SESSION_HANDLE, state: *mut CK_BYTE, state_len: *mut CK_ULONG) = |module| refuse(module, "C_GetOperationState", (session, state, state_len));
+        fn C_SetOperationState(session: CK_SESSION_HANDLE, state: *mut CK_BYTE, len: CK_ULONG, encryption_key: CK_OBJECT_HANDLE, authentication_key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_SetOperationState", (session, state, len, encryption_key, authentication_key));
+        fn C_Login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, len: CK_ULONG) = |module| session::login(module, session, user, In::new(pin.cast_const()), len);
+        fn C_Logout(session: CK_SESSION_HANDLE) = |module| session::logout(module, session);
+        fn C_CreateObject(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, object: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_CreateObject", (session, template, count, object));
+        fn C_CopyObject(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, copy: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_CopyObject", (session, object, template, count, copy));
+        fn C_DestroyObject(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE) = |module| refuse(module, "C_DestroyObject", (session, object));
+        fn C_GetObjectSize(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, size: *mut CK_ULONG) = |module| object::size(module, session, object, Out::new(size));
+        fn C_GetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| object::attribute_value(module, session, object, Out::new(template), count);
+        fn C_SetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| refuse(module, "C_SetAttributeValue", (session, object, template, count));
+        fn C_FindObjectsInit(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| object::find_init(module, session, In::new(template.cast_const()), count);
+        fn C_FindObjects(session: CK_SESSION_HANDLE, list: *mut CK_OBJECT_HANDLE, max: CK_ULONG, count: *mut CK_ULONG) = |module| object::find(module, session, Out::new(list), max, Out::new(count));
+        fn C_FindObjectsFinal(session: CK_SESSION_HANDLE) = |module| object::find_final(module, session);
+        fn C_EncryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_EncryptInit", (session, mechanism, key));
+        fn C_Encrypt(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_Encrypt", (session, data, len, encrypted, encrypted_len));
+        fn C_EncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_EncryptUpdate", (session, part, len, encrypted, encrypted_len));
+        fn C_EncryptFinal(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_EncryptFinal", (session, encrypted, encrypted_len));
+        fn C_DecryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_DecryptInit", (session, mechanism, key));
+        fn C_Decrypt(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| refuse(module, "C_Decrypt", (session, encrypted, len, data, data_len));
+        fn C_DecryptUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptUpdate", (session, encrypted, len, part, part_len));
+        fn C_DecryptFinal(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptFinal", (session, part, part_len));
+        fn C_DigestInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM) = |module| refuse(module, "C_DigestInit", (session, mechanism));
+        fn C_Digest(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, digest: *mut CK_BYTE, digest_len: *mut CK_ULONG) = |module| refuse(module, "C_Digest", (session, data, len, digest, digest_len));
+        fn C_DigestUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_DigestUpdate", (session, part, len));
+        fn C_DigestKey(session: CK_SESSION_HANDLE, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_DigestKey", (session, key));
+        fn C_DigestFinal(session: CK_SESSION_HANDLE, digest: *mut CK_BYTE, digest_len: *mut CK_ULONG) = |module| refuse(module, "C_DigestFinal", (session, digest, digest_len));
+        fn C_SignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| sign::init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_Sign(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| sign::sign(module, session, In::new(data.cast_const()), len, Out::new(signature), Out::new(signature_len));
+        fn C_SignUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| sign::update(module, session, In::new(part.cast_const()), len);
+        fn C_SignFinal(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| sign::finish_parts(module, session, Out::new(signature), Out::new(signature_len));
+        fn C_SignRecoverInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_SignRecoverInit", (session, mechanism, key));
+        fn C_SignRecover(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| refuse(module, "C_SignRecover", (session, data, len, signature, signature_len));
+        fn C_VerifyInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_VerifyInit", (session, mechanism, key));
+        fn C_Verify(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_Verify", (session, data, len, signature, signature_len));
+        fn C_VerifyUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifyUpdate", (session, part, len));
+        fn C_VerifyFinal(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_VerifyFinal", (session, signature, signature_len));
+        fn C_VerifyRecoverInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_VerifyRecoverInit", (session, mechanism, key));
+        fn C_VerifyRecover(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| refuse(module, "C_VerifyRecover", (session, signature, len, data, data_len));
+        fn C_DigestEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_DigestEncryptUpdate", (session, part, len, encrypted, encrypted_len));
+        fn C_DecryptDigestUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptDigestUpdate", (session, encrypted, len, part, part_len));
+        fn C_SignEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_SignEncryptUpdate", (session, part, len, encrypted, encrypted_len));
+        fn C_DecryptVerifyUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptVerifyUpdate", (session, encrypted, len, part, part_len));
+        fn C_GenerateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_GenerateKey", (session, mechanism, template, count, key));
+        fn C_GenerateKeyPair(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, public: *mut CK_ATTRIBUTE, public_count: CK_ULONG, private: *mut CK_ATTRIBUTE, private_count: CK_ULONG, public_key: *mut CK_OBJECT_HANDLE, private_key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_GenerateKeyPair", (session, mechanism, public, public_count, private, private_count, public_key, private_key));
+        fn C_WrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, wrapping_key: CK_OBJECT_HANDLE, key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, wrapped_len: *mut CK_ULONG) = |module| refuse(module, "C_WrapKey", (session, mechanism, wrapping_key, key, wrapped, wrapped_len));
+        fn C_UnwrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, unwrapping_key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, len: CK_ULONG, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_UnwrapKey", (session, mechanism, unwrapping_key, wrapped, len, template, count, key));
+        fn C_DeriveKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, base_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_DeriveKey", (session, mechanism, base_key, template, count, key));
+        fn C_SeedRandom(session: CK_SESSION_HANDLE, _seed: *mut CK_BYTE, _len: CK_ULONG) = |module| random::none(module, session);
+        fn C_GenerateRandom(session: CK_SESSION_HANDLE, _random: *mut CK_BYTE, _len: CK_ULONG) = |module| random::none(module, session);
+        fn C_GetFunctionStatus(session: CK_SESSION_HANDLE) = |module| session::not_parallel(module, session);
+        fn C_CancelFunction(session: CK_SESSION_HANDLE) = |module| session::not_parallel(module, session);
+        fn C_WaitForSlotEvent(flags: CK_FLAGS, slot: *mut CK_SLOT_ID, reserved: CK_VOID_PTR) = |module| slot_token::wait_for_slot_event(module, flags, Out::new(slot), In::new(reserved.cast::<u8>().cast_const()));
+    }
+    V3_0 {
+        fn C_GetInterfaceList(list: *mut CK_INTERFACE, count: *mut CK_ULONG) = |_| interfaces::list(Out::new(list), Out::new(count));
+        fn C_GetInterface(name: *mut CK_UTF8CHAR, version: *mut CK_VERSION, interface: *mut CK_INTERFACE_PTR, flags: CK_FLAGS) = |_| interfaces::find(In::new(name.cast_const()), In::new(version.cast_const()), Out::new(interface), flags);
+        fn C_LoginUser(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, len: CK_ULONG, name: *mut CK_UTF8CHAR, name_len: CK_ULONG) = |module| refuse(module, "C_LoginUser", (session, user, pin, len, name, name_len));
+        fn C_SessionCancel(session: CK_SESSION_HANDLE, flags: CK_FLAGS) = |module| refuse(module, "C_SessionCancel", (session, flags));
+        fn C_MessageEncryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageEncryptInit", (session, mechanism, key));
+        fn C_EncryptMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_EncryptMessage", (session, parameter, parameter_len, associated, associated_len, data, len, encrypted, encrypted_len));
+        fn C_EncryptMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG) = |module| refuse(module, "C_EncryptMessageBegin", (session, parameter, parameter_len, associated, associated_len));
+        fn C_EncryptMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG, flags: CK_FLAGS) = |module| refuse(module, "C_EncryptMessageNext", (session, parameter, parameter_len, part, len, encrypted, encrypted_len, flags));
+        fn C_MessageEncryptFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageEncryptFinal", (session,));
+        fn C_MessageDecryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageDecryptInit", (session, mechanism, key));
+        fn C_DecryptMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG, encrypted: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptMessage", (session, parameter, parameter_len, associated, associated_len, encrypted, len, data, data_len));
+        fn C_DecryptMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG) = |module| refuse(module, "C_DecryptMessageBegin", (session, parameter, parameter_len, associated, associated_len));
+        fn C_DecryptMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG, flags: CK_FLAGS) = |module| refuse(module, "C_DecryptMessageNext", (session, parameter, parameter_len, encrypted, len, part, part_len, flags));
+        fn C_MessageDecryptFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageDecryptFinal", (session,));
+        fn C_MessageSignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageSignInit", (session, mechanism, key));
+        fn C_SignMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| refuse(module, "C_SignMessage", (session, parameter, parameter_len, data, len, signature, signature_len));
+        fn C_SignMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG) = |module| refuse(module, "C_SignMessageBegin", (session, parameter, parameter_len));
+        fn C_SignMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| refuse(module, "C_SignMessageNext", (session, parameter, parameter_len, part, len, signature, signature_len));
+        fn C_MessageSignFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageSignFinal", (session,));
+        fn C_MessageVerifyInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageVerifyInit", (session, mechanism, key));
+        fn C_VerifyMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_VerifyMessage", (session, parameter, parameter_len, data, len, signature, signature_len));
+        fn C_VerifyMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG) = |module| refuse(module, "C_VerifyMessageBegin", (session, parameter, parameter_len));
+        fn C_VerifyMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_VerifyMessageNext", (session, parameter, parameter_len, part, len, signature, signature_len));
+        fn C_MessageVerifyFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageVerifyFinal", (session,));
+    }
+    V3_2 {
+        fn C_EncapsulateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, public_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, ciphertext: *mut CK_BYTE, ciphertext_len: *mut CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_EncapsulateKey", (session, mechanism, public_key, template, count, ciphertext, ciphertext_len, key));
+        fn C_DecapsulateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, private_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, ciphertext: *mut CK_BYTE, len: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_DecapsulateKey", (session, mechanism, private_key, template, count, ciphertext, len, key));
+        fn C_VerifySignatureInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE, signature: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifySignatureInit", (session, mechanism, key, signature, len));
+        fn C_VerifySignature(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifySignature", (session, data, len));
+        fn C_VerifySignatureUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifySignatureUpdate", (session, part, len));
+        fn C_VerifySignatureFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_VerifySignatureFinal", (session,));
+        fn C_GetSessionValidationFlags(session: CK_SESSION_HANDLE, kind: CK_SESSION_VALIDATION_FLAGS_TYPE, flags: *mut CK_FLAGS) = |module| refuse(module, "C_GetSessionValidationFlags", (session, kind, flags));
+        fn C_AsyncComplete(session: CK_SESSION_HANDLE, function: *mut CK_UTF8CHAR, result: *mut CK_ASYNC_DATA) = |module| refuse(module, "C_AsyncComplete", (session, function, result));
+        fn C_AsyncGetID(session: CK_SESSION_HANDLE, function: *mut CK_UTF8CHAR, id: *mut CK_ULONG) = |module| refuse(module, "C_AsyncGetID", (session, function, id));
+        fn C_AsyncJoin(session: CK_SESSION_HANDLE, function: *mut CK_UTF8CHAR, id: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_AsyncJoin", (session, function, id, data, len));
+        fn C_WrapKeyAuthenticated(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, wrapping_key: CK_OBJECT_HANDLE, key: CK_OBJECT_HANDLE, associated: *mut CK_BYTE, associated_len: CK_ULONG, wrapped: *mut CK_BYTE, wrapped_len: *mut CK_ULONG) = |module| refuse(module, "C_WrapKeyAuthenticated", (session, mechanism, wrapping_key, key, associated, associated_len, wrapped, wrapped_len));
+        fn C_UnwrapKeyAuthenticated(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, unwrapping_key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, len: CK_ULONG, template: *mut CK_ATTRIBUTE, count: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_UnwrapKeyAuthenticated", (session, mechanism, unwrapping_key, wrapped, len, template, count, associated, associated_len, key));
+    }
+}

@@ -1,0 +1,34 @@
+//! The C faces of all functions, the tables that hold them, and the symbols they are exported as.
+
+mod faces;
+mod interfaces;
+mod layout;
+mod list;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::list::NAMES;
+    use crate::functions::unsupported::UNSUPPORTED;
+
+    #[test]
+    fn unsupported_functions_are_listed_once_with_a_reason() {
+        for (name, reason) in UNSUPPORTED {
+            assert!(NAMES.contains(name), "{name} is no function");
+            assert!(!reason.is_empty(), "{name}");
+        }
+        let names: BTreeSet<_> = UNSUPPORTED.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), UNSUPPORTED.len());
+    }
+
+    /// A row that says so without a reason, or a reason that no row asks for.
+    #[test]
+    fn the_functions_that_are_refused_are_those_with_a_reason() {
+        let rows = include_str!("list.rs").lines();
+        let refused = rows.filter(|row| row.contains("| refuse("));
+        let refused: BTreeSet<_> = refused.filter_map(|row| row.split('"').nth(1)).collect();
+        let listed: BTreeSet<_> = UNSUPPORTED.iter().map(|(name, _)| *name).collect();
+        assert_eq!(refused, listed);
+    }
+}
