@@ -149,6 +149,12 @@ fn key_type(seat: &Seat, object: ObjectHandle) -> KeyType {
     }
 }
 
+/// CKA_KEY_TYPE and the public numbers of a key.
+pub fn numbers_of(seat: &Seat, key: ObjectHandle) -> Vec<Attribute> {
+    let numbers = key_numbers(key_type(seat, key));
+    get(seat, key, &[&[AttributeType::KeyType], numbers].concat())
+}
+
 fn every_object_has_the_attributes_of_its_class(bench: &Bench<'_>) {
     let seat = bench.user();
     for object in seat.find_objects(&[Attribute::Token(true)]).unwrap() {

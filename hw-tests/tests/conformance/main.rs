@@ -21,6 +21,8 @@ mod attribute_values;
 mod attributes;
 mod cards;
 mod context_login;
+mod decrypt;
+mod derive;
 mod general;
 mod login;
 mod objects;
@@ -29,5 +31,6 @@ mod sessions;
 mod sign;
 mod sign_bare;
 mod slots;
+mod verify;
 
 use bench::{Bench, Seat};

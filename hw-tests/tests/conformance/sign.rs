@@ -104,13 +104,7 @@ fn init_wants_a_private_key(bench: &Bench<'_>) {
     let key = seat.signer();
     let mechanism = || seat.signing(key);
     for handle in [0, 0x00DE_AD00, CK_ULONG::MAX] {
-        let code = ck!(
-            bench.raw,
-            C_SignInit,
-            seat.id(),
-            &mut mechanism(),
-            handle
-        );
+        let code = ck!(bench.raw, C_SignInit, seat.id(), &mut mechanism(), handle);
         assert_eq!(checked(code), Err(RvError::KeyHandleInvalid));
     }
     let refused = [
