@@ -286,6 +286,15 @@ impl Seat {
         assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
     }
 
+    /// Cancels a digest.
+    #[track_caller]
+    pub fn give_up_digest(&self) {
+        let function = self.list.C_DigestInit.expect(TABLE);
+        // SAFETY: no pointer is given.
+        let code = unsafe { function(self.id(), ptr::null_mut()) };
+        assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
+    }
+
     pub fn init(
         &self,
         function: Init,

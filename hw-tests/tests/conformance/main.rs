@@ -23,14 +23,18 @@ mod cards;
 mod context_login;
 mod decrypt;
 mod derive;
+mod digest;
 mod general;
 mod login;
 mod objects;
 mod pss;
+mod random;
+mod session_objects;
 mod sessions;
 mod sign;
 mod sign_bare;
 mod slots;
 mod verify;
+mod verify_signature;
 
 use bench::{Bench, Seat};
