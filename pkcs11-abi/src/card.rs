@@ -204,9 +204,8 @@ impl ReaderCard {
         let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
         let logged_in = facts.is_logged_in(applet);
         let handles = facts.handles.entry(applet).or_default();
-        let seen = |object: &Object| {
-            (logged_in || !object.is_private()) && object.matches(template)
-        };
+        let seen =
+            |object: &Object| (logged_in || !object.is_private()) && object.matches(template);
         let of_sessions = handles
             .of_sessions
             .iter()

@@ -144,6 +144,27 @@ impl<'call, T: Copy> Out<'call, T> {
     }
 }
 
+impl<'call> Out<'call, u8> {
+    /// `len` bytes in pieces of at most `size`, each with its length; null with 0 is none.
+    pub(crate) fn pieces(
+        self,
+        len: CK_ULONG,
+        size: usize,
+    ) -> Result<impl Iterator<Item = (Self, usize)>, Failure> {
+        let len = checked_count::<u8>(len)?;
+        if len > 0 {
+            self.check()?;
+        }
+        Ok((0..len).step_by(size).map(move |at| {
+            let piece = Self {
+                pointer: self.pointer.wrapping_add(at),
+                call: PhantomData,
+            };
+            (piece, size.min(len - at))
+        }))
+    }
+}
+
 /// Whether a caller wants a value or only its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {

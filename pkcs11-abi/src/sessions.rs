@@ -96,8 +96,23 @@ impl Operations {
         end(&mut self.verify);
         end(&mut self.verify_recover);
         end(&mut self.verify_signature);
-        self.sign_messages.take_if(|messages| messages.active.private);
-        self.verify_messages.take_if(|messages| messages.active.private);
+        self.sign_messages
+            .take_if(|messages| messages.active.private);
+        self.verify_messages
+            .take_if(|messages| messages.active.private);
+    }
+
+    /// Whether something goes on with a key.
+    pub(crate) const fn has_keyed(&self) -> bool {
+        self.encrypt.is_some()
+            || self.decrypt.is_some()
+            || self.sign.is_some()
+            || self.sign_recover.is_some()
+            || self.verify.is_some()
+            || self.verify_recover.is_some()
+            || self.verify_signature.is_some()
+            || self.sign_messages.is_some()
+            || self.verify_messages.is_some()
     }
 
     /// Ends the operations that `flags` of CK_MECHANISM_INFO name (C_SessionCancel).
@@ -138,7 +153,10 @@ impl Operations {
 
     /// The key that waits for its own PIN, and where the PIN goes: a signature's before a decryption's.
     pub(crate) fn awaiting_pin(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
-        let messages = self.sign_messages.as_mut().map(|messages| &mut messages.active);
+        let messages = self
+            .sign_messages
+            .as_mut()
+            .map(|messages| &mut messages.active);
         let signing = [self.sign.as_mut(), self.sign_recover.as_mut(), messages]
             .into_iter()
             .flatten()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use claviger_apdu::{CommandApdu, CommandClass, Expected, ResponseApdu, Secret, StatusWord};
-use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL};
+use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_TOKEN};
 
 use crate::{
     attribute::Template,
@@ -155,12 +155,20 @@ pub struct Wanted {
     pub private: bool,
 }
 
+/// The class of no object: what a search for objects of sessions alone wants of a card.
+const NO_CLASS: CK_OBJECT_CLASS = CK_OBJECT_CLASS::MAX;
+
 impl Wanted {
     /// What `template` can match; `private` when a user is logged in.
     #[must_use]
     pub fn by(template: &Template, private: bool) -> Self {
+        let nothing = template.bytes(CKA_TOKEN) == Some(&[0]);
         Self {
-            class: template.ulong(CKA_CLASS),
+            class: if nothing {
+                Some(NO_CLASS)
+            } else {
+                template.ulong(CKA_CLASS)
+            },
             id: template.bytes(CKA_ID).map(<[u8]>::to_vec),
             label: template.bytes(CKA_LABEL).map(<[u8]>::to_vec),
             private,

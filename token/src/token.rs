@@ -1,11 +1,15 @@
 //! A token: one applet of one card with its login state. The rules that no applet may forget live here.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use claviger_apdu::{Secret, Sent, StatusWord, TransportError, TransportErrorKind};
+use cryptoki_sys::{
+    CKP_AUTHENTICATION_TOKEN, CKP_BASELINE_PROVIDER, CKP_EXTENDED_PROVIDER,
+    CKP_PUBLIC_CERTIFICATES_TOKEN,
+};
 
 use crate::{
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
@@ -14,7 +18,7 @@ use crate::{
     error::TokenError,
     login::CachedPin,
     mechanism::MechanismInfo,
-    object::{Object, PinRule, PrivateKey},
+    object::{self, Object, PinRule, PrivateKey},
     openpgp::OpenPgp,
     operation::{DecryptOperation, KeyInput, SignOperation},
     piv::Piv,
@@ -112,7 +116,8 @@ impl Token {
         }
         let found =
             |object: &Arc<Object>| (logged_in || !object.is_private()) && object.matches(template);
-        Some(self.applet.objects().into_iter().filter(found).collect())
+        let objects = self.applet.objects().into_iter();
+        Some(objects.chain(profiles()).filter(found).collect())
     }
 
     /// The objects that match `template` and may be seen now. Reads from the card what could match and is
@@ -407,6 +412,20 @@ impl std::fmt::Debug for Token {
             .field("logged_in", &self.is_logged_in())
             .finish_non_exhaustive()
     }
+}
+
+/// The profiles every token of ours conforms to (PKCS #11 Profiles 3.2, 3 to 6).
+fn profiles() -> impl Iterator<Item = Arc<Object>> {
+    static PROFILES: LazyLock<[Arc<Object>; 4]> = LazyLock::new(|| {
+        [
+            CKP_BASELINE_PROVIDER,
+            CKP_EXTENDED_PROVIDER,
+            CKP_AUTHENTICATION_TOKEN,
+            CKP_PUBLIC_CERTIFICATES_TOKEN,
+        ]
+        .map(|profile| Arc::new(object::profile(profile)))
+    });
+    PROFILES.iter().cloned()
 }
 
 /// Whether a conversation met a reset that another program had asked for before it began: pcscd lets it through.

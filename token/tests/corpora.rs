@@ -3,7 +3,7 @@
 #[path = "../../fuzz/corpora.rs"]
 mod corpora;
 
-use claviger_token::{certificate, fuzz, openpgp, piv};
+use claviger_token::{certificate, digest, fuzz, host::key_wrap, openpgp, padding, piv};
 use corpora::{EVERY, feed};
 
 #[test]
@@ -53,6 +53,41 @@ fn piv_discovery() {
 #[test]
 fn piv_metadata() {
     feed("piv_metadata", EVERY, piv::fuzz::metadata);
+}
+
+#[test]
+fn digest_state() {
+    feed_some("digest_state", digest::fuzz);
+}
+
+#[test]
+fn key_unwrap() {
+    feed_some("key_unwrap", key_wrap::fuzz);
+}
+
+#[test]
+fn oaep_decrypt() {
+    feed_some("oaep_decrypt", padding::fuzz::oaep_decrypt);
+}
+
+#[test]
+fn pkcs1_decrypt() {
+    feed_some("pkcs1_decrypt", padding::fuzz::pkcs1_decrypt);
+}
+
+#[test]
+fn pss_verify() {
+    feed_some("pss_verify", padding::fuzz::pss_verify);
+}
+
+/// A corpus of a decoder that is told to accept its files named good, and no others.
+fn feed_some(corpus: &str, fuzz: impl Fn(&[u8]) -> bool) {
+    for (name, seed) in corpora::seeds(corpus) {
+        assert_eq!(fuzz(&seed), name.starts_with("good"), "{corpus}/{name}");
+    }
+    feed(corpus, EVERY, |bytes| {
+        fuzz(bytes);
+    });
 }
 
 #[test]

@@ -11,9 +11,17 @@ use cryptoki_sys::{
     CK_USER_TYPE, CK_UTF8CHAR, CK_VERSION, CK_VOID_PTR,
 };
 
+use claviger_token::{DecryptOperation, EncryptOperation};
+
 use super::{faces::functions, interfaces};
 use crate::{
-    functions::{general, object, random, session, sign, slot_token, unsupported::refuse},
+    functions::{
+        cipher, digest, dual, general, key,
+        message::{self, PerMessage},
+        object, random, session, sign, slot_token,
+        unsupported::refuse,
+        verify,
+    },
     pointer::{In, Out},
 };
 
@@ -35,55 +43,55 @@ functions! {
         fn C_CloseSession(session: CK_SESSION_HANDLE) = |module| session::close(module, session);
         fn C_CloseAllSessions(slot: CK_SLOT_ID) = |module| session::close_all(module, slot);
         fn C_GetSessionInfo(session: CK_SESSION_HANDLE, info: *mut CK_SESSION_INFO) = |module| session::info(module, session, Out::new(info));
-        fn C_GetOperationState(session: CK_SESSION_HANDLE, state: *mut CK_BYTE, state_len: *mut CK_ULONG) = |module| refuse(module, "C_GetOperationState", (session, state, state_len));
-        fn C_SetOperationState(session: CK_SESSION_HANDLE, state: *mut CK_BYTE, len: CK_ULONG, encryption_key: CK_OBJECT_HANDLE, authentication_key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_SetOperationState", (session, state, len, encryption_key, authentication_key));
+        fn C_GetOperationState(session: CK_SESSION_HANDLE, state: *mut CK_BYTE, state_len: *mut CK_ULONG) = |module| digest::get_state(module, session, Out::new(state), Out::new(state_len));
+        fn C_SetOperationState(session: CK_SESSION_HANDLE, state: *mut CK_BYTE, len: CK_ULONG, encryption_key: CK_OBJECT_HANDLE, authentication_key: CK_OBJECT_HANDLE) = |module| digest::set_state(module, session, In::new(state.cast_const()), len, encryption_key, authentication_key);
         fn C_Login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, len: CK_ULONG) = |module| session::login(module, session, user, In::new(pin.cast_const()), len);
         fn C_Logout(session: CK_SESSION_HANDLE) = |module| session::logout(module, session);
-        fn C_CreateObject(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, object: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_CreateObject", (session, template, count, object));
-        fn C_CopyObject(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, copy: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_CopyObject", (session, object, template, count, copy));
-        fn C_DestroyObject(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE) = |module| refuse(module, "C_DestroyObject", (session, object));
+        fn C_CreateObject(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, object: *mut CK_OBJECT_HANDLE) = |module| object::create(module, session, In::new(template.cast_const()), count, Out::new(object));
+        fn C_CopyObject(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, copy: *mut CK_OBJECT_HANDLE) = |module| object::copy(module, session, object, In::new(template.cast_const()), count, Out::new(copy));
+        fn C_DestroyObject(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE) = |module| object::destroy(module, session, object);
         fn C_GetObjectSize(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, size: *mut CK_ULONG) = |module| object::size(module, session, object, Out::new(size));
         fn C_GetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| object::attribute_value(module, session, object, Out::new(template), count);
-        fn C_SetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| refuse(module, "C_SetAttributeValue", (session, object, template, count));
+        fn C_SetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| object::set_attribute_value(module, session, object, In::new(template.cast_const()), count);
         fn C_FindObjectsInit(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG) = |module| object::find_init(module, session, In::new(template.cast_const()), count);
         fn C_FindObjects(session: CK_SESSION_HANDLE, list: *mut CK_OBJECT_HANDLE, max: CK_ULONG, count: *mut CK_ULONG) = |module| object::find(module, session, Out::new(list), max, Out::new(count));
         fn C_FindObjectsFinal(session: CK_SESSION_HANDLE) = |module| object::find_final(module, session);
-        fn C_EncryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_EncryptInit", (session, mechanism, key));
-        fn C_Encrypt(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_Encrypt", (session, data, len, encrypted, encrypted_len));
-        fn C_EncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_EncryptUpdate", (session, part, len, encrypted, encrypted_len));
-        fn C_EncryptFinal(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_EncryptFinal", (session, encrypted, encrypted_len));
-        fn C_DecryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_DecryptInit", (session, mechanism, key));
-        fn C_Decrypt(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| refuse(module, "C_Decrypt", (session, encrypted, len, data, data_len));
-        fn C_DecryptUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptUpdate", (session, encrypted, len, part, part_len));
-        fn C_DecryptFinal(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptFinal", (session, part, part_len));
-        fn C_DigestInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM) = |module| refuse(module, "C_DigestInit", (session, mechanism));
-        fn C_Digest(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, digest: *mut CK_BYTE, digest_len: *mut CK_ULONG) = |module| refuse(module, "C_Digest", (session, data, len, digest, digest_len));
-        fn C_DigestUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_DigestUpdate", (session, part, len));
-        fn C_DigestKey(session: CK_SESSION_HANDLE, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_DigestKey", (session, key));
-        fn C_DigestFinal(session: CK_SESSION_HANDLE, digest: *mut CK_BYTE, digest_len: *mut CK_ULONG) = |module| refuse(module, "C_DigestFinal", (session, digest, digest_len));
+        fn C_EncryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| cipher::encrypt_init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_Encrypt(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| cipher::single::<EncryptOperation>(module, session, In::new(data.cast_const()), len, Out::new(encrypted), Out::new(encrypted_len));
+        fn C_EncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| cipher::update::<EncryptOperation>(module, session, In::new(part.cast_const()), len, Out::new(encrypted), Out::new(encrypted_len));
+        fn C_EncryptFinal(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| cipher::finish::<EncryptOperation>(module, session, Out::new(encrypted), Out::new(encrypted_len));
+        fn C_DecryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| cipher::decrypt_init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_Decrypt(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| cipher::single::<DecryptOperation>(module, session, In::new(encrypted.cast_const()), len, Out::new(data), Out::new(data_len));
+        fn C_DecryptUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| cipher::update::<DecryptOperation>(module, session, In::new(encrypted.cast_const()), len, Out::new(part), Out::new(part_len));
+        fn C_DecryptFinal(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| cipher::finish::<DecryptOperation>(module, session, Out::new(part), Out::new(part_len));
+        fn C_DigestInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM) = |module| digest::init(module, session, In::new(mechanism.cast_const()));
+        fn C_Digest(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, digest: *mut CK_BYTE, digest_len: *mut CK_ULONG) = |module| digest::single(module, session, In::new(data.cast_const()), len, Out::new(digest), Out::new(digest_len));
+        fn C_DigestUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| digest::update(module, session, In::new(part.cast_const()), len);
+        fn C_DigestKey(session: CK_SESSION_HANDLE, key: CK_OBJECT_HANDLE) = |module| digest::key(module, session, key);
+        fn C_DigestFinal(session: CK_SESSION_HANDLE, digest: *mut CK_BYTE, digest_len: *mut CK_ULONG) = |module| digest::finish(module, session, Out::new(digest), Out::new(digest_len));
         fn C_SignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| sign::init(module, session, In::new(mechanism.cast_const()), key);
         fn C_Sign(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| sign::sign(module, session, In::new(data.cast_const()), len, Out::new(signature), Out::new(signature_len));
         fn C_SignUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| sign::update(module, session, In::new(part.cast_const()), len);
         fn C_SignFinal(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| sign::finish_parts(module, session, Out::new(signature), Out::new(signature_len));
-        fn C_SignRecoverInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_SignRecoverInit", (session, mechanism, key));
-        fn C_SignRecover(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| refuse(module, "C_SignRecover", (session, data, len, signature, signature_len));
-        fn C_VerifyInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_VerifyInit", (session, mechanism, key));
-        fn C_Verify(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_Verify", (session, data, len, signature, signature_len));
-        fn C_VerifyUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifyUpdate", (session, part, len));
-        fn C_VerifyFinal(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_VerifyFinal", (session, signature, signature_len));
-        fn C_VerifyRecoverInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_VerifyRecoverInit", (session, mechanism, key));
-        fn C_VerifyRecover(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| refuse(module, "C_VerifyRecover", (session, signature, len, data, data_len));
-        fn C_DigestEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_DigestEncryptUpdate", (session, part, len, encrypted, encrypted_len));
-        fn C_DecryptDigestUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptDigestUpdate", (session, encrypted, len, part, part_len));
-        fn C_SignEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_SignEncryptUpdate", (session, part, len, encrypted, encrypted_len));
-        fn C_DecryptVerifyUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| refuse(module, "C_DecryptVerifyUpdate", (session, encrypted, len, part, part_len));
-        fn C_GenerateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_GenerateKey", (session, mechanism, template, count, key));
+        fn C_SignRecoverInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| sign::recover_init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_SignRecover(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| sign::sign_recover(module, session, In::new(data.cast_const()), len, Out::new(signature), Out::new(signature_len));
+        fn C_VerifyInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| verify::init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_Verify(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| verify::verify(module, session, In::new(data.cast_const()), len, In::new(signature.cast_const()), signature_len);
+        fn C_VerifyUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| verify::update(module, session, In::new(part.cast_const()), len);
+        fn C_VerifyFinal(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| verify::finish(module, session, In::new(signature.cast_const()), signature_len);
+        fn C_VerifyRecoverInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| verify::recover_init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_VerifyRecover(session: CK_SESSION_HANDLE, signature: *mut CK_BYTE, len: CK_ULONG, data: *mut CK_BYTE, data_len: *mut CK_ULONG) = |module| verify::recover(module, session, In::new(signature.cast_const()), len, Out::new(data), Out::new(data_len));
+        fn C_DigestEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| dual::digest_encrypt(module, session, In::new(part.cast_const()), len, Out::new(encrypted), Out::new(encrypted_len));
+        fn C_DecryptDigestUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| dual::decrypt_digest(module, session, In::new(encrypted.cast_const()), len, Out::new(part), Out::new(part_len));
+        fn C_SignEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| dual::sign_encrypt(module, session, In::new(part.cast_const()), len, Out::new(encrypted), Out::new(encrypted_len));
+        fn C_DecryptVerifyUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| dual::decrypt_verify(module, session, In::new(encrypted.cast_const()), len, Out::new(part), Out::new(part_len));
+        fn C_GenerateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| key::generate(module, session, In::new(mechanism.cast_const()), In::new(template.cast_const()), count, Out::new(key));
         fn C_GenerateKeyPair(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, public: *mut CK_ATTRIBUTE, public_count: CK_ULONG, private: *mut CK_ATTRIBUTE, private_count: CK_ULONG, public_key: *mut CK_OBJECT_HANDLE, private_key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_GenerateKeyPair", (session, mechanism, public, public_count, private, private_count, public_key, private_key));
-        fn C_WrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, wrapping_key: CK_OBJECT_HANDLE, key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, wrapped_len: *mut CK_ULONG) = |module| refuse(module, "C_WrapKey", (session, mechanism, wrapping_key, key, wrapped, wrapped_len));
-        fn C_UnwrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, unwrapping_key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, len: CK_ULONG, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_UnwrapKey", (session, mechanism, unwrapping_key, wrapped, len, template, count, key));
-        fn C_DeriveKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, base_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_DeriveKey", (session, mechanism, base_key, template, count, key));
-        fn C_SeedRandom(session: CK_SESSION_HANDLE, _seed: *mut CK_BYTE, _len: CK_ULONG) = |module| random::none(module, session);
-        fn C_GenerateRandom(session: CK_SESSION_HANDLE, _random: *mut CK_BYTE, _len: CK_ULONG) = |module| random::none(module, session);
+        fn C_WrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, wrapping_key: CK_OBJECT_HANDLE, key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, wrapped_len: *mut CK_ULONG) = |module| key::wrap(module, session, In::new(mechanism.cast_const()), wrapping_key, key, Out::new(wrapped), Out::new(wrapped_len));
+        fn C_UnwrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, unwrapping_key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, len: CK_ULONG, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| key::unwrap(module, session, In::new(mechanism.cast_const()), unwrapping_key, (In::new(wrapped.cast_const()), len), (In::new(template.cast_const()), count), Out::new(key));
+        fn C_DeriveKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, base_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| key::derive(module, session, In::new(mechanism.cast_const()), base_key, In::new(template.cast_const()), count, Out::new(key));
+        fn C_SeedRandom(session: CK_SESSION_HANDLE, seed: *mut CK_BYTE, len: CK_ULONG) = |module| random::seed(module, session, In::new(seed.cast_const()), len);
+        fn C_GenerateRandom(session: CK_SESSION_HANDLE, random: *mut CK_BYTE, len: CK_ULONG) = |module| random::generate(module, session, Out::new(random), len);
         fn C_GetFunctionStatus(session: CK_SESSION_HANDLE) = |module| session::not_parallel(module, session);
         fn C_CancelFunction(session: CK_SESSION_HANDLE) = |module| session::not_parallel(module, session);
         fn C_WaitForSlotEvent(flags: CK_FLAGS, slot: *mut CK_SLOT_ID, reserved: CK_VOID_PTR) = |module| slot_token::wait_for_slot_event(module, flags, Out::new(slot), In::new(reserved.cast::<u8>().cast_const()));
@@ -91,8 +99,8 @@ functions! {
     V3_0 {
         fn C_GetInterfaceList(list: *mut CK_INTERFACE, count: *mut CK_ULONG) = |_| interfaces::list(Out::new(list), Out::new(count));
         fn C_GetInterface(name: *mut CK_UTF8CHAR, version: *mut CK_VERSION, interface: *mut CK_INTERFACE_PTR, flags: CK_FLAGS) = |_| interfaces::find(In::new(name.cast_const()), In::new(version.cast_const()), Out::new(interface), flags);
-        fn C_LoginUser(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, len: CK_ULONG, name: *mut CK_UTF8CHAR, name_len: CK_ULONG) = |module| refuse(module, "C_LoginUser", (session, user, pin, len, name, name_len));
-        fn C_SessionCancel(session: CK_SESSION_HANDLE, flags: CK_FLAGS) = |module| refuse(module, "C_SessionCancel", (session, flags));
+        fn C_LoginUser(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, len: CK_ULONG, _name: *mut CK_UTF8CHAR, name_len: CK_ULONG) = |module| session::login_user(module, session, user, (In::new(pin.cast_const()), len), name_len);
+        fn C_SessionCancel(session: CK_SESSION_HANDLE, flags: CK_FLAGS) = |module| session::cancel(module, session, flags);
         fn C_MessageEncryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageEncryptInit", (session, mechanism, key));
         fn C_EncryptMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| refuse(module, "C_EncryptMessage", (session, parameter, parameter_len, associated, associated_len, data, len, encrypted, encrypted_len));
         fn C_EncryptMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG) = |module| refuse(module, "C_EncryptMessageBegin", (session, parameter, parameter_len, associated, associated_len));
@@ -103,25 +111,25 @@ functions! {
         fn C_DecryptMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, associated: *mut CK_BYTE, associated_len: CK_ULONG) = |module| refuse(module, "C_DecryptMessageBegin", (session, parameter, parameter_len, associated, associated_len));
         fn C_DecryptMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG, flags: CK_FLAGS) = |module| refuse(module, "C_DecryptMessageNext", (session, parameter, parameter_len, encrypted, len, part, part_len, flags));
         fn C_MessageDecryptFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageDecryptFinal", (session,));
-        fn C_MessageSignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageSignInit", (session, mechanism, key));
-        fn C_SignMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| refuse(module, "C_SignMessage", (session, parameter, parameter_len, data, len, signature, signature_len));
-        fn C_SignMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG) = |module| refuse(module, "C_SignMessageBegin", (session, parameter, parameter_len));
-        fn C_SignMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| refuse(module, "C_SignMessageNext", (session, parameter, parameter_len, part, len, signature, signature_len));
-        fn C_MessageSignFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageSignFinal", (session,));
-        fn C_MessageVerifyInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageVerifyInit", (session, mechanism, key));
-        fn C_VerifyMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_VerifyMessage", (session, parameter, parameter_len, data, len, signature, signature_len));
-        fn C_VerifyMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG) = |module| refuse(module, "C_VerifyMessageBegin", (session, parameter, parameter_len));
-        fn C_VerifyMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| refuse(module, "C_VerifyMessageNext", (session, parameter, parameter_len, part, len, signature, signature_len));
-        fn C_MessageVerifyFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_MessageVerifyFinal", (session,));
+        fn C_MessageSignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| message::sign_init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_SignMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| message::sign(module, session, PerMessage(In::new(parameter.cast::<u8>().cast_const()), parameter_len), In::new(data.cast_const()), len, Out::new(signature), Out::new(signature_len));
+        fn C_SignMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG) = |module| message::sign_begin(module, session, PerMessage(In::new(parameter.cast::<u8>().cast_const()), parameter_len));
+        fn C_SignMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: *mut CK_ULONG) = |module| message::sign_next(module, session, PerMessage(In::new(parameter.cast::<u8>().cast_const()), parameter_len), In::new(part.cast_const()), len, Out::new(signature), Out::new(signature_len));
+        fn C_MessageSignFinal(session: CK_SESSION_HANDLE) = |module| message::sign_final(module, session);
+        fn C_MessageVerifyInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| message::verify_init(module, session, In::new(mechanism.cast_const()), key);
+        fn C_VerifyMessage(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| message::verify(module, session, PerMessage(In::new(parameter.cast::<u8>().cast_const()), parameter_len), In::new(data.cast_const()), len, In::new(signature.cast_const()), signature_len);
+        fn C_VerifyMessageBegin(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG) = |module| message::verify_begin(module, session, PerMessage(In::new(parameter.cast::<u8>().cast_const()), parameter_len));
+        fn C_VerifyMessageNext(session: CK_SESSION_HANDLE, parameter: CK_VOID_PTR, parameter_len: CK_ULONG, part: *mut CK_BYTE, len: CK_ULONG, signature: *mut CK_BYTE, signature_len: CK_ULONG) = |module| message::verify_next(module, session, PerMessage(In::new(parameter.cast::<u8>().cast_const()), parameter_len), In::new(part.cast_const()), len, In::new(signature.cast_const()), signature_len);
+        fn C_MessageVerifyFinal(session: CK_SESSION_HANDLE) = |module| message::verify_final(module, session);
     }
     V3_2 {
         fn C_EncapsulateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, public_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, ciphertext: *mut CK_BYTE, ciphertext_len: *mut CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_EncapsulateKey", (session, mechanism, public_key, template, count, ciphertext, ciphertext_len, key));
         fn C_DecapsulateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, private_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, ciphertext: *mut CK_BYTE, len: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_DecapsulateKey", (session, mechanism, private_key, template, count, ciphertext, len, key));
-        fn C_VerifySignatureInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE, signature: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifySignatureInit", (session, mechanism, key, signature, len));
-        fn C_VerifySignature(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifySignature", (session, data, len));
-        fn C_VerifySignatureUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_VerifySignatureUpdate", (session, part, len));
-        fn C_VerifySignatureFinal(session: CK_SESSION_HANDLE) = |module| refuse(module, "C_VerifySignatureFinal", (session,));
-        fn C_GetSessionValidationFlags(session: CK_SESSION_HANDLE, kind: CK_SESSION_VALIDATION_FLAGS_TYPE, flags: *mut CK_FLAGS) = |module| refuse(module, "C_GetSessionValidationFlags", (session, kind, flags));
+        fn C_VerifySignatureInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE, signature: *mut CK_BYTE, len: CK_ULONG) = |module| verify::signature_init(module, session, In::new(mechanism.cast_const()), key, In::new(signature.cast_const()), len);
+        fn C_VerifySignature(session: CK_SESSION_HANDLE, data: *mut CK_BYTE, len: CK_ULONG) = |module| verify::signature_single(module, session, In::new(data.cast_const()), len);
+        fn C_VerifySignatureUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG) = |module| verify::signature_update(module, session, In::new(part.cast_const()), len);
+        fn C_VerifySignatureFinal(session: CK_SESSION_HANDLE) = |module| verify::signature_finish(module, session);
+        fn C_GetSessionValidationFlags(session: CK_SESSION_HANDLE, kind: CK_SESSION_VALIDATION_FLAGS_TYPE, flags: *mut CK_FLAGS) = |module| session::validation_flags(module, session, kind, Out::new(flags));
         fn C_AsyncComplete(session: CK_SESSION_HANDLE, function: *mut CK_UTF8CHAR, result: *mut CK_ASYNC_DATA) = |module| refuse(module, "C_AsyncComplete", (session, function, result));
         fn C_AsyncGetID(session: CK_SESSION_HANDLE, function: *mut CK_UTF8CHAR, id: *mut CK_ULONG) = |module| refuse(module, "C_AsyncGetID", (session, function, id));
         fn C_AsyncJoin(session: CK_SESSION_HANDLE, function: *mut CK_UTF8CHAR, id: CK_ULONG, data: *mut CK_BYTE, len: CK_ULONG) = |module| refuse(module, "C_AsyncJoin", (session, function, id, data, len));

@@ -1,12 +1,19 @@
 //! The functions of Cryptoki, by the chapters of the standard; `function_list` gives them their C faces.
 
+pub(crate) mod cipher;
+pub(crate) mod digest;
+pub(crate) mod dual;
 pub(crate) mod general;
+pub(crate) mod key;
+pub(crate) mod message;
 pub(crate) mod object;
+mod operation;
 pub(crate) mod random;
 pub(crate) mod session;
 pub(crate) mod sign;
 pub(crate) mod slot_token;
 pub(crate) mod unsupported;
+pub(crate) mod verify;
 
 /// A blank-padded field of `N` bytes, cut between characters (PKCS #11 2.40, 3.1).
 pub(crate) fn padded<const N: usize>(text: &str) -> [u8; N] {

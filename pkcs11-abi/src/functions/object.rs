@@ -1,8 +1,6 @@
 //! Object management (PKCS #11 2.40, 5.7).
 
-use std::sync::Arc;
-
-use claviger_token::{Object, Template, Value};
+use claviger_token::{Object, Template, Value, creation};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
 use crate::{
@@ -17,11 +15,6 @@ const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 /// More attributes than Cryptoki defines are no template.
 const MAX_ATTRIBUTES: CK_ULONG = 1024;
 
-fn object(session: &Session, handle: CK_OBJECT_HANDLE) -> Result<Arc<Object>, Failure> {
-    let object = session.reader.object(session.card, session.applet, handle);
-    object.ok_or_else(|| Rule::OBJECT_HANDLE_INVALID.into())
-}
-
 fn attributes(
     template: In<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
@@ -30,6 +23,116 @@ fn attributes(
         return Err(Rule::ARGUMENTS_BAD.into());
     }
     template.list(count)
+}
+
+/// What a template says, copied.
+///
+/// # Errors
+/// ARGUMENTS_BAD; ATTRIBUTE_VALUE_INVALID for a null value with a length, or a length that is none.
+pub(super) fn template(
+    attributes: In<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+) -> Result<Template, Failure> {
+    let entries = self::attributes(attributes, count)?;
+    let mut template = Template::default();
+    for entry in &entries {
+        template.0.push((entry.type_, attribute_bytes(entry)?));
+    }
+    Ok(template)
+}
+
+/// Whether `session` may make an object as `template` says.
+///
+/// # Errors
+/// SESSION_READ_ONLY, TEMPLATE_INCONSISTENT for what this token cannot store, USER_NOT_LOGGED_IN for a private object.
+pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(), Failure> {
+    if template.wants_token_object() {
+        return Err(if session.read_write {
+            Rule::TEMPLATE_INCONSISTENT.into()
+        } else {
+            Rule::SESSION_READ_ONLY.into()
+        });
+    }
+    if template.wants_private() == Some(true) && !session.is_logged_in() {
+        return Err(Rule::USER_NOT_LOGGED_IN.into());
+    }
+    Ok(())
+}
+
+/// C_CreateObject: a public key, secret key, certificate or data object of the session.
+pub(crate) fn create(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    attributes: In<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+    handle: Out<'_, CK_OBJECT_HANDLE>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let template = template(attributes, count)?;
+    handle.check()?;
+    check_creation(&session, &template)?;
+    let object = creation::create(&template, session.is_logged_in())?;
+    handle.put(session.add_object(object)?)
+}
+
+/// C_CopyObject: an object of a session.
+pub(crate) fn copy(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    handle: CK_OBJECT_HANDLE,
+    attributes: In<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+    copy: Out<'_, CK_OBJECT_HANDLE>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let template = template(attributes, count)?;
+    copy.check()?;
+    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    check_creation(&session, &template)?;
+    let copied = object.copied(&template)?;
+    copy.put(session.add_object(copied)?)
+}
+
+/// C_DestroyObject: an object of a session.
+pub(crate) fn destroy(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    handle: CK_OBJECT_HANDLE,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    check_change(&session, &object)?;
+    if !object.is_destroyable() {
+        return Err(Rule::ACTION_PROHIBITED.into());
+    }
+    let reader = &session.reader;
+    reader.replace_object(session.card, session.applet, handle, None)
+}
+
+/// C_SetAttributeValue: all of the template or nothing.
+pub(crate) fn set_attribute_value(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    handle: CK_OBJECT_HANDLE,
+    attributes: In<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let template = template(attributes, count)?;
+    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    check_change(&session, &object)?;
+    let changed = object.changed(&template)?;
+    let reader = &session.reader;
+    reader.replace_object(session.card, session.applet, handle, Some(changed))
+}
+
+/// An object of the token needs a session that may write; and those of ours never change.
+fn check_change(session: &Session, object: &Object) -> Result<(), Failure> {
+    match (object.is_on_token(), session.read_write) {
+        (true, false) => Err(Rule::SESSION_READ_ONLY.into()),
+        (true, true) => Err(Rule::ACTION_PROHIBITED.into()),
+        (false, _) => Ok(()),
+    }
 }
 
 /// C_GetAttributeValue: every entry is processed, whatever happens to the others.
@@ -42,7 +145,7 @@ pub(crate) fn attribute_value(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut entries = attributes(template.as_in(), count)?;
-    let object = object(&session, handle)?;
+    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
     let mut first = Ok(());
     for entry in &mut entries {
         let answered = answer(&object, entry);
@@ -82,7 +185,8 @@ pub(crate) fn size(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     size.check()?;
-    let bytes: usize = object(&session, handle)?
+    let bytes: usize = session
+        .object(handle, Rule::OBJECT_HANDLE_INVALID)?
         .values()
         .filter_map(Value::encode)
         .map(|value| value.len())
@@ -98,13 +202,11 @@ pub(crate) fn find_init(
     count: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let entries = attributes(template, count)?;
+    let template = self::template(template, count)?;
     let mut operations = session.operations();
     if operations.search.is_some() {
         return Err(Rule::OPERATION_ACTIVE.into());
     }
-    let entry = |entry: &CK_ATTRIBUTE| Ok((entry.type_, attribute_bytes(entry)?));
-    let template = Template(entries.iter().map(entry).collect::<Result<_, Failure>>()?);
     let mut rest = session
         .reader
         .find(session.card, session.applet, &template)?;

@@ -1,14 +1,41 @@
-//! Random numbers (PKCS #11 2.40, 5.15).
+//! Random numbers (PKCS #11 3.1, 5.19).
 
-use cryptoki_sys::CK_SESSION_HANDLE;
+use claviger_token::{TokenError, host};
+use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
 
 use crate::{
     module::Module,
+    pointer::{In, Out},
     rv::{Failure, Rule},
 };
 
-/// C_SeedRandom and C_GenerateRandom: no token has CKF_RNG so far, and callers take this answer for that.
-pub(crate) fn none(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
+/// What is taken from the operating system at once.
+const PIECE: usize = 4096;
+
+/// C_SeedRandom: the operating system's generator needs no seed of ours.
+pub(crate) fn seed(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    seed: In<'_, u8>,
+    len: CK_ULONG,
+) -> Result<(), Failure> {
     module.session(session)?;
-    Err(Rule::RANDOM_NO_RNG.into())
+    seed.bytes(len)?;
+    Err(Rule::RANDOM_SEED_NOT_SUPPORTED.into())
+}
+
+/// C_GenerateRandom: bytes of the operating system's generator, for cards have none to speak of.
+pub(crate) fn generate(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    random: Out<'_, u8>,
+    len: CK_ULONG,
+) -> Result<(), Failure> {
+    module.session(session)?;
+    let pieces = random.pieces(len, PIECE)?;
+    for (piece, len) in pieces {
+        let bytes = host::random::random(len).map_err(|_| TokenError::NoRandom)?;
+        piece.put_all(bytes.expose())?;
+    }
+    Ok(())
 }

@@ -1,11 +1,11 @@
 //! Session management (PKCS #11 2.40, 5.6).
 
 use claviger_apdu::Secret;
-use claviger_token::PinRule;
 use cryptoki_sys::{
-    CK_FLAGS, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID, CK_STATE, CK_ULONG, CK_USER_TYPE,
-    CKF_RW_SESSION, CKF_SERIAL_SESSION, CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS,
-    CKS_RW_PUBLIC_SESSION, CKS_RW_USER_FUNCTIONS, CKU_CONTEXT_SPECIFIC, CKU_SO, CKU_USER,
+    CK_FLAGS, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SESSION_VALIDATION_FLAGS_TYPE, CK_SLOT_ID,
+    CK_STATE, CK_ULONG, CK_USER_TYPE, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKS_LAST_VALIDATION_OK,
+    CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS, CKS_RW_PUBLIC_SESSION, CKS_RW_USER_FUNCTIONS,
+    CKU_CONTEXT_SPECIFIC, CKU_SO, CKU_USER,
 };
 
 use crate::{
@@ -98,11 +98,7 @@ pub(crate) fn login(
         CKU_USER if session.is_logged_in() => Err(Rule::USER_ALREADY_LOGGED_IN.into()),
         CKU_USER => {
             let pin = secret(pin, len)?;
-            session
-                .reader
-                .with_token(session.card, session.applet, |card, token| {
-                    token.login(card, &pin)
-                })?;
+            session.with_token(|card, token| token.login(card, &pin))?;
             // A session closed meanwhile leaves nobody who could log out.
             if module.sessions.get(handle).is_none() {
                 session.reader.logout(session.card, session.applet)?;
@@ -116,22 +112,56 @@ pub(crate) fn login(
     }
 }
 
+/// CKU_CONTEXT_SPECIFIC: the PIN for the one operation that waits for it.
 fn login_once(session: &Session, pin: In<'_, u8>, len: CK_ULONG) -> Result<(), Failure> {
     let mut operations = session.operations();
-    let signature = operations
-        .signature
-        .as_mut()
-        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if signature.operation.key.pin != PinRule::Always {
-        return Err(Rule::OPERATION_NOT_INITIALIZED.into());
-    }
+    let waiting = operations.awaiting_pin();
+    let (key, place) = waiting.ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
     let pin = secret(pin, len)?;
-    let operation = &mut signature.operation;
-    session
-        .reader
-        .with_token(session.card, session.applet, |card, token| {
-            token.login_once(card, operation, pin)
-        })
+    session.with_token(|card, token| token.login_once(card, &key, &pin))?;
+    *place = Some(pin);
+    Ok(())
+}
+
+/// C_LoginUser: nobody has a name here, so without one it is C_Login.
+pub(crate) fn login_user(
+    module: &Module,
+    handle: CK_SESSION_HANDLE,
+    user: CK_USER_TYPE,
+    (pin, len): (In<'_, u8>, CK_ULONG),
+    name_len: CK_ULONG,
+) -> Result<(), Failure> {
+    if name_len != 0 {
+        module.session(handle)?;
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
+    login(module, handle, user, pin, len)
+}
+
+/// C_SessionCancel: ends the operations that are named; those that are not under way are ended already.
+pub(crate) fn cancel(
+    module: &Module,
+    handle: CK_SESSION_HANDLE,
+    flags: CK_FLAGS,
+) -> Result<(), Failure> {
+    let session = module.session(handle)?;
+    session.operations().cancel(flags);
+    Ok(())
+}
+
+/// C_GetSessionValidationFlags: nothing here is validated by anybody (PKCS #11 3.2, 5.6.12).
+pub(crate) fn validation_flags(
+    module: &Module,
+    handle: CK_SESSION_HANDLE,
+    kind: CK_SESSION_VALIDATION_FLAGS_TYPE,
+    flags: Out<'_, CK_FLAGS>,
+) -> Result<(), Failure> {
+    module.session(handle)?;
+    flags.check()?;
+    if kind != CKS_LAST_VALIDATION_OK {
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
+    flags.put(0)
 }
 
 /// Longer than any PIN: what is cut to it is still refused as too long.

@@ -1,17 +1,20 @@
-//! Signing (PKCS #11 2.40, 5.11).
+//! Signing and MACing, also with recovery (PKCS #11 3.1, 5.11 and 5.12).
 
+use claviger_apdu::Secret;
 use claviger_token::{SignOperation, TokenError};
-use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
-
-use crate::{
-    module::Module,
-    pointer::{In, Out, Room, mechanism_parameter, room},
-    rv::{Failure, Rule},
-    sessions::{Operations, Session, Signature},
+use cryptoki_sys::{
+    CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_SIGN, CKF_SIGN_RECOVER,
 };
 
-/// No mechanism of signing has a parameter near this long.
-const MAX_PARAMETER: CK_ULONG = 64 * 1024;
+use super::operation::{beginning, give, given};
+use crate::{
+    module::Module,
+    pointer::{In, Out, Room, room},
+    rv::{Failure, Rule},
+    sessions::{Active, Session},
+};
+
+type Place = Option<Active<SignOperation>>;
 
 /// C_SignInit. Touches no card.
 pub(crate) fn init(
@@ -21,29 +24,52 @@ pub(crate) fn init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mechanism = mechanism.get()?;
-    let mut operations = session.operations();
-    if operations.signature.is_some() {
-        return Err(Rule::OPERATION_ACTIVE.into());
-    }
-    let key = session
-        .reader
-        .object(session.card, session.applet, key)
-        .ok_or(Rule::KEY_HANDLE_INVALID)?;
-    let parameter = parameter(&mechanism)?;
-    let operation = SignOperation::new(mechanism.mechanism, &parameter, &key)?;
-    operations.signature = Some(Signature {
-        operation,
-        in_parts: false,
-    });
+    begin(
+        &session,
+        &mut session.operations().sign,
+        mechanism,
+        key,
+        false,
+    )
+}
+
+/// C_SignRecoverInit. Touches no card.
+pub(crate) fn recover_init(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().sign_recover;
+    begin(&session, place, mechanism, key, true)
+}
+
+fn begin(
+    session: &Session,
+    place: &mut Place,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+    recover: bool,
+) -> Result<(), Failure> {
+    let Some(mechanism) = given(place, mechanism)? else {
+        return Ok(());
+    };
+    *place = Some(start(session, &mechanism, key, recover)?);
     Ok(())
 }
 
-fn parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, Failure> {
-    if mechanism.ulParameterLen > MAX_PARAMETER {
-        return Err(TokenError::MechanismParamInvalid(mechanism.mechanism).into());
-    }
-    mechanism_parameter(mechanism)
+/// A signature with the key behind `key`.
+pub(super) fn start(
+    session: &Session,
+    mechanism: &CK_MECHANISM,
+    key: CK_OBJECT_HANDLE,
+    recover: bool,
+) -> Result<Active<SignOperation>, Failure> {
+    let function = if recover { CKF_SIGN_RECOVER } else { CKF_SIGN };
+    let from = beginning(session, mechanism, key, function, Rule::KEY_HANDLE_INVALID)?;
+    let operation = SignOperation::new(from.mechanism, &from.parameter, &from.key, recover)?;
+    Ok(from.active(operation))
 }
 
 /// C_Sign: the whole message at once.
@@ -56,30 +82,51 @@ pub(crate) fn sign(
     signature_len: Out<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let current = operations
-        .signature
-        .as_mut()
-        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if current.in_parts {
-        operations.signature = None;
+    let place = &mut session.operations().sign;
+    single(&session, place, (message, len), signature, signature_len)
+}
+
+/// C_SignRecover.
+pub(crate) fn sign_recover(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    message: In<'_, u8>,
+    len: CK_ULONG,
+    signature: Out<'_, u8>,
+    signature_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().sign_recover;
+    single(&session, place, (message, len), signature, signature_len)
+}
+
+fn single(
+    session: &Session,
+    place: &mut Place,
+    (message, len): (In<'_, u8>, CK_ULONG),
+    signature: Out<'_, u8>,
+    signature_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    if active.in_parts {
+        *place = None;
         return Err(Rule::OPERATION_ACTIVE.into());
     }
-    if room(signature, signature_len, current.operation.signature_len())? == Room::Asked {
+    if room(signature, signature_len, active.operation.signature_len())? == Room::Asked {
         return Ok(());
     }
-    if current.operation.lacks_context_login() {
+    if active.operation.lacks_context_login() {
         return Err(Rule::USER_NOT_LOGGED_IN.into());
     }
     // The caller may have the signature written over the message: it is read to the end here.
     let taken = message
         .bytes(len)
-        .and_then(|message| Ok(current.operation.update(message)?));
+        .and_then(|message| Ok(active.operation.update(message)?));
     if taken.is_err() {
-        operations.signature = None;
+        *place = None;
     }
     taken?;
-    finish(&session, &mut operations, signature, signature_len)
+    finish(session, place, signature, signature_len)
 }
 
 /// C_SignUpdate: one part of the message. Touches no card.
@@ -90,17 +137,14 @@ pub(crate) fn update(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let current = operations
-        .signature
-        .as_mut()
-        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let place = &mut session.operations().sign;
+    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
     let result = part
         .bytes(len)
-        .and_then(|part| Ok(current.operation.update(part)?));
-    current.in_parts = true;
+        .and_then(|part| Ok(active.operation.update(part)?));
+    active.in_parts = true;
     if result.is_err() {
-        operations.signature = None;
+        *place = None;
     }
     result
 }
@@ -113,40 +157,37 @@ pub(crate) fn finish_parts(
     signature_len: Out<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let current = operations
-        .signature
-        .as_ref()
-        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if room(signature, signature_len, current.operation.signature_len())? == Room::Asked {
+    let place = &mut session.operations().sign;
+    let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    if room(signature, signature_len, active.operation.signature_len())? == Room::Asked {
         return Ok(());
     }
-    if current.operation.lacks_context_login() {
+    if active.operation.lacks_context_login() {
         return Err(Rule::USER_NOT_LOGGED_IN.into());
     }
-    finish(&session, &mut operations, signature, signature_len)
+    finish(&session, place, signature, signature_len)
 }
 
 /// Signs what was collected; the operation is over however it ends.
 fn finish(
     session: &Session,
-    operations: &mut Operations,
+    place: &mut Place,
     out: Out<'_, u8>,
     out_len: Out<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
-    let mut current = operations
-        .signature
-        .take()
-        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    let operation = &mut current.operation;
-    let signature = session
-        .reader
-        .with_token(session.card, session.applet, |card, token| {
-            token.sign(card, operation)
-        })?;
+    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let signature = make(session, &mut active.operation)?;
+    give(signature.expose(), out, out_len).map(|_| ())
+}
+
+/// The signature, by the card or on the host; never longer than was said.
+pub(super) fn make(session: &Session, operation: &mut SignOperation) -> Result<Secret, Failure> {
+    if operation.private_key().is_none() {
+        return Ok(operation.mac().unwrap_or_default());
+    }
+    let signature = session.with_token(|card, token| token.sign(card, operation))?;
     if signature.len() > operation.signature_len() {
         return Err(TokenError::malformed("signature", "longer than the key").into());
     }
-    out.put_all(&signature)?;
-    out_len.put(CK_ULONG::try_from(signature.len()).unwrap_or(CK_ULONG::MAX))
+    Ok(signature)
 }

@@ -89,16 +89,19 @@ pub fn unwrap(wrap: Wrap, kek: &Secret, wrapped: &[u8]) -> Option<Secret> {
     }
 }
 
-/// `| length of the key, kind | a wrapped key |`, under a key of known bytes: what is unwrapped wraps to the same.
+/// `| length of the key, and the kind | a wrapped key |`, under a key of known bytes: what is unwrapped wraps to the same.
+/// Whether something is.
 #[doc(hidden)]
-pub fn fuzz(bytes: &[u8]) {
+pub fn fuzz(bytes: &[u8]) -> bool {
     let Some((choice, wrapped)) = bytes.split_first() else {
-        return;
+        return false;
     };
     let kek = Secret::new((0..16 + (choice & 3) * 8).collect());
     let kind = if choice & 4 == 0 { Wrap::Kw } else { Wrap::Kwp };
-    if let Some(key) = unwrap(kind, &kek, wrapped) {
-        let again = wrap(kind, &kek, &key);
-        assert_eq!(again.as_ref().map(Secret::expose), Some(wrapped));
-    }
+    let Some(key) = unwrap(kind, &kek, wrapped) else {
+        return false;
+    };
+    let again = wrap(kind, &kek, &key);
+    assert_eq!(again.as_ref().map(Secret::expose), Some(wrapped));
+    true
 }

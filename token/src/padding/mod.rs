@@ -51,10 +51,20 @@ fn sealed(mut bytes: Zeroizing<Vec<u8>>) -> Secret {
     Secret::new(std::mem::take(&mut *bytes))
 }
 
-/// What arbitrary bytes are padded with; a fuzz target's first byte chooses.
+/// A fuzz target for each decoder.
 #[doc(hidden)]
 pub mod fuzz {
+    use super::Hash;
     pub use super::{
         oaep::fuzz as oaep_decrypt, pkcs1::fuzz as pkcs1_decrypt, pss::fuzz as pss_verify,
     };
+
+    /// The hash and that of the mask, one in each half of a byte.
+    pub(super) fn hashes(choice: u8) -> (Hash, Hash) {
+        let hash = |half: u8| {
+            let chosen = Hash::ALL.get(usize::from(half) % Hash::ALL.len());
+            chosen.copied().unwrap_or(Hash::Sha256)
+        };
+        (hash(choice >> 4), hash(choice & 0x0F))
+    }
 }

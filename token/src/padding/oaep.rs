@@ -92,26 +92,25 @@ fn separator(padded: &[u8]) -> (Choice, u32) {
     (found & !odd, from)
 }
 
-/// `| hashes | length of the label | label | block |`: a message that is taken out makes the block again.
+/// `| hashes | length of the label | label | block |`: a message that is taken out makes the block again. Whether one
+/// is.
 #[doc(hidden)]
-pub fn fuzz(bytes: &[u8]) {
+pub fn fuzz(bytes: &[u8]) -> bool {
     let [hashes, label_len, rest @ ..] = bytes else {
-        return;
-    };
-    let hash = |choice: u8| Hash::ALL.get(usize::from(choice % 5)).copied();
-    let (Some(hash), Some(mgf)) = (hash(hashes & 15), hash(hashes >> 4)) else {
-        return;
+        return false;
     };
     let Some((label, block)) = rest.split_at_checked(usize::from(*label_len)) else {
-        return;
+        return false;
     };
+    let (hash, mgf) = super::fuzz::hashes(*hashes);
     let oaep = Oaep { hash, mgf, label };
     let Some(message) = oaep_decrypt(&Secret::copy_from(block), &oaep) else {
-        return;
+        return false;
     };
     let (seed, db) = block.split_at(1 + hash.len());
     let mut seed = seed.get(1..).unwrap_or_default().to_vec();
     mask(mgf, db, &mut seed);
     let again = encrypt_with(message.expose(), &oaep, block.len(), &seed);
     assert_eq!(again.as_ref().map(Secret::expose), Ok(block));
+    true
 }

@@ -203,21 +203,191 @@ fn separator(block: &[u8]) -> (Choice, u32) {
     (good, from)
 }
 
-/// A block as decrypted: it always has a message, the same each time, and its own when it is a good one.
+/// A block as decrypted: it always has a message, the same each time, and its own when it is a good one. Whether it
+/// is.
 #[doc(hidden)]
-pub fn fuzz(bytes: &[u8]) {
+pub fn fuzz(bytes: &[u8]) -> bool {
     let block = Secret::copy_from(bytes);
     let rejection = Rejection::under(&Secret::copy_from(b"of a fuzzer"), &[0xC1; 64], bytes);
     let message = pkcs1_decrypt(&block, &rejection);
     assert!(message.len() <= bytes.len().saturating_sub(OVERHEAD));
     assert_eq!(pkcs1_decrypt(&block, &rejection).expose(), message.expose());
     let padding = bytes.iter().skip(2).take_while(|byte| **byte != 0).count();
-    let own = bytes.get(3 + padding..);
-    if let Some(own) = own.filter(|_| bytes.starts_with(&[0, 2]) && padding >= 8) {
+    let good = bytes.starts_with(&[0, 2]) && padding >= 8;
+    let own = bytes.get(3 + padding..).filter(|_| good);
+    if let Some(own) = own {
         assert_eq!(message.expose(), own);
     }
     if let Some(t) = pkcs1_recover(bytes) {
         let again = pkcs1_sign(t, bytes.len());
         assert_eq!(again.as_ref().map(Secret::expose), Some(bytes));
+    }
+    own.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use hex_literal::hex;
+
+    use super::*;
+
+    /// A block of a message that follows `padding` bytes of padding.
+    fn block(padding: usize, message: &[u8]) -> Vec<u8> {
+        [&[0, 2][..], &vec![0xA5; padding], &[0], message].concat()
+    }
+
+    fn decrypted(block: &[u8]) -> Vec<u8> {
+        let rejection = Rejection::under(&Secret::copy_from(b"secret"), &[0xC1; 64], &[7; 64]);
+        let message = pkcs1_decrypt(&Secret::copy_from(block), &rejection);
+        message.expose().to_vec()
+    }
+
+    #[test]
+    fn digest_info_states_the_length_that_follows() {
+        for hash in Hash::ALL {
+            let digest = hash.digest(&[]);
+            let whole = digest_info(hash, digest.expose());
+            let body = claviger_apdu::tlv::only(whole.expose(), 0x30).unwrap();
+            let mut cursor = claviger_apdu::tlv::Cursor::new(body);
+            cursor.expect(0x30).unwrap();
+            assert_eq!(cursor.expect(0x04).unwrap(), digest.expose());
+            cursor.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_block_of_a_signature_has_eight_bytes_of_padding_at_least() {
+        assert_eq!(
+            pkcs1_sign(&[7; 2], 13).unwrap().expose(),
+            hex!("0001ffffffffffffffff000707")
+        );
+        assert!(pkcs1_sign(&[7; 3], 13).is_none());
+        assert!(pkcs1_sign(&[], 0).is_none());
+        assert!(pkcs1_sign(&[7; 14], 13).is_none());
+        assert_eq!(pkcs1_sign(&[], 11).unwrap().len(), 11);
+    }
+
+    #[test]
+    fn t_is_recovered_from_blocks_of_the_right_form_alone() {
+        let good = hex!("0001ffffffffffffffff000707");
+        assert_eq!(pkcs1_recover(&good), Some(&[7, 7][..]));
+        assert_eq!(pkcs1_recover(&good[..11]), Some(&[][..]));
+        for bad in [
+            &hex!("0001ffffffffffffff00070707")[..],
+            &hex!("0101ffffffffffffffff000707"),
+            &hex!("0002ffffffffffffffff000707"),
+            &hex!("0001fffffffffeffffff000707"),
+            &hex!("0001ffffffffffffffffff0707"),
+            &hex!("0001ffffffffffffffffffffff"),
+            &good[..10],
+            &good[1..],
+            &[],
+        ] {
+            assert_eq!(pkcs1_recover(bad), None, "{bad:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_good_block_gives_its_message_whatever_its_length() {
+        for len in 0..=117 {
+            let message: Vec<u8> = (0..len).collect();
+            let padding = 128 - 3 - message.len();
+            assert_eq!(decrypted(&block(padding, &message)), message);
+        }
+        assert_eq!(decrypted(&block(8, &[0, 0, 5])), [0, 0, 5]);
+    }
+
+    #[test]
+    fn a_bad_block_gives_the_synthetic_message_and_each_the_same() {
+        let good = block(125 - 48, &[0x4D; 48]);
+        let expected = decrypted(&[0; 128]);
+        assert!(expected.len() <= 117);
+        let mut bad = vec![
+            block(7, &[0x4D; 118]),
+            block(0, &[0x4D; 125]),
+            vec![0xFF; 128],
+        ];
+        for (at, byte) in [(0, 1), (1, 1), (1, 0), (2, 0), (9, 0), (79, 0xA5)] {
+            let mut other = good.clone();
+            other[at] = byte;
+            bad.push(other);
+        }
+        for bad in bad {
+            assert_eq!(bad.len(), 128);
+            assert_eq!(decrypted(&bad), expected, "{bad:02x?}");
+        }
+    }
+
+    /// draft-irtf-cfrg-rsa-guidance, 7. Made by OpenSSL 4.0 with keys of 1024 bits: KDK, and what it decrypted.
+    #[test]
+    fn the_synthetic_message_is_the_one_of_the_draft() {
+        for (kdk, message) in [
+            (
+                hex!("db33ab89e61dd3509f93cde21daa88657a6ccdf73e1b7756d757e20457b67a06"),
+                &hex!(
+"ad09f0ee1919ce1e6d0f2278a2d0acb51fc3b9a22e006dddd95b60691906ab8fa3cb551f89857a33
+5c931f71224746bc068803d9dd36cf4fb508e2bb0e896a1fd3c28555f5b6f15cf43b46fd187b23df
+503a4ea45103617e65d29495054ea62a"
+)[..],
+            ),
+            (
+                hex!("ea043396f74e1f692901b2e377144c00830a262a6d5e66705b2323c9a86915fe"),
+                &hex!(
+"d514738d14d916df34d0c0c136ea6f887996a08e383ea5c421968b70e4471d5df9b9eedc84563390
+a0eb53dff8dfb990e9c772ce136832f5c73ee068381a76c127828b944f3a680a329907245c9ec116
+45c86574aa0da781af0bae7699ee2a0e23f63d75"
+),
+            ),
+            (
+                hex!("bb37c95f679af4a80880fcf03e50cd43afa783e54bcc4772970dee5cc1ceb7c0"),
+                &hex!("725dd3c441"),
+            ),
+            (
+                hex!("6eb7538baeaae332cda78abc62c46ffd507254d3fe98e3268f0468de60c95518"),
+                &hex!(
+"3d7e41bf25ad3ce081707ffa2f43a043c2b4f90c51ad423a040b9956dcff3bd8014436e629ad75b8
+f26f62cb7feb2b9a686ce6c4c10b01ff1a5c78dd1c59232030f4252d48e1266130e917f6ccbb5e5b
+c0f931972bc4"
+),
+            ),
+        ] {
+            let rejection = Rejection(Secret::copy_from(&kdk));
+            let synthetic = pkcs1_decrypt(&Secret::new(vec![0x33; 128]), &rejection);
+            assert_eq!(synthetic.expose(), message);
+        }
+    }
+
+    #[test]
+    fn synthetic_messages_have_all_lengths_that_real_ones_have() {
+        for len in [64, 128, 129, 256, 266, 267, 512] {
+            let lengths = (0..200u8).map(|n| Rejection(Secret::new(vec![n])).message_len(len));
+            let longest = lengths.map(|len| usize::try_from(len).unwrap()).max();
+            let longest = longest.unwrap();
+            assert!(
+                (len * 9 / 10 - 10..len - 10).contains(&longest),
+                "{longest} of {len}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_ciphertext_is_rejected_with_the_same_message() {
+        let kdk = |modulus: &[u8], ciphertext: &[u8]| {
+            let rejection = Rejection::new(modulus, ciphertext).unwrap();
+            rejection.0.expose().to_vec()
+        };
+        let first = kdk(&[0xC1; 64], &[7; 64]);
+        assert_eq!(first, kdk(&[0xC1; 64], &[7; 64]));
+        assert_ne!(first, kdk(&[0xC1; 64], &[8; 64]));
+        assert_ne!(first, kdk(&[0xC3; 64], &[7; 64]));
+    }
+
+    #[test]
+    fn a_block_too_short_for_any_message_gives_none() {
+        for len in 0..11 {
+            assert_eq!(decrypted(&vec![0; len]), []);
+            let start: Vec<u8> = [0, 2, 1, 1, 1, 1, 1, 1, 1, 0, 0][..len].to_vec();
+            assert_eq!(decrypted(&start), []);
+        }
     }
 }

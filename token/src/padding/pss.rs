@@ -117,30 +117,28 @@ fn salt(block: &[u8], pss: Pss, bits: usize) -> Option<(Vec<u8>, &[u8])> {
     (fits && *one == 1 && zeros.iter().all(|byte| *byte == 0)).then(|| (salt.to_vec(), h))
 }
 
-/// `| hashes | length of the salt | bits over whole bytes | block |`: a block that is good is of one digest, and
-/// its own salt makes it again.
+/// `| hashes | length of the salt | bits that the modulus lacks | block |`: a block that is accepted is of one digest,
+/// and its own salt makes it again. Whether it is accepted.
 #[doc(hidden)]
-pub fn fuzz(bytes: &[u8]) {
+pub fn fuzz(bytes: &[u8]) -> bool {
     let [hashes, salt_len, odd, block @ ..] = bytes else {
-        return;
+        return false;
     };
-    let hash = |choice: u8| Hash::ALL.get(usize::from(choice % 5)).copied();
-    let (Some(hash), Some(mgf)) = (hash(hashes & 15), hash(hashes >> 4)) else {
-        return;
-    };
-    let salt_len = usize::from(*salt_len);
+    let (hash, mgf) = super::fuzz::hashes(*hashes);
     let pss = Pss {
         hash,
         mgf,
-        salt_len,
+        salt_len: usize::from(*salt_len),
     };
     let bits = (block.len() * 8).saturating_sub(usize::from(odd % 8));
     let digest = hash.digest(&[b"of a fuzzer"]);
-    if pss_verify(digest.expose(), block, pss, bits) {
-        let salt = salt(block, pss, bits).map_or_else(Secret::default, |(salt, _)| salt.into());
-        let again = encode_with(digest.expose(), pss, bits, &salt);
-        assert_eq!(again.as_ref().map(Secret::expose), Ok(block));
-        let other = hash.digest(&[b"another"]);
-        assert!(!pss_verify(other.expose(), block, pss, bits));
+    if !pss_verify(digest.expose(), block, pss, bits) {
+        return false;
     }
+    let salt = salt(block, pss, bits).map_or_else(Secret::default, |(salt, _)| salt.into());
+    let again = encode_with(digest.expose(), pss, bits, &salt);
+    assert_eq!(again.as_ref().map(Secret::expose), Ok(block));
+    let other = hash.digest(&[b"another"]);
+    assert!(!pss_verify(other.expose(), block, pss, bits));
+    true
 }

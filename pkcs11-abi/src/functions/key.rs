@@ -1,0 +1,186 @@
+//! Keys made on the host for a session, from a key of the card or with one (PKCS #11 3.1, 5.18).
+
+use claviger_apdu::Secret;
+use claviger_token::{
+    TokenError,
+    creation::{Coming, SecretPlan},
+    host,
+    mechanism::Scheme,
+    operation::{Derivation, Unwrapping, mechanism_for, unwrap_key, wrap_key},
+};
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_KEY_TYPE,
+    CKA_VALUE_LEN, CKF_DERIVE, CKF_GENERATE, CKF_UNWRAP, CKF_WRAP, CKK_AES, CKK_GENERIC_SECRET,
+};
+
+use super::{
+    object::{check_creation, template},
+    operation::{beginning, give},
+};
+use crate::{
+    module::Module,
+    parameter,
+    pointer::{In, Out},
+    rv::{Failure, Rule},
+    sessions::Session,
+};
+
+/// The code a key has when it is the one that wraps or unwraps.
+fn as_wrapping(error: TokenError, type_inconsistent: Rule) -> Failure {
+    match error {
+        TokenError::KeyTypeInconsistent(_) => type_inconsistent.into(),
+        error => error.into(),
+    }
+}
+
+fn as_wrapped(error: TokenError) -> Failure {
+    match error {
+        TokenError::EncryptedDataLength { .. } => Rule::WRAPPED_KEY_LEN_RANGE.into(),
+        TokenError::EncryptedDataInvalid | TokenError::AuthenticationTag => {
+            Rule::WRAPPED_KEY_INVALID.into()
+        }
+        error => as_wrapping(error, Rule::UNWRAPPING_KEY_TYPE_INCONSISTENT),
+    }
+}
+
+/// Makes the key of `plan` an object of the session.
+fn add(
+    session: &Session,
+    plan: SecretPlan,
+    value: Secret,
+    coming: Coming,
+    handle: Out<'_, CK_OBJECT_HANDLE>,
+) -> Result<(), Failure> {
+    let object = plan.finish(value, coming, session.is_logged_in())?;
+    handle.put(session.add_object(object)?)
+}
+
+/// C_DeriveKey: agrees on a secret with a key of the card.
+pub(crate) fn derive(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    base: CK_OBJECT_HANDLE,
+    attributes: In<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+    handle: Out<'_, CK_OBJECT_HANDLE>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mechanism = mechanism.get()?;
+    let template = template(attributes, count)?;
+    handle.check()?;
+    let from = beginning(
+        &session,
+        &mechanism,
+        base,
+        CKF_DERIVE,
+        Rule::KEY_HANDLE_INVALID,
+    )?;
+    let derivation = Derivation::new(from.mechanism, &from.parameter, &from.key)?;
+    check_creation(&session, &template)?;
+    let unsaid = template.bytes(CKA_KEY_TYPE).is_none();
+    let plan = SecretPlan::new(&template, unsaid.then_some(CKK_GENERIC_SECRET))?;
+    let len = plan.len.unwrap_or_else(|| derivation.natural_len());
+    if plan.key_type() == CKK_AES && ![16, 24, 32].contains(&len) {
+        return Err(missing(CKA_VALUE_LEN));
+    }
+    let shared = session.with_token(|card, token| {
+        token.use_private(card, &derivation.key, &derivation.input(), None)
+    })?;
+    let value = derivation.derive(shared, len)?;
+    add(&session, plan, value, Coming::Derived, handle)
+}
+
+fn missing(attribute: cryptoki_sys::CK_ATTRIBUTE_TYPE) -> Failure {
+    TokenError::Template {
+        fault: claviger_token::TemplateFault::Incomplete,
+        attribute,
+    }
+    .into()
+}
+
+/// C_WrapKey: a secret key of a session; keys of the card never leave it.
+pub(crate) fn wrap(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    wrapping: CK_OBJECT_HANDLE,
+    key: CK_OBJECT_HANDLE,
+    wrapped: Out<'_, u8>,
+    wrapped_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mechanism = mechanism.get()?;
+    wrapped_len.check()?;
+    let missing = Rule::WRAPPING_KEY_HANDLE_INVALID;
+    let from = beginning(&session, &mechanism, wrapping, CKF_WRAP, missing)?;
+    let key = session.object(key, Rule::KEY_HANDLE_INVALID)?;
+    let done = wrap_key(from.mechanism, &from.parameter, &from.key, &key)
+        .map_err(|error| as_wrapping(error, Rule::WRAPPING_KEY_TYPE_INCONSISTENT))?;
+    give(done.expose(), wrapped, wrapped_len).map(|_| ())
+}
+
+/// C_UnwrapKey: by a key of the card or of a session; the key becomes the session's.
+#[allow(clippy::too_many_arguments, reason = "the standard's own")]
+pub(crate) fn unwrap(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    unwrapping: CK_OBJECT_HANDLE,
+    (wrapped, wrapped_len): (In<'_, u8>, CK_ULONG),
+    (attributes, count): (In<'_, CK_ATTRIBUTE>, CK_ULONG),
+    handle: Out<'_, CK_OBJECT_HANDLE>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mechanism = mechanism.get()?;
+    let template = template(attributes, count)?;
+    handle.check()?;
+    let wrapped = wrapped.bytes(wrapped_len)?;
+    let missing = Rule::UNWRAPPING_KEY_HANDLE_INVALID;
+    let from = beginning(&session, &mechanism, unwrapping, CKF_UNWRAP, missing)?;
+    check_creation(&session, &template)?;
+    let plan = SecretPlan::new(&template, None)?;
+    let begun = unwrap_key(from.mechanism, &from.parameter, &from.key, wrapped);
+    let value = match begun.map_err(as_wrapped)? {
+        Unwrapping::Done(value) => value,
+        Unwrapping::Card(mut operation) => session
+            .with_token(|card, token| token.decrypt(card, &mut operation))
+            .map_err(|failure| match failure {
+                Failure::Token(error) => as_wrapped(error),
+                failure => failure,
+            })?,
+    };
+    // A value of a length its type cannot have is nothing that was wrapped for it.
+    match add(&session, plan, value, Coming::FromOutside, handle) {
+        Err(Failure::Token(TokenError::KeySize | TokenError::Template { .. })) => {
+            Err(Rule::WRAPPED_KEY_INVALID.into())
+        }
+        added => added,
+    }
+}
+
+/// C_GenerateKey: a random secret key of a session.
+pub(crate) fn generate(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    attributes: In<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+    handle: Out<'_, CK_OBJECT_HANDLE>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mechanism = mechanism.get()?;
+    let template = template(attributes, count)?;
+    handle.check()?;
+    let known = mechanism_for(mechanism.mechanism, CKF_GENERATE)?;
+    parameter::read(&mechanism, known)?;
+    check_creation(&session, &template)?;
+    let key_type = match known.scheme {
+        Scheme::AesKeyGeneration => CKK_AES,
+        _ => CKK_GENERIC_SECRET,
+    };
+    let plan = SecretPlan::new(&template, Some(key_type))?;
+    let len = plan.len.ok_or_else(|| missing(CKA_VALUE_LEN))?;
+    let value = host::random::random(len).map_err(|_| TokenError::NoRandom)?;
+    add(&session, plan, value, Coming::Generated(known.kind), handle)
+}

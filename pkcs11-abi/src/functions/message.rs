@@ -1,0 +1,260 @@
+//! Signing and verifying message after message with one key (PKCS #11 3.0, 5.13 and 5.17).
+//!
+//! No mechanism here has a parameter for each message: one that is given is a wrong argument.
+
+use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
+
+use super::{
+    operation::{give, given},
+    sign, verify,
+};
+use crate::{
+    module::Module,
+    pointer::{In, Out, Room, room},
+    rv::{Failure, Rule},
+    sessions::{Messages, Operations, Session},
+};
+
+/// A parameter for one message, of which there is none.
+#[derive(Clone, Copy)]
+pub(crate) struct PerMessage<'call>(pub(crate) In<'call, u8>, pub(crate) CK_ULONG);
+
+impl PerMessage<'_> {
+    fn expect_none(self) -> Result<(), Failure> {
+        if self.0.is_null() && self.1 == 0 {
+            Ok(())
+        } else {
+            Err(Rule::ARGUMENTS_BAD.into())
+        }
+    }
+}
+
+/// C_MessageSignInit.
+pub(crate) fn sign_init(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().sign_messages;
+    if let Some(mechanism) = given(place, mechanism)? {
+        *place = Some(Messages {
+            active: sign::start(&session, &mechanism, key, false)?,
+            begun: false,
+        });
+    }
+    Ok(())
+}
+
+/// C_SignMessage: one message at once; any number of them.
+pub(crate) fn sign(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    parameter: PerMessage<'_>,
+    message: In<'_, u8>,
+    len: CK_ULONG,
+    signature: Out<'_, u8>,
+    signature_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mut operations = session.operations();
+    let messages = between(&mut operations.sign_messages)?;
+    parameter.expect_none()?;
+    if room(
+        signature,
+        signature_len,
+        messages.active.operation.signature_len(),
+    )? == Room::Asked
+    {
+        return Ok(());
+    }
+    let message = message.bytes(len)?;
+    make(&session, &mut operations, message, signature, signature_len)
+}
+
+/// C_SignMessageBegin.
+pub(crate) fn sign_begin(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    parameter: PerMessage<'_>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mut operations = session.operations();
+    let messages = between(&mut operations.sign_messages)?;
+    parameter.expect_none()?;
+    messages.begun = true;
+    Ok(())
+}
+
+/// C_SignMessageNext: a part of the message, the last one when there is room for a length.
+pub(crate) fn sign_next(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    parameter: PerMessage<'_>,
+    part: In<'_, u8>,
+    len: CK_ULONG,
+    signature: Out<'_, u8>,
+    signature_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mut operations = session.operations();
+    let messages = within(&mut operations.sign_messages)?;
+    parameter.expect_none()?;
+    let operation = &mut messages.active.operation;
+    if !signature_len.is_null()
+        && room(signature, signature_len, operation.signature_len())? == Room::Asked
+    {
+        return Ok(());
+    }
+    let part = part.bytes(len)?;
+    if signature_len.is_null() {
+        let taken = operation.update(part);
+        if taken.is_err() {
+            operations.sign_messages = None;
+        }
+        return Ok(taken?);
+    }
+    make(&session, &mut operations, part, signature, signature_len)
+}
+
+/// The signature of a message that ends with `rest`; only a missing PIN leaves it open.
+fn make(
+    session: &Session,
+    operations: &mut Operations,
+    rest: &[u8],
+    signature: Out<'_, u8>,
+    signature_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let messages = operations.sign_messages.as_mut();
+    let messages = messages.ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let operation = &mut messages.active.operation;
+    if operation.lacks_context_login() {
+        return Err(Rule::USER_NOT_LOGGED_IN.into());
+    }
+    messages.begun = false;
+    let made = operation
+        .update(rest)
+        .map_err(Failure::from)
+        .and_then(|()| sign::make(session, operation));
+    match made {
+        Ok(made) => give(made.expose(), signature, signature_len).map(|_| ()),
+        Err(failure) => {
+            operations.sign_messages = None;
+            Err(failure)
+        }
+    }
+}
+
+/// C_MessageSignFinal.
+pub(crate) fn sign_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    end(&mut session.operations().sign_messages)
+}
+
+/// C_MessageVerifyInit.
+pub(crate) fn verify_init(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_messages;
+    if let Some(mechanism) = given(place, mechanism)? {
+        *place = Some(Messages {
+            active: verify::start(&session, &mechanism, key, false)?,
+            begun: false,
+        });
+    }
+    Ok(())
+}
+
+/// C_VerifyMessage: one message at once; a wrong signature does not end the series.
+pub(crate) fn verify(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    parameter: PerMessage<'_>,
+    message: In<'_, u8>,
+    len: CK_ULONG,
+    signature: In<'_, u8>,
+    signature_len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mut operations = session.operations();
+    let messages = between(&mut operations.verify_messages)?;
+    parameter.expect_none()?;
+    let signature = verify::signature_bytes(signature, signature_len)?;
+    let operation = &mut messages.active.operation;
+    operation.update(message.bytes(len)?)?;
+    Ok(operation.verify(signature)?)
+}
+
+/// C_VerifyMessageBegin.
+pub(crate) fn verify_begin(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    parameter: PerMessage<'_>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mut operations = session.operations();
+    let messages = between(&mut operations.verify_messages)?;
+    parameter.expect_none()?;
+    messages.begun = true;
+    Ok(())
+}
+
+/// C_VerifyMessageNext: a part of the message, the last one when there is a signature.
+pub(crate) fn verify_next(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    parameter: PerMessage<'_>,
+    part: In<'_, u8>,
+    len: CK_ULONG,
+    signature: In<'_, u8>,
+    signature_len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mut operations = session.operations();
+    let messages = within(&mut operations.verify_messages)?;
+    parameter.expect_none()?;
+    let operation = &mut messages.active.operation;
+    let part = part.bytes(len)?;
+    if signature.is_null() {
+        return Ok(operation.update(part)?);
+    }
+    let signature = verify::signature_bytes(signature, signature_len)?;
+    messages.begun = false;
+    operation.update(part)?;
+    Ok(operation.verify(signature)?)
+}
+
+/// C_MessageVerifyFinal.
+pub(crate) fn verify_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    end(&mut session.operations().verify_messages)
+}
+
+/// A series in which no message is under way.
+fn between<T>(place: &mut Option<Messages<T>>) -> Result<&mut Messages<T>, Failure> {
+    let messages = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    if messages.begun {
+        return Err(Rule::OPERATION_ACTIVE.into());
+    }
+    Ok(messages)
+}
+
+/// A series in which a message is under way.
+fn within<T>(place: &mut Option<Messages<T>>) -> Result<&mut Messages<T>, Failure> {
+    place
+        .as_mut()
+        .filter(|messages| messages.begun)
+        .ok_or_else(|| Rule::OPERATION_NOT_INITIALIZED.into())
+}
+
+fn end<T>(place: &mut Option<Messages<T>>) -> Result<(), Failure> {
+    let ended = place.take();
+    ended
+        .map(|_| ())
+        .ok_or_else(|| Rule::OPERATION_NOT_INITIALIZED.into())
+}

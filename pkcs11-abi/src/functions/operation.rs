@@ -1,0 +1,111 @@
+//! What all operations have in common: how they begin, and how their output reaches the caller.
+
+use std::sync::Arc;
+
+use claviger_apdu::Secret;
+use claviger_token::{Mechanism, Object, Parameter, operation::mechanism_for};
+use cryptoki_sys::{CK_FLAGS, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG};
+
+use crate::{
+    parameter,
+    pointer::{In, Out, Room, room},
+    rv::{Failure, Rule},
+    sessions::{Active, Session},
+};
+
+/// What an operation begins with.
+pub(crate) struct Beginning {
+    pub(crate) mechanism: Mechanism,
+    pub(crate) parameter: Parameter,
+    pub(crate) key: Arc<Object>,
+}
+
+impl Beginning {
+    /// An operation of this beginning.
+    pub(crate) fn active<T>(&self, operation: T) -> Active<T> {
+        Active::new(operation, self.key.is_private())
+    }
+}
+
+/// The mechanism an operation is to begin with. Null ends the operation in `place` (PKCS #11 3.0, 5.8.1 and the like)
+/// and there is none to begin; with nothing to end it is a missing argument, as in version 2.40.
+///
+/// # Errors
+/// OPERATION_ACTIVE, ARGUMENTS_BAD.
+pub(crate) fn given<T>(
+    place: &mut Option<T>,
+    mechanism: In<'_, CK_MECHANISM>,
+) -> Result<Option<CK_MECHANISM>, Failure> {
+    match (place.is_some(), mechanism.is_null()) {
+        (true, true) => {
+            *place = None;
+            Ok(None)
+        }
+        (true, false) => Err(Rule::OPERATION_ACTIVE.into()),
+        (false, _) => mechanism.get().map(Some),
+    }
+}
+
+/// Mechanism, parameter and key of an operation that does `function` (CKF_SIGN …), all looked at; `missing` is the code
+/// for a key handle that is none.
+///
+/// # Errors
+/// As the standard's …Init functions.
+pub(crate) fn beginning(
+    session: &Session,
+    mechanism: &CK_MECHANISM,
+    key: CK_OBJECT_HANDLE,
+    function: CK_FLAGS,
+    missing: Rule,
+) -> Result<Beginning, Failure> {
+    let key = session.object(key, missing)?;
+    let known = mechanism_for(mechanism.mechanism, function)?;
+    Ok(Beginning {
+        mechanism: known,
+        parameter: parameter::read(mechanism, known)?,
+        key,
+    })
+}
+
+/// Gives `output` if the caller's buffer has room for it.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL, with the length that is needed.
+pub(crate) fn give(
+    output: &[u8],
+    buffer: Out<'_, u8>,
+    len: Out<'_, CK_ULONG>,
+) -> Result<Room, Failure> {
+    let room = room(buffer, len, output.len())?;
+    if room == Room::Enough {
+        buffer.put_all(output)?;
+    }
+    Ok(room)
+}
+
+/// Whether an error leaves an operation as it was.
+pub(crate) fn keeps_operation(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Rule(Rule::BUFFER_TOO_SMALL | Rule::USER_NOT_LOGGED_IN)
+    )
+}
+
+/// Gives the last output of an operation, which is then over; without room it is kept and the operation goes on.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL.
+pub(crate) fn give_last<T>(
+    place: &mut Option<Active<T>>,
+    output: Secret,
+    buffer: Out<'_, u8>,
+    len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let given = give(output.expose(), buffer, len);
+    match (&given, place.as_mut()) {
+        (Ok(Room::Asked), Some(active)) => active.last = Some(output),
+        (Err(failure), Some(active)) if keeps_operation(failure) => active.last = Some(output),
+        _ => *place = None,
+    }
+    given.map(|_| ())
+}

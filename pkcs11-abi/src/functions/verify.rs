@@ -1,0 +1,232 @@
+//! Verification, also with recovery (PKCS #11 3.1, 5.14 and 5.15), and with a signature known from the start
+//! (PKCS #11 3.2, C_VerifySignature…); all on the host.
+
+use claviger_token::VerifyOperation;
+use cryptoki_sys::{
+    CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_VERIFY, CKF_VERIFY_RECOVER,
+};
+
+use super::operation::{beginning, give, given};
+use crate::{
+    module::Module,
+    pointer::{In, Out, Room, room},
+    rv::{Failure, Rule},
+    sessions::{Active, Foreknown, Session},
+};
+
+/// No signature is this long.
+const MAX_SIGNATURE: CK_ULONG = 64 * 1024;
+
+/// A verification with the key behind `key`.
+pub(super) fn start(
+    session: &Session,
+    mechanism: &CK_MECHANISM,
+    key: CK_OBJECT_HANDLE,
+    recover: bool,
+) -> Result<Active<VerifyOperation>, Failure> {
+    let function = if recover {
+        CKF_VERIFY_RECOVER
+    } else {
+        CKF_VERIFY
+    };
+    let from = beginning(session, mechanism, key, function, Rule::KEY_HANDLE_INVALID)?;
+    let operation = VerifyOperation::new(from.mechanism, &from.parameter, &from.key, recover)?;
+    Ok(from.active(operation))
+}
+
+/// The bytes of a signature; one that is too long to be any is cut, and will be refused for its length.
+pub(super) fn signature_bytes(signature: In<'_, u8>, len: CK_ULONG) -> Result<&[u8], Failure> {
+    if signature.is_null() {
+        return Err(Rule::ARGUMENTS_BAD.into());
+    }
+    signature.bytes(len.min(MAX_SIGNATURE))
+}
+
+/// C_VerifyInit.
+pub(crate) fn init(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify;
+    if let Some(mechanism) = given(place, mechanism)? {
+        *place = Some(start(&session, &mechanism, key, false)?);
+    }
+    Ok(())
+}
+
+/// C_Verify: the whole message at once. The operation is over however it ends.
+pub(crate) fn verify(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    message: In<'_, u8>,
+    len: CK_ULONG,
+    signature: In<'_, u8>,
+    signature_len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify;
+    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    if active.in_parts {
+        return Err(Rule::OPERATION_ACTIVE.into());
+    }
+    let signature = signature_bytes(signature, signature_len)?;
+    active.operation.update(message.bytes(len)?)?;
+    Ok(active.operation.verify(signature)?)
+}
+
+/// C_VerifyUpdate.
+pub(crate) fn update(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    part: In<'_, u8>,
+    len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify;
+    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let taken = part
+        .bytes(len)
+        .and_then(|part| Ok(active.operation.update(part)?));
+    active.in_parts = true;
+    if taken.is_err() {
+        *place = None;
+    }
+    taken
+}
+
+/// C_VerifyFinal. The operation is over however it ends.
+pub(crate) fn finish(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    signature: In<'_, u8>,
+    signature_len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify;
+    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let signature = signature_bytes(signature, signature_len)?;
+    Ok(active.operation.verify(signature)?)
+}
+
+/// C_VerifyRecoverInit.
+pub(crate) fn recover_init(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_recover;
+    if let Some(mechanism) = given(place, mechanism)? {
+        *place = Some(start(&session, &mechanism, key, true)?);
+    }
+    Ok(())
+}
+
+/// C_VerifyRecover: gives what was signed.
+pub(crate) fn recover(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    signature: In<'_, u8>,
+    signature_len: CK_ULONG,
+    data: Out<'_, u8>,
+    data_len: Out<'_, CK_ULONG>,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_recover;
+    let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    data_len.check()?;
+    if data.is_null() {
+        room(data, data_len, active.operation.signature_len())?;
+        return Ok(());
+    }
+    let recovered = signature_bytes(signature, signature_len)
+        .and_then(|signature| Ok(active.operation.recover(signature)?));
+    let given = recovered.and_then(|recovered| give(&recovered, data, data_len));
+    if !matches!(given, Err(Failure::Rule(Rule::BUFFER_TOO_SMALL))) {
+        *place = None;
+    }
+    given.map(|given| debug_assert_eq!(given, Room::Enough))
+}
+
+/// C_VerifySignatureInit.
+pub(crate) fn signature_init(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    key: CK_OBJECT_HANDLE,
+    signature: In<'_, u8>,
+    signature_len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_signature;
+    let Some(mechanism) = given(place, mechanism)? else {
+        return Ok(());
+    };
+    let signature = signature_bytes(signature, signature_len)?.to_vec();
+    let Active {
+        operation, private, ..
+    } = start(&session, &mechanism, key, false)?;
+    let foreknown = Foreknown {
+        verification: operation,
+        signature,
+    };
+    *place = Some(Active::new(foreknown, private));
+    Ok(())
+}
+
+/// C_VerifySignature: the whole message at once. The operation is over however it ends.
+pub(crate) fn signature_single(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    message: In<'_, u8>,
+    len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_signature;
+    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    if active.in_parts {
+        return Err(Rule::OPERATION_ACTIVE.into());
+    }
+    active.operation.verification.update(message.bytes(len)?)?;
+    let Foreknown {
+        verification,
+        signature,
+    } = &mut active.operation;
+    Ok(verification.verify(signature)?)
+}
+
+/// C_VerifySignatureUpdate.
+pub(crate) fn signature_update(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    part: In<'_, u8>,
+    len: CK_ULONG,
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_signature;
+    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let taken = part
+        .bytes(len)
+        .and_then(|part| Ok(active.operation.verification.update(part)?));
+    active.in_parts = true;
+    if taken.is_err() {
+        *place = None;
+    }
+    taken
+}
+
+/// C_VerifySignatureFinal. The operation is over however it ends.
+pub(crate) fn signature_finish(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let place = &mut session.operations().verify_signature;
+    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let Foreknown {
+        verification,
+        signature,
+    } = &mut active.operation;
+    Ok(verification.verify(signature)?)
+}
