@@ -102,6 +102,12 @@ pub fn with<T>(mechanism: CK_MECHANISM_TYPE, parameter: &mut T) -> CK_MECHANISM 
     }
 }
 
+/// The bytes that these digits say.
+pub fn hex(digits: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex digits");
+    (0..digits.len()).step_by(2).map(byte).collect()
+}
+
 /// The 3.2 table.
 pub fn list_3_2() -> &'static CK_FUNCTION_LIST_3_2 {
     static LIST: OnceLock<usize> = OnceLock::new();
@@ -156,6 +162,15 @@ impl<'a> Bench<'a> {
         assert_eq!(checked(code), Ok(()));
         mechanisms.truncate(count as usize);
         mechanisms
+    }
+
+    /// Whether the token is the PIV applet.
+    pub fn is_piv(&self) -> bool {
+        let info = self
+            .module
+            .get_token_info(self.slot)
+            .expect("C_GetTokenInfo");
+        info.model().contains("PIV") || info.label().contains("PIV")
     }
 
     fn seat(&self, session: Session) -> Seat {
