@@ -112,6 +112,17 @@ impl Raw {
         outcome
     }
 
+    /// The slot a waiter is told of when `work` is done; it has waited for `moment` in vain.
+    #[track_caller]
+    pub fn told_while(&self, moment: Duration, work: impl FnOnce()) -> CK_SLOT_ID {
+        let waiter = self.waiter();
+        assert!(waiter.recv_timeout(moment).is_err(), "nothing happened");
+        work();
+        let (code, slot) = waiter.recv_timeout(HANG).expect("a slot event");
+        assert_eq!(code, CKR_OK);
+        slot
+    }
+
     /// The slot of the next event, which must come.
     #[track_caller]
     pub fn next_event(&self) -> CK_SLOT_ID {
