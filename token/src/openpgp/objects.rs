@@ -166,7 +166,9 @@ impl Objects {
             let usage = key.usage(public.algorithm());
             let pin = key.pin_rule(data.password.several_signatures);
             let origin = data.keys.get(key).origin();
-            objects.push(object::public_key(&place, public, subject, usage, origin));
+            objects.push(object::public_key(
+                &place, public, subject, usage, origin, false,
+            ));
             objects.push(object::private_key(
                 &place, public, subject, usage, pin, origin, false,
             ));

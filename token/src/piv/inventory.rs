@@ -379,7 +379,7 @@ impl Inventory {
         };
         let subject = certificate.map_or(Vec::new(), |own| own.subject.clone());
         let place = key.place();
-        let public_key = object::public_key(&place, &public, &subject, usage, origin);
+        let public_key = object::public_key(&place, &public, &subject, usage, origin, true);
         self.add(rank(key), public_key);
         if authenticate::identifier(algorithm).is_some() {
             let private = object::private_key(&place, &public, &subject, usage, pin, origin, true);
