@@ -27,6 +27,7 @@ mod life;
 mod live;
 mod log;
 mod module;
+mod object_handles;
 mod parameter;
 mod pointer;
 mod privilege;

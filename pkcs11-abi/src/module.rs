@@ -172,9 +172,8 @@ impl Module {
         let Some((_, last)) = self.sessions.remove(handle) else {
             return Err(Rule::SESSION_HANDLE_INVALID.into());
         };
-        session
-            .reader
-            .session_closed(session.card, session.applet, handle);
+        // A card that has left took its objects along.
+        drop(session.with_handles(|handles| handles.session_closed(handle)));
         if last {
             session
                 .reader

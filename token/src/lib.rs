@@ -28,11 +28,13 @@ pub mod generation;
 pub mod host;
 mod login;
 pub mod mechanism;
+mod named_curve;
 pub mod object;
 pub mod openpgp;
 pub mod operation;
 pub mod padding;
 pub mod piv;
+mod profile;
 mod template;
 pub mod token;
 

@@ -6,6 +6,7 @@
 //! ```
 
 mod cipher;
+mod decrypt;
 mod derive;
 mod sign;
 mod verify;
@@ -14,7 +15,8 @@ use claviger_apdu::Secret;
 use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_ALLOWED_MECHANISMS};
 
 pub use self::{
-    cipher::{DecryptOperation, EncryptOperation, Purpose},
+    cipher::{EncryptOperation, Purpose},
+    decrypt::DecryptOperation,
     derive::{Derivation, Unwrapping, unwrap_key, wrap_key},
     sign::SignOperation,
     verify::VerifyOperation,
