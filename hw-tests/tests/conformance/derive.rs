@@ -1,0 +1,469 @@
+//! C_DeriveKey by Diffie-Hellman (PKCS #11 3.2, 5.18.5 and 6.3.18): parameters, lengths, templates. That the secrets are
+//! right is for OpenSSL to say, elsewhere.
+
+use cryptoki::{
+    error::RvError,
+    mechanism::{
+        Mechanism,
+        elliptic_curve::{EcKdf, Ecdh1DeriveParams},
+    },
+    object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle},
+};
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_ECDH1_DERIVE_PARAMS, CK_MECHANISM, CK_ULONG, CKM_ECDH1_COFACTOR_DERIVE,
+    CKM_ECDH1_DERIVE, CKM_ECDSA,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Bench, Seat,
+    bench::{answered, checked, plain, with},
+};
+
+on_cards! { [piv_ec openpgp openpgp_ec] [
+    a_shared_secret_is_a_generic_secret_of_the_field
+    both_forms_of_a_point_give_the_same_secret
+    a_secret_is_cut_at_its_end
+    a_secret_longer_than_the_field_is_refused
+    an_aes_key_says_its_length
+    a_kdf_hashes_secret_counter_and_shared_data
+    a_kdf_makes_any_length
+    a_bad_point_is_refused_before_the_card
+    a_kdf_nobody_knows_is_refused
+    shared_data_without_a_kdf_are_refused
+    the_parameter_must_be_whole
+    the_base_key_must_be_one_that_derives
+    the_template_must_be_of_a_session_secret
+    a_derived_secret_is_not_local
+    a_sensitive_secret_does_not_come_out
+    nothing_is_derived_after_logout
+    a_derivation_leaves_operations_alone
+    the_cofactor_changes_nothing_where_there_is_one
+] }
+
+/// A session, the key that derives and the peer's point: that of the same card's key, so that the answer is known to both.
+struct Agreement {
+    seat: Seat,
+    base: ObjectHandle,
+    peer: Vec<u8>,
+}
+
+fn agreement(bench: &Bench<'_>) -> Agreement {
+    let seat = bench.user();
+    let base = seat.private_with(&[Attribute::Derive(true)])[0];
+    let peer = bare_point(&seat, base);
+    Agreement { seat, base, peer }
+}
+
+fn bare_point(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
+    let point = seat.get_attributes(key, &[AttributeType::EcPoint]).unwrap();
+    let [Attribute::EcPoint(point)] = point.as_slice() else {
+        panic!("no CKA_EC_POINT")
+    };
+    let bare = claviger_apdu::tlv::only(point, 0x04);
+    bare.map_or_else(|_| point.clone(), <[u8]>::to_vec)
+}
+
+fn secret(len: Option<u64>) -> Vec<Attribute> {
+    let mut template = vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::Token(false),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+    ];
+    template.extend(len.map(|len| Attribute::ValueLen(len.into())));
+    template
+}
+
+fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
+    let got = seat.get_attributes(key, &[AttributeType::Value]).unwrap();
+    match got.as_slice() {
+        [Attribute::Value(value)] => value.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Agreement {
+    fn derive(&self, kdf: EcKdf<'_>, template: &[Attribute]) -> Result<ObjectHandle, RvError> {
+        self.derive_with(kdf, &self.peer, template)
+    }
+
+    fn derive_with(
+        &self,
+        kdf: EcKdf<'_>,
+        peer: &[u8],
+        template: &[Attribute],
+    ) -> Result<ObjectHandle, RvError> {
+        let mechanism = Mechanism::Ecdh1Derive(Ecdh1DeriveParams::new(kdf, peer));
+        answered(self.seat.derive_key(&mechanism, self.base, template))
+    }
+
+    #[track_caller]
+    fn secret(&self, kdf: EcKdf<'_>, len: Option<u64>) -> Vec<u8> {
+        let key = self.derive(kdf, &secret(len)).expect("C_DeriveKey");
+        value(&self.seat, key)
+    }
+
+    /// The code of C_DeriveKey with this mechanism and a right template.
+    fn raw(&self, mechanism: CK_MECHANISM, base: u64) -> Result<(), RvError> {
+        let template = secret(None);
+        let mut template: Vec<CK_ATTRIBUTE> = template.iter().map(Into::into).collect();
+        let function = self.seat.list.C_DeriveKey.unwrap();
+        let (mut mechanism, mut key) = (mechanism, 0);
+        let (list, len) = (template.as_mut_ptr(), template.len() as CK_ULONG);
+        let session = self.seat.id();
+        // SAFETY: a mechanism, a template with its length, and where a handle may be written.
+        checked(unsafe { function(session, &raw mut mechanism, base, list, len, &raw mut key) })
+    }
+
+    fn parameter(&mut self) -> CK_ECDH1_DERIVE_PARAMS {
+        CK_ECDH1_DERIVE_PARAMS {
+            kdf: 1,
+            ulSharedDataLen: 0,
+            pSharedData: std::ptr::null_mut(),
+            ulPublicDataLen: self.peer.len() as CK_ULONG,
+            pPublicData: self.peer.as_mut_ptr(),
+        }
+    }
+}
+
+fn a_shared_secret_is_a_generic_secret_of_the_field(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let (apdus, key) = bench
+        .stage
+        .apdus(|| agreement.derive(EcKdf::null(), &secret(None)).unwrap());
+    assert_eq!(apdus, 1, "one command");
+    let seat = &agreement.seat;
+    assert_eq!(value(seat, key).len(), 32);
+    let kinds = [
+        AttributeType::Class,
+        AttributeType::KeyType,
+        AttributeType::ValueLen,
+    ];
+    let expected = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::ValueLen(32.into()),
+    ];
+    assert_eq!(seat.get_attributes(key, &kinds).unwrap(), expected);
+}
+
+fn both_forms_of_a_point_give_the_same_secret(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let bare = agreement.secret(EcKdf::null(), None);
+    assert_eq!(agreement.secret(EcKdf::null(), None), bare);
+    let wrapped = claviger_apdu::tlv::encode(0x04, &agreement.peer);
+    let key = agreement.derive_with(EcKdf::null(), &wrapped, &secret(None));
+    assert_eq!(
+        value(&agreement.seat, key.expect("a DER OCTET STRING")),
+        bare
+    );
+}
+
+fn a_secret_is_cut_at_its_end(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let whole = agreement.secret(EcKdf::null(), None);
+    for len in [1, 16, 31, 32] {
+        let cut = agreement.secret(EcKdf::null(), Some(len));
+        assert_eq!(cut, whole[..len as usize], "{len}");
+    }
+}
+
+fn a_secret_longer_than_the_field_is_refused(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    for len in [33, 64, u64::MAX] {
+        let told = agreement
+            .derive(EcKdf::null(), &secret(Some(len)))
+            .map(drop);
+        let refused = [
+            Err(RvError::KeySizeRange),
+            Err(RvError::TemplateInconsistent),
+            Err(RvError::AttributeValueInvalid),
+        ];
+        assert!(refused.contains(&told), "{len}: {told:?}");
+    }
+}
+
+fn an_aes_key_says_its_length(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let aes = |len: u64| {
+        let mut template = secret(Some(len));
+        template[1] = Attribute::KeyType(KeyType::AES);
+        agreement.derive(EcKdf::null(), &template)
+    };
+    let whole = agreement.secret(EcKdf::null(), None);
+    for len in [16, 24, 32] {
+        let key = aes(len).expect("C_DeriveKey");
+        assert_eq!(value(&agreement.seat, key), whole[..len as usize]);
+    }
+    for len in [1, 15, 17, 31] {
+        let told = aes(len).map(drop);
+        let refused = [
+            Err(RvError::KeySizeRange),
+            Err(RvError::TemplateInconsistent),
+            Err(RvError::AttributeValueInvalid),
+        ];
+        assert!(refused.contains(&told), "{len}: {told:?}");
+    }
+}
+
+/// ANSI X9.63: the hash of secret, counter and shared data.
+fn x963(secret: &[u8], shared: &[u8], len: usize) -> Vec<u8> {
+    let block = |counter: u32| {
+        let hash = Sha256::new()
+            .chain_update(secret)
+            .chain_update(counter.to_be_bytes());
+        hash.chain_update(shared).finalize()
+    };
+    (1..).flat_map(block).take(len).collect()
+}
+
+fn a_kdf_hashes_secret_counter_and_shared_data(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let whole = agreement.secret(EcKdf::null(), None);
+    for shared in [&b""[..], b"shared between the two"] {
+        let derived = agreement.secret(EcKdf::sha256(shared), Some(32));
+        assert_eq!(derived, x963(&whole, shared, 32));
+    }
+}
+
+fn a_kdf_makes_any_length(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let whole = agreement.secret(EcKdf::null(), None);
+    for len in [1, 31, 33, 64, 200] {
+        let derived = agreement.secret(EcKdf::sha256(b"x"), Some(len));
+        assert_eq!(derived, x963(&whole, b"x", len as usize), "{len}");
+    }
+    for kdf in [
+        EcKdf::sha1(b""),
+        EcKdf::sha224(b""),
+        EcKdf::sha384(b""),
+        EcKdf::sha512(b""),
+    ] {
+        assert_eq!(agreement.secret(kdf, Some(48)).len(), 48, "{kdf:?}");
+    }
+}
+
+fn a_bad_point_is_refused_before_the_card(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let mut bad = vec![
+        vec![],
+        agreement.peer[1..].to_vec(),
+        [&agreement.peer[..], &[0]].concat(),
+    ];
+    if agreement.peer.len() == 65 {
+        // Not on the curve, and of another form.
+        let mut off = agreement.peer.clone();
+        off[64] ^= 1;
+        bad.extend([off, [&[7], &agreement.peer[1..]].concat(), vec![0; 65]]);
+    }
+    for point in bad {
+        let told = bench.silently(|| {
+            agreement
+                .derive_with(EcKdf::null(), &point, &secret(None))
+                .map(drop)
+        });
+        let refused = [
+            Err(RvError::MechanismParamInvalid),
+            Err(RvError::PublicKeyInvalid),
+        ];
+        assert!(refused.contains(&told), "{point:02x?}: {told:?}");
+    }
+}
+
+fn a_kdf_nobody_knows_is_refused(bench: &Bench<'_>) {
+    let mut agreement = agreement(bench);
+    for kdf in [0, 0x55, CK_ULONG::MAX] {
+        let mut parameter = CK_ECDH1_DERIVE_PARAMS {
+            kdf,
+            ..agreement.parameter()
+        };
+        let mechanism = with(CKM_ECDH1_DERIVE, &mut parameter);
+        let told = agreement.raw(mechanism, agreement.base.handle());
+        assert_eq!(told, Err(RvError::MechanismParamInvalid), "{kdf:#x}");
+    }
+}
+
+fn shared_data_without_a_kdf_are_refused(bench: &Bench<'_>) {
+    let mut agreement = agreement(bench);
+    let mut shared = *b"shared";
+    let mut parameter = CK_ECDH1_DERIVE_PARAMS {
+        ulSharedDataLen: 6,
+        pSharedData: shared.as_mut_ptr(),
+        ..agreement.parameter()
+    };
+    let told = agreement.raw(
+        with(CKM_ECDH1_DERIVE, &mut parameter),
+        agreement.base.handle(),
+    );
+    assert_eq!(told, Err(RvError::MechanismParamInvalid));
+}
+
+fn the_parameter_must_be_whole(bench: &Bench<'_>) {
+    let mut agreement = agreement(bench);
+    let mut parameter = agreement.parameter();
+    let whole = with(CKM_ECDH1_DERIVE, &mut parameter);
+    let mut without_point = CK_ECDH1_DERIVE_PARAMS {
+        pPublicData: std::ptr::null_mut(),
+        ..agreement.parameter()
+    };
+    let cut = CK_MECHANISM {
+        ulParameterLen: 39,
+        ..whole
+    };
+    let without_point = with(CKM_ECDH1_DERIVE, &mut without_point);
+    for mechanism in [plain(CKM_ECDH1_DERIVE), cut, without_point] {
+        let told = agreement.raw(mechanism, agreement.base.handle());
+        assert_eq!(told, Err(RvError::MechanismParamInvalid));
+    }
+    assert_eq!(agreement.raw(whole, agreement.base.handle()), Ok(()));
+}
+
+fn the_base_key_must_be_one_that_derives(bench: &Bench<'_>) {
+    let mut agreement = agreement(bench);
+    let mut parameter = agreement.parameter();
+    let mechanism = with(CKM_ECDH1_DERIVE, &mut parameter);
+    for handle in [0, 0x00DE_AD00] {
+        assert_eq!(
+            agreement.raw(mechanism, handle),
+            Err(RvError::KeyHandleInvalid)
+        );
+    }
+    let seat = &agreement.seat;
+    for other in [seat.signer(), seat.public_of(agreement.base)] {
+        let told = agreement.raw(mechanism, other.handle());
+        let refused = [
+            Err(RvError::KeyFunctionNotPermitted),
+            Err(RvError::KeyTypeInconsistent),
+            Err(RvError::MechanismInvalid),
+        ];
+        assert!(refused.contains(&told), "{told:?}");
+    }
+    let told = agreement.raw(plain(CKM_ECDSA), agreement.base.handle());
+    assert_eq!(told, Err(RvError::MechanismInvalid));
+}
+
+fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    for (bad, codes) in [
+        (
+            Attribute::Class(ObjectClass::PRIVATE_KEY),
+            vec![
+                RvError::TemplateInconsistent,
+                RvError::AttributeValueInvalid,
+            ],
+        ),
+        (
+            Attribute::KeyType(KeyType::RSA),
+            vec![
+                RvError::TemplateInconsistent,
+                RvError::AttributeValueInvalid,
+            ],
+        ),
+        (
+            Attribute::Token(true),
+            vec![
+                RvError::TemplateInconsistent,
+                RvError::AttributeValueInvalid,
+                RvError::TokenWriteProtected,
+            ],
+        ),
+        (
+            Attribute::UniqueId(b"mine".to_vec()),
+            vec![RvError::AttributeReadOnly],
+        ),
+        (
+            Attribute::Modulus(vec![1]),
+            vec![RvError::TemplateInconsistent, RvError::AttributeTypeInvalid],
+        ),
+    ] {
+        let mut template = secret(Some(16));
+        let same =
+            |given: &Attribute| std::mem::discriminant(given) != std::mem::discriminant(&bad);
+        template.retain(same);
+        template.push(bad.clone());
+        let told = bench.silently(|| agreement.derive(EcKdf::null(), &template).map(drop));
+        assert!(
+            codes.iter().any(|code| told == Err(*code)),
+            "{bad:?}: {told:?}"
+        );
+    }
+}
+
+fn a_derived_secret_is_not_local(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let key = agreement.derive(EcKdf::null(), &secret(None)).unwrap();
+    let kinds = [
+        AttributeType::Local,
+        AttributeType::AlwaysSensitive,
+        AttributeType::NeverExtractable,
+        AttributeType::Token,
+    ];
+    let expected = [
+        Attribute::Local(false),
+        Attribute::AlwaysSensitive(false),
+        Attribute::NeverExtractable(false),
+        Attribute::Token(false),
+    ];
+    assert_eq!(
+        agreement.seat.get_attributes(key, &kinds).unwrap(),
+        expected
+    );
+}
+
+fn a_sensitive_secret_does_not_come_out(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    for hidden in [
+        [Attribute::Sensitive(true), Attribute::Extractable(true)],
+        [Attribute::Sensitive(false), Attribute::Extractable(false)],
+    ] {
+        let template = [&secret(None)[..3], &hidden].concat();
+        let key = agreement.derive(EcKdf::null(), &template).unwrap();
+        let told = agreement
+            .seat
+            .get_attribute_info(key, &[AttributeType::Value])
+            .unwrap();
+        assert!(matches!(told[0], AttributeInfo::Sensitive), "{hidden:?}");
+    }
+}
+
+fn nothing_is_derived_after_logout(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    agreement.seat.logout().unwrap();
+    let told = bench.silently(|| agreement.derive(EcKdf::null(), &secret(None)).map(drop));
+    assert_eq!(told, Err(RvError::KeyHandleInvalid));
+}
+
+fn a_derivation_leaves_operations_alone(bench: &Bench<'_>) {
+    let agreement = agreement(bench);
+    let seat = &agreement.seat;
+    let key = seat.signer();
+    assert_eq!(
+        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        Ok(())
+    );
+    assert!(agreement.derive(EcKdf::null(), &secret(None)).is_ok());
+    assert!(seat.run(seat.list.C_Sign, b"message", 600).is_ok());
+}
+
+/// Curves of Weierstrass form have cofactor 1 here; X25519 has no such mechanism.
+fn the_cofactor_changes_nothing_where_there_is_one(bench: &Bench<'_>) {
+    let mut agreement = agreement(bench);
+    let mut parameter = agreement.parameter();
+    let mechanism = with(CKM_ECDH1_COFACTOR_DERIVE, &mut parameter);
+    let told = agreement.raw(mechanism, agreement.base.handle());
+    if agreement.peer.len() == 32 {
+        let refused = [
+            Err(RvError::MechanismInvalid),
+            Err(RvError::KeyTypeInconsistent),
+        ];
+        assert!(refused.contains(&told), "{told:?}");
+        return;
+    }
+    assert_eq!(told, Ok(()));
+    let found = agreement.seat.all(ObjectClass::SECRET_KEY);
+    assert_eq!(found.len(), 1);
+    let cofactor = value(&agreement.seat, found[0]);
+    assert_eq!(cofactor, agreement.secret(EcKdf::null(), None));
+}

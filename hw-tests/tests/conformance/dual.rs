@@ -1,0 +1,177 @@
+//! Dual-function calls (PKCS #11 3.2, 5.17): two operations over one message.
+
+use cryptoki::{
+    error::RvError,
+    mechanism::Mechanism,
+    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Bench, Seat, bench::answered};
+
+on_cards! { [piv openpgp] [
+    the_token_says_that_it_can
+    digest_and_encrypt_in_one_call
+    decrypt_and_digest_in_one_call
+    sign_and_encrypt_in_one_call
+    decrypt_and_verify_in_one_call
+    both_operations_must_be_active
+    a_small_buffer_changes_neither_operation
+] }
+
+const MECHANISM: Mechanism<'static> = Mechanism::AesCbcPad([6; 16]);
+
+fn aes(seat: &Seat) -> ObjectHandle {
+    let template = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Value(vec![0x1E; 32]),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+    ];
+    answered(seat.create_object(&template)).expect("C_CreateObject")
+}
+
+fn message() -> Vec<u8> {
+    (0..150).collect()
+}
+
+/// A session of the user, a key, and the message under it.
+fn sealed(bench: &Bench<'_>) -> (Seat, ObjectHandle, Vec<u8>) {
+    let seat = bench.user();
+    let key = aes(&seat);
+    let sealed = seat
+        .encrypt(&MECHANISM, key, &message())
+        .expect("C_Encrypt");
+    (seat, key, sealed)
+}
+
+fn the_token_says_that_it_can(bench: &Bench<'_>) {
+    let mut info = std::mem::MaybeUninit::<cryptoki_sys::CK_TOKEN_INFO>::zeroed();
+    let code = crate::ck!(
+        bench.raw,
+        C_GetTokenInfo,
+        bench.slot_id(),
+        info.as_mut_ptr()
+    );
+    assert_eq!(crate::bench::checked(code), Ok(()));
+    // SAFETY: all zeroes are a value of this type, of numbers and characters.
+    let flags = unsafe { info.assume_init() }.flags;
+    assert_ne!(flags & cryptoki_sys::CKF_DUAL_CRYPTO_OPERATIONS, 0);
+}
+
+fn digest_and_encrypt_in_one_call(bench: &Bench<'_>) {
+    let (seat, key, sealed) = sealed(bench);
+    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
+    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+    let mut made = Vec::new();
+    for part in message().chunks(33) {
+        made.extend(
+            seat.run(seat.list.C_DigestEncryptUpdate, part, 200)
+                .unwrap(),
+        );
+    }
+    made.extend(seat.last(seat.list.C_EncryptFinal, 200).unwrap());
+    assert_eq!(made, sealed);
+    let digest = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    assert_eq!(digest, Sha256::digest(message()).to_vec());
+}
+
+fn decrypt_and_digest_in_one_call(bench: &Bench<'_>) {
+    let (seat, key, sealed) = sealed(bench);
+    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
+    seat.decrypt_init(&MECHANISM, key).expect("C_DecryptInit");
+    let mut made = Vec::new();
+    for part in sealed.chunks(40) {
+        made.extend(
+            seat.run(seat.list.C_DecryptDigestUpdate, part, 200)
+                .unwrap(),
+        );
+    }
+    // What comes out last has not been hashed.
+    let last = seat.last(seat.list.C_DecryptFinal, 200).unwrap();
+    assert_eq!(seat.part(seat.list.C_DigestUpdate, &last), Ok(()));
+    made.extend(last);
+    assert_eq!(made, message());
+    let digest = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    assert_eq!(digest, Sha256::digest(message()).to_vec());
+}
+
+fn sign_and_encrypt_in_one_call(bench: &Bench<'_>) {
+    let (seat, key, sealed) = sealed(bench);
+    let signer = seat.signer();
+    let signing = seat.signing(signer);
+    assert_eq!(seat.init(seat.list.C_SignInit, signing, signer), Ok(()));
+    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+    let mut made = Vec::new();
+    for part in message().chunks(33) {
+        made.extend(seat.run(seat.list.C_SignEncryptUpdate, part, 200).unwrap());
+    }
+    made.extend(seat.last(seat.list.C_EncryptFinal, 200).unwrap());
+    assert_eq!(made, sealed);
+    let signature = seat.last(seat.list.C_SignFinal, 600).unwrap();
+    let public = seat.public_of(signer);
+    assert_eq!(seat.init(seat.list.C_VerifyInit, signing, public), Ok(()));
+    assert_eq!(seat.judge(&message(), &signature), Ok(()));
+}
+
+fn decrypt_and_verify_in_one_call(bench: &Bench<'_>) {
+    let (seat, key, sealed) = sealed(bench);
+    let signer = seat.signer();
+    let signing = seat.signing(signer);
+    assert_eq!(seat.init(seat.list.C_SignInit, signing, signer), Ok(()));
+    let signature = seat.run(seat.list.C_Sign, &message(), 600).unwrap();
+    let public = seat.public_of(signer);
+    assert_eq!(seat.init(seat.list.C_VerifyInit, signing, public), Ok(()));
+    seat.decrypt_init(&MECHANISM, key).expect("C_DecryptInit");
+    let mut made = Vec::new();
+    for part in sealed.chunks(40) {
+        made.extend(
+            seat.run(seat.list.C_DecryptVerifyUpdate, part, 200)
+                .unwrap(),
+        );
+    }
+    let last = seat.last(seat.list.C_DecryptFinal, 200).unwrap();
+    assert_eq!(seat.part(seat.list.C_VerifyUpdate, &last), Ok(()));
+    made.extend(last);
+    assert_eq!(made, message());
+    assert_eq!(seat.part(seat.list.C_VerifyFinal, &signature), Ok(()));
+}
+
+fn both_operations_must_be_active(bench: &Bench<'_>) {
+    let (seat, key, _) = sealed(bench);
+    let list = seat.list;
+    let none = Err(RvError::OperationNotInitialized);
+    let functions = [
+        list.C_DigestEncryptUpdate,
+        list.C_DecryptDigestUpdate,
+        list.C_SignEncryptUpdate,
+        list.C_DecryptVerifyUpdate,
+    ];
+    for function in functions {
+        assert_eq!(seat.run(function, b"message", 200), none);
+    }
+    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+    for function in functions {
+        assert_eq!(
+            seat.run(function, b"message", 200),
+            none,
+            "one is not enough"
+        );
+    }
+}
+
+fn a_small_buffer_changes_neither_operation(bench: &Bench<'_>) {
+    let (seat, key, sealed) = sealed(bench);
+    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
+    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+    let function = seat.list.C_DigestEncryptUpdate;
+    assert!(seat.ask(function, &message()).unwrap() >= 144);
+    let small = seat.run(function, &message(), 20);
+    assert_eq!(small, Err(RvError::BufferTooSmall));
+    let mut made = seat.run(function, &message(), 200).unwrap();
+    made.extend(seat.last(seat.list.C_EncryptFinal, 200).unwrap());
+    assert_eq!(made, sealed);
+    let digest = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    assert_eq!(digest, Sha256::digest(message()).to_vec(), "hashed once");
+}

@@ -1,0 +1,43 @@
+//! Cryptoki, rule by rule: each test states one, and is played on a PIV token and on an OpenPGP token.
+//!
+//! The `cryptoki` crate is the client; what it cannot say is called by the bare tables.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+#[path = "../stage/mod.rs"]
+mod stage;
+
+#[macro_use]
+mod bench;
+mod attribute_values;
+mod attributes;
+mod cards;
+mod context_login;
+mod decrypt;
+mod derive;
+mod digest;
+mod dual;
+mod general;
+mod login;
+mod objects;
+mod pss;
+mod random;
+mod secret_keys;
+mod session_objects;
+mod sessions;
+mod sign;
+mod sign_bare;
+mod slots;
+mod verify;
+mod verify_signature;
+mod wrap;
+
+use bench::{Bench, Seat};

@@ -1,0 +1,467 @@
+//! Searches, handles and objects of the card (PKCS #11 3.2, 5.7).
+
+use std::ptr;
+
+use cryptoki::{
+    error::RvError,
+    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+};
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_ULONG, CKA_CLASS, CKA_ID, CKA_LABEL, CKO_CERTIFICATE,
+};
+
+use crate::{
+    Bench, Seat,
+    bench::{answered, checked},
+    ck,
+};
+
+/// An attribute nobody defines.
+const UNKNOWN: CK_ULONG = 0x7FFF_0001;
+
+on_cards! { [piv openpgp] [
+    a_search_is_begun_before_it_finds
+    one_search_at_a_time_in_a_session
+    each_session_has_a_search_of_its_own
+    a_search_in_pieces_finds_what_one_at_once_does
+    a_search_at_its_end_says_so_again_and_again_until_it_is_ended
+    finding_none_at_most_is_no_error_and_loses_nothing
+    a_search_without_room_is_a_bad_argument_and_goes_on
+    a_template_that_is_not_there_is_a_bad_argument
+    an_empty_template_finds_all_that_is_visible
+    every_attribute_of_the_template_must_match
+    a_value_of_another_length_does_not_match
+    an_unknown_attribute_matches_nothing
+    a_sensitive_attribute_matches_nothing
+    what_a_search_finds_is_settled_when_it_begins
+    private_objects_are_invisible_before_login
+    an_object_has_one_handle_in_all_sessions
+    an_open_search_blocks_nothing
+    zero_is_no_handle
+    a_handle_that_is_none_is_told_first
+    key_and_certificate_share_their_id
+    the_size_of_an_object_is_told
+    objects_of_the_card_cannot_be_changed_in_a_read_only_session
+    objects_of_the_card_cannot_be_changed_by_the_user
+] }
+
+fn begin(seat: &Seat, template: &mut [CK_ATTRIBUTE]) -> Result<(), RvError> {
+    let function = seat.list.C_FindObjectsInit.unwrap();
+    // SAFETY: a template with its length.
+    checked(unsafe { function(seat.id(), template.as_mut_ptr(), template.len() as CK_ULONG) })
+}
+
+fn find(seat: &Seat, max: usize) -> Result<Vec<CK_OBJECT_HANDLE>, RvError> {
+    let function = seat.list.C_FindObjects.unwrap();
+    let (mut found, mut count) = (vec![0; max + 1], CK_ULONG::MAX);
+    // SAFETY: room for more than is said.
+    let code = unsafe {
+        function(
+            seat.id(),
+            found.as_mut_ptr(),
+            max as CK_ULONG,
+            &raw mut count,
+        )
+    };
+    checked(code)?;
+    assert!(count as usize <= max);
+    assert!(found[count as usize..].iter().all(|handle| *handle == 0));
+    found.truncate(count as usize);
+    Ok(found)
+}
+
+fn end(seat: &Seat) -> Result<(), RvError> {
+    let function = seat.list.C_FindObjectsFinal.unwrap();
+    // SAFETY: no pointer is given.
+    checked(unsafe { function(seat.id()) })
+}
+
+fn entry<T>(kind: CK_ULONG, value: &mut T) -> CK_ATTRIBUTE {
+    CK_ATTRIBUTE {
+        type_: kind,
+        pValue: ptr::from_mut(value).cast(),
+        ulValueLen: size_of::<T>() as CK_ULONG,
+    }
+}
+
+fn a_search_is_begun_before_it_finds(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    assert_eq!(find(&seat, 5), Err(RvError::OperationNotInitialized));
+    assert_eq!(end(&seat), Err(RvError::OperationNotInitialized));
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    assert_eq!(end(&seat), Ok(()));
+    assert_eq!(end(&seat), Err(RvError::OperationNotInitialized));
+}
+
+fn one_search_at_a_time_in_a_session(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    let all = seat.find_objects(&[]).unwrap().len();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    let mut class = CKO_CERTIFICATE;
+    let again = begin(&seat, &mut [entry(CKA_CLASS, &mut class)]);
+    assert_eq!(again, Err(RvError::OperationActive));
+    assert_eq!(
+        find(&seat, 100).unwrap().len(),
+        all,
+        "the first one goes on"
+    );
+    assert_eq!(end(&seat), Ok(()));
+}
+
+fn each_session_has_a_search_of_its_own(bench: &Bench<'_>) {
+    let (one, two) = (bench.read_only(), bench.read_only());
+    let mut class = CKO_CERTIFICATE;
+    assert_eq!(begin(&one, &mut []), Ok(()));
+    assert_eq!(begin(&two, &mut [entry(CKA_CLASS, &mut class)]), Ok(()));
+    let (all, certificates) = (find(&one, 100).unwrap(), find(&two, 100).unwrap());
+    assert!(certificates.len() < all.len());
+    assert_eq!((end(&one), end(&two)), (Ok(()), Ok(())));
+}
+
+fn a_search_in_pieces_finds_what_one_at_once_does(bench: &Bench<'_>) {
+    let seat = bench.user();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    let whole = find(&seat, 100).unwrap();
+    assert_eq!(end(&seat), Ok(()));
+    assert!(whole.len() > 3);
+    for piece in [1, 2, whole.len() - 1] {
+        assert_eq!(begin(&seat, &mut []), Ok(()));
+        let mut found = Vec::new();
+        while let Some(next) = Some(find(&seat, piece).unwrap()).filter(|next| !next.is_empty()) {
+            found.extend(next);
+        }
+        assert_eq!(found, whole, "in pieces of {piece}");
+        assert_eq!(end(&seat), Ok(()));
+    }
+    let mut distinct = whole.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), whole.len(), "none is found twice");
+}
+
+fn a_search_at_its_end_says_so_again_and_again_until_it_is_ended(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    find(&seat, 100).unwrap();
+    for _ in 0..3 {
+        assert_eq!(find(&seat, 100), Ok(vec![]));
+    }
+    assert_eq!(begin(&seat, &mut []), Err(RvError::OperationActive));
+    assert_eq!(end(&seat), Ok(()));
+}
+
+fn finding_none_at_most_is_no_error_and_loses_nothing(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    let all = seat.find_objects(&[]).unwrap().len();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    assert_eq!(find(&seat, 0), Ok(vec![]));
+    assert_eq!(find(&seat, 100).unwrap().len(), all);
+}
+
+fn a_search_without_room_is_a_bad_argument_and_goes_on(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    let all = seat.find_objects(&[]).unwrap().len();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    let (mut handle, mut count) = (0, 0);
+    let no_list = ck!(
+        bench.raw,
+        C_FindObjects,
+        seat.id(),
+        ptr::null_mut(),
+        5,
+        &raw mut count
+    );
+    assert_eq!(checked(no_list), Err(RvError::ArgumentsBad));
+    let no_count = ck!(
+        bench.raw,
+        C_FindObjects,
+        seat.id(),
+        &raw mut handle,
+        1,
+        ptr::null_mut()
+    );
+    assert_eq!(checked(no_count), Err(RvError::ArgumentsBad));
+    assert_eq!(find(&seat, 100).unwrap().len(), all);
+}
+
+fn a_template_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    for count in [1, 7, CK_ULONG::MAX] {
+        let code = ck!(
+            bench.raw,
+            C_FindObjectsInit,
+            seat.id(),
+            ptr::null_mut(),
+            count
+        );
+        assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+    }
+    let mut nowhere = [CK_ATTRIBUTE {
+        type_: CKA_LABEL,
+        pValue: ptr::null_mut(),
+        ulValueLen: 5,
+    }];
+    let refused = begin(&seat, &mut nowhere);
+    let codes = [
+        Err(RvError::ArgumentsBad),
+        Err(RvError::AttributeValueInvalid),
+    ];
+    assert!(codes.contains(&refused), "{refused:?}");
+    assert_eq!(begin(&seat, &mut []), Ok(()), "no search has begun");
+}
+
+fn an_empty_template_finds_all_that_is_visible(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let all = seat.find_objects(&[]).unwrap();
+    for class in [
+        ObjectClass::CERTIFICATE,
+        ObjectClass::PUBLIC_KEY,
+        ObjectClass::PRIVATE_KEY,
+    ] {
+        let some = seat.all(class);
+        assert!(!some.is_empty() && some.iter().all(|object| all.contains(object)));
+    }
+}
+
+fn every_attribute_of_the_template_must_match(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let key = seat.signer();
+    let wanted = seat
+        .get_attributes(key, &[AttributeType::Id, AttributeType::Label])
+        .unwrap();
+    let class = Attribute::Class(ObjectClass::PRIVATE_KEY);
+    let template = [&[class], &wanted[..]].concat();
+    assert_eq!(seat.find_objects(&template).unwrap(), [key]);
+    for other in [
+        Attribute::Id(vec![0xEE]),
+        Attribute::Label(b"none".to_vec()),
+        Attribute::Token(false),
+        Attribute::Sign(false),
+    ] {
+        let template = [&template[..], &[other]].concat();
+        assert_eq!(seat.find_objects(&template).unwrap(), []);
+    }
+}
+
+fn a_value_of_another_length_does_not_match(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let mut class = CKO_CERTIFICATE as u32;
+    assert_eq!(begin(&seat, &mut [entry(CKA_CLASS, &mut class)]), Ok(()));
+    assert_eq!(find(&seat, 100), Ok(vec![]), "a class of four bytes");
+    assert_eq!(end(&seat), Ok(()));
+    let id = seat
+        .get_attributes(seat.signer(), &[AttributeType::Id])
+        .unwrap();
+    let [Attribute::Id(id)] = id.as_slice() else {
+        panic!("no CKA_ID")
+    };
+    for other in [[&id[..], &[0]].concat(), vec![]] {
+        let found = seat.private_with(&[Attribute::Id(other)]);
+        assert_eq!(found, [], "the beginning is not enough");
+    }
+}
+
+fn an_unknown_attribute_matches_nothing(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let mut value = 1_u8;
+    assert_eq!(begin(&seat, &mut [entry(UNKNOWN, &mut value)]), Ok(()));
+    assert_eq!(find(&seat, 100), Ok(vec![]));
+    assert_eq!(end(&seat), Ok(()));
+}
+
+fn a_sensitive_attribute_matches_nothing(bench: &Bench<'_>) {
+    let seat = bench.user();
+    for secret in [
+        Attribute::PrivateExponent(vec![1]),
+        Attribute::PrivateExponent(vec![]),
+        Attribute::Value(vec![]),
+    ] {
+        assert_eq!(seat.private_with(&[secret]), []);
+    }
+}
+
+fn what_a_search_finds_is_settled_when_it_begins(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let before = seat.find_objects(&[]).unwrap();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    let template = [
+        Attribute::Class(ObjectClass::DATA),
+        Attribute::Label(b"later".to_vec()),
+    ];
+    answered(seat.create_object(&template)).expect("C_CreateObject");
+    let found = find(&seat, 100).unwrap();
+    let before: Vec<_> = before.iter().map(ObjectHandle::handle).collect();
+    assert_eq!(found, before);
+    assert_eq!(end(&seat), Ok(()));
+    assert_eq!(seat.find_objects(&template).unwrap().len(), 1);
+}
+
+fn private_objects_are_invisible_before_login(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    let private = [Attribute::Private(true)];
+    assert_eq!(
+        seat.find_objects(&private).unwrap(),
+        [],
+        "none, and no error"
+    );
+    let public = seat.find_objects(&[]).unwrap();
+    assert_eq!(seat.enter_user(), Ok(()));
+    let keys = seat.find_objects(&private).unwrap();
+    assert!(!keys.is_empty() && keys.iter().all(|key| !public.contains(key)));
+    let other = bench.read_only();
+    assert_eq!(other.find_objects(&private).unwrap(), keys);
+    other.logout().unwrap();
+    assert_eq!(seat.find_objects(&private).unwrap(), []);
+}
+
+fn an_object_has_one_handle_in_all_sessions(bench: &Bench<'_>) {
+    let (one, two) = (bench.user(), bench.read_write());
+    let all = one.find_objects(&[]).unwrap();
+    assert_eq!(two.find_objects(&[]).unwrap(), all);
+    assert_eq!(one.find_objects(&[]).unwrap(), all);
+}
+
+fn an_open_search_blocks_nothing(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let key = seat.signer();
+    assert_eq!(begin(&seat, &mut []), Ok(()));
+    let id = seat.get_attributes(key, &[AttributeType::Id]).unwrap();
+    assert_eq!(id.len(), 1);
+    assert_eq!(
+        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        Ok(())
+    );
+    assert!(seat.run(seat.list.C_Sign, b"message", 600).is_ok());
+    assert!(!find(&seat, 100).unwrap().is_empty());
+    assert_eq!(end(&seat), Ok(()));
+}
+
+fn zero_is_no_handle(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let all = seat.find_objects(&[]).unwrap();
+    assert!(all.iter().all(|object| object.handle() != 0));
+}
+
+fn a_handle_that_is_none_is_told_first(bench: &Bench<'_>) {
+    let seat = bench.read_write();
+    let (mut size, mut handle) = (0, 0);
+    let null = ptr::null_mut();
+    for object in [0, 0x00DE_AD00, CK_OBJECT_HANDLE::MAX] {
+        for code in [
+            ck!(bench.raw, C_GetObjectSize, seat.id(), object, &raw mut size),
+            ck!(
+                bench.raw,
+                C_GetAttributeValue,
+                seat.id(),
+                object,
+                &mut entry(CKA_ID, &mut size),
+                1
+            ),
+            ck!(
+                bench.raw,
+                C_SetAttributeValue,
+                seat.id(),
+                object,
+                &mut entry(CKA_ID, &mut size),
+                1
+            ),
+            ck!(
+                bench.raw,
+                C_CopyObject,
+                seat.id(),
+                object,
+                null,
+                0,
+                &raw mut handle
+            ),
+            ck!(bench.raw, C_DestroyObject, seat.id(), object),
+        ] {
+            assert_eq!(checked(code), Err(RvError::ObjectHandleInvalid));
+        }
+    }
+}
+
+fn key_and_certificate_share_their_id(bench: &Bench<'_>) {
+    let seat = bench.user();
+    for certificate in seat.all(ObjectClass::CERTIFICATE) {
+        let id = seat
+            .get_attributes(certificate, &[AttributeType::Id])
+            .unwrap();
+        assert_eq!(seat.private_with(&id).len(), 1);
+        let class = Attribute::Class(ObjectClass::PUBLIC_KEY);
+        let public = seat.find_objects(&[&[class], &id[..]].concat()).unwrap();
+        assert_eq!(public.len(), 1);
+    }
+}
+
+fn the_size_of_an_object_is_told(bench: &Bench<'_>) {
+    let seat = bench.user();
+    for object in seat.find_objects(&[]).unwrap() {
+        let mut size = 0;
+        let code = ck!(
+            bench.raw,
+            C_GetObjectSize,
+            seat.id(),
+            object.handle(),
+            &raw mut size
+        );
+        assert_eq!(checked(code), Ok(()));
+        assert!(size > 0);
+        let code = ck!(
+            bench.raw,
+            C_GetObjectSize,
+            seat.id(),
+            object.handle(),
+            ptr::null_mut()
+        );
+        assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+    }
+}
+
+/// What C_SetAttributeValue, C_DestroyObject and C_CopyObject (to the card) say to a key and a certificate.
+fn changes(seat: &Seat) -> Vec<(&'static str, Result<(), RvError>)> {
+    let label = [Attribute::Label(b"mine".to_vec())];
+    let of_the_card = [Attribute::Token(true)];
+    let mut told = Vec::new();
+    for object in [seat.signer(), seat.all(ObjectClass::CERTIFICATE)[0]] {
+        told.push(("set", answered(seat.update_attributes(object, &label))));
+        told.push(("destroy", answered(seat.destroy_object(object))));
+        let copied = answered(seat.copy_object(object, &of_the_card));
+        told.push(("copy", copied.map(drop)));
+        let id = seat.get_attributes(object, &[AttributeType::Id]);
+        assert_eq!(id.expect("it is still there").len(), 1);
+    }
+    told
+}
+
+fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(bench: &Bench<'_>) {
+    let seat = bench.read_only();
+    assert_eq!(seat.enter_user(), Ok(()));
+    seat.find_objects(&[])
+        .expect("what is read is known from now on");
+    for (change, told) in bench.silently(|| changes(&seat)) {
+        let mut codes = vec![
+            Err(RvError::SessionReadOnly),
+            Err(RvError::TokenWriteProtected),
+        ];
+        if change == "copy" {
+            codes.push(Err(RvError::ActionProhibited));
+        }
+        assert!(codes.contains(&told), "{change}: {told:?}");
+    }
+}
+
+fn objects_of_the_card_cannot_be_changed_by_the_user(bench: &Bench<'_>) {
+    let seat = bench.user();
+    seat.find_objects(&[])
+        .expect("what is read is known from now on");
+    let codes = [
+        Err(RvError::ActionProhibited),
+        Err(RvError::AttributeReadOnly),
+        Err(RvError::TokenWriteProtected),
+        Err(RvError::UserNotLoggedIn),
+    ];
+    for (change, told) in bench.silently(|| changes(&seat)) {
+        assert!(codes.contains(&told), "{change}: {told:?}");
+    }
+}

@@ -1,0 +1,194 @@
+//! RSASSA-PSS and the bare RSA function (PKCS #11 3.2, 6.1.10 and 6.1.8): cards that compute the function and leave the padding
+//! to the host.
+
+use cryptoki::{
+    error::RvError,
+    mechanism::{
+        Mechanism, MechanismType,
+        rsa::{PkcsMgfType, PkcsPssParams},
+    },
+    object::ObjectHandle,
+};
+use cryptoki_sys::{
+    CK_MECHANISM, CK_RSA_PKCS_PSS_PARAMS, CKG_MGF1_SHA1, CKG_MGF1_SHA256, CKM_RSA_PKCS,
+    CKM_RSA_PKCS_PSS, CKM_RSA_X_509, CKM_SHA_1, CKM_SHA256, CKM_SHA256_RSA_PKCS_PSS,
+};
+
+use crate::{
+    Bench, Seat,
+    bench::{plain, with},
+};
+
+const MESSAGE: &[u8] = b"what is signed";
+
+on_cards! { [piv_rsa] [
+    pss_wants_its_parameter_whole
+    pss_wants_the_hash_of_its_mechanism
+    pss_takes_salts_that_fit_and_no_others
+    pss_without_a_hash_wants_a_hash_of_its_length
+    a_bare_block_is_padded_with_zeros_on_the_left
+    a_bare_block_is_less_than_the_modulus
+] }
+
+fn pss(hash: u64, mgf: u64, salt: u64) -> CK_RSA_PKCS_PSS_PARAMS {
+    CK_RSA_PKCS_PSS_PARAMS {
+        hashAlg: hash,
+        mgf,
+        sLen: salt,
+    }
+}
+
+/// C_SignInit with PSS.
+fn begin_pss(
+    seat: &Seat,
+    key: ObjectHandle,
+    kind: u64,
+    mut parameter: CK_RSA_PKCS_PSS_PARAMS,
+) -> Result<(), RvError> {
+    seat.init(seat.list.C_SignInit, with(kind, &mut parameter), key)
+}
+
+fn pss_wants_its_parameter_whole(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let key = seat.signer();
+    let mut whole = pss(CKM_SHA256, CKG_MGF1_SHA256, 32);
+    let whole = with(CKM_SHA256_RSA_PKCS_PSS, &mut whole);
+    let cut = |len| CK_MECHANISM {
+        ulParameterLen: len,
+        ..whole
+    };
+    for mechanism in [plain(CKM_SHA256_RSA_PKCS_PSS), cut(0), cut(23)] {
+        let told = seat.init(seat.list.C_SignInit, mechanism, key);
+        assert_eq!(told, Err(RvError::MechanismParamInvalid));
+    }
+}
+
+fn pss_wants_the_hash_of_its_mechanism(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let key = seat.signer();
+    for parameter in [
+        pss(CKM_SHA_1, CKG_MGF1_SHA1, 20),
+        pss(CKM_RSA_PKCS, CKG_MGF1_SHA256, 32),
+        pss(CKM_SHA256, 0, 32),
+        pss(CKM_SHA256, 0x77, 32),
+    ] {
+        let told = begin_pss(&seat, key, CKM_SHA256_RSA_PKCS_PSS, parameter);
+        assert_eq!(told, Err(RvError::MechanismParamInvalid), "{parameter:?}");
+    }
+    let foreign = pss(CKM_SHA256, CKG_MGF1_SHA1, 32);
+    assert_eq!(
+        begin_pss(&seat, key, CKM_SHA256_RSA_PKCS_PSS, foreign),
+        Ok(())
+    );
+    let signature = seat
+        .run(seat.list.C_Sign, MESSAGE, 256)
+        .expect("MGF1 with another hash");
+    let mut foreign = foreign;
+    let mechanism = with(CKM_SHA256_RSA_PKCS_PSS, &mut foreign);
+    assert_eq!(
+        seat.init(seat.list.C_VerifyInit, mechanism, seat.public_of(key)),
+        Ok(())
+    );
+    assert_eq!(seat.judge(MESSAGE, &signature), Ok(()));
+}
+
+fn pss_takes_salts_that_fit_and_no_others(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let key = seat.signer();
+    let most = 256 - 2 - 32;
+    for salt in [0, 20, 32, most] {
+        let params = PkcsPssParams {
+            hash_alg: MechanismType::SHA256,
+            mgf: PkcsMgfType::MGF1_SHA256,
+            s_len: salt.into(),
+        };
+        let mechanism = Mechanism::Sha256RsaPkcsPss(params);
+        let signature = seat.sign(&mechanism, key, MESSAGE).expect("C_Sign");
+        let public = seat.public_of(key);
+        seat.verify(&mechanism, public, MESSAGE, &signature)
+            .expect("C_Verify");
+    }
+    for salt in [most + 1, 256, u64::MAX] {
+        let told = begin_pss(
+            &seat,
+            key,
+            CKM_SHA256_RSA_PKCS_PSS,
+            pss(CKM_SHA256, CKG_MGF1_SHA256, salt),
+        );
+        assert_eq!(told, Err(RvError::MechanismParamInvalid), "{salt}");
+    }
+}
+
+fn pss_without_a_hash_wants_a_hash_of_its_length(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let key = seat.signer();
+    for (len, right) in [
+        (32, true),
+        (0, false),
+        (31, false),
+        (33, false),
+        (64, false),
+    ] {
+        let begun = begin_pss(
+            &seat,
+            key,
+            CKM_RSA_PKCS_PSS,
+            pss(CKM_SHA256, CKG_MGF1_SHA256, 32),
+        );
+        assert_eq!(begun, Ok(()));
+        let told = seat
+            .run(seat.list.C_Sign, &vec![9; len], 256)
+            .map(|made| made.len());
+        let expected = if right {
+            Ok(256)
+        } else {
+            Err(RvError::DataLenRange)
+        };
+        assert_eq!(told, expected, "{len} bytes");
+    }
+}
+
+fn a_bare_block_is_padded_with_zeros_on_the_left(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let (key, list) = (seat.signer(), seat.list);
+    let sign = |block: &[u8]| {
+        assert_eq!(
+            seat.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
+            Ok(())
+        );
+        seat.run(list.C_Sign, block, 256).expect("C_Sign")
+    };
+    let padded = [&[0; 256 - MESSAGE.len()], MESSAGE].concat();
+    let signature = sign(MESSAGE);
+    assert_eq!(signature, sign(&padded));
+    let public = seat.public_of(key);
+    assert_eq!(
+        seat.init(list.C_VerifyRecoverInit, plain(CKM_RSA_X_509), public),
+        Ok(())
+    );
+    assert_eq!(
+        seat.run(list.C_VerifyRecover, &signature, 256).unwrap(),
+        padded
+    );
+    assert_eq!(
+        seat.init(list.C_VerifyInit, plain(CKM_RSA_X_509), public),
+        Ok(())
+    );
+    assert_eq!(seat.judge(MESSAGE, &signature), Ok(()));
+}
+
+fn a_bare_block_is_less_than_the_modulus(bench: &Bench<'_>) {
+    let seat = bench.user();
+    let (key, list) = (seat.signer(), seat.list);
+    for (block, code) in [
+        (vec![0xFF; 256], RvError::DataInvalid),
+        (vec![1; 257], RvError::DataLenRange),
+    ] {
+        assert_eq!(
+            seat.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
+            Ok(())
+        );
+        let told = bench.silently(|| seat.run(list.C_Sign, &block, 256));
+        assert_eq!(told, Err(code));
+    }
+}

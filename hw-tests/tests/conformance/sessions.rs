@@ -1,0 +1,297 @@
+//! Sessions and their states (PKCS #11 3.2, 5.6).
+
+use std::ptr;
+
+use cryptoki::{
+    error::RvError,
+    object::ObjectClass,
+    session::{Session, SessionState},
+};
+use cryptoki_sys::{
+    CK_FLAGS, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CKF_ASYNC_SESSION, CKF_RW_SESSION,
+    CKF_SERIAL_SESSION, CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS, CKS_RW_PUBLIC_SESSION,
+    CKS_RW_USER_FUNCTIONS,
+};
+
+use crate::{
+    Bench, Seat,
+    bench::{answered, checked},
+    ck,
+    stage::code,
+};
+
+const NOWHERE: u64 = 0x7FFF_FFF0;
+
+on_cards! { [piv openpgp] [
+    a_session_is_serial
+    an_asynchronous_session_is_refused
+    open_session_needs_a_place_for_the_handle
+    open_session_needs_a_slot
+    session_info_tells_slot_state_and_flags
+    session_info_costs_no_command_and_needs_room
+    each_state_follows_login_and_logout
+    a_new_session_inherits_the_login
+    a_closed_session_is_closed_once
+    handles_of_sessions_are_not_used_again
+    closing_the_last_session_logs_out
+    close_all_sessions_closes_all_and_logs_out
+    close_all_sessions_with_none_open_succeeds
+    three_hundred_sessions_live_at_once
+    no_function_takes_a_session_that_is_none
+    a_session_keeps_what_another_does_apart
+    closing_a_session_ends_its_search_alone
+] }
+
+on_cards! { [both] [
+    the_tokens_of_one_card_have_logins_of_their_own
+    close_all_sessions_leaves_the_other_token_alone
+] }
+
+fn open(bench: &Bench<'_>, slot: u64, flags: CK_FLAGS) -> (CK_RV, CK_SESSION_HANDLE) {
+    let mut handle = 0;
+    let null = ptr::null_mut();
+    let code = ck!(
+        bench.raw,
+        C_OpenSession,
+        slot,
+        flags,
+        null,
+        None,
+        &raw mut handle
+    );
+    (code, handle)
+}
+
+fn a_session_is_serial(bench: &Bench<'_>) {
+    for flags in [0, CKF_RW_SESSION] {
+        let (code, _) = open(bench, bench.slot_id(), flags);
+        assert_eq!(checked(code), Err(RvError::SessionParallelNotSupported));
+    }
+}
+
+fn an_asynchronous_session_is_refused(bench: &Bench<'_>) {
+    const ASYNC_NOT_SUPPORTED: u64 = 0x205;
+    let flags = CKF_SERIAL_SESSION | CKF_ASYNC_SESSION;
+    let (code, _) = open(bench, bench.slot_id(), flags);
+    assert_eq!(code, ASYNC_NOT_SUPPORTED);
+}
+
+fn open_session_needs_a_place_for_the_handle(bench: &Bench<'_>) {
+    let (slot, null) = (bench.slot_id(), ptr::null_mut());
+    let flags = CKF_SERIAL_SESSION;
+    let code = ck!(
+        bench.raw,
+        C_OpenSession,
+        slot,
+        flags,
+        null,
+        None,
+        ptr::null_mut()
+    );
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+}
+
+fn open_session_needs_a_slot(bench: &Bench<'_>) {
+    let (code, _) = open(bench, NOWHERE, CKF_SERIAL_SESSION);
+    assert_eq!(checked(code), Err(RvError::SlotIdInvalid));
+}
+
+fn info(bench: &Bench<'_>, seat: &Seat) -> CK_SESSION_INFO {
+    let mut info = CK_SESSION_INFO::default();
+    let code = ck!(bench.raw, C_GetSessionInfo, seat.id(), &raw mut info);
+    assert_eq!(checked(code), Ok(()));
+    info
+}
+
+fn session_info_tells_slot_state_and_flags(bench: &Bench<'_>) {
+    let (one, two) = (bench.read_only(), bench.read_write());
+    let told = info(bench, &one);
+    assert_eq!((told.slotID, told.ulDeviceError), (bench.slot_id(), 0));
+    assert_eq!(told.flags, CKF_SERIAL_SESSION);
+    assert_eq!(told.state, CKS_RO_PUBLIC_SESSION);
+    let told = info(bench, &two);
+    assert_eq!(told.flags, CKF_SERIAL_SESSION | CKF_RW_SESSION);
+    assert_eq!(told.state, CKS_RW_PUBLIC_SESSION);
+}
+
+fn session_info_costs_no_command_and_needs_room(bench: &Bench<'_>) {
+    let seat = bench.user();
+    bench.silently(|| info(bench, &seat));
+    let code = ck!(bench.raw, C_GetSessionInfo, seat.id(), ptr::null_mut());
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+}
+
+fn each_state_follows_login_and_logout(bench: &Bench<'_>) {
+    let (one, two) = (bench.read_only(), bench.read_write());
+    let states = || (info(bench, &one).state, info(bench, &two).state);
+    let public = (CKS_RO_PUBLIC_SESSION, CKS_RW_PUBLIC_SESSION);
+    assert_eq!(states(), public);
+    assert_eq!(one.enter_user(), Ok(()));
+    assert_eq!(states(), (CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS));
+    two.logout().unwrap();
+    assert_eq!(states(), public);
+}
+
+fn a_new_session_inherits_the_login(bench: &Bench<'_>) {
+    let first = bench.user();
+    let second = bench.read_only();
+    let state = second.get_session_info().unwrap().session_state();
+    assert_eq!(state, SessionState::RoUser);
+    first.leave();
+    let state = second.get_session_info().unwrap().session_state();
+    assert_eq!(state, SessionState::RoUser, "the login is the token's");
+}
+
+fn a_closed_session_is_closed_once(bench: &Bench<'_>) {
+    let (_other, seat) = (bench.read_only(), bench.read_only());
+    let handle = seat.id();
+    seat.leave();
+    for _ in 0..2 {
+        let code = bench.raw.close(handle);
+        assert_eq!(checked(code), Err(RvError::SessionHandleInvalid));
+    }
+}
+
+fn handles_of_sessions_are_not_used_again(bench: &Bench<'_>) {
+    let mut seen = Vec::new();
+    for _ in 0..50 {
+        let seat = bench.read_only();
+        assert!(
+            seat.id() != 0 && !seen.contains(&seat.id()),
+            "{}",
+            seat.id()
+        );
+        seen.push(seat.id());
+    }
+}
+
+fn closing_the_last_session_logs_out(bench: &Bench<'_>) {
+    let (first, second) = (bench.user(), bench.read_only());
+    first.leave();
+    assert_eq!(second.enter_user(), Err(RvError::UserAlreadyLoggedIn));
+    second.leave();
+    let third = bench.read_only();
+    let state = third.get_session_info().unwrap().session_state();
+    assert_eq!(state, SessionState::RoPublic);
+    assert_eq!(third.enter_user(), Ok(()));
+}
+
+fn close_all(bench: &Bench<'_>, slot: u64) -> Result<(), RvError> {
+    checked(ck!(bench.raw, C_CloseAllSessions, slot))
+}
+
+fn close_all_sessions_closes_all_and_logs_out(bench: &Bench<'_>) {
+    let seats: Vec<Seat> = (0..20).map(|_| bench.read_only()).collect();
+    assert_eq!(seats[7].enter_user(), Ok(()));
+    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+    for seat in &seats {
+        let gone = code(seat.get_session_info());
+        assert_eq!(gone, RvError::SessionHandleInvalid);
+    }
+    let seat = bench.read_only();
+    let state = seat.get_session_info().unwrap().session_state();
+    assert_eq!(state, SessionState::RoPublic);
+}
+
+fn close_all_sessions_with_none_open_succeeds(bench: &Bench<'_>) {
+    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+    bench.read_only().leave();
+    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+    assert_eq!(close_all(bench, NOWHERE), Err(RvError::SlotIdInvalid));
+}
+
+fn three_hundred_sessions_live_at_once(bench: &Bench<'_>) {
+    let seats: Vec<Seat> = (0..300).map(|_| bench.read_write()).collect();
+    assert_eq!(seats[0].enter_user(), Ok(()));
+    for seat in &seats {
+        let state = seat.get_session_info().unwrap().session_state();
+        assert_eq!(state, SessionState::RwUser);
+    }
+    assert!(!seats[299].all(ObjectClass::PRIVATE_KEY).is_empty());
+    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+}
+
+/// Calls with a session of 0 and null pointers: what there is no session for is told first.
+fn no_function_takes_a_session_that_is_none(bench: &Bench<'_>) {
+    let sessionless = [
+        "C_GetInfo",
+        "C_GetSlotList",
+        "C_GetSlotInfo",
+        "C_GetTokenInfo",
+        "C_GetMechanismList",
+        "C_GetMechanismInfo",
+        "C_InitToken",
+        "C_OpenSession",
+        "C_CloseAllSessions",
+        "C_WaitForSlotEvent",
+    ];
+    let answers = bench.raw.call_each();
+    for (name, code) in answers
+        .iter()
+        .filter(|(name, _)| !sessionless.contains(name))
+    {
+        let told = checked(*code);
+        let right = [
+            Err(RvError::SessionHandleInvalid),
+            Err(RvError::FunctionNotSupported),
+        ];
+        assert!(right.contains(&told), "{name}: {told:?}");
+    }
+}
+
+fn a_session_keeps_what_another_does_apart(bench: &Bench<'_>) {
+    let (one, two) = (bench.user(), bench.read_only());
+    let key = one.signer();
+    assert_eq!(one.init(one.list.C_SignInit, one.signing(key), key), Ok(()));
+    let nothing = two.run(two.list.C_Sign, b"message", 600);
+    assert_eq!(nothing, Err(RvError::OperationNotInitialized));
+    assert!(one.run(one.list.C_Sign, b"message", 600).is_ok());
+}
+
+fn closing_a_session_ends_its_search_alone(bench: &Bench<'_>) {
+    let (one, two) = (bench.read_only(), bench.read_only());
+    let null = ptr::null_mut();
+    for seat in [&one, &two] {
+        let code = ck!(bench.raw, C_FindObjectsInit, seat.id(), null, 0);
+        assert_eq!(checked(code), Ok(()));
+    }
+    one.leave();
+    let code = ck!(bench.raw, C_FindObjectsFinal, two.id());
+    assert_eq!(checked(code), Ok(()));
+}
+
+/// A session on each token of a card with both applets.
+fn on_each_token(bench: &Bench<'_>) -> [Session; 2] {
+    let slots = bench.module.get_slots_with_token().unwrap();
+    let open = |n: usize| bench.module.open_ro_session(slots[n]).unwrap();
+    [open(0), open(1)]
+}
+
+fn the_tokens_of_one_card_have_logins_of_their_own(bench: &Bench<'_>) {
+    let [piv, openpgp] = on_each_token(bench);
+    let state = |session: &Session| session.get_session_info().unwrap().session_state();
+    crate::stage::log_in(&piv);
+    assert_eq!(state(&piv), SessionState::RoUser);
+    assert_eq!(state(&openpgp), SessionState::RoPublic);
+    crate::stage::log_in(&openpgp);
+    piv.logout().unwrap();
+    assert_eq!(state(&piv), SessionState::RoPublic);
+    assert_eq!(state(&openpgp), SessionState::RoUser);
+    let key = crate::stage::key(&openpgp, 3);
+    let mechanism = cryptoki::mechanism::Mechanism::Ecdsa;
+    assert_eq!(
+        answered(openpgp.sign(&mechanism, key, &[7; 32]))
+            .unwrap()
+            .len(),
+        64
+    );
+}
+
+fn close_all_sessions_leaves_the_other_token_alone(bench: &Bench<'_>) {
+    let [piv, openpgp] = on_each_token(bench);
+    crate::stage::log_in(&openpgp);
+    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+    assert_eq!(code(piv.get_session_info()), RvError::SessionHandleInvalid);
+    let state = openpgp.get_session_info().unwrap().session_state();
+    assert_eq!(state, SessionState::RoUser);
+}

@@ -1,0 +1,312 @@
+//! Slots and tokens (PKCS #11 3.2, 5.5).
+
+use std::{mem::MaybeUninit, ptr};
+
+use cryptoki::{error::RvError, session::UserType, types::AuthPin};
+use cryptoki_sys::{
+    CK_MECHANISM_INFO, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CKF_CLOCK_ON_TOKEN,
+    CKF_HW_SLOT, CKF_LOGIN_REQUIRED, CKF_PROTECTED_AUTHENTICATION_PATH, CKF_REMOVABLE_DEVICE,
+    CKF_SECONDARY_AUTHENTICATION, CKF_TOKEN_INITIALIZED, CKF_TOKEN_PRESENT, CKF_USER_PIN_COUNT_LOW,
+    CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_WRITE_PROTECTED,
+};
+
+use crate::{Bench, bench::checked, ck};
+
+/// No slot has this number.
+const NOWHERE: CK_SLOT_ID = 0x7FFF_FFF0;
+const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
+
+on_cards! { [piv openpgp] [
+    slot_list_needs_a_place_for_the_count
+    slot_list_with_little_room_tells_the_count
+    slot_list_with_more_room_than_needed_tells_the_count
+    slots_with_a_token_are_some_of_all_slots
+    slot_info_of_an_unknown_slot_is_refused
+    slot_info_describes_a_reader
+    token_info_of_an_unknown_slot_is_refused
+    token_info_is_padded_and_says_what_is_so
+    token_info_counts_sessions
+    token_info_and_slot_info_cost_no_command
+    pin_flags_follow_each_attempt_without_a_command
+    mechanism_list_counts_and_fills
+    mechanism_info_is_told_for_each_of_the_list_and_for_no_other
+    init_token_refuses_what_it_cannot_do_and_changes_nothing
+    pins_are_not_set_in_the_wrong_state
+] }
+
+fn slot_list_needs_a_place_for_the_count(bench: &Bench<'_>) {
+    let code = ck!(
+        bench.raw,
+        C_GetSlotList,
+        1,
+        ptr::null_mut(),
+        ptr::null_mut()
+    );
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+}
+
+fn slot_list_with_little_room_tells_the_count(bench: &Bench<'_>) {
+    let (_, all) = bench.raw.slot_count(false);
+    assert!(all >= 1);
+    let (mut slots, mut count) = ([NOWHERE; 1], all - 1);
+    let code = ck!(
+        bench.raw,
+        C_GetSlotList,
+        0,
+        slots.as_mut_ptr(),
+        &raw mut count
+    );
+    assert_eq!(checked(code), Err(RvError::BufferTooSmall));
+    assert_eq!((count, slots), (all, [NOWHERE]), "nothing is written");
+}
+
+fn slot_list_with_more_room_than_needed_tells_the_count(bench: &Bench<'_>) {
+    let (mut slots, mut count) = ([NOWHERE; 16], 16);
+    let code = ck!(
+        bench.raw,
+        C_GetSlotList,
+        1,
+        slots.as_mut_ptr(),
+        &raw mut count
+    );
+    assert_eq!((checked(code), count), (Ok(()), 1));
+    assert_eq!(slots[0], bench.slot_id());
+    assert_eq!(
+        slots[1..],
+        [NOWHERE; 15],
+        "nothing is written past the list"
+    );
+}
+
+fn slots_with_a_token_are_some_of_all_slots(bench: &Bench<'_>) {
+    let all = bench.raw.slots(false);
+    let with_token = bench.raw.slots(true);
+    assert!(with_token.iter().all(|slot| all.contains(slot)));
+    assert_eq!(with_token, [bench.slot_id()], "a slot for each applet");
+}
+
+fn slot_info_of_an_unknown_slot_is_refused(bench: &Bench<'_>) {
+    let (code, _) = bench.raw.slot_info(NOWHERE);
+    assert_eq!(checked(code), Err(RvError::SlotIdInvalid));
+    let code = ck!(bench.raw, C_GetSlotInfo, bench.slot_id(), ptr::null_mut());
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+}
+
+fn slot_info_describes_a_reader(bench: &Bench<'_>) {
+    let mut info = MaybeUninit::<CK_SLOT_INFO>::zeroed();
+    let code = ck!(bench.raw, C_GetSlotInfo, bench.slot_id(), info.as_mut_ptr());
+    assert_eq!(checked(code), Ok(()));
+    // SAFETY: all zeroes are a value of this type, of numbers and characters.
+    let info = unsafe { info.assume_init() };
+    let expected = CKF_TOKEN_PRESENT | CKF_REMOVABLE_DEVICE | CKF_HW_SLOT;
+    assert_eq!(info.flags, expected);
+    assert!(is_padded(&info.slotDescription) && is_padded(&info.manufacturerID));
+}
+
+/// UTF-8 that ends in blanks, never in NUL.
+fn is_padded(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| !text.contains('\0'))
+}
+
+fn token_info_of_an_unknown_slot_is_refused(bench: &Bench<'_>) {
+    assert_eq!(
+        checked(bench.raw.token_info(NOWHERE)),
+        Err(RvError::SlotIdInvalid)
+    );
+    let code = ck!(bench.raw, C_GetTokenInfo, bench.slot_id(), ptr::null_mut());
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+}
+
+fn token_info(bench: &Bench<'_>) -> CK_TOKEN_INFO {
+    let mut info = MaybeUninit::<CK_TOKEN_INFO>::zeroed();
+    let code = ck!(
+        bench.raw,
+        C_GetTokenInfo,
+        bench.slot_id(),
+        info.as_mut_ptr()
+    );
+    assert_eq!(checked(code), Ok(()));
+    // SAFETY: all zeroes are a value of this type, of numbers and characters.
+    unsafe { info.assume_init() }
+}
+
+fn token_info_is_padded_and_says_what_is_so(bench: &Bench<'_>) {
+    let info = token_info(bench);
+    let texts: [&[u8]; 4] = [
+        &info.label,
+        &info.manufacturerID,
+        &info.model,
+        &info.serialNumber,
+    ];
+    for text in texts {
+        assert!(is_padded(text) && text[0] != b' ', "{text:?}");
+    }
+    let set = CKF_LOGIN_REQUIRED | CKF_USER_PIN_INITIALIZED | CKF_TOKEN_INITIALIZED;
+    assert_eq!(info.flags & set, set);
+    let clear = CKF_CLOCK_ON_TOKEN
+        | CKF_SECONDARY_AUTHENTICATION
+        | CKF_PROTECTED_AUTHENTICATION_PATH
+        | CKF_USER_PIN_COUNT_LOW
+        | CKF_USER_PIN_FINAL_TRY
+        | CKF_USER_PIN_LOCKED;
+    assert_eq!(info.flags & clear, 0);
+    assert_eq!(info.ulMinPinLen, 6);
+    assert!(info.ulMaxPinLen >= 8 && info.ulMaxPinLen <= 127);
+    let memory = [
+        info.ulTotalPublicMemory,
+        info.ulFreePublicMemory,
+        info.ulTotalPrivateMemory,
+        info.ulFreePrivateMemory,
+    ];
+    assert_eq!(memory, [UNAVAILABLE; 4]);
+}
+
+fn token_info_counts_sessions(bench: &Bench<'_>) {
+    let counts = || {
+        let info = token_info(bench);
+        assert!(info.ulMaxSessionCount == 0 && info.ulMaxRwSessionCount == 0);
+        (info.ulSessionCount, info.ulRwSessionCount)
+    };
+    assert_eq!(counts(), (0, 0));
+    let (one, two) = (bench.read_only(), bench.read_write());
+    assert_eq!(counts(), (2, 1));
+    two.leave();
+    assert_eq!(counts(), (1, 0));
+    one.leave();
+    assert_eq!(counts(), (0, 0));
+}
+
+fn token_info_and_slot_info_cost_no_command(bench: &Bench<'_>) {
+    let seat = bench.user();
+    bench.silently(|| {
+        let _ = token_info(bench);
+        assert_eq!(checked(bench.raw.slot_info(bench.slot_id()).0), Ok(()));
+        seat.get_session_info().unwrap();
+    });
+}
+
+fn pin_flags_follow_each_attempt_without_a_command(bench: &Bench<'_>) {
+    const ALL: u64 = CKF_USER_PIN_COUNT_LOW | CKF_USER_PIN_FINAL_TRY | CKF_USER_PIN_LOCKED;
+    let flags = || bench.silently(|| token_info(bench).flags & ALL);
+    let seat = bench.read_only();
+    let wrong = AuthPin::new("654321".into());
+    let attempt = || crate::stage::code(seat.login(UserType::User, Some(&wrong)));
+    assert_eq!(flags(), 0);
+    assert_eq!(attempt(), RvError::PinIncorrect);
+    assert_eq!(flags(), CKF_USER_PIN_COUNT_LOW);
+    assert_eq!(attempt(), RvError::PinIncorrect);
+    assert_eq!(flags(), CKF_USER_PIN_COUNT_LOW | CKF_USER_PIN_FINAL_TRY);
+    assert_eq!(seat.enter_user(), Ok(()));
+    assert_eq!(flags(), 0);
+    seat.logout().unwrap();
+    for _ in 0..3 {
+        assert!([RvError::PinIncorrect, RvError::PinLocked].contains(&attempt()));
+    }
+    assert_eq!(flags() & CKF_USER_PIN_LOCKED, CKF_USER_PIN_LOCKED);
+    assert_eq!(seat.enter_user(), Err(RvError::PinLocked));
+}
+
+fn mechanism_list_counts_and_fills(bench: &Bench<'_>) {
+    let list = bench.raw.list().C_GetMechanismList.unwrap();
+    let (slot, mut count) = (bench.slot_id(), 0);
+    let null = ptr::null_mut();
+    // SAFETY: where the count may be written, or nowhere.
+    let told = unsafe { list(slot, null, &raw mut count) };
+    assert_eq!(checked(told), Ok(()));
+    assert_eq!(count as usize, bench.mechanisms().len());
+    let (mut buffer, mut little) = (vec![UNAVAILABLE; count as usize], count - 1);
+    // SAFETY: the buffer holds more than is said.
+    let told = unsafe { list(slot, buffer.as_mut_ptr(), &raw mut little) };
+    assert_eq!(checked(told), Err(RvError::BufferTooSmall));
+    assert_eq!(little, count);
+    // SAFETY: no place for the count.
+    let told = unsafe { list(slot, null, null) };
+    assert_eq!(checked(told), Err(RvError::ArgumentsBad));
+    // SAFETY: as the first call.
+    let told = unsafe { list(NOWHERE, null, &raw mut count) };
+    assert_eq!(checked(told), Err(RvError::SlotIdInvalid));
+}
+
+fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(bench: &Bench<'_>) {
+    let info = |mechanism| {
+        let mut info = MaybeUninit::<CK_MECHANISM_INFO>::zeroed();
+        let slot = bench.slot_id();
+        let code = ck!(
+            bench.raw,
+            C_GetMechanismInfo,
+            slot,
+            mechanism,
+            info.as_mut_ptr()
+        );
+        // SAFETY: all zeroes are a value of this type, of numbers.
+        checked(code).map(|()| unsafe { info.assume_init() })
+    };
+    let offered = bench.mechanisms();
+    let mut distinct = offered.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), offered.len(), "none is told twice");
+    for mechanism in &offered {
+        let info = info(*mechanism).unwrap();
+        assert_ne!(info.flags, 0, "{mechanism:#x} does nothing");
+        assert!(info.ulMinKeySize <= info.ulMaxKeySize, "{mechanism:#x}");
+    }
+    for mechanism in (0..0x4100).filter(|mechanism| !offered.contains(mechanism)) {
+        let refused = info(mechanism).map(drop);
+        assert_eq!(refused, Err(RvError::MechanismInvalid), "{mechanism:#x}");
+    }
+    let code = ck!(
+        bench.raw,
+        C_GetMechanismInfo,
+        bench.slot_id(),
+        offered[0],
+        ptr::null_mut()
+    );
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
+}
+
+fn init_token_refuses_what_it_cannot_do_and_changes_nothing(bench: &Bench<'_>) {
+    let (mut pin, mut label) = (*b"12345678", [b' '; 32]);
+    let mut attempt = |slot| {
+        let (pin, label) = (pin.as_mut_ptr(), label.as_mut_ptr());
+        checked(ck!(bench.raw, C_InitToken, slot, pin, 8, label))
+    };
+    assert_eq!(attempt(NOWHERE), Err(RvError::SlotIdInvalid));
+    let seat = bench.read_only();
+    let busy = bench.silently(|| attempt(bench.slot_id()));
+    assert!(
+        [
+            Err(RvError::SessionExists),
+            Err(RvError::FunctionNotSupported)
+        ]
+        .contains(&busy),
+        "{busy:?}"
+    );
+    assert_eq!(seat.enter_user(), Ok(()), "the PIN is what it was");
+}
+
+fn pins_are_not_set_in_the_wrong_state(bench: &Bench<'_>) {
+    let (mut pin, seat) = (*b"123456", bench.read_only());
+    let pin = pin.as_mut_ptr();
+    let set = |session| checked(ck!(bench.raw, C_SetPIN, session, pin, 6, pin, 6));
+    let init = |session| checked(ck!(bench.raw, C_InitPIN, session, pin, 6));
+    assert_eq!(set(0), Err(RvError::SessionHandleInvalid));
+    assert_eq!(init(0), Err(RvError::SessionHandleInvalid));
+    let refused = [
+        Err(RvError::SessionReadOnly),
+        Err(RvError::TokenWriteProtected),
+        Err(RvError::FunctionNotSupported),
+    ];
+    let got = bench.silently(|| set(seat.id()));
+    assert!(refused.contains(&got), "{got:?}");
+    let refused = [
+        refused[0],
+        refused[1],
+        refused[2],
+        Err(RvError::UserNotLoggedIn),
+    ];
+    let got = bench.silently(|| init(seat.id()));
+    assert!(refused.contains(&got), "{got:?}");
+    let writable = token_info(bench).flags & CKF_WRITE_PROTECTED == 0;
+    assert_eq!(bench.module.open_rw_session(bench.slot).is_ok(), writable);
+}

@@ -1,0 +1,499 @@
+//! C_WrapKey and C_UnwrapKey (PKCS #11 3.2, 5.18.3 and 5.18.4): secrets of the session under RSA keys and AES keys.
+
+use cryptoki::{
+    error::RvError,
+    mechanism::{
+        Mechanism, MechanismType,
+        rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
+    },
+    object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle},
+};
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG, CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP,
+    CKM_RSA_PKCS, CKM_SHA256,
+};
+
+use crate::{
+    Bench, Seat,
+    bench::{answered, checked, hex, plain},
+};
+
+on_cards! { [piv piv_rsa openpgp_rsa] [
+    a_secret_under_a_public_key_is_unwrapped_on_the_card
+    an_unwrapped_key_is_not_local_and_obeys_its_template
+    a_wrapped_key_of_another_length_is_told_apart
+    a_wrong_padding_is_no_error_where_the_length_is_given
+    a_key_of_the_card_is_not_wrapped
+    an_unextractable_secret_is_not_wrapped
+    a_secret_too_long_for_the_modulus_is_not_wrapped
+    keys_that_may_not_wrap_or_unwrap_do_not
+    handles_that_are_none_are_told_by_their_role
+    wrapping_has_room_like_any_output
+    the_template_must_be_of_a_session_secret
+    aes_key_wrap_is_that_of_the_standard
+    aes_key_wrap_with_padding_takes_any_length
+    a_forged_wrapped_key_is_invalid
+    a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others
+] }
+
+const SECRET: [u8; 32] = [0x42; 32];
+
+fn template(kind: KeyType, extractable: bool) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(kind),
+        Attribute::Token(false),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(extractable),
+    ]
+}
+
+fn secret(seat: &Seat, value: &[u8]) -> ObjectHandle {
+    let value = [Attribute::Value(value.to_vec())];
+    let template = [&template(KeyType::GENERIC_SECRET, true)[..], &value].concat();
+    answered(seat.create_object(&template)).expect("C_CreateObject")
+}
+
+fn wrapper(seat: &Seat, value: &[u8], may: bool) -> ObjectHandle {
+    let own = [
+        Attribute::Value(value.to_vec()),
+        Attribute::Wrap(may),
+        Attribute::Unwrap(may),
+    ];
+    let template = [&template(KeyType::AES, false)[..], &own].concat();
+    answered(seat.create_object(&template)).expect("C_CreateObject")
+}
+
+fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
+    match seat
+        .get_attributes(key, &[AttributeType::Value])
+        .unwrap()
+        .as_slice()
+    {
+        [Attribute::Value(value)] => value.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A session of the user, the public key that wraps and the private key that unwraps.
+fn pair(bench: &Bench<'_>) -> (Seat, ObjectHandle, ObjectHandle) {
+    let seat = bench.user();
+    let private = seat.private_with(&[Attribute::Unwrap(true)])[0];
+    let public = seat.public_of(private);
+    (seat, public, private)
+}
+
+/// C_WrapKey: the code and the wrapped key.
+fn wrap(
+    seat: &Seat,
+    mechanism: CK_MECHANISM,
+    wrapper: CK_OBJECT_HANDLE,
+    key: CK_OBJECT_HANDLE,
+    room: usize,
+) -> Result<Vec<u8>, RvError> {
+    let function = seat.list.C_WrapKey.unwrap();
+    let (mut mechanism, mut made, mut len) = (mechanism, vec![0; room], room as CK_ULONG);
+    let out = made.as_mut_ptr();
+    // SAFETY: a mechanism, and room as is said.
+    checked(unsafe {
+        function(
+            seat.id(),
+            &raw mut mechanism,
+            wrapper,
+            key,
+            out,
+            &raw mut len,
+        )
+    })?;
+    made.truncate(len as usize);
+    Ok(made)
+}
+
+/// C_UnwrapKey.
+fn unwrap(
+    seat: &Seat,
+    mechanism: CK_MECHANISM,
+    unwrapper: CK_OBJECT_HANDLE,
+    wrapped: &[u8],
+    template: &[Attribute],
+) -> Result<ObjectHandle, RvError> {
+    let function = seat.list.C_UnwrapKey.unwrap();
+    let mut entries: Vec<CK_ATTRIBUTE> = template.iter().map(Into::into).collect();
+    let (list, count) = (entries.as_mut_ptr(), entries.len() as CK_ULONG);
+    let (bytes, len) = (wrapped.as_ptr().cast_mut(), wrapped.len() as CK_ULONG);
+    let (mut mechanism, mut key) = (mechanism, 0);
+    let (mechanism, made) = (&raw mut mechanism, &raw mut key);
+    // SAFETY: a mechanism, a wrapped key and a template with their lengths, and where a handle may be written.
+    let code = unsafe {
+        function(
+            seat.id(),
+            mechanism,
+            unwrapper,
+            bytes,
+            len,
+            list,
+            count,
+            made,
+        )
+    };
+    // SAFETY: the handle is the module's.
+    checked(code).map(|()| unsafe { ObjectHandle::new_from_raw(key) })
+}
+
+fn a_secret_under_a_public_key_is_unwrapped_on_the_card(bench: &Bench<'_>) {
+    let (seat, public, private) = pair(bench);
+    let mut ways = vec![Mechanism::RsaPkcs];
+    let source = PkcsOaepSource::data_specified(b"label");
+    let oaep = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, source);
+    if bench
+        .mechanisms()
+        .contains(&cryptoki_sys::CKM_RSA_PKCS_OAEP)
+        && bench.is_piv()
+    {
+        ways.push(Mechanism::RsaPkcsOaep(oaep));
+    }
+    for mechanism in ways {
+        let key = secret(&seat, &SECRET);
+        let wrapped = seat.wrap_key(&mechanism, public, key).expect("C_WrapKey");
+        assert_eq!(wrapped.len(), 256);
+        let kind = template(KeyType::AES, true);
+        let again = seat
+            .unwrap_key(&mechanism, private, &wrapped, &kind)
+            .expect("C_UnwrapKey");
+        assert_eq!(value(&seat, again), SECRET);
+    }
+}
+
+fn an_unwrapped_key_is_not_local_and_obeys_its_template(bench: &Bench<'_>) {
+    let (seat, public, private) = pair(bench);
+    let wrapped = wrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        public.handle(),
+        secret(&seat, &SECRET).handle(),
+        256,
+    );
+    let mut hidden = template(KeyType::GENERIC_SECRET, false);
+    hidden[3] = Attribute::Sensitive(true);
+    hidden.push(Attribute::Label(b"unwrapped".to_vec()));
+    let key = unwrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        private.handle(),
+        &wrapped.unwrap(),
+        &hidden,
+    )
+    .unwrap();
+    let told = seat
+        .get_attribute_info(key, &[AttributeType::Value])
+        .unwrap();
+    assert!(matches!(told[0], AttributeInfo::Sensitive));
+    let kinds = [
+        AttributeType::Local,
+        AttributeType::AlwaysSensitive,
+        AttributeType::NeverExtractable,
+        AttributeType::Label,
+    ];
+    let expected = [
+        Attribute::Local(false),
+        Attribute::AlwaysSensitive(false),
+        Attribute::NeverExtractable(false),
+        Attribute::Label(b"unwrapped".to_vec()),
+    ];
+    assert_eq!(seat.get_attributes(key, &kinds).unwrap(), expected);
+}
+
+fn a_wrapped_key_of_another_length_is_told_apart(bench: &Bench<'_>) {
+    let (seat, _, private) = pair(bench);
+    for len in [0, 255, 257] {
+        let kind = template(KeyType::GENERIC_SECRET, true);
+        let told = bench.silently(|| {
+            unwrap(
+                &seat,
+                plain(CKM_RSA_PKCS),
+                private.handle(),
+                &vec![1; len],
+                &kind,
+            )
+            .map(drop)
+        });
+        assert_eq!(told, Err(RvError::WrappedKeyLenRange), "{len}");
+    }
+}
+
+/// As for decryption: who forges learns nothing; the length in the template makes that possible.
+fn a_wrong_padding_is_no_error_where_the_length_is_given(bench: &Bench<'_>) {
+    let (seat, _, private) = pair(bench);
+    let kind = [
+        &template(KeyType::GENERIC_SECRET, true)[..],
+        &[Attribute::ValueLen(32.into())],
+    ]
+    .concat();
+    let told = unwrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        private.handle(),
+        &[0x17; 256],
+        &kind,
+    );
+    match told {
+        Ok(key) => assert_eq!(value(&seat, key).len(), 32),
+        Err(code) => assert_eq!(code, RvError::WrappedKeyInvalid),
+    }
+}
+
+fn a_key_of_the_card_is_not_wrapped(bench: &Bench<'_>) {
+    let (seat, public, _) = pair(bench);
+    for key in seat.all(ObjectClass::PRIVATE_KEY) {
+        let told = wrap(
+            &seat,
+            plain(CKM_RSA_PKCS),
+            public.handle(),
+            key.handle(),
+            256,
+        );
+        let refused = [
+            Err(RvError::KeyUnextractable),
+            Err(RvError::KeyNotWrappable),
+        ];
+        assert!(refused.contains(&told), "{told:?}");
+    }
+}
+
+fn an_unextractable_secret_is_not_wrapped(bench: &Bench<'_>) {
+    let (seat, public, _) = pair(bench);
+    let own = [Attribute::Value(SECRET.to_vec())];
+    let fixed = [&template(KeyType::GENERIC_SECRET, false)[..], &own].concat();
+    let key = seat.create_object(&fixed).expect("C_CreateObject");
+    let told = wrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        public.handle(),
+        key.handle(),
+        256,
+    );
+    assert_eq!(told, Err(RvError::KeyUnextractable));
+}
+
+fn a_secret_too_long_for_the_modulus_is_not_wrapped(bench: &Bench<'_>) {
+    let (seat, public, _) = pair(bench);
+    let key = secret(&seat, &[5; 246]);
+    let told = wrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        public.handle(),
+        key.handle(),
+        256,
+    );
+    let refused = [
+        Err(RvError::KeySizeRange),
+        Err(RvError::WrappingKeySizeRange),
+    ];
+    assert!(refused.contains(&told), "{told:?}");
+}
+
+fn keys_that_may_not_wrap_or_unwrap_do_not(bench: &Bench<'_>) {
+    let (seat, ..) = pair(bench);
+    let key = secret(&seat, &SECRET);
+    let idle = wrapper(&seat, &[1; 16], false);
+    let told = wrap(
+        &seat,
+        plain(CKM_AES_KEY_WRAP),
+        idle.handle(),
+        key.handle(),
+        256,
+    );
+    assert_eq!(told, Err(RvError::KeyFunctionNotPermitted));
+    let kind = template(KeyType::GENERIC_SECRET, true);
+    let told = unwrap(
+        &seat,
+        plain(CKM_AES_KEY_WRAP),
+        idle.handle(),
+        &[1; 40],
+        &kind,
+    );
+    assert_eq!(told.map(drop), Err(RvError::KeyFunctionNotPermitted));
+    let signer = seat.signer();
+    let told = unwrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        signer.handle(),
+        &[1; 256],
+        &kind,
+    );
+    let refused = [
+        Err(RvError::KeyFunctionNotPermitted),
+        Err(RvError::UnwrappingKeyTypeInconsistent),
+    ];
+    assert!(refused.contains(&told.map(drop)));
+}
+
+fn handles_that_are_none_are_told_by_their_role(bench: &Bench<'_>) {
+    let (seat, public, private) = pair(bench);
+    let key = secret(&seat, &SECRET);
+    let rsa = plain(CKM_RSA_PKCS);
+    let kind = template(KeyType::GENERIC_SECRET, true);
+    for none in [0, 0x00DE_AD00] {
+        let told = wrap(&seat, rsa, none, key.handle(), 256);
+        assert_eq!(told, Err(RvError::WrappingKeyHandleInvalid));
+        let told = wrap(&seat, rsa, public.handle(), none, 256);
+        assert_eq!(told, Err(RvError::KeyHandleInvalid));
+        let told = unwrap(&seat, rsa, none, &[1; 256], &kind).map(drop);
+        assert_eq!(told, Err(RvError::UnwrappingKeyHandleInvalid));
+    }
+    let told = wrap(&seat, plain(CKM_SHA256), public.handle(), key.handle(), 256);
+    assert_eq!(told, Err(RvError::MechanismInvalid));
+    let told = unwrap(&seat, plain(CKM_SHA256), private.handle(), &[1; 256], &kind);
+    assert_eq!(told.map(drop), Err(RvError::MechanismInvalid));
+}
+
+fn wrapping_has_room_like_any_output(bench: &Bench<'_>) {
+    let (seat, public, _) = pair(bench);
+    let key = secret(&seat, &SECRET);
+    let function = seat.list.C_WrapKey.unwrap();
+    let (mut mechanism, mut len) = (plain(CKM_RSA_PKCS), 0);
+    let (wrapper, key) = (public.handle(), key.handle());
+    let null = std::ptr::null_mut();
+    // SAFETY: a mechanism, no buffer, and where the length may be written.
+    let code = unsafe {
+        function(
+            seat.id(),
+            &raw mut mechanism,
+            wrapper,
+            key,
+            null,
+            &raw mut len,
+        )
+    };
+    assert_eq!((checked(code), len), (Ok(()), 256));
+    let told = wrap(&seat, mechanism, wrapper, key, 255);
+    assert_eq!(told, Err(RvError::BufferTooSmall));
+    assert!(wrap(&seat, mechanism, wrapper, key, 256).is_ok());
+}
+
+fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
+    let (seat, public, private) = pair(bench);
+    let key = secret(&seat, &SECRET);
+    let rsa = plain(CKM_RSA_PKCS);
+    let wrapped = wrap(&seat, rsa, public.handle(), key.handle(), 256).unwrap();
+    let before = seat.all(ObjectClass::SECRET_KEY).len();
+    let good = template(KeyType::GENERIC_SECRET, true);
+    let with = |at: usize, attribute| {
+        let mut template = good.clone();
+        template[at] = attribute;
+        template
+    };
+    for bad in [
+        with(0, Attribute::Class(ObjectClass::CERTIFICATE)),
+        with(1, Attribute::KeyType(KeyType::EC)),
+        with(2, Attribute::Token(true)),
+        [&good[..], &[Attribute::UniqueId(b"x".to_vec())]].concat(),
+        [&good[..], &[Attribute::Value(b"mine".to_vec())]].concat(),
+    ] {
+        let told = unwrap(&seat, rsa, private.handle(), &wrapped, &bad).map(drop);
+        let refused = [
+            Err(RvError::TemplateInconsistent),
+            Err(RvError::AttributeValueInvalid),
+            Err(RvError::AttributeReadOnly),
+            Err(RvError::TokenWriteProtected),
+        ];
+        assert!(refused.contains(&told), "{bad:?}: {told:?}");
+    }
+    assert_eq!(
+        seat.all(ObjectClass::SECRET_KEY).len(),
+        before,
+        "nothing was made"
+    );
+}
+
+/// RFC 3394, 4.1 and 4.6.
+fn aes_key_wrap_is_that_of_the_standard(bench: &Bench<'_>) {
+    let (seat, ..) = pair(bench);
+    for (kek, data, expected) in [
+        (
+            "000102030405060708090a0b0c0d0e0f",
+            "00112233445566778899aabbccddeeff",
+            "1fa68b0a8112b447aef34bd8fb5a7b829d3e862371d2cfe5",
+        ),
+        (
+            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
+            "00112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f",
+            "28c9f404c4b810f4cbccb35cfb87f8263f5786e2d80ed326cbc7f0e71a99f43bfb988b9b7a02dd21",
+        ),
+    ] {
+        let wrapper = wrapper(&seat, &hex(kek), true);
+        let key = secret(&seat, &hex(data));
+        let wrapped = seat
+            .wrap_key(&Mechanism::AesKeyWrap, wrapper, key)
+            .expect("C_WrapKey");
+        assert_eq!(wrapped, hex(expected));
+        let kind = template(KeyType::GENERIC_SECRET, true);
+        let again = seat.unwrap_key(&Mechanism::AesKeyWrap, wrapper, &wrapped, &kind);
+        assert_eq!(value(&seat, again.expect("C_UnwrapKey")), hex(data));
+    }
+}
+
+/// RFC 5649, section 6, and lengths around the block.
+fn aes_key_wrap_with_padding_takes_any_length(bench: &Bench<'_>) {
+    let (seat, ..) = pair(bench);
+    let kek = wrapper(
+        &seat,
+        &hex("5840df6e29b02af1ab493b705bf16ea1ae8338f4dcc176a8"),
+        true,
+    );
+    let (kwp, kind) = (
+        plain(CKM_AES_KEY_WRAP_KWP),
+        template(KeyType::GENERIC_SECRET, true),
+    );
+    let wrap = |data: &[u8]| {
+        let key = secret(&seat, data);
+        wrap(&seat, kwp, kek.handle(), key.handle(), 256).expect("C_WrapKey")
+    };
+    let expected = "138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a";
+    assert_eq!(
+        wrap(&hex("c37b7e6492584340bed12207808941155068f738")),
+        hex(expected)
+    );
+    for len in [1, 7, 8, 9, 15, 16, 17, 100] {
+        let data = vec![0x6E; len];
+        let again = unwrap(&seat, kwp, kek.handle(), &wrap(&data), &kind).expect("C_UnwrapKey");
+        assert_eq!(value(&seat, again), data, "{len}");
+    }
+}
+
+fn a_forged_wrapped_key_is_invalid(bench: &Bench<'_>) {
+    let (seat, ..) = pair(bench);
+    let kek = wrapper(&seat, &[9; 32], true);
+    let key = secret(&seat, &SECRET);
+    let kind = template(KeyType::GENERIC_SECRET, true);
+    for mechanism in [plain(CKM_AES_KEY_WRAP), plain(CKM_AES_KEY_WRAP_KWP)] {
+        let mut wrapped = wrap(&seat, mechanism, kek.handle(), key.handle(), 256).unwrap();
+        let short = unwrap(&seat, mechanism, kek.handle(), &wrapped[1..], &kind).map(drop);
+        assert_eq!(short, Err(RvError::WrappedKeyLenRange));
+        wrapped[3] ^= 1;
+        let forged = unwrap(&seat, mechanism, kek.handle(), &wrapped, &kind).map(drop);
+        assert_eq!(forged, Err(RvError::WrappedKeyInvalid));
+    }
+}
+
+fn a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others(bench: &Bench<'_>) {
+    let (seat, public, _) = pair(bench);
+    let own = [
+        Attribute::Value(SECRET.to_vec()),
+        Attribute::WrapWithTrusted(true),
+    ];
+    let careful = [&template(KeyType::GENERIC_SECRET, true)[..], &own].concat();
+    let key = seat.create_object(&careful).expect("C_CreateObject");
+    let told = wrap(
+        &seat,
+        plain(CKM_RSA_PKCS),
+        public.handle(),
+        key.handle(),
+        256,
+    );
+    let refused = [
+        Err(RvError::KeyNotWrappable),
+        Err(RvError::KeyUnextractable),
+    ];
+    assert!(refused.contains(&told), "{told:?}");
+}
