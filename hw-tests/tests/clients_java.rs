@@ -8,13 +8,13 @@ use std::{fs, path::PathBuf, process::Command};
 
 use claviger_hw_tests::{
     client::Output,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, PivKey, PivPlan, Plan},
+    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
     rig::Rig,
 };
 use clients::{
     Clients, Needed, openpgp_with,
     openssl::{Padding, Scheme},
-    piv_with,
+    piv_key_management, piv_with,
 };
 
 const NEEDED: [Needed; 4] = [
@@ -45,11 +45,6 @@ over_the_socket! { NEEDED;
     an_openpgp_token_digests_encrypts_and_gives_random_numbers: Plan::pgp3();
     jarsigner_signs_with_a_piv_key: piv_with(KeyAlgorithm::P256);
     jarsigner_signs_with_an_openpgp_key: Plan::openpgp(OpenPgpPlan::rsa());
-}
-
-fn piv_key_management(algorithm: KeyAlgorithm) -> Plan {
-    let keys = vec![PivKey::new(0x9D, algorithm)];
-    Plan::piv(PivPlan { keys })
 }
 
 /// Java with a configuration that names the module and the slot of the card's only token.

@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use claviger_hw_tests::{
     client,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, PivKey, PivPlan, Plan},
+    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
     rig::Rig,
     skip,
 };
@@ -17,7 +17,7 @@ use clients::{
     background::Background,
     openpgp_with,
     openssl::{Padding, Scheme},
-    piv_with,
+    piv_key_management, piv_with,
 };
 
 const NEEDED: [Needed; 1] = [("openssl", "openssl")];
@@ -42,11 +42,6 @@ over_the_socket! { NEEDED;
     a_tls_server_has_an_rsa_key_on_openpgp: Plan::openpgp(OpenPgpPlan::rsa());
     a_tls_client_has_its_key_on_piv: piv_with(KeyAlgorithm::P256);
     a_tls_client_has_an_rsa_key_on_piv: piv_with(KeyAlgorithm::Rsa2048);
-}
-
-fn piv_key_management(algorithm: KeyAlgorithm) -> Plan {
-    let keys = vec![PivKey::new(0x9D, algorithm)];
-    Plan::piv(PivPlan { keys })
 }
 
 /// `openssl` with a configuration that names the module.
