@@ -11,10 +11,10 @@ use cryptoki::{
     slot::Slot,
 };
 use cryptoki_sys::{
-    CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_2, CK_INTERFACE, CK_MECHANISM, CK_MECHANISM_TYPE,
-    CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG, CK_USER_TYPE, CK_VERSION,
-    CKM_ECDSA_SHA256, CKM_EDDSA, CKM_SHA256_RSA_PKCS, CKR_BUFFER_TOO_SMALL, CKU_CONTEXT_SPECIFIC,
-    CKU_USER,
+    CK_FLAGS, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_2, CK_INTERFACE, CK_MECHANISM,
+    CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG,
+    CK_USER_TYPE, CK_VERSION, CKM_ECDSA_SHA256, CKM_EDDSA, CKM_SHA256_RSA_PKCS,
+    CKR_BUFFER_TOO_SMALL, CKU_CONTEXT_SPECIFIC, CKU_USER,
 };
 
 use crate::stage::{Stage, log_in, raw::Raw};
@@ -293,21 +293,12 @@ impl Seat {
         self.find_objects(&template).expect("a search")[0]
     }
 
-    /// Cancels the operation that `function` begins.
+    /// C_SessionCancel of the operations that `flags` name.
     #[track_caller]
-    pub fn give_up(&self, function: Init) {
+    pub fn give_up(&self, flags: CK_FLAGS) {
+        let function = list_3_2().C_SessionCancel.expect(TABLE);
         // SAFETY: no pointer is given.
-        let code = unsafe { function.expect(TABLE)(self.id(), ptr::null_mut(), 0) };
-        assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
-    }
-
-    /// Cancels a digest.
-    #[track_caller]
-    pub fn give_up_digest(&self) {
-        let function = self.list.C_DigestInit.expect(TABLE);
-        // SAFETY: no pointer is given.
-        let code = unsafe { function(self.id(), ptr::null_mut()) };
-        assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
+        assert_eq!(checked(unsafe { function(self.id(), flags) }), Ok(()));
     }
 
     pub fn init(
