@@ -14,6 +14,7 @@ pub mod backend;
 pub mod pcsc;
 pub mod reader;
 pub mod socket;
+pub mod threads;
 pub mod usb;
 
 mod line;

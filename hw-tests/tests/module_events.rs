@@ -33,11 +33,7 @@ use stage::{
 fn a_card_present_at_the_first_wait_raises_no_event() {
     each_life(&Plan::factory(), |stage, raw| {
         assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_NO_EVENT);
-        let waiter = raw.waiter();
-        assert!(waiter.recv_timeout(MOMENT).is_err(), "nothing has happened");
-        stage.say("remove");
-        let (code, one) = waiter.recv_timeout(HANG).expect("the removal");
-        assert_eq!(code, CKR_OK);
+        let one = raw.told_while(MOMENT, || drop(stage.say("remove")));
         assert_ne!(raw.next_event(), one, "one event for each applet's slot");
         do_and_settle(stage, &["insert"]);
     });
@@ -73,38 +69,28 @@ fn first_token_told(raw: Raw, first: CK_SLOT_ID) {
     }
 }
 
+/// Lives that begin without a service, and so without a reader.
+fn each_life_before_the_service(body: fn(&Stage, Raw)) {
+    let without_service = |stage: &Stage| drop(stage.say("service stop"));
+    each_life_of(&[Plan::factory()], as_it_is, without_service, body);
+}
+
 #[test]
 fn race_01_a_reader_that_arrives_between_list_and_wait_is_told() {
-    let without_service = |stage: &Stage| drop(stage.say("service stop"));
-    each_life_of(
-        &[Plan::factory()],
-        as_it_is,
-        without_service,
-        |stage, raw| {
-            assert_eq!(raw.slots(false), []);
-            stage.say("service start");
-            first_token_told(raw, raw.next_event());
-        },
-    );
+    each_life_before_the_service(|stage, raw| {
+        assert_eq!(raw.slots(false), []);
+        stage.say("service start");
+        first_token_told(raw, raw.next_event());
+    });
 }
 
 #[test]
 fn race_01_a_reader_that_arrives_during_the_wait_is_told() {
-    let without_service = |stage: &Stage| drop(stage.say("service stop"));
-    each_life_of(
-        &[Plan::factory()],
-        as_it_is,
-        without_service,
-        |stage, raw| {
-            assert_eq!(raw.slots(false), []);
-            let waiter = raw.waiter();
-            assert!(waiter.recv_timeout(MOMENT).is_err(), "there is no reader");
-            stage.say("service start");
-            let (code, slot) = waiter.recv_timeout(HANG).expect("the reader");
-            assert_eq!(code, CKR_OK);
-            first_token_told(raw, slot);
-        },
-    );
+    each_life_before_the_service(|stage, raw| {
+        assert_eq!(raw.slots(false), []);
+        let told = raw.told_while(MOMENT, || drop(stage.say("service start")));
+        first_token_told(raw, told);
+    });
 }
 
 /// Two cards, of which the second is out: once the module tells of it, it has heard of all that was before.
@@ -156,13 +142,8 @@ fn race_03_a_card_pulled_and_put_back_at_once_is_told_to_a_waiter_and_ends_its_s
         let slots = raw.slots(true);
         let (code, session) = raw.open(slots[0]);
         assert_eq!(code, CKR_OK);
-        let waiter = raw.waiter();
-        assert!(waiter.recv_timeout(MOMENT).is_err());
-        stage.say("remove");
-        stage.say("insert");
-        let (code, slot) = waiter.recv_timeout(HANG).expect("removal or insertion");
-        assert_eq!(code, CKR_OK);
-        assert!(slots.contains(&slot));
+        let told = raw.told_while(MOMENT, || stage.order(&["remove", "insert"]));
+        assert!(slots.contains(&told));
         assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
         raw.wait_for_token(slots[0], true);
         assert_eq!(raw.open(slots[0]).0, CKR_OK);

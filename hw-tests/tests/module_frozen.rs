@@ -10,12 +10,15 @@
 mod stage;
 
 use std::{
+    env, fs,
+    os::unix::net::UnixListener,
+    process::Command,
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{provision::Plan, rig::Rig};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags},
     session::UserType,
@@ -25,9 +28,9 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 use stage::{
-    HANG, Stage, Way, pin,
+    HANG, Log, Stage, Way, pin,
     piv_session::{PivSession, SIGN, is_unreachable},
-    promptly,
+    play, promptly,
     raw::Raw,
     with_card,
 };
@@ -226,6 +229,45 @@ fn the_end_does_not_wait_for_logging_out() {
 #[test]
 fn the_end_does_not_wait_for_logging_out_without_threads() {
     the_end_does_not_wait_for_a_logout(NO_THREADS);
+}
+
+/// A pcscd that hangs from its first moment: it takes the connections and says nothing.
+fn the_end_does_not_wait_for_the_return_of_pcscd(flags: CK_FLAGS) {
+    let as_it_is = |_: &Rig, _: &mut Command| {};
+    let log = play(Way::Pcscd, Plan::piv4(), as_it_is, |stage| {
+        let raw = Raw::load();
+        assert_eq!(raw.initialize(flags), CKR_OK);
+        assert!(raw.slot_count(true).1 > 0);
+        let waiter = aside(move || raw.wait(0).0);
+        thread::sleep(MOMENT);
+        stage.say("service stop");
+        let socket = env::var_os("PCSCLITE_CSOCK_NAME").expect("a pcscd of its own");
+        let _ = fs::remove_file(&socket);
+        let silent = UnixListener::bind(&socket).unwrap();
+        // The loss of the reader ends one wait; without threads the watch goes on in the other.
+        let again = aside(move || raw.wait(0).0);
+        let (_watch, _) = silent.accept().unwrap();
+        end(raw, "while a connection is being made");
+        for waiter in [waiter, again] {
+            let code = comes_back("a waiter", HANG, &waiter);
+            assert!([CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED].contains(&code));
+        }
+    });
+    if let Some(Log(log)) = log {
+        for overstayed in ["has not answered in time", "left behind", "did not end"] {
+            assert!(!log.contains(overstayed), "{log}");
+        }
+    }
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_connection_being_made() {
+    the_end_does_not_wait_for_the_return_of_pcscd(THREADS);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_connection_being_made_without_threads() {
+    the_end_does_not_wait_for_the_return_of_pcscd(NO_THREADS);
 }
 
 #[test]

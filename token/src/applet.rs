@@ -6,6 +6,7 @@ use claviger_apdu::{CommandApdu, CommandClass, Expected, ResponseApdu, Secret, S
 use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_TOKEN};
 
 use crate::{
+    administration::Administration,
     attribute::Template,
     card::Conversation,
     error::TokenError,
@@ -217,7 +218,7 @@ impl OwnedCommand {
 ///
 /// Methods with a [`Conversation`] talk; all others compute. The applet keeps no login state: a
 /// [`crate::token::Token`] does.
-pub trait Applet: Send {
+pub trait Applet: Administration + Send {
     /// Which.
     fn kind(&self) -> AppletKind;
 

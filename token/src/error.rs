@@ -2,6 +2,8 @@
 
 use claviger_apdu::{StatusWord, TransportError, tlv::TlvError};
 
+use crate::algorithm::KeyAlgorithm;
+
 /// A failed operation of a token. `pkcs11-abi` turns it into one return code, in one exhaustive match.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -41,6 +43,55 @@ pub enum TokenError {
         /// Longest possible.
         max: usize,
     },
+    /// The card compared the security officer's secret and it was wrong.
+    #[error("wrong SO PIN{}", tries(*.tries_left))]
+    WrongSoPin {
+        /// Tries left, where the card says.
+        tries_left: Option<u8>,
+    },
+    /// No tries are left for the security officer.
+    #[error("the SO PIN is blocked")]
+    SoPinLocked,
+    /// A security officer's secret the card cannot have; it was not sent, and no try was spent.
+    #[error("{what}; no try was spent")]
+    SoPinForm {
+        /// What the card can have.
+        what: String,
+    },
+    /// A new PIN the card cannot have; nothing was sent.
+    #[error("a new PIN of {len} bytes is not possible: {min} to {max} are")]
+    NewPinLength {
+        /// What the caller gave.
+        len: usize,
+        /// Shortest possible.
+        min: usize,
+        /// Longest possible.
+        max: usize,
+    },
+    /// A new PIN that is refused for what it is.
+    #[error("the new PIN is refused: {what}")]
+    NewPinInvalid {
+        /// By whom and why.
+        what: String,
+    },
+    /// The card cannot make such a key, or not there.
+    #[error("the card cannot make a key of this kind there: {0:?}")]
+    KeyNotGenerable(KeyAlgorithm),
+    /// A place or a value that the card has no object for.
+    #[error("{what}")]
+    ValueInvalid {
+        /// Which, and why.
+        what: String,
+    },
+    /// The card has no room for it.
+    #[error("{operation}: no room for it on the card")]
+    NoRoom {
+        /// Command and thing.
+        operation: String,
+    },
+    /// Somebody else is logged in.
+    #[error("another user is logged in")]
+    AnotherLoggedIn,
     /// The operation needs a login that is not there, or not there any more.
     #[error("{operation}: not logged in")]
     NotLoggedIn {
@@ -184,6 +235,22 @@ impl TokenError {
     /// A TLV fault in `thing`, for `map_err`.
     pub fn tlv(thing: &'static str) -> impl Fn(TlvError) -> Self {
         move |fault| Self::malformed(thing, fault)
+    }
+
+    /// A place or value there is no object for.
+    pub(crate) fn value(what: impl Into<String>) -> Self {
+        Self::ValueInvalid { what: what.into() }
+    }
+
+    /// A refusal to write, of which a want of room has a name of its own.
+    pub(crate) fn not_written(operation: impl Into<String>, status: StatusWord) -> Self {
+        let operation = operation.into();
+        match status {
+            StatusWord::NOT_ENOUGH_MEMORY | StatusWord::MEMORY_FAILURE => {
+                Self::NoRoom { operation }
+            }
+            _ => Self::refused(operation, status),
+        }
     }
 
     /// A refusal of `operation` with `status`.

@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod administration;
+mod administrator;
 pub mod algorithm;
 pub mod applet;
 pub mod attribute;
@@ -33,6 +35,7 @@ pub mod piv;
 mod template;
 pub mod token;
 
+pub use administration::{Administration, SoWork};
 pub use applet::{AppletKind, PinTries, TokenInfo, Wanted};
 pub use attribute::{SharedSecret, Template, Value};
 pub use card::{Card, Conversation};

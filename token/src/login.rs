@@ -27,6 +27,12 @@ impl CachedPin {
         }
     }
 
+    /// The same after `tries` are left for a reason that is known; `None` when the card did not say how many.
+    pub(crate) fn with_tries(mut self, tries: Option<u8>) -> Self {
+        self.tries = tries.or(self.tries);
+        self
+    }
+
     pub(crate) const fn pin(&self) -> &Secret {
         &self.pin
     }

@@ -408,7 +408,13 @@ pub fn offered(abilities: &[Ability]) -> Vec<MechanismInfo> {
                 .filter(|ability| on_card(ability) & !CKF_MESSAGE_SIGN != 0)
         };
         let card = able().fold(0, |flags, ability| flags | on_card(ability));
-        let flags = card | mechanism.on_host();
+        // Clients take a listed mechanism for one their private key can do, whatever its flags say (GnuTLS and RSA-PSS).
+        let host = if mechanism.is_of_key_pairs() && card == 0 {
+            0
+        } else {
+            mechanism.on_host()
+        };
+        let flags = card | host;
         let (least, most) = mechanism.host_sizes();
         (flags != 0).then(|| MechanismInfo {
             kind: mechanism.kind,
@@ -421,6 +427,20 @@ pub fn offered(abilities: &[Ability]) -> Vec<MechanismInfo> {
 }
 
 impl Mechanism {
+    /// Whether it works with key pairs.
+    const fn is_of_key_pairs(self) -> bool {
+        matches!(
+            self.scheme,
+            Scheme::RsaPkcs1
+                | Scheme::RsaRaw
+                | Scheme::RsaPss
+                | Scheme::RsaOaep
+                | Scheme::Ecdsa
+                | Scheme::EdDsa
+                | Scheme::Ecdh
+        )
+    }
+
     const fn curve_flags(self) -> CK_FLAGS {
         match self.scheme {
             Scheme::Ecdsa | Scheme::Ecdh => CKF_EC_F_P | CKF_EC_NAMEDCURVE | CKF_EC_UNCOMPRESS,
@@ -428,6 +448,21 @@ impl Mechanism {
             _ => 0,
         }
     }
+}
+
+/// CKA_ALLOWED_MECHANISMS of a public key on a token: of what its private half can do, the other half.
+#[must_use]
+pub fn allowed_to_public(
+    algorithm: KeyAlgorithm,
+    bare: bool,
+    functions: CK_FLAGS,
+) -> Vec<CK_MECHANISM_TYPE> {
+    let mut allowed = allowed(KeyKind::Public(algorithm), functions);
+    allowed.retain(|kind| {
+        let private = KeyKind::Private(algorithm, bare);
+        Mechanism::of(*kind).is_some_and(|mechanism| mechanism.functions(private) != 0)
+    });
+    allowed
 }
 
 /// CKA_ALLOWED_MECHANISMS of a key that may be used for `functions`.
@@ -489,11 +524,9 @@ mod tests {
             info(CKM_EDDSA).flags & (CKF_HW | CKF_SIGN),
             CKF_HW | CKF_SIGN
         );
-        assert_eq!(
-            info(CKM_RSA_PKCS).flags & (CKF_HW | CKF_SIGN | CKF_DECRYPT),
-            0
-        );
-        assert!(offered.iter().all(|info| info.kind != CKM_ECDH1_DERIVE));
+        for absent in [CKM_RSA_PKCS, CKM_RSA_PKCS_PSS, CKM_ECDSA, CKM_ECDH1_DERIVE] {
+            assert!(offered.iter().all(|info| info.kind != absent));
+        }
         assert_eq!(info(CKM_SHA512).flags, CKF_DIGEST);
     }
 

@@ -271,6 +271,7 @@ pub fn public_key(
     subject: &[u8],
     usage: Usage,
     origin: Origin,
+    bare: bool,
 ) -> Object {
     let mut object = Object::new(
         CKO_PUBLIC_KEY,
@@ -291,8 +292,9 @@ pub fn public_key(
         (CKA_PUBLIC_KEY_INFO, key.info().into()),
         (
             CKA_ALLOWED_MECHANISMS,
-            Value::Mechanisms(mechanism::allowed(
-                KeyKind::Public(key.algorithm()),
+            Value::Mechanisms(mechanism::allowed_to_public(
+                key.algorithm(),
+                bare,
                 usage.of_public_key(),
             )),
         ),

@@ -33,8 +33,11 @@ const MAX_TURNS: usize = 4;
 
 /// One applet of one card.
 pub struct Token {
-    applet: Box<dyn Applet>,
-    login: Option<CachedPin>,
+    pub(crate) applet: Box<dyn Applet>,
+    /// The user's.
+    pub(crate) login: Option<CachedPin>,
+    /// The security officer's; never both.
+    pub(crate) so: Option<CachedPin>,
 }
 
 impl Token {
@@ -62,6 +65,7 @@ impl Token {
             .map(|applet| Self {
                 applet,
                 login: None,
+                so: None,
             })
             .collect();
         Self::resume(card, &tokens);
@@ -147,8 +151,12 @@ impl Token {
     /// Logs the user in: exactly one try is spent, and none when the PIN cannot be right.
     ///
     /// # Errors
-    /// [`TokenError::PinLength`], [`TokenError::WrongPin`], [`TokenError::PinLocked`], or of the transport.
+    /// [`TokenError::AnotherLoggedIn`], [`TokenError::PinLength`], [`TokenError::WrongPin`],
+    /// [`TokenError::PinLocked`], or of the transport.
     pub fn login(&mut self, card: &mut Card, pin: &Secret) -> Result<(), TokenError> {
+        if self.is_so_logged_in() {
+            return Err(TokenError::AnotherLoggedIn);
+        }
         self.verify(card, pin, PinPurpose::Login)?;
         self.login = Some(CachedPin::new(pin, self.applet.info().pin_tries.left));
         Ok(())
@@ -185,11 +193,15 @@ impl Token {
         })
     }
 
-    /// Logs the user out here and on the card. The login is over even when the card could not be told.
+    /// Logs the user, or the security officer, out here and on the card. The login is over even when the card could
+    /// not be told.
     ///
     /// # Errors
     /// When the card could not be told: it then stays verified for every program until it is reset.
     pub fn logout(&mut self, card: &mut Card) -> Result<(), TokenError> {
+        if self.is_so_logged_in() {
+            return self.so_logout(card);
+        }
         self.login = None;
         let applet = self.applet.as_mut();
         card.converse(applet.kind(), |talk| {
@@ -201,6 +213,7 @@ impl Token {
     /// Forgets the login without talking to the card, which is gone.
     pub fn forget_login(&mut self) {
         self.login = None;
+        self.so = None;
     }
 
     /// Uses a private key of the card once: signs, decrypts or agrees.
@@ -450,7 +463,10 @@ const fn may_repeat(kind: TransportErrorKind) -> bool {
     )
 }
 
-fn prove(applet: &mut dyn Applet, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+pub(crate) fn prove(
+    applet: &mut dyn Applet,
+    talk: &mut Conversation<'_, '_>,
+) -> Result<(), TokenError> {
     match talk.prove()? {
         Some(answer) => applet.note_probe(answer.expose()),
         None => Ok(()),

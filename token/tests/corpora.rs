@@ -12,6 +12,15 @@ fn certificate() {
 }
 
 #[test]
+fn openpgp_algorithm_information() {
+    feed(
+        "openpgp_algorithm_information",
+        EVERY,
+        openpgp::algorithm_information::fuzz,
+    );
+}
+
+#[test]
 fn openpgp_data_object() {
     feed("openpgp_data_object", EVERY, openpgp::data_object::fuzz);
 }
@@ -48,6 +57,16 @@ fn piv_chuid() {
 #[test]
 fn piv_discovery() {
     feed("piv_discovery", EVERY, piv::fuzz::discovery);
+}
+
+#[test]
+fn piv_generation() {
+    feed("piv_generation", EVERY, piv::fuzz::generation);
+}
+
+#[test]
+fn piv_management_key() {
+    feed("piv_management_key", EVERY, piv::fuzz::management_key);
 }
 
 #[test]

@@ -83,23 +83,25 @@ impl Canceller {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cancel_until_left(&self) {
+    /// Again and again: a wait that has not begun to wait, and a socket that is not there yet, cannot be ended.
+    fn end_until_left(&self) {
         let until = Instant::now() + GIVE_UP;
-        let mut current = self.current();
-        while let Some(context) = current.waiting.clone() {
+        while self.end_once() {
             if Instant::now() >= until {
-                tracing::warn!("PC/SC: a wait did not end within {GIVE_UP:?} of being cancelled");
+                tracing::warn!("PC/SC: a watch did not end within {GIVE_UP:?} of being stopped");
                 return;
             }
-            drop(current);
-            // Its errors say no more than the wait's own end does.
-            let _ = context.cancel();
-            current = self.current();
-            if current.waiting.is_some() {
-                let left = self.left.wait_timeout(current, AGAIN);
-                current = left.unwrap_or_else(PoisonError::into_inner).0;
-            }
+            let current = self.current();
+            let _ = self.left.wait_timeout(current, AGAIN);
         }
+    }
+
+    /// Whether there was something to end.
+    fn end_once(&self) -> bool {
+        let waiting = self.current().waiting.clone();
+        // Its errors say no more than the wait's own end does.
+        let _ = waiting.as_ref().map(Context::cancel);
+        self.keeper.cut_new_watch() | waiting.is_some()
     }
 }
 
@@ -107,13 +109,9 @@ impl Wake for Canceller {
     fn stop(&self) {
         self.stop.stop();
         let line = self.current().line.clone();
-        match line {
-            Some(line) => line.cut(),
-            None => {
-                self.keeper.cut_new_watch();
-                self.cancel_until_left();
-            }
-        }
+        line.iter().for_each(|line| line.cut());
+        // The watch may be making another connection, or waiting on one that could not be told from others.
+        self.end_until_left();
     }
 }
 

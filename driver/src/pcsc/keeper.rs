@@ -12,7 +12,11 @@ use std::{
 use ::pcsc::{Context, Error, Scope};
 
 use super::{gate, ping};
-use crate::line::{Line, Lines, Sockets};
+use crate::{
+    line::{Line, Lines, Sockets},
+    threads,
+    wait::Stop,
+};
 
 /// How every path ends at which pcscd listens.
 const SERVER: &str = "/pcscd.comm";
@@ -21,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A call may last as long as a person takes to touch a key; every so often it is looked whether pcscd still answers.
 const LOOK: Duration = Duration::from_secs(10);
 /// How long pcscd may take to answer that.
-const ANSWER: Duration = Duration::from_secs(1);
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long pcscd may take to let go of a context.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -87,14 +91,24 @@ impl Drop for Established {
 enum On {
     Line(Arc<Line>),
     /// A connection being made: it is not among these.
-    New(Arc<Sockets>, Purpose),
+    New {
+        before: Arc<Sockets>,
+        is_for_a_watch: bool,
+    },
 }
 
 /// What a context is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Watch,
+#[derive(Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    /// A watch until it is stopped.
+    Watch(&'a Stop),
     Card,
+}
+
+impl Purpose<'_> {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Watch(stop) if stop.is_set())
+    }
 }
 
 #[derive(Debug)]
@@ -113,7 +127,7 @@ struct State {
     /// When the thread looks next; `None` while it waits to be told.
     looks_at: Option<Instant>,
     establishing: bool,
-    /// A call has overstayed, and no connection was made since.
+    /// It did not answer when it was asked, and no connection was made since.
     hangs: bool,
     over: bool,
     /// No call lasts beyond it.
@@ -137,8 +151,8 @@ impl Shared {
     fn end(&self, on: &On) {
         match on {
             On::Line(line) => line.cut(),
-            On::New(sockets, _) => {
-                if let Some(line) = sockets.newcomer(&self.lines) {
+            On::New { before, .. } => {
+                if let Some(line) = before.newcomer(&self.lines) {
                     line.cut();
                 }
             }
@@ -166,13 +180,21 @@ impl Keeper {
     /// Makes a context, one at a time: the one socket that is new is its own.
     pub(super) fn establish(
         self: &Arc<Self>,
-        purpose: Purpose,
+        purpose: Purpose<'_>,
         until: Instant,
     ) -> Result<Established, Error> {
-        self.wait_for_turn(until)?;
+        self.wait_for_turn(purpose, until)?;
         let turn = Turn(&self.shared);
         let before = Arc::new(Sockets::to(SERVER));
-        let context = self.during(On::New(Arc::clone(&before), purpose), until, || {
+        let on = On::New {
+            before: Arc::clone(&before),
+            is_for_a_watch: matches!(purpose, Purpose::Watch(_)),
+        };
+        let context = self.during(on, until, || {
+            // Whoever stops a watch later finds it in here.
+            if purpose.is_over() {
+                return Err(Error::Cancelled);
+            }
             let _pass = gate::enter();
             Context::establish(Scope::User)
         })?;
@@ -227,14 +249,24 @@ impl Keeper {
         !self.shared.lines.is_empty()
     }
 
-    /// Ends the making of a connection for a watch.
-    pub(super) fn cut_new_watch(&self) {
-        let is_new_watch = |call: &&Running| matches!(call.on, On::New(_, Purpose::Watch));
+    /// Ends the making of a connection for a watch, as soon as it has a socket; whether there is one being made.
+    pub(super) fn cut_new_watch(&self) -> bool {
+        let is_new_watch = |call: &&Running| {
+            matches!(
+                call.on,
+                On::New {
+                    is_for_a_watch: true,
+                    ..
+                }
+            )
+        };
         let state = self.shared.state();
         let running = state.running.iter().find(is_new_watch);
         let on = running.map(|call| call.on.clone());
         drop(state);
+        self.shared.established.notify_all();
         on.iter().for_each(|on| self.shared.end(on));
+        on.is_some()
     }
 
     /// A connection is gone: the thread need not look again when there is no call.
@@ -245,9 +277,10 @@ impl Keeper {
         }
     }
 
-    fn wait_for_turn(&self, until: Instant) -> Result<(), Error> {
+    fn wait_for_turn(&self, purpose: Purpose<'_>, until: Instant) -> Result<(), Error> {
         let mut state = self.shared.state();
-        while state.establishing && !state.over {
+        let is_over = |state: &State| state.over || purpose.is_over();
+        while state.establishing && !is_over(&state) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Timeout);
@@ -255,7 +288,7 @@ impl Keeper {
             let woken = self.shared.established.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if state.over {
+        if is_over(&state) {
             return Err(Error::Cancelled);
         }
         state.establishing = true;
@@ -317,13 +350,7 @@ impl Drop for Keeper {
         let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        let deadline = Instant::now() + PATIENCE;
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        if thread.is_finished() {
-            let _ = thread.join();
-        }
+        threads::join(thread, "the thread that ends calls to pcscd", PATIENCE);
     }
 }
 
@@ -379,28 +406,34 @@ fn keep(shared: &Shared) {
 }
 
 /// Ends the calls that have overstayed, and those a pcscd that hangs will never answer; others get more time.
+///
+/// A late call does not tell of a pcscd that hangs: a card may take that long. So pcscd is asked, unless it is
+/// known to hang and there are none but late calls to end.
 fn look(shared: &Shared, now: Instant) {
     let is_late = |call: &Running| call.until <= now;
-    let asked = shared
-        .state()
-        .running
-        .iter()
-        .any(|call| !is_late(call) && call.look <= now);
-    let hangs = asked && !ping::answers(&super::watch::socket(), ANSWER);
-    let mut late = Vec::new();
+    let is_due = |call: &Running| call.look <= now;
+    let state = shared.state();
+    let is_known = state.hangs
+        && state
+            .running
+            .iter()
+            .all(|call| !is_due(call) || is_late(call));
+    drop(state);
+    let hangs = is_known || !ping::answers(&super::watch::socket(), LOOK_PATIENCE);
+    let mut ended = Vec::new();
     let mut state = shared.state();
     state.running.retain_mut(|call| {
-        let ended = call.look <= now && (hangs || is_late(call));
-        if ended {
-            late.push(call.on.clone());
-        } else if call.look <= now {
+        let ends = is_due(call) && (hangs || is_late(call));
+        if ends {
+            ended.push(call.on.clone());
+        } else if is_due(call) {
             call.look = call.until.min(now + LOOK);
         }
-        !ended
+        !ends
     });
-    state.hangs |= !late.is_empty();
+    state.hangs |= hangs;
     drop(state);
-    for on in &late {
+    for on in &ended {
         tracing::warn!("PC/SC: pcscd has not answered in time; the connection is given up");
         shared.end(on);
     }

@@ -50,7 +50,7 @@ impl Session {
         canceller: &Canceller,
         until: Instant,
     ) -> Result<Self, Error> {
-        let established = keeper.establish(Purpose::Watch, until)?;
+        let established = keeper.establish(Purpose::Watch(&canceller.stop), until)?;
         canceller.take(&established)?;
         let notice = ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE);
         Ok(Self {

@@ -29,7 +29,7 @@ use crate::{
 /// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
 const SOCKET: &str = "/run/pcscd/pcscd.comm";
 /// How long a pcscd that has hung may take to answer before it is asked for a context again.
-const ANSWER: Duration = Duration::from_millis(500);
+const RETURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// See [`Watch`].
 pub(super) struct PcscWatch {
@@ -90,7 +90,7 @@ impl PcscWatch {
 
     /// A new context, and with it a new life of the service: whatever the old one showed may have changed.
     fn establish(&mut self, until: Instant) -> Result<Session, Error> {
-        if self.keeper.hangs() && !ping::answers(&self.service.socket, ANSWER) {
+        if self.keeper.hangs() && !ping::answers(&self.service.socket, RETURN_PATIENCE) {
             return Err(Error::Timeout);
         }
         let session = Session::establish(&self.keeper, &self.canceller, until)?;

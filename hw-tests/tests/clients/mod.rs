@@ -5,12 +5,14 @@
     unreachable_pub,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "shared by several test programs; helpers of a test fail loudly"
 )]
 
 pub mod background;
 pub mod listing;
 pub mod openssl;
+pub mod public_key;
 
 use std::{
     ffi::OsStr,
@@ -56,6 +58,25 @@ macro_rules! over_both_transports {
                         if let Some(rig) = claviger_hw_tests::rig::Rig::pcscd($plan) {
                             super::$rule(&rig);
                         }
+                    }
+                }
+            )*
+        }
+    };
+}
+
+/// One test of each rule, over the socket reader: for rules in which the transport has no part.
+#[macro_export]
+macro_rules! over_the_socket {
+    ($needed:expr; $($rule:ident: $plan:expr;)*) => {
+        mod over_the_socket_reader {
+            #[allow(unused_imports, reason = "not every list names a plan of its own")]
+            use super::*;
+            $(
+                #[test]
+                fn $rule() {
+                    if clients::all_installed(&$needed) {
+                        super::$rule(&claviger_hw_tests::rig::Rig::socket($plan));
                     }
                 }
             )*

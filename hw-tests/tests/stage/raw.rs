@@ -10,10 +10,10 @@ use std::{
 
 use claviger_hw_tests::paths;
 use cryptoki_sys::{
-    CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_INVALID_HANDLE, CK_RV,
-    CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CKF_DONT_BLOCK,
-    CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKF_SERIAL_SESSION, CKF_TOKEN_PRESENT,
-    CKR_BUFFER_TOO_SMALL, CKR_NO_EVENT, CKR_OK,
+    CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_FUNCTION_LIST_3_2, CK_INFO, CK_INTERFACE, CK_INVALID_HANDLE,
+    CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_UTF8CHAR,
+    CK_VERSION, CKF_DONT_BLOCK, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
+    CKF_SERIAL_SESSION, CKF_TOKEN_PRESENT, CKR_BUFFER_TOO_SMALL, CKR_NO_EVENT, CKR_OK,
 };
 use libloading::Library;
 
@@ -23,9 +23,17 @@ pub const NO_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK | CKF_LIBRARY_CANT_CREATE_OS_
 /// What only an event that never comes exceeds.
 pub const HANG: Duration = Duration::from_secs(20);
 
-/// The loaded module.
+/// The loaded module: its table of all functions.
 #[derive(Clone, Copy)]
-pub struct Raw(&'static CK_FUNCTION_LIST);
+pub struct Raw(&'static CK_FUNCTION_LIST_3_2);
+
+/// C_GetInterface.
+pub type Door = unsafe extern "C" fn(
+    *mut CK_UTF8CHAR,
+    *mut CK_VERSION,
+    *mut *mut CK_INTERFACE,
+    CK_FLAGS,
+) -> CK_RV;
 
 // SAFETY: the table is read-only data of a module that is never unmapped, and its functions may be called from
 // any thread.
@@ -55,18 +63,20 @@ impl Raw {
     pub fn load_for_a_while() -> (Self, Library) {
         // SAFETY: the module's initialisers only set up its own data.
         let library = unsafe { Library::new(paths::module_path()) }.expect("the module loads");
-        type Door = unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV;
         // SAFETY: the symbol has the type that the standard gives it.
-        let door = unsafe { library.get::<Door>(b"C_GetFunctionList") }.expect("the module's door");
-        let mut list = ptr::null_mut();
-        // SAFETY: `list` is where a pointer may be written.
-        let code = unsafe { door(&raw mut list) };
+        let door = unsafe { library.get::<Door>(b"C_GetInterface") }.expect("the module's door");
+        let mut version = CK_VERSION { major: 3, minor: 2 };
+        let mut interface = ptr::null_mut();
+        // SAFETY: the version may be read, and a pointer written to `interface`.
+        let code = unsafe { door(ptr::null_mut(), &raw mut version, &raw mut interface, 0) };
         assert_eq!(code, CKR_OK);
         // SAFETY: static data of the module, which is never unmapped.
-        (Self(unsafe { &*list }), library)
+        let table = unsafe { *interface }.pFunctionList;
+        // SAFETY: as above, and of this type by its version.
+        (Self(unsafe { &*table.cast() }), library)
     }
 
-    pub fn list(&self) -> &'static CK_FUNCTION_LIST {
+    pub fn list(&self) -> &'static CK_FUNCTION_LIST_3_2 {
         self.0
     }
 
@@ -100,6 +110,17 @@ impl Raw {
         let raw = *self;
         thread::spawn(move || told.send(raw.wait(0)));
         outcome
+    }
+
+    /// The slot a waiter is told of when `work` is done; it has waited for `moment` in vain.
+    #[track_caller]
+    pub fn told_while(&self, moment: Duration, work: impl FnOnce()) -> CK_SLOT_ID {
+        let waiter = self.waiter();
+        assert!(waiter.recv_timeout(moment).is_err(), "nothing happened");
+        work();
+        let (code, slot) = waiter.recv_timeout(HANG).expect("a slot event");
+        assert_eq!(code, CKR_OK);
+        slot
     }
 
     /// The slot of the next event, which must come.

@@ -70,6 +70,38 @@ impl CertificateReader {
         Ok(read)
     }
 
+    /// Writes the certificate of `key`; an empty one removes it. The position is then no longer known.
+    ///
+    /// # Errors
+    /// [`TokenError::ValueInvalid`] when the card has no place for it, [`TokenError::NoRoom`], or of the conversation.
+    pub(super) fn write(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: Key,
+        der: &[u8],
+    ) -> Result<(), TokenError> {
+        let status = self.select(talk, key.occurrence())?;
+        if !status.is_ok() {
+            let place = format!("no place for the certificate of the {}", key.name());
+            return Err(match status {
+                StatusWord::REFERENCE_NOT_FOUND => TokenError::value(place),
+                status => TokenError::refused(format!("OpenPGP SELECT DATA: {place}"), status),
+            });
+        }
+        let command = CommandApdu {
+            data: der,
+            ..CommandApdu::header([0x00, 0xDA, 0x7F, 0x21])
+        };
+        let status = talk.exchange(&command)?.status;
+        // What PUT DATA does to the position, no card says.
+        self.position = None;
+        if status.is_ok() {
+            return Ok(());
+        }
+        let operation = format!("OpenPGP PUT DATA of the certificate of the {}", key.name());
+        Err(TokenError::not_written(operation, status))
+    }
+
     /// By GET NEXT DATA, if `occurrence` comes after the one just read and the card moves on to it.
     fn read_next(
         &mut self,
@@ -116,7 +148,10 @@ impl CertificateReader {
         occurrence: u8,
     ) -> Result<StatusWord, TokenError> {
         if !self.selects {
-            return Ok(StatusWord::REFERENCE_NOT_FOUND);
+            return Ok(match occurrence {
+                0 => StatusWord::OK,
+                _ => StatusWord::REFERENCE_NOT_FOUND,
+            });
         }
         self.position = None;
         let [_, path @ ..] = &PATH;

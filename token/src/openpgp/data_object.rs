@@ -27,9 +27,10 @@ const KEY_INFORMATION: u32 = 0xDE;
 pub(super) const CERTIFICATE: u32 = 0x7F21;
 
 /// Content octets of Ed25519 as OpenPGP named it before RFC 8410.
-const ED25519_OLD_OID: &[u8] = &[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 0x47, 0x0F, 0x01];
+pub(super) const ED25519_OLD_OID: &[u8] = &[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 0x47, 0x0F, 0x01];
 /// Content octets of Curve25519 as OpenPGP named it before RFC 8410.
-const X25519_OLD_OID: &[u8] = &[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01];
+pub(super) const X25519_OLD_OID: &[u8] =
+    &[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01];
 
 /// The application related data (6E), as far as a token needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,12 @@ pub(super) struct ApplicationData {
     pub(super) extended_length: Option<bool>,
     /// Longest command frame the card takes in bytes (7F66), where it says.
     pub(super) max_command: Option<usize>,
+    /// Most random bytes GET CHALLENGE gives at once (C0); `None` on a card without it.
+    pub(super) max_challenge: Option<usize>,
+    /// Whether algorithm attributes can be changed (C0).
+    pub(super) changeable: bool,
+    /// Longest cardholder certificate in bytes (C0), where the card says.
+    pub(super) max_certificate: Option<usize>,
     /// What the passwords may be and whether they are blocked.
     pub(super) password: PasswordStatus,
     /// What is known of each key.
@@ -70,6 +77,10 @@ pub(super) struct PasswordStatus {
     pub(super) pin_block_2: bool,
     /// Tries left for PW1.
     pub(super) tries: u8,
+    /// Longest PW3 in bytes.
+    pub(super) admin_max_len: usize,
+    /// Tries left for PW3.
+    pub(super) admin_tries: u8,
 }
 
 /// What the application related data says of one key.
@@ -77,6 +88,8 @@ pub(super) struct PasswordStatus {
 pub(super) struct KeyFacts {
     /// What kind of key its place is for, when we know the kind.
     pub(super) algorithm: Option<KeyAlgorithm>,
+    /// The same as the card says it (C1 to C3).
+    pub(super) attributes: Vec<u8>,
     /// Fingerprint over key and time of creation; zeros when there is none.
     fingerprint: [u8; 20],
     /// 0 no key, 1 generated, 2 imported (DE); older cards do not say.
@@ -91,10 +104,14 @@ impl ApplicationData {
         let missing = |tag| TokenError::malformed(THING, format!("no object {tag}"));
         Ok(Self {
             identifier: Identifier::parse(objects.aid.ok_or_else(|| missing("4F"))?)?,
-            kdf: objects.capabilities.first().is_some_and(|b| b & 0x01 != 0),
+            kdf: has(objects.capabilities, HAS_KDF),
             extended_length: card_capabilities(objects.historical)
                 .map(|[_, _, third]| third & 0x40 != 0),
             max_command: max_command(objects.extended_length),
+            max_challenge: size(objects.capabilities, 2)
+                .filter(|_| has(objects.capabilities, CAN_CHALLENGE)),
+            changeable: has(objects.capabilities, CAN_CHANGE_ATTRIBUTES),
+            max_certificate: size(objects.capabilities, 4),
             password: PasswordStatus::parse(objects.password.ok_or_else(|| missing("C4"))?)?,
             keys: objects.keys,
         })
@@ -102,6 +119,25 @@ impl ApplicationData {
 }
 
 const THING: &str = "OpenPGP application related data";
+
+/// GET CHALLENGE works, by the first byte of the extended capabilities (4.4.3.7).
+const CAN_CHALLENGE: u8 = 0x40;
+/// Algorithm attributes can be changed.
+const CAN_CHANGE_ATTRIBUTES: u8 = 0x04;
+/// There is a key derivation object.
+const HAS_KDF: u8 = 0x01;
+
+fn has(capabilities: &[u8], capability: u8) -> bool {
+    capabilities
+        .first()
+        .is_some_and(|first| first & capability != 0)
+}
+
+/// The size in two bytes of the extended capabilities, unless it is none.
+fn size(capabilities: &[u8], at: usize) -> Option<usize> {
+    let bytes = capabilities.get(at..)?.first_chunk::<2>()?;
+    Some(usize::from(u16::from_be_bytes(*bytes))).filter(|size| *size > 0)
+}
 
 /// The objects of interest, found in 6E itself or in the 73 inside it.
 #[derive(Default)]
@@ -137,7 +173,9 @@ impl<'a> Objects<'a> {
             _ if tag == u32::from(PASSWORD_STATUS) => self.password = Some(value),
             _ => {
                 if let Some(key) = Key::ALL.into_iter().find(|key| key.attributes_tag() == tag) {
-                    self.keys.get_mut(key).algorithm = algorithm(value);
+                    let facts = self.keys.get_mut(key);
+                    facts.algorithm = algorithm(value);
+                    facts.attributes = value.to_vec();
                 }
             }
         }
@@ -193,7 +231,9 @@ impl Identifier {
 impl PasswordStatus {
     /// Reads the answer to GET DATA C4, with or without that tag.
     pub(super) fn parse(answer: &[u8]) -> Result<Self, TokenError> {
-        let [mode, len, _, _, tries, _, _] = value_of(answer, PASSWORD_STATUS.into()) else {
+        let [mode, len, _, admin_len, tries, _, admin_tries] =
+            value_of(answer, PASSWORD_STATUS.into())
+        else {
             return Err(TokenError::malformed(
                 "OpenPGP PW status bytes C4",
                 "seven bytes expected",
@@ -204,6 +244,8 @@ impl PasswordStatus {
             max_len: usize::from(len & 0x7F),
             pin_block_2: len & 0x80 != 0,
             tries: *tries,
+            admin_max_len: usize::from(admin_len & 0x7F),
+            admin_tries: *admin_tries,
         })
     }
 }
@@ -350,6 +392,13 @@ mod tests {
         assert_eq!(data.max_command, Some(0x1DB9));
         assert!(data.password.several_signatures);
         assert_eq!((data.password.max_len, data.password.tries), (127, 3));
+        let admin = (data.password.admin_max_len, data.password.admin_tries);
+        assert_eq!(admin, (127, 3));
+        assert_eq!(
+            (data.max_challenge, data.max_certificate),
+            (None, Some(0x400))
+        );
+        assert!(data.changeable);
         let facts = |key| data.keys.get(key);
         assert_eq!(
             facts(Key::Signature).algorithm,

@@ -13,7 +13,7 @@ use crate::{
 pub(super) enum Kdf {
     /// As it is.
     Plain,
-    /// Iterated and salted S2K (RFC 4880, 3.7.1.3), for PW1.
+    /// Iterated and salted S2K (RFC 4880, 3.7.1.3).
     Iterated {
         /// What hashes.
         hash: KdfHash,
@@ -21,7 +21,18 @@ pub(super) enum Kdf {
         count: u32,
         /// Salt of PW1.
         salt: [u8; 8],
+        /// Salt of PW3.
+        admin_salt: [u8; 8],
     },
+}
+
+/// Whose PIN it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Password {
+    /// PW1.
+    User,
+    /// PW3.
+    Admin,
 }
 
 /// Hash algorithms with their OpenPGP numbers (RFC 4880, 9.4).
@@ -51,7 +62,10 @@ impl Kdf {
         let object = |tag| tlv::find(objects, tag).map_err(TokenError::tlv(THING));
         match object(0x81)? {
             Some([0x00]) => Ok(Self::Plain),
-            Some([0x03]) => Self::iterated(object(0x82)?, object(0x83)?, object(0x84)?),
+            Some([0x03]) => {
+                let salts = [object(0x84)?, object(0x86)?];
+                Self::iterated(object(0x82)?, object(0x83)?, salts)
+            }
             _ => Err(TokenError::malformed(
                 THING,
                 "unknown algorithm; no PIN is sent",
@@ -62,7 +76,7 @@ impl Kdf {
     fn iterated(
         hash: Option<&[u8]>,
         count: Option<&[u8]>,
-        salt: Option<&[u8]>,
+        [salt, admin_salt]: [Option<&[u8]>; 2],
     ) -> Result<Self, TokenError> {
         let hash = match hash {
             Some([0x08]) => Some(KdfHash::Sha256),
@@ -73,9 +87,16 @@ impl Kdf {
             .and_then(|count| count.try_into().ok())
             .map(u32::from_be_bytes)
             .filter(|count| (1..=MAX_COUNT).contains(count));
-        let salt = salt.and_then(|salt| salt.try_into().ok());
-        match (hash, count, salt) {
-            (Some(hash), Some(count), Some(salt)) => Ok(Self::Iterated { hash, count, salt }),
+        // A card with one salt has it for all.
+        let admin_salt = admin_salt.or(salt);
+        let [salt, admin_salt] = [salt, admin_salt].map(|salt| salt?.try_into().ok());
+        match (hash, count, salt.zip(admin_salt)) {
+            (Some(hash), Some(count), Some((salt, admin_salt))) => Ok(Self::Iterated {
+                hash,
+                count,
+                salt,
+                admin_salt,
+            }),
             _ => Err(TokenError::malformed(
                 THING,
                 "unknown hash, count or salt; no PIN is sent",
@@ -83,12 +104,20 @@ impl Kdf {
         }
     }
 
-    /// What VERIFY sends for `pin`.
-    pub(super) fn derive(&self, pin: &Secret) -> Secret {
+    /// What VERIFY sends for the `pin` of `password`.
+    pub(super) fn derive(&self, pin: &Secret, password: Password) -> Secret {
         match self {
             Self::Plain => pin.duplicate(),
-            Self::Iterated { hash, count, salt } => {
-                let mut unit = Secret::copy_from(salt);
+            Self::Iterated {
+                hash,
+                count,
+                salt,
+                admin_salt,
+            } => {
+                let mut unit = Secret::copy_from(match password {
+                    Password::User => salt,
+                    Password::Admin => admin_salt,
+                });
                 unit.extend(pin.expose());
                 let count = usize::try_from(*count).unwrap_or(usize::MAX);
                 match hash {
@@ -144,7 +173,7 @@ mod tests {
             assert_eq!(Kdf::parse(plain).unwrap(), Kdf::Plain);
         }
         let pin = Secret::copy_from(b"123456");
-        assert_eq!(Kdf::Plain.derive(&pin).expose(), b"123456");
+        assert_eq!(Kdf::Plain.derive(&pin, Password::User).expose(), b"123456");
     }
 
     #[test]
@@ -153,15 +182,42 @@ mod tests {
         let pin = Secret::copy_from(b"123456");
         // 14 octets of salt and PIN: two whole units and 12 octets of the third
         let expected = Sha256::digest(b"12345678123456".repeat(3).get(..40).unwrap());
-        assert_eq!(kdf.derive(&pin).expose(), expected.as_slice());
+        assert_eq!(
+            kdf.derive(&pin, Password::User).expose(),
+            expected.as_slice()
+        );
         // a count under one unit hashes it once and whole (RFC 4880, 3.7.1.3)
         let kdf = Kdf::parse(&sha256_object(1)).unwrap();
         let expected = Sha256::digest(b"12345678123456");
-        assert_eq!(kdf.derive(&pin).expose(), expected.as_slice());
+        assert_eq!(
+            kdf.derive(&pin, Password::User).expose(),
+            expected.as_slice()
+        );
         // a whole number of units
         let kdf = Kdf::parse(&sha256_object(28)).unwrap();
         let expected = Sha256::digest(b"1234567812345612345678123456");
-        assert_eq!(kdf.derive(&pin).expose(), expected.as_slice());
+        assert_eq!(
+            kdf.derive(&pin, Password::User).expose(),
+            expected.as_slice()
+        );
+    }
+
+    #[test]
+    fn each_password_has_its_salt_or_all_the_same() {
+        let pin = Secret::copy_from(b"12345678");
+        let one = Kdf::parse(&sha256_object(16)).unwrap();
+        let user = one.derive(&pin, Password::User);
+        assert_eq!(one.derive(&pin, Password::Admin).expose(), user.expose());
+        let admin_salt = tlv::encode(0x86, b"ABCDEFGH");
+        let two = Kdf::parse(&[sha256_object(16), admin_salt].concat()).unwrap();
+        assert_eq!(two.derive(&pin, Password::User).expose(), user.expose());
+        let expected = Sha256::digest(b"ABCDEFGH12345678");
+        assert_eq!(
+            two.derive(&pin, Password::Admin).expose(),
+            expected.as_slice()
+        );
+        let short = [sha256_object(16), tlv::encode(0x86, b"ABC")].concat();
+        assert!(Kdf::parse(&short).is_err());
     }
 
     #[test]

@@ -30,6 +30,10 @@ struct Row {
     template: [u8; 2],
     /// Tag of the algorithm attributes.
     attributes: u32,
+    /// Tag of the fingerprint, to write it.
+    fingerprint: u8,
+    /// Tag of the time of generation, to write it.
+    created: u8,
     /// Occurrence of the cardholder certificate (4.4.3.3).
     occurrence: u8,
     name: &'static str,
@@ -41,6 +45,8 @@ const SIGNATURE: Row = Row {
     reference: 1,
     template: [0xB6, 0x00],
     attributes: 0xC1,
+    fingerprint: 0xC7,
+    created: 0xCE,
     occurrence: 2,
     name: "OpenPGP signature key",
     label: "Signature key",
@@ -50,6 +56,8 @@ const DECRYPTION: Row = Row {
     reference: 2,
     template: [0xB8, 0x00],
     attributes: 0xC2,
+    fingerprint: 0xC8,
+    created: 0xCF,
     occurrence: 1,
     name: "OpenPGP decryption key",
     label: "Encryption key",
@@ -59,6 +67,8 @@ const AUTHENTICATION: Row = Row {
     reference: 3,
     template: [0xA4, 0x00],
     attributes: 0xC3,
+    fingerprint: 0xC9,
+    created: 0xD0,
     occurrence: 0,
     name: "OpenPGP authentication key",
     label: "Authentication key",
@@ -92,6 +102,11 @@ impl Key {
     /// Tag of its algorithm attributes.
     pub(super) const fn attributes_tag(self) -> u32 {
         self.row().attributes
+    }
+
+    /// Tags of its fingerprint and its time of generation, to write them.
+    pub(super) const fn tags(self) -> [u8; 2] {
+        [self.row().fingerprint, self.row().created]
     }
 
     /// Which of the cardholder certificates is its.
@@ -142,6 +157,16 @@ impl Key {
                 Expected::UpTo(256)
             },
             ..CommandApdu::header([0x00, 0x47, 0x81, 0x00])
+        }
+    }
+
+    /// GENERATE ASYMMETRIC KEY PAIR (7.2.14), over the key that is there.
+    pub(super) const fn generate(self) -> CommandApdu<'static> {
+        CommandApdu {
+            data: &self.row().template,
+            expected: Expected::All,
+            class: CommandClass::KeyGeneration,
+            ..CommandApdu::header([0x00, 0x47, 0x80, 0x00])
         }
     }
 

@@ -4,13 +4,17 @@
 //! states on the card: 81 for signatures and 82 for all else. The card describes itself in one object, the
 //! application related data 6E, which is also what proves that the application is selected.
 
+#[doc(hidden)]
+pub mod algorithm_information;
 mod certificate;
 #[doc(hidden)]
 pub mod data_object;
+mod fingerprint;
 #[doc(hidden)]
 pub mod kdf;
 #[doc(hidden)]
 pub mod key;
+mod manage;
 mod objects;
 mod pin;
 mod quirks;
@@ -28,6 +32,7 @@ use crate::{
     mechanism::{self, Ability, MechanismInfo},
     object::{Object, PrivateKey, Usage},
     openpgp::{
+        algorithm_information::Offers,
         data_object::ApplicationData,
         key::{Key, SignLimits},
         objects::Objects,
@@ -60,6 +65,8 @@ pub struct OpenPgp {
     extended_length: bool,
     pin: Pin,
     objects: Objects,
+    /// What the card makes, once it was asked.
+    offers: Option<Offers>,
 }
 
 impl OpenPgp {
@@ -80,6 +87,7 @@ impl OpenPgp {
                 .unwrap_or_else(|| atr.announces_extended_length()),
             pin: Pin::new(&data),
             objects: Objects::default(),
+            offers: None,
             data,
         })
     }

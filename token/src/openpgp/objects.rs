@@ -80,6 +80,11 @@ impl Objects {
         *self.public_keys.get_mut(key) = Read::Unread;
     }
 
+    /// Forgets the certificate of `key`, which is written.
+    pub(super) fn forget_certificate(&mut self, key: Key) {
+        *self.certificates.get_mut(key) = Read::Unread;
+    }
+
     /// Reads what `wanted` may match and is not read yet.
     pub(super) fn load(
         &mut self,
@@ -161,7 +166,9 @@ impl Objects {
             let usage = key.usage(public.algorithm());
             let pin = key.pin_rule(data.password.several_signatures);
             let origin = data.keys.get(key).origin();
-            objects.push(object::public_key(&place, public, subject, usage, origin));
+            objects.push(object::public_key(
+                &place, public, subject, usage, origin, false,
+            ));
             objects.push(object::private_key(
                 &place, public, subject, usage, pin, origin, false,
             ));

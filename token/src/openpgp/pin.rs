@@ -1,5 +1,5 @@
-//! PW1, the user's PIN: one secret with two states on the card, one for signatures and one for all else
-//! (OpenPGP card 3.4, 4.3).
+//! The passwords (OpenPGP card 3.4, 4.3). PW1, the user's PIN, is one secret with two states on the card, one for
+//! signatures and one for all else; PW3 is the security officer's.
 
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
@@ -9,14 +9,16 @@ use crate::{
     error::TokenError,
     openpgp::{
         data_object::{self, ApplicationData, PasswordStatus},
-        kdf::Kdf,
+        kdf::{Kdf, Password},
         key::Key,
     },
 };
 
 /// Shortest PW1 in bytes (4.3.1).
 pub(super) const MIN_LEN: usize = 6;
-/// Longest PW1 any card takes, and the longest there can be behind a key derivation function.
+/// Shortest PW3 in bytes (4.3.1).
+const ADMIN_MIN_LEN: usize = 8;
+/// Longest password any card takes, and the longest there can be behind a key derivation function.
 const MAX_LEN: usize = 127;
 
 /// How the PIN is referred to in VERIFY (7.2.2).
@@ -26,6 +28,8 @@ enum Reference {
     Signing = 0x81,
     /// PW1 for everything else.
     Other = 0x82,
+    /// PW3.
+    Admin = 0x83,
 }
 
 impl Reference {
@@ -36,13 +40,22 @@ impl Reference {
             _ => Self::Other,
         }
     }
+
+    /// Whose secret it asks for.
+    const fn password(self) -> Password {
+        match self {
+            Self::Signing | Self::Other => Password::User,
+            Self::Admin => Password::Admin,
+        }
+    }
 }
 
-/// What is known of PW1.
+/// What is known of the passwords.
 #[derive(Debug)]
 pub(super) struct Pin {
     status: PasswordStatus,
     tries: PinTries,
+    admin_tries: PinTries,
     /// Whether the card may have a key derivation function, and which once it is read.
     has_kdf: bool,
     kdf: Option<Kdf>,
@@ -58,6 +71,7 @@ impl Pin {
         let mut pin = Self {
             status: data.password,
             tries: PinTries::default(),
+            admin_tries: PinTries::default(),
             has_kdf: data.kdf,
             kdf: None,
             kdf_in_doubt: false,
@@ -71,6 +85,7 @@ impl Pin {
     pub(super) fn note(&mut self, status: PasswordStatus) {
         self.status = status;
         self.tries.note(status.tries);
+        self.admin_tries.note(status.admin_tries);
     }
 
     /// Tries as last heard.
@@ -78,27 +93,73 @@ impl Pin {
         self.tries
     }
 
+    /// Tries of PW3 as last heard.
+    pub(super) const fn admin_tries(&self) -> PinTries {
+        self.admin_tries
+    }
+
+    fn tries_mut(&mut self, password: Password) -> &mut PinTries {
+        match password {
+            Password::User => &mut self.tries,
+            Password::Admin => &mut self.admin_tries,
+        }
+    }
+
     /// Longest PIN in bytes.
     pub(super) fn max_len(&self) -> usize {
+        self.lengths(Password::User).1
+    }
+
+    /// Shortest and longest password in bytes.
+    fn lengths(&self, password: Password) -> (usize, usize) {
+        let (min, told) = match password {
+            Password::User => (MIN_LEN, self.status.max_len),
+            Password::Admin => (ADMIN_MIN_LEN, self.status.admin_max_len),
+        };
         match self.kdf {
-            Some(Kdf::Iterated { .. }) => MAX_LEN,
-            _ if self.status.max_len < MIN_LEN => MAX_LEN,
-            _ => self.status.max_len,
+            Some(Kdf::Iterated { .. }) => (min, MAX_LEN),
+            _ if told < min => (min, MAX_LEN),
+            _ => (min, told),
         }
     }
 
     /// Refuses a PIN of impossible length. A key derivation function that is not read yet may hide any.
     pub(super) fn check(&self, pin: &Secret) -> Result<(), TokenError> {
+        self.check_of(Password::User, pin)
+            .map_err(|(min, max)| TokenError::PinLength {
+                len: pin.len(),
+                min,
+                max,
+            })
+    }
+
+    /// Refuses a PW3 of impossible length.
+    pub(super) fn check_admin(&self, pin: &Secret) -> Result<(), TokenError> {
+        self.check_of(Password::Admin, pin)
+            .map_err(|(min, max)| TokenError::SoPinForm {
+                what: format!("the admin PIN has {min} to {max} bytes, not {}", pin.len()),
+            })
+    }
+
+    /// Refuses a new password of impossible length.
+    pub(super) fn check_new(&self, password: Password, new: &Secret) -> Result<(), TokenError> {
+        self.check_of(password, new)
+            .map_err(|(min, max)| TokenError::NewPinLength {
+                len: new.len(),
+                min,
+                max,
+            })
+    }
+
+    fn check_of(&self, password: Password, pin: &Secret) -> Result<(), (usize, usize)> {
         let unread = self.has_kdf && self.kdf.is_none();
-        let max = if unread { MAX_LEN } else { self.max_len() };
-        if (MIN_LEN..=max).contains(&pin.len()) {
-            return Ok(());
+        let (min, told) = self.lengths(password);
+        let max = if unread { MAX_LEN } else { told };
+        if (min..=max).contains(&pin.len()) {
+            Ok(())
+        } else {
+            Err((min, max))
         }
-        Err(TokenError::PinLength {
-            len: pin.len(),
-            min: MIN_LEN,
-            max,
-        })
     }
 
     /// Verifies `pin`: for a login the state for all else first, so that a wrong one costs one try, then the
@@ -109,7 +170,9 @@ impl Pin {
         pin: &Secret,
         purpose: PinPurpose,
     ) -> Result<(), TokenError> {
-        let secret = self.derive(talk, pin)?;
+        self.prepare(talk)?;
+        self.check(pin)?;
+        let secret = self.derived(pin, Password::User);
         match purpose {
             PinPurpose::Once(key) => {
                 self.verify_reference(talk, Reference::of(key.reference), &secret)
@@ -129,12 +192,69 @@ impl Pin {
         }
     }
 
-    /// What VERIFY must be sent for `pin`.
-    fn derive(
+    /// Verifies PW3.
+    pub(super) fn verify_admin(
         &mut self,
         talk: &mut Conversation<'_, '_>,
         pin: &Secret,
-    ) -> Result<Secret, TokenError> {
+    ) -> Result<(), TokenError> {
+        self.prepare(talk)?;
+        self.check_admin(pin)?;
+        let secret = self.derived(pin, Password::Admin);
+        self.verify_reference(talk, Reference::Admin, &secret)
+    }
+
+    /// CHANGE REFERENCE DATA (7.2.3). The old password is verified by itself first: the card is sent both without a
+    /// mark between them, and would take a beginning of a wrong old one for the right one and the rest for the new.
+    pub(super) fn change(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        password: Password,
+        old: &Secret,
+        new: &Secret,
+    ) -> Result<(), TokenError> {
+        self.prepare(talk)?;
+        self.check_new(password, new)?;
+        let (verified, changed) = match password {
+            Password::User => {
+                self.check(old)?;
+                (Reference::Other, Reference::Signing)
+            }
+            Password::Admin => {
+                self.check_admin(old)?;
+                (Reference::Admin, Reference::Admin)
+            }
+        };
+        let mut data = self.derived(old, password);
+        self.verify_reference(talk, verified, &data)?;
+        data.extend(self.derived(new, password).expose());
+        let command = CommandApdu {
+            data: data.expose(),
+            ..CommandApdu::header([0x00, 0x24, 0x00, changed as u8])
+        };
+        changed_to(talk, &command, "CHANGE REFERENCE DATA")
+    }
+
+    /// RESET RETRY COUNTER (7.2.4) after PW3: PW1 is `new` then.
+    pub(super) fn reset(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        new: &Secret,
+    ) -> Result<(), TokenError> {
+        self.prepare(talk)?;
+        self.check_new(Password::User, new)?;
+        let data = self.derived(new, Password::User);
+        let command = CommandApdu {
+            data: data.expose(),
+            ..CommandApdu::header([0x00, 0x2C, 0x02, Reference::Signing as u8])
+        };
+        changed_to(talk, &command, "RESET RETRY COUNTER")?;
+        self.tries.note_success();
+        Ok(())
+    }
+
+    /// Makes sure that a password is sent as the card compares it, or not at all.
+    fn prepare(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
         if self.status.pin_block_2 {
             return Err(TokenError::malformed(
                 "OpenPGP PW status bytes C4",
@@ -144,9 +264,16 @@ impl Pin {
         if self.has_kdf && (self.kdf.is_none() || self.kdf_in_doubt) {
             self.kdf = Some(read_kdf(talk)?);
             self.kdf_in_doubt = false;
-            self.check(pin)?;
         }
-        Ok(self.kdf.as_ref().unwrap_or(&Kdf::Plain).derive(pin))
+        Ok(())
+    }
+
+    /// What VERIFY must be sent for `pin`.
+    fn derived(&self, pin: &Secret, password: Password) -> Secret {
+        self.kdf
+            .as_ref()
+            .unwrap_or(&Kdf::Plain)
+            .derive(pin, password)
     }
 
     fn verify_reference(
@@ -160,41 +287,40 @@ impl Pin {
             ..CommandApdu::header([0x00, 0x20, 0x00, reference as u8])
         };
         let status = talk.exchange(&command)?.status;
+        let password = reference.password();
         self.kdf_in_doubt = !status.is_ok();
         match status {
             StatusWord::OK => {
-                self.tries.note_success();
-                Ok(())
+                self.tries_mut(password).note_success();
+                return Ok(());
             }
-            StatusWord::AUTHENTICATION_BLOCKED => {
-                self.tries.note(0);
-                Err(TokenError::PinLocked)
-            }
-            StatusWord::SECURITY_STATUS_NOT_SATISFIED => {
-                self.read_tries(talk)?;
-                Err(self.wrong())
-            }
-            _ if status.sw1() == 0x63 => {
-                match status.tries_left() {
-                    Some(left) => self.tries.note(left),
-                    None => self.read_tries(talk)?,
-                }
-                Err(self.wrong())
-            }
-            _ => Err(TokenError::refused("OpenPGP VERIFY", status)),
+            StatusWord::AUTHENTICATION_BLOCKED => self.tries_mut(password).note(0),
+            StatusWord::SECURITY_STATUS_NOT_SATISFIED => self.read_tries(talk, password)?,
+            _ if status.sw1() == 0x63 => match status.tries_left() {
+                Some(left) => self.tries_mut(password).note(left),
+                None => self.read_tries(talk, password)?,
+            },
+            _ => return Err(TokenError::refused("OpenPGP VERIFY", status)),
         }
+        Err(self.wrong(password))
     }
 
-    const fn wrong(&self) -> TokenError {
-        match self.tries.left {
-            Some(0) => TokenError::PinLocked,
-            tries_left => TokenError::WrongPin { tries_left },
+    const fn wrong(&self, password: Password) -> TokenError {
+        match (password, self.tries.left, self.admin_tries.left) {
+            (Password::User, Some(0), _) => TokenError::PinLocked,
+            (Password::User, tries_left, _) => TokenError::WrongPin { tries_left },
+            (Password::Admin, _, Some(0)) => TokenError::SoPinLocked,
+            (Password::Admin, _, tries_left) => TokenError::WrongSoPin { tries_left },
         }
     }
 
     /// Asks how many tries are left; an answer that does not say leaves them unknown.
-    fn read_tries(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        self.tries.left = None;
+    fn read_tries(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        password: Password,
+    ) -> Result<(), TokenError> {
+        self.tries_mut(password).left = None;
         let answer = talk.exchange(&get_data(data_object::PASSWORD_STATUS))?;
         if answer.status.is_ok()
             && let Ok(status) = PasswordStatus::parse(answer.data.expose())
@@ -212,26 +338,39 @@ impl Pin {
         talk: &mut Conversation<'_, '_>,
         key: u8,
     ) -> Result<PinStatus, TokenError> {
-        if self.tells_state {
-            let status = talk.exchange(&ask(Reference::of(key)))?.status;
-            match (status, status.tries_left()) {
-                (StatusWord::OK, _) => return Ok(PinStatus::Verified),
-                (_, Some(left)) => {
-                    self.tries.note(left);
-                    return Ok(self.not_verified());
-                }
-                _ => {}
-            }
-        }
-        self.read_tries(talk)?;
-        Ok(self.not_verified())
+        self.status_of(talk, Reference::of(key))
     }
 
-    const fn not_verified(&self) -> PinStatus {
-        match self.tries.left {
+    /// Whether PW3 is verified.
+    pub(super) fn admin_status(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+    ) -> Result<PinStatus, TokenError> {
+        self.status_of(talk, Reference::Admin)
+    }
+
+    fn status_of(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        reference: Reference,
+    ) -> Result<PinStatus, TokenError> {
+        let password = reference.password();
+        let mut told = None;
+        if self.tells_state {
+            let status = talk.exchange(&ask(reference))?.status;
+            if status.is_ok() {
+                return Ok(PinStatus::Verified);
+            }
+            told = status.tries_left();
+        }
+        match told {
+            Some(left) => self.tries_mut(password).note(left),
+            None => self.read_tries(talk, password)?,
+        }
+        Ok(match self.tries_mut(password).left {
             Some(0) => PinStatus::Blocked,
             tries_left => PinStatus::NotVerified { tries_left },
-        }
+        })
     }
 
     /// Makes the card forget both states. Cards that know no command for it are selected anew and asked.
@@ -242,16 +381,52 @@ impl Pin {
             return Ok(());
         }
         let refusal = if signing.is_ok() { other } else { signing };
+        self.select_anew(talk, &[Reference::Signing, Reference::Other], refusal)
+    }
+
+    /// Makes the card forget PW3.
+    pub(super) fn unverify_admin(&self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        let refusal = forget(talk, Reference::Admin)?;
+        if refusal.is_ok() {
+            return Ok(());
+        }
+        self.select_anew(talk, &[Reference::Admin], refusal)
+    }
+
+    fn select_anew(
+        &self,
+        talk: &mut Conversation<'_, '_>,
+        references: &[Reference],
+        refusal: StatusWord,
+    ) -> Result<(), TokenError> {
         talk.select(AppletKind::OpenPgp)?;
         if !self.tells_state {
             return Ok(());
         }
-        for reference in [Reference::Signing, Reference::Other] {
-            if talk.exchange(&ask(reference))?.status.is_ok() {
+        for reference in references {
+            if talk.exchange(&ask(*reference))?.status.is_ok() {
                 return Err(TokenError::refused("OpenPGP VERIFY to log out", refusal));
             }
         }
         Ok(())
+    }
+}
+
+/// Sends what gives a password another value. The old one is verified, so that a refusal is about the new one.
+fn changed_to(
+    talk: &mut Conversation<'_, '_>,
+    command: &CommandApdu<'_>,
+    name: &str,
+) -> Result<(), TokenError> {
+    let status = talk.exchange(command)?.status;
+    match status {
+        StatusWord::OK => Ok(()),
+        StatusWord::INCORRECT_DATA
+        | StatusWord::WRONG_LENGTH
+        | StatusWord::CONDITIONS_NOT_SATISFIED => Err(TokenError::NewPinInvalid {
+            what: format!("OpenPGP {name}: {status}"),
+        }),
+        _ => Err(TokenError::refused(format!("OpenPGP {name}"), status)),
     }
 }
 

@@ -4,16 +4,51 @@
 //! 70 certificate   71 CertInfo, bit 0: compressed   72 MSCUID   FE error detection code
 //! ```
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use claviger_apdu::tlv;
-use flate2::bufread::{DeflateDecoder, GzDecoder, ZlibDecoder};
+use flate2::{
+    Compression,
+    bufread::{DeflateDecoder, GzDecoder, ZlibDecoder},
+    write::GzEncoder,
+};
 
 use crate::{certificate::Certificate, error::TokenError};
 
 /// The largest certificate taken out of a compressed object: a card holds a few kilobytes.
 const MAX_INFLATED: u64 = 64 * 1024;
 const THING: &str = "PIV certificate object";
+/// The largest certificate worth sending as it is: 3052 bytes are a YubiKey's largest object, and no card's is larger.
+pub(super) const MAX_PLAIN: usize = 3036;
+
+/// The content of an object with this certificate.
+pub(super) fn plain(der: &[u8]) -> Vec<u8> {
+    content(der, 0x00)
+}
+
+/// The same with the certificate compressed.
+///
+/// # Errors
+/// [`TokenError::ValueInvalid`] when it is longer than anybody inflates it to.
+pub(super) fn compressed(der: &[u8]) -> Result<Vec<u8>, TokenError> {
+    if !u64::try_from(der.len()).is_ok_and(|len| len <= MAX_INFLATED) {
+        let what = format!("a certificate of {} bytes is too long", der.len());
+        return Err(TokenError::value(what));
+    }
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    let packed = encoder.write_all(der).and_then(|()| encoder.finish());
+    let packed = packed.map_err(|fault| TokenError::malformed(THING, fault))?;
+    Ok(content(&packed, 0x01))
+}
+
+fn content(bytes: &[u8], info: u8) -> Vec<u8> {
+    [
+        tlv::encode(0x70, bytes),
+        tlv::encode(0x71, &[info]),
+        tlv::encode(0xFE, &[]),
+    ]
+    .concat()
+}
 
 /// How the bytes under tag 70 are written; CertInfo is often wrong, the bytes never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,25 +146,13 @@ pub(super) fn fuzz(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use flate2::{
-        Compression,
-        write::{DeflateEncoder, GzEncoder, ZlibEncoder},
-    };
+    use flate2::write::{DeflateEncoder, ZlibEncoder};
 
     use super::*;
 
     const DER: &[u8] = include_bytes!("../../tests/data/rsa2048.der");
 
-    fn object(bytes: &[u8], info: u8) -> Vec<u8> {
-        [
-            tlv::encode(0x70, bytes),
-            tlv::encode(0x71, &[info]),
-            tlv::encode(0xFE, &[]),
-        ]
-        .concat()
-    }
+    use super::content as object;
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -162,6 +185,16 @@ mod tests {
         ] {
             assert_eq!(certificate(&content).unwrap().der, DER);
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        assert_eq!(certificate(&plain(DER)).unwrap().der, DER);
+        let packed = compressed(DER).unwrap();
+        assert_eq!(certificate(&packed).unwrap().der, DER);
+        assert_ne!(packed, plain(DER));
+        assert!(plain(&[0; MAX_PLAIN]).len() <= 3052 - 4, "with its 53");
+        assert!(compressed(&vec![0; 64 * 1024 + 1]).is_err());
     }
 
     #[test]

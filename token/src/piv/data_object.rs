@@ -146,14 +146,46 @@ impl DataObject {
 
     /// GET DATA (SP 800-73-4 part 2, 3.1.2).
     pub(super) fn get_data(&self) -> OwnedCommand {
-        let tag = self.tag.to_be_bytes();
-        let zeros = tag.iter().take_while(|byte| **byte == 0).count();
         OwnedCommand {
             header: [0x00, 0xCB, 0x3F, 0xFF],
-            data: Secret::new(tlv::encode(0x5C, tag.get(zeros..).unwrap_or(&tag))),
+            data: Secret::new(self.tag_list()),
             expected: Expected::All,
             class: CommandClass::Fast,
         }
+    }
+
+    /// PUT DATA (SP 800-73-4 part 2, 3.3.1) of what [`DataObject::content`] would give; nothing removes the object.
+    pub(super) fn put_data(&self, content: &[u8]) -> OwnedCommand {
+        let data = match (self.has_own_template(), content) {
+            (true, []) => tlv::encode(self.tag, &[]),
+            (true, template) => template.to_vec(),
+            (false, content) => [self.tag_list(), tlv::encode(0x53, content)].concat(),
+        };
+        OwnedCommand {
+            header: [0x00, 0xDB, 0x3F, 0xFF],
+            data: Secret::new(data),
+            expected: Expected::Nothing,
+            class: CommandClass::Fast,
+        }
+    }
+
+    /// Whether `content` can be what [`DataObject::content`] gives: some bytes, or the object's own template.
+    pub(super) fn holds(&self, content: &[u8]) -> bool {
+        match self.has_own_template() {
+            true => tlv::only(content, self.tag).is_ok_and(|inner| !inner.is_empty()),
+            false => !content.is_empty(),
+        }
+    }
+
+    const fn has_own_template(&self) -> bool {
+        matches!(self.tag, DISCOVERY | BIOMETRIC_GROUP)
+    }
+
+    /// `5C { tag }`
+    fn tag_list(&self) -> Vec<u8> {
+        let tag = self.tag.to_be_bytes();
+        let zeros = tag.iter().take_while(|byte| **byte == 0).count();
+        tlv::encode(0x5C, tag.get(zeros..).unwrap_or(&tag))
     }
 
     /// The content in an answer to [`DataObject::get_data`]; `None` when the card does not have the object
@@ -177,7 +209,7 @@ impl DataObject {
 
     /// What lies in 53, or the whole template of an object that has its own.
     fn unwrap<'a>(&self, data: &'a [u8]) -> Result<Option<&'a [u8]>, TlvError> {
-        let own_template = matches!(self.tag, DISCOVERY | BIOMETRIC_GROUP);
+        let own_template = self.has_own_template();
         let content = match data {
             [] => data,
             _ => tlv::only(data, if own_template { self.tag } else { 0x53 })?,

@@ -47,6 +47,8 @@ impl Discovery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct KeyHistory {
     keys: u8,
+    /// Whether certificates of some are kept elsewhere, at an address the object then must name.
+    off_card: bool,
 }
 
 impl KeyHistory {
@@ -64,11 +66,30 @@ impl KeyHistory {
                 "a count of more than one byte",
             )),
         };
-        let keys = count(0xC1)?.saturating_add(count(0xC2)?);
+        let off_card = count(0xC2)?;
+        let keys = count(0xC1)?.saturating_add(off_card);
         if keys > RetiredNumber::MAX {
             return Err(TokenError::malformed(THING, format!("{keys} retired keys")));
         }
-        Ok(Self { keys })
+        Ok(Self {
+            keys,
+            off_card: off_card > 0,
+        })
+    }
+
+    /// The history that counts retired key `number` too; `None` when this one does, or is an issuer's with
+    /// certificates elsewhere, which is left alone.
+    pub(super) fn counting(self, number: RetiredNumber) -> Option<Self> {
+        let keys = number.get();
+        (!self.has(number) && !self.off_card).then_some(Self {
+            keys,
+            off_card: false,
+        })
+    }
+
+    /// The content of the object's 53, for a history without certificates elsewhere.
+    pub(super) const fn content(self) -> [u8; 8] {
+        [0xC1, 1, self.keys, 0xC2, 1, 0, 0xFE, 0]
     }
 
     /// Whether it counts retired key `number`.
@@ -128,6 +149,12 @@ mod tests {
         assert!(has(&two_and_one, 3));
         assert!(!has(&two_and_one, 4));
         assert!(!has(&[0xFE, 0], 1));
+        let none = KeyHistory::default();
+        let third = none.counting(RetiredNumber::new(3).unwrap()).unwrap();
+        assert_eq!(KeyHistory::parse(&third.content()).unwrap(), third);
+        assert!(third.counting(RetiredNumber::new(2).unwrap()).is_none());
+        let elsewhere = KeyHistory::parse(&two_and_one).unwrap();
+        assert!(elsewhere.counting(RetiredNumber::new(9).unwrap()).is_none());
         assert!(KeyHistory::parse(&[0xC1, 1, 20, 0xC2, 1, 1]).is_err());
         assert!(KeyHistory::parse(&[0xC1, 2, 0, 1]).is_err());
         assert!(KeyHistory::parse(&[0xC1, 1]).is_err());

@@ -18,7 +18,7 @@ use super::{
     quirks::{Quirk, Quirks},
 };
 use crate::{
-    algorithm::KeyAlgorithm,
+    algorithm::{KeyAlgorithm, PublicKey},
     applet::Wanted,
     card::Conversation,
     certificate::Certificate,
@@ -38,8 +38,17 @@ pub(super) struct Inventory {
     history: KeyHistory,
     certificates: BTreeMap<KeyReference, Certificate>,
     metadata: BTreeMap<KeyReference, Option<Metadata>>,
+    /// Keys made through this connection, which cards without metadata never tell again.
+    made: BTreeMap<KeyReference, Made>,
     /// By class, and within it keys in the order of their CKA_ID, data by tag.
     objects: BTreeMap<(CK_OBJECT_CLASS, u32), Arc<Object>>,
+}
+
+/// A key made through this connection.
+struct Made {
+    public: PublicKey,
+    /// The certificate that was there when it was made: of the key before.
+    outdated: Option<Vec<u8>>,
 }
 
 /// One command that fills a gap.
@@ -67,6 +76,7 @@ impl Inventory {
             history: KeyHistory::default(),
             certificates: BTreeMap::new(),
             metadata: BTreeMap::new(),
+            made: BTreeMap::new(),
             objects: BTreeMap::new(),
         }
     }
@@ -99,6 +109,63 @@ impl Inventory {
         self.certificates.clear();
         self.metadata.clear();
         self.objects.clear();
+    }
+
+    /// Forgets `object` and what it stands for: it is written.
+    pub(super) fn forget_data(&mut self, object: &DataObject) {
+        self.asked.remove(&object.tag);
+        self.objects.remove(&(CKO_DATA, object.tag));
+        if object.tag == KEY_HISTORY {
+            self.history = KeyHistory::default();
+        }
+        if let Some(key) = object.key {
+            self.certificates.remove(&key);
+            for class in [CKO_CERTIFICATE, CKO_PUBLIC_KEY, CKO_PRIVATE_KEY] {
+                self.objects.remove(&(class, rank(key)));
+            }
+        }
+    }
+
+    /// Forgets `key` and its certificate: another one is made.
+    pub(super) fn forget_key(&mut self, key: KeyReference) {
+        if let Some(object) = DataObject::certificate_of(key) {
+            self.forget_data(&object);
+        }
+        self.metadata.remove(&key);
+        self.made.remove(&key);
+    }
+
+    /// Takes note that `key` is now this one, and of the certificate that is left of the one before.
+    ///
+    /// # Errors
+    /// Of the conversation.
+    pub(super) fn generated(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: KeyReference,
+        public: &PublicKey,
+    ) -> Result<(), TokenError> {
+        self.made.insert(
+            key,
+            Made {
+                public: public.clone(),
+                outdated: None,
+            },
+        );
+        let Some(object) = DataObject::certificate_of(key) else {
+            return Ok(());
+        };
+        let content = self.read_data(talk, &object)?;
+        let found = content.and_then(|content| certificate_object::certificate(&content).ok());
+        self.made.insert(
+            key,
+            Made {
+                public: public.clone(),
+                outdated: found.map(|certificate| certificate.der),
+            },
+        );
+        self.build_keys(key);
+        Ok(())
     }
 
     /// All objects read so far.
@@ -176,7 +243,8 @@ impl Inventory {
         let KeyReference::Retired(number) = key else {
             return Presence::Maybe;
         };
-        if wanted.id.is_some() || wanted.label.is_some() || self.history.has(number) {
+        let named = wanted.id.is_some() || wanted.label.is_some();
+        if named || self.history.has(number) || self.made.contains_key(&key) {
             return Presence::Maybe;
         }
         if self.asked.contains(&KEY_HISTORY) {
@@ -290,8 +358,9 @@ impl Inventory {
         let metadata = self.metadata.get(&key).and_then(Option::as_ref);
         let certificate = self.certificates.get(&key);
         let said = metadata.and_then(|metadata| metadata.public_key.as_ref());
+        let made = self.made_now(key);
         let certified = certificate.and_then(|certificate| certificate.public_key.as_ref());
-        let Some(public) = said.or(certified).cloned() else {
+        let Some(public) = said.or(made).or(certified).cloned() else {
             return;
         };
         let certificate = certificate.filter(|_| certified == Some(&public));
@@ -303,15 +372,29 @@ impl Inventory {
         let pin = metadata
             .and_then(|metadata| metadata.pin)
             .unwrap_or(key.pin_rule());
-        let origin = metadata.map_or(Origin::Unknown, |metadata| metadata.origin);
+        let origin = match metadata {
+            Some(metadata) if metadata.origin != Origin::Unknown => metadata.origin,
+            _ if made == Some(&public) => Origin::Generated,
+            _ => Origin::Unknown,
+        };
         let subject = certificate.map_or(Vec::new(), |own| own.subject.clone());
         let place = key.place();
-        let public_key = object::public_key(&place, &public, &subject, usage, origin);
+        let public_key = object::public_key(&place, &public, &subject, usage, origin, true);
         self.add(rank(key), public_key);
         if authenticate::identifier(algorithm).is_some() {
             let private = object::private_key(&place, &public, &subject, usage, pin, origin, true);
             self.add(rank(key), private);
         }
+    }
+
+    /// The key made here, unless a certificate has come since that names another: somebody made one after us.
+    fn made_now(&self, key: KeyReference) -> Option<&PublicKey> {
+        let made = self.made.get(&key)?;
+        let replaced = self.certificates.get(&key).is_some_and(|certificate| {
+            certificate.public_key.as_ref() != Some(&made.public)
+                && made.outdated.as_ref() != Some(&certificate.der)
+        });
+        (!replaced).then_some(&made.public)
     }
 
     fn add(&mut self, rank: u32, object: Object) {

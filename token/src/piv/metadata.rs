@@ -80,7 +80,7 @@ impl Metadata {
 }
 
 /// The key in `template`: 81 modulus and 82 exponent, or 86 point; `None` for algorithms we do not know.
-fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<PublicKey>, TokenError> {
+pub(super) fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<PublicKey>, TokenError> {
     let field = |tag| {
         let field = tlv::find(template, tag).map_err(TokenError::tlv(THING));
         field.map(Option::unwrap_or_default)

@@ -4,15 +4,18 @@
 //! among them; the *discovery object* says which PIN the card wants and proves that PIV is selected.
 //!
 //! A search reads the data objects it may match and no others, each once; what is read makes up the objects.
-//! What is not here: writing, key generation, the management key, secure messaging.
+//! What is not here: importing keys, secure messaging.
 
 mod authenticate;
 mod certificate_object;
 mod chuid;
 mod data_object;
 mod discovery;
+mod generation;
 mod inventory;
 mod key_reference;
+mod manage;
+mod management_key;
 mod metadata;
 mod pin;
 mod quirks;
@@ -25,6 +28,7 @@ use cryptoki_sys::{CKF_DECRYPT, CKF_DERIVE, CKF_SIGN};
 use self::{
     discovery::Discovery,
     inventory::Inventory,
+    manage::Administrator,
     pin::Pin,
     quirks::{Quirk, Quirks},
 };
@@ -94,14 +98,15 @@ pub struct Piv {
     serial: String,
     pin: Pin,
     inventory: Inventory,
+    administrator: Administrator,
 }
 
 impl Piv {
     /// Reads who the card is: the CHUID, and nothing else. SELECT's answer differs so much between cards
-    /// that nothing depends on it.
+    /// that nothing depends on it but which keys the card says it makes.
     pub(crate) fn open(
         talk: &mut Conversation<'_, '_>,
-        _select_answer: &[u8],
+        select_answer: &[u8],
         atr: &Atr,
     ) -> Result<Self, TokenError> {
         let quirks = Quirks::of(atr);
@@ -112,6 +117,7 @@ impl Piv {
             serial: chuid.map_or(NO_SERIAL.to_owned(), |chuid| chuid.serial()),
             pin: Pin::default(),
             inventory,
+            administrator: Administrator::new(select_answer),
         })
     }
 }
@@ -230,6 +236,16 @@ pub mod fuzz {
     /// An answer to GENERAL AUTHENTICATE.
     pub fn authenticate(bytes: &[u8]) {
         super::authenticate::fuzz(bytes);
+    }
+
+    /// Answers to SELECT and to making a key.
+    pub fn generation(bytes: &[u8]) {
+        super::generation::fuzz(bytes);
+    }
+
+    /// Answers to authentication with the management key, and its metadata.
+    pub fn management_key(bytes: &[u8]) {
+        super::management_key::fuzz(bytes);
     }
 
     /// An answer to GET METADATA.

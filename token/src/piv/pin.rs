@@ -1,10 +1,10 @@
 //! The PIN: its form, what status words say of it, and how the card forgets it (SP 800-73-4 part 2, 3.2.1).
 
-use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
+use claviger_apdu::{CommandApdu, CommandClass, Expected, Secret, StatusWord};
 
 use super::discovery::{Discovery, GLOBAL_PIN, PIV_PIN};
 use crate::{
-    applet::{AppletKind, PinStatus, PinTries},
+    applet::{AppletKind, OwnedCommand, PinStatus, PinTries},
     card::Conversation,
     error::TokenError,
 };
@@ -64,15 +64,50 @@ impl Pin {
         if self.discovery.is_none() {
             self.discover(talk)?;
         }
-        let mut padded = Secret::new(Vec::with_capacity(MAX_LEN));
-        padded.extend(pin.expose());
-        padded.extend(&vec![0xFF; MAX_LEN - pin.len()]);
         let answer = talk.exchange(&CommandApdu {
-            data: padded.expose(),
+            data: padded(pin).expose(),
             expected: Expected::Nothing,
             ..CommandApdu::header([0x00, 0x20, 0x00, self.reference()])
         })?;
         self.verified(answer.status)
+    }
+
+    /// CHANGE REFERENCE DATA. The old PIN is verified by itself first: a wrong one is then told, with its tries,
+    /// from a new one the card refuses, which some cards do with the same status.
+    pub(super) fn change(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        old: &Secret,
+        new: &Secret,
+    ) -> Result<(), TokenError> {
+        check_new(new)?;
+        self.verify(talk, old)?;
+        let header = [0x00, 0x24, 0x00, self.reference()];
+        let status = talk.exchange(&pair(old, new, header).as_apdu())?.status;
+        match status {
+            _ if refuses_new(status) => Err(TokenError::NewPinInvalid {
+                what: format!("{}: {status}", self.operation("CHANGE REFERENCE DATA")),
+            }),
+            status => self.verified(status),
+        }
+    }
+
+    /// The command that gives the holder of `puk` the PIN `new` (3.2.3): that which [`Pin::verify`] would send.
+    pub(super) fn reset(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        puk: &Secret,
+        new: &Secret,
+    ) -> Result<OwnedCommand, TokenError> {
+        if self.discovery.is_none() {
+            self.discover(talk)?;
+        }
+        Ok(pair(puk, new, [0x00, 0x2C, 0x00, self.reference()]))
+    }
+
+    /// Takes note that all tries are back.
+    pub(super) fn was_reset(&mut self) {
+        self.tries.note_success();
     }
 
     fn discover(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
@@ -159,17 +194,7 @@ impl Pin {
         if answer.status.is_ok() {
             return Ok(());
         }
-        for aid in OTHER_APPLICATIONS {
-            let elsewhere = talk.exchange(&CommandApdu {
-                data: aid,
-                expected: Expected::UpTo(256),
-                ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
-            })?;
-            if elsewhere.status.is_ok() {
-                break;
-            }
-        }
-        talk.select(AppletKind::Piv)?;
+        leave_and_return(talk)?;
         match self.status(talk)? {
             PinStatus::Verified => Err(TokenError::refused(
                 self.operation("VERIFY to log out"),
@@ -189,8 +214,63 @@ impl Pin {
     }
 }
 
+/// Selects another application and PIV again, which ends what is verified.
+pub(super) fn leave_and_return(talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+    for aid in OTHER_APPLICATIONS {
+        let elsewhere = talk.exchange(&CommandApdu {
+            data: aid,
+            expected: Expected::UpTo(256),
+            ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
+        })?;
+        if elsewhere.status.is_ok() {
+            break;
+        }
+    }
+    talk.select(AppletKind::Piv).map(drop)
+}
+
+/// A PIN or PUK as the card wants it.
+fn padded(pin: &Secret) -> Secret {
+    let mut padded = Secret::new(Vec::with_capacity(MAX_LEN));
+    padded.extend(pin.expose());
+    padded.extend(&vec![0xFF; MAX_LEN.saturating_sub(pin.len())]);
+    padded
+}
+
+/// A command of two PINs or PUKs, one after the other.
+pub(super) fn pair(one: &Secret, other: &Secret, header: [u8; 4]) -> OwnedCommand {
+    let mut data = Secret::new(Vec::with_capacity(2 * MAX_LEN));
+    data.extend(padded(one).expose());
+    data.extend(padded(other).expose());
+    OwnedCommand {
+        header,
+        data,
+        expected: Expected::Nothing,
+        class: CommandClass::Fast,
+    }
+}
+
+/// Refuses what no PIV card takes for a new PIN or PUK.
+pub(super) fn check_new(new: &Secret) -> Result<(), TokenError> {
+    Pin::check(new).map_err(|_| TokenError::NewPinLength {
+        len: new.len(),
+        min: MIN_LEN,
+        max: MAX_LEN,
+    })
+}
+
+/// Whether a card says so that the new PIN or PUK is not one for it.
+pub(super) const fn refuses_new(status: StatusWord) -> bool {
+    matches!(
+        status,
+        StatusWord::INCORRECT_DATA
+            | StatusWord::CONDITIONS_NOT_SATISFIED
+            | StatusWord::WRONG_LENGTH
+    )
+}
+
 /// Tries left as 63Cx says it, or 630x on old cards (YubiKey NEO), or 6983; 6300 says nothing.
-fn tries_left(status: StatusWord) -> Option<u8> {
+pub(super) fn tries_left(status: StatusWord) -> Option<u8> {
     match status.0 {
         0x6301..=0x630F => Some(status.sw2()),
         0x6983 => Some(0),

@@ -69,6 +69,37 @@ fn the_card_is_sent_what_is_derived_with_the_salt_of_pw1() {
 }
 
 #[test]
+fn the_admin_pin_is_derived_with_its_own_salt_and_both_in_a_change() {
+    let of = |salt: &str, pin: &str| {
+        let octets: Vec<u8> = format!("{salt}{pin}").into_bytes();
+        Sha256::digest(octets.into_iter().cycle().take(100).collect::<Vec<u8>>())
+    };
+    let admin = of("salt-PW3", "12345678");
+    let new = of("salt-PW3", "87654321");
+    let user = of("salt-PW1", "654321");
+    let session = [
+        CARD.discovery(),
+        SELECT.to_owned(),
+        exchange(READ, &object(8, 100)),
+        verify(0x83, &admin) + "< 9000 \n> 00CA00FA00 \n < 6A88 \n",
+        CARD.probe(),
+        "> 00200083 \n < 9000 \n".to_owned(),
+        format!("> 002C0281 20 {} \n < 9000 \n", text(&user)),
+        CARD.probe(),
+        verify(0x83, &admin) + "< 9000 \n",
+        format!("> 00240083 40 {} {} \n < 9000 \n", text(&admin), text(&new)),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    let [old, new] = ["12345678", "87654321"].map(|pin| Secret::copy_from(pin.as_bytes()));
+    token.so_login(&mut card, &old).unwrap();
+    token
+        .init_pin(&mut card, &Secret::copy_from(b"654321"))
+        .unwrap();
+    token.set_pin(&mut card, &old, &new).unwrap();
+}
+
+#[test]
 fn the_object_is_read_once_and_again_after_a_refused_pin() {
     let plain = [VERIFY_82, "< 9000 \n", VERIFY_81, "< 9000 \n"].concat();
     let derived = Sha256::digest(octets("123456"));

@@ -1,5 +1,6 @@
 //! The OpenPGP application as a token, over written-down card sessions.
 
+mod administration;
 mod certificates;
 #[allow(unreachable_pub, reason = "written for every test of the crate")]
 #[path = "../common/mod.rs"]

@@ -45,6 +45,8 @@ pub(crate) struct Sheet {
     pub(crate) capabilities: &'static str,
     /// First byte of the extended capabilities.
     pub(crate) features: u8,
+    /// Most random bytes at once.
+    pub(crate) challenge: u8,
     pub(crate) attributes: [&'static str; 3],
     pub(crate) password_status: [u8; 7],
     /// First byte of each fingerprint, which is otherwise zero.
@@ -66,6 +68,7 @@ impl Sheet {
         manufacturer: "FFFE",
         capabilities: "73 C00180",
         features: 0x3E,
+        challenge: 0,
         attributes: [ATTRIBUTES_ED25519, ATTRIBUTES_X25519, ATTRIBUTES_P256],
         password_status: [1, 0x7F, 0x7F, 0x7F, 3, 0, 3],
         fingerprints: [0x11, 0x22, 0x33],
@@ -74,7 +77,10 @@ impl Sheet {
 
     /// The value of 6E.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut inner = tlv::encode(0xC0, &[self.features, 0, 0, 0, 4, 0, 4, 0, 0, 0]);
+        let mut inner = tlv::encode(
+            0xC0,
+            &[self.features, 0, 0, self.challenge, 4, 0, 4, 0, 0, 0],
+        );
         for (tag, attributes) in (0xC1..).zip(self.attributes) {
             inner.extend(tlv::encode(tag, &hex(attributes)));
         }

@@ -1,0 +1,317 @@
+//! The self-tests of OpenSC's `pkcs11-tool`, and what it does without a key of the card.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "rules of a test fail loudly"
+)]
+
+mod clients;
+
+use std::{collections::BTreeSet, fs};
+
+use claviger_hw_tests::{
+    client::Output,
+    provision::{OpenPgpPlan, Plan},
+    rig::Rig,
+};
+use clients::{Clients, Needed};
+
+const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
+
+over_the_socket! { NEEDED;
+    the_self_test_signs_verifies_and_decrypts_with_piv_keys: Plan::both();
+    the_self_test_finds_no_error_on_openpgp_keys: Plan::both();
+    the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys: Plan::openpgp(OpenPgpPlan::rsa());
+    the_test_of_ec_learns_that_no_key_is_generated: Plan::both();
+    a_forked_child_initializes_for_itself: Plan::both();
+    threads_of_one_process_share_a_token: Plan::piv4();
+    threads_of_one_process_share_an_openpgp_token: Plan::pgp3();
+    a_second_initialization_is_told_so: Plan::piv4();
+    hashes_are_those_of_openssl: Plan::piv4();
+    hashes_of_an_openpgp_token_are_those_of_openssl: Plan::pgp3();
+    random_bytes_differ_each_time: Plan::piv4();
+    random_bytes_of_an_openpgp_token_differ_each_time: Plan::pgp3();
+    mechanisms_of_the_cards_keys_carry_the_flag_of_hardware: Plan::both();
+    no_object_comes_to_stay_by_unwrapping: Plan::openpgp(OpenPgpPlan::rsa());
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", output.stdout, output.stderr)
+}
+
+/// `pkcs11-tool --test` exits with 0 whatever it finds; what it says counts.
+fn passes(clients: &Clients<'_>, arguments: &[&str]) -> String {
+    let output = clients.pkcs11_tool_logged_in(arguments).expect_success();
+    let said = said(&output);
+    assert!(output.stdout.ends_with("No errors\n"), "{output}");
+    assert!(
+        !said.contains("ERR") && !said.contains("rv = CKR"),
+        "{output}"
+    );
+    said
+}
+
+const TOKENS: [&str; 2] = ["PIV 00000001", "OpenPGP 00000001"];
+
+/// What each part says when it found something to do and nothing wrong.
+fn tests(said: &str, steps: &[&str]) {
+    let general = [
+        "seems to be OK",
+        "all 4 digest functions seem to work",
+        "SHA256: OK",
+    ];
+    for step in general.iter().chain(steps) {
+        assert!(said.contains(step), "{step}\n{said}");
+    }
+}
+
+fn the_self_test_signs_verifies_and_decrypts_with_piv_keys(rig: &Rig) {
+    let said = passes(&Clients::of(rig), &["--token-label", TOKENS[0], "--test"]);
+    let steps = [
+        "all 4 signature functions seem to work",
+        "RSA-X-509: OK",
+        "SHA256-RSA-PKCS: OK",
+        "Verify (currently only for RSA)",
+        "Decryption (currently only for RSA)",
+        "mgf not set, defaulting to MGF1-SHA256\nOK",
+    ];
+    tests(&said, &steps);
+}
+
+/// It knows no use for keys that are not RSA.
+fn the_self_test_finds_no_error_on_openpgp_keys(rig: &Rig) {
+    tests(
+        &passes(&Clients::of(rig), &["--token-label", TOKENS[1], "--test"]),
+        &[],
+    );
+}
+
+fn the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys(rig: &Rig) {
+    let said = passes(&Clients::of(rig), &["--test"]);
+    let steps = [
+        "all 4 signature functions seem to work",
+        "SHA256-RSA-PKCS: OK",
+        "Verify (currently only for RSA)\n  testing key 0 (Signature key)\n    RSA-PKCS: OK",
+        "testing key 1 (Encryption key)\n    RSA-PKCS: OK",
+    ];
+    tests(&said, &steps);
+}
+
+/// Its test of EC begins with a new key, which this module makes nowhere: it says so before the card is asked.
+fn the_test_of_ec_learns_that_no_key_is_generated(rig: &Rig) {
+    let clients = Clients::of(rig);
+    for token in TOKENS {
+        let arguments = ["--token-label", token, "--session-rw", "--test-ec"];
+        let key = ["--key-type", "EC:prime256v1", "--id", "77"];
+        let output = clients.pkcs11_tool_logged_in(&[&arguments[..], &key].concat());
+        assert!(
+            said(&output).contains("no 'CKM_EC_KEY_PAIR_GEN' found in the mechanism list"),
+            "{output}"
+        );
+    }
+    let exchanges = rig.card().exchanges();
+    assert!(
+        exchanges
+            .iter()
+            .all(|exchange| exchange.header()[1] != 0x47)
+    );
+}
+
+fn a_forked_child_initializes_for_itself(rig: &Rig) {
+    let clients = Clients::of(rig);
+    for token in TOKENS {
+        let output = clients
+            .pkcs11_tool_logged_in(&["--token-label", token, "--test-fork", "--list-objects"])
+            .expect_success();
+        let child = "Calling C_Initialize in forked child process";
+        assert!(output.stdout.contains(child), "{output}");
+        assert!(output.stdout.contains("Private Key Object"), "{output}");
+        assert!(!said(&output).contains("CKR_"), "{output}");
+    }
+}
+
+/// Each thread initializes, lists the slots and reads the token's information, while the main thread tests.
+fn threads_of_one_process_share_a_token(rig: &Rig) {
+    let thread = ["--test-threads", "ILGISLT0"];
+    let arguments = [&thread[..], &thread, &thread, &thread, &["--test"]].concat();
+    let output = Clients::of(rig)
+        .pkcs11_tool_logged_in(&arguments)
+        .expect_success();
+    assert!(output.stdout.contains("No errors\n"), "{output}");
+    let said = said(&output);
+    for thread in 0..4 {
+        let started = format!("Test thread {thread} started");
+        let ended = format!("Test thread {thread} returning rv = 0");
+        let slot_list = format!("Test thread {thread} C_GetSlotList returned CKR_OK");
+        for line in [started, ended, slot_list] {
+            assert!(said.contains(&line), "{line}\n{output}");
+        }
+    }
+    assert!(!said.contains("some errors"), "{output}");
+}
+
+fn threads_of_one_process_share_an_openpgp_token(rig: &Rig) {
+    threads_of_one_process_share_a_token(rig);
+}
+
+/// A thread and the main thread initialize: the later one is told.
+fn a_second_initialization_is_told_so(rig: &Rig) {
+    let output = Clients::of(rig)
+        .pkcs11_tool_logged_in(&["--test-threads", "IN", "--list-objects"])
+        .expect_success();
+    assert!(
+        said(&output).contains("CKR_CRYPTOKI_ALREADY_INITIALIZED"),
+        "{output}"
+    );
+    assert!(output.stdout.contains("Private Key Object"), "{output}");
+}
+
+/// The names of the mechanisms that the token lists with this flag.
+fn with_flag(clients: &Clients<'_>, token: &str, flag: &str) -> BTreeSet<String> {
+    let output = clients
+        .pkcs11_tool(&["--token-label", token, "--list-mechanisms"])
+        .expect_success();
+    let flagged = |line: &&str| line.split(", ").skip(1).any(|word| word == flag);
+    let name = |line: &str| line.trim().split(',').next().unwrap().to_owned();
+    output.stdout.lines().filter(flagged).map(name).collect()
+}
+
+fn hashes(rig: &Rig, token: &str) {
+    let clients = Clients::of(rig);
+    let names = [
+        ("SHA-1", "sha1"),
+        ("SHA224", "sha224"),
+        ("SHA256", "sha256"),
+        ("SHA384", "sha384"),
+        ("SHA512", "sha512"),
+    ];
+    let listed = with_flag(&clients, token, "digest");
+    // Larger than the pieces in which `pkcs11-tool` gives a file.
+    for (n, content) in [Vec::new(), b"abc".to_vec(), vec![0x5A; 100_001]]
+        .iter()
+        .enumerate()
+    {
+        let file = clients.file(&format!("message-{n}"), content);
+        for (mechanism, name) in names {
+            assert!(listed.contains(mechanism), "{mechanism}: {listed:?}");
+            let output = clients.path("digest");
+            let _ = fs::remove_file(&output);
+            let files = [
+                "--input-file",
+                file.to_str().unwrap(),
+                "--output-file",
+                output.to_str().unwrap(),
+            ];
+            clients
+                .pkcs11_tool(&[&["--hash", "--mechanism", mechanism][..], &files].concat())
+                .expect_success();
+            assert_eq!(
+                fs::read(&output).unwrap(),
+                clients.digest(name, &file),
+                "{mechanism}"
+            );
+        }
+    }
+}
+
+fn hashes_are_those_of_openssl(rig: &Rig) {
+    hashes(rig, TOKENS[0]);
+}
+
+fn hashes_of_an_openpgp_token_are_those_of_openssl(rig: &Rig) {
+    hashes(rig, TOKENS[1]);
+}
+
+fn random_bytes_differ_each_time(rig: &Rig) {
+    let clients = Clients::of(rig);
+    let mut seen = BTreeSet::new();
+    for length in [1, 16, 16, 300, 300, 5000, 5000] {
+        let file = clients.path("random");
+        let _ = fs::remove_file(&file);
+        let length_written = length.to_string();
+        let what = [
+            "--generate-random",
+            &length_written,
+            "--output-file",
+            file.to_str().unwrap(),
+        ];
+        clients.pkcs11_tool(&what).expect_success();
+        let bytes = fs::read(&file).unwrap();
+        assert_eq!(bytes.len(), length);
+        assert!(
+            length < 16 || bytes.iter().any(|byte| *byte != bytes[0]),
+            "all are {}",
+            bytes[0]
+        );
+        assert!(seen.insert(bytes), "the same {length} bytes twice");
+    }
+}
+
+fn random_bytes_of_an_openpgp_token_differ_each_time(rig: &Rig) {
+    random_bytes_differ_each_time(rig);
+}
+
+/// Signing and decrypting mechanisms of keys on the card are the card's own: they carry the flag `hw`.
+fn mechanisms_of_the_cards_keys_carry_the_flag_of_hardware(rig: &Rig) {
+    let clients = Clients::of(rig);
+    for token in TOKENS {
+        let hardware = with_flag(&clients, token, "hw");
+        for name in ["sign", "decrypt", "derive"] {
+            for mechanism in with_flag(&clients, token, name) {
+                let of_key = ["RSA", "ECDSA", "ECDH", "EDDSA"]
+                    .iter()
+                    .any(|name| mechanism.contains(name));
+                assert!(
+                    !of_key || hardware.contains(&mechanism),
+                    "{mechanism} of {token}"
+                );
+            }
+        }
+        for mechanism in with_flag(&clients, token, "digest") {
+            assert!(!hardware.contains(&mechanism), "{mechanism} of {token}");
+        }
+    }
+}
+
+/// `pkcs11-tool` unwraps to an object of the token only, and there is no place for one on the card.
+fn no_object_comes_to_stay_by_unwrapping(rig: &Rig) {
+    let clients = Clients::of(rig);
+    let secret = clients.file("secret", [7; 16]);
+    let key = clients.public_key_on_card("02");
+    let wrapped = clients.encrypted(&key, clients::openssl::Padding::Pkcs1, &secret);
+    let what = [
+        "--session-rw",
+        "--unwrap",
+        "--mechanism",
+        "RSA-PKCS",
+        "--id",
+        "02",
+    ];
+    let new = [
+        "--key-type",
+        "AES:",
+        "--application-id",
+        "90",
+        "--input-file",
+        wrapped.to_str().unwrap(),
+    ];
+    let output = clients.pkcs11_tool_logged_in(&[&what[..], &new].concat());
+    assert!(!output.success(), "{output}");
+    assert!(
+        output.stderr.contains("C_UnwrapKey failed: rv = CKR_"),
+        "{output}"
+    );
+    for not_meant in [
+        "FUNCTION_NOT_SUPPORTED",
+        "GENERAL_ERROR",
+        "DEVICE_ERROR",
+        "FUNCTION_FAILED",
+    ] {
+        assert!(!output.stderr.contains(not_meant), "{output}");
+    }
+    let listed = clients
+        .pkcs11_tool_logged_in(&["--list-objects"])
+        .expect_success();
+    assert!(!listed.stdout.contains("Secret Key Object"), "{listed}");
+}

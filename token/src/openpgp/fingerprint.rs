@@ -1,0 +1,110 @@
+//! The fingerprint by which OpenPGP knows a key (RFC 4880, 12.2; ECC after RFC 6637 and RFC 9580).
+
+use sha1::{Digest, Sha1};
+
+use crate::{
+    algorithm::{Curve, KeyAlgorithm, PublicKey},
+    openpgp::{
+        algorithm_information::{curve_oid, identifier},
+        key::Key,
+    },
+};
+
+/// That of `public` in the place of `key`, made so many seconds after 1970; `None` when there is no such OpenPGP key.
+pub(super) fn fingerprint(key: Key, public: &PublicKey, created: u32) -> Option<[u8; 20]> {
+    let algorithm = public.algorithm();
+    let mut packet = vec![0x04];
+    packet.extend(created.to_be_bytes());
+    packet.push(identifier(key, algorithm)?);
+    packet.extend(material(key, public)?);
+    let len = u16::try_from(packet.len()).ok()?;
+    let mut hash = Sha1::new();
+    hash.update([0x99]);
+    hash.update(len.to_be_bytes());
+    hash.update(&packet);
+    Some(hash.finalize().into())
+}
+
+/// The key itself: numbers, or curve and point, which for ECDH are followed by what derives a key from the secret.
+fn material(key: Key, public: &PublicKey) -> Option<Vec<u8>> {
+    let prefixed = |point: &[u8; 32]| [&[0x40][..], point].concat();
+    let point = match public {
+        PublicKey::Rsa { modulus, exponent } => {
+            return Some([integer(modulus)?, integer(exponent)?].concat());
+        }
+        PublicKey::Ec { point, .. } => point.clone(),
+        PublicKey::Ed25519(point) | PublicKey::X25519(point) => prefixed(point),
+    };
+    let oid = curve_oid(public.algorithm());
+    let mut material = vec![u8::try_from(oid.len()).ok()?];
+    material.extend(oid);
+    material.extend(integer(&point)?);
+    if matches!(key, Key::Decryption) {
+        material.extend(derivation(public.algorithm()));
+    }
+    Some(material)
+}
+
+/// Length, 01, hash and cipher (RFC 6637, 9 and 13).
+const fn derivation(algorithm: KeyAlgorithm) -> [u8; 4] {
+    let (hash, cipher) = match algorithm {
+        KeyAlgorithm::Ec(Curve::P384 | Curve::BrainpoolP384) => (9, 8),
+        KeyAlgorithm::Ec(Curve::P521 | Curve::BrainpoolP512) => (10, 9),
+        _ => (8, 7),
+    };
+    [3, 1, hash, cipher]
+}
+
+/// A multiprecision integer (RFC 4880, 3.2): its length in bits and its bytes.
+fn integer(number: &[u8]) -> Option<Vec<u8>> {
+    let zeros = number.first()?.leading_zeros();
+    let bits = (8 * number.len()).checked_sub(usize::try_from(zeros).ok()?)?;
+    Some([&u16::try_from(bits).ok()?.to_be_bytes()[..], number].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(digits: &str) -> Vec<u8> {
+        digits
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_fingerprint_of_rfc_9580_appendix_a_is_found() {
+        // A.1: an Ed25519 key of version 4, and its fingerprint as GnuPG prints it.
+        let point = hex("3f098994bdd916ed4053197934e4a87c80733a1280d62f8010992e43ee3b2406");
+        let public = PublicKey::Ed25519(point.try_into().unwrap());
+        let found = fingerprint(Key::Signature, &public, 0x53F3_5F0B).unwrap();
+        assert_eq!(
+            found.to_vec(),
+            hex("c959bdbafa32a2f89a153b678cfde12197965a9a")
+        );
+    }
+
+    #[test]
+    fn a_decryption_key_has_other_fingerprints_than_one_that_signs() {
+        let point = [&[4][..], &[0xE1; 64]].concat();
+        let public = PublicKey::ec(Curve::P256, &point).unwrap();
+        let of = |key| fingerprint(key, &public, 1).unwrap();
+        assert_ne!(of(Key::Signature), of(Key::Decryption));
+        assert_eq!(of(Key::Signature), of(Key::Authentication));
+        assert_ne!(
+            of(Key::Signature),
+            fingerprint(Key::Signature, &public, 2).unwrap()
+        );
+        let x25519 = PublicKey::X25519([7; 32]);
+        assert!(fingerprint(Key::Signature, &x25519, 1).is_none());
+    }
+
+    #[test]
+    fn an_integer_tells_its_bits() {
+        assert_eq!(integer(&[1, 0, 1]), Some(vec![0, 17, 1, 0, 1]));
+        assert_eq!(integer(&[0x40]), Some(vec![0, 7, 0x40]));
+        assert_eq!(integer(&[]), None);
+    }
+}

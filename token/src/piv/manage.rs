@@ -1,0 +1,453 @@
+//! Administration: the PUK and the management key as SO PIN, keys made, objects written
+//! (SP 800-73-4 part 2, 3.2 and 3.3).
+//!
+//! A PUK is 6 to 8 bytes, a management key 32, 48 or 64 hexadecimal digits, so that one is never taken for the
+//! other. The PUK gives the user a new PIN, the management key does all else.
+
+use std::time::SystemTime;
+
+use claviger_apdu::{Secret, StatusWord};
+
+use super::{
+    Piv, certificate_object,
+    data_object::{self, DataObject, KEY_HISTORY},
+    discovery::{Discovery, KeyHistory},
+    generation::{self, Generable},
+    key_reference::KeyReference,
+    management_key::{self, Cipher, ManagementKey},
+    pin::{self, tries_left},
+    quirks::Quirk,
+};
+use crate::{
+    administration::{Administration, SoWork},
+    algorithm::{KeyAlgorithm, PublicKey},
+    applet::{PinStatus, PinTries},
+    card::Conversation,
+    error::TokenError,
+};
+
+const CHANGE_PUK: [u8; 4] = [0x00, 0x24, 0x00, 0x81];
+
+/// What is known of the card's administration.
+pub(super) struct Administrator {
+    puk: PinTries,
+    /// What the management key is for; unknown until it was needed.
+    cipher: Option<Cipher>,
+    generable: Generable,
+    /// Whether the card was asked for its version, which says more of the keys it makes.
+    asked_version: bool,
+}
+
+/// The two secrets of a security officer.
+enum SoPin<'a> {
+    Puk(&'a Secret),
+    Key(ManagementKey),
+}
+
+impl<'a> SoPin<'a> {
+    fn parse(so: &'a Secret) -> Result<Self, TokenError> {
+        match ManagementKey::from_hex(so) {
+            Some(key) => Ok(Self::Key(key)),
+            None if (pin::MIN_LEN..=pin::MAX_LEN).contains(&so.len()) => Ok(Self::Puk(so)),
+            None => Err(TokenError::SoPinForm {
+                what: format!(
+                    "the SO PIN of a PIV token is its PUK ({} to {} bytes) or its management key (32, 48 or 64 \
+                     hexadecimal digits)",
+                    pin::MIN_LEN,
+                    pin::MAX_LEN
+                ),
+            }),
+        }
+    }
+}
+
+impl Administrator {
+    pub(super) fn new(select_answer: &[u8]) -> Self {
+        Self {
+            puk: PinTries::default(),
+            cipher: None,
+            generable: Generable::of(select_answer),
+            asked_version: false,
+        }
+    }
+
+    fn authenticate(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: &ManagementKey,
+    ) -> Result<Cipher, TokenError> {
+        let known = self.cipher.take();
+        let cipher = key.authenticate(talk, known)?;
+        self.cipher = Some(cipher);
+        Ok(cipher)
+    }
+
+    /// What CHANGE REFERENCE DATA or RESET RETRY COUNTER says of the PUK. One that tells wrong from refused has
+    /// compared it: `refused` makes an error of the rest.
+    fn compared(
+        &mut self,
+        status: StatusWord,
+        refused: impl FnOnce(StatusWord) -> Result<(), TokenError>,
+    ) -> Result<(), TokenError> {
+        match (status, tries_left(status)) {
+            (StatusWord::OK, _) => {
+                self.puk.note_success();
+                Ok(())
+            }
+            (_, Some(0)) => {
+                self.puk.note(0);
+                Err(TokenError::SoPinLocked)
+            }
+            (_, Some(left)) => {
+                // One more was there a moment ago.
+                self.puk.note(left.saturating_add(1));
+                self.puk.note(left);
+                Err(TokenError::WrongSoPin {
+                    tries_left: Some(left),
+                })
+            }
+            (StatusWord::COMPARISON_FAILED | StatusWord::SECURITY_STATUS_NOT_SATISFIED, None) => {
+                self.puk.left = None;
+                Err(TokenError::WrongSoPin { tries_left: None })
+            }
+            (status, None) => refused(status),
+        }
+    }
+
+    /// Changes the PUK to itself, which is the one way to have it compared and leaves all as it is.
+    fn verify_puk(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        puk: &Secret,
+    ) -> Result<(), TokenError> {
+        let answer = talk.exchange(&pin::pair(puk, puk, CHANGE_PUK).as_apdu())?;
+        self.compared(answer.status, |status| match status {
+            // No PUK can be written so.
+            StatusWord::INCORRECT_DATA => Err(TokenError::WrongSoPin { tries_left: None }),
+            // A card that lets nobody change it, or not to the same, compares it when it is needed.
+            StatusWord::CONDITIONS_NOT_SATISFIED
+            | StatusWord::FUNCTION_NOT_SUPPORTED
+            | StatusWord::INCORRECT_P1_P2
+            | StatusWord::REFERENCE_NOT_FOUND
+            | StatusWord::INSTRUCTION_NOT_SUPPORTED => {
+                tracing::info!("the PIV PUK is taken unproved: the card answers {status}");
+                Ok(())
+            }
+            _ => Err(TokenError::refused(
+                "PIV CHANGE REFERENCE DATA of the PUK",
+                status,
+            )),
+        })
+    }
+}
+
+impl Piv {
+    fn authenticate(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: &ManagementKey,
+    ) -> Result<Cipher, TokenError> {
+        if self.administrator.cipher.is_none() && !self.quirks.contains(Quirk::MetadataEmpty) {
+            let answer = talk.exchange(&management_key::GET_METADATA)?;
+            if answer.status.is_ok() {
+                self.administrator.cipher = management_key::cipher(answer.data.expose());
+            }
+        }
+        self.administrator.authenticate(talk, key)
+    }
+
+    /// Asks a YubiKey for its version: it makes more keys than it lists.
+    fn ask_version(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+        let due = self.quirks.contains(Quirk::YubicoObjects) && !self.administrator.asked_version;
+        if !due {
+            return Ok(());
+        }
+        self.administrator.asked_version = true;
+        let answer = talk.exchange(&generation::GET_VERSION)?;
+        if let (true, Ok(version)) = (answer.status.is_ok(), answer.data.expose().try_into()) {
+            self.administrator.generable = Generable::of_yubikey(version);
+        }
+        Ok(())
+    }
+
+    /// PUT DATA of an object's content; the object is read again when it is next wanted.
+    fn put(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        object: &DataObject,
+        content: &[u8],
+    ) -> Result<(), TokenError> {
+        // Written or not: what the card holds now, only the card knows.
+        self.inventory.forget_data(object);
+        let status = talk.exchange(&object.put_data(content).as_apdu())?.status;
+        match status {
+            StatusWord::OK => Ok(()),
+            _ => Err(TokenError::not_written(
+                format!("PIV PUT DATA of {}", object.name),
+                status,
+            )),
+        }
+    }
+
+    /// Writes a certificate as it is, or compressed when the card has no room for it so.
+    fn put_der(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        object: &DataObject,
+        der: &[u8],
+    ) -> Result<(), TokenError> {
+        let packed = certificate_object::compressed(der)?;
+        let plain = certificate_object::plain(der);
+        if der.len() <= certificate_object::MAX_PLAIN {
+            match self.put(talk, object, &plain) {
+                Err(TokenError::NoRoom { .. }) if packed.len() < plain.len() => {}
+                outcome => return outcome,
+            }
+        }
+        self.put(talk, object, &packed)
+    }
+
+    /// Makes the key history count the retired key whose certificate was written, without which nobody looks for it.
+    fn count_retired(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        key: KeyReference,
+    ) -> Result<(), TokenError> {
+        let (KeyReference::Retired(number), Some(object)) = (key, DataObject::by_tag(KEY_HISTORY))
+        else {
+            return Ok(());
+        };
+        let answer = talk.exchange(&object.get_data().as_apdu())?;
+        let content = object.content(&answer)?.unwrap_or_default();
+        let history = KeyHistory::parse(&content).unwrap_or_default();
+        match history.counting(number) {
+            Some(more) => self.put(talk, &object, &more.content()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Administration for Piv {
+    fn check_so_pin(&self, so: &Secret) -> Result<(), TokenError> {
+        SoPin::parse(so).map(drop)
+    }
+
+    fn so_tries(&self) -> PinTries {
+        self.administrator.puk
+    }
+
+    fn so_verify(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        so: &Secret,
+    ) -> Result<(), TokenError> {
+        match SoPin::parse(so)? {
+            SoPin::Puk(puk) => self.administrator.verify_puk(talk, puk),
+            SoPin::Key(key) => {
+                self.authenticate(talk, &key)?;
+                self.ask_version(talk)
+            }
+        }
+    }
+
+    fn so_status(
+        &mut self,
+        _talk: &mut Conversation<'_, '_>,
+        so: &Secret,
+        work: SoWork,
+    ) -> Result<PinStatus, TokenError> {
+        let missing = |what: &str| TokenError::NotLoggedIn {
+            operation: format!("PIV: this needs the security officer logged in with the {what}"),
+        };
+        match (SoPin::parse(so)?, work) {
+            // Each command that needs the PUK brings it.
+            (SoPin::Puk(_), SoWork::Pin) => Ok(PinStatus::Verified),
+            // No card says whether the key is, and proving it again costs nothing.
+            (SoPin::Key(_), SoWork::Contents) => Ok(PinStatus::NotVerified { tries_left: None }),
+            (SoPin::Puk(_), SoWork::Contents) => Err(missing("management key")),
+            (SoPin::Key(_), SoWork::Pin) => Err(missing("PUK")),
+        }
+    }
+
+    fn so_unverify(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        so: &Secret,
+    ) -> Result<(), TokenError> {
+        match SoPin::parse(so)? {
+            SoPin::Puk(_) => Ok(()),
+            // There is no command for it; some cards (Nitrokey 3 with piv-authenticator 0.7) remember it even then.
+            SoPin::Key(_) => pin::leave_and_return(talk),
+        }
+    }
+
+    fn change_user_pin(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        old: &Secret,
+        new: &Secret,
+    ) -> Result<(), TokenError> {
+        self.pin.change(talk, old, new)
+    }
+
+    fn change_so_pin(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        old: &Secret,
+        new: &Secret,
+    ) -> Result<(), TokenError> {
+        match SoPin::parse(old)? {
+            SoPin::Puk(puk) => {
+                pin::check_new(new)?;
+                let answer = talk.exchange(&pin::pair(puk, new, CHANGE_PUK).as_apdu())?;
+                self.administrator.compared(answer.status, |status| {
+                    Err(not_changed("PIV CHANGE REFERENCE DATA of the PUK", status))
+                })
+            }
+            SoPin::Key(old) => {
+                let new =
+                    ManagementKey::from_hex(new).ok_or_else(|| TokenError::NewPinInvalid {
+                        what: "a management key is 32, 48 or 64 hexadecimal digits".to_owned(),
+                    })?;
+                let cipher = self.authenticate(talk, &old)?;
+                self.administrator.cipher = None;
+                self.administrator.cipher = Some(new.set(talk, cipher)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn init_user_pin(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        so: &Secret,
+        new: &Secret,
+    ) -> Result<(), TokenError> {
+        pin::check_new(new)?;
+        let command = self.pin.reset(talk, so, new)?;
+        let answer = talk.exchange(&command.as_apdu())?;
+        self.administrator.compared(answer.status, |status| {
+            Err(not_changed("PIV RESET RETRY COUNTER", status))
+        })?;
+        self.pin.was_reset();
+        Ok(())
+    }
+
+    fn generable(&self) -> Vec<KeyAlgorithm> {
+        self.administrator.generable.keys().to_vec()
+    }
+
+    fn place_of(&self, id: &[u8]) -> Option<u8> {
+        KeyReference::all()
+            .find(|key| id == [key.id()])
+            .map(KeyReference::byte)
+    }
+
+    fn generate(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        reference: u8,
+        algorithm: KeyAlgorithm,
+        _created: SystemTime,
+    ) -> Result<PublicKey, TokenError> {
+        let key = place(reference)?;
+        let command = generation::command(key, algorithm)
+            .filter(|_| self.generable().contains(&algorithm))
+            .ok_or(TokenError::KeyNotGenerable(algorithm))?;
+        self.inventory.forget_key(key);
+        let answer = talk.exchange(&command.as_apdu())?;
+        if !answer.status.is_ok() {
+            return Err(generation::refusal(key, algorithm, answer.status));
+        }
+        let public = generation::public_key(algorithm, answer.data.expose())?;
+        self.inventory.generated(talk, key, &public)?;
+        Ok(public)
+    }
+
+    fn put_certificate(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        reference: u8,
+        der: Option<&[u8]>,
+    ) -> Result<(), TokenError> {
+        let key = place(reference)?;
+        let object = DataObject::certificate_of(key)
+            .ok_or_else(|| TokenError::value("this PIV key has no certificate"))?;
+        match der {
+            Some(der) => {
+                self.put_der(talk, &object, der)?;
+                self.count_retired(talk, key)
+            }
+            None => self.put(talk, &object, &[]),
+        }
+    }
+
+    fn put_data(
+        &mut self,
+        talk: &mut Conversation<'_, '_>,
+        place: u32,
+        content: Option<&[u8]>,
+    ) -> Result<(), TokenError> {
+        let object = DataObject::by_tag(place)
+            .ok_or_else(|| TokenError::value(format!("PIV has no data object {place:X}")))?;
+        match content {
+            Some(content) => {
+                check_content(&object, content)?;
+                self.put(talk, &object, content)
+            }
+            None => self.put(talk, &object, &[]),
+        }
+    }
+
+    fn data_places(&self) -> Vec<(u32, Vec<u8>)> {
+        DataObject::all()
+            .map(|object| (object.tag, object.oid()))
+            .collect()
+    }
+
+    fn has_random(&self) -> bool {
+        false
+    }
+
+    fn random(
+        &mut self,
+        _talk: &mut Conversation<'_, '_>,
+        _len: usize,
+    ) -> Result<Option<Secret>, TokenError> {
+        Ok(None)
+    }
+}
+
+fn place(reference: u8) -> Result<KeyReference, TokenError> {
+    KeyReference::all()
+        .find(|key| key.byte() == reference)
+        .ok_or_else(|| TokenError::value(format!("PIV has no key {reference:02X}")))
+}
+
+/// What a refused change of PUK or PIN means.
+fn not_changed(operation: &str, status: StatusWord) -> TokenError {
+    if pin::refuses_new(status) {
+        TokenError::NewPinInvalid {
+            what: format!("{operation}: {status}"),
+        }
+    } else {
+        TokenError::refused(operation, status)
+    }
+}
+
+/// Refuses what would make the object absent, or the card unrecognisable.
+fn check_content(object: &DataObject, content: &[u8]) -> Result<(), TokenError> {
+    let fits = match object.tag {
+        data_object::DISCOVERY => Discovery::parse(content).is_ok(),
+        _ => object.holds(content),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(TokenError::value(format!(
+            "{} bytes are no content of the {}",
+            content.len(),
+            object.name
+        )))
+    }
+}
