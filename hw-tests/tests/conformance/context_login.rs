@@ -9,10 +9,7 @@ use cryptoki::{
 };
 use cryptoki_sys::{CKF_SIGN, CKM_RSA_PKCS, CKU_CONTEXT_SPECIFIC};
 
-use crate::{
-    Bench, Seat,
-    bench::{checked, list_3_2, plain},
-};
+use crate::{Bench, Seat, bench::plain};
 
 on_cards! { [piv openpgp piv_ec openpgp_ec] [
     a_signature_without_it_is_refused_and_goes_on_after_it
@@ -174,9 +171,7 @@ fn it_may_come_between_two_parts(bench: &Bench<'_>) {
 fn a_cancelled_operation_takes_it_along(bench: &Bench<'_>) {
     let (seat, key) = begun(bench);
     assert_eq!(seat.enter_once(), Ok(()));
-    let cancel = list_3_2().C_SessionCancel.expect("C_SessionCancel");
-    // SAFETY: no pointer is given.
-    assert_eq!(checked(unsafe { cancel(seat.id(), CKF_SIGN) }), Ok(()));
+    seat.give_up(CKF_SIGN);
     begin(&seat, key);
     assert_eq!(sign(&seat), Err(RvError::UserNotLoggedIn));
 }
