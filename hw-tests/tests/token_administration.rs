@@ -15,12 +15,13 @@ use claviger_apdu::{Call, Secret};
 use claviger_driver::{Backend, socket::SocketBackend};
 use claviger_hw_tests::{provision::Plan, rig::Rig};
 use claviger_token::{
-    AppletKind, Card, Object, SignOperation, Template, Token, TokenError, Value,
+    AppletKind, Card, Object, Parameter, SignOperation, Template, Token, TokenError, Value,
     algorithm::{Curve, KeyAlgorithm, PublicKey},
+    operation::mechanism_for,
 };
 use cryptoki_sys::{
-    CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_VALUE, CKM_ECDSA, CKO_CERTIFICATE, CKO_DATA,
-    CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
+    CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_VALUE, CKF_SIGN, CKM_ECDSA, CKO_CERTIFICATE,
+    CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
 };
 use p256::ecdsa::{Signature, VerifyingKey, signature::hazmat::PrehashVerifier as _};
 
@@ -92,21 +93,27 @@ fn secret(text: &str) -> Secret {
     Secret::copy_from(text.as_bytes())
 }
 
-/// That the private key found by `id` signs for `public`.
-fn assert_signs(desk: &mut Desk, id: u8, public: &PublicKey) {
+/// What the private key found by `id` makes of the digest.
+fn sign(desk: &mut Desk, id: u8) -> Signature {
     let found = desk.find(CKO_PRIVATE_KEY, id);
-    let mut operation = SignOperation::new(CKM_ECDSA, &[], &found[0]).expect("an ECDSA key");
+    let mechanism = mechanism_for(CKM_ECDSA, CKF_SIGN).expect("known");
+    let mut operation =
+        SignOperation::new(mechanism, &Parameter::None, &found[0], false).expect("an ECDSA key");
     operation.update(&DIGEST).expect("a digest");
     let signature = desk
         .token
         .sign(&mut desk.card, &mut operation)
         .expect("the card signs");
+    Signature::from_slice(signature.expose()).expect("r and s")
+}
+
+/// That the private key found by `id` signs for `public`.
+fn assert_signs(desk: &mut Desk, id: u8, public: &PublicKey) {
     let PublicKey::Ec { point, .. } = public else {
         unreachable!("{public:?}");
     };
     let key = VerifyingKey::from_sec1_bytes(point).expect("a point");
-    let signature = Signature::from_slice(&signature).expect("r and s");
-    key.verify_prehash(&DIGEST, &signature)
+    key.verify_prehash(&DIGEST, &sign(desk, id))
         .expect("the key that was made made the signature");
 }
 
@@ -223,10 +230,7 @@ fn a_piv_pin_is_changed_by_who_knows_it() {
     assert!(token.is_logged_in());
     // The card is reset: the login is restored with the PIN that holds now.
     desk.rig.reset();
-    let found = desk.find(CKO_PRIVATE_KEY, 1);
-    let mut operation = SignOperation::new(CKM_ECDSA, &[], &found[0]).unwrap();
-    operation.update(&DIGEST).unwrap();
-    desk.token.sign(&mut desk.card, &mut operation).unwrap();
+    sign(&mut desk, 1);
 }
 
 #[test]

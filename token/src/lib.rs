@@ -24,6 +24,7 @@ pub mod digest;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod generation;
 pub mod host;
 mod login;
 pub mod mechanism;

@@ -116,6 +116,33 @@ fn card() {
     });
 }
 
+#[test]
+fn administration() {
+    for corpus in ["administration", "card"] {
+        feed(corpus, 250, |bytes| {
+            fuzz::administration(bytes);
+        });
+    }
+}
+
+#[test]
+fn cards_that_can_be_administered_are_to_the_end() {
+    let seeds = corpora::seeds("administration");
+    for (name, logins, keys, written, pins) in [
+        ("piv-management-key", 1, 3, 7, 3),
+        ("piv-puk", 1, 0, 0, 4),
+        ("openpgp", 2, 4, 8, 6),
+    ] {
+        let (_, seed) = seeds.iter().find(|(seed, _)| seed == name).unwrap();
+        let done = fuzz::administration(seed);
+        assert_eq!(
+            (done.logins, done.keys, done.written, done.pins),
+            (logins, keys, written, pins),
+            "{name}"
+        );
+    }
+}
+
 /// A corpus of cards at which nothing succeeds would try little.
 #[test]
 fn cards_that_work_are_used_to_the_end() {

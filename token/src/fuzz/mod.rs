@@ -1,5 +1,6 @@
 //! A whole session with a card of arbitrary bytes; for fuzz targets. Parsers have theirs beside them.
 
+mod administration;
 mod script;
 
 use std::sync::{
@@ -10,6 +11,7 @@ use std::sync::{
 use claviger_apdu::Secret;
 use cryptoki_sys::{CK_MECHANISM_TYPE, CKF_SIGN, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
 
+pub use self::administration::{Administered, administration};
 use self::script::Script;
 use crate::{
     Card, Object, Parameter, SignOperation, Template, Token, TokenError, algorithm::KeyAlgorithm,

@@ -50,8 +50,10 @@ enum Answer {
 enum Command {
     /// One whose success proves the applet.
     Proof(AppletKind),
-    /// VERIFY with a PIN.
-    Pin,
+    /// VERIFY, CHANGE REFERENCE DATA or RESET RETRY COUNTER with a PIN; of one applet where it can be told.
+    Pin(Option<AppletKind>),
+    /// Something is changed, or the right to it proved.
+    Write(AppletKind),
     /// A use of a private key.
     Use,
     Other,
@@ -100,12 +102,13 @@ impl Script {
         if is_select(frame) {
             self.proved = None;
         }
-        if matches!(command, Command::Pin) {
-            let kind = match frame.get(3) {
-                Some(0x81 | 0x82) => AppletKind::OpenPgp,
-                _ => AppletKind::Piv,
-            };
-            assert_eq!(self.proved, Some(kind), "a PIN reaches a proved applet");
+        match command {
+            Command::Pin(None) => assert!(self.proved.is_some(), "a PIN reaches a proved applet"),
+            Command::Pin(kind) => assert_eq!(self.proved, kind, "a PIN reaches a proved applet"),
+            Command::Write(kind) => {
+                assert_eq!(self.proved, Some(kind), "nothing else is written to");
+            }
+            Command::Proof(_) | Command::Use | Command::Other => {}
         }
     }
 
@@ -114,7 +117,7 @@ impl Script {
         let ok = status.is_some_and(StatusWord::is_ok);
         match self.current {
             Command::Proof(kind) if ok => self.proved = Some(kind),
-            Command::Pin if !ok => count(&self.conduct.tries),
+            Command::Pin(_) if !ok => count(&self.conduct.tries),
             Command::Use if !status.is_some_and(AppletKind::smells_lost) => {
                 count(&self.conduct.uses);
             }
@@ -184,7 +187,21 @@ impl Command {
             0xC0 => return None,
             // More of the chain follows.
             _ if cla & 0x10 != 0 => Self::Other,
-            0x20 if *p1 == 0 && frame.len() > 5 => Self::Pin,
+            0x20 if *p1 == 0 && frame.len() > 5 => Self::Pin(match frame.get(3) {
+                Some(0x81..=0x83) => Some(AppletKind::OpenPgp),
+                _ => Some(AppletKind::Piv),
+            }),
+            0x24 | 0x2C => Self::Pin(match frame.get(3) {
+                // The PUK of PIV and PW1.
+                Some(0x81) => None,
+                Some(0x83) => Some(AppletKind::OpenPgp),
+                _ => Some(AppletKind::Piv),
+            }),
+            0x87 if frame.get(3) == Some(&0x9B) => Self::Write(AppletKind::Piv),
+            0xDB | 0xFF => Self::Write(AppletKind::Piv),
+            0xDA => Self::Write(AppletKind::OpenPgp),
+            0x47 if *p1 == 0x00 => Self::Write(AppletKind::Piv),
+            0x47 if *p1 == 0x80 => Self::Write(AppletKind::OpenPgp),
             0x87 | 0x2A | 0x88 => Self::Use,
             _ => AppletKind::ALL
                 .into_iter()
