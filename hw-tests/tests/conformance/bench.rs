@@ -1,6 +1,6 @@
-//! What a rule is tried with: the module, its token, and sessions that can also call the bare tables.
+//! What a rule is tried with: the module, its token, and sessions that can also call the bare table.
 
-use std::{ffi::c_void, ops::Deref, ptr, sync::OnceLock};
+use std::{ffi::c_void, ops::Deref, ptr};
 
 use claviger_hw_tests::provision::PIN;
 use cryptoki::{
@@ -11,10 +11,9 @@ use cryptoki::{
     slot::Slot,
 };
 use cryptoki_sys::{
-    CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_2, CK_INTERFACE, CK_MECHANISM, CK_MECHANISM_TYPE,
-    CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG, CK_USER_TYPE, CK_VERSION,
-    CKM_ECDSA_SHA256, CKM_EDDSA, CKM_SHA256_RSA_PKCS, CKR_BUFFER_TOO_SMALL, CKU_CONTEXT_SPECIFIC,
-    CKU_USER,
+    CK_FLAGS, CK_FUNCTION_LIST_3_2, CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG, CK_USER_TYPE, CKM_ECDSA_SHA256, CKM_EDDSA,
+    CKM_SHA256_RSA_PKCS, CKR_BUFFER_TOO_SMALL, CKU_CONTEXT_SPECIFIC, CKU_USER,
 };
 
 use crate::stage::{Stage, log_in, raw::Raw};
@@ -62,10 +61,10 @@ pub struct Bench<'a> {
     pub slot: Slot,
 }
 
-/// A session of the `cryptoki` crate, and the bare tables for what that cannot say.
+/// A session of the `cryptoki` crate, and the bare table for what that cannot say.
 pub struct Seat {
     session: Session,
-    pub list: &'static CK_FUNCTION_LIST,
+    pub list: &'static CK_FUNCTION_LIST_3_2,
 }
 
 /// `Ok` or the code, by its name.
@@ -106,31 +105,6 @@ pub fn with<T>(mechanism: CK_MECHANISM_TYPE, parameter: &mut T) -> CK_MECHANISM 
 pub fn hex(digits: &str) -> Vec<u8> {
     let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex digits");
     (0..digits.len()).step_by(2).map(byte).collect()
-}
-
-/// The 3.2 table.
-pub fn list_3_2() -> &'static CK_FUNCTION_LIST_3_2 {
-    static LIST: OnceLock<usize> = OnceLock::new();
-    let address = *LIST.get_or_init(|| interface(CK_VERSION { major: 3, minor: 2 }));
-    // SAFETY: static data of the module, which is never unmapped, of the version that was asked for.
-    unsafe { &*(address as *const CK_FUNCTION_LIST_3_2) }
-}
-
-fn interface(mut version: CK_VERSION) -> usize {
-    type Door =
-        unsafe extern "C" fn(*mut u8, *mut CK_VERSION, *mut *mut CK_INTERFACE, CK_ULONG) -> CK_RV;
-    let (_, library) = Raw::load_for_a_while();
-    // SAFETY: the symbol has the type that the standard gives it.
-    let door = unsafe { library.get::<Door>(b"C_GetInterface") }.expect("C_GetInterface");
-    let mut found = ptr::null_mut();
-    let mut name = *b"PKCS 11\0";
-    // SAFETY: a name with its end, a version, and where a pointer may be written.
-    let code = unsafe { door(name.as_mut_ptr(), &raw mut version, &raw mut found, 0) };
-    assert_eq!(checked(code), Ok(()), "C_GetInterface of version 3.2");
-    std::mem::forget(library);
-    // SAFETY: static data of the module.
-    let interface = unsafe { *found };
-    interface.pFunctionList as usize
 }
 
 impl<'a> Bench<'a> {
@@ -293,21 +267,12 @@ impl Seat {
         self.find_objects(&template).expect("a search")[0]
     }
 
-    /// Cancels the operation that `function` begins.
+    /// C_SessionCancel of the operations that `flags` name.
     #[track_caller]
-    pub fn give_up(&self, function: Init) {
+    pub fn give_up(&self, flags: CK_FLAGS) {
+        let function = self.list.C_SessionCancel.expect(TABLE);
         // SAFETY: no pointer is given.
-        let code = unsafe { function.expect(TABLE)(self.id(), ptr::null_mut(), 0) };
-        assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
-    }
-
-    /// Cancels a digest.
-    #[track_caller]
-    pub fn give_up_digest(&self) {
-        let function = self.list.C_DigestInit.expect(TABLE);
-        // SAFETY: no pointer is given.
-        let code = unsafe { function(self.id(), ptr::null_mut()) };
-        assert_eq!(checked(code), Ok(()), "a null mechanism cancels");
+        assert_eq!(checked(unsafe { function(self.id(), flags) }), Ok(()));
     }
 
     pub fn init(

@@ -3,15 +3,13 @@
 use claviger_hw_tests::provision::PIN;
 use cryptoki::{
     error::RvError,
-    object::{Attribute, ObjectHandle},
+    mechanism::Mechanism,
+    object::{Attribute, AttributeType, ObjectHandle},
     session::SessionState,
 };
-use cryptoki_sys::{CKF_SIGN, CKU_CONTEXT_SPECIFIC};
+use cryptoki_sys::{CKF_SIGN, CKM_RSA_PKCS, CKU_CONTEXT_SPECIFIC};
 
-use crate::{
-    Bench, Seat,
-    bench::{checked, list_3_2},
-};
+use crate::{Bench, Seat, bench::plain};
 
 on_cards! { [piv openpgp piv_ec openpgp_ec] [
     a_signature_without_it_is_refused_and_goes_on_after_it
@@ -26,6 +24,11 @@ on_cards! { [piv openpgp piv_ec openpgp_ec] [
     it_may_come_between_two_parts
     a_cancelled_operation_takes_it_along
     it_is_of_its_session_alone
+] }
+
+on_cards! { [piv_rsa openpgp_rsa] [
+    what_it_cannot_be_given_for_is_not_offered
+    a_decryption_without_it_is_refused_and_goes_on_after_it
 ] }
 
 const MESSAGE: &[u8] = b"one message, one PIN";
@@ -168,9 +171,7 @@ fn it_may_come_between_two_parts(bench: &Bench<'_>) {
 fn a_cancelled_operation_takes_it_along(bench: &Bench<'_>) {
     let (seat, key) = begun(bench);
     assert_eq!(seat.enter_once(), Ok(()));
-    let cancel = list_3_2().C_SessionCancel.expect("C_SessionCancel");
-    // SAFETY: no pointer is given.
-    assert_eq!(checked(unsafe { cancel(seat.id(), CKF_SIGN) }), Ok(()));
+    seat.give_up(CKF_SIGN);
     begin(&seat, key);
     assert_eq!(sign(&seat), Err(RvError::UserNotLoggedIn));
 }
@@ -182,4 +183,38 @@ fn it_is_of_its_session_alone(bench: &Bench<'_>) {
     assert_eq!(one.enter_once(), Ok(()));
     assert_eq!(sign(&two), Err(RvError::UserNotLoggedIn));
     assert!(sign(&one).is_ok());
+}
+
+/// To unwrap and to derive is one call: there is no moment for a PIN between begin and end.
+fn what_it_cannot_be_given_for_is_not_offered(bench: &Bench<'_>) {
+    let (seat, key) = user(bench);
+    let kinds = [AttributeType::Unwrap, AttributeType::Derive];
+    let expected = [Attribute::Unwrap(false), Attribute::Derive(false)];
+    assert_eq!(seat.get_attributes(key, &kinds).unwrap(), expected);
+}
+
+/// Where such a key decrypts at all.
+fn a_decryption_without_it_is_refused_and_goes_on_after_it(bench: &Bench<'_>) {
+    let (seat, key) = user(bench);
+    let decrypts = seat.private_with(&[
+        Attribute::AlwaysAuthenticate(true),
+        Attribute::Decrypt(true),
+    ]);
+    let begun = seat.init(seat.list.C_DecryptInit, plain(CKM_RSA_PKCS), key);
+    if decrypts.is_empty() {
+        assert_eq!(begun, Err(RvError::KeyFunctionNotPermitted));
+        return;
+    }
+    assert_eq!(begun, Ok(()));
+    let public = seat.public_of(key);
+    let sealed = seat
+        .encrypt(&Mechanism::RsaPkcs, public, MESSAGE)
+        .expect("C_Encrypt");
+    let refused = bench.silently(|| seat.run(seat.list.C_Decrypt, &sealed, 256));
+    assert_eq!(refused, Err(RvError::UserNotLoggedIn));
+    assert_eq!(seat.enter_once(), Ok(()));
+    assert_eq!(
+        seat.run(seat.list.C_Decrypt, &sealed, 256).unwrap(),
+        MESSAGE
+    );
 }

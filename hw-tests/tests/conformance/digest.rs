@@ -8,7 +8,7 @@ use cryptoki::{
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
 };
 use cryptoki_sys::{
-    CK_ULONG, CKM_ECDSA, CKM_SHA_1, CKM_SHA224, CKM_SHA256, CKM_SHA384, CKM_SHA512,
+    CK_ULONG, CKF_DIGEST, CKM_ECDSA, CKM_SHA_1, CKM_SHA224, CKM_SHA256, CKM_SHA384, CKM_SHA512,
 };
 use sha1::Sha1;
 use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
@@ -224,7 +224,7 @@ fn a_key_of_the_card_is_indigestible(bench: &Bench<'_>) {
     begin(&seat);
     let told = bench.silently(|| answered(seat.digest_key(key)));
     assert_eq!(told, Err(RvError::KeyIndigestible));
-    seat.give_up_digest();
+    seat.give_up(CKF_DIGEST);
     begin(&seat);
     let code = ck!(bench.raw, C_DigestKey, seat.id(), 0);
     assert_eq!(checked(code), Err(RvError::KeyHandleInvalid));
@@ -281,7 +281,7 @@ fn a_forged_state_is_refused(bench: &Bench<'_>) {
     let seat = bench.read_only();
     begin(&seat);
     let state = save(&seat).unwrap();
-    seat.give_up_digest();
+    seat.give_up(CKF_DIGEST);
     let long = [&state[..], &[0]].concat();
     for forged in [&b"state"[..], &state[1..], &long, &vec![0xFF; state.len()]] {
         assert_eq!(restore(&seat, forged), Err(RvError::SavedStateInvalid));

@@ -9,6 +9,7 @@ use crate::{
     Bench,
     bench::{answered, checked},
     ck,
+    stage::every_function::Table as _,
 };
 
 on_cards! { [piv openpgp] [
@@ -78,7 +79,7 @@ fn after_finalize_every_function_says_not_initialized(bench: &Bench<'_>) {
     let not_initialized = Err(RvError::CryptokiNotInitialized);
     let seat = bench.user();
     assert_eq!(checked(bench.raw.finalize()), Ok(()));
-    for (name, code) in bench.raw.call_each() {
+    for (name, code) in bench.raw.list().call_each() {
         assert_eq!(checked(code), not_initialized, "{name}");
     }
     assert_eq!(checked(bench.raw.finalize()), not_initialized);

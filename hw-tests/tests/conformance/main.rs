@@ -17,6 +17,7 @@ mod stage;
 
 #[macro_use]
 mod bench;
+mod allowed_mechanisms;
 mod attribute_values;
 mod attributes;
 mod cards;
@@ -27,7 +28,9 @@ mod digest;
 mod dual;
 mod general;
 mod login;
+mod messages;
 mod objects;
+mod profiles;
 mod pss;
 mod random;
 mod secret_keys;

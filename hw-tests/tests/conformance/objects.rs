@@ -458,6 +458,7 @@ fn objects_of_the_card_cannot_be_changed_by_the_user(bench: &Bench<'_>) {
     let codes = [
         Err(RvError::ActionProhibited),
         Err(RvError::AttributeReadOnly),
+        Err(RvError::TemplateInconsistent),
         Err(RvError::TokenWriteProtected),
         Err(RvError::UserNotLoggedIn),
     ];

@@ -17,7 +17,7 @@ use crate::{
     Bench, Seat,
     bench::{answered, checked},
     ck,
-    stage::code,
+    stage::{code, every_function::Table as _},
 };
 
 const NOWHERE: u64 = 0x7FFF_FFF0;
@@ -225,7 +225,7 @@ fn no_function_takes_a_session_that_is_none(bench: &Bench<'_>) {
         "C_CloseAllSessions",
         "C_WaitForSlotEvent",
     ];
-    let answers = bench.raw.call_each();
+    let answers = bench.raw.list().call_each();
     for (name, code) in answers
         .iter()
         .filter(|(name, _)| !sessionless.contains(name))

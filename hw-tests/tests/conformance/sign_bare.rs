@@ -1,7 +1,7 @@
 //! Signatures whose hash is the caller's, with the data recovered, and parameters of EdDSA (PKCS #11 3.2, 6.1 and 6.3).
 
 use cryptoki::error::RvError;
-use cryptoki_sys::{CK_EDDSA_PARAMS, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
+use cryptoki_sys::{CK_EDDSA_PARAMS, CKF_SIGN, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
 
 use crate::{
     Bench,
@@ -157,7 +157,7 @@ fn eddsa_takes_no_prehash_and_no_context(bench: &Bench<'_>) {
     };
     let pure = with(CKM_EDDSA, &mut parameter);
     assert_eq!(seat.init(seat.list.C_SignInit, pure, key), Ok(()));
-    seat.give_up(seat.list.C_SignInit);
+    seat.give_up(CKF_SIGN);
     parameter.phFlag = 1;
     let prehash = seat.init(seat.list.C_SignInit, with(CKM_EDDSA, &mut parameter), key);
     assert_eq!(prehash, Err(RvError::MechanismParamInvalid));

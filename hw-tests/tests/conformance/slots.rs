@@ -271,7 +271,8 @@ fn init_token_refuses_what_it_cannot_do_and_changes_nothing(bench: &Bench<'_>) {
         let (pin, label) = (pin.as_mut_ptr(), label.as_mut_ptr());
         checked(ck!(bench.raw, C_InitToken, slot, pin, 8, label))
     };
-    assert_eq!(attempt(NOWHERE), Err(RvError::SlotIdInvalid));
+    let unsupported = Err(RvError::FunctionNotSupported);
+    assert!([Err(RvError::SlotIdInvalid), unsupported].contains(&attempt(NOWHERE)));
     let seat = bench.read_only();
     let busy = bench.silently(|| attempt(bench.slot_id()));
     assert!(
@@ -290,8 +291,10 @@ fn pins_are_not_set_in_the_wrong_state(bench: &Bench<'_>) {
     let pin = pin.as_mut_ptr();
     let set = |session| checked(ck!(bench.raw, C_SetPIN, session, pin, 6, pin, 6));
     let init = |session| checked(ck!(bench.raw, C_InitPIN, session, pin, 6));
-    assert_eq!(set(0), Err(RvError::SessionHandleInvalid));
-    assert_eq!(init(0), Err(RvError::SessionHandleInvalid));
+    let unsupported = Err(RvError::FunctionNotSupported);
+    for told in [set(0), init(0)] {
+        assert!([Err(RvError::SessionHandleInvalid), unsupported].contains(&told));
+    }
     let refused = [
         Err(RvError::SessionReadOnly),
         Err(RvError::TokenWriteProtected),

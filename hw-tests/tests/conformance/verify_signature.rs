@@ -5,7 +5,7 @@ use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_SHA256};
 
 use crate::{
     Bench, Seat,
-    bench::{answered, checked, list_3_2, plain},
+    bench::{answered, checked, plain},
 };
 
 const MESSAGE: &[u8] = b"what was signed";
@@ -47,7 +47,7 @@ fn signed(bench: &Bench<'_>) -> Signed {
 impl Signed {
     /// C_VerifySignatureInit.
     fn begin(&self, mechanism: CK_MECHANISM, signature: &[u8]) -> Result<(), RvError> {
-        let function = list_3_2().C_VerifySignatureInit.unwrap();
+        let function = self.seat.list.C_VerifySignatureInit.unwrap();
         let (bytes, len) = (signature.as_ptr().cast_mut(), signature.len() as CK_ULONG);
         let (session, key, mut mechanism) = (self.seat.id(), self.public.handle(), mechanism);
         // SAFETY: a mechanism and a signature with its length.

@@ -78,7 +78,14 @@ fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
 /// A session of the user, the public key that wraps and the private key that unwraps.
 fn pair(bench: &Bench<'_>) -> (Seat, ObjectHandle, ObjectHandle) {
     let seat = bench.user();
-    let private = seat.private_with(&[Attribute::Unwrap(true)])[0];
+    let wanted = [
+        Attribute::Unwrap(true),
+        Attribute::AlwaysAuthenticate(false),
+    ];
+    let private = *seat
+        .private_with(&wanted)
+        .last()
+        .expect("a key that unwraps");
     let public = seat.public_of(private);
     (seat, public, private)
 }
@@ -313,19 +320,15 @@ fn keys_that_may_not_wrap_or_unwrap_do_not(bench: &Bench<'_>) {
         &kind,
     );
     assert_eq!(told.map(drop), Err(RvError::KeyFunctionNotPermitted));
-    let signer = seat.signer();
-    let told = unwrap(
-        &seat,
-        plain(CKM_RSA_PKCS),
-        signer.handle(),
-        &[1; 256],
-        &kind,
-    );
-    let refused = [
-        Err(RvError::KeyFunctionNotPermitted),
-        Err(RvError::UnwrappingKeyTypeInconsistent),
-    ];
-    assert!(refused.contains(&told.map(drop)));
+    for other in seat.private_with(&[Attribute::Unwrap(false)]) {
+        let told = unwrap(&seat, plain(CKM_RSA_PKCS), other.handle(), &[1; 256], &kind);
+        let refused = [
+            Err(RvError::KeyFunctionNotPermitted),
+            Err(RvError::UnwrappingKeyTypeInconsistent),
+            Err(RvError::MechanismInvalid),
+        ];
+        assert!(refused.contains(&told.map(drop)));
+    }
 }
 
 fn handles_that_are_none_are_told_by_their_role(bench: &Bench<'_>) {

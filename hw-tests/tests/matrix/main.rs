@@ -1,0 +1,27 @@
+//! Every mechanism with every kind of key the firmware has, OpenSSL being the judge.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+#[path = "../stage/mod.rs"]
+mod stage;
+
+#[macro_use]
+#[path = "../conformance/bench.rs"]
+#[allow(dead_code, reason = "shared with the conformance suite")]
+mod bench;
+mod agreement;
+mod cards;
+mod decryption;
+mod openssl;
+mod signatures;
+mod verification;
+
+use bench::{Bench, Seat};

@@ -1,0 +1,86 @@
+//! The module as the judge of signatures that OpenSSL made, with keys no card here has among them.
+
+use cryptoki::{error::RvError, object::Attribute};
+use cryptoki_sys::{
+    CKM_ECDSA, CKM_ECDSA_SHA1, CKM_ECDSA_SHA256, CKM_ECDSA_SHA384, CKM_ECDSA_SHA512, CKM_EDDSA,
+    CKM_SHA1_RSA_PKCS, CKM_SHA256_RSA_PKCS, CKM_SHA384_RSA_PKCS, CKM_SHA512_RSA_PKCS,
+};
+
+use crate::{
+    Bench,
+    bench::plain,
+    openssl::{OpenSsl, attributes_of, from_der},
+};
+
+on_cards! { [piv_p256 openpgp_p256] [
+    the_module_accepts_rsa_signatures_of_openssl
+    the_module_accepts_ecdsa_signatures_of_openssl
+    the_module_accepts_eddsa_signatures_of_openssl
+] }
+
+/// A kind of key, the width of a number of its signatures (0: they are bytes), and each way to sign.
+fn judged(bench: &Bench<'_>, kind: &str, width: usize, ways: &[(&[&str], u64)]) {
+    let (openssl, seat) = (OpenSsl::new(bench.stage), bench.read_only());
+    let private = openssl.private(kind);
+    let verify = [Attribute::Verify(true), Attribute::Private(false)];
+    let template = [&attributes_of(&openssl.info_of(&private))[..], &verify].concat();
+    let key = seat.create_object(&template).expect("C_CreateObject");
+    for (how, mechanism) in ways {
+        for message in [&b"0123456789abcdef0123456789abcdef"[..], &[7; 64]] {
+            let made = openssl.sign(how, &private, message);
+            let made = if width > 0 {
+                from_der(&made, width)
+            } else {
+                made
+            };
+            let judge = |message: &[u8], signature: &[u8]| {
+                let begun = seat.init(seat.list.C_VerifyInit, plain(*mechanism), key);
+                assert_eq!(begun, Ok(()), "{kind} {mechanism:#x}");
+                seat.judge(message, signature)
+            };
+            assert_eq!(judge(message, &made), Ok(()), "{kind} {mechanism:#x}");
+            let mut other = message.to_vec();
+            other[0] ^= 1;
+            assert_eq!(judge(&other, &made), Err(RvError::SignatureInvalid));
+            let mut forged = made.clone();
+            forged[made.len() - 1] ^= 1;
+            assert_eq!(judge(message, &forged), Err(RvError::SignatureInvalid));
+        }
+    }
+}
+
+fn the_module_accepts_rsa_signatures_of_openssl(bench: &Bench<'_>) {
+    let ways: [(&[&str], u64); 4] = [
+        (&["dgst", "-sha1"], CKM_SHA1_RSA_PKCS),
+        (&["dgst", "-sha256"], CKM_SHA256_RSA_PKCS),
+        (&["dgst", "-sha384"], CKM_SHA384_RSA_PKCS),
+        (&["dgst", "-sha512"], CKM_SHA512_RSA_PKCS),
+    ];
+    for bits in ["1024", "2048", "3072"] {
+        judged(bench, bits, 0, &ways);
+    }
+}
+
+fn the_module_accepts_ecdsa_signatures_of_openssl(bench: &Bench<'_>) {
+    let ways: [(&[&str], u64); 5] = [
+        (&["dgst", "-sha1"], CKM_ECDSA_SHA1),
+        (&["dgst", "-sha256"], CKM_ECDSA_SHA256),
+        (&["dgst", "-sha384"], CKM_ECDSA_SHA384),
+        (&["dgst", "-sha512"], CKM_ECDSA_SHA512),
+        (&["pkeyutl"], CKM_ECDSA),
+    ];
+    for (curve, width) in [
+        ("P-256", 32),
+        ("P-384", 48),
+        ("P-521", 66),
+        ("secp256k1", 32),
+        ("brainpoolP256r1", 32),
+        ("brainpoolP384r1", 48),
+    ] {
+        judged(bench, curve, width, &ways);
+    }
+}
+
+fn the_module_accepts_eddsa_signatures_of_openssl(bench: &Bench<'_>) {
+    judged(bench, "ED25519", 0, &[(&["pkeyutl", "-rawin"], CKM_EDDSA)]);
+}
