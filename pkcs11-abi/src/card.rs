@@ -8,7 +8,8 @@ use std::{
 
 use claviger_apdu::TransportErrorKind;
 use claviger_token::{
-    AppletKind, Card, MechanismInfo, Object, ObjectId, Template, Token, TokenError, TokenInfo,
+    AppletKind, Card, MechanismInfo, Object, ObjectId, PinTries, Template, Token, TokenError,
+    TokenInfo,
 };
 use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CKR_DEVICE_REMOVED};
 
@@ -28,7 +29,17 @@ const BUSY: Duration = Duration::from_secs(1);
 pub(crate) struct TokenFacts {
     pub(crate) info: TokenInfo,
     pub(crate) mechanisms: Arc<[MechanismInfo]>,
-    pub(crate) logged_in: bool,
+    pub(crate) who: Who,
+    pub(crate) so_tries: PinTries,
+    pub(crate) has_random: bool,
+}
+
+/// Who is logged in to a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Nobody,
+    User,
+    SecurityOfficer,
 }
 
 /// Object handles of one token: the same object keeps its handle, a private one until logout, a session's until that
@@ -63,9 +74,9 @@ impl ObjectHandles {
 }
 
 impl Facts {
-    fn is_logged_in(&self, applet: AppletKind) -> bool {
+    fn who(&self, applet: AppletKind) -> Who {
         let token = self.tokens.as_ref().and_then(|tokens| tokens.get(&applet));
-        token.is_some_and(|token| token.logged_in)
+        token.map_or(Who::Nobody, |token| token.who)
     }
 }
 
@@ -151,10 +162,10 @@ impl ReaderCard {
         Ok(tokens.get(&applet).ok_or(Rule::TOKEN_NOT_PRESENT)?.clone())
     }
 
-    /// Whether a user is logged in to the token, as far as is known.
-    pub(crate) fn is_logged_in(&self, count: CardCount, applet: AppletKind) -> bool {
+    /// Who is logged in to the token, as far as is known.
+    pub(crate) fn who(&self, count: CardCount, applet: AppletKind) -> Who {
         self.facts(count)
-            .is_some_and(|facts| facts.is_logged_in(applet))
+            .map_or(Who::Nobody, |facts| facts.who(applet))
     }
 
     /// One conversation with a token, alone with its card.
@@ -202,7 +213,7 @@ impl ReaderCard {
             None => self.with_token(count, applet, |card, token| token.find(card, template))?,
         };
         let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
-        let logged_in = facts.is_logged_in(applet);
+        let logged_in = facts.who(applet) == Who::User;
         let handles = facts.handles.entry(applet).or_default();
         let seen =
             |object: &Object| (logged_in || !object.is_private()) && object.matches(template);
@@ -214,6 +225,37 @@ impl ReaderCard {
         let of_sessions: Vec<_> = of_sessions.collect();
         let found = objects.into_iter().map(|object| handles.handle(object));
         Ok(found.chain(of_sessions).collect())
+    }
+
+    /// The handles of objects of the token, which may be hidden until their user logs in.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED.
+    pub(crate) fn handles_of(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        objects: Vec<Arc<Object>>,
+    ) -> Result<Vec<(Arc<Object>, CK_OBJECT_HANDLE)>, Failure> {
+        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
+        let handles = facts.handles.entry(applet).or_default();
+        let handle = |object: Arc<Object>| (Arc::clone(&object), handles.handle(object));
+        Ok(objects.into_iter().map(handle).collect())
+    }
+
+    /// Forgets the handle of an object that is no longer on the token.
+    pub(crate) fn forget_handle(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        handle: CK_OBJECT_HANDLE,
+    ) {
+        if let Some(mut facts) = self.facts(count)
+            && let Some(handles) = facts.handles.get_mut(&applet)
+            && let Some(object) = handles.objects.remove(&handle)
+        {
+            handles.by_id.remove(&object.id);
+        }
     }
 
     /// Gives an object of a session its handle.
@@ -307,11 +349,11 @@ impl ReaderCard {
         let fresh: BTreeMap<_, _> = tokens.iter().map(facts_of).collect();
         for applet in fresh
             .iter()
-            .filter(|(_, token)| !token.logged_in)
+            .filter(|(_, token)| token.who != Who::User)
             .map(|(kind, _)| kind)
         {
             let before = facts.tokens.as_ref().and_then(|tokens| tokens.get(applet));
-            if before.is_some_and(|token| token.logged_in)
+            if before.is_some_and(|token| token.who == Who::User)
                 && let Some(handles) = facts.handles.get_mut(applet)
             {
                 handles.forget_private();
@@ -353,14 +395,14 @@ impl ReaderCard {
         handle: CK_OBJECT_HANDLE,
     ) -> Option<Arc<Object>> {
         let facts = self.facts(count)?;
-        let logged_in = facts.is_logged_in(applet);
+        let logged_in = facts.who(applet) == Who::User;
         let object = facts.handles.get(&applet)?.get(handle)?;
         (logged_in || !object.is_private()).then(|| Arc::clone(object))
     }
 
     /// After the last session of a token was closed: its user is logged out, and the next search reads anew.
     pub(crate) fn last_session_closed(&self, count: CardCount, applet: AppletKind) {
-        if self.is_logged_in(count, applet)
+        if self.who(count, applet) != Who::Nobody
             && let Err(failure) = self.logout(count, applet)
         {
             failure.log("logout after the last session");
@@ -401,7 +443,7 @@ impl ReaderCard {
                 .as_mut()
                 .and_then(|tokens| tokens.get_mut(&applet))
             {
-                token.logged_in = false;
+                token.who = Who::Nobody;
             }
         }
         told
@@ -418,7 +460,7 @@ impl ReaderCard {
             .tokens
             .iter()
             .flatten()
-            .filter(|token| token.is_logged_in())
+            .filter(|token| who(token) != Who::Nobody)
             .map(Token::kind)
             .collect();
         let count = live.count;
@@ -443,7 +485,19 @@ fn facts_of_token(token: &Token) -> TokenFacts {
     TokenFacts {
         info: token.info(),
         mechanisms: token.mechanisms().into(),
-        logged_in: token.is_logged_in(),
+        who: who(token),
+        so_tries: token.so_tries(),
+        has_random: token.has_random(),
+    }
+}
+
+const fn who(token: &Token) -> Who {
+    if token.is_so_logged_in() {
+        Who::SecurityOfficer
+    } else if token.is_logged_in() {
+        Who::User
+    } else {
+        Who::Nobody
     }
 }
 

@@ -155,7 +155,8 @@ impl Live {
     }
 
     pub(crate) fn is_logged_in(&self) -> bool {
-        self.tokens.iter().flatten().any(Token::is_logged_in)
+        let is_in = |token: &Token| token.is_logged_in() || token.is_so_logged_in();
+        self.tokens.iter().flatten().any(is_in)
     }
 
     /// Lets go of a connection that works.

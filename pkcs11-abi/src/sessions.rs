@@ -17,7 +17,7 @@ use cryptoki_sys::{
 };
 
 use crate::{
-    card::ReaderCard,
+    card::{ReaderCard, Who},
     handle,
     known_reader::CardCount,
     rv::{Failure, Rule},
@@ -248,7 +248,12 @@ impl Session {
 
     /// Whether a user is logged in to its token.
     pub(crate) fn is_logged_in(&self) -> bool {
-        self.reader.is_logged_in(self.card, self.applet)
+        self.who() == Who::User
+    }
+
+    /// Who is logged in to its token.
+    pub(crate) fn who(&self) -> Who {
+        self.reader.who(self.card, self.applet)
     }
 }
 

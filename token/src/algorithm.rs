@@ -128,6 +128,16 @@ impl KeyAlgorithm {
         }
     }
 
+    /// Its size in bits: of the modulus, of the field.
+    #[must_use]
+    pub fn bits(self) -> CK_ULONG {
+        CK_ULONG::from(match self {
+            Self::Rsa { bits } => bits,
+            Self::Ec(curve) => curve.bits(),
+            Self::Ed25519 | Self::X25519 => 255,
+        })
+    }
+
     /// Length of a signature in bytes: the modulus, r and s, or 64.
     #[must_use]
     pub fn signature_len(self) -> usize {

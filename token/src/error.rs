@@ -238,7 +238,8 @@ impl TokenError {
     }
 
     /// A place or value there is no object for.
-    pub(crate) fn value(what: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn value(what: impl Into<String>) -> Self {
         Self::ValueInvalid { what: what.into() }
     }
 

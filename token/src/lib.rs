@@ -25,6 +25,7 @@ mod discovery;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod generation;
 pub mod host;
 mod login;
 pub mod mechanism;

@@ -1,20 +1,22 @@
 //! The one table of mechanisms: how each works, with which keys, and what parameter it takes.
 
 use cryptoki_sys::{
-    CK_FLAGS, CK_MECHANISM_TYPE, CK_ULONG, CKF_DECRYPT, CKF_DERIVE, CKF_DIGEST, CKF_EC_F_P,
-    CKF_EC_NAMEDCURVE, CKF_EC_UNCOMPRESS, CKF_ENCRYPT, CKF_GENERATE, CKF_HW, CKF_MESSAGE_SIGN,
-    CKF_MESSAGE_VERIFY, CKF_SIGN, CKF_SIGN_RECOVER, CKF_UNWRAP, CKF_VERIFY, CKF_VERIFY_RECOVER,
-    CKF_WRAP, CKM_AES_CBC, CKM_AES_CBC_PAD, CKM_AES_CTR, CKM_AES_ECB, CKM_AES_GCM, CKM_AES_KEY_GEN,
-    CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP, CKM_ECDH1_COFACTOR_DERIVE, CKM_ECDH1_DERIVE, CKM_ECDSA,
-    CKM_ECDSA_SHA1, CKM_ECDSA_SHA224, CKM_ECDSA_SHA256, CKM_ECDSA_SHA384, CKM_ECDSA_SHA512,
-    CKM_EDDSA, CKM_GENERIC_SECRET_KEY_GEN, CKM_RSA_PKCS, CKM_RSA_PKCS_OAEP, CKM_RSA_PKCS_PSS,
-    CKM_RSA_X_509, CKM_SHA_1, CKM_SHA_1_HMAC, CKM_SHA_1_HMAC_GENERAL, CKM_SHA1_RSA_PKCS,
-    CKM_SHA1_RSA_PKCS_PSS, CKM_SHA224, CKM_SHA224_HMAC, CKM_SHA224_HMAC_GENERAL,
-    CKM_SHA224_RSA_PKCS, CKM_SHA224_RSA_PKCS_PSS, CKM_SHA256, CKM_SHA256_HMAC,
-    CKM_SHA256_HMAC_GENERAL, CKM_SHA256_RSA_PKCS, CKM_SHA256_RSA_PKCS_PSS, CKM_SHA384,
-    CKM_SHA384_HMAC, CKM_SHA384_HMAC_GENERAL, CKM_SHA384_RSA_PKCS, CKM_SHA384_RSA_PKCS_PSS,
-    CKM_SHA512, CKM_SHA512_HMAC, CKM_SHA512_HMAC_GENERAL, CKM_SHA512_RSA_PKCS,
-    CKM_SHA512_RSA_PKCS_PSS,
+    CK_FLAGS, CK_KEY_TYPE, CK_MECHANISM_TYPE, CK_ULONG, CKF_DECRYPT, CKF_DERIVE, CKF_DIGEST,
+    CKF_EC_F_P, CKF_EC_NAMEDCURVE, CKF_EC_UNCOMPRESS, CKF_ENCRYPT, CKF_GENERATE,
+    CKF_GENERATE_KEY_PAIR, CKF_HW, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY, CKF_SIGN,
+    CKF_SIGN_RECOVER, CKF_UNWRAP, CKF_VERIFY, CKF_VERIFY_RECOVER, CKF_WRAP, CKK_EC, CKK_EC_EDWARDS,
+    CKK_EC_MONTGOMERY, CKK_RSA, CKM_AES_CBC, CKM_AES_CBC_PAD, CKM_AES_CTR, CKM_AES_ECB,
+    CKM_AES_GCM, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP,
+    CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EC_KEY_PAIR_GEN, CKM_EC_MONTGOMERY_KEY_PAIR_GEN,
+    CKM_ECDH1_COFACTOR_DERIVE, CKM_ECDH1_DERIVE, CKM_ECDSA, CKM_ECDSA_SHA1, CKM_ECDSA_SHA224,
+    CKM_ECDSA_SHA256, CKM_ECDSA_SHA384, CKM_ECDSA_SHA512, CKM_EDDSA, CKM_GENERIC_SECRET_KEY_GEN,
+    CKM_RSA_PKCS, CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_PKCS_OAEP, CKM_RSA_PKCS_PSS, CKM_RSA_X_509,
+    CKM_SHA_1, CKM_SHA_1_HMAC, CKM_SHA_1_HMAC_GENERAL, CKM_SHA1_RSA_PKCS, CKM_SHA1_RSA_PKCS_PSS,
+    CKM_SHA224, CKM_SHA224_HMAC, CKM_SHA224_HMAC_GENERAL, CKM_SHA224_RSA_PKCS,
+    CKM_SHA224_RSA_PKCS_PSS, CKM_SHA256, CKM_SHA256_HMAC, CKM_SHA256_HMAC_GENERAL,
+    CKM_SHA256_RSA_PKCS, CKM_SHA256_RSA_PKCS_PSS, CKM_SHA384, CKM_SHA384_HMAC,
+    CKM_SHA384_HMAC_GENERAL, CKM_SHA384_RSA_PKCS, CKM_SHA384_RSA_PKCS_PSS, CKM_SHA512,
+    CKM_SHA512_HMAC, CKM_SHA512_HMAC_GENERAL, CKM_SHA512_RSA_PKCS, CKM_SHA512_RSA_PKCS_PSS,
 };
 
 pub use crate::digest::Hash;
@@ -68,6 +70,8 @@ pub enum Scheme {
     AesKeyGeneration,
     /// A random generic secret.
     SecretGeneration,
+    /// A key pair of this key type, on a card.
+    KeyPairGeneration(CK_KEY_TYPE),
 }
 
 /// One mechanism.
@@ -88,7 +92,23 @@ const fn row(kind: CK_MECHANISM_TYPE, scheme: Scheme, hash: Option<Hash>) -> Mec
 use Hash::{Sha1, Sha224, Sha256, Sha384, Sha512};
 
 /// PKCS #11 3.1, 6.1, 6.3, 6.10, 6.13 to 6.16, 6.20 and 6.21, in the order C_GetMechanismList gives them.
-const MECHANISMS: [Mechanism; 47] = [
+const MECHANISMS: [Mechanism; 51] = [
+    row(
+        CKM_RSA_PKCS_KEY_PAIR_GEN,
+        Scheme::KeyPairGeneration(CKK_RSA),
+        None,
+    ),
+    row(CKM_EC_KEY_PAIR_GEN, Scheme::KeyPairGeneration(CKK_EC), None),
+    row(
+        CKM_EC_EDWARDS_KEY_PAIR_GEN,
+        Scheme::KeyPairGeneration(CKK_EC_EDWARDS),
+        None,
+    ),
+    row(
+        CKM_EC_MONTGOMERY_KEY_PAIR_GEN,
+        Scheme::KeyPairGeneration(CKK_EC_MONTGOMERY),
+        None,
+    ),
     row(CKM_RSA_PKCS, Scheme::RsaPkcs1, None),
     row(CKM_RSA_X_509, Scheme::RsaRaw, None),
     row(CKM_SHA1_RSA_PKCS, Scheme::RsaPkcs1, Some(Sha1)),
@@ -277,6 +297,7 @@ impl Mechanism {
         match self.scheme {
             Scheme::Digest => CKF_DIGEST,
             Scheme::AesKeyGeneration | Scheme::SecretGeneration => CKF_GENERATE,
+            Scheme::KeyPairGeneration(_) => CKF_GENERATE_KEY_PAIR,
             _ => 0,
         }
     }
@@ -438,6 +459,7 @@ impl Mechanism {
                 | Scheme::Ecdsa
                 | Scheme::EdDsa
                 | Scheme::Ecdh
+                | Scheme::KeyPairGeneration(_)
         )
     }
 
@@ -448,6 +470,33 @@ impl Mechanism {
             _ => 0,
         }
     }
+}
+
+/// The mechanisms that make the keys a card can make.
+#[must_use]
+pub fn generating(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
+    let info = |mechanism: &Mechanism| {
+        let Scheme::KeyPairGeneration(key_type) = mechanism.scheme else {
+            return None;
+        };
+        let sizes = || {
+            keys.iter()
+                .filter(|key| key.key_type() == key_type)
+                .map(|key| key.bits())
+        };
+        let curves = if key_type == CKK_EC {
+            CKF_EC_F_P | CKF_EC_NAMEDCURVE | CKF_EC_UNCOMPRESS
+        } else {
+            0
+        };
+        Some(MechanismInfo {
+            kind: mechanism.kind,
+            min_key_size: sizes().min()?,
+            max_key_size: sizes().max()?,
+            flags: CKF_HW | CKF_GENERATE_KEY_PAIR | curves,
+        })
+    };
+    MECHANISMS.iter().filter_map(info).collect()
 }
 
 /// CKA_ALLOWED_MECHANISMS of a public key on a token: of what its private half can do, the other half.

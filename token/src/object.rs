@@ -231,6 +231,8 @@ pub fn certificate(place: &KeyPlace, certificate: &Certificate) -> Object {
         false,
     );
     object.set([
+        // By the security officer.
+        (CKA_DESTROYABLE, true.into()),
         (CKA_CERTIFICATE_TYPE, Value::Ulong(CKC_X_509)),
         (CKA_ID, place.id.clone().into()),
         (CKA_VALUE, certificate.der.clone().into()),
@@ -371,6 +373,8 @@ pub fn data(place: u32, label: &str, oid: &[u8], value: &[u8], private: bool) ->
         claviger_apdu::tlv::encode(0x06, oid)
     };
     object.set([
+        // By the security officer.
+        (CKA_DESTROYABLE, true.into()),
         (CKA_APPLICATION, label.into()),
         (CKA_OBJECT_ID, object_id.into()),
         (CKA_VALUE, value.into()),

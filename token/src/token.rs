@@ -7,7 +7,7 @@ use std::{
 
 use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
 use cryptoki_sys::{
-    CKP_AUTHENTICATION_TOKEN, CKP_BASELINE_PROVIDER, CKP_EXTENDED_PROVIDER,
+    CKA_ID, CKP_AUTHENTICATION_TOKEN, CKP_BASELINE_PROVIDER, CKP_EXTENDED_PROVIDER,
     CKP_PUBLIC_CERTIFICATES_TOKEN,
 };
 
@@ -17,7 +17,7 @@ use crate::{
     card::{Card, Conversation},
     error::TokenError,
     login::CachedPin,
-    mechanism::MechanismInfo,
+    mechanism::{self, MechanismInfo},
     object::{self, Object, PinRule, PrivateKey},
     operation::{DecryptOperation, KeyInput, SignOperation},
 };
@@ -69,7 +69,9 @@ impl Token {
     /// The mechanisms of the token.
     #[must_use]
     pub fn mechanisms(&self) -> Vec<MechanismInfo> {
-        self.applet.mechanisms()
+        let mut mechanisms = mechanism::generating(&self.applet.generable());
+        mechanisms.extend(self.applet.mechanisms());
+        mechanisms
     }
 
     /// Whether a user is logged in.
@@ -108,6 +110,26 @@ impl Token {
         let applet = self.applet.as_mut();
         card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
         Ok(self.find_known(template).unwrap_or_default())
+    }
+
+    /// The objects with this CKA_ID, private ones included whoever is logged in: what was just made there.
+    ///
+    /// # Errors
+    /// Of the transport.
+    pub fn objects_of(
+        &mut self,
+        card: &mut Card,
+        id: &[u8],
+    ) -> Result<Vec<Arc<Object>>, TokenError> {
+        let template = Template(vec![(CKA_ID, id.to_vec())]);
+        let wanted = Wanted::by(&template, true);
+        let applet = self.applet.as_mut();
+        if !applet.is_loaded(&wanted) {
+            card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
+        }
+        let mut objects = applet.objects();
+        objects.retain(|object| object.matches(&template));
+        Ok(objects)
     }
 
     /// Forgets what was read, so that the next search sees what others have written.

@@ -16,7 +16,7 @@ use claviger_token::{DecryptOperation, EncryptOperation};
 use super::{faces::functions, interfaces};
 use crate::{
     functions::{
-        cipher, digest, dual, general, key,
+        administration, cipher, digest, dual, general, key,
         message::{self, PerMessage},
         object, random, session, sign, slot_token,
         unsupported::refuse,
@@ -37,8 +37,8 @@ functions! {
         fn C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG) = |module| slot_token::mechanism_list(module, slot, Out::new(list), Out::new(count));
         fn C_GetMechanismInfo(slot: CK_SLOT_ID, kind: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO) = |module| slot_token::mechanism_info(module, slot, kind, Out::new(info));
         fn C_InitToken(slot: CK_SLOT_ID, pin: *mut CK_UTF8CHAR, len: CK_ULONG, label: *mut CK_UTF8CHAR) = |module| refuse(module, "C_InitToken", (slot, pin, len, label));
-        fn C_InitPIN(session: CK_SESSION_HANDLE, pin: *mut CK_UTF8CHAR, len: CK_ULONG) = |module| refuse(module, "C_InitPIN", (session, pin, len));
-        fn C_SetPIN(session: CK_SESSION_HANDLE, old: *mut CK_UTF8CHAR, old_len: CK_ULONG, new: *mut CK_UTF8CHAR, new_len: CK_ULONG) = |module| refuse(module, "C_SetPIN", (session, old, old_len, new, new_len));
+        fn C_InitPIN(session: CK_SESSION_HANDLE, pin: *mut CK_UTF8CHAR, len: CK_ULONG) = |module| administration::init_pin(module, session, (In::new(pin.cast_const()), len));
+        fn C_SetPIN(session: CK_SESSION_HANDLE, old: *mut CK_UTF8CHAR, old_len: CK_ULONG, new: *mut CK_UTF8CHAR, new_len: CK_ULONG) = |module| administration::set_pin(module, session, (In::new(old.cast_const()), old_len), (In::new(new.cast_const()), new_len));
         fn C_OpenSession(slot: CK_SLOT_ID, flags: CK_FLAGS, _application: CK_VOID_PTR, _notify: CK_NOTIFY, session: *mut CK_SESSION_HANDLE) = |module| session::open(module, slot, flags, Out::new(session));
         fn C_CloseSession(session: CK_SESSION_HANDLE) = |module| session::close(module, session);
         fn C_CloseAllSessions(slot: CK_SLOT_ID) = |module| session::close_all(module, slot);
@@ -86,7 +86,7 @@ functions! {
         fn C_SignEncryptUpdate(session: CK_SESSION_HANDLE, part: *mut CK_BYTE, len: CK_ULONG, encrypted: *mut CK_BYTE, encrypted_len: *mut CK_ULONG) = |module| dual::sign_encrypt(module, session, In::new(part.cast_const()), len, Out::new(encrypted), Out::new(encrypted_len));
         fn C_DecryptVerifyUpdate(session: CK_SESSION_HANDLE, encrypted: *mut CK_BYTE, len: CK_ULONG, part: *mut CK_BYTE, part_len: *mut CK_ULONG) = |module| dual::decrypt_verify(module, session, In::new(encrypted.cast_const()), len, Out::new(part), Out::new(part_len));
         fn C_GenerateKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| key::generate(module, session, In::new(mechanism.cast_const()), In::new(template.cast_const()), count, Out::new(key));
-        fn C_GenerateKeyPair(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, public: *mut CK_ATTRIBUTE, public_count: CK_ULONG, private: *mut CK_ATTRIBUTE, private_count: CK_ULONG, public_key: *mut CK_OBJECT_HANDLE, private_key: *mut CK_OBJECT_HANDLE) = |module| refuse(module, "C_GenerateKeyPair", (session, mechanism, public, public_count, private, private_count, public_key, private_key));
+        fn C_GenerateKeyPair(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, public: *mut CK_ATTRIBUTE, public_count: CK_ULONG, private: *mut CK_ATTRIBUTE, private_count: CK_ULONG, public_key: *mut CK_OBJECT_HANDLE, private_key: *mut CK_OBJECT_HANDLE) = |module| administration::generate_key_pair(module, session, In::new(mechanism.cast_const()), (In::new(public.cast_const()), public_count), (In::new(private.cast_const()), private_count), (Out::new(public_key), Out::new(private_key)));
         fn C_WrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, wrapping_key: CK_OBJECT_HANDLE, key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, wrapped_len: *mut CK_ULONG) = |module| key::wrap(module, session, In::new(mechanism.cast_const()), wrapping_key, key, Out::new(wrapped), Out::new(wrapped_len));
         fn C_UnwrapKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, unwrapping_key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, len: CK_ULONG, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| key::unwrap(module, session, In::new(mechanism.cast_const()), unwrapping_key, (In::new(wrapped.cast_const()), len), (In::new(template.cast_const()), count), Out::new(key));
         fn C_DeriveKey(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, base_key: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE) = |module| key::derive(module, session, In::new(mechanism.cast_const()), base_key, In::new(template.cast_const()), count, Out::new(key));

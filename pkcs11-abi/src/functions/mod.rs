@@ -1,5 +1,6 @@
 //! The functions of Cryptoki, by the chapters of the standard; `function_list` gives them their C faces.
 
+pub(crate) mod administration;
 pub(crate) mod cipher;
 pub(crate) mod digest;
 pub(crate) mod dual;

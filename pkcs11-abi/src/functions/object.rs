@@ -3,6 +3,7 @@
 use claviger_token::{Object, Template, Value, creation};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
+use super::administration;
 use crate::{
     module::Module,
     pointer::{In, Out, attribute_bytes, attribute_room},
@@ -59,7 +60,8 @@ pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(
     Ok(())
 }
 
-/// C_CreateObject: a public key, secret key, certificate or data object of the session.
+/// C_CreateObject: a public key, secret key, certificate or data object of the session; or a certificate or data object
+/// on the token.
 pub(crate) fn create(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -70,6 +72,9 @@ pub(crate) fn create(
     let session = module.session(session)?;
     let template = template(attributes, count)?;
     handle.check()?;
+    if template.wants_token_object() {
+        return handle.put(administration::create(&session, &template)?);
+    }
     check_creation(&session, &template)?;
     let object = creation::create(&template, session.is_logged_in())?;
     handle.put(session.add_object(object)?)
@@ -93,7 +98,7 @@ pub(crate) fn copy(
     copy.put(session.add_object(copied)?)
 }
 
-/// C_DestroyObject: an object of a session.
+/// C_DestroyObject: an object of a session; or a certificate or data object of the token.
 pub(crate) fn destroy(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -101,7 +106,9 @@ pub(crate) fn destroy(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
-    check_change(&session, &object)?;
+    if object.is_on_token() {
+        return administration::destroy(&session, handle, &object);
+    }
     if !object.is_destroyable() {
         return Err(Rule::ACTION_PROHIBITED.into());
     }

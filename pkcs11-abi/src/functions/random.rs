@@ -24,17 +24,26 @@ pub(crate) fn seed(
     Err(Rule::RANDOM_SEED_NOT_SUPPORTED.into())
 }
 
-/// C_GenerateRandom: bytes of the operating system's generator, for cards have none to speak of.
+/// C_GenerateRandom: the card's own, where it has CKF_RNG, or else bytes of the operating system's generator.
 pub(crate) fn generate(
     module: &Module,
     session: CK_SESSION_HANDLE,
     random: Out<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
-    module.session(session)?;
+    let session = module.session(session)?;
     let pieces = random.pieces(len, PIECE)?;
+    let facts = session.reader.token(session.card, session.applet)?;
     for (piece, len) in pieces {
-        let bytes = host::random::random(len).map_err(|_| TokenError::NoRandom)?;
+        let by_card = if facts.has_random {
+            session.with_token(|card, token| token.random(card, len))?
+        } else {
+            None
+        };
+        let bytes = match by_card {
+            Some(bytes) => bytes,
+            None => host::random::random(len).map_err(|_| TokenError::NoRandom)?,
+        };
         piece.put_all(bytes.expose())?;
     }
     Ok(())

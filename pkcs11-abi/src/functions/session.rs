@@ -4,16 +4,20 @@ use claviger_apdu::Secret;
 use cryptoki_sys::{
     CK_FLAGS, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SESSION_VALIDATION_FLAGS_TYPE, CK_SLOT_ID,
     CK_STATE, CK_ULONG, CK_USER_TYPE, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKS_LAST_VALIDATION_OK,
-    CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS, CKS_RW_PUBLIC_SESSION, CKS_RW_USER_FUNCTIONS,
-    CKU_CONTEXT_SPECIFIC, CKU_SO, CKU_USER,
+    CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS, CKS_RW_PUBLIC_SESSION, CKS_RW_SO_FUNCTIONS,
+    CKS_RW_USER_FUNCTIONS, CKU_CONTEXT_SPECIFIC, CKU_SO, CKU_USER,
 };
 
 use crate::{
+    card::Who,
     module::Module,
     pointer::{In, Out},
     rv::{Failure, Rule},
     sessions::Session,
 };
+
+/// CKF_ASYNC_SESSION of PKCS #11 3.2, 3.3.
+const ASYNC_SESSION: CK_FLAGS = 8;
 
 /// C_OpenSession. The application's pointer and callback are never used.
 pub(crate) fn open(
@@ -26,11 +30,18 @@ pub(crate) fn open(
     if flags & CKF_SERIAL_SESSION == 0 {
         return Err(Rule::SESSION_PARALLEL_NOT_SUPPORTED.into());
     }
+    if flags & ASYNC_SESSION != 0 {
+        return Err(Rule::SESSION_ASYNC_NOT_SUPPORTED.into());
+    }
     handle.check()?;
     module.events.refresh();
     let occupied = module.occupied(slot)?;
     occupied.reader.token(occupied.card, occupied.applet)?;
     let read_write = flags & CKF_RW_SESSION != 0;
+    let who = occupied.reader.who(occupied.card, occupied.applet);
+    if !read_write && who == Who::SecurityOfficer {
+        return Err(Rule::SESSION_READ_WRITE_SO_EXISTS.into());
+    }
     let session = Session::new(
         slot,
         occupied.applet,
@@ -77,15 +88,16 @@ pub(crate) fn info(
 }
 
 fn state(session: &Session) -> CK_STATE {
-    match (session.is_logged_in(), session.read_write) {
-        (false, false) => CKS_RO_PUBLIC_SESSION,
-        (false, true) => CKS_RW_PUBLIC_SESSION,
-        (true, false) => CKS_RO_USER_FUNCTIONS,
-        (true, true) => CKS_RW_USER_FUNCTIONS,
+    match (session.who(), session.read_write) {
+        (Who::Nobody, false) => CKS_RO_PUBLIC_SESSION,
+        (Who::Nobody, true) => CKS_RW_PUBLIC_SESSION,
+        (Who::User, false) => CKS_RO_USER_FUNCTIONS,
+        (Who::User, true) => CKS_RW_USER_FUNCTIONS,
+        (Who::SecurityOfficer, _) => CKS_RW_SO_FUNCTIONS,
     }
 }
 
-/// C_Login, as a user or for one signature; the security officer has nothing to do here yet.
+/// C_Login, as a user, as the security officer, or for one use of a key.
 pub(crate) fn login(
     module: &Module,
     handle: CK_SESSION_HANDLE,
@@ -94,22 +106,37 @@ pub(crate) fn login(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    match user {
-        CKU_USER if session.is_logged_in() => Err(Rule::USER_ALREADY_LOGGED_IN.into()),
-        CKU_USER => {
-            let pin = secret(pin, len)?;
-            session.with_token(|card, token| token.login(card, &pin))?;
-            // A session closed meanwhile leaves nobody who could log out.
-            if module.sessions.get(handle).is_none() {
-                session.reader.logout(session.card, session.applet)?;
-                return Err(Rule::SESSION_HANDLE_INVALID.into());
-            }
-            Ok(())
+    match (user, session.who()) {
+        (CKU_CONTEXT_SPECIFIC, _) => return login_once(&session, pin, len),
+        (CKU_USER, Who::User) | (CKU_SO, Who::SecurityOfficer) => {
+            return Err(Rule::USER_ALREADY_LOGGED_IN.into());
         }
-        CKU_CONTEXT_SPECIFIC => login_once(&session, pin, len),
-        CKU_SO => Err(Rule::FUNCTION_NOT_SUPPORTED.into()),
-        _ => Err(Rule::USER_TYPE_INVALID.into()),
+        (CKU_USER, Who::SecurityOfficer) | (CKU_SO, Who::User) => {
+            return Err(Rule::USER_ANOTHER_ALREADY_LOGGED_IN.into());
+        }
+        (CKU_USER, Who::Nobody) => {}
+        (CKU_SO, Who::Nobody) => {
+            let (all, read_write) = module.sessions.count(session.slot, session.card);
+            if all > read_write {
+                return Err(Rule::SESSION_READ_ONLY_EXISTS.into());
+            }
+        }
+        _ => return Err(Rule::USER_TYPE_INVALID.into()),
     }
+    let pin = secret(pin, len)?;
+    session.with_token(|card, token| {
+        if user == CKU_SO {
+            token.so_login(card, &pin)
+        } else {
+            token.login(card, &pin)
+        }
+    })?;
+    // A session closed meanwhile leaves nobody who could log out.
+    if module.sessions.get(handle).is_none() {
+        session.reader.logout(session.card, session.applet)?;
+        return Err(Rule::SESSION_HANDLE_INVALID.into());
+    }
+    Ok(())
 }
 
 /// CKU_CONTEXT_SPECIFIC: the PIN for the one operation that waits for it.
@@ -168,7 +195,7 @@ pub(crate) fn validation_flags(
 const MAX_PIN: CK_ULONG = 1024;
 
 /// A PIN; without a PIN pad there must be one.
-fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
+pub(super) fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
     if pin.is_null() {
         return Err(Rule::ARGUMENTS_BAD.into());
     }
@@ -178,7 +205,7 @@ fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
 /// C_Logout: here and on the card.
 pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    if !session.is_logged_in() {
+    if session.who() == Who::Nobody {
         return Err(Rule::USER_NOT_LOGGED_IN.into());
     }
     module.end_private_operations(&session);

@@ -1,16 +1,17 @@
 //! Slot and token management (PKCS #11 2.40, 5.5).
 
 use claviger_driver::Presence;
-use claviger_token::{PinTries, TokenInfo};
+use claviger_token::PinTries;
 use cryptoki_sys::{
     CK_BBOOL, CK_FLAGS, CK_MECHANISM_INFO, CK_MECHANISM_TYPE, CK_SLOT_ID, CK_SLOT_INFO,
     CK_TOKEN_INFO, CK_ULONG, CK_VERSION, CKF_DONT_BLOCK, CKF_HW_SLOT, CKF_LOGIN_REQUIRED,
-    CKF_REMOVABLE_DEVICE, CKF_TOKEN_INITIALIZED, CKF_TOKEN_PRESENT, CKF_USER_PIN_COUNT_LOW,
-    CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
+    CKF_REMOVABLE_DEVICE, CKF_RNG, CKF_SO_PIN_COUNT_LOW, CKF_TOKEN_INITIALIZED, CKF_TOKEN_PRESENT,
+    CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
 };
 
 use super::{general::MANUFACTURER, padded};
 use crate::{
+    card::TokenFacts,
     module::Module,
     pointer::{In, Out},
     rv::{Failure, Rule},
@@ -82,10 +83,11 @@ pub(crate) fn token_info(
     module.events.refresh();
     let facts = module.token(id)?;
     let (sessions, read_write) = module.sessions.count(id, module.occupied(id)?.card);
-    info.put(describe(&facts.info, sessions, read_write))
+    info.put(describe(&facts, sessions, read_write))
 }
 
-fn describe(token: &TokenInfo, sessions: usize, read_write: usize) -> CK_TOKEN_INFO {
+fn describe(facts: &TokenFacts, sessions: usize, read_write: usize) -> CK_TOKEN_INFO {
+    let token = &facts.info;
     let number = |number: usize| CK_ULONG::try_from(number).unwrap_or(UNAVAILABLE);
     let version = CK_VERSION {
         major: token.version.0,
@@ -99,7 +101,9 @@ fn describe(token: &TokenInfo, sessions: usize, read_write: usize) -> CK_TOKEN_I
         flags: CKF_LOGIN_REQUIRED
             | CKF_USER_PIN_INITIALIZED
             | CKF_TOKEN_INITIALIZED
-            | pin_flags(token.pin_tries),
+            | pin_flags(token.pin_tries, 0)
+            | pin_flags(facts.so_tries, SO_PIN)
+            | if facts.has_random { CKF_RNG } else { 0 },
         ulMaxSessionCount: 0,
         ulSessionCount: number(sessions),
         ulMaxRwSessionCount: 0,
@@ -116,18 +120,22 @@ fn describe(token: &TokenInfo, sessions: usize, read_write: usize) -> CK_TOKEN_I
     }
 }
 
-/// What the card last said of its tries (PKCS #11 2.40, 3.2, CKF_USER_PIN_*).
-fn pin_flags(tries: PinTries) -> CK_FLAGS {
+/// How far the flags of the security officer's PIN stand above the user's.
+const SO_PIN: u32 = CKF_SO_PIN_COUNT_LOW.trailing_zeros() - CKF_USER_PIN_COUNT_LOW.trailing_zeros();
+
+/// What the card last said of its tries (PKCS #11 3.1, 3.2, CKF_USER_PIN_* and CKF_SO_PIN_*).
+fn pin_flags(tries: PinTries, above: u32) -> CK_FLAGS {
     let low = if tries.left < tries.most {
         CKF_USER_PIN_COUNT_LOW
     } else {
         0
     };
-    match tries.left {
+    let flags = match tries.left {
         Some(0) => low | CKF_USER_PIN_LOCKED,
         Some(1) => low | CKF_USER_PIN_FINAL_TRY,
         _ => low,
-    }
+    };
+    flags << above
 }
 
 /// C_GetMechanismList.

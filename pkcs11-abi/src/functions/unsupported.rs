@@ -5,35 +5,33 @@ use crate::{
     rv::{Failure, Rule},
 };
 
-const WRITING: &str = "the token is read-only so far";
-const HOST: &str =
-    "done in software by the caller's own library so far; only card operations are offered";
-const CARD: &str = "a card operation that is not offered so far; its mechanisms are not listed";
+const AEAD: &str =
+    "only a session's own AES keys could; C_Encrypt and C_Decrypt with CKM_AES_GCM do";
 const ASYNC: &str = "no session is asynchronous: no token has CKF_ASYNC_SESSION_SUPPORTED";
 
 /// Function and reason.
 pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
-    ("C_InitToken", WRITING),
-    ("C_InitPIN", WRITING),
-    ("C_SetPIN", WRITING),
-    ("C_GenerateKeyPair", WRITING),
-    ("C_MessageEncryptInit", HOST),
-    ("C_EncryptMessage", HOST),
-    ("C_EncryptMessageBegin", HOST),
-    ("C_EncryptMessageNext", HOST),
-    ("C_MessageEncryptFinal", HOST),
-    ("C_MessageDecryptInit", CARD),
-    ("C_DecryptMessage", CARD),
-    ("C_DecryptMessageBegin", CARD),
-    ("C_DecryptMessageNext", CARD),
-    ("C_MessageDecryptFinal", CARD),
-    ("C_EncapsulateKey", CARD),
-    ("C_DecapsulateKey", CARD),
+    (
+        "C_InitToken",
+        "a card has no room for a label; resetting it is for its own tool",
+    ),
+    ("C_MessageEncryptInit", AEAD),
+    ("C_EncryptMessage", AEAD),
+    ("C_EncryptMessageBegin", AEAD),
+    ("C_EncryptMessageNext", AEAD),
+    ("C_MessageEncryptFinal", AEAD),
+    ("C_MessageDecryptInit", AEAD),
+    ("C_DecryptMessage", AEAD),
+    ("C_DecryptMessageBegin", AEAD),
+    ("C_DecryptMessageNext", AEAD),
+    ("C_MessageDecryptFinal", AEAD),
+    ("C_EncapsulateKey", AEAD),
+    ("C_DecapsulateKey", AEAD),
     ("C_AsyncComplete", ASYNC),
     ("C_AsyncGetID", ASYNC),
     ("C_AsyncJoin", ASYNC),
     ("C_WrapKeyAuthenticated", "keys of a card never leave it"),
-    ("C_UnwrapKeyAuthenticated", CARD),
+    ("C_UnwrapKeyAuthenticated", AEAD),
 ];
 
 /// Says so, whatever the arguments.

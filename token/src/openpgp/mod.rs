@@ -22,7 +22,6 @@ mod quirks;
 use std::sync::Arc;
 
 use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
-use cryptoki_sys::CK_ULONG;
 
 use crate::{
     algorithm::KeyAlgorithm,
@@ -249,11 +248,7 @@ fn key_of(key: &PrivateKey) -> Result<Key, TokenError> {
 
 /// What a key of this algorithm does, and with how many bits.
 fn ability(algorithm: KeyAlgorithm, usage: Usage) -> Option<Ability> {
-    let bits = CK_ULONG::from(match algorithm {
-        KeyAlgorithm::Rsa { bits } => bits,
-        KeyAlgorithm::Ec(curve) => curve.bits(),
-        KeyAlgorithm::Ed25519 | KeyAlgorithm::X25519 => 255,
-    });
+    let bits = algorithm.bits();
     let functions = usage.of_private_key();
     (functions != 0).then_some(Ability {
         key: algorithm,

@@ -1,0 +1,186 @@
+//! PINs changed, keys made and objects written on the token (PKCS #11 3.1, 5.5.8, 5.5.9, 5.7 and 5.18.2).
+
+use std::{sync::Arc, time::SystemTime};
+
+use claviger_token::{
+    Object, Template, TokenError, Value, generation::KeyPairPlan, operation::mechanism_for,
+};
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_CLASS, CKA_ID,
+    CKA_OBJECT_ID, CKA_VALUE, CKF_GENERATE_KEY_PAIR, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY,
+    CKO_PUBLIC_KEY,
+};
+
+use super::{object::template, session::secret};
+use crate::{
+    card::Who,
+    module::Module,
+    parameter,
+    pointer::{In, Out},
+    rv::{Failure, Rule},
+    sessions::Session,
+};
+
+/// C_SetPIN: of whoever is logged in, or else of the user.
+pub(crate) fn set_pin(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    (old, old_len): (In<'_, u8>, CK_ULONG),
+    (new, new_len): (In<'_, u8>, CK_ULONG),
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    if !session.read_write {
+        return Err(Rule::SESSION_READ_ONLY.into());
+    }
+    let (old, new) = (secret(old, old_len)?, secret(new, new_len)?);
+    session.with_token(|card, token| token.set_pin(card, &old, &new))
+}
+
+/// C_InitPIN: the security officer gives the user a PIN.
+pub(crate) fn init_pin(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    (pin, len): (In<'_, u8>, CK_ULONG),
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let pin = secret(pin, len)?;
+    expect_officer(&session)?;
+    session.with_token(|card, token| token.init_pin(card, &pin))
+}
+
+/// What is on the token only the security officer changes, who has no sessions that may not write.
+pub(super) fn expect_officer(session: &Session) -> Result<(), Failure> {
+    match (session.read_write, session.who()) {
+        (false, _) => Err(Rule::SESSION_READ_ONLY.into()),
+        (true, Who::SecurityOfficer) => Ok(()),
+        (true, Who::Nobody | Who::User) => Err(Rule::USER_NOT_LOGGED_IN.into()),
+    }
+}
+
+/// C_GenerateKeyPair: on the card, in the place CKA_ID names, over the key that is there.
+pub(crate) fn generate_key_pair(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    mechanism: In<'_, CK_MECHANISM>,
+    (public, public_count): (In<'_, CK_ATTRIBUTE>, CK_ULONG),
+    (private, private_count): (In<'_, CK_ATTRIBUTE>, CK_ULONG),
+    (public_key, private_key): (Out<'_, CK_OBJECT_HANDLE>, Out<'_, CK_OBJECT_HANDLE>),
+) -> Result<(), Failure> {
+    let session = module.session(session)?;
+    let mechanism = mechanism.get()?;
+    let public = template(public, public_count)?;
+    let private = template(private, private_count)?;
+    public_key.check()?;
+    private_key.check()?;
+    let known = mechanism_for(mechanism.mechanism, CKF_GENERATE_KEY_PAIR)?;
+    parameter::read(&mechanism, known)?;
+    let plan = KeyPairPlan::new(known, &public, &private)?;
+    expect_officer(&session)?;
+    let made = session.with_token(|card, token| {
+        let place = token.place_of(&plan.id).ok_or_else(|| no_place(&plan.id))?;
+        token.generate_key(card, place, plan.algorithm, SystemTime::now())?;
+        token.objects_of(card, &plan.id)
+    })?;
+    let handles = session
+        .reader
+        .handles_of(session.card, session.applet, made)?;
+    let handle = |class| {
+        let found = handles.iter().find(|(object, _)| object.id.class == class);
+        found.map(|(_, handle)| *handle).ok_or_else(|| {
+            let fault = "the new key is not there when looked for";
+            Failure::from(TokenError::malformed("key generation", fault))
+        })
+    };
+    let (public, private) = (handle(CKO_PUBLIC_KEY)?, handle(CKO_PRIVATE_KEY)?);
+    public_key.put(public)?;
+    private_key.put(private)
+}
+
+fn no_place(id: &[u8]) -> TokenError {
+    TokenError::value(format!("the card has no place with CKA_ID {id:02X?}"))
+}
+
+/// An object on the token by C_CreateObject: a certificate where CKA_ID says, or a data object where CKA_OBJECT_ID says.
+pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT_HANDLE, Failure> {
+    let class = template.ulong(CKA_CLASS);
+    if !matches!(class, Some(CKO_CERTIFICATE | CKO_DATA)) {
+        return Err(Rule::TEMPLATE_INCONSISTENT.into());
+    }
+    // Held to all the rules of its class before the card sees it.
+    let object = claviger_token::creation::create(template, false)?;
+    expect_officer(session)?;
+    let value = bytes(&object, CKA_VALUE);
+    let written = if object.id.class == CKO_CERTIFICATE {
+        let id = bytes(&object, CKA_ID);
+        session.with_token(|card, token| {
+            let place = token.place_of(&id).ok_or_else(|| no_place(&id))?;
+            token.put_certificate(card, place, Some(&value))?;
+            token.objects_of(card, &id)
+        })?
+    } else {
+        let oid = bytes(&object, CKA_OBJECT_ID);
+        session.with_token(|card, token| {
+            let place = data_place(&token.data_places(), &oid)?;
+            token.put_data(card, place, Some(&value))?;
+            let template = Template(vec![
+                (CKA_CLASS, CKO_DATA.to_ne_bytes().to_vec()),
+                (CKA_OBJECT_ID, oid.clone()),
+            ]);
+            token.find(card, &template)
+        })?
+    };
+    let handles = session
+        .reader
+        .handles_of(session.card, session.applet, written)?;
+    let found = handles
+        .iter()
+        .find(|(written, _)| written.id.class == object.id.class);
+    found.map(|(_, handle)| *handle).ok_or_else(|| {
+        let fault = "the new object is not there when looked for";
+        TokenError::malformed("C_CreateObject", fault).into()
+    })
+}
+
+/// The place of a data object with this CKA_OBJECT_ID, DER.
+fn data_place(places: &[(u32, Vec<u8>)], oid: &[u8]) -> Result<u32, TokenError> {
+    let content = claviger_apdu::tlv::only(oid, 0x06).unwrap_or_default();
+    let mine = |(_, other): &&(u32, Vec<u8>)| !content.is_empty() && other == content;
+    places
+        .iter()
+        .find(mine)
+        .map(|(place, _)| *place)
+        .ok_or_else(|| {
+            TokenError::value("the card has no data object with this CKA_OBJECT_ID".to_owned())
+        })
+}
+
+fn bytes(object: &Object, kind: cryptoki_sys::CK_ATTRIBUTE_TYPE) -> Vec<u8> {
+    match object.get(kind) {
+        Some(Value::Bytes(bytes)) => bytes.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// Takes an object off the token.
+pub(super) fn destroy(
+    session: &Session,
+    handle: CK_OBJECT_HANDLE,
+    object: &Arc<Object>,
+) -> Result<(), Failure> {
+    if !session.read_write {
+        return Err(Rule::SESSION_READ_ONLY.into());
+    }
+    if !object.is_destroyable() {
+        return Err(Rule::ACTION_PROHIBITED.into());
+    }
+    expect_officer(session)?;
+    let place = object.id.place;
+    session.with_token(|card, token| match u8::try_from(place) {
+        Ok(place) if object.id.class == CKO_CERTIFICATE => token.put_certificate(card, place, None),
+        _ => token.put_data(card, place, None),
+    })?;
+    session
+        .reader
+        .forget_handle(session.card, session.applet, handle);
+    Ok(())
+}
