@@ -53,6 +53,8 @@ struct Facts {
     card: CardCount,
     /// `None` until the card was asked.
     tokens: Option<BTreeMap<AppletKind, TokenFacts>>,
+    /// The card has no applet of ours, shown or not.
+    foreign: bool,
     handles: BTreeMap<AppletKind, ObjectHandles>,
 }
 
@@ -124,7 +126,8 @@ impl ReaderCard {
                 known(self).ok_or(Rule::TOKEN_NOT_PRESENT)?
             }
         };
-        if tokens.is_empty() && AppletKind::ALL.first() == Some(&applet) {
+        let foreign = self.facts(count).is_some_and(|facts| facts.foreign);
+        if foreign && AppletKind::ALL.first() == Some(&applet) {
             return Err(Rule::TOKEN_NOT_RECOGNIZED.into());
         }
         Ok(tokens.get(&applet).ok_or(Rule::TOKEN_NOT_PRESENT)?.clone())
@@ -248,6 +251,7 @@ impl ReaderCard {
             }
         }
         facts.tokens = Some(fresh);
+        facts.foreign = live.foreign;
     }
 
     /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.

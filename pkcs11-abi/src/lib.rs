@@ -14,6 +14,7 @@
 
 mod board;
 mod card;
+mod choice;
 mod config;
 mod entry;
 mod events;

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use claviger_apdu::{
-    CommandApdu, CommandClass, Expected, ResponseApdu, Secret, Sent, StatusWord, TransportError,
-    TransportErrorKind,
-};
+use claviger_apdu::{CommandApdu, CommandClass, Expected, ResponseApdu, Secret, StatusWord};
 use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_TOKEN};
 
 use crate::{
@@ -309,31 +306,4 @@ pub trait Applet: Administration + Send {
 
     /// What to call a key in messages: "PIV key 9A", "OpenPGP signature key".
     fn key_name(&self, key: &PrivateKey) -> String;
-}
-
-/// Selects `kind` and opens it; a card that does not have it has none, and one whose identity cannot be
-/// read is left out with a warning.
-pub(crate) fn open<A: Applet + 'static>(
-    talk: &mut Conversation<'_, '_>,
-    kind: AppletKind,
-    open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
-) -> Result<Option<Box<dyn Applet>>, TokenError> {
-    let opened = match talk.select(kind) {
-        Ok(answer) => open(talk, answer.expose()),
-        Err(TokenError::Refused { .. }) => return Ok(None),
-        Err(error) => Err(error),
-    };
-    match opened {
-        Ok(applet) => Ok(Some(Box::new(applet))),
-        Err(TokenError::Transport(error)) if !is_the_applets_fault(&error) => Err(error.into()),
-        Err(error) => {
-            tracing::warn!("{} is on the card but cannot be used: {error}", kind.name());
-            Ok(None)
-        }
-    }
-}
-
-/// An applet that answers nonsense must not hide the other one.
-fn is_the_applets_fault(error: &TransportError) -> bool {
-    error.kind == TransportErrorKind::Protocol && error.sent == Sent::Yes
 }

@@ -9,16 +9,14 @@ use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
 use cryptoki_sys::CKA_ID;
 
 use crate::{
-    applet::{self, Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
     attribute::Template,
     card::{Card, Conversation},
     error::TokenError,
     login::CachedPin,
     mechanism::{self, MechanismInfo},
     object::{Object, PinRule, PrivateKey},
-    openpgp::OpenPgp,
     operation::{DecryptOperation, KeyInput, SignOperation},
-    piv::Piv,
     profile,
 };
 
@@ -39,37 +37,6 @@ pub struct Token {
 }
 
 impl Token {
-    /// Finds the applets of a card, with as much as C_GetTokenInfo tells, in one conversation.
-    ///
-    /// # Errors
-    /// Of the transport. A card with neither applet has no tokens and is no error.
-    pub fn discover(card: &mut Card) -> Result<Vec<Self>, TokenError> {
-        let atr = card.atr().clone();
-        let tokens = card.explore(|talk| {
-            // PIV comes last: it stays selected, and it is the applet asked for first.
-            let openpgp = applet::open(talk, AppletKind::OpenPgp, |talk, answer| {
-                OpenPgp::open(talk, answer, &atr)
-            });
-            let piv = applet::open(talk, AppletKind::Piv, |talk, answer| {
-                Piv::open(talk, answer, &atr)
-            });
-            let selected = matches!(piv, Ok(Some(_))).then_some(AppletKind::Piv);
-            (openpgp.and_then(|openpgp| Ok((openpgp, piv?))), selected)
-        })?;
-        let (openpgp, piv) = tokens;
-        let tokens: Vec<Self> = [piv, openpgp]
-            .into_iter()
-            .flatten()
-            .map(|applet| Self {
-                applet,
-                login: None,
-                so: None,
-            })
-            .collect();
-        Self::resume(card, &tokens);
-        Ok(tokens)
-    }
-
     /// Tells a new connection to the same card what is known of it.
     pub fn resume(card: &mut Card, tokens: &[Self]) {
         if tokens.iter().any(|token| token.applet.extended_length()) {
