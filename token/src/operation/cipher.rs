@@ -21,7 +21,7 @@ pub(super) struct Stream {
     mode: Mode,
     key: SecretKey,
     direction: Direction,
-    cipher: Option<Cipher>,
+    cipher: Option<Box<Cipher>>,
 }
 
 impl Stream {
@@ -34,7 +34,7 @@ impl Stream {
         let mode = mode(mechanism, parameter)?;
         let cipher = Cipher::new(&mode, &key.value, direction);
         Ok(Self {
-            cipher: Some(cipher.ok_or_else(|| bad_parameter(mechanism))?),
+            cipher: Some(Box::new(cipher.ok_or_else(|| bad_parameter(mechanism))?)),
             mode,
             key: key.clone(),
             direction,
@@ -75,13 +75,13 @@ impl Stream {
     }
 
     pub(super) fn finish_len(&self) -> usize {
-        self.cipher.as_ref().map_or(0, Cipher::finish_len)
+        self.cipher.as_ref().map_or(0, |cipher| cipher.finish_len())
     }
 
     pub(super) fn finish(&mut self) -> Result<Secret, CipherError> {
         self.cipher
             .take()
-            .map_or(Ok(Secret::default()), Cipher::finish)
+            .map_or(Ok(Secret::default()), |cipher| cipher.finish())
     }
 }
 
