@@ -4,7 +4,12 @@
 
 mod clients;
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use claviger_hw_tests::{
     client,
@@ -109,7 +114,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn decrypts(&self, key: &str, public: &PathBuf, padding: Padding<'_>) {
+    fn decrypts(&self, key: &str, public: &Path, padding: Padding<'_>) {
         let message = self.clients.file("message", MESSAGE);
         let ciphertext = self.clients.encrypted(public, padding, &message);
         let mut decrypt = self.with_key("pkeyutl", "-inkey", key);
@@ -121,7 +126,7 @@ impl<'a> Engine<'a> {
         assert_eq!(self.run(&mut decrypt), MESSAGE, "{padding:?}");
     }
 
-    fn agrees(&self, key: &str, public: &PathBuf, curve: &str) {
+    fn agrees(&self, key: &str, public: &Path, curve: &str) {
         let peer = self.clients.peer(curve);
         let secret = self.clients.path("secret");
         let mut derive = self.with_key("pkeyutl", "-inkey", key);
@@ -301,7 +306,7 @@ fn piv_keys_sign_a_hash(rig: &Rig) {
 
 fn an_openpgp_rsa_key_signs_a_hash(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.signs_a_hash(&openpgp_key("03"), "openpgp-03")
+        engine.signs_a_hash(&openpgp_key("03"), "openpgp-03");
     });
 }
 
@@ -362,7 +367,7 @@ fn a_piv_ec_key_signs_cms(rig: &Rig) {
 
 fn an_openpgp_rsa_key_signs_cms(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.signs_cms(&openpgp_key("03"), "openpgp-03")
+        engine.signs_cms(&openpgp_key("03"), "openpgp-03");
     });
 }
 
@@ -489,12 +494,12 @@ fn a_tls_server_has_an_rsa_key_on_openpgp(rig: &Rig) {
 
 fn a_tls_client_has_its_key_on_piv(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "ECDSA")
+        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "ECDSA");
     });
 }
 
 fn a_tls_client_has_an_rsa_key_on_piv(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "RSA-PSS")
+        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "RSA-PSS");
     });
 }
