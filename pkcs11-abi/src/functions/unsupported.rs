@@ -7,6 +7,9 @@ use crate::{
 
 const AEAD: &str =
     "only a session's own AES keys could; C_Encrypt and C_Decrypt with CKM_AES_GCM do";
+const AUTHENTICATED: &str =
+    "C_WrapKey and C_UnwrapKey with CKM_AES_GCM take additional data as well";
+const KEM: &str = "no card and no key here has a mechanism for it";
 const ASYNC: &str = "no session is asynchronous: no token has CKF_ASYNC_SESSION_SUPPORTED";
 
 /// Function and reason.
@@ -25,13 +28,13 @@ pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("C_DecryptMessageBegin", AEAD),
     ("C_DecryptMessageNext", AEAD),
     ("C_MessageDecryptFinal", AEAD),
-    ("C_EncapsulateKey", AEAD),
-    ("C_DecapsulateKey", AEAD),
+    ("C_EncapsulateKey", KEM),
+    ("C_DecapsulateKey", KEM),
     ("C_AsyncComplete", ASYNC),
     ("C_AsyncGetID", ASYNC),
     ("C_AsyncJoin", ASYNC),
-    ("C_WrapKeyAuthenticated", "keys of a card never leave it"),
-    ("C_UnwrapKeyAuthenticated", AEAD),
+    ("C_WrapKeyAuthenticated", AUTHENTICATED),
+    ("C_UnwrapKeyAuthenticated", AUTHENTICATED),
 ];
 
 /// Says so, whatever the arguments.
