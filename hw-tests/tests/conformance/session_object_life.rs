@@ -98,7 +98,7 @@ fn a_copy_may_become_stricter_and_not_laxer(bench: &Bench<'_>) {
     let stricter = [Attribute::Sensitive(true), Attribute::Extractable(false)];
     let strict = answered(seat.copy_object(key, &stricter)).expect("C_CopyObject");
     for laxer in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
-        let told = answered(seat.copy_object(strict, &[laxer.clone()])).map(drop);
+        let told = answered(seat.copy_object(strict, std::slice::from_ref(&laxer))).map(drop);
         let refused = [
             Err(RvError::AttributeReadOnly),
             Err(RvError::TemplateInconsistent),
@@ -144,7 +144,7 @@ fn an_object_changes_in_all_or_in_nothing(bench: &Bench<'_>) {
     };
     assert_eq!(label(), [Attribute::Label(b"before".to_vec())]);
     assert_eq!(
-        answered(seat.update_attributes(object, &[after.clone()])),
+        answered(seat.update_attributes(object, std::slice::from_ref(&after))),
         Ok(())
     );
     assert_eq!(label(), [after]);
