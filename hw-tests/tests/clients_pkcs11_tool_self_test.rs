@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, fs};
 
 use claviger_hw_tests::{
     client::Output,
-    provision::{OpenPgpPlan, Plan},
+    provision::{OpenPgpPlan, PIN, Plan},
     rig::Rig,
 };
 use clients::{Clients, Needed};
@@ -23,7 +23,8 @@ over_the_socket! { NEEDED;
     the_self_test_signs_verifies_and_decrypts_with_piv_keys: Plan::both();
     the_self_test_finds_no_error_on_openpgp_keys: Plan::both();
     the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys: Plan::openpgp(OpenPgpPlan::rsa());
-    the_test_of_ec_learns_that_no_key_is_generated: Plan::both();
+    the_test_of_ec_makes_no_key_for_the_user: Plan::both();
+    the_test_of_ec_signs_with_a_new_piv_key: Plan::both();
     a_forked_child_initializes_for_itself: Plan::both();
     threads_of_one_process_share_a_token: Plan::piv4();
     threads_of_one_process_share_an_openpgp_token: Plan::pgp3();
@@ -98,24 +99,47 @@ fn the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys(rig: &Rig) {
     tests(&said, &steps);
 }
 
-/// Its test of EC begins with a new key, which this module makes nowhere: it says so before the card is asked.
-fn the_test_of_ec_learns_that_no_key_is_generated(rig: &Rig) {
+/// PIV's management key as the factory made it.
+const MANAGEMENT_KEY: &str = "010203040506070801020304050607080102030405060708";
+
+/// What its test of EC says; it asks for a key with this id.
+fn test_of_ec(clients: &Clients<'_>, login: &[&str], token: &str, id: &str) -> Output {
+    let test = ["--session-rw", "--test-ec", "--key-type", "EC:prime256v1"];
+    let key = ["--id", id, "--token-label", token];
+    clients.pkcs11_tool(&[&["--login"], login, &test, &key].concat())
+}
+
+fn the_test_of_ec_makes_no_key_for_the_user(rig: &Rig) {
     let clients = Clients::of(rig);
-    for token in TOKENS {
-        let arguments = ["--token-label", token, "--session-rw", "--test-ec"];
-        let key = ["--key-type", "EC:prime256v1", "--id", "77"];
-        let output = clients.pkcs11_tool_logged_in(&[&arguments[..], &key].concat());
-        assert!(
-            said(&output).contains("no 'CKM_EC_KEY_PAIR_GEN' found in the mechanism list"),
-            "{output}"
-        );
+    for (token, id) in TOKENS.into_iter().zip(["04", "03"]) {
+        let output = test_of_ec(&clients, &["--pin", PIN], token, id);
+        let refused = "C_GenerateKeyPair failed: rv = CKR_USER_NOT_LOGGED_IN";
+        assert!(output.stderr.contains(refused), "{output}");
     }
     let exchanges = rig.card().exchanges();
-    assert!(
-        exchanges
-            .iter()
-            .all(|exchange| exchange.header()[1] != 0x47)
-    );
+    let generated = exchanges
+        .iter()
+        .any(|exchange| exchange.header()[1] == 0x47);
+    assert!(!generated, "a key was made");
+}
+
+/// The key for card authentication signs without the user's PIN. It can be neither renamed nor deleted on the card,
+/// which is where the test of EC ends.
+fn the_test_of_ec_signs_with_a_new_piv_key(rig: &Rig) {
+    let officer = ["--login-type", "so", "--so-pin", MANAGEMENT_KEY];
+    let output = test_of_ec(&Clients::of(rig), &officer, TOKENS[0], "04");
+    for step in [
+        "Key pair generated:",
+        "*** Doing a signature ***",
+        "*** Deleting the private",
+    ] {
+        assert!(output.stdout.contains(step), "{step}\n{output}");
+    }
+    let failed = output.stderr.lines().filter(|line| line.contains("failed"));
+    for line in failed {
+        let of_the_card = line.contains("C_SetAttributeValue") || line.contains("C_DestroyObject");
+        assert!(of_the_card && line.ends_with("(0x1b)"), "{line}\n{output}");
+    }
 }
 
 fn a_forked_child_initializes_for_itself(rig: &Rig) {

@@ -11,7 +11,7 @@ use claviger_hw_tests::{
     rig::Rig,
     skip,
 };
-use clients::{Clients, Needed, openpgp_with, piv_with};
+use clients::{Clients, Needed, openpgp_with, piv_key_management, piv_with};
 
 /// Debian's own, for which its packages are.
 const PYTHON: &str = "/usr/bin/python3";
@@ -40,12 +40,6 @@ over_the_socket! { NEEDED;
     sessions_of_an_openpgp_token_follow_the_login: Plan::pgp3();
     objects_of_a_piv_session_are_made_and_used: Plan::piv4();
     objects_of_an_openpgp_session_are_made_and_used: Plan::pgp3();
-}
-
-fn piv_key_management(algorithm: KeyAlgorithm) -> Plan {
-    use claviger_hw_tests::provision::{PivKey, PivPlan};
-    let keys = vec![PivKey::new(0x9D, algorithm)];
-    Plan::piv(PivPlan { keys })
 }
 
 /// Runs a rule; what it checked must contain all of `expected`.

@@ -1,23 +1,22 @@
 //! The card in one reader: its connection, its tokens, and what is known of them without asking.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use claviger_apdu::TransportErrorKind;
 use claviger_token::{
-    AppletKind, Card, MechanismInfo, Object, ObjectId, PinTries, Template, Token, TokenError,
-    TokenInfo,
+    AppletKind, Card, MechanismInfo, Object, PinTries, Template, Token, TokenError, TokenInfo,
 };
-use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CKR_DEVICE_REMOVED};
+use cryptoki_sys::{CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
-    handle,
     idle::Idle,
     known_reader::{CardCount, ReaderKey},
     live::{Live, Way},
+    object_handles::ObjectHandles,
     rv::{Failure, Rule},
 };
 
@@ -42,37 +41,6 @@ pub(crate) enum Who {
     SecurityOfficer,
 }
 
-/// Object handles of one token: the same object keeps its handle, a private one until logout, a session's until that
-/// session closes.
-#[derive(Debug, Default)]
-pub(crate) struct ObjectHandles {
-    by_id: HashMap<ObjectId, CK_OBJECT_HANDLE>,
-    objects: HashMap<CK_OBJECT_HANDLE, Arc<Object>>,
-    /// In the order they were made.
-    of_sessions: BTreeMap<CK_OBJECT_HANDLE, (CK_SESSION_HANDLE, Arc<Object>)>,
-}
-
-impl ObjectHandles {
-    fn handle(&mut self, object: Arc<Object>) -> CK_OBJECT_HANDLE {
-        let handle = *self.by_id.entry(object.id).or_insert_with(handle::fresh);
-        self.objects.insert(handle, object);
-        handle
-    }
-
-    fn forget_private(&mut self) {
-        self.objects.retain(|_, object| !object.is_private());
-        let objects = &self.objects;
-        self.by_id.retain(|_, handle| objects.contains_key(handle));
-        self.of_sessions
-            .retain(|_, (_, object)| !object.is_private());
-    }
-
-    fn get(&self, handle: CK_OBJECT_HANDLE) -> Option<&Arc<Object>> {
-        let of_session = || self.of_sessions.get(&handle).map(|(_, object)| object);
-        self.objects.get(&handle).or_else(of_session)
-    }
-}
-
 impl Facts {
     fn who(&self, applet: AppletKind) -> Who {
         let token = self.tokens.as_ref().and_then(|tokens| tokens.get(&applet));
@@ -85,6 +53,8 @@ struct Facts {
     card: CardCount,
     /// `None` until the card was asked.
     tokens: Option<BTreeMap<AppletKind, TokenFacts>>,
+    /// The card has no applet of ours, shown or not.
+    foreign: bool,
     handles: BTreeMap<AppletKind, ObjectHandles>,
 }
 
@@ -156,7 +126,8 @@ impl ReaderCard {
                 known(self).ok_or(Rule::TOKEN_NOT_PRESENT)?
             }
         };
-        if tokens.is_empty() && AppletKind::ALL.first() == Some(&applet) {
+        let foreign = self.facts(count).is_some_and(|facts| facts.foreign);
+        if foreign && AppletKind::ALL.first() == Some(&applet) {
             return Err(Rule::TOKEN_NOT_RECOGNIZED.into());
         }
         Ok(tokens.get(&applet).ok_or(Rule::TOKEN_NOT_PRESENT)?.clone())
@@ -215,103 +186,23 @@ impl ReaderCard {
         let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
         let logged_in = facts.who(applet) == Who::User;
         let handles = facts.handles.entry(applet).or_default();
-        let seen =
-            |object: &Object| (logged_in || !object.is_private()) && object.matches(template);
-        let of_sessions = handles
-            .of_sessions
-            .iter()
-            .filter(|(_, (_, object))| seen(object))
-            .map(|(handle, _)| *handle);
-        let of_sessions: Vec<_> = of_sessions.collect();
+        let of_sessions = handles.find_of_sessions(template, logged_in);
         let found = objects.into_iter().map(|object| handles.handle(object));
         Ok(found.chain(of_sessions).collect())
     }
 
-    /// The handles of objects of the token, which may be hidden until their user logs in.
+    /// A look at the handles of a token's objects.
     ///
     /// # Errors
     /// DEVICE_REMOVED.
-    pub(crate) fn handles_of(
+    pub(crate) fn with_handles<R>(
         &self,
         count: CardCount,
         applet: AppletKind,
-        objects: Vec<Arc<Object>>,
-    ) -> Result<Vec<(Arc<Object>, CK_OBJECT_HANDLE)>, Failure> {
+        body: impl FnOnce(&mut ObjectHandles) -> R,
+    ) -> Result<R, Failure> {
         let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
-        let handles = facts.handles.entry(applet).or_default();
-        let handle = |object: Arc<Object>| (Arc::clone(&object), handles.handle(object));
-        Ok(objects.into_iter().map(handle).collect())
-    }
-
-    /// Forgets the handle of an object that is no longer on the token.
-    pub(crate) fn forget_handle(
-        &self,
-        count: CardCount,
-        applet: AppletKind,
-        handle: CK_OBJECT_HANDLE,
-    ) {
-        if let Some(mut facts) = self.facts(count)
-            && let Some(handles) = facts.handles.get_mut(&applet)
-            && let Some(object) = handles.objects.remove(&handle)
-        {
-            handles.by_id.remove(&object.id);
-        }
-    }
-
-    /// Gives an object of a session its handle.
-    ///
-    /// # Errors
-    /// DEVICE_REMOVED.
-    pub(crate) fn add_object(
-        &self,
-        count: CardCount,
-        applet: AppletKind,
-        owner: CK_SESSION_HANDLE,
-        object: Object,
-    ) -> Result<CK_OBJECT_HANDLE, Failure> {
-        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
-        let handles = facts.handles.entry(applet).or_default();
-        let handle = handle::fresh();
-        handles
-            .of_sessions
-            .insert(handle, (owner, Arc::new(object)));
-        Ok(handle)
-    }
-
-    /// Puts `object` in the place of a session's, or takes that away.
-    ///
-    /// # Errors
-    /// OBJECT_HANDLE_INVALID when it has gone meanwhile.
-    pub(crate) fn replace_object(
-        &self,
-        count: CardCount,
-        applet: AppletKind,
-        handle: CK_OBJECT_HANDLE,
-        object: Option<Object>,
-    ) -> Result<(), Failure> {
-        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
-        let handles = facts.handles.entry(applet).or_default();
-        let place = handles.of_sessions.get_mut(&handle);
-        let (_, place) = place.ok_or(Rule::OBJECT_HANDLE_INVALID)?;
-        match object {
-            Some(object) => *place = Arc::new(object),
-            None => drop(handles.of_sessions.remove(&handle)),
-        }
-        Ok(())
-    }
-
-    /// After a session was closed its objects are no more.
-    pub(crate) fn session_closed(
-        &self,
-        count: CardCount,
-        applet: AppletKind,
-        owner: CK_SESSION_HANDLE,
-    ) {
-        if let Some(mut facts) = self.facts(count)
-            && let Some(handles) = facts.handles.get_mut(&applet)
-        {
-            handles.of_sessions.retain(|_, (of, _)| *of != owner);
-        }
+        Ok(body(facts.handles.entry(applet).or_default()))
     }
 
     /// After a conversation: drops a connection that is of no more use, and brings the facts up to date.
@@ -360,6 +251,7 @@ impl ReaderCard {
             }
         }
         facts.tokens = Some(fresh);
+        facts.foreign = live.foreign;
     }
 
     /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.

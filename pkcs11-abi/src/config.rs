@@ -8,12 +8,18 @@ use std::{
     env,
     ffi::OsString,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use claviger_token::{AppletKind, IdScheme};
 use toml::de::{DeTable, DeValue};
 
-use crate::{idle::Release, log::Level};
+use crate::{
+    choice::{Choice, Filter},
+    idle::Release,
+    log::Level,
+};
 
 /// Nobody means more than a day.
 const MAX_RELEASE: f64 = 86_400.0;
@@ -44,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) sockets: Vec<PathBuf>,
     /// When idle cards are let go.
     pub(crate) release: Release,
+    /// What is shown, and under which names.
+    pub(crate) choice: Choice,
     /// What is logged.
     pub(crate) log: Level,
     /// Where to, instead of the standard error output.
@@ -58,6 +66,7 @@ impl Default for Config {
             transports: vec![TransportKind::Pcsc],
             sockets: Vec::new(),
             release: Release::default(),
+            choice: Choice::default(),
             log: Level::WARN,
             log_file: None,
             complaints: Vec::new(),
@@ -96,19 +105,61 @@ impl Config {
             self.complaints
                 .push(format!("{file}, line {line}: {}; ignored", error.message()));
         }
-        for (key, value) in table.get_ref() {
-            if let Err(why) = self.set(key.get_ref(), value.get_ref()) {
-                self.complaints.push(format!(
-                    "{file}, line {}: {}: {why}; ignored",
-                    line(key.span().start),
-                    key.get_ref()
-                ));
+        self.read_table(None, table.get_ref(), &|at| {
+            format!("{file}, line {}", line(at))
+        });
+    }
+
+    /// Reads the settings of a table, `within` another or the whole file.
+    fn read_table(
+        &mut self,
+        within: Option<&str>,
+        table: &DeTable<'_>,
+        place: &dyn Fn(usize) -> String,
+    ) {
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            let set = match (within, name, value.get_ref()) {
+                (None, "labels" | "readers" | "tokens", DeValue::Table(inner)) => {
+                    self.read_table(Some(name), inner, place);
+                    continue;
+                }
+                (None, "labels" | "readers" | "tokens", _) => Err("a table is expected".to_owned()),
+                (None, _, value) => self.set(name, value),
+                (Some(within), _, value) => self.set_within(within, name, value),
+            };
+            if let Err(why) = set {
+                let prefix = within.map_or(String::new(), |within| format!("{within}."));
+                let place = place(key.span().start);
+                self.complaints
+                    .push(format!("{place}: {prefix}{name}: {why}; ignored"));
             }
         }
     }
 
+    fn set_within(&mut self, table: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
+        let filter: &mut Filter = match table {
+            "readers" => &mut self.choice.readers,
+            "tokens" => &mut self.choice.tokens,
+            _ => {
+                let label = string(value)?.to_owned();
+                let naming = Arc::make_mut(&mut self.choice.naming);
+                naming.labels.insert(key.to_owned(), label);
+                return Ok(());
+            }
+        };
+        match key {
+            "allow" => filter.allow = Some(names(value)?),
+            "deny" => filter.deny = names(value)?,
+            _ => return Err("no such setting; allow and deny are".to_owned()),
+        }
+        Ok(())
+    }
+
     fn set(&mut self, key: &str, value: &DeValue<'_>) -> Result<(), String> {
         match key {
+            "applets" => self.set_applets(&strings(value)?),
+            "ids" => self.set_ids(string(value)?),
             "transports" => self.set_transports(strings(value)?),
             "sockets" => {
                 self.sockets = strings(value)?.into_iter().map(PathBuf::from).collect();
@@ -171,6 +222,30 @@ impl Config {
         Ok(())
     }
 
+    fn set_applets(&mut self, wanted: &[String]) -> Result<(), String> {
+        let kind = |name: &String| match name.as_str() {
+            "piv" => Ok(AppletKind::Piv),
+            "openpgp" => Ok(AppletKind::OpenPgp),
+            _ => Err(format!("{name:?} is no applet; piv and openpgp are")),
+        };
+        let wanted: Vec<AppletKind> = wanted.iter().map(kind).collect::<Result<_, _>>()?;
+        if wanted.is_empty() {
+            return Err("at least one applet is expected".to_owned());
+        }
+        self.choice.applets = AppletKind::ALL.to_vec();
+        self.choice.applets.retain(|kind| wanted.contains(kind));
+        Ok(())
+    }
+
+    fn set_ids(&mut self, name: &str) -> Result<(), String> {
+        Arc::make_mut(&mut self.choice.naming).ids = match name {
+            "opensc" => IdScheme::OpenSc,
+            "ykcs11" => IdScheme::Ykcs11,
+            _ => return Err(format!("{name:?} is no scheme; opensc and ykcs11 are")),
+        };
+        Ok(())
+    }
+
     fn set_log(&mut self, name: &str) -> Result<(), String> {
         self.log = crate::log::level(name).ok_or_else(|| {
             format!("{name:?} is no level; off, error, warn, info, debug and trace are")
@@ -230,6 +305,15 @@ fn strings(value: &DeValue<'_>) -> Result<Vec<String>, String> {
         .collect()
 }
 
+/// Names to look for: none is empty, which would be part of every other.
+fn names(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let names = strings(value)?;
+    match names.iter().any(String::is_empty) {
+        true => Err("an empty name names nothing".to_owned()),
+        false => Ok(names),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +346,66 @@ mod tests {
             assert_eq!(config.release, Release::default(), "{bad}");
             assert_eq!(config.complaints.len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
+        let config = read(
+            "applets = [\"openpgp\"]\nids = \"ykcs11\"\nreaders.deny = [\"Gemalto\"]\n\
+             [tokens]\nallow = [\"2d70697600000001\"]\n[labels]\n\"PIV AUTH key\" = \"mine\"",
+        );
+        assert_eq!(config.complaints, [""; 0]);
+        let choice = &config.choice;
+        assert_eq!(choice.applets, [AppletKind::OpenPgp]);
+        assert!(!choice.shows_reader("Gemalto PC Twin Reader 00 00"));
+        assert!(choice.shows_token("2d70697600000001") && !choice.shows_token("00000000"));
+        assert_eq!(choice.naming.ids, IdScheme::Ykcs11);
+        assert_eq!(choice.naming.label("PIV AUTH key"), "mine");
+    }
+
+    #[test]
+    fn applets_are_shown_in_one_order_however_they_are_named() {
+        let config = read("applets = [\"openpgp\", \"piv\", \"piv\"]");
+        assert_eq!(config.choice, Choice::default());
+        assert_eq!(config.complaints, [""; 0]);
+    }
+
+    #[test]
+    fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
+        for (text, complaint) in [
+            ("ids = \"pkcs15\"", "line 1: ids: \"pkcs15\" is no scheme"),
+            (
+                "applets = [\"fido\"]",
+                "line 1: applets: \"fido\" is no applet",
+            ),
+            ("applets = []", "line 1: applets: at least one applet"),
+            ("tokens = [\"1\"]", "line 1: tokens: a table is expected"),
+            ("labels = 7", "line 1: labels: a table is expected"),
+            (
+                "[tokens]\nonly = [\"1\"]",
+                "line 2: tokens.only: no such setting",
+            ),
+            (
+                "\nreaders.allow = \"a\"",
+                "line 2: readers.allow: a list of strings",
+            ),
+            (
+                "[readers]\ndeny = [\"\"]",
+                "line 2: readers.deny: an empty name",
+            ),
+            (
+                "[labels]\n\"SIGN key\" = 7",
+                "line 2: labels.SIGN key: a string",
+            ),
+        ] {
+            let config = read(&format!("{text}\n[labels2]\n"));
+            assert_eq!(config.choice, Choice::default(), "{text}");
+            assert_eq!(config.complaints.len(), 2, "{:?}", config.complaints);
+            let complaints = config.complaints.join("\n");
+            assert!(complaints.contains(complaint), "{complaints}");
+        }
+        let config = read("[labels]\n\"SIGN key\" = 7\n\"KEY MAN key\" = \"mine\"");
+        assert_eq!(config.choice.naming.label("KEY MAN key"), "mine");
     }
 
     #[test]

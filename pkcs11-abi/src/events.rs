@@ -20,6 +20,7 @@ use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
     board::{Board, Guard, Outcome, Table},
+    choice::Choice,
     idle::Idle,
     known_reader::{CardCount, Place, ReaderKey},
     rv::{Failure, Rule},
@@ -124,11 +125,13 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Prepares to watch `backends`; asks nothing of them yet. `idle` is told when cards have left.
+    /// Prepares to watch `backends` for what `choice` shows; asks nothing of them yet. `idle` is told when cards have
+    /// left.
     pub(crate) fn new(
         backends: &[Arc<dyn Backend>],
         may_create_threads: bool,
         idle: &Arc<Idle>,
+        choice: Arc<Choice>,
     ) -> Self {
         let source = |(backend, of): (usize, &Arc<dyn Backend>)| Source {
             backend,
@@ -143,6 +146,7 @@ impl Events {
             idle: Arc::downgrade(idle),
             unseen: AtomicUsize::new(sources.len()),
         };
+        shared.board.update(|table| table.choose(choice));
         Self {
             shared: Arc::new(shared),
             may_create_threads,

@@ -14,6 +14,7 @@
 
 mod board;
 mod card;
+mod choice;
 mod config;
 mod entry;
 mod events;
@@ -27,6 +28,7 @@ mod life;
 mod live;
 mod log;
 mod module;
+mod object_handles;
 mod parameter;
 mod pointer;
 mod privilege;

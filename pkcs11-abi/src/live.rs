@@ -11,6 +11,7 @@ use claviger_driver::Backend;
 use claviger_token::{Card, Token};
 
 use crate::{
+    choice::Choice,
     events::Events,
     known_reader::{CardCount, Place, ReaderKey},
     rv::{Failure, Rule},
@@ -25,6 +26,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(crate) struct Way {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) events: Arc<Events>,
+    pub(crate) choice: Arc<Choice>,
 }
 
 /// Why there is no connection.
@@ -43,6 +45,8 @@ pub(crate) struct Live {
     pub(crate) count: CardCount,
     /// `None` until the card was asked, and when it is gone.
     pub(crate) tokens: Option<Vec<Token>>,
+    /// The card has no applet of ours, shown or not.
+    pub(crate) foreign: bool,
     /// When the connection may be let go.
     pub(crate) idle_at: Option<Instant>,
     card: Option<Card>,
@@ -77,7 +81,10 @@ impl Live {
         };
         let tokens = match self.tokens.take() {
             Some(tokens) => Ok(tokens),
-            None => Token::discover(&mut card),
+            None => way.choice.discover(&mut card).map(|found| {
+                self.foreign = found.foreign;
+                found.tokens
+            }),
         };
         let card = self.card.insert(card);
         Ok((card, self.tokens.insert(tokens?)))
@@ -137,7 +144,7 @@ impl Live {
             Token::resume(card, tokens);
             return Ok(());
         }
-        let found = Token::discover(card)?;
+        let found = way.choice.discover(card)?.tokens;
         let same = |(token, found): (&Token, &Token)| token.is_surely(found);
         if tokens.len() == found.len() && tokens.iter().zip(&found).all(same) {
             tracing::debug!("the same card, over a new connection");

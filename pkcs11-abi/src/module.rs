@@ -14,6 +14,7 @@ use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
     card::{ReaderCard, TokenFacts},
+    choice::Choice,
     config::{Config, TransportKind},
     events::Events,
     idle::{Idle, Readers},
@@ -34,6 +35,7 @@ pub(crate) struct Module {
     backends: Vec<Arc<dyn Backend>>,
     readers: Readers,
     idle: Arc<Idle>,
+    choice: Arc<Choice>,
     broken: AtomicBool,
 }
 
@@ -57,6 +59,7 @@ impl Module {
         let readers = Readers::default();
         let idle = Idle::new(Arc::clone(&readers), config.release, may_create_threads);
         let idle = Arc::new(idle);
+        let choice = Arc::new(config.choice.clone());
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::debug!(
             "generation {generation} begins, transports {:?}, threads {}",
@@ -69,10 +72,16 @@ impl Module {
         );
         Self {
             generation,
-            events: Arc::new(Events::new(&backends, may_create_threads, &idle)),
+            events: Arc::new(Events::new(
+                &backends,
+                may_create_threads,
+                &idle,
+                Arc::clone(&choice),
+            )),
             sessions: Sessions::default(),
             backends,
             idle,
+            choice,
             readers,
             broken: AtomicBool::new(false),
         }
@@ -140,6 +149,7 @@ impl Module {
         let way = Way {
             backend: Arc::clone(backend),
             events: Arc::clone(&self.events),
+            choice: Arc::clone(&self.choice),
         };
         let reader = Arc::new(ReaderCard::new(known.key, way, Arc::clone(&self.idle)));
         readers.insert(known.key, Arc::clone(&reader));
@@ -172,9 +182,8 @@ impl Module {
         let Some((_, last)) = self.sessions.remove(handle) else {
             return Err(Rule::SESSION_HANDLE_INVALID.into());
         };
-        session
-            .reader
-            .session_closed(session.card, session.applet, handle);
+        // A card that has left took its objects along.
+        drop(session.with_handles(|handles| handles.session_closed(handle)));
         if last {
             session
                 .reader

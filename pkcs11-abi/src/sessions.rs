@@ -20,6 +20,7 @@ use crate::{
     card::{ReaderCard, Who},
     handle,
     known_reader::CardCount,
+    object_handles::ObjectHandles,
     rv::{Failure, Rule},
 };
 
@@ -242,8 +243,18 @@ impl Session {
     /// # Errors
     /// DEVICE_REMOVED.
     pub(crate) fn add_object(&self, object: Object) -> Result<CK_OBJECT_HANDLE, Failure> {
-        self.reader
-            .add_object(self.card, self.applet, self.handle, object)
+        self.with_handles(|handles| handles.add(self.handle, object))
+    }
+
+    /// A look at the handles of its token's objects.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED.
+    pub(crate) fn with_handles<R>(
+        &self,
+        body: impl FnOnce(&mut ObjectHandles) -> R,
+    ) -> Result<R, Failure> {
+        self.reader.with_handles(self.card, self.applet, body)
     }
 
     /// Whether a user is logged in to its token.

@@ -1,12 +1,18 @@
 //! The slot table: a pure function from pictures of readers to slots and their events.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use claviger_driver::{ReaderState, Readers};
 use claviger_token::AppletKind;
 use cryptoki_sys::CK_SLOT_ID;
 
-use crate::known_reader::{CardCount, KnownReader, Place, ReaderKey};
+use crate::{
+    choice::Choice,
+    known_reader::{CardCount, KnownReader, Place, ReaderKey},
+};
 
 /// How long a reader and its card may take to come into sight again once their service is back, and how long a
 /// call waits for a service that is gone: readers power their cards one after the other.
@@ -36,6 +42,7 @@ pub(crate) struct Applied {
 /// All readers seen since C_Initialize and their slots. Nothing is ever removed, so ids stay what they are.
 #[derive(Debug, Default)]
 pub(crate) struct SlotTable {
+    choice: Arc<Choice>,
     readers: Vec<KnownReader>,
     slots: Vec<Slot>,
     /// Which life of each backend's service was seen last.
@@ -43,6 +50,11 @@ pub(crate) struct SlotTable {
 }
 
 impl SlotTable {
+    /// Shows nothing but what `choice` says, from the first picture on.
+    pub(crate) fn choose(&mut self, choice: Arc<Choice>) {
+        self.choice = choice;
+    }
+
     /// Takes in the picture of one backend. `silent` pictures, the first of each backend, raise no events:
     /// what was there at the beginning did not happen since.
     ///
@@ -61,7 +73,9 @@ impl SlotTable {
         }
         if picture.service.is_some() {
             for state in &picture.readers {
-                self.see(backend, state, picture, silent);
+                if self.choice.shows_reader(&state.name) {
+                    self.see(backend, state, picture, silent);
+                }
             }
             self.disconnect_missing(backend, picture, silent);
         }
@@ -181,7 +195,7 @@ impl SlotTable {
         let index = self.readers.len();
         self.readers
             .push(KnownReader::new(ReaderKey(index), backend, state));
-        for applet in AppletKind::ALL {
+        for &applet in &self.choice.applets {
             let id = CK_SLOT_ID::try_from(self.slots.len()).unwrap_or(CK_SLOT_ID::MAX);
             self.slots.push(Slot {
                 id,
@@ -343,6 +357,17 @@ mod tests {
         );
         assert_eq!(events(&mut table), [0, 1]);
         assert_eq!(slot(&mut table, 2).name, "B");
+    }
+
+    #[test]
+    fn a_reader_that_is_not_shown_has_no_slots_and_raises_no_events() {
+        let mut table = SlotTable::default();
+        let mut choice = Choice::default();
+        choice.readers.deny = vec!["b".to_owned()];
+        choice.applets = vec![AppletKind::OpenPgp];
+        table.choose(Arc::new(choice));
+        see(&mut table, &picture(&[("A", card(), 1), ("B", card(), 1)]));
+        assert_eq!(events(&mut table), [0], "one applet, one slot");
     }
 
     #[test]

@@ -18,12 +18,13 @@ use cryptoki_sys::{
 };
 
 use crate::{
-    algorithm::{Curve, ED25519_OID, PublicKey, X25519_OID},
+    algorithm::PublicKey,
     attribute::{SharedSecret, Template, Value},
     certificate::Certificate,
     error::{TemplateFault, TokenError},
     host::public_key::is_on_curve,
     mechanism::MAX_SECRET,
+    named_curve::{NamedCurve, curve_of},
     object::{Key, Object, SecretKey},
     template::{self, PUBLIC_KEY_TYPES, SECRET_KEY_TYPES, fault},
 };
@@ -268,42 +269,6 @@ fn read_point(
         .and_then(accept)
         .or_else(|| accept(point))
         .ok_or_else(wrong_point)
-}
-
-/// A curve as CKA_EC_PARAMS names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NamedCurve {
-    /// Of short Weierstrass form.
-    Prime(Curve),
-    /// edwards25519, for signatures.
-    Ed25519,
-    /// curve25519, for agreement.
-    X25519,
-}
-
-/// The curve that `parameters` (CKA_EC_PARAMS) name for a key of `key_type`.
-///
-/// # Errors
-/// DOMAIN_PARAMS_INVALID for what names no curve, CURVE_NOT_SUPPORTED for another curve or one of another key type.
-pub fn curve_of(key_type: CK_ULONG, parameters: &[u8]) -> Result<NamedCurve, TokenError> {
-    use cryptoki_sys::{CKK_EC, CKK_EC_EDWARDS, CKK_EC_MONTGOMERY};
-    let oid = tlv::only(parameters, 0x06).ok();
-    let name = tlv::only(parameters, 0x13).ok();
-    let curve = match (oid, name) {
-        (Some(ED25519_OID), _) | (_, Some(b"edwards25519")) => NamedCurve::Ed25519,
-        (Some(X25519_OID), _) | (_, Some(b"curve25519")) => NamedCurve::X25519,
-        (Some(oid), _) => {
-            NamedCurve::Prime(Curve::from_oid(oid).ok_or(TokenError::CurveNotSupported)?)
-        }
-        (None, Some(_)) => return Err(TokenError::CurveNotSupported),
-        (None, None) => return Err(TokenError::DomainParameters),
-    };
-    match (curve, key_type) {
-        (NamedCurve::Prime(_), CKK_EC)
-        | (NamedCurve::Ed25519, CKK_EC_EDWARDS)
-        | (NamedCurve::X25519, CKK_EC_MONTGOMERY) => Ok(curve),
-        _ => Err(TokenError::CurveNotSupported),
-    }
 }
 
 /// What a template says of a secret key to come.

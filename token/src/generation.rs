@@ -9,9 +9,9 @@ use cryptoki_sys::{
 use crate::{
     algorithm::KeyAlgorithm,
     attribute::{Template, Value},
-    creation::{NamedCurve, curve_of},
     error::{TemplateFault, TokenError},
     mechanism::{Mechanism, Scheme},
+    named_curve::{NamedCurve, curve_of},
     template::{self, fault},
 };
 
@@ -180,17 +180,18 @@ mod tests {
         assert_eq!(made.unwrap().algorithm, KeyAlgorithm::Ec(Curve::P256));
     }
 
+    type Entries<'a> = &'a [(CK_ATTRIBUTE_TYPE, &'a [u8])];
+
+    fn faulty(public: Entries<'_>, private: Entries<'_>) -> TemplateFault {
+        match plan(CKM_RSA_PKCS_KEY_PAIR_GEN, public, private) {
+            Err(TokenError::Template { fault, .. }) => fault,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn what_a_card_cannot_make_is_refused_before_it_is_asked() {
         let bits = 2048u64.to_ne_bytes();
-        let faulty = |public: &[(CK_ATTRIBUTE_TYPE, &[u8])], private| match plan(
-            CKM_RSA_PKCS_KEY_PAIR_GEN,
-            public,
-            private,
-        ) {
-            Err(TokenError::Template { fault, .. }) => fault,
-            other => panic!("{other:?}"),
-        };
         let good = (CKA_MODULUS_BITS, &bits[..]);
         assert_eq!(faulty(&[good], &[]), TemplateFault::Incomplete, "no place");
         assert_eq!(faulty(&[], &[(CKA_ID, &[1])]), TemplateFault::Incomplete);

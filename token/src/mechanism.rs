@@ -1,12 +1,13 @@
 //! The one table of mechanisms: how each works, with which keys, and what parameter it takes.
 
+mod offer;
+
 use cryptoki_sys::{
     CK_FLAGS, CK_KEY_TYPE, CK_MECHANISM_TYPE, CK_ULONG, CKF_DECRYPT, CKF_DERIVE, CKF_DIGEST,
-    CKF_EC_F_P, CKF_EC_NAMEDCURVE, CKF_EC_UNCOMPRESS, CKF_ENCRYPT, CKF_GENERATE,
-    CKF_GENERATE_KEY_PAIR, CKF_HW, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY, CKF_SIGN,
-    CKF_SIGN_RECOVER, CKF_UNWRAP, CKF_VERIFY, CKF_VERIFY_RECOVER, CKF_WRAP, CKK_EC, CKK_EC_EDWARDS,
-    CKK_EC_MONTGOMERY, CKK_RSA, CKM_AES_CBC, CKM_AES_CBC_PAD, CKM_AES_CTR, CKM_AES_ECB,
-    CKM_AES_GCM, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP,
+    CKF_ENCRYPT, CKF_GENERATE, CKF_GENERATE_KEY_PAIR, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY,
+    CKF_SIGN, CKF_SIGN_RECOVER, CKF_UNWRAP, CKF_VERIFY, CKF_VERIFY_RECOVER, CKF_WRAP, CKK_EC,
+    CKK_EC_EDWARDS, CKK_EC_MONTGOMERY, CKK_RSA, CKM_AES_CBC, CKM_AES_CBC_PAD, CKM_AES_CTR,
+    CKM_AES_ECB, CKM_AES_GCM, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP,
     CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EC_KEY_PAIR_GEN, CKM_EC_MONTGOMERY_KEY_PAIR_GEN,
     CKM_ECDH1_COFACTOR_DERIVE, CKM_ECDH1_DERIVE, CKM_ECDSA, CKM_ECDSA_SHA1, CKM_ECDSA_SHA224,
     CKM_ECDSA_SHA256, CKM_ECDSA_SHA384, CKM_ECDSA_SHA512, CKM_EDDSA, CKM_GENERIC_SECRET_KEY_GEN,
@@ -19,6 +20,7 @@ use cryptoki_sys::{
     CKM_SHA512_HMAC, CKM_SHA512_HMAC_GENERAL, CKM_SHA512_RSA_PKCS, CKM_SHA512_RSA_PKCS_PSS,
 };
 
+pub use self::offer::{Ability, MechanismInfo, allowed, allowed_to_public, generating, offered};
 pub use crate::digest::Hash;
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
@@ -368,216 +370,9 @@ const KINDS: [KeyKind; 9] = [
     KeyKind::Aes,
 ];
 
-/// What a token's private keys of one kind do: a part of what C_GetMechanismInfo says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ability {
-    /// A key of the kind; its size does not count.
-    pub key: KeyAlgorithm,
-    /// Whether the card computes the bare RSA function.
-    pub bare: bool,
-    /// CKF_SIGN, CKF_DECRYPT, CKF_DERIVE.
-    pub functions: CK_FLAGS,
-    /// Smallest key, in bits.
-    pub min: CK_ULONG,
-    /// Largest key, in bits.
-    pub max: CK_ULONG,
-}
-
-/// What C_GetMechanismInfo says of one mechanism of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MechanismInfo {
-    /// Its number.
-    pub kind: CK_MECHANISM_TYPE,
-    /// Smallest key, in bits for RSA and curves, in bytes for secret keys.
-    pub min_key_size: CK_ULONG,
-    /// Largest key.
-    pub max_key_size: CK_ULONG,
-    /// CKF_HW where a card takes part, and what it can do.
-    pub flags: CK_FLAGS,
-}
-
-/// With a permission to sign come the other ways to sign, and so on.
-#[must_use]
-pub const fn with_variants(functions: CK_FLAGS) -> CK_FLAGS {
-    let mut all = functions;
-    if functions & CKF_SIGN != 0 {
-        all |= SIGNING | CKF_SIGN_RECOVER;
-    }
-    if functions & CKF_VERIFY != 0 {
-        all |= VERIFYING | CKF_VERIFY_RECOVER;
-    }
-    if functions & CKF_DECRYPT != 0 {
-        all |= CKF_UNWRAP;
-    }
-    if functions & CKF_ENCRYPT != 0 {
-        all |= CKF_WRAP;
-    }
-    all
-}
-
-/// The mechanisms of a token whose keys have `abilities`, and of the host beside it.
-#[must_use]
-pub fn offered(abilities: &[Ability]) -> Vec<MechanismInfo> {
-    let info = |mechanism: Mechanism| {
-        let on_card = |ability: &Ability| {
-            let kind = KeyKind::Private(ability.key, ability.bare);
-            mechanism.functions(kind) & with_variants(ability.functions)
-        };
-        let able = || {
-            abilities
-                .iter()
-                .filter(|ability| on_card(ability) & !CKF_MESSAGE_SIGN != 0)
-        };
-        let card = able().fold(0, |flags, ability| flags | on_card(ability));
-        // Clients take a listed mechanism for one their private key can do, whatever its flags say (GnuTLS and RSA-PSS).
-        let host = if mechanism.is_of_key_pairs() && card == 0 {
-            0
-        } else {
-            mechanism.on_host()
-        };
-        let flags = card | host;
-        let (least, most) = mechanism.host_sizes();
-        (flags != 0).then(|| MechanismInfo {
-            kind: mechanism.kind,
-            min_key_size: able().map(|ability| ability.min).min().unwrap_or(least),
-            max_key_size: able().map(|ability| ability.max).max().unwrap_or(most),
-            flags: flags | mechanism.curve_flags() | if card == 0 { 0 } else { CKF_HW },
-        })
-    };
-    MECHANISMS.into_iter().filter_map(info).collect()
-}
-
-impl Mechanism {
-    /// Whether it works with key pairs.
-    const fn is_of_key_pairs(self) -> bool {
-        matches!(
-            self.scheme,
-            Scheme::RsaPkcs1
-                | Scheme::RsaRaw
-                | Scheme::RsaPss
-                | Scheme::RsaOaep
-                | Scheme::Ecdsa
-                | Scheme::EdDsa
-                | Scheme::Ecdh
-                | Scheme::KeyPairGeneration(_)
-        )
-    }
-
-    const fn curve_flags(self) -> CK_FLAGS {
-        match self.scheme {
-            Scheme::Ecdsa | Scheme::Ecdh => CKF_EC_F_P | CKF_EC_NAMEDCURVE | CKF_EC_UNCOMPRESS,
-            Scheme::EdDsa => CKF_EC_NAMEDCURVE,
-            _ => 0,
-        }
-    }
-}
-
-/// The mechanisms that make the keys a card can make.
-#[must_use]
-pub fn generating(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
-    let info = |mechanism: &Mechanism| {
-        let Scheme::KeyPairGeneration(key_type) = mechanism.scheme else {
-            return None;
-        };
-        let sizes = || {
-            keys.iter()
-                .filter(|key| key.key_type() == key_type)
-                .map(|key| key.bits())
-        };
-        let curves = if key_type == CKK_EC {
-            CKF_EC_F_P | CKF_EC_NAMEDCURVE | CKF_EC_UNCOMPRESS
-        } else {
-            0
-        };
-        Some(MechanismInfo {
-            kind: mechanism.kind,
-            min_key_size: sizes().min()?,
-            max_key_size: sizes().max()?,
-            flags: CKF_HW | CKF_GENERATE_KEY_PAIR | curves,
-        })
-    };
-    MECHANISMS.iter().filter_map(info).collect()
-}
-
-/// CKA_ALLOWED_MECHANISMS of a public key on a token: of what its private half can do, the other half.
-#[must_use]
-pub fn allowed_to_public(
-    algorithm: KeyAlgorithm,
-    bare: bool,
-    functions: CK_FLAGS,
-) -> Vec<CK_MECHANISM_TYPE> {
-    let mut allowed = allowed(KeyKind::Public(algorithm), functions);
-    allowed.retain(|kind| {
-        let private = KeyKind::Private(algorithm, bare);
-        Mechanism::of(*kind).is_some_and(|mechanism| mechanism.functions(private) != 0)
-    });
-    allowed
-}
-
-/// CKA_ALLOWED_MECHANISMS of a key that may be used for `functions`.
-#[must_use]
-pub fn allowed(key: KeyKind, functions: CK_FLAGS) -> Vec<CK_MECHANISM_TYPE> {
-    let functions = with_variants(functions);
-    let fits = |mechanism: &&Mechanism| mechanism.functions(key) & functions != 0;
-    MECHANISMS
-        .iter()
-        .filter(fits)
-        .map(|mechanism| mechanism.kind)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn private(algorithm: KeyAlgorithm) -> KeyKind {
-        KeyKind::Private(algorithm, true)
-    }
-
-    #[test]
-    fn a_key_is_offered_only_what_its_type_can_do() {
-        assert_eq!(
-            allowed(private(KeyAlgorithm::Ed25519), CKF_SIGN),
-            [CKM_EDDSA]
-        );
-        assert_eq!(allowed(private(KeyAlgorithm::X25519), CKF_SIGN), []);
-        assert_eq!(
-            allowed(private(KeyAlgorithm::X25519), CKF_DERIVE),
-            [CKM_ECDH1_DERIVE]
-        );
-        assert_eq!(allowed(private(ANY_EC), 0), []);
-        let rsa = allowed(private(ANY_RSA), CKF_SIGN);
-        assert!(rsa.contains(&CKM_SHA256_RSA_PKCS) && rsa.contains(&CKM_SHA256_RSA_PKCS_PSS));
-        assert!(!rsa.contains(&CKM_RSA_PKCS_OAEP));
-    }
-
-    #[test]
-    fn a_card_that_pads_itself_is_offered_no_other_padding() {
-        let padding = KeyKind::Private(ANY_RSA, false);
-        assert_eq!(allowed(padding, CKF_DECRYPT), [CKM_RSA_PKCS]);
-        let signs = allowed(padding, CKF_SIGN);
-        assert!(!signs.contains(&CKM_RSA_X_509) && !signs.contains(&CKM_RSA_PKCS_PSS));
-    }
-
-    #[test]
-    fn what_the_host_does_by_itself_is_not_said_of_the_card() {
-        let offered = offered(&[Ability {
-            key: KeyAlgorithm::Ed25519,
-            bare: true,
-            functions: CKF_SIGN,
-            min: 255,
-            max: 255,
-        }]);
-        let info = |kind| *offered.iter().find(|info| info.kind == kind).unwrap();
-        assert_eq!(
-            info(CKM_EDDSA).flags & (CKF_HW | CKF_SIGN),
-            CKF_HW | CKF_SIGN
-        );
-        for absent in [CKM_RSA_PKCS, CKM_RSA_PKCS_PSS, CKM_ECDSA, CKM_ECDH1_DERIVE] {
-            assert!(offered.iter().all(|info| info.kind != absent));
-        }
-        assert_eq!(info(CKM_SHA512).flags, CKF_DIGEST);
-    }
 
     #[test]
     fn every_mechanism_stands_once_in_the_table_and_does_something() {

@@ -9,11 +9,11 @@ use cryptoki_sys::{
     CKA_DECRYPT, CKA_DERIVE, CKA_DESTROYABLE, CKA_ENCRYPT, CKA_END_DATE, CKA_EXTRACTABLE,
     CKA_HASH_OF_ISSUER_PUBLIC_KEY, CKA_HASH_OF_SUBJECT_PUBLIC_KEY, CKA_ID, CKA_ISSUER,
     CKA_KEY_GEN_MECHANISM, CKA_LABEL, CKA_LOCAL, CKA_MODIFIABLE, CKA_NEVER_EXTRACTABLE,
-    CKA_OBJECT_ID, CKA_PRIVATE, CKA_PROFILE_ID, CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE,
-    CKA_SERIAL_NUMBER, CKA_SIGN, CKA_SIGN_RECOVER, CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN,
-    CKA_TRUSTED, CKA_UNIQUE_ID, CKA_UNWRAP, CKA_URL, CKA_VALUE, CKA_VERIFY, CKA_VERIFY_RECOVER,
-    CKA_WRAP, CKA_WRAP_WITH_TRUSTED, CKC_X_509, CKF_DECRYPT, CKF_DERIVE, CKF_ENCRYPT, CKF_SIGN,
-    CKF_VERIFY, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PROFILE, CKO_PUBLIC_KEY,
+    CKA_OBJECT_ID, CKA_PRIVATE, CKA_PUBLIC_KEY_INFO, CKA_SENSITIVE, CKA_SERIAL_NUMBER, CKA_SIGN,
+    CKA_SIGN_RECOVER, CKA_START_DATE, CKA_SUBJECT, CKA_TOKEN, CKA_TRUSTED, CKA_UNIQUE_ID,
+    CKA_UNWRAP, CKA_URL, CKA_VALUE, CKA_VERIFY, CKA_VERIFY_RECOVER, CKA_WRAP,
+    CKA_WRAP_WITH_TRUSTED, CKC_X_509, CKF_DECRYPT, CKF_DERIVE, CKF_ENCRYPT, CKF_SIGN, CKF_VERIFY,
+    CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
 };
 
 use crate::{
@@ -183,7 +183,7 @@ impl Object {
         }
     }
 
-    fn new(class: CK_OBJECT_CLASS, place: u32, label: &str, private: bool) -> Self {
+    pub(crate) fn new(class: CK_OBJECT_CLASS, place: u32, label: &str, private: bool) -> Self {
         let mut object = Self::bare(class, place);
         object.set([
             (CKA_CLASS, Value::Ulong(class)),
@@ -252,16 +252,6 @@ pub fn certificate(place: &KeyPlace, certificate: &Certificate) -> Object {
         (CKA_HASH_OF_SUBJECT_PUBLIC_KEY, Value::Bytes(Vec::new())),
         (CKA_HASH_OF_ISSUER_PUBLIC_KEY, Value::Bytes(Vec::new())),
     ]);
-    object
-}
-
-/// What a token says of a profile it conforms to (PKCS #11 Profiles 3.2). Not a storage object by the text, but NSS
-/// looks for one with CKA_TOKEN.
-#[must_use]
-pub fn profile(id: CK_ULONG) -> Object {
-    let place = u32::try_from(id).unwrap_or(u32::MAX);
-    let mut object = Object::new(CKO_PROFILE, place, "", false);
-    object.set([(CKA_PROFILE_ID, Value::Ulong(id))]);
     object
 }
 

@@ -1,15 +1,12 @@
 //! A token: one applet of one card with its login state. The rules that no applet may forget live here.
 
 use std::{
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Secret, Sent, StatusWord, TransportError, TransportErrorKind};
-use cryptoki_sys::{
-    CKA_ID, CKP_AUTHENTICATION_TOKEN, CKP_BASELINE_PROVIDER, CKP_EXTENDED_PROVIDER,
-    CKP_PUBLIC_CERTIFICATES_TOKEN,
-};
+use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
+use cryptoki_sys::CKA_ID;
 
 use crate::{
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
@@ -18,10 +15,9 @@ use crate::{
     error::TokenError,
     login::CachedPin,
     mechanism::{self, MechanismInfo},
-    object::{self, Object, PinRule, PrivateKey},
-    openpgp::OpenPgp,
+    object::{Object, PinRule, PrivateKey},
     operation::{DecryptOperation, KeyInput, SignOperation},
-    piv::Piv,
+    profile,
 };
 
 /// A card that waits for a touch in vain takes longer. One that says sooner that the PIN is missing may have been
@@ -41,37 +37,6 @@ pub struct Token {
 }
 
 impl Token {
-    /// Finds the applets of a card, with as much as C_GetTokenInfo tells, in one conversation.
-    ///
-    /// # Errors
-    /// Of the transport. A card with neither applet has no tokens and is no error.
-    pub fn discover(card: &mut Card) -> Result<Vec<Self>, TokenError> {
-        let atr = card.atr().clone();
-        let tokens = card.explore(|talk| {
-            // PIV comes last: it stays selected, and it is the applet asked for first.
-            let openpgp = open(talk, AppletKind::OpenPgp, |talk, answer| {
-                OpenPgp::open(talk, answer, &atr)
-            });
-            let piv = open(talk, AppletKind::Piv, |talk, answer| {
-                Piv::open(talk, answer, &atr)
-            });
-            let selected = matches!(piv, Ok(Some(_))).then_some(AppletKind::Piv);
-            (openpgp.and_then(|openpgp| Ok((openpgp, piv?))), selected)
-        })?;
-        let (openpgp, piv) = tokens;
-        let tokens: Vec<Self> = [piv, openpgp]
-            .into_iter()
-            .flatten()
-            .map(|applet| Self {
-                applet,
-                login: None,
-                so: None,
-            })
-            .collect();
-        Self::resume(card, &tokens);
-        Ok(tokens)
-    }
-
     /// Tells a new connection to the same card what is known of it.
     pub fn resume(card: &mut Card, tokens: &[Self]) {
         if tokens.iter().any(|token| token.applet.extended_length()) {
@@ -123,7 +88,7 @@ impl Token {
         let found =
             |object: &Arc<Object>| (logged_in || !object.is_private()) && object.matches(template);
         let objects = self.applet.objects().into_iter();
-        Some(objects.chain(profiles()).filter(found).collect())
+        Some(objects.chain(profile::all()).filter(found).collect())
     }
 
     /// The objects that match `template` and may be seen now. Reads from the card what could match and is
@@ -449,20 +414,6 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// The profiles every token of ours conforms to (PKCS #11 Profiles 3.2, 3 to 6).
-fn profiles() -> impl Iterator<Item = Arc<Object>> {
-    static PROFILES: LazyLock<[Arc<Object>; 4]> = LazyLock::new(|| {
-        [
-            CKP_BASELINE_PROVIDER,
-            CKP_EXTENDED_PROVIDER,
-            CKP_AUTHENTICATION_TOKEN,
-            CKP_PUBLIC_CERTIFICATES_TOKEN,
-        ]
-        .map(|profile| Arc::new(object::profile(profile)))
-    });
-    PROFILES.iter().cloned()
-}
-
 /// Whether a conversation met a reset that another program had asked for before it began: pcscd lets it through.
 /// The command has not been executed then.
 fn was_reset_meanwhile(error: &TokenError) -> bool {
@@ -493,31 +444,4 @@ pub(crate) fn prove(
         Some(answer) => applet.note_probe(answer.expose()),
         None => Ok(()),
     }
-}
-
-/// Selects `kind` and opens it; a card that does not have it has none, and one whose identity cannot be
-/// read is left out with a warning.
-fn open<A: Applet + 'static>(
-    talk: &mut Conversation<'_, '_>,
-    kind: AppletKind,
-    open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
-) -> Result<Option<Box<dyn Applet>>, TokenError> {
-    let opened = match talk.select(kind) {
-        Ok(answer) => open(talk, answer.expose()),
-        Err(TokenError::Refused { .. }) => return Ok(None),
-        Err(error) => Err(error),
-    };
-    match opened {
-        Ok(applet) => Ok(Some(Box::new(applet))),
-        Err(TokenError::Transport(error)) if !is_the_applets_fault(&error) => Err(error.into()),
-        Err(error) => {
-            tracing::warn!("{} is on the card but cannot be used: {error}", kind.name());
-            Ok(None)
-        }
-    }
-}
-
-/// An applet that answers nonsense must not hide the other one.
-fn is_the_applets_fault(error: &TransportError) -> bool {
-    error.kind == TransportErrorKind::Protocol && error.sent == Sent::Yes
 }

@@ -117,7 +117,13 @@ fn everything_on_a_full_yubikey_costs_no_more_than_26_commands() {
     assert!(script.matches('>').count() <= 26);
     let (mut card, mut token) = discover(&script);
     let found = token.find(&mut card, &Template::default()).unwrap();
-    assert_eq!(found.len(), 4, "{:?}", labels(&found));
+    let of_card = |object: &&Arc<Object>| object.id.class != cryptoki_sys::CKO_PROFILE;
+    assert_eq!(
+        found.iter().filter(of_card).count(),
+        4,
+        "{:?}",
+        labels(&found)
+    );
     assert_eq!(token.find(&mut card, &Template::default()).unwrap(), found);
 }
 

@@ -23,7 +23,7 @@ use std::{
 use claviger_hw_tests::{
     client::Output,
     paths,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, PivPlan, Plan},
+    provision::{KeyAlgorithm, OpenPgpPlan, PIN, PivKey, PivPlan, Plan},
     rig::Rig,
     skip,
 };
@@ -98,6 +98,12 @@ pub fn all_installed(needed: &[Needed]) -> bool {
 /// A PIV card with one key, in 9A.
 pub fn piv_with(algorithm: KeyAlgorithm) -> Plan {
     Plan::piv(PivPlan::authentication(algorithm))
+}
+
+/// A PIV card with one key, in 9D.
+pub fn piv_key_management(algorithm: KeyAlgorithm) -> Plan {
+    let keys = vec![PivKey::new(0x9D, algorithm)];
+    Plan::piv(PivPlan { keys })
 }
 
 /// An OpenPGP card with three keys of one kind.

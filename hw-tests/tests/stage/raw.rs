@@ -46,8 +46,14 @@ unsafe impl Sync for Raw {}
 macro_rules! ck {
     ($raw:expr, $function:ident $(, $argument:expr)*) => {{
         let function = $raw.list().$function.expect("every slot of the table is filled");
+        #[allow(
+            clippy::macro_metavars_in_unsafe,
+            reason = "arguments are values and pointers that tests make safely"
+        )]
         // SAFETY: each test gives the pointers the function asks for, or null where that is its subject.
-        unsafe { function($($argument),*) }
+        unsafe {
+            function($($argument),*)
+        }
     }};
 }
 

@@ -81,19 +81,26 @@ pub(crate) fn generate_key_pair(
         token.generate_key(card, place, plan.algorithm, SystemTime::now())?;
         token.objects_of(card, &plan.id)
     })?;
-    let handles = session
-        .reader
-        .handles_of(session.card, session.applet, made)?;
-    let handle = |class| {
-        let found = handles.iter().find(|(object, _)| object.id.class == class);
-        found.map(|(_, handle)| *handle).ok_or_else(|| {
-            let fault = "the new key is not there when looked for";
-            Failure::from(TokenError::malformed("key generation", fault))
-        })
-    };
-    let (public, private) = (handle(CKO_PUBLIC_KEY)?, handle(CKO_PRIVATE_KEY)?);
+    let public = handle_of(&session, &made, CKO_PUBLIC_KEY)?;
+    let private = handle_of(&session, &made, CKO_PRIVATE_KEY)?;
     public_key.put(public)?;
     private_key.put(private)
+}
+
+/// The handle of the one of `objects` with this class; a private key's is good when its user has logged in.
+fn handle_of(
+    session: &Session,
+    objects: &[Arc<Object>],
+    class: CK_ULONG,
+) -> Result<CK_OBJECT_HANDLE, Failure> {
+    let object = objects.iter().find(|object| object.id.class == class);
+    let object = object.ok_or_else(|| {
+        TokenError::malformed(
+            "the card",
+            "what was just made is not there when looked for",
+        )
+    })?;
+    session.with_handles(|handles| handles.handle(Arc::clone(object)))
 }
 
 fn no_place(id: &[u8]) -> TokenError {
@@ -129,16 +136,7 @@ pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT
             token.find(card, &template)
         })?
     };
-    let handles = session
-        .reader
-        .handles_of(session.card, session.applet, written)?;
-    let found = handles
-        .iter()
-        .find(|(written, _)| written.id.class == object.id.class);
-    found.map(|(_, handle)| *handle).ok_or_else(|| {
-        let fault = "the new object is not there when looked for";
-        TokenError::malformed("C_CreateObject", fault).into()
-    })
+    handle_of(session, &written, object.id.class)
 }
 
 /// The place of a data object with this CKA_OBJECT_ID, DER.
@@ -179,8 +177,5 @@ pub(super) fn destroy(
         Ok(place) if object.id.class == CKO_CERTIFICATE => token.put_certificate(card, place, None),
         _ => token.put_data(card, place, None),
     })?;
-    session
-        .reader
-        .forget_handle(session.card, session.applet, handle);
-    Ok(())
+    session.with_handles(|handles| handles.forget(handle))
 }

@@ -144,11 +144,11 @@ fn end(
 const SAVED: &[u8] = b"claviger digest 1";
 
 /// ```text
-/// "claviger digest 1" | mechanism, 8 bytes | parts were taken, 1 byte | the hash's own state
+/// "claviger digest 1" | mechanism, a CK_ULONG | parts were taken, 1 byte | the hash's own state
 /// ```
 fn save(active: &Active<Hasher>) -> Secret {
     let mut state = Secret::copy_from(SAVED);
-    state.extend(&u64::from(active.operation.hash().mechanism()).to_be_bytes());
+    state.extend(&active.operation.hash().mechanism().to_ne_bytes());
     state.extend(&[u8::from(active.in_parts)]);
     state.extend(&active.operation.save());
     state
@@ -158,7 +158,7 @@ fn restore(state: &[u8]) -> Option<Active<Hasher>> {
     let rest = state.strip_prefix(SAVED)?;
     let (mechanism, rest) = rest.split_first_chunk()?;
     let (in_parts, state) = rest.split_first()?;
-    let mechanism = CK_MECHANISM_TYPE::try_from(u64::from_be_bytes(*mechanism)).ok()?;
+    let mechanism = CK_MECHANISM_TYPE::from_ne_bytes(*mechanism);
     let hasher = Hasher::restore(Hash::from_mechanism(mechanism)?, state)?;
     Some(Active {
         in_parts: *in_parts != 0,

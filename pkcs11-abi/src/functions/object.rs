@@ -112,8 +112,7 @@ pub(crate) fn destroy(
     if !object.is_destroyable() {
         return Err(Rule::ACTION_PROHIBITED.into());
     }
-    let reader = &session.reader;
-    reader.replace_object(session.card, session.applet, handle, None)
+    Ok(session.with_handles(|handles| handles.replace(handle, None))??)
 }
 
 /// C_SetAttributeValue: all of the template or nothing.
@@ -129,8 +128,7 @@ pub(crate) fn set_attribute_value(
     let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
     check_change(&session, &object)?;
     let changed = object.changed(&template)?;
-    let reader = &session.reader;
-    reader.replace_object(session.card, session.applet, handle, Some(changed))
+    Ok(session.with_handles(|handles| handles.replace(handle, Some(changed)))??)
 }
 
 /// An object of the token needs a session that may write; and those of ours never change.

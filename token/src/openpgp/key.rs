@@ -6,6 +6,7 @@ use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
     applet::OwnedCommand,
     error::TokenError,
+    naming::Naming,
     object::{KeyPlace, PinRule, Usage},
     openpgp::quirks::Quirks,
     operation::{KeyInput, fit_hash},
@@ -94,6 +95,19 @@ impl Key {
             .find(|key| key.row().reference == reference)
     }
 
+    /// The key whose objects have this CKA_ID.
+    pub(super) fn from_id(id: &[u8]) -> Option<Self> {
+        match id {
+            [reference] => Self::from_reference(*reference),
+            _ => None,
+        }
+    }
+
+    /// What its place is called in commands, and the CKA_ID of its objects.
+    pub(super) const fn reference(self) -> u8 {
+        self.row().reference
+    }
+
     /// For a person.
     pub(super) const fn name(self) -> &'static str {
         self.row().name
@@ -114,16 +128,16 @@ impl Key {
         self.row().occurrence
     }
 
-    /// Identifier and labels, like OpenSC's.
-    pub(super) fn place(self) -> KeyPlace {
+    /// Identifier and labels, OpenSC's but for those the user wants otherwise.
+    pub(super) fn place(self, naming: &Naming) -> KeyPlace {
         let row = self.row();
-        KeyPlace {
+        naming.place(KeyPlace {
             reference: row.reference,
             id: vec![row.reference],
             certificate_label: row.certificate_label.to_owned(),
             public_label: row.label.to_owned(),
             private_label: row.label.to_owned(),
-        }
+        })
     }
 
     /// What a key of this algorithm may do here.
@@ -456,7 +470,8 @@ mod tests {
     #[test]
     fn every_key_is_found_by_its_reference() {
         for key in Key::ALL {
-            assert_eq!(Key::from_reference(key.place().reference), Some(key));
+            assert_eq!(Key::from_id(&[key.row().reference]), Some(key));
+            assert_eq!(Key::from_reference(key.row().reference), Some(key));
         }
         assert_eq!(Key::from_reference(0x81), None, "Yubico's attestation key");
     }

@@ -218,11 +218,7 @@ impl Administration for OpenPgp {
     }
 
     fn place_of(&self, id: &[u8]) -> Option<u8> {
-        Key::ALL
-            .into_iter()
-            .map(Key::place)
-            .find(|place| place.id == id)
-            .map(|place| place.reference)
+        Key::from_id(id).map(Key::reference)
     }
 
     fn generate(

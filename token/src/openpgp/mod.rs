@@ -29,6 +29,7 @@ use crate::{
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},
+    naming::Naming,
     object::{Object, PrivateKey, Usage},
     openpgp::{
         algorithm_information::Offers,
@@ -77,6 +78,7 @@ impl OpenPgp {
         talk: &mut Conversation<'_, '_>,
         _select_answer: &[u8],
         atr: &Atr,
+        naming: &Arc<Naming>,
     ) -> Result<Self, TokenError> {
         let data = ApplicationData::parse(read_application_data(talk)?.expose())?;
         Ok(Self {
@@ -85,7 +87,7 @@ impl OpenPgp {
                 .extended_length
                 .unwrap_or_else(|| atr.announces_extended_length()),
             pin: Pin::new(&data),
-            objects: Objects::default(),
+            objects: Objects::new(Arc::clone(naming)),
             offers: None,
             data,
         })
@@ -201,13 +203,13 @@ impl Applet for OpenPgp {
 
     fn is_loaded(&self, wanted: &Wanted) -> bool {
         if self.stale {
-            return !Objects::concern(wanted);
+            return !self.objects.concern(wanted);
         }
         self.objects.is_loaded(wanted, &self.data)
     }
 
     fn forget_objects(&mut self) {
-        self.objects = Objects::default();
+        self.objects.forget();
         self.stale = true;
     }
 

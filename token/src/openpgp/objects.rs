@@ -11,6 +11,7 @@ use crate::{
     card::Conversation,
     certificate::Certificate,
     error::TokenError,
+    naming::Naming,
     object::{self, Object},
     openpgp::{
         certificate::CertificateReader,
@@ -48,24 +49,39 @@ impl<T> Read<T> {
 }
 
 /// Everything read so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Objects {
+    naming: Arc<Naming>,
     public_keys: PerKey<Read<PublicKey>>,
     certificates: PerKey<Read<Certificate>>,
     built: Vec<Arc<Object>>,
 }
 
 impl Objects {
+    pub(super) fn new(naming: Arc<Naming>) -> Self {
+        Self {
+            naming,
+            public_keys: PerKey::default(),
+            certificates: PerKey::default(),
+            built: Vec::new(),
+        }
+    }
+
+    /// Forgets everything read.
+    pub(super) fn forget(&mut self) {
+        *self = Self::new(Arc::clone(&self.naming));
+    }
+
     /// The objects that can be made of what was read.
     pub(super) fn built(&self) -> Vec<Arc<Object>> {
         self.built.clone()
     }
 
     /// Whether `wanted` can match anything on an OpenPGP card.
-    pub(super) fn concern(wanted: &Wanted) -> bool {
+    pub(super) fn concern(&self, wanted: &Wanted) -> bool {
         Key::ALL
             .into_iter()
-            .any(|key| wants_key(wanted, key) || wants_certificate(wanted, key))
+            .any(|key| self.wants_key(wanted, key) || self.wants_certificate(wanted, key))
     }
 
     /// Whether [`Objects::load`] would have nothing to read.
@@ -131,15 +147,15 @@ impl Objects {
     fn key_is_due(&self, wanted: &Wanted, data: &ApplicationData, key: Key) -> bool {
         self.public_keys.get(key).is_unread()
             && data.keys.get(key).may_exist()
-            && wants_key(wanted, key)
+            && self.wants_key(wanted, key)
     }
 
     /// Certificates are wanted for themselves, and for the public key the card does not give.
     fn certificate_is_due(&self, wanted: &Wanted, data: &ApplicationData, key: Key) -> bool {
-        let for_key = wants_key(wanted, key)
+        let for_key = self.wants_key(wanted, key)
             && data.keys.get(key).may_exist()
             && *self.public_keys.get(key) == Read::Unreadable;
-        self.certificates.get(key).is_unread() && (for_key || wants_certificate(wanted, key))
+        self.certificates.get(key).is_unread() && (for_key || self.wants_certificate(wanted, key))
     }
 
     /// Makes the objects anew of what was read and what the card now says of its keys.
@@ -152,7 +168,7 @@ impl Objects {
     }
 
     fn of_key(&self, key: Key, data: &ApplicationData) -> Vec<Object> {
-        let place = key.place();
+        let place = key.place(&self.naming);
         let certificate = self.certificates.get(key).found();
         let subject = certificate.map_or(&[][..], |certificate| &certificate.subject);
         let public = match self.public_keys.get(key) {
@@ -175,17 +191,17 @@ impl Objects {
         }
         objects
     }
-}
 
-fn wants_key(wanted: &Wanted, key: Key) -> bool {
-    let place = key.place();
-    wanted.may_be(CKO_PUBLIC_KEY, &place.id, &place.public_label)
-        || wanted.private && wanted.may_be(CKO_PRIVATE_KEY, &place.id, &place.private_label)
-}
+    fn wants_key(&self, wanted: &Wanted, key: Key) -> bool {
+        let place = key.place(&self.naming);
+        wanted.may_be(CKO_PUBLIC_KEY, &place.id, &place.public_label)
+            || wanted.private && wanted.may_be(CKO_PRIVATE_KEY, &place.id, &place.private_label)
+    }
 
-fn wants_certificate(wanted: &Wanted, key: Key) -> bool {
-    let place = key.place();
-    wanted.may_be(CKO_CERTIFICATE, &place.id, &place.certificate_label)
+    fn wants_certificate(&self, wanted: &Wanted, key: Key) -> bool {
+        let place = key.place(&self.naming);
+        wanted.may_be(CKO_CERTIFICATE, &place.id, &place.certificate_label)
+    }
 }
 
 fn read_public_key(

@@ -1,32 +1,31 @@
-//! Encryption on the host, and decryption on the host or by a key of the card.
+//! Encryption on the host, and what decryption shares with it.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{
-    CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_DECRYPT, CKA_ENCRYPT, CKA_MODULUS, CKA_UNWRAP, CKA_WRAP,
-    CKF_DECRYPT, CKF_ENCRYPT, CKF_UNWRAP, CKF_WRAP,
+    CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_DECRYPT, CKA_ENCRYPT, CKA_UNWRAP, CKA_WRAP, CKF_DECRYPT,
+    CKF_ENCRYPT, CKF_UNWRAP, CKF_WRAP,
 };
 
-use super::{KeyInput, bad_parameter, begin, collect, expect_none};
+use super::{bad_parameter, begin, collect, expect_none};
 use crate::{
     algorithm::PublicKey,
-    attribute::Value,
     error::TokenError,
     host::cipher::{Cipher, CipherError, Direction, Mode},
     mechanism::{Hash, Mechanism, Parameter, Scheme},
-    object::{Key, Object, ObjectId, PinRule, PrivateKey, SecretKey},
-    padding::{self, Oaep, Rejection},
+    object::{Key, Object, SecretKey},
+    padding::{self, Oaep},
 };
 
 /// What encryption and decryption by a secret key share.
-struct Stream {
+pub(super) struct Stream {
     mode: Mode,
     key: SecretKey,
     direction: Direction,
-    cipher: Option<Cipher>,
+    cipher: Option<Box<Cipher>>,
 }
 
 impl Stream {
-    fn new(
+    pub(super) fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
         key: &SecretKey,
@@ -35,7 +34,7 @@ impl Stream {
         let mode = mode(mechanism, parameter)?;
         let cipher = Cipher::new(&mode, &key.value, direction);
         Ok(Self {
-            cipher: Some(cipher.ok_or_else(|| bad_parameter(mechanism))?),
+            cipher: Some(Box::new(cipher.ok_or_else(|| bad_parameter(mechanism))?)),
             mode,
             key: key.clone(),
             direction,
@@ -43,7 +42,7 @@ impl Stream {
     }
 
     /// The most that all of `len` bytes can become.
-    fn single_len(&self, len: usize) -> usize {
+    pub(super) fn single_len(&self, len: usize) -> usize {
         match (&self.mode, self.direction) {
             (Mode::CbcPad { .. }, Direction::Encrypt) => {
                 (len / 16).saturating_add(1).saturating_mul(16)
@@ -55,7 +54,7 @@ impl Stream {
     }
 
     /// All at once, beside what is under way.
-    fn single(&self, data: &[u8]) -> Result<Secret, CipherError> {
+    pub(super) fn single(&self, data: &[u8]) -> Result<Secret, CipherError> {
         let mut cipher =
             Cipher::new(&self.mode, &self.key.value, self.direction).ok_or(CipherError::Length)?;
         let mut output = cipher.update(data)?;
@@ -63,26 +62,26 @@ impl Stream {
         Ok(output)
     }
 
-    fn update_len(&self, part: usize) -> usize {
+    pub(super) fn update_len(&self, part: usize) -> usize {
         self.cipher
             .as_ref()
             .map_or(0, |cipher| cipher.update_len(part))
     }
 
-    fn update(&mut self, part: &[u8]) -> Result<Secret, CipherError> {
+    pub(super) fn update(&mut self, part: &[u8]) -> Result<Secret, CipherError> {
         self.cipher
             .as_mut()
             .map_or(Ok(Secret::default()), |cipher| cipher.update(part))
     }
 
-    fn finish_len(&self) -> usize {
-        self.cipher.as_ref().map_or(0, Cipher::finish_len)
+    pub(super) fn finish_len(&self) -> usize {
+        self.cipher.as_ref().map_or(0, |cipher| cipher.finish_len())
     }
 
-    fn finish(&mut self) -> Result<Secret, CipherError> {
+    pub(super) fn finish(&mut self) -> Result<Secret, CipherError> {
         self.cipher
             .take()
-            .map_or(Ok(Secret::default()), Cipher::finish)
+            .map_or(Ok(Secret::default()), |cipher| cipher.finish())
     }
 }
 
@@ -112,7 +111,7 @@ fn mode(mechanism: Mechanism, parameter: &Parameter) -> Result<Mode, TokenError>
 }
 
 /// The parameter of OAEP.
-struct OaepParameter {
+pub(super) struct OaepParameter {
     hash: Hash,
     mgf: Hash,
     label: Vec<u8>,
@@ -139,7 +138,7 @@ impl OaepParameter {
         })
     }
 
-    fn as_oaep(&self) -> Oaep<'_> {
+    pub(super) fn as_oaep(&self) -> Oaep<'_> {
         Oaep {
             hash: self.hash,
             mgf: self.mgf,
@@ -149,14 +148,14 @@ impl OaepParameter {
 }
 
 /// A padding of RSA encryption.
-enum RsaPadding {
+pub(super) enum RsaPadding {
     Pkcs1,
     Oaep(OaepParameter),
     None,
 }
 
 impl RsaPadding {
-    fn new(
+    pub(super) fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
         key_len: usize,
@@ -170,7 +169,7 @@ impl RsaPadding {
     }
 
     /// Longest plaintext under a modulus of `key_len` bytes.
-    fn max_len(&self, key_len: usize) -> usize {
+    pub(super) fn max_len(&self, key_len: usize) -> usize {
         match self {
             Self::Pkcs1 => key_len.saturating_sub(11),
             Self::Oaep(oaep) => key_len.saturating_sub(2 * oaep.hash.len() + 2),
@@ -196,7 +195,7 @@ impl Purpose {
         }
     }
 
-    const fn decrypting(self) -> (CK_FLAGS, CK_ATTRIBUTE_TYPE) {
+    pub(super) const fn decrypting(self) -> (CK_FLAGS, CK_ATTRIBUTE_TYPE) {
         match self {
             Self::Data => (CKF_DECRYPT, CKA_DECRYPT),
             Self::Key => (CKF_UNWRAP, CKA_UNWRAP),
@@ -340,232 +339,8 @@ const fn encrypting(fault: CipherError, len: usize) -> TokenError {
     }
 }
 
-const fn decrypting(fault: CipherError, len: usize) -> TokenError {
-    match fault {
-        CipherError::Length | CipherError::TooLong => TokenError::EncryptedDataLength { len },
-        CipherError::Padding => TokenError::EncryptedDataInvalid,
-        CipherError::Tag => TokenError::AuthenticationTag,
-    }
-}
-
-/// A decryption begun by C_DecryptInit.
-pub struct DecryptOperation {
-    /// The object of the key.
-    pub object: ObjectId,
-    /// The PIN given for this one decryption by CKU_CONTEXT_SPECIFIC.
-    pub context_pin: Option<Secret>,
-    way: Decrypting,
-}
-
-enum Decrypting {
-    Card {
-        key: PrivateKey,
-        padding: RsaPadding,
-        modulus: Vec<u8>,
-        cryptogram: Secret,
-    },
-    Secret(Stream),
-}
-
-impl DecryptOperation {
-    /// Begins a decryption with the key `object`.
-    ///
-    /// # Errors
-    /// When the mechanism is not one of decrypting, its parameter is wrong, or it does not go with the key.
-    pub fn new(
-        mechanism: Mechanism,
-        parameter: &Parameter,
-        object: &Object,
-        purpose: Purpose,
-    ) -> Result<Self, TokenError> {
-        let (function, permission) = purpose.decrypting();
-        let way = match begin(mechanism, object, function, permission)? {
-            Key::Private(key) => Decrypting::Card {
-                padding: RsaPadding::new(mechanism, parameter, key.algorithm.signature_len())?,
-                key: *key,
-                modulus: match object.get(CKA_MODULUS) {
-                    Some(Value::Bytes(modulus)) => modulus.clone(),
-                    _ => Vec::new(),
-                },
-                cryptogram: Secret::default(),
-            },
-            Key::Secret(key) => {
-                let stream = Stream::new(mechanism, parameter, key, Direction::Decrypt)?;
-                Decrypting::Secret(stream)
-            }
-            Key::Public(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
-        };
-        Ok(Self {
-            object: object.id,
-            context_pin: None,
-            way,
-        })
-    }
-
-    /// The private key on the card that decrypts, if one does.
-    #[must_use]
-    pub const fn private_key(&self) -> Option<&PrivateKey> {
-        match &self.way {
-            Decrypting::Card { key, .. } => Some(key),
-            Decrypting::Secret(_) => None,
-        }
-    }
-
-    /// Whether the key wants its PIN each time.
-    #[must_use]
-    pub fn wants_context_login(&self) -> bool {
-        self.private_key()
-            .is_some_and(|key| key.pin == PinRule::Always)
-    }
-
-    /// Whether the key wants its PIN each time and it has not been given for this decryption.
-    #[must_use]
-    pub fn lacks_context_login(&self) -> bool {
-        self.wants_context_login() && self.context_pin.is_none()
-    }
-
-    /// The most that all of `len` bytes can become.
-    #[must_use]
-    pub fn single_len(&self, len: usize) -> usize {
-        match &self.way {
-            Decrypting::Card { key, padding, .. } => padding.max_len(key.algorithm.signature_len()),
-            Decrypting::Secret(stream) => stream.single_len(len),
-        }
-    }
-
-    /// All at once, where the host decrypts; `None` where the card does.
-    ///
-    /// # Errors
-    /// [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`], [`TokenError::AuthenticationTag`].
-    pub fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError> {
-        match &self.way {
-            Decrypting::Card { .. } => Ok(None),
-            Decrypting::Secret(stream) => stream
-                .single(data)
-                .map(Some)
-                .map_err(|fault| decrypting(fault, data.len())),
-        }
-    }
-
-    /// What the next part of `part` bytes becomes.
-    #[must_use]
-    pub fn update_len(&self, part: usize) -> usize {
-        match &self.way {
-            Decrypting::Card { .. } => 0,
-            Decrypting::Secret(stream) => stream.update_len(part),
-        }
-    }
-
-    /// Takes the next part.
-    ///
-    /// # Errors
-    /// [`TokenError::EncryptedDataLength`].
-    pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
-        match &mut self.way {
-            Decrypting::Card {
-                key, cryptogram, ..
-            } => {
-                let len = cryptogram.len().saturating_add(part.len());
-                if len > key.algorithm.signature_len() {
-                    return Err(TokenError::EncryptedDataLength { len });
-                }
-                cryptogram.extend(part);
-                Ok(Secret::default())
-            }
-            Decrypting::Secret(stream) => stream
-                .update(part)
-                .map_err(|fault| decrypting(fault, part.len())),
-        }
-    }
-
-    /// Room enough for what is left.
-    #[must_use]
-    pub fn finish_len(&self) -> usize {
-        match &self.way {
-            Decrypting::Card { .. } => self.single_len(0),
-            Decrypting::Secret(stream) => stream.finish_len(),
-        }
-    }
-
-    /// What is left, where the host decrypts; `None` where the card does.
-    ///
-    /// # Errors
-    /// As [`DecryptOperation::single`].
-    pub fn finish(&mut self) -> Result<Option<Secret>, TokenError> {
-        match &mut self.way {
-            Decrypting::Card { .. } => Ok(None),
-            Decrypting::Secret(stream) => stream
-                .finish()
-                .map(Some)
-                .map_err(|fault| decrypting(fault, 0)),
-        }
-    }
-
-    /// What the card is to decrypt, with which key; `None` where the host does.
-    ///
-    /// # Errors
-    /// [`TokenError::EncryptedDataLength`] unless it is as long as the modulus.
-    pub fn input(&self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
-        let Decrypting::Card {
-            key,
-            cryptogram,
-            modulus,
-            ..
-        } = &self.way
-        else {
-            return Ok(None);
-        };
-        if cryptogram.len() != key.algorithm.signature_len() {
-            return Err(TokenError::EncryptedDataLength {
-                len: cryptogram.len(),
-            });
-        }
-        // A number not below the modulus is none of its ciphertexts; both are public and of one length.
-        if cryptogram.expose() >= modulus.as_slice() {
-            return Err(TokenError::EncryptedDataInvalid);
-        }
-        Ok(Some((*key, KeyInput::Cryptogram(cryptogram.duplicate()))))
-    }
-
-    /// The plaintext in what the card gave: the bare number where the host unpads, else the message.
-    ///
-    /// # Errors
-    /// [`TokenError::EncryptedDataInvalid`], [`TokenError::Malformed`].
-    pub fn plaintext(&self, output: Secret) -> Result<Secret, TokenError> {
-        let Decrypting::Card {
-            key,
-            padding,
-            modulus,
-            cryptogram,
-        } = &self.way
-        else {
-            return Ok(output);
-        };
-        if !key.bare {
-            return Ok(output);
-        }
-        match padding {
-            RsaPadding::None => Ok(output),
-            RsaPadding::Pkcs1 => {
-                let rejection = Rejection::new(modulus, cryptogram.expose())?;
-                Ok(padding::pkcs1_decrypt(&output, &rejection))
-            }
-            RsaPadding::Oaep(oaep) => padding::oaep_decrypt(&output, &oaep.as_oaep())
-                .ok_or(TokenError::EncryptedDataInvalid),
-        }
-    }
-}
-
 impl std::fmt::Debug for EncryptOperation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EncryptOperation").finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for DecryptOperation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DecryptOperation")
-            .field("key", &self.private_key())
-            .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@
 //! ```
 
 mod cipher;
+mod decrypt;
 mod derive;
 mod sign;
 mod verify;
@@ -14,7 +15,8 @@ use claviger_apdu::Secret;
 use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_ALLOWED_MECHANISMS};
 
 pub use self::{
-    cipher::{DecryptOperation, EncryptOperation, Purpose},
+    cipher::{EncryptOperation, Purpose},
+    decrypt::DecryptOperation,
     derive::{Derivation, Unwrapping, unwrap_key, wrap_key},
     sign::SignOperation,
     verify::VerifyOperation,
@@ -61,12 +63,12 @@ pub fn fit_hash(hash: &[u8], len: usize) -> Vec<u8> {
 /// # Errors
 /// MECHANISM_INVALID when nothing does `function` by it or this key must not be used by it, KEY_TYPE_INCONSISTENT when
 /// other keys could, KEY_FUNCTION_NOT_PERMITTED when the key may not.
-fn begin<'a>(
+fn begin(
     mechanism: Mechanism,
-    object: &'a Object,
+    object: &Object,
     function: CK_FLAGS,
     permission: CK_ATTRIBUTE_TYPE,
-) -> Result<&'a Key, TokenError> {
+) -> Result<&Key, TokenError> {
     let kind = mechanism.kind;
     let key = object
         .key

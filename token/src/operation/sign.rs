@@ -25,6 +25,10 @@ pub struct SignOperation {
 }
 
 /// Who signs, and what is collected until then.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one an operation: not worth an allocation"
+)]
 enum Way {
     Card(PrivateKey, How, Collected),
     Host(SecretKey, usize, Mac),
@@ -41,6 +45,10 @@ enum How {
 }
 
 /// A message, whole or hashed as it comes.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one a signature: not worth an allocation"
+)]
 pub(super) enum Collected {
     Whole(Secret),
     Hashed(Hasher),

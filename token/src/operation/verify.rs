@@ -23,6 +23,10 @@ pub struct VerifyOperation {
     way: Way,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one an operation: not worth an allocation"
+)]
 enum Way {
     Public(Box<PublicKey>, Option<Pss>, Collected),
     Mac(SecretKey, usize, Mac),

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use cryptoki_sys::{CK_OBJECT_CLASS, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
+use cryptoki_sys::{
+    CK_OBJECT_CLASS, CKA_LABEL, CKO_CERTIFICATE, CKO_DATA, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
+};
 
 use super::{
     authenticate, certificate_object,
@@ -23,12 +25,14 @@ use crate::{
     card::Conversation,
     certificate::Certificate,
     error::TokenError,
+    naming::Naming,
     object::{self, Object, Origin},
 };
 
 /// The objects read so far.
 pub(super) struct Inventory {
     quirks: Quirks,
+    naming: Arc<Naming>,
     /// Whether certificates may say what their keys are for.
     federal: bool,
     /// Whether GET METADATA is worth a command; one answer without any ends it for good.
@@ -40,7 +44,7 @@ pub(super) struct Inventory {
     metadata: BTreeMap<KeyReference, Option<Metadata>>,
     /// Keys made through this connection, which cards without metadata never tell again.
     made: BTreeMap<KeyReference, Made>,
-    /// By class, and within it keys in the order of their CKA_ID, data by tag.
+    /// By class, and within it keys in the order of their numbers, data by tag.
     objects: BTreeMap<(CK_OBJECT_CLASS, u32), Arc<Object>>,
 }
 
@@ -67,9 +71,10 @@ enum Presence {
 }
 
 impl Inventory {
-    pub(super) fn new(quirks: Quirks) -> Self {
+    pub(super) fn new(quirks: Quirks, naming: Arc<Naming>) -> Self {
         Self {
             quirks,
+            naming,
             federal: false,
             metadata_useful: !quirks.contains(Quirk::MetadataEmpty),
             asked: BTreeSet::new(),
@@ -168,6 +173,11 @@ impl Inventory {
         Ok(())
     }
 
+    /// The key whose objects have this CKA_ID.
+    pub(super) fn key_of(&self, id: &[u8]) -> Option<KeyReference> {
+        KeyReference::all().find(|key| id == [key.id(self.naming.ids)])
+    }
+
     /// All objects read so far.
     pub(super) fn objects(&self) -> Vec<Arc<Object>> {
         self.objects.values().cloned().collect()
@@ -219,7 +229,7 @@ impl Inventory {
     }
 
     fn gap_of_key(&self, key: KeyReference, wanted: &Wanted) -> Option<Reading> {
-        let place = key.place();
+        let place = key.place(&self.naming);
         let may_be = |class, label: &str| wanted.may_be(class, &place.id, label);
         let wants_key = may_be(CKO_PUBLIC_KEY, &place.public_label)
             || may_be(CKO_PRIVATE_KEY, &place.private_label);
@@ -264,7 +274,7 @@ impl Inventory {
         let there = object
             .key
             .is_none_or(|key| !matches!(self.presence(key, wanted), Presence::No));
-        readable && there && wanted.may_be(CKO_DATA, &[], &object.name)
+        readable && there && wanted.may_be(CKO_DATA, &[], self.naming.label(&object.name))
     }
 
     fn was_asked(&self, object: &DataObject) -> bool {
@@ -322,7 +332,8 @@ impl Inventory {
         self.asked.insert(object.tag);
         if let Some(content) = content {
             let private = object.access == Access::Pin;
-            let data = object::data(object.tag, &object.name, &object.oid(), content, private);
+            let mut data = object::data(object.tag, &object.name, &object.oid(), content, private);
+            data.set([(CKA_LABEL, self.naming.label(&object.name).into())]);
             self.add(object.tag, data);
             if object.tag == KEY_HISTORY {
                 self.history = KeyHistory::parse(content).unwrap_or_else(|fault| {
@@ -340,7 +351,8 @@ impl Inventory {
     fn take_certificate(&mut self, key: KeyReference, object: &DataObject, content: Option<&[u8]>) {
         match content.map(certificate_object::certificate) {
             Some(Ok(certificate)) => {
-                self.add(rank(key), object::certificate(&key.place(), &certificate));
+                let place = key.place(&self.naming);
+                self.add(rank(key), object::certificate(&place, &certificate));
                 self.certificates.insert(key, certificate);
             }
             Some(Err(fault)) => left_out(&object.name, &fault),
@@ -378,7 +390,7 @@ impl Inventory {
             _ => Origin::Unknown,
         };
         let subject = certificate.map_or(Vec::new(), |own| own.subject.clone());
-        let place = key.place();
+        let place = key.place(&self.naming);
         let public_key = object::public_key(&place, &public, &subject, usage, origin, true);
         self.add(rank(key), public_key);
         if authenticate::identifier(algorithm).is_some() {
@@ -405,7 +417,7 @@ impl Inventory {
 
 /// Where the objects of `key` stand among their class.
 fn rank(key: KeyReference) -> u32 {
-    u32::from(key.id())
+    u32::from(key.number())
 }
 
 fn left_out(what: &str, fault: &TokenError) {

@@ -3,6 +3,7 @@
 use crate::{
     algorithm::KeyAlgorithm,
     certificate::KeyUsage,
+    naming::{IdScheme, Naming},
     object::{KeyPlace, PinRule, Usage},
 };
 
@@ -63,24 +64,57 @@ impl KeyReference {
         }
     }
 
-    /// CKA_ID as OpenSC has it: 1 to 24, the number's decimal digits read as hexadecimal ones, so that
-    /// retired key 6 is 10.
-    pub(super) const fn id(self) -> u8 {
-        let number = match self {
+    /// 1 to 24, in the order objects are listed.
+    pub(super) const fn number(self) -> u8 {
+        match self {
             Self::Authentication => 1,
             Self::Signature => 2,
             Self::Management => 3,
             Self::CardAuthentication => 4,
             Self::Retired(RetiredNumber(number)) => 4 + number,
-        };
-        number / 10 * 0x10 + number % 10
+        }
     }
 
-    /// Identifiers and labels of its objects, OpenSC's.
-    pub(super) fn place(self) -> KeyPlace {
+    /// CKA_ID: the number, whose decimal digits OpenSC reads as hexadecimal ones, so that retired key 6 is 10
+    /// there and 0A with ykcs11.
+    pub(super) const fn id(self, scheme: IdScheme) -> u8 {
+        let number = self.number();
+        match scheme {
+            IdScheme::OpenSc => number / 10 * 0x10 + number % 10,
+            IdScheme::Ykcs11 => number,
+        }
+    }
+
+    /// Identifiers and labels of its objects.
+    pub(super) fn place(self, naming: &Naming) -> KeyPlace {
+        naming.place(match naming.ids {
+            IdScheme::OpenSc => self.opensc_place(),
+            IdScheme::Ykcs11 => self.ykcs11_place(),
+        })
+    }
+
+    fn ykcs11_place(self) -> KeyPlace {
+        let name = match self {
+            Self::Authentication => "PIV Authentication".to_owned(),
+            Self::Signature => "Digital Signature".to_owned(),
+            Self::Management => "Key Management".to_owned(),
+            Self::CardAuthentication => "Card Authentication".to_owned(),
+            Self::Retired(RetiredNumber(number)) => format!("Retired Key {number}"),
+        };
+        KeyPlace {
+            reference: self.byte(),
+            id: vec![self.id(IdScheme::Ykcs11)],
+            certificate_label: format!("X.509 Certificate for {name}"),
+            public_label: format!("Public key for {name}"),
+            private_label: format!("Private key for {name}"),
+        }
+    }
+
+    fn opensc_place(self) -> KeyPlace {
+        let id = vec![self.id(IdScheme::OpenSc)];
         let named = |certificate: &str, key: &str| KeyPlace {
             reference: self.byte(),
-            id: vec![self.id()],
+            id: id.clone(),
             certificate_label: format!("Certificate for {certificate}"),
             public_label: format!("{key} pubkey"),
             private_label: format!("{key} key"),
@@ -92,7 +126,7 @@ impl KeyReference {
             Self::CardAuthentication => named("Card Authentication", "CARD AUTH"),
             Self::Retired(RetiredNumber(number)) => KeyPlace {
                 reference: self.byte(),
-                id: vec![self.id()],
+                id,
                 certificate_label: format!("Retired Certificate for Key Management {number}"),
                 public_label: format!("Retired KEY MAN {number}"),
                 private_label: format!("Retired KEY MAN {number}"),
@@ -179,14 +213,61 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_are_those_of_opensc() {
-        assert_eq!(KeyReference::Authentication.id(), 0x01);
-        assert_eq!(KeyReference::CardAuthentication.id(), 0x04);
-        assert_eq!(retired(5).id(), 0x09);
-        assert_eq!(retired(6).id(), 0x10);
-        assert_eq!(retired(15).id(), 0x19);
-        assert_eq!(retired(16).id(), 0x20);
-        assert_eq!(retired(20).id(), 0x24);
+    fn identifiers_are_those_of_the_scheme() {
+        for (key, opensc, ykcs11) in [
+            (KeyReference::Authentication, 0x01, 1),
+            (KeyReference::Signature, 0x02, 2),
+            (KeyReference::Management, 0x03, 3),
+            (KeyReference::CardAuthentication, 0x04, 4),
+            (retired(1), 0x05, 5),
+            (retired(5), 0x09, 9),
+            (retired(6), 0x10, 10),
+            (retired(15), 0x19, 19),
+            (retired(16), 0x20, 20),
+            (retired(20), 0x24, 24),
+        ] {
+            assert_eq!(key.id(IdScheme::OpenSc), opensc, "{key:?}");
+            assert_eq!(key.id(IdScheme::Ykcs11), ykcs11, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn labels_are_those_of_the_scheme() {
+        let labels = |key: KeyReference, ids| {
+            let place = key.place(&Naming {
+                ids,
+                ..Naming::default()
+            });
+            [
+                place.certificate_label,
+                place.public_label,
+                place.private_label,
+            ]
+        };
+        assert_eq!(
+            labels(KeyReference::Signature, IdScheme::OpenSc),
+            [
+                "Certificate for Digital Signature",
+                "SIGN pubkey",
+                "SIGN key"
+            ]
+        );
+        assert_eq!(
+            labels(KeyReference::Signature, IdScheme::Ykcs11),
+            [
+                "X.509 Certificate for Digital Signature",
+                "Public key for Digital Signature",
+                "Private key for Digital Signature"
+            ]
+        );
+        assert_eq!(
+            labels(retired(12), IdScheme::Ykcs11),
+            [
+                "X.509 Certificate for Retired Key 12",
+                "Public key for Retired Key 12",
+                "Private key for Retired Key 12"
+            ]
+        );
     }
 
     #[test]

@@ -338,9 +338,7 @@ impl Administration for Piv {
     }
 
     fn place_of(&self, id: &[u8]) -> Option<u8> {
-        KeyReference::all()
-            .find(|key| id == [key.id()])
-            .map(KeyReference::byte)
+        self.inventory.key_of(id).map(KeyReference::byte)
     }
 
     fn generate(

@@ -38,6 +38,7 @@ use crate::{
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},
+    naming::Naming,
     object::{Object, PrivateKey},
     operation::KeyInput,
 };
@@ -108,9 +109,10 @@ impl Piv {
         talk: &mut Conversation<'_, '_>,
         select_answer: &[u8],
         atr: &Atr,
+        naming: &Arc<Naming>,
     ) -> Result<Self, TokenError> {
         let quirks = Quirks::of(atr);
-        let mut inventory = Inventory::new(quirks);
+        let mut inventory = Inventory::new(quirks, Arc::clone(naming));
         let chuid = inventory.identify(talk)?;
         Ok(Self {
             quirks,

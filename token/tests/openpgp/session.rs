@@ -11,7 +11,7 @@ use std::{fmt::Display, sync::Arc};
 use claviger_apdu::{Secret, tlv};
 use claviger_token::{AppletKind, Card, Object, Template, Token};
 use cryptoki_sys::{
-    CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKO_PRIVATE_KEY,
+    CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKO_PRIVATE_KEY, CKO_PROFILE,
 };
 
 use crate::common::{
@@ -202,7 +202,7 @@ pub(crate) fn by(class: CK_OBJECT_CLASS, id: u8) -> Template {
     Template(template)
 }
 
-/// Every object as "class id label".
+/// Every object of the card as "class id label"; profiles are the module's own.
 pub(crate) fn names(objects: &[Arc<Object>]) -> Vec<String> {
     let value = |object: &Object, attribute| {
         let value = object.get(attribute).and_then(|value| value.encode());
@@ -210,6 +210,7 @@ pub(crate) fn names(objects: &[Arc<Object>]) -> Vec<String> {
     };
     objects
         .iter()
+        .filter(|object| object.id.class != CKO_PROFILE)
         .map(|object| {
             let label = String::from_utf8(value(object, CKA_LABEL)).unwrap();
             let id = text(&value(object, CKA_ID));

@@ -1,0 +1,132 @@
+//! What the user wants to see of all there is: which readers, which applets, which tokens, under which names.
+
+use std::sync::Arc;
+
+use claviger_token::{AppletKind, Card, Naming, Token, TokenError};
+
+/// Names that are let through and names that are not; the latter count more.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Filter {
+    /// Without a list, everything.
+    pub(crate) allow: Option<Vec<String>>,
+    pub(crate) deny: Vec<String>,
+}
+
+impl Filter {
+    fn lets_through(&self, is_named: impl Fn(&String) -> bool) -> bool {
+        let named = |names: &[String]| names.iter().any(&is_named);
+        self.allow.as_deref().is_none_or(named) && !named(&self.deny)
+    }
+}
+
+/// What is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// The applets that have slots, in the order these are shown.
+    pub(crate) applets: Vec<AppletKind>,
+    /// Readers, by parts of their names.
+    pub(crate) readers: Filter,
+    /// Tokens, by their serial numbers.
+    pub(crate) tokens: Filter,
+    /// What their objects are called.
+    pub(crate) naming: Arc<Naming>,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            applets: AppletKind::ALL.to_vec(),
+            readers: Filter::default(),
+            tokens: Filter::default(),
+            naming: Arc::default(),
+        }
+    }
+}
+
+/// What was found on a card.
+pub(crate) struct Found {
+    /// The tokens that are shown.
+    pub(crate) tokens: Vec<Token>,
+    /// There is no applet of ours, shown or not.
+    pub(crate) foreign: bool,
+}
+
+impl Choice {
+    /// Whether the reader called `name` has slots.
+    pub(crate) fn shows_reader(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        self.readers
+            .lets_through(|part| name.contains(&part.to_ascii_lowercase()))
+    }
+
+    /// Whether the token with this serial number is in its slot.
+    pub(crate) fn shows_token(&self, serial: &str) -> bool {
+        self.tokens
+            .lets_through(|other| other.eq_ignore_ascii_case(serial))
+    }
+
+    /// Finds the tokens of a card that are shown.
+    ///
+    /// # Errors
+    /// Of the transport.
+    pub(crate) fn discover(&self, card: &mut Card) -> Result<Found, TokenError> {
+        let mut tokens = Token::discover_as(card, &self.applets, &self.naming)?;
+        let foreign = tokens.is_empty() && self.applets == AppletKind::ALL;
+        tokens.retain(|token| {
+            let serial = token.info().serial;
+            let shown = self.shows_token(&serial);
+            if !shown {
+                tracing::debug!(
+                    "{} {serial} is not shown: the configuration does not want it",
+                    token.kind().name()
+                );
+            }
+            shown
+        });
+        Ok(Found { tokens, foreign })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(allow: Option<&[&str]>, deny: &[&str]) -> Filter {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Filter {
+            allow: allow.map(owned),
+            deny: owned(deny),
+        }
+    }
+
+    #[test]
+    fn everything_is_shown_that_nobody_denies() {
+        let choice = Choice::default();
+        assert!(choice.shows_reader("Any Reader 00 00") && choice.shows_token("00000000"));
+    }
+
+    #[test]
+    fn a_list_of_the_allowed_leaves_out_the_others_and_an_empty_one_all() {
+        let allowing = |names: &[&str]| Choice {
+            tokens: filter(Some(names), &[]),
+            ..Choice::default()
+        };
+        assert!(allowing(&["2D70", "000f00000001"]).shows_token("000F00000001"));
+        assert!(!allowing(&["2d70"]).shows_token("2d7069"), "only whole");
+        assert!(!allowing(&[]).shows_token("2d70"));
+    }
+
+    #[test]
+    fn what_is_allowed_and_denied_is_denied() {
+        let choice = Choice {
+            readers: filter(Some(&["yubico"]), &["fido"]),
+            ..Choice::default()
+        };
+        assert!(
+            choice.shows_reader("Yubico YubiKey CCID 00 00"),
+            "by a part of the name"
+        );
+        assert!(!choice.shows_reader("Yubico YubiKey FIDO+CCID 00 00"));
+        assert!(!choice.shows_reader("Gemalto PC Twin Reader"));
+    }
+}

@@ -1,0 +1,99 @@
+//! How the tokens of a card are found.
+
+use std::sync::Arc;
+
+use claviger_apdu::{Sent, TransportError, TransportErrorKind};
+
+use crate::{
+    applet::{Applet, AppletKind},
+    card::{Card, Conversation},
+    error::TokenError,
+    naming::Naming,
+    openpgp::OpenPgp,
+    piv::Piv,
+    token::Token,
+};
+
+impl Token {
+    /// Finds the applets of a card, with as much as C_GetTokenInfo tells, in one conversation. Objects have the
+    /// default names.
+    ///
+    /// # Errors
+    /// Of the transport. A card with neither applet has no tokens and is no error.
+    pub fn discover(card: &mut Card) -> Result<Vec<Self>, TokenError> {
+        Self::discover_as(card, &AppletKind::ALL, &Arc::default())
+    }
+
+    /// As [`Token::discover`], with those of `applets` alone and objects named by `naming`. The card is not asked
+    /// for other applets.
+    ///
+    /// # Errors
+    /// As [`Token::discover`].
+    pub fn discover_as(
+        card: &mut Card,
+        applets: &[AppletKind],
+        naming: &Arc<Naming>,
+    ) -> Result<Vec<Self>, TokenError> {
+        let atr = card.atr().clone();
+        let wanted = |kind| applets.contains(&kind).then_some(kind);
+        let tokens = card.explore(|talk| {
+            // PIV comes last: it stays selected, and it is the applet asked for first.
+            let openpgp = open(talk, wanted(AppletKind::OpenPgp), |talk, answer| {
+                OpenPgp::open(talk, answer, &atr, naming)
+            });
+            let piv = open(talk, wanted(AppletKind::Piv), |talk, answer| {
+                Piv::open(talk, answer, &atr, naming)
+            });
+            let selected = match (&piv, &openpgp) {
+                (Ok(Some(_)), _) => Some(AppletKind::Piv),
+                (Ok(None), Ok(Some(_))) if wanted(AppletKind::Piv).is_none() => {
+                    Some(AppletKind::OpenPgp)
+                }
+                _ => None,
+            };
+            (openpgp.and_then(|openpgp| Ok((openpgp, piv?))), selected)
+        })?;
+        let (openpgp, piv) = tokens;
+        let tokens: Vec<Self> = [piv, openpgp]
+            .into_iter()
+            .flatten()
+            .map(|applet| Self {
+                applet,
+                login: None,
+                so: None,
+            })
+            .collect();
+        Self::resume(card, &tokens);
+        Ok(tokens)
+    }
+}
+
+/// Selects `kind`, if one is wanted, and opens it; a card that does not have it has none, and one whose identity
+/// cannot be read is left out with a warning.
+fn open<A: Applet + 'static>(
+    talk: &mut Conversation<'_, '_>,
+    kind: Option<AppletKind>,
+    open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
+) -> Result<Option<Box<dyn Applet>>, TokenError> {
+    let Some(kind) = kind else {
+        return Ok(None);
+    };
+    let opened = match talk.select(kind) {
+        Ok(answer) => open(talk, answer.expose()),
+        Err(TokenError::Refused { .. }) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match opened {
+        Ok(applet) => Ok(Some(Box::new(applet))),
+        Err(TokenError::Transport(error)) if !is_the_applets_fault(&error) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!("{} is on the card but cannot be used: {error}", kind.name());
+            Ok(None)
+        }
+    }
+}
+
+/// An applet that answers nonsense must not hide the other one.
+fn is_the_applets_fault(error: &TransportError) -> bool {
+    error.kind == TransportErrorKind::Protocol && error.sent == Sent::Yes
+}

@@ -1,0 +1,87 @@
+//! What objects are called: the scheme of their CKA_ID and CKA_LABEL, and the user's own labels.
+
+use std::collections::BTreeMap;
+
+use crate::object::KeyPlace;
+
+/// Whose CKA_ID and CKA_LABEL the keys and certificates of a PIV card have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum IdScheme {
+    /// OpenSC's: 01 to 24, decimal digits, "PIV AUTH key".
+    #[default]
+    OpenSc,
+    /// ykcs11's: 1 to 24, the plain number, "Private key for PIV Authentication".
+    Ykcs11,
+}
+
+/// What objects are called. The default is OpenSC's names.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Naming {
+    /// The scheme of PIV; OpenPGP has one only.
+    pub ids: IdScheme,
+    /// CKA_LABEL by what it would be.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Naming {
+    /// What is shown for an object that would be called `label`.
+    #[must_use]
+    pub fn label<'a>(&'a self, label: &'a str) -> &'a str {
+        self.labels.get(label).map_or(label, String::as_str)
+    }
+
+    /// `place` with the labels that are shown.
+    pub(crate) fn place(&self, place: KeyPlace) -> KeyPlace {
+        let label = |label: String| self.label(&label).to_owned();
+        KeyPlace {
+            certificate_label: label(place.certificate_label),
+            public_label: label(place.public_label),
+            private_label: label(place.private_label),
+            ..place
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn naming(labels: &[(&str, &str)]) -> Naming {
+        let owned = |(from, to): &(&str, &str)| ((*from).to_owned(), (*to).to_owned());
+        Naming {
+            labels: labels.iter().map(owned).collect(),
+            ..Naming::default()
+        }
+    }
+
+    #[test]
+    fn a_label_nobody_changed_stays() {
+        assert_eq!(
+            naming(&[("SIGN key", "mine")]).label("KEY MAN key"),
+            "KEY MAN key"
+        );
+    }
+
+    #[test]
+    fn two_labels_can_be_exchanged() {
+        let naming = naming(&[("a", "b"), ("b", "a")]);
+        assert_eq!((naming.label("a"), naming.label("b")), ("b", "a"));
+    }
+
+    #[test]
+    fn each_object_of_a_place_has_a_label_of_its_own() {
+        let place = KeyPlace {
+            reference: 1,
+            id: vec![1],
+            certificate_label: "certificate".to_owned(),
+            public_label: "key".to_owned(),
+            private_label: "key".to_owned(),
+        };
+        let place = naming(&[("key", "mine")]).place(place);
+        assert_eq!(place.certificate_label, "certificate");
+        assert_eq!(
+            (place.public_label, place.private_label),
+            ("mine".to_owned(), "mine".to_owned())
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! Decryption, on the host or by a key of the card.
+
+use claviger_apdu::Secret;
+use cryptoki_sys::CKA_MODULUS;
+
+use super::{
+    KeyInput, begin,
+    cipher::{Purpose, RsaPadding, Stream},
+};
+use crate::{
+    attribute::Value,
+    error::TokenError,
+    host::cipher::{CipherError, Direction},
+    mechanism::{Mechanism, Parameter},
+    object::{Key, Object, ObjectId, PinRule, PrivateKey},
+    padding::{self, Rejection},
+};
+
+/// A decryption begun by C_DecryptInit.
+pub struct DecryptOperation {
+    /// The object of the key.
+    pub object: ObjectId,
+    /// The PIN given for this one decryption by CKU_CONTEXT_SPECIFIC.
+    pub context_pin: Option<Secret>,
+    way: Decrypting,
+}
+
+enum Decrypting {
+    Card {
+        key: PrivateKey,
+        padding: RsaPadding,
+        modulus: Vec<u8>,
+        cryptogram: Secret,
+    },
+    Secret(Stream),
+}
+
+impl DecryptOperation {
+    /// Begins a decryption with the key `object`.
+    ///
+    /// # Errors
+    /// When the mechanism is not one of decrypting, its parameter is wrong, or it does not go with the key.
+    pub fn new(
+        mechanism: Mechanism,
+        parameter: &Parameter,
+        object: &Object,
+        purpose: Purpose,
+    ) -> Result<Self, TokenError> {
+        let (function, permission) = purpose.decrypting();
+        let way = match begin(mechanism, object, function, permission)? {
+            Key::Private(key) => Decrypting::Card {
+                padding: RsaPadding::new(mechanism, parameter, key.algorithm.signature_len())?,
+                key: *key,
+                modulus: match object.get(CKA_MODULUS) {
+                    Some(Value::Bytes(modulus)) => modulus.clone(),
+                    _ => Vec::new(),
+                },
+                cryptogram: Secret::default(),
+            },
+            Key::Secret(key) => {
+                let stream = Stream::new(mechanism, parameter, key, Direction::Decrypt)?;
+                Decrypting::Secret(stream)
+            }
+            Key::Public(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
+        };
+        Ok(Self {
+            object: object.id,
+            context_pin: None,
+            way,
+        })
+    }
+
+    /// The private key on the card that decrypts, if one does.
+    #[must_use]
+    pub const fn private_key(&self) -> Option<&PrivateKey> {
+        match &self.way {
+            Decrypting::Card { key, .. } => Some(key),
+            Decrypting::Secret(_) => None,
+        }
+    }
+
+    /// Whether the key wants its PIN each time.
+    #[must_use]
+    pub fn wants_context_login(&self) -> bool {
+        self.private_key()
+            .is_some_and(|key| key.pin == PinRule::Always)
+    }
+
+    /// Whether the key wants its PIN each time and it has not been given for this decryption.
+    #[must_use]
+    pub fn lacks_context_login(&self) -> bool {
+        self.wants_context_login() && self.context_pin.is_none()
+    }
+
+    /// The most that all of `len` bytes can become.
+    #[must_use]
+    pub fn single_len(&self, len: usize) -> usize {
+        match &self.way {
+            Decrypting::Card { key, padding, .. } => padding.max_len(key.algorithm.signature_len()),
+            Decrypting::Secret(stream) => stream.single_len(len),
+        }
+    }
+
+    /// All at once, where the host decrypts; `None` where the card does.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`], [`TokenError::AuthenticationTag`].
+    pub fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError> {
+        match &self.way {
+            Decrypting::Card { .. } => Ok(None),
+            Decrypting::Secret(stream) => stream
+                .single(data)
+                .map(Some)
+                .map_err(|fault| decrypting(fault, data.len())),
+        }
+    }
+
+    /// What the next part of `part` bytes becomes.
+    #[must_use]
+    pub fn update_len(&self, part: usize) -> usize {
+        match &self.way {
+            Decrypting::Card { .. } => 0,
+            Decrypting::Secret(stream) => stream.update_len(part),
+        }
+    }
+
+    /// Takes the next part.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataLength`].
+    pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
+        match &mut self.way {
+            Decrypting::Card {
+                key, cryptogram, ..
+            } => {
+                let len = cryptogram.len().saturating_add(part.len());
+                if len > key.algorithm.signature_len() {
+                    return Err(TokenError::EncryptedDataLength { len });
+                }
+                cryptogram.extend(part);
+                Ok(Secret::default())
+            }
+            Decrypting::Secret(stream) => stream
+                .update(part)
+                .map_err(|fault| decrypting(fault, part.len())),
+        }
+    }
+
+    /// Room enough for what is left.
+    #[must_use]
+    pub fn finish_len(&self) -> usize {
+        match &self.way {
+            Decrypting::Card { .. } => self.single_len(0),
+            Decrypting::Secret(stream) => stream.finish_len(),
+        }
+    }
+
+    /// What is left, where the host decrypts; `None` where the card does.
+    ///
+    /// # Errors
+    /// As [`DecryptOperation::single`].
+    pub fn finish(&mut self) -> Result<Option<Secret>, TokenError> {
+        match &mut self.way {
+            Decrypting::Card { .. } => Ok(None),
+            Decrypting::Secret(stream) => stream
+                .finish()
+                .map(Some)
+                .map_err(|fault| decrypting(fault, 0)),
+        }
+    }
+
+    /// What the card is to decrypt, with which key; `None` where the host does.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataLength`] unless it is as long as the modulus.
+    pub fn input(&self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
+        let Decrypting::Card {
+            key,
+            cryptogram,
+            modulus,
+            ..
+        } = &self.way
+        else {
+            return Ok(None);
+        };
+        if cryptogram.len() != key.algorithm.signature_len() {
+            return Err(TokenError::EncryptedDataLength {
+                len: cryptogram.len(),
+            });
+        }
+        // A number not below the modulus is none of its ciphertexts; both are public and of one length.
+        if cryptogram.expose() >= modulus.as_slice() {
+            return Err(TokenError::EncryptedDataInvalid);
+        }
+        Ok(Some((*key, KeyInput::Cryptogram(cryptogram.duplicate()))))
+    }
+
+    /// The plaintext in what the card gave: the bare number where the host unpads, else the message.
+    ///
+    /// # Errors
+    /// [`TokenError::EncryptedDataInvalid`], [`TokenError::Malformed`].
+    pub fn plaintext(&self, output: Secret) -> Result<Secret, TokenError> {
+        let Decrypting::Card {
+            key,
+            padding,
+            modulus,
+            cryptogram,
+        } = &self.way
+        else {
+            return Ok(output);
+        };
+        if !key.bare {
+            return Ok(output);
+        }
+        match padding {
+            RsaPadding::None => Ok(output),
+            RsaPadding::Pkcs1 => {
+                let rejection = Rejection::new(modulus, cryptogram.expose())?;
+                Ok(padding::pkcs1_decrypt(&output, &rejection))
+            }
+            RsaPadding::Oaep(oaep) => padding::oaep_decrypt(&output, &oaep.as_oaep())
+                .ok_or(TokenError::EncryptedDataInvalid),
+        }
+    }
+}
+
+const fn decrypting(fault: CipherError, len: usize) -> TokenError {
+    match fault {
+        CipherError::Length | CipherError::TooLong => TokenError::EncryptedDataLength { len },
+        CipherError::Padding => TokenError::EncryptedDataInvalid,
+        CipherError::Tag => TokenError::AuthenticationTag,
+    }
+}
+
+impl std::fmt::Debug for DecryptOperation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecryptOperation")
+            .field("key", &self.private_key())
+            .finish_non_exhaustive()
+    }
+}
