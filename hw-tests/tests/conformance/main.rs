@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::macro_metavars_in_unsafe,
     unreachable_pub,
     reason = "a test fails loudly, and its figures are small"
 )]
@@ -27,6 +28,7 @@ mod derive;
 mod digest;
 mod dual;
 mod general;
+mod key_wrap;
 mod login;
 mod messages;
 mod objects;
@@ -34,6 +36,7 @@ mod profiles;
 mod pss;
 mod random;
 mod secret_keys;
+mod session_object_life;
 mod session_objects;
 mod sessions;
 mod sign;

@@ -1,13 +1,10 @@
-//! Objects of sessions (PKCS #11 3.2, 5.7.1 to 5.7.6): made, copied, changed, destroyed, and gone with their session.
+//! Objects of sessions and their templates (PKCS #11 3.2, 5.7.1).
 
 use std::ptr;
 
 use cryptoki::{
     error::RvError,
-    object::{
-        Attribute, AttributeInfo, AttributeType, CertificateType, KeyType, ObjectClass,
-        ObjectHandle,
-    },
+    object::{Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle},
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ULONG, CKA_CLASS, CKA_LABEL, CKA_SENSITIVE, CKA_VALUE, CKO_DATA,
@@ -30,28 +27,16 @@ on_cards! { [piv openpgp] [
     a_refused_template_makes_nothing
     a_null_template_or_place_is_a_bad_argument
     nothing_is_made_on_the_card
-    a_private_object_needs_a_login
-    private_objects_die_with_the_login_and_public_ones_do_not
-    objects_die_with_their_session_and_with_no_other
-    all_sessions_see_an_object
-    a_copy_is_an_object_of_its_own
-    a_copy_may_become_stricter_and_not_laxer
-    what_may_not_be_copied_changed_or_destroyed_is_not
-    an_object_changes_in_all_or_in_nothing
-    sensitive_is_for_ever
-    a_secret_comes_out_only_if_it_may
-    a_destroyed_object_is_gone_everywhere
     values_of_any_size_come_back
-    many_objects_live_side_by_side
 ] }
 
-const SECRET: [u8; 32] = [0x42; 32];
+pub const SECRET: [u8; 32] = [0x42; 32];
 
-fn class(class: ObjectClass) -> Attribute {
+pub fn class(class: ObjectClass) -> Attribute {
     Attribute::Class(class)
 }
 
-fn data(label: &str) -> Vec<Attribute> {
+pub fn data(label: &str) -> Vec<Attribute> {
     vec![
         class(ObjectClass::DATA),
         Attribute::Label(label.as_bytes().to_vec()),
@@ -61,7 +46,7 @@ fn data(label: &str) -> Vec<Attribute> {
 }
 
 /// An extractable secret key of 32 bytes.
-fn secret(kind: KeyType) -> Vec<Attribute> {
+pub fn secret(kind: KeyType) -> Vec<Attribute> {
     vec![
         class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(kind),
@@ -92,11 +77,11 @@ fn rsa() -> Vec<Attribute> {
     ]
 }
 
-fn make(seat: &Seat, template: &[Attribute]) -> Result<ObjectHandle, RvError> {
+pub fn make(seat: &Seat, template: &[Attribute]) -> Result<ObjectHandle, RvError> {
     answered(seat.create_object(template))
 }
 
-fn value(seat: &Seat, object: ObjectHandle) -> Vec<u8> {
+pub fn value(seat: &Seat, object: ObjectHandle) -> Vec<u8> {
     let got = seat
         .get_attributes(object, &[AttributeType::Value])
         .unwrap();
@@ -390,188 +375,6 @@ fn nothing_is_made_on_the_card(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn a_private_object_needs_a_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let template = [data("mine"), vec![Attribute::Private(true)]].concat();
-    let told = make(&seat, &template).map(drop);
-    assert_eq!(told, Err(RvError::UserNotLoggedIn));
-    assert_eq!(seat.enter_user(), Ok(()));
-    assert!(make(&seat, &template).is_ok(), "in a read-only session too");
-}
-
-fn private_objects_die_with_the_login_and_public_ones_do_not(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let private = [data("mine"), vec![Attribute::Private(true)]].concat();
-    let public = [data("ours"), vec![Attribute::Private(false)]].concat();
-    let (private, public) = (
-        make(&seat, &private).unwrap(),
-        make(&seat, &public).unwrap(),
-    );
-    seat.logout().unwrap();
-    assert_eq!(value(&seat, public), b"content");
-    assert_eq!(seat.enter_user(), Ok(()));
-    let told = answered(seat.get_attributes(private, &[AttributeType::Value]));
-    assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
-    let mine = seat.find_objects(&[Attribute::Label(b"mine".to_vec())]);
-    assert_eq!(mine.unwrap(), [], "destroyed, not hidden");
-}
-
-fn objects_die_with_their_session_and_with_no_other(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
-    let (first, second) = (
-        make(&one, &data("1")).unwrap(),
-        make(&two, &data("2")).unwrap(),
-    );
-    one.leave();
-    let told = answered(two.get_attributes(first, &[AttributeType::Value]));
-    assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
-    assert_eq!(value(&two, second), b"content");
-}
-
-fn all_sessions_see_an_object(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
-    let object = make(&one, &data("shared")).unwrap();
-    let found = two
-        .find_objects(&[Attribute::Label(b"shared".to_vec())])
-        .unwrap();
-    assert_eq!(found, [object]);
-    assert_eq!(value(&two, object), b"content");
-}
-
-fn a_copy_is_an_object_of_its_own(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let object = make(&seat, &data("first")).unwrap();
-    let changes = [Attribute::Label(b"second".to_vec())];
-    let copy = answered(seat.copy_object(object, &changes)).expect("C_CopyObject");
-    assert_ne!(copy, object);
-    assert_eq!(value(&seat, copy), value(&seat, object));
-    let kinds = [AttributeType::Label];
-    assert_eq!(seat.get_attributes(copy, &kinds).unwrap(), changes);
-    let unique = |object| {
-        seat.get_attributes(object, &[AttributeType::UniqueId])
-            .unwrap()
-    };
-    assert_ne!(unique(copy), unique(object));
-    seat.destroy_object(object).expect("C_DestroyObject");
-    assert_eq!(value(&seat, copy), b"content");
-}
-
-fn a_copy_may_become_stricter_and_not_laxer(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = make(&seat, &secret(KeyType::AES)).unwrap();
-    let stricter = [Attribute::Sensitive(true), Attribute::Extractable(false)];
-    let strict = answered(seat.copy_object(key, &stricter)).expect("C_CopyObject");
-    for laxer in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
-        let told = answered(seat.copy_object(strict, std::slice::from_ref(&laxer))).map(drop);
-        let refused = [
-            Err(RvError::AttributeReadOnly),
-            Err(RvError::TemplateInconsistent),
-        ];
-        assert!(refused.contains(&told), "{laxer:?}: {told:?}");
-    }
-    let told = answered(seat.copy_object(key, &[Attribute::Value(vec![1; 32])])).map(drop);
-    let refused = [
-        Err(RvError::AttributeReadOnly),
-        Err(RvError::TemplateInconsistent),
-    ];
-    assert!(refused.contains(&told), "another value: {told:?}");
-}
-
-fn what_may_not_be_copied_changed_or_destroyed_is_not(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let label = Attribute::Label(b"new".to_vec());
-    let fixed = |attribute| make(&seat, &[data("fixed"), vec![attribute]].concat()).unwrap();
-    let prohibited = Err(RvError::ActionProhibited);
-    let object = fixed(Attribute::Modifiable(false));
-    let told = answered(seat.update_attributes(object, std::slice::from_ref(&label)));
-    assert_eq!(told, prohibited);
-    let object = fixed(Attribute::Copyable(false));
-    assert_eq!(
-        answered(seat.copy_object(object, &[])).map(drop),
-        prohibited
-    );
-    let object = fixed(Attribute::Destroyable(false));
-    assert_eq!(answered(seat.destroy_object(object)), prohibited);
-    assert_eq!(value(&seat, object), b"content");
-}
-
-fn an_object_changes_in_all_or_in_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let object = make(&seat, &data("before")).unwrap();
-    let after = Attribute::Label(b"after".to_vec());
-    let bad = [after.clone(), Attribute::UniqueId(b"x".to_vec())];
-    let told = answered(seat.update_attributes(object, &bad));
-    assert_eq!(told, Err(RvError::AttributeReadOnly));
-    let label = || {
-        seat.get_attributes(object, &[AttributeType::Label])
-            .unwrap()
-    };
-    assert_eq!(label(), [Attribute::Label(b"before".to_vec())]);
-    assert_eq!(
-        answered(seat.update_attributes(object, std::slice::from_ref(&after))),
-        Ok(())
-    );
-    assert_eq!(label(), [after]);
-}
-
-fn sensitive_is_for_ever(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = make(&seat, &secret(KeyType::GENERIC_SECRET)).unwrap();
-    let set = |attribute| answered(seat.update_attributes(key, &[attribute]));
-    assert_eq!(set(Attribute::Sensitive(true)), Ok(()));
-    assert_eq!(set(Attribute::Extractable(false)), Ok(()));
-    let read_only = Err(RvError::AttributeReadOnly);
-    assert_eq!(set(Attribute::Sensitive(false)), read_only);
-    assert_eq!(set(Attribute::Extractable(true)), read_only);
-}
-
-fn a_secret_comes_out_only_if_it_may(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for (sensitive, extractable) in [(false, true), (true, true), (false, false), (true, false)] {
-        let mut template = secret(KeyType::GENERIC_SECRET);
-        template[3] = Attribute::Sensitive(sensitive);
-        template[4] = Attribute::Extractable(extractable);
-        let key = make(&seat, &template).unwrap();
-        if !sensitive && extractable {
-            assert_eq!(value(&seat, key), SECRET);
-            continue;
-        }
-        let told = seat
-            .get_attribute_info(key, &[AttributeType::Value])
-            .unwrap();
-        assert!(
-            matches!(told[0], AttributeInfo::Sensitive),
-            "{sensitive} {extractable}"
-        );
-        let hidden = [
-            class(ObjectClass::SECRET_KEY),
-            Attribute::Value(SECRET.to_vec()),
-        ];
-        assert!(
-            !seat.find_objects(&hidden).unwrap().contains(&key),
-            "nor by a search"
-        );
-    }
-}
-
-fn a_destroyed_object_is_gone_everywhere(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
-    let object = make(&one, &data("gone")).unwrap();
-    assert_eq!(
-        answered(two.destroy_object(object)),
-        Ok(()),
-        "a session's object, in any session"
-    );
-    for seat in [&one, &two] {
-        let told = answered(seat.get_attributes(object, &[AttributeType::Value]));
-        assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
-        assert_eq!(
-            answered(seat.destroy_object(object)),
-            Err(RvError::ObjectHandleInvalid)
-        );
-    }
-}
-
 fn values_of_any_size_come_back(bench: &Bench<'_>) {
     let seat = bench.user();
     for len in [0, 1, 4096, 100_000] {
@@ -610,20 +413,4 @@ fn values_of_any_size_come_back(bench: &Bench<'_>) {
         );
         assert_ne!(checked(code), Ok(()), "no value can be that long");
     }
-}
-
-fn many_objects_live_side_by_side(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let names: Vec<String> = (0..500).map(|n| format!("object {n}")).collect();
-    let made: Vec<_> = names
-        .iter()
-        .map(|name| make(&seat, &data(name)).unwrap())
-        .collect();
-    let label = Attribute::Label(b"object 321".to_vec());
-    assert_eq!(seat.find_objects(&[label]).unwrap(), [made[321]]);
-    for object in made {
-        seat.destroy_object(object).expect("C_DestroyObject");
-    }
-    let fixed = [class(ObjectClass::DATA), Attribute::Token(false)];
-    assert_eq!(seat.find_objects(&fixed).unwrap(), []);
 }

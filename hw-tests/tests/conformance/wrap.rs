@@ -9,13 +9,13 @@ use cryptoki::{
     object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle},
 };
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG, CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP,
-    CKM_RSA_PKCS, CKM_SHA256,
+    CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG, CKM_AES_KEY_WRAP, CKM_RSA_PKCS,
+    CKM_SHA256,
 };
 
 use crate::{
     Bench, Seat,
-    bench::{answered, checked, hex, plain},
+    bench::{answered, checked, plain},
 };
 
 on_cards! { [piv piv_rsa openpgp_rsa] [
@@ -30,15 +30,12 @@ on_cards! { [piv piv_rsa openpgp_rsa] [
     handles_that_are_none_are_told_by_their_role
     wrapping_has_room_like_any_output
     the_template_must_be_of_a_session_secret
-    aes_key_wrap_is_that_of_the_standard
-    aes_key_wrap_with_padding_takes_any_length
-    a_forged_wrapped_key_is_invalid
     a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others
 ] }
 
-const SECRET: [u8; 32] = [0x42; 32];
+pub const SECRET: [u8; 32] = [0x42; 32];
 
-fn template(kind: KeyType, extractable: bool) -> Vec<Attribute> {
+pub fn template(kind: KeyType, extractable: bool) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(kind),
@@ -48,13 +45,13 @@ fn template(kind: KeyType, extractable: bool) -> Vec<Attribute> {
     ]
 }
 
-fn secret(seat: &Seat, value: &[u8]) -> ObjectHandle {
+pub fn secret(seat: &Seat, value: &[u8]) -> ObjectHandle {
     let value = [Attribute::Value(value.to_vec())];
     let template = [&template(KeyType::GENERIC_SECRET, true)[..], &value].concat();
     answered(seat.create_object(&template)).expect("C_CreateObject")
 }
 
-fn wrapper(seat: &Seat, value: &[u8], may: bool) -> ObjectHandle {
+pub fn wrapper(seat: &Seat, value: &[u8], may: bool) -> ObjectHandle {
     let own = [
         Attribute::Value(value.to_vec()),
         Attribute::Wrap(may),
@@ -64,7 +61,7 @@ fn wrapper(seat: &Seat, value: &[u8], may: bool) -> ObjectHandle {
     answered(seat.create_object(&template)).expect("C_CreateObject")
 }
 
-fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
+pub fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
     match seat
         .get_attributes(key, &[AttributeType::Value])
         .unwrap()
@@ -76,7 +73,7 @@ fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
 }
 
 /// A session of the user, the public key that wraps and the private key that unwraps.
-fn pair(bench: &Bench<'_>) -> (Seat, ObjectHandle, ObjectHandle) {
+pub fn pair(bench: &Bench<'_>) -> (Seat, ObjectHandle, ObjectHandle) {
     let seat = bench.user();
     let wanted = [
         Attribute::Unwrap(true),
@@ -91,7 +88,7 @@ fn pair(bench: &Bench<'_>) -> (Seat, ObjectHandle, ObjectHandle) {
 }
 
 /// C_WrapKey: the code and the wrapped key.
-fn wrap(
+pub fn wrap(
     seat: &Seat,
     mechanism: CK_MECHANISM,
     wrapper: CK_OBJECT_HANDLE,
@@ -117,7 +114,7 @@ fn wrap(
 }
 
 /// C_UnwrapKey.
-fn unwrap(
+pub fn unwrap(
     seat: &Seat,
     mechanism: CK_MECHANISM,
     unwrapper: CK_OBJECT_HANDLE,
@@ -407,76 +404,6 @@ fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
         before,
         "nothing was made"
     );
-}
-
-/// RFC 3394, 4.1 and 4.6.
-fn aes_key_wrap_is_that_of_the_standard(bench: &Bench<'_>) {
-    let (seat, ..) = pair(bench);
-    for (kek, data, expected) in [
-        (
-            "000102030405060708090a0b0c0d0e0f",
-            "00112233445566778899aabbccddeeff",
-            "1fa68b0a8112b447aef34bd8fb5a7b829d3e862371d2cfe5",
-        ),
-        (
-            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
-            "00112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f",
-            "28c9f404c4b810f4cbccb35cfb87f8263f5786e2d80ed326cbc7f0e71a99f43bfb988b9b7a02dd21",
-        ),
-    ] {
-        let wrapper = wrapper(&seat, &hex(kek), true);
-        let key = secret(&seat, &hex(data));
-        let wrapped = seat
-            .wrap_key(&Mechanism::AesKeyWrap, wrapper, key)
-            .expect("C_WrapKey");
-        assert_eq!(wrapped, hex(expected));
-        let kind = template(KeyType::GENERIC_SECRET, true);
-        let again = seat.unwrap_key(&Mechanism::AesKeyWrap, wrapper, &wrapped, &kind);
-        assert_eq!(value(&seat, again.expect("C_UnwrapKey")), hex(data));
-    }
-}
-
-/// RFC 5649, section 6, and lengths around the block.
-fn aes_key_wrap_with_padding_takes_any_length(bench: &Bench<'_>) {
-    let (seat, ..) = pair(bench);
-    let kek = wrapper(
-        &seat,
-        &hex("5840df6e29b02af1ab493b705bf16ea1ae8338f4dcc176a8"),
-        true,
-    );
-    let (kwp, kind) = (
-        plain(CKM_AES_KEY_WRAP_KWP),
-        template(KeyType::GENERIC_SECRET, true),
-    );
-    let wrap = |data: &[u8]| {
-        let key = secret(&seat, data);
-        wrap(&seat, kwp, kek.handle(), key.handle(), 256).expect("C_WrapKey")
-    };
-    let expected = "138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a";
-    assert_eq!(
-        wrap(&hex("c37b7e6492584340bed12207808941155068f738")),
-        hex(expected)
-    );
-    for len in [1, 7, 8, 9, 15, 16, 17, 100] {
-        let data = vec![0x6E; len];
-        let again = unwrap(&seat, kwp, kek.handle(), &wrap(&data), &kind).expect("C_UnwrapKey");
-        assert_eq!(value(&seat, again), data, "{len}");
-    }
-}
-
-fn a_forged_wrapped_key_is_invalid(bench: &Bench<'_>) {
-    let (seat, ..) = pair(bench);
-    let kek = wrapper(&seat, &[9; 32], true);
-    let key = secret(&seat, &SECRET);
-    let kind = template(KeyType::GENERIC_SECRET, true);
-    for mechanism in [plain(CKM_AES_KEY_WRAP), plain(CKM_AES_KEY_WRAP_KWP)] {
-        let mut wrapped = wrap(&seat, mechanism, kek.handle(), key.handle(), 256).unwrap();
-        let short = unwrap(&seat, mechanism, kek.handle(), &wrapped[1..], &kind).map(drop);
-        assert_eq!(short, Err(RvError::WrappedKeyLenRange));
-        wrapped[3] ^= 1;
-        let forged = unwrap(&seat, mechanism, kek.handle(), &wrapped, &kind).map(drop);
-        assert_eq!(forged, Err(RvError::WrappedKeyInvalid));
-    }
 }
 
 fn a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others(bench: &Bench<'_>) {

@@ -6,6 +6,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::macro_metavars_in_unsafe,
     unreachable_pub,
     reason = "a test fails loudly, and its figures are small"
 )]
