@@ -232,14 +232,7 @@ impl Token {
         }
         let answer = self
             .use_key(card, key, &command, once)
-            .map_err(|error| match error {
-                // SP 800-73-4 part 2, 3.2.4 and OpenPGP 7.2.11: what cannot be decrypted is bad data.
-                TokenError::Refused {
-                    status: StatusWord::INCORRECT_DATA | StatusWord::NO_PRECISE_DIAGNOSIS,
-                    ..
-                } if matches!(input, KeyInput::Cryptogram(_)) => TokenError::EncryptedDataInvalid,
-                error => error,
-            })?;
+            .map_err(|error| refused_input(input, error))?;
         self.applet.output(key, input, &answer)
     }
 
@@ -411,6 +404,19 @@ impl std::fmt::Debug for Token {
             .field("kind", &self.kind())
             .field("logged_in", &self.is_logged_in())
             .finish_non_exhaustive()
+    }
+}
+
+/// What a card calls bad data is the caller's, where only the card can tell (SP 800-73-4 part 2, 3.2.4; OpenPGP, 7.2.11).
+fn refused_input(input: &KeyInput, error: TokenError) -> TokenError {
+    let TokenError::Refused { status, .. } = &error else {
+        return error;
+    };
+    let bad_data = [StatusWord::INCORRECT_DATA, StatusWord::NO_PRECISE_DIAGNOSIS];
+    match input {
+        KeyInput::Cryptogram(_) if bad_data.contains(status) => TokenError::EncryptedDataInvalid,
+        KeyInput::Block(_) if bad_data.contains(status) => TokenError::DataInvalid,
+        _ => error,
     }
 }
 
