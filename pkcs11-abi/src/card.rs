@@ -10,7 +10,7 @@ use claviger_apdu::TransportErrorKind;
 use claviger_token::{
     AppletKind, Card, MechanismInfo, Object, PinTries, Template, Token, TokenError, TokenInfo,
 };
-use cryptoki_sys::{CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
+use cryptoki_sys::{CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
     idle::Idle,
@@ -137,6 +137,20 @@ impl ReaderCard {
     pub(crate) fn who(&self, count: CardCount, applet: AppletKind) -> Who {
         self.facts(count)
             .map_or(Who::Nobody, |facts| facts.who(applet))
+    }
+
+    /// Whether the token has this mechanism, as far as is known.
+    pub(crate) fn offers(
+        &self,
+        count: CardCount,
+        applet: AppletKind,
+        kind: CK_MECHANISM_TYPE,
+    ) -> bool {
+        let facts = self.facts(count);
+        let token = facts
+            .as_ref()
+            .and_then(|facts| facts.tokens.as_ref()?.get(&applet));
+        token.is_some_and(|token| token.mechanisms.iter().any(|info| info.kind == kind))
     }
 
     /// One conversation with a token, alone with its card.

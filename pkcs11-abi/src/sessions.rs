@@ -11,8 +11,8 @@ use claviger_token::{
     SignOperation, Token, TokenError, VerifyOperation, digest::Hasher,
 };
 use cryptoki_sys::{
-    CK_FLAGS, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, CKF_DECRYPT, CKF_DIGEST,
-    CKF_ENCRYPT, CKF_FIND_OBJECTS, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY, CKF_SIGN,
+    CK_FLAGS, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, CKF_DECRYPT,
+    CKF_DIGEST, CKF_ENCRYPT, CKF_FIND_OBJECTS, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY, CKF_SIGN,
     CKF_SIGN_RECOVER, CKF_VERIFY, CKF_VERIFY_RECOVER,
 };
 
@@ -260,6 +260,11 @@ impl Session {
     /// Whether a user is logged in to its token.
     pub(crate) fn is_logged_in(&self) -> bool {
         self.who() == Who::User
+    }
+
+    /// Whether C_GetMechanismList of its token has this mechanism.
+    pub(crate) fn offers(&self, kind: CK_MECHANISM_TYPE) -> bool {
+        self.reader.offers(self.card, self.applet, kind)
     }
 
     /// Who is logged in to its token.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::object::KeyPlace;
+use cryptoki_sys::{CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
+
+use crate::object::{KeyPlace, unique_id};
 
 /// Whose CKA_ID and CKA_LABEL the keys and certificates of a PIV card have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -19,7 +21,7 @@ pub enum IdScheme {
 pub struct Naming {
     /// The scheme of PIV; OpenPGP has one only.
     pub ids: IdScheme,
-    /// CKA_LABEL by what it would be.
+    /// CKA_LABEL by what it would be, or by CKA_UNIQUE_ID, which tells the halves of a key pair from each other.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -32,11 +34,16 @@ impl Naming {
 
     /// `place` with the labels that are shown.
     pub(crate) fn place(&self, place: KeyPlace) -> KeyPlace {
-        let label = |label: String| self.label(&label).to_owned();
+        let label = |class, label: String| {
+            let id = unique_id(class, place.reference.into());
+            self.labels
+                .get(&id)
+                .map_or_else(|| self.label(&label).to_owned(), Clone::clone)
+        };
         KeyPlace {
-            certificate_label: label(place.certificate_label),
-            public_label: label(place.public_label),
-            private_label: label(place.private_label),
+            certificate_label: label(CKO_CERTIFICATE, place.certificate_label),
+            public_label: label(CKO_PUBLIC_KEY, place.public_label),
+            private_label: label(CKO_PRIVATE_KEY, place.private_label),
             ..place
         }
     }
@@ -77,6 +84,9 @@ mod tests {
             public_label: "key".to_owned(),
             private_label: "key".to_owned(),
         };
+        let halves = naming(&[("2-1", "public half"), ("key", "mine")]).place(place.clone());
+        assert_eq!(halves.public_label, "public half");
+        assert_eq!(halves.private_label, "mine");
         let place = naming(&[("key", "mine")]).place(place);
         assert_eq!(place.certificate_label, "certificate");
         assert_eq!(

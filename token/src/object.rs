@@ -193,10 +193,7 @@ impl Object {
             (CKA_MODIFIABLE, false.into()),
             (CKA_COPYABLE, false.into()),
             (CKA_DESTROYABLE, false.into()),
-            (
-                CKA_UNIQUE_ID,
-                format!("{class:x}-{place:x}").as_str().into(),
-            ),
+            (CKA_UNIQUE_ID, unique_id(class, place).as_str().into()),
         ]);
         object
     }
@@ -204,6 +201,11 @@ impl Object {
     pub(crate) fn set(&mut self, attributes: impl IntoIterator<Item = (CK_ATTRIBUTE_TYPE, Value)>) {
         self.attributes.extend(attributes);
     }
+}
+
+/// CKA_UNIQUE_ID of an object on the token.
+pub(crate) fn unique_id(class: CK_OBJECT_CLASS, place: u32) -> String {
+    format!("{class:x}-{place:x}")
 }
 
 /// What certificate, public and private key of one place on the card share.
@@ -332,8 +334,9 @@ pub fn private_key(
         (CKA_SIGN, usage.sign.into()),
         (CKA_SIGN_RECOVER, (rsa && usage.sign).into()),
         (CKA_DECRYPT, usage.decrypt.into()),
-        (CKA_UNWRAP, usage.decrypt.into()),
-        (CKA_DERIVE, usage.derive.into()),
+        // There is no operation to give a key's own PIN for.
+        (CKA_UNWRAP, (usage.decrypt && pin != PinRule::Always).into()),
+        (CKA_DERIVE, (usage.derive && pin != PinRule::Always).into()),
         (CKA_WRAP_WITH_TRUSTED, false.into()),
         (CKA_ALWAYS_AUTHENTICATE, (pin == PinRule::Always).into()),
         (CKA_PUBLIC_KEY_INFO, key.info().into()),

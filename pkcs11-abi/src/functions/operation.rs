@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use claviger_apdu::Secret;
-use claviger_token::{Mechanism, Object, Parameter, operation::mechanism_for};
+use claviger_token::{Mechanism, Object, Parameter, TokenError, operation::mechanism_for};
 use cryptoki_sys::{CK_FLAGS, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG};
 
 use crate::{
@@ -60,6 +60,9 @@ pub(crate) fn beginning(
 ) -> Result<Beginning, Failure> {
     let key = session.object(key, missing)?;
     let known = mechanism_for(mechanism.mechanism, function)?;
+    if !session.offers(known.kind) {
+        return Err(TokenError::MechanismInvalid(known.kind).into());
+    }
     Ok(Beginning {
         mechanism: known,
         parameter: parameter::read(mechanism, known)?,

@@ -26,6 +26,7 @@ pub(crate) fn open(
     flags: CK_FLAGS,
     handle: Out<'_, CK_SESSION_HANDLE>,
 ) -> Result<(), Failure> {
+    module.events.refresh();
     module.slot(slot)?;
     if flags & CKF_SERIAL_SESSION == 0 {
         return Err(Rule::SESSION_PARALLEL_NOT_SUPPORTED.into());
@@ -34,7 +35,6 @@ pub(crate) fn open(
         return Err(Rule::SESSION_ASYNC_NOT_SUPPORTED.into());
     }
     handle.check()?;
-    module.events.refresh();
     let occupied = module.occupied(slot)?;
     occupied.reader.token(occupied.card, occupied.applet)?;
     let read_write = flags & CKF_RW_SESSION != 0;

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
 
 use crate::{
+    administration::Administration,
     algorithm::KeyAlgorithm,
     applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
     card::Conversation,
@@ -150,9 +151,16 @@ impl Applet for OpenPgp {
     }
 
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        let abilities: Vec<Ability> = Key::ALL
+        let of_keys = Key::ALL
             .into_iter()
-            .filter_map(|key| Some((key, self.data.keys.get(key).algorithm?)))
+            .filter_map(|key| Some((key, self.data.keys.get(key).algorithm?)));
+        // A key that the card can make is one it can use.
+        let generable = Administration::generable(self);
+        let possible = generable
+            .iter()
+            .flat_map(|algorithm| Key::ALL.map(|key| (key, *algorithm)));
+        let abilities: Vec<Ability> = of_keys
+            .chain(possible)
             .filter_map(|(key, algorithm)| ability(algorithm, key.usage(algorithm)))
             .collect();
         mechanism::offered(&abilities)

@@ -1,11 +1,12 @@
 //! A signature or MAC in the making.
 
 use claviger_apdu::Secret;
-use cryptoki_sys::{CKA_SIGN, CKA_SIGN_RECOVER, CKF_SIGN, CKF_SIGN_RECOVER};
+use cryptoki_sys::{CKA_MODULUS, CKA_SIGN, CKA_SIGN_RECOVER, CKF_SIGN, CKF_SIGN_RECOVER};
 
 use super::{KeyInput, MAX_MESSAGE, begin, collect, expect_none};
 use crate::{
     algorithm::KeyAlgorithm,
+    attribute::Value,
     digest::Hasher,
     error::TokenError,
     host::mac::Mac,
@@ -35,10 +36,10 @@ enum Way {
 }
 
 /// How the host prepares what the card signs.
-#[derive(Clone, Copy)]
 enum How {
     Pkcs1,
-    Raw,
+    /// Under this modulus.
+    Raw(Vec<u8>),
     Pss(Pss),
     Ecdsa,
     EdDsa,
@@ -167,7 +168,7 @@ impl SignOperation {
         };
         let way = match key {
             Key::Private(key) => {
-                let how = how(mechanism, parameter, key.algorithm)?;
+                let how = how(mechanism, parameter, key.algorithm, object)?;
                 Way::Card(*key, how, Collected::new(mechanism.hash))
             }
             Key::Secret(key) => {
@@ -258,6 +259,7 @@ fn how(
     mechanism: Mechanism,
     parameter: &Parameter,
     algorithm: KeyAlgorithm,
+    object: &Object,
 ) -> Result<How, TokenError> {
     match (mechanism.scheme, algorithm) {
         (Scheme::RsaPss, KeyAlgorithm::Rsa { bits }) => {
@@ -271,7 +273,10 @@ fn how(
     }
     match mechanism.scheme {
         Scheme::RsaPkcs1 => Ok(How::Pkcs1),
-        Scheme::RsaRaw => Ok(How::Raw),
+        Scheme::RsaRaw => Ok(How::Raw(match object.get(CKA_MODULUS) {
+            Some(Value::Bytes(modulus)) => modulus.clone(),
+            _ => Vec::new(),
+        })),
         Scheme::Ecdsa => Ok(How::Ecdsa),
         _ => Err(TokenError::MechanismInvalid(mechanism.kind)),
     }
@@ -279,7 +284,7 @@ fn how(
 
 impl How {
     fn prepare(
-        self,
+        &self,
         key: &PrivateKey,
         mechanism: Mechanism,
         collected: Secret,
@@ -302,11 +307,14 @@ impl How {
                 }
                 Ok(KeyInput::Pkcs1(info))
             }
-            Self::Raw if collected.len() > modulus_len => too_long(collected.len(), modulus_len),
-            Self::Raw => {
+            Self::Raw(_) if collected.len() > modulus_len => too_long(collected.len(), modulus_len),
+            Self::Raw(modulus) => {
                 let mut block = Secret::new(Vec::with_capacity(modulus_len));
                 block.extend(&vec![0; modulus_len - collected.len()]);
                 block.extend(collected.expose());
+                if block.expose() >= modulus.as_slice() {
+                    return Err(TokenError::DataInvalid);
+                }
                 Ok(KeyInput::Block(block))
             }
             Self::Pss(pss) => {
@@ -316,7 +324,7 @@ impl How {
                 if collected.len() != pss.hash.len() {
                     return too_long(collected.len(), pss.hash.len());
                 }
-                let block = padding::pss_encode(collected.expose(), pss, usize::from(bits))?;
+                let block = padding::pss_encode(collected.expose(), *pss, usize::from(bits))?;
                 Ok(KeyInput::Block(block))
             }
         }

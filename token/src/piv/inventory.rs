@@ -44,8 +44,8 @@ pub(super) struct Inventory {
     metadata: BTreeMap<KeyReference, Option<Metadata>>,
     /// Keys made through this connection, which cards without metadata never tell again.
     made: BTreeMap<KeyReference, Made>,
-    /// By class, and within it keys in the order of their numbers, data by tag.
-    objects: BTreeMap<(CK_OBJECT_CLASS, u32), Arc<Object>>,
+    /// Certificates first, for who looks at the first few only; keys in the order of their CKA_ID, data by tag.
+    objects: BTreeMap<(u8, u32), Arc<Object>>,
 }
 
 /// A key made through this connection.
@@ -119,14 +119,14 @@ impl Inventory {
     /// Forgets `object` and what it stands for: it is written.
     pub(super) fn forget_data(&mut self, object: &DataObject) {
         self.asked.remove(&object.tag);
-        self.objects.remove(&(CKO_DATA, object.tag));
+        self.objects.remove(&(order(CKO_DATA), object.tag));
         if object.tag == KEY_HISTORY {
             self.history = KeyHistory::default();
         }
         if let Some(key) = object.key {
             self.certificates.remove(&key);
             for class in [CKO_CERTIFICATE, CKO_PUBLIC_KEY, CKO_PRIVATE_KEY] {
-                self.objects.remove(&(class, rank(key)));
+                self.objects.remove(&(order(class), rank(key)));
             }
         }
     }
@@ -411,7 +411,17 @@ impl Inventory {
 
     fn add(&mut self, rank: u32, object: Object) {
         self.objects
-            .insert((object.id.class, rank), Arc::new(object));
+            .insert((order(object.id.class), rank), Arc::new(object));
+    }
+}
+
+/// Where the objects of a class stand.
+const fn order(class: CK_OBJECT_CLASS) -> u8 {
+    match class {
+        CKO_CERTIFICATE => 0,
+        CKO_DATA => 1,
+        CKO_PUBLIC_KEY => 2,
+        _ => 3,
     }
 }
 
