@@ -81,7 +81,6 @@ impl<'a> Engine<'a> {
         command
     }
 
-    /// The same with a private key of the card.
     fn with_key(&self, subcommand: &str, option: &str, key: &str) -> Command {
         let mut command = self.command(subcommand);
         command.args(["-keyform", "engine", option, key]);
@@ -109,7 +108,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn decrypts(&self, key: &str, public: &PathBuf, padding: Padding<'_>) {
+    fn decrypts(&self, key: &str, public: &std::path::Path, padding: Padding<'_>) {
         let message = self.clients.file("message", MESSAGE);
         let ciphertext = self.clients.encrypted(public, padding, &message);
         let mut decrypt = self.with_key("pkeyutl", "-inkey", key);
@@ -121,7 +120,7 @@ impl<'a> Engine<'a> {
         assert_eq!(self.run(&mut decrypt), MESSAGE, "{padding:?}");
     }
 
-    fn agrees(&self, key: &str, public: &PathBuf, curve: &str) {
+    fn agrees(&self, key: &str, public: &std::path::Path, curve: &str) {
         let peer = self.clients.peer(curve);
         let secret = self.clients.path("secret");
         let mut derive = self.with_key("pkeyutl", "-inkey", key);
@@ -261,7 +260,6 @@ fn address(server: &mut Background) -> String {
     })
 }
 
-/// Says something to a server that says it backwards.
 fn converse(client: &mut Command) -> String {
     client.arg("-ign_eof");
     client::run_with_input(client, b"on the card\nCLOSE\n", LIMIT).to_string()
@@ -301,7 +299,7 @@ fn piv_keys_sign_a_hash(rig: &Rig) {
 
 fn an_openpgp_rsa_key_signs_a_hash(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.signs_a_hash(&openpgp_key("03"), "openpgp-03")
+        engine.signs_a_hash(&openpgp_key("03"), "openpgp-03");
     });
 }
 
@@ -362,7 +360,7 @@ fn a_piv_ec_key_signs_cms(rig: &Rig) {
 
 fn an_openpgp_rsa_key_signs_cms(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.signs_cms(&openpgp_key("03"), "openpgp-03")
+        engine.signs_cms(&openpgp_key("03"), "openpgp-03");
     });
 }
 
@@ -489,12 +487,12 @@ fn a_tls_server_has_an_rsa_key_on_openpgp(rig: &Rig) {
 
 fn a_tls_client_has_its_key_on_piv(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "ECDSA")
+        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "ECDSA");
     });
 }
 
 fn a_tls_client_has_an_rsa_key_on_piv(rig: &Rig) {
     with_engine(rig, |engine| {
-        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "RSA-PSS")
+        engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "RSA-PSS");
     });
 }

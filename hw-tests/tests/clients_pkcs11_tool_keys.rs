@@ -233,7 +233,7 @@ impl<'a> Key<'a> {
         };
         match mechanism {
             "RSA-PKCS" if self.may("decrypt") && !self.may("sign") => {
-                self.decrypts(mechanism, Padding::Pkcs1, &[])
+                self.decrypts(mechanism, Padding::Pkcs1, &[]);
             }
             "RSA-PKCS" => {
                 self.signs(mechanism, &[], Scheme::Bare, &message, &message);
