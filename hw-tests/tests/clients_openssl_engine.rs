@@ -4,12 +4,7 @@
 
 mod clients;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use claviger_hw_tests::{
     client,
@@ -86,7 +81,6 @@ impl<'a> Engine<'a> {
         command
     }
 
-    /// The same with a private key of the card.
     fn with_key(&self, subcommand: &str, option: &str, key: &str) -> Command {
         let mut command = self.command(subcommand);
         command.args(["-keyform", "engine", option, key]);
@@ -114,7 +108,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn decrypts(&self, key: &str, public: &Path, padding: Padding<'_>) {
+    fn decrypts(&self, key: &str, public: &std::path::Path, padding: Padding<'_>) {
         let message = self.clients.file("message", MESSAGE);
         let ciphertext = self.clients.encrypted(public, padding, &message);
         let mut decrypt = self.with_key("pkeyutl", "-inkey", key);
@@ -126,7 +120,7 @@ impl<'a> Engine<'a> {
         assert_eq!(self.run(&mut decrypt), MESSAGE, "{padding:?}");
     }
 
-    fn agrees(&self, key: &str, public: &Path, curve: &str) {
+    fn agrees(&self, key: &str, public: &std::path::Path, curve: &str) {
         let peer = self.clients.peer(curve);
         let secret = self.clients.path("secret");
         let mut derive = self.with_key("pkeyutl", "-inkey", key);
@@ -266,7 +260,6 @@ fn address(server: &mut Background) -> String {
     })
 }
 
-/// Says something to a server that says it backwards.
 fn converse(client: &mut Command) -> String {
     client.arg("-ign_eof");
     client::run_with_input(client, b"on the card\nCLOSE\n", LIMIT).to_string()

@@ -106,7 +106,8 @@ fn all_objects_are_listed_with_a_login(rig: &Rig) {
             .expect_success();
         objects(&output.stdout)
             .into_iter()
-            .filter(|[kind, ..]| kind != "Data")
+            // GnuTLS 3.7 calls profile objects unknown.
+            .filter(|[kind, ..]| kind != "Data" && kind != "Unknown")
             .collect::<Vec<_>>()
     };
     let (p256, rsa) = ("EC/ECDSA-SECP256R1", "RSA-2048");

@@ -126,11 +126,5 @@ public class Card {
         same.init(secret);
         if (!Arrays.equals(mac.doFinal(MESSAGE), same.doFinal(MESSAGE))) throw new GeneralSecurityException("HMAC");
         checked("HmacSHA256");
-        byte[] first = new byte[32], second = new byte[32];
-        SecureRandom random = SecureRandom.getInstance("PKCS11", provider);
-        random.nextBytes(first);
-        random.nextBytes(second);
-        if (Arrays.equals(first, second)) throw new GeneralSecurityException("the same bytes twice");
-        checked("random numbers");
     }
 }
