@@ -124,6 +124,8 @@ pub struct Clients<'a> {
     /// The card and the way to it.
     pub rig: &'a Rig,
     module: PathBuf,
+    /// The module's settings, instead of none.
+    settings: Option<PathBuf>,
 }
 
 impl<'a> Clients<'a> {
@@ -131,12 +133,26 @@ impl<'a> Clients<'a> {
         Self {
             rig,
             module: paths::module_path(),
+            settings: None,
         }
     }
 
     /// The same clients with another module.
     pub fn with_module(rig: &'a Rig, module: PathBuf) -> Self {
-        Self { rig, module }
+        Self {
+            rig,
+            module,
+            settings: None,
+        }
+    }
+
+    /// Clients of the rig's card whose module has these settings, in `claviger.toml`.
+    pub fn with_settings(rig: &'a Rig, settings: &str) -> Self {
+        let clients = Self::of(rig);
+        Self {
+            settings: Some(clients.file("claviger.toml", settings)),
+            ..clients
+        }
     }
 
     pub fn module(&self) -> &Path {
@@ -160,7 +176,11 @@ impl<'a> Clients<'a> {
     }
 
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        self.rig.command(program)
+        let mut command = self.rig.command(program);
+        if let Some(settings) = &self.settings {
+            command.env("CLAVIGER_CONFIG", settings);
+        }
+        command
     }
 
     pub fn pkcs11_tool<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
