@@ -8,8 +8,6 @@
 
 mod clients;
 
-use std::time::{Duration, Instant};
-
 use claviger_hw_tests::{
     provision::{KeyAlgorithm, PIN, PivKey, PivPlan, Plan},
     rig::Rig,
@@ -26,11 +24,8 @@ const NEEDED: [Needed; 3] = [
     ("p11tool", "gnutls-bin"),
     ("openssl", "openssl"),
 ];
-/// Only a hang takes this long.
-const HANG: Duration = Duration::from_secs(30);
-/// The serial numbers of the tokens of a second card.
+/// The serial number of a PIV token that is not there.
 const OTHER_PIV_SERIAL: &str = "2d70697600000002";
-const OTHER_OPENPGP_SERIAL: &str = "000f00000002";
 
 /// Keys in 9A and in retired 1 to 6, where the schemes part.
 fn with_retired_keys() -> Plan {
@@ -57,7 +52,6 @@ over_the_socket! { NEEDED;
     an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked: Plan::both();
     a_denied_reader_has_no_slots_and_its_card_is_left_alone: Plan::both();
     mistakes_are_reported_by_name_file_and_line_and_the_rest_counts: Plan::both();
-    the_names_of_a_token_stay_when_its_card_comes_back: Plan::both();
 }
 
 /// Class, label and id of the keys and certificates the default token shows its user.
@@ -397,148 +391,4 @@ fn mistakes_are_reported_by_name_file_and_line_and_the_rest_counts(rig: &Rig) {
         );
     }
     assert_eq!(tokens(&clients), (2, vec![OPENPGP_SERIAL.to_owned()]));
-}
-
-/// The URLs p11tool gives the tokens.
-fn urls(clients: &Clients<'_>) -> Vec<String> {
-    let listing = clients.p11tool(None, &["--list-tokens"]).expect_success();
-    let url = |line: &str| line.trim().strip_prefix("URL: ").map(str::to_owned);
-    listing.stdout.lines().filter_map(url).collect()
-}
-
-/// pcscd takes a moment to see that cards have moved, and shows them where they were until then, or nowhere.
-fn urls_once_there_are(rig: &Rig, count: usize) -> Vec<String> {
-    let deadline = Instant::now() + HANG;
-    loop {
-        let urls = urls(&Clients::of(rig));
-        if urls.len() == count || Instant::now() > deadline {
-            return urls;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn the_names_of_a_token_stay_when_its_card_comes_back(rig: &Rig) {
-    let clients = Clients::of(rig);
-    let before = urls(&clients);
-    assert_eq!(before.len(), 2);
-    rig.remove();
-    assert_eq!(urls(&clients).len(), 0);
-    rig.insert();
-    rig.settle();
-    assert_eq!(urls(&clients), before, "after it was pulled and put in");
-    rig.reset();
-    assert_eq!(urls(&clients), before, "after a reset");
-}
-
-/// Each token's key 01 is the one its serial number says, and no other's.
-fn each_key_has_a_url_of_its_own(rig: &Rig) {
-    let clients = Clients::of(rig);
-    let tokens = urls(&clients);
-    let mut unique = tokens.clone();
-    unique.dedup();
-    assert_eq!((tokens.len(), unique.len()), (4, 4), "{tokens:?}");
-    let mut keys = Vec::new();
-    for serial in [
-        PIV_SERIAL,
-        OTHER_PIV_SERIAL,
-        OPENPGP_SERIAL,
-        OTHER_OPENPGP_SERIAL,
-    ] {
-        for kind in ["private", "public"] {
-            let url = format!("pkcs11:serial={serial};id=%01;type={kind}");
-            let found = clients
-                .p11tool(Some(PIN), &["--login", "--list-all", &url])
-                .expect_success();
-            assert_eq!(found.stdout.matches("Object ").count(), 1, "{found}");
-            assert!(
-                found.stdout.contains(&format!("serial={serial};")),
-                "{found}"
-            );
-            assert!(found.stdout.contains("ID: 01"), "{found}");
-        }
-        let url = format!("pkcs11:serial={serial};id=%01");
-        let export = ["--login", "--export-pubkey", &url];
-        let key = clients.p11tool(Some(PIN), &export).expect_success().stdout;
-        assert!(
-            key.contains("BEGIN PUBLIC KEY") && !keys.contains(&key),
-            "{serial}: {key}"
-        );
-        keys.push(key);
-    }
-}
-
-/// A token is found by its label where its card was put second.
-fn a_token_is_found_by_its_label(rig: &Rig) {
-    let clients = Clients::of(rig);
-    for (label, serial) in [
-        ("PIV 00000002", OTHER_PIV_SERIAL),
-        ("OpenPGP 00000002", OTHER_OPENPGP_SERIAL),
-    ] {
-        let token = [
-            "--list-objects",
-            "--type",
-            "pubkey",
-            "--id",
-            "01",
-            "--token-label",
-            label,
-        ];
-        let output = clients.pkcs11_tool_logged_in(&token).expect_success();
-        assert!(output.stdout.contains("Public Key Object"), "{output}");
-        let only = Clients::with_settings(rig, &format!("tokens.allow = [\"{serial}\"]"));
-        assert_eq!(tokens(&only).1, [serial]);
-    }
-}
-
-fn two_cards() -> [Plan; 2] {
-    [Plan::both(), Plan::both().serial(2)]
-}
-
-#[test]
-fn two_cards_are_told_apart_over_the_socket_reader_also_after_a_restart() {
-    if clients::all_installed(&NEEDED) {
-        let mut rig = Rig::socket_cards(&two_cards());
-        each_key_has_a_url_of_its_own(&rig);
-        a_token_is_found_by_its_label(&rig);
-        let before = urls(&Clients::of(&rig));
-        rig.restart_service();
-        assert_eq!(urls(&Clients::of(&rig)), before);
-    }
-}
-
-#[test]
-fn two_cards_are_told_apart_over_pcscd_also_where_they_changed_places() {
-    if !clients::all_installed(&NEEDED) {
-        return;
-    }
-    let Some(mut rig) = Rig::pcscd_cards(&two_cards()) else {
-        return;
-    };
-    each_key_has_a_url_of_its_own(&rig);
-    a_token_is_found_by_its_label(&rig);
-    let mut before = urls(&Clients::of(&rig));
-    rig.swap();
-    let mut after = urls_once_there_are(&rig, before.len());
-    before.sort();
-    after.sort();
-    assert_eq!(after, before, "each card took its names along");
-    rig.restart_service();
-    each_key_has_a_url_of_its_own(&rig);
-}
-
-#[test]
-fn of_two_readers_one_is_left_out_over_pcscd() {
-    if !clients::all_installed(&NEEDED) {
-        return;
-    }
-    let Some(rig) = Rig::pcscd_cards(&two_cards()) else {
-        return;
-    };
-    let settings = format!("readers.deny = [\"{}\"]", rig.card_at(0).name());
-    let (slots, all) = tokens(&Clients::of(&rig));
-    assert_eq!(all.len(), 4);
-    let second = [OTHER_PIV_SERIAL, OTHER_OPENPGP_SERIAL].map(str::to_owned);
-    let shown = tokens(&Clients::with_settings(&rig, &settings));
-    assert_eq!(shown, (slots - 2, second.to_vec()));
 }
