@@ -80,11 +80,11 @@ impl Memory {
         let end = self.base.wrapping_add(number * PLACE + PAGES * PAGE - tail);
         let start = end.wrapping_sub(content.len());
         // SAFETY: margin, content and tail lie in the pages of this place that can be touched.
-        unsafe {
-            ptr::write_bytes(start.wrapping_sub(MARGIN), UNTOUCHED, MARGIN);
-            ptr::copy_nonoverlapping(content.as_ptr(), start, content.len());
-            ptr::write_bytes(end, UNTOUCHED, tail);
-        }
+        unsafe { ptr::write_bytes(start.wrapping_sub(MARGIN), UNTOUCHED, MARGIN) };
+        // SAFETY: as above.
+        unsafe { ptr::copy_nonoverlapping(content.as_ptr(), start, content.len()) };
+        // SAFETY: as above.
+        unsafe { ptr::write_bytes(end, UNTOUCHED, tail) };
         self.pieces.push(Piece {
             start,
             tail,
@@ -148,13 +148,10 @@ impl Memory {
     fn piece_fault(&self, number: usize, success: bool, too_small: bool) -> Option<&'static str> {
         let piece = &self.pieces[number];
         let (now, room) = (self.content(number), piece.before.len());
-        // SAFETY: margin and tail lie in pages that can be read.
-        let around = unsafe {
-            [
-                std::slice::from_raw_parts(piece.start.wrapping_sub(MARGIN), MARGIN),
-                std::slice::from_raw_parts(piece.start.wrapping_add(room), piece.tail),
-            ]
-        };
+        let start = piece.start.wrapping_sub(MARGIN);
+        // SAFETY: margin, piece and tail lie in pages that can be read.
+        let whole = unsafe { std::slice::from_raw_parts(start, MARGIN + room + piece.tail) };
+        let around = [&whole[..MARGIN], &whole[MARGIN + room..]];
         if around.concat().iter().any(|byte| *byte != UNTOUCHED) {
             return Some("written beside it");
         }
@@ -189,5 +186,40 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping that `new` made.
         unsafe { libc::munmap(self.base.cast(), PLACE * PLACES) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fault that is seen when a call has written a byte at `at` of a piece of eight.
+    fn fault_of(purpose: Use, at: isize, success: bool) -> Option<String> {
+        let mut memory = Memory::new();
+        let (_, count) = memory.place(&4_usize.to_ne_bytes(), 0, Use::Free);
+        let purpose = match purpose {
+            Use::Counted { size, .. } => Use::Counted { count, size },
+            other => other,
+        };
+        let (start, _) = memory.place(&[0; 8], 3, purpose);
+        // SAFETY: the piece with what is around it can be written.
+        unsafe { start.wrapping_offset(at).write(1) };
+        memory.fault(success, false)
+    }
+
+    #[test]
+    fn what_a_call_must_not_write_is_seen() {
+        let counted = Use::Counted { count: 0, size: 1 };
+        for beside in [-MARGIN.cast_signed(), -1, 8, 10] {
+            let fault = fault_of(Use::Free, beside, true).unwrap();
+            assert!(fault.contains("beside"), "{fault}");
+        }
+        assert!(fault_of(Use::Input, 0, true).is_some());
+        assert!(fault_of(Use::Output, 0, false).is_some());
+        assert!(fault_of(counted, 4, true).is_some());
+        assert!(fault_of(counted, 0, false).is_some());
+        assert_eq!(fault_of(Use::Output, 0, true), None);
+        assert_eq!(fault_of(counted, 3, true), None);
+        assert_eq!(fault_of(Use::Free, 7, false), None);
     }
 }

@@ -126,7 +126,7 @@ impl Known {
 
     /// Nothing is there any more: the generation has ended.
     pub(crate) fn forget(&mut self) {
-        self.stale.extend(self.sessions.drain(..));
+        self.stale.append(&mut self.sessions);
         self.stale
             .extend(self.objects.drain(..).map(|(object, _)| object));
         self.slots.clear();

@@ -100,11 +100,10 @@ fn say_where_it_crashes() {
             "signal {signal} in sequence {}, in {function}",
             SEED.load(Ordering::Relaxed)
         );
-        // SAFETY: the signal ends the process once it is as it was.
-        unsafe {
-            libc::signal(signal, libc::SIG_DFL);
-            libc::raise(signal);
-        }
+        // SAFETY: the signal is handled as it was before.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: ends the process.
+        unsafe { libc::raise(signal) };
     }
     for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
         // SAFETY: a handler of this type, for faults of this thread.
