@@ -161,9 +161,15 @@ fn mechanisms_are_those_of_the_tokens_keys(rig: &Rig) {
         assert!(has(&openpgp, name), "{name}: {openpgp:?}");
     }
     assert!(
-        !has(&openpgp, "RSA-PKCS"),
-        "no key of this card is RSA: {openpgp:?}"
+        has(&openpgp, "RSA-PKCS"),
+        "it can make such keys: {openpgp:?}"
     );
+    for name in ["RSA-PKCS-PSS", "RSA-PKCS-OAEP", "RSA-X-509"] {
+        assert!(
+            !has(&openpgp, name),
+            "{name}: it pads by itself: {openpgp:?}"
+        );
+    }
 }
 
 fn certificates_are_read_as_they_were_issued(rig: &Rig) {

@@ -198,7 +198,9 @@ fn every_function_answers_the_same_by_each_table_and_by_name() {
         module.answers().iter().for_each(is_not_initialized);
         assert_eq!(module.raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
         for (name, code) in module.answers() {
-            assert_ne!(code, CKR_OK, "{name}");
+            // Slot 0 is there once C_OpenSession has looked, and has no session.
+            let may_succeed = name == "C_CloseAllSessions";
+            assert!(code != CKR_OK || may_succeed, "{name}");
         }
         assert_eq!(module.raw.finalize(), CKR_OK);
         module.answers().iter().for_each(is_not_initialized);

@@ -264,6 +264,7 @@ pub fn public_key(
     key: &PublicKey,
     subject: &[u8],
     usage: Usage,
+    pin: PinRule,
     origin: Origin,
     bare: bool,
 ) -> Object {
@@ -278,10 +279,13 @@ pub fn public_key(
     object.set(key_attributes(place, subject, origin));
     object.set([
         (CKA_ENCRYPT, (rsa && usage.decrypt).into()),
-        (CKA_WRAP, (rsa && usage.decrypt).into()),
+        (
+            CKA_WRAP,
+            (rsa && usage.decrypt && pin != PinRule::Always).into(),
+        ),
         (CKA_VERIFY, usage.sign.into()),
         (CKA_VERIFY_RECOVER, (rsa && usage.sign).into()),
-        (CKA_DERIVE, usage.derive.into()),
+        (CKA_DERIVE, (usage.derive && pin != PinRule::Always).into()),
         (CKA_TRUSTED, false.into()),
         (CKA_PUBLIC_KEY_INFO, key.info().into()),
         (

@@ -15,6 +15,9 @@ use crate::{
 on_cards! { [piv_p256 openpgp_p256] [
     the_module_accepts_rsa_signatures_of_openssl
     the_module_accepts_ecdsa_signatures_of_openssl
+] }
+
+on_cards! { [openpgp_25519] [
     the_module_accepts_eddsa_signatures_of_openssl
 ] }
 

@@ -183,7 +183,7 @@ impl Objects {
             let pin = key.pin_rule(data.password.several_signatures);
             let origin = data.keys.get(key).origin();
             objects.push(object::public_key(
-                &place, public, subject, usage, origin, false,
+                &place, public, subject, usage, pin, origin, false,
             ));
             objects.push(object::private_key(
                 &place, public, subject, usage, pin, origin, false,

@@ -391,7 +391,7 @@ impl Inventory {
         };
         let subject = certificate.map_or(Vec::new(), |own| own.subject.clone());
         let place = key.place(&self.naming);
-        let public_key = object::public_key(&place, &public, &subject, usage, origin, true);
+        let public_key = object::public_key(&place, &public, &subject, usage, pin, origin, true);
         self.add(rank(key), public_key);
         if authenticate::identifier(algorithm).is_some() {
             let private = object::private_key(&place, &public, &subject, usage, pin, origin, true);
