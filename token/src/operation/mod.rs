@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! begin(mechanism, parameter, object) ──► update(part) … ──► finish ──► on the host: the result
-//!                                                                  └──► on the card: a KeyInput for Token::use_key
+//!                                                                  └──► on the card: a KeyInput for Token::use_private
 //! ```
 
 mod cipher;
