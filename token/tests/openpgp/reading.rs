@@ -57,7 +57,7 @@ fn an_application_that_does_not_say_who_it_is_is_left_out() {
 }
 
 #[test]
-fn mechanisms_of_the_card_are_those_of_its_keys() {
+fn mechanisms_of_the_card_are_those_of_keys_it_has_or_can_make() {
     let (_card, token) = open(&Sheet::CURVES.discovery());
     let sizes: Vec<_> = token
         .mechanisms()
@@ -67,11 +67,10 @@ fn mechanisms_of_the_card_are_those_of_its_keys() {
         .collect();
     assert!(sizes.contains(&(cryptoki_sys::CKM_EDDSA, 255, 255)));
     assert!(sizes.contains(&(cryptoki_sys::CKM_ECDSA_SHA256, 256, 256)));
-    assert!(
-        !sizes
-            .iter()
-            .any(|(kind, ..)| *kind == cryptoki_sys::CKM_RSA_PKCS)
-    );
+    assert!(sizes.contains(&(cryptoki_sys::CKM_RSA_PKCS, 2048, 2048)));
+    for padded_by_host in [cryptoki_sys::CKM_RSA_PKCS_PSS, cryptoki_sys::CKM_RSA_X_509] {
+        assert!(!sizes.iter().any(|(kind, ..)| *kind == padded_by_host));
+    }
 }
 
 #[test]
