@@ -11,7 +11,9 @@
 //! thread there is here, where that is allowed; [`Backend::cut`] ends every call that waits.
 
 pub mod backend;
+pub mod ccid;
 pub mod pcsc;
+pub mod protocol;
 pub mod reader;
 pub mod socket;
 pub mod threads;

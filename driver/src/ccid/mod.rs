@@ -1,0 +1,2 @@
+//! Chip card interface devices (USB CCID 1.1): what a reader says of itself, and the messages it takes and
+//! gives. Values only: no I/O, no clock.
