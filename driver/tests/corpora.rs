@@ -3,7 +3,7 @@
 #[path = "../../fuzz/corpora.rs"]
 mod corpora;
 
-use claviger_driver::socket;
+use claviger_driver::{ccid, socket};
 use corpora::{EVERY, feed};
 
 #[test]
@@ -14,4 +14,9 @@ fn socket_frame() {
 #[test]
 fn socket_inbox() {
     feed("socket_inbox", EVERY, socket::fuzz_inbox);
+}
+
+#[test]
+fn ccid_chaining() {
+    feed("ccid_chaining", EVERY, ccid::apdu_level::fuzz);
 }

@@ -1,2 +1,10 @@
 //! Chip card interface devices (USB CCID 1.1): what a reader says of itself, and the messages it takes and
 //! gives. Values only: no I/O, no clock.
+
+pub mod apdu_level;
+pub mod budget;
+pub mod quirks;
+
+mod udev_rules;
+
+pub use udev_rules::udev_rules;

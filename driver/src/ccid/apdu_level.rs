@@ -1,0 +1,256 @@
+//! Readers that take whole APDUs: one block as a rule, cut by wLevelParameter when it is longer than the reader's
+//! longest message (CCID 1.1, 6.1.4 and 6.2.1).
+//!
+//! ```text
+//! command   0001 first ── 10 ──► 0003 next ── 10 ──► 0002 last ──► answer
+//! answer    01 first ◄── 0010 ── 03 next ◄── 0010 ── 02 last
+//! ```
+
+use claviger_apdu::Secret;
+
+use super::budget;
+
+/// wLevelParameter: the block is a whole command.
+const WHOLE: u16 = 0x0000;
+/// The first part of a command.
+const FIRST: u16 = 0x0001;
+/// The last part of a command.
+const LAST: u16 = 0x0002;
+/// A part in the middle of a command.
+const NEXT: u16 = 0x0003;
+/// No command: the next part of the answer is asked for.
+const GO_ON: u16 = 0x0010;
+
+/// One command and its answer, in the parts a reader takes.
+#[derive(Debug)]
+pub struct ApduExchange<'a> {
+    rest: &'a [u8],
+    part: &'a [u8],
+    level_parameter: u16,
+    longest: usize,
+    answer: Secret,
+    parts: usize,
+}
+
+/// What an answer to a part means.
+#[derive(Debug)]
+pub enum Progress {
+    /// Send the next part.
+    Send,
+    /// The answer is whole: data and status word.
+    Done(Secret),
+}
+
+/// The reader broke the rules of chaining.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// bChainParameter is none of 00, 01, 02, 03, 10, or not one that may come now.
+    #[error("bChainParameter {0:02X} out of place")]
+    OutOfPlace(u8),
+    /// More than an answer may have.
+    #[error("an answer of more than {} bytes", budget::ANSWER)]
+    TooLong,
+    /// Parts without end.
+    #[error("a command in more than {} parts", budget::CHAINED_PARTS)]
+    TooManyParts,
+}
+
+impl<'a> ApduExchange<'a> {
+    /// `command` to a reader whose messages hold `longest` bytes of data.
+    #[must_use]
+    pub fn new(command: &'a [u8], longest: usize) -> Self {
+        let longest = longest.max(1);
+        let (part, rest) = command.split_at(command.len().min(longest));
+        Self {
+            rest,
+            part,
+            level_parameter: if rest.is_empty() { WHOLE } else { FIRST },
+            longest,
+            answer: Secret::default(),
+            parts: 0,
+        }
+    }
+
+    /// wLevelParameter and data of the block to send.
+    #[must_use]
+    pub const fn block(&self) -> (u16, &'a [u8]) {
+        (self.level_parameter, self.part)
+    }
+
+    /// Whether every byte of the command was in [`ApduExchange::block`] by now.
+    #[must_use]
+    pub const fn is_all_sent(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Takes the answer to the last block, with its bChainParameter.
+    ///
+    /// # Errors
+    /// [`ChainError`]; the exchange is over then.
+    pub fn receive(&mut self, chain: u8, data: &[u8]) -> Result<Progress, ChainError> {
+        self.parts += 1;
+        if self.parts > budget::CHAINED_PARTS {
+            return Err(ChainError::TooManyParts);
+        }
+        if !self.rest.is_empty() {
+            return self.go_on(chain, data);
+        }
+        if self.answer.len().saturating_add(data.len()) > budget::ANSWER {
+            return Err(ChainError::TooLong);
+        }
+        let begun = self.level_parameter == GO_ON;
+        self.answer.extend(data);
+        match (chain, begun) {
+            (0x00, false) | (0x02, true) => Ok(Progress::Done(std::mem::take(&mut self.answer))),
+            (0x01, false) | (0x03, true) => {
+                (self.level_parameter, self.part) = (GO_ON, &[]);
+                Ok(Progress::Send)
+            }
+            _ => Err(ChainError::OutOfPlace(chain)),
+        }
+    }
+
+    /// The reader wants the next part of the command: it says 10, and nothing else.
+    fn go_on(&mut self, chain: u8, data: &[u8]) -> Result<Progress, ChainError> {
+        if chain != 0x10 || !data.is_empty() {
+            return Err(ChainError::OutOfPlace(chain));
+        }
+        (self.part, self.rest) = self.rest.split_at(self.rest.len().min(self.longest));
+        self.level_parameter = if self.rest.is_empty() { LAST } else { NEXT };
+        Ok(Progress::Send)
+    }
+}
+
+/// A reader of arbitrary behaviour; for the fuzz target beside this file. The first two bytes are the length of the
+/// command and the reader's longest block, then each answer is its bChainParameter, its length and its data.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let [length, longest, answers @ ..] = bytes else {
+        return;
+    };
+    let command = vec![0x5A; usize::from(*length) * 4];
+    let mut exchange = ApduExchange::new(&command, usize::from(*longest));
+    let mut sent = exchange.block().1.len();
+    let mut rest = answers;
+    while let [chain, length, after @ ..] = rest {
+        let (data, after) = after.split_at(after.len().min(usize::from(*length)));
+        rest = after;
+        match exchange.receive(*chain, data) {
+            Ok(Progress::Send) => sent += exchange.block().1.len(),
+            Ok(Progress::Done(answer)) => {
+                assert!(
+                    answer.len() <= budget::ANSWER,
+                    "an answer within its budget"
+                );
+                assert_eq!(sent, command.len(), "an answer to the whole command only");
+                return;
+            }
+            Err(_) => return,
+        }
+        assert!(sent <= command.len(), "no byte of the command twice");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is sent, block by block, to a reader that answers with `answers`.
+    fn play(
+        command: &[u8],
+        longest: usize,
+        answers: &[(u8, &[u8])],
+    ) -> (Vec<(u16, Vec<u8>)>, String) {
+        let mut exchange = ApduExchange::new(command, longest);
+        let mut blocks = Vec::new();
+        let mut last = "unfinished".to_owned();
+        for (chain, data) in answers {
+            let (level, block) = exchange.block();
+            blocks.push((level, block.to_vec()));
+            match exchange.receive(*chain, data) {
+                Ok(Progress::Send) => {}
+                Ok(Progress::Done(answer)) => last = format!("{:02X?}", answer.expose()),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        (blocks, last)
+    }
+
+    #[test]
+    fn a_command_that_fits_is_one_block() {
+        let (blocks, answer) = play(&[0, 0xA4, 4, 0], 54, &[(0x00, &[0x90, 0x00])]);
+        assert_eq!(blocks, [(0x0000, vec![0, 0xA4, 4, 0])]);
+        assert_eq!(answer, "[90, 00]");
+        // Exactly the longest block is still a whole one.
+        assert_eq!(play(&[7; 54], 54, &[(0x00, &[0x90, 0])]).0.len(), 1);
+    }
+
+    #[test]
+    fn a_longer_command_is_cut_and_each_part_waited_for() {
+        let command: Vec<u8> = (0..10).collect();
+        let answers: [(u8, &[u8]); 3] = [(0x10, &[]), (0x10, &[]), (0x00, &[0x90, 0x00])];
+        let (blocks, answer) = play(&command, 4, &answers);
+        let sent = [
+            (0x0001, vec![0, 1, 2, 3]),
+            (0x0003, vec![4, 5, 6, 7]),
+            (0x0002, vec![8, 9]),
+        ];
+        assert_eq!(blocks, sent);
+        assert_eq!(answer, "[90, 00]");
+    }
+
+    #[test]
+    fn a_cut_answer_is_asked_for_part_by_part() {
+        let answers: [(u8, &[u8]); 3] = [(0x01, &[1, 2]), (0x03, &[3, 4]), (0x02, &[0x90, 0x00])];
+        let (blocks, answer) = play(&[0, 0xCB, 0x3F, 0xFF], 54, &answers);
+        let levels: Vec<u16> = blocks.iter().map(|(level, _)| *level).collect();
+        assert_eq!(levels, [0x0000, 0x0010, 0x0010]);
+        assert!(blocks.iter().skip(1).all(|(_, block)| block.is_empty()));
+        assert_eq!(answer, "[01, 02, 03, 04, 90, 00]");
+    }
+
+    #[test]
+    fn a_part_may_not_be_answered_before_the_last_was_sent() {
+        for (chain, data) in [
+            (0x00, &[0x90, 0x00][..]),
+            (0x10, &[1]),
+            (0x01, &[]),
+            (0x7F, &[]),
+        ] {
+            let (_, answer) = play(&[0; 10], 4, &[(chain, data)]);
+            assert_eq!(answer, format!("bChainParameter {chain:02X} out of place"));
+        }
+    }
+
+    #[test]
+    fn an_answer_begins_once_and_ends_once() {
+        for chain in [0x02, 0x03, 0x10, 0x04, 0xFF] {
+            let (_, answer) = play(&[0; 4], 54, &[(chain, &[])]);
+            assert_eq!(answer, format!("bChainParameter {chain:02X} out of place"));
+        }
+        for chain in [0x00, 0x01, 0x10] {
+            let (_, answer) = play(&[0; 4], 54, &[(0x01, &[1]), (chain, &[2])]);
+            assert_eq!(answer, format!("bChainParameter {chain:02X} out of place"));
+        }
+    }
+
+    #[test]
+    fn an_endless_answer_ends_at_its_budget() {
+        let mut exchange = ApduExchange::new(&[0; 4], 54);
+        let mut chain = 0x01;
+        let error = (0..1_000).find_map(|_| {
+            let received = exchange.receive(chain, &[0; 256]);
+            chain = 0x03;
+            received.err()
+        });
+        assert_eq!(error, Some(ChainError::TooLong));
+        let mut exchange = ApduExchange::new(&[0; 4], 54);
+        let mut chain = 0x01;
+        let error = (0..10_000).find_map(|_| {
+            let received = exchange.receive(chain, &[]);
+            chain = 0x03;
+            received.err()
+        });
+        assert_eq!(error, Some(ChainError::TooManyParts));
+    }
+}

@@ -1,0 +1,218 @@
+//! What the driver must know of some readers because they do not say it themselves: `udev/readers.txt`, which
+//! the udev rules are made from as well.
+
+use std::sync::OnceLock;
+
+/// The table, as it stands in the repository.
+const TABLE: &str = include_str!("../../../udev/readers.txt");
+
+/// A model of reader: idVendor, idProduct and bcdDevice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// idVendor.
+    pub vendor: u16,
+    /// idProduct.
+    pub product: u16,
+    /// bcdDevice, the firmware's release.
+    pub release: u16,
+}
+
+/// How a reader differs from what it says. The default is a reader that tells the truth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quirks {
+    /// A token: its card cannot be taken out.
+    pub card_fixed: bool,
+    /// Its interface has class FF and is a CCID all the same.
+    pub vendor_class: bool,
+    /// It does not survive autosuspend.
+    pub awake: bool,
+    /// It takes APDUs in parts, whatever exchange level it announces.
+    pub chains: bool,
+    /// It takes no extended APDU, whatever exchange level it announces.
+    pub short: bool,
+    /// Its PIN pad is not to be used.
+    pub no_pin_pad: bool,
+    /// IFSD must not be negotiated.
+    pub no_ifsd: bool,
+    /// The longest block it can take.
+    pub ifsd: Option<u8>,
+    /// The fastest data rate that works, in bit/s.
+    pub max_bps: Option<u32>,
+    /// How many times the usual time it may take.
+    pub patience: Option<u32>,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) vendor: u16,
+    pub(super) product: u16,
+    releases: std::ops::RangeInclusive<u16>,
+    pub(super) quirks: Quirks,
+    pub(super) name: String,
+}
+
+impl Row {
+    fn is_of(&self, model: Model) -> bool {
+        (self.vendor, self.product) == (model.vendor, model.product)
+            && self.releases.contains(&model.release)
+    }
+}
+
+/// The quirks of a model; the first line that fits counts.
+#[must_use]
+pub fn of(model: Model) -> Quirks {
+    let row = rows().iter().find(|row| row.is_of(model));
+    row.map_or_else(Quirks::default, |row| row.quirks)
+}
+
+/// The table's rows in its order. A line that cannot be read is no row; a test holds that there is none.
+pub(super) fn rows() -> &'static [Row] {
+    static ROWS: OnceLock<Vec<Row>> = OnceLock::new();
+    ROWS.get_or_init(|| lines(TABLE).filter_map(|line| read(line).ok()).collect())
+}
+
+fn lines(table: &str) -> impl Iterator<Item = &str> {
+    let is_row = |line: &&str| !line.trim().is_empty() && !line.starts_with('#');
+    table.lines().filter(is_row)
+}
+
+/// Reads `vendor:product [first-last] words # name`.
+fn read(line: &str) -> Result<Row, String> {
+    let (facts, name) = line.split_once('#').ok_or("no name")?;
+    let mut words = facts.split_whitespace().peekable();
+    let model = words.next().ok_or("no model")?;
+    let (vendor, product) = model.split_once(':').ok_or("no product")?;
+    let releases = match words.peek().and_then(|word| releases(word)) {
+        Some(releases) => {
+            words.next();
+            releases
+        }
+        None => 0..=u16::MAX,
+    };
+    let mut quirks = Quirks::default();
+    for word in words {
+        set(&mut quirks, word)?;
+    }
+    if quirks == Quirks::default() {
+        return Err("no words".to_owned());
+    }
+    Ok(Row {
+        vendor: hex(vendor)?,
+        product: hex(product)?,
+        releases,
+        quirks,
+        name: name.trim().to_owned(),
+    })
+}
+
+fn releases(word: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let (first, last) = word.split_once('-')?;
+    Some(hex(first).ok()?..=hex(last).ok()?)
+}
+
+fn hex(digits: &str) -> Result<u16, String> {
+    match u16::from_str_radix(digits, 16) {
+        Ok(number) if digits.len() == 4 => Ok(number),
+        _ => Err(format!("{digits}: four hexadecimal digits expected")),
+    }
+}
+
+fn set(quirks: &mut Quirks, word: &str) -> Result<(), String> {
+    let number = |digits: &str| {
+        let number = digits.parse::<u32>().ok().filter(|number| *number > 0);
+        number.ok_or_else(|| format!("{word}: a number above 0 expected"))
+    };
+    match word.split_once('=') {
+        None => match word {
+            "card-fixed" => quirks.card_fixed = true,
+            "vendor-class" => quirks.vendor_class = true,
+            "awake" => quirks.awake = true,
+            "chains" => quirks.chains = true,
+            "short" => quirks.short = true,
+            "no-pin-pad" => quirks.no_pin_pad = true,
+            "no-ifsd" => quirks.no_ifsd = true,
+            _ => return Err(format!("{word}: unknown word")),
+        },
+        Some(("ifsd", digits)) => {
+            let ifsd = u8::try_from(number(digits)?).map_err(|_| format!("{word}: above 254"))?;
+            quirks.ifsd = Some(ifsd.min(254));
+        }
+        Some(("max-bps", digits)) => quirks.max_bps = Some(number(digits)?),
+        Some(("patience", digits)) => quirks.patience = Some(number(digits)?),
+        Some(_) => return Err(format!("{word}: unknown word")),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn model(vendor: u16, product: u16, release: u16) -> Model {
+        Model {
+            vendor,
+            product,
+            release,
+        }
+    }
+
+    #[test]
+    fn every_line_of_the_table_is_read() {
+        for line in lines(TABLE) {
+            assert!(read(line).is_ok(), "{line}: {:?}", read(line));
+        }
+        assert!(rows().len() > 40, "{} rows", rows().len());
+    }
+
+    #[test]
+    fn no_model_stands_twice() {
+        for (number, row) in rows().iter().enumerate() {
+            let again = rows().iter().skip(number + 1).find(|other| {
+                (other.vendor, other.product) == (row.vendor, row.product)
+                    && other.releases.contains(row.releases.start())
+            });
+            assert_eq!(again, None, "{:04x}:{:04x}", row.vendor, row.product);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_is_not_in_the_table_tells_the_truth() {
+        assert_eq!(of(model(0xFFFF, 0xFFFF, 0x0100)), Quirks::default());
+    }
+
+    #[test]
+    fn tokens_and_readers_of_the_table_are_found() {
+        assert!(of(model(0x1050, 0x0407, 0x0543)).card_fixed);
+        assert!(of(model(0x04E6, 0xE003, 0x0504)).vendor_class);
+        assert_eq!(of(model(0x058F, 0x9540, 0x0120)).max_bps, Some(200_000));
+        assert_eq!(of(model(0x072F, 0x2200, 0x0207)).patience, Some(10));
+    }
+
+    #[test]
+    fn a_line_may_name_the_firmware_it_is_about() {
+        let row = read("04e6:e001 0100-0524 ifsd=48 no-pin-pad  # SCR331, old").unwrap();
+        assert_eq!(row.quirks.ifsd, Some(48));
+        assert_eq!(row.name, "SCR331, old");
+        assert!(row.is_of(model(0x04E6, 0xE001, 0x0524)));
+        assert!(!row.is_of(model(0x04E6, 0xE001, 0x0525)));
+        assert!(!row.is_of(model(0x04E6, 0xE003, 0x0524)));
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_refused() {
+        for line in [
+            "1050:0407 card-fixed",
+            "1050 card-fixed # no product",
+            "1050:407 card-fixed # three digits",
+            "1050:0407 # nothing to say",
+            "1050:0407 card-fixt # misspelt",
+            "1050:0407 ifsd=0 # nothing",
+            "1050:0407 ifsd=many # no number",
+            "1050:0407 ifsd=300 # too many",
+            "1050:0407 colour=red # unknown",
+        ] {
+            assert!(read(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The udev rules of raw USB, made from the table of readers.
+
+use std::fmt::Write;
+
+use super::quirks::{Row, rows};
+
+const HEAD: &str = r#"# Who may open smart-card readers over raw USB. Made from udev/readers.txt by
+# `cargo run -p claviger-driver --example udev_rules`; a test fails when the two differ.
+#
+# The user at the seat gets a reader by `uaccess`; a service without a seat by SupplementaryGroups=pcscd, or a group of
+# its own in a rule of the administrator's. GROUP is left alone: it is pcscd's, and has room for one.
+# The number of this file must stay below 73, whose rules hand out the access.
+
+ACTION=="remove", GOTO="claviger_end"
+SUBSYSTEM!="usb", GOTO="claviger_end"
+ENV{DEVTYPE}!="usb_device", GOTO="claviger_end"
+
+# Readers by their class, of whichever protocol.
+ENV{ID_USB_INTERFACES}=="", IMPORT{builtin}="usb_id"
+ENV{ID_USB_INTERFACES}=="*:0b????:*", ENV{ID_SMARTCARD_READER}="1"
+
+# Readers of vendor class.
+"#;
+
+const ACCESS: &str = r#"
+ENV{ID_SMARTCARD_READER}!="?*", GOTO="claviger_end"
+TAG+="uaccess", TAG+="security-device"
+
+# After sleep another token in the same port must not be taken for the one before.
+TEST=="power/persist", ATTR{power/persist}="0"
+TEST=="power/control", ATTR{power/control}="auto"
+"#;
+
+const OPT_IN: &str = r#"
+# To keep a token from pcscd (2.3.2 and later) and leave it to raw USB alone, take the # from its line.
+"#;
+
+const TAIL: &str = r#"
+LABEL="claviger_end"
+"#;
+
+/// The whole file `udev/70-claviger.rules`.
+#[must_use]
+pub fn udev_rules() -> String {
+    let mut rules = HEAD.to_owned();
+    for row in rows().iter().filter(|row| row.quirks.vendor_class) {
+        line(&mut rules, row, r#"ENV{ID_SMARTCARD_READER}="1""#, "");
+    }
+    rules.push_str(ACCESS);
+    for row in rows().iter().filter(|row| row.quirks.awake) {
+        let awake = r#"TEST=="power/control", ATTR{power/control}="on""#;
+        line(&mut rules, row, awake, "");
+    }
+    rules.push_str(OPT_IN);
+    for row in rows().iter().filter(|row| row.quirks.card_fixed) {
+        line(&mut rules, row, r#"ENV{PCSCLITE_IGNORE}="1""#, "#");
+    }
+    rules.push_str(TAIL);
+    rules
+}
+
+/// A comment with the reader's name, for comments end no rule, and the rule.
+fn line(rules: &mut String, row: &Row, what: &str, mark: &str) {
+    let Row {
+        vendor,
+        product,
+        name,
+        ..
+    } = row;
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        rules,
+        "# {name}\n{mark}ATTR{{idVendor}}==\"{vendor:04x}\", ATTR{{idProduct}}==\"{product:04x}\", {what}"
+    );
+}

@@ -1,0 +1,112 @@
+//! The udev rules in the repository are those of the table of readers, and can be read by udev.
+
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
+use std::{fs, path::Path};
+
+use claviger_driver::ccid;
+
+fn udev(file: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../udev");
+    fs::read_to_string(folder.join(file)).unwrap()
+}
+
+/// The rules: lines that are neither empty nor comments.
+fn rules(text: &str) -> Vec<&str> {
+    let is_rule = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    text.lines().filter(is_rule).collect()
+}
+
+/// Key, operator and value of each part of a rule.
+fn parts(rule: &str) -> Option<Vec<(&str, &str, &str)>> {
+    rule.split(", ")
+        .map(|part| {
+            let at = part.find(['=', '!', '+', ':'])?;
+            let (key, rest) = part.split_at(at);
+            let quote = rest.find('"')?;
+            let (operator, value) = rest.split_at(quote);
+            let value = value.strip_prefix('"')?.strip_suffix('"')?;
+            (!value.contains('"')).then_some((key, operator, value))
+        })
+        .collect()
+}
+
+#[test]
+fn the_rules_are_those_of_the_table() {
+    let made = ccid::udev_rules();
+    assert_eq!(
+        udev("70-claviger.rules"),
+        made,
+        "run `cargo run -p claviger-driver --example udev_rules > udev/70-claviger.rules`"
+    );
+}
+
+#[test]
+fn every_rule_is_one_that_udev_can_read() {
+    let text = udev("70-claviger.rules");
+    let rules = rules(&text);
+    assert!(rules.len() > 30, "{} rules", rules.len());
+    for rule in &rules {
+        let parts = parts(rule).unwrap_or_default();
+        assert!(!parts.is_empty(), "{rule}");
+        for (key, operator, _) in parts {
+            let name = key.split('{').next().unwrap();
+            let known = [
+                "ACTION",
+                "SUBSYSTEM",
+                "ENV",
+                "ATTR",
+                "IMPORT",
+                "TAG",
+                "TEST",
+                "GOTO",
+                "LABEL",
+            ];
+            assert!(known.contains(&name), "{rule}");
+            assert_eq!(key.contains('{'), key.ends_with('}'), "{rule}");
+            assert!(["==", "!=", "=", "+="].contains(&operator), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn every_way_out_leads_to_a_label() {
+    let text = udev("70-claviger.rules");
+    let all: Vec<_> = rules(&text)
+        .into_iter()
+        .filter_map(parts)
+        .flatten()
+        .collect();
+    let values = |wanted: &str| -> Vec<&str> {
+        let of = all.iter().filter(|(key, ..)| *key == wanted);
+        of.map(|(_, _, value)| *value).collect()
+    };
+    assert_eq!(values("LABEL"), ["claviger_end"]);
+    assert!(values("GOTO").len() >= 4);
+    assert!(values("GOTO").iter().all(|label| *label == "claviger_end"));
+}
+
+#[test]
+fn nobody_who_owns_a_reader_is_locked_out() {
+    let text = udev("70-claviger.rules");
+    for rule in rules(&text) {
+        assert!(!rule.contains("GROUP"), "GROUP is pcscd's: {rule}");
+        assert!(!rule.contains("MODE"), "{rule}");
+        assert!(
+            !rule.contains("PCSCLITE_IGNORE"),
+            "not without being asked: {rule}"
+        );
+    }
+    assert!(text.contains(
+        "\n#ATTR{idVendor}==\"1050\", ATTR{idProduct}==\"0407\", ENV{PCSCLITE_IGNORE}=\"1\"\n"
+    ));
+}
+
+#[test]
+fn the_class_matches_readers_of_every_protocol() {
+    let text = udev("70-claviger.rules");
+    assert!(text.contains(r#"ENV{ID_USB_INTERFACES}=="*:0b????:*""#));
+    assert!(text.contains(
+        r#"ATTR{idVendor}=="04e6", ATTR{idProduct}=="e003", ENV{ID_SMARTCARD_READER}="1""#
+    ));
+}
