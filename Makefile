@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test races sanitize lint module
+.PHONY: demo test races sanitize lint module install uninstall
 
 demo:
 	@scripts/prepare demo
@@ -43,3 +43,10 @@ module:
 sanitize:
 	@scripts/prepare sanitize
 	@scripts/sanitize
+
+# As root, after `make module` as an ordinary user. scripts/install says which variables it heeds.
+install:
+	@scripts/install install $(or $(CARGO_TARGET_DIR),target)/release/libclaviger_pkcs11.so
+
+uninstall:
+	@scripts/install uninstall

@@ -68,9 +68,22 @@ pub(crate) fn readable(
     stop: &Stop,
     until: Option<Instant>,
 ) -> Result<Vec<bool>, Errno> {
+    let fds: Vec<_> = fds.iter().map(|fd| (*fd, PollFlags::IN)).collect();
+    ready_of(&fds, stop, until)
+}
+
+/// [`readable`] for descriptors that are each asked something of their own.
+///
+/// # Errors
+/// Of poll(2).
+pub(crate) fn ready_of(
+    fds: &[(BorrowedFd<'_>, PollFlags)],
+    stop: &Stop,
+    until: Option<Instant>,
+) -> Result<Vec<bool>, Errno> {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
-        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+        .map(|(fd, what)| PollFd::from_borrowed_fd(*fd, *what))
         .collect();
     if let Some(event) = &stop.event {
         polled.push(PollFd::new(event, PollFlags::IN));
