@@ -20,3 +20,18 @@ fn socket_inbox() {
 fn ccid_chaining() {
     feed("ccid_chaining", EVERY, ccid::apdu_level::fuzz);
 }
+
+#[test]
+fn ccid_descriptor() {
+    feed("ccid_descriptor", EVERY, ccid::descriptor::fuzz);
+}
+
+#[test]
+fn ccid_message() {
+    feed("ccid_message", EVERY, ccid::message::fuzz);
+}
+
+#[test]
+fn ccid_notification() {
+    feed("ccid_notification", EVERY, ccid::notification::fuzz);
+}

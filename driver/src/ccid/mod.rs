@@ -3,6 +3,9 @@
 
 pub mod apdu_level;
 pub mod budget;
+pub mod descriptor;
+pub mod message;
+pub mod notification;
 pub mod quirks;
 
 mod udev_rules;
