@@ -16,6 +16,7 @@ mod endpoint;
 mod engine;
 pub mod fault;
 mod pipes;
+pub mod reader;
 
 use std::{
     fmt,
@@ -23,8 +24,8 @@ use std::{
     time::Duration,
 };
 
-pub use self::fault::Fault;
 use self::{engine::State, pipes::FakePipes};
+pub use self::{fault::Fault, reader::FakeReader};
 use super::{
     open::OpenError,
     transfer::{EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
