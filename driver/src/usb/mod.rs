@@ -7,4 +7,7 @@
 //! UsbInterface, Pipes                    transfers: nusb, rusb, or a fake that injects faults
 //! ```
 
+#[doc(hidden)]
+pub mod fake;
+pub mod open;
 pub mod transfer;
