@@ -11,3 +11,9 @@
 pub mod fake;
 pub mod open;
 pub mod transfer;
+pub mod transport;
+
+mod bulk;
+mod device;
+#[cfg(test)]
+mod tests;

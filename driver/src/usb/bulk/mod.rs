@@ -1,0 +1,374 @@
+//! One message to a reader and the answer to it: two transfers, the one for the answer queued first.
+//!
+//! An answer counts when type, slot and sequence number are those of the command; late answers to others are
+//! dropped, so many and no more. A command that is not answered leaves the pipe *out of step*: until
+//! [`Bulk::recover`] nothing else is sent.
+
+mod exchange;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Secret, Sent, TransportErrorKind};
+
+use self::exchange::{Exchange, failed};
+use super::transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface};
+use crate::{
+    ccid::{
+        budget,
+        message::{Command, HEADER, IccStatus, SlotError},
+    },
+    wait::{Stop, ready_of},
+};
+
+/// ABORT (CCID 1.1, 5.3.1), a class request to an interface.
+const ABORT: (u8, u8) = (0x21, 0x01);
+
+/// What a reader said to a command.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    /// The whole message.
+    message: Secret,
+    /// What its slot holds.
+    pub(crate) icc: IccStatus,
+    /// bChainParameter and its like.
+    pub(crate) specific: u8,
+    /// Why the reader could not do it.
+    pub(crate) error: Option<SlotError>,
+}
+
+impl Reply {
+    /// The data field.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.message.expose().get(HEADER..).unwrap_or(&[])
+    }
+}
+
+/// No answer: what happened, and whether the reader may have acted on the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BulkError {
+    pub(crate) why: Why,
+    pub(crate) sent: Sent,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Why {
+    #[error("the reader was unplugged")]
+    Gone,
+    #[error("the reader did not answer in time")]
+    TimedOut,
+    #[error("the call was ended")]
+    Stopped,
+    #[error("{0}")]
+    Transfer(TransferError),
+    #[error("the reader broke the CCID protocol: {0}")]
+    Protocol(&'static str),
+}
+
+impl Why {
+    pub(crate) const fn kind(self) -> TransportErrorKind {
+        match self {
+            Self::Gone => TransportErrorKind::NoReader,
+            Self::TimedOut => TransportErrorKind::TimedOut,
+            Self::Stopped => TransportErrorKind::Cancelled,
+            Self::Transfer(_) | Self::Protocol(_) => TransportErrorKind::Protocol,
+        }
+    }
+}
+
+/// The two bulk endpoints of a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BulkEndpoints {
+    pub(crate) bulk_in: EndpointAddress,
+    pub(crate) bulk_out: EndpointAddress,
+    /// Packet size of `bulk_in`.
+    pub(crate) packet: usize,
+}
+
+/// The bulk pipe of a reader, for one command at a time.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    interface: Arc<dyn UsbInterface>,
+    number: u8,
+    pipes: Box<dyn Pipes>,
+    endpoints: BulkEndpoints,
+    /// Bytes asked for by one transfer in.
+    read: usize,
+    /// The reader does not end a message of whole packets by an empty one.
+    no_empty_packet: bool,
+    sequence: u8,
+    in_step: bool,
+}
+
+impl Bulk {
+    /// The pipe of interface `number`, whose longest message has `longest` bytes.
+    ///
+    /// # Errors
+    /// [`TransferError`] of an interface without these endpoints.
+    pub(crate) fn new(
+        interface: Arc<dyn UsbInterface>,
+        number: u8,
+        endpoints: BulkEndpoints,
+        longest: usize,
+    ) -> Result<Self, TransferError> {
+        let pipes = interface.pipes(&[endpoints.bulk_in, endpoints.bulk_out])?;
+        let packet = endpoints.packet.max(1);
+        // A transfer that is no multiple of the packet size overflows when the reader says too much, and the
+        // endpoint with it; one packet more lets a message of whole packets end by a short one.
+        let read = longest
+            .div_ceil(packet)
+            .saturating_add(1)
+            .saturating_mul(packet);
+        Ok(Self {
+            interface,
+            number,
+            pipes,
+            endpoints: BulkEndpoints {
+                packet,
+                ..endpoints
+            },
+            read,
+            no_empty_packet: false,
+            sequence: 0,
+            in_step: true,
+        })
+    }
+
+    /// Whether the next command can be sent without [`Bulk::recover`].
+    pub(crate) const fn is_in_step(&self) -> bool {
+        self.in_step
+    }
+
+    /// Distrusts the reader until [`Bulk::recover`].
+    pub(crate) const fn fall_out_of_step(&mut self) {
+        self.in_step = false;
+    }
+
+    /// Resets the whole device; what follows tells whether it came back.
+    pub(crate) fn reset_device(&mut self) {
+        self.take_back(&mut Exchange::none());
+        if let Err(error) = self.interface.reset() {
+            tracing::warn!("usb: the device cannot be reset: {error}");
+        }
+    }
+
+    /// Sends `command` to `slot` and waits for its answer, until `until` or `stop`.
+    ///
+    /// # Errors
+    /// [`BulkError`]; the pipe is then out of step, unless nothing was sent.
+    pub(crate) fn command(
+        &mut self,
+        command: &Command<'_>,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<Reply, BulkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let message = command.message(slot, self.sequence);
+        self.in_step = false;
+        let mut exchange = Exchange::new(command, slot, message.len());
+        self.read_on(&exchange);
+        self.pipes.submit_out(self.endpoints.bulk_out, message);
+        match self.follow(&mut exchange, until, stop) {
+            Ok(reply) => {
+                self.in_step = true;
+                Ok(reply)
+            }
+            Err(why) => {
+                let sent = exchange.sent();
+                self.take_back(&mut exchange);
+                Err(BulkError { why, sent })
+            }
+        }
+    }
+
+    /// Queues the next transfer in.
+    fn read_on(&mut self, exchange: &Exchange<'_>) {
+        let len = if self.no_empty_packet {
+            exchange
+                .missing()
+                .unwrap_or(1)
+                .div_ceil(self.endpoints.packet)
+                * self.endpoints.packet
+        } else {
+            self.read
+        };
+        self.pipes.submit_in(self.endpoints.bulk_in, len);
+    }
+
+    fn follow(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<Reply, Why> {
+        loop {
+            while let Some(completion) = self.pipes.completed() {
+                if let Some(reply) = self.take(exchange, completion)? {
+                    return Ok(reply);
+                }
+            }
+            if stop.is_set() {
+                return Err(Why::Stopped);
+            }
+            if Instant::now() >= until {
+                return self.rescue(exchange).ok_or(Why::TimedOut);
+            }
+            self.wait(until, stop);
+        }
+    }
+
+    /// Waits for a completion.
+    fn wait(&self, until: Instant, stop: &Stop) {
+        let due = self.pipes.due().map(|due| Instant::now() + due);
+        let until = due.map_or(until, |due| due.min(until));
+        if let Err(errno) = ready_of(&self.pipes.descriptors(), stop, Some(until)) {
+            tracing::warn!("usb: poll failed ({errno})");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn take(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+        completion: Completion,
+    ) -> Result<Option<Reply>, Why> {
+        if completion.endpoint == self.endpoints.bulk_out {
+            return exchange.sent_out(&completion).map(|()| None);
+        }
+        failed(&completion)?;
+        if completion.transferred == 0 {
+            exchange.count_empty()?;
+            self.read_on(exchange);
+            return Ok(None);
+        }
+        exchange.collect(completion);
+        if self.no_empty_packet && exchange.missing().is_some_and(|missing| missing > 0) {
+            self.read_on(exchange);
+            return Ok(None);
+        }
+        let reply = exchange.judge(self.sequence)?;
+        if reply.is_none() {
+            self.read_on(exchange);
+        }
+        // The answer may be seen before the end of the transfer that caused it.
+        if reply.is_some() && self.pipes.pending(self.endpoints.bulk_out) > 0 {
+            self.pipes.cancel(self.endpoints.bulk_out);
+            self.drain(Instant::now() + budget::CANCEL, &mut Exchange::none());
+        }
+        Ok(reply)
+    }
+
+    /// At the deadline: an answer of whole packets may have come without the empty one that should end it.
+    fn rescue(&mut self, exchange: &mut Exchange<'_>) -> Option<Reply> {
+        self.take_back(exchange);
+        if !exchange.is_whole() {
+            return None;
+        }
+        let reply = exchange.judge(self.sequence).ok().flatten();
+        if reply.is_some() {
+            tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
+            self.no_empty_packet = true;
+        }
+        reply
+    }
+
+    /// Cancels what is under way and waits for the system to give it back, with what came meanwhile.
+    fn take_back(&mut self, exchange: &mut Exchange<'_>) {
+        let BulkEndpoints {
+            bulk_in, bulk_out, ..
+        } = self.endpoints;
+        for endpoint in [bulk_in, bulk_out] {
+            if self.pipes.pending(endpoint) > 0 {
+                self.pipes.cancel(endpoint);
+            }
+        }
+        self.drain(Instant::now() + budget::CANCEL, exchange);
+    }
+
+    fn drain(&mut self, until: Instant, exchange: &mut Exchange<'_>) {
+        let never = Stop::new();
+        loop {
+            while let Some(completion) = self.pipes.completed() {
+                if completion.endpoint == self.endpoints.bulk_in {
+                    exchange.collect(completion);
+                }
+            }
+            let BulkEndpoints {
+                bulk_in, bulk_out, ..
+            } = self.endpoints;
+            let pending = self.pipes.pending(bulk_in) + self.pipes.pending(bulk_out);
+            if pending == 0 || Instant::now() >= until {
+                return;
+            }
+            self.wait(until, &never);
+        }
+    }
+
+    /// Brings the reader back into step: halts cleared, the command under way aborted, its late answers
+    /// dropped. What the card makes of it is the caller's to find out.
+    ///
+    /// # Errors
+    /// [`BulkError`] when the reader does not come back; its device may be reset then.
+    pub(crate) fn recover(
+        &mut self,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<Reply, BulkError> {
+        let mut last = BulkError {
+            why: Why::TimedOut,
+            sent: Sent::No,
+        };
+        self.take_back(&mut Exchange::none());
+        self.clear_halts(stop);
+        self.abort(slot, until, stop);
+        for _ in 0..budget::STATUS_TRIES {
+            let limit = until.min(Instant::now() + budget::STATUS);
+            match self.command(&Command::GetSlotStatus, slot, limit, stop) {
+                Ok(reply) => return Ok(reply),
+                Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
+                Err(error) => last = error,
+            }
+            self.clear_halts(stop);
+        }
+        Err(last)
+    }
+
+    fn clear_halts(&mut self, stop: &Stop) {
+        let BulkEndpoints {
+            bulk_in, bulk_out, ..
+        } = self.endpoints;
+        for endpoint in [bulk_in, bulk_out] {
+            if stop.is_set() || self.pipes.pending(endpoint) > 0 {
+                continue;
+            }
+            if let Err(error) = self.pipes.clear_halt(endpoint) {
+                tracing::debug!("usb: CLEAR_FEATURE(HALT) on {endpoint:?}: {error}");
+            }
+        }
+    }
+
+    /// Abort by control and by bulk, one sequence number for both (CCID 1.1, 5.3.1). A reader that knows none is
+    /// left to its slot status.
+    fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) {
+        let sequence = self.sequence.wrapping_add(1);
+        let setup = Setup {
+            request_type: ABORT.0,
+            request: ABORT.1,
+            value: u16::from_be_bytes([sequence, slot]),
+            index: u16::from(self.number),
+        };
+        if let Err(error) = self.interface.control(setup, &mut [], budget::ABORT) {
+            tracing::debug!("usb: the reader takes no ABORT request: {error}");
+            return;
+        }
+        let limit = until.min(Instant::now() + budget::ABORT);
+        if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
+            tracing::debug!("usb: Abort was not confirmed: {}", error.why);
+        }
+    }
+}

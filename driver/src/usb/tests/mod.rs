@@ -1,0 +1,368 @@
+//! The driver of one reader over a reader in memory: what it sends, and what it makes of answers.
+
+mod faults;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{
+    Call, Limits, ResponseBuffer, Sent, Transmit, Transport, TransportError, TransportErrorKind,
+};
+
+use super::{
+    bulk::{Bulk, BulkEndpoints},
+    device::Device,
+    fake::{
+        Counts, Event, FakeReader,
+        reader::{FakeCard, ReaderConfig, echo},
+    },
+    transport::{ReaderInterface, UsbTransport},
+};
+use crate::{
+    backend::Wake,
+    ccid::{descriptor::ClassDescriptor, message::IccStatus},
+    wait::Stop,
+};
+
+/// What a test of something that works may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What a test waits for what never comes.
+const SHORT: Duration = Duration::from_millis(60);
+
+/// The class descriptor within a reader's descriptors.
+fn class(reader: &FakeReader) -> ClassDescriptor {
+    let all = reader.descriptors();
+    let at = all.windows(2).position(|pair| pair == [54, 0x21]).unwrap();
+    ClassDescriptor::parse(&all[at..]).unwrap()
+}
+
+fn claimed(reader: &FakeReader, layout: super::fake::Layout, stop: &Arc<Stop>) -> Device {
+    let endpoints = BulkEndpoints {
+        bulk_in: layout.bulk_in,
+        bulk_out: layout.bulk_out,
+        packet: layout.packet,
+    };
+    let class = class(reader);
+    let interface = reader.device().claim().unwrap();
+    let bulk = Bulk::new(interface, 0, endpoints, class.max_message_length()).unwrap();
+    Device::new("fake".to_owned(), bulk, 0, class, Arc::clone(stop))
+}
+
+/// A reader with a powered card that answers with the data of each command.
+fn powered(config: ReaderConfig) -> (FakeReader, Device) {
+    let layout = config.layout;
+    let reader = FakeReader::with_card(config, FakeCard::echo());
+    let mut device = claimed(&reader, layout, &Arc::default());
+    device.power_on(Call::within(PATIENCE)).unwrap();
+    reader.device().forget();
+    (reader, device)
+}
+
+/// A command with `data`, in the short form where it fits.
+fn command(data: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x00, 0xEC, 0x00, 0x00];
+    match u8::try_from(data.len()) {
+        Ok(length) => frame.push(length),
+        Err(_) => {
+            frame.push(0);
+            frame.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        }
+    }
+    frame.extend(data);
+    frame
+}
+
+fn exchange(device: &mut Device, data: &[u8], within: Duration) -> Result<Vec<u8>, TransportError> {
+    let mut response = ResponseBuffer::new();
+    device.exchange(&command(data), &mut response, Call::within(within))?;
+    Ok(response.frame().to_vec())
+}
+
+fn answered(data: &[u8]) -> Vec<u8> {
+    [data, &[0x90, 0x00]].concat()
+}
+
+#[test]
+fn a_command_costs_two_transfers_and_the_one_for_the_answer_is_queued_first() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    assert_eq!(
+        exchange(&mut device, b"data", PATIENCE).unwrap(),
+        answered(b"data")
+    );
+    let two = Counts {
+        bulk_in: 1,
+        bulk_out: 1,
+        completed: 2,
+        ..Counts::default()
+    };
+    assert_eq!(reader.device().counts(), two);
+    let events = reader.device().events();
+    assert!(
+        matches!(events[..2], [Event::SubmitIn(..), Event::SubmitOut(..)]),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn what_is_asked_for_is_a_multiple_of_the_packet_size_and_has_room_for_one_packet_more() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    exchange(&mut device, b"data", PATIENCE).unwrap();
+    let events = reader.device().events();
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::SubmitIn(_, 3136))),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn commands_and_answers_longer_than_a_message_go_in_parts() {
+    let config = ReaderConfig {
+        max_message: 64,
+        ..ReaderConfig::extended()
+    };
+    let (_reader, mut device) = powered(config);
+    for len in [1, 48, 49, 50, 54, 108, 255, 256, 1000, 2000] {
+        let data: Vec<u8> = (0..len).map(|at: usize| at.to_le_bytes()[0]).collect();
+        assert_eq!(
+            exchange(&mut device, &data, PATIENCE).unwrap(),
+            answered(&data),
+            "{len}"
+        );
+    }
+}
+
+#[test]
+fn messages_of_whole_packets_are_received() {
+    let (_reader, mut device) = powered(ReaderConfig::extended());
+    // 10 bytes of header, 2 of status: with 52 and 116 bytes the message fills its packets.
+    for len in [51, 52, 53, 116, 180, 3060] {
+        let data = vec![0x5A; len];
+        assert_eq!(
+            exchange(&mut device, &data, PATIENCE).unwrap(),
+            answered(&data),
+            "{len}"
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_out_empty_packets_is_understood_and_remembered() {
+    let mut config = ReaderConfig::extended();
+    config.layout.zlp = false;
+    let (reader, mut device) = powered(config);
+    let data = vec![0x5A; 52];
+    // The first is understood at its deadline, when the transfer is taken back.
+    assert_eq!(
+        exchange(&mut device, &data, SHORT).unwrap(),
+        answered(&data)
+    );
+    for len in [52, 116, 20, 500, 1012, 52] {
+        let data = vec![0xA5; len];
+        assert_eq!(
+            exchange(&mut device, &data, PATIENCE).unwrap(),
+            answered(&data),
+            "{len}"
+        );
+    }
+    assert_eq!(reader.card_commands(0), 7, "nothing was sent twice");
+}
+
+#[test]
+fn the_status_of_a_slot_costs_two_transfers_and_powers_nothing() {
+    let config = ReaderConfig::extended();
+    let layout = config.layout;
+    let reader = FakeReader::new(config);
+    let mut device = claimed(&reader, layout, &Arc::default());
+    let mut status = || device.status(Call::within(PATIENCE)).unwrap();
+    assert_eq!(status(), IccStatus::Absent);
+    reader.insert(0, FakeCard::echo());
+    assert_eq!(status(), IccStatus::Inactive);
+    assert!(!reader.powered(0));
+    assert_eq!(reader.device().counts().bulk_out, 2);
+}
+
+#[test]
+fn an_empty_slot_has_no_card_to_power() {
+    let config = ReaderConfig::extended();
+    let layout = config.layout;
+    let reader = FakeReader::new(config);
+    let mut device = claimed(&reader, layout, &Arc::default());
+    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::NoCard, Sent::No)
+    );
+    assert!(device.atr().is_none());
+}
+
+#[test]
+fn a_card_with_a_senseless_answer_to_reset_is_mute() {
+    let config = ReaderConfig::extended();
+    let layout = config.layout;
+    let card = FakeCard::new(vec![0x00, 0x01], super::fake::reader::Protocol::T1, echo);
+    let reader = FakeReader::with_card(config, card);
+    let mut device = claimed(&reader, layout, &Arc::default());
+    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::NoCard);
+    assert!(error.what.contains("mute card"), "{error}");
+}
+
+#[test]
+fn a_card_pulled_before_a_command_is_removed_and_its_epoch_over() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    let epoch = device.epoch();
+    reader.remove(0);
+    let error = exchange(&mut device, b"data", PATIENCE).unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::CardRemoved);
+    assert!(device.epoch() > epoch);
+    let error = exchange(&mut device, b"data", PATIENCE).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::NoCard, Sent::No)
+    );
+}
+
+#[test]
+fn a_card_that_asks_for_time_gets_it() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    reader.extend_time(100);
+    assert_eq!(
+        exchange(&mut device, b"slow", PATIENCE).unwrap(),
+        answered(b"slow")
+    );
+    assert_eq!(reader.card_commands(0), 1);
+}
+
+#[test]
+fn a_late_answer_is_never_taken_for_the_answer_to_a_later_command() {
+    for honours_abort in [true, false] {
+        let (reader, mut device) = powered(ReaderConfig::extended());
+        reader.honour_abort(honours_abort);
+        reader.hold();
+        let error = exchange(&mut device, b"first", SHORT).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::TimedOut, Sent::Maybe)
+        );
+        reader.release();
+        // The slot is brought back before anything else is sent, and the caller is told.
+        let epoch = device.epoch();
+        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::CardReset, Sent::No)
+        );
+        assert!(device.epoch() > epoch);
+        assert_eq!(
+            exchange(&mut device, b"third", PATIENCE).unwrap(),
+            answered(b"third")
+        );
+        assert_eq!(reader.card_commands(0), 2, "the second was not sent");
+    }
+}
+
+#[test]
+fn an_abort_is_asked_for_by_control_and_bulk_with_one_sequence_number() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    reader.hold();
+    exchange(&mut device, b"first", SHORT).unwrap_err();
+    reader.release();
+    reader.device().forget();
+    exchange(&mut device, b"second", PATIENCE).unwrap_err();
+    let events = reader.device().events();
+    let control = events.iter().find_map(|event| match event {
+        Event::Control(setup) if (setup.request_type, setup.request) == (0x21, 1) => {
+            Some(setup.value)
+        }
+        _ => None,
+    });
+    let aborts: Vec<u8> = reader
+        .messages()
+        .iter()
+        .filter(|(kind, _)| *kind == 0x72)
+        .map(|(_, sequence)| *sequence)
+        .collect();
+    assert_eq!(aborts.len(), 1, "one abort, whatever its number");
+    assert_eq!(control, Some(u16::from(aborts[0]) << 8));
+}
+
+#[test]
+fn a_stop_ends_a_command_that_waits() {
+    let config = ReaderConfig::extended();
+    let layout = config.layout;
+    let reader = FakeReader::with_card(config, FakeCard::echo());
+    let stop = Arc::new(Stop::new());
+    let mut device = claimed(&reader, layout, &stop);
+    device.power_on(Call::within(PATIENCE)).unwrap();
+    reader.hold();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        stop.stop();
+        let error = waiter.join().unwrap();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::Cancelled, Sent::Maybe)
+        );
+        assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn the_claim_ends_with_the_device() {
+    let (reader, device) = powered(ReaderConfig::extended());
+    assert!(reader.device().claimed());
+    drop(device);
+    assert!(!reader.device().claimed());
+    assert!(reader.powered(0), "the card is left as it is");
+}
+
+#[test]
+fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
+    let config = ReaderConfig::short();
+    let layout = config.layout;
+    let reader = FakeReader::with_card(config, FakeCard::echo());
+    let interface = ReaderInterface {
+        name: "fake".to_owned(),
+        number: 0,
+        bulk_in: layout.bulk_in,
+        bulk_out: layout.bulk_out,
+        packet: layout.packet,
+        class: class(&reader),
+    };
+    let claim = reader.device().claim().unwrap();
+    let mut transport = UsbTransport::connect(claim, interface, 0, Call::within(PATIENCE)).unwrap();
+    assert_eq!(transport.limits(), Limits::SHORT);
+    assert_eq!(transport.atr().historical(), b"fake");
+    let mut response = ResponseBuffer::new();
+    let mut send = |transport: &mut UsbTransport, within| {
+        transport
+            .transmit(&command(b"data"), &mut response, Call::within(within))
+            .map_err(|error| error.kind)
+    };
+    let epoch = transport.epoch();
+    assert_eq!(send(&mut transport, PATIENCE), Ok(()));
+    reader.hold();
+    assert_eq!(
+        send(&mut transport, SHORT),
+        Err(TransportErrorKind::TimedOut)
+    );
+    reader.release();
+    assert_eq!(
+        send(&mut transport, PATIENCE),
+        Err(TransportErrorKind::CardReset)
+    );
+    assert!(transport.epoch() > epoch && !transport.is_over());
+    assert_eq!(send(&mut transport, PATIENCE), Ok(()));
+    reader.remove(0);
+    assert_eq!(
+        send(&mut transport, PATIENCE),
+        Err(TransportErrorKind::CardRemoved)
+    );
+    assert!(transport.is_over());
+}
