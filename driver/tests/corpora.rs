@@ -35,3 +35,8 @@ fn ccid_message() {
 fn ccid_notification() {
     feed("ccid_notification", EVERY, ccid::notification::fuzz);
 }
+
+#[test]
+fn ccid_configuration() {
+    feed("ccid_configuration", EVERY, ccid::configuration::fuzz);
+}

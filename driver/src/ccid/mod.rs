@@ -3,6 +3,7 @@
 
 pub mod apdu_level;
 pub mod budget;
+pub mod configuration;
 pub mod descriptor;
 pub mod message;
 pub mod notification;

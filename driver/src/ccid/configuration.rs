@@ -1,0 +1,384 @@
+//! Which interfaces of a device are readers: its descriptors, as sysfs keeps them in `descriptors` — the device
+//! descriptor, then each configuration with all that belongs to it (USB 2.0, 9.6).
+
+use super::{
+    descriptor::{ClassDescriptor, LENGTH, TYPE},
+    quirks::Model,
+};
+
+/// bDescriptorType of USB 2.0, table 9-5.
+const DEVICE: u8 = 1;
+const CONFIGURATION: u8 = 2;
+const INTERFACE: u8 = 4;
+const ENDPOINT: u8 = 5;
+/// bInterfaceClass of readers, and of those whose maker had a mind of its own.
+const SMART_CARD: u8 = 0x0B;
+const VENDOR: u8 = 0xFF;
+/// Descriptors one device may have; a real one has a few dozen.
+const MOST: usize = 4096;
+
+/// An endpoint of a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// bEndpointAddress, direction bit included.
+    pub address: u8,
+    /// Bytes of a packet (wMaxPacketSize without its upper bits).
+    pub packet: u16,
+    /// bInterval.
+    pub interval: u8,
+}
+
+/// How commands reach the reader (bInterfaceProtocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over the bulk endpoints (CCID).
+    Bulk,
+    /// Over the control endpoint (ICCD, version A).
+    ControlA,
+    /// Over the control endpoint (ICCD, version B).
+    ControlB,
+}
+
+/// An interface that is a reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CcidInterface {
+    /// bConfigurationValue of the configuration it belongs to.
+    pub configuration: u8,
+    /// bInterfaceNumber.
+    pub number: u8,
+    /// bAlternateSetting.
+    pub alternate: u8,
+    /// How commands reach it.
+    pub way: Way,
+    /// Bulk to the host.
+    pub bulk_in: Option<Endpoint>,
+    /// Bulk to the device.
+    pub bulk_out: Option<Endpoint>,
+    /// Where it tells of cards that come and go.
+    pub interrupt: Option<Endpoint>,
+    /// What it says of itself.
+    pub class: ClassDescriptor,
+}
+
+/// A device and its readers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// idVendor, idProduct, bcdDevice.
+    pub model: Model,
+    /// Its readers, in the order of their interfaces.
+    pub readers: Vec<CcidInterface>,
+}
+
+/// Bytes that are no device's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no device descriptor at the beginning")]
+pub struct NoDevice;
+
+impl Device {
+    /// Reads the descriptors of a device. Interfaces of vendor class count when `is_vendor_reader` says so of the
+    /// model. What is damaged ends the reading; what was found before stays.
+    ///
+    /// # Errors
+    /// [`NoDevice`] when they do not begin with a device descriptor.
+    pub fn parse(bytes: &[u8], is_vendor_reader: impl Fn(Model) -> bool) -> Result<Self, NoDevice> {
+        let (device, rest) = next(bytes).ok_or(NoDevice)?;
+        let model = model(device).ok_or(NoDevice)?;
+        let vendor = is_vendor_reader(model);
+        let mut found = Found::default();
+        for descriptor in descriptors(rest) {
+            found.take(descriptor, vendor);
+        }
+        found.finish_interface();
+        Ok(Self {
+            model,
+            readers: found.readers,
+        })
+    }
+}
+
+/// The first descriptor, by its own count, and what follows it.
+fn next(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = usize::from(*bytes.first()?);
+    // One of no length would be read for ever.
+    (length >= 2).then(|| bytes.split_at_checked(length))?
+}
+
+fn descriptors(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (descriptor, after) = next(rest)?;
+        rest = after;
+        Some(descriptor)
+    })
+    .take(MOST)
+}
+
+fn model(device: &[u8]) -> Option<Model> {
+    let [_, DEVICE, _, _, _, _, _, _, rest @ ..] = device else {
+        return None;
+    };
+    let [v0, v1, p0, p1, r0, r1, ..] = rest else {
+        return None;
+    };
+    Some(Model {
+        vendor: u16::from_le_bytes([*v0, *v1]),
+        product: u16::from_le_bytes([*p0, *p1]),
+        release: u16::from_le_bytes([*r0, *r1]),
+    })
+}
+
+/// An interface whose descriptors are being read.
+#[derive(Clone, Copy)]
+struct Begun {
+    number: u8,
+    alternate: u8,
+    way: Way,
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Found {
+    readers: Vec<CcidInterface>,
+    configuration: u8,
+    interface: Option<Begun>,
+    class: Option<ClassDescriptor>,
+    endpoints: [Option<Endpoint>; 3],
+}
+
+/// Places of the endpoints in [`Found`].
+const BULK_IN: usize = 0;
+const BULK_OUT: usize = 1;
+const INTERRUPT: usize = 2;
+
+impl Found {
+    fn take(&mut self, descriptor: &[u8], vendor: bool) {
+        match descriptor {
+            [_, CONFIGURATION, _, _, _, value, ..] => {
+                self.finish_interface();
+                self.configuration = *value;
+            }
+            [_, INTERFACE, rest @ ..] => {
+                self.finish_interface();
+                self.interface = begun(rest, vendor);
+            }
+            [_, ENDPOINT, address, attributes, low, high, interval, ..] => {
+                let endpoint = Endpoint {
+                    address: *address,
+                    packet: u16::from_le_bytes([*low, *high]) & 0x07FF,
+                    interval: *interval,
+                };
+                self.take_endpoint(endpoint, attributes & 0x03);
+            }
+            // Of the interface, or of any of its endpoints: readers put it behind either.
+            [_, TYPE, ..] if descriptor.len() >= LENGTH && self.class.is_none() => {
+                self.class = ClassDescriptor::parse(descriptor).ok();
+            }
+            _ => {}
+        }
+    }
+
+    fn take_endpoint(&mut self, endpoint: Endpoint, transfer_type: u8) {
+        let is_in = endpoint.address & 0x80 != 0;
+        let place = match (transfer_type, is_in) {
+            (2, true) => BULK_IN,
+            (2, false) => BULK_OUT,
+            (3, true) => INTERRUPT,
+            _ => return,
+        };
+        let usable = endpoint.packet > 0 && endpoint.address & 0x0F != 0;
+        if let Some(free @ None) = self.endpoints.get_mut(place)
+            && usable
+        {
+            *free = Some(endpoint);
+        }
+    }
+
+    /// The interface is over: a reader, if it has said what a reader must.
+    fn finish_interface(&mut self) {
+        let [bulk_in, bulk_out, interrupt] = std::mem::take(&mut self.endpoints);
+        let (interface, class) = (self.interface.take(), self.class.take());
+        let (Some(interface), Some(class)) = (interface, class) else {
+            return;
+        };
+        if interface.way == Way::Bulk && (bulk_in.is_none() || bulk_out.is_none()) {
+            return;
+        }
+        self.readers.push(CcidInterface {
+            configuration: self.configuration,
+            number: interface.number,
+            alternate: interface.alternate,
+            way: interface.way,
+            bulk_in,
+            bulk_out,
+            interrupt,
+            class,
+        });
+    }
+}
+
+/// An interface that may be a reader; bInterfaceSubClass says nothing.
+fn begun(rest: &[u8], vendor: bool) -> Option<Begun> {
+    let [number, alternate, _, class, _, protocol, ..] = rest else {
+        return None;
+    };
+    if *class != SMART_CARD && !(*class == VENDOR && vendor) {
+        return None;
+    }
+    let way = match protocol {
+        1 => Way::ControlA,
+        2 => Way::ControlB,
+        _ => Way::Bulk,
+    };
+    Some(Begun {
+        number: *number,
+        alternate: *alternate,
+        way,
+    })
+}
+
+/// Reads arbitrary bytes; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(device) = Device::parse(bytes, |_| true) else {
+        return;
+    };
+    for reader in &device.readers {
+        let bulk = reader.bulk_in.zip(reader.bulk_out);
+        assert!(
+            bulk.is_some() || reader.way != Way::Bulk,
+            "a reader can be reached"
+        );
+        let all = [reader.bulk_in, reader.bulk_out, reader.interrupt];
+        assert!(all.iter().flatten().all(|endpoint| endpoint.packet > 0));
+    }
+    let fewer = Device::parse(bytes, |_| false).map_or(0, |device| device.readers.len());
+    assert!(fewer <= device.readers.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usb::fake::{FakeReader, reader::ReaderConfig};
+
+    const CLASS_AT: usize = 18 + 9 + 9;
+
+    fn descriptors_of(change: impl Fn(&mut ReaderConfig)) -> Vec<u8> {
+        let mut config = ReaderConfig::extended();
+        change(&mut config);
+        FakeReader::new(config).descriptors()
+    }
+
+    fn readers(bytes: &[u8]) -> Vec<CcidInterface> {
+        Device::parse(bytes, |_| false).unwrap().readers
+    }
+
+    #[test]
+    fn a_reader_has_its_endpoints_and_its_class_descriptor() {
+        let device = Device::parse(&descriptors_of(|_| {}), |_| false).unwrap();
+        assert_eq!(
+            (device.model.vendor, device.model.product),
+            (0x1209, 0xC1A5)
+        );
+        let [reader] = &device.readers[..] else {
+            panic!("{device:?}");
+        };
+        assert_eq!(
+            (reader.configuration, reader.number, reader.way),
+            (1, 0, Way::Bulk)
+        );
+        let address = |endpoint: Option<Endpoint>| endpoint.map(|endpoint| endpoint.address);
+        assert_eq!(address(reader.bulk_in), Some(0x82));
+        assert_eq!(address(reader.bulk_out), Some(0x02));
+        assert_eq!(address(reader.interrupt), Some(0x83));
+        assert_eq!(reader.bulk_in.unwrap().packet, 64);
+        assert_eq!(reader.class.max_message_length(), 3072);
+    }
+
+    #[test]
+    fn a_reader_without_an_interrupt_endpoint_is_one_too() {
+        let all = readers(&descriptors_of(|config| config.layout.interrupt = None));
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].interrupt, None);
+    }
+
+    #[test]
+    fn the_class_descriptor_may_stand_behind_the_last_endpoint() {
+        let mut bytes = descriptors_of(|_| {});
+        let class: Vec<u8> = bytes.drain(CLASS_AT..CLASS_AT + LENGTH).collect();
+        bytes.extend(class);
+        assert_eq!(readers(&bytes), readers(&descriptors_of(|_| {})));
+    }
+
+    #[test]
+    fn an_interface_of_vendor_class_is_a_reader_when_the_table_says_so() {
+        let bytes = descriptors_of(|config| config.class = 0xFF);
+        assert_eq!(readers(&bytes).len(), 0);
+        let known = |model: Model| model.vendor == 0x1209;
+        assert_eq!(Device::parse(&bytes, known).unwrap().readers.len(), 1);
+        let keyboard = descriptors_of(|config| config.class = 0x03);
+        assert_eq!(Device::parse(&keyboard, known).unwrap().readers.len(), 0);
+    }
+
+    #[test]
+    fn other_interfaces_of_a_device_are_passed_over() {
+        let reader = descriptors_of(|_| {});
+        let keyboard = [
+            9, 4, 0, 0, 1, 3, 1, 1, 0, 9, 0x21, 0x11, 1, 0, 1, 0x22, 63, 0, 7, 5, 0x81, 3, 8, 0, 10,
+        ];
+        let mut bytes = reader[..27].to_vec();
+        bytes.extend(keyboard);
+        bytes.extend(&reader[27..]);
+        assert_eq!(readers(&bytes), readers(&reader));
+    }
+
+    #[test]
+    fn a_reader_without_bulk_endpoints_can_only_be_one_of_the_control_pipe() {
+        let mut bytes = descriptors_of(|_| {});
+        bytes.truncate(CLASS_AT + LENGTH);
+        assert_eq!(readers(&bytes).len(), 0);
+        for (protocol, way) in [(1, Way::ControlA), (2, Way::ControlB)] {
+            bytes[27 + 7] = protocol;
+            assert_eq!(readers(&bytes)[0].way, way);
+        }
+    }
+
+    #[test]
+    fn descriptors_of_no_length_or_too_long_end_the_reading() {
+        let whole = descriptors_of(|_| {});
+        for length in [0, 1, 255] {
+            let mut bytes = whole.clone();
+            bytes[18 + 9] = length;
+            assert_eq!(readers(&bytes).len(), 0, "{length}");
+        }
+        // What was found before the damage stays.
+        let mut bytes = whole.clone();
+        bytes.push(0);
+        assert_eq!(readers(&bytes), readers(&whole));
+    }
+
+    #[test]
+    fn something_else_than_a_device_is_refused() {
+        for bytes in [
+            &[][..],
+            &[0],
+            &[18],
+            &[9, 2, 0, 0, 0, 0, 0, 0, 0],
+            &[4, 1, 0, 2],
+        ] {
+            assert_eq!(Device::parse(bytes, |_| false), Err(NoDevice));
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_bit_flip_is_survived() {
+        let whole = descriptors_of(|_| {});
+        for len in 0..whole.len() {
+            fuzz(&whole[..len]);
+        }
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fuzz(&flipped);
+        }
+    }
+}
