@@ -9,5 +9,9 @@
 
 #[doc(hidden)]
 pub mod fake;
+mod nusb;
 pub mod open;
+mod rusb;
+mod settle;
+mod signal;
 pub mod transfer;
