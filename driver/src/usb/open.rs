@@ -154,8 +154,17 @@ mod tests {
 
     use super::*;
 
-    /// A folder that looks like /proc, with one process that has `node` open.
-    fn proc(test: &str, process: u32, comm: &str, node: &Path) -> PathBuf {
+    /// A folder that looks like /proc, for as long as the value lives.
+    struct Proc(PathBuf);
+
+    impl Drop for Proc {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// One process that has `node` open.
+    fn proc(test: &str, process: u32, comm: &str, node: &Path) -> Proc {
         let root = std::env::temp_dir().join(format!("{}-{test}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
         let folder = root.join(process.to_string());
@@ -165,7 +174,7 @@ mod tests {
         symlink("/dev/null", folder.join("fd/0")).unwrap();
         symlink(node, folder.join("fd/7")).unwrap();
         fs::write(folder.join("comm"), comm).unwrap();
-        root
+        Proc(root)
     }
 
     const NODE: &str = "/dev/bus/usb/901/004";
@@ -173,7 +182,7 @@ mod tests {
     #[test]
     fn the_owner_of_a_busy_reader_is_named_with_the_cure() {
         let root = proc("open.scdaemon", 77, "scdaemon\n", Path::new(NODE));
-        let said = busy(&root, Path::new(NODE), 1);
+        let said = busy(&root.0, Path::new(NODE), 1);
         assert!(said.starts_with("interface 1 of /dev/bus/usb/901/004 is in use"));
         assert!(
             said.contains("scdaemon (process 77)") && said.contains("gpgconf"),
@@ -181,7 +190,7 @@ mod tests {
         );
         assert!(!said.contains("pcscd.socket"), "{said}");
         let root = proc("open.other", 78, "evil\x1B[2J\n", Path::new(NODE));
-        let said = busy(&root, Path::new(NODE), 0);
+        let said = busy(&root.0, Path::new(NODE), 0);
         assert!(
             said.contains("evil[2J (process 78): end that program"),
             "{said}"
@@ -196,7 +205,7 @@ mod tests {
             "scdaemon\n",
             Path::new("/dev/bus/usb/901/005"),
         );
-        for root in [root.as_path(), Path::new("/nonexistent")] {
+        for root in [root.0.as_path(), Path::new("/nonexistent")] {
             let said = busy(root, Path::new(NODE), 0);
             assert!(
                 said.contains("pcscd or scdaemon, which may run as another user"),
@@ -208,7 +217,7 @@ mod tests {
     #[test]
     fn this_process_is_not_its_own_rival() {
         let root = proc("open.own", std::process::id(), "test\n", Path::new(NODE));
-        assert_eq!(owner(&root, Path::new(NODE)), None);
+        assert_eq!(owner(&root.0, Path::new(NODE)), None);
     }
 
     #[test]
