@@ -9,7 +9,11 @@
 
 #[doc(hidden)]
 pub mod fake;
+mod nusb;
 pub mod open;
+mod rusb;
+mod settle;
+mod signal;
 pub mod transfer;
 pub mod transport;
 

@@ -1,0 +1,128 @@
+//! Asks a reader for the state of its first slot, again and again, and says how long that takes.
+//!
+//! ```sh
+//! usb_echo [--nusb|--rusb] NODE INTERFACE BULK_OUT BULK_IN [COUNT]
+//! usb_echo --rusb /dev/bus/usb/001/004 0 02 82 1000
+//! ```
+//!
+//! Endpoints are in hexadecimal. It ends with a transfer pending, and fails when descriptors are left open.
+
+use std::{
+    error::Error,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::Secret;
+use claviger_driver::usb::{
+    open::{Stack, open},
+    transfer::{Completion, EndpointAddress, Pipes},
+};
+use rustix::event::{PollFd, Timespec};
+
+const LIMIT: Duration = Duration::from_secs(2);
+/// A multiple of every packet size there is.
+const ROOM: usize = 1024;
+
+type Failure = Box<dyn Error>;
+
+fn main() -> Result<(), Failure> {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let stack = match arguments.first().map(String::as_str) {
+        Some("--rusb") => Stack::Rusb,
+        _ => Stack::Nusb,
+    };
+    arguments.retain(|argument| !argument.starts_with("--"));
+    let (reader, count) = match arguments.as_slice() {
+        [node, interface, out, r#in] => ((node, interface, out, r#in), 100),
+        [node, interface, out, r#in, count] => ((node, interface, out, r#in), count.parse()?),
+        _ => return Err("usb_echo [--nusb|--rusb] NODE INTERFACE BULK_OUT BULK_IN [COUNT]".into()),
+    };
+    let (node, interface, out, r#in) = reader;
+    let endpoint = |text: &str| u8::from_str_radix(text, 16).map(EndpointAddress);
+    let pair = [endpoint(out)?, endpoint(r#in)?];
+    // The first use of a stack opens what stays open.
+    run(Path::new(node), interface.parse()?, stack, pair, 1)?;
+    let before = open_files()?;
+    let mut times = run(Path::new(node), interface.parse()?, stack, pair, count)?;
+    times.sort();
+    if let (Some(least), Some(median), Some(most)) =
+        (times.first(), times.get(times.len() / 2), times.last())
+    {
+        println!("{stack:?}: {count} exchanges, median {median:?}, least {least:?}, most {most:?}");
+    }
+    match open_files()? {
+        after if after == before => Ok(()),
+        after => Err(format!("{before} descriptors before, {after} after").into()),
+    }
+}
+
+fn open_files() -> Result<usize, Failure> {
+    Ok(std::fs::read_dir("/proc/self/fd")?.count())
+}
+
+/// The times of `count` exchanges.
+fn run(
+    node: &Path,
+    interface: u8,
+    stack: Stack,
+    pair: [EndpointAddress; 2],
+    count: usize,
+) -> Result<Vec<Duration>, Failure> {
+    let claimed = open(node, interface, stack)?;
+    let mut pipes = claimed.pipes(&pair)?;
+    let mut times = Vec::with_capacity(count);
+    for sequence in (0..=u8::MAX).cycle().take(count) {
+        let begun = Instant::now();
+        exchange(&mut *pipes, pair, sequence)?;
+        times.push(begun.elapsed());
+    }
+    let [_, r#in] = pair;
+    pipes.submit_in(r#in, ROOM);
+    Ok(times)
+}
+
+/// GetSlotStatus and its answer, whose transfer is queued first (CCID 1.1, 6.1.3 and 6.2.2).
+fn exchange(
+    pipes: &mut dyn Pipes,
+    [out, r#in]: [EndpointAddress; 2],
+    sequence: u8,
+) -> Result<(), Failure> {
+    let message = [0x65, 0, 0, 0, 0, 0, sequence, 0, 0, 0];
+    pipes.submit_in(r#in, ROOM);
+    pipes.submit_out(out, Secret::copy_from(&message));
+    let until = Instant::now() + LIMIT;
+    let (mut sent, mut answer) = (false, None);
+    while !sent || answer.is_none() {
+        let done = next(pipes, until)?;
+        done.result
+            .map_err(|error| format!("{:?}: {error}", done.endpoint))?;
+        if done.endpoint == r#in {
+            answer = Some(done.buffer);
+        } else {
+            sent = true;
+        }
+    }
+    match answer.as_ref().map(Secret::expose) {
+        Some([0x81, _, _, _, _, _, theirs, ..]) if *theirs == sequence => Ok(()),
+        other => Err(format!("not the answer to {sequence}: {other:02X?}").into()),
+    }
+}
+
+fn next(pipes: &mut dyn Pipes, until: Instant) -> Result<Completion, Failure> {
+    loop {
+        if let Some(done) = pipes.completed() {
+            return Ok(done);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(format!("no answer within {LIMIT:?}").into());
+        }
+        let descriptors = pipes.descriptors();
+        let mut polled: Vec<PollFd<'_>> = descriptors
+            .iter()
+            .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        rustix::event::poll(&mut polled, Some(&Timespec::try_from(left)?))?;
+    }
+}
