@@ -186,8 +186,16 @@ fn a_reset_forgets_halts_answers_and_transfers() {
     pipes.submit_out(OUT, Secret::copy_from(&[1]));
     device.inject(Fault::Stall, 0);
     pipes.submit_out(OUT, Secret::copy_from(&[2]));
-    interface.reset().unwrap();
+    pipes.submit_out(OUT, Secret::copy_from(&[2]));
     all(&mut *pipes);
+    device.inject(Fault::Drop, 0);
+    pipes.submit_in(IN, 64);
+    interface.reset().unwrap();
+    assert_eq!(
+        of(&mut *pipes, IN).unwrap().result,
+        Err(TransferError::Gone),
+        "as of a device that left, but it works"
+    );
     assert_eq!(exchange(&mut *pipes, &[3]), Some(vec![3]));
 }
 

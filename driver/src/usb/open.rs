@@ -100,6 +100,9 @@ fn busy(proc: &Path, node: &Path, interface: u8) -> String {
             let cure = cure(&name);
             format!("{what}, probably by {name} (process {process}): {cure}")
         }
+        None if has_open(&proc.join("self"), &whole(node)) => {
+            format!("{what}, by another part of this program")
+        }
         None => format!(
             "{what}, probably by pcscd or scdaemon, which may run as another user: {}, or {}",
             cure("pcscd"),
@@ -120,7 +123,7 @@ fn cure(name: &str) -> &'static str {
 
 /// Another process that has the node open, as far as this user may see.
 fn owner(proc: &Path, node: &Path) -> Option<Owner> {
-    let node = fs::canonicalize(node).unwrap_or_else(|_| node.to_owned());
+    let node = whole(node);
     let processes = fs::read_dir(proc).ok()?.flatten();
     let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let process = numbers.find(|process: &u32| {
@@ -131,6 +134,11 @@ fn owner(proc: &Path, node: &Path) -> Option<Owner> {
         process,
         name: printable(&comm),
     })
+}
+
+/// The node's path as the kernel tells it.
+fn whole(node: &Path) -> PathBuf {
+    fs::canonicalize(node).unwrap_or_else(|_| node.to_owned())
 }
 
 fn has_open(process: &Path, node: &Path) -> bool {
@@ -215,9 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_not_its_own_rival() {
+    fn a_claim_of_this_very_program_is_said_to_be_so() {
         let root = proc("open.own", std::process::id(), "test\n", Path::new(NODE));
+        fs::create_dir_all(root.0.join("self/fd")).unwrap();
+        symlink(NODE, root.0.join("self/fd/7")).unwrap();
         assert_eq!(owner(&root.0, Path::new(NODE)), None);
+        let said = busy(&root.0, Path::new(NODE), 0);
+        assert!(said.ends_with("by another part of this program"), "{said}");
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub trait UsbInterface: Send + Sync + fmt::Debug {
         limit: Duration,
     ) -> Result<usize, TransferError>;
 
-    /// Resets the whole device, the last resort: every interface of it, of whichever owner, starts afresh.
+    /// Resets the whole device, the last resort: every interface of it, of whichever owner, starts afresh. What is
+    /// pending ends, often with [`TransferError::Gone`] though the device stays.
     ///
     /// # Errors
     /// [`TransferError`]; [`TransferError::Gone`] when it does not come back the same.

@@ -226,7 +226,8 @@ impl State {
         let addresses: Vec<EndpointAddress> =
             self.endpoints.iter().map(|one| one.address).collect();
         for address in addresses {
-            self.end_all(address, TransferError::Cancelled);
+            // As usbfs has it, whose driver is unbound meanwhile.
+            self.end_all(address, TransferError::Gone);
             if let Some(endpoint) = self.endpoint(address) {
                 endpoint.halted = false;
                 endpoint.packets.clear();
