@@ -1,0 +1,267 @@
+//! Blocks and TPDUs over a reader of the character level, which sends the bytes it is given and returns as many as it is told to
+//! wait for (CCID: wLevelParameter).
+//!
+//! ```text
+//! T=0  > header          < procedure byte     > data         < SW1 SW2
+//! T=1  > block           < NAD PCB LEN        >              < information field, EDC
+//! ```
+//!
+//! Asked for are always as many bytes as must come in any case, so that a reader never waits for one that does not.
+
+use claviger_apdu::Secret;
+
+use super::{
+    budget::{NULL_BYTES, SHORT_READS},
+    parameters::ErrorDetection,
+    t1::block::{MAX_INFORMATION, PROLOGUE},
+};
+
+/// What to do next.
+#[derive(Debug)]
+pub enum Turn {
+    /// Send these bytes, perhaps none, and hand over what comes. The time the card has begins anew.
+    Exchange {
+        /// What to send.
+        bytes: Secret,
+        /// How many bytes to wait for.
+        expected: u16,
+    },
+    /// The whole answer: for [`super::T1::receive`] or [`super::T0::receive`].
+    Done(Secret),
+    /// What came makes no sense: for [`super::T1::damaged`] or [`super::T0::damaged`].
+    Damaged,
+}
+
+/// One block or TPDU on its way.
+#[derive(Debug)]
+pub struct Characters {
+    protocol: Protocol,
+    /// What has just been allowed to go out.
+    outgoing: Secret,
+    received: Secret,
+    short_reads: u8,
+}
+
+#[derive(Debug)]
+enum Protocol {
+    T0(Tpdu),
+    T1(ErrorDetection),
+}
+
+/// A command TPDU and how far it has gone.
+#[derive(Debug)]
+struct Tpdu {
+    instruction: u8,
+    /// Data to be sent, and how much of it has been.
+    data: Secret,
+    sent: usize,
+    /// Bytes the card may still send.
+    due: usize,
+    expecting: Expecting,
+    nulls: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expecting {
+    Procedure,
+    /// This many bytes of data.
+    Data(usize),
+    /// SW2.
+    Status,
+    Nothing,
+}
+
+/// What a byte from the card brings.
+enum Effect {
+    None,
+    /// It belongs to the answer.
+    Keep,
+    /// This many bytes of data may go out.
+    Send(usize),
+}
+
+/// What came is against the protocol.
+struct Damage;
+
+impl Characters {
+    /// Carries a T=0 command TPDU: five bytes of header, and the data when there is any.
+    #[must_use]
+    pub fn t0(tpdu: &[u8]) -> (Self, Turn) {
+        let (header, data) = tpdu.split_at(tpdu.len().min(5));
+        let p3 = header.get(4).copied().unwrap_or(0);
+        let due = match (data, p3) {
+            ([], 0) => 256,
+            ([], le) => usize::from(le),
+            _ => 0,
+        };
+        let state = Tpdu {
+            instruction: header.get(1).copied().unwrap_or(0),
+            data: Secret::copy_from(data),
+            sent: 0,
+            due,
+            expecting: Expecting::Procedure,
+            nulls: 0,
+        };
+        Self::begin(Protocol::T0(state), Secret::copy_from(header))
+    }
+
+    /// Carries a T=1 block.
+    #[must_use]
+    pub fn t1(block: Secret, detection: ErrorDetection) -> (Self, Turn) {
+        Self::begin(Protocol::T1(detection), block)
+    }
+
+    fn begin(protocol: Protocol, outgoing: Secret) -> (Self, Turn) {
+        let mut characters = Self {
+            protocol,
+            outgoing,
+            received: Secret::default(),
+            short_reads: 0,
+        };
+        let turn = characters.next();
+        (characters, turn)
+    }
+
+    /// Takes what the reader returned.
+    pub fn receive(&mut self, bytes: &[u8]) -> Turn {
+        if usize::from(self.expected()) < bytes.len() {
+            return Turn::Damaged;
+        }
+        if bytes.len() < usize::from(self.expected()) {
+            self.short_reads += 1;
+            if self.short_reads > SHORT_READS {
+                return Turn::Damaged;
+            }
+        } else {
+            self.short_reads = 0;
+        }
+        match self.take(bytes) {
+            Ok(()) => self.next(),
+            Err(Damage) => Turn::Damaged,
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Damage> {
+        let Protocol::T0(tpdu) = &mut self.protocol else {
+            self.received.extend(bytes);
+            return Ok(());
+        };
+        for byte in bytes {
+            // The card has to wait for what it asked for.
+            if !self.outgoing.is_empty() {
+                return Err(Damage);
+            }
+            match tpdu.take(*byte)? {
+                Effect::Keep => self.received.extend(&[*byte]),
+                Effect::Send(count) => self.outgoing.extend(tpdu.piece(count)),
+                Effect::None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Turn {
+        let expected = self.expected();
+        if expected == 0 {
+            return match self.received.len() {
+                0 => Turn::Damaged,
+                _ => Turn::Done(std::mem::take(&mut self.received)),
+            };
+        }
+        Turn::Exchange {
+            bytes: std::mem::take(&mut self.outgoing),
+            expected,
+        }
+    }
+
+    /// How many bytes must still come; 0 when the answer is complete.
+    fn expected(&self) -> u16 {
+        let count = match &self.protocol {
+            Protocol::T0(tpdu) => tpdu.expected(),
+            Protocol::T1(detection) => {
+                block_len(self.received.expose(), *detection).saturating_sub(self.received.len())
+            }
+        };
+        u16::try_from(count).unwrap_or(u16::MAX)
+    }
+}
+
+/// How long the block is that begins with `bytes`, as far as that is known.
+fn block_len(bytes: &[u8], detection: ErrorDetection) -> usize {
+    match bytes.get(PROLOGUE - 1) {
+        None => PROLOGUE,
+        // Reserved: nobody knows where such a block ends, and it is invalid as it is.
+        Some(len) if *len > MAX_INFORMATION => PROLOGUE,
+        Some(len) => PROLOGUE + usize::from(*len) + detection.epilogue(),
+    }
+}
+
+impl Tpdu {
+    /// Bytes that come in any case: a procedure byte is followed by data, a status word's second byte or, if it is NULL, by another,
+    /// unless the card waits for data of ours.
+    fn expected(&self) -> usize {
+        match self.expecting {
+            Expecting::Nothing => 0,
+            Expecting::Status => 1,
+            Expecting::Data(count) => count + 2,
+            Expecting::Procedure if self.sent < self.data.len() => 1,
+            Expecting::Procedure => 2,
+        }
+    }
+
+    fn take(&mut self, byte: u8) -> Result<Effect, Damage> {
+        match self.expecting {
+            Expecting::Nothing => return Err(Damage),
+            Expecting::Procedure => return self.procedure(byte),
+            Expecting::Status => self.expecting = Expecting::Nothing,
+            Expecting::Data(count) => {
+                self.due = self.due.saturating_sub(1);
+                self.expecting = match count {
+                    0 | 1 => Expecting::Procedure,
+                    more => Expecting::Data(more - 1),
+                };
+            }
+        }
+        Ok(Effect::Keep)
+    }
+
+    /// ISO 7816-3, 10.3.3. INS with its lowest bit changed once raised a programming voltage and means the same otherwise.
+    fn procedure(&mut self, byte: u8) -> Result<Effect, Damage> {
+        match byte {
+            0x60 if self.nulls >= NULL_BYTES => return Err(Damage),
+            0x60 => {
+                self.nulls += 1;
+                return Ok(Effect::None);
+            }
+            0x61..=0x6F | 0x90..=0x9F => {
+                self.expecting = Expecting::Status;
+                return Ok(Effect::Keep);
+            }
+            _ => {}
+        }
+        match byte ^ self.instruction {
+            0x00 | 0x01 => self.transfer(usize::MAX),
+            0xFF | 0xFE => self.transfer(1),
+            _ => Err(Damage),
+        }
+    }
+
+    /// The card wants, or sends, all that is left or one byte of it.
+    fn transfer(&mut self, most: usize) -> Result<Effect, Damage> {
+        match (self.data.len() - self.sent, self.due) {
+            (0, 0) => Err(Damage),
+            (0, due) => {
+                self.expecting = Expecting::Data(due.min(most));
+                Ok(Effect::None)
+            }
+            (left, _) => Ok(Effect::Send(left.min(most))),
+        }
+    }
+
+    /// The next `count` bytes of the data.
+    fn piece(&mut self, count: usize) -> &[u8] {
+        let from = self.sent;
+        self.sent = self.data.len().min(from + count);
+        self.data.expose().get(from..self.sent).unwrap_or(&[])
+    }
+}

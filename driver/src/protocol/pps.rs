@@ -1,0 +1,152 @@
+//! Protocol and parameters selection (ISO 7816-3, 9): asking the card for another protocol, or a faster rate, than it has after its reset.
+//!
+//! ```text
+//! | PPSS = FF | PPS0: b5 PPS1 follows, T | PPS1: FI DI | PCK, the exclusive or of all is 0 |
+//! ```
+
+use claviger_apdu::Secret;
+
+use super::parameters::{Parameters, Protocol, Rate};
+
+const PPSS: u8 = 0xFF;
+/// In PPS0: PPS1 follows.
+const PPS1: u8 = 0x10;
+/// How far a rate of the reader's table may be from the one meant, in bits a second: tables are rounded.
+const TOLERANCE: u32 = 2;
+
+/// What a reader can do, in the terms of its descriptor.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// dwDefaultClock.
+    pub khz: u32,
+    /// dwMaxDataRate, bits a second.
+    pub most: u32,
+    /// The rates of GET_DATA_RATES, bits a second; none when every rate up to the highest will do.
+    pub rates: &'a [u32],
+}
+
+impl Reach<'_> {
+    fn includes(&self, rate: Rate) -> bool {
+        let wanted = rate.bits_per_second(self.khz);
+        let listed = |listed: &u32| listed.abs_diff(wanted) <= TOLERANCE;
+        self.khz <= rate.max_khz()
+            && wanted <= self.most.saturating_add(TOLERANCE)
+            && (self.rates.is_empty() || self.rates.iter().any(listed))
+    }
+}
+
+/// The protocol and the rate that both sides speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The rate.
+    pub rate: Rate,
+}
+
+/// How to come to a protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It is spoken already; nothing is asked for.
+    Settled(Agreement),
+    /// The card is asked.
+    Ask(Proposal),
+    /// The card does not speak it.
+    Closed,
+}
+
+/// Finds the way to `protocol` at the fastest rate that card and reader have in common.
+///
+/// A card in specific mode is asked nothing: it has said what it speaks. Of a rate in TA1 that the reader has not, slower ones of
+/// the same clock rate conversion are tried, then of the default conversion.
+#[must_use]
+pub fn way(parameters: &Parameters, protocol: Protocol, reader: &Reach<'_>) -> Way {
+    let present = Agreement {
+        protocol: parameters.default_protocol(),
+        rate: parameters.initial_rate(),
+    };
+    if parameters.specific_mode.is_some() {
+        return if present.protocol == protocol {
+            Way::Settled(present)
+        } else {
+            Way::Closed
+        };
+    }
+    if !parameters.offered.contains(&protocol) {
+        return Way::Closed;
+    }
+    let wanted = Agreement {
+        protocol,
+        rate: fastest(parameters.rate, reader),
+    };
+    if wanted == present {
+        Way::Settled(wanted)
+    } else {
+        Way::Ask(Proposal(wanted))
+    }
+}
+
+/// The fastest rate at most as fast as `offered` that the reader has; the default one, which every reader has, if no other.
+fn fastest(offered: Rate, reader: &Reach<'_>) -> Rate {
+    let speed = |rate: &Rate| rate.bits_per_second(reader.khz);
+    let conversions = [offered.ta1() & 0xF0, Rate::DEFAULT.ta1() & 0xF0];
+    conversions
+        .into_iter()
+        .flat_map(|fi| (1..=9).filter_map(move |di| Rate::of(fi | di)))
+        .filter(|rate| rate.di() <= offered.di() && speed(rate) <= speed(&offered))
+        .filter(|rate| speed(rate) > speed(&Rate::DEFAULT) && reader.includes(*rate))
+        .max_by_key(|rate| (speed(rate), *rate == offered))
+        .unwrap_or(Rate::DEFAULT)
+}
+
+/// What the card is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposal(Agreement);
+
+impl Proposal {
+    /// What the card will speak if it takes the whole of it.
+    #[must_use]
+    pub const fn agreement(&self) -> Agreement {
+        self.0
+    }
+
+    /// The bytes to send before anything else after a reset. No answer within 9600 etu is a refusal.
+    #[must_use]
+    pub fn request(&self) -> Secret {
+        let number = self.0.protocol.number();
+        let mut bytes = if self.0.rate == Rate::DEFAULT {
+            vec![PPSS, number]
+        } else {
+            vec![PPSS, PPS1 | number, self.0.rate.ta1()]
+        };
+        bytes.push(check(&bytes));
+        Secret::new(bytes)
+    }
+
+    /// What the card agreed to by `answer`: all of it, or the protocol at the default rate when PPS1 is not in the answer.
+    ///
+    /// # Errors
+    /// [`Refused`] for anything else.
+    pub fn answered(&self, answer: &[u8]) -> Result<Agreement, Refused> {
+        if answer == self.request().expose() {
+            return Ok(self.0);
+        }
+        let slower = Self(Agreement {
+            rate: Rate::DEFAULT,
+            ..self.0
+        });
+        if answer == slower.request().expose() {
+            return Ok(slower.0);
+        }
+        Err(Refused)
+    }
+}
+
+/// The card did not answer as agreement demands. It has to be reset by a power cycle, and is left at its default protocol and rate then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the card did not agree to a protocol and rate")]
+pub struct Refused;
+
+fn check(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum ^ byte)
+}

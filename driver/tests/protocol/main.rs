@@ -1,0 +1,11 @@
+//! Transmission protocols (ISO 7816-3) against cards played by the test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failing helper is a failing test"
+)]
+
+mod notation;
+mod t1_scenarios;
