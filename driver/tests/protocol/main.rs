@@ -8,4 +8,7 @@
 )]
 
 mod notation;
+mod t1_limits;
+mod t1_noise;
 mod t1_scenarios;
+mod t1_traps;

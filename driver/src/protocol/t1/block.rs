@@ -203,7 +203,7 @@ impl ErrorDetection {
     }
 
     /// The epilogue, first byte first; an LRC leaves the second 0.
-    fn code(self, body: &[u8]) -> [u8; 2] {
+    pub(super) fn code(self, body: &[u8]) -> [u8; 2] {
         match self {
             Self::Lrc => [body.iter().fold(0, |sum, byte| sum ^ byte), 0],
             Self::Crc => crc(body).to_be_bytes(),

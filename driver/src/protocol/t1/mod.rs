@@ -12,6 +12,8 @@
 //! and whoever knows what it was decides.
 
 pub mod block;
+#[doc(hidden)]
+pub mod fuzz;
 
 use claviger_apdu::{Secret, Sent};
 

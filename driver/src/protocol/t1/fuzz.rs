@@ -1,0 +1,146 @@
+//! T=1 with a card of arbitrary bytes, and what holds whatever it does.
+
+use claviger_apdu::Sent;
+
+use super::{Parameters, Reason, Step, T1};
+use crate::protocol::{
+    budget::{ANSWER_BYTES, REQUESTS, RETRIES},
+    parameters::ErrorDetection,
+    t1::block::{Block, Control, Function},
+};
+
+/// Blocks sent to a card that has become silent: an I-block and R-blocks, S(IFS), S(ABORT) and S(RESYNCH).
+const TO_SILENCE: usize = 1 + RETRIES as usize + 3 * REQUESTS as usize;
+
+/// Two commands to a card that does as `bytes` say, and is silent when they end.
+///
+/// ```text
+/// | IFSC | form | Nc | then for each block of ours one of:
+/// | FF |                                      silence
+/// | FE |                                      the reader says that something was damaged
+/// | FD | length | bytes |                     these bytes
+/// | PCB | LEN | information field |           a block with the right epilogue
+/// form: bit 0: the epilogue is a CRC; bit 1: IFSD is 254, else 32
+/// ```
+pub fn fuzz(bytes: &[u8]) {
+    let Some(([ifsc, form, nc], card)) = bytes.split_first_chunk::<3>() else {
+        return;
+    };
+    let detection = match form & 1 {
+        0 => ErrorDetection::Lrc,
+        _ => ErrorDetection::Crc,
+    };
+    let parameters = Parameters {
+        ifsc: *ifsc,
+        error_detection: detection,
+        ..Parameters::default()
+    };
+    let mut t1 = T1::new(&parameters, if form & 2 == 0 { 32 } else { 254 });
+    let mut card = Card { script: card };
+    for first in [0, 0x80] {
+        let command: Vec<u8> = (0..=*nc).map(|byte| byte ^ first).collect();
+        Witness::new(&command, detection).follow(&mut t1, &mut card);
+    }
+}
+
+struct Card<'a> {
+    script: &'a [u8],
+}
+
+impl Card<'_> {
+    fn answer(&mut self, t1: &mut T1, detection: ErrorDetection) -> Step {
+        let mut next = || {
+            let (byte, rest) = self.script.split_first()?;
+            self.script = rest;
+            Some(*byte)
+        };
+        let (kind, len) = match next() {
+            None | Some(0xFF) => return t1.silent(),
+            Some(0xFE) => return t1.damaged(),
+            Some(kind) => (kind, next().unwrap_or(0)),
+        };
+        let most = self.script.len().min(usize::from(len));
+        let (given, rest) = self.script.split_at(most);
+        self.script = rest;
+        if kind == 0xFD {
+            return t1.receive(given);
+        }
+        let mut block = vec![0, kind, u8::try_from(given.len()).unwrap_or(u8::MAX)];
+        block.extend(given);
+        block.extend(
+            detection
+                .code(&block)
+                .get(..detection.epilogue())
+                .unwrap_or(&[]),
+        );
+        t1.receive(&block)
+    }
+}
+
+/// Watches one exchange from the card's side.
+struct Witness<'a> {
+    command: &'a [u8],
+    detection: ErrorDetection,
+    /// Where the last I-block began and ended.
+    piece: Option<(usize, usize)>,
+    /// S(RESYNCH) has been sent after an I-block.
+    over: bool,
+}
+
+impl<'a> Witness<'a> {
+    const fn new(command: &'a [u8], detection: ErrorDetection) -> Self {
+        Self {
+            command,
+            detection,
+            piece: None,
+            over: false,
+        }
+    }
+
+    fn follow(mut self, t1: &mut T1, card: &mut Card<'_>) {
+        let mut step = t1.begin(self.command);
+        let mut budget = card.script.len() + TO_SILENCE;
+        while let Step::Send { block, .. } = &step {
+            self.sent(block.expose());
+            assert!(budget > 0, "an exchange ends");
+            budget -= 1;
+            step = card.answer(t1, self.detection);
+        }
+        match step {
+            Step::Done(answer) => {
+                assert!(answer.len() <= ANSWER_BYTES && !self.over);
+                assert!(self.piece.is_some(), "only a command has an answer");
+            }
+            Step::Failed(failure) => {
+                assert_eq!(failure.sent == Sent::No, self.piece.is_none());
+                assert_eq!(failure.needs_reset(), failure.reason == Reason::Lost);
+            }
+            Step::Send { .. } => {}
+        }
+    }
+
+    /// Every byte of the command is sent in its order; again only in the block it was last in, and never after S(RESYNCH).
+    fn sent(&mut self, bytes: &[u8]) {
+        let block = Block::parse(bytes, self.detection);
+        assert!(block.is_ok(), "we send blocks");
+        let Ok(Block {
+            control,
+            information,
+        }) = block
+        else {
+            return;
+        };
+        self.over |= control == Control::request(Function::Resynch) && self.piece.is_some();
+        let Control::I { more, .. } = control else {
+            return;
+        };
+        assert!(!self.over, "a command is not sent again");
+        let (last, next) = self.piece.unwrap_or((0, 0));
+        let is =
+            |from: usize| self.command.get(from..from + information.len()) == Some(information);
+        let from = if is(next) { next } else { last };
+        assert!(is(from), "the piece that is due, or the last one");
+        assert_eq!(more, from + information.len() < self.command.len());
+        self.piece = Some((from, from + information.len()));
+    }
+}

@@ -1,0 +1,159 @@
+//! What a card may cost, and that every exchange ends.
+
+use claviger_apdu::Sent;
+use claviger_driver::protocol::{
+    Parameters, Reason, Step, T1,
+    budget::{ANSWER_BLOCKS, ANSWER_BYTES, SUPERVISORY_BLOCKS, WAITING_TIME_EXTENSIONS},
+    t1::fuzz::fuzz,
+};
+
+use crate::notation::{done, failed, lrc, sent};
+
+fn t1() -> T1 {
+    T1::new(&Parameters::default(), 32)
+}
+
+/// Sends `count` I-blocks of a chain; the step after the last, and the number of the next block.
+fn chain(t1: &mut T1, information: &str, count: usize) -> (Step, u8) {
+    let mut number = 0;
+    let mut step = t1.begin(&[1, 2]);
+    for _ in 0..count {
+        sent(step);
+        step = t1.receive(&lrc(&format!("I({number},1) {information}")));
+        number ^= 1;
+    }
+    (step, number)
+}
+
+#[test]
+fn the_longest_answer_there_is_comes_through() {
+    let mut t1 = t1();
+    let (step, number) = chain(&mut t1, &"F1".repeat(254), 258);
+    sent(step);
+    let last = lrc(&format!("I({number},0) {}", "9000".repeat(3)));
+    assert_eq!(done(t1.receive(&last)).len(), ANSWER_BYTES);
+}
+
+#[test]
+fn a_longer_answer_is_aborted_and_the_next_command_finds_the_card() {
+    let mut t1 = t1();
+    let (step, _) = chain(&mut t1, &"F1".repeat(254), 259);
+    assert_eq!(sent(step), lrc("S(ABORT request)"));
+    let failure = failed(t1.receive(&lrc("S(ABORT response)")));
+    assert_eq!(failure.reason, Reason::Budget("bytes"));
+    assert_eq!(failure.sent, Sent::Yes);
+    assert_eq!(sent(t1.begin(&[3])), lrc("S(RESYNCH request)"));
+    assert_eq!(
+        sent(t1.receive(&lrc("S(RESYNCH response)"))),
+        lrc("I(0,0) 03")
+    );
+}
+
+#[test]
+fn a_card_that_does_not_hear_the_abort_is_resynchronised() {
+    let mut t1 = t1();
+    let (step, _) = chain(&mut t1, &"F1".repeat(254), 259);
+    assert_eq!(sent(step), lrc("S(ABORT request)"));
+    assert_eq!(sent(t1.silent()), lrc("S(ABORT request)"));
+    let more = lrc("I(1,1) F1");
+    assert_eq!(sent(t1.receive(&more)), lrc("S(ABORT request)"));
+    assert_eq!(sent(t1.receive(&more)), lrc("S(RESYNCH request)"));
+    let failure = failed(t1.receive(&lrc("S(RESYNCH response)")));
+    assert_eq!(failure.reason, Reason::Budget("bytes"));
+}
+
+#[test]
+fn empty_blocks_without_end_are_aborted() {
+    let mut t1 = t1();
+    let (step, _) = chain(&mut t1, "", ANSWER_BLOCKS as usize + 1);
+    assert_eq!(sent(step), lrc("S(ABORT request)"));
+}
+
+#[test]
+fn extensions_without_end_are_ended() {
+    let mut t1 = t1();
+    let mut step = t1.begin(&[1, 2]);
+    for _ in 0..=WAITING_TIME_EXTENSIONS {
+        sent(step);
+        step = t1.receive(&lrc("S(WTX request) 01"));
+    }
+    assert_eq!(sent(step), lrc("S(RESYNCH request)"));
+    let failure = failed(t1.receive(&lrc("S(RESYNCH response)")));
+    assert_eq!(failure.reason, Reason::Budget("waiting time extensions"));
+    assert_eq!(failure.sent, Sent::Maybe);
+}
+
+#[test]
+fn other_requests_in_a_row_are_ended() {
+    for request in ["S(IFS request) 20", "S(ABORT request)"] {
+        let mut t1 = t1();
+        let mut step = t1.begin(&[1, 2]);
+        for _ in 0..=SUPERVISORY_BLOCKS {
+            sent(step);
+            step = t1.receive(&lrc(request));
+        }
+        assert_eq!(sent(step), lrc("S(RESYNCH request)"));
+    }
+}
+
+/// What a card may do, as [`fuzz`] reads it: blocks good and bad, damage, silence.
+const DEEDS: [&[u8]; 20] = [
+    &[0x00, 2, 0x90, 0x00],
+    &[0x40, 2, 0x90, 0x00],
+    &[0x20, 1, 0xF1],
+    &[0x60, 1, 0xF1],
+    &[0x80, 0],
+    &[0x90, 0],
+    &[0x91, 0],
+    &[0xC0, 0],
+    &[0xE0, 0],
+    &[0xC1, 1, 0x01],
+    &[0xC1, 1, 0xFE],
+    &[0xE1, 1, 0xFE],
+    &[0xC2, 0],
+    &[0xE2, 0],
+    &[0xC3, 1, 0x05],
+    &[0xE3, 1, 0x05],
+    &[0xFD, 3, 0x00, 0x00, 0x05],
+    &[0xFD, 0],
+    &[0xFE],
+    &[0xFF],
+];
+
+#[test]
+fn every_sequence_of_four_deeds_ends_and_nothing_is_sent_twice() {
+    let mut sequences = 0;
+    for form in [0, 2] {
+        for number in 0..DEEDS.len().pow(4) {
+            let mut bytes = vec![2, form, 4];
+            let mut left = number;
+            for _ in 0..4 {
+                bytes.extend(DEEDS[left % DEEDS.len()]);
+                left /= DEEDS.len();
+            }
+            fuzz(&bytes);
+            sequences += 1;
+        }
+    }
+    assert_eq!(sequences, 320_000);
+}
+
+#[test]
+fn long_sequences_end_and_nothing_is_sent_twice() {
+    let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut random = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed >> 33).unwrap()
+    };
+    for _ in 0..20_000 {
+        let ifsc = u8::try_from(random() % 256).unwrap();
+        let form = u8::try_from(random() % 4).unwrap();
+        let mut bytes = vec![ifsc, form, u8::try_from(random() % 256).unwrap()];
+        for _ in 0..random() % 64 {
+            bytes.extend(DEEDS[random() % DEEDS.len()]);
+        }
+        fuzz(&bytes);
+    }
+}
