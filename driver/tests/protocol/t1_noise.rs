@@ -71,7 +71,7 @@ impl Card {
         let command = std::mem::take(&mut self.command);
         self.answer = reply_to(&command);
         self.executed.push(command);
-        if self.answer[0] % 3 != 0 {
+        if !self.answer[0].is_multiple_of(3) {
             return self.piece();
         }
         self.extending = true;
