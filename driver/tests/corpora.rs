@@ -3,7 +3,7 @@
 #[path = "../../fuzz/corpora.rs"]
 mod corpora;
 
-use claviger_driver::{ccid, socket};
+use claviger_driver::{ccid, protocol, socket};
 use corpora::{EVERY, feed};
 
 #[test]
@@ -39,4 +39,29 @@ fn ccid_notification() {
 #[test]
 fn ccid_configuration() {
     feed("ccid_configuration", EVERY, ccid::configuration::fuzz);
+}
+
+#[test]
+fn atr_parameters() {
+    feed("atr_parameters", EVERY, protocol::parameters::fuzz);
+}
+
+#[test]
+fn pps() {
+    feed("pps", EVERY, protocol::pps::fuzz);
+}
+
+#[test]
+fn t1() {
+    feed("t1", EVERY, protocol::t1::fuzz::fuzz);
+}
+
+#[test]
+fn t0() {
+    feed("t0", EVERY, protocol::t0::fuzz);
+}
+
+#[test]
+fn character() {
+    feed("character", EVERY, protocol::character::fuzz);
 }

@@ -265,3 +265,54 @@ impl Tpdu {
         self.data.expose().get(from..self.sent).unwrap_or(&[])
     }
 }
+
+/// A TPDU or a block to a reader that returns what `bytes` say.
+///
+/// ```text
+/// | form | length of the command's data | then for each turn: count | as many bytes, at most as were asked for |
+/// form: bit 0: T=1 with a CRC or, with bit 1, an LRC; else T=0 to the card or, with bit 1, from it
+/// ```
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some(([form, len], mut reader)) = bytes.split_first_chunk::<2>() else {
+        return;
+    };
+    let data: Vec<u8> = (0..*len).collect();
+    let command = match form & 3 {
+        0 => [&[0, 0xDB, 0x3F, 0xFF, *len], data.as_slice()].concat(),
+        2 => vec![0, 0xCB, 0x3F, 0xFF, *len],
+        _ => [&[0, 0, *len], data.as_slice(), &[0]].concat(),
+    };
+    let (mut characters, mut turn) = match form & 3 {
+        0 | 2 => Characters::t0(&command),
+        1 => Characters::t1(Secret::copy_from(&command), ErrorDetection::Crc),
+        _ => Characters::t1(Secret::copy_from(&command), ErrorDetection::Lrc),
+    };
+    let mut sent = Vec::new();
+    let most_turns = reader.len();
+    let mut asked = 0_usize;
+    while let Turn::Exchange { bytes, expected } = &turn {
+        sent.extend_from_slice(bytes.expose());
+        assert!(
+            command.starts_with(&sent),
+            "each byte is sent once, in order"
+        );
+        assert!((1..=260).contains(expected));
+        asked += 1;
+        assert!(
+            asked <= most_turns + usize::from(SHORT_READS) + 1,
+            "it ends"
+        );
+        let (count, rest) = reader.split_first().unwrap_or((&0, &[]));
+        let most = rest
+            .len()
+            .min(usize::from(*count))
+            .min(usize::from(*expected));
+        let (given, rest) = rest.split_at(most);
+        reader = rest;
+        turn = characters.receive(given);
+    }
+    if let Turn::Done(answer) = turn {
+        assert!(!answer.is_empty() && answer.len() <= 260);
+    }
+}

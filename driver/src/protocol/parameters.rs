@@ -239,7 +239,7 @@ impl Parameters {
         Reading {
             parameters,
             offered: Vec::new(),
-            seen: [false; 3],
+            seen: [false; 2],
         }
         .all(*t0, rest)
     }
@@ -305,8 +305,8 @@ fn cycles(count: u64, khz: u32) -> Duration {
 struct Reading {
     parameters: Parameters,
     offered: Vec<Protocol>,
-    /// Whether a first group for T=0, T=1, T=15 has been read.
-    seen: [bool; 3],
+    /// Whether a first group for T=1, for T=15 has been read.
+    seen: [bool; 2],
 }
 
 /// TA, TB, TC of one group, as far as there.
@@ -326,7 +326,7 @@ impl Reading {
             };
             match round {
                 1 => self.global(group),
-                2 => self.second(group, indicator & 0x0F),
+                2 => self.second(group),
                 _ => self.specific(group, indicator & 0x0F),
             }
             let Some(td) = td else { break };
@@ -359,7 +359,7 @@ impl Reading {
     }
 
     /// TA2 and TC2, which is for T=0 whatever TD1 says; TB2 is TB1's like.
-    fn second(&mut self, group: Group, number: u8) {
+    fn second(&mut self, group: Group) {
         if let Some(ta2) = group.ta {
             self.parameters.specific_mode = Some(SpecificMode {
                 protocol: Protocol::of(ta2 & 0x0F),
@@ -372,14 +372,14 @@ impl Reading {
             Some(wi) => self.parameters.waiting_integer = wi,
             None => {}
         }
-        let _ = number;
     }
 
     /// The third and later groups belong to the protocol of the TD before them; the first of each counts.
     fn specific(&mut self, group: Group, number: u8) {
+        let [t1, t15] = &mut self.seen;
         match number {
-            1 if !std::mem::replace(&mut self.seen[1], true) => self.t1(group),
-            15 if !std::mem::replace(&mut self.seen[2], true) => self.t15(group),
+            1 if !std::mem::replace(t1, true) => self.t1(group),
+            15 if !std::mem::replace(t15, true) => self.t15(group),
             _ => {}
         }
     }
@@ -443,4 +443,24 @@ fn group(indicator: u8, rest: &mut &[u8]) -> Option<(Group, Option<u8>)> {
     };
     let (ta, tb, tc) = (next(0x10)?, next(0x20)?, next(0x40)?);
     Some((Group { ta, tb, tc }, next(0x80)?))
+}
+
+/// Reads arbitrary bytes as an answer to reset; for the fuzz target of this name.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(atr) = Atr::parse(bytes) else { return };
+    let parameters = Parameters::of(&atr);
+    assert!((1..=254).contains(&parameters.ifsc));
+    assert!(parameters.block_waiting_integer <= 9 && parameters.character_waiting_integer <= 15);
+    assert!(parameters.waiting_integer > 0);
+    assert!(!parameters.offered.is_empty() && parameters.offered.len() <= ROUNDS);
+    assert!(atr.complaint().is_none() || !parameters.complaints.is_empty());
+    let rate = parameters.initial_rate();
+    assert_eq!(Rate::of(rate.ta1()), Some(rate), "never a reserved rate");
+    for khz in [0, 1, 3_580, 20_000, u32::MAX] {
+        let slowest = parameters.block_waiting_time(rate, khz);
+        assert!(slowest < Duration::from_secs(200_000), "{slowest:?}");
+        let _ = parameters.character_waiting_time(rate, khz);
+        let _ = parameters.work_waiting_time(rate, khz);
+    }
 }

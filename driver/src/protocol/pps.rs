@@ -150,3 +150,58 @@ pub struct Refused;
 fn check(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum ^ byte)
 }
+
+/// A negotiation with a card and a reader of arbitrary bytes; for the fuzz target beside this file.
+///
+/// ```text
+/// | TA1 | T | clock in kHz, 2 bytes | highest rate, 4 bytes | count | rates, 4 bytes each | the card's answer |
+/// ```
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some(([ta1, number, k1, k2, m1, m2, m3, m4, count], rest)) = bytes.split_first_chunk::<9>()
+    else {
+        return;
+    };
+    let len = rest.len().min(usize::from(*count) * 4);
+    let (table, answer) = rest.split_at(len);
+    let rates: Vec<u32> = table
+        .chunks_exact(4)
+        .filter_map(|rate| rate.try_into().ok().map(u32::from_be_bytes))
+        .collect();
+    let reader = Reach {
+        khz: u32::from(u16::from_be_bytes([*k1, *k2])),
+        most: u32::from_be_bytes([*m1, *m2, *m3, *m4]),
+        rates: &rates,
+    };
+    let parameters = Parameters {
+        rate: Rate::of(*ta1).unwrap_or(Rate::DEFAULT),
+        offered: vec![Protocol::T0, Protocol::T1],
+        ..Parameters::default()
+    };
+    let protocol = Protocol::of(number & 0x0F).unwrap_or(Protocol::T1);
+    let proposal = match way(&parameters, protocol, &reader) {
+        Way::Settled(agreement) => {
+            assert_eq!(
+                (agreement.protocol, agreement.rate),
+                (Protocol::T0, Rate::DEFAULT)
+            );
+            return;
+        }
+        Way::Closed => return assert!(!parameters.offered.contains(&protocol)),
+        Way::Ask(proposal) => proposal,
+    };
+    let rate = proposal.agreement().rate;
+    let speed = |rate: Rate| rate.bits_per_second(reader.khz);
+    assert!(rate == Rate::DEFAULT || reader.includes(rate));
+    assert!(speed(rate) <= speed(parameters.rate) || rate == Rate::DEFAULT);
+    let request = proposal.request();
+    assert!(request.len() <= 4 && check(request.expose()) == 0);
+    assert_eq!(
+        proposal.answered(request.expose()),
+        Ok(proposal.agreement())
+    );
+    if let Ok(agreement) = proposal.answered(answer) {
+        assert_eq!(agreement.protocol, protocol);
+        assert!(agreement.rate == rate || agreement.rate == Rate::DEFAULT);
+    }
+}

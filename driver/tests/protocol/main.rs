@@ -7,7 +7,11 @@
     reason = "a failing helper is a failing test"
 )]
 
+mod character;
 mod notation;
+mod parameters;
+mod pps;
+mod t0;
 mod t1_limits;
 mod t1_noise;
 mod t1_scenarios;

@@ -1,0 +1,186 @@
+//! When a card is asked for another protocol or rate, for which, and what its answer means.
+
+use claviger_driver::protocol::{
+    Parameters, Protocol, Rate,
+    parameters::SpecificMode,
+    pps::{Agreement, Proposal, Reach, Refused, Way, way},
+};
+
+use crate::notation::hex;
+
+/// A reader of 4 MHz that can do everything.
+const ANY: Reach<'static> = Reach {
+    khz: 4_000,
+    most: 1_000_000,
+    rates: &[],
+};
+
+fn card(ta1: u8, offered: &[Protocol]) -> Parameters {
+    Parameters {
+        rate: Rate::of(ta1).unwrap(),
+        offered: offered.to_vec(),
+        ..Parameters::default()
+    }
+}
+
+fn asked(parameters: &Parameters, protocol: Protocol, reader: &Reach<'_>) -> Proposal {
+    match way(parameters, protocol, reader) {
+        Way::Ask(proposal) => proposal,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn request(ta1: u8, protocol: Protocol, reader: &Reach<'_>) -> Vec<u8> {
+    let both = card(ta1, &[Protocol::T0, Protocol::T1]);
+    asked(&both, protocol, reader).request().expose().to_vec()
+}
+
+#[test]
+fn a_card_that_speaks_it_already_is_not_asked() {
+    let slow = card(0x11, &[Protocol::T1]);
+    let settled = Way::Settled(Agreement {
+        protocol: Protocol::T1,
+        rate: Rate::DEFAULT,
+    });
+    assert_eq!(way(&slow, Protocol::T1, &ANY), settled);
+    // FI 0 is the default conversion by another name: nothing is won.
+    assert_eq!(
+        way(&card(0x01, &[Protocol::T1]), Protocol::T1, &ANY),
+        settled
+    );
+}
+
+#[test]
+fn requests_for_a_rate_a_protocol_and_both() {
+    assert_eq!(request(0x95, Protocol::T0, &ANY), hex("FF 10 95 7A"));
+    assert_eq!(request(0x11, Protocol::T1, &ANY), hex("FF 01 FE"));
+    assert_eq!(request(0x95, Protocol::T1, &ANY), hex("FF 11 95 7B"));
+}
+
+#[test]
+fn a_protocol_that_is_not_offered_is_closed() {
+    let card = card(0x95, &[Protocol::T0]);
+    assert_eq!(way(&card, Protocol::T1, &ANY), Way::Closed);
+}
+
+#[test]
+fn a_card_in_specific_mode_is_not_asked() {
+    let specific = |implicit_rate| Parameters {
+        specific_mode: Some(SpecificMode {
+            protocol: Some(Protocol::T1),
+            implicit_rate,
+            can_change: true,
+        }),
+        ..card(0x95, &[Protocol::T0, Protocol::T1])
+    };
+    for (implicit, ta1) in [(false, 0x95), (true, 0x11)] {
+        let parameters = specific(implicit);
+        let settled = Way::Settled(Agreement {
+            protocol: Protocol::T1,
+            rate: Rate::of(ta1).unwrap(),
+        });
+        assert_eq!(way(&parameters, Protocol::T1, &ANY), settled);
+        assert_eq!(way(&parameters, Protocol::T0, &ANY), Way::Closed);
+    }
+}
+
+#[test]
+fn the_fastest_rate_that_card_and_reader_have_in_common() {
+    let found = |ta1, reader: Reach<'_>| {
+        let both = card(ta1, &[Protocol::T0, Protocol::T1]);
+        let ta1 = asked(&both, Protocol::T1, &reader).agreement().rate.ta1();
+        format!("{ta1:02X}")
+    };
+    // 97 is 500 000, 96 is 250 000, 95 is 125 000 bit/s at 4 MHz.
+    assert_eq!(found(0x97, ANY), "97");
+    assert_eq!(
+        found(
+            0x97,
+            Reach {
+                most: 300_000,
+                ..ANY
+            }
+        ),
+        "96"
+    );
+    let rates = &[10_752, 125_001, 344_086];
+    assert_eq!(
+        found(0x97, Reach { rates, ..ANY }),
+        "16",
+        "344 086 by the default Fi"
+    );
+    let rates = &[10_752, 125_001];
+    assert_eq!(
+        found(0x97, Reach { rates, ..ANY }),
+        "95",
+        "a bit a second off"
+    );
+    let rates = &[10_752, 125_003];
+    assert_eq!(
+        found(0x97, Reach { rates, ..ANY }),
+        "11",
+        "three are too many"
+    );
+    assert_eq!(found(0x97, Reach { most: 0, ..ANY }), "11");
+}
+
+#[test]
+fn a_clock_over_what_a_conversion_allows_is_not_combined_with_it() {
+    let khz = 6_000;
+    let found = |ta1| {
+        let both = card(ta1, &[Protocol::T0, Protocol::T1]);
+        let reader = Reach { khz, ..ANY };
+        asked(&both, Protocol::T1, &reader).agreement().rate.ta1()
+    };
+    assert_eq!(found(0x95), 0x11, "512 up to 5 MHz");
+    assert_eq!(found(0xA5), 0xA5, "768 up to 7.5 MHz");
+}
+
+#[test]
+fn never_faster_than_the_card_offered() {
+    for ta1 in (0..=255).filter(|ta1| Rate::of(*ta1).is_some()) {
+        let offered = Rate::of(ta1).unwrap();
+        for khz in [3_580, 4_000, 4_800, 8_000] {
+            let reader = Reach { khz, ..ANY };
+            let parameters = card(ta1, &[Protocol::T0, Protocol::T1]);
+            let rate = asked(&parameters, Protocol::T1, &reader).agreement().rate;
+            let faster = rate.bits_per_second(khz) > offered.bits_per_second(khz);
+            assert!(!faster || rate == Rate::DEFAULT, "{ta1:02X} {rate:?}");
+        }
+    }
+}
+
+#[test]
+fn an_echo_is_agreement_and_a_missing_rate_is_the_default() {
+    let both = card(0x95, &[Protocol::T0, Protocol::T1]);
+    let proposal = asked(&both, Protocol::T1, &ANY);
+    assert_eq!(
+        proposal.answered(&hex("FF 11 95 7B")),
+        Ok(proposal.agreement())
+    );
+    let slower = Agreement {
+        protocol: Protocol::T1,
+        rate: Rate::DEFAULT,
+    };
+    assert_eq!(proposal.answered(&hex("FF 01 FE")), Ok(slower));
+}
+
+#[test]
+fn anything_else_is_refusal() {
+    let both = card(0x95, &[Protocol::T0, Protocol::T1]);
+    let proposal = asked(&both, Protocol::T1, &ANY);
+    for answer in [
+        "",
+        "FF",
+        "FF 11 95",
+        "FF 11 95 7A",
+        "FF 11 95 7B 00",
+        "FF 10 95 7A",
+        "FF 11 94 7A",
+        "FF 00 FF",
+        "FF 31 95 00 5B",
+        "3B 11 95 BF",
+    ] {
+        assert_eq!(proposal.answered(&hex(answer)), Err(Refused), "{answer}");
+    }
+}
