@@ -29,6 +29,7 @@ mod memory;
 mod stage;
 
 mod desk;
+mod operations;
 mod templates;
 
 use bench::{Bench, Seat};
