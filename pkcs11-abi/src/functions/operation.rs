@@ -94,6 +94,26 @@ pub(crate) fn keeps_operation(failure: &Failure) -> bool {
     )
 }
 
+/// [`room`] for the output of the operation in `place`, which is over when there is no place for the length.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL, ARGUMENTS_BAD.
+pub(crate) fn room_or_end<T>(
+    place: &mut Option<T>,
+    buffer: Out<'_, u8>,
+    len: Out<'_, CK_ULONG>,
+    needed: usize,
+) -> Result<Room, Failure> {
+    let room = room(buffer, len, needed);
+    if room
+        .as_ref()
+        .is_err_and(|failure| !keeps_operation(failure))
+    {
+        *place = None;
+    }
+    room
+}
+
 /// Gives the last output of an operation, which is then over; without room it is kept and the operation goes on.
 ///
 /// # Errors

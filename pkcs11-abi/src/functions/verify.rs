@@ -6,10 +6,10 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_VERIFY, CKF_VERIFY_RECOVER,
 };
 
-use super::operation::{beginning, give, given};
+use super::operation::{beginning, give, given, room_or_end};
 use crate::{
     module::Module,
-    pointer::{In, Out, Room, room},
+    pointer::{In, Out, Room},
     rv::{Failure, Rule},
     sessions::{Active, Foreknown, Session},
 };
@@ -138,10 +138,9 @@ pub(crate) fn recover(
     let session = module.session(session)?;
     let place = &mut session.operations().verify_recover;
     let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    data_len.check()?;
-    if data.is_null() {
-        room(data, data_len, active.operation.signature_len())?;
-        return Ok(());
+    if data.is_null() || data_len.is_null() {
+        let needed = active.operation.signature_len();
+        return room_or_end(place, data, data_len, needed).map(|_| ());
     }
     let recovered = signature_bytes(signature, signature_len)
         .and_then(|signature| Ok(active.operation.recover(signature)?));
