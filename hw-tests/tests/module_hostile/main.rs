@@ -29,7 +29,9 @@ mod memory;
 mod stage;
 
 mod desk;
+mod messages;
 mod operations;
+mod overlap;
 mod templates;
 
 use bench::{Bench, Seat};
