@@ -34,12 +34,12 @@ pub(super) fn start(
     Ok(from.active(operation))
 }
 
-/// The bytes of a signature; one that is too long to be any is cut, and will be refused for its length.
+/// The bytes of a signature. Of one that is too long to be any nothing is read: none has the length of no bytes either.
 pub(super) fn signature_bytes(signature: In<'_, u8>, len: CK_ULONG) -> Result<&[u8], Failure> {
     if signature.is_null() {
         return Err(Rule::ARGUMENTS_BAD.into());
     }
-    signature.bytes(len.min(MAX_SIGNATURE))
+    signature.bytes(if len > MAX_SIGNATURE { 0 } else { len })
 }
 
 /// C_VerifyInit.
