@@ -29,9 +29,11 @@ mod memory;
 mod stage;
 
 mod desk;
+mod handles;
 mod messages;
 mod operations;
 mod overlap;
+mod parameters;
 mod templates;
 
 use bench::{Bench, Seat};
