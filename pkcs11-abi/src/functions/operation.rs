@@ -58,7 +58,7 @@ pub(crate) fn beginning(
     function: CK_FLAGS,
     missing: Rule,
 ) -> Result<Beginning, Failure> {
-    let key = session.object(key, missing)?;
+    let key = session.key(key, missing)?;
     let known = mechanism_for(mechanism.mechanism, function)?;
     if !session.offers(known.kind) {
         return Err(TokenError::MechanismInvalid(known.kind).into());
