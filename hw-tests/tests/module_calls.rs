@@ -19,9 +19,9 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG,
     CKA_CLASS, CKA_EC_PARAMS, CKA_ID, CKA_LABEL, CKA_MODULUS, CKA_VALUE, CKF_OS_LOCKING_OK,
     CKF_SERIAL_SESSION, CKM_ECDSA, CKM_ECDSA_SHA256, CKO_PRIVATE_KEY, CKR_ARGUMENTS_BAD,
-    CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID, CKR_BUFFER_TOO_SMALL, CKR_OK,
-    CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED, CKR_PIN_INCORRECT,
-    CKR_SESSION_HANDLE_INVALID, CKU_USER,
+    CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID, CKR_ATTRIBUTE_VALUE_INVALID,
+    CKR_BUFFER_TOO_SMALL, CKR_OK, CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED,
+    CKR_PIN_INCORRECT, CKR_SESSION_HANDLE_INVALID, CKU_USER,
 };
 use stage::{Stage, Way, raw::Raw, with_card};
 
@@ -270,7 +270,7 @@ fn lengths_past_all_reason_are_refused_without_copying() {
             template.as_mut_ptr(),
             1
         );
-        assert_eq!(found, CKR_ARGUMENTS_BAD);
+        assert_eq!(found, CKR_ATTRIBUTE_VALUE_INVALID);
         assert_eq!(ck!(client.raw, C_Logout, client.session), CKR_OK);
         let (apdus, login) = stage.apdus(|| {
             let pin = memory.as_mut_ptr();

@@ -7,6 +7,7 @@
 
 use std::{ffi::CStr, marker::PhantomData};
 
+use claviger_token::{TemplateFault, TokenError};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_MECHANISM, CK_ULONG};
 
 use crate::rv::{Failure, Rule};
@@ -206,9 +207,17 @@ fn checked_count<T>(count: CK_ULONG) -> Result<usize, Failure> {
 const MAX_VALUE: CK_ULONG = 1 << 20;
 
 /// The value bytes of one attribute of a template.
+///
+/// # Errors
+/// ATTRIBUTE_VALUE_INVALID for null with a length, or a length that is none (PKCS #11 3.1, 4.1.1).
 pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failure> {
-    if attribute.ulValueLen > MAX_VALUE {
-        return Err(Rule::ARGUMENTS_BAD.into());
+    let nowhere = attribute.pValue.is_null() && attribute.ulValueLen > 0;
+    if nowhere || attribute.ulValueLen > MAX_VALUE {
+        return Err(TokenError::Template {
+            fault: TemplateFault::ValueInvalid,
+            attribute: attribute.type_,
+        }
+        .into());
     }
     // SAFETY: the attribute was read from a template of the caller, who promises its pointer and length.
     let value = unsafe { In::new(attribute.pValue.cast::<u8>().cast_const()) };

@@ -238,6 +238,21 @@ impl Session {
         object.ok_or_else(|| missing.into())
     }
 
+    /// As [`Session::object`] of a key: another object's handle is none of a key.
+    ///
+    /// # Errors
+    /// `missing`.
+    pub(crate) fn key(
+        &self,
+        handle: CK_OBJECT_HANDLE,
+        missing: Rule,
+    ) -> Result<Arc<Object>, Failure> {
+        let object = self.reader.object(self.card, self.applet, handle);
+        object
+            .filter(|object| object.key.is_some())
+            .ok_or_else(|| missing.into())
+    }
+
     /// Gives a new object of this session its handle.
     ///
     /// # Errors

@@ -10,11 +10,11 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_DIGEST,
 };
 
-use super::operation::{give, given};
+use super::operation::{give, given, room_or_end};
 use crate::{
     module::Module,
     parameter,
-    pointer::{In, Out, Room, room},
+    pointer::{In, Out, Room},
     rv::{Failure, Rule},
     sessions::{Active, Operations},
 };
@@ -55,9 +55,11 @@ pub(crate) fn single(
         operations.digest = None;
         return Err(Rule::OPERATION_ACTIVE.into());
     }
-    if room(digest, digest_len, active.operation.hash().len())? == Room::Asked {
+    let needed = active.operation.hash().len();
+    if room_or_end(&mut operations.digest, digest, digest_len, needed)? == Room::Asked {
         return Ok(());
     }
+    let active = self::active(&mut operations)?;
     let taken = data.bytes(len).map(|data| active.operation.update(data));
     end(&mut operations, taken, digest, digest_len)
 }
@@ -114,8 +116,8 @@ pub(crate) fn finish(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let active = active(&mut operations)?;
-    if room(digest, digest_len, active.operation.hash().len())? == Room::Asked {
+    let needed = active(&mut operations)?.operation.hash().len();
+    if room_or_end(&mut operations.digest, digest, digest_len, needed)? == Room::Asked {
         return Ok(());
     }
     end(&mut operations, Ok(()), digest, digest_len)

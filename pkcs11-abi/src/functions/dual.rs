@@ -1,4 +1,4 @@
-//! Two operations on one pass over the data (PKCS #11 3.1, 5.16).
+//! Two operations on one pass over the data (PKCS #11 3.1, 5.16). What ends the one ends the other: it has lost a part.
 
 use claviger_token::{DecryptOperation, EncryptOperation};
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
@@ -24,19 +24,24 @@ pub(crate) fn digest_encrypt(
     let Operations {
         digest, encrypt, ..
     } = &mut *session.operations();
-    let digest = digest.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    part_of::<EncryptOperation>(
+    let twin = digest.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let begun = encrypt.is_some();
+    let taken = part_of::<EncryptOperation>(
         encrypt,
         (part, len),
         output,
         output_len,
         |data| {
-            digest.in_parts = true;
-            digest.operation.update(data);
+            twin.in_parts = true;
+            twin.operation.update(data);
             Ok(())
         },
         |_| Ok(()),
-    )
+    );
+    if begun && encrypt.is_none() {
+        *digest = None;
+    }
+    taken
 }
 
 /// C_DecryptDigestUpdate: the digest is of the plaintext.
@@ -52,19 +57,24 @@ pub(crate) fn decrypt_digest(
     let Operations {
         digest, decrypt, ..
     } = &mut *session.operations();
-    let digest = digest.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    part_of::<DecryptOperation>(
+    let twin = digest.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let begun = decrypt.is_some();
+    let taken = part_of::<DecryptOperation>(
         decrypt,
         (part, len),
         output,
         output_len,
         |_| Ok(()),
         |plain| {
-            digest.in_parts = true;
-            digest.operation.update(plain);
+            twin.in_parts = true;
+            twin.operation.update(plain);
             Ok(())
         },
-    )
+    );
+    if begun && decrypt.is_none() {
+        *digest = None;
+    }
+    taken
 }
 
 /// C_SignEncryptUpdate: the signature is of the plaintext.
@@ -78,18 +88,23 @@ pub(crate) fn sign_encrypt(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let Operations { sign, encrypt, .. } = &mut *session.operations();
-    let sign = sign.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    part_of::<EncryptOperation>(
+    let twin = sign.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let begun = encrypt.is_some();
+    let taken = part_of::<EncryptOperation>(
         encrypt,
         (part, len),
         output,
         output_len,
         |data| {
-            sign.in_parts = true;
-            Ok(sign.operation.update(data)?)
+            twin.in_parts = true;
+            Ok(twin.operation.update(data)?)
         },
         |_| Ok(()),
-    )
+    );
+    if begun && encrypt.is_none() {
+        *sign = None;
+    }
+    taken
 }
 
 /// C_DecryptVerifyUpdate: the signature is of the plaintext.
@@ -105,16 +120,21 @@ pub(crate) fn decrypt_verify(
     let Operations {
         verify, decrypt, ..
     } = &mut *session.operations();
-    let verify = verify.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    part_of::<DecryptOperation>(
+    let twin = verify.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let begun = decrypt.is_some();
+    let taken = part_of::<DecryptOperation>(
         decrypt,
         (part, len),
         output,
         output_len,
         |_| Ok(()),
         |plain| {
-            verify.in_parts = true;
-            Ok(verify.operation.update(plain)?)
+            twin.in_parts = true;
+            Ok(twin.operation.update(plain)?)
         },
-    )
+    );
+    if begun && decrypt.is_none() {
+        *verify = None;
+    }
+    taken
 }

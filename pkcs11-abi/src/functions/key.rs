@@ -114,7 +114,7 @@ pub(crate) fn wrap(
     wrapped_len.check()?;
     let missing = Rule::WRAPPING_KEY_HANDLE_INVALID;
     let from = beginning(&session, &mechanism, wrapping, CKF_WRAP, missing)?;
-    let key = session.object(key, Rule::KEY_HANDLE_INVALID)?;
+    let key = session.key(key, Rule::KEY_HANDLE_INVALID)?;
     let done = wrap_key(from.mechanism, &from.parameter, &from.key, &key)
         .map_err(|error| as_wrapping(error, Rule::WRAPPING_KEY_TYPE_INCONSISTENT))?;
     give(done.expose(), wrapped, wrapped_len).map(|_| ())

@@ -58,7 +58,7 @@ pub(crate) fn beginning(
     function: CK_FLAGS,
     missing: Rule,
 ) -> Result<Beginning, Failure> {
-    let key = session.object(key, missing)?;
+    let key = session.key(key, missing)?;
     let known = mechanism_for(mechanism.mechanism, function)?;
     if !session.offers(known.kind) {
         return Err(TokenError::MechanismInvalid(known.kind).into());
@@ -92,6 +92,26 @@ pub(crate) fn keeps_operation(failure: &Failure) -> bool {
         failure,
         Failure::Rule(Rule::BUFFER_TOO_SMALL | Rule::USER_NOT_LOGGED_IN)
     )
+}
+
+/// [`room`] for the output of the operation in `place`, which is over when there is no place for the length.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL, ARGUMENTS_BAD.
+pub(crate) fn room_or_end<T>(
+    place: &mut Option<T>,
+    buffer: Out<'_, u8>,
+    len: Out<'_, CK_ULONG>,
+    needed: usize,
+) -> Result<Room, Failure> {
+    let room = room(buffer, len, needed);
+    if room
+        .as_ref()
+        .is_err_and(|failure| !keeps_operation(failure))
+    {
+        *place = None;
+    }
+    room
 }
 
 /// Gives the last output of an operation, which is then over; without room it is kept and the operation goes on.

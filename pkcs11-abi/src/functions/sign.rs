@@ -6,10 +6,10 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_SIGN, CKF_SIGN_RECOVER,
 };
 
-use super::operation::{beginning, give, given};
+use super::operation::{beginning, give, given, room_or_end};
 use crate::{
     module::Module,
-    pointer::{In, Out, Room, room},
+    pointer::{In, Out, Room},
     rv::{Failure, Rule},
     sessions::{Active, Session},
 };
@@ -112,9 +112,11 @@ fn single(
         *place = None;
         return Err(Rule::OPERATION_ACTIVE.into());
     }
-    if room(signature, signature_len, active.operation.signature_len())? == Room::Asked {
+    let needed = active.operation.signature_len();
+    if room_or_end(place, signature, signature_len, needed)? == Room::Asked {
         return Ok(());
     }
+    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
     if active.operation.lacks_context_login() {
         return Err(Rule::USER_NOT_LOGGED_IN.into());
     }
@@ -159,9 +161,11 @@ pub(crate) fn finish_parts(
     let session = module.session(session)?;
     let place = &mut session.operations().sign;
     let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if room(signature, signature_len, active.operation.signature_len())? == Room::Asked {
+    let needed = active.operation.signature_len();
+    if room_or_end(place, signature, signature_len, needed)? == Room::Asked {
         return Ok(());
     }
+    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
     if active.operation.lacks_context_login() {
         return Err(Rule::USER_NOT_LOGGED_IN.into());
     }

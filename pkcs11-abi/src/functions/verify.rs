@@ -6,10 +6,10 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_VERIFY, CKF_VERIFY_RECOVER,
 };
 
-use super::operation::{beginning, give, given};
+use super::operation::{beginning, give, given, room_or_end};
 use crate::{
     module::Module,
-    pointer::{In, Out, Room, room},
+    pointer::{In, Out, Room},
     rv::{Failure, Rule},
     sessions::{Active, Foreknown, Session},
 };
@@ -34,12 +34,12 @@ pub(super) fn start(
     Ok(from.active(operation))
 }
 
-/// The bytes of a signature; one that is too long to be any is cut, and will be refused for its length.
+/// The bytes of a signature. Of one that is too long to be any nothing is read: none has the length of no bytes either.
 pub(super) fn signature_bytes(signature: In<'_, u8>, len: CK_ULONG) -> Result<&[u8], Failure> {
     if signature.is_null() {
         return Err(Rule::ARGUMENTS_BAD.into());
     }
-    signature.bytes(len.min(MAX_SIGNATURE))
+    signature.bytes(if len > MAX_SIGNATURE { 0 } else { len })
 }
 
 /// C_VerifyInit.
@@ -138,10 +138,9 @@ pub(crate) fn recover(
     let session = module.session(session)?;
     let place = &mut session.operations().verify_recover;
     let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    data_len.check()?;
-    if data.is_null() {
-        room(data, data_len, active.operation.signature_len())?;
-        return Ok(());
+    if data.is_null() || data_len.is_null() {
+        let needed = active.operation.signature_len();
+        return room_or_end(place, data, data_len, needed).map(|_| ());
     }
     let recovered = signature_bytes(signature, signature_len)
         .and_then(|signature| Ok(active.operation.recover(signature)?));

@@ -1,0 +1,299 @@
+//! Operations on many messages, on a signature known from the start, with recovery, and two at once, given what is
+//! nowhere or endless (PKCS #11 3.2, 5.13, 5.15 to 5.17).
+
+use cryptoki_sys::*;
+
+use crate::{
+    Bench, Seat,
+    desk::{Arg, Desk, HUGE, NULL},
+    templates::session,
+};
+
+on_cards! { [piv openpgp] [
+    a_bad_message_leaves_the_series_of_signatures_as_it_was
+    a_bad_message_leaves_the_series_of_verifications_as_it_was
+    a_parameter_for_a_message_is_a_bad_argument
+    a_known_signature_that_is_nowhere_or_endless_begins_nothing
+    a_bad_message_ends_the_verification_of_a_known_signature
+    two_operations_at_once_end_together
+    two_operations_at_once_are_both_needed
+] }
+
+on_cards! { [piv_rsa openpgp_rsa] [
+    a_recovery_from_nothing_ends_and_from_another_length_is_told
+] }
+
+const NOTHING: CK_RV = CKR_OPERATION_NOT_INITIALIZED;
+const SHA256: Arg<'static> = Arg::Mechanism(CKM_SHA256, &[]);
+const MAC: Arg<'static> = Arg::Mechanism(CKM_SHA256_HMAC, &[]);
+const ECB: Arg<'static> = Arg::Mechanism(CKM_AES_ECB, &[]);
+const MESSAGE: Arg<'static> = Arg::Bytes(b"a message of the right sort");
+const NONE: [Arg<'static>; 2] = [NULL, Arg::Word(0)];
+
+/// Bytes that are nowhere, or past all memory.
+const BAD: [(&str, Arg<'static>, usize); 4] = [
+    ("nowhere", NULL, 8),
+    ("nowhere, endless", NULL, HUGE),
+    ("endless", Arg::In(b"12345678"), HUGE),
+    ("past the address space", Arg::In(b"12345678"), HUGE / 2 + 1),
+];
+
+/// Mechanism and key of a signature by the card, of its verification, and of a MAC.
+fn pairs(desk: &mut Desk<'_>, seat: &Seat) -> [[[Arg<'static>; 2]; 2]; 2] {
+    let mac = [MAC, desk.generic(session(seat))];
+    let signer = seat.signer();
+    let mechanism = Arg::Mechanism(seat.signing(signer).mechanism, &[]);
+    let public = Arg::Word(seat.public_of(signer).handle() as usize);
+    let signer = Arg::Word(signer.handle() as usize);
+    [[mac, mac], [[mechanism, signer], [mechanism, public]]]
+}
+
+/// The arguments after the session.
+fn all<'a>(session: Arg<'a>, parts: &[&[Arg<'a>]]) -> Vec<Arg<'a>> {
+    [&[session][..], &parts.concat()].concat()
+}
+
+fn a_bad_message_leaves_the_series_of_signatures_as_it_was(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    for [signing, _] in pairs(&mut desk, &seat) {
+        desk.done("C_MessageSignInit", &all(s, &[&signing]));
+        let good = all(s, &[&NONE, &[MESSAGE, Arg::Out(64)]]);
+        let expected = desk.done("C_SignMessage", &good).output.len();
+        for (what, pointer, len) in BAD {
+            let bad = [pointer, Arg::Word(len)];
+            let whole = all(s, &[&NONE, &bad, &[Arg::Out(64)]]);
+            desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", what, &whole);
+            desk.done("C_SignMessageBegin", &all(s, &[&NONE]));
+            let part = all(s, &[&NONE, &bad, &[NULL, NULL]]);
+            desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &part);
+            desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &whole);
+            let told = desk.done("C_SignMessageNext", &good);
+            assert_eq!(told.output.len(), expected, "{what}");
+        }
+        let nowhere = all(s, &[&NONE, &[MESSAGE, Arg::In(&[0; 64]), NULL]]);
+        desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", "no length", &nowhere);
+        desk.done("C_SignMessage", &good);
+        desk.done("C_MessageSignFinal", &[s]);
+        desk.expect(NOTHING, "C_SignMessage", "after the end", &good);
+    }
+}
+
+fn a_bad_message_leaves_the_series_of_verifications_as_it_was(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    for [signing, verifying] in pairs(&mut desk, &seat) {
+        desk.done("C_SignInit", &all(s, &[&signing]));
+        let signature = desk.done("C_Sign", &[s, MESSAGE, Arg::Out(64)]).output;
+        let (right, len) = (Arg::Bytes(&signature), signature.len());
+        desk.done("C_MessageVerifyInit", &all(s, &[&verifying]));
+        let good = all(s, &[&NONE, &[MESSAGE, right]]);
+        for (what, pointer, len) in BAD {
+            let bad = [pointer, Arg::Word(len)];
+            let whole = all(s, &[&NONE, &bad, &[right]]);
+            desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessage", what, &whole);
+            desk.done("C_VerifyMessage", &good);
+            desk.done("C_VerifyMessageBegin", &all(s, &[&NONE]));
+            desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessageNext", what, &whole);
+            desk.done("C_VerifyMessageNext", &good);
+        }
+        let there = Arg::In(&signature);
+        for said in [0, len - 1, HUGE, 1 << 20, 65_537] {
+            let cut = all(s, &[&NONE, &[MESSAGE, there, Arg::Word(said)]]);
+            let what = format!("a signature of {said:#X} bytes");
+            desk.expect(CKR_SIGNATURE_LEN_RANGE, "C_VerifyMessage", &what, &cut);
+            desk.done("C_VerifyMessage", &good);
+        }
+        let none = all(s, &[&NONE, &[MESSAGE], &NONE]);
+        desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessage", "no signature", &none);
+        desk.done("C_VerifyMessage", &good);
+        desk.done("C_MessageVerifyFinal", &[s]);
+        desk.expect(NOTHING, "C_VerifyMessage", "after the end", &good);
+    }
+}
+
+fn a_parameter_for_a_message_is_a_bad_argument(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    let [[signing, verifying], _] = pairs(&mut desk, &seat);
+    desk.done("C_MessageSignInit", &all(s, &[&signing]));
+    desk.done("C_MessageVerifyInit", &all(s, &[&verifying]));
+    let byte = Arg::In(b"x");
+    let rows = [
+        [byte, Arg::Word(1)],
+        [byte, Arg::Word(0)],
+        [NULL, Arg::Word(1)],
+        [NULL, Arg::Word(HUGE)],
+    ];
+    let signature = Arg::Bytes(&[1; 32]);
+    for parameter in rows {
+        let what = format!("{parameter:?}");
+        let sign = all(s, &[&parameter, &[MESSAGE, Arg::Out(64)]]);
+        let verify = all(s, &[&parameter, &[MESSAGE, signature]]);
+        let begin = all(s, &[&parameter]);
+        for (name, arguments) in [
+            ("C_SignMessage", &sign),
+            ("C_SignMessageBegin", &begin),
+            ("C_VerifyMessage", &verify),
+            ("C_VerifyMessageBegin", &begin),
+        ] {
+            desk.expect(CKR_ARGUMENTS_BAD, name, &what, arguments);
+        }
+    }
+    let next = all(s, &[&NONE, &[MESSAGE, Arg::Out(64)]]);
+    desk.expect(NOTHING, "C_SignMessageNext", "no message was begun", &next);
+    desk.done("C_SignMessage", &next);
+}
+
+fn a_known_signature_that_is_nowhere_or_endless_begins_nothing(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    for [_, verifying] in pairs(&mut desk, &seat) {
+        for (what, len) in [("nowhere", 0), ("nowhere", 64), ("nowhere, endless", HUGE)] {
+            let arguments = all(s, &[&verifying, &[NULL, Arg::Word(len)]]);
+            desk.expect(CKR_ARGUMENTS_BAD, "C_VerifySignatureInit", what, &arguments);
+            desk.expect(NOTHING, "C_VerifySignature", what, &[s, MESSAGE]);
+        }
+        // Of a length that is none, told when it begins or when it is used.
+        let there = Arg::In(b"12345678");
+        for len in [0, 8, 65_537, 1 << 20, HUGE / 2 + 1, HUGE] {
+            let arguments = all(s, &[&verifying, &[there, Arg::Word(len)]]);
+            let begun = desk.call("C_VerifySignatureInit", &arguments).code;
+            let told = match begun {
+                CKR_OK => desk.call("C_VerifySignature", &[s, MESSAGE]).code,
+                code => code,
+            };
+            assert_eq!(told, CKR_SIGNATURE_LEN_RANGE, "{len:#X} bytes");
+            desk.expect(NOTHING, "C_VerifySignature", "over", &[s, MESSAGE]);
+        }
+    }
+}
+
+fn a_bad_message_ends_the_verification_of_a_known_signature(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    for [signing, verifying] in pairs(&mut desk, &seat) {
+        desk.done("C_SignInit", &all(s, &[&signing]));
+        let signature = desk.done("C_Sign", &[s, MESSAGE, Arg::Out(64)]).output;
+        let init = all(s, &[&verifying, &[Arg::Bytes(&signature)]]);
+        for (what, pointer, len) in BAD {
+            for name in ["C_VerifySignature", "C_VerifySignatureUpdate"] {
+                desk.done("C_VerifySignatureInit", &init);
+                let bad = [s, pointer, Arg::Word(len)];
+                desk.expect(CKR_ARGUMENTS_BAD, name, what, &bad);
+                desk.expect(NOTHING, "C_VerifySignatureFinal", what, &[s]);
+            }
+        }
+        desk.done("C_VerifySignatureInit", &init);
+        desk.done("C_VerifySignature", &[s, MESSAGE]);
+    }
+}
+
+/// Two operations: how each begins, and the function that does both.
+fn twins(desk: &mut Desk<'_>, s: Arg<'static>) -> [(Init, Init, &'static str); 4] {
+    let (aes, mac) = (desk.aes(s), desk.generic(s));
+    let [encrypt, decrypt] =
+        ["C_EncryptInit", "C_DecryptInit"].map(|name| (name, vec![s, ECB, aes]));
+    let digest = ("C_DigestInit", vec![s, SHA256]);
+    let sign = ("C_SignInit", vec![s, MAC, mac]);
+    let verify = ("C_VerifyInit", vec![s, MAC, mac]);
+    [
+        (digest.clone(), encrypt.clone(), "C_DigestEncryptUpdate"),
+        (digest, decrypt.clone(), "C_DecryptDigestUpdate"),
+        (sign, encrypt, "C_SignEncryptUpdate"),
+        (verify, decrypt, "C_DecryptVerifyUpdate"),
+    ]
+}
+
+type Init = (&'static str, Vec<Arg<'static>>);
+
+fn two_operations_at_once_end_together(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    for (one, other, both) in twins(&mut desk, s) {
+        let rows = BAD
+            .map(|(what, pointer, len)| (what, [pointer, Arg::Word(len), Arg::Out(64)].to_vec()));
+        let block = Arg::Bytes(&[1; 16]);
+        let nowhere = ("no length", vec![block, Arg::In(&[0; 16]), NULL]);
+        for (what, arguments) in rows.into_iter().chain([nowhere]) {
+            desk.done(one.0, &one.1);
+            desk.done(other.0, &other.1);
+            desk.expect(
+                CKR_BUFFER_TOO_SMALL,
+                both,
+                "15 bytes",
+                &[s, block, Arg::Out(15)],
+            );
+            desk.done(both, &[s, block, Arg::Asked]);
+            desk.expect(CKR_ARGUMENTS_BAD, both, what, &all(s, &[&arguments]));
+            // Neither is under way: each can begin anew.
+            desk.done(one.0, &one.1);
+            desk.done(other.0, &other.1);
+            desk.done(both, &[s, block, Arg::Out(16)]);
+            for init in [&one, &other] {
+                let nothing = vec![NULL; init.1.len() - 1];
+                desk.done(init.0, &all(s, &[&nothing]));
+            }
+        }
+    }
+}
+
+fn two_operations_at_once_are_both_needed(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    let block = Arg::Bytes(&[1; 16]);
+    for (one, other, both) in twins(&mut desk, s) {
+        for init in [&one, &other] {
+            desk.done(init.0, &init.1);
+            desk.expect(NOTHING, both, "one of two", &[s, block, Arg::Out(16)]);
+            desk.expect(CKR_OPERATION_ACTIVE, init.0, "it goes on", &init.1);
+            let nothing = vec![NULL; init.1.len() - 1];
+            desk.done(init.0, &all(s, &[&nothing]));
+        }
+    }
+}
+
+fn a_recovery_from_nothing_ends_and_from_another_length_is_told(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let (s, signer) = (session(&seat), seat.signer());
+    let public = Arg::Word(seat.public_of(signer).handle() as usize);
+    let signer = Arg::Word(signer.handle() as usize);
+    let pkcs1 = Arg::Mechanism(CKM_RSA_PKCS, &[]);
+    desk.done("C_SignRecoverInit", &[s, pkcs1, signer]);
+    let signature = desk
+        .done("C_SignRecover", &[s, MESSAGE, Arg::Out(256)])
+        .output;
+    let there = Arg::In(&signature);
+    let init = [s, pkcs1, public];
+    for (code, pointer, len) in [
+        (CKR_ARGUMENTS_BAD, NULL, 256),
+        (CKR_ARGUMENTS_BAD, NULL, HUGE),
+        (CKR_SIGNATURE_LEN_RANGE, there, 0),
+        (CKR_SIGNATURE_LEN_RANGE, there, 255),
+        (CKR_SIGNATURE_LEN_RANGE, there, HUGE),
+        (CKR_SIGNATURE_INVALID, Arg::In(&[1; 256]), 256),
+    ] {
+        desk.done("C_VerifyRecoverInit", &init);
+        let arguments = [s, pointer, Arg::Word(len), Arg::Out(256)];
+        desk.expect(
+            code,
+            "C_VerifyRecover",
+            &format!("{len:#X} bytes"),
+            &arguments,
+        );
+        desk.expect(NOTHING, "C_VerifyRecover", "over", &arguments);
+    }
+    desk.done("C_VerifyRecoverInit", &init);
+    let nowhere = [s, Arg::Bytes(&signature), Arg::In(&[0; 256]), NULL];
+    desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyRecover", "no length", &nowhere);
+    desk.done("C_VerifyRecoverInit", &init);
+    let all = Arg::Bytes(&signature);
+    desk.expect(
+        CKR_BUFFER_TOO_SMALL,
+        "C_VerifyRecover",
+        "short",
+        &[s, all, Arg::Out(26)],
+    );
+    let told = desk.done("C_VerifyRecover", &[s, all, Arg::Out(27)]);
+    assert_eq!(told.output, b"a message of the right sort");
+}

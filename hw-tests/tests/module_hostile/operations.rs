@@ -1,0 +1,388 @@
+//! Pointers and lengths of C_Encrypt…, C_Decrypt…, C_Digest…, C_Sign…, C_Verify… and their relatives: every error but
+//! BUFFER_TOO_SMALL ends the operation, and nothing else does (PKCS #11 3.2, 5.2 and 5.8 to 5.15).
+
+use cryptoki_sys::*;
+
+use crate::{
+    Bench,
+    desk::{Arg, Desk, HUGE, NULL},
+    templates::session,
+};
+
+on_cards! { [piv openpgp] [
+    input_that_is_nowhere_or_endless_ends_the_operation
+    output_without_a_place_for_its_length_ends_the_operation
+    a_buffer_one_byte_short_ends_nothing
+    asking_for_the_length_of_endless_input_ends_nothing
+    no_input_at_all_is_input
+    an_operation_that_was_not_begun_is_told_before_its_arguments
+    a_signature_that_is_nowhere_or_endless_ends_the_verification
+] }
+
+on_cards! { [piv_rsa openpgp_rsa] [
+    input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation
+    output_of_an_rsa_key_without_a_place_for_its_length_ends_the_operation
+    a_buffer_one_byte_short_for_an_rsa_key_ends_nothing
+] }
+
+/// One way through an operation that turns input into output.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// C_…Init and what it takes.
+    pub init: (&'static str, Vec<Arg<'static>>),
+    pub single: &'static str,
+    pub update: Option<&'static str>,
+    pub last: Option<&'static str>,
+    pub input: Vec<u8>,
+    /// Bytes of the output.
+    pub output: usize,
+    /// C_…Update gives output as well.
+    streams: bool,
+}
+
+impl Way {
+    pub fn begin(&self, desk: &mut Desk<'_>) {
+        desk.done(self.init.0, &self.init.1);
+    }
+
+    /// Whether it is under way; it is not any more then.
+    pub fn ends(&self, desk: &mut Desk<'_>) -> bool {
+        let (name, arguments) = &self.init;
+        let is_active = match desk.call(name, arguments).code {
+            CKR_OPERATION_ACTIVE => true,
+            code => {
+                assert_eq!(code, CKR_OK, "{name}");
+                false
+            }
+        };
+        let nothing: Vec<Arg<'_>> = (1..arguments.len()).map(|_| NULL).collect();
+        desk.done(name, &[&arguments[..1], &nothing].concat());
+        is_active
+    }
+
+    /// After an operation was begun: a call that must be answered so, and leave it under way or not.
+    #[track_caller]
+    fn expect(
+        &self,
+        desk: &mut Desk<'_>,
+        (code, stays): (CK_RV, bool),
+        name: &str,
+        what: &str,
+        arguments: &[Arg<'_>],
+    ) {
+        let all = [&self.init.1[..1], arguments].concat();
+        self.begin(desk);
+        desk.bench.silently(|| desk.expect(code, name, what, &all));
+        assert_eq!(self.ends(desk), stays, "{name}, {what}: under way or not");
+    }
+
+    /// The whole of it, which must work.
+    pub fn works(&self, desk: &mut Desk<'_>) {
+        self.begin(desk);
+        let (session, input) = (self.init.1[0], Arg::Bytes(&self.input));
+        let told = desk.done(self.single, &[session, input, Arg::Out(self.output)]);
+        assert_eq!(told.len, self.output, "{}", self.single);
+    }
+}
+
+fn way(
+    init: (&'static str, &[Arg<'static>]),
+    [single, update, last]: [&'static str; 3],
+    (input, output): (Vec<u8>, usize),
+) -> Way {
+    let some = |name: &'static str| Some(name).filter(|name| !name.is_empty());
+    Way {
+        init: (init.0, init.1.to_vec()),
+        single,
+        update: some(update),
+        last: some(last),
+        input,
+        output,
+        streams: single.ends_with("crypt"),
+    }
+}
+
+const ENCRYPT: [&str; 3] = ["C_Encrypt", "C_EncryptUpdate", "C_EncryptFinal"];
+const DECRYPT: [&str; 3] = ["C_Decrypt", "C_DecryptUpdate", "C_DecryptFinal"];
+const DIGEST: [&str; 3] = ["C_Digest", "C_DigestUpdate", "C_DigestFinal"];
+const SIGN: [&str; 3] = ["C_Sign", "C_SignUpdate", "C_SignFinal"];
+const IV: [u8; 16] = [7; 16];
+
+/// What every token does with keys of the session, and a signature of the card.
+pub fn ways(desk: &mut Desk<'_>, seat: &crate::Seat) -> Vec<Way> {
+    let s = session(seat);
+    let (aes, generic) = (desk.aes(s), desk.generic(s));
+    let signer = seat.signer();
+    let signing = seat.signing(signer).mechanism;
+    let mechanism = |kind| Arg::Mechanism(kind, &[]);
+    let signer = Arg::Word(signer.handle() as usize);
+    let (ecb, cbc) = (mechanism(CKM_AES_ECB), Arg::Mechanism(CKM_AES_CBC, &IV));
+    let padded = Arg::Mechanism(CKM_AES_CBC_PAD, &IV);
+    let block = || vec![3; 32];
+    let hashed = [s, mechanism(CKM_SHA256)];
+    let mac = [s, mechanism(CKM_SHA256_HMAC), generic];
+    let mut ways = vec![
+        way(("C_EncryptInit", &[s, ecb, aes]), ENCRYPT, (block(), 32)),
+        way(("C_EncryptInit", &[s, cbc, aes]), ENCRYPT, (block(), 32)),
+        way(
+            ("C_EncryptInit", &[s, padded, aes]),
+            ENCRYPT,
+            (vec![3; 20], 32),
+        ),
+        way(("C_DecryptInit", &[s, ecb, aes]), DECRYPT, (block(), 32)),
+        way(("C_DecryptInit", &[s, cbc, aes]), DECRYPT, (block(), 32)),
+        way(("C_DigestInit", &hashed), DIGEST, (block(), 32)),
+        way(("C_SignInit", &mac), SIGN, (block(), 32)),
+    ];
+    let by_card = [s, mechanism(signing), signer];
+    ways.push(way(("C_SignInit", &by_card), SIGN, (block(), 64)));
+    ways
+}
+
+/// What RSA keys of a card do, and their public halves on the host.
+fn rsa_ways(seat: &crate::Seat) -> Vec<Way> {
+    let s = session(seat);
+    let handle = |key: cryptoki::object::ObjectHandle| Arg::Word(key.handle() as usize);
+    let pkcs1 = Arg::Mechanism(CKM_RSA_PKCS, &[]);
+    let decrypts = cryptoki::object::Attribute::Decrypt(true);
+    let once = cryptoki::object::Attribute::AlwaysAuthenticate(false);
+    let decryptor = seat.private_with(&[decrypts, once]);
+    let decryptor = *decryptor.last().expect("a key that decrypts");
+    let public = seat.public_of(decryptor);
+    let (signer, message) = (seat.signer(), vec![5; 32]);
+    let recover = [s, pkcs1, handle(signer)];
+    let only = |single| [single, "", ""];
+    vec![
+        way(
+            ("C_EncryptInit", &[s, pkcs1, handle(public)]),
+            ENCRYPT,
+            (message.clone(), 256),
+        ),
+        way(
+            ("C_DecryptInit", &[s, pkcs1, handle(decryptor)]),
+            DECRYPT,
+            (vec![1; 256], 245),
+        ),
+        way(("C_SignInit", &recover), SIGN, (message.clone(), 256)),
+        way(
+            ("C_SignRecoverInit", &recover),
+            only("C_SignRecover"),
+            (message, 256),
+        ),
+    ]
+}
+
+fn bad_input(desk: &mut Desk<'_>, ways: &[Way]) {
+    let over = (CKR_ARGUMENTS_BAD, false);
+    for way in ways {
+        let there = Arg::In(&way.input);
+        for (what, input, len) in [
+            ("nowhere", NULL, 8),
+            ("nowhere, endless", NULL, HUGE),
+            ("endless", there, HUGE),
+            ("half the address space and one", there, HUGE / 2 + 1),
+        ] {
+            let whole = [input, Arg::Word(len), Arg::Out(way.output.max(300))];
+            way.expect(desk, over, way.single, what, &whole);
+            if let Some(update) = way.update {
+                let part = if way.streams { &whole[..] } else { &whole[..2] };
+                way.expect(desk, over, update, what, part);
+            }
+        }
+    }
+}
+
+fn bad_output(desk: &mut Desk<'_>, ways: &[Way]) {
+    let over = (CKR_ARGUMENTS_BAD, false);
+    for way in ways {
+        let (input, room) = (Arg::Bytes(&way.input), vec![0; way.output]);
+        for (what, buffer) in [("a buffer", Arg::In(&room)), ("no buffer", NULL)] {
+            way.expect(desk, over, way.single, what, &[input, buffer, NULL]);
+            if let Some(update) = way.update.filter(|_| way.streams) {
+                way.expect(desk, over, update, what, &[input, buffer, NULL]);
+            }
+            if let Some(last) = way.last {
+                way.expect(desk, over, last, what, &[buffer, NULL]);
+            }
+        }
+    }
+}
+
+fn short_output(desk: &mut Desk<'_>, ways: &[Way]) {
+    for way in ways {
+        let (session, input) = (way.init.1[0], Arg::Bytes(&way.input));
+        way.begin(desk);
+        desk.bench.silently(|| {
+            let asked = desk.done(way.single, &[session, input, Arg::Asked]);
+            assert!(asked.len >= way.output, "{}", way.single);
+            for room in [0, 1, way.output - 1] {
+                let told = desk.call(way.single, &[session, input, Arg::Out(room)]);
+                assert_eq!(told.code, CKR_BUFFER_TOO_SMALL, "{}", way.single);
+                assert_eq!(told.len, asked.len, "{}", way.single);
+            }
+        });
+        assert!(way.ends(desk), "{} has ended it", way.single);
+    }
+}
+
+fn input_that_is_nowhere_or_endless_ends_the_operation(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let ways = ways(&mut desk, &seat);
+    bad_input(&mut desk, &ways);
+    ways.iter().for_each(|way| way.works(&mut desk));
+}
+
+fn output_without_a_place_for_its_length_ends_the_operation(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let ways = ways(&mut desk, &seat);
+    bad_output(&mut desk, &ways);
+    ways.iter().for_each(|way| way.works(&mut desk));
+}
+
+fn a_buffer_one_byte_short_ends_nothing(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let ways = ways(&mut desk, &seat);
+    short_output(&mut desk, &ways);
+    ways.iter().for_each(|way| way.works(&mut desk));
+}
+
+fn input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    bad_input(&mut desk, &rsa_ways(&seat));
+}
+
+fn output_of_an_rsa_key_without_a_place_for_its_length_ends_the_operation(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    bad_output(&mut desk, &rsa_ways(&seat));
+}
+
+fn a_buffer_one_byte_short_for_an_rsa_key_ends_nothing(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    short_output(&mut desk, &rsa_ways(&seat));
+}
+
+fn asking_for_the_length_of_endless_input_ends_nothing(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let ways = ways(&mut desk, &seat);
+    for way in &ways {
+        let session = way.init.1[0];
+        for len in [HUGE, HUGE - 1, HUGE - 15, HUGE - 16, HUGE / 2, HUGE / 2 + 1] {
+            way.begin(&mut desk);
+            let asked = desk.call(way.single, &[session, NULL, Arg::Word(len), Arg::Asked]);
+            // A length that no memory has may be refused as well; then it is over.
+            let stays = way.ends(&mut desk);
+            match asked.code {
+                CKR_OK => assert!(stays && asked.len >= way.output, "{len:#X}: {asked:?}"),
+                CKR_ARGUMENTS_BAD => assert!(!stays, "{}", way.single),
+                code => panic!("{}: {code:#X}", way.single),
+            }
+        }
+    }
+}
+
+fn no_input_at_all_is_input(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let ways = ways(&mut desk, &seat);
+    for way in &ways {
+        let update = way.update.expect("in parts");
+        way.begin(&mut desk);
+        for pointer in [0, 1, HUGE] {
+            let nothing = [way.init.1[0], Arg::Word(pointer), Arg::Word(0), Arg::Out(0)];
+            let arguments = if way.streams { 4 } else { 3 };
+            desk.done(update, &nothing[..arguments]);
+        }
+        assert!(way.ends(&mut desk), "{update} has ended it");
+    }
+}
+
+fn an_operation_that_was_not_begun_is_told_before_its_arguments(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    let names = [
+        "C_Encrypt",
+        "C_EncryptUpdate",
+        "C_Decrypt",
+        "C_DecryptUpdate",
+        "C_Digest",
+        "C_Sign",
+        "C_SignRecover",
+        "C_Verify",
+        "C_VerifyRecover",
+        "C_DigestEncryptUpdate",
+        "C_DecryptDigestUpdate",
+        "C_SignEncryptUpdate",
+        "C_DecryptVerifyUpdate",
+    ];
+    let none = CKR_OPERATION_NOT_INITIALIZED;
+    for name in names {
+        for len in [1, HUGE] {
+            let arguments = [s, NULL, Arg::Word(len), NULL, Arg::Word(0)];
+            desk.expect(none, name, "nothing begun", &arguments);
+        }
+    }
+    for name in [
+        "C_EncryptFinal",
+        "C_DecryptFinal",
+        "C_DigestFinal",
+        "C_SignFinal",
+    ] {
+        desk.expect(none, name, "nothing begun", &[s, NULL, NULL]);
+    }
+    for name in [
+        "C_DigestUpdate",
+        "C_SignUpdate",
+        "C_VerifyUpdate",
+        "C_VerifyFinal",
+    ] {
+        desk.expect(none, name, "nothing begun", &[s, NULL, Arg::Word(HUGE)]);
+    }
+    desk.expect(none, "C_DigestKey", "nothing begun", &[s, Arg::Word(HUGE)]);
+}
+
+fn a_signature_that_is_nowhere_or_endless_ends_the_verification(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    let (key, signer) = (desk.generic(s), seat.signer());
+    let public = Arg::Word(seat.public_of(signer).handle() as usize);
+    let by_card = Arg::Mechanism(seat.signing(signer).mechanism, &[]);
+    let mac = Arg::Mechanism(CKM_SHA256_HMAC, &[]);
+    let message = Arg::Bytes(b"message");
+    for (arguments, len) in [([s, mac, key], 32), ([s, by_card, public], 64)] {
+        let way = way(
+            ("C_VerifyInit", &arguments),
+            ["C_Verify", "", ""],
+            (Vec::new(), len),
+        );
+        let signature = vec![1; len];
+        let there = Arg::In(&signature);
+        for (code, pointer, said) in [
+            (CKR_ARGUMENTS_BAD, NULL, 0),
+            (CKR_ARGUMENTS_BAD, NULL, len),
+            (CKR_ARGUMENTS_BAD, NULL, HUGE),
+            (CKR_SIGNATURE_LEN_RANGE, there, 0),
+            (CKR_SIGNATURE_LEN_RANGE, there, len - 1),
+            (CKR_SIGNATURE_LEN_RANGE, there, HUGE),
+            (CKR_SIGNATURE_LEN_RANGE, there, 1 << 20),
+            (CKR_SIGNATURE_INVALID, there, len),
+        ] {
+            let what = format!("{said:#X} bytes");
+            let pair = [pointer, Arg::Word(said)];
+            way.expect(
+                &mut desk,
+                (code, false),
+                "C_Verify",
+                &what,
+                &[&[message], &pair[..]].concat(),
+            );
+            way.expect(&mut desk, (code, false), "C_VerifyFinal", &what, &pair);
+        }
+        let nowhere = [NULL, Arg::Word(1), Arg::Bytes(&signature)];
+        way.expect(
+            &mut desk,
+            (CKR_ARGUMENTS_BAD, false),
+            "C_Verify",
+            "nowhere",
+            &nowhere,
+        );
+    }
+}

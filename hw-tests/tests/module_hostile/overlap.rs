@@ -1,0 +1,212 @@
+//! Input and output in one place, or the one shifted against the other: what is written is what would have been
+//! written elsewhere (PKCS #11 3.2, 5.2).
+
+use cryptoki_sys::*;
+
+use crate::{
+    Bench,
+    desk::{Arg, Desk, words},
+    memory::Use,
+    operations::{Way, ways},
+    templates::session,
+};
+
+on_cards! { [piv openpgp] [
+    output_may_lie_over_its_input
+    parts_may_lie_over_their_output
+    a_length_may_lie_in_its_buffer
+    attributes_may_share_their_room_and_lie_over_the_template
+    each_attribute_is_answered_though_others_cannot_be
+] }
+
+/// Bytes by which the output begins before the input, or behind it.
+const SHIFTS: [isize; 9] = [0, 1, 8, 15, 16, -1, -8, -15, -16];
+const MIDDLE: usize = 64;
+
+/// One piece that holds the input at its middle and the output `shift` bytes from there; what a function makes of it.
+fn overlapped(desk: &mut Desk<'_>, name: &str, way: &Way, room: usize, shift: isize) -> Vec<u8> {
+    desk.memory.clear();
+    let len = way.input.len();
+    let end = len.max(room.saturating_add_signed(shift));
+    let mut content = vec![0; MIDDLE + end];
+    content[MIDDLE..MIDDLE + len].copy_from_slice(&way.input);
+    let (start, piece) = desk.memory.place(&content, 0, Use::Free);
+    let (count, number) = desk.memory.place(&room.to_ne_bytes(), 1, Use::Free);
+    let Arg::Word(session) = way.init.1[0] else {
+        panic!("a session")
+    };
+    let input = start as usize + MIDDLE;
+    let at = MIDDLE.saturating_add_signed(shift);
+    let list = [session, input, len, start as usize + at, count as usize];
+    let code = desk.bare(name, &list);
+    assert_eq!(code, CKR_OK, "{name}, shifted by {shift}");
+    let written = desk.memory.number(number, 0);
+    let content = desk.memory.content(piece);
+    let (before, after) = (&content[..at.min(MIDDLE)], &content[at + written..]);
+    assert!(before.iter().all(|byte| *byte == 0), "{name}: before it");
+    let input = [&vec![0; MIDDLE][..], &way.input].concat();
+    let untouched = input.get(at + written..).unwrap_or_default();
+    assert!(after.starts_with(untouched), "{name}: behind it");
+    content[at..at + written].to_vec()
+}
+
+/// The input of every way has each byte once, so that nothing that is misplaced looks right.
+fn distinct(mut way: Way) -> Way {
+    way.input = (0..way.input.len()).map(|at| at as u8 + 1).collect();
+    way
+}
+
+/// A signature of the card is another one each time.
+fn repeats(way: &Way) -> bool {
+    way.output != 64
+}
+
+fn output_may_lie_over_its_input(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    for way in ways(&mut desk, &seat).into_iter().map(distinct) {
+        way.begin(&mut desk);
+        let apart = [s, Arg::Bytes(&way.input), Arg::Out(way.output)];
+        let expected = desk.done(way.single, &apart).output;
+        for shift in SHIFTS {
+            way.begin(&mut desk);
+            let made = overlapped(&mut desk, way.single, &way, way.output, shift);
+            if repeats(&way) {
+                assert_eq!(made, expected, "{}, shifted by {shift}", way.single);
+            } else {
+                assert_eq!(made.len(), expected.len());
+            }
+        }
+    }
+}
+
+fn parts_may_lie_over_their_output(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    let ciphers = ways(&mut desk, &seat).into_iter().map(distinct);
+    for way in ciphers.filter(|way| way.single.ends_with("crypt")) {
+        let update = way.update.expect("in parts");
+        way.begin(&mut desk);
+        let room = [s, Arg::Bytes(&way.input), Arg::Out(48)];
+        let expected = desk.done(update, &room).output;
+        assert!(way.ends(&mut desk));
+        for shift in SHIFTS {
+            way.begin(&mut desk);
+            let made = overlapped(&mut desk, update, &way, expected.len(), shift);
+            assert_eq!(made, expected, "{update}, shifted by {shift}");
+            assert!(way.ends(&mut desk));
+        }
+    }
+}
+
+fn a_length_may_lie_in_its_buffer(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    for way in ways(&mut desk, &seat) {
+        way.begin(&mut desk);
+        desk.memory.clear();
+        let mut content = way.input.clone();
+        content.resize(way.output.max(content.len()) + 8, 0);
+        content[..8].copy_from_slice(&way.output.to_ne_bytes());
+        let (start, _) = desk.memory.place(&content, 0, Use::Free);
+        let (start, len) = (start as usize, way.input.len());
+        let list = [seat.id() as usize, start, len, start, start];
+        // What it makes is nobody's; nothing else may suffer.
+        let code = desk.bare(way.single, &list);
+        assert_eq!(code, CKR_OK, "{}", way.single);
+        way.works(&mut desk);
+    }
+}
+
+/// C_GetAttributeValue with a template of words that may be written.
+fn ask(
+    desk: &mut Desk<'_>,
+    object: [usize; 2],
+    list: &[usize],
+    tail: usize,
+) -> (CK_RV, Vec<usize>) {
+    let (pointer, piece) = desk.memory.place(&words(list), tail, Use::Free);
+    let [session, object] = object;
+    let count = list.len() / 3;
+    let code = desk.bare(
+        "C_GetAttributeValue",
+        &[session, object, pointer as usize, count],
+    );
+    let lengths = (0..count).map(|entry| desk.memory.number(piece, entry * 24 + 16));
+    (code, lengths.collect())
+}
+
+fn attributes_may_share_their_room_and_lie_over_the_template(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let object = [seat.id() as usize, seat.signer().handle() as usize];
+    let (class, kind, label) = (
+        CKA_CLASS as usize,
+        CKA_KEY_TYPE as usize,
+        CKA_LABEL as usize,
+    );
+    desk.memory.clear();
+    let (room, piece) = desk.memory.place(&[0; 8], 0, Use::Free);
+    let room = room as usize;
+    let (code, lengths) = ask(&mut desk, object, &[kind, room, 8, class, room, 8], 0);
+    assert_eq!((code, lengths), (CKR_OK, vec![8, 8]));
+    assert_eq!(
+        desk.memory.number(piece, 0) as CK_ULONG,
+        CKO_PRIVATE_KEY,
+        "the last one"
+    );
+    // The values go where the template is; how long they are is written last.
+    for at in [0, 8, 16, 24, 28, 40] {
+        desk.memory.clear();
+        let (list, piece) = desk.memory.place(&[0; 48], 0, Use::Free);
+        let over = list as usize + at;
+        let template = words(&[class, over, 8, label, over, 48 - at]);
+        desk.memory.fill(piece, &template);
+        let list = [object[0], object[1], list as usize, 2];
+        let code = desk.bare("C_GetAttributeValue", &list);
+        assert!(
+            [CKR_OK, CKR_BUFFER_TOO_SMALL].contains(&code),
+            "{at}: {code:#X}"
+        );
+        assert_eq!(desk.memory.number(piece, 16), 8, "{at}");
+    }
+    assert_eq!(seat.signer().handle() as usize, object[1]);
+}
+
+fn each_attribute_is_answered_though_others_cannot_be(bench: &Bench<'_>) {
+    const NO: usize = usize::MAX;
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let object = [seat.id() as usize, seat.signer().handle() as usize];
+    let class = CKA_CLASS as usize;
+    let (few, unknown) = (CKR_BUFFER_TOO_SMALL, CKR_ATTRIBUTE_TYPE_INVALID);
+    // Attribute, room (none when it is the largest number), what is said of it; code and length.
+    let rows: [(usize, usize, usize, CK_RV, usize); 9] = [
+        (class, NO, 0, CKR_OK, 8),
+        (class, NO, NO, CKR_OK, 8),
+        (class, 8, 8, CKR_OK, 8),
+        (class, 8, NO, CKR_OK, 8),
+        (class, 7, 7, few, NO),
+        (class, 0, 0, few, NO),
+        (CKA_WRAP_TEMPLATE as usize, 48, 48, unknown, NO),
+        (CKA_VENDOR_DEFINED as usize, 8, 8, unknown, NO),
+        (CKA_PRIVATE_EXPONENT as usize, 8, 8, unknown, NO),
+    ];
+    for tail in [0, 1] {
+        for (kind, room, said, code, len) in rows {
+            desk.memory.clear();
+            let purpose = if code == CKR_OK {
+                Use::Free
+            } else {
+                Use::Input
+            };
+            let pointer = match room {
+                NO => 0,
+                room => desk.memory.place(&vec![0; room], tail, purpose).0 as usize,
+            };
+            let list = [kind, pointer, said, class, 0, 0, kind, 0, 0];
+            let (told, lengths) = ask(&mut desk, object, &list, tail);
+            let sensitive =
+                told == CKR_ATTRIBUTE_SENSITIVE && kind == CKA_PRIVATE_EXPONENT as usize;
+            assert!(told == code || sensitive, "{kind:#X}: {told:#X}");
+            assert_eq!(lengths[..2], [len, 8], "{kind:#X}");
+        }
+    }
+}
