@@ -168,6 +168,12 @@ impl ClassDescriptor {
         self.has(feature::AUTO_VOLTAGE) || self.has(feature::AUTO_ACTIVATION)
     }
 
+    /// Whether it powers a card that is inserted.
+    #[must_use]
+    pub const fn powers_by_itself(&self) -> bool {
+        self.has(feature::AUTO_ACTIVATION)
+    }
+
     /// Whether it sets its parameters from the answer to reset.
     #[must_use]
     pub const fn sets_parameters(&self) -> bool {

@@ -49,6 +49,24 @@ impl Device {
         }
     }
 
+    /// Goes on where another driver of the same reader ended: in its epoch, and out of step if it was.
+    pub(crate) const fn resume(&mut self, epoch: Epoch, in_step: bool) {
+        self.epoch = epoch;
+        if !in_step {
+            self.bulk.fall_out_of_step();
+        }
+    }
+
+    /// Takes a card that is powered for the one with this answer to reset.
+    pub(crate) fn adopt(&mut self, atr: Atr) {
+        self.atr = Some(atr);
+    }
+
+    /// Whether the next command can be sent without bringing the reader back.
+    pub(crate) const fn is_in_step(&self) -> bool {
+        self.bulk.is_in_step()
+    }
+
     /// The answer to reset of the powered card.
     pub(crate) const fn atr(&self) -> Option<&Atr> {
         self.atr.as_ref()

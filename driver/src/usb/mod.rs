@@ -17,7 +17,18 @@ mod signal;
 pub mod transfer;
 pub mod transport;
 
+pub mod arrivals;
+pub mod backend;
 mod bulk;
+mod claim;
+mod connection;
 mod device;
+mod ear;
+pub mod lock;
+mod place;
+mod station;
+pub mod sysfs;
 #[cfg(test)]
 mod tests;
+pub mod uevent;
+mod watch;

@@ -86,7 +86,11 @@ impl UsbTransport {
     }
 }
 
-fn device(
+/// The driver of slot `slot` of a claimed reader.
+///
+/// # Errors
+/// NoReader when it has not the endpoints it says.
+pub(super) fn device(
     interface: Arc<dyn UsbInterface>,
     reader: ReaderInterface,
     slot: u8,
@@ -115,7 +119,7 @@ fn device(
 }
 
 /// Longer APDUs than a message go in parts, so only the exchange level counts.
-const fn limits(class: &ClassDescriptor) -> Limits {
+pub(super) const fn limits(class: &ClassDescriptor) -> Limits {
     match class.exchange_level() {
         ExchangeLevel::ExtendedApdu => Limits::EXTENDED,
         _ => Limits::SHORT,

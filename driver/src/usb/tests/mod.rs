@@ -1,6 +1,8 @@
 //! The driver of one reader over a reader in memory: what it sends, and what it makes of answers.
 
+mod bench;
 mod faults;
+mod readers;
 
 use std::{
     sync::Arc,
