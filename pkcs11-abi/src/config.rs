@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use claviger_driver::usb::open::Stack;
 use claviger_token::{AppletKind, IdScheme};
 use toml::de::{DeTable, DeValue};
 
@@ -29,6 +30,7 @@ const MAX_RELEASE: f64 = 86_400.0;
 pub(crate) enum TransportKind {
     Pcsc,
     Socket,
+    Usb,
 }
 
 impl TransportKind {
@@ -36,6 +38,7 @@ impl TransportKind {
         match name {
             "pcsc" => Some(Self::Pcsc),
             "socket" => Some(Self::Socket),
+            "usb" => Some(Self::Usb),
             _ => None,
         }
     }
@@ -48,6 +51,10 @@ pub(crate) struct Config {
     pub(crate) transports: Vec<TransportKind>,
     /// Sockets with a reader behind them.
     pub(crate) sockets: Vec<PathBuf>,
+    /// Who moves the transfers of readers on the USB.
+    pub(crate) usb_backend: Stack,
+    /// Where locks of readers on the USB may be kept, the best place first.
+    pub(crate) lock_folders: Vec<PathBuf>,
     /// When idle cards are let go.
     pub(crate) release: Release,
     /// What is shown, and under which names.
@@ -65,6 +72,8 @@ impl Default for Config {
         Self {
             transports: vec![TransportKind::Pcsc],
             sockets: Vec::new(),
+            usb_backend: Stack::default(),
+            lock_folders: Vec::new(),
             release: Release::default(),
             choice: Choice::default(),
             log: Level::WARN,
@@ -84,6 +93,7 @@ impl Config {
             config.read_file(&file);
         }
         config.read_environment(&variable);
+        config.lock_folders = lock_folders(&variable);
         config
     }
 
@@ -166,6 +176,7 @@ impl Config {
                 self.use_sockets();
                 Ok(())
             }
+            "usb_backend" => self.set_usb_backend(string(value)?),
             "idle_release" => {
                 self.release.idle = release(value)?;
                 Ok(())
@@ -203,6 +214,9 @@ impl Config {
                 }
             };
         text("CLAVIGER_LOG", &mut |config, value| config.set_log(&value));
+        text("CLAVIGER_USB_BACKEND", &mut |config, value| {
+            config.set_usb_backend(&value)
+        });
         text("CLAVIGER_TRANSPORTS", &mut |config, value| {
             config.set_transports(
                 value
@@ -216,9 +230,18 @@ impl Config {
     fn set_transports(&mut self, names: Vec<String>) -> Result<(), String> {
         let parse = |name: String| {
             TransportKind::from_name(&name)
-                .ok_or_else(|| format!("{name:?} is no transport; pcsc and socket are"))
+                .ok_or_else(|| format!("{name:?} is no transport; pcsc, usb and socket are"))
         };
         self.transports = names.into_iter().map(parse).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn set_usb_backend(&mut self, name: &str) -> Result<(), String> {
+        self.usb_backend = match name {
+            "nusb" => Stack::Nusb,
+            "rusb" => Stack::Rusb,
+            _ => return Err(format!("{name:?} is no backend; nusb and rusb are")),
+        };
         Ok(())
     }
 
@@ -274,6 +297,15 @@ fn files(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
         .collect()
 }
 
+/// This user's own folder for the time he is logged in, then one of his name where everybody may make folders.
+fn lock_folders(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let user = crate::privilege::user();
+    let own = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let own = own.unwrap_or_else(|| PathBuf::from(format!("/run/user/{user}")));
+    let shared = ["/run/lock", "/tmp"].map(|folder| format!("{folder}/claviger-{user}").into());
+    [own.join("claviger")].into_iter().chain(shared).collect()
+}
+
 fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     value
         .as_str()
@@ -315,152 +347,4 @@ fn names(value: &DeValue<'_>) -> Result<Vec<String>, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Config {
-        let mut config = Config::default();
-        config.read_text(text, "test.toml");
-        config
-    }
-
-    #[test]
-    fn settings_are_read() {
-        let config = read(
-            "transports = [\"socket\"]\nsockets = [\"/run/a\"]\nlog = \"debug\"\nlog_file = \"/tmp/l\"",
-        );
-        assert_eq!(config.transports, [TransportKind::Socket]);
-        assert_eq!(config.sockets, [PathBuf::from("/run/a")]);
-        assert_eq!(config.log, Level::DEBUG);
-        assert_eq!(config.complaints, [""; 0]);
-    }
-
-    #[test]
-    fn the_release_of_idle_cards_is_in_seconds_or_never() {
-        let config = read("idle_release = 0.25\nidle_release_logged_in = \"never\"");
-        assert_eq!(config.release.idle, Some(Duration::from_millis(250)));
-        assert_eq!(config.release.logged_in, None);
-        assert_eq!(config.complaints, [""; 0]);
-        for bad in ["-1", "1e9", "nan", "\"soon\"", "true"] {
-            let config = read(&format!("idle_release = {bad}"));
-            assert_eq!(config.release, Release::default(), "{bad}");
-            assert_eq!(config.complaints.len(), 1, "{bad}");
-        }
-    }
-
-    #[test]
-    fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
-        let config = read(
-            "applets = [\"openpgp\"]\nids = \"ykcs11\"\nreaders.deny = [\"Gemalto\"]\n\
-             [tokens]\nallow = [\"2d70697600000001\"]\n[labels]\n\"PIV AUTH key\" = \"mine\"",
-        );
-        assert_eq!(config.complaints, [""; 0]);
-        let choice = &config.choice;
-        assert_eq!(choice.applets, [AppletKind::OpenPgp]);
-        assert!(!choice.shows_reader("Gemalto PC Twin Reader 00 00"));
-        assert!(choice.shows_token("2d70697600000001") && !choice.shows_token("00000000"));
-        assert_eq!(choice.naming.ids, IdScheme::Ykcs11);
-        assert_eq!(choice.naming.label("PIV AUTH key"), "mine");
-    }
-
-    #[test]
-    fn applets_are_shown_in_one_order_however_they_are_named() {
-        let config = read("applets = [\"openpgp\", \"piv\", \"piv\"]");
-        assert_eq!(config.choice, Choice::default());
-        assert_eq!(config.complaints, [""; 0]);
-    }
-
-    #[test]
-    fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
-        for (text, complaint) in [
-            ("ids = \"pkcs15\"", "line 1: ids: \"pkcs15\" is no scheme"),
-            (
-                "applets = [\"fido\"]",
-                "line 1: applets: \"fido\" is no applet",
-            ),
-            ("applets = []", "line 1: applets: at least one applet"),
-            ("tokens = [\"1\"]", "line 1: tokens: a table is expected"),
-            ("labels = 7", "line 1: labels: a table is expected"),
-            (
-                "[tokens]\nonly = [\"1\"]",
-                "line 2: tokens.only: no such setting",
-            ),
-            (
-                "\nreaders.allow = \"a\"",
-                "line 2: readers.allow: a list of strings",
-            ),
-            (
-                "[readers]\ndeny = [\"\"]",
-                "line 2: readers.deny: an empty name",
-            ),
-            (
-                "[labels]\n\"SIGN key\" = 7",
-                "line 2: labels.SIGN key: a string",
-            ),
-        ] {
-            let config = read(&format!("{text}\n[labels2]\n"));
-            assert_eq!(config.choice, Choice::default(), "{text}");
-            assert_eq!(config.complaints.len(), 2, "{:?}", config.complaints);
-            let complaints = config.complaints.join("\n");
-            assert!(complaints.contains(complaint), "{complaints}");
-        }
-        let config = read("[labels]\n\"SIGN key\" = 7\n\"KEY MAN key\" = \"mine\"");
-        assert_eq!(config.choice.naming.label("KEY MAN key"), "mine");
-    }
-
-    #[test]
-    fn an_unknown_key_is_reported_by_name_and_line_and_ignored() {
-        let config = read("log = \"info\"\n\ncolour = 3\n");
-        assert_eq!(
-            config.complaints,
-            ["test.toml, line 3: colour: no such setting; ignored"]
-        );
-        assert_eq!(config.log, Level::INFO);
-    }
-
-    #[test]
-    fn a_bad_value_keeps_the_default() {
-        let config = read("transports = [\"usb2\"]\nlog = 7\n");
-        assert_eq!(config.transports, [TransportKind::Pcsc]);
-        assert_eq!(config.complaints.len(), 2);
-        for line in ["line 1: transports", "line 2: log"] {
-            let reported = |complaint: &String| complaint.contains(line);
-            assert!(
-                config.complaints.iter().any(reported),
-                "{:?}",
-                config.complaints
-            );
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_no_toml_is_reported_and_the_rest_is_used() {
-        let config = read("log = \"debug\"\n= = =\n");
-        assert!(
-            config
-                .complaints
-                .iter()
-                .any(|complaint| complaint.contains("line 2")),
-            "{:?}",
-            config.complaints
-        );
-    }
-
-    #[test]
-    fn the_environment_wins_over_files() {
-        let mut config = read("log = \"info\"");
-        let variable = |name: &str| match name {
-            "CLAVIGER_LOG" => Some(OsString::from("trace")),
-            "CLAVIGER_SOCKET" => Some(OsString::from("/a:/b")),
-            "CLAVIGER_TRANSPORTS" => Some(OsString::from("socket, pcsc")),
-            _ => None,
-        };
-        config.read_environment(&variable);
-        assert_eq!(config.log, Level::TRACE);
-        assert_eq!(config.sockets.len(), 2);
-        assert_eq!(
-            config.transports,
-            [TransportKind::Socket, TransportKind::Pcsc]
-        );
-    }
-}
+mod tests;

@@ -33,6 +33,11 @@ extern "C" fn in_child() {
     pcsc::after_fork_in_child();
 }
 
+/// Whether this process is a fork of the one that loaded the library.
+pub(crate) fn is_child() -> bool {
+    FORKS.load(Ordering::SeqCst) > 0
+}
+
 /// The home of the module in this process; a fresh one in a child that has not been here yet.
 pub(crate) fn home() -> &'static Home<Module> {
     static REGISTERED: AtomicBool = AtomicBool::new(false);

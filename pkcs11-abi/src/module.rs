@@ -8,7 +8,12 @@ use std::{
     time::Instant,
 };
 
-use claviger_driver::{Backend, pcsc::PcscBackend, socket::SocketBackend};
+use claviger_driver::{
+    Backend,
+    pcsc::PcscBackend,
+    socket::SocketBackend,
+    usb::{self, backend::UsbBackend, open::Stack},
+};
 use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
@@ -17,6 +22,7 @@ use crate::{
     choice::Choice,
     config::{Config, TransportKind},
     events::Events,
+    fork,
     idle::{Idle, Readers},
     known_reader::{CardCount, KnownReader},
     life::{Generation, Home},
@@ -53,6 +59,7 @@ impl Module {
             match kind {
                 TransportKind::Pcsc => Arc::new(PcscBackend::new(may_create_threads)),
                 TransportKind::Socket => Arc::new(SocketBackend::new(config.sockets.clone())),
+                TransportKind::Usb => Arc::new(UsbBackend::new(&usb(config, may_create_threads))),
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
@@ -235,6 +242,21 @@ impl Drop for Module {
     /// Nothing is left to do here, unless a call outlived C_Finalize and held a card.
     fn drop(&mut self) {
         self.let_all_go();
+    }
+}
+
+/// How readers on the USB are reached. nusb has a thread of its own, which must not be where threads are not allowed, and
+/// is not there in a forked child.
+fn usb(config: &Config, may_create_threads: bool) -> usb::backend::Options {
+    let stack = if may_create_threads && !fork::is_child() {
+        config.usb_backend
+    } else {
+        Stack::Rusb
+    };
+    usb::backend::Options {
+        stack,
+        is_followed: may_create_threads,
+        locks: config.lock_folders.clone(),
     }
 }
 

@@ -5,3 +5,9 @@ pub(crate) fn is_elevated() -> bool {
     // SAFETY: reads a value the kernel gave the process at its start; any number is allowed.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
+
+/// Whose rights this process has.
+pub(crate) fn user() -> u32 {
+    // SAFETY: asks the kernel for a number, and cannot fail.
+    unsafe { libc::geteuid() }
+}

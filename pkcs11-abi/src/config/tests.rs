@@ -1,0 +1,168 @@
+use super::*;
+
+fn read(text: &str) -> Config {
+    let mut config = Config::default();
+    config.read_text(text, "test.toml");
+    config
+}
+
+#[test]
+fn settings_are_read() {
+    let config = read(
+        "transports = [\"socket\"]\nsockets = [\"/run/a\"]\nlog = \"debug\"\nlog_file = \"/tmp/l\"",
+    );
+    assert_eq!(config.transports, [TransportKind::Socket]);
+    assert_eq!(config.sockets, [PathBuf::from("/run/a")]);
+    assert_eq!(config.log, Level::DEBUG);
+    assert_eq!(config.complaints, [""; 0]);
+}
+
+#[test]
+fn the_usb_backend_is_one_of_two() {
+    let config = read("transports = [\"usb\"]\nusb_backend = \"rusb\"");
+    assert_eq!(config.transports, [TransportKind::Usb]);
+    assert_eq!(config.usb_backend, Stack::Rusb);
+    assert_eq!(config.complaints, [""; 0]);
+    let config = read("usb_backend = \"libusb\"");
+    assert_eq!(config.usb_backend, Stack::Nusb);
+    assert!(config.complaints[0].contains("line 1: usb_backend: \"libusb\" is no backend"));
+}
+
+#[test]
+fn locks_are_kept_in_the_folder_of_the_login_if_there_is_one() {
+    let login = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| OsString::from("/run/me"));
+    assert_eq!(lock_folders(&login)[0], PathBuf::from("/run/me/claviger"));
+    let none = lock_folders(&|_| None);
+    let user = crate::privilege::user();
+    assert_eq!(none[0], PathBuf::from(format!("/run/user/{user}/claviger")));
+    assert_eq!(none.len(), 3);
+}
+
+#[test]
+fn the_release_of_idle_cards_is_in_seconds_or_never() {
+    let config = read("idle_release = 0.25\nidle_release_logged_in = \"never\"");
+    assert_eq!(config.release.idle, Some(Duration::from_millis(250)));
+    assert_eq!(config.release.logged_in, None);
+    assert_eq!(config.complaints, [""; 0]);
+    for bad in ["-1", "1e9", "nan", "\"soon\"", "true"] {
+        let config = read(&format!("idle_release = {bad}"));
+        assert_eq!(config.release, Release::default(), "{bad}");
+        assert_eq!(config.complaints.len(), 1, "{bad}");
+    }
+}
+
+#[test]
+fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
+    let config = read(
+        "applets = [\"openpgp\"]\nids = \"ykcs11\"\nreaders.deny = [\"Gemalto\"]\n\
+         [tokens]\nallow = [\"2d70697600000001\"]\n[labels]\n\"PIV AUTH key\" = \"mine\"",
+    );
+    assert_eq!(config.complaints, [""; 0]);
+    let choice = &config.choice;
+    assert_eq!(choice.applets, [AppletKind::OpenPgp]);
+    assert!(!choice.shows_reader("Gemalto PC Twin Reader 00 00"));
+    assert!(choice.shows_token("2d70697600000001") && !choice.shows_token("00000000"));
+    assert_eq!(choice.naming.ids, IdScheme::Ykcs11);
+    assert_eq!(choice.naming.label("PIV AUTH key"), "mine");
+}
+
+#[test]
+fn applets_are_shown_in_one_order_however_they_are_named() {
+    let config = read("applets = [\"openpgp\", \"piv\", \"piv\"]");
+    assert_eq!(config.choice, Choice::default());
+    assert_eq!(config.complaints, [""; 0]);
+}
+
+#[test]
+fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
+    for (text, complaint) in [
+        ("ids = \"pkcs15\"", "line 1: ids: \"pkcs15\" is no scheme"),
+        (
+            "applets = [\"fido\"]",
+            "line 1: applets: \"fido\" is no applet",
+        ),
+        ("applets = []", "line 1: applets: at least one applet"),
+        ("tokens = [\"1\"]", "line 1: tokens: a table is expected"),
+        ("labels = 7", "line 1: labels: a table is expected"),
+        (
+            "[tokens]\nonly = [\"1\"]",
+            "line 2: tokens.only: no such setting",
+        ),
+        (
+            "\nreaders.allow = \"a\"",
+            "line 2: readers.allow: a list of strings",
+        ),
+        (
+            "[readers]\ndeny = [\"\"]",
+            "line 2: readers.deny: an empty name",
+        ),
+        (
+            "[labels]\n\"SIGN key\" = 7",
+            "line 2: labels.SIGN key: a string",
+        ),
+    ] {
+        let config = read(&format!("{text}\n[labels2]\n"));
+        assert_eq!(config.choice, Choice::default(), "{text}");
+        assert_eq!(config.complaints.len(), 2, "{:?}", config.complaints);
+        let complaints = config.complaints.join("\n");
+        assert!(complaints.contains(complaint), "{complaints}");
+    }
+    let config = read("[labels]\n\"SIGN key\" = 7\n\"KEY MAN key\" = \"mine\"");
+    assert_eq!(config.choice.naming.label("KEY MAN key"), "mine");
+}
+
+#[test]
+fn an_unknown_key_is_reported_by_name_and_line_and_ignored() {
+    let config = read("log = \"info\"\n\ncolour = 3\n");
+    assert_eq!(
+        config.complaints,
+        ["test.toml, line 3: colour: no such setting; ignored"]
+    );
+    assert_eq!(config.log, Level::INFO);
+}
+
+#[test]
+fn a_bad_value_keeps_the_default() {
+    let config = read("transports = [\"usb2\"]\nlog = 7\n");
+    assert_eq!(config.transports, [TransportKind::Pcsc]);
+    assert_eq!(config.complaints.len(), 2);
+    for line in ["line 1: transports", "line 2: log"] {
+        let reported = |complaint: &String| complaint.contains(line);
+        assert!(
+            config.complaints.iter().any(reported),
+            "{:?}",
+            config.complaints
+        );
+    }
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_reported_and_the_rest_is_used() {
+    let config = read("log = \"debug\"\n= = =\n");
+    assert!(
+        config
+            .complaints
+            .iter()
+            .any(|complaint| complaint.contains("line 2")),
+        "{:?}",
+        config.complaints
+    );
+}
+
+#[test]
+fn the_environment_wins_over_files() {
+    let mut config = read("log = \"info\"");
+    let variable = |name: &str| match name {
+        "CLAVIGER_LOG" => Some(OsString::from("trace")),
+        "CLAVIGER_SOCKET" => Some(OsString::from("/a:/b")),
+        "CLAVIGER_TRANSPORTS" => Some(OsString::from("socket, pcsc")),
+        _ => None,
+    };
+    config.read_environment(&variable);
+    assert_eq!(config.log, Level::TRACE);
+    assert_eq!(config.sockets.len(), 2);
+    assert_eq!(
+        config.transports,
+        [TransportKind::Socket, TransportKind::Pcsc]
+    );
+}
