@@ -24,4 +24,5 @@ pub mod reader;
 pub mod rig;
 pub mod server;
 pub mod skip;
+pub mod usb;
 pub mod vpcd;

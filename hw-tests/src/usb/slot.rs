@@ -1,0 +1,116 @@
+//! The CCID side of a virtual reader: messages to its slot and what it answers (CCID 1.1, 6).
+
+use crate::reader::User;
+
+/// bError: the card is not there, or does not answer.
+const ICC_MUTE: u8 = 0xFE;
+const HEADER: usize = 10;
+
+/// A message to the reader.
+pub(super) struct Message {
+    kind: u8,
+    slot: u8,
+    sequence: u8,
+    data: Vec<u8>,
+}
+
+impl Message {
+    /// The message at the beginning of `bytes`, which is taken out, once it is whole.
+    pub(super) fn take(bytes: &mut Vec<u8>) -> Option<Self> {
+        let [kind, a, b, c, d, slot, sequence, ..] = *bytes.first_chunk::<HEADER>()?;
+        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?;
+        if bytes.len() < HEADER.checked_add(length)? {
+            return None;
+        }
+        let mut message: Vec<u8> = bytes.drain(..HEADER + length).collect();
+        Some(Self {
+            kind,
+            slot,
+            sequence,
+            data: message.split_off(HEADER),
+        })
+    }
+
+    /// Says that the reader needs more time.
+    pub(super) fn extension(&self) -> Vec<u8> {
+        self.answer(0x80, 0x80, 1, &[])
+    }
+
+    fn answer(&self, kind: u8, status: u8, error: u8, data: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(data.len()).unwrap_or(0).to_le_bytes();
+        let mut bytes = vec![kind];
+        bytes.extend(length);
+        bytes.extend([self.slot, self.sequence, status, error, 0]);
+        bytes.extend(data);
+        bytes
+    }
+}
+
+/// The card in the slot, and whether it has power.
+pub(super) struct Slot {
+    user: User,
+    atr: Vec<u8>,
+    is_powered: bool,
+}
+
+impl Slot {
+    pub(super) const fn new(user: User, atr: Vec<u8>) -> Self {
+        Self {
+            user,
+            atr,
+            is_powered: false,
+        }
+    }
+
+    /// The card has left; the next has no power yet.
+    pub(super) const fn lose_power(&mut self) {
+        self.is_powered = false;
+    }
+
+    /// Does what a message says.
+    pub(super) fn obey(&mut self, message: &Message, is_present: bool) -> Vec<u8> {
+        if !is_present {
+            self.is_powered = false;
+        }
+        let kind = match message.kind {
+            0x62 | 0x6F => 0x80,
+            0x61 | 0x6C | 0x6D => 0x82,
+            _ => 0x81,
+        };
+        let done: Result<Vec<u8>, u8> = match message.kind {
+            0x62 if is_present => self.power_on(),
+            0x6F if self.is_powered => self.user.transmit(&message.data).map_err(|_| ICC_MUTE),
+            0x62 | 0x6F => Err(ICC_MUTE),
+            0x63 => {
+                self.user.power_off();
+                self.is_powered = false;
+                Ok(Vec::new())
+            }
+            0x65 | 0x72 => Ok(Vec::new()),
+            0x61 | 0x6C | 0x6D => Ok(vec![0x11, 0x10, 0, 0x4D, 0, 0xFE, 0]),
+            // The offset of a byte it does not understand: the first.
+            _ => Err(0),
+        };
+        let icc = match (is_present, self.is_powered) {
+            (false, _) => 2,
+            (true, false) => 1,
+            (true, true) => 0,
+        };
+        match done {
+            Ok(data) => message.answer(kind, icc, 0, &data),
+            Err(error) => message.answer(kind, icc | 0x40, error, &[]),
+        }
+    }
+
+    /// Power for a card that has it is a reset.
+    fn power_on(&mut self) -> Result<Vec<u8>, u8> {
+        self.user.attach().map_err(|_| ICC_MUTE)?;
+        if self.is_powered {
+            self.user.warm_reset();
+        } else {
+            self.user.power_on();
+        }
+        self.is_powered = true;
+        Ok(self.atr.clone())
+    }
+}
