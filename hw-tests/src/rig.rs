@@ -34,6 +34,7 @@ use crate::{
     reader::Reader,
     server::SocketServer,
     skip,
+    usb::{Model, UsbReader, UsbWay},
     vpcd::VpcdClient,
 };
 
@@ -64,6 +65,8 @@ enum Service {
     /// A server for each reader; none while they are stopped.
     Socket(Vec<SocketServer>),
     Pcscd(Pcscd),
+    /// On the USB of this machine, and how the module gets there.
+    Usb(Vec<UsbReader>, UsbWay),
 }
 
 impl Rig {
@@ -82,6 +85,9 @@ impl Rig {
     /// As [`Rig::socket`].
     #[must_use]
     pub fn socket_cards(plans: &[Plan]) -> Self {
+        if let Some(way) = UsbWay::of_environment() {
+            return Self::usb_cards(plans, way);
+        }
         let place = |plan: &Plan| Place::new(plan.clone(), "Claviger virtual reader");
         let mut rig = Self {
             places: plans.iter().map(place).collect(),
@@ -90,6 +96,48 @@ impl Rig {
         };
         rig.restart_service();
         rig
+    }
+
+    /// As [`Rig::usb_cards`] with one card.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn usb(plan: Plan, way: UsbWay) -> Self {
+        Self::usb_cards(&[plan], way)
+    }
+
+    /// Cards on the USB of this machine, each in a token of its own. They are seen by every other test of the machine,
+    /// so these tests run one after the other.
+    ///
+    /// # Panics
+    /// Where [`usb::obstacle`] has something to say.
+    #[must_use]
+    pub fn usb_cards(plans: &[Plan], way: UsbWay) -> Self {
+        let place = |plan: &Plan| Place::new(plan.clone(), "Claviger virtual reader");
+        let places: Vec<Place> = plans.iter().map(place).collect();
+        let plug = |place: &Place| {
+            UsbReader::plug(&place.reader, Model::token("virtual reader")).expect("a free port")
+        };
+        let readers = places.iter().map(plug).collect();
+        let rig = Self {
+            places,
+            service: Service::Usb(readers, way),
+            folder: scratch_folder(),
+        };
+        rig.settle();
+        rig
+    }
+
+    /// The reader on the USB.
+    ///
+    /// # Panics
+    /// In a rig of another kind.
+    pub fn on_usb(&mut self) -> &mut UsbReader {
+        match &mut self.service {
+            Service::Usb(readers, _) => readers.first_mut().expect("a reader"),
+            _ => panic!("a rig on the USB"),
+        }
     }
 
     /// The card behind a pcscd of its own; `None`, and the test counted as skipped, where that cannot be.
@@ -192,13 +240,11 @@ impl Rig {
     /// # Panics
     /// When pcscd does not get there.
     pub fn settle(&self) {
-        if let Service::Pcscd(pcscd) = &self.service {
-            pcscd.wait_for_cards(
-                self.places
-                    .iter()
-                    .filter(|place| place.reader.is_present())
-                    .count(),
-            );
+        let cards = self.cards().filter(|card| card.is_present()).count();
+        match &self.service {
+            Service::Pcscd(pcscd) => pcscd.wait_for_cards(cards),
+            Service::Usb(_, way) => way.wait_for_cards(cards),
+            Service::Socket(_) => {}
         }
     }
 
@@ -210,6 +256,7 @@ impl Rig {
         match &mut self.service {
             Service::Socket(servers) => servers.clear(),
             Service::Pcscd(pcscd) => pcscd.stop(),
+            Service::Usb(readers, _) => readers.iter_mut().for_each(UsbReader::unplug),
         }
     }
 
@@ -231,6 +278,7 @@ impl Rig {
         match &mut self.service {
             Service::Socket(servers) => servers.clear(),
             Service::Pcscd(pcscd) => pcscd.crash(),
+            Service::Usb(readers, _) => readers.iter_mut().for_each(UsbReader::unplug),
         }
     }
 
@@ -250,6 +298,10 @@ impl Rig {
                 *servers = paths.into_iter().zip(readers).map(start).collect();
             }
             Service::Pcscd(pcscd) => pcscd.begin(),
+            Service::Usb(readers, _) => {
+                let replugged = readers.iter_mut().try_for_each(UsbReader::replug);
+                replugged.expect("its port is free");
+            }
         }
     }
 
@@ -303,7 +355,7 @@ impl Rig {
     pub const fn pcscd_service(&self) -> Option<&Pcscd> {
         match &self.service {
             Service::Pcscd(pcscd) => Some(pcscd),
-            Service::Socket(_) => None,
+            Service::Socket(_) | Service::Usb(..) => None,
         }
     }
 
@@ -320,6 +372,10 @@ impl Rig {
                 ("socket", "CLAVIGER_SOCKET", paths)
             }
             Service::Pcscd(pcscd) => ("pcsc", SOCKET_VARIABLE, pcscd.socket().into()),
+            Service::Usb(_, way) => {
+                let (transport, backend) = way.environment();
+                (transport, "CLAVIGER_USB_BACKEND", backend.into())
+            }
         };
         vec![
             ("CLAVIGER_TRANSPORTS", transport.into()),
@@ -372,6 +428,7 @@ impl Rig {
         match &self.service {
             Service::Socket(_) => self.reader_path(0),
             Service::Pcscd(pcscd) => pcscd.socket(),
+            Service::Usb(..) => PathBuf::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod slot;
+mod way;
 mod wire;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::descriptors::Model;
+pub use self::{descriptors::Model, way::UsbWay};
 use self::{
     slot::{Message, Slot},
     wire::{Request, Transfer},
