@@ -119,7 +119,9 @@ fn a_pin_is_not_changed_to_one_of_impossible_length(bench: &Bench<'_>) {
     ];
     for (what, pointer, len) in short.into_iter().chain(ENDLESS) {
         let arguments = [session(&seat), right, pointer, Arg::Word(len)];
-        bench.silently(|| desk.expect(CKR_PIN_LEN_RANGE, "C_SetPIN", what, &arguments));
+        let pins = bench.stage.pins();
+        desk.expect(CKR_PIN_LEN_RANGE, "C_SetPIN", what, &arguments);
+        assert_eq!(bench.stage.pins(), pins, "{what}: a PIN was sent");
     }
     assert!(
         seat.find_objects(&[cryptoki::object::Attribute::Private(true)])
