@@ -32,6 +32,7 @@ mod key_wrap;
 mod login;
 mod messages;
 mod objects;
+mod officer;
 mod profiles;
 mod pss;
 mod random;

@@ -30,10 +30,13 @@ mod stage;
 
 mod desk;
 mod handles;
+mod keys;
 mod messages;
 mod operations;
 mod overlap;
 mod parameters;
+mod pins;
+mod state;
 mod templates;
 
 use bench::{Bench, Seat};

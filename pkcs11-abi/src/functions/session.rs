@@ -191,15 +191,19 @@ pub(crate) fn validation_flags(
     flags.put(0)
 }
 
-/// Longer than any PIN: what is cut to it is still refused as too long.
-const MAX_PIN: CK_ULONG = 1024;
+/// Longer than any PIN.
+const MAX_PIN: usize = 1024;
 
-/// A PIN; without a PIN pad there must be one.
+/// A PIN; without a PIN pad there must be one. Of one that is too long to be any nothing is read: what stands for it is
+/// refused as too long.
 pub(super) fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
     if pin.is_null() {
         return Err(Rule::ARGUMENTS_BAD.into());
     }
-    Ok(Secret::copy_from(pin.bytes(len.min(MAX_PIN))?))
+    match usize::try_from(len) {
+        Ok(0..MAX_PIN) => Ok(Secret::copy_from(pin.bytes(len)?)),
+        _ => Ok(Secret::new(vec![0; MAX_PIN])),
+    }
 }
 
 /// C_Logout: here and on the card.

@@ -26,7 +26,7 @@ impl Wrap {
     }
 
     /// Whether a wrapped key can have `len` bytes.
-    fn gives(self, len: usize) -> bool {
+    pub(crate) fn gives(self, len: usize) -> bool {
         let shortest = match self {
             Self::Kw => 24,
             Self::Kwp => 16,

@@ -184,7 +184,7 @@ pub fn unwrap_key(
     if let (Scheme::AesKeyWrap { padded }, Key::Secret(kek)) = (mechanism.scheme, kek) {
         let wrap = key_wrap(mechanism, parameter, padded)?;
         let len = wrapped.len();
-        if len < 16 || !len.is_multiple_of(8) {
+        if !wrap.gives(len) {
             return Err(TokenError::EncryptedDataLength { len });
         }
         let key = key_wrap::unwrap(wrap, &kek.value, wrapped);

@@ -1,0 +1,218 @@
+//! C_GetOperationState, C_SetOperationState, C_SessionCancel, C_GenerateRandom, C_SeedRandom with hostile arguments
+//! (PKCS #11 3.2, 5.6 and 5.20).
+
+use cryptoki_sys::*;
+
+use crate::{
+    Bench,
+    desk::{Arg, Desk, HUGE, NULL},
+    operations::ways,
+    templates::session,
+};
+
+on_cards! { [piv openpgp] [
+    a_state_has_room_like_any_output_and_goes_on
+    a_state_that_is_none_leaves_what_is_under_way
+    a_state_of_ours_with_any_byte_changed_breaks_nothing
+    a_key_for_a_state_that_needs_none_is_refused
+    a_cancel_of_everything_ends_everything
+    a_cancel_of_what_nobody_knows_ends_nothing
+    random_bytes_for_nowhere_are_a_bad_argument
+    a_seed_from_nowhere_is_a_bad_argument
+] }
+
+const SHA256: Arg<'static> = Arg::Mechanism(CKM_SHA256, &[]);
+
+/// A digest of "one" that goes on, and its state.
+fn begun(desk: &mut Desk<'_>, s: Arg<'_>) -> Vec<u8> {
+    desk.done("C_DigestInit", &[s, SHA256]);
+    desk.done("C_DigestUpdate", &[s, Arg::Bytes(b"one")]);
+    let asked = desk.done("C_GetOperationState", &[s, Arg::Asked]).len;
+    desk.done("C_GetOperationState", &[s, Arg::Out(asked)])
+        .output
+}
+
+/// The digest under way, after "two".
+fn ended(desk: &mut Desk<'_>, s: Arg<'_>) -> Vec<u8> {
+    desk.done("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
+    desk.done("C_DigestFinal", &[s, Arg::Out(32)]).output
+}
+
+fn expected(desk: &mut Desk<'_>, s: Arg<'_>) -> Vec<u8> {
+    desk.done("C_DigestInit", &[s, SHA256]);
+    desk.done("C_Digest", &[s, Arg::Bytes(b"onetwo"), Arg::Out(32)])
+        .output
+}
+
+fn a_state_has_room_like_any_output_and_goes_on(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
+    let s = session(&seat);
+    let right = expected(&mut desk, s);
+    let none = CKR_OPERATION_NOT_INITIALIZED;
+    desk.expect(none, "C_GetOperationState", "nothing", &[s, Arg::Asked]);
+    let state = begun(&mut desk, s);
+    for room in [0, 1, state.len() - 1] {
+        let told = desk.call("C_GetOperationState", &[s, Arg::Out(room)]);
+        assert_eq!((told.code, told.len), (CKR_BUFFER_TOO_SMALL, state.len()));
+    }
+    let nowhere = [s, Arg::In(&state), NULL];
+    desk.expect(
+        CKR_ARGUMENTS_BAD,
+        "C_GetOperationState",
+        "no length",
+        &nowhere,
+    );
+    assert_eq!(ended(&mut desk, s), right);
+    desk.done("C_SetOperationState", &[s, Arg::Bytes(&state), NULL, NULL]);
+    assert_eq!(ended(&mut desk, s), right);
+}
+
+fn a_state_that_is_none_leaves_what_is_under_way(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
+    let s = session(&seat);
+    let right = expected(&mut desk, s);
+    let state = begun(&mut desk, s);
+    let longer = [&state[..], &[0]].concat();
+    let (there, invalid) = (Arg::In(&state), CKR_SAVED_STATE_INVALID);
+    let len = state.len();
+    let garbage = vec![0xA5; 4096];
+    for (code, pointer, len) in [
+        (CKR_ARGUMENTS_BAD, NULL, 0),
+        (CKR_ARGUMENTS_BAD, NULL, len),
+        (CKR_ARGUMENTS_BAD, NULL, HUGE),
+        (invalid, there, 0),
+        (invalid, there, 1),
+        (invalid, there, len - 1),
+        (invalid, Arg::In(&longer), len + 1),
+        (invalid, there, 4097),
+        (invalid, there, HUGE),
+        (invalid, Arg::In(&garbage), 4096),
+    ] {
+        let arguments = [s, pointer, Arg::Word(len), NULL, NULL];
+        desk.expect(
+            code,
+            "C_SetOperationState",
+            &format!("{len:#X} bytes"),
+            &arguments,
+        );
+    }
+    assert_eq!(ended(&mut desk, s), right, "it went on");
+}
+
+/// C_SetOperationState's arguments.
+const fn saved<'a>(s: Arg<'a>, state: &'a [u8]) -> [Arg<'a>; 4] {
+    [s, Arg::Bytes(state), NULL, NULL]
+}
+
+fn a_state_of_ours_with_any_byte_changed_breaks_nothing(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
+    let s = session(&seat);
+    let right = expected(&mut desk, s);
+    let state = begun(&mut desk, s);
+    for at in 0..state.len() {
+        for bit in [1, 0x80] {
+            let mut changed = state.clone();
+            changed[at] ^= bit;
+            match desk.call("C_SetOperationState", &saved(s, &changed)).code {
+                // Of a digest of something else: it ends as digests do.
+                CKR_OK => {
+                    desk.done("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
+                    desk.done("C_DigestFinal", &[s, Arg::Out(64)]);
+                    desk.done("C_SetOperationState", &saved(s, &state));
+                }
+                code => assert_eq!(code, CKR_SAVED_STATE_INVALID, "byte {at}"),
+            }
+        }
+    }
+    assert_eq!(ended(&mut desk, s), right);
+}
+
+fn a_key_for_a_state_that_needs_none_is_refused(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let s = session(&seat);
+    let (key, state) = (desk.aes(s), begun(&mut desk, s));
+    let unneeded = CKR_KEY_NOT_NEEDED;
+    for (one, other) in [
+        (key, NULL),
+        (NULL, key),
+        (Arg::Word(HUGE), NULL),
+        (key, key),
+    ] {
+        let arguments = [s, Arg::Bytes(&state), one, other];
+        desk.expect(unneeded, "C_SetOperationState", "a key", &arguments);
+    }
+    desk.done("C_EncryptInit", &[s, Arg::Mechanism(CKM_AES_ECB, &[]), key]);
+    let unsaveable = CKR_STATE_UNSAVEABLE;
+    desk.expect(
+        unsaveable,
+        "C_GetOperationState",
+        "with a key",
+        &[s, Arg::Out(4096)],
+    );
+    assert_eq!(ended(&mut desk, s).len(), 32);
+}
+
+/// Everything the session can have under way at once, begun.
+fn all_begun(desk: &mut Desk<'_>, seat: &crate::Seat) -> Vec<(&'static str, Vec<Arg<'static>>)> {
+    let mut begun: Vec<(&'static str, Vec<Arg<'static>>)> = Vec::new();
+    for way in ways(desk, seat) {
+        if begun.iter().all(|(name, _)| *name != way.init.0) {
+            way.begin(desk);
+            begun.push(way.init.clone());
+        }
+    }
+    let search = ("C_FindObjectsInit", vec![session(seat), NULL, Arg::Word(0)]);
+    desk.done(search.0, &search.1);
+    begun.push(search);
+    begun
+}
+
+fn a_cancel_of_everything_ends_everything(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let begun = all_begun(&mut desk, &seat);
+    desk.done("C_SessionCancel", &[session(&seat), Arg::Word(HUGE)]);
+    for (name, arguments) in &begun {
+        desk.done(name, arguments);
+    }
+}
+
+fn a_cancel_of_what_nobody_knows_ends_nothing(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.user());
+    let begun = all_begun(&mut desk, &seat);
+    let known = CKF_FIND_OBJECTS | CKF_DIGEST | CKF_ENCRYPT | CKF_DECRYPT | CKF_SIGN;
+    let unknown = !(known as usize);
+    for flags in [0, unknown, 1 << 31, 1 << 63] {
+        desk.done("C_SessionCancel", &[session(&seat), Arg::Word(flags)]);
+    }
+    for (name, arguments) in &begun {
+        desk.expect(CKR_OPERATION_ACTIVE, name, "it goes on", arguments);
+    }
+}
+
+fn random_bytes_for_nowhere_are_a_bad_argument(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
+    let s = session(&seat);
+    for (pointer, len) in [
+        (NULL, 1),
+        (NULL, HUGE),
+        (Arg::In(&[0; 8]), HUGE),
+        (Arg::In(&[0; 8]), HUGE / 2 + 1),
+    ] {
+        let arguments = [s, pointer, Arg::Word(len)];
+        bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, "C_GenerateRandom", "bad", &arguments));
+    }
+    for pointer in [NULL, Arg::Word(1), Arg::Word(HUGE)] {
+        desk.done("C_GenerateRandom", &[s, pointer, Arg::Word(0)]);
+    }
+}
+
+fn a_seed_from_nowhere_is_a_bad_argument(bench: &Bench<'_>) {
+    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
+    let s = session(&seat);
+    for (pointer, len) in [(NULL, 1), (NULL, HUGE), (Arg::In(b"seed"), HUGE)] {
+        let arguments = [s, pointer, Arg::Word(len)];
+        bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, "C_SeedRandom", "bad", &arguments));
+    }
+    let refused = CKR_RANDOM_SEED_NOT_SUPPORTED;
+    desk.expect(refused, "C_SeedRandom", "a seed", &[s, Arg::Bytes(b"seed")]);
+}
