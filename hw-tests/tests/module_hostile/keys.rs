@@ -299,7 +299,7 @@ fn a_pair_without_places_for_its_handles_leaves_the_old_key(bench: &Bench<'_>) {
                 "C_GenerateKeyPair",
                 "no place",
                 &arguments,
-            )
+            );
         });
     }
     seat.logout().unwrap();

@@ -5,7 +5,7 @@ use cryptoki_sys::*;
 
 use crate::{
     Bench, Seat,
-    desk::{Arg, DATA, Desk, Entry, HUGE, NO, NULL, Value, YES, secret_key, words},
+    desk::{Arg, DATA, Desk, Entry, HUGE, NULL, Value, YES, secret_key, words},
 };
 
 on_cards! { [piv openpgp] [
