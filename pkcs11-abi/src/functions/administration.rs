@@ -87,7 +87,7 @@ pub(crate) fn generate_key_pair(
     private_key.put(private)
 }
 
-/// The handle of the one of `objects` with this class; a private key's is good when its user has logged in.
+/// The handle of the one of `objects` with this class; a private key's is good for as long as its user is logged in.
 fn handle_of(
     session: &Session,
     objects: &[Arc<Object>],
@@ -111,6 +111,10 @@ fn no_place(id: &[u8]) -> TokenError {
 pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT_HANDLE, Failure> {
     let class = template.ulong(CKA_CLASS);
     if !matches!(class, Some(CKO_CERTIFICATE | CKO_DATA)) {
+        return Err(Rule::TEMPLATE_INCONSISTENT.into());
+    }
+    // A certificate on a card is for everyone who has the card.
+    if class == Some(CKO_CERTIFICATE) && template.wants_private() == Some(true) {
         return Err(Rule::TEMPLATE_INCONSISTENT.into());
     }
     // Held to all the rules of its class before the card sees it.
