@@ -20,5 +20,18 @@ pub const ABORT: Duration = Duration::from_secs(1);
 pub const STATUS: Duration = Duration::from_secs(2);
 /// How often a slot's status is asked for before the reader is given up.
 pub const STATUS_TRIES: usize = 3;
-/// How long a card may take to answer its reset, with all voltages tried.
+/// How long one message may be waited for, whatever card and reader ask for: a key of 4096 bits is made in less.
+pub const MESSAGE: Duration = Duration::from_secs(15 * 60);
+/// What is added to the time a card has, so that the reader can say first that the card is silent.
+pub const MARGIN: Duration = Duration::from_secs(1);
+/// How long a card may take to answer its reset at one voltage, before it asks for more.
 pub const POWER_ON: Duration = Duration::from_secs(10);
+/// Slots of one reader that are looked after; real ones have eight at most, and a descriptor can say 256.
+pub const SLOTS: u8 = 16;
+/// How often a token of the control pipe may say that it is still busy; each time costs [`ICCD_POLL`] at least.
+pub const ICCD_POLLS: usize = 1 << 17;
+/// Between two such questions, where the token names no time.
+pub const ICCD_POLL: Duration = Duration::from_millis(10);
+/// What one request to the control pipe may take, as nothing but its end can be waited for. A device has to begin its
+/// answer within half a second (USB 2.0, 9.2.6.4).
+pub const CONTROL: Duration = Duration::from_secs(1);

@@ -200,14 +200,19 @@ impl Found {
         let (Some(interface), Some(class)) = (interface, class) else {
             return;
         };
-        if interface.way == Way::Bulk && (bulk_in.is_none() || bulk_out.is_none()) {
-            return;
-        }
+        let has_bulk = bulk_in.is_some() && bulk_out.is_some();
+        let (way, class) = match interface.way {
+            // There is no use for bulk endpoints on the control pipe: bInterfaceProtocol is wrong (ActivCard Reader V2).
+            _ if has_bulk => (Way::Bulk, class),
+            Way::Bulk => return,
+            Way::ControlA => (Way::ControlA, class.given_short_apdus()),
+            Way::ControlB => (Way::ControlB, class),
+        };
         self.readers.push(CcidInterface {
             configuration: self.configuration,
             number: interface.number,
             alternate: interface.alternate,
-            way: interface.way,
+            way,
             bulk_in,
             bulk_out,
             interrupt,
@@ -334,6 +339,9 @@ mod tests {
     #[test]
     fn a_reader_without_bulk_endpoints_can_only_be_one_of_the_control_pipe() {
         let mut bytes = descriptors_of(|_| {});
+        bytes[27 + 7] = 1;
+        assert_eq!(readers(&bytes)[0].way, Way::Bulk, "it has the endpoints");
+        bytes[27 + 7] = 0;
         bytes.truncate(CLASS_AT + LENGTH);
         assert_eq!(readers(&bytes).len(), 0);
         for (protocol, way) in [(1, Way::ControlA), (2, Way::ControlB)] {

@@ -112,6 +112,17 @@ impl ClassDescriptor {
         })
     }
 
+    /// The description of a token whose driver speaks T=0 with it, step by step: it is given short APDUs, whole ones,
+    /// whatever level it says.
+    #[must_use]
+    pub(super) fn given_short_apdus(self) -> Self {
+        Self {
+            level: ExchangeLevel::ShortApdu,
+            max_message: self.max_message.max(USUAL_MESSAGE),
+            ..self
+        }
+    }
+
     /// How many cards fit in, 1 to 255.
     #[must_use]
     pub const fn slots(&self) -> u8 {

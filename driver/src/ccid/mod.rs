@@ -5,8 +5,11 @@ pub mod apdu_level;
 pub mod budget;
 pub mod configuration;
 pub mod descriptor;
+pub mod iccd;
 pub mod message;
 pub mod notification;
+pub mod pin_pad;
+pub mod protocol_data;
 pub mod quirks;
 
 mod udev_rules;

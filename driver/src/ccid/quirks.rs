@@ -3,6 +3,8 @@
 
 use std::sync::OnceLock;
 
+use super::pin_pad::PadQuirks;
+
 /// The table, as it stands in the repository.
 const TABLE: &str = include_str!("../../../udev/readers.txt");
 
@@ -26,12 +28,18 @@ pub struct Quirks {
     pub vendor_class: bool,
     /// It does not survive autosuspend.
     pub awake: bool,
+    /// It dead-locks when two of its interfaces are at a command at the same time.
+    pub one_at_a_time: bool,
     /// It takes APDUs in parts, whatever exchange level it announces.
     pub chains: bool,
     /// It takes no extended APDU, whatever exchange level it announces.
     pub short: bool,
+    /// Its PIN pad may be used: what is typed reaches the card and nobody else.
+    pub pin_pad: bool,
     /// Its PIN pad is not to be used.
     pub no_pin_pad: bool,
+    /// How its PIN pad differs from the standard.
+    pub pad: PadQuirks,
     /// IFSD must not be negotiated.
     pub no_ifsd: bool,
     /// The longest block it can take.
@@ -97,6 +105,9 @@ fn read(line: &str) -> Result<Row, String> {
     if quirks == Quirks::default() {
         return Err("no words".to_owned());
     }
+    if quirks.pin_pad && quirks.no_pin_pad {
+        return Err("a PIN pad to be used and not to be used".to_owned());
+    }
     Ok(Row {
         vendor: hex(vendor)?,
         product: hex(product)?,
@@ -128,11 +139,13 @@ fn set(quirks: &mut Quirks, word: &str) -> Result<(), String> {
             "card-fixed" => quirks.card_fixed = true,
             "vendor-class" => quirks.vendor_class = true,
             "awake" => quirks.awake = true,
+            "one-at-a-time" => quirks.one_at_a_time = true,
             "chains" => quirks.chains = true,
             "short" => quirks.short = true,
+            "pin-pad" => quirks.pin_pad = true,
             "no-pin-pad" => quirks.no_pin_pad = true,
             "no-ifsd" => quirks.no_ifsd = true,
-            _ => return Err(format!("{word}: unknown word")),
+            _ => return pad_word(quirks, word),
         },
         Some(("ifsd", digits)) => {
             let ifsd = u8::try_from(number(digits)?).map_err(|_| format!("{word}: above 254"))?;
@@ -140,9 +153,14 @@ fn set(quirks: &mut Quirks, word: &str) -> Result<(), String> {
         }
         Some(("max-bps", digits)) => quirks.max_bps = Some(number(digits)?),
         Some(("patience", digits)) => quirks.patience = Some(number(digits)?),
-        Some(_) => return Err(format!("{word}: unknown word")),
+        Some(_) => return pad_word(quirks, word),
     }
     Ok(())
+}
+
+fn pad_word(quirks: &mut Quirks, word: &str) -> Result<(), String> {
+    let known = quirks.pad.set(word);
+    known.ok_or_else(|| format!("{word}: unknown word, or a range that is none"))
 }
 
 #[cfg(test)]
@@ -187,6 +205,7 @@ mod tests {
         assert!(of(model(0x04E6, 0xE003, 0x0504)).vendor_class);
         assert_eq!(of(model(0x058F, 0x9540, 0x0120)).max_bps, Some(200_000));
         assert_eq!(of(model(0x072F, 0x2200, 0x0207)).patience, Some(10));
+        assert!(of(model(0x076B, 0x5422, 0x0100)).one_at_a_time);
     }
 
     #[test]
@@ -211,6 +230,8 @@ mod tests {
             "1050:0407 ifsd=many # no number",
             "1050:0407 ifsd=300 # too many",
             "1050:0407 colour=red # unknown",
+            "08e6:3478 pad-digits=8-4 # upside down",
+            "08e6:3478 pin-pad no-pin-pad # both",
         ] {
             assert!(read(line).is_err(), "{line}");
         }

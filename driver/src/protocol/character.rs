@@ -4,6 +4,7 @@
 //! ```text
 //! T=0  > header          < procedure byte     > data         < SW1 SW2
 //! T=1  > block           < NAD PCB LEN        >              < information field, EDC
+//! PPS  > request         < PPSS PPS0 and one  >              < what PPS0 announces
 //! ```
 //!
 //! Asked for are always as many bytes as must come in any case, so that a reader never waits for one that does not.
@@ -26,7 +27,7 @@ pub enum Turn {
         /// How many bytes to wait for.
         expected: u16,
     },
-    /// The whole answer: for [`super::T1::receive`] or [`super::T0::receive`].
+    /// The whole answer: for [`super::T1::receive`], [`super::T0::receive`] or [`super::pps::Proposal::answered`].
     Done(Secret),
     /// What came makes no sense: for [`super::T1::damaged`] or [`super::T0::damaged`].
     Damaged,
@@ -46,6 +47,7 @@ pub struct Characters {
 enum Protocol {
     T0(Tpdu),
     T1(ErrorDetection),
+    Pps,
 }
 
 /// A command TPDU and how far it has gone.
@@ -109,6 +111,12 @@ impl Characters {
     #[must_use]
     pub fn t1(block: Secret, detection: ErrorDetection) -> (Self, Turn) {
         Self::begin(Protocol::T1(detection), block)
+    }
+
+    /// Carries a request for another protocol or rate.
+    #[must_use]
+    pub fn pps(request: Secret) -> (Self, Turn) {
+        Self::begin(Protocol::Pps, request)
     }
 
     fn begin(protocol: Protocol, outgoing: Secret) -> (Self, Turn) {
@@ -176,12 +184,13 @@ impl Characters {
 
     /// How many bytes must still come; 0 when the answer is complete.
     fn expected(&self) -> u16 {
-        let count = match &self.protocol {
-            Protocol::T0(tpdu) => tpdu.expected(),
-            Protocol::T1(detection) => {
-                block_len(self.received.expose(), *detection).saturating_sub(self.received.len())
-            }
+        let received = self.received.expose();
+        let whole = match &self.protocol {
+            Protocol::T0(tpdu) => return u16::try_from(tpdu.expected()).unwrap_or(u16::MAX),
+            Protocol::T1(detection) => block_len(received, *detection),
+            Protocol::Pps => pps_len(received),
         };
+        let count = whole.saturating_sub(received.len());
         u16::try_from(count).unwrap_or(u16::MAX)
     }
 }
@@ -194,6 +203,12 @@ fn block_len(bytes: &[u8], detection: ErrorDetection) -> usize {
         Some(len) if *len > MAX_INFORMATION => PROLOGUE,
         Some(len) => PROLOGUE + usize::from(*len) + detection.epilogue(),
     }
+}
+
+/// How long the answer to a PPS request is that begins with `bytes`: PPSS, PPS0, PCK, and what PPS0 announces by b5 to b7 (ISO 7816-3, 9.2).
+fn pps_len(bytes: &[u8]) -> usize {
+    let announced = bytes.get(1).map_or(0, |pps0| (pps0 & 0x70).count_ones());
+    3 + announced as usize
 }
 
 impl Tpdu {
@@ -270,7 +285,7 @@ impl Tpdu {
 ///
 /// ```text
 /// | form | length of the command's data | then for each turn: count | as many bytes, at most as were asked for |
-/// form: bit 0: T=1 with a CRC or, with bit 1, an LRC; else T=0 to the card or, with bit 1, from it
+/// form: bit 2: PPS; else bit 0: T=1 with a CRC or, with bit 1, an LRC; else T=0 to the card or, with bit 1, from it
 /// ```
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -278,12 +293,14 @@ pub fn fuzz(bytes: &[u8]) {
         return;
     };
     let data: Vec<u8> = (0..*len).collect();
-    let command = match form & 3 {
+    let command = match form & 7 {
+        4.. => vec![0xFF, 0x11, 0x18, 0xF6],
         0 => [&[0, 0xDB, 0x3F, 0xFF, *len], data.as_slice()].concat(),
         2 => vec![0, 0xCB, 0x3F, 0xFF, *len],
         _ => [&[0, 0, *len], data.as_slice(), &[0]].concat(),
     };
-    let (mut characters, mut turn) = match form & 3 {
+    let (mut characters, mut turn) = match form & 7 {
+        4.. => Characters::pps(Secret::copy_from(&command)),
         0 | 2 => Characters::t0(&command),
         1 => Characters::t1(Secret::copy_from(&command), ErrorDetection::Crc),
         _ => Characters::t1(Secret::copy_from(&command), ErrorDetection::Lrc),

@@ -193,8 +193,8 @@ pub struct Parameters {
     pub character_waiting_integer: u8,
     /// T=1: first TC.
     pub error_detection: ErrorDetection,
-    /// First TA for T=15; class A when there is none.
-    pub voltages: Voltages,
+    /// First TA for T=15; a card without one says nothing, and works with whatever it answered its reset at.
+    pub voltages: Option<Voltages>,
     /// First TA for T=15.
     pub clock_stop: ClockStop,
     /// What was nonsense, for a person.
@@ -215,11 +215,7 @@ impl Default for Parameters {
             block_waiting_integer: 4,
             character_waiting_integer: 13,
             error_detection: ErrorDetection::Lrc,
-            voltages: Voltages {
-                v5: true,
-                v3: false,
-                v1_8: false,
-            },
+            voltages: None,
             clock_stop: ClockStop::Never,
             complaints: Vec::new(),
         }
@@ -285,10 +281,20 @@ impl Parameters {
         let cycles_each = 960 * u64::from(rate.fi());
         cycles(u64::from(self.waiting_integer) * cycles_each, khz)
     }
+
+    /// How long `count` characters take on the line: 12 etu each and the extra guard time (ISO 7816-3, 7.2 and 8.3).
+    #[must_use]
+    pub fn transfer_time(&self, count: u16, rate: Rate, khz: u32) -> Duration {
+        let extra = match self.extra_guard_time {
+            255 => 0,
+            extra => u64::from(extra),
+        };
+        etu(u64::from(count) * (12 + extra), rate, khz)
+    }
 }
 
 /// `count` elementary time units: F / (D · f) each.
-fn etu(count: u64, rate: Rate, khz: u32) -> Duration {
+pub(super) fn etu(count: u64, rate: Rate, khz: u32) -> Duration {
     cycles(
         (count * u64::from(rate.fi())).div_ceil(u64::from(rate.di())),
         khz,
@@ -422,7 +428,7 @@ impl Reading {
         if ta & 7 == 0 {
             self.complain("no class of operating conditions");
         } else {
-            self.parameters.voltages = voltages;
+            self.parameters.voltages = Some(voltages);
         }
     }
 
@@ -462,5 +468,6 @@ pub fn fuzz(bytes: &[u8]) {
         assert!(slowest < Duration::from_secs(200_000), "{slowest:?}");
         let _ = parameters.character_waiting_time(rate, khz);
         let _ = parameters.work_waiting_time(rate, khz);
+        let _ = parameters.transfer_time(u16::MAX, rate, khz);
     }
 }

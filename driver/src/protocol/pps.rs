@@ -4,11 +4,15 @@
 //! | PPSS = FF | PPS0: b5 PPS1 follows, T | PPS1: FI DI | PCK, the exclusive or of all is 0 |
 //! ```
 
+use std::time::Duration;
+
 use claviger_apdu::Secret;
 
-use super::parameters::{Parameters, Protocol, Rate};
+use super::parameters::{Parameters, Protocol, Rate, etu};
 
 const PPSS: u8 = 0xFF;
+/// The initial waiting time in etu, which holds for the answer too (ISO 7816-3, 9.1).
+const WAITING_TIME: u64 = 9_600;
 /// In PPS0: PPS1 follows.
 const PPS1: u8 = 0x10;
 /// How far a rate of the reader's table may be from the one meant, in bits a second: tables are rounded.
@@ -110,7 +114,7 @@ impl Proposal {
         self.0
     }
 
-    /// The bytes to send before anything else after a reset. No answer within 9600 etu is a refusal.
+    /// The bytes to send before anything else after a reset. No answer within [`Proposal::waiting_time`] is a refusal.
     #[must_use]
     pub fn request(&self) -> Secret {
         let number = self.0.protocol.number();
@@ -121,6 +125,12 @@ impl Proposal {
         };
         bytes.push(check(&bytes));
         Secret::new(bytes)
+    }
+
+    /// The longest the card may take over each character of its answer, at a clock of `khz`.
+    #[must_use]
+    pub fn waiting_time(khz: u32) -> Duration {
+        etu(WAITING_TIME, Rate::DEFAULT, khz)
     }
 
     /// What the card agreed to by `answer`: all of it, or the protocol at the default rate when PPS1 is not in the answer.

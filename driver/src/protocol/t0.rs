@@ -104,8 +104,10 @@ impl T0 {
         Step::send(Secret::new(vec![cla & 0x0F, GET_RESPONSE, 0, 0, le]))
     }
 
-    /// T=0 has no block to ask for again: characters are repeated below, by the reader.
-    const fn sent(&self) -> Sent {
+    /// Whether the card has seen the command under way; No when none is. T=0 has no block to ask for again: characters
+    /// are repeated below, by the reader.
+    #[must_use]
+    pub const fn sent(&self) -> Sent {
         match self.phase {
             Phase::Idle => Sent::No,
             Phase::Command(_) => Sent::Maybe,

@@ -212,3 +212,25 @@ fn a_reader_that_gives_less_is_asked_again_a_few_times() {
     assert!(is_damage(&turn));
     assert_eq!(reads, SHORT_READS + 1);
 }
+
+#[test]
+fn an_answer_to_a_pps_is_as_long_as_it_says_itself() {
+    let request = [0xFF, 0x11, 0x18, 0xF6];
+    let begin = || {
+        let (characters, turn) = Characters::pps(Secret::copy_from(&request));
+        let Turn::Exchange { bytes, expected } = turn else {
+            panic!("{turn:?}")
+        };
+        assert_eq!((bytes.expose(), expected), (&request[..], 3));
+        characters
+    };
+    let mut characters = begin();
+    let Turn::Exchange { bytes, expected } = characters.receive(&request[..3]) else {
+        panic!("a byte is missing")
+    };
+    assert_eq!((bytes.len(), expected), (0, 1));
+    assert_eq!(done(characters.receive(&request[3..])), request);
+    // Without PPS1 nothing more may be waited for.
+    let slower = [0xFF, 0x01, 0xFE];
+    assert_eq!(done(begin().receive(&slower)), slower);
+}

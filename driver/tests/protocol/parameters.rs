@@ -51,11 +51,11 @@ fn an_openpgp_card_2_1() {
         ifsc: 254,
         block_waiting_integer: 7,
         character_waiting_integer: 5,
-        voltages: Voltages {
+        voltages: Some(Voltages {
             v5: true,
             v3: true,
             v1_8: false,
-        },
+        }),
         ..Parameters::default()
     };
     assert_eq!(got, expected);
@@ -66,11 +66,11 @@ fn a_piv_card_of_t0() {
     let got = parameters("3BDB9600801F030031C064B0F31000079000 80");
     let expected = Parameters {
         rate: rate(0x96),
-        voltages: Voltages {
+        voltages: Some(Voltages {
             v5: true,
             v3: true,
             v1_8: false,
-        },
+        }),
         ..Parameters::default()
     };
     assert_eq!(got, expected);
@@ -167,12 +167,12 @@ fn voltages_and_clock_stop() {
         (0xC2, ClockStop::Any, [false, true, false]),
     ] {
         let got = checked(&format!("3B 80 80 1F {ta:02X}"));
-        let voltages = got.voltages;
+        let voltages = got.voltages.unwrap();
         assert_eq!([voltages.v5, voltages.v3, voltages.v1_8], classes);
         assert_eq!(got.clock_stop, stop);
     }
     let none = checked("3B 80 80 1F 40");
-    assert!(none.voltages.v5);
+    assert_eq!(none.voltages, None);
     assert_eq!(none.complaints, ["no class of operating conditions"]);
 }
 
@@ -254,4 +254,19 @@ fn a_clock_of_0_gives_a_time_all_the_same() {
     let got = Parameters::default();
     let slowest = got.block_waiting_time(Rate::DEFAULT, 1_000);
     assert_eq!(got.block_waiting_time(Rate::DEFAULT, 0), slowest);
+}
+
+#[test]
+fn a_character_takes_twelve_etu_and_the_extra_guard_time() {
+    let time = |extra_guard_time, count| {
+        let parameters = Parameters {
+            extra_guard_time,
+            ..Parameters::default()
+        };
+        parameters.transfer_time(count, Rate::DEFAULT, 3_720)
+    };
+    // One etu is 100 µs.
+    assert_eq!(time(0, 10), Duration::from_micros(12_000));
+    assert_eq!(time(255, 10), time(0, 10));
+    assert_eq!(time(8, 10), Duration::from_micros(20_000));
 }

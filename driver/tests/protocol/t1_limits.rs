@@ -157,3 +157,33 @@ fn long_sequences_end_and_nothing_is_sent_twice() {
         fuzz(&bytes);
     }
 }
+
+#[test]
+fn no_block_is_longer_than_the_reader_can_send() {
+    let parameters = Parameters {
+        ifsc: 254,
+        ..Parameters::default()
+    };
+    let mut t1 = T1::new(&parameters, 32).sending_at_most(3);
+    assert_eq!(sent(t1.begin(&[1, 2, 3, 4, 5])), lrc("I(0,1) 010203"));
+    assert_eq!(
+        sent(t1.receive(&lrc("S(IFS request) FE"))),
+        lrc("S(IFS response) FE")
+    );
+    assert_eq!(sent(t1.receive(&lrc("R(1)"))), lrc("I(1,0) 0405"));
+}
+
+#[test]
+fn whether_the_card_has_seen_the_command_is_known_at_each_step() {
+    let mut t1 = T1::new(&Parameters::default(), 254);
+    assert_eq!(t1.sent(), Sent::No);
+    assert_eq!(sent(t1.begin(&[1, 2])), lrc("S(IFS request) FE"));
+    assert_eq!(t1.sent(), Sent::No);
+    sent(t1.receive(&lrc("S(IFS response) FE")));
+    assert_eq!(t1.sent(), Sent::Maybe);
+    sent(t1.receive(&lrc("I(0,1) 90")));
+    assert_eq!(t1.sent(), Sent::Yes);
+    assert_eq!(done(t1.receive(&lrc("I(1,0) 00"))), [0x90, 0x00]);
+    sent(t1.begin(&[1, 2]));
+    assert_eq!(t1.sent(), Sent::Maybe);
+}

@@ -60,7 +60,7 @@ pub enum SlotError {
 }
 
 impl SlotError {
-    pub(super) const fn from_code(code: u8) -> Self {
+    pub(in crate::ccid) const fn from_code(code: u8) -> Self {
         match code {
             0xFF => Self::Aborted,
             0xFE => Self::IccMute,

@@ -39,6 +39,8 @@ pub struct T1 {
     first_ifsc: u8,
     /// What the card is told that we take.
     ifsd: u8,
+    /// Longest information field that the interface device can send.
+    most: u8,
     /// The card has answered everything but S(IFS).
     refuses_ifs: bool,
     numbering: Numbering,
@@ -127,11 +129,35 @@ impl T1 {
             detection: parameters.error_detection,
             first_ifsc: parameters.ifsc.clamp(1, MAX_INFORMATION),
             ifsd: ifsd.clamp(1, MAX_INFORMATION),
+            most: MAX_INFORMATION,
             refuses_ifs: false,
             numbering: Numbering::new(parameters.ifsc.clamp(1, MAX_INFORMATION)),
             phase: Phase::Idle,
             last: Last::I,
             exchange: Exchange::default(),
+        }
+    }
+
+    /// Sends information fields of at most `most` bytes, however many the card takes.
+    #[must_use]
+    pub const fn sending_at_most(mut self, most: u8) -> Self {
+        self.most = if most == 0 { 1 } else { most };
+        self
+    }
+
+    /// The error detection code in use.
+    #[must_use]
+    pub const fn detection(&self) -> ErrorDetection {
+        self.detection
+    }
+
+    /// Whether the card has seen the command under way; No when none is.
+    #[must_use]
+    pub const fn sent(&self) -> Sent {
+        match (self.exchange.begun, self.exchange.answered) {
+            (false, _) => Sent::No,
+            (true, false) => Sent::Maybe,
+            (true, true) => Sent::Yes,
         }
     }
 
@@ -222,7 +248,7 @@ impl T1 {
     /// The I-block that begins at `exchange.at`, for the first time.
     fn information_block(&mut self) -> Step {
         let rest = self.exchange.command.len().saturating_sub(self.exchange.at);
-        self.exchange.len = rest.min(usize::from(self.numbering.ifsc));
+        self.exchange.len = rest.min(usize::from(self.numbering.ifsc.min(self.most)));
         self.exchange.begun = true;
         self.exchange.outstanding = true;
         self.phase = Phase::Sending;
@@ -379,12 +405,8 @@ impl T1 {
         }
     }
 
-    fn failure(&self, reason: Reason) -> Failure {
-        let sent = match (self.exchange.begun, self.exchange.answered) {
-            (false, _) => Sent::No,
-            (true, false) => Sent::Maybe,
-            (true, true) => Sent::Yes,
-        };
+    const fn failure(&self, reason: Reason) -> Failure {
+        let sent = self.sent();
         Failure { reason, sent }
     }
 

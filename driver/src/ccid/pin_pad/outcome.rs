@@ -1,0 +1,165 @@
+//! What became of a PIN entry.
+
+use claviger_apdu::{Sent, StatusWord};
+
+use crate::ccid::message::SlotError;
+
+/// How a PIN entry ended, and whether the card saw a PIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinOutcome {
+    /// How.
+    pub end: PinEnd,
+    /// Whether the command reached the card. With [`Sent::Maybe`] a try may have been spent.
+    pub sent: Sent,
+}
+
+/// How a PIN entry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinEnd {
+    /// The card answered.
+    #[error("the card answered {0}")]
+    Card(StatusWord),
+    /// The user pressed the key to cancel (bError EF, status 6401).
+    #[error("the PIN entry was cancelled at the reader")]
+    Cancelled,
+    /// Nobody typed in time (bError F0, status 6400).
+    #[error("nobody typed a PIN in time")]
+    TimedOut,
+    /// The two new PINs are not the same (status 6402).
+    #[error("the new PIN was not the same when it was typed again")]
+    Different,
+    /// The PIN is shorter or longer than asked for (status 6403).
+    #[error("the PIN typed is too short or too long")]
+    Length,
+    /// The reader does not take the request: a byte of it is wrong, or all of it (status 6B80).
+    #[error(
+        "the reader does not take the request for a PIN; the PIN must be typed at the computer"
+    )]
+    Rejected,
+    /// The reader failed.
+    #[error("the PIN entry failed: {0}")]
+    Failed(SlotError),
+    /// What came is no status word, or no block of T=1.
+    #[error("an answer of {0} bytes to a PIN entry that makes no sense")]
+    Malformed(usize),
+}
+
+impl PinOutcome {
+    /// Of the answer to a Secure command: its data, or the reader's error. At the TPDU level for T=1 see
+    /// [`super::T1Entry`].
+    #[must_use]
+    pub fn of_ccid(answer: Result<&[u8], SlotError>) -> Self {
+        match answer {
+            Ok(data) => Self::of_status(data),
+            Err(error) => Self::of_error(error),
+        }
+    }
+
+    /// Of what SCardControl gave back, or a reader that gives the status words of PC/SC part 10, 2.5 itself. The
+    /// card may have said the same, so nobody can tell whether it saw a PIN.
+    #[must_use]
+    pub fn of_status(data: &[u8]) -> Self {
+        let Ok(status) = <[u8; 2]>::try_from(data).map(u16::from_be_bytes) else {
+            return Self::maybe(PinEnd::Malformed(data.len()));
+        };
+        match status {
+            0x6400 => Self::maybe(PinEnd::TimedOut),
+            0x6401 => Self::maybe(PinEnd::Cancelled),
+            0x6402 => Self::maybe(PinEnd::Different),
+            0x6403 => Self::maybe(PinEnd::Length),
+            0x6B80 => Self::maybe(PinEnd::Rejected),
+            _ => Self {
+                end: PinEnd::Card(StatusWord(status)),
+                sent: Sent::Yes,
+            },
+        }
+    }
+
+    fn of_error(error: SlotError) -> Self {
+        let end = match error {
+            SlotError::PinCancelled => PinEnd::Cancelled,
+            SlotError::PinTimeout => PinEnd::TimedOut,
+            SlotError::NotSupported | SlotError::Parameter(_) => PinEnd::Rejected,
+            SlotError::SlotBusy => PinEnd::Failed(error),
+            // Parity, overrun, mute, aborted: the card may have had the PIN before.
+            _ => return Self::maybe(PinEnd::Failed(error)),
+        };
+        Self {
+            end,
+            sent: Sent::No,
+        }
+    }
+
+    pub(super) const fn maybe(end: PinEnd) -> Self {
+        Self {
+            end,
+            sent: Sent::Maybe,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(end: PinEnd, sent: Sent) -> PinOutcome {
+        PinOutcome { end, sent }
+    }
+
+    #[test]
+    fn what_the_reader_refused_never_reached_the_card() {
+        for (error, end) in [
+            (SlotError::PinCancelled, PinEnd::Cancelled),
+            (SlotError::PinTimeout, PinEnd::TimedOut),
+            (SlotError::NotSupported, PinEnd::Rejected),
+            (SlotError::Parameter(21), PinEnd::Rejected),
+            (SlotError::SlotBusy, PinEnd::Failed(SlotError::SlotBusy)),
+        ] {
+            assert_eq!(PinOutcome::of_ccid(Err(error)), of(end, Sent::No));
+        }
+    }
+
+    #[test]
+    fn after_any_other_error_a_try_may_be_spent() {
+        for error in [
+            SlotError::Parity,
+            SlotError::Aborted,
+            SlotError::IccMute,
+            SlotError::Overrun,
+            SlotError::Hardware,
+            SlotError::Other(0xC0),
+        ] {
+            let outcome = PinOutcome::of_ccid(Err(error));
+            assert_eq!(outcome, of(PinEnd::Failed(error), Sent::Maybe));
+        }
+    }
+
+    #[test]
+    fn the_cards_status_word_is_left_as_it_is() {
+        for status in [0x9000, 0x63C2, 0x6983, 0x6982, 0x6700] {
+            let outcome = PinOutcome::of_ccid(Ok(&u16::to_be_bytes(status)));
+            assert_eq!(outcome, of(PinEnd::Card(StatusWord(status)), Sent::Yes));
+        }
+    }
+
+    #[test]
+    fn status_words_of_part_10_may_be_the_cards_too() {
+        for (status, end) in [
+            ([0x64, 0x00], PinEnd::TimedOut),
+            ([0x64, 0x01], PinEnd::Cancelled),
+            ([0x64, 0x02], PinEnd::Different),
+            ([0x64, 0x03], PinEnd::Length),
+            ([0x6B, 0x80], PinEnd::Rejected),
+        ] {
+            assert_eq!(PinOutcome::of_status(&status), of(end, Sent::Maybe));
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_length_is_no_success() {
+        for data in [&[][..], &[0x90], &[0x00, 0x90, 0x00]] {
+            let end = PinEnd::Malformed(data.len());
+            assert_eq!(PinOutcome::of_ccid(Ok(data)), of(end, Sent::Maybe));
+        }
+    }
+}

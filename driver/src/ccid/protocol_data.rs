@@ -1,0 +1,118 @@
+//! What a reader is told of the card: the protocol data structures of SetParameters (CCID 1.1, 6.1.7).
+//!
+//! ```text
+//! T=0 | FI DI | convention | guard time | WI      | clock stop |
+//! T=1 | FI DI | 10, convention, EDC | guard time | BWI CWI | clock stop | IFSC | NAD |
+//! ```
+
+use crate::protocol::{Parameters, Protocol, Rate, parameters::ErrorDetection, pps::Agreement};
+
+/// abProtocolDataStructure for a card that announced `parameters` and speaks as `agreement` says. Any protocol but T=0
+/// is taken for T=1: no reader is told of another.
+#[must_use]
+pub fn encode(parameters: &Parameters, agreement: Agreement) -> Vec<u8> {
+    let rate = agreement.rate.ta1();
+    let convention = u8::from(parameters.inverse) << 1;
+    let (guard_time, clock_stop) = (parameters.extra_guard_time, parameters.clock_stop as u8);
+    if agreement.protocol == Protocol::T0 {
+        let waiting = parameters.waiting_integer;
+        return vec![rate, convention, guard_time, waiting, clock_stop];
+    }
+    let waiting =
+        parameters.block_waiting_integer << 4 | parameters.character_waiting_integer & 0x0F;
+    let detection = u8::from(parameters.error_detection == ErrorDetection::Crc);
+    vec![
+        rate,
+        0x10 | convention | detection,
+        guard_time,
+        waiting,
+        clock_stop,
+        parameters.ifsc,
+        0,
+    ]
+}
+
+/// What the reader says is in force: bProtocolNum and the structure. A rate that is none is the default one.
+#[must_use]
+pub fn in_force(number: u8, structure: &[u8]) -> Option<Agreement> {
+    let protocol = match number {
+        0 => Protocol::T0,
+        1 => Protocol::T1,
+        _ => return None,
+    };
+    let rate = structure.first().copied().and_then(Rate::of);
+    Some(Agreement {
+        protocol,
+        rate: rate.unwrap_or(Rate::DEFAULT),
+    })
+}
+
+/// Reads arbitrary bytes as what is in force, the first as bProtocolNum; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some((number, structure)) = bytes.split_first() else {
+        return;
+    };
+    let said = in_force(*number, structure);
+    assert_eq!(said.is_some(), *number < 2, "T=0 and T=1 only");
+    let Some(agreement) = said else { return };
+    let rate = agreement.rate.ta1();
+    assert_eq!(
+        Rate::of(rate),
+        Some(agreement.rate),
+        "never a reserved rate"
+    );
+    let told = encode(&Parameters::default(), agreement);
+    assert_eq!(in_force(*number, &told), Some(agreement));
+    assert_eq!(told.len(), if *number == 0 { 5 } else { 7 });
+}
+
+#[cfg(test)]
+mod tests {
+    use claviger_apdu::Atr;
+
+    use super::*;
+
+    fn of(atr: &[u8], protocol: Protocol, ta1: u8) -> Vec<u8> {
+        let parameters = Parameters::of(&Atr::parse(atr).unwrap());
+        let rate = Rate::of(ta1).unwrap();
+        encode(&parameters, Agreement { protocol, rate })
+    }
+
+    #[test]
+    fn a_card_of_t0_has_five_bytes() {
+        // TA1 96, TC1 2, TC2 (WI) 20, clock stop low.
+        let atr = [0x3B, 0xD0, 0x96, 0x02, 0xC0, 0x14, 0x1F, 0x47];
+        assert_eq!(of(&atr, Protocol::T0, 0x96), [0x96, 0x00, 0x02, 0x14, 0x01]);
+        assert_eq!(
+            of(&[0x3F, 0x00], Protocol::T0, 0x11),
+            [0x11, 0x02, 0, 10, 0]
+        );
+    }
+
+    #[test]
+    fn a_card_of_t1_has_seven_bytes() {
+        // IFSC 254, BWI 4, CWI 5, CRC.
+        let atr = [0x3B, 0x80, 0x81, 0x71, 0xFE, 0x45, 0x01, 0xCA];
+        assert_eq!(
+            of(&atr, Protocol::T1, 0x18),
+            [0x18, 0x11, 0x00, 0x45, 0x00, 0xFE, 0x00]
+        );
+        let silent = of(&[0x3F, 0x80, 0x01, 0x81], Protocol::T1, 0x11);
+        assert_eq!(silent, [0x11, 0x12, 0x00, 0x4D, 0x00, 0x20, 0x00]);
+    }
+
+    #[test]
+    fn what_is_in_force_is_a_protocol_and_a_rate() {
+        let agreement = |protocol, ta1| {
+            Some(Agreement {
+                protocol,
+                rate: Rate::of(ta1).unwrap(),
+            })
+        };
+        assert_eq!(in_force(1, &[0x18, 0x10]), agreement(Protocol::T1, 0x18));
+        assert_eq!(in_force(0, &[0x77]), agreement(Protocol::T0, 0x11));
+        assert_eq!(in_force(0, &[]), agreement(Protocol::T0, 0x11));
+        assert_eq!(in_force(0x80, &[0x11]), None);
+    }
+}
