@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use claviger_apdu::{Call, Transport, TransportError};
 
-use crate::reader::{ReaderId, Readers};
+use crate::{
+    pollable::Pollable,
+    reader::{ReaderId, Readers},
+};
 
 /// One way to readers: PC/SC, a socket, raw USB.
 ///
@@ -46,6 +49,12 @@ pub trait Watch: Send {
     /// # Errors
     /// [`Stopped`] once the watch was woken by [`Wake::stop`], for good.
     fn next(&mut self) -> Result<Readers, Stopped>;
+
+    /// The parts of [`Watch::next`], for a wait on several watches at once; `None` while nothing but `next` itself can
+    /// wait, inside somebody else's library.
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        None
+    }
 
     /// What ends [`Watch::next`] from another thread.
     fn waker(&self) -> Arc<dyn Wake>;

@@ -1,6 +1,6 @@
 //! Smart-card readers and the ways to their cards.
 //!
-//! Terms: a *backend* is one way to readers (PC/SC, a socket; raw USB later); a *reader* is one place for one
+//! Terms: a *backend* is one way to readers (PC/SC, a socket, raw USB); a *reader* is one place for one
 //! card; a *watch* tells how a backend's readers change; a *transport* is a connection to one card.
 //!
 //! Data walks one way: [`Watch::next`] gives whole pictures of a backend's readers, never single events, so
@@ -13,15 +13,18 @@
 pub mod backend;
 pub mod ccid;
 pub mod pcsc;
+pub mod pollable;
 pub mod protocol;
 pub mod reader;
 pub mod socket;
 pub mod threads;
 pub mod usb;
 
+mod gate;
 mod line;
 mod path_watch;
 mod wait;
 
 pub use backend::{Backend, Stopped, Wake, Watch};
+pub use pollable::Pollable;
 pub use reader::{Presence, ReaderId, ReaderState, Readers};

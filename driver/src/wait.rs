@@ -40,6 +40,11 @@ impl Stop {
     pub(crate) fn is_set(&self) -> bool {
         self.set.load(Ordering::SeqCst)
     }
+
+    /// Readable once it is set; `None` where no descriptor was left, and it has to be looked at.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.event.as_ref().map(AsFd::as_fd)
+    }
 }
 
 impl Default for Stop {
@@ -111,6 +116,21 @@ pub(crate) fn ready_of(
 /// Waits until `fd` is ready for `what` or has failed; `false` once `until` has passed.
 pub(crate) fn ready(fd: impl AsFd, what: PollFlags, until: Instant) -> Result<bool, Errno> {
     Ok(poll(&mut [PollFd::new(&fd, what)], Some(until))? > 0)
+}
+
+/// Waits until one of `fds` is ready for what it is asked or has failed, or `until`.
+///
+/// # Errors
+/// Of poll(2).
+pub(crate) fn poll_once(
+    fds: &[(BorrowedFd<'_>, PollFlags)],
+    until: Option<Instant>,
+) -> Result<(), Errno> {
+    let mut polled: Vec<PollFd<'_>> = fds
+        .iter()
+        .map(|(fd, what)| PollFd::from_borrowed_fd(*fd, *what))
+        .collect();
+    poll(&mut polled, until).map(drop)
 }
 
 /// poll(2) that goes on after a signal.

@@ -51,7 +51,7 @@ const fn cure(error: Error) -> &'static str {
         }
         Error::SecurityViolation | Error::NoAccess => {
             "; pcscd refused access (polkit): allow org.debian.pcsc-lite.access_pcsc and .access_card for this \
-             user, or use another transport (docs/pcscd.md)"
+             user (docs/pcscd.md), or stop pcscd and set `transports = [\"usb\"]` (docs/configuration.md)"
         }
         Error::NoService => "; pcscd does not run, or its socket is out of reach (docs/pcscd.md)",
         Error::NotTransacted => "; the reader could not complete the exchange: was the card moved?",

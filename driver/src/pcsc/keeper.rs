@@ -11,8 +11,9 @@ use std::{
 
 use ::pcsc::{Context, Error, Scope};
 
-use super::{gate, ping};
+use super::ping;
 use crate::{
+    gate,
     line::{Line, Lines, Sockets},
     threads,
     wait::Stop,

@@ -11,7 +11,7 @@
 mod cancel;
 mod connection;
 mod error;
-mod gate;
+pub mod features;
 mod keeper;
 mod ping;
 mod session;
@@ -28,6 +28,7 @@ use claviger_apdu::{Call, Transport, TransportError};
 use self::{keeper::Keeper, transport::PcscTransport, watch::PcscWatch};
 use crate::{
     backend::{Backend, Watch},
+    gate,
     reader::ReaderId,
 };
 
@@ -89,7 +90,7 @@ impl Backend for PcscBackend {
 }
 
 /// To be called before a fork, in the thread that forks (pthread_atfork): keeps it out of the moments in which
-/// libpcsclite could not be used in the child. Waits a second at most.
+/// libpcsclite, or libusb, could not be used in the child. Waits a second at most.
 pub fn before_fork() {
     gate::before_fork();
 }

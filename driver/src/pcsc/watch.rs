@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{CStr, CString, OsString},
-    os::unix::ffi::OsStringExt,
+    os::{fd::BorrowedFd, unix::ffi::OsStringExt},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,8 +22,9 @@ use super::{
 use crate::{
     backend::{Stopped, Wake, Watch},
     path_watch::PathWatch,
+    pollable::{Pollable, WaitSet},
     reader::{ReaderId, ReaderState, Readers},
-    wait::{Pauses, readable},
+    wait::{Pauses, Stop, readable},
 };
 
 /// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
@@ -119,8 +120,10 @@ impl PcscWatch {
 
     fn wait(&mut self) {
         let Some(session) = &mut self.session else {
-            if self.service.wait(&self.canceller) {
+            if self.service.is_worth_a_try() {
                 self.look(Instant::now() + LOOK);
+            } else {
+                self.service.wait(&self.canceller.stop);
             }
             return;
         };
@@ -176,8 +179,42 @@ impl Watch for PcscWatch {
         }
     }
 
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        // A wait for readers happens inside libpcsclite.
+        match self.session {
+            None => Some(self),
+            Some(_) => None,
+        }
+    }
+
     fn waker(&self) -> Arc<dyn Wake> {
         Arc::clone(&self.canceller) as Arc<dyn Wake>
+    }
+}
+
+/// The wait for a pcscd that is not there.
+impl Pollable for PcscWatch {
+    fn begin(&mut self) {
+        if self.shown.is_none() {
+            self.look(Instant::now() + LOOK);
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+        if self.canceller.stop.is_set() {
+            return Err(Stopped);
+        }
+        if self.session.is_none() && self.service.is_worth_a_try() {
+            self.look(Instant::now() + LOOK);
+        }
+        Ok((!self.is_shown()).then(|| self.present()))
+    }
+
+    fn waits_on(&self) -> WaitSet<'_> {
+        let mut set = WaitSet::until(&self.canceller.stop);
+        set.readable(self.service.descriptor());
+        set.due(self.service.again);
+        set
     }
 }
 
@@ -303,33 +340,34 @@ impl Service {
         self.again = Some(Instant::now() + pauses.next_pause());
     }
 
-    /// Waits until an attempt is worth it; `false` when it is not yet. An attempt follows the first watch on
-    /// the folder, because pcscd may have come before.
-    fn wait(&mut self, canceller: &Canceller) -> bool {
-        let fresh = self.folder.is_none();
-        let folder = self
-            .folder
-            .get_or_insert_with(|| PathWatch::new([self.socket.as_path()]));
-        if fresh && self.again.is_none() {
-            return true;
-        }
-        let descriptors: Vec<_> = folder.descriptor().into_iter().collect();
-        let ready = readable(&descriptors, &canceller.stop, self.again).unwrap_or_else(|errno| {
-            tracing::warn!("PC/SC: poll failed ({errno})");
-            std::thread::sleep(Duration::from_millis(100));
-            Vec::new()
-        });
-        if canceller.stop.is_set() {
-            return false;
-        }
-        if ready.first() == Some(&true) {
-            if !folder.changed() {
-                return false;
-            }
+    /// Whether something has happened that an attempt may succeed after, or its time has come. The first watch on the
+    /// folder is such, because pcscd may have come before.
+    fn is_worth_a_try(&mut self) -> bool {
+        let is_due = |again: Option<Instant>| again.is_some_and(|again| again <= Instant::now());
+        let Some(folder) = &self.folder else {
+            self.folder = Some(PathWatch::new([self.socket.as_path()]));
+            return self.again.is_none() || is_due(self.again);
+        };
+        if folder.changed() {
             self.folder = Some(PathWatch::new([self.socket.as_path()]));
             self.pauses.start_over();
+            return true;
         }
-        true
+        is_due(self.again)
+    }
+
+    /// Readable when something may have happened.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.folder.as_ref().and_then(PathWatch::descriptor)
+    }
+
+    /// Waits until that may be so.
+    fn wait(&self, stop: &Stop) {
+        let descriptors: Vec<_> = self.descriptor().into_iter().collect();
+        if let Err(errno) = readable(&descriptors, stop, self.again) {
+            tracing::warn!("PC/SC: poll failed ({errno})");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     backend::{Stopped, Wake, Watch},
     path_watch::PathWatch,
+    pollable::{self, Pollable, WaitSet},
     reader::{Presence, ReaderId, ReaderState, Readers},
     wait::{Pauses, Stop, earliest, readable},
 };
@@ -79,14 +81,8 @@ impl SocketWatch {
     /// Reads what has come and tries what is due, then waits for more until `until` or the stop.
     fn turn(&mut self, until: Option<Instant>) {
         self.connect_due();
-        let until = self.places.iter().map(Place::due).fold(until, earliest);
-        let up = self
-            .places
-            .iter()
-            .filter_map(Place::server)
-            .map(|server| server.stream.descriptor());
-        let folders = self.folders.as_ref().and_then(PathWatch::descriptor);
-        let descriptors: Vec<_> = up.chain(folders).collect();
+        let until = earliest(until, self.due());
+        let descriptors: Vec<_> = self.descriptors().collect();
         let mut ready: VecDeque<bool> = match readable(&descriptors, &self.stop, until) {
             Ok(ready) => ready.into(),
             Err(errno) => {
@@ -116,6 +112,18 @@ impl SocketWatch {
             self.folders = None;
             self.places.iter_mut().for_each(Place::look_again);
         }
+    }
+
+    /// Of the servers that are there, then of the folders.
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let up = self.places.iter().filter_map(Place::server);
+        let folders = self.folders.as_ref().and_then(PathWatch::descriptor);
+        up.map(|server| server.stream.descriptor()).chain(folders)
+    }
+
+    /// When some path is to be tried without being told.
+    fn due(&self) -> Option<Instant> {
+        self.places.iter().filter_map(Place::due).min()
     }
 
     /// Tries the paths whose time has come. For those without a server their folders are watched and they are
@@ -203,22 +211,41 @@ impl Watch for SocketWatch {
     }
 
     fn next(&mut self) -> Result<Readers, Stopped> {
-        if self.shown.is_none() {
-            self.settle(Instant::now() + GREETING);
-        }
-        loop {
-            if self.stop.is_set() {
-                return Err(Stopped);
-            }
-            if self.shown.as_ref() != Some(&self.picture()) {
-                return Ok(self.present());
-            }
-            self.turn(None);
-        }
+        pollable::next(self)
+    }
+
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        Some(self)
     }
 
     fn waker(&self) -> Arc<dyn Wake> {
         Arc::clone(&self.stop) as Arc<dyn Wake>
+    }
+}
+
+impl Pollable for SocketWatch {
+    fn begin(&mut self) {
+        if self.shown.is_none() {
+            self.settle(Instant::now() + GREETING);
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+        if !self.stop.is_set() {
+            self.turn(Some(Instant::now()));
+        }
+        if self.stop.is_set() {
+            return Err(Stopped);
+        }
+        let is_new = self.shown.as_ref() != Some(&self.picture());
+        Ok(is_new.then(|| self.present()))
+    }
+
+    fn waits_on(&self) -> WaitSet<'_> {
+        let mut set = WaitSet::until(&self.stop);
+        set.readable(self.descriptors());
+        set.due(self.due());
+        set
     }
 }
 

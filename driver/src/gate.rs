@@ -1,9 +1,11 @@
-//! Keeps a fork out of the moments in which libpcsclite holds the lock of the whole process.
+//! Keeps a fork out of the moments in which a C library holds a lock of the whole process.
 //!
-//! SCardEstablishContext holds it while it talks to pcscd, every other call for an instant at its beginning. A child
-//! that was forked meanwhile has the lock and not the thread that would open it: its first call would wait for
-//! ever. So a fork waits, for a moment, for all calls that pcscd answers at once, and such a call for a fork. A call
-//! that may last (a command, a connection, a wait for events) is not waited for: its own instant remains.
+//! A child that was forked meanwhile has the lock and not the thread that would open it: its first call would wait for
+//! ever. So a fork waits, for a moment, for all calls that end at once, and such a call for a fork. A call that may last
+//! (a command, a connection, a wait for events) is not waited for: its own instant remains.
+//!
+//! libpcsclite's SCardEstablishContext holds such a lock while it talks to pcscd, every other call for an instant at its
+//! beginning. libusb has three: they are taken when a context comes or goes, and when the loss of a device is handled.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -18,7 +20,7 @@ static INSIDE: AtomicUsize = AtomicUsize::new(0);
 static FORKING: AtomicUsize = AtomicUsize::new(0);
 
 /// A call that holds the lock, until dropped.
-pub(super) struct Pass(());
+pub(crate) struct Pass(());
 
 impl Drop for Pass {
     fn drop(&mut self) {
@@ -27,7 +29,7 @@ impl Drop for Pass {
 }
 
 /// Waits while somebody forks.
-pub(super) fn enter() -> Pass {
+pub(crate) fn enter() -> Pass {
     loop {
         INSIDE.fetch_add(1, Ordering::SeqCst);
         let pass = Pass(());
@@ -40,7 +42,7 @@ pub(super) fn enter() -> Pass {
 }
 
 /// To be called before a fork, in the thread that forks.
-pub(super) fn before_fork() {
+pub(crate) fn before_fork() {
     FORKING.fetch_add(1, Ordering::SeqCst);
     let until = Instant::now() + PATIENCE;
     while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
@@ -49,12 +51,12 @@ pub(super) fn before_fork() {
 }
 
 /// To be called after a fork in the parent.
-pub(super) fn after_fork_in_parent() {
+pub(crate) fn after_fork_in_parent() {
     FORKING.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// To be called after a fork in the child, where no other thread is.
-pub(super) fn after_fork_in_child() {
+pub(crate) fn after_fork_in_child() {
     INSIDE.store(0, Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
 }

@@ -1,0 +1,435 @@
+//! What a reader's driver says it can do (PC/SC part 10, 2.2 to 2.6, version 2.02.09): the answers to three
+//! SCardControl requests, as values.
+//!
+//! ```text
+//! CM_IOCTL_GET_FEATURE_REQUEST   tag | 04 | control code, big-endian       … as often as there are features
+//! FEATURE_GET_TLV_PROPERTIES     tag | length | number, little-endian      … as often as there are properties
+//! FEATURE_IFD_PIN_PROPERTIES     wLcdLayout | bEntryValidationCondition | bTimeOut2
+//! ```
+//!
+//! The rules for all that comes from a driver: a record that runs past the bytes given makes them worthless; a record
+//! whose value has another length than its tag's is left out; of two records with one tag the first counts; a tag that
+//! is not known is kept.
+
+use std::fmt::Write;
+
+use crate::ccid::pin_pad::{Digits, Operations};
+
+/// Most of a firmware's name that is shown.
+const FIRMWARE: usize = 64;
+/// Most data of a command that extended length has (dwMaxAPDUDataSize).
+const EXTENDED: u32 = 0x1_0000;
+
+/// The tag of a feature (PC/SC part 10, 2.3), known or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Feature(pub u8);
+
+impl Feature {
+    /// FEATURE_VERIFY_PIN_DIRECT.
+    pub const VERIFY_PIN_DIRECT: Self = Self(0x06);
+    /// FEATURE_MODIFY_PIN_DIRECT.
+    pub const MODIFY_PIN_DIRECT: Self = Self(0x07);
+    /// FEATURE_MCT_READER_DIRECT.
+    pub const MCT_READER_DIRECT: Self = Self(0x08);
+    /// FEATURE_IFD_PIN_PROPERTIES.
+    pub const IFD_PIN_PROPERTIES: Self = Self(0x0A);
+    /// FEATURE_GET_TLV_PROPERTIES.
+    pub const GET_TLV_PROPERTIES: Self = Self(0x12);
+    /// FEATURE_CCID_ESC_COMMAND.
+    pub const CCID_ESC_COMMAND: Self = Self(0x13);
+}
+
+/// Bytes of a driver's that are not what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FeatureError {
+    /// A record says that it has more bytes than there are.
+    #[error("the record at byte {at} runs past the end of {total} bytes")]
+    Cut {
+        /// Where it begins.
+        at: usize,
+        /// How many bytes there are.
+        total: usize,
+    },
+    /// PIN_PROPERTIES_STRUCTURE has four bytes.
+    #[error("PIN properties of {0} bytes; 4 expected")]
+    Length(usize),
+}
+
+/// The features of a reader, with their control codes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Features(Vec<(Feature, u32)>);
+
+impl Features {
+    /// Reads the answer to CM_IOCTL_GET_FEATURE_REQUEST.
+    ///
+    /// # Errors
+    /// [`FeatureError::Cut`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, FeatureError> {
+        let codes = records(bytes)?.into_iter().filter_map(|(tag, value)| {
+            let code = <[u8; 4]>::try_from(value).ok()?;
+            Some((Feature(tag), u32::from_be_bytes(code)))
+        });
+        let mut features = Self::default();
+        for (feature, code) in codes {
+            if features.control_code(feature).is_none() {
+                features.0.push((feature, code));
+            }
+        }
+        Ok(features)
+    }
+
+    /// The code by which SCardControl asks for `feature`, if the reader has it.
+    #[must_use]
+    pub fn control_code(&self, feature: Feature) -> Option<u32> {
+        let known = self.0.iter().find(|(known, _)| *known == feature);
+        known.map(|(_, code)| *code)
+    }
+
+    /// All of them in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (Feature, u32)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// What its pad is said to do in one request. Whether it may be trusted is for
+    /// [`PinPad`](crate::ccid::pin_pad::PinPad) to say.
+    #[must_use]
+    pub fn pin_pad(&self) -> Operations {
+        Operations {
+            verify: self.control_code(Feature::VERIFY_PIN_DIRECT).is_some(),
+            modify: self.control_code(Feature::MODIFY_PIN_DIRECT).is_some(),
+        }
+    }
+}
+
+/// The answer to FEATURE_GET_TLV_PROPERTIES: `None` is what the driver does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// wLcdLayout: lines in the high byte, columns in the low one.
+    pub lcd_layout: Option<u16>,
+    /// bEntryValidationCondition: what may end an entry.
+    pub entry_validation: Option<u8>,
+    /// bTimeOut2: whether the time after the first key counts apart.
+    pub timeout2: Option<u8>,
+    /// bMinPINSize.
+    pub min_pin_size: Option<u8>,
+    /// bMaxPINSize.
+    pub max_pin_size: Option<u8>,
+    /// sFirmwareID, the characters of ASCII in it that can be printed.
+    pub firmware: Option<String>,
+    /// bPPDUSupport.
+    pub ppdu_support: Option<u8>,
+    /// dwMaxAPDUDataSize: most data an APDU may have, up to 65 536. 0 stands for short APDUs only; values up to 256
+    /// are reserved and taken for the same.
+    pub max_apdu_data: Option<u32>,
+    /// wIdVendor.
+    pub vendor: Option<u16>,
+    /// wIdProduct.
+    pub product: Option<u16>,
+    /// Tags that are not known.
+    pub unknown: Vec<u8>,
+}
+
+impl Properties {
+    /// Reads the answer to FEATURE_GET_TLV_PROPERTIES.
+    ///
+    /// # Errors
+    /// [`FeatureError::Cut`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, FeatureError> {
+        let mut properties = Self::default();
+        for (tag, value) in records(bytes)? {
+            properties.set(tag, value);
+        }
+        Ok(properties)
+    }
+
+    fn set(&mut self, tag: u8, value: &[u8]) {
+        match tag {
+            0x01 => first(&mut self.lcd_layout, word(value)),
+            0x02 => first(&mut self.entry_validation, byte(value)),
+            0x03 => first(&mut self.timeout2, byte(value)),
+            // wLcdMaxCharacters and wLcdMaxLines of older versions say what wLcdLayout says.
+            0x04 | 0x05 => {}
+            0x06 => first(&mut self.min_pin_size, byte(value)),
+            0x07 => first(&mut self.max_pin_size, byte(value)),
+            0x08 => first(&mut self.firmware, Some(printable(value))),
+            0x09 => first(&mut self.ppdu_support, byte(value)),
+            0x0A => first(&mut self.max_apdu_data, double_word(value).map(apdu_data)),
+            0x0B => first(&mut self.vendor, word(value)),
+            0x0C => first(&mut self.product, word(value)),
+            unknown if !self.unknown.contains(&unknown) => self.unknown.push(unknown),
+            _ => {}
+        }
+    }
+
+    /// Whether extended APDUs pass, where the driver says it.
+    #[must_use]
+    pub fn takes_extended_apdus(&self) -> Option<bool> {
+        self.max_apdu_data.map(|size| size > 0)
+    }
+
+    /// How many digits the pad takes, where the driver says something that can be.
+    #[must_use]
+    pub fn digits(&self) -> Option<Digits> {
+        let (min, max) = (self.min_pin_size?.max(1), self.max_pin_size?);
+        (min <= max).then_some(Digits { min, max })
+    }
+}
+
+/// The answer to FEATURE_IFD_PIN_PROPERTIES.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinProperties {
+    /// wLcdLayout: lines in the high byte, columns in the low one; 0 without a display.
+    pub lcd_layout: u16,
+    /// bEntryValidationCondition: what may end an entry.
+    pub entry_validation: u8,
+    /// bTimeOut2: whether the time after the first key counts apart.
+    pub timeout2: u8,
+}
+
+impl PinProperties {
+    /// Reads a PIN_PROPERTIES_STRUCTURE.
+    ///
+    /// # Errors
+    /// [`FeatureError::Length`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, FeatureError> {
+        let [low, high, entry_validation, timeout2] = *bytes else {
+            return Err(FeatureError::Length(bytes.len()));
+        };
+        Ok(Self {
+            lcd_layout: u16::from_le_bytes([low, high]),
+            entry_validation,
+            timeout2,
+        })
+    }
+}
+
+/// Tags and values; all bytes belong to one.
+fn records(bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, FeatureError> {
+    let mut records = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let record = match rest {
+            [tag, length, more @ ..] => more
+                .split_at_checked(usize::from(*length))
+                .map(|(value, after)| (*tag, value, after)),
+            _ => None,
+        };
+        let (at, total) = (bytes.len() - rest.len(), bytes.len());
+        let (tag, value, after) = record.ok_or(FeatureError::Cut { at, total })?;
+        records.push((tag, value));
+        rest = after;
+    }
+    Ok(records)
+}
+
+/// Keeps what came first.
+fn first<T>(known: &mut Option<T>, value: Option<T>) {
+    if known.is_none() {
+        *known = value;
+    }
+}
+
+fn byte(value: &[u8]) -> Option<u8> {
+    <[u8; 1]>::try_from(value).ok().map(|[byte]| byte)
+}
+
+fn word(value: &[u8]) -> Option<u16> {
+    value.try_into().ok().map(u16::from_le_bytes)
+}
+
+fn double_word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_le_bytes)
+}
+
+/// A size without the reserved values.
+fn apdu_data(size: u32) -> u32 {
+    match size {
+        0..=256 => 0,
+        _ => size.min(EXTENDED),
+    }
+}
+
+/// What of it can be shown.
+fn printable(value: &[u8]) -> String {
+    let printable = |byte: &&u8| byte.is_ascii_graphic() || **byte == b' ';
+    let shown = value.iter().filter(printable).take(FIRMWARE);
+    shown.map(|byte| char::from(*byte)).collect()
+}
+
+/// Reads arbitrary bytes as each of the three answers; for the fuzz target `part10_tlv`.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let features = Features::parse(bytes);
+    let properties = Properties::parse(bytes);
+    assert_eq!(
+        features.is_ok(),
+        properties.is_ok(),
+        "both are made of records"
+    );
+    if let (Ok(features), Ok(properties)) = (features, properties) {
+        assert!(features.0.len() * 6 <= bytes.len(), "six bytes a feature");
+        for (feature, code) in features.iter() {
+            assert_eq!(features.control_code(feature), Some(code), "each tag once");
+        }
+        let size = properties.max_apdu_data.unwrap_or(0);
+        assert!(size == 0 || (257..=EXTENDED).contains(&size));
+        let shown = properties
+            .firmware
+            .iter()
+            .all(|name| name.len() <= FIRMWARE);
+        assert!(shown, "a name that can be shown");
+        assert!(
+            properties
+                .digits()
+                .is_none_or(|digits| digits.min <= digits.max)
+        );
+    }
+    let mut printed = String::new();
+    let _ = write!(printed, "{:?}", PinProperties::parse(bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What pcsc-lite's CCID driver says of a reader with a pad.
+    const LIBCCID: [u8; 30] = [
+        0x06, 0x04, 0x42, 0x33, 0x00, 0x06, // FEATURE_VERIFY_PIN_DIRECT
+        0x07, 0x04, 0x42, 0x33, 0x00, 0x07, // FEATURE_MODIFY_PIN_DIRECT
+        0x0A, 0x04, 0x42, 0x33, 0x00, 0x0A, // FEATURE_IFD_PIN_PROPERTIES
+        0x12, 0x04, 0x42, 0x33, 0x00, 0x12, // FEATURE_GET_TLV_PROPERTIES
+        0x20, 0x04, 0x42, 0x33, 0x00, 0x20, // FEATURE_EXECUTE_PACE
+    ];
+
+    #[test]
+    fn control_codes_are_big_endian_and_unknown_tags_are_kept() {
+        let features = Features::parse(&LIBCCID).unwrap();
+        let code = features.control_code(Feature::VERIFY_PIN_DIRECT);
+        assert_eq!(code, Some(0x4233_0006));
+        assert_eq!(features.control_code(Feature(0x20)), Some(0x4233_0020));
+        assert_eq!(features.control_code(Feature::MCT_READER_DIRECT), None);
+        assert_eq!(features.iter().count(), 5);
+        let (verify, modify) = (true, true);
+        assert_eq!(features.pin_pad(), Operations { verify, modify });
+    }
+
+    #[test]
+    fn a_reader_without_features_has_no_pad() {
+        let features = Features::parse(&[]).unwrap();
+        assert_eq!(features.pin_pad(), Operations::default());
+        let features = Features::parse(&LIBCCID[12..24]).unwrap();
+        assert_eq!(features.pin_pad(), Operations::default());
+    }
+
+    #[test]
+    fn a_record_that_runs_past_the_end_makes_all_worthless() {
+        let (at, total) = (24, 29);
+        let cut = Err(FeatureError::Cut { at, total });
+        assert_eq!(Features::parse(&LIBCCID[..29]), cut);
+        let (at, total) = (0, 1);
+        assert_eq!(
+            Features::parse(&[0x06]),
+            Err(FeatureError::Cut { at, total })
+        );
+        let lie = [0x06, 0xFF, 0x42, 0x33, 0x00, 0x06];
+        let (at, total) = (0, 6);
+        let cut = FeatureError::Cut { at, total };
+        assert_eq!(Features::parse(&lie), Err(cut));
+        assert_eq!(Properties::parse(&lie), Err(cut));
+    }
+
+    #[test]
+    fn a_code_of_another_length_is_left_out_and_the_first_of_two_counts() {
+        let bytes = [
+            0x06, 0x02, 0x00, 0x06, // two bytes
+            0x07, 0x04, 0x00, 0x00, 0x00, 0x01, //
+            0x07, 0x04, 0x00, 0x00, 0x00, 0x02, // again
+            0x08, 0x00, // none
+        ];
+        let features = Features::parse(&bytes).unwrap();
+        let all: Vec<_> = features.iter().collect();
+        assert_eq!(all, [(Feature::MODIFY_PIN_DIRECT, 1)]);
+        // A short one does not keep out the one after it.
+        let features = Features::parse(&[&bytes[..4], &LIBCCID[..6]].concat()).unwrap();
+        assert!(features.pin_pad().verify);
+    }
+
+    #[test]
+    fn properties_are_little_endian() {
+        let bytes = [
+            &[0x01, 0x02, 0x10, 0x02][..], // wLcdLayout: 2 lines of 16
+            &[0x02, 0x01, 0x07],           // bEntryValidationCondition
+            &[0x03, 0x01, 0x00],           // bTimeOut2
+            &[0x06, 0x01, 0x04],           // bMinPINSize
+            &[0x07, 0x01, 0x08],           // bMaxPINSize
+            &[0x08, 0x05, b'1', b'.', b'0', 0x00, 0x1B],
+            &[0x09, 0x01, 0x01],                   // bPPDUSupport
+            &[0x0A, 0x04, 0x00, 0x00, 0x01, 0x00], // dwMaxAPDUDataSize 10000
+            &[0x0B, 0x02, 0xE6, 0x08],             // wIdVendor 08E6
+            &[0x0C, 0x02, 0x78, 0x34],             // wIdProduct 3478
+            &[0x7F, 0x01, 0x00],
+        ]
+        .concat();
+        let properties = Properties::parse(&bytes).unwrap();
+        let expected = Properties {
+            lcd_layout: Some(0x0210),
+            entry_validation: Some(7),
+            timeout2: Some(0),
+            min_pin_size: Some(4),
+            max_pin_size: Some(8),
+            firmware: Some("1.0".to_owned()),
+            ppdu_support: Some(1),
+            max_apdu_data: Some(0x1_0000),
+            vendor: Some(0x08E6),
+            product: Some(0x3478),
+            unknown: vec![0x7F],
+        };
+        assert_eq!(properties, expected);
+        assert_eq!(properties.digits(), Some(Digits { min: 4, max: 8 }));
+    }
+
+    #[test]
+    fn extended_apdus_pass_only_where_the_driver_says_so() {
+        let extended = |size: u32| {
+            let bytes = [&[0x0A, 0x04][..], &size.to_le_bytes()].concat();
+            let properties = Properties::parse(&bytes).unwrap();
+            (properties.takes_extended_apdus(), properties.max_apdu_data)
+        };
+        assert_eq!(extended(0), (Some(false), Some(0)));
+        assert_eq!(extended(256), (Some(false), Some(0)), "reserved");
+        assert_eq!(extended(257), (Some(true), Some(257)));
+        assert_eq!(extended(0x1_0000), (Some(true), Some(0x1_0000)));
+        assert_eq!(extended(u32::MAX), (Some(true), Some(0x1_0000)));
+        let silent = Properties::parse(&[]).unwrap();
+        assert_eq!(silent.takes_extended_apdus(), None);
+        let short = Properties::parse(&[0x0A, 0x02, 0x00, 0x01]).unwrap();
+        assert_eq!(short.takes_extended_apdus(), None, "two bytes");
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_no_sizes() {
+        let digits = |min, max| {
+            let bytes = [0x06, 0x01, min, 0x07, 0x01, max];
+            Properties::parse(&bytes).unwrap().digits()
+        };
+        assert_eq!(digits(0, 0), None);
+        assert_eq!(digits(8, 4), None);
+        assert_eq!(digits(0, 8), Some(Digits { min: 1, max: 8 }));
+    }
+
+    #[test]
+    fn pin_properties_have_four_bytes() {
+        let properties = PinProperties::parse(&[0x10, 0x02, 0x02, 0x00]);
+        let expected = PinProperties {
+            lcd_layout: 0x0210,
+            entry_validation: 2,
+            timeout2: 0,
+        };
+        assert_eq!(properties, Ok(expected));
+        for length in [0, 3, 5, 8] {
+            let bytes = vec![0; length];
+            let refused = Err(FeatureError::Length(length));
+            assert_eq!(PinProperties::parse(&bytes), refused);
+        }
+    }
+}
