@@ -77,8 +77,7 @@ impl<'a> WaitSet<'a> {
     }
 
     /// Until `descriptor` can be read, too, whatever becomes of its owner meanwhile.
-    #[doc(hidden)]
-    pub fn shared(&mut self, descriptor: Arc<OwnedFd>) {
+    pub(crate) fn shared(&mut self, descriptor: Arc<OwnedFd>) {
         self.descriptors
             .push((Descriptor::Shared(descriptor), PollFlags::IN));
     }

@@ -3,7 +3,7 @@
 #[path = "../../fuzz/corpora.rs"]
 mod corpora;
 
-use claviger_driver::{ccid, protocol, socket};
+use claviger_driver::{ccid, pcsc, protocol, socket, usb};
 use corpora::{EVERY, feed};
 
 #[test]
@@ -42,6 +42,16 @@ fn ccid_configuration() {
 }
 
 #[test]
+fn ccid_protocol_data() {
+    feed("ccid_protocol_data", EVERY, ccid::protocol_data::fuzz);
+}
+
+#[test]
+fn iccd() {
+    feed("iccd", EVERY, ccid::iccd::fuzz);
+}
+
+#[test]
 fn atr_parameters() {
     feed("atr_parameters", EVERY, protocol::parameters::fuzz);
 }
@@ -64,4 +74,34 @@ fn t0() {
 #[test]
 fn character() {
     feed("character", EVERY, protocol::character::fuzz);
+}
+
+#[test]
+fn part10_tlv() {
+    feed("part10_tlv", EVERY, pcsc::features::fuzz);
+}
+
+#[test]
+fn pin_pad() {
+    feed("pin_pad", EVERY, ccid::pin_pad::fuzz::fuzz);
+}
+
+#[test]
+fn uevent() {
+    feed("uevent", EVERY, usb::uevent::fuzz);
+}
+
+#[test]
+fn usb_record() {
+    feed("usb_record", EVERY, usb::lock::record::fuzz);
+}
+
+#[test]
+fn usb_port() {
+    feed("usb_port", EVERY, usb::sysfs::fuzz);
+}
+
+#[test]
+fn udev_data() {
+    feed("udev_data", EVERY, usb::udev_data::fuzz);
 }

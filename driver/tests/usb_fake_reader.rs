@@ -75,6 +75,9 @@ fn a_tpdu_reader_passes_blocks_of_t1_and_chains_at_the_size_it_was_told() {
     let unpowered = exchange(&mut *pipes, &command(0x6F, 0, [0; 3], &[0, 0xC0, 0, 0xC0]));
     assert_eq!(unpowered.unwrap()[7..9], [0x41, 0xFE]);
     exchange(&mut *pipes, &command(0x62, 0, [0; 3], &[])).unwrap();
+    // The reader speaks T=0 until it is told.
+    let parameters = [0x11, 0x10, 0, 0x45, 0, 0xFE, 0];
+    exchange(&mut *pipes, &command(0x61, 0, [1, 0, 0], &parameters)).unwrap();
     let mut block = |bytes: &[u8]| {
         let check = bytes.iter().fold(0, |sum, byte| sum ^ byte);
         let whole = [bytes, &[check]].concat();

@@ -10,20 +10,24 @@ use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 
 use super::{
     claim::{Means, Opener, Site},
+    command_pipe::Common,
     connection::{Ends, UsbConnection},
+    gate::Gate,
     lock::Locks,
     open::Stack,
     signal::Signal,
     station::Station,
     sysfs::{Bus, Found},
     transfer::EndpointAddress,
-    transport::ReaderInterface,
+    transport::{ReaderInterface, Way},
     watch::UsbWatch,
 };
 use crate::{
     backend::{Backend, Wake as _, Watch},
     ccid::{
-        configuration::{CcidInterface, Way},
+        budget,
+        configuration::{self, CcidInterface},
+        iccd::Version,
         quirks,
     },
     reader::ReaderId,
@@ -54,6 +58,7 @@ pub struct UsbBackend {
     registry: Arc<Registry>,
     ends: Arc<Ends>,
     is_followed: bool,
+    gate: Option<Arc<Gate>>,
 }
 
 impl UsbBackend {
@@ -65,15 +70,27 @@ impl UsbBackend {
 
     pub(super) fn over(bus: Bus, opener: Box<dyn Opener>, options: &Options) -> Self {
         Self {
-            bus,
             means: Arc::new(Means {
+                bus: bus.clone(),
                 opener,
                 locks: Locks::in_first_of(&options.locks),
+                is_followed: options.is_followed,
                 stir: Signal::new().ok(),
             }),
+            bus,
             registry: Arc::default(),
             ends: Arc::default(),
             is_followed: options.is_followed,
+            gate: None,
+        }
+    }
+
+    /// Shows and touches only the readers that `gate` says are ours; else all are.
+    #[must_use]
+    pub fn behind(self, gate: Arc<Gate>) -> Self {
+        Self {
+            gate: Some(gate),
+            ..self
         }
     }
 }
@@ -88,6 +105,7 @@ impl Backend for UsbBackend {
             self.bus.clone(),
             Arc::clone(&self.means),
             Arc::clone(&self.registry),
+            self.gate.clone(),
             self.is_followed,
         ))
     }
@@ -139,28 +157,57 @@ impl Registry {
     }
 }
 
-/// The readers of a device that can be driven.
-pub(super) fn sites(device: &Found) -> Vec<Site> {
+/// The readers of a device that can be driven, each with its slots.
+pub(super) fn sites(device: &Found) -> Vec<Vec<Site>> {
     let several = device.readers.len() > 1;
+    let common = Arc::new(Common::of(quirks::of(device.model)));
     let driven = device.readers.iter().filter_map(|reader| {
-        let site = site(device, reader, several);
-        if site.is_none() {
+        let slots = slots(device, reader, several, &common);
+        if slots.is_none() {
             tracing::debug!(
                 "usb: interface {} of the device in port {} is not driven",
                 reader.number,
                 device.port
             );
         }
-        site
+        slots
     });
     driven.collect()
 }
 
-fn site(device: &Found, reader: &CcidInterface, several: bool) -> Option<Site> {
-    let (Way::Bulk, Some(bulk_in), Some(bulk_out)) = (reader.way, reader.bulk_in, reader.bulk_out)
-    else {
-        return None;
+/// The slots of a reader; `several` readers of the device are told apart by their interfaces.
+fn slots(
+    device: &Found,
+    reader: &CcidInterface,
+    several: bool,
+    common: &Arc<Common>,
+) -> Option<Vec<Site>> {
+    let whole = site(device, reader, several, common)?;
+    let count = reader.class.slots().min(budget::SLOTS);
+    if count < 2 || matches!(whole.interface.way, Way::Control(_)) {
+        return Some(vec![whole]);
+    }
+    let slot = |slot: u8| {
+        let mut site = whole.clone();
+        let id = format!("{}:{}:{slot}", device.port, reader.number);
+        site.id = ReaderId::new(NAME, &id);
+        site.slot = slot;
+        // People count from one.
+        site.interface.name = format!("{} [slot {}]", whole.interface.name, slot.saturating_add(1));
+        site.model = format!("{} slot {slot}", whole.model);
+        site
     };
+    Some((0..count).map(slot).collect())
+}
+
+/// The reader, as if it had one slot.
+fn site(
+    device: &Found,
+    reader: &CcidInterface,
+    several: bool,
+    common: &Arc<Common>,
+) -> Option<Site> {
+    let way = way(reader)?;
     let quirks = quirks::of(device.model);
     let place = format!("{}.{}", device.port, reader.number);
     let (id, name) = if several {
@@ -176,18 +223,36 @@ fn site(device: &Found, reader: &CcidInterface, several: bool) -> Option<Site> {
     Some(Site {
         id: ReaderId::new(NAME, &id),
         place,
+        port: device.port.clone(),
         model: format!("{} {:?} {:?}", name, device.model, device.serial),
         life: device.life.to_string(),
         node: device.node.clone(),
         interface: ReaderInterface {
             name,
             number: reader.number,
-            bulk_in: EndpointAddress(bulk_in.address),
-            bulk_out: EndpointAddress(bulk_out.address),
-            packet: usize::from(bulk_in.packet),
+            way,
             class: reader.class.clone(),
+            quirks,
         },
+        slot: 0,
+        common: Arc::clone(common),
         interrupt,
-        is_fixed: quirks.card_fixed,
+        // A token that never tells of its card is never without it.
+        is_fixed: quirks.card_fixed || matches!(way, Way::Control(_)) && reader.interrupt.is_none(),
+    })
+}
+
+fn way(reader: &CcidInterface) -> Option<Way> {
+    Some(match reader.way {
+        configuration::Way::Bulk => {
+            let (bulk_in, bulk_out) = (reader.bulk_in?, reader.bulk_out?);
+            Way::Bulk {
+                bulk_in: EndpointAddress(bulk_in.address),
+                bulk_out: EndpointAddress(bulk_out.address),
+                packet: usize::from(bulk_in.packet),
+            }
+        }
+        configuration::Way::ControlA => Way::Control(Version::A),
+        configuration::Way::ControlB => Way::Control(Version::B),
     })
 }

@@ -14,11 +14,13 @@ use std::{
 use claviger_apdu::{Atr, TransportError, TransportErrorKind};
 
 use super::{
+    command_pipe::{CommandPipe, Common},
     lock::{Lock, Locks, record::Record},
     open::{self, OpenError, Stack},
     signal::Signal,
+    sysfs::{Bus, Port},
     transfer::{EndpointAddress, UsbInterface},
-    transport::ReaderInterface,
+    transport::{self, ReaderInterface},
 };
 use crate::{
     reader::ReaderId,
@@ -29,14 +31,22 @@ use crate::{
 const FOREIGN: Duration = Duration::from_secs(2);
 /// Between two tries for a reader that somebody has.
 const AGAIN: Duration = Duration::from_millis(2);
+/// Between two knocks: whoever has it by now may be another than before.
+const KNOCK: Duration = Duration::from_millis(20);
 
-/// Where a reader is, from one plugging in to the next.
+/// How far the sequence numbers of one claim begin from those of the claim before: a late answer to a command of that one has
+/// no number that this one uses soon.
+const STRIDE: u64 = 101;
+
+/// Where a reader is, from one plugging in to the next; of one with several slots, one of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
     /// Its name within the process.
     pub(crate) id: ReaderId,
-    /// Its name among processes.
+    /// Its name among processes, which its slots share.
     pub(crate) place: String,
+    /// Where its device is.
+    pub(crate) port: Port,
     /// What it is, whatever port it is in.
     pub(crate) model: String,
     /// Which plugging in this is.
@@ -45,6 +55,10 @@ pub(crate) struct Site {
     pub(crate) node: PathBuf,
     /// What it is, and where in its device.
     pub(crate) interface: ReaderInterface,
+    /// Which of its slots.
+    pub(crate) slot: u8,
+    /// What it shares with the other readers of its device.
+    pub(crate) common: Arc<Common>,
     /// Where it tells of its cards, and the packet size there.
     pub(crate) interrupt: Option<(EndpointAddress, usize)>,
     /// Its card cannot be taken out.
@@ -54,7 +68,7 @@ pub(crate) struct Site {
 impl Site {
     /// Whether this is the same reader in the same port, and was never unplugged.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        self.place == other.place && self.life == other.life
+        self.place == other.place && self.life == other.life && self.slot == other.slot
     }
 }
 
@@ -62,19 +76,31 @@ impl Site {
 pub(crate) trait Opener: fmt::Debug + Send + Sync {
     /// Claims the reader's interface; waits for nobody.
     fn open(&self, site: &Site) -> Result<Arc<dyn UsbInterface>, OpenError>;
+
+    /// Who has an interface that was busy, if that can be told; takes its time.
+    fn owner(&self, _site: &Site) -> Option<String> {
+        None
+    }
 }
 
 impl Opener for Stack {
     fn open(&self, site: &Site) -> Result<Arc<dyn UsbInterface>, OpenError> {
-        open::open(&site.node, site.interface.number, *self)
+        open::attempt(&site.node, site.interface.number, *self)
+    }
+
+    fn owner(&self, site: &Site) -> Option<String> {
+        Some(open::owned(&site.node, site.interface.number))
     }
 }
 
 /// What all readers of a backend share.
 #[derive(Debug)]
 pub(crate) struct Means {
+    pub(crate) bus: Bus,
     pub(crate) opener: Box<dyn Opener>,
     pub(crate) locks: Locks,
+    /// Somebody listens all the time for other processes that want a reader; else none is kept between two uses.
+    pub(crate) is_followed: bool,
     /// Tells the watch that a reader was claimed, and that there is somebody to knock.
     pub(crate) stir: Option<Arc<Signal>>,
 }
@@ -91,14 +117,22 @@ impl Means {
 /// A claimed reader. The claim ends with the last owner of this and of the interface's pipes, and the lock after it.
 #[derive(Debug)]
 pub(crate) struct Grip {
+    // Before the claim they need.
+    pipe: Mutex<Option<Arc<CommandPipe>>>,
     interface: Arc<dyn UsbInterface>,
     lock: Mutex<Lock>,
+    /// The answers to reset of the cards that are powered, for the next user.
+    atrs: Mutex<Vec<Option<Atr>>>,
     /// Somebody knocked.
     wanted: AtomicBool,
+    /// A slot was left in the middle of something.
+    is_disordered: AtomicBool,
     /// What the user before left, if it was of this very plugging in.
     left: Option<Record>,
     life: String,
     uses: u64,
+    /// As many resets of the device as there had been.
+    resets: u64,
 }
 
 impl Grip {
@@ -106,17 +140,52 @@ impl Grip {
     pub(super) fn take(site: &Site, means: &Means, knocks: bool) -> Result<Self, Taken> {
         let mut lock = means.locks.take(&site.place, knocks).ok_or(Taken::Ours)?;
         let interface = means.opener.open(site).map_err(Taken::Open)?;
+        // The address, and so the node, may belong to another device by now.
+        if !means.bus.still_has(&site.port, &site.life) {
+            return Err(Taken::Open(OpenError::Gone));
+        }
         let left = lock.record().filter(|record| record.life == site.life);
+        let atrs = left.as_ref().filter(|left| left.is_left);
+        let atrs = atrs.map(|left| left.atrs.clone());
         let grip = Self {
+            pipe: Mutex::default(),
             interface,
             uses: left.as_ref().map_or(0, |left| left.uses).wrapping_add(1),
             life: site.life.clone(),
             lock: Mutex::new(lock),
+            atrs: Mutex::new(atrs.unwrap_or_default()),
             wanted: AtomicBool::new(false),
+            is_disordered: AtomicBool::new(false),
             left,
+            resets: site.common.resets(),
         };
-        grip.leave(grip.left.as_ref().and_then(|left| left.atr.clone()));
+        grip.write(&grip.atrs(), false);
         Ok(grip)
+    }
+
+    /// The reader's command pipe, one for all of its slots.
+    ///
+    /// # Errors
+    /// NoReader when it has not the endpoints it says.
+    pub(crate) fn pipe(&self, site: &Site) -> Result<Arc<CommandPipe>, TransportError> {
+        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipe) = &*pipe {
+            return Ok(Arc::clone(pipe));
+        }
+        let [first, ..] = self.uses.wrapping_mul(STRIDE).to_le_bytes();
+        let interface = Arc::clone(&self.interface);
+        let opened = transport::pipe(interface, &site.interface, &site.common, first)?;
+        Ok(Arc::clone(pipe.insert(opened)))
+    }
+
+    /// Whether a command could be sent at once.
+    pub(crate) fn is_free(&self) -> bool {
+        let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        pipe.as_ref().is_none_or(|pipe| pipe.is_free())
+    }
+
+    fn atrs(&self) -> MutexGuard<'_, Vec<Option<Atr>>> {
+        self.atrs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Lock> {
@@ -137,12 +206,43 @@ impl Grip {
         self.left.as_ref()
     }
 
-    /// Tells the next user which card is powered.
-    pub(crate) fn leave(&self, atr: Option<Atr>) {
+    /// The user before did not let go in good order: reader and cards may be in the middle of anything.
+    pub(crate) fn was_abandoned(&self) -> bool {
+        self.left.as_ref().is_some_and(|left| !left.is_left)
+    }
+
+    /// The card the user before left powered in the slot, unless the device was reset since, or that user never let go.
+    pub(crate) fn left_in(&self, site: &Site) -> Option<&Atr> {
+        let left = self.left.as_ref().filter(|left| left.is_left)?;
+        let atr = left.atr(site.slot);
+        atr.filter(|_| self.resets == site.common.resets())
+    }
+
+    /// Tells the next user which card is powered in `slot`.
+    pub(crate) fn leave(&self, slot: u8, atr: Option<Atr>) {
+        let mut atrs = self.atrs();
+        let slot = usize::from(slot);
+        if atrs.len() <= slot {
+            atrs.resize(slot + 1, None);
+        }
+        if let Some(left) = atrs.get_mut(slot) {
+            *left = atr;
+        }
+        self.write(&atrs, false);
+    }
+
+    /// A slot is left in the middle of something: whoever claims the reader next, in whichever process, aborts that and
+    /// resets the cards.
+    pub(crate) fn leave_in_disorder(&self) {
+        self.is_disordered.store(true, Ordering::SeqCst);
+    }
+
+    fn write(&self, atrs: &[Option<Atr>], is_left: bool) {
         self.lock().write(&Record {
             life: self.life.clone(),
             uses: self.uses,
-            atr,
+            atrs: atrs.to_vec(),
+            is_left,
         });
     }
 
@@ -154,9 +254,21 @@ impl Grip {
         self.wanted.load(Ordering::SeqCst)
     }
 
+    /// Has it let go of at the end of the conversation that is under way.
+    pub(crate) fn recall(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+    }
+
     /// Becomes readable at a knock.
     pub(crate) fn descriptor(&self) -> Option<Arc<OwnedFd>> {
         self.lock().descriptor()
+    }
+}
+
+impl Drop for Grip {
+    fn drop(&mut self) {
+        let is_left = !self.is_disordered.load(Ordering::SeqCst);
+        self.write(&self.atrs(), is_left);
     }
 }
 
@@ -164,6 +276,8 @@ impl Grip {
 pub(super) enum Taken {
     /// Another process with this driver has it.
     Ours,
+    /// Another slot of it is just being opened in this process.
+    Opening,
     Open(OpenError),
 }
 
@@ -178,27 +292,37 @@ pub(crate) struct Wish<'a> {
 }
 
 /// Tries `take` until it succeeds, as long as `wish` says: waits for our own processes to the end, for others a moment.
+/// `take` is told whether to knock, which is not each time: each wakes the holder.
 ///
 /// # Errors
-/// Busy with the likely owner, Denied, NoReader, Cancelled: [`TransportError`], never with anything sent.
+/// Busy with the likely owner, Denied, NoReader, Cancelled, TimedOut while another slot is opened: [`TransportError`],
+/// never with anything sent.
 pub(super) fn wait_for(
     site: &Site,
+    opener: &dyn Opener,
     wish: Wish<'_>,
-    mut take: impl FnMut() -> Result<Arc<Grip>, Taken>,
+    mut take: impl FnMut(bool) -> Result<Arc<Grip>, Taken>,
 ) -> Result<Arc<Grip>, TransportError> {
     let patience = Instant::now() + FOREIGN;
+    let mut knock = Instant::now();
     loop {
-        let (until, why) = match take() {
+        let now = Instant::now();
+        let knocks = wish.knocks && now >= knock;
+        if knocks {
+            knock = now + KNOCK;
+        }
+        let taken = match take(knocks) {
             Ok(grip) => return Ok(grip),
-            Err(Taken::Ours) => (wish.until, ours(site)),
-            Err(Taken::Open(error @ OpenError::Busy(_))) => {
-                (wish.until.min(patience), about(site, error))
-            }
-            Err(Taken::Open(error)) => return Err(about(site, error)),
+            Err(taken) => taken,
+        };
+        let until = match &taken {
+            Taken::Ours | Taken::Opening => wish.until,
+            Taken::Open(OpenError::Busy(_)) => wish.until.min(patience),
+            Taken::Open(_) => now,
         };
         let now = Instant::now();
         if now >= until {
-            return Err(why);
+            return Err(refused(site, opener, taken));
         }
         let _ = readable(&[], wish.stop, Some(until.min(now + AGAIN)));
         if wish.stop.is_set() {
@@ -211,12 +335,23 @@ pub(super) fn wait_for(
     }
 }
 
-fn ours(site: &Site) -> TransportError {
-    let what = format!(
-        "reader {}: another program uses it through this module and did not let go in time",
-        site.interface.name
-    );
-    TransportError::before_card(TransportErrorKind::Busy, what)
+fn refused(site: &Site, opener: &dyn Opener, taken: Taken) -> TransportError {
+    match taken {
+        Taken::Ours => {
+            let what = "another program uses it through this module and did not let go in time";
+            about(site, OpenError::Busy(what.to_owned()))
+        }
+        Taken::Opening => {
+            let name = &site.interface.name;
+            let what = format!("reader {name}: it is still being opened for another of its slots");
+            TransportError::before_card(TransportErrorKind::TimedOut, what)
+        }
+        Taken::Open(OpenError::Busy(what)) => {
+            let what = opener.owner(site).unwrap_or(what);
+            about(site, OpenError::Busy(what))
+        }
+        Taken::Open(error) => about(site, error),
+    }
 }
 
 fn about(site: &Site, error: OpenError) -> TransportError {

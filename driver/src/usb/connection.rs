@@ -13,7 +13,6 @@ use claviger_apdu::{
 use super::{
     claim::Wish,
     station::{Desk, Station},
-    transport::limits,
 };
 use crate::wait::Stop;
 
@@ -73,7 +72,7 @@ impl UsbConnection {
         call: Call,
     ) -> Result<Self, TransportError> {
         let call = ends.bound(call);
-        let mut desk = station.desk();
+        let mut desk = station.desk_within(call.deadline, &ends.stop)?;
         let powered = desk
             .open(&station, ends.wish(call), call)
             .map(|device| device.epoch())
@@ -87,11 +86,14 @@ impl UsbConnection {
                 return Err(error);
             }
         };
+        let limits = desk.limits();
         desk.connect();
+        // Whoever asked meanwhile found the desk taken.
+        desk.yield_if_wanted();
         drop(desk);
         let card = Seen {
             atr,
-            limits: limits(&station.site.interface.class),
+            limits,
             epoch,
             over: false,
         };
@@ -178,18 +180,19 @@ impl Transmit for Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.desk.yield_if_wanted();
+        self.desk.end_use(self.station);
     }
 }
 
 impl UsbConnection {
-    fn hold(&mut self) -> Held<'_> {
-        Held {
-            desk: self.station.desk(),
+    fn hold(&mut self, call: Call) -> Result<Held<'_>, TransportError> {
+        let deadline = self.ends.bound(call).deadline;
+        Ok(Held {
+            desk: self.station.desk_within(deadline, &self.ends.stop)?,
             station: &self.station,
             ends: &self.ends,
             card: &mut self.card,
-        }
+        })
     }
 }
 
@@ -200,7 +203,7 @@ impl Transmit for UsbConnection {
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        self.hold().exchange(frame, response, call)
+        self.hold(call)?.exchange(frame, response, call)
     }
 }
 
@@ -226,7 +229,7 @@ impl Transport for UsbConnection {
         call: Call,
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
-        let mut held = self.hold();
+        let mut held = self.hold(call)?;
         let bounded = held.ends.bound(call);
         let ready = held.ready(bounded);
         held.heed(ready)?;

@@ -1,6 +1,10 @@
 //! A reader's interrupt pipe: who waits for cards keeps a transfer queued there.
 
-use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
+use std::{
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustix::event::PollFlags;
 
@@ -12,6 +16,8 @@ use crate::ccid::notification::{Notification, SlotState};
 
 /// Transfers in a row that may fail before the pipe is given up.
 const FAILURES: usize = 8;
+/// A pipe at full speed is asked each 255 ms at the latest: what is first said so soon was there to be said before anybody listened.
+const FIRST_WORD: Duration = Duration::from_millis(500);
 /// Notifications read at one go.
 const AT_ONCE: usize = 64;
 
@@ -23,25 +29,33 @@ pub(super) struct Ear {
     _grip: Arc<Grip>,
     endpoint: EndpointAddress,
     len: usize,
-    slots: u8,
+    slots: usize,
     failures: usize,
+    begun: Instant,
+    has_spoken: bool,
 }
 
 /// What was heard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Heard {
-    /// What the slot holds now, and whether that changed.
-    pub(super) slot: Option<SlotState>,
+    /// What each slot holds now, and whether that changed, as far as it was said.
+    pub(super) slots: Vec<Option<SlotState>>,
+    /// Something was said that could not be understood.
+    pub(super) is_lost: bool,
     /// The pipe is of no more use.
     pub(super) is_over: bool,
 }
 
 impl Ear {
-    /// Begins to listen; `None` for a reader without an interrupt endpoint.
+    /// Begins to listen for `slots` slots; `None` for a reader without an interrupt endpoint.
     ///
     /// # Errors
     /// [`TransferError`].
-    pub(super) fn new(site: &Site, grip: Arc<Grip>) -> Result<Option<Self>, TransferError> {
+    pub(super) fn new(
+        site: &Site,
+        grip: Arc<Grip>,
+        slots: usize,
+    ) -> Result<Option<Self>, TransferError> {
         let Some((endpoint, packet)) = site.interrupt else {
             return Ok(None);
         };
@@ -50,8 +64,10 @@ impl Ear {
             _grip: grip,
             endpoint,
             len: packet.max(1),
-            slots: site.interface.class.slots(),
+            slots,
             failures: 0,
+            begun: Instant::now(),
+            has_spoken: false,
         };
         ear.listen();
         Ok(Some(ear))
@@ -69,14 +85,14 @@ impl Ear {
         self.pipes.due()
     }
 
-    /// Takes in what has come about slot `slot`.
-    pub(super) fn hear(&mut self, slot: u8) -> Heard {
+    /// Takes in what has come.
+    pub(super) fn hear(&mut self) -> Heard {
         let mut heard = Heard::default();
         for _ in 0..AT_ONCE {
             let Some(completion) = self.pipes.completed() else {
                 break;
             };
-            if !self.take(&completion, slot, &mut heard) {
+            if !self.take(&completion, &mut heard) {
                 heard.is_over = true;
                 break;
             }
@@ -86,7 +102,7 @@ impl Ear {
     }
 
     /// Whether to go on.
-    fn take(&mut self, completion: &Completion, slot: u8, heard: &mut Heard) -> bool {
+    fn take(&mut self, completion: &Completion, heard: &mut Heard) -> bool {
         match completion.result {
             Ok(()) => self.failures = 0,
             Err(TransferError::Gone) => return false,
@@ -99,28 +115,39 @@ impl Ear {
                 if error == TransferError::Stall && self.pipes.clear_halt(self.endpoint).is_err() {
                     return false;
                 }
-                // What was lost may have been anything.
-                heard.slot = Some(SlotState {
-                    present: true,
-                    changed: true,
-                });
+                heard.is_lost = true;
                 return true;
             }
         }
-        match Notification::parse(completion.buffer.expose(), self.slots) {
-            Ok(Notification::SlotChange(states)) => {
-                if let Some(state) = states.get(usize::from(slot)) {
-                    let changed = state.changed || heard.slot.is_some_and(|slot| slot.changed);
-                    heard.slot = Some(SlotState {
-                        present: state.present,
-                        changed,
-                    });
+        // Bits of slots that do not exist are dropped.
+        let slots = u8::try_from(self.slots).unwrap_or(u8::MAX);
+        match Notification::parse(completion.buffer.expose(), slots) {
+            Ok(Notification::SlotChange(mut states)) => {
+                // That the card was put in, which nobody had been told: the look came after that.
+                let is_old = !self.has_spoken && self.begun.elapsed() < FIRST_WORD;
+                self.has_spoken = true;
+                for state in &mut states {
+                    state.changed &= !is_old || !state.present;
                 }
+                heard.take(&states);
             }
             Ok(other) => tracing::warn!("usb: a reader says {other:?}"),
             // An empty transfer says nothing, and one of too many bytes nothing that can be relied on.
             Err(error) => tracing::debug!("usb: {error}"),
         }
         true
+    }
+}
+
+impl Heard {
+    /// Takes in one message; a change stays one though a later message says nothing of it.
+    fn take(&mut self, states: &[SlotState]) {
+        if self.slots.len() < states.len() {
+            self.slots.resize(states.len(), None);
+        }
+        for (slot, state) in self.slots.iter_mut().zip(states) {
+            let changed = state.changed || slot.is_some_and(|before| before.changed);
+            *slot = Some(SlotState { changed, ..*state });
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! UsbBackend, UsbWatch, UsbTransport     what the module sees; the same as for PC/SC and the socket
+//!     Gate                               which readers are ours, and not pcscd's
 //!     Device                             one claimed reader: its lock, its slots, what is known of its cards
 //!     ccid, protocol                     messages, slots, T=0, T=1; no I/O
 //! UsbInterface, Pipes                    transfers: nusb, rusb, or a fake that injects faults
@@ -14,6 +15,7 @@ pub mod open;
 mod rusb;
 mod settle;
 mod signal;
+mod sleep;
 pub mod transfer;
 pub mod transport;
 
@@ -21,14 +23,22 @@ pub mod arrivals;
 pub mod backend;
 mod bulk;
 mod claim;
+mod command_pipe;
 mod connection;
 mod device;
 mod ear;
+mod filter;
+pub mod gate;
+mod holding;
+mod iccd;
 pub mod lock;
 mod place;
 mod station;
 pub mod sysfs;
 #[cfg(test)]
 mod tests;
+mod turns;
+pub mod udev_data;
 pub mod uevent;
+mod view;
 mod watch;

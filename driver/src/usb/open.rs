@@ -45,7 +45,9 @@ pub enum OpenError {
 impl From<OpenError> for TransportError {
     fn from(error: OpenError) -> Self {
         let kind = match &error {
-            OpenError::Gone | OpenError::Failed(_) => TransportErrorKind::NoReader,
+            OpenError::Gone => TransportErrorKind::NoReader,
+            // Perhaps of this program, that has too many files open: the reader is there, and tried again.
+            OpenError::Failed(_) => TransportErrorKind::Protocol,
             OpenError::Denied(_) => TransportErrorKind::Denied,
             OpenError::Busy(_) => TransportErrorKind::Busy,
         };
@@ -59,13 +61,33 @@ impl From<OpenError> for TransportError {
 /// # Errors
 /// [`OpenError`], with the owner where one is known, and the cure.
 pub fn open(node: &Path, interface: u8, stack: Stack) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    attempt(node, interface, stack).map_err(|error| match error {
+        OpenError::Busy(_) => OpenError::Busy(owned(node, interface)),
+        other => other,
+    })
+}
+
+/// What is said of an interface that somebody else has claimed; the files of all processes are looked through.
+pub(super) fn owned(node: &Path, interface: u8) -> String {
+    busy(Path::new("/proc"), node, interface)
+}
+
+/// The same as [`open`], for whoever tries again: who has the device is not looked for.
+///
+/// # Errors
+/// [`OpenError`].
+pub(super) fn attempt(
+    node: &Path,
+    interface: u8,
+    stack: Stack,
+) -> Result<Arc<dyn UsbInterface>, OpenError> {
     let file = open_node(node)?;
     let claimed = match stack {
         Stack::Nusb => nusb::claim(file, interface),
         Stack::Rusb => rusb::claim(file, interface),
     };
     claimed.map_err(|error| match error {
-        OpenError::Busy(_) => OpenError::Busy(busy(Path::new("/proc"), node, interface)),
+        OpenError::Busy(_) => OpenError::Busy(format!("interface {interface} is in use")),
         OpenError::Failed(what) => OpenError::Failed(format!("{}: {what}", node.display())),
         other => other,
     })
@@ -254,6 +276,15 @@ mod tests {
             );
         }
         let _ = fs::remove_file(&file);
+    }
+
+    #[test]
+    fn a_reader_that_could_not_be_opened_has_not_left() {
+        let failed = OpenError::Failed("too many open files".to_owned());
+        assert_ne!(
+            TransportError::from(failed).kind,
+            TransportErrorKind::NoReader
+        );
     }
 
     #[test]

@@ -1,44 +1,36 @@
-//! A reader as the watch sees it: what it holds, why that cannot be said, and when to look again.
+//! A reader on the bus as the watch sees it: its slots, and how it is learnt that a card came or went.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Atr, Call, TransportError, TransportErrorKind};
+use claviger_apdu::TransportError;
 
 use super::{
-    claim::{Grip, Wish},
+    claim::{Grip, Site},
     ear::Ear,
     station::Station,
+    view::{LOOK, Look, UNTOLD, View},
 };
-use crate::{
-    ccid::message::IccStatus,
-    reader::{Presence, ReaderState},
-    wait::{Pauses, Stop},
-};
+use crate::{reader::ReaderState, wait::earliest};
 
-/// What one look at a reader may take.
-const LOOK: Duration = Duration::from_secs(5);
 /// How often a reader without an interrupt endpoint is looked at while somebody waits for a card.
 const GENTLY: Duration = Duration::from_secs(1);
-/// How long a reader that was never seen is waited for while somebody has it.
-const FIRST: Duration = Duration::from_millis(500);
-/// When a reader somebody else has is tried again, where nobody tells that it is free.
-const UNTOLD: Duration = Duration::from_secs(1);
 
-/// One reader on the bus.
+/// What the first answer of a reader may take, until it has failed to give one: the others wait meanwhile.
+const ANSWER: Duration = Duration::from_millis(500);
+/// A reader that did not answer is left alone so many times as long as it was waited for.
+const REST: u32 = 4;
+
+/// One reader on the bus; it has a slot at least.
 pub(super) struct Place {
-    pub(super) station: Arc<Station>,
-    /// Differs whenever the card may be another one.
-    changes: u32,
-    /// `None` until the first look succeeded: such a reader is not shown.
-    presence: Option<Presence>,
-    /// Why the last look, or listening, failed.
-    trouble: Option<TransportError>,
-    due: Option<Instant>,
-    pauses: Pauses,
+    views: Vec<View>,
     watched: Watched,
+    /// What its next answer may take: longer each time that none came.
+    patience: Duration,
+    /// It did not answer, and is left alone until then unless it says something.
+    rests_until: Option<Instant>,
 }
 
 /// How it is learnt that a card came or went.
@@ -51,86 +43,87 @@ enum Watched {
     },
 }
 
-/// Who looks, and how the readers are to be watched.
-pub(super) struct Look<'a> {
-    pub(super) stop: &'a Arc<Stop>,
-    pub(super) until: Instant,
-    /// Somebody is told when a reader becomes free.
-    pub(super) is_told: bool,
-    /// Where numbers for [`ReaderState::changes`] come from.
-    pub(super) count: &'a mut u32,
-}
-
-impl Look<'_> {
-    fn call(&self) -> Call {
-        let mut call = Call::within(LOOK);
-        call.deadline = call.deadline.min(self.until);
-        call
-    }
-
-    fn next_change(&mut self) -> u32 {
-        *self.count = self.count.wrapping_add(1);
-        *self.count
-    }
-}
-
-/// What a look found.
-enum Found {
-    Empty,
-    /// A card; whether it is surely the one that was there.
-    Card(Atr, bool),
-    Mute,
-}
-
 impl Place {
-    pub(super) fn new(station: Arc<Station>, changes: u32) -> Self {
+    /// A reader with these slots; `count` gives each its first number of changes.
+    pub(super) fn new(stations: Vec<Arc<Station>>, mut count: impl FnMut() -> u32) -> Self {
+        let views = stations.into_iter();
         Self {
-            station,
-            changes,
-            presence: None,
-            trouble: None,
-            due: Some(Instant::now()),
-            pauses: Pauses::new(Duration::from_millis(20), Duration::from_secs(2)),
+            views: views.map(|station| View::new(station, count())).collect(),
             watched: Watched::Not,
+            patience: ANSWER,
+            rests_until: None,
         }
     }
 
+    /// Whether these are its slots.
+    pub(super) fn is(&self, sites: &[Site]) -> bool {
+        let ours = self.stations().map(|station| &station.site);
+        self.views.len() == sites.len() && ours.zip(sites).all(|(ours, site)| ours.is(site))
+    }
+
+    pub(super) fn stations(&self) -> impl Iterator<Item = &Arc<Station>> {
+        self.views.iter().map(|view| &view.station)
+    }
+
     /// When it wants to be looked at.
-    pub(super) const fn due(&self) -> Option<Instant> {
-        self.due
+    pub(super) fn due(&self) -> Option<Instant> {
+        let due = self.views.iter().map(View::due).fold(None, earliest)?;
+        Some(self.rests_until.map_or(due, |rests| rests.max(due)))
+    }
+
+    /// Whether that time has come.
+    pub(super) fn is_due(&self) -> bool {
+        self.due().is_some_and(|due| due <= Instant::now())
+    }
+
+    /// What the reader's next answer may take.
+    pub(super) const fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Has it looked at as soon as possible.
     pub(super) fn look_soon(&mut self) {
-        self.due = Some(Instant::now());
-        self.pauses.start_over();
+        self.rests_until = None;
+        self.views.iter_mut().for_each(View::look_soon);
     }
 
-    /// Something may have changed that kept it from being looked at.
-    pub(super) fn try_again(&mut self) {
-        if self.trouble.is_some() {
-            self.look_soon();
+    /// Something may have changed that kept it from being looked at; whether something did.
+    pub(super) fn try_again(&mut self) -> bool {
+        let mut is_troubled = false;
+        for view in &mut self.views {
+            if view.trouble().is_some() {
+                view.look_soon();
+                is_troubled = true;
+            }
         }
+        is_troubled
     }
 
-    /// Has it looked at, unless its card is watched or cannot change.
+    /// Has it looked at, unless its cards are watched or cannot change.
     pub(super) fn look_if_unwatched(&mut self) {
-        let is_watched = !matches!(self.watched, Watched::Not);
-        if self.presence.is_none() || self.needs_watching() && !is_watched {
-            self.look_soon();
-        }
+        let may_change = self.needs_watching() && !self.is_watched();
+        let views = self.views.iter_mut();
+        views
+            .filter(|view| view.is_new() || may_change)
+            .for_each(View::look_soon);
     }
 
     /// Whoever had it has let go: it is tried again if that was waited for.
     pub(super) fn is_free(&mut self) {
-        if self.trouble.is_some() || matches!(self.watched, Watched::Not) {
-            self.look_soon();
-        }
+        let is_watched = self.is_watched();
+        let views = self.views.iter_mut();
+        views
+            .filter(|view| view.trouble().is_some() || !is_watched)
+            .for_each(View::look_soon);
     }
 
-    /// Whether its card can be exchanged unseen while nobody has it claimed.
+    /// Whether its cards can be exchanged unseen while nobody has it claimed.
     fn needs_watching(&self) -> bool {
-        !self.station.site.is_fixed
+        self.stations().any(|station| !station.site.is_fixed)
+    }
+
+    const fn is_watched(&self) -> bool {
+        !matches!(self.watched, Watched::Not)
     }
 
     pub(super) const fn ear(&self) -> Option<&Ear> {
@@ -140,37 +133,52 @@ impl Place {
         }
     }
 
+    /// The claim, while somebody in this process has it.
+    pub(super) fn held(&self) -> Option<Arc<Grip>> {
+        self.stations().next()?.held()
+    }
+
+    /// What keeps it, or a slot of it, from being seen.
     pub(super) fn trouble(&self) -> Option<&TransportError> {
-        self.trouble.as_ref()
+        self.views.iter().find_map(View::trouble)
     }
 
-    pub(super) fn state(&self) -> Option<ReaderState> {
-        let site = &self.station.site;
-        Some(ReaderState {
-            id: site.id.clone(),
-            name: site.interface.name.clone(),
-            presence: self.presence.clone()?,
-            changes: self.changes,
-            model: site.model.clone(),
-        })
+    /// What is known of each slot.
+    pub(super) fn states(&self) -> impl Iterator<Item = ReaderState> {
+        self.views.iter().filter_map(View::state)
     }
 
-    /// Stops watching the card; the claim ends unless a connection lasts.
+    /// The device has left.
+    pub(super) fn retire(&self) {
+        self.stations().for_each(|station| station.retire());
+    }
+
+    /// Stops watching the cards; the claim ends unless a connection lasts.
     pub(super) fn rest(&mut self) {
         self.watched = Watched::Not;
+        self.views.iter_mut().for_each(View::rest);
+    }
+
+    /// Lets go of the reader after a look whose result has been told.
+    pub(super) fn settle(&mut self) {
+        self.views.iter_mut().for_each(View::settle);
     }
 
     /// Lets go of the reader if another process has asked for it.
     pub(super) fn give_way(&mut self, is_told: bool) {
-        if !self.station.held().is_some_and(|grip| grip.is_wanted()) {
+        if !self.held().is_some_and(|grip| grip.is_wanted()) {
             return;
         }
-        self.watched = Watched::Not;
-        if let Some(mut desk) = self.station.free_desk() {
-            desk.yield_if_wanted();
-        }
-        if self.needs_watching() {
-            self.due = (!is_told).then(|| Instant::now() + UNTOLD);
+        self.rest();
+        let needs_watching = self.needs_watching();
+        for view in &mut self.views {
+            // A desk somebody is at yields when he is done.
+            if let Some(mut desk) = view.station.try_desk() {
+                desk.yield_if_wanted();
+            }
+            if needs_watching {
+                view.look_at((!is_told).then(|| Instant::now() + UNTOLD));
+            }
         }
     }
 
@@ -179,132 +187,96 @@ impl Place {
         let Watched::Heard(ear) = &mut self.watched else {
             return;
         };
-        let heard = ear.hear(0);
+        let heard = ear.hear();
         if heard.is_over {
-            self.watched = Watched::Not;
+            // A pipe that always fails is as good as none.
+            let claim = self.held();
+            self.watched = claim.map_or(Watched::Not, |_claim| Watched::Polled { _claim });
+        }
+        if heard.is_over || heard.is_lost {
+            // What was lost may have been anything.
             self.look_soon();
         }
-        if heard.slot.is_some() {
-            self.look_soon();
+        if !heard.slots.is_empty() {
+            self.rests_until = None;
+        }
+        let several = self.views.len() > 1;
+        for (view, state) in self.views.iter_mut().zip(heard.slots) {
+            if let Some(state) = state {
+                view.hear(state, several);
+            }
         }
     }
 
-    /// Looks at the reader if its time has come. With `watching`, begins to watch its card first.
+    /// Looks at each slot whose time has come, while there is time. With `watching`, begins to watch the cards first.
     pub(super) fn attend(&mut self, watching: bool, look: &mut Look<'_>) {
-        if self.due.is_none_or(|due| due > Instant::now()) {
-            return;
-        }
-        self.due = None;
-        self.trouble = None;
-        if watching && self.needs_watching() {
-            self.begin_to_watch(look);
-        }
-        self.look(look);
-        if matches!(self.watched, Watched::Polled { .. }) && self.due.is_none() {
-            self.due = Some(Instant::now() + GENTLY);
+        for at in 0..self.views.len() {
+            let now = Instant::now();
+            // Who is not looked at in time is due as before.
+            if now >= look.until || self.rests_until.is_some_and(|rests| rests > now) {
+                return;
+            }
+            if self.views.get_mut(at).is_some_and(View::is_due) {
+                self.look_at(at, watching, look);
+            }
+            if look.stop.is_set() {
+                return;
+            }
         }
     }
 
-    fn begin_to_watch(&mut self, look: &Look<'_>) {
-        if !matches!(self.watched, Watched::Not) {
+    fn look_at(&mut self, at: usize, watching: bool, look: &mut Look<'_>) {
+        let start = Instant::now();
+        if watching && self.needs_watching() {
+            self.begin_to_watch(at, look);
+        }
+        let is_watched = self.is_watched();
+        let is_polled = matches!(self.watched, Watched::Polled { .. });
+        let Some(view) = self.views.get_mut(at) else {
+            return;
+        };
+        let has_answered = view.look(look, is_watched);
+        if is_polled && view.due().is_none() {
+            view.look_at(Some(Instant::now() + GENTLY));
+        }
+        if view.is_gone() {
+            self.rest();
+        }
+        self.take_patience(has_answered, start);
+    }
+
+    /// Waits longer for a reader that did not answer, and the less often.
+    fn take_patience(&mut self, has_answered: bool, start: Instant) {
+        if has_answered {
+            self.patience = ANSWER;
+            self.rests_until = None;
+        } else {
+            let now = Instant::now();
+            self.rests_until = Some(now + now.duration_since(start).saturating_mul(REST));
+            self.patience = self.patience.saturating_mul(2).min(LOOK);
+        }
+    }
+
+    fn begin_to_watch(&mut self, at: usize, look: &Look<'_>) {
+        if self.is_watched() {
             return;
         }
-        let wish = Wish {
-            until: Instant::now(),
-            knocks: false,
-            stop: look.stop,
+        let slots = self.views.len();
+        let Some(view) = self.views.get_mut(at) else {
+            return;
         };
-        let grip = match self.station.claim(wish) {
-            Ok(grip) => grip,
-            Err(error) => return self.failed(error, look),
+        let Some(grip) = view.claim(look) else {
+            return;
         };
-        self.watched = match Ear::new(&self.station.site, Arc::clone(&grip)) {
+        let site = &view.station.site;
+        self.watched = match Ear::new(site, Arc::clone(&grip), slots) {
             Ok(Some(ear)) => Watched::Heard(ear),
             Ok(None) => Watched::Polled { _claim: grip },
             Err(error) => {
-                let name = &self.station.site.interface.name;
+                let name = &site.interface.name;
                 tracing::warn!("reader {name}: cannot be listened to ({error}); it is looked at");
                 Watched::Polled { _claim: grip }
             }
         };
-    }
-
-    fn look(&mut self, look: &mut Look<'_>) {
-        if self.is_known_by_others() {
-            return;
-        }
-        let found = match self.find(look) {
-            Some(Ok(found)) => found,
-            Some(Err(error)) => return self.failed(error, look),
-            None => {
-                // Somebody is in the middle of a command.
-                self.due = Some(Instant::now() + self.pauses.next_pause());
-                return;
-            }
-        };
-        self.pauses.start_over();
-        let (presence, is_same) = match found {
-            Found::Empty => (Presence::Empty, true),
-            Found::Mute => (Presence::Mute, true),
-            Found::Card(atr, is_same) => (Presence::Card(atr), is_same),
-        };
-        let shown = self.presence.replace(presence);
-        if shown != self.presence || !is_same {
-            self.changes = look.next_change();
-        }
-    }
-
-    /// Of a card that cannot be taken out it is enough that another process has seen it.
-    fn is_known_by_others(&mut self) -> bool {
-        if self.needs_watching() || self.station.held().is_some() {
-            return false;
-        }
-        let known = self.station.told();
-        if let Some(atr) = known {
-            self.presence = Some(Presence::Card(atr));
-            return true;
-        }
-        false
-    }
-
-    /// One conversation with the reader; `None` when somebody else of this process is at it.
-    fn find(&self, look: &Look<'_>) -> Option<Result<Found, TransportError>> {
-        let mut desk = self.station.free_desk()?;
-        let call = look.call();
-        let is_new = self.presence.is_none();
-        let wish = Wish {
-            until: Instant::now() + if is_new { FIRST } else { Duration::ZERO },
-            knocks: is_new,
-            stop: look.stop,
-        };
-        let found = desk
-            .open(&self.station, wish, call)
-            .and_then(|device| Ok((device.status(call)?, device.atr().is_some())))
-            .and_then(|(icc, was_known)| match icc {
-                IccStatus::Absent => Ok(Found::Empty),
-                _ => match desk.power(call) {
-                    Ok(Some(atr)) => Ok(Found::Card(atr, was_known || !self.needs_watching())),
-                    Ok(None) => Ok(Found::Empty),
-                    Err(error) if error.kind == TransportErrorKind::NoCard => Ok(Found::Mute),
-                    Err(error) => Err(error),
-                },
-            });
-        desk.leave();
-        Some(found)
-    }
-
-    /// The reader could not be had, or does not answer.
-    fn failed(&mut self, error: TransportError, look: &Look<'_>) {
-        use TransportErrorKind::{Busy, Cancelled, Denied, NoReader};
-        let pause = match error.kind {
-            // The bus tells when that changes.
-            NoReader | Cancelled => None,
-            Busy | Denied if look.is_told => None,
-            Busy | Denied => Some(UNTOLD),
-            _ => Some(self.pauses.next_pause()),
-        };
-        self.due = pause.map(|pause| Instant::now() + pause);
-        tracing::debug!("{error}");
-        self.trouble = (error.kind != Cancelled).then_some(error);
     }
 }

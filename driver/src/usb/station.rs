@@ -1,15 +1,21 @@
-//! A reader of ours: who has it at the moment, and what is known of its card.
+//! A reader of ours: who has it at the moment, and what is known of the cards in its slots.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Atr, Call, Epoch, TransportError, TransportErrorKind};
+use claviger_apdu::{Atr, Call, Epoch, Limits, TransportError, TransportErrorKind};
 
 use super::{
-    claim::{Grip, Means, Site, Wish, wait_for},
-    device::Device,
+    claim::{Grip, Site, Taken, Wish, wait_for},
+    device::{Card, Device},
+    holding::Holding,
+    open::OpenError,
+    sleep::Slept,
     transport,
 };
 use crate::{
@@ -23,32 +29,63 @@ use crate::{
 /// Who has let go because another process asked waits so long before it wants the reader again.
 const AFTER_YOU: Duration = Duration::from_millis(5);
 
-/// One reader from one plugging in to the next.
+/// How often a desk that somebody is at is tried.
+const AGAIN: Duration = Duration::from_millis(1);
+
+/// One slot of a reader from one plugging in to the next; of most readers, the only one.
 #[derive(Debug)]
 pub(crate) struct Station {
     pub(crate) site: Site,
-    means: Arc<Means>,
-    grip: Mutex<Weak<Grip>>,
+    holding: Arc<Holding>,
     desk: Mutex<Desk>,
+    /// It has left the bus, or is not ours any more.
+    retired: AtomicBool,
 }
 
 impl Station {
-    pub(crate) fn new(site: Site, means: Arc<Means>) -> Self {
+    pub(crate) fn new(site: Site, holding: Arc<Holding>) -> Self {
         Self {
+            desk: Mutex::new(Desk::of(site.slot)),
             site,
-            means,
-            grip: Mutex::default(),
-            desk: Mutex::default(),
+            holding,
+            retired: AtomicBool::new(false),
         }
     }
 
-    /// The reader's desk, for one conversation.
+    /// The slot's desk, whoever is at it now: for what must be done and takes no time.
     pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reader's desk, unless somebody is at it.
-    pub(crate) fn free_desk(&self) -> Option<MutexGuard<'_, Desk>> {
+    /// The slot's desk, for one conversation. Whoever is at it is waited for until `until` or `stop`.
+    ///
+    /// # Errors
+    /// Busy or Cancelled, with nothing sent.
+    pub(crate) fn desk_within(
+        &self,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<MutexGuard<'_, Desk>, TransportError> {
+        loop {
+            if let Some(desk) = self.try_desk() {
+                return Ok(desk);
+            }
+            let now = Instant::now();
+            let (kind, what) = match (stop.is_set(), now >= until) {
+                (true, _) => (TransportErrorKind::Cancelled, "the call was ended"),
+                (_, true) => (TransportErrorKind::Busy, "another call is at it"),
+                _ => {
+                    let _ = readable(&[], stop, Some(until.min(now + AGAIN)));
+                    continue;
+                }
+            };
+            let what = format!("reader {}: {what}", self.site.interface.name);
+            return Err(TransportError::before_card(kind, what));
+        }
+    }
+
+    /// The slot's desk, unless somebody is at it.
+    pub(crate) fn try_desk(&self) -> Option<MutexGuard<'_, Desk>> {
         match self.desk.try_lock() {
             Ok(desk) => Some(desk),
             Err(TryLockError::Poisoned(desk)) => Some(desk.into_inner()),
@@ -56,19 +93,34 @@ impl Station {
         }
     }
 
-    /// The claim, while somebody in this process has it.
+    /// The slot's desk, unless somebody is at it or a command would have to wait for another slot's.
+    pub(crate) fn free_desk(&self) -> Option<MutexGuard<'_, Desk>> {
+        let is_free = self.held().is_none_or(|grip| grip.is_free());
+        is_free.then(|| self.try_desk()).flatten()
+    }
+
+    /// The claim, while somebody in this process has it: not one that is just being made, which wakes the watch when it is.
     pub(crate) fn held(&self) -> Option<Arc<Grip>> {
-        self.grip().upgrade()
+        self.holding.grip()
     }
 
     /// The answer to reset of the card that another process of ours has powered, or had, since the reader was plugged in.
     pub(crate) fn told(&self) -> Option<Atr> {
-        let record = self.means.locks.peek(&self.site.place)?;
-        record.atr.filter(|_| record.life == self.site.life)
+        let record = self.holding.means.locks.peek(&self.site.place)?;
+        let atr = record.atr(self.site.slot).cloned();
+        atr.filter(|_| record.life == self.site.life)
     }
 
-    fn grip(&self) -> MutexGuard<'_, Weak<Grip>> {
-        self.grip.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The device has left, or is not ours any more: no claim is made from now on, and one that lasts ends with the
+    /// conversation under way, whoever still has a connection.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+        if let Some(grip) = self.held() {
+            grip.recall();
+        }
+        if let Some(mut desk) = self.try_desk() {
+            desk.yield_if_wanted();
+        }
     }
 
     /// Claims the reader, or shares in this process's claim.
@@ -76,35 +128,57 @@ impl Station {
     /// # Errors
     /// As [`wait_for`].
     pub(crate) fn claim(&self, wish: Wish<'_>) -> Result<Arc<Grip>, TransportError> {
-        wait_for(&self.site, wish, || {
-            let mut held = self.grip();
-            if let Some(grip) = held.upgrade() {
-                return Ok(grip);
+        wait_for(&self.site, &*self.holding.means.opener, wish, |knocks| {
+            let gone = || Err(Taken::Open(OpenError::Gone));
+            if self.is_retired() {
+                return gone();
             }
-            let grip = Arc::new(Grip::take(&self.site, &self.means, wish.knocks)?);
-            *held = Arc::downgrade(&grip);
-            self.means.stir();
-            Ok(grip)
+            let grip = self.holding.claim(&self.site, knocks)?;
+            // Whoever retires it meanwhile has seen the claim, or is seen here.
+            if self.is_retired() { gone() } else { Ok(grip) }
         })
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    /// What has happened to the reader so far that its card may not have survived.
+    fn seen(&self) -> Seen {
+        Seen {
+            strangers: self.holding.strangers(),
+            resets: self.site.common.resets(),
+        }
     }
 }
 
-/// What is done with the reader, by one thread at a time.
+/// How often something happened that the state of no card survives for sure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    strangers: u64,
+    resets: u64,
+}
+
+/// What is done with a slot, by one thread at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
+    slot: u8,
     /// The driver of the claimed reader; dropped before the claim.
     device: Option<Device>,
     grip: Option<Arc<Grip>>,
     /// A connection lasts.
     is_connected: bool,
     known: Known,
+    slept: Option<Slept>,
 }
 
-/// What is known of a reader nobody of this process has at the moment.
+/// What is known of a slot nobody of this process uses at the moment.
 #[derive(Debug)]
 struct Known {
-    uses: Option<u64>,
+    seen: Option<Seen>,
     atr: Option<Atr>,
+    /// The card with what was agreed with it, and the claim in which that was.
+    card: Option<(Card, Weak<Grip>)>,
     epoch: Epoch,
     in_step: bool,
     /// When the reader was let go because somebody asked.
@@ -114,8 +188,9 @@ struct Known {
 impl Default for Known {
     fn default() -> Self {
         Self {
-            uses: None,
+            seen: None,
             atr: None,
+            card: None,
             epoch: Epoch::default(),
             in_step: true,
             yielded: None,
@@ -124,8 +199,16 @@ impl Default for Known {
 }
 
 impl Desk {
+    fn of(slot: u8) -> Self {
+        Self {
+            slot,
+            ..Self::default()
+        }
+    }
+
     /// The claimed reader: as it was left when nobody else had it since, else in a new epoch. Its card is powered when
-    /// it is known which one it is; none is powered for this.
+    /// it is known which one it is; none is powered for this. A token that no process of ours has had since it was plugged in
+    /// is asked for nothing.
     ///
     /// # Errors
     /// Of the claim, or of a reader that does not answer.
@@ -135,18 +218,40 @@ impl Desk {
         wish: Wish<'_>,
         call: Call,
     ) -> Result<&mut Device, TransportError> {
+        let _claim = self.wake_up(station);
         if self.device.is_none() {
             self.step_aside(wish.stop);
             let grip = station.claim(wish)?;
             let device = self.begin(station, &grip, call, wish.stop)?;
-            self.known.uses = Some(grip.uses());
             self.grip = Some(grip);
             self.device = Some(device);
         }
-        self.device.as_mut().ok_or_else(|| {
+        let device = self.device.as_mut().ok_or_else(|| {
             let what = format!("reader {}: not open", station.site.interface.name);
             TransportError::before_card(TransportErrorKind::NoReader, what)
-        })
+        })?;
+        // Somebody else may have opened it.
+        device.obey(wish.stop);
+        Ok(device)
+    }
+
+    /// Has the card looked at anew after a sleep of the machine, in which it may have lost its power: one that has power
+    /// kept it if the reader gives none by itself. The claim, if there was one, is kept for as long as its owner is.
+    fn wake_up(&mut self, station: &Station) -> Option<Arc<Grip>> {
+        let slept = self
+            .slept
+            .get_or_insert_with(|| Slept::new(station.holding.means.bus.clone()));
+        if !slept.has_slept() {
+            return None;
+        }
+        let grip = self.grip.clone();
+        self.close();
+        if station.site.interface.class.powers_by_itself() {
+            // What was agreed with it is gone as well.
+            self.known.card = None;
+            self.known.epoch.0 += u64::from(self.known.atr.take().is_some());
+        }
+        grip
     }
 
     /// Leaves the reader to whoever asked for it.
@@ -164,36 +269,38 @@ impl Desk {
         stop: &Arc<Stop>,
     ) -> Result<Device, TransportError> {
         let site = &station.site;
-        let mut device = transport::device(
-            Arc::clone(grip.interface()),
-            site.interface.clone(),
-            0,
-            stop,
-        )?;
+        let pipe = grip.pipe(site)?;
+        let mut device = transport::device(pipe, site.interface.clone(), site.slot, stop);
         let known = &mut self.known;
-        let left = grip.left().map(|left| left.uses);
-        let alone = known
-            .uses
-            .is_some_and(|uses| uses == grip.uses() || Some(uses) == left);
-        if !alone && known.uses.is_some() {
-            known.epoch.0 += 1;
-        }
-        let atr = if alone {
-            known.atr.take()
-        } else {
-            grip.left().and_then(|left| left.atr.clone())
-        };
+        // Whatever its slot was said to hold, power would be next: its card cannot be taken out.
+        let is_untouched = site.is_fixed && known.seen.is_none() && grip.left().is_none();
+        let mut abandoned = false;
+        let atr = known.resume(station.seen(), || {
+            abandoned = grip.was_abandoned();
+            grip.left_in(site).cloned()
+        });
+        known.in_step &= !abandoned;
+        let card = known.card.take();
+        let card = card.filter(|(_, claim)| claim.as_ptr() == Arc::as_ptr(grip));
         device.resume(known.epoch, known.in_step);
+        if is_untouched {
+            return Ok(device);
+        }
         let icc = device.status(call);
         known.in_step = device.is_in_step();
-        match atr.filter(|_| site.keeps_its_card()) {
-            Some(atr) if icc? == IccStatus::Active => device.adopt(atr),
-            lost => {
-                known.epoch.0 += u64::from(lost.is_some());
-                device.resume(known.epoch, known.in_step);
+        let knows =
+            (card.is_some() && site.card_stays()) || (atr.is_some() && site.keeps_its_card());
+        if knows && matches!(icc, Ok(IccStatus::Active)) {
+            match (card, atr) {
+                (Some((card, _)), _) => device.take_up(card),
+                (None, Some(atr)) => device.adopt(atr),
+                (None, None) => {}
             }
+        } else {
+            known.epoch.0 += u64::from(atr.is_some());
+            device.resume(known.epoch, known.in_step);
         }
-        Ok(device)
+        icc.map(|_| device)
     }
 
     /// Powers the card, which resets it, unless it is powered and known.
@@ -207,15 +314,32 @@ impl Desk {
         if device.atr().is_none() {
             device.power_on(call)?;
             if let Some(grip) = &self.grip {
-                grip.leave(device.atr().cloned());
+                grip.leave(self.slot, device.atr().cloned());
             }
         }
         Ok(device.atr().cloned())
     }
 
+    /// Whether the reader is in use, and was asked what its slot holds when that began.
+    pub(crate) const fn is_open(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// The reader in use has said that its slot is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        let device = self.device.as_ref();
+        device.and_then(Device::icc) == Some(IccStatus::Absent)
+    }
+
     /// The answer to reset of the powered card.
     pub(crate) fn atr(&self) -> Option<&Atr> {
         self.device.as_ref().and_then(Device::atr)
+    }
+
+    /// The frames that reach the powered card.
+    pub(crate) fn limits(&self) -> Limits {
+        let device = self.device.as_ref();
+        device.map_or(Limits::SHORT, Device::limits)
     }
 
     /// The card's epoch, over all claims.
@@ -242,6 +366,15 @@ impl Desk {
         }
     }
 
+    /// A connection's conversation is over. Where nobody follows the readers, nobody would hear that another process asks
+    /// for this one: it is let go at once, if its card is known again by whoever claims it next.
+    pub(crate) fn end_use(&mut self, station: &Station) {
+        self.yield_if_wanted();
+        if !station.holding.means.is_followed && station.site.keeps_its_card() {
+            self.close();
+        }
+    }
+
     /// Lets go of the reader if another process has asked.
     pub(crate) fn yield_if_wanted(&mut self) {
         if self.grip.as_ref().is_some_and(|grip| grip.is_wanted()) {
@@ -250,25 +383,70 @@ impl Desk {
         }
     }
 
+    /// The card may be another one, or was reset with its device, though the reader says nothing of it.
+    pub(crate) fn forget_card(&mut self) {
+        let grip = self.grip.take();
+        self.close();
+        self.grip = grip;
+        self.known.atr = None;
+        self.known.epoch.0 += 1;
+    }
+
+    /// Forgets a card that was reset by what another slot has done to the device.
+    pub(crate) fn notice_resets(&mut self, station: &Station) {
+        let device = self.device.as_ref();
+        if device.is_some_and(|device| device.pipe().resets() != station.site.common.resets()) {
+            self.forget_card();
+            self.known.seen = Some(station.seen());
+        }
+    }
+
     fn close(&mut self) {
         if let Some(device) = self.device.take() {
             self.known.atr = device.atr().cloned();
             self.known.epoch = device.epoch();
             self.known.in_step = device.is_in_step();
+            if let Some(grip) = self.grip.as_ref().filter(|_| !self.known.in_step) {
+                grip.leave_in_disorder();
+            }
+            if let Some(seen) = &mut self.known.seen {
+                seen.resets = device.pipe().resets();
+            }
+            let claim = self.grip.as_ref().map(Arc::downgrade);
+            self.known.card = device.into_card().zip(claim);
         }
         self.grip = None;
     }
 }
 
+impl Known {
+    /// Takes in what has happened meanwhile; the card that is powered if it is known, else which `left` says.
+    fn resume(&mut self, now: Seen, left: impl FnOnce() -> Option<Atr>) -> Option<Atr> {
+        let before = self.seen.replace(now);
+        if before == Some(now) {
+            return self.atr.take();
+        }
+        self.atr = None;
+        self.epoch.0 += u64::from(before.is_some());
+        left()
+    }
+}
+
 impl Site {
     /// Whether a card that is powered is the one that was powered before: it cannot be taken out, or it would have
-    /// lost power, as the reader gives none by itself. What was agreed on with cards that are given TPDUs is forgotten.
+    /// lost power, as the reader gives none by itself.
+    fn card_stays(&self) -> bool {
+        self.is_fixed || !self.interface.class.powers_by_itself()
+    }
+
+    /// Whether that can be used by who claims the reader next. What was agreed on with cards that are given blocks is known to
+    /// nobody else.
     fn keeps_its_card(&self) -> bool {
         let class: &ClassDescriptor = &self.interface.class;
         let by_apdu = matches!(
             class.exchange_level(),
             ExchangeLevel::ShortApdu | ExchangeLevel::ExtendedApdu
         );
-        by_apdu && (self.is_fixed || !class.powers_by_itself())
+        by_apdu && self.card_stays()
     }
 }

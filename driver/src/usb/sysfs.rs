@@ -1,15 +1,20 @@
 //! The devices on the USB that are readers, as sysfs shows them.
 
 use std::{
-    ffi::OsStr,
     fmt,
     fs::{self, File},
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use rustix::fs::{Mode, OFlags};
+
+use super::udev_data;
 use crate::ccid::{
     configuration::{CcidInterface, Device},
     quirks::{self, Model},
@@ -19,10 +24,14 @@ use crate::ccid::{
 const DEVICES: usize = 4096;
 /// Descriptors of one device; a real one has some hundred bytes.
 const DESCRIPTORS: u64 = 1 << 16;
+/// Bytes of most files there.
+const ROOM: usize = 1024;
 /// Bytes of an attribute; sysfs gives a page at most.
 const ATTRIBUTE: u64 = 512;
 /// Characters of a name.
 const NAME: usize = 96;
+/// Ports on the way to a device: five hubs in a row are the limit (USB 2.0, 4.1.1).
+const TIERS: usize = 6;
 
 /// A device's place on the bus: the controller, and the ports on the way (`3-1.2`).
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -36,16 +45,20 @@ impl Port {
             (1..=5).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
         };
         let (bus, ports) = name.split_once('-')?;
-        // Six hubs in a row are the limit (USB 2.0, 4.1.1).
-        let mut ports_are_numbers = ports.split('.').take(8).map(is_number);
-        (is_number(bus) && name.len() <= 64 && ports_are_numbers.all(|number| number))
-            .then(|| Self(name.into()))
+        let mut ports = ports.split('.');
+        let are_numbers = ports.by_ref().take(TIERS).all(is_number);
+        (is_number(bus) && are_numbers && ports.next().is_none()).then(|| Self(name.into()))
     }
 
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The controller's number.
+    fn bus(&self) -> Option<u16> {
+        self.0.split_once('-')?.0.parse().ok()
     }
 
     /// In which order ports are shown.
@@ -96,7 +109,9 @@ pub struct Found {
     pub name: String,
     /// What it calls its serial number. Devices lie about it.
     pub serial: Option<String>,
-    /// The readers of its active configuration.
+    /// Its active configuration.
+    pub configuration: u16,
+    /// The readers of that.
     pub readers: Vec<CcidInterface>,
 }
 
@@ -105,7 +120,32 @@ pub struct Found {
 pub struct Bus {
     devices: PathBuf,
     nodes: PathBuf,
-    is_real: bool,
+    udev: PathBuf,
+    news: News,
+}
+
+/// Who tells what happens on a bus, and to its machine.
+#[derive(Clone, Debug)]
+pub(super) enum News {
+    /// This machine.
+    Machine,
+    /// A test.
+    Told(Arc<Told>),
+}
+
+/// What a test tells, and what it wants to know.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Messages of devices come from here, and then from nowhere else.
+    pub(super) messages: Option<OwnedFd>,
+    /// With `messages`: the folder of the nodes is watched beside them.
+    pub(super) nodes: bool,
+    /// How long the machine has slept, in milliseconds.
+    pub(super) asleep: AtomicU64,
+    /// How often the devices were listed.
+    pub(super) lists: AtomicU64,
+    /// How often somebody looked whether there is news.
+    pub(super) looks: AtomicU64,
 }
 
 impl Bus {
@@ -113,9 +153,16 @@ impl Bus {
     #[must_use]
     pub fn system() -> Self {
         Self {
-            is_real: true,
-            ..Self::new("/sys/bus/usb/devices", "/dev/bus/usb")
+            news: News::Machine,
+            ..Self::new("/sys/bus/usb/devices", "/dev/bus/usb").with_udev("/run/udev/data")
         }
+    }
+
+    /// The same, with what udev keeps of its devices in `folder`.
+    #[must_use]
+    pub fn with_udev(self, folder: impl Into<PathBuf>) -> Self {
+        let udev = folder.into();
+        Self { udev, ..self }
     }
 
     /// One elsewhere, for a test.
@@ -124,13 +171,23 @@ impl Bus {
         Self {
             devices: devices.into(),
             nodes: nodes.into(),
-            is_real: false,
+            udev: PathBuf::new(),
+            news: News::Told(Arc::default()),
         }
     }
 
-    /// Whether the kernel tells of its devices.
-    pub(super) const fn is_real(&self) -> bool {
-        self.is_real
+    /// The same bus, told of by a test.
+    #[cfg(test)]
+    pub(super) fn told(self, told: Arc<Told>) -> Self {
+        Self {
+            news: News::Told(told),
+            ..self
+        }
+    }
+
+    /// Who tells of it.
+    pub(super) const fn news(&self) -> &News {
+        &self.news
     }
 
     /// The folder of the nodes.
@@ -140,10 +197,14 @@ impl Bus {
     }
 
     /// All devices that are readers, by port. One that leaves meanwhile is left out. A machine without USB has none.
+    /// Of those that were there `before` only what may have changed is read again.
     ///
     /// # Errors
     /// [`io::Error`] when the devices cannot be listed.
-    pub fn list(&self) -> io::Result<Vec<Found>> {
+    pub fn list(&self, before: &[Found]) -> io::Result<Vec<Found>> {
+        if let News::Told(told) = &self.news {
+            told.lists.fetch_add(1, Ordering::SeqCst);
+        }
         let entries = match fs::read_dir(&self.devices) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
@@ -153,42 +214,104 @@ impl Bus {
             .flatten()
             .map(|entry| entry.file_name());
         let ports = names.filter_map(|name: std::ffi::OsString| Port::parse(name.to_str()?));
-        let mut found: Vec<Found> = ports.filter_map(|port| self.find(port)).collect();
+        let mut found: Vec<Found> = ports.filter_map(|port| self.find(port, before)).collect();
         found.sort_by_cached_key(|device| device.port.order());
         Ok(found)
     }
 
+    /// Whether a rule of udev's has made pcscd leave the device to us.
+    pub(super) fn is_left_to_us(&self, device: &Found) -> bool {
+        let folder = self.folder(&device.port);
+        let number = folder.and_then(|folder| folder.text("dev"));
+        let data = number.and_then(|number| {
+            let numbers = number.split_once(':')?;
+            let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+            let is_node = is_number(numbers.0) && is_number(numbers.1);
+            let file = is_node.then(|| self.udev.join(format!("c{number}")))?;
+            read(File::open(file), udev_data::LONGEST)
+        });
+        data.is_some_and(|data| udev_data::is_left_to_us(&data))
+    }
+
+    /// Whether the device in `port` has never been unplugged since `life` was written down.
+    pub(super) fn still_has(&self, port: &Port, life: &str) -> bool {
+        let now = self.folder(port).and_then(|folder| folder.life(port));
+        now.is_some_and(|now| now.to_string() == life)
+    }
+
+    fn folder(&self, port: &Port) -> Option<Folder> {
+        Folder::open(&self.devices.join(port.as_str()))
+    }
+
     /// The device in `port`, if it is a reader.
-    fn find(&self, port: Port) -> Option<Found> {
-        let folder = self.devices.join(port.as_str());
-        let inode = || fs::metadata(&folder).ok().map(|folder| folder.ino());
-        let before = inode()?;
-        let device = Device::parse(&read(&folder.join("descriptors"), DESCRIPTORS)?, |model| {
-            quirks::of(model).vendor_class
-        })
-        .ok()?;
-        let number = |name: &str| -> Option<u16> { text(&folder, name)?.parse().ok() };
-        let (bus, address) = (number("busnum")?, number("devnum")?);
-        // None while it is not configured; its interfaces are announced then.
-        let configuration = number("bConfigurationValue")?;
-        let found = Found {
-            life: Life {
-                folder: before,
-                bus,
-                address,
-            },
-            node: self
-                .nodes
-                .join(format!("{bus:03}"))
-                .join(format!("{address:03}")),
+    fn find(&self, port: Port, before: &[Found]) -> Option<Found> {
+        let folder = self.folder(&port)?;
+        let known = before.iter().find(|known| known.port == port);
+        let known = known.filter(|known| {
+            folder.life(&port) == Some(known.life)
+                && folder.configuration() == Some(known.configuration)
+        });
+        known.cloned().or_else(|| self.read(port, &folder))
+    }
+
+    /// Most devices are no readers, which one file tells; the rest is read of readers only.
+    fn read(&self, port: Port, folder: &Folder) -> Option<Found> {
+        let bytes = folder.read("descriptors", DESCRIPTORS)?;
+        let device = Device::parse(&bytes, |model| quirks::of(model).vendor_class).ok()?;
+        if device.readers.is_empty() {
+            return None;
+        }
+        let life = folder.life(&port)?;
+        let configuration = folder.configuration()?;
+        let readers = active(device.readers, configuration);
+        let node = self.nodes.join(format!("{:03}", life.bus));
+        (!readers.is_empty()).then(|| Found {
+            life,
+            node: node.join(format!("{:03}", life.address)),
             model: device.model,
-            name: name(&folder, device.model),
-            serial: text(&folder, "serial").filter(|serial| !serial.is_empty()),
-            readers: active(device.readers, configuration),
+            name: name(folder, device.model),
+            serial: folder.text("serial").filter(|serial| !serial.is_empty()),
+            configuration,
+            readers,
             port,
-        };
-        // What was read belongs to one device only if none took its place meanwhile.
-        (!found.readers.is_empty() && inode() == Some(before)).then_some(found)
+        })
+    }
+}
+
+/// The folder of one plugging in of a device: what is read here is of that alone, whatever takes its place meanwhile.
+struct Folder(OwnedFd);
+
+impl Folder {
+    fn open(path: &Path) -> Option<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).ok().map(Self)
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.0, name, flags, Mode::empty());
+        read(file.map(File::from).map_err(io::Error::from), limit)
+    }
+
+    /// An attribute for a person, which the device may have chosen.
+    fn text(&self, name: &str) -> Option<String> {
+        let bytes = self.read(name, ATTRIBUTE)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let shown = text.trim().chars().filter(|one| !one.is_control());
+        Some(shown.take(NAME).collect())
+    }
+
+    /// `None` while it is not configured; its interfaces are announced when it is.
+    fn configuration(&self) -> Option<u16> {
+        self.text("bConfigurationValue")?.parse().ok()
+    }
+
+    fn life(&self, port: &Port) -> Option<Life> {
+        Some(Life {
+            folder: rustix::fs::fstat(&self.0).ok()?.st_ino,
+            bus: port.bus()?,
+            address: self.text("devnum")?.parse().ok()?,
+        })
     }
 }
 
@@ -200,26 +323,15 @@ fn active(readers: Vec<CcidInterface>, configuration: u16) -> Vec<CcidInterface>
     readers.into_iter().filter(is_active).collect()
 }
 
-fn read(path: &Path, limit: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .ok()?;
+fn read(file: io::Result<File>, limit: u64) -> Option<Vec<u8>> {
+    // A file of sysfs is read in one go where there is room for it.
+    let mut bytes = Vec::with_capacity(ROOM);
+    file.ok()?.take(limit).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
-/// An attribute for a person, which the device may have chosen.
-fn text(folder: &Path, name: impl AsRef<OsStr>) -> Option<String> {
-    let bytes = read(&folder.join(name.as_ref()), ATTRIBUTE)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let shown = text.trim().chars().filter(|one| !one.is_control());
-    Some(shown.take(NAME).collect())
-}
-
-fn name(folder: &Path, model: Model) -> String {
-    let told = |name| text(folder, name).filter(|text| !text.is_empty());
+fn name(folder: &Folder, model: Model) -> String {
+    let told = |name| folder.text(name).filter(|text| !text.is_empty());
     let (maker, product) = (told("manufacturer"), told("product"));
     match (maker, product) {
         (None, None) => format!("USB reader {:04x}:{:04x}", model.vendor, model.product),
@@ -229,5 +341,54 @@ fn name(folder: &Path, model: Model) -> String {
         }
         (Some(maker), None) => format!("{maker} {:04x}", model.product),
         (_, Some(product)) => product,
+    }
+}
+
+/// Reads arbitrary bytes as the name of a folder; what is a port's name leads out of no folder and says the same
+/// once shown.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some(port) = std::str::from_utf8(bytes).ok().and_then(Port::parse) else {
+        return;
+    };
+    assert_eq!(Port::parse(&port.to_string()), Some(port.clone()));
+    assert!(port.as_str().len() <= 64 && !port.as_str().contains(['/', ':']));
+    let numbers = port.order();
+    assert!((2..=1 + TIERS).contains(&numbers.len()), "{numbers:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_numbers_and_leads_nowhere_else() {
+        for name in ["1-1", "3-1.2", "12-1.2.3.4.5.6", "99999-99999"] {
+            assert_eq!(
+                Port::parse(name).map(|port| port.to_string()).as_deref(),
+                Some(name)
+            );
+        }
+        for name in [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "usb3",
+            "3-0:1.0",
+            "3-1:1.0",
+            "3-1.",
+            "3-.1",
+            "3-1..2",
+            "../3-1",
+            "3-1/..",
+            "3-1.2.3.4.5.6.7",
+            "3-1.1.1.1.1.1.1.1/../x",
+            "100000-1",
+            "3-+1",
+        ] {
+            assert_eq!(Port::parse(name), None, "{name}");
+        }
     }
 }

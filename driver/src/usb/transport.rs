@@ -8,13 +8,15 @@ use claviger_apdu::{
 };
 
 use super::{
-    bulk::{Bulk, BulkEndpoints},
-    device::Device,
-    transfer::{EndpointAddress, UsbInterface},
+    bulk::{Bulk, BulkEndpoints, SharedBulk},
+    command_pipe::{CommandPipe, Common, SlotPipe},
+    device::{Capabilities, Device},
+    iccd::Iccd,
+    transfer::{EndpointAddress, TransferError, UsbInterface},
 };
 use crate::{
     backend::Wake,
-    ccid::descriptor::{ClassDescriptor, ExchangeLevel},
+    ccid::{descriptor::ClassDescriptor, iccd::Version, quirks::Quirks},
     wait::Stop,
 };
 
@@ -25,14 +27,28 @@ pub struct ReaderInterface {
     pub name: String,
     /// bInterfaceNumber.
     pub number: u8,
-    /// The bulk endpoint to the host.
-    pub bulk_in: EndpointAddress,
-    /// The bulk endpoint to the device.
-    pub bulk_out: EndpointAddress,
-    /// wMaxPacketSize of `bulk_in`.
-    pub packet: usize,
+    /// How commands reach it.
+    pub way: Way,
     /// What the reader says of itself.
     pub class: ClassDescriptor,
+    /// What is known of its model.
+    pub quirks: Quirks,
+}
+
+/// How commands reach a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over bulk endpoints.
+    Bulk {
+        /// To the host.
+        bulk_in: EndpointAddress,
+        /// To the device.
+        bulk_out: EndpointAddress,
+        /// wMaxPacketSize of `bulk_in`.
+        packet: usize,
+    },
+    /// Over the control pipe.
+    Control(Version),
 }
 
 /// See [`Transport`]. The claim is exclusive, so every exchange has the card for itself.
@@ -40,7 +56,6 @@ pub struct ReaderInterface {
 pub struct UsbTransport {
     device: Device,
     atr: Atr,
-    limits: Limits,
     stop: Arc<Stop>,
     over: bool,
 }
@@ -57,14 +72,13 @@ impl UsbTransport {
         call: Call,
     ) -> Result<Self, TransportError> {
         let stop = Arc::new(Stop::new());
-        let limits = limits(&reader.class);
-        let mut device = device(interface, reader, slot, &stop)?;
+        let pipe = pipe(interface, &reader, &Arc::default(), 0)?;
+        let mut device = device(pipe, reader, slot, &stop);
         device.status(call)?;
         let atr = device.power_on(call)?.clone();
         Ok(Self {
             device,
             atr,
-            limits,
             stop,
             over: false,
         })
@@ -86,44 +100,74 @@ impl UsbTransport {
     }
 }
 
-/// The driver of slot `slot` of a claimed reader.
+/// The command pipe of a claimed reader in the device that has `common`; its sequence numbers come after `first`.
 ///
 /// # Errors
 /// NoReader when it has not the endpoints it says.
-pub(super) fn device(
+pub(super) fn pipe(
     interface: Arc<dyn UsbInterface>,
+    reader: &ReaderInterface,
+    common: &Arc<Common>,
+    first: u8,
+) -> Result<Arc<CommandPipe>, TransportError> {
+    let common = Arc::clone(common);
+    let pipe = match reader.way {
+        Way::Control(version) => {
+            let iccd = Iccd::new(interface, reader.number, version);
+            CommandPipe::new(iccd, common)
+        }
+        Way::Bulk {
+            bulk_in,
+            bulk_out,
+            packet,
+        } => {
+            let endpoints = BulkEndpoints {
+                bulk_in,
+                bulk_out,
+                packet,
+            };
+            let bulk = bulk((interface, reader), endpoints, common, first);
+            bulk.map_err(|error| unusable(reader, error))?
+        }
+    };
+    Ok(Arc::new(pipe))
+}
+
+/// The bulk pipe, for one command at a time or, where the reader can do more, for one in each slot.
+fn bulk(
+    (interface, reader): (Arc<dyn UsbInterface>, &ReaderInterface),
+    endpoints: BulkEndpoints,
+    common: Arc<Common>,
+    first: u8,
+) -> Result<CommandPipe, TransferError> {
+    let longest = reader.class.max_message_length();
+    let busy = usize::from(reader.class.busy_slots());
+    if busy > 1 {
+        let bulk = SharedBulk::new(interface, reader.number, endpoints, longest)?;
+        return Ok(CommandPipe::shared(bulk.after(first), busy, common));
+    }
+    let bulk = Bulk::new(interface, reader.number, endpoints, longest)?;
+    Ok(CommandPipe::new(bulk.after(first), common))
+}
+
+fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
+    let what = format!(
+        "reader {}: its endpoints cannot be used: {error}",
+        reader.name
+    );
+    TransportError::before_card(TransportErrorKind::NoReader, what)
+}
+
+/// The driver of slot `slot` of a claimed reader.
+pub(super) fn device(
+    pipe: Arc<CommandPipe>,
     reader: ReaderInterface,
     slot: u8,
     stop: &Arc<Stop>,
-) -> Result<Device, TransportError> {
-    let endpoints = BulkEndpoints {
-        bulk_in: reader.bulk_in,
-        bulk_out: reader.bulk_out,
-        packet: reader.packet,
-    };
-    let longest = reader.class.max_message_length();
-    let bulk = Bulk::new(interface, reader.number, endpoints, longest).map_err(|error| {
-        let what = format!(
-            "reader {}: its endpoints cannot be used: {error}",
-            reader.name
-        );
-        TransportError::before_card(TransportErrorKind::NoReader, what)
-    })?;
-    Ok(Device::new(
-        reader.name,
-        bulk,
-        slot,
-        reader.class,
-        Arc::clone(stop),
-    ))
-}
-
-/// Longer APDUs than a message go in parts, so only the exchange level counts.
-pub(super) const fn limits(class: &ClassDescriptor) -> Limits {
-    match class.exchange_level() {
-        ExchangeLevel::ExtendedApdu => Limits::EXTENDED,
-        _ => Limits::SHORT,
-    }
+) -> Device {
+    let capabilities = Capabilities::new(reader.class, reader.quirks);
+    let pipe = SlotPipe::new(pipe);
+    Device::new(reader.name, pipe, slot, capabilities, Arc::clone(stop))
 }
 
 impl Transmit for UsbTransport {
@@ -147,7 +191,7 @@ impl Transport for UsbTransport {
     }
 
     fn limits(&self) -> Limits {
-        self.limits
+        self.device.limits()
     }
 
     fn epoch(&self) -> Epoch {

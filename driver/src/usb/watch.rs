@@ -2,41 +2,48 @@
 //! ask for a reader.
 
 use std::{
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::AsFd as _,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use claviger_apdu::{Call, TransportError, TransportErrorKind};
-use rustix::event::PollFlags;
 
 use super::{
-    arrivals::{Arrivals, Change, Slept},
+    arrivals::{Arrivals, Change},
     backend::{Registry, sites},
-    claim::Means,
-    place::{Look, Place},
+    claim::{Means, Site},
+    gate::{Gate, Ours},
+    holding::Holding,
+    place::Place,
+    sleep::Slept,
     station::Station,
-    sysfs::{Bus, Port},
+    sysfs::{Bus, Found, Port},
+    view::Look,
 };
 use crate::{
     backend::{Stopped, Wake, Watch},
+    pollable::{self, Pollable, WaitSet},
     reader::{ReaderState, Readers},
-    wait::{Stop, earliest, ready_of},
+    wait::Stop,
 };
 
 /// What the first picture of [`Watch::next`] may take.
 const FIRST: Duration = Duration::from_secs(5);
-/// A wait that fails is tried again after so long.
-const AGAIN: Duration = Duration::from_millis(100);
 
 /// See [`Watch`].
 pub(super) struct UsbWatch {
     bus: Bus,
     means: Arc<Means>,
     registry: Arc<Registry>,
+    gate: Option<Arc<Gate>>,
+    /// What the gate said last, and at which of its moves.
+    ours: (Ours, u32),
     arrivals: Option<Arrivals>,
     slept: Slept,
     places: Vec<(Port, Place)>,
+    /// The devices as they were listed last.
+    listed: Vec<Found>,
     /// Whether cards are watched between two calls, too: somebody is in [`Watch::next`] nearly all the time.
     goes_on: bool,
     /// The devices have to be listed.
@@ -44,18 +51,27 @@ pub(super) struct UsbWatch {
     trouble: Option<TransportError>,
     count: u32,
     stop: Arc<Stop>,
-    shown: Option<Vec<ReaderState>>,
+    shown: Option<(Vec<ReaderState>, u32)>,
 }
 
 impl UsbWatch {
-    pub(super) fn new(bus: Bus, means: Arc<Means>, registry: Arc<Registry>, goes_on: bool) -> Self {
+    pub(super) fn new(
+        bus: Bus,
+        means: Arc<Means>,
+        registry: Arc<Registry>,
+        gate: Option<Arc<Gate>>,
+        goes_on: bool,
+    ) -> Self {
         Self {
+            slept: Slept::new(bus.clone()),
             bus,
             means,
             registry,
+            ours: (gate.as_ref().map_or(Ours::All, |_| Ours::None), 0),
+            gate,
             arrivals: None,
-            slept: Slept::default(),
             places: Vec::new(),
+            listed: Vec::new(),
             goes_on,
             is_stale: true,
             trouble: None,
@@ -68,31 +84,41 @@ impl UsbWatch {
     /// Brings everything up to date that can be without waiting.
     fn update(&mut self, watching: bool, until: Instant) {
         self.hear_of_devices();
+        self.look_at_the_gate();
         if self.is_stale {
             self.list();
         }
         let is_told = self.is_told();
+        let mut kept: Option<&mut Place> = None;
         for (_, place) in &mut self.places {
             place.give_way(is_told);
             place.hear();
+            if !place.is_due() {
+                continue;
+            }
+            // No reader is kept while another is waited for.
+            if let Some(kept) = kept {
+                kept.settle();
+            }
             let mut look = Look {
                 stop: &self.stop,
                 until,
                 is_told,
+                lingers: watching && self.goes_on,
+                patience: place.patience(),
                 count: &mut self.count,
             };
             place.attend(watching, &mut look);
             if self.stop.is_set() {
                 return;
             }
+            kept = Some(place);
         }
     }
 
     /// Whether somebody says when a reader becomes free.
     fn is_told(&self) -> bool {
-        self.arrivals
-            .as_ref()
-            .is_some_and(Arrivals::tells_of_claims)
+        self.arrivals.as_ref().is_some_and(Arrivals::has_messages)
     }
 
     fn hear_of_devices(&mut self) {
@@ -101,8 +127,21 @@ impl UsbWatch {
         }
         let bus = &self.bus;
         let arrivals = self.arrivals.get_or_insert_with(|| Arrivals::new(bus));
-        let Change { look, lost, freed } = arrivals.drain();
+        let Change {
+            look,
+            rights,
+            lost,
+            freed,
+        } = arrivals.drain();
         self.is_stale |= look || lost;
+        if rights {
+            let mut is_tried = false;
+            for (_, place) in &mut self.places {
+                is_tried |= place.try_again();
+            }
+            // They may be those of a device that was not configured yet, of which nobody else tells.
+            self.is_stale |= !is_tried || !self.is_told();
+        }
         for (port, place) in &mut self.places {
             if lost || freed.contains(port) {
                 place.is_free();
@@ -117,83 +156,89 @@ impl UsbWatch {
         }
     }
 
-    /// Takes in which readers are on the bus; one in the same port as before is the same only in the same life.
+    fn look_at_the_gate(&mut self) {
+        if let Some(gate) = &self.gate {
+            gate.clear();
+            let before = std::mem::replace(&mut self.ours, gate.look());
+            self.is_stale |= self.ours != before;
+            gate.see(self.ours.1);
+        }
+    }
+
+    /// Waits for the gate to know of pcscd; what is shown before is nothing.
+    fn wait_for_the_gate(&self, until: Instant) {
+        if let Some(gate) = &self.gate {
+            gate.wait_until_heard(until, &self.stop);
+        }
+    }
+
+    fn is_ours(&self, device: &Found) -> bool {
+        match self.ours.0 {
+            Ours::None => false,
+            Ours::Marked => self.bus.is_left_to_us(device),
+            Ours::All => true,
+        }
+    }
+
+    /// Takes in which readers are on the bus, and ours; one in the same port as before is the same only in the same life.
     fn list(&mut self) {
         self.is_stale = false;
-        let found = match self.bus.list() {
-            Ok(found) => found,
-            Err(error) => {
-                let what = format!("the devices on the USB cannot be listed: {error}");
-                let kind = TransportErrorKind::NoService;
-                self.trouble = Some(TransportError::before_card(kind, what));
-                Vec::new()
-            }
-        };
+        self.trouble = None;
+        self.listed = self.bus.list(&self.listed).unwrap_or_else(|error| {
+            let what = format!("the devices on the USB cannot be listed: {error}");
+            let kind = TransportErrorKind::NoService;
+            self.trouble = Some(TransportError::before_card(kind, what));
+            Vec::new()
+        });
+        let ours = self.listed.iter().filter(|device| self.is_ours(device));
+        let readers: Vec<(Port, Vec<Site>)> = ours
+            .flat_map(|device| {
+                sites(device)
+                    .into_iter()
+                    .map(|slots| (device.port.clone(), slots))
+            })
+            .collect();
         let mut before = std::mem::take(&mut self.places);
-        for device in &found {
-            for site in sites(device) {
-                let known = before
-                    .iter()
-                    .position(|(_, place)| place.station.site.is(&site));
-                match known {
-                    Some(known) => {
-                        let (port, mut place) = before.swap_remove(known);
-                        place.try_again();
-                        self.places.push((port, place));
-                    }
-                    None => {
-                        self.count = self.count.wrapping_add(1);
-                        let station = Arc::new(Station::new(site, Arc::clone(&self.means)));
-                        self.places
-                            .push((device.port.clone(), Place::new(station, self.count)));
-                    }
+        for (port, slots) in readers {
+            let known = before.iter().position(|(_, place)| place.is(&slots));
+            let place = match known.map(|known| before.swap_remove(known).1) {
+                Some(mut place) => {
+                    place.try_again();
+                    place
                 }
-            }
+                None => self.place(slots),
+            };
+            self.places.push((port, place));
         }
-        let stations = self
-            .places
-            .iter()
-            .map(|(_, place)| Arc::clone(&place.station));
-        self.registry.set(stations.collect());
+        before.iter().for_each(|(_, place)| place.retire());
+        let stations = self.places.iter().flat_map(|(_, place)| place.stations());
+        self.registry.set(stations.cloned().collect());
     }
 
-    /// Waits until something may have happened.
-    fn wait(&self, until: Option<Instant>) {
-        let now = Instant::now();
-        let places = || self.places.iter().map(|(_, place)| place);
-        let ears = || places().filter_map(Place::ear);
-        let knocks: Vec<_> = places()
-            .filter_map(|place| place.station.held()?.descriptor())
-            .collect();
-        let input = |fd| (fd, PollFlags::IN);
-        let stir = self.means.stir.as_ref().map(|stir| stir.as_fd());
-        let arrivals = self.arrivals.iter().flat_map(Arrivals::descriptors);
-        let fds: Vec<(BorrowedFd<'_>, PollFlags)> = stir
-            .into_iter()
-            .chain(arrivals)
-            .chain(knocks.iter().map(|fd| fd.as_fd()))
-            .map(input)
-            .chain(ears().flat_map(|ear| ear.descriptors()))
-            .collect();
-        let until = places().map(Place::due).fold(until, earliest);
-        let until = ears()
-            .map(|ear| ear.due().map(|due| now + due))
-            .fold(until, earliest);
-        if let Err(errno) = ready_of(&fds, &self.stop, until) {
-            // Out of memory is all that is left for poll(2) to complain of.
-            tracing::warn!("usb: poll failed ({errno})");
-            std::thread::sleep(AGAIN);
-        }
+    /// A reader that was not there before.
+    fn place(&mut self, slots: Vec<Site>) -> Place {
+        let holding = Holding::new(Arc::clone(&self.means), slots.len());
+        let station = |site| Arc::new(Station::new(site, Arc::clone(&holding)));
+        Place::new(slots.into_iter().map(station).collect(), || {
+            self.count = self.count.wrapping_add(1);
+            self.count
+        })
     }
 
-    fn picture(&self) -> Vec<ReaderState> {
-        let states = self.places.iter().filter_map(|(_, place)| place.state());
-        states.collect()
+    fn settle(&mut self) {
+        self.places.iter_mut().for_each(|(_, place)| place.settle());
+    }
+
+    /// What is shown, and at which move of the gate.
+    fn picture(&self) -> (Vec<ReaderState>, u32) {
+        let states = self.places.iter().flat_map(|(_, place)| place.states());
+        (states.collect(), self.ours.1)
     }
 
     fn present(&mut self) -> Readers {
-        let readers = self.picture();
-        self.shown = Some(readers.clone());
+        let shown = self.picture();
+        let readers = shown.0.clone();
+        self.shown = Some(shown);
         Readers {
             readers,
             trouble: self.trouble(),
@@ -213,17 +258,11 @@ impl UsbWatch {
         let kind = troubles.first()?.kind;
         Some(TransportError::before_card(kind, texts.join("; ")))
     }
-
-    /// Stops watching cards where nobody waits for them any more.
-    fn rest(&mut self) {
-        if !self.goes_on {
-            self.places.iter_mut().for_each(|(_, place)| place.rest());
-        }
-    }
 }
 
 impl Watch for UsbWatch {
     fn now(&mut self, call: Call) -> Readers {
+        self.wait_for_the_gate(call.deadline);
         self.is_stale |= self
             .arrivals
             .as_ref()
@@ -236,28 +275,11 @@ impl Watch for UsbWatch {
     }
 
     fn next(&mut self) -> Result<Readers, Stopped> {
-        if self.shown.is_none() {
-            self.update(true, Instant::now() + FIRST);
-        } else {
-            self.places
-                .iter_mut()
-                .for_each(|(_, place)| place.look_if_unwatched());
-        }
-        let next = loop {
-            if self.stop.is_set() {
-                break Err(Stopped);
-            }
-            self.update(true, Instant::now() + FIRST);
-            if self.stop.is_set() {
-                break Err(Stopped);
-            }
-            if self.shown.as_ref() != Some(&self.picture()) {
-                break Ok(self.present());
-            }
-            self.wait(None);
-        };
-        self.rest();
-        next
+        pollable::next(self)
+    }
+
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        Some(self)
     }
 
     fn waker(&self) -> Arc<dyn Wake> {
@@ -265,8 +287,65 @@ impl Watch for UsbWatch {
     }
 }
 
+impl Pollable for UsbWatch {
+    fn begin(&mut self) {
+        self.settle();
+        if self.shown.is_none() {
+            self.wait_for_the_gate(Instant::now() + FIRST);
+            return;
+        }
+        self.places
+            .iter_mut()
+            .for_each(|(_, place)| place.look_if_unwatched());
+    }
+
+    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+        if !self.stop.is_set() {
+            self.update(true, Instant::now() + FIRST);
+        }
+        if self.stop.is_set() {
+            return Err(Stopped);
+        }
+        if self.shown.as_ref() != Some(&self.picture()) {
+            // It is told first; letting go of a reader takes its time.
+            return Ok(Some(self.present()));
+        }
+        self.settle();
+        Ok(None)
+    }
+
+    fn waits_on(&self) -> WaitSet<'_> {
+        let now = Instant::now();
+        let mut set = WaitSet::until(&self.stop);
+        set.readable(self.means.stir.as_ref().map(|stir| stir.as_fd()));
+        set.readable(self.arrivals.iter().flat_map(Arrivals::descriptors));
+        if let Some(gate) = &self.gate {
+            set.readable(gate.descriptor());
+            set.due(gate.due());
+        }
+        for (_, place) in &self.places {
+            set.due(place.due());
+            let knock = place.held().and_then(|grip| grip.descriptor());
+            knock.into_iter().for_each(|knock| set.shared(knock));
+            if let Some(ear) = place.ear() {
+                set.ready(ear.descriptors());
+                set.due(ear.due().map(|due| now + due));
+            }
+        }
+        set
+    }
+
+    /// Stops watching cards where nobody waits for them any more.
+    fn rest(&mut self) {
+        if !self.goes_on {
+            self.places.iter_mut().for_each(|(_, place)| place.rest());
+        }
+    }
+}
+
 impl Drop for UsbWatch {
     fn drop(&mut self) {
+        self.settle();
         self.registry.set(Vec::new());
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::ccid::{
     budget,
-    message::{Answer, Command, HEADER, Outcome},
+    message::{Answer, AnswerKind, Command, HEADER, Outcome},
 };
 
 /// Whether the command has left.
@@ -20,8 +20,9 @@ pub(super) enum Out {
 }
 
 /// One command on its way.
-pub(super) struct Exchange<'a> {
-    command: &'a Command<'a>,
+#[derive(Debug)]
+pub(super) struct Exchange {
+    kind: AnswerKind,
     slot: u8,
     length: usize,
     out: Out,
@@ -29,13 +30,15 @@ pub(super) struct Exchange<'a> {
     stale: usize,
     empty: usize,
     extensions: usize,
+    /// The multiplier of a request for more time that has just come.
+    extension: Option<u8>,
 }
 
-impl<'a> Exchange<'a> {
+impl Exchange {
     /// `command` to `slot`, a message of `length` bytes.
-    pub(super) fn new(command: &'a Command<'a>, slot: u8, length: usize) -> Self {
+    pub(super) fn new(command: &Command<'_>, slot: u8, length: usize) -> Self {
         Self {
-            command,
+            kind: command.answer(),
             slot,
             length,
             out: Out::UnderWay,
@@ -43,6 +46,7 @@ impl<'a> Exchange<'a> {
             stale: 0,
             empty: 0,
             extensions: 0,
+            extension: None,
         }
     }
 
@@ -54,9 +58,18 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// The multiplier of the request for more time that came last, once.
+    pub(super) const fn take_extension(&mut self) -> Option<u8> {
+        self.extension.take()
+    }
+
     /// Whether all of the message came, by its own count.
     pub(super) fn is_whole(&self) -> bool {
         self.missing() == Some(0) && !self.collected.is_empty()
+    }
+
+    pub(super) const fn slot(&self) -> u8 {
+        self.slot
     }
 
     pub(super) const fn sent(&self) -> Sent {
@@ -83,9 +96,12 @@ impl<'a> Exchange<'a> {
         part.truncate(completion.transferred);
         if self.collected.is_empty() {
             self.collected = part;
-        } else if self.collected.len() + part.len() <= budget::ANSWER + HEADER {
-            self.collected.extend(part.expose());
+            return;
         }
+        // One byte more than any message has shows that there was too much.
+        let most = budget::ANSWER + HEADER + 1;
+        part.truncate(most.saturating_sub(self.collected.len()));
+        self.collected.extend(part.expose());
     }
 
     pub(super) fn count_empty(&mut self) -> Result<(), Why> {
@@ -111,7 +127,7 @@ impl<'a> Exchange<'a> {
         let message = std::mem::take(&mut self.collected);
         let answer =
             Answer::parse(message.expose()).map_err(|_| Why::Protocol("a damaged message"))?;
-        if !answer.matches(self.command.answer(), self.slot, sequence) {
+        if !answer.matches(self.kind, self.slot, sequence) {
             self.stale += 1;
             if self.stale > budget::STALE_ANSWERS {
                 return Err(Why::Protocol("answers to other commands without end"));
@@ -121,7 +137,8 @@ impl<'a> Exchange<'a> {
         let error = match answer.outcome {
             Outcome::Done => None,
             Outcome::Failed(error) => Some(error),
-            Outcome::TimeExtension { .. } => {
+            Outcome::TimeExtension { multiplier } => {
+                self.extension = Some(multiplier);
                 self.extensions += 1;
                 if self.extensions > budget::TIME_EXTENSIONS {
                     return Err(Why::Protocol("requests for more time without end"));

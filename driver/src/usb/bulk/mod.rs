@@ -1,10 +1,12 @@
 //! One message to a reader and the answer to it: two transfers, the one for the answer queued first.
 //!
 //! An answer counts when type, slot and sequence number are those of the command; late answers to others are
-//! dropped, so many and no more. A command that is not answered leaves the pipe *out of step*: until
-//! [`Bulk::recover`] nothing else is sent.
+//! dropped, so many and no more. A command that is not answered leaves its slot *out of step*, which the owner of the
+//! pipe keeps in mind: until [`Bulk::recover`] nothing else is sent to it.
 
 mod exchange;
+mod limit;
+mod shared;
 
 use std::{
     sync::Arc,
@@ -14,10 +16,12 @@ use std::{
 use claviger_apdu::{Secret, Sent, TransportErrorKind};
 
 use self::exchange::{Exchange, failed};
+pub(crate) use self::{limit::Limit, shared::SharedBulk};
 use super::transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface};
 use crate::{
     ccid::{
         budget,
+        iccd::Outcome,
         message::{Command, HEADER, IccStatus, SlotError},
     },
     wait::{Stop, ready_of},
@@ -46,6 +50,21 @@ impl Reply {
     }
 }
 
+impl From<Outcome> for Reply {
+    /// What a token of the control pipe said, as a reader would.
+    fn from(outcome: Outcome) -> Self {
+        let mut message = Secret::new(Vec::with_capacity(HEADER + outcome.data.len()));
+        message.extend(&[0; HEADER]);
+        message.extend(outcome.data.expose());
+        Self {
+            message,
+            icc: outcome.icc,
+            specific: outcome.chain,
+            error: outcome.error,
+        }
+    }
+}
+
 /// No answer: what happened, and whether the reader may have acted on the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BulkError {
@@ -62,10 +81,16 @@ pub(crate) enum Why {
     TimedOut,
     #[error("the call was ended")]
     Stopped,
+    #[error(
+        "another slot of the reader, or another reader in the same device, was busy all the time"
+    )]
+    Taken,
     #[error("{0}")]
     Transfer(TransferError),
     #[error("the reader broke the CCID protocol: {0}")]
     Protocol(&'static str),
+    #[error("it is longer than the reader's messages")]
+    TooLong,
 }
 
 impl Why {
@@ -74,7 +99,8 @@ impl Why {
             Self::Gone => TransportErrorKind::NoReader,
             Self::TimedOut => TransportErrorKind::TimedOut,
             Self::Stopped => TransportErrorKind::Cancelled,
-            Self::Transfer(_) | Self::Protocol(_) => TransportErrorKind::Protocol,
+            Self::Taken => TransportErrorKind::Busy,
+            Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,
         }
     }
 }
@@ -100,7 +126,6 @@ pub(crate) struct Bulk {
     /// The reader does not end a message of whole packets by an empty one.
     no_empty_packet: bool,
     sequence: u8,
-    in_step: bool,
 }
 
 impl Bulk {
@@ -116,12 +141,6 @@ impl Bulk {
     ) -> Result<Self, TransferError> {
         let pipes = interface.pipes(&[endpoints.bulk_in, endpoints.bulk_out])?;
         let packet = endpoints.packet.max(1);
-        // A transfer that is no multiple of the packet size overflows when the reader says too much, and the
-        // endpoint with it; one packet more lets a message of whole packets end by a short one.
-        let read = longest
-            .div_ceil(packet)
-            .saturating_add(1)
-            .saturating_mul(packet);
         Ok(Self {
             interface,
             number,
@@ -130,21 +149,15 @@ impl Bulk {
                 packet,
                 ..endpoints
             },
-            read,
+            read: read_size(longest, packet),
             no_empty_packet: false,
             sequence: 0,
-            in_step: true,
         })
     }
 
-    /// Whether the next command can be sent without [`Bulk::recover`].
-    pub(crate) const fn is_in_step(&self) -> bool {
-        self.in_step
-    }
-
-    /// Distrusts the reader until [`Bulk::recover`].
-    pub(crate) const fn fall_out_of_step(&mut self) {
-        self.in_step = false;
+    /// The same, with sequence numbers after `sequence`.
+    pub(crate) fn after(self, sequence: u8) -> Self {
+        Self { sequence, ..self }
     }
 
     /// Resets the whole device; what follows tells whether it came back.
@@ -155,28 +168,24 @@ impl Bulk {
         }
     }
 
-    /// Sends `command` to `slot` and waits for its answer, until `until` or `stop`.
+    /// Sends `command` to `slot` and waits for its answer, as long as `limit` says, or until `stop`.
     ///
     /// # Errors
-    /// [`BulkError`]; the pipe is then out of step, unless nothing was sent.
+    /// [`BulkError`]; the slot is then out of step.
     pub(crate) fn command(
         &mut self,
         command: &Command<'_>,
         slot: u8,
-        until: Instant,
+        limit: impl Into<Limit>,
         stop: &Stop,
     ) -> Result<Reply, BulkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let message = command.message(slot, self.sequence);
-        self.in_step = false;
         let mut exchange = Exchange::new(command, slot, message.len());
         self.read_on(&exchange);
         self.pipes.submit_out(self.endpoints.bulk_out, message);
-        match self.follow(&mut exchange, until, stop) {
-            Ok(reply) => {
-                self.in_step = true;
-                Ok(reply)
-            }
+        match self.follow(&mut exchange, limit.into(), stop) {
+            Ok(reply) => Ok(reply),
             Err(why) => {
                 let sent = exchange.sent();
                 self.take_back(&mut exchange);
@@ -186,7 +195,7 @@ impl Bulk {
     }
 
     /// Queues the next transfer in.
-    fn read_on(&mut self, exchange: &Exchange<'_>) {
+    fn read_on(&mut self, exchange: &Exchange) {
         let len = if self.no_empty_packet {
             exchange
                 .missing()
@@ -199,16 +208,15 @@ impl Bulk {
         self.pipes.submit_in(self.endpoints.bulk_in, len);
     }
 
-    fn follow(
-        &mut self,
-        exchange: &mut Exchange<'_>,
-        until: Instant,
-        stop: &Stop,
-    ) -> Result<Reply, Why> {
+    fn follow(&mut self, exchange: &mut Exchange, limit: Limit, stop: &Stop) -> Result<Reply, Why> {
+        let mut until = limit.begin(Instant::now());
         loop {
             while let Some(completion) = self.pipes.completed() {
                 if let Some(reply) = self.take(exchange, completion)? {
                     return Ok(reply);
+                }
+                if let Some(multiplier) = exchange.take_extension() {
+                    until = limit.extended(multiplier, Instant::now());
                 }
             }
             if stop.is_set() {
@@ -233,7 +241,7 @@ impl Bulk {
 
     fn take(
         &mut self,
-        exchange: &mut Exchange<'_>,
+        exchange: &mut Exchange,
         completion: Completion,
     ) -> Result<Option<Reply>, Why> {
         if completion.endpoint == self.endpoints.bulk_out {
@@ -263,7 +271,7 @@ impl Bulk {
     }
 
     /// At the deadline: an answer of whole packets may have come without the empty one that should end it.
-    fn rescue(&mut self, exchange: &mut Exchange<'_>) -> Option<Reply> {
+    fn rescue(&mut self, exchange: &mut Exchange) -> Option<Reply> {
         self.take_back(exchange);
         if !exchange.is_whole() {
             return None;
@@ -277,7 +285,7 @@ impl Bulk {
     }
 
     /// Cancels what is under way and waits for the system to give it back, with what came meanwhile.
-    fn take_back(&mut self, exchange: &mut Exchange<'_>) {
+    fn take_back(&mut self, exchange: &mut Exchange) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
         } = self.endpoints;
@@ -289,7 +297,7 @@ impl Bulk {
         self.drain(Instant::now() + budget::CANCEL, exchange);
     }
 
-    fn drain(&mut self, until: Instant, exchange: &mut Exchange<'_>) {
+    fn drain(&mut self, until: Instant, exchange: &mut Exchange) {
         let never = Stop::new();
         loop {
             while let Some(completion) = self.pipes.completed() {
@@ -327,7 +335,7 @@ impl Bulk {
         self.clear_halts(stop);
         self.abort(slot, until, stop);
         for _ in 0..budget::STATUS_TRIES {
-            let limit = until.min(Instant::now() + budget::STATUS);
+            let limit = Limit::each(budget::STATUS, until);
             match self.command(&Command::GetSlotStatus, slot, limit, stop) {
                 Ok(reply) => return Ok(reply),
                 Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
@@ -356,12 +364,7 @@ impl Bulk {
     /// left to its slot status.
     fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) {
         let sequence = self.sequence.wrapping_add(1);
-        let setup = Setup {
-            request_type: ABORT.0,
-            request: ABORT.1,
-            value: u16::from_be_bytes([sequence, slot]),
-            index: u16::from(self.number),
-        };
+        let setup = abort_request(self.number, slot, sequence);
         if let Err(error) = self.interface.control(setup, &mut [], budget::ABORT) {
             tracing::debug!("usb: the reader takes no ABORT request: {error}");
             return;
@@ -370,5 +373,22 @@ impl Bulk {
         if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
             tracing::debug!("usb: Abort was not confirmed: {}", error.why);
         }
+    }
+}
+
+/// What one transfer in asks for. One that is no multiple of the packet size overflows when the reader says too much, and
+/// the endpoint with it; one packet more lets a message of whole packets end by a short one.
+fn read_size(longest: usize, packet: usize) -> usize {
+    let packets = longest.div_ceil(packet).saturating_add(1);
+    packets.saturating_mul(packet)
+}
+
+/// The control half of Abort.
+fn abort_request(number: u8, slot: u8, sequence: u8) -> Setup {
+    Setup {
+        request_type: ABORT.0,
+        request: ABORT.1,
+        value: u16::from_be_bytes([sequence, slot]),
+        index: u16::from(number),
     }
 }

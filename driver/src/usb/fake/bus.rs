@@ -147,7 +147,7 @@ impl State {
 
     /// Puts a message where the next transfer finds it.
     pub(super) fn send(&mut self, answer: Answer) {
-        if self.gone {
+        if self.gone || self.silent {
             return;
         }
         match answer {
@@ -164,7 +164,7 @@ impl State {
         let address = self.layout.bulk_in;
         let spoiled = self.spoiled.take();
         self.endless =
-            (spoiled == Some(Fault::EndlessTimeExtension)).then(|| time_extension(&message));
+            (spoiled == Some(Fault::EndlessTimeExtension)).then(|| time_extension(&message, 1));
         let last = self.last_answer.replace(message.clone());
         match spoiled {
             Some(Fault::Overflow) => {
@@ -211,6 +211,9 @@ impl State {
         }
         if self.gone {
             return Err(TransferError::Gone);
+        }
+        if self.silent {
+            return Err(TransferError::Cancelled);
         }
         self.firmware.control(setup, data)
     }

@@ -45,6 +45,9 @@ pub(super) struct State {
     pub(super) endless: Option<Vec<u8>>,
     pub(super) gone: bool,
     pub(super) claimed: bool,
+    pub(super) silent: bool,
+    /// Interrupt transfers fail with this errno.
+    pub(super) broken_interrupt: Option<i32>,
 }
 
 impl State {
@@ -71,6 +74,8 @@ impl State {
             endless: None,
             gone: false,
             claimed: false,
+            silent: false,
+            broken_interrupt: None,
         }
     }
 
@@ -240,11 +245,16 @@ impl State {
         let strikes = self.strike(event);
         let gone = self.gone || strikes == Some(Fault::Gone);
         let is_in = matches!(event, Event::SubmitIn(..));
+        let is_interrupt = Some(address) == self.layout.interrupt;
+        let broken = self.broken_interrupt.filter(|_| is_interrupt);
         let Some(endpoint) = self.owned(queue, address) else {
             return self.refuse(queue, address, transfer, fault(Errno::NOENT));
         };
         if is_in != address.is_in() || (is_in && !endpoint.takes(transfer.len)) {
             return self.refuse(queue, address, transfer, fault(Errno::INVAL));
+        }
+        if let Some(errno) = broken {
+            transfer.ended = Some(Err(TransferError::Fault(errno)));
         }
         match strikes {
             Some(Fault::Drop) => transfer.hold = Some(Hold::Forever),

@@ -94,8 +94,8 @@ impl Fault {
 }
 
 /// The request for more time that stands for `answer` (CCID 1.1, 6.2.6: bmCommandStatus 2, bError the factor).
-pub(super) fn time_extension(answer: &[u8]) -> Vec<u8> {
-    let mut message = vec![0x80, 0, 0, 0, 0, 0, 0, 0x80, 1, 0];
+pub(super) fn time_extension(answer: &[u8], multiplier: u8) -> Vec<u8> {
+    let mut message = vec![0x80, 0, 0, 0, 0, 0, 0, 0x80, multiplier, 0];
     for (at, to) in message.iter_mut().enumerate() {
         if matches!(at, 0 | 5 | 6) {
             *to = answer.get(at).copied().unwrap_or(0);

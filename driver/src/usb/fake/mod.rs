@@ -191,6 +191,16 @@ impl FakeDevice {
         self.state().struck()
     }
 
+    /// From now on every interrupt transfer that is submitted fails with this errno.
+    pub fn break_interrupt(&self, errno: i32) {
+        self.state().broken_interrupt = Some(errno);
+    }
+
+    /// From now on the device takes what it is sent and says nothing, or speaks again.
+    pub fn fall_silent(&self, silent: bool) {
+        self.state().silent = silent;
+    }
+
     /// Lets go what [`Fault::Delay`] held.
     pub fn release(&self) {
         self.state().release();

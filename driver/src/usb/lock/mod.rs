@@ -157,7 +157,7 @@ impl Drop for Lock {
 }
 
 fn read(file: &mut std::fs::File) -> Option<Record> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(LONGEST);
     file.rewind().ok()?;
     file.take(LONGEST as u64).read_to_end(&mut bytes).ok()?;
     Record::parse(&bytes)
@@ -232,14 +232,15 @@ mod tests {
         let mut record = Record {
             life: "1000000 3-117".to_owned(),
             uses: u64::MAX,
-            atr: Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap()),
+            atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            is_left: true,
         };
         held.write(&record);
         assert!(!held.heard_a_knock(), "a record is no knock");
         drop(held);
         let mut held = locks.take("3-1.0", true).unwrap();
         assert_eq!(held.record().as_ref(), Some(&record));
-        record.atr = None;
+        record.atrs = vec![None];
         record.uses = 0;
         held.write(&record);
         assert_eq!(
@@ -276,7 +277,8 @@ mod tests {
         held.write(&Record {
             life: String::new(),
             uses: 1,
-            atr: None,
+            atrs: Vec::new(),
+            is_left: true,
         });
         assert_eq!(held.record(), None);
         assert!(!held.heard_a_knock() && held.descriptor().is_none());

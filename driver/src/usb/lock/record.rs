@@ -4,8 +4,11 @@ use claviger_apdu::Atr;
 
 /// The first line, with the version of what follows.
 const TITLE: &str = "claviger 1";
-/// No record is longer.
-pub(super) const LONGEST: usize = 512;
+/// The last line: whether the user has let go.
+const HELD: &str = "held";
+const LEFT: &str = "left";
+/// No record is longer; one of all slots' answers to reset has about 1200 bytes.
+pub(super) const LONGEST: usize = 2048;
 
 /// The state in which a reader was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +18,12 @@ pub struct Record {
     /// How often the reader has been claimed. Who finds another number than it left knows that somebody
     /// has used the card since.
     pub uses: u64,
-    /// The answer to reset of the card that was left powered.
-    pub atr: Option<Atr>,
+    /// The answers to reset of the cards that were left powered, by their slots. One for each slot the writer has
+    /// known of; there is one at least.
+    pub atrs: Vec<Option<Atr>>,
+    /// The user let go in good order. One that was killed, or gave up a command, did not: nobody knows what reader and
+    /// cards are at.
+    pub is_left: bool,
 }
 
 impl Record {
@@ -30,20 +37,57 @@ impl Record {
         }
         let life = lines.next()?.to_owned();
         let uses = lines.next()?.parse().ok()?;
-        let atr = match lines.next()? {
-            "" => None,
-            digits => Some(Atr::parse(&bytes_of(digits)?).ok()?),
+        let atrs = lines.next()?.split(',').map(atr_of);
+        let atrs = atrs.collect::<Option<Vec<_>>>()?;
+        let is_left = match lines.next()? {
+            HELD => false,
+            LEFT => true,
+            _ => return None,
         };
         // The last line has its end: a record cut short is none.
-        (lines.next() == Some("") && lines.next().is_none()).then_some(Self { life, uses, atr })
+        let is_whole = lines.next() == Some("") && lines.next().is_none();
+        is_whole.then_some(Self {
+            life,
+            uses,
+            atrs,
+            is_left,
+        })
+    }
+
+    /// The answer to reset of the card in `slot`, if it was left powered.
+    #[must_use]
+    pub fn atr(&self, slot: u8) -> Option<&Atr> {
+        self.atrs.get(usize::from(slot))?.as_ref()
     }
 
     /// The record as it is kept.
     #[must_use]
     pub fn text(&self) -> String {
-        let digits: String = self.atr.iter().map(|atr| digits_of(atr.bytes())).collect();
-        format!("{TITLE}\n{}\n{}\n{digits}\n", self.life, self.uses)
+        let digits = |atr: &Option<Atr>| {
+            atr.as_ref()
+                .map_or_else(String::new, |atr| digits_of(atr.bytes()))
+        };
+        let atrs: Vec<String> = self.atrs.iter().map(digits).collect();
+        format!(
+            "{TITLE}\n{}\n{}\n{}\n{}\n",
+            self.life,
+            self.uses,
+            atrs.join(","),
+            if self.is_left { LEFT } else { HELD }
+        )
     }
+}
+
+/// An answer to reset, or that there is none.
+#[allow(
+    clippy::option_option,
+    reason = "digits that are none are something else than no digits"
+)]
+fn atr_of(digits: &str) -> Option<Option<Atr>> {
+    if digits.is_empty() {
+        return Some(None);
+    }
+    Some(Some(Atr::parse(&bytes_of(digits)?).ok()?))
 }
 
 fn digits_of(bytes: &[u8]) -> String {
@@ -79,7 +123,8 @@ mod tests {
         Record {
             life: "812 3-7".to_owned(),
             uses: 41,
-            atr: Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap()),
+            atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            is_left: true,
         }
     }
 
@@ -88,7 +133,15 @@ mod tests {
         for record in [
             record(),
             Record {
-                atr: None,
+                atrs: vec![None],
+                ..record()
+            },
+            Record {
+                is_left: false,
+                ..record()
+            },
+            Record {
+                atrs: vec![None, record().atrs[0].clone(), None],
                 ..record()
             },
         ] {
@@ -96,6 +149,26 @@ mod tests {
             assert!(text.len() < LONGEST);
             assert_eq!(Record::parse(text.as_bytes()), Some(record));
         }
+    }
+
+    #[test]
+    fn a_record_says_which_slot_a_card_is_in_and_nothing_of_slots_it_does_not_know() {
+        let card = record().atrs[0].clone();
+        let record = Record {
+            atrs: vec![None, card.clone()],
+            ..record()
+        };
+        assert_eq!(record.text(), "claviger 1\n812 3-7\n41\n,3B0111\nleft\n");
+        assert_eq!(
+            [0, 1, 2].map(|slot| record.atr(slot)),
+            [None, card.as_ref(), None]
+        );
+    }
+
+    #[test]
+    fn the_answers_to_reset_of_all_slots_fit() {
+        let digits = 2 * 33 * usize::from(crate::ccid::budget::SLOTS);
+        assert!(record().text().len() + digits + usize::from(crate::ccid::budget::SLOTS) < LONGEST);
     }
 
     #[test]
@@ -110,6 +183,7 @@ mod tests {
             text.replace("3B", "3"),
             text.replace("3B", "xx"),
             text.replace("3B", "00"),
+            text.replace("left", ""),
             format!("{text}more"),
         ] {
             assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");

@@ -8,7 +8,7 @@ use std::{
     ffi::{c_int, c_uint},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     ptr::NonNull,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +20,10 @@ use super::{
     error,
     inbox::{Ended, Inbox},
 };
-use crate::usb::transfer::{Completion, EndpointAddress, TransferError};
+use crate::{
+    gate,
+    usb::transfer::{Completion, EndpointAddress, TransferError},
+};
 
 /// libusb's word for no limit: whoever waits has the deadline.
 const NO_TIMEOUT: c_uint = 0;
@@ -40,7 +43,8 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn open(node: OwnedFd) -> ::rusb::Result<Self> {
-        ::rusb::disable_device_discovery()?;
+        let _pass = gate::enter();
+        disable_discovery()?;
         let context = Context::new()?;
         // SAFETY: the descriptor is open, and lives in the same value as the handle, which is dropped first.
         let device = unsafe { context.open_device_with_fd(node.as_raw_fd()) }?;
@@ -64,6 +68,7 @@ impl Handle {
     /// Lets libusb see what has happened, without waiting; callbacks run.
     pub(super) fn handle_events(&self) {
         if let Ok(device) = self.device() {
+            let _pass = gate::enter();
             // An event that could not be handled now keeps its descriptor ready.
             let _ = device.context().handle_events(Some(Duration::ZERO));
         }
@@ -92,6 +97,18 @@ impl Handle {
             })
             .collect()
     }
+}
+
+/// Has contexts made without a look for devices. Said once, before there is a context: later libusb would say it to the
+/// oldest one as well, which another thread may be about to free.
+fn disable_discovery() -> ::rusb::Result<()> {
+    static DISABLED: Mutex<bool> = Mutex::new(false);
+    let mut disabled = DISABLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*disabled {
+        ::rusb::disable_device_discovery()?;
+        *disabled = true;
+    }
+    Ok(())
 }
 
 /// What a context wants to be polled. Asked once, before another thread has the context: the entries are libusb's
@@ -125,7 +142,10 @@ impl Drop for Handle {
         // In a child the claim is the parent's, which shares the open file: it is not released, only closed.
         if self.is_inherited() {
             std::mem::forget(self.device.take());
+            return;
         }
+        let _pass = gate::enter();
+        self.device = None;
     }
 }
 
@@ -255,4 +275,62 @@ extern "system" fn ended(transfer: *mut ffi::libusb_transfer) {
     // SAFETY: the count taken above is given back when this value is dropped.
     let inbox = unsafe { Arc::from_raw(inbox) };
     inbox.put(Ended(transfer.addr()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+        thread,
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// A context comes and goes, for a file that is no device.
+    fn open() -> bool {
+        let file = File::open("/dev/null").unwrap();
+        Handle::open(file.into()).is_ok()
+    }
+
+    #[test]
+    fn contexts_come_and_go_in_many_threads_at_once() {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| assert!(!open())));
+            }
+        });
+    }
+
+    #[test]
+    fn no_context_comes_or_goes_while_somebody_forks() {
+        let (opened, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let go_beyond = |count: usize| {
+            let until = Instant::now() + Duration::from_secs(60);
+            while opened.load(Ordering::SeqCst) <= count && Instant::now() < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+            opened.load(Ordering::SeqCst) > count
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    open();
+                    opened.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let begun = go_beyond(0);
+            gate::before_fork();
+            // The one that ended just now may not have been counted yet.
+            let most = opened.load(Ordering::SeqCst) + 1;
+            thread::sleep(Duration::from_millis(100));
+            let seen = opened.load(Ordering::SeqCst);
+            gate::after_fork_in_parent();
+            let went_on = go_beyond(most);
+            stop.store(true, Ordering::SeqCst);
+            assert!(begun && went_on, "no context for a minute");
+            assert!(seen <= most, "{seen} instead of {most}");
+        });
+    }
 }

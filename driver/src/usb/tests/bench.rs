@@ -5,7 +5,7 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -53,6 +53,8 @@ type Devices = Arc<Mutex<HashMap<PathBuf, FakeReader>>>;
 pub(super) struct Machine {
     root: PathBuf,
     devices: Devices,
+    /// Locked for as long as opening a device is to take.
+    door: Arc<Mutex<()>>,
     address: AtomicU16,
 }
 
@@ -65,6 +67,7 @@ impl Machine {
         Self {
             root,
             devices: Devices::default(),
+            door: Arc::default(),
             address: AtomicU16::new(1),
         }
     }
@@ -86,7 +89,6 @@ impl Machine {
         fs::create_dir_all(&folder).unwrap();
         let write = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
         write("descriptors", &reader.descriptors());
-        write("busnum", b"3\n");
         write("devnum", format!("{address}\n").as_bytes());
         write("bConfigurationValue", b"1\n");
         write("manufacturer", b"Maker\n");
@@ -118,16 +120,51 @@ impl Machine {
         fs::remove_file(node).unwrap();
     }
 
+    /// Has pcscd leave the next device in a port to us, as a rule of udev's would.
+    pub(super) fn mark(&self, port: &str) {
+        let folder = self.root.join("sys").join(port);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("dev"), b"189:258\n").unwrap();
+        fs::create_dir_all(self.root.join("udev")).unwrap();
+        let data = "I:8411312\nE:ID_MODEL=Key\nE:PCSCLITE_IGNORE=1\nV:1\n";
+        fs::write(self.root.join("udev/c189:258"), data).unwrap();
+    }
+
     /// A program with the driver: another of them is another process, as far as locks are concerned.
     pub(super) fn program(&self) -> UsbBackend {
-        let bus = Bus::new(self.root.join("sys"), self.root.join("dev"));
-        let opener = Nodes(Arc::clone(&self.devices));
+        self.program_on(self.bus())
+    }
+
+    pub(super) fn bus(&self) -> Bus {
+        Bus::new(self.root.join("sys"), self.root.join("dev")).with_udev(self.root.join("udev"))
+    }
+
+    /// A program without threads: nobody follows the readers but who waits for events.
+    pub(super) fn program_without_threads(&self) -> UsbBackend {
+        self.program_as(self.bus(), false)
+    }
+
+    /// A program that learns of this bus as `bus` has it.
+    pub(super) fn program_on(&self, bus: Bus) -> UsbBackend {
+        self.program_as(bus, true)
+    }
+
+    fn program_as(&self, bus: Bus, is_followed: bool) -> UsbBackend {
+        let opener = Nodes {
+            devices: Arc::clone(&self.devices),
+            door: Arc::clone(&self.door),
+        };
         let options = Options {
             stack: Stack::default(),
-            is_followed: true,
+            is_followed,
             locks: vec![self.root.join("locks")],
         };
         UsbBackend::over(bus, Box::new(opener), &options)
+    }
+
+    /// Has whoever opens a device wait in the middle of it, for as long as the value lives.
+    pub(super) fn close_the_door(&self) -> MutexGuard<'_, ()> {
+        self.door.lock().unwrap()
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -142,7 +179,10 @@ impl Drop for Machine {
 }
 
 /// Opens devices by their nodes, if the file is not without rights.
-struct Nodes(Devices);
+struct Nodes {
+    devices: Devices,
+    door: Arc<Mutex<()>>,
+}
 
 impl fmt::Debug for Nodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,8 +196,10 @@ impl Opener for Nodes {
         if std::os::unix::fs::PermissionsExt::mode(&node.permissions()) & 0o777 == 0 {
             return Err(OpenError::Denied("no rights".to_owned()));
         }
-        let devices = self.0.lock().unwrap();
-        let reader = devices.get(&site.node).ok_or(OpenError::Gone)?;
+        let devices = self.devices.lock().unwrap();
+        let reader = devices.get(&site.node).ok_or(OpenError::Gone)?.clone();
+        drop(devices);
+        drop(self.door.lock().unwrap());
         reader.device().claim()
     }
 }
@@ -193,7 +235,16 @@ pub(super) fn connect(program: &UsbBackend, port: &str) -> Box<dyn Transport> {
 
 /// Sends a command whose data is the answer.
 pub(super) fn echo(card: &mut dyn Transport, data: &[u8]) -> Result<Vec<u8>, TransportError> {
+    echo_within(card, data, PATIENCE)
+}
+
+/// The same, within so long.
+pub(super) fn echo_within(
+    card: &mut dyn Transport,
+    data: &[u8],
+    limit: Duration,
+) -> Result<Vec<u8>, TransportError> {
     let mut response = ResponseBuffer::new();
-    card.transmit(&command(data), &mut response, Call::within(PATIENCE))?;
+    card.transmit(&command(data), &mut response, Call::within(limit))?;
     Ok(response.frame().to_vec())
 }

@@ -1,8 +1,29 @@
 //! The driver of one reader over a reader in memory: what it sends, and what it makes of answers.
 
 mod bench;
+mod busy_slots;
+mod character;
+mod claims;
+mod composite;
+mod devices;
+mod events;
 mod faults;
+mod gate;
+mod iccd;
+mod interrupt;
+mod levels;
+mod malice;
+mod power;
 mod readers;
+mod script;
+mod shares;
+mod short;
+mod silence;
+mod sleep;
+mod slot_events;
+mod slots;
+mod tpdu;
+mod traps;
 
 use std::{
     sync::Arc,
@@ -15,16 +36,17 @@ use claviger_apdu::{
 
 use super::{
     bulk::{Bulk, BulkEndpoints},
-    device::Device,
+    device::{Capabilities, Device},
     fake::{
         Counts, Event, FakeReader,
         reader::{FakeCard, ReaderConfig, echo},
     },
-    transport::{ReaderInterface, UsbTransport},
+    transfer::UsbInterface,
+    transport::{ReaderInterface, UsbTransport, Way},
 };
 use crate::{
     backend::Wake,
-    ccid::{descriptor::ClassDescriptor, message::IccStatus},
+    ccid::{descriptor::ClassDescriptor, message::IccStatus, quirks::Quirks},
     wait::Stop,
 };
 
@@ -40,16 +62,60 @@ fn class(reader: &FakeReader) -> ClassDescriptor {
     ClassDescriptor::parse(&all[at..]).unwrap()
 }
 
+/// What is known of a reader of which the table of readers says nothing.
+fn interface_of(reader: &FakeReader, layout: super::fake::Layout) -> ReaderInterface {
+    ReaderInterface {
+        name: "fake".to_owned(),
+        number: 0,
+        way: Way::Bulk {
+            bulk_in: layout.bulk_in,
+            bulk_out: layout.bulk_out,
+            packet: layout.packet,
+        },
+        class: class(reader),
+        quirks: Quirks::default(),
+    }
+}
+
 fn claimed(reader: &FakeReader, layout: super::fake::Layout, stop: &Arc<Stop>) -> Device {
+    claimed_as(reader, layout, Quirks::default(), stop)
+}
+
+/// The driver of a reader of which the table of readers says `quirks`.
+fn claimed_as(
+    reader: &FakeReader,
+    layout: super::fake::Layout,
+    quirks: Quirks,
+    stop: &Arc<Stop>,
+) -> Device {
+    let interface = reader.device().claim().unwrap();
+    drive_as(interface, (class(reader), quirks), layout, stop)
+}
+
+/// The driver of an interface that is claimed already.
+fn drive(
+    interface: Arc<dyn UsbInterface>,
+    class: ClassDescriptor,
+    layout: super::fake::Layout,
+    stop: &Arc<Stop>,
+) -> Device {
+    drive_as(interface, (class, Quirks::default()), layout, stop)
+}
+
+fn drive_as(
+    interface: Arc<dyn UsbInterface>,
+    (class, quirks): (ClassDescriptor, Quirks),
+    layout: super::fake::Layout,
+    stop: &Arc<Stop>,
+) -> Device {
     let endpoints = BulkEndpoints {
         bulk_in: layout.bulk_in,
         bulk_out: layout.bulk_out,
         packet: layout.packet,
     };
-    let class = class(reader);
-    let interface = reader.device().claim().unwrap();
     let bulk = Bulk::new(interface, 0, endpoints, class.max_message_length()).unwrap();
-    Device::new("fake".to_owned(), bulk, 0, class, Arc::clone(stop))
+    let reader = Capabilities::new(class, quirks);
+    Device::new("fake".to_owned(), bulk, 0, reader, Arc::clone(stop))
 }
 
 /// A reader with a powered card that answers with the data of each command.
@@ -60,6 +126,42 @@ fn powered(config: ReaderConfig) -> (FakeReader, Device) {
     device.power_on(Call::within(PATIENCE)).unwrap();
     reader.device().forget();
     (reader, device)
+}
+
+/// A reader with `card`, and its driver, which has not powered the card.
+fn with_card(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> (FakeReader, Device) {
+    let layout = config.layout;
+    let reader = FakeReader::with_card(config, card);
+    let device = claimed_as(&reader, layout, quirks, &Arc::default());
+    (reader, device)
+}
+
+/// The same with power.
+fn powered_card(config: ReaderConfig, card: FakeCard) -> (FakeReader, Device) {
+    let (reader, mut device) = with_card(config, Quirks::default(), card);
+    device.power_on(Call::within(PATIENCE)).unwrap();
+    (reader, device)
+}
+
+/// The types of the messages the reader was sent.
+fn kinds(reader: &FakeReader) -> Vec<u8> {
+    reader.messages().iter().map(|(kind, _)| *kind).collect()
+}
+
+/// bBWI, wLevelParameter and data of each XfrBlock the reader was sent.
+fn blocks(reader: &FakeReader) -> Vec<(u8, u16, Vec<u8>)> {
+    let heard = reader.heard();
+    let blocks = heard.into_iter().filter(|(kind, ..)| *kind == 0x6F);
+    blocks
+        .map(|(_, [bwi, low, high], data)| (bwi, u16::from_le_bytes([low, high]), data))
+        .collect()
+}
+
+/// A frame as it is, whatever it is.
+fn raw(device: &mut Device, frame: &[u8]) -> Result<Vec<u8>, TransportError> {
+    let mut response = ResponseBuffer::new();
+    device.exchange(frame, &mut response, Call::within(PATIENCE))?;
+    Ok(response.frame().to_vec())
 }
 
 /// A command with `data`, in the short form where it fits.
@@ -329,14 +431,7 @@ fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
     let config = ReaderConfig::short();
     let layout = config.layout;
     let reader = FakeReader::with_card(config, FakeCard::echo());
-    let interface = ReaderInterface {
-        name: "fake".to_owned(),
-        number: 0,
-        bulk_in: layout.bulk_in,
-        bulk_out: layout.bulk_out,
-        packet: layout.packet,
-        class: class(&reader),
-    };
+    let interface = interface_of(&reader, layout);
     let claim = reader.device().claim().unwrap();
     let mut transport = UsbTransport::connect(claim, interface, 0, Call::within(PATIENCE)).unwrap();
     assert_eq!(transport.limits(), Limits::SHORT);

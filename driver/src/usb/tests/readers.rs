@@ -1,7 +1,9 @@
 //! The readers on a bus: what the watch shows of them, and when it has them claimed.
 
 use std::{
-    sync::mpsc,
+    fs::Permissions,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -21,22 +23,41 @@ use crate::{
             FakeReader,
             reader::{FakeCard, ReaderConfig},
         },
+        sysfs::Told,
     },
 };
 
-fn key() -> (FakeReader, ReaderConfig) {
+pub(super) fn key() -> (FakeReader, ReaderConfig) {
     (FakeReader::with_card(token(), FakeCard::echo()), token())
 }
 
+/// A machine with a token in port `3-1`.
+pub(super) fn with_key(test: &str) -> (Machine, FakeReader) {
+    let machine = Machine::new(test);
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    (machine, reader)
+}
+
+/// A machine with a reader in port `3-1` that powers its card by itself.
+pub(super) fn with_a_reader_that_powers(test: &str) -> (Machine, FakeReader) {
+    let machine = Machine::new(test);
+    let config = ReaderConfig::qemu();
+    let slot = FakeReader::new(config.clone());
+    slot.put_unseen(0, FakeCard::echo_t0());
+    machine.plug("3-1", &slot, &config);
+    (machine, slot)
+}
+
 /// A thread that follows the readers, and its pictures.
-struct Followed {
-    pictures: mpsc::Receiver<Readers>,
-    waker: std::sync::Arc<dyn crate::backend::Wake>,
+pub(super) struct Followed {
+    pub(super) pictures: mpsc::Receiver<Readers>,
+    waker: Arc<dyn crate::backend::Wake>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Followed {
-    fn new(program: &UsbBackend) -> Self {
+    pub(super) fn new(program: &UsbBackend) -> Self {
         let mut watch = program.watch();
         let waker = watch.waker();
         let (send, pictures) = mpsc::channel();
@@ -53,8 +74,12 @@ impl Followed {
         }
     }
 
-    fn picture(&self) -> Readers {
-        self.pictures.recv_timeout(PATIENCE).expect("a picture")
+    pub(super) fn picture(&self) -> Readers {
+        self.picture_within(PATIENCE).expect("a picture")
+    }
+
+    pub(super) fn picture_within(&self, limit: Duration) -> Option<Readers> {
+        self.pictures.recv_timeout(limit).ok()
     }
 }
 
@@ -67,9 +92,16 @@ impl Drop for Followed {
     }
 }
 
+/// A watch that has seen what there is.
+fn looked_at(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    watch
+}
+
 /// Waits until `is_so`.
 #[track_caller]
-fn until(is_so: impl Fn() -> bool) {
+pub(super) fn until(is_so: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "it never was");
@@ -150,118 +182,6 @@ fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
 }
 
 #[test]
-fn a_connection_claims_the_reader_and_gives_it_back() {
-    let machine = Machine::new("claims");
-    let (reader, config) = key();
-    machine.plug("3-1", &reader, &config);
-    let program = machine.program();
-    let mut watch = program.watch();
-    let _ = look(&mut *watch);
-    let mut card = connect(&program, "3-1");
-    assert!(reader.device().claimed());
-    let epoch = card.epoch();
-    reader.device().forget();
-    assert_eq!(echo(&mut *card, b"hello").unwrap(), answered(b"hello"));
-    let counts = reader.device().counts();
-    assert_eq!((counts.bulk_out, counts.bulk_in, counts.control), (1, 1, 0));
-    drop(card);
-    assert!(!reader.device().claimed());
-    let mut card = connect(&program, "3-1");
-    assert_eq!(card.epoch(), epoch, "nobody has used it since");
-    assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
-    assert!(reader.powered(0));
-}
-
-#[test]
-fn what_another_process_knows_costs_nothing_and_resets_no_card() {
-    let machine = Machine::new("told");
-    let (reader, config) = key();
-    machine.plug("3-1", &reader, &config);
-    let (ours, theirs) = (machine.program(), machine.program());
-    let mut one = ours.watch();
-    let _ = look(&mut *one);
-    let mut first = connect(&ours, "3-1");
-    reader.device().forget();
-    let mut other = theirs.watch();
-    let picture = look(&mut *other);
-    assert!(holds_card(only(&picture)));
-    assert_eq!(reader.device().counts(), Default::default());
-    echo(&mut *first, b"a").unwrap();
-    drop(first);
-    let powers = |reader: &FakeReader| {
-        let messages = reader.messages();
-        messages.iter().filter(|(kind, _)| *kind == 0x62).count()
-    };
-    let before = powers(&reader);
-    let mut second = connect(&theirs, "3-1");
-    assert_eq!(echo(&mut *second, b"b").unwrap(), answered(b"b"));
-    assert_eq!(powers(&reader), before, "the card was not reset");
-}
-
-#[test]
-fn two_programs_take_turns_and_each_notices_that_the_other_had_the_card() {
-    let machine = Machine::new("turns");
-    let (reader, config) = key();
-    machine.plug("3-1", &reader, &config);
-    let programs = [machine.program(), machine.program()];
-    let followed = programs.each_ref().map(Followed::new);
-    for followed in &followed {
-        assert!(holds_card(only(&followed.picture())));
-    }
-    let mut first = connect(&programs[0], "3-1");
-    let epoch = first.epoch();
-    echo(&mut *first, b"a").unwrap();
-    // The first is idle, and lets go because its watch hears the second knock.
-    let mut second = connect(&programs[1], "3-1");
-    echo(&mut *second, b"b").unwrap();
-    assert_eq!(echo(&mut *first, b"c").unwrap(), answered(b"c"));
-    assert!(
-        first.epoch() > epoch,
-        "the second may have changed the card's state"
-    );
-    assert_eq!(echo(&mut *second, b"d").unwrap(), answered(b"d"));
-}
-
-#[test]
-fn a_transaction_is_never_interrupted_by_who_knocks() {
-    let machine = Machine::new("transaction");
-    let (reader, config) = key();
-    machine.plug("3-1", &reader, &config);
-    let programs = [machine.program(), machine.program()];
-    let followed = programs.each_ref().map(Followed::new);
-    for followed in &followed {
-        assert!(holds_card(only(&followed.picture())));
-    }
-    let mut first = connect(&programs[0], "3-1");
-    let (begun, is_begun) = mpsc::channel();
-    thread::scope(|scope| {
-        let second = &programs[1];
-        let other = scope.spawn(move || {
-            is_begun.recv().unwrap();
-            let mut second = connect(second, "3-1");
-            (echo(&mut *second, b"b").unwrap(), Instant::now())
-        });
-        let mut ended = None;
-        first
-            .transact(claviger_apdu::Call::within(PATIENCE), &mut |card| {
-                begun.send(()).unwrap();
-                for _ in 0..20 {
-                    let mut response = claviger_apdu::ResponseBuffer::new();
-                    let call = claviger_apdu::Call::within(PATIENCE);
-                    card.transmit(&super::command(b"x"), &mut response, call)
-                        .unwrap();
-                    thread::sleep(Duration::from_millis(5));
-                }
-                ended = Some(Instant::now());
-            })
-            .unwrap();
-        let (answer, at) = other.join().unwrap();
-        assert_eq!(answer, answered(b"b"));
-        assert!(at > ended.unwrap(), "after the transaction, not in it");
-    });
-}
-
-#[test]
 fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
     let machine = Machine::new("busy");
     let (reader, config) = key();
@@ -279,22 +199,83 @@ fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
     assert!(holds_card(only(&picture)) && picture.trouble.is_none());
 }
 
-#[test]
-fn rights_that_are_granted_later_are_noticed() {
-    let machine = Machine::new("rights");
+/// Grants the rights of a node after they were missed, which has the devices listed or not.
+#[track_caller]
+fn grant_later(machine: &Machine, told: Told, is_listed: bool) {
+    let rights = |mode: u32| -> Permissions { PermissionsExt::from_mode(mode) };
     let (reader, config) = key();
-    let none = std::os::unix::fs::PermissionsExt::from_mode(0o000);
-    let some = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     machine.plug_at("3-1", 7, &reader, &config);
     let node = machine.folder().join("dev/003/007");
-    std::fs::set_permissions(&node, none).unwrap();
-    let program = machine.program();
+    std::fs::set_permissions(&node, rights(0o000)).unwrap();
+    let told = Arc::new(told);
+    let program = machine.program_on(machine.bus().told(Arc::clone(&told)));
     let followed = Followed::new(&program);
     let picture = followed.picture();
     assert!(picture.readers.is_empty());
     assert_eq!(picture.trouble.unwrap().kind, TransportErrorKind::Denied);
-    std::fs::set_permissions(&node, some).unwrap();
+    let lists = told.lists.load(Ordering::SeqCst);
+    std::fs::set_permissions(&node, rights(0o600)).unwrap();
     assert!(holds_card(only(&followed.picture())));
+    let listings = || told.lists.load(Ordering::SeqCst) - lists;
+    if is_listed {
+        until(|| listings() > 0);
+    } else {
+        assert_eq!(listings(), 0);
+    }
+}
+
+#[test]
+fn rights_that_are_granted_later_are_noticed() {
+    // A device of which nobody tells may have become ready meanwhile, too.
+    grant_later(&Machine::new("rights"), Told::default(), true);
+}
+
+#[test]
+fn rights_that_are_granted_later_have_nothing_listed_where_udev_tells_of_devices() {
+    let (_udev, messages) = UnixDatagram::pair().unwrap();
+    let told = Told {
+        messages: Some(messages.into()),
+        nodes: true,
+        ..Told::default()
+    };
+    grant_later(&Machine::new("rights-told"), told, false);
+}
+
+#[test]
+fn a_card_is_told_before_its_reader_is_let_go() {
+    let machine = Machine::new("told-first");
+    let program = machine.program();
+    let mut watch = program.watch();
+    assert!(watch.next().unwrap().readers.is_empty());
+    let [(first, _), (second, _)] = ["3-1", "3-2"].map(|port| {
+        let (reader, config) = key();
+        machine.plug(port, &reader, &config);
+        assert!(holds_card(watch.next().unwrap().readers.last().unwrap()));
+        assert!(reader.device().claimed(), "told first");
+        (reader, config)
+    });
+    assert!(
+        !first.device().claimed(),
+        "before anything else is waited for"
+    );
+    drop(watch);
+    assert!(!second.device().claimed());
+}
+
+#[test]
+fn who_asks_what_is_there_finds_every_reader_let_go() {
+    let (machine, reader) = with_key("asks");
+    let program = machine.program();
+    let mut watch = program.watch();
+    assert!(holds_card(only(&look(&mut *watch))));
+    assert!(!reader.device().claimed());
+    let without = machine.program_without_threads();
+    let (other, config) = key();
+    machine.plug("3-2", &other, &config);
+    let picture = without.watch().next().unwrap();
+    assert_eq!(picture.readers.len(), 2);
+    // Nobody can say when the next call comes.
+    assert!(!reader.device().claimed() && !other.device().claimed());
 }
 
 #[test]
@@ -319,6 +300,16 @@ fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
     );
     slot.remove(0);
     assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+}
+
+#[test]
+fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_reader_powers_it() {
+    let (machine, slot) = with_a_reader_that_powers("activates");
+    let program = machine.program();
+    let mut watch = program.watch();
+    let first = only(&watch.next().unwrap()).clone();
+    assert!(holds_card(&first) && slot.device().claimed());
+    assert_eq!(only(&look(&mut *watch)), &first);
 }
 
 #[test]
@@ -370,9 +361,7 @@ fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
 
 #[test]
 fn a_reader_that_leaves_in_the_middle_ends_its_connection() {
-    let machine = Machine::new("leaves");
-    let (reader, config) = key();
-    machine.plug("3-1", &reader, &config);
+    let (machine, reader) = with_key("leaves");
     let program = machine.program();
     let followed = Followed::new(&program);
     assert!(holds_card(only(&followed.picture())));
@@ -398,13 +387,15 @@ fn a_stop_ends_the_watch_and_its_claims() {
     let mut watch = program.watch();
     let waker = watch.waker();
     thread::scope(|scope| {
+        let (shown, is_shown) = mpsc::channel();
         let waits = scope.spawn(move || {
-            let first = watch.next().is_ok();
-            (first, watch.next().map(drop))
+            shown.send(watch.next().is_ok()).unwrap();
+            watch.next().map(drop)
         });
+        assert!(is_shown.recv().unwrap());
         until(|| slot.device().claimed());
         waker.stop();
-        assert_eq!(waits.join().unwrap(), (true, Err(Stopped)));
+        assert_eq!(waits.join().unwrap(), Err(Stopped));
     });
     assert!(!slot.device().claimed());
 }
@@ -419,10 +410,36 @@ fn a_stop_before_the_watch_begins_still_counts() {
 }
 
 #[test]
+fn a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_backend() {
+    let (machine, reader) = with_key("in-use");
+    let program = machine.program();
+    let _watch = looked_at(&program);
+    let [mut first, mut second] = [(); 2].map(|()| connect(&program, "3-1"));
+    reader.hold();
+    thread::scope(|scope| {
+        let sent = reader.device().counts().bulk_out;
+        let uses = scope.spawn(|| echo(&mut *first, b"a"));
+        until(|| reader.device().counts().bulk_out > sent);
+        let mut response = claviger_apdu::ResponseBuffer::new();
+        let call = claviger_apdu::Call::within(Duration::from_millis(50));
+        let error = second.transmit(&super::command(b"b"), &mut response, call);
+        let error = error.unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::Busy, claviger_apdu::Sent::No)
+        );
+        let waits = scope.spawn(|| echo(&mut *second, b"c"));
+        program.cut();
+        for call in [uses, waits] {
+            let error = call.join().unwrap().unwrap_err();
+            assert_eq!(error.kind, TransportErrorKind::Cancelled);
+        }
+    });
+}
+
+#[test]
 fn a_backend_that_is_cut_ends_its_connections() {
-    let machine = Machine::new("cut");
-    let (reader, config) = key();
-    machine.plug("3-1", &reader, &config);
+    let (machine, reader) = with_key("cut");
     let program = machine.program();
     let mut watch = program.watch();
     let _ = look(&mut *watch);

@@ -1,6 +1,6 @@
 //! A card: an answer to reset and a closure from command to response APDU.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt};
 
 /// How the card wants its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,68 @@ pub enum Protocol {
     T0,
     /// ISO 7816-3, 11.
     T1,
+}
+
+/// What a card of T=1 does to one block, of those it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    /// It does not hear the block.
+    Lose,
+    /// It takes the block, and its answer is lost.
+    Swallow,
+    /// The reader hears a parity error instead of its answer.
+    Parity,
+    /// Its answer has a wrong bit.
+    Corrupt,
+    /// It asks for so many waiting times first.
+    Wtx(u8),
+    /// It asks for other information fields first.
+    Ifs(u8),
+    /// It aborts the exchange instead.
+    Abort,
+    /// It hears nothing from here on.
+    Deaf,
+}
+
+/// What a card answers to a request for another protocol or rate (ISO 7816-3, 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pps {
+    /// It agrees.
+    Agrees,
+    /// It agrees to the protocol, and to no other rate.
+    AgreesSlowly,
+    /// It says nothing.
+    Silent,
+    /// It says something else.
+    Nonsense,
+}
+
+/// How a card speaks.
+#[derive(Clone, Debug)]
+pub(super) struct Manners {
+    pub(super) crc: bool,
+    /// Longest information field it takes.
+    pub(super) ifsc: usize,
+    pub(super) pps: Pps,
+    /// The rate it has after a reset, as in TA1.
+    pub(super) rate: u8,
+    /// bPowerSelect values at which it answers.
+    pub(super) voltages: Vec<u8>,
+    /// T=0: NULL bytes before each procedure byte, and whether it wants its data byte by byte.
+    pub(super) nulls: usize,
+    pub(super) one_by_one: bool,
+    /// What befalls the coming blocks.
+    disturbances: VecDeque<Option<Disturbance>>,
+}
+
+impl Manners {
+    /// What befalls the present block.
+    pub(super) fn next(&mut self) -> Option<Disturbance> {
+        if self.disturbances.front() == Some(&Some(Disturbance::Deaf)) {
+            return Some(Disturbance::Deaf);
+        }
+        self.disturbances.pop_front().flatten()
+    }
 }
 
 /// From a command APDU to its response.
@@ -20,6 +82,7 @@ pub struct FakeCard {
     pub(super) protocol: Protocol,
     pub(super) apdu: Apdu,
     pub(super) reset: Box<dyn FnMut() + Send>,
+    pub(super) manners: Manners,
 }
 
 impl FakeCard {
@@ -50,7 +113,76 @@ impl FakeCard {
             protocol,
             apdu: Box::new(apdu),
             reset: Box::new(|| {}),
+            manners: Manners {
+                crc: false,
+                ifsc: 254,
+                pps: Pps::Agrees,
+                rate: 0x11,
+                voltages: vec![1, 2, 3],
+                nulls: 0,
+                one_by_one: false,
+                disturbances: VecDeque::new(),
+            },
         }
+    }
+
+    /// A card with this answer to reset, but for its TCK, which is added.
+    #[must_use]
+    pub fn with_atr(mut self, atr: &[u8]) -> Self {
+        self.atr = with_tck(atr);
+        self
+    }
+
+    /// Checks its blocks by CRC.
+    #[must_use]
+    pub fn with_crc(mut self) -> Self {
+        self.manners.crc = true;
+        self
+    }
+
+    /// Takes information fields of `ifsc` bytes only.
+    #[must_use]
+    pub fn with_ifsc(mut self, ifsc: usize) -> Self {
+        self.manners.ifsc = ifsc;
+        self
+    }
+
+    /// Answers a PPS like this.
+    #[must_use]
+    pub fn with_pps(mut self, pps: Pps) -> Self {
+        self.manners.pps = pps;
+        self
+    }
+
+    /// Speaks at a rate of its own, as a card in specific mode does, and answers no PPS.
+    #[must_use]
+    pub fn at_rate(mut self, ta1: u8) -> Self {
+        self.manners.rate = ta1;
+        self.with_pps(Pps::Silent)
+    }
+
+    /// Answers its reset only at these voltages: 1 for 5 V, 2 for 3 V, 3 for 1.8 V.
+    #[must_use]
+    pub fn at_voltages(mut self, voltages: &[u8]) -> Self {
+        self.manners.voltages = voltages.to_vec();
+        self
+    }
+
+    /// Sends NULL bytes before each procedure byte, and takes its data byte by byte.
+    #[must_use]
+    pub fn slowly(mut self, nulls: usize) -> Self {
+        self.manners.nulls = nulls;
+        self.manners.one_by_one = true;
+        self
+    }
+
+    /// Disturbs the block that comes after `before` others, counted from the last disturbance or from its first power.
+    #[must_use]
+    pub fn disturbed(mut self, before: usize, disturbance: Disturbance) -> Self {
+        let disturbances = &mut self.manners.disturbances;
+        disturbances.extend(std::iter::repeat_n(None, before));
+        disturbances.push_back(Some(disturbance));
+        self
     }
 
     /// Calls `reset` whenever the card loses its power or is reset.

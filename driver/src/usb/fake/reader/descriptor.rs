@@ -48,13 +48,21 @@ fn endpoint(address: EndpointAddress, attributes: u8, packet: usize) -> Vec<u8> 
 
 fn class(config: &ReaderConfig) -> Vec<u8> {
     let level = match config.level {
+        Level::Character => 0,
         Level::Tpdu => 0x0001_0000,
         Level::ShortApdu => 0x0002_0000,
         Level::ExtendedApdu => 0x0004_0000,
     };
-    let mut bytes = vec![54, 0x21, 0x10, 0x01, config.slots.saturating_sub(1), 7];
+    let mut bytes = vec![
+        54,
+        0x21,
+        0x10,
+        0x01,
+        config.slots.saturating_sub(1),
+        config.voltages,
+    ];
     // dwProtocols, clocks and rates, dwMaxIFSD, dwSynchProtocols, dwMechanical, dwFeatures, the longest message.
-    for number in [3, 4000, 4000] {
+    for number in [config.protocols, 4000, 4000] {
         bytes.extend(u32::to_le_bytes(number));
     }
     bytes.push(0);

@@ -38,6 +38,7 @@ pub(super) struct Model {
     pub(super) holding: bool,
     pub(super) time_extensions: usize,
     pub(super) messages: Vec<(u8, u8)>,
+    pub(super) heard: Vec<(u8, [u8; 3], Vec<u8>)>,
     collector: Collector,
 }
 
@@ -50,6 +51,7 @@ impl Model {
             holding: false,
             time_extensions: 0,
             messages: Vec::new(),
+            heard: Vec::new(),
             collector: Collector::default(),
         }
     }
@@ -81,6 +83,8 @@ impl Model {
     fn answer(&mut self, command: &Command) -> Vec<Vec<u8>> {
         if self.messages.len() < LOG {
             self.messages.push((command.kind, command.sequence));
+            let heard = (command.kind, command.specific, command.data.clone());
+            self.heard.push(heard);
         }
         let (honours, holding) = (self.honours_abort, self.holding);
         let extensions = self.time_extensions;
@@ -116,7 +120,7 @@ impl Model {
             slot.held = Some(answer);
             return Vec::new();
         }
-        let mut answers = vec![time_extension(&answer); extensions];
+        let mut answers = vec![time_extension(&answer, 1); extensions];
         answers.push(answer);
         answers
     }

@@ -6,6 +6,8 @@
 mod card;
 mod descriptor;
 mod firmware;
+pub mod icc;
+mod line;
 mod message;
 mod slot;
 mod t0;
@@ -14,18 +16,20 @@ mod t1;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::{
-    card::{FakeCard, Protocol, echo},
+    card::{Disturbance, FakeCard, Pps, Protocol, echo},
     message::MAX_MESSAGE,
 };
 use self::{
     firmware::{Model, Shared},
     slot::Slot,
 };
-use super::{Answer, FakeDevice, Layout};
+use super::{Answer, FakeDevice, Layout, fault::time_extension};
 
 /// How the reader talks to its cards (CCID 1.1, table 5.1-1, dwFeatures).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
+    /// Characters, as many as the host asks for.
+    Character,
     /// Blocks of T=1, or headers and data of T=0.
     Tpdu,
     /// APDUs of up to 261 bytes.
@@ -45,6 +49,10 @@ pub struct ReaderConfig {
     pub max_message: u32,
     /// dwMaxIFSD.
     pub max_ifsd: u32,
+    /// dwProtocols: 1 for T=0, 2 for T=1.
+    pub protocols: u32,
+    /// bVoltageSupport: 1 for 5 V, 2 for 3 V, 4 for 1.8 V.
+    pub voltages: u8,
     /// How many slots.
     pub slots: u8,
     /// bInterfaceClass: 0B, or FF.
@@ -64,6 +72,8 @@ impl ReaderConfig {
             features: 0x0000_00FE,
             max_message: 3072,
             max_ifsd: 3062,
+            protocols: 3,
+            voltages: 7,
             slots: 1,
             class: 0x0B,
             layout: Layout::default(),
@@ -91,6 +101,29 @@ impl ReaderConfig {
             features: 0x0000_0030,
             max_message: 271,
             max_ifsd: 254,
+            ..Self::extended()
+        }
+    }
+
+    /// The same for characters.
+    #[must_use]
+    pub fn character() -> Self {
+        Self {
+            level: Level::Character,
+            ..Self::tpdu()
+        }
+    }
+
+    /// The reader of QEMU (usb-ccid): TPDUs of T=0, and everything else done by itself.
+    #[must_use]
+    pub fn qemu() -> Self {
+        Self {
+            level: Level::Tpdu,
+            features: 0x0000_04FE,
+            max_message: 65_554,
+            max_ifsd: 254,
+            protocols: 1,
+            product: (0x08E6, 0x4433, 0x0000),
             ..Self::extended()
         }
     }
@@ -153,6 +186,18 @@ impl FakeReader {
         self.change(slot, Some(card));
     }
 
+    /// Puts a card into a slot, and says nothing.
+    pub fn put_unseen(&self, slot: u8, card: FakeCard) {
+        let mut model = self.model();
+        model.put(slot, Some(card));
+        model.changed.clear();
+    }
+
+    /// Takes power from all cards, as a hub that is switched off does, and says nothing.
+    pub fn lose_power(&self) {
+        self.model().slots.iter_mut().for_each(Slot::restart);
+    }
+
     /// Whether Abort is honoured; otherwise its control half stalls and its bulk half is not answered.
     pub fn honour_abort(&self, honour: bool) {
         self.model().honours_abort = honour;
@@ -184,6 +229,34 @@ impl FakeReader {
         self.model().time_extensions = count;
     }
 
+    /// Asks for `multiplier` times the time for the answers that are held.
+    pub fn ask_for_time(&self, multiplier: u8) {
+        let model = self.model();
+        let held = model.slots.iter().filter_map(|slot| slot.held.as_ref());
+        let requests: Vec<_> = held
+            .map(|answer| time_extension(answer, multiplier))
+            .collect();
+        drop(model);
+        for request in requests {
+            self.device.send(Answer::Bulk(request));
+        }
+    }
+
+    /// From now on SetParameters fails with this bError, or works again.
+    pub fn refuse_parameters(&self, error: Option<u8>) {
+        let mut model = self.model();
+        model.slots.iter_mut().for_each(|slot| slot.refuses = error);
+    }
+
+    /// The next `count` resets of a card that has power are not answered.
+    pub fn fail_warm_resets(&self, count: usize) {
+        let mut model = self.model();
+        model
+            .slots
+            .iter_mut()
+            .for_each(|slot| slot.mute_when_warm = count);
+    }
+
     /// Reports a hardware error of a slot (CCID 1.1, 6.3.2).
     pub fn hardware_error(&self, slot: u8, sequence: u8, code: u8) {
         let message = vec![0x51, slot, sequence, code];
@@ -200,6 +273,12 @@ impl FakeReader {
     #[must_use]
     pub fn powered(&self, slot: u8) -> bool {
         self.model().slot(slot).is_some_and(|slot| slot.powered)
+    }
+
+    /// The messages it was sent, in order: the type, the three bytes that are the message's own, the data.
+    #[must_use]
+    pub fn heard(&self) -> Vec<(u8, [u8; 3], Vec<u8>)> {
+        self.model().heard.clone()
     }
 
     /// The types of the messages it was sent, in order, each with its sequence number.

@@ -3,9 +3,8 @@
 use super::{
     FakeCard, Level, Protocol, ReaderConfig,
     firmware::{NO_CARD, UNSUPPORTED, kind_of_answer},
+    line::{Line, Speech},
     message::{Command, Outcome, reply},
-    t0::T0,
-    t1::T1,
 };
 
 /// What the card has not answered in the protocol it speaks.
@@ -17,6 +16,17 @@ const BAD_LENGTH: u8 = 1;
 /// Parameters after a reset (CCID 1.1, 6.2.3).
 const PARAMETERS_T0: [u8; 5] = [0x11, 0x00, 0x00, 0x0A, 0x00];
 const PARAMETERS_T1: [u8; 7] = [0x11, 0x10, 0x00, 0x4D, 0x00, 0x20, 0x00];
+
+/// Of dwFeatures: the reader sets parameters from the answer to reset, negotiates, sends PPS.
+const SETS_PARAMETERS: u32 = 0x02;
+const NEGOTIATES: u32 = 0x40;
+const SENDS_PPS: u32 = 0x80;
+
+/// What a reader speaks that was told nothing.
+const UNTOLD: Speech = Speech {
+    protocol: Protocol::T0,
+    rate: 0x11,
+};
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -31,8 +41,14 @@ pub(super) struct Slot {
     incoming: Vec<u8>,
     /// A response APDU of which more is to be fetched.
     outgoing: Option<Vec<u8>>,
-    t0: T0,
-    t1: T1,
+    /// The line to a powered card.
+    line: Option<Line>,
+    /// The rest of dwFeatures.
+    features: u32,
+    /// SetParameters fails with this bError.
+    pub(super) refuses: Option<u8>,
+    /// So many resets of a card that has power are not answered.
+    pub(super) mute_when_warm: usize,
     /// The answer kept back.
     pub(super) held: Option<Vec<u8>>,
     /// The sequence number of an abort whose bulk half is to come.
@@ -51,8 +67,10 @@ impl Slot {
             parameters: PARAMETERS_T0.to_vec(),
             incoming: Vec::new(),
             outgoing: None,
-            t0: T0::default(),
-            t1: T1::default(),
+            line: None,
+            features: config.features,
+            refuses: None,
+            mute_when_warm: 0,
             held: None,
             aborting: None,
         }
@@ -87,17 +105,50 @@ impl Slot {
     }
 
     pub(super) fn power_on(&mut self, command: &Command) -> Vec<u8> {
-        self.power_off();
+        let was_powered = self.powered;
+        let [select, ..] = command.specific;
         let Some(card) = &self.card else {
+            self.power_off();
             return self.failed(command, NO_CARD);
         };
+        if was_powered && self.mute_when_warm > 0 {
+            self.mute_when_warm -= 1;
+            return self.failed(command, MUTE);
+        }
         let atr = card.atr.clone();
-        self.parameters = match card.protocol {
+        let answers = select == 0 || card.manners.voltages.contains(&select);
+        let spoken = Speech {
+            protocol: card.protocol,
+            rate: card.manners.rate,
+        };
+        self.power_off();
+        if !answers {
+            return self.failed(command, MUTE);
+        }
+        let reader = if self.features & (NEGOTIATES | SETS_PARAMETERS) == 0 {
+            UNTOLD
+        } else {
+            spoken
+        };
+        self.note_parameters(reader);
+        self.line = Some(Line::new(spoken, reader));
+        self.powered = true;
+        self.done(command, 0, &atr)
+    }
+
+    fn note_parameters(&mut self, speech: Speech) {
+        self.parameters = match speech.protocol {
             Protocol::T0 => PARAMETERS_T0.to_vec(),
             Protocol::T1 => PARAMETERS_T1.to_vec(),
         };
-        self.powered = true;
-        self.done(command, 0, &atr)
+        if let Some(first) = self.parameters.first_mut() {
+            *first = speech.rate;
+        }
+    }
+
+    /// Whether the reader speaks as the card does.
+    fn is_told(&self) -> bool {
+        self.line.as_ref().is_some_and(Line::is_agreed)
     }
 
     pub(super) fn power_off(&mut self) {
@@ -107,8 +158,7 @@ impl Slot {
         self.powered = false;
         self.incoming.clear();
         self.outgoing = None;
-        self.t0 = T0::default();
-        self.t1 = T1::default();
+        self.line = None;
     }
 
     /// As after a reset of the device.
@@ -162,6 +212,23 @@ impl Slot {
         if command.data.len() != expected {
             return self.failed(command, BAD_LENGTH);
         }
+        if let Some(error) = self.refuses {
+            return self.failed(command, error);
+        }
+        let speech = Speech {
+            protocol: if protocol == 0 {
+                Protocol::T0
+            } else {
+                Protocol::T1
+            },
+            rate: command.data.first().copied().unwrap_or(0),
+        };
+        let sends_pps = self.features & SENDS_PPS != 0;
+        if let (Some(line), Some(card)) = (&mut self.line, &self.card)
+            && let Err(error) = line.set_reader(speech, sends_pps, card)
+        {
+            return self.failed(command, error);
+        }
         self.parameters.clone_from(&command.data);
         self.parameters(command)
     }
@@ -175,7 +242,8 @@ impl Slot {
             return self.failed(command, BAD_LENGTH);
         }
         match self.level {
-            Level::Tpdu => self.tpdu(command),
+            Level::Tpdu | Level::Character => self.speak(command),
+            _ if !self.is_told() => self.failed(command, MUTE),
             Level::ShortApdu if command.level() == 0 && command.data.len() > 261 => {
                 self.failed(command, BAD_LENGTH)
             }
@@ -225,22 +293,22 @@ impl Slot {
         Some((card.apdu)(apdu)).filter(|response| response.len() >= 2)
     }
 
-    /// A block of T=1, a command of T=0, or a request for other parameters, which is granted (ISO 7816-3, 9).
-    fn tpdu(&mut self, command: &Command) -> Vec<u8> {
-        if command.data.first() == Some(&0xFF) {
-            return self.done(command, 0, &command.data);
-        }
+    /// A block, or at the character level so many characters as wLevelParameter says.
+    fn speak(&mut self, command: &Command) -> Vec<u8> {
         self.commands = self.commands.saturating_add(1);
-        let Some(card) = &mut self.card else {
+        let (Some(card), Some(line)) = (&mut self.card, &mut self.line) else {
             return self.failed(command, UNSUPPORTED);
         };
-        let answer = match card.protocol {
-            Protocol::T0 => self.t0.answer(&command.data, &mut card.apdu),
-            Protocol::T1 => self.t1.answer(&command.data, &mut card.apdu),
+        let answer = match self.level {
+            Level::Character => {
+                let expected = usize::from(command.level());
+                line.characters(&command.data, expected, card)
+            }
+            _ => line.block(&command.data, card),
         };
         match answer {
-            Some(block) => self.done(command, 0, &block),
-            None => self.failed(command, MUTE),
+            Ok(block) => self.done(command, 0, &block),
+            Err(error) => self.failed(command, error),
         }
     }
 }

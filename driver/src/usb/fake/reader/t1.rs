@@ -1,9 +1,14 @@
-//! The card's side of T=1 with LRC (ISO 7816-3, 11): it answers, and never begins anything itself.
+//! The card's side of T=1 (ISO 7816-3, 11): it answers, and begins only what [`Disturbance`] has it begin.
+
+use super::card::{Disturbance, Manners};
 
 /// The information field a card sends before it was told of a larger one.
 const FIRST_IFSD: usize = 32;
 
 const MORE: u8 = 0x20;
+/// What the reader says when it heard nothing, or something damaged (CCID 1.1, table 6.2-2).
+const MUTE: u8 = 0xFE;
+const PARITY: u8 = 0xFD;
 
 #[derive(Debug)]
 pub(super) struct T1 {
@@ -11,10 +16,14 @@ pub(super) struct T1 {
     ours: bool,
     theirs: bool,
     ifsd: usize,
+    /// IFSC, once the card has asked for another.
+    ifsc: Option<usize>,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     /// The block sent last, for a request to send it again.
     last: Vec<u8>,
+    /// What is said once a request of the card's is granted.
+    postponed: Option<Vec<u8>>,
 }
 
 impl Default for T1 {
@@ -23,35 +32,72 @@ impl Default for T1 {
             ours: false,
             theirs: false,
             ifsd: FIRST_IFSD,
+            ifsc: None,
             incoming: Vec::new(),
             outgoing: Vec::new(),
             last: Vec::new(),
+            postponed: None,
         }
     }
 }
 
 impl T1 {
-    /// The block that answers `block`; `None` when the card stays mute.
+    /// The block that answers `block`, or what the reader says instead.
     pub(super) fn answer(
         &mut self,
         block: &[u8],
-        card: &mut dyn FnMut(&[u8]) -> Vec<u8>,
-    ) -> Option<Vec<u8>> {
-        let answer = match whole(block) {
-            None => receive_ready(self.theirs, 1),
-            Some((pcb, data)) if pcb & 0x80 == 0 => self.information(pcb, data, card)?,
-            Some((pcb, _)) if pcb & 0xC0 == 0x80 => self.receive_ready(pcb),
-            Some((pcb, data)) => self.supervisory(pcb, data)?,
-        };
+        apdu: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+        manners: &mut Manners,
+    ) -> Result<Vec<u8>, u8> {
+        let crc = manners.crc;
+        let disturbance = manners.next();
+        if matches!(disturbance, Some(Disturbance::Lose | Disturbance::Deaf)) {
+            return Err(MUTE);
+        }
+        let answer = self.undisturbed(block, apdu, manners).ok_or(MUTE)?;
         self.last.clone_from(&answer);
-        Some(answer)
+        let answer = framed(&answer, crc);
+        match disturbance {
+            None | Some(Disturbance::Lose | Disturbance::Deaf) => Ok(answer),
+            Some(Disturbance::Swallow) => Err(MUTE),
+            Some(Disturbance::Parity) => Err(PARITY),
+            Some(Disturbance::Corrupt) => Ok(corrupted(answer)),
+            Some(Disturbance::Wtx(multiplier)) => Ok(self.postpone(&[0xC3, multiplier], crc)),
+            Some(Disturbance::Ifs(size)) => Ok(self.postpone(&[0xC1, size], crc)),
+            Some(Disturbance::Abort) => Ok(self.postpone(&[0xC2], crc)),
+        }
+    }
+
+    /// A request of the card's comes first.
+    fn postpone(&mut self, request: &[u8], crc: bool) -> Vec<u8> {
+        self.postponed = Some(std::mem::take(&mut self.last));
+        self.last = request.to_vec();
+        framed(request, crc)
+    }
+
+    /// PCB and information field of the answer.
+    fn undisturbed(
+        &mut self,
+        block: &[u8],
+        apdu: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+        manners: &Manners,
+    ) -> Option<Vec<u8>> {
+        match whole(block, manners.crc) {
+            None => Some(receive_ready(self.theirs, 1)),
+            Some((_, data)) if data.len() > self.ifsc.unwrap_or(manners.ifsc) => {
+                Some(receive_ready(self.theirs, 2))
+            }
+            Some((pcb, data)) if pcb & 0x80 == 0 => self.information(pcb, data, apdu),
+            Some((pcb, _)) if pcb & 0xC0 == 0x80 => Some(self.receive_ready(pcb)),
+            Some((pcb, data)) => self.supervisory(pcb, data),
+        }
     }
 
     fn information(
         &mut self,
         pcb: u8,
         data: &[u8],
-        card: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+        apdu: &mut dyn FnMut(&[u8]) -> Vec<u8>,
     ) -> Option<Vec<u8>> {
         if (pcb & 0x40 != 0) != self.theirs {
             return Some(receive_ready(self.theirs, 2));
@@ -61,20 +107,20 @@ impl T1 {
         if pcb & MORE != 0 {
             return Some(receive_ready(self.theirs, 0));
         }
-        self.outgoing = card(&std::mem::take(&mut self.incoming));
+        self.outgoing = apdu(&std::mem::take(&mut self.incoming));
         (self.outgoing.len() >= 2).then(|| self.next())
     }
 
-    /// An R-block asks for the next part, or for the last block again.
+    /// An R-block asks for the last block again, for the next part, or for nothing that there is.
     fn receive_ready(&mut self, pcb: u8) -> Vec<u8> {
-        let next = (pcb & 0x10 != 0) == self.ours;
-        if next && pcb & 0x0F == 0 && !self.outgoing.is_empty() {
+        let is_next = (pcb & 0x10 != 0) == self.ours;
+        if !self.last.is_empty() && (!is_next || self.postponed.is_some()) {
+            return self.last.clone();
+        }
+        if is_next && !self.outgoing.is_empty() {
             return self.next();
         }
-        if self.last.is_empty() {
-            return receive_ready(self.theirs, 0);
-        }
-        self.last.clone()
+        receive_ready(self.theirs, 0)
     }
 
     fn supervisory(&mut self, pcb: u8, data: &[u8]) -> Option<Vec<u8>> {
@@ -90,9 +136,24 @@ impl T1 {
                 self.incoming.clear();
                 self.outgoing.clear();
             }
+            (0xE1, [size]) => {
+                self.ifsc = Some(usize::from(*size));
+                return self.postponed.take();
+            }
+            (0xE3, [_]) => return self.postponed.take(),
+            (0xE2, []) => {
+                // The part of the answer that it stands for was never said.
+                if self.postponed.take().is_some() {
+                    self.ours = !self.ours;
+                }
+                self.outgoing.clear();
+                return Some(receive_ready(self.theirs, 0));
+            }
             _ => return None,
         }
-        Some(framed(pcb | MORE, data))
+        let mut response = vec![pcb | MORE];
+        response.extend_from_slice(data);
+        Some(response)
     }
 
     fn next(&mut self) -> Vec<u8> {
@@ -103,27 +164,59 @@ impl T1 {
         let more = if self.outgoing.is_empty() { 0 } else { MORE };
         let number = if self.ours { 0x40 } else { 0 };
         self.ours = !self.ours;
-        framed(number | more, &part)
+        let mut block = vec![number | more];
+        block.extend(part);
+        block
     }
 }
 
 /// PCB and information field of a block whose length and check are right.
-fn whole(block: &[u8]) -> Option<(u8, &[u8])> {
-    let [_nad, pcb, length, data @ .., _check] = block else {
+fn whole(block: &[u8], crc: bool) -> Option<(u8, &[u8])> {
+    let (body, code) = block.split_at_checked(block.len().checked_sub(epilogue(crc))?)?;
+    let [_nad, pcb, length, data @ ..] = body else {
         return None;
     };
-    let right = usize::from(*length) == data.len() && block.iter().fold(0, |sum, b| sum ^ b) == 0;
+    let right = usize::from(*length) == data.len() && check(body, crc) == code;
     right.then_some((*pcb, data))
 }
 
 /// An R-block that expects the I-block of a number.
 fn receive_ready(expected: bool, error: u8) -> Vec<u8> {
-    framed(0x80 | (u8::from(expected) << 4) | error, &[])
+    vec![0x80 | (u8::from(expected) << 4) | error]
 }
 
-fn framed(pcb: u8, data: &[u8]) -> Vec<u8> {
-    let mut block = vec![0x00, pcb, u8::try_from(data.len()).unwrap_or(u8::MAX)];
+/// A block of a PCB and an information field.
+fn framed(content: &[u8], crc: bool) -> Vec<u8> {
+    let (pcb, data) = content.split_first().unwrap_or((&0, &[]));
+    let mut block = vec![0x00, *pcb, u8::try_from(data.len()).unwrap_or(u8::MAX)];
     block.extend_from_slice(data);
-    block.push(block.iter().fold(0, |sum, byte| sum ^ byte));
+    block.extend(check(&block, crc));
+    block
+}
+
+/// Bytes of the epilogue.
+pub(super) const fn epilogue(crc: bool) -> usize {
+    if crc { 2 } else { 1 }
+}
+
+fn check(body: &[u8], crc: bool) -> Vec<u8> {
+    if !crc {
+        return vec![body.iter().fold(0, |sum, byte| sum ^ byte)];
+    }
+    let mut sum = 0xFFFF_u16;
+    for bit in body
+        .iter()
+        .flat_map(|byte| (0..8).map(move |at| byte >> at & 1))
+    {
+        let carry = (sum & 1) != u16::from(bit);
+        sum = (sum >> 1) ^ if carry { 0x8408 } else { 0 };
+    }
+    sum.to_be_bytes().to_vec()
+}
+
+fn corrupted(mut block: Vec<u8>) -> Vec<u8> {
+    if let Some(byte) = block.last_mut() {
+        *byte ^= 0x10;
+    }
     block
 }

@@ -1,0 +1,159 @@
+//! What a reader can do: what it says of itself, put right by what the table of readers knows of it.
+
+use std::time::Duration;
+
+use claviger_apdu::Limits;
+
+use crate::{
+    ccid::{
+        budget,
+        descriptor::{ClassDescriptor, ExchangeLevel},
+        message::{HEADER, Voltage},
+        quirks::Quirks,
+    },
+    protocol::{
+        Protocol,
+        parameters::{ErrorDetection, Voltages},
+        pps::Reach,
+        t1::block::{MAX_INFORMATION, PROLOGUE},
+    },
+};
+
+/// Clocks a card works with, in kHz (ISO 7816-3, 5.2.3 and table 7). A reader that says another has not the one it says.
+const CLOCKS: std::ops::RangeInclusive<u32> = 1_000..=20_000;
+/// The information field that a card sends when it has not been told of another (ISO 7816-3, 11.4.2).
+const UNTOLD_IFSD: u8 = 32;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Capabilities {
+    pub(super) class: ClassDescriptor,
+    quirks: Quirks,
+}
+
+impl Capabilities {
+    pub(crate) const fn new(class: ClassDescriptor, quirks: Quirks) -> Self {
+        Self { class, quirks }
+    }
+
+    /// What a block is. A reader that takes APDUs in parts is given APDUs, whatever it announces.
+    pub(super) const fn level(&self) -> ExchangeLevel {
+        if self.quirks.chains {
+            return ExchangeLevel::ExtendedApdu;
+        }
+        self.class.exchange_level()
+    }
+
+    /// Whether the protocol with the card is the reader's business.
+    pub(super) const fn takes_apdus(&self) -> bool {
+        matches!(
+            self.level(),
+            ExchangeLevel::ShortApdu | ExchangeLevel::ExtendedApdu
+        )
+    }
+
+    /// Frames that reach a card which speaks `protocol`, as far as that is known. T=0 carries no extended APDU here, T=1 carries
+    /// any in blocks; of readers that take APDUs the level counts, as longer ones than a message go in parts. Whether the
+    /// card takes them is its applet's to say.
+    pub(super) fn limits(&self, protocol: Option<Protocol>) -> Limits {
+        let extended = match self.level() {
+            ExchangeLevel::ShortApdu => false,
+            ExchangeLevel::ExtendedApdu => protocol != Some(Protocol::T0),
+            ExchangeLevel::Tpdu | ExchangeLevel::Character => protocol == Some(Protocol::T1),
+        };
+        if extended && !self.quirks.short {
+            Limits::EXTENDED
+        } else {
+            Limits::SHORT
+        }
+    }
+
+    /// Longest block.
+    pub(super) fn longest(&self) -> usize {
+        self.class.max_message_length().saturating_sub(HEADER)
+    }
+
+    pub(super) const fn speaks(&self, protocol: Protocol) -> bool {
+        self.class.speaks(protocol.number())
+    }
+
+    /// The voltages to try: automatic where the reader chooses, else the lowest first (ISO 7816-3, 6.2.4).
+    pub(super) fn voltages(&self) -> Vec<Voltage> {
+        let offered = self.class.voltages();
+        if self.class.selects_voltage() || offered.is_empty() {
+            return vec![Voltage::Automatic];
+        }
+        offered
+    }
+
+    /// The clock that waiting times are counted by, in kHz: the slowest there is where the reader does not tell the truth.
+    pub(super) fn khz(&self) -> u32 {
+        let said = self.class.default_clock_khz();
+        if CLOCKS.contains(&said) {
+            said
+        } else {
+            *CLOCKS.start()
+        }
+    }
+
+    /// The rates it has. One that does not change its rate by itself, or whose clock nobody knows, has the default one.
+    pub(super) fn reach(&self) -> Reach<'static> {
+        let khz = self.class.default_clock_khz();
+        let changes = self.class.changes_rates() && CLOCKS.contains(&khz);
+        let (_, said) = self.class.data_rates();
+        let most = said.min(self.quirks.max_bps.unwrap_or(u32::MAX));
+        Reach {
+            khz,
+            most: if changes { most } else { 0 },
+            rates: &[],
+        }
+    }
+
+    /// The reach of a reader at its default rate.
+    pub(super) fn default_reach(&self) -> Reach<'static> {
+        Reach {
+            most: 0,
+            ..self.reach()
+        }
+    }
+
+    /// The time that is waited for what may take `usual`.
+    pub(super) fn patience(&self, usual: Duration) -> Duration {
+        let wanted = usual.saturating_mul(self.quirks.patience.unwrap_or(1));
+        wanted.min(budget::MESSAGE)
+    }
+
+    /// The information fields a T=1 card is told that we take; 32, which it is not told, where the reader tells it itself
+    /// or the card must not be told. A whole block has to fit in a message.
+    pub(super) fn ifsd(&self, detection: ErrorDetection) -> u8 {
+        if self.quirks.no_ifsd || self.class.sends_ifsd() {
+            return UNTOLD_IFSD;
+        }
+        let most = self.quirks.ifsd.unwrap_or(MAX_INFORMATION);
+        most.min(self.class.max_ifsd())
+            .min(self.longest_information(detection))
+            .max(1)
+    }
+
+    /// The longest information field whose block fits in a message.
+    pub(super) fn longest_information(&self, detection: ErrorDetection) -> u8 {
+        let frame = PROLOGUE + detection.epilogue();
+        let room = self.longest().saturating_sub(frame);
+        u8::try_from(room)
+            .unwrap_or(MAX_INFORMATION)
+            .clamp(1, MAX_INFORMATION)
+    }
+}
+
+/// Whether a card that announces `voltages` works at `voltage`; one that announces none does at any that it answers at.
+pub(super) fn suits(voltages: Option<Voltages>, voltage: Voltage) -> bool {
+    let Some(Voltages { v5, v3, v1_8 }) = voltages else {
+        return true;
+    };
+    match voltage {
+        Voltage::Automatic => true,
+        Voltage::V5 => v5,
+        Voltage::V3 => v3,
+        Voltage::V18 => v1_8,
+    }
+}

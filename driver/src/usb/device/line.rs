@@ -1,0 +1,189 @@
+//! A card on the other side of a reader that takes blocks or characters: the protocol spoken with it, from one reset to the next.
+
+use std::time::Duration;
+
+use claviger_apdu::{Secret, Sent};
+
+use super::capabilities::Capabilities;
+use crate::{
+    ccid::budget,
+    protocol::{
+        Parameters, Protocol, Rate, Step, T0, T1,
+        character::{Characters, Turn},
+        parameters::ErrorDetection,
+        pps::{Agreement, Proposal},
+    },
+};
+
+/// Characters of the longest block or command and its answer: 260 to the card, 259 back.
+const CHARACTERS: u16 = 520;
+/// Times a card of T=0 may take its work waiting time over one command: before each character of the longest answer. It may as well send NULL
+/// all the while, which only the reader sees; it is the reader that says when such a card is silent.
+const WORK_WAITING_TIMES: u32 = 260;
+/// Characters of a PPS and its answer, and as many again.
+const PPS_CHARACTERS: u16 = 12;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Line {
+    engine: Engine,
+    time: Time,
+}
+
+#[derive(Debug)]
+enum Engine {
+    T0(T0),
+    T1(T1),
+}
+
+/// What a block is, for whoever carries it in characters.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    T0,
+    T1(ErrorDetection),
+    Pps,
+}
+
+/// How long a block and its answer take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time {
+    /// The block waiting time, or many work waiting times.
+    waiting: Duration,
+    /// On the line.
+    transfer: Duration,
+}
+
+impl Time {
+    /// Of a request for another protocol or rate, answered at the default rate.
+    pub(super) fn of_pps(parameters: &Parameters, khz: u32) -> Self {
+        Self {
+            waiting: Proposal::waiting_time(khz),
+            transfer: parameters.transfer_time(PPS_CHARACTERS, Rate::DEFAULT, khz),
+        }
+    }
+
+    fn of(parameters: &Parameters, agreement: Agreement, khz: u32) -> Self {
+        let rate = agreement.rate;
+        Self {
+            waiting: match agreement.protocol {
+                Protocol::T1 => parameters.block_waiting_time(rate, khz),
+                _ => parameters
+                    .work_waiting_time(rate, khz)
+                    .saturating_mul(WORK_WAITING_TIMES),
+            },
+            transfer: parameters.transfer_time(CHARACTERS, rate, khz),
+        }
+    }
+
+    /// How long the reader may take when the card may take its waiting time `multiplier` times.
+    pub(super) fn times(self, multiplier: u8) -> Duration {
+        let waiting = self.waiting.saturating_mul(u32::from(multiplier.max(1)));
+        waiting + self.transfer + budget::MARGIN
+    }
+}
+
+impl Line {
+    /// To a card that announced `parameters` and speaks as `agreement` says.
+    pub(super) fn new(
+        reader: &Capabilities,
+        parameters: &Parameters,
+        agreement: Agreement,
+    ) -> Self {
+        let detection = parameters.error_detection;
+        let engine = match agreement.protocol {
+            Protocol::T1 => {
+                let t1 = T1::new(parameters, reader.ifsd(detection));
+                Engine::T1(t1.sending_at_most(reader.longest_information(detection)))
+            }
+            _ => Engine::T0(T0::new()),
+        };
+        Self {
+            engine,
+            time: Time::of(parameters, agreement, reader.khz()),
+        }
+    }
+
+    pub(super) const fn kind(&self) -> Kind {
+        match &self.engine {
+            Engine::T0(_) => Kind::T0,
+            Engine::T1(t1) => Kind::T1(t1.detection()),
+        }
+    }
+
+    pub(super) const fn time(&self) -> Time {
+        self.time
+    }
+
+    pub(super) fn begin(&mut self, frame: &[u8]) -> Step {
+        match &mut self.engine {
+            Engine::T0(t0) => t0.begin(frame),
+            Engine::T1(t1) => t1.begin(frame),
+        }
+    }
+
+    pub(super) fn receive(&mut self, answer: &[u8]) -> Step {
+        match &mut self.engine {
+            Engine::T0(t0) => t0.receive(answer),
+            Engine::T1(t1) => t1.receive(answer),
+        }
+    }
+
+    pub(super) fn damaged(&mut self) -> Step {
+        match &mut self.engine {
+            Engine::T0(t0) => t0.damaged(),
+            Engine::T1(t1) => t1.damaged(),
+        }
+    }
+
+    pub(super) fn silent(&mut self) -> Step {
+        match &mut self.engine {
+            Engine::T0(t0) => t0.silent(),
+            Engine::T1(t1) => t1.silent(),
+        }
+    }
+
+    /// Whether the card has seen the command, once the block that is to be sent has been.
+    pub(super) const fn sent(&self) -> Sent {
+        match &self.engine {
+            Engine::T0(t0) => t0.sent(),
+            Engine::T1(t1) => t1.sent(),
+        }
+    }
+}
+
+impl Kind {
+    /// `block` in characters.
+    pub(super) fn characters(self, block: Secret) -> (Characters, Turn) {
+        match self {
+            Self::T0 => Characters::t0(block.expose()),
+            Self::T1(detection) => Characters::t1(block, detection),
+            Self::Pps => Characters::pps(block),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(protocol: Protocol, multiplier: u8) -> Duration {
+        let rate = Rate::DEFAULT;
+        let agreement = Agreement { protocol, rate };
+        Time::of(&Parameters::default(), agreement, 4_000).times(multiplier)
+    }
+
+    #[test]
+    fn a_block_of_t1_has_its_waiting_time_as_often_as_the_card_asked_for() {
+        let waiting = Parameters::default().block_waiting_time(Rate::DEFAULT, 4_000);
+        let once = time(Protocol::T1, 1);
+        assert!(once > waiting + budget::MARGIN && once < waiting + budget::MARGIN * 2);
+        assert_eq!(time(Protocol::T1, 0), once);
+        assert_eq!(time(Protocol::T1, 10), once + waiting * 9);
+    }
+
+    #[test]
+    fn a_command_of_t0_is_not_given_up_before_the_reader_gives_it_up() {
+        let waiting = Parameters::default().work_waiting_time(Rate::DEFAULT, 4_000);
+        assert!(time(Protocol::T0, 1) > waiting * WORK_WAITING_TIMES);
+    }
+}

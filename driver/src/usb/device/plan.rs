@@ -1,0 +1,151 @@
+//! What is to be done between a card's answer to reset and its first command, by what the reader does itself (dwFeatures).
+//!
+//! | the reader | PPS | SetParameters |
+//! |---|---|---|
+//! | negotiates | its own | its own |
+//! | takes APDUs, sets parameters | its own | its own |
+//! | takes APDUs | its own, after SetParameters, or none | ours |
+//! | sends PPS by the parameters it is given | its own | ours |
+//! | anything else | ours | ours |
+
+use super::capabilities::Capabilities;
+use crate::protocol::{
+    Parameters, Protocol, Rate,
+    pps::{self, Agreement, Proposal, Way},
+};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// What card and reader speak in the end, as far as that is known.
+    pub(super) agreement: Agreement,
+    /// What the card is asked first.
+    pub(super) pps: Option<Proposal>,
+    /// The reader is told, or asked what it did.
+    pub(super) parameters: Told,
+}
+
+/// What the reader is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Nothing.
+    Nothing,
+    /// What was agreed.
+    Agreement,
+    /// Nothing: it is asked which protocol it chose.
+    Asked,
+}
+
+/// The card speaks no protocol that the reader speaks too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the card speaks T={}, which the reader does not", .0.number())]
+pub(super) struct NoCommonProtocol(Protocol);
+
+/// The plan for a card that announced `parameters`. A `careful` one asks for nothing that is not needed: the card speaks what it speaks
+/// after its reset, if the reader does.
+pub(super) fn plan(
+    reader: &Capabilities,
+    parameters: &Parameters,
+    careful: bool,
+) -> Result<Plan, NoCommonProtocol> {
+    let common = common(reader, parameters);
+    if reader.takes_apdus() {
+        return Ok(for_apdus(reader, parameters, &common, careful));
+    }
+    let after_reset = after_reset(parameters);
+    let none = NoCommonProtocol(after_reset.protocol);
+    let best = *common.first().ok_or(none)?;
+    if reader.class.negotiates() {
+        return Ok(negotiated(best, after_reset, common.len() > 1));
+    }
+    let stays = careful && common.contains(&after_reset.protocol);
+    let protocol = if stays { after_reset.protocol } else { best };
+    let (agreement, pps) = wanted(reader, parameters, protocol, careful).ok_or(none)?;
+    // What a reader has set from the answer to reset is right when there was nothing to choose.
+    let is_set = reader.class.sets_parameters()
+        && agreement == after_reset
+        && (parameters.specific_mode.is_some() || parameters.rate == Rate::DEFAULT);
+    Ok(Plan {
+        agreement,
+        pps: pps.filter(|_| !reader.class.sends_pps()),
+        parameters: if is_set {
+            Told::Nothing
+        } else {
+            Told::Agreement
+        },
+    })
+}
+
+/// What the card speaks that nobody has asked for anything.
+fn after_reset(parameters: &Parameters) -> Agreement {
+    Agreement {
+        protocol: parameters.default_protocol(),
+        rate: parameters.initial_rate(),
+    }
+}
+
+/// The reader negotiates; with which result is plain unless there are `several`.
+const fn negotiated(protocol: Protocol, after_reset: Agreement, several: bool) -> Plan {
+    Plan {
+        agreement: Agreement {
+            protocol,
+            ..after_reset
+        },
+        pps: None,
+        parameters: if several { Told::Asked } else { Told::Nothing },
+    }
+}
+
+/// The protocols that both speak, T=1 before T=0.
+pub(super) fn common(reader: &Capabilities, parameters: &Parameters) -> Vec<Protocol> {
+    let speaks = |protocol: &Protocol| match parameters.specific_mode {
+        Some(_) => parameters.default_protocol() == *protocol,
+        None => parameters.offered.contains(protocol),
+    };
+    [Protocol::T1, Protocol::T0]
+        .into_iter()
+        .filter(|protocol| speaks(protocol) && reader.speaks(*protocol))
+        .collect()
+}
+
+/// `protocol` at the best rate, and what the card has to be asked for that.
+fn wanted(
+    reader: &Capabilities,
+    parameters: &Parameters,
+    protocol: Protocol,
+    careful: bool,
+) -> Option<(Agreement, Option<Proposal>)> {
+    let reach = if careful {
+        reader.default_reach()
+    } else {
+        reader.reach()
+    };
+    match pps::way(parameters, protocol, &reach) {
+        Way::Settled(agreement) => Some((agreement, None)),
+        Way::Ask(proposal) => Some((proposal.agreement(), Some(proposal))),
+        Way::Closed => None,
+    }
+}
+
+/// Readers that take APDUs talk to the card themselves; some have to be told how.
+fn for_apdus(
+    reader: &Capabilities,
+    parameters: &Parameters,
+    common: &[Protocol],
+    careful: bool,
+) -> Plan {
+    let after_reset = after_reset(parameters);
+    let best = common.first().copied();
+    let set_by_itself = reader.class.negotiates() || reader.class.sets_parameters();
+    if set_by_itself || !common.contains(&after_reset.protocol) {
+        return negotiated(best.unwrap_or(after_reset.protocol), after_reset, false);
+    }
+    let chosen = best
+        .filter(|_| reader.class.sends_pps() && !careful)
+        .and_then(|best| wanted(reader, parameters, best, false));
+    Plan {
+        agreement: chosen.map_or(after_reset, |(agreement, _)| agreement),
+        pps: None,
+        parameters: Told::Agreement,
+    }
+}

@@ -1,0 +1,341 @@
+//! A reader that can be at work in two slots at the same time, or does not answer in either.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use claviger_apdu::{Call, Sent, TransportErrorKind};
+
+use super::{
+    PATIENCE, answered,
+    bench::{connect, echo as bench_echo, look},
+    class,
+    devices::Devices,
+    exchange,
+};
+use crate::{
+    backend::{Backend as _, Wake as _},
+    ccid::{descriptor::ClassDescriptor, quirks::Quirks},
+    usb::{
+        device::Device,
+        fake::{
+            Answer, FakeDevice, FakeReader, Fault, Firmware, Layout,
+            reader::{ReaderConfig, echo},
+        },
+        transfer::{Setup, TransferError},
+        transport::{self, ReaderInterface, Way},
+    },
+    wait::Stop,
+};
+
+/// What the reader keeps back, and whether it does: its answers to commands in slot 0.
+#[derive(Clone, Default)]
+struct Back {
+    is_on: Arc<AtomicBool>,
+    kept: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// Nothing it says makes sense, until it is reset.
+    is_mad: Arc<AtomicBool>,
+}
+
+struct Reader(Back);
+
+impl Firmware for Reader {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+        let [kind, _, _, _, _, slot, sequence, ..] = *transfer else {
+            return Vec::new();
+        };
+        if self.0.is_mad.load(Ordering::SeqCst) {
+            return vec![Answer::Bulk(vec![0x99; 12])];
+        }
+        let data = transfer.get(10..).unwrap_or_default();
+        let (kind, data) = match kind {
+            0x62 => (0x80, vec![0x3B, 0x01, slot]),
+            0x6F => (0x80, echo(data)),
+            _ => (0x81, Vec::new()),
+        };
+        let mut message = vec![kind];
+        message.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        message.extend([slot, sequence, 0, 0, 0]);
+        message.extend(data);
+        if slot == 0 && kind == 0x80 && self.0.is_on.load(Ordering::SeqCst) {
+            self.0.kept.lock().unwrap().push(message);
+            return Vec::new();
+        }
+        vec![Answer::Bulk(message)]
+    }
+
+    fn control(&mut self, _setup: Setup, _data: &mut [u8]) -> Result<usize, TransferError> {
+        Ok(0)
+    }
+
+    fn reset(&mut self) {
+        self.0.is_mad.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Back {
+    fn keep(&self) {
+        self.is_on.store(true, Ordering::SeqCst);
+    }
+
+    /// Sends what was kept back, and keeps nothing back any more.
+    fn let_go(&self, device: &FakeDevice) {
+        self.is_on.store(false, Ordering::SeqCst);
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap());
+        for message in kept {
+            device.send(Answer::Bulk(message));
+        }
+    }
+
+    fn has(&self) -> bool {
+        !self.kept.lock().unwrap().is_empty()
+    }
+}
+
+/// What it says of itself: two slots, both of which may be busy.
+fn two_busy() -> ClassDescriptor {
+    let reader = FakeReader::new(ReaderConfig {
+        slots: 2,
+        ..ReaderConfig::extended()
+    });
+    assert_eq!(class(&reader).busy_slots(), 1);
+    let all = reader.descriptors();
+    let at = all.windows(2).position(|pair| pair == [54, 0x21]).unwrap();
+    let mut class = all[at..at + 54].to_vec();
+    class[53] = 2;
+    ClassDescriptor::parse(&class).unwrap()
+}
+
+/// The reader, what it keeps back, and its two slots with powered cards.
+fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [Device; 2]) {
+    let back = Back::default();
+    let layout = Layout::default();
+    let device = FakeDevice::new(layout, Reader(back.clone()));
+    let reader = ReaderInterface {
+        name: "fake".to_owned(),
+        number: 0,
+        way: Way::Bulk {
+            bulk_in: layout.bulk_in,
+            bulk_out: layout.bulk_out,
+            packet: layout.packet,
+        },
+        class: two_busy(),
+        quirks: Quirks::default(),
+    };
+    let pipe = transport::pipe(device.claim().unwrap(), &reader, &Arc::default(), 0).unwrap();
+    let slots = [0, 1].map(|slot| {
+        let mut slot = transport::device(Arc::clone(&pipe), reader.clone(), slot, stop);
+        slot.power_on(Call::within(PATIENCE)).unwrap();
+        slot
+    });
+    device.forget();
+    (device, back, slots)
+}
+
+#[test]
+fn a_slow_command_in_one_slot_does_not_delay_the_other() {
+    let (device, back, [mut slow, mut quick]) = reader(&Arc::default());
+    back.keep();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| exchange(&mut slow, b"slow", PATIENCE));
+        while !back.has() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        for round in 0..100_u8 {
+            let answer = exchange(&mut quick, &[round], PATIENCE).unwrap();
+            assert_eq!(answer, answered(&[round]));
+        }
+        back.let_go(&device);
+        assert_eq!(waits.join().unwrap().unwrap(), answered(b"slow"));
+    });
+}
+
+#[test]
+fn a_command_costs_two_transfers_here_too_and_the_one_for_the_answer_is_queued_first() {
+    let (device, _, [_, mut slot]) = reader(&Arc::default());
+    exchange(&mut slot, b"data", PATIENCE).unwrap();
+    let counts = device.counts();
+    assert_eq!(
+        (counts.bulk_in, counts.bulk_out, counts.completed),
+        (1, 1, 2)
+    );
+    let events = device.events();
+    assert!(
+        matches!(events[0], crate::usb::fake::Event::SubmitIn(..)),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn no_wake_up_is_lost_between_slots() {
+    let (_device, _, slots) = reader(&Arc::default());
+    thread::scope(|scope| {
+        for (number, mut slot) in (0_u8..).zip(slots) {
+            scope.spawn(move || {
+                // More often than there are sequence numbers.
+                for round in 0..2000_u16 {
+                    let [low, high] = round.to_le_bytes();
+                    let data = [number, low, high];
+                    let answer = exchange(&mut slot, &data, PATIENCE).unwrap();
+                    assert_eq!(answer, answered(&data));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_slot_that_is_given_up_is_brought_back_while_the_other_works_on() {
+    let (device, back, [mut first, mut second]) = reader(&Arc::default());
+    let epoch = second.epoch();
+    back.keep();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let works = scope.spawn(|| {
+            let mut rounds = 0_usize;
+            while !is_over.load(Ordering::SeqCst) {
+                assert_eq!(
+                    exchange(&mut second, b"mine", PATIENCE).unwrap(),
+                    answered(b"mine")
+                );
+                rounds += 1;
+            }
+            rounds
+        });
+        let error = exchange(&mut first, b"lost", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::TimedOut, Sent::Maybe)
+        );
+        // The late answer is nobody's.
+        back.let_go(&device);
+        let error = exchange(&mut first, b"next", PATIENCE).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::CardReset, Sent::No),
+            "{error}"
+        );
+        assert_eq!(
+            exchange(&mut first, b"fresh", PATIENCE).unwrap(),
+            answered(b"fresh")
+        );
+        is_over.store(true, Ordering::SeqCst);
+        assert!(works.join().unwrap() > 0);
+    });
+    assert_eq!(second.epoch(), epoch);
+}
+
+#[test]
+fn a_stop_ends_the_waits_of_all_slots() {
+    let stop = Arc::new(Stop::new());
+    let (_device, back, [mut first, _second]) = reader(&stop);
+    back.keep();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| exchange(&mut first, b"held", PATIENCE));
+        while !back.has() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        stop.stop();
+        let error = waits.join().unwrap().unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::Cancelled);
+    });
+}
+
+/// One fault at one step, with commands in both slots; whether it struck.
+fn survives(fault: Fault, step: usize) -> bool {
+    let what = format!("{fault:?} at step {step}");
+    let (device, _, mut slots) = reader(&Arc::default());
+    device.inject(fault, step);
+    thread::scope(|scope| {
+        for (number, slot) in (0_u8..).zip(&mut slots) {
+            let what = &what;
+            scope.spawn(move || {
+                let data = [number; 70];
+                if let Ok(answer) = exchange(slot, &data, Duration::from_millis(60)) {
+                    assert_eq!(answer, answered(&data), "{what}");
+                }
+            });
+        }
+    });
+    let struck = device.struck();
+    device.release();
+    if fault == Fault::Gone && struck {
+        let error = exchange(&mut slots[0], b"gone", PATIENCE).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::NoReader, "{what}: {error}");
+        return true;
+    }
+    for (number, slot) in (0x20_u8..).zip(&mut slots) {
+        let healthy = (0..6_u8).any(|round| {
+            let data = [number, round];
+            match exchange(slot, &data, Duration::from_secs(4)) {
+                Ok(answer) => answer == answered(&data),
+                Err(error) => {
+                    if error.kind == TransportErrorKind::NoCard {
+                        let _ = slot.power_on(Call::within(PATIENCE));
+                    }
+                    false
+                }
+            }
+        });
+        assert!(healthy, "{what}: slot {number:02X} does not come back");
+    }
+    struck
+}
+
+#[test]
+fn any_fault_at_any_step_ends_and_the_next_commands_work_in_both_slots() {
+    let struck: usize = thread::scope(|scope| {
+        let threads = Fault::ALL
+            .map(|fault| scope.spawn(move || (0..8).filter(|step| survives(fault, *step)).count()));
+        threads.into_iter().map(|one| one.join().unwrap()).sum()
+    });
+    assert!(struck > Fault::ALL.len() * 3, "{struck} faults struck");
+}
+
+#[test]
+fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_device_reset() {
+    let config = ReaderConfig {
+        slots: 2,
+        ..super::bench::reader()
+    };
+    let back = Back::default();
+    let device = FakeDevice::new(config.layout, Reader(back.clone()));
+    let devices = Devices::new("slots-mad");
+    devices.plug(
+        1,
+        &FakeReader::new(config).descriptors(),
+        vec![device.clone()],
+    );
+    let program = devices.program();
+    let mut watch = program.watch();
+    let before = look(&mut *watch);
+    let [idle, mut used] = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
+    let epochs = [idle.epoch(), used.epoch()];
+    drop(idle);
+    assert_eq!(
+        connect(&program, "3-1:0:0").epoch(),
+        epochs[0],
+        "nothing has happened yet"
+    );
+    back.is_mad.store(true, Ordering::SeqCst);
+    let error = bench_echo(&mut *used, b"lost").unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::Protocol, "{error}");
+    let error = bench_echo(&mut *used, b"next").unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
+    assert_eq!(
+        bench_echo(&mut *used, b"fresh").unwrap(),
+        answered(b"fresh")
+    );
+    assert!(used.epoch() > epochs[1]);
+    // The reader says of both cards that they are active, as before.
+    let mut idle = connect(&program, "3-1:0:0");
+    assert!(idle.epoch() > epochs[0]);
+    assert_eq!(bench_echo(&mut *idle, b"idle").unwrap(), answered(b"idle"));
+    let after = look(&mut *watch);
+    assert_eq!(before.readers.len(), after.readers.len());
+}

@@ -1,0 +1,278 @@
+//! Having a reader: claims, who takes turns, and who is kept waiting for them.
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::TransportErrorKind;
+
+use super::{
+    answered,
+    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
+    readers::{Followed, key, until, with_key},
+    slots::pair,
+};
+use crate::{
+    backend::Backend as _,
+    reader::Presence,
+    usb::{
+        backend::UsbBackend,
+        fake::{FakeReader, reader::FakeCard},
+    },
+};
+
+/// Two programs that follow the readers, and have seen the one card.
+fn two_that_follow(machine: &Machine) -> ([UsbBackend; 2], [Followed; 2]) {
+    let programs = [machine.program(), machine.program()];
+    let followed = programs.each_ref().map(Followed::new);
+    for followed in &followed {
+        assert!(holds_card(only(&followed.picture())));
+    }
+    (programs, followed)
+}
+
+#[test]
+fn a_connection_claims_the_reader_and_gives_it_back() {
+    let (machine, reader) = with_key("claims");
+    let program = machine.program();
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    let mut card = connect(&program, "3-1");
+    assert!(reader.device().claimed());
+    let epoch = card.epoch();
+    reader.device().forget();
+    assert_eq!(echo(&mut *card, b"hello").unwrap(), answered(b"hello"));
+    let counts = reader.device().counts();
+    assert_eq!((counts.bulk_out, counts.bulk_in, counts.control), (1, 1, 0));
+    drop(card);
+    assert!(!reader.device().claimed());
+    let mut card = connect(&program, "3-1");
+    assert_eq!(card.epoch(), epoch, "nobody has used it since");
+    assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
+    assert!(reader.powered(0));
+}
+
+#[test]
+fn a_token_that_has_come_is_powered_and_asked_for_nothing_else() {
+    let (machine, key) = with_key("powered");
+    let program = machine.program();
+    assert!(holds_card(only(&look(&mut *program.watch()))));
+    let kinds: Vec<u8> = key.messages().iter().map(|message| message.0).collect();
+    assert_eq!(kinds, [0x62]);
+    // A reader is asked, as it may be empty, and power is for cards.
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    machine.plug("3-2", &slot, &reader());
+    assert_eq!(look(&mut *program.watch()).readers.len(), 2);
+    let kinds: Vec<u8> = slot.messages().iter().map(|message| message.0).collect();
+    assert_eq!(kinds, [0x65, 0x62]);
+}
+
+#[test]
+fn a_token_without_its_card_is_shown_empty() {
+    let machine = Machine::new("hollow");
+    machine.plug("3-1", &FakeReader::new(token()), &token());
+    let program = machine.program();
+    let picture = look(&mut *program.watch());
+    assert_eq!(only(&picture).presence, Presence::Empty);
+}
+
+#[test]
+fn what_another_process_knows_costs_nothing_and_resets_no_card() {
+    let (machine, reader) = with_key("told");
+    let (ours, theirs) = (machine.program(), machine.program());
+    let mut one = ours.watch();
+    let _ = look(&mut *one);
+    let mut first = connect(&ours, "3-1");
+    reader.device().forget();
+    let mut other = theirs.watch();
+    let picture = look(&mut *other);
+    assert!(holds_card(only(&picture)));
+    assert_eq!(reader.device().counts(), Default::default());
+    echo(&mut *first, b"a").unwrap();
+    drop(first);
+    let powers = |reader: &FakeReader| {
+        let messages = reader.messages();
+        messages.iter().filter(|(kind, _)| *kind == 0x62).count()
+    };
+    let before = powers(&reader);
+    let mut second = connect(&theirs, "3-1");
+    assert_eq!(echo(&mut *second, b"b").unwrap(), answered(b"b"));
+    assert_eq!(powers(&reader), before, "the card was not reset");
+}
+
+#[test]
+fn two_programs_take_turns_and_each_notices_that_the_other_had_the_card() {
+    let (machine, _) = with_key("turns");
+    let (programs, _followed) = two_that_follow(&machine);
+    let mut first = connect(&programs[0], "3-1");
+    let epoch = first.epoch();
+    echo(&mut *first, b"a").unwrap();
+    // The first is idle, and lets go because its watch hears the second knock.
+    let mut second = connect(&programs[1], "3-1");
+    echo(&mut *second, b"b").unwrap();
+    assert_eq!(echo(&mut *first, b"c").unwrap(), answered(b"c"));
+    assert!(
+        first.epoch() > epoch,
+        "the second may have changed the card's state"
+    );
+    assert_eq!(echo(&mut *second, b"d").unwrap(), answered(b"d"));
+}
+
+#[test]
+fn a_claim_that_ends_while_the_watch_is_woken_by_it_is_listened_to() {
+    let (machine, _) = with_key("woken");
+    let (programs, _followed) = two_that_follow(&machine);
+    let mut holder = connect(&programs[0], "3-1");
+    for turn in 1..200 {
+        // Who has it hears the knock only if his watch, which his own claim has woken, knows of the claim.
+        let mut next = connect(&programs[turn % 2], "3-1");
+        echo(&mut *next, b"a").unwrap();
+        holder = next;
+    }
+    drop(holder);
+}
+
+#[test]
+fn a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it() {
+    let (machine, reader) = with_key("opening");
+    let program = machine.program();
+    let mut watch = program.watch();
+    assert!(holds_card(only(&look(&mut *watch))));
+    let door = machine.close_the_door();
+    let (told, is_told) = mpsc::channel();
+    thread::scope(|scope| {
+        let program = &program;
+        let opening = scope.spawn(move || {
+            let call = claviger_apdu::Call::within(PATIENCE);
+            program.connect(&id("3-1"), call)
+        });
+        thread::sleep(Duration::from_millis(50));
+        machine.unplug("3-1");
+        scope.spawn(move || told.send(look(&mut *watch)));
+        let picture = is_told.recv_timeout(PATIENCE);
+        drop(door);
+        assert!(picture.expect("seen while it is opened").readers.is_empty());
+        let error = opening.join().unwrap().err().unwrap();
+        assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
+    });
+    assert!(!reader.device().claimed());
+}
+
+#[test]
+fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with_the_backend() {
+    let machine = Machine::new("opening-slot");
+    let (reader, _) = pair(&machine);
+    let program = machine.program();
+    let mut watch = program.watch();
+    assert_eq!(look(&mut *watch).readers.len(), 2);
+    let door = machine.close_the_door();
+    let open = |slot: &str, limit: Duration| {
+        let connected = program.connect(&id(slot), claviger_apdu::Call::within(limit));
+        connected.err().map(|error| error.kind)
+    };
+    thread::scope(|scope| {
+        let open = &open;
+        let answer = |slot: &'static str, limit| {
+            let (told, is_told) = mpsc::channel();
+            scope.spawn(move || told.send(open(slot, limit)));
+            thread::sleep(Duration::from_millis(50));
+            is_told
+        };
+        let first = answer("3-1:0:0", PATIENCE);
+        let second = answer("3-1:0:1", Duration::from_millis(100));
+        let in_time = second.recv_timeout(PATIENCE);
+        let second = answer("3-1:0:1", PATIENCE);
+        program.cut();
+        let cut = second.recv_timeout(PATIENCE);
+        // Opened before anything is judged, so that a failure is one and no thread waits for ever.
+        drop(door);
+        assert_eq!(in_time, Ok(Some(TransportErrorKind::TimedOut)));
+        assert_eq!(cut, Ok(Some(TransportErrorKind::Cancelled)));
+        assert!(first.recv_timeout(PATIENCE).is_ok());
+    });
+    until(|| !reader.device().claimed());
+}
+
+#[test]
+fn no_reader_is_kept_while_another_is_waited_for() {
+    let machine = Machine::new("kept");
+    let program = machine.program();
+    let mut watch = program.watch();
+    assert!(watch.next().unwrap().readers.is_empty());
+    let waker = watch.waker();
+    let [(first, one), (dead, other)] = [key(), key()];
+    dead.device().fall_silent(true);
+    machine.plug("3-1", &first, &one);
+    machine.plug("3-2", &dead, &other);
+    thread::scope(|scope| {
+        let told = scope.spawn(move || (watch.next().map(|picture| picture.readers.len()), watch));
+        // The first stays claimed for as long as nothing else is due, and longer if the rule is broken.
+        until(|| dead.device().claimed() && !first.device().claimed());
+        let (shown, watch) = told.join().unwrap();
+        assert_eq!(shown, Ok(1), "the dead one is not shown");
+        drop(watch);
+    });
+    waker.stop();
+    assert!(!first.device().claimed() && !dead.device().claimed());
+}
+
+#[test]
+fn where_nobody_follows_the_readers_one_is_let_go_after_each_use() {
+    let (machine, reader) = with_key("unfollowed");
+    let programs = [(); 2].map(|()| machine.program_without_threads());
+    let mut watches = programs.each_ref().map(|program| program.watch());
+    for watch in &mut watches {
+        assert!(holds_card(only(&look(&mut **watch))));
+    }
+    let [mut first, mut second] = programs.each_ref().map(|program| {
+        let mut card = connect(program, "3-1");
+        assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
+        assert!(!reader.device().claimed());
+        card
+    });
+    let epoch = second.epoch();
+    assert_eq!(echo(&mut *second, b"b").unwrap(), answered(b"b"));
+    assert_eq!(second.epoch(), epoch, "nobody else had it since");
+    let epoch = first.epoch();
+    assert_eq!(echo(&mut *first, b"c").unwrap(), answered(b"c"));
+    assert!(
+        first.epoch() > epoch,
+        "the second may have changed its state"
+    );
+    assert!(reader.powered(0) && !first.is_over());
+}
+
+#[test]
+fn a_transaction_is_never_interrupted_by_who_knocks() {
+    let (machine, _) = with_key("transaction");
+    let (programs, _followed) = two_that_follow(&machine);
+    let mut first = connect(&programs[0], "3-1");
+    let (begun, is_begun) = mpsc::channel();
+    thread::scope(|scope| {
+        let second = &programs[1];
+        let other = scope.spawn(move || {
+            is_begun.recv().unwrap();
+            let mut second = connect(second, "3-1");
+            (echo(&mut *second, b"b").unwrap(), Instant::now())
+        });
+        let mut ended = None;
+        first
+            .transact(claviger_apdu::Call::within(PATIENCE), &mut |card| {
+                begun.send(()).unwrap();
+                for _ in 0..20 {
+                    let mut response = claviger_apdu::ResponseBuffer::new();
+                    let call = claviger_apdu::Call::within(PATIENCE);
+                    card.transmit(&super::command(b"x"), &mut response, call)
+                        .unwrap();
+                    thread::sleep(Duration::from_millis(5));
+                }
+                ended = Some(Instant::now());
+            })
+            .unwrap();
+        let (answer, at) = other.join().unwrap();
+        assert_eq!(answer, answered(b"b"));
+        assert!(at > ended.unwrap(), "after the transaction, not in it");
+    });
+}

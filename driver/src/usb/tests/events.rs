@@ -1,0 +1,462 @@
+//! What happens on the bus and to the machine: told late, twice, falsely, or not at all.
+
+use std::{
+    os::unix::net::UnixDatagram,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, TransportErrorKind};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink};
+
+use super::{
+    answered,
+    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
+    readers::{Followed, key, until},
+};
+use crate::{
+    backend::Backend as _,
+    reader::Readers,
+    usb::{
+        arrivals::{Arrivals, Change},
+        backend::UsbBackend,
+        fake::{FakeReader, Fault, reader::FakeCard},
+        sysfs::Told,
+    },
+};
+
+/// rustix has no name for protocol 0 of netlink.
+const NETLINK_ROUTE: Option<rustix::net::Protocol> = None;
+
+/// A message as the kernel sends it.
+fn message(action: &str, subsystem: &str, device: &str) -> Vec<u8> {
+    let path = format!("/devices/pci0000:00/0000:00:14.0/usb3/{device}");
+    format!("{action}@{path}\0ACTION={action}\0DEVPATH={path}\0SUBSYSTEM={subsystem}\0SEQNUM=7\0")
+        .into_bytes()
+}
+
+/// A bus whose messages the test sends; nothing else tells of it.
+pub(super) struct Tale {
+    pub(super) machine: Machine,
+    pub(super) told: Arc<Told>,
+    kernel: UnixDatagram,
+}
+
+impl Tale {
+    pub(super) fn new(test: &str) -> Self {
+        let (kernel, ours) = UnixDatagram::pair().unwrap();
+        let told = Told {
+            messages: Some(ours.into()),
+            ..Told::default()
+        };
+        Self {
+            machine: Machine::new(test),
+            told: Arc::new(told),
+            kernel,
+        }
+    }
+
+    /// With a token in port `3-1`.
+    pub(super) fn with_key(test: &str) -> (Self, FakeReader) {
+        let tale = Self::new(test);
+        let (reader, config) = key();
+        tale.machine.plug("3-1", &reader, &config);
+        (tale, reader)
+    }
+
+    pub(super) fn program(&self) -> UsbBackend {
+        let bus = self.machine.bus().told(Arc::clone(&self.told));
+        self.machine.program_on(bus)
+    }
+
+    pub(super) fn tell(&self, action: &str, device: &str) {
+        self.kernel.send(&message(action, "usb", device)).unwrap();
+    }
+
+    fn lists(&self) -> u64 {
+        self.told.lists.load(Ordering::SeqCst)
+    }
+
+    fn looks(&self) -> u64 {
+        self.told.looks.load(Ordering::SeqCst)
+    }
+}
+
+/// The first picture of those that come that `is_so`.
+#[track_caller]
+pub(super) fn wait_for(followed: &Followed, is_so: impl Fn(&Readers) -> bool) -> Readers {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let picture = followed.picture();
+        if is_so(&picture) {
+            return picture;
+        }
+        assert!(Instant::now() < end, "{picture:?}");
+    }
+}
+
+/// A netlink socket that holds little, and what makes the kernel send it more than that: confirmations of as many
+/// messages as can be sent at one go, none of which does anything.
+fn overflowing() -> (rustix::fd::OwnedFd, impl Fn(&rustix::fd::OwnedFd)) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        flags,
+        NETLINK_ROUTE,
+    )
+    .unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 1).unwrap();
+    let send = |socket: &rustix::fd::OwnedFd| {
+        // nlmsg_len 16, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK (netlink(7)).
+        let nothing = [16_u32, 0x0005_0001, 0, 0].map(u32::to_ne_bytes).concat();
+        let nothings = nothing.repeat(1000);
+        let kernel = SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(socket, &nothings, SendFlags::empty(), &kernel).unwrap();
+    };
+    (socket, send)
+}
+
+#[test]
+fn messages_that_were_lost_are_told_once_and_those_that_were_not_are_read() {
+    let (socket, overflow) = overflowing();
+    let machine = Machine::new("lost");
+    let told = Told {
+        messages: Some(socket.try_clone().unwrap()),
+        ..Told::default()
+    };
+    let mut arrivals = Arrivals::new(&machine.bus().told(Arc::new(told)));
+    assert_eq!(arrivals.drain(), Change::default());
+    for _ in 0..3 {
+        overflow(&socket);
+        assert!(arrivals.drain().lost);
+        assert_eq!(arrivals.drain(), Change::default());
+    }
+    assert!(arrivals.has_messages(), "it is still listened to");
+}
+
+#[test]
+fn after_lost_messages_everything_is_listed_anew() {
+    let (socket, overflow) = overflowing();
+    let machine = Machine::new("overflow");
+    let told = Arc::new(Told {
+        messages: Some(socket.try_clone().unwrap()),
+        ..Told::default()
+    });
+    let program = machine.program_on(machine.bus().told(Arc::clone(&told)));
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    // Whoever reads fast enough loses nothing.
+    let end = Instant::now() + PATIENCE;
+    let picture = loop {
+        assert!(Instant::now() < end, "nothing was ever lost");
+        overflow(&socket);
+        if let Some(picture) = followed.picture_within(Duration::from_millis(50)) {
+            break picture;
+        }
+    };
+    assert!(holds_card(only(&picture)));
+}
+
+#[test]
+fn a_message_that_does_not_fit_is_a_lost_one() {
+    let tale = Tale::new("long");
+    let mut arrivals = Arrivals::new(&tale.machine.bus().told(Arc::clone(&tale.told)));
+    let mut long = message("add", "usb", "3-1");
+    long.resize(20_000, b'x');
+    tale.kernel.send(&long).unwrap();
+    let lost = Change {
+        lost: true,
+        ..Change::default()
+    };
+    assert_eq!(arrivals.drain(), lost);
+    assert_eq!(arrivals.drain(), Change::default());
+    assert!(arrivals.is_complete());
+}
+
+#[test]
+fn who_tells_lies_has_sysfs_read_and_nothing_else() {
+    let (tale, _) = Tale::with_key("lies");
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    let mut card = connect(&program, "3-1");
+    let epoch = card.epoch();
+    for (action, device) in [
+        ("remove", "3-1"),
+        ("unbind", "3-1/3-1:1.0"),
+        ("add", "3-7"),
+        ("add", "../../3-1"),
+        ("unbind", "nothing"),
+        ("change", "3-1"),
+    ] {
+        let lists = tale.lists();
+        tale.tell(action, device);
+        if action != "unbind" {
+            until(|| tale.lists() > lists);
+        }
+    }
+    for noise in [&b""[..], b"\0", b"libudev\0", &[0xFF; 4000]] {
+        tale.kernel.send(noise).unwrap();
+    }
+    assert_eq!(
+        echo(&mut *card, b"still here").unwrap(),
+        answered(b"still here")
+    );
+    assert_eq!((card.epoch(), card.is_over()), (epoch, false));
+    assert!(followed.picture_within(Duration::from_millis(50)).is_none());
+    drop(card);
+    assert!(connect_once(&program), "and so is the reader");
+}
+
+#[test]
+fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
+    let (tale, reader) = Tale::with_key("flood");
+    let program = tale.program();
+    let mut watch = program.watch();
+    assert!(holds_card(only(&watch.next().unwrap())));
+    reader.device().forget();
+    let (lists, looks) = (tale.lists(), tale.looks());
+    let other = message("change", "power_supply", "3-1");
+    tale.kernel.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while tale.kernel.send(&other).is_ok() {
+        sent += 1;
+        if sent == 100 {
+            break;
+        }
+    }
+    assert!(sent > 1, "several are told of at one go");
+    let _ = look(&mut *watch);
+    assert_eq!(tale.lists(), lists, "nothing was listed");
+    assert_eq!(tale.looks(), looks + 1, "{sent} messages");
+    assert_eq!(reader.device().counts(), Default::default());
+}
+
+#[test]
+fn an_idle_watch_does_not_wake_up() {
+    let tale = Tale::new("idle");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    tale.machine.plug("3-1", &slot, &reader());
+    let (reader, config) = key();
+    tale.machine.plug("3-2", &reader, &config);
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    let picture = wait_for(&followed, |picture| picture.readers.len() == 2);
+    assert!(picture.readers.iter().all(holds_card));
+    until(|| slot.device().counts().interrupt > 0);
+    let calm = || {
+        let before = (tale.looks(), slot.messages().len());
+        thread::sleep(Duration::from_millis(500));
+        before == (tale.looks(), slot.messages().len())
+    };
+    until(calm);
+    assert!(calm(), "and it stays so");
+}
+
+#[test]
+fn a_device_told_between_two_waits_is_there_at_the_next() {
+    let tale = Tale::new("between");
+    let program = tale.program();
+    let mut watch = program.watch();
+    assert!(watch.next().unwrap().readers.is_empty());
+    let (reader, config) = key();
+    tale.machine.plug("3-1", &reader, &config);
+    tale.tell("add", "3-1");
+    assert!(holds_card(only(&watch.next().unwrap())));
+    tale.machine.unplug("3-1");
+    tale.tell("remove", "3-1");
+    assert!(watch.next().unwrap().readers.is_empty());
+}
+
+#[test]
+fn a_device_that_changes_its_configuration_is_read_again() {
+    let (tale, _) = Tale::with_key("configuration");
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    let configure = |number: &str| {
+        let file = tale.machine.folder().join("sys/3-1/bConfigurationValue");
+        std::fs::write(file, number).unwrap();
+        tale.tell("change", "3-1");
+    };
+    configure("2\n");
+    assert!(followed.picture().readers.is_empty());
+    configure("1\n");
+    assert!(holds_card(only(&followed.picture())));
+}
+
+#[test]
+fn two_devices_that_come_at_once_are_both_there() {
+    let tale = Tale::new("two");
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    let ports = ["3-1", "3-2.4"];
+    let readers = ports.map(|port| {
+        let (reader, config) = key();
+        tale.machine.plug(port, &reader, &config);
+        reader
+    });
+    ports.iter().for_each(|port| tale.tell("add", port));
+    let picture = wait_for(&followed, |picture| picture.readers.len() == 2);
+    let shown: Vec<_> = picture.readers.iter().map(|state| &state.id).collect();
+    assert_eq!(shown, [&id("3-1"), &id("3-2.4")]);
+    for (port, reader) in ports.iter().zip(&readers) {
+        let mut card = connect(&program, port);
+        assert_eq!(
+            echo(&mut *card, port.as_bytes()).unwrap(),
+            answered(port.as_bytes())
+        );
+        assert_eq!(reader.card_commands(0), 1);
+    }
+}
+
+#[test]
+fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address() {
+    for (test, address) in [("same", 9), ("next", 10)] {
+        let tale = Tale::new(&format!("back.{test}"));
+        let (reader, config) = key();
+        tale.machine.plug_at("3-1", 9, &reader, &config);
+        let program = tale.program();
+        let mut watch = program.watch();
+        let first = only(&watch.next().unwrap()).clone();
+        let mut before = connect(&program, "3-1");
+        // The kernel never gives the number of a folder twice; a folder held open keeps its own.
+        let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
+        tale.machine.unplug("3-1");
+        let (reader, config) = key();
+        tale.machine.plug_at("3-1", address, &reader, &config);
+        drop(held);
+        tale.tell("remove", "3-1");
+        tale.tell("add", "3-1");
+        let second = only(&watch.next().unwrap()).clone();
+        assert_eq!((&first.id, &first.presence), (&second.id, &second.presence));
+        assert_ne!(first.changes, second.changes, "{test}");
+        let error = echo(&mut *before, b"old").unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
+        assert!(before.is_over());
+        let mut after = connect(&program, "3-1");
+        assert_eq!(echo(&mut *after, b"new").unwrap(), answered(b"new"));
+        drop(before);
+        assert_eq!(echo(&mut *after, b"own").unwrap(), answered(b"own"));
+    }
+}
+
+#[test]
+fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
+    let (tale, reader) = Tale::with_key("early");
+    reader.device().leave();
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    let picture = followed.picture();
+    assert!(picture.readers.is_empty());
+    let looks = tale.looks();
+    assert!(
+        followed
+            .picture_within(Duration::from_millis(300))
+            .is_none()
+    );
+    assert!(tale.looks() <= looks + 1, "nothing to wake up for");
+    let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
+    assert_eq!(
+        refused.map(drop).unwrap_err().kind,
+        TransportErrorKind::NoReader
+    );
+    tale.machine.unplug("3-1");
+    let (reader, config) = key();
+    tale.machine.plug("3-1", &reader, &config);
+    tale.tell("add", "3-1");
+    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
+    assert!(holds_card(only(&picture)) && picture.trouble.is_none());
+}
+
+#[test]
+fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_works() {
+    for step in 0..10 {
+        let tale = Tale::new(&format!("step.{step}"));
+        let (reader, config) = key();
+        tale.machine.plug("3-1", &reader, &config);
+        let program = tale.program();
+        let mut watch = program.watch();
+        let _ = look(&mut *watch);
+        reader.device().inject(Fault::Gone, step);
+        let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
+        match connected {
+            Err(error) => assert_eq!(error.kind, TransportErrorKind::NoReader, "{step}: {error}"),
+            Ok(mut card) => {
+                let error = (0..10)
+                    .find_map(|_| echo(&mut *card, b"data").err())
+                    .unwrap();
+                assert_eq!(error.kind, TransportErrorKind::NoReader, "{step}: {error}");
+                assert!(card.is_over());
+            }
+        }
+        assert!(!reader.device().claimed());
+        tale.machine.unplug("3-1");
+        let (reader, config) = key();
+        tale.machine.plug("3-1", &reader, &config);
+        tale.tell("add", "3-1");
+        assert!(holds_card(only(&look(&mut *watch))), "{step}");
+        let mut card = connect(&program, "3-1");
+        assert_eq!(echo(&mut *card, b"data").unwrap(), answered(b"data"));
+    }
+}
+
+#[test]
+fn an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
+    let tale = Tale::new("address");
+    let (reader, config) = key();
+    tale.machine.plug_at("3-1", 9, &reader, &config);
+    let program = tale.program();
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
+    tale.machine.unplug("3-1");
+    let (other, config) = key();
+    tale.machine.plug_at("3-1", 9, &other, &config);
+    drop(held);
+    // Nobody has listed the devices since.
+    let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
+    let error = refused.map(drop).unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
+    assert!(!other.device().claimed() && other.messages().is_empty());
+    tale.tell("add", "3-1");
+    assert!(holds_card(only(&look(&mut *watch))));
+    assert!(connect_once(&program));
+}
+
+#[test]
+fn any_order_of_coming_and_going_ends_in_what_is_there() {
+    let tale = Tale::new("storm");
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    for round in 0..40_u64 {
+        let (reader, config) = key();
+        tale.machine.plug("3-1", &reader, &config);
+        tale.tell("add", "3-1");
+        if round % 3 != 0 {
+            thread::sleep(Duration::from_micros(round * 50));
+        }
+        tale.machine.unplug("3-1");
+        tale.tell("remove", "3-1");
+    }
+    let (reader, config) = key();
+    tale.machine.plug("3-1", &reader, &config);
+    tale.tell("add", "3-1");
+    wait_for(&followed, |picture| {
+        picture.readers.iter().any(holds_card) && connect_once(&program)
+    });
+    drop(followed);
+    assert_eq!(reader.device().queues(), 0, "nothing is left behind");
+}
+
+/// Whether the reader that is there now can be used.
+fn connect_once(program: &UsbBackend) -> bool {
+    let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
+    connected.is_ok_and(|mut card| echo(&mut *card, b"data").is_ok())
+}

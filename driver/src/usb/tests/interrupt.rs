@@ -1,0 +1,198 @@
+//! What a reader says on its interrupt pipe, and what is made of it.
+
+use std::{sync::mpsc, thread, time::Duration};
+
+use super::{
+    SHORT, answered,
+    bench::{Machine, PATIENCE, connect, echo, holds_card, only, reader},
+    readers::{Followed, until, with_a_reader_that_powers},
+};
+use crate::{
+    backend::Backend as _,
+    reader::Presence,
+    usb::{
+        backend::UsbBackend,
+        fake::{Answer, FakeReader, Fault, reader::FakeCard},
+    },
+};
+
+/// A reader with a card, followed by a program.
+fn followed_slot(test: &str, card: bool) -> (Machine, FakeReader, UsbBackend) {
+    let machine = Machine::new(test);
+    let slot = FakeReader::new(reader());
+    if card {
+        slot.put_unseen(0, FakeCard::echo());
+    }
+    machine.plug("3-1", &slot, &reader());
+    let program = machine.program();
+    (machine, slot, program)
+}
+
+#[test]
+fn notifications_of_slots_that_do_not_exist_or_of_nothing_change_nothing() {
+    let (_machine, slot, program) = followed_slot("slots", true);
+    let followed = Followed::new(&program);
+    let state = only(&followed.picture()).clone();
+    until(|| slot.device().claimed());
+    for notification in [
+        vec![0x50],
+        vec![0x50, 0xFD, 0xFF, 0xFF],
+        [&[0x50, 0x01][..], &[0xFF; 62]].concat(),
+        vec![0x00],
+        vec![0xFF; 64],
+        vec![0x51],
+        vec![0x51, 0xFF, 0xFF, 0xFF, 0xFF],
+        Vec::new(),
+    ] {
+        slot.device().send(Answer::Notification(notification));
+    }
+    assert!(followed.picture_within(SHORT).is_none());
+    slot.remove(0);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    slot.insert(0, FakeCard::echo());
+    assert_eq!(only(&followed.picture()).presence, state.presence);
+}
+
+#[test]
+fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
+    let (machine, slot) = with_a_reader_that_powers("late-word");
+    let program = machine.program();
+    let mut watch = program.watch();
+    let first = only(&watch.next().unwrap()).clone();
+    assert!(holds_card(&first));
+    let mut card = connect(&program, "3-1");
+    let epoch = card.epoch();
+    echo(&mut *card, b"a").unwrap();
+    // That it was put in, which nobody had asked for before.
+    slot.device()
+        .send(Answer::Notification(vec![0x50, 0b0000_0011]));
+    thread::scope(|scope| {
+        let waker = watch.waker();
+        let (told, is_told) = mpsc::channel();
+        scope.spawn(move || while watch.next().is_ok_and(|picture| told.send(picture).is_ok()) {});
+        let early = is_told.recv_timeout(SHORT).ok();
+        let answer = echo(&mut *card, b"b");
+        // What it says next is news.
+        slot.swap(0, FakeCard::echo_t0());
+        let late = is_told.recv_timeout(PATIENCE).ok();
+        waker.stop();
+        assert_eq!(early.map(|picture| picture.readers.len()), None);
+        assert_eq!(answer.unwrap(), [0x61, 1], "of T=0");
+        assert_eq!(card.epoch(), epoch);
+        assert_ne!(only(&late.unwrap()).changes, first.changes);
+    });
+}
+
+#[test]
+fn a_hardware_error_is_not_taken_for_a_card() {
+    let (_machine, slot, program) = followed_slot("hardware", false);
+    let followed = Followed::new(&program);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    until(|| slot.device().counts().interrupt > 0);
+    let asked = settled(&slot);
+    for code in [0x01, 0x03, 0xFF] {
+        slot.hardware_error(0, 0, code);
+    }
+    assert!(followed.picture_within(SHORT).is_none());
+    until(|| slot.device().counts().interrupt > 3);
+    assert_eq!(settled(&slot), asked, "nothing is asked for it");
+}
+
+/// How many messages it was sent, once no more come.
+fn settled(slot: &FakeReader) -> usize {
+    loop {
+        let before = slot.messages().len();
+        thread::sleep(SHORT * 3);
+        if slot.messages().len() == before {
+            return before;
+        }
+    }
+}
+
+#[test]
+fn the_interrupt_pipe_is_listened_to_again_after_every_removal() {
+    let (_machine, slot, program) = followed_slot("again", false);
+    let followed = Followed::new(&program);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    until(|| slot.device().claimed());
+    for _ in 0..5 {
+        slot.insert(0, FakeCard::echo());
+        assert!(holds_card(only(&followed.picture())));
+        slot.remove(0);
+        assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    }
+}
+
+#[test]
+fn a_card_pulled_during_a_command_is_told_when_the_command_has_ended() {
+    let (_machine, slot, program) = followed_slot("during", true);
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    let mut card = connect(&program, "3-1");
+    slot.hold();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| echo(&mut *card, b"data"));
+        until(|| slot.card_commands(0) > 0);
+        slot.remove(0);
+        assert!(
+            followed.picture_within(SHORT).is_none(),
+            "somebody is at it"
+        );
+        slot.release();
+        let _ = waits.join().unwrap();
+    });
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert!(echo(&mut *card, b"more").is_err() && card.is_over());
+}
+
+#[test]
+fn notifications_without_end_delay_nobody_else() {
+    let (_machine, slot, program) = followed_slot("babble", true);
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    until(|| slot.device().claimed());
+    let mut card = connect(&program, "3-1");
+    for round in 0..50_u8 {
+        for _ in 0..100 {
+            slot.device().send(Answer::Notification(vec![0x50, 0x03]));
+        }
+        assert_eq!(echo(&mut *card, &[round]).unwrap(), answered(&[round]));
+    }
+    assert!(slot.device().counts().interrupt < 6000, "one transfer each");
+}
+
+#[test]
+fn an_interrupt_pipe_that_fails_once_is_listened_to_again_and_the_slot_looked_at() {
+    for fault in [Fault::Stall, Fault::Failed(71)] {
+        let (_machine, slot, program) = followed_slot("once", false);
+        let followed = Followed::new(&program);
+        assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+        until(|| slot.device().counts().interrupt > 0);
+        settled(&slot);
+        slot.device().inject(fault, 0);
+        slot.insert(0, FakeCard::echo());
+        assert!(holds_card(only(&followed.picture())), "{fault:?}");
+        slot.remove(0);
+        assert_eq!(
+            only(&followed.picture()).presence,
+            Presence::Empty,
+            "{fault:?}"
+        );
+    }
+}
+
+#[test]
+fn an_interrupt_pipe_that_always_fails_is_given_up_and_the_reader_looked_at_from_time_to_time() {
+    let (_machine, slot, program) = followed_slot("always", false);
+    slot.device().break_interrupt(71);
+    let followed = Followed::new(&program);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    until(|| slot.device().counts().interrupt > 0);
+    slot.insert(0, FakeCard::echo());
+    assert!(holds_card(only(&followed.picture())));
+    slot.remove(0);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    thread::sleep(Duration::from_secs(1));
+    let counts = slot.device().counts();
+    assert!(counts.interrupt < 50 && counts.bulk_out < 50, "{counts:?}");
+}

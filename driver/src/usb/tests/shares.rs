@@ -1,0 +1,83 @@
+//! What one program leaves behind when it does not let go in good order.
+
+use std::{fs, time::Duration};
+
+use claviger_apdu::TransportErrorKind;
+
+use super::{
+    answered,
+    bench::{Machine, connect, echo, echo_within, look},
+    kinds,
+    readers::key,
+};
+use crate::{backend::Backend as _, usb::fake::FakeReader};
+
+/// A key that a program has used; another has not touched it yet.
+fn used(test: &str) -> (Machine, FakeReader) {
+    let machine = Machine::new(test);
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    let program = machine.program();
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    echo(&mut *connect(&program, "3-1"), b"data").unwrap();
+    (machine, reader)
+}
+
+/// The types of the messages with which another program uses the key for the first time.
+fn taken_up(machine: &Machine, reader: &FakeReader) -> Vec<u8> {
+    let before = kinds(reader).len();
+    let program = machine.program();
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    let mut card = connect(&program, "3-1");
+    assert_eq!(echo(&mut *card, b"next").unwrap(), answered(b"next"));
+    kinds(reader).split_off(before)
+}
+
+#[test]
+fn a_card_left_in_good_order_is_taken_up_without_a_reset() {
+    let (machine, reader) = used("shares.order");
+    assert_eq!(taken_up(&machine, &reader), [0x65, 0x6F]);
+}
+
+#[test]
+fn a_card_whose_user_was_killed_is_reset_after_an_abort() {
+    let (machine, reader) = used("shares.killed");
+    let record = machine.folder().join("locks/3-1.0");
+    let text = fs::read_to_string(&record).unwrap();
+    assert!(text.ends_with("\nleft\n"), "{text}");
+    fs::write(record, text.replace("\nleft\n", "\nheld\n")).unwrap();
+    assert_eq!(taken_up(&machine, &reader), [0x72, 0x65, 0x62, 0x6F]);
+}
+
+#[test]
+fn a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
+    let (machine, reader) = used("shares.middle");
+    {
+        let program = machine.program();
+        let mut watch = program.watch();
+        let _ = look(&mut *watch);
+        let mut card = connect(&program, "3-1");
+        reader.hold();
+        let error = echo_within(&mut *card, b"slow", Duration::from_millis(60)).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::TimedOut);
+    }
+    reader.release();
+    assert_eq!(taken_up(&machine, &reader), [0x72, 0x65, 0x62, 0x6F]);
+}
+
+#[test]
+fn the_sequence_numbers_of_a_claim_are_not_those_of_the_claim_before() {
+    let (machine, reader) = used("shares.numbers");
+    let before = reader.messages();
+    taken_up(&machine, &reader);
+    let (first, second) = (before.as_slice(), &reader.messages()[before.len()..]);
+    let last = &first[first.len() - 2..];
+    assert!(
+        second
+            .iter()
+            .all(|(_, number)| last.iter().all(|(_, other)| number != other)),
+        "{first:?} {second:?}"
+    );
+}

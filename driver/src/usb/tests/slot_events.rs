@@ -1,0 +1,289 @@
+//! Cards that come and go in a reader with several slots, and the reader itself.
+
+use std::{
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, Sent, TransportErrorKind};
+
+use super::{
+    answered,
+    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look},
+    readers::until,
+    slots::{counted, ids, of, pair, several},
+};
+use crate::{
+    backend::{Backend, Watch},
+    reader::{Presence, Readers},
+    usb::fake::{Answer, FakeReader, Fault, reader::FakeCard},
+};
+
+/// A thread that follows the readers; pictures until one is as wished.
+fn watch_until(watch: &mut dyn Watch, is_so: impl Fn(&Readers) -> bool) -> Readers {
+    loop {
+        let picture = watch.next().unwrap();
+        if is_so(&picture) {
+            return picture;
+        }
+    }
+}
+
+#[test]
+fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
+    let machine = Machine::new("slots-bits");
+    let config = several(5);
+    let reader = FakeReader::new(config.clone());
+    reader.insert(0, FakeCard::echo());
+    machine.plug("3-1", &reader, &config);
+    let program = machine.program();
+    let mut watch = program.watch();
+    let all = watch_until(&mut *watch, |picture| picture.readers.len() == 5);
+    let first = of(&all, "3-1:0:0").clone();
+    assert!(holds_card(&first));
+    reader.insert(4, FakeCard::echo());
+    let one = watch_until(&mut *watch, |picture| holds_card(of(picture, "3-1:0:4")));
+    reader.swap(4, FakeCard::echo());
+    let other = watch_until(&mut *watch, |picture| {
+        of(picture, "3-1:0:4").changes != of(&one, "3-1:0:4").changes
+    });
+    assert!(
+        holds_card(of(&other, "3-1:0:4")),
+        "another card, though it looks the same"
+    );
+    reader.remove(4);
+    let none = watch_until(&mut *watch, |picture| {
+        of(picture, "3-1:0:4").presence == Presence::Empty
+    });
+    assert_eq!(
+        of(&none, "3-1:0:0"),
+        &first,
+        "nothing happened to the first slot"
+    );
+    let untouched =
+        |at: usize| of(&none, &format!("3-1:0:{at}")) == of(&all, &format!("3-1:0:{at}"));
+    assert!((1..4).all(untouched));
+}
+
+#[test]
+fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobody() {
+    let machine = Machine::new("slots-none");
+    let (reader, _) = pair(&machine);
+    let program = machine.program();
+    let mut watch = program.watch();
+    watch_until(&mut *watch, |picture| {
+        picture
+            .readers
+            .iter()
+            .filter(|state| holds_card(state))
+            .count()
+            == 2
+    });
+    let waker = watch.waker();
+    thread::scope(|scope| {
+        let waits = scope.spawn(move || watch.next().map(drop));
+        // What was said of the cards before anybody listened is heard first.
+        let asked = || (reader.device().claimed(), reader.device().counts());
+        until(|| {
+            let before = asked();
+            thread::sleep(Duration::from_millis(100));
+            before.0 && before == asked()
+        });
+        reader.device().forget();
+        // Two cards as before, and nonsense about six more slots.
+        reader
+            .device()
+            .send(Answer::Notification(vec![0x50, 0b1111_0101, 0xFF]));
+        while reader.device().counts().interrupt < 1 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(50));
+        let counts = reader.device().counts();
+        waker.stop();
+        assert_eq!(
+            (counts.bulk_out, counts.interrupt),
+            (0, 1),
+            "one transfer is queued again, no more"
+        );
+        waits.join().unwrap().unwrap_err();
+    });
+}
+
+#[test]
+fn two_programs_that_use_different_slots_take_turns() {
+    let machine = Machine::new("slots-turns");
+    let (_reader, _) = pair(&machine);
+    let programs = [machine.program(), machine.program()];
+    let mut watches = programs.each_ref().map(Backend::watch);
+    let wakers = watches.each_ref().map(|watch| watch.waker());
+    for watch in &mut watches {
+        let _ = look(&mut **watch);
+    }
+    thread::scope(|scope| {
+        for mut watch in watches {
+            scope.spawn(move || while watch.next().is_ok() {});
+        }
+        let users: Vec<_> = programs
+            .iter()
+            .map(|program| {
+                scope.spawn(move || {
+                    let mut cards = ["3-1:0:0", "3-1:0:1"].map(|id| connect(program, id));
+                    for round in 0..5_u8 {
+                        for card in &mut cards {
+                            let answer = echo(&mut **card, &[round]);
+                            // The other program may have had the reader, and the card with it.
+                            if let Err(error) = answer {
+                                assert_eq!(error.sent, Sent::No, "{error}");
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let ended: Vec<bool> = users.into_iter().map(|user| user.join().is_ok()).collect();
+        wakers.iter().for_each(|waker| waker.stop());
+        assert_eq!(ended, [true, true]);
+    });
+}
+
+#[test]
+fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
+    let machine = Machine::new("slots-address");
+    let program = machine.program();
+    let mut watch = program.watch();
+    let plug = || {
+        let config = several(2);
+        let reader = FakeReader::new(config.clone());
+        reader.insert(1, FakeCard::echo());
+        machine.plug_at("3-1", 9, &reader, &config);
+        reader
+    };
+    let _one = plug();
+    let first = look(&mut *watch);
+    let mut card = connect(&program, "3-1:0:1");
+    let held = std::fs::File::open(machine.folder().join("sys/3-1")).unwrap();
+    machine.unplug("3-1");
+    let _other = plug();
+    drop(held);
+    let second = look(&mut *watch);
+    assert_eq!(ids(&first), ids(&second));
+    for (before, after) in first.readers.iter().zip(&second.readers) {
+        assert_eq!(before.presence, after.presence);
+        assert_ne!(before.changes, after.changes, "{}", after.id);
+    }
+    let error = echo(&mut *card, b"old").unwrap_err();
+    let gone = [
+        TransportErrorKind::NoReader,
+        TransportErrorKind::CardRemoved,
+    ];
+    assert!(
+        gone.contains(&error.kind) && error.sent == Sent::No,
+        "{error}"
+    );
+    assert!(card.is_over());
+}
+
+#[test]
+fn a_reader_that_leaves_between_being_listed_and_opened_is_not_shown_and_not_waited_for() {
+    for node_is_left in [true, false] {
+        let machine = Machine::new("slots-listed");
+        let (reader, _) = pair(&machine);
+        if node_is_left {
+            reader.device().leave();
+        } else {
+            std::fs::remove_dir_all(machine.folder().join("dev/003")).unwrap();
+        }
+        let program = machine.program();
+        let start = Instant::now();
+        let mut watch = program.watch();
+        let picture = look(&mut *watch);
+        assert!(picture.readers.is_empty(), "{picture:?}");
+        assert_eq!(picture.trouble.unwrap().kind, TransportErrorKind::NoReader);
+        let refused = program.connect(&id("3-1:0:1"), Call::within(PATIENCE));
+        assert_eq!(
+            refused.map(drop).unwrap_err().kind,
+            TransportErrorKind::NoReader
+        );
+        assert!(start.elapsed() < PATIENCE / 2);
+    }
+}
+
+/// Everything a program does with a reader of two slots, while it leaves at the `step`-th thing that happens on the
+/// bus; whether it left in time for that.
+fn leaves_at(step: usize) -> bool {
+    let machine = Machine::new(&format!("slots-leave-{step}"));
+    let (reader, _) = pair(&machine);
+    let program = machine.program();
+    let mut watch = program.watch();
+    reader.device().inject(Fault::Gone, step);
+    let start = Instant::now();
+    let _ = look(&mut *watch);
+    for slot in ["3-1:0:0", "3-1:0:1"] {
+        let used = program
+            .connect(&id(slot), Call::within(PATIENCE))
+            .and_then(|mut card| echo(&mut *card, b"data"));
+        if let Err(error) = used {
+            let gone = matches!(error.kind, TransportErrorKind::NoReader);
+            assert!(gone, "step {step}: {error}");
+        }
+    }
+    assert!(start.elapsed() < PATIENCE / 2, "step {step}");
+    let left = reader.device().struck();
+    if left {
+        machine.unplug("3-1");
+        let picture = look(&mut *watch);
+        assert!(
+            picture.readers.is_empty() && picture.trouble.is_none(),
+            "step {step}"
+        );
+        let (again, _) = pair(&machine);
+        assert_eq!(look(&mut *watch).readers.len(), 2, "step {step}");
+        let mut card = connect(&program, "3-1:0:1");
+        assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
+        drop(card);
+        assert!(!again.device().claimed(), "step {step}");
+    }
+    assert!(
+        !reader.device().claimed() && reader.device().queues() == 0,
+        "step {step}"
+    );
+    left
+}
+
+#[test]
+fn a_reader_that_leaves_at_any_step_ends_what_is_done_with_it_and_comes_back_whole() {
+    let left = (0..60).take_while(|step| leaves_at(*step)).count();
+    assert!((12..60).contains(&left), "{left} steps");
+}
+
+#[test]
+fn a_reader_that_powers_its_cards_by_itself_is_looked_at_without_resetting_them() {
+    let machine = Machine::new("slots-looks");
+    let mut config = several(2);
+    config.features |= 0x0000_0004;
+    config.layout.interrupt = None;
+    let reader = FakeReader::new(config.clone());
+    let resets = counted(&reader, 0);
+    machine.plug("3-1", &reader, &config);
+    let program = machine.program();
+    let mut watch = program.watch();
+    let first = watch_until(&mut *watch, |picture| picture.readers.len() == 2);
+    let before = resets.load(Ordering::SeqCst);
+    let waker = watch.waker();
+    thread::scope(|scope| {
+        let waits = scope.spawn(move || watch.next().map(drop));
+        let asked = |reader: &FakeReader| {
+            let messages = reader.messages();
+            messages.iter().filter(|(kind, _)| *kind == 0x65).count()
+        };
+        let so_far = asked(&reader);
+        while asked(&reader) < so_far + 6 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        waker.stop();
+        assert!(waits.join().unwrap().is_err(), "nothing was new");
+    });
+    assert!(holds_card(of(&first, "3-1:0:0")));
+    assert_eq!(resets.load(Ordering::SeqCst), before);
+}
