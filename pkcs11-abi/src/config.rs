@@ -70,7 +70,7 @@ pub(crate) struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            transports: vec![TransportKind::Pcsc],
+            transports: vec![TransportKind::Pcsc, TransportKind::Usb],
             sockets: Vec::new(),
             usb_backend: Stack::default(),
             lock_folders: Vec::new(),

@@ -2,35 +2,34 @@
 //!
 //! With threads allowed, each backend has one thread, started by the first call that needs the slots; its loop
 //! is `Watch::next` → `SlotTable::apply` → wake. Without, one of the threads that call C_WaitForSlotEvent does
-//! the watching itself, and any other call looks once.
+//! the watching itself, in one wait over all backends, and any other call looks once.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use claviger_apdu::Call;
-use claviger_driver::{Backend, Readers, Stopped, Wake, Watch};
+use claviger_driver::{Backend, Wake, usb::gate::Gate};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
-    board::{Board, Guard, Outcome, Table},
+    board::{Guard, Outcome, Table},
     choice::Choice,
     idle::Idle,
     known_reader::{CardCount, Place, ReaderKey},
     rv::{Failure, Rule},
     slots::SlotTable,
+    sources::{Shared, Source, Sources},
 };
 
-/// How long a first look at the readers may take: pcscd waits for every reader to power its card.
-const LOOK: Duration = Duration::from_secs(5);
-/// How often a caller's thread looks at each of several backends, which no single wait can cover.
-const SEVERAL_BACKENDS: Duration = Duration::from_millis(200);
+/// How often a caller's thread looks at pcscd's readers while it follows others, too: a wait for pcscd happens inside
+/// libpcsclite, and covers nothing else.
+const SLICE: Duration = Duration::from_millis(200);
 /// How often a call that waits for a reader to return tries it.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -39,76 +38,6 @@ impl Table for SlotTable {
 
     fn take_event(&mut self) -> Option<CK_SLOT_ID> {
         SlotTable::take_event(self)
-    }
-}
-
-/// What watchers, waiters and all other calls share.
-struct Shared {
-    board: Board<SlotTable>,
-    idle: Weak<Idle>,
-    /// Backends nobody has looked at yet.
-    unseen: AtomicUsize,
-}
-
-impl Shared {
-    fn apply(&self, backend: usize, picture: &Readers, first: bool) {
-        let applied = self.board.update(|table| {
-            if first {
-                // Under the board's lock, so that who waits for the first look cannot miss it.
-                self.unseen.fetch_sub(1, Ordering::SeqCst);
-            }
-            table.apply(backend, picture, first, Instant::now())
-        });
-        let Some(idle) = self.idle.upgrade() else {
-            return;
-        };
-        if applied.other_cards {
-            idle.look_at(Instant::now());
-        }
-        if let Some(at) = applied.look_again {
-            idle.look_at(at);
-        }
-    }
-}
-
-/// One backend's watch, until a thread takes it.
-struct Source {
-    backend: usize,
-    watch: Box<dyn Watch>,
-    looked: bool,
-    /// The trouble last logged, so that it is said once and not at every look.
-    told: Option<String>,
-}
-
-impl Source {
-    fn look(&mut self, shared: &Shared) {
-        let picture = self.watch.now(Call::within(LOOK));
-        self.take_in(&picture, shared);
-    }
-
-    fn follow(&mut self, shared: &Shared) -> Result<(), Stopped> {
-        let picture = self.watch.next()?;
-        self.take_in(&picture, shared);
-        Ok(())
-    }
-
-    fn follow_to_the_end(&mut self, shared: &Shared) {
-        self.look(shared);
-        while self.follow(shared).is_ok() {}
-    }
-
-    fn take_in(&mut self, picture: &Readers, shared: &Shared) {
-        let trouble = picture.trouble.as_ref().map(ToString::to_string);
-        if trouble != self.told
-            && let Some(trouble) = &trouble
-            // A watch that was ended finds its service gone.
-            && !shared.board.is_stopped()
-        {
-            tracing::warn!("{trouble}");
-        }
-        self.told = trouble;
-        shared.apply(self.backend, picture, !self.looked);
-        self.looked = true;
     }
 }
 
@@ -126,26 +55,17 @@ pub(crate) struct Events {
 
 impl Events {
     /// Prepares to watch `backends` for what `choice` shows; asks nothing of them yet. `idle` is told when cards have
-    /// left.
+    /// left; `gate` what pcscd says, where its readers may be reached on the USB, too.
     pub(crate) fn new(
         backends: &[Arc<dyn Backend>],
         may_create_threads: bool,
         idle: &Arc<Idle>,
         choice: Arc<Choice>,
+        gate: Option<Arc<Gate>>,
     ) -> Self {
-        let source = |(backend, of): (usize, &Arc<dyn Backend>)| Source {
-            backend,
-            watch: of.watch(),
-            looked: false,
-            told: None,
-        };
-        let sources: Vec<Source> = backends.iter().enumerate().map(source).collect();
+        let sources = Source::of(backends, gate.as_ref());
         let wakers = sources.iter().map(|source| source.watch.waker()).collect();
-        let shared = Shared {
-            board: Board::default(),
-            idle: Arc::downgrade(idle),
-            unseen: AtomicUsize::new(sources.len()),
-        };
+        let shared = Shared::new(sources.len(), idle, gate);
         shared.board.update(|table| table.choose(choice));
         Self {
             shared: Arc::new(shared),
@@ -195,11 +115,9 @@ impl Events {
         if self.unwatched.load(Ordering::SeqCst)
             && let Ok(mut sources) = self.sources.try_lock()
         {
-            sources
-                .iter_mut()
-                .for_each(|source| source.look(&self.shared));
+            self.followed(&mut sources).look();
         }
-        self.wait_for_first_look();
+        self.shared.wait_for_first_look();
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -208,6 +126,11 @@ impl Events {
 
     fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn followed<'a>(&'a self, all: &'a mut [Source]) -> Sources<'a> {
+        let shared = &self.shared;
+        Sources { all, shared }
     }
 
     fn start_threads(&self) {
@@ -231,17 +154,6 @@ impl Events {
         }
     }
 
-    fn wait_for_first_look(&self) {
-        let Shared { board, unseen, .. } = &*self.shared;
-        let seen = |_: &SlotTable| unseen.load(Ordering::SeqCst) == 0;
-        if unseen.load(Ordering::SeqCst) > 0
-            && !board.wait_until(Instant::now() + LOOK, seen)
-            && !self.is_stopped()
-        {
-            tracing::warn!("no picture of the readers after {LOOK:?}; going on without");
-        }
-    }
-
     /// A thread that follows `source`; without one the source comes back, and is looked at by each call.
     fn spawn(&self, source: Source) -> Result<JoinHandle<()>, Option<Source>> {
         let name = format!("claviger-ev{}", source.backend);
@@ -256,7 +168,14 @@ impl Events {
             let Some(mut source) = take(&given) else {
                 return;
             };
-            let follow = AssertUnwindSafe(|| source.follow_to_the_end(&shared));
+            let follow = AssertUnwindSafe(|| {
+                let mut alone = Sources {
+                    all: std::slice::from_mut(&mut source),
+                    shared: &shared,
+                };
+                // The first picture, too: a card that is looked at before it is watched may be another one then.
+                while alone.follow_only().is_ok() {}
+            });
             if catch_unwind(follow).is_err() {
                 tracing::error!("internal error while following the readers; please report it");
                 shared.board.break_down();
@@ -295,21 +214,34 @@ impl Events {
         }
     }
 
-    /// Watches in the caller's thread until something changed or the module is finalised.
+    /// Watches in the caller's thread until something changed or the module is finalised; a stop is seen by the
+    /// caller's loop.
     fn lead(&self) {
         let mut sources = self.sources();
-        match sources.as_mut_slice() {
-            // A stop is seen by the caller's loop.
-            [only] => drop(only.follow(&self.shared)),
-            several => {
-                for source in several {
-                    source.look(&self.shared);
-                }
+        let mut followed = self.followed(&mut sources);
+        match followed.blocking() {
+            None => {
+                let _ = followed.follow_pollable(None);
+            }
+            Some(blocking) if followed.depend_on(blocking) => {
+                let alone = sources.remove(blocking);
                 drop(sources);
-                let moment = Instant::now() + SEVERAL_BACKENDS;
-                self.shared.board.wait_until(moment, SlotTable::has_event);
+                self.follow_alone(blocking, alone);
+            }
+            Some(blocking) => {
+                followed.look_at(blocking);
+                let _ = followed.follow_pollable(Some(Instant::now() + SLICE));
             }
         }
+    }
+
+    /// Follows the source that was at `place`, while other calls look at the rest.
+    fn follow_alone(&self, place: usize, mut alone: Source) {
+        let mut followed = self.followed(std::slice::from_mut(&mut alone));
+        let _ = followed.follow_only();
+        let mut sources = self.sources();
+        let place = place.min(sources.len());
+        sources.insert(place, alone);
     }
 
     /// Ends all waiting for good: stop, wake the waiters, wake the watchers, join them. Returns when no thread
@@ -333,3 +265,6 @@ impl std::fmt::Debug for Events {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

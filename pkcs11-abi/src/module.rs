@@ -12,7 +12,7 @@ use claviger_driver::{
     Backend,
     pcsc::PcscBackend,
     socket::SocketBackend,
-    usb::{self, backend::UsbBackend, open::Stack},
+    usb::{self, backend::UsbBackend, gate::Gate, open::Stack},
 };
 use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
@@ -29,6 +29,7 @@ use crate::{
     live::Way,
     rv::{Failure, Rule},
     sessions::{Session, Sessions},
+    slots::RETURN,
 };
 
 /// One generation of the module, from C_Initialize to C_Finalize. Calls hold it while they are inside, so a
@@ -55,11 +56,12 @@ pub(crate) struct Occupied {
 impl Module {
     fn new(config: &Config, may_create_threads: bool) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(0);
+        let gate = gate(config);
         let backend = |kind: &TransportKind| -> Arc<dyn Backend> {
             match kind {
                 TransportKind::Pcsc => Arc::new(PcscBackend::new(may_create_threads)),
                 TransportKind::Socket => Arc::new(SocketBackend::new(config.sockets.clone())),
-                TransportKind::Usb => Arc::new(UsbBackend::new(&usb(config, may_create_threads))),
+                TransportKind::Usb => Arc::new(usb(config, may_create_threads, gate.clone())),
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
@@ -84,6 +86,7 @@ impl Module {
                 may_create_threads,
                 &idle,
                 Arc::clone(&choice),
+                gate,
             )),
             sessions: Sessions::default(),
             backends,
@@ -245,18 +248,29 @@ impl Drop for Module {
     }
 }
 
-/// How readers on the USB are reached. nusb has a thread of its own, which must not be where threads are not allowed, and
-/// is not there in a forked child.
-fn usb(config: &Config, may_create_threads: bool) -> usb::backend::Options {
+/// What keeps us from readers on the USB while pcscd has them, where both ways are configured.
+fn gate(config: &Config) -> Option<Arc<Gate>> {
+    let both = [TransportKind::Pcsc, TransportKind::Usb];
+    let both = both.iter().all(|kind| config.transports.contains(kind));
+    both.then(|| Gate::behind_pcscd(RETURN))
+}
+
+/// The readers on the USB. nusb has a thread of its own, which must not be where threads are not allowed, and is not there
+/// in a forked child.
+fn usb(config: &Config, may_create_threads: bool, gate: Option<Arc<Gate>>) -> UsbBackend {
     let stack = if may_create_threads && !fork::is_child() {
         config.usb_backend
     } else {
         Stack::Rusb
     };
-    usb::backend::Options {
+    let backend = UsbBackend::new(&usb::backend::Options {
         stack,
         is_followed: may_create_threads,
         locks: config.lock_folders.clone(),
+    });
+    match gate {
+        Some(gate) => backend.behind(gate),
+        None => backend,
     }
 }
 

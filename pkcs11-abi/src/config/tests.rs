@@ -124,7 +124,11 @@ fn an_unknown_key_is_reported_by_name_and_line_and_ignored() {
 #[test]
 fn a_bad_value_keeps_the_default() {
     let config = read("transports = [\"usb2\"]\nlog = 7\n");
-    assert_eq!(config.transports, [TransportKind::Pcsc]);
+    assert_eq!(
+        config.transports,
+        [TransportKind::Pcsc, TransportKind::Usb],
+        "pcscd, and the USB where it is absent"
+    );
     assert_eq!(config.complaints.len(), 2);
     for line in ["line 1: transports", "line 2: log"] {
         let reported = |complaint: &String| complaint.contains(line);

@@ -1,0 +1,436 @@
+//! Events over backends that do as they are told.
+
+use std::{
+    io::{PipeReader, PipeWriter, Read as _, Write as _, pipe},
+    os::fd::AsFd as _,
+    sync::{
+        Condvar,
+        atomic::{AtomicU64, AtomicUsize},
+    },
+    thread,
+};
+
+use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
+use claviger_driver::{
+    Pollable, Presence, ReaderId, ReaderState, Readers, Stopped, Watch, pollable::WaitSet,
+    usb::gate::Ours,
+};
+
+use super::*;
+use crate::{idle::Release, sources::LOOK};
+
+/// What only a hang exceeds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A grace that passes in a test, and one that does not.
+const BRIEF: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A backend that shows what it is told to.
+#[derive(Debug)]
+struct Puppet {
+    name: &'static str,
+    shown: Arc<Show>,
+}
+
+#[derive(Debug)]
+struct Show {
+    readers: Mutex<Readers>,
+    /// Counts the changes.
+    version: AtomicU64,
+    changed: Condvar,
+    /// A byte for each.
+    told: (PipeReader, PipeWriter),
+    /// What keeps its readers from being shown.
+    gate: Option<Arc<Gate>>,
+    stopped: AtomicBool,
+    looks: AtomicUsize,
+    steps: AtomicUsize,
+}
+
+impl Puppet {
+    fn new(name: &'static str, readers: Readers) -> Arc<Self> {
+        Self::behind(None, name, readers)
+    }
+
+    /// Readers on the USB.
+    fn usb(gate: &Arc<Gate>, names: &[&str]) -> Arc<Self> {
+        Self::behind(Some(Arc::clone(gate)), "usb", with(0, names))
+    }
+
+    fn behind(gate: Option<Arc<Gate>>, name: &'static str, readers: Readers) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            shown: Arc::new(Show {
+                readers: Mutex::new(readers),
+                version: AtomicU64::new(0),
+                changed: Condvar::new(),
+                told: pipe().unwrap(),
+                gate,
+                stopped: AtomicBool::new(false),
+                looks: AtomicUsize::new(0),
+                steps: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    fn show(&self, readers: Readers) {
+        let mut shown = self.shown.readers.lock().unwrap();
+        *shown = readers;
+        self.shown.version.fetch_add(1, Ordering::SeqCst);
+        self.shown.wake();
+    }
+
+    fn looks(&self) -> usize {
+        self.shown.looks.load(Ordering::SeqCst)
+    }
+
+    fn steps(&self) -> usize {
+        self.shown.steps.load(Ordering::SeqCst)
+    }
+}
+
+impl Show {
+    fn wake(&self) {
+        self.changed.notify_all();
+        (&self.told.1).write_all(&[0]).unwrap();
+    }
+}
+
+impl Backend for Puppet {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn watch(&self) -> Box<dyn Watch> {
+        Box::new(Strings {
+            show: Arc::clone(&self.shown),
+            ours: (Ours::All, 0),
+            seen: None,
+        })
+    }
+
+    fn connect(&self, _: &ReaderId, _: Call) -> Result<Box<dyn Transport>, TransportError> {
+        let kind = TransportErrorKind::NoReader;
+        Err(TransportError::before_card(kind, "a puppet"))
+    }
+
+    fn cut(&self) {}
+
+    fn wind_up(&self) {}
+}
+
+/// The watch of a [`Puppet`].
+struct Strings {
+    show: Arc<Show>,
+    ours: (Ours, u32),
+    /// What the last picture was of.
+    seen: Option<(u64, u32)>,
+}
+
+impl Strings {
+    fn look_at_the_gate(&mut self) {
+        if let Some(gate) = &self.show.gate {
+            gate.clear();
+            self.ours = gate.look();
+            gate.see(self.ours.1);
+        }
+    }
+
+    fn is_new(&mut self) -> bool {
+        self.look_at_the_gate();
+        let now = (self.show.version.load(Ordering::SeqCst), self.ours.1);
+        self.seen != Some(now)
+    }
+
+    fn present(&mut self) -> Readers {
+        let mut readers = self.show.readers.lock().unwrap().clone();
+        let version = self.show.version.load(Ordering::SeqCst);
+        for _ in self.seen.map_or(0, |seen| seen.0)..version {
+            (&self.show.told.0).read_exact(&mut [0]).unwrap();
+        }
+        self.seen = Some((version, self.ours.1));
+        if self.ours.0 != Ours::All {
+            readers.readers.retain(|reader| reader.name == MARKED);
+        }
+        readers
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.show.stopped.load(Ordering::SeqCst)
+    }
+}
+
+impl Watch for Strings {
+    fn now(&mut self, call: Call) -> Readers {
+        self.show.looks.fetch_add(1, Ordering::SeqCst);
+        self.look_at_the_gate();
+        while self.ours.0 == Ours::None && Instant::now() < call.deadline && !self.is_stopped() {
+            thread::sleep(Duration::from_millis(1));
+            self.look_at_the_gate();
+        }
+        self.present()
+    }
+
+    fn next(&mut self) -> Result<Readers, Stopped> {
+        while !self.is_new() && !self.is_stopped() {
+            // The gate tells nobody here.
+            let readers = self.show.readers.lock().unwrap();
+            let moment = Duration::from_millis(2);
+            drop(self.show.changed.wait_timeout(readers, moment).unwrap());
+        }
+        if self.is_stopped() {
+            return Err(Stopped);
+        }
+        Ok(self.present())
+    }
+
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        let blocks = self.show.readers.lock().unwrap().service == Some(BLOCKS);
+        if blocks { None } else { Some(self) }
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::new(Cut(Arc::clone(&self.show)))
+    }
+}
+
+impl Pollable for Strings {
+    fn begin(&mut self) {}
+
+    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+        self.show.steps.fetch_add(1, Ordering::SeqCst);
+        if self.is_stopped() {
+            return Err(Stopped);
+        }
+        Ok(self.is_new().then(|| self.present()))
+    }
+
+    fn waits_on(&self) -> WaitSet<'_> {
+        let mut set = WaitSet::default();
+        set.readable([self.show.told.0.as_fd()]);
+        if let Some(gate) = &self.show.gate {
+            set.readable(gate.descriptor());
+            set.due(gate.due());
+        }
+        set
+    }
+}
+
+struct Cut(Arc<Show>);
+
+impl Wake for Cut {
+    fn stop(&self) {
+        let _readers = self.0.readers.lock().unwrap();
+        self.0.stopped.store(true, Ordering::SeqCst);
+        self.0.wake();
+    }
+}
+
+/// The life of a service that is waited for by blocking, as pcscd is.
+const BLOCKS: u32 = 77;
+/// A reader that pcscd leaves to us.
+const MARKED: &str = "marked";
+
+/// A service with these readers.
+fn with(service: u32, names: &[&str]) -> Readers {
+    let state = |name: &&str| ReaderState {
+        id: ReaderId::new("test", name),
+        name: (*name).to_owned(),
+        presence: Presence::Empty,
+        changes: 0,
+        model: (*name).to_owned(),
+    };
+    Readers {
+        readers: names.iter().map(state).collect(),
+        trouble: None,
+        service: Some(service),
+    }
+}
+
+fn absent() -> Readers {
+    let kind = TransportErrorKind::NoService;
+    Readers {
+        trouble: Some(TransportError::before_card(kind, "pcscd does not run")),
+        ..Readers::default()
+    }
+}
+
+fn events(backends: &[Arc<dyn Backend>], threads: bool, gate: Option<&Arc<Gate>>) -> Events {
+    let idle = Arc::new(Idle::new(Arc::default(), Release::default(), threads));
+    Events::new(backends, threads, &idle, Arc::default(), gate.cloned())
+}
+
+/// The slots that are shown now.
+fn slots(events: &Events) -> usize {
+    let mut table = events.table();
+    table.fix_list();
+    table.listed().len()
+}
+
+/// Waits for one event while `then` happens.
+fn told(events: &Events, then: impl FnOnce()) -> CK_SLOT_ID {
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| events.wait(true));
+        then();
+        waiter.join().unwrap().unwrap()
+    })
+}
+
+#[track_caller]
+fn until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "it never was");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_thread_follows_from_its_first_picture_on() {
+    let one = Puppet::new("one", with(1, &["reader"]));
+    let backends: [Arc<dyn Backend>; 1] = [Arc::clone(&one) as _];
+    let events = events(&backends, true, None);
+    events.refresh();
+    assert_eq!(slots(&events), 2);
+    assert_eq!(one.looks(), 0, "what is only looked at may change unseen");
+    events.stop();
+}
+
+#[test]
+fn without_threads_several_backends_are_waited_for_at_once_and_nobody_wakes_meanwhile() {
+    let (one, other) = (
+        Puppet::new("one", with(1, &[])),
+        Puppet::new("other", with(1, &[])),
+    );
+    let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&one) as _, Arc::clone(&other) as _];
+    let events = events(&backends, false, None);
+    let slot = told(&events, || {
+        until(|| one.steps() > 0 && other.steps() > 0);
+        let (steps, looks) = (one.steps(), one.looks());
+        thread::sleep(SLICE * 3);
+        assert_eq!((one.steps(), one.looks()), (steps, looks));
+        other.show(with(1, &["A"]));
+    });
+    assert_eq!(slot, 0);
+    events.stop();
+    assert!(events.wait(true).is_err());
+}
+
+#[test]
+fn without_threads_a_stop_ends_the_wait_for_several_backends() {
+    let backends: [Arc<dyn Backend>; 2] = [
+        Puppet::new("one", with(1, &[])),
+        Puppet::new("other", with(1, &[])),
+    ];
+    let events = events(&backends, false, None);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| events.wait(true));
+        thread::sleep(SLICE);
+        events.stop();
+        assert!(waiter.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
+    let gate = Gate::behind_pcscd(LONG);
+    let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
+    let usb = Puppet::usb(&gate, &["A"]);
+    let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&usb) as _, Arc::clone(&pcscd) as _];
+    let events = events(&backends, false, Some(&gate));
+    let slot = told(&events, || {
+        until(|| pcscd.looks() > 0);
+        thread::sleep(SLICE * 3);
+        let looked = (pcscd.looks(), usb.looks(), usb.steps());
+        assert_eq!(looked, (1, 1, 0), "once each");
+        events.refresh();
+        assert_eq!((pcscd.looks(), usb.looks()), (1, 2), "another call looks");
+        pcscd.show(with(BLOCKS, &["A"]));
+    });
+    assert_eq!(slot, 0);
+}
+
+#[test]
+fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
+    let gate = Gate::behind_pcscd(LONG);
+    let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
+    let usb = Puppet::usb(&gate, &[MARKED]);
+    let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, Arc::clone(&usb) as _];
+    let events = events(&backends, false, Some(&gate));
+    events.refresh();
+    assert_eq!(slots(&events), 2);
+    let of_pcscd = [(); 2].map(|()| told(&events, || pcscd.show(with(BLOCKS, &["A"]))));
+    assert_eq!(of_pcscd, [2, 3]);
+    assert_eq!(told(&events, || usb.show(with(0, &[]))), 0);
+}
+
+#[test]
+fn the_first_look_waits_for_nobody_who_is_not_there_and_has_the_readers_of_the_usb() {
+    for threads in [true, false] {
+        for (pcscd, shown) in [(absent(), 2), (with(BLOCKS, &[]), 0)] {
+            let gate = Gate::behind_pcscd(LONG);
+            let backends: [Arc<dyn Backend>; 2] =
+                [Puppet::usb(&gate, &["U"]), Puppet::new("pcsc", pcscd)];
+            let events = events(&backends, threads, Some(&gate));
+            let begun = Instant::now();
+            events.refresh();
+            assert!(begun.elapsed() < LOOK);
+            assert_eq!(slots(&events), shown);
+            assert!(events.table().take_event().is_none(), "none has happened");
+            events.stop();
+        }
+    }
+}
+
+/// Whether the reader of a slot is plugged in.
+fn is_there(events: &Events, slot: CK_SLOT_ID) -> bool {
+    let mut table = events.table();
+    table.slot(slot, Instant::now()).unwrap().1.connected
+}
+
+#[test]
+fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice() {
+    for threads in [true, false] {
+        let gate = Gate::behind_pcscd(BRIEF);
+        let pcscd = Puppet::new("pcsc", with(BLOCKS, &["A"]));
+        let usb = Puppet::usb(&gate, &["U"]);
+        let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, usb];
+        let events = events(&backends, threads, Some(&gate));
+        events.refresh();
+        assert_eq!(slots(&events), 2);
+        for _ in 0..2 {
+            let gone = Instant::now();
+            let first = told(&events, || pcscd.show(absent()));
+            assert!(gone.elapsed() >= BRIEF, "its slots stay meanwhile");
+            assert!(first < 4 && !is_there(&events, 0) && is_there(&events, 2));
+            for _ in 0..3 {
+                told(&events, || {});
+            }
+            told(&events, || pcscd.show(with(BLOCKS, &["A"])));
+            let both = || is_there(&events, 0) && is_there(&events, 2);
+            until(|| {
+                assert!(!both());
+                is_there(&events, 0)
+            });
+            while events.table().take_event().is_some() {}
+        }
+        events.stop();
+    }
+}
+
+#[test]
+fn pcscd_is_looked_at_before_the_usb_whatever_the_order() {
+    let gate = Gate::behind_pcscd(LONG);
+    let backends: [Arc<dyn Backend>; 3] = [
+        Puppet::usb(&gate, &[]),
+        Puppet::new("socket", with(1, &[])),
+        Puppet::new("pcsc", absent()),
+    ];
+    let numbers = |gate| {
+        let sources = Source::of(&backends, gate);
+        let numbers = sources.iter().map(|source| source.backend);
+        numbers.collect::<Vec<usize>>()
+    };
+    assert_eq!(numbers(Some(&gate)), [2, 1, 0]);
+    assert_eq!(numbers(None), [0, 1, 2]);
+}

@@ -1,0 +1,254 @@
+use super::*;
+use claviger_apdu::Atr;
+use claviger_driver::{Presence, ReaderId};
+
+fn card() -> Presence {
+    Presence::Card(Atr::parse(&[0x3B, 0x00]).unwrap())
+}
+
+fn other_card() -> Presence {
+    Presence::Card(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())
+}
+
+/// A picture of the service's `life`; a reader's model is the first letter of its name.
+fn picture_of(life: Option<u32>, readers: &[(&str, Presence, u32)]) -> Readers {
+    let state = |(name, presence, changes): &(&str, Presence, u32)| ReaderState {
+        id: ReaderId::new("test", name),
+        name: (*name).to_owned(),
+        presence: presence.clone(),
+        changes: *changes,
+        model: name[..1].to_owned(),
+    };
+    Readers {
+        readers: readers.iter().map(state).collect(),
+        trouble: None,
+        service: life,
+    }
+}
+
+fn picture(readers: &[(&str, Presence, u32)]) -> Readers {
+    picture_of(Some(1), readers)
+}
+
+fn see(table: &mut SlotTable, picture: &Readers) -> Applied {
+    table.apply(0, picture, false, Instant::now())
+}
+
+fn slot(table: &mut SlotTable, id: CK_SLOT_ID) -> KnownReader {
+    table.slot(id, Instant::now()).unwrap().1.clone()
+}
+
+fn events(table: &mut SlotTable) -> Vec<CK_SLOT_ID> {
+    std::iter::from_fn(|| table.take_event()).collect()
+}
+
+fn table() -> SlotTable {
+    let mut table = SlotTable::default();
+    table.apply(0, &picture(&[("A", card(), 1)]), true, Instant::now());
+    table
+}
+
+#[test]
+fn cards_present_at_start_raise_none() {
+    assert_eq!(events(&mut table()), []);
+}
+
+#[test]
+fn insert_and_remove_between_two_looks_still_counts() {
+    let mut table = table();
+    let before = slot(&mut table, 0).card;
+    see(&mut table, &picture(&[("A", card(), 3)]));
+    assert_eq!(events(&mut table), [0, 1]);
+    assert_ne!(
+        slot(&mut table, 0).card,
+        before,
+        "its sessions are of another card"
+    );
+}
+
+#[test]
+fn several_events_on_one_slot_are_one() {
+    let mut table = table();
+    see(&mut table, &picture(&[("A", Presence::Empty, 2)]));
+    see(&mut table, &picture(&[("A", card(), 3)]));
+    assert_eq!(events(&mut table), [0, 1]);
+    assert_eq!(events(&mut table), []);
+}
+
+#[test]
+fn the_same_picture_again_is_no_event() {
+    let mut table = table();
+    see(&mut table, &picture(&[("A", card(), 1)]));
+    assert_eq!(events(&mut table), []);
+}
+
+#[test]
+fn a_reader_that_returns_gets_its_ids_back() {
+    let mut table = table();
+    see(&mut table, &picture(&[]));
+    assert_eq!(events(&mut table), [0, 1]);
+    see(&mut table, &picture(&[("B", Presence::Empty, 0)]));
+    assert_eq!(events(&mut table), [2, 3]);
+    see(
+        &mut table,
+        &picture(&[("B", Presence::Empty, 0), ("A", card(), 1)]),
+    );
+    assert_eq!(events(&mut table), [0, 1]);
+    assert_eq!(slot(&mut table, 2).name, "B");
+}
+
+#[test]
+fn a_reader_that_is_not_shown_has_no_slots_and_raises_no_events() {
+    let mut table = SlotTable::default();
+    let mut choice = Choice::default();
+    choice.readers.deny = vec!["b".to_owned()];
+    choice.applets = vec![AppletKind::OpenPgp];
+    table.choose(Arc::new(choice));
+    see(&mut table, &picture(&[("A", card(), 1), ("B", card(), 1)]));
+    assert_eq!(events(&mut table), [0], "one applet, one slot");
+}
+
+#[test]
+fn backends_do_not_see_each_others_readers_leave() {
+    let mut table = table();
+    table.apply(1, &picture(&[]), false, Instant::now());
+    assert_eq!(events(&mut table), []);
+}
+
+#[test]
+fn a_card_found_gone_ends_its_sessions_and_the_picture_still_raises_the_event() {
+    let mut table = table();
+    let KnownReader { key, card, .. } = slot(&mut table, 0);
+    table.lose_card(key, card);
+    let now = slot(&mut table, 0).card;
+    assert_ne!(now, card);
+    assert_eq!(events(&mut table), []);
+    table.lose_card(key, card);
+    assert_eq!(slot(&mut table, 0).card, now, "once for each card");
+    see(&mut table, &picture(&[("A", Presence::Empty, 2)]));
+    assert_eq!(events(&mut table), [0, 1]);
+}
+
+#[test]
+fn the_list_changes_only_when_it_is_fixed() {
+    let mut table = table();
+    table.fix_list();
+    see(&mut table, &picture(&[("A", card(), 1), ("B", card(), 1)]));
+    assert_eq!(table.listed().len(), 2);
+    table.fix_list();
+    assert_eq!(table.listed().len(), 4);
+}
+
+#[test]
+fn a_lost_service_hides_tokens_and_takes_no_card_with_it() {
+    let mut table = table();
+    let before = slot(&mut table, 0);
+    see(&mut table, &picture_of(None, &[]));
+    let lost = slot(&mut table, 0);
+    assert_eq!(lost.presence, Presence::Empty, "the token is absent");
+    assert_eq!(lost.card, before.card, "its sessions live");
+    assert_eq!(events(&mut table), [0, 1]);
+    table.fix_list();
+    assert_eq!(table.listed().len(), 2, "its slots stay");
+    // Counts begin anew with the service.
+    see(&mut table, &picture_of(Some(2), &[("A", card(), 9)]));
+    let back = slot(&mut table, 0);
+    assert_eq!((&back.presence, back.card), (&card(), before.card));
+    assert_ne!(back.sighting(), before.sighting(), "to be recognised first");
+    assert_eq!(events(&mut table), [0, 1]);
+}
+
+#[test]
+fn a_lost_service_that_is_given_up_takes_its_readers_with_it() {
+    let mut table = table();
+    let before = slot(&mut table, 0);
+    table.give_up_lost_services();
+    assert!(slot(&mut table, 0).connected, "its service is there");
+    see(&mut table, &picture_of(None, &[]));
+    events(&mut table);
+    table.give_up_lost_services();
+    assert_eq!(events(&mut table), [0, 1]);
+    let gone = slot(&mut table, 0);
+    assert!(!gone.connected && gone.card != before.card);
+    table.give_up_lost_services();
+    assert_eq!(events(&mut table), [], "once");
+    see(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
+    let back = slot(&mut table, 0);
+    assert!(back.connected && back.card != before.card);
+}
+
+#[test]
+fn a_service_that_came_back_unseen_was_lost_too() {
+    let mut table = table();
+    let before = slot(&mut table, 0);
+    see(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
+    let back = slot(&mut table, 0);
+    assert_eq!(back.card, before.card);
+    assert_ne!(back.sighting(), before.sighting());
+}
+
+#[test]
+fn a_reader_has_a_moment_to_show_its_card_after_its_service_is_back() {
+    let mut table = table();
+    let before = slot(&mut table, 0);
+    see(&mut table, &picture_of(None, &[]));
+    see(&mut table, &picture_of(Some(2), &[]));
+    assert!(slot(&mut table, 0).is_out_of_sight());
+    let applied = see(
+        &mut table,
+        &picture_of(Some(2), &[("A", Presence::Empty, 0)]),
+    );
+    assert!(applied.look_again.is_some());
+    assert_eq!(slot(&mut table, 0).card, before.card);
+    let later = Instant::now() + RETURN;
+    let after = table.slot(0, later).unwrap().1.clone();
+    assert_ne!(after.card, before.card, "it had its time");
+    assert!(after.connected, "the reader is there");
+    let mut table = self::table();
+    see(&mut table, &picture_of(None, &[]));
+    see(&mut table, &picture_of(Some(2), &[]));
+    let later = Instant::now() + RETURN;
+    assert!(
+        !table.slot(0, later).unwrap().1.connected,
+        "the reader is not"
+    );
+}
+
+#[test]
+fn another_card_after_the_service_is_back_is_another_card() {
+    let mut table = table();
+    let before = slot(&mut table, 0);
+    see(&mut table, &picture_of(None, &[]));
+    let applied = see(&mut table, &picture_of(Some(2), &[("A", other_card(), 1)]));
+    assert!(applied.other_cards);
+    assert_ne!(slot(&mut table, 0).card, before.card);
+    see(&mut table, &picture_of(None, &[]));
+    let applied = see(&mut table, &picture_of(Some(3), &[("A", other_card(), 1)]));
+    assert!(!applied.other_cards);
+}
+
+#[test]
+fn a_reader_that_returns_under_another_number_gets_its_ids_back() {
+    let mut table = table();
+    see(&mut table, &picture(&[]));
+    events(&mut table);
+    see(&mut table, &picture(&[("A1", card(), 1)]));
+    assert_eq!(events(&mut table), [0, 1]);
+    assert_eq!(slot(&mut table, 0).name, "A1");
+    see(
+        &mut table,
+        &picture(&[("A1", card(), 1), ("A2", card(), 1)]),
+    );
+    assert_eq!(
+        events(&mut table),
+        [2, 3],
+        "one more of its kind is another"
+    );
+    // Both numbers change at once, with the service.
+    see(
+        &mut table,
+        &picture_of(Some(2), &[("A3", card(), 1), ("A4", card(), 1)]),
+    );
+    assert_eq!(slot(&mut table, 0).name, "A3");
+    assert_eq!(slot(&mut table, 2).name, "A4");
+}
