@@ -1,9 +1,10 @@
 # Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need, and
-# so do two more for whoever changes anything with threads: `make races` and `make sanitize`.
+# so do three more: `make test-usb`, which is the end of `make test`, and for whoever changes anything with threads `make races`
+# and `make sanitize`.
 
 CARGO ?= cargo
 
-.PHONY: demo test races sanitize lint module install uninstall
+.PHONY: demo test test-usb races sanitize lint module install uninstall
 
 demo:
 	@scripts/prepare demo
@@ -20,8 +21,14 @@ test:
 	$(CARGO) build --locked --release --workspace --all-targets
 	@rm -f $(SKIPPED)
 	CLAVIGER_SKIPPED_TESTS=$(SKIPPED) $(CARGO) test --locked --release --workspace
+	CLAVIGER_SKIPPED_TESTS=$(SKIPPED) scripts/test-usb
 	@if [ -s $(SKIPPED) ]; then echo "Skipped on this machine, $$(wc -l < $(SKIPPED)) in all:"; sort $(SKIPPED); \
 	else echo "Skipped on this machine: none"; fi
+
+# Readers on a real USB stack: a guest of QEMU in which the module reaches a virtual reader by nusb, by libusb, and by pcscd
+# with libccid. The end of `make test`; skipped aloud where there can be no such guest.
+test-usb:
+	@scripts/test-usb
 
 # The tests of C_Initialize and C_Finalize in `make test`, at length and with nothing beside them: the models with one preemption
 # more, 10,000 rounds of waiters against C_Finalize, 10,000 lives in a row over each transport, with threads and without.

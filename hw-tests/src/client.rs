@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-
-/// How often an exit is looked for.
-const POLL: Duration = Duration::from_millis(2);
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+};
 
 /// What became of a client.
 #[derive(Clone, Debug)]
@@ -117,15 +118,17 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
     }
 }
 
-/// Looks without reaping.
+/// Waits without reaping, and without waking before the exit: what is measured beside it is not disturbed.
 pub(crate) fn exits_within(child: &Child, limit: Duration) -> bool {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let exit = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
+    let exit = exit.expect("pidfd_open(2) of Linux 5.3");
     let deadline = Instant::now() + limit;
     loop {
-        match waitid(WaitId::Pid(Pid::from_child(child)), options) {
-            Ok(Some(_)) => return true,
-            _ if Instant::now() >= deadline => return false,
-            _ => std::thread::sleep(POLL),
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).expect("a limit in seconds");
+        match poll(&mut [PollFd::new(&exit, PollFlags::IN)], Some(&left)) {
+            Ok(exits) => return exits > 0,
+            Err(errno) => assert_eq!(errno, Errno::INTR),
         }
     }
 }

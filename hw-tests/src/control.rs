@@ -18,7 +18,8 @@
 //! | line | does | answers |
 //! |---|---|---|
 //! | `card N LINE` | LINE for card N, from 0 | as LINE |
-//! | `service WHAT` | `stop`, `start`, `crash`, `begin`, `freeze` or `thaw`: as [`Rig`]'s methods | `ok` |
+//! | `service stop` | as [`Rig::stop_service`] | `ok`, and when it begins |
+//! | `service WHAT` | `start`, `crash`, `begin`, `freeze` or `thaw`: as [`Rig`]'s methods | `ok` |
 //! | `settle` | as [`Rig::settle`] | `ok` |
 //! | `swap` | as [`Rig::swap`] | `ok` |
 //! | `exchange` | as [`Rig::exchange_card`] | `ok` |
@@ -186,7 +187,7 @@ impl Controlled for Mutex<Rig> {
                 Some((card, line)) => card.obey(line),
                 None => refused(&format!("{text:?}: no such card")),
             },
-            ("service", "stop") => done(|| rig().stop_service()),
+            ("service", "stop") => timed(|| rig().stop_service()),
             ("service", "start") => done(|| rig().restart_service()),
             ("service", "crash") => done(|| rig().crash_service()),
             ("service", "begin") => done(|| rig().begin_service()),

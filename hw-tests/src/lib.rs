@@ -7,6 +7,7 @@
 //! | [`provision`] | keys and certificates for it |
 //! | [`reader`] | a place for it: presence, sharing, counts, faults |
 //! | [`server`], [`vpcd`], [`pcscd`] | ways to it: the socket reader, vsmartcard, a pcscd of the test's own |
+//! | [`usb`], [`vscard`] | ways to it over USB: a virtual reader of this machine, QEMU's of a guest |
 //! | [`control`] | a reader's and a rig's remote control |
 //! | [`client`], [`paths`], [`skip`] | programs with a time limit, where things are, tests that cannot run here |
 //!
@@ -26,3 +27,6 @@ pub mod server;
 pub mod skip;
 pub mod usb;
 pub mod vpcd;
+pub mod vscard;
+
+mod t0;

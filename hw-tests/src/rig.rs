@@ -117,7 +117,7 @@ impl Rig {
         let place = |plan: &Plan| Place::new(plan.clone(), "Claviger virtual reader");
         let places: Vec<Place> = plans.iter().map(place).collect();
         let plug = |place: &Place| {
-            UsbReader::plug(&place.reader, Model::token("virtual reader")).expect("a free port")
+            UsbReader::plug(&place.reader, Model::of_environment()).expect("a free port")
         };
         let readers = places.iter().map(plug).collect();
         let rig = Self {

@@ -12,14 +12,16 @@
 
 mod stage;
 
-use claviger_hw_tests::provision::Plan;
+use std::process::Command;
+
+use claviger_hw_tests::{provision::Plan, rig::Rig};
 use cryptoki::{
     context::Pkcs11,
     mechanism::Mechanism,
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use stage::{Stage, Way, key, log_in, with_card};
+use stage::{Stage, Way, key, log_in, play, with_card};
 
 const HASH: [u8; 32] = [0xA5; 32];
 
@@ -176,6 +178,14 @@ fn piv_listing_keeps_its_budgets_over_the_socket() {
 #[test]
 fn piv_listing_keeps_its_budgets_over_pcscd() {
     with_card(Way::Pcscd, Plan::piv4(), piv_listing);
+}
+
+#[test]
+fn piv_listing_keeps_its_budgets_over_pcscd_beside_the_usb() {
+    let both = |_: &Rig, client: &mut Command| {
+        client.env("CLAVIGER_TRANSPORTS", "pcsc,usb");
+    };
+    let _ = play(Way::Pcscd, Plan::piv4(), both, piv_listing);
 }
 
 #[test]

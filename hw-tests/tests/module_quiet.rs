@@ -48,6 +48,9 @@ struct Case {
     waiters: usize,
 }
 
+/// pcscd, and the USB behind it.
+const DEFAULT: &str = "default";
+
 const CASES: [Case; 4] = [
     Case {
         name: "own-thread",
@@ -125,6 +128,9 @@ impl Blocked {
             .args(arguments)
             .env(FLAGS, case.flags.to_string())
             .env(WAITERS, case.waiters.to_string());
+        if way == DEFAULT {
+            command.env("CLAVIGER_TRANSPORTS", "pcsc,usb");
+        }
         let client = Background::start(&mut command, rig.folder().join(format!("{name}.log")));
         Self {
             name,
@@ -175,7 +181,11 @@ fn switches_of(task: &Path) -> (String, u64) {
 fn hold_still<T: PartialEq + std::fmt::Debug>(traced: bool, look: impl Fn(&Blocked) -> T) {
     let socket = Rig::socket(Plan::factory());
     let pcscd = Rig::pcscd(Plan::factory());
-    let ways = [("socket", Some(&socket)), ("pcscd", pcscd.as_ref())];
+    let ways = [
+        ("socket", Some(&socket)),
+        ("pcscd", pcscd.as_ref()),
+        (DEFAULT, pcscd.as_ref()),
+    ];
     let rigs = ways.iter().filter_map(|(way, rig)| Some((*way, (*rig)?)));
     let mut all: Vec<Blocked> = rigs
         .flat_map(|(way, rig)| CASES.map(|case| Blocked::start(rig, way, case, traced)))

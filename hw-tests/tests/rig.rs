@@ -155,7 +155,7 @@ fn a_rig_obeys_lines_for_each_card() {
     assert!(cards[0].is_present() && !cards[1].is_present());
     assert_eq!(remote.obey("sent 20"), "0");
     assert_eq!(remote.obey("fault 20 2 pull-after"), "ok");
-    assert_eq!(remote.obey("service stop"), "ok");
+    assert!(remote.obey("service stop").starts_with("ok "));
     for nonsense in [
         "card 2 insert",
         "card",

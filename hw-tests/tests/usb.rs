@@ -13,6 +13,7 @@
 
 use std::{
     fs,
+    process::Command,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -103,8 +104,6 @@ on_each_stack! {
     an_apdu_costs_two_transfers
     a_user_without_other_rights_reaches_the_reader
     a_token_pulled_in_mid_command_ends_it_at_once
-    a_token_that_comes_and_goes_is_told_and_leaves_nothing_behind
-    nothing_happens_while_nothing_happens
 }
 
 fn an_apdu_costs_two_transfers(stack: Stack, way: UsbWay) {
@@ -166,128 +165,64 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: Stack, way: UsbWay) {
     rig.card().heal();
 }
 
-fn open_files() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-fn threads() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-/// The next picture in which the card is there, or is not.
-fn next(watch: &mut dyn Watch, is_there: bool) {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let readers = watch.next().unwrap();
-        if has_card(&readers) == is_there {
-            return;
-        }
-        assert!(Instant::now() < end, "{readers:?}");
-    }
-}
-
-fn a_token_that_comes_and_goes_is_told_and_leaves_nothing_behind(stack: Stack, way: UsbWay) {
-    const CYCLES: usize = 200;
-    let mut rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
-    let (mut watch, readers) = watch(&backend);
-    let id = readers.readers.first().unwrap().id.clone();
-    let mut before = (0, 0);
-    let (mut came, mut went) = (Vec::new(), Vec::new());
-    for cycle in 0..CYCLES {
-        let begin = Instant::now();
-        rig.on_usb().unplug();
-        next(&mut *watch, false);
-        went.push(begin.elapsed());
-        let begin = Instant::now();
-        rig.on_usb().replug().unwrap();
-        next(&mut *watch, true);
-        came.push(begin.elapsed());
-        if cycle % 10 == 0 {
-            let mut card = backend.connect(&id, Call::within(PATIENCE)).unwrap();
-            select(&mut *card);
-        }
-        if cycle == 10 {
-            before = (open_files(), threads());
-        }
-    }
-    assert_eq!((open_files(), threads()), before, "descriptors and threads");
-    for (what, times) in [("plugged in", &mut came), ("pulled", &mut went)] {
-        times.sort();
-        println!(
-            "{stack:?}: told of a token {what} after {:.0} ms (median of {CYCLES})",
-            millis(times[CYCLES / 2])
-        );
-    }
-}
-
-/// How often this process has been woken so far, in all its threads.
-fn wake_ups() -> u64 {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let switches = tasks.filter_map(|task| {
-        let status = fs::read_to_string(task.path().join("status")).ok()?;
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("voluntary_ctxt_switches"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
-    switches.sum()
-}
-
-fn nothing_happens_while_nothing_happens(stack: Stack, way: UsbWay) {
-    const IDLE: Duration = Duration::from_secs(10);
-    let mut rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
-    let (mut watch, _) = watch(&backend);
-    let waker = watch.waker();
-    let waits = thread::spawn(move || watch.next().is_err());
-    thread::sleep(Duration::from_secs(2));
-    rig.on_usb().zero();
-    let before = wake_ups();
-    thread::sleep(IDLE);
-    // This thread's own sleep is one.
-    let woken = wake_ups() - before - 1;
-    println!("{stack:?}: {woken} wake-ups in {IDLE:?}");
-    assert_eq!(rig.on_usb().transfers(), Default::default());
-    waker.stop();
-    assert!(waits.join().unwrap());
-    assert!(woken <= 2, "{woken} wake-ups");
-}
-
-/// Median time of a SELECT.
+/// Median time of a SELECT, in the best of some rounds: whatever else the machine does slows down the others.
 fn pace(backend: &dyn Backend) -> Duration {
-    const COMMANDS: usize = 300;
+    const ROUNDS: usize = 5;
+    const COMMANDS: usize = 100;
     let (_watch, readers) = watch(backend);
     let mut card = connect(backend, &readers);
-    let mut times: Vec<Duration> = (0..COMMANDS)
-        .map(|_| {
+    let mut round = |_| {
+        let mut times = [(); COMMANDS].map(|()| {
             let begin = Instant::now();
             select(&mut *card);
             begin.elapsed()
-        })
-        .collect();
-    times.sort();
-    times[COMMANDS / 2]
+        });
+        times.sort_unstable();
+        times[COMMANDS / 2]
+    };
+    (0..ROUNDS).map(&mut round).min().unwrap()
+}
+
+/// Names the process of the machine's pcscd.
+const PCSCD: &str = "CLAVIGER_PCSCD";
+
+/// Ends the machine's pcscd, which lets go of its readers.
+fn end_pcscd() {
+    let process = std::env::var(PCSCD).expect("a pcscd that runs");
+    let ended = Command::new("kill").arg(process).status();
+    assert!(ended.unwrap().success(), "a pcscd that runs");
+    let end = Instant::now() + PATIENCE;
+    while fs::exists("/run/pcscd/pcscd.comm").unwrap() {
+        assert!(Instant::now() < end, "pcscd does not end");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
-#[ignore = "run by make test-usb, with pcscd"]
-fn the_pace_over_libccid() {
+#[ignore = "run by make test-usb, with pcscd, which it ends"]
+fn libccid_takes_longer_for_an_apdu() {
     let mut rig = Rig::usb(Plan::piv4(), UsbWay::Libccid);
     let pcscd = pace(&PcscBackend::new(true));
-    println!(
-        "pcscd and libccid: {:.2} ms for an APDU (median)",
-        millis(pcscd)
-    );
-    println!("transfers of pcscd: {:?}", rig.on_usb().transfers());
+    println!("pcscd and libccid: {:.3} ms for an APDU", millis(pcscd));
+    end_pcscd();
+    for stack in [Stack::Nusb, Stack::Rusb] {
+        let backend = backend(stack, &rig);
+        rig.on_usb().zero();
+        let raw = pace(&backend);
+        let share = raw.as_secs_f64() / pcscd.as_secs_f64();
+        println!(
+            "{stack:?}: {:.3} ms for an APDU, {share:.2} of that",
+            millis(raw)
+        );
+        // The share is printed; of a machine that does other things too, no more can be asked.
+        assert!(raw < pcscd, "{stack:?}");
+    }
 }
 
+/// The cards of the guest's tests, which it need not make then.
 #[test]
-#[ignore = "run by make test-usb"]
-fn the_pace_over_nusb_and_rusb() {
-    for (stack, way) in [(Stack::Nusb, UsbWay::Nusb), (Stack::Rusb, UsbWay::Rusb)] {
-        let rig = Rig::usb(Plan::piv4(), way);
-        let pace = pace(&backend(stack, &rig));
-        println!("{stack:?}: {:.2} ms for an APDU (median)", millis(pace));
+fn the_cards_of_these_tests_can_be_made() {
+    for plan in [Plan::piv4(), Plan::factory()] {
+        let _ = Rig::socket(plan);
     }
 }

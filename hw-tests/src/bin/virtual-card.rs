@@ -1,4 +1,4 @@
-//! A virtual card for people and scripts: on the socket reader's socket, in vsmartcard's vpcd, or both.
+//! A virtual card for people and scripts: on the socket reader's socket, in vsmartcard's vpcd, in QEMU's reader, or in all.
 
 use std::{
     error::Error,
@@ -15,6 +15,7 @@ use claviger_hw_tests::{
     reader::Reader,
     server::SocketServer,
     vpcd::VpcdClient,
+    vscard::VscardClient,
 };
 use lexopt::{Arg, Parser, ValueExt as _};
 
@@ -23,6 +24,7 @@ virtual-card: a smart card with the Nitrokey 3's applets, without hardware
 
   --socket PATH      serve the socket reader protocol there
   --vpcd PORT        put the card into the vpcd that listens at this port of this host
+  --vscard PATH      put the card into the usb-ccid of the QEMU that listens there; it speaks T=0 then
   --apps LIST        applets: piv,openpgp (default: both)
   --serial N         serial number (default 1)
   --state DIR        keep the card in this folder; without it, the card is forgotten at the end
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
 struct Options {
     socket: Option<PathBuf>,
     vpcd: Option<u16>,
+    vscard: Option<PathBuf>,
     plan: Plan,
     state: Option<PathBuf>,
     certificates: Option<PathBuf>,
@@ -67,6 +70,7 @@ impl Options {
         let mut options = Self {
             socket: None,
             vpcd: None,
+            vscard: None,
             plan: Plan::factory(),
             state: None,
             certificates: None,
@@ -80,6 +84,7 @@ impl Options {
             match argument {
                 Arg::Long("socket") => options.socket = Some(parser.value()?.into()),
                 Arg::Long("vpcd") => options.vpcd = Some(parser.value()?.parse()?),
+                Arg::Long("vscard") => options.vscard = Some(parser.value()?.into()),
                 Arg::Long("apps") => restrict(&mut options.plan, &parser.value()?.string()?)?,
                 Arg::Long("serial") => options.plan.serial = parser.value()?.parse()?,
                 Arg::Long("state") => options.state = Some(parser.value()?.into()),
@@ -97,8 +102,11 @@ impl Options {
                 other => return Err(other.unexpected().into()),
             }
         }
-        if options.socket.is_none() && options.vpcd.is_none() {
-            return Err("say --socket PATH or --vpcd PORT, or --help".into());
+        if options.socket.is_none() && options.vpcd.is_none() && options.vscard.is_none() {
+            return Err("say --socket PATH, --vpcd PORT or --vscard PATH, or --help".into());
+        }
+        if options.plan.yubi && options.vscard.is_some() {
+            return Err("--yubi implies Le, which a card of T=0 (--vscard) cannot".into());
         }
         contents.map_or(Ok(()), |contents| fill(&mut options.plan, &contents))?;
         Ok(Some(options))
@@ -137,10 +145,14 @@ impl Options {
             .vpcd
             .map(|port| VpcdClient::start(port, reader))
             .transpose()?;
+        let in_qemu = self
+            .vscard
+            .map(|path| VscardClient::start(path, reader))
+            .transpose()?;
         println!("ready");
         io::stdout().flush()?;
         let _ = ended.recv();
-        drop((server, client, end));
+        drop((server, client, in_qemu, end));
         Ok(())
     }
 }

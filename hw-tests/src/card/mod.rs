@@ -153,6 +153,13 @@ impl VirtualCard {
         let _ = self.signal(Signal::PowerCycle);
     }
 
+    /// A power cycle that is over when this returns, as that of a token whose firmware starts before its device answers.
+    pub(crate) fn boot(&self) {
+        self.reset();
+        // Answered by the firmware that is up again.
+        self.reset();
+    }
+
     fn signal(&self, signal: Signal) -> Option<Vec<u8>> {
         let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         line.commands.as_ref()?.send(signal).ok()?;
@@ -207,9 +214,15 @@ fn run(
         let kernel = SystemCall::boot(store, config.seed);
         let _ = powered.send(Ok(()));
         while let Some(mut applets) = Applets::power_up(config, &kernel, &wiring) {
+            let mut is_fresh = true;
             loop {
                 let answer = match signals.recv() {
-                    Ok(Signal::Frame(frame)) => applets.answer(frame),
+                    Ok(Signal::Frame(frame)) => {
+                        is_fresh = false;
+                        applets.answer(frame)
+                    }
+                    // There is nothing to forget.
+                    Ok(Signal::PowerCycle) if is_fresh => Vec::new(),
                     Ok(Signal::PowerCycle) => break,
                     Err(_) => return,
                 };

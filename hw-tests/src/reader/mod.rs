@@ -146,6 +146,12 @@ impl Reader {
         drop(place);
     }
 
+    /// Power comes to a card that nobody uses; it is ready when this returns.
+    pub(crate) fn boot(&self) {
+        let _place = self.place();
+        self.0.card.boot();
+    }
+
     /// Lets `script` decide the fate of every frame from now on. It must not use the reader itself.
     pub fn on_frame(&self, script: impl FnMut(&[u8]) -> Fate + Send + 'static) {
         self.0.faults.follow(Some(Box::new(script)));

@@ -1,5 +1,10 @@
 //! What a virtual reader says of itself on the bus.
 
+#![allow(clippy::panic, reason = "a harness fails loudly")]
+
+/// What every rig on the USB plugs in: `token`, which is what there is without it, or `reader`.
+const MODEL: &str = "CLAVIGER_RIG_MODEL";
+
 /// A reader to be put on the bus.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -12,6 +17,16 @@ pub struct Model {
 }
 
 impl Model {
+    /// The model that the environment names.
+    pub(crate) fn of_environment() -> Self {
+        let model = std::env::var(MODEL).unwrap_or_else(|_| "token".to_owned());
+        match model.as_str() {
+            "token" => Self::token("virtual reader"),
+            "reader" => Self::reader("virtual reader"),
+            other => panic!("{MODEL}={other}: token and reader are models"),
+        }
+    }
+
     /// A token that cannot be opened, as the tables of claviger and of libccid have it: a Nitrokey 3.
     #[must_use]
     pub fn token(name: &str) -> Self {

@@ -107,12 +107,13 @@ impl UsbReader {
         Ok(plugged)
     }
 
-    /// Plugs it into its port again.
+    /// Plugs it into its port again. A token's firmware starts with that.
     ///
     /// # Errors
     /// [`io::Error`] when the controller refuses.
     pub fn replug(&mut self) -> io::Result<()> {
         self.unplug();
+        self.reader.boot();
         let (ours, kernels) = UnixStream::pair()?;
         let device = Arc::new(Device {
             model: Arc::clone(&self.model),
@@ -359,15 +360,14 @@ impl Device {
         let Ok(peer) = self.line.try_clone() else {
             return;
         };
-        let mut slot = Slot::new(
-            reader.user(self.stop.clone(), peer.into()),
-            reader.atr().to_vec(),
-        );
+        let Ok(mut slot) = Slot::new(reader, &self.stop, peer.into()) else {
+            return;
+        };
         let mut bytes = Vec::new();
         while let Some(more) = self.next_command() {
             bytes.extend(more);
             while let Some(message) = Message::take(&mut bytes) {
-                let answer = self.obey(&mut slot, &message, reader.is_present());
+                let answer = self.obey(&mut slot, &message);
                 self.state().answers.push_back(answer);
                 self.pump();
             }
@@ -389,28 +389,22 @@ impl Device {
     }
 
     /// Asks for more time as long as the card works.
-    fn obey(&self, slot: &mut Slot, message: &Message, is_present: bool) -> Vec<u8> {
-        if !is_present {
-            slot.lose_power();
-        }
+    fn obey(&self, slot: &mut Slot, message: &Message) -> Vec<u8> {
         let done = (Mutex::new(false), Condvar::new());
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut is_done = done.0.lock().unwrap_or_else(PoisonError::into_inner);
-                loop {
+                while !*is_done {
                     let waited = done.1.wait_timeout(is_done, EXTENSION);
                     let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
                     is_done = guard;
-                    if *is_done {
-                        return;
-                    }
-                    if timeout.timed_out() {
+                    if timeout.timed_out() && !*is_done {
                         self.state().answers.push_back(message.extension());
                         self.pump();
                     }
                 }
             });
-            let answer = slot.obey(message, is_present);
+            let answer = slot.obey(message);
             *done.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
             done.1.notify_all();
             answer

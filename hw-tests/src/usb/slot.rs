@@ -1,6 +1,8 @@
 //! The CCID side of a virtual reader: messages to its slot and what it answers (CCID 1.1, 6).
 
-use crate::reader::User;
+use std::os::fd::OwnedFd;
+
+use crate::reader::{Reader, Stop, User};
 
 /// bError: the card is not there, or does not answer.
 const ICC_MUTE: u8 = 0xFE;
@@ -48,30 +50,30 @@ impl Message {
 
 /// The card in the slot, and whether it has power.
 pub(super) struct Slot {
+    reader: Reader,
+    stop: Stop,
+    line: OwnedFd,
+    /// Whose frames reach the card; another one after each insertion.
     user: User,
-    atr: Vec<u8>,
     is_powered: bool,
 }
 
 impl Slot {
-    pub(super) const fn new(user: User, atr: Vec<u8>) -> Self {
-        Self {
-            user,
-            atr,
+    /// The slot of `reader`; who is served by it is at the other end of `line`.
+    pub(super) fn new(reader: &Reader, stop: &Stop, line: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self {
+            user: reader.user(stop.clone(), line.try_clone()?),
+            reader: reader.clone(),
+            stop: stop.clone(),
+            line,
             is_powered: false,
-        }
-    }
-
-    /// The card has left; the next has no power yet.
-    pub(super) const fn lose_power(&mut self) {
-        self.is_powered = false;
+        })
     }
 
     /// Does what a message says.
-    pub(super) fn obey(&mut self, message: &Message, is_present: bool) -> Vec<u8> {
-        if !is_present {
-            self.is_powered = false;
-        }
+    pub(super) fn obey(&mut self, message: &Message) -> Vec<u8> {
+        let is_present = self.reader.is_present();
+        self.is_powered &= is_present;
         let kind = match message.kind {
             0x62 | 0x6F => 0x80,
             0x61 | 0x6C | 0x6D => 0x82,
@@ -91,7 +93,8 @@ impl Slot {
             // The offset of a byte it does not understand: the first.
             _ => Err(0),
         };
-        let icc = match (is_present, self.is_powered) {
+        // The card may have left meanwhile.
+        let icc = match (self.reader.is_present(), self.is_powered) {
             (false, _) => 2,
             (true, false) => 1,
             (true, true) => 0,
@@ -104,13 +107,18 @@ impl Slot {
 
     /// Power for a card that has it is a reset.
     fn power_on(&mut self) -> Result<Vec<u8>, u8> {
-        self.user.attach().map_err(|_| ICC_MUTE)?;
+        if self.user.attach().is_err() {
+            // It is another card than the one before.
+            let line = self.line.try_clone().map_err(|_| ICC_MUTE)?;
+            self.user = self.reader.user(self.stop.clone(), line);
+            self.user.attach().map_err(|_| ICC_MUTE)?;
+        }
         if self.is_powered {
             self.user.warm_reset();
         } else {
             self.user.power_on();
         }
         self.is_powered = true;
-        Ok(self.atr.clone())
+        Ok(self.reader.atr().to_vec())
     }
 }

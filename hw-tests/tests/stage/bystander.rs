@@ -1,4 +1,4 @@
-//! Another program that pcscd tells of the same events: the moment from which the module could know of them.
+//! Another program that pcscd, or udev, tells of the same events: the moment from which the module could know of them.
 
 use std::{
     sync::mpsc::{self, Receiver, Sender},
@@ -7,6 +7,14 @@ use std::{
 };
 
 use pcsc::{Context, ReaderState, Scope, State};
+use rustix::net::{
+    AddressFamily, RecvFlags, SocketFlags, SocketType, bind,
+    netlink::{KOBJECT_UEVENT, SocketAddrNetlink},
+    recv, socket_with,
+};
+
+/// The group of udev's own messages.
+const UDEV: u32 = 2;
 
 /// Seconds since 1970: the card's process tells the time of its events so.
 pub fn now() -> f64 {
@@ -38,4 +46,28 @@ fn follow(context: &Context, mut states: [ReaderState; 1], told: &Sender<f64>) {
             return;
         }
     }
+}
+
+/// The times at which udev told a program of its own that a USB device has come or gone.
+pub fn udev_events() -> Receiver<f64> {
+    let (told, times) = mpsc::channel();
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, Some(KOBJECT_UEVENT)).unwrap();
+    bind(&socket, &SocketAddrNetlink::new(0, UDEV)).unwrap();
+    thread::spawn(move || {
+        let mut message = vec![0_u8; 1 << 14];
+        loop {
+            let (length, _) = recv(&socket, &mut message, RecvFlags::empty()).unwrap();
+            let at = now();
+            let has = |text: &str| {
+                let windows = message[..length].windows(text.len());
+                windows.into_iter().any(|window| window == text.as_bytes())
+            };
+            let moves = has("ACTION=add\0") || has("ACTION=remove\0");
+            if moves && has("DEVTYPE=usb_device\0") && told.send(at).is_err() {
+                return;
+            }
+        }
+    });
+    times
 }

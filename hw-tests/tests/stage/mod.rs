@@ -146,7 +146,8 @@ pub fn play_cards(
     };
     let control = rig.folder().join("control");
     let mut command = rig.command(env::current_exe().expect("this program"));
-    command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
+    let how = ["--exact", "--include-ignored", "--nocapture"];
+    command.arg(&name).args(how).arg("--test-threads=1");
     command
         .env(WAY, format!("{way:?}"))
         .env(STAGE, &control)

@@ -1,0 +1,125 @@
+//! The card's side of T=0 (ISO 7816-3, 10 and 12.2), before firmware that takes APDUs.
+//!
+//! | command TPDU | the firmware takes it as | what T=0 adds |
+//! |---|---|---|
+//! | header, P3 | case 2, Le = P3; of commands that have no answer, case 1 | an answer of another length is held back: 6Cxx |
+//! | header, P3, P3 bytes | case 3, Lc = P3 | an answer is told of by 61xx, which the firmware does by itself |
+//!
+//! A command that follows 6Cxx with the length it names is given what is held and not executed again.
+
+/// Status word for a command whose data are not as many as P3 says.
+const WRONG_LENGTH: [u8; 2] = [0x67, 0x00];
+/// SW1 before the number of bytes there are.
+const CORRECT_LENGTH: u8 = 0x6C;
+/// Bytes of a status word.
+const STATUS: usize = 2;
+
+/// A card of T=0, from one reset to the next.
+#[derive(Debug, Default)]
+pub(crate) struct T0 {
+    held: Option<Held>,
+}
+
+/// An answer, and the command it is given to.
+#[derive(Debug)]
+struct Held {
+    command: [u8; 5],
+    answer: Vec<u8>,
+}
+
+impl T0 {
+    /// The answer to a command TPDU; `firmware` is asked once at most.
+    ///
+    /// # Errors
+    /// Those of `firmware`.
+    pub(crate) fn answer<E>(
+        &mut self,
+        tpdu: &[u8],
+        firmware: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>, E> {
+        let held = self.held.take();
+        let Some((command, data)) = tpdu.split_first_chunk::<5>() else {
+            return Ok(WRONG_LENGTH.to_vec());
+        };
+        let [header @ .., p3] = *command;
+        if !data.is_empty() && data.len() != usize::from(p3) {
+            return Ok(WRONG_LENGTH.to_vec());
+        }
+        if let Some(held) = held.filter(|held| held.command == *command && data.is_empty()) {
+            return Ok(held.answer);
+        }
+        let answer = firmware(tpdu)?;
+        let there = answer.len().saturating_sub(STATUS);
+        if !data.is_empty() || there == 0 || there == usize::from(p3) || (there, p3) == (256, 0) {
+            return Ok(answer);
+        }
+        // The firmware gives no more than Le, which is 256 at most.
+        let length = u8::try_from(there).unwrap_or(0);
+        let [cla, ins, p1, p2] = header;
+        self.held = Some(Held {
+            command: [cla, ins, p1, p2, length],
+            answer,
+        });
+        Ok(vec![CORRECT_LENGTH, length])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    const GET_DATA: [u8; 5] = [0x00, 0xCA, 0x00, 0x4F, 0];
+
+    fn answers(t0: &mut T0, tpdu: &[u8], answer: &[u8]) -> Vec<u8> {
+        let Ok(answer) = t0.answer(tpdu, |_| Ok::<_, Infallible>(answer.to_vec()));
+        answer
+    }
+
+    fn from_memory(t0: &mut T0, tpdu: &[u8]) -> Vec<u8> {
+        let Ok(answer) = t0.answer(tpdu, |_| -> Result<_, Infallible> {
+            unreachable!("the firmware is asked")
+        });
+        answer
+    }
+
+    #[test]
+    fn an_answer_of_another_length_is_given_when_its_length_is_asked_for() {
+        let mut t0 = T0::default();
+        let answer = [1, 2, 3, 0x90, 0x00];
+        assert_eq!(answers(&mut t0, &GET_DATA, &answer), [0x6C, 3]);
+        assert_eq!(from_memory(&mut t0, &[0x00, 0xCA, 0x00, 0x4F, 3]), answer);
+        assert_eq!(answers(&mut t0, &GET_DATA, &[0x6A, 0x88]), [0x6A, 0x88]);
+    }
+
+    #[test]
+    fn another_command_ends_what_was_held() {
+        let mut t0 = T0::default();
+        assert_eq!(answers(&mut t0, &GET_DATA, &[1, 0x90, 0x00]), [0x6C, 1]);
+        assert_eq!(
+            answers(&mut t0, &[0, 0x20, 0, 0x80, 0], &[0x63, 0xC3]),
+            [0x63, 0xC3]
+        );
+        let asked_again = [0x00, 0xCA, 0x00, 0x4F, 1];
+        assert_eq!(
+            answers(&mut t0, &asked_again, &[2, 0x90, 0x00]),
+            [2, 0x90, 0x00]
+        );
+    }
+
+    #[test]
+    fn a_whole_block_and_the_news_of_more_go_up_as_they_are() {
+        let answer = [&[7; 256][..], &[0x61, 0x00]].concat();
+        assert_eq!(answers(&mut T0::default(), &GET_DATA, &answer), answer);
+    }
+
+    #[test]
+    fn data_are_as_many_as_p3_says() {
+        for tpdu in [&[0, 0x20, 0, 0x80][..], &[0, 0x20, 0, 0x80, 2, 1]] {
+            assert_eq!(from_memory(&mut T0::default(), tpdu), WRONG_LENGTH);
+        }
+        let verify = [0, 0x20, 0, 0x80, 1, 1];
+        assert_eq!(answers(&mut T0::default(), &verify, &[0x61, 9]), [0x61, 9]);
+    }
+}

@@ -1,0 +1,236 @@
+//! The card side of QEMU's reader: puts a [`Reader`]'s card into `usb-ccid` with `ccid-card-passthru`.
+//!
+//! QEMU listens at a socket; who connects to it is the card's place, and says what is in it (libcacard's `vscard_common.h`).
+//!
+//! ```text
+//! | type | reader | length | payload |     the first three of 4 bytes each, big endian
+//! ```
+//!
+//! That reader passes blocks on as they are and knows T=0 alone, so the card speaks T=0 there. It has no message for power:
+//! a card that the guest powers off and on keeps what it knows.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use claviger_driver::socket::frame::Refusal;
+
+use crate::{
+    reader::{Presence, Reader, Stop, User},
+    t0::T0,
+};
+
+/// The answer to reset there: T=0 alone, with a Nitrokey 3's historical bytes. No check byte follows (ISO 7816-3, 8.2.5).
+pub const T0_ATR: [u8; 17] = [
+    0x3B, 0x0F, 0x80, 0x5D, 0x4E, 0x69, 0x74, 0x72, 0x6F, 0x6B, 0x65, 0x79, 0, 0, 0, 0, 0,
+];
+
+/// Types of messages.
+const INIT: u32 = 1;
+const ERROR: u32 = 2;
+const READER_ADD: u32 = 3;
+const READER_REMOVE: u32 = 4;
+const ATR: u32 = 5;
+const CARD_REMOVE: u32 = 6;
+const APDU: u32 = 7;
+
+/// What the first message has: a word to know each other by, version 0.0.2, no capabilities.
+const GREETING: [u8; 12] = *b"VSCD\0\0\0\x02\0\0\0\0";
+/// The reader is the only one.
+const READER: u32 = 0;
+/// Codes of [`ERROR`].
+const SUCCESS: [u8; 4] = [0; 4];
+const GENERAL_ERROR: [u8; 4] = [0, 0, 0, 1];
+/// Nothing QEMU says is longer.
+const LONGEST: u32 = 1 << 16;
+/// Pause before the next try to reach a QEMU that does not listen.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Keeps the reader's card in QEMU's reader whenever it is present; until dropped.
+#[derive(Debug)]
+pub struct VscardClient {
+    reader: Reader,
+    line: Arc<Line>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    path: PathBuf,
+    stop: Stop,
+    /// Insertions and removals so far.
+    changes: AtomicU32,
+    /// The open connection, to write to and to be cut from outside.
+    stream: Mutex<Option<UnixStream>>,
+}
+
+impl VscardClient {
+    /// Puts the card of `reader` into the QEMU that listens at `path`, now or as soon as it does.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(path: impl AsRef<Path>, reader: &Reader) -> io::Result<Self> {
+        let line = Arc::new(Line {
+            path: path.as_ref().to_owned(),
+            stop: Stop::default(),
+            changes: AtomicU32::new(0),
+            stream: Mutex::default(),
+        });
+        let (running, source) = (line.clone(), reader.clone());
+        let thread = std::thread::Builder::new()
+            .name("vscard".into())
+            .spawn(move || running.run(&source))?;
+        Ok(Self {
+            reader: reader.clone(),
+            line,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for VscardClient {
+    fn drop(&mut self) {
+        self.reader.stop(&self.line.stop);
+        // QEMU takes no notice of a connection that ends.
+        let _ = self.line.say(CARD_REMOVE, &[]);
+        let _ = self.line.say(READER_REMOVE, &[]);
+        self.line.cut();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Line {
+    fn run(self: &Arc<Self>, reader: &Reader) {
+        while !self.stop.is_set() {
+            if let Ok(stream) = UnixStream::connect(&self.path) {
+                let _ = self.serve(stream, reader);
+                self.cut();
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    /// One connection. The watcher tells QEMU of each card, and first of the one that is there.
+    fn serve(self: &Arc<Self>, stream: UnixStream, reader: &Reader) -> io::Result<()> {
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
+        self.say(INIT, &GREETING)?;
+        self.say(READER_ADD, reader.name().as_bytes())?;
+        let line = self.clone();
+        let watcher = reader.watch(move |presence| line.tell(presence));
+        let ended = self.answer(stream, reader);
+        reader.unwatch(watcher);
+        ended
+    }
+
+    fn tell(&self, presence: Presence) {
+        self.changes.store(presence.changes, Ordering::Release);
+        // A connection that has ended is noticed by who reads from it.
+        let _ = match presence.present {
+            true => self.say(ATR, &T0_ATR),
+            false => self.say(CARD_REMOVE, &[]),
+        };
+    }
+
+    fn answer(&self, mut stream: UnixStream, reader: &Reader) -> io::Result<()> {
+        let mut card = None;
+        while !self.stop.is_set() {
+            match receive(&mut stream)? {
+                (APDU, tpdu) => match self.transmit(&mut card, &stream, reader, &tpdu) {
+                    Ok(answer) => self.say(APDU, &answer)?,
+                    Err(_) => self.say(ERROR, &GENERAL_ERROR)?,
+                },
+                (ERROR, code) if code != SUCCESS => {
+                    return Err(io::Error::other("QEMU refuses the card"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(
+        &self,
+        card: &mut Option<Card>,
+        stream: &UnixStream,
+        reader: &Reader,
+        tpdu: &[u8],
+    ) -> Result<Vec<u8>, Refusal> {
+        let changes = self.changes.load(Ordering::Acquire);
+        let mut inserted = match card.take().filter(|card| card.changes == changes) {
+            Some(card) => card,
+            None => {
+                let peer = stream.try_clone().map_err(|_| Refusal::NoCard)?;
+                let mut user = reader.user(self.stop.clone(), peer.into());
+                user.attach()?;
+                let t0 = T0::default();
+                Card { changes, user, t0 }
+            }
+        };
+        let answer = inserted.answer(tpdu);
+        *card = Some(inserted);
+        answer
+    }
+
+    fn say(&self, kind: u32, payload: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+        let header = [kind, READER, length].map(u32::to_be_bytes).concat();
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = stream.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        stream.write_all(&[&header, payload].concat())
+    }
+
+    fn cut(&self) {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = stream.take() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// One insertion of the card.
+struct Card {
+    changes: u32,
+    user: User,
+    t0: T0,
+}
+
+impl Card {
+    /// A reset by the test goes unnoticed here, as one by bad contacts would: the command meets a card that forgot.
+    fn answer(&mut self, tpdu: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let Self { user, t0, .. } = self;
+        t0.answer(tpdu, |apdu| match user.transmit(apdu) {
+            Err(Refusal::CardReset) => {
+                user.attach()?;
+                user.transmit(apdu)
+            }
+            done => done,
+        })
+    }
+}
+
+/// Type and payload of the next message.
+fn receive(stream: &mut UnixStream) -> io::Result<(u32, Vec<u8>)> {
+    let mut word = || {
+        let mut word = [0; 4];
+        stream.read_exact(&mut word)?;
+        Ok::<_, io::Error>(u32::from_be_bytes(word))
+    };
+    let (kind, _, length) = (word()?, word()?, word()?);
+    if length > LONGEST {
+        return Err(io::Error::other("a message without end"));
+    }
+    let mut payload = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    stream.read_exact(&mut payload)?;
+    Ok((kind, payload))
+}

@@ -1,0 +1,249 @@
+//! The module where no pcscd is, and no reader on the USB: nothing is waited for, nothing wakes, nothing is left.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod stage;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_driver::usb::sysfs::Bus;
+use claviger_hw_tests::{client, skip};
+use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK};
+use stage::{
+    fork::{Descent, in_descendant},
+    no_threads,
+    process::{left_threads, module_threads, open_files, thread_count},
+    raw::{NO_THREADS, OWN_THREAD, Raw},
+    waiter::{Waiter, this_task, until_asleep},
+};
+
+/// Set in the process that has the module, to its transports.
+const TRANSPORTS: &str = "CLAVIGER_TRANSPORTS";
+const HERE: &str = "CLAVIGER_TEST_ALONE";
+/// What it says when its test is through.
+const PLAYED: &str = "the client is through";
+const LIMIT: Duration = Duration::from_secs(120);
+/// A first look that waits for somebody takes this long.
+const LOOK: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(1);
+const WINDOW: Duration = Duration::from_secs(10);
+const WINDOWS: usize = 3;
+
+/// The default, and the USB alone.
+const BOTH: &str = "pcsc,usb";
+const USB: &str = "usb";
+
+/// Runs `body` in a process of its own with these transports, and a pcscd that is looked for where none is; the log.
+fn alone(transports: &str, body: impl FnOnce()) -> Option<String> {
+    if env::var_os(HERE).is_some() {
+        if env::var(TRANSPORTS).unwrap() == transports {
+            body();
+            println!("{PLAYED}");
+        }
+        return None;
+    }
+    if !Bus::system().list(&[]).unwrap().is_empty() {
+        skip::because("a reader is on the USB of this machine");
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env::current_exe().unwrap());
+    let name = thread::current().name().unwrap().to_owned();
+    command
+        .args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"])
+        .env(HERE, "1")
+        .env(TRANSPORTS, transports)
+        .env("CLAVIGER_CONFIG", "/dev/null")
+        .env("CLAVIGER_LOG", "warn")
+        .env("XDG_RUNTIME_DIR", folder.path())
+        .env("PCSCLITE_CSOCK_NAME", folder.path().join("pcscd.comm"));
+    let output = client::run(&mut command, LIMIT).expect_success();
+    assert!(output.stdout.contains(PLAYED), "{output}");
+    Some(output.stderr)
+}
+
+/// The same for each of the transports.
+fn each(body: impl Fn()) {
+    for transports in [BOTH, USB] {
+        let _ = alone(transports, &body);
+    }
+}
+
+#[test]
+fn the_first_look_waits_for_nobody() {
+    each(|| {
+        let raw = Raw::load();
+        for flags in [OWN_THREAD, NO_THREADS] {
+            let begun = Instant::now();
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            assert_eq!(raw.slot_count(false), (CKR_OK, 0));
+            assert_eq!(raw.wait(cryptoki_sys::CKF_DONT_BLOCK).0, CKR_NO_EVENT);
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert!(begun.elapsed() < LOOK, "flags {flags}");
+        }
+    });
+}
+
+#[test]
+fn no_reader_at_all_is_said_in_one_line() {
+    let log = alone(BOTH, || {
+        let raw = Raw::load();
+        assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
+        assert_eq!(raw.slot_count(false), (CKR_OK, 0));
+        assert_eq!(raw.slot_count(false), (CKR_OK, 0));
+        assert_eq!(raw.finalize(), CKR_OK);
+    });
+    let Some(log) = log else { return };
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("pcscd")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(
+        lines[0].contains("no reader") && lines[0].contains("USB"),
+        "{log}"
+    );
+}
+
+/// How often a thread gave up the processor, or had to.
+fn switches(task: &Path) -> u64 {
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let counts = status
+        .lines()
+        .filter(|line| line.contains("ctxt_switches:"));
+    counts
+        .map(|line| line.rsplit_once(':').unwrap().1.trim().parse::<u64>())
+        .map(Result::unwrap)
+        .sum()
+}
+
+fn tasks() -> Vec<PathBuf> {
+    let own = this_task();
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let tasks = tasks.map(|task| task.unwrap().path());
+    tasks
+        .filter(|task| task.file_name() != own.file_name())
+        .collect()
+}
+
+#[test]
+fn a_blocked_waiter_is_never_scheduled() {
+    each(|| {
+        let raw = Raw::load();
+        for flags in [OWN_THREAD, NO_THREADS] {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            let waiter = Waiter::blocked(raw);
+            thread::sleep(SETTLING);
+            let count = || -> Vec<(PathBuf, u64)> {
+                let tasks = tasks().into_iter();
+                tasks.map(|task| (task.clone(), switches(&task))).collect()
+            };
+            // The test's own main thread waits in it as well. Without udev the kernel tells of other devices too, so that
+            // one which comes or goes meanwhile wakes whoever listens: another window is not disturbed by it.
+            let is_quiet = (0..WINDOWS).any(|_| {
+                let before = count();
+                thread::sleep(WINDOW);
+                let after = count();
+                println!("flags {flags}: {before:?} {after:?}");
+                after == before
+            });
+            assert!(is_quiet, "flags {flags}");
+            let stopped = Instant::now();
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+            println!(
+                "a waiter left {:?} after C_Finalize began",
+                stopped.elapsed()
+            );
+        }
+    });
+}
+
+#[test]
+fn where_threads_are_forbidden_none_is_made_in_a_whole_life() {
+    each(|| {
+        let raw = Raw::load();
+        let (orders, ordered) = mpsc::channel::<()>();
+        let (say, said) = mpsc::channel::<CK_RV>();
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            sender.send(this_task()).unwrap();
+            for () in ordered {
+                say.send(raw.wait(0).0).unwrap();
+            }
+        });
+        let task = receiver.recv().unwrap();
+        if let Err(error) = no_threads::forbid() {
+            return skip::because(&format!("threads cannot be forbidden: {error}"));
+        }
+        let threads = thread_count();
+        for _ in 0..3 {
+            assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
+            assert_eq!(raw.slot_count(true), (CKR_OK, 0));
+            orders.send(()).unwrap();
+            until_asleep(&task);
+            assert_eq!(raw.slot_count(false), (CKR_OK, 0));
+            assert_eq!((thread_count(), module_threads()), (threads, vec![]));
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_eq!(said.recv().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
+        }
+    });
+}
+
+#[test]
+fn nothing_is_left_of_a_life() {
+    each(|| {
+        let raw = Raw::load();
+        let live = |flags| {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            let waiter = Waiter::blocked(raw);
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+        };
+        live(OWN_THREAD);
+        let files = open_files();
+        for flags in [OWN_THREAD, NO_THREADS] {
+            (0..20).for_each(|_| live(flags));
+            assert_eq!(open_files(), files, "flags {flags}");
+            assert_eq!(left_threads(), Vec::<String>::new());
+        }
+    });
+}
+
+/// A life with a waiter.
+fn lives(raw: Raw, flags: CK_FLAGS) {
+    assert_eq!(raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED);
+    assert_eq!(raw.initialize(flags), CKR_OK);
+    assert_eq!(raw.slot_count(true), (CKR_OK, 0));
+    let waiter = Waiter::blocked(raw);
+    assert_eq!(raw.finalize(), CKR_OK);
+    assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+}
+
+#[test]
+fn a_forked_child_lives_and_its_parent_never_notices() {
+    each(|| {
+        let raw = Raw::load();
+        for flags in [OWN_THREAD, NO_THREADS] {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            let waiter = Waiter::blocked(raw);
+            for descent in Descent::ALL {
+                in_descendant(descent, || lives(raw, flags));
+                assert!(waiter.is_blocked());
+                assert_eq!(raw.slot_count(true), (CKR_OK, 0));
+            }
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+        }
+    });
+}

@@ -1,0 +1,342 @@
+//! The module over a real USB stack: a token that is pulled, plugged in again, shared, forked with and waited for.
+//! `make test-usb` runs these tests in a guest, as a user who has no rights but those our udev rules give, once over
+//! nusb and once over libusb.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a test fails loudly, and its figures are small"
+)]
+
+mod stage;
+
+use std::{
+    fs,
+    process::Command,
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_hw_tests::{
+    card::{State, VirtualCard},
+    client, paths,
+    provision::Plan,
+    reader::Reader,
+    usb::{Model, UsbReader},
+};
+use cryptoki_sys::{CK_SLOT_ID, CKR_DEVICE_REMOVED, CKR_OK, CKR_SESSION_HANDLE_INVALID};
+use stage::{
+    Stage, Way,
+    bystander::{now, udev_events},
+    fork::{Descent, in_descendant},
+    lives::{as_it_is, lives_by},
+    no_threads,
+    process::{left_threads, open_files, thread_count},
+    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
+    signer::{Signer, plan, session_info},
+    with_card,
+};
+
+/// How soon a call must be back whose token was pulled, and how much later than udev's own event ours may be in the median.
+/// In seconds; the figures are printed, these are for a machine that is busy with other things and emulates this one.
+const AT_ONCE: f64 = 0.500;
+const PROMPT: f64 = 0.200;
+/// How often a token is plugged in and pulled in one life of the module. There are four: two stacks, with a thread of the
+/// module's own and without.
+const CYCLES: usize = 50;
+/// How long nothing may happen.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Two lives of the module with a token: with a thread of its own and without.
+fn each_life(body: fn(&Stage, Raw)) {
+    lives_by(Way::Socket, &[plan()], as_it_is, |_| (), body);
+}
+
+/// Pulls the token. When, in seconds since 1970, as the rig tells it: what it takes to tell the rig is not the module's time.
+fn unplug(stage: &Stage) -> f64 {
+    let answer = stage.say("service stop");
+    let time = answer.strip_prefix("ok ").expect("a time");
+    time.parse().expect("seconds")
+}
+
+fn plug(stage: &Stage) {
+    stage.say("service begin");
+}
+
+/// Both slots of the reader have an event, in whatever order.
+#[track_caller]
+fn two_events(raw: Raw) -> [CK_SLOT_ID; 2] {
+    let mut slots = [raw.next_event(), raw.next_event()];
+    slots.sort_unstable();
+    assert_ne!(slots[0], slots[1]);
+    slots
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
+    each_life(|stage, raw| {
+        let slots = raw.slots(false);
+        for round in 0..5 {
+            let signer = Signer::log_in(raw, slots[0]);
+            assert_eq!(signer.sign(), CKR_OK);
+            stage.say("fault 87 1 silence");
+            let (code, late) = thread::scope(|scope| {
+                let signing = scope.spawn(|| (signer.sign(), now()));
+                stage.await_delayed();
+                let pulled = unplug(stage);
+                let (code, back) = signing.join().unwrap();
+                (code, back - pulled)
+            });
+            println!(
+                "round {round}: {code:#X} {:.1} ms after the pull",
+                late * 1e3
+            );
+            assert_eq!(code, CKR_DEVICE_REMOVED);
+            assert!(late <= AT_ONCE, "{late} s");
+            assert_eq!(two_events(raw).to_vec(), slots);
+            assert_eq!(
+                session_info(raw, signer.session),
+                CKR_SESSION_HANDLE_INVALID
+            );
+            stage.say("heal");
+            plug(stage);
+            assert_eq!(two_events(raw).to_vec(), slots, "the same ids");
+        }
+        assert_eq!(Signer::log_in(raw, slots[0]).sign(), CKR_OK);
+    });
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn a_token_that_comes_and_goes_keeps_its_slots_and_leaves_nothing_behind() {
+    each_life(|stage, raw| {
+        let slots = raw.slots(false);
+        let cycle = |number: usize| {
+            let _ = unplug(stage);
+            assert_eq!(two_events(raw).to_vec(), slots, "cycle {number}");
+            plug(stage);
+            assert_eq!(two_events(raw).to_vec(), slots, "cycle {number}");
+            // Never in the last cycle: a watch that sleeps keeps the descriptors of its last wait.
+            if number % 10 == 5 {
+                let signer = Signer::log_in(raw, slots[0]);
+                assert_eq!(signer.sign(), CKR_OK);
+            }
+        };
+        (0..7).for_each(cycle);
+        let what_is_there = || {
+            thread::sleep(Duration::from_secs(1));
+            (open_files(), thread_count())
+        };
+        let before = what_is_there();
+        let begin = Instant::now();
+        (1..=CYCLES).for_each(cycle);
+        println!("{CYCLES} cycles in {:?}", begin.elapsed());
+        assert_eq!(what_is_there(), before);
+    });
+}
+
+/// What the module takes longer than udev until it tells of a token, in seconds.
+fn delays(raw: Raw, events: &Receiver<f64>, mut cause: impl FnMut()) -> f64 {
+    let (told, times) = mpsc::channel();
+    let waiter = thread::spawn(move || {
+        for _ in 0..2 {
+            assert_eq!(raw.wait(0).0, CKR_OK);
+            told.send(now()).unwrap();
+        }
+    });
+    thread::sleep(Duration::from_millis(100));
+    while events.try_recv().is_ok() {}
+    cause();
+    let source = events.recv_timeout(HANG).expect("udev's event");
+    let ours = times.recv_timeout(HANG).expect("the slot event");
+    waiter.join().unwrap();
+    ours - source
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn a_slot_event_comes_soon_after_udevs() {
+    each_life(|stage, raw| {
+        assert_eq!(raw.slots(false).len(), 2);
+        let events = udev_events();
+        let (mut pulled, mut plugged) = (Vec::new(), Vec::new());
+        for _ in 0..9 {
+            pulled.push(delays(raw, &events, || {
+                let _ = unplug(stage);
+            }));
+            plugged.push(delays(raw, &events, || plug(stage)));
+        }
+        for (what, mut delays) in [("pulled", pulled), ("plugged in", plugged)] {
+            delays.sort_by(f64::total_cmp);
+            let [median, worst] = [delays[delays.len() / 2], delays[delays.len() - 1]];
+            println!(
+                "{what}: ours later than udev's by {:.1} ms (median), {:.1} ms (worst)",
+                median * 1e3,
+                worst * 1e3
+            );
+            assert!(median <= PROMPT, "{what}: {delays:?}");
+        }
+    });
+}
+
+/// How often each thread of this process but the caller's has slept so far, by its name.
+fn sleeps() -> Vec<(String, u64)> {
+    let this = fs::read_link("/proc/thread-self").unwrap();
+    let this = this.file_name().unwrap().to_owned();
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let others = tasks.filter(|task| task.file_name() != this);
+    let mut sleeps: Vec<(String, u64)> = others
+        .filter_map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            let count = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+            let lines = status.lines();
+            let counts = lines.filter(|line| line.contains("voluntary_ctxt_switches"));
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            let number = task.file_name().into_string().ok()?;
+            Some((
+                format!("{} {number}", name.trim()),
+                counts.filter_map(count).sum(),
+            ))
+        })
+        .collect();
+    sleeps.sort_unstable();
+    sleeps
+}
+
+/// A blocked waiter wakes for nothing, and nothing moves on the bus.
+fn waits_for_nothing(raw: Raw) {
+    let waiter = raw.waiter();
+    thread::sleep(Duration::from_secs(3));
+    let before = sleeps();
+    thread::sleep(IDLE);
+    assert_eq!(sleeps(), before, "scheduled while nothing happened");
+    assert!(waiter.try_recv().is_err());
+    println!("0 wake-ups of {} threads in {IDLE:?}", before.len());
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn nobody_wakes_while_nothing_happens() {
+    each_life(|_, raw| {
+        let (code, session) = raw.open(raw.slots(true)[0]);
+        assert_eq!(code, CKR_OK);
+        assert_eq!(raw.close(session), CKR_OK);
+        waits_for_nothing(raw);
+    });
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn no_thread_is_made_where_the_application_forbids_it() {
+    with_card(Way::Socket, plan(), |_| {
+        let raw = Raw::load();
+        no_threads::forbid().unwrap();
+        let before = thread_count();
+        for _ in 0..2 {
+            assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
+            let slots = raw.slots(false);
+            assert_eq!(slots.len(), 2);
+            let signer = Signer::log_in(raw, slots[0]);
+            assert_eq!(signer.sign(), CKR_OK);
+            assert_eq!(raw.pending(), []);
+            assert_eq!(thread_count(), before);
+            assert_eq!(raw.finalize(), CKR_OK);
+        }
+    });
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn nothing_is_left_after_finalize() {
+    with_card(Way::Socket, plan(), |_| {
+        let raw = Raw::load();
+        let life = |flags| {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            let signer = Signer::log_in(raw, raw.slots(true)[0]);
+            assert_eq!(signer.sign(), CKR_OK);
+            let waiter = raw.waiter();
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_ne!(waiter.recv_timeout(HANG).unwrap().0, CKR_OK);
+            assert_eq!(left_threads(), Vec::<String>::new());
+        };
+        // nusb's own thread and its descriptors stay for the life of the process.
+        life(OWN_THREAD);
+        let before = open_files();
+        for flags in [OWN_THREAD, NO_THREADS, OWN_THREAD, NO_THREADS] {
+            life(flags);
+            assert_eq!(open_files(), before);
+        }
+    });
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn a_forked_child_uses_the_token_and_its_parent_goes_on() {
+    with_card(Way::Socket, plan(), |_| {
+        let raw = Raw::load();
+        assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
+        let slot = raw.slots(true)[0];
+        let signer = Signer::log_in(raw, slot);
+        assert_eq!(signer.sign(), CKR_OK);
+        for descent in Descent::ALL {
+            in_descendant(descent, || {
+                assert_ne!(signer.info(), CKR_OK, "the parent's session");
+                assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
+                let signer = Signer::log_in(raw, raw.slots(true)[0]);
+                assert_eq!(signer.sign(), CKR_OK);
+                assert_eq!(raw.finalize(), CKR_OK);
+            });
+            assert_eq!(signer.sign(), CKR_OK, "after {descent:?}");
+        }
+        assert_eq!(raw.finalize(), CKR_OK);
+    });
+}
+
+/// pkcs11-tool with the module, as another process.
+fn pkcs11_tool(arguments: &[&str]) -> client::Output {
+    let mut command = Command::new("pkcs11-tool");
+    command
+        .arg("--module")
+        .arg(paths::module_path())
+        .args(arguments)
+        .env("CLAVIGER_TRANSPORTS", "usb");
+    client::run(&mut command, Duration::from_secs(60))
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn another_program_uses_the_token_beside_a_session() {
+    each_life(|_, raw| {
+        let signer = Signer::log_in(raw, raw.slots(true)[0]);
+        let listed = |round: usize| {
+            assert_eq!(signer.sign(), CKR_OK, "round {round}");
+            let listed = pkcs11_tool(&["--list-slots", "--list-objects"]);
+            assert!(listed.stdout.contains("PIV AUTH"), "{listed}");
+        };
+        (0..3).for_each(listed);
+        assert_eq!(signer.sign(), CKR_OK);
+        assert_eq!(raw.close(signer.session), CKR_OK);
+    });
+}
+
+#[test]
+#[ignore = "run by make test-usb, as a user without rights"]
+fn without_rights_the_cure_is_named() {
+    let card = VirtualCard::power_up(Plan::factory().card(State::Fresh)).unwrap();
+    let _plugged = UsbReader::plug(&Reader::new("token", card), Model::token("token")).unwrap();
+    let is_told = || {
+        let output = pkcs11_tool(&["--list-token-slots"]);
+        assert!(!output.stdout.contains("Slot 0"), "{output}");
+        let told = |words: &str| output.stderr.contains(words);
+        told("may not open /dev/bus/usb/") && told("70-claviger.rules")
+    };
+    stage::eventually("the cure", is_told);
+}
