@@ -3,6 +3,8 @@
 use ::pcsc::Error;
 use claviger_apdu::{Sent, TransportError, TransportErrorKind};
 
+use super::library;
+
 /// What the caller can act on; `Protocol` for whatever is not foreseen.
 pub(super) const fn kind(error: Error) -> TransportErrorKind {
     match error {
@@ -43,7 +45,7 @@ pub(super) const fn sent(error: Error) -> Sent {
 }
 
 /// The cure, where there is a usual one.
-const fn cure(error: Error) -> &'static str {
+fn cure(error: Error) -> &'static str {
     match error {
         Error::SharingViolation => {
             "; another program uses the card exclusively. If it is GnuPG's scdaemon, `gpgconf --kill scdaemon` \
@@ -53,7 +55,7 @@ const fn cure(error: Error) -> &'static str {
             "; pcscd refused access (polkit): allow org.debian.pcsc-lite.access_pcsc and .access_card for this \
              user (docs/pcscd.md), or stop pcscd and set `transports = [\"usb\"]` (docs/configuration.md)"
         }
-        Error::NoService => "; pcscd does not run, or its socket is out of reach (docs/pcscd.md)",
+        Error::NoService => library::cure(),
         Error::NotTransacted => "; the reader could not complete the exchange: was the card moved?",
         Error::ServiceStopped => "; libpcsclite and pcscd may be of versions that do not match",
         Error::UnresponsiveCard => "; the card does not answer its reset",

@@ -11,7 +11,7 @@ use std::{
 
 use ::pcsc::{Context, Error, Scope};
 
-use super::ping;
+use super::{library, ping};
 use crate::{
     gate,
     line::{Line, Lines, Sockets},
@@ -196,6 +196,7 @@ impl Keeper {
             if purpose.is_over() {
                 return Err(Error::Cancelled);
             }
+            library::load()?;
             let _pass = gate::enter();
             Context::establish(Scope::User)
         })?;

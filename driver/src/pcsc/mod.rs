@@ -1,4 +1,4 @@
-//! Readers of pcscd, through libpcsclite.
+//! Readers of pcscd, through libpcsclite, which is loaded when the first context is made.
 //!
 //! Every watch and every connection has a context of its own: calls on one context wait for each other. Cards
 //! are connected to shared and always left as they are.
@@ -13,6 +13,7 @@ mod connection;
 mod error;
 pub mod features;
 mod keeper;
+mod library;
 mod ping;
 mod session;
 mod transport;

@@ -16,7 +16,7 @@ use super::{
     cancel::Canceller,
     error::about,
     keeper::Keeper,
-    ping,
+    library, ping,
     session::{LOOK, Seen, Session},
 };
 use crate::{
@@ -326,7 +326,9 @@ impl Service {
     /// bind(2) and listen(2), or that is there and fails, needs further attempts.
     fn failed(&mut self, error: Error) {
         let blind = self.folder.as_ref().is_some_and(PathWatch::is_blind);
-        let absent = !self.socket.exists() || self.pauses.at_limit();
+        // The folder does not tell of a library that is installed while a pcscd is there, the host's in a container.
+        let no_library = error == Error::NoService && !library::is_loaded();
+        let absent = !self.socket.exists() || (self.pauses.at_limit() && !no_library);
         let pauses = match error {
             Error::NoService if absent && !blind => {
                 self.again = None;
@@ -335,6 +337,7 @@ impl Service {
             Error::SecurityViolation | Error::NoAccess | Error::ServiceStopped => {
                 &mut self.refusals
             }
+            Error::NoService if no_library => &mut self.refusals,
             _ => &mut self.pauses,
         };
         self.again = Some(Instant::now() + pauses.next_pause());

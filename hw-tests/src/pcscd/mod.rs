@@ -302,8 +302,10 @@ fn find_obstacle() -> Result<(), String> {
         .ok_or_else(|| "this user may not make mount namespaces (unshare --mount)".to_owned())
 }
 
-/// `unshare` with the options that work here: plain for root, with a user namespace for anybody else.
-fn namespace() -> Option<Command> {
+/// `unshare` with the options that work here: plain for root, with a user namespace for anybody else;
+/// none where none does.
+#[must_use]
+pub fn namespace() -> Option<Command> {
     const FORMS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
     static FORM: OnceLock<Option<&[&str]>> = OnceLock::new();
     let works = |form: &&&[&str]| {
