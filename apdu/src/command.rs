@@ -90,7 +90,7 @@ impl<'a> CommandApdu<'a> {
     /// The frames to send in turn: one short or extended APDU, or a chain of short ones.
     ///
     /// An extended APDU is used when the short form cannot hold the command or its answer and the
-    /// whole frame fits `limits`; otherwise data over 255 bytes is chained.
+    /// whole frame fits `limits`; otherwise data that does not fit a short frame is chained.
     ///
     /// # Errors
     /// [`TooLong`] when the data exceeds what chaining may carry ([`Limits::CHAINED_DATA`]).
@@ -105,7 +105,7 @@ impl<'a> CommandApdu<'a> {
                 len: self.data.len(),
             });
         }
-        Ok(self.short_frames())
+        Ok(self.short_frames(limits.short_data()))
     }
 
     fn extended_len(&self) -> usize {
@@ -136,9 +136,10 @@ impl<'a> CommandApdu<'a> {
         frame
     }
 
-    fn short_frames(&self) -> Vec<Secret> {
+    /// Frames with `most` bytes of data each.
+    fn short_frames(&self, most: usize) -> Vec<Secret> {
         let [cla, ins, p1, p2] = self.header;
-        let mut blocks: Vec<&[u8]> = self.data.chunks(255).collect();
+        let mut blocks: Vec<&[u8]> = self.data.chunks(most).collect();
         let last = blocks.pop().unwrap_or(&[]);
         let mut frames: Vec<Secret> = blocks
             .iter()
@@ -174,8 +175,11 @@ fn short_frame(header: [u8; 4], data: &[u8], le: Option<u8>) -> Secret {
 pub struct Limits {
     /// Whether both the reader and the card take extended-length APDUs.
     pub extended: bool,
-    /// Longest command frame in bytes, header and length bytes included.
+    /// Longest command frame in bytes that is known to arrive, header and length bytes included. Longer commands
+    /// are chained.
     pub command: usize,
+    /// Longest command frame in bytes that may arrive all the same; for cards that do not chain.
+    pub unchained: usize,
 }
 
 impl Limits {
@@ -183,14 +187,49 @@ impl Limits {
     pub const SHORT: Self = Self {
         extended: false,
         command: 261,
+        unchained: 261,
     };
     /// Extended APDUs of any length.
     pub const EXTENDED: Self = Self {
         extended: true,
         command: 65_544,
+        unchained: 65_544,
     };
     /// Most data a chain of commands may carry: four times the largest certificate of any known card.
     pub const CHAINED_DATA: usize = 32 * 1024;
+
+    /// Extended APDUs, of which commands up to `command` bytes are known to arrive, and longer ones may.
+    #[must_use]
+    pub const fn extended_known_to(command: usize) -> Self {
+        Self {
+            command,
+            ..Self::EXTENDED
+        }
+    }
+
+    /// The same way for a card that takes short APDUs only.
+    #[must_use]
+    pub fn short(self) -> Self {
+        Self {
+            extended: false,
+            command: self.command.min(Self::SHORT.command),
+            unchained: self.unchained.min(Self::SHORT.unchained),
+        }
+    }
+
+    /// The same way for a card that does not chain: a long command is tried whole.
+    #[must_use]
+    pub const fn without_chaining(self) -> Self {
+        Self {
+            command: self.unchained,
+            ..self
+        }
+    }
+
+    /// Most data of a short frame: header, Lc and Le have to fit as well.
+    fn short_data(self) -> usize {
+        self.command.saturating_sub(4 + 1 + 1).clamp(1, 255)
+    }
 }
 
 /// The command's data is longer than a chain may carry.
@@ -299,17 +338,50 @@ mod tests {
             data: &data,
             ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF])
         };
-        assert_eq!(
-            bytes(
-                command,
-                Limits {
-                    extended: true,
-                    command: 512
-                }
-            )
-            .len(),
-            4
-        );
+        assert_eq!(bytes(command, Limits::extended_known_to(512)).len(), 4);
+    }
+
+    #[test]
+    fn a_long_command_is_one_frame_for_a_card_that_does_not_chain() {
+        let command = CommandApdu {
+            data: &[7; 1000],
+            ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF])
+        };
+        let limits = Limits::extended_known_to(512).without_chaining();
+        assert_eq!(bytes(command, limits).len(), 1);
+    }
+
+    #[test]
+    fn an_answer_is_asked_for_at_full_length_where_the_command_itself_is_chained() {
+        let read = CommandApdu {
+            data: &[0x5C, 3, 0x5F, 0xC1, 5],
+            expected: Expected::All,
+            ..CommandApdu::header([0, 0xCB, 0x3F, 0xFF])
+        };
+        let frames = bytes(read, Limits::extended_known_to(262));
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0][4..7], [0, 0, 5], "Lc of an extended APDU");
+        assert!(frames[0].ends_with(&[0, 0]), "Le of an extended APDU");
+    }
+
+    #[test]
+    fn short_frames_are_as_short_as_the_way_is_narrow() {
+        let command = CommandApdu {
+            data: &[7; 300],
+            expected: Expected::All,
+            ..CommandApdu::header([0, 0xDB, 0x3F, 0xFF])
+        };
+        for most in [54, 246, 253, 260] {
+            let limits = Limits::extended_known_to(most).short();
+            let frames = bytes(command, limits);
+            assert!(frames.iter().all(|frame| frame.len() <= most), "{most}");
+            let data: Vec<u8> = frames
+                .iter()
+                .flat_map(|frame| frame[5..5 + usize::from(frame[4])].to_vec())
+                .collect();
+            assert_eq!(data, [7; 300], "{most}");
+        }
+        assert_eq!(Limits::EXTENDED.short(), Limits::SHORT);
     }
 
     #[test]

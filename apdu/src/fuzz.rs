@@ -33,7 +33,8 @@ pub fn command(bytes: &[u8]) {
     };
     let limits = Limits {
         extended: form & 0b100 != 0,
-        command: Limits::SHORT.command + usize::from(number(m1, m2)),
+        command: 7 + usize::from(number(m1, m2)),
+        ..Limits::EXTENDED
     };
     match command.frames(limits) {
         Ok(frames) => assert_same(&command, limits, &frames),

@@ -231,6 +231,9 @@ pub trait Applet: Administration + Send {
     /// Whether the card takes extended-length APDUs, as far as applet or ATR say.
     fn extended_length(&self) -> bool;
 
+    /// Whether the card takes a command in a chain of several (ISO 7816-4, 5.3.3), as far as the applet says.
+    fn chains(&self) -> bool;
+
     /// Takes note of a probe's or SELECT's answer, which may carry PIN tries or references.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ pub struct Card {
     /// The applet that answered last, and when. Another process may have selected another one since.
     selected: Option<(AppletKind, Epoch)>,
     extended: bool,
+    chains: bool,
 }
 
 impl Card {
@@ -29,6 +30,7 @@ impl Card {
             transport,
             selected: None,
             extended,
+            chains: true,
         }
     }
 
@@ -55,16 +57,27 @@ impl Card {
         self.extended = true;
     }
 
+    /// Has long commands tried whole, once an applet has said that the card does not chain.
+    pub(crate) fn forbid_chaining(&mut self) {
+        self.chains = false;
+    }
+
     /// Whether `kind` was selected when the card last answered and nothing announced a change since.
     pub(crate) fn is_selected(&self, kind: AppletKind) -> bool {
         self.selected == Some((kind, self.transport.epoch()))
     }
 
     fn limits(&self) -> Limits {
-        if self.extended {
-            self.transport.limits()
+        let limits = self.transport.limits();
+        let limits = if self.chains {
+            limits
         } else {
-            Limits::SHORT
+            limits.without_chaining()
+        };
+        if self.extended {
+            limits
+        } else {
+            limits.short()
         }
     }
 

@@ -42,6 +42,9 @@ impl Token {
         if tokens.iter().any(|token| token.applet.extended_length()) {
             card.allow_extended();
         }
+        if tokens.iter().any(|token| !token.applet.chains()) {
+            card.forbid_chaining();
+        }
     }
 
     /// Whether `other` was found on the same card. A card that does not tell who it is cannot be recognised.

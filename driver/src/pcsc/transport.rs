@@ -22,6 +22,9 @@ use crate::reader::ReaderId;
 
 /// Resets of the card by others that the beginning of a transaction goes along with.
 const MAX_RESETS: usize = 8;
+/// Longest command frame that every reader of extended APDUs is taken to carry. Some tokens have room for 1,342 bytes, and take the
+/// rest of a longer command, which libccid sends as CCID has it, for a command of its own.
+const KNOWN: usize = 1024;
 /// How long pcscd may take to end a transaction, and to say what became of a card.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
@@ -274,11 +277,11 @@ impl Transport for PcscTransport {
         &self.state.atr
     }
 
-    /// A reader that cannot carry long frames refuses them; the length T=0 has is short in any case.
+    /// PC/SC does not tell what a reader can carry, and T=0 carries short frames in any case.
     fn limits(&self) -> Limits {
         match self.state.protocol {
             Protocol::T0 => Limits::SHORT,
-            _ => Limits::EXTENDED,
+            _ => Limits::extended_known_to(KNOWN),
         }
     }
 

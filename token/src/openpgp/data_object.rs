@@ -41,6 +41,8 @@ pub(super) struct ApplicationData {
     pub(super) kdf: bool,
     /// Whether the card takes extended length, where the historical bytes say.
     pub(super) extended_length: Option<bool>,
+    /// Whether the card chains commands, where the historical bytes say.
+    pub(super) chains: Option<bool>,
     /// Longest command frame the card takes in bytes (7F66), where it says.
     pub(super) max_command: Option<usize>,
     /// Most random bytes GET CHALLENGE gives at once (C0); `None` on a card without it.
@@ -102,11 +104,12 @@ impl ApplicationData {
         let mut objects = Objects::default();
         objects.read(value_of(answer, APPLICATION_DATA.into()), true)?;
         let missing = |tag| TokenError::malformed(THING, format!("no object {tag}"));
+        let third = card_capabilities(objects.historical).map(|[_, _, third]| third);
         Ok(Self {
             identifier: Identifier::parse(objects.aid.ok_or_else(|| missing("4F"))?)?,
             kdf: has(objects.capabilities, HAS_KDF),
-            extended_length: card_capabilities(objects.historical)
-                .map(|[_, _, third]| third & 0x40 != 0),
+            extended_length: third.map(|third| third & 0x40 != 0),
+            chains: third.map(|third| third & 0x80 != 0),
             max_command: max_command(objects.extended_length),
             max_challenge: size(objects.capabilities, 2)
                 .filter(|_| has(objects.capabilities, CAN_CHALLENGE)),
@@ -389,6 +392,7 @@ mod tests {
         assert_eq!(data.identifier.serial_number(), "000f12345678");
         assert!(data.kdf);
         assert_eq!(data.extended_length, Some(false));
+        assert_eq!(data.chains, Some(true));
         assert_eq!(data.max_command, Some(0x1DB9));
         assert!(data.password.several_signatures);
         assert_eq!((data.password.max_len, data.password.tries), (127, 3));

@@ -170,6 +170,10 @@ impl Applet for OpenPgp {
         self.extended_length
     }
 
+    fn chains(&self) -> bool {
+        self.data.chains.unwrap_or(true)
+    }
+
     fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
         if is_application_data(answer) {
             self.note(ApplicationData::parse(answer)?);

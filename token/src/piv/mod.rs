@@ -153,6 +153,11 @@ impl Applet for Piv {
         self.quirks.contains(Quirk::ExtendedLength)
     }
 
+    /// Every PIV card does (SP 800-73-5, part 2, 2.4.2).
+    fn chains(&self) -> bool {
+        true
+    }
+
     fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
         self.pin.discovered(Discovery::parse(answer)?);
         Ok(())

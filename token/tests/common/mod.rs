@@ -23,6 +23,7 @@ use claviger_apdu::{
 ///
 /// ```text
 /// @ 3B 8F 01 80 …          the answer to reset; 3B 00 without this line
+/// ~ 300                    longest command frame that is known to arrive; any without this line
 /// # a comment, also at the end of any line
 /// > 00 20 00 80            a frame that must come
 /// < 63 C2                  what the card answers, status word last
@@ -40,6 +41,7 @@ pub(crate) struct Script {
     lines: VecDeque<Line>,
     brackets: bool,
     epoch: u64,
+    limits: Limits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +65,7 @@ impl Script {
             lines: VecDeque::new(),
             brackets: false,
             epoch: 0,
+            limits: Limits::EXTENDED,
         };
         for line in text.lines() {
             script.read_line(line.split('#').next().unwrap().trim());
@@ -79,6 +82,10 @@ impl Script {
         let next = match marker {
             '@' => {
                 self.atr = Atr::parse(&hex(rest)).expect("the script's answer to reset");
+                return;
+            }
+            '~' => {
+                self.limits = Limits::extended_known_to(rest.parse().unwrap());
                 return;
             }
             '>' => Line::Command(hex(rest)),
@@ -160,7 +167,7 @@ impl Transport for Script {
     }
 
     fn limits(&self) -> Limits {
-        Limits::EXTENDED
+        self.limits
     }
 
     fn is_over(&self) -> bool {

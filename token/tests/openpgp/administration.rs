@@ -380,6 +380,46 @@ fn a_certificate_goes_to_the_place_of_its_key_and_the_card_is_left_at_the_first(
     assert_eq!(found.len(), 1);
 }
 
+/// Writing a certificate of 383 bytes over a way that is known to carry frames of 300 bytes, to a card that takes extended
+/// length and has these capabilities.
+fn written_over_a_narrow_way(capabilities: &'static str, put: &str) {
+    let sheet = Sheet {
+        capabilities,
+        ..Sheet::CURVES
+    };
+    let extended = |text: String| {
+        text.replace("00CA006E00\n", "00CA006E000000\n")
+            .replace("00CA00FA00 \n", "00CA00FA000000 \n")
+    };
+    let session = [
+        "~ 300\n".to_owned(),
+        sheet.discovery(),
+        extended(so_login(&sheet)),
+        extended(work(&sheet, &(select_data(2) + put + &select_data(0)))),
+    ]
+    .concat();
+    let (mut card, mut token) = open(&session);
+    token.so_login(&mut card, &admin()).unwrap();
+    token.put_certificate(&mut card, 1, Some(P256)).unwrap();
+}
+
+#[test]
+fn a_command_longer_than_the_way_is_known_to_carry_is_chained() {
+    let (first, rest) = P256.split_at(255);
+    let put = format!(
+        "> 10DA7F21FF {} \n < 9000 \n > 00DA7F2180 {} \n < 9000 \n",
+        text(first),
+        text(rest)
+    );
+    written_over_a_narrow_way("73 C001C0", &put);
+}
+
+#[test]
+fn a_card_that_takes_extended_length_and_does_not_chain_is_sent_one_frame() {
+    let put = format!("> 00DA7F2100017F {} \n < 9000 \n", text(P256));
+    written_over_a_narrow_way("73 C00140", &put);
+}
+
 #[test]
 fn a_certificate_that_does_not_fit_is_told_so() {
     let full = select_data(0) + "> 00DA7F2101 30 \n < 6A84 \n" + &select_data(0);

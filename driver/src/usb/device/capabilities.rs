@@ -52,19 +52,38 @@ impl Capabilities {
         )
     }
 
+    /// Whether it takes APDUs that are longer than its messages in parts (CCID 1.1, 6.1.4). Many a reader that says it takes
+    /// extended APDUs ignores wLevelParameter, and has the card carry out the first part. One whose messages do not even
+    /// hold a short APDU has no other way: Gnuk, with messages of 64 bytes.
+    fn takes_parts(&self) -> bool {
+        self.quirks.chains
+            || (self.level() == ExchangeLevel::ExtendedApdu
+                && self.longest() < Limits::SHORT.command)
+    }
+
     /// Frames that reach a card which speaks `protocol`, as far as that is known. T=0 carries no extended APDU here, T=1 carries
-    /// any in blocks; of readers that take APDUs the level counts, as longer ones than a message go in parts. Whether the
-    /// card takes them is its applet's to say.
+    /// any in blocks. Of readers that take APDUs, the level counts and what fits in a message; a longer one may arrive in
+    /// parts, as CCID has it. Whether the card takes them is its applet's to say.
     pub(super) fn limits(&self, protocol: Option<Protocol>) -> Limits {
         let extended = match self.level() {
             ExchangeLevel::ShortApdu => false,
             ExchangeLevel::ExtendedApdu => protocol != Some(Protocol::T0),
             ExchangeLevel::Tpdu | ExchangeLevel::Character => protocol == Some(Protocol::T1),
         };
+        let limits = match self.level() {
+            ExchangeLevel::ExtendedApdu if self.takes_parts() => Limits::EXTENDED,
+            ExchangeLevel::ExtendedApdu => Limits::extended_known_to(self.longest()),
+            ExchangeLevel::Tpdu | ExchangeLevel::Character if extended => Limits::EXTENDED,
+            // T=0 sends no Le after data.
+            ExchangeLevel::Tpdu | ExchangeLevel::Character => {
+                whole(self.longest().saturating_add(1))
+            }
+            ExchangeLevel::ShortApdu => whole(self.longest()),
+        };
         if extended && !self.quirks.short {
-            Limits::EXTENDED
+            limits
         } else {
-            Limits::SHORT
+            limits.short()
         }
     }
 
@@ -142,6 +161,14 @@ impl Capabilities {
         u8::try_from(room)
             .unwrap_or(MAX_INFORMATION)
             .clamp(1, MAX_INFORMATION)
+    }
+}
+
+/// Frames of up to `most` bytes, and none that are longer.
+const fn whole(most: usize) -> Limits {
+    Limits {
+        unchained: most,
+        ..Limits::extended_known_to(most)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod busy_slots;
+mod chaining;
 mod character;
 mod claims;
 mod composite;

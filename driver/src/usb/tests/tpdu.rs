@@ -346,7 +346,12 @@ fn the_frames_that_reach_a_card_are_its_protocols_and_the_readers() {
     };
     let (t0, t1) = (FakeCard::echo_t0, FakeCard::echo);
     for (config, quirks, card, expected) in [
-        (ReaderConfig::extended(), plain, t1(), Limits::EXTENDED),
+        (
+            ReaderConfig::extended(),
+            plain,
+            t1(),
+            Limits::extended_known_to(3062),
+        ),
         (ReaderConfig::extended(), plain, t0(), Limits::SHORT),
         (ReaderConfig::extended(), short, t1(), Limits::SHORT),
         (ReaderConfig::short(), plain, t1(), Limits::SHORT),
