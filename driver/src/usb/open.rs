@@ -126,7 +126,8 @@ fn busy(proc: &Path, node: &Path, interface: u8) -> String {
             format!("{what}, by another part of this program")
         }
         None => format!(
-            "{what}, probably by pcscd or scdaemon, which may run as another user: {}, or {}",
+            "{what}, probably by pcscd, scdaemon or a program with this module, which may run as another user: {}, {}, \
+             or end the other user's program",
             cure("pcscd"),
             cure("scdaemon")
         ),
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_cannot_be_seen_is_one_of_the_usual_two() {
+    fn an_owner_that_cannot_be_seen_may_be_this_module_under_another_user_as_well() {
         let root = proc(
             "open.unseen",
             77,
@@ -238,9 +239,13 @@ mod tests {
         for root in [root.0.as_path(), Path::new("/nonexistent")] {
             let said = busy(root, Path::new(NODE), 0);
             assert!(
-                said.contains("pcscd or scdaemon, which may run as another user"),
+                said.contains(
+                    "pcscd, scdaemon or a program with this module, which may run as another user"
+                ),
                 "{said}"
             );
+            assert!(said.contains("end the other user's program"), "{said}");
+            assert!(!said.contains("  "), "{said}");
         }
     }
 
