@@ -98,7 +98,7 @@ impl Back {
 }
 
 /// What it says of itself: two slots, both of which may be busy.
-fn two_busy() -> ClassDescriptor {
+pub(super) fn two_busy() -> ClassDescriptor {
     let reader = FakeReader::new(ReaderConfig {
         slots: 2,
         ..ReaderConfig::extended()

@@ -1,42 +1,82 @@
-//! A command that the bus took in part only.
+//! A command of which the system does not count all bytes.
 
 use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
 
-use claviger_apdu::{Call, Secret, TransportErrorKind};
+use claviger_apdu::{Call, Secret, Sent, TransportErrorKind};
 use rustix::event::PollFlags;
 
-use super::{SHORT, class, drive};
-use crate::usb::{
-    fake::{
-        FakeReader,
-        reader::{FakeCard, ReaderConfig},
+use super::{PATIENCE, SHORT, answered, busy_slots::two_busy, exchange, interface_of};
+use crate::{
+    ccid::descriptor::ClassDescriptor,
+    usb::{
+        device::Device,
+        fake::{
+            FakeReader,
+            reader::{FakeCard, ReaderConfig},
+        },
+        transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+        transport,
     },
-    transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
 };
 
-#[test]
-fn a_command_taken_in_part_only_may_have_reached_the_card_and_is_not_sent_again() {
-    let reader = FakeReader::with_card(ReaderConfig::extended(), FakeCard::echo());
-    let interface = Arc::new(Shortened(reader.device().claim().unwrap()));
-    let layout = ReaderConfig::extended().layout;
-    let mut device = drive(interface, class(&reader), layout, &Arc::default());
-    let error = device.power_on(Call::within(SHORT)).unwrap_err();
-    assert_eq!(error.kind, TransportErrorKind::Protocol, "{error}");
-    assert!(error.what.contains("in part only"), "{error}");
-    assert_eq!(reader.messages().len(), 1);
-    assert!(!device.is_in_step());
+/// A reader whose commands are counted as `count` says of their length, used for one command at a time and for several.
+fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, Device)) {
+    let config = ReaderConfig::extended();
+    let one: fn(&FakeReader) -> ClassDescriptor = super::class;
+    for class in [one, |_| two_busy()] {
+        let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
+        let mut described = interface_of(&reader, config.layout);
+        described.class = class(&reader);
+        let claim = reader.device().claim().unwrap();
+        let interface = Arc::new(Shortened(claim, count));
+        let pipe = transport::pipe(interface, &described, &Arc::default(), 0).unwrap();
+        let mut device = transport::device(pipe, described, 0, &Arc::default());
+        device.power_on(Call::within(PATIENCE)).unwrap();
+        body(&reader, device);
+    }
 }
 
-/// An interface whose transfers to the device end one byte short.
+#[test]
+fn a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
+    for count in [|_| 0, |length: usize| length - 1] {
+        each_pipe(count, |reader, mut device| {
+            for data in [&b"first"[..], b"second"] {
+                let answer = exchange(&mut device, data, PATIENCE).unwrap();
+                assert_eq!(answer, answered(data));
+            }
+            assert_eq!(reader.card_commands(0), 2);
+            assert!(device.is_in_step());
+        });
+    }
+}
+
+#[test]
+fn a_command_of_which_no_byte_is_counted_may_have_reached_the_card_and_is_not_sent_again() {
+    each_pipe(
+        |_| 0,
+        |reader, mut device| {
+            reader.hold();
+            let error = exchange(&mut device, b"data", SHORT).unwrap_err();
+            assert_eq!(
+                (error.kind, error.sent),
+                (TransportErrorKind::TimedOut, Sent::Maybe)
+            );
+            assert_eq!(reader.card_commands(0), 1);
+            assert!(!device.is_in_step());
+        },
+    );
+}
+
+/// An interface that counts other bytes of transfers to the device than there were.
 #[derive(Debug)]
-struct Shortened(Arc<dyn UsbInterface>);
+struct Shortened(Arc<dyn UsbInterface>, fn(usize) -> usize);
 
 #[derive(Debug)]
-struct ShortPipes(Box<dyn Pipes>);
+struct ShortPipes(Box<dyn Pipes>, fn(usize) -> usize);
 
 impl UsbInterface for Shortened {
     fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
-        Ok(Box::new(ShortPipes(self.0.pipes(endpoints)?)))
+        Ok(Box::new(ShortPipes(self.0.pipes(endpoints)?, self.1)))
     }
 
     fn control(
@@ -65,13 +105,7 @@ impl Pipes for ShortPipes {
     fn completed(&mut self) -> Option<Completion> {
         let mut completion = self.0.completed()?;
         if !completion.endpoint.is_in() {
-            completion.transferred = completion.transferred.saturating_sub(1);
-        } else if completion.result.is_ok() {
-            // The answer is held back until the short transfer was seen.
-            return self.0.completed().map(|mut out| {
-                out.transferred = out.transferred.saturating_sub(1);
-                out
-            });
+            completion.transferred = (self.1)(completion.transferred);
         }
         Some(completion)
     }
