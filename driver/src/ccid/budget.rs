@@ -6,8 +6,9 @@ use std::time::Duration;
 pub const STALE_ANSWERS: usize = 16;
 /// Transfers without a byte in a row, which some readers send for no reason.
 pub const EMPTY_TRANSFERS: usize = 16;
-/// Requests for more time that one command may make. The caller's deadline comes first as a rule.
-pub const TIME_EXTENSIONS: usize = 4096;
+/// Requests for more time that one command may make: more than a reader that asks every 50 ms makes within [`MESSAGE`]. The
+/// caller's deadline comes first as a rule.
+pub const TIME_EXTENSIONS: usize = 1 << 15;
 /// Parts of one command or one answer when the reader cuts them by wLevelParameter.
 pub const CHAINED_PARTS: usize = 2048;
 /// Longest answer of a card, data and status word.

@@ -343,6 +343,17 @@ fn a_card_that_asks_for_time_gets_it() {
 }
 
 #[test]
+fn a_card_that_asks_for_time_ten_times_a_second_may_make_a_key_for_quarter_of_an_hour() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    reader.extend_time(10 * 60 * 15);
+    assert_eq!(
+        exchange(&mut device, b"slow", PATIENCE).unwrap(),
+        answered(b"slow")
+    );
+    assert_eq!(reader.card_commands(0), 1);
+}
+
+#[test]
 fn a_late_answer_is_never_taken_for_the_answer_to_a_later_command() {
     for honours_abort in [true, false] {
         let (reader, mut device) = powered(ReaderConfig::extended());
