@@ -32,7 +32,9 @@ pub(super) fn settle(pipes: &mut dyn Pipes, endpoints: &[EndpointAddress]) -> bo
     }
 }
 
-fn wait(pipes: &dyn Pipes, left: Duration) {
+/// Waits for a completion, `left` at most.
+pub(super) fn wait(pipes: &dyn Pipes, left: Duration) {
+    let left = pipes.due().map_or(left, |due| due.min(left));
     let descriptors = pipes.descriptors();
     let mut polled: Vec<PollFd<'_>> = descriptors
         .iter()

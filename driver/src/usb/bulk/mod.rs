@@ -17,7 +17,10 @@ use claviger_apdu::{Secret, Sent, TransportErrorKind};
 
 use self::exchange::{Exchange, failed};
 pub(crate) use self::{limit::Limit, shared::SharedBulk};
-use super::transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface};
+use super::{
+    settle,
+    transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+};
 use crate::{
     ccid::{
         budget,
@@ -126,6 +129,7 @@ pub(crate) struct Bulk {
     /// The reader does not end a message of whole packets by an empty one.
     no_empty_packet: bool,
     sequence: u8,
+    halts: Halts,
 }
 
 impl Bulk {
@@ -139,7 +143,8 @@ impl Bulk {
         endpoints: BulkEndpoints,
         longest: usize,
     ) -> Result<Self, TransferError> {
-        let pipes = interface.pipes(&[endpoints.bulk_in, endpoints.bulk_out])?;
+        // The end of a command is looked for before its answer.
+        let pipes = interface.pipes(&[endpoints.bulk_out, endpoints.bulk_in])?;
         let packet = endpoints.packet.max(1);
         Ok(Self {
             interface,
@@ -152,6 +157,7 @@ impl Bulk {
             read: read_size(longest, packet),
             no_empty_packet: false,
             sequence: 0,
+            halts: Halts::default(),
         })
     }
 
@@ -163,6 +169,7 @@ impl Bulk {
     /// Resets the whole device; what follows tells whether it came back.
     pub(crate) fn reset_device(&mut self) {
         self.take_back(&mut Exchange::none());
+        self.halts = Halts::default();
         if let Err(error) = self.interface.reset() {
             tracing::warn!("usb: the device cannot be reset: {error}");
         }
@@ -244,6 +251,7 @@ impl Bulk {
         exchange: &mut Exchange,
         completion: Completion,
     ) -> Result<Option<Reply>, Why> {
+        self.halts.note(&completion);
         if completion.endpoint == self.endpoints.bulk_out {
             return exchange.sent_out(&completion).map(|()| None);
         }
@@ -262,12 +270,22 @@ impl Bulk {
         if reply.is_none() {
             self.read_on(exchange);
         }
-        // The answer may be seen before the end of the transfer that caused it.
-        if reply.is_some() && self.pipes.pending(self.endpoints.bulk_out) > 0 {
-            self.pipes.cancel(self.endpoints.bulk_out);
-            self.drain(Instant::now() + budget::CANCEL, &mut Exchange::none());
+        if reply.is_some() {
+            self.end_out();
         }
         Ok(reply)
+    }
+
+    /// The answer may be seen before the end of the transfer that caused it.
+    fn end_out(&mut self) {
+        let bulk_out = self.endpoints.bulk_out;
+        while self.pipes.pending(bulk_out) > 0 {
+            let Some(completion) = self.pipes.completed() else {
+                self.pipes.cancel(bulk_out);
+                return self.drain(Instant::now() + budget::CANCEL, &mut Exchange::none());
+            };
+            self.halts.note(&completion);
+        }
     }
 
     /// At the deadline: an answer of whole packets may have come without the empty one that should end it.
@@ -298,9 +316,9 @@ impl Bulk {
     }
 
     fn drain(&mut self, until: Instant, exchange: &mut Exchange) {
-        let never = Stop::new();
         loop {
             while let Some(completion) = self.pipes.completed() {
+                self.halts.note(&completion);
                 if completion.endpoint == self.endpoints.bulk_in {
                     exchange.collect(completion);
                 }
@@ -309,14 +327,15 @@ impl Bulk {
                 bulk_in, bulk_out, ..
             } = self.endpoints;
             let pending = self.pipes.pending(bulk_in) + self.pipes.pending(bulk_out);
-            if pending == 0 || Instant::now() >= until {
+            let left = until.saturating_duration_since(Instant::now());
+            if pending == 0 || left.is_zero() {
                 return;
             }
-            self.wait(until, &never);
+            settle::wait(&*self.pipes, left);
         }
     }
 
-    /// Brings the reader back into step: halts cleared, the command under way aborted, its late answers
+    /// Brings the reader back into step: halts that were seen cleared, the command under way aborted, its late answers
     /// dropped. What the card makes of it is the caller's to find out.
     ///
     /// # Errors
@@ -327,53 +346,113 @@ impl Bulk {
         until: Instant,
         stop: &Stop,
     ) -> Result<Reply, BulkError> {
+        self.take_back(&mut Exchange::none());
         let mut last = BulkError {
             why: Why::TimedOut,
             sent: Sent::No,
         };
-        self.take_back(&mut Exchange::none());
-        self.clear_halts(stop);
-        self.abort(slot, until, stop);
+        goes_on(until, stop)?;
+        let listens = self.abort(slot, until, stop);
         for _ in 0..budget::STATUS_TRIES {
+            goes_on(until, stop)?;
             let limit = Limit::each(budget::STATUS, until);
             match self.command(&Command::GetSlotStatus, slot, limit, stop) {
                 Ok(reply) => return Ok(reply),
                 Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
                 Err(error) => last = error,
             }
-            self.clear_halts(stop);
+            if listens {
+                self.clear_halts(until, stop);
+            }
         }
         Err(last)
     }
 
-    fn clear_halts(&mut self, stop: &Stop) {
+    /// Clears what has halted. The system waits for the device itself, up to five seconds, and is asked only while there is time.
+    fn clear_halts(&mut self, until: Instant, stop: &Stop) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
         } = self.endpoints;
         for endpoint in [bulk_in, bulk_out] {
-            if stop.is_set() || self.pipes.pending(endpoint) > 0 {
-                continue;
-            }
-            if let Err(error) = self.pipes.clear_halt(endpoint) {
-                tracing::debug!("usb: CLEAR_FEATURE(HALT) on {endpoint:?}: {error}");
+            if goes_on(until, stop).is_ok() {
+                self.halts.clear(&mut *self.pipes, endpoint);
             }
         }
     }
 
     /// Abort by control and by bulk, one sequence number for both (CCID 1.1, 5.3.1). A reader that knows none is
-    /// left to its slot status.
-    fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) {
+    /// left to its slot status. Whether the device answers requests: one that does not would not answer that for a halt to be
+    /// cleared either.
+    fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) -> bool {
         let sequence = self.sequence.wrapping_add(1);
         let setup = abort_request(self.number, slot, sequence);
-        if let Err(error) = self.interface.control(setup, &mut [], budget::ABORT) {
-            tracing::debug!("usb: the reader takes no ABORT request: {error}");
-            return;
+        let asked = self.interface.control(setup, &mut [], abort_time(until));
+        let listens = asked != Err(TransferError::Cancelled);
+        if listens {
+            self.clear_halts(until, stop);
         }
-        let limit = until.min(Instant::now() + budget::ABORT);
-        if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
-            tracing::debug!("usb: Abort was not confirmed: {}", error.why);
+        if let Err(error) = asked {
+            tracing::debug!("usb: the reader takes no ABORT request: {error}");
+        } else if goes_on(until, stop).is_ok() {
+            let limit = until.min(Instant::now() + budget::ABORT);
+            if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
+                tracing::debug!("usb: Abort was not confirmed: {}", error.why);
+            }
+        }
+        listens
+    }
+}
+
+/// Endpoints that have halted, by what was seen of their transfers. A halt that nobody saw is not cleared: that sets the data
+/// toggle back, on one side only if the device does not agree.
+#[derive(Debug, Default)]
+struct Halts(Vec<EndpointAddress>);
+
+impl Halts {
+    /// Takes in how a transfer ended. A device that sent too much has its endpoint wedged as by a stall.
+    fn note(&mut self, completion: &Completion) {
+        let halted = matches!(
+            completion.result,
+            Err(TransferError::Stall | TransferError::Overflow)
+        );
+        if halted && !self.0.contains(&completion.endpoint) {
+            self.0.push(completion.endpoint);
         }
     }
+
+    /// Clears the halt of `endpoint`, if it has one and nothing is pending there.
+    fn clear(&mut self, pipes: &mut dyn Pipes, endpoint: EndpointAddress) {
+        let Some(at) = self.0.iter().position(|halted| *halted == endpoint) else {
+            return;
+        };
+        if pipes.pending(endpoint) > 0 {
+            return;
+        }
+        match pipes.clear_halt(endpoint) {
+            Ok(()) => drop(self.0.swap_remove(at)),
+            Err(error) => tracing::debug!("usb: CLEAR_FEATURE(HALT) on {endpoint:?}: {error}"),
+        }
+    }
+}
+
+/// Whether there is time for another step of the way back.
+fn goes_on(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+    let sent = Sent::No;
+    if stop.is_set() {
+        let why = Why::Stopped;
+        return Err(BulkError { why, sent });
+    }
+    if Instant::now() >= until {
+        let why = Why::TimedOut;
+        return Err(BulkError { why, sent });
+    }
+    Ok(())
+}
+
+/// How long the control half of Abort may take. A limit of nothing is none to some.
+fn abort_time(until: Instant) -> Duration {
+    let left = until.saturating_duration_since(Instant::now());
+    left.clamp(Duration::from_millis(1), budget::ABORT)
 }
 
 /// What one transfer in asks for. One that is no multiple of the packet size overflows when the reader says too much, and

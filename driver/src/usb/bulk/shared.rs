@@ -17,13 +17,13 @@ use rustix::event::PollFlags;
 
 use super::{
     super::{
-        settle::settle,
+        settle::{self, settle},
         signal::Signal,
         transfer::{Completion, Pipes, TransferError, UsbInterface},
     },
-    BulkEndpoints, BulkError, Limit, Reply, Why, abort_request,
+    BulkEndpoints, BulkError, Halts, Limit, Reply, Why, abort_request, abort_time,
     exchange::{Exchange, failed},
-    read_size,
+    goes_on, read_size,
 };
 use crate::{
     ccid::{budget, message::Command},
@@ -54,6 +54,9 @@ struct State {
     strays: usize,
     /// A transfer failed; nobody has put the pipe right since.
     is_disordered: bool,
+    halts: Halts,
+    /// Bells that nobody waits for.
+    bells: Vec<Arc<Signal>>,
 }
 
 /// A command under way. Its sequence number is that of no other.
@@ -76,7 +79,8 @@ impl SharedBulk {
         endpoints: BulkEndpoints,
         longest: usize,
     ) -> Result<Self, TransferError> {
-        let pipes = interface.pipes(&[endpoints.bulk_in, endpoints.bulk_out])?;
+        // The end of a command is looked for before its answer.
+        let pipes = interface.pipes(&[endpoints.bulk_out, endpoints.bulk_in])?;
         let state = State {
             pipes,
             endpoints,
@@ -86,6 +90,8 @@ impl SharedBulk {
             outs: VecDeque::new(),
             strays: 0,
             is_disordered: false,
+            halts: Halts::default(),
+            bells: Vec::new(),
         };
         Ok(Self {
             interface,
@@ -160,7 +166,7 @@ impl SharedBulk {
     }
 
     /// Brings one slot back: its command aborted, its late answers dropped, and where no other slot is at work, halts
-    /// cleared.
+    /// that were seen cleared.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.
@@ -174,25 +180,41 @@ impl SharedBulk {
             why: Why::TimedOut,
             sent: Sent::No,
         };
-        self.state().put_right();
+        goes_on(until, stop)?;
         self.abort(slot, until, stop);
         for _ in 0..budget::STATUS_TRIES {
+            goes_on(until, stop)?;
             let limit = Limit::each(budget::STATUS, until);
             match self.command(&Command::GetSlotStatus, slot, limit, stop) {
                 Ok(reply) => return Ok(reply),
                 Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
                 Err(error) => last = error,
             }
-            self.state().put_right();
+            self.put_right(until, stop);
         }
         Err(last)
     }
 
+    /// Puts the pipe right, if there is time for it.
+    fn put_right(&self, until: Instant, stop: &Stop) {
+        if goes_on(until, stop).is_ok() {
+            self.state().put_right();
+        }
+    }
+
+    /// As [`Bulk::abort`](super::Bulk).
     fn abort(&self, slot: u8, until: Instant, stop: &Stop) {
         let sequence = self.state().next_sequence();
         let setup = abort_request(self.number, slot, sequence);
-        if let Err(error) = self.interface.control(setup, &mut [], budget::ABORT) {
+        let asked = self.interface.control(setup, &mut [], abort_time(until));
+        if asked != Err(TransferError::Cancelled) {
+            self.put_right(until, stop);
+        }
+        if let Err(error) = asked {
             tracing::debug!("usb: the reader takes no ABORT request: {error}");
+            return;
+        }
+        if goes_on(until, stop).is_err() {
             return;
         }
         let limit = until.min(Instant::now() + budget::ABORT);
@@ -204,6 +226,7 @@ impl SharedBulk {
     /// Resets the whole device; what follows tells whether it came back.
     pub(crate) fn reset_device(&self) {
         self.state().fail(Why::Gone);
+        self.state().halts = Halts::default();
         if let Err(error) = self.interface.reset() {
             tracing::warn!("usb: the device cannot be reset: {error}");
         }
@@ -229,7 +252,7 @@ impl State {
             self.put_right();
         }
         let message = command.message(slot, sequence);
-        let bell = Signal::new().ok();
+        let bell = self.bells.pop().or_else(|| Signal::new().ok());
         self.under_way.push(UnderWay {
             sequence,
             exchange: Exchange::new(command, slot, message.len()),
@@ -253,6 +276,7 @@ impl State {
     /// Takes what has come, for whomever.
     fn take_in(&mut self) {
         while let Some(completion) = self.pipes.completed() {
+            self.halts.note(&completion);
             if completion.endpoint == self.endpoints.bulk_out {
                 self.sent(&completion);
             } else if let Err(why) = self.received(completion) {
@@ -347,8 +371,12 @@ impl State {
             self.take_back_outs();
         }
         let UnderWay {
-            exchange, result, ..
+            exchange,
+            result,
+            bell,
+            ..
         } = self.under_way.swap_remove(at);
+        self.bells.extend(bell);
         let why = ended.unwrap_or(Why::TimedOut);
         let sent = exchange.sent();
         let result = result.unwrap_or(Err(why));
@@ -362,7 +390,10 @@ impl State {
         while !self.outs.is_empty() && Instant::now() < until {
             self.take_in();
             if !self.outs.is_empty() {
-                wait(owned(&self.pipes.descriptors()), None, until, &Stop::new());
+                settle::wait(
+                    &*self.pipes,
+                    until.saturating_duration_since(Instant::now()),
+                );
             }
         }
     }
@@ -376,11 +407,7 @@ impl State {
         settle(&mut *self.pipes, &all);
         self.outs.clear();
         for endpoint in all {
-            if self.pipes.pending(endpoint) == 0
-                && let Err(error) = self.pipes.clear_halt(endpoint)
-            {
-                tracing::debug!("usb: CLEAR_FEATURE(HALT) on {endpoint:?}: {error}");
-            }
+            self.halts.clear(&mut *self.pipes, endpoint);
         }
         self.is_disordered = false;
     }

@@ -283,7 +283,7 @@ impl Device {
     fn reset_card(&mut self, call: Call) -> Result<(), TransportError> {
         let back = self.bulk.recover(self.slot, call.deadline, &self.stop);
         if let Err(error) = back {
-            let hopeless = matches!(error.why, Why::Gone | Why::Stopped);
+            let hopeless = matches!(error.why, Why::Gone | Why::Stopped) || self.stop.is_set();
             if hopeless || Instant::now() >= call.deadline {
                 return Err(self.before_card("bringing the reader back", error));
             }

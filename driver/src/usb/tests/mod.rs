@@ -16,6 +16,7 @@ mod levels;
 mod malice;
 mod power;
 mod readers;
+mod recovery;
 mod script;
 mod shares;
 mod short;

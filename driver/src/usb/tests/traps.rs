@@ -320,7 +320,7 @@ fn a_reader_that_never_says_what_its_slot_holds_is_asked_four_times_at_most() {
 
 #[test]
 fn a_stalled_pipe_is_cleared_before_the_next_command_and_the_stalled_one_not_sent_again() {
-    for step in 0..2 {
+    for (step, stalled) in [0x82, 0x02].map(EndpointAddress).into_iter().enumerate() {
         let (reader, mut device) = powered(ReaderConfig::extended());
         reader.device().inject(Fault::Stall, step);
         let error = exchange(&mut device, b"first", PATIENCE).unwrap_err();
@@ -333,9 +333,11 @@ fn a_stalled_pipe_is_cleared_before_the_next_command_and_the_stalled_one_not_sen
             (TransportErrorKind::CardReset, Sent::No)
         );
         let events = reader.device().events();
-        for endpoint in [0x02, 0x82].map(EndpointAddress) {
-            assert!(events.contains(&Event::ClearHalt(endpoint)), "{events:?}");
-        }
+        let cleared = events
+            .iter()
+            .filter(|event| matches!(event, Event::ClearHalt(_)));
+        let cleared: Vec<&Event> = cleared.collect();
+        assert_eq!(cleared, [&Event::ClearHalt(stalled)], "and no other");
         assert!(!events.contains(&Event::Reset), "the device needed none");
         let answer = exchange(&mut device, b"third", PATIENCE).unwrap();
         assert_eq!(answer, answered(b"third"));

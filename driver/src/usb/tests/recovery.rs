@@ -1,0 +1,218 @@
+//! What the way back into step costs.
+
+use std::{
+    collections::VecDeque,
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, Secret, TransportErrorKind};
+use rustix::event::PollFlags;
+
+use super::{
+    PATIENCE, SHORT, answered,
+    busy_slots::two_busy,
+    exchange, interface_of, powered,
+};
+use crate::{
+    ccid::descriptor::ClassDescriptor,
+    usb::{
+        device::Device,
+        fake::{
+            Event, FakeReader, Fault,
+            reader::{FakeCard, ReaderConfig},
+        },
+        transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+        transport,
+    },
+};
+
+/// An interface that tells the end of an answer before that of its command, and what it is asked.
+#[derive(Debug)]
+struct Watched {
+    inner: Arc<dyn UsbInterface>,
+    asked: Arc<Asked>,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    queues: Mutex<Vec<Vec<EndpointAddress>>>,
+    limits: Mutex<Vec<Duration>>,
+}
+
+#[derive(Debug)]
+struct AnswersFirst {
+    inner: Box<dyn Pipes>,
+    done: VecDeque<Completion>,
+}
+
+impl UsbInterface for Watched {
+    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
+        self.asked.queues.lock().unwrap().push(endpoints.to_vec());
+        Ok(Box::new(AnswersFirst {
+            inner: self.inner.pipes(endpoints)?,
+            done: VecDeque::new(),
+        }))
+    }
+
+    fn control(
+        &self,
+        setup: Setup,
+        data: &mut [u8],
+        limit: Duration,
+    ) -> Result<usize, TransferError> {
+        self.asked.limits.lock().unwrap().push(limit);
+        self.inner.control(setup, data, limit)
+    }
+
+    fn reset(&self) -> Result<(), TransferError> {
+        self.inner.reset()
+    }
+}
+
+impl Pipes for AnswersFirst {
+    fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
+        self.inner.submit_in(endpoint, len);
+    }
+
+    fn submit_out(&mut self, endpoint: EndpointAddress, buffer: Secret) {
+        self.inner.submit_out(endpoint, buffer);
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        while let Some(completion) = self.inner.completed() {
+            if completion.endpoint.is_in() {
+                self.done.push_front(completion);
+            } else {
+                self.done.push_back(completion);
+            }
+        }
+        self.done.pop_front()
+    }
+
+    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        self.inner.descriptors()
+    }
+
+    fn cancel(&mut self, endpoint: EndpointAddress) {
+        self.inner.cancel(endpoint);
+    }
+
+    fn pending(&self, endpoint: EndpointAddress) -> usize {
+        let here = self.done.iter().filter(|done| done.endpoint == endpoint);
+        self.inner.pending(endpoint) + here.count()
+    }
+
+    fn clear_halt(&mut self, endpoint: EndpointAddress) -> Result<(), TransferError> {
+        self.inner.clear_halt(endpoint)
+    }
+}
+
+/// A reader with a powered card behind such an interface, used for one command at a time and for several.
+fn each_pipe(body: impl Fn(&FakeReader, &Asked, Device)) {
+    let config = ReaderConfig::extended();
+    let one: fn(&FakeReader) -> ClassDescriptor = super::class;
+    for class in [one, |_| two_busy()] {
+        let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
+        let asked = Arc::new(Asked::default());
+        let mut described = interface_of(&reader, config.layout);
+        described.class = class(&reader);
+        let interface = Arc::new(Watched {
+            inner: reader.device().claim().unwrap(),
+            asked: Arc::clone(&asked),
+        });
+        let pipe = transport::pipe(interface, &described, &Arc::default(), 0).unwrap();
+        let mut device = transport::device(pipe, described, 0, &Arc::default());
+        device.power_on(Call::within(PATIENCE)).unwrap();
+        reader.device().forget();
+        body(&reader, &asked, device);
+    }
+}
+
+fn clears(reader: &FakeReader) -> usize {
+    let events = reader.device().events();
+    let clears = events
+        .iter()
+        .filter(|event| matches!(event, Event::ClearHalt(_)));
+    clears.count()
+}
+
+#[test]
+fn an_answer_seen_before_the_end_of_its_command_cancels_nothing_that_has_ended() {
+    each_pipe(|reader, _, mut device| {
+        for _ in 0..3 {
+            let answer = exchange(&mut device, b"data", PATIENCE).unwrap();
+            assert_eq!(answer, answered(b"data"));
+        }
+        let events = reader.device().events();
+        let cancels = events
+            .iter()
+            .filter(|event| matches!(event, Event::Cancel(_)));
+        assert_eq!(cancels.count(), 0, "{events:?}");
+    });
+}
+
+#[test]
+fn the_end_of_a_command_is_looked_for_before_its_answer() {
+    each_pipe(|_, asked, _| {
+        let queues = asked.queues.lock().unwrap();
+        let order = [0x02, 0x82].map(EndpointAddress);
+        assert_eq!(*queues, [order]);
+    });
+}
+
+#[test]
+fn no_halt_is_cleared_that_nobody_saw() {
+    each_pipe(|reader, _, mut device| {
+        reader.hold();
+        exchange(&mut device, b"first", SHORT).unwrap_err();
+        reader.release();
+        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
+        assert_eq!(clears(reader), 0);
+    });
+}
+
+#[test]
+fn a_halt_that_was_seen_is_cleared_once() {
+    each_pipe(|reader, _, mut device| {
+        reader.device().inject(Fault::Stall, 1);
+        exchange(&mut device, b"first", PATIENCE).unwrap_err();
+        for _ in 0..2 {
+            let _ = exchange(&mut device, b"second", PATIENCE);
+        }
+        assert_eq!(clears(reader), 1);
+        reader.hold();
+        exchange(&mut device, b"third", SHORT).unwrap_err();
+        reader.release();
+        exchange(&mut device, b"fourth", PATIENCE).unwrap_err();
+        assert_eq!(clears(reader), 1, "it is forgotten");
+    });
+}
+
+#[test]
+fn a_device_that_answers_no_request_is_not_asked_to_clear_a_halt() {
+    let (reader, mut device) = powered(ReaderConfig::extended());
+    reader.device().inject(Fault::Stall, 1);
+    exchange(&mut device, b"first", PATIENCE).unwrap_err();
+    reader.device().fall_silent(true);
+    exchange(&mut device, b"second", SHORT).unwrap_err();
+    assert_eq!(clears(&reader), 0);
+}
+
+#[test]
+fn each_step_of_the_way_back_ends_at_the_calls_deadline() {
+    each_pipe(|reader, asked, mut device| {
+        reader.device().fall_silent(true);
+        exchange(&mut device, b"first", SHORT).unwrap_err();
+        asked.limits.lock().unwrap().clear();
+        let started = Instant::now();
+        let error = exchange(&mut device, b"second", SHORT).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::TimedOut, "{error}");
+        assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+        let limits = asked.limits.lock().unwrap().clone();
+        assert!(limits.iter().all(|limit| *limit <= SHORT), "{limits:?}");
+        assert!(!reader.device().events().contains(&Event::Reset));
+    });
+}
