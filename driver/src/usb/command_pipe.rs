@@ -15,7 +15,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -39,6 +39,8 @@ pub(crate) struct Common {
     resets: AtomicU64,
     /// Where no two of its readers may be at a command at the same time.
     turns: Option<Arc<Turns>>,
+    /// Its readers were seen to leave out the empty packet after whole ones.
+    no_empty_packet: Arc<AtomicBool>,
 }
 
 impl Common {
@@ -47,7 +49,13 @@ impl Common {
         Self {
             resets: AtomicU64::new(0),
             turns: quirks.one_at_a_time.then(|| Turns::new(1)),
+            no_empty_packet: Arc::default(),
         }
+    }
+
+    /// Whether its readers leave out the empty packet after whole ones, for whoever finds out to say so.
+    pub(crate) fn no_empty_packet(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.no_empty_packet)
     }
 
     /// Whether one of its readers may have to wait for another.

@@ -147,7 +147,8 @@ fn bulk(
         return Ok(CommandPipe::shared(bulk.after(first), busy, common));
     }
     let bulk = Bulk::new(interface, reader.number, endpoints, longest)?;
-    Ok(CommandPipe::new(bulk.after(first), common))
+    let bulk = bulk.after(first).remembering(common.no_empty_packet());
+    Ok(CommandPipe::new(bulk, common))
 }
 
 fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {

@@ -9,7 +9,10 @@ mod limit;
 mod shared;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -126,8 +129,8 @@ pub(crate) struct Bulk {
     endpoints: BulkEndpoints,
     /// Bytes asked for by one transfer in.
     read: usize,
-    /// The reader does not end a message of whole packets by an empty one.
-    no_empty_packet: bool,
+    /// The reader does not end a message of whole packets by an empty one. Known from one claim to the next.
+    no_empty_packet: Arc<AtomicBool>,
     sequence: u8,
     halts: Halts,
 }
@@ -155,10 +158,22 @@ impl Bulk {
                 ..endpoints
             },
             read: read_size(longest, packet),
-            no_empty_packet: false,
+            no_empty_packet: Arc::default(),
             sequence: 0,
             halts: Halts::default(),
         })
+    }
+
+    /// The same, of a reader of which `no_empty_packet` tells whether it leaves out empty packets, and is told.
+    pub(crate) fn remembering(self, no_empty_packet: Arc<AtomicBool>) -> Self {
+        Self {
+            no_empty_packet,
+            ..self
+        }
+    }
+
+    fn reads_exact_sizes(&self) -> bool {
+        self.no_empty_packet.load(Ordering::Relaxed)
     }
 
     /// The same, with sequence numbers after `sequence`.
@@ -203,7 +218,7 @@ impl Bulk {
 
     /// Queues the next transfer in.
     fn read_on(&mut self, exchange: &Exchange) {
-        let len = if self.no_empty_packet {
+        let len = if self.reads_exact_sizes() {
             exchange
                 .missing()
                 .unwrap_or(1)
@@ -262,7 +277,7 @@ impl Bulk {
             return Ok(None);
         }
         exchange.collect(completion);
-        if self.no_empty_packet && exchange.missing().is_some_and(|missing| missing > 0) {
+        if self.reads_exact_sizes() && exchange.missing().is_some_and(|missing| missing > 0) {
             self.read_on(exchange);
             return Ok(None);
         }
@@ -297,7 +312,7 @@ impl Bulk {
         let reply = exchange.judge(self.sequence).ok().flatten();
         if reply.is_some() {
             tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
-            self.no_empty_packet = true;
+            self.no_empty_packet.store(true, Ordering::Relaxed);
         }
         reply
     }

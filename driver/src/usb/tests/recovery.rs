@@ -1,4 +1,4 @@
-//! What the way back into step costs.
+//! What the way back into step costs, and what is known from one claim to the next.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +12,12 @@ use rustix::event::PollFlags;
 
 use super::{
     PATIENCE, SHORT, answered,
+    bench::{Machine, connect, echo, echo_within, look},
     busy_slots::two_busy,
     exchange, interface_of, powered,
 };
 use crate::{
+    backend::Backend as _,
     ccid::descriptor::ClassDescriptor,
     usb::{
         device::Device,
@@ -215,4 +217,31 @@ fn each_step_of_the_way_back_ends_at_the_calls_deadline() {
         assert!(limits.iter().all(|limit| *limit <= SHORT), "{limits:?}");
         assert!(!reader.device().events().contains(&Event::Reset));
     });
+}
+
+#[test]
+fn that_a_reader_leaves_out_empty_packets_is_known_from_one_claim_to_the_next() {
+    let mut config = ReaderConfig {
+        product: super::bench::token().product,
+        ..ReaderConfig::extended()
+    };
+    config.layout.zlp = false;
+    let machine = Machine::new("recovery.zlp");
+    let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
+    machine.plug("3-1", &reader, &config);
+    let program = machine.program();
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    // The message fills its packet.
+    let data = [0x5A; 52];
+    let mut first = connect(&program, "3-1");
+    let answer = echo_within(&mut *first, &data, SHORT).unwrap();
+    assert_eq!(answer, answered(&data), "at the deadline");
+    drop(first);
+    assert!(!reader.device().claimed());
+    let mut second = connect(&program, "3-1");
+    let started = Instant::now();
+    assert_eq!(echo(&mut *second, &data).unwrap(), answered(&data));
+    assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+    assert_eq!(reader.card_commands(0), 2);
 }
