@@ -14,7 +14,12 @@ use std::{
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
 };
 
 pub use self::{descriptors::Model, way::UsbWay};
@@ -88,7 +93,19 @@ struct State {
     notifications: VecDeque<Vec<u8>>,
     received: Vec<u8>,
     commands: VecDeque<Vec<u8>>,
+    /// The thread of the card has a command in hand.
+    is_busy: bool,
+    work: Option<Work>,
     transfers: Transfers,
+}
+
+/// The message the card is at work on.
+#[derive(Debug)]
+struct Work {
+    /// What asks for more time.
+    extension: Vec<u8>,
+    /// When to ask next.
+    due: Instant,
 }
 
 impl UsbReader {
@@ -241,10 +258,12 @@ impl Device {
         }
     }
 
-    /// Answers the kernel until the line is cut.
+    /// Answers the kernel until the line is cut, and asks it for more time while the card is at work.
     fn serve(&self) {
         let mut line = &self.line;
-        while let Ok(request) = Request::read(&mut line) {
+        while self.wait_for_request().is_ok()
+            && let Ok(request) = Request::read(&mut line)
+        {
             let answered = match request {
                 Request::Unlink { number, victim } => self.unlink(number, victim),
                 Request::Submit(transfer) => self.submit(transfer),
@@ -254,6 +273,43 @@ impl Device {
             }
         }
         self.end();
+    }
+
+    /// Waits until the kernel asks for something. The thread that reads the line is the one timer there is: what
+    /// gives the card work comes over the line, so nobody has to wake it for a new deadline.
+    fn wait_for_request(&self) -> io::Result<()> {
+        loop {
+            let limit = self.time_until_extension();
+            let limit = limit.map(Timespec::try_from).transpose();
+            let limit = limit.map_err(io::Error::other)?;
+            match poll(
+                &mut [PollFd::new(&self.line, PollFlags::IN)],
+                limit.as_ref(),
+            ) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Asks for more time if that is due, and says when to look again; `None` while the card has nothing to do.
+    fn time_until_extension(&self) -> Option<Duration> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let Some(work) = &mut state.work else {
+            // What has come is about to be begun.
+            return (state.is_busy || !state.commands.is_empty()).then_some(EXTENSION);
+        };
+        if work.due <= now {
+            work.due = now + EXTENSION;
+            let extension = work.extension.clone();
+            state.answers.push_back(extension);
+            drop(state);
+            self.pump();
+            return Some(EXTENSION);
+        }
+        Some(work.due.saturating_duration_since(now))
     }
 
     fn unlink(&self, number: u32, victim: u32) -> io::Result<()> {
@@ -367,8 +423,15 @@ impl Device {
         while let Some(more) = self.next_command() {
             bytes.extend(more);
             while let Some(message) = Message::take(&mut bytes) {
-                let answer = self.obey(&mut slot, &message);
-                self.state().answers.push_back(answer);
+                self.state().work = Some(Work {
+                    extension: message.extension(),
+                    due: Instant::now() + EXTENSION,
+                });
+                let answer = slot.obey(&message);
+                let mut state = self.state();
+                state.work = None;
+                state.answers.push_back(answer);
+                drop(state);
                 self.pump();
             }
         }
@@ -380,34 +443,13 @@ impl Device {
             if state.is_over {
                 return None;
             }
-            if let Some(command) = state.commands.pop_front() {
-                return Some(command);
+            let command = state.commands.pop_front();
+            state.is_busy = command.is_some();
+            if command.is_some() {
+                return command;
             }
             let woken = self.changed.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    /// Asks for more time as long as the card works.
-    fn obey(&self, slot: &mut Slot, message: &Message) -> Vec<u8> {
-        let done = (Mutex::new(false), Condvar::new());
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut is_done = done.0.lock().unwrap_or_else(PoisonError::into_inner);
-                while !*is_done {
-                    let waited = done.1.wait_timeout(is_done, EXTENSION);
-                    let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                    is_done = guard;
-                    if timeout.timed_out() && !*is_done {
-                        self.state().answers.push_back(message.extension());
-                        self.pump();
-                    }
-                }
-            });
-            let answer = slot.obey(message);
-            *done.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-            done.1.notify_all();
-            answer
-        })
     }
 }
