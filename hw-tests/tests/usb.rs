@@ -19,7 +19,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Call, ResponseBuffer, Transport};
+use claviger_apdu::{
+    Call, ResponseBuffer, Sent, Transport, TransportError,
+    TransportErrorKind::{self, CardReset, Protocol, TimedOut},
+};
 use claviger_driver::{
     Backend, Presence, Readers, Watch,
     pcsc::PcscBackend,
@@ -32,7 +35,10 @@ use claviger_hw_tests::{
     provision::Plan,
     reader::Fate,
     rig::Rig,
-    usb::{UsbWay, obstacle},
+    usb::{
+        UsbFault::{self, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, WrongSequence},
+        UsbWay, obstacle,
+    },
 };
 
 /// Only a hang takes longer.
@@ -70,15 +76,19 @@ fn connect(backend: &dyn Backend, readers: &Readers) -> Box<dyn Transport> {
     backend.connect(reader, Call::within(PATIENCE)).unwrap()
 }
 
-fn select(card: &mut dyn Transport) {
+fn try_to_select(card: &mut dyn Transport, within: Duration) -> Result<(), TransportError> {
     let mut response = ResponseBuffer::new();
-    card.transmit(SELECT, &mut response, Call::within(PATIENCE))
-        .unwrap();
+    card.transmit(SELECT, &mut response, Call::within(within))?;
     assert!(
         response.frame().ends_with(&[0x90, 0x00]),
         "{:02X?}",
         response.frame()
     );
+    Ok(())
+}
+
+fn select(card: &mut dyn Transport) {
+    try_to_select(card, PATIENCE).unwrap();
 }
 
 fn millis(time: Duration) -> f64 {
@@ -104,6 +114,7 @@ on_each_stack! {
     an_apdu_costs_two_transfers
     a_user_without_other_rights_reaches_the_reader
     a_token_pulled_in_mid_command_ends_it_at_once
+    a_faulty_reader_costs_its_budget_and_is_used_again
 }
 
 fn an_apdu_costs_two_transfers(stack: Stack, way: UsbWay) {
@@ -163,6 +174,66 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: Stack, way: UsbWay) {
     );
     assert!(is_over);
     rig.card().heal();
+}
+
+/// Faults of a reader, and the error each costs the command that meets it. What the driver may put up with costs none.
+const FAULTS: [(UsbFault, Option<TransportErrorKind>); 6] = [
+    (StaleAnswer, None),
+    (EmptyPacket, None),
+    (ShortAnswer, Some(Protocol)),
+    (Stall, Some(Protocol)),
+    (WrongSequence, Some(TimedOut)),
+    (Silence, Some(TimedOut)),
+];
+/// What each of these commands may take, and how much longer it may take to give up in an emulated machine.
+const BUDGET: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(10);
+
+fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: Stack, way: UsbWay) {
+    let mut rig = Rig::usb(Plan::piv4(), way);
+    let backend = backend(stack, &rig);
+    let (_watch, readers) = watch(&backend);
+    for (fault, cost) in FAULTS {
+        let mut card = connect(&backend, &readers);
+        select(&mut *card);
+        let epoch = card.epoch();
+        rig.card().zero();
+        rig.on_usb().misbehave(fault);
+        let budget = if cost == Some(TimedOut) {
+            BUDGET
+        } else {
+            PATIENCE
+        };
+        let failed = timed(fault, || try_to_select(&mut *card, budget)).err();
+        assert_eq!(failed.as_ref().map(|error| error.kind), cost, "{fault:?}");
+        assert_ne!(failed.map(|error| error.sent), Some(Sent::No), "{fault:?}");
+        assert_eq!(rig.card().counts().apdus, 1, "{fault:?}: sent again");
+        rig.on_usb().heal();
+        if cost.is_some() {
+            let told = try_to_select(&mut *card, PATIENCE).unwrap_err();
+            assert_eq!((told.kind, told.sent), (CardReset, Sent::No), "{told}");
+            assert_eq!(rig.card().counts().apdus, 1, "{fault:?}: sent again");
+        }
+        select(&mut *card);
+        assert_eq!(card.epoch() > epoch, cost.is_some(), "{fault:?}: {epoch:?}");
+    }
+}
+
+/// Plays a command that meets `fault`, and says what came of it.
+#[track_caller]
+fn timed(
+    fault: UsbFault,
+    command: impl FnOnce() -> Result<(), TransportError>,
+) -> Result<(), TransportError> {
+    let begin = Instant::now();
+    let result = command();
+    let took = begin.elapsed();
+    match &result {
+        Ok(()) => println!("{fault:?}: answered after {took:.1?}"),
+        Err(error) => println!("{fault:?}: {error} ({:?}) after {took:.1?}", error.sent),
+    }
+    assert!(took <= BUDGET + GRACE, "{fault:?}: {took:?}");
+    result
 }
 
 /// Median time of a SELECT, in the best of some rounds: whatever else the machine does slows down the others.

@@ -2,32 +2,24 @@
 //! [`Reader`] with its card at the other. Only the guest of `scripts/usb-guest` has that controller.
 
 mod descriptors;
+mod device;
+mod fault;
 mod slot;
 mod way;
 mod wire;
 
 use std::{
-    collections::VecDeque,
     fs, io,
-    net::Shutdown,
     os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-};
-
-pub use self::{descriptors::Model, way::UsbWay};
-use self::{
-    slot::{Message, Slot},
-    wire::{Request, Transfer},
-};
-use crate::reader::{Reader, Stop};
+use self::device::Device;
+pub use self::{descriptors::Model, fault::UsbFault, way::UsbWay};
+use crate::reader::Reader;
 
 /// Endpoints, without their direction bit.
 const BULK_OUT: u8 = 1;
@@ -35,8 +27,8 @@ const BULK_IN: u8 = 2;
 const INTERRUPT: u8 = 3;
 /// The controller.
 const CONTROLLER: &str = "/sys/devices/platform/vhci_hcd.0";
-/// A card that takes longer asks for more time.
-const EXTENSION: Duration = Duration::from_secs(1);
+/// How long the controller may be busy with a device that has left.
+const FREE: Duration = Duration::from_secs(30);
 
 /// Why there can be no reader on this machine's USB.
 #[must_use]
@@ -73,41 +65,6 @@ struct Plugged {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// The device at our end of the socket.
-#[derive(Debug)]
-struct Device {
-    model: Arc<Model>,
-    line: UnixStream,
-    stop: Stop,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    is_over: bool,
-    is_silent: bool,
-    pending_in: VecDeque<(u32, usize)>,
-    pending_interrupt: VecDeque<u32>,
-    answers: VecDeque<Vec<u8>>,
-    notifications: VecDeque<Vec<u8>>,
-    received: Vec<u8>,
-    commands: VecDeque<Vec<u8>>,
-    /// The thread of the card has a command in hand.
-    is_busy: bool,
-    work: Option<Work>,
-    transfers: Transfers,
-}
-
-/// The message the card is at work on.
-#[derive(Debug)]
-struct Work {
-    /// What asks for more time.
-    extension: Vec<u8>,
-    /// When to ask next.
-    due: Instant,
-}
-
 impl UsbReader {
     /// Plugs `reader` into the first free port, as a reader of this model.
     ///
@@ -132,13 +89,7 @@ impl UsbReader {
         self.unplug();
         self.reader.boot();
         let (ours, kernels) = UnixStream::pair()?;
-        let device = Arc::new(Device {
-            model: Arc::clone(&self.model),
-            line: ours,
-            stop: Stop::default(),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let device = Arc::new(Device::new(Arc::clone(&self.model), ours));
         let threads = vec![
             spawn("usb-line", &device, Device::serve)?,
             spawn("usb-card", &device, {
@@ -172,7 +123,7 @@ impl UsbReader {
         };
         plugged.device.end();
         self.reader.unwatch(plugged.watcher);
-        self.reader.stop(&plugged.device.stop);
+        self.reader.stop(plugged.device.stop());
         for thread in plugged.threads {
             let _ = thread.join();
         }
@@ -182,21 +133,27 @@ impl UsbReader {
     #[must_use]
     pub fn transfers(&self) -> Transfers {
         let device = self.plugged.as_ref().map(|plugged| &plugged.device);
-        device.map_or_else(Transfers::default, |device| device.state().transfers)
+        device.map_or_else(Transfers::default, |device| device.transfers())
     }
 
     /// Forgets the counts.
     pub fn zero(&self) {
         if let Some(plugged) = &self.plugged {
-            plugged.device.state().transfers = Transfers::default();
+            plugged.device.zero();
         }
     }
 
-    /// Says nothing any more, or goes on.
-    pub fn be_silent(&self, is_silent: bool) {
+    /// Misbehaves so from now on, until it has once or until [`UsbReader::heal`], as the fault says.
+    pub fn misbehave(&self, fault: UsbFault) {
         if let Some(plugged) = &self.plugged {
-            plugged.device.state().is_silent = is_silent;
-            plugged.device.pump();
+            plugged.device.misbehave(Some(fault));
+        }
+    }
+
+    /// Misbehaves no more. What it has kept back comes late.
+    pub fn heal(&self) {
+        if let Some(plugged) = &self.plugged {
+            plugged.device.misbehave(None);
         }
     }
 }
@@ -219,13 +176,13 @@ fn spawn(
 
 /// The controller is busy for a moment after a device has left.
 fn retry(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    for _ in 0..200 {
-        if attempt().is_ok() {
-            return Ok(());
+    let end = Instant::now() + FREE;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
         }
-        std::thread::sleep(Duration::from_millis(10));
     }
-    attempt()
 }
 
 /// The first port of the fast hub nothing is plugged into: state 4.
@@ -238,218 +195,4 @@ fn free_port() -> io::Result<u32> {
         (is_free && words.next()? == "004").then_some(port)
     });
     free.ok_or_else(|| io::Error::other("no free port on the virtual controller"))
-}
-
-impl Device {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self) {
-        self.state().is_over = true;
-        self.changed.notify_all();
-        let _ = self.line.shutdown(Shutdown::Both);
-    }
-
-    fn notify(&self, notification: Vec<u8>) {
-        if self.model.interrupt {
-            self.state().notifications.push_back(notification);
-            self.pump();
-        }
-    }
-
-    /// Answers the kernel until the line is cut, and asks it for more time while the card is at work.
-    fn serve(&self) {
-        let mut line = &self.line;
-        while self.wait_for_request().is_ok()
-            && let Ok(request) = Request::read(&mut line)
-        {
-            let answered = match request {
-                Request::Unlink { number, victim } => self.unlink(number, victim),
-                Request::Submit(transfer) => self.submit(transfer),
-            };
-            if answered.is_err() {
-                break;
-            }
-        }
-        self.end();
-    }
-
-    /// Waits until the kernel asks for something. The thread that reads the line is the one timer there is: what
-    /// gives the card work comes over the line, so nobody has to wake it for a new deadline.
-    fn wait_for_request(&self) -> io::Result<()> {
-        loop {
-            let limit = self.time_until_extension();
-            let limit = limit.map(Timespec::try_from).transpose();
-            let limit = limit.map_err(io::Error::other)?;
-            match poll(
-                &mut [PollFd::new(&self.line, PollFlags::IN)],
-                limit.as_ref(),
-            ) {
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-
-    /// Asks for more time if that is due, and says when to look again; `None` while the card has nothing to do.
-    fn time_until_extension(&self) -> Option<Duration> {
-        let mut state = self.state();
-        let now = Instant::now();
-        let Some(work) = &mut state.work else {
-            // What has come is about to be begun.
-            return (state.is_busy || !state.commands.is_empty()).then_some(EXTENSION);
-        };
-        if work.due <= now {
-            work.due = now + EXTENSION;
-            let extension = work.extension.clone();
-            state.answers.push_back(extension);
-            drop(state);
-            self.pump();
-            return Some(EXTENSION);
-        }
-        Some(work.due.saturating_duration_since(now))
-    }
-
-    fn unlink(&self, number: u32, victim: u32) -> io::Result<()> {
-        let mut state = self.state();
-        let pending = |state: &State| state.pending_in.len() + state.pending_interrupt.len();
-        let before = pending(&state);
-        state.pending_in.retain(|(number, _)| *number != victim);
-        state.pending_interrupt.retain(|number| *number != victim);
-        wire::unlinked(&mut &self.line, number, pending(&state) < before)
-    }
-
-    fn submit(&self, transfer: Transfer) -> io::Result<()> {
-        let Transfer {
-            number,
-            endpoint,
-            is_in,
-            length,
-            setup,
-            data,
-        } = transfer;
-        let mut state = self.state();
-        match (endpoint, is_in) {
-            (0, _) => {
-                state.transfers.control += 1;
-                return match self.control(setup, &mut state) {
-                    Some(mut answer) => {
-                        answer.truncate(length);
-                        let sent = if is_in { 0 } else { data.len() };
-                        wire::done(&mut &self.line, number, sent, &answer)
-                    }
-                    None => wire::stalled(&mut &self.line, number),
-                };
-            }
-            (BULK_OUT, false) => {
-                state.transfers.bulk_out += 1;
-                state.received.extend(&data);
-                let received = std::mem::take(&mut state.received);
-                state.commands.push_back(received);
-                self.changed.notify_all();
-                return wire::done(&mut &self.line, number, data.len(), &[]);
-            }
-            (BULK_IN, true) => state.pending_in.push_back((number, length)),
-            (INTERRUPT, true) => state.pending_interrupt.push_back(number),
-            _ => return wire::stalled(&mut &self.line, number),
-        }
-        drop(state);
-        self.pump();
-        Ok(())
-    }
-
-    /// Gives what there is to the transfers that wait for it.
-    fn pump(&self) {
-        let mut state = self.state();
-        let state = &mut *state;
-        while !state.is_silent && !state.pending_in.is_empty() && !state.answers.is_empty() {
-            let (Some((number, length)), Some(mut answer)) =
-                (state.pending_in.pop_front(), state.answers.pop_front())
-            else {
-                return;
-            };
-            if answer.len() > length {
-                state.answers.push_front(answer.split_off(length));
-            }
-            state.transfers.bulk_in += 1;
-            let _ = wire::done(&mut &self.line, number, 0, &answer);
-        }
-        while !state.pending_interrupt.is_empty() && !state.notifications.is_empty() {
-            let (Some(number), Some(notification)) = (
-                state.pending_interrupt.pop_front(),
-                state.notifications.pop_front(),
-            ) else {
-                return;
-            };
-            state.transfers.interrupt += 1;
-            let _ = wire::done(&mut &self.line, number, 0, &notification);
-        }
-    }
-
-    /// The standard requests the kernel makes, and ABORT; `None` is a stall.
-    fn control(&self, setup: [u8; 8], state: &mut State) -> Option<Vec<u8>> {
-        let [kind, request, low, high, ..] = setup;
-        match (kind, request) {
-            (0x80, 6) => match high {
-                1 => Some(self.model.device()),
-                2 => Some(self.model.configuration()),
-                3 => Some(self.model.string(low)),
-                _ => None,
-            },
-            (0x80..=0x82, 0) => Some(vec![0, 0]),
-            (0x80, 8) => Some(vec![1]),
-            (0x81, 10) => Some(vec![0]),
-            // SET_CONFIGURATION begins afresh.
-            (0, 9) => {
-                state.notifications.clear();
-                Some(Vec::new())
-            }
-            (0..=2, 1 | 3 | 5 | 11) | (0x21, 1) => Some(Vec::new()),
-            _ => None,
-        }
-    }
-
-    /// Does what the messages say, one after the other.
-    fn run(&self, reader: &Reader) {
-        let Ok(peer) = self.line.try_clone() else {
-            return;
-        };
-        let Ok(mut slot) = Slot::new(reader, &self.stop, peer.into()) else {
-            return;
-        };
-        let mut bytes = Vec::new();
-        while let Some(more) = self.next_command() {
-            bytes.extend(more);
-            while let Some(message) = Message::take(&mut bytes) {
-                self.state().work = Some(Work {
-                    extension: message.extension(),
-                    due: Instant::now() + EXTENSION,
-                });
-                let answer = slot.obey(&message);
-                let mut state = self.state();
-                state.work = None;
-                state.answers.push_back(answer);
-                drop(state);
-                self.pump();
-            }
-        }
-    }
-
-    fn next_command(&self) -> Option<Vec<u8>> {
-        let mut state = self.state();
-        loop {
-            if state.is_over {
-                return None;
-            }
-            let command = state.commands.pop_front();
-            state.is_busy = command.is_some();
-            if command.is_some() {
-                return command;
-            }
-            let woken = self.changed.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
 }

@@ -33,6 +33,11 @@ impl Message {
         })
     }
 
+    /// Whether it carries a command of the card's (CCID 1.1, 6.1.4: XfrBlock).
+    pub(super) const fn is_to_the_card(&self) -> bool {
+        self.kind == 0x6F
+    }
+
     /// Says that the reader needs more time.
     pub(super) fn extension(&self) -> Vec<u8> {
         self.answer(0x80, 0x80, 1, &[])

@@ -1,0 +1,372 @@
+//! The device at our end of the socket: its endpoints, and the thread of its card.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use super::{
+    BULK_IN, BULK_OUT, INTERRUPT, Model, Transfers, UsbFault,
+    fault::Part,
+    slot::{Message, Slot},
+    wire::{self, Request, Transfer},
+};
+use crate::reader::{Reader, Stop};
+
+/// A card that takes longer asks for more time.
+const EXTENSION: Duration = Duration::from_secs(1);
+/// wValue of CLEAR_FEATURE: the endpoint in wIndex is halted no more (USB 2.0, table 9-6).
+const ENDPOINT_HALT: u8 = 0;
+
+/// The device at our end of the socket.
+#[derive(Debug)]
+pub(super) struct Device {
+    model: Arc<Model>,
+    line: UnixStream,
+    stop: Stop,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_over: bool,
+    fault: Option<UsbFault>,
+    /// Of the bulk endpoint to the host.
+    is_halted: bool,
+    /// Requests to the control endpoint that got no answer.
+    pending_control: Vec<u32>,
+    pending_in: VecDeque<(u32, usize)>,
+    pending_interrupt: VecDeque<u32>,
+    answers: VecDeque<Part>,
+    notifications: VecDeque<Vec<u8>>,
+    received: Vec<u8>,
+    commands: VecDeque<Vec<u8>>,
+    /// The thread of the card has a command in hand.
+    is_busy: bool,
+    work: Option<Work>,
+    transfers: Transfers,
+}
+
+/// The message the card is at work on.
+#[derive(Debug)]
+struct Work {
+    /// What asks for more time.
+    extension: Vec<u8>,
+    /// When to ask next.
+    due: Instant,
+}
+
+impl State {
+    fn is_silent(&self) -> bool {
+        self.fault.is_some_and(UsbFault::lasts)
+    }
+
+    /// Whether this fault is due now. It is spent then, unless it lasts.
+    fn meets(&mut self, is_due: impl FnOnce(UsbFault) -> bool) -> Option<UsbFault> {
+        let fault = self.fault.filter(|fault| is_due(*fault))?;
+        if !fault.lasts() {
+            self.fault = None;
+        }
+        Some(fault)
+    }
+}
+
+impl Device {
+    /// A device of this model, whose host is at the other end of `line`.
+    pub(super) fn new(model: Arc<Model>, line: UnixStream) -> Self {
+        Self {
+            model,
+            line,
+            stop: Stop::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// What ends the waits of its card's user.
+    pub(super) const fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    pub(super) fn transfers(&self) -> Transfers {
+        self.state().transfers
+    }
+
+    pub(super) fn zero(&self) {
+        self.state().transfers = Transfers::default();
+    }
+
+    /// Has this fault, or none; what was kept back comes then.
+    pub(super) fn misbehave(&self, fault: Option<UsbFault>) {
+        let mut state = self.state();
+        state.fault = fault;
+        for number in std::mem::take(&mut state.pending_control) {
+            let _ = wire::stalled(&mut &self.line, number);
+        }
+        drop(state);
+        self.pump();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn end(&self) {
+        self.state().is_over = true;
+        self.changed.notify_all();
+        let _ = self.line.shutdown(Shutdown::Both);
+    }
+
+    pub(super) fn notify(&self, notification: Vec<u8>) {
+        if self.model.interrupt {
+            self.state().notifications.push_back(notification);
+            self.pump();
+        }
+    }
+
+    /// Answers the kernel until the line is cut, and asks it for more time while the card is at work.
+    pub(super) fn serve(&self) {
+        let mut line = &self.line;
+        while self.wait_for_request().is_ok()
+            && let Ok(request) = Request::read(&mut line)
+        {
+            let answered = match request {
+                Request::Unlink { number, victim } => self.unlink(number, victim),
+                Request::Submit(transfer) => self.submit(transfer),
+            };
+            if answered.is_err() {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    /// Waits until the kernel asks for something. The thread that reads the line is the one timer there is: what
+    /// gives the card work comes over the line, so nobody has to wake it for a new deadline.
+    fn wait_for_request(&self) -> io::Result<()> {
+        loop {
+            let limit = self.time_until_extension();
+            let limit = limit.map(Timespec::try_from).transpose();
+            let limit = limit.map_err(io::Error::other)?;
+            match poll(
+                &mut [PollFd::new(&self.line, PollFlags::IN)],
+                limit.as_ref(),
+            ) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Asks for more time if that is due, and says when to look again; `None` while the card has nothing to do.
+    fn time_until_extension(&self) -> Option<Duration> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let Some(work) = &mut state.work else {
+            // What has come is about to be begun.
+            return (state.is_busy || !state.commands.is_empty()).then_some(EXTENSION);
+        };
+        if work.due <= now {
+            work.due = now + EXTENSION;
+            let extension = work.extension.clone();
+            state.answers.push_back(Part::Bytes(extension));
+            drop(state);
+            self.pump();
+            return Some(EXTENSION);
+        }
+        Some(work.due.saturating_duration_since(now))
+    }
+
+    fn unlink(&self, number: u32, victim: u32) -> io::Result<()> {
+        let mut state = self.state();
+        let pending = |state: &State| {
+            state.pending_in.len() + state.pending_interrupt.len() + state.pending_control.len()
+        };
+        let before = pending(&state);
+        state.pending_control.retain(|number| *number != victim);
+        state.pending_in.retain(|(number, _)| *number != victim);
+        state.pending_interrupt.retain(|number| *number != victim);
+        wire::unlinked(&mut &self.line, number, pending(&state) < before)
+    }
+
+    fn submit(&self, transfer: Transfer) -> io::Result<()> {
+        let Transfer {
+            number,
+            endpoint,
+            is_in,
+            length,
+            setup,
+            data,
+        } = transfer;
+        let mut state = self.state();
+        match (endpoint, is_in) {
+            (0, _) => {
+                state.transfers.control += 1;
+                if state.fault == Some(UsbFault::Death) {
+                    state.pending_control.push(number);
+                    return Ok(());
+                }
+                return match self.control(setup, &mut state) {
+                    Some(mut answer) => {
+                        answer.truncate(length);
+                        let sent = if is_in { 0 } else { data.len() };
+                        wire::done(&mut &self.line, number, sent, &answer)
+                    }
+                    None => wire::stalled(&mut &self.line, number),
+                };
+            }
+            (BULK_OUT, false) => {
+                state.transfers.bulk_out += 1;
+                state.received.extend(&data);
+                let received = std::mem::take(&mut state.received);
+                state.commands.push_back(received);
+                self.changed.notify_all();
+                let is_counted = state
+                    .meets(|fault| fault == UsbFault::UncountedOut)
+                    .is_none();
+                let sent = if is_counted { data.len() } else { 0 };
+                return wire::done(&mut &self.line, number, sent, &[]);
+            }
+            (BULK_IN, true) => state.pending_in.push_back((number, length)),
+            (INTERRUPT, true) => state.pending_interrupt.push_back(number),
+            _ => return wire::stalled(&mut &self.line, number),
+        }
+        drop(state);
+        self.pump();
+        Ok(())
+    }
+
+    /// Gives what there is to the transfers that wait for it.
+    fn pump(&self) {
+        let mut state = self.state();
+        let state = &mut *state;
+        self.pump_bulk(state);
+        if state.is_silent() {
+            return;
+        }
+        while !state.pending_interrupt.is_empty() && !state.notifications.is_empty() {
+            let (Some(number), Some(notification)) = (
+                state.pending_interrupt.pop_front(),
+                state.notifications.pop_front(),
+            ) else {
+                return;
+            };
+            state.transfers.interrupt += 1;
+            let _ = wire::done(&mut &self.line, number, 0, &notification);
+        }
+    }
+
+    fn pump_bulk(&self, state: &mut State) {
+        while let Some((number, length)) = state.pending_in.front().copied() {
+            let part = if state.is_halted {
+                Some(Part::Halt)
+            } else if state.is_silent() {
+                None
+            } else {
+                state.answers.pop_front()
+            };
+            let Some(part) = part else {
+                return;
+            };
+            state.pending_in.pop_front();
+            state.transfers.bulk_in += 1;
+            let _ = match part {
+                Part::Halt => {
+                    state.is_halted = true;
+                    wire::stalled(&mut &self.line, number)
+                }
+                Part::Bytes(mut bytes) => {
+                    if bytes.len() > length {
+                        let rest = bytes.split_off(length);
+                        state.answers.push_front(Part::Bytes(rest));
+                    }
+                    wire::done(&mut &self.line, number, 0, &bytes)
+                }
+            };
+        }
+    }
+
+    /// The standard requests the kernel makes, and ABORT; `None` is a stall.
+    fn control(&self, setup: [u8; 8], state: &mut State) -> Option<Vec<u8>> {
+        let [kind, request, low, high, index, ..] = setup;
+        if (kind, request, low, index) == (2, 1, ENDPOINT_HALT, BULK_IN | 0x80) {
+            state.is_halted = false;
+        }
+        match (kind, request) {
+            (0x80, 6) => match high {
+                1 => Some(self.model.device()),
+                2 => Some(self.model.configuration()),
+                3 => Some(self.model.string(low)),
+                _ => None,
+            },
+            (0x80..=0x82, 0) => Some(vec![0, 0]),
+            (0x80, 8) => Some(vec![1]),
+            (0x81, 10) => Some(vec![0]),
+            // SET_CONFIGURATION begins afresh.
+            (0, 9) => {
+                state.is_halted = false;
+                state.notifications.clear();
+                Some(Vec::new())
+            }
+            (0..=2, 1 | 3 | 5 | 11) | (0x21, 1) => Some(Vec::new()),
+            _ => None,
+        }
+    }
+
+    /// Does what the messages say, one after the other.
+    pub(super) fn run(&self, reader: &Reader) {
+        let Ok(peer) = self.line.try_clone() else {
+            return;
+        };
+        let Ok(mut slot) = Slot::new(reader, &self.stop, peer.into()) else {
+            return;
+        };
+        let mut bytes = Vec::new();
+        while let Some(more) = self.next_command() {
+            bytes.extend(more);
+            while let Some(message) = Message::take(&mut bytes) {
+                self.state().work = Some(Work {
+                    extension: message.extension(),
+                    due: Instant::now() + EXTENSION,
+                });
+                let answer = slot.obey(&message);
+                let mut state = self.state();
+                state.work = None;
+                let is_due = |fault| message.is_to_the_card() && fault != UsbFault::UncountedOut;
+                match state.meets(is_due) {
+                    Some(fault) => state.answers.extend(fault.instead_of(answer)),
+                    None => state.answers.push_back(Part::Bytes(answer)),
+                }
+                drop(state);
+                self.pump();
+            }
+        }
+    }
+
+    fn next_command(&self) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        loop {
+            if state.is_over {
+                return None;
+            }
+            let command = state.commands.pop_front();
+            state.is_busy = command.is_some();
+            if command.is_some() {
+                return command;
+            }
+            let woken = self.changed.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
