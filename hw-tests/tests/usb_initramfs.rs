@@ -1,0 +1,175 @@
+//! The module where there is nothing but a kernel: an initramfs without udev, without pcscd and without libpcsclite, in which
+//! `pkcs11-tool` signs. `make test-usb` boots one, with this program in it, which is the reader as well.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails loudly"
+)]
+
+use std::{fs, path::Path, process::Command, sync::mpsc, thread, time::Duration};
+
+use claviger_apdu::Call;
+use claviger_driver::{
+    Backend as _, Presence, Readers,
+    usb::{
+        backend::{Options, UsbBackend},
+        open::Stack,
+    },
+};
+use claviger_hw_tests::{
+    client::{self, Output},
+    paths,
+    provision::{KeyAlgorithm, PIN, PivPlan, Plan},
+    rig::Rig,
+    usb::UsbWay,
+};
+
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where the loader looks for libraries.
+const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+
+/// A P-256 key in 9A.
+fn plan() -> Plan {
+    Plan::piv(PivPlan::authentication(KeyAlgorithm::P256))
+}
+
+/// The card of the initramfs, which need not make it then.
+#[test]
+fn the_card_of_this_test_can_be_made() {
+    let _ = Rig::socket(plan());
+}
+
+/// Runs a client that has nothing of this program's environment.
+fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir("/tmp")
+        .env_clear()
+        .env("PATH", "/bin:/usr/bin")
+        .envs(environment.iter().copied());
+    client::run(&mut command, PATIENCE)
+}
+
+/// pkcs11-tool with the module.
+fn pkcs11_tool(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let module = paths::module_path();
+    let module = ["--module", module.to_str().unwrap()];
+    run(
+        "pkcs11-tool",
+        &[&module[..], arguments].concat(),
+        environment,
+    )
+}
+
+/// Names of files below `folder`.
+fn files(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = |entry: fs::DirEntry| {
+        if entry.file_type().unwrap().is_dir() {
+            files(&entry.path())
+        } else {
+            vec![entry.file_name().into_string().unwrap()]
+        }
+    };
+    entries.flat_map(named).collect()
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn an_initramfs_without_udev_and_pcscd_signs() {
+    for absent in ["/run", "/var", "/etc", "/sbin/udevd", "/usr/sbin/pcscd"] {
+        assert!(!fs::exists(absent).unwrap(), "{absent}");
+    }
+    let libraries: Vec<String> = LIBRARIES
+        .map(Path::new)
+        .into_iter()
+        .flat_map(files)
+        .collect();
+    let loadable = |name: &str| libraries.iter().any(|library| library.starts_with(name));
+    assert!(loadable("libclaviger_pkcs11.so") && loadable("libopensc.so"));
+    assert!(!loadable("libpcsclite"), "{libraries:?}");
+
+    let rig = Rig::usb(plan(), UsbWay::Nusb);
+    fs::write("/tmp/message", b"What is signed is what was asked for.").unwrap();
+    fs::write("/tmp/certificate", rig.certificate("piv-9A")).unwrap();
+    let public = [
+        "x509",
+        "-inform",
+        "DER",
+        "-noout",
+        "-pubkey",
+        "-in",
+        "certificate",
+    ];
+    let public = run("openssl", &public, &[]).expect_success().stdout;
+    fs::write("/tmp/key", public).unwrap();
+
+    let usb = ("CLAVIGER_TRANSPORTS", "usb");
+    let nusb = [usb, ("CLAVIGER_USB_BACKEND", "nusb")];
+    let rusb = [usb, ("CLAVIGER_USB_BACKEND", "rusb")];
+    for environment in [&[][..], &nusb, &rusb] {
+        let listed = pkcs11_tool(&["--list-token-slots"], environment).expect_success();
+        assert!(listed.stdout.contains("PIV 00000001"), "{listed}");
+        let sign = ["--sign", "--id", "01", "--mechanism", "ECDSA-SHA256"];
+        let files = ["--input-file", "message", "--output-file", "signature"];
+        let login = ["--signature-format", "openssl", "--login", "--pin", PIN];
+        let signed = pkcs11_tool(&[&sign[..], &files, &login].concat(), environment);
+        let took = signed.expect_success().took;
+        println!(
+            "{environment:?}: listed in {:.1?}, signed in {took:.1?}",
+            listed.took
+        );
+        let check = [
+            "dgst",
+            "-sha256",
+            "-verify",
+            "key",
+            "-signature",
+            "signature",
+            "message",
+        ];
+        run("openssl", &check, &[]).expect_success();
+        fs::remove_file("/tmp/signature").unwrap();
+    }
+}
+
+/// Only the kernel tells of it.
+#[test]
+#[ignore = "run by make test-usb"]
+fn a_token_that_comes_and_goes_is_noticed_without_udev() {
+    for (stack, way) in [(Stack::Nusb, UsbWay::Nusb), (Stack::Rusb, UsbWay::Rusb)] {
+        let mut rig = Rig::usb(plan(), way);
+        let backend = UsbBackend::new(&Options {
+            stack,
+            is_followed: true,
+            locks: vec![rig.folder().join("locks")],
+        });
+        let mut watch = backend.watch();
+        assert_eq!(cards(&watch.now(Call::within(PATIENCE))), 1);
+        let waker = watch.waker();
+        let (told, pictures) = mpsc::channel();
+        let watching = thread::spawn(move || {
+            while let Ok(readers) = watch.next() {
+                told.send(cards(&readers)).unwrap();
+            }
+        });
+        let is_told = |expected: usize| {
+            while pictures.recv_timeout(PATIENCE).expect("a picture") != expected {}
+        };
+        rig.on_usb().unplug();
+        is_told(0);
+        rig.on_usb().replug().unwrap();
+        is_told(1);
+        waker.stop();
+        watching.join().unwrap();
+    }
+}
+
+fn cards(readers: &Readers) -> usize {
+    let readers = readers.readers.iter();
+    let has_card = |presence: &Presence| matches!(presence, Presence::Card(_));
+    readers.filter(|reader| has_card(&reader.presence)).count()
+}
