@@ -16,6 +16,8 @@
 mod stage;
 
 use std::{
+    env,
+    fmt::Debug,
     fs,
     process::Command,
     sync::mpsc::{self, Receiver},
@@ -47,9 +49,10 @@ use stage::{
 /// In seconds; the figures are printed, these are for a machine that is busy with other things and emulates this one.
 const AT_ONCE: f64 = 0.500;
 const PROMPT: f64 = 0.200;
-/// How often a token is plugged in and pulled in one life of the module. There are four: two stacks, with a thread of the
-/// module's own and without.
-const CYCLES: usize = 50;
+/// How often a token is plugged in and pulled in one life of the module, where [`CYCLES_VARIABLE`] does not say. There are
+/// four: two stacks, with a thread of the module's own and without.
+const CYCLES: usize = 5;
+const CYCLES_VARIABLE: &str = "CLAVIGER_PLUG_CYCLES";
 /// How long nothing may happen.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -83,7 +86,7 @@ fn two_events(raw: Raw) -> [CK_SLOT_ID; 2] {
 fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
     each_life(|stage, raw| {
         let slots = raw.slots(false);
-        for round in 0..5 {
+        for round in 0..3 {
             let signer = Signer::log_in(raw, slots[0]);
             assert_eq!(signer.sign(), CKR_OK);
             stage.say("fault 87 1 silence");
@@ -118,28 +121,63 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
 fn a_token_that_comes_and_goes_keeps_its_slots_and_leaves_nothing_behind() {
     each_life(|stage, raw| {
         let slots = raw.slots(false);
-        let cycle = |number: usize| {
+        let cycle = |signs: bool| {
             let _ = unplug(stage);
-            assert_eq!(two_events(raw).to_vec(), slots, "cycle {number}");
+            assert_eq!(two_events(raw).to_vec(), slots);
             plug(stage);
-            assert_eq!(two_events(raw).to_vec(), slots, "cycle {number}");
-            // Never in the last cycle: a watch that sleeps keeps the descriptors of its last wait.
-            if number % 10 == 5 {
+            assert_eq!(two_events(raw).to_vec(), slots);
+            if signs {
                 let signer = Signer::log_in(raw, slots[0]);
                 assert_eq!(signer.sign(), CKR_OK);
             }
         };
-        (0..7).for_each(cycle);
-        let what_is_there = || {
-            thread::sleep(Duration::from_secs(1));
-            (open_files(), thread_count())
-        };
-        let before = what_is_there();
+        // Never in the last cycle: a watch that sleeps keeps the descriptors of its last wait.
+        let cycles = |count: usize| (1..=count).for_each(|n| cycle(n % 4 == 2 && n < count));
+        cycles(3);
+        let before = settled(held);
         let begin = Instant::now();
-        (1..=CYCLES).for_each(cycle);
-        println!("{CYCLES} cycles in {:?}", begin.elapsed());
-        assert_eq!(what_is_there(), before);
+        let count = env::var(CYCLES_VARIABLE).map_or(CYCLES, |count| count.parse().unwrap());
+        cycles(count);
+        println!("{count} cycles in {:?}", begin.elapsed());
+        left_is_no_more_than(&before);
     });
+}
+
+/// Open files and threads of this process.
+type Held = (Vec<String>, usize);
+
+fn held() -> Held {
+    (open_files(), thread_count())
+}
+
+/// What `look` sees once it has seen the same for a second. nusb's own thread closes a device some time after it has left.
+#[track_caller]
+fn settled<T: PartialEq + Debug>(look: impl Fn() -> T) -> T {
+    let end = Instant::now() + HANG;
+    let mut last = look();
+    loop {
+        thread::sleep(Duration::from_secs(1));
+        let now = look();
+        if now == last {
+            return now;
+        }
+        assert!(Instant::now() < end, "{last:?}, then {now:?}");
+        last = now;
+    }
+}
+
+/// Waits until no more is held than `before`.
+#[track_caller]
+fn left_is_no_more_than((files, threads): &Held) {
+    let end = Instant::now() + HANG;
+    loop {
+        let now = held();
+        if now.0.len() <= files.len() && now.1 <= *threads {
+            return;
+        }
+        assert!(Instant::now() < end, "{now:?} of {files:?}, {threads}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// What the module takes longer than udev until it tells of a token, in seconds.
@@ -167,7 +205,7 @@ fn a_slot_event_comes_soon_after_udevs() {
         assert_eq!(raw.slots(false).len(), 2);
         let events = udev_events();
         let (mut pulled, mut plugged) = (Vec::new(), Vec::new());
-        for _ in 0..9 {
+        for _ in 0..5 {
             pulled.push(delays(raw, &events, || {
                 let _ = unplug(stage);
             }));
@@ -213,8 +251,7 @@ fn sleeps() -> Vec<(String, u64)> {
 /// A blocked waiter wakes for nothing, and nothing moves on the bus.
 fn waits_for_nothing(raw: Raw) {
     let waiter = raw.waiter();
-    thread::sleep(Duration::from_secs(3));
-    let before = sleeps();
+    let before = settled(sleeps);
     thread::sleep(IDLE);
     assert_eq!(sleeps(), before, "scheduled while nothing happened");
     assert!(waiter.try_recv().is_err());
@@ -269,10 +306,10 @@ fn nothing_is_left_after_finalize() {
         };
         // nusb's own thread and its descriptors stay for the life of the process.
         life(OWN_THREAD);
-        let before = open_files();
+        let before = settled(held);
         for flags in [OWN_THREAD, NO_THREADS, OWN_THREAD, NO_THREADS] {
             life(flags);
-            assert_eq!(open_files(), before);
+            left_is_no_more_than(&before);
         }
     });
 }
