@@ -73,7 +73,9 @@ impl Arrivals {
     pub fn new(bus: &Bus) -> Self {
         let nodes = match bus.news() {
             News::Told(told) if told.messages.is_some() && !told.nodes => None,
+            // Twice, as it may have come in between.
             _ => watch(bus.nodes())
+                .and_then(|nodes| add(&nodes, bus.nodes()).map(|()| nodes))
                 .inspect_err(|errno| {
                     let nodes = bus.nodes().display();
                     tracing::debug!("usb: {nodes} cannot be watched ({errno})");
@@ -198,15 +200,31 @@ fn watch(folder: &Path) -> Result<OwnedFd, Errno> {
     Ok(inotify)
 }
 
-/// Watches the folder and those of the buses in it; one that is watched already stays so.
+/// Watches the folder and those of the buses in it; one that is watched already stays so. While it is not there, the nearest
+/// folder above it is watched for its coming.
 fn add(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
     let what = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
-    inotify::add_watch(inotify, folder, what)?;
+    match inotify::add_watch(inotify, folder, what) {
+        Err(Errno::NOENT) => add_above(inotify, folder)?,
+        added => drop(added?),
+    }
     let buses = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for bus in buses.take(BUSES) {
         let _ = inotify::add_watch(inotify, bus.path(), what);
     }
     Ok(())
+}
+
+/// Watches for the coming of `folder` from the nearest folder above it that is there.
+fn add_above(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
+    let coming = WatchFlags::CREATE | WatchFlags::ONLYDIR;
+    for above in folder.ancestors().skip(1) {
+        match inotify::add_watch(inotify, above, coming) {
+            Err(Errno::NOENT) => {}
+            added => return added.map(drop),
+        }
+    }
+    Err(Errno::NOENT)
 }
 
 /// Takes in which nodes came, went or changed their rights.

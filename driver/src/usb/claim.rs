@@ -141,8 +141,10 @@ impl Grip {
         let mut lock = means.locks.take(&site.place, knocks).ok_or(Taken::Ours)?;
         let interface = means.opener.open(site).map_err(Taken::Open)?;
         // The address, and so the node, may belong to another device by now.
-        if !means.bus.still_has(&site.port, &site.life) {
-            return Err(Taken::Open(OpenError::Gone));
+        match means.bus.still_has(&site.port, &site.life) {
+            Ok(true) => {}
+            Ok(false) => return Err(Taken::Open(OpenError::Gone)),
+            Err(error) => return Err(Taken::Open(OpenError::Failed(error.to_string()))),
         }
         let left = lock.record().filter(|record| record.life == site.life);
         let atrs = left.as_ref().filter(|left| left.is_left);

@@ -11,7 +11,7 @@ use super::{
     claim::{Grip, Site},
     ear::Ear,
     station::Station,
-    view::{LOOK, Look, UNTOLD, View},
+    view::{LOOK, Look, View},
 };
 use crate::{reader::ReaderState, wait::earliest};
 
@@ -108,12 +108,12 @@ impl Place {
             .for_each(View::look_soon);
     }
 
-    /// Whoever had it has let go: it is tried again if that was waited for.
+    /// Whoever had it has let go: it is tried again if that was waited for. The end of a claim of ours says so as well, and
+    /// nobody waits for that.
     pub(super) fn is_free(&mut self) {
-        let is_watched = self.is_watched();
         let views = self.views.iter_mut();
         views
-            .filter(|view| view.trouble().is_some() || !is_watched)
+            .filter(|view| view.awaits_release())
             .for_each(View::look_soon);
     }
 
@@ -177,7 +177,7 @@ impl Place {
                 desk.yield_if_wanted();
             }
             if needs_watching {
-                view.look_at((!is_told).then(|| Instant::now() + UNTOLD));
+                view.await_release(is_told);
             }
         }
     }

@@ -12,7 +12,10 @@ use std::{
     },
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 
 use super::udev_data;
 use crate::ccid::{
@@ -115,6 +118,15 @@ pub struct Found {
     pub readers: Vec<CcidInterface>,
 }
 
+/// The readers that were found, and why there may be others.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By port.
+    pub devices: Vec<Found>,
+    /// What could not be read, if anything could not.
+    pub error: Option<io::Error>,
+}
+
 /// Where devices are listed, and where their nodes are.
 #[derive(Clone, Debug)]
 pub struct Bus {
@@ -197,121 +209,171 @@ impl Bus {
     }
 
     /// All devices that are readers, by port. One that leaves meanwhile is left out. A machine without USB has none.
-    /// Of those that were there `before` only what may have changed is read again.
-    ///
-    /// # Errors
-    /// [`io::Error`] when the devices cannot be listed.
-    pub fn list(&self, before: &[Found]) -> io::Result<Vec<Found>> {
+    /// Of those that were there `before` only what may have changed is read again. What cannot be read has not left: it is as
+    /// it was before.
+    #[must_use]
+    pub fn list(&self, before: &[Found]) -> Listing {
         if let News::Told(told) = &self.news {
             told.lists.fetch_add(1, Ordering::SeqCst);
         }
+        let mut listing = Listing::default();
         let entries = match fs::read_dir(&self.devices) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return listing,
+            Err(error) => {
+                return Listing {
+                    devices: before.to_vec(),
+                    error: Some(error),
+                };
+            }
         };
         let names = entries
             .take(DEVICES)
             .flatten()
             .map(|entry| entry.file_name());
         let ports = names.filter_map(|name: std::ffi::OsString| Port::parse(name.to_str()?));
-        let mut found: Vec<Found> = ports.filter_map(|port| self.find(port, before)).collect();
-        found.sort_by_cached_key(|device| device.port.order());
-        Ok(found)
+        for port in ports {
+            let known = before.iter().find(|known| known.port == port);
+            match self.find(port, known) {
+                Ok(found) => listing.devices.extend(found),
+                Err(error) if has_left(&error) => {}
+                Err(error) => {
+                    listing.devices.extend(known.cloned());
+                    listing.error = Some(error);
+                }
+            }
+        }
+        listing
+            .devices
+            .sort_by_cached_key(|device| device.port.order());
+        listing
     }
 
     /// Whether a rule of udev's has made pcscd leave the device to us.
     pub(super) fn is_left_to_us(&self, device: &Found) -> bool {
-        let folder = self.folder(&device.port);
-        let number = folder.and_then(|folder| folder.text("dev"));
+        let folder = self.folder(&device.port).ok();
+        let number = folder.and_then(|folder| folder.text("dev").ok());
         let data = number.and_then(|number| {
             let numbers = number.split_once(':')?;
             let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
             let is_node = is_number(numbers.0) && is_number(numbers.1);
             let file = is_node.then(|| self.udev.join(format!("c{number}")))?;
-            read(File::open(file), udev_data::LONGEST)
+            read(File::open(file), udev_data::LONGEST).ok()
         });
         data.is_some_and(|data| udev_data::is_left_to_us(&data))
     }
 
     /// Whether the device in `port` has never been unplugged since `life` was written down.
-    pub(super) fn still_has(&self, port: &Port, life: &str) -> bool {
-        let now = self.folder(port).and_then(|folder| folder.life(port));
-        now.is_some_and(|now| now.to_string() == life)
+    ///
+    /// # Errors
+    /// [`io::Error`] when that cannot be read.
+    pub(super) fn still_has(&self, port: &Port, life: &str) -> io::Result<bool> {
+        match self.folder(port).and_then(|folder| folder.life(port)) {
+            Ok(now) => Ok(now.is_some_and(|now| now.to_string() == life)),
+            Err(error) if has_left(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    fn folder(&self, port: &Port) -> Option<Folder> {
+    fn folder(&self, port: &Port) -> io::Result<Folder> {
         Folder::open(&self.devices.join(port.as_str()))
     }
 
-    /// The device in `port`, if it is a reader.
-    fn find(&self, port: Port, before: &[Found]) -> Option<Found> {
+    /// The device in `port`, if it is a reader; the one that was `known` there, if that has neither left nor changed.
+    fn find(&self, port: Port, known: Option<&Found>) -> io::Result<Option<Found>> {
         let folder = self.folder(&port)?;
-        let known = before.iter().find(|known| known.port == port);
-        let known = known.filter(|known| {
-            folder.life(&port) == Some(known.life)
-                && folder.configuration() == Some(known.configuration)
-        });
-        known.cloned().or_else(|| self.read(port, &folder))
+        if let Some(known) = known
+            && folder.life(&port)? == Some(known.life)
+            && folder.configuration()? == Some(known.configuration)
+        {
+            return Ok(Some(known.clone()));
+        }
+        self.read(port, &folder)
     }
 
     /// Most devices are no readers, which one file tells; the rest is read of readers only.
-    fn read(&self, port: Port, folder: &Folder) -> Option<Found> {
+    fn read(&self, port: Port, folder: &Folder) -> io::Result<Option<Found>> {
         let bytes = folder.read("descriptors", DESCRIPTORS)?;
-        let device = Device::parse(&bytes, |model| quirks::of(model).vendor_class).ok()?;
-        if device.readers.is_empty() {
-            return None;
-        }
-        let life = folder.life(&port)?;
-        let configuration = folder.configuration()?;
+        let is_reader = |model| quirks::of(model).vendor_class;
+        let device = match Device::parse(&bytes, is_reader) {
+            Ok(device) if !device.readers.is_empty() => device,
+            _ => return Ok(None),
+        };
+        let (Some(life), Some(configuration)) = (folder.life(&port)?, folder.configuration()?)
+        else {
+            return Ok(None);
+        };
         let readers = active(device.readers, configuration);
+        if readers.is_empty() {
+            return Ok(None);
+        }
         let node = self.nodes.join(format!("{:03}", life.bus));
-        (!readers.is_empty()).then(|| Found {
+        Ok(Some(Found {
             life,
             node: node.join(format!("{:03}", life.address)),
             model: device.model,
-            name: name(folder, device.model),
-            serial: folder.text("serial").filter(|serial| !serial.is_empty()),
+            name: name(folder, device.model)?,
+            serial: folder.told("serial")?,
             configuration,
             readers,
             port,
-        })
+        }))
     }
+}
+
+/// Whether a device that could not be read is not there any more.
+fn has_left(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
+    gone.iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// The folder of one plugging in of a device: what is read here is of that alone, whatever takes its place meanwhile.
 struct Folder(OwnedFd);
 
 impl Folder {
-    fn open(path: &Path) -> Option<Self> {
+    fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).ok().map(Self)
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
-    fn read(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
+    fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.0, name, flags, Mode::empty());
         read(file.map(File::from).map_err(io::Error::from), limit)
     }
 
     /// An attribute for a person, which the device may have chosen.
-    fn text(&self, name: &str) -> Option<String> {
+    fn text(&self, name: &str) -> io::Result<String> {
         let bytes = self.read(name, ATTRIBUTE)?;
         let text = String::from_utf8_lossy(&bytes);
         let shown = text.trim().chars().filter(|one| !one.is_control());
-        Some(shown.take(NAME).collect())
+        Ok(shown.take(NAME).collect())
+    }
+
+    /// An attribute that not every device has.
+    fn told(&self, name: &str) -> io::Result<Option<String>> {
+        match self.text(name) {
+            Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+            Err(error) if has_left(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// `None` while it is not configured; its interfaces are announced when it is.
-    fn configuration(&self) -> Option<u16> {
-        self.text("bConfigurationValue")?.parse().ok()
+    fn configuration(&self) -> io::Result<Option<u16>> {
+        Ok(self.text("bConfigurationValue")?.parse().ok())
     }
 
-    fn life(&self, port: &Port) -> Option<Life> {
-        Some(Life {
-            folder: rustix::fs::fstat(&self.0).ok()?.st_ino,
-            bus: port.bus()?,
-            address: self.text("devnum")?.parse().ok()?,
-        })
+    fn life(&self, port: &Port) -> io::Result<Option<Life>> {
+        let folder = rustix::fs::fstat(&self.0)?.st_ino;
+        let address = self.text("devnum")?.parse().ok();
+        let life = |(bus, address)| Life {
+            folder,
+            bus,
+            address,
+        };
+        Ok(port.bus().zip(address).map(life))
     }
 }
 
@@ -323,17 +385,16 @@ fn active(readers: Vec<CcidInterface>, configuration: u16) -> Vec<CcidInterface>
     readers.into_iter().filter(is_active).collect()
 }
 
-fn read(file: io::Result<File>, limit: u64) -> Option<Vec<u8>> {
+fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
     // A file of sysfs is read in one go where there is room for it.
     let mut bytes = Vec::with_capacity(ROOM);
-    file.ok()?.take(limit).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    file?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-fn name(folder: &Folder, model: Model) -> String {
-    let told = |name| folder.text(name).filter(|text| !text.is_empty());
-    let (maker, product) = (told("manufacturer"), told("product"));
-    match (maker, product) {
+fn name(folder: &Folder, model: Model) -> io::Result<String> {
+    let (maker, product) = (folder.told("manufacturer")?, folder.told("product")?);
+    Ok(match (maker, product) {
         (None, None) => format!("USB reader {:04x}:{:04x}", model.vendor, model.product),
         // Many a product's name begins with its maker's.
         (Some(maker), Some(product)) if !product.starts_with(&maker) => {
@@ -341,7 +402,7 @@ fn name(folder: &Folder, model: Model) -> String {
         }
         (Some(maker), None) => format!("{maker} {:04x}", model.product),
         (_, Some(product)) => product,
-    }
+    })
 }
 
 /// Reads arbitrary bytes as the name of a folder; what is a port's name leads out of no folder and says the same

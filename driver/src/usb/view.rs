@@ -22,7 +22,11 @@ pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// How long a reader that was never seen is waited for while somebody has it.
 const FIRST: Duration = Duration::from_millis(500);
 /// When a reader somebody else has is tried again, where nobody tells that it is free.
-pub(super) const UNTOLD: Duration = Duration::from_secs(1);
+const UNTOLD: Duration = Duration::from_secs(1);
+/// The same, where somebody should: in a container the messages may never come.
+const TOLD: Duration = Duration::from_secs(5);
+/// Between two looks that the reader asks for.
+const NOT_BEFORE: Duration = Duration::from_millis(20);
 
 /// One slot of a reader on the bus.
 pub(super) struct View {
@@ -41,6 +45,10 @@ pub(super) struct View {
     is_followed: bool,
     /// The reader was not let go after the last look.
     lingers: bool,
+    /// Somebody else has the reader, and is waited for.
+    awaits_release: bool,
+    /// When it was looked at last.
+    looked: Option<Instant>,
 }
 
 /// Who looks, and how the readers are to be watched.
@@ -91,6 +99,8 @@ impl View {
             is_other: false,
             is_followed: false,
             lingers: false,
+            awaits_release: false,
+            looked: None,
         }
     }
 
@@ -102,6 +112,17 @@ impl View {
     /// Has it looked at at `due`; `None` for not until something happens.
     pub(super) const fn look_at(&mut self, due: Option<Instant>) {
         self.due = due;
+    }
+
+    /// Whether it is to be looked at when somebody else lets go of the reader.
+    pub(super) const fn awaits_release(&self) -> bool {
+        self.awaits_release
+    }
+
+    /// Waits for somebody else to let go of the reader, of which somebody tells, or not.
+    pub(super) fn await_release(&mut self, is_told: bool) {
+        self.awaits_release = true;
+        self.due = Some(Instant::now() + if is_told { TOLD } else { UNTOLD });
     }
 
     /// Has it looked at as soon as possible.
@@ -148,6 +169,9 @@ impl View {
         self.is_other |= state.changed && was_there;
         if state.changed || state.present != was_there || !several {
             self.look_soon();
+            // Whatever the reader says, and however often.
+            let not_before = self.looked.map(|looked| looked + NOT_BEFORE);
+            self.due = self.due.max(not_before);
         }
     }
 
@@ -157,6 +181,8 @@ impl View {
         if is_due {
             self.due = None;
             self.trouble = None;
+            self.awaits_release = false;
+            self.looked = Some(Instant::now());
         }
         is_due
     }
@@ -301,14 +327,12 @@ impl View {
     /// The reader could not be had, or does not answer; false of the latter.
     fn failed(&mut self, error: TransportError, look: &Look<'_>) -> bool {
         use TransportErrorKind::{Busy, Cancelled, Denied, NoReader};
-        let pause = match error.kind {
+        match error.kind {
             // The bus tells when that changes.
-            NoReader | Cancelled => None,
-            Busy | Denied if look.is_told && !self.is_taken_by_ours() => None,
-            Busy | Denied => Some(UNTOLD),
-            _ => Some(self.pauses.next_pause()),
-        };
-        self.due = pause.map(|pause| Instant::now() + pause);
+            NoReader | Cancelled => self.due = None,
+            Busy | Denied => self.await_release(look.is_told && !self.is_taken_by_ours()),
+            _ => self.due = Some(Instant::now() + self.pauses.next_pause()),
+        }
         tracing::debug!("{error}");
         let has_answered = matches!(error.kind, NoReader | Cancelled | Busy | Denied);
         self.trouble = (error.kind != Cancelled).then_some(error);

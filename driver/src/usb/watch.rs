@@ -18,18 +18,24 @@ use super::{
     place::Place,
     sleep::Slept,
     station::Station,
-    sysfs::{Bus, Found, Port},
+    sysfs::{Bus, Found, Listing, Port},
     view::Look,
 };
 use crate::{
     backend::{Stopped, Wake, Watch},
     pollable::{self, Pollable, WaitSet},
     reader::{ReaderState, Readers},
-    wait::Stop,
+    wait::{Pauses, Stop},
 };
 
 /// What the first picture of [`Watch::next`] may take.
 const FIRST: Duration = Duration::from_secs(5);
+
+/// When devices that could not be listed are listed again, the first time.
+const RELIST: Duration = Duration::from_secs(1);
+
+/// The readers, what is wrong, and the gate's move at which they were shown.
+type Shown = (Vec<ReaderState>, Option<String>, u32);
 
 /// See [`Watch`].
 pub(super) struct UsbWatch {
@@ -48,10 +54,13 @@ pub(super) struct UsbWatch {
     goes_on: bool,
     /// The devices have to be listed.
     is_stale: bool,
+    /// They could not all be read, and are listed again then.
+    relist: Option<Instant>,
+    delays: Pauses,
     trouble: Option<TransportError>,
     count: u32,
     stop: Arc<Stop>,
-    shown: Option<(Vec<ReaderState>, u32)>,
+    shown: Option<Shown>,
 }
 
 impl UsbWatch {
@@ -74,6 +83,8 @@ impl UsbWatch {
             listed: Vec::new(),
             goes_on,
             is_stale: true,
+            relist: None,
+            delays: Pauses::new(RELIST, RELIST * 16),
             trouble: None,
             count: 0,
             stop: Arc::new(Stop::new()),
@@ -85,7 +96,7 @@ impl UsbWatch {
     fn update(&mut self, watching: bool, until: Instant) {
         self.hear_of_devices();
         self.look_at_the_gate();
-        if self.is_stale {
+        if self.is_stale || self.relist.is_some_and(|relist| relist <= Instant::now()) {
             self.list();
         }
         let is_told = self.is_told();
@@ -143,6 +154,9 @@ impl UsbWatch {
             self.is_stale |= !is_tried || !self.is_told();
         }
         for (port, place) in &mut self.places {
+            if lost {
+                place.look_if_unwatched();
+            }
             if lost || freed.contains(port) {
                 place.is_free();
             }
@@ -183,12 +197,18 @@ impl UsbWatch {
     /// Takes in which readers are on the bus, and ours; one in the same port as before is the same only in the same life.
     fn list(&mut self) {
         self.is_stale = false;
-        self.trouble = None;
-        self.listed = self.bus.list(&self.listed).unwrap_or_else(|error| {
-            let what = format!("the devices on the USB cannot be listed: {error}");
-            let kind = TransportErrorKind::NoService;
-            self.trouble = Some(TransportError::before_card(kind, what));
-            Vec::new()
+        let Listing { devices, error } = self.bus.list(&self.listed);
+        self.listed = devices;
+        self.relist = match &error {
+            Some(_) => Some(Instant::now() + self.delays.next_pause()),
+            None => {
+                self.delays.start_over();
+                None
+            }
+        };
+        self.trouble = error.map(|error| {
+            let what = format!("the devices on the USB cannot all be listed: {error}");
+            TransportError::before_card(TransportErrorKind::NoService, what)
         });
         let ours = self.listed.iter().filter(|device| self.is_ours(device));
         let readers: Vec<(Port, Vec<Site>)> = ours
@@ -229,10 +249,10 @@ impl UsbWatch {
         self.places.iter_mut().for_each(|(_, place)| place.settle());
     }
 
-    /// What is shown, and at which move of the gate.
-    fn picture(&self) -> (Vec<ReaderState>, u32) {
+    fn picture(&self) -> Shown {
         let states = self.places.iter().flat_map(|(_, place)| place.states());
-        (states.collect(), self.ours.1)
+        let trouble = self.trouble().map(|trouble| trouble.what);
+        (states.collect(), trouble, self.ours.1)
     }
 
     fn present(&mut self) -> Readers {
@@ -266,7 +286,8 @@ impl Watch for UsbWatch {
         self.is_stale |= self
             .arrivals
             .as_ref()
-            .is_none_or(|arrivals| !arrivals.is_complete());
+            .is_none_or(|arrivals| !arrivals.is_complete())
+            || self.relist.is_some();
         self.places
             .iter_mut()
             .for_each(|(_, place)| place.look_if_unwatched());
@@ -317,6 +338,7 @@ impl Pollable for UsbWatch {
     fn waits_on(&self) -> WaitSet<'_> {
         let now = Instant::now();
         let mut set = WaitSet::until(&self.stop);
+        set.due(self.relist);
         set.readable(self.means.stir.as_ref().map(|stir| stir.as_fd()));
         set.readable(self.arrivals.iter().flat_map(Arrivals::descriptors));
         if let Some(gate) = &self.gate {
@@ -345,7 +367,7 @@ impl Pollable for UsbWatch {
 
 impl Drop for UsbWatch {
     fn drop(&mut self) {
+        // The registry keeps its readers: C_Finalize logs out after the watch has ended.
         self.settle();
-        self.registry.set(Vec::new());
     }
 }

@@ -149,7 +149,16 @@ impl Machine {
         self.program_as(bus, true)
     }
 
+    /// A program that finds no folder for locks, and learns of this bus as `bus` has it.
+    pub(super) fn program_without_locks(&self, bus: Bus) -> UsbBackend {
+        self.program_with(bus, true, Vec::new())
+    }
+
     fn program_as(&self, bus: Bus, is_followed: bool) -> UsbBackend {
+        self.program_with(bus, is_followed, vec![self.root.join("locks")])
+    }
+
+    fn program_with(&self, bus: Bus, is_followed: bool, locks: Vec<PathBuf>) -> UsbBackend {
         let opener = Nodes {
             devices: Arc::clone(&self.devices),
             door: Arc::clone(&self.door),
@@ -157,7 +166,7 @@ impl Machine {
         let options = Options {
             stack: Stack::default(),
             is_followed,
-            locks: vec![self.root.join("locks")],
+            locks,
         };
         UsbBackend::over(bus, Box::new(opener), &options)
     }

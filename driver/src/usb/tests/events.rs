@@ -78,7 +78,7 @@ impl Tale {
         self.told.lists.load(Ordering::SeqCst)
     }
 
-    fn looks(&self) -> u64 {
+    pub(super) fn looks(&self) -> u64 {
         self.told.looks.load(Ordering::SeqCst)
     }
 }

@@ -13,6 +13,7 @@ mod gate;
 mod iccd;
 mod interrupt;
 mod levels;
+mod listing;
 mod malice;
 mod power;
 mod readers;

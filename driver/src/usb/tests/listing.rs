@@ -1,0 +1,152 @@
+//! What a watch makes of devices that cannot be listed, of releases, and of messages that never come.
+
+use std::{fs, thread, time::Duration};
+
+use claviger_apdu::Call;
+
+use super::{
+    answered,
+    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, token},
+    events::{Tale, wait_for},
+    readers::{Followed, key, until, with_key},
+};
+use crate::{backend::Backend as _, usb::fake::FakeReader};
+
+/// B1: C_Finalize ends the watch before it logs out.
+#[test]
+fn b1_a_reader_is_reached_after_its_watch_has_ended() {
+    let (machine, _reader) = with_key("b1");
+    let program = machine.program();
+    let mut watch = program.watch();
+    assert!(holds_card(only(&look(&mut *watch))));
+    drop(watch);
+    let mut card = connect(&program, "3-1");
+    assert_eq!(echo(&mut *card, b"bye").unwrap(), answered(b"bye"));
+    machine.unplug("3-1");
+    drop(card);
+    let gone = program.connect(&id("3-1"), Call::within(PATIENCE));
+    assert!(gone.is_err(), "it has left since");
+}
+
+/// B8: the end of our own claim is told as everybody's is.
+#[test]
+fn b8_the_end_of_a_claim_of_ours_makes_no_new_claim() {
+    let tale = Tale::new("b8");
+    let empty = FakeReader::new(token());
+    tale.machine.plug("3-1", &empty, &token());
+    let bus = tale.machine.bus().told(std::sync::Arc::clone(&tale.told));
+    let program = tale.machine.program_without_locks(bus);
+    let followed = Followed::new(&program);
+    followed.picture();
+    until(|| !empty.device().claimed());
+    let before = empty.messages().len();
+    for _ in 0..3 {
+        let looks = tale.looks();
+        tale.tell("unbind", "3-1/3-1:1.0");
+        until(|| tale.looks() > looks);
+        until(|| !empty.device().claimed());
+    }
+    assert_eq!(empty.messages().len(), before, "nothing was asked of it");
+}
+
+/// B10: in a container the socket opens, and no message ever comes.
+#[test]
+fn b10_a_reader_somebody_has_is_tried_again_though_no_message_comes() {
+    let (tale, reader) = Tale::with_key("b10");
+    let theirs = reader.device().claim().unwrap();
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    assert!(followed.picture().trouble.is_some());
+    drop(theirs);
+    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
+    assert!(holds_card(only(&picture)));
+}
+
+/// B10: a machine, or a container, that gets its first bus later.
+#[test]
+fn b10_a_folder_of_nodes_that_comes_later_is_watched_then() {
+    let machine = Machine::new("b10-folder");
+    fs::remove_dir_all(machine.folder().join("dev")).unwrap();
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    fs::create_dir_all(machine.folder().join("dev/003")).unwrap();
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
+    assert!(holds_card(only(&picture)));
+}
+
+/// B12: EMFILE while the devices are listed, for one.
+#[test]
+fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
+    let (tale, _reader) = Tale::with_key("b12");
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    let before = only(&followed.picture()).clone();
+    let (sys, away) = (
+        tale.machine.folder().join("sys"),
+        tale.machine.folder().join("away"),
+    );
+    fs::rename(&sys, &away).unwrap();
+    fs::write(&sys, b"no folder").unwrap();
+    tale.tell("change", "3-1");
+    let picture = wait_for(&followed, |picture| picture.trouble.is_some());
+    assert_eq!(only(&picture), &before, "the reader, and the same card");
+    fs::remove_file(&sys).unwrap();
+    fs::rename(&away, &sys).unwrap();
+    let picture = wait_for(&followed, |picture| picture.trouble.is_none());
+    assert_eq!(only(&picture), &before);
+}
+
+/// B12: of one device.
+#[test]
+fn b12_a_device_that_cannot_be_read_for_a_moment_has_not_left() {
+    let (tale, _reader) = Tale::with_key("b12-device");
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    let before = only(&followed.picture()).clone();
+    let number = tale.machine.folder().join("sys/3-1/bConfigurationValue");
+    fs::remove_file(&number).unwrap();
+    fs::create_dir(&number).unwrap();
+    tale.tell("change", "3-1");
+    let picture = wait_for(&followed, |picture| picture.trouble.is_some());
+    assert_eq!(only(&picture), &before);
+    fs::remove_dir(&number).unwrap();
+    fs::write(&number, b"1\n").unwrap();
+    let picture = wait_for(&followed, |picture| picture.trouble.is_none());
+    assert_eq!(only(&picture), &before);
+}
+
+/// B22: most attributes of a device take its lock in the kernel; a disk in a reset would delay the slot list.
+#[test]
+fn b22_nothing_but_its_descriptors_is_read_of_a_device_that_is_no_reader() {
+    let (machine, _reader) = with_key("b22");
+    let disk = machine.folder().join("sys/3-2");
+    fs::create_dir(&disk).unwrap();
+    // A device descriptor alone: no interface.
+    let mut descriptor = [0_u8; 18];
+    descriptor[..2].copy_from_slice(&[18, 1]);
+    fs::write(disk.join("descriptors"), descriptor).unwrap();
+    for name in [
+        "devnum",
+        "bConfigurationValue",
+        "manufacturer",
+        "product",
+        "serial",
+    ] {
+        // Whoever opens it to read waits for a writer, for ever.
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            disk.join(name),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+    }
+    let (done, ended) = std::sync::mpsc::channel();
+    let program = machine.program();
+    thread::spawn(move || done.send(look(&mut *program.watch()).readers.len()));
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(1));
+}
