@@ -1,6 +1,6 @@
 //! What every way to readers can do.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 use claviger_apdu::{Call, Transport, TransportError};
 
@@ -21,7 +21,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn watch(&self) -> Box<dyn Watch>;
 
     /// Connects to the card in `reader`, shared with every other user of it, powering it up if need be.
-    /// The card is never reset by this.
+    /// A card that is powered and known is not reset by this.
     ///
     /// # Errors
     /// [`TransportError`], always with [`claviger_apdu::Sent::No`].
@@ -58,6 +58,26 @@ pub trait Watch: Send {
 
     /// What ends [`Watch::next`] from another thread.
     fn waker(&self) -> Arc<dyn Wake>;
+
+    /// Says to a watch that a thread follows whether anybody wants to know of cards; `None` where that makes no difference.
+    /// Without a waiter such a watch sees cards come and go only at a [`Demand::refresh`].
+    fn demand(&self) -> Option<Arc<dyn Demand>> {
+        None
+    }
+}
+
+/// Tells a [`Watch`], from other threads, whether anybody wants to know of cards. To watch the cards of some readers their
+/// backend has to keep all other programs from them.
+pub trait Demand: Send + Sync {
+    /// Somebody waits for events from now on.
+    fn begin_to_wait(&self);
+
+    /// One of those who wait does so no more.
+    fn end_to_wait(&self);
+
+    /// Has the cards looked at, unless they are watched, and waits until the result can be seen, or `until`. They are watched for
+    /// a moment afterwards.
+    fn refresh(&self, until: Instant);
 }
 
 /// Ends a [`Watch`] from another thread.

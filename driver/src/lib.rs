@@ -25,6 +25,6 @@ mod line;
 mod path_watch;
 mod wait;
 
-pub use backend::{Backend, Stopped, Wake, Watch};
+pub use backend::{Backend, Demand, Stopped, Wake, Watch};
 pub use pollable::Pollable;
 pub use reader::{Presence, ReaderId, ReaderState, Readers};

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::{Backend, Wake, usb::gate::Gate};
+use claviger_driver::{Backend, Demand, Wake, usb::gate::Gate};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
@@ -30,6 +30,8 @@ use crate::{
 /// How often a caller's thread looks at pcscd's readers while it follows others, too: a wait for pcscd happens inside
 /// libpcsclite, and covers nothing else.
 const SLICE: Duration = Duration::from_millis(200);
+/// How long a call waits for a look at cards that nobody watches.
+const REFRESH: Duration = Duration::from_secs(2);
 /// How often a call that waits for a reader to return tries it.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -48,6 +50,8 @@ pub(crate) struct Events {
     /// No thread watches some backend: a thread that waits has to, or each call looks.
     unwatched: AtomicBool,
     wakers: Vec<Arc<dyn Wake>>,
+    /// Of the backends that watch cards only for somebody.
+    demands: Vec<Arc<dyn Demand>>,
     /// Backends without a thread; held while one of them is watched or looked at.
     sources: Mutex<Vec<Source>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -65,6 +69,8 @@ impl Events {
     ) -> Self {
         let sources = Source::of(backends, gate.as_ref());
         let wakers = sources.iter().map(|source| source.watch.waker()).collect();
+        let demands = sources.iter().filter_map(|source| source.watch.demand());
+        let demands = demands.collect();
         let shared = Shared::new(sources.len(), idle, gate);
         shared.board.update(|table| table.choose(choice));
         Self {
@@ -72,6 +78,7 @@ impl Events {
             may_create_threads,
             unwatched: AtomicBool::new(!may_create_threads),
             wakers,
+            demands,
             sources: Mutex::new(sources),
             threads: Mutex::default(),
         }
@@ -107,8 +114,8 @@ impl Events {
         Instant::now() < until && !self.is_stopped()
     }
 
-    /// Brings the table up to date. With threads it always is; the first call starts them. Without, every backend
-    /// is looked at, unless somebody does already. The very first look is waited for, whoever takes it.
+    /// Brings the table up to date. With threads it is, but for cards that nobody watches; the first call starts the threads.
+    /// Without, every backend is looked at, unless somebody does already. The very first look is waited for, whoever takes it.
     pub(crate) fn refresh(&self) {
         self.start_threads();
         // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
@@ -118,6 +125,10 @@ impl Events {
             self.followed(&mut sources).look();
         }
         self.shared.wait_for_first_look();
+        if !self.unwatched.load(Ordering::SeqCst) {
+            let until = Instant::now() + REFRESH;
+            self.demands.iter().for_each(|demand| demand.refresh(until));
+        }
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -196,6 +207,7 @@ impl Events {
     /// NO_EVENT when there is none and the caller does not wait; CRYPTOKI_NOT_INITIALIZED after C_Finalize.
     pub(crate) fn wait(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
         self.refresh();
+        let _waiting = may_block.then(|| Waiting::new(&self.demands));
         loop {
             let may_lead = self.unwatched.load(Ordering::SeqCst);
             match self.shared.board.wait(may_block, may_lead) {
@@ -255,6 +267,22 @@ impl Events {
         for thread in threads {
             crate::threads::join(thread, "a slot-event thread");
         }
+    }
+}
+
+/// Somebody waits for events, for as long as the value lives.
+struct Waiting<'a>(&'a [Arc<dyn Demand>]);
+
+impl<'a> Waiting<'a> {
+    fn new(demands: &'a [Arc<dyn Demand>]) -> Self {
+        demands.iter().for_each(|demand| demand.begin_to_wait());
+        Self(demands)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|demand| demand.end_to_wait());
     }
 }
 

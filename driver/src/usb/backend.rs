@@ -43,8 +43,8 @@ const LAST: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Who moves the transfers. Under CKF_LIBRARY_CANT_CREATE_OS_THREADS and after a fork: [`Stack::Rusb`].
     pub stack: Stack,
-    /// Whether a thread follows the watch all the time; else readers are claimed for cards only while somebody
-    /// waits in [`Watch::next`].
+    /// Whether a thread follows the watch all the time, and [`Watch::demand`] says whether cards are watched; else they are
+    /// while somebody is in [`Watch::next`].
     pub is_followed: bool,
     /// Where locks may be kept, the best place first; each is made if its parent is there. See `docs/raw-usb.md`.
     pub locks: Vec<PathBuf>,

@@ -25,6 +25,7 @@ mod bulk;
 mod claim;
 mod command_pipe;
 mod connection;
+mod demand;
 mod device;
 mod ear;
 mod filter;

@@ -118,11 +118,11 @@ impl Place {
     }
 
     /// Whether its cards can be exchanged unseen while nobody has it claimed.
-    fn needs_watching(&self) -> bool {
+    pub(super) fn needs_watching(&self) -> bool {
         self.stations().any(|station| !station.site.is_fixed)
     }
 
-    const fn is_watched(&self) -> bool {
+    pub(super) const fn is_watched(&self) -> bool {
         !matches!(self.watched, Watched::Not)
     }
 

@@ -13,6 +13,7 @@ use super::{
     arrivals::{Arrivals, Change},
     backend::{Registry, sites},
     claim::{Means, Site},
+    demand::CardDemand,
     gate::{Gate, Ours},
     holding::Holding,
     place::Place,
@@ -22,7 +23,7 @@ use super::{
     view::Look,
 };
 use crate::{
-    backend::{Stopped, Wake, Watch},
+    backend::{Demand, Stopped, Wake, Watch},
     pollable::{self, Pollable, WaitSet},
     reader::{ReaderState, Readers},
     wait::{Pauses, Stop},
@@ -50,8 +51,11 @@ pub(super) struct UsbWatch {
     places: Vec<(Port, Place)>,
     /// The devices as they were listed last.
     listed: Vec<Found>,
-    /// Whether cards are watched between two calls, too: somebody is in [`Watch::next`] nearly all the time.
-    goes_on: bool,
+    /// Somebody is in [`Watch::next`] nearly all the time: cards are watched between two calls, too, while there is a demand for
+    /// it.
+    demand: Option<Arc<CardDemand>>,
+    /// The look that was asked for last, and taken in.
+    answered: u64,
     /// The devices have to be listed.
     is_stale: bool,
     /// They could not all be read, and are listed again then.
@@ -71,6 +75,7 @@ impl UsbWatch {
         gate: Option<Arc<Gate>>,
         goes_on: bool,
     ) -> Self {
+        let demand = goes_on.then(|| CardDemand::new(means.stir.clone()));
         Self {
             slept: Slept::new(bus.clone()),
             bus,
@@ -81,7 +86,8 @@ impl UsbWatch {
             arrivals: None,
             places: Vec::new(),
             listed: Vec::new(),
-            goes_on,
+            demand,
+            answered: 0,
             is_stale: true,
             relist: None,
             delays: Pauses::new(RELIST, RELIST * 16),
@@ -96,6 +102,7 @@ impl UsbWatch {
     fn update(&mut self, watching: bool, until: Instant) {
         self.hear_of_devices();
         self.look_at_the_gate();
+        let watching = watching && self.take_in_demand();
         if self.is_stale || self.relist.is_some_and(|relist| relist <= Instant::now()) {
             self.list();
         }
@@ -115,7 +122,7 @@ impl UsbWatch {
                 stop: &self.stop,
                 until,
                 is_told,
-                lingers: watching && self.goes_on,
+                lingers: watching && self.demand.is_some(),
                 patience: place.patience(),
                 count: &mut self.count,
             };
@@ -124,6 +131,34 @@ impl UsbWatch {
                 return;
             }
             kept = Some(place);
+        }
+    }
+
+    /// Has cards looked at that somebody asks for, and left alone when nobody does; whether they are to be watched.
+    fn take_in_demand(&mut self) -> bool {
+        let Some(demand) = &self.demand else {
+            return true;
+        };
+        let (asked, is_wanted) = demand.take_in();
+        if asked != self.answered {
+            self.answered = asked;
+            self.places
+                .iter_mut()
+                .for_each(|(_, place)| place.look_if_unwatched());
+        }
+        if !is_wanted {
+            self.places.iter_mut().for_each(|(_, place)| place.rest());
+        }
+        is_wanted
+    }
+
+    /// What was taken in so far can be seen by everybody.
+    fn answer_demand(&self) {
+        if let Some(demand) = &self.demand {
+            let places = || self.places.iter().map(|(_, place)| place);
+            let is_needed = places().any(Place::needs_watching);
+            let is_watching = places().all(|place| place.is_watched() || !place.needs_watching());
+            demand.answer(self.answered, is_watching, is_needed);
         }
     }
 
@@ -306,6 +341,11 @@ impl Watch for UsbWatch {
     fn waker(&self) -> Arc<dyn Wake> {
         Arc::clone(&self.stop) as Arc<dyn Wake>
     }
+
+    fn demand(&self) -> Option<Arc<dyn Demand>> {
+        let demand = Arc::clone(self.demand.as_ref()?);
+        Some(demand as Arc<dyn Demand>)
+    }
 }
 
 impl Pollable for UsbWatch {
@@ -315,9 +355,12 @@ impl Pollable for UsbWatch {
             self.wait_for_the_gate(Instant::now() + FIRST);
             return;
         }
-        self.places
-            .iter_mut()
-            .for_each(|(_, place)| place.look_if_unwatched());
+        self.answer_demand();
+        if self.demand.is_none() {
+            self.places
+                .iter_mut()
+                .for_each(|(_, place)| place.look_if_unwatched());
+        }
     }
 
     fn step(&mut self) -> Result<Option<Readers>, Stopped> {
@@ -332,6 +375,7 @@ impl Pollable for UsbWatch {
             return Ok(Some(self.present()));
         }
         self.settle();
+        self.answer_demand();
         Ok(None)
     }
 
@@ -344,6 +388,10 @@ impl Pollable for UsbWatch {
         if let Some(gate) = &self.gate {
             set.readable(gate.descriptor());
             set.due(gate.due());
+        }
+        let watches = self.places.iter().any(|(_, place)| place.is_watched());
+        if let Some(demand) = self.demand.as_ref().filter(|_| watches) {
+            set.due(demand.ends());
         }
         for (_, place) in &self.places {
             set.due(place.due());
@@ -359,7 +407,7 @@ impl Pollable for UsbWatch {
 
     /// Stops watching cards where nobody waits for them any more.
     fn rest(&mut self) {
-        if !self.goes_on {
+        if self.demand.is_none() {
             self.places.iter_mut().for_each(|(_, place)| place.rest());
         }
     }
@@ -369,5 +417,8 @@ impl Drop for UsbWatch {
     fn drop(&mut self) {
         // The registry keeps its readers: C_Finalize logs out after the watch has ended.
         self.settle();
+        if let Some(demand) = &self.demand {
+            demand.end();
+        }
     }
 }

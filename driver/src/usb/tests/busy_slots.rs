@@ -19,7 +19,7 @@ use super::{
     exchange,
 };
 use crate::{
-    backend::{Backend as _, Wake as _},
+    backend::Wake as _,
     ccid::{descriptor::ClassDescriptor, quirks::Quirks},
     usb::{
         device::Device,
@@ -312,7 +312,7 @@ fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_devic
         vec![device.clone()],
     );
     let program = devices.program();
-    let mut watch = program.watch();
+    let mut watch = super::readers::awaited(&program);
     let before = look(&mut *watch);
     let [idle, mut used] = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     let epochs = [idle.epoch(), used.epoch()];

@@ -11,7 +11,7 @@ use claviger_apdu::TransportErrorKind;
 use super::{
     answered,
     bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
-    readers::{Followed, key, until, with_key},
+    readers::{Followed, awaited, key, until, with_key},
     slots::pair,
 };
 use crate::{
@@ -37,7 +37,7 @@ fn two_that_follow(machine: &Machine) -> ([UsbBackend; 2], [Followed; 2]) {
 fn a_connection_claims_the_reader_and_gives_it_back() {
     let (machine, reader) = with_key("claims");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let mut card = connect(&program, "3-1");
     assert!(reader.device().claimed());
@@ -138,7 +138,7 @@ fn a_claim_that_ends_while_the_watch_is_woken_by_it_is_listened_to() {
 fn a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it() {
     let (machine, reader) = with_key("opening");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert!(holds_card(only(&look(&mut *watch))));
     let door = machine.close_the_door();
     let (told, is_told) = mpsc::channel();
@@ -165,7 +165,7 @@ fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with
     let machine = Machine::new("opening-slot");
     let (reader, _) = pair(&machine);
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert_eq!(look(&mut *watch).readers.len(), 2);
     let door = machine.close_the_door();
     let open = |slot: &str, limit: Duration| {
@@ -199,7 +199,7 @@ fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with
 fn no_reader_is_kept_while_another_is_waited_for() {
     let machine = Machine::new("kept");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert!(watch.next().unwrap().readers.is_empty());
     let waker = watch.waker();
     let [(first, one), (dead, other)] = [key(), key()];

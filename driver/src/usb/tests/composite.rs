@@ -62,7 +62,7 @@ fn plugged(test: &str, product: (u16, u16, u16)) -> (Devices, [FakeReader; 2]) {
 fn each_interface_is_a_reader_of_its_own() {
     let (devices, readers) = plugged("composite", reader().product);
     let program = devices.program();
-    let mut watch = program.watch();
+    let mut watch = super::readers::awaited(&program);
     let picture = look(&mut *watch);
     let ids: Vec<_> = picture
         .readers
@@ -93,7 +93,7 @@ fn second_while_first_works(
 ) -> Result<Vec<u8>, (TransportErrorKind, Sent)> {
     let (devices, readers) = plugged(test, product);
     let program = devices.program();
-    let mut watch = program.watch();
+    let mut watch = super::readers::awaited(&program);
     let _ = look(&mut *watch);
     let [mut first, mut second] = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     readers[0].hold();
@@ -133,7 +133,7 @@ fn a_model_that_dead_locks_serves_both_readers_in_turns() {
     let (devices, readers) = plugged("composite-turns", OMNIKEY_5422);
     let program = devices.program();
     let _ = look(&mut *program.watch());
-    let mut watch = program.watch();
+    let mut watch = super::readers::awaited(&program);
     let _ = look(&mut *watch);
     let cards = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     thread::scope(|scope| {

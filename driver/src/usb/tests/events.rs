@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink::So
 use super::{
     answered,
     bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
-    readers::{Followed, key, until},
+    readers::{Followed, awaited, key, until},
 };
 use crate::{
     backend::Backend as _,
@@ -216,7 +216,7 @@ fn who_tells_lies_has_sysfs_read_and_nothing_else() {
 fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
     let (tale, reader) = Tale::with_key("flood");
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert!(holds_card(only(&watch.next().unwrap())));
     reader.device().forget();
     let (lists, looks) = (tale.lists(), tale.looks());
@@ -261,7 +261,7 @@ fn an_idle_watch_does_not_wake_up() {
 fn a_device_told_between_two_waits_is_there_at_the_next() {
     let tale = Tale::new("between");
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert!(watch.next().unwrap().readers.is_empty());
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
@@ -322,7 +322,7 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
         let (reader, config) = key();
         tale.machine.plug_at("3-1", 9, &reader, &config);
         let program = tale.program();
-        let mut watch = program.watch();
+        let mut watch = awaited(&program);
         let first = only(&watch.next().unwrap()).clone();
         let mut before = connect(&program, "3-1");
         // The kernel never gives the number of a folder twice; a folder held open keeps its own.
@@ -381,7 +381,7 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
         let (reader, config) = key();
         tale.machine.plug("3-1", &reader, &config);
         let program = tale.program();
-        let mut watch = program.watch();
+        let mut watch = awaited(&program);
         let _ = look(&mut *watch);
         reader.device().inject(Fault::Gone, step);
         let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
@@ -412,7 +412,7 @@ fn an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
     let (reader, config) = key();
     tale.machine.plug_at("3-1", 9, &reader, &config);
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
     tale.machine.unplug("3-1");

@@ -12,7 +12,7 @@ use super::{
     SHORT, answered,
     bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
     command,
-    readers::{Followed, key, until, with_key},
+    readers::{Followed, awaited, key, until, with_key},
 };
 use crate::{
     backend::{Backend, Stopped},
@@ -216,7 +216,7 @@ fn a_gate_that_moves_is_told_by_a_picture_though_nothing_is_on_the_bus() {
 fn a_stop_ends_the_wait_for_pcscd() {
     let machine = Machine::new("gate.stop");
     let (program, _gate) = behind(&machine, LONG);
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let waker = watch.waker();
     thread::scope(|scope| {
         let waits = scope.spawn(move || watch.next().map(drop));

@@ -354,7 +354,7 @@ fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
         let (token, _) = token(version);
         devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
         let program = devices.program();
-        let mut watch = program.watch();
+        let mut watch = super::readers::awaited(&program);
         let picture = look(&mut *watch);
         let state = only(&picture);
         assert_eq!(state.id, id("3-1"));
@@ -391,7 +391,7 @@ fn a_token_that_leaves_at_any_request_ends_what_is_done_with_it() {
             let (token, _) = token(version);
             devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
             let program = devices.program();
-            let mut watch = program.watch();
+            let mut watch = super::readers::awaited(&program);
             token.device().inject(Fault::Gone, step);
             let start = Instant::now();
             let _ = look(&mut *watch);

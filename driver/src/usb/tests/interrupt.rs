@@ -5,10 +5,9 @@ use std::{sync::mpsc, thread, time::Duration};
 use super::{
     SHORT, answered,
     bench::{Machine, PATIENCE, connect, echo, holds_card, only, reader},
-    readers::{Followed, until, with_a_reader_that_powers},
+    readers::{Followed, awaited, until, with_a_reader_that_powers},
 };
 use crate::{
-    backend::Backend as _,
     reader::Presence,
     usb::{
         backend::UsbBackend,
@@ -57,7 +56,7 @@ fn notifications_of_slots_that_do_not_exist_or_of_nothing_change_nothing() {
 fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
     let (machine, slot) = with_a_reader_that_powers("late-word");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let first = only(&watch.next().unwrap()).clone();
     assert!(holds_card(&first));
     let mut card = connect(&program, "3-1");

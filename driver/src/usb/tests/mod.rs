@@ -6,6 +6,7 @@ mod chaining;
 mod character;
 mod claims;
 mod composite;
+mod demand;
 mod devices;
 mod events;
 mod faults;

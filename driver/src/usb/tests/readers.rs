@@ -15,7 +15,7 @@ use super::{
     bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
 };
 use crate::{
-    backend::{Backend, Stopped},
+    backend::{Backend, Demand, Stopped},
     reader::{Presence, Readers},
     usb::{
         backend::UsbBackend,
@@ -53,13 +53,23 @@ pub(super) fn with_a_reader_that_powers(test: &str) -> (Machine, FakeReader) {
 pub(super) struct Followed {
     pub(super) pictures: mpsc::Receiver<Readers>,
     waker: Arc<dyn crate::backend::Wake>,
+    pub(super) demand: Option<Arc<dyn Demand>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Followed {
+    /// With somebody who waits for events.
     pub(super) fn new(program: &UsbBackend) -> Self {
-        let mut watch = program.watch();
-        let waker = watch.waker();
+        Self::of(awaited(program))
+    }
+
+    /// With nobody who waits.
+    pub(super) fn idly(program: &UsbBackend) -> Self {
+        Self::of(program.watch())
+    }
+
+    fn of(mut watch: Box<dyn crate::backend::Watch>) -> Self {
+        let (waker, demand) = (watch.waker(), watch.demand());
         let (send, pictures) = mpsc::channel();
         let follow = move || {
             let _ = send.send(look(&mut *watch));
@@ -70,6 +80,7 @@ impl Followed {
         Self {
             pictures,
             waker,
+            demand,
             thread: Some(thread::spawn(follow)),
         }
     }
@@ -92,9 +103,18 @@ impl Drop for Followed {
     }
 }
 
+/// A watch, with somebody who waits for events.
+pub(super) fn awaited(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
+    let watch = program.watch();
+    if let Some(demand) = watch.demand() {
+        demand.begin_to_wait();
+    }
+    watch
+}
+
 /// A watch that has seen what there is.
 fn looked_at(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     watch
 }
@@ -166,7 +186,7 @@ fn a_reader_that_comes_goes_and_comes_back_has_one_name_and_another_count() {
 fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
     let machine = Machine::new("exchanged");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let (reader, config) = key();
     machine.plug_at("3-1", 9, &reader, &config);
     let first = only(&look(&mut *watch)).clone();
@@ -245,7 +265,7 @@ fn rights_that_are_granted_later_have_nothing_listed_where_udev_tells_of_devices
 fn a_card_is_told_before_its_reader_is_let_go() {
     let machine = Machine::new("told-first");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert!(watch.next().unwrap().readers.is_empty());
     let [(first, _), (second, _)] = ["3-1", "3-2"].map(|port| {
         let (reader, config) = key();
@@ -266,7 +286,7 @@ fn a_card_is_told_before_its_reader_is_let_go() {
 fn who_asks_what_is_there_finds_every_reader_let_go() {
     let (machine, reader) = with_key("asks");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert!(holds_card(only(&look(&mut *watch))));
     assert!(!reader.device().claimed());
     let without = machine.program_without_threads();
@@ -306,7 +326,7 @@ fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
 fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_reader_powers_it() {
     let (machine, slot) = with_a_reader_that_powers("activates");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let first = only(&watch.next().unwrap()).clone();
     assert!(holds_card(&first) && slot.device().claimed());
     assert_eq!(only(&look(&mut *watch)), &first);
@@ -353,7 +373,7 @@ fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
     let followed = Followed::new(&ours);
     assert!(holds_card(only(&followed.picture())));
     until(|| slot.device().claimed());
-    let mut watch = theirs.watch();
+    let mut watch = awaited(&theirs);
     assert!(holds_card(only(&look(&mut *watch))));
     let mut card = connect(&theirs, "3-1");
     assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
@@ -384,7 +404,7 @@ fn a_stop_ends_the_watch_and_its_claims() {
     let slot = FakeReader::new(reader());
     machine.plug("3-1", &slot, &reader());
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let waker = watch.waker();
     thread::scope(|scope| {
         let (shown, is_shown) = mpsc::channel();
@@ -404,7 +424,7 @@ fn a_stop_ends_the_watch_and_its_claims() {
 fn a_stop_before_the_watch_begins_still_counts() {
     let machine = Machine::new("before");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     watch.waker().stop();
     assert_eq!(watch.next().map(drop), Err(Stopped));
 }
@@ -441,7 +461,7 @@ fn a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_bac
 fn a_backend_that_is_cut_ends_its_connections() {
     let (machine, reader) = with_key("cut");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let mut card = connect(&program, "3-1");
     reader.hold();

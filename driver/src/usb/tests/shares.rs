@@ -8,9 +8,9 @@ use super::{
     answered,
     bench::{Machine, connect, echo, echo_within, look},
     kinds,
-    readers::key,
+    readers::{awaited, key},
 };
-use crate::{backend::Backend as _, usb::fake::FakeReader};
+use crate::usb::fake::FakeReader;
 
 /// A key that a program has used; another has not touched it yet.
 fn used(test: &str) -> (Machine, FakeReader) {
@@ -18,7 +18,7 @@ fn used(test: &str) -> (Machine, FakeReader) {
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     echo(&mut *connect(&program, "3-1"), b"data").unwrap();
     (machine, reader)
@@ -28,7 +28,7 @@ fn used(test: &str) -> (Machine, FakeReader) {
 fn taken_up(machine: &Machine, reader: &FakeReader) -> Vec<u8> {
     let before = kinds(reader).len();
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"next").unwrap(), answered(b"next"));
@@ -56,7 +56,7 @@ fn a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
     let (machine, reader) = used("shares.middle");
     {
         let program = machine.program();
-        let mut watch = program.watch();
+        let mut watch = awaited(&program);
         let _ = look(&mut *watch);
         let mut card = connect(&program, "3-1");
         reader.hold();

@@ -9,7 +9,7 @@ use super::{
     bench::{PATIENCE, connect, echo, echo_within, holds_card, id, look, reader},
     events::{Tale, wait_for},
     powered,
-    readers::{Followed, key, until},
+    readers::{Followed, awaited, key, until},
 };
 use crate::{
     backend::Backend as _,
@@ -42,7 +42,7 @@ fn a_stop_before_a_command_is_sent_sends_nothing() {
     let (tale, key) = Tale::with_key("silence.stop");
     let program = tale.program();
     let _ = look(&mut *program.watch());
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let mut card = connect(&program, "3-1");
     program.cut();

@@ -12,7 +12,7 @@ use super::{
     bench::{PATIENCE, connect, echo, holds_card, look, only, reader, token},
     events::Tale,
     kinds,
-    readers::{key, until},
+    readers::{awaited, key, until},
 };
 use crate::{
     backend::{Backend as _, Watch},
@@ -39,7 +39,7 @@ fn used(
 ) -> (UsbBackend, Box<dyn Watch>, Box<dyn Transport>) {
     tale.machine.plug("3-1", reader, config);
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let card = connect(&program, "3-1");
     (program, watch, card)
@@ -96,7 +96,7 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let first = only(&look(&mut *watch)).clone();
     let mut card = connect(&program, "3-1");
     // The hub was off: nothing came over the interrupt pipe.
@@ -116,7 +116,7 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
 fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
     let (tale, _) = Tale::with_key("sleep.left");
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let first = only(&look(&mut *watch)).clone();
     let mut card = connect(&program, "3-1");
     tale.machine.unplug("3-1");
@@ -137,7 +137,7 @@ fn an_empty_slot_is_looked_at_after_a_sleep() {
     let slot = FakeReader::new(config.clone());
     tale.machine.plug("3-1", &slot, &config);
     let program = tale.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     assert_eq!(only(&watch.next().unwrap()).presence, Presence::Empty);
     slot.put_unseen(0, FakeCard::echo());
     sleep(&tale);

@@ -11,7 +11,7 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 use super::{
     answered,
     bench::{Machine, PATIENCE, connect, echo, holds_card, id, look},
-    readers::until,
+    readers::{awaited, until},
     slots::{counted, ids, of, pair, several},
 };
 use crate::{
@@ -38,7 +38,7 @@ fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
     reader.insert(0, FakeCard::echo());
     machine.plug("3-1", &reader, &config);
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let all = watch_until(&mut *watch, |picture| picture.readers.len() == 5);
     let first = of(&all, "3-1:0:0").clone();
     assert!(holds_card(&first));
@@ -71,7 +71,7 @@ fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobod
     let machine = Machine::new("slots-none");
     let (reader, _) = pair(&machine);
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     watch_until(&mut *watch, |picture| {
         picture
             .readers
@@ -151,7 +151,7 @@ fn two_programs_that_use_different_slots_take_turns() {
 fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
     let machine = Machine::new("slots-address");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let plug = || {
         let config = several(2);
         let reader = FakeReader::new(config.clone());
@@ -196,7 +196,7 @@ fn a_reader_that_leaves_between_being_listed_and_opened_is_not_shown_and_not_wai
         }
         let program = machine.program();
         let start = Instant::now();
-        let mut watch = program.watch();
+        let mut watch = awaited(&program);
         let picture = look(&mut *watch);
         assert!(picture.readers.is_empty(), "{picture:?}");
         assert_eq!(picture.trouble.unwrap().kind, TransportErrorKind::NoReader);
@@ -215,7 +215,7 @@ fn leaves_at(step: usize) -> bool {
     let machine = Machine::new(&format!("slots-leave-{step}"));
     let (reader, _) = pair(&machine);
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     reader.device().inject(Fault::Gone, step);
     let start = Instant::now();
     let _ = look(&mut *watch);
@@ -267,7 +267,7 @@ fn a_reader_that_powers_its_cards_by_itself_is_looked_at_without_resetting_them(
     let resets = counted(&reader, 0);
     machine.plug("3-1", &reader, &config);
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let first = watch_until(&mut *watch, |picture| picture.readers.len() == 2);
     let before = resets.load(Ordering::SeqCst);
     let waker = watch.waker();

@@ -59,7 +59,7 @@ pub(super) fn pair(machine: &Machine) -> (FakeReader, [Arc<AtomicUsize>; 2]) {
 /// A program, its watch, and connections to both slots.
 fn both(machine: &Machine) -> (UsbBackend, Box<dyn Watch>, [Box<dyn Transport>; 2]) {
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = super::readers::awaited(&program);
     let _ = look(&mut *watch);
     let cards = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     (program, watch, cards)
@@ -97,7 +97,7 @@ fn each_slot_is_a_reader_whose_name_and_id_stay() {
     };
     let reader = plugged();
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = super::readers::awaited(&program);
     let picture = look(&mut *watch);
     let names: Vec<&str> = picture
         .readers

@@ -1,0 +1,96 @@
+//! When readers are claimed to watch their cards, and what is seen of cards that nobody watches.
+
+use std::time::Instant;
+
+use super::{
+    bench::{Machine, PATIENCE, holds_card, only, reader},
+    readers::{Followed, until, with_key},
+};
+use crate::{
+    reader::Presence,
+    usb::fake::{FakeReader, reader::FakeCard},
+};
+
+/// A machine with a reader that has this card, followed by a thread with nobody who waits, after the first picture.
+fn idle(test: &str, card: Option<FakeCard>) -> (Machine, FakeReader, Followed) {
+    let machine = Machine::new(test);
+    let slot = FakeReader::new(reader());
+    if let Some(card) = card {
+        slot.put_unseen(0, card);
+    }
+    machine.plug("3-1", &slot, &reader());
+    let followed = Followed::idly(&machine.program());
+    followed.picture();
+    (machine, slot, followed)
+}
+
+#[test]
+fn b11_a_contact_reader_is_claimed_only_while_somebody_waits() {
+    let (_machine, slot, followed) = idle("b11", Some(FakeCard::echo()));
+    let demand = followed.demand.clone().unwrap();
+    until(|| !slot.device().claimed());
+    for _ in 0..2 {
+        demand.begin_to_wait();
+        until(|| slot.device().claimed());
+        demand.end_to_wait();
+        until(|| !slot.device().claimed());
+    }
+}
+
+#[test]
+fn b11_one_of_two_who_wait_is_enough_to_keep_the_claim() {
+    let (_machine, slot, followed) = idle("b11-two", Some(FakeCard::echo()));
+    let demand = followed.demand.clone().unwrap();
+    demand.begin_to_wait();
+    demand.begin_to_wait();
+    until(|| slot.device().claimed());
+    demand.end_to_wait();
+    slot.remove(0);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    demand.end_to_wait();
+}
+
+#[test]
+fn a_card_that_came_while_nobody_waited_is_seen_when_a_refresh_returns() {
+    let (_machine, slot, followed) = idle("unseen", None);
+    let demand = followed.demand.clone().unwrap();
+    until(|| !slot.device().claimed());
+    slot.insert(0, FakeCard::echo());
+    demand.refresh(Instant::now() + PATIENCE);
+    let picture = followed.pictures.try_recv().expect("it was told before");
+    assert!(holds_card(only(&picture)));
+    until(|| !slot.device().claimed());
+}
+
+#[test]
+fn a_refresh_of_cards_that_are_watched_asks_nothing_of_the_reader() {
+    let (_machine, slot, followed) = idle("watched", Some(FakeCard::echo()));
+    let demand = followed.demand.clone().unwrap();
+    demand.begin_to_wait();
+    demand.refresh(Instant::now() + PATIENCE);
+    until(|| slot.device().claimed());
+    let before = slot.messages().len();
+    demand.refresh(Instant::now() + PATIENCE);
+    assert_eq!(slot.messages().len(), before);
+    demand.end_to_wait();
+}
+
+#[test]
+fn a_refresh_of_a_token_whose_card_cannot_leave_asks_nothing_of_it() {
+    let (machine, token) = with_key("refresh-token");
+    let followed = Followed::idly(&machine.program());
+    assert!(holds_card(only(&followed.picture())));
+    until(|| !token.device().claimed());
+    token.device().forget();
+    let demand = followed.demand.clone().unwrap();
+    demand.refresh(Instant::now() + PATIENCE);
+    assert_eq!(token.device().counts(), Default::default());
+}
+
+#[test]
+fn a_refresh_after_the_watch_has_ended_returns_at_once() {
+    let (_machine, _slot, followed) = idle("ended", None);
+    let demand = followed.demand.clone().unwrap();
+    drop(followed);
+    demand.refresh(Instant::now() + std::time::Duration::from_secs(3600));
+}
