@@ -36,7 +36,10 @@ use claviger_hw_tests::{
     reader::Fate,
     rig::Rig,
     usb::{
-        UsbFault::{self, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, WrongSequence},
+        UsbFault::{
+            self, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, UncountedOut,
+            WrongSequence,
+        },
         UsbWay, obstacle,
     },
 };
@@ -177,9 +180,10 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: Stack, way: UsbWay) {
 }
 
 /// Faults of a reader, and the error each costs the command that meets it. What the driver may put up with costs none.
-const FAULTS: [(UsbFault, Option<TransportErrorKind>); 6] = [
+const FAULTS: [(UsbFault, Option<TransportErrorKind>); 7] = [
     (StaleAnswer, None),
     (EmptyPacket, None),
+    (UncountedOut, None),
     (ShortAnswer, Some(Protocol)),
     (Stall, Some(Protocol)),
     (WrongSequence, Some(TimedOut)),
