@@ -177,23 +177,34 @@ impl CommandPipe {
     /// is to end before it has begun gets none: nothing is sent only to be taken back.
     fn right(&self, until: Instant, stop: &Stop) -> Result<Right, BulkError> {
         let sent = Sent::No;
-        if stop.is_set() {
-            let why = Why::Stopped;
-            return Err(BulkError { why, sent });
-        }
-        if Instant::now() >= until {
-            let why = Why::TimedOut;
-            return Err(BulkError { why, sent });
-        }
+        may_begin(until, stop)?;
         let take = |turns: &Arc<Turns>| {
             turns
                 .take(until, stop)
                 .map_err(|why| BulkError { why, sent })
         };
-        Ok(Right {
+        let right = Right {
             _of_reader: take(&self.turns)?,
             _of_device: self.common.turns.as_ref().map(take).transpose()?,
-        })
+        };
+        may_begin(until, stop)?;
+        Ok(right)
+    }
+
+    /// Makes the pipe fit for a command to `slot`; nothing of that command is sent.
+    fn prepare(
+        &self,
+        _right: &Right,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<(), BulkError> {
+        if let Wires::One(wire) = &self.wire {
+            locked(wire).put_right(slot, until, stop)?;
+            // That may have taken all the time there was.
+            may_begin(until, stop)?;
+        }
+        Ok(())
     }
 
     fn command(
@@ -242,6 +253,19 @@ impl CommandPipe {
     }
 }
 
+/// Whether a command may still begin: nothing is sent after its deadline, or after a stop.
+fn may_begin(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+    let why = if stop.is_set() {
+        Why::Stopped
+    } else if Instant::now() >= until {
+        Why::TimedOut
+    } else {
+        return Ok(());
+    };
+    let sent = Sent::No;
+    Err(BulkError { why, sent })
+}
+
 /// The wire, for whoever has the right to it.
 fn locked(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
     wire.lock().unwrap_or_else(PoisonError::into_inner)
@@ -272,7 +296,6 @@ impl Wire {
         limit: Limit,
         stop: &Stop,
     ) -> Result<Reply, BulkError> {
-        self.put_right(slot, limit.begin(Instant::now()), stop)?;
         let result = self.carrier.command(command, slot, limit, stop);
         self.note(slot, result)
     }
@@ -334,6 +357,8 @@ impl SlotPipe {
     ) -> Result<Reply, BulkError> {
         let limit = limit.into();
         let right = self.pipe.right(limit.begin(Instant::now()), stop)?;
+        let until = limit.begin(Instant::now());
+        self.pipe.prepare(&right, slot, until, stop)?;
         let result = self.pipe.command(&right, (command, slot), limit, stop);
         self.in_step = result.is_ok();
         result

@@ -35,7 +35,7 @@ const FIRST: Duration = Duration::from_secs(5);
 /// When devices that could not be listed are listed again, the first time.
 const RELIST: Duration = Duration::from_secs(1);
 
-/// The readers, what is wrong, and the gate's move at which they were shown.
+/// The readers, what is wrong with the list of them, and the gate's move at which they were shown.
 type Shown = (Vec<ReaderState>, Option<String>, u32);
 
 /// See [`Watch`].
@@ -286,7 +286,8 @@ impl UsbWatch {
 
     fn picture(&self) -> Shown {
         let states = self.places.iter().flat_map(|(_, place)| place.states());
-        let trouble = self.trouble().map(|trouble| trouble.what);
+        // That a reader is busy for a moment is nothing new.
+        let trouble = self.trouble.as_ref().map(|trouble| trouble.what.clone());
         (states.collect(), trouble, self.ours.1)
     }
 

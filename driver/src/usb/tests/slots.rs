@@ -359,3 +359,25 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
     }
     assert_eq!(common.resets(), 1, "nobody resets it again");
 }
+
+#[test]
+fn b3_a_command_whose_time_went_by_while_another_slot_was_put_right_is_not_sent() {
+    let machine = Machine::new("slots-late");
+    let (reader, _) = pair(&machine);
+    let (_program, _watch, [mut first, mut second]) = both(&machine);
+    reader.device().fall_silent(true);
+    assert!(send(&mut *first, b"lost", Duration::from_millis(100)).is_err());
+    let before = reader.messages().len();
+    let error = send(&mut *second, b"late", Duration::from_millis(100)).unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::No)
+    );
+    let blocks = reader.messages().split_off(before);
+    assert!(!blocks.contains(&(0x6F, 1)), "{blocks:?}");
+    reader.device().fall_silent(false);
+    assert_eq!(
+        send(&mut *second, b"now", PATIENCE).unwrap(),
+        answered(b"now")
+    );
+}
