@@ -29,8 +29,8 @@ type Failure = Box<dyn Error>;
 fn main() -> Result<(), Failure> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let stack = match arguments.first().map(String::as_str) {
-        Some("--rusb") => Stack::Rusb,
-        _ => Stack::Nusb,
+        Some("--nusb") => Stack::Nusb,
+        _ => Stack::Rusb,
     };
     arguments.retain(|argument| !argument.starts_with("--"));
     let (reader, count) = match arguments.as_slice() {

@@ -18,10 +18,10 @@ use super::{nusb, rusb, transfer::UsbInterface};
 /// Who moves the transfers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stack {
-    /// A thread of nusb's, one for the process.
-    #[default]
+    /// A thread of nusb's, one for the process, which nobody can end.
     Nusb,
     /// The thread that waits; so also where threads are not allowed, and after a fork.
+    #[default]
     Rusb,
 }
 
