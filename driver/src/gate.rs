@@ -4,6 +4,8 @@
 //! ever. So a fork waits, for a moment, for all calls that end at once, and such a call for a fork. A call that may last
 //! (a command, a connection, a wait for events) is not waited for: its own instant remains.
 //!
+//! The descriptors that a child closes are registered in such calls, too: [`fork_closed`](crate::fork_closed).
+//!
 //! libpcsclite's SCardEstablishContext holds such a lock while it talks to pcscd, every other call for an instant at its
 //! beginning. libusb has three: they are taken when a context comes or goes, and when the loss of a device is handled.
 
@@ -11,6 +13,8 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
+
+use crate::fork_closed;
 
 /// How long a fork waits; a pcscd that hangs must not stop it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,6 +52,7 @@ pub(crate) fn before_fork() {
     while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
         std::thread::sleep(LOOK);
     }
+    fork_closed::before_fork();
 }
 
 /// To be called after a fork in the parent.
@@ -57,6 +62,7 @@ pub(crate) fn after_fork_in_parent() {
 
 /// To be called after a fork in the child, where no other thread is.
 pub(crate) fn after_fork_in_child() {
+    fork_closed::after_fork_in_child();
     INSIDE.store(0, Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
 }

@@ -20,6 +20,7 @@ pub mod socket;
 pub mod threads;
 pub mod usb;
 
+mod fork_closed;
 mod gate;
 mod line;
 mod path_watch;

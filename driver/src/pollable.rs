@@ -10,6 +10,7 @@ use rustix::event::PollFlags;
 
 use crate::{
     backend::Stopped,
+    fork_closed::ForkClosed,
     reader::Readers,
     wait::{Stop, earliest, poll_once},
 };
@@ -47,7 +48,7 @@ pub struct WaitSet<'a> {
 #[derive(Debug)]
 enum Descriptor<'a> {
     Borrowed(BorrowedFd<'a>),
-    Shared(Arc<OwnedFd>),
+    Shared(Arc<ForkClosed<OwnedFd>>),
 }
 
 impl<'a> WaitSet<'a> {
@@ -77,7 +78,7 @@ impl<'a> WaitSet<'a> {
     }
 
     /// Until `descriptor` can be read, too, whatever becomes of its owner meanwhile.
-    pub(crate) fn shared(&mut self, descriptor: Arc<OwnedFd>) {
+    pub(crate) fn shared(&mut self, descriptor: Arc<ForkClosed<OwnedFd>>) {
         self.descriptors
             .push((Descriptor::Shared(descriptor), PollFlags::IN));
     }

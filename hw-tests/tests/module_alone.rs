@@ -247,3 +247,31 @@ fn a_forked_child_lives_and_its_parent_never_notices() {
         }
     });
 }
+
+#[test]
+fn a_forked_child_has_nothing_open_of_what_its_parent_has_of_the_usb() {
+    let _ = alone(USB, || {
+        let raw = Raw::load();
+        let of_usb = || -> Vec<String> {
+            let files = open_files().into_iter();
+            let is_of_usb = |file: &String| {
+                let kinds = ["socket:", "inotify", "timerfd", "/dev/bus/usb", ".lock"];
+                kinds.iter().any(|kind| file.contains(kind))
+            };
+            files.filter(is_of_usb).collect()
+        };
+        let before = of_usb();
+        for flags in [OWN_THREAD, NO_THREADS] {
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            let waiter = Waiter::blocked(raw);
+            let with_usb = of_usb();
+            assert!(with_usb.len() > before.len(), "{with_usb:?}");
+            for descent in Descent::ALL {
+                in_descendant(descent, || assert_eq!(of_usb(), before));
+                assert_eq!(of_usb(), with_usb, "the parent has it still");
+            }
+            assert_eq!(raw.finalize(), CKR_OK);
+            assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
+        }
+    });
+}

@@ -30,6 +30,7 @@ use super::{
     sysfs::{Bus, News, Port},
     uevent::Uevent,
 };
+use crate::fork_closed::ForkClosed;
 
 /// Groups of the netlink socket.
 const KERNEL: u32 = 1;
@@ -59,8 +60,8 @@ pub struct Change {
 /// Listens for changes from the moment it is made.
 #[derive(Debug)]
 pub struct Arrivals {
-    netlink: Option<OwnedFd>,
-    nodes: Option<OwnedFd>,
+    netlink: Option<ForkClosed<OwnedFd>>,
+    nodes: Option<ForkClosed<OwnedFd>>,
     /// After a sleep everything may be different, and nobody may say so.
     alarm: Option<Alarm>,
     /// Buses may have come: their folders are watched too.
@@ -83,8 +84,8 @@ impl Arrivals {
                 .ok(),
         };
         Self {
-            netlink: messages(bus.news()),
-            nodes,
+            netlink: messages(bus.news()).map(ForkClosed::new),
+            nodes: nodes.map(ForkClosed::new),
             alarm: Alarm::new(bus),
             bus: bus.clone(),
         }

@@ -23,6 +23,7 @@ use super::{
     transport::{self, ReaderInterface},
 };
 use crate::{
+    fork_closed::ForkClosed,
     reader::ReaderId,
     wait::{Stop, readable},
 };
@@ -262,7 +263,7 @@ impl Grip {
     }
 
     /// Becomes readable at a knock.
-    pub(crate) fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
         self.lock().descriptor()
     }
 }

@@ -14,6 +14,7 @@ use rustix::{
 };
 
 use super::{nusb, rusb, transfer::UsbInterface};
+use crate::fork_closed::ForkClosed;
 
 /// Who moves the transfers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,10 +82,11 @@ pub(super) fn attempt(
     interface: u8,
     stack: Stack,
 ) -> Result<Arc<dyn UsbInterface>, OpenError> {
-    let file = open_node(node)?;
     let claimed = match stack {
-        Stack::Nusb => nusb::claim(file, interface),
-        Stack::Rusb => rusb::claim(file, interface),
+        Stack::Nusb => nusb::claim(|| open_node(node), interface),
+        Stack::Rusb => {
+            ForkClosed::open(|| open_node(node)).and_then(|node| rusb::claim(node, interface))
+        }
     };
     claimed.map_err(|error| match error {
         OpenError::Busy(_) => OpenError::Busy(format!("interface {interface} is in use")),

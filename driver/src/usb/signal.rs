@@ -12,10 +12,11 @@ use std::{
 use rustix::event::EventfdFlags;
 
 use super::transfer::TransferError;
+use crate::fork_closed::ForkClosed;
 
 #[derive(Debug)]
 pub(super) struct Signal {
-    event: OwnedFd,
+    event: ForkClosed<OwnedFd>,
     set: AtomicBool,
 }
 
@@ -24,6 +25,7 @@ impl Signal {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| TransferError::Fault(error.raw_os_error()))?;
         let set = AtomicBool::new(false);
+        let event = ForkClosed::new(event);
         Ok(Arc::new(Self { event, set }))
     }
 

@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::sysfs::{Bus, News};
+use crate::fork_closed::ForkClosed;
 
 /// Notices that the machine was asleep: the time since its start went on, the clock of its programs did not.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ fn time(clock: ClockId) -> Duration {
 /// Wakes whoever waits when the machine has woken up, as a timer that is never due and ends when the clock on the wall
 /// jumps (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
 #[derive(Debug)]
-pub(super) struct Alarm(OwnedFd);
+pub(super) struct Alarm(ForkClosed<OwnedFd>);
 
 /// The year 2242.
 const NEVER: Timespec = Timespec {
@@ -80,7 +81,10 @@ impl Alarm {
 
     fn set() -> Result<Self, Errno> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let alarm = Self(timerfd_create(TimerfdClockId::Realtime, flags)?);
+        let alarm = Self(ForkClosed::new(timerfd_create(
+            TimerfdClockId::Realtime,
+            flags,
+        )?));
         alarm.start()?;
         Ok(alarm)
     }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     ccid::{budget, message::Command},
+    fork_closed::ForkClosed,
     wait::{Stop, ready_of},
 };
 
@@ -429,16 +430,16 @@ impl UnderWay {
 }
 
 /// Descriptors that live without the pipe; `None` when there are not enough left.
-fn owned(fds: &[(BorrowedFd<'_>, PollFlags)]) -> Option<Vec<(OwnedFd, PollFlags)>> {
+fn owned(fds: &[(BorrowedFd<'_>, PollFlags)]) -> Option<Vec<(ForkClosed<OwnedFd>, PollFlags)>> {
     let own = |(fd, flags): &(BorrowedFd<'_>, PollFlags)| {
         let fd = fd.try_clone_to_owned().ok()?;
-        Some((fd, *flags))
+        Some((ForkClosed::new(fd), *flags))
     };
     fds.iter().map(own).collect()
 }
 
 fn wait(
-    fds: Option<Vec<(OwnedFd, PollFlags)>>,
+    fds: Option<Vec<(ForkClosed<OwnedFd>, PollFlags)>>,
     bell: Option<&Signal>,
     until: Instant,
     stop: &Stop,

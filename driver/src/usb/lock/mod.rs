@@ -2,7 +2,7 @@
 //! each other what they left. Others (pcscd, scdaemon) know nothing of it; the claim itself keeps them apart.
 //!
 //! A file per reader, locked by flock(2). Who wants it touches the file, which its holder learns by inotify, and tries
-//! again. The lock is let go by name, not by closing: a forked child has the file open, too.
+//! again. The lock is let go by name, not by closing: a child forked meanwhile may have the file open, too.
 
 pub mod record;
 
@@ -27,6 +27,7 @@ use rustix::{
 };
 
 use self::record::{LONGEST, Record};
+use crate::fork_closed::ForkClosed;
 
 /// The folder of the locks of one user; without one there are no locks.
 #[derive(Debug)]
@@ -76,8 +77,8 @@ fn is_ours(folder: &Path) -> bool {
 /// The lock of one reader; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    file: Option<std::fs::File>,
-    knocks: Option<Arc<OwnedFd>>,
+    file: Option<ForkClosed<std::fs::File>>,
+    knocks: Option<Arc<ForkClosed<OwnedFd>>>,
 }
 
 impl Lock {
@@ -90,7 +91,8 @@ impl Lock {
 
     fn take(path: &Path, knocks: bool) -> Result<Option<Self>, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+        let open = || rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR);
+        let file = ForkClosed::open(|| open().map(std::fs::File::from))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
@@ -102,8 +104,8 @@ impl Lock {
             Err(errno) => return Err(errno),
         }
         Ok(Some(Self {
-            file: Some(file.into()),
-            knocks: listen(path).ok().map(Arc::new),
+            file: Some(file),
+            knocks: listen(path).ok().map(ForkClosed::new).map(Arc::new),
         }))
     }
 
@@ -123,7 +125,7 @@ impl Lock {
     }
 
     /// Becomes readable when [`Lock::heard_a_knock`] may say yes.
-    pub(crate) fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
         self.knocks.clone()
     }
 
@@ -150,7 +152,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
+        // In a child the lock is the parent's.
+        if let Some(file) = self.file.as_ref().filter(|file| !file.is_inherited()) {
             let _ = rustix::fs::flock(file, FlockOperation::Unlock);
         }
     }
@@ -185,6 +188,7 @@ mod tests {
     use claviger_apdu::Atr;
 
     use super::*;
+    use crate::fork_closed::tests::{in_child, wait_for};
 
     /// A folder of its own for a test.
     struct Folder(PathBuf);
@@ -293,5 +297,29 @@ mod tests {
         drop(held);
         assert!(locks.take("3-1.0", true).is_some());
         drop(child);
+    }
+
+    #[test]
+    fn a_child_that_outlives_its_parent_keeps_no_lock() {
+        use std::io::{pipe, read_to_string};
+        let folder = Folder::new("orphan");
+        let (told, mut teller) = pipe().unwrap();
+        let parent = in_child(|| {
+            let held = folder.locks().take("3-1.0", true);
+            let parent = rustix::process::getpid();
+            in_child(|| {
+                while rustix::process::getppid() == Some(parent) {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                let again = folder.locks().take("3-1.0", true);
+                let said = [held.is_some(), again.is_some()];
+                let _ = write!(teller, "{said:?}");
+            });
+            // It ends without letting go of anything.
+            std::mem::forget(held);
+        });
+        wait_for(parent);
+        drop(teller);
+        assert_eq!(read_to_string(told).unwrap(), "[true, true]");
     }
 }

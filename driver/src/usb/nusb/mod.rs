@@ -11,7 +11,7 @@ mod queue;
 use std::{
     collections::VecDeque,
     fmt,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Waker},
     time::Duration,
@@ -31,25 +31,36 @@ use super::{
     signal::Signal,
     transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
 };
+use crate::{fork_closed::Registration, gate};
 
 /// A claimed interface. nusb releases it with the last of its clones, of which every endpoint has one.
 struct Claim {
+    _registration: Registration,
     interface: Interface,
     /// Claims made anew after a reset, which takes the first away.
     again: Mutex<Vec<Interface>>,
     device: Device,
 }
 
-/// Claims an interface of the device behind an open node.
-pub(super) fn claim(node: OwnedFd, interface: u8) -> Result<Arc<dyn UsbInterface>, OpenError> {
+/// Claims an interface of the device whose node `open` opens.
+pub(super) fn claim(
+    open: impl FnOnce() -> Result<OwnedFd, OpenError>,
+    interface: u8,
+) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    let pass = gate::enter();
+    let node = open()?;
+    let number = node.as_raw_fd();
     let device = Device::from_fd(node)
         .wait()
         .map_err(|error| error::open(&error))?;
+    let registration = Registration::new(number);
+    drop(pass);
     let interface = device
         .claim_interface(interface)
         .wait()
         .map_err(|error| error::open(&error))?;
     Ok(Arc::new(NusbInterface(Arc::new(Claim {
+        _registration: registration,
         interface,
         again: Mutex::default(),
         device,

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::event::EventfdFlags;
 
-use crate::usb::transfer::TransferError;
+use crate::{fork_closed::ForkClosed, usb::transfer::TransferError};
 
 /// The address of a transfer whose callback has run.
 pub(super) struct Ended(pub(super) usize);
@@ -16,7 +16,7 @@ pub(super) struct Ended(pub(super) usize);
 /// What has ended of one queue, and the descriptor that says so when another thread saw it end.
 pub(super) struct Inbox {
     state: Mutex<State>,
-    pub(super) event: OwnedFd,
+    pub(super) event: ForkClosed<OwnedFd>,
 }
 
 #[derive(Default)]
@@ -33,7 +33,7 @@ impl Inbox {
             .map_err(|error| TransferError::Fault(error.raw_os_error()))?;
         Ok(Self {
             state: Mutex::default(),
-            event,
+            event: ForkClosed::new(event),
         })
     }
 

@@ -29,6 +29,7 @@ use super::{
     settle::settle,
     transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
 };
+use crate::fork_closed::ForkClosed;
 
 /// libusb takes a limit of zero for none, and counts in milliseconds.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -50,7 +51,10 @@ struct Endpoint {
 }
 
 /// Claims an interface of the device behind an open node.
-pub(super) fn claim(node: OwnedFd, interface: u8) -> Result<Arc<dyn UsbInterface>, OpenError> {
+pub(super) fn claim(
+    node: ForkClosed<OwnedFd>,
+    interface: u8,
+) -> Result<Arc<dyn UsbInterface>, OpenError> {
     let handle = Handle::open(node).map_err(error::open)?;
     let device = handle.device().map_err(error::open)?;
     device.claim_interface(interface).map_err(error::open)?;

@@ -21,6 +21,7 @@ use super::{
     inbox::{Ended, Inbox},
 };
 use crate::{
+    fork_closed::{ForkClosed, Registration},
     gate,
     usb::transfer::{Completion, EndpointAddress, TransferError},
 };
@@ -34,25 +35,27 @@ const DESCRIPTORS: usize = 16;
 pub(super) struct Handle {
     /// Dropped before the node it uses. `None` only while dropping.
     device: Option<DeviceHandle<Context>>,
-    node: OwnedFd,
+    /// libusb's own descriptors, known here for as long as libusb has them.
+    own: Vec<Registration>,
+    node: ForkClosed<OwnedFd>,
     /// What libusb wants to be polled, the node among it.
     polled: Vec<(RawFd, PollFlags)>,
-    /// The process that opened it.
-    process: u32,
 }
 
 impl Handle {
-    pub(super) fn open(node: OwnedFd) -> ::rusb::Result<Self> {
+    pub(super) fn open(node: ForkClosed<OwnedFd>) -> ::rusb::Result<Self> {
         let _pass = gate::enter();
         disable_discovery()?;
         let context = Context::new()?;
         // SAFETY: the descriptor is open, and lives in the same value as the handle, which is dropped first.
         let device = unsafe { context.open_device_with_fd(node.as_raw_fd()) }?;
+        let polled = polled(&context)?;
+        let own = polled.iter().filter(|(fd, _)| *fd != node.as_raw_fd());
         Ok(Self {
-            polled: polled(&context)?,
+            own: own.map(|(fd, _)| Registration::new(*fd)).collect(),
+            polled,
             device: Some(device),
             node,
-            process: std::process::id(),
         })
     }
 
@@ -62,7 +65,7 @@ impl Handle {
 
     /// Whether this is the child of the process that opened the device.
     pub(super) fn is_inherited(&self) -> bool {
-        self.process != std::process::id()
+        self.node.is_inherited()
     }
 
     /// Lets libusb see what has happened, without waiting; callbacks run.
@@ -145,6 +148,7 @@ impl Drop for Handle {
             return;
         }
         let _pass = gate::enter();
+        self.own.clear();
         self.device = None;
     }
 }
@@ -291,7 +295,7 @@ mod tests {
     /// A context comes and goes, for a file that is no device.
     fn open() -> bool {
         let file = File::open("/dev/null").unwrap();
-        Handle::open(file.into()).is_ok()
+        Handle::open(ForkClosed::new(file.into())).is_ok()
     }
 
     #[test]
