@@ -19,7 +19,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::usb::sysfs::Bus;
+use claviger_driver::usb::{
+    open::{self, Stack},
+    sysfs::Bus,
+};
 use claviger_hw_tests::{client, skip};
 use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK};
 use stage::{
@@ -274,4 +277,33 @@ fn a_forked_child_has_nothing_open_of_what_its_parent_has_of_the_usb() {
             assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
         }
     });
+}
+
+/// A file that nusb takes for a device until it asks the kernel for it.
+fn descriptors_of_a_token() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = vec![18, 1, 0, 2, 0, 0, 0, 64, 0x50, 0x10, 7, 4, 0, 1, 0, 0, 0, 1];
+    bytes.extend([9, 2, 18, 0, 1, 1, 0, 0x80, 50]);
+    bytes.extend([9, 4, 0, 0, 0, 11, 0, 0, 0]);
+    fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+#[test]
+fn nusb_without_its_thread_is_an_error_and_libusb_takes_its_place() {
+    let log = alone(USB, || {
+        let file = descriptors_of_a_token();
+        if let Err(error) = no_threads::refuse() {
+            return skip::because(&format!("threads cannot be refused: {error}"));
+        }
+        let limit = thread::Builder::new().spawn(|| ()).map(drop);
+        assert!(limit.is_err(), "a thread was started");
+        let threads = thread_count();
+        for _ in 0..3 {
+            let error = open::open(file.path(), 0, Stack::Nusb).unwrap_err();
+            assert!(error.to_string().contains("libusb"), "{error}");
+        }
+        assert_eq!(thread_count(), threads);
+    });
+    assert!(log.is_none_or(|log| !log.contains("panicked")));
 }

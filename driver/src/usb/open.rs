@@ -19,7 +19,7 @@ use crate::fork_closed::ForkClosed;
 /// Who moves the transfers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stack {
-    /// A thread of nusb's, one for the process, which nobody can end.
+    /// A thread of nusb's, one for the process, which nobody can end. Where it cannot be started: as [`Stack::Rusb`].
     Nusb,
     /// The thread that waits; so also where threads are not allowed, and after a fork.
     #[default]
@@ -82,12 +82,13 @@ pub(super) fn attempt(
     interface: u8,
     stack: Stack,
 ) -> Result<Arc<dyn UsbInterface>, OpenError> {
-    let claimed = match stack {
+    let by_nusb = match stack {
         Stack::Nusb => nusb::claim(|| open_node(node), interface),
-        Stack::Rusb => {
-            ForkClosed::open(|| open_node(node)).and_then(|node| rusb::claim(node, interface))
-        }
+        Stack::Rusb => None,
     };
+    let claimed = by_nusb.unwrap_or_else(|| {
+        ForkClosed::open(|| open_node(node)).and_then(|node| rusb::claim(node, interface))
+    });
     claimed.map_err(|error| match error {
         OpenError::Busy(_) => OpenError::Busy(format!("interface {interface} is in use")),
         OpenError::Failed(what) => OpenError::Failed(format!("{}: {what}", node.display())),

@@ -1,21 +1,33 @@
-//! From some moment on, the kernel ends the process when it makes another thread.
+//! From some moment on, the kernel ends the process when it makes another thread, or refuses it.
 
 use std::{io, mem};
 
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 
-/// For all threads there are.
+/// Another thread ends the process. For all threads there are.
 ///
 /// # Errors
 /// Where the kernel, or what contains this process, has no seccomp.
 pub fn forbid() -> io::Result<()> {
+    instead_of_a_thread(KILL)
+}
+
+/// Another thread is refused, as where a limit of threads is reached.
+///
+/// # Errors
+/// As [`forbid`].
+pub fn refuse() -> io::Result<()> {
+    instead_of_a_thread(libc::SECCOMP_RET_ERRNO | libc::EAGAIN.cast_unsigned())
+}
+
+fn instead_of_a_thread(verdict: u32) -> io::Result<()> {
     let mut filter = [
         load(mem::offset_of!(libc::seccomp_data, nr)),
-        kill_if(libc::SYS_clone),
-        end(KILL),
-        kill_if(libc::SYS_clone3),
-        end(KILL),
+        on(libc::SYS_clone),
+        end(verdict),
+        on(libc::SYS_clone3),
+        end(verdict),
         end(ALLOW),
     ];
     let program = libc::sock_fprog {
@@ -48,7 +60,7 @@ fn load(offset: usize) -> libc::sock_filter {
 }
 
 /// Goes on to the next instruction for this system call, else over it.
-fn kill_if(call: libc::c_long) -> libc::sock_filter {
+fn on(call: libc::c_long) -> libc::sock_filter {
     let code = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     instruction(code, 1, call as u32)
 }

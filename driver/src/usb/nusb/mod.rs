@@ -1,12 +1,14 @@
 //! Transfers by nusb, moved by a thread of its own: one for the process, named `nusb-events`, begun with the first
 //! device and never ended.
 //!
-//! So it needs leave to start a thread, and a child after fork has none: both take [`super::rusb`]. The thread wakes
-//! ours through an eventfd. Two things nusb does not tell: babble is [`TransferError::Fault`] as any other fault of
-//! the bus, and the bytes of a control transfer pass through buffers it does not wipe.
+//! So it needs leave to start a thread, and a child after fork has none: both take [`super::rusb`], as does whoever finds
+//! that the thread cannot be started. The thread wakes ours through an eventfd. Two things nusb does not tell: babble is
+//! [`TransferError::Fault`] as any other fault of the bus, and the bytes of a control transfer pass through buffers it
+//! does not wipe.
 
 mod error;
 mod queue;
+mod thread;
 
 use std::{
     collections::VecDeque,
@@ -24,7 +26,7 @@ use ::nusb::{
 use claviger_apdu::Secret;
 use rustix::{event::PollFlags, io::Errno};
 
-use self::queue::Queue;
+use self::{queue::Queue, thread::EventThread};
 use super::{
     open::OpenError,
     settle::settle,
@@ -42,28 +44,46 @@ struct Claim {
     device: Device,
 }
 
-/// Claims an interface of the device whose node `open` opens.
+static EVENTS: EventThread = EventThread::new();
+
+/// Claims an interface of the device whose node `open` opens. `None` where nusb cannot have its thread.
 pub(super) fn claim(
     open: impl FnOnce() -> Result<OwnedFd, OpenError>,
     interface: u8,
-) -> Result<Arc<dyn UsbInterface>, OpenError> {
-    let pass = gate::enter();
+) -> Option<Result<Arc<dyn UsbInterface>, OpenError>> {
+    let opened = EVENTS.with(thread::can_start, || self::open(open))?;
+    Some(opened.and_then(|device| claim_of(device, interface)))
+}
+
+/// An open device, known for as long as it is open and not a moment longer: the order is that of their end.
+struct Opened {
+    registration: Registration,
+    device: Device,
+}
+
+fn open(open: impl FnOnce() -> Result<OwnedFd, OpenError>) -> Result<Opened, OpenError> {
+    let _pass = gate::enter();
     let node = open()?;
     let number = node.as_raw_fd();
-    let device = Device::from_fd(node)
-        .wait()
-        .map_err(|error| error::open(&error))?;
-    let registration = Registration::new(number);
-    drop(pass);
-    let interface = device
+    let device = Device::from_fd(node).wait();
+    let device = device.map_err(|error| error::open(&error))?;
+    Ok(Opened {
+        registration: Registration::new(number),
+        device,
+    })
+}
+
+fn claim_of(opened: Opened, interface: u8) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    let interface = opened
+        .device
         .claim_interface(interface)
         .wait()
         .map_err(|error| error::open(&error))?;
     Ok(Arc::new(NusbInterface(Arc::new(Claim {
-        _registration: registration,
+        _registration: opened.registration,
         interface,
         again: Mutex::default(),
-        device,
+        device: opened.device,
     }))))
 }
 

@@ -1,0 +1,107 @@
+//! nusb's thread, which nusb starts with its first device, and panics where that fails: it keeps its epoll descriptor
+//! then, and whatever is opened later would wait for a thread that is not there.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+/// Whether nusb can be used in this process.
+#[derive(Debug)]
+pub(super) struct EventThread(Mutex<State>);
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Unknown,
+    Runs,
+    /// Not in this process any more.
+    Off,
+}
+
+impl EventThread {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(State::Unknown))
+    }
+
+    /// Runs `open`, which has nusb start its thread if there is none yet. `None` when that cannot be, from then on.
+    /// Until the thread runs, one opens at a time.
+    pub(super) fn with<T, E>(
+        &self,
+        can_start: impl FnOnce() -> bool,
+        open: impl FnOnce() -> Result<T, E>,
+    ) -> Option<Result<T, E>> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *state {
+            State::Off => return None,
+            State::Runs => {
+                drop(state);
+                let opened = caught(open);
+                if opened.is_none() {
+                    *self.0.lock().unwrap_or_else(PoisonError::into_inner) = off();
+                }
+                return opened;
+            }
+            State::Unknown => {}
+        }
+        let opened = if can_start() { caught(open) } else { None };
+        *state = match &opened {
+            Some(Ok(_)) => State::Runs,
+            // Perhaps before there was a need for the thread.
+            Some(Err(_)) => State::Unknown,
+            None => off(),
+        };
+        opened
+    }
+}
+
+fn caught<T>(open: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(open)).ok()
+}
+
+fn off() -> State {
+    tracing::warn!("usb: nusb cannot have its thread; libusb is used instead");
+    State::Off
+}
+
+/// Whether this process may start a thread now.
+pub(super) fn can_start() -> bool {
+    let probe = thread::Builder::new().name("claviger-probe".to_owned());
+    probe.spawn(|| ()).is_ok_and(|probe| probe.join().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_thread_nothing_is_opened_and_nobody_tries_again() {
+        let events = EventThread::new();
+        let never = || -> Result<(), ()> { panic!("not to be called") };
+        assert!(events.with(|| false, never).is_none());
+        assert!(events.with(|| panic!("not to be asked"), never).is_none());
+    }
+
+    #[test]
+    fn a_panic_of_the_first_opening_ends_there() {
+        let events = EventThread::new();
+        let panics = || -> Result<(), ()> { panic!("no thread") };
+        assert!(events.with(|| true, panics).is_none());
+        assert!(events.with(|| true, || Ok::<_, ()>(())).is_none());
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_says_nothing_of_the_thread_and_one_that_can_says_it_runs() {
+        let events = EventThread::new();
+        assert_eq!(events.with(|| true, || Err::<(), _>(1)), Some(Err(1)));
+        assert_eq!(events.with(|| true, || Ok::<_, ()>(2)), Some(Ok(2)));
+        let asked = || panic!("it runs");
+        assert_eq!(events.with(asked, || Err::<(), _>(3)), Some(Err(3)));
+        assert_eq!(events.with(asked, || Ok::<_, ()>(4)), Some(Ok(4)));
+    }
+
+    #[test]
+    fn a_thread_can_be_started_here() {
+        assert!(can_start());
+    }
+}
