@@ -2,7 +2,8 @@
 //!
 //! A child that was forked meanwhile has the lock and not the thread that would open it: its first call would wait for
 //! ever. So a fork waits, for a moment, for all calls that end at once, and such a call for a fork. A call that may last
-//! (a command, a connection, a wait for events) is not waited for: its own instant remains.
+//! (a command, a connection, a wait for events) is not waited for: its own instant remains. Neither waits without end: what
+//! other libraries do before a fork may wait for the very thread that is kept waiting here.
 //!
 //! The descriptors that a child closes are registered in such calls, too: [`fork_closed`](crate::fork_closed).
 //!
@@ -18,6 +19,8 @@ use crate::fork_closed;
 
 /// How long a fork waits; a pcscd that hangs must not stop it.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a call waits for forks; one of a process with much memory takes a tenth of it.
+const FORKS: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_micros(50);
 
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
@@ -32,12 +35,15 @@ impl Drop for Pass {
     }
 }
 
-/// Waits while somebody forks.
+/// Waits while somebody forks, for a while.
 pub(crate) fn enter() -> Pass {
+    let mut until = None;
     loop {
         INSIDE.fetch_add(1, Ordering::SeqCst);
         let pass = Pass(());
-        if FORKING.load(Ordering::SeqCst) == 0 {
+        if FORKING.load(Ordering::SeqCst) == 0
+            || Instant::now() > *until.get_or_insert_with(|| Instant::now() + FORKS)
+        {
             return pass;
         }
         drop(pass);
@@ -65,4 +71,28 @@ pub(crate) fn after_fork_in_child() {
     fork_closed::after_fork_in_child();
     INSIDE.store(0, Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_fork_that_never_ends_keeps_no_call_waiting_for_ever() {
+        let test = "gate::tests::in_a_process_of_its_own";
+        let mut this = Command::new(std::env::current_exe().unwrap());
+        let ran = this.args(["--exact", test, "--ignored"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&ran.stdout).contains("1 passed"));
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn in_a_process_of_its_own() {
+        before_fork();
+        drop(enter());
+        after_fork_in_parent();
+        drop(enter());
+    }
 }
