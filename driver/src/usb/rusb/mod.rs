@@ -13,16 +13,19 @@ use std::{
     fmt,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ::rusb::TransferType;
 use claviger_apdu::Secret;
-use rustix::{event::PollFlags, io::Errno};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+};
 
 use self::{
     inbox::Inbox,
-    transfers::{Handle, Transfer},
+    transfers::{Handle, SETUP, Transfer},
 };
 use super::{
     open::OpenError,
@@ -31,8 +34,8 @@ use super::{
 };
 use crate::fork_closed::ForkClosed;
 
-/// libusb takes a limit of zero for none, and counts in milliseconds.
-const SHORTEST: Duration = Duration::from_millis(1);
+/// How long the kernel may take to give a cancelled transfer back; it takes microseconds.
+const GIVEN_BACK: Duration = Duration::from_secs(1);
 
 /// A claimed interface.
 struct Claim {
@@ -127,6 +130,53 @@ impl Claim {
 
 struct RusbInterface(Arc<Claim>);
 
+/// A setup packet (USB 2.0, 9.3) and the bytes after it.
+fn request(setup: Setup, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+    let [value, index, length] = [setup.value, setup.index, length].map(u16::to_le_bytes);
+    let mut bytes = Vec::with_capacity(SETUP + data.len());
+    bytes.extend([setup.request_type, setup.request]);
+    bytes.extend([value, index, length].as_flattened());
+    bytes.extend(data);
+    bytes
+}
+
+impl RusbInterface {
+    /// Waits for the one transfer of a queue, which is cancelled at `until`.
+    fn end_of(
+        &self,
+        transfer: Transfer,
+        inbox: &Inbox,
+        until: Instant,
+    ) -> Result<Completion, TransferError> {
+        let handle = &self.0.handle;
+        let mut until = until;
+        let mut is_cancelled = false;
+        loop {
+            if let Some(ended) = inbox.take(|| handle.handle_events()) {
+                return transfer.finish(&ended).ok_or(error::invalid());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                if is_cancelled {
+                    tracing::warn!("usb: a control transfer was not given back");
+                    return Err(TransferError::Cancelled);
+                }
+                is_cancelled = true;
+                transfer.cancel();
+                until = Instant::now() + GIVEN_BACK;
+                continue;
+            }
+            let mut polled: Vec<PollFd<'_>> = Vec::new();
+            let descriptors = handle.descriptors(true).into_iter();
+            polled.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+            polled.push(PollFd::new(&inbox.event, PollFlags::IN));
+            // A signal ends the wait early, which the loop allows for.
+            let _ = rustix::event::poll(&mut polled, Timespec::try_from(left).ok().as_ref());
+        }
+    }
+}
+
 impl fmt::Debug for RusbInterface {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RusbInterface({})", self.0.interface)
@@ -147,7 +197,8 @@ impl UsbInterface for RusbInterface {
         }))
     }
 
-    /// Callbacks of other transfers may run meanwhile, on this thread.
+    /// Callbacks of other transfers may run meanwhile, on this thread. Not libusb's own call, which would handle events,
+    /// and with them the loss of the device, while somebody forks.
     fn control(
         &self,
         setup: Setup,
@@ -157,20 +208,19 @@ impl UsbInterface for RusbInterface {
         if u16::try_from(data.len()).is_err() {
             return Err(error::invalid());
         }
-        let Setup {
-            request_type,
-            request,
-            value,
-            index,
-        } = setup;
-        let limit = limit.max(SHORTEST);
-        let device = self.0.handle.device().map_err(error::transfer)?;
-        let done = if request_type & 0x80 != 0 {
-            device.read_control(request_type, request, value, index, data, limit)
-        } else {
-            device.write_control(request_type, request, value, index, data, limit)
-        };
-        done.map_err(error::transfer)
+        let is_in = setup.request_type & 0x80 != 0;
+        let inbox = Arc::new(Inbox::new()?);
+        let bytes = request(setup, data);
+        let transfer = Transfer::submit_control(&self.0.handle, &inbox, bytes)?;
+        let done = self.end_of(transfer, &inbox, Instant::now() + limit)?;
+        done.result?;
+        if is_in {
+            let received = done.buffer.expose().iter().skip(SETUP);
+            data.iter_mut()
+                .zip(received)
+                .for_each(|(to, from)| *to = *from);
+        }
+        Ok(done.transferred.min(data.len()))
     }
 
     fn reset(&self) -> Result<(), TransferError> {
@@ -306,5 +356,22 @@ impl Drop for RusbPipes {
         }
         let endpoints = std::mem::take(&mut self.endpoints);
         self.claim.taken().retain(|one| !endpoints.contains(one));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_begins_as_the_standard_has_it() {
+        let setup = Setup {
+            request_type: 0x21,
+            request: 1,
+            value: 0x0302,
+            index: 0x0504,
+        };
+        let bytes = request(setup, &[9, 8]);
+        assert_eq!(bytes, [0x21, 1, 2, 3, 4, 5, 2, 0, 9, 8]);
     }
 }

@@ -5,7 +5,7 @@
 //! the address out again may touch the transfer; nobody else does.
 
 use std::{
-    ffi::{c_int, c_uint},
+    ffi::{c_int, c_uint, c_void},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
@@ -28,6 +28,11 @@ use crate::{
 
 /// libusb's word for no limit: whoever waits has the deadline.
 const NO_TIMEOUT: c_uint = 0;
+/// The default control pipe (USB 2.0, 5.5.4), and the size of the packet that begins a transfer there (9.3).
+const CONTROL: EndpointAddress = EndpointAddress(0);
+pub(super) const SETUP: usize = 8;
+/// libusb sends no longer one (MAX_CTRL_BUFFER_LENGTH).
+const LONGEST: usize = SETUP + 4096;
 /// More descriptors than a context of one device has: its event, its timer, the node.
 const DESCRIPTORS: usize = 16;
 
@@ -157,6 +162,8 @@ impl Drop for Handle {
 pub(super) struct Transfer {
     raw: NonNull<ffi::libusb_transfer>,
     pub(super) endpoint: EndpointAddress,
+    /// Bytes of the buffer before the data: the setup packet of a control transfer.
+    setup: usize,
     /// What libusb may use until the callback; `None` only once that has run, or nothing was submitted.
     lent: Option<Lent>,
 }
@@ -166,6 +173,14 @@ struct Lent {
     /// Kept alive for the callback and for the kernel's view of the device.
     _inbox: Arc<Inbox>,
     _handle: Arc<Handle>,
+}
+
+/// What libusb is told of a new transfer.
+struct Filled {
+    transfer: *mut ffi::libusb_transfer,
+    device: *mut ffi::libusb_device_handle,
+    buffer: *mut u8,
+    queue: *mut c_void,
 }
 
 // SAFETY: libusb's functions may be called from any thread, and the pointer is used by the owner alone.
@@ -178,34 +193,85 @@ impl Transfer {
         inbox: &Arc<Inbox>,
         endpoint: EndpointAddress,
         interrupt: bool,
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
     ) -> Result<Self, TransferError> {
-        let address = bytes.as_mut_ptr();
         let length = c_int::try_from(bytes.len());
-        // Wiped whatever becomes of it. The bytes do not move with the value.
-        let buffer = Secret::new(bytes);
-        let length = length.map_err(|_| error::invalid())?;
-        let device = handle.device().map_err(error::transfer)?.as_raw();
-        let mut transfer = Self::allocate(endpoint)?;
         let fill = if interrupt {
             ffi::libusb_fill_interrupt_transfer
         } else {
             ffi::libusb_fill_bulk_transfer
         };
-        let queue = Arc::as_ptr(inbox).cast_mut().cast();
-        // SAFETY: the transfer is new; handle, buffer and inbox stay until its callback has run, for they are lent.
-        unsafe {
-            fill(
-                transfer.raw.as_ptr(),
-                device,
-                endpoint.0,
-                address,
-                length,
-                ended,
-                queue,
-                NO_TIMEOUT,
-            );
-        }
+        Self::lend(handle, inbox, endpoint, bytes, |filled| {
+            let length = length.map_err(|_| error::invalid())?;
+            // SAFETY: the transfer is new; handle, buffer and inbox stay until its callback has run, for they are lent.
+            unsafe {
+                fill(
+                    filled.transfer,
+                    filled.device,
+                    endpoint.0,
+                    filled.buffer,
+                    length,
+                    ended,
+                    filled.queue,
+                    NO_TIMEOUT,
+                );
+            }
+            Ok(())
+        })
+    }
+
+    /// Submits a control request; `bytes` are the setup packet, and what is sent after it or room for what comes.
+    pub(super) fn submit_control(
+        handle: &Arc<Handle>,
+        inbox: &Arc<Inbox>,
+        bytes: Vec<u8>,
+    ) -> Result<Self, TransferError> {
+        let fits = matches!(
+            bytes.first_chunk::<SETUP>(),
+            Some([.., low, high])
+                if SETUP + usize::from(u16::from_le_bytes([*low, *high])) == bytes.len()
+                    && bytes.len() <= LONGEST
+        );
+        let mut transfer = Self::lend(handle, inbox, CONTROL, bytes, |filled| {
+            if !fits {
+                return Err(error::invalid());
+            }
+            // SAFETY: as above; the buffer has the setup packet, and as many bytes after it as that says.
+            unsafe {
+                ffi::libusb_fill_control_transfer(
+                    filled.transfer,
+                    filled.device,
+                    filled.buffer,
+                    ended,
+                    filled.queue,
+                    NO_TIMEOUT,
+                );
+            }
+            Ok(())
+        })?;
+        transfer.setup = SETUP;
+        Ok(transfer)
+    }
+
+    /// Makes a transfer, has it filled, and submits it.
+    fn lend(
+        handle: &Arc<Handle>,
+        inbox: &Arc<Inbox>,
+        endpoint: EndpointAddress,
+        mut bytes: Vec<u8>,
+        fill: impl FnOnce(&Filled) -> Result<(), TransferError>,
+    ) -> Result<Self, TransferError> {
+        let address = bytes.as_mut_ptr();
+        // Wiped whatever becomes of it. The bytes do not move with the value.
+        let buffer = Secret::new(bytes);
+        let device = handle.device().map_err(error::transfer)?.as_raw();
+        let mut transfer = Self::allocate(endpoint)?;
+        fill(&Filled {
+            transfer: transfer.raw.as_ptr(),
+            device,
+            buffer: address,
+            queue: Arc::as_ptr(inbox).cast_mut().cast(),
+        })?;
         transfer.lent = Some(Lent {
             buffer,
             _inbox: Arc::clone(inbox),
@@ -227,6 +293,7 @@ impl Transfer {
         Ok(Self {
             raw: NonNull::new(raw).ok_or(error::no_memory())?,
             endpoint,
+            setup: 0,
             lent: None,
         })
     }
@@ -250,7 +317,7 @@ impl Transfer {
         // SAFETY: the callback has run, so libusb does not use the transfer any more.
         let raw = unsafe { self.raw.as_ref() };
         let (status, transferred) = (raw.status, usize::try_from(raw.actual_length).unwrap_or(0));
-        buffer.truncate(transferred);
+        buffer.truncate(self.setup.saturating_add(transferred));
         Some(Completion {
             endpoint: self.endpoint,
             buffer,
