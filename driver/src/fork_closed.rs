@@ -247,10 +247,8 @@ pub(crate) mod tests {
     /// Waits for the end of a child.
     pub(crate) fn wait_for(child: libc::pid_t) {
         // SAFETY: waits for a child of this process.
-        assert_eq!(
-            unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) },
-            child
-        );
+        let waited = unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+        assert_eq!(waited, child);
     }
 
     #[test]

@@ -19,7 +19,9 @@ use std::{
     env,
     fmt::Debug,
     fs,
-    process::Command,
+    io::{self, Write as _},
+    panic,
+    process::{self, Command},
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
@@ -37,7 +39,7 @@ use stage::{
     Stage, Way,
     bystander::{now, udev_events},
     eventually,
-    fork::{Descent, in_descendant},
+    fork::{Descent, child, exit_code, in_descendant},
     lives::{as_it_is, lives_by},
     no_threads,
     process::{left_threads, open_files, thread_count},
@@ -337,6 +339,38 @@ fn a_forked_child_uses_the_token_and_its_parent_goes_on() {
             assert_eq!(signer.sign(), CKR_OK, "after {descent:?}");
         }
         assert_eq!(raw.finalize(), CKR_OK);
+    });
+}
+
+#[test]
+#[ignore = "run by make test-usb"]
+fn a_child_that_outlives_its_parent_has_the_token() {
+    with_card(Way::Socket, plan(), |_| {
+        let raw = Raw::load();
+        let (told, teller) = io::pipe().unwrap();
+        let signs = || {
+            assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
+            let signer = Signer::log_in(raw, raw.slots(true)[0]);
+            assert_eq!(signer.sign(), CKR_OK);
+        };
+        // It ends with the reader claimed and without C_Finalize.
+        let parent = child(|| {
+            signs();
+            let this = process::id();
+            child(|| {
+                while std::os::unix::process::parent_id() == this {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                let signed = panic::catch_unwind(|| {
+                    signs();
+                    assert_eq!(raw.finalize(), CKR_OK);
+                });
+                write!(&teller, "signed: {}", signed.is_ok()).unwrap();
+            });
+        });
+        assert_eq!(exit_code(parent), Some(0));
+        drop(teller);
+        assert_eq!(io::read_to_string(told).unwrap(), "signed: true");
     });
 }
 
