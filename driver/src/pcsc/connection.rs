@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::pcsc::{Card, Context, Disposition, Error, Protocol, Protocols, ShareMode, Status};
+use ::pcsc::{
+    Card, Context, Disposition, Error, Protocol, Protocols, ShareMode, Status, Transaction,
+};
 use claviger_apdu::{Atr, Call, ResponseBuffer};
 use zeroize::Zeroize;
 
@@ -16,7 +18,7 @@ use crate::wait::Pauses;
 /// How long a card in another's exclusive hands is asked for.
 const EXCLUSIVE: Duration = Duration::from_secs(1);
 /// The protocols of contact cards; a reader picks one.
-pub(super) const PROTOCOLS: Protocols = Protocols::T0.union(Protocols::T1);
+const PROTOCOLS: Protocols = Protocols::T0.union(Protocols::T1);
 /// CM_IOCTL_GET_FEATURE_REQUEST (PC/SC part 10, 2.2): answered by the reader's driver, the card is not asked.
 const GET_FEATURES: ::pcsc::ffi::DWORD = 3400;
 /// Room for a reader's name; 128 bytes in all versions of pcsc-lite.
@@ -24,7 +26,7 @@ const NAME: usize = 1024;
 /// Longest answer to reset.
 const ATR: usize = 33;
 
-/// Attempts at a card that is being reset.
+/// Further attempts at a card that is being powered or reset.
 const MAX_UNSETTLED: usize = 8;
 /// How long pcscd may take to let go of a card.
 const DISCONNECT: Duration = Duration::from_secs(2);
@@ -133,39 +135,102 @@ fn power_up(context: &Context, name: &CStr) -> Result<Card, Error> {
     }
 }
 
-/// Tells libpcsclite that the reset by another was noticed; the card is not reset again, unless it was left without
-/// power.
-pub(super) fn reconnect(card: &mut Card) -> Result<(), Error> {
-    settled(|| card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::LeaveCard))?;
-    if has_power(card) {
-        return Ok(());
-    }
-    card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::ResetCard)
+/// A card handle, in a transaction or not.
+pub(super) trait Handle {
+    fn card(&self) -> &Card;
+    fn reconnect(&mut self, disposition: Disposition) -> Result<(), Error>;
 }
 
-/// Tries again while another program resets the card: until that is over pcscd has no protocol for it.
-pub(super) fn settled(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
-    let mut pauses = Pauses::new(Duration::from_millis(2), Duration::from_millis(50));
-    for _ in 0..MAX_UNSETTLED {
-        match attempt() {
-            Err(Error::ProtoMismatch) => std::thread::sleep(pauses.next_pause()),
+impl Handle for Card {
+    fn card(&self) -> &Card {
+        self
+    }
+
+    fn reconnect(&mut self, disposition: Disposition) -> Result<(), Error> {
+        Self::reconnect(self, ShareMode::Shared, PROTOCOLS, disposition)
+    }
+}
+
+impl Handle for Transaction<'_> {
+    fn card(&self) -> &Card {
+        self
+    }
+
+    fn reconnect(&mut self, disposition: Disposition) -> Result<(), Error> {
+        Self::reconnect(self, ShareMode::Shared, PROTOCOLS, disposition)
+    }
+}
+
+/// Tells libpcsclite that the reset by another was noticed; the card is not reset again, unless it was left without
+/// power. What there is now.
+pub(super) fn reconnect(handle: &mut impl Handle) -> Result<Found, Error> {
+    let mut unsettled = Unsettled::default();
+    loop {
+        match reconnect_once(handle) {
+            // With another card in the reader a second try would succeed, and hide the exchange.
+            Err(error @ (Error::RemovedCard | Error::NoSmartcard)) => return Err(error),
+            Err(error) if unsettled.goes_on(error) => {}
             outcome => return outcome,
         }
     }
-    attempt()
 }
 
-/// Whether the card has power; one that cannot be asked is taken to have it.
-pub(super) fn has_power(card: &Card) -> bool {
-    let (mut name, mut atr) = ([0; NAME], [0; ATR]);
-    let status = card.status2(&mut name, &mut atr);
-    status.map_or(true, |status| status.status().contains(Status::POWERED))
+fn reconnect_once(handle: &mut impl Handle) -> Result<Found, Error> {
+    handle.reconnect(Disposition::LeaveCard)?;
+    match found(handle.card()) {
+        Err(Error::UnpoweredCard) => {
+            handle.reconnect(Disposition::ResetCard)?;
+            found(handle.card())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Patience with a card that pcscd is just giving power to or resetting: what it says meanwhile is soon true no more.
+pub(super) struct Unsettled {
+    left: usize,
+    was_doubted: bool,
+    pauses: Pauses,
+}
+
+impl Default for Unsettled {
+    fn default() -> Self {
+        Self {
+            left: MAX_UNSETTLED,
+            was_doubted: false,
+            pauses: Pauses::new(Duration::from_millis(2), Duration::from_millis(50)),
+        }
+    }
+}
+
+impl Unsettled {
+    /// Whether what failed with `error` is worth another try, for which a moment has then passed.
+    pub(super) fn goes_on(&mut self, error: Error) -> bool {
+        let is_worth_it = match error {
+            // Until a reset is over, and when a card was just put in or left without power, there is no protocol.
+            Error::ProtoMismatch | Error::ResetCard => self.left > 0,
+            // As likely true as not: it is asked for once more.
+            Error::UnpoweredCard
+            | Error::UnresponsiveCard
+            | Error::NoSmartcard
+            | Error::RemovedCard => !std::mem::replace(&mut self.was_doubted, true),
+            _ => false,
+        };
+        if is_worth_it {
+            self.left = self.left.saturating_sub(1);
+            std::thread::sleep(self.pauses.next_pause());
+        }
+        is_worth_it
+    }
 }
 
 /// The card's answer to reset and the protocol it speaks.
 pub(super) fn found(card: &Card) -> Result<Found, Error> {
     let (mut name, mut atr) = ([0; NAME], [0; ATR]);
     let status = card.status2(&mut name, &mut atr)?;
+    if !status.status().contains(Status::POWERED) {
+        return Err(Error::UnpoweredCard);
+    }
     let protocol = status.protocol2().ok_or(Error::ProtoMismatch)?;
     let atr = Atr::parse(status.atr()).map_err(|_| Error::UnresponsiveCard)?;
     Ok(Found { atr, protocol })

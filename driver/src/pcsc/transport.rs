@@ -14,7 +14,7 @@ use claviger_apdu::{
 use zeroize::Zeroizing;
 
 use super::{
-    connection::{self, Connection, Found},
+    connection::{self, Connection, Found, Handle, Unsettled},
     error::{about, sent},
     keeper::{Established, Keeper},
 };
@@ -59,13 +59,32 @@ impl PcscTransport {
         call: Call,
     ) -> Result<Self, TransportError> {
         let name = reader.name();
-        let failed =
-            |operation: &'static str| move |error| about(operation, Some(name), error, Sent::No);
+        let mut unsettled = Unsettled::default();
+        loop {
+            match Self::connect_once(keeper, name, call) {
+                // A new handle each time: only connecting gives power to a card that pcscd has just switched off.
+                Err((_, error)) if Instant::now() < call.deadline && unsettled.goes_on(error) => {}
+                Err((operation, error)) => {
+                    return Err(about(operation, Some(name), error, Sent::No));
+                }
+                Ok(transport) => return Ok(transport),
+            }
+        }
+    }
+
+    /// One attempt, or the operation that failed.
+    fn connect_once(
+        keeper: &Arc<Keeper>,
+        name: &str,
+        call: Call,
+    ) -> Result<Self, (&'static str, Error)> {
         let mut connection =
-            Connection::open(keeper, name, call).map_err(failed("SCardConnect"))?;
+            Connection::open(keeper, name, call).map_err(|error| ("SCardConnect", error))?;
         let established = Arc::clone(connection.established());
-        let found = established.bound(call.deadline, || look(&mut connection));
-        let found = found.map_err(failed("SCardStatus"))?;
+        let found = established.bound(call.deadline, || {
+            connection.card().and_then(|card| connection::found(card))
+        });
+        let found = found.map_err(|error| ("SCardStatus", error))?;
         Ok(Self {
             link: Link::Open(connection),
             state: State::new(name, found, established),
@@ -91,18 +110,6 @@ impl PcscTransport {
         }
         outcome
     }
-}
-
-/// The card's answer to reset and protocol, also when it is being reset by others right now.
-fn look(connection: &mut Connection) -> Result<Found, Error> {
-    for _ in 0..MAX_RESETS {
-        let card = connection.card()?;
-        match connection::found(card) {
-            Err(Error::ResetCard) => connection::reconnect(card)?,
-            outcome => return outcome,
-        }
-    }
-    Err(Error::SharingViolation)
 }
 
 impl State {
@@ -146,10 +153,10 @@ impl State {
         error
     }
 
-    /// Takes note of a reset by another; `outcome` is that of reconnecting.
-    fn was_reset(&mut self, outcome: Result<(), Error>, card: &Card) -> Result<(), TransportError> {
+    /// Goes on with a card that was reset by another.
+    fn reconnect(&mut self, handle: &mut impl Handle) -> Result<(), TransportError> {
         self.epoch.0 += 1;
-        let found = outcome.and_then(|()| self.bound(|| connection::found(card)));
+        let found = self.bound(|| connection::reconnect(handle));
         let found = found.map_err(|error| self.failed("SCardReconnect", error, Sent::No))?;
         self.atr = found.atr;
         self.protocol = found.protocol;
@@ -239,8 +246,7 @@ fn begin<'a>(
         match link.bound(call.deadline, || card.transaction2()) {
             Ok(transaction) => return Ok(transaction),
             Err((back, Error::ResetCard)) => {
-                let outcome = state.bound(|| connection::reconnect(back));
-                state.was_reset(outcome, back)?;
+                state.reconnect(back)?;
                 card = back;
             }
             Err((_, error)) => {
@@ -261,8 +267,7 @@ impl Transmit for PcscTransport {
         self.with(
             |card, state| match state.exchange(card, frame, response, call) {
                 Err(Failed::Reset) => {
-                    let outcome = state.bound(|| connection::reconnect(card));
-                    state.was_reset(outcome, card)?;
+                    state.reconnect(card)?;
                     Err(state.reset_reported())
                 }
                 Err(Failed::For(error)) => Err(error),
@@ -340,17 +345,7 @@ impl Transmit for Held<'_> {
             .exchange(&self.transaction, frame, response, call)
         {
             Err(Failed::Reset) => {
-                let transaction = &mut self.transaction;
-                let outcome = self.state.bound(|| {
-                    let shared = ::pcsc::ShareMode::Shared;
-                    let (protocols, leave) = (connection::PROTOCOLS, Disposition::LeaveCard);
-                    connection::settled(|| transaction.reconnect(shared, protocols, leave))?;
-                    if connection::has_power(transaction) {
-                        return Ok(());
-                    }
-                    transaction.reconnect(shared, protocols, Disposition::ResetCard)
-                });
-                self.state.was_reset(outcome, &self.transaction)?;
+                self.state.reconnect(&mut self.transaction)?;
                 Err(self.state.reset_reported())
             }
             Err(Failed::For(error)) => Err(error),

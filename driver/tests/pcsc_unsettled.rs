@@ -1,0 +1,387 @@
+//! A card that pcscd is just giving power to, or resetting: what pcscd says then is waited out and is no answer.
+//!
+//! pcscd is played by the test: what the real one says for a few microseconds comes here at each call in turn.
+//! libpcsclite reads the place of pcscd's socket once, so the cases run in a process of their own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failing helper is a failing test"
+)]
+
+mod common;
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    process::Command,
+    sync::{Arc, Mutex},
+    thread,
+    time::Instant,
+};
+
+use claviger_apdu::{Call, ResponseBuffer, Secret, Transport, TransportError, TransportErrorKind};
+use claviger_driver::{Backend, ReaderId, pcsc::PcscBackend};
+use common::{ATR, Folder, HANG};
+
+const SOCKET: &str = "PCSCLITE_CSOCK_NAME";
+const READER: &str = "Reader 00 00";
+
+/// Commands of pcscd's protocol, 4:4.
+const ESTABLISH: u32 = 0x01;
+const CONNECT: u32 = 0x04;
+const RECONNECT: u32 = 0x05;
+const BEGIN: u32 = 0x07;
+const TRANSMIT: u32 = 0x09;
+const CONTROL: u32 = 0x0A;
+const STATUS: u32 = 0x0B;
+const VERSION: u32 = 0x11;
+const READERS: u32 = 0x12;
+
+const NO_SMARTCARD: u32 = 0x8010_000C;
+const PROTO_MISMATCH: u32 = 0x8010_000F;
+const UNRESPONSIVE_CARD: u32 = 0x8010_0066;
+const UNPOWERED_CARD: u32 = 0x8010_0067;
+const RESET_CARD: u32 = 0x8010_0068;
+const REMOVED_CARD: u32 = 0x8010_0069;
+
+/// SCARD_PRESENT, SCARD_POWERED and SCARD_NEGOTIABLE.
+const PRESENT: u32 = 0x34;
+const T1: u32 = 2;
+const READERS_SHOWN: usize = 16;
+
+/// What goes wrong, each once for each time it is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The call's result.
+    Says(u32, u32),
+    /// After this call the card has no protocol until it is connected or reconnected to.
+    LosesProtocol(u32),
+    /// As before, and its answer to reset is not known yet either.
+    LosesAtr(u32),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Vec<Fault>,
+    handles: u32,
+    protocol: u32,
+    atr: Vec<u8>,
+    /// Every call that a client made, in order.
+    calls: Vec<u32>,
+}
+
+impl State {
+    fn take(&mut self, fault: Fault) -> bool {
+        let at = self.faults.iter().position(|listed| *listed == fault);
+        at.map(|at| self.faults.remove(at)).is_some()
+    }
+
+    /// What `call` says, and what it does to the card.
+    fn result(&mut self, call: u32) -> u32 {
+        self.calls.push(call);
+        let says = |fault: &Fault| match fault {
+            Fault::Says(at, code) if *at == call => Some(*code),
+            _ => None,
+        };
+        if let Some(code) = self.faults.iter().find_map(says) {
+            self.take(Fault::Says(call, code));
+            return code;
+        }
+        if matches!(call, CONNECT | RECONNECT) {
+            self.protocol = T1;
+            self.atr = ATR.to_vec();
+        }
+        if self.take(Fault::LosesProtocol(call)) {
+            self.protocol = 0;
+        }
+        if self.take(Fault::LosesAtr(call)) {
+            (self.protocol, self.atr) = (0, Vec::new());
+        }
+        0
+    }
+
+    /// All readers as a client sees them; one is there.
+    fn readers(&self) -> Vec<u8> {
+        const LEN: usize = 184;
+        let mut all = vec![0; LEN * READERS_SHOWN];
+        all[..READER.len()].copy_from_slice(READER.as_bytes());
+        all[132..136].copy_from_slice(&PRESENT.to_ne_bytes());
+        all[140..][..self.atr.len()].copy_from_slice(&self.atr);
+        let len = u32::try_from(self.atr.len()).unwrap();
+        all[176..180].copy_from_slice(&len.to_ne_bytes());
+        all[180..184].copy_from_slice(&self.protocol.to_ne_bytes());
+        all
+    }
+}
+
+/// A pcscd with one reader and one card.
+#[derive(Clone, Default)]
+struct Double(Arc<Mutex<State>>);
+
+impl Double {
+    fn listen(path: PathBuf) -> Self {
+        let double = Self::default();
+        let listener = UnixListener::bind(path).unwrap();
+        let serving = double.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, double) = (client.unwrap(), serving.clone());
+                // A client that leaves ends its thread.
+                thread::spawn(move || double.serve(client));
+            }
+        });
+        double
+    }
+
+    fn serve(&self, mut client: UnixStream) -> io::Result<()> {
+        loop {
+            let [size, call] = words(&mut client)?;
+            let mut body = vec![0; size as usize];
+            client.read_exact(&mut body)?;
+            let answer = self.answer(call, body, &mut client)?;
+            client.write_all(&answer)?;
+        }
+    }
+
+    /// The message as it goes back: its last word is the result.
+    fn answer(&self, call: u32, mut body: Vec<u8>, client: &mut UnixStream) -> io::Result<Vec<u8>> {
+        if call == READERS {
+            return Ok(self.0.lock().unwrap().readers());
+        }
+        let word = |body: &[u8], at: usize| {
+            u32::from_ne_bytes(body[4 * at..4 * at + 4].try_into().unwrap())
+        };
+        // Data follows the messages of two calls.
+        let sent = match call {
+            TRANSMIT => word(&body, 3),
+            CONTROL => word(&body, 2),
+            _ => 0,
+        };
+        let mut data = vec![0; sent as usize];
+        client.read_exact(&mut data)?;
+        let mut state = self.0.lock().unwrap();
+        let code = state.result(call);
+        let mut put = |at: usize, value: u32| {
+            body[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        };
+        match call {
+            VERSION => put(4, 4),
+            ESTABLISH => put(4, 1),
+            CONNECT if code == 0 => {
+                state.handles += 1;
+                put(140, state.handles);
+                put(144, T1);
+            }
+            RECONNECT => put(16, T1),
+            TRANSMIT => put(24, if code == 0 { 2 } else { 0 }),
+            CONTROL => put(16, 0),
+            _ => {}
+        }
+        let last = body.len() - 4;
+        body[last..].copy_from_slice(&code.to_ne_bytes());
+        if call == TRANSMIT && code == 0 {
+            body.extend([0x90, 0x00]);
+        }
+        Ok(body)
+    }
+
+    fn meet(&self, faults: &[Fault]) {
+        let mut state = self.0.lock().unwrap();
+        state.faults = faults.to_vec();
+        state.calls.clear();
+    }
+
+    /// Whether everything that was to go wrong did.
+    fn is_through(&self) -> bool {
+        self.0.lock().unwrap().faults.is_empty()
+    }
+
+    fn count(&self, call: u32) -> usize {
+        let state = self.0.lock().unwrap();
+        state.calls.iter().filter(|made| **made == call).count()
+    }
+}
+
+fn words(client: &mut UnixStream) -> io::Result<[u32; 2]> {
+    let mut header = [0; 8];
+    client.read_exact(&mut header)?;
+    let [a, b, c, d, e, f, g, h] = header;
+    Ok([[a, b, c, d], [e, f, g, h]].map(u32::from_ne_bytes))
+}
+
+fn call() -> Call {
+    Call::within(HANG)
+}
+
+fn connect(backend: &PcscBackend) -> Result<Box<dyn Transport>, TransportError> {
+    backend.connect(&ReaderId::new("pcsc", READER), call())
+}
+
+/// One command in a transaction.
+fn command(card: &mut dyn Transport) -> Result<Vec<u8>, TransportError> {
+    let select = Secret::from(vec![0x00, 0xA4, 0x04, 0x00]);
+    let mut outcome = None;
+    card.transact(call(), &mut |held| {
+        let mut response = ResponseBuffer::new();
+        let sent = held.transmit(select.expose(), &mut response, call());
+        outcome = Some(sent.map(|()| response.frame().to_vec()));
+    })?;
+    outcome.expect("the body ran")
+}
+
+/// Runs the ignored test `case` in its own process, where libpcsclite looks for pcscd at a socket of its own.
+fn in_a_process_of_its_own(case: &str) {
+    let folder = Folder::new(case);
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", case, "--ignored", "--nocapture"])
+        .env(SOCKET, folder.join("pcscd.comm"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}\n{output:?}"
+    );
+}
+
+/// The double where this process looks for pcscd, if it was started for a case.
+fn double() -> Option<(Double, PcscBackend)> {
+    let socket = std::env::var_os(SOCKET)?;
+    Some((Double::listen(socket.into()), PcscBackend::new(true)))
+}
+
+#[test]
+fn a_card_that_is_being_powered_or_reset_is_connected_to_all_the_same() {
+    in_a_process_of_its_own("connects");
+}
+
+#[test]
+#[ignore = "run by a_card_that_is_being_powered_or_reset_is_connected_to_all_the_same"]
+fn connects() {
+    let Some((double, backend)) = double() else {
+        return;
+    };
+    let once = [
+        NO_SMARTCARD,
+        PROTO_MISMATCH,
+        UNRESPONSIVE_CARD,
+        UNPOWERED_CARD,
+        RESET_CARD,
+        REMOVED_CARD,
+    ];
+    let mut cases: Vec<Vec<Fault>> = Vec::new();
+    for code in once {
+        cases.push(vec![Fault::Says(CONNECT, code)]);
+        cases.push(vec![Fault::Says(STATUS, code)]);
+        cases.push(vec![
+            Fault::Says(CONNECT, code),
+            Fault::LosesProtocol(CONNECT),
+        ]);
+    }
+    // The event thread of pcscd forgets the protocol of a card that was connected to a moment before.
+    cases.push(vec![Fault::LosesProtocol(CONNECT)]);
+    cases.push(vec![Fault::LosesProtocol(CONNECT); 3]);
+    cases.push(vec![Fault::LosesAtr(CONNECT)]);
+    for faults in cases {
+        double.meet(&faults);
+        let card = connect(&backend);
+        let mut card = card.unwrap_or_else(|error| panic!("{faults:X?}: {error}"));
+        assert!(double.is_through(), "{faults:X?}");
+        assert_eq!(command(&mut *card).unwrap(), [0x90, 0x00], "{faults:X?}");
+    }
+}
+
+#[test]
+fn a_card_that_stays_unsettled_is_said_to_be_so_before_long() {
+    in_a_process_of_its_own("stays");
+}
+
+#[test]
+#[ignore = "run by a_card_that_stays_unsettled_is_said_to_be_so_before_long"]
+fn stays() {
+    let Some((double, backend)) = double() else {
+        return;
+    };
+    for (fault, kind) in [
+        (
+            Fault::Says(CONNECT, NO_SMARTCARD),
+            TransportErrorKind::NoCard,
+        ),
+        (
+            Fault::Says(CONNECT, UNRESPONSIVE_CARD),
+            TransportErrorKind::NoCard,
+        ),
+        (
+            Fault::Says(CONNECT, PROTO_MISMATCH),
+            TransportErrorKind::Protocol,
+        ),
+        (
+            Fault::Says(STATUS, REMOVED_CARD),
+            TransportErrorKind::CardRemoved,
+        ),
+        (Fault::LosesProtocol(CONNECT), TransportErrorKind::Protocol),
+    ] {
+        double.meet(&[fault; 100]);
+        let begun = Instant::now();
+        let error = connect(&backend).err().expect("it never settles");
+        assert_eq!(error.kind, kind, "{fault:X?}: {error}");
+        assert!(begun.elapsed() < HANG, "{fault:X?}");
+        let tries = double.count(CONNECT);
+        assert!((2..=10).contains(&tries), "{fault:X?}: {tries} connections");
+    }
+    // A card that is not there is not worth more than a second look.
+    double.meet(&[Fault::Says(CONNECT, NO_SMARTCARD); 100]);
+    assert!(connect(&backend).is_err());
+    assert_eq!(double.count(CONNECT), 2);
+}
+
+#[test]
+fn a_card_whose_protocol_is_lost_on_the_way_is_a_card_that_was_reset() {
+    in_a_process_of_its_own("on_the_way");
+}
+
+#[test]
+#[ignore = "run by a_card_whose_protocol_is_lost_on_the_way_is_a_card_that_was_reset"]
+fn on_the_way() {
+    let Some((double, backend)) = double() else {
+        return;
+    };
+    let after = [
+        vec![],
+        vec![Fault::Says(RECONNECT, PROTO_MISMATCH)],
+        vec![Fault::Says(RECONNECT, RESET_CARD)],
+        vec![Fault::Says(STATUS, RESET_CARD)],
+        vec![Fault::Says(STATUS, PROTO_MISMATCH)],
+        vec![Fault::LosesProtocol(RECONNECT)],
+        vec![Fault::LosesAtr(RECONNECT)],
+    ];
+    for first in [
+        Fault::Says(TRANSMIT, PROTO_MISMATCH),
+        Fault::Says(TRANSMIT, RESET_CARD),
+        Fault::Says(BEGIN, RESET_CARD),
+    ] {
+        for then in &after {
+            double.meet(&[]);
+            let mut card = connect(&backend).unwrap();
+            let faults = [vec![first], then.clone()].concat();
+            double.meet(&faults);
+            let epoch = card.epoch();
+            match command(&mut *card) {
+                // A transaction that had not begun goes on with the card as it is now.
+                Ok(_) => assert!(matches!(first, Fault::Says(BEGIN, _)), "{faults:X?}"),
+                Err(error) => {
+                    assert_eq!(
+                        error.kind,
+                        TransportErrorKind::CardReset,
+                        "{faults:X?}: {error}"
+                    );
+                }
+            }
+            assert!(double.is_through() && card.epoch() != epoch, "{faults:X?}");
+            assert_eq!(command(&mut *card).unwrap(), [0x90, 0x00], "{faults:X?}");
+        }
+    }
+}
