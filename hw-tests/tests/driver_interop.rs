@@ -181,5 +181,5 @@ fn a_silent_card_costs_its_deadline_and_no_more() {
         .transmit(&VERIFY_STATUS, &mut buffer, brief)
         .unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::TimedOut);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(30));
 }

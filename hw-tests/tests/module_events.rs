@@ -12,7 +12,6 @@ mod stage;
 
 use std::{
     collections::BTreeSet,
-    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +26,7 @@ use stage::{
     lives::{MOMENT, as_it_is, do_and_settle, each_life, each_life_of, without_cards},
     raw::{HANG, Raw},
     signer::session_info,
+    waiter::Waiter,
 };
 
 #[test]
@@ -153,19 +153,14 @@ fn race_03_a_card_pulled_and_put_back_at_once_is_told_to_a_waiter_and_ends_its_s
 
 /// Four threads in C_WaitForSlotEvent; the slots they are told, in any order.
 fn told_to_four(raw: Raw, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
-    let (told, outcomes) = mpsc::channel();
-    for _ in 0..4 {
-        let told = told.clone();
-        thread::spawn(move || told.send(raw.wait(0)));
-    }
-    thread::sleep(MOMENT);
+    let waiters = [(); 4].map(|()| Waiter::blocked(raw));
     cause();
-    let outcome = |_| {
-        let (code, slot) = outcomes.recv_timeout(HANG).expect("an event for each");
+    let outcome = |waiter: Waiter| {
+        let (code, slot) = waiter.outcome();
         assert_eq!(code, CKR_OK);
         slot
     };
-    (0..4).map(outcome).collect()
+    waiters.into_iter().map(outcome).collect()
 }
 
 #[test]

@@ -28,7 +28,7 @@ const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING
 /// The exit code of a scene that went well, and that nothing else uses.
 const CODE: i32 = 57;
 /// A process that takes longer to end hangs.
-const HANG: Duration = Duration::from_secs(10);
+const HANG: Duration = Duration::from_secs(20);
 /// Of each scene.
 const TIMES: u32 = 5;
 

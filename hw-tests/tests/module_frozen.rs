@@ -39,6 +39,8 @@ const THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 /// Long enough for a thread to get stuck, on a busy machine too.
 const MOMENT: Duration = Duration::from_millis(500);
+/// Longer than it takes to stop pcscd before the card answers.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
 /// A call gives up after about ten seconds; only a hang takes longer than this.
 const GIVES_UP: Duration = Duration::from_secs(40);
 
@@ -147,7 +149,7 @@ fn the_end_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool) 
         let sign = move || (signer.sign(), signer);
         let (frozen, signature);
         if is_at_the_card {
-            stage.delay(SIGN, MOMENT);
+            stage.delay(SIGN, ON_ITS_WAY);
             signature = aside(sign);
             stage.await_delayed();
             frozen = Frozen::new(stage);

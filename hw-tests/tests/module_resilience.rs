@@ -37,7 +37,7 @@ use stage::{
 /// Four certificates, their public keys and the private key that needs no PIN; data objects besides.
 const PUBLIC_OBJECTS: usize = 9;
 /// How long a frame is on its way that must not arrive before its service has died.
-const ON_ITS_WAY: Duration = Duration::from_millis(700);
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 each_way! {
     [Pcscd over_pcscd, PcscdBySocket over_pcscd_by_socket]

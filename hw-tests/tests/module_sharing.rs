@@ -31,10 +31,12 @@ use cryptoki::{
     session::{Session, UserType},
     types::AuthPin,
 };
-use stage::{Stage, Way, code, key, log_in, play, with_card};
+use stage::{Stage, Way, code, eventually, key, log_in, play, with_card};
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
 const HASH: [u8; 32] = [0x3C; 32];
+/// How long a card is kept at least when its user is logged in (5 s), and no session alone keeps it (1 s).
+const LOGGED_IN: Duration = Duration::from_secs(3);
 
 fn without_threads(stage: &Stage) -> Pkcs11 {
     let module = stage.load();
@@ -155,7 +157,7 @@ fn visible_keys(module: &Pkcs11) -> usize {
             .find_objects(&[Attribute::Class(ObjectClass::PRIVATE_KEY)])?
             .len())
     };
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + stage::HANG;
     loop {
         match look() {
             Ok(keys) => return keys,
@@ -261,17 +263,23 @@ fn an_idle_card_is_let_go_after_a_second_and_not_so_soon_while_a_user_is_logged_
         let module = stage.module();
         let session = stage.session(&module);
         session.find_objects(&[]).unwrap();
-        let moment = Duration::from_millis(1500);
-        std::thread::sleep(moment);
-        assert!(is_free(), "a session alone does not hold the card");
+        // The card is used last after each of these moments, and let go no sooner than its time after that.
+        let freed = |begun: Instant| {
+            eventually("a free card", is_free);
+            begun.elapsed()
+        };
+        let begun = Instant::now();
+        session.find_objects(&[]).unwrap();
+        let alone = freed(begun);
+        let begun = Instant::now();
         log_in(&session);
-        std::thread::sleep(moment);
-        assert!(!is_free(), "a login is worth waiting longer");
+        let logged_in = freed(begun);
+        println!("let go after {alone:?}, with a login after {logged_in:?}");
+        assert!(logged_in >= LOGGED_IN, "a login is worth waiting longer");
         session
             .sign(&Mechanism::Ecdsa, key(&session, 1), &HASH)
             .unwrap();
         session.logout().unwrap();
-        std::thread::sleep(moment);
-        assert!(is_free());
+        freed(Instant::now());
     });
 }

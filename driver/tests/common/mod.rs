@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicUsize, atomic::Ordering},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use claviger_apdu::{Call, ResponseBuffer, Secret, Transmit, Transport, TransportError};
@@ -27,7 +27,7 @@ use claviger_driver::{
 };
 
 /// A busy machine may pause a process for long; only what never ends is this late.
-pub const HANG: Duration = Duration::from_secs(5);
+pub const HANG: Duration = Duration::from_secs(20);
 
 /// An answer to reset that parses.
 pub const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
@@ -228,10 +228,30 @@ pub fn switches(tid: rustix::process::Pid) -> u64 {
     line.rsplit('\t').next().unwrap().parse().unwrap()
 }
 
+/// Whether a thread sleeps for a whole `window`. It gets several: it may have to come to rest first.
+pub fn sleeps_for(window: Duration, tid: rustix::process::Pid) -> bool {
+    (0..10).any(|_| {
+        let before = switches(tid);
+        std::thread::sleep(window);
+        switches(tid) == before
+    })
+}
+
+/// How long after `begun` a server had taken `count` connections; `None` if it never had.
+pub fn time_of(count: usize, accepted: impl Fn() -> usize, begun: Instant) -> Option<Duration> {
+    while accepted() < count {
+        if begun.elapsed() > HANG {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Some(begun.elapsed())
+}
+
 pub const SELECT: [u8; 4] = [0x00, 0xA4, 0x04, 0x00];
 
 pub fn soon() -> Call {
-    Call::within(Duration::from_secs(5))
+    Call::within(HANG)
 }
 
 pub fn try_connect(path: &Path, call: Call) -> Result<Box<dyn Transport>, TransportError> {

@@ -11,7 +11,7 @@ use std::{
 pub enum Fate {
     /// The card answers it.
     Answer,
-    /// The card answers it after a moment.
+    /// The card sees it after a moment, or as soon as the user leaves, and answers it.
     Delay(Duration),
     /// These bytes are the answer; the card does not see the frame.
     Forge(Vec<u8>),

@@ -250,7 +250,11 @@ impl User {
         match reader.0.faults.fate(frame) {
             Fate::Answer => Some(self.exchange(frame)),
             Fate::Delay(time) => {
-                std::thread::sleep(time);
+                let until = Instant::now() + time;
+                while Instant::now() < until && !self.has_left() {
+                    let left = until.saturating_duration_since(Instant::now());
+                    std::thread::sleep(left.min(LOOK_AROUND));
+                }
                 Some(self.exchange(frame))
             }
             Fate::Forge(answer) => Some(answer),

@@ -12,7 +12,7 @@ use std::{
 use super::process::backtraces;
 
 /// A descendant that takes longer hangs.
-pub const HANG: Duration = Duration::from_secs(10);
+pub const HANG: Duration = Duration::from_secs(20);
 /// What a descendant says when its body is through.
 const THROUGH: &str = "through";
 

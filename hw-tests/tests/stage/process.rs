@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -15,27 +15,40 @@ use std::{
 /// How often a watchdog looks.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// PF_EXITING: the kernel sets it before it tells whoever joins the thread, and lists the thread for a moment longer.
+const EXITING: u32 = 4;
+
+/// Threads of this process; those that have ended do not count, though the kernel may list them still.
+fn tasks() -> Vec<PathBuf> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let tasks = tasks.map(|task| task.unwrap().path());
+    tasks.filter(|task| is_running(task)).collect()
+}
+
+fn is_running(task: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(task.join("stat")) else {
+        return false;
+    };
+    // State, parent, group, session, terminal and its group come first (proc(5)).
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+    let flags = fields.and_then(|fields| fields.split(' ').nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & EXITING == 0)
+}
+
 /// Threads of this process whose names are the module's.
 pub fn module_threads() -> Vec<String> {
-    let name =
-        |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-    let names = fs::read_dir("/proc/self/task")
-        .unwrap()
-        .map(|entry| name(entry.unwrap()));
+    let name = |task: PathBuf| fs::read_to_string(task.join("comm")).unwrap_or_default();
+    let names = tasks().into_iter().map(name);
     names.filter(|name| name.starts_with("claviger")).collect()
 }
 
-/// As [`module_threads`]; the kernel lists a thread for a moment after it was joined.
+/// What C_Finalize, which has joined its threads, left behind of them.
 pub fn left_threads() -> Vec<String> {
-    let deadline = Instant::now() + Duration::from_millis(200);
-    while !module_threads().is_empty() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(1));
-    }
     module_threads()
 }
 
 pub fn thread_count() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
+    tasks().len()
 }
 
 /// What each descriptor of this process is, in order; sockets are told by their numbers.

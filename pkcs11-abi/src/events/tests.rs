@@ -339,7 +339,7 @@ fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&usb) as _, Arc::clone(&pcscd) as _];
     let events = events(&backends, false, Some(&gate));
     let slot = told(&events, || {
-        until(|| pcscd.looks() > 0);
+        until(|| pcscd.looks() > 0 && usb.looks() > 0);
         thread::sleep(SLICE * 3);
         let looked = (pcscd.looks(), usb.looks(), usb.steps());
         assert_eq!(looked, (1, 1, 0), "once each");

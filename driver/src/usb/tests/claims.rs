@@ -28,7 +28,7 @@ fn two_that_follow(machine: &Machine) -> ([UsbBackend; 2], [Followed; 2]) {
     let programs = [machine.program(), machine.program()];
     let followed = programs.each_ref().map(Followed::new);
     for followed in &followed {
-        assert!(holds_card(only(&followed.picture())));
+        assert!(holds_card(only(&followed.shown())));
     }
     (programs, followed)
 }
