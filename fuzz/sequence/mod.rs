@@ -59,6 +59,7 @@ pub(crate) fn scripted(bench: Bench, reader: &Reader, sound: &[u8], bytes: &[u8]
     let reached = play(bench, calls);
     reader.insert(sound);
     bench.works_afterwards();
+    reader.settle().expect("the reader's server ends");
     reached
 }
 

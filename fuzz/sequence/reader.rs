@@ -9,8 +9,9 @@
 use std::{
     io::{self, Read as _, Write as _},
     os::unix::net::{UnixListener, UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
 };
 
 use claviger_apdu::Secret;
@@ -20,8 +21,13 @@ const NOT_FOUND: [u8; 2] = [0x6A, 0x82];
 const BEGIN: &[u8] = &[0];
 
 /// The reader; its server lives as long as the process.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Reader(Arc<Mutex<Place>>);
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    place: Arc<Mutex<Place>>,
+    path: PathBuf,
+    /// Those that serve a connection, or did.
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
 
 #[derive(Debug, Default)]
 struct Place {
@@ -52,15 +58,40 @@ impl Reader {
     /// Serves at `path` from now on.
     pub(crate) fn serve(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
-        let reader = Self::default();
+        let reader = Self {
+            place: Arc::default(),
+            path: path.to_owned(),
+            threads: Arc::default(),
+        };
         let served = reader.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let reader = served.clone();
-                std::thread::spawn(move || drop(reader.converse(stream)));
+                let mut threads = served.threads();
+                threads.push(std::thread::spawn(move || drop(reader.converse(stream))));
             }
         });
         Ok(reader)
+    }
+
+    /// Waits until every connection has been served to its end; the clients have closed theirs. What a thread that is
+    /// just ending still holds is a leak to LeakSanitizer, which looks after each input.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        // Connections are taken in their order: once this one is served, all are that were made before.
+        let mut last = UnixStream::connect(&self.path)?;
+        let hello = Request::Hello { version: VERSION };
+        last.write_all(hello.encode().expose())?;
+        last.read_exact(&mut [0])?;
+        drop(last);
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            thread.join().map_err(|_| io::ErrorKind::Other)?;
+        }
+        Ok(())
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts in another card, which answers as `script` says.
@@ -82,7 +113,7 @@ impl Reader {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn converse(&self, mut stream: UnixStream) -> io::Result<()> {
