@@ -81,6 +81,7 @@ fn unsafe_sits_in_a_few_files_that_say_why() {
         "driver/src/usb/filter.rs",
         "driver/src/usb/rusb/transfers.rs",
         "pcsc-sys/src/functions.rs",
+        "driver/src/usb/usbfs.rs",
         "pkcs11-abi/src/pointer.rs",
         "pkcs11-abi/src/fork.rs",
         "pkcs11-abi/src/function_list/faces.rs",

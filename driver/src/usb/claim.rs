@@ -3,7 +3,7 @@
 use std::{
     fmt,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,8 +16,9 @@ use claviger_apdu::{Atr, TransportError, TransportErrorKind};
 use super::{
     command_pipe::{CommandPipe, Common},
     lock::{Lock, Locks, record::Record},
-    open::{self, OpenError, Stack},
+    open::{self, OpenError, Opened, Stack},
     signal::Signal,
+    strangers::Stay,
     sysfs::{Bus, Port},
     transfer::{EndpointAddress, UsbInterface},
     transport::{self, ReaderInterface},
@@ -76,7 +77,10 @@ impl Site {
 /// Opens devices: by one of the stacks, or in a test.
 pub(crate) trait Opener: fmt::Debug + Send + Sync {
     /// Claims the reader's interface; waits for nobody.
-    fn open(&self, site: &Site) -> Result<Arc<dyn UsbInterface>, OpenError>;
+    fn open(&self, site: &Site) -> Result<Opened, OpenError>;
+
+    /// When the last transfer to the device behind a node was begun, by whomever, as far as that can be told.
+    fn last_transfer(&self, node: &Path) -> Option<u64>;
 
     /// Who has an interface that was busy, if that can be told; takes its time.
     fn owner(&self, _site: &Site) -> Option<String> {
@@ -85,8 +89,12 @@ pub(crate) trait Opener: fmt::Debug + Send + Sync {
 }
 
 impl Opener for Stack {
-    fn open(&self, site: &Site) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
         open::attempt(&site.node, site.interface.number, *self)
+    }
+
+    fn last_transfer(&self, node: &Path) -> Option<u64> {
+        open::last_transfer(node)
     }
 
     fn owner(&self, site: &Site) -> Option<String> {
@@ -134,25 +142,41 @@ pub(crate) struct Grip {
     uses: u64,
     /// As many resets of the device as there had been.
     resets: u64,
+    /// Somebody else may have used the device since the user before let go.
+    is_touched: bool,
+    means: Arc<Means>,
+    node: PathBuf,
+    stay: Stay,
 }
 
 impl Grip {
     /// One try for the reader.
-    pub(super) fn take(site: &Site, means: &Means, knocks: bool) -> Result<Self, Taken> {
+    pub(super) fn take(site: &Site, means: &Arc<Means>, knocks: bool) -> Result<Self, Taken> {
         let mut lock = means.locks.take(&site.place, knocks).ok_or(Taken::Ours)?;
-        let interface = means.opener.open(site).map_err(Taken::Open)?;
+        let strangers = &site.common.strangers;
+        let stay = strangers.enter();
+        let opened = means.opener.open(site).map_err(|error| {
+            if matches!(error, OpenError::Busy(_)) {
+                strangers.notice();
+            }
+            Taken::Open(error)
+        })?;
         // The address, and so the node, may belong to another device by now.
         match means.bus.still_has(&site.port, &site.life) {
             Ok(true) => {}
             Ok(false) => return Err(Taken::Open(OpenError::Gone)),
             Err(error) => return Err(Taken::Open(OpenError::Failed(error.to_string()))),
         }
+        stay.begin(opened.last_transfer);
         let left = lock.record().filter(|record| record.life == site.life);
-        let atrs = left.as_ref().filter(|left| left.is_left);
+        let is_touched = left.as_ref().is_none_or(|left| {
+            left.last_transfer.is_none() || left.last_transfer != opened.last_transfer
+        });
+        let atrs = left.as_ref().filter(|left| left.is_left && !is_touched);
         let atrs = atrs.map(|left| left.atrs.clone());
         let grip = Self {
             pipe: Mutex::default(),
-            interface,
+            interface: opened.interface,
             uses: left.as_ref().map_or(0, |left| left.uses).wrapping_add(1),
             life: site.life.clone(),
             lock: Mutex::new(lock),
@@ -161,8 +185,12 @@ impl Grip {
             is_disordered: AtomicBool::new(false),
             left,
             resets: site.common.resets(),
+            is_touched,
+            means: Arc::clone(means),
+            node: site.node.clone(),
+            stay,
         };
-        grip.write(&grip.atrs(), false);
+        grip.write(&grip.atrs(), false, None);
         Ok(grip)
     }
 
@@ -214,9 +242,13 @@ impl Grip {
         self.left.as_ref().is_some_and(|left| !left.is_left)
     }
 
-    /// The card the user before left powered in the slot, unless the device was reset since, or that user never let go.
+    /// The card the user before left powered in the slot, unless the device was reset or used by somebody else since, or that
+    /// user never let go.
     pub(crate) fn left_in(&self, site: &Site) -> Option<&Atr> {
-        let left = self.left.as_ref().filter(|left| left.is_left)?;
+        let left = self
+            .left
+            .as_ref()
+            .filter(|left| left.is_left && !self.is_touched)?;
         let atr = left.atr(site.slot);
         atr.filter(|_| self.resets == site.common.resets())
     }
@@ -231,7 +263,7 @@ impl Grip {
         if let Some(left) = atrs.get_mut(slot) {
             *left = atr;
         }
-        self.write(&atrs, false);
+        self.write(&atrs, false, None);
     }
 
     /// A slot is left in the middle of something: whoever claims the reader next, in whichever process, aborts that and
@@ -240,11 +272,12 @@ impl Grip {
         self.is_disordered.store(true, Ordering::SeqCst);
     }
 
-    fn write(&self, atrs: &[Option<Atr>], is_left: bool) {
+    fn write(&self, atrs: &[Option<Atr>], is_left: bool, last_transfer: Option<u64>) {
         self.lock().write(&Record {
             life: self.life.clone(),
             uses: self.uses,
             atrs: atrs.to_vec(),
+            last_transfer,
             is_left,
         });
     }
@@ -270,8 +303,11 @@ impl Grip {
 
 impl Drop for Grip {
     fn drop(&mut self) {
+        let last = self
+            .stay
+            .end(|| self.means.opener.last_transfer(&self.node));
         let is_left = !self.is_disordered.load(Ordering::SeqCst);
-        self.write(&self.atrs(), is_left);
+        self.write(&self.atrs(), is_left, last);
     }
 }
 

@@ -25,6 +25,7 @@ use claviger_apdu::Sent;
 use super::{
     bulk::{Bulk, BulkError, Limit, Reply, SharedBulk, Why},
     iccd::Iccd,
+    strangers::Strangers,
     turns::{Turn, Turns},
 };
 use crate::{
@@ -41,6 +42,8 @@ pub(crate) struct Common {
     turns: Option<Arc<Turns>>,
     /// Its readers were seen to leave out the empty packet after whole ones.
     no_empty_packet: Arc<AtomicBool>,
+    /// Who else uses the device.
+    pub(super) strangers: Strangers,
 }
 
 impl Common {
@@ -50,6 +53,7 @@ impl Common {
             resets: AtomicU64::new(0),
             turns: quirks.one_at_a_time.then(|| Turns::new(1)),
             no_empty_packet: Arc::default(),
+            strangers: Strangers::default(),
         }
     }
 

@@ -20,7 +20,7 @@ struct Held {
     grip: Weak<Grip>,
     /// The number of this process's last use of the reader.
     uses: Option<u64>,
-    /// How often others may have used it in between.
+    /// How often other processes of ours may have used it in between.
     strangers: u64,
 }
 
@@ -44,7 +44,7 @@ impl Holding {
         self.held().grip.upgrade()
     }
 
-    /// How often others may have used the reader between two uses of this process.
+    /// How often other processes of ours may have used the reader between two uses of this one.
     pub(super) fn strangers(&self) -> u64 {
         self.held().strangers
     }

@@ -35,11 +35,13 @@ mod iccd;
 pub mod lock;
 mod place;
 mod station;
+mod strangers;
 pub mod sysfs;
 #[cfg(test)]
 mod tests;
 mod turns;
 pub mod udev_data;
 pub mod uevent;
+mod usbfs;
 mod view;
 mod watch;

@@ -1,7 +1,8 @@
 //! Opening a device by its node, and saying who has it when that fails.
 
 use std::{
-    fs,
+    cell::Cell,
+    fs::{self, File},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{nusb, rusb, transfer::UsbInterface};
+use super::{nusb, rusb, transfer::UsbInterface, usbfs};
 use crate::fork_closed::ForkClosed;
 
 /// Who moves the transfers.
@@ -62,10 +63,11 @@ impl From<OpenError> for TransportError {
 /// # Errors
 /// [`OpenError`], with the owner where one is known, and the cure.
 pub fn open(node: &Path, interface: u8, stack: Stack) -> Result<Arc<dyn UsbInterface>, OpenError> {
-    attempt(node, interface, stack).map_err(|error| match error {
-        OpenError::Busy(_) => OpenError::Busy(owned(node, interface)),
-        other => other,
-    })
+    match attempt(node, interface, stack) {
+        Ok(opened) => Ok(opened.interface),
+        Err(OpenError::Busy(_)) => Err(OpenError::Busy(owned(node, interface))),
+        Err(other) => Err(other),
+    }
 }
 
 /// What is said of an interface that somebody else has claimed; the files of all processes are looked through.
@@ -73,27 +75,60 @@ pub(super) fn owned(node: &Path, interface: u8) -> String {
     busy(Path::new("/proc"), node, interface)
 }
 
-/// The same as [`open`], for whoever tries again: who has the device is not looked for.
+/// A claimed interface.
+pub(super) struct Opened {
+    pub(super) interface: Arc<dyn UsbInterface>,
+    /// When the last transfer to the device had been begun before this claim, by whomever, as far as that can be told.
+    pub(super) last_transfer: Option<u64>,
+}
+
+/// The same as [`open`], for whoever tries again: who has the device is not looked for. One that somebody else has claimed is
+/// sent nothing.
 ///
 /// # Errors
 /// [`OpenError`].
-pub(super) fn attempt(
-    node: &Path,
-    interface: u8,
-    stack: Stack,
-) -> Result<Arc<dyn UsbInterface>, OpenError> {
+pub(super) fn attempt(node: &Path, interface: u8, stack: Stack) -> Result<Opened, OpenError> {
+    let last_transfer = Cell::new(None);
+    let claimed_node = || {
+        let file = File::from(open_node(node)?);
+        usbfs::claim(&file, interface).map_err(refused)?;
+        // Either library asks the device for its configuration as it is given the node.
+        last_transfer.set(file.metadata().ok().as_ref().and_then(usbfs::last_transfer));
+        Ok(OwnedFd::from(file))
+    };
     let by_nusb = match stack {
-        Stack::Nusb => nusb::claim(|| open_node(node), interface),
+        Stack::Nusb => nusb::claim(&claimed_node, interface),
         Stack::Rusb => None,
     };
     let claimed = by_nusb.unwrap_or_else(|| {
-        ForkClosed::open(|| open_node(node)).and_then(|node| rusb::claim(node, interface))
+        ForkClosed::open(&claimed_node).and_then(|node| rusb::claim(node, interface))
+    });
+    let claimed = claimed.map(|interface| Opened {
+        interface,
+        last_transfer: last_transfer.get(),
     });
     claimed.map_err(|error| match error {
         OpenError::Busy(_) => OpenError::Busy(format!("interface {interface} is in use")),
         OpenError::Failed(what) => OpenError::Failed(format!("{}: {what}", node.display())),
         other => other,
     })
+}
+
+/// Why an interface was not claimed; who has it is for the caller to find.
+fn refused(errno: Errno) -> OpenError {
+    match errno {
+        Errno::NODEV => OpenError::Gone,
+        Errno::BUSY => OpenError::Busy(String::new()),
+        Errno::INVAL | Errno::NOENT => {
+            OpenError::Failed("the device has no such interface".to_owned())
+        }
+        other => OpenError::Failed(other.to_string()),
+    }
+}
+
+/// When the last transfer to the device behind `node` was begun, by whomever, as far as that can be told.
+pub(super) fn last_transfer(node: &Path) -> Option<u64> {
+    usbfs::last_transfer(&fs::metadata(node).ok()?)
 }
 
 fn open_node(node: &Path) -> Result<OwnedFd, OpenError> {

@@ -145,8 +145,9 @@ impl Station {
 
     /// What has happened to the reader so far that its card may not have survived.
     fn seen(&self) -> Seen {
+        let others = self.site.common.strangers.count();
         Seen {
-            strangers: self.holding.strangers(),
+            strangers: self.holding.strangers().wrapping_add(others),
             resets: self.site.common.resets(),
         }
     }

@@ -197,6 +197,7 @@ impl State {
         setup: Setup,
         data: &mut [u8],
     ) -> Result<usize, TransferError> {
+        self.begin();
         self.counts.control = self.counts.control.saturating_add(1);
         match self.strike(Event::Control(setup)) {
             Some(Fault::Drop) => return Err(TransferError::Cancelled),

@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) next_queue: u64,
     pub(super) log: VecDeque<Event>,
     pub(super) counts: Counts,
+    /// Transfers and control requests so far.
+    pub(super) begun: u64,
     /// The fault to come, and how many events come before it.
     pub(super) armed: Option<(Fault, usize)>,
     /// The fault of the next answer.
@@ -68,6 +70,7 @@ impl State {
             next_queue: 0,
             log: VecDeque::new(),
             counts: Counts::default(),
+            begun: 0,
             armed: None,
             spoiled: None,
             last_answer: None,
@@ -116,6 +119,11 @@ impl State {
 
     pub(super) fn queues(&self) -> usize {
         self.queues.len()
+    }
+
+    /// Counts a transfer, as the node of a device would.
+    pub(super) const fn begin(&mut self) {
+        self.begun = self.begun.saturating_add(1);
     }
 
     pub(super) fn note(&mut self, event: Event) {
@@ -242,6 +250,7 @@ impl State {
         mut transfer: Transfer,
         event: Event,
     ) {
+        self.begin();
         let strikes = self.strike(event);
         let gone = self.gone || strikes == Some(Fault::Gone);
         let is_in = matches!(event, Event::SubmitIn(..));
@@ -300,6 +309,7 @@ impl State {
         queue: u64,
         address: EndpointAddress,
     ) -> Result<(), TransferError> {
+        self.begin();
         self.note(Event::ClearHalt(address));
         if self.gone {
             return Err(TransferError::Gone);

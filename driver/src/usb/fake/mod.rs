@@ -212,6 +212,12 @@ impl FakeDevice {
         self.state().counts
     }
 
+    /// How many transfers and control requests there ever were, whoever sent them and whatever became of them.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.state().begun
+    }
+
     /// The last few thousand events, the oldest first.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {

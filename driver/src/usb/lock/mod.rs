@@ -237,6 +237,7 @@ mod tests {
             life: "1000000 3-117".to_owned(),
             uses: u64::MAX,
             atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            last_transfer: Some(7),
             is_left: true,
         };
         held.write(&record);
@@ -282,6 +283,7 @@ mod tests {
             life: String::new(),
             uses: 1,
             atrs: Vec::new(),
+            last_transfer: None,
             is_left: true,
         });
         assert_eq!(held.record(), None);

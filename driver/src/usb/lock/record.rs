@@ -3,7 +3,7 @@
 use claviger_apdu::Atr;
 
 /// The first line, with the version of what follows.
-const TITLE: &str = "claviger 1";
+const TITLE: &str = "claviger 2";
 /// The last line: whether the user has let go.
 const HELD: &str = "held";
 const LEFT: &str = "left";
@@ -21,6 +21,8 @@ pub struct Record {
     /// The answers to reset of the cards that were left powered, by their slots. One for each slot the writer has
     /// known of; there is one at least.
     pub atrs: Vec<Option<Atr>>,
+    /// When the last transfer to the device had been begun as the user let go, as far as that could be told.
+    pub last_transfer: Option<u64>,
     /// The user let go in good order. One that was killed, or gave up a command, did not: nobody knows what reader and
     /// cards are at.
     pub is_left: bool,
@@ -39,6 +41,10 @@ impl Record {
         let uses = lines.next()?.parse().ok()?;
         let atrs = lines.next()?.split(',').map(atr_of);
         let atrs = atrs.collect::<Option<Vec<_>>>()?;
+        let last_transfer = match lines.next()? {
+            "" => None,
+            number => Some(number.parse().ok()?),
+        };
         let is_left = match lines.next()? {
             HELD => false,
             LEFT => true,
@@ -50,6 +56,7 @@ impl Record {
             life,
             uses,
             atrs,
+            last_transfer,
             is_left,
         })
     }
@@ -68,8 +75,11 @@ impl Record {
                 .map_or_else(String::new, |atr| digits_of(atr.bytes()))
         };
         let atrs: Vec<String> = self.atrs.iter().map(digits).collect();
+        let last = self
+            .last_transfer
+            .map_or_else(String::new, |last| last.to_string());
         format!(
-            "{TITLE}\n{}\n{}\n{}\n{}\n",
+            "{TITLE}\n{}\n{}\n{}\n{last}\n{}\n",
             self.life,
             self.uses,
             atrs.join(","),
@@ -124,6 +134,7 @@ mod tests {
             life: "812 3-7".to_owned(),
             uses: 41,
             atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            last_transfer: Some(1_700_000_000_123_456_789),
             is_left: true,
         }
     }
@@ -158,7 +169,10 @@ mod tests {
             atrs: vec![None, card.clone()],
             ..record()
         };
-        assert_eq!(record.text(), "claviger 1\n812 3-7\n41\n,3B0111\nleft\n");
+        assert_eq!(
+            record.text(),
+            "claviger 2\n812 3-7\n41\n,3B0111\n1700000000123456789\nleft\n"
+        );
         assert_eq!(
             [0, 1, 2].map(|slot| record.atr(slot)),
             [None, card.as_ref(), None]
@@ -178,8 +192,9 @@ mod tests {
             assert_eq!(Record::parse(&text.as_bytes()[..end]), None, "{end}");
         }
         for bad in [
-            text.replace("claviger 1", "claviger 2"),
+            text.replace("claviger 2", "claviger 1"),
             text.replace("41", "-41"),
+            text.replace("\n17", "\n-17"),
             text.replace("3B", "3"),
             text.replace("3B", "xx"),
             text.replace("3B", "00"),

@@ -21,9 +21,8 @@ use crate::{
         backend::{Options, UsbBackend},
         claim::{Opener, Site},
         fake::{FakeReader, reader::ReaderConfig},
-        open::{OpenError, Stack},
+        open::{OpenError, Opened, Stack},
         sysfs::Bus,
-        transfer::UsbInterface,
     },
 };
 
@@ -200,7 +199,7 @@ impl fmt::Debug for Nodes {
 }
 
 impl Opener for Nodes {
-    fn open(&self, site: &Site) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
         let node = fs::metadata(&site.node).map_err(|_| OpenError::Gone)?;
         if std::os::unix::fs::PermissionsExt::mode(&node.permissions()) & 0o777 == 0 {
             return Err(OpenError::Denied("no rights".to_owned()));
@@ -209,7 +208,16 @@ impl Opener for Nodes {
         let reader = devices.get(&site.node).ok_or(OpenError::Gone)?.clone();
         drop(devices);
         drop(self.door.lock().unwrap());
-        reader.device().claim()
+        let interface = reader.device().claim()?;
+        Ok(Opened {
+            interface,
+            last_transfer: self.last_transfer(&site.node),
+        })
+    }
+
+    fn last_transfer(&self, node: &Path) -> Option<u64> {
+        let devices = self.devices.lock().unwrap();
+        devices.get(node).map(|reader| reader.device().begun())
     }
 }
 

@@ -50,7 +50,7 @@ fn device(product: (u16, u16, u16)) -> ([FakeReader; 2], Vec<u8>) {
     (readers, bytes)
 }
 
-fn plugged(test: &str, product: (u16, u16, u16)) -> (Devices, [FakeReader; 2]) {
+pub(super) fn plugged(test: &str, product: (u16, u16, u16)) -> (Devices, [FakeReader; 2]) {
     let devices = Devices::new(test);
     let (readers, descriptors) = device(product);
     let interfaces = readers.each_ref().map(|reader| reader.device().clone());

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -11,9 +11,8 @@ use crate::usb::{
     backend::{Options, UsbBackend},
     claim::{Opener, Site},
     fake::FakeDevice,
-    open::{OpenError, Stack},
+    open::{OpenError, Opened, Stack},
     sysfs::Bus,
-    transfer::UsbInterface,
 };
 
 /// What is plugged in: the interfaces of a device, by its node.
@@ -100,10 +99,21 @@ impl fmt::Debug for Nodes {
 }
 
 impl Opener for Nodes {
-    fn open(&self, site: &Site) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
+        let last_transfer = self.last_transfer(&site.node);
         let plugged = self.0.lock().unwrap();
         let interfaces = plugged.get(&site.node).ok_or(OpenError::Gone)?;
         let number = usize::from(site.interface.number);
-        interfaces.get(number).ok_or(OpenError::Gone)?.claim()
+        let interface = interfaces.get(number).ok_or(OpenError::Gone)?.claim()?;
+        Ok(Opened {
+            interface,
+            last_transfer,
+        })
+    }
+
+    fn last_transfer(&self, node: &Path) -> Option<u64> {
+        let plugged = self.0.lock().unwrap();
+        let interfaces = plugged.get(node)?.iter();
+        Some(interfaces.map(FakeDevice::begun).sum())
     }
 }

@@ -10,6 +10,7 @@ mod demand;
 mod devices;
 mod events;
 mod faults;
+mod foreign;
 mod gate;
 mod iccd;
 mod interrupt;

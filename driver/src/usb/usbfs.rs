@@ -1,0 +1,33 @@
+//! What is asked of a device's node itself, before a library has it: nothing here is sent to the device.
+
+use std::{
+    ffi::c_uint,
+    fs::Metadata,
+    os::{fd::AsFd, unix::fs::MetadataExt as _},
+};
+
+use rustix::{
+    io::Errno,
+    ioctl::{self, Opcode, Setter},
+};
+
+/// USBDEVFS_CLAIMINTERFACE (`linux/usbdevice_fs.h`).
+const CLAIM_INTERFACE: Opcode = ioctl::opcode::read::<c_uint>(b'U', 15);
+
+/// Claims an interface for whoever has this node open; once more is as good as once.
+///
+/// # Errors
+/// BUSY when a driver or another program has it.
+pub(super) fn claim(node: impl AsFd, interface: u8) -> Result<(), Errno> {
+    // SAFETY: the number is a request's, which takes a pointer to one unsigned int.
+    let request = unsafe { Setter::<CLAIM_INTERFACE, c_uint>::new(interface.into()) };
+    // SAFETY: that unsigned int lives until the call has returned. No device takes this number for more: the size is part of it.
+    unsafe { ioctl::ioctl(node, request) }
+}
+
+/// When the last transfer over this node was begun, in nanoseconds.
+pub(super) fn last_transfer(node: &Metadata) -> Option<u64> {
+    let seconds = u64::try_from(node.mtime()).ok()?;
+    let rest = u64::try_from(node.mtime_nsec()).ok()?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(rest)
+}
