@@ -143,6 +143,10 @@ struct Found {
     interface: Option<Begun>,
     class: Option<ClassDescriptor>,
     endpoints: [Option<Endpoint>; 3],
+    /// The addresses of all endpoints of the interface, a bit for each.
+    addresses: u32,
+    /// Two of them are the same: which endpoint is meant by it is anybody's guess.
+    is_ambiguous: bool,
 }
 
 /// Places of the endpoints in [`Found`].
@@ -179,6 +183,9 @@ impl Found {
 
     fn take_endpoint(&mut self, endpoint: Endpoint, transfer_type: u8) {
         let is_in = endpoint.address & 0x80 != 0;
+        let bit = 1 << (endpoint.address & 0x0F) << (u32::from(is_in) * 16);
+        self.is_ambiguous |= self.addresses & bit != 0;
+        self.addresses |= bit;
         let place = match (transfer_type, is_in) {
             (2, true) => BULK_IN,
             (2, false) => BULK_OUT,
@@ -196,10 +203,15 @@ impl Found {
     /// The interface is over: a reader, if it has said what a reader must.
     fn finish_interface(&mut self) {
         let [bulk_in, bulk_out, interrupt] = std::mem::take(&mut self.endpoints);
+        self.addresses = 0;
+        let is_ambiguous = std::mem::take(&mut self.is_ambiguous);
         let (interface, class) = (self.interface.take(), self.class.take());
         let (Some(interface), Some(class)) = (interface, class) else {
             return;
         };
+        if is_ambiguous {
+            return;
+        }
         let has_bulk = bulk_in.is_some() && bulk_out.is_some();
         let (way, class) = match interface.way {
             // There is no use for bulk endpoints on the control pipe: bInterfaceProtocol is wrong (ActivCard Reader V2).
@@ -255,6 +267,14 @@ pub fn fuzz(bytes: &[u8]) {
         );
         let all = [reader.bulk_in, reader.bulk_out, reader.interrupt];
         assert!(all.iter().flatten().all(|endpoint| endpoint.packet > 0));
+        let addresses = all.map(|endpoint| endpoint.map(|endpoint| endpoint.address & 0x8F));
+        for (place, address) in addresses.iter().enumerate() {
+            let others = addresses.iter().skip(place + 1);
+            assert!(
+                address.is_none() || others.into_iter().all(|other| other != address),
+                "an address is one endpoint"
+            );
+        }
     }
     let fewer = Device::parse(bytes, |_| false).map_or(0, |device| device.readers.len());
     assert!(fewer <= device.readers.len());
@@ -304,6 +324,35 @@ mod tests {
         let all = readers(&descriptors_of(|config| config.layout.interrupt = None));
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].interrupt, None);
+    }
+
+    #[test]
+    fn an_interface_with_two_endpoints_of_one_address_is_no_reader() {
+        let bulk_in = CLASS_AT + LENGTH..;
+        let whole = descriptors_of(|_| {});
+        let address = |bytes: &[u8], number: usize| bytes[CLASS_AT + LENGTH + 7 * number + 2];
+        let addresses = [0, 1, 2].map(|number| address(&whole, number));
+        for again in addresses {
+            // Of whatever type, with or without packets.
+            for (attributes, packet) in [(2, 64), (2, 0), (3, 8), (1, 64), (0, 0)] {
+                let mut bytes = whole.clone();
+                bytes.extend([7, 5, again, attributes, packet, 0, 0]);
+                assert_eq!(readers(&bytes).len(), 0, "{again:02X} {attributes}");
+                // The first is what the libraries take.
+                let second = bytes.split_off(whole.len());
+                let end = bytes.split_off(bulk_in.start);
+                bytes.extend(second);
+                bytes.extend(end);
+                assert_eq!(readers(&bytes).len(), 0, "{again:02X} {attributes}");
+            }
+        }
+        let mut bytes = whole.clone();
+        bytes.extend([7, 5, 0x84, 1, 64, 0, 0]);
+        assert_eq!(readers(&bytes).len(), 1, "an endpoint nobody needs");
+        // Another setting of the interface has them again.
+        let interface = whole[27..].to_vec();
+        bytes.extend(interface);
+        assert_eq!(readers(&bytes).len(), 2);
     }
 
     #[test]
