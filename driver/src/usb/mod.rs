@@ -34,6 +34,7 @@ mod holding;
 mod iccd;
 pub mod lock;
 mod place;
+mod printable;
 mod station;
 mod strangers;
 pub mod sysfs;

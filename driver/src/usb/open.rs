@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{nusb, rusb, transfer::UsbInterface, usbfs};
+use super::{nusb, printable::printable, rusb, transfer::UsbInterface, usbfs};
 use crate::fork_closed::ForkClosed;
 
 /// Who moves the transfers.
@@ -145,6 +145,9 @@ fn open_node(node: &Path) -> Result<OwnedFd, OpenError> {
     })
 }
 
+/// Characters of a program's name that are shown; Linux keeps 15 bytes.
+const COMM: usize = 32;
+
 /// A program that has the node open.
 #[derive(Debug, PartialEq, Eq)]
 struct Owner {
@@ -193,7 +196,7 @@ fn owner(proc: &Path, node: &Path) -> Option<Owner> {
     let comm = fs::read(proc.join(process.to_string()).join("comm")).ok()?;
     Some(Owner {
         process,
-        name: printable(&comm),
+        name: printable(&comm, COMM),
     })
 }
 
@@ -208,13 +211,6 @@ fn has_open(process: &Path, node: &Path) -> bool {
         .flatten()
         .filter_map(|file| fs::read_link(file.path()).ok());
     targets.any(|target: PathBuf| target == node)
-}
-
-/// A program chooses its own name.
-fn printable(name: &[u8]) -> String {
-    let name = String::from_utf8_lossy(name);
-    let shown = name.trim_end().chars().filter(|one| !one.is_control());
-    shown.take(32).collect()
 }
 
 #[cfg(test)]

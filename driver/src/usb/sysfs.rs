@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::udev_data;
+use super::{printable::printable, udev_data};
 use crate::ccid::{
     configuration::{CcidInterface, Device},
     quirks::{self, Model},
@@ -346,9 +346,7 @@ impl Folder {
     /// An attribute for a person, which the device may have chosen.
     fn text(&self, name: &str) -> io::Result<String> {
         let bytes = self.read(name, ATTRIBUTE)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let shown = text.trim().chars().filter(|one| !one.is_control());
-        Ok(shown.take(NAME).collect())
+        Ok(printable(&bytes, NAME))
     }
 
     /// An attribute that not every device has.
