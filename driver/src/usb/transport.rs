@@ -103,7 +103,7 @@ impl UsbTransport {
 /// The command pipe of a claimed reader in the device that has `common`; its sequence numbers come after `first`.
 ///
 /// # Errors
-/// NoReader when it has not the endpoints it says.
+/// NoReader when it has left, Protocol when its endpoints cannot be had.
 pub(super) fn pipe(
     interface: Arc<dyn UsbInterface>,
     reader: &ReaderInterface,
@@ -156,7 +156,12 @@ fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
         "reader {}: its endpoints cannot be used: {error}",
         reader.name
     );
-    TransportError::before_card(TransportErrorKind::NoReader, what)
+    // Anything else may be for want of descriptors or memory: the reader is there, and tried again.
+    let kind = match error {
+        TransferError::Gone => TransportErrorKind::NoReader,
+        _ => TransportErrorKind::Protocol,
+    };
+    TransportError::before_card(kind, what)
 }
 
 /// The driver of slot `slot` of a claimed reader.
@@ -210,5 +215,36 @@ impl Transport for UsbTransport {
     ) -> Result<(), TransportError> {
         body(self);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usb::{
+        fake::{FakeReader, Layout, reader::ReaderConfig},
+        tests::interface_of,
+    };
+
+    #[test]
+    fn a_reader_whose_endpoints_cannot_be_opened_has_not_left() {
+        let fake = FakeReader::new(ReaderConfig::extended());
+        let reader = interface_of(&fake, Layout::default());
+        let kind = |error| unusable(&reader, error).kind;
+        for errno in [2, 12, 16, 24] {
+            let error = TransferError::Fault(errno);
+            assert_eq!(kind(error), TransportErrorKind::Protocol, "{errno}");
+        }
+        assert_eq!(kind(TransferError::Gone), TransportErrorKind::NoReader);
+    }
+
+    #[test]
+    fn a_reader_that_leaves_before_its_endpoints_are_opened_is_gone() {
+        let fake = FakeReader::new(ReaderConfig::extended());
+        let reader = interface_of(&fake, Layout::default());
+        let interface = fake.device().claim().unwrap();
+        fake.device().leave();
+        let opened = pipe(interface, &reader, &Arc::default(), 0);
+        assert_eq!(opened.unwrap_err().kind, TransportErrorKind::NoReader);
     }
 }

@@ -1,6 +1,10 @@
 //! One endpoint, whatever its type and direction are to nusb.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    thread,
+    time::Duration,
+};
 
 use ::nusb::{
     Endpoint, Interface, MaybeFuture as _,
@@ -12,6 +16,9 @@ use rustix::io::Errno;
 
 use super::error;
 use crate::usb::transfer::{Completion, EndpointAddress, TransferError};
+
+/// nusb's thread needs microseconds, when it is run.
+const MOMENT: Duration = Duration::from_millis(1);
 
 pub(super) trait Queue: Send {
     fn address(&self) -> EndpointAddress;
@@ -47,8 +54,23 @@ fn boxed<Type: BulkOrInterrupt + 'static, Direction: EndpointDirection + 'static
     interface: &Interface,
     number: u8,
 ) -> Result<Box<dyn Queue>, TransferError> {
-    let endpoint = interface.endpoint::<Type, Direction>(number);
-    Ok(Box::new(endpoint.map_err(|error| error::call(&error))?))
+    let endpoint = once_more(|| {
+        let endpoint = interface.endpoint::<Type, Direction>(number);
+        endpoint.map_err(|error| error::call(&error))
+    });
+    Ok(Box::new(endpoint?))
+}
+
+/// Opens an endpoint that may have been another queue's until just now: nusb's thread, as it tells of the last transfer, has it for a
+/// moment longer than that queue's owner.
+fn once_more<T>(open: impl Fn() -> Result<T, TransferError>) -> Result<T, TransferError> {
+    open().or_else(|error| {
+        if error != error::fault(Errno::BUSY) {
+            return Err(error);
+        }
+        thread::sleep(MOMENT);
+        open()
+    })
 }
 
 impl<Type: BulkOrInterrupt, Direction: EndpointDirection> Queue for Endpoint<Type, Direction> {
@@ -92,5 +114,34 @@ impl<Type: BulkOrInterrupt, Direction: EndpointDirection> Queue for Endpoint<Typ
     fn clear_halt(&mut self) -> Result<(), TransferError> {
         let cleared = Endpoint::clear_halt(self).wait();
         cleared.map_err(|error| error::call(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// How often it is tried, and what comes of that, when so many tries fail.
+    fn tried(failures: u32, errno: Errno) -> (u32, Result<(), TransferError>) {
+        let tries = Cell::new(0);
+        let result = once_more(|| {
+            tries.set(tries.get() + 1);
+            if tries.get() > failures {
+                Ok(())
+            } else {
+                Err(error::fault(errno))
+            }
+        });
+        (tries.get(), result)
+    }
+
+    #[test]
+    fn an_endpoint_that_is_busy_is_tried_once_more_and_no_other_is() {
+        assert_eq!(tried(0, Errno::BUSY), (1, Ok(())));
+        assert_eq!(tried(1, Errno::BUSY), (2, Ok(())));
+        assert_eq!(tried(2, Errno::BUSY), (2, Err(error::fault(Errno::BUSY))));
+        assert_eq!(tried(1, Errno::NOENT), (1, Err(error::fault(Errno::NOENT))));
     }
 }

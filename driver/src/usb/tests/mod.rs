@@ -68,7 +68,7 @@ fn class(reader: &FakeReader) -> ClassDescriptor {
 }
 
 /// What is known of a reader of which the table of readers says nothing.
-fn interface_of(reader: &FakeReader, layout: super::fake::Layout) -> ReaderInterface {
+pub(super) fn interface_of(reader: &FakeReader, layout: super::fake::Layout) -> ReaderInterface {
     ReaderInterface {
         name: "fake".to_owned(),
         number: 0,
