@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    hash::{BuildHasher as _, RandomState},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -36,9 +37,9 @@ const AGAIN: Duration = Duration::from_millis(2);
 /// Between two knocks: whoever has it by now may be another than before.
 const KNOCK: Duration = Duration::from_millis(20);
 
-/// How far the sequence numbers of one claim begin from those of the claim before: a late answer to a command of that one has
-/// no number that this one uses soon.
-const STRIDE: u64 = 101;
+/// How far from those of a user that has not let go, and whose last is not known, the next one's sequence numbers begin: a late answer
+/// to a command of that one has no number that is used soon.
+const FAR: u8 = 128;
 
 /// Where a reader is, from one plugging in to the next; of one with several slots, one of them.
 #[derive(Clone, Debug)]
@@ -147,11 +148,49 @@ pub(crate) struct Grip {
     means: Arc<Means>,
     node: PathBuf,
     stay: Stay,
+    /// The number after which this claim's begin.
+    sequence: u8,
+    // After all of the claim.
+    last_sequence: LastSequence,
+}
+
+/// The sequence number of the last command of a reader's claims in this process. A clone is the same; each claim has one to its end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastSequence(Arc<Mutex<Option<u8>>>);
+
+impl LastSequence {
+    fn number(&self) -> MutexGuard<'_, Option<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a claim lasts, or has not ended altogether.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// The number after which the next claim's begin, if the last user of the reader has `left` a record.
+    fn next(&self, left: Option<&Record>) -> u8 {
+        if let Some(left) = left {
+            let far = if left.is_left { 0 } else { FAR };
+            return left.sequence.wrapping_add(far);
+        }
+        let number = *self.number();
+        number.unwrap_or_else(|| {
+            // Another in each process.
+            let [first, ..] = RandomState::new().hash_one(0).to_ne_bytes();
+            first
+        })
+    }
 }
 
 impl Grip {
     /// One try for the reader.
-    pub(super) fn take(site: &Site, means: &Arc<Means>, knocks: bool) -> Result<Self, Taken> {
+    pub(super) fn take(
+        site: &Site,
+        means: &Arc<Means>,
+        last_sequence: &LastSequence,
+        knocks: bool,
+    ) -> Result<Self, Taken> {
         let mut lock = means.locks.take(&site.place, knocks).ok_or(Taken::Ours)?;
         let strangers = &site.common.strangers;
         let stay = strangers.enter();
@@ -181,6 +220,8 @@ impl Grip {
             life: site.life.clone(),
             lock: Mutex::new(lock),
             atrs: Mutex::new(atrs.unwrap_or_default()),
+            sequence: last_sequence.next(left.as_ref()),
+            last_sequence: last_sequence.clone(),
             wanted: AtomicBool::new(false),
             is_disordered: AtomicBool::new(false),
             left,
@@ -190,23 +231,29 @@ impl Grip {
             node: site.node.clone(),
             stay,
         };
-        grip.write(&grip.atrs(), false, None);
+        grip.lock().write(&grip.record());
         Ok(grip)
     }
 
     /// The reader's command pipe, one for all of its slots.
     ///
     /// # Errors
-    /// NoReader when it has not the endpoints it says.
+    /// NoReader when it has left, Protocol when its endpoints cannot be had.
     pub(crate) fn pipe(&self, site: &Site) -> Result<Arc<CommandPipe>, TransportError> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipe) = &*pipe {
             return Ok(Arc::clone(pipe));
         }
-        let [first, ..] = self.uses.wrapping_mul(STRIDE).to_le_bytes();
         let interface = Arc::clone(&self.interface);
-        let opened = transport::pipe(interface, &site.interface, &site.common, first)?;
+        let opened = transport::pipe(interface, &site.interface, &site.common, self.sequence)?;
         Ok(Arc::clone(pipe.insert(opened)))
+    }
+
+    /// The sequence number of the last command.
+    fn last_sequence(&self) -> u8 {
+        let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = pipe.as_ref().and_then(|pipe| pipe.sequence());
+        last.unwrap_or(self.sequence)
     }
 
     /// Whether a command could be sent at once.
@@ -255,15 +302,18 @@ impl Grip {
 
     /// Tells the next user which card is powered in `slot`.
     pub(crate) fn leave(&self, slot: u8, atr: Option<Atr>) {
+        self.take_atr(usize::from(slot), atr);
+        self.lock().write(&self.record());
+    }
+
+    fn take_atr(&self, slot: usize, atr: Option<Atr>) {
         let mut atrs = self.atrs();
-        let slot = usize::from(slot);
         if atrs.len() <= slot {
             atrs.resize(slot + 1, None);
         }
         if let Some(left) = atrs.get_mut(slot) {
             *left = atr;
         }
-        self.write(&atrs, false, None);
     }
 
     /// A slot is left in the middle of something: whoever claims the reader next, in whichever process, aborts that and
@@ -272,14 +322,16 @@ impl Grip {
         self.is_disordered.store(true, Ordering::SeqCst);
     }
 
-    fn write(&self, atrs: &[Option<Atr>], is_left: bool, last_transfer: Option<u64>) {
-        self.lock().write(&Record {
+    /// What is known of the reader if this user is killed.
+    fn record(&self) -> Record {
+        Record {
             life: self.life.clone(),
             uses: self.uses,
-            atrs: atrs.to_vec(),
-            last_transfer,
-            is_left,
-        });
+            atrs: self.atrs().clone(),
+            sequence: self.sequence,
+            last_transfer: None,
+            is_left: false,
+        }
     }
 
     /// Whether another process has asked for the reader.
@@ -303,11 +355,18 @@ impl Grip {
 
 impl Drop for Grip {
     fn drop(&mut self) {
-        let last = self
+        let sequence = self.last_sequence();
+        *self.last_sequence.number() = Some(sequence);
+        let last_transfer = self
             .stay
             .end(|| self.means.opener.last_transfer(&self.node));
-        let is_left = !self.is_disordered.load(Ordering::SeqCst);
-        self.write(&self.atrs(), is_left, last);
+        let record = Record {
+            sequence,
+            last_transfer,
+            is_left: !self.is_disordered.load(Ordering::SeqCst),
+            ..self.record()
+        };
+        self.lock().write(&record);
     }
 }
 

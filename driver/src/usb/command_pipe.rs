@@ -128,6 +128,13 @@ impl Carrier {
         }
     }
 
+    const fn sequence(&self) -> Option<u8> {
+        match self {
+            Self::Bulk(bulk) => Some(bulk.sequence()),
+            Self::Iccd(_) => None,
+        }
+    }
+
     fn recover(&mut self, slot: u8, until: Instant, stop: &Stop) -> Result<Reply, BulkError> {
         match self {
             Self::Bulk(bulk) => bulk.recover(slot, until, stop),
@@ -168,6 +175,14 @@ impl CommandPipe {
             wire: Wires::Several(bulk),
             turns: Turns::new(busy),
             common,
+        }
+    }
+
+    /// The sequence number of the last command, where commands have one.
+    pub(crate) fn sequence(&self) -> Option<u8> {
+        match &self.wire {
+            Wires::One(wire) => locked(wire).carrier.sequence(),
+            Wires::Several(bulk) => Some(bulk.sequence()),
         }
     }
 

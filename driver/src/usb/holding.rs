@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use super::claim::{Grip, Means, Site, Taken};
+use super::claim::{Grip, LastSequence, Means, Site, Taken};
 
 /// What the slots of a reader share: the claim.
 #[derive(Debug)]
@@ -10,6 +10,7 @@ pub(super) struct Holding {
     pub(super) means: Arc<Means>,
     /// By more than one slot.
     is_shared: bool,
+    last_sequence: LastSequence,
     /// For as long as a claim is being made.
     making: Mutex<()>,
     held: Mutex<Held>,
@@ -30,6 +31,7 @@ impl Holding {
         Arc::new(Self {
             means,
             is_shared: slots > 1,
+            last_sequence: LastSequence::default(),
             making: Mutex::default(),
             held: Mutex::default(),
         })
@@ -65,7 +67,11 @@ impl Holding {
                 Ok(grip)
             };
         }
-        let grip = Arc::new(Grip::take(site, &self.means, knocks)?);
+        if self.last_sequence.is_in_use() {
+            // The claim before is being let go of by another thread.
+            return Err(Taken::Ours);
+        }
+        let grip = Arc::new(Grip::take(site, &self.means, &self.last_sequence, knocks)?);
         self.held().take(&grip);
         // Not before the watch can see whose knock it is to hear.
         self.means.stir();

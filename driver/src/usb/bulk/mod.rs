@@ -181,6 +181,11 @@ impl Bulk {
         Self { sequence, ..self }
     }
 
+    /// The last sequence number.
+    pub(crate) const fn sequence(&self) -> u8 {
+        self.sequence
+    }
+
     /// Resets the whole device; what follows tells whether it came back.
     pub(crate) fn reset_device(&mut self) {
         self.take_back(&mut Exchange::none());

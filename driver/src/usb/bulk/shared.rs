@@ -107,6 +107,11 @@ impl SharedBulk {
         self
     }
 
+    /// The last sequence number.
+    pub(crate) fn sequence(&self) -> u8 {
+        self.state().sequence
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

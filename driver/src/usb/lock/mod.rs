@@ -237,6 +237,7 @@ mod tests {
             life: "1000000 3-117".to_owned(),
             uses: u64::MAX,
             atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            sequence: 4,
             last_transfer: Some(7),
             is_left: true,
         };
@@ -283,6 +284,7 @@ mod tests {
             life: String::new(),
             uses: 1,
             atrs: Vec::new(),
+            sequence: 0,
             last_transfer: None,
             is_left: true,
         });

@@ -21,6 +21,8 @@ pub struct Record {
     /// The answers to reset of the cards that were left powered, by their slots. One for each slot the writer has
     /// known of; there is one at least.
     pub atrs: Vec<Option<Atr>>,
+    /// The sequence number (bSeq) of the last command; of a user that has not let go, the one before its first.
+    pub sequence: u8,
     /// When the last transfer to the device had been begun as the user let go, as far as that could be told.
     pub last_transfer: Option<u64>,
     /// The user let go in good order. One that was killed, or gave up a command, did not: nobody knows what reader and
@@ -41,6 +43,7 @@ impl Record {
         let uses = lines.next()?.parse().ok()?;
         let atrs = lines.next()?.split(',').map(atr_of);
         let atrs = atrs.collect::<Option<Vec<_>>>()?;
+        let sequence = lines.next()?.parse().ok()?;
         let last_transfer = match lines.next()? {
             "" => None,
             number => Some(number.parse().ok()?),
@@ -56,6 +59,7 @@ impl Record {
             life,
             uses,
             atrs,
+            sequence,
             last_transfer,
             is_left,
         })
@@ -79,10 +83,11 @@ impl Record {
             .last_transfer
             .map_or_else(String::new, |last| last.to_string());
         format!(
-            "{TITLE}\n{}\n{}\n{}\n{last}\n{}\n",
+            "{TITLE}\n{}\n{}\n{}\n{}\n{last}\n{}\n",
             self.life,
             self.uses,
             atrs.join(","),
+            self.sequence,
             if self.is_left { LEFT } else { HELD }
         )
     }
@@ -134,6 +139,7 @@ mod tests {
             life: "812 3-7".to_owned(),
             uses: 41,
             atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            sequence: 200,
             last_transfer: Some(1_700_000_000_123_456_789),
             is_left: true,
         }
@@ -171,7 +177,7 @@ mod tests {
         };
         assert_eq!(
             record.text(),
-            "claviger 2\n812 3-7\n41\n,3B0111\n1700000000123456789\nleft\n"
+            "claviger 2\n812 3-7\n41\n,3B0111\n200\n1700000000123456789\nleft\n"
         );
         assert_eq!(
             [0, 1, 2].map(|slot| record.atr(slot)),
@@ -195,6 +201,8 @@ mod tests {
             text.replace("claviger 2", "claviger 1"),
             text.replace("41", "-41"),
             text.replace("\n17", "\n-17"),
+            text.replace("\n200", "\n256"),
+            text.replace("\n200", "\n"),
             text.replace("3B", "3"),
             text.replace("3B", "xx"),
             text.replace("3B", "00"),
