@@ -27,15 +27,16 @@ use super::{
 use crate::{
     fork_closed::ForkClosed,
     reader::ReaderId,
-    wait::{Stop, readable},
+    wait::{Pauses, Stop, readable},
 };
 
 /// How long somebody with another driver is given to let go of a reader.
 const FOREIGN: Duration = Duration::from_secs(2);
-/// Between two tries for a reader that somebody has.
-const AGAIN: Duration = Duration::from_millis(2);
-/// Between two knocks: whoever has it by now may be another than before.
-const KNOCK: Duration = Duration::from_millis(20);
+/// Pauses between two tries for a reader that somebody has: the first, and the longest.
+const TRIES: (Duration, Duration) = (Duration::from_millis(2), LONGEST);
+pub(super) const LONGEST: Duration = Duration::from_millis(50);
+/// Pauses between two knocks, whose holder may be another than before.
+const KNOCKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 
 /// How far from those of a user that has not let go, and whose last is not known, the next one's sequence numbers begin: a late answer
 /// to a command of that one has no number that is used soon.
@@ -390,7 +391,8 @@ pub(crate) struct Wish<'a> {
 }
 
 /// Tries `take` until it succeeds, as long as `wish` says: waits for our own processes to the end, for others a moment.
-/// `take` is told whether to knock, which is not each time: each wakes the holder.
+/// `take` is told whether to knock, which is not each time: each wakes the holder. It is tried less and less often, and after a knock
+/// of which the holder will hear at once as at first.
 ///
 /// # Errors
 /// Busy with the likely owner, Denied, NoReader, Cancelled, TimedOut while another slot is opened: [`TransportError`],
@@ -402,17 +404,22 @@ pub(super) fn wait_for(
     mut take: impl FnMut(bool) -> Result<Arc<Grip>, Taken>,
 ) -> Result<Arc<Grip>, TransportError> {
     let patience = Instant::now() + FOREIGN;
+    let mut tries = Pauses::new(TRIES.0, TRIES.1);
+    let mut pauses = Pauses::new(KNOCKS.0, KNOCKS.1);
     let mut knock = Instant::now();
     loop {
         let now = Instant::now();
         let knocks = wish.knocks && now >= knock;
-        if knocks {
-            knock = now + KNOCK;
-        }
         let taken = match take(knocks) {
             Ok(grip) => return Ok(grip),
             Err(taken) => taken,
         };
+        if knocks {
+            knock = now + pauses.next_pause();
+            if matches!(taken, Taken::Ours) {
+                tries.start_over();
+            }
+        }
         let until = match &taken {
             Taken::Ours | Taken::Opening => wish.until,
             Taken::Open(OpenError::Busy(_)) => wish.until.min(patience),
@@ -422,7 +429,7 @@ pub(super) fn wait_for(
         if now >= until {
             return Err(refused(site, opener, taken));
         }
-        let _ = readable(&[], wish.stop, Some(until.min(now + AGAIN)));
+        let _ = readable(&[], wish.stop, Some(until.min(now + tries.next_pause())));
         if wish.stop.is_set() {
             let what = format!("reader {}: the call was ended", site.interface.name);
             return Err(TransportError::before_card(

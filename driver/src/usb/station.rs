@@ -11,7 +11,7 @@ use std::{
 use claviger_apdu::{Atr, Call, Epoch, Limits, TransportError, TransportErrorKind};
 
 use super::{
-    claim::{Grip, Site, Taken, Wish, wait_for},
+    claim::{Grip, LONGEST, Site, Taken, Wish, wait_for},
     device::{Card, Device},
     holding::Holding,
     open::OpenError,
@@ -26,8 +26,12 @@ use crate::{
     wait::{Stop, readable},
 };
 
-/// Who has let go because another process asked waits so long before it wants the reader again.
-const AFTER_YOU: Duration = Duration::from_millis(5);
+/// Who has let go because another process asked waits so long before it wants the reader again, unless that process has had it
+/// since: a bit longer than that process may pause between two tries.
+const AFTER_YOU: Duration = LONGEST.saturating_add(Duration::from_millis(10));
+
+/// How often it looks whether that process has had it.
+const PEEK: Duration = Duration::from_millis(2);
 
 /// How often a desk that somebody is at is tried.
 const AGAIN: Duration = Duration::from_millis(1);
@@ -182,8 +186,8 @@ struct Known {
     card: Option<(Card, Weak<Grip>)>,
     epoch: Epoch,
     in_step: bool,
-    /// When the reader was let go because somebody asked.
-    yielded: Option<Instant>,
+    /// When the reader was let go because somebody asked, and which use of it that was.
+    yielded: Option<(Instant, u64)>,
 }
 
 impl Default for Known {
@@ -221,7 +225,7 @@ impl Desk {
     ) -> Result<&mut Device, TransportError> {
         let _claim = self.wake_up(station);
         if self.device.is_none() {
-            self.step_aside(wish.stop);
+            self.step_aside(station, wish.stop);
             let grip = station.claim(wish)?;
             let device = self.begin(station, &grip, call, wish.stop)?;
             self.grip = Some(grip);
@@ -256,9 +260,19 @@ impl Desk {
     }
 
     /// Leaves the reader to whoever asked for it.
-    fn step_aside(&mut self, stop: &Stop) {
-        if let Some(yielded) = self.known.yielded.take() {
-            let _ = readable(&[], stop, Some(yielded + AFTER_YOU));
+    fn step_aside(&mut self, station: &Station, stop: &Stop) {
+        let Some((yielded, uses)) = self.known.yielded.take() else {
+            return;
+        };
+        let until = yielded + AFTER_YOU;
+        let locks = &station.holding.means.locks;
+        loop {
+            let record = locks.peek(&station.site.place);
+            let now = Instant::now();
+            if record.is_some_and(|record| record.uses != uses) || now >= until || stop.is_set() {
+                return;
+            }
+            let _ = readable(&[], stop, Some(until.min(now + PEEK)));
         }
     }
 
@@ -378,9 +392,10 @@ impl Desk {
 
     /// Lets go of the reader if another process has asked.
     pub(crate) fn yield_if_wanted(&mut self) {
-        if self.grip.as_ref().is_some_and(|grip| grip.is_wanted()) {
+        let wanted = self.grip.as_ref().filter(|grip| grip.is_wanted());
+        if let Some(uses) = wanted.map(|grip| grip.uses()) {
             self.close();
-            self.known.yielded = Some(Instant::now());
+            self.known.yielded = Some((Instant::now(), uses));
         }
     }
 

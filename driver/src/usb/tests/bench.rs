@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -55,6 +55,8 @@ pub(super) struct Machine {
     /// Locked for as long as opening a device is to take.
     door: Arc<Mutex<()>>,
     address: AtomicU16,
+    /// How often a device was tried.
+    tries: Arc<AtomicUsize>,
 }
 
 impl Machine {
@@ -68,6 +70,7 @@ impl Machine {
             devices: Devices::default(),
             door: Arc::default(),
             address: AtomicU16::new(1),
+            tries: Arc::default(),
         }
     }
 
@@ -161,6 +164,7 @@ impl Machine {
         let opener = Nodes {
             devices: Arc::clone(&self.devices),
             door: Arc::clone(&self.door),
+            tries: Arc::clone(&self.tries),
         };
         let options = Options {
             stack: Stack::default(),
@@ -168,6 +172,11 @@ impl Machine {
             locks,
         };
         UsbBackend::over(bus, Box::new(opener), &options)
+    }
+
+    /// How often a device was tried to be opened.
+    pub(super) fn tries(&self) -> usize {
+        self.tries.load(Ordering::SeqCst)
     }
 
     /// Has whoever opens a device wait in the middle of it, for as long as the value lives.
@@ -190,6 +199,7 @@ impl Drop for Machine {
 struct Nodes {
     devices: Devices,
     door: Arc<Mutex<()>>,
+    tries: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Nodes {
@@ -200,6 +210,7 @@ impl fmt::Debug for Nodes {
 
 impl Opener for Nodes {
     fn open(&self, site: &Site) -> Result<Opened, OpenError> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
         let node = fs::metadata(&site.node).map_err(|_| OpenError::Gone)?;
         if std::os::unix::fs::PermissionsExt::mode(&node.permissions()) & 0o777 == 0 {
             return Err(OpenError::Denied("no rights".to_owned()));

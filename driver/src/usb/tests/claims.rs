@@ -276,3 +276,21 @@ fn a_transaction_is_never_interrupted_by_who_knocks() {
         assert!(at > ended.unwrap(), "after the transaction, not in it");
     });
 }
+
+#[test]
+fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
+    let (machine, key) = with_key("backoff");
+    let program = machine.program();
+    let mut watch = program.watch();
+    let _ = look(&mut *watch);
+    let theirs = key.device().claim().unwrap();
+    let before = machine.tries();
+    let call = claviger_apdu::Call::within(Duration::from_secs(1));
+    let error = program.connect(&id("3-1"), call).err().unwrap();
+    assert_eq!(error.kind, TransportErrorKind::Busy, "{error}");
+    // Pauses of 2, 4, 8, 16, 32 ms, and then 50 ms each.
+    let tries = machine.tries() - before;
+    assert!(tries <= 30, "{tries}");
+    drop(theirs);
+    let _ = connect(&program, "3-1");
+}
