@@ -1,7 +1,7 @@
 //! A connection to the card of a reader that is claimed when it is used, and left to others who ask.
 
 use std::{
-    sync::{Arc, MutexGuard, OnceLock},
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
@@ -10,10 +10,7 @@ use claviger_apdu::{
     TransportErrorKind,
 };
 
-use super::{
-    claim::Wish,
-    station::{Desk, Station},
-};
+use super::{access::AtDesk, claim::Wish, station::Station};
 use crate::wait::Stop;
 
 /// What ends conversations from outside.
@@ -112,7 +109,7 @@ fn gone(station: &Station) -> TransportError {
 
 /// The reader while nobody else can use it.
 struct Held<'a> {
-    desk: MutexGuard<'a, Desk>,
+    desk: AtDesk<'a>,
     station: &'a Station,
     ends: &'a Ends,
     card: &'a mut Seen,
@@ -240,6 +237,6 @@ impl Transport for UsbConnection {
 
 impl Drop for UsbConnection {
     fn drop(&mut self) {
-        self.station.desk().disconnect();
+        self.station.end_connection();
     }
 }

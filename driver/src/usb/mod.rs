@@ -19,6 +19,7 @@ mod sleep;
 pub mod transfer;
 pub mod transport;
 
+mod access;
 pub mod arrivals;
 pub mod backend;
 mod bulk;

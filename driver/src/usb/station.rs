@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -11,6 +11,8 @@ use std::{
 use claviger_apdu::{Atr, Call, Epoch, Limits, TransportError, TransportErrorKind};
 
 use super::{
+    access::{Access, AtDesk},
+    bulk::Why,
     claim::{Grip, LONGEST, Site, Taken, Wish, wait_for},
     device::{Card, Device},
     holding::Holding,
@@ -33,15 +35,12 @@ const AFTER_YOU: Duration = LONGEST.saturating_add(Duration::from_millis(10));
 /// How often it looks whether that process has had it.
 const PEEK: Duration = Duration::from_millis(2);
 
-/// How often a desk that somebody is at is tried.
-const AGAIN: Duration = Duration::from_millis(1);
-
 /// One slot of a reader from one plugging in to the next; of most readers, the only one.
 #[derive(Debug)]
 pub(crate) struct Station {
     pub(crate) site: Site,
     holding: Arc<Holding>,
-    desk: Mutex<Desk>,
+    access: Access,
     /// It has left the bus, or is not ours any more.
     retired: AtomicBool,
 }
@@ -49,16 +48,11 @@ pub(crate) struct Station {
 impl Station {
     pub(crate) fn new(site: Site, holding: Arc<Holding>) -> Self {
         Self {
-            desk: Mutex::new(Desk::of(site.slot)),
+            access: Access::to(Desk::of(site.slot)),
             site,
             holding,
             retired: AtomicBool::new(false),
         }
-    }
-
-    /// The slot's desk, whoever is at it now: for what must be done and takes no time.
-    pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The slot's desk, for one conversation. Whoever is at it is waited for until `until` or `stop`.
@@ -69,36 +63,29 @@ impl Station {
         &self,
         until: Instant,
         stop: &Stop,
-    ) -> Result<MutexGuard<'_, Desk>, TransportError> {
-        loop {
-            if let Some(desk) = self.try_desk() {
-                return Ok(desk);
-            }
-            let now = Instant::now();
-            let (kind, what) = match (stop.is_set(), now >= until) {
-                (true, _) => (TransportErrorKind::Cancelled, "the call was ended"),
-                (_, true) => (TransportErrorKind::Busy, "another call is at it"),
-                _ => {
-                    let _ = readable(&[], stop, Some(until.min(now + AGAIN)));
-                    continue;
-                }
+    ) -> Result<AtDesk<'_>, TransportError> {
+        self.access.within(until, stop).map_err(|why| {
+            let what = match why {
+                Why::Stopped => "the call was ended",
+                _ => "another call is at it",
             };
             let what = format!("reader {}: {what}", self.site.interface.name);
-            return Err(TransportError::before_card(kind, what));
-        }
+            TransportError::before_card(why.kind(), what)
+        })
     }
 
     /// The slot's desk, unless somebody is at it.
-    pub(crate) fn try_desk(&self) -> Option<MutexGuard<'_, Desk>> {
-        match self.desk.try_lock() {
-            Ok(desk) => Some(desk),
-            Err(TryLockError::Poisoned(desk)) => Some(desk.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    pub(crate) fn try_desk(&self) -> Option<AtDesk<'_>> {
+        self.access.try_now()
+    }
+
+    /// The connection has ended. Nobody is waited for: whoever is at the desk, or comes next, lets go of the reader.
+    pub(crate) fn end_connection(&self) {
+        self.access.end_connection();
     }
 
     /// The slot's desk, unless somebody is at it or a command would have to wait for another slot's.
-    pub(crate) fn free_desk(&self) -> Option<MutexGuard<'_, Desk>> {
+    pub(crate) fn free_desk(&self) -> Option<AtDesk<'_>> {
         let is_free = self.held().is_none_or(|grip| grip.is_free());
         is_free.then(|| self.try_desk()).flatten()
     }

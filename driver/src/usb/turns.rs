@@ -59,6 +59,13 @@ impl Turns {
         self.queue().free > 0
     }
 
+    /// A turn that is free.
+    pub(crate) fn take_free(self: &Arc<Self>) -> Option<Turn> {
+        let mut queue = self.queue();
+        queue.free = queue.free.checked_sub(1)?;
+        Some(Turn(Arc::clone(self)))
+    }
+
     /// Waits for a turn until `until` or `stop`.
     ///
     /// # Errors

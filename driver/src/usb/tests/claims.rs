@@ -281,7 +281,7 @@ fn a_transaction_is_never_interrupted_by_who_knocks() {
 fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
     let (machine, key) = with_key("backoff");
     let program = machine.program();
-    let mut watch = program.watch();
+    let mut watch = awaited(&program);
     let _ = look(&mut *watch);
     let theirs = key.device().claim().unwrap();
     let before = machine.tries();
@@ -293,4 +293,66 @@ fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
     assert!(tries <= 30, "{tries}");
     drop(theirs);
     let _ = connect(&program, "3-1");
+}
+
+#[test]
+fn the_end_of_a_connection_waits_for_nobody() {
+    let (machine, key) = with_key("end");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    let [ends, mut works] = [(); 2].map(|()| connect(&program, "3-1"));
+    key.hold();
+    let (told, is_told) = mpsc::channel();
+    thread::scope(|scope| {
+        let at_it = scope.spawn(move || {
+            assert_eq!(echo(&mut *works, b"slow").unwrap(), answered(b"slow"));
+            works
+        });
+        until(|| key.card_commands(0) > 0);
+        scope.spawn(move || {
+            drop(ends);
+            told.send(()).unwrap();
+        });
+        let ended = is_told.recv_timeout(PATIENCE);
+        key.release();
+        ended.expect("while another call is at the reader");
+        let works = at_it.join().unwrap();
+        // By whoever was at it.
+        until(|| !key.device().claimed());
+        drop(works);
+    });
+}
+
+/// How often this thread has waited so far.
+fn waits() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_call_that_waits_for_another_at_the_same_reader_sleeps_until_that_ends() {
+    let (machine, key) = with_key("asleep");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    let [mut first, mut second] = [(); 2].map(|()| connect(&program, "3-1"));
+    key.hold();
+    thread::scope(|scope| {
+        let slow = scope.spawn(move || echo(&mut *first, b"slow").unwrap());
+        until(|| key.card_commands(0) > 0);
+        let waiting = scope.spawn(move || {
+            let before = waits();
+            assert_eq!(echo(&mut *second, b"then").unwrap(), answered(b"then"));
+            waits() - before
+        });
+        thread::sleep(Duration::from_millis(500));
+        key.release();
+        slow.join().unwrap();
+        let waits = waiting.join().unwrap();
+        assert!(waits < 100, "{waits}");
+    });
 }
