@@ -337,8 +337,13 @@ impl Grip {
 
     /// Whether another process has asked for the reader.
     pub(crate) fn is_wanted(&self) -> bool {
-        if self.lock().heard_a_knock() {
+        let heard = self.lock().heard();
+        if heard.here {
             self.wanted.store(true, Ordering::SeqCst);
+        }
+        if heard.elsewhere {
+            // The watch is not woken by what was taken from under it.
+            self.means.stir();
         }
         self.wanted.load(Ordering::SeqCst)
     }

@@ -4,35 +4,38 @@
 //! A file per reader, locked by flock(2). Who wants it touches the file, which its holder learns by inotify, and tries
 //! again. The lock is let go by name, not by closing: a child forked meanwhile may have the file open, too.
 
+mod knocks;
 pub mod record;
 
 use std::{
     io::{Read as _, Seek as _, Write as _},
-    mem::MaybeUninit,
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
-    fs::{
-        FlockOperation, Mode, OFlags, Timestamps, UTIME_NOW,
-        inotify::{self, CreateFlags, WatchFlags},
-    },
+    fs::{FlockOperation, Mode, OFlags, Timestamps, UTIME_NOW},
     io::Errno,
     time::Timespec,
 };
 
-use self::record::{LONGEST, Record};
+pub(crate) use self::knocks::Heard;
+use self::{
+    knocks::{Door, Knocks},
+    record::{LONGEST, Record},
+};
 use crate::fork_closed::ForkClosed;
 
 /// The folder of the locks of one user; without one there are no locks.
 #[derive(Debug)]
 pub(crate) struct Locks {
     folder: Option<PathBuf>,
+    /// What all locks are listened at by, once there was one.
+    knocks: Mutex<Option<Arc<Knocks>>>,
 }
 
 impl Locks {
@@ -42,7 +45,10 @@ impl Locks {
         if folder.is_none() {
             tracing::debug!("usb: no folder for locks among {folders:?}; going on without");
         }
-        Self { folder }
+        Self {
+            folder,
+            knocks: Mutex::default(),
+        }
     }
 
     /// What was last written under the lock called `name`, whoever has it now. One that is just being written is none.
@@ -59,10 +65,32 @@ impl Locks {
         let Some(folder) = &self.folder else {
             return Some(Lock::none());
         };
-        Lock::take(&folder.join(name), knocks).unwrap_or_else(|errno| {
-            tracing::warn!("usb: no lock {name} ({errno}); going on without");
-            Some(Lock::none())
-        })
+        self.lock(&folder.join(name), knocks)
+            .unwrap_or_else(|errno| {
+                tracing::warn!("usb: no lock {name} ({errno}); going on without");
+                Some(Lock::none())
+            })
+    }
+
+    fn lock(&self, path: &Path, knocks: bool) -> Result<Option<Lock>, Errno> {
+        let Some(file) = lock(path, knocks)? else {
+            return Ok(None);
+        };
+        // Whoever cannot be heard waits until it is let go of for another reason.
+        let door = self.knocks().and_then(|knocks| knocks.listen(path));
+        Ok(Some(Lock {
+            door: door.ok(),
+            file: Some(file),
+        }))
+    }
+
+    fn knocks(&self) -> Result<Arc<Knocks>, Errno> {
+        let mut knocks: MutexGuard<'_, _> =
+            self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(knocks) = &*knocks {
+            return Ok(Arc::clone(knocks));
+        }
+        Ok(Arc::clone(knocks.insert(Knocks::new()?)))
     }
 }
 
@@ -77,56 +105,30 @@ fn is_ours(folder: &Path) -> bool {
 /// The lock of one reader; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Lock {
+    door: Option<Door>,
     file: Option<ForkClosed<std::fs::File>>,
-    knocks: Option<Arc<ForkClosed<OwnedFd>>>,
 }
 
 impl Lock {
     const fn none() -> Self {
         Self {
+            door: None,
             file: None,
-            knocks: None,
         }
-    }
-
-    fn take(path: &Path, knocks: bool) -> Result<Option<Self>, Errno> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let open = || rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR);
-        let file = ForkClosed::open(|| open().map(std::fs::File::from))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                if knocks {
-                    let _ = rustix::fs::futimens(&file, &TOUCH);
-                }
-                return Ok(None);
-            }
-            Err(errno) => return Err(errno),
-        }
-        Ok(Some(Self {
-            file: Some(file),
-            knocks: listen(path).ok().map(ForkClosed::new).map(Arc::new),
-        }))
     }
 
     /// Whether somebody has knocked since it was taken or last asked.
-    pub(crate) fn heard_a_knock(&self) -> bool {
-        let Some(knocks) = &self.knocks else {
-            return false;
+    pub(crate) fn heard(&self) -> Heard {
+        let nothing = Heard {
+            here: false,
+            elsewhere: false,
         };
-        let mut heard = false;
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut events = inotify::Reader::new(knocks, &mut buffer);
-        // The kernel merges knocks that nobody has heard yet.
-        while events.next().is_ok() {
-            heard = true;
-        }
-        heard
+        self.door.as_ref().map_or(nothing, Door::heard)
     }
 
-    /// Becomes readable when [`Lock::heard_a_knock`] may say yes.
+    /// Becomes readable when [`Lock::heard`] may have heard something.
     pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
-        self.knocks.clone()
+        self.door.as_ref().map(Door::descriptor)
     }
 
     /// What the last holder left.
@@ -152,6 +154,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        // Before the next holder may listen at it.
+        self.door = None;
         // In a child the lock is the parent's.
         if let Some(file) = self.file.as_ref().filter(|file| !file.is_inherited()) {
             let _ = rustix::fs::flock(file, FlockOperation::Unlock);
@@ -177,10 +181,21 @@ const TOUCH: Timestamps = Timestamps {
     last_modification: NOW,
 };
 
-fn listen(path: &Path) -> Result<OwnedFd, Errno> {
-    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&inotify, path, WatchFlags::ATTRIB)?;
-    Ok(inotify)
+/// One try for the lock in the file `path`.
+fn lock(path: &Path, knocks: bool) -> Result<Option<ForkClosed<std::fs::File>>, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = || rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR);
+    let file = ForkClosed::open(|| open().map(std::fs::File::from))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => {
+            if knocks {
+                let _ = rustix::fs::futimens(&file, &TOUCH);
+            }
+            Ok(None)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 #[cfg(test)]
@@ -216,15 +231,55 @@ mod tests {
         let folder = Folder::new("one");
         let (mine, theirs) = (folder.locks(), folder.locks());
         let held = mine.take("3-1.0", true).unwrap();
-        assert!(!held.heard_a_knock());
+        assert!(!held.heard().here);
         assert!(theirs.take("3-1.0", false).is_none());
-        assert!(!held.heard_a_knock(), "who does not knock disturbs nobody");
+        assert!(!held.heard().here, "who does not knock disturbs nobody");
         assert!(theirs.take("3-1.0", true).is_none());
-        assert!(held.heard_a_knock());
-        assert!(!held.heard_a_knock(), "heard once");
+        assert!(held.heard().here);
+        assert!(!held.heard().here, "heard once");
         assert!(theirs.take("3-2.0", true).is_some(), "another reader");
         drop(held);
         assert!(theirs.take("3-1.0", true).is_some());
+    }
+
+    #[test]
+    fn all_locks_of_a_process_are_heard_over_one_descriptor() {
+        let folder = Folder::new("several");
+        let (mine, theirs) = (folder.locks(), folder.locks());
+        let [one, other] = ["3-1.0", "3-2.0"].map(|name| mine.take(name, false).unwrap());
+        let same =
+            |lock: &Lock| Arc::ptr_eq(&lock.descriptor().unwrap(), &one.descriptor().unwrap());
+        assert!(same(&other));
+        assert!(theirs.take("3-2.0", true).is_none());
+        let (here, elsewhere) = (true, true);
+        // Taken from the descriptor by the first that looks, and kept for the other.
+        assert_eq!(
+            one.heard(),
+            Heard {
+                here: false,
+                elsewhere
+            }
+        );
+        assert_eq!(
+            other.heard(),
+            Heard {
+                here,
+                elsewhere: false
+            }
+        );
+        assert_eq!(
+            other.heard(),
+            Heard {
+                here: false,
+                elsewhere: false
+            }
+        );
+        drop(other);
+        let again = mine.take("3-2.0", false).unwrap();
+        assert!(same(&again));
+        assert!(!again.heard().here, "who knocked before has had it since");
+        assert!(theirs.take("3-2.0", true).is_none());
+        assert!(again.heard().here && !one.heard().here);
     }
 
     #[test]
@@ -242,7 +297,7 @@ mod tests {
             is_left: true,
         };
         held.write(&record);
-        assert!(!held.heard_a_knock(), "a record is no knock");
+        assert!(!held.heard().here, "a record is no knock");
         drop(held);
         let mut held = locks.take("3-1.0", true).unwrap();
         assert_eq!(held.record().as_ref(), Some(&record));
@@ -289,7 +344,7 @@ mod tests {
             is_left: true,
         });
         assert_eq!(held.record(), None);
-        assert!(!held.heard_a_knock() && held.descriptor().is_none());
+        assert!(!held.heard().here && held.descriptor().is_none());
     }
 
     #[test]
