@@ -11,6 +11,8 @@
     reason = "a test fails loudly"
 )]
 
+mod usb_foreign;
+
 use std::{
     fs,
     process::Command,
