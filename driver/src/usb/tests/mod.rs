@@ -421,7 +421,7 @@ fn a_stop_ends_a_command_that_waits() {
     reader.hold();
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
-        std::thread::sleep(Duration::from_millis(20));
+        readers::until(|| reader.card_commands(0) > 0);
         let start = Instant::now();
         stop.stop();
         let error = waiter.join().unwrap();
