@@ -97,11 +97,11 @@ pub(super) fn attempt(node: &Path, interface: u8, stack: Stack) -> Result<Opened
         Ok(OwnedFd::from(file))
     };
     let by_nusb = match stack {
-        Stack::Nusb => nusb::claim(&claimed_node, interface),
+        Stack::Nusb => nusb::claim(claimed_node, interface),
         Stack::Rusb => None,
     };
     let claimed = by_nusb.unwrap_or_else(|| {
-        ForkClosed::open(&claimed_node).and_then(|node| rusb::claim(node, interface))
+        ForkClosed::open(claimed_node).and_then(|node| rusb::claim(node, interface))
     });
     let claimed = claimed.map(|interface| Opened {
         interface,

@@ -124,7 +124,7 @@ pub(super) fn awaited(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
 
 /// A watch that has seen what there is.
 fn looked_at(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
-    let mut watch = awaited(&program);
+    let mut watch = awaited(program);
     let _ = look(&mut *watch);
     watch
 }
