@@ -128,6 +128,21 @@ pub trait Transport: Transmit + Send {
     /// Whether the connection has ended and is of no more use: it is dropped and another one made.
     fn is_over(&self) -> bool;
 
+    /// Takes the card up again after other programs may have had the reader; nothing is sent to the card itself. For before an
+    /// operation: a card that may have been exchanged meanwhile ends the transport here, and not in the middle.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the transport is then of no more use.
+    fn resume(&mut self, _call: Call) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    /// Whether the card may be another one than that of the last transport to this reader, though it answers its reset alike:
+    /// nobody has followed the reader in between.
+    fn may_be_another(&self) -> bool {
+        false
+    }
+
     /// Runs `body` once while no other user of the card can send anything, then lets go and leaves the
     /// card as it is, also when `body` panics.
     ///

@@ -72,7 +72,7 @@ impl Live {
         way: &Way,
         reader: ReaderKey,
     ) -> Result<(&mut Card, &mut [Token]), Failure> {
-        if self.card.as_ref().is_some_and(Card::is_over) {
+        if !self.is_usable() {
             self.lose_connection();
         }
         let mut card = match self.card.take() {
@@ -90,6 +90,21 @@ impl Live {
         Ok((card, self.tokens.insert(tokens?)))
     }
 
+    /// Whether a connection, if there is one, still reaches the card that it was made to.
+    fn is_usable(&mut self) -> bool {
+        let Some(card) = &mut self.card else {
+            return true;
+        };
+        let resumed = match card.is_over() {
+            true => return false,
+            false => card.resume(Call::within(CONNECT)),
+        };
+        if let Err(error) = &resumed {
+            tracing::debug!("the connection has ended: {error}");
+        }
+        resumed.is_ok()
+    }
+
     /// A connection to this very card. One whose service was lost gets a moment to return.
     fn connect(&mut self, way: &Way, reader: ReaderKey) -> Result<Card, Failure> {
         let until = Instant::now() + RETURN;
@@ -102,6 +117,9 @@ impl Live {
             match way.backend.connect(&place.reader, Call::within(CONNECT)) {
                 Ok(transport) => {
                     let mut card = Card::new(transport);
+                    if card.may_be_another() {
+                        self.absence = Absence::Broken;
+                    }
                     self.recognise(&mut card, &place, way, reader)?;
                     self.sighting = place.sighting;
                     self.absence = Absence::LetGo;

@@ -52,6 +52,20 @@ impl Card {
         self.transport.is_over()
     }
 
+    /// Takes the card up again, before an operation; see [`Transport::resume`].
+    ///
+    /// # Errors
+    /// [`TransportError`]; the connection is then of no more use.
+    pub fn resume(&mut self, call: Call) -> Result<(), TransportError> {
+        self.transport.resume(call)
+    }
+
+    /// Whether it may be another card than that of the last connection to this reader.
+    #[must_use]
+    pub fn may_be_another(&self) -> bool {
+        self.transport.may_be_another()
+    }
+
     /// Allows extended-length APDUs, once an applet has said that the card takes them.
     pub(crate) fn allow_extended(&mut self) {
         self.extended = true;

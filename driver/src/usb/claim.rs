@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -136,6 +136,8 @@ pub(crate) struct Grip {
     atrs: Mutex<Vec<Option<Atr>>>,
     /// Somebody knocked.
     wanted: AtomicBool,
+    /// Counts the times that somebody began or ceased to listen to what the reader tells of its cards: odd in between.
+    listening: AtomicU64,
     /// A slot was left in the middle of something.
     is_disordered: AtomicBool,
     /// What the user before left, if it was of this very plugging in.
@@ -224,6 +226,7 @@ impl Grip {
             sequence: last_sequence.next(left.as_ref()),
             last_sequence: last_sequence.clone(),
             wanted: AtomicBool::new(false),
+            listening: AtomicU64::new(0),
             is_disordered: AtomicBool::new(false),
             left,
             resets: site.common.resets(),
@@ -346,6 +349,19 @@ impl Grip {
             self.means.stir();
         }
         self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// Says whether what the reader tells of its cards is listened to. One thread does, the watch.
+    pub(crate) fn listen(&self, listens: bool) {
+        if self.listening().is_some() != listens {
+            self.listening.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A number of the time for which the reader has been listened to without a gap; `None` if it is not.
+    pub(crate) fn listening(&self) -> Option<u64> {
+        let changes = self.listening.load(Ordering::SeqCst);
+        (changes % 2 == 1).then_some(changes)
     }
 
     /// Has it let go of at the end of the conversation that is under way.

@@ -56,6 +56,7 @@ struct Seen {
     limits: Limits,
     epoch: Epoch,
     over: bool,
+    may_be_another: bool,
 }
 
 impl UsbConnection {
@@ -84,7 +85,7 @@ impl UsbConnection {
             }
         };
         let limits = desk.limits();
-        desk.connect();
+        let may_be_another = desk.connect() && !station.site.is_fixed;
         // Whoever asked meanwhile found the desk taken.
         desk.yield_if_wanted();
         drop(desk);
@@ -93,6 +94,7 @@ impl UsbConnection {
             limits,
             epoch,
             over: false,
+            may_be_another,
         };
         Ok(Self {
             station,
@@ -219,6 +221,20 @@ impl Transport for UsbConnection {
 
     fn is_over(&self) -> bool {
         self.card.over
+    }
+
+    fn resume(&mut self, call: Call) -> Result<(), TransportError> {
+        if self.station.site.is_fixed {
+            return Ok(());
+        }
+        let mut held = self.hold(call)?;
+        let bounded = held.ends.bound(call);
+        let ready = held.ready(bounded);
+        held.heed(ready)
+    }
+
+    fn may_be_another(&self) -> bool {
+        self.card.may_be_another
     }
 
     fn transact(

@@ -155,8 +155,10 @@ impl Place {
 
     /// Stops watching the cards; the claim ends unless a connection lasts.
     pub(super) fn rest(&mut self) {
+        if let Some(claim) = self.held() {
+            claim.listen(false);
+        }
         self.watched = Watched::Not;
-        self.views.iter_mut().for_each(View::rest);
     }
 
     /// Lets go of the reader after a look whose result has been told.
@@ -190,7 +192,7 @@ impl Place {
         let heard = ear.hear();
         if heard.is_over {
             // A pipe that always fails is as good as none.
-            let claim = self.held();
+            let claim = self.held().inspect(|claim| claim.listen(false));
             self.watched = claim.map_or(Watched::Not, |_claim| Watched::Polled { _claim });
         }
         if heard.is_over || heard.is_lost {
@@ -230,12 +232,11 @@ impl Place {
         if watching && self.needs_watching() {
             self.begin_to_watch(at, look);
         }
-        let is_watched = self.is_watched();
         let is_polled = matches!(self.watched, Watched::Polled { .. });
         let Some(view) = self.views.get_mut(at) else {
             return;
         };
-        let has_answered = view.look(look, is_watched);
+        let has_answered = view.look(look);
         if is_polled && view.due().is_none() {
             view.look_at(Some(Instant::now() + GENTLY));
         }
@@ -270,7 +271,10 @@ impl Place {
         };
         let site = &view.station.site;
         self.watched = match Ear::new(site, Arc::clone(&grip), slots) {
-            Ok(Some(ear)) => Watched::Heard(ear),
+            Ok(Some(ear)) => {
+                grip.listen(true);
+                Watched::Heard(ear)
+            }
             Ok(None) => Watched::Polled { _claim: grip },
             Err(error) => {
                 let name = &site.interface.name;

@@ -160,6 +160,8 @@ pub(crate) struct Desk {
     grip: Option<Arc<Grip>>,
     /// A connection lasts.
     is_connected: bool,
+    /// The card was powered since the last connection was made, and may be another one than that had.
+    may_be_another: bool,
     known: Known,
     slept: Option<Slept>,
 }
@@ -169,12 +171,22 @@ pub(crate) struct Desk {
 struct Known {
     seen: Option<Seen>,
     atr: Option<Atr>,
-    /// The card with what was agreed with it, and the claim in which that was.
-    card: Option<(Card, Weak<Grip>)>,
+    card: Option<Left>,
     epoch: Epoch,
     in_step: bool,
     /// When the reader was let go because somebody asked, and which use of it that was.
     yielded: Option<(Instant, u64)>,
+}
+
+/// A card that was left powered.
+#[derive(Debug)]
+struct Left {
+    /// With what was agreed with it.
+    card: Card,
+    /// The claim in which that was.
+    claim: Weak<Grip>,
+    /// When the reader was listened to then, as [`Grip::listening`] has it.
+    listening: Option<u64>,
 }
 
 impl Default for Known {
@@ -283,18 +295,20 @@ impl Desk {
         });
         known.in_step &= !abandoned;
         let card = known.card.take();
-        let card = card.filter(|(_, claim)| claim.as_ptr() == Arc::as_ptr(grip));
+        let card = card.filter(|left| left.claim.as_ptr() == Arc::as_ptr(grip));
         device.resume(known.epoch, known.in_step);
         if is_untouched {
             return Ok(device);
         }
         let icc = device.status(call);
         known.in_step = device.is_in_step();
-        let knows =
-            (card.is_some() && site.card_stays()) || (atr.is_some() && site.keeps_its_card());
+        // Or its reader would have said so.
+        let listening = card.as_ref().and_then(|left| left.listening);
+        let stays = site.card_stays() || (listening.is_some() && listening == grip.listening());
+        let knows = (card.is_some() && stays) || (atr.is_some() && site.keeps_its_card());
         if knows && matches!(icc, Ok(IccStatus::Active)) {
             match (card, atr) {
-                (Some((card, _)), _) => device.take_up(card),
+                (Some(left), _) => device.take_up(left.card),
                 (None, Some(atr)) => device.adopt(atr),
                 (None, None) => {}
             }
@@ -315,6 +329,7 @@ impl Desk {
         };
         if device.atr().is_none() {
             device.power_on(call)?;
+            self.may_be_another = true;
             if let Some(grip) = &self.grip {
                 grip.leave(self.slot, device.atr().cloned());
             }
@@ -351,8 +366,10 @@ impl Desk {
     }
 
     /// A connection begins; the reader stays claimed until it ends or another process asks.
-    pub(crate) const fn connect(&mut self) {
+    /// Returns whether its card may be another one than the last connection had.
+    pub(crate) const fn connect(&mut self) -> bool {
         self.is_connected = true;
+        std::mem::replace(&mut self.may_be_another, false)
     }
 
     /// The connection ends.
@@ -415,8 +432,12 @@ impl Desk {
             if let Some(seen) = &mut self.known.seen {
                 seen.resets = device.pipe().resets();
             }
-            let claim = self.grip.as_ref().map(Arc::downgrade);
-            self.known.card = device.into_card().zip(claim);
+            let card = device.into_card().zip(self.grip.as_ref());
+            self.known.card = card.map(|(card, grip)| Left {
+                card,
+                claim: Arc::downgrade(grip),
+                listening: grip.listening(),
+            });
         }
         self.grip = None;
     }

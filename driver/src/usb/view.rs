@@ -41,8 +41,6 @@ pub(super) struct View {
     pauses: Pauses,
     /// The reader said that the card is another one than before.
     is_other: bool,
-    /// The reader has been watched since the last look.
-    is_followed: bool,
     /// The reader was not let go after the last look.
     lingers: bool,
     /// Somebody else has the reader, and is waited for.
@@ -97,7 +95,6 @@ impl View {
             due: Some(Instant::now()),
             pauses: Pauses::new(Duration::from_millis(20), Duration::from_secs(2)),
             is_other: false,
-            is_followed: false,
             lingers: false,
             awaits_release: false,
             looked: None,
@@ -157,11 +154,6 @@ impl View {
         })
     }
 
-    /// The reader is not watched any more: its card may be exchanged unseen.
-    pub(super) const fn rest(&mut self) {
-        self.is_followed = false;
-    }
-
     /// Takes in what the interrupt endpoint said of the slot. Of `several` slots, a message about one says something of
     /// all: those that have not changed are left alone.
     pub(super) fn hear(&mut self, state: SlotState, several: bool) {
@@ -187,8 +179,8 @@ impl View {
         is_due
     }
 
-    /// Looks at the slot, whose reader is watched or not; false if the reader did not answer.
-    pub(super) fn look(&mut self, look: &mut Look<'_>, is_watched: bool) -> bool {
+    /// Looks at the slot; false if the reader did not answer.
+    pub(super) fn look(&mut self, look: &mut Look<'_>) -> bool {
         if self.is_known_by_others() {
             return true;
         }
@@ -203,7 +195,6 @@ impl View {
         };
         self.pauses.start_over();
         self.is_other = false;
-        self.is_followed = is_watched;
         let (presence, is_same) = match found {
             Found::Empty => (Presence::Empty, true),
             Found::Mute => (Presence::Mute, true),
@@ -264,7 +255,8 @@ impl View {
         };
         match icc {
             Some(IccStatus::Absent) => return Ok(Found::Empty),
-            Some(IccStatus::Active) if self.is_followed && !self.is_other && !is_known => {
+            // It may have been exchanged unseen. To learn that here would cost the card its state: who connects to it does.
+            Some(IccStatus::Active) if !self.is_other && !is_known => {
                 if let Some(Presence::Card(atr)) = &self.presence {
                     return Ok(Found::Card(atr.clone(), true));
                 }

@@ -151,6 +151,8 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
             assert!(Instant::now() < end, "it is looked at");
             thread::sleep(Duration::from_millis(5));
         }
+        // A look resets no card; the first who connects to it does.
+        drop(connect(&program, "3-1"));
         let before = powers(&slot);
         let mut card = connect(&program, "3-1");
         assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));

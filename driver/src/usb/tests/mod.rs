@@ -9,6 +9,7 @@ mod composite;
 mod demand;
 mod devices;
 mod events;
+mod exchanged;
 mod faults;
 mod foreign;
 mod gate;
