@@ -172,7 +172,8 @@ impl Watch for Strings {
     }
 
     fn next(&mut self) -> Result<Readers, Stopped> {
-        while !self.is_new() && !self.is_stopped() {
+        // As that of the bus, the first picture waits until it is known whose the readers are.
+        while (!self.is_new() || self.ours.0 == Ours::None) && !self.is_stopped() {
             // The gate tells nobody here.
             let readers = self.show.readers.lock().unwrap();
             let moment = Duration::from_millis(2);
