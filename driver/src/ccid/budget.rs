@@ -23,6 +23,13 @@ pub const STATUS: Duration = Duration::from_secs(2);
 pub const STATUS_TRIES: usize = 3;
 /// How long one message may be waited for, whatever card and reader ask for: a key of 4096 bits is made in less.
 pub const MESSAGE: Duration = Duration::from_secs(15 * 60);
+/// How long a reader that takes APDUs, and has asked for more time, may stay silent for each time that it asked for (CCID 1.1,
+/// 6.2.6). Real ones ask every second or two.
+pub const EXTENSION: Duration = Duration::from_secs(10);
+/// How long a reader may be silent before it is asked whether it is there at all, and how often it may then say nothing.
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// See [`SILENCE`].
+pub const SILENCES: usize = 2;
 /// What is added to the time a card has, so that the reader can say first that the card is silent.
 pub const MARGIN: Duration = Duration::from_secs(1);
 /// How long a card may take to answer its reset at one voltage, before it asks for more.

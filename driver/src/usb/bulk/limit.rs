@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use crate::ccid::budget;
 
 /// Until when one answer is waited for: the caller's deadline, and within it the time that the message has, which
-/// begins anew, multiplied, when the reader asks for more. Never longer than [`budget::MESSAGE`].
+/// begins anew, multiplied, when the reader asks for more. Never longer than [`budget::MESSAGE`]. A message without a time of its
+/// own has [`budget::EXTENSION`] from then on: a reader that has asked once asks again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
     last: Instant,
@@ -23,12 +24,13 @@ impl Limit {
 
     /// When to give up, if nothing more is asked for, from `now` on.
     pub(crate) fn begin(self, now: Instant) -> Instant {
-        self.extended(1, now)
+        self.last
+            .min(now + self.each.unwrap_or(budget::MESSAGE).min(budget::MESSAGE))
     }
 
     /// When to give up after a request for `multiplier` times the time at `now` (CCID 1.1, 6.2.6: bError).
     pub(crate) fn extended(self, multiplier: u8, now: Instant) -> Instant {
-        let each = self.each.unwrap_or(budget::MESSAGE);
+        let each = self.each.unwrap_or(budget::EXTENSION);
         let asked = each.saturating_mul(u32::from(multiplier.max(1)));
         self.last.min(now + asked.min(budget::MESSAGE))
     }
@@ -64,6 +66,8 @@ mod tests {
             assert_eq!(limit.begin(now), now + budget::MESSAGE);
             assert_eq!(limit.extended(255, now), now + budget::MESSAGE);
         }
+        let asked = Limit::from(now + day).extended(1, now);
+        assert_eq!(asked, now + budget::EXTENSION, "B18: it has to ask again");
         let soon = now + Duration::from_secs(1);
         assert_eq!(Limit::from(soon).extended(255, now), soon);
     }

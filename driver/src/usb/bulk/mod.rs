@@ -5,8 +5,10 @@
 //! pipe keeps in mind: until [`Bulk::recover`] nothing else is sent to it.
 
 mod exchange;
+mod halts;
 mod limit;
 mod shared;
+mod silence;
 
 use std::{
     sync::{
@@ -18,7 +20,11 @@ use std::{
 
 use claviger_apdu::{Secret, Sent, TransportErrorKind};
 
-use self::exchange::{Exchange, failed};
+use self::{
+    exchange::{Exchange, failed},
+    halts::Halts,
+    silence::{Silence, is_there},
+};
 pub(crate) use self::{limit::Limit, shared::SharedBulk};
 use super::{
     settle,
@@ -237,11 +243,13 @@ impl Bulk {
 
     fn follow(&mut self, exchange: &mut Exchange, limit: Limit, stop: &Stop) -> Result<Reply, Why> {
         let mut until = limit.begin(Instant::now());
+        let mut silence = Silence::begin();
         loop {
             while let Some(completion) = self.pipes.completed() {
                 if let Some(reply) = self.take(exchange, completion)? {
                     return Ok(reply);
                 }
+                silence = Silence::begin();
                 if let Some(multiplier) = exchange.take_extension() {
                     until = limit.extended(multiplier, Instant::now());
                 }
@@ -252,7 +260,11 @@ impl Bulk {
             if Instant::now() >= until {
                 return self.rescue(exchange).ok_or(Why::TimedOut);
             }
-            self.wait(until, stop);
+            if silence.is_due() && silence.ends(is_there(&*self.interface)) {
+                tracing::warn!("usb: the reader answers no request any more; it is given up");
+                return Err(Why::TimedOut);
+            }
+            self.wait(until.min(silence.due), stop);
         }
     }
 
@@ -420,38 +432,6 @@ impl Bulk {
             }
         }
         listens
-    }
-}
-
-/// Endpoints that have halted, by what was seen of their transfers. A halt that nobody saw is not cleared: that sets the data
-/// toggle back, on one side only if the device does not agree.
-#[derive(Debug, Default)]
-struct Halts(Vec<EndpointAddress>);
-
-impl Halts {
-    /// Takes in how a transfer ended. A device that sent too much has its endpoint wedged as by a stall.
-    fn note(&mut self, completion: &Completion) {
-        let halted = matches!(
-            completion.result,
-            Err(TransferError::Stall | TransferError::Overflow)
-        );
-        if halted && !self.0.contains(&completion.endpoint) {
-            self.0.push(completion.endpoint);
-        }
-    }
-
-    /// Clears the halt of `endpoint`, if it has one and nothing is pending there.
-    fn clear(&mut self, pipes: &mut dyn Pipes, endpoint: EndpointAddress) {
-        let Some(at) = self.0.iter().position(|halted| *halted == endpoint) else {
-            return;
-        };
-        if pipes.pending(endpoint) > 0 {
-            return;
-        }
-        match pipes.clear_halt(endpoint) {
-            Ok(()) => drop(self.0.swap_remove(at)),
-            Err(error) => tracing::debug!("usb: CLEAR_FEATURE(HALT) on {endpoint:?}: {error}"),
-        }
     }
 }
 
