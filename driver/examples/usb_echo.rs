@@ -14,7 +14,7 @@ use std::{
 };
 
 use claviger_apdu::Secret;
-use claviger_driver::usb::{
+use claviger_driver::usb::host::{
     open::{Stack, open},
     transfer::{Completion, EndpointAddress, Pipes},
 };

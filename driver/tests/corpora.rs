@@ -88,20 +88,20 @@ fn pin_pad() {
 
 #[test]
 fn uevent() {
-    feed("uevent", EVERY, usb::uevent::fuzz);
+    feed("uevent", EVERY, usb::discovery::uevent::fuzz);
 }
 
 #[test]
 fn usb_record() {
-    feed("usb_record", EVERY, usb::lock::record::fuzz);
+    feed("usb_record", EVERY, usb::claim::record::fuzz);
 }
 
 #[test]
 fn usb_port() {
-    feed("usb_port", EVERY, usb::sysfs::fuzz);
+    feed("usb_port", EVERY, usb::discovery::sysfs::fuzz);
 }
 
 #[test]
 fn udev_data() {
-    feed("udev_data", EVERY, usb::udev_data::fuzz);
+    feed("udev_data", EVERY, usb::discovery::udev_data::fuzz);
 }

@@ -13,10 +13,9 @@ mod common;
 use std::{thread, time::Duration};
 
 use claviger_apdu::Secret;
-use claviger_driver::usb::{
+use claviger_driver::usb::host::{
     fake::{Answer, Event, FakeDevice, Fault, Layout},
-    open::OpenError,
-    transfer::{Completion, EndpointAddress, Pipes, TransferError},
+    transfer::{Completion, EndpointAddress, OpenError, Pipes, TransferError},
 };
 use common::{ABORT, IN, NOTIFY, OUT, all, exchange, of, pipes};
 use rustix::event::{PollFd, Timespec};

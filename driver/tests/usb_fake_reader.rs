@@ -12,7 +12,7 @@ mod common;
 use std::time::Duration;
 
 use claviger_apdu::Secret;
-use claviger_driver::usb::{
+use claviger_driver::usb::host::{
     fake::{
         FakeReader,
         reader::{FakeCard, ReaderConfig, echo},

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claviger_driver::usb::udev_data::fuzz(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claviger_driver::usb::discovery::udev_data::fuzz(bytes));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claviger_driver::usb::uevent::fuzz(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claviger_driver::usb::discovery::uevent::fuzz(bytes));

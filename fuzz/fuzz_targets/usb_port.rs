@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claviger_driver::usb::sysfs::fuzz(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claviger_driver::usb::discovery::sysfs::fuzz(bytes));

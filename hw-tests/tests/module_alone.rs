@@ -20,8 +20,8 @@ use std::{
 };
 
 use claviger_driver::usb::{
-    open::{self, Stack},
-    sysfs::Bus,
+    discovery::sysfs::Bus,
+    host::open::{self, Stack},
 };
 use claviger_hw_tests::{client, skip};
 use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK};

@@ -78,10 +78,10 @@ fn unsafe_sits_in_a_few_files_that_say_why() {
     let allowed = [
         "driver/src/fork_closed.rs",
         "driver/src/line.rs",
-        "driver/src/usb/filter.rs",
-        "driver/src/usb/rusb/transfers.rs",
+        "driver/src/usb/discovery/udev_filter.rs",
+        "driver/src/usb/host/rusb/transfers.rs",
         "pcsc-sys/src/functions.rs",
-        "driver/src/usb/usbfs.rs",
+        "driver/src/usb/host/usbfs.rs",
         "pkcs11-abi/src/pointer.rs",
         "pkcs11-abi/src/fork.rs",
         "pkcs11-abi/src/function_list/faces.rs",

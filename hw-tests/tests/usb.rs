@@ -30,7 +30,7 @@ use claviger_driver::{
     pcsc::PcscBackend,
     usb::{
         backend::{Options, UsbBackend},
-        open::Stack,
+        host::open::Stack,
     },
 };
 use claviger_hw_tests::{

@@ -14,7 +14,7 @@ use claviger_driver::{
     Backend as _, Presence, Readers,
     usb::{
         backend::{Options, UsbBackend},
-        open::Stack,
+        host::open::Stack,
     },
 };
 use claviger_hw_tests::{

@@ -22,8 +22,8 @@ use claviger_driver::{
     ccid::{configuration::Way, descriptor::ExchangeLevel},
     usb::{
         backend::{Options, UsbBackend},
-        open::Stack,
-        sysfs::{Bus, Found},
+        discovery::sysfs::{Bus, Found},
+        host::open::Stack,
     },
 };
 use claviger_hw_tests::{

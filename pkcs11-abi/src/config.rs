@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use claviger_driver::usb::open::Stack;
+use claviger_driver::usb::host::open::Stack;
 use claviger_token::{AppletKind, IdScheme};
 use toml::de::{DeTable, DeValue};
 

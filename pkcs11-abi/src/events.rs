@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::{Backend, Demand, Wake, usb::gate::Gate};
+use claviger_driver::{Backend, Demand, Wake, usb::discovery::precedence::Gate};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{

@@ -12,7 +12,7 @@ use claviger_driver::{
     Backend,
     pcsc::PcscBackend,
     socket::SocketBackend,
-    usb::{self, backend::UsbBackend, gate::Gate, open::Stack},
+    usb::{self, backend::UsbBackend, discovery::precedence::Gate, host::open::Stack},
 };
 use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};

@@ -9,7 +9,9 @@ use std::{
 };
 
 use claviger_apdu::Call;
-use claviger_driver::{Backend, Pollable, Readers, Stopped, Watch, pollable, usb::gate::Gate};
+use claviger_driver::{
+    Backend, Pollable, Readers, Stopped, Watch, pollable, usb::discovery::precedence::Gate,
+};
 
 use crate::{
     board::Board,

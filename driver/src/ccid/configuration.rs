@@ -283,7 +283,7 @@ pub fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::usb::fake::{FakeReader, reader::ReaderConfig};
+    use crate::usb::host::fake::{FakeReader, reader::ReaderConfig};
 
     const CLASS_AT: usize = 18 + 9 + 9;
 

@@ -8,42 +8,13 @@
 //! UsbInterface, Pipes                    transfers: nusb, rusb, or a fake that injects faults
 //! ```
 
-#[doc(hidden)]
-pub mod fake;
-mod nusb;
-pub mod open;
-mod rusb;
-mod settle;
-mod signal;
-mod sleep;
-pub mod transfer;
-pub mod transport;
-
-mod access;
-pub mod arrivals;
 pub mod backend;
-mod bulk;
-mod claim;
-mod command_pipe;
-mod connection;
-mod demand;
-mod device;
-mod ear;
-mod filter;
-pub mod gate;
-mod holding;
-mod iccd;
-pub mod lock;
-mod place;
-mod printable;
-mod station;
-mod strangers;
-pub mod sysfs;
+pub mod claim;
+pub mod discovery;
+pub mod host;
+mod pipe;
+mod reader;
 #[cfg(test)]
 mod tests;
-mod turns;
-pub mod udev_data;
-pub mod uevent;
-mod usbfs;
-mod view;
+mod transport;
 mod watch;

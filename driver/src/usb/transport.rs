@@ -1,6 +1,9 @@
-//! A connection to the card in a reader that is claimed.
+//! A connection to the card of a reader that is claimed when it is used, and left to others who ask.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use claviger_apdu::{
     Atr, Call, Epoch, Limits, ResponseBuffer, Transmit, Transport, TransportError,
@@ -8,243 +11,251 @@ use claviger_apdu::{
 };
 
 use super::{
-    bulk::{Bulk, BulkEndpoints, SharedBulk},
-    command_pipe::{CommandPipe, Common, SlotPipe},
-    device::{Capabilities, Device},
-    iccd::Iccd,
-    transfer::{EndpointAddress, TransferError, UsbInterface},
+    claim::Wish,
+    reader::{Station, access::AtDesk},
 };
-use crate::{
-    backend::Wake,
-    ccid::{descriptor::ClassDescriptor, iccd::Version, quirks::Quirks},
-    wait::Stop,
-};
+use crate::wait::Stop;
 
-/// What a reader is called, and where it is reached within its device.
-#[derive(Clone, Debug)]
-pub struct ReaderInterface {
-    /// Name for a person.
-    pub name: String,
-    /// bInterfaceNumber.
-    pub number: u8,
-    /// How commands reach it.
-    pub way: Way,
-    /// What the reader says of itself.
-    pub class: ClassDescriptor,
-    /// What is known of its model.
-    pub quirks: Quirks,
+/// What ends conversations from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    pub(crate) stop: Arc<Stop>,
+    /// No call lasts beyond it.
+    pub(crate) last: OnceLock<Instant>,
 }
 
-/// How commands reach a reader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Over bulk endpoints.
-    Bulk {
-        /// To the host.
-        bulk_in: EndpointAddress,
-        /// To the device.
-        bulk_out: EndpointAddress,
-        /// wMaxPacketSize of `bulk_in`.
-        packet: usize,
-    },
-    /// Over the control pipe.
-    Control(Version),
+impl Ends {
+    fn bound(&self, call: Call) -> Call {
+        let mut call = call;
+        if let Some(last) = self.last.get() {
+            call.deadline = call.deadline.min(*last);
+        }
+        call
+    }
+
+    /// A reader is waited for as long as the call may take, and whoever has it is asked.
+    const fn wish(&self, call: Call) -> Wish<'_> {
+        Wish {
+            until: call.deadline,
+            knocks: true,
+            stop: &self.stop,
+        }
+    }
 }
 
-/// See [`Transport`]. The claim is exclusive, so every exchange has the card for itself.
+/// See [`Transport`]. Nobody else can have the reader while it is claimed, so every exchange has the card for itself;
+/// between two of them another process may get its turn.
 #[derive(Debug)]
-pub struct UsbTransport {
-    device: Device,
-    atr: Atr,
-    stop: Arc<Stop>,
-    over: bool,
+pub(crate) struct UsbConnection {
+    station: Arc<Station>,
+    ends: Arc<Ends>,
+    card: Seen,
 }
 
-impl UsbTransport {
-    /// Connects to the card in slot `slot` of a claimed reader, and powers it, which resets it.
+/// The card as it was seen last.
+#[derive(Debug)]
+struct Seen {
+    atr: Atr,
+    limits: Limits,
+    epoch: Epoch,
+    over: bool,
+    may_be_another: bool,
+}
+
+impl UsbConnection {
+    /// Claims the reader and powers its card, unless it is powered and known.
     ///
     /// # Errors
-    /// [`TransportError`]: no card, a mute one, a reader that does not answer.
-    pub fn connect(
-        interface: Arc<dyn UsbInterface>,
-        reader: ReaderInterface,
-        slot: u8,
+    /// Busy, Denied, NoReader, NoCard: [`TransportError`].
+    pub(crate) fn connect(
+        station: Arc<Station>,
+        ends: &Arc<Ends>,
         call: Call,
     ) -> Result<Self, TransportError> {
-        let stop = Arc::new(Stop::new());
-        let pipe = pipe(interface, &reader, &Arc::default(), 0)?;
-        let mut device = device(pipe, reader, slot, &stop);
-        device.status(call)?;
-        let atr = device.power_on(call)?.clone();
-        Ok(Self {
-            device,
+        let call = ends.bound(call);
+        let mut desk = station.desk_within(call.deadline, &ends.stop)?;
+        let powered = desk
+            .open(&station, ends.wish(call), call)
+            .map(|device| device.epoch())
+            .and_then(|_| desk.power(call));
+        let epoch = desk.epoch();
+        let atr = match powered {
+            Ok(Some(atr)) => atr,
+            Ok(None) => return Err(gone(&station)),
+            Err(error) => {
+                desk.leave();
+                return Err(error);
+            }
+        };
+        let limits = desk.limits();
+        let may_be_another = desk.connect() && !station.site.is_fixed;
+        // Whoever asked meanwhile found the desk taken.
+        desk.yield_if_wanted();
+        drop(desk);
+        let card = Seen {
             atr,
-            stop,
+            limits,
+            epoch,
             over: false,
+            may_be_another,
+        };
+        Ok(Self {
+            station,
+            ends: Arc::clone(ends),
+            card,
         })
     }
+}
 
-    /// What ends every exchange, now and later, from another thread.
-    #[must_use]
-    pub fn waker(&self) -> Arc<dyn Wake> {
-        Arc::clone(&self.stop) as Arc<dyn Wake>
+fn gone(station: &Station) -> TransportError {
+    let what = format!("reader {}: it is gone", station.site.interface.name);
+    TransportError::before_card(TransportErrorKind::NoReader, what)
+}
+
+/// The reader while nobody else can use it.
+struct Held<'a> {
+    desk: AtDesk<'a>,
+    station: &'a Station,
+    ends: &'a Ends,
+    card: &'a mut Seen,
+}
+
+impl Held<'_> {
+    /// Has the reader claimed and its card powered. A card that may have been exchanged meanwhile ends the connection.
+    fn ready(&mut self, call: Call) -> Result<(), TransportError> {
+        let device = self.desk.open(self.station, self.ends.wish(call), call)?;
+        if device.atr().is_none() {
+            if !self.station.site.is_fixed {
+                let what = format!(
+                    "reader {}: its card lost power and may be another one",
+                    self.station.site.interface.name
+                );
+                return Err(TransportError::before_card(
+                    TransportErrorKind::CardRemoved,
+                    what,
+                ));
+            }
+            self.desk.power(call)?;
+        }
+        Ok(())
     }
 
-    /// Takes note of what an error says of the connection.
-    fn heed(&mut self, error: &TransportError) {
+    fn exchange(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        let call = self.ends.bound(call);
+        let exchanged = self.ready(call).and_then(|()| {
+            let wish = self.ends.wish(call);
+            let device = self.desk.open(self.station, wish, call)?;
+            device.exchange(frame, response, call)
+        });
+        self.heed(exchanged)
+    }
+
+    /// Takes note of what a result says of the card.
+    fn heed(&mut self, result: Result<(), TransportError>) -> Result<(), TransportError> {
         use TransportErrorKind::{Cancelled, CardRemoved, NoCard, NoReader};
-        self.over |= matches!(error.kind, Cancelled | CardRemoved | NoCard | NoReader);
-        if let Some(atr) = self.device.atr() {
-            self.atr = atr.clone();
+        if let Err(error) = &result {
+            self.card.over |= matches!(error.kind, Cancelled | CardRemoved | NoCard | NoReader);
         }
+        if let Some(atr) = self.desk.atr() {
+            self.card.atr = atr.clone();
+        }
+        self.card.epoch = self.desk.epoch();
+        result
     }
 }
 
-/// The command pipe of a claimed reader in the device that has `common`; its sequence numbers come after `first`.
-///
-/// # Errors
-/// NoReader when it has left, Protocol when its endpoints cannot be had.
-pub(super) fn pipe(
-    interface: Arc<dyn UsbInterface>,
-    reader: &ReaderInterface,
-    common: &Arc<Common>,
-    first: u8,
-) -> Result<Arc<CommandPipe>, TransportError> {
-    let common = Arc::clone(common);
-    let pipe = match reader.way {
-        Way::Control(version) => {
-            let iccd = Iccd::new(interface, reader.number, version);
-            CommandPipe::new(iccd, common)
-        }
-        Way::Bulk {
-            bulk_in,
-            bulk_out,
-            packet,
-        } => {
-            let endpoints = BulkEndpoints {
-                bulk_in,
-                bulk_out,
-                packet,
-            };
-            let bulk = bulk((interface, reader), endpoints, common, first);
-            bulk.map_err(|error| unusable(reader, error))?
-        }
-    };
-    Ok(Arc::new(pipe))
-}
-
-/// The bulk pipe, for one command at a time or, where the reader can do more, for one in each slot.
-fn bulk(
-    (interface, reader): (Arc<dyn UsbInterface>, &ReaderInterface),
-    endpoints: BulkEndpoints,
-    common: Arc<Common>,
-    first: u8,
-) -> Result<CommandPipe, TransferError> {
-    let longest = reader.class.max_message_length();
-    let busy = usize::from(reader.class.busy_slots());
-    if busy > 1 {
-        let bulk = SharedBulk::new(interface, reader.number, endpoints, longest)?;
-        return Ok(CommandPipe::shared(bulk.after(first), busy, common));
-    }
-    let bulk = Bulk::new(interface, reader.number, endpoints, longest)?;
-    let bulk = bulk.after(first).remembering(common.no_empty_packet());
-    Ok(CommandPipe::new(bulk, common))
-}
-
-fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
-    let what = format!(
-        "reader {}: its endpoints cannot be used: {error}",
-        reader.name
-    );
-    // Anything else may be for want of descriptors or memory: the reader is there, and tried again.
-    let kind = match error {
-        TransferError::Gone => TransportErrorKind::NoReader,
-        _ => TransportErrorKind::Protocol,
-    };
-    TransportError::before_card(kind, what)
-}
-
-/// The driver of slot `slot` of a claimed reader.
-pub(super) fn device(
-    pipe: Arc<CommandPipe>,
-    reader: ReaderInterface,
-    slot: u8,
-    stop: &Arc<Stop>,
-) -> Device {
-    let capabilities = Capabilities::new(reader.class, reader.quirks);
-    let pipe = SlotPipe::new(pipe);
-    Device::new(reader.name, pipe, slot, capabilities, Arc::clone(stop))
-}
-
-impl Transmit for UsbTransport {
+impl Transmit for Held<'_> {
     fn transmit(
         &mut self,
         frame: &[u8],
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        let exchanged = self.device.exchange(frame, response, call);
-        if let Err(error) = &exchanged {
-            self.heed(error);
-        }
-        exchanged
+        self.exchange(frame, response, call)
     }
 }
 
-impl Transport for UsbTransport {
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.desk.end_use(self.station);
+    }
+}
+
+impl UsbConnection {
+    fn hold(&mut self, call: Call) -> Result<Held<'_>, TransportError> {
+        let deadline = self.ends.bound(call).deadline;
+        Ok(Held {
+            desk: self.station.desk_within(deadline, &self.ends.stop)?,
+            station: &self.station,
+            ends: &self.ends,
+            card: &mut self.card,
+        })
+    }
+}
+
+impl Transmit for UsbConnection {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        self.hold(call)?.exchange(frame, response, call)
+    }
+}
+
+impl Transport for UsbConnection {
     fn atr(&self) -> &Atr {
-        &self.atr
+        &self.card.atr
     }
 
     fn limits(&self) -> Limits {
-        self.device.limits()
+        self.card.limits
     }
 
     fn epoch(&self) -> Epoch {
-        self.device.epoch()
+        self.card.epoch
     }
 
     fn is_over(&self) -> bool {
-        self.over
+        self.card.over
+    }
+
+    fn resume(&mut self, call: Call) -> Result<(), TransportError> {
+        if self.station.site.is_fixed {
+            return Ok(());
+        }
+        let mut held = self.hold(call)?;
+        let bounded = held.ends.bound(call);
+        let ready = held.ready(bounded);
+        held.heed(ready)
+    }
+
+    fn may_be_another(&self) -> bool {
+        self.card.may_be_another
     }
 
     fn transact(
         &mut self,
-        _call: Call,
+        call: Call,
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
-        body(self);
+        let mut held = self.hold(call)?;
+        let bounded = held.ends.bound(call);
+        let ready = held.ready(bounded);
+        held.heed(ready)?;
+        body(&mut held);
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::usb::{
-        fake::{FakeReader, Layout, reader::ReaderConfig},
-        tests::interface_of,
-    };
-
-    #[test]
-    fn a_reader_whose_endpoints_cannot_be_opened_has_not_left() {
-        let fake = FakeReader::new(ReaderConfig::extended());
-        let reader = interface_of(&fake, Layout::default());
-        let kind = |error| unusable(&reader, error).kind;
-        for errno in [2, 12, 16, 24] {
-            let error = TransferError::Fault(errno);
-            assert_eq!(kind(error), TransportErrorKind::Protocol, "{errno}");
-        }
-        assert_eq!(kind(TransferError::Gone), TransportErrorKind::NoReader);
-    }
-
-    #[test]
-    fn a_reader_that_leaves_before_its_endpoints_are_opened_is_gone() {
-        let fake = FakeReader::new(ReaderConfig::extended());
-        let reader = interface_of(&fake, Layout::default());
-        let interface = fake.device().claim().unwrap();
-        fake.device().leave();
-        let opened = pipe(interface, &reader, &Arc::default(), 0);
-        assert_eq!(opened.unwrap_err().kind, TransportErrorKind::NoReader);
+impl Drop for UsbConnection {
+    fn drop(&mut self) {
+        self.station.end_connection();
     }
 }

@@ -8,7 +8,7 @@
 )]
 
 use claviger_apdu::Secret;
-use claviger_driver::usb::{
+use claviger_driver::usb::host::{
     fake::FakeDevice,
     transfer::{Completion, EndpointAddress, Pipes, Setup},
 };

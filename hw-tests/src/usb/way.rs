@@ -13,7 +13,7 @@ use claviger_driver::{
     pcsc::PcscBackend,
     usb::{
         backend::{Options, UsbBackend},
-        open::Stack,
+        host::open::Stack,
     },
 };
 

@@ -12,8 +12,10 @@ use claviger_driver::{
     Backend as _, ReaderId,
     usb::{
         backend::{Options, UsbBackend},
-        open::{self, Stack},
-        transfer::{EndpointAddress, Pipes},
+        host::{
+            open::{self, Stack},
+            transfer::{EndpointAddress, Pipes},
+        },
     },
 };
 use claviger_hw_tests::{

@@ -13,7 +13,7 @@ use std::{
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 use claviger_driver::{
     Pollable, Presence, ReaderId, ReaderState, Readers, Stopped, Watch, pollable::WaitSet,
-    usb::gate::Ours,
+    usb::discovery::precedence::Ours,
 };
 
 use super::*;

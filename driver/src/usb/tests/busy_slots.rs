@@ -12,23 +12,24 @@ use std::{
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
-    PATIENCE, answered,
-    bench::{connect, echo as bench_echo, look},
-    class,
-    devices::Devices,
-    exchange,
+    PATIENCE, answered, class, exchange,
+    fixture::{connect, echo as bench_echo, look},
+    interfaces::Devices,
 };
 use crate::{
     backend::Wake as _,
     ccid::{descriptor::ClassDescriptor, quirks::Quirks},
     usb::{
-        device::Device,
-        fake::{
-            Answer, FakeDevice, FakeReader, Fault, Firmware, Layout,
-            reader::{ReaderConfig, echo},
+        claim::pipe,
+        discovery::reader_info::{ReaderInterface, Way},
+        host::{
+            fake::{
+                Answer, FakeDevice, FakeReader, Fault, Firmware, Layout,
+                reader::{ReaderConfig, echo},
+            },
+            transfer::{Setup, TransferError},
         },
-        transfer::{Setup, TransferError},
-        transport::{self, ReaderInterface, Way},
+        reader::slot::{self, Device},
     },
     wait::Stop,
 };
@@ -127,9 +128,9 @@ fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [Device; 2]) {
         class: two_busy(),
         quirks: Quirks::default(),
     };
-    let pipe = transport::pipe(device.claim().unwrap(), &reader, &Arc::default(), 0).unwrap();
+    let pipe = pipe::pipe(device.claim().unwrap(), &reader, &Arc::default(), 0).unwrap();
     let slots = [0, 1].map(|slot| {
-        let mut slot = transport::device(Arc::clone(&pipe), reader.clone(), slot, stop);
+        let mut slot = slot::device(Arc::clone(&pipe), reader.clone(), slot, stop);
         slot.power_on(Call::within(PATIENCE)).unwrap();
         slot
     });
@@ -166,7 +167,7 @@ fn a_command_costs_two_transfers_here_too_and_the_one_for_the_answer_is_queued_f
     );
     let events = device.events();
     assert!(
-        matches!(events[0], crate::usb::fake::Event::SubmitIn(..)),
+        matches!(events[0], crate::usb::host::fake::Event::SubmitIn(..)),
         "{events:?}"
     );
 }
@@ -301,7 +302,7 @@ fn any_fault_at_any_step_ends_and_the_next_commands_work_in_both_slots() {
 fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_device_reset() {
     let config = ReaderConfig {
         slots: 2,
-        ..super::bench::reader()
+        ..super::fixture::reader()
     };
     let back = Back::default();
     let device = FakeDevice::new(config.layout, Reader(back.clone()));
@@ -312,7 +313,7 @@ fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_devic
         vec![device.clone()],
     );
     let program = devices.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let before = look(&mut *watch);
     let [idle, mut used] = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     let epochs = [idle.epoch(), used.epoch()];

@@ -3,19 +3,22 @@
 use std::sync::{Arc, Mutex};
 
 use claviger_apdu::{
-    Call, CommandApdu, Expected, Limits, ResponseApdu, StatusWord, Transaction, Transport as _,
+    Atr, Call, CommandApdu, Epoch, Expected, Limits, ResponseApdu, ResponseBuffer, StatusWord,
+    Transaction, Transmit, Transport, TransportError,
 };
 
 use super::{PATIENCE, blocks, interface_of, script::Got};
 use crate::{
     ccid::quirks::{self, Model},
     usb::{
-        fake::{
+        claim::pipe::pipe,
+        host::fake::{
             Answer, FakeDevice, FakeReader, Firmware,
             reader::{FakeCard, Protocol, ReaderConfig},
         },
-        transport::UsbTransport,
+        reader::slot::{self, Device},
     },
+    wait::Stop,
 };
 
 /// A token that says it takes extended APDUs, and has room for 1,342 bytes.
@@ -97,8 +100,50 @@ impl Firmware for Whole {
     }
 }
 
-/// A connection to the card of `device`, which is as `config` has it.
-fn connected(device: &FakeDevice, config: &ReaderConfig) -> UsbTransport {
+/// A claimed slot as a transport.
+#[derive(Debug)]
+struct SlotTransport(Device);
+
+impl Transmit for SlotTransport {
+    fn transmit(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        self.0.exchange(frame, response, call)
+    }
+}
+
+impl Transport for SlotTransport {
+    fn atr(&self) -> &Atr {
+        self.0.atr().unwrap()
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.0.epoch()
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn transact(
+        &mut self,
+        _call: Call,
+        body: &mut dyn FnMut(&mut dyn Transmit),
+    ) -> Result<(), TransportError> {
+        body(self);
+        Ok(())
+    }
+}
+
+/// A transport to the card of `device`, which is as `config` has it.
+fn connected(device: &FakeDevice, config: &ReaderConfig) -> SlotTransport {
     let described = FakeReader::new(config.clone());
     let (vendor, product, release) = config.product;
     let mut interface = interface_of(&described, config.layout);
@@ -108,11 +153,15 @@ fn connected(device: &FakeDevice, config: &ReaderConfig) -> UsbTransport {
         release,
     });
     let claim = device.claim().unwrap();
-    UsbTransport::connect(claim, interface, 0, Call::within(PATIENCE)).unwrap()
+    let opened = pipe(claim, &interface, &Arc::default(), 0).unwrap();
+    let mut slot = slot::device(opened, interface, 0, &Arc::new(Stop::new()));
+    slot.status(Call::within(PATIENCE)).unwrap();
+    slot.power_on(Call::within(PATIENCE)).unwrap();
+    SlotTransport(slot)
 }
 
 /// PUT DATA of PIV with `data`.
-fn write(transport: &mut UsbTransport, data: &[u8], limits: Limits) -> ResponseApdu {
+fn write(transport: &mut SlotTransport, data: &[u8], limits: Limits) -> ResponseApdu {
     let command = CommandApdu {
         data,
         ..CommandApdu::header([0x00, 0xDB, 0x3F, 0xFF])

@@ -1,12 +1,11 @@
 //! Readers that take characters.
 
 use super::{
-    super::{
-        device::Device,
-        fake::reader::{Disturbance, FakeCard, Pps, ReaderConfig, echo},
-    },
-    PATIENCE, answered, blocks, exchange, kinds, powered_card, raw,
-    tpdu::is_silent_and_then_reset,
+    PATIENCE, answered, blocks, exchange, kinds, powered_card, raw, tpdu::is_silent_and_then_reset,
+};
+use crate::usb::{
+    host::fake::reader::{Disturbance, FakeCard, Pps, ReaderConfig, echo},
+    reader::slot::Device,
 };
 
 fn crc() -> FakeCard {

@@ -10,16 +10,16 @@ use claviger_apdu::TransportErrorKind;
 
 use super::{
     answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
-    readers::{Followed, awaited, key, until, with_key},
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
     slots::pair,
+    watch::{Followed, awaited, key, until, with_key},
 };
 use crate::{
     backend::Backend as _,
     reader::Presence,
     usb::{
         backend::UsbBackend,
-        fake::{FakeReader, reader::FakeCard},
+        host::fake::{FakeReader, reader::FakeCard},
     },
 };
 

@@ -5,14 +5,13 @@ use std::{thread, time::Duration};
 use claviger_apdu::{Call, ResponseBuffer, Sent, TransportErrorKind};
 
 use super::{
-    answered,
-    bench::{connect, echo, holds_card, id, look, reader},
-    command,
-    devices::Devices,
+    answered, command,
+    fixture::{connect, echo, holds_card, id, look, reader},
+    interfaces::Devices,
 };
 use crate::{
     backend::Backend as _,
-    usb::{
+    usb::host::{
         fake::{
             FakeReader, Layout,
             reader::{FakeCard, ReaderConfig},
@@ -62,7 +61,7 @@ pub(super) fn plugged(test: &str, product: (u16, u16, u16)) -> (Devices, [FakeRe
 fn each_interface_is_a_reader_of_its_own() {
     let (devices, readers) = plugged("composite", reader().product);
     let program = devices.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let picture = look(&mut *watch);
     let ids: Vec<_> = picture
         .readers
@@ -93,7 +92,7 @@ fn second_while_first_works(
 ) -> Result<Vec<u8>, (TransportErrorKind, Sent)> {
     let (devices, readers) = plugged(test, product);
     let program = devices.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let _ = look(&mut *watch);
     let [mut first, mut second] = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     readers[0].hold();
@@ -133,7 +132,7 @@ fn a_model_that_dead_locks_serves_both_readers_in_turns() {
     let (devices, readers) = plugged("composite-turns", OMNIKEY_5422);
     let program = devices.program();
     let _ = look(&mut *program.watch());
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let _ = look(&mut *watch);
     let cards = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     thread::scope(|scope| {

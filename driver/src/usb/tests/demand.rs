@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::{
-    bench::{Machine, PATIENCE, holds_card, only, reader},
-    readers::{Followed, until, with_key},
+    fixture::{Machine, PATIENCE, holds_card, only, reader},
+    watch::{Followed, until, with_key},
 };
 use crate::{
     reader::Presence,
-    usb::fake::{FakeReader, reader::FakeCard},
+    usb::host::fake::{FakeReader, reader::FakeCard},
 };
 
 /// A machine with a reader that has this card, followed by a thread with nobody who waits, after the first picture.

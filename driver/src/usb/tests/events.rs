@@ -12,17 +12,19 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink::So
 
 use super::{
     answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
-    readers::{Followed, awaited, key, until},
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
+    watch::{Followed, awaited, key, until},
 };
 use crate::{
     backend::Backend as _,
     reader::Readers,
     usb::{
-        arrivals::{Arrivals, Change},
         backend::UsbBackend,
-        fake::{FakeReader, Fault, reader::FakeCard},
-        sysfs::Told,
+        discovery::{
+            hotplug::{Arrivals, Change},
+            sysfs::Told,
+        },
+        host::fake::{FakeReader, Fault, reader::FakeCard},
     },
 };
 

@@ -7,15 +7,13 @@ use std::{
 
 use claviger_apdu::{Call, ResponseBuffer, Sent, TransportError, TransportErrorKind};
 
-use super::{
-    super::{
-        device::Device,
-        fake::{
-            FakeReader, Fault,
-            reader::{FakeCard, ReaderConfig, echo},
-        },
+use super::{PATIENCE, SHORT, answered, claimed, command, exchange};
+use crate::usb::{
+    host::fake::{
+        FakeReader, Fault,
+        reader::{FakeCard, ReaderConfig, echo},
     },
-    PATIENCE, SHORT, answered, claimed, command, exchange,
+    reader::slot::Device,
 };
 
 /// Steps of a command and of the recovery after it that a fault strikes at.

@@ -4,14 +4,14 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use super::{
     SHORT, answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, only, reader},
-    readers::{Followed, awaited, until, with_a_reader_that_powers},
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, only, reader},
+    watch::{Followed, awaited, until, with_a_reader_that_powers},
 };
 use crate::{
     reader::Presence,
     usb::{
         backend::UsbBackend,
-        fake::{Answer, FakeReader, Fault, reader::FakeCard},
+        host::fake::{Answer, FakeReader, Fault, reader::FakeCard},
     },
 };
 

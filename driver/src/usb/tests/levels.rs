@@ -9,15 +9,15 @@ use std::{
 use claviger_apdu::{Call, Limits, ResponseBuffer, Transport, TransportErrorKind};
 
 use super::{
-    SHORT, answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, look, only, reader, token},
-    blocks, exchange, powered,
+    SHORT, answered, blocks, exchange,
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, look, only, reader, token},
+    powered,
 };
 use crate::{
     backend::{Backend, Wake, Watch},
     usb::{
         backend::UsbBackend,
-        fake::{
+        host::fake::{
             FakeReader,
             reader::{FakeCard, Level, ReaderConfig},
         },
@@ -51,7 +51,7 @@ fn plugged(test: &str, config: &ReaderConfig, card: FakeCard) -> Plugged {
     let reader = FakeReader::with_card(config.clone(), card);
     machine.plug("3-1", &reader, config);
     let program = machine.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     assert!(holds_card(only(&look(&mut *watch))));
     Plugged {
         card: connect(&program, "3-1"),
@@ -136,7 +136,7 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
     let slot = FakeReader::with_card(config.clone(), FakeCard::echo());
     machine.plug("3-1", &slot, &config);
     let program = machine.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let waker = watch.waker();
     let first = look(&mut *watch);
     let pictures = thread::scope(|scope| {

@@ -6,11 +6,11 @@ use claviger_apdu::Call;
 
 use super::{
     answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, token},
     events::{Tale, wait_for},
-    readers::{Followed, key, until, with_key},
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, token},
+    watch::{Followed, key, until, with_key},
 };
-use crate::{backend::Backend as _, usb::fake::FakeReader};
+use crate::{backend::Backend as _, usb::host::fake::FakeReader};
 
 /// B1: C_Finalize ends the watch before it logs out.
 #[test]

@@ -1,54 +1,56 @@
 //! The driver of one reader over a reader in memory: what it sends, and what it makes of answers.
 
-mod bench;
 mod busy_slots;
 mod chaining;
 mod character;
 mod claims;
 mod composite;
+mod control;
 mod demand;
-mod devices;
 mod events;
-mod exchanged;
+mod exchanged_card;
 mod faults;
-mod foreign;
-mod gate;
-mod iccd;
+mod fixture;
+mod foreign_use;
+mod hostile_reader;
+mod interfaces;
 mod interrupt;
 mod levels;
 mod listing;
-mod malice;
+mod negotiation;
+mod permissions;
 mod power;
-mod readers;
+mod precedence;
 mod recovery;
 mod script;
-mod shares;
+mod sharing;
 mod short;
-mod silence;
-mod sleep;
 mod slot_events;
 mod slots;
+mod suspend;
 mod tpdu;
-mod traps;
+mod transport;
+mod unresponsive_reader;
+mod watch;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{
-    Call, Limits, ResponseBuffer, Sent, Transmit, Transport, TransportError, TransportErrorKind,
-};
+use claviger_apdu::{Call, ResponseBuffer, Sent, TransportError, TransportErrorKind};
 
 use super::{
-    bulk::{Bulk, BulkEndpoints},
-    device::{Capabilities, Device},
-    fake::{
-        Counts, Event, FakeReader,
-        reader::{FakeCard, ReaderConfig, echo},
+    discovery::reader_info::{ReaderInterface, Way},
+    host::{
+        fake::{
+            Counts, Event, FakeReader,
+            reader::{FakeCard, ReaderConfig, echo},
+        },
+        transfer::UsbInterface,
     },
-    transfer::UsbInterface,
-    transport::{ReaderInterface, UsbTransport, Way},
+    pipe::bulk::{Bulk, BulkEndpoints},
+    reader::slot::{Capabilities, Device},
 };
 use crate::{
     backend::Wake,
@@ -69,7 +71,10 @@ fn class(reader: &FakeReader) -> ClassDescriptor {
 }
 
 /// What is known of a reader of which the table of readers says nothing.
-pub(super) fn interface_of(reader: &FakeReader, layout: super::fake::Layout) -> ReaderInterface {
+pub(super) fn interface_of(
+    reader: &FakeReader,
+    layout: super::host::fake::Layout,
+) -> ReaderInterface {
     ReaderInterface {
         name: "fake".to_owned(),
         number: 0,
@@ -83,14 +88,14 @@ pub(super) fn interface_of(reader: &FakeReader, layout: super::fake::Layout) -> 
     }
 }
 
-fn claimed(reader: &FakeReader, layout: super::fake::Layout, stop: &Arc<Stop>) -> Device {
+fn claimed(reader: &FakeReader, layout: super::host::fake::Layout, stop: &Arc<Stop>) -> Device {
     claimed_as(reader, layout, Quirks::default(), stop)
 }
 
 /// The driver of a reader of which the table of readers says `quirks`.
 fn claimed_as(
     reader: &FakeReader,
-    layout: super::fake::Layout,
+    layout: super::host::fake::Layout,
     quirks: Quirks,
     stop: &Arc<Stop>,
 ) -> Device {
@@ -102,7 +107,7 @@ fn claimed_as(
 fn drive(
     interface: Arc<dyn UsbInterface>,
     class: ClassDescriptor,
-    layout: super::fake::Layout,
+    layout: super::host::fake::Layout,
     stop: &Arc<Stop>,
 ) -> Device {
     drive_as(interface, (class, Quirks::default()), layout, stop)
@@ -111,7 +116,7 @@ fn drive(
 fn drive_as(
     interface: Arc<dyn UsbInterface>,
     (class, quirks): (ClassDescriptor, Quirks),
-    layout: super::fake::Layout,
+    layout: super::host::fake::Layout,
     stop: &Arc<Stop>,
 ) -> Device {
     let endpoints = BulkEndpoints {
@@ -313,7 +318,11 @@ fn an_empty_slot_has_no_card_to_power() {
 fn a_card_with_a_senseless_answer_to_reset_is_mute() {
     let config = ReaderConfig::extended();
     let layout = config.layout;
-    let card = FakeCard::new(vec![0x00, 0x01], super::fake::reader::Protocol::T1, echo);
+    let card = FakeCard::new(
+        vec![0x00, 0x01],
+        super::host::fake::reader::Protocol::T1,
+        echo,
+    );
     let reader = FakeReader::with_card(config, card);
     let mut device = claimed(&reader, layout, &Arc::default());
     let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
@@ -422,7 +431,7 @@ fn a_stop_ends_a_command_that_waits() {
     reader.hold();
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
-        readers::until(|| reader.card_commands(0) > 0);
+        watch::until(|| reader.card_commands(0) > 0);
         let start = Instant::now();
         stop.stop();
         let error = waiter.join().unwrap();
@@ -441,42 +450,4 @@ fn the_claim_ends_with_the_device() {
     drop(device);
     assert!(!reader.device().claimed());
     assert!(reader.powered(0), "the card is left as it is");
-}
-
-#[test]
-fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
-    let config = ReaderConfig::short();
-    let layout = config.layout;
-    let reader = FakeReader::with_card(config, FakeCard::echo());
-    let interface = interface_of(&reader, layout);
-    let claim = reader.device().claim().unwrap();
-    let mut transport = UsbTransport::connect(claim, interface, 0, Call::within(PATIENCE)).unwrap();
-    assert_eq!(transport.limits(), Limits::SHORT);
-    assert_eq!(transport.atr().historical(), b"fake");
-    let mut response = ResponseBuffer::new();
-    let mut send = |transport: &mut UsbTransport, within| {
-        transport
-            .transmit(&command(b"data"), &mut response, Call::within(within))
-            .map_err(|error| error.kind)
-    };
-    let epoch = transport.epoch();
-    assert_eq!(send(&mut transport, PATIENCE), Ok(()));
-    reader.hold();
-    assert_eq!(
-        send(&mut transport, SHORT),
-        Err(TransportErrorKind::TimedOut)
-    );
-    reader.release();
-    assert_eq!(
-        send(&mut transport, PATIENCE),
-        Err(TransportErrorKind::CardReset)
-    );
-    assert!(transport.epoch() > epoch && !transport.is_over());
-    assert_eq!(send(&mut transport, PATIENCE), Ok(()));
-    reader.remove(0);
-    assert_eq!(
-        send(&mut transport, PATIENCE),
-        Err(TransportErrorKind::CardRemoved)
-    );
-    assert!(transport.is_over());
 }

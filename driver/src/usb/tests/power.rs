@@ -4,17 +4,17 @@ use std::{thread, time::Duration};
 
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
-use super::{
-    super::{
-        device::Device,
-        fake::{
+use super::{PATIENCE, answered, blocks, exchange, kinds, powered, powered_card, raw, with_card};
+use crate::{
+    ccid::quirks::Quirks,
+    usb::{
+        host::fake::{
             FakeReader,
             reader::{FakeCard, Pps, Protocol, ReaderConfig, echo},
         },
+        reader::slot::Device,
     },
-    PATIENCE, answered, blocks, exchange, kinds, powered, powered_card, raw, with_card,
 };
-use crate::ccid::quirks::Quirks;
 
 const POWER_ON: u8 = 0x62;
 const POWER_OFF: u8 = 0x63;

@@ -12,21 +12,24 @@ use rustix::event::PollFlags;
 
 use super::{
     PATIENCE, SHORT, answered,
-    bench::{Machine, connect, echo, echo_within, look},
     busy_slots::two_busy,
-    exchange, interface_of, powered,
+    exchange,
+    fixture::{Machine, connect, echo, echo_within, look},
+    interface_of, powered,
 };
 use crate::{
     backend::Backend as _,
     ccid::descriptor::ClassDescriptor,
     usb::{
-        device::Device,
-        fake::{
-            Event, FakeReader, Fault,
-            reader::{FakeCard, ReaderConfig},
+        claim::pipe,
+        host::{
+            fake::{
+                Event, FakeReader, Fault,
+                reader::{FakeCard, ReaderConfig},
+            },
+            transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
         },
-        transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
-        transport,
+        reader::slot::{self, Device},
     },
 };
 
@@ -124,8 +127,8 @@ fn each_pipe(body: impl Fn(&FakeReader, &Asked, Device)) {
             inner: reader.device().claim().unwrap(),
             asked: Arc::clone(&asked),
         });
-        let pipe = transport::pipe(interface, &described, &Arc::default(), 0).unwrap();
-        let mut device = transport::device(pipe, described, 0, &Arc::default());
+        let pipe = pipe::pipe(interface, &described, &Arc::default(), 0).unwrap();
+        let mut device = slot::device(pipe, described, 0, &Arc::default());
         device.power_on(Call::within(PATIENCE)).unwrap();
         reader.device().forget();
         body(&reader, &asked, device);
@@ -222,7 +225,7 @@ fn each_step_of_the_way_back_ends_at_the_calls_deadline() {
 #[test]
 fn that_a_reader_leaves_out_empty_packets_is_known_from_one_claim_to_the_next() {
     let mut config = ReaderConfig {
-        product: super::bench::token().product,
+        product: super::fixture::token().product,
         ..ReaderConfig::extended()
     };
     config.layout.zlp = false;

@@ -6,12 +6,14 @@ use claviger_apdu::{Call, TransportError};
 
 use super::{PATIENCE, class, drive};
 use crate::usb::{
-    device::Device,
-    fake::{
-        Answer, FakeDevice, FakeReader, Firmware,
-        reader::{ReaderConfig, echo},
+    host::{
+        fake::{
+            Answer, FakeDevice, FakeReader, Firmware,
+            reader::{ReaderConfig, echo},
+        },
+        transfer::{Setup, TransferError},
     },
-    transfer::{Setup, TransferError},
+    reader::slot::Device,
 };
 
 /// T=1, historical bytes "fake".

@@ -9,13 +9,15 @@ use super::{PATIENCE, SHORT, answered, busy_slots::two_busy, exchange, interface
 use crate::{
     ccid::descriptor::ClassDescriptor,
     usb::{
-        device::Device,
-        fake::{
-            FakeReader,
-            reader::{FakeCard, ReaderConfig},
+        claim::pipe,
+        host::{
+            fake::{
+                FakeReader,
+                reader::{FakeCard, ReaderConfig},
+            },
+            transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
         },
-        transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
-        transport,
+        reader::slot::{self, Device},
     },
 };
 
@@ -29,8 +31,8 @@ fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, Device)) {
         described.class = class(&reader);
         let claim = reader.device().claim().unwrap();
         let interface = Arc::new(Shortened(claim, count));
-        let pipe = transport::pipe(interface, &described, &Arc::default(), 0).unwrap();
-        let mut device = transport::device(pipe, described, 0, &Arc::default());
+        let pipe = pipe::pipe(interface, &described, &Arc::default(), 0).unwrap();
+        let mut device = slot::device(pipe, described, 0, &Arc::default());
         device.power_on(Call::within(PATIENCE)).unwrap();
         body(&reader, device);
     }

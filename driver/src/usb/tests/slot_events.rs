@@ -10,14 +10,14 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
     answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look},
-    readers::{awaited, until},
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look},
     slots::{counted, ids, of, pair, several},
+    watch::{awaited, until},
 };
 use crate::{
     backend::{Backend, Watch},
     reader::{Presence, Readers},
-    usb::fake::{Answer, FakeReader, Fault, reader::FakeCard},
+    usb::host::fake::{Answer, FakeReader, Fault, reader::FakeCard},
 };
 
 /// A thread that follows the readers; pictures until one is as wished.

@@ -12,9 +12,9 @@ use std::{
 use claviger_apdu::{Call, ResponseBuffer, Sent, Transport, TransportError, TransportErrorKind};
 
 use super::{
-    answered,
-    bench::{Machine, PATIENCE, connect, echo, holds_card, id, look, reader},
-    command, exchange, interface_of,
+    answered, command, exchange,
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, reader},
+    interface_of,
 };
 use crate::{
     backend::{Backend, Watch},
@@ -22,13 +22,13 @@ use crate::{
     reader::{ReaderState, Readers},
     usb::{
         backend::UsbBackend,
-        command_pipe::SlotPipe,
-        device::Device,
-        fake::{
+        claim::pipe,
+        host::fake::{
             Counts, FakeReader, Fault,
             reader::{FakeCard, ReaderConfig, echo as answer_of_echo},
         },
-        transport,
+        pipe::SlotPipe,
+        reader::slot::{self, Device},
     },
 };
 
@@ -59,7 +59,7 @@ pub(super) fn pair(machine: &Machine) -> (FakeReader, [Arc<AtomicUsize>; 2]) {
 /// A program, its watch, and connections to both slots.
 fn both(machine: &Machine) -> (UsbBackend, Box<dyn Watch>, [Box<dyn Transport>; 2]) {
     let program = machine.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let _ = look(&mut *watch);
     let cards = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     (program, watch, cards)
@@ -97,7 +97,7 @@ fn each_slot_is_a_reader_whose_name_and_id_stay() {
     };
     let reader = plugged();
     let program = machine.program();
-    let mut watch = super::readers::awaited(&program);
+    let mut watch = super::watch::awaited(&program);
     let picture = look(&mut *watch);
     let names: Vec<&str> = picture
         .readers
@@ -332,10 +332,10 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
     let mut pipes = Vec::new();
     for reader in &readers {
         let claim = reader.device().claim().unwrap();
-        let pipe = transport::pipe(claim, &interface(reader), &common, 0).unwrap();
+        let pipe = pipe::pipe(claim, &interface(reader), &common, 0).unwrap();
         for slot in [0, 1] {
             reader.insert(slot, FakeCard::echo());
-            let mut device = transport::device(Arc::clone(&pipe), interface(reader), slot, &stop);
+            let mut device = slot::device(Arc::clone(&pipe), interface(reader), slot, &stop);
             device.power_on(Call::within(PATIENCE)).unwrap();
             devices.push(device);
         }

@@ -8,18 +8,21 @@ use claviger_apdu::{
 };
 
 use super::{
-    super::{
-        device::Device,
-        fake::{
+    PATIENCE, answered, blocks, command, exchange,
+    fixture::{Machine, connect, look},
+    kinds, powered_card, raw, with_card,
+};
+use crate::{
+    backend::Backend,
+    ccid::quirks::Quirks,
+    usb::{
+        host::fake::{
             FakeReader,
             reader::{Disturbance, FakeCard, Protocol, ReaderConfig, echo},
         },
-        transport::UsbTransport,
+        reader::slot::Device,
     },
-    PATIENCE, answered, blocks, command, exchange, interface_of, kinds, powered_card, raw,
-    with_card,
 };
-use crate::ccid::quirks::Quirks;
 
 /// T=1 with CRC.
 fn crc() -> FakeCard {
@@ -408,13 +411,15 @@ fn an_adopted_card_is_one_that_was_given_apdus() {
 }
 
 /// A connection of its own.
-fn connected(config: ReaderConfig, card: FakeCard) -> (FakeReader, UsbTransport) {
-    let layout = config.layout;
-    let reader = FakeReader::with_card(config, card);
-    let interface = interface_of(&reader, layout);
-    let claim = reader.device().claim().unwrap();
-    let transport = UsbTransport::connect(claim, interface, 0, Call::within(PATIENCE));
-    (reader, transport.unwrap())
+fn connected(config: &ReaderConfig, card: FakeCard) -> (Machine, Box<dyn Transport>) {
+    let reader = FakeReader::with_card(config.clone(), card);
+    let machine = Machine::new("tpdu-transport");
+    machine.plug("3-1", &reader, config);
+    let program = machine.program();
+    let mut watch = program.watch();
+    look(&mut *watch);
+    let transport = connect(&program, "3-1");
+    (machine, transport)
 }
 
 #[test]
@@ -428,7 +433,7 @@ fn long_answers_come_through_a_transport_in_each_protocol() {
         (ReaderConfig::character(), t0()),
     ] {
         let what = format!("{:?} {card:?}", config.level);
-        let (_reader, mut transport) = connected(config, card);
+        let (_machine, mut transport) = connected(&config, card);
         let limits = transport.limits();
         let data = vec![0x5A; 200];
         let command = CommandApdu {
@@ -437,7 +442,7 @@ fn long_answers_come_through_a_transport_in_each_protocol() {
             expected: Expected::All,
             class: CommandClass::Fast,
         };
-        let mut transaction = Transaction::new(&mut transport, limits);
+        let mut transaction = Transaction::new(&mut *transport, limits);
         let response = transaction.exchange(&command).unwrap();
         assert_eq!(response.ok().unwrap().expose(), data, "{what}");
     }

@@ -1,0 +1,381 @@
+//! Whose turn it is: processes with this driver take a lock for as long as they have a reader claimed, and tell
+//! each other what they left. Others (pcscd, scdaemon) know nothing of it; the claim itself keeps them apart.
+//!
+//! A file per reader, locked by flock(2). Who wants it touches the file, which its holder learns by inotify, and tries
+//! again. The lock is let go by name, not by closing: a child forked meanwhile may have the file open, too.
+
+use std::{
+    io::{Read as _, Seek as _, Write as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags, Timestamps, UTIME_NOW},
+    io::Errno,
+    time::Timespec,
+};
+
+pub(crate) use super::release_requests::Heard;
+use super::{
+    record::{LONGEST, Record},
+    release_requests::{Door, Knocks},
+};
+use crate::fork_closed::ForkClosed;
+
+/// The folder of the locks of one user; without one there are no locks.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    folder: Option<PathBuf>,
+    /// What all locks are listened at by, once there was one.
+    knocks: Mutex<Option<Arc<Knocks>>>,
+}
+
+impl Locks {
+    /// Locks in the first of `folders` that can be had: made with rights for this user alone, or so already.
+    pub(crate) fn in_first_of(folders: &[PathBuf]) -> Self {
+        let folder = folders.iter().find(|folder| is_ours(folder)).cloned();
+        if folder.is_none() {
+            tracing::debug!("usb: no folder for locks among {folders:?}; going on without");
+        }
+        Self {
+            folder,
+            knocks: Mutex::default(),
+        }
+    }
+
+    /// What was last written under the lock called `name`, whoever has it now. One that is just being written is none.
+    pub(crate) fn peek(&self, name: &str) -> Option<Record> {
+        let path = self.folder.as_ref()?.join(name);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        read(&mut std::fs::File::from(file))
+    }
+
+    /// One try for the lock called `name`. Without a folder, and where files cannot be locked, it is granted.
+    /// Who `release_requests` has the holder asked to let go.
+    pub(crate) fn take(&self, name: &str, knocks: bool) -> Option<Lock> {
+        let Some(folder) = &self.folder else {
+            return Some(Lock::none());
+        };
+        self.lock(&folder.join(name), knocks)
+            .unwrap_or_else(|errno| {
+                tracing::warn!("usb: no lock {name} ({errno}); going on without");
+                Some(Lock::none())
+            })
+    }
+
+    fn lock(&self, path: &Path, knocks: bool) -> Result<Option<Lock>, Errno> {
+        let Some(file) = lock(path, knocks)? else {
+            return Ok(None);
+        };
+        // Whoever cannot be heard waits until it is let go of for another reason.
+        let door = self.knocks().and_then(|knocks| knocks.listen(path));
+        Ok(Some(Lock {
+            door: door.ok(),
+            file: Some(file),
+        }))
+    }
+
+    fn knocks(&self) -> Result<Arc<Knocks>, Errno> {
+        let mut knocks: MutexGuard<'_, _> =
+            self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(knocks) = &*knocks {
+            return Ok(Arc::clone(knocks));
+        }
+        Ok(Arc::clone(knocks.insert(Knocks::new()?)))
+    }
+}
+
+/// Makes the folder if need be; whether nobody else can have put anything there.
+fn is_ours(folder: &Path) -> bool {
+    let _ = std::fs::DirBuilder::new().mode(0o700).create(folder);
+    let user = rustix::process::geteuid().as_raw();
+    std::fs::symlink_metadata(folder)
+        .is_ok_and(|found| found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0)
+}
+
+/// The lock of one reader; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    door: Option<Door>,
+    file: Option<ForkClosed<std::fs::File>>,
+}
+
+impl Lock {
+    const fn none() -> Self {
+        Self {
+            door: None,
+            file: None,
+        }
+    }
+
+    /// Whether somebody has knocked since it was taken or last asked.
+    pub(crate) fn heard(&self) -> Heard {
+        let nothing = Heard {
+            here: false,
+            elsewhere: false,
+        };
+        self.door.as_ref().map_or(nothing, Door::heard)
+    }
+
+    /// Becomes readable when [`Lock::heard`] may have heard something.
+    pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
+        self.door.as_ref().map(Door::descriptor)
+    }
+
+    /// What the last holder left.
+    pub(crate) fn record(&mut self) -> Option<Record> {
+        read(self.file.as_mut()?)
+    }
+
+    /// Leaves a record for the next holder; one that cannot be written is as good as none.
+    pub(crate) fn write(&mut self, record: &Record) {
+        let Some(file) = &mut self.file else {
+            return;
+        };
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(record.text().as_bytes()));
+        if let Err(error) = written {
+            tracing::warn!("usb: what a reader was left in cannot be written: {error}");
+            let _ = file.set_len(0);
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before the next holder may listen at it.
+        self.door = None;
+        // In a child the lock is the parent's.
+        if let Some(file) = self.file.as_ref().filter(|file| !file.is_inherited()) {
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
+    }
+}
+
+fn read(file: &mut std::fs::File) -> Option<Record> {
+    let mut bytes = Vec::with_capacity(LONGEST);
+    file.rewind().ok()?;
+    file.take(LONGEST as u64).read_to_end(&mut bytes).ok()?;
+    Record::parse(&bytes)
+}
+
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
+
+/// Both times at once are a change of attributes, which is a knock; writing the record is none.
+const TOUCH: Timestamps = Timestamps {
+    last_access: NOW,
+    last_modification: NOW,
+};
+
+/// One try for the lock in the file `path`.
+fn lock(path: &Path, knocks: bool) -> Result<Option<ForkClosed<std::fs::File>>, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = || rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR);
+    let file = ForkClosed::open(|| open().map(std::fs::File::from))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => {
+            if knocks {
+                let _ = rustix::fs::futimens(&file, &TOUCH);
+            }
+            Ok(None)
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use claviger_apdu::Atr;
+
+    use super::*;
+    use crate::fork_closed::tests::{in_child, wait_for};
+
+    /// A folder of its own for a test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(test: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("{}-lock.{test}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            Self(path)
+        }
+
+        fn locks(&self) -> Locks {
+            Locks::in_first_of(std::slice::from_ref(&self.0))
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_lock_is_for_one_and_the_holder_hears_who_wants_it() {
+        let folder = Folder::new("one");
+        let (mine, theirs) = (folder.locks(), folder.locks());
+        let held = mine.take("3-1.0", true).unwrap();
+        assert!(!held.heard().here);
+        assert!(theirs.take("3-1.0", false).is_none());
+        assert!(!held.heard().here, "who does not knock disturbs nobody");
+        assert!(theirs.take("3-1.0", true).is_none());
+        assert!(held.heard().here);
+        assert!(!held.heard().here, "heard once");
+        assert!(theirs.take("3-2.0", true).is_some(), "another reader");
+        drop(held);
+        assert!(theirs.take("3-1.0", true).is_some());
+    }
+
+    #[test]
+    fn all_locks_of_a_process_are_heard_over_one_descriptor() {
+        let folder = Folder::new("several");
+        let (mine, theirs) = (folder.locks(), folder.locks());
+        let [one, other] = ["3-1.0", "3-2.0"].map(|name| mine.take(name, false).unwrap());
+        let same =
+            |lock: &Lock| Arc::ptr_eq(&lock.descriptor().unwrap(), &one.descriptor().unwrap());
+        assert!(same(&other));
+        assert!(theirs.take("3-2.0", true).is_none());
+        let (here, elsewhere) = (true, true);
+        // Taken from the descriptor by the first that looks, and kept for the other.
+        assert_eq!(
+            one.heard(),
+            Heard {
+                here: false,
+                elsewhere
+            }
+        );
+        assert_eq!(
+            other.heard(),
+            Heard {
+                here,
+                elsewhere: false
+            }
+        );
+        assert_eq!(
+            other.heard(),
+            Heard {
+                here: false,
+                elsewhere: false
+            }
+        );
+        drop(other);
+        let again = mine.take("3-2.0", false).unwrap();
+        assert!(same(&again));
+        assert!(!again.heard().here, "who knocked before has had it since");
+        assert!(theirs.take("3-2.0", true).is_none());
+        assert!(again.heard().here && !one.heard().here);
+    }
+
+    #[test]
+    fn the_next_holder_finds_what_was_left() {
+        let folder = Folder::new("record");
+        let locks = folder.locks();
+        let mut held = locks.take("3-1.0", true).unwrap();
+        assert_eq!(held.record(), None);
+        let mut record = Record {
+            life: "1000000 3-117".to_owned(),
+            uses: u64::MAX,
+            atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            sequence: 4,
+            last_transfer: Some(7),
+            is_left: true,
+        };
+        held.write(&record);
+        assert!(!held.heard().here, "a record is no knock");
+        drop(held);
+        let mut held = locks.take("3-1.0", true).unwrap();
+        assert_eq!(held.record().as_ref(), Some(&record));
+        record.atrs = vec![None];
+        record.uses = 0;
+        held.write(&record);
+        assert_eq!(
+            held.record(),
+            Some(record),
+            "nothing of the longer one is left"
+        );
+    }
+
+    #[test]
+    fn a_folder_others_can_write_to_is_not_trusted() {
+        let folder = Folder::new("rights");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder.0)
+            .unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(&folder.0, open).unwrap();
+        assert!(folder.locks().folder.is_none());
+        let elsewhere = Folder::new("rights.link");
+        let target = Folder::new("rights.target");
+        assert!(is_ours(&target.0));
+        std::os::unix::fs::symlink(&target.0, &elsewhere.0).unwrap();
+        assert!(!is_ours(&elsewhere.0), "a link of whoever made it");
+        let _ = std::fs::remove_file(&elsewhere.0);
+        let second = Locks::in_first_of(&[folder.0.clone(), target.0.clone()]);
+        assert_eq!(second.folder.as_ref(), Some(&target.0));
+    }
+
+    #[test]
+    fn without_a_folder_every_lock_is_granted_and_remembers_nothing() {
+        let locks = Locks::in_first_of(&[PathBuf::from("/nonexistent/claviger")]);
+        let mut held = locks.take("3-1.0", true).unwrap();
+        held.write(&Record {
+            life: String::new(),
+            uses: 1,
+            atrs: Vec::new(),
+            sequence: 0,
+            last_transfer: None,
+            is_left: true,
+        });
+        assert_eq!(held.record(), None);
+        assert!(!held.heard().here && held.descriptor().is_none());
+    }
+
+    #[test]
+    fn a_lock_let_go_is_free_though_a_child_has_its_file_open() {
+        let folder = Folder::new("child");
+        let locks = folder.locks();
+        let held = locks.take("3-1.0", true).unwrap();
+        let child = held.file.as_ref().unwrap().try_clone().unwrap();
+        drop(held);
+        assert!(locks.take("3-1.0", true).is_some());
+        drop(child);
+    }
+
+    #[test]
+    fn a_child_that_outlives_its_parent_keeps_no_lock() {
+        use std::io::{pipe, read_to_string};
+        let folder = Folder::new("orphan");
+        let (told, mut teller) = pipe().unwrap();
+        let parent = in_child(|| {
+            let held = folder.locks().take("3-1.0", true);
+            let parent = rustix::process::getpid();
+            in_child(|| {
+                while rustix::process::getppid() == Some(parent) {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                let again = folder.locks().take("3-1.0", true);
+                let said = [held.is_some(), again.is_some()];
+                let _ = write!(teller, "{said:?}");
+            });
+            // It ends without letting go of anything.
+            std::mem::forget(held);
+        });
+        wait_for(parent);
+        drop(teller);
+        assert_eq!(read_to_string(told).unwrap(), "[true, true]");
+    }
+}

@@ -1,0 +1,215 @@
+//! What one user of a reader leaves for the next, in the file that is their lock.
+
+use claviger_apdu::Atr;
+
+/// The first line, with the version of what follows.
+const TITLE: &str = "claviger 2";
+/// The last line: whether the user has let go.
+const HELD: &str = "held";
+const LEFT: &str = "left";
+/// No record is longer; one of all slots' answers to reset has about 1200 bytes.
+pub(crate) const LONGEST: usize = 2048;
+
+/// The state in which a reader was left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Which plugging in it is about; whoever reads it compares.
+    pub life: String,
+    /// How often the reader has been claimed. Who finds another number than it left knows that somebody
+    /// has used the card since.
+    pub uses: u64,
+    /// The answers to reset of the cards that were left powered, by their slots. One for each slot the writer has
+    /// known of; there is one at least.
+    pub atrs: Vec<Option<Atr>>,
+    /// The sequence number (bSeq) of the last command; of a user that has not let go, the one before its first.
+    pub sequence: u8,
+    /// When the last transfer to the device had been begun as the user let go, as far as that could be told.
+    pub last_transfer: Option<u64>,
+    /// The user let go in good order. One that was killed, or gave up a command, did not: nobody knows what reader and
+    /// cards are at.
+    pub is_left: bool,
+}
+
+impl Record {
+    /// Reads a record; `None` of anything that is none.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let mut lines = text.split('\n');
+        if lines.next() != Some(TITLE) {
+            return None;
+        }
+        let life = lines.next()?.to_owned();
+        let uses = lines.next()?.parse().ok()?;
+        let atrs = lines.next()?.split(',').map(atr_of);
+        let atrs = atrs.collect::<Option<Vec<_>>>()?;
+        let sequence = lines.next()?.parse().ok()?;
+        let last_transfer = match lines.next()? {
+            "" => None,
+            number => Some(number.parse().ok()?),
+        };
+        let is_left = match lines.next()? {
+            HELD => false,
+            LEFT => true,
+            _ => return None,
+        };
+        // The last line has its end: a record cut short is none.
+        let is_whole = lines.next() == Some("") && lines.next().is_none();
+        is_whole.then_some(Self {
+            life,
+            uses,
+            atrs,
+            sequence,
+            last_transfer,
+            is_left,
+        })
+    }
+
+    /// The answer to reset of the card in `slot`, if it was left powered.
+    #[must_use]
+    pub fn atr(&self, slot: u8) -> Option<&Atr> {
+        self.atrs.get(usize::from(slot))?.as_ref()
+    }
+
+    /// The record as it is kept.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let digits = |atr: &Option<Atr>| {
+            atr.as_ref()
+                .map_or_else(String::new, |atr| digits_of(atr.bytes()))
+        };
+        let atrs: Vec<String> = self.atrs.iter().map(digits).collect();
+        let last = self
+            .last_transfer
+            .map_or_else(String::new, |last| last.to_string());
+        format!(
+            "{TITLE}\n{}\n{}\n{}\n{}\n{last}\n{}\n",
+            self.life,
+            self.uses,
+            atrs.join(","),
+            self.sequence,
+            if self.is_left { LEFT } else { HELD }
+        )
+    }
+}
+
+/// An answer to reset, or that there is none.
+#[allow(
+    clippy::option_option,
+    reason = "digits that are none are something else than no digits"
+)]
+fn atr_of(digits: &str) -> Option<Option<Atr>> {
+    if digits.is_empty() {
+        return Some(None);
+    }
+    Some(Some(Atr::parse(&bytes_of(digits)?).ok()?))
+}
+
+fn digits_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+fn bytes_of(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => {
+            let digit = |digit: &u8| char::from(*digit).to_digit(16);
+            u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+        }
+        _ => None,
+    };
+    pairs.map(byte).collect()
+}
+
+/// Reads arbitrary bytes; what is a record says the same once written.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
+    if let Some(record) = Record::parse(bytes) {
+        assert_eq!(Record::parse(record.text().as_bytes()), Some(record));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            life: "812 3-7".to_owned(),
+            uses: 41,
+            atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
+            sequence: 200,
+            last_transfer: Some(1_700_000_000_123_456_789),
+            is_left: true,
+        }
+    }
+
+    #[test]
+    fn a_record_says_what_was_written() {
+        for record in [
+            record(),
+            Record {
+                atrs: vec![None],
+                ..record()
+            },
+            Record {
+                is_left: false,
+                ..record()
+            },
+            Record {
+                atrs: vec![None, record().atrs[0].clone(), None],
+                ..record()
+            },
+        ] {
+            let text = record.text();
+            assert!(text.len() < LONGEST);
+            assert_eq!(Record::parse(text.as_bytes()), Some(record));
+        }
+    }
+
+    #[test]
+    fn a_record_says_which_slot_a_card_is_in_and_nothing_of_slots_it_does_not_know() {
+        let card = record().atrs[0].clone();
+        let record = Record {
+            atrs: vec![None, card.clone()],
+            ..record()
+        };
+        assert_eq!(
+            record.text(),
+            "claviger 2\n812 3-7\n41\n,3B0111\n200\n1700000000123456789\nleft\n"
+        );
+        assert_eq!(
+            [0, 1, 2].map(|slot| record.atr(slot)),
+            [None, card.as_ref(), None]
+        );
+    }
+
+    #[test]
+    fn the_answers_to_reset_of_all_slots_fit() {
+        let digits = 2 * 33 * usize::from(crate::ccid::budget::SLOTS);
+        assert!(record().text().len() + digits + usize::from(crate::ccid::budget::SLOTS) < LONGEST);
+    }
+
+    #[test]
+    fn a_record_cut_short_or_of_another_version_is_none() {
+        let text = record().text();
+        for end in 0..text.len() {
+            assert_eq!(Record::parse(&text.as_bytes()[..end]), None, "{end}");
+        }
+        for bad in [
+            text.replace("claviger 2", "claviger 1"),
+            text.replace("41", "-41"),
+            text.replace("\n17", "\n-17"),
+            text.replace("\n200", "\n256"),
+            text.replace("\n200", "\n"),
+            text.replace("3B", "3"),
+            text.replace("3B", "xx"),
+            text.replace("3B", "00"),
+            text.replace("left", ""),
+            format!("{text}more"),
+        ] {
+            assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Who says that something has changed on the bus: udev, the kernel, or the folder of the nodes.
+//!
+//! Where udev runs its messages count: they come when it has set the rights of a node. Without it the kernel's own do.
+//! The folder of the nodes is watched as well, because rights may be granted later, and because no message may come at
+//! all: into a container, for one.
+//!
+//! Nobody asks who sent a message. The kernel lets only those send to these groups who may administer the network
+//! (netlink(7)), and a false message does what a true one does: sysfs is read, or a reader that was wanted is tried
+//! once more. What is on the bus, sysfs alone says.
+
+use std::{
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::atomic::Ordering,
+};
+
+use rustix::{
+    fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SocketFlags, SocketType,
+        netlink::{KOBJECT_UEVENT, SocketAddrNetlink},
+    },
+};
+
+use super::{
+    suspend::Alarm,
+    sysfs::{Bus, News, Port},
+    udev_filter,
+    uevent::Uevent,
+};
+use crate::fork_closed::ForkClosed;
+
+/// Groups of the netlink socket.
+const KERNEL: u32 = 1;
+const UDEV: u32 = 2;
+/// There while udev runs.
+const UDEV_CONTROL: &str = "/run/udev/control";
+/// A message is no longer; the kernel's own limit is 2 KiB, udev's 8 KiB.
+const MESSAGE: usize = 1 << 14;
+/// Messages read at one go; more are looked for after the next wait.
+const AT_ONCE: usize = 1024;
+/// Folders of buses that are watched.
+const BUSES: usize = 256;
+
+/// What has happened since the last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The devices are to be listed anew.
+    pub look: bool,
+    /// The rights of nodes have changed.
+    pub rights: bool,
+    /// Messages were lost: anything may have happened.
+    pub lost: bool,
+    /// Devices somebody has let go of.
+    pub freed: Vec<Port>,
+}
+
+/// Listens for changes from the moment it is made.
+#[derive(Debug)]
+pub struct Arrivals {
+    netlink: Option<ForkClosed<OwnedFd>>,
+    nodes: Option<ForkClosed<OwnedFd>>,
+    /// After a sleep everything may be different, and nobody may say so.
+    alarm: Option<Alarm>,
+    /// Buses may have come: their folders are watched too.
+    bus: Bus,
+}
+
+impl Arrivals {
+    /// Begins to listen. What cannot be listened to is done without, and said in the log.
+    #[must_use]
+    pub fn new(bus: &Bus) -> Self {
+        let nodes = match bus.news() {
+            News::Told(told) if told.messages.is_some() && !told.nodes => None,
+            // Twice, as it may have come in between.
+            _ => watch(bus.nodes())
+                .and_then(|nodes| add(&nodes, bus.nodes()).map(|()| nodes))
+                .inspect_err(|errno| {
+                    let nodes = bus.nodes().display();
+                    tracing::debug!("usb: {nodes} cannot be watched ({errno})");
+                })
+                .ok(),
+        };
+        Self {
+            netlink: messages(bus.news()).map(ForkClosed::new),
+            nodes: nodes.map(ForkClosed::new),
+            alarm: Alarm::new(bus),
+            bus: bus.clone(),
+        }
+    }
+
+    /// Whether messages come: when a device is ready for use, and when a claim ends.
+    #[must_use]
+    pub const fn has_messages(&self) -> bool {
+        self.netlink.is_some()
+    }
+
+    /// Whether a device that comes is surely told.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.netlink.is_some() || self.nodes.is_some()
+    }
+
+    /// Readable when [`Arrivals::drain`] may have something to say.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let sources = [self.netlink.as_ref(), self.nodes.as_ref()];
+        let alarm = self.alarm.iter().map(Alarm::as_fd);
+        let sources = sources.into_iter().flatten();
+        sources.map(|source| source.as_fd()).chain(alarm)
+    }
+
+    /// What has happened; never waits.
+    #[must_use]
+    pub fn drain(&mut self) -> Change {
+        if let News::Told(told) = self.bus.news() {
+            told.looks.fetch_add(1, Ordering::SeqCst);
+        }
+        if let Some(alarm) = &self.alarm {
+            alarm.clear();
+        }
+        let mut change = Change::default();
+        if let Some(netlink) = &self.netlink
+            && let Err(errno) = receive(netlink, &mut change)
+        {
+            tracing::warn!("usb: no messages of devices any more ({errno})");
+            self.netlink = None;
+        }
+        if let Some(nodes) = &self.nodes {
+            look_at(nodes, self.bus.nodes(), &mut change);
+        }
+        change
+    }
+}
+
+/// Where messages come from, if any do.
+fn messages(news: &News) -> Option<OwnedFd> {
+    if let News::Told(told) = news {
+        return told.messages.as_ref()?.try_clone().ok();
+    }
+    let group = if Path::new(UDEV_CONTROL).exists() {
+        UDEV
+    } else {
+        KERNEL
+    };
+    let listening = listen(group).inspect_err(|errno| {
+        tracing::debug!(
+            "usb: no messages of devices ({errno}); the folder of their nodes has to do"
+        );
+    });
+    listening.ok()
+}
+
+fn listen(group: u32) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(KOBJECT_UEVENT),
+    )?;
+    // Before the socket is bound: nothing comes unfiltered.
+    if let Err(errno) = udev_filter::only_usb(socket.as_fd()) {
+        tracing::debug!("usb: messages of other subsystems wake us too ({errno})");
+    }
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, group))?;
+    Ok(socket)
+}
+
+/// Reads the messages that have come. An error is one the socket does not recover from.
+fn receive(socket: &OwnedFd, change: &mut Change) -> Result<(), Errno> {
+    let mut buffer = vec![0_u8; MESSAGE];
+    for _ in 0..AT_ONCE {
+        // TRUNC has the whole length told, also of a message that did not fit.
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        match rustix::net::recv(socket, &mut buffer, flags) {
+            Ok((_, length)) => match buffer.get(..length).map(Uevent::parse) {
+                Some(Some(Uevent::Changed)) => change.look = true,
+                Some(Some(Uevent::Freed(port))) => change.freed.push(port),
+                Some(None) => {}
+                None => change.lost = true,
+            },
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(errno) => {
+                tracing::debug!("usb: messages of devices were lost ({errno})");
+                change.lost = true;
+                // More came than the socket holds; what it holds is still there.
+                if errno != Errno::NOBUFS {
+                    return Err(errno);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn watch(folder: &Path) -> Result<OwnedFd, Errno> {
+    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    add(&inotify, folder)?;
+    Ok(inotify)
+}
+
+/// Watches the folder and those of the buses in it; one that is watched already stays so. While it is not there, the nearest
+/// folder above it is watched for its coming.
+fn add(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
+    let what = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
+    match inotify::add_watch(inotify, folder, what) {
+        Err(Errno::NOENT) => add_above(inotify, folder)?,
+        added => drop(added?),
+    }
+    let buses = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for bus in buses.take(BUSES) {
+        let _ = inotify::add_watch(inotify, bus.path(), what);
+    }
+    Ok(())
+}
+
+/// Watches for the coming of `folder` from the nearest folder above it that is there.
+fn add_above(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
+    let coming = WatchFlags::CREATE | WatchFlags::ONLYDIR;
+    for above in folder.ancestors().skip(1) {
+        match inotify::add_watch(inotify, above, coming) {
+            Err(Errno::NOENT) => {}
+            added => return added.map(drop),
+        }
+    }
+    Err(Errno::NOENT)
+}
+
+/// Takes in which nodes came, went or changed their rights.
+fn look_at(inotify: &OwnedFd, folder: &Path, change: &mut Change) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(inotify, &mut buffer);
+    let mut is_new = false;
+    for _ in 0..AT_ONCE {
+        match events.next() {
+            Ok(event) => {
+                let what = event.events();
+                let is_right = what == ReadFlags::ATTRIB;
+                change.rights |= is_right;
+                change.look |= !is_right;
+                let is_folder = what.contains(ReadFlags::CREATE | ReadFlags::ISDIR);
+                is_new |= is_folder || what.contains(ReadFlags::QUEUE_OVERFLOW);
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    if is_new {
+        let _ = add(inotify, folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::net::{SendFlags, sockopt};
+
+    use super::*;
+
+    /// A message of udev's about a subsystem with this hash.
+    fn udev(subsystem: &str, hash: u32) -> Vec<u8> {
+        let device = "/devices/pci0000:00/0000:00:14.0/usb3/3-1";
+        let properties = format!("ACTION=add\0DEVPATH={device}\0SUBSYSTEM={subsystem}\0SEQNUM=7\0");
+        let length = u32::try_from(properties.len()).unwrap();
+        let mut message = b"libudev\0\xFE\xED\xCA\xFE".to_vec();
+        message.extend([40, 40, length].map(u32::to_ne_bytes).concat());
+        message.extend([hash, 0, 0, 0].map(u32::to_be_bytes).concat());
+        message.extend(properties.as_bytes());
+        message
+    }
+
+    /// What a program says in a network of its own, in which it may send what it likes; `None` if it fails, or where
+    /// there is none to be had.
+    fn alone(program: &str, arguments: &[&str]) -> Option<String> {
+        let mut unshare = Command::new("unshare");
+        let ran = unshare.args(["-rn", program]).args(arguments).output();
+        let ran = ran.ok().filter(|output| output.status.success())?;
+        String::from_utf8(ran.stdout).ok()
+    }
+
+    #[test]
+    fn what_udev_sends_to_its_group_is_heard_filtered_and_lost_as_it_should_be() {
+        if alone("true", &[]).is_none() {
+            return;
+        }
+        let this = std::env::current_exe().unwrap();
+        let test = "usb::discovery::hotplug::tests::in_a_network_of_its_own";
+        let ran = alone(this.to_str().unwrap(), &["--exact", test, "--ignored"]);
+        assert!(ran.is_some_and(|said| said.contains("1 passed")));
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn in_a_network_of_its_own() {
+        let ours = listen(UDEV).unwrap();
+        let theirs = listen(0).unwrap();
+        let group = SocketAddrNetlink::new(0, UDEV);
+        let send = |message: &[u8]| {
+            let sent = rustix::net::sendto(&theirs, message, SendFlags::empty(), &group);
+            assert!(matches!(sent, Ok(_) | Err(Errno::NOBUFS)), "{sent:?}");
+        };
+        let heard = || {
+            let mut change = Change::default();
+            receive(&ours, &mut change).unwrap();
+            (change.look, change.lost)
+        };
+        assert_eq!(heard(), (false, false));
+        send(&udev("tty", 0x8AFA_90C8));
+        let input = rustix::event::PollFlags::IN;
+        let mut polled = [rustix::event::PollFd::new(&ours, input)];
+        let now = rustix::time::Timespec::default();
+        assert_eq!(rustix::event::poll(&mut polled, Some(&now)), Ok(0));
+        send(&udev("usb", 0x0577_C5E5));
+        assert_eq!(heard(), (true, false));
+        sockopt::set_socket_recv_buffer_size(&ours, 1).unwrap();
+        for _ in 0..100 {
+            send(&udev("usb", 0x0577_C5E5));
+        }
+        assert_eq!(heard(), (true, true), "some were read, and some lost");
+        assert_eq!(heard(), (false, false));
+        send(&udev("usb", 0x0577_C5E5));
+        assert_eq!(heard(), (true, false), "it goes on");
+    }
+}

@@ -1,0 +1,184 @@
+//! What identifies a reader and how it is reached, from its descriptors.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::sysfs::{Found, Port};
+use crate::{
+    ccid::{
+        budget,
+        configuration::{self, CcidInterface},
+        descriptor::ClassDescriptor,
+        iccd::Version,
+        quirks::{self, Quirks},
+    },
+    reader::ReaderId,
+    usb::{host::transfer::EndpointAddress, pipe::Common},
+};
+
+/// Where a reader is, from one plugging in to the next; of one with several slots, one of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    /// Its name within the process.
+    pub(crate) id: ReaderId,
+    /// Its name among processes, which its slots share.
+    pub(crate) place: String,
+    /// Where its device is.
+    pub(crate) port: Port,
+    /// What it is, whatever port it is in.
+    pub(crate) model: String,
+    /// Which plugging in this is.
+    pub(crate) life: String,
+    /// The device's node.
+    pub(crate) node: PathBuf,
+    /// What it is, and where in its device.
+    pub(crate) interface: ReaderInterface,
+    /// Which of its slots.
+    pub(crate) slot: u8,
+    /// What it shares with the other readers of its device.
+    pub(crate) common: Arc<Common>,
+    /// Where it tells of its cards, and the packet size there.
+    pub(crate) interrupt: Option<(EndpointAddress, usize)>,
+    /// Its card cannot be taken out.
+    pub(crate) is_fixed: bool,
+}
+
+impl Site {
+    /// Whether this is the same reader in the same port, and was never unplugged.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.place == other.place && self.life == other.life && self.slot == other.slot
+    }
+}
+
+/// What a reader is called, and where it is reached within its device.
+#[derive(Clone, Debug)]
+pub(crate) struct ReaderInterface {
+    /// Name for a person.
+    pub(crate) name: String,
+    /// bInterfaceNumber.
+    pub(crate) number: u8,
+    /// How commands reach it.
+    pub(crate) way: Way,
+    /// What the reader says of itself.
+    pub(crate) class: ClassDescriptor,
+    /// What is known of its model.
+    pub(crate) quirks: Quirks,
+}
+
+/// How commands reach a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Over bulk endpoints.
+    Bulk {
+        /// To the host.
+        bulk_in: EndpointAddress,
+        /// To the device.
+        bulk_out: EndpointAddress,
+        /// wMaxPacketSize of `bulk_in`.
+        packet: usize,
+    },
+    /// Over the control pipe.
+    Control(Version),
+}
+
+/// The backend's name, in the configuration and in [`ReaderId`].
+pub(crate) const NAME: &str = "usb";
+
+/// The readers of a device that can be driven, each with its slots.
+pub(crate) fn sites(device: &Found) -> Vec<Vec<Site>> {
+    let several = device.readers.len() > 1;
+    let common = Arc::new(Common::of(quirks::of(device.model)));
+    let driven = device.readers.iter().filter_map(|reader| {
+        let slots = slots(device, reader, several, &common);
+        if slots.is_none() {
+            tracing::debug!(
+                "usb: interface {} of the device in port {} is not driven",
+                reader.number,
+                device.port
+            );
+        }
+        slots
+    });
+    driven.collect()
+}
+
+/// The slots of a reader; `several` readers of the device are told apart by their interfaces.
+fn slots(
+    device: &Found,
+    reader: &CcidInterface,
+    several: bool,
+    common: &Arc<Common>,
+) -> Option<Vec<Site>> {
+    let whole = site(device, reader, several, common)?;
+    let count = reader.class.slots().min(budget::SLOTS);
+    if count < 2 || matches!(whole.interface.way, Way::Control(_)) {
+        return Some(vec![whole]);
+    }
+    let slot = |slot: u8| {
+        let mut site = whole.clone();
+        let id = format!("{}:{}:{slot}", device.port, reader.number);
+        site.id = ReaderId::new(NAME, &id);
+        site.slot = slot;
+        // People count from one.
+        site.interface.name = format!("{} [slot {}]", whole.interface.name, slot.saturating_add(1));
+        site.model = format!("{} slot {slot}", whole.model);
+        site
+    };
+    Some((0..count).map(slot).collect())
+}
+
+/// The reader, as if it had one slot.
+fn site(
+    device: &Found,
+    reader: &CcidInterface,
+    several: bool,
+    common: &Arc<Common>,
+) -> Option<Site> {
+    let way = way(reader)?;
+    let quirks = quirks::of(device.model);
+    let place = format!("{}.{}", device.port, reader.number);
+    let (id, name) = if several {
+        let name = format!("{} [{}]", device.name, reader.number);
+        (format!("{}:{}", device.port, reader.number), name)
+    } else {
+        (device.port.to_string(), device.name.clone())
+    };
+    let interrupt = reader.interrupt.map(|endpoint| {
+        let address = EndpointAddress(endpoint.address);
+        (address, usize::from(endpoint.packet))
+    });
+    Some(Site {
+        id: ReaderId::new(NAME, &id),
+        place,
+        port: device.port.clone(),
+        model: format!("{} {:?} {:?}", name, device.model, device.serial),
+        life: device.life.to_string(),
+        node: device.node.clone(),
+        interface: ReaderInterface {
+            name,
+            number: reader.number,
+            way,
+            class: reader.class.clone(),
+            quirks,
+        },
+        slot: 0,
+        common: Arc::clone(common),
+        interrupt,
+        // A token that never tells of its card is never without it.
+        is_fixed: quirks.card_fixed || matches!(way, Way::Control(_)) && reader.interrupt.is_none(),
+    })
+}
+
+fn way(reader: &CcidInterface) -> Option<Way> {
+    Some(match reader.way {
+        configuration::Way::Bulk => {
+            let (bulk_in, bulk_out) = (reader.bulk_in?, reader.bulk_out?);
+            Way::Bulk {
+                bulk_in: EndpointAddress(bulk_in.address),
+                bulk_out: EndpointAddress(bulk_out.address),
+                packet: usize::from(bulk_in.packet),
+            }
+        }
+        configuration::Way::ControlA => Way::Control(Version::A),
+        configuration::Way::ControlB => Way::Control(Version::B),
+    })
+}

@@ -1,0 +1,137 @@
+//! The machine was asleep: readers may have lost their power, and cards may be others.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    time::{
+        ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
+        timerfd_create, timerfd_settime,
+    },
+};
+
+use super::sysfs::{Bus, News};
+use crate::fork_closed::ForkClosed;
+
+/// Notices that the machine was asleep: the time since its start went on, the clock of its programs did not.
+#[derive(Debug)]
+pub(crate) struct Slept {
+    bus: Bus,
+    asleep: Duration,
+}
+
+/// A sleep is longer than this; reading two clocks takes less.
+const SLEEP: Duration = Duration::from_millis(500);
+
+impl Slept {
+    /// Notices sleeps from now on, of the machine that has this bus.
+    #[must_use]
+    pub(crate) fn new(bus: Bus) -> Self {
+        let asleep = asleep(bus.news());
+        Self { bus, asleep }
+    }
+
+    /// Whether the machine has slept since this was asked last.
+    #[must_use]
+    pub(crate) fn has_slept(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.asleep, asleep(self.bus.news()));
+        self.asleep > before + SLEEP
+    }
+}
+
+/// How long the machine has slept in all.
+fn asleep(news: &News) -> Duration {
+    match news {
+        News::Machine => time(ClockId::Boottime).saturating_sub(time(ClockId::Monotonic)),
+        News::Told(told) => Duration::from_millis(told.asleep.load(Ordering::SeqCst)),
+    }
+}
+
+fn time(clock: ClockId) -> Duration {
+    let now = rustix::time::clock_gettime(clock);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// Wakes whoever waits when the machine has woken up, as a timer that is never due and ends when the clock on the wall
+/// jumps (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+#[derive(Debug)]
+pub(crate) struct Alarm(ForkClosed<OwnedFd>);
+
+/// The year 2242.
+const NEVER: Timespec = Timespec {
+    tv_sec: 1 << 33,
+    tv_nsec: 0,
+};
+
+impl Alarm {
+    /// None for a bus whose sleeps a test tells, and where there are no such timers.
+    pub(crate) fn new(bus: &Bus) -> Option<Self> {
+        if matches!(bus.news(), News::Told(_)) {
+            return None;
+        }
+        let set = Self::set();
+        set.inspect_err(|errno| tracing::debug!("usb: nothing tells of a sleep ({errno})"))
+            .ok()
+    }
+
+    fn set() -> Result<Self, Errno> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let alarm = Self(ForkClosed::new(timerfd_create(
+            TimerfdClockId::Realtime,
+            flags,
+        )?));
+        alarm.start()?;
+        Ok(alarm)
+    }
+
+    fn start(&self) -> Result<(), Errno> {
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        let never = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: NEVER,
+        };
+        timerfd_settime(&self.0, flags, &never).map(drop)
+    }
+
+    /// Makes it wait for the next jump.
+    pub(crate) fn clear(&self) {
+        if rustix::io::read(&self.0, &mut [0_u8; 8]) != Err(Errno::AGAIN) {
+            let _ = self.start();
+        }
+    }
+}
+
+impl AsFd for Alarm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags};
+
+    use super::*;
+
+    #[test]
+    fn an_alarm_is_silent_while_the_machine_is_awake() {
+        let alarm = Alarm::new(&Bus::system()).unwrap();
+        for _ in 0..2 {
+            let mut polled = [PollFd::new(&alarm, PollFlags::IN)];
+            let ready = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+            assert_eq!(ready, Ok(0));
+            alarm.clear();
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_awake_has_not_slept() {
+        let mut slept = Slept::new(Bus::system());
+        assert!(!slept.has_slept() && !slept.has_slept());
+    }
+}

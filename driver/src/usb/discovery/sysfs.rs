@@ -1,0 +1,456 @@
+//! The devices on the USB that are readers, as sysfs shows them.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+
+use super::udev_data;
+use crate::{
+    ccid::{
+        configuration::{CcidInterface, Device},
+        quirks::{self, Model},
+    },
+    usb::host::printable::printable,
+};
+
+/// Devices a bus may have; USB allows 127.
+const DEVICES: usize = 4096;
+/// Descriptors of one device; a real one has some hundred bytes.
+const DESCRIPTORS: u64 = 1 << 16;
+/// Bytes of most files there.
+const ROOM: usize = 1024;
+/// Bytes of an attribute; sysfs gives a page at most.
+const ATTRIBUTE: u64 = 512;
+/// Characters of a name.
+const NAME: usize = 96;
+/// Ports on the way to a device: five hubs in a row are the limit (USB 2.0, 4.1.1).
+const TIERS: usize = 6;
+
+/// A device's place on the bus: the controller, and the ports on the way (`3-1.2`).
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Port(Arc<str>);
+
+impl Port {
+    /// A name as sysfs gives it to devices; root hubs and interfaces have others.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let is_number = |part: &str| {
+            (1..=5).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let (bus, ports) = name.split_once('-')?;
+        let mut ports = ports.split('.');
+        let are_numbers = ports.by_ref().take(TIERS).all(is_number);
+        (is_number(bus) && are_numbers && ports.next().is_none()).then(|| Self(name.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The controller's number.
+    fn bus(&self) -> Option<u16> {
+        self.0.split_once('-')?.0.parse().ok()
+    }
+
+    /// In which order ports are shown.
+    fn order(&self) -> Vec<u32> {
+        let numbers = self.0.split(['-', '.']);
+        numbers.filter_map(|number| number.parse().ok()).collect()
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Port({self})")
+    }
+}
+
+/// One plugging in of a device. Addresses are used again; the folder in sysfs is made anew each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    folder: u64,
+    bus: u16,
+    address: u16,
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}-{}", self.folder, self.bus, self.address)
+    }
+}
+
+/// A device with at least one reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it is.
+    pub port: Port,
+    /// Since when.
+    pub life: Life,
+    /// Its node.
+    pub node: PathBuf,
+    /// idVendor, idProduct, bcdDevice.
+    pub model: Model,
+    /// Maker and product for a person, as the device tells them, without what could harm a terminal.
+    pub name: String,
+    /// What it calls its serial number. Devices lie about it.
+    pub serial: Option<String>,
+    /// Its active configuration.
+    pub configuration: u16,
+    /// The readers of that.
+    pub readers: Vec<CcidInterface>,
+}
+
+/// The readers that were found, and why there may be others.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By port.
+    pub devices: Vec<Found>,
+    /// What could not be read, if anything could not.
+    pub error: Option<io::Error>,
+}
+
+/// Where devices are listed, and where their nodes are.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    devices: PathBuf,
+    nodes: PathBuf,
+    udev: PathBuf,
+    news: News,
+}
+
+/// Who tells what happens on a bus, and to its machine.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// This machine.
+    Machine,
+    /// A test.
+    Told(Arc<Told>),
+}
+
+/// What a test tells, and what it wants to know.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// Messages of devices come from here, and then from nowhere else.
+    pub(crate) messages: Option<OwnedFd>,
+    /// With `messages`: the folder of the nodes is watched beside them.
+    pub(crate) nodes: bool,
+    /// How long the machine has slept, in milliseconds.
+    pub(crate) asleep: AtomicU64,
+    /// How often the devices were listed.
+    pub(crate) lists: AtomicU64,
+    /// How often somebody looked whether there is news.
+    pub(crate) looks: AtomicU64,
+}
+
+impl Bus {
+    /// That of this machine.
+    #[must_use]
+    pub fn system() -> Self {
+        Self {
+            news: News::Machine,
+            ..Self::new("/sys/bus/usb/devices", "/dev/bus/usb").with_udev("/run/udev/data")
+        }
+    }
+
+    /// The same, with what udev keeps of its devices in `folder`.
+    #[must_use]
+    pub fn with_udev(self, folder: impl Into<PathBuf>) -> Self {
+        let udev = folder.into();
+        Self { udev, ..self }
+    }
+
+    /// One elsewhere, for a test.
+    #[must_use]
+    pub fn new(devices: impl Into<PathBuf>, nodes: impl Into<PathBuf>) -> Self {
+        Self {
+            devices: devices.into(),
+            nodes: nodes.into(),
+            udev: PathBuf::new(),
+            news: News::Told(Arc::default()),
+        }
+    }
+
+    /// The same bus, told of by a test.
+    #[cfg(test)]
+    pub(crate) fn told(self, told: Arc<Told>) -> Self {
+        Self {
+            news: News::Told(told),
+            ..self
+        }
+    }
+
+    /// Who tells of it.
+    pub(crate) const fn news(&self) -> &News {
+        &self.news
+    }
+
+    /// The folder of the nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &Path {
+        &self.nodes
+    }
+
+    /// All devices that are readers, by port. One that leaves meanwhile is left out. A machine without USB has none.
+    /// Of those that were there `before` only what may have changed is read again. What cannot be read has not left: it is as
+    /// it was before.
+    #[must_use]
+    pub fn list(&self, before: &[Found]) -> Listing {
+        if let News::Told(told) = &self.news {
+            told.lists.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut listing = Listing::default();
+        let entries = match fs::read_dir(&self.devices) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return listing,
+            Err(error) => {
+                return Listing {
+                    devices: before.to_vec(),
+                    error: Some(error),
+                };
+            }
+        };
+        let names = entries
+            .take(DEVICES)
+            .flatten()
+            .map(|entry| entry.file_name());
+        let ports = names.filter_map(|name: std::ffi::OsString| Port::parse(name.to_str()?));
+        for port in ports {
+            let known = before.iter().find(|known| known.port == port);
+            match self.find(port, known) {
+                Ok(found) => listing.devices.extend(found),
+                Err(error) if has_left(&error) => {}
+                Err(error) => {
+                    listing.devices.extend(known.cloned());
+                    listing.error = Some(error);
+                }
+            }
+        }
+        listing
+            .devices
+            .sort_by_cached_key(|device| device.port.order());
+        listing
+    }
+
+    /// Whether a rule of udev's has made pcscd leave the device to us.
+    pub(crate) fn is_left_to_us(&self, device: &Found) -> bool {
+        let folder = self.folder(&device.port).ok();
+        let number = folder.and_then(|folder| folder.text("dev").ok());
+        let data = number.and_then(|number| {
+            let numbers = number.split_once(':')?;
+            let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+            let is_node = is_number(numbers.0) && is_number(numbers.1);
+            let file = is_node.then(|| self.udev.join(format!("c{number}")))?;
+            read(File::open(file), udev_data::LONGEST).ok()
+        });
+        data.is_some_and(|data| udev_data::is_left_to_us(&data))
+    }
+
+    /// Whether the device in `port` has never been unplugged since `life` was written down.
+    ///
+    /// # Errors
+    /// [`io::Error`] when that cannot be read.
+    pub(crate) fn still_has(&self, port: &Port, life: &str) -> io::Result<bool> {
+        match self.folder(port).and_then(|folder| folder.life(port)) {
+            Ok(now) => Ok(now.is_some_and(|now| now.to_string() == life)),
+            Err(error) if has_left(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn folder(&self, port: &Port) -> io::Result<Folder> {
+        Folder::open(&self.devices.join(port.as_str()))
+    }
+
+    /// The device in `port`, if it is a reader; the one that was `known` there, if that has neither left nor changed.
+    fn find(&self, port: Port, known: Option<&Found>) -> io::Result<Option<Found>> {
+        let folder = self.folder(&port)?;
+        if let Some(known) = known
+            && folder.life(&port)? == Some(known.life)
+            && folder.configuration()? == Some(known.configuration)
+        {
+            return Ok(Some(known.clone()));
+        }
+        self.read(port, &folder)
+    }
+
+    /// Most devices are no readers, which one file tells; the rest is read of readers only.
+    fn read(&self, port: Port, folder: &Folder) -> io::Result<Option<Found>> {
+        let bytes = folder.read("descriptors", DESCRIPTORS)?;
+        let is_reader = |model| quirks::of(model).vendor_class;
+        let device = match Device::parse(&bytes, is_reader) {
+            Ok(device) if !device.readers.is_empty() => device,
+            _ => return Ok(None),
+        };
+        let (Some(life), Some(configuration)) = (folder.life(&port)?, folder.configuration()?)
+        else {
+            return Ok(None);
+        };
+        let readers = active(device.readers, configuration);
+        if readers.is_empty() {
+            return Ok(None);
+        }
+        let node = self.nodes.join(format!("{:03}", life.bus));
+        Ok(Some(Found {
+            life,
+            node: node.join(format!("{:03}", life.address)),
+            model: device.model,
+            name: name(folder, device.model)?,
+            serial: folder.told("serial")?,
+            configuration,
+            readers,
+            port,
+        }))
+    }
+}
+
+/// Whether a device that could not be read is not there any more.
+fn has_left(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
+    gone.iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// The folder of one plugging in of a device: what is read here is of that alone, whatever takes its place meanwhile.
+struct Folder(OwnedFd);
+
+impl Folder {
+    fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.0, name, flags, Mode::empty());
+        read(file.map(File::from).map_err(io::Error::from), limit)
+    }
+
+    /// An attribute for a person, which the device may have chosen.
+    fn text(&self, name: &str) -> io::Result<String> {
+        let bytes = self.read(name, ATTRIBUTE)?;
+        Ok(printable(&bytes, NAME))
+    }
+
+    /// An attribute that not every device has.
+    fn told(&self, name: &str) -> io::Result<Option<String>> {
+        match self.text(name) {
+            Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+            Err(error) if has_left(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `None` while it is not configured; its interfaces are announced when it is.
+    fn configuration(&self) -> io::Result<Option<u16>> {
+        Ok(self.text("bConfigurationValue")?.parse().ok())
+    }
+
+    fn life(&self, port: &Port) -> io::Result<Option<Life>> {
+        let folder = rustix::fs::fstat(&self.0)?.st_ino;
+        let address = self.text("devnum")?.parse().ok();
+        let life = |(bus, address)| Life {
+            folder,
+            bus,
+            address,
+        };
+        Ok(port.bus().zip(address).map(life))
+    }
+}
+
+/// The readers of a configuration, each in its first alternate setting.
+fn active(readers: Vec<CcidInterface>, configuration: u16) -> Vec<CcidInterface> {
+    let is_active = |reader: &CcidInterface| {
+        u16::from(reader.configuration) == configuration && reader.alternate == 0
+    };
+    readers.into_iter().filter(is_active).collect()
+}
+
+fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
+    // A file of sysfs is read in one go where there is room for it.
+    let mut bytes = Vec::with_capacity(ROOM);
+    file?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn name(folder: &Folder, model: Model) -> io::Result<String> {
+    let (maker, product) = (folder.told("manufacturer")?, folder.told("product")?);
+    Ok(match (maker, product) {
+        (None, None) => format!("USB reader {:04x}:{:04x}", model.vendor, model.product),
+        // Many a product's name begins with its maker's.
+        (Some(maker), Some(product)) if !product.starts_with(&maker) => {
+            format!("{maker} {product}")
+        }
+        (Some(maker), None) => format!("{maker} {:04x}", model.product),
+        (_, Some(product)) => product,
+    })
+}
+
+/// Reads arbitrary bytes as the name of a folder; what is a port's name leads out of no folder and says the same
+/// once shown.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some(port) = std::str::from_utf8(bytes).ok().and_then(Port::parse) else {
+        return;
+    };
+    assert_eq!(Port::parse(&port.to_string()), Some(port.clone()));
+    assert!(port.as_str().len() <= 64 && !port.as_str().contains(['/', ':']));
+    let numbers = port.order();
+    assert!((2..=1 + TIERS).contains(&numbers.len()), "{numbers:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_numbers_and_leads_nowhere_else() {
+        for name in ["1-1", "3-1.2", "12-1.2.3.4.5.6", "99999-99999"] {
+            assert_eq!(
+                Port::parse(name).map(|port| port.to_string()).as_deref(),
+                Some(name)
+            );
+        }
+        for name in [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "usb3",
+            "3-0:1.0",
+            "3-1:1.0",
+            "3-1.",
+            "3-.1",
+            "3-1..2",
+            "../3-1",
+            "3-1/..",
+            "3-1.2.3.4.5.6.7",
+            "3-1.1.1.1.1.1.1.1/../x",
+            "100000-1",
+            "3-+1",
+        ] {
+            assert_eq!(Port::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What udev keeps of a device in `/run/udev/data`: lines of a letter, a colon and a value, `E:` for properties.
+//!
+//! A rule that sets `PCSCLITE_IGNORE` makes pcscd leave a device to others.
+
+/// Bytes of a file that are read; udev writes some hundred.
+pub(crate) const LONGEST: u64 = 1 << 16;
+/// Lines of it.
+const MOST: usize = 2048;
+/// The property, as a rule of `70-claviger.rules` sets it.
+const KEY: &[u8] = b"PCSCLITE_IGNORE";
+const YES: &[u8] = b"1";
+
+/// Whether pcscd was told to leave the device to us. Of a property that is there twice the last counts.
+#[must_use]
+pub fn is_left_to_us(data: &[u8]) -> bool {
+    let lines = data.split(|byte| *byte == b'\n').take(MOST);
+    lines.filter_map(value).last() == Some(YES)
+}
+
+/// The property's value, if the line is its.
+fn value(line: &[u8]) -> Option<&[u8]> {
+    line.strip_prefix(b"E:")?
+        .strip_prefix(KEY)?
+        .strip_prefix(b"=")
+}
+
+/// Reads arbitrary bytes; for the fuzz target beside this file.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let line = [b"E:", KEY, b"=", YES].concat();
+    let is_there = bytes.windows(line.len()).any(|part| part == line);
+    assert!(!is_left_to_us(bytes) || is_there, "said of no such line");
+    if bytes.iter().filter(|byte| **byte == b'\n').count() < MOST - 1 {
+        assert!(is_left_to_us(&[bytes, b"\n", &line].concat()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &[u8] =
+        b"N:bus/usb/003/007\nI:8411312\nE:ID_MODEL=Nitrokey_3\nE:ID_SMARTCARD_READER=1\n\
+        E:PCSCLITE_IGNORE=1\nG:uaccess\nQ:uaccess\nV:1\n";
+
+    #[test]
+    fn a_device_with_the_mark_is_left_to_us() {
+        assert!(is_left_to_us(TOKEN));
+        assert!(is_left_to_us(b"E:PCSCLITE_IGNORE=1"), "no line end");
+    }
+
+    #[test]
+    fn a_device_without_the_mark_or_with_another_value_is_not() {
+        for data in [
+            &b""[..],
+            b"E:ID_MODEL=Nitrokey_3\n",
+            b"E:PCSCLITE_IGNORE=0\n",
+            b"E:PCSCLITE_IGNORE=\n",
+            b"E:PCSCLITE_IGNORE=11\n",
+            b"E:PCSCLITE_IGNORED=1\n",
+            b"E:ID_MODEL=E:PCSCLITE_IGNORE=1\n",
+            b"G:PCSCLITE_IGNORE=1\n",
+            b"PCSCLITE_IGNORE=1\n",
+        ] {
+            assert!(!is_left_to_us(data), "{}", data.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn of_two_marks_the_last_counts() {
+        assert!(!is_left_to_us(
+            b"E:PCSCLITE_IGNORE=1\nE:PCSCLITE_IGNORE=0\n"
+        ));
+        assert!(is_left_to_us(b"E:PCSCLITE_IGNORE=0\nE:PCSCLITE_IGNORE=1\n"));
+    }
+}

@@ -1,0 +1,45 @@
+//! The end of a queue of transfers: cancelled, and waited for until the system has given every buffer back.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, Timespec};
+
+use super::transfer::{EndpointAddress, Pipes};
+
+/// How long the kernel may take; it takes microseconds, and what it does not give back then is left to it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Cancels what is pending on `endpoints` and takes all completions; whether everything has ended.
+pub(crate) fn settle(pipes: &mut dyn Pipes, endpoints: &[EndpointAddress]) -> bool {
+    endpoints
+        .iter()
+        .for_each(|endpoint| pipes.cancel(*endpoint));
+    let until = Instant::now() + PATIENCE;
+    loop {
+        while pipes.completed().is_some() {}
+        if endpoints
+            .iter()
+            .all(|endpoint| pipes.pending(*endpoint) == 0)
+        {
+            return true;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            tracing::warn!("transfers of {endpoints:?} were not given back within {PATIENCE:?}");
+            return false;
+        }
+        wait(pipes, left);
+    }
+}
+
+/// Waits for a completion, `left` at most.
+pub(crate) fn wait(pipes: &dyn Pipes, left: Duration) {
+    let left = pipes.due().map_or(left, |due| due.min(left));
+    let descriptors = pipes.descriptors();
+    let mut polled: Vec<PollFd<'_>> = descriptors
+        .iter()
+        .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+        .collect();
+    // A signal ends the wait early, which the caller's loop allows for.
+    let _ = rustix::event::poll(&mut polled, Timespec::try_from(left).ok().as_ref());
+}

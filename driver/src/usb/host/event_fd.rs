@@ -1,0 +1,132 @@
+//! A descriptor that becomes ready when another thread says so, and is written only when it was not.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Wake, Waker},
+};
+
+use rustix::event::EventfdFlags;
+
+use super::transfer::TransferError;
+use crate::fork_closed::ForkClosed;
+
+#[derive(Debug)]
+pub(crate) struct Signal {
+    event: ForkClosed<OwnedFd>,
+    set: AtomicBool,
+}
+
+impl Signal {
+    pub(crate) fn new() -> Result<Arc<Self>, TransferError> {
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| TransferError::Fault(error.raw_os_error()))?;
+        let set = AtomicBool::new(false);
+        let event = ForkClosed::new(event);
+        Ok(Arc::new(Self { event, set }))
+    }
+
+    /// Makes the descriptor ready.
+    pub(crate) fn set(&self) {
+        if !self.set.swap(true, Ordering::SeqCst) {
+            // A counter that is full is readable too.
+            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Makes the descriptor not ready, before its owner looks: what is signalled after the look began makes it ready
+    /// again, what was signalled before is there to be seen.
+    pub(crate) fn clear(&self) {
+        if self.set.load(Ordering::SeqCst) {
+            let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+            self.set.store(false, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn waker(self: &Arc<Self>) -> Waker {
+        Waker::from(Arc::clone(self))
+    }
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.set();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.set();
+    }
+}
+
+impl AsFd for Signal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    use super::*;
+
+    fn ready(signal: &Signal, seconds: i64) -> bool {
+        let limit = Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        };
+        let mut polled = [PollFd::new(signal, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&limit)).unwrap() > 0
+    }
+
+    #[test]
+    fn it_is_ready_from_the_first_wake_until_it_is_cleared_and_again_after_the_next() {
+        let signal = Signal::new().unwrap();
+        assert!(!ready(&signal, 0));
+        let waker = signal.waker();
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        assert!(ready(&signal, 0));
+        signal.clear();
+        assert!(!ready(&signal, 0));
+        waker.wake();
+        assert!(ready(&signal, 0));
+    }
+
+    #[test]
+    fn a_second_wake_writes_nothing() {
+        let signal = Signal::new().unwrap();
+        signal.set();
+        signal.set();
+        let mut count = [0; 8];
+        rustix::io::read(&signal.event, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
+    fn no_wake_is_lost_whenever_it_comes() {
+        let signal = Signal::new().unwrap();
+        let sent = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let other = {
+            let (waker, sent) = (signal.waker(), Arc::clone(&sent));
+            thread::spawn(move || {
+                for _ in 0..10_000 {
+                    sent.fetch_add(1, Ordering::SeqCst);
+                    waker.wake_by_ref();
+                }
+            })
+        };
+        let mut seen = 0;
+        while seen < 10_000 {
+            assert!(ready(&signal, 60), "a wake was lost after {seen}");
+            signal.clear();
+            seen = sent.load(Ordering::SeqCst);
+        }
+        other.join().unwrap();
+    }
+}

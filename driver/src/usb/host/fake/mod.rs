@@ -1,0 +1,275 @@
+//! A USB device in memory: the test double behind [`UsbInterface`].
+//!
+//! ```text
+//! FakeReader   a CCID reader with cards         or any Firmware, also a closure
+//!     FakeDevice   what a test holds: pushes answers and notifications, injects faults, reads the counts
+//!         claim()      what a driver holds: UsbInterface, then Pipes
+//! ```
+//!
+//! Transfers are cut into packets as on a bus, so a message whose length is a multiple of the packet size needs
+//! its zero-length packet, and an answer nobody read waits for the next transfer. Time does not pass in it: the
+//! firmware runs inside the `submit_out` or `control` that reaches it, on that thread, and what is to come later is
+//! pushed by the test, from any thread. Submissions in one order give completions in one order.
+
+mod bus;
+mod endpoint;
+mod engine;
+pub mod fault;
+mod queue;
+pub mod reader;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use self::{engine::State, queue::FakePipes};
+pub use self::{fault::Fault, reader::FakeReader};
+use super::transfer::{EndpointAddress, OpenError, Pipes, Setup, TransferError, UsbInterface};
+
+/// What the device does with what it is sent.
+pub trait Firmware: Send {
+    /// A bulk-OUT transfer has arrived; a message may take several.
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer>;
+
+    /// A control request: `data` is what was sent, or is filled. How many bytes there were.
+    ///
+    /// # Errors
+    /// [`TransferError::Stall`] for one it does not know.
+    fn control(&mut self, setup: Setup, data: &mut [u8]) -> Result<usize, TransferError> {
+        let _ = (setup, data);
+        Err(TransferError::Stall)
+    }
+
+    /// The device was reset.
+    fn reset(&mut self) {}
+}
+
+impl<F: FnMut(&[u8]) -> Vec<Answer> + Send> Firmware for F {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+        self(transfer)
+    }
+}
+
+/// What the device sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A message on bulk-IN.
+    Bulk(Vec<u8>),
+    /// A message on interrupt-IN; lost when there is none.
+    Notification(Vec<u8>),
+}
+
+/// The endpoints of the one interface.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Bulk to the device.
+    pub bulk_out: EndpointAddress,
+    /// Bulk from the device.
+    pub bulk_in: EndpointAddress,
+    /// Interrupt from the device.
+    pub interrupt: Option<EndpointAddress>,
+    /// wMaxPacketSize of all of them.
+    pub packet: usize,
+    /// Whether a message that fills its last packet is followed by an empty one, as it must be.
+    pub zlp: bool,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            bulk_out: EndpointAddress(0x02),
+            bulk_in: EndpointAddress(0x82),
+            interrupt: Some(EndpointAddress(0x83)),
+            packet: 64,
+            zlp: true,
+        }
+    }
+}
+
+/// What happened at the device, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A transfer from the device was queued, of up to so many bytes.
+    SubmitIn(EndpointAddress, usize),
+    /// A transfer of so many bytes to the device was queued.
+    SubmitOut(EndpointAddress, usize),
+    /// A transfer ended, with so many bytes over the bus.
+    Completed(EndpointAddress, usize, Result<(), TransferError>),
+    /// A control request.
+    Control(Setup),
+    /// The transfers of an endpoint were cancelled.
+    Cancel(EndpointAddress),
+    /// A halt was cleared.
+    ClearHalt(EndpointAddress),
+    /// The device was reset.
+    Reset,
+    /// The interface was claimed.
+    Claimed,
+    /// The last of the claim's owners was dropped.
+    Released,
+}
+
+/// How often what happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Transfers from the device on bulk-IN.
+    pub bulk_in: usize,
+    /// Transfers to the device.
+    pub bulk_out: usize,
+    /// Transfers from the device on interrupt-IN.
+    pub interrupt: usize,
+    /// Control requests.
+    pub control: usize,
+    /// Transfers that ended, of whatever endpoint.
+    pub completed: usize,
+}
+
+/// A device, as the test sees it. A clone is the same device.
+#[derive(Clone)]
+pub struct FakeDevice {
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeDevice {
+    /// A device with an unclaimed interface.
+    #[must_use]
+    pub fn new(layout: Layout, firmware: impl Firmware + 'static) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State::new(layout, Box::new(firmware)))),
+        }
+    }
+
+    /// Claims the interface, as opening a device does.
+    ///
+    /// # Errors
+    /// [`OpenError::Busy`] while it is claimed, [`OpenError::Gone`] after the device left.
+    pub fn claim(&self) -> Result<Arc<dyn UsbInterface>, OpenError> {
+        self.state().claim()?;
+        Ok(Arc::new(FakeInterface {
+            claim: Arc::new(Claim {
+                device: self.clone(),
+            }),
+        }))
+    }
+
+    /// Whether the interface is claimed, or transfers of it are still owned by somebody.
+    #[must_use]
+    pub fn claimed(&self) -> bool {
+        self.state().claimed
+    }
+
+    /// How many [`Pipes`] live.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.state().queues()
+    }
+
+    /// Sends a message, after all that was sent before.
+    pub fn send(&self, answer: Answer) {
+        self.state().send(answer);
+    }
+
+    /// The device leaves the bus; whatever is pending ends with [`TransferError::Gone`].
+    pub fn leave(&self) {
+        self.state().leave();
+    }
+
+    /// Lets `fault` strike at the event that comes after so many others: a submission, a control request, a
+    /// completion that was not asked for by a cancel. Replaces one that has not struck.
+    pub fn inject(&self, fault: Fault, after: usize) {
+        self.state().inject(fault, after);
+    }
+
+    /// Whether the fault injected last has struck: its event came, and the answer it spoils, if it spoils one.
+    #[must_use]
+    pub fn struck(&self) -> bool {
+        self.state().struck()
+    }
+
+    /// From now on every interrupt transfer that is submitted fails with this errno.
+    pub fn break_interrupt(&self, errno: i32) {
+        self.state().broken_interrupt = Some(errno);
+    }
+
+    /// From now on the device takes what it is sent and says nothing, or speaks again.
+    pub fn fall_silent(&self, silent: bool) {
+        self.state().silent = silent;
+    }
+
+    /// Lets go what [`Fault::Delay`] held.
+    pub fn release(&self) {
+        self.state().release();
+    }
+
+    /// What happened since the beginning.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    /// How many transfers and control requests there ever were, whoever sent them and whatever became of them.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.state().begun
+    }
+
+    /// The last few thousand events, the oldest first.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        self.state().events()
+    }
+
+    /// Forgets the events and sets the counts to zero.
+    pub fn forget(&self) {
+        self.state().forget();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for FakeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FakeDevice")
+    }
+}
+
+/// The claim, which lasts as long as the interface and its queues.
+#[derive(Debug)]
+struct Claim {
+    device: FakeDevice,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.device.state().unclaim();
+    }
+}
+
+#[derive(Debug)]
+struct FakeInterface {
+    claim: Arc<Claim>,
+}
+
+impl UsbInterface for FakeInterface {
+    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
+        let pipes = FakePipes::new(Arc::clone(&self.claim), endpoints)?;
+        Ok(Box::new(pipes))
+    }
+
+    fn control(
+        &self,
+        setup: Setup,
+        data: &mut [u8],
+        _limit: Duration,
+    ) -> Result<usize, TransferError> {
+        self.claim.device.state().control(setup, data)
+    }
+
+    fn reset(&self) -> Result<(), TransferError> {
+        self.claim.device.state().reset()
+    }
+}

@@ -1,0 +1,302 @@
+//! A CCID reader in memory, with cards that are closures.
+//!
+//! It does what CCID 1.1 asks of a reader at its exchange level and no more; what it may leave out (an answer to
+//! Abort, an interrupt endpoint, the right time) is a switch.
+
+mod card;
+mod card_interface;
+mod descriptor;
+mod firmware;
+pub mod icc;
+mod message;
+mod slot;
+mod t0;
+mod t1;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use self::{
+    card::{Disturbance, FakeCard, Pps, Protocol, echo},
+    message::MAX_MESSAGE,
+};
+use self::{
+    firmware::{Model, Shared},
+    slot::Slot,
+};
+use super::{Answer, FakeDevice, Layout, fault::time_extension};
+
+/// How the reader talks to its cards (CCID 1.1, table 5.1-1, dwFeatures).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Characters, as many as the host asks for.
+    Character,
+    /// Blocks of T=1, or headers and data of T=0.
+    Tpdu,
+    /// APDUs of up to 261 bytes.
+    ShortApdu,
+    /// APDUs of any length.
+    ExtendedApdu,
+}
+
+/// What the reader is.
+#[derive(Clone, Debug)]
+pub struct ReaderConfig {
+    /// Its exchange level.
+    pub level: Level,
+    /// The rest of dwFeatures, without the exchange level.
+    pub features: u32,
+    /// dwMaxCCIDMessageLength.
+    pub max_message: u32,
+    /// dwMaxIFSD.
+    pub max_ifsd: u32,
+    /// dwProtocols: 1 for T=0, 2 for T=1.
+    pub protocols: u32,
+    /// bVoltageSupport: 1 for 5 V, 2 for 3 V, 4 for 1.8 V.
+    pub voltages: u8,
+    /// How many slots.
+    pub slots: u8,
+    /// bInterfaceClass: 0B, or FF.
+    pub class: u8,
+    /// Endpoints, packets, and whether a full one is followed by an empty one.
+    pub layout: Layout,
+    /// idVendor, idProduct, bcdDevice.
+    pub product: (u16, u16, u16),
+}
+
+impl ReaderConfig {
+    /// A token that takes whole APDUs and sets everything itself.
+    #[must_use]
+    pub fn extended() -> Self {
+        Self {
+            level: Level::ExtendedApdu,
+            features: 0x0000_00FE,
+            max_message: 3072,
+            max_ifsd: 3062,
+            protocols: 3,
+            voltages: 7,
+            slots: 1,
+            class: 0x0B,
+            layout: Layout::default(),
+            product: (0x1209, 0xC1A5, 0x0100),
+        }
+    }
+
+    /// A reader of short APDUs.
+    #[must_use]
+    pub fn short() -> Self {
+        Self {
+            level: Level::ShortApdu,
+            features: 0x0000_0842,
+            max_message: 271,
+            max_ifsd: 254,
+            ..Self::extended()
+        }
+    }
+
+    /// A reader that leaves parameters, rate and protocol to the host.
+    #[must_use]
+    pub fn tpdu() -> Self {
+        Self {
+            level: Level::Tpdu,
+            features: 0x0000_0030,
+            max_message: 271,
+            max_ifsd: 254,
+            ..Self::extended()
+        }
+    }
+
+    /// The same for characters.
+    #[must_use]
+    pub fn character() -> Self {
+        Self {
+            level: Level::Character,
+            ..Self::tpdu()
+        }
+    }
+
+    /// The reader of QEMU (usb-ccid): TPDUs of T=0, and everything else done by itself.
+    #[must_use]
+    pub fn qemu() -> Self {
+        Self {
+            level: Level::Tpdu,
+            features: 0x0000_04FE,
+            max_message: 65_554,
+            max_ifsd: 254,
+            protocols: 1,
+            product: (0x08E6, 0x4433, 0x0000),
+            ..Self::extended()
+        }
+    }
+}
+
+/// A reader on the bus. A clone is the same reader.
+#[derive(Clone, Debug)]
+pub struct FakeReader {
+    device: FakeDevice,
+    model: Shared,
+    config: Arc<ReaderConfig>,
+}
+
+impl FakeReader {
+    /// A reader with empty slots.
+    #[must_use]
+    pub fn new(config: ReaderConfig) -> Self {
+        let model = Shared(Arc::new(Mutex::new(Model::new(&config))));
+        Self {
+            device: FakeDevice::new(config.layout, model.clone()),
+            model,
+            config: Arc::new(config),
+        }
+    }
+
+    /// The reader with `card` in its first slot, put in before anybody looked.
+    #[must_use]
+    pub fn with_card(config: ReaderConfig, card: FakeCard) -> Self {
+        let reader = Self::new(config);
+        reader.insert(0, card);
+        reader.model().changed.clear();
+        reader
+    }
+
+    /// Its device: claim, faults, counts.
+    #[must_use]
+    pub fn device(&self) -> &FakeDevice {
+        &self.device
+    }
+
+    /// Device and configuration descriptor, as sysfs has them in `descriptors`.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<u8> {
+        descriptor::descriptors(&self.config)
+    }
+
+    /// Puts a card into a slot, and says so on the interrupt pipe.
+    pub fn insert(&self, slot: u8, card: FakeCard) {
+        self.change(slot, Some(card));
+    }
+
+    /// Pulls the card of a slot, and says so on the interrupt pipe.
+    pub fn remove(&self, slot: u8) {
+        self.change(slot, None);
+    }
+
+    /// Pulls the card and puts another in, which the interrupt pipe tells as one change.
+    pub fn swap(&self, slot: u8, card: FakeCard) {
+        self.model().put(slot, None);
+        self.change(slot, Some(card));
+    }
+
+    /// Puts a card into a slot, and says nothing.
+    pub fn put_unseen(&self, slot: u8, card: FakeCard) {
+        let mut model = self.model();
+        model.put(slot, Some(card));
+        model.changed.clear();
+    }
+
+    /// Takes power from all cards, as a hub that is switched off does, and says nothing.
+    pub fn lose_power(&self) {
+        self.model().slots.iter_mut().for_each(Slot::restart);
+    }
+
+    /// Whether Abort is honoured; otherwise its control half stalls and its bulk half is not answered.
+    pub fn honour_abort(&self, honour: bool) {
+        self.model().honours_abort = honour;
+    }
+
+    /// From now on the card's answers are kept back, until [`FakeReader::release`] or an abort.
+    pub fn hold(&self) {
+        self.model().holding = true;
+    }
+
+    /// Sends what was kept back, and keeps nothing back any more.
+    pub fn release(&self) {
+        let answers = {
+            let mut model = self.model();
+            model.holding = false;
+            model
+                .slots
+                .iter_mut()
+                .filter_map(Slot::let_go)
+                .collect::<Vec<_>>()
+        };
+        for answer in answers {
+            self.device.send(Answer::Bulk(answer));
+        }
+    }
+
+    /// How many requests for more time come before each answer of the card.
+    pub fn extend_time(&self, count: usize) {
+        self.model().time_extensions = count;
+    }
+
+    /// Asks for `multiplier` times the time for the answers that are held.
+    pub fn ask_for_time(&self, multiplier: u8) {
+        let model = self.model();
+        let held = model.slots.iter().filter_map(|slot| slot.held.as_ref());
+        let requests: Vec<_> = held
+            .map(|answer| time_extension(answer, multiplier))
+            .collect();
+        drop(model);
+        for request in requests {
+            self.device.send(Answer::Bulk(request));
+        }
+    }
+
+    /// From now on SetParameters fails with this bError, or works again.
+    pub fn refuse_parameters(&self, error: Option<u8>) {
+        let mut model = self.model();
+        model.slots.iter_mut().for_each(|slot| slot.refuses = error);
+    }
+
+    /// The next `count` resets of a card that has power are not answered.
+    pub fn fail_warm_resets(&self, count: usize) {
+        let mut model = self.model();
+        model
+            .slots
+            .iter_mut()
+            .for_each(|slot| slot.mute_when_warm = count);
+    }
+
+    /// Reports a hardware error of a slot (CCID 1.1, 6.3.2).
+    pub fn hardware_error(&self, slot: u8, sequence: u8, code: u8) {
+        let message = vec![0x51, slot, sequence, code];
+        self.device.send(Answer::Notification(message));
+    }
+
+    /// How many commands each slot's card was given, blocks and APDUs alike.
+    #[must_use]
+    pub fn card_commands(&self, slot: u8) -> usize {
+        self.model().slot(slot).map_or(0, |slot| slot.commands)
+    }
+
+    /// Whether the slot's card is powered.
+    #[must_use]
+    pub fn powered(&self, slot: u8) -> bool {
+        self.model().slot(slot).is_some_and(|slot| slot.powered)
+    }
+
+    /// The messages it was sent, in order: the type, the three bytes that are the message's own, the data.
+    #[must_use]
+    pub fn heard(&self) -> Vec<(u8, [u8; 3], Vec<u8>)> {
+        self.model().heard.clone()
+    }
+
+    /// The types of the messages it was sent, in order, each with its sequence number.
+    #[must_use]
+    pub fn messages(&self) -> Vec<(u8, u8)> {
+        self.model().messages.clone()
+    }
+
+    fn change(&self, slot: u8, card: Option<FakeCard>) {
+        let notification = {
+            let mut model = self.model();
+            model.put(slot, card);
+            model.notification()
+        };
+        self.device.send(Answer::Notification(notification));
+    }
+
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

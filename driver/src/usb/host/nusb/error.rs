@@ -1,0 +1,70 @@
+//! nusb's errors as ours.
+
+use ::nusb::{Error, ErrorKind, transfer};
+use rustix::io::Errno;
+
+use crate::usb::host::transfer::{OpenError, TransferError};
+
+/// How a transfer ended.
+pub(super) fn transfer(error: transfer::TransferError) -> TransferError {
+    use transfer::TransferError as Theirs;
+    match error {
+        Theirs::Cancelled => TransferError::Cancelled,
+        Theirs::Stall => TransferError::Stall,
+        Theirs::Disconnected => TransferError::Gone,
+        Theirs::Fault => fault(Errno::PROTO),
+        Theirs::InvalidArgument => fault(Errno::INVAL),
+        Theirs::Unknown(number) => TransferError::Fault(i32::try_from(number).unwrap_or(0)),
+    }
+}
+
+/// A call other than a transfer.
+pub(super) fn call(error: &Error) -> TransferError {
+    match error.kind() {
+        ErrorKind::Disconnected => TransferError::Gone,
+        ErrorKind::Busy => fault(Errno::BUSY),
+        ErrorKind::NotFound => fault(Errno::NOENT),
+        _ => {
+            let number = error
+                .os_error()
+                .and_then(|number| i32::try_from(number).ok());
+            number.map_or(fault(Errno::IO), TransferError::Fault)
+        }
+    }
+}
+
+/// Why a device was not opened, or its interface not claimed; who has it is for the caller to find.
+pub(super) fn open(error: &Error) -> OpenError {
+    match error.kind() {
+        ErrorKind::Disconnected => OpenError::Gone,
+        ErrorKind::Busy => OpenError::Busy(String::new()),
+        ErrorKind::NotFound => OpenError::Failed("the device has no such interface".to_owned()),
+        _ => OpenError::Failed(error.to_string()),
+    }
+}
+
+pub(super) fn fault(errno: Errno) -> TransferError {
+    TransferError::Fault(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use ::nusb::transfer::TransferError as Theirs;
+
+    use super::*;
+
+    #[test]
+    fn each_end_of_a_transfer_has_its_error() {
+        for (theirs, ours) in [
+            (Theirs::Cancelled, TransferError::Cancelled),
+            (Theirs::Stall, TransferError::Stall),
+            (Theirs::Disconnected, TransferError::Gone),
+            (Theirs::Fault, TransferError::Fault(71)),
+            (Theirs::InvalidArgument, TransferError::Fault(22)),
+            (Theirs::Unknown(5), TransferError::Fault(5)),
+            (Theirs::Unknown(u32::MAX), TransferError::Fault(0)),
+        ] {
+            assert_eq!(transfer(theirs), ours);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Transfers by nusb, moved by a thread of its own: one for the process, named `nusb-events`, begun with the first
+//! device and never ended.
+//!
+//! So it needs leave to start a thread, and a child after fork has none: both take [`super::rusb`], as does whoever finds
+//! that the thread cannot be started. The thread wakes ours through an eventfd. Two things nusb does not tell: babble is
+//! [`TransferError::Fault`] as any other fault of the bus, and the bytes of a control transfer pass through buffers it
+//! does not wipe.
+
+mod endpoint;
+mod error;
+mod thread;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use ::nusb::{
+    Device, Interface, MaybeFuture as _,
+    transfer::{ControlIn, ControlOut, ControlType, Recipient},
+};
+use claviger_apdu::Secret;
+use rustix::{event::PollFlags, io::Errno};
+
+use self::{endpoint::Queue, thread::EventThread};
+use super::{
+    drain::settle,
+    event_fd::Signal,
+    transfer::{Completion, EndpointAddress, OpenError, Pipes, Setup, TransferError, UsbInterface},
+};
+use crate::{fork_closed::Registration, gate};
+
+/// A claimed interface. nusb releases it with the last of its clones, of which every endpoint has one.
+struct Claim {
+    _registration: Registration,
+    interface: Interface,
+    /// Claims made anew after a reset, which takes the first away.
+    again: Mutex<Vec<Interface>>,
+    device: Device,
+}
+
+static EVENTS: EventThread = EventThread::new();
+
+/// Claims an interface of the device whose node `open` opens. `None` where nusb cannot have its thread.
+pub(super) fn claim(
+    open: impl FnOnce() -> Result<OwnedFd, OpenError>,
+    interface: u8,
+) -> Option<Result<Arc<dyn UsbInterface>, OpenError>> {
+    let opened = EVENTS.with(thread::can_start, || self::open(open))?;
+    Some(opened.and_then(|device| claim_of(device, interface)))
+}
+
+/// An open device, known for as long as it is open and not a moment longer: the order is that of their end.
+struct Opened {
+    registration: Registration,
+    device: Device,
+}
+
+fn open(open: impl FnOnce() -> Result<OwnedFd, OpenError>) -> Result<Opened, OpenError> {
+    let _pass = gate::enter();
+    let node = open()?;
+    let number = node.as_raw_fd();
+    let device = Device::from_fd(node).wait();
+    let device = device.map_err(|error| error::open(&error))?;
+    Ok(Opened {
+        registration: Registration::new(number),
+        device,
+    })
+}
+
+fn claim_of(opened: Opened, interface: u8) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    let interface = opened
+        .device
+        .claim_interface(interface)
+        .wait()
+        .map_err(|error| error::open(&error))?;
+    Ok(Arc::new(NusbInterface(Arc::new(Claim {
+        _registration: opened.registration,
+        interface,
+        again: Mutex::default(),
+        device: opened.device,
+    }))))
+}
+
+struct NusbInterface(Arc<Claim>);
+
+impl fmt::Debug for NusbInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NusbInterface({})", self.0.interface.interface_number())
+    }
+}
+
+impl UsbInterface for NusbInterface {
+    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
+        let signal = Signal::new()?;
+        let queues = endpoints
+            .iter()
+            .map(|address| endpoint::open(&self.0.interface, *address));
+        Ok(Box::new(NusbPipes {
+            queues: queues.collect::<Result<_, _>>()?,
+            ready: VecDeque::new(),
+            waker: signal.waker(),
+            signal,
+            _claim: Arc::clone(&self.0),
+        }))
+    }
+
+    fn control(
+        &self,
+        setup: Setup,
+        data: &mut [u8],
+        limit: Duration,
+    ) -> Result<usize, TransferError> {
+        let length = u16::try_from(data.len()).map_err(|_| error::fault(Errno::INVAL))?;
+        let (control_type, recipient) = kind(setup.request_type)?;
+        let Setup {
+            request,
+            value,
+            index,
+            ..
+        } = setup;
+        if setup.request_type & 0x80 == 0 {
+            let request = ControlOut {
+                control_type,
+                recipient,
+                request,
+                value,
+                index,
+                data,
+            };
+            let sent = self.0.interface.control_out(request, limit).wait();
+            return sent.map(|()| data.len()).map_err(error::transfer);
+        }
+        let request = ControlIn {
+            control_type,
+            recipient,
+            request,
+            value,
+            index,
+            length,
+        };
+        let received = self.0.interface.control_in(request, limit).wait();
+        let received = Secret::new(received.map_err(error::transfer)?);
+        for (to, from) in data.iter_mut().zip(received.expose()) {
+            *to = *from;
+        }
+        Ok(received.len().min(data.len()))
+    }
+
+    fn reset(&self) -> Result<(), TransferError> {
+        let Claim { device, again, .. } = &*self.0;
+        device.reset().wait().map_err(|error| error::call(&error))?;
+        let number = self.0.interface.interface_number();
+        let claimed = device
+            .claim_interface(number)
+            .wait()
+            .map_err(|error| error::call(&error))?;
+        again
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(claimed);
+        Ok(())
+    }
+}
+
+/// bmRequestType in nusb's words, without the direction (USB 2.0, table 9-2).
+fn kind(request_type: u8) -> Result<(ControlType, Recipient), TransferError> {
+    let control_type = match request_type & 0x60 {
+        0x00 => ControlType::Standard,
+        0x20 => ControlType::Class,
+        0x40 => ControlType::Vendor,
+        _ => return Err(error::fault(Errno::INVAL)),
+    };
+    let recipient = match request_type & 0x1F {
+        0 => Recipient::Device,
+        1 => Recipient::Interface,
+        2 => Recipient::Endpoint,
+        3 => Recipient::Other,
+        _ => return Err(error::fault(Errno::INVAL)),
+    };
+    Ok((control_type, recipient))
+}
+
+/// A queue. The endpoints go before the claim, which is released with the last of them.
+struct NusbPipes {
+    queues: Vec<Box<dyn Queue>>,
+    /// What ended while it was submitted.
+    ready: VecDeque<Completion>,
+    waker: Waker,
+    signal: Arc<Signal>,
+    _claim: Arc<Claim>,
+}
+
+impl fmt::Debug for NusbPipes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<EndpointAddress> = self.addresses();
+        write!(f, "NusbPipes({addresses:?})")
+    }
+}
+
+impl NusbPipes {
+    fn addresses(&self) -> Vec<EndpointAddress> {
+        self.queues.iter().map(|queue| queue.address()).collect()
+    }
+
+    fn queue(&mut self, endpoint: EndpointAddress) -> Option<&mut Box<dyn Queue>> {
+        self.queues
+            .iter_mut()
+            .find(|queue| queue.address() == endpoint)
+    }
+
+    /// After a submission: sees to it that the end of the transfer wakes us, unless it has come.
+    fn arm(&mut self, endpoint: EndpointAddress) {
+        let waker = self.waker.clone();
+        let ended = self
+            .queue(endpoint)
+            .and_then(|queue| queue.poll(&mut Context::from_waker(&waker)));
+        if let Some(ended) = ended {
+            self.ready.push_back(ended);
+            self.signal.set();
+        }
+    }
+
+    fn refuse(&mut self, endpoint: EndpointAddress, error: TransferError) {
+        self.ready.push_back(Completion {
+            endpoint,
+            buffer: Secret::default(),
+            transferred: 0,
+            result: Err(error),
+        });
+        self.signal.set();
+    }
+}
+
+impl Pipes for NusbPipes {
+    fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
+        match self.queue(endpoint).filter(|_| endpoint.is_in()) {
+            Some(queue) if u32::try_from(len).is_ok() => {
+                queue.submit_in(len);
+                self.arm(endpoint);
+            }
+            _ => self.refuse(endpoint, error::fault(Errno::INVAL)),
+        }
+    }
+
+    fn submit_out(&mut self, endpoint: EndpointAddress, buffer: Secret) {
+        match self.queue(endpoint).filter(|_| !endpoint.is_in()) {
+            Some(queue) => {
+                queue.submit_out(&buffer);
+                self.arm(endpoint);
+            }
+            None => self.refuse(endpoint, error::fault(Errno::INVAL)),
+        }
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(ready);
+        }
+        self.signal.clear();
+        let mut context = Context::from_waker(&self.waker);
+        self.queues
+            .iter_mut()
+            .find_map(|queue| queue.poll(&mut context))
+    }
+
+    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        vec![(self.signal.as_fd(), PollFlags::IN)]
+    }
+
+    fn cancel(&mut self, endpoint: EndpointAddress) {
+        if let Some(queue) = self.queue(endpoint) {
+            queue.cancel();
+        }
+    }
+
+    fn pending(&self, endpoint: EndpointAddress) -> usize {
+        let queue = self.queues.iter().find(|queue| queue.address() == endpoint);
+        queue.map_or(0, |queue| queue.pending())
+    }
+
+    fn clear_halt(&mut self, endpoint: EndpointAddress) -> Result<(), TransferError> {
+        let queue = self.queue(endpoint).ok_or(error::fault(Errno::NOENT))?;
+        if queue.pending() > 0 {
+            return Err(error::fault(Errno::BUSY));
+        }
+        queue.clear_halt()
+    }
+}
+
+impl Drop for NusbPipes {
+    fn drop(&mut self) {
+        let endpoints = self.addresses();
+        settle(self, &endpoints);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_type_is_taken_apart_as_the_standard_has_it() {
+        assert_eq!(kind(0x21), Ok((ControlType::Class, Recipient::Interface)));
+        assert_eq!(kind(0xA1), Ok((ControlType::Class, Recipient::Interface)));
+        assert_eq!(kind(0x80), Ok((ControlType::Standard, Recipient::Device)));
+        assert_eq!(kind(0x42), Ok((ControlType::Vendor, Recipient::Endpoint)));
+        assert_eq!(kind(0x60), Err(error::fault(Errno::INVAL)));
+        assert_eq!(kind(0x04), Err(error::fault(Errno::INVAL)));
+    }
+}

@@ -1,0 +1,194 @@
+//! Opening a device by its node, and saying who has it when that fails.
+
+use std::{
+    cell::Cell,
+    fs::{self, File},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::Arc,
+};
+
+use claviger_apdu::{TransportError, TransportErrorKind};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    nusb,
+    owner::owned,
+    rusb,
+    transfer::{OpenError, UsbInterface},
+    usbfs,
+};
+use crate::fork_closed::ForkClosed;
+
+/// Who moves the transfers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stack {
+    /// A thread of nusb's, one for the process, which nobody can end. Where it cannot be started: as [`Stack::Rusb`].
+    Nusb,
+    /// The thread that waits; so also where threads are not allowed, and after a fork.
+    #[default]
+    Rusb,
+}
+
+impl From<OpenError> for TransportError {
+    fn from(error: OpenError) -> Self {
+        let kind = match &error {
+            OpenError::Gone => TransportErrorKind::NoReader,
+            // Perhaps of this program, that has too many files open: the reader is there, and tried again.
+            OpenError::Failed(_) => TransportErrorKind::Protocol,
+            OpenError::Denied(_) => TransportErrorKind::Denied,
+            OpenError::Busy(_) => TransportErrorKind::Busy,
+        };
+        Self::before_card(kind, error.to_string())
+    }
+}
+
+/// Opens the device behind `node` (`/dev/bus/usb/BBB/DDD`) and claims its interface of that number. Waits for nobody;
+/// a driver of the kernel's that has the interface keeps it.
+///
+/// # Errors
+/// [`OpenError`], with the owner where one is known, and the cure.
+pub fn open(node: &Path, interface: u8, stack: Stack) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    match attempt(node, interface, stack) {
+        Ok(opened) => Ok(opened.interface),
+        Err(OpenError::Busy(_)) => Err(OpenError::Busy(owned(node, interface))),
+        Err(other) => Err(other),
+    }
+}
+
+/// A claimed interface.
+pub(crate) struct Opened {
+    pub(crate) interface: Arc<dyn UsbInterface>,
+    /// When the last transfer to the device had been begun before this claim, by whomever, as far as that can be told.
+    pub(crate) last_transfer: Option<u64>,
+}
+
+/// The same as [`open`], for whoever tries again: who has the device is not looked for. One that somebody else has claimed is
+/// sent nothing.
+///
+/// # Errors
+/// [`OpenError`].
+pub(crate) fn attempt(node: &Path, interface: u8, stack: Stack) -> Result<Opened, OpenError> {
+    let last_transfer = Cell::new(None);
+    let claimed_node = || {
+        let file = File::from(open_node(node)?);
+        usbfs::claim(&file, interface).map_err(refused)?;
+        // Either library asks the device for its configuration as it is given the node.
+        last_transfer.set(file.metadata().ok().as_ref().and_then(usbfs::last_transfer));
+        Ok(OwnedFd::from(file))
+    };
+    let by_nusb = match stack {
+        Stack::Nusb => nusb::claim(claimed_node, interface),
+        Stack::Rusb => None,
+    };
+    let claimed = by_nusb.unwrap_or_else(|| {
+        ForkClosed::open(claimed_node).and_then(|node| rusb::claim(node, interface))
+    });
+    let claimed = claimed.map(|interface| Opened {
+        interface,
+        last_transfer: last_transfer.get(),
+    });
+    claimed.map_err(|error| match error {
+        OpenError::Busy(_) => OpenError::Busy(format!("interface {interface} is in use")),
+        OpenError::Failed(what) => OpenError::Failed(format!("{}: {what}", node.display())),
+        other => other,
+    })
+}
+
+/// Why an interface was not claimed; who has it is for the caller to find.
+fn refused(errno: Errno) -> OpenError {
+    match errno {
+        Errno::NODEV => OpenError::Gone,
+        Errno::BUSY => OpenError::Busy(String::new()),
+        Errno::INVAL | Errno::NOENT => {
+            OpenError::Failed("the device has no such interface".to_owned())
+        }
+        other => OpenError::Failed(other.to_string()),
+    }
+}
+
+/// When the last transfer to the device behind `node` was begun, by whomever, as far as that can be told.
+pub(crate) fn last_transfer(node: &Path) -> Option<u64> {
+    usbfs::last_transfer(&fs::metadata(node).ok()?)
+}
+
+fn open_node(node: &Path) -> Result<OwnedFd, OpenError> {
+    rustix::fs::open(node, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        let node = node.display();
+        match errno {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => OpenError::Gone,
+            Errno::ACCESS | Errno::PERM => OpenError::Denied(format!(
+                "this user may not open {node}; the udev rule 70-claviger.rules gives readers to whoever sits at \
+                 the machine, a service needs the group that owns the node"
+            )),
+            other => OpenError::Failed(format!("{node}: {other}")),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use claviger_apdu::{TransportError, TransportErrorKind};
+
+    use super::*;
+
+    const NODE: &str = "/dev/bus/usb/901/004";
+
+    #[test]
+    fn a_node_that_is_not_there_is_a_device_that_left() {
+        for stack in [Stack::Nusb, Stack::Rusb] {
+            let error = open(Path::new(NODE), 0, stack).unwrap_err();
+            assert_eq!(error, OpenError::Gone);
+            let error = TransportError::from(error);
+            assert_eq!(error.kind, TransportErrorKind::NoReader);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_device_is_refused_by_either_stack() {
+        let file = std::env::temp_dir().join(format!("{}-open.file", std::process::id()));
+        fs::write(&file, [0; 100]).unwrap();
+        for stack in [Stack::Nusb, Stack::Rusb] {
+            let error = open(&file, 0, stack).unwrap_err();
+            assert!(
+                matches!(error, OpenError::Failed(_)),
+                "{stack:?}: {error:?}"
+            );
+        }
+        let _ = fs::remove_file(&file);
+    }
+
+    #[test]
+    fn a_reader_that_could_not_be_opened_has_not_left() {
+        let failed = OpenError::Failed("too many open files".to_owned());
+        assert_ne!(
+            TransportError::from(failed).kind,
+            TransportErrorKind::NoReader
+        );
+    }
+
+    #[test]
+    fn a_node_of_somebody_else_is_denied_with_the_cure() {
+        let file = std::env::temp_dir().join(format!("{}-open.denied", std::process::id()));
+        fs::write(&file, []).unwrap();
+        let none = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+        fs::set_permissions(&file, none).unwrap();
+        let opened = open_node(&file);
+        let _ = fs::remove_file(&file);
+        if rustix::process::geteuid().is_root() {
+            assert!(opened.is_ok(), "root is refused nothing");
+            return;
+        }
+        let error = opened.unwrap_err();
+        assert!(
+            matches!(&error, OpenError::Denied(what) if what.contains("udev")),
+            "{error}"
+        );
+        assert_eq!(TransportError::from(error).kind, TransportErrorKind::Denied);
+    }
+}

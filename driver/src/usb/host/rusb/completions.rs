@@ -1,0 +1,128 @@
+//! Where callbacks put what has ended, and the queue's owner finds it.
+
+use std::{
+    collections::VecDeque,
+    os::fd::OwnedFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::event::EventfdFlags;
+
+use crate::{fork_closed::ForkClosed, usb::host::transfer::TransferError};
+
+/// The address of a transfer whose callback has run.
+pub(super) struct Ended(pub(super) usize);
+
+/// What has ended of one queue, and the descriptor that says so when another thread saw it end.
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    pub(super) event: ForkClosed<OwnedFd>,
+}
+
+#[derive(Default)]
+struct State {
+    ended: VecDeque<Ended>,
+    /// The queue's own thread handles events and will look.
+    attended: bool,
+    signalled: bool,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Result<Self, TransferError> {
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| TransferError::Fault(error.raw_os_error()))?;
+        Ok(Self {
+            state: Mutex::default(),
+            event: ForkClosed::new(event),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, ended: Ended) {
+        let mut state = self.state();
+        state.ended.push_back(ended);
+        if !state.attended {
+            self.signal(&mut state);
+        }
+    }
+
+    /// Makes the descriptor ready until somebody finds nothing.
+    pub(super) fn nudge(&self) {
+        self.signal(&mut self.state());
+    }
+
+    fn signal(&self, state: &mut State) {
+        if !state.signalled {
+            state.signalled = true;
+            // A counter that is full is readable too.
+            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// The next that ended. When there is none, `handle` is called to find some; what ends meanwhile needs no signal.
+    pub(super) fn take(&self, handle: impl FnOnce()) -> Option<Ended> {
+        {
+            let mut state = self.state();
+            if let Some(ended) = state.ended.pop_front() {
+                return Some(ended);
+            }
+            state.attended = true;
+        }
+        handle();
+        let mut state = self.state();
+        state.attended = false;
+        let ended = state.ended.pop_front();
+        if ended.is_none() && state.signalled {
+            state.signalled = false;
+            let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+        }
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    use super::*;
+
+    fn ready(inbox: &Inbox) -> bool {
+        let mut polled = [PollFd::new(&inbox.event, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&Timespec::default())).unwrap() > 0
+    }
+
+    #[test]
+    fn what_ends_while_nobody_looks_makes_the_descriptor_ready_until_nothing_is_found() {
+        let inbox = Inbox::new().unwrap();
+        inbox.put(Ended(1));
+        inbox.put(Ended(2));
+        assert!(ready(&inbox));
+        assert_eq!(inbox.take(|| panic!("not needed")).unwrap().0, 1);
+        assert_eq!(inbox.take(|| ()).unwrap().0, 2);
+        assert!(ready(&inbox));
+        assert!(inbox.take(|| ()).is_none());
+        assert!(!ready(&inbox));
+    }
+
+    #[test]
+    fn what_ends_while_its_own_thread_handles_events_needs_no_signal() {
+        let inbox = Inbox::new().unwrap();
+        let found = inbox.take(|| inbox.put(Ended(7)));
+        assert_eq!(found.unwrap().0, 7);
+        assert!(!ready(&inbox));
+        inbox.put(Ended(8));
+        assert!(ready(&inbox));
+    }
+
+    #[test]
+    fn a_nudge_lasts_until_somebody_looked() {
+        let inbox = Inbox::new().unwrap();
+        inbox.nudge();
+        assert!(ready(&inbox));
+        assert!(inbox.take(|| ()).is_none());
+        assert!(!ready(&inbox));
+    }
+}

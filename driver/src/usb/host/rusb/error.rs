@@ -1,0 +1,103 @@
+//! libusb's numbers as errors of ours.
+
+use std::ffi::c_int;
+
+use ::rusb::constants;
+use rustix::io::Errno;
+
+use crate::usb::host::transfer::{OpenError, TransferError};
+
+/// How a transfer ended (`libusb_transfer_status`). libusb keeps the errno to itself.
+pub(super) fn status(status: c_int) -> Result<(), TransferError> {
+    match status {
+        constants::LIBUSB_TRANSFER_COMPLETED => Ok(()),
+        constants::LIBUSB_TRANSFER_TIMED_OUT | constants::LIBUSB_TRANSFER_CANCELLED => {
+            Err(TransferError::Cancelled)
+        }
+        constants::LIBUSB_TRANSFER_STALL => Err(TransferError::Stall),
+        constants::LIBUSB_TRANSFER_NO_DEVICE => Err(TransferError::Gone),
+        constants::LIBUSB_TRANSFER_OVERFLOW => Err(TransferError::Overflow),
+        _ => Err(fault(Errno::PROTO)),
+    }
+}
+
+/// Why a transfer was not submitted (`libusb_error`).
+pub(super) fn submission(code: c_int) -> TransferError {
+    match code {
+        constants::LIBUSB_ERROR_NO_DEVICE => TransferError::Gone,
+        constants::LIBUSB_ERROR_PIPE => TransferError::Stall,
+        constants::LIBUSB_ERROR_INVALID_PARAM | constants::LIBUSB_ERROR_NOT_SUPPORTED => invalid(),
+        constants::LIBUSB_ERROR_NO_MEM => no_memory(),
+        constants::LIBUSB_ERROR_BUSY => fault(Errno::BUSY),
+        _ => fault(Errno::IO),
+    }
+}
+
+/// A call of libusb's that failed. A control transfer's limit is an end like a cancel.
+pub(super) fn transfer(error: ::rusb::Error) -> TransferError {
+    use ::rusb::Error;
+    match error {
+        Error::NoDevice | Error::NotFound => TransferError::Gone,
+        Error::Timeout | Error::Interrupted => TransferError::Cancelled,
+        Error::Pipe => TransferError::Stall,
+        Error::Overflow => TransferError::Overflow,
+        Error::InvalidParam | Error::NotSupported => invalid(),
+        Error::NoMem => no_memory(),
+        Error::Busy => fault(Errno::BUSY),
+        Error::Access => fault(Errno::ACCESS),
+        Error::Io | Error::BadDescriptor | Error::Other => fault(Errno::IO),
+    }
+}
+
+/// Why a device was not opened, or its interface not claimed; who has it is for the caller to find.
+pub(super) fn open(error: ::rusb::Error) -> OpenError {
+    use ::rusb::Error;
+    match error {
+        Error::NoDevice => OpenError::Gone,
+        Error::Busy => OpenError::Busy(String::new()),
+        Error::NotFound => OpenError::Failed("the device has no such interface".to_owned()),
+        other => OpenError::Failed(format!("libusb: {other}")),
+    }
+}
+
+pub(super) fn invalid() -> TransferError {
+    fault(Errno::INVAL)
+}
+
+pub(super) fn no_memory() -> TransferError {
+    fault(Errno::NOMEM)
+}
+
+pub(super) fn fault(errno: Errno) -> TransferError {
+    TransferError::Fault(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_of_a_transfer_has_its_error_and_an_unknown_one_is_a_fault() {
+        let expected = [
+            Ok(()),
+            Err(TransferError::Fault(71)),
+            Err(TransferError::Cancelled),
+            Err(TransferError::Cancelled),
+            Err(TransferError::Stall),
+            Err(TransferError::Gone),
+            Err(TransferError::Overflow),
+            Err(TransferError::Fault(71)),
+        ];
+        let mapped: Vec<_> = (0..8).map(status).collect();
+        assert_eq!(mapped, expected);
+    }
+
+    #[test]
+    fn a_device_that_left_is_gone_however_it_is_noticed() {
+        assert_eq!(submission(-4), TransferError::Gone);
+        assert_eq!(transfer(::rusb::Error::NoDevice), TransferError::Gone);
+        assert_eq!(open(::rusb::Error::NoDevice), OpenError::Gone);
+        assert_eq!(submission(-9), TransferError::Stall);
+        assert_eq!(submission(-77), TransferError::Fault(5));
+    }
+}

@@ -1,0 +1,376 @@
+//! Transfers by libusb, moved by the thread that waits for them: no thread of libusb's or ours.
+//!
+//! Each open device has a context of its own, made from its file descriptor without looking for devices, so that
+//! one device's events wake nobody who waits for another, and a child after fork opens its own. Its descriptors
+//! are libusb's and an eventfd, written when another thread of the same device has seen a transfer of this queue end.
+
+mod completions;
+mod error;
+mod transfers;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ::rusb::TransferType;
+use claviger_apdu::Secret;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+};
+
+use self::{
+    completions::Inbox,
+    transfers::{Handle, SETUP, Transfer},
+};
+use super::{
+    drain::settle,
+    transfer::{Completion, EndpointAddress, OpenError, Pipes, Setup, TransferError, UsbInterface},
+};
+use crate::fork_closed::ForkClosed;
+
+/// How long the kernel may take to give a cancelled transfer back; it takes microseconds.
+const GIVEN_BACK: Duration = Duration::from_secs(1);
+
+/// A claimed interface.
+struct Claim {
+    handle: Arc<Handle>,
+    interface: u8,
+    endpoints: Vec<Endpoint>,
+    /// Endpoints that belong to a queue.
+    taken: Mutex<Vec<EndpointAddress>>,
+}
+
+#[derive(Clone, Copy)]
+struct Endpoint {
+    address: EndpointAddress,
+    interrupt: bool,
+    packet: usize,
+}
+
+/// Claims an interface of the device behind an open node.
+pub(super) fn claim(
+    node: ForkClosed<OwnedFd>,
+    interface: u8,
+) -> Result<Arc<dyn UsbInterface>, OpenError> {
+    let handle = Handle::open(node).map_err(error::open)?;
+    let device = handle.device().map_err(error::open)?;
+    device.claim_interface(interface).map_err(error::open)?;
+    let endpoints = endpoints(device, interface).map_err(error::open)?;
+    Ok(Arc::new(RusbInterface(Arc::new(Claim {
+        handle: Arc::new(handle),
+        interface,
+        endpoints,
+        taken: Mutex::default(),
+    }))))
+}
+
+/// The bulk and interrupt endpoints of the interface's first setting.
+fn endpoints(
+    device: &::rusb::DeviceHandle<::rusb::Context>,
+    number: u8,
+) -> ::rusb::Result<Vec<Endpoint>> {
+    let configuration = device.device().active_config_descriptor()?;
+    let interface = configuration
+        .interfaces()
+        .find(|interface| interface.number() == number)
+        .ok_or(::rusb::Error::NotFound)?;
+    let setting = interface
+        .descriptors()
+        .next()
+        .ok_or(::rusb::Error::NotFound)?;
+    let usable = setting.endpoint_descriptors().filter_map(|descriptor| {
+        let interrupt = match descriptor.transfer_type() {
+            TransferType::Bulk => false,
+            TransferType::Interrupt => true,
+            TransferType::Control | TransferType::Isochronous => return None,
+        };
+        Some(Endpoint {
+            address: EndpointAddress(descriptor.address()),
+            interrupt,
+            // The bits above say how often in a microframe (USB 2.0, 9.6.6).
+            packet: usize::from(descriptor.max_packet_size() & 0x07FF),
+        })
+    });
+    Ok(usable.collect())
+}
+
+impl Claim {
+    fn taken(&self) -> MutexGuard<'_, Vec<EndpointAddress>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn endpoint(&self, address: EndpointAddress) -> Option<Endpoint> {
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.address == address)
+            .copied()
+    }
+
+    fn take(&self, addresses: &[EndpointAddress]) -> Result<(), TransferError> {
+        let mut taken = self.taken();
+        if addresses
+            .iter()
+            .any(|address| self.endpoint(*address).is_none())
+        {
+            return Err(error::fault(Errno::NOENT));
+        }
+        if addresses.iter().any(|address| taken.contains(address)) {
+            return Err(error::fault(Errno::BUSY));
+        }
+        taken.extend_from_slice(addresses);
+        Ok(())
+    }
+}
+
+struct RusbInterface(Arc<Claim>);
+
+/// A setup packet (USB 2.0, 9.3) and the bytes after it.
+fn request(setup: Setup, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+    let [value, index, length] = [setup.value, setup.index, length].map(u16::to_le_bytes);
+    let mut bytes = Vec::with_capacity(SETUP + data.len());
+    bytes.extend([setup.request_type, setup.request]);
+    bytes.extend([value, index, length].as_flattened());
+    bytes.extend(data);
+    bytes
+}
+
+impl RusbInterface {
+    /// Waits for the one transfer of a queue, which is cancelled at `until`.
+    fn end_of(
+        &self,
+        transfer: Transfer,
+        inbox: &Inbox,
+        until: Instant,
+    ) -> Result<Completion, TransferError> {
+        let handle = &self.0.handle;
+        let mut until = until;
+        let mut is_cancelled = false;
+        loop {
+            if let Some(ended) = inbox.take(|| handle.handle_events()) {
+                return transfer.finish(&ended).ok_or(error::invalid());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                if is_cancelled {
+                    tracing::warn!("usb: a control transfer was not given back");
+                    return Err(TransferError::Cancelled);
+                }
+                is_cancelled = true;
+                transfer.cancel();
+                until = Instant::now() + GIVEN_BACK;
+                continue;
+            }
+            let mut polled: Vec<PollFd<'_>> = Vec::new();
+            let descriptors = handle.descriptors(true).into_iter();
+            polled.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+            polled.push(PollFd::new(&inbox.event, PollFlags::IN));
+            // A signal ends the wait early, which the loop allows for.
+            let _ = rustix::event::poll(&mut polled, Timespec::try_from(left).ok().as_ref());
+        }
+    }
+}
+
+impl fmt::Debug for RusbInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RusbInterface({})", self.0.interface)
+    }
+}
+
+impl UsbInterface for RusbInterface {
+    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
+        let inbox = Arc::new(Inbox::new()?);
+        self.0.take(endpoints)?;
+        Ok(Box::new(RusbPipes {
+            claim: Arc::clone(&self.0),
+            endpoints: endpoints.to_vec(),
+            inbox,
+            gone: false,
+            pending: Vec::new(),
+            refused: VecDeque::new(),
+        }))
+    }
+
+    /// Callbacks of other transfers may run meanwhile, on this thread. Not libusb's own call, which would handle events,
+    /// and with them the loss of the device, while somebody forks.
+    fn control(
+        &self,
+        setup: Setup,
+        data: &mut [u8],
+        limit: Duration,
+    ) -> Result<usize, TransferError> {
+        if u16::try_from(data.len()).is_err() {
+            return Err(error::invalid());
+        }
+        let is_in = setup.request_type & 0x80 != 0;
+        let inbox = Arc::new(Inbox::new()?);
+        let bytes = request(setup, data);
+        let transfer = Transfer::submit_control(&self.0.handle, &inbox, bytes)?;
+        let done = self.end_of(transfer, &inbox, Instant::now() + limit)?;
+        done.result?;
+        if is_in {
+            let received = done.buffer.expose().iter().skip(SETUP);
+            data.iter_mut()
+                .zip(received)
+                .for_each(|(to, from)| *to = *from);
+        }
+        Ok(done.transferred.min(data.len()))
+    }
+
+    fn reset(&self) -> Result<(), TransferError> {
+        let device = self.0.handle.device().map_err(error::transfer)?;
+        device.reset().map_err(error::transfer)
+    }
+}
+
+/// A queue. Its order of fields is that of their end: transfers before what they use.
+struct RusbPipes {
+    pending: Vec<Transfer>,
+    /// What could not be submitted.
+    refused: VecDeque<Completion>,
+    inbox: Arc<Inbox>,
+    endpoints: Vec<EndpointAddress>,
+    gone: bool,
+    claim: Arc<Claim>,
+}
+
+impl fmt::Debug for RusbPipes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "RusbPipes({:?}, {} pending)",
+            self.endpoints,
+            self.pending.len()
+        )
+    }
+}
+
+impl RusbPipes {
+    fn submit(
+        &mut self,
+        endpoint: EndpointAddress,
+        bytes: Vec<u8>,
+        fits: impl Fn(&Endpoint) -> bool,
+    ) {
+        let own = self.endpoints.contains(&endpoint);
+        let known = self.claim.endpoint(endpoint).filter(|one| own && fits(one));
+        let submitted = match known {
+            Some(one) => {
+                let handle = &self.claim.handle;
+                Transfer::submit(handle, &self.inbox, endpoint, one.interrupt, bytes)
+            }
+            None => {
+                drop(Secret::new(bytes));
+                Err(error::invalid())
+            }
+        };
+        match submitted {
+            Ok(transfer) => self.pending.push(transfer),
+            Err(error) => self.refuse(endpoint, error),
+        }
+    }
+
+    fn refuse(&mut self, endpoint: EndpointAddress, error: TransferError) {
+        self.refused.push_back(Completion {
+            endpoint,
+            buffer: Secret::default(),
+            transferred: 0,
+            result: Err(error),
+        });
+        self.inbox.nudge();
+    }
+}
+
+impl Pipes for RusbPipes {
+    fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
+        let fits = |one: &Endpoint| {
+            one.address.is_in() && len > 0 && one.packet > 0 && len.is_multiple_of(one.packet)
+        };
+        self.submit(endpoint, vec![0; len], fits);
+    }
+
+    fn submit_out(&mut self, endpoint: EndpointAddress, buffer: Secret) {
+        let bytes = buffer.expose().to_vec();
+        self.submit(endpoint, bytes, |one| !one.address.is_in());
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        if let Some(refused) = self.refused.pop_front() {
+            return Some(refused);
+        }
+        let Some(ended) = self.inbox.take(|| self.claim.handle.handle_events()) else {
+            self.gone = self.gone || self.claim.handle.is_gone();
+            return None;
+        };
+        let at = self.pending.iter().position(|one| one.is(&ended))?;
+        self.pending.remove(at).finish(&ended)
+    }
+
+    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        // While something is pending the node tells how it ended, also when the device has left.
+        let with_node = !(self.gone && self.pending.is_empty());
+        let mut descriptors = self.claim.handle.descriptors(with_node);
+        descriptors.push((self.inbox.event.as_fd(), PollFlags::IN));
+        descriptors
+    }
+
+    fn cancel(&mut self, endpoint: EndpointAddress) {
+        // The last first, so that none of those behind begins when one before it ends.
+        for transfer in self.pending.iter().rev() {
+            if transfer.endpoint == endpoint {
+                transfer.cancel();
+            }
+        }
+    }
+
+    fn pending(&self, endpoint: EndpointAddress) -> usize {
+        self.pending
+            .iter()
+            .filter(|transfer| transfer.endpoint == endpoint)
+            .count()
+    }
+
+    fn clear_halt(&mut self, endpoint: EndpointAddress) -> Result<(), TransferError> {
+        if !self.endpoints.contains(&endpoint) {
+            return Err(error::fault(Errno::NOENT));
+        }
+        if self.pending(endpoint) > 0 {
+            return Err(error::fault(Errno::BUSY));
+        }
+        let device = self.claim.handle.device().map_err(error::transfer)?;
+        device.clear_halt(endpoint.0).map_err(error::transfer)
+    }
+}
+
+impl Drop for RusbPipes {
+    fn drop(&mut self) {
+        if !self.claim.handle.is_inherited() {
+            let endpoints = self.endpoints.clone();
+            settle(self, &endpoints);
+        }
+        let endpoints = std::mem::take(&mut self.endpoints);
+        self.claim.taken().retain(|one| !endpoints.contains(one));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_begins_as_the_standard_has_it() {
+        let setup = Setup {
+            request_type: 0x21,
+            request: 1,
+            value: 0x0302,
+            index: 0x0504,
+        };
+        let bytes = request(setup, &[9, 8]);
+        assert_eq!(bytes, [0x21, 1, 2, 3, 4, 5, 2, 0, 9, 8]);
+    }
+}

@@ -1,0 +1,407 @@
+//! libusb's asynchronous transfers: the one file here with raw pointers.
+//!
+//! A transfer is owned by libusb from its submission until its callback, which may run on any thread that handles
+//! the device's events and does one thing: it puts the transfer's address into its queue's inbox. Whoever takes
+//! the address out again may touch the transfer; nobody else does.
+
+use std::{
+    ffi::{c_int, c_uint, c_void},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    ptr::NonNull,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ::rusb::{Context, DeviceHandle, UsbContext as _, ffi};
+use claviger_apdu::Secret;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::{
+    completions::{Ended, Inbox},
+    error,
+};
+use crate::{
+    fork_closed::{ForkClosed, Registration},
+    gate,
+    usb::host::transfer::{Completion, EndpointAddress, TransferError},
+};
+
+/// libusb's word for no limit: whoever waits has the deadline.
+const NO_TIMEOUT: c_uint = 0;
+/// The default control pipe (USB 2.0, 5.5.4), and the size of the packet that begins a transfer there (9.3).
+const CONTROL: EndpointAddress = EndpointAddress(0);
+pub(super) const SETUP: usize = 8;
+/// libusb sends no longer one (MAX_CTRL_BUFFER_LENGTH).
+const LONGEST: usize = SETUP + 4096;
+/// More descriptors than a context of one device has: its event, its timer, the node.
+const DESCRIPTORS: usize = 16;
+
+/// An open device and the libusb context made for it.
+pub(super) struct Handle {
+    /// Dropped before the node it uses. `None` only while dropping.
+    device: Option<DeviceHandle<Context>>,
+    /// libusb's own descriptors, known here for as long as libusb has them.
+    own: Vec<Registration>,
+    node: ForkClosed<OwnedFd>,
+    /// What libusb wants to be polled, the node among it.
+    polled: Vec<(RawFd, PollFlags)>,
+}
+
+impl Handle {
+    pub(super) fn open(node: ForkClosed<OwnedFd>) -> ::rusb::Result<Self> {
+        let _pass = gate::enter();
+        disable_discovery()?;
+        let context = Context::new()?;
+        // SAFETY: the descriptor is open, and lives in the same value as the handle, which is dropped first.
+        let device = unsafe { context.open_device_with_fd(node.as_raw_fd()) }?;
+        let polled = polled(&context)?;
+        let own = polled.iter().filter(|(fd, _)| *fd != node.as_raw_fd());
+        Ok(Self {
+            own: own.map(|(fd, _)| Registration::new(*fd)).collect(),
+            polled,
+            device: Some(device),
+            node,
+        })
+    }
+
+    pub(super) fn device(&self) -> ::rusb::Result<&DeviceHandle<Context>> {
+        self.device.as_ref().ok_or(::rusb::Error::NoDevice)
+    }
+
+    /// Whether this is the child of the process that opened the device.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.node.is_inherited()
+    }
+
+    /// Lets libusb see what has happened, without waiting; callbacks run.
+    pub(super) fn handle_events(&self) {
+        if let Ok(device) = self.device() {
+            let _pass = gate::enter();
+            // An event that could not be handled now keeps its descriptor ready.
+            let _ = device.context().handle_events(Some(Duration::ZERO));
+        }
+    }
+
+    /// Whether the device has left; its node is then ready for ever.
+    pub(super) fn is_gone(&self) -> bool {
+        let mut polled = [PollFd::new(&self.node, PollFlags::empty())];
+        matches!(
+            rustix::event::poll(&mut polled, Some(&Timespec::default())),
+            Ok(1)
+        )
+    }
+
+    /// What is to be polled; without the node where nothing is expected from it any more.
+    pub(super) fn descriptors(&self, with_node: bool) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let node = self.node.as_raw_fd();
+        let wanted = self
+            .polled
+            .iter()
+            .filter(|(fd, _)| with_node || *fd != node);
+        wanted
+            .map(|(fd, flags)| {
+                // SAFETY: libusb's own descriptors live as long as its context, the node as long as this value.
+                (unsafe { BorrowedFd::borrow_raw(*fd) }, *flags)
+            })
+            .collect()
+    }
+}
+
+/// Has contexts made without a look for devices. Said once, before there is a context: later libusb would say it to the
+/// oldest one as well, which another thread may be about to free.
+fn disable_discovery() -> ::rusb::Result<()> {
+    static DISABLED: Mutex<bool> = Mutex::new(false);
+    let mut disabled = DISABLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*disabled {
+        ::rusb::disable_device_discovery()?;
+        *disabled = true;
+    }
+    Ok(())
+}
+
+/// What a context wants to be polled. Asked once, before another thread has the context: the entries are libusb's
+/// own, and freed by whichever thread handles the loss of the device.
+fn polled(context: &Context) -> ::rusb::Result<Vec<(RawFd, PollFlags)>> {
+    // SAFETY: the context is alive.
+    let list = unsafe { ffi::libusb_get_pollfds(context.as_raw()) };
+    if list.is_null() {
+        return Err(::rusb::Error::NoMem);
+    }
+    let mut polled = Vec::new();
+    for at in 0..DESCRIPTORS {
+        // SAFETY: within the list, whose last entry, a null pointer, ends the loop.
+        let entry = unsafe { list.add(at) };
+        // SAFETY: as above.
+        let entry = unsafe { *entry };
+        // SAFETY: an entry points to a descriptor that nobody changes here.
+        let Some(entry) = (unsafe { entry.as_ref() }) else {
+            break;
+        };
+        let flags = PollFlags::from_bits_truncate(entry.events.cast_unsigned());
+        polled.push((entry.fd, flags));
+    }
+    // SAFETY: the list came from libusb and is not used any more.
+    unsafe { ffi::libusb_free_pollfds(list) };
+    Ok(polled)
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // In a child the claim is the parent's, which shares the open file: it is not released, only closed.
+        if self.is_inherited() {
+            std::mem::forget(self.device.take());
+            return;
+        }
+        let _pass = gate::enter();
+        self.own.clear();
+        self.device = None;
+    }
+}
+
+/// A transfer on its way.
+pub(super) struct Transfer {
+    raw: NonNull<ffi::libusb_transfer>,
+    pub(super) endpoint: EndpointAddress,
+    /// Bytes of the buffer before the data: the setup packet of a control transfer.
+    setup: usize,
+    /// What libusb may use until the callback; `None` only once that has run, or nothing was submitted.
+    lent: Option<Lent>,
+}
+
+struct Lent {
+    buffer: Secret,
+    /// Kept alive for the callback and for the kernel's view of the device.
+    _inbox: Arc<Inbox>,
+    _handle: Arc<Handle>,
+}
+
+/// What libusb is told of a new transfer.
+struct Filled {
+    transfer: *mut ffi::libusb_transfer,
+    device: *mut ffi::libusb_device_handle,
+    buffer: *mut u8,
+    queue: *mut c_void,
+}
+
+// SAFETY: libusb's functions may be called from any thread, and the pointer is used by the owner alone.
+unsafe impl Send for Transfer {}
+
+impl Transfer {
+    /// Submits `buffer`, to be sent or filled; `interrupt` is the endpoint's type.
+    pub(super) fn submit(
+        handle: &Arc<Handle>,
+        inbox: &Arc<Inbox>,
+        endpoint: EndpointAddress,
+        interrupt: bool,
+        bytes: Vec<u8>,
+    ) -> Result<Self, TransferError> {
+        let length = c_int::try_from(bytes.len());
+        let fill = if interrupt {
+            ffi::libusb_fill_interrupt_transfer
+        } else {
+            ffi::libusb_fill_bulk_transfer
+        };
+        Self::lend(handle, inbox, endpoint, bytes, |filled| {
+            let length = length.map_err(|_| error::invalid())?;
+            // SAFETY: the transfer is new; handle, buffer and inbox stay until its callback has run, for they are lent.
+            unsafe {
+                fill(
+                    filled.transfer,
+                    filled.device,
+                    endpoint.0,
+                    filled.buffer,
+                    length,
+                    ended,
+                    filled.queue,
+                    NO_TIMEOUT,
+                );
+            }
+            Ok(())
+        })
+    }
+
+    /// Submits a control request; `bytes` are the setup packet, and what is sent after it or room for what comes.
+    pub(super) fn submit_control(
+        handle: &Arc<Handle>,
+        inbox: &Arc<Inbox>,
+        bytes: Vec<u8>,
+    ) -> Result<Self, TransferError> {
+        let fits = matches!(
+            bytes.first_chunk::<SETUP>(),
+            Some([.., low, high])
+                if SETUP + usize::from(u16::from_le_bytes([*low, *high])) == bytes.len()
+                    && bytes.len() <= LONGEST
+        );
+        let mut transfer = Self::lend(handle, inbox, CONTROL, bytes, |filled| {
+            if !fits {
+                return Err(error::invalid());
+            }
+            // SAFETY: as above; the buffer has the setup packet, and as many bytes after it as that says.
+            unsafe {
+                ffi::libusb_fill_control_transfer(
+                    filled.transfer,
+                    filled.device,
+                    filled.buffer,
+                    ended,
+                    filled.queue,
+                    NO_TIMEOUT,
+                );
+            }
+            Ok(())
+        })?;
+        transfer.setup = SETUP;
+        Ok(transfer)
+    }
+
+    /// Makes a transfer, has it filled, and submits it.
+    fn lend(
+        handle: &Arc<Handle>,
+        inbox: &Arc<Inbox>,
+        endpoint: EndpointAddress,
+        mut bytes: Vec<u8>,
+        fill: impl FnOnce(&Filled) -> Result<(), TransferError>,
+    ) -> Result<Self, TransferError> {
+        let address = bytes.as_mut_ptr();
+        // Wiped whatever becomes of it. The bytes do not move with the value.
+        let buffer = Secret::new(bytes);
+        let device = handle.device().map_err(error::transfer)?.as_raw();
+        let mut transfer = Self::allocate(endpoint)?;
+        fill(&Filled {
+            transfer: transfer.raw.as_ptr(),
+            device,
+            buffer: address,
+            queue: Arc::as_ptr(inbox).cast_mut().cast(),
+        })?;
+        transfer.lent = Some(Lent {
+            buffer,
+            _inbox: Arc::clone(inbox),
+            _handle: Arc::clone(handle),
+        });
+        // SAFETY: filled above, and not submitted before.
+        let submitted = unsafe { ffi::libusb_submit_transfer(transfer.raw.as_ptr()) };
+        if submitted != 0 {
+            // Nothing was submitted, so there is nothing lent: the buffer is wiped here.
+            transfer.lent = None;
+            return Err(error::submission(submitted));
+        }
+        Ok(transfer)
+    }
+
+    fn allocate(endpoint: EndpointAddress) -> Result<Self, TransferError> {
+        // SAFETY: a plain allocation, for no isochronous packets.
+        let raw = unsafe { ffi::libusb_alloc_transfer(0) };
+        Ok(Self {
+            raw: NonNull::new(raw).ok_or(error::no_memory())?,
+            endpoint,
+            setup: 0,
+            lent: None,
+        })
+    }
+
+    /// Asks for its end. One that has ended already cannot be cancelled, which does no harm.
+    pub(super) fn cancel(&self) {
+        // SAFETY: not freed while this value lives.
+        let _ = unsafe { ffi::libusb_cancel_transfer(self.raw.as_ptr()) };
+    }
+
+    pub(super) fn is(&self, ended: &Ended) -> bool {
+        self.raw.as_ptr().addr() == ended.0
+    }
+
+    /// What came of it; `None` unless it is the one whose callback has run.
+    pub(super) fn finish(mut self, ended: &Ended) -> Option<Completion> {
+        if !self.is(ended) {
+            return None;
+        }
+        let mut buffer = self.lent.take()?.buffer;
+        // SAFETY: the callback has run, so libusb does not use the transfer any more.
+        let raw = unsafe { self.raw.as_ref() };
+        let (status, transferred) = (raw.status, usize::try_from(raw.actual_length).unwrap_or(0));
+        buffer.truncate(self.setup.saturating_add(transferred));
+        Some(Completion {
+            endpoint: self.endpoint,
+            buffer,
+            transferred,
+            result: error::status(status),
+        })
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        // The kernel may still write into the buffer, and the callback still run: memory is lost rather than freed.
+        if let Some(lent) = self.lent.take() {
+            return std::mem::forget(lent);
+        }
+        // SAFETY: never submitted, or its callback has run; nobody else has the pointer.
+        unsafe { ffi::libusb_free_transfer(self.raw.as_ptr()) };
+    }
+}
+
+extern "system" fn ended(transfer: *mut ffi::libusb_transfer) {
+    // SAFETY: libusb calls with a transfer that was submitted; its owner does not free it before it is in the inbox.
+    let inbox: *const Inbox = unsafe { (*transfer).user_data }.cast_const().cast();
+    // SAFETY: the transfer has a count of the inbox; another is taken, because that one may go as soon as it is put.
+    unsafe { Arc::increment_strong_count(inbox) };
+    // SAFETY: the count taken above is given back when this value is dropped.
+    let inbox = unsafe { Arc::from_raw(inbox) };
+    inbox.put(Ended(transfer.addr()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+        thread,
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// A context comes and goes, for a file that is no device.
+    fn open() -> bool {
+        let file = File::open("/dev/null").unwrap();
+        Handle::open(ForkClosed::new(file.into())).is_ok()
+    }
+
+    #[test]
+    fn contexts_come_and_go_in_many_threads_at_once() {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| assert!(!open())));
+            }
+        });
+    }
+
+    #[test]
+    fn no_context_comes_or_goes_while_somebody_forks() {
+        let (opened, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let go_beyond = |count: usize| {
+            let until = Instant::now() + Duration::from_secs(60);
+            while opened.load(Ordering::SeqCst) <= count && Instant::now() < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+            opened.load(Ordering::SeqCst) > count
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    open();
+                    opened.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let begun = go_beyond(0);
+            gate::before_fork();
+            // The one that ended just now may not have been counted yet.
+            let most = opened.load(Ordering::SeqCst) + 1;
+            thread::sleep(Duration::from_millis(100));
+            let seen = opened.load(Ordering::SeqCst);
+            gate::after_fork_in_parent();
+            let went_on = go_beyond(most);
+            stop.store(true, Ordering::SeqCst);
+            assert!(begun && went_on, "no context for a minute");
+            assert!(seen <= most, "{seen} instead of {most}");
+        });
+    }
+}

@@ -1,0 +1,154 @@
+//! What a CCID driver asks of one claimed interface: completions, never calls that block.
+//!
+//! A thread that waits does so in one poll(2) over the descriptors of every pipe it cares for and of whatever
+//! ends its wait, so one wait serves an answer, a notification, a deadline and a stop alike.
+
+use std::{fmt, os::fd::BorrowedFd, time::Duration};
+
+use claviger_apdu::Secret;
+use rustix::event::PollFlags;
+
+/// An endpoint address, direction bit included (USB 2.0, 9.6.6).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointAddress(pub u8);
+
+impl EndpointAddress {
+    /// Whether data comes from the device.
+    #[must_use]
+    pub const fn is_in(self) -> bool {
+        self.0 & 0x80 != 0
+    }
+}
+
+impl fmt::Debug for EndpointAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EndpointAddress({:02X})", self.0)
+    }
+}
+
+/// The eight bytes of a control request but its length (USB 2.0, 9.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// bmRequestType; its top bit says that data comes from the device.
+    pub request_type: u8,
+    /// bRequest.
+    pub request: u8,
+    /// wValue.
+    pub value: u16,
+    /// wIndex.
+    pub index: u16,
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// The endpoint is halted until it is cleared.
+    #[error("the endpoint stalled")]
+    Stall,
+    /// It was cancelled; a control transfer, at its limit.
+    #[error("the transfer was cancelled")]
+    Cancelled,
+    /// The device has left.
+    #[error("the device is gone")]
+    Gone,
+    /// More data came than there was room for.
+    #[error("the device sent more than was asked for")]
+    Overflow,
+    /// The bus or the platform failed; the number is the platform's errno.
+    #[error("the transfer failed (errno {0})")]
+    Fault(i32),
+}
+
+/// A finished transfer. Its buffer is a secret: it may have carried a PIN.
+#[derive(Debug)]
+pub struct Completion {
+    /// Which endpoint.
+    pub endpoint: EndpointAddress,
+    /// What was received; of a transfer to the device, nothing of interest.
+    pub buffer: Secret,
+    /// How many bytes went over the bus, whichever way, also before an error.
+    pub transferred: usize,
+    /// How it ended; data received before an error is in the buffer all the same.
+    pub result: Result<(), TransferError>,
+}
+
+/// One claimed interface of a device. When it and all its [`Pipes`] are dropped the claim is released and the
+/// device left as it is.
+pub trait UsbInterface: Send + Sync + fmt::Debug {
+    /// A queue of transfers over `endpoints`, of which none belongs to another queue that still lives.
+    ///
+    /// # Errors
+    /// [`TransferError`] when the interface has no such endpoint, or the device has left.
+    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError>;
+
+    /// A control transfer; `data` is sent, or filled up to its length. Takes `limit` at most. How many bytes
+    /// there were.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    fn control(
+        &self,
+        setup: Setup,
+        data: &mut [u8],
+        limit: Duration,
+    ) -> Result<usize, TransferError>;
+
+    /// Resets the whole device, the last resort: every interface of it, of whichever owner, starts afresh. What is
+    /// pending ends, often with [`TransferError::Gone`] though the device stays.
+    ///
+    /// # Errors
+    /// [`TransferError`]; [`TransferError::Gone`] when it does not come back the same.
+    fn reset(&self) -> Result<(), TransferError>;
+}
+
+/// Transfers over some endpoints, for one thread at a time. Dropping it cancels what is under way and wipes the
+/// buffers once the system has given them back.
+pub trait Pipes: Send + fmt::Debug {
+    /// Queues a transfer of up to `len` bytes from `endpoint`, a multiple of its packet size. One that cannot be
+    /// queued completes with its error.
+    fn submit_in(&mut self, endpoint: EndpointAddress, len: usize);
+
+    /// Queues a transfer of `buffer` to `endpoint`, without a zero-length packet after it.
+    fn submit_out(&mut self, endpoint: EndpointAddress, buffer: Secret);
+
+    /// The next transfer that has ended, of any endpoint; never waits. Called until there is none left before the
+    /// descriptors are waited for again.
+    fn completed(&mut self) -> Option<Completion>;
+
+    /// What poll(2) is asked: one of these is ready when [`Pipes::completed`] may have something new.
+    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
+
+    /// When [`Pipes::completed`] wants to be called though no descriptor is ready.
+    fn due(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Asks for the end of what is queued for `endpoint`; the completions come as any others.
+    fn cancel(&mut self, endpoint: EndpointAddress);
+
+    /// Transfers of `endpoint` that have not completed.
+    fn pending(&self, endpoint: EndpointAddress) -> usize;
+
+    /// Clears a halt and sets the data toggle back (USB 2.0, 9.4.5); nothing may be pending on `endpoint`.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    fn clear_halt(&mut self, endpoint: EndpointAddress) -> Result<(), TransferError>;
+}
+
+/// Why a device could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The device, or the interface, is not there any more.
+    #[error("the device is gone")]
+    Gone,
+    /// This user may not open it.
+    #[error("{0}")]
+    Denied(String),
+    /// Another program has claimed the interface.
+    #[error("{0}")]
+    Busy(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}

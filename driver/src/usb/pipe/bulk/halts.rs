@@ -1,0 +1,35 @@
+//! Endpoints that have halted.
+
+use crate::usb::host::transfer::{Completion, EndpointAddress, Pipes, TransferError};
+
+/// Endpoints that have halted, by what was seen of their transfers. A halt that nobody saw is not cleared: that sets the data
+/// toggle back, on one side only if the device does not agree.
+#[derive(Debug, Default)]
+pub(super) struct Halts(Vec<EndpointAddress>);
+
+impl Halts {
+    /// Takes in how a transfer ended. A device that sent too much has its endpoint wedged as by a stall.
+    pub(super) fn note(&mut self, completion: &Completion) {
+        let halted = matches!(
+            completion.result,
+            Err(TransferError::Stall | TransferError::Overflow)
+        );
+        if halted && !self.0.contains(&completion.endpoint) {
+            self.0.push(completion.endpoint);
+        }
+    }
+
+    /// Clears the halt of `endpoint`, if it has one and nothing is pending there.
+    pub(super) fn clear(&mut self, pipes: &mut dyn Pipes, endpoint: EndpointAddress) {
+        let Some(at) = self.0.iter().position(|halted| *halted == endpoint) else {
+            return;
+        };
+        if pipes.pending(endpoint) > 0 {
+            return;
+        }
+        match pipes.clear_halt(endpoint) {
+            Ok(()) => drop(self.0.swap_remove(at)),
+            Err(error) => tracing::debug!("usb: CLEAR_FEATURE(HALT) on {endpoint:?}: {error}"),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A reader that says nothing in the middle of a command: whether it is there at all.
+
+use std::time::Instant;
+
+use crate::{
+    ccid::budget,
+    usb::host::transfer::{Setup, TransferError, UsbInterface},
+};
+
+/// A reader that says nothing, in the middle of a command.
+pub(super) struct Silence {
+    pub(super) due: Instant,
+    unanswered: usize,
+}
+
+impl Silence {
+    pub(super) fn begin() -> Self {
+        Self {
+            due: Instant::now() + budget::SILENCE,
+            unanswered: 0,
+        }
+    }
+
+    /// Whether it is time to ask the reader whether it is there.
+    pub(super) fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    /// Takes in whether it was there; whether nothing can be expected of it any more.
+    pub(super) fn ends(&mut self, is_there: bool) -> bool {
+        let unanswered = if is_there { 0 } else { self.unanswered + 1 };
+        *self = Self {
+            unanswered,
+            ..Self::begin()
+        };
+        unanswered >= budget::SILENCES
+    }
+}
+
+/// Whether the device answers GET_STATUS (USB 2.0, 9.4.5), be it by a stall: firmware that hangs answers nothing.
+pub(super) fn is_there(interface: &dyn UsbInterface) -> bool {
+    let setup = Setup {
+        request_type: 0x80,
+        request: 0,
+        value: 0,
+        index: 0,
+    };
+    let asked = interface.control(setup, &mut [0; 2], budget::CONTROL);
+    asked != Err(TransferError::Cancelled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::usb::host::fake::{FakeReader, reader::ReaderConfig};
+
+    #[test]
+    fn b18_a_reader_is_given_up_when_it_answers_no_request_twice_in_a_row() {
+        let mut silence = Silence::begin();
+        for is_there in [true, false, true, false] {
+            assert!(!silence.ends(is_there));
+        }
+        assert!(silence.ends(false), "in seconds, whatever the deadline");
+        let longest = (budget::SILENCE + budget::CONTROL) * 2;
+        assert!(longest < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_reader_that_stalls_the_question_is_there() {
+        let reader = FakeReader::new(ReaderConfig::extended());
+        let interface = reader.device().claim().unwrap();
+        assert!(is_there(&*interface));
+    }
+}

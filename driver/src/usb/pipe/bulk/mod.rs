@@ -1,0 +1,473 @@
+//! One message to a reader and the answer to it: two transfers, the one for the answer queued first.
+//!
+//! An answer counts when type, slot and sequence number are those of the command; late answers to others are
+//! dropped, so many and no more. A command that is not answered leaves its slot *out of step*, which the owner of the
+//! pipe keeps in mind: until [`Bulk::recover`] nothing else is sent to it.
+
+mod concurrent;
+mod halts;
+mod liveness;
+mod pending;
+mod timeout;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Secret, Sent, TransportErrorKind};
+
+pub(crate) use self::{concurrent::SharedBulk, timeout::Limit};
+use self::{
+    halts::Halts,
+    liveness::{Silence, is_there},
+    pending::{Exchange, failed},
+};
+use crate::{
+    ccid::{
+        budget,
+        iccd::Outcome,
+        message::{Command, HEADER, IccStatus, SlotError},
+    },
+    usb::host::{
+        drain,
+        transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+    },
+    wait::{Stop, ready_of},
+};
+
+/// ABORT (CCID 1.1, 5.3.1), a class request to an interface.
+const ABORT: (u8, u8) = (0x21, 0x01);
+
+/// What a reader said to a command.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    /// The whole message.
+    message: Secret,
+    /// What its slot holds.
+    pub(crate) icc: IccStatus,
+    /// bChainParameter and its like.
+    pub(crate) specific: u8,
+    /// Why the reader could not do it.
+    pub(crate) error: Option<SlotError>,
+}
+
+impl Reply {
+    /// The data field.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.message.expose().get(HEADER..).unwrap_or(&[])
+    }
+}
+
+impl From<Outcome> for Reply {
+    /// What a token of the control pipe said, as a reader would.
+    fn from(outcome: Outcome) -> Self {
+        let mut message = Secret::new(Vec::with_capacity(HEADER + outcome.data.len()));
+        message.extend(&[0; HEADER]);
+        message.extend(outcome.data.expose());
+        Self {
+            message,
+            icc: outcome.icc,
+            specific: outcome.chain,
+            error: outcome.error,
+        }
+    }
+}
+
+/// No answer: what happened, and whether the reader may have acted on the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BulkError {
+    pub(crate) why: Why,
+    pub(crate) sent: Sent,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Why {
+    #[error("the reader was unplugged")]
+    Gone,
+    #[error("the reader did not answer in time")]
+    TimedOut,
+    #[error("the call was ended")]
+    Stopped,
+    #[error(
+        "another slot of the reader, or another reader in the same device, was busy all the time"
+    )]
+    Taken,
+    #[error("{0}")]
+    Transfer(TransferError),
+    #[error("the reader broke the CCID protocol: {0}")]
+    Protocol(&'static str),
+    #[error("it is longer than the reader's messages")]
+    TooLong,
+}
+
+impl Why {
+    pub(crate) const fn kind(self) -> TransportErrorKind {
+        match self {
+            Self::Gone => TransportErrorKind::NoReader,
+            Self::TimedOut => TransportErrorKind::TimedOut,
+            Self::Stopped => TransportErrorKind::Cancelled,
+            Self::Taken => TransportErrorKind::Busy,
+            Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,
+        }
+    }
+}
+
+/// The two bulk endpoints of a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BulkEndpoints {
+    pub(crate) bulk_in: EndpointAddress,
+    pub(crate) bulk_out: EndpointAddress,
+    /// Packet size of `bulk_in`.
+    pub(crate) packet: usize,
+}
+
+/// The bulk pipe of a reader, for one command at a time.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    interface: Arc<dyn UsbInterface>,
+    number: u8,
+    pipes: Box<dyn Pipes>,
+    endpoints: BulkEndpoints,
+    /// Bytes asked for by one transfer in.
+    read: usize,
+    /// The reader does not end a message of whole packets by an empty one. Known from one claim to the next.
+    no_empty_packet: Arc<AtomicBool>,
+    sequence: u8,
+    halts: Halts,
+}
+
+impl Bulk {
+    /// The pipe of interface `number`, whose longest message has `longest` bytes.
+    ///
+    /// # Errors
+    /// [`TransferError`] of an interface without these endpoints.
+    pub(crate) fn new(
+        interface: Arc<dyn UsbInterface>,
+        number: u8,
+        endpoints: BulkEndpoints,
+        longest: usize,
+    ) -> Result<Self, TransferError> {
+        // The end of a command is looked for before its answer.
+        let pipes = interface.pipes(&[endpoints.bulk_out, endpoints.bulk_in])?;
+        let packet = endpoints.packet.max(1);
+        Ok(Self {
+            interface,
+            number,
+            pipes,
+            endpoints: BulkEndpoints {
+                packet,
+                ..endpoints
+            },
+            read: read_size(longest, packet),
+            no_empty_packet: Arc::default(),
+            sequence: 0,
+            halts: Halts::default(),
+        })
+    }
+
+    /// The same, of a reader of which `no_empty_packet` tells whether it leaves out empty packets, and is told.
+    pub(crate) fn remembering(self, no_empty_packet: Arc<AtomicBool>) -> Self {
+        Self {
+            no_empty_packet,
+            ..self
+        }
+    }
+
+    fn reads_exact_sizes(&self) -> bool {
+        self.no_empty_packet.load(Ordering::Relaxed)
+    }
+
+    /// The same, with sequence numbers after `sequence`.
+    pub(crate) fn after(self, sequence: u8) -> Self {
+        Self { sequence, ..self }
+    }
+
+    /// The last sequence number.
+    pub(crate) const fn sequence(&self) -> u8 {
+        self.sequence
+    }
+
+    /// Resets the whole device; what follows tells whether it came back.
+    pub(crate) fn reset_device(&mut self) {
+        self.take_back(&mut Exchange::none());
+        self.halts = Halts::default();
+        if let Err(error) = self.interface.reset() {
+            tracing::warn!("usb: the device cannot be reset: {error}");
+        }
+    }
+
+    /// Sends `command` to `slot` and waits for its answer, as long as `timeout` says, or until `stop`.
+    ///
+    /// # Errors
+    /// [`BulkError`]; the slot is then out of step.
+    pub(crate) fn command(
+        &mut self,
+        command: &Command<'_>,
+        slot: u8,
+        limit: impl Into<Limit>,
+        stop: &Stop,
+    ) -> Result<Reply, BulkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let message = command.message(slot, self.sequence);
+        let mut exchange = Exchange::new(command, slot, message.len());
+        self.read_on(&exchange);
+        self.pipes.submit_out(self.endpoints.bulk_out, message);
+        match self.follow(&mut exchange, limit.into(), stop) {
+            Ok(reply) => Ok(reply),
+            Err(why) => {
+                let sent = exchange.sent();
+                self.take_back(&mut exchange);
+                Err(BulkError { why, sent })
+            }
+        }
+    }
+
+    /// Queues the next transfer in.
+    fn read_on(&mut self, exchange: &Exchange) {
+        let len = if self.reads_exact_sizes() {
+            exchange
+                .missing()
+                .unwrap_or(1)
+                .div_ceil(self.endpoints.packet)
+                * self.endpoints.packet
+        } else {
+            self.read
+        };
+        self.pipes.submit_in(self.endpoints.bulk_in, len);
+    }
+
+    fn follow(&mut self, exchange: &mut Exchange, limit: Limit, stop: &Stop) -> Result<Reply, Why> {
+        let mut until = limit.begin(Instant::now());
+        let mut silence = Silence::begin();
+        loop {
+            while let Some(completion) = self.pipes.completed() {
+                if let Some(reply) = self.take(exchange, completion)? {
+                    return Ok(reply);
+                }
+                silence = Silence::begin();
+                if let Some(multiplier) = exchange.take_extension() {
+                    until = limit.extended(multiplier, Instant::now());
+                }
+            }
+            if stop.is_set() {
+                return Err(Why::Stopped);
+            }
+            if Instant::now() >= until {
+                return self.rescue(exchange).ok_or(Why::TimedOut);
+            }
+            if silence.is_due() && silence.ends(is_there(&*self.interface)) {
+                tracing::warn!("usb: the reader answers no request any more; it is given up");
+                return Err(Why::TimedOut);
+            }
+            self.wait(until.min(silence.due), stop);
+        }
+    }
+
+    /// Waits for a completion.
+    fn wait(&self, until: Instant, stop: &Stop) {
+        let due = self.pipes.due().map(|due| Instant::now() + due);
+        let until = due.map_or(until, |due| due.min(until));
+        if let Err(errno) = ready_of(&self.pipes.descriptors(), stop, Some(until)) {
+            tracing::warn!("usb: poll failed ({errno})");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn take(
+        &mut self,
+        exchange: &mut Exchange,
+        completion: Completion,
+    ) -> Result<Option<Reply>, Why> {
+        self.halts.note(&completion);
+        if completion.endpoint == self.endpoints.bulk_out {
+            return exchange.sent_out(&completion).map(|()| None);
+        }
+        failed(&completion)?;
+        if completion.transferred == 0 {
+            exchange.count_empty()?;
+            self.read_on(exchange);
+            return Ok(None);
+        }
+        exchange.collect(completion);
+        if self.reads_exact_sizes() && exchange.missing().is_some_and(|missing| missing > 0) {
+            self.read_on(exchange);
+            return Ok(None);
+        }
+        let reply = exchange.judge(self.sequence)?;
+        if reply.is_none() {
+            self.read_on(exchange);
+        }
+        if reply.is_some() {
+            self.end_out();
+        }
+        Ok(reply)
+    }
+
+    /// The answer may be seen before the end of the transfer that caused it.
+    fn end_out(&mut self) {
+        let bulk_out = self.endpoints.bulk_out;
+        while self.pipes.pending(bulk_out) > 0 {
+            let Some(completion) = self.pipes.completed() else {
+                self.pipes.cancel(bulk_out);
+                return self.drain(Instant::now() + budget::CANCEL, &mut Exchange::none());
+            };
+            self.halts.note(&completion);
+        }
+    }
+
+    /// At the deadline: an answer of whole packets may have come without the empty one that should end it.
+    fn rescue(&mut self, exchange: &mut Exchange) -> Option<Reply> {
+        self.take_back(exchange);
+        if !exchange.is_whole() {
+            return None;
+        }
+        let reply = exchange.judge(self.sequence).ok().flatten();
+        if reply.is_some() {
+            tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
+            self.no_empty_packet.store(true, Ordering::Relaxed);
+        }
+        reply
+    }
+
+    /// Cancels what is under way and waits for the system to give it back, with what came meanwhile.
+    fn take_back(&mut self, exchange: &mut Exchange) {
+        let BulkEndpoints {
+            bulk_in, bulk_out, ..
+        } = self.endpoints;
+        for endpoint in [bulk_in, bulk_out] {
+            if self.pipes.pending(endpoint) > 0 {
+                self.pipes.cancel(endpoint);
+            }
+        }
+        self.drain(Instant::now() + budget::CANCEL, exchange);
+    }
+
+    fn drain(&mut self, until: Instant, exchange: &mut Exchange) {
+        loop {
+            while let Some(completion) = self.pipes.completed() {
+                self.halts.note(&completion);
+                if completion.endpoint == self.endpoints.bulk_in {
+                    exchange.collect(completion);
+                }
+            }
+            let BulkEndpoints {
+                bulk_in, bulk_out, ..
+            } = self.endpoints;
+            let pending = self.pipes.pending(bulk_in) + self.pipes.pending(bulk_out);
+            let left = until.saturating_duration_since(Instant::now());
+            if pending == 0 || left.is_zero() {
+                return;
+            }
+            drain::wait(&*self.pipes, left);
+        }
+    }
+
+    /// Brings the reader back into step: halts that were seen cleared, the command under way aborted, its late answers
+    /// dropped. What the card makes of it is the caller's to find out.
+    ///
+    /// # Errors
+    /// [`BulkError`] when the reader does not come back; its device may be reset then.
+    pub(crate) fn recover(
+        &mut self,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<Reply, BulkError> {
+        self.take_back(&mut Exchange::none());
+        let mut last = BulkError {
+            why: Why::TimedOut,
+            sent: Sent::No,
+        };
+        goes_on(until, stop)?;
+        let listens = self.abort(slot, until, stop);
+        for _ in 0..budget::STATUS_TRIES {
+            goes_on(until, stop)?;
+            let limit = Limit::each(budget::STATUS, until);
+            match self.command(&Command::GetSlotStatus, slot, limit, stop) {
+                Ok(reply) => return Ok(reply),
+                Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
+                Err(error) => last = error,
+            }
+            if listens {
+                self.clear_halts(until, stop);
+            }
+        }
+        Err(last)
+    }
+
+    /// Clears what has halted. The system waits for the device itself, up to five seconds, and is asked only while there is time.
+    fn clear_halts(&mut self, until: Instant, stop: &Stop) {
+        let BulkEndpoints {
+            bulk_in, bulk_out, ..
+        } = self.endpoints;
+        for endpoint in [bulk_in, bulk_out] {
+            if goes_on(until, stop).is_ok() {
+                self.halts.clear(&mut *self.pipes, endpoint);
+            }
+        }
+    }
+
+    /// Abort by control and by bulk, one sequence number for both (CCID 1.1, 5.3.1). A reader that knows none is
+    /// left to its slot status. Whether the device answers requests: one that does not would not answer that for a halt to be
+    /// cleared either.
+    fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) -> bool {
+        let sequence = self.sequence.wrapping_add(1);
+        let setup = abort_request(self.number, slot, sequence);
+        let asked = self.interface.control(setup, &mut [], abort_time(until));
+        let listens = asked != Err(TransferError::Cancelled);
+        if listens {
+            self.clear_halts(until, stop);
+        }
+        if let Err(error) = asked {
+            tracing::debug!("usb: the reader takes no ABORT request: {error}");
+        } else if goes_on(until, stop).is_ok() {
+            let limit = until.min(Instant::now() + budget::ABORT);
+            if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
+                tracing::debug!("usb: Abort was not confirmed: {}", error.why);
+            }
+        }
+        listens
+    }
+}
+
+/// Whether there is time for another step of the way back.
+fn goes_on(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+    let sent = Sent::No;
+    if stop.is_set() {
+        let why = Why::Stopped;
+        return Err(BulkError { why, sent });
+    }
+    if Instant::now() >= until {
+        let why = Why::TimedOut;
+        return Err(BulkError { why, sent });
+    }
+    Ok(())
+}
+
+/// How long the control half of Abort may take. A limit of nothing is none to some.
+fn abort_time(until: Instant) -> Duration {
+    let left = until.saturating_duration_since(Instant::now());
+    left.clamp(Duration::from_millis(1), budget::ABORT)
+}
+
+/// What one transfer in asks for. One that is no multiple of the packet size overflows when the reader says too much, and
+/// the endpoint with it; one packet more lets a message of whole packets end by a short one.
+fn read_size(longest: usize, packet: usize) -> usize {
+    let packets = longest.div_ceil(packet).saturating_add(1);
+    packets.saturating_mul(packet)
+}
+
+/// The control half of Abort.
+fn abort_request(number: u8, slot: u8, sequence: u8) -> Setup {
+    Setup {
+        request_type: ABORT.0,
+        request: ABORT.1,
+        value: u16::from_be_bytes([sequence, slot]),
+        index: u16::from(number),
+    }
+}

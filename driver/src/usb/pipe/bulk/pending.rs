@@ -1,0 +1,171 @@
+//! One command on its way: what came of it so far, and what that means.
+
+use claviger_apdu::{Secret, Sent};
+
+use super::{Reply, Why};
+use crate::{
+    ccid::{
+        budget,
+        message::{Answer, AnswerKind, Command, HEADER, Outcome},
+    },
+    usb::host::transfer::{Completion, TransferError},
+};
+
+/// Whether the command has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Out {
+    UnderWay,
+    Done,
+    Refused,
+}
+
+/// One command on its way.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    kind: AnswerKind,
+    slot: u8,
+    length: usize,
+    out: Out,
+    collected: Secret,
+    stale: usize,
+    empty: usize,
+    extensions: usize,
+    /// The multiplier of a request for more time that has just come.
+    extension: Option<u8>,
+}
+
+impl Exchange {
+    /// `command` to `slot`, a message of `length` bytes.
+    pub(super) fn new(command: &Command<'_>, slot: u8, length: usize) -> Self {
+        Self {
+            kind: command.answer(),
+            slot,
+            length,
+            out: Out::UnderWay,
+            collected: Secret::default(),
+            stale: 0,
+            empty: 0,
+            extensions: 0,
+            extension: None,
+        }
+    }
+
+    /// Of no command: takes whatever comes.
+    pub(super) fn none() -> Self {
+        Self {
+            out: Out::Done,
+            ..Self::new(&Command::GetSlotStatus, 0, 0)
+        }
+    }
+
+    /// The multiplier of the request for more time that came last, once.
+    pub(super) const fn take_extension(&mut self) -> Option<u8> {
+        self.extension.take()
+    }
+
+    /// Whether all of the message came, by its own count.
+    pub(super) fn is_whole(&self) -> bool {
+        self.missing() == Some(0) && !self.collected.is_empty()
+    }
+
+    pub(super) const fn slot(&self) -> u8 {
+        self.slot
+    }
+
+    pub(super) const fn sent(&self) -> Sent {
+        match self.out {
+            Out::Refused => Sent::No,
+            Out::UnderWay | Out::Done => Sent::Maybe,
+        }
+    }
+
+    /// The transfer of the command has ended. A count that is not the command's length says nothing: a USB/IP server may count none of
+    /// what it has carried. Whether the reader has the command, its answer tells.
+    pub(super) fn sent_out(&mut self, completion: &Completion) -> Result<(), Why> {
+        if completion.transferred == 0 && completion.result.is_err() {
+            self.out = Out::Refused;
+        }
+        failed(completion)?;
+        if completion.transferred != self.length {
+            tracing::debug!(
+                "usb: {} of the {} bytes of a command were counted",
+                completion.transferred,
+                self.length
+            );
+        }
+        self.out = Out::Done;
+        Ok(())
+    }
+
+    pub(super) fn collect(&mut self, completion: Completion) {
+        let mut part = completion.buffer;
+        part.truncate(completion.transferred);
+        if self.collected.is_empty() {
+            self.collected = part;
+            return;
+        }
+        // One byte more than any message has shows that there was too much.
+        let most = budget::ANSWER + HEADER + 1;
+        part.truncate(most.saturating_sub(self.collected.len()));
+        self.collected.extend(part.expose());
+    }
+
+    pub(super) fn count_empty(&mut self) -> Result<(), Why> {
+        self.empty += 1;
+        if self.empty > budget::EMPTY_TRANSFERS {
+            return Err(Why::Protocol("empty transfers without end"));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the message that have not come, by its own count; `None` before its header.
+    pub(super) fn missing(&self) -> Option<usize> {
+        let [_, a, b, c, d, ..] = self.collected.expose() else {
+            return None;
+        };
+        let data = usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])).ok()?;
+        let whole = data.checked_add(HEADER)?.min(budget::ANSWER + HEADER);
+        Some(whole.saturating_sub(self.collected.len()))
+    }
+
+    /// What the message that was collected means for the command; `None` when the answer is still to come.
+    pub(super) fn judge(&mut self, sequence: u8) -> Result<Option<Reply>, Why> {
+        let message = std::mem::take(&mut self.collected);
+        let answer =
+            Answer::parse(message.expose()).map_err(|_| Why::Protocol("a damaged message"))?;
+        if !answer.matches(self.kind, self.slot, sequence) {
+            self.stale += 1;
+            if self.stale > budget::STALE_ANSWERS {
+                return Err(Why::Protocol("answers to other commands without end"));
+            }
+            return Ok(None);
+        }
+        let error = match answer.outcome {
+            Outcome::Done => None,
+            Outcome::Failed(error) => Some(error),
+            Outcome::TimeExtension { multiplier } => {
+                self.extension = Some(multiplier);
+                self.extensions += 1;
+                if self.extensions > budget::TIME_EXTENSIONS {
+                    return Err(Why::Protocol("requests for more time without end"));
+                }
+                return Ok(None);
+            }
+        };
+        let (icc, specific) = (answer.icc, answer.specific);
+        Ok(Some(Reply {
+            message,
+            icc,
+            specific,
+            error,
+        }))
+    }
+}
+
+pub(super) fn failed(completion: &Completion) -> Result<(), Why> {
+    match completion.result {
+        Ok(()) => Ok(()),
+        Err(TransferError::Gone) => Err(Why::Gone),
+        Err(error) => Err(Why::Transfer(error)),
+    }
+}

@@ -1,0 +1,339 @@
+//! A claimed reader and the card in one of its slots: power, exchanges, and the way back into step.
+//!
+//! ```text
+//! power ──► plan ──► PPS ──► SetParameters      what is agreed after each reset
+//! exchange ──► apdu                             readers that take APDUs
+//!         └──► line ──► block                   T=1 and T=0, in blocks or characters
+//! ```
+
+mod apdu;
+mod block;
+mod capabilities;
+mod negotiation;
+mod power;
+mod protocol_state;
+
+pub(crate) use self::capabilities::Capabilities;
+use std::{sync::Arc, time::Instant};
+
+use claviger_apdu::{
+    Atr, Call, Epoch, Limits, ResponseBuffer, Sent, TransportError, TransportErrorKind,
+};
+
+use self::protocol_state::Line;
+use crate::{
+    ccid::{
+        budget,
+        message::{Command, IccStatus, SlotError},
+    },
+    protocol::{Parameters, Protocol},
+    usb::{
+        discovery::reader_info::ReaderInterface,
+        pipe::{
+            CommandPipe, SlotPipe,
+            bulk::{BulkError, Limit, Reply, Why},
+        },
+    },
+    wait::Stop,
+};
+
+/// One slot of a claimed reader. What it knows of a card is true as long as nobody else has had the reader.
+#[derive(Debug)]
+pub(crate) struct Device {
+    name: String,
+    bulk: SlotPipe,
+    slot: u8,
+    reader: Capabilities,
+    stop: Arc<Stop>,
+    card: Option<Card>,
+    /// What the slot held when the reader last said so, if it has.
+    icc: Option<IccStatus>,
+    /// The reader was brought back from the middle of something, and the card not yet.
+    doubtful: bool,
+    /// The answer to reset of a card that did not agree, or with which something failed before it could: it is asked for nothing.
+    distrusted: Option<Atr>,
+    epoch: Epoch,
+}
+
+/// The powered card, and what was agreed with it.
+#[derive(Debug)]
+pub(crate) struct Card {
+    atr: Atr,
+    /// What it speaks, as far as that is known of readers that take APDUs.
+    protocol: Option<Protocol>,
+    /// How blocks reach it; none where the reader takes APDUs.
+    line: Option<Line>,
+}
+
+impl Device {
+    /// The slot numbered `slot` of the reader behind `bulk`; `stop` ends every wait.
+    pub(crate) fn new(
+        name: String,
+        bulk: impl Into<SlotPipe>,
+        slot: u8,
+        reader: Capabilities,
+        stop: Arc<Stop>,
+    ) -> Self {
+        Self {
+            name,
+            bulk: bulk.into(),
+            slot,
+            reader,
+            stop,
+            card: None,
+            icc: None,
+            doubtful: false,
+            distrusted: None,
+            epoch: Epoch::default(),
+        }
+    }
+
+    /// Goes on where another driver of the same reader ended: in its epoch, and out of step if it was.
+    pub(crate) const fn resume(&mut self, epoch: Epoch, in_step: bool) {
+        self.epoch = epoch;
+        if !in_step {
+            self.bulk.fall_out_of_step();
+        }
+    }
+
+    /// Has `stop` end every wait from now on, instead of what ended them before.
+    pub(crate) fn obey(&mut self, stop: &Arc<Stop>) {
+        self.stop = Arc::clone(stop);
+    }
+
+    /// Takes a card that is powered for the one with this answer to reset. Of a card that is given blocks nobody knows what was
+    /// agreed with it: it has to be powered anew.
+    pub(crate) fn adopt(&mut self, atr: Atr) {
+        if !self.reader.takes_apdus() {
+            return;
+        }
+        let common = negotiation::common(&self.reader, &Parameters::of(&atr));
+        self.card = Some(Card {
+            atr,
+            protocol: common.first().copied(),
+            line: None,
+        });
+    }
+
+    /// Goes on with a card that was powered and agreed with in this very claim.
+    pub(crate) fn take_up(&mut self, card: Card) {
+        self.card = Some(card);
+    }
+
+    /// The card as it is left.
+    pub(crate) fn into_card(self) -> Option<Card> {
+        self.card
+    }
+
+    /// The frames that reach the card; short ones while none is powered.
+    pub(crate) fn limits(&self) -> Limits {
+        match &self.card {
+            Some(card) => self.reader.limits(card.protocol),
+            None => Limits::SHORT,
+        }
+    }
+
+    /// What the slot held when the reader last said so; `None` of a reader that has not been asked for anything.
+    pub(crate) const fn icc(&self) -> Option<IccStatus> {
+        self.icc
+    }
+
+    /// Whether the next command can be sent without bringing reader and card back.
+    pub(crate) fn is_in_step(&self) -> bool {
+        self.bulk.is_in_step() && !self.doubtful
+    }
+
+    /// The slot's use of the reader's pipe.
+    pub(crate) const fn pipe(&self) -> &SlotPipe {
+        &self.bulk
+    }
+
+    /// The answer to reset of the powered card.
+    pub(crate) fn atr(&self) -> Option<&Atr> {
+        self.card.as_ref().map(|card| &card.atr)
+    }
+
+    /// Counts the times the card lost its state.
+    pub(crate) const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// What the slot holds. A reader that was left in the middle of something is brought back first; its card is reset before
+    /// the next command.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub(crate) fn status(&mut self, call: Call) -> Result<IccStatus, TransportError> {
+        let limit = Limit::each(budget::STATUS, call.deadline);
+        self.doubtful |= !self.bulk.is_in_step();
+        let asked = if self.bulk.is_in_step() {
+            self.command(&Command::GetSlotStatus, limit)
+        } else {
+            self.bulk.recover(self.slot, call.deadline, &self.stop)
+        };
+        // The first answer after another owner has left may be lost in what that one left behind.
+        let reply = match asked {
+            Err(error) if !matches!(error.why, Why::Gone | Why::Stopped | Why::Taken) => {
+                self.doubtful |= self.card.is_none();
+                self.bulk.recover(self.slot, call.deadline, &self.stop)
+            }
+            asked => asked,
+        };
+        let reply =
+            reply.map_err(|error| self.before_card("asking for the slot's status", error))?;
+        Ok(self.noted(&reply))
+    }
+
+    /// Takes in what an answer says of the slot.
+    fn noted(&mut self, reply: &Reply) -> IccStatus {
+        self.icc = Some(reply.icc);
+        if reply.icc != IccStatus::Active && self.card.take().is_some() {
+            self.epoch.0 += 1;
+        }
+        reply.icc
+    }
+
+    /// One message and the answer to it.
+    fn command(
+        &mut self,
+        command: &Command<'_>,
+        limit: impl Into<Limit>,
+    ) -> Result<Reply, BulkError> {
+        let reply = self.bulk.command(command, self.slot, limit, &self.stop)?;
+        self.icc = Some(reply.icc);
+        Ok(reply)
+    }
+
+    /// Sends one frame to the card and puts its answer into `response`.
+    ///
+    /// # Errors
+    /// [`TransportError`]; [`TransportErrorKind::CardReset`] when the card had to be reset because an earlier
+    /// command was not answered, and this one was not sent.
+    pub(crate) fn exchange(
+        &mut self,
+        frame: &[u8],
+        response: &mut ResponseBuffer,
+        call: Call,
+    ) -> Result<(), TransportError> {
+        if !self.is_in_step() {
+            return Err(self.come_back(call));
+        }
+        let Some(card) = &mut self.card else {
+            let what = "the card is not powered";
+            return Err(self.error(TransportErrorKind::NoCard, Sent::No, what));
+        };
+        let answer = match card.line.take() {
+            None => self.exchange_apdu(frame, call)?,
+            Some(mut line) => {
+                let answer = self.converse(&mut line, frame, call);
+                if let Some(card) = &mut self.card {
+                    card.line = Some(line);
+                }
+                answer?
+            }
+        };
+        response.set(answer.expose()).map_err(|_| {
+            self.error(
+                TransportErrorKind::Protocol,
+                Sent::Yes,
+                "the answer is too long",
+            )
+        })
+    }
+
+    /// The reader could not carry a block to the card, or the answer back: the `first` of a command, of which the card then has
+    /// seen what `sent` says.
+    fn refused(
+        &mut self,
+        error: SlotError,
+        reply: &Reply,
+        first: bool,
+        sent: Sent,
+    ) -> TransportError {
+        let icc = self.noted(reply);
+        let (kind, sent) = match (error, icc) {
+            (SlotError::SlotBusy, _) if first => (TransportErrorKind::Busy, Sent::No),
+            (_, IccStatus::Absent) => (TransportErrorKind::CardRemoved, sent),
+            _ => (TransportErrorKind::Protocol, sent),
+        };
+        // A card that did not answer may still be at it.
+        if !matches!(
+            kind,
+            TransportErrorKind::Busy | TransportErrorKind::CardRemoved
+        ) {
+            self.bulk.fall_out_of_step();
+        }
+        self.error(kind, sent, &format!("the command failed: {error}"))
+    }
+
+    /// Brings a reader back that was left in the middle of something: into step, then the card off and on, as
+    /// nobody knows what it is at; a reader that does not listen is reset. The error says that the card's
+    /// state is lost, or why it could not be done.
+    fn come_back(&mut self, call: Call) -> TransportError {
+        let mut reset = self.reset_card(call);
+        if reset.is_err() && !self.bulk.is_in_step() && Instant::now() < call.deadline {
+            reset = self.reset_card(call);
+        }
+        match reset {
+            Ok(()) => {
+                let what = "the card was reset, because an earlier command was not answered";
+                self.error(TransportErrorKind::CardReset, Sent::No, what)
+            }
+            Err(error) => error,
+        }
+    }
+
+    fn reset_card(&mut self, call: Call) -> Result<(), TransportError> {
+        let back = self.bulk.recover(self.slot, call.deadline, &self.stop);
+        if let Err(error) = back {
+            let hopeless = matches!(error.why, Why::Gone | Why::Stopped) || self.stop.is_set();
+            if hopeless || Instant::now() >= call.deadline {
+                return Err(self.before_card("bringing the reader back", error));
+            }
+            tracing::warn!(
+                "{}: the reader does not listen ({}); it is reset",
+                self.name,
+                error.why
+            );
+            self.bulk.reset_device();
+            self.bulk
+                .recover(self.slot, call.deadline, &self.stop)
+                .map_err(|error| self.before_card("resetting the reader", error))?;
+        }
+        self.power_off(call)?;
+        self.power_on(call).map(|_| ())
+    }
+
+    fn before_card(&self, doing: &str, error: BulkError) -> TransportError {
+        let sent = Sent::No;
+        self.transfer_error(doing, BulkError { sent, ..error })
+    }
+
+    fn transfer_error(&self, doing: &str, error: BulkError) -> TransportError {
+        self.error(
+            error.why.kind(),
+            error.sent,
+            &format!("{doing}: {}", error.why),
+        )
+    }
+
+    fn error(&self, kind: TransportErrorKind, sent: Sent, what: &str) -> TransportError {
+        TransportError {
+            kind,
+            sent,
+            what: format!("reader {}: {what}", self.name),
+        }
+    }
+}
+
+/// The driver of slot `slot` of a claimed reader.
+pub(crate) fn device(
+    pipe: Arc<CommandPipe>,
+    reader: ReaderInterface,
+    slot: u8,
+    stop: &Arc<Stop>,
+) -> Device {
+    let capabilities = Capabilities::new(reader.class, reader.quirks);
+    let pipe = SlotPipe::new(pipe);
+    Device::new(reader.name, pipe, slot, capabilities, Arc::clone(stop))
+}

@@ -1,0 +1,412 @@
+//! Tokens of the control pipe: what is asked of them, and what becomes of answers that lie.
+
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{
+    Call, Limits, ResponseBuffer, Sent, Transmit, TransportError, TransportErrorKind,
+};
+
+use super::{
+    PATIENCE, answered, command,
+    fixture::{connect, holds_card, id, look, only},
+    interfaces::Devices,
+};
+use crate::{
+    backend::{Backend as _, Wake as _},
+    ccid::{
+        configuration::{self, Device as Descriptors},
+        descriptor::ExchangeLevel,
+        iccd::Version,
+        quirks::Quirks,
+    },
+    usb::{
+        claim::pipe,
+        discovery::reader_info::{ReaderInterface, Way},
+        host::fake::{
+            Event, Fault,
+            reader::{
+                FakeCard, echo as answer_of_echo,
+                icc::{FakeIcc, Lie},
+            },
+        },
+        reader::slot::{self, Device},
+    },
+    wait::Stop,
+};
+
+/// Each command the card got.
+type Seen = Arc<Mutex<Vec<Vec<u8>>>>;
+
+const VERSIONS: [Version; 2] = [Version::A, Version::B];
+
+fn token(version: Version) -> (FakeIcc, Seen) {
+    let seen = Seen::default();
+    let noted = Arc::clone(&seen);
+    let answer = move |frame: &[u8]| {
+        noted.lock().unwrap().push(frame.to_vec());
+        answer_of_echo(frame)
+    };
+    let card = match version {
+        Version::A => FakeCard::t0(answer),
+        Version::B => FakeCard::t1(answer),
+    };
+    (FakeIcc::new(version, card), seen)
+}
+
+fn reader(token: &FakeIcc, version: Version) -> ReaderInterface {
+    let found = Descriptors::parse(&token.descriptors(), |_| false).unwrap();
+    ReaderInterface {
+        name: "token".to_owned(),
+        number: 0,
+        way: Way::Control(version),
+        class: found.readers[0].class.clone(),
+        quirks: Quirks::default(),
+    }
+}
+
+fn device(token: &FakeIcc, version: Version, stop: &Arc<Stop>) -> Device {
+    let reader = reader(token, version);
+    let claim = token.device().claim().unwrap();
+    let pipe = pipe::pipe(claim, &reader, &Arc::default(), 0).unwrap();
+    slot::device(pipe, reader, 0, stop)
+}
+
+/// Sends a command, and asks for its answer where T=0 leaves it to be asked for.
+fn ask(
+    mut send: impl FnMut(&[u8]) -> Result<Vec<u8>, TransportError>,
+    data: &[u8],
+) -> Result<Vec<u8>, TransportError> {
+    let answer = send(&command(data))?;
+    let [0x61, length] = answer[..] else {
+        return Ok(answer);
+    };
+    let rest = send(&[0x00, 0xC0, 0x00, 0x00, length]);
+    rest.map_err(|error| TransportError {
+        sent: Sent::Maybe,
+        ..error
+    })
+}
+
+fn exchange(device: &mut Device, data: &[u8], within: Duration) -> Result<Vec<u8>, TransportError> {
+    let call = Call::within(within);
+    let send = |frame: &[u8]| {
+        let mut response = ResponseBuffer::new();
+        device.exchange(frame, &mut response, call)?;
+        Ok(response.frame().to_vec())
+    };
+    ask(send, data)
+}
+
+fn echo(card: &mut (impl Transmit + ?Sized), data: &[u8]) -> Result<Vec<u8>, TransportError> {
+    let send = |frame: &[u8]| {
+        let mut response = ResponseBuffer::new();
+        card.transmit(frame, &mut response, Call::within(PATIENCE))?;
+        Ok(response.frame().to_vec())
+    };
+    ask(send, data)
+}
+
+/// A token with a powered card.
+fn powered(version: Version) -> (FakeIcc, Device, Seen) {
+    let (token, seen) = token(version);
+    let mut device = device(&token, version, &Arc::default());
+    device.power_on(Call::within(PATIENCE)).unwrap();
+    token.device().forget();
+    (token, device, seen)
+}
+
+#[test]
+fn a_token_of_the_control_pipe_is_found_by_its_protocol_and_has_no_endpoints() {
+    for (version, way) in [
+        (Version::A, configuration::Way::ControlA),
+        (Version::B, configuration::Way::ControlB),
+    ] {
+        let (token, _) = token(version);
+        let found = Descriptors::parse(&token.descriptors(), |_| false).unwrap();
+        let [reader] = &found.readers[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            (reader.way, reader.bulk_in, reader.interrupt),
+            (way, None, None)
+        );
+        assert_eq!(reader.class.exchange_level(), ExchangeLevel::ShortApdu);
+    }
+}
+
+#[test]
+fn commands_and_answers_of_every_length_go_over_the_control_pipe() {
+    for version in VERSIONS {
+        let (token, mut device, seen) = powered(version);
+        for length in [1, 2, 100, 254, 255] {
+            let data = vec![0x5A; length];
+            assert_eq!(
+                exchange(&mut device, &data, PATIENCE).unwrap(),
+                answered(&data),
+                "{version:?} {length}"
+            );
+        }
+        assert_eq!(
+            (token.commands(), seen.lock().unwrap().len()),
+            (5, 5),
+            "{version:?}"
+        );
+        let counts = token.device().counts();
+        assert_eq!((counts.bulk_in, counts.bulk_out), (0, 0));
+    }
+}
+
+#[test]
+fn a_command_of_version_b_costs_two_requests() {
+    let (token, mut device, _) = powered(Version::B);
+    exchange(&mut device, b"data", PATIENCE).unwrap();
+    assert_eq!(token.device().counts().control, 2);
+}
+
+#[test]
+fn a_token_that_is_busy_is_waited_for() {
+    for version in VERSIONS {
+        let (token, mut device, _) = powered(version);
+        token.be_busy(3);
+        let start = Instant::now();
+        assert_eq!(
+            exchange(&mut device, b"slow", PATIENCE).unwrap(),
+            answered(b"slow")
+        );
+        assert!(
+            start.elapsed() >= Duration::from_millis(30),
+            "{version:?}: asked no more often than said"
+        );
+        assert_eq!(token.commands(), 1);
+    }
+}
+
+#[test]
+fn a_token_that_stays_busy_is_given_up_at_the_deadline_and_set_back_before_the_next_command() {
+    for version in VERSIONS {
+        let (token, mut device, seen) = powered(version);
+        token.be_busy(usize::MAX);
+        let error = exchange(&mut device, b"first", Duration::from_millis(60)).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::TimedOut, Sent::Maybe),
+            "{version:?}"
+        );
+        token.be_busy(0);
+        let epoch = device.epoch();
+        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::CardReset, Sent::No),
+            "{version:?}: {error}"
+        );
+        assert!(device.epoch() > epoch);
+        assert_eq!(
+            exchange(&mut device, b"third", PATIENCE).unwrap(),
+            answered(b"third")
+        );
+        let sent = seen.lock().unwrap().clone();
+        assert!(
+            !sent.contains(&command(b"second")),
+            "{version:?}: it was not sent"
+        );
+    }
+}
+
+#[test]
+fn a_stop_ends_a_command_between_two_requests() {
+    for version in VERSIONS {
+        let (token, _) = token(version);
+        let stop = Arc::new(Stop::new());
+        let mut device = device(&token, version, &stop);
+        device.power_on(Call::within(PATIENCE)).unwrap();
+        token.be_busy(usize::MAX);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
+            thread::sleep(Duration::from_millis(20));
+            stop.stop();
+            let error = waits.join().unwrap();
+            assert_eq!(error.kind, TransportErrorKind::Cancelled);
+        });
+    }
+}
+
+/// Whether a command goes through, a card without power getting it back; a lie is still to come, or it must be
+/// answered by its own answer.
+fn goes_through(device: &mut Device, data: &[u8], is_honest: bool, what: &str) -> bool {
+    match exchange(device, data, Duration::from_secs(4)) {
+        Ok(answer) => {
+            let own = answer == answered(data);
+            assert!(own || !is_honest, "{what}: the answer to something else");
+            own
+        }
+        Err(error) => {
+            if error.kind == TransportErrorKind::NoCard {
+                let _ = device.power_on(Call::within(PATIENCE));
+            }
+            false
+        }
+    }
+}
+
+/// One command while something goes wrong: it ends, says whether the card saw it and is sent once at most, and the next
+/// ones work.
+fn survives(version: Version, what: &str, spoil: impl Fn(&FakeIcc), lies: bool) -> bool {
+    let (token, mut device, seen) = powered(version);
+    spoil(&token);
+    let data = vec![0x11; 70];
+    match exchange(&mut device, &data, Duration::from_secs(2)) {
+        // A token can say anything: nothing tells its lies from answers.
+        Ok(answer) => assert!(lies || answer == answered(&data), "{what}"),
+        Err(error) => {
+            let reached = seen
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|frame| frame.ends_with(&data));
+            assert!(error.sent != Sent::No || !reached, "{what}: {error}");
+        }
+    }
+    let struck = token.lied() && token.device().struck();
+    let healthy = (0..6).any(|round: u8| {
+        let is_honest = token.lied();
+        goes_through(&mut device, &[0x20 + round; 70], is_honest, what)
+    });
+    assert!(
+        healthy || what.starts_with("Gone"),
+        "{what}: the token is well, and no command goes through"
+    );
+    let all = seen.lock().unwrap().clone();
+    for frame in &all {
+        assert_eq!(
+            all.iter().filter(|one| *one == frame).count(),
+            1,
+            "{what}: sent twice"
+        );
+    }
+    struck
+}
+
+#[test]
+fn any_fault_at_any_request_ends_and_the_next_command_works() {
+    let faults = [
+        Fault::Drop,
+        Fault::Delay,
+        Fault::Stall,
+        Fault::Failed(71),
+        Fault::Gone,
+    ];
+    for version in VERSIONS {
+        let mut struck = 0;
+        for fault in faults {
+            for step in 0..12 {
+                let what = format!("{fault:?} at request {step} of {version:?}");
+                struck += usize::from(survives(
+                    version,
+                    &what,
+                    |token| token.device().inject(fault, step),
+                    false,
+                ));
+            }
+        }
+        assert!(struck >= faults.len() * 2, "{struck}");
+    }
+}
+
+#[test]
+fn any_lie_in_any_answer_ends_and_the_next_command_works() {
+    for version in VERSIONS {
+        for lie in Lie::ALL {
+            for answer in 0..8 {
+                let what = format!("{lie:?} in answer {answer} of {version:?}");
+                survives(version, &what, |token| token.lie(lie, answer), true);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_that_does_not_come_back_is_reset_as_a_device() {
+    for version in VERSIONS {
+        let (token, mut device, _) = powered(version);
+        token.be_busy(usize::MAX);
+        exchange(&mut device, b"first", Duration::from_millis(40)).unwrap_err();
+        token.be_busy(0);
+        token.be_deaf(true);
+        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
+        let events = token.device().events();
+        let resets = events.iter().filter(|event| matches!(event, Event::Reset));
+        assert_eq!(resets.count(), 1, "{version:?}");
+        let answer = exchange(&mut device, b"third", PATIENCE).unwrap();
+        assert_eq!(answer, answered(b"third"));
+    }
+}
+
+#[test]
+fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
+    for version in VERSIONS {
+        let devices = Devices::new(&format!("iccd-{version:?}"));
+        let (token, _) = token(version);
+        devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
+        let program = devices.program();
+        let mut watch = super::watch::awaited(&program);
+        let picture = look(&mut *watch);
+        let state = only(&picture);
+        assert_eq!(state.id, id("3-1"));
+        assert!(holds_card(state));
+        assert!(
+            !token.device().claimed(),
+            "its card cannot leave, so nobody listens"
+        );
+        let mut card = connect(&program, "3-1");
+        assert_eq!(card.limits(), Limits::SHORT);
+        let epoch = card.epoch();
+        assert_eq!(echo(&mut *card, b"hello").unwrap(), answered(b"hello"));
+        drop(card);
+        assert!(!token.device().claimed() && token.powered());
+        let mut card = connect(&program, "3-1");
+        assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
+        assert_eq!(
+            card.epoch(),
+            epoch,
+            "nobody has used it since, and it kept its power"
+        );
+        devices.unplug(1);
+        let error = echo(&mut *card, b"gone").unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
+        assert!(look(&mut *watch).readers.is_empty());
+    }
+}
+
+#[test]
+fn a_token_that_leaves_at_any_request_ends_what_is_done_with_it() {
+    for version in VERSIONS {
+        for step in 0..20 {
+            let devices = Devices::new(&format!("iccd-leaves-{version:?}"));
+            let (token, _) = token(version);
+            devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
+            let program = devices.program();
+            let mut watch = super::watch::awaited(&program);
+            token.device().inject(Fault::Gone, step);
+            let start = Instant::now();
+            let _ = look(&mut *watch);
+            let used = program
+                .connect(&id("3-1"), Call::within(PATIENCE))
+                .and_then(|mut card| echo(&mut *card, b"data"));
+            if let Err(error) = used {
+                assert_eq!(
+                    error.kind,
+                    TransportErrorKind::NoReader,
+                    "{version:?} at {step}: {error}"
+                );
+            }
+            assert!(start.elapsed() < PATIENCE / 2);
+            assert!(!token.device().claimed());
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Cards that may have been exchanged unseen: who is told, and what it costs the card.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, Transport};
+
+use super::{
+    answered,
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
+    watch::{Followed, awaited, until, with_a_reader_that_powers, with_key},
+};
+use crate::{
+    backend::Backend as _,
+    usb::{
+        backend::UsbBackend,
+        host::fake::{FakeReader, reader::FakeCard},
+    },
+};
+
+/// PC_to_RDR_IccPowerOn.
+const POWER_ON: u8 = 0x62;
+
+fn resets(slot: &FakeReader) -> usize {
+    let messages = slot.messages();
+    messages
+        .iter()
+        .filter(|(kind, _)| *kind == POWER_ON)
+        .count()
+}
+
+/// A machine with a reader that powers its card by itself and tells of its cards.
+fn telling(test: &str) -> (Machine, FakeReader) {
+    let machine = Machine::new(test);
+    let mut config = reader();
+    config.features |= 0x0000_0004;
+    let slot = FakeReader::new(config.clone());
+    slot.put_unseen(0, FakeCard::echo());
+    machine.plug("3-1", &slot, &config);
+    (machine, slot)
+}
+
+fn call() -> Call {
+    Call::within(PATIENCE)
+}
+
+#[test]
+fn b2_looks_at_a_reader_that_powers_its_card_by_itself_reset_nothing_without_threads() {
+    let (machine, slot) = with_a_reader_that_powers("b2-looks");
+    let program = machine.program_without_threads();
+    let mut watch = program.watch();
+    let first = only(&look(&mut *watch)).clone();
+    assert!(holds_card(&first));
+    let before = resets(&slot);
+    for _ in 0..3 {
+        assert_eq!(only(&look(&mut *watch)), &first, "no other card");
+    }
+    assert_eq!(resets(&slot), before);
+}
+
+#[test]
+fn b2_a_claim_that_never_ended_keeps_the_card_of_a_reader_that_powers_it_by_itself() {
+    let (machine, slot) = telling("b2-claim");
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    until(|| slot.device().claimed());
+    let mut card = connect(&program, "3-1");
+    assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
+    let (before, epoch) = (resets(&slot), card.epoch());
+    drop(card);
+    let mut card = connect(&program, "3-1");
+    assert_eq!(echo(&mut *card, b"b").unwrap(), answered(b"b"));
+    assert_eq!((resets(&slot), card.epoch()), (before, epoch));
+    assert!(!card.may_be_another());
+}
+
+#[test]
+fn b2_a_card_that_nobody_followed_may_be_another_for_the_next_connection() {
+    let (machine, slot) = with_a_reader_that_powers("b2-unseen");
+    let program = machine.program_without_threads();
+    let mut watch = awaited(&program);
+    assert!(holds_card(only(&look(&mut *watch))));
+    drop(connect(&program, "3-1"));
+    slot.put_unseen(0, FakeCard::echo_t0());
+    let card = connect(&program, "3-1");
+    assert!(card.may_be_another(), "it answers its reset alike");
+}
+
+#[test]
+fn a_token_whose_card_cannot_leave_is_never_another() {
+    let (machine, _token) = with_key("b2-token");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    for _ in 0..2 {
+        let mut card = connect(&program, "3-1");
+        assert!(!card.may_be_another());
+        card.resume(call()).unwrap();
+    }
+}
+
+/// The first program finds, before its next operation, that its connection has ended, and makes another.
+#[test]
+fn b2_the_turn_of_another_program_ends_a_connection_between_two_operations_and_not_in_one() {
+    let (machine, _slot) = with_a_reader_that_powers("b2-turn");
+    let (ours, theirs) = (machine.program(), machine.program());
+    let _followed = (Followed::new(&ours), Followed::idly(&theirs));
+    let mut card = connect_when_known(&ours);
+    assert!(echo(&mut *card, b"ours").is_ok());
+    let mut other = connect_when_known(&theirs);
+    assert!(echo(&mut *other, b"theirs").is_ok());
+    drop(other);
+    assert!(card.resume(call()).is_err());
+    assert!(card.is_over());
+    drop(card);
+    let mut card = connect_when_known(&ours);
+    assert!(card.may_be_another());
+    card.resume(call()).unwrap();
+    assert!(echo(&mut *card, b"ours again").is_ok());
+}
+
+/// A connection, as soon as the reader is known.
+fn connect_when_known(program: &UsbBackend) -> Box<dyn Transport> {
+    let id = id("3-1");
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match program.connect(&id, call()) {
+            Ok(card) => return card,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,281 @@
+//! A bus of readers in memory: folders that look like sysfs, files for nodes, and devices that open by them.
+
+use std::{
+    collections::HashMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use claviger_apdu::{Call, ResponseBuffer, Transport, TransportError};
+
+use super::command;
+use crate::{
+    backend::{Backend, Watch},
+    reader::{Presence, ReaderId, ReaderState, Readers},
+    usb::{
+        backend::{Options, UsbBackend},
+        claim::Opener,
+        discovery::{reader_info::Site, sysfs::Bus},
+        host::{
+            fake::{FakeReader, reader::ReaderConfig},
+            open::{Opened, Stack},
+            transfer::OpenError,
+        },
+    },
+};
+
+/// What a test of something that works may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A token: its model is in the table of readers.
+pub(super) fn token() -> ReaderConfig {
+    ReaderConfig {
+        product: (0x20A0, 0x42B2, 0x0100),
+        ..ReaderConfig::extended()
+    }
+}
+
+/// A reader cards are put into, which does not power them by itself.
+pub(super) fn reader() -> ReaderConfig {
+    ReaderConfig {
+        features: 0x0000_00BA,
+        ..ReaderConfig::extended()
+    }
+}
+
+/// The readers that are plugged in, by their nodes.
+type Devices = Arc<Mutex<HashMap<PathBuf, FakeReader>>>;
+
+/// A machine with a bus, for as long as the value lives.
+pub(super) struct Machine {
+    root: PathBuf,
+    devices: Devices,
+    /// Locked for as long as opening a device is to take.
+    door: Arc<Mutex<()>>,
+    address: AtomicU16,
+    /// How often a device was tried.
+    tries: Arc<AtomicUsize>,
+}
+
+impl Machine {
+    pub(super) fn new(test: &str) -> Self {
+        let root = std::env::temp_dir().join(format!("{}-usb.{test}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(root.join("sys")).unwrap();
+        fs::create_dir_all(root.join("dev/003")).unwrap();
+        Self {
+            root,
+            devices: Devices::default(),
+            door: Arc::default(),
+            address: AtomicU16::new(1),
+            tries: Arc::default(),
+        }
+    }
+
+    /// Puts a reader into a port, under a new address.
+    pub(super) fn plug(&self, port: &str, reader: &FakeReader, config: &ReaderConfig) {
+        let address = self.address.fetch_add(1, Ordering::SeqCst);
+        self.plug_at(port, address, reader, config);
+    }
+
+    pub(super) fn plug_at(
+        &self,
+        port: &str,
+        address: u16,
+        reader: &FakeReader,
+        config: &ReaderConfig,
+    ) {
+        let folder = self.root.join("sys").join(port);
+        fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
+        write("descriptors", &reader.descriptors());
+        write("devnum", format!("{address}\n").as_bytes());
+        write("bConfigurationValue", b"1\n");
+        write("manufacturer", b"Maker\n");
+        write(
+            "product",
+            format!("Key {:04x}\n", config.product.1).as_bytes(),
+        );
+        let node = self.node(address);
+        self.devices
+            .lock()
+            .unwrap()
+            .insert(node.clone(), reader.clone());
+        fs::write(node, []).unwrap();
+    }
+
+    fn node(&self, address: u16) -> PathBuf {
+        self.root.join(format!("dev/003/{address:03}"))
+    }
+
+    /// Takes the reader out of a port.
+    pub(super) fn unplug(&self, port: &str) {
+        let folder = self.root.join("sys").join(port);
+        let address = fs::read_to_string(folder.join("devnum")).unwrap();
+        let node = self.node(address.trim().parse().unwrap());
+        if let Some(reader) = self.devices.lock().unwrap().remove(&node) {
+            reader.device().leave();
+        }
+        fs::remove_dir_all(folder).unwrap();
+        fs::remove_file(node).unwrap();
+    }
+
+    /// Has pcscd leave the next device in a port to us, as a rule of udev's would.
+    pub(super) fn mark(&self, port: &str) {
+        let folder = self.root.join("sys").join(port);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("dev"), b"189:258\n").unwrap();
+        fs::create_dir_all(self.root.join("udev")).unwrap();
+        let data = "I:8411312\nE:ID_MODEL=Key\nE:PCSCLITE_IGNORE=1\nV:1\n";
+        fs::write(self.root.join("udev/c189:258"), data).unwrap();
+    }
+
+    /// A program with the driver: another of them is another process, as far as locks are concerned.
+    pub(super) fn program(&self) -> UsbBackend {
+        self.program_on(self.bus())
+    }
+
+    pub(super) fn bus(&self) -> Bus {
+        Bus::new(self.root.join("sys"), self.root.join("dev")).with_udev(self.root.join("udev"))
+    }
+
+    /// A program without threads: nobody follows the readers but who waits for events.
+    pub(super) fn program_without_threads(&self) -> UsbBackend {
+        self.program_as(self.bus(), false)
+    }
+
+    /// A program that learns of this bus as `bus` has it.
+    pub(super) fn program_on(&self, bus: Bus) -> UsbBackend {
+        self.program_as(bus, true)
+    }
+
+    /// A program that finds no folder for locks, and learns of this bus as `bus` has it.
+    pub(super) fn program_without_locks(&self, bus: Bus) -> UsbBackend {
+        self.program_with(bus, true, Vec::new())
+    }
+
+    fn program_as(&self, bus: Bus, is_followed: bool) -> UsbBackend {
+        self.program_with(bus, is_followed, vec![self.root.join("locks")])
+    }
+
+    fn program_with(&self, bus: Bus, is_followed: bool, locks: Vec<PathBuf>) -> UsbBackend {
+        let opener = Nodes {
+            devices: Arc::clone(&self.devices),
+            door: Arc::clone(&self.door),
+            tries: Arc::clone(&self.tries),
+        };
+        let options = Options {
+            stack: Stack::default(),
+            is_followed,
+            locks,
+        };
+        UsbBackend::over(bus, Box::new(opener), &options)
+    }
+
+    /// How often a device was tried to be opened.
+    pub(super) fn tries(&self) -> usize {
+        self.tries.load(Ordering::SeqCst)
+    }
+
+    /// Has whoever opens a device wait in the middle of it, for as long as the value lives.
+    pub(super) fn close_the_door(&self) -> MutexGuard<'_, ()> {
+        self.door.lock().unwrap()
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.root
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// Opens devices by their nodes, if the file is not without rights.
+struct Nodes {
+    devices: Devices,
+    door: Arc<Mutex<()>>,
+    tries: Arc<AtomicUsize>,
+}
+
+impl fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Nodes")
+    }
+}
+
+impl Opener for Nodes {
+    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
+        let node = fs::metadata(&site.node).map_err(|_| OpenError::Gone)?;
+        if std::os::unix::fs::PermissionsExt::mode(&node.permissions()) & 0o777 == 0 {
+            return Err(OpenError::Denied("no rights".to_owned()));
+        }
+        let devices = self.devices.lock().unwrap();
+        let reader = devices.get(&site.node).ok_or(OpenError::Gone)?.clone();
+        drop(devices);
+        drop(self.door.lock().unwrap());
+        let interface = reader.device().claim()?;
+        Ok(Opened {
+            interface,
+            last_transfer: self.last_transfer(&site.node),
+        })
+    }
+
+    fn last_transfer(&self, node: &Path) -> Option<u64> {
+        let devices = self.devices.lock().unwrap();
+        devices.get(node).map(|reader| reader.device().begun())
+    }
+}
+
+pub(super) fn id(port: &str) -> ReaderId {
+    ReaderId::new("usb", port)
+}
+
+/// What the readers are now.
+pub(super) fn look(watch: &mut dyn Watch) -> Readers {
+    watch.now(Call::within(PATIENCE))
+}
+
+/// The one reader of a picture.
+#[track_caller]
+pub(super) fn only(readers: &Readers) -> &ReaderState {
+    match readers.readers.as_slice() {
+        [only] => only,
+        other => panic!("one reader expected: {other:?}, {:?}", readers.trouble),
+    }
+}
+
+pub(super) fn holds_card(state: &ReaderState) -> bool {
+    matches!(state.presence, Presence::Card(_))
+}
+
+/// A connection that must work.
+#[track_caller]
+pub(super) fn connect(program: &UsbBackend, port: &str) -> Box<dyn Transport> {
+    let connected = program.connect(&id(port), Call::within(PATIENCE));
+    connected.unwrap()
+}
+
+/// Sends a command whose data is the answer.
+pub(super) fn echo(card: &mut dyn Transport, data: &[u8]) -> Result<Vec<u8>, TransportError> {
+    echo_within(card, data, PATIENCE)
+}
+
+/// The same, within so long.
+pub(super) fn echo_within(
+    card: &mut dyn Transport,
+    data: &[u8],
+    limit: Duration,
+) -> Result<Vec<u8>, TransportError> {
+    let mut response = ResponseBuffer::new();
+    card.transmit(&command(data), &mut response, Call::within(limit))?;
+    Ok(response.frame().to_vec())
+}

@@ -1,0 +1,124 @@
+//! Programs that use a reader by another driver, and take no lock.
+
+use std::time::Duration;
+
+use claviger_apdu::{Call, TransportErrorKind};
+
+use super::{
+    answered,
+    composite::plugged,
+    fixture::{PATIENCE, connect, echo, id, look, reader, token},
+    kinds,
+    watch::{awaited, with_key},
+};
+use crate::{
+    backend::{Backend as _, Watch},
+    ccid::message::Command,
+    usb::{
+        backend::UsbBackend,
+        host::fake::{FakeReader, Layout},
+        pipe::bulk::{Bulk, BulkEndpoints},
+    },
+    wait::Stop,
+};
+
+/// Another driver asks the reader what its slot holds, and lets go.
+fn use_by_another(reader: &FakeReader, layout: Layout) {
+    let interface = reader.device().claim().unwrap();
+    let endpoints = BulkEndpoints {
+        bulk_in: layout.bulk_in,
+        bulk_out: layout.bulk_out,
+        packet: layout.packet,
+    };
+    let mut bulk = Bulk::new(interface, 0, endpoints, 3072).unwrap();
+    let until = Call::within(PATIENCE).deadline;
+    bulk.command(&Command::GetSlotStatus, 0, until, &Stop::new())
+        .unwrap();
+}
+
+/// Whether one more connection is in another epoch than the one before; each has the reader claimed anew.
+fn is_new_epoch(program: &UsbBackend, reader: &str, between: impl FnOnce()) -> bool {
+    let before = {
+        let mut card = connect(program, reader);
+        assert_eq!(echo(&mut *card, b"one").unwrap(), answered(b"one"));
+        card.epoch()
+    };
+    between();
+    let mut card = connect(program, reader);
+    assert_eq!(echo(&mut *card, b"two").unwrap(), answered(b"two"));
+    card.epoch() != before
+}
+
+/// A program with its readers, which are known for as long as the watch lives.
+fn followed(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    (program, watch)
+}
+
+#[test]
+fn use_by_another_driver_between_two_claims_begins_a_new_epoch() {
+    let (machine, key) = with_key("foreign");
+    for program in [
+        machine.program(),
+        machine.program_without_locks(machine.bus()),
+    ] {
+        let (program, _watch) = followed(program);
+        assert!(
+            !is_new_epoch(&program, "3-1", || {}),
+            "nobody else was there"
+        );
+        let other = || use_by_another(&key, token().layout);
+        assert!(is_new_epoch(&program, "3-1", other));
+        assert!(!is_new_epoch(&program, "3-1", || {}), "it was there once");
+    }
+}
+
+#[test]
+fn use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
+    let (machine, key) = with_key("foreign-record");
+    let (first, _watch) = followed(machine.program());
+    echo(&mut *connect(&first, "3-1"), b"one").unwrap();
+    let taken_up = || {
+        let (program, _watch) = followed(machine.program());
+        let before = kinds(&key).len();
+        echo(&mut *connect(&program, "3-1"), b"two").unwrap();
+        kinds(&key).split_off(before)
+    };
+    assert_eq!(taken_up(), [0x65, 0x6F], "nobody else was there");
+    use_by_another(&key, token().layout);
+    assert_eq!(taken_up(), [0x65, 0x62, 0x6F]);
+    assert_eq!(taken_up(), [0x65, 0x6F], "it was there once");
+}
+
+#[test]
+fn claim_refused_because_of_another_driver_begins_a_new_epoch() {
+    let (machine, key) = with_key("foreign-busy");
+    let (program, _watch) = followed(machine.program());
+    let refused = || {
+        let theirs = key.device().claim().unwrap();
+        let call = Call::within(Duration::from_millis(20));
+        let error = program.connect(&id("3-1"), call).err().unwrap();
+        assert_eq!(error.kind, TransportErrorKind::Busy, "{error}");
+        drop(theirs);
+    };
+    assert!(is_new_epoch(&program, "3-1", refused));
+}
+
+#[test]
+fn readers_of_one_device_are_no_strangers_to_each_other() {
+    let (devices, readers) = plugged("foreign-composite", reader().product);
+    let (program, _watch) = followed(devices.program());
+    let other = || {
+        let mut other = connect(&program, "3-1:1");
+        assert_eq!(echo(&mut *other, b"other").unwrap(), answered(b"other"));
+    };
+    assert!(!is_new_epoch(&program, "3-1:0", other));
+    let mut lasting = connect(&program, "3-1:1");
+    let other = || assert_eq!(echo(&mut *lasting, b"other").unwrap(), answered(b"other"));
+    assert!(!is_new_epoch(&program, "3-1:0", other));
+    drop(lasting);
+    assert!(!is_new_epoch(&program, "3-1:0", || {}));
+    let stranger = || use_by_another(&readers[0], Layout::default());
+    assert!(is_new_epoch(&program, "3-1:0", stranger));
+}

@@ -1,0 +1,238 @@
+//! Which readers are shown and touched while pcscd is there, and when that changes.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Call, ResponseBuffer, Transmit, TransportError, TransportErrorKind};
+
+use super::{
+    SHORT, answered, command,
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
+    watch::{Followed, awaited, key, until, with_key},
+};
+use crate::{
+    backend::{Backend, Stopped},
+    reader::Readers,
+    usb::{
+        backend::UsbBackend,
+        discovery::precedence::Gate,
+        host::fake::{FakeReader, reader::FakeCard},
+    },
+};
+
+/// A grace that passes in a test.
+const BRIEF: Duration = Duration::from_millis(400);
+/// One that does not.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What a pcscd that answers shows.
+fn there() -> Readers {
+    Readers {
+        service: Some(1),
+        ..Readers::default()
+    }
+}
+
+/// What is shown of a pcscd that does not answer, and why.
+fn without(kind: TransportErrorKind) -> Readers {
+    Readers {
+        trouble: Some(TransportError::before_card(kind, "why")),
+        ..Readers::default()
+    }
+}
+
+fn absent() -> Readers {
+    without(TransportErrorKind::NoService)
+}
+
+fn behind(machine: &Machine, grace: Duration) -> (UsbBackend, Arc<Gate>) {
+    let gate = Gate::behind_pcscd(grace);
+    (machine.program().behind(Arc::clone(&gate)), gate)
+}
+
+#[track_caller]
+fn is_untouched(reader: &FakeReader) {
+    assert_eq!(reader.device().counts(), Default::default());
+    assert!(!reader.device().claimed() && reader.device().events().is_empty());
+}
+
+#[test]
+fn nothing_is_touched_or_shown_before_pcscd_was_asked_and_the_first_picture_has_all() {
+    let (machine, reader) = with_key("gate.first");
+    machine.mark("3-1");
+    let (program, gate) = behind(&machine, LONG);
+    let followed = Followed::new(&program);
+    assert!(followed.pictures.recv_timeout(SHORT).is_err());
+    is_untouched(&reader);
+    gate.hear(&absent());
+    assert!(holds_card(only(&followed.picture())));
+}
+
+#[test]
+fn a_pcscd_that_answers_or_refuses_has_all_readers() {
+    for answer in [there(), without(TransportErrorKind::Denied)] {
+        let machine = Machine::new("gate.answers");
+        let (reader, config) = key();
+        machine.plug("3-1", &reader, &config);
+        let (program, gate) = behind(&machine, LONG);
+        gate.hear(&answer);
+        let followed = Followed::new(&program);
+        let picture = followed.picture();
+        assert!(picture.readers.is_empty() && picture.trouble.is_none());
+        machine.plug("3-2", &key().0, &config);
+        assert!(followed.pictures.recv_timeout(SHORT).is_err(), "an arrival");
+        is_untouched(&reader);
+        let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
+        let kind = refused.map(drop).map_err(|error| error.kind);
+        assert_eq!(kind, Err(TransportErrorKind::NoReader));
+    }
+}
+
+#[test]
+fn a_device_that_pcscd_leaves_to_us_is_shown_whether_pcscd_is_there_or_not() {
+    let machine = Machine::new("gate.marked");
+    let (program, gate) = behind(&machine, BRIEF);
+    gate.hear(&there());
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    let (reader, config) = key();
+    machine.mark("3-1");
+    machine.plug("3-1", &reader, &config);
+    let first = only(&followed.picture()).clone();
+    assert!(holds_card(&first));
+    drop(connect(&program, "3-1"));
+    gate.hear(&absent());
+    assert_eq!(
+        only(&followed.picture()),
+        &first,
+        "it stays when the gate opens"
+    );
+    gate.hear(&there());
+    assert_eq!(only(&followed.picture()), &first, "and when it shuts");
+}
+
+#[test]
+fn readers_come_when_pcscd_was_absent_for_the_grace() {
+    let (machine, _) = with_key("gate.absent");
+    let (program, gate) = behind(&machine, BRIEF);
+    gate.hear(&there());
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    let gone = Instant::now();
+    gate.hear(&absent());
+    gate.hear(&absent());
+    assert!(holds_card(only(&followed.picture())));
+    assert!(gone.elapsed() >= BRIEF);
+}
+
+#[test]
+fn a_restart_of_pcscd_touches_nothing() {
+    let (machine, reader) = with_key("gate.restart");
+    let (program, gate) = behind(&machine, LONG);
+    gate.hear(&there());
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    for _ in 0..3 {
+        gate.hear(&absent());
+        gate.hear(&there());
+    }
+    assert!(followed.pictures.recv_timeout(SHORT).is_err());
+    is_untouched(&reader);
+}
+
+#[test]
+fn a_pcscd_that_hangs_counts_as_absent_after_the_grace() {
+    let (machine, _) = with_key("gate.hangs");
+    let (program, gate) = behind(&machine, BRIEF);
+    let begun = Instant::now();
+    let followed = Followed::new(&program);
+    gate.hear(&without(TransportErrorKind::TimedOut));
+    assert!(holds_card(only(&followed.picture())));
+    assert!(begun.elapsed() >= BRIEF);
+}
+
+#[test]
+fn readers_are_let_go_when_pcscd_comes_and_only_then_is_the_gate_settled() {
+    let machine = Machine::new("gate.comes");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    machine.plug("3-1", &slot, &reader());
+    let (program, gate) = behind(&machine, LONG);
+    gate.hear(&absent());
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    assert!(gate.settle(), "all are ours");
+    until(|| slot.device().claimed());
+    assert!(gate.hear(&there()));
+    assert!(!gate.is_settled());
+    assert!(followed.picture().readers.is_empty());
+    assert!(!slot.device().claimed(), "before it is said");
+    assert!(!gate.settle() && gate.is_settled());
+}
+
+#[test]
+fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
+    let (machine, reader) = with_key("gate.connection");
+    let (program, gate) = behind(&machine, LONG);
+    gate.hear(&absent());
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    let mut card = connect(&program, "3-1");
+    assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
+    let in_between = |card: &mut dyn Transmit| {
+        gate.hear(&there());
+        assert!(followed.picture().readers.is_empty());
+        assert!(reader.device().claimed(), "a conversation is not cut short");
+        let mut response = ResponseBuffer::new();
+        card.transmit(&command(b"b"), &mut response, Call::within(PATIENCE))
+            .unwrap();
+    };
+    card.transact(Call::within(PATIENCE), &mut |card| in_between(card))
+        .unwrap();
+    assert!(!reader.device().claimed());
+    let error = echo(&mut *card, b"c").unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
+    assert!(card.is_over() && !reader.device().claimed());
+}
+
+#[test]
+fn a_gate_that_moves_is_told_by_a_picture_though_nothing_is_on_the_bus() {
+    let machine = Machine::new("gate.empty");
+    let (program, gate) = behind(&machine, LONG);
+    gate.hear(&absent());
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    gate.settle();
+    gate.hear(&there());
+    assert!(followed.picture().readers.is_empty());
+    gate.settle();
+    assert!(gate.is_settled());
+}
+
+#[test]
+fn a_stop_ends_the_wait_for_pcscd() {
+    let machine = Machine::new("gate.stop");
+    let (program, _gate) = behind(&machine, LONG);
+    let mut watch = awaited(&program);
+    let waker = watch.waker();
+    thread::scope(|scope| {
+        let waits = scope.spawn(move || watch.next().map(drop));
+        thread::sleep(SHORT);
+        let stopped = Instant::now();
+        waker.stop();
+        assert_eq!(waits.join().unwrap(), Err(Stopped));
+        assert!(
+            stopped.elapsed() < Duration::from_secs(4),
+            "not at its deadline"
+        );
+    });
+}
+
+#[test]
+fn without_a_gate_every_reader_is_shown() {
+    let (machine, _) = with_key("gate.none");
+    let picture = look(&mut *machine.program().watch());
+    assert!(holds_card(only(&picture)));
+}

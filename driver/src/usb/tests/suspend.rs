@@ -1,0 +1,225 @@
+//! The machine sleeps, with and without power for its readers.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::{Transport, TransportErrorKind};
+
+use super::{
+    answered,
+    events::Tale,
+    fixture::{PATIENCE, connect, echo, holds_card, look, only, reader, token},
+    kinds,
+    watch::{awaited, key, until},
+};
+use crate::{
+    backend::{Backend as _, Watch},
+    reader::Presence,
+    usb::{
+        backend::UsbBackend,
+        host::fake::{
+            FakeReader, Fault,
+            reader::{FakeCard, ReaderConfig},
+        },
+    },
+};
+
+/// An hour passes.
+fn sleep(tale: &Tale) {
+    tale.told.asleep.fetch_add(3_600_000, Ordering::SeqCst);
+}
+
+/// A reader that is watched, and a connection to its card.
+fn used(
+    tale: &Tale,
+    reader: &FakeReader,
+    config: &ReaderConfig,
+) -> (UsbBackend, Box<dyn Watch>, Box<dyn Transport>) {
+    tale.machine.plug("3-1", reader, config);
+    let program = tale.program();
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    let card = connect(&program, "3-1");
+    (program, watch, card)
+}
+
+#[test]
+fn a_sleep_that_took_the_power_of_a_token_is_a_reset_to_its_connection() {
+    let tale = Tale::new("sleep.token");
+    let (reader, config) = key();
+    let (_program, _watch, mut card) = used(&tale, &reader, &config);
+    let epoch = card.epoch();
+    echo(&mut *card, b"before").unwrap();
+    reader.lose_power();
+    sleep(&tale);
+    let commands = reader.card_commands(0);
+    assert_eq!(echo(&mut *card, b"after").unwrap(), answered(b"after"));
+    assert!(card.epoch() > epoch, "what the card knew is gone");
+    assert_eq!(reader.card_commands(0), commands + 1, "sent once");
+    assert!(!card.is_over());
+}
+
+#[test]
+fn a_token_that_powers_its_card_by_itself_may_have_forgotten_everything_in_a_sleep() {
+    let tale = Tale::new("sleep.active");
+    let (reader, config) = key();
+    let (_program, _watch, mut card) = used(&tale, &reader, &config);
+    let epoch = card.epoch();
+    sleep(&tale);
+    assert_eq!(echo(&mut *card, b"after").unwrap(), answered(b"after"));
+    assert!(
+        card.epoch() > epoch,
+        "nobody can tell whether it kept its power"
+    );
+}
+
+#[test]
+fn a_sleep_in_which_a_reader_kept_the_power_of_its_card_costs_one_question() {
+    let tale = Tale::new("sleep.kept");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    let (_program, _watch, mut card) = used(&tale, &slot, &reader());
+    let epoch = card.epoch();
+    let before = kinds(&slot).len();
+    sleep(&tale);
+    assert_eq!(echo(&mut *card, b"after").unwrap(), answered(b"after"));
+    assert_eq!(kinds(&slot)[before..], [0x65, 0x6F]);
+    assert_eq!(card.epoch(), epoch);
+    assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
+    assert_eq!(kinds(&slot)[before..], [0x65, 0x6F, 0x6F], "asked once");
+}
+
+#[test]
+fn a_card_exchanged_in_a_sleep_ends_its_connection() {
+    let tale = Tale::new("sleep.swap");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    tale.machine.plug("3-1", &slot, &reader());
+    let program = tale.program();
+    let mut watch = awaited(&program);
+    let first = only(&look(&mut *watch)).clone();
+    let mut card = connect(&program, "3-1");
+    // The hub was off: nothing came over the interrupt pipe.
+    slot.lose_power();
+    sleep(&tale);
+    let error = echo(&mut *card, b"after").unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::CardRemoved, "{error}");
+    assert!(card.is_over());
+    assert_eq!(slot.card_commands(0), 0);
+    drop(card);
+    let second = only(&look(&mut *watch)).clone();
+    assert!(holds_card(&second));
+    assert_ne!(first.changes, second.changes);
+}
+
+#[test]
+fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
+    let (tale, _) = Tale::with_key("sleep.left");
+    let program = tale.program();
+    let mut watch = awaited(&program);
+    let first = only(&look(&mut *watch)).clone();
+    let mut card = connect(&program, "3-1");
+    tale.machine.unplug("3-1");
+    let (reader, config) = key();
+    tale.machine.plug("3-1", &reader, &config);
+    // No message comes of it.
+    sleep(&tale);
+    let second = only(&look(&mut *watch)).clone();
+    assert_ne!(first.changes, second.changes);
+    assert!(echo(&mut *card, b"old").is_err() && card.is_over());
+    assert!(reader.card_commands(0) == 0);
+}
+
+#[test]
+fn an_empty_slot_is_looked_at_after_a_sleep() {
+    let tale = Tale::new("sleep.empty");
+    let config = ReaderConfig { ..reader() };
+    let slot = FakeReader::new(config.clone());
+    tale.machine.plug("3-1", &slot, &config);
+    let program = tale.program();
+    let mut watch = awaited(&program);
+    assert_eq!(only(&watch.next().unwrap()).presence, Presence::Empty);
+    slot.put_unseen(0, FakeCard::echo());
+    sleep(&tale);
+    assert!(holds_card(only(&look(&mut *watch))));
+}
+
+#[test]
+fn a_machine_that_did_not_sleep_asks_nothing() {
+    let tale = Tale::new("sleep.not");
+    let slot = FakeReader::with_card(token(), FakeCard::echo());
+    let (_program, _watch, mut card) = used(&tale, &slot, &token());
+    let before = kinds(&slot).len();
+    tale.told.asleep.fetch_add(400, Ordering::SeqCst);
+    echo(&mut *card, b"data").unwrap();
+    assert_eq!(kinds(&slot)[before..], [0x6F]);
+}
+
+#[test]
+fn a_watch_that_ends_ends_no_conversation_with_a_reader_it_has_looked_at() {
+    let tale = Tale::new("sleep.stop");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    let (_program, mut watch, mut card) = used(&tale, &slot, &reader());
+    sleep(&tale);
+    let _ = look(&mut *watch);
+    watch.waker().stop();
+    assert_eq!(echo(&mut *card, b"last").unwrap(), answered(b"last"));
+}
+
+#[test]
+fn a_conversation_that_is_cut_ends_though_the_watch_has_opened_the_reader() {
+    let tale = Tale::new("sleep.cut");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    let (program, mut watch, mut card) = used(&tale, &slot, &reader());
+    sleep(&tale);
+    let _ = look(&mut *watch);
+    slot.hold();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| echo(&mut *card, b"slow").unwrap_err());
+        until(|| slot.card_commands(0) == 1);
+        let start = Instant::now();
+        program.cut();
+        assert_eq!(waits.join().unwrap().kind, TransportErrorKind::Cancelled);
+        assert!(start.elapsed() < PATIENCE / 2);
+    });
+}
+
+#[test]
+fn a_look_at_a_reader_of_a_connection_ends_with_its_watch() {
+    let tale = Tale::new("sleep.look");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    let (_program, mut watch, _card) = used(&tale, &slot, &reader());
+    // The question is never answered.
+    slot.device().inject(Fault::Drop, 1);
+    let waker = watch.waker();
+    std::thread::scope(|scope| {
+        let looks = scope.spawn(|| look(&mut *watch));
+        until(|| slot.device().struck());
+        let start = Instant::now();
+        waker.stop();
+        let _ = looks.join();
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+    });
+}
+
+#[test]
+fn what_was_agreed_with_a_card_that_its_reader_powers_by_itself_is_forgotten_in_a_sleep() {
+    let tale = Tale::new("sleep.agreed");
+    let config = ReaderConfig {
+        product: token().product,
+        features: 0x0000_0034,
+        ..ReaderConfig::tpdu()
+    };
+    let slot = FakeReader::with_card(config.clone(), FakeCard::echo());
+    let (_program, _watch, mut card) = used(&tale, &slot, &config);
+    echo(&mut *card, b"before").unwrap();
+    let (before, epoch) = (kinds(&slot).len(), card.epoch());
+    sleep(&tale);
+    assert_eq!(echo(&mut *card, b"after").unwrap(), answered(b"after"));
+    assert!(card.epoch() > epoch);
+    assert!(kinds(&slot)[before..].contains(&0x62), "it is powered anew");
+}

@@ -1,0 +1,55 @@
+//! The transport to the card of a reader.
+
+use claviger_apdu::{Call, Limits, ResponseBuffer, Transport, TransportErrorKind};
+
+use super::{
+    PATIENCE, SHORT, command,
+    fixture::{Machine, connect, look},
+};
+use crate::{
+    backend::Backend as _,
+    usb::host::fake::{
+        FakeReader,
+        reader::{FakeCard, ReaderConfig},
+    },
+};
+
+#[test]
+fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
+    let config = ReaderConfig::short();
+    let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
+    let machine = Machine::new("transport");
+    machine.plug("3-1", &reader, &config);
+    let program = machine.program();
+    let mut watch = program.watch();
+    look(&mut *watch);
+    let mut transport = connect(&program, "3-1");
+    assert_eq!(transport.limits(), Limits::SHORT);
+    assert_eq!(transport.atr().historical(), b"fake");
+    let mut response = ResponseBuffer::new();
+    let mut send = |transport: &mut dyn Transport, within| {
+        transport
+            .transmit(&command(b"data"), &mut response, Call::within(within))
+            .map_err(|error| error.kind)
+    };
+    let epoch = transport.epoch();
+    assert_eq!(send(&mut *transport, PATIENCE), Ok(()));
+    reader.hold();
+    assert_eq!(
+        send(&mut *transport, SHORT),
+        Err(TransportErrorKind::TimedOut)
+    );
+    reader.release();
+    assert_eq!(
+        send(&mut *transport, PATIENCE),
+        Err(TransportErrorKind::CardReset)
+    );
+    assert!(transport.epoch() > epoch && !transport.is_over());
+    assert_eq!(send(&mut *transport, PATIENCE), Ok(()));
+    reader.remove(0);
+    assert_eq!(
+        send(&mut *transport, PATIENCE),
+        Err(TransportErrorKind::CardRemoved)
+    );
+    assert!(transport.is_over());
+}

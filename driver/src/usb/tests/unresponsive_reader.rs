@@ -1,0 +1,110 @@
+//! Readers that do not answer, and what that costs the others.
+
+use std::time::{Duration, Instant};
+
+use claviger_apdu::{Call, Sent, TransportErrorKind};
+
+use super::{
+    answered,
+    events::{Tale, wait_for},
+    fixture::{PATIENCE, connect, echo, echo_within, holds_card, id, look, reader},
+    powered,
+    watch::{Followed, awaited, key, until},
+};
+use crate::{
+    backend::Backend as _,
+    usb::host::fake::{
+        FakeReader,
+        reader::{FakeCard, ReaderConfig},
+    },
+};
+
+/// What a reader that answers may have to wait for one that does not: less than a look at that one may take.
+const MOMENT: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_command_whose_time_is_up_is_not_sent_and_costs_the_card_nothing() {
+    for config in [ReaderConfig::extended(), ReaderConfig::tpdu()] {
+        let (reader, mut device) = powered(config);
+        let error = super::exchange(&mut device, b"late", Duration::ZERO).unwrap_err();
+        let nothing = (TransportErrorKind::TimedOut, Sent::No);
+        assert_eq!((error.kind, error.sent), nothing, "{error}");
+        let error = device.status(Call::within(Duration::ZERO)).unwrap_err();
+        assert_eq!((error.kind, error.sent), nothing, "{error}");
+        assert_eq!(reader.device().counts(), Default::default());
+        let answer = super::exchange(&mut device, b"next", PATIENCE).unwrap();
+        assert_eq!(answer, answered(b"next"));
+    }
+}
+
+#[test]
+fn a_stop_before_a_command_is_sent_sends_nothing() {
+    let (tale, key) = Tale::with_key("silence.stop");
+    let program = tale.program();
+    let _ = look(&mut *program.watch());
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    let mut card = connect(&program, "3-1");
+    program.cut();
+    let error = echo_within(&mut *card, b"late", PATIENCE).unwrap_err();
+    assert_eq!(error.sent, Sent::No, "{error}");
+    assert_eq!(key.card_commands(0), 0);
+}
+
+#[test]
+fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
+    let tale = Tale::new("silence.events");
+    let dead = FakeReader::with_card(reader(), FakeCard::echo());
+    dead.device().fall_silent(true);
+    tale.machine.plug("3-1", &dead, &reader());
+    let slot = FakeReader::new(reader());
+    tale.machine.plug("3-2", &slot, &reader());
+    let program = tale.program();
+    let start = Instant::now();
+    let followed = Followed::new(&program);
+    wait_for(&followed, |picture| picture.readers.len() == 1);
+    assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
+    until(|| slot.device().counts().interrupt > 0);
+    for _ in 0..3 {
+        let start = Instant::now();
+        slot.insert(0, FakeCard::echo());
+        wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+        slot.remove(0);
+        wait_for(&followed, |picture| !picture.readers.iter().any(holds_card));
+        assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
+    }
+    let start = Instant::now();
+    let (key, config) = key();
+    tale.machine.plug("3-3", &key, &config);
+    tale.tell("add", "3-3");
+    wait_for(&followed, |picture| picture.readers.len() == 2);
+    assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_reader_that_was_silent_is_shown_when_it_answers() {
+    let tale = Tale::new("silence.over");
+    let (key, config) = key();
+    key.device().fall_silent(true);
+    tale.machine.plug("3-1", &key, &config);
+    let program = tale.program();
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    key.device().fall_silent(false);
+    wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+    let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
+    assert_eq!(
+        echo(&mut *connected.unwrap(), b"data").unwrap(),
+        answered(b"data")
+    );
+}
+
+#[test]
+fn a_first_look_asks_for_the_status_once_and_powers_the_card() {
+    let tale = Tale::new("silence.cost");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    tale.machine.plug("3-1", &slot, &reader());
+    let program = tale.program();
+    let _ = look(&mut *program.watch());
+    assert_eq!(super::kinds(&slot), [0x65, 0x62]);
+}

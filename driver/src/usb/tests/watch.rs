@@ -1,0 +1,445 @@
+//! The readers on a bus: what the watch shows of them, and when it has them claimed.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use claviger_apdu::TransportErrorKind;
+
+use super::{
+    answered,
+    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
+};
+use crate::{
+    backend::{Backend, Demand, Stopped},
+    reader::{Presence, Readers},
+    usb::{
+        backend::UsbBackend,
+        host::fake::{
+            FakeReader,
+            reader::{FakeCard, ReaderConfig},
+        },
+    },
+};
+
+pub(super) fn key() -> (FakeReader, ReaderConfig) {
+    (FakeReader::with_card(token(), FakeCard::echo()), token())
+}
+
+/// A machine with a token in port `3-1`.
+pub(super) fn with_key(test: &str) -> (Machine, FakeReader) {
+    let machine = Machine::new(test);
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    (machine, reader)
+}
+
+/// A machine with a reader in port `3-1` that powers its card by itself.
+pub(super) fn with_a_reader_that_powers(test: &str) -> (Machine, FakeReader) {
+    let machine = Machine::new(test);
+    let config = ReaderConfig::qemu();
+    let slot = FakeReader::new(config.clone());
+    slot.put_unseen(0, FakeCard::echo_t0());
+    machine.plug("3-1", &slot, &config);
+    (machine, slot)
+}
+
+/// A thread that follows the readers, and its pictures.
+pub(super) struct Followed {
+    pub(super) pictures: mpsc::Receiver<Readers>,
+    waker: Arc<dyn crate::backend::Wake>,
+    pub(super) demand: Option<Arc<dyn Demand>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Followed {
+    /// With somebody who waits for events.
+    pub(super) fn new(program: &UsbBackend) -> Self {
+        Self::of(awaited(program))
+    }
+
+    /// With nobody who waits.
+    pub(super) fn idly(program: &UsbBackend) -> Self {
+        Self::of(program.watch())
+    }
+
+    fn of(mut watch: Box<dyn crate::backend::Watch>) -> Self {
+        let (waker, demand) = (watch.waker(), watch.demand());
+        let (send, pictures) = mpsc::channel();
+        let follow = move || {
+            let _ = send.send(look(&mut *watch));
+            while let Ok(picture) = watch.next() {
+                let _ = send.send(picture);
+            }
+        };
+        Self {
+            pictures,
+            waker,
+            demand,
+            thread: Some(thread::spawn(follow)),
+        }
+    }
+
+    pub(super) fn picture(&self) -> Readers {
+        self.picture_within(PATIENCE).expect("a picture")
+    }
+
+    /// The first picture that shows readers: until then, another program may have theirs.
+    pub(super) fn shown(&self) -> Readers {
+        loop {
+            let picture = self.picture();
+            if !picture.readers.is_empty() {
+                return picture;
+            }
+        }
+    }
+
+    pub(super) fn picture_within(&self, limit: Duration) -> Option<Readers> {
+        self.pictures.recv_timeout(limit).ok()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.waker.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A watch, with somebody who waits for events.
+pub(super) fn awaited(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
+    let watch = program.watch();
+    if let Some(demand) = watch.demand() {
+        demand.begin_to_wait();
+    }
+    watch
+}
+
+/// A watch that has seen what there is.
+fn looked_at(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
+    let mut watch = awaited(program);
+    let _ = look(&mut *watch);
+    watch
+}
+
+/// Waits until `is_so`.
+#[track_caller]
+pub(super) fn until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "it never was");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_token_is_shown_with_its_card_and_left_to_others() {
+    let machine = Machine::new("shown");
+    let (reader, config) = key();
+    machine.plug("3-1.2", &reader, &config);
+    let program = machine.program();
+    let picture = look(&mut *program.watch());
+    let state = only(&picture);
+    assert_eq!(
+        (&state.id, state.name.as_str()),
+        (&id("3-1.2"), "Maker Key 42b2")
+    );
+    assert!(holds_card(state) && picture.trouble.is_none());
+    assert!(!reader.device().claimed(), "nobody uses it");
+    reader.device().forget();
+    let again = look(&mut *program.watch());
+    assert_eq!(again.readers.len(), 1);
+    assert_eq!(
+        reader.device().counts(),
+        Default::default(),
+        "its card cannot have left"
+    );
+}
+
+#[test]
+fn no_reader_and_no_bus_are_an_empty_picture() {
+    let machine = Machine::new("empty");
+    let program = machine.program();
+    let picture = look(&mut *program.watch());
+    assert!(picture.readers.is_empty() && picture.trouble.is_none() && picture.service.is_some());
+    std::fs::remove_dir_all(machine.folder()).unwrap();
+    let picture = look(&mut *program.watch());
+    assert!(picture.readers.is_empty() && picture.trouble.is_none());
+}
+
+#[test]
+fn a_reader_that_comes_goes_and_comes_back_has_one_name_and_another_count() {
+    let machine = Machine::new("comes");
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    assert!(followed.picture().readers.is_empty());
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    let first = only(&followed.picture()).clone();
+    machine.unplug("3-1");
+    assert!(followed.picture().readers.is_empty());
+    let (reader, config) = key();
+    machine.plug("3-1", &reader, &config);
+    let second = only(&followed.picture()).clone();
+    assert_eq!(first.id, second.id);
+    assert_ne!(first.changes, second.changes);
+}
+
+#[test]
+fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
+    let machine = Machine::new("exchanged");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let (reader, config) = key();
+    machine.plug_at("3-1", 9, &reader, &config);
+    let first = only(&look(&mut *watch)).clone();
+    // A folder kept open, as the kernel's own counter never gives a number twice.
+    let held = std::fs::File::open(machine.folder().join("sys/3-1")).unwrap();
+    machine.unplug("3-1");
+    let (reader, config) = key();
+    machine.plug_at("3-1", 9, &reader, &config);
+    drop(held);
+    let second = only(&look(&mut *watch)).clone();
+    assert_eq!((&first.id, &first.presence), (&second.id, &second.presence));
+    assert_ne!(first.changes, second.changes);
+}
+
+#[test]
+fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
+    let machine = Machine::new("busy");
+    let (reader, config) = key();
+    let theirs = reader.device().claim().unwrap();
+    machine.plug("3-1", &reader, &config);
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    let picture = followed.picture();
+    assert!(picture.readers.is_empty());
+    let trouble = picture.trouble.expect("it is said why");
+    assert_eq!(trouble.kind, TransportErrorKind::Busy);
+    assert!(trouble.what.contains("Maker Key 42b2"), "{trouble}");
+    drop(theirs);
+    let picture = followed.picture();
+    assert!(holds_card(only(&picture)) && picture.trouble.is_none());
+}
+
+#[test]
+fn a_card_is_told_before_its_reader_is_let_go() {
+    let machine = Machine::new("told-first");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    assert!(watch.next().unwrap().readers.is_empty());
+    let [(first, _), (second, _)] = ["3-1", "3-2"].map(|port| {
+        let (reader, config) = key();
+        machine.plug(port, &reader, &config);
+        assert!(holds_card(watch.next().unwrap().readers.last().unwrap()));
+        assert!(reader.device().claimed(), "told first");
+        (reader, config)
+    });
+    assert!(
+        !first.device().claimed(),
+        "before anything else is waited for"
+    );
+    drop(watch);
+    assert!(!second.device().claimed());
+}
+
+#[test]
+fn who_asks_what_is_there_finds_every_reader_let_go() {
+    let (machine, reader) = with_key("asks");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    assert!(holds_card(only(&look(&mut *watch))));
+    assert!(!reader.device().claimed());
+    let without = machine.program_without_threads();
+    let (other, config) = key();
+    machine.plug("3-2", &other, &config);
+    let picture = without.watch().next().unwrap();
+    assert_eq!(picture.readers.len(), 2);
+    // Nobody can say when the next call comes.
+    assert!(!reader.device().claimed() && !other.device().claimed());
+}
+
+#[test]
+fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
+    let machine = Machine::new("interrupt");
+    let slot = FakeReader::new(reader());
+    machine.plug("3-1", &slot, &reader());
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    let empty = only(&followed.picture()).clone();
+    assert_eq!(empty.presence, Presence::Empty);
+    until(|| slot.device().claimed());
+    slot.insert(0, FakeCard::echo());
+    let first = only(&followed.picture()).clone();
+    assert!(holds_card(&first));
+    slot.swap(0, FakeCard::echo());
+    let second = only(&followed.picture()).clone();
+    assert!(holds_card(&second));
+    assert_ne!(
+        first.changes, second.changes,
+        "another card, though it looks the same"
+    );
+    slot.remove(0);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+}
+
+#[test]
+fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_reader_powers_it() {
+    let (machine, slot) = with_a_reader_that_powers("activates");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let first = only(&watch.next().unwrap()).clone();
+    assert!(holds_card(&first) && slot.device().claimed());
+    assert_eq!(only(&look(&mut *watch)), &first);
+}
+
+#[test]
+fn a_reader_without_an_interrupt_endpoint_is_looked_at_from_time_to_time() {
+    let machine = Machine::new("polled");
+    let mut config = reader();
+    config.layout.interrupt = None;
+    let slot = FakeReader::new(config.clone());
+    machine.plug("3-1", &slot, &config);
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    slot.insert(0, FakeCard::echo());
+    assert!(holds_card(only(&followed.picture())));
+    slot.remove(0);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+}
+
+#[test]
+fn a_card_that_is_listened_for_can_be_used_all_the_same() {
+    let machine = Machine::new("both");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    machine.plug("3-1", &slot, &reader());
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    let mut card = connect(&program, "3-1");
+    assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
+    slot.remove(0);
+    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    let error = echo(&mut *card, b"b").unwrap_err();
+    assert!(card.is_over(), "{error}");
+}
+
+#[test]
+fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
+    let machine = Machine::new("listens");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    machine.plug("3-1", &slot, &reader());
+    let (ours, theirs) = (machine.program(), machine.program());
+    let followed = Followed::new(&ours);
+    assert!(holds_card(only(&followed.picture())));
+    until(|| slot.device().claimed());
+    let mut watch = awaited(&theirs);
+    let mut picture = look(&mut *watch);
+    while picture.readers.is_empty() {
+        picture = watch.next().unwrap();
+    }
+    assert!(holds_card(only(&picture)));
+    let mut card = connect(&theirs, "3-1");
+    assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
+}
+
+#[test]
+fn a_reader_that_leaves_in_the_middle_ends_its_connection() {
+    let (machine, reader) = with_key("leaves");
+    let program = machine.program();
+    let followed = Followed::new(&program);
+    assert!(holds_card(only(&followed.picture())));
+    let mut card = connect(&program, "3-1");
+    reader.hold();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| echo(&mut *card, b"a"));
+        until(|| reader.card_commands(0) > 0 || reader.device().counts().bulk_out > 2);
+        machine.unplug("3-1");
+        let error = waits.join().unwrap().unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
+    });
+    assert!(card.is_over());
+    assert!(followed.picture().readers.is_empty());
+}
+
+#[test]
+fn a_stop_ends_the_watch_and_its_claims() {
+    let machine = Machine::new("stop");
+    let slot = FakeReader::new(reader());
+    machine.plug("3-1", &slot, &reader());
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let waker = watch.waker();
+    thread::scope(|scope| {
+        let (shown, is_shown) = mpsc::channel();
+        let waits = scope.spawn(move || {
+            shown.send(watch.next().is_ok()).unwrap();
+            watch.next().map(drop)
+        });
+        assert!(is_shown.recv().unwrap());
+        until(|| slot.device().claimed());
+        waker.stop();
+        assert_eq!(waits.join().unwrap(), Err(Stopped));
+    });
+    assert!(!slot.device().claimed());
+}
+
+#[test]
+fn a_stop_before_the_watch_begins_still_counts() {
+    let machine = Machine::new("before");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    watch.waker().stop();
+    assert_eq!(watch.next().map(drop), Err(Stopped));
+}
+
+#[test]
+fn a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_backend() {
+    let (machine, reader) = with_key("in-use");
+    let program = machine.program();
+    let _watch = looked_at(&program);
+    let [mut first, mut second] = [(); 2].map(|()| connect(&program, "3-1"));
+    reader.hold();
+    thread::scope(|scope| {
+        let sent = reader.device().counts().bulk_out;
+        let uses = scope.spawn(|| echo(&mut *first, b"a"));
+        until(|| reader.device().counts().bulk_out > sent);
+        let mut response = claviger_apdu::ResponseBuffer::new();
+        let call = claviger_apdu::Call::within(Duration::from_millis(50));
+        let error = second.transmit(&super::command(b"b"), &mut response, call);
+        let error = error.unwrap_err();
+        assert_eq!(
+            (error.kind, error.sent),
+            (TransportErrorKind::Busy, claviger_apdu::Sent::No)
+        );
+        let waits = scope.spawn(|| echo(&mut *second, b"c"));
+        program.cut();
+        for call in [uses, waits] {
+            let error = call.join().unwrap().unwrap_err();
+            assert_eq!(error.kind, TransportErrorKind::Cancelled);
+        }
+    });
+}
+
+#[test]
+fn a_backend_that_is_cut_ends_its_connections() {
+    let (machine, reader) = with_key("cut");
+    let program = machine.program();
+    let mut watch = awaited(&program);
+    let _ = look(&mut *watch);
+    let mut card = connect(&program, "3-1");
+    reader.hold();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| echo(&mut *card, b"a"));
+        until(|| reader.device().counts().bulk_out > 2);
+        program.cut();
+        assert!(waits.join().unwrap().is_err());
+    });
+    let refused = program.connect(&id("3-1"), claviger_apdu::Call::within(PATIENCE));
+    assert!(refused.is_err(), "no connection is made afterwards");
+}
