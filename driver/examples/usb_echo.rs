@@ -15,8 +15,8 @@ use std::{
 
 use claviger_apdu::Secret;
 use claviger_driver::usb::host::{
-    open::{Stack, open},
-    transfer::{Completion, EndpointAddress, Pipes},
+    open::{UsbLibrary, open},
+    transfer::{Completion, EndpointAddress, EndpointQueue},
 };
 use rustix::event::{PollFd, Timespec};
 
@@ -29,8 +29,8 @@ type Failure = Box<dyn Error>;
 fn main() -> Result<(), Failure> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let stack = match arguments.first().map(String::as_str) {
-        Some("--nusb") => Stack::Nusb,
-        _ => Stack::Rusb,
+        Some("--nusb") => UsbLibrary::Nusb,
+        _ => UsbLibrary::Rusb,
     };
     arguments.retain(|argument| !argument.starts_with("--"));
     let (reader, count) = match arguments.as_slice() {
@@ -65,12 +65,12 @@ fn open_files() -> Result<usize, Failure> {
 fn run(
     node: &Path,
     interface: u8,
-    stack: Stack,
+    stack: UsbLibrary,
     pair: [EndpointAddress; 2],
     count: usize,
 ) -> Result<Vec<Duration>, Failure> {
     let claimed = open(node, interface, stack)?;
-    let mut pipes = claimed.pipes(&pair)?;
+    let mut pipes = claimed.open_queue(&pair)?;
     let mut times = Vec::with_capacity(count);
     for sequence in (0..=u8::MAX).cycle().take(count) {
         let begun = Instant::now();
@@ -84,7 +84,7 @@ fn run(
 
 /// GetSlotStatus and its answer, whose transfer is queued first (CCID 1.1, 6.1.3 and 6.2.2).
 fn exchange(
-    pipes: &mut dyn Pipes,
+    pipes: &mut dyn EndpointQueue,
     [out, r#in]: [EndpointAddress; 2],
     sequence: u8,
 ) -> Result<(), Failure> {
@@ -109,16 +109,16 @@ fn exchange(
     }
 }
 
-fn next(pipes: &mut dyn Pipes, until: Instant) -> Result<Completion, Failure> {
+fn next(pipes: &mut dyn EndpointQueue, until: Instant) -> Result<Completion, Failure> {
     loop {
-        if let Some(done) = pipes.completed() {
+        if let Some(done) = pipes.next_completion() {
             return Ok(done);
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(format!("no answer within {LIMIT:?}").into());
         }
-        let descriptors = pipes.descriptors();
+        let descriptors = pipes.poll_fds();
         let mut polled: Vec<PollFd<'_>> = descriptors
             .iter()
             .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))

@@ -70,10 +70,10 @@ pub trait Watch: Send {
 /// backend has to keep all other programs from them.
 pub trait Demand: Send + Sync {
     /// Somebody waits for events from now on.
-    fn begin_to_wait(&self);
+    fn add_waiter(&self);
 
     /// One of those who wait does so no more.
-    fn end_to_wait(&self);
+    fn remove_waiter(&self);
 
     /// Has the cards looked at, unless they are watched, and waits until the result can be seen, or `until`. They are watched for
     /// a moment afterwards.

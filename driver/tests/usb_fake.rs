@@ -14,22 +14,22 @@ use std::{thread, time::Duration};
 
 use claviger_apdu::Secret;
 use claviger_driver::usb::host::{
-    fake::{Answer, Event, FakeDevice, Fault, Layout},
-    transfer::{Completion, EndpointAddress, OpenError, Pipes, TransferError},
+    fake::{DeviceMessage, EndpointLayout, Event, FakeDevice, Fault},
+    transfer::{Completion, EndpointAddress, EndpointQueue, OpenError, TransferError},
 };
 use common::{ABORT, IN, NOTIFY, OUT, all, exchange, of, pipes};
 use rustix::event::{PollFd, Timespec};
 
 /// A device that repeats what it is sent.
 fn parrot() -> FakeDevice {
-    FakeDevice::new(Layout::default(), |transfer: &[u8]| {
-        vec![Answer::Bulk(transfer.to_vec())]
+    FakeDevice::new(EndpointLayout::default(), |transfer: &[u8]| {
+        vec![DeviceMessage::Bulk(transfer.to_vec())]
     })
 }
 
 /// Whether a descriptor is ready within a time that only a defect exceeds, or now.
-fn ready(pipes: &dyn Pipes, within: Duration) -> bool {
-    let descriptors = pipes.descriptors();
+fn ready(pipes: &dyn EndpointQueue, within: Duration) -> bool {
+    let descriptors = pipes.poll_fds();
     let mut polled: Vec<PollFd<'_>> = descriptors
         .iter()
         .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
@@ -51,12 +51,12 @@ fn an_answer_ends_with_a_short_packet_or_an_empty_one() {
 
 #[test]
 fn a_device_that_omits_the_empty_packet_leaves_the_transfer_waiting_and_a_cancel_gives_its_data() {
-    let layout = Layout {
+    let layout = EndpointLayout {
         zlp: false,
-        ..Layout::default()
+        ..EndpointLayout::default()
     };
     let device = FakeDevice::new(layout, |transfer: &[u8]| {
-        vec![Answer::Bulk(transfer.to_vec())]
+        vec![DeviceMessage::Bulk(transfer.to_vec())]
     });
     let mut pipes = pipes(&device);
     assert_eq!(exchange(&mut *pipes, &[7; 64]), None);
@@ -90,10 +90,10 @@ fn an_answer_nobody_read_is_read_by_the_next_transfer() {
 fn what_a_bus_would_not_take_is_refused() {
     let device = parrot();
     let interface = device.claim().unwrap();
-    let mut pipes = interface.pipes(&[OUT, IN]).unwrap();
-    assert!(interface.pipes(&[NOTIFY]).is_ok());
-    assert!(interface.pipes(&[IN]).is_err(), "it has an owner");
-    assert!(interface.pipes(&[EndpointAddress(0x81)]).is_err());
+    let mut pipes = interface.open_queue(&[OUT, IN]).unwrap();
+    assert!(interface.open_queue(&[NOTIFY]).is_ok());
+    assert!(interface.open_queue(&[IN]).is_err(), "it has an owner");
+    assert!(interface.open_queue(&[EndpointAddress(0x81)]).is_err());
     pipes.submit_in(IN, 65);
     pipes.submit_in(NOTIFY, 64);
     pipes.submit_in(OUT, 64);
@@ -111,7 +111,7 @@ fn the_descriptor_is_ready_from_the_first_completion_until_none_is_left() {
     pipes.submit_in(NOTIFY, 64);
     assert!(!ready(&*pipes, Duration::ZERO));
     let sender = device.clone();
-    let other = thread::spawn(move || sender.send(Answer::Notification(vec![0x50, 3])));
+    let other = thread::spawn(move || sender.send(DeviceMessage::Notification(vec![0x50, 3])));
     assert!(ready(&*pipes, Duration::from_secs(60)));
     other.join().unwrap();
     assert_eq!(all(&mut *pipes).len(), 1);
@@ -122,7 +122,7 @@ fn the_descriptor_is_ready_from_the_first_completion_until_none_is_left() {
 fn dropping_the_queue_ends_its_transfers_and_the_claim_lasts_until_the_last_owner_left() {
     let device = parrot();
     let interface = device.claim().unwrap();
-    let mut pipes = interface.pipes(&[IN]).unwrap();
+    let mut pipes = interface.open_queue(&[IN]).unwrap();
     pipes.submit_in(IN, 64);
     drop(interface);
     assert!(device.claimed() && device.queues() == 1);
@@ -138,7 +138,7 @@ fn dropping_the_queue_ends_its_transfers_and_the_claim_lasts_until_the_last_owne
 fn a_device_that_leaves_ends_everything() {
     let device = parrot();
     let interface = device.claim().unwrap();
-    let mut pipes = interface.pipes(&[IN, NOTIFY, OUT]).unwrap();
+    let mut pipes = interface.open_queue(&[IN, NOTIFY, OUT]).unwrap();
     pipes.submit_in(IN, 64);
     pipes.submit_in(NOTIFY, 64);
     device.leave();
@@ -147,16 +147,16 @@ fn a_device_that_leaves_ends_everything() {
     assert_eq!(done.len(), 3);
     assert!(
         done.iter()
-            .all(|one| one.result == Err(TransferError::Gone))
+            .all(|one| one.result == Err(TransferError::Disconnected))
     );
-    assert_eq!(pipes.clear_halt(IN), Err(TransferError::Gone));
-    assert_eq!(interface.reset(), Err(TransferError::Gone));
+    assert_eq!(pipes.clear_halt(IN), Err(TransferError::Disconnected));
+    assert_eq!(interface.reset(), Err(TransferError::Disconnected));
     assert_eq!(
         interface.control(ABORT, &mut [], Duration::from_secs(1)),
-        Err(TransferError::Gone)
+        Err(TransferError::Disconnected)
     );
     drop((interface, pipes));
-    assert!(matches!(device.claim(), Err(OpenError::Gone)));
+    assert!(matches!(device.claim(), Err(OpenError::Disconnected)));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_halted_endpoint_stays_so_until_it_is_cleared() {
 fn a_reset_forgets_halts_answers_and_transfers() {
     let device = parrot();
     let interface = device.claim().unwrap();
-    let mut pipes = interface.pipes(&[IN, OUT]).unwrap();
+    let mut pipes = interface.open_queue(&[IN, OUT]).unwrap();
     pipes.submit_out(OUT, Secret::copy_from(&[1]));
     device.inject(Fault::Stall, 0);
     pipes.submit_out(OUT, Secret::copy_from(&[2]));
@@ -192,7 +192,7 @@ fn a_reset_forgets_halts_answers_and_transfers() {
     interface.reset().unwrap();
     assert_eq!(
         of(&mut *pipes, IN).unwrap().result,
-        Err(TransferError::Gone),
+        Err(TransferError::Disconnected),
         "as of a device that left, but it works"
     );
     assert_eq!(exchange(&mut *pipes, &[3]), Some(vec![3]));
@@ -227,7 +227,7 @@ fn an_answer_is_spoiled_as_the_fault_says() {
         let mut pipes = pipes(&device);
         device.inject(fault, 0);
         let first = exchange(&mut *pipes, &ANSWER);
-        assert!(device.struck());
+        assert!(device.fault_struck());
         pipes.submit_in(IN, 64);
         let second = of(&mut *pipes, IN).map(|one| one.buffer.expose().to_vec());
         (first, second)
@@ -267,20 +267,20 @@ fn every_fault_strikes_once_at_every_step_and_the_device_works_afterwards() {
             for _ in 0..2 {
                 exchange(&mut *pipes, &ANSWER);
             }
-            if !device.struck() {
+            if !device.fault_struck() {
                 assert!(step >= 7, "{fault:?} {step}");
                 break;
             }
             tried += 1;
             drop(pipes);
             assert_eq!(device.queues(), 0);
-            if fault == Fault::Gone {
+            if fault == Fault::Disconnected {
                 assert!(device.claim().is_err());
                 continue;
             }
             let interface = device.claim().unwrap();
             interface.reset().unwrap();
-            let mut pipes = interface.pipes(&[IN, OUT]).unwrap();
+            let mut pipes = interface.open_queue(&[IN, OUT]).unwrap();
             assert_eq!(
                 exchange(&mut *pipes, &[1]),
                 Some(vec![1]),

@@ -116,7 +116,7 @@ fn a_tpdu_reader_passes_commands_of_t0_and_their_responses_are_fetched() {
 fn an_abort_frees_a_slot_that_is_busy_unless_the_reader_ignores_it() {
     let reader = FakeReader::with_card(ReaderConfig::extended(), FakeCard::echo());
     let interface = reader.device().claim().unwrap();
-    let mut pipes = interface.pipes(&[IN, OUT]).unwrap();
+    let mut pipes = interface.open_queue(&[IN, OUT]).unwrap();
     exchange(&mut *pipes, &command(0x62, 5, [0; 3], &[])).unwrap();
     reader.hold();
     assert_eq!(

@@ -20,8 +20,8 @@ use std::{
 };
 
 use claviger_driver::usb::{
-    discovery::sysfs::Bus,
-    host::open::{self, Stack},
+    discovery::sysfs::UsbBus,
+    host::open::{self, UsbLibrary},
 };
 use claviger_hw_tests::{client, skip};
 use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK};
@@ -58,7 +58,7 @@ fn alone(transports: &str, body: impl FnOnce()) -> Option<String> {
         }
         return None;
     }
-    if !Bus::system().list(&[]).devices.is_empty() {
+    if !UsbBus::system().list(&[]).devices.is_empty() {
         skip::because("a reader is on the USB of this machine");
         return None;
     }
@@ -299,7 +299,7 @@ fn nusb_without_its_thread_is_an_error_and_libusb_takes_its_place() {
         assert!(limit.is_err(), "a thread was started");
         let threads = thread_count();
         for _ in 0..3 {
-            let error = open::open(file.path(), 0, Stack::Nusb).unwrap_err();
+            let error = open::open(file.path(), 0, UsbLibrary::Nusb).unwrap_err();
             assert!(error.to_string().contains("libusb"), "{error}");
         }
         assert_eq!(thread_count(), threads);

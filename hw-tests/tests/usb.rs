@@ -29,8 +29,8 @@ use claviger_driver::{
     Backend, Presence, Readers, Watch,
     pcsc::PcscBackend,
     usb::{
-        backend::{Options, UsbBackend},
-        host::open::Stack,
+        backend::{UsbBackend, UsbOptions},
+        host::open::UsbLibrary,
     },
 };
 use claviger_hw_tests::{
@@ -51,12 +51,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// SELECT of the PIV applet.
 const SELECT: &[u8] = b"\x00\xA4\x04\x00\x09\xA0\x00\x00\x03\x08\x00\x00\x10\x00\x00";
 
-fn backend(stack: Stack, rig: &Rig) -> UsbBackend {
+fn backend(stack: UsbLibrary, rig: &Rig) -> UsbBackend {
     assert_eq!(obstacle(), None);
-    UsbBackend::new(&Options {
-        stack,
-        is_followed: true,
-        locks: vec![rig.folder().join("locks")],
+    UsbBackend::new(&UsbOptions {
+        library: stack,
+        has_watch_thread: true,
+        lock_folders: vec![rig.folder().join("locks")],
     })
 }
 
@@ -105,12 +105,12 @@ macro_rules! on_each_stack {
         mod nusb { $(
             #[test]
             #[ignore = "run by make test-usb"]
-            fn $rule() { super::$rule(super::Stack::Nusb, super::UsbWay::Nusb) }
+            fn $rule() { super::$rule(super::UsbLibrary::Nusb, super::UsbWay::Nusb) }
         )* }
         mod rusb { $(
             #[test]
             #[ignore = "run by make test-usb"]
-            fn $rule() { super::$rule(super::Stack::Rusb, super::UsbWay::Rusb) }
+            fn $rule() { super::$rule(super::UsbLibrary::Rusb, super::UsbWay::Rusb) }
         )* }
     };
 }
@@ -122,7 +122,7 @@ on_each_stack! {
     a_faulty_reader_costs_its_budget_and_is_used_again
 }
 
-fn an_apdu_costs_two_transfers(stack: Stack, way: UsbWay) {
+fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbWay) {
     let mut rig = Rig::usb(Plan::piv4(), way);
     let backend = backend(stack, &rig);
     let (_watch, readers) = watch(&backend);
@@ -137,7 +137,7 @@ fn an_apdu_costs_two_transfers(stack: Stack, way: UsbWay) {
     assert_eq!((transfers.control, transfers.interrupt), (0, 0));
 }
 
-fn a_user_without_other_rights_reaches_the_reader(stack: Stack, way: UsbWay) {
+fn a_user_without_other_rights_reaches_the_reader(stack: UsbLibrary, way: UsbWay) {
     assert_ne!(
         rustix::process::geteuid().as_raw(),
         0,
@@ -150,7 +150,7 @@ fn a_user_without_other_rights_reaches_the_reader(stack: Stack, way: UsbWay) {
     assert!(readers.trouble.is_none(), "{:?}", readers.trouble);
 }
 
-fn a_token_pulled_in_mid_command_ends_it_at_once(stack: Stack, way: UsbWay) {
+fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbWay) {
     let mut rig = Rig::usb(Plan::piv4(), way);
     let backend = backend(stack, &rig);
     let (_watch, readers) = watch(&backend);
@@ -195,7 +195,7 @@ const FAULTS: [(UsbFault, Option<TransportErrorKind>); 7] = [
 const BUDGET: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
-fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: Stack, way: UsbWay) {
+fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: UsbWay) {
     let mut rig = Rig::usb(Plan::piv4(), way);
     let backend = backend(stack, &rig);
     let (_watch, readers) = watch(&backend);
@@ -282,7 +282,7 @@ fn libccid_takes_longer_for_an_apdu() {
     let pcscd = pace(&PcscBackend::new(true));
     println!("pcscd and libccid: {:.3} ms for an APDU", millis(pcscd));
     end_pcscd();
-    for stack in [Stack::Nusb, Stack::Rusb] {
+    for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
         let backend = backend(stack, &rig);
         rig.on_usb().zero();
         let raw = pace(&backend);

@@ -13,8 +13,8 @@ use claviger_apdu::Call;
 use claviger_driver::{
     Backend as _, Presence, Readers,
     usb::{
-        backend::{Options, UsbBackend},
-        host::open::Stack,
+        backend::{UsbBackend, UsbOptions},
+        host::open::UsbLibrary,
     },
 };
 use claviger_hw_tests::{
@@ -140,12 +140,15 @@ fn an_initramfs_without_udev_and_pcscd_signs() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_token_that_comes_and_goes_is_noticed_without_udev() {
-    for (stack, way) in [(Stack::Nusb, UsbWay::Nusb), (Stack::Rusb, UsbWay::Rusb)] {
+    for (stack, way) in [
+        (UsbLibrary::Nusb, UsbWay::Nusb),
+        (UsbLibrary::Rusb, UsbWay::Rusb),
+    ] {
         let mut rig = Rig::usb(plan(), way);
-        let backend = UsbBackend::new(&Options {
-            stack,
-            is_followed: true,
-            locks: vec![rig.folder().join("locks")],
+        let backend = UsbBackend::new(&UsbOptions {
+            library: stack,
+            has_watch_thread: true,
+            lock_folders: vec![rig.folder().join("locks")],
         });
         let mut watch = backend.watch();
         assert_eq!(cards(&watch.now(Call::within(PATIENCE))), 1);

@@ -21,9 +21,9 @@ use claviger_driver::{
     Backend as _, Presence, Watch,
     ccid::{configuration::Way, descriptor::ExchangeLevel},
     usb::{
-        backend::{Options, UsbBackend},
-        discovery::sysfs::{Bus, Found},
-        host::open::Stack,
+        backend::{UsbBackend, UsbOptions},
+        discovery::sysfs::{UsbBus, UsbDevice},
+        host::open::UsbLibrary,
     },
 };
 use claviger_hw_tests::{
@@ -52,12 +52,12 @@ macro_rules! on_each_stack {
         mod nusb { $(
             #[test]
             #[ignore = "run by make test-usb"]
-            fn $rule() { super::$rule(super::Stack::Nusb) }
+            fn $rule() { super::$rule(super::UsbLibrary::Nusb) }
         )* }
         mod rusb { $(
             #[test]
             #[ignore = "run by make test-usb"]
-            fn $rule() { super::$rule(super::Stack::Rusb) }
+            fn $rule() { super::$rule(super::UsbLibrary::Rusb) }
         )* }
     };
 }
@@ -72,13 +72,13 @@ on_each_stack! {
 }
 
 /// The one reader there is.
-fn reader() -> Found {
-    let mut found = Bus::system().list(&[]).devices;
+fn reader() -> UsbDevice {
+    let mut found = UsbBus::system().list(&[]).devices;
     assert_eq!(found.len(), 1, "{found:?}");
     found.remove(0)
 }
 
-fn the_reader_takes_tpdus_of_t0(stack: Stack) {
+fn the_reader_takes_tpdus_of_t0(stack: UsbLibrary) {
     let found = reader();
     assert_eq!(found.readers.len(), 1, "{found:?}");
     let interface = &found.readers[0];
@@ -96,11 +96,11 @@ fn the_reader_takes_tpdus_of_t0(stack: Stack) {
 }
 
 /// The card, and the watch that has seen it.
-fn connect(stack: Stack) -> (Box<dyn Watch>, Box<dyn Transport>) {
-    let backend = UsbBackend::new(&Options {
-        stack,
-        is_followed: true,
-        locks: Vec::new(),
+fn connect(stack: UsbLibrary) -> (Box<dyn Watch>, Box<dyn Transport>) {
+    let backend = UsbBackend::new(&UsbOptions {
+        library: stack,
+        has_watch_thread: true,
+        lock_folders: Vec::new(),
     });
     let mut watch = backend.watch();
     let readers = watch.now(Call::within(PATIENCE));
@@ -121,7 +121,7 @@ fn transmit(card: &mut dyn Transport, frame: &[u8]) -> Vec<u8> {
 }
 
 /// What a reader that takes APDUs does itself is seen here: 61xx, GET RESPONSE, 6Cxx and the corrected length.
-fn a_command_is_one_tpdu_and_its_answer_another(stack: Stack) {
+fn a_command_is_one_tpdu_and_its_answer_another(stack: UsbLibrary) {
     let (_watch, mut card) = connect(stack);
     let selected = transmit(&mut *card, SELECT);
     assert_eq!((selected.len(), selected[0]), (2, 0x61), "{selected:02X?}");
@@ -162,13 +162,13 @@ fn pace(card: &mut dyn Transport) -> Duration {
 
 /// OpenSC's and OpenSSL's programs, with the module on one stack.
 struct Clients {
-    stack: Stack,
+    stack: UsbLibrary,
     issued: Issued,
     folder: TempDir,
 }
 
 impl Clients {
-    fn on(stack: Stack) -> Self {
+    fn on(stack: UsbLibrary) -> Self {
         let issued = env::var_os(CERTIFICATES).expect(CERTIFICATES);
         Self {
             stack,
@@ -183,8 +183,8 @@ impl Clients {
 
     fn pkcs11_tool(&self, arguments: &[&str]) -> Output {
         let backend = match self.stack {
-            Stack::Nusb => "nusb",
-            Stack::Rusb => "rusb",
+            UsbLibrary::Nusb => "nusb",
+            UsbLibrary::Rusb => "rusb",
         };
         let mut command = Command::new("pkcs11-tool");
         command
@@ -237,7 +237,7 @@ impl Clients {
     }
 }
 
-fn tokens_of_both_applets_are_listed(stack: Stack) {
+fn tokens_of_both_applets_are_listed(stack: UsbLibrary) {
     let listed = Clients::on(stack)
         .pkcs11_tool(&["--list-token-slots"])
         .expect_success();
@@ -247,7 +247,7 @@ fn tokens_of_both_applets_are_listed(stack: Stack) {
     println!("{stack:?}: two tokens listed in {:.1?}", listed.took);
 }
 
-fn certificates_longer_than_a_block_are_read_as_they_were_issued(stack: Stack) {
+fn certificates_longer_than_a_block_are_read_as_they_were_issued(stack: UsbLibrary) {
     let clients = Clients::on(stack);
     for (token, id, name) in [
         ("PIV 00000001", "02", "piv-9C"),
@@ -265,7 +265,7 @@ fn certificates_longer_than_a_block_are_read_as_they_were_issued(stack: Stack) {
     }
 }
 
-fn keys_sign_for_who_has_the_pin(stack: Stack) {
+fn keys_sign_for_who_has_the_pin(stack: UsbLibrary) {
     let clients = Clients::on(stack);
     for (token, key, mechanism, certificate) in [
         ("PIV 00000001", "01", "ECDSA-SHA256", "piv-9A"),
@@ -276,7 +276,7 @@ fn keys_sign_for_who_has_the_pin(stack: Stack) {
     }
 }
 
-fn a_wrong_pin_is_refused(stack: Stack) {
+fn a_wrong_pin_is_refused(stack: UsbLibrary) {
     let clients = Clients::on(stack);
     let log_in = |pin| {
         let token = ["--token-label", "PIV 00000001", "--login", "--pin", pin];

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use claviger_driver::usb::host::open::Stack;
+use claviger_driver::usb::host::open::UsbLibrary;
 use claviger_token::{AppletKind, IdScheme};
 use toml::de::{DeTable, DeValue};
 
@@ -52,7 +52,7 @@ pub(crate) struct Config {
     /// Sockets with a reader behind them.
     pub(crate) sockets: Vec<PathBuf>,
     /// Who moves the transfers of readers on the USB.
-    pub(crate) usb_backend: Stack,
+    pub(crate) usb_backend: UsbLibrary,
     /// Where locks of readers on the USB may be kept, the best place first.
     pub(crate) lock_folders: Vec<PathBuf>,
     /// When idle cards are let go.
@@ -72,7 +72,7 @@ impl Default for Config {
         Self {
             transports: vec![TransportKind::Pcsc, TransportKind::Usb],
             sockets: Vec::new(),
-            usb_backend: Stack::default(),
+            usb_backend: UsbLibrary::default(),
             lock_folders: Vec::new(),
             release: Release::default(),
             choice: Choice::default(),
@@ -238,8 +238,8 @@ impl Config {
 
     fn set_usb_backend(&mut self, name: &str) -> Result<(), String> {
         self.usb_backend = match name {
-            "nusb" => Stack::Nusb,
-            "rusb" => Stack::Rusb,
+            "nusb" => UsbLibrary::Nusb,
+            "rusb" => UsbLibrary::Rusb,
             _ => return Err(format!("{name:?} is no backend; nusb and rusb are")),
         };
         Ok(())

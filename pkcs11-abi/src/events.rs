@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::{Backend, Demand, Wake, usb::discovery::precedence::Gate};
+use claviger_driver::{Backend, Demand, Wake, usb::discovery::precedence::PcscdPrecedence};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
@@ -65,7 +65,7 @@ impl Events {
         may_create_threads: bool,
         idle: &Arc<Idle>,
         choice: Arc<Choice>,
-        gate: Option<Arc<Gate>>,
+        gate: Option<Arc<PcscdPrecedence>>,
     ) -> Self {
         let sources = Source::of(backends, gate.as_ref());
         let wakers = sources.iter().map(|source| source.watch.waker()).collect();
@@ -275,14 +275,14 @@ struct Waiting<'a>(&'a [Arc<dyn Demand>]);
 
 impl<'a> Waiting<'a> {
     fn new(demands: &'a [Arc<dyn Demand>]) -> Self {
-        demands.iter().for_each(|demand| demand.begin_to_wait());
+        demands.iter().for_each(|demand| demand.add_waiter());
         Self(demands)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.iter().for_each(|demand| demand.end_to_wait());
+        self.0.iter().for_each(|demand| demand.remove_waiter());
     }
 }
 

@@ -12,7 +12,9 @@ use claviger_driver::{
     Backend,
     pcsc::PcscBackend,
     socket::SocketBackend,
-    usb::{self, backend::UsbBackend, discovery::precedence::Gate, host::open::Stack},
+    usb::{
+        self, backend::UsbBackend, discovery::precedence::PcscdPrecedence, host::open::UsbLibrary,
+    },
 };
 use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
@@ -249,27 +251,31 @@ impl Drop for Module {
 }
 
 /// What keeps us from readers on the USB while pcscd has them, where both ways are configured.
-fn gate(config: &Config) -> Option<Arc<Gate>> {
+fn gate(config: &Config) -> Option<Arc<PcscdPrecedence>> {
     let both = [TransportKind::Pcsc, TransportKind::Usb];
     let both = both.iter().all(|kind| config.transports.contains(kind));
-    both.then(|| Gate::behind_pcscd(RETURN))
+    both.then(|| PcscdPrecedence::new(RETURN))
 }
 
 /// The readers on the USB. nusb has a thread of its own, which must not be where threads are not allowed, and is not there
 /// in a forked child.
-fn usb(config: &Config, may_create_threads: bool, gate: Option<Arc<Gate>>) -> UsbBackend {
+fn usb(
+    config: &Config,
+    may_create_threads: bool,
+    gate: Option<Arc<PcscdPrecedence>>,
+) -> UsbBackend {
     let stack = if may_create_threads && !fork::is_child() {
         config.usb_backend
     } else {
-        Stack::Rusb
+        UsbLibrary::Rusb
     };
-    let backend = UsbBackend::new(&usb::backend::Options {
-        stack,
-        is_followed: may_create_threads,
-        locks: config.lock_folders.clone(),
+    let backend = UsbBackend::new(&usb::backend::UsbOptions {
+        library: stack,
+        has_watch_thread: may_create_threads,
+        lock_folders: config.lock_folders.clone(),
     });
     match gate {
-        Some(gate) => backend.behind(gate),
+        Some(gate) => backend.with_precedence(gate),
         None => backend,
     }
 }

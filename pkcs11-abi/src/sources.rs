@@ -10,7 +10,8 @@ use std::{
 
 use claviger_apdu::Call;
 use claviger_driver::{
-    Backend, Pollable, Readers, Stopped, Watch, pollable, usb::discovery::precedence::Gate,
+    Backend, Pollable, Readers, Stopped, Watch, pollable,
+    usb::discovery::precedence::PcscdPrecedence,
 };
 
 use crate::{
@@ -35,12 +36,16 @@ pub(crate) struct Shared {
     is_late: AtomicBool,
     troubles: Mutex<Troubles>,
     /// Between pcscd and the readers on the USB, where both are asked.
-    gate: Option<Arc<Gate>>,
+    gate: Option<Arc<PcscdPrecedence>>,
 }
 
 impl Shared {
     /// `sources` backends that nobody has looked at.
-    pub(crate) fn new(sources: usize, idle: &Arc<Idle>, gate: Option<Arc<Gate>>) -> Self {
+    pub(crate) fn new(
+        sources: usize,
+        idle: &Arc<Idle>,
+        gate: Option<Arc<PcscdPrecedence>>,
+    ) -> Self {
         Self {
             board: Board::default(),
             idle: Arc::downgrade(idle),
@@ -70,7 +75,12 @@ impl Shared {
                 // Under the board's lock, so that who waits for the first look cannot miss it.
                 self.unseen.fetch_sub(1, Ordering::SeqCst);
             }
-            if source.role == Role::Usb && self.gate.as_ref().is_some_and(|gate| gate.settle()) {
+            if source.role == Role::Usb
+                && self
+                    .gate
+                    .as_ref()
+                    .is_some_and(|gate| gate.snapshot_applied())
+            {
                 table.give_up_lost_services();
             }
             let silent = first && !self.is_late.load(Ordering::SeqCst);
@@ -101,7 +111,7 @@ impl Shared {
     fn wait_for_the_usb_to_leave(&self) {
         let Some(gate) = &self.gate else { return };
         let until = Instant::now() + LEAVE;
-        if !self.board.wait_until(until, |_| gate.is_settled()) {
+        if !self.board.wait_until(until, |_| gate.is_applied()) {
             tracing::debug!("readers on the USB were not let go within {LEAVE:?}");
         }
     }
@@ -119,7 +129,10 @@ pub(crate) struct Source {
 
 impl Source {
     /// The watches of `backends`, each of which depends on none behind it.
-    pub(crate) fn of(backends: &[Arc<dyn Backend>], gate: Option<&Arc<Gate>>) -> Vec<Self> {
+    pub(crate) fn of(
+        backends: &[Arc<dyn Backend>],
+        gate: Option<&Arc<PcscdPrecedence>>,
+    ) -> Vec<Self> {
         let role = |name| match (gate, name) {
             (Some(_), "pcsc") => Role::Pcscd,
             (Some(_), "usb") => Role::Usb,
@@ -144,14 +157,19 @@ impl Source {
 
     /// Whether nothing can be seen here before pcscd goes, but for a device that pcscd leaves to us.
     fn is_behind_pcscd(&self, shared: &Shared) -> bool {
-        let is_shut = || shared.gate.as_ref().is_some_and(|gate| gate.is_shut());
+        let is_shut = || {
+            shared
+                .gate
+                .as_ref()
+                .is_some_and(|gate| gate.pcscd_has_precedence())
+        };
         self.role == Role::Usb && self.is_empty && is_shut()
     }
 
     /// Moves the gate; whether readers on the USB have to leave first.
     fn move_gate(&self, picture: &Readers, shared: &Shared) -> bool {
         let gate = shared.gate.as_ref();
-        self.role == Role::Pcscd && gate.is_some_and(|gate| gate.hear(picture))
+        self.role == Role::Pcscd && gate.is_some_and(|gate| gate.take_pcscd_snapshot(picture))
     }
 
     fn take_in(&mut self, picture: &Readers, shared: &Shared) {

@@ -9,11 +9,11 @@ use std::{
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 
 use super::{
-    claim::{Means, Opener, lock::Locks},
-    discovery::{precedence::Gate, reader_info::NAME, sysfs::Bus},
-    host::{event_fd::Signal, open::Stack},
-    reader::registry::Registry,
-    transport::{Ends, UsbConnection},
+    claim::{BackendContext, DeviceOpener, lock::LockFolder},
+    discovery::{precedence::PcscdPrecedence, reader_info::NAME, sysfs::UsbBus},
+    host::{event_fd::EventFd, open::UsbLibrary},
+    reader::registry::ReaderRegistry,
+    transport::{ShutdownControl, UsbTransport},
     watch::UsbWatch,
 };
 use crate::{
@@ -22,60 +22,64 @@ use crate::{
 };
 
 /// How long all that is left may take when the backend is wound up.
-const LAST: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How the readers are reached.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// Who moves the transfers. Under CKF_LIBRARY_CANT_CREATE_OS_THREADS and after a fork: [`Stack::Rusb`].
-    pub stack: Stack,
+pub struct UsbOptions {
+    /// Who moves the transfers. Under CKF_LIBRARY_CANT_CREATE_OS_THREADS and after a fork: [`UsbLibrary::Rusb`].
+    pub library: UsbLibrary,
     /// Whether a thread follows the watch all the time, and [`Watch::demand`] says whether cards are watched; else they are
     /// while somebody is in [`Watch::next`].
-    pub is_followed: bool,
+    pub has_watch_thread: bool,
     /// Where locks may be kept, the best place first; each is made if its parent is there. See `docs/raw-usb.md`.
-    pub locks: Vec<PathBuf>,
+    pub lock_folders: Vec<PathBuf>,
 }
 
 /// The readers on the USB.
 #[derive(Debug)]
 pub struct UsbBackend {
-    bus: Bus,
-    means: Arc<Means>,
-    registry: Arc<Registry>,
-    ends: Arc<Ends>,
-    is_followed: bool,
-    gate: Option<Arc<Gate>>,
+    bus: UsbBus,
+    context: Arc<BackendContext>,
+    registry: Arc<ReaderRegistry>,
+    shutdown: Arc<ShutdownControl>,
+    has_watch_thread: bool,
+    precedence: Option<Arc<PcscdPrecedence>>,
 }
 
 impl UsbBackend {
     /// Asks nothing of any device yet.
     #[must_use]
-    pub fn new(options: &Options) -> Self {
-        Self::over(Bus::system(), Box::new(options.stack), options)
+    pub fn new(options: &UsbOptions) -> Self {
+        Self::with_bus(UsbBus::system(), Box::new(options.library), options)
     }
 
-    pub(crate) fn over(bus: Bus, opener: Box<dyn Opener>, options: &Options) -> Self {
+    pub(crate) fn with_bus(
+        bus: UsbBus,
+        opener: Box<dyn DeviceOpener>,
+        options: &UsbOptions,
+    ) -> Self {
         Self {
-            means: Arc::new(Means {
+            context: Arc::new(BackendContext {
                 bus: bus.clone(),
                 opener,
-                locks: Locks::in_first_of(&options.locks),
-                is_followed: options.is_followed,
-                stir: Signal::new().ok(),
+                lock_folder: LockFolder::open_first(&options.lock_folders),
+                has_watch_thread: options.has_watch_thread,
+                watch_event: EventFd::new().ok(),
             }),
             bus,
             registry: Arc::default(),
-            ends: Arc::default(),
-            is_followed: options.is_followed,
-            gate: None,
+            shutdown: Arc::default(),
+            has_watch_thread: options.has_watch_thread,
+            precedence: None,
         }
     }
 
-    /// Shows and touches only the readers that `gate` says are ours; else all are.
+    /// Shows and touches only the readers that `precedence` says are ours; else all are.
     #[must_use]
-    pub fn behind(self, gate: Arc<Gate>) -> Self {
+    pub fn with_precedence(self, precedence: Arc<PcscdPrecedence>) -> Self {
         Self {
-            gate: Some(gate),
+            precedence: Some(precedence),
             ..self
         }
     }
@@ -89,34 +93,37 @@ impl Backend for UsbBackend {
     fn watch(&self) -> Box<dyn Watch> {
         Box::new(UsbWatch::new(
             self.bus.clone(),
-            Arc::clone(&self.means),
+            Arc::clone(&self.context),
             Arc::clone(&self.registry),
-            self.gate.clone(),
-            self.is_followed,
+            self.precedence.clone(),
+            self.has_watch_thread,
         ))
     }
 
     fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError> {
-        if self.ends.stop.is_set() {
+        if self.shutdown.stop.is_set() {
             let what = format!("{reader}: the module is being finalised");
             let kind = TransportErrorKind::Cancelled;
             return Err(TransportError::before_card(kind, what));
         }
-        let Some(station) = self.registry.station(reader) else {
+        let Some(station) = self.registry.find(reader) else {
             let what = format!("{reader}: no such reader on the USB");
             let kind = TransportErrorKind::NoReader;
             return Err(TransportError::before_card(kind, what));
         };
-        let connection = UsbConnection::connect(station, &self.ends, call)?;
+        let connection = UsbTransport::connect(station, &self.shutdown, call)?;
         Ok(Box::new(connection))
     }
 
     fn cut(&self) {
-        let _ = self.ends.last.set(Instant::now());
-        self.ends.stop.stop();
+        let _ = self.shutdown.deadline.set(Instant::now());
+        self.shutdown.stop.stop();
     }
 
     fn wind_up(&self) {
-        let _ = self.ends.last.set(Instant::now() + LAST);
+        let _ = self
+            .shutdown
+            .deadline
+            .set(Instant::now() + SHUTDOWN_TIMEOUT);
     }
 }

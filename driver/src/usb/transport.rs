@@ -11,33 +11,33 @@ use claviger_apdu::{
 };
 
 use super::{
-    claim::Wish,
-    reader::{Station, access::AtDesk},
+    claim::ClaimRequest,
+    reader::{UsbReader, access::DriverGuard},
 };
 use crate::wait::Stop;
 
 /// What ends conversations from outside.
 #[derive(Debug, Default)]
-pub(crate) struct Ends {
+pub(crate) struct ShutdownControl {
     pub(crate) stop: Arc<Stop>,
     /// No call lasts beyond it.
-    pub(crate) last: OnceLock<Instant>,
+    pub(crate) deadline: OnceLock<Instant>,
 }
 
-impl Ends {
-    fn bound(&self, call: Call) -> Call {
+impl ShutdownControl {
+    fn cap_deadline(&self, call: Call) -> Call {
         let mut call = call;
-        if let Some(last) = self.last.get() {
+        if let Some(last) = self.deadline.get() {
             call.deadline = call.deadline.min(*last);
         }
         call
     }
 
     /// A reader is waited for as long as the call may take, and whoever has it is asked.
-    const fn wish(&self, call: Call) -> Wish<'_> {
-        Wish {
-            until: call.deadline,
-            knocks: true,
+    const fn claim_request(&self, call: Call) -> ClaimRequest<'_> {
+        ClaimRequest {
+            deadline: call.deadline,
+            request_release: true,
             stop: &self.stop,
         }
     }
@@ -46,96 +46,98 @@ impl Ends {
 /// See [`Transport`]. Nobody else can have the reader while it is claimed, so every exchange has the card for itself;
 /// between two of them another process may get its turn.
 #[derive(Debug)]
-pub(crate) struct UsbConnection {
-    station: Arc<Station>,
-    ends: Arc<Ends>,
-    card: Seen,
+pub(crate) struct UsbTransport {
+    reader: Arc<UsbReader>,
+    shutdown: Arc<ShutdownControl>,
+    card: LastKnownCard,
 }
 
 /// The card as it was seen last.
 #[derive(Debug)]
-struct Seen {
+struct LastKnownCard {
     atr: Atr,
     limits: Limits,
     epoch: Epoch,
-    over: bool,
+    is_closed: bool,
     may_be_another: bool,
 }
 
-impl UsbConnection {
+impl UsbTransport {
     /// Claims the reader and powers its card, unless it is powered and known.
     ///
     /// # Errors
     /// Busy, Denied, NoReader, NoCard: [`TransportError`].
     pub(crate) fn connect(
-        station: Arc<Station>,
-        ends: &Arc<Ends>,
+        reader: Arc<UsbReader>,
+        shutdown: &Arc<ShutdownControl>,
         call: Call,
     ) -> Result<Self, TransportError> {
-        let call = ends.bound(call);
-        let mut desk = station.desk_within(call.deadline, &ends.stop)?;
-        let powered = desk
-            .open(&station, ends.wish(call), call)
+        let call = shutdown.cap_deadline(call);
+        let mut driver = reader.driver_within(call.deadline, &shutdown.stop)?;
+        let powered = driver
+            .open_slot(&reader, shutdown.claim_request(call), call)
             .map(|device| device.epoch())
-            .and_then(|_| desk.power(call));
-        let epoch = desk.epoch();
+            .and_then(|_| driver.ensure_powered(call));
+        let epoch = driver.epoch();
         let atr = match powered {
             Ok(Some(atr)) => atr,
-            Ok(None) => return Err(gone(&station)),
+            Ok(None) => return Err(gone(&reader)),
             Err(error) => {
-                desk.leave();
+                driver.close_if_detached();
                 return Err(error);
             }
         };
-        let limits = desk.limits();
-        let may_be_another = desk.connect() && !station.site.is_fixed;
+        let limits = driver.limits();
+        let may_be_another = driver.attach() && !reader.info.is_fixed;
         // Whoever asked meanwhile found the desk taken.
-        desk.yield_if_wanted();
-        drop(desk);
-        let card = Seen {
+        driver.yield_if_requested();
+        drop(driver);
+        let card = LastKnownCard {
             atr,
             limits,
             epoch,
-            over: false,
+            is_closed: false,
             may_be_another,
         };
         Ok(Self {
-            station,
-            ends: Arc::clone(ends),
+            reader,
+            shutdown: Arc::clone(shutdown),
             card,
         })
     }
 }
 
-fn gone(station: &Station) -> TransportError {
-    let what = format!("reader {}: it is gone", station.site.interface.name);
+fn gone(reader: &UsbReader) -> TransportError {
+    let what = format!("reader {}: it is gone", reader.info.interface.name);
     TransportError::before_card(TransportErrorKind::NoReader, what)
 }
 
 /// The reader while nobody else can use it.
-struct Held<'a> {
-    desk: AtDesk<'a>,
-    station: &'a Station,
-    ends: &'a Ends,
-    card: &'a mut Seen,
+struct UsbTransaction<'a> {
+    driver: DriverGuard<'a>,
+    reader: &'a UsbReader,
+    shutdown: &'a ShutdownControl,
+    card: &'a mut LastKnownCard,
 }
 
-impl Held<'_> {
+impl UsbTransaction<'_> {
     /// Has the reader claimed and its card powered. A card that may have been exchanged meanwhile ends the connection.
-    fn ready(&mut self, call: Call) -> Result<(), TransportError> {
-        let device = self.desk.open(self.station, self.ends.wish(call), call)?;
+    fn ensure_powered(&mut self, call: Call) -> Result<(), TransportError> {
+        let device = self
+            .driver
+            .open_slot(self.reader, self.shutdown.claim_request(call), call)?;
         if device.atr().is_none() {
-            if !self.station.site.is_fixed {
+            if !self.reader.info.is_fixed {
                 let what = format!(
                     "reader {}: its card lost power and may be another one",
-                    self.station.site.interface.name
+                    self.reader.info.interface.name
                 );
                 return Err(TransportError::before_card(
                     TransportErrorKind::CardRemoved,
                     what,
                 ));
             }
-            self.desk.power(call)?;
+            self.driver.ensure_powered(call)?;
         }
         Ok(())
     }
@@ -146,30 +148,31 @@ impl Held<'_> {
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        let call = self.ends.bound(call);
-        let exchanged = self.ready(call).and_then(|()| {
-            let wish = self.ends.wish(call);
-            let device = self.desk.open(self.station, wish, call)?;
+        let call = self.shutdown.cap_deadline(call);
+        let exchanged = self.ensure_powered(call).and_then(|()| {
+            let request = self.shutdown.claim_request(call);
+            let device = self.driver.open_slot(self.reader, request, call)?;
             device.exchange(frame, response, call)
         });
-        self.heed(exchanged)
+        self.note_result(exchanged)
     }
 
     /// Takes note of what a result says of the card.
-    fn heed(&mut self, result: Result<(), TransportError>) -> Result<(), TransportError> {
+    fn note_result(&mut self, result: Result<(), TransportError>) -> Result<(), TransportError> {
         use TransportErrorKind::{Cancelled, CardRemoved, NoCard, NoReader};
         if let Err(error) = &result {
-            self.card.over |= matches!(error.kind, Cancelled | CardRemoved | NoCard | NoReader);
+            self.card.is_closed |=
+                matches!(error.kind, Cancelled | CardRemoved | NoCard | NoReader);
         }
-        if let Some(atr) = self.desk.atr() {
+        if let Some(atr) = self.driver.atr() {
             self.card.atr = atr.clone();
         }
-        self.card.epoch = self.desk.epoch();
+        self.card.epoch = self.driver.epoch();
         result
     }
 }
 
-impl Transmit for Held<'_> {
+impl Transmit for UsbTransaction<'_> {
     fn transmit(
         &mut self,
         frame: &[u8],
@@ -180,36 +183,36 @@ impl Transmit for Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for UsbTransaction<'_> {
     fn drop(&mut self) {
-        self.desk.end_use(self.station);
+        self.driver.end_use(self.reader);
     }
 }
 
-impl UsbConnection {
-    fn hold(&mut self, call: Call) -> Result<Held<'_>, TransportError> {
-        let deadline = self.ends.bound(call).deadline;
-        Ok(Held {
-            desk: self.station.desk_within(deadline, &self.ends.stop)?,
-            station: &self.station,
-            ends: &self.ends,
+impl UsbTransport {
+    fn lock_reader(&mut self, call: Call) -> Result<UsbTransaction<'_>, TransportError> {
+        let deadline = self.shutdown.cap_deadline(call).deadline;
+        Ok(UsbTransaction {
+            driver: self.reader.driver_within(deadline, &self.shutdown.stop)?,
+            reader: &self.reader,
+            shutdown: &self.shutdown,
             card: &mut self.card,
         })
     }
 }
 
-impl Transmit for UsbConnection {
+impl Transmit for UsbTransport {
     fn transmit(
         &mut self,
         frame: &[u8],
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        self.hold(call)?.exchange(frame, response, call)
+        self.lock_reader(call)?.exchange(frame, response, call)
     }
 }
 
-impl Transport for UsbConnection {
+impl Transport for UsbTransport {
     fn atr(&self) -> &Atr {
         &self.card.atr
     }
@@ -223,17 +226,17 @@ impl Transport for UsbConnection {
     }
 
     fn is_over(&self) -> bool {
-        self.card.over
+        self.card.is_closed
     }
 
     fn resume(&mut self, call: Call) -> Result<(), TransportError> {
-        if self.station.site.is_fixed {
+        if self.reader.info.is_fixed {
             return Ok(());
         }
-        let mut held = self.hold(call)?;
-        let bounded = held.ends.bound(call);
-        let ready = held.ready(bounded);
-        held.heed(ready)
+        let mut transaction = self.lock_reader(call)?;
+        let bounded = transaction.shutdown.cap_deadline(call);
+        let ready = transaction.ensure_powered(bounded);
+        transaction.note_result(ready)
     }
 
     fn may_be_another(&self) -> bool {
@@ -245,17 +248,17 @@ impl Transport for UsbConnection {
         call: Call,
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
-        let mut held = self.hold(call)?;
-        let bounded = held.ends.bound(call);
-        let ready = held.ready(bounded);
-        held.heed(ready)?;
-        body(&mut held);
+        let mut transaction = self.lock_reader(call)?;
+        let bounded = transaction.shutdown.cap_deadline(call);
+        let ready = transaction.ensure_powered(bounded);
+        transaction.note_result(ready)?;
+        body(&mut transaction);
         Ok(())
     }
 }
 
-impl Drop for UsbConnection {
+impl Drop for UsbTransport {
     fn drop(&mut self) {
-        self.station.end_connection();
+        self.reader.detach();
     }
 }

@@ -12,8 +12,8 @@ use claviger_driver::{
     Backend as _, Presence, ReaderState,
     pcsc::PcscBackend,
     usb::{
-        backend::{Options, UsbBackend},
-        host::open::Stack,
+        backend::{UsbBackend, UsbOptions},
+        host::open::UsbLibrary,
     },
 };
 
@@ -76,9 +76,9 @@ impl UsbWay {
 
 /// A way to the readers on the USB that does not touch a token another has told of.
 fn any_usb() -> UsbBackend {
-    UsbBackend::new(&Options {
-        stack: Stack::Rusb,
-        is_followed: false,
-        locks: Vec::new(),
+    UsbBackend::new(&UsbOptions {
+        library: UsbLibrary::Rusb,
+        has_watch_thread: false,
+        lock_folders: Vec::new(),
     })
 }

@@ -11,10 +11,10 @@ use claviger_apdu::{Call, Epoch, Secret};
 use claviger_driver::{
     Backend as _, ReaderId,
     usb::{
-        backend::{Options, UsbBackend},
+        backend::{UsbBackend, UsbOptions},
         host::{
-            open::{self, Stack},
-            transfer::{EndpointAddress, Pipes},
+            open::{self, UsbLibrary},
+            transfer::{EndpointAddress, EndpointQueue},
         },
     },
 };
@@ -48,10 +48,10 @@ fn node() -> PathBuf {
 }
 
 /// Waits for one transfer to end.
-fn ended(pipes: &mut dyn Pipes) {
+fn ended(pipes: &mut dyn EndpointQueue) {
     let end = Instant::now() + PATIENCE;
     loop {
-        if let Some(completion) = pipes.completed() {
+        if let Some(completion) = pipes.next_completion() {
             assert_eq!(completion.result, Ok(()));
             return;
         }
@@ -61,9 +61,9 @@ fn ended(pipes: &mut dyn Pipes) {
 }
 
 /// Asks the reader what its slot holds, with no lock and no record.
-fn use_by_another(stack: Stack) {
+fn use_by_another(stack: UsbLibrary) {
     let interface = open::open(&node(), 0, stack).unwrap();
-    let mut pipes = interface.pipes(&[BULK_IN, BULK_OUT]).unwrap();
+    let mut pipes = interface.open_queue(&[BULK_IN, BULK_OUT]).unwrap();
     pipes.submit_in(BULK_IN, 512);
     pipes.submit_out(BULK_OUT, Secret::new(GET_SLOT_STATUS.to_vec()));
     ended(&mut *pipes);
@@ -77,14 +77,14 @@ fn epoch_after_use(backend: &UsbBackend, reader: &ReaderId) -> Epoch {
     card.epoch()
 }
 
-fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: Stack, way: UsbWay) {
+fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: UsbLibrary, way: UsbWay) {
     assert_eq!(obstacle(), None);
     let rig = Rig::usb(Plan::piv4(), way);
     for locks in [vec![rig.folder().join("locks")], Vec::new()] {
-        let backend = UsbBackend::new(&Options {
-            stack,
-            is_followed: true,
-            locks,
+        let backend = UsbBackend::new(&UsbOptions {
+            library: stack,
+            has_watch_thread: true,
+            lock_folders: locks,
         });
         let mut watch = backend.watch();
         let readers = watch.now(Call::within(PATIENCE));
@@ -96,7 +96,7 @@ fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: Stack, way: UsbWay
             let after = epoch_after_use(&backend, reader);
             assert_eq!(after, before, "nobody else was there");
         }
-        for other in [Stack::Nusb, Stack::Rusb] {
+        for other in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
             thread::sleep(Duration::from_millis(20));
             use_by_another(other);
             let after = epoch_after_use(&backend, reader);
@@ -110,11 +110,11 @@ fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: Stack, way: UsbWay
 #[test]
 #[ignore = "run by make test-usb"]
 fn nusb_notices_use_by_another_driver() {
-    use_by_another_driver_is_noticed_and_our_own_is_not(Stack::Nusb, UsbWay::Nusb);
+    use_by_another_driver_is_noticed_and_our_own_is_not(UsbLibrary::Nusb, UsbWay::Nusb);
 }
 
 #[test]
 #[ignore = "run by make test-usb"]
 fn rusb_notices_use_by_another_driver() {
-    use_by_another_driver_is_noticed_and_our_own_is_not(Stack::Rusb, UsbWay::Rusb);
+    use_by_another_driver_is_noticed_and_our_own_is_not(UsbLibrary::Rusb, UsbWay::Rusb);
 }

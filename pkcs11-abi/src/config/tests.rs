@@ -21,10 +21,10 @@ fn settings_are_read() {
 fn the_usb_backend_is_one_of_two() {
     let config = read("transports = [\"usb\"]\nusb_backend = \"nusb\"");
     assert_eq!(config.transports, [TransportKind::Usb]);
-    assert_eq!(config.usb_backend, Stack::Nusb);
+    assert_eq!(config.usb_backend, UsbLibrary::Nusb);
     assert_eq!(config.complaints, [""; 0]);
     let config = read("usb_backend = \"libusb\"");
-    assert_eq!(config.usb_backend, Stack::Rusb);
+    assert_eq!(config.usb_backend, UsbLibrary::Rusb);
     assert!(config.complaints[0].contains("line 1: usb_backend: \"libusb\" is no backend"));
 }
 

@@ -13,7 +13,7 @@ use std::{
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 use claviger_driver::{
     Pollable, Presence, ReaderId, ReaderState, Readers, Stopped, Watch, pollable::WaitSet,
-    usb::discovery::precedence::Ours,
+    usb::discovery::precedence::AllowedReaders,
 };
 
 use super::*;
@@ -41,7 +41,7 @@ struct Show {
     /// A byte for each.
     told: (PipeReader, PipeWriter),
     /// What keeps its readers from being shown.
-    gate: Option<Arc<Gate>>,
+    gate: Option<Arc<PcscdPrecedence>>,
     stopped: AtomicBool,
     looks: AtomicUsize,
     steps: AtomicUsize,
@@ -53,11 +53,15 @@ impl Puppet {
     }
 
     /// Readers on the USB.
-    fn usb(gate: &Arc<Gate>, names: &[&str]) -> Arc<Self> {
+    fn usb(gate: &Arc<PcscdPrecedence>, names: &[&str]) -> Arc<Self> {
         Self::behind(Some(Arc::clone(gate)), "usb", with(0, names))
     }
 
-    fn behind(gate: Option<Arc<Gate>>, name: &'static str, readers: Readers) -> Arc<Self> {
+    fn behind(
+        gate: Option<Arc<PcscdPrecedence>>,
+        name: &'static str,
+        readers: Readers,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name,
             shown: Arc::new(Show {
@@ -104,7 +108,7 @@ impl Backend for Puppet {
     fn watch(&self) -> Box<dyn Watch> {
         Box::new(Strings {
             show: Arc::clone(&self.shown),
-            ours: (Ours::All, 0),
+            ours: (AllowedReaders::All, 0),
             seen: None,
         })
     }
@@ -122,7 +126,7 @@ impl Backend for Puppet {
 /// The watch of a [`Puppet`].
 struct Strings {
     show: Arc<Show>,
-    ours: (Ours, u32),
+    ours: (AllowedReaders, u32),
     /// What the last picture was of.
     seen: Option<(u64, u32)>,
 }
@@ -131,8 +135,8 @@ impl Strings {
     fn look_at_the_gate(&mut self) {
         if let Some(gate) = &self.show.gate {
             gate.clear();
-            self.ours = gate.look();
-            gate.see(self.ours.1);
+            self.ours = gate.allowed_readers();
+            gate.mark_seen(self.ours.1);
         }
     }
 
@@ -149,7 +153,7 @@ impl Strings {
             (&self.show.told.0).read_exact(&mut [0]).unwrap();
         }
         self.seen = Some((version, self.ours.1));
-        if self.ours.0 != Ours::All {
+        if self.ours.0 != AllowedReaders::All {
             readers.readers.retain(|reader| reader.name == MARKED);
         }
         readers
@@ -164,7 +168,10 @@ impl Watch for Strings {
     fn now(&mut self, call: Call) -> Readers {
         self.show.looks.fetch_add(1, Ordering::SeqCst);
         self.look_at_the_gate();
-        while self.ours.0 == Ours::None && Instant::now() < call.deadline && !self.is_stopped() {
+        while self.ours.0 == AllowedReaders::None
+            && Instant::now() < call.deadline
+            && !self.is_stopped()
+        {
             thread::sleep(Duration::from_millis(1));
             self.look_at_the_gate();
         }
@@ -173,7 +180,7 @@ impl Watch for Strings {
 
     fn next(&mut self) -> Result<Readers, Stopped> {
         // As that of the bus, the first picture waits until it is known whose the readers are.
-        while (!self.is_new() || self.ours.0 == Ours::None) && !self.is_stopped() {
+        while (!self.is_new() || self.ours.0 == AllowedReaders::None) && !self.is_stopped() {
             // The gate tells nobody here.
             let readers = self.show.readers.lock().unwrap();
             let moment = Duration::from_millis(2);
@@ -256,7 +263,11 @@ fn absent() -> Readers {
     }
 }
 
-fn events(backends: &[Arc<dyn Backend>], threads: bool, gate: Option<&Arc<Gate>>) -> Events {
+fn events(
+    backends: &[Arc<dyn Backend>],
+    threads: bool,
+    gate: Option<&Arc<PcscdPrecedence>>,
+) -> Events {
     let idle = Arc::new(Idle::new(Arc::default(), Release::default(), threads));
     Events::new(backends, threads, &idle, Arc::default(), gate.cloned())
 }
@@ -334,7 +345,7 @@ fn without_threads_a_stop_ends_the_wait_for_several_backends() {
 
 #[test]
 fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
-    let gate = Gate::behind_pcscd(LONG);
+    let gate = PcscdPrecedence::new(LONG);
     let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
     let usb = Puppet::usb(&gate, &["A"]);
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&usb) as _, Arc::clone(&pcscd) as _];
@@ -353,7 +364,7 @@ fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
 
 #[test]
 fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
-    let gate = Gate::behind_pcscd(LONG);
+    let gate = PcscdPrecedence::new(LONG);
     let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
     let usb = Puppet::usb(&gate, &[MARKED]);
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, Arc::clone(&usb) as _];
@@ -369,7 +380,7 @@ fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
 fn the_first_look_waits_for_nobody_who_is_not_there_and_has_the_readers_of_the_usb() {
     for threads in [true, false] {
         for (pcscd, shown) in [(absent(), 2), (with(BLOCKS, &[]), 0)] {
-            let gate = Gate::behind_pcscd(LONG);
+            let gate = PcscdPrecedence::new(LONG);
             let backends: [Arc<dyn Backend>; 2] =
                 [Puppet::usb(&gate, &["U"]), Puppet::new("pcsc", pcscd)];
             let events = events(&backends, threads, Some(&gate));
@@ -392,7 +403,7 @@ fn is_there(events: &Events, slot: CK_SLOT_ID) -> bool {
 #[test]
 fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice() {
     for threads in [true, false] {
-        let gate = Gate::behind_pcscd(BRIEF);
+        let gate = PcscdPrecedence::new(BRIEF);
         let pcscd = Puppet::new("pcsc", with(BLOCKS, &["A"]));
         let usb = Puppet::usb(&gate, &["U"]);
         let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, usb];
@@ -421,7 +432,7 @@ fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice()
 
 #[test]
 fn pcscd_is_looked_at_before_the_usb_whatever_the_order() {
-    let gate = Gate::behind_pcscd(LONG);
+    let gate = PcscdPrecedence::new(LONG);
     let backends: [Arc<dyn Backend>; 3] = [
         Puppet::usb(&gate, &[]),
         Puppet::new("socket", with(1, &[])),

@@ -20,36 +20,36 @@ use rustix::{
     time::Timespec,
 };
 
-pub(crate) use super::release_requests::Heard;
+pub(crate) use super::release_requests::ReleaseReport;
 use super::{
-    record::{LONGEST, Record},
-    release_requests::{Door, Knocks},
+    record::{LockRecord, MAX_RECORD},
+    release_requests::{LockWatch, ReleaseRequests},
 };
 use crate::fork_closed::ForkClosed;
 
 /// The folder of the locks of one user; without one there are no locks.
 #[derive(Debug)]
-pub(crate) struct Locks {
+pub(crate) struct LockFolder {
     folder: Option<PathBuf>,
     /// What all locks are listened at by, once there was one.
-    knocks: Mutex<Option<Arc<Knocks>>>,
+    release_requests: Mutex<Option<Arc<ReleaseRequests>>>,
 }
 
-impl Locks {
+impl LockFolder {
     /// Locks in the first of `folders` that can be had: made with rights for this user alone, or so already.
-    pub(crate) fn in_first_of(folders: &[PathBuf]) -> Self {
-        let folder = folders.iter().find(|folder| is_ours(folder)).cloned();
+    pub(crate) fn open_first(folders: &[PathBuf]) -> Self {
+        let folder = folders.iter().find(|folder| is_private(folder)).cloned();
         if folder.is_none() {
             tracing::debug!("usb: no folder for locks among {folders:?}; going on without");
         }
         Self {
             folder,
-            knocks: Mutex::default(),
+            release_requests: Mutex::default(),
         }
     }
 
     /// What was last written under the lock called `name`, whoever has it now. One that is just being written is none.
-    pub(crate) fn peek(&self, name: &str) -> Option<Record> {
+    pub(crate) fn peek(&self, name: &str) -> Option<LockRecord> {
         let path = self.folder.as_ref()?.join(name);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
@@ -58,41 +58,45 @@ impl Locks {
 
     /// One try for the lock called `name`. Without a folder, and where files cannot be locked, it is granted.
     /// Who `release_requests` has the holder asked to let go.
-    pub(crate) fn take(&self, name: &str, knocks: bool) -> Option<Lock> {
+    pub(crate) fn try_lock(&self, name: &str, request_release: bool) -> Option<ReaderLock> {
         let Some(folder) = &self.folder else {
-            return Some(Lock::none());
+            return Some(ReaderLock::none());
         };
-        self.lock(&folder.join(name), knocks)
+        self.lock_file(&folder.join(name), request_release)
             .unwrap_or_else(|errno| {
                 tracing::warn!("usb: no lock {name} ({errno}); going on without");
-                Some(Lock::none())
+                Some(ReaderLock::none())
             })
     }
 
-    fn lock(&self, path: &Path, knocks: bool) -> Result<Option<Lock>, Errno> {
-        let Some(file) = lock(path, knocks)? else {
+    fn lock_file(&self, path: &Path, request_release: bool) -> Result<Option<ReaderLock>, Errno> {
+        let Some(file) = try_lock_file(path, request_release)? else {
             return Ok(None);
         };
         // Whoever cannot be heard waits until it is let go of for another reason.
-        let door = self.knocks().and_then(|knocks| knocks.listen(path));
-        Ok(Some(Lock {
-            door: door.ok(),
+        let watch = self
+            .release_requests()
+            .and_then(|request_release| request_release.watch(path));
+        Ok(Some(ReaderLock {
+            watch: watch.ok(),
             file: Some(file),
         }))
     }
 
-    fn knocks(&self) -> Result<Arc<Knocks>, Errno> {
-        let mut knocks: MutexGuard<'_, _> =
-            self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(knocks) = &*knocks {
-            return Ok(Arc::clone(knocks));
+    fn release_requests(&self) -> Result<Arc<ReleaseRequests>, Errno> {
+        let mut request_release: MutexGuard<'_, _> = self
+            .release_requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(request_release) = &*request_release {
+            return Ok(Arc::clone(request_release));
         }
-        Ok(Arc::clone(knocks.insert(Knocks::new()?)))
+        Ok(Arc::clone(request_release.insert(ReleaseRequests::new()?)))
     }
 }
 
 /// Makes the folder if need be; whether nobody else can have put anything there.
-fn is_ours(folder: &Path) -> bool {
+fn is_private(folder: &Path) -> bool {
     let _ = std::fs::DirBuilder::new().mode(0o700).create(folder);
     let user = rustix::process::geteuid().as_raw();
     std::fs::symlink_metadata(folder)
@@ -101,47 +105,49 @@ fn is_ours(folder: &Path) -> bool {
 
 /// The lock of one reader; given back on drop.
 #[derive(Debug)]
-pub(crate) struct Lock {
-    door: Option<Door>,
+pub(crate) struct ReaderLock {
+    watch: Option<LockWatch>,
     file: Option<ForkClosed<std::fs::File>>,
 }
 
-impl Lock {
+impl ReaderLock {
     const fn none() -> Self {
         Self {
-            door: None,
+            watch: None,
             file: None,
         }
     }
 
     /// Whether somebody has knocked since it was taken or last asked.
-    pub(crate) fn heard(&self) -> Heard {
-        let nothing = Heard {
-            here: false,
-            elsewhere: false,
+    pub(crate) fn take_release_requests(&self) -> ReleaseReport {
+        let nothing = ReleaseReport {
+            this_lock: false,
+            other_lock: false,
         };
-        self.door.as_ref().map_or(nothing, Door::heard)
+        self.watch
+            .as_ref()
+            .map_or(nothing, LockWatch::take_release_requests)
     }
 
-    /// Becomes readable when [`Lock::heard`] may have heard something.
+    /// Becomes readable when [`ReaderLock::take_release_requests`] may have heard something.
     pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
-        self.door.as_ref().map(Door::descriptor)
+        self.watch.as_ref().map(LockWatch::descriptor)
     }
 
     /// What the last holder left.
-    pub(crate) fn record(&mut self) -> Option<Record> {
+    pub(crate) fn record(&mut self) -> Option<LockRecord> {
         read(self.file.as_mut()?)
     }
 
     /// Leaves a record for the next holder; one that cannot be written is as good as none.
-    pub(crate) fn write(&mut self, record: &Record) {
+    pub(crate) fn write(&mut self, record: &LockRecord) {
         let Some(file) = &mut self.file else {
             return;
         };
         let written = file
             .set_len(0)
             .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(record.text().as_bytes()));
+            .and_then(|()| file.write_all(record.encode().as_bytes()));
         if let Err(error) = written {
             tracing::warn!("usb: what a reader was left in cannot be written: {error}");
             let _ = file.set_len(0);
@@ -149,10 +155,10 @@ impl Lock {
     }
 }
 
-impl Drop for Lock {
+impl Drop for ReaderLock {
     fn drop(&mut self) {
         // Before the next holder may listen at it.
-        self.door = None;
+        self.watch = None;
         // In a child the lock is the parent's.
         if let Some(file) = self.file.as_ref().filter(|file| !file.is_inherited()) {
             let _ = rustix::fs::flock(file, FlockOperation::Unlock);
@@ -160,11 +166,11 @@ impl Drop for Lock {
     }
 }
 
-fn read(file: &mut std::fs::File) -> Option<Record> {
-    let mut bytes = Vec::with_capacity(LONGEST);
+fn read(file: &mut std::fs::File) -> Option<LockRecord> {
+    let mut bytes = Vec::with_capacity(MAX_RECORD);
     file.rewind().ok()?;
-    file.take(LONGEST as u64).read_to_end(&mut bytes).ok()?;
-    Record::parse(&bytes)
+    file.take(MAX_RECORD as u64).read_to_end(&mut bytes).ok()?;
+    LockRecord::parse(&bytes)
 }
 
 const NOW: Timespec = Timespec {
@@ -179,14 +185,17 @@ const TOUCH: Timestamps = Timestamps {
 };
 
 /// One try for the lock in the file `path`.
-fn lock(path: &Path, knocks: bool) -> Result<Option<ForkClosed<std::fs::File>>, Errno> {
+fn try_lock_file(
+    path: &Path,
+    request_release: bool,
+) -> Result<Option<ForkClosed<std::fs::File>>, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let open = || rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR);
     let file = ForkClosed::open(|| open().map(std::fs::File::from))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(Errno::WOULDBLOCK) => {
-            if knocks {
+            if request_release {
                 let _ = rustix::fs::futimens(&file, &TOUCH);
             }
             Ok(None)
@@ -212,8 +221,8 @@ mod tests {
             Self(path)
         }
 
-        fn locks(&self) -> Locks {
-            Locks::in_first_of(std::slice::from_ref(&self.0))
+        fn locks(&self) -> LockFolder {
+            LockFolder::open_first(std::slice::from_ref(&self.0))
         }
     }
 
@@ -227,79 +236,89 @@ mod tests {
     fn a_lock_is_for_one_and_the_holder_hears_who_wants_it() {
         let folder = Folder::new("one");
         let (mine, theirs) = (folder.locks(), folder.locks());
-        let held = mine.take("3-1.0", true).unwrap();
-        assert!(!held.heard().here);
-        assert!(theirs.take("3-1.0", false).is_none());
-        assert!(!held.heard().here, "who does not knock disturbs nobody");
-        assert!(theirs.take("3-1.0", true).is_none());
-        assert!(held.heard().here);
-        assert!(!held.heard().here, "heard once");
-        assert!(theirs.take("3-2.0", true).is_some(), "another reader");
+        let held = mine.try_lock("3-1.0", true).unwrap();
+        assert!(!held.take_release_requests().this_lock);
+        assert!(theirs.try_lock("3-1.0", false).is_none());
+        assert!(
+            !held.take_release_requests().this_lock,
+            "who does not knock disturbs nobody"
+        );
+        assert!(theirs.try_lock("3-1.0", true).is_none());
+        assert!(held.take_release_requests().this_lock);
+        assert!(!held.take_release_requests().this_lock, "heard once");
+        assert!(theirs.try_lock("3-2.0", true).is_some(), "another reader");
         drop(held);
-        assert!(theirs.take("3-1.0", true).is_some());
+        assert!(theirs.try_lock("3-1.0", true).is_some());
     }
 
     #[test]
     fn all_locks_of_a_process_are_heard_over_one_descriptor() {
         let folder = Folder::new("several");
         let (mine, theirs) = (folder.locks(), folder.locks());
-        let [one, other] = ["3-1.0", "3-2.0"].map(|name| mine.take(name, false).unwrap());
-        let same =
-            |lock: &Lock| Arc::ptr_eq(&lock.descriptor().unwrap(), &one.descriptor().unwrap());
+        let [one, other] = ["3-1.0", "3-2.0"].map(|name| mine.try_lock(name, false).unwrap());
+        let same = |lock: &ReaderLock| {
+            Arc::ptr_eq(&lock.descriptor().unwrap(), &one.descriptor().unwrap())
+        };
         assert!(same(&other));
-        assert!(theirs.take("3-2.0", true).is_none());
+        assert!(theirs.try_lock("3-2.0", true).is_none());
         let (here, elsewhere) = (true, true);
         // Taken from the descriptor by the first that looks, and kept for the other.
         assert_eq!(
-            one.heard(),
-            Heard {
-                here: false,
-                elsewhere
+            one.take_release_requests(),
+            ReleaseReport {
+                this_lock: false,
+                other_lock: elsewhere
             }
         );
         assert_eq!(
-            other.heard(),
-            Heard {
-                here,
-                elsewhere: false
+            other.take_release_requests(),
+            ReleaseReport {
+                this_lock: here,
+                other_lock: false
             }
         );
         assert_eq!(
-            other.heard(),
-            Heard {
-                here: false,
-                elsewhere: false
+            other.take_release_requests(),
+            ReleaseReport {
+                this_lock: false,
+                other_lock: false
             }
         );
         drop(other);
-        let again = mine.take("3-2.0", false).unwrap();
+        let again = mine.try_lock("3-2.0", false).unwrap();
         assert!(same(&again));
-        assert!(!again.heard().here, "who knocked before has had it since");
-        assert!(theirs.take("3-2.0", true).is_none());
-        assert!(again.heard().here && !one.heard().here);
+        assert!(
+            !again.take_release_requests().this_lock,
+            "who knocked before has had it since"
+        );
+        assert!(theirs.try_lock("3-2.0", true).is_none());
+        assert!(again.take_release_requests().this_lock && !one.take_release_requests().this_lock);
     }
 
     #[test]
     fn the_next_holder_finds_what_was_left() {
         let folder = Folder::new("record");
         let locks = folder.locks();
-        let mut held = locks.take("3-1.0", true).unwrap();
+        let mut held = locks.try_lock("3-1.0", true).unwrap();
         assert_eq!(held.record(), None);
-        let mut record = Record {
-            life: "1000000 3-117".to_owned(),
-            uses: u64::MAX,
+        let mut record = LockRecord {
+            instance: "1000000 3-117".to_owned(),
+            use_count: u64::MAX,
             atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
             sequence: 4,
             last_transfer: Some(7),
-            is_left: true,
+            was_released: true,
         };
         held.write(&record);
-        assert!(!held.heard().here, "a record is no knock");
+        assert!(
+            !held.take_release_requests().this_lock,
+            "a record is no knock"
+        );
         drop(held);
-        let mut held = locks.take("3-1.0", true).unwrap();
+        let mut held = locks.try_lock("3-1.0", true).unwrap();
         assert_eq!(held.record().as_ref(), Some(&record));
         record.atrs = vec![None];
-        record.uses = 0;
+        record.use_count = 0;
         held.write(&record);
         assert_eq!(
             held.record(),
@@ -320,38 +339,38 @@ mod tests {
         assert!(folder.locks().folder.is_none());
         let elsewhere = Folder::new("rights.link");
         let target = Folder::new("rights.target");
-        assert!(is_ours(&target.0));
+        assert!(is_private(&target.0));
         std::os::unix::fs::symlink(&target.0, &elsewhere.0).unwrap();
-        assert!(!is_ours(&elsewhere.0), "a link of whoever made it");
+        assert!(!is_private(&elsewhere.0), "a link of whoever made it");
         let _ = std::fs::remove_file(&elsewhere.0);
-        let second = Locks::in_first_of(&[folder.0.clone(), target.0.clone()]);
+        let second = LockFolder::open_first(&[folder.0.clone(), target.0.clone()]);
         assert_eq!(second.folder.as_ref(), Some(&target.0));
     }
 
     #[test]
     fn without_a_folder_every_lock_is_granted_and_remembers_nothing() {
-        let locks = Locks::in_first_of(&[PathBuf::from("/nonexistent/claviger")]);
-        let mut held = locks.take("3-1.0", true).unwrap();
-        held.write(&Record {
-            life: String::new(),
-            uses: 1,
+        let locks = LockFolder::open_first(&[PathBuf::from("/nonexistent/claviger")]);
+        let mut held = locks.try_lock("3-1.0", true).unwrap();
+        held.write(&LockRecord {
+            instance: String::new(),
+            use_count: 1,
             atrs: Vec::new(),
             sequence: 0,
             last_transfer: None,
-            is_left: true,
+            was_released: true,
         });
         assert_eq!(held.record(), None);
-        assert!(!held.heard().here && held.descriptor().is_none());
+        assert!(!held.take_release_requests().this_lock && held.descriptor().is_none());
     }
 
     #[test]
     fn a_lock_let_go_is_free_though_a_child_has_its_file_open() {
         let folder = Folder::new("child");
         let locks = folder.locks();
-        let held = locks.take("3-1.0", true).unwrap();
+        let held = locks.try_lock("3-1.0", true).unwrap();
         let child = held.file.as_ref().unwrap().try_clone().unwrap();
         drop(held);
-        assert!(locks.take("3-1.0", true).is_some());
+        assert!(locks.try_lock("3-1.0", true).is_some());
         drop(child);
     }
 
@@ -359,15 +378,15 @@ mod tests {
     fn a_child_that_outlives_its_parent_keeps_no_lock() {
         use std::io::{pipe, read_to_string};
         let folder = Folder::new("orphan");
-        let (told, mut teller) = pipe().unwrap();
+        let (events, mut teller) = pipe().unwrap();
         let parent = in_child(|| {
-            let held = folder.locks().take("3-1.0", true);
+            let held = folder.locks().try_lock("3-1.0", true);
             let parent = rustix::process::getpid();
             in_child(|| {
                 while rustix::process::getppid() == Some(parent) {
                     std::thread::sleep(std::time::Duration::from_millis(1));
                 }
-                let again = folder.locks().take("3-1.0", true);
+                let again = folder.locks().try_lock("3-1.0", true);
                 let said = [held.is_some(), again.is_some()];
                 let _ = write!(teller, "{said:?}");
             });
@@ -376,6 +395,6 @@ mod tests {
         });
         wait_for(parent);
         drop(teller);
-        assert_eq!(read_to_string(told).unwrap(), "[true, true]");
+        assert_eq!(read_to_string(events).unwrap(), "[true, true]");
     }
 }

@@ -21,18 +21,18 @@ use std::{
 use claviger_apdu::{Atr, TransportError, TransportErrorKind};
 
 use self::{
-    lock::{Lock, Locks},
-    record::Record,
+    lock::{LockFolder, ReaderLock},
+    record::LockRecord,
 };
 use super::{
-    discovery::{reader_info::Site, sysfs::Bus},
+    discovery::{reader_info::ReaderInfo, sysfs::UsbBus},
     host::{
-        event_fd::Signal,
-        open::{self, Opened, Stack},
+        event_fd::EventFd,
+        open::{self, OpenedInterface, UsbLibrary},
         owner,
         transfer::{OpenError, UsbInterface},
     },
-    pipe::{CommandPipe, foreign_use::Stay},
+    pipe::{CommandPipe, foreign_use::OwnClaim},
 };
 use crate::{
     fork_closed::ForkClosed,
@@ -40,92 +40,93 @@ use crate::{
 };
 
 /// How long somebody with another driver is given to let go of a reader.
-const FOREIGN: Duration = Duration::from_secs(2);
+const FOREIGN_CLAIM_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pauses between two tries for a reader that somebody has: the first, and the longest.
-const TRIES: (Duration, Duration) = (Duration::from_millis(2), LONGEST);
-pub(crate) const LONGEST: Duration = Duration::from_millis(50);
+const RETRY_INTERVALS: (Duration, Duration) = (Duration::from_millis(2), MAX_RETRY_INTERVAL);
+pub(crate) const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Pauses between two knocks, whose holder may be another than before.
-const KNOCKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+const RELEASE_REQUEST_INTERVALS: (Duration, Duration) =
+    (Duration::from_millis(20), Duration::from_millis(200));
 
 /// How far from those of a user that has not let go, and whose last is not known, the next one's sequence numbers begin: a late answer
 /// to a command of that one has no number that is used soon.
-const FAR: u8 = 128;
+const SEQUENCE_DISTANCE: u8 = 128;
 
 /// Opens devices: by one of the stacks, or in a test.
-pub(crate) trait Opener: fmt::Debug + Send + Sync {
+pub(crate) trait DeviceOpener: fmt::Debug + Send + Sync {
     /// Claims the reader's interface; waits for nobody.
-    fn open(&self, site: &Site) -> Result<Opened, OpenError>;
+    fn open(&self, info: &ReaderInfo) -> Result<OpenedInterface, OpenError>;
 
     /// When the last transfer to the device behind a node was begun, by whomever, as far as that can be told.
     fn last_transfer(&self, node: &Path) -> Option<u64>;
 
     /// Who has an interface that was busy, if that can be told; takes its time.
-    fn owner(&self, _site: &Site) -> Option<String> {
+    fn owner(&self, _site: &ReaderInfo) -> Option<String> {
         None
     }
 }
 
-impl Opener for Stack {
-    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
-        open::attempt(&site.node, site.interface.number, *self)
+impl DeviceOpener for UsbLibrary {
+    fn open(&self, info: &ReaderInfo) -> Result<OpenedInterface, OpenError> {
+        open::attempt(&info.node, info.interface.number, *self)
     }
 
     fn last_transfer(&self, node: &Path) -> Option<u64> {
         open::last_transfer(node)
     }
 
-    fn owner(&self, site: &Site) -> Option<String> {
-        Some(owner::owned(&site.node, site.interface.number))
+    fn owner(&self, info: &ReaderInfo) -> Option<String> {
+        Some(owner::describe_owner(&info.node, info.interface.number))
     }
 }
 
 /// What all readers of a backend share.
 #[derive(Debug)]
-pub(crate) struct Means {
-    pub(crate) bus: Bus,
-    pub(crate) opener: Box<dyn Opener>,
-    pub(crate) locks: Locks,
+pub(crate) struct BackendContext {
+    pub(crate) bus: UsbBus,
+    pub(crate) opener: Box<dyn DeviceOpener>,
+    pub(crate) lock_folder: LockFolder,
     /// Somebody listens all the time for other processes that want a reader; else none is kept between two uses.
-    pub(crate) is_followed: bool,
+    pub(crate) has_watch_thread: bool,
     /// Tells the watch that a reader was claimed, and that there is somebody to knock.
-    pub(crate) stir: Option<Arc<Signal>>,
+    pub(crate) watch_event: Option<Arc<EventFd>>,
 }
 
-impl Means {
+impl BackendContext {
     /// Wakes the watch, if there is one.
-    pub(crate) fn stir(&self) {
-        if let Some(stir) = &self.stir {
-            stir.set();
+    pub(crate) fn wake_watch(&self) {
+        if let Some(stir) = &self.watch_event {
+            stir.notify();
         }
     }
 }
 
 /// A claimed reader. The claim ends with the last owner of this and of the interface's pipes, and the lock after it.
 #[derive(Debug)]
-pub(crate) struct Grip {
+pub(crate) struct ReaderClaim {
     // Before the claim they need.
     pipe: Mutex<Option<Arc<CommandPipe>>>,
     interface: Arc<dyn UsbInterface>,
-    lock: Mutex<Lock>,
+    lock: Mutex<ReaderLock>,
     /// The answers to reset of the cards that are powered, for the next user.
     atrs: Mutex<Vec<Option<Atr>>>,
     /// Somebody knocked.
-    wanted: AtomicBool,
+    release_requested: AtomicBool,
     /// Counts the times that somebody began or ceased to listen to what the reader tells of its cards: odd in between.
-    listening: AtomicU64,
+    monitoring_changes: AtomicU64,
     /// A slot was left in the middle of something.
-    is_disordered: AtomicBool,
+    is_unsynchronized: AtomicBool,
     /// What the user before left, if it was of this very plugging in.
-    left: Option<Record>,
-    life: String,
-    uses: u64,
+    previous: Option<LockRecord>,
+    instance: String,
+    use_count: u64,
     /// As many resets of the device as there had been.
     resets: u64,
     /// Somebody else may have used the device since the user before let go.
-    is_touched: bool,
-    means: Arc<Means>,
+    used_by_others: bool,
+    context: Arc<BackendContext>,
     node: PathBuf,
-    stay: Stay,
+    own_claim: OwnClaim,
     /// The number after which this claim's begin.
     sequence: u8,
     // After all of the claim.
@@ -147,9 +148,13 @@ impl LastSequence {
     }
 
     /// The number after which the next claim's begin, if the last user of the reader has `left` a record.
-    fn next(&self, left: Option<&Record>) -> u8 {
+    fn next(&self, left: Option<&LockRecord>) -> u8 {
         if let Some(left) = left {
-            let far = if left.is_left { 0 } else { FAR };
+            let far = if left.was_released {
+                0
+            } else {
+                SEQUENCE_DISTANCE
+            };
             return left.sequence.wrapping_add(far);
         }
         let number = *self.number();
@@ -161,77 +166,87 @@ impl LastSequence {
     }
 }
 
-impl Grip {
+impl ReaderClaim {
     /// One try for the reader.
-    pub(crate) fn take(
-        site: &Site,
-        means: &Arc<Means>,
+    pub(crate) fn try_claim(
+        info: &ReaderInfo,
+        context: &Arc<BackendContext>,
         last_sequence: &LastSequence,
-        knocks: bool,
-    ) -> Result<Self, Taken> {
-        let mut lock = means.locks.take(&site.place, knocks).ok_or(Taken::Ours)?;
-        let strangers = &site.common.strangers;
-        let stay = strangers.enter();
-        let opened = means.opener.open(site).map_err(|error| {
+        request_release: bool,
+    ) -> Result<Self, ClaimError> {
+        let mut lock = context
+            .lock_folder
+            .try_lock(&info.lock_name, request_release)
+            .ok_or(ClaimError::OtherProcess)?;
+        let foreign_use = &info.device.foreign_use;
+        let own_claim = foreign_use.begin_claim();
+        let opened = context.opener.open(info).map_err(|error| {
             if matches!(error, OpenError::Busy(_)) {
-                strangers.notice();
+                foreign_use.record();
             }
-            Taken::Open(error)
+            ClaimError::Open(error)
         })?;
         // The address, and so the node, may belong to another device by now.
-        match means.bus.still_has(&site.port, &site.life) {
+        match context.bus.has_instance(&info.port, &info.instance) {
             Ok(true) => {}
-            Ok(false) => return Err(Taken::Open(OpenError::Gone)),
-            Err(error) => return Err(Taken::Open(OpenError::Failed(error.to_string()))),
+            Ok(false) => return Err(ClaimError::Open(OpenError::Disconnected)),
+            Err(error) => return Err(ClaimError::Open(OpenError::Failed(error.to_string()))),
         }
-        stay.begin(opened.last_transfer);
-        let left = lock.record().filter(|record| record.life == site.life);
-        let is_touched = left.as_ref().is_none_or(|left| {
+        own_claim.note_claimed(opened.last_transfer);
+        let left = lock
+            .record()
+            .filter(|record| record.instance == info.instance);
+        let used_by_others = left.as_ref().is_none_or(|left| {
             left.last_transfer.is_none() || left.last_transfer != opened.last_transfer
         });
-        let atrs = left.as_ref().filter(|left| left.is_left && !is_touched);
+        let atrs = left
+            .as_ref()
+            .filter(|left| left.was_released && !used_by_others);
         let atrs = atrs.map(|left| left.atrs.clone());
-        let grip = Self {
+        let reader_claim = Self {
             pipe: Mutex::default(),
             interface: opened.interface,
-            uses: left.as_ref().map_or(0, |left| left.uses).wrapping_add(1),
-            life: site.life.clone(),
+            use_count: left
+                .as_ref()
+                .map_or(0, |left| left.use_count)
+                .wrapping_add(1),
+            instance: info.instance.clone(),
             lock: Mutex::new(lock),
             atrs: Mutex::new(atrs.unwrap_or_default()),
             sequence: last_sequence.next(left.as_ref()),
             last_sequence: last_sequence.clone(),
-            wanted: AtomicBool::new(false),
-            listening: AtomicU64::new(0),
-            is_disordered: AtomicBool::new(false),
-            left,
-            resets: site.common.resets(),
-            is_touched,
-            means: Arc::clone(means),
-            node: site.node.clone(),
-            stay,
+            release_requested: AtomicBool::new(false),
+            monitoring_changes: AtomicU64::new(0),
+            is_unsynchronized: AtomicBool::new(false),
+            previous: left,
+            resets: info.device.resets(),
+            used_by_others,
+            context: Arc::clone(context),
+            node: info.node.clone(),
+            own_claim,
         };
-        grip.lock().write(&grip.record());
-        Ok(grip)
+        reader_claim.lock().write(&reader_claim.record());
+        Ok(reader_claim)
     }
 
     /// The reader's command pipe, one for all of its slots.
     ///
     /// # Errors
     /// NoReader when it has left, Protocol when its endpoints cannot be had.
-    pub(crate) fn pipe(&self, site: &Site) -> Result<Arc<CommandPipe>, TransportError> {
+    pub(crate) fn pipe(&self, info: &ReaderInfo) -> Result<Arc<CommandPipe>, TransportError> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipe) = &*pipe {
             return Ok(Arc::clone(pipe));
         }
         let interface = Arc::clone(&self.interface);
-        let opened = pipe::pipe(interface, &site.interface, &site.common, self.sequence)?;
+        let opened = pipe::open_pipe(interface, &info.interface, &info.device, self.sequence)?;
         Ok(Arc::clone(pipe.insert(opened)))
     }
 
     /// The sequence number of the last command.
     fn last_sequence(&self) -> u8 {
         let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = pipe.as_ref().and_then(|pipe| pipe.sequence());
+        let last = pipe.as_ref().and_then(|pipe| pipe.last_sequence());
         last.unwrap_or(self.sequence)
     }
 
@@ -245,7 +260,7 @@ impl Grip {
         self.atrs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lock> {
+    fn lock(&self) -> MutexGuard<'_, ReaderLock> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -254,38 +269,40 @@ impl Grip {
     }
 
     /// The number of this use of the reader.
-    pub(crate) const fn uses(&self) -> u64 {
-        self.uses
+    pub(crate) const fn use_count(&self) -> u64 {
+        self.use_count
     }
 
     /// What the user before left.
-    pub(crate) const fn left(&self) -> Option<&Record> {
-        self.left.as_ref()
+    pub(crate) const fn previous(&self) -> Option<&LockRecord> {
+        self.previous.as_ref()
     }
 
     /// The user before did not let go in good order: reader and cards may be in the middle of anything.
-    pub(crate) fn was_abandoned(&self) -> bool {
-        self.left.as_ref().is_some_and(|left| !left.is_left)
+    pub(crate) fn was_not_released(&self) -> bool {
+        self.previous
+            .as_ref()
+            .is_some_and(|left| !left.was_released)
     }
 
     /// The card the user before left powered in the slot, unless the device was reset or used by somebody else since, or that
     /// user never let go.
-    pub(crate) fn left_in(&self, site: &Site) -> Option<&Atr> {
+    pub(crate) fn powered_atr(&self, info: &ReaderInfo) -> Option<&Atr> {
         let left = self
-            .left
+            .previous
             .as_ref()
-            .filter(|left| left.is_left && !self.is_touched)?;
-        let atr = left.atr(site.slot);
-        atr.filter(|_| self.resets == site.common.resets())
+            .filter(|left| left.was_released && !self.used_by_others)?;
+        let atr = left.atr(info.slot);
+        atr.filter(|_| self.resets == info.device.resets())
     }
 
     /// Tells the next user which card is powered in `slot`.
-    pub(crate) fn leave(&self, slot: u8, atr: Option<Atr>) {
-        self.take_atr(usize::from(slot), atr);
+    pub(crate) fn record_atr(&self, slot: u8, atr: Option<Atr>) {
+        self.set_atr(usize::from(slot), atr);
         self.lock().write(&self.record());
     }
 
-    fn take_atr(&self, slot: usize, atr: Option<Atr>) {
+    fn set_atr(&self, slot: usize, atr: Option<Atr>) {
         let mut atrs = self.atrs();
         if atrs.len() <= slot {
             atrs.resize(slot + 1, None);
@@ -297,51 +314,51 @@ impl Grip {
 
     /// A slot is left in the middle of something: whoever claims the reader next, in whichever process, aborts that and
     /// resets the cards.
-    pub(crate) fn leave_in_disorder(&self) {
-        self.is_disordered.store(true, Ordering::SeqCst);
+    pub(crate) fn mark_unsynchronized(&self) {
+        self.is_unsynchronized.store(true, Ordering::SeqCst);
     }
 
     /// What is known of the reader if this user is killed.
-    fn record(&self) -> Record {
-        Record {
-            life: self.life.clone(),
-            uses: self.uses,
+    fn record(&self) -> LockRecord {
+        LockRecord {
+            instance: self.instance.clone(),
+            use_count: self.use_count,
             atrs: self.atrs().clone(),
             sequence: self.sequence,
             last_transfer: None,
-            is_left: false,
+            was_released: false,
         }
     }
 
     /// Whether another process has asked for the reader.
-    pub(crate) fn is_wanted(&self) -> bool {
-        let heard = self.lock().heard();
-        if heard.here {
-            self.wanted.store(true, Ordering::SeqCst);
+    pub(crate) fn release_requested(&self) -> bool {
+        let report = self.lock().take_release_requests();
+        if report.this_lock {
+            self.release_requested.store(true, Ordering::SeqCst);
         }
-        if heard.elsewhere {
+        if report.other_lock {
             // The watch is not woken by what was taken from under it.
-            self.means.stir();
+            self.context.wake_watch();
         }
-        self.wanted.load(Ordering::SeqCst)
+        self.release_requested.load(Ordering::SeqCst)
     }
 
     /// Says whether what the reader tells of its cards is listened to. One thread does, the watch.
-    pub(crate) fn listen(&self, listens: bool) {
-        if self.listening().is_some() != listens {
-            self.listening.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn set_monitored(&self, listens: bool) {
+        if self.monitoring_period().is_some() != listens {
+            self.monitoring_changes.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     /// A number of the time for which the reader has been listened to without a gap; `None` if it is not.
-    pub(crate) fn listening(&self) -> Option<u64> {
-        let changes = self.listening.load(Ordering::SeqCst);
+    pub(crate) fn monitoring_period(&self) -> Option<u64> {
+        let changes = self.monitoring_changes.load(Ordering::SeqCst);
         (changes % 2 == 1).then_some(changes)
     }
 
     /// Has it let go of at the end of the conversation that is under way.
-    pub(crate) fn recall(&self) {
-        self.wanted.store(true, Ordering::SeqCst);
+    pub(crate) fn request_local_release(&self) {
+        self.release_requested.store(true, Ordering::SeqCst);
     }
 
     /// Becomes readable at a knock.
@@ -350,17 +367,17 @@ impl Grip {
     }
 }
 
-impl Drop for Grip {
+impl Drop for ReaderClaim {
     fn drop(&mut self) {
         let sequence = self.last_sequence();
         *self.last_sequence.number() = Some(sequence);
         let last_transfer = self
-            .stay
-            .end(|| self.means.opener.last_transfer(&self.node));
-        let record = Record {
+            .own_claim
+            .note_released(|| self.context.opener.last_transfer(&self.node));
+        let record = LockRecord {
             sequence,
             last_transfer,
-            is_left: !self.is_disordered.load(Ordering::SeqCst),
+            was_released: !self.is_unsynchronized.load(Ordering::SeqCst),
             ..self.record()
         };
         self.lock().write(&record);
@@ -368,9 +385,9 @@ impl Drop for Grip {
 }
 
 /// Why a reader could not be had.
-pub(crate) enum Taken {
+pub(crate) enum ClaimError {
     /// Another process with this driver has it.
-    Ours,
+    OtherProcess,
     /// Another slot of it is just being opened in this process.
     Opening,
     Open(OpenError),
@@ -378,15 +395,15 @@ pub(crate) enum Taken {
 
 /// How much a reader is wanted.
 #[derive(Clone, Copy)]
-pub(crate) struct Wish<'a> {
+pub(crate) struct ClaimRequest<'a> {
     /// Until when it is waited for.
-    pub(crate) until: Instant,
+    pub(crate) deadline: Instant,
     /// Whoever has it is asked to let go.
-    pub(crate) knocks: bool,
+    pub(crate) request_release: bool,
     pub(crate) stop: &'a Arc<Stop>,
 }
 
-/// Tries `take` until it succeeds, as long as `wish` says: waits for our own processes to the end, for others a moment.
+/// Tries `take` until it succeeds, as long as `request` says: waits for our own processes to the end, for others a moment.
 /// `take` is told whether to knock, which is not each time: each wakes the holder. It is tried less and less often, and after a knock
 /// of which the holder will hear at once as at first.
 ///
@@ -394,40 +411,40 @@ pub(crate) struct Wish<'a> {
 /// Busy with the likely owner, Denied, NoReader, Cancelled, TimedOut while another slot is opened: [`TransportError`],
 /// never with anything sent.
 pub(crate) fn wait_for(
-    site: &Site,
-    opener: &dyn Opener,
-    wish: Wish<'_>,
-    mut take: impl FnMut(bool) -> Result<Arc<Grip>, Taken>,
-) -> Result<Arc<Grip>, TransportError> {
-    let patience = Instant::now() + FOREIGN;
-    let mut tries = Pauses::new(TRIES.0, TRIES.1);
-    let mut pauses = Pauses::new(KNOCKS.0, KNOCKS.1);
-    let mut knock = Instant::now();
+    info: &ReaderInfo,
+    opener: &dyn DeviceOpener,
+    request: ClaimRequest<'_>,
+    mut take: impl FnMut(bool) -> Result<Arc<ReaderClaim>, ClaimError>,
+) -> Result<Arc<ReaderClaim>, TransportError> {
+    let timeout = Instant::now() + FOREIGN_CLAIM_TIMEOUT;
+    let mut tries = Pauses::new(RETRY_INTERVALS.0, RETRY_INTERVALS.1);
+    let mut pauses = Pauses::new(RELEASE_REQUEST_INTERVALS.0, RELEASE_REQUEST_INTERVALS.1);
+    let mut next_request = Instant::now();
     loop {
         let now = Instant::now();
-        let knocks = wish.knocks && now >= knock;
-        let taken = match take(knocks) {
-            Ok(grip) => return Ok(grip),
+        let request_release = request.request_release && now >= next_request;
+        let taken = match take(request_release) {
+            Ok(reader_claim) => return Ok(reader_claim),
             Err(taken) => taken,
         };
-        if knocks {
-            knock = now + pauses.next_pause();
-            if matches!(taken, Taken::Ours) {
+        if request_release {
+            next_request = now + pauses.next_pause();
+            if matches!(taken, ClaimError::OtherProcess) {
                 tries.start_over();
             }
         }
         let until = match &taken {
-            Taken::Ours | Taken::Opening => wish.until,
-            Taken::Open(OpenError::Busy(_)) => wish.until.min(patience),
-            Taken::Open(_) => now,
+            ClaimError::OtherProcess | ClaimError::Opening => request.deadline,
+            ClaimError::Open(OpenError::Busy(_)) => request.deadline.min(timeout),
+            ClaimError::Open(_) => now,
         };
         let now = Instant::now();
         if now >= until {
-            return Err(refused(site, opener, taken));
+            return Err(claim_failure(info, opener, taken));
         }
-        let _ = readable(&[], wish.stop, Some(until.min(now + tries.next_pause())));
-        if wish.stop.is_set() {
-            let what = format!("reader {}: the call was ended", site.interface.name);
+        let _ = readable(&[], request.stop, Some(until.min(now + tries.next_pause())));
+        if request.stop.is_set() {
+            let what = format!("reader {}: the call was ended", info.interface.name);
             return Err(TransportError::before_card(
                 TransportErrorKind::Cancelled,
                 what,
@@ -436,29 +453,33 @@ pub(crate) fn wait_for(
     }
 }
 
-fn refused(site: &Site, opener: &dyn Opener, taken: Taken) -> TransportError {
+fn claim_failure(
+    info: &ReaderInfo,
+    opener: &dyn DeviceOpener,
+    taken: ClaimError,
+) -> TransportError {
     match taken {
-        Taken::Ours => {
+        ClaimError::OtherProcess => {
             let what = "another program uses it through this module and did not let go in time";
-            about(site, OpenError::Busy(what.to_owned()))
+            with_reader_name(info, OpenError::Busy(what.to_owned()))
         }
-        Taken::Opening => {
-            let name = &site.interface.name;
+        ClaimError::Opening => {
+            let name = &info.interface.name;
             let what = format!("reader {name}: it is still being opened for another of its slots");
             TransportError::before_card(TransportErrorKind::TimedOut, what)
         }
-        Taken::Open(OpenError::Busy(what)) => {
-            let what = opener.owner(site).unwrap_or(what);
-            about(site, OpenError::Busy(what))
+        ClaimError::Open(OpenError::Busy(what)) => {
+            let what = opener.owner(info).unwrap_or(what);
+            with_reader_name(info, OpenError::Busy(what))
         }
-        Taken::Open(error) => about(site, error),
+        ClaimError::Open(error) => with_reader_name(info, error),
     }
 }
 
-fn about(site: &Site, error: OpenError) -> TransportError {
+fn with_reader_name(info: &ReaderInfo, error: OpenError) -> TransportError {
     let error = TransportError::from(error);
     TransportError {
-        what: format!("reader {}: {}", site.interface.name, error.what),
+        what: format!("reader {}: {}", info.interface.name, error.what),
         ..error
     }
 }

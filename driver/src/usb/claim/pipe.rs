@@ -5,32 +5,32 @@ use std::sync::Arc;
 use claviger_apdu::{TransportError, TransportErrorKind};
 
 use crate::usb::{
-    discovery::reader_info::{ReaderInterface, Way},
+    discovery::reader_info::{CommandChannel, ReaderInterface},
     host::transfer::{TransferError, UsbInterface},
     pipe::{
-        CommandPipe, Common,
-        bulk::{Bulk, BulkEndpoints, SharedBulk},
-        control::Iccd,
+        CommandPipe, DeviceShared,
+        bulk::{BulkEndpoints, BulkPipe, ConcurrentBulkPipe},
+        control::ControlPipe,
     },
 };
 
-/// The command pipe of a claimed reader in the device that has `common`; its sequence numbers come after `first`.
+/// The command pipe of a claimed reader in the device that has `device`; its sequence numbers come after `first`.
 ///
 /// # Errors
 /// NoReader when it has left, Protocol when its endpoints cannot be had.
-pub(crate) fn pipe(
+pub(crate) fn open_pipe(
     interface: Arc<dyn UsbInterface>,
     reader: &ReaderInterface,
-    common: &Arc<Common>,
+    device: &Arc<DeviceShared>,
     first: u8,
 ) -> Result<Arc<CommandPipe>, TransportError> {
-    let common = Arc::clone(common);
-    let pipe = match reader.way {
-        Way::Control(version) => {
-            let iccd = Iccd::new(interface, reader.number, version);
-            CommandPipe::new(iccd, common)
+    let device = Arc::clone(device);
+    let pipe = match reader.channel {
+        CommandChannel::Control(version) => {
+            let iccd = ControlPipe::new(interface, reader.number, version);
+            CommandPipe::new(iccd, device)
         }
-        Way::Bulk {
+        CommandChannel::Bulk {
             bulk_in,
             bulk_out,
             packet,
@@ -40,7 +40,7 @@ pub(crate) fn pipe(
                 bulk_out,
                 packet,
             };
-            let bulk = bulk((interface, reader), endpoints, common, first);
+            let bulk = open_bulk_pipe((interface, reader), endpoints, device, first);
             bulk.map_err(|error| unusable(reader, error))?
         }
     };
@@ -48,21 +48,21 @@ pub(crate) fn pipe(
 }
 
 /// The bulk pipe, for one command at a time or, where the reader can do more, for one in each slot.
-fn bulk(
+fn open_bulk_pipe(
     (interface, reader): (Arc<dyn UsbInterface>, &ReaderInterface),
     endpoints: BulkEndpoints,
-    common: Arc<Common>,
+    device: Arc<DeviceShared>,
     first: u8,
 ) -> Result<CommandPipe, TransferError> {
     let longest = reader.class.max_message_length();
     let busy = usize::from(reader.class.busy_slots());
     if busy > 1 {
-        let bulk = SharedBulk::new(interface, reader.number, endpoints, longest)?;
-        return Ok(CommandPipe::shared(bulk.after(first), busy, common));
+        let bulk = ConcurrentBulkPipe::new(interface, reader.number, endpoints, longest)?;
+        return Ok(CommandPipe::shared(bulk.after(first), busy, device));
     }
-    let bulk = Bulk::new(interface, reader.number, endpoints, longest)?;
-    let bulk = bulk.after(first).remembering(common.no_empty_packet());
-    Ok(CommandPipe::new(bulk, common))
+    let bulk = BulkPipe::new(interface, reader.number, endpoints, longest)?;
+    let bulk = bulk.after(first).with_omits_zlp(device.omits_zlp());
+    Ok(CommandPipe::new(bulk, device))
 }
 
 fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
@@ -72,7 +72,7 @@ fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
     );
     // Anything else may be for want of descriptors or memory: the reader is there, and tried again.
     let kind = match error {
-        TransferError::Gone => TransportErrorKind::NoReader,
+        TransferError::Disconnected => TransportErrorKind::NoReader,
         _ => TransportErrorKind::Protocol,
     };
     TransportError::before_card(kind, what)
@@ -82,29 +82,32 @@ fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
 mod tests {
     use super::*;
     use crate::usb::{
-        host::fake::{FakeReader, Layout, reader::ReaderConfig},
+        host::fake::{EndpointLayout, FakeReader, reader::ReaderConfig},
         tests::interface_of,
     };
 
     #[test]
     fn a_reader_whose_endpoints_cannot_be_opened_has_not_left() {
         let fake = FakeReader::new(ReaderConfig::extended());
-        let reader = interface_of(&fake, Layout::default());
+        let reader = interface_of(&fake, EndpointLayout::default());
         let kind = |error| unusable(&reader, error).kind;
         for errno in [2, 12, 16, 24] {
             let error = TransferError::Fault(errno);
             assert_eq!(kind(error), TransportErrorKind::Protocol, "{errno}");
         }
-        assert_eq!(kind(TransferError::Gone), TransportErrorKind::NoReader);
+        assert_eq!(
+            kind(TransferError::Disconnected),
+            TransportErrorKind::NoReader
+        );
     }
 
     #[test]
     fn a_reader_that_leaves_before_its_endpoints_are_opened_is_gone() {
         let fake = FakeReader::new(ReaderConfig::extended());
-        let reader = interface_of(&fake, Layout::default());
+        let reader = interface_of(&fake, EndpointLayout::default());
         let interface = fake.device().claim().unwrap();
         fake.device().leave();
-        let opened = pipe(interface, &reader, &Arc::default(), 0);
+        let opened = open_pipe(interface, &reader, &Arc::default(), 0);
         assert_eq!(opened.unwrap_err().kind, TransportErrorKind::NoReader);
     }
 }

@@ -8,16 +8,16 @@ const TITLE: &str = "claviger 2";
 const HELD: &str = "held";
 const LEFT: &str = "left";
 /// No record is longer; one of all slots' answers to reset has about 1200 bytes.
-pub(crate) const LONGEST: usize = 2048;
+pub(crate) const MAX_RECORD: usize = 2048;
 
 /// The state in which a reader was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct LockRecord {
     /// Which plugging in it is about; whoever reads it compares.
-    pub life: String,
+    pub instance: String,
     /// How often the reader has been claimed. Who finds another number than it left knows that somebody
     /// has used the card since.
-    pub uses: u64,
+    pub use_count: u64,
     /// The answers to reset of the cards that were left powered, by their slots. One for each slot the writer has
     /// known of; there is one at least.
     pub atrs: Vec<Option<Atr>>,
@@ -27,10 +27,10 @@ pub struct Record {
     pub last_transfer: Option<u64>,
     /// The user let go in good order. One that was killed, or gave up a command, did not: nobody knows what reader and
     /// cards are at.
-    pub is_left: bool,
+    pub was_released: bool,
 }
 
-impl Record {
+impl LockRecord {
     /// Reads a record; `None` of anything that is none.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
@@ -39,7 +39,7 @@ impl Record {
         if lines.next() != Some(TITLE) {
             return None;
         }
-        let life = lines.next()?.to_owned();
+        let instance = lines.next()?.to_owned();
         let uses = lines.next()?.parse().ok()?;
         let atrs = lines.next()?.split(',').map(atr_of);
         let atrs = atrs.collect::<Option<Vec<_>>>()?;
@@ -56,12 +56,12 @@ impl Record {
         // The last line has its end: a record cut short is none.
         let is_whole = lines.next() == Some("") && lines.next().is_none();
         is_whole.then_some(Self {
-            life,
-            uses,
+            instance,
+            use_count: uses,
             atrs,
             sequence,
             last_transfer,
-            is_left,
+            was_released: is_left,
         })
     }
 
@@ -73,7 +73,7 @@ impl Record {
 
     /// The record as it is kept.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn encode(&self) -> String {
         let digits = |atr: &Option<Atr>| {
             atr.as_ref()
                 .map_or_else(String::new, |atr| digits_of(atr.bytes()))
@@ -84,11 +84,11 @@ impl Record {
             .map_or_else(String::new, |last| last.to_string());
         format!(
             "{TITLE}\n{}\n{}\n{}\n{}\n{last}\n{}\n",
-            self.life,
-            self.uses,
+            self.instance,
+            self.use_count,
             atrs.join(","),
             self.sequence,
-            if self.is_left { LEFT } else { HELD }
+            if self.was_released { LEFT } else { HELD }
         )
     }
 }
@@ -124,9 +124,9 @@ fn bytes_of(digits: &str) -> Option<Vec<u8>> {
 /// Reads arbitrary bytes; what is a record says the same once written.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
-    if let Some(record) = Record::parse(bytes) {
-        assert_eq!(Record::parse(record.text().as_bytes()), Some(record));
+    let bytes = bytes.get(..MAX_RECORD).unwrap_or(bytes);
+    if let Some(record) = LockRecord::parse(bytes) {
+        assert_eq!(LockRecord::parse(record.encode().as_bytes()), Some(record));
     }
 }
 
@@ -134,14 +134,14 @@ pub fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn record() -> Record {
-        Record {
-            life: "812 3-7".to_owned(),
-            uses: 41,
+    fn record() -> LockRecord {
+        LockRecord {
+            instance: "812 3-7".to_owned(),
+            use_count: 41,
             atrs: vec![Some(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())],
             sequence: 200,
             last_transfer: Some(1_700_000_000_123_456_789),
-            is_left: true,
+            was_released: true,
         }
     }
 
@@ -149,34 +149,34 @@ mod tests {
     fn a_record_says_what_was_written() {
         for record in [
             record(),
-            Record {
+            LockRecord {
                 atrs: vec![None],
                 ..record()
             },
-            Record {
-                is_left: false,
+            LockRecord {
+                was_released: false,
                 ..record()
             },
-            Record {
+            LockRecord {
                 atrs: vec![None, record().atrs[0].clone(), None],
                 ..record()
             },
         ] {
-            let text = record.text();
-            assert!(text.len() < LONGEST);
-            assert_eq!(Record::parse(text.as_bytes()), Some(record));
+            let text = record.encode();
+            assert!(text.len() < MAX_RECORD);
+            assert_eq!(LockRecord::parse(text.as_bytes()), Some(record));
         }
     }
 
     #[test]
     fn a_record_says_which_slot_a_card_is_in_and_nothing_of_slots_it_does_not_know() {
         let card = record().atrs[0].clone();
-        let record = Record {
+        let record = LockRecord {
             atrs: vec![None, card.clone()],
             ..record()
         };
         assert_eq!(
-            record.text(),
+            record.encode(),
             "claviger 2\n812 3-7\n41\n,3B0111\n200\n1700000000123456789\nleft\n"
         );
         assert_eq!(
@@ -188,14 +188,16 @@ mod tests {
     #[test]
     fn the_answers_to_reset_of_all_slots_fit() {
         let digits = 2 * 33 * usize::from(crate::ccid::budget::SLOTS);
-        assert!(record().text().len() + digits + usize::from(crate::ccid::budget::SLOTS) < LONGEST);
+        assert!(
+            record().encode().len() + digits + usize::from(crate::ccid::budget::SLOTS) < MAX_RECORD
+        );
     }
 
     #[test]
     fn a_record_cut_short_or_of_another_version_is_none() {
-        let text = record().text();
+        let text = record().encode();
         for end in 0..text.len() {
-            assert_eq!(Record::parse(&text.as_bytes()[..end]), None, "{end}");
+            assert_eq!(LockRecord::parse(&text.as_bytes()[..end]), None, "{end}");
         }
         for bad in [
             text.replace("claviger 2", "claviger 1"),
@@ -209,7 +211,7 @@ mod tests {
             text.replace("left", ""),
             format!("{text}more"),
         ] {
-            assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");
+            assert_eq!(LockRecord::parse(bad.as_bytes()), None, "{bad}");
         }
     }
 }

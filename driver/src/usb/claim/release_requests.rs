@@ -18,95 +18,97 @@ use crate::fork_closed::ForkClosed;
 
 /// The group.
 #[derive(Debug)]
-pub(super) struct Knocks {
+pub(super) struct ReleaseRequests {
     inotify: Arc<ForkClosed<OwnedFd>>,
     /// By watch descriptor: whether somebody has knocked at that lock since its holder last asked.
-    heard: Mutex<BTreeMap<i32, bool>>,
+    requested: Mutex<BTreeMap<i32, bool>>,
 }
 
 /// One lock's watch, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Door {
-    knocks: Arc<Knocks>,
+pub(super) struct LockWatch {
+    requests: Arc<ReleaseRequests>,
     watch: i32,
 }
 
 /// What was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Heard {
+pub(crate) struct ReleaseReport {
     /// Somebody knocked at this lock.
-    pub(crate) here: bool,
+    pub(crate) this_lock: bool,
     /// A knock at another lock of the process was taken from the descriptor, so that nobody is woken by it any more.
-    pub(crate) elsewhere: bool,
+    pub(crate) other_lock: bool,
 }
 
-impl Knocks {
+impl ReleaseRequests {
     pub(super) fn new() -> Result<Arc<Self>, Errno> {
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let inotify = ForkClosed::open(|| inotify::init(flags))?;
         Ok(Arc::new(Self {
             inotify: Arc::new(inotify),
-            heard: Mutex::default(),
+            requested: Mutex::default(),
         }))
     }
 
-    fn heard(&self) -> MutexGuard<'_, BTreeMap<i32, bool>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requested(&self) -> MutexGuard<'_, BTreeMap<i32, bool>> {
+        self.requested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Listens at the lock in the file `path`, which is listened at by nobody else of this process.
-    pub(super) fn listen(self: &Arc<Self>, path: &Path) -> Result<Door, Errno> {
+    pub(super) fn watch(self: &Arc<Self>, path: &Path) -> Result<LockWatch, Errno> {
         // Nobody takes its first knock for one of a lock that is gone.
-        let mut heard = self.heard();
+        let mut report = self.requested();
         let watch = inotify::add_watch(&self.inotify, path, WatchFlags::ATTRIB)?;
-        heard.insert(watch, false);
-        Ok(Door {
-            knocks: Arc::clone(self),
+        report.insert(watch, false);
+        Ok(LockWatch {
+            requests: Arc::clone(self),
             watch,
         })
     }
 }
 
-impl Door {
+impl LockWatch {
     /// Whether somebody has knocked since it was last asked.
-    pub(super) fn heard(&self) -> Heard {
-        let mut heard = self.knocks.heard();
+    pub(super) fn take_release_requests(&self) -> ReleaseReport {
+        let mut report = self.requests.requested();
         let mut elsewhere = false;
         let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut events = inotify::Reader::new(&self.knocks.inotify, &mut buffer);
+        let mut events = inotify::Reader::new(&self.requests.inotify, &mut buffer);
         // The kernel merges knocks that nobody has heard yet.
         while let Ok(event) = events.next() {
             let is_lost = event.events().contains(ReadFlags::QUEUE_OVERFLOW);
             let is_knock = event.events().contains(ReadFlags::ATTRIB);
-            for (watch, knocked) in heard.iter_mut() {
+            for (watch, knocked) in report.iter_mut() {
                 if is_lost || (is_knock && *watch == event.wd()) {
                     *knocked = true;
                     elsewhere |= *watch != self.watch;
                 }
             }
         }
-        let here = heard.get_mut(&self.watch).map(std::mem::take);
-        Heard {
-            here: here.unwrap_or(false),
-            elsewhere,
+        let here = report.get_mut(&self.watch).map(std::mem::take);
+        ReleaseReport {
+            this_lock: here.unwrap_or(false),
+            other_lock: elsewhere,
         }
     }
 
     /// Becomes readable when somebody knocks, at whichever lock of the process.
     pub(super) fn descriptor(&self) -> Arc<ForkClosed<OwnedFd>> {
-        Arc::clone(&self.knocks.inotify)
+        Arc::clone(&self.requests.inotify)
     }
 }
 
-impl Drop for Door {
+impl Drop for LockWatch {
     fn drop(&mut self) {
         // In a child the group is the parent's.
-        if self.knocks.inotify.is_inherited() {
+        if self.requests.inotify.is_inherited() {
             return;
         }
-        let mut heard = self.knocks.heard();
-        heard.remove(&self.watch);
+        let mut report = self.requests.requested();
+        report.remove(&self.watch);
         // The file may be gone, and the watch with it.
-        let _ = inotify::remove_watch(&self.knocks.inotify, self.watch);
+        let _ = inotify::remove_watch(&self.requests.inotify, self.watch);
     }
 }

@@ -2,93 +2,102 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use super::{Grip, LastSequence, Means, Taken};
-use crate::usb::discovery::reader_info::Site;
+use super::{BackendContext, ClaimError, LastSequence, ReaderClaim};
+use crate::usb::discovery::reader_info::ReaderInfo;
 
 /// What the slots of a reader share: the claim.
 #[derive(Debug)]
-pub(crate) struct Holding {
-    pub(crate) means: Arc<Means>,
+pub(crate) struct SharedClaim {
+    pub(crate) context: Arc<BackendContext>,
     /// By more than one slot.
     is_shared: bool,
     last_sequence: LastSequence,
     /// For as long as a claim is being made.
-    making: Mutex<()>,
-    held: Mutex<Held>,
+    claiming: Mutex<()>,
+    history: Mutex<ClaimHistory>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
-    grip: Weak<Grip>,
+struct ClaimHistory {
+    claim: Weak<ReaderClaim>,
     /// The number of this process's last use of the reader.
-    uses: Option<u64>,
+    use_count: Option<u64>,
     /// How often other processes of ours may have used it in between.
-    strangers: u64,
+    peer_uses: u64,
 }
 
-impl Holding {
+impl SharedClaim {
     /// Of a reader with `slots` slots that nobody has had yet.
-    pub(crate) fn new(means: Arc<Means>, slots: usize) -> Arc<Self> {
+    pub(crate) fn new(context: Arc<BackendContext>, slots: usize) -> Arc<Self> {
         Arc::new(Self {
-            means,
+            context,
             is_shared: slots > 1,
             last_sequence: LastSequence::default(),
-            making: Mutex::default(),
-            held: Mutex::default(),
+            claiming: Mutex::default(),
+            history: Mutex::default(),
         })
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn history(&self) -> MutexGuard<'_, ClaimHistory> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The claim, while somebody in this process has it: not one that is just being made, which wakes the watch when it is.
-    pub(crate) fn grip(&self) -> Option<Arc<Grip>> {
-        self.held().grip.upgrade()
+    pub(crate) fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
+        self.history().claim.upgrade()
     }
 
     /// How often other processes of ours may have used the reader between two uses of this one.
-    pub(crate) fn strangers(&self) -> u64 {
-        self.held().strangers
+    pub(crate) fn peer_uses(&self) -> u64 {
+        self.history().peer_uses
     }
 
     /// One try for the claim this process has, or for a new one.
-    pub(crate) fn claim(&self, site: &Site, knocks: bool) -> Result<Arc<Grip>, Taken> {
-        let _making = match self.making.try_lock() {
+    pub(crate) fn claim(
+        &self,
+        info: &ReaderInfo,
+        request_release: bool,
+    ) -> Result<Arc<ReaderClaim>, ClaimError> {
+        let _making = match self.claiming.try_lock() {
             Ok(making) => making,
             Err(TryLockError::Poisoned(making)) => making.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(Taken::Opening),
+            Err(TryLockError::WouldBlock) => return Err(ClaimError::Opening),
         };
-        if let Some(grip) = self.grip() {
+        if let Some(reader_claim) = self.current_claim() {
             // Slots that join a claim in turns would never let it go.
-            let is_wanted = self.is_shared && grip.is_wanted();
+            let is_wanted = self.is_shared && reader_claim.release_requested();
             return if is_wanted {
-                Err(Taken::Ours)
+                Err(ClaimError::OtherProcess)
             } else {
-                Ok(grip)
+                Ok(reader_claim)
             };
         }
         if self.last_sequence.is_in_use() {
             // The claim before is being let go of by another thread.
-            return Err(Taken::Ours);
+            return Err(ClaimError::OtherProcess);
         }
-        let grip = Arc::new(Grip::take(site, &self.means, &self.last_sequence, knocks)?);
-        self.held().take(&grip);
+        let reader_claim = Arc::new(ReaderClaim::try_claim(
+            info,
+            &self.context,
+            &self.last_sequence,
+            request_release,
+        )?);
+        self.history().record(&reader_claim);
         // Not before the watch can see whose knock it is to hear.
-        self.means.stir();
-        Ok(grip)
+        self.context.wake_watch();
+        Ok(reader_claim)
     }
 }
 
-impl Held {
+impl ClaimHistory {
     /// Takes in a new claim, and whether anybody else has had the reader since the last.
-    fn take(&mut self, grip: &Arc<Grip>) {
-        let left = grip.left().map(|left| left.uses);
+    fn record(&mut self, reader_claim: &Arc<ReaderClaim>) {
+        let left = reader_claim.previous().map(|left| left.use_count);
         let alone = self
-            .uses
-            .is_some_and(|uses| uses == grip.uses() || Some(uses) == left);
-        self.strangers += u64::from(!alone);
-        self.uses = Some(grip.uses());
-        self.grip = Arc::downgrade(grip);
+            .use_count
+            .is_some_and(|uses| uses == reader_claim.use_count() || Some(uses) == left);
+        self.peer_uses += u64::from(!alone);
+        self.use_count = Some(reader_claim.use_count());
+        self.claim = Arc::downgrade(reader_claim);
     }
 }

@@ -25,8 +25,8 @@ use rustix::{
 };
 
 use super::{
-    suspend::Alarm,
-    sysfs::{Bus, News, Port},
+    suspend::ResumeTimer,
+    sysfs::{EventSource, PortPath, UsbBus},
     udev_filter,
     uevent::Uevent,
 };
@@ -38,45 +38,45 @@ const UDEV: u32 = 2;
 /// There while udev runs.
 const UDEV_CONTROL: &str = "/run/udev/control";
 /// A message is no longer; the kernel's own limit is 2 KiB, udev's 8 KiB.
-const MESSAGE: usize = 1 << 14;
+const MAX_MESSAGE: usize = 1 << 14;
 /// Messages read at one go; more are looked for after the next wait.
-const AT_ONCE: usize = 1024;
+const MAX_MESSAGES: usize = 1024;
 /// Folders of buses that are watched.
-const BUSES: usize = 256;
+const MAX_BUSES: usize = 256;
 
 /// What has happened since the last look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct BusChanges {
     /// The devices are to be listed anew.
-    pub look: bool,
+    pub relist: bool,
     /// The rights of nodes have changed.
-    pub rights: bool,
+    pub permissions_changed: bool,
     /// Messages were lost: anything may have happened.
-    pub lost: bool,
+    pub overflowed: bool,
     /// Devices somebody has let go of.
-    pub freed: Vec<Port>,
+    pub unbound: Vec<PortPath>,
 }
 
 /// Listens for changes from the moment it is made.
 #[derive(Debug)]
-pub struct Arrivals {
+pub struct HotplugMonitor {
     netlink: Option<ForkClosed<OwnedFd>>,
     nodes: Option<ForkClosed<OwnedFd>>,
     /// After a sleep everything may be different, and nobody may say so.
-    alarm: Option<Alarm>,
+    resume_timer: Option<ResumeTimer>,
     /// Buses may have come: their folders are watched too.
-    bus: Bus,
+    bus: UsbBus,
 }
 
-impl Arrivals {
+impl HotplugMonitor {
     /// Begins to listen. What cannot be listened to is done without, and said in the log.
     #[must_use]
-    pub fn new(bus: &Bus) -> Self {
-        let nodes = match bus.news() {
-            News::Told(told) if told.messages.is_some() && !told.nodes => None,
+    pub fn new(bus: &UsbBus) -> Self {
+        let nodes = match bus.source() {
+            EventSource::Test(told) if told.messages.is_some() && !told.nodes => None,
             // Twice, as it may have come in between.
             _ => watch(bus.nodes())
-                .and_then(|nodes| add(&nodes, bus.nodes()).map(|()| nodes))
+                .and_then(|nodes| add_watches(&nodes, bus.nodes()).map(|()| nodes))
                 .inspect_err(|errno| {
                     let nodes = bus.nodes().display();
                     tracing::debug!("usb: {nodes} cannot be watched ({errno})");
@@ -84,43 +84,43 @@ impl Arrivals {
                 .ok(),
         };
         Self {
-            netlink: messages(bus.news()).map(ForkClosed::new),
+            netlink: messages(bus.source()).map(ForkClosed::new),
             nodes: nodes.map(ForkClosed::new),
-            alarm: Alarm::new(bus),
+            resume_timer: ResumeTimer::new(bus),
             bus: bus.clone(),
         }
     }
 
     /// Whether messages come: when a device is ready for use, and when a claim ends.
     #[must_use]
-    pub const fn has_messages(&self) -> bool {
+    pub const fn reports_unbind(&self) -> bool {
         self.netlink.is_some()
     }
 
     /// Whether a device that comes is surely told.
     #[must_use]
-    pub const fn is_complete(&self) -> bool {
+    pub const fn reports_arrivals(&self) -> bool {
         self.netlink.is_some() || self.nodes.is_some()
     }
 
-    /// Readable when [`Arrivals::drain`] may have something to say.
+    /// Readable when [`HotplugMonitor::drain`] may have something to say.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let sources = [self.netlink.as_ref(), self.nodes.as_ref()];
-        let alarm = self.alarm.iter().map(Alarm::as_fd);
+        let alarm = self.resume_timer.iter().map(ResumeTimer::as_fd);
         let sources = sources.into_iter().flatten();
         sources.map(|source| source.as_fd()).chain(alarm)
     }
 
     /// What has happened; never waits.
     #[must_use]
-    pub fn drain(&mut self) -> Change {
-        if let News::Told(told) = self.bus.news() {
-            told.looks.fetch_add(1, Ordering::SeqCst);
+    pub fn drain(&mut self) -> BusChanges {
+        if let EventSource::Test(told) = self.bus.source() {
+            told.drains.fetch_add(1, Ordering::SeqCst);
         }
-        if let Some(alarm) = &self.alarm {
+        if let Some(alarm) = &self.resume_timer {
             alarm.clear();
         }
-        let mut change = Change::default();
+        let mut change = BusChanges::default();
         if let Some(netlink) = &self.netlink
             && let Err(errno) = receive(netlink, &mut change)
         {
@@ -128,15 +128,15 @@ impl Arrivals {
             self.netlink = None;
         }
         if let Some(nodes) = &self.nodes {
-            look_at(nodes, self.bus.nodes(), &mut change);
+            read_node_events(nodes, self.bus.nodes(), &mut change);
         }
         change
     }
 }
 
 /// Where messages come from, if any do.
-fn messages(news: &News) -> Option<OwnedFd> {
-    if let News::Told(told) = news {
+fn messages(news: &EventSource) -> Option<OwnedFd> {
+    if let EventSource::Test(told) = news {
         return told.messages.as_ref()?.try_clone().ok();
     }
     let group = if Path::new(UDEV_CONTROL).exists() {
@@ -168,23 +168,23 @@ fn listen(group: u32) -> Result<OwnedFd, Errno> {
 }
 
 /// Reads the messages that have come. An error is one the socket does not recover from.
-fn receive(socket: &OwnedFd, change: &mut Change) -> Result<(), Errno> {
-    let mut buffer = vec![0_u8; MESSAGE];
-    for _ in 0..AT_ONCE {
+fn receive(socket: &OwnedFd, change: &mut BusChanges) -> Result<(), Errno> {
+    let mut buffer = vec![0_u8; MAX_MESSAGE];
+    for _ in 0..MAX_MESSAGES {
         // TRUNC has the whole length told, also of a message that did not fit.
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
         match rustix::net::recv(socket, &mut buffer, flags) {
             Ok((_, length)) => match buffer.get(..length).map(Uevent::parse) {
-                Some(Some(Uevent::Changed)) => change.look = true,
-                Some(Some(Uevent::Freed(port))) => change.freed.push(port),
+                Some(Some(Uevent::DeviceChanged)) => change.relist = true,
+                Some(Some(Uevent::InterfaceUnbound(port))) => change.unbound.push(port),
                 Some(None) => {}
-                None => change.lost = true,
+                None => change.overflowed = true,
             },
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(()),
             Err(errno) => {
                 tracing::debug!("usb: messages of devices were lost ({errno})");
-                change.lost = true;
+                change.overflowed = true;
                 // More came than the socket holds; what it holds is still there.
                 if errno != Errno::NOBUFS {
                     return Err(errno);
@@ -197,27 +197,27 @@ fn receive(socket: &OwnedFd, change: &mut Change) -> Result<(), Errno> {
 
 fn watch(folder: &Path) -> Result<OwnedFd, Errno> {
     let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    add(&inotify, folder)?;
+    add_watches(&inotify, folder)?;
     Ok(inotify)
 }
 
 /// Watches the folder and those of the buses in it; one that is watched already stays so. While it is not there, the nearest
 /// folder above it is watched for its coming.
-fn add(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
+fn add_watches(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
     let what = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
     match inotify::add_watch(inotify, folder, what) {
-        Err(Errno::NOENT) => add_above(inotify, folder)?,
+        Err(Errno::NOENT) => watch_ancestor(inotify, folder)?,
         added => drop(added?),
     }
     let buses = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for bus in buses.take(BUSES) {
+    for bus in buses.take(MAX_BUSES) {
         let _ = inotify::add_watch(inotify, bus.path(), what);
     }
     Ok(())
 }
 
 /// Watches for the coming of `folder` from the nearest folder above it that is there.
-fn add_above(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
+fn watch_ancestor(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
     let coming = WatchFlags::CREATE | WatchFlags::ONLYDIR;
     for above in folder.ancestors().skip(1) {
         match inotify::add_watch(inotify, above, coming) {
@@ -229,17 +229,17 @@ fn add_above(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
 }
 
 /// Takes in which nodes came, went or changed their rights.
-fn look_at(inotify: &OwnedFd, folder: &Path, change: &mut Change) {
+fn read_node_events(inotify: &OwnedFd, folder: &Path, change: &mut BusChanges) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut events = inotify::Reader::new(inotify, &mut buffer);
     let mut is_new = false;
-    for _ in 0..AT_ONCE {
+    for _ in 0..MAX_MESSAGES {
         match events.next() {
             Ok(event) => {
                 let what = event.events();
                 let is_right = what == ReadFlags::ATTRIB;
-                change.rights |= is_right;
-                change.look |= !is_right;
+                change.permissions_changed |= is_right;
+                change.relist |= !is_right;
                 let is_folder = what.contains(ReadFlags::CREATE | ReadFlags::ISDIR);
                 is_new |= is_folder || what.contains(ReadFlags::QUEUE_OVERFLOW);
             }
@@ -248,7 +248,7 @@ fn look_at(inotify: &OwnedFd, folder: &Path, change: &mut Change) {
         }
     }
     if is_new {
-        let _ = add(inotify, folder);
+        let _ = add_watches(inotify, folder);
     }
 }
 
@@ -303,9 +303,9 @@ mod tests {
             assert!(matches!(sent, Ok(_) | Err(Errno::NOBUFS)), "{sent:?}");
         };
         let heard = || {
-            let mut change = Change::default();
+            let mut change = BusChanges::default();
             receive(&ours, &mut change).unwrap();
-            (change.look, change.lost)
+            (change.relist, change.overflowed)
         };
         assert_eq!(heard(), (false, false));
         send(&udev("tty", 0x8AFA_90C8));

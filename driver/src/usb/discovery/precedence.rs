@@ -1,8 +1,8 @@
 //! Whether the readers on the USB are ours. While pcscd answers they are its: a claim of ours at the moment it first
 //! sees a device makes it drop that reader for good, and nobody should see one reader twice.
 //!
-//! Whoever follows pcscd tells the gate what it says ([`Gate::hear`]); the watch of the bus shows and touches what the
-//! gate lets it ([`Ours`]); whoever takes its pictures in says so ([`Gate::settle`]).
+//! Whoever follows pcscd tells the gate what it says ([`PcscdPrecedence::take_pcscd_snapshot`]); the watch of the bus shows and touches what the
+//! gate lets it ([`AllowedReaders`]); whoever takes its pictures in says so ([`PcscdPrecedence::snapshot_applied`]).
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
@@ -14,16 +14,16 @@ use claviger_apdu::TransportErrorKind;
 
 use crate::{
     reader::Readers,
-    usb::host::event_fd::Signal,
+    usb::host::event_fd::EventFd,
     wait::{Stop, earliest, readable},
 };
 
 /// How often the gate is looked at when no descriptor was left for it.
-const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Which readers are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ours {
+pub enum AllowedReaders {
     /// None, as nobody knows yet whether pcscd is there.
     None,
     /// Those that pcscd was told to leave to us.
@@ -35,63 +35,63 @@ pub enum Ours {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// pcscd has not been heard of; it has time until then, from the first look on.
-    Unheard(Option<Instant>),
-    Shut,
+    Unknown(Option<Instant>),
+    Pcscd,
     /// Shut, and pcscd is absent: perhaps it restarts. The gate opens then.
-    Absent(Instant),
-    Open,
+    Grace(Instant),
+    Usb,
 }
 
 impl Phase {
-    const fn ours(self) -> Ours {
+    const fn allowed(self) -> AllowedReaders {
         match self {
-            Self::Unheard(_) => Ours::None,
-            Self::Shut | Self::Absent(_) => Ours::Marked,
-            Self::Open => Ours::All,
+            Self::Unknown(_) => AllowedReaders::None,
+            Self::Pcscd | Self::Grace(_) => AllowedReaders::Marked,
+            Self::Usb => AllowedReaders::All,
         }
     }
 
     const fn due(self) -> Option<Instant> {
         match self {
-            Self::Unheard(until) => until,
-            Self::Absent(until) => Some(until),
-            Self::Shut | Self::Open => None,
+            Self::Unknown(until) => until,
+            Self::Grace(until) => Some(until),
+            Self::Pcscd | Self::Usb => None,
         }
     }
 }
 
 /// What pcscd says, by a picture of its readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+enum PcscdState {
     /// It answers, be it with a refusal: readers are in its hands.
-    Answers,
+    Responding,
     /// It is not there.
     Absent,
     /// It has not answered in time.
-    Silent,
+    Unresponsive,
 }
 
-impl Answer {
-    fn of(picture: &Readers) -> Option<Self> {
-        if picture.service.is_some() {
-            return Some(Self::Answers);
+impl PcscdState {
+    fn of(snapshot: &Readers) -> Option<Self> {
+        if snapshot.service.is_some() {
+            return Some(Self::Responding);
         }
-        match picture.trouble.as_ref()?.kind {
+        match snapshot.trouble.as_ref()?.kind {
             TransportErrorKind::NoService => Some(Self::Absent),
-            TransportErrorKind::TimedOut => Some(Self::Silent),
+            TransportErrorKind::TimedOut => Some(Self::Unresponsive),
             // The watch was ended.
             TransportErrorKind::Cancelled => None,
-            _ => Some(Self::Answers),
+            _ => Some(Self::Responding),
         }
     }
 }
 
 /// See the head of this file.
 #[derive(Debug)]
-pub struct Gate {
+pub struct PcscdPrecedence {
     state: Mutex<State>,
     /// Told when the gate may have moved.
-    moved: Option<Arc<Signal>>,
+    changed: Option<Arc<EventFd>>,
     grace: Duration,
 }
 
@@ -99,42 +99,42 @@ pub struct Gate {
 struct State {
     phase: Phase,
     /// Counts the changes of what is ours.
-    moves: u32,
+    changes: u32,
     /// The move that the watch has seen, and the one whose picture was taken in.
     seen: u32,
-    settled: u32,
+    applied: u32,
 }
 
 impl State {
     fn enter(&mut self, phase: Phase) {
-        if self.phase.ours() != phase.ours() {
-            tracing::debug!("usb: {:?} of the readers are ours", phase.ours());
-            self.moves = self.moves.wrapping_add(1);
+        if self.phase.allowed() != phase.allowed() {
+            tracing::debug!("usb: {:?} of the readers are ours", phase.allowed());
+            self.changes = self.changes.wrapping_add(1);
         }
         self.phase = phase;
     }
 
     /// Opens the gate when its time has come.
-    fn pass(&mut self, now: Instant) {
+    fn end_grace(&mut self, now: Instant) {
         if self.phase.due().is_some_and(|due| due <= now) {
-            self.enter(Phase::Open);
+            self.enter(Phase::Usb);
         }
     }
 }
 
-impl Gate {
+impl PcscdPrecedence {
     /// A gate that opens when pcscd is not there, or has been absent for `grace` after it was: a restart is no absence.
     #[must_use]
-    pub fn behind_pcscd(grace: Duration) -> Arc<Self> {
-        let phase = Phase::Unheard(None);
+    pub fn new(grace: Duration) -> Arc<Self> {
+        let phase = Phase::Unknown(None);
         Arc::new(Self {
             state: Mutex::new(State {
                 phase,
-                moves: 0,
+                changes: 0,
                 seen: 0,
-                settled: 0,
+                applied: 0,
             }),
-            moved: Signal::new().ok(),
+            changed: EventFd::new().ok(),
             grace,
         })
     }
@@ -145,98 +145,101 @@ impl Gate {
 
     /// Takes note of what pcscd says, by a picture of its readers; whether readers that were ours no longer are. Then
     /// pcscd's are shown only once the gate [is settled](Gate::is_settled).
-    pub fn hear(&self, picture: &Readers) -> bool {
-        Answer::of(picture).is_some_and(|answer| self.hear_at(answer, Instant::now()))
+    pub fn take_pcscd_snapshot(&self, snapshot: &Readers) -> bool {
+        PcscdState::of(snapshot).is_some_and(|answer| self.take_state_at(answer, Instant::now()))
     }
 
-    fn hear_at(&self, answer: Answer, now: Instant) -> bool {
+    fn take_state_at(&self, answer: PcscdState, now: Instant) -> bool {
         let mut state = self.state();
-        state.pass(now);
+        state.end_grace(now);
         let before = state.phase;
         let grace = now + self.grace;
         let phase = match (before, answer) {
-            (_, Answer::Answers) => Phase::Shut,
-            (Phase::Unheard(_), Answer::Absent) => Phase::Open,
-            (Phase::Unheard(None), Answer::Silent) => Phase::Unheard(Some(grace)),
+            (_, PcscdState::Responding) => Phase::Pcscd,
+            (Phase::Unknown(_), PcscdState::Absent) => Phase::Usb,
+            (Phase::Unknown(None), PcscdState::Unresponsive) => Phase::Unknown(Some(grace)),
             // One that falls silent keeps what it has claimed.
-            (Phase::Shut, Answer::Absent) => Phase::Absent(grace),
+            (Phase::Pcscd, PcscdState::Absent) => Phase::Grace(grace),
             (phase, _) => phase,
         };
         state.enter(phase);
         if phase != before
-            && let Some(moved) = &self.moved
+            && let Some(moved) = &self.changed
         {
-            moved.set();
+            moved.notify();
         }
-        before == Phase::Open && phase == Phase::Shut
+        before == Phase::Usb && phase == Phase::Pcscd
     }
 
     /// Whether pcscd is there, as far as is known, and has all readers but those it was told to leave.
     #[must_use]
-    pub fn is_shut(&self) -> bool {
-        self.state().phase == Phase::Shut
+    pub fn pcscd_has_precedence(&self) -> bool {
+        self.state().phase == Phase::Pcscd
     }
 
     /// A picture of the bus was taken in; whether it is one of all readers, with pcscd absent.
-    pub fn settle(&self) -> bool {
+    pub fn snapshot_applied(&self) -> bool {
         let mut state = self.state();
-        state.settled = state.seen;
-        state.seen == state.moves && state.phase == Phase::Open
+        state.applied = state.seen;
+        state.seen == state.changes && state.phase == Phase::Usb
     }
 
     /// Whether the last picture of the bus that was taken in is as the gate has it now.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub fn is_applied(&self) -> bool {
         let state = self.state();
-        state.settled == state.moves
+        state.applied == state.changes
     }
 
     /// What is ours now, and the number of the move that made it so.
     #[must_use]
-    pub fn look(&self) -> (Ours, u32) {
-        self.look_at(Instant::now())
+    pub fn allowed_readers(&self) -> (AllowedReaders, u32) {
+        self.allowed_at(Instant::now())
     }
 
-    fn look_at(&self, now: Instant) -> (Ours, u32) {
+    fn allowed_at(&self, now: Instant) -> (AllowedReaders, u32) {
         let mut state = self.state();
-        state.pass(now);
-        if state.phase == Phase::Unheard(None) {
-            state.phase = Phase::Unheard(Some(now + self.grace));
+        state.end_grace(now);
+        if state.phase == Phase::Unknown(None) {
+            state.phase = Phase::Unknown(Some(now + self.grace));
         }
-        (state.phase.ours(), state.moves)
+        (state.phase.allowed(), state.changes)
     }
 
-    /// What [`Gate::look`] said at `moves` is what the next picture shows.
-    pub fn see(&self, moves: u32) {
+    /// What [`PcscdPrecedence::allowed_readers`] said at `moves` is what the next picture shows.
+    pub fn mark_seen(&self, moves: u32) {
         self.state().seen = moves;
     }
 
     /// When the gate is to be looked at without being told.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        let unsaid = self.moved.is_none();
-        let look = unsaid.then(|| Instant::now() + WITHOUT_DESCRIPTOR);
-        earliest(self.state().phase.due(), look)
+        let unsaid = self.changed.is_none();
+        let poll = unsaid.then(|| Instant::now() + POLL_INTERVAL);
+        earliest(self.state().phase.due(), poll)
     }
 
-    /// Readable once it may have moved, until [`Gate::clear`].
+    /// Readable once it may have moved, until [`PcscdPrecedence::clear`].
     #[must_use]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.moved.as_ref().map(|moved| moved.as_fd())
+        self.changed.as_ref().map(|moved| moved.as_fd())
     }
 
     /// To be called before a look.
     pub fn clear(&self) {
-        if let Some(moved) = &self.moved {
+        if let Some(moved) = &self.changed {
             moved.clear();
         }
     }
 
     /// Waits until it is known whether pcscd is there, its time is up, or `until`.
-    pub(crate) fn wait_until_heard(&self, until: Instant, stop: &Stop) {
+    pub(crate) fn wait_until_known(&self, until: Instant, stop: &Stop) {
         loop {
             self.clear();
-            if self.look().0 != Ours::None || Instant::now() >= until || stop.is_set() {
+            if self.allowed_readers().0 != AllowedReaders::None
+                || Instant::now() >= until
+                || stop.is_set()
+            {
                 return;
             }
             let descriptors: Vec<_> = self.descriptor().into_iter().collect();
@@ -255,8 +258,8 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(5);
 
-    fn without_service(kind: TransportErrorKind) -> Option<Answer> {
-        Answer::of(&Readers {
+    fn without_service(kind: TransportErrorKind) -> Option<PcscdState> {
+        PcscdState::of(&Readers {
             trouble: Some(TransportError::before_card(kind, "why")),
             ..Readers::default()
         })
@@ -265,102 +268,113 @@ mod tests {
     #[test]
     fn a_pcscd_that_refuses_answers_and_one_that_is_not_there_does_not() {
         use TransportErrorKind::{Cancelled, Denied, NoService, Protocol, TimedOut};
-        assert_eq!(without_service(Denied), Some(Answer::Answers));
-        assert_eq!(without_service(Protocol), Some(Answer::Answers));
-        assert_eq!(without_service(NoService), Some(Answer::Absent));
-        assert_eq!(without_service(TimedOut), Some(Answer::Silent));
+        assert_eq!(without_service(Denied), Some(PcscdState::Responding));
+        assert_eq!(without_service(Protocol), Some(PcscdState::Responding));
+        assert_eq!(without_service(NoService), Some(PcscdState::Absent));
+        assert_eq!(without_service(TimedOut), Some(PcscdState::Unresponsive));
         assert_eq!(without_service(Cancelled), None, "it says nothing of pcscd");
         let there = Readers {
             service: Some(1),
             ..Readers::default()
         };
-        assert_eq!(Answer::of(&there), Some(Answer::Answers));
+        assert_eq!(PcscdState::of(&there), Some(PcscdState::Responding));
     }
 
     #[test]
     fn nothing_is_ours_before_pcscd_was_heard_of_and_all_at_once_where_it_is_absent() {
-        let gate = Gate::behind_pcscd(GRACE);
+        let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
-        assert_eq!(gate.look_at(now).0, Ours::None);
-        gate.hear_at(Answer::Absent, now);
-        assert_eq!(gate.look_at(now).0, Ours::All);
+        assert_eq!(precedence.allowed_at(now).0, AllowedReaders::None);
+        precedence.take_state_at(PcscdState::Absent, now);
+        assert_eq!(precedence.allowed_at(now).0, AllowedReaders::All);
     }
 
     #[test]
     fn a_pcscd_that_never_answers_counts_as_absent_after_the_grace() {
-        let gate = Gate::behind_pcscd(GRACE);
+        let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
-        let _ = gate.look_at(now);
-        gate.hear_at(Answer::Silent, now + GRACE / 2);
+        let _ = precedence.allowed_at(now);
+        precedence.take_state_at(PcscdState::Unresponsive, now + GRACE / 2);
         assert_eq!(
-            gate.look_at(now + GRACE - Duration::from_millis(1)).0,
-            Ours::None
+            precedence
+                .allowed_at(now + GRACE - Duration::from_millis(1))
+                .0,
+            AllowedReaders::None
         );
         assert_eq!(
-            gate.look_at(now + GRACE).0,
-            Ours::All,
+            precedence.allowed_at(now + GRACE).0,
+            AllowedReaders::All,
             "counted from the first look"
         );
     }
 
     #[test]
     fn a_pcscd_that_answers_has_the_readers_until_it_was_absent_for_the_grace() {
-        let gate = Gate::behind_pcscd(GRACE);
+        let precedence = PcscdPrecedence::new(GRACE);
         let mut now = Instant::now();
-        gate.hear_at(Answer::Answers, now);
-        for still in [Answer::Absent, Answer::Silent] {
-            gate.hear_at(Answer::Absent, now);
-            gate.hear_at(still, now + GRACE / 2);
-            assert_eq!(gate.look_at(now + GRACE / 2).0, Ours::Marked);
-            assert_eq!(gate.due().map(|due| due - now), Some(GRACE));
+        precedence.take_state_at(PcscdState::Responding, now);
+        for still in [PcscdState::Absent, PcscdState::Unresponsive] {
+            precedence.take_state_at(PcscdState::Absent, now);
+            precedence.take_state_at(still, now + GRACE / 2);
+            assert_eq!(
+                precedence.allowed_at(now + GRACE / 2).0,
+                AllowedReaders::Marked
+            );
+            assert_eq!(precedence.due().map(|due| due - now), Some(GRACE));
             now += GRACE;
-            assert_eq!(gate.look_at(now).0, Ours::All);
+            assert_eq!(precedence.allowed_at(now).0, AllowedReaders::All);
             assert!(
-                gate.hear_at(Answer::Answers, now),
+                precedence.take_state_at(PcscdState::Responding, now),
                 "readers are taken from us"
             );
-            assert_eq!(gate.look_at(now).0, Ours::Marked);
-            assert!(!gate.hear_at(Answer::Answers, now));
+            assert_eq!(precedence.allowed_at(now).0, AllowedReaders::Marked);
+            assert!(!precedence.take_state_at(PcscdState::Responding, now));
         }
     }
 
     #[test]
     fn a_pcscd_that_falls_silent_keeps_the_readers() {
-        let gate = Gate::behind_pcscd(GRACE);
+        let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
-        gate.hear_at(Answer::Answers, now);
-        gate.hear_at(Answer::Silent, now);
-        assert_eq!(gate.look_at(now + GRACE * 2).0, Ours::Marked);
-        assert_eq!(gate.due(), None);
+        precedence.take_state_at(PcscdState::Responding, now);
+        precedence.take_state_at(PcscdState::Unresponsive, now);
+        assert_eq!(
+            precedence.allowed_at(now + GRACE * 2).0,
+            AllowedReaders::Marked
+        );
+        assert_eq!(precedence.due(), None);
     }
 
     #[test]
     fn a_restart_is_no_absence() {
-        let gate = Gate::behind_pcscd(GRACE);
+        let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
-        gate.hear_at(Answer::Answers, now);
-        let moves = gate.look_at(now).1;
-        gate.hear_at(Answer::Absent, now);
-        gate.hear_at(Answer::Answers, now + GRACE / 2);
-        assert_eq!(gate.look_at(now + GRACE * 2), (Ours::Marked, moves));
-        assert_eq!(gate.due(), None, "nothing is waited for");
+        precedence.take_state_at(PcscdState::Responding, now);
+        let moves = precedence.allowed_at(now).1;
+        precedence.take_state_at(PcscdState::Absent, now);
+        precedence.take_state_at(PcscdState::Responding, now + GRACE / 2);
+        assert_eq!(
+            precedence.allowed_at(now + GRACE * 2),
+            (AllowedReaders::Marked, moves)
+        );
+        assert_eq!(precedence.due(), None, "nothing is waited for");
     }
 
     #[test]
     fn it_is_settled_when_a_picture_made_after_its_last_move_was_taken_in() {
-        let gate = Gate::behind_pcscd(GRACE);
+        let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
-        gate.hear_at(Answer::Absent, now);
-        let (_, open) = gate.look_at(now);
-        assert!(!gate.is_settled());
-        gate.see(open);
-        assert!(gate.settle() && gate.is_settled());
-        gate.hear_at(Answer::Answers, now);
-        assert!(!gate.settle(), "a picture of before");
-        assert!(!gate.is_settled());
-        let (_, shut) = gate.look_at(now);
-        gate.see(shut);
-        assert!(!gate.settle(), "pcscd is there");
-        assert!(gate.is_settled());
+        precedence.take_state_at(PcscdState::Absent, now);
+        let (_, open) = precedence.allowed_at(now);
+        assert!(!precedence.is_applied());
+        precedence.mark_seen(open);
+        assert!(precedence.snapshot_applied() && precedence.is_applied());
+        precedence.take_state_at(PcscdState::Responding, now);
+        assert!(!precedence.snapshot_applied(), "a picture of before");
+        assert!(!precedence.is_applied());
+        let (_, shut) = precedence.allowed_at(now);
+        precedence.mark_seen(shut);
+        assert!(!precedence.snapshot_applied(), "pcscd is there");
+        assert!(precedence.is_applied());
     }
 }

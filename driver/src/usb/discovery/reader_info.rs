@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::sysfs::{Found, Port};
+use super::sysfs::{PortPath, UsbDevice};
 use crate::{
     ccid::{
         budget,
@@ -12,22 +12,22 @@ use crate::{
         quirks::{self, Quirks},
     },
     reader::ReaderId,
-    usb::{host::transfer::EndpointAddress, pipe::Common},
+    usb::{host::transfer::EndpointAddress, pipe::DeviceShared},
 };
 
 /// Where a reader is, from one plugging in to the next; of one with several slots, one of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Site {
+pub(crate) struct ReaderInfo {
     /// Its name within the process.
     pub(crate) id: ReaderId,
     /// Its name among processes, which its slots share.
-    pub(crate) place: String,
+    pub(crate) lock_name: String,
     /// Where its device is.
-    pub(crate) port: Port,
+    pub(crate) port: PortPath,
     /// What it is, whatever port it is in.
     pub(crate) model: String,
     /// Which plugging in this is.
-    pub(crate) life: String,
+    pub(crate) instance: String,
     /// The device's node.
     pub(crate) node: PathBuf,
     /// What it is, and where in its device.
@@ -35,17 +35,19 @@ pub(crate) struct Site {
     /// Which of its slots.
     pub(crate) slot: u8,
     /// What it shares with the other readers of its device.
-    pub(crate) common: Arc<Common>,
+    pub(crate) device: Arc<DeviceShared>,
     /// Where it tells of its cards, and the packet size there.
     pub(crate) interrupt: Option<(EndpointAddress, usize)>,
     /// Its card cannot be taken out.
     pub(crate) is_fixed: bool,
 }
 
-impl Site {
+impl ReaderInfo {
     /// Whether this is the same reader in the same port, and was never unplugged.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        self.place == other.place && self.life == other.life && self.slot == other.slot
+    pub(crate) fn is_same_instance(&self, other: &Self) -> bool {
+        self.lock_name == other.lock_name
+            && self.instance == other.instance
+            && self.slot == other.slot
     }
 }
 
@@ -57,7 +59,7 @@ pub(crate) struct ReaderInterface {
     /// bInterfaceNumber.
     pub(crate) number: u8,
     /// How commands reach it.
-    pub(crate) way: Way,
+    pub(crate) channel: CommandChannel,
     /// What the reader says of itself.
     pub(crate) class: ClassDescriptor,
     /// What is known of its model.
@@ -66,7 +68,7 @@ pub(crate) struct ReaderInterface {
 
 /// How commands reach a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum CommandChannel {
     /// Over bulk endpoints.
     Bulk {
         /// To the host.
@@ -84,11 +86,11 @@ pub(crate) enum Way {
 pub(crate) const NAME: &str = "usb";
 
 /// The readers of a device that can be driven, each with its slots.
-pub(crate) fn sites(device: &Found) -> Vec<Vec<Site>> {
+pub(crate) fn readers_of(device: &UsbDevice) -> Vec<Vec<ReaderInfo>> {
     let several = device.readers.len() > 1;
-    let common = Arc::new(Common::of(quirks::of(device.model)));
+    let common = Arc::new(DeviceShared::with_quirks(quirks::of(device.model)));
     let driven = device.readers.iter().filter_map(|reader| {
-        let slots = slots(device, reader, several, &common);
+        let slots = slot_infos(device, reader, several, &common);
         if slots.is_none() {
             tracing::debug!(
                 "usb: interface {} of the device in port {} is not driven",
@@ -102,40 +104,40 @@ pub(crate) fn sites(device: &Found) -> Vec<Vec<Site>> {
 }
 
 /// The slots of a reader; `several` readers of the device are told apart by their interfaces.
-fn slots(
-    device: &Found,
+fn slot_infos(
+    device: &UsbDevice,
     reader: &CcidInterface,
     several: bool,
-    common: &Arc<Common>,
-) -> Option<Vec<Site>> {
-    let whole = site(device, reader, several, common)?;
+    common: &Arc<DeviceShared>,
+) -> Option<Vec<ReaderInfo>> {
+    let whole = reader_info(device, reader, several, common)?;
     let count = reader.class.slots().min(budget::SLOTS);
-    if count < 2 || matches!(whole.interface.way, Way::Control(_)) {
+    if count < 2 || matches!(whole.interface.channel, CommandChannel::Control(_)) {
         return Some(vec![whole]);
     }
     let slot = |slot: u8| {
-        let mut site = whole.clone();
+        let mut info = whole.clone();
         let id = format!("{}:{}:{slot}", device.port, reader.number);
-        site.id = ReaderId::new(NAME, &id);
-        site.slot = slot;
+        info.id = ReaderId::new(NAME, &id);
+        info.slot = slot;
         // People count from one.
-        site.interface.name = format!("{} [slot {}]", whole.interface.name, slot.saturating_add(1));
-        site.model = format!("{} slot {slot}", whole.model);
-        site
+        info.interface.name = format!("{} [slot {}]", whole.interface.name, slot.saturating_add(1));
+        info.model = format!("{} slot {slot}", whole.model);
+        info
     };
     Some((0..count).map(slot).collect())
 }
 
 /// The reader, as if it had one slot.
-fn site(
-    device: &Found,
+fn reader_info(
+    device: &UsbDevice,
     reader: &CcidInterface,
     several: bool,
-    common: &Arc<Common>,
-) -> Option<Site> {
-    let way = way(reader)?;
+    common: &Arc<DeviceShared>,
+) -> Option<ReaderInfo> {
+    let way = command_channel(reader)?;
     let quirks = quirks::of(device.model);
-    let place = format!("{}.{}", device.port, reader.number);
+    let watched = format!("{}.{}", device.port, reader.number);
     let (id, name) = if several {
         let name = format!("{} [{}]", device.name, reader.number);
         (format!("{}:{}", device.port, reader.number), name)
@@ -146,39 +148,40 @@ fn site(
         let address = EndpointAddress(endpoint.address);
         (address, usize::from(endpoint.packet))
     });
-    Some(Site {
+    Some(ReaderInfo {
         id: ReaderId::new(NAME, &id),
-        place,
+        lock_name: watched,
         port: device.port.clone(),
         model: format!("{} {:?} {:?}", name, device.model, device.serial),
-        life: device.life.to_string(),
+        instance: device.instance.to_string(),
         node: device.node.clone(),
         interface: ReaderInterface {
             name,
             number: reader.number,
-            way,
+            channel: way,
             class: reader.class.clone(),
             quirks,
         },
         slot: 0,
-        common: Arc::clone(common),
+        device: Arc::clone(common),
         interrupt,
         // A token that never tells of its card is never without it.
-        is_fixed: quirks.card_fixed || matches!(way, Way::Control(_)) && reader.interrupt.is_none(),
+        is_fixed: quirks.card_fixed
+            || matches!(way, CommandChannel::Control(_)) && reader.interrupt.is_none(),
     })
 }
 
-fn way(reader: &CcidInterface) -> Option<Way> {
+fn command_channel(reader: &CcidInterface) -> Option<CommandChannel> {
     Some(match reader.way {
         configuration::Way::Bulk => {
             let (bulk_in, bulk_out) = (reader.bulk_in?, reader.bulk_out?);
-            Way::Bulk {
+            CommandChannel::Bulk {
                 bulk_in: EndpointAddress(bulk_in.address),
                 bulk_out: EndpointAddress(bulk_out.address),
                 packet: usize::from(bulk_in.packet),
             }
         }
-        configuration::Way::ControlA => Way::Control(Version::A),
-        configuration::Way::ControlB => Way::Control(Version::B),
+        configuration::Way::ControlA => CommandChannel::Control(Version::A),
+        configuration::Way::ControlB => CommandChannel::Control(Version::B),
     })
 }

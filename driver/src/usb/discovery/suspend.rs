@@ -14,40 +14,43 @@ use rustix::{
     },
 };
 
-use super::sysfs::{Bus, News};
+use super::sysfs::{EventSource, UsbBus};
 use crate::fork_closed::ForkClosed;
 
 /// Notices that the machine was asleep: the time since its start went on, the clock of its programs did not.
 #[derive(Debug)]
-pub(crate) struct Slept {
-    bus: Bus,
-    asleep: Duration,
+pub(crate) struct SuspendDetector {
+    bus: UsbBus,
+    suspended: Duration,
 }
 
 /// A sleep is longer than this; reading two clocks takes less.
-const SLEEP: Duration = Duration::from_millis(500);
+const MIN_SUSPEND: Duration = Duration::from_millis(500);
 
-impl Slept {
+impl SuspendDetector {
     /// Notices sleeps from now on, of the machine that has this bus.
     #[must_use]
-    pub(crate) fn new(bus: Bus) -> Self {
-        let asleep = asleep(bus.news());
-        Self { bus, asleep }
+    pub(crate) fn new(bus: UsbBus) -> Self {
+        let asleep = time_suspended(bus.source());
+        Self {
+            bus,
+            suspended: asleep,
+        }
     }
 
     /// Whether the machine has slept since this was asked last.
     #[must_use]
-    pub(crate) fn has_slept(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.asleep, asleep(self.bus.news()));
-        self.asleep > before + SLEEP
+    pub(crate) fn was_suspended(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.suspended, time_suspended(self.bus.source()));
+        self.suspended > before + MIN_SUSPEND
     }
 }
 
 /// How long the machine has slept in all.
-fn asleep(news: &News) -> Duration {
+fn time_suspended(news: &EventSource) -> Duration {
     match news {
-        News::Machine => time(ClockId::Boottime).saturating_sub(time(ClockId::Monotonic)),
-        News::Told(told) => Duration::from_millis(told.asleep.load(Ordering::SeqCst)),
+        EventSource::System => time(ClockId::Boottime).saturating_sub(time(ClockId::Monotonic)),
+        EventSource::Test(events) => Duration::from_millis(events.suspended.load(Ordering::SeqCst)),
     }
 }
 
@@ -60,7 +63,7 @@ fn time(clock: ClockId) -> Duration {
 /// Wakes whoever waits when the machine has woken up, as a timer that is never due and ends when the clock on the wall
 /// jumps (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
 #[derive(Debug)]
-pub(crate) struct Alarm(ForkClosed<OwnedFd>);
+pub(crate) struct ResumeTimer(ForkClosed<OwnedFd>);
 
 /// The year 2242.
 const NEVER: Timespec = Timespec {
@@ -68,10 +71,10 @@ const NEVER: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-impl Alarm {
+impl ResumeTimer {
     /// None for a bus whose sleeps a test tells, and where there are no such timers.
-    pub(crate) fn new(bus: &Bus) -> Option<Self> {
-        if matches!(bus.news(), News::Told(_)) {
+    pub(crate) fn new(bus: &UsbBus) -> Option<Self> {
+        if matches!(bus.source(), EventSource::Test(_)) {
             return None;
         }
         let set = Self::set();
@@ -106,7 +109,7 @@ impl Alarm {
     }
 }
 
-impl AsFd for Alarm {
+impl AsFd for ResumeTimer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn an_alarm_is_silent_while_the_machine_is_awake() {
-        let alarm = Alarm::new(&Bus::system()).unwrap();
+        let alarm = ResumeTimer::new(&UsbBus::system()).unwrap();
         for _ in 0..2 {
             let mut polled = [PollFd::new(&alarm, PollFlags::IN)];
             let ready = rustix::event::poll(&mut polled, Some(&Timespec::default()));
@@ -131,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_is_awake_has_not_slept() {
-        let mut slept = Slept::new(Bus::system());
-        assert!(!slept.has_slept() && !slept.has_slept());
+        let mut slept = SuspendDetector::new(UsbBus::system());
+        assert!(!slept.was_suspended() && !slept.was_suspended());
     }
 }

@@ -27,23 +27,23 @@ use crate::{
 };
 
 /// Devices a bus may have; USB allows 127.
-const DEVICES: usize = 4096;
+const MAX_DEVICES: usize = 4096;
 /// Descriptors of one device; a real one has some hundred bytes.
-const DESCRIPTORS: u64 = 1 << 16;
+const MAX_DESCRIPTORS: u64 = 1 << 16;
 /// Bytes of most files there.
-const ROOM: usize = 1024;
+const READ_CAPACITY: usize = 1024;
 /// Bytes of an attribute; sysfs gives a page at most.
-const ATTRIBUTE: u64 = 512;
+const MAX_ATTRIBUTE: u64 = 512;
 /// Characters of a name.
 const NAME: usize = 96;
 /// Ports on the way to a device: five hubs in a row are the limit (USB 2.0, 4.1.1).
-const TIERS: usize = 6;
+const MAX_TIERS: usize = 6;
 
 /// A device's place on the bus: the controller, and the ports on the way (`3-1.2`).
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Port(Arc<str>);
+pub struct PortPath(Arc<str>);
 
-impl Port {
+impl PortPath {
     /// A name as sysfs gives it to devices; root hubs and interfaces have others.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
@@ -52,7 +52,7 @@ impl Port {
         };
         let (bus, ports) = name.split_once('-')?;
         let mut ports = ports.split('.');
-        let are_numbers = ports.by_ref().take(TIERS).all(is_number);
+        let are_numbers = ports.by_ref().take(MAX_TIERS).all(is_number);
         (is_number(bus) && are_numbers && ports.next().is_none()).then(|| Self(name.into()))
     }
 
@@ -74,27 +74,27 @@ impl Port {
     }
 }
 
-impl fmt::Display for Port {
+impl fmt::Display for PortPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl fmt::Debug for Port {
+impl fmt::Debug for PortPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Port({self})")
+        write!(f, "PortPath({self})")
     }
 }
 
 /// One plugging in of a device. Addresses are used again; the folder in sysfs is made anew each time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct DeviceInstance {
     folder: u64,
     bus: u16,
     address: u16,
 }
 
-impl fmt::Display for Life {
+impl fmt::Display for DeviceInstance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}-{}", self.folder, self.bus, self.address)
     }
@@ -102,11 +102,11 @@ impl fmt::Display for Life {
 
 /// A device with at least one reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct UsbDevice {
     /// Where it is.
-    pub port: Port,
+    pub port: PortPath,
     /// Since when.
-    pub life: Life,
+    pub instance: DeviceInstance,
     /// Its node.
     pub node: PathBuf,
     /// idVendor, idProduct, bcdDevice.
@@ -125,50 +125,50 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Listing {
     /// By port.
-    pub devices: Vec<Found>,
+    pub devices: Vec<UsbDevice>,
     /// What could not be read, if anything could not.
     pub error: Option<io::Error>,
 }
 
 /// Where devices are listed, and where their nodes are.
 #[derive(Clone, Debug)]
-pub struct Bus {
+pub struct UsbBus {
     devices: PathBuf,
     nodes: PathBuf,
     udev: PathBuf,
-    news: News,
+    source: EventSource,
 }
 
 /// Who tells what happens on a bus, and to its machine.
 #[derive(Clone, Debug)]
-pub(crate) enum News {
+pub(crate) enum EventSource {
     /// This machine.
-    Machine,
+    System,
     /// A test.
-    Told(Arc<Told>),
+    Test(Arc<TestEvents>),
 }
 
 /// What a test tells, and what it wants to know.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct TestEvents {
     /// Messages of devices come from here, and then from nowhere else.
     pub(crate) messages: Option<OwnedFd>,
     /// With `messages`: the folder of the nodes is watched beside them.
     pub(crate) nodes: bool,
     /// How long the machine has slept, in milliseconds.
-    pub(crate) asleep: AtomicU64,
+    pub(crate) suspended: AtomicU64,
     /// How often the devices were listed.
     pub(crate) lists: AtomicU64,
     /// How often somebody looked whether there is news.
-    pub(crate) looks: AtomicU64,
+    pub(crate) drains: AtomicU64,
 }
 
-impl Bus {
+impl UsbBus {
     /// That of this machine.
     #[must_use]
     pub fn system() -> Self {
         Self {
-            news: News::Machine,
+            source: EventSource::System,
             ..Self::new("/sys/bus/usb/devices", "/dev/bus/usb").with_udev("/run/udev/data")
         }
     }
@@ -187,22 +187,22 @@ impl Bus {
             devices: devices.into(),
             nodes: nodes.into(),
             udev: PathBuf::new(),
-            news: News::Told(Arc::default()),
+            source: EventSource::Test(Arc::default()),
         }
     }
 
     /// The same bus, told of by a test.
     #[cfg(test)]
-    pub(crate) fn told(self, told: Arc<Told>) -> Self {
+    pub(crate) fn with_test_events(self, events: Arc<TestEvents>) -> Self {
         Self {
-            news: News::Told(told),
+            source: EventSource::Test(events),
             ..self
         }
     }
 
     /// Who tells of it.
-    pub(crate) const fn news(&self) -> &News {
-        &self.news
+    pub(crate) const fn source(&self) -> &EventSource {
+        &self.source
     }
 
     /// The folder of the nodes.
@@ -215,9 +215,9 @@ impl Bus {
     /// Of those that were there `before` only what may have changed is read again. What cannot be read has not left: it is as
     /// it was before.
     #[must_use]
-    pub fn list(&self, before: &[Found]) -> Listing {
-        if let News::Told(told) = &self.news {
-            told.lists.fetch_add(1, Ordering::SeqCst);
+    pub fn list(&self, before: &[UsbDevice]) -> Listing {
+        if let EventSource::Test(events) = &self.source {
+            events.lists.fetch_add(1, Ordering::SeqCst);
         }
         let mut listing = Listing::default();
         let entries = match fs::read_dir(&self.devices) {
@@ -231,15 +231,15 @@ impl Bus {
             }
         };
         let names = entries
-            .take(DEVICES)
+            .take(MAX_DEVICES)
             .flatten()
             .map(|entry| entry.file_name());
-        let ports = names.filter_map(|name: std::ffi::OsString| Port::parse(name.to_str()?));
+        let ports = names.filter_map(|name: std::ffi::OsString| PortPath::parse(name.to_str()?));
         for port in ports {
             let known = before.iter().find(|known| known.port == port);
             match self.find(port, known) {
                 Ok(found) => listing.devices.extend(found),
-                Err(error) if has_left(&error) => {}
+                Err(error) if is_disconnected(&error) => {}
                 Err(error) => {
                     listing.devices.extend(known.cloned());
                     listing.error = Some(error);
@@ -253,7 +253,7 @@ impl Bus {
     }
 
     /// Whether a rule of udev's has made pcscd leave the device to us.
-    pub(crate) fn is_left_to_us(&self, device: &Found) -> bool {
+    pub(crate) fn is_ignored_by_pcscd(&self, device: &UsbDevice) -> bool {
         let folder = self.folder(&device.port).ok();
         let number = folder.and_then(|folder| folder.text("dev").ok());
         let data = number.and_then(|number| {
@@ -261,32 +261,32 @@ impl Bus {
             let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
             let is_node = is_number(numbers.0) && is_number(numbers.1);
             let file = is_node.then(|| self.udev.join(format!("c{number}")))?;
-            read(File::open(file), udev_data::LONGEST).ok()
+            read(File::open(file), udev_data::MAX_FILE).ok()
         });
-        data.is_some_and(|data| udev_data::is_left_to_us(&data))
+        data.is_some_and(|data| udev_data::is_ignored_by_pcscd(&data))
     }
 
-    /// Whether the device in `port` has never been unplugged since `life` was written down.
+    /// Whether the device in `port` has never been unplugged since `instance` was written down.
     ///
     /// # Errors
     /// [`io::Error`] when that cannot be read.
-    pub(crate) fn still_has(&self, port: &Port, life: &str) -> io::Result<bool> {
-        match self.folder(port).and_then(|folder| folder.life(port)) {
-            Ok(now) => Ok(now.is_some_and(|now| now.to_string() == life)),
-            Err(error) if has_left(&error) => Ok(false),
+    pub(crate) fn has_instance(&self, port: &PortPath, instance: &str) -> io::Result<bool> {
+        match self.folder(port).and_then(|folder| folder.instance(port)) {
+            Ok(now) => Ok(now.is_some_and(|now| now.to_string() == instance)),
+            Err(error) if is_disconnected(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn folder(&self, port: &Port) -> io::Result<Folder> {
+    fn folder(&self, port: &PortPath) -> io::Result<Folder> {
         Folder::open(&self.devices.join(port.as_str()))
     }
 
     /// The device in `port`, if it is a reader; the one that was `known` there, if that has neither left nor changed.
-    fn find(&self, port: Port, known: Option<&Found>) -> io::Result<Option<Found>> {
+    fn find(&self, port: PortPath, known: Option<&UsbDevice>) -> io::Result<Option<UsbDevice>> {
         let folder = self.folder(&port)?;
         if let Some(known) = known
-            && folder.life(&port)? == Some(known.life)
+            && folder.instance(&port)? == Some(known.instance)
             && folder.configuration()? == Some(known.configuration)
         {
             return Ok(Some(known.clone()));
@@ -295,14 +295,15 @@ impl Bus {
     }
 
     /// Most devices are no readers, which one file tells; the rest is read of readers only.
-    fn read(&self, port: Port, folder: &Folder) -> io::Result<Option<Found>> {
-        let bytes = folder.read("descriptors", DESCRIPTORS)?;
+    fn read(&self, port: PortPath, folder: &Folder) -> io::Result<Option<UsbDevice>> {
+        let bytes = folder.read("descriptors", MAX_DESCRIPTORS)?;
         let is_reader = |model| quirks::of(model).vendor_class;
         let device = match Device::parse(&bytes, is_reader) {
             Ok(device) if !device.readers.is_empty() => device,
             _ => return Ok(None),
         };
-        let (Some(life), Some(configuration)) = (folder.life(&port)?, folder.configuration()?)
+        let (Some(instance), Some(configuration)) =
+            (folder.instance(&port)?, folder.configuration()?)
         else {
             return Ok(None);
         };
@@ -310,13 +311,13 @@ impl Bus {
         if readers.is_empty() {
             return Ok(None);
         }
-        let node = self.nodes.join(format!("{:03}", life.bus));
-        Ok(Some(Found {
-            life,
-            node: node.join(format!("{:03}", life.address)),
+        let node = self.nodes.join(format!("{:03}", instance.bus));
+        Ok(Some(UsbDevice {
+            instance,
+            node: node.join(format!("{:03}", instance.address)),
             model: device.model,
             name: name(folder, device.model)?,
-            serial: folder.told("serial")?,
+            serial: folder.optional_text("serial")?,
             configuration,
             readers,
             port,
@@ -325,7 +326,7 @@ impl Bus {
 }
 
 /// Whether a device that could not be read is not there any more.
-fn has_left(error: &io::Error) -> bool {
+fn is_disconnected(error: &io::Error) -> bool {
     let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
     gone.iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
@@ -348,15 +349,15 @@ impl Folder {
 
     /// An attribute for a person, which the device may have chosen.
     fn text(&self, name: &str) -> io::Result<String> {
-        let bytes = self.read(name, ATTRIBUTE)?;
+        let bytes = self.read(name, MAX_ATTRIBUTE)?;
         Ok(printable(&bytes, NAME))
     }
 
     /// An attribute that not every device has.
-    fn told(&self, name: &str) -> io::Result<Option<String>> {
+    fn optional_text(&self, name: &str) -> io::Result<Option<String>> {
         match self.text(name) {
             Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-            Err(error) if has_left(&error) => Ok(None),
+            Err(error) if is_disconnected(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -366,15 +367,15 @@ impl Folder {
         Ok(self.text("bConfigurationValue")?.parse().ok())
     }
 
-    fn life(&self, port: &Port) -> io::Result<Option<Life>> {
+    fn instance(&self, port: &PortPath) -> io::Result<Option<DeviceInstance>> {
         let folder = rustix::fs::fstat(&self.0)?.st_ino;
         let address = self.text("devnum")?.parse().ok();
-        let life = |(bus, address)| Life {
+        let instance = |(bus, address)| DeviceInstance {
             folder,
             bus,
             address,
         };
-        Ok(port.bus().zip(address).map(life))
+        Ok(port.bus().zip(address).map(instance))
     }
 }
 
@@ -388,13 +389,16 @@ fn active(readers: Vec<CcidInterface>, configuration: u16) -> Vec<CcidInterface>
 
 fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
     // A file of sysfs is read in one go where there is room for it.
-    let mut bytes = Vec::with_capacity(ROOM);
+    let mut bytes = Vec::with_capacity(READ_CAPACITY);
     file?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 fn name(folder: &Folder, model: Model) -> io::Result<String> {
-    let (maker, product) = (folder.told("manufacturer")?, folder.told("product")?);
+    let (maker, product) = (
+        folder.optional_text("manufacturer")?,
+        folder.optional_text("product")?,
+    );
     Ok(match (maker, product) {
         (None, None) => format!("USB reader {:04x}:{:04x}", model.vendor, model.product),
         // Many a product's name begins with its maker's.
@@ -410,13 +414,13 @@ fn name(folder: &Folder, model: Model) -> io::Result<String> {
 /// once shown.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    let Some(port) = std::str::from_utf8(bytes).ok().and_then(Port::parse) else {
+    let Some(port) = std::str::from_utf8(bytes).ok().and_then(PortPath::parse) else {
         return;
     };
-    assert_eq!(Port::parse(&port.to_string()), Some(port.clone()));
+    assert_eq!(PortPath::parse(&port.to_string()), Some(port.clone()));
     assert!(port.as_str().len() <= 64 && !port.as_str().contains(['/', ':']));
     let numbers = port.order();
-    assert!((2..=1 + TIERS).contains(&numbers.len()), "{numbers:?}");
+    assert!((2..=1 + MAX_TIERS).contains(&numbers.len()), "{numbers:?}");
 }
 
 #[cfg(test)]
@@ -427,7 +431,9 @@ mod tests {
     fn a_port_is_numbers_and_leads_nowhere_else() {
         for name in ["1-1", "3-1.2", "12-1.2.3.4.5.6", "99999-99999"] {
             assert_eq!(
-                Port::parse(name).map(|port| port.to_string()).as_deref(),
+                PortPath::parse(name)
+                    .map(|port| port.to_string())
+                    .as_deref(),
                 Some(name)
             );
         }
@@ -450,7 +456,7 @@ mod tests {
             "100000-1",
             "3-+1",
         ] {
-            assert_eq!(Port::parse(name), None, "{name}");
+            assert_eq!(PortPath::parse(name), None, "{name}");
         }
     }
 }

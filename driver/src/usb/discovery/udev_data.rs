@@ -3,17 +3,17 @@
 //! A rule that sets `PCSCLITE_IGNORE` makes pcscd leave a device to others.
 
 /// Bytes of a file that are read; udev writes some hundred.
-pub(crate) const LONGEST: u64 = 1 << 16;
+pub(crate) const MAX_FILE: u64 = 1 << 16;
 /// Lines of it.
-const MOST: usize = 2048;
+const MAX_LINES: usize = 2048;
 /// The property, as a rule of `70-claviger.rules` sets it.
 const KEY: &[u8] = b"PCSCLITE_IGNORE";
 const YES: &[u8] = b"1";
 
 /// Whether pcscd was told to leave the device to us. Of a property that is there twice the last counts.
 #[must_use]
-pub fn is_left_to_us(data: &[u8]) -> bool {
-    let lines = data.split(|byte| *byte == b'\n').take(MOST);
+pub fn is_ignored_by_pcscd(data: &[u8]) -> bool {
+    let lines = data.split(|byte| *byte == b'\n').take(MAX_LINES);
     lines.filter_map(value).last() == Some(YES)
 }
 
@@ -29,9 +29,12 @@ fn value(line: &[u8]) -> Option<&[u8]> {
 pub fn fuzz(bytes: &[u8]) {
     let line = [b"E:", KEY, b"=", YES].concat();
     let is_there = bytes.windows(line.len()).any(|part| part == line);
-    assert!(!is_left_to_us(bytes) || is_there, "said of no such line");
-    if bytes.iter().filter(|byte| **byte == b'\n').count() < MOST - 1 {
-        assert!(is_left_to_us(&[bytes, b"\n", &line].concat()));
+    assert!(
+        !is_ignored_by_pcscd(bytes) || is_there,
+        "said of no such line"
+    );
+    if bytes.iter().filter(|byte| **byte == b'\n').count() < MAX_LINES - 1 {
+        assert!(is_ignored_by_pcscd(&[bytes, b"\n", &line].concat()));
     }
 }
 
@@ -45,8 +48,8 @@ mod tests {
 
     #[test]
     fn a_device_with_the_mark_is_left_to_us() {
-        assert!(is_left_to_us(TOKEN));
-        assert!(is_left_to_us(b"E:PCSCLITE_IGNORE=1"), "no line end");
+        assert!(is_ignored_by_pcscd(TOKEN));
+        assert!(is_ignored_by_pcscd(b"E:PCSCLITE_IGNORE=1"), "no line end");
     }
 
     #[test]
@@ -62,15 +65,17 @@ mod tests {
             b"G:PCSCLITE_IGNORE=1\n",
             b"PCSCLITE_IGNORE=1\n",
         ] {
-            assert!(!is_left_to_us(data), "{}", data.escape_ascii());
+            assert!(!is_ignored_by_pcscd(data), "{}", data.escape_ascii());
         }
     }
 
     #[test]
     fn of_two_marks_the_last_counts() {
-        assert!(!is_left_to_us(
+        assert!(!is_ignored_by_pcscd(
             b"E:PCSCLITE_IGNORE=1\nE:PCSCLITE_IGNORE=0\n"
         ));
-        assert!(is_left_to_us(b"E:PCSCLITE_IGNORE=0\nE:PCSCLITE_IGNORE=1\n"));
+        assert!(is_ignored_by_pcscd(
+            b"E:PCSCLITE_IGNORE=0\nE:PCSCLITE_IGNORE=1\n"
+        ));
     }
 }

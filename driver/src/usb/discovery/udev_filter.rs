@@ -26,8 +26,8 @@ pub(super) fn only_usb(socket: BorrowedFd<'_>) -> Result<(), Errno> {
         unless(MAGIC.1, 3), // a message of the kernel passes
         load(SUBSYSTEM.0),
         when(SUBSYSTEM.1, 1), // one about the USB passes
-        give(0),
-        give(u32::MAX),
+        accept_bytes(0),
+        accept_bytes(u32::MAX),
     ];
     attach(socket, &mut program)
 }
@@ -48,7 +48,7 @@ fn unless(bytes: u32, skip: u8) -> sock_filter {
 }
 
 /// Ends with so many bytes of the message.
-fn give(bytes: u32) -> sock_filter {
+fn accept_bytes(bytes: u32) -> sock_filter {
     instruction(BPF_RET | BPF_K, (0, 0), bytes)
 }
 

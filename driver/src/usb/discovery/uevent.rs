@@ -2,7 +2,7 @@
 //!
 //! udev's messages begin with a header of libudev's own; the kernel's with a line `action@devpath`.
 
-use super::sysfs::Port;
+use super::sysfs::PortPath;
 
 /// What udev's messages begin with, and the number that follows.
 const PREFIX: &[u8] = b"libudev\0";
@@ -11,15 +11,15 @@ const MAGIC: u32 = 0xFEED_CAFE;
 const OFFSET: usize = 16;
 const LENGTH: usize = 20;
 /// No message has more properties.
-const MOST: usize = 512;
+const MAX_PROPERTIES: usize = 512;
 
 /// What happened to a device or an interface on the USB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uevent {
     /// A device, or an interface of one, came, went or changed.
-    Changed,
+    DeviceChanged,
     /// Whoever had an interface of the device in this port has let go of it.
-    Freed(Port),
+    InterfaceUnbound(PortPath),
 }
 
 impl Uevent {
@@ -33,9 +33,9 @@ impl Uevent {
         }
         match properties.action {
             b"add" | b"remove" | b"change" | b"move" | b"online" | b"offline" => {
-                Some(Self::Changed)
+                Some(Self::DeviceChanged)
             }
-            b"unbind" => properties.port().map(Self::Freed),
+            b"unbind" => properties.port().map(Self::InterfaceUnbound),
             _ => None,
         }
     }
@@ -52,7 +52,10 @@ struct Properties<'a> {
 impl<'a> Properties<'a> {
     fn of(message: &'a [u8]) -> Option<Self> {
         let mut found = Self::default();
-        for line in list(message)?.split(|byte| *byte == 0).take(MOST) {
+        for line in property_bytes(message)?
+            .split(|byte| *byte == 0)
+            .take(MAX_PROPERTIES)
+        {
             let Some(at) = line.iter().position(|byte| *byte == b'=') else {
                 continue;
             };
@@ -69,15 +72,15 @@ impl<'a> Properties<'a> {
     }
 
     /// The port of the device, or of the device an interface belongs to (`3-1.2:1.0`).
-    fn port(&self) -> Option<Port> {
+    fn port(&self) -> Option<PortPath> {
         let name = self.path.rsplit(|byte| *byte == b'/').next()?;
         let device = name.split(|byte| *byte == b':').next()?;
-        Port::parse(std::str::from_utf8(device).ok()?)
+        PortPath::parse(std::str::from_utf8(device).ok()?)
     }
 }
 
 /// The properties of a message, whoever it is from.
-fn list(message: &[u8]) -> Option<&[u8]> {
+fn property_bytes(message: &[u8]) -> Option<&[u8]> {
     let Some(rest) = message.strip_prefix(PREFIX) else {
         let end = message.iter().position(|byte| *byte == 0)?;
         return message.get(end + 1..);
@@ -97,8 +100,8 @@ fn list(message: &[u8]) -> Option<&[u8]> {
 /// Reads arbitrary bytes; for the fuzz target beside this file.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    if let Some(Uevent::Freed(port)) = Uevent::parse(bytes) {
-        assert_eq!(Port::parse(port.as_str()), Some(port), "a port's name");
+    if let Some(Uevent::InterfaceUnbound(port)) = Uevent::parse(bytes) {
+        assert_eq!(PortPath::parse(port.as_str()), Some(port), "a port's name");
     }
 }
 
@@ -129,17 +132,23 @@ mod tests {
     fn a_device_that_comes_or_goes_is_told_by_udev_and_by_the_kernel() {
         for action in ["add", "remove", "change"] {
             let text = properties(action, "usb", DEVICE);
-            assert_eq!(Uevent::parse(&udev(&text)), Some(Uevent::Changed));
+            assert_eq!(Uevent::parse(&udev(&text)), Some(Uevent::DeviceChanged));
             let kernel = format!("{action}@{DEVICE}\0{text}");
-            assert_eq!(Uevent::parse(kernel.as_bytes()), Some(Uevent::Changed));
+            assert_eq!(
+                Uevent::parse(kernel.as_bytes()),
+                Some(Uevent::DeviceChanged)
+            );
         }
     }
 
     #[test]
     fn who_lets_go_of_an_interface_frees_its_device() {
         let text = properties("unbind", "usb", &format!("{DEVICE}/3-1.2:1.0"));
-        let port = Port::parse("3-1.2").unwrap();
-        assert_eq!(Uevent::parse(&udev(&text)), Some(Uevent::Freed(port)));
+        let port = PortPath::parse("3-1.2").unwrap();
+        assert_eq!(
+            Uevent::parse(&udev(&text)),
+            Some(Uevent::InterfaceUnbound(port))
+        );
     }
 
     #[test]

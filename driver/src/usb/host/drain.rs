@@ -4,19 +4,19 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, Timespec};
 
-use super::transfer::{EndpointAddress, Pipes};
+use super::transfer::{EndpointAddress, EndpointQueue};
 
 /// How long the kernel may take; it takes microseconds, and what it does not give back then is left to it.
-const PATIENCE: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Cancels what is pending on `endpoints` and takes all completions; whether everything has ended.
-pub(crate) fn settle(pipes: &mut dyn Pipes, endpoints: &[EndpointAddress]) -> bool {
+pub(crate) fn drain(pipes: &mut dyn EndpointQueue, endpoints: &[EndpointAddress]) -> bool {
     endpoints
         .iter()
         .for_each(|endpoint| pipes.cancel(*endpoint));
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + DRAIN_TIMEOUT;
     loop {
-        while pipes.completed().is_some() {}
+        while pipes.next_completion().is_some() {}
         if endpoints
             .iter()
             .all(|endpoint| pipes.pending(*endpoint) == 0)
@@ -25,7 +25,9 @@ pub(crate) fn settle(pipes: &mut dyn Pipes, endpoints: &[EndpointAddress]) -> bo
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            tracing::warn!("transfers of {endpoints:?} were not given back within {PATIENCE:?}");
+            tracing::warn!(
+                "transfers of {endpoints:?} were not given back within {DRAIN_TIMEOUT:?}"
+            );
             return false;
         }
         wait(pipes, left);
@@ -33,9 +35,9 @@ pub(crate) fn settle(pipes: &mut dyn Pipes, endpoints: &[EndpointAddress]) -> bo
 }
 
 /// Waits for a completion, `left` at most.
-pub(crate) fn wait(pipes: &dyn Pipes, left: Duration) {
-    let left = pipes.due().map_or(left, |due| due.min(left));
-    let descriptors = pipes.descriptors();
+pub(crate) fn wait(pipes: &dyn EndpointQueue, left: Duration) {
+    let left = pipes.next_timeout().map_or(left, |due| due.min(left));
+    let descriptors = pipes.poll_fds();
     let mut polled: Vec<PollFd<'_>> = descriptors
         .iter()
         .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))

@@ -15,12 +15,12 @@ use super::transfer::TransferError;
 use crate::fork_closed::ForkClosed;
 
 #[derive(Debug)]
-pub(crate) struct Signal {
+pub(crate) struct EventFd {
     event: ForkClosed<OwnedFd>,
     set: AtomicBool,
 }
 
-impl Signal {
+impl EventFd {
     pub(crate) fn new() -> Result<Arc<Self>, TransferError> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| TransferError::Fault(error.raw_os_error()))?;
@@ -30,7 +30,7 @@ impl Signal {
     }
 
     /// Makes the descriptor ready.
-    pub(crate) fn set(&self) {
+    pub(crate) fn notify(&self) {
         if !self.set.swap(true, Ordering::SeqCst) {
             // A counter that is full is readable too.
             let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
@@ -51,17 +51,17 @@ impl Signal {
     }
 }
 
-impl Wake for Signal {
+impl Wake for EventFd {
     fn wake(self: Arc<Self>) {
-        self.set();
+        self.notify();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.set();
+        self.notify();
     }
 }
 
-impl AsFd for Signal {
+impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    fn ready(signal: &Signal, seconds: i64) -> bool {
+    fn ready(signal: &EventFd, seconds: i64) -> bool {
         let limit = Timespec {
             tv_sec: seconds,
             tv_nsec: 0,
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn it_is_ready_from_the_first_wake_until_it_is_cleared_and_again_after_the_next() {
-        let signal = Signal::new().unwrap();
+        let signal = EventFd::new().unwrap();
         assert!(!ready(&signal, 0));
         let waker = signal.waker();
         waker.wake_by_ref();
@@ -100,9 +100,9 @@ mod tests {
 
     #[test]
     fn a_second_wake_writes_nothing() {
-        let signal = Signal::new().unwrap();
-        signal.set();
-        signal.set();
+        let signal = EventFd::new().unwrap();
+        signal.notify();
+        signal.notify();
         let mut count = [0; 8];
         rustix::io::read(&signal.event, &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn no_wake_is_lost_whenever_it_comes() {
-        let signal = Signal::new().unwrap();
+        let signal = EventFd::new().unwrap();
         let sent = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let other = {
             let (waker, sent) = (signal.waker(), Arc::clone(&sent));

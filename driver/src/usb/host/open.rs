@@ -16,7 +16,7 @@ use rustix::{
 
 use super::{
     nusb,
-    owner::owned,
+    owner::describe_owner,
     rusb,
     transfer::{OpenError, UsbInterface},
     usbfs,
@@ -25,8 +25,8 @@ use crate::fork_closed::ForkClosed;
 
 /// Who moves the transfers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stack {
-    /// A thread of nusb's, one for the process, which nobody can end. Where it cannot be started: as [`Stack::Rusb`].
+pub enum UsbLibrary {
+    /// A thread of nusb's, one for the process, which nobody can end. Where it cannot be started: as [`UsbLibrary::Rusb`].
     Nusb,
     /// The thread that waits; so also where threads are not allowed, and after a fork.
     #[default]
@@ -36,7 +36,7 @@ pub enum Stack {
 impl From<OpenError> for TransportError {
     fn from(error: OpenError) -> Self {
         let kind = match &error {
-            OpenError::Gone => TransportErrorKind::NoReader,
+            OpenError::Disconnected => TransportErrorKind::NoReader,
             // Perhaps of this program, that has too many files open: the reader is there, and tried again.
             OpenError::Failed(_) => TransportErrorKind::Protocol,
             OpenError::Denied(_) => TransportErrorKind::Denied,
@@ -51,16 +51,20 @@ impl From<OpenError> for TransportError {
 ///
 /// # Errors
 /// [`OpenError`], with the owner where one is known, and the cure.
-pub fn open(node: &Path, interface: u8, stack: Stack) -> Result<Arc<dyn UsbInterface>, OpenError> {
+pub fn open(
+    node: &Path,
+    interface: u8,
+    stack: UsbLibrary,
+) -> Result<Arc<dyn UsbInterface>, OpenError> {
     match attempt(node, interface, stack) {
         Ok(opened) => Ok(opened.interface),
-        Err(OpenError::Busy(_)) => Err(OpenError::Busy(owned(node, interface))),
+        Err(OpenError::Busy(_)) => Err(OpenError::Busy(describe_owner(node, interface))),
         Err(other) => Err(other),
     }
 }
 
 /// A claimed interface.
-pub(crate) struct Opened {
+pub(crate) struct OpenedInterface {
     pub(crate) interface: Arc<dyn UsbInterface>,
     /// When the last transfer to the device had been begun before this claim, by whomever, as far as that can be told.
     pub(crate) last_transfer: Option<u64>,
@@ -71,23 +75,27 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 /// [`OpenError`].
-pub(crate) fn attempt(node: &Path, interface: u8, stack: Stack) -> Result<Opened, OpenError> {
+pub(crate) fn attempt(
+    node: &Path,
+    interface: u8,
+    stack: UsbLibrary,
+) -> Result<OpenedInterface, OpenError> {
     let last_transfer = Cell::new(None);
     let claimed_node = || {
         let file = File::from(open_node(node)?);
-        usbfs::claim(&file, interface).map_err(refused)?;
+        usbfs::claim(&file, interface).map_err(claim_error)?;
         // Either library asks the device for its configuration as it is given the node.
         last_transfer.set(file.metadata().ok().as_ref().and_then(usbfs::last_transfer));
         Ok(OwnedFd::from(file))
     };
     let by_nusb = match stack {
-        Stack::Nusb => nusb::claim(claimed_node, interface),
-        Stack::Rusb => None,
+        UsbLibrary::Nusb => nusb::claim(claimed_node, interface),
+        UsbLibrary::Rusb => None,
     };
     let claimed = by_nusb.unwrap_or_else(|| {
         ForkClosed::open(claimed_node).and_then(|node| rusb::claim(node, interface))
     });
-    let claimed = claimed.map(|interface| Opened {
+    let claimed = claimed.map(|interface| OpenedInterface {
         interface,
         last_transfer: last_transfer.get(),
     });
@@ -99,9 +107,9 @@ pub(crate) fn attempt(node: &Path, interface: u8, stack: Stack) -> Result<Opened
 }
 
 /// Why an interface was not claimed; who has it is for the caller to find.
-fn refused(errno: Errno) -> OpenError {
+fn claim_error(errno: Errno) -> OpenError {
     match errno {
-        Errno::NODEV => OpenError::Gone,
+        Errno::NODEV => OpenError::Disconnected,
         Errno::BUSY => OpenError::Busy(String::new()),
         Errno::INVAL | Errno::NOENT => {
             OpenError::Failed("the device has no such interface".to_owned())
@@ -119,7 +127,7 @@ fn open_node(node: &Path) -> Result<OwnedFd, OpenError> {
     rustix::fs::open(node, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
         let node = node.display();
         match errno {
-            Errno::NOENT | Errno::NODEV | Errno::NXIO => OpenError::Gone,
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => OpenError::Disconnected,
             Errno::ACCESS | Errno::PERM => OpenError::Denied(format!(
                 "this user may not open {node}; the udev rule 70-claviger.rules gives readers to whoever sits at \
                  the machine, a service needs the group that owns the node"
@@ -141,9 +149,9 @@ mod tests {
 
     #[test]
     fn a_node_that_is_not_there_is_a_device_that_left() {
-        for stack in [Stack::Nusb, Stack::Rusb] {
+        for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
             let error = open(Path::new(NODE), 0, stack).unwrap_err();
-            assert_eq!(error, OpenError::Gone);
+            assert_eq!(error, OpenError::Disconnected);
             let error = TransportError::from(error);
             assert_eq!(error.kind, TransportErrorKind::NoReader);
         }
@@ -153,7 +161,7 @@ mod tests {
     fn a_file_that_is_no_device_is_refused_by_either_stack() {
         let file = std::env::temp_dir().join(format!("{}-open.file", std::process::id()));
         fs::write(&file, [0; 100]).unwrap();
-        for stack in [Stack::Nusb, Stack::Rusb] {
+        for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
             let error = open(&file, 0, stack).unwrap_err();
             assert!(
                 matches!(error, OpenError::Failed(_)),

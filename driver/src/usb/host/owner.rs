@@ -8,8 +8,8 @@ use std::{
 use super::printable::printable;
 
 /// What is said of an interface that somebody else has claimed; the files of all processes are looked through.
-pub(crate) fn owned(node: &Path, interface: u8) -> String {
-    busy(Path::new("/proc"), node, interface)
+pub(crate) fn describe_owner(node: &Path, interface: u8) -> String {
+    describe_owner_in(Path::new("/proc"), node, interface)
 }
 
 /// A program that has the node open.
@@ -20,26 +20,26 @@ struct Owner {
 }
 
 /// What is said of an interface that somebody else has claimed.
-fn busy(proc: &Path, node: &Path, interface: u8) -> String {
+fn describe_owner_in(proc: &Path, node: &Path, interface: u8) -> String {
     let what = format!("interface {interface} of {} is in use", node.display());
     match owner(proc, node) {
         Some(Owner { process, name }) => {
-            let cure = cure(&name);
+            let cure = remedy(&name);
             format!("{what}, probably by {name} (process {process}): {cure}")
         }
-        None if has_open(&proc.join("self"), &whole(node)) => {
+        None if has_open(&proc.join("self"), &canonical(node)) => {
             format!("{what}, by another part of this program")
         }
         None => format!(
             "{what}, probably by pcscd, scdaemon or a program with this module, which may run as another user: {}, {}, \
              or end the other user's program",
-            cure("pcscd"),
-            cure("scdaemon")
+            remedy("pcscd"),
+            remedy("scdaemon")
         ),
     }
 }
 
-fn cure(name: &str) -> &'static str {
+fn remedy(name: &str) -> &'static str {
     match name {
         "pcscd" => "reach the reader through pcscd, or stop it (systemctl stop pcscd.socket pcscd)",
         "scdaemon" => {
@@ -51,7 +51,7 @@ fn cure(name: &str) -> &'static str {
 
 /// Another process that has the node open, as far as this user may see.
 fn owner(proc: &Path, node: &Path) -> Option<Owner> {
-    let node = whole(node);
+    let node = canonical(node);
     let processes = fs::read_dir(proc).ok()?.flatten();
     let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let process = numbers.find(|process: &u32| {
@@ -60,12 +60,12 @@ fn owner(proc: &Path, node: &Path) -> Option<Owner> {
     let comm = fs::read(proc.join(process.to_string()).join("comm")).ok()?;
     Some(Owner {
         process,
-        name: printable(&comm, COMM),
+        name: printable(&comm, MAX_NAME),
     })
 }
 
 /// The node's path as the kernel tells it.
-fn whole(node: &Path) -> PathBuf {
+fn canonical(node: &Path) -> PathBuf {
     fs::canonicalize(node).unwrap_or_else(|_| node.to_owned())
 }
 
@@ -78,7 +78,7 @@ fn has_open(process: &Path, node: &Path) -> bool {
 }
 
 /// Characters of a program's name that are shown; Linux keeps 15 bytes.
-const COMM: usize = 32;
+const MAX_NAME: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn the_owner_of_a_busy_reader_is_named_with_the_cure() {
         let root = proc("open.scdaemon", 77, "scdaemon\n", Path::new(NODE));
-        let said = busy(&root.0, Path::new(NODE), 1);
+        let said = describe_owner_in(&root.0, Path::new(NODE), 1);
         assert!(said.starts_with("interface 1 of /dev/bus/usb/901/004 is in use"));
         assert!(
             said.contains("scdaemon (process 77)") && said.contains("gpgconf"),
@@ -122,7 +122,7 @@ mod tests {
         );
         assert!(!said.contains("pcscd.socket"), "{said}");
         let root = proc("open.other", 78, "evil\x1B[2J\n", Path::new(NODE));
-        let said = busy(&root.0, Path::new(NODE), 0);
+        let said = describe_owner_in(&root.0, Path::new(NODE), 0);
         assert!(
             said.contains("evil[2J (process 78): end that program"),
             "{said}"
@@ -138,7 +138,7 @@ mod tests {
             Path::new("/dev/bus/usb/901/005"),
         );
         for root in [root.0.as_path(), Path::new("/nonexistent")] {
-            let said = busy(root, Path::new(NODE), 0);
+            let said = describe_owner_in(root, Path::new(NODE), 0);
             assert!(
                 said.contains(
                     "pcscd, scdaemon or a program with this module, which may run as another user"
@@ -156,7 +156,7 @@ mod tests {
         fs::create_dir_all(root.0.join("self/fd")).unwrap();
         symlink(NODE, root.0.join("self/fd/7")).unwrap();
         assert_eq!(owner(&root.0, Path::new(NODE)), None);
-        let said = busy(&root.0, Path::new(NODE), 0);
+        let said = describe_owner_in(&root.0, Path::new(NODE), 0);
         assert!(said.ends_with("by another part of this program"), "{said}");
     }
 }

@@ -28,7 +28,7 @@ impl fmt::Debug for EndpointAddress {
 
 /// The eight bytes of a control request but its length (USB 2.0, 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Setup {
+pub struct SetupPacket {
     /// bmRequestType; its top bit says that data comes from the device.
     pub request_type: u8,
     /// bRequest.
@@ -50,7 +50,7 @@ pub enum TransferError {
     Cancelled,
     /// The device has left.
     #[error("the device is gone")]
-    Gone,
+    Disconnected,
     /// More data came than there was room for.
     #[error("the device sent more than was asked for")]
     Overflow,
@@ -72,14 +72,17 @@ pub struct Completion {
     pub result: Result<(), TransferError>,
 }
 
-/// One claimed interface of a device. When it and all its [`Pipes`] are dropped the claim is released and the
+/// One claimed interface of a device. When it and all its [`EndpointQueue`] are dropped the claim is released and the
 /// device left as it is.
 pub trait UsbInterface: Send + Sync + fmt::Debug {
     /// A queue of transfers over `endpoints`, of which none belongs to another queue that still lives.
     ///
     /// # Errors
     /// [`TransferError`] when the interface has no such endpoint, or the device has left.
-    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError>;
+    fn open_queue(
+        &self,
+        endpoints: &[EndpointAddress],
+    ) -> Result<Box<dyn EndpointQueue>, TransferError>;
 
     /// A control transfer; `data` is sent, or filled up to its length. Takes `limit` at most. How many bytes
     /// there were.
@@ -88,22 +91,22 @@ pub trait UsbInterface: Send + Sync + fmt::Debug {
     /// [`TransferError`].
     fn control(
         &self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
         limit: Duration,
     ) -> Result<usize, TransferError>;
 
     /// Resets the whole device, the last resort: every interface of it, of whichever owner, starts afresh. What is
-    /// pending ends, often with [`TransferError::Gone`] though the device stays.
+    /// pending ends, often with [`TransferError::Disconnected`] though the device stays.
     ///
     /// # Errors
-    /// [`TransferError`]; [`TransferError::Gone`] when it does not come back the same.
+    /// [`TransferError`]; [`TransferError::Disconnected`] when it does not come back the same.
     fn reset(&self) -> Result<(), TransferError>;
 }
 
 /// Transfers over some endpoints, for one thread at a time. Dropping it cancels what is under way and wipes the
 /// buffers once the system has given them back.
-pub trait Pipes: Send + fmt::Debug {
+pub trait EndpointQueue: Send + fmt::Debug {
     /// Queues a transfer of up to `len` bytes from `endpoint`, a multiple of its packet size. One that cannot be
     /// queued completes with its error.
     fn submit_in(&mut self, endpoint: EndpointAddress, len: usize);
@@ -113,13 +116,13 @@ pub trait Pipes: Send + fmt::Debug {
 
     /// The next transfer that has ended, of any endpoint; never waits. Called until there is none left before the
     /// descriptors are waited for again.
-    fn completed(&mut self) -> Option<Completion>;
+    fn next_completion(&mut self) -> Option<Completion>;
 
-    /// What poll(2) is asked: one of these is ready when [`Pipes::completed`] may have something new.
-    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
+    /// What poll(2) is asked: one of these is ready when [`EndpointQueue::next_completion`] may have something new.
+    fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
 
-    /// When [`Pipes::completed`] wants to be called though no descriptor is ready.
-    fn due(&self) -> Option<Duration> {
+    /// When [`EndpointQueue::next_completion`] wants to be called though no descriptor is ready.
+    fn next_timeout(&self) -> Option<Duration> {
         None
     }
 
@@ -141,7 +144,7 @@ pub trait Pipes: Send + fmt::Debug {
 pub enum OpenError {
     /// The device, or the interface, is not there any more.
     #[error("the device is gone")]
-    Gone,
+    Disconnected,
     /// This user may not open it.
     #[error("{0}")]
     Denied(String),

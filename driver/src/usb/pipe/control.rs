@@ -11,20 +11,20 @@ use std::{
 
 use claviger_apdu::{Secret, Sent};
 
-use super::bulk::{self, BulkError, Reply, Why};
+use super::bulk::{self, BulkError, BulkErrorKind, SlotResponse};
 use crate::{
     ccid::{
         budget,
         iccd::{Exchange, Request, Step, Version},
         message::{Command, IccStatus},
     },
-    usb::host::transfer::{Setup, TransferError, UsbInterface},
+    usb::host::transfer::{SetupPacket, TransferError, UsbInterface},
     wait::{Stop, readable},
 };
 
 /// The control pipe of a token.
 #[derive(Debug)]
-pub(crate) struct Iccd {
+pub(crate) struct ControlPipe {
     interface: Arc<dyn UsbInterface>,
     number: u8,
     version: Version,
@@ -32,41 +32,45 @@ pub(crate) struct Iccd {
 
 /// How long a command may take.
 #[derive(Clone, Copy)]
-struct Limit<'a> {
-    limit: bulk::Limit,
-    until: Instant,
+struct CommandDeadline<'a> {
+    timeout: bulk::ResponseTimeout,
+    deadline: Instant,
     stop: &'a Stop,
 }
 
-impl<'a> Limit<'a> {
-    fn begin(limit: bulk::Limit, stop: &'a Stop) -> Self {
-        let until = limit.begin(Instant::now());
-        Self { limit, until, stop }
+impl<'a> CommandDeadline<'a> {
+    fn begin(limit: bulk::ResponseTimeout, stop: &'a Stop) -> Self {
+        let until = limit.start(Instant::now());
+        Self {
+            timeout: limit,
+            deadline: until,
+            stop,
+        }
     }
 
     /// What the next request may take.
-    fn slice(&self) -> Result<Duration, Why> {
-        let left = self.until.saturating_duration_since(Instant::now());
+    fn next_timeout(&self) -> Result<Duration, BulkErrorKind> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
         if self.stop.is_set() {
-            return Err(Why::Stopped);
+            return Err(BulkErrorKind::Stopped);
         }
         if left.is_zero() {
-            return Err(Why::TimedOut);
+            return Err(BulkErrorKind::TimedOut);
         }
         Ok(left.min(budget::CONTROL))
     }
 
     /// Waits for a token that is busy: to say so is a request for more time.
-    fn wait(&mut self, delay: Duration) -> Result<(), Why> {
-        let until = self.until.min(Instant::now() + delay);
+    fn wait(&mut self, delay: Duration) -> Result<(), BulkErrorKind> {
+        let until = self.deadline.min(Instant::now() + delay);
         let _ = readable(&[], self.stop, Some(until));
-        self.slice()?;
-        self.until = self.limit.extended(1, Instant::now());
+        self.next_timeout()?;
+        self.deadline = self.timeout.extended(1, Instant::now());
         Ok(())
     }
 }
 
-impl Iccd {
+impl ControlPipe {
     /// The token that is interface `number` of its device.
     pub(crate) fn new(interface: Arc<dyn UsbInterface>, number: u8, version: Version) -> Self {
         Self {
@@ -83,45 +87,45 @@ impl Iccd {
     pub(crate) fn command(
         &mut self,
         command: &Command<'_>,
-        limit: bulk::Limit,
+        limit: bulk::ResponseTimeout,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         let mut sent = Sent::No;
-        self.follow(command, Limit::begin(limit, stop), &mut sent)
-            .map_err(|why| BulkError { why, sent })
+        self.run(command, CommandDeadline::begin(limit, stop), &mut sent)
+            .map_err(|kind| BulkError { kind, sent })
     }
 
-    fn follow(
+    fn run(
         &self,
         command: &Command<'_>,
-        mut limit: Limit<'_>,
+        mut limit: CommandDeadline<'_>,
         sent: &mut Sent,
-    ) -> Result<Reply, Why> {
+    ) -> Result<SlotResponse, BulkErrorKind> {
         let mut exchange = Exchange::new(self.version, command);
         let mut step = exchange.begin();
         loop {
-            step = match step.map_err(|nonsense| Why::Protocol(nonsense.0))? {
+            step = match step.map_err(|nonsense| BulkErrorKind::Protocol(nonsense.0))? {
                 Step::Write { request, data } => {
-                    let slice = limit.slice()?;
+                    let slice = limit.next_timeout()?;
                     *sent = Sent::Maybe;
                     self.write(request, &data, slice)?;
                     exchange.wrote()
                 }
                 Step::Read { request, room } => {
-                    let answer = self.read(request, room, limit.slice()?)?;
+                    let answer = self.read(request, room, limit.next_timeout()?)?;
                     exchange.read(answer.expose())
                 }
                 Step::Wait(delay) => {
                     limit.wait(delay)?;
                     Ok(exchange.waited())
                 }
-                Step::Done(outcome) => return Ok(Reply::from(outcome)),
+                Step::Done(outcome) => return Ok(SlotResponse::from(outcome)),
             };
         }
     }
 
-    fn setup(&self, request: Request) -> Setup {
-        Setup {
+    fn setup(&self, request: Request) -> SetupPacket {
+        SetupPacket {
             request_type: request.request_type,
             request: request.request,
             value: request.value,
@@ -129,7 +133,7 @@ impl Iccd {
         }
     }
 
-    fn write(&self, request: Request, data: &Secret, limit: Duration) -> Result<(), Why> {
+    fn write(&self, request: Request, data: &Secret, limit: Duration) -> Result<(), BulkErrorKind> {
         // The buffer is wiped with the secret it becomes again.
         let mut buffer = data.expose().to_vec();
         let written = self
@@ -137,20 +141,25 @@ impl Iccd {
             .control(self.setup(request), &mut buffer, limit);
         let length = Secret::new(buffer).len();
         // As with a bulk pipe: the answer tells whether it has arrived.
-        let counted = written.map_err(why)?;
+        let counted = written.map_err(error_kind)?;
         if counted != length {
             tracing::debug!("usb: {counted} of the {length} bytes of a request were counted");
         }
         Ok(())
     }
 
-    fn read(&self, request: Request, room: usize, limit: Duration) -> Result<Secret, Why> {
+    fn read(
+        &self,
+        request: Request,
+        room: usize,
+        limit: Duration,
+    ) -> Result<Secret, BulkErrorKind> {
         let mut buffer = vec![0; room];
         let read = self
             .interface
             .control(self.setup(request), &mut buffer, limit);
         let mut answer = Secret::new(buffer);
-        answer.truncate(read.map_err(why)?);
+        answer.truncate(read.map_err(error_kind)?);
         Ok(answer)
     }
 
@@ -158,19 +167,30 @@ impl Iccd {
     ///
     /// # Errors
     /// [`BulkError`] when the token does not come back; its device may be reset then.
-    pub(crate) fn recover(&mut self, until: Instant, stop: &Stop) -> Result<Reply, BulkError> {
+    pub(crate) fn recover(
+        &mut self,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<SlotResponse, BulkError> {
         let mut last = BulkError {
-            why: Why::TimedOut,
+            kind: BulkErrorKind::TimedOut,
             sent: Sent::No,
         };
         for _ in 0..budget::STATUS_TRIES {
-            let limit = bulk::Limit::from(until.min(Instant::now() + budget::STATUS));
+            let limit = bulk::ResponseTimeout::from(until.min(Instant::now() + budget::STATUS));
             match self.command(&Command::IccPowerOff, limit, stop) {
                 Ok(mut reply) => {
                     reply.icc = IccStatus::Inactive;
                     return Ok(reply);
                 }
-                Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
+                Err(error)
+                    if matches!(
+                        error.kind,
+                        BulkErrorKind::Disconnected | BulkErrorKind::Stopped
+                    ) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => last = error,
             }
         }
@@ -185,11 +205,11 @@ impl Iccd {
     }
 }
 
-const fn why(error: TransferError) -> Why {
+const fn error_kind(error: TransferError) -> BulkErrorKind {
     match error {
-        TransferError::Gone => Why::Gone,
+        TransferError::Disconnected => BulkErrorKind::Disconnected,
         // At its limit.
-        TransferError::Cancelled => Why::TimedOut,
-        error => Why::Transfer(error),
+        TransferError::Cancelled => BulkErrorKind::TimedOut,
+        error => BulkErrorKind::Transfer(error),
     }
 }

@@ -14,46 +14,46 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::bulk::Why;
+use super::bulk::BulkErrorKind;
 use crate::{
-    usb::host::event_fd::Signal,
+    usb::host::event_fd::EventFd,
     wait::{Stop, readable},
 };
 
 /// How often somebody for whom no descriptor was left looks whether it is his turn.
-const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Turns, so many at a time.
 #[derive(Debug)]
-pub(crate) struct Turns(Mutex<Queue>);
+pub(crate) struct FairQueue(Mutex<QueueState>);
 
 #[derive(Debug)]
-struct Queue {
+struct QueueState {
     free: usize,
     /// Whoever waits; nobody does while a turn is free.
-    waiting: VecDeque<Arc<Ticket>>,
+    waiting: VecDeque<Arc<Waiter>>,
 }
 
 #[derive(Debug)]
-struct Ticket {
+struct Waiter {
     granted: AtomicBool,
-    bell: Option<Arc<Signal>>,
+    wakeup: Option<Arc<EventFd>>,
 }
 
 /// A turn; it ends when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn(Arc<Turns>);
+pub(crate) struct Permit(Arc<FairQueue>);
 
-impl Turns {
+impl FairQueue {
     /// `many` turns at the same time, one at least.
     pub(crate) fn new(many: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Queue {
+        Arc::new(Self(Mutex::new(QueueState {
             free: many.max(1),
             waiting: VecDeque::new(),
         })))
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, QueueState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -63,82 +63,86 @@ impl Turns {
     }
 
     /// A turn that is free.
-    pub(crate) fn take_free(self: &Arc<Self>) -> Option<Turn> {
+    pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let mut queue = self.queue();
         queue.free = queue.free.checked_sub(1)?;
-        Some(Turn(Arc::clone(self)))
+        Some(Permit(Arc::clone(self)))
     }
 
     /// Waits for a turn until `until` or `stop`.
     ///
     /// # Errors
-    /// [`Why::Taken`] or [`Why::Stopped`].
-    pub(crate) fn take(self: &Arc<Self>, until: Instant, stop: &Stop) -> Result<Turn, Why> {
-        let Some(ticket) = self.ask() else {
-            return Ok(Turn(Arc::clone(self)));
+    /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<Permit, BulkErrorKind> {
+        let Some(ticket) = self.enqueue() else {
+            return Ok(Permit(Arc::clone(self)));
         };
         loop {
             if ticket.granted.load(Ordering::SeqCst) {
-                return Ok(Turn(Arc::clone(self)));
+                return Ok(Permit(Arc::clone(self)));
             }
             let now = Instant::now();
             if stop.is_set() || now >= until {
-                self.leave(&ticket);
+                self.withdraw(&ticket);
                 return Err(if stop.is_set() {
-                    Why::Stopped
+                    BulkErrorKind::Stopped
                 } else {
-                    Why::Taken
+                    BulkErrorKind::Busy
                 });
             }
-            let _ = match &ticket.bell {
-                Some(bell) => readable(&[bell.as_fd()], stop, Some(until)),
-                None => readable(&[], stop, Some(until.min(now + WITHOUT_DESCRIPTOR))),
+            let _ = match &ticket.wakeup {
+                Some(wakeup) => readable(&[wakeup.as_fd()], stop, Some(until)),
+                None => readable(&[], stop, Some(until.min(now + POLL_INTERVAL))),
             };
         }
     }
 
     /// A place in the queue; `None` when it is one's turn at once.
-    fn ask(&self) -> Option<Arc<Ticket>> {
+    fn enqueue(&self) -> Option<Arc<Waiter>> {
         let mut queue = self.queue();
         if let Some(free) = queue.free.checked_sub(1) {
             queue.free = free;
             return None;
         }
-        let ticket = Arc::new(Ticket {
+        let ticket = Arc::new(Waiter {
             granted: AtomicBool::new(false),
-            bell: Signal::new().ok(),
+            wakeup: EventFd::new().ok(),
         });
         queue.waiting.push_back(Arc::clone(&ticket));
         Some(ticket)
     }
 
-    fn leave(&self, ticket: &Arc<Ticket>) {
+    fn withdraw(&self, ticket: &Arc<Waiter>) {
         let mut queue = self.queue();
         queue
             .waiting
             .retain(|waiting| !Arc::ptr_eq(waiting, ticket));
         if ticket.granted.load(Ordering::SeqCst) {
-            queue.pass_on();
+            queue.grant_next();
         }
     }
 }
 
-impl Queue {
-    fn pass_on(&mut self) {
+impl QueueState {
+    fn grant_next(&mut self) {
         let Some(next) = self.waiting.pop_front() else {
             self.free = self.free.saturating_add(1);
             return;
         };
         next.granted.store(true, Ordering::SeqCst);
-        if let Some(bell) = &next.bell {
-            bell.set();
+        if let Some(wakeup) = &next.wakeup {
+            wakeup.notify();
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.queue().pass_on();
+        self.0.queue().grant_next();
     }
 }
 
@@ -158,7 +162,7 @@ mod tests {
     #[test]
     fn no_more_turns_at_a_time_than_there_are_and_none_is_lost() {
         for many in [1, 3] {
-            let turns = Turns::new(many);
+            let turns = FairQueue::new(many);
             let (at_it, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
             thread::scope(|scope| {
                 for worker in 0..6 {
@@ -171,7 +175,7 @@ mod tests {
                                 1 => Instant::now() + Duration::from_micros(200),
                                 _ => soon(),
                             };
-                            if let Ok(_turn) = turns.take(until, &Stop::new()) {
+                            if let Ok(_turn) = turns.acquire(until, &Stop::new()) {
                                 most.fetch_max(
                                     at_it.fetch_add(1, Ordering::SeqCst) + 1,
                                     Ordering::SeqCst,
@@ -191,16 +195,16 @@ mod tests {
 
     #[test]
     fn a_turn_goes_to_whoever_asked_first() {
-        let turns = Turns::new(1);
+        let turns = FairQueue::new(1);
         let order = Mutex::new(Vec::new());
-        let first = turns.take(soon(), &Stop::new()).unwrap();
+        let first = turns.acquire(soon(), &Stop::new()).unwrap();
         thread::scope(|scope| {
             for number in 0..3 {
                 let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
-                    let turn = turns.take(soon(), &Stop::new()).unwrap();
+                    let permit = turns.acquire(soon(), &Stop::new()).unwrap();
                     order.lock().unwrap().push(number);
-                    drop(turn);
+                    drop(permit);
                 });
                 while turns.queue().waiting.len() <= number {
                     thread::sleep(Duration::from_millis(1));
@@ -213,19 +217,19 @@ mod tests {
 
     #[test]
     fn a_wait_ends_at_its_deadline_and_at_a_stop_and_takes_nothing() {
-        let turns = Turns::new(1);
-        let held = turns.take(soon(), &Stop::new()).unwrap();
+        let turns = FairQueue::new(1);
+        let held = turns.acquire(soon(), &Stop::new()).unwrap();
         assert!(!turns.is_free());
-        let late = turns.take(Instant::now(), &Stop::new());
-        assert_eq!(late.map(drop), Err(Why::Taken));
+        let late = turns.acquire(Instant::now(), &Stop::new());
+        assert_eq!(late.map(drop), Err(BulkErrorKind::Busy));
         let stop = Stop::new();
         thread::scope(|scope| {
-            let waits = scope.spawn(|| turns.take(soon(), &stop).map(drop));
+            let waits = scope.spawn(|| turns.acquire(soon(), &stop).map(drop));
             while turns.queue().waiting.is_empty() {
                 thread::sleep(Duration::from_millis(1));
             }
             stop.stop();
-            assert_eq!(waits.join().unwrap(), Err(Why::Stopped));
+            assert_eq!(waits.join().unwrap(), Err(BulkErrorKind::Stopped));
         });
         drop(held);
         assert!(turns.is_free());

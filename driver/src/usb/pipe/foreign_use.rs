@@ -12,79 +12,79 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The strangers of one device. A clone is of the same device.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Strangers(Arc<Mutex<Noticed>>);
+pub(crate) struct ForeignUse(Arc<Mutex<UseState>>);
 
 #[derive(Debug, Default)]
-struct Noticed {
+struct UseState {
     /// How often somebody else may have used the device.
     count: u64,
     /// Claims of this process.
     claims: usize,
     /// When the last transfer had been begun as a claim of this process ended, as far as that could be told, and whether one has.
-    left: Option<u64>,
-    has_left: bool,
+    last_transfer: Option<u64>,
+    had_claim: bool,
 }
 
 /// A claim of this process, or one that is being made.
 #[derive(Debug)]
-pub(crate) struct Stay {
-    strangers: Strangers,
-    is_alone: bool,
+pub(crate) struct OwnClaim {
+    foreign_use: ForeignUse,
+    is_only_claim: bool,
 }
 
-impl Strangers {
-    fn noticed(&self) -> MutexGuard<'_, Noticed> {
+impl ForeignUse {
+    fn state(&self) -> MutexGuard<'_, UseState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often somebody else may have used the device since this process first did.
     pub(crate) fn count(&self) -> u64 {
-        self.noticed().count
+        self.state().count
     }
 
     /// Somebody else has it at the moment.
-    pub(crate) fn notice(&self) {
-        let mut noticed = self.noticed();
-        noticed.count = noticed.count.wrapping_add(1);
+    pub(crate) fn record(&self) {
+        let mut state = self.state();
+        state.count = state.count.wrapping_add(1);
     }
 
     /// A claim is about to be made.
-    pub(crate) fn enter(&self) -> Stay {
-        let mut noticed = self.noticed();
-        let is_alone = noticed.claims == 0;
-        noticed.claims = noticed.claims.saturating_add(1);
-        Stay {
-            strangers: self.clone(),
-            is_alone,
+    pub(crate) fn begin_claim(&self) -> OwnClaim {
+        let mut state = self.state();
+        let is_alone = state.claims == 0;
+        state.claims = state.claims.saturating_add(1);
+        OwnClaim {
+            foreign_use: self.clone(),
+            is_only_claim: is_alone,
         }
     }
 }
 
-impl Stay {
+impl OwnClaim {
     /// The claim is made, and nothing sent yet; the last transfer was begun at `last`, as far as that can be told.
-    pub(crate) fn begin(&self, last: Option<u64>) {
-        let mut noticed = self.strangers.noticed();
-        let is_same = last.is_some() && noticed.left == last;
-        if self.is_alone && noticed.has_left && !is_same {
-            noticed.count = noticed.count.wrapping_add(1);
+    pub(crate) fn note_claimed(&self, last: Option<u64>) {
+        let mut state = self.foreign_use.state();
+        let is_same = last.is_some() && state.last_transfer == last;
+        if self.is_only_claim && state.had_claim && !is_same {
+            state.count = state.count.wrapping_add(1);
         }
     }
 
     /// The claim ends; nothing more is sent. `last` tells when the last transfer was begun.
-    pub(crate) fn end(&self, last: impl FnOnce() -> Option<u64>) -> Option<u64> {
+    pub(crate) fn note_released(&self, last: impl FnOnce() -> Option<u64>) -> Option<u64> {
         // Asked under the lock: of two claims that end, the later notes the later time.
-        let mut noticed = self.strangers.noticed();
+        let mut state = self.foreign_use.state();
         let last = last();
-        noticed.left = last;
-        noticed.has_left = true;
+        state.last_transfer = last;
+        state.had_claim = true;
         last
     }
 }
 
-impl Drop for Stay {
+impl Drop for OwnClaim {
     fn drop(&mut self) {
-        let mut noticed = self.strangers.noticed();
-        noticed.claims = noticed.claims.saturating_sub(1);
+        let mut state = self.foreign_use.state();
+        state.claims = state.claims.saturating_sub(1);
     }
 }
 
@@ -92,60 +92,60 @@ impl Drop for Stay {
 mod tests {
     use super::*;
 
-    fn claim(strangers: &Strangers, found: Option<u64>, left: Option<u64>) {
-        let stay = strangers.enter();
-        stay.begin(found);
-        stay.end(|| left);
+    fn claim(foreign_use: &ForeignUse, found: Option<u64>, left: Option<u64>) {
+        let own_claim = foreign_use.begin_claim();
+        own_claim.note_claimed(found);
+        own_claim.note_released(|| left);
     }
 
     #[test]
     fn a_time_other_than_the_last_claim_left_is_a_stranger() {
-        let strangers = Strangers::default();
-        claim(&strangers, Some(7), Some(9));
-        assert_eq!(strangers.count(), 0, "nothing was known before");
-        claim(&strangers, Some(9), Some(12));
-        assert_eq!(strangers.count(), 0);
-        claim(&strangers, Some(13), Some(15));
-        assert_eq!(strangers.count(), 1);
-        claim(&strangers, Some(15), Some(16));
-        claim(&strangers, Some(14), Some(17));
-        assert_eq!(strangers.count(), 2, "a clock may be set back");
-        strangers.notice();
-        assert_eq!(strangers.count(), 3);
+        let foreign_use = ForeignUse::default();
+        claim(&foreign_use, Some(7), Some(9));
+        assert_eq!(foreign_use.count(), 0, "nothing was known before");
+        claim(&foreign_use, Some(9), Some(12));
+        assert_eq!(foreign_use.count(), 0);
+        claim(&foreign_use, Some(13), Some(15));
+        assert_eq!(foreign_use.count(), 1);
+        claim(&foreign_use, Some(15), Some(16));
+        claim(&foreign_use, Some(14), Some(17));
+        assert_eq!(foreign_use.count(), 2, "a clock may be set back");
+        foreign_use.record();
+        assert_eq!(foreign_use.count(), 3);
     }
 
     #[test]
     fn a_time_that_cannot_be_told_is_a_stranger_each_time() {
-        let strangers = Strangers::default();
-        claim(&strangers, None, None);
-        claim(&strangers, None, None);
-        assert_eq!(strangers.count(), 1);
-        claim(&strangers, None, Some(3));
-        claim(&strangers, Some(3), None);
-        assert_eq!(strangers.count(), 2);
-        claim(&strangers, Some(3), None);
-        assert_eq!(strangers.count(), 3);
+        let foreign_use = ForeignUse::default();
+        claim(&foreign_use, None, None);
+        claim(&foreign_use, None, None);
+        assert_eq!(foreign_use.count(), 1);
+        claim(&foreign_use, None, Some(3));
+        claim(&foreign_use, Some(3), None);
+        assert_eq!(foreign_use.count(), 2);
+        claim(&foreign_use, Some(3), None);
+        assert_eq!(foreign_use.count(), 3);
     }
 
     #[test]
     fn claims_of_one_process_that_overlap_are_no_strangers_to_each_other() {
-        let strangers = Strangers::default();
-        claim(&strangers, Some(1), Some(2));
-        let first = strangers.enter();
-        first.begin(Some(2));
+        let foreign_use = ForeignUse::default();
+        claim(&foreign_use, Some(1), Some(2));
+        let first = foreign_use.begin_claim();
+        first.note_claimed(Some(2));
         for time in 3..6 {
-            claim(&strangers, Some(time), Some(time));
+            claim(&foreign_use, Some(time), Some(time));
         }
-        let second = strangers.enter();
-        second.begin(Some(7));
-        first.end(|| Some(8));
+        let second = foreign_use.begin_claim();
+        second.note_claimed(Some(7));
+        first.note_released(|| Some(8));
         drop(first);
-        second.end(|| Some(9));
+        second.note_released(|| Some(9));
         drop(second);
-        assert_eq!(strangers.count(), 0);
-        claim(&strangers, Some(9), Some(10));
-        assert_eq!(strangers.count(), 0);
-        claim(&strangers, Some(11), Some(12));
-        assert_eq!(strangers.count(), 1, "of all readers of the device");
+        assert_eq!(foreign_use.count(), 0);
+        claim(&foreign_use, Some(9), Some(10));
+        assert_eq!(foreign_use.count(), 0);
+        claim(&foreign_use, Some(11), Some(12));
+        assert_eq!(foreign_use.count(), 1, "of all readers of the device");
     }
 }

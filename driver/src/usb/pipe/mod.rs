@@ -28,10 +28,10 @@ use std::{
 use claviger_apdu::Sent;
 
 use self::{
-    bulk::{Bulk, BulkError, Limit, Reply, SharedBulk, Why},
-    control::Iccd,
-    fair_queue::{Turn, Turns},
-    foreign_use::Strangers,
+    bulk::{BulkError, BulkErrorKind, BulkPipe, ConcurrentBulkPipe, ResponseTimeout, SlotResponse},
+    control::ControlPipe,
+    fair_queue::{FairQueue, Permit},
+    foreign_use::ForeignUse,
 };
 use crate::{
     ccid::{budget, message::Command, quirks::Quirks},
@@ -40,36 +40,36 @@ use crate::{
 
 /// What the readers of one device have in common.
 #[derive(Debug, Default)]
-pub(crate) struct Common {
+pub(crate) struct DeviceShared {
     /// How often the device was reset.
     resets: AtomicU64,
     /// Where no two of its readers may be at a command at the same time.
-    turns: Option<Arc<Turns>>,
+    command_queue: Option<Arc<FairQueue>>,
     /// Its readers were seen to leave out the empty packet after whole ones.
-    no_empty_packet: Arc<AtomicBool>,
+    omits_zlp: Arc<AtomicBool>,
     /// Who else uses the device.
-    pub(crate) strangers: Strangers,
+    pub(crate) foreign_use: ForeignUse,
 }
 
-impl Common {
+impl DeviceShared {
     /// Of a device with these quirks.
-    pub(crate) fn of(quirks: Quirks) -> Self {
+    pub(crate) fn with_quirks(quirks: Quirks) -> Self {
         Self {
             resets: AtomicU64::new(0),
-            turns: quirks.one_at_a_time.then(|| Turns::new(1)),
-            no_empty_packet: Arc::default(),
-            strangers: Strangers::default(),
+            command_queue: quirks.one_at_a_time.then(|| FairQueue::new(1)),
+            omits_zlp: Arc::default(),
+            foreign_use: ForeignUse::default(),
         }
     }
 
     /// Whether its readers leave out the empty packet after whole ones, for whoever finds out to say so.
-    pub(crate) fn no_empty_packet(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.no_empty_packet)
+    pub(crate) fn omits_zlp(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.omits_zlp)
     }
 
     /// Whether one of its readers may have to wait for another.
-    pub(crate) const fn takes_turns(&self) -> bool {
-        self.turns.is_some()
+    pub(crate) const fn is_exclusive(&self) -> bool {
+        self.command_queue.is_some()
     }
 
     /// How often the device was reset, and each of its cards with it.
@@ -81,232 +81,247 @@ impl Common {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct CommandPipe {
-    wire: Wires,
-    turns: Arc<Turns>,
-    common: Arc<Common>,
+    mode: PipeMode,
+    command_queue: Arc<FairQueue>,
+    device: Arc<DeviceShared>,
 }
 
 /// For how many commands at a time.
 #[derive(Debug)]
-enum Wires {
-    One(Mutex<Wire>),
-    Several(SharedBulk),
+enum PipeMode {
+    Single(Mutex<SinglePipe>),
+    Concurrent(ConcurrentBulkPipe),
 }
 
 #[derive(Debug)]
-struct Wire {
-    carrier: Carrier,
+struct SinglePipe {
+    carrier: MessageCarrier,
     /// The slot whose command was not answered last, if the pipe has not been put right since.
-    troubled: Option<u8>,
+    unsynchronized_slot: Option<u8>,
 }
 
 /// What carries messages.
 #[derive(Debug)]
-pub(crate) enum Carrier {
-    Bulk(Bulk),
-    Iccd(Iccd),
+pub(crate) enum MessageCarrier {
+    Bulk(BulkPipe),
+    Control(ControlPipe),
 }
 
-impl From<Bulk> for Carrier {
-    fn from(bulk: Bulk) -> Self {
+impl From<BulkPipe> for MessageCarrier {
+    fn from(bulk: BulkPipe) -> Self {
         Self::Bulk(bulk)
     }
 }
 
-impl From<Iccd> for Carrier {
-    fn from(iccd: Iccd) -> Self {
-        Self::Iccd(iccd)
+impl From<ControlPipe> for MessageCarrier {
+    fn from(iccd: ControlPipe) -> Self {
+        Self::Control(iccd)
     }
 }
 
-impl Carrier {
+impl MessageCarrier {
     fn command(
         &mut self,
         command: &Command<'_>,
         slot: u8,
-        limit: Limit,
+        limit: ResponseTimeout,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         match self {
             Self::Bulk(bulk) => bulk.command(command, slot, limit, stop),
-            Self::Iccd(iccd) => iccd.command(command, limit, stop),
+            Self::Control(iccd) => iccd.command(command, limit, stop),
         }
     }
 
-    const fn sequence(&self) -> Option<u8> {
+    const fn last_sequence(&self) -> Option<u8> {
         match self {
-            Self::Bulk(bulk) => Some(bulk.sequence()),
-            Self::Iccd(_) => None,
+            Self::Bulk(bulk) => Some(bulk.last_sequence()),
+            Self::Control(_) => None,
         }
     }
 
-    fn recover(&mut self, slot: u8, until: Instant, stop: &Stop) -> Result<Reply, BulkError> {
+    fn recover(
+        &mut self,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<SlotResponse, BulkError> {
         match self {
             Self::Bulk(bulk) => bulk.recover(slot, until, stop),
-            Self::Iccd(iccd) => iccd.recover(until, stop),
+            Self::Control(iccd) => iccd.recover(until, stop),
         }
     }
 
     fn reset_device(&mut self) {
         match self {
             Self::Bulk(bulk) => bulk.reset_device(),
-            Self::Iccd(iccd) => iccd.reset_device(),
+            Self::Control(iccd) => iccd.reset_device(),
         }
     }
 }
 
 /// A command's right to the pipe.
-struct Right {
-    _of_reader: Turn,
-    _of_device: Option<Turn>,
+struct CommandPermit {
+    _of_reader: Permit,
+    _of_device: Option<Permit>,
 }
 
 impl CommandPipe {
     /// The pipe of a reader in the device that has `common`.
-    pub(crate) fn new(carrier: impl Into<Carrier>, common: Arc<Common>) -> Self {
+    pub(crate) fn new(carrier: impl Into<MessageCarrier>, common: Arc<DeviceShared>) -> Self {
         Self {
-            wire: Wires::One(Mutex::new(Wire {
+            mode: PipeMode::Single(Mutex::new(SinglePipe {
                 carrier: carrier.into(),
-                troubled: None,
+                unsynchronized_slot: None,
             })),
-            turns: Turns::new(1),
-            common,
+            command_queue: FairQueue::new(1),
+            device: common,
         }
     }
 
     /// The pipe of a reader that can be at work in `busy` slots at a time, one command in each.
-    pub(crate) fn shared(bulk: SharedBulk, busy: usize, common: Arc<Common>) -> Self {
+    pub(crate) fn shared(bulk: ConcurrentBulkPipe, busy: usize, common: Arc<DeviceShared>) -> Self {
         Self {
-            wire: Wires::Several(bulk),
-            turns: Turns::new(busy),
-            common,
+            mode: PipeMode::Concurrent(bulk),
+            command_queue: FairQueue::new(busy),
+            device: common,
         }
     }
 
     /// The sequence number of the last command, where commands have one.
-    pub(crate) fn sequence(&self) -> Option<u8> {
-        match &self.wire {
-            Wires::One(wire) => locked(wire).carrier.sequence(),
-            Wires::Several(bulk) => Some(bulk.sequence()),
+    pub(crate) fn last_sequence(&self) -> Option<u8> {
+        match &self.mode {
+            PipeMode::Single(wire) => locked(wire).carrier.last_sequence(),
+            PipeMode::Concurrent(bulk) => Some(bulk.last_sequence()),
         }
     }
 
     /// Whether a command could be sent at once.
     pub(crate) fn is_free(&self) -> bool {
-        let device = self.common.turns.as_ref();
-        self.turns.is_free() && device.is_none_or(|turns| turns.is_free())
+        let device = self.device.command_queue.as_ref();
+        self.command_queue.is_free() && device.is_none_or(|queue| queue.is_free())
     }
 
     /// Waits for the turn of a command; the order is everywhere the same, the reader's and then the device's. A command that
     /// is to end before it has begun gets none: nothing is sent only to be taken back.
-    fn right(&self, until: Instant, stop: &Stop) -> Result<Right, BulkError> {
+    fn acquire(&self, until: Instant, stop: &Stop) -> Result<CommandPermit, BulkError> {
         let sent = Sent::No;
-        may_begin(until, stop)?;
-        let take = |turns: &Arc<Turns>| {
-            turns
-                .take(until, stop)
-                .map_err(|why| BulkError { why, sent })
+        check_limits(until, stop)?;
+        let take = |queue: &Arc<FairQueue>| {
+            queue
+                .acquire(until, stop)
+                .map_err(|kind| BulkError { kind, sent })
         };
-        let right = Right {
-            _of_reader: take(&self.turns)?,
-            _of_device: self.common.turns.as_ref().map(take).transpose()?,
+        let right = CommandPermit {
+            _of_reader: take(&self.command_queue)?,
+            _of_device: self.device.command_queue.as_ref().map(take).transpose()?,
         };
-        may_begin(until, stop)?;
+        check_limits(until, stop)?;
         Ok(right)
     }
 
     /// Makes the pipe fit for a command to `slot`; nothing of that command is sent.
     fn prepare(
         &self,
-        _right: &Right,
+        _right: &CommandPermit,
         slot: u8,
         until: Instant,
         stop: &Stop,
     ) -> Result<(), BulkError> {
-        if let Wires::One(wire) = &self.wire {
-            locked(wire).put_right(slot, until, stop)?;
+        if let PipeMode::Single(wire) = &self.mode {
+            locked(wire).recover_other_slot(slot, until, stop)?;
             // That may have taken all the time there was.
-            may_begin(until, stop)?;
+            check_limits(until, stop)?;
         }
         Ok(())
     }
 
     fn command(
         &self,
-        _right: &Right,
+        _right: &CommandPermit,
         (command, slot): (&Command<'_>, u8),
-        limit: Limit,
+        limit: ResponseTimeout,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
-        match &self.wire {
-            Wires::One(wire) => locked(wire).command(command, slot, limit, stop),
-            Wires::Several(bulk) => bulk.command(command, slot, limit, stop),
+    ) -> Result<SlotResponse, BulkError> {
+        match &self.mode {
+            PipeMode::Single(wire) => locked(wire).command(command, slot, limit, stop),
+            PipeMode::Concurrent(bulk) => bulk.command(command, slot, limit, stop),
         }
     }
 
     fn recover(
         &self,
-        _right: &Right,
+        _right: &CommandPermit,
         slot: u8,
         until: Instant,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
-        match &self.wire {
-            Wires::One(wire) => {
+    ) -> Result<SlotResponse, BulkError> {
+        match &self.mode {
+            PipeMode::Single(wire) => {
                 let mut wire = locked(wire);
                 let result = wire.carrier.recover(slot, until, stop);
-                wire.note(slot, result)
+                wire.note_result(slot, result)
             }
-            Wires::Several(bulk) => bulk.recover(slot, until, stop),
+            PipeMode::Concurrent(bulk) => bulk.recover(slot, until, stop),
         }
     }
 
     /// Resets the device, unless another slot is at work.
-    fn reset_device(&self, _right: &Right) {
-        match &self.wire {
-            Wires::One(wire) => {
-                self.common.resets.fetch_add(1, Ordering::SeqCst);
+    fn reset_device(&self, _right: &CommandPermit) {
+        match &self.mode {
+            PipeMode::Single(wire) => {
+                self.device.resets.fetch_add(1, Ordering::SeqCst);
                 locked(wire).carrier.reset_device();
             }
-            Wires::Several(bulk) if bulk.is_idle() => {
-                self.common.resets.fetch_add(1, Ordering::SeqCst);
+            PipeMode::Concurrent(bulk) if bulk.is_idle() => {
+                self.device.resets.fetch_add(1, Ordering::SeqCst);
                 bulk.reset_device();
             }
-            Wires::Several(_) => {}
+            PipeMode::Concurrent(_) => {}
         }
     }
 }
 
 /// Whether a command may still begin: nothing is sent after its deadline, or after a stop.
-fn may_begin(until: Instant, stop: &Stop) -> Result<(), BulkError> {
-    let why = if stop.is_set() {
-        Why::Stopped
+fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+    let kind = if stop.is_set() {
+        BulkErrorKind::Stopped
     } else if Instant::now() >= until {
-        Why::TimedOut
+        BulkErrorKind::TimedOut
     } else {
         return Ok(());
     };
     let sent = Sent::No;
-    Err(BulkError { why, sent })
+    Err(BulkError { kind, sent })
 }
 
 /// The wire, for whoever has the right to it.
-fn locked(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
+fn locked(wire: &Mutex<SinglePipe>) -> MutexGuard<'_, SinglePipe> {
     wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Wire {
+impl SinglePipe {
     /// Before a command of `slot`: where that of another slot was not answered, it is aborted there and the pipe made to
     /// work again. What the other slot's card is at is for that slot to find out.
-    fn put_right(&mut self, slot: u8, until: Instant, stop: &Stop) -> Result<(), BulkError> {
-        let Some(troubled) = self.troubled.take_if(|troubled| *troubled != slot) else {
+    fn recover_other_slot(
+        &mut self,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<(), BulkError> {
+        let Some(troubled) = self
+            .unsynchronized_slot
+            .take_if(|troubled| *troubled != slot)
+        else {
             return Ok(());
         };
         let sent = Sent::No;
         match self.carrier.recover(troubled, until, stop) {
-            Err(BulkError { why, .. }) if matches!(why, Why::Gone | Why::Stopped) => {
-                self.troubled = Some(troubled);
-                Err(BulkError { why, sent })
+            Err(BulkError { kind, .. })
+                if matches!(kind, BulkErrorKind::Disconnected | BulkErrorKind::Stopped) =>
+            {
+                self.unsynchronized_slot = Some(troubled);
+                Err(BulkError { kind, sent })
             }
             // Whether the reader listens is seen by the command itself.
             _ => Ok(()),
@@ -317,17 +332,21 @@ impl Wire {
         &mut self,
         command: &Command<'_>,
         slot: u8,
-        limit: Limit,
+        limit: ResponseTimeout,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         let result = self.carrier.command(command, slot, limit, stop);
-        self.note(slot, result)
+        self.note_result(slot, result)
     }
 
-    fn note(&mut self, slot: u8, result: Result<Reply, BulkError>) -> Result<Reply, BulkError> {
+    fn note_result(
+        &mut self,
+        slot: u8,
+        result: Result<SlotResponse, BulkError>,
+    ) -> Result<SlotResponse, BulkError> {
         match &result {
-            Ok(_) => self.troubled = None,
-            Err(_) => self.troubled = Some(slot),
+            Ok(_) => self.unsynchronized_slot = None,
+            Err(_) => self.unsynchronized_slot = Some(slot),
         }
         result
     }
@@ -337,7 +356,7 @@ impl Wire {
 #[derive(Debug)]
 pub(crate) struct SlotPipe {
     pipe: Arc<CommandPipe>,
-    in_step: bool,
+    synchronized: bool,
     /// As many resets of the device as the slot has taken in.
     resets: u64,
 }
@@ -345,10 +364,10 @@ pub(crate) struct SlotPipe {
 impl SlotPipe {
     /// A slot's use of `pipe`, in step until something happens.
     pub(crate) fn new(pipe: Arc<CommandPipe>) -> Self {
-        let resets = pipe.common.resets();
+        let resets = pipe.device.resets();
         Self {
             pipe,
-            in_step: true,
+            synchronized: true,
             resets,
         }
     }
@@ -359,13 +378,13 @@ impl SlotPipe {
     }
 
     /// Whether the next command can be sent without [`SlotPipe::recover`].
-    pub(crate) fn is_in_step(&self) -> bool {
-        self.in_step && self.resets == self.pipe.common.resets()
+    pub(crate) fn is_synchronized(&self) -> bool {
+        self.synchronized && self.resets == self.pipe.device.resets()
     }
 
     /// Distrusts the slot until [`SlotPipe::recover`].
-    pub(crate) const fn fall_out_of_step(&mut self) {
-        self.in_step = false;
+    pub(crate) const fn mark_desynchronized(&mut self) {
+        self.synchronized = false;
     }
 
     /// Sends `command` to `slot` and waits for its answer, as long as `limit` says, or until `stop`; as long for its turn.
@@ -376,15 +395,15 @@ impl SlotPipe {
         &mut self,
         command: &Command<'_>,
         slot: u8,
-        limit: impl Into<Limit>,
+        limit: impl Into<ResponseTimeout>,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         let limit = limit.into();
-        let right = self.pipe.right(limit.begin(Instant::now()), stop)?;
-        let until = limit.begin(Instant::now());
+        let right = self.pipe.acquire(limit.start(Instant::now()), stop)?;
+        let until = limit.start(Instant::now());
         self.pipe.prepare(&right, slot, until, stop)?;
         let result = self.pipe.command(&right, (command, slot), limit, stop);
-        self.in_step = result.is_ok();
+        self.synchronized = result.is_ok();
         result
     }
 
@@ -398,12 +417,12 @@ impl SlotPipe {
         slot: u8,
         until: Instant,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
-        let right = self.pipe.right(until, stop)?;
-        let resets = self.pipe.common.resets();
+    ) -> Result<SlotResponse, BulkError> {
+        let right = self.pipe.acquire(until, stop)?;
+        let resets = self.pipe.device.resets();
         let result = self.pipe.recover(&right, slot, until, stop);
-        self.in_step = result.is_ok();
-        if self.in_step {
+        self.synchronized = result.is_ok();
+        if self.synchronized {
             self.resets = resets;
         }
         result
@@ -413,18 +432,18 @@ impl SlotPipe {
     /// else has just done it, or another slot's command is under way after all.
     pub(crate) fn reset_device(&mut self) {
         let until = Instant::now() + budget::CANCEL;
-        let Ok(right) = self.pipe.right(until, &Stop::new()) else {
+        let Ok(right) = self.pipe.acquire(until, &Stop::new()) else {
             return;
         };
-        if self.resets == self.pipe.common.resets() {
+        if self.resets == self.pipe.device.resets() {
             self.pipe.reset_device(&right);
         }
     }
 }
 
-impl From<Bulk> for SlotPipe {
+impl From<BulkPipe> for SlotPipe {
     /// The pipe of a reader nobody else uses.
-    fn from(bulk: Bulk) -> Self {
+    fn from(bulk: BulkPipe) -> Self {
         Self::new(Arc::new(CommandPipe::new(bulk, Arc::default())))
     }
 }

@@ -9,107 +9,111 @@ use std::{
     time::Instant,
 };
 
-use super::driver::Desk;
+use super::driver::ReaderDriver;
 use crate::{
     usb::pipe::{
-        bulk::Why,
-        fair_queue::{Turn, Turns},
+        bulk::BulkErrorKind,
+        fair_queue::{FairQueue, Permit},
     },
     wait::Stop,
 };
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Access {
+pub(super) struct DriverAccess {
     /// Locked by whose turn it is.
-    desk: Mutex<Desk>,
-    turns: Arc<Turns>,
+    driver: Mutex<ReaderDriver>,
+    queue: Arc<FairQueue>,
     /// The connection has ended, which the desk does not know yet.
-    is_over: AtomicBool,
+    detach_pending: AtomicBool,
 }
 
 /// A slot's desk, for as long as the value lives.
 #[derive(Debug)]
-pub(crate) struct AtDesk<'a> {
+pub(crate) struct DriverGuard<'a> {
     // In this order: whoever comes next finds the desk free.
-    desk: MutexGuard<'a, Desk>,
-    _turn: Turn,
-    _after: After<'a>,
+    driver: MutexGuard<'a, ReaderDriver>,
+    _permit: Permit,
+    _detach: DetachOnDrop<'a>,
 }
 
-impl Access {
-    pub(super) fn to(desk: Desk) -> Self {
+impl DriverAccess {
+    pub(super) fn new(driver: ReaderDriver) -> Self {
         Self {
-            desk: Mutex::new(desk),
-            turns: Turns::new(1),
-            is_over: AtomicBool::new(false),
+            driver: Mutex::new(driver),
+            queue: FairQueue::new(1),
+            detach_pending: AtomicBool::new(false),
         }
     }
 
     /// The desk; whoever is at it is waited for until `until` or `stop`.
     ///
     /// # Errors
-    /// [`Why::Taken`] or [`Why::Stopped`].
-    pub(super) fn within(&self, until: Instant, stop: &Stop) -> Result<AtDesk<'_>, Why> {
-        let turn = self.turns.take(until, stop);
-        if turn.is_err() {
+    /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].
+    pub(super) fn acquire(
+        &self,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<DriverGuard<'_>, BulkErrorKind> {
+        let permit = self.queue.acquire(until, stop);
+        if permit.is_err() {
             // It may just have been passed on from here.
-            self.catch_up();
+            self.detach_if_pending();
         }
-        turn.map(|turn| self.at_desk(turn))
+        permit.map(|permit| self.guard(permit))
     }
 
     /// The desk, unless somebody is at it.
-    pub(super) fn try_now(&self) -> Option<AtDesk<'_>> {
-        self.turns.take_free().map(|turn| self.at_desk(turn))
+    pub(super) fn try_acquire(&self) -> Option<DriverGuard<'_>> {
+        self.queue.try_acquire().map(|permit| self.guard(permit))
     }
 
-    fn at_desk(&self, turn: Turn) -> AtDesk<'_> {
-        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_over.swap(false, Ordering::SeqCst) {
-            desk.disconnect();
+    fn guard(&self, permit: Permit) -> DriverGuard<'_> {
+        let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.detach_pending.swap(false, Ordering::SeqCst) {
+            driver.detach();
         }
-        AtDesk {
-            desk,
-            _turn: turn,
-            _after: After(self),
+        DriverGuard {
+            driver,
+            _permit: permit,
+            _detach: DetachOnDrop(self),
         }
     }
 
     /// Ends the connection, by whoever is at the desk or comes next.
-    pub(super) fn end_connection(&self) {
-        self.is_over.store(true, Ordering::SeqCst);
-        self.catch_up();
+    pub(super) fn detach(&self) {
+        self.detach_pending.store(true, Ordering::SeqCst);
+        self.detach_if_pending();
     }
 
     /// Does what was left to whoever is at the desk, unless somebody is.
-    fn catch_up(&self) {
-        if self.is_over.load(Ordering::SeqCst) {
-            drop(self.try_now());
+    fn detach_if_pending(&self) {
+        if self.detach_pending.load(Ordering::SeqCst) {
+            drop(self.try_acquire());
         }
     }
 }
 
-impl Deref for AtDesk<'_> {
-    type Target = Desk;
+impl Deref for DriverGuard<'_> {
+    type Target = ReaderDriver;
 
-    fn deref(&self) -> &Desk {
-        &self.desk
+    fn deref(&self) -> &ReaderDriver {
+        &self.driver
     }
 }
 
-impl DerefMut for AtDesk<'_> {
-    fn deref_mut(&mut self) -> &mut Desk {
-        &mut self.desk
+impl DerefMut for DriverGuard<'_> {
+    fn deref_mut(&mut self) -> &mut ReaderDriver {
+        &mut self.driver
     }
 }
 
 /// What is done after a turn at the desk.
 #[derive(Debug)]
-struct After<'a>(&'a Access);
+struct DetachOnDrop<'a>(&'a DriverAccess);
 
-impl Drop for After<'_> {
+impl Drop for DetachOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.catch_up();
+        self.0.detach_if_pending();
     }
 }

@@ -16,33 +16,33 @@ use std::{
 use claviger_apdu::{Atr, TransportError};
 
 use self::{
-    access::{Access, AtDesk},
-    driver::Desk,
+    access::{DriverAccess, DriverGuard},
+    driver::ReaderDriver,
 };
 use super::{
-    claim::{Grip, Taken, Wish, shared::Holding, wait_for},
-    discovery::reader_info::Site,
+    claim::{ClaimError, ClaimRequest, ReaderClaim, shared::SharedClaim, wait_for},
+    discovery::reader_info::ReaderInfo,
     host::transfer::OpenError,
-    pipe::bulk::Why,
+    pipe::bulk::BulkErrorKind,
 };
 use crate::wait::Stop;
 
 /// One slot of a reader from one plugging in to the next; of most readers, the only one.
 #[derive(Debug)]
-pub(crate) struct Station {
-    pub(crate) site: Site,
-    holding: Arc<Holding>,
-    access: Access,
+pub(crate) struct UsbReader {
+    pub(crate) info: ReaderInfo,
+    shared_claim: Arc<SharedClaim>,
+    access: DriverAccess,
     /// It has left the bus, or is not ours any more.
     retired: AtomicBool,
 }
 
-impl Station {
-    pub(crate) fn new(site: Site, holding: Arc<Holding>) -> Self {
+impl UsbReader {
+    pub(crate) fn new(info: ReaderInfo, holding: Arc<SharedClaim>) -> Self {
         Self {
-            access: Access::to(Desk::of(site.slot)),
-            site,
-            holding,
+            access: DriverAccess::new(ReaderDriver::for_slot(info.slot)),
+            info,
+            shared_claim: holding,
             retired: AtomicBool::new(false),
         }
     }
@@ -51,58 +51,64 @@ impl Station {
     ///
     /// # Errors
     /// Busy or Cancelled, with nothing sent.
-    pub(crate) fn desk_within(
+    pub(crate) fn driver_within(
         &self,
         until: Instant,
         stop: &Stop,
-    ) -> Result<AtDesk<'_>, TransportError> {
-        self.access.within(until, stop).map_err(|why| {
+    ) -> Result<DriverGuard<'_>, TransportError> {
+        self.access.acquire(until, stop).map_err(|why| {
             let what = match why {
-                Why::Stopped => "the call was ended",
+                BulkErrorKind::Stopped => "the call was ended",
                 _ => "another call is at it",
             };
-            let what = format!("reader {}: {what}", self.site.interface.name);
-            TransportError::before_card(why.kind(), what)
+            let what = format!("reader {}: {what}", self.info.interface.name);
+            TransportError::before_card(why.transport_kind(), what)
         })
     }
 
     /// The slot's desk, unless somebody is at it.
-    pub(crate) fn try_desk(&self) -> Option<AtDesk<'_>> {
-        self.access.try_now()
+    pub(crate) fn try_driver(&self) -> Option<DriverGuard<'_>> {
+        self.access.try_acquire()
     }
 
     /// The connection has ended. Nobody is waited for: whoever is at the desk, or comes next, lets go of the reader.
-    pub(crate) fn end_connection(&self) {
-        self.access.end_connection();
+    pub(crate) fn detach(&self) {
+        self.access.detach();
     }
 
     /// The slot's desk, unless somebody is at it or a command would have to wait for another slot's.
-    pub(crate) fn free_desk(&self) -> Option<AtDesk<'_>> {
-        let is_free = self.held().is_none_or(|grip| grip.is_free());
-        is_free.then(|| self.try_desk()).flatten()
+    pub(crate) fn try_idle_driver(&self) -> Option<DriverGuard<'_>> {
+        let is_free = self
+            .current_claim()
+            .is_none_or(|reader_claim| reader_claim.is_free());
+        is_free.then(|| self.try_driver()).flatten()
     }
 
     /// The claim, while somebody in this process has it: not one that is just being made, which wakes the watch when it is.
-    pub(crate) fn held(&self) -> Option<Arc<Grip>> {
-        self.holding.grip()
+    pub(crate) fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
+        self.shared_claim.current_claim()
     }
 
     /// The answer to reset of the card that another process of ours has powered, or had, since the reader was plugged in.
-    pub(crate) fn told(&self) -> Option<Atr> {
-        let record = self.holding.means.locks.peek(&self.site.place)?;
-        let atr = record.atr(self.site.slot).cloned();
-        atr.filter(|_| record.life == self.site.life)
+    pub(crate) fn recorded_atr(&self) -> Option<Atr> {
+        let record = self
+            .shared_claim
+            .context
+            .lock_folder
+            .peek(&self.info.lock_name)?;
+        let atr = record.atr(self.info.slot).cloned();
+        atr.filter(|_| record.instance == self.info.instance)
     }
 
     /// The device has left, or is not ours any more: no claim is made from now on, and one that lasts ends with the
     /// conversation under way, whoever still has a connection.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
-        if let Some(grip) = self.held() {
-            grip.recall();
+        if let Some(reader_claim) = self.current_claim() {
+            reader_claim.request_local_release();
         }
-        if let Some(mut desk) = self.try_desk() {
-            desk.yield_if_wanted();
+        if let Some(mut driver) = self.try_driver() {
+            driver.yield_if_requested();
         }
     }
 
@@ -110,16 +116,28 @@ impl Station {
     ///
     /// # Errors
     /// As [`wait_for`].
-    pub(crate) fn claim(&self, wish: Wish<'_>) -> Result<Arc<Grip>, TransportError> {
-        wait_for(&self.site, &*self.holding.means.opener, wish, |knocks| {
-            let gone = || Err(Taken::Open(OpenError::Gone));
-            if self.is_retired() {
-                return gone();
-            }
-            let grip = self.holding.claim(&self.site, knocks)?;
-            // Whoever retires it meanwhile has seen the claim, or is seen here.
-            if self.is_retired() { gone() } else { Ok(grip) }
-        })
+    pub(crate) fn claim(
+        &self,
+        request: ClaimRequest<'_>,
+    ) -> Result<Arc<ReaderClaim>, TransportError> {
+        wait_for(
+            &self.info,
+            &*self.shared_claim.context.opener,
+            request,
+            |request_release| {
+                let gone = || Err(ClaimError::Open(OpenError::Disconnected));
+                if self.is_retired() {
+                    return gone();
+                }
+                let reader_claim = self.shared_claim.claim(&self.info, request_release)?;
+                // Whoever retires it meanwhile has seen the claim, or is seen here.
+                if self.is_retired() {
+                    gone()
+                } else {
+                    Ok(reader_claim)
+                }
+            },
+        )
     }
 
     fn is_retired(&self) -> bool {
@@ -127,18 +145,18 @@ impl Station {
     }
 
     /// What has happened to the reader so far that its card may not have survived.
-    fn seen(&self) -> Seen {
-        let others = self.site.common.strangers.count();
-        Seen {
-            strangers: self.holding.strangers().wrapping_add(others),
-            resets: self.site.common.resets(),
+    fn loss_counts(&self) -> LossCounts {
+        let others = self.info.device.foreign_use.count();
+        LossCounts {
+            foreign_uses: self.shared_claim.peer_uses().wrapping_add(others),
+            resets: self.info.device.resets(),
         }
     }
 }
 
 /// How often something happened that the state of no card survives for sure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    strangers: u64,
+struct LossCounts {
+    foreign_uses: u64,
     resets: u64,
 }

@@ -2,27 +2,24 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Station;
+use super::UsbReader;
 use crate::reader::ReaderId;
 
 /// The readers the watch saw last.
 #[derive(Debug, Default)]
-pub(crate) struct Registry(Mutex<Vec<Arc<Station>>>);
+pub(crate) struct ReaderRegistry(Mutex<Vec<Arc<UsbReader>>>);
 
-impl Registry {
-    fn stations(&self) -> MutexGuard<'_, Vec<Arc<Station>>> {
+impl ReaderRegistry {
+    fn readers(&self) -> MutexGuard<'_, Vec<Arc<UsbReader>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set(&self, stations: Vec<Arc<Station>>) {
-        *self.stations() = stations;
+    pub(crate) fn set(&self, readers: Vec<Arc<UsbReader>>) {
+        *self.readers() = readers;
     }
 
-    pub(crate) fn station(&self, id: &ReaderId) -> Option<Arc<Station>> {
-        let stations = self.stations();
-        stations
-            .iter()
-            .find(|station| station.site.id == *id)
-            .cloned()
+    pub(crate) fn find(&self, id: &ReaderId) -> Option<Arc<UsbReader>> {
+        let readers = self.readers();
+        readers.iter().find(|reader| reader.info.id == *id).cloned()
     }
 }

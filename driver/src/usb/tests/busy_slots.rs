@@ -13,23 +13,23 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
     PATIENCE, answered, class, exchange,
-    fixture::{connect, echo as bench_echo, look},
-    interfaces::Devices,
+    fixture::{connect, echo as bench_echo, snapshot},
+    interfaces::MultiInterfaceMachine,
 };
 use crate::{
     backend::Wake as _,
     ccid::{descriptor::ClassDescriptor, quirks::Quirks},
     usb::{
         claim::pipe,
-        discovery::reader_info::{ReaderInterface, Way},
+        discovery::reader_info::{CommandChannel, ReaderInterface},
         host::{
             fake::{
-                Answer, FakeDevice, FakeReader, Fault, Firmware, Layout,
+                DeviceMessage, EndpointLayout, FakeDevice, FakeReader, Fault, Firmware,
                 reader::{ReaderConfig, echo},
             },
-            transfer::{Setup, TransferError},
+            transfer::{SetupPacket, TransferError},
         },
-        reader::slot::{self, Device},
+        reader::slot::{self, CcidSlot},
     },
     wait::Stop,
 };
@@ -46,12 +46,12 @@ struct Back {
 struct Reader(Back);
 
 impl Firmware for Reader {
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage> {
         let [kind, _, _, _, _, slot, sequence, ..] = *transfer else {
             return Vec::new();
         };
         if self.0.is_mad.load(Ordering::SeqCst) {
-            return vec![Answer::Bulk(vec![0x99; 12])];
+            return vec![DeviceMessage::Bulk(vec![0x99; 12])];
         }
         let data = transfer.get(10..).unwrap_or_default();
         let (kind, data) = match kind {
@@ -67,10 +67,10 @@ impl Firmware for Reader {
             self.0.kept.lock().unwrap().push(message);
             return Vec::new();
         }
-        vec![Answer::Bulk(message)]
+        vec![DeviceMessage::Bulk(message)]
     }
 
-    fn control(&mut self, _setup: Setup, _data: &mut [u8]) -> Result<usize, TransferError> {
+    fn control(&mut self, _setup: SetupPacket, _data: &mut [u8]) -> Result<usize, TransferError> {
         Ok(0)
     }
 
@@ -89,7 +89,7 @@ impl Back {
         self.is_on.store(false, Ordering::SeqCst);
         let kept = std::mem::take(&mut *self.kept.lock().unwrap());
         for message in kept {
-            device.send(Answer::Bulk(message));
+            device.send(DeviceMessage::Bulk(message));
         }
     }
 
@@ -113,14 +113,14 @@ pub(super) fn two_busy() -> ClassDescriptor {
 }
 
 /// The reader, what it keeps back, and its two slots with powered cards.
-fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [Device; 2]) {
+fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [CcidSlot; 2]) {
     let back = Back::default();
-    let layout = Layout::default();
+    let layout = EndpointLayout::default();
     let device = FakeDevice::new(layout, Reader(back.clone()));
     let reader = ReaderInterface {
         name: "fake".to_owned(),
         number: 0,
-        way: Way::Bulk {
+        channel: CommandChannel::Bulk {
             bulk_in: layout.bulk_in,
             bulk_out: layout.bulk_out,
             packet: layout.packet,
@@ -128,9 +128,9 @@ fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [Device; 2]) {
         class: two_busy(),
         quirks: Quirks::default(),
     };
-    let pipe = pipe::pipe(device.claim().unwrap(), &reader, &Arc::default(), 0).unwrap();
+    let pipe = pipe::open_pipe(device.claim().unwrap(), &reader, &Arc::default(), 0).unwrap();
     let slots = [0, 1].map(|slot| {
-        let mut slot = slot::device(Arc::clone(&pipe), reader.clone(), slot, stop);
+        let mut slot = slot::new_slot(Arc::clone(&pipe), reader.clone(), slot, stop);
         slot.power_on(Call::within(PATIENCE)).unwrap();
         slot
     });
@@ -263,9 +263,9 @@ fn survives(fault: Fault, step: usize) -> bool {
             });
         }
     });
-    let struck = device.struck();
+    let struck = device.fault_struck();
     device.release();
-    if fault == Fault::Gone && struck {
+    if fault == Fault::Disconnected && struck {
         let error = exchange(&mut slots[0], b"gone", PATIENCE).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{what}: {error}");
         return true;
@@ -306,15 +306,15 @@ fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_devic
     };
     let back = Back::default();
     let device = FakeDevice::new(config.layout, Reader(back.clone()));
-    let devices = Devices::new("slots-mad");
+    let devices = MultiInterfaceMachine::new("slots-mad");
     devices.plug(
         1,
         &FakeReader::new(config).descriptors(),
         vec![device.clone()],
     );
-    let program = devices.program();
-    let mut watch = super::watch::awaited(&program);
-    let before = look(&mut *watch);
+    let program = devices.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
+    let before = snapshot(&mut *watch);
     let [idle, mut used] = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     let epochs = [idle.epoch(), used.epoch()];
     drop(idle);
@@ -337,6 +337,6 @@ fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_devic
     let mut idle = connect(&program, "3-1:0:0");
     assert!(idle.epoch() > epochs[0]);
     assert_eq!(bench_echo(&mut *idle, b"idle").unwrap(), answered(b"idle"));
-    let after = look(&mut *watch);
+    let after = snapshot(&mut *watch);
     assert_eq!(before.readers.len(), after.readers.len());
 }

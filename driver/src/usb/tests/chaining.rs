@@ -11,12 +11,12 @@ use super::{PATIENCE, blocks, interface_of, script::Got};
 use crate::{
     ccid::quirks::{self, Model},
     usb::{
-        claim::pipe::pipe,
+        claim::pipe::open_pipe,
         host::fake::{
-            Answer, FakeDevice, FakeReader, Firmware,
+            DeviceMessage, FakeDevice, FakeReader, Firmware,
             reader::{FakeCard, Protocol, ReaderConfig},
         },
-        reader::slot::{self, Device},
+        reader::slot::{self, CcidSlot},
     },
     wait::Stop,
 };
@@ -87,22 +87,22 @@ impl Card {
 }
 
 /// Firmware that takes each message for a whole APDU, whatever wLevelParameter says.
-struct Whole(Card);
+struct WholeApduFirmware(Card);
 
-impl Firmware for Whole {
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+impl Firmware for WholeApduFirmware {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage> {
         let got = Got::parse(transfer);
         let answer = match got.kind {
             0x6F => got.reply(0, 0, 0, &self.0.take(&got.data)),
             _ => got.good(),
         };
-        vec![Answer::Bulk(answer)]
+        vec![DeviceMessage::Bulk(answer)]
     }
 }
 
 /// A claimed slot as a transport.
 #[derive(Debug)]
-struct SlotTransport(Device);
+struct SlotTransport(CcidSlot);
 
 impl Transmit for SlotTransport {
     fn transmit(
@@ -153,8 +153,8 @@ fn connected(device: &FakeDevice, config: &ReaderConfig) -> SlotTransport {
         release,
     });
     let claim = device.claim().unwrap();
-    let opened = pipe(claim, &interface, &Arc::default(), 0).unwrap();
-    let mut slot = slot::device(opened, interface, 0, &Arc::new(Stop::new()));
+    let opened = open_pipe(claim, &interface, &Arc::default(), 0).unwrap();
+    let mut slot = slot::new_slot(opened, interface, 0, &Arc::new(Stop::new()));
     slot.status(Call::within(PATIENCE)).unwrap();
     slot.power_on(Call::within(PATIENCE)).unwrap();
     SlotTransport(slot)
@@ -174,7 +174,7 @@ fn write(transport: &mut SlotTransport, data: &[u8], limits: Limits) -> Response
 #[test]
 fn a_command_longer_than_the_readers_messages_is_chained_and_no_part_of_it_sent_alone() {
     let card = Card::default();
-    let device = FakeDevice::new(narrow().layout, Whole(card.clone()));
+    let device = FakeDevice::new(narrow().layout, WholeApduFirmware(card.clone()));
     let mut transport = connected(&device, &narrow());
     let limits = transport.limits();
     let answer = write(&mut transport, &certificate(), limits);
@@ -188,7 +188,7 @@ fn a_command_that_fits_the_readers_messages_is_one_frame_in_one_message() {
     // Header, Lc and Le of an extended APDU take 9 bytes of 1,342.
     for (length, frames) in [(256, 1), (1333, 1), (1334, 6)] {
         let card = Card::default();
-        let device = FakeDevice::new(narrow().layout, Whole(card.clone()));
+        let device = FakeDevice::new(narrow().layout, WholeApduFirmware(card.clone()));
         let mut transport = connected(&device, &narrow());
         let limits = transport.limits();
         device.forget();
@@ -202,7 +202,7 @@ fn a_command_that_fits_the_readers_messages_is_one_frame_in_one_message() {
 #[test]
 fn an_answer_is_asked_for_at_full_length_whatever_fits_a_message() {
     let card = Card::default();
-    let device = FakeDevice::new(narrow().layout, Whole(card.clone()));
+    let device = FakeDevice::new(narrow().layout, WholeApduFirmware(card.clone()));
     let mut transport = connected(&device, &narrow());
     let limits = transport.limits();
     let read = CommandApdu {

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::usb::{
     host::fake::reader::{Disturbance, FakeCard, Pps, ReaderConfig, echo},
-    reader::slot::Device,
+    reader::slot::CcidSlot,
 };
 
 fn crc() -> FakeCard {
@@ -19,7 +19,7 @@ fn fast() -> FakeCard {
 }
 
 #[track_caller]
-fn carries(device: &mut Device, len: usize) {
+fn carries(device: &mut CcidSlot, len: usize) {
     let data = vec![0x5A; len];
     assert_eq!(
         exchange(device, &data, PATIENCE).unwrap(),

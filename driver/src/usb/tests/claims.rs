@@ -10,9 +10,12 @@ use claviger_apdu::TransportErrorKind;
 
 use super::{
     answered,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+        token,
+    },
     slots::pair,
-    watch::{Followed, awaited, key, until, with_key},
+    watch::{WatchThread, key, wait_until, watch_with_waiter, with_key},
 };
 use crate::{
     backend::Backend as _,
@@ -24,11 +27,11 @@ use crate::{
 };
 
 /// Two programs that follow the readers, and have seen the one card.
-fn two_that_follow(machine: &Machine) -> ([UsbBackend; 2], [Followed; 2]) {
-    let programs = [machine.program(), machine.program()];
-    let followed = programs.each_ref().map(Followed::new);
+fn two_that_follow(machine: &FakeMachine) -> ([UsbBackend; 2], [WatchThread; 2]) {
+    let programs = [machine.new_backend(), machine.new_backend()];
+    let followed = programs.each_ref().map(WatchThread::new);
     for followed in &followed {
-        assert!(holds_card(only(&followed.shown())));
+        assert!(holds_card(single_reader(&followed.wait_for_readers())));
     }
     (programs, followed)
 }
@@ -36,9 +39,9 @@ fn two_that_follow(machine: &Machine) -> ([UsbBackend; 2], [Followed; 2]) {
 #[test]
 fn a_connection_claims_the_reader_and_gives_it_back() {
     let (machine, reader) = with_key("claims");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     assert!(reader.device().claimed());
     let epoch = card.epoch();
@@ -57,38 +60,38 @@ fn a_connection_claims_the_reader_and_gives_it_back() {
 #[test]
 fn a_token_that_has_come_is_powered_and_asked_for_nothing_else() {
     let (machine, key) = with_key("powered");
-    let program = machine.program();
-    assert!(holds_card(only(&look(&mut *program.watch()))));
+    let program = machine.new_backend();
+    assert!(holds_card(single_reader(&snapshot(&mut *program.watch()))));
     let kinds: Vec<u8> = key.messages().iter().map(|message| message.0).collect();
     assert_eq!(kinds, [0x62]);
     // A reader is asked, as it may be empty, and power is for cards.
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-2", &slot, &reader());
-    assert_eq!(look(&mut *program.watch()).readers.len(), 2);
+    assert_eq!(snapshot(&mut *program.watch()).readers.len(), 2);
     let kinds: Vec<u8> = slot.messages().iter().map(|message| message.0).collect();
     assert_eq!(kinds, [0x65, 0x62]);
 }
 
 #[test]
 fn a_token_without_its_card_is_shown_empty() {
-    let machine = Machine::new("hollow");
+    let machine = FakeMachine::new("hollow");
     machine.plug("3-1", &FakeReader::new(token()), &token());
-    let program = machine.program();
-    let picture = look(&mut *program.watch());
-    assert_eq!(only(&picture).presence, Presence::Empty);
+    let program = machine.new_backend();
+    let picture = snapshot(&mut *program.watch());
+    assert_eq!(single_reader(&picture).presence, Presence::Empty);
 }
 
 #[test]
 fn what_another_process_knows_costs_nothing_and_resets_no_card() {
     let (machine, reader) = with_key("told");
-    let (ours, theirs) = (machine.program(), machine.program());
+    let (ours, theirs) = (machine.new_backend(), machine.new_backend());
     let mut one = ours.watch();
-    let _ = look(&mut *one);
+    let _ = snapshot(&mut *one);
     let mut first = connect(&ours, "3-1");
     reader.device().forget();
     let mut other = theirs.watch();
-    let picture = look(&mut *other);
-    assert!(holds_card(only(&picture)));
+    let picture = snapshot(&mut *other);
+    assert!(holds_card(single_reader(&picture)));
     assert_eq!(reader.device().counts(), Default::default());
     echo(&mut *first, b"a").unwrap();
     drop(first);
@@ -137,10 +140,10 @@ fn a_claim_that_ends_while_the_watch_is_woken_by_it_is_listened_to() {
 #[test]
 fn a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it() {
     let (machine, reader) = with_key("opening");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    assert!(holds_card(only(&look(&mut *watch))));
-    let door = machine.close_the_door();
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    let door = machine.block_opening();
     let (told, is_told) = mpsc::channel();
     thread::scope(|scope| {
         let program = &program;
@@ -150,7 +153,7 @@ fn a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it
         });
         thread::sleep(Duration::from_millis(50));
         machine.unplug("3-1");
-        scope.spawn(move || told.send(look(&mut *watch)));
+        scope.spawn(move || told.send(snapshot(&mut *watch)));
         let picture = is_told.recv_timeout(PATIENCE);
         drop(door);
         assert!(picture.expect("seen while it is opened").readers.is_empty());
@@ -162,12 +165,12 @@ fn a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it
 
 #[test]
 fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with_the_backend() {
-    let machine = Machine::new("opening-slot");
+    let machine = FakeMachine::new("opening-slot");
     let (reader, _) = pair(&machine);
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    assert_eq!(look(&mut *watch).readers.len(), 2);
-    let door = machine.close_the_door();
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    assert_eq!(snapshot(&mut *watch).readers.len(), 2);
+    let door = machine.block_opening();
     let open = |slot: &str, limit: Duration| {
         let connected = program.connect(&id(slot), claviger_apdu::Call::within(limit));
         connected.err().map(|error| error.kind)
@@ -192,24 +195,24 @@ fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with
         assert_eq!(cut, Ok(Some(TransportErrorKind::Cancelled)));
         assert!(first.recv_timeout(PATIENCE).is_ok());
     });
-    until(|| !reader.device().claimed());
+    wait_until(|| !reader.device().claimed());
 }
 
 #[test]
 fn no_reader_is_kept_while_another_is_waited_for() {
-    let machine = Machine::new("kept");
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let machine = FakeMachine::new("kept");
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     assert!(watch.next().unwrap().readers.is_empty());
     let waker = watch.waker();
     let [(first, one), (dead, other)] = [key(), key()];
-    dead.device().fall_silent(true);
+    dead.device().set_silent(true);
     machine.plug("3-1", &first, &one);
     machine.plug("3-2", &dead, &other);
     thread::scope(|scope| {
         let told = scope.spawn(move || (watch.next().map(|picture| picture.readers.len()), watch));
         // The first stays claimed for as long as nothing else is due, and longer if the rule is broken.
-        until(|| dead.device().claimed() && !first.device().claimed());
+        wait_until(|| dead.device().claimed() && !first.device().claimed());
         let (shown, watch) = told.join().unwrap();
         assert_eq!(shown, Ok(1), "the dead one is not shown");
         drop(watch);
@@ -221,10 +224,10 @@ fn no_reader_is_kept_while_another_is_waited_for() {
 #[test]
 fn where_nobody_follows_the_readers_one_is_let_go_after_each_use() {
     let (machine, reader) = with_key("unfollowed");
-    let programs = [(); 2].map(|()| machine.program_without_threads());
+    let programs = [(); 2].map(|()| machine.new_backend_without_threads());
     let mut watches = programs.each_ref().map(|program| program.watch());
     for watch in &mut watches {
-        assert!(holds_card(only(&look(&mut **watch))));
+        assert!(holds_card(single_reader(&snapshot(&mut **watch))));
     }
     let [mut first, mut second] = programs.each_ref().map(|program| {
         let mut card = connect(program, "3-1");
@@ -280,16 +283,16 @@ fn a_transaction_is_never_interrupted_by_who_knocks() {
 #[test]
 fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
     let (machine, key) = with_key("backoff");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let theirs = key.device().claim().unwrap();
-    let before = machine.tries();
+    let before = machine.open_attempts();
     let call = claviger_apdu::Call::within(Duration::from_secs(1));
     let error = program.connect(&id("3-1"), call).err().unwrap();
     assert_eq!(error.kind, TransportErrorKind::Busy, "{error}");
     // Pauses of 2, 4, 8, 16, 32 ms, and then 50 ms each.
-    let tries = machine.tries() - before;
+    let tries = machine.open_attempts() - before;
     assert!(tries <= 30, "{tries}");
     drop(theirs);
     let _ = connect(&program, "3-1");
@@ -298,9 +301,9 @@ fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
 #[test]
 fn the_end_of_a_connection_waits_for_nobody() {
     let (machine, key) = with_key("end");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let [ends, mut works] = [(); 2].map(|()| connect(&program, "3-1"));
     key.hold();
     let (told, is_told) = mpsc::channel();
@@ -309,7 +312,7 @@ fn the_end_of_a_connection_waits_for_nobody() {
             assert_eq!(echo(&mut *works, b"slow").unwrap(), answered(b"slow"));
             works
         });
-        until(|| key.card_commands(0) > 0);
+        wait_until(|| key.card_commands(0) > 0);
         scope.spawn(move || {
             drop(ends);
             told.send(()).unwrap();
@@ -319,7 +322,7 @@ fn the_end_of_a_connection_waits_for_nobody() {
         ended.expect("while another call is at the reader");
         let works = at_it.join().unwrap();
         // By whoever was at it.
-        until(|| !key.device().claimed());
+        wait_until(|| !key.device().claimed());
         drop(works);
     });
 }
@@ -336,14 +339,14 @@ fn waits() -> u64 {
 #[test]
 fn a_call_that_waits_for_another_at_the_same_reader_sleeps_until_that_ends() {
     let (machine, key) = with_key("asleep");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let [mut first, mut second] = [(); 2].map(|()| connect(&program, "3-1"));
     key.hold();
     thread::scope(|scope| {
         let slow = scope.spawn(move || echo(&mut *first, b"slow").unwrap());
-        until(|| key.card_commands(0) > 0);
+        wait_until(|| key.card_commands(0) > 0);
         let waiting = scope.spawn(move || {
             let before = waits();
             assert_eq!(echo(&mut *second, b"then").unwrap(), answered(b"then"));

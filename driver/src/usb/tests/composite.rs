@@ -6,14 +6,14 @@ use claviger_apdu::{Call, ResponseBuffer, Sent, TransportErrorKind};
 
 use super::{
     answered, command,
-    fixture::{connect, echo, holds_card, id, look, reader},
-    interfaces::Devices,
+    fixture::{connect, echo, holds_card, id, reader, snapshot},
+    interfaces::MultiInterfaceMachine,
 };
 use crate::{
     backend::Backend as _,
     usb::host::{
         fake::{
-            FakeReader, Layout,
+            EndpointLayout, FakeReader,
             reader::{FakeCard, ReaderConfig},
         },
         transfer::EndpointAddress,
@@ -25,13 +25,13 @@ const OMNIKEY_5422: (u16, u16, u16) = (0x076B, 0x5422, 0x0100);
 
 /// The readers that are interfaces 0 and 1 of a device, each with a card.
 fn device(product: (u16, u16, u16)) -> ([FakeReader; 2], Vec<u8>) {
-    let second = Layout {
+    let second = EndpointLayout {
         bulk_out: EndpointAddress(0x04),
         bulk_in: EndpointAddress(0x84),
         interrupt: Some(EndpointAddress(0x85)),
-        ..Layout::default()
+        ..EndpointLayout::default()
     };
-    let readers = [Layout::default(), second].map(|layout| {
+    let readers = [EndpointLayout::default(), second].map(|layout| {
         let config = ReaderConfig {
             product,
             layout,
@@ -49,8 +49,11 @@ fn device(product: (u16, u16, u16)) -> ([FakeReader; 2], Vec<u8>) {
     (readers, bytes)
 }
 
-pub(super) fn plugged(test: &str, product: (u16, u16, u16)) -> (Devices, [FakeReader; 2]) {
-    let devices = Devices::new(test);
+pub(super) fn plugged(
+    test: &str,
+    product: (u16, u16, u16),
+) -> (MultiInterfaceMachine, [FakeReader; 2]) {
+    let devices = MultiInterfaceMachine::new(test);
     let (readers, descriptors) = device(product);
     let interfaces = readers.each_ref().map(|reader| reader.device().clone());
     devices.plug(1, &descriptors, interfaces.to_vec());
@@ -60,9 +63,9 @@ pub(super) fn plugged(test: &str, product: (u16, u16, u16)) -> (Devices, [FakeRe
 #[test]
 fn each_interface_is_a_reader_of_its_own() {
     let (devices, readers) = plugged("composite", reader().product);
-    let program = devices.program();
-    let mut watch = super::watch::awaited(&program);
-    let picture = look(&mut *watch);
+    let program = devices.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
+    let picture = snapshot(&mut *watch);
     let ids: Vec<_> = picture
         .readers
         .iter()
@@ -82,7 +85,7 @@ fn each_interface_is_a_reader_of_its_own() {
     assert_eq!(claimed, [false, true]);
     assert_eq!(readers[0].card_commands(0), 0);
     devices.unplug(1);
-    assert!(look(&mut *watch).readers.is_empty());
+    assert!(snapshot(&mut *watch).readers.is_empty());
 }
 
 /// Sends to the second reader while the first is at a command, and what came of it.
@@ -91,9 +94,9 @@ fn second_while_first_works(
     product: (u16, u16, u16),
 ) -> Result<Vec<u8>, (TransportErrorKind, Sent)> {
     let (devices, readers) = plugged(test, product);
-    let program = devices.program();
-    let mut watch = super::watch::awaited(&program);
-    let _ = look(&mut *watch);
+    let program = devices.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let [mut first, mut second] = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     readers[0].hold();
     thread::scope(|scope| {
@@ -130,10 +133,10 @@ fn a_model_that_dead_locks_is_given_one_command_at_a_time() {
 #[test]
 fn a_model_that_dead_locks_serves_both_readers_in_turns() {
     let (devices, readers) = plugged("composite-turns", OMNIKEY_5422);
-    let program = devices.program();
-    let _ = look(&mut *program.watch());
-    let mut watch = super::watch::awaited(&program);
-    let _ = look(&mut *watch);
+    let program = devices.new_backend();
+    let _ = snapshot(&mut *program.watch());
+    let mut watch = super::watch::watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let cards = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     thread::scope(|scope| {
         for (number, mut card) in (0_u8..).zip(cards) {

@@ -12,8 +12,8 @@ use claviger_apdu::{
 
 use super::{
     PATIENCE, answered, command,
-    fixture::{connect, holds_card, id, look, only},
-    interfaces::Devices,
+    fixture::{connect, holds_card, id, single_reader, snapshot},
+    interfaces::MultiInterfaceMachine,
 };
 use crate::{
     backend::{Backend as _, Wake as _},
@@ -25,7 +25,7 @@ use crate::{
     },
     usb::{
         claim::pipe,
-        discovery::reader_info::{ReaderInterface, Way},
+        discovery::reader_info::{CommandChannel, ReaderInterface},
         host::fake::{
             Event, Fault,
             reader::{
@@ -33,7 +33,7 @@ use crate::{
                 icc::{FakeIcc, Lie},
             },
         },
-        reader::slot::{self, Device},
+        reader::slot::{self, CcidSlot},
     },
     wait::Stop,
 };
@@ -62,17 +62,17 @@ fn reader(token: &FakeIcc, version: Version) -> ReaderInterface {
     ReaderInterface {
         name: "token".to_owned(),
         number: 0,
-        way: Way::Control(version),
+        channel: CommandChannel::Control(version),
         class: found.readers[0].class.clone(),
         quirks: Quirks::default(),
     }
 }
 
-fn device(token: &FakeIcc, version: Version, stop: &Arc<Stop>) -> Device {
+fn device(token: &FakeIcc, version: Version, stop: &Arc<Stop>) -> CcidSlot {
     let reader = reader(token, version);
     let claim = token.device().claim().unwrap();
-    let pipe = pipe::pipe(claim, &reader, &Arc::default(), 0).unwrap();
-    slot::device(pipe, reader, 0, stop)
+    let pipe = pipe::open_pipe(claim, &reader, &Arc::default(), 0).unwrap();
+    slot::new_slot(pipe, reader, 0, stop)
 }
 
 /// Sends a command, and asks for its answer where T=0 leaves it to be asked for.
@@ -91,7 +91,11 @@ fn ask(
     })
 }
 
-fn exchange(device: &mut Device, data: &[u8], within: Duration) -> Result<Vec<u8>, TransportError> {
+fn exchange(
+    device: &mut CcidSlot,
+    data: &[u8],
+    within: Duration,
+) -> Result<Vec<u8>, TransportError> {
     let call = Call::within(within);
     let send = |frame: &[u8]| {
         let mut response = ResponseBuffer::new();
@@ -111,7 +115,7 @@ fn echo(card: &mut (impl Transmit + ?Sized), data: &[u8]) -> Result<Vec<u8>, Tra
 }
 
 /// A token with a powered card.
-fn powered(version: Version) -> (FakeIcc, Device, Seen) {
+fn powered(version: Version) -> (FakeIcc, CcidSlot, Seen) {
     let (token, seen) = token(version);
     let mut device = device(&token, version, &Arc::default());
     device.power_on(Call::within(PATIENCE)).unwrap();
@@ -237,7 +241,7 @@ fn a_stop_ends_a_command_between_two_requests() {
 
 /// Whether a command goes through, a card without power getting it back; a lie is still to come, or it must be
 /// answered by its own answer.
-fn goes_through(device: &mut Device, data: &[u8], is_honest: bool, what: &str) -> bool {
+fn goes_through(device: &mut CcidSlot, data: &[u8], is_honest: bool, what: &str) -> bool {
     match exchange(device, data, Duration::from_secs(4)) {
         Ok(answer) => {
             let own = answer == answered(data);
@@ -271,13 +275,13 @@ fn survives(version: Version, what: &str, spoil: impl Fn(&FakeIcc), lies: bool) 
             assert!(error.sent != Sent::No || !reached, "{what}: {error}");
         }
     }
-    let struck = token.lied() && token.device().struck();
+    let struck = token.lied() && token.device().fault_struck();
     let healthy = (0..6).any(|round: u8| {
         let is_honest = token.lied();
         goes_through(&mut device, &[0x20 + round; 70], is_honest, what)
     });
     assert!(
-        healthy || what.starts_with("Gone"),
+        healthy || what.starts_with("Disconnected"),
         "{what}: the token is well, and no command goes through"
     );
     let all = seen.lock().unwrap().clone();
@@ -298,7 +302,7 @@ fn any_fault_at_any_request_ends_and_the_next_command_works() {
         Fault::Delay,
         Fault::Stall,
         Fault::Failed(71),
-        Fault::Gone,
+        Fault::Disconnected,
     ];
     for version in VERSIONS {
         let mut struck = 0;
@@ -350,13 +354,13 @@ fn a_token_that_does_not_come_back_is_reset_as_a_device() {
 #[test]
 fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
     for version in VERSIONS {
-        let devices = Devices::new(&format!("iccd-{version:?}"));
+        let devices = MultiInterfaceMachine::new(&format!("iccd-{version:?}"));
         let (token, _) = token(version);
         devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
-        let program = devices.program();
-        let mut watch = super::watch::awaited(&program);
-        let picture = look(&mut *watch);
-        let state = only(&picture);
+        let program = devices.new_backend();
+        let mut watch = super::watch::watch_with_waiter(&program);
+        let picture = snapshot(&mut *watch);
+        let state = single_reader(&picture);
         assert_eq!(state.id, id("3-1"));
         assert!(holds_card(state));
         assert!(
@@ -379,7 +383,7 @@ fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
         devices.unplug(1);
         let error = echo(&mut *card, b"gone").unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
-        assert!(look(&mut *watch).readers.is_empty());
+        assert!(snapshot(&mut *watch).readers.is_empty());
     }
 }
 
@@ -387,14 +391,14 @@ fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
 fn a_token_that_leaves_at_any_request_ends_what_is_done_with_it() {
     for version in VERSIONS {
         for step in 0..20 {
-            let devices = Devices::new(&format!("iccd-leaves-{version:?}"));
+            let devices = MultiInterfaceMachine::new(&format!("iccd-leaves-{version:?}"));
             let (token, _) = token(version);
             devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
-            let program = devices.program();
-            let mut watch = super::watch::awaited(&program);
-            token.device().inject(Fault::Gone, step);
+            let program = devices.new_backend();
+            let mut watch = super::watch::watch_with_waiter(&program);
+            token.device().inject(Fault::Disconnected, step);
             let start = Instant::now();
-            let _ = look(&mut *watch);
+            let _ = snapshot(&mut *watch);
             let used = program
                 .connect(&id("3-1"), Call::within(PATIENCE))
                 .and_then(|mut card| echo(&mut *card, b"data"));

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    fixture::{Machine, PATIENCE, holds_card, only, reader},
-    watch::{Followed, until, with_key},
+    fixture::{FakeMachine, PATIENCE, holds_card, reader, single_reader},
+    watch::{WatchThread, wait_until, with_key},
 };
 use crate::{
     reader::Presence,
@@ -12,15 +12,15 @@ use crate::{
 };
 
 /// A machine with a reader that has this card, followed by a thread with nobody who waits, after the first picture.
-fn idle(test: &str, card: Option<FakeCard>) -> (Machine, FakeReader, Followed) {
-    let machine = Machine::new(test);
+fn idle(test: &str, card: Option<FakeCard>) -> (FakeMachine, FakeReader, WatchThread) {
+    let machine = FakeMachine::new(test);
     let slot = FakeReader::new(reader());
     if let Some(card) = card {
         slot.put_unseen(0, card);
     }
     machine.plug("3-1", &slot, &reader());
-    let followed = Followed::idly(&machine.program());
-    followed.picture();
+    let followed = WatchThread::without_waiter(&machine.new_backend());
+    followed.snapshot();
     (machine, slot, followed)
 }
 
@@ -28,12 +28,12 @@ fn idle(test: &str, card: Option<FakeCard>) -> (Machine, FakeReader, Followed) {
 fn b11_a_contact_reader_is_claimed_only_while_somebody_waits() {
     let (_machine, slot, followed) = idle("b11", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
-    until(|| !slot.device().claimed());
+    wait_until(|| !slot.device().claimed());
     for _ in 0..2 {
-        demand.begin_to_wait();
-        until(|| slot.device().claimed());
-        demand.end_to_wait();
-        until(|| !slot.device().claimed());
+        demand.add_waiter();
+        wait_until(|| slot.device().claimed());
+        demand.remove_waiter();
+        wait_until(|| !slot.device().claimed());
     }
 }
 
@@ -41,46 +41,49 @@ fn b11_a_contact_reader_is_claimed_only_while_somebody_waits() {
 fn b11_one_of_two_who_wait_is_enough_to_keep_the_claim() {
     let (_machine, slot, followed) = idle("b11-two", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
-    demand.begin_to_wait();
-    demand.begin_to_wait();
-    until(|| slot.device().claimed());
-    demand.end_to_wait();
+    demand.add_waiter();
+    demand.add_waiter();
+    wait_until(|| slot.device().claimed());
+    demand.remove_waiter();
     slot.remove(0);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
-    demand.end_to_wait();
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
+    demand.remove_waiter();
 }
 
 #[test]
 fn a_card_that_came_while_nobody_waited_is_seen_when_a_refresh_returns() {
     let (_machine, slot, followed) = idle("unseen", None);
     let demand = followed.demand.clone().unwrap();
-    until(|| !slot.device().claimed());
+    wait_until(|| !slot.device().claimed());
     slot.insert(0, FakeCard::echo());
     demand.refresh(Instant::now() + PATIENCE);
-    let picture = followed.pictures.try_recv().expect("it was told before");
-    assert!(holds_card(only(&picture)));
-    until(|| !slot.device().claimed());
+    let snapshot = followed.snapshots.try_recv().expect("it was told before");
+    assert!(holds_card(single_reader(&snapshot)));
+    wait_until(|| !slot.device().claimed());
 }
 
 #[test]
 fn a_refresh_of_cards_that_are_watched_asks_nothing_of_the_reader() {
     let (_machine, slot, followed) = idle("watched", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
-    demand.begin_to_wait();
+    demand.add_waiter();
     demand.refresh(Instant::now() + PATIENCE);
-    until(|| slot.device().claimed());
+    wait_until(|| slot.device().claimed());
     let before = slot.messages().len();
     demand.refresh(Instant::now() + PATIENCE);
     assert_eq!(slot.messages().len(), before);
-    demand.end_to_wait();
+    demand.remove_waiter();
 }
 
 #[test]
 fn a_refresh_of_a_token_whose_card_cannot_leave_asks_nothing_of_it() {
     let (machine, token) = with_key("refresh-token");
-    let followed = Followed::idly(&machine.program());
-    assert!(holds_card(only(&followed.picture())));
-    until(|| !token.device().claimed());
+    let followed = WatchThread::without_waiter(&machine.new_backend());
+    assert!(holds_card(single_reader(&followed.snapshot())));
+    wait_until(|| !token.device().claimed());
     token.device().forget();
     let demand = followed.demand.clone().unwrap();
     demand.refresh(Instant::now() + PATIENCE);

@@ -12,8 +12,10 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink::So
 
 use super::{
     answered,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
-    watch::{Followed, awaited, key, until},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+    },
+    watch::{WatchThread, key, wait_until, watch_with_waiter},
 };
 use crate::{
     backend::Backend as _,
@@ -21,8 +23,8 @@ use crate::{
     usb::{
         backend::UsbBackend,
         discovery::{
-            hotplug::{Arrivals, Change},
-            sysfs::Told,
+            hotplug::{BusChanges, HotplugMonitor},
+            sysfs::TestEvents,
         },
         host::fake::{FakeReader, Fault, reader::FakeCard},
     },
@@ -40,20 +42,20 @@ fn message(action: &str, subsystem: &str, device: &str) -> Vec<u8> {
 
 /// A bus whose messages the test sends; nothing else tells of it.
 pub(super) struct Tale {
-    pub(super) machine: Machine,
-    pub(super) told: Arc<Told>,
+    pub(super) machine: FakeMachine,
+    pub(super) told: Arc<TestEvents>,
     kernel: UnixDatagram,
 }
 
 impl Tale {
     pub(super) fn new(test: &str) -> Self {
         let (kernel, ours) = UnixDatagram::pair().unwrap();
-        let told = Told {
+        let told = TestEvents {
             messages: Some(ours.into()),
-            ..Told::default()
+            ..TestEvents::default()
         };
         Self {
-            machine: Machine::new(test),
+            machine: FakeMachine::new(test),
             told: Arc::new(told),
             kernel,
         }
@@ -68,8 +70,8 @@ impl Tale {
     }
 
     pub(super) fn program(&self) -> UsbBackend {
-        let bus = self.machine.bus().told(Arc::clone(&self.told));
-        self.machine.program_on(bus)
+        let bus = self.machine.bus().with_test_events(Arc::clone(&self.told));
+        self.machine.new_backend_on(bus)
     }
 
     pub(super) fn tell(&self, action: &str, device: &str) {
@@ -81,16 +83,16 @@ impl Tale {
     }
 
     pub(super) fn looks(&self) -> u64 {
-        self.told.looks.load(Ordering::SeqCst)
+        self.told.drains.load(Ordering::SeqCst)
     }
 }
 
 /// The first picture of those that come that `is_so`.
 #[track_caller]
-pub(super) fn wait_for(followed: &Followed, is_so: impl Fn(&Readers) -> bool) -> Readers {
+pub(super) fn wait_for(followed: &WatchThread, is_so: impl Fn(&Readers) -> bool) -> Readers {
     let end = Instant::now() + PATIENCE;
     loop {
-        let picture = followed.picture();
+        let picture = followed.snapshot();
         if is_so(&picture) {
             return picture;
         }
@@ -123,32 +125,32 @@ fn overflowing() -> (rustix::fd::OwnedFd, impl Fn(&rustix::fd::OwnedFd)) {
 #[test]
 fn messages_that_were_lost_are_told_once_and_those_that_were_not_are_read() {
     let (socket, overflow) = overflowing();
-    let machine = Machine::new("lost");
-    let told = Told {
+    let machine = FakeMachine::new("lost");
+    let told = TestEvents {
         messages: Some(socket.try_clone().unwrap()),
-        ..Told::default()
+        ..TestEvents::default()
     };
-    let mut arrivals = Arrivals::new(&machine.bus().told(Arc::new(told)));
-    assert_eq!(arrivals.drain(), Change::default());
+    let mut arrivals = HotplugMonitor::new(&machine.bus().with_test_events(Arc::new(told)));
+    assert_eq!(arrivals.drain(), BusChanges::default());
     for _ in 0..3 {
         overflow(&socket);
-        assert!(arrivals.drain().lost);
-        assert_eq!(arrivals.drain(), Change::default());
+        assert!(arrivals.drain().overflowed);
+        assert_eq!(arrivals.drain(), BusChanges::default());
     }
-    assert!(arrivals.has_messages(), "it is still listened to");
+    assert!(arrivals.reports_unbind(), "it is still listened to");
 }
 
 #[test]
 fn after_lost_messages_everything_is_listed_anew() {
     let (socket, overflow) = overflowing();
-    let machine = Machine::new("overflow");
-    let told = Arc::new(Told {
+    let machine = FakeMachine::new("overflow");
+    let told = Arc::new(TestEvents {
         messages: Some(socket.try_clone().unwrap()),
-        ..Told::default()
+        ..TestEvents::default()
     });
-    let program = machine.program_on(machine.bus().told(Arc::clone(&told)));
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    let program = machine.new_backend_on(machine.bus().with_test_events(Arc::clone(&told)));
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
     // Whoever reads fast enough loses nothing.
@@ -156,35 +158,36 @@ fn after_lost_messages_everything_is_listed_anew() {
     let picture = loop {
         assert!(Instant::now() < end, "nothing was ever lost");
         overflow(&socket);
-        if let Some(picture) = followed.picture_within(Duration::from_millis(50)) {
+        if let Some(picture) = followed.snapshot_within(Duration::from_millis(50)) {
             break picture;
         }
     };
-    assert!(holds_card(only(&picture)));
+    assert!(holds_card(single_reader(&picture)));
 }
 
 #[test]
 fn a_message_that_does_not_fit_is_a_lost_one() {
     let tale = Tale::new("long");
-    let mut arrivals = Arrivals::new(&tale.machine.bus().told(Arc::clone(&tale.told)));
+    let mut arrivals =
+        HotplugMonitor::new(&tale.machine.bus().with_test_events(Arc::clone(&tale.told)));
     let mut long = message("add", "usb", "3-1");
     long.resize(20_000, b'x');
     tale.kernel.send(&long).unwrap();
-    let lost = Change {
-        lost: true,
-        ..Change::default()
+    let lost = BusChanges {
+        overflowed: true,
+        ..BusChanges::default()
     };
     assert_eq!(arrivals.drain(), lost);
-    assert_eq!(arrivals.drain(), Change::default());
-    assert!(arrivals.is_complete());
+    assert_eq!(arrivals.drain(), BusChanges::default());
+    assert!(arrivals.reports_arrivals());
 }
 
 #[test]
 fn who_tells_lies_has_sysfs_read_and_nothing_else() {
     let (tale, _) = Tale::with_key("lies");
     let program = tale.program();
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let mut card = connect(&program, "3-1");
     let epoch = card.epoch();
     for (action, device) in [
@@ -198,7 +201,7 @@ fn who_tells_lies_has_sysfs_read_and_nothing_else() {
         let lists = tale.lists();
         tale.tell(action, device);
         if action != "unbind" {
-            until(|| tale.lists() > lists);
+            wait_until(|| tale.lists() > lists);
         }
     }
     for noise in [&b""[..], b"\0", b"libudev\0", &[0xFF; 4000]] {
@@ -209,7 +212,11 @@ fn who_tells_lies_has_sysfs_read_and_nothing_else() {
         answered(b"still here")
     );
     assert_eq!((card.epoch(), card.is_over()), (epoch, false));
-    assert!(followed.picture_within(Duration::from_millis(50)).is_none());
+    assert!(
+        followed
+            .snapshot_within(Duration::from_millis(50))
+            .is_none()
+    );
     drop(card);
     assert!(connect_once(&program), "and so is the reader");
 }
@@ -218,8 +225,8 @@ fn who_tells_lies_has_sysfs_read_and_nothing_else() {
 fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
     let (tale, reader) = Tale::with_key("flood");
     let program = tale.program();
-    let mut watch = awaited(&program);
-    assert!(holds_card(only(&watch.next().unwrap())));
+    let mut watch = watch_with_waiter(&program);
+    assert!(holds_card(single_reader(&watch.next().unwrap())));
     reader.device().forget();
     let (lists, looks) = (tale.lists(), tale.looks());
     let other = message("change", "power_supply", "3-1");
@@ -232,7 +239,7 @@ fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
         }
     }
     assert!(sent > 1, "several are told of at one go");
-    let _ = look(&mut *watch);
+    let _ = snapshot(&mut *watch);
     assert_eq!(tale.lists(), lists, "nothing was listed");
     assert_eq!(tale.looks(), looks + 1, "{sent} messages");
     assert_eq!(reader.device().counts(), Default::default());
@@ -246,16 +253,16 @@ fn an_idle_watch_does_not_wake_up() {
     let (reader, config) = key();
     tale.machine.plug("3-2", &reader, &config);
     let program = tale.program();
-    let followed = Followed::new(&program);
+    let followed = WatchThread::new(&program);
     let picture = wait_for(&followed, |picture| picture.readers.len() == 2);
     assert!(picture.readers.iter().all(holds_card));
-    until(|| slot.device().counts().interrupt > 0);
+    wait_until(|| slot.device().counts().interrupt > 0);
     let calm = || {
         let before = (tale.looks(), slot.messages().len());
         thread::sleep(Duration::from_millis(500));
         before == (tale.looks(), slot.messages().len())
     };
-    until(calm);
+    wait_until(calm);
     assert!(calm(), "and it stays so");
 }
 
@@ -263,12 +270,12 @@ fn an_idle_watch_does_not_wake_up() {
 fn a_device_told_between_two_waits_is_there_at_the_next() {
     let tale = Tale::new("between");
     let program = tale.program();
-    let mut watch = awaited(&program);
+    let mut watch = watch_with_waiter(&program);
     assert!(watch.next().unwrap().readers.is_empty());
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
     tale.tell("add", "3-1");
-    assert!(holds_card(only(&watch.next().unwrap())));
+    assert!(holds_card(single_reader(&watch.next().unwrap())));
     tale.machine.unplug("3-1");
     tale.tell("remove", "3-1");
     assert!(watch.next().unwrap().readers.is_empty());
@@ -278,25 +285,25 @@ fn a_device_told_between_two_waits_is_there_at_the_next() {
 fn a_device_that_changes_its_configuration_is_read_again() {
     let (tale, _) = Tale::with_key("configuration");
     let program = tale.program();
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let configure = |number: &str| {
         let file = tale.machine.folder().join("sys/3-1/bConfigurationValue");
         std::fs::write(file, number).unwrap();
         tale.tell("change", "3-1");
     };
     configure("2\n");
-    assert!(followed.picture().readers.is_empty());
+    assert!(followed.snapshot().readers.is_empty());
     configure("1\n");
-    assert!(holds_card(only(&followed.picture())));
+    assert!(holds_card(single_reader(&followed.snapshot())));
 }
 
 #[test]
 fn two_devices_that_come_at_once_are_both_there() {
     let tale = Tale::new("two");
     let program = tale.program();
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     let ports = ["3-1", "3-2.4"];
     let readers = ports.map(|port| {
         let (reader, config) = key();
@@ -324,8 +331,8 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
         let (reader, config) = key();
         tale.machine.plug_at("3-1", 9, &reader, &config);
         let program = tale.program();
-        let mut watch = awaited(&program);
-        let first = only(&watch.next().unwrap()).clone();
+        let mut watch = watch_with_waiter(&program);
+        let first = single_reader(&watch.next().unwrap()).clone();
         let mut before = connect(&program, "3-1");
         // The kernel never gives the number of a folder twice; a folder held open keeps its own.
         let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
@@ -335,7 +342,7 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
         drop(held);
         tale.tell("remove", "3-1");
         tale.tell("add", "3-1");
-        let second = only(&watch.next().unwrap()).clone();
+        let second = single_reader(&watch.next().unwrap()).clone();
         assert_eq!((&first.id, &first.presence), (&second.id, &second.presence));
         assert_ne!(first.changes, second.changes, "{test}");
         let error = echo(&mut *before, b"old").unwrap_err();
@@ -353,13 +360,13 @@ fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
     let (tale, reader) = Tale::with_key("early");
     reader.device().leave();
     let program = tale.program();
-    let followed = Followed::new(&program);
-    let picture = followed.picture();
+    let followed = WatchThread::new(&program);
+    let picture = followed.snapshot();
     assert!(picture.readers.is_empty());
     let looks = tale.looks();
     assert!(
         followed
-            .picture_within(Duration::from_millis(300))
+            .snapshot_within(Duration::from_millis(300))
             .is_none()
     );
     assert!(tale.looks() <= looks + 1, "nothing to wake up for");
@@ -373,7 +380,7 @@ fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
     tale.machine.plug("3-1", &reader, &config);
     tale.tell("add", "3-1");
     let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(holds_card(only(&picture)) && picture.trouble.is_none());
+    assert!(holds_card(single_reader(&picture)) && picture.trouble.is_none());
 }
 
 #[test]
@@ -383,9 +390,9 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
         let (reader, config) = key();
         tale.machine.plug("3-1", &reader, &config);
         let program = tale.program();
-        let mut watch = awaited(&program);
-        let _ = look(&mut *watch);
-        reader.device().inject(Fault::Gone, step);
+        let mut watch = watch_with_waiter(&program);
+        let _ = snapshot(&mut *watch);
+        reader.device().inject(Fault::Disconnected, step);
         let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
         match connected {
             Err(error) => assert_eq!(error.kind, TransportErrorKind::NoReader, "{step}: {error}"),
@@ -402,7 +409,7 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
         let (reader, config) = key();
         tale.machine.plug("3-1", &reader, &config);
         tale.tell("add", "3-1");
-        assert!(holds_card(only(&look(&mut *watch))), "{step}");
+        assert!(holds_card(single_reader(&snapshot(&mut *watch))), "{step}");
         let mut card = connect(&program, "3-1");
         assert_eq!(echo(&mut *card, b"data").unwrap(), answered(b"data"));
     }
@@ -414,8 +421,8 @@ fn an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
     let (reader, config) = key();
     tale.machine.plug_at("3-1", 9, &reader, &config);
     let program = tale.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
     tale.machine.unplug("3-1");
     let (other, config) = key();
@@ -427,7 +434,7 @@ fn an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
     assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
     assert!(!other.device().claimed() && other.messages().is_empty());
     tale.tell("add", "3-1");
-    assert!(holds_card(only(&look(&mut *watch))));
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
     assert!(connect_once(&program));
 }
 
@@ -435,8 +442,8 @@ fn an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
 fn any_order_of_coming_and_going_ends_in_what_is_there() {
     let tale = Tale::new("storm");
     let program = tale.program();
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     for round in 0..40_u64 {
         let (reader, config) = key();
         tale.machine.plug("3-1", &reader, &config);

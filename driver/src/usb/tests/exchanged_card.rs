@@ -9,8 +9,10 @@ use claviger_apdu::{Call, Transport};
 
 use super::{
     answered,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
-    watch::{Followed, awaited, until, with_a_reader_that_powers, with_key},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+    },
+    watch::{WatchThread, wait_until, watch_with_waiter, with_a_reader_that_powers, with_key},
 };
 use crate::{
     backend::Backend as _,
@@ -32,8 +34,8 @@ fn resets(slot: &FakeReader) -> usize {
 }
 
 /// A machine with a reader that powers its card by itself and tells of its cards.
-fn telling(test: &str) -> (Machine, FakeReader) {
-    let machine = Machine::new(test);
+fn telling(test: &str) -> (FakeMachine, FakeReader) {
+    let machine = FakeMachine::new(test);
     let mut config = reader();
     config.features |= 0x0000_0004;
     let slot = FakeReader::new(config.clone());
@@ -49,13 +51,17 @@ fn call() -> Call {
 #[test]
 fn b2_looks_at_a_reader_that_powers_its_card_by_itself_reset_nothing_without_threads() {
     let (machine, slot) = with_a_reader_that_powers("b2-looks");
-    let program = machine.program_without_threads();
+    let program = machine.new_backend_without_threads();
     let mut watch = program.watch();
-    let first = only(&look(&mut *watch)).clone();
+    let first = single_reader(&snapshot(&mut *watch)).clone();
     assert!(holds_card(&first));
     let before = resets(&slot);
     for _ in 0..3 {
-        assert_eq!(only(&look(&mut *watch)), &first, "no other card");
+        assert_eq!(
+            single_reader(&snapshot(&mut *watch)),
+            &first,
+            "no other card"
+        );
     }
     assert_eq!(resets(&slot), before);
 }
@@ -63,10 +69,10 @@ fn b2_looks_at_a_reader_that_powers_its_card_by_itself_reset_nothing_without_thr
 #[test]
 fn b2_a_claim_that_never_ended_keeps_the_card_of_a_reader_that_powers_it_by_itself() {
     let (machine, slot) = telling("b2-claim");
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
-    until(|| slot.device().claimed());
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
+    wait_until(|| slot.device().claimed());
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
     let (before, epoch) = (resets(&slot), card.epoch());
@@ -80,9 +86,9 @@ fn b2_a_claim_that_never_ended_keeps_the_card_of_a_reader_that_powers_it_by_itse
 #[test]
 fn b2_a_card_that_nobody_followed_may_be_another_for_the_next_connection() {
     let (machine, slot) = with_a_reader_that_powers("b2-unseen");
-    let program = machine.program_without_threads();
-    let mut watch = awaited(&program);
-    assert!(holds_card(only(&look(&mut *watch))));
+    let program = machine.new_backend_without_threads();
+    let mut watch = watch_with_waiter(&program);
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
     drop(connect(&program, "3-1"));
     slot.put_unseen(0, FakeCard::echo_t0());
     let card = connect(&program, "3-1");
@@ -92,9 +98,9 @@ fn b2_a_card_that_nobody_followed_may_be_another_for_the_next_connection() {
 #[test]
 fn a_token_whose_card_cannot_leave_is_never_another() {
     let (machine, _token) = with_key("b2-token");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     for _ in 0..2 {
         let mut card = connect(&program, "3-1");
         assert!(!card.may_be_another());
@@ -106,8 +112,11 @@ fn a_token_whose_card_cannot_leave_is_never_another() {
 #[test]
 fn b2_the_turn_of_another_program_ends_a_connection_between_two_operations_and_not_in_one() {
     let (machine, _slot) = with_a_reader_that_powers("b2-turn");
-    let (ours, theirs) = (machine.program(), machine.program());
-    let _followed = (Followed::new(&ours), Followed::idly(&theirs));
+    let (ours, theirs) = (machine.new_backend(), machine.new_backend());
+    let _followed = (
+        WatchThread::new(&ours),
+        WatchThread::without_waiter(&theirs),
+    );
     let mut card = connect_when_known(&ours);
     assert!(echo(&mut *card, b"ours").is_ok());
     let mut other = connect_when_known(&theirs);

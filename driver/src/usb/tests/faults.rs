@@ -13,7 +13,7 @@ use crate::usb::{
         FakeReader, Fault,
         reader::{FakeCard, ReaderConfig, echo},
     },
-    reader::slot::Device,
+    reader::slot::CcidSlot,
 };
 
 /// Steps of a command and of the recovery after it that a fault strikes at.
@@ -71,7 +71,7 @@ impl Setup {
 
     fn exchange(
         &self,
-        device: &mut Device,
+        device: &mut CcidSlot,
         byte: u8,
         within: Duration,
     ) -> Result<Vec<u8>, TransportError> {
@@ -81,7 +81,7 @@ impl Setup {
     }
 
     /// Whether a command is answered, which may only be by its own answer; a card without power gets it back.
-    fn goes_through(&self, device: &mut Device, byte: u8, what: &str) -> bool {
+    fn goes_through(&self, device: &mut CcidSlot, byte: u8, what: &str) -> bool {
         match self.exchange(device, byte, Duration::from_secs(4)) {
             Ok(answer) => {
                 let right = (self.answer)(byte);
@@ -98,7 +98,7 @@ impl Setup {
     }
 
     /// Whether a reader that is well again comes back with a few commands.
-    fn heals(&self, reader: &FakeReader, device: &mut Device, what: &str) -> bool {
+    fn heals(&self, reader: &FakeReader, device: &mut CcidSlot, what: &str) -> bool {
         (0..6).any(|round: u8| {
             reader.device().release();
             self.goes_through(device, 0x20 + round, what)
@@ -106,7 +106,7 @@ impl Setup {
     }
 
     /// The reader with the card in it, which has no power yet.
-    fn unpowered(&self) -> (FakeReader, Device, Seen) {
+    fn unpowered(&self) -> (FakeReader, CcidSlot, Seen) {
         let seen = Seen::default();
         let card = (self.card)(Arc::clone(&seen));
         let layout = self.config.layout;
@@ -115,7 +115,7 @@ impl Setup {
         (reader, device, seen)
     }
 
-    fn powered(&self) -> (FakeReader, Device, Seen) {
+    fn powered(&self) -> (FakeReader, CcidSlot, Seen) {
         let (reader, mut device, seen) = self.unpowered();
         device.power_on(Call::within(PATIENCE)).unwrap();
         reader.device().forget();
@@ -159,9 +159,9 @@ fn strike(setup: &Setup, fault: Fault, step: usize) -> bool {
             assert!(!error.what.is_empty());
         }
     }
-    let struck = reader.device().struck();
+    let struck = reader.device().fault_struck();
     assert!(
-        setup.heals(&reader, &mut device, &what) || fault == Fault::Gone,
+        setup.heals(&reader, &mut device, &what) || fault == Fault::Disconnected,
         "{what}: the reader is well, and no command goes through"
     );
     let all = seen.lock().unwrap().clone();
@@ -201,9 +201,9 @@ fn every_fault_at_every_step_of_power(setup: &Setup) {
             assert_eq!(error.sent, Sent::No, "{what}: {error}");
         }
         assert!(seen.lock().unwrap().is_empty(), "{what}: nobody sent it");
-        let struck = reader.device().struck();
+        let struck = reader.device().fault_struck();
         assert!(
-            setup.heals(&reader, &mut device, &what) || fault == Fault::Gone,
+            setup.heals(&reader, &mut device, &what) || fault == Fault::Disconnected,
             "{what}: the reader is well, and no command goes through"
         );
         struck
@@ -266,8 +266,8 @@ fn any_fault_at_any_step_of_coming_back_ends_and_the_next_command_works() {
         reader.release();
         reader.device().inject(fault, step);
         let healthy = setup.heals(&reader, &mut device, &what);
-        assert!(healthy || fault == Fault::Gone, "{what}");
-        reader.device().struck()
+        assert!(healthy || fault == Fault::Disconnected, "{what}");
+        reader.device().fault_struck()
     });
     assert!(struck > Fault::ALL.len() * 3, "{struck} faults struck");
 }
@@ -282,7 +282,7 @@ fn a_reader_that_waits_for_the_other_half_of_an_abort_gets_it() {
     reader.device().inject(Fault::Drop, 3);
     let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
-    assert!(reader.device().struck());
+    assert!(reader.device().fault_struck());
     assert_eq!(
         exchange(&mut device, b"third", PATIENCE).unwrap(),
         answered(b"third")

@@ -18,12 +18,12 @@ use crate::{
     backend::{Backend, Watch},
     reader::{Presence, ReaderId, ReaderState, Readers},
     usb::{
-        backend::{Options, UsbBackend},
-        claim::Opener,
-        discovery::{reader_info::Site, sysfs::Bus},
+        backend::{UsbBackend, UsbOptions},
+        claim::DeviceOpener,
+        discovery::{reader_info::ReaderInfo, sysfs::UsbBus},
         host::{
             fake::{FakeReader, reader::ReaderConfig},
-            open::{Opened, Stack},
+            open::{OpenedInterface, UsbLibrary},
             transfer::OpenError,
         },
     },
@@ -49,20 +49,20 @@ pub(super) fn reader() -> ReaderConfig {
 }
 
 /// The readers that are plugged in, by their nodes.
-type Devices = Arc<Mutex<HashMap<PathBuf, FakeReader>>>;
+type DevicesByNode = Arc<Mutex<HashMap<PathBuf, FakeReader>>>;
 
 /// A machine with a bus, for as long as the value lives.
-pub(super) struct Machine {
+pub(super) struct FakeMachine {
     root: PathBuf,
-    devices: Devices,
+    devices: DevicesByNode,
     /// Locked for as long as opening a device is to take.
-    door: Arc<Mutex<()>>,
+    opening: Arc<Mutex<()>>,
     address: AtomicU16,
     /// How often a device was tried.
-    tries: Arc<AtomicUsize>,
+    open_attempts: Arc<AtomicUsize>,
 }
 
-impl Machine {
+impl FakeMachine {
     pub(super) fn new(test: &str) -> Self {
         let root = std::env::temp_dir().join(format!("{}-usb.{test}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
@@ -70,10 +70,10 @@ impl Machine {
         fs::create_dir_all(root.join("dev/003")).unwrap();
         Self {
             root,
-            devices: Devices::default(),
-            door: Arc::default(),
+            devices: DevicesByNode::default(),
+            opening: Arc::default(),
             address: AtomicU16::new(1),
-            tries: Arc::default(),
+            open_attempts: Arc::default(),
         }
     }
 
@@ -136,55 +136,55 @@ impl Machine {
     }
 
     /// A program with the driver: another of them is another process, as far as locks are concerned.
-    pub(super) fn program(&self) -> UsbBackend {
-        self.program_on(self.bus())
+    pub(super) fn new_backend(&self) -> UsbBackend {
+        self.new_backend_on(self.bus())
     }
 
-    pub(super) fn bus(&self) -> Bus {
-        Bus::new(self.root.join("sys"), self.root.join("dev")).with_udev(self.root.join("udev"))
+    pub(super) fn bus(&self) -> UsbBus {
+        UsbBus::new(self.root.join("sys"), self.root.join("dev")).with_udev(self.root.join("udev"))
     }
 
     /// A program without threads: nobody follows the readers but who waits for events.
-    pub(super) fn program_without_threads(&self) -> UsbBackend {
-        self.program_as(self.bus(), false)
+    pub(super) fn new_backend_without_threads(&self) -> UsbBackend {
+        self.new_backend_as(self.bus(), false)
     }
 
     /// A program that learns of this bus as `bus` has it.
-    pub(super) fn program_on(&self, bus: Bus) -> UsbBackend {
-        self.program_as(bus, true)
+    pub(super) fn new_backend_on(&self, bus: UsbBus) -> UsbBackend {
+        self.new_backend_as(bus, true)
     }
 
     /// A program that finds no folder for locks, and learns of this bus as `bus` has it.
-    pub(super) fn program_without_locks(&self, bus: Bus) -> UsbBackend {
-        self.program_with(bus, true, Vec::new())
+    pub(super) fn new_backend_without_locks(&self, bus: UsbBus) -> UsbBackend {
+        self.new_backend_with(bus, true, Vec::new())
     }
 
-    fn program_as(&self, bus: Bus, is_followed: bool) -> UsbBackend {
-        self.program_with(bus, is_followed, vec![self.root.join("locks")])
+    fn new_backend_as(&self, bus: UsbBus, is_followed: bool) -> UsbBackend {
+        self.new_backend_with(bus, is_followed, vec![self.root.join("locks")])
     }
 
-    fn program_with(&self, bus: Bus, is_followed: bool, locks: Vec<PathBuf>) -> UsbBackend {
-        let opener = Nodes {
+    fn new_backend_with(&self, bus: UsbBus, is_followed: bool, locks: Vec<PathBuf>) -> UsbBackend {
+        let opener = FakeOpener {
             devices: Arc::clone(&self.devices),
-            door: Arc::clone(&self.door),
-            tries: Arc::clone(&self.tries),
+            opening: Arc::clone(&self.opening),
+            open_attempts: Arc::clone(&self.open_attempts),
         };
-        let options = Options {
-            stack: Stack::default(),
-            is_followed,
-            locks,
+        let options = UsbOptions {
+            library: UsbLibrary::default(),
+            has_watch_thread: is_followed,
+            lock_folders: locks,
         };
-        UsbBackend::over(bus, Box::new(opener), &options)
+        UsbBackend::with_bus(bus, Box::new(opener), &options)
     }
 
     /// How often a device was tried to be opened.
-    pub(super) fn tries(&self) -> usize {
-        self.tries.load(Ordering::SeqCst)
+    pub(super) fn open_attempts(&self) -> usize {
+        self.open_attempts.load(Ordering::SeqCst)
     }
 
     /// Has whoever opens a device wait in the middle of it, for as long as the value lives.
-    pub(super) fn close_the_door(&self) -> MutexGuard<'_, ()> {
-        self.door.lock().unwrap()
+    pub(super) fn block_opening(&self) -> MutexGuard<'_, ()> {
+        self.opening.lock().unwrap()
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -192,46 +192,51 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for FakeMachine {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.root);
     }
 }
 
 /// Opens devices by their nodes, if the file is not without rights.
-struct Nodes {
-    devices: Devices,
-    door: Arc<Mutex<()>>,
-    tries: Arc<AtomicUsize>,
+struct FakeOpener {
+    devices: DevicesByNode,
+    opening: Arc<Mutex<()>>,
+    open_attempts: Arc<AtomicUsize>,
 }
 
-impl fmt::Debug for Nodes {
+impl fmt::Debug for FakeOpener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Nodes")
+        f.write_str("FakeOpener")
     }
 }
 
-impl Opener for Nodes {
-    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
-        self.tries.fetch_add(1, Ordering::SeqCst);
-        let node = fs::metadata(&site.node).map_err(|_| OpenError::Gone)?;
+impl DeviceOpener for FakeOpener {
+    fn open(&self, info: &ReaderInfo) -> Result<OpenedInterface, OpenError> {
+        self.open_attempts.fetch_add(1, Ordering::SeqCst);
+        let node = fs::metadata(&info.node).map_err(|_| OpenError::Disconnected)?;
         if std::os::unix::fs::PermissionsExt::mode(&node.permissions()) & 0o777 == 0 {
             return Err(OpenError::Denied("no rights".to_owned()));
         }
         let devices = self.devices.lock().unwrap();
-        let reader = devices.get(&site.node).ok_or(OpenError::Gone)?.clone();
+        let reader = devices
+            .get(&info.node)
+            .ok_or(OpenError::Disconnected)?
+            .clone();
         drop(devices);
-        drop(self.door.lock().unwrap());
+        drop(self.opening.lock().unwrap());
         let interface = reader.device().claim()?;
-        Ok(Opened {
+        Ok(OpenedInterface {
             interface,
-            last_transfer: self.last_transfer(&site.node),
+            last_transfer: self.last_transfer(&info.node),
         })
     }
 
     fn last_transfer(&self, node: &Path) -> Option<u64> {
         let devices = self.devices.lock().unwrap();
-        devices.get(node).map(|reader| reader.device().begun())
+        devices
+            .get(node)
+            .map(|reader| reader.device().transfer_count())
     }
 }
 
@@ -240,13 +245,13 @@ pub(super) fn id(port: &str) -> ReaderId {
 }
 
 /// What the readers are now.
-pub(super) fn look(watch: &mut dyn Watch) -> Readers {
+pub(super) fn snapshot(watch: &mut dyn Watch) -> Readers {
     watch.now(Call::within(PATIENCE))
 }
 
 /// The one reader of a picture.
 #[track_caller]
-pub(super) fn only(readers: &Readers) -> &ReaderState {
+pub(super) fn single_reader(readers: &Readers) -> &ReaderState {
     match readers.readers.as_slice() {
         [only] => only,
         other => panic!("one reader expected: {other:?}, {:?}", readers.trouble),

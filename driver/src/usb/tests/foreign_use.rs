@@ -7,30 +7,30 @@ use claviger_apdu::{Call, TransportErrorKind};
 use super::{
     answered,
     composite::plugged,
-    fixture::{PATIENCE, connect, echo, id, look, reader, token},
+    fixture::{PATIENCE, connect, echo, id, reader, snapshot, token},
     kinds,
-    watch::{awaited, with_key},
+    watch::{watch_with_waiter, with_key},
 };
 use crate::{
     backend::{Backend as _, Watch},
     ccid::message::Command,
     usb::{
         backend::UsbBackend,
-        host::fake::{FakeReader, Layout},
-        pipe::bulk::{Bulk, BulkEndpoints},
+        host::fake::{EndpointLayout, FakeReader},
+        pipe::bulk::{BulkEndpoints, BulkPipe},
     },
     wait::Stop,
 };
 
 /// Another driver asks the reader what its slot holds, and lets go.
-fn use_by_another(reader: &FakeReader, layout: Layout) {
+fn use_by_other_driver(reader: &FakeReader, layout: EndpointLayout) {
     let interface = reader.device().claim().unwrap();
     let endpoints = BulkEndpoints {
         bulk_in: layout.bulk_in,
         bulk_out: layout.bulk_out,
         packet: layout.packet,
     };
-    let mut bulk = Bulk::new(interface, 0, endpoints, 3072).unwrap();
+    let mut bulk = BulkPipe::new(interface, 0, endpoints, 3072).unwrap();
     let until = Call::within(PATIENCE).deadline;
     bulk.command(&Command::GetSlotStatus, 0, until, &Stop::new())
         .unwrap();
@@ -50,9 +50,9 @@ fn is_new_epoch(program: &UsbBackend, reader: &str, between: impl FnOnce()) -> b
 }
 
 /// A program with its readers, which are known for as long as the watch lives.
-fn followed(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+fn with_watch(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     (program, watch)
 }
 
@@ -60,15 +60,15 @@ fn followed(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
 fn use_by_another_driver_between_two_claims_begins_a_new_epoch() {
     let (machine, key) = with_key("foreign");
     for program in [
-        machine.program(),
-        machine.program_without_locks(machine.bus()),
+        machine.new_backend(),
+        machine.new_backend_without_locks(machine.bus()),
     ] {
-        let (program, _watch) = followed(program);
+        let (program, _watch) = with_watch(program);
         assert!(
             !is_new_epoch(&program, "3-1", || {}),
             "nobody else was there"
         );
-        let other = || use_by_another(&key, token().layout);
+        let other = || use_by_other_driver(&key, token().layout);
         assert!(is_new_epoch(&program, "3-1", other));
         assert!(!is_new_epoch(&program, "3-1", || {}), "it was there once");
     }
@@ -77,16 +77,16 @@ fn use_by_another_driver_between_two_claims_begins_a_new_epoch() {
 #[test]
 fn use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
     let (machine, key) = with_key("foreign-record");
-    let (first, _watch) = followed(machine.program());
+    let (first, _watch) = with_watch(machine.new_backend());
     echo(&mut *connect(&first, "3-1"), b"one").unwrap();
     let taken_up = || {
-        let (program, _watch) = followed(machine.program());
+        let (program, _watch) = with_watch(machine.new_backend());
         let before = kinds(&key).len();
         echo(&mut *connect(&program, "3-1"), b"two").unwrap();
         kinds(&key).split_off(before)
     };
     assert_eq!(taken_up(), [0x65, 0x6F], "nobody else was there");
-    use_by_another(&key, token().layout);
+    use_by_other_driver(&key, token().layout);
     assert_eq!(taken_up(), [0x65, 0x62, 0x6F]);
     assert_eq!(taken_up(), [0x65, 0x6F], "it was there once");
 }
@@ -94,7 +94,7 @@ fn use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
 #[test]
 fn claim_refused_because_of_another_driver_begins_a_new_epoch() {
     let (machine, key) = with_key("foreign-busy");
-    let (program, _watch) = followed(machine.program());
+    let (program, _watch) = with_watch(machine.new_backend());
     let refused = || {
         let theirs = key.device().claim().unwrap();
         let call = Call::within(Duration::from_millis(20));
@@ -108,7 +108,7 @@ fn claim_refused_because_of_another_driver_begins_a_new_epoch() {
 #[test]
 fn readers_of_one_device_are_no_strangers_to_each_other() {
     let (devices, readers) = plugged("foreign-composite", reader().product);
-    let (program, _watch) = followed(devices.program());
+    let (program, _watch) = with_watch(devices.new_backend());
     let other = || {
         let mut other = connect(&program, "3-1:1");
         assert_eq!(echo(&mut *other, b"other").unwrap(), answered(b"other"));
@@ -119,6 +119,6 @@ fn readers_of_one_device_are_no_strangers_to_each_other() {
     assert!(!is_new_epoch(&program, "3-1:0", other));
     drop(lasting);
     assert!(!is_new_epoch(&program, "3-1:0", || {}));
-    let stranger = || use_by_another(&readers[0], Layout::default());
+    let stranger = || use_by_other_driver(&readers[0], EndpointLayout::default());
     assert!(is_new_epoch(&program, "3-1:0", stranger));
 }

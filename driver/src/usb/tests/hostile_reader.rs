@@ -10,22 +10,22 @@ use claviger_apdu::{Call, Sent};
 
 use super::{
     PATIENCE, answered, class, command, drive, exchange,
-    fixture::{self, Machine, connect, id, reader, token},
+    fixture::{self, FakeMachine, connect, id, reader, token},
     powered,
     script::Got,
-    watch::{Followed, until},
+    watch::{WatchThread, wait_until},
 };
 use crate::{
     backend::Backend as _,
     usb::{
         host::{
             fake::{
-                Answer, Counts, FakeDevice, FakeReader, Fault, Firmware,
+                DeviceMessage, FakeDevice, FakeReader, Fault, Firmware, TransferCounts,
                 reader::{FakeCard, ReaderConfig},
             },
-            transfer::{Setup, TransferError},
+            transfer::{SetupPacket, TransferError},
         },
-        reader::slot::Device,
+        reader::slot::CcidSlot,
     },
 };
 
@@ -108,7 +108,7 @@ impl Malice {
 }
 
 impl Firmware for Malice {
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage> {
         let got = Got::parse(transfer);
         if got.kind == 0x6F && !got.data.is_empty() {
             let mut seen = self.seen.lock().unwrap();
@@ -117,14 +117,14 @@ impl Firmware for Malice {
         let count = self.dice.one_of([0, 1, 1, 1, 1, 1, 2, 3, 30]);
         (0..count)
             .map(|_| match self.dice.below(8) {
-                0 => Answer::Bulk(self.noise()),
-                1 => Answer::Notification(self.noise()),
-                _ => Answer::Bulk(self.nearly(&got)),
+                0 => DeviceMessage::Bulk(self.noise()),
+                1 => DeviceMessage::Notification(self.noise()),
+                _ => DeviceMessage::Bulk(self.nearly(&got)),
             })
             .collect()
     }
 
-    fn control(&mut self, _setup: Setup, data: &mut [u8]) -> Result<usize, TransferError> {
+    fn control(&mut self, _setup: SetupPacket, data: &mut [u8]) -> Result<usize, TransferError> {
         match self.dice.below(3) {
             0 => Err(TransferError::Stall),
             1 => Err(TransferError::Cancelled),
@@ -145,7 +145,7 @@ fn mishap(dice: &mut Dice, bus: &FakeDevice) {
     if dice.below(6) == 0 {
         let length = dice.below(66);
         let noise = dice.bytes(length);
-        bus.send(Answer::Bulk(noise));
+        bus.send(DeviceMessage::Bulk(noise));
     }
 }
 
@@ -161,7 +161,7 @@ fn config(dice: &mut Dice) -> ReaderConfig {
 type Tally = (usize, usize);
 
 /// One device from its first command to its last.
-fn play(seed: u64) -> (Counts, Tally) {
+fn play(seed: u64) -> (TransferCounts, Tally) {
     let mut dice = Dice::new(seed);
     let config = config(&mut dice);
     let seen = Seen::default();
@@ -199,7 +199,7 @@ fn play(seed: u64) -> (Counts, Tally) {
 }
 
 /// One call, of whatever kind; whether it ended well.
-fn step(device: &mut Device, dice: &mut Dice, seen: &Seen, data: [u8; 3]) -> bool {
+fn step(device: &mut CcidSlot, dice: &mut Dice, seen: &Seen, data: [u8; 3]) -> bool {
     let call = Call::within(SOON);
     match dice.below(5) {
         0 => device.status(call).is_ok(),
@@ -259,7 +259,7 @@ impl Drop for Named {
 /// A reader that says anything at any moment, while a program follows it and uses its card.
 fn haunt(seed: u64) {
     let mut dice = Dice::new(seed);
-    let machine = Machine::new(&format!("haunt.{seed}"));
+    let machine = FakeMachine::new(&format!("haunt.{seed}"));
     let config = if dice.below(2) == 0 {
         reader()
     } else {
@@ -267,17 +267,17 @@ fn haunt(seed: u64) {
     };
     let slot = FakeReader::with_card(config.clone(), FakeCard::echo());
     machine.plug("3-1", &slot, &config);
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    let _ = followed.picture();
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    let _ = followed.snapshot();
     for _ in 0..3 {
         for _ in 0..dice.below(20) {
             let length = dice.below(66);
             let noise = dice.bytes(length);
             slot.device().send(match dice.below(3) {
-                0 => Answer::Bulk(noise),
-                1 => Answer::Notification(noise),
-                _ => Answer::Notification(vec![0x50, dice.byte()]),
+                0 => DeviceMessage::Bulk(noise),
+                1 => DeviceMessage::Notification(noise),
+                _ => DeviceMessage::Notification(vec![0x50, dice.byte()]),
             });
         }
         mishap(&mut dice, slot.device());
@@ -290,10 +290,10 @@ fn haunt(seed: u64) {
     }
     slot.device().release();
     machine.unplug("3-1");
-    until(|| slot.device().queues() == 0 && !slot.device().claimed());
+    wait_until(|| slot.device().queues() == 0 && !slot.device().claimed());
     let well = FakeReader::with_card(token(), FakeCard::echo());
     machine.plug("3-1", &well, &token());
-    until(|| program.connect(&id("3-1"), Call::within(PATIENCE)).is_ok());
+    wait_until(|| program.connect(&id("3-1"), Call::within(PATIENCE)).is_ok());
     let mut card = connect(&program, "3-1");
     assert_eq!(
         fixture::echo(&mut *card, b"well").unwrap(),

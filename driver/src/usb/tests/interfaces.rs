@@ -8,12 +8,12 @@ use std::{
 };
 
 use crate::usb::{
-    backend::{Options, UsbBackend},
-    claim::Opener,
-    discovery::{reader_info::Site, sysfs::Bus},
+    backend::{UsbBackend, UsbOptions},
+    claim::DeviceOpener,
+    discovery::{reader_info::ReaderInfo, sysfs::UsbBus},
     host::{
         fake::FakeDevice,
-        open::{Opened, Stack},
+        open::{OpenedInterface, UsbLibrary},
         transfer::OpenError,
     },
 };
@@ -22,12 +22,12 @@ use crate::usb::{
 type Plugged = Arc<Mutex<HashMap<PathBuf, Vec<FakeDevice>>>>;
 
 /// See the module.
-pub(super) struct Devices {
+pub(super) struct MultiInterfaceMachine {
     root: PathBuf,
     plugged: Plugged,
 }
 
-impl Devices {
+impl MultiInterfaceMachine {
     pub(super) fn new(test: &str) -> Self {
         let root = std::env::temp_dir().join(format!("{}-usb-devices.{test}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
@@ -76,39 +76,46 @@ impl Devices {
         self.root.join(format!("dev/003/{port:03}"))
     }
 
-    pub(super) fn program(&self) -> UsbBackend {
-        let bus = Bus::new(self.root.join("sys"), self.root.join("dev"));
-        let options = Options {
-            stack: Stack::default(),
-            is_followed: true,
-            locks: vec![self.root.join("locks")],
+    pub(super) fn new_backend(&self) -> UsbBackend {
+        let bus = UsbBus::new(self.root.join("sys"), self.root.join("dev"));
+        let options = UsbOptions {
+            library: UsbLibrary::default(),
+            has_watch_thread: true,
+            lock_folders: vec![self.root.join("locks")],
         };
-        UsbBackend::over(bus, Box::new(Nodes(Arc::clone(&self.plugged))), &options)
+        UsbBackend::with_bus(
+            bus,
+            Box::new(InterfaceOpener(Arc::clone(&self.plugged))),
+            &options,
+        )
     }
 }
 
-impl Drop for Devices {
+impl Drop for MultiInterfaceMachine {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.root);
     }
 }
 
-struct Nodes(Plugged);
+struct InterfaceOpener(Plugged);
 
-impl fmt::Debug for Nodes {
+impl fmt::Debug for InterfaceOpener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Nodes")
+        f.write_str("InterfaceOpener")
     }
 }
 
-impl Opener for Nodes {
-    fn open(&self, site: &Site) -> Result<Opened, OpenError> {
-        let last_transfer = self.last_transfer(&site.node);
+impl DeviceOpener for InterfaceOpener {
+    fn open(&self, info: &ReaderInfo) -> Result<OpenedInterface, OpenError> {
+        let last_transfer = self.last_transfer(&info.node);
         let plugged = self.0.lock().unwrap();
-        let interfaces = plugged.get(&site.node).ok_or(OpenError::Gone)?;
-        let number = usize::from(site.interface.number);
-        let interface = interfaces.get(number).ok_or(OpenError::Gone)?.claim()?;
-        Ok(Opened {
+        let interfaces = plugged.get(&info.node).ok_or(OpenError::Disconnected)?;
+        let number = usize::from(info.interface.number);
+        let interface = interfaces
+            .get(number)
+            .ok_or(OpenError::Disconnected)?
+            .claim()?;
+        Ok(OpenedInterface {
             interface,
             last_transfer,
         })
@@ -117,6 +124,6 @@ impl Opener for Nodes {
     fn last_transfer(&self, node: &Path) -> Option<u64> {
         let plugged = self.0.lock().unwrap();
         let interfaces = plugged.get(node)?.iter();
-        Some(interfaces.map(FakeDevice::begun).sum())
+        Some(interfaces.map(FakeDevice::transfer_count).sum())
     }
 }

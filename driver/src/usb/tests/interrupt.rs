@@ -4,35 +4,35 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use super::{
     SHORT, answered,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, only, reader},
-    watch::{Followed, awaited, until, with_a_reader_that_powers},
+    fixture::{FakeMachine, PATIENCE, connect, echo, holds_card, reader, single_reader},
+    watch::{WatchThread, wait_until, watch_with_waiter, with_a_reader_that_powers},
 };
 use crate::{
     reader::Presence,
     usb::{
         backend::UsbBackend,
-        host::fake::{Answer, FakeReader, Fault, reader::FakeCard},
+        host::fake::{DeviceMessage, FakeReader, Fault, reader::FakeCard},
     },
 };
 
 /// A reader with a card, followed by a program.
-fn followed_slot(test: &str, card: bool) -> (Machine, FakeReader, UsbBackend) {
-    let machine = Machine::new(test);
+fn followed_slot(test: &str, card: bool) -> (FakeMachine, FakeReader, UsbBackend) {
+    let machine = FakeMachine::new(test);
     let slot = FakeReader::new(reader());
     if card {
         slot.put_unseen(0, FakeCard::echo());
     }
     machine.plug("3-1", &slot, &reader());
-    let program = machine.program();
+    let program = machine.new_backend();
     (machine, slot, program)
 }
 
 #[test]
 fn notifications_of_slots_that_do_not_exist_or_of_nothing_change_nothing() {
     let (_machine, slot, program) = followed_slot("slots", true);
-    let followed = Followed::new(&program);
-    let state = only(&followed.picture()).clone();
-    until(|| slot.device().claimed());
+    let followed = WatchThread::new(&program);
+    let state = single_reader(&followed.snapshot()).clone();
+    wait_until(|| slot.device().claimed());
     for notification in [
         vec![0x50],
         vec![0x50, 0xFD, 0xFF, 0xFF],
@@ -43,57 +43,69 @@ fn notifications_of_slots_that_do_not_exist_or_of_nothing_change_nothing() {
         vec![0x51, 0xFF, 0xFF, 0xFF, 0xFF],
         Vec::new(),
     ] {
-        slot.device().send(Answer::Notification(notification));
+        slot.device()
+            .send(DeviceMessage::Notification(notification));
     }
-    assert!(followed.picture_within(SHORT).is_none());
+    assert!(followed.snapshot_within(SHORT).is_none());
     slot.remove(0);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
     slot.insert(0, FakeCard::echo());
-    assert_eq!(only(&followed.picture()).presence, state.presence);
+    assert_eq!(single_reader(&followed.snapshot()).presence, state.presence);
 }
 
 #[test]
 fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
     let (machine, slot) = with_a_reader_that_powers("late-word");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let first = only(&watch.next().unwrap()).clone();
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let first = single_reader(&watch.next().unwrap()).clone();
     assert!(holds_card(&first));
     let mut card = connect(&program, "3-1");
     let epoch = card.epoch();
     echo(&mut *card, b"a").unwrap();
     // That it was put in, which nobody had asked for before.
     slot.device()
-        .send(Answer::Notification(vec![0x50, 0b0000_0011]));
+        .send(DeviceMessage::Notification(vec![0x50, 0b0000_0011]));
     thread::scope(|scope| {
         let waker = watch.waker();
         let (told, is_told) = mpsc::channel();
-        scope.spawn(move || while watch.next().is_ok_and(|picture| told.send(picture).is_ok()) {});
+        scope.spawn(move || {
+            while watch
+                .next()
+                .is_ok_and(|snapshot| told.send(snapshot).is_ok())
+            {}
+        });
         let early = is_told.recv_timeout(SHORT).ok();
         let answer = echo(&mut *card, b"b");
         // What it says next is news.
         slot.swap(0, FakeCard::echo_t0());
         let late = is_told.recv_timeout(PATIENCE).ok();
         waker.stop();
-        assert_eq!(early.map(|picture| picture.readers.len()), None);
+        assert_eq!(early.map(|snapshot| snapshot.readers.len()), None);
         assert_eq!(answer.unwrap(), [0x61, 1], "of T=0");
         assert_eq!(card.epoch(), epoch);
-        assert_ne!(only(&late.unwrap()).changes, first.changes);
+        assert_ne!(single_reader(&late.unwrap()).changes, first.changes);
     });
 }
 
 #[test]
 fn a_hardware_error_is_not_taken_for_a_card() {
     let (_machine, slot, program) = followed_slot("hardware", false);
-    let followed = Followed::new(&program);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
-    until(|| slot.device().counts().interrupt > 0);
+    let followed = WatchThread::new(&program);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
+    wait_until(|| slot.device().counts().interrupt > 0);
     let asked = settled(&slot);
     for code in [0x01, 0x03, 0xFF] {
         slot.hardware_error(0, 0, code);
     }
-    assert!(followed.picture_within(SHORT).is_none());
-    until(|| slot.device().counts().interrupt > 3);
+    assert!(followed.snapshot_within(SHORT).is_none());
+    wait_until(|| slot.device().counts().interrupt > 3);
     assert_eq!(settled(&slot), asked, "nothing is asked for it");
 }
 
@@ -111,49 +123,59 @@ fn settled(slot: &FakeReader) -> usize {
 #[test]
 fn the_interrupt_pipe_is_listened_to_again_after_every_removal() {
     let (_machine, slot, program) = followed_slot("again", false);
-    let followed = Followed::new(&program);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
-    until(|| slot.device().claimed());
+    let followed = WatchThread::new(&program);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
+    wait_until(|| slot.device().claimed());
     for _ in 0..5 {
         slot.insert(0, FakeCard::echo());
-        assert!(holds_card(only(&followed.picture())));
+        assert!(holds_card(single_reader(&followed.snapshot())));
         slot.remove(0);
-        assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+        assert_eq!(
+            single_reader(&followed.snapshot()).presence,
+            Presence::Empty
+        );
     }
 }
 
 #[test]
 fn a_card_pulled_during_a_command_is_told_when_the_command_has_ended() {
     let (_machine, slot, program) = followed_slot("during", true);
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let mut card = connect(&program, "3-1");
     slot.hold();
     thread::scope(|scope| {
         let waits = scope.spawn(|| echo(&mut *card, b"data"));
-        until(|| slot.card_commands(0) > 0);
+        wait_until(|| slot.card_commands(0) > 0);
         slot.remove(0);
         assert!(
-            followed.picture_within(SHORT).is_none(),
+            followed.snapshot_within(SHORT).is_none(),
             "somebody is at it"
         );
         slot.release();
         let _ = waits.join().unwrap();
     });
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
     assert!(echo(&mut *card, b"more").is_err() && card.is_over());
 }
 
 #[test]
 fn notifications_without_end_delay_nobody_else() {
     let (_machine, slot, program) = followed_slot("babble", true);
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
-    until(|| slot.device().claimed());
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
+    wait_until(|| slot.device().claimed());
     let mut card = connect(&program, "3-1");
     for round in 0..50_u8 {
         for _ in 0..100 {
-            slot.device().send(Answer::Notification(vec![0x50, 0x03]));
+            slot.device()
+                .send(DeviceMessage::Notification(vec![0x50, 0x03]));
         }
         assert_eq!(echo(&mut *card, &[round]).unwrap(), answered(&[round]));
     }
@@ -164,16 +186,19 @@ fn notifications_without_end_delay_nobody_else() {
 fn an_interrupt_pipe_that_fails_once_is_listened_to_again_and_the_slot_looked_at() {
     for fault in [Fault::Stall, Fault::Failed(71)] {
         let (_machine, slot, program) = followed_slot("once", false);
-        let followed = Followed::new(&program);
-        assert_eq!(only(&followed.picture()).presence, Presence::Empty);
-        until(|| slot.device().counts().interrupt > 0);
+        let followed = WatchThread::new(&program);
+        assert_eq!(
+            single_reader(&followed.snapshot()).presence,
+            Presence::Empty
+        );
+        wait_until(|| slot.device().counts().interrupt > 0);
         settled(&slot);
         slot.device().inject(fault, 0);
         slot.insert(0, FakeCard::echo());
-        assert!(holds_card(only(&followed.picture())), "{fault:?}");
+        assert!(holds_card(single_reader(&followed.snapshot())), "{fault:?}");
         slot.remove(0);
         assert_eq!(
-            only(&followed.picture()).presence,
+            single_reader(&followed.snapshot()).presence,
             Presence::Empty,
             "{fault:?}"
         );
@@ -184,13 +209,19 @@ fn an_interrupt_pipe_that_fails_once_is_listened_to_again_and_the_slot_looked_at
 fn an_interrupt_pipe_that_always_fails_is_given_up_and_the_reader_looked_at_from_time_to_time() {
     let (_machine, slot, program) = followed_slot("always", false);
     slot.device().break_interrupt(71);
-    let followed = Followed::new(&program);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
-    until(|| slot.device().counts().interrupt > 0);
+    let followed = WatchThread::new(&program);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
+    wait_until(|| slot.device().counts().interrupt > 0);
     slot.insert(0, FakeCard::echo());
-    assert!(holds_card(only(&followed.picture())));
+    assert!(holds_card(single_reader(&followed.snapshot())));
     slot.remove(0);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
     thread::sleep(Duration::from_secs(1));
     let counts = slot.device().counts();
     assert!(counts.interrupt < 50 && counts.bulk_out < 50, "{counts:?}");

@@ -10,7 +10,9 @@ use claviger_apdu::{Call, Limits, ResponseBuffer, Transport, TransportErrorKind}
 
 use super::{
     SHORT, answered, blocks, exchange,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, look, only, reader, token},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, reader, single_reader, snapshot, token,
+    },
     powered,
 };
 use crate::{
@@ -43,16 +45,16 @@ struct Plugged {
     _watch: Box<dyn Watch>,
     _program: UsbBackend,
     reader: FakeReader,
-    _machine: Machine,
+    _machine: FakeMachine,
 }
 
 fn plugged(test: &str, config: &ReaderConfig, card: FakeCard) -> Plugged {
-    let machine = Machine::new(test);
+    let machine = FakeMachine::new(test);
     let reader = FakeReader::with_card(config.clone(), card);
     machine.plug("3-1", &reader, config);
-    let program = machine.program();
-    let mut watch = super::watch::awaited(&program);
-    assert!(holds_card(only(&look(&mut *watch))));
+    let program = machine.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
     Plugged {
         card: connect(&program, "3-1"),
         _watch: watch,
@@ -107,13 +109,13 @@ fn the_reader_of_qemu_is_found_and_its_card_used() {
 #[test]
 fn what_was_agreed_with_a_card_is_forgotten_with_the_claim() {
     for (config, resets) in [(block_token(), 1), (token(), 0)] {
-        let machine = Machine::new(&format!("agreed.{resets}"));
+        let machine = FakeMachine::new(&format!("agreed.{resets}"));
         let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
         machine.plug("3-1", &reader, &config);
-        let (ours, theirs) = (machine.program(), machine.program());
+        let (ours, theirs) = (machine.new_backend(), machine.new_backend());
         let mut watches = [ours.watch(), theirs.watch()];
         for watch in &mut watches {
-            look(&mut **watch);
+            snapshot(&mut **watch);
         }
         let mut first = connect(&ours, "3-1");
         echo(&mut *first, b"a").unwrap();
@@ -132,13 +134,13 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
         ..ReaderConfig::tpdu()
     };
     config.layout.interrupt = None;
-    let machine = Machine::new("once");
+    let machine = FakeMachine::new("once");
     let slot = FakeReader::with_card(config.clone(), FakeCard::echo());
     machine.plug("3-1", &slot, &config);
-    let program = machine.program();
-    let mut watch = super::watch::awaited(&program);
+    let program = machine.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
     let waker = watch.waker();
-    let first = look(&mut *watch);
+    let first = snapshot(&mut *watch);
     let pictures = thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let next = || watch.next().ok();
@@ -164,7 +166,7 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
     // The first look had a claim of its own, and another program might have had the card after it.
     assert!(pictures <= 1, "{pictures} changes");
     assert!(powers(&slot) <= 2);
-    assert!(holds_card(only(&first)));
+    assert!(holds_card(single_reader(&first)));
 }
 
 #[test]
@@ -205,7 +207,7 @@ fn a_card_left_in_the_middle_is_reset_before_the_next_command_also_when_it_was_l
         exchange(&mut device, b"first", SHORT).unwrap_err();
         reader.release();
         device.status(Call::within(PATIENCE)).unwrap();
-        assert!(!device.is_in_step());
+        assert!(!device.is_synchronized());
         let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
         let third = exchange(&mut device, b"third", PATIENCE).unwrap();

@@ -7,8 +7,10 @@ use claviger_apdu::Call;
 use super::{
     answered,
     events::{Tale, wait_for},
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, token},
-    watch::{Followed, key, until, with_key},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, id, single_reader, snapshot, token,
+    },
+    watch::{WatchThread, key, wait_until, with_key},
 };
 use crate::{backend::Backend as _, usb::host::fake::FakeReader};
 
@@ -16,9 +18,9 @@ use crate::{backend::Backend as _, usb::host::fake::FakeReader};
 #[test]
 fn b1_a_reader_is_reached_after_its_watch_has_ended() {
     let (machine, _reader) = with_key("b1");
-    let program = machine.program();
+    let program = machine.new_backend();
     let mut watch = program.watch();
-    assert!(holds_card(only(&look(&mut *watch))));
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
     drop(watch);
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"bye").unwrap(), answered(b"bye"));
@@ -34,17 +36,20 @@ fn b8_the_end_of_a_claim_of_ours_makes_no_new_claim() {
     let tale = Tale::new("b8");
     let empty = FakeReader::new(token());
     tale.machine.plug("3-1", &empty, &token());
-    let bus = tale.machine.bus().told(std::sync::Arc::clone(&tale.told));
-    let program = tale.machine.program_without_locks(bus);
-    let followed = Followed::new(&program);
-    followed.picture();
-    until(|| !empty.device().claimed());
+    let bus = tale
+        .machine
+        .bus()
+        .with_test_events(std::sync::Arc::clone(&tale.told));
+    let program = tale.machine.new_backend_without_locks(bus);
+    let followed = WatchThread::new(&program);
+    followed.snapshot();
+    wait_until(|| !empty.device().claimed());
     let before = empty.messages().len();
     for _ in 0..3 {
         let looks = tale.looks();
         tale.tell("unbind", "3-1/3-1:1.0");
-        until(|| tale.looks() > looks);
-        until(|| !empty.device().claimed());
+        wait_until(|| tale.looks() > looks);
+        wait_until(|| !empty.device().claimed());
     }
     assert_eq!(empty.messages().len(), before, "nothing was asked of it");
 }
@@ -55,26 +60,26 @@ fn b10_a_reader_somebody_has_is_tried_again_though_no_message_comes() {
     let (tale, reader) = Tale::with_key("b10");
     let theirs = reader.device().claim().unwrap();
     let program = tale.program();
-    let followed = Followed::new(&program);
-    assert!(followed.picture().trouble.is_some());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().trouble.is_some());
     drop(theirs);
     let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(holds_card(only(&picture)));
+    assert!(holds_card(single_reader(&picture)));
 }
 
 /// B10: a machine, or a container, that gets its first bus later.
 #[test]
 fn b10_a_folder_of_nodes_that_comes_later_is_watched_then() {
-    let machine = Machine::new("b10-folder");
+    let machine = FakeMachine::new("b10-folder");
     fs::remove_dir_all(machine.folder().join("dev")).unwrap();
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     fs::create_dir_all(machine.folder().join("dev/003")).unwrap();
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
     let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(holds_card(only(&picture)));
+    assert!(holds_card(single_reader(&picture)));
 }
 
 /// B12: EMFILE while the devices are listed, for one.
@@ -82,8 +87,8 @@ fn b10_a_folder_of_nodes_that_comes_later_is_watched_then() {
 fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
     let (tale, _reader) = Tale::with_key("b12");
     let program = tale.program();
-    let followed = Followed::new(&program);
-    let before = only(&followed.picture()).clone();
+    let followed = WatchThread::new(&program);
+    let before = single_reader(&followed.snapshot()).clone();
     let (sys, away) = (
         tale.machine.folder().join("sys"),
         tale.machine.folder().join("away"),
@@ -92,11 +97,15 @@ fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
     fs::write(&sys, b"no folder").unwrap();
     tale.tell("change", "3-1");
     let picture = wait_for(&followed, |picture| picture.trouble.is_some());
-    assert_eq!(only(&picture), &before, "the reader, and the same card");
+    assert_eq!(
+        single_reader(&picture),
+        &before,
+        "the reader, and the same card"
+    );
     fs::remove_file(&sys).unwrap();
     fs::rename(&away, &sys).unwrap();
     let picture = wait_for(&followed, |picture| picture.trouble.is_none());
-    assert_eq!(only(&picture), &before);
+    assert_eq!(single_reader(&picture), &before);
 }
 
 /// B12: of one device.
@@ -104,18 +113,18 @@ fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
 fn b12_a_device_that_cannot_be_read_for_a_moment_has_not_left() {
     let (tale, _reader) = Tale::with_key("b12-device");
     let program = tale.program();
-    let followed = Followed::new(&program);
-    let before = only(&followed.picture()).clone();
+    let followed = WatchThread::new(&program);
+    let before = single_reader(&followed.snapshot()).clone();
     let number = tale.machine.folder().join("sys/3-1/bConfigurationValue");
     fs::remove_file(&number).unwrap();
     fs::create_dir(&number).unwrap();
     tale.tell("change", "3-1");
     let picture = wait_for(&followed, |picture| picture.trouble.is_some());
-    assert_eq!(only(&picture), &before);
+    assert_eq!(single_reader(&picture), &before);
     fs::remove_dir(&number).unwrap();
     fs::write(&number, b"1\n").unwrap();
     let picture = wait_for(&followed, |picture| picture.trouble.is_none());
-    assert_eq!(only(&picture), &before);
+    assert_eq!(single_reader(&picture), &before);
 }
 
 /// B22: most attributes of a device take its lock in the kernel; a disk in a reset would delay the slot list.
@@ -146,7 +155,7 @@ fn b22_nothing_but_its_descriptors_is_read_of_a_device_that_is_no_reader() {
         .unwrap();
     }
     let (done, ended) = std::sync::mpsc::channel();
-    let program = machine.program();
-    thread::spawn(move || done.send(look(&mut *program.watch()).readers.len()));
+    let program = machine.new_backend();
+    thread::spawn(move || done.send(snapshot(&mut *program.watch()).readers.len()));
     assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(1));
 }

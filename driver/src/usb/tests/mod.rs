@@ -41,16 +41,16 @@ use std::{
 use claviger_apdu::{Call, ResponseBuffer, Sent, TransportError, TransportErrorKind};
 
 use super::{
-    discovery::reader_info::{ReaderInterface, Way},
+    discovery::reader_info::{CommandChannel, ReaderInterface},
     host::{
         fake::{
-            Counts, Event, FakeReader,
+            Event, FakeReader, TransferCounts,
             reader::{FakeCard, ReaderConfig, echo},
         },
         transfer::UsbInterface,
     },
-    pipe::bulk::{Bulk, BulkEndpoints},
-    reader::slot::{Capabilities, Device},
+    pipe::bulk::{BulkEndpoints, BulkPipe},
+    reader::slot::{Capabilities, CcidSlot},
 };
 use crate::{
     backend::Wake,
@@ -73,12 +73,12 @@ fn class(reader: &FakeReader) -> ClassDescriptor {
 /// What is known of a reader of which the table of readers says nothing.
 pub(super) fn interface_of(
     reader: &FakeReader,
-    layout: super::host::fake::Layout,
+    layout: super::host::fake::EndpointLayout,
 ) -> ReaderInterface {
     ReaderInterface {
         name: "fake".to_owned(),
         number: 0,
-        way: Way::Bulk {
+        channel: CommandChannel::Bulk {
             bulk_in: layout.bulk_in,
             bulk_out: layout.bulk_out,
             packet: layout.packet,
@@ -88,17 +88,21 @@ pub(super) fn interface_of(
     }
 }
 
-fn claimed(reader: &FakeReader, layout: super::host::fake::Layout, stop: &Arc<Stop>) -> Device {
+fn claimed(
+    reader: &FakeReader,
+    layout: super::host::fake::EndpointLayout,
+    stop: &Arc<Stop>,
+) -> CcidSlot {
     claimed_as(reader, layout, Quirks::default(), stop)
 }
 
 /// The driver of a reader of which the table of readers says `quirks`.
 fn claimed_as(
     reader: &FakeReader,
-    layout: super::host::fake::Layout,
+    layout: super::host::fake::EndpointLayout,
     quirks: Quirks,
     stop: &Arc<Stop>,
-) -> Device {
+) -> CcidSlot {
     let interface = reader.device().claim().unwrap();
     drive_as(interface, (class(reader), quirks), layout, stop)
 }
@@ -107,30 +111,30 @@ fn claimed_as(
 fn drive(
     interface: Arc<dyn UsbInterface>,
     class: ClassDescriptor,
-    layout: super::host::fake::Layout,
+    layout: super::host::fake::EndpointLayout,
     stop: &Arc<Stop>,
-) -> Device {
+) -> CcidSlot {
     drive_as(interface, (class, Quirks::default()), layout, stop)
 }
 
 fn drive_as(
     interface: Arc<dyn UsbInterface>,
     (class, quirks): (ClassDescriptor, Quirks),
-    layout: super::host::fake::Layout,
+    layout: super::host::fake::EndpointLayout,
     stop: &Arc<Stop>,
-) -> Device {
+) -> CcidSlot {
     let endpoints = BulkEndpoints {
         bulk_in: layout.bulk_in,
         bulk_out: layout.bulk_out,
         packet: layout.packet,
     };
-    let bulk = Bulk::new(interface, 0, endpoints, class.max_message_length()).unwrap();
+    let bulk = BulkPipe::new(interface, 0, endpoints, class.max_message_length()).unwrap();
     let reader = Capabilities::new(class, quirks);
-    Device::new("fake".to_owned(), bulk, 0, reader, Arc::clone(stop))
+    CcidSlot::new("fake".to_owned(), bulk, 0, reader, Arc::clone(stop))
 }
 
 /// A reader with a powered card that answers with the data of each command.
-fn powered(config: ReaderConfig) -> (FakeReader, Device) {
+fn powered(config: ReaderConfig) -> (FakeReader, CcidSlot) {
     let layout = config.layout;
     let reader = FakeReader::with_card(config, FakeCard::echo());
     let mut device = claimed(&reader, layout, &Arc::default());
@@ -140,7 +144,7 @@ fn powered(config: ReaderConfig) -> (FakeReader, Device) {
 }
 
 /// A reader with `card`, and its driver, which has not powered the card.
-fn with_card(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> (FakeReader, Device) {
+fn with_card(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> (FakeReader, CcidSlot) {
     let layout = config.layout;
     let reader = FakeReader::with_card(config, card);
     let device = claimed_as(&reader, layout, quirks, &Arc::default());
@@ -148,7 +152,7 @@ fn with_card(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> (FakeReade
 }
 
 /// The same with power.
-fn powered_card(config: ReaderConfig, card: FakeCard) -> (FakeReader, Device) {
+fn powered_card(config: ReaderConfig, card: FakeCard) -> (FakeReader, CcidSlot) {
     let (reader, mut device) = with_card(config, Quirks::default(), card);
     device.power_on(Call::within(PATIENCE)).unwrap();
     (reader, device)
@@ -169,7 +173,7 @@ fn blocks(reader: &FakeReader) -> Vec<(u8, u16, Vec<u8>)> {
 }
 
 /// A frame as it is, whatever it is.
-fn raw(device: &mut Device, frame: &[u8]) -> Result<Vec<u8>, TransportError> {
+fn raw(device: &mut CcidSlot, frame: &[u8]) -> Result<Vec<u8>, TransportError> {
     let mut response = ResponseBuffer::new();
     device.exchange(frame, &mut response, Call::within(PATIENCE))?;
     Ok(response.frame().to_vec())
@@ -189,7 +193,11 @@ fn command(data: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn exchange(device: &mut Device, data: &[u8], within: Duration) -> Result<Vec<u8>, TransportError> {
+fn exchange(
+    device: &mut CcidSlot,
+    data: &[u8],
+    within: Duration,
+) -> Result<Vec<u8>, TransportError> {
     let mut response = ResponseBuffer::new();
     device.exchange(&command(data), &mut response, Call::within(within))?;
     Ok(response.frame().to_vec())
@@ -206,11 +214,11 @@ fn a_command_costs_two_transfers_and_the_one_for_the_answer_is_queued_first() {
         exchange(&mut device, b"data", PATIENCE).unwrap(),
         answered(b"data")
     );
-    let two = Counts {
+    let two = TransferCounts {
         bulk_in: 1,
         bulk_out: 1,
         completed: 2,
-        ..Counts::default()
+        ..TransferCounts::default()
     };
     assert_eq!(reader.device().counts(), two);
     let events = reader.device().events();
@@ -431,7 +439,7 @@ fn a_stop_ends_a_command_that_waits() {
     reader.hold();
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
-        watch::until(|| reader.card_commands(0) > 0);
+        watch::wait_until(|| reader.card_commands(0) > 0);
         let start = Instant::now();
         stop.stop();
         let error = waiter.join().unwrap();

@@ -13,10 +13,10 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
     PATIENCE, SHORT, answered, command, exchange,
-    fixture::{Machine, connect, echo, holds_card, only, token},
+    fixture::{FakeMachine, connect, echo, holds_card, single_reader, token},
     powered,
     script::{ATR, Got, Scripted},
-    watch::Followed,
+    watch::WatchThread,
 };
 use crate::{
     backend::Wake as _,
@@ -352,7 +352,7 @@ fn a_stall_while_asking_for_the_status_is_cleared_and_the_question_repeated() {
         reader.device().inject(Fault::Stall, step);
         let icc = device.status(Call::within(PATIENCE)).unwrap();
         assert_eq!(icc, IccStatus::Active);
-        assert!(reader.device().struck());
+        assert!(reader.device().fault_struck());
     }
 }
 
@@ -441,12 +441,12 @@ fn a_card_that_lost_its_power_has_forgotten_what_it_knew() {
 
 #[test]
 fn nothing_optional_is_sent_to_a_token_from_its_first_look_to_its_last_command() {
-    let machine = Machine::new("optional");
+    let machine = FakeMachine::new("optional");
     let slot = FakeReader::with_card(token(), FakeCard::echo());
     machine.plug("3-1", &slot, &token());
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"data").unwrap(), answered(b"data"));
     drop(card);

@@ -9,31 +9,31 @@ use std::{
 use claviger_apdu::TransportErrorKind;
 
 use super::{
-    fixture::{Machine, holds_card, only},
-    watch::{Followed, key, until},
+    fixture::{FakeMachine, holds_card, single_reader},
+    watch::{WatchThread, key, wait_until},
 };
-use crate::usb::discovery::sysfs::Told;
+use crate::usb::discovery::sysfs::TestEvents;
 
 /// Grants the rights of a node after they were missed, which has the devices listed or not.
 #[track_caller]
-fn grant_later(machine: &Machine, told: Told, is_listed: bool) {
+fn grant_later(machine: &FakeMachine, told: TestEvents, is_listed: bool) {
     let rights = |mode: u32| -> Permissions { PermissionsExt::from_mode(mode) };
     let (reader, config) = key();
     machine.plug_at("3-1", 7, &reader, &config);
     let node = machine.folder().join("dev/003/007");
     std::fs::set_permissions(&node, rights(0o000)).unwrap();
     let told = Arc::new(told);
-    let program = machine.program_on(machine.bus().told(Arc::clone(&told)));
-    let followed = Followed::new(&program);
-    let picture = followed.picture();
-    assert!(picture.readers.is_empty());
-    assert_eq!(picture.trouble.unwrap().kind, TransportErrorKind::Denied);
+    let program = machine.new_backend_on(machine.bus().with_test_events(Arc::clone(&told)));
+    let followed = WatchThread::new(&program);
+    let snapshot = followed.snapshot();
+    assert!(snapshot.readers.is_empty());
+    assert_eq!(snapshot.trouble.unwrap().kind, TransportErrorKind::Denied);
     let lists = told.lists.load(Ordering::SeqCst);
     std::fs::set_permissions(&node, rights(0o600)).unwrap();
-    assert!(holds_card(only(&followed.picture())));
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let listings = || told.lists.load(Ordering::SeqCst) - lists;
     if is_listed {
-        until(|| listings() > 0);
+        wait_until(|| listings() > 0);
     } else {
         assert_eq!(listings(), 0);
     }
@@ -42,16 +42,16 @@ fn grant_later(machine: &Machine, told: Told, is_listed: bool) {
 #[test]
 fn rights_that_are_granted_later_are_noticed() {
     // A device of which nobody tells may have become ready meanwhile, too.
-    grant_later(&Machine::new("rights"), Told::default(), true);
+    grant_later(&FakeMachine::new("rights"), TestEvents::default(), true);
 }
 
 #[test]
 fn rights_that_are_granted_later_have_nothing_listed_where_udev_tells_of_devices() {
     let (_udev, messages) = UnixDatagram::pair().unwrap();
-    let told = Told {
+    let told = TestEvents {
         messages: Some(messages.into()),
         nodes: true,
-        ..Told::default()
+        ..TestEvents::default()
     };
-    grant_later(&Machine::new("rights-told"), told, false);
+    grant_later(&FakeMachine::new("rights-told"), told, false);
 }

@@ -12,7 +12,7 @@ use crate::{
             FakeReader,
             reader::{FakeCard, Pps, Protocol, ReaderConfig, echo},
         },
-        reader::slot::Device,
+        reader::slot::CcidSlot,
     },
 };
 
@@ -73,7 +73,7 @@ fn voltages(reader: &FakeReader) -> Vec<u8> {
 }
 
 #[track_caller]
-fn works(device: &mut Device) {
+fn works(device: &mut CcidSlot) {
     assert_eq!(
         exchange(device, b"data", PATIENCE).unwrap(),
         answered(b"data")

@@ -10,15 +10,17 @@ use claviger_apdu::{Call, ResponseBuffer, Transmit, TransportError, TransportErr
 
 use super::{
     SHORT, answered, command,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader},
-    watch::{Followed, awaited, key, until, with_key},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+    },
+    watch::{WatchThread, key, wait_until, watch_with_waiter, with_key},
 };
 use crate::{
     backend::{Backend, Stopped},
     reader::Readers,
     usb::{
         backend::UsbBackend,
-        discovery::precedence::Gate,
+        discovery::precedence::PcscdPrecedence,
         host::fake::{FakeReader, reader::FakeCard},
     },
 };
@@ -48,9 +50,12 @@ fn absent() -> Readers {
     without(TransportErrorKind::NoService)
 }
 
-fn behind(machine: &Machine, grace: Duration) -> (UsbBackend, Arc<Gate>) {
-    let gate = Gate::behind_pcscd(grace);
-    (machine.program().behind(Arc::clone(&gate)), gate)
+fn behind(machine: &FakeMachine, grace: Duration) -> (UsbBackend, Arc<PcscdPrecedence>) {
+    let gate = PcscdPrecedence::new(grace);
+    (
+        machine.new_backend().with_precedence(Arc::clone(&gate)),
+        gate,
+    )
 }
 
 #[track_caller]
@@ -64,26 +69,29 @@ fn nothing_is_touched_or_shown_before_pcscd_was_asked_and_the_first_picture_has_
     let (machine, reader) = with_key("gate.first");
     machine.mark("3-1");
     let (program, gate) = behind(&machine, LONG);
-    let followed = Followed::new(&program);
-    assert!(followed.pictures.recv_timeout(SHORT).is_err());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshots.recv_timeout(SHORT).is_err());
     is_untouched(&reader);
-    gate.hear(&absent());
-    assert!(holds_card(only(&followed.picture())));
+    gate.take_pcscd_snapshot(&absent());
+    assert!(holds_card(single_reader(&followed.snapshot())));
 }
 
 #[test]
 fn a_pcscd_that_answers_or_refuses_has_all_readers() {
     for answer in [there(), without(TransportErrorKind::Denied)] {
-        let machine = Machine::new("gate.answers");
+        let machine = FakeMachine::new("gate.answers");
         let (reader, config) = key();
         machine.plug("3-1", &reader, &config);
         let (program, gate) = behind(&machine, LONG);
-        gate.hear(&answer);
-        let followed = Followed::new(&program);
-        let picture = followed.picture();
+        gate.take_pcscd_snapshot(&answer);
+        let followed = WatchThread::new(&program);
+        let picture = followed.snapshot();
         assert!(picture.readers.is_empty() && picture.trouble.is_none());
         machine.plug("3-2", &key().0, &config);
-        assert!(followed.pictures.recv_timeout(SHORT).is_err(), "an arrival");
+        assert!(
+            followed.snapshots.recv_timeout(SHORT).is_err(),
+            "an arrival"
+        );
         is_untouched(&reader);
         let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
         let kind = refused.map(drop).map_err(|error| error.kind);
@@ -93,38 +101,42 @@ fn a_pcscd_that_answers_or_refuses_has_all_readers() {
 
 #[test]
 fn a_device_that_pcscd_leaves_to_us_is_shown_whether_pcscd_is_there_or_not() {
-    let machine = Machine::new("gate.marked");
+    let machine = FakeMachine::new("gate.marked");
     let (program, gate) = behind(&machine, BRIEF);
-    gate.hear(&there());
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    gate.take_pcscd_snapshot(&there());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     let (reader, config) = key();
     machine.mark("3-1");
     machine.plug("3-1", &reader, &config);
-    let first = only(&followed.picture()).clone();
+    let first = single_reader(&followed.snapshot()).clone();
     assert!(holds_card(&first));
     drop(connect(&program, "3-1"));
-    gate.hear(&absent());
+    gate.take_pcscd_snapshot(&absent());
     assert_eq!(
-        only(&followed.picture()),
+        single_reader(&followed.snapshot()),
         &first,
         "it stays when the gate opens"
     );
-    gate.hear(&there());
-    assert_eq!(only(&followed.picture()), &first, "and when it shuts");
+    gate.take_pcscd_snapshot(&there());
+    assert_eq!(
+        single_reader(&followed.snapshot()),
+        &first,
+        "and when it shuts"
+    );
 }
 
 #[test]
 fn readers_come_when_pcscd_was_absent_for_the_grace() {
     let (machine, _) = with_key("gate.absent");
     let (program, gate) = behind(&machine, BRIEF);
-    gate.hear(&there());
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    gate.take_pcscd_snapshot(&there());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     let gone = Instant::now();
-    gate.hear(&absent());
-    gate.hear(&absent());
-    assert!(holds_card(only(&followed.picture())));
+    gate.take_pcscd_snapshot(&absent());
+    gate.take_pcscd_snapshot(&absent());
+    assert!(holds_card(single_reader(&followed.snapshot())));
     assert!(gone.elapsed() >= BRIEF);
 }
 
@@ -132,14 +144,14 @@ fn readers_come_when_pcscd_was_absent_for_the_grace() {
 fn a_restart_of_pcscd_touches_nothing() {
     let (machine, reader) = with_key("gate.restart");
     let (program, gate) = behind(&machine, LONG);
-    gate.hear(&there());
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    gate.take_pcscd_snapshot(&there());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     for _ in 0..3 {
-        gate.hear(&absent());
-        gate.hear(&there());
+        gate.take_pcscd_snapshot(&absent());
+        gate.take_pcscd_snapshot(&there());
     }
-    assert!(followed.pictures.recv_timeout(SHORT).is_err());
+    assert!(followed.snapshots.recv_timeout(SHORT).is_err());
     is_untouched(&reader);
 }
 
@@ -148,42 +160,42 @@ fn a_pcscd_that_hangs_counts_as_absent_after_the_grace() {
     let (machine, _) = with_key("gate.hangs");
     let (program, gate) = behind(&machine, BRIEF);
     let begun = Instant::now();
-    let followed = Followed::new(&program);
-    gate.hear(&without(TransportErrorKind::TimedOut));
-    assert!(holds_card(only(&followed.picture())));
+    let followed = WatchThread::new(&program);
+    gate.take_pcscd_snapshot(&without(TransportErrorKind::TimedOut));
+    assert!(holds_card(single_reader(&followed.snapshot())));
     assert!(begun.elapsed() >= BRIEF);
 }
 
 #[test]
 fn readers_are_let_go_when_pcscd_comes_and_only_then_is_the_gate_settled() {
-    let machine = Machine::new("gate.comes");
+    let machine = FakeMachine::new("gate.comes");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-1", &slot, &reader());
     let (program, gate) = behind(&machine, LONG);
-    gate.hear(&absent());
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
-    assert!(gate.settle(), "all are ours");
-    until(|| slot.device().claimed());
-    assert!(gate.hear(&there()));
-    assert!(!gate.is_settled());
-    assert!(followed.picture().readers.is_empty());
+    gate.take_pcscd_snapshot(&absent());
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
+    assert!(gate.snapshot_applied(), "all are ours");
+    wait_until(|| slot.device().claimed());
+    assert!(gate.take_pcscd_snapshot(&there()));
+    assert!(!gate.is_applied());
+    assert!(followed.snapshot().readers.is_empty());
     assert!(!slot.device().claimed(), "before it is said");
-    assert!(!gate.settle() && gate.is_settled());
+    assert!(!gate.snapshot_applied() && gate.is_applied());
 }
 
 #[test]
 fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
     let (machine, reader) = with_key("gate.connection");
     let (program, gate) = behind(&machine, LONG);
-    gate.hear(&absent());
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    gate.take_pcscd_snapshot(&absent());
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
     let in_between = |card: &mut dyn Transmit| {
-        gate.hear(&there());
-        assert!(followed.picture().readers.is_empty());
+        gate.take_pcscd_snapshot(&there());
+        assert!(followed.snapshot().readers.is_empty());
         assert!(reader.device().claimed(), "a conversation is not cut short");
         let mut response = ResponseBuffer::new();
         card.transmit(&command(b"b"), &mut response, Call::within(PATIENCE))
@@ -199,23 +211,23 @@ fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
 
 #[test]
 fn a_gate_that_moves_is_told_by_a_picture_though_nothing_is_on_the_bus() {
-    let machine = Machine::new("gate.empty");
+    let machine = FakeMachine::new("gate.empty");
     let (program, gate) = behind(&machine, LONG);
-    gate.hear(&absent());
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
-    gate.settle();
-    gate.hear(&there());
-    assert!(followed.picture().readers.is_empty());
-    gate.settle();
-    assert!(gate.is_settled());
+    gate.take_pcscd_snapshot(&absent());
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
+    gate.snapshot_applied();
+    gate.take_pcscd_snapshot(&there());
+    assert!(followed.snapshot().readers.is_empty());
+    gate.snapshot_applied();
+    assert!(gate.is_applied());
 }
 
 #[test]
 fn a_stop_ends_the_wait_for_pcscd() {
-    let machine = Machine::new("gate.stop");
+    let machine = FakeMachine::new("gate.stop");
     let (program, _gate) = behind(&machine, LONG);
-    let mut watch = awaited(&program);
+    let mut watch = watch_with_waiter(&program);
     let waker = watch.waker();
     thread::scope(|scope| {
         let waits = scope.spawn(move || watch.next().map(drop));
@@ -233,6 +245,6 @@ fn a_stop_ends_the_wait_for_pcscd() {
 #[test]
 fn without_a_gate_every_reader_is_shown() {
     let (machine, _) = with_key("gate.none");
-    let picture = look(&mut *machine.program().watch());
-    assert!(holds_card(only(&picture)));
+    let picture = snapshot(&mut *machine.new_backend().watch());
+    assert!(holds_card(single_reader(&picture)));
 }

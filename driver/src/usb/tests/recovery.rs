@@ -14,7 +14,7 @@ use super::{
     PATIENCE, SHORT, answered,
     busy_slots::two_busy,
     exchange,
-    fixture::{Machine, connect, echo, echo_within, look},
+    fixture::{FakeMachine, connect, echo, echo_within, snapshot},
     interface_of, powered,
 };
 use crate::{
@@ -27,43 +27,49 @@ use crate::{
                 Event, FakeReader, Fault,
                 reader::{FakeCard, ReaderConfig},
             },
-            transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+            transfer::{
+                Completion, EndpointAddress, EndpointQueue, SetupPacket, TransferError,
+                UsbInterface,
+            },
         },
-        reader::slot::{self, Device},
+        reader::slot::{self, CcidSlot},
     },
 };
 
 /// An interface that tells the end of an answer before that of its command, and what it is asked.
 #[derive(Debug)]
-struct Watched {
+struct RecordingInterface {
     inner: Arc<dyn UsbInterface>,
-    asked: Arc<Asked>,
+    asked: Arc<Recorded>,
 }
 
 #[derive(Debug, Default)]
-struct Asked {
+struct Recorded {
     queues: Mutex<Vec<Vec<EndpointAddress>>>,
     limits: Mutex<Vec<Duration>>,
 }
 
 #[derive(Debug)]
-struct AnswersFirst {
-    inner: Box<dyn Pipes>,
+struct ResponseFirstQueue {
+    inner: Box<dyn EndpointQueue>,
     done: VecDeque<Completion>,
 }
 
-impl UsbInterface for Watched {
-    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
+impl UsbInterface for RecordingInterface {
+    fn open_queue(
+        &self,
+        endpoints: &[EndpointAddress],
+    ) -> Result<Box<dyn EndpointQueue>, TransferError> {
         self.asked.queues.lock().unwrap().push(endpoints.to_vec());
-        Ok(Box::new(AnswersFirst {
-            inner: self.inner.pipes(endpoints)?,
+        Ok(Box::new(ResponseFirstQueue {
+            inner: self.inner.open_queue(endpoints)?,
             done: VecDeque::new(),
         }))
     }
 
     fn control(
         &self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
         limit: Duration,
     ) -> Result<usize, TransferError> {
@@ -76,7 +82,7 @@ impl UsbInterface for Watched {
     }
 }
 
-impl Pipes for AnswersFirst {
+impl EndpointQueue for ResponseFirstQueue {
     fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
         self.inner.submit_in(endpoint, len);
     }
@@ -85,8 +91,8 @@ impl Pipes for AnswersFirst {
         self.inner.submit_out(endpoint, buffer);
     }
 
-    fn completed(&mut self) -> Option<Completion> {
-        while let Some(completion) = self.inner.completed() {
+    fn next_completion(&mut self) -> Option<Completion> {
+        while let Some(completion) = self.inner.next_completion() {
             if completion.endpoint.is_in() {
                 self.done.push_front(completion);
             } else {
@@ -96,8 +102,8 @@ impl Pipes for AnswersFirst {
         self.done.pop_front()
     }
 
-    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        self.inner.descriptors()
+    fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        self.inner.poll_fds()
     }
 
     fn cancel(&mut self, endpoint: EndpointAddress) {
@@ -115,20 +121,20 @@ impl Pipes for AnswersFirst {
 }
 
 /// A reader with a powered card behind such an interface, used for one command at a time and for several.
-fn each_pipe(body: impl Fn(&FakeReader, &Asked, Device)) {
+fn each_pipe(body: impl Fn(&FakeReader, &Recorded, CcidSlot)) {
     let config = ReaderConfig::extended();
     let one: fn(&FakeReader) -> ClassDescriptor = super::class;
     for class in [one, |_| two_busy()] {
         let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
-        let asked = Arc::new(Asked::default());
+        let asked = Arc::new(Recorded::default());
         let mut described = interface_of(&reader, config.layout);
         described.class = class(&reader);
-        let interface = Arc::new(Watched {
+        let interface = Arc::new(RecordingInterface {
             inner: reader.device().claim().unwrap(),
             asked: Arc::clone(&asked),
         });
-        let pipe = pipe::pipe(interface, &described, &Arc::default(), 0).unwrap();
-        let mut device = slot::device(pipe, described, 0, &Arc::default());
+        let pipe = pipe::open_pipe(interface, &described, &Arc::default(), 0).unwrap();
+        let mut device = slot::new_slot(pipe, described, 0, &Arc::default());
         device.power_on(Call::within(PATIENCE)).unwrap();
         reader.device().forget();
         body(&reader, &asked, device);
@@ -201,7 +207,7 @@ fn a_device_that_answers_no_request_is_not_asked_to_clear_a_halt() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.device().inject(Fault::Stall, 1);
     exchange(&mut device, b"first", PATIENCE).unwrap_err();
-    reader.device().fall_silent(true);
+    reader.device().set_silent(true);
     exchange(&mut device, b"second", SHORT).unwrap_err();
     assert_eq!(clears(&reader), 0);
 }
@@ -209,7 +215,7 @@ fn a_device_that_answers_no_request_is_not_asked_to_clear_a_halt() {
 #[test]
 fn each_step_of_the_way_back_ends_at_the_calls_deadline() {
     each_pipe(|reader, asked, mut device| {
-        reader.device().fall_silent(true);
+        reader.device().set_silent(true);
         exchange(&mut device, b"first", SHORT).unwrap_err();
         asked.limits.lock().unwrap().clear();
         let started = Instant::now();
@@ -229,12 +235,12 @@ fn that_a_reader_leaves_out_empty_packets_is_known_from_one_claim_to_the_next() 
         ..ReaderConfig::extended()
     };
     config.layout.zlp = false;
-    let machine = Machine::new("recovery.zlp");
+    let machine = FakeMachine::new("recovery.zlp");
     let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
     machine.plug("3-1", &reader, &config);
-    let program = machine.program();
+    let program = machine.new_backend();
     let mut watch = program.watch();
-    let _ = look(&mut *watch);
+    let _ = snapshot(&mut *watch);
     // The message fills its packet.
     let data = [0x5A; 52];
     let mut first = connect(&program, "3-1");

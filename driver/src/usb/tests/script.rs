@@ -8,12 +8,12 @@ use super::{PATIENCE, class, drive};
 use crate::usb::{
     host::{
         fake::{
-            Answer, FakeDevice, FakeReader, Firmware,
+            DeviceMessage, FakeDevice, FakeReader, Firmware,
             reader::{ReaderConfig, echo},
         },
-        transfer::{Setup, TransferError},
+        transfer::{SetupPacket, TransferError},
     },
-    reader::slot::Device,
+    reader::slot::CcidSlot,
 };
 
 /// T=1, historical bytes "fake".
@@ -74,7 +74,7 @@ type Says = Box<dyn FnMut(&Got) -> Option<Vec<Vec<u8>>> + Send>;
 #[derive(Clone, Default)]
 pub(super) struct Heard {
     commands: Arc<Mutex<Vec<Got>>>,
-    requests: Arc<Mutex<Vec<Setup>>>,
+    requests: Arc<Mutex<Vec<SetupPacket>>>,
 }
 
 impl Heard {
@@ -91,7 +91,7 @@ impl Heard {
         self.kinds().iter().filter(|one| **one == kind).count()
     }
 
-    pub(super) fn requests(&self) -> Vec<Setup> {
+    pub(super) fn requests(&self) -> Vec<SetupPacket> {
         self.requests.lock().unwrap().clone()
     }
 
@@ -108,14 +108,14 @@ struct Script {
 }
 
 impl Firmware for Script {
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage> {
         let got = Got::parse(transfer);
         self.heard.commands.lock().unwrap().push(got.clone());
         let answers = (self.says)(&got).unwrap_or_else(|| vec![got.good()]);
-        answers.into_iter().map(Answer::Bulk).collect()
+        answers.into_iter().map(DeviceMessage::Bulk).collect()
     }
 
-    fn control(&mut self, setup: Setup, _data: &mut [u8]) -> Result<usize, TransferError> {
+    fn control(&mut self, setup: SetupPacket, _data: &mut [u8]) -> Result<usize, TransferError> {
         self.heard.requests.lock().unwrap().push(setup);
         if self.takes_abort {
             return Ok(0);
@@ -128,7 +128,7 @@ impl Firmware for Script {
 pub(super) struct Scripted {
     pub(super) bus: FakeDevice,
     pub(super) heard: Heard,
-    pub(super) device: Device,
+    pub(super) device: CcidSlot,
 }
 
 impl Scripted {

@@ -6,30 +6,30 @@ use claviger_apdu::TransportErrorKind;
 
 use super::{
     answered,
-    fixture::{Machine, connect, echo, echo_within, look},
+    fixture::{FakeMachine, connect, echo, echo_within, snapshot},
     kinds,
-    watch::{awaited, key, with_key},
+    watch::{key, watch_with_waiter, with_key},
 };
 use crate::usb::{backend::UsbBackend, host::fake::FakeReader};
 
 /// A key that a program has used; another has not touched it yet.
-fn used(test: &str) -> (Machine, FakeReader) {
-    let machine = Machine::new(test);
+fn used(test: &str) -> (FakeMachine, FakeReader) {
+    let machine = FakeMachine::new(test);
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     echo(&mut *connect(&program, "3-1"), b"data").unwrap();
     (machine, reader)
 }
 
 /// The types of the messages with which another program uses the key for the first time.
-fn taken_up(machine: &Machine, reader: &FakeReader) -> Vec<u8> {
+fn taken_up(machine: &FakeMachine, reader: &FakeReader) -> Vec<u8> {
     let before = kinds(reader).len();
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"next").unwrap(), answered(b"next"));
     kinds(reader).split_off(before)
@@ -55,9 +55,9 @@ fn a_card_whose_user_was_killed_is_reset_after_an_abort() {
 fn a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
     let (machine, reader) = used("shares.middle");
     {
-        let program = machine.program();
-        let mut watch = awaited(&program);
-        let _ = look(&mut *watch);
+        let program = machine.new_backend();
+        let mut watch = watch_with_waiter(&program);
+        let _ = snapshot(&mut *watch);
         let mut card = connect(&program, "3-1");
         reader.hold();
         let error = echo_within(&mut *card, b"slow", Duration::from_millis(60)).unwrap_err();
@@ -76,10 +76,10 @@ fn use_again(program: &UsbBackend, commands: usize) {
 }
 
 /// The same as another program.
-fn use_by_another(machine: &Machine, commands: usize) {
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+fn use_by_another(machine: &FakeMachine, commands: usize) {
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     use_again(&program, commands);
 }
 
@@ -108,9 +108,9 @@ fn sequence_numbers_go_on_over_the_claims_of_all_programs() {
 #[test]
 fn sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
     let (machine, reader) = with_key("shares.go-on-alone");
-    let program = machine.program_without_locks(machine.bus());
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend_without_locks(machine.bus());
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     use_again(&program, 2);
     use_again(&program, 150);
     use_again(&program, 1);

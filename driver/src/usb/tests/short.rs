@@ -15,14 +15,17 @@ use crate::{
                 FakeReader,
                 reader::{FakeCard, ReaderConfig},
             },
-            transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+            transfer::{
+                Completion, EndpointAddress, EndpointQueue, SetupPacket, TransferError,
+                UsbInterface,
+            },
         },
-        reader::slot::{self, Device},
+        reader::slot::{self, CcidSlot},
     },
 };
 
 /// A reader whose commands are counted as `count` says of their length, used for one command at a time and for several.
-fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, Device)) {
+fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, CcidSlot)) {
     let config = ReaderConfig::extended();
     let one: fn(&FakeReader) -> ClassDescriptor = super::class;
     for class in [one, |_| two_busy()] {
@@ -31,8 +34,8 @@ fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, Device)) {
         described.class = class(&reader);
         let claim = reader.device().claim().unwrap();
         let interface = Arc::new(Shortened(claim, count));
-        let pipe = pipe::pipe(interface, &described, &Arc::default(), 0).unwrap();
-        let mut device = slot::device(pipe, described, 0, &Arc::default());
+        let pipe = pipe::open_pipe(interface, &described, &Arc::default(), 0).unwrap();
+        let mut device = slot::new_slot(pipe, described, 0, &Arc::default());
         device.power_on(Call::within(PATIENCE)).unwrap();
         body(&reader, device);
     }
@@ -47,7 +50,7 @@ fn a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
                 assert_eq!(answer, answered(data));
             }
             assert_eq!(reader.card_commands(0), 2);
-            assert!(device.is_in_step());
+            assert!(device.is_synchronized());
         });
     }
 }
@@ -64,7 +67,7 @@ fn a_command_of_which_no_byte_is_counted_may_have_reached_the_card_and_is_not_se
                 (TransportErrorKind::TimedOut, Sent::Maybe)
             );
             assert_eq!(reader.card_commands(0), 1);
-            assert!(!device.is_in_step());
+            assert!(!device.is_synchronized());
         },
     );
 }
@@ -74,16 +77,19 @@ fn a_command_of_which_no_byte_is_counted_may_have_reached_the_card_and_is_not_se
 struct Shortened(Arc<dyn UsbInterface>, fn(usize) -> usize);
 
 #[derive(Debug)]
-struct ShortPipes(Box<dyn Pipes>, fn(usize) -> usize);
+struct ShortPipes(Box<dyn EndpointQueue>, fn(usize) -> usize);
 
 impl UsbInterface for Shortened {
-    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
-        Ok(Box::new(ShortPipes(self.0.pipes(endpoints)?, self.1)))
+    fn open_queue(
+        &self,
+        endpoints: &[EndpointAddress],
+    ) -> Result<Box<dyn EndpointQueue>, TransferError> {
+        Ok(Box::new(ShortPipes(self.0.open_queue(endpoints)?, self.1)))
     }
 
     fn control(
         &self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
         limit: Duration,
     ) -> Result<usize, TransferError> {
@@ -95,7 +101,7 @@ impl UsbInterface for Shortened {
     }
 }
 
-impl Pipes for ShortPipes {
+impl EndpointQueue for ShortPipes {
     fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
         self.0.submit_in(endpoint, len);
     }
@@ -104,16 +110,16 @@ impl Pipes for ShortPipes {
         self.0.submit_out(endpoint, buffer);
     }
 
-    fn completed(&mut self) -> Option<Completion> {
-        let mut completion = self.0.completed()?;
+    fn next_completion(&mut self) -> Option<Completion> {
+        let mut completion = self.0.next_completion()?;
         if !completion.endpoint.is_in() {
             completion.transferred = (self.1)(completion.transferred);
         }
         Some(completion)
     }
 
-    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        self.0.descriptors()
+    fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        self.0.poll_fds()
     }
 
     fn cancel(&mut self, endpoint: EndpointAddress) {

@@ -10,14 +10,14 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
     answered,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look},
+    fixture::{FakeMachine, PATIENCE, connect, echo, holds_card, id, snapshot},
     slots::{counted, ids, of, pair, several},
-    watch::{awaited, until},
+    watch::{wait_until, watch_with_waiter},
 };
 use crate::{
     backend::{Backend, Watch},
     reader::{Presence, Readers},
-    usb::host::fake::{Answer, FakeReader, Fault, reader::FakeCard},
+    usb::host::fake::{DeviceMessage, FakeReader, Fault, reader::FakeCard},
 };
 
 /// A thread that follows the readers; pictures until one is as wished.
@@ -32,13 +32,13 @@ fn watch_until(watch: &mut dyn Watch, is_so: impl Fn(&Readers) -> bool) -> Reade
 
 #[test]
 fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
-    let machine = Machine::new("slots-bits");
+    let machine = FakeMachine::new("slots-bits");
     let config = several(5);
     let reader = FakeReader::new(config.clone());
     reader.insert(0, FakeCard::echo());
     machine.plug("3-1", &reader, &config);
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     let all = watch_until(&mut *watch, |picture| picture.readers.len() == 5);
     let first = of(&all, "3-1:0:0").clone();
     assert!(holds_card(&first));
@@ -68,10 +68,10 @@ fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
 
 #[test]
 fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobody() {
-    let machine = Machine::new("slots-none");
+    let machine = FakeMachine::new("slots-none");
     let (reader, _) = pair(&machine);
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     watch_until(&mut *watch, |picture| {
         picture
             .readers
@@ -85,7 +85,7 @@ fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobod
         let waits = scope.spawn(move || watch.next().map(drop));
         // What was said of the cards before anybody listened is heard first.
         let asked = || (reader.device().claimed(), reader.device().counts());
-        until(|| {
+        wait_until(|| {
             let before = asked();
             thread::sleep(Duration::from_millis(100));
             before.0 && before == asked()
@@ -94,7 +94,7 @@ fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobod
         // Two cards as before, and nonsense about six more slots.
         reader
             .device()
-            .send(Answer::Notification(vec![0x50, 0b1111_0101, 0xFF]));
+            .send(DeviceMessage::Notification(vec![0x50, 0b1111_0101, 0xFF]));
         while reader.device().counts().interrupt < 1 {
             thread::sleep(Duration::from_millis(1));
         }
@@ -112,13 +112,13 @@ fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobod
 
 #[test]
 fn two_programs_that_use_different_slots_take_turns() {
-    let machine = Machine::new("slots-turns");
+    let machine = FakeMachine::new("slots-turns");
     let (_reader, _) = pair(&machine);
-    let programs = [machine.program(), machine.program()];
+    let programs = [machine.new_backend(), machine.new_backend()];
     let mut watches = programs.each_ref().map(Backend::watch);
     let wakers = watches.each_ref().map(|watch| watch.waker());
     for watch in &mut watches {
-        let _ = look(&mut **watch);
+        let _ = snapshot(&mut **watch);
     }
     thread::scope(|scope| {
         for mut watch in watches {
@@ -149,9 +149,9 @@ fn two_programs_that_use_different_slots_take_turns() {
 
 #[test]
 fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
-    let machine = Machine::new("slots-address");
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let machine = FakeMachine::new("slots-address");
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     let plug = || {
         let config = several(2);
         let reader = FakeReader::new(config.clone());
@@ -160,13 +160,13 @@ fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
         reader
     };
     let _one = plug();
-    let first = look(&mut *watch);
+    let first = snapshot(&mut *watch);
     let mut card = connect(&program, "3-1:0:1");
     let held = std::fs::File::open(machine.folder().join("sys/3-1")).unwrap();
     machine.unplug("3-1");
     let _other = plug();
     drop(held);
-    let second = look(&mut *watch);
+    let second = snapshot(&mut *watch);
     assert_eq!(ids(&first), ids(&second));
     for (before, after) in first.readers.iter().zip(&second.readers) {
         assert_eq!(before.presence, after.presence);
@@ -187,17 +187,17 @@ fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
 #[test]
 fn a_reader_that_leaves_between_being_listed_and_opened_is_not_shown_and_not_waited_for() {
     for node_is_left in [true, false] {
-        let machine = Machine::new("slots-listed");
+        let machine = FakeMachine::new("slots-listed");
         let (reader, _) = pair(&machine);
         if node_is_left {
             reader.device().leave();
         } else {
             std::fs::remove_dir_all(machine.folder().join("dev/003")).unwrap();
         }
-        let program = machine.program();
+        let program = machine.new_backend();
         let start = Instant::now();
-        let mut watch = awaited(&program);
-        let picture = look(&mut *watch);
+        let mut watch = watch_with_waiter(&program);
+        let picture = snapshot(&mut *watch);
         assert!(picture.readers.is_empty(), "{picture:?}");
         assert_eq!(picture.trouble.unwrap().kind, TransportErrorKind::NoReader);
         let refused = program.connect(&id("3-1:0:1"), Call::within(PATIENCE));
@@ -212,13 +212,13 @@ fn a_reader_that_leaves_between_being_listed_and_opened_is_not_shown_and_not_wai
 /// Everything a program does with a reader of two slots, while it leaves at the `step`-th thing that happens on the
 /// bus; whether it left in time for that.
 fn leaves_at(step: usize) -> bool {
-    let machine = Machine::new(&format!("slots-leave-{step}"));
+    let machine = FakeMachine::new(&format!("slots-leave-{step}"));
     let (reader, _) = pair(&machine);
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    reader.device().inject(Fault::Gone, step);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    reader.device().inject(Fault::Disconnected, step);
     let start = Instant::now();
-    let _ = look(&mut *watch);
+    let _ = snapshot(&mut *watch);
     for slot in ["3-1:0:0", "3-1:0:1"] {
         let used = program
             .connect(&id(slot), Call::within(PATIENCE))
@@ -229,16 +229,16 @@ fn leaves_at(step: usize) -> bool {
         }
     }
     assert!(start.elapsed() < PATIENCE / 2, "step {step}");
-    let left = reader.device().struck();
+    let left = reader.device().fault_struck();
     if left {
         machine.unplug("3-1");
-        let picture = look(&mut *watch);
+        let picture = snapshot(&mut *watch);
         assert!(
             picture.readers.is_empty() && picture.trouble.is_none(),
             "step {step}"
         );
         let (again, _) = pair(&machine);
-        assert_eq!(look(&mut *watch).readers.len(), 2, "step {step}");
+        assert_eq!(snapshot(&mut *watch).readers.len(), 2, "step {step}");
         let mut card = connect(&program, "3-1:0:1");
         assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
         drop(card);
@@ -259,15 +259,15 @@ fn a_reader_that_leaves_at_any_step_ends_what_is_done_with_it_and_comes_back_who
 
 #[test]
 fn a_reader_that_powers_its_cards_by_itself_is_looked_at_without_resetting_them() {
-    let machine = Machine::new("slots-looks");
+    let machine = FakeMachine::new("slots-looks");
     let mut config = several(2);
     config.features |= 0x0000_0004;
     config.layout.interrupt = None;
     let reader = FakeReader::new(config.clone());
     let resets = counted(&reader, 0);
     machine.plug("3-1", &reader, &config);
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     let first = watch_until(&mut *watch, |picture| picture.readers.len() == 2);
     let before = resets.load(Ordering::SeqCst);
     let waker = watch.waker();

@@ -13,7 +13,7 @@ use claviger_apdu::{Call, ResponseBuffer, Sent, Transport, TransportError, Trans
 
 use super::{
     answered, command, exchange,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, reader},
+    fixture::{FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, snapshot},
     interface_of,
 };
 use crate::{
@@ -24,11 +24,11 @@ use crate::{
         backend::UsbBackend,
         claim::pipe,
         host::fake::{
-            Counts, FakeReader, Fault,
+            FakeReader, Fault, TransferCounts,
             reader::{FakeCard, ReaderConfig, echo as answer_of_echo},
         },
         pipe::SlotPipe,
-        reader::slot::{self, Device},
+        reader::slot::{self, CcidSlot},
     },
 };
 
@@ -48,7 +48,7 @@ pub(super) fn counted(reader: &FakeReader, slot: u8) -> Arc<AtomicUsize> {
 }
 
 /// A reader of two slots with a card in each, plugged in, and how often each card lost its state.
-pub(super) fn pair(machine: &Machine) -> (FakeReader, [Arc<AtomicUsize>; 2]) {
+pub(super) fn pair(machine: &FakeMachine) -> (FakeReader, [Arc<AtomicUsize>; 2]) {
     let config = several(2);
     let reader = FakeReader::new(config.clone());
     let resets = [0, 1].map(|slot| counted(&reader, slot));
@@ -57,10 +57,10 @@ pub(super) fn pair(machine: &Machine) -> (FakeReader, [Arc<AtomicUsize>; 2]) {
 }
 
 /// A program, its watch, and connections to both slots.
-fn both(machine: &Machine) -> (UsbBackend, Box<dyn Watch>, [Box<dyn Transport>; 2]) {
-    let program = machine.program();
-    let mut watch = super::watch::awaited(&program);
-    let _ = look(&mut *watch);
+fn both(machine: &FakeMachine) -> (UsbBackend, Box<dyn Watch>, [Box<dyn Transport>; 2]) {
+    let program = machine.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let cards = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     (program, watch, cards)
 }
@@ -87,7 +87,7 @@ fn send(
 
 #[test]
 fn each_slot_is_a_reader_whose_name_and_id_stay() {
-    let machine = Machine::new("slots-named");
+    let machine = FakeMachine::new("slots-named");
     let config = several(3);
     let plugged = || {
         let reader = FakeReader::new(config.clone());
@@ -96,9 +96,9 @@ fn each_slot_is_a_reader_whose_name_and_id_stay() {
         reader
     };
     let reader = plugged();
-    let program = machine.program();
-    let mut watch = super::watch::awaited(&program);
-    let picture = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = super::watch::watch_with_waiter(&program);
+    let picture = snapshot(&mut *watch);
     let names: Vec<&str> = picture
         .readers
         .iter()
@@ -112,25 +112,25 @@ fn each_slot_is_a_reader_whose_name_and_id_stay() {
     assert_eq!(picture.readers[1].id, id("3-1:0:1"));
     drop(reader);
     machine.unplug("3-1");
-    assert!(look(&mut *watch).readers.is_empty());
+    assert!(snapshot(&mut *watch).readers.is_empty());
     let _again = plugged();
-    assert_eq!(ids(&look(&mut *watch)), before);
-    assert_eq!(ids(&look(&mut *machine.program().watch())), before);
+    assert_eq!(ids(&snapshot(&mut *watch)), before);
+    assert_eq!(ids(&snapshot(&mut *machine.new_backend().watch())), before);
 }
 
 #[test]
 fn a_descriptor_that_says_too_many_slots_is_believed_so_far_and_no_farther() {
-    let machine = Machine::new("slots-many");
+    let machine = FakeMachine::new("slots-many");
     let config = several(255);
     let reader = FakeReader::new(config.clone());
     machine.plug("3-1", &reader, &config);
-    let picture = look(&mut *machine.program().watch());
+    let picture = snapshot(&mut *machine.new_backend().watch());
     assert_eq!(picture.readers.len(), usize::from(budget::SLOTS));
 }
 
 #[test]
 fn the_claim_lasts_as_long_as_any_slot_is_used() {
-    let machine = Machine::new("slots-claim");
+    let machine = FakeMachine::new("slots-claim");
     let (reader, _) = pair(&machine);
     let (_program, _watch, [first, second]) = both(&machine);
     assert!(reader.device().claimed());
@@ -146,7 +146,7 @@ fn the_claim_lasts_as_long_as_any_slot_is_used() {
 
 #[test]
 fn a_command_in_any_slot_costs_two_transfers() {
-    let machine = Machine::new("slots-two");
+    let machine = FakeMachine::new("slots-two");
     let (reader, resets) = pair(&machine);
     let (_program, _watch, [mut first, mut second]) = both(&machine);
     let epochs = [first.epoch(), second.epoch()];
@@ -162,11 +162,11 @@ fn a_command_in_any_slot_costs_two_transfers() {
             answered(&[round, 2])
         );
     }
-    let six = Counts {
+    let six = TransferCounts {
         bulk_in: 6,
         bulk_out: 6,
         completed: 12,
-        ..Counts::default()
+        ..TransferCounts::default()
     };
     assert_eq!(reader.device().counts(), six);
     assert_eq!([first.epoch(), second.epoch()], epochs);
@@ -176,7 +176,7 @@ fn a_command_in_any_slot_costs_two_transfers() {
 
 #[test]
 fn commands_of_two_slots_at_the_same_time_get_their_own_answers() {
-    let machine = Machine::new("slots-both");
+    let machine = FakeMachine::new("slots-both");
     let (reader, _) = pair(&machine);
     let (_program, _watch, cards) = both(&machine);
     let begin = Barrier::new(2);
@@ -197,7 +197,7 @@ fn commands_of_two_slots_at_the_same_time_get_their_own_answers() {
 
 #[test]
 fn a_slot_that_waits_for_another_ends_its_wait_in_time_and_has_sent_nothing() {
-    let machine = Machine::new("slots-wait");
+    let machine = FakeMachine::new("slots-wait");
     let (reader, _) = pair(&machine);
     let (_program, mut watch, [mut first, mut second]) = both(&machine);
     reader.hold();
@@ -216,7 +216,7 @@ fn a_slot_that_waits_for_another_ends_its_wait_in_time_and_has_sent_nothing() {
         assert_eq!(reader.card_commands(1), 0);
         // Nor is it looked at meanwhile.
         let start = Instant::now();
-        let picture = look(&mut *watch);
+        let picture = snapshot(&mut *watch);
         assert!(start.elapsed() < PATIENCE / 2 && picture.trouble.is_none());
         reader.release();
         assert_eq!(slow.join().unwrap().unwrap(), answered(b"slow"));
@@ -229,7 +229,7 @@ fn a_slot_that_waits_for_another_ends_its_wait_in_time_and_has_sent_nothing() {
 #[test]
 fn bringing_one_slot_back_leaves_the_card_of_the_other_alone() {
     for honours_abort in [true, false] {
-        let machine = Machine::new("slots-back");
+        let machine = FakeMachine::new("slots-back");
         let (reader, resets) = pair(&machine);
         reader.honour_abort(honours_abort);
         let (_program, _watch, [mut first, mut second]) = both(&machine);
@@ -259,13 +259,13 @@ fn bringing_one_slot_back_leaves_the_card_of_the_other_alone() {
 
 #[test]
 fn a_command_of_one_slot_that_stalls_the_pipe_costs_the_other_slot_nothing() {
-    let machine = Machine::new("slots-stall");
+    let machine = FakeMachine::new("slots-stall");
     let (reader, resets) = pair(&machine);
     let (_program, _watch, [mut first, mut second]) = both(&machine);
     let before = resets[0].load(Ordering::SeqCst);
     reader.device().inject(Fault::Stall, 1);
     let error = echo(&mut *second, b"stalled").unwrap_err();
-    assert!(reader.device().struck(), "{error}");
+    assert!(reader.device().fault_struck(), "{error}");
     assert_eq!(echo(&mut *first, b"mine").unwrap(), answered(b"mine"));
     assert_eq!(resets[0].load(Ordering::SeqCst), before);
 }
@@ -282,7 +282,7 @@ fn each_fault_in_one_slot_at_any_step_leaves_the_other_slot_in_use() {
         Fault::StaleFirst,
     ] {
         for step in 0..3 {
-            let machine = Machine::new("slots-faults");
+            let machine = FakeMachine::new("slots-faults");
             let (reader, _) = pair(&machine);
             let noted = Arc::clone(&seen);
             reader.insert(
@@ -332,19 +332,19 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
     let mut pipes = Vec::new();
     for reader in &readers {
         let claim = reader.device().claim().unwrap();
-        let pipe = pipe::pipe(claim, &interface(reader), &common, 0).unwrap();
+        let pipe = pipe::open_pipe(claim, &interface(reader), &common, 0).unwrap();
         for slot in [0, 1] {
             reader.insert(slot, FakeCard::echo());
-            let mut device = slot::device(Arc::clone(&pipe), interface(reader), slot, &stop);
+            let mut device = slot::new_slot(Arc::clone(&pipe), interface(reader), slot, &stop);
             device.power_on(Call::within(PATIENCE)).unwrap();
             devices.push(device);
         }
         pipes.push(pipe);
     }
-    let epochs: Vec<_> = devices.iter().map(Device::epoch).collect();
+    let epochs: Vec<_> = devices.iter().map(CcidSlot::epoch).collect();
     SlotPipe::new(Arc::clone(&pipes[0])).reset_device();
     for (device, epoch) in devices.iter_mut().zip(epochs) {
-        assert!(!device.is_in_step());
+        assert!(!device.is_synchronized());
         let error = exchange(device, b"lost", PATIENCE).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
@@ -362,10 +362,10 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
 
 #[test]
 fn b3_a_command_whose_time_went_by_while_another_slot_was_put_right_is_not_sent() {
-    let machine = Machine::new("slots-late");
+    let machine = FakeMachine::new("slots-late");
     let (reader, _) = pair(&machine);
     let (_program, _watch, [mut first, mut second]) = both(&machine);
-    reader.device().fall_silent(true);
+    reader.device().set_silent(true);
     assert!(send(&mut *first, b"lost", Duration::from_millis(100)).is_err());
     let before = reader.messages().len();
     let error = send(&mut *second, b"late", Duration::from_millis(100)).unwrap_err();
@@ -375,7 +375,7 @@ fn b3_a_command_whose_time_went_by_while_another_slot_was_put_right_is_not_sent(
     );
     let blocks = reader.messages().split_off(before);
     assert!(!blocks.contains(&(0x6F, 1)), "{blocks:?}");
-    reader.device().fall_silent(false);
+    reader.device().set_silent(false);
     assert_eq!(
         send(&mut *second, b"now", PATIENCE).unwrap(),
         answered(b"now")

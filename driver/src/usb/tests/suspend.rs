@@ -10,9 +10,9 @@ use claviger_apdu::{Transport, TransportErrorKind};
 use super::{
     answered,
     events::Tale,
-    fixture::{PATIENCE, connect, echo, holds_card, look, only, reader, token},
+    fixture::{PATIENCE, connect, echo, holds_card, reader, single_reader, snapshot, token},
     kinds,
-    watch::{awaited, key, until},
+    watch::{key, wait_until, watch_with_waiter},
 };
 use crate::{
     backend::{Backend as _, Watch},
@@ -28,7 +28,7 @@ use crate::{
 
 /// An hour passes.
 fn sleep(tale: &Tale) {
-    tale.told.asleep.fetch_add(3_600_000, Ordering::SeqCst);
+    tale.told.suspended.fetch_add(3_600_000, Ordering::SeqCst);
 }
 
 /// A reader that is watched, and a connection to its card.
@@ -39,8 +39,8 @@ fn used(
 ) -> (UsbBackend, Box<dyn Watch>, Box<dyn Transport>) {
     tale.machine.plug("3-1", reader, config);
     let program = tale.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let card = connect(&program, "3-1");
     (program, watch, card)
 }
@@ -96,8 +96,8 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());
     let program = tale.program();
-    let mut watch = awaited(&program);
-    let first = only(&look(&mut *watch)).clone();
+    let mut watch = watch_with_waiter(&program);
+    let first = single_reader(&snapshot(&mut *watch)).clone();
     let mut card = connect(&program, "3-1");
     // The hub was off: nothing came over the interrupt pipe.
     slot.lose_power();
@@ -107,7 +107,7 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
     assert!(card.is_over());
     assert_eq!(slot.card_commands(0), 0);
     drop(card);
-    let second = only(&look(&mut *watch)).clone();
+    let second = single_reader(&snapshot(&mut *watch)).clone();
     assert!(holds_card(&second));
     assert_ne!(first.changes, second.changes);
 }
@@ -116,15 +116,15 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
 fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
     let (tale, _) = Tale::with_key("sleep.left");
     let program = tale.program();
-    let mut watch = awaited(&program);
-    let first = only(&look(&mut *watch)).clone();
+    let mut watch = watch_with_waiter(&program);
+    let first = single_reader(&snapshot(&mut *watch)).clone();
     let mut card = connect(&program, "3-1");
     tale.machine.unplug("3-1");
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
     // No message comes of it.
     sleep(&tale);
-    let second = only(&look(&mut *watch)).clone();
+    let second = single_reader(&snapshot(&mut *watch)).clone();
     assert_ne!(first.changes, second.changes);
     assert!(echo(&mut *card, b"old").is_err() && card.is_over());
     assert!(reader.card_commands(0) == 0);
@@ -137,11 +137,14 @@ fn an_empty_slot_is_looked_at_after_a_sleep() {
     let slot = FakeReader::new(config.clone());
     tale.machine.plug("3-1", &slot, &config);
     let program = tale.program();
-    let mut watch = awaited(&program);
-    assert_eq!(only(&watch.next().unwrap()).presence, Presence::Empty);
+    let mut watch = watch_with_waiter(&program);
+    assert_eq!(
+        single_reader(&watch.next().unwrap()).presence,
+        Presence::Empty
+    );
     slot.put_unseen(0, FakeCard::echo());
     sleep(&tale);
-    assert!(holds_card(only(&look(&mut *watch))));
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
 }
 
 #[test]
@@ -150,7 +153,7 @@ fn a_machine_that_did_not_sleep_asks_nothing() {
     let slot = FakeReader::with_card(token(), FakeCard::echo());
     let (_program, _watch, mut card) = used(&tale, &slot, &token());
     let before = kinds(&slot).len();
-    tale.told.asleep.fetch_add(400, Ordering::SeqCst);
+    tale.told.suspended.fetch_add(400, Ordering::SeqCst);
     echo(&mut *card, b"data").unwrap();
     assert_eq!(kinds(&slot)[before..], [0x6F]);
 }
@@ -161,7 +164,7 @@ fn a_watch_that_ends_ends_no_conversation_with_a_reader_it_has_looked_at() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (_program, mut watch, mut card) = used(&tale, &slot, &reader());
     sleep(&tale);
-    let _ = look(&mut *watch);
+    let _ = snapshot(&mut *watch);
     watch.waker().stop();
     assert_eq!(echo(&mut *card, b"last").unwrap(), answered(b"last"));
 }
@@ -172,11 +175,11 @@ fn a_conversation_that_is_cut_ends_though_the_watch_has_opened_the_reader() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (program, mut watch, mut card) = used(&tale, &slot, &reader());
     sleep(&tale);
-    let _ = look(&mut *watch);
+    let _ = snapshot(&mut *watch);
     slot.hold();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| echo(&mut *card, b"slow").unwrap_err());
-        until(|| slot.card_commands(0) == 1);
+        wait_until(|| slot.card_commands(0) == 1);
         let start = Instant::now();
         program.cut();
         assert_eq!(waits.join().unwrap().kind, TransportErrorKind::Cancelled);
@@ -193,8 +196,8 @@ fn a_look_at_a_reader_of_a_connection_ends_with_its_watch() {
     slot.device().inject(Fault::Drop, 1);
     let waker = watch.waker();
     std::thread::scope(|scope| {
-        let looks = scope.spawn(|| look(&mut *watch));
-        until(|| slot.device().struck());
+        let looks = scope.spawn(|| snapshot(&mut *watch));
+        wait_until(|| slot.device().fault_struck());
         let start = Instant::now();
         waker.stop();
         let _ = looks.join();

@@ -9,7 +9,7 @@ use claviger_apdu::{
 
 use super::{
     PATIENCE, answered, blocks, command, exchange,
-    fixture::{Machine, connect, look},
+    fixture::{FakeMachine, connect, snapshot},
     kinds, powered_card, raw, with_card,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
             FakeReader,
             reader::{Disturbance, FakeCard, Protocol, ReaderConfig, echo},
         },
-        reader::slot::Device,
+        reader::slot::CcidSlot,
     },
 };
 
@@ -61,7 +61,7 @@ fn tpdu(max_message: u32) -> ReaderConfig {
 }
 
 #[track_caller]
-fn carries(device: &mut Device, len: usize) {
+fn carries(device: &mut CcidSlot, len: usize) {
     let data: Vec<u8> = (0..len).map(|at| at.to_le_bytes()[0]).collect();
     assert_eq!(
         exchange(device, &data, PATIENCE).unwrap(),
@@ -222,7 +222,7 @@ fn a_card_that_answers_nothing_any_more_is_reset_before_the_next_command() {
         (error.kind, error.sent),
         (TransportErrorKind::Protocol, Sent::Maybe)
     );
-    assert!(!device.is_in_step());
+    assert!(!device.is_synchronized());
     let error = exchange(&mut device, b"next", PATIENCE).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
@@ -288,7 +288,7 @@ fn what_t0_cannot_carry_is_refused_before_anything_is_sent() {
         );
     }
     assert_eq!(kinds(&reader).len(), before);
-    assert!(device.is_in_step());
+    assert!(device.is_synchronized());
 }
 
 #[test]
@@ -398,7 +398,7 @@ fn an_adopted_card_is_one_that_was_given_apdus() {
         let (_reader, mut device) = powered_card(config.clone(), FakeCard::echo());
         let atr = device.atr().unwrap().clone();
         let (_reader, mut other) = with_card(config, Quirks::default(), FakeCard::echo());
-        other.adopt(atr);
+        other.assume_powered(atr);
         assert_eq!(other.atr().is_some(), adopted);
         let limits = if adopted {
             device.limits()
@@ -411,13 +411,13 @@ fn an_adopted_card_is_one_that_was_given_apdus() {
 }
 
 /// A connection of its own.
-fn connected(config: &ReaderConfig, card: FakeCard) -> (Machine, Box<dyn Transport>) {
+fn connected(config: &ReaderConfig, card: FakeCard) -> (FakeMachine, Box<dyn Transport>) {
     let reader = FakeReader::with_card(config.clone(), card);
-    let machine = Machine::new("tpdu-transport");
+    let machine = FakeMachine::new("tpdu-transport");
     machine.plug("3-1", &reader, config);
-    let program = machine.program();
+    let program = machine.new_backend();
     let mut watch = program.watch();
-    look(&mut *watch);
+    snapshot(&mut *watch);
     let transport = connect(&program, "3-1");
     (machine, transport)
 }

@@ -4,7 +4,7 @@ use claviger_apdu::{Call, Limits, ResponseBuffer, Transport, TransportErrorKind}
 
 use super::{
     PATIENCE, SHORT, command,
-    fixture::{Machine, connect, look},
+    fixture::{FakeMachine, connect, snapshot},
 };
 use crate::{
     backend::Backend as _,
@@ -18,11 +18,11 @@ use crate::{
 fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
     let config = ReaderConfig::short();
     let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
-    let machine = Machine::new("transport");
+    let machine = FakeMachine::new("transport");
     machine.plug("3-1", &reader, &config);
-    let program = machine.program();
+    let program = machine.new_backend();
     let mut watch = program.watch();
-    look(&mut *watch);
+    snapshot(&mut *watch);
     let mut transport = connect(&program, "3-1");
     assert_eq!(transport.limits(), Limits::SHORT);
     assert_eq!(transport.atr().historical(), b"fake");

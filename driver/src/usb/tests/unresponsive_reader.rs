@@ -7,9 +7,9 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 use super::{
     answered,
     events::{Tale, wait_for},
-    fixture::{PATIENCE, connect, echo, echo_within, holds_card, id, look, reader},
+    fixture::{PATIENCE, connect, echo, echo_within, holds_card, id, reader, snapshot},
     powered,
-    watch::{Followed, awaited, key, until},
+    watch::{WatchThread, key, wait_until, watch_with_waiter},
 };
 use crate::{
     backend::Backend as _,
@@ -41,9 +41,9 @@ fn a_command_whose_time_is_up_is_not_sent_and_costs_the_card_nothing() {
 fn a_stop_before_a_command_is_sent_sends_nothing() {
     let (tale, key) = Tale::with_key("silence.stop");
     let program = tale.program();
-    let _ = look(&mut *program.watch());
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let _ = snapshot(&mut *program.watch());
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     program.cut();
     let error = echo_within(&mut *card, b"late", PATIENCE).unwrap_err();
@@ -55,16 +55,16 @@ fn a_stop_before_a_command_is_sent_sends_nothing() {
 fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
     let tale = Tale::new("silence.events");
     let dead = FakeReader::with_card(reader(), FakeCard::echo());
-    dead.device().fall_silent(true);
+    dead.device().set_silent(true);
     tale.machine.plug("3-1", &dead, &reader());
     let slot = FakeReader::new(reader());
     tale.machine.plug("3-2", &slot, &reader());
     let program = tale.program();
     let start = Instant::now();
-    let followed = Followed::new(&program);
+    let followed = WatchThread::new(&program);
     wait_for(&followed, |picture| picture.readers.len() == 1);
     assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
-    until(|| slot.device().counts().interrupt > 0);
+    wait_until(|| slot.device().counts().interrupt > 0);
     for _ in 0..3 {
         let start = Instant::now();
         slot.insert(0, FakeCard::echo());
@@ -85,12 +85,12 @@ fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
 fn a_reader_that_was_silent_is_shown_when_it_answers() {
     let tale = Tale::new("silence.over");
     let (key, config) = key();
-    key.device().fall_silent(true);
+    key.device().set_silent(true);
     tale.machine.plug("3-1", &key, &config);
     let program = tale.program();
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
-    key.device().fall_silent(false);
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
+    key.device().set_silent(false);
     wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
     let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
     assert_eq!(
@@ -105,6 +105,6 @@ fn a_first_look_asks_for_the_status_once_and_powers_the_card() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());
     let program = tale.program();
-    let _ = look(&mut *program.watch());
+    let _ = snapshot(&mut *program.watch());
     assert_eq!(super::kinds(&slot), [0x65, 0x62]);
 }

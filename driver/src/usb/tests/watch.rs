@@ -10,7 +10,10 @@ use claviger_apdu::TransportErrorKind;
 
 use super::{
     answered,
-    fixture::{Machine, PATIENCE, connect, echo, holds_card, id, look, only, reader, token},
+    fixture::{
+        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+        token,
+    },
 };
 use crate::{
     backend::{Backend, Demand, Stopped},
@@ -29,16 +32,16 @@ pub(super) fn key() -> (FakeReader, ReaderConfig) {
 }
 
 /// A machine with a token in port `3-1`.
-pub(super) fn with_key(test: &str) -> (Machine, FakeReader) {
-    let machine = Machine::new(test);
+pub(super) fn with_key(test: &str) -> (FakeMachine, FakeReader) {
+    let machine = FakeMachine::new(test);
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
     (machine, reader)
 }
 
 /// A machine with a reader in port `3-1` that powers its card by itself.
-pub(super) fn with_a_reader_that_powers(test: &str) -> (Machine, FakeReader) {
-    let machine = Machine::new(test);
+pub(super) fn with_a_reader_that_powers(test: &str) -> (FakeMachine, FakeReader) {
+    let machine = FakeMachine::new(test);
     let config = ReaderConfig::qemu();
     let slot = FakeReader::new(config.clone());
     slot.put_unseen(0, FakeCard::echo_t0());
@@ -47,21 +50,21 @@ pub(super) fn with_a_reader_that_powers(test: &str) -> (Machine, FakeReader) {
 }
 
 /// A thread that follows the readers, and its pictures.
-pub(super) struct Followed {
-    pub(super) pictures: mpsc::Receiver<Readers>,
+pub(super) struct WatchThread {
+    pub(super) snapshots: mpsc::Receiver<Readers>,
     waker: Arc<dyn crate::backend::Wake>,
     pub(super) demand: Option<Arc<dyn Demand>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Followed {
+impl WatchThread {
     /// With somebody who waits for events.
     pub(super) fn new(program: &UsbBackend) -> Self {
-        Self::of(awaited(program))
+        Self::of(watch_with_waiter(program))
     }
 
     /// With nobody who waits.
-    pub(super) fn idly(program: &UsbBackend) -> Self {
+    pub(super) fn without_waiter(program: &UsbBackend) -> Self {
         Self::of(program.watch())
     }
 
@@ -69,39 +72,39 @@ impl Followed {
         let (waker, demand) = (watch.waker(), watch.demand());
         let (send, pictures) = mpsc::channel();
         let follow = move || {
-            let _ = send.send(look(&mut *watch));
+            let _ = send.send(snapshot(&mut *watch));
             while let Ok(picture) = watch.next() {
                 let _ = send.send(picture);
             }
         };
         Self {
-            pictures,
+            snapshots: pictures,
             waker,
             demand,
             thread: Some(thread::spawn(follow)),
         }
     }
 
-    pub(super) fn picture(&self) -> Readers {
-        self.picture_within(PATIENCE).expect("a picture")
+    pub(super) fn snapshot(&self) -> Readers {
+        self.snapshot_within(PATIENCE).expect("a picture")
     }
 
     /// The first picture that shows readers: until then, another program may have theirs.
-    pub(super) fn shown(&self) -> Readers {
+    pub(super) fn wait_for_readers(&self) -> Readers {
         loop {
-            let picture = self.picture();
+            let picture = self.snapshot();
             if !picture.readers.is_empty() {
                 return picture;
             }
         }
     }
 
-    pub(super) fn picture_within(&self, limit: Duration) -> Option<Readers> {
-        self.pictures.recv_timeout(limit).ok()
+    pub(super) fn snapshot_within(&self, limit: Duration) -> Option<Readers> {
+        self.snapshots.recv_timeout(limit).ok()
     }
 }
 
-impl Drop for Followed {
+impl Drop for WatchThread {
     fn drop(&mut self) {
         self.waker.stop();
         if let Some(thread) = self.thread.take() {
@@ -111,24 +114,24 @@ impl Drop for Followed {
 }
 
 /// A watch, with somebody who waits for events.
-pub(super) fn awaited(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
+pub(super) fn watch_with_waiter(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
     let watch = program.watch();
     if let Some(demand) = watch.demand() {
-        demand.begin_to_wait();
+        demand.add_waiter();
     }
     watch
 }
 
 /// A watch that has seen what there is.
-fn looked_at(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
-    let mut watch = awaited(program);
-    let _ = look(&mut *watch);
+fn watch_after_snapshot(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
+    let mut watch = watch_with_waiter(program);
+    let _ = snapshot(&mut *watch);
     watch
 }
 
 /// Waits until `is_so`.
 #[track_caller]
-pub(super) fn until(is_so: impl Fn() -> bool) {
+pub(super) fn wait_until(is_so: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "it never was");
@@ -138,12 +141,12 @@ pub(super) fn until(is_so: impl Fn() -> bool) {
 
 #[test]
 fn a_token_is_shown_with_its_card_and_left_to_others() {
-    let machine = Machine::new("shown");
+    let machine = FakeMachine::new("shown");
     let (reader, config) = key();
     machine.plug("3-1.2", &reader, &config);
-    let program = machine.program();
-    let picture = look(&mut *program.watch());
-    let state = only(&picture);
+    let program = machine.new_backend();
+    let picture = snapshot(&mut *program.watch());
+    let state = single_reader(&picture);
     assert_eq!(
         (&state.id, state.name.as_str()),
         (&id("3-1.2"), "Maker Key 42b2")
@@ -151,7 +154,7 @@ fn a_token_is_shown_with_its_card_and_left_to_others() {
     assert!(holds_card(state) && picture.trouble.is_none());
     assert!(!reader.device().claimed(), "nobody uses it");
     reader.device().forget();
-    let again = look(&mut *program.watch());
+    let again = snapshot(&mut *program.watch());
     assert_eq!(again.readers.len(), 1);
     assert_eq!(
         reader.device().counts(),
@@ -162,75 +165,75 @@ fn a_token_is_shown_with_its_card_and_left_to_others() {
 
 #[test]
 fn no_reader_and_no_bus_are_an_empty_picture() {
-    let machine = Machine::new("empty");
-    let program = machine.program();
-    let picture = look(&mut *program.watch());
+    let machine = FakeMachine::new("empty");
+    let program = machine.new_backend();
+    let picture = snapshot(&mut *program.watch());
     assert!(picture.readers.is_empty() && picture.trouble.is_none() && picture.service.is_some());
     std::fs::remove_dir_all(machine.folder()).unwrap();
-    let picture = look(&mut *program.watch());
+    let picture = snapshot(&mut *program.watch());
     assert!(picture.readers.is_empty() && picture.trouble.is_none());
 }
 
 #[test]
 fn a_reader_that_comes_goes_and_comes_back_has_one_name_and_another_count() {
-    let machine = Machine::new("comes");
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert!(followed.picture().readers.is_empty());
+    let machine = FakeMachine::new("comes");
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
-    let first = only(&followed.picture()).clone();
+    let first = single_reader(&followed.snapshot()).clone();
     machine.unplug("3-1");
-    assert!(followed.picture().readers.is_empty());
+    assert!(followed.snapshot().readers.is_empty());
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
-    let second = only(&followed.picture()).clone();
+    let second = single_reader(&followed.snapshot()).clone();
     assert_eq!(first.id, second.id);
     assert_ne!(first.changes, second.changes);
 }
 
 #[test]
 fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
-    let machine = Machine::new("exchanged");
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let machine = FakeMachine::new("exchanged");
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     let (reader, config) = key();
     machine.plug_at("3-1", 9, &reader, &config);
-    let first = only(&look(&mut *watch)).clone();
+    let first = single_reader(&snapshot(&mut *watch)).clone();
     // A folder kept open, as the kernel's own counter never gives a number twice.
     let held = std::fs::File::open(machine.folder().join("sys/3-1")).unwrap();
     machine.unplug("3-1");
     let (reader, config) = key();
     machine.plug_at("3-1", 9, &reader, &config);
     drop(held);
-    let second = only(&look(&mut *watch)).clone();
+    let second = single_reader(&snapshot(&mut *watch)).clone();
     assert_eq!((&first.id, &first.presence), (&second.id, &second.presence));
     assert_ne!(first.changes, second.changes);
 }
 
 #[test]
 fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
-    let machine = Machine::new("busy");
+    let machine = FakeMachine::new("busy");
     let (reader, config) = key();
     let theirs = reader.device().claim().unwrap();
     machine.plug("3-1", &reader, &config);
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    let picture = followed.picture();
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    let picture = followed.snapshot();
     assert!(picture.readers.is_empty());
     let trouble = picture.trouble.expect("it is said why");
     assert_eq!(trouble.kind, TransportErrorKind::Busy);
     assert!(trouble.what.contains("Maker Key 42b2"), "{trouble}");
     drop(theirs);
-    let picture = followed.picture();
-    assert!(holds_card(only(&picture)) && picture.trouble.is_none());
+    let picture = followed.snapshot();
+    assert!(holds_card(single_reader(&picture)) && picture.trouble.is_none());
 }
 
 #[test]
 fn a_card_is_told_before_its_reader_is_let_go() {
-    let machine = Machine::new("told-first");
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let machine = FakeMachine::new("told-first");
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     assert!(watch.next().unwrap().readers.is_empty());
     let [(first, _), (second, _)] = ["3-1", "3-2"].map(|port| {
         let (reader, config) = key();
@@ -250,11 +253,11 @@ fn a_card_is_told_before_its_reader_is_let_go() {
 #[test]
 fn who_asks_what_is_there_finds_every_reader_let_go() {
     let (machine, reader) = with_key("asks");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    assert!(holds_card(only(&look(&mut *watch))));
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
     assert!(!reader.device().claimed());
-    let without = machine.program_without_threads();
+    let without = machine.new_backend_without_threads();
     let (other, config) = key();
     machine.plug("3-2", &other, &config);
     let picture = without.watch().next().unwrap();
@@ -265,85 +268,97 @@ fn who_asks_what_is_there_finds_every_reader_let_go() {
 
 #[test]
 fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
-    let machine = Machine::new("interrupt");
+    let machine = FakeMachine::new("interrupt");
     let slot = FakeReader::new(reader());
     machine.plug("3-1", &slot, &reader());
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    let empty = only(&followed.picture()).clone();
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    let empty = single_reader(&followed.snapshot()).clone();
     assert_eq!(empty.presence, Presence::Empty);
-    until(|| slot.device().claimed());
+    wait_until(|| slot.device().claimed());
     slot.insert(0, FakeCard::echo());
-    let first = only(&followed.picture()).clone();
+    let first = single_reader(&followed.snapshot()).clone();
     assert!(holds_card(&first));
     slot.swap(0, FakeCard::echo());
-    let second = only(&followed.picture()).clone();
+    let second = single_reader(&followed.snapshot()).clone();
     assert!(holds_card(&second));
     assert_ne!(
         first.changes, second.changes,
         "another card, though it looks the same"
     );
     slot.remove(0);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
 }
 
 #[test]
 fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_reader_powers_it() {
     let (machine, slot) = with_a_reader_that_powers("activates");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let first = only(&watch.next().unwrap()).clone();
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let first = single_reader(&watch.next().unwrap()).clone();
     assert!(holds_card(&first) && slot.device().claimed());
-    assert_eq!(only(&look(&mut *watch)), &first);
+    assert_eq!(single_reader(&snapshot(&mut *watch)), &first);
 }
 
 #[test]
 fn a_reader_without_an_interrupt_endpoint_is_looked_at_from_time_to_time() {
-    let machine = Machine::new("polled");
+    let machine = FakeMachine::new("polled");
     let mut config = reader();
     config.layout.interrupt = None;
     let slot = FakeReader::new(config.clone());
     machine.plug("3-1", &slot, &config);
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
     slot.insert(0, FakeCard::echo());
-    assert!(holds_card(only(&followed.picture())));
+    assert!(holds_card(single_reader(&followed.snapshot())));
     slot.remove(0);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
 }
 
 #[test]
 fn a_card_that_is_listened_for_can_be_used_all_the_same() {
-    let machine = Machine::new("both");
+    let machine = FakeMachine::new("both");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-1", &slot, &reader());
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
     slot.remove(0);
-    assert_eq!(only(&followed.picture()).presence, Presence::Empty);
+    assert_eq!(
+        single_reader(&followed.snapshot()).presence,
+        Presence::Empty
+    );
     let error = echo(&mut *card, b"b").unwrap_err();
     assert!(card.is_over(), "{error}");
 }
 
 #[test]
 fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
-    let machine = Machine::new("listens");
+    let machine = FakeMachine::new("listens");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-1", &slot, &reader());
-    let (ours, theirs) = (machine.program(), machine.program());
-    let followed = Followed::new(&ours);
-    assert!(holds_card(only(&followed.picture())));
-    until(|| slot.device().claimed());
-    let mut watch = awaited(&theirs);
-    let mut picture = look(&mut *watch);
+    let (ours, theirs) = (machine.new_backend(), machine.new_backend());
+    let followed = WatchThread::new(&ours);
+    assert!(holds_card(single_reader(&followed.snapshot())));
+    wait_until(|| slot.device().claimed());
+    let mut watch = watch_with_waiter(&theirs);
+    let mut picture = snapshot(&mut *watch);
     while picture.readers.is_empty() {
         picture = watch.next().unwrap();
     }
-    assert!(holds_card(only(&picture)));
+    assert!(holds_card(single_reader(&picture)));
     let mut card = connect(&theirs, "3-1");
     assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
 }
@@ -351,29 +366,29 @@ fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
 #[test]
 fn a_reader_that_leaves_in_the_middle_ends_its_connection() {
     let (machine, reader) = with_key("leaves");
-    let program = machine.program();
-    let followed = Followed::new(&program);
-    assert!(holds_card(only(&followed.picture())));
+    let program = machine.new_backend();
+    let followed = WatchThread::new(&program);
+    assert!(holds_card(single_reader(&followed.snapshot())));
     let mut card = connect(&program, "3-1");
     reader.hold();
     thread::scope(|scope| {
         let waits = scope.spawn(|| echo(&mut *card, b"a"));
-        until(|| reader.card_commands(0) > 0 || reader.device().counts().bulk_out > 2);
+        wait_until(|| reader.card_commands(0) > 0 || reader.device().counts().bulk_out > 2);
         machine.unplug("3-1");
         let error = waits.join().unwrap().unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
     });
     assert!(card.is_over());
-    assert!(followed.picture().readers.is_empty());
+    assert!(followed.snapshot().readers.is_empty());
 }
 
 #[test]
 fn a_stop_ends_the_watch_and_its_claims() {
-    let machine = Machine::new("stop");
+    let machine = FakeMachine::new("stop");
     let slot = FakeReader::new(reader());
     machine.plug("3-1", &slot, &reader());
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     let waker = watch.waker();
     thread::scope(|scope| {
         let (shown, is_shown) = mpsc::channel();
@@ -382,7 +397,7 @@ fn a_stop_ends_the_watch_and_its_claims() {
             watch.next().map(drop)
         });
         assert!(is_shown.recv().unwrap());
-        until(|| slot.device().claimed());
+        wait_until(|| slot.device().claimed());
         waker.stop();
         assert_eq!(waits.join().unwrap(), Err(Stopped));
     });
@@ -391,9 +406,9 @@ fn a_stop_ends_the_watch_and_its_claims() {
 
 #[test]
 fn a_stop_before_the_watch_begins_still_counts() {
-    let machine = Machine::new("before");
-    let program = machine.program();
-    let mut watch = awaited(&program);
+    let machine = FakeMachine::new("before");
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
     watch.waker().stop();
     assert_eq!(watch.next().map(drop), Err(Stopped));
 }
@@ -401,14 +416,14 @@ fn a_stop_before_the_watch_begins_still_counts() {
 #[test]
 fn a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_backend() {
     let (machine, reader) = with_key("in-use");
-    let program = machine.program();
-    let _watch = looked_at(&program);
+    let program = machine.new_backend();
+    let _watch = watch_after_snapshot(&program);
     let [mut first, mut second] = [(); 2].map(|()| connect(&program, "3-1"));
     reader.hold();
     thread::scope(|scope| {
         let sent = reader.device().counts().bulk_out;
         let uses = scope.spawn(|| echo(&mut *first, b"a"));
-        until(|| reader.device().counts().bulk_out > sent);
+        wait_until(|| reader.device().counts().bulk_out > sent);
         let mut response = claviger_apdu::ResponseBuffer::new();
         let call = claviger_apdu::Call::within(Duration::from_millis(50));
         let error = second.transmit(&super::command(b"b"), &mut response, call);
@@ -429,14 +444,14 @@ fn a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_bac
 #[test]
 fn a_backend_that_is_cut_ends_its_connections() {
     let (machine, reader) = with_key("cut");
-    let program = machine.program();
-    let mut watch = awaited(&program);
-    let _ = look(&mut *watch);
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     reader.hold();
     thread::scope(|scope| {
         let waits = scope.spawn(|| echo(&mut *card, b"a"));
-        until(|| reader.device().counts().bulk_out > 2);
+        wait_until(|| reader.device().counts().bulk_out > 2);
         program.cut();
         assert!(waits.join().unwrap().is_err());
     });

@@ -5,18 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{backend::Demand, usb::host::event_fd::Signal};
+use crate::{backend::Demand, usb::host::event_fd::EventFd};
 
 /// How long cards are watched after somebody has asked for them.
-const LEASE: Duration = Duration::from_secs(1);
+const LEASE_TIME: Duration = Duration::from_secs(1);
 
 /// See [`Demand`]. Callers ask; the watch answers.
 #[derive(Debug)]
 pub(super) struct CardDemand {
     state: Mutex<State>,
-    answered: Condvar,
+    completed: Condvar,
     /// Wakes the watch.
-    stir: Option<Arc<Signal>>,
+    watch_event: Option<Arc<EventFd>>,
 }
 
 #[derive(Debug, Default)]
@@ -26,14 +26,14 @@ struct State {
     /// Until when cards are watched without any.
     lease: Option<Instant>,
     /// Looks that were asked for, and the last whose result is known.
-    asked: u64,
-    answered: u64,
+    requested: u64,
+    completed: u64,
     /// Some card can come or go unseen.
     is_needed: bool,
     /// The cards are watched at the moment.
-    is_watching: bool,
+    is_monitoring: bool,
     /// The watch has ended.
-    is_over: bool,
+    is_closed: bool,
 }
 
 impl State {
@@ -42,22 +42,22 @@ impl State {
     }
 
     /// Has the watch look, unless it knows by itself.
-    fn ask(&mut self) -> bool {
-        let asks = self.is_needed && !self.is_watching && !self.is_over;
-        self.asked += u64::from(asks);
+    fn request(&mut self) -> bool {
+        let asks = self.is_needed && !self.is_monitoring && !self.is_closed;
+        self.requested += u64::from(asks);
         asks
     }
 }
 
 impl CardDemand {
-    pub(super) fn new(stir: Option<Arc<Signal>>) -> Arc<Self> {
+    pub(super) fn new(event: Option<Arc<EventFd>>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 is_needed: true,
                 ..State::default()
             }),
-            answered: Condvar::new(),
-            stir,
+            completed: Condvar::new(),
+            watch_event: event,
         })
     }
 
@@ -65,86 +65,86 @@ impl CardDemand {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stir(&self) {
-        if let Some(stir) = &self.stir {
-            stir.set();
+    fn wake_watch(&self) {
+        if let Some(event) = &self.watch_event {
+            event.notify();
         }
     }
 
     /// The number of the look that was asked for last, and whether cards are to be watched now. Whoever asks for them after this
     /// said no wakes the watch.
-    pub(super) fn take_in(&self) -> (u64, bool) {
+    pub(super) fn take_requests(&self) -> (u64, bool) {
         let mut state = self.state();
         let is_wanted = state.is_wanted(Instant::now());
-        state.is_watching &= is_wanted;
-        (state.asked, is_wanted)
+        state.is_monitoring &= is_wanted;
+        (state.requested, is_wanted)
     }
 
     /// When that may end; `None` while somebody waits.
-    pub(super) fn ends(&self) -> Option<Instant> {
+    pub(super) fn lease_end(&self) -> Option<Instant> {
         let state = self.state();
         state.lease.filter(|_| state.waiters == 0)
     }
 
     /// The result of the look with this number is known to everybody; cards are watched from now on, or not, and may need it.
-    pub(super) fn answer(&self, look: u64, is_watching: bool, is_needed: bool) {
+    pub(super) fn complete(&self, poll: u64, is_watching: bool, is_needed: bool) {
         let mut state = self.state();
-        state.answered = look;
-        state.is_watching = is_watching && state.is_wanted(Instant::now());
+        state.completed = poll;
+        state.is_monitoring = is_watching && state.is_wanted(Instant::now());
         state.is_needed = is_needed;
         drop(state);
-        self.answered.notify_all();
+        self.completed.notify_all();
     }
 
     /// The watch has ended.
-    pub(super) fn end(&self) {
-        self.state().is_over = true;
-        self.answered.notify_all();
+    pub(super) fn close(&self) {
+        self.state().is_closed = true;
+        self.completed.notify_all();
     }
 }
 
 impl Demand for CardDemand {
-    fn begin_to_wait(&self) {
+    fn add_waiter(&self) {
         let mut state = self.state();
         state.waiters += 1;
-        let asks = state.ask();
+        let asks = state.request();
         drop(state);
         if asks {
-            self.stir();
+            self.wake_watch();
         }
     }
 
-    fn end_to_wait(&self) {
+    fn remove_waiter(&self) {
         let mut state = self.state();
         state.waiters = state.waiters.saturating_sub(1);
-        let is_last = state.waiters == 0 && state.is_needed && !state.is_over;
+        let is_last = state.waiters == 0 && state.is_needed && !state.is_closed;
         if is_last {
-            state.lease = Some(Instant::now() + LEASE);
+            state.lease = Some(Instant::now() + LEASE_TIME);
         }
         drop(state);
         if is_last {
-            self.stir();
+            self.wake_watch();
         }
     }
 
     fn refresh(&self, until: Instant) {
         let mut state = self.state();
         if state.waiters == 0 {
-            state.lease = Some(Instant::now() + LEASE);
+            state.lease = Some(Instant::now() + LEASE_TIME);
         }
-        if !state.ask() {
+        if !state.request() {
             return;
         }
-        let look = state.asked;
+        let poll = state.requested;
         drop(state);
-        self.stir();
+        self.wake_watch();
         let mut state = self.state();
-        while state.answered < look && !state.is_over {
+        while state.completed < poll && !state.is_closed {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            let woken = self.answered.wait_timeout(state, left);
+            let woken = self.completed.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -11,114 +11,114 @@ use rustix::event::PollFlags;
 use crate::{
     ccid::notification::{Notification, SlotState},
     usb::{
-        claim::Grip,
-        discovery::reader_info::Site,
-        host::transfer::{Completion, EndpointAddress, Pipes, TransferError},
+        claim::ReaderClaim,
+        discovery::reader_info::ReaderInfo,
+        host::transfer::{Completion, EndpointAddress, EndpointQueue, TransferError},
     },
 };
 
 /// Transfers in a row that may fail before the pipe is given up.
-const FAILURES: usize = 8;
+const MAX_FAILURES: usize = 8;
 /// A pipe at full speed is asked each 255 ms at the latest: what is first said so soon was there to be said before anybody listened.
-const FIRST_WORD: Duration = Duration::from_millis(500);
+const INITIAL_REPORT_TIME: Duration = Duration::from_millis(500);
 /// Notifications read at one go.
-const AT_ONCE: usize = 64;
+const MAX_NOTIFICATIONS: usize = 64;
 
 /// The pipe, while the reader is claimed.
 #[derive(Debug)]
-pub(super) struct Ear {
+pub(super) struct InterruptListener {
     // Before the claim it needs.
-    pipes: Box<dyn Pipes>,
-    _grip: Arc<Grip>,
+    queue: Box<dyn EndpointQueue>,
+    _claim: Arc<ReaderClaim>,
     endpoint: EndpointAddress,
     len: usize,
     slots: usize,
     failures: usize,
-    begun: Instant,
-    has_spoken: bool,
+    started: Instant,
+    has_reported: bool,
 }
 
 /// What was heard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Heard {
+pub(super) struct InterruptReport {
     /// What each slot holds now, and whether that changed, as far as it was said.
     pub(super) slots: Vec<Option<SlotState>>,
     /// Something was said that could not be understood.
-    pub(super) is_lost: bool,
+    pub(super) has_gap: bool,
     /// The pipe is of no more use.
-    pub(super) is_over: bool,
+    pub(super) is_closed: bool,
 }
 
-impl Ear {
+impl InterruptListener {
     /// Begins to listen for `slots` slots; `None` for a reader without an interrupt endpoint.
     ///
     /// # Errors
     /// [`TransferError`].
     pub(super) fn new(
-        site: &Site,
-        grip: Arc<Grip>,
+        info: &ReaderInfo,
+        reader_claim: Arc<ReaderClaim>,
         slots: usize,
     ) -> Result<Option<Self>, TransferError> {
-        let Some((endpoint, packet)) = site.interrupt else {
+        let Some((endpoint, packet)) = info.interrupt else {
             return Ok(None);
         };
-        let mut ear = Self {
-            pipes: grip.interface().pipes(&[endpoint])?,
-            _grip: grip,
+        let mut listener = Self {
+            queue: reader_claim.interface().open_queue(&[endpoint])?,
+            _claim: reader_claim,
             endpoint,
             len: packet.max(1),
             slots,
             failures: 0,
-            begun: Instant::now(),
-            has_spoken: false,
+            started: Instant::now(),
+            has_reported: false,
         };
-        ear.listen();
-        Ok(Some(ear))
+        listener.submit();
+        Ok(Some(listener))
     }
 
-    fn listen(&mut self) {
-        self.pipes.submit_in(self.endpoint, self.len);
+    fn submit(&mut self) {
+        self.queue.submit_in(self.endpoint, self.len);
     }
 
-    pub(super) fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        self.pipes.descriptors()
+    pub(super) fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        self.queue.poll_fds()
     }
 
-    pub(super) fn due(&self) -> Option<Duration> {
-        self.pipes.due()
+    pub(super) fn next_timeout(&self) -> Option<Duration> {
+        self.queue.next_timeout()
     }
 
     /// Takes in what has come.
-    pub(super) fn hear(&mut self) -> Heard {
-        let mut heard = Heard::default();
-        for _ in 0..AT_ONCE {
-            let Some(completion) = self.pipes.completed() else {
+    pub(super) fn take_notifications(&mut self) -> InterruptReport {
+        let mut report = InterruptReport::default();
+        for _ in 0..MAX_NOTIFICATIONS {
+            let Some(completion) = self.queue.next_completion() else {
                 break;
             };
-            if !self.take(&completion, &mut heard) {
-                heard.is_over = true;
+            if !self.handle_completion(&completion, &mut report) {
+                report.is_closed = true;
                 break;
             }
-            self.listen();
+            self.submit();
         }
-        heard
+        report
     }
 
     /// Whether to go on.
-    fn take(&mut self, completion: &Completion, heard: &mut Heard) -> bool {
+    fn handle_completion(&mut self, completion: &Completion, report: &mut InterruptReport) -> bool {
         match completion.result {
             Ok(()) => self.failures = 0,
-            Err(TransferError::Gone) => return false,
+            Err(TransferError::Disconnected) => return false,
             Err(error) => {
                 self.failures += 1;
-                if self.failures > FAILURES {
+                if self.failures > MAX_FAILURES {
                     tracing::warn!("usb: notifications of a reader are lost: {error}");
                     return false;
                 }
-                if error == TransferError::Stall && self.pipes.clear_halt(self.endpoint).is_err() {
+                if error == TransferError::Stall && self.queue.clear_halt(self.endpoint).is_err() {
                     return false;
                 }
-                heard.is_lost = true;
+                report.has_gap = true;
                 return true;
             }
         }
@@ -127,12 +127,12 @@ impl Ear {
         match Notification::parse(completion.buffer.expose(), slots) {
             Ok(Notification::SlotChange(mut states)) => {
                 // That the card was put in, which nobody had been told: the look came after that.
-                let is_old = !self.has_spoken && self.begun.elapsed() < FIRST_WORD;
-                self.has_spoken = true;
+                let is_old = !self.has_reported && self.started.elapsed() < INITIAL_REPORT_TIME;
+                self.has_reported = true;
                 for state in &mut states {
                     state.changed &= !is_old || !state.present;
                 }
-                heard.take(&states);
+                report.add(&states);
             }
             Ok(other) => tracing::warn!("usb: a reader says {other:?}"),
             // An empty transfer says nothing, and one of too many bytes nothing that can be relied on.
@@ -142,9 +142,9 @@ impl Ear {
     }
 }
 
-impl Heard {
+impl InterruptReport {
     /// Takes in one message; a change stays one though a later message says nothing of it.
-    fn take(&mut self, states: &[SlotState]) {
+    fn add(&mut self, states: &[SlotState]) {
         if self.slots.len() < states.len() {
             self.slots.resize(states.len(), None);
         }

@@ -14,17 +14,17 @@ use std::{
 
 use claviger_apdu::{Call, TransportError, TransportErrorKind};
 
-use self::{demand::CardDemand, reader::Place, slot::Look};
+use self::{demand::CardDemand, reader::WatchedReader, slot::PollContext};
 use super::{
-    claim::{Means, shared::Holding},
+    claim::{BackendContext, shared::SharedClaim},
     discovery::{
-        hotplug::{Arrivals, Change},
-        precedence::{Gate, Ours},
-        reader_info::{Site, sites},
-        suspend::Slept,
-        sysfs::{Bus, Found, Listing, Port},
+        hotplug::{BusChanges, HotplugMonitor},
+        precedence::{AllowedReaders, PcscdPrecedence},
+        reader_info::{ReaderInfo, readers_of},
+        suspend::SuspendDetector,
+        sysfs::{Listing, PortPath, UsbBus, UsbDevice},
     },
-    reader::{Station, registry::Registry},
+    reader::{UsbReader, registry::ReaderRegistry},
 };
 use crate::{
     backend::{Demand, Stopped, Wake, Watch},
@@ -34,214 +34,228 @@ use crate::{
 };
 
 /// What the first picture of [`Watch::next`] may take.
-const FIRST: Duration = Duration::from_secs(5);
+const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// When devices that could not be listed are listed again, the first time.
-const RELIST: Duration = Duration::from_secs(1);
+const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The readers, what is wrong with the list of them, and the gate's move at which they were shown.
-type Shown = (Vec<ReaderState>, Option<String>, u32);
+type ReportedState = (Vec<ReaderState>, Option<String>, u32);
 
 /// See [`Watch`].
 pub(crate) struct UsbWatch {
-    bus: Bus,
-    means: Arc<Means>,
-    registry: Arc<Registry>,
-    gate: Option<Arc<Gate>>,
+    bus: UsbBus,
+    context: Arc<BackendContext>,
+    registry: Arc<ReaderRegistry>,
+    precedence: Option<Arc<PcscdPrecedence>>,
     /// What the gate said last, and at which of its moves.
-    ours: (Ours, u32),
-    arrivals: Option<Arrivals>,
-    slept: Slept,
-    places: Vec<(Port, Place)>,
+    allowed: (AllowedReaders, u32),
+    hotplug: Option<HotplugMonitor>,
+    suspend: SuspendDetector,
+    watched: Vec<(PortPath, WatchedReader)>,
     /// The devices as they were listed last.
-    listed: Vec<Found>,
+    listed: Vec<UsbDevice>,
     /// Somebody is in [`Watch::next`] nearly all the time: cards are watched between two calls, too, while there is a demand for
     /// it.
     demand: Option<Arc<CardDemand>>,
     /// The look that was asked for last, and taken in.
-    answered: u64,
+    completed_request: u64,
     /// The devices have to be listed.
     is_stale: bool,
     /// They could not all be read, and are listed again then.
-    relist: Option<Instant>,
-    delays: Pauses,
+    relist_at: Option<Instant>,
+    relist_backoff: Pauses,
     trouble: Option<TransportError>,
     count: u32,
     stop: Arc<Stop>,
-    shown: Option<Shown>,
+    reported: Option<ReportedState>,
 }
 
 impl UsbWatch {
     pub(crate) fn new(
-        bus: Bus,
-        means: Arc<Means>,
-        registry: Arc<Registry>,
-        gate: Option<Arc<Gate>>,
-        goes_on: bool,
+        bus: UsbBus,
+        context: Arc<BackendContext>,
+        registry: Arc<ReaderRegistry>,
+        precedence: Option<Arc<PcscdPrecedence>>,
+        is_continuous: bool,
     ) -> Self {
-        let demand = goes_on.then(|| CardDemand::new(means.stir.clone()));
+        let demand = is_continuous.then(|| CardDemand::new(context.watch_event.clone()));
         Self {
-            slept: Slept::new(bus.clone()),
+            suspend: SuspendDetector::new(bus.clone()),
             bus,
-            means,
+            context,
             registry,
-            ours: (gate.as_ref().map_or(Ours::All, |_| Ours::None), 0),
-            gate,
-            arrivals: None,
-            places: Vec::new(),
+            allowed: (
+                precedence
+                    .as_ref()
+                    .map_or(AllowedReaders::All, |_| AllowedReaders::None),
+                0,
+            ),
+            precedence,
+            hotplug: None,
+            watched: Vec::new(),
             listed: Vec::new(),
             demand,
-            answered: 0,
+            completed_request: 0,
             is_stale: true,
-            relist: None,
-            delays: Pauses::new(RELIST, RELIST * 16),
+            relist_at: None,
+            relist_backoff: Pauses::new(RELIST_INTERVAL, RELIST_INTERVAL * 16),
             trouble: None,
             count: 0,
             stop: Arc::new(Stop::new()),
-            shown: None,
+            reported: None,
         }
     }
 
     /// Brings everything up to date that can be without waiting.
     fn update(&mut self, watching: bool, until: Instant) {
-        self.hear_of_devices();
-        self.look_at_the_gate();
-        let watching = watching && self.take_in_demand();
-        if self.is_stale || self.relist.is_some_and(|relist| relist <= Instant::now()) {
-            self.list();
+        self.take_bus_changes();
+        self.update_precedence();
+        let watching = watching && self.apply_demand();
+        if self.is_stale
+            || self
+                .relist_at
+                .is_some_and(|relist| relist <= Instant::now())
+        {
+            self.relist();
         }
-        let is_told = self.is_told();
-        let mut kept: Option<&mut Place> = None;
-        for (_, place) in &mut self.places {
-            place.give_way(is_told);
-            place.hear();
-            if !place.is_due() {
+        let is_told = self.reports_release();
+        let mut kept: Option<&mut WatchedReader> = None;
+        for (_, watched) in &mut self.watched {
+            watched.yield_if_requested(is_told);
+            watched.take_notifications();
+            if !watched.is_due() {
                 continue;
             }
             // No reader is kept while another is waited for.
             if let Some(kept) = kept {
-                kept.settle();
+                kept.release_idle();
             }
-            let mut look = Look {
+            let mut poll = PollContext {
                 stop: &self.stop,
-                until,
-                is_told,
-                lingers: watching && self.demand.is_some(),
-                patience: place.patience(),
-                count: &mut self.count,
+                deadline: until,
+                reports_release: is_told,
+                keep_open: watching && self.demand.is_some(),
+                response_timeout: watched.response_timeout(),
+                change_count: &mut self.count,
             };
-            place.attend(watching, &mut look);
+            watched.poll(watching, &mut poll);
             if self.stop.is_set() {
                 return;
             }
-            kept = Some(place);
+            kept = Some(watched);
         }
     }
 
     /// Has cards looked at that somebody asks for, and left alone when nobody does; whether they are to be watched.
-    fn take_in_demand(&mut self) -> bool {
+    fn apply_demand(&mut self) -> bool {
         let Some(demand) = &self.demand else {
             return true;
         };
-        let (asked, is_wanted) = demand.take_in();
-        if asked != self.answered {
-            self.answered = asked;
-            self.places
+        let (asked, is_wanted) = demand.take_requests();
+        if asked != self.completed_request {
+            self.completed_request = asked;
+            self.watched
                 .iter_mut()
-                .for_each(|(_, place)| place.look_if_unwatched());
+                .for_each(|(_, watched)| watched.poll_if_unmonitored());
         }
         if !is_wanted {
-            self.places.iter_mut().for_each(|(_, place)| place.rest());
+            self.watched
+                .iter_mut()
+                .for_each(|(_, watched)| watched.stop_monitoring());
         }
         is_wanted
     }
 
     /// What was taken in so far can be seen by everybody.
-    fn answer_demand(&self) {
+    fn complete_demand(&self) {
         if let Some(demand) = &self.demand {
-            let places = || self.places.iter().map(|(_, place)| place);
-            let is_needed = places().any(Place::needs_watching);
-            let is_watching = places().all(|place| place.is_watched() || !place.needs_watching());
-            demand.answer(self.answered, is_watching, is_needed);
+            let places = || self.watched.iter().map(|(_, watched)| watched);
+            let is_needed = places().any(WatchedReader::needs_monitoring);
+            let is_watching =
+                places().all(|watched| watched.is_monitored() || !watched.needs_monitoring());
+            demand.complete(self.completed_request, is_watching, is_needed);
         }
     }
 
     /// Whether somebody says when a reader becomes free.
-    fn is_told(&self) -> bool {
-        self.arrivals.as_ref().is_some_and(Arrivals::has_messages)
+    fn reports_release(&self) -> bool {
+        self.hotplug
+            .as_ref()
+            .is_some_and(HotplugMonitor::reports_unbind)
     }
 
-    fn hear_of_devices(&mut self) {
-        if let Some(stir) = &self.means.stir {
-            stir.clear();
+    fn take_bus_changes(&mut self) {
+        if let Some(event) = &self.context.watch_event {
+            event.clear();
         }
         let bus = &self.bus;
-        let arrivals = self.arrivals.get_or_insert_with(|| Arrivals::new(bus));
-        let Change {
-            look,
-            rights,
-            lost,
-            freed,
-        } = arrivals.drain();
-        self.is_stale |= look || lost;
+        let hotplug = self.hotplug.get_or_insert_with(|| HotplugMonitor::new(bus));
+        let BusChanges {
+            relist,
+            permissions_changed: rights,
+            overflowed: lost,
+            unbound: freed,
+        } = hotplug.drain();
+        self.is_stale |= relist || lost;
         if rights {
             let mut is_tried = false;
-            for (_, place) in &mut self.places {
-                is_tried |= place.try_again();
+            for (_, watched) in &mut self.watched {
+                is_tried |= watched.retry_failed();
             }
             // They may be those of a device that was not configured yet, of which nobody else tells.
-            self.is_stale |= !is_tried || !self.is_told();
+            self.is_stale |= !is_tried || !self.reports_release();
         }
-        for (port, place) in &mut self.places {
+        for (port, watched) in &mut self.watched {
             if lost {
-                place.look_if_unwatched();
+                watched.poll_if_unmonitored();
             }
             if lost || freed.contains(port) {
-                place.is_free();
+                watched.claim_released();
             }
         }
-        if self.slept.has_slept() {
+        if self.suspend.was_suspended() {
             tracing::debug!("usb: the machine has slept; everything is looked at anew");
             self.is_stale = true;
-            self.places
+            self.watched
                 .iter_mut()
-                .for_each(|(_, place)| place.look_soon());
+                .for_each(|(_, watched)| watched.poll_now());
         }
     }
 
-    fn look_at_the_gate(&mut self) {
-        if let Some(gate) = &self.gate {
-            gate.clear();
-            let before = std::mem::replace(&mut self.ours, gate.look());
-            self.is_stale |= self.ours != before;
-            gate.see(self.ours.1);
+    fn update_precedence(&mut self) {
+        if let Some(precedence) = &self.precedence {
+            precedence.clear();
+            let before = std::mem::replace(&mut self.allowed, precedence.allowed_readers());
+            self.is_stale |= self.allowed != before;
+            precedence.mark_seen(self.allowed.1);
         }
     }
 
     /// Waits for the gate to know of pcscd; what is shown before is nothing.
-    fn wait_for_the_gate(&self, until: Instant) {
-        if let Some(gate) = &self.gate {
-            gate.wait_until_heard(until, &self.stop);
+    fn wait_for_precedence(&self, until: Instant) {
+        if let Some(precedence) = &self.precedence {
+            precedence.wait_until_known(until, &self.stop);
         }
     }
 
-    fn is_ours(&self, device: &Found) -> bool {
-        match self.ours.0 {
-            Ours::None => false,
-            Ours::Marked => self.bus.is_left_to_us(device),
-            Ours::All => true,
+    fn is_allowed(&self, device: &UsbDevice) -> bool {
+        match self.allowed.0 {
+            AllowedReaders::None => false,
+            AllowedReaders::Marked => self.bus.is_ignored_by_pcscd(device),
+            AllowedReaders::All => true,
         }
     }
 
     /// Takes in which readers are on the bus, and ours; one in the same port as before is the same only in the same life.
-    fn list(&mut self) {
+    fn relist(&mut self) {
         self.is_stale = false;
         let Listing { devices, error } = self.bus.list(&self.listed);
         self.listed = devices;
-        self.relist = match &error {
-            Some(_) => Some(Instant::now() + self.delays.next_pause()),
+        self.relist_at = match &error {
+            Some(_) => Some(Instant::now() + self.relist_backoff.next_pause()),
             None => {
-                self.delays.start_over();
+                self.relist_backoff.start_over();
                 None
             }
         };
@@ -249,56 +263,66 @@ impl UsbWatch {
             let what = format!("the devices on the USB cannot all be listed: {error}");
             TransportError::before_card(TransportErrorKind::NoService, what)
         });
-        let ours = self.listed.iter().filter(|device| self.is_ours(device));
-        let readers: Vec<(Port, Vec<Site>)> = ours
+        let ours = self.listed.iter().filter(|device| self.is_allowed(device));
+        let readers: Vec<(PortPath, Vec<ReaderInfo>)> = ours
             .flat_map(|device| {
-                sites(device)
+                readers_of(device)
                     .into_iter()
                     .map(|slots| (device.port.clone(), slots))
             })
             .collect();
-        let mut before = std::mem::take(&mut self.places);
+        let mut before = std::mem::take(&mut self.watched);
         for (port, slots) in readers {
-            let known = before.iter().position(|(_, place)| place.is(&slots));
-            let place = match known.map(|known| before.swap_remove(known).1) {
-                Some(mut place) => {
-                    place.try_again();
-                    place
+            let known = before
+                .iter()
+                .position(|(_, watched)| watched.is_same(&slots));
+            let watched = match known.map(|known| before.swap_remove(known).1) {
+                Some(mut watched) => {
+                    watched.retry_failed();
+                    watched
                 }
-                None => self.place(slots),
+                None => self.new_reader(slots),
             };
-            self.places.push((port, place));
+            self.watched.push((port, watched));
         }
-        before.iter().for_each(|(_, place)| place.retire());
-        let stations = self.places.iter().flat_map(|(_, place)| place.stations());
+        before.iter().for_each(|(_, watched)| watched.retire());
+        let stations = self
+            .watched
+            .iter()
+            .flat_map(|(_, watched)| watched.readers());
         self.registry.set(stations.cloned().collect());
     }
 
     /// A reader that was not there before.
-    fn place(&mut self, slots: Vec<Site>) -> Place {
-        let holding = Holding::new(Arc::clone(&self.means), slots.len());
-        let station = |site| Arc::new(Station::new(site, Arc::clone(&holding)));
-        Place::new(slots.into_iter().map(station).collect(), || {
+    fn new_reader(&mut self, slots: Vec<ReaderInfo>) -> WatchedReader {
+        let holding = SharedClaim::new(Arc::clone(&self.context), slots.len());
+        let reader = |info| Arc::new(UsbReader::new(info, Arc::clone(&holding)));
+        WatchedReader::new(slots.into_iter().map(reader).collect(), || {
             self.count = self.count.wrapping_add(1);
             self.count
         })
     }
 
-    fn settle(&mut self) {
-        self.places.iter_mut().for_each(|(_, place)| place.settle());
+    fn release_idle(&mut self) {
+        self.watched
+            .iter_mut()
+            .for_each(|(_, watched)| watched.release_idle());
     }
 
-    fn picture(&self) -> Shown {
-        let states = self.places.iter().flat_map(|(_, place)| place.states());
+    fn snapshot(&self) -> ReportedState {
+        let states = self
+            .watched
+            .iter()
+            .flat_map(|(_, watched)| watched.states());
         // That a reader is busy for a moment is nothing new.
         let trouble = self.trouble.as_ref().map(|trouble| trouble.what.clone());
-        (states.collect(), trouble, self.ours.1)
+        (states.collect(), trouble, self.allowed.1)
     }
 
-    fn present(&mut self) -> Readers {
-        let shown = self.picture();
+    fn report(&mut self) -> Readers {
+        let shown = self.snapshot();
         let readers = shown.0.clone();
-        self.shown = Some(shown);
+        self.reported = Some(shown);
         Readers {
             readers,
             trouble: self.trouble(),
@@ -309,7 +333,10 @@ impl UsbWatch {
 
     /// What keeps readers from the picture, all in one text.
     fn trouble(&self) -> Option<TransportError> {
-        let of_places = self.places.iter().filter_map(|(_, place)| place.trouble());
+        let of_places = self
+            .watched
+            .iter()
+            .filter_map(|(_, watched)| watched.last_error());
         let troubles: Vec<&TransportError> = self.trouble.iter().chain(of_places).collect();
         let texts: Vec<&str> = troubles
             .iter()
@@ -322,17 +349,17 @@ impl UsbWatch {
 
 impl Watch for UsbWatch {
     fn now(&mut self, call: Call) -> Readers {
-        self.wait_for_the_gate(call.deadline);
+        self.wait_for_precedence(call.deadline);
         self.is_stale |= self
-            .arrivals
+            .hotplug
             .as_ref()
-            .is_none_or(|arrivals| !arrivals.is_complete())
-            || self.relist.is_some();
-        self.places
+            .is_none_or(|hotplug| !hotplug.reports_arrivals())
+            || self.relist_at.is_some();
+        self.watched
             .iter_mut()
-            .for_each(|(_, place)| place.look_if_unwatched());
+            .for_each(|(_, watched)| watched.poll_if_unmonitored());
         self.update(false, call.deadline);
-        self.present()
+        self.report()
     }
 
     fn next(&mut self) -> Result<Readers, Stopped> {
@@ -355,56 +382,63 @@ impl Watch for UsbWatch {
 
 impl Pollable for UsbWatch {
     fn begin(&mut self) {
-        self.settle();
-        if self.shown.is_none() {
-            self.wait_for_the_gate(Instant::now() + FIRST);
+        self.release_idle();
+        if self.reported.is_none() {
+            self.wait_for_precedence(Instant::now() + FIRST_SNAPSHOT_TIMEOUT);
             return;
         }
-        self.answer_demand();
+        self.complete_demand();
         if self.demand.is_none() {
-            self.places
+            self.watched
                 .iter_mut()
-                .for_each(|(_, place)| place.look_if_unwatched());
+                .for_each(|(_, watched)| watched.poll_if_unmonitored());
         }
     }
 
     fn step(&mut self) -> Result<Option<Readers>, Stopped> {
         if !self.stop.is_set() {
-            self.update(true, Instant::now() + FIRST);
+            self.update(true, Instant::now() + FIRST_SNAPSHOT_TIMEOUT);
         }
         if self.stop.is_set() {
             return Err(Stopped);
         }
-        if self.shown.as_ref() != Some(&self.picture()) {
+        if self.reported.as_ref() != Some(&self.snapshot()) {
             // It is told first; letting go of a reader takes its time.
-            return Ok(Some(self.present()));
+            return Ok(Some(self.report()));
         }
-        self.settle();
-        self.answer_demand();
+        self.release_idle();
+        self.complete_demand();
         Ok(None)
     }
 
     fn waits_on(&self) -> WaitSet<'_> {
         let now = Instant::now();
         let mut set = WaitSet::until(&self.stop);
-        set.due(self.relist);
-        set.readable(self.means.stir.as_ref().map(|stir| stir.as_fd()));
-        set.readable(self.arrivals.iter().flat_map(Arrivals::descriptors));
-        if let Some(gate) = &self.gate {
-            set.readable(gate.descriptor());
-            set.due(gate.due());
+        set.due(self.relist_at);
+        set.readable(self.context.watch_event.as_ref().map(|event| event.as_fd()));
+        set.readable(self.hotplug.iter().flat_map(HotplugMonitor::descriptors));
+        if let Some(precedence) = &self.precedence {
+            set.readable(precedence.descriptor());
+            set.due(precedence.due());
         }
-        let watches = self.places.iter().any(|(_, place)| place.is_watched());
+        let watches = self
+            .watched
+            .iter()
+            .any(|(_, watched)| watched.is_monitored());
         if let Some(demand) = self.demand.as_ref().filter(|_| watches) {
-            set.due(demand.ends());
+            set.due(demand.lease_end());
         }
-        for (_, place) in &self.places {
-            set.due(place.due());
-            let knock = place.held().and_then(|grip| grip.descriptor());
-            knock.into_iter().for_each(|knock| set.shared(knock));
-            if let Some(ear) = place.ear() {
-                set.ready(ear.descriptors());
-                set.due(ear.due().map(|due| now + due));
+        for (_, watched) in &self.watched {
+            set.due(watched.due());
+            let next_request = watched
+                .current_claim()
+                .and_then(|reader_claim| reader_claim.descriptor());
+            next_request
+                .into_iter()
+                .for_each(|next_request| set.shared(next_request));
+            if let Some(listener) = watched.interrupt() {
+                set.ready(listener.poll_fds());
+                set.due(listener.next_timeout().map(|due| now + due));
             }
         }
         set
@@ -413,7 +447,9 @@ impl Pollable for UsbWatch {
     /// Stops watching cards where nobody waits for them any more.
     fn rest(&mut self) {
         if self.demand.is_none() {
-            self.places.iter_mut().for_each(|(_, place)| place.rest());
+            self.watched
+                .iter_mut()
+                .for_each(|(_, watched)| watched.stop_monitoring());
         }
     }
 }
@@ -421,9 +457,9 @@ impl Pollable for UsbWatch {
 impl Drop for UsbWatch {
     fn drop(&mut self) {
         // The registry keeps its readers: C_Finalize logs out after the watch has ended.
-        self.settle();
+        self.release_idle();
         if let Some(demand) = &self.demand {
-            demand.end();
+            demand.close();
         }
     }
 }

@@ -1,14 +1,14 @@
 //! What the bus and the device do: packets move, transfers end, and a fault strikes at its step.
 
 use super::{
-    Answer, Event,
+    DeviceMessage, Event,
     endpoint::{Hold, Transfer},
-    engine::State,
+    engine::DeviceState,
     fault::{Fault, time_extension},
 };
-use crate::usb::host::transfer::{Completion, EndpointAddress, Setup, TransferError};
+use crate::usb::host::transfer::{Completion, EndpointAddress, SetupPacket, TransferError};
 
-impl State {
+impl DeviceState {
     /// Moves what can be moved on one endpoint. What a transfer made the device say comes after its own end.
     pub(super) fn pump(&mut self, address: EndpointAddress) {
         while let Some((transfer, answers)) = self.next_ended(address) {
@@ -38,9 +38,9 @@ impl State {
                 result = Err(TransferError::Stall);
             }
             Some(Fault::Failed(errno)) => result = Err(TransferError::Fault(errno)),
-            Some(Fault::Gone) => {
+            Some(Fault::Disconnected) => {
                 self.leave();
-                result = Err(TransferError::Gone);
+                result = Err(TransferError::Disconnected);
             }
             _ => {}
         }
@@ -48,7 +48,7 @@ impl State {
     }
 
     /// The first transfer of the endpoint, if it has ended, and what the device says to it.
-    fn next_ended(&mut self, address: EndpointAddress) -> Option<(Transfer, Vec<Answer>)> {
+    fn next_ended(&mut self, address: EndpointAddress) -> Option<(Transfer, Vec<DeviceMessage>)> {
         if address.is_in() {
             let endless = self
                 .endless
@@ -132,7 +132,7 @@ impl State {
         let addresses: Vec<EndpointAddress> =
             self.endpoints.iter().map(|one| one.address).collect();
         for address in addresses {
-            self.end_all(address, TransferError::Gone);
+            self.end_all(address, TransferError::Disconnected);
         }
     }
 
@@ -146,13 +146,13 @@ impl State {
     }
 
     /// Puts a message where the next transfer finds it.
-    pub(super) fn send(&mut self, answer: Answer) {
+    pub(super) fn send(&mut self, answer: DeviceMessage) {
         if self.gone || self.silent {
             return;
         }
         match answer {
-            Answer::Bulk(message) => self.answer(message),
-            Answer::Notification(message) => {
+            DeviceMessage::Bulk(message) => self.answer(message),
+            DeviceMessage::Notification(message) => {
                 if let Some(address) = self.layout.interrupt {
                     self.put(address, &message);
                 }
@@ -194,16 +194,16 @@ impl State {
 
     pub(super) fn control(
         &mut self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
     ) -> Result<usize, TransferError> {
-        self.begin();
+        self.count_transfer();
         self.counts.control = self.counts.control.saturating_add(1);
         match self.strike(Event::Control(setup)) {
             Some(Fault::Drop) => return Err(TransferError::Cancelled),
             Some(Fault::Stall) => return Err(TransferError::Stall),
             Some(Fault::Failed(errno)) => return Err(TransferError::Fault(errno)),
-            Some(Fault::Gone) => self.leave(),
+            Some(Fault::Disconnected) => self.leave(),
             Some(Fault::Delay) => {
                 let _ = self.firmware.control(setup, data);
                 return Err(TransferError::Cancelled);
@@ -211,7 +211,7 @@ impl State {
             _ => {}
         }
         if self.gone {
-            return Err(TransferError::Gone);
+            return Err(TransferError::Disconnected);
         }
         if self.silent {
             return Err(TransferError::Cancelled);
@@ -222,7 +222,7 @@ impl State {
     pub(super) fn reset(&mut self) -> Result<(), TransferError> {
         self.note(Event::Reset);
         if self.gone {
-            return Err(TransferError::Gone);
+            return Err(TransferError::Disconnected);
         }
         self.firmware.reset();
         self.endless = None;
@@ -231,7 +231,7 @@ impl State {
             self.endpoints.iter().map(|one| one.address).collect();
         for address in addresses {
             // As usbfs has it, whose driver is unbound meanwhile.
-            self.end_all(address, TransferError::Gone);
+            self.end_all(address, TransferError::Disconnected);
             if let Some(endpoint) = self.endpoint(address) {
                 endpoint.halted = false;
                 endpoint.packets.clear();

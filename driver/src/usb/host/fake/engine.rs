@@ -10,14 +10,14 @@ use claviger_apdu::Secret;
 use rustix::io::Errno;
 
 use super::{
-    Counts, Event, Firmware, Layout,
+    EndpointLayout, Event, Firmware, TransferCounts,
     endpoint::{Endpoint, Hold, Transfer},
     fault::Fault,
 };
 use crate::usb::host::transfer::{Completion, EndpointAddress, OpenError, TransferError};
 
 /// How many events are remembered.
-const LOG: usize = 4096;
+const MAX_LOG: usize = 4096;
 
 /// The completions of one `Pipes`.
 pub(super) struct Queue {
@@ -25,16 +25,16 @@ pub(super) struct Queue {
     pub(super) event: Arc<OwnedFd>,
 }
 
-pub(super) struct State {
-    pub(super) layout: Layout,
+pub(super) struct DeviceState {
+    pub(super) layout: EndpointLayout,
     pub(super) firmware: Box<dyn Firmware>,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) queues: BTreeMap<u64, Queue>,
     pub(super) next_queue: u64,
     pub(super) log: VecDeque<Event>,
-    pub(super) counts: Counts,
+    pub(super) counts: TransferCounts,
     /// Transfers and control requests so far.
-    pub(super) begun: u64,
+    pub(super) transfer_count: u64,
     /// The fault to come, and how many events come before it.
     pub(super) armed: Option<(Fault, usize)>,
     /// The fault of the next answer.
@@ -49,8 +49,8 @@ pub(super) struct State {
     pub(super) broken_interrupt: Option<i32>,
 }
 
-impl State {
-    pub(super) fn new(layout: Layout, firmware: Box<dyn Firmware>) -> Self {
+impl DeviceState {
+    pub(super) fn new(layout: EndpointLayout, firmware: Box<dyn Firmware>) -> Self {
         let all = [
             Some(layout.bulk_out),
             Some(layout.bulk_in),
@@ -66,8 +66,8 @@ impl State {
             queues: BTreeMap::new(),
             next_queue: 0,
             log: VecDeque::new(),
-            counts: Counts::default(),
-            begun: 0,
+            counts: TransferCounts::default(),
+            transfer_count: 0,
             armed: None,
             spoiled: None,
             last_answer: None,
@@ -81,7 +81,7 @@ impl State {
 
     pub(super) fn claim(&mut self) -> Result<(), OpenError> {
         if self.gone {
-            return Err(OpenError::Gone);
+            return Err(OpenError::Disconnected);
         }
         if self.claimed {
             return Err(OpenError::Busy("the interface is claimed".to_owned()));
@@ -101,7 +101,7 @@ impl State {
         self.spoiled = None;
     }
 
-    pub(super) fn struck(&self) -> bool {
+    pub(super) fn fault_struck(&self) -> bool {
         self.armed.is_none() && self.spoiled.is_none()
     }
 
@@ -111,7 +111,7 @@ impl State {
 
     pub(super) fn forget(&mut self) {
         self.log.clear();
-        self.counts = Counts::default();
+        self.counts = TransferCounts::default();
     }
 
     pub(super) fn queues(&self) -> usize {
@@ -119,12 +119,12 @@ impl State {
     }
 
     /// Counts a transfer, as the node of a device would.
-    pub(super) const fn begin(&mut self) {
-        self.begun = self.begun.saturating_add(1);
+    pub(super) const fn count_transfer(&mut self) {
+        self.transfer_count = self.transfer_count.saturating_add(1);
     }
 
     pub(super) fn note(&mut self, event: Event) {
-        if self.log.len() == LOG {
+        if self.log.len() == MAX_LOG {
             self.log.pop_front();
         }
         self.log.push_back(event);
@@ -160,14 +160,14 @@ impl State {
 }
 
 /// Queues of transfers.
-impl State {
+impl DeviceState {
     pub(super) fn open_queue(
         &mut self,
         addresses: &[EndpointAddress],
         event: Arc<OwnedFd>,
     ) -> Result<u64, TransferError> {
         if self.gone {
-            return Err(TransferError::Gone);
+            return Err(TransferError::Disconnected);
         }
         for address in addresses {
             match self.endpoint(*address) {
@@ -247,9 +247,9 @@ impl State {
         mut transfer: Transfer,
         event: Event,
     ) {
-        self.begin();
+        self.count_transfer();
         let strikes = self.strike(event);
-        let gone = self.gone || strikes == Some(Fault::Gone);
+        let gone = self.gone || strikes == Some(Fault::Disconnected);
         let is_in = matches!(event, Event::SubmitIn(..));
         let is_interrupt = Some(address) == self.layout.interrupt;
         let broken = self.broken_interrupt.filter(|_| is_interrupt);
@@ -306,10 +306,10 @@ impl State {
         queue: u64,
         address: EndpointAddress,
     ) -> Result<(), TransferError> {
-        self.begin();
+        self.count_transfer();
         self.note(Event::ClearHalt(address));
         if self.gone {
-            return Err(TransferError::Gone);
+            return Err(TransferError::Disconnected);
         }
         let endpoint = self.owned(queue, address).ok_or(fault(Errno::NOENT))?;
         if !endpoint.pending.is_empty() {

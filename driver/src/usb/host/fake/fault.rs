@@ -15,7 +15,7 @@ pub enum Fault {
     /// The transfer fails with this errno, at once.
     Failed(i32),
     /// The device leaves.
-    Gone,
+    Disconnected,
     /// The device sends more than was asked for.
     Overflow,
     /// The answer comes twice.
@@ -45,7 +45,7 @@ impl Fault {
         Self::Delay,
         Self::Stall,
         Self::Failed(71),
-        Self::Gone,
+        Self::Disconnected,
         Self::Overflow,
         Self::Duplicate,
         Self::ZlpFirst,
@@ -62,7 +62,7 @@ impl Fault {
     pub(super) fn is_of_the_bus(self) -> bool {
         matches!(
             self,
-            Self::Drop | Self::Delay | Self::Stall | Self::Failed(_) | Self::Gone
+            Self::Drop | Self::Delay | Self::Stall | Self::Failed(_) | Self::Disconnected
         )
     }
 
@@ -86,7 +86,7 @@ impl Fault {
             | Self::Delay
             | Self::Stall
             | Self::Failed(_)
-            | Self::Gone
+            | Self::Disconnected
             | Self::Overflow => {}
         }
         vec![answer]

@@ -24,20 +24,22 @@ use std::{
     time::Duration,
 };
 
-use self::{engine::State, queue::FakePipes};
+use self::{engine::DeviceState, queue::FakeQueue};
 pub use self::{fault::Fault, reader::FakeReader};
-use super::transfer::{EndpointAddress, OpenError, Pipes, Setup, TransferError, UsbInterface};
+use super::transfer::{
+    EndpointAddress, EndpointQueue, OpenError, SetupPacket, TransferError, UsbInterface,
+};
 
 /// What the device does with what it is sent.
 pub trait Firmware: Send {
     /// A bulk-OUT transfer has arrived; a message may take several.
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer>;
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage>;
 
     /// A control request: `data` is what was sent, or is filled. How many bytes there were.
     ///
     /// # Errors
     /// [`TransferError::Stall`] for one it does not know.
-    fn control(&mut self, setup: Setup, data: &mut [u8]) -> Result<usize, TransferError> {
+    fn control(&mut self, setup: SetupPacket, data: &mut [u8]) -> Result<usize, TransferError> {
         let _ = (setup, data);
         Err(TransferError::Stall)
     }
@@ -46,15 +48,15 @@ pub trait Firmware: Send {
     fn reset(&mut self) {}
 }
 
-impl<F: FnMut(&[u8]) -> Vec<Answer> + Send> Firmware for F {
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+impl<F: FnMut(&[u8]) -> Vec<DeviceMessage> + Send> Firmware for F {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage> {
         self(transfer)
     }
 }
 
 /// What the device sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum DeviceMessage {
     /// A message on bulk-IN.
     Bulk(Vec<u8>),
     /// A message on interrupt-IN; lost when there is none.
@@ -63,7 +65,7 @@ pub enum Answer {
 
 /// The endpoints of the one interface.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct EndpointLayout {
     /// Bulk to the device.
     pub bulk_out: EndpointAddress,
     /// Bulk from the device.
@@ -76,7 +78,7 @@ pub struct Layout {
     pub zlp: bool,
 }
 
-impl Default for Layout {
+impl Default for EndpointLayout {
     fn default() -> Self {
         Self {
             bulk_out: EndpointAddress(0x02),
@@ -98,7 +100,7 @@ pub enum Event {
     /// A transfer ended, with so many bytes over the bus.
     Completed(EndpointAddress, usize, Result<(), TransferError>),
     /// A control request.
-    Control(Setup),
+    Control(SetupPacket),
     /// The transfers of an endpoint were cancelled.
     Cancel(EndpointAddress),
     /// A halt was cleared.
@@ -113,7 +115,7 @@ pub enum Event {
 
 /// How often what happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct TransferCounts {
     /// Transfers from the device on bulk-IN.
     pub bulk_in: usize,
     /// Transfers to the device.
@@ -129,26 +131,26 @@ pub struct Counts {
 /// A device, as the test sees it. A clone is the same device.
 #[derive(Clone)]
 pub struct FakeDevice {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DeviceState>>,
 }
 
 impl FakeDevice {
     /// A device with an unclaimed interface.
     #[must_use]
-    pub fn new(layout: Layout, firmware: impl Firmware + 'static) -> Self {
+    pub fn new(layout: EndpointLayout, firmware: impl Firmware + 'static) -> Self {
         Self {
-            state: Arc::new(Mutex::new(State::new(layout, Box::new(firmware)))),
+            state: Arc::new(Mutex::new(DeviceState::new(layout, Box::new(firmware)))),
         }
     }
 
     /// Claims the interface, as opening a device does.
     ///
     /// # Errors
-    /// [`OpenError::Busy`] while it is claimed, [`OpenError::Gone`] after the device left.
+    /// [`OpenError::Busy`] while it is claimed, [`OpenError::Disconnected`] after the device left.
     pub fn claim(&self) -> Result<Arc<dyn UsbInterface>, OpenError> {
         self.state().claim()?;
         Ok(Arc::new(FakeInterface {
-            claim: Arc::new(Claim {
+            claim: Arc::new(ClaimedInterface {
                 device: self.clone(),
             }),
         }))
@@ -160,18 +162,18 @@ impl FakeDevice {
         self.state().claimed
     }
 
-    /// How many [`Pipes`] live.
+    /// How many [`EndpointQueue`] live.
     #[must_use]
     pub fn queues(&self) -> usize {
         self.state().queues()
     }
 
     /// Sends a message, after all that was sent before.
-    pub fn send(&self, answer: Answer) {
+    pub fn send(&self, answer: DeviceMessage) {
         self.state().send(answer);
     }
 
-    /// The device leaves the bus; whatever is pending ends with [`TransferError::Gone`].
+    /// The device leaves the bus; whatever is pending ends with [`TransferError::Disconnected`].
     pub fn leave(&self) {
         self.state().leave();
     }
@@ -184,8 +186,8 @@ impl FakeDevice {
 
     /// Whether the fault injected last has struck: its event came, and the answer it spoils, if it spoils one.
     #[must_use]
-    pub fn struck(&self) -> bool {
-        self.state().struck()
+    pub fn fault_struck(&self) -> bool {
+        self.state().fault_struck()
     }
 
     /// From now on every interrupt transfer that is submitted fails with this errno.
@@ -194,7 +196,7 @@ impl FakeDevice {
     }
 
     /// From now on the device takes what it is sent and says nothing, or speaks again.
-    pub fn fall_silent(&self, silent: bool) {
+    pub fn set_silent(&self, silent: bool) {
         self.state().silent = silent;
     }
 
@@ -205,14 +207,14 @@ impl FakeDevice {
 
     /// What happened since the beginning.
     #[must_use]
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> TransferCounts {
         self.state().counts
     }
 
     /// How many transfers and control requests there ever were, whoever sent them and whatever became of them.
     #[must_use]
-    pub fn begun(&self) -> u64 {
-        self.state().begun
+    pub fn transfer_count(&self) -> u64 {
+        self.state().transfer_count
     }
 
     /// The last few thousand events, the oldest first.
@@ -226,7 +228,7 @@ impl FakeDevice {
         self.state().forget();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DeviceState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -239,11 +241,11 @@ impl fmt::Debug for FakeDevice {
 
 /// The claim, which lasts as long as the interface and its queues.
 #[derive(Debug)]
-struct Claim {
+struct ClaimedInterface {
     device: FakeDevice,
 }
 
-impl Drop for Claim {
+impl Drop for ClaimedInterface {
     fn drop(&mut self) {
         self.device.state().unclaim();
     }
@@ -251,18 +253,21 @@ impl Drop for Claim {
 
 #[derive(Debug)]
 struct FakeInterface {
-    claim: Arc<Claim>,
+    claim: Arc<ClaimedInterface>,
 }
 
 impl UsbInterface for FakeInterface {
-    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
-        let pipes = FakePipes::new(Arc::clone(&self.claim), endpoints)?;
+    fn open_queue(
+        &self,
+        endpoints: &[EndpointAddress],
+    ) -> Result<Box<dyn EndpointQueue>, TransferError> {
+        let pipes = FakeQueue::new(Arc::clone(&self.claim), endpoints)?;
         Ok(Box::new(pipes))
     }
 
     fn control(
         &self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
         _limit: Duration,
     ) -> Result<usize, TransferError> {

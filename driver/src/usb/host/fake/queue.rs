@@ -8,19 +8,19 @@ use std::{
 use claviger_apdu::Secret;
 use rustix::event::{EventfdFlags, PollFlags};
 
-use super::{Claim, engine::State};
-use crate::usb::host::transfer::{Completion, EndpointAddress, Pipes, TransferError};
+use super::{ClaimedInterface, engine::DeviceState};
+use crate::usb::host::transfer::{Completion, EndpointAddress, EndpointQueue, TransferError};
 
 #[derive(Debug)]
-pub(super) struct FakePipes {
-    claim: Arc<Claim>,
+pub(super) struct FakeQueue {
+    claim: Arc<ClaimedInterface>,
     queue: u64,
     event: Arc<OwnedFd>,
 }
 
-impl FakePipes {
+impl FakeQueue {
     pub(super) fn new(
-        claim: Arc<Claim>,
+        claim: Arc<ClaimedInterface>,
         endpoints: &[EndpointAddress],
     ) -> Result<Self, TransferError> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -37,12 +37,12 @@ impl FakePipes {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DeviceState> {
         self.claim.device.state()
     }
 }
 
-impl Pipes for FakePipes {
+impl EndpointQueue for FakeQueue {
     fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
         self.state().submit_in(self.queue, endpoint, len);
     }
@@ -51,11 +51,11 @@ impl Pipes for FakePipes {
         self.state().submit_out(self.queue, endpoint, buffer);
     }
 
-    fn completed(&mut self) -> Option<Completion> {
+    fn next_completion(&mut self) -> Option<Completion> {
         self.state().completed(self.queue)
     }
 
-    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+    fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         vec![(self.event.as_fd(), PollFlags::IN)]
     }
 
@@ -72,7 +72,7 @@ impl Pipes for FakePipes {
     }
 }
 
-impl Drop for FakePipes {
+impl Drop for FakeQueue {
     fn drop(&mut self) {
         self.state().close_queue(self.queue);
     }

@@ -18,9 +18,9 @@ use super::error;
 use crate::usb::host::transfer::{Completion, EndpointAddress, TransferError};
 
 /// nusb's thread needs microseconds, when it is run.
-const MOMENT: Duration = Duration::from_millis(1);
+const RETRY_DELAY: Duration = Duration::from_millis(1);
 
-pub(super) trait Queue: Send {
+pub(super) trait NusbEndpoint: Send {
     fn address(&self) -> EndpointAddress;
     fn submit_in(&mut self, len: usize);
     fn submit_out(&mut self, bytes: &Secret);
@@ -35,7 +35,7 @@ pub(super) trait Queue: Send {
 pub(super) fn open(
     interface: &Interface,
     address: EndpointAddress,
-) -> Result<Box<dyn Queue>, TransferError> {
+) -> Result<Box<dyn NusbEndpoint>, TransferError> {
     let number = address.0;
     let kind = interface
         .descriptor()
@@ -53,8 +53,8 @@ pub(super) fn open(
 fn boxed<Type: BulkOrInterrupt + 'static, Direction: EndpointDirection + 'static>(
     interface: &Interface,
     number: u8,
-) -> Result<Box<dyn Queue>, TransferError> {
-    let endpoint = once_more(|| {
+) -> Result<Box<dyn NusbEndpoint>, TransferError> {
+    let endpoint = retry_if_busy(|| {
         let endpoint = interface.endpoint::<Type, Direction>(number);
         endpoint.map_err(|error| error::call(&error))
     });
@@ -63,17 +63,19 @@ fn boxed<Type: BulkOrInterrupt + 'static, Direction: EndpointDirection + 'static
 
 /// Opens an endpoint that may have been another queue's until just now: nusb's thread, as it tells of the last transfer, has it for a
 /// moment longer than that queue's owner.
-fn once_more<T>(open: impl Fn() -> Result<T, TransferError>) -> Result<T, TransferError> {
+fn retry_if_busy<T>(open: impl Fn() -> Result<T, TransferError>) -> Result<T, TransferError> {
     open().or_else(|error| {
         if error != error::fault(Errno::BUSY) {
             return Err(error);
         }
-        thread::sleep(MOMENT);
+        thread::sleep(RETRY_DELAY);
         open()
     })
 }
 
-impl<Type: BulkOrInterrupt, Direction: EndpointDirection> Queue for Endpoint<Type, Direction> {
+impl<Type: BulkOrInterrupt, Direction: EndpointDirection> NusbEndpoint
+    for Endpoint<Type, Direction>
+{
     fn address(&self) -> EndpointAddress {
         EndpointAddress(self.endpoint_address())
     }
@@ -126,7 +128,7 @@ mod tests {
     /// How often it is tried, and what comes of that, when so many tries fail.
     fn tried(failures: u32, errno: Errno) -> (u32, Result<(), TransferError>) {
         let tries = Cell::new(0);
-        let result = once_more(|| {
+        let result = retry_if_busy(|| {
             tries.set(tries.get() + 1);
             if tries.get() > failures {
                 Ok(())

@@ -11,7 +11,7 @@ pub(super) fn transfer(error: transfer::TransferError) -> TransferError {
     match error {
         Theirs::Cancelled => TransferError::Cancelled,
         Theirs::Stall => TransferError::Stall,
-        Theirs::Disconnected => TransferError::Gone,
+        Theirs::Disconnected => TransferError::Disconnected,
         Theirs::Fault => fault(Errno::PROTO),
         Theirs::InvalidArgument => fault(Errno::INVAL),
         Theirs::Unknown(number) => TransferError::Fault(i32::try_from(number).unwrap_or(0)),
@@ -21,7 +21,7 @@ pub(super) fn transfer(error: transfer::TransferError) -> TransferError {
 /// A call other than a transfer.
 pub(super) fn call(error: &Error) -> TransferError {
     match error.kind() {
-        ErrorKind::Disconnected => TransferError::Gone,
+        ErrorKind::Disconnected => TransferError::Disconnected,
         ErrorKind::Busy => fault(Errno::BUSY),
         ErrorKind::NotFound => fault(Errno::NOENT),
         _ => {
@@ -36,7 +36,7 @@ pub(super) fn call(error: &Error) -> TransferError {
 /// Why a device was not opened, or its interface not claimed; who has it is for the caller to find.
 pub(super) fn open(error: &Error) -> OpenError {
     match error.kind() {
-        ErrorKind::Disconnected => OpenError::Gone,
+        ErrorKind::Disconnected => OpenError::Disconnected,
         ErrorKind::Busy => OpenError::Busy(String::new()),
         ErrorKind::NotFound => OpenError::Failed("the device has no such interface".to_owned()),
         _ => OpenError::Failed(error.to_string()),
@@ -58,7 +58,7 @@ mod tests {
         for (theirs, ours) in [
             (Theirs::Cancelled, TransferError::Cancelled),
             (Theirs::Stall, TransferError::Stall),
-            (Theirs::Disconnected, TransferError::Gone),
+            (Theirs::Disconnected, TransferError::Disconnected),
             (Theirs::Fault, TransferError::Fault(71)),
             (Theirs::InvalidArgument, TransferError::Fault(22)),
             (Theirs::Unknown(5), TransferError::Fault(5)),

@@ -26,16 +26,19 @@ use ::nusb::{
 use claviger_apdu::Secret;
 use rustix::{event::PollFlags, io::Errno};
 
-use self::{endpoint::Queue, thread::EventThread};
+use self::{endpoint::NusbEndpoint, thread::EventThread};
 use super::{
-    drain::settle,
-    event_fd::Signal,
-    transfer::{Completion, EndpointAddress, OpenError, Pipes, Setup, TransferError, UsbInterface},
+    drain::drain,
+    event_fd::EventFd,
+    transfer::{
+        Completion, EndpointAddress, EndpointQueue, OpenError, SetupPacket, TransferError,
+        UsbInterface,
+    },
 };
 use crate::{fork_closed::Registration, gate};
 
 /// A claimed interface. nusb releases it with the last of its clones, of which every endpoint has one.
-struct Claim {
+struct ClaimedInterface {
     _registration: Registration,
     interface: Interface,
     /// Claims made anew after a reset, which takes the first away.
@@ -51,34 +54,37 @@ pub(super) fn claim(
     interface: u8,
 ) -> Option<Result<Arc<dyn UsbInterface>, OpenError>> {
     let opened = EVENTS.with(thread::can_start, || self::open(open))?;
-    Some(opened.and_then(|device| claim_of(device, interface)))
+    Some(opened.and_then(|device| claim_interface(device, interface)))
 }
 
 /// An open device, known for as long as it is open and not a moment longer: the order is that of their end.
-struct Opened {
+struct OpenedDevice {
     registration: Registration,
     device: Device,
 }
 
-fn open(open: impl FnOnce() -> Result<OwnedFd, OpenError>) -> Result<Opened, OpenError> {
+fn open(open: impl FnOnce() -> Result<OwnedFd, OpenError>) -> Result<OpenedDevice, OpenError> {
     let _pass = gate::enter();
     let node = open()?;
     let number = node.as_raw_fd();
     let device = Device::from_fd(node).wait();
     let device = device.map_err(|error| error::open(&error))?;
-    Ok(Opened {
+    Ok(OpenedDevice {
         registration: Registration::new(number),
         device,
     })
 }
 
-fn claim_of(opened: Opened, interface: u8) -> Result<Arc<dyn UsbInterface>, OpenError> {
+fn claim_interface(
+    opened: OpenedDevice,
+    interface: u8,
+) -> Result<Arc<dyn UsbInterface>, OpenError> {
     let interface = opened
         .device
         .claim_interface(interface)
         .wait()
         .map_err(|error| error::open(&error))?;
-    Ok(Arc::new(NusbInterface(Arc::new(Claim {
+    Ok(Arc::new(NusbInterface(Arc::new(ClaimedInterface {
         _registration: opened.registration,
         interface,
         again: Mutex::default(),
@@ -86,7 +92,7 @@ fn claim_of(opened: Opened, interface: u8) -> Result<Arc<dyn UsbInterface>, Open
     }))))
 }
 
-struct NusbInterface(Arc<Claim>);
+struct NusbInterface(Arc<ClaimedInterface>);
 
 impl fmt::Debug for NusbInterface {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,12 +101,15 @@ impl fmt::Debug for NusbInterface {
 }
 
 impl UsbInterface for NusbInterface {
-    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
-        let signal = Signal::new()?;
+    fn open_queue(
+        &self,
+        endpoints: &[EndpointAddress],
+    ) -> Result<Box<dyn EndpointQueue>, TransferError> {
+        let signal = EventFd::new()?;
         let queues = endpoints
             .iter()
             .map(|address| endpoint::open(&self.0.interface, *address));
-        Ok(Box::new(NusbPipes {
+        Ok(Box::new(NusbQueue {
             queues: queues.collect::<Result<_, _>>()?,
             ready: VecDeque::new(),
             waker: signal.waker(),
@@ -111,13 +120,13 @@ impl UsbInterface for NusbInterface {
 
     fn control(
         &self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
         limit: Duration,
     ) -> Result<usize, TransferError> {
         let length = u16::try_from(data.len()).map_err(|_| error::fault(Errno::INVAL))?;
-        let (control_type, recipient) = kind(setup.request_type)?;
-        let Setup {
+        let (control_type, recipient) = request_kind(setup.request_type)?;
+        let SetupPacket {
             request,
             value,
             index,
@@ -152,7 +161,7 @@ impl UsbInterface for NusbInterface {
     }
 
     fn reset(&self) -> Result<(), TransferError> {
-        let Claim { device, again, .. } = &*self.0;
+        let ClaimedInterface { device, again, .. } = &*self.0;
         device.reset().wait().map_err(|error| error::call(&error))?;
         let number = self.0.interface.interface_number();
         let claimed = device
@@ -168,7 +177,7 @@ impl UsbInterface for NusbInterface {
 }
 
 /// bmRequestType in nusb's words, without the direction (USB 2.0, table 9-2).
-fn kind(request_type: u8) -> Result<(ControlType, Recipient), TransferError> {
+fn request_kind(request_type: u8) -> Result<(ControlType, Recipient), TransferError> {
     let control_type = match request_type & 0x60 {
         0x00 => ControlType::Standard,
         0x20 => ControlType::Class,
@@ -186,28 +195,28 @@ fn kind(request_type: u8) -> Result<(ControlType, Recipient), TransferError> {
 }
 
 /// A queue. The endpoints go before the claim, which is released with the last of them.
-struct NusbPipes {
-    queues: Vec<Box<dyn Queue>>,
+struct NusbQueue {
+    queues: Vec<Box<dyn NusbEndpoint>>,
     /// What ended while it was submitted.
     ready: VecDeque<Completion>,
     waker: Waker,
-    signal: Arc<Signal>,
-    _claim: Arc<Claim>,
+    signal: Arc<EventFd>,
+    _claim: Arc<ClaimedInterface>,
 }
 
-impl fmt::Debug for NusbPipes {
+impl fmt::Debug for NusbQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let addresses: Vec<EndpointAddress> = self.addresses();
-        write!(f, "NusbPipes({addresses:?})")
+        write!(f, "NusbQueue({addresses:?})")
     }
 }
 
-impl NusbPipes {
+impl NusbQueue {
     fn addresses(&self) -> Vec<EndpointAddress> {
         self.queues.iter().map(|queue| queue.address()).collect()
     }
 
-    fn queue(&mut self, endpoint: EndpointAddress) -> Option<&mut Box<dyn Queue>> {
+    fn queue(&mut self, endpoint: EndpointAddress) -> Option<&mut Box<dyn NusbEndpoint>> {
         self.queues
             .iter_mut()
             .find(|queue| queue.address() == endpoint)
@@ -221,7 +230,7 @@ impl NusbPipes {
             .and_then(|queue| queue.poll(&mut Context::from_waker(&waker)));
         if let Some(ended) = ended {
             self.ready.push_back(ended);
-            self.signal.set();
+            self.signal.notify();
         }
     }
 
@@ -232,11 +241,11 @@ impl NusbPipes {
             transferred: 0,
             result: Err(error),
         });
-        self.signal.set();
+        self.signal.notify();
     }
 }
 
-impl Pipes for NusbPipes {
+impl EndpointQueue for NusbQueue {
     fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
         match self.queue(endpoint).filter(|_| endpoint.is_in()) {
             Some(queue) if u32::try_from(len).is_ok() => {
@@ -257,7 +266,7 @@ impl Pipes for NusbPipes {
         }
     }
 
-    fn completed(&mut self) -> Option<Completion> {
+    fn next_completion(&mut self) -> Option<Completion> {
         if let Some(ready) = self.ready.pop_front() {
             return Some(ready);
         }
@@ -268,7 +277,7 @@ impl Pipes for NusbPipes {
             .find_map(|queue| queue.poll(&mut context))
     }
 
-    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+    fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         vec![(self.signal.as_fd(), PollFlags::IN)]
     }
 
@@ -292,10 +301,10 @@ impl Pipes for NusbPipes {
     }
 }
 
-impl Drop for NusbPipes {
+impl Drop for NusbQueue {
     fn drop(&mut self) {
         let endpoints = self.addresses();
-        settle(self, &endpoints);
+        drain(self, &endpoints);
     }
 }
 
@@ -305,11 +314,23 @@ mod tests {
 
     #[test]
     fn a_request_type_is_taken_apart_as_the_standard_has_it() {
-        assert_eq!(kind(0x21), Ok((ControlType::Class, Recipient::Interface)));
-        assert_eq!(kind(0xA1), Ok((ControlType::Class, Recipient::Interface)));
-        assert_eq!(kind(0x80), Ok((ControlType::Standard, Recipient::Device)));
-        assert_eq!(kind(0x42), Ok((ControlType::Vendor, Recipient::Endpoint)));
-        assert_eq!(kind(0x60), Err(error::fault(Errno::INVAL)));
-        assert_eq!(kind(0x04), Err(error::fault(Errno::INVAL)));
+        assert_eq!(
+            request_kind(0x21),
+            Ok((ControlType::Class, Recipient::Interface))
+        );
+        assert_eq!(
+            request_kind(0xA1),
+            Ok((ControlType::Class, Recipient::Interface))
+        );
+        assert_eq!(
+            request_kind(0x80),
+            Ok((ControlType::Standard, Recipient::Device))
+        );
+        assert_eq!(
+            request_kind(0x42),
+            Ok((ControlType::Vendor, Recipient::Endpoint))
+        );
+        assert_eq!(request_kind(0x60), Err(error::fault(Errno::INVAL)));
+        assert_eq!(request_kind(0x04), Err(error::fault(Errno::INVAL)));
     }
 }

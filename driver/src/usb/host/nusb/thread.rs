@@ -14,9 +14,9 @@ pub(super) struct EventThread(Mutex<State>);
 #[derive(Clone, Copy, Debug)]
 enum State {
     Unknown,
-    Runs,
+    Running,
     /// Not in this process any more.
-    Off,
+    Disabled,
 }
 
 impl EventThread {
@@ -33,35 +33,35 @@ impl EventThread {
     ) -> Option<Result<T, E>> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match *state {
-            State::Off => return None,
-            State::Runs => {
+            State::Disabled => return None,
+            State::Running => {
                 drop(state);
-                let opened = caught(open);
+                let opened = catch_panic(open);
                 if opened.is_none() {
-                    *self.0.lock().unwrap_or_else(PoisonError::into_inner) = off();
+                    *self.0.lock().unwrap_or_else(PoisonError::into_inner) = disabled();
                 }
                 return opened;
             }
             State::Unknown => {}
         }
-        let opened = if can_start() { caught(open) } else { None };
+        let opened = if can_start() { catch_panic(open) } else { None };
         *state = match &opened {
-            Some(Ok(_)) => State::Runs,
+            Some(Ok(_)) => State::Running,
             // Perhaps before there was a need for the thread.
             Some(Err(_)) => State::Unknown,
-            None => off(),
+            None => disabled(),
         };
         opened
     }
 }
 
-fn caught<T>(open: impl FnOnce() -> T) -> Option<T> {
+fn catch_panic<T>(open: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(open)).ok()
 }
 
-fn off() -> State {
+fn disabled() -> State {
     tracing::warn!("usb: nusb cannot have its thread; libusb is used instead");
-    State::Off
+    State::Disabled
 }
 
 /// Whether this process may start a thread now.

@@ -11,23 +11,23 @@ use rustix::event::EventfdFlags;
 use crate::{fork_closed::ForkClosed, usb::host::transfer::TransferError};
 
 /// The address of a transfer whose callback has run.
-pub(super) struct Ended(pub(super) usize);
+pub(super) struct CompletedTransfer(pub(super) usize);
 
 /// What has ended of one queue, and the descriptor that says so when another thread saw it end.
-pub(super) struct Inbox {
+pub(super) struct CompletionQueue {
     state: Mutex<State>,
     pub(super) event: ForkClosed<OwnedFd>,
 }
 
 #[derive(Default)]
 struct State {
-    ended: VecDeque<Ended>,
+    ended: VecDeque<CompletedTransfer>,
     /// The queue's own thread handles events and will look.
-    attended: bool,
+    polling: bool,
     signalled: bool,
 }
 
-impl Inbox {
+impl CompletionQueue {
     pub(super) fn new() -> Result<Self, TransferError> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| TransferError::Fault(error.raw_os_error()))?;
@@ -41,16 +41,16 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn put(&self, ended: Ended) {
+    pub(super) fn push(&self, ended: CompletedTransfer) {
         let mut state = self.state();
         state.ended.push_back(ended);
-        if !state.attended {
+        if !state.polling {
             self.signal(&mut state);
         }
     }
 
     /// Makes the descriptor ready until somebody finds nothing.
-    pub(super) fn nudge(&self) {
+    pub(super) fn wake(&self) {
         self.signal(&mut self.state());
     }
 
@@ -63,17 +63,17 @@ impl Inbox {
     }
 
     /// The next that ended. When there is none, `handle` is called to find some; what ends meanwhile needs no signal.
-    pub(super) fn take(&self, handle: impl FnOnce()) -> Option<Ended> {
+    pub(super) fn take(&self, handle: impl FnOnce()) -> Option<CompletedTransfer> {
         {
             let mut state = self.state();
             if let Some(ended) = state.ended.pop_front() {
                 return Some(ended);
             }
-            state.attended = true;
+            state.polling = true;
         }
         handle();
         let mut state = self.state();
-        state.attended = false;
+        state.polling = false;
         let ended = state.ended.pop_front();
         if ended.is_none() && state.signalled {
             state.signalled = false;
@@ -89,16 +89,16 @@ mod tests {
 
     use super::*;
 
-    fn ready(inbox: &Inbox) -> bool {
+    fn ready(inbox: &CompletionQueue) -> bool {
         let mut polled = [PollFd::new(&inbox.event, PollFlags::IN)];
         rustix::event::poll(&mut polled, Some(&Timespec::default())).unwrap() > 0
     }
 
     #[test]
     fn what_ends_while_nobody_looks_makes_the_descriptor_ready_until_nothing_is_found() {
-        let inbox = Inbox::new().unwrap();
-        inbox.put(Ended(1));
-        inbox.put(Ended(2));
+        let inbox = CompletionQueue::new().unwrap();
+        inbox.push(CompletedTransfer(1));
+        inbox.push(CompletedTransfer(2));
         assert!(ready(&inbox));
         assert_eq!(inbox.take(|| panic!("not needed")).unwrap().0, 1);
         assert_eq!(inbox.take(|| ()).unwrap().0, 2);
@@ -109,18 +109,18 @@ mod tests {
 
     #[test]
     fn what_ends_while_its_own_thread_handles_events_needs_no_signal() {
-        let inbox = Inbox::new().unwrap();
-        let found = inbox.take(|| inbox.put(Ended(7)));
+        let inbox = CompletionQueue::new().unwrap();
+        let found = inbox.take(|| inbox.push(CompletedTransfer(7)));
         assert_eq!(found.unwrap().0, 7);
         assert!(!ready(&inbox));
-        inbox.put(Ended(8));
+        inbox.push(CompletedTransfer(8));
         assert!(ready(&inbox));
     }
 
     #[test]
     fn a_nudge_lasts_until_somebody_looked() {
-        let inbox = Inbox::new().unwrap();
-        inbox.nudge();
+        let inbox = CompletionQueue::new().unwrap();
+        inbox.wake();
         assert!(ready(&inbox));
         assert!(inbox.take(|| ()).is_none());
         assert!(!ready(&inbox));

@@ -15,7 +15,7 @@ pub(super) fn status(status: c_int) -> Result<(), TransferError> {
             Err(TransferError::Cancelled)
         }
         constants::LIBUSB_TRANSFER_STALL => Err(TransferError::Stall),
-        constants::LIBUSB_TRANSFER_NO_DEVICE => Err(TransferError::Gone),
+        constants::LIBUSB_TRANSFER_NO_DEVICE => Err(TransferError::Disconnected),
         constants::LIBUSB_TRANSFER_OVERFLOW => Err(TransferError::Overflow),
         _ => Err(fault(Errno::PROTO)),
     }
@@ -24,7 +24,7 @@ pub(super) fn status(status: c_int) -> Result<(), TransferError> {
 /// Why a transfer was not submitted (`libusb_error`).
 pub(super) fn submission(code: c_int) -> TransferError {
     match code {
-        constants::LIBUSB_ERROR_NO_DEVICE => TransferError::Gone,
+        constants::LIBUSB_ERROR_NO_DEVICE => TransferError::Disconnected,
         constants::LIBUSB_ERROR_PIPE => TransferError::Stall,
         constants::LIBUSB_ERROR_INVALID_PARAM | constants::LIBUSB_ERROR_NOT_SUPPORTED => invalid(),
         constants::LIBUSB_ERROR_NO_MEM => no_memory(),
@@ -37,7 +37,7 @@ pub(super) fn submission(code: c_int) -> TransferError {
 pub(super) fn transfer(error: ::rusb::Error) -> TransferError {
     use ::rusb::Error;
     match error {
-        Error::NoDevice | Error::NotFound => TransferError::Gone,
+        Error::NoDevice | Error::NotFound => TransferError::Disconnected,
         Error::Timeout | Error::Interrupted => TransferError::Cancelled,
         Error::Pipe => TransferError::Stall,
         Error::Overflow => TransferError::Overflow,
@@ -53,7 +53,7 @@ pub(super) fn transfer(error: ::rusb::Error) -> TransferError {
 pub(super) fn open(error: ::rusb::Error) -> OpenError {
     use ::rusb::Error;
     match error {
-        Error::NoDevice => OpenError::Gone,
+        Error::NoDevice => OpenError::Disconnected,
         Error::Busy => OpenError::Busy(String::new()),
         Error::NotFound => OpenError::Failed("the device has no such interface".to_owned()),
         other => OpenError::Failed(format!("libusb: {other}")),
@@ -84,7 +84,7 @@ mod tests {
             Err(TransferError::Cancelled),
             Err(TransferError::Cancelled),
             Err(TransferError::Stall),
-            Err(TransferError::Gone),
+            Err(TransferError::Disconnected),
             Err(TransferError::Overflow),
             Err(TransferError::Fault(71)),
         ];
@@ -94,9 +94,12 @@ mod tests {
 
     #[test]
     fn a_device_that_left_is_gone_however_it_is_noticed() {
-        assert_eq!(submission(-4), TransferError::Gone);
-        assert_eq!(transfer(::rusb::Error::NoDevice), TransferError::Gone);
-        assert_eq!(open(::rusb::Error::NoDevice), OpenError::Gone);
+        assert_eq!(submission(-4), TransferError::Disconnected);
+        assert_eq!(
+            transfer(::rusb::Error::NoDevice),
+            TransferError::Disconnected
+        );
+        assert_eq!(open(::rusb::Error::NoDevice), OpenError::Disconnected);
         assert_eq!(submission(-9), TransferError::Stall);
         assert_eq!(submission(-77), TransferError::Fault(5));
     }

@@ -24,25 +24,28 @@ use rustix::{
 };
 
 use self::{
-    completions::Inbox,
-    transfers::{Handle, SETUP, Transfer},
+    completions::CompletionQueue,
+    transfers::{OpenDevice, SETUP_LENGTH, Transfer},
 };
 use super::{
-    drain::settle,
-    transfer::{Completion, EndpointAddress, OpenError, Pipes, Setup, TransferError, UsbInterface},
+    drain::drain,
+    transfer::{
+        Completion, EndpointAddress, EndpointQueue, OpenError, SetupPacket, TransferError,
+        UsbInterface,
+    },
 };
 use crate::fork_closed::ForkClosed;
 
 /// How long the kernel may take to give a cancelled transfer back; it takes microseconds.
-const GIVEN_BACK: Duration = Duration::from_secs(1);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A claimed interface.
-struct Claim {
-    handle: Arc<Handle>,
+struct ClaimedInterface {
+    handle: Arc<OpenDevice>,
     interface: u8,
     endpoints: Vec<Endpoint>,
     /// Endpoints that belong to a queue.
-    taken: Mutex<Vec<EndpointAddress>>,
+    reserved: Mutex<Vec<EndpointAddress>>,
 }
 
 #[derive(Clone, Copy)]
@@ -57,15 +60,15 @@ pub(super) fn claim(
     node: ForkClosed<OwnedFd>,
     interface: u8,
 ) -> Result<Arc<dyn UsbInterface>, OpenError> {
-    let handle = Handle::open(node).map_err(error::open)?;
+    let handle = OpenDevice::open(node).map_err(error::open)?;
     let device = handle.device().map_err(error::open)?;
     device.claim_interface(interface).map_err(error::open)?;
     let endpoints = endpoints(device, interface).map_err(error::open)?;
-    Ok(Arc::new(RusbInterface(Arc::new(Claim {
+    Ok(Arc::new(RusbInterface(Arc::new(ClaimedInterface {
         handle: Arc::new(handle),
         interface,
         endpoints,
-        taken: Mutex::default(),
+        reserved: Mutex::default(),
     }))))
 }
 
@@ -99,9 +102,9 @@ fn endpoints(
     Ok(usable.collect())
 }
 
-impl Claim {
-    fn taken(&self) -> MutexGuard<'_, Vec<EndpointAddress>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+impl ClaimedInterface {
+    fn reserved(&self) -> MutexGuard<'_, Vec<EndpointAddress>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn endpoint(&self, address: EndpointAddress) -> Option<Endpoint> {
@@ -111,8 +114,8 @@ impl Claim {
             .copied()
     }
 
-    fn take(&self, addresses: &[EndpointAddress]) -> Result<(), TransferError> {
-        let mut taken = self.taken();
+    fn reserve(&self, addresses: &[EndpointAddress]) -> Result<(), TransferError> {
+        let mut taken = self.reserved();
         if addresses
             .iter()
             .any(|address| self.endpoint(*address).is_none())
@@ -127,13 +130,13 @@ impl Claim {
     }
 }
 
-struct RusbInterface(Arc<Claim>);
+struct RusbInterface(Arc<ClaimedInterface>);
 
 /// A setup packet (USB 2.0, 9.3) and the bytes after it.
-fn request(setup: Setup, data: &[u8]) -> Vec<u8> {
+fn request_bytes(setup: SetupPacket, data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
     let [value, index, length] = [setup.value, setup.index, length].map(u16::to_le_bytes);
-    let mut bytes = Vec::with_capacity(SETUP + data.len());
+    let mut bytes = Vec::with_capacity(SETUP_LENGTH + data.len());
     bytes.extend([setup.request_type, setup.request]);
     bytes.extend([value, index, length].as_flattened());
     bytes.extend(data);
@@ -142,10 +145,10 @@ fn request(setup: Setup, data: &[u8]) -> Vec<u8> {
 
 impl RusbInterface {
     /// Waits for the one transfer of a queue, which is cancelled at `until`.
-    fn end_of(
+    fn wait_for(
         &self,
         transfer: Transfer,
-        inbox: &Inbox,
+        inbox: &CompletionQueue,
         until: Instant,
     ) -> Result<Completion, TransferError> {
         let handle = &self.0.handle;
@@ -153,7 +156,7 @@ impl RusbInterface {
         let mut is_cancelled = false;
         loop {
             if let Some(ended) = inbox.take(|| handle.handle_events()) {
-                return transfer.finish(&ended).ok_or(error::invalid());
+                return transfer.into_completion(&ended).ok_or(error::invalid());
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -163,7 +166,7 @@ impl RusbInterface {
                 }
                 is_cancelled = true;
                 transfer.cancel();
-                until = Instant::now() + GIVEN_BACK;
+                until = Instant::now() + CANCEL_TIMEOUT;
                 continue;
             }
             let mut polled: Vec<PollFd<'_>> = Vec::new();
@@ -183,10 +186,13 @@ impl fmt::Debug for RusbInterface {
 }
 
 impl UsbInterface for RusbInterface {
-    fn pipes(&self, endpoints: &[EndpointAddress]) -> Result<Box<dyn Pipes>, TransferError> {
-        let inbox = Arc::new(Inbox::new()?);
-        self.0.take(endpoints)?;
-        Ok(Box::new(RusbPipes {
+    fn open_queue(
+        &self,
+        endpoints: &[EndpointAddress],
+    ) -> Result<Box<dyn EndpointQueue>, TransferError> {
+        let inbox = Arc::new(CompletionQueue::new()?);
+        self.0.reserve(endpoints)?;
+        Ok(Box::new(RusbQueue {
             claim: Arc::clone(&self.0),
             endpoints: endpoints.to_vec(),
             inbox,
@@ -200,7 +206,7 @@ impl UsbInterface for RusbInterface {
     /// and with them the loss of the device, while somebody forks.
     fn control(
         &self,
-        setup: Setup,
+        setup: SetupPacket,
         data: &mut [u8],
         limit: Duration,
     ) -> Result<usize, TransferError> {
@@ -208,13 +214,13 @@ impl UsbInterface for RusbInterface {
             return Err(error::invalid());
         }
         let is_in = setup.request_type & 0x80 != 0;
-        let inbox = Arc::new(Inbox::new()?);
-        let bytes = request(setup, data);
+        let inbox = Arc::new(CompletionQueue::new()?);
+        let bytes = request_bytes(setup, data);
         let transfer = Transfer::submit_control(&self.0.handle, &inbox, bytes)?;
-        let done = self.end_of(transfer, &inbox, Instant::now() + limit)?;
+        let done = self.wait_for(transfer, &inbox, Instant::now() + limit)?;
         done.result?;
         if is_in {
-            let received = done.buffer.expose().iter().skip(SETUP);
+            let received = done.buffer.expose().iter().skip(SETUP_LENGTH);
             data.iter_mut()
                 .zip(received)
                 .for_each(|(to, from)| *to = *from);
@@ -229,28 +235,28 @@ impl UsbInterface for RusbInterface {
 }
 
 /// A queue. Its order of fields is that of their end: transfers before what they use.
-struct RusbPipes {
+struct RusbQueue {
     pending: Vec<Transfer>,
     /// What could not be submitted.
     refused: VecDeque<Completion>,
-    inbox: Arc<Inbox>,
+    inbox: Arc<CompletionQueue>,
     endpoints: Vec<EndpointAddress>,
     gone: bool,
-    claim: Arc<Claim>,
+    claim: Arc<ClaimedInterface>,
 }
 
-impl fmt::Debug for RusbPipes {
+impl fmt::Debug for RusbQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "RusbPipes({:?}, {} pending)",
+            "RusbQueue({:?}, {} pending)",
             self.endpoints,
             self.pending.len()
         )
     }
 }
 
-impl RusbPipes {
+impl RusbQueue {
     fn submit(
         &mut self,
         endpoint: EndpointAddress,
@@ -282,11 +288,11 @@ impl RusbPipes {
             transferred: 0,
             result: Err(error),
         });
-        self.inbox.nudge();
+        self.inbox.wake();
     }
 }
 
-impl Pipes for RusbPipes {
+impl EndpointQueue for RusbQueue {
     fn submit_in(&mut self, endpoint: EndpointAddress, len: usize) {
         let fits = |one: &Endpoint| {
             one.address.is_in() && len > 0 && one.packet > 0 && len.is_multiple_of(one.packet)
@@ -299,7 +305,7 @@ impl Pipes for RusbPipes {
         self.submit(endpoint, bytes, |one| !one.address.is_in());
     }
 
-    fn completed(&mut self) -> Option<Completion> {
+    fn next_completion(&mut self) -> Option<Completion> {
         if let Some(refused) = self.refused.pop_front() {
             return Some(refused);
         }
@@ -308,10 +314,10 @@ impl Pipes for RusbPipes {
             return None;
         };
         let at = self.pending.iter().position(|one| one.is(&ended))?;
-        self.pending.remove(at).finish(&ended)
+        self.pending.remove(at).into_completion(&ended)
     }
 
-    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+    fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         // While something is pending the node tells how it ended, also when the device has left.
         let with_node = !(self.gone && self.pending.is_empty());
         let mut descriptors = self.claim.handle.descriptors(with_node);
@@ -347,14 +353,14 @@ impl Pipes for RusbPipes {
     }
 }
 
-impl Drop for RusbPipes {
+impl Drop for RusbQueue {
     fn drop(&mut self) {
         if !self.claim.handle.is_inherited() {
             let endpoints = self.endpoints.clone();
-            settle(self, &endpoints);
+            drain(self, &endpoints);
         }
         let endpoints = std::mem::take(&mut self.endpoints);
-        self.claim.taken().retain(|one| !endpoints.contains(one));
+        self.claim.reserved().retain(|one| !endpoints.contains(one));
     }
 }
 
@@ -364,13 +370,13 @@ mod tests {
 
     #[test]
     fn a_request_begins_as_the_standard_has_it() {
-        let setup = Setup {
+        let setup = SetupPacket {
             request_type: 0x21,
             request: 1,
             value: 0x0302,
             index: 0x0504,
         };
-        let bytes = request(setup, &[9, 8]);
+        let bytes = request_bytes(setup, &[9, 8]);
         assert_eq!(bytes, [0x21, 1, 2, 3, 4, 5, 2, 0, 9, 8]);
     }
 }

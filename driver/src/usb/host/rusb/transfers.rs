@@ -17,7 +17,7 @@ use claviger_apdu::Secret;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    completions::{Ended, Inbox},
+    completions::{CompletedTransfer, CompletionQueue},
     error,
 };
 use crate::{
@@ -29,25 +29,25 @@ use crate::{
 /// libusb's word for no limit: whoever waits has the deadline.
 const NO_TIMEOUT: c_uint = 0;
 /// The default control pipe (USB 2.0, 5.5.4), and the size of the packet that begins a transfer there (9.3).
-const CONTROL: EndpointAddress = EndpointAddress(0);
-pub(super) const SETUP: usize = 8;
+const DEFAULT_PIPE: EndpointAddress = EndpointAddress(0);
+pub(super) const SETUP_LENGTH: usize = 8;
 /// libusb sends no longer one (MAX_CTRL_BUFFER_LENGTH).
-const LONGEST: usize = SETUP + 4096;
+const MAX_CONTROL_TRANSFER: usize = SETUP_LENGTH + 4096;
 /// More descriptors than a context of one device has: its event, its timer, the node.
-const DESCRIPTORS: usize = 16;
+const MAX_DESCRIPTORS: usize = 16;
 
 /// An open device and the libusb context made for it.
-pub(super) struct Handle {
+pub(super) struct OpenDevice {
     /// Dropped before the node it uses. `None` only while dropping.
     device: Option<DeviceHandle<Context>>,
     /// libusb's own descriptors, known here for as long as libusb has them.
-    own: Vec<Registration>,
+    registrations: Vec<Registration>,
     node: ForkClosed<OwnedFd>,
     /// What libusb wants to be polled, the node among it.
     polled: Vec<(RawFd, PollFlags)>,
 }
 
-impl Handle {
+impl OpenDevice {
     pub(super) fn open(node: ForkClosed<OwnedFd>) -> ::rusb::Result<Self> {
         let _pass = gate::enter();
         disable_discovery()?;
@@ -57,7 +57,7 @@ impl Handle {
         let polled = polled(&context)?;
         let own = polled.iter().filter(|(fd, _)| *fd != node.as_raw_fd());
         Ok(Self {
-            own: own.map(|(fd, _)| Registration::new(*fd)).collect(),
+            registrations: own.map(|(fd, _)| Registration::new(*fd)).collect(),
             polled,
             device: Some(device),
             node,
@@ -128,7 +128,7 @@ fn polled(context: &Context) -> ::rusb::Result<Vec<(RawFd, PollFlags)>> {
         return Err(::rusb::Error::NoMem);
     }
     let mut polled = Vec::new();
-    for at in 0..DESCRIPTORS {
+    for at in 0..MAX_DESCRIPTORS {
         // SAFETY: within the list, whose last entry, a null pointer, ends the loop.
         let entry = unsafe { list.add(at) };
         // SAFETY: as above.
@@ -145,7 +145,7 @@ fn polled(context: &Context) -> ::rusb::Result<Vec<(RawFd, PollFlags)>> {
     Ok(polled)
 }
 
-impl Drop for Handle {
+impl Drop for OpenDevice {
     fn drop(&mut self) {
         // In a child the claim is the parent's, which shares the open file: it is not released, only closed.
         if self.is_inherited() {
@@ -153,7 +153,7 @@ impl Drop for Handle {
             return;
         }
         let _pass = gate::enter();
-        self.own.clear();
+        self.registrations.clear();
         self.device = None;
     }
 }
@@ -163,20 +163,20 @@ pub(super) struct Transfer {
     raw: NonNull<ffi::libusb_transfer>,
     pub(super) endpoint: EndpointAddress,
     /// Bytes of the buffer before the data: the setup packet of a control transfer.
-    setup: usize,
+    setup_length: usize,
     /// What libusb may use until the callback; `None` only once that has run, or nothing was submitted.
-    lent: Option<Lent>,
+    in_flight: Option<InFlight>,
 }
 
-struct Lent {
+struct InFlight {
     buffer: Secret,
     /// Kept alive for the callback and for the kernel's view of the device.
-    _inbox: Arc<Inbox>,
-    _handle: Arc<Handle>,
+    _inbox: Arc<CompletionQueue>,
+    _handle: Arc<OpenDevice>,
 }
 
 /// What libusb is told of a new transfer.
-struct Filled {
+struct NewTransfer {
     transfer: *mut ffi::libusb_transfer,
     device: *mut ffi::libusb_device_handle,
     buffer: *mut u8,
@@ -189,8 +189,8 @@ unsafe impl Send for Transfer {}
 impl Transfer {
     /// Submits `buffer`, to be sent or filled; `interrupt` is the endpoint's type.
     pub(super) fn submit(
-        handle: &Arc<Handle>,
-        inbox: &Arc<Inbox>,
+        handle: &Arc<OpenDevice>,
+        inbox: &Arc<CompletionQueue>,
         endpoint: EndpointAddress,
         interrupt: bool,
         bytes: Vec<u8>,
@@ -201,7 +201,7 @@ impl Transfer {
         } else {
             ffi::libusb_fill_bulk_transfer
         };
-        Self::lend(handle, inbox, endpoint, bytes, |filled| {
+        Self::submit_filled(handle, inbox, endpoint, bytes, |filled| {
             let length = length.map_err(|_| error::invalid())?;
             // SAFETY: the transfer is new; handle, buffer and inbox stay until its callback has run, for they are lent.
             unsafe {
@@ -222,17 +222,17 @@ impl Transfer {
 
     /// Submits a control request; `bytes` are the setup packet, and what is sent after it or room for what comes.
     pub(super) fn submit_control(
-        handle: &Arc<Handle>,
-        inbox: &Arc<Inbox>,
+        handle: &Arc<OpenDevice>,
+        inbox: &Arc<CompletionQueue>,
         bytes: Vec<u8>,
     ) -> Result<Self, TransferError> {
         let fits = matches!(
-            bytes.first_chunk::<SETUP>(),
+            bytes.first_chunk::<SETUP_LENGTH>(),
             Some([.., low, high])
-                if SETUP + usize::from(u16::from_le_bytes([*low, *high])) == bytes.len()
-                    && bytes.len() <= LONGEST
+                if SETUP_LENGTH + usize::from(u16::from_le_bytes([*low, *high])) == bytes.len()
+                    && bytes.len() <= MAX_CONTROL_TRANSFER
         );
-        let mut transfer = Self::lend(handle, inbox, CONTROL, bytes, |filled| {
+        let mut transfer = Self::submit_filled(handle, inbox, DEFAULT_PIPE, bytes, |filled| {
             if !fits {
                 return Err(error::invalid());
             }
@@ -249,30 +249,30 @@ impl Transfer {
             }
             Ok(())
         })?;
-        transfer.setup = SETUP;
+        transfer.setup_length = SETUP_LENGTH;
         Ok(transfer)
     }
 
     /// Makes a transfer, has it filled, and submits it.
-    fn lend(
-        handle: &Arc<Handle>,
-        inbox: &Arc<Inbox>,
+    fn submit_filled(
+        handle: &Arc<OpenDevice>,
+        inbox: &Arc<CompletionQueue>,
         endpoint: EndpointAddress,
         mut bytes: Vec<u8>,
-        fill: impl FnOnce(&Filled) -> Result<(), TransferError>,
+        fill: impl FnOnce(&NewTransfer) -> Result<(), TransferError>,
     ) -> Result<Self, TransferError> {
         let address = bytes.as_mut_ptr();
         // Wiped whatever becomes of it. The bytes do not move with the value.
         let buffer = Secret::new(bytes);
         let device = handle.device().map_err(error::transfer)?.as_raw();
         let mut transfer = Self::allocate(endpoint)?;
-        fill(&Filled {
+        fill(&NewTransfer {
             transfer: transfer.raw.as_ptr(),
             device,
             buffer: address,
             queue: Arc::as_ptr(inbox).cast_mut().cast(),
         })?;
-        transfer.lent = Some(Lent {
+        transfer.in_flight = Some(InFlight {
             buffer,
             _inbox: Arc::clone(inbox),
             _handle: Arc::clone(handle),
@@ -281,7 +281,7 @@ impl Transfer {
         let submitted = unsafe { ffi::libusb_submit_transfer(transfer.raw.as_ptr()) };
         if submitted != 0 {
             // Nothing was submitted, so there is nothing lent: the buffer is wiped here.
-            transfer.lent = None;
+            transfer.in_flight = None;
             return Err(error::submission(submitted));
         }
         Ok(transfer)
@@ -293,8 +293,8 @@ impl Transfer {
         Ok(Self {
             raw: NonNull::new(raw).ok_or(error::no_memory())?,
             endpoint,
-            setup: 0,
-            lent: None,
+            setup_length: 0,
+            in_flight: None,
         })
     }
 
@@ -304,20 +304,20 @@ impl Transfer {
         let _ = unsafe { ffi::libusb_cancel_transfer(self.raw.as_ptr()) };
     }
 
-    pub(super) fn is(&self, ended: &Ended) -> bool {
+    pub(super) fn is(&self, ended: &CompletedTransfer) -> bool {
         self.raw.as_ptr().addr() == ended.0
     }
 
     /// What came of it; `None` unless it is the one whose callback has run.
-    pub(super) fn finish(mut self, ended: &Ended) -> Option<Completion> {
+    pub(super) fn into_completion(mut self, ended: &CompletedTransfer) -> Option<Completion> {
         if !self.is(ended) {
             return None;
         }
-        let mut buffer = self.lent.take()?.buffer;
+        let mut buffer = self.in_flight.take()?.buffer;
         // SAFETY: the callback has run, so libusb does not use the transfer any more.
         let raw = unsafe { self.raw.as_ref() };
         let (status, transferred) = (raw.status, usize::try_from(raw.actual_length).unwrap_or(0));
-        buffer.truncate(self.setup.saturating_add(transferred));
+        buffer.truncate(self.setup_length.saturating_add(transferred));
         Some(Completion {
             endpoint: self.endpoint,
             buffer,
@@ -330,7 +330,7 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         // The kernel may still write into the buffer, and the callback still run: memory is lost rather than freed.
-        if let Some(lent) = self.lent.take() {
+        if let Some(lent) = self.in_flight.take() {
             return std::mem::forget(lent);
         }
         // SAFETY: never submitted, or its callback has run; nobody else has the pointer.
@@ -340,12 +340,12 @@ impl Drop for Transfer {
 
 extern "system" fn ended(transfer: *mut ffi::libusb_transfer) {
     // SAFETY: libusb calls with a transfer that was submitted; its owner does not free it before it is in the inbox.
-    let inbox: *const Inbox = unsafe { (*transfer).user_data }.cast_const().cast();
+    let inbox: *const CompletionQueue = unsafe { (*transfer).user_data }.cast_const().cast();
     // SAFETY: the transfer has a count of the inbox; another is taken, because that one may go as soon as it is put.
     unsafe { Arc::increment_strong_count(inbox) };
     // SAFETY: the count taken above is given back when this value is dropped.
     let inbox = unsafe { Arc::from_raw(inbox) };
-    inbox.put(Ended(transfer.addr()));
+    inbox.push(CompletedTransfer(transfer.addr()));
 }
 
 #[cfg(test)]
@@ -362,7 +362,7 @@ mod tests {
     /// A context comes and goes, for a file that is no device.
     fn open() -> bool {
         let file = File::open("/dev/null").unwrap();
-        Handle::open(ForkClosed::new(file.into())).is_ok()
+        OpenDevice::open(ForkClosed::new(file.into())).is_ok()
     }
 
     #[test]

@@ -16,60 +16,61 @@ use claviger_apdu::Sent;
 use rustix::event::PollFlags;
 
 use super::{
-    BulkEndpoints, BulkError, Halts, Limit, Reply, Why, abort_request, abort_time, goes_on,
-    pending::{Exchange, failed},
+    BulkEndpoints, BulkError, BulkErrorKind, HaltedEndpoints, ResponseTimeout, SlotResponse,
+    abort_request, abort_timeout, check_limits,
+    pending::{PendingCommand, failed},
     read_size,
 };
 use crate::{
     ccid::{budget, message::Command},
     fork_closed::ForkClosed,
     usb::host::{
-        drain::{self, settle},
-        event_fd::Signal,
-        transfer::{Completion, Pipes, TransferError, UsbInterface},
+        drain::{self, drain},
+        event_fd::EventFd,
+        transfer::{Completion, EndpointQueue, TransferError, UsbInterface},
     },
     wait::{Stop, ready_of},
 };
 
 /// How often one looks for whose wait no descriptor was left.
-const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct SharedBulk {
+pub(crate) struct ConcurrentBulkPipe {
     interface: Arc<dyn UsbInterface>,
     number: u8,
-    state: Mutex<State>,
+    state: Mutex<PipeState>,
 }
 
 #[derive(Debug)]
-struct State {
-    pipes: Box<dyn Pipes>,
+struct PipeState {
+    pipes: Box<dyn EndpointQueue>,
     endpoints: BulkEndpoints,
     read: usize,
     sequence: u8,
-    under_way: Vec<UnderWay>,
+    active: Vec<ActiveCommand>,
     /// Whose transfers out have not ended, the oldest first.
-    outs: VecDeque<u8>,
+    out_transfers: VecDeque<u8>,
     /// Answers to no command under way, and empty transfers, since the last answer to one.
-    strays: usize,
+    unmatched: usize,
     /// A transfer failed; nobody has put the pipe right since.
-    is_disordered: bool,
-    halts: Halts,
+    needs_reset: bool,
+    halts: HaltedEndpoints,
     /// Bells that nobody waits for.
-    bells: Vec<Arc<Signal>>,
+    wakeups: Vec<Arc<EventFd>>,
 }
 
 /// A command under way. Its sequence number is that of no other.
 #[derive(Debug)]
-struct UnderWay {
+struct ActiveCommand {
     sequence: u8,
-    exchange: Exchange,
-    result: Option<Result<Reply, Why>>,
-    bell: Option<Arc<Signal>>,
+    exchange: PendingCommand,
+    result: Option<Result<SlotResponse, BulkErrorKind>>,
+    wakeup: Option<Arc<EventFd>>,
 }
 
-impl SharedBulk {
+impl ConcurrentBulkPipe {
     /// The pipe of interface `number`, whose longest message has `longest` bytes.
     ///
     /// # Errors
@@ -81,18 +82,18 @@ impl SharedBulk {
         longest: usize,
     ) -> Result<Self, TransferError> {
         // The end of a command is looked for before its answer.
-        let pipes = interface.pipes(&[endpoints.bulk_out, endpoints.bulk_in])?;
-        let state = State {
+        let pipes = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
+        let state = PipeState {
             pipes,
             endpoints,
             read: read_size(longest, endpoints.packet.max(1)),
             sequence: 0,
-            under_way: Vec::new(),
-            outs: VecDeque::new(),
-            strays: 0,
-            is_disordered: false,
-            halts: Halts::default(),
-            bells: Vec::new(),
+            active: Vec::new(),
+            out_transfers: VecDeque::new(),
+            unmatched: 0,
+            needs_reset: false,
+            halts: HaltedEndpoints::default(),
+            wakeups: Vec::new(),
         };
         Ok(Self {
             interface,
@@ -108,17 +109,17 @@ impl SharedBulk {
     }
 
     /// The last sequence number.
-    pub(crate) fn sequence(&self) -> u8 {
+    pub(crate) fn last_sequence(&self) -> u8 {
         self.state().sequence
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PipeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no command is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.state().under_way.is_empty()
+        self.state().active.is_empty()
     }
 
     /// Sends `command` to `slot` and waits for its answer, as long as `limit` says, or until `stop`.
@@ -129,9 +130,9 @@ impl SharedBulk {
         &self,
         command: &Command<'_>,
         slot: u8,
-        limit: Limit,
+        limit: ResponseTimeout,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         let sequence = self.state().next_sequence();
         self.send(command, (slot, sequence), limit, stop)
     }
@@ -140,34 +141,34 @@ impl SharedBulk {
         &self,
         command: &Command<'_>,
         (slot, sequence): (u8, u8),
-        limit: Limit,
+        limit: ResponseTimeout,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
-        let mut until = limit.begin(Instant::now());
-        let bell = self.state().begin(command, slot, sequence);
+    ) -> Result<SlotResponse, BulkError> {
+        let mut until = limit.start(Instant::now());
+        let wakeup = self.state().begin(command, slot, sequence);
         loop {
             let mut state = self.state();
-            if let Some(bell) = &bell {
-                bell.clear();
+            if let Some(wakeup) = &wakeup {
+                wakeup.clear();
             }
-            state.take_in();
+            state.process_completions();
             if let Some(multiplier) = state.extension(sequence) {
                 until = limit.extended(multiplier, Instant::now());
             }
             let ended = if stop.is_set() {
-                Some(Why::Stopped)
+                Some(BulkErrorKind::Stopped)
             } else {
-                (Instant::now() >= until).then_some(Why::TimedOut)
+                (Instant::now() >= until).then_some(BulkErrorKind::TimedOut)
             };
             if let Some(result) = state.result(sequence, ended) {
                 return result;
             }
-            let due = state.pipes.due().map(|due| Instant::now() + due);
+            let due = state.pipes.next_timeout().map(|due| Instant::now() + due);
             // Descriptors of our own, for the wait is without the lock.
-            let fds = owned(&state.pipes.descriptors());
+            let fds = owned(&state.pipes.poll_fds());
             drop(state);
             let first = due.map_or(until, |due| due.min(until));
-            wait(fds, bell.as_deref(), first, stop);
+            wait(fds, wakeup.as_deref(), first, stop);
         }
     }
 
@@ -181,221 +182,228 @@ impl SharedBulk {
         slot: u8,
         until: Instant,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         let mut last = BulkError {
-            why: Why::TimedOut,
+            kind: BulkErrorKind::TimedOut,
             sent: Sent::No,
         };
-        goes_on(until, stop)?;
+        check_limits(until, stop)?;
         self.abort(slot, until, stop);
         for _ in 0..budget::STATUS_TRIES {
-            goes_on(until, stop)?;
-            let limit = Limit::each(budget::STATUS, until);
+            check_limits(until, stop)?;
+            let limit = ResponseTimeout::per_message(budget::STATUS, until);
             match self.command(&Command::GetSlotStatus, slot, limit, stop) {
                 Ok(reply) => return Ok(reply),
-                Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
+                Err(error)
+                    if matches!(
+                        error.kind,
+                        BulkErrorKind::Disconnected | BulkErrorKind::Stopped
+                    ) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => last = error,
             }
-            self.put_right(until, stop);
+            self.reset_endpoints(until, stop);
         }
         Err(last)
     }
 
     /// Puts the pipe right, if there is time for it.
-    fn put_right(&self, until: Instant, stop: &Stop) {
-        if goes_on(until, stop).is_ok() {
-            self.state().put_right();
+    fn reset_endpoints(&self, until: Instant, stop: &Stop) {
+        if check_limits(until, stop).is_ok() {
+            self.state().reset_endpoints();
         }
     }
 
-    /// As [`Bulk::abort`](super::Bulk).
+    /// As [`Bulk::abort`](super::BulkPipe).
     fn abort(&self, slot: u8, until: Instant, stop: &Stop) {
         let sequence = self.state().next_sequence();
         let setup = abort_request(self.number, slot, sequence);
-        let asked = self.interface.control(setup, &mut [], abort_time(until));
+        let asked = self.interface.control(setup, &mut [], abort_timeout(until));
         if asked != Err(TransferError::Cancelled) {
-            self.put_right(until, stop);
+            self.reset_endpoints(until, stop);
         }
         if let Err(error) = asked {
             tracing::debug!("usb: the reader takes no ABORT request: {error}");
             return;
         }
-        if goes_on(until, stop).is_err() {
+        if check_limits(until, stop).is_err() {
             return;
         }
         let limit = until.min(Instant::now() + budget::ABORT);
         if let Err(error) = self.send(&Command::Abort, (slot, sequence), limit.into(), stop) {
-            tracing::debug!("usb: Abort was not confirmed: {}", error.why);
+            tracing::debug!("usb: Abort was not confirmed: {}", error.kind);
         }
     }
 
     /// Resets the whole device; what follows tells whether it came back.
     pub(crate) fn reset_device(&self) {
-        self.state().fail(Why::Gone);
-        self.state().halts = Halts::default();
+        self.state().fail_all(BulkErrorKind::Disconnected);
+        self.state().halts = HaltedEndpoints::default();
         if let Err(error) = self.interface.reset() {
             tracing::warn!("usb: the device cannot be reset: {error}");
         }
     }
 }
 
-impl State {
+impl PipeState {
     /// A number no command under way has.
     fn next_sequence(&mut self) -> u8 {
         // Of 256 numbers, at most one a slot is taken.
         for _ in 0..=u8::MAX {
             self.sequence = self.sequence.wrapping_add(1);
-            let taken = |one: &UnderWay| one.sequence == self.sequence;
-            if !self.under_way.iter().any(taken) {
+            let taken = |one: &ActiveCommand| one.sequence == self.sequence;
+            if !self.active.iter().any(taken) {
                 break;
             }
         }
         self.sequence
     }
 
-    fn begin(&mut self, command: &Command<'_>, slot: u8, sequence: u8) -> Option<Arc<Signal>> {
-        if self.is_disordered {
-            self.put_right();
+    fn begin(&mut self, command: &Command<'_>, slot: u8, sequence: u8) -> Option<Arc<EventFd>> {
+        if self.needs_reset {
+            self.reset_endpoints();
         }
         let message = command.message(slot, sequence);
-        let bell = self.bells.pop().or_else(|| Signal::new().ok());
-        self.under_way.push(UnderWay {
+        let wakeup = self.wakeups.pop().or_else(|| EventFd::new().ok());
+        self.active.push(ActiveCommand {
             sequence,
-            exchange: Exchange::new(command, slot, message.len()),
+            exchange: PendingCommand::new(command, slot, message.len()),
             result: None,
-            bell: bell.clone(),
+            wakeup: wakeup.clone(),
         });
         self.listen();
-        self.outs.push_back(sequence);
+        self.out_transfers.push_back(sequence);
         self.pipes.submit_out(self.endpoints.bulk_out, message);
-        bell
+        wakeup
     }
 
     /// Has a transfer in queued while an answer is awaited.
     fn listen(&mut self) {
-        let awaited = self.under_way.iter().any(|one| one.result.is_none());
+        let awaited = self.active.iter().any(|one| one.result.is_none());
         if awaited && self.pipes.pending(self.endpoints.bulk_in) == 0 {
             self.pipes.submit_in(self.endpoints.bulk_in, self.read);
         }
     }
 
     /// Takes what has come, for whomever.
-    fn take_in(&mut self) {
-        while let Some(completion) = self.pipes.completed() {
+    fn process_completions(&mut self) {
+        while let Some(completion) = self.pipes.next_completion() {
             self.halts.note(&completion);
             if completion.endpoint == self.endpoints.bulk_out {
-                self.sent(&completion);
-            } else if let Err(why) = self.received(completion) {
-                self.fail(why);
+                self.handle_sent(&completion);
+            } else if let Err(kind) = self.handle_response(completion) {
+                self.fail_all(kind);
             }
         }
         self.listen();
     }
 
-    fn sent(&mut self, completion: &Completion) {
-        let Some(sequence) = self.outs.pop_front() else {
+    fn handle_sent(&mut self, completion: &Completion) {
+        let Some(sequence) = self.out_transfers.pop_front() else {
             return;
         };
-        let sender = self
-            .under_way
-            .iter_mut()
-            .find(|one| one.sequence == sequence);
+        let sender = self.active.iter_mut().find(|one| one.sequence == sequence);
         let taken = match sender {
-            Some(sender) => sender.exchange.sent_out(completion),
+            Some(sender) => sender.exchange.note_out_transfer(completion),
             None => failed(completion),
         };
-        if let Err(why) = taken {
-            self.fail(why);
+        if let Err(kind) = taken {
+            self.fail_all(kind);
         }
     }
 
     /// A message, for the command it answers.
-    fn received(&mut self, completion: Completion) -> Result<(), Why> {
+    fn handle_response(&mut self, completion: Completion) -> Result<(), BulkErrorKind> {
         failed(&completion)?;
         let [_, _, _, _, _, slot, sequence, ..] = *completion.buffer.expose() else {
             return match completion.transferred {
-                0 => self.stray(),
-                _ => Err(Why::Protocol("a damaged message")),
+                0 => self.count_unmatched(),
+                _ => Err(BulkErrorKind::Protocol("a damaged message")),
             };
         };
-        let is_it = |one: &&mut UnderWay| {
+        let is_it = |one: &&mut ActiveCommand| {
             one.sequence == sequence && one.exchange.slot() == slot && one.result.is_none()
         };
-        let Some(one) = self.under_way.iter_mut().find(is_it) else {
-            return self.stray();
+        let Some(one) = self.active.iter_mut().find(is_it) else {
+            return self.count_unmatched();
         };
-        self.strays = 0;
+        self.unmatched = 0;
         one.exchange.collect(completion);
-        match one.exchange.judge(sequence) {
+        match one.exchange.parse_response(sequence) {
             // Its thread may have to wait longer now.
-            Ok(None) => one.ring(),
+            Ok(None) => one.wake(),
             Ok(Some(reply)) => one.end(Ok(reply)),
             // What else a reader says that breaks the rules is not to be believed either.
-            Err(why) => return Err(why),
+            Err(kind) => return Err(kind),
         }
         Ok(())
     }
 
-    fn stray(&mut self) -> Result<(), Why> {
-        self.strays += 1;
-        if self.strays > budget::STALE_ANSWERS {
-            return Err(Why::Protocol("answers to other commands without end"));
+    fn count_unmatched(&mut self) -> Result<(), BulkErrorKind> {
+        self.unmatched += 1;
+        if self.unmatched > budget::STALE_ANSWERS {
+            return Err(BulkErrorKind::Protocol(
+                "answers to other commands without end",
+            ));
         }
         Ok(())
     }
 
     /// Nobody gets an answer any more.
-    fn fail(&mut self, why: Why) {
-        self.is_disordered = true;
-        self.strays = 0;
-        for one in &mut self.under_way {
-            one.end(Err(why));
+    fn fail_all(&mut self, kind: BulkErrorKind) {
+        self.needs_reset = true;
+        self.unmatched = 0;
+        for one in &mut self.active {
+            one.end(Err(kind));
         }
     }
 
     /// The multiplier of a request for more time that came for a command.
     fn extension(&mut self, sequence: u8) -> Option<u8> {
-        let mut all = self.under_way.iter_mut();
+        let mut all = self.active.iter_mut();
         let one = all.find(|one| one.sequence == sequence)?;
         one.exchange.take_extension()
     }
 
     /// What came of a command; one that is given up because of `ended` is under way no more.
-    fn result(&mut self, sequence: u8, ended: Option<Why>) -> Option<Result<Reply, BulkError>> {
+    fn result(
+        &mut self,
+        sequence: u8,
+        ended: Option<BulkErrorKind>,
+    ) -> Option<Result<SlotResponse, BulkError>> {
         let at = self
-            .under_way
+            .active
             .iter()
             .position(|one| one.sequence == sequence)?;
-        let has_ended = self
-            .under_way
-            .get(at)
-            .is_some_and(|one| one.result.is_some());
+        let has_ended = self.active.get(at).is_some_and(|one| one.result.is_some());
         if !has_ended && ended.is_none() {
             return None;
         }
-        if !has_ended && self.outs.contains(&sequence) {
-            self.take_back_outs();
+        if !has_ended && self.out_transfers.contains(&sequence) {
+            self.cancel_out_transfers();
         }
-        let UnderWay {
+        let ActiveCommand {
             exchange,
             result,
-            bell,
+            wakeup,
             ..
-        } = self.under_way.swap_remove(at);
-        self.bells.extend(bell);
-        let why = ended.unwrap_or(Why::TimedOut);
+        } = self.active.swap_remove(at);
+        self.wakeups.extend(wakeup);
+        let kind = ended.unwrap_or(BulkErrorKind::TimedOut);
         let sent = exchange.sent();
-        let result = result.unwrap_or(Err(why));
-        Some(result.map_err(|why| BulkError { why, sent }))
+        let result = result.unwrap_or(Err(kind));
+        Some(result.map_err(|kind| BulkError { kind, sent }))
     }
 
     /// The reader takes no commands: those on their way are taken back.
-    fn take_back_outs(&mut self) {
+    fn cancel_out_transfers(&mut self) {
         self.pipes.cancel(self.endpoints.bulk_out);
         let until = Instant::now() + budget::CANCEL;
-        while !self.outs.is_empty() && Instant::now() < until {
-            self.take_in();
-            if !self.outs.is_empty() {
+        while !self.out_transfers.is_empty() && Instant::now() < until {
+            self.process_completions();
+            if !self.out_transfers.is_empty() {
                 drain::wait(
                     &*self.pipes,
                     until.saturating_duration_since(Instant::now()),
@@ -405,31 +413,31 @@ impl State {
     }
 
     /// Where nobody is at work, the pipe is made to work again.
-    fn put_right(&mut self) {
-        if self.under_way.iter().any(|one| one.result.is_none()) {
+    fn reset_endpoints(&mut self) {
+        if self.active.iter().any(|one| one.result.is_none()) {
             return;
         }
         let all = [self.endpoints.bulk_in, self.endpoints.bulk_out];
-        settle(&mut *self.pipes, &all);
-        self.outs.clear();
+        drain(&mut *self.pipes, &all);
+        self.out_transfers.clear();
         for endpoint in all {
             self.halts.clear(&mut *self.pipes, endpoint);
         }
-        self.is_disordered = false;
+        self.needs_reset = false;
     }
 }
 
-impl UnderWay {
-    fn end(&mut self, result: Result<Reply, Why>) {
+impl ActiveCommand {
+    fn end(&mut self, result: Result<SlotResponse, BulkErrorKind>) {
         if self.result.is_none() {
             self.result = Some(result);
-            self.ring();
+            self.wake();
         }
     }
 
-    fn ring(&self) {
-        if let Some(bell) = &self.bell {
-            bell.set();
+    fn wake(&self) {
+        if let Some(wakeup) = &self.wakeup {
+            wakeup.notify();
         }
     }
 }
@@ -445,23 +453,23 @@ fn owned(fds: &[(BorrowedFd<'_>, PollFlags)]) -> Option<Vec<(ForkClosed<OwnedFd>
 
 fn wait(
     fds: Option<Vec<(ForkClosed<OwnedFd>, PollFlags)>>,
-    bell: Option<&Signal>,
+    wakeup: Option<&EventFd>,
     until: Instant,
     stop: &Stop,
 ) {
-    let until = match (&fds, bell) {
+    let until = match (&fds, wakeup) {
         (Some(_), Some(_)) => until,
-        _ => until.min(Instant::now() + WITHOUT_DESCRIPTOR),
+        _ => until.min(Instant::now() + POLL_INTERVAL),
     };
     let fds = fds.unwrap_or_default();
-    let bell = bell.map(|bell| (bell.as_fd(), PollFlags::IN));
+    let wakeup = wakeup.map(|wakeup| (wakeup.as_fd(), PollFlags::IN));
     let all: Vec<_> = fds
         .iter()
         .map(|(fd, flags)| (fd.as_fd(), *flags))
-        .chain(bell)
+        .chain(wakeup)
         .collect();
     if let Err(errno) = ready_of(&all, stop, Some(until)) {
         tracing::warn!("usb: poll failed ({errno})");
-        std::thread::sleep(WITHOUT_DESCRIPTOR);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -1,13 +1,13 @@
 //! Endpoints that have halted.
 
-use crate::usb::host::transfer::{Completion, EndpointAddress, Pipes, TransferError};
+use crate::usb::host::transfer::{Completion, EndpointAddress, EndpointQueue, TransferError};
 
 /// Endpoints that have halted, by what was seen of their transfers. A halt that nobody saw is not cleared: that sets the data
 /// toggle back, on one side only if the device does not agree.
 #[derive(Debug, Default)]
-pub(super) struct Halts(Vec<EndpointAddress>);
+pub(super) struct HaltedEndpoints(Vec<EndpointAddress>);
 
-impl Halts {
+impl HaltedEndpoints {
     /// Takes in how a transfer ended. A device that sent too much has its endpoint wedged as by a stall.
     pub(super) fn note(&mut self, completion: &Completion) {
         let halted = matches!(
@@ -20,7 +20,7 @@ impl Halts {
     }
 
     /// Clears the halt of `endpoint`, if it has one and nothing is pending there.
-    pub(super) fn clear(&mut self, pipes: &mut dyn Pipes, endpoint: EndpointAddress) {
+    pub(super) fn clear(&mut self, pipes: &mut dyn EndpointQueue, endpoint: EndpointAddress) {
         let Some(at) = self.0.iter().position(|halted| *halted == endpoint) else {
             return;
         };

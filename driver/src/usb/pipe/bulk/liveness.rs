@@ -4,20 +4,20 @@ use std::time::Instant;
 
 use crate::{
     ccid::budget,
-    usb::host::transfer::{Setup, TransferError, UsbInterface},
+    usb::host::transfer::{SetupPacket, TransferError, UsbInterface},
 };
 
 /// A reader that says nothing, in the middle of a command.
-pub(super) struct Silence {
+pub(super) struct LivenessCheck {
     pub(super) due: Instant,
-    unanswered: usize,
+    failures: usize,
 }
 
-impl Silence {
-    pub(super) fn begin() -> Self {
+impl LivenessCheck {
+    pub(super) fn start() -> Self {
         Self {
             due: Instant::now() + budget::SILENCE,
-            unanswered: 0,
+            failures: 0,
         }
     }
 
@@ -27,19 +27,19 @@ impl Silence {
     }
 
     /// Takes in whether it was there; whether nothing can be expected of it any more.
-    pub(super) fn ends(&mut self, is_there: bool) -> bool {
-        let unanswered = if is_there { 0 } else { self.unanswered + 1 };
+    pub(super) fn record(&mut self, is_there: bool) -> bool {
+        let unanswered = if is_there { 0 } else { self.failures + 1 };
         *self = Self {
-            unanswered,
-            ..Self::begin()
+            failures: unanswered,
+            ..Self::start()
         };
         unanswered >= budget::SILENCES
     }
 }
 
 /// Whether the device answers GET_STATUS (USB 2.0, 9.4.5), be it by a stall: firmware that hangs answers nothing.
-pub(super) fn is_there(interface: &dyn UsbInterface) -> bool {
-    let setup = Setup {
+pub(super) fn is_responsive(interface: &dyn UsbInterface) -> bool {
+    let setup = SetupPacket {
         request_type: 0x80,
         request: 0,
         value: 0,
@@ -58,11 +58,11 @@ mod tests {
 
     #[test]
     fn b18_a_reader_is_given_up_when_it_answers_no_request_twice_in_a_row() {
-        let mut silence = Silence::begin();
+        let mut liveness = LivenessCheck::start();
         for is_there in [true, false, true, false] {
-            assert!(!silence.ends(is_there));
+            assert!(!liveness.record(is_there));
         }
-        assert!(silence.ends(false), "in seconds, whatever the deadline");
+        assert!(liveness.record(false), "in seconds, whatever the deadline");
         let longest = (budget::SILENCE + budget::CONTROL) * 2;
         assert!(longest < Duration::from_secs(15));
     }
@@ -71,6 +71,6 @@ mod tests {
     fn a_reader_that_stalls_the_question_is_there() {
         let reader = FakeReader::new(ReaderConfig::extended());
         let interface = reader.device().claim().unwrap();
-        assert!(is_there(&*interface));
+        assert!(is_responsive(&*interface));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An answer counts when type, slot and sequence number are those of the command; late answers to others are
 //! dropped, so many and no more. A command that is not answered leaves its slot *out of step*, which the owner of the
-//! pipe keeps in mind: until [`Bulk::recover`] nothing else is sent to it.
+//! pipe keeps in mind: until [`BulkPipe::recover`] nothing else is sent to it.
 
 mod concurrent;
 mod halts;
@@ -20,11 +20,11 @@ use std::{
 
 use claviger_apdu::{Secret, Sent, TransportErrorKind};
 
-pub(crate) use self::{concurrent::SharedBulk, timeout::Limit};
+pub(crate) use self::{concurrent::ConcurrentBulkPipe, timeout::ResponseTimeout};
 use self::{
-    halts::Halts,
-    liveness::{Silence, is_there},
-    pending::{Exchange, failed},
+    halts::HaltedEndpoints,
+    liveness::{LivenessCheck, is_responsive},
+    pending::{PendingCommand, failed},
 };
 use crate::{
     ccid::{
@@ -34,7 +34,9 @@ use crate::{
     },
     usb::host::{
         drain,
-        transfer::{Completion, EndpointAddress, Pipes, Setup, TransferError, UsbInterface},
+        transfer::{
+            Completion, EndpointAddress, EndpointQueue, SetupPacket, TransferError, UsbInterface,
+        },
     },
     wait::{Stop, ready_of},
 };
@@ -44,7 +46,7 @@ const ABORT: (u8, u8) = (0x21, 0x01);
 
 /// What a reader said to a command.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(crate) struct SlotResponse {
     /// The whole message.
     message: Secret,
     /// What its slot holds.
@@ -55,14 +57,14 @@ pub(crate) struct Reply {
     pub(crate) error: Option<SlotError>,
 }
 
-impl Reply {
+impl SlotResponse {
     /// The data field.
     pub(crate) fn data(&self) -> &[u8] {
         self.message.expose().get(HEADER..).unwrap_or(&[])
     }
 }
 
-impl From<Outcome> for Reply {
+impl From<Outcome> for SlotResponse {
     /// What a token of the control pipe said, as a reader would.
     fn from(outcome: Outcome) -> Self {
         let mut message = Secret::new(Vec::with_capacity(HEADER + outcome.data.len()));
@@ -80,15 +82,15 @@ impl From<Outcome> for Reply {
 /// No answer: what happened, and whether the reader may have acted on the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BulkError {
-    pub(crate) why: Why,
+    pub(crate) kind: BulkErrorKind,
     pub(crate) sent: Sent,
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Why {
+pub(crate) enum BulkErrorKind {
     #[error("the reader was unplugged")]
-    Gone,
+    Disconnected,
     #[error("the reader did not answer in time")]
     TimedOut,
     #[error("the call was ended")]
@@ -96,7 +98,7 @@ pub(crate) enum Why {
     #[error(
         "another slot of the reader, or another reader in the same device, was busy all the time"
     )]
-    Taken,
+    Busy,
     #[error("{0}")]
     Transfer(TransferError),
     #[error("the reader broke the CCID protocol: {0}")]
@@ -105,13 +107,13 @@ pub(crate) enum Why {
     TooLong,
 }
 
-impl Why {
-    pub(crate) const fn kind(self) -> TransportErrorKind {
+impl BulkErrorKind {
+    pub(crate) const fn transport_kind(self) -> TransportErrorKind {
         match self {
-            Self::Gone => TransportErrorKind::NoReader,
+            Self::Disconnected => TransportErrorKind::NoReader,
             Self::TimedOut => TransportErrorKind::TimedOut,
             Self::Stopped => TransportErrorKind::Cancelled,
-            Self::Taken => TransportErrorKind::Busy,
+            Self::Busy => TransportErrorKind::Busy,
             Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,
         }
     }
@@ -128,20 +130,20 @@ pub(crate) struct BulkEndpoints {
 
 /// The bulk pipe of a reader, for one command at a time.
 #[derive(Debug)]
-pub(crate) struct Bulk {
+pub(crate) struct BulkPipe {
     interface: Arc<dyn UsbInterface>,
     number: u8,
-    pipes: Box<dyn Pipes>,
+    pipes: Box<dyn EndpointQueue>,
     endpoints: BulkEndpoints,
     /// Bytes asked for by one transfer in.
     read: usize,
     /// The reader does not end a message of whole packets by an empty one. Known from one claim to the next.
-    no_empty_packet: Arc<AtomicBool>,
+    omits_zlp: Arc<AtomicBool>,
     sequence: u8,
-    halts: Halts,
+    halts: HaltedEndpoints,
 }
 
-impl Bulk {
+impl BulkPipe {
     /// The pipe of interface `number`, whose longest message has `longest` bytes.
     ///
     /// # Errors
@@ -153,7 +155,7 @@ impl Bulk {
         longest: usize,
     ) -> Result<Self, TransferError> {
         // The end of a command is looked for before its answer.
-        let pipes = interface.pipes(&[endpoints.bulk_out, endpoints.bulk_in])?;
+        let pipes = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
         let packet = endpoints.packet.max(1);
         Ok(Self {
             interface,
@@ -164,22 +166,22 @@ impl Bulk {
                 ..endpoints
             },
             read: read_size(longest, packet),
-            no_empty_packet: Arc::default(),
+            omits_zlp: Arc::default(),
             sequence: 0,
-            halts: Halts::default(),
+            halts: HaltedEndpoints::default(),
         })
     }
 
     /// The same, of a reader of which `no_empty_packet` tells whether it leaves out empty packets, and is told.
-    pub(crate) fn remembering(self, no_empty_packet: Arc<AtomicBool>) -> Self {
+    pub(crate) fn with_omits_zlp(self, no_empty_packet: Arc<AtomicBool>) -> Self {
         Self {
-            no_empty_packet,
+            omits_zlp: no_empty_packet,
             ..self
         }
     }
 
     fn reads_exact_sizes(&self) -> bool {
-        self.no_empty_packet.load(Ordering::Relaxed)
+        self.omits_zlp.load(Ordering::Relaxed)
     }
 
     /// The same, with sequence numbers after `sequence`.
@@ -188,14 +190,14 @@ impl Bulk {
     }
 
     /// The last sequence number.
-    pub(crate) const fn sequence(&self) -> u8 {
+    pub(crate) const fn last_sequence(&self) -> u8 {
         self.sequence
     }
 
     /// Resets the whole device; what follows tells whether it came back.
     pub(crate) fn reset_device(&mut self) {
-        self.take_back(&mut Exchange::none());
-        self.halts = Halts::default();
+        self.cancel_pending(&mut PendingCommand::any());
+        self.halts = HaltedEndpoints::default();
         if let Err(error) = self.interface.reset() {
             tracing::warn!("usb: the device cannot be reset: {error}");
         }
@@ -209,29 +211,29 @@ impl Bulk {
         &mut self,
         command: &Command<'_>,
         slot: u8,
-        limit: impl Into<Limit>,
+        limit: impl Into<ResponseTimeout>,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
+    ) -> Result<SlotResponse, BulkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let message = command.message(slot, self.sequence);
-        let mut exchange = Exchange::new(command, slot, message.len());
-        self.read_on(&exchange);
+        let mut exchange = PendingCommand::new(command, slot, message.len());
+        self.submit_next_in(&exchange);
         self.pipes.submit_out(self.endpoints.bulk_out, message);
-        match self.follow(&mut exchange, limit.into(), stop) {
+        match self.wait_for_response(&mut exchange, limit.into(), stop) {
             Ok(reply) => Ok(reply),
-            Err(why) => {
+            Err(kind) => {
                 let sent = exchange.sent();
-                self.take_back(&mut exchange);
-                Err(BulkError { why, sent })
+                self.cancel_pending(&mut exchange);
+                Err(BulkError { kind, sent })
             }
         }
     }
 
     /// Queues the next transfer in.
-    fn read_on(&mut self, exchange: &Exchange) {
+    fn submit_next_in(&mut self, exchange: &PendingCommand) {
         let len = if self.reads_exact_sizes() {
             exchange
-                .missing()
+                .bytes_missing()
                 .unwrap_or(1)
                 .div_ceil(self.endpoints.packet)
                 * self.endpoints.packet
@@ -241,101 +243,108 @@ impl Bulk {
         self.pipes.submit_in(self.endpoints.bulk_in, len);
     }
 
-    fn follow(&mut self, exchange: &mut Exchange, limit: Limit, stop: &Stop) -> Result<Reply, Why> {
-        let mut until = limit.begin(Instant::now());
-        let mut silence = Silence::begin();
+    fn wait_for_response(
+        &mut self,
+        exchange: &mut PendingCommand,
+        limit: ResponseTimeout,
+        stop: &Stop,
+    ) -> Result<SlotResponse, BulkErrorKind> {
+        let mut until = limit.start(Instant::now());
+        let mut liveness = LivenessCheck::start();
         loop {
-            while let Some(completion) = self.pipes.completed() {
-                if let Some(reply) = self.take(exchange, completion)? {
+            while let Some(completion) = self.pipes.next_completion() {
+                if let Some(reply) = self.handle_completion(exchange, completion)? {
                     return Ok(reply);
                 }
-                silence = Silence::begin();
+                liveness = LivenessCheck::start();
                 if let Some(multiplier) = exchange.take_extension() {
                     until = limit.extended(multiplier, Instant::now());
                 }
             }
             if stop.is_set() {
-                return Err(Why::Stopped);
+                return Err(BulkErrorKind::Stopped);
             }
             if Instant::now() >= until {
-                return self.rescue(exchange).ok_or(Why::TimedOut);
+                return self
+                    .accept_without_zlp(exchange)
+                    .ok_or(BulkErrorKind::TimedOut);
             }
-            if silence.is_due() && silence.ends(is_there(&*self.interface)) {
+            if liveness.is_due() && liveness.record(is_responsive(&*self.interface)) {
                 tracing::warn!("usb: the reader answers no request any more; it is given up");
-                return Err(Why::TimedOut);
+                return Err(BulkErrorKind::TimedOut);
             }
-            self.wait(until.min(silence.due), stop);
+            self.wait(until.min(liveness.due), stop);
         }
     }
 
     /// Waits for a completion.
     fn wait(&self, until: Instant, stop: &Stop) {
-        let due = self.pipes.due().map(|due| Instant::now() + due);
+        let due = self.pipes.next_timeout().map(|due| Instant::now() + due);
         let until = due.map_or(until, |due| due.min(until));
-        if let Err(errno) = ready_of(&self.pipes.descriptors(), stop, Some(until)) {
+        if let Err(errno) = ready_of(&self.pipes.poll_fds(), stop, Some(until)) {
             tracing::warn!("usb: poll failed ({errno})");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    fn take(
+    fn handle_completion(
         &mut self,
-        exchange: &mut Exchange,
+        exchange: &mut PendingCommand,
         completion: Completion,
-    ) -> Result<Option<Reply>, Why> {
+    ) -> Result<Option<SlotResponse>, BulkErrorKind> {
         self.halts.note(&completion);
         if completion.endpoint == self.endpoints.bulk_out {
-            return exchange.sent_out(&completion).map(|()| None);
+            return exchange.note_out_transfer(&completion).map(|()| None);
         }
         failed(&completion)?;
         if completion.transferred == 0 {
             exchange.count_empty()?;
-            self.read_on(exchange);
+            self.submit_next_in(exchange);
             return Ok(None);
         }
         exchange.collect(completion);
-        if self.reads_exact_sizes() && exchange.missing().is_some_and(|missing| missing > 0) {
-            self.read_on(exchange);
+        if self.reads_exact_sizes() && exchange.bytes_missing().is_some_and(|missing| missing > 0) {
+            self.submit_next_in(exchange);
             return Ok(None);
         }
-        let reply = exchange.judge(self.sequence)?;
+        let reply = exchange.parse_response(self.sequence)?;
         if reply.is_none() {
-            self.read_on(exchange);
+            self.submit_next_in(exchange);
         }
         if reply.is_some() {
-            self.end_out();
+            self.end_out_transfer();
         }
         Ok(reply)
     }
 
     /// The answer may be seen before the end of the transfer that caused it.
-    fn end_out(&mut self) {
+    fn end_out_transfer(&mut self) {
         let bulk_out = self.endpoints.bulk_out;
         while self.pipes.pending(bulk_out) > 0 {
-            let Some(completion) = self.pipes.completed() else {
+            let Some(completion) = self.pipes.next_completion() else {
                 self.pipes.cancel(bulk_out);
-                return self.drain(Instant::now() + budget::CANCEL, &mut Exchange::none());
+                return self.drain(Instant::now() + budget::CANCEL, &mut PendingCommand::any());
             };
             self.halts.note(&completion);
         }
     }
 
     /// At the deadline: an answer of whole packets may have come without the empty one that should end it.
-    fn rescue(&mut self, exchange: &mut Exchange) -> Option<Reply> {
-        self.take_back(exchange);
-        if !exchange.is_whole() {
+    fn accept_without_zlp(&mut self, exchange: &mut PendingCommand) -> Option<SlotResponse> {
+        self.cancel_pending(exchange);
+        if !exchange.is_complete() {
             return None;
         }
-        let reply = exchange.judge(self.sequence).ok().flatten();
+        let reply = exchange.parse_response(self.sequence).ok().flatten();
         if reply.is_some() {
             tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
-            self.no_empty_packet.store(true, Ordering::Relaxed);
+            self.omits_zlp.store(true, Ordering::Relaxed);
         }
         reply
     }
 
     /// Cancels what is under way and waits for the system to give it back, with what came meanwhile.
-    fn take_back(&mut self, exchange: &mut Exchange) {
+    fn cancel_pending(&mut self, exchange: &mut PendingCommand) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
         } = self.endpoints;
@@ -347,9 +356,9 @@ impl Bulk {
         self.drain(Instant::now() + budget::CANCEL, exchange);
     }
 
-    fn drain(&mut self, until: Instant, exchange: &mut Exchange) {
+    fn drain(&mut self, until: Instant, exchange: &mut PendingCommand) {
         loop {
-            while let Some(completion) = self.pipes.completed() {
+            while let Some(completion) = self.pipes.next_completion() {
                 self.halts.note(&completion);
                 if completion.endpoint == self.endpoints.bulk_in {
                     exchange.collect(completion);
@@ -377,20 +386,27 @@ impl Bulk {
         slot: u8,
         until: Instant,
         stop: &Stop,
-    ) -> Result<Reply, BulkError> {
-        self.take_back(&mut Exchange::none());
+    ) -> Result<SlotResponse, BulkError> {
+        self.cancel_pending(&mut PendingCommand::any());
         let mut last = BulkError {
-            why: Why::TimedOut,
+            kind: BulkErrorKind::TimedOut,
             sent: Sent::No,
         };
-        goes_on(until, stop)?;
+        check_limits(until, stop)?;
         let listens = self.abort(slot, until, stop);
         for _ in 0..budget::STATUS_TRIES {
-            goes_on(until, stop)?;
-            let limit = Limit::each(budget::STATUS, until);
+            check_limits(until, stop)?;
+            let limit = ResponseTimeout::per_message(budget::STATUS, until);
             match self.command(&Command::GetSlotStatus, slot, limit, stop) {
                 Ok(reply) => return Ok(reply),
-                Err(error) if matches!(error.why, Why::Gone | Why::Stopped) => return Err(error),
+                Err(error)
+                    if matches!(
+                        error.kind,
+                        BulkErrorKind::Disconnected | BulkErrorKind::Stopped
+                    ) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => last = error,
             }
             if listens {
@@ -406,7 +422,7 @@ impl Bulk {
             bulk_in, bulk_out, ..
         } = self.endpoints;
         for endpoint in [bulk_in, bulk_out] {
-            if goes_on(until, stop).is_ok() {
+            if check_limits(until, stop).is_ok() {
                 self.halts.clear(&mut *self.pipes, endpoint);
             }
         }
@@ -418,17 +434,17 @@ impl Bulk {
     fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) -> bool {
         let sequence = self.sequence.wrapping_add(1);
         let setup = abort_request(self.number, slot, sequence);
-        let asked = self.interface.control(setup, &mut [], abort_time(until));
+        let asked = self.interface.control(setup, &mut [], abort_timeout(until));
         let listens = asked != Err(TransferError::Cancelled);
         if listens {
             self.clear_halts(until, stop);
         }
         if let Err(error) = asked {
             tracing::debug!("usb: the reader takes no ABORT request: {error}");
-        } else if goes_on(until, stop).is_ok() {
+        } else if check_limits(until, stop).is_ok() {
             let limit = until.min(Instant::now() + budget::ABORT);
             if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
-                tracing::debug!("usb: Abort was not confirmed: {}", error.why);
+                tracing::debug!("usb: Abort was not confirmed: {}", error.kind);
             }
         }
         listens
@@ -436,21 +452,21 @@ impl Bulk {
 }
 
 /// Whether there is time for another step of the way back.
-fn goes_on(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
     let sent = Sent::No;
     if stop.is_set() {
-        let why = Why::Stopped;
-        return Err(BulkError { why, sent });
+        let kind = BulkErrorKind::Stopped;
+        return Err(BulkError { kind, sent });
     }
     if Instant::now() >= until {
-        let why = Why::TimedOut;
-        return Err(BulkError { why, sent });
+        let kind = BulkErrorKind::TimedOut;
+        return Err(BulkError { kind, sent });
     }
     Ok(())
 }
 
 /// How long the control half of Abort may take. A limit of nothing is none to some.
-fn abort_time(until: Instant) -> Duration {
+fn abort_timeout(until: Instant) -> Duration {
     let left = until.saturating_duration_since(Instant::now());
     left.clamp(Duration::from_millis(1), budget::ABORT)
 }
@@ -463,8 +479,8 @@ fn read_size(longest: usize, packet: usize) -> usize {
 }
 
 /// The control half of Abort.
-fn abort_request(number: u8, slot: u8, sequence: u8) -> Setup {
-    Setup {
+fn abort_request(number: u8, slot: u8, sequence: u8) -> SetupPacket {
+    SetupPacket {
         request_type: ABORT.0,
         request: ABORT.1,
         value: u16::from_be_bytes([sequence, slot]),

@@ -2,7 +2,7 @@
 
 use claviger_apdu::{Secret, Sent};
 
-use super::{Reply, Why};
+use super::{BulkErrorKind, SlotResponse};
 use crate::{
     ccid::{
         budget,
@@ -13,19 +13,19 @@ use crate::{
 
 /// Whether the command has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Out {
-    UnderWay,
+pub(super) enum OutTransfer {
+    InFlight,
     Done,
     Refused,
 }
 
 /// One command on its way.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(super) struct PendingCommand {
     kind: AnswerKind,
     slot: u8,
     length: usize,
-    out: Out,
+    out: OutTransfer,
     collected: Secret,
     stale: usize,
     empty: usize,
@@ -34,14 +34,14 @@ pub(super) struct Exchange {
     extension: Option<u8>,
 }
 
-impl Exchange {
+impl PendingCommand {
     /// `command` to `slot`, a message of `length` bytes.
     pub(super) fn new(command: &Command<'_>, slot: u8, length: usize) -> Self {
         Self {
             kind: command.answer(),
             slot,
             length,
-            out: Out::UnderWay,
+            out: OutTransfer::InFlight,
             collected: Secret::default(),
             stale: 0,
             empty: 0,
@@ -51,9 +51,9 @@ impl Exchange {
     }
 
     /// Of no command: takes whatever comes.
-    pub(super) fn none() -> Self {
+    pub(super) fn any() -> Self {
         Self {
-            out: Out::Done,
+            out: OutTransfer::Done,
             ..Self::new(&Command::GetSlotStatus, 0, 0)
         }
     }
@@ -64,8 +64,8 @@ impl Exchange {
     }
 
     /// Whether all of the message came, by its own count.
-    pub(super) fn is_whole(&self) -> bool {
-        self.missing() == Some(0) && !self.collected.is_empty()
+    pub(super) fn is_complete(&self) -> bool {
+        self.bytes_missing() == Some(0) && !self.collected.is_empty()
     }
 
     pub(super) const fn slot(&self) -> u8 {
@@ -74,16 +74,19 @@ impl Exchange {
 
     pub(super) const fn sent(&self) -> Sent {
         match self.out {
-            Out::Refused => Sent::No,
-            Out::UnderWay | Out::Done => Sent::Maybe,
+            OutTransfer::Refused => Sent::No,
+            OutTransfer::InFlight | OutTransfer::Done => Sent::Maybe,
         }
     }
 
     /// The transfer of the command has ended. A count that is not the command's length says nothing: a USB/IP server may count none of
     /// what it has carried. Whether the reader has the command, its answer tells.
-    pub(super) fn sent_out(&mut self, completion: &Completion) -> Result<(), Why> {
+    pub(super) fn note_out_transfer(
+        &mut self,
+        completion: &Completion,
+    ) -> Result<(), BulkErrorKind> {
         if completion.transferred == 0 && completion.result.is_err() {
-            self.out = Out::Refused;
+            self.out = OutTransfer::Refused;
         }
         failed(completion)?;
         if completion.transferred != self.length {
@@ -93,7 +96,7 @@ impl Exchange {
                 self.length
             );
         }
-        self.out = Out::Done;
+        self.out = OutTransfer::Done;
         Ok(())
     }
 
@@ -110,16 +113,16 @@ impl Exchange {
         self.collected.extend(part.expose());
     }
 
-    pub(super) fn count_empty(&mut self) -> Result<(), Why> {
+    pub(super) fn count_empty(&mut self) -> Result<(), BulkErrorKind> {
         self.empty += 1;
         if self.empty > budget::EMPTY_TRANSFERS {
-            return Err(Why::Protocol("empty transfers without end"));
+            return Err(BulkErrorKind::Protocol("empty transfers without end"));
         }
         Ok(())
     }
 
     /// Bytes of the message that have not come, by its own count; `None` before its header.
-    pub(super) fn missing(&self) -> Option<usize> {
+    pub(super) fn bytes_missing(&self) -> Option<usize> {
         let [_, a, b, c, d, ..] = self.collected.expose() else {
             return None;
         };
@@ -129,14 +132,19 @@ impl Exchange {
     }
 
     /// What the message that was collected means for the command; `None` when the answer is still to come.
-    pub(super) fn judge(&mut self, sequence: u8) -> Result<Option<Reply>, Why> {
+    pub(super) fn parse_response(
+        &mut self,
+        sequence: u8,
+    ) -> Result<Option<SlotResponse>, BulkErrorKind> {
         let message = std::mem::take(&mut self.collected);
-        let answer =
-            Answer::parse(message.expose()).map_err(|_| Why::Protocol("a damaged message"))?;
+        let answer = Answer::parse(message.expose())
+            .map_err(|_| BulkErrorKind::Protocol("a damaged message"))?;
         if !answer.matches(self.kind, self.slot, sequence) {
             self.stale += 1;
             if self.stale > budget::STALE_ANSWERS {
-                return Err(Why::Protocol("answers to other commands without end"));
+                return Err(BulkErrorKind::Protocol(
+                    "answers to other commands without end",
+                ));
             }
             return Ok(None);
         }
@@ -147,13 +155,15 @@ impl Exchange {
                 self.extension = Some(multiplier);
                 self.extensions += 1;
                 if self.extensions > budget::TIME_EXTENSIONS {
-                    return Err(Why::Protocol("requests for more time without end"));
+                    return Err(BulkErrorKind::Protocol(
+                        "requests for more time without end",
+                    ));
                 }
                 return Ok(None);
             }
         };
         let (icc, specific) = (answer.icc, answer.specific);
-        Ok(Some(Reply {
+        Ok(Some(SlotResponse {
             message,
             icc,
             specific,
@@ -162,10 +172,10 @@ impl Exchange {
     }
 }
 
-pub(super) fn failed(completion: &Completion) -> Result<(), Why> {
+pub(super) fn failed(completion: &Completion) -> Result<(), BulkErrorKind> {
     match completion.result {
         Ok(()) => Ok(()),
-        Err(TransferError::Gone) => Err(Why::Gone),
-        Err(error) => Err(Why::Transfer(error)),
+        Err(TransferError::Disconnected) => Err(BulkErrorKind::Disconnected),
+        Err(error) => Err(BulkErrorKind::Transfer(error)),
     }
 }

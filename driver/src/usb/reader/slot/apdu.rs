@@ -2,7 +2,7 @@
 
 use claviger_apdu::{Call, Secret, Sent, TransportError, TransportErrorKind};
 
-use super::Device;
+use super::CcidSlot;
 use crate::{
     ccid::{
         apdu_level::{ApduExchange, Progress},
@@ -11,14 +11,14 @@ use crate::{
     usb::pipe::bulk::BulkError,
 };
 
-impl Device {
+impl CcidSlot {
     /// Sends `frame`, in parts where it is longer than a message. How long the card may take is the reader's to know.
     pub(super) fn exchange_apdu(
         &mut self,
         frame: &[u8],
         call: Call,
     ) -> Result<Secret, TransportError> {
-        let mut exchange = ApduExchange::new(frame, self.reader.longest());
+        let mut exchange = ApduExchange::new(frame, self.reader.max_block());
         let mut begun = false;
         loop {
             let (level_parameter, data) = exchange.block();
@@ -32,14 +32,14 @@ impl Device {
                 self.transfer_error("the command", BulkError { sent, ..error })
             })?;
             if let Some(error) = reply.error {
-                return Err(self.refused(error, &reply, !begun, Sent::Maybe));
+                return Err(self.block_error(error, &reply, !begun, Sent::Maybe));
             }
             begun = true;
             match exchange.receive(reply.specific, reply.data()) {
                 Ok(Progress::Send) => {}
                 Ok(Progress::Done(answer)) => return Ok(answer),
                 Err(error) => {
-                    self.bulk.fall_out_of_step();
+                    self.pipe.mark_desynchronized();
                     let what = format!("the reader broke the CCID protocol: {error}");
                     return Err(self.error(TransportErrorKind::Protocol, Sent::Maybe, &what));
                 }

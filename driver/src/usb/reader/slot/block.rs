@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use claviger_apdu::{Call, Secret, Sent, TransportError, TransportErrorKind};
 
 use super::{
-    Device,
-    protocol_state::{Kind, Line},
+    CcidSlot,
+    protocol_state::{BlockKind, ProtocolState},
 };
 use crate::{
     ccid::{
@@ -14,35 +14,35 @@ use crate::{
         message::{Command, IccStatus, SlotError},
     },
     protocol::{Failure, Reason, Step, character::Turn},
-    usb::pipe::bulk::{BulkError, Limit, Reply, Why},
+    usb::pipe::bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
 };
 
 /// One block on its way.
-pub(super) struct Outgoing {
+pub(super) struct OutgoingBlock {
     pub(super) block: Secret,
-    pub(super) kind: Kind,
+    pub(super) kind: BlockKind,
     /// bBWI: 0 for the usual waiting time.
     pub(super) bwi: u8,
     /// How long the answer may take.
-    pub(super) time: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// What came of a block.
-pub(super) enum Carried {
-    Answer(Secret),
+pub(super) enum BlockOutcome {
+    Response(Secret),
     /// The card sent something that is no answer.
-    Damaged,
+    TransmissionError,
     /// The card sent nothing.
-    Silent,
+    NoResponse,
     /// The reader could not do it.
-    Refused(SlotError, Reply),
+    Rejected(SlotError, SlotResponse),
 }
 
-impl Device {
+impl CcidSlot {
     /// Talks to the card until it has answered `frame`.
-    pub(super) fn converse(
+    pub(super) fn run_protocol(
         &mut self,
-        line: &mut Line,
+        line: &mut ProtocolState,
         frame: &[u8],
         call: Call,
     ) -> Result<Secret, TransportError> {
@@ -52,46 +52,46 @@ impl Device {
         loop {
             let outgoing = match step {
                 Step::Done(answer) => return Ok(answer),
-                Step::Failed(failure) => return Err(self.given_up(failure)),
+                Step::Failed(failure) => return Err(self.protocol_failure(failure)),
                 Step::Send {
                     block,
                     waiting_time_multiplier,
                 } => self.outgoing(line, block, waiting_time_multiplier),
             };
             let after = line.sent();
-            let carried = self.carry(outgoing, call).map_err(|error| {
-                let sent = of_both(before, after, error.sent);
+            let outcome = self.send_block(outgoing, call).map_err(|error| {
+                let sent = combined_sent(before, after, error.sent);
                 if sent != Sent::No {
-                    self.bulk.fall_out_of_step();
+                    self.pipe.mark_desynchronized();
                 }
                 self.transfer_error("the command", BulkError { sent, ..error })
             })?;
-            step = match carried {
-                Carried::Answer(answer) => line.receive(answer.expose()),
-                Carried::Damaged => line.damaged(),
-                Carried::Silent => line.silent(),
-                Carried::Refused(error, reply) => {
-                    let sent = of_both(before, after, Sent::Maybe);
-                    return Err(self.refused(error, &reply, before == Sent::No, sent));
+            step = match outcome {
+                BlockOutcome::Response(answer) => line.receive(answer.expose()),
+                BlockOutcome::TransmissionError => line.transmission_error(),
+                BlockOutcome::NoResponse => line.response_timeout(),
+                BlockOutcome::Rejected(error, reply) => {
+                    let sent = combined_sent(before, after, Sent::Maybe);
+                    return Err(self.block_error(error, &reply, before == Sent::No, sent));
                 }
             };
             before = after;
         }
     }
 
-    fn outgoing(&self, line: &Line, block: Secret, multiplier: u8) -> Outgoing {
-        Outgoing {
+    fn outgoing(&self, line: &ProtocolState, block: Secret, multiplier: u8) -> OutgoingBlock {
+        OutgoingBlock {
             block,
             kind: line.kind(),
             bwi: if multiplier > 1 { multiplier } else { 0 },
-            time: self.reader.patience(line.time().times(multiplier)),
+            timeout: self.reader.scaled_timeout(line.timing().limit(multiplier)),
         }
     }
 
     /// The protocol ended without an answer.
-    fn given_up(&mut self, failure: Failure) -> TransportError {
+    fn protocol_failure(&mut self, failure: Failure) -> TransportError {
         if failure.needs_reset() {
-            self.bulk.fall_out_of_step();
+            self.pipe.mark_desynchronized();
         }
         let doubt = match (failure.reason, failure.sent) {
             (Reason::Unsuitable(_), _) | (_, Sent::No) => "it was not sent",
@@ -106,87 +106,94 @@ impl Device {
     ///
     /// # Errors
     /// [`BulkError`] about this block.
-    pub(super) fn carry(&mut self, outgoing: Outgoing, call: Call) -> Result<Carried, BulkError> {
+    pub(super) fn send_block(
+        &mut self,
+        outgoing: OutgoingBlock,
+        call: Call,
+    ) -> Result<BlockOutcome, BulkError> {
         if self.reader.level() == ExchangeLevel::Character {
-            return self.carry_characters(outgoing, call);
+            return self.send_characters(outgoing, call);
         }
-        self.transfer(outgoing.block.expose(), 0, &outgoing, call)
+        self.transfer_block(outgoing.block.expose(), 0, &outgoing, call)
     }
 
-    fn carry_characters(
+    fn send_characters(
         &mut self,
-        mut outgoing: Outgoing,
+        mut outgoing: OutgoingBlock,
         call: Call,
-    ) -> Result<Carried, BulkError> {
+    ) -> Result<BlockOutcome, BulkError> {
         let block = std::mem::take(&mut outgoing.block);
         let (mut characters, mut turn) = outgoing.kind.characters(block);
         let mut begun = false;
         loop {
             let (bytes, expected) = match turn {
-                Turn::Done(answer) => return Ok(Carried::Answer(answer)),
-                Turn::Damaged => return Ok(Carried::Damaged),
+                Turn::Done(answer) => return Ok(BlockOutcome::Response(answer)),
+                Turn::Damaged => return Ok(BlockOutcome::TransmissionError),
                 Turn::Exchange { bytes, expected } => (bytes, expected),
             };
             // What does not fit in a message comes in several.
-            let room = u16::try_from(self.reader.longest()).unwrap_or(u16::MAX);
-            let carried = self
-                .transfer(bytes.expose(), expected.min(room), &outgoing, call)
+            let room = u16::try_from(self.reader.max_block()).unwrap_or(u16::MAX);
+            let outcome = self
+                .transfer_block(bytes.expose(), expected.min(room), &outgoing, call)
                 .map_err(|error| BulkError {
                     sent: if begun { Sent::Maybe } else { error.sent },
                     ..error
                 })?;
             begun = true;
-            turn = match carried {
-                Carried::Answer(answer) => characters.receive(answer.expose()),
+            turn = match outcome {
+                BlockOutcome::Response(answer) => characters.receive(answer.expose()),
                 other => return Ok(other),
             };
         }
     }
 
     /// One XfrBlock.
-    fn transfer(
+    fn transfer_block(
         &mut self,
         data: &[u8],
         level_parameter: u16,
-        outgoing: &Outgoing,
+        outgoing: &OutgoingBlock,
         call: Call,
-    ) -> Result<Carried, BulkError> {
-        self.goes_on(data, call)?;
+    ) -> Result<BlockOutcome, BulkError> {
+        self.check_limits(data, call)?;
         let block = Command::XfrBlock {
             bwi: outgoing.bwi,
             level_parameter,
             data,
         };
-        let reply = self.command(&block, Limit::each(outgoing.time, call.deadline))?;
+        let reply = self.command(
+            &block,
+            ResponseTimeout::per_message(outgoing.timeout, call.deadline),
+        )?;
         Ok(match reply.error {
-            None => Carried::Answer(Secret::copy_from(reply.data())),
-            Some(error) if reply.icc != IccStatus::Active => Carried::Refused(error, reply),
-            Some(SlotError::IccMute) => Carried::Silent,
+            None => BlockOutcome::Response(Secret::copy_from(reply.data())),
+            Some(error) if reply.icc != IccStatus::Active => BlockOutcome::Rejected(error, reply),
+            Some(SlotError::IccMute) => BlockOutcome::NoResponse,
             Some(SlotError::Parity | SlotError::Overrun | SlotError::ProcedureByte) => {
-                Carried::Damaged
+                BlockOutcome::TransmissionError
             }
-            Some(error) => Carried::Refused(error, reply),
+            Some(error) => BlockOutcome::Rejected(error, reply),
         })
     }
 
     /// Between two blocks nobody waits: the end of the call is looked for here.
-    fn goes_on(&self, data: &[u8], call: Call) -> Result<(), BulkError> {
+    fn check_limits(&self, data: &[u8], call: Call) -> Result<(), BulkError> {
         let why = if self.stop.is_set() {
-            Why::Stopped
+            BulkErrorKind::Stopped
         } else if Instant::now() >= call.deadline {
-            Why::TimedOut
-        } else if data.len() > self.reader.longest() {
-            Why::TooLong
+            BulkErrorKind::TimedOut
+        } else if data.len() > self.reader.max_block() {
+            BulkErrorKind::TooLong
         } else {
             return Ok(());
         };
         let sent = Sent::No;
-        Err(BulkError { why, sent })
+        Err(BulkError { kind: why, sent })
     }
 }
 
 /// Whether the card has seen the command when a block failed of which `this` is known.
-fn of_both(before: Sent, after: Sent, this: Sent) -> Sent {
+fn combined_sent(before: Sent, after: Sent, this: Sent) -> Sent {
     match (before, after) {
         (_, Sent::No) => Sent::No,
         (Sent::No, _) => this,

@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Clocks a card works with, in kHz (ISO 7816-3, 5.2.3 and table 7). A reader that says another has not the one it says.
-const CLOCKS: std::ops::RangeInclusive<u32> = 1_000..=20_000;
+const CLOCK_RANGE: std::ops::RangeInclusive<u32> = 1_000..=20_000;
 /// The information field that a card sends when it has not been told of another (ISO 7816-3, 11.4.2).
-const UNTOLD_IFSD: u8 = 32;
+const DEFAULT_IFSD: u8 = 32;
 
 /// See the module.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Capabilities {
     fn takes_parts(&self) -> bool {
         self.quirks.chains
             || (self.level() == ExchangeLevel::ExtendedApdu
-                && self.longest() < Limits::SHORT.command)
+                && self.max_block() < Limits::SHORT.command)
     }
 
     /// Frames that reach a card which speaks `protocol`, as far as that is known. T=0 carries no extended APDU here, T=1 carries
@@ -72,13 +72,13 @@ impl Capabilities {
         };
         let limits = match self.level() {
             ExchangeLevel::ExtendedApdu if self.takes_parts() => Limits::EXTENDED,
-            ExchangeLevel::ExtendedApdu => Limits::extended_known_to(self.longest()),
+            ExchangeLevel::ExtendedApdu => Limits::extended_known_to(self.max_block()),
             ExchangeLevel::Tpdu | ExchangeLevel::Character if extended => Limits::EXTENDED,
             // T=0 sends no Le after data.
             ExchangeLevel::Tpdu | ExchangeLevel::Character => {
-                whole(self.longest().saturating_add(1))
+                unchained_limits(self.max_block().saturating_add(1))
             }
-            ExchangeLevel::ShortApdu => whole(self.longest()),
+            ExchangeLevel::ShortApdu => unchained_limits(self.max_block()),
         };
         if extended && !self.quirks.short {
             limits
@@ -88,11 +88,11 @@ impl Capabilities {
     }
 
     /// Longest block.
-    pub(super) fn longest(&self) -> usize {
+    pub(super) fn max_block(&self) -> usize {
         self.class.max_message_length().saturating_sub(HEADER)
     }
 
-    pub(super) const fn speaks(&self, protocol: Protocol) -> bool {
+    pub(super) const fn supports_protocol(&self, protocol: Protocol) -> bool {
         self.class.speaks(protocol.number())
     }
 
@@ -108,17 +108,17 @@ impl Capabilities {
     /// The clock that waiting times are counted by, in kHz: the slowest there is where the reader does not tell the truth.
     pub(super) fn khz(&self) -> u32 {
         let said = self.class.default_clock_khz();
-        if CLOCKS.contains(&said) {
+        if CLOCK_RANGE.contains(&said) {
             said
         } else {
-            *CLOCKS.start()
+            *CLOCK_RANGE.start()
         }
     }
 
     /// The rates it has. One that does not change its rate by itself, or whose clock nobody knows, has the default one.
     pub(super) fn reach(&self) -> Reach<'static> {
         let khz = self.class.default_clock_khz();
-        let changes = self.class.changes_rates() && CLOCKS.contains(&khz);
+        let changes = self.class.changes_rates() && CLOCK_RANGE.contains(&khz);
         let (_, said) = self.class.data_rates();
         let most = said.min(self.quirks.max_bps.unwrap_or(u32::MAX));
         Reach {
@@ -137,7 +137,7 @@ impl Capabilities {
     }
 
     /// The time that is waited for what may take `usual`.
-    pub(super) fn patience(&self, usual: Duration) -> Duration {
+    pub(super) fn scaled_timeout(&self, usual: Duration) -> Duration {
         let wanted = usual.saturating_mul(self.quirks.patience.unwrap_or(1));
         wanted.min(budget::MESSAGE)
     }
@@ -146,7 +146,7 @@ impl Capabilities {
     /// or the card must not be told. A whole block has to fit in a message.
     pub(super) fn ifsd(&self, detection: ErrorDetection) -> u8 {
         if self.quirks.no_ifsd || self.class.sends_ifsd() {
-            return UNTOLD_IFSD;
+            return DEFAULT_IFSD;
         }
         let most = self.quirks.ifsd.unwrap_or(MAX_INFORMATION);
         most.min(self.class.max_ifsd())
@@ -157,7 +157,7 @@ impl Capabilities {
     /// The longest information field whose block fits in a message.
     pub(super) fn longest_information(&self, detection: ErrorDetection) -> u8 {
         let frame = PROLOGUE + detection.epilogue();
-        let room = self.longest().saturating_sub(frame);
+        let room = self.max_block().saturating_sub(frame);
         u8::try_from(room)
             .unwrap_or(MAX_INFORMATION)
             .clamp(1, MAX_INFORMATION)
@@ -165,7 +165,7 @@ impl Capabilities {
 }
 
 /// Frames of up to `most` bytes, and none that are longer.
-const fn whole(most: usize) -> Limits {
+const fn unchained_limits(most: usize) -> Limits {
     Limits {
         unchained: most,
         ..Limits::extended_known_to(most)
@@ -173,7 +173,7 @@ const fn whole(most: usize) -> Limits {
 }
 
 /// Whether a card that announces `voltages` works at `voltage`; one that announces none does at any that it answers at.
-pub(super) fn suits(voltages: Option<Voltages>, voltage: Voltage) -> bool {
+pub(super) fn suits_voltage(voltages: Option<Voltages>, voltage: Voltage) -> bool {
     let Some(Voltages { v5, v3, v1_8 }) = voltages else {
         return true;
     };

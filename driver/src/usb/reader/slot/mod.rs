@@ -20,7 +20,7 @@ use claviger_apdu::{
     Atr, Call, Epoch, Limits, ResponseBuffer, Sent, TransportError, TransportErrorKind,
 };
 
-use self::protocol_state::Line;
+use self::protocol_state::ProtocolState;
 use crate::{
     ccid::{
         budget,
@@ -31,7 +31,7 @@ use crate::{
         discovery::reader_info::ReaderInterface,
         pipe::{
             CommandPipe, SlotPipe,
-            bulk::{BulkError, Limit, Reply, Why},
+            bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
         },
     },
     wait::Stop,
@@ -39,9 +39,9 @@ use crate::{
 
 /// One slot of a claimed reader. What it knows of a card is true as long as nobody else has had the reader.
 #[derive(Debug)]
-pub(crate) struct Device {
+pub(crate) struct CcidSlot {
     name: String,
-    bulk: SlotPipe,
+    pipe: SlotPipe,
     slot: u8,
     reader: Capabilities,
     stop: Arc<Stop>,
@@ -49,9 +49,9 @@ pub(crate) struct Device {
     /// What the slot held when the reader last said so, if it has.
     icc: Option<IccStatus>,
     /// The reader was brought back from the middle of something, and the card not yet.
-    doubtful: bool,
+    card_unsynchronized: bool,
     /// The answer to reset of a card that did not agree, or with which something failed before it could: it is asked for nothing.
-    distrusted: Option<Atr>,
+    unnegotiable: Option<Atr>,
     epoch: Epoch,
 }
 
@@ -62,10 +62,10 @@ pub(crate) struct Card {
     /// What it speaks, as far as that is known of readers that take APDUs.
     protocol: Option<Protocol>,
     /// How blocks reach it; none where the reader takes APDUs.
-    line: Option<Line>,
+    protocol_state: Option<ProtocolState>,
 }
 
-impl Device {
+impl CcidSlot {
     /// The slot numbered `slot` of the reader behind `bulk`; `stop` ends every wait.
     pub(crate) fn new(
         name: String,
@@ -76,14 +76,14 @@ impl Device {
     ) -> Self {
         Self {
             name,
-            bulk: bulk.into(),
+            pipe: bulk.into(),
             slot,
             reader,
             stop,
             card: None,
             icc: None,
-            doubtful: false,
-            distrusted: None,
+            card_unsynchronized: false,
+            unnegotiable: None,
             epoch: Epoch::default(),
         }
     }
@@ -92,31 +92,31 @@ impl Device {
     pub(crate) const fn resume(&mut self, epoch: Epoch, in_step: bool) {
         self.epoch = epoch;
         if !in_step {
-            self.bulk.fall_out_of_step();
+            self.pipe.mark_desynchronized();
         }
     }
 
     /// Has `stop` end every wait from now on, instead of what ended them before.
-    pub(crate) fn obey(&mut self, stop: &Arc<Stop>) {
+    pub(crate) fn set_stop(&mut self, stop: &Arc<Stop>) {
         self.stop = Arc::clone(stop);
     }
 
     /// Takes a card that is powered for the one with this answer to reset. Of a card that is given blocks nobody knows what was
     /// agreed with it: it has to be powered anew.
-    pub(crate) fn adopt(&mut self, atr: Atr) {
+    pub(crate) fn assume_powered(&mut self, atr: Atr) {
         if !self.reader.takes_apdus() {
             return;
         }
-        let common = negotiation::common(&self.reader, &Parameters::of(&atr));
+        let device = negotiation::common_protocols(&self.reader, &Parameters::of(&atr));
         self.card = Some(Card {
             atr,
-            protocol: common.first().copied(),
-            line: None,
+            protocol: device.first().copied(),
+            protocol_state: None,
         });
     }
 
     /// Goes on with a card that was powered and agreed with in this very claim.
-    pub(crate) fn take_up(&mut self, card: Card) {
+    pub(crate) fn restore_card(&mut self, card: Card) {
         self.card = Some(card);
     }
 
@@ -139,13 +139,13 @@ impl Device {
     }
 
     /// Whether the next command can be sent without bringing reader and card back.
-    pub(crate) fn is_in_step(&self) -> bool {
-        self.bulk.is_in_step() && !self.doubtful
+    pub(crate) fn is_synchronized(&self) -> bool {
+        self.pipe.is_synchronized() && !self.card_unsynchronized
     }
 
     /// The slot's use of the reader's pipe.
     pub(crate) const fn pipe(&self) -> &SlotPipe {
-        &self.bulk
+        &self.pipe
     }
 
     /// The answer to reset of the powered card.
@@ -164,28 +164,33 @@ impl Device {
     /// # Errors
     /// [`TransportError`].
     pub(crate) fn status(&mut self, call: Call) -> Result<IccStatus, TransportError> {
-        let limit = Limit::each(budget::STATUS, call.deadline);
-        self.doubtful |= !self.bulk.is_in_step();
-        let asked = if self.bulk.is_in_step() {
+        let limit = ResponseTimeout::per_message(budget::STATUS, call.deadline);
+        self.card_unsynchronized |= !self.pipe.is_synchronized();
+        let asked = if self.pipe.is_synchronized() {
             self.command(&Command::GetSlotStatus, limit)
         } else {
-            self.bulk.recover(self.slot, call.deadline, &self.stop)
+            self.pipe.recover(self.slot, call.deadline, &self.stop)
         };
         // The first answer after another owner has left may be lost in what that one left behind.
         let reply = match asked {
-            Err(error) if !matches!(error.why, Why::Gone | Why::Stopped | Why::Taken) => {
-                self.doubtful |= self.card.is_none();
-                self.bulk.recover(self.slot, call.deadline, &self.stop)
+            Err(error)
+                if !matches!(
+                    error.kind,
+                    BulkErrorKind::Disconnected | BulkErrorKind::Stopped | BulkErrorKind::Busy
+                ) =>
+            {
+                self.card_unsynchronized |= self.card.is_none();
+                self.pipe.recover(self.slot, call.deadline, &self.stop)
             }
             asked => asked,
         };
         let reply =
             reply.map_err(|error| self.before_card("asking for the slot's status", error))?;
-        Ok(self.noted(&reply))
+        Ok(self.note_presence(&reply))
     }
 
     /// Takes in what an answer says of the slot.
-    fn noted(&mut self, reply: &Reply) -> IccStatus {
+    fn note_presence(&mut self, reply: &SlotResponse) -> IccStatus {
         self.icc = Some(reply.icc);
         if reply.icc != IccStatus::Active && self.card.take().is_some() {
             self.epoch.0 += 1;
@@ -197,9 +202,9 @@ impl Device {
     fn command(
         &mut self,
         command: &Command<'_>,
-        limit: impl Into<Limit>,
-    ) -> Result<Reply, BulkError> {
-        let reply = self.bulk.command(command, self.slot, limit, &self.stop)?;
+        limit: impl Into<ResponseTimeout>,
+    ) -> Result<SlotResponse, BulkError> {
+        let reply = self.pipe.command(command, self.slot, limit, &self.stop)?;
         self.icc = Some(reply.icc);
         Ok(reply)
     }
@@ -215,19 +220,19 @@ impl Device {
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        if !self.is_in_step() {
-            return Err(self.come_back(call));
+        if !self.is_synchronized() {
+            return Err(self.recover_card(call));
         }
         let Some(card) = &mut self.card else {
             let what = "the card is not powered";
             return Err(self.error(TransportErrorKind::NoCard, Sent::No, what));
         };
-        let answer = match card.line.take() {
+        let answer = match card.protocol_state.take() {
             None => self.exchange_apdu(frame, call)?,
             Some(mut line) => {
-                let answer = self.converse(&mut line, frame, call);
+                let answer = self.run_protocol(&mut line, frame, call);
                 if let Some(card) = &mut self.card {
-                    card.line = Some(line);
+                    card.protocol_state = Some(line);
                 }
                 answer?
             }
@@ -243,14 +248,14 @@ impl Device {
 
     /// The reader could not carry a block to the card, or the answer back: the `first` of a command, of which the card then has
     /// seen what `sent` says.
-    fn refused(
+    fn block_error(
         &mut self,
         error: SlotError,
-        reply: &Reply,
+        reply: &SlotResponse,
         first: bool,
         sent: Sent,
     ) -> TransportError {
-        let icc = self.noted(reply);
+        let icc = self.note_presence(reply);
         let (kind, sent) = match (error, icc) {
             (SlotError::SlotBusy, _) if first => (TransportErrorKind::Busy, Sent::No),
             (_, IccStatus::Absent) => (TransportErrorKind::CardRemoved, sent),
@@ -261,7 +266,7 @@ impl Device {
             kind,
             TransportErrorKind::Busy | TransportErrorKind::CardRemoved
         ) {
-            self.bulk.fall_out_of_step();
+            self.pipe.mark_desynchronized();
         }
         self.error(kind, sent, &format!("the command failed: {error}"))
     }
@@ -269,9 +274,9 @@ impl Device {
     /// Brings a reader back that was left in the middle of something: into step, then the card off and on, as
     /// nobody knows what it is at; a reader that does not listen is reset. The error says that the card's
     /// state is lost, or why it could not be done.
-    fn come_back(&mut self, call: Call) -> TransportError {
+    fn recover_card(&mut self, call: Call) -> TransportError {
         let mut reset = self.reset_card(call);
-        if reset.is_err() && !self.bulk.is_in_step() && Instant::now() < call.deadline {
+        if reset.is_err() && !self.pipe.is_synchronized() && Instant::now() < call.deadline {
             reset = self.reset_card(call);
         }
         match reset {
@@ -284,19 +289,22 @@ impl Device {
     }
 
     fn reset_card(&mut self, call: Call) -> Result<(), TransportError> {
-        let back = self.bulk.recover(self.slot, call.deadline, &self.stop);
+        let back = self.pipe.recover(self.slot, call.deadline, &self.stop);
         if let Err(error) = back {
-            let hopeless = matches!(error.why, Why::Gone | Why::Stopped) || self.stop.is_set();
+            let hopeless = matches!(
+                error.kind,
+                BulkErrorKind::Disconnected | BulkErrorKind::Stopped
+            ) || self.stop.is_set();
             if hopeless || Instant::now() >= call.deadline {
                 return Err(self.before_card("bringing the reader back", error));
             }
             tracing::warn!(
                 "{}: the reader does not listen ({}); it is reset",
                 self.name,
-                error.why
+                error.kind
             );
-            self.bulk.reset_device();
-            self.bulk
+            self.pipe.reset_device();
+            self.pipe
                 .recover(self.slot, call.deadline, &self.stop)
                 .map_err(|error| self.before_card("resetting the reader", error))?;
         }
@@ -311,9 +319,9 @@ impl Device {
 
     fn transfer_error(&self, doing: &str, error: BulkError) -> TransportError {
         self.error(
-            error.why.kind(),
+            error.kind.transport_kind(),
             error.sent,
-            &format!("{doing}: {}", error.why),
+            &format!("{doing}: {}", error.kind),
         )
     }
 
@@ -327,13 +335,13 @@ impl Device {
 }
 
 /// The driver of slot `slot` of a claimed reader.
-pub(crate) fn device(
+pub(crate) fn new_slot(
     pipe: Arc<CommandPipe>,
     reader: ReaderInterface,
     slot: u8,
     stop: &Arc<Stop>,
-) -> Device {
+) -> CcidSlot {
     let capabilities = Capabilities::new(reader.class, reader.quirks);
     let pipe = SlotPipe::new(pipe);
-    Device::new(reader.name, pipe, slot, capabilities, Arc::clone(stop))
+    CcidSlot::new(reader.name, pipe, slot, capabilities, Arc::clone(stop))
 }

@@ -16,24 +16,24 @@ use crate::protocol::{
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct NegotiationPlan {
     /// What card and reader speak in the end, as far as that is known.
     pub(super) agreement: Agreement,
     /// What the card is asked first.
     pub(super) pps: Option<Proposal>,
     /// The reader is told, or asked what it did.
-    pub(super) parameters: Told,
+    pub(super) parameters: ParameterStep,
 }
 
 /// What the reader is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum ParameterStep {
     /// Nothing.
-    Nothing,
+    Keep,
     /// What was agreed.
-    Agreement,
+    Set,
     /// Nothing: it is asked which protocol it chose.
-    Asked,
+    Query,
 }
 
 /// The card speaks no protocol that the reader speaks too.
@@ -47,31 +47,31 @@ pub(super) fn plan(
     reader: &Capabilities,
     parameters: &Parameters,
     careful: bool,
-) -> Result<Plan, NoCommonProtocol> {
-    let common = common(reader, parameters);
+) -> Result<NegotiationPlan, NoCommonProtocol> {
+    let device = common_protocols(reader, parameters);
     if reader.takes_apdus() {
-        return Ok(for_apdus(reader, parameters, &common, careful));
+        return Ok(for_apdus(reader, parameters, &device, careful));
     }
     let after_reset = after_reset(parameters);
     let none = NoCommonProtocol(after_reset.protocol);
-    let best = *common.first().ok_or(none)?;
+    let best = *device.first().ok_or(none)?;
     if reader.class.negotiates() {
-        return Ok(negotiated(best, after_reset, common.len() > 1));
+        return Ok(negotiated(best, after_reset, device.len() > 1));
     }
-    let stays = careful && common.contains(&after_reset.protocol);
+    let stays = careful && device.contains(&after_reset.protocol);
     let protocol = if stays { after_reset.protocol } else { best };
     let (agreement, pps) = wanted(reader, parameters, protocol, careful).ok_or(none)?;
     // What a reader has set from the answer to reset is right when there was nothing to choose.
     let is_set = reader.class.sets_parameters()
         && agreement == after_reset
         && (parameters.specific_mode.is_some() || parameters.rate == Rate::DEFAULT);
-    Ok(Plan {
+    Ok(NegotiationPlan {
         agreement,
         pps: pps.filter(|_| !reader.class.sends_pps()),
         parameters: if is_set {
-            Told::Nothing
+            ParameterStep::Keep
         } else {
-            Told::Agreement
+            ParameterStep::Set
         },
     })
 }
@@ -85,26 +85,30 @@ fn after_reset(parameters: &Parameters) -> Agreement {
 }
 
 /// The reader negotiates; with which result is plain unless there are `several`.
-const fn negotiated(protocol: Protocol, after_reset: Agreement, several: bool) -> Plan {
-    Plan {
+const fn negotiated(protocol: Protocol, after_reset: Agreement, several: bool) -> NegotiationPlan {
+    NegotiationPlan {
         agreement: Agreement {
             protocol,
             ..after_reset
         },
         pps: None,
-        parameters: if several { Told::Asked } else { Told::Nothing },
+        parameters: if several {
+            ParameterStep::Query
+        } else {
+            ParameterStep::Keep
+        },
     }
 }
 
 /// The protocols that both speak, T=1 before T=0.
-pub(super) fn common(reader: &Capabilities, parameters: &Parameters) -> Vec<Protocol> {
+pub(super) fn common_protocols(reader: &Capabilities, parameters: &Parameters) -> Vec<Protocol> {
     let speaks = |protocol: &Protocol| match parameters.specific_mode {
         Some(_) => parameters.default_protocol() == *protocol,
         None => parameters.offered.contains(protocol),
     };
     [Protocol::T1, Protocol::T0]
         .into_iter()
-        .filter(|protocol| speaks(protocol) && reader.speaks(*protocol))
+        .filter(|protocol| speaks(protocol) && reader.supports_protocol(*protocol))
         .collect()
 }
 
@@ -131,21 +135,21 @@ fn wanted(
 fn for_apdus(
     reader: &Capabilities,
     parameters: &Parameters,
-    common: &[Protocol],
+    device: &[Protocol],
     careful: bool,
-) -> Plan {
+) -> NegotiationPlan {
     let after_reset = after_reset(parameters);
-    let best = common.first().copied();
+    let best = device.first().copied();
     let set_by_itself = reader.class.negotiates() || reader.class.sets_parameters();
-    if set_by_itself || !common.contains(&after_reset.protocol) {
+    if set_by_itself || !device.contains(&after_reset.protocol) {
         return negotiated(best.unwrap_or(after_reset.protocol), after_reset, false);
     }
     let chosen = best
         .filter(|_| reader.class.sends_pps() && !careful)
         .and_then(|best| wanted(reader, parameters, best, false));
-    Plan {
+    NegotiationPlan {
         agreement: chosen.map_or(after_reset, |(agreement, _)| agreement),
         pps: None,
-        parameters: Told::Agreement,
+        parameters: ParameterStep::Set,
     }
 }

@@ -3,11 +3,11 @@
 use claviger_apdu::{Atr, Call, Sent, TransportError, TransportErrorKind};
 
 use super::{
-    Card, Device,
-    block::{Carried, Outgoing},
-    capabilities::suits,
-    negotiation::{NoCommonProtocol, Plan, Told, common, plan},
-    protocol_state::{Kind, Line, Time},
+    Card, CcidSlot,
+    block::{BlockOutcome, OutgoingBlock},
+    capabilities::suits_voltage,
+    negotiation::{NegotiationPlan, NoCommonProtocol, ParameterStep, common_protocols, plan},
+    protocol_state::{BlockKind, BlockTiming, ProtocolState},
 };
 use crate::{
     ccid::{
@@ -19,16 +19,16 @@ use crate::{
         Parameters,
         pps::{Agreement, Proposal},
     },
-    usb::pipe::bulk::Limit,
+    usb::pipe::bulk::ResponseTimeout,
 };
 
 /// A card that has answered its reset.
-struct Powered {
+struct PoweredCard {
     atr: Atr,
     voltage: Voltage,
 }
 
-impl Device {
+impl CcidSlot {
     /// Powers the card, which resets it, at the lowest voltage that suits reader and card, and comes to terms with it: protocol, rate
     /// and parameters.
     ///
@@ -37,10 +37,10 @@ impl Device {
     pub(crate) fn power_on(&mut self, call: Call) -> Result<&Atr, TransportError> {
         self.epoch.0 += 1;
         self.card = None;
-        self.doubtful = false;
+        self.card_unsynchronized = false;
         let voltages = self.voltages();
         let powered = self.activate(&voltages, call)?;
-        let card = self.come_to_terms(powered, call)?;
+        let card = self.negotiate(powered, call)?;
         Ok(&self.card.insert(card).atr)
     }
 
@@ -58,18 +58,24 @@ impl Device {
         voltages
     }
 
-    fn activate(&mut self, voltages: &[Voltage], call: Call) -> Result<Powered, TransportError> {
+    fn activate(
+        &mut self,
+        voltages: &[Voltage],
+        call: Call,
+    ) -> Result<PoweredCard, TransportError> {
         let mut wanted = None;
         let mut why = "the card does not answer its reset".to_owned();
         for (at, voltage) in voltages.iter().enumerate() {
-            if !suits(wanted, *voltage) {
+            if !suits_voltage(wanted, *voltage) {
                 continue;
             }
             match self.reset_at(*voltage, call)? {
                 Ok(powered) => {
                     wanted = Parameters::of(&powered.atr).voltages;
                     let mut others = voltages.iter().skip(at);
-                    if suits(wanted, *voltage) || !others.any(|other| suits(wanted, *other)) {
+                    if suits_voltage(wanted, *voltage)
+                        || !others.any(|other| suits_voltage(wanted, *other))
+                    {
                         return Ok(powered);
                     }
                     "the card does not answer at a voltage of its own".clone_into(&mut why);
@@ -83,7 +89,7 @@ impl Device {
 
     pub(super) fn power_off(&mut self, call: Call) -> Result<(), TransportError> {
         let command = Command::IccPowerOff;
-        self.ask(&command, "taking power from the card", call)
+        self.slot_command(&command, "taking power from the card", call)
             .map(drop)
     }
 
@@ -92,18 +98,19 @@ impl Device {
         &mut self,
         voltage: Voltage,
         call: Call,
-    ) -> Result<Result<Powered, String>, TransportError> {
-        let reply = self.ask(&Command::IccPowerOn { voltage }, "powering the card", call)?;
+    ) -> Result<Result<PoweredCard, String>, TransportError> {
+        let reply =
+            self.slot_command(&Command::IccPowerOn { voltage }, "powering the card", call)?;
         match reply.error {
             None => Ok(Atr::parse(reply.data())
-                .map(|atr| Powered { atr, voltage })
+                .map(|atr| PoweredCard { atr, voltage })
                 .map_err(|error| format!("mute card: {error}"))),
             Some(_) if reply.icc == IccStatus::Absent => {
                 Err(self.error(TransportErrorKind::NoCard, Sent::No, "holds no card"))
             }
             Some(SlotError::Aborted) => {
                 // The reader waits for the other half of an Abort, which it has not got.
-                self.bulk.fall_out_of_step();
+                self.pipe.mark_desynchronized();
                 let what = "the reader is still aborting an earlier command";
                 Err(self.error(TransportErrorKind::Protocol, Sent::No, what))
             }
@@ -113,20 +120,20 @@ impl Device {
 
     /// Agrees on protocol and rate. A card or reader that does not agree is asked for nothing more: the card is reset by a power
     /// cycle, and stays at what it speaks then.
-    fn come_to_terms(&mut self, powered: Powered, call: Call) -> Result<Card, TransportError> {
+    fn negotiate(&mut self, powered: PoweredCard, call: Call) -> Result<Card, TransportError> {
         let parameters = Parameters::of(&powered.atr);
         let careful = self.plan(&parameters, true)?;
-        if self.distrusted.as_ref() == Some(&powered.atr) {
-            return self.settle(careful, powered.atr, call);
+        if self.unnegotiable.as_ref() == Some(&powered.atr) {
+            return self.apply_last_plan(careful, powered.atr, call);
         }
         let bold = self.plan(&parameters, false)?;
         if bold == careful {
-            return self.settle(careful, powered.atr, call);
+            return self.apply_last_plan(careful, powered.atr, call);
         }
         // Also when it ends without an answer.
-        self.distrusted = Some(powered.atr.clone());
-        if let Some(agreement) = self.carry_out(bold, &parameters, call)? {
-            self.distrusted = None;
+        self.unnegotiable = Some(powered.atr.clone());
+        if let Some(agreement) = self.apply_plan(bold, &parameters, call)? {
+            self.unnegotiable = None;
             return Ok(self.card(powered.atr, &parameters, agreement));
         }
         tracing::debug!(
@@ -135,15 +142,20 @@ impl Device {
         );
         self.power_off(call)?;
         let powered = self.activate(&[powered.voltage], call)?;
-        self.distrusted = Some(powered.atr.clone());
+        self.unnegotiable = Some(powered.atr.clone());
         let careful = self.plan(&Parameters::of(&powered.atr), true)?;
-        self.settle(careful, powered.atr, call)
+        self.apply_last_plan(careful, powered.atr, call)
     }
 
     /// The last plan there is.
-    fn settle(&mut self, plan: Plan, atr: Atr, call: Call) -> Result<Card, TransportError> {
+    fn apply_last_plan(
+        &mut self,
+        plan: NegotiationPlan,
+        atr: Atr,
+        call: Call,
+    ) -> Result<Card, TransportError> {
         let parameters = Parameters::of(&atr);
-        match self.carry_out(plan, &parameters, call)? {
+        match self.apply_plan(plan, &parameters, call)? {
             Some(agreement) => Ok(self.card(atr, &parameters, agreement)),
             None => {
                 let what = "card and reader do not agree on a protocol and its parameters";
@@ -152,7 +164,11 @@ impl Device {
         }
     }
 
-    fn plan(&self, parameters: &Parameters, careful: bool) -> Result<Plan, TransportError> {
+    fn plan(
+        &self,
+        parameters: &Parameters,
+        careful: bool,
+    ) -> Result<NegotiationPlan, TransportError> {
         plan(&self.reader, parameters, careful).map_err(|error: NoCommonProtocol| {
             self.error(TransportErrorKind::NoCard, Sent::No, &error.to_string())
         })
@@ -160,63 +176,67 @@ impl Device {
 
     fn card(&self, atr: Atr, parameters: &Parameters, agreement: Agreement) -> Card {
         let by_apdu = self.reader.takes_apdus();
-        let known = !by_apdu || common(&self.reader, parameters).contains(&agreement.protocol);
+        let known =
+            !by_apdu || common_protocols(&self.reader, parameters).contains(&agreement.protocol);
         Card {
             atr,
             protocol: known.then_some(agreement.protocol),
-            line: (!by_apdu).then(|| Line::new(&self.reader, parameters, agreement)),
+            protocol_state: (!by_apdu)
+                .then(|| ProtocolState::new(&self.reader, parameters, agreement)),
         }
     }
 
     /// What is spoken after `plan`; nothing if card or reader did not agree.
-    fn carry_out(
+    fn apply_plan(
         &mut self,
-        plan: Plan,
+        plan: NegotiationPlan,
         parameters: &Parameters,
         call: Call,
     ) -> Result<Option<Agreement>, TransportError> {
         let mut agreement = plan.agreement;
         if let Some(proposal) = plan.pps {
-            match self.propose(&proposal, parameters, call)? {
+            match self.send_pps(&proposal, parameters, call)? {
                 Some(agreed) => agreement = agreed,
                 None => return Ok(None),
             }
         }
         match plan.parameters {
-            Told::Nothing => Ok(Some(agreement)),
-            Told::Agreement => self.tell(parameters, agreement, call),
-            Told::Asked => self.in_force(parameters, agreement, call).map(Some),
+            ParameterStep::Keep => Ok(Some(agreement)),
+            ParameterStep::Set => self.set_parameters(parameters, agreement, call),
+            ParameterStep::Query => self.get_parameters(parameters, agreement, call).map(Some),
         }
     }
 
     /// Asks the card (ISO 7816-3, 9).
-    fn propose(
+    fn send_pps(
         &mut self,
         proposal: &Proposal,
         parameters: &Parameters,
         call: Call,
     ) -> Result<Option<Agreement>, TransportError> {
-        let time = Time::of_pps(parameters, self.reader.khz()).times(1);
-        let outgoing = Outgoing {
+        let time = BlockTiming::for_pps(parameters, self.reader.khz()).limit(1);
+        let outgoing = OutgoingBlock {
             block: proposal.request(),
-            kind: Kind::Pps,
+            kind: BlockKind::Pps,
             bwi: 0,
-            time: self.reader.patience(time),
+            timeout: self.reader.scaled_timeout(time),
         };
-        let carried = self.carry(outgoing, call);
-        let carried = carried.map_err(|error| self.before_card("agreeing on a protocol", error))?;
-        match carried {
-            Carried::Answer(answer) => Ok(proposal.answered(answer.expose()).ok()),
-            Carried::Refused(_, reply) if reply.icc == IccStatus::Absent => {
+        let outcome = self.send_block(outgoing, call);
+        let outcome = outcome.map_err(|error| self.before_card("agreeing on a protocol", error))?;
+        match outcome {
+            BlockOutcome::Response(answer) => Ok(proposal.answered(answer.expose()).ok()),
+            BlockOutcome::Rejected(_, reply) if reply.icc == IccStatus::Absent => {
                 Err(self.error(TransportErrorKind::NoCard, Sent::No, "holds no card"))
             }
-            Carried::Refused(..) | Carried::Damaged | Carried::Silent => Ok(None),
+            BlockOutcome::Rejected(..)
+            | BlockOutcome::TransmissionError
+            | BlockOutcome::NoResponse => Ok(None),
         }
     }
 
     /// Tells the reader. One that takes other parameters than it has set itself amiss keeps its own; so does one that takes APDUs, which
     /// is all that matters to us.
-    fn tell(
+    fn set_parameters(
         &mut self,
         parameters: &Parameters,
         agreement: Agreement,
@@ -227,12 +247,12 @@ impl Device {
             protocol: agreement.protocol.number(),
             data: &data,
         };
-        let reply = self.ask(&command, "setting the card's parameters", call)?;
+        let reply = self.slot_command(&command, "setting the card's parameters", call)?;
         let its_own = self.reader.class.sets_parameters() || self.reader.takes_apdus();
         match reply.error {
             None => Ok(Some(agreement)),
             Some(SlotError::Parameter(_) | SlotError::NotSupported) if its_own => {
-                self.in_force(parameters, agreement, call).map(Some)
+                self.get_parameters(parameters, agreement, call).map(Some)
             }
             Some(_) if reply.icc == IccStatus::Absent => {
                 Err(self.error(TransportErrorKind::NoCard, Sent::No, "holds no card"))
@@ -245,29 +265,29 @@ impl Device {
     }
 
     /// What the reader says is in force, if card and reader speak it; else `supposed`.
-    fn in_force(
+    fn get_parameters(
         &mut self,
         parameters: &Parameters,
         supposed: Agreement,
         call: Call,
     ) -> Result<Agreement, TransportError> {
         let command = Command::GetParameters;
-        let reply = self.ask(&command, "asking for the card's parameters", call)?;
-        let common = common(&self.reader, parameters);
+        let reply = self.slot_command(&command, "asking for the card's parameters", call)?;
+        let device = common_protocols(&self.reader, parameters);
         let said = protocol_data::in_force(reply.specific, reply.data())
-            .filter(|said| reply.error.is_none() && common.contains(&said.protocol));
+            .filter(|said| reply.error.is_none() && device.contains(&said.protocol));
         Ok(said.unwrap_or(supposed))
     }
 
     /// A command about the slot that does not reach the card's applications.
-    fn ask(
+    fn slot_command(
         &mut self,
         command: &Command<'_>,
         what: &str,
         call: Call,
-    ) -> Result<super::Reply, TransportError> {
-        let time = self.reader.patience(budget::POWER_ON);
-        let reply = self.command(command, Limit::each(time, call.deadline));
+    ) -> Result<super::SlotResponse, TransportError> {
+        let time = self.reader.scaled_timeout(budget::POWER_ON);
+        let reply = self.command(command, ResponseTimeout::per_message(time, call.deadline));
         reply.map_err(|error| self.before_card(what, error))
     }
 }

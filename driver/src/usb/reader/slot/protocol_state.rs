@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Characters of the longest block or command and its answer: 260 to the card, 259 back.
-const CHARACTERS: u16 = 520;
+const MAX_CHARACTERS: u16 = 520;
 /// Times a card of T=0 may take its work waiting time over one command: before each character of the longest answer. It may as well send NULL
 /// all the while, which only the reader sees; it is the reader that says when such a card is silent.
 const WORK_WAITING_TIMES: u32 = 260;
@@ -25,9 +25,9 @@ const PPS_CHARACTERS: u16 = 12;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct ProtocolState {
     engine: Engine,
-    time: Time,
+    timing: BlockTiming,
 }
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ enum Engine {
 
 /// What a block is, for whoever carries it in characters.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum BlockKind {
     T0,
     T1(ErrorDetection),
     Pps,
@@ -46,23 +46,23 @@ pub(super) enum Kind {
 
 /// How long a block and its answer take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Time {
+pub(super) struct BlockTiming {
     /// The block waiting time, or many work waiting times.
     waiting: Duration,
     /// On the line.
     transfer: Duration,
 }
 
-impl Time {
+impl BlockTiming {
     /// Of a request for another protocol or rate, answered at the default rate.
-    pub(super) fn of_pps(parameters: &Parameters, khz: u32) -> Self {
+    pub(super) fn for_pps(parameters: &Parameters, khz: u32) -> Self {
         Self {
             waiting: Proposal::waiting_time(khz),
             transfer: parameters.transfer_time(PPS_CHARACTERS, Rate::DEFAULT, khz),
         }
     }
 
-    fn of(parameters: &Parameters, agreement: Agreement, khz: u32) -> Self {
+    fn for_protocol(parameters: &Parameters, agreement: Agreement, khz: u32) -> Self {
         let rate = agreement.rate;
         Self {
             waiting: match agreement.protocol {
@@ -71,18 +71,18 @@ impl Time {
                     .work_waiting_time(rate, khz)
                     .saturating_mul(WORK_WAITING_TIMES),
             },
-            transfer: parameters.transfer_time(CHARACTERS, rate, khz),
+            transfer: parameters.transfer_time(MAX_CHARACTERS, rate, khz),
         }
     }
 
     /// How long the reader may take when the card may take its waiting time `multiplier` times.
-    pub(super) fn times(self, multiplier: u8) -> Duration {
+    pub(super) fn limit(self, multiplier: u8) -> Duration {
         let waiting = self.waiting.saturating_mul(u32::from(multiplier.max(1)));
         waiting + self.transfer + budget::MARGIN
     }
 }
 
-impl Line {
+impl ProtocolState {
     /// To a card that announced `parameters` and speaks as `agreement` says.
     pub(super) fn new(
         reader: &Capabilities,
@@ -99,19 +99,19 @@ impl Line {
         };
         Self {
             engine,
-            time: Time::of(parameters, agreement, reader.khz()),
+            timing: BlockTiming::for_protocol(parameters, agreement, reader.khz()),
         }
     }
 
-    pub(super) const fn kind(&self) -> Kind {
+    pub(super) const fn kind(&self) -> BlockKind {
         match &self.engine {
-            Engine::T0(_) => Kind::T0,
-            Engine::T1(t1) => Kind::T1(t1.detection()),
+            Engine::T0(_) => BlockKind::T0,
+            Engine::T1(t1) => BlockKind::T1(t1.detection()),
         }
     }
 
-    pub(super) const fn time(&self) -> Time {
-        self.time
+    pub(super) const fn timing(&self) -> BlockTiming {
+        self.timing
     }
 
     pub(super) fn begin(&mut self, frame: &[u8]) -> Step {
@@ -128,14 +128,14 @@ impl Line {
         }
     }
 
-    pub(super) fn damaged(&mut self) -> Step {
+    pub(super) fn transmission_error(&mut self) -> Step {
         match &mut self.engine {
             Engine::T0(t0) => t0.damaged(),
             Engine::T1(t1) => t1.damaged(),
         }
     }
 
-    pub(super) fn silent(&mut self) -> Step {
+    pub(super) fn response_timeout(&mut self) -> Step {
         match &mut self.engine {
             Engine::T0(t0) => t0.silent(),
             Engine::T1(t1) => t1.silent(),
@@ -151,7 +151,7 @@ impl Line {
     }
 }
 
-impl Kind {
+impl BlockKind {
     /// `block` in characters.
     pub(super) fn characters(self, block: Secret) -> (Characters, Turn) {
         match self {
@@ -169,7 +169,7 @@ mod tests {
     fn time(protocol: Protocol, multiplier: u8) -> Duration {
         let rate = Rate::DEFAULT;
         let agreement = Agreement { protocol, rate };
-        Time::of(&Parameters::default(), agreement, 4_000).times(multiplier)
+        BlockTiming::for_protocol(&Parameters::default(), agreement, 4_000).limit(multiplier)
     }
 
     #[test]

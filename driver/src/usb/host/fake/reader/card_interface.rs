@@ -21,7 +21,7 @@ pub(super) struct Speech {
 
 /// See the module; from one reset to the next.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct CardInterface {
     card: Speech,
     reader: Speech,
     /// Something was said since the reset: it is too late for a PPS.
@@ -33,7 +33,7 @@ pub(super) struct Line {
     said: Vec<u8>,
 }
 
-impl Line {
+impl CardInterface {
     pub(super) fn new(card: Speech, reader: Speech) -> Self {
         Self {
             card,

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     FakeCard, ReaderConfig,
-    message::{Collector, Command, Outcome, UNSUPPORTED, kind_of_answer, reply},
+    message::{Collector, Command, Outcome, UNSUPPORTED, reply, response_type},
     slot::Slot,
 };
 use crate::usb::host::{
-    fake::{Answer, Firmware, fault::time_extension},
-    transfer::{Setup, TransferError},
+    fake::{DeviceMessage, Firmware, fault::time_extension},
+    transfer::{SetupPacket, TransferError},
 };
 
 const ABORTED: u8 = 0xFF;
@@ -17,10 +17,10 @@ const BUSY: u8 = 0xE0;
 const BAD_SLOT: u8 = 5;
 
 /// How many messages are remembered.
-const LOG: usize = 4096;
+const MAX_LOG: usize = 4096;
 
 #[derive(Debug)]
-pub(super) struct Model {
+pub(super) struct ReaderModel {
     pub(super) slots: Vec<Slot>,
     /// Slots whose card changed since the interrupt pipe was told.
     pub(super) changed: Vec<u8>,
@@ -32,7 +32,7 @@ pub(super) struct Model {
     collector: Collector,
 }
 
-impl Model {
+impl ReaderModel {
     pub(super) fn new(config: &ReaderConfig) -> Self {
         Self {
             slots: (0..config.slots).map(|_| Slot::new(config)).collect(),
@@ -71,7 +71,7 @@ impl Model {
     }
 
     fn answer(&mut self, command: &Command) -> Vec<Vec<u8>> {
-        if self.messages.len() < LOG {
+        if self.messages.len() < MAX_LOG {
             self.messages.push((command.kind, command.sequence));
             let heard = (command.kind, command.specific, command.data.clone());
             self.heard.push(heard);
@@ -81,7 +81,7 @@ impl Model {
         let Some(slot) = self.slot(command.slot) else {
             let to = (command.slot, command.sequence);
             return vec![reply(
-                kind_of_answer(command.kind),
+                response_type(command.kind),
                 to,
                 2,
                 Outcome::Failed(BAD_SLOT),
@@ -136,20 +136,20 @@ fn perform(slot: &mut Slot, command: &Command) -> Vec<u8> {
 
 /// The model as its device and its test share it.
 #[derive(Clone, Debug)]
-pub(super) struct Shared(pub(super) Arc<Mutex<Model>>);
+pub(super) struct SharedModel(pub(super) Arc<Mutex<ReaderModel>>);
 
-impl Firmware for Shared {
-    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<Answer> {
+impl Firmware for SharedModel {
+    fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage> {
         let mut model = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(command) = model.collector.take(transfer) else {
             return Vec::new();
         };
         let answers = model.answer(&command);
-        answers.into_iter().map(Answer::Bulk).collect()
+        answers.into_iter().map(DeviceMessage::Bulk).collect()
     }
 
     /// The control half of Abort (CCID 1.1, 5.3.1).
-    fn control(&mut self, setup: Setup, _data: &mut [u8]) -> Result<usize, TransferError> {
+    fn control(&mut self, setup: SetupPacket, _data: &mut [u8]) -> Result<usize, TransferError> {
         let mut model = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let honours = model.honours_abort;
         let [number, sequence] = setup.value.to_le_bytes();

@@ -3,12 +3,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{FakeCard, FakeDevice, Layout, ReaderConfig, descriptor, t0::T0};
+use super::{EndpointLayout, FakeCard, FakeDevice, ReaderConfig, descriptor, t0::T0};
 use crate::{
     ccid::iccd::Version,
     usb::host::{
-        fake::{Answer, Firmware},
-        transfer::{Setup, TransferError},
+        fake::{DeviceMessage, Firmware},
+        transfer::{SetupPacket, TransferError},
     },
 };
 
@@ -87,7 +87,7 @@ impl FakeIcc {
             deaf: false,
         }));
         Self {
-            device: FakeDevice::new(Layout::default(), Shared(Arc::clone(&model))),
+            device: FakeDevice::new(EndpointLayout::default(), Shared(Arc::clone(&model))),
             model,
             version,
         }
@@ -164,11 +164,11 @@ impl FakeIcc {
 struct Shared(Arc<Mutex<Model>>);
 
 impl Firmware for Shared {
-    fn bulk_out(&mut self, _transfer: &[u8]) -> Vec<Answer> {
+    fn bulk_out(&mut self, _transfer: &[u8]) -> Vec<DeviceMessage> {
         Vec::new()
     }
 
-    fn control(&mut self, setup: Setup, data: &mut [u8]) -> Result<usize, TransferError> {
+    fn control(&mut self, setup: SetupPacket, data: &mut [u8]) -> Result<usize, TransferError> {
         let mut model = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if model.deaf {
             return Err(TransferError::Stall);
@@ -202,7 +202,7 @@ impl Model {
         self.busy.1 = 0;
     }
 
-    fn write(&mut self, setup: Setup, data: &[u8]) -> Result<(), TransferError> {
+    fn write(&mut self, setup: SetupPacket, data: &[u8]) -> Result<(), TransferError> {
         match (self.version, setup.request) {
             (_, 0x63) => self.power_off(),
             (Version::B, 0x62) if setup.value == 1 => {

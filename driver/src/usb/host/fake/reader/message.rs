@@ -101,7 +101,7 @@ pub(super) const NO_CARD: u8 = 0xFE;
 pub(super) const UNSUPPORTED: u8 = 0;
 
 /// What a command is answered with (CCID 1.1, table 6.1-1).
-pub(super) fn kind_of_answer(kind: u8) -> u8 {
+pub(super) fn response_type(kind: u8) -> u8 {
     match kind {
         0x62 | 0x6F | 0x69 => DATA_BLOCK,
         0x6C | 0x6D | 0x61 => PARAMETERS,

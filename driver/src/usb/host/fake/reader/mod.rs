@@ -20,10 +20,10 @@ pub use self::{
     message::MAX_MESSAGE,
 };
 use self::{
-    firmware::{Model, Shared},
+    firmware::{ReaderModel, SharedModel},
     slot::Slot,
 };
-use super::{Answer, FakeDevice, Layout, fault::time_extension};
+use super::{DeviceMessage, EndpointLayout, FakeDevice, fault::time_extension};
 
 /// How the reader talks to its cards (CCID 1.1, table 5.1-1, dwFeatures).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct ReaderConfig {
     /// bInterfaceClass: 0B, or FF.
     pub class: u8,
     /// Endpoints, packets, and whether a full one is followed by an empty one.
-    pub layout: Layout,
+    pub layout: EndpointLayout,
     /// idVendor, idProduct, bcdDevice.
     pub product: (u16, u16, u16),
 }
@@ -76,7 +76,7 @@ impl ReaderConfig {
             voltages: 7,
             slots: 1,
             class: 0x0B,
-            layout: Layout::default(),
+            layout: EndpointLayout::default(),
             product: (0x1209, 0xC1A5, 0x0100),
         }
     }
@@ -133,7 +133,7 @@ impl ReaderConfig {
 #[derive(Clone, Debug)]
 pub struct FakeReader {
     device: FakeDevice,
-    model: Shared,
+    model: SharedModel,
     config: Arc<ReaderConfig>,
 }
 
@@ -141,7 +141,7 @@ impl FakeReader {
     /// A reader with empty slots.
     #[must_use]
     pub fn new(config: ReaderConfig) -> Self {
-        let model = Shared(Arc::new(Mutex::new(Model::new(&config))));
+        let model = SharedModel(Arc::new(Mutex::new(ReaderModel::new(&config))));
         Self {
             device: FakeDevice::new(config.layout, model.clone()),
             model,
@@ -220,7 +220,7 @@ impl FakeReader {
                 .collect::<Vec<_>>()
         };
         for answer in answers {
-            self.device.send(Answer::Bulk(answer));
+            self.device.send(DeviceMessage::Bulk(answer));
         }
     }
 
@@ -238,7 +238,7 @@ impl FakeReader {
             .collect();
         drop(model);
         for request in requests {
-            self.device.send(Answer::Bulk(request));
+            self.device.send(DeviceMessage::Bulk(request));
         }
     }
 
@@ -260,7 +260,7 @@ impl FakeReader {
     /// Reports a hardware error of a slot (CCID 1.1, 6.3.2).
     pub fn hardware_error(&self, slot: u8, sequence: u8, code: u8) {
         let message = vec![0x51, slot, sequence, code];
-        self.device.send(Answer::Notification(message));
+        self.device.send(DeviceMessage::Notification(message));
     }
 
     /// How many commands each slot's card was given, blocks and APDUs alike.
@@ -293,10 +293,10 @@ impl FakeReader {
             model.put(slot, card);
             model.notification()
         };
-        self.device.send(Answer::Notification(notification));
+        self.device.send(DeviceMessage::Notification(notification));
     }
 
-    fn model(&self) -> MutexGuard<'_, Model> {
+    fn model(&self) -> MutexGuard<'_, ReaderModel> {
         self.model.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{
     FakeCard, Level, Protocol, ReaderConfig,
-    card_interface::{Line, Speech},
-    message::{Command, NO_CARD, Outcome, UNSUPPORTED, kind_of_answer, reply},
+    card_interface::{CardInterface, Speech},
+    message::{Command, NO_CARD, Outcome, UNSUPPORTED, reply, response_type},
 };
 
 /// What the card has not answered in the protocol it speaks.
@@ -41,7 +41,7 @@ pub(super) struct Slot {
     /// A response APDU of which more is to be fetched.
     outgoing: Option<Vec<u8>>,
     /// The line to a powered card.
-    line: Option<Line>,
+    line: Option<CardInterface>,
     /// The rest of dwFeatures.
     features: u32,
     /// SetParameters fails with this bError.
@@ -99,7 +99,7 @@ impl Slot {
 
     fn reply(&self, command: &Command, outcome: Outcome, extra: u8, data: &[u8]) -> Vec<u8> {
         let to = (command.slot, command.sequence);
-        let kind = kind_of_answer(command.kind);
+        let kind = response_type(command.kind);
         reply(kind, to, self.status(), outcome, extra, data)
     }
 
@@ -130,7 +130,7 @@ impl Slot {
             spoken
         };
         self.note_parameters(reader);
-        self.line = Some(Line::new(spoken, reader));
+        self.line = Some(CardInterface::new(spoken, reader));
         self.powered = true;
         self.done(command, 0, &atr)
     }
@@ -147,7 +147,7 @@ impl Slot {
 
     /// Whether the reader speaks as the card does.
     fn is_told(&self) -> bool {
-        self.line.as_ref().is_some_and(Line::is_agreed)
+        self.line.as_ref().is_some_and(CardInterface::is_agreed)
     }
 
     pub(super) fn power_off(&mut self) {
