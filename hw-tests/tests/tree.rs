@@ -105,6 +105,13 @@ fn unsafe_sits_in_a_few_files_that_say_why() {
 }
 
 #[test]
+fn usb_fake_is_compiled_for_tests_only() {
+    let host = fs::read_to_string(root().join("driver/src/usb/host/mod.rs")).unwrap();
+    assert!(host.contains("#[cfg(test)]\npub mod fake;"));
+    assert_eq!(host.matches("mod fake").count(), 1);
+}
+
+#[test]
 fn no_file_is_longer_than_500_lines() {
     let mut seen = 0;
     for name in CRATES {

@@ -2,7 +2,7 @@
 
 pub(crate) mod drain;
 pub(crate) mod event_fd;
-#[doc(hidden)]
+#[cfg(test)]
 pub mod fake;
 mod nusb;
 pub mod open;

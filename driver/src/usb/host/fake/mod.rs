@@ -17,6 +17,7 @@ mod engine;
 pub mod fault;
 mod queue;
 pub mod reader;
+mod tests;
 
 use std::{
     fmt,

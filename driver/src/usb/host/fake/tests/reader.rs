@@ -1,25 +1,17 @@
 //! The test double of a reader does what CCID 1.1 asks of one at its exchange level.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
-#[path = "common/fake.rs"]
-mod common;
-
 use std::time::Duration;
 
 use claviger_apdu::Secret;
-use claviger_driver::usb::host::{
+
+use super::{ABORT, IN, NOTIFY, OUT, exchange, of, pipes};
+use crate::usb::host::{
     fake::{
         FakeReader,
         reader::{FakeCard, ReaderConfig, echo},
     },
     transfer::TransferError,
 };
-use common::{ABORT, IN, NOTIFY, OUT, exchange, of, pipes};
 
 fn command(kind: u8, sequence: u8, specific: [u8; 3], data: &[u8]) -> Vec<u8> {
     let mut message = vec![kind];

@@ -1,24 +1,15 @@
 //! The test double of a USB device behaves as a device on a bus does, so that what is proved with it is proved of one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test fails loudly"
-)]
-
-#[path = "common/fake.rs"]
-mod common;
-
 use std::{thread, time::Duration};
 
 use claviger_apdu::Secret;
-use claviger_driver::usb::host::{
+use rustix::event::{PollFd, Timespec};
+
+use super::{ABORT, IN, NOTIFY, OUT, all, exchange, of, pipes};
+use crate::usb::host::{
     fake::{DeviceMessage, EndpointLayout, Event, FakeDevice, Fault},
     transfer::{Completion, EndpointAddress, EndpointQueue, OpenError, TransferError},
 };
-use common::{ABORT, IN, NOTIFY, OUT, all, exchange, of, pipes};
-use rustix::event::{PollFd, Timespec};
 
 /// A device that repeats what it is sent.
 fn parrot() -> FakeDevice {
