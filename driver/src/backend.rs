@@ -59,24 +59,24 @@ pub trait Watch: Send {
     /// What ends [`Watch::next`] from another thread.
     fn waker(&self) -> Arc<dyn Wake>;
 
-    /// Says to a watch that a thread follows whether anybody wants to know of cards; `None` where that makes no difference.
-    /// Without a waiter such a watch sees cards come and go only at a [`Demand::refresh`].
+    /// Tells a watch with a thread of its own whether a caller wants card events. `None` where that makes no difference. Without a
+    /// waiter such a watch notices card changes only at a [`Demand::refresh`].
     fn demand(&self) -> Option<Arc<dyn Demand>> {
         None
     }
 }
 
-/// Tells a [`Watch`], from other threads, whether anybody wants to know of cards. To watch the cards of some readers their
-/// backend has to keep all other programs from them.
+/// Tells a [`Watch`] from other threads whether a caller wants card events. To monitor the cards of some readers, a backend has to
+/// exclude all other programs from them.
 pub trait Demand: Send + Sync {
-    /// Somebody waits for events from now on.
+    /// One more thread waits for events.
     fn add_waiter(&self);
 
-    /// One of those who wait does so no more.
+    /// One thread no longer waits.
     fn remove_waiter(&self);
 
-    /// Has the cards looked at, unless they are watched, and waits until the result can be seen, or `until`. They are watched for
-    /// a moment afterwards.
+    /// Polls the cards unless they are monitored. Waits until the result is reported, or until `until`. The cards are monitored for
+    /// a short time afterwards.
     fn refresh(&self, until: Instant);
 }
 

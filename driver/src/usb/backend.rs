@@ -1,4 +1,4 @@
-//! The readers on the USB, without pcscd.
+//! The `usb` backend: readers on the USB, without pcscd.
 
 use std::{
     path::PathBuf,
@@ -21,18 +21,18 @@ use crate::{
     reader::ReaderId,
 };
 
-/// How long all that is left may take when the backend is wound up.
+/// Time for all remaining calls together once the shutdown has begun.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How the readers are reached.
+/// How readers are reached.
 #[derive(Clone, Debug)]
 pub struct UsbOptions {
-    /// Who moves the transfers. Under CKF_LIBRARY_CANT_CREATE_OS_THREADS and after a fork: [`UsbLibrary::Rusb`].
+    /// Moves the transfers. Without threads and after a fork: [`UsbLibrary::Rusb`].
     pub library: UsbLibrary,
-    /// Whether a thread follows the watch all the time, and [`Watch::demand`] says whether cards are watched; else they are
-    /// while somebody is in [`Watch::next`].
+    /// A thread follows the watch all the time, and [`Watch::demand`] says whether cards are monitored. Without it, cards are
+    /// monitored while a caller is in [`Watch::next`].
     pub has_watch_thread: bool,
-    /// Where locks may be kept, the best place first; each is made if its parent is there. See `docs/raw-usb.md`.
+    /// Folders for lock files, best first. A folder is made if its parent exists. See `docs/raw-usb.md`.
     pub lock_folders: Vec<PathBuf>,
 }
 
@@ -48,7 +48,7 @@ pub struct UsbBackend {
 }
 
 impl UsbBackend {
-    /// Asks nothing of any device yet.
+    /// Makes the backend. No device is opened yet.
     #[must_use]
     pub fn new(options: &UsbOptions) -> Self {
         Self::with_bus(UsbBus::system(), Box::new(options.library), options)
@@ -75,7 +75,7 @@ impl UsbBackend {
         }
     }
 
-    /// Shows and touches only the readers that `precedence` says are ours; else all are.
+    /// Reports and claims only the readers that `precedence` allows. Without it, all readers are allowed.
     #[must_use]
     pub fn with_precedence(self, precedence: Arc<PcscdPrecedence>) -> Self {
         Self {

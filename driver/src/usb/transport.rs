@@ -1,4 +1,4 @@
-//! A connection to the card of a reader that is claimed when it is used, and left to others who ask.
+//! A transport to the card in one reader. The reader is claimed on use and yielded to processes that request it.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -16,11 +16,11 @@ use super::{
 };
 use crate::wait::Stop;
 
-/// What ends conversations from outside.
+/// Ends the calls of all transports.
 #[derive(Debug, Default)]
 pub(crate) struct ShutdownControl {
     pub(crate) stop: Arc<Stop>,
-    /// No call lasts beyond it.
+    /// No call lasts beyond this instant.
     pub(crate) deadline: OnceLock<Instant>,
 }
 
@@ -33,7 +33,7 @@ impl ShutdownControl {
         call
     }
 
-    /// A reader is waited for as long as the call may take, and whoever has it is asked.
+    /// Waits for the reader until the call's deadline, and requests its release.
     const fn claim_request(&self, call: Call) -> ClaimRequest<'_> {
         ClaimRequest {
             deadline: call.deadline,
@@ -43,8 +43,8 @@ impl ShutdownControl {
     }
 }
 
-/// See [`Transport`]. Nobody else can have the reader while it is claimed, so every exchange has the card for itself;
-/// between two of them another process may get its turn.
+/// See [`Transport`]. A claim excludes all other programs, so each exchange has the card to itself. Between two exchanges another
+/// process may claim the reader.
 #[derive(Debug)]
 pub(crate) struct UsbTransport {
     reader: Arc<UsbReader>,
@@ -52,7 +52,7 @@ pub(crate) struct UsbTransport {
     card: LastKnownCard,
 }
 
-/// The card as it was seen last.
+/// The card as the last call left it.
 #[derive(Debug)]
 struct LastKnownCard {
     atr: Atr,
@@ -63,7 +63,7 @@ struct LastKnownCard {
 }
 
 impl UsbTransport {
-    /// Claims the reader and powers its card, unless it is powered and known.
+    /// Claims the reader. Powers the card unless the card is powered and known.
     ///
     /// # Errors
     /// Busy, Denied, NoReader, NoCard: [`TransportError`].
@@ -89,7 +89,7 @@ impl UsbTransport {
         };
         let limits = driver.limits();
         let may_be_another = driver.attach() && !reader.info.is_fixed;
-        // Whoever asked meanwhile found the desk taken.
+        // A release request during the open found the driver in use.
         driver.yield_if_requested();
         drop(driver);
         let card = LastKnownCard {
@@ -112,7 +112,7 @@ fn gone(reader: &UsbReader) -> TransportError {
     TransportError::before_card(TransportErrorKind::NoReader, what)
 }
 
-/// The reader while nobody else can use it.
+/// The reader, locked against other threads until the transaction ends.
 struct UsbTransaction<'a> {
     driver: DriverGuard<'a>,
     reader: &'a UsbReader,
@@ -121,7 +121,7 @@ struct UsbTransaction<'a> {
 }
 
 impl UsbTransaction<'_> {
-    /// Has the reader claimed and its card powered. A card that may have been exchanged meanwhile ends the connection.
+    /// Claims the reader and powers the card. Ends the transport if the card may have been exchanged.
     fn ensure_powered(&mut self, call: Call) -> Result<(), TransportError> {
         let device = self
             .driver
@@ -157,7 +157,7 @@ impl UsbTransaction<'_> {
         self.note_result(exchanged)
     }
 
-    /// Takes note of what a result says of the card.
+    /// Updates the last known card from a result.
     fn note_result(&mut self, result: Result<(), TransportError>) -> Result<(), TransportError> {
         use TransportErrorKind::{Cancelled, CardRemoved, NoCard, NoReader};
         if let Err(error) = &result {

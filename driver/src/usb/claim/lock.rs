@@ -1,8 +1,9 @@
-//! Whose turn it is: processes with this driver take a lock for as long as they have a reader claimed, and tell
-//! each other what they left. Others (pcscd, scdaemon) know nothing of it; the claim itself keeps them apart.
+//! Lock files. A process holds a reader's lock while it claims the reader, and records the state it leaves.
 //!
-//! A file per reader, locked by flock(2). Who wants it touches the file, which its holder learns by inotify, and tries
-//! again. The lock is let go by name, not by closing: a child forked meanwhile may have the file open, too.
+//! One file per reader, locked by flock(2). A process that wants the reader touches the file, and tries again; the holder sees that by inotify.
+//! The lock is released explicitly, because a child that is forked meanwhile may have the
+//! file open, too. pcscd and scdaemon do not use these locks: the claim of the
+//! USB interface excludes them.
 
 use std::{
     io::{Read as _, Seek as _, Write as _},
@@ -27,16 +28,16 @@ use super::{
 };
 use crate::fork_closed::ForkClosed;
 
-/// The folder of the locks of one user; without one there are no locks.
+/// The folder with the locks of one user. Without a folder nothing is locked.
 #[derive(Debug)]
 pub(crate) struct LockFolder {
     folder: Option<PathBuf>,
-    /// What all locks are listened at by, once there was one.
+    /// Receives the release requests for all locks. Made for the first lock.
     release_requests: Mutex<Option<Arc<ReleaseRequests>>>,
 }
 
 impl LockFolder {
-    /// Locks in the first of `folders` that can be had: made with rights for this user alone, or so already.
+    /// Opens the first of `folders` that only this user can write to. Makes it if needed.
     pub(crate) fn open_first(folders: &[PathBuf]) -> Self {
         let folder = folders.iter().find(|folder| is_private(folder)).cloned();
         if folder.is_none() {
@@ -48,7 +49,7 @@ impl LockFolder {
         }
     }
 
-    /// What was last written under the lock called `name`, whoever has it now. One that is just being written is none.
+    /// Reads the record of the lock `name` without the lock. Returns `None` for a record that is just being written.
     pub(crate) fn peek(&self, name: &str) -> Option<LockRecord> {
         let path = self.folder.as_ref()?.join(name);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -56,8 +57,8 @@ impl LockFolder {
         read(&mut std::fs::File::from(file))
     }
 
-    /// One try for the lock called `name`. Without a folder, and where files cannot be locked, it is granted.
-    /// Who `release_requests` has the holder asked to let go.
+    /// Tries the lock `name` once. Grants it where there is no folder, and where files cannot be locked.
+    /// With `request_release`, asks the holder to release it.
     pub(crate) fn try_lock(&self, name: &str, request_release: bool) -> Option<ReaderLock> {
         let Some(folder) = &self.folder else {
             return Some(ReaderLock::none());
@@ -73,7 +74,7 @@ impl LockFolder {
         let Some(file) = try_lock_file(path, request_release)? else {
             return Ok(None);
         };
-        // Whoever cannot be heard waits until it is let go of for another reason.
+        // Without a watch, a process that requests the lock waits until it is released for another reason.
         let watch = self
             .release_requests()
             .and_then(|request_release| request_release.watch(path));
@@ -95,7 +96,7 @@ impl LockFolder {
     }
 }
 
-/// Makes the folder if need be; whether nobody else can have put anything there.
+/// Makes the folder if needed. Returns whether only this user can write to it.
 fn is_private(folder: &Path) -> bool {
     let _ = std::fs::DirBuilder::new().mode(0o700).create(folder);
     let user = rustix::process::geteuid().as_raw();
@@ -103,7 +104,7 @@ fn is_private(folder: &Path) -> bool {
         .is_ok_and(|found| found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0)
 }
 
-/// The lock of one reader; given back on drop.
+/// The lock of one reader. Dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct ReaderLock {
     watch: Option<LockWatch>,
@@ -118,7 +119,7 @@ impl ReaderLock {
         }
     }
 
-    /// Whether somebody has knocked since it was taken or last asked.
+    /// Takes the release requests since the last call.
     pub(crate) fn take_release_requests(&self) -> ReleaseReport {
         let nothing = ReleaseReport {
             this_lock: false,
@@ -129,17 +130,17 @@ impl ReaderLock {
             .map_or(nothing, LockWatch::take_release_requests)
     }
 
-    /// Becomes readable when [`ReaderLock::take_release_requests`] may have heard something.
+    /// Becomes readable when [`ReaderLock::take_release_requests`] may return one.
     pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
         self.watch.as_ref().map(LockWatch::descriptor)
     }
 
-    /// What the last holder left.
+    /// The record that the last holder left.
     pub(crate) fn record(&mut self) -> Option<LockRecord> {
         read(self.file.as_mut()?)
     }
 
-    /// Leaves a record for the next holder; one that cannot be written is as good as none.
+    /// Writes the record. The record is dropped if it cannot be written.
     pub(crate) fn write(&mut self, record: &LockRecord) {
         let Some(file) = &mut self.file else {
             return;
@@ -157,7 +158,7 @@ impl ReaderLock {
 
 impl Drop for ReaderLock {
     fn drop(&mut self) {
-        // Before the next holder may listen at it.
+        // Before the next holder can watch it.
         self.watch = None;
         // In a child the lock is the parent's.
         if let Some(file) = self.file.as_ref().filter(|file| !file.is_inherited()) {
@@ -178,13 +179,13 @@ const NOW: Timespec = Timespec {
     tv_nsec: UTIME_NOW,
 };
 
-/// Both times at once are a change of attributes, which is a knock; writing the record is none.
+/// Setting both times is an attribute change, which is a release request. Writing the record is none.
 const TOUCH: Timestamps = Timestamps {
     last_access: NOW,
     last_modification: NOW,
 };
 
-/// One try for the lock in the file `path`.
+/// Tries once to lock the file `path`.
 fn try_lock_file(
     path: &Path,
     request_release: bool,
@@ -241,11 +242,11 @@ mod tests {
         assert!(theirs.try_lock("3-1.0", false).is_none());
         assert!(
             !held.take_release_requests().this_lock,
-            "who does not knock disturbs nobody"
+            "no release was requested"
         );
         assert!(theirs.try_lock("3-1.0", true).is_none());
         assert!(held.take_release_requests().this_lock);
-        assert!(!held.take_release_requests().this_lock, "heard once");
+        assert!(!held.take_release_requests().this_lock, "taken once");
         assert!(theirs.try_lock("3-2.0", true).is_some(), "another reader");
         drop(held);
         assert!(theirs.try_lock("3-1.0", true).is_some());
@@ -312,7 +313,7 @@ mod tests {
         held.write(&record);
         assert!(
             !held.take_release_requests().this_lock,
-            "a record is no knock"
+            "writing the record requests nothing"
         );
         drop(held);
         let mut held = locks.try_lock("3-1.0", true).unwrap();

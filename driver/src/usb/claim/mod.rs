@@ -1,4 +1,4 @@
-//! Having a reader to oneself: the lock among our own processes, then the claim against all others.
+//! Claims a reader: first the lock file shared by our own processes, then the USB interface.
 
 pub(crate) mod lock;
 pub(crate) mod pipe;
@@ -39,28 +39,28 @@ use crate::{
     wait::{Pauses, Stop, readable},
 };
 
-/// How long somebody with another driver is given to let go of a reader.
+/// Timeout for a reader that another driver has claimed.
 const FOREIGN_CLAIM_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pauses between two tries for a reader that somebody has: the first, and the longest.
+/// Interval between two tries for a reader in use: the first, and the longest.
 const RETRY_INTERVALS: (Duration, Duration) = (Duration::from_millis(2), MAX_RETRY_INTERVAL);
 pub(crate) const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// Pauses between two knocks, whose holder may be another than before.
+/// Interval between two release requests: the first, and the longest. The holder may have changed in between.
 const RELEASE_REQUEST_INTERVALS: (Duration, Duration) =
     (Duration::from_millis(20), Duration::from_millis(200));
 
-/// How far from those of a user that has not let go, and whose last is not known, the next one's sequence numbers begin: a late answer
-/// to a command of that one has no number that is used soon.
+/// Distance from the sequence numbers of a claim that was not released, whose last number is unknown. A late response
+/// to a command of that claim matches no early command of the next.
 const SEQUENCE_DISTANCE: u8 = 128;
 
-/// Opens devices: by one of the stacks, or in a test.
+/// Opens devices: a USB library, or a test.
 pub(crate) trait DeviceOpener: fmt::Debug + Send + Sync {
-    /// Claims the reader's interface; waits for nobody.
+    /// Claims the reader's interface. Does not wait.
     fn open(&self, info: &ReaderInfo) -> Result<OpenedInterface, OpenError>;
 
-    /// When the last transfer to the device behind a node was begun, by whomever, as far as that can be told.
+    /// When the last transfer to the device at this node was begun, by any program. `None` if unknown.
     fn last_transfer(&self, node: &Path) -> Option<u64>;
 
-    /// Who has an interface that was busy, if that can be told; takes its time.
+    /// Names the likely owner of a busy interface. Takes time.
     fn owner(&self, _site: &ReaderInfo) -> Option<String> {
         None
     }
@@ -86,9 +86,9 @@ pub(crate) struct BackendContext {
     pub(crate) bus: UsbBus,
     pub(crate) opener: Box<dyn DeviceOpener>,
     pub(crate) lock_folder: LockFolder,
-    /// Somebody listens all the time for other processes that want a reader; else none is kept between two uses.
+    /// A thread polls release requests all the time. Without it no reader stays claimed between two uses.
     pub(crate) has_watch_thread: bool,
-    /// Tells the watch that a reader was claimed, and that there is somebody to knock.
+    /// Wakes the watch after a claim, so that it also polls this claim's release requests.
     pub(crate) watch_event: Option<Arc<EventFd>>,
 }
 
@@ -101,39 +101,40 @@ impl BackendContext {
     }
 }
 
-/// A claimed reader. The claim ends with the last owner of this and of the interface's pipes, and the lock after it.
+/// A claimed reader. The claim ends with the last owner of this value and of the interface's queues; the lock ends after it.
 #[derive(Debug)]
 pub(crate) struct ReaderClaim {
     // Before the claim they need.
     pipe: Mutex<Option<Arc<CommandPipe>>>,
     interface: Arc<dyn UsbInterface>,
     lock: Mutex<ReaderLock>,
-    /// The answers to reset of the cards that are powered, for the next user.
+    /// The ATRs of powered cards, for the next claim.
     atrs: Mutex<Vec<Option<Atr>>>,
-    /// Somebody knocked.
+    /// Another process requested the reader.
     release_requested: AtomicBool,
-    /// Counts the times that somebody began or ceased to listen to what the reader tells of its cards: odd in between.
+    /// Counts how often monitoring of the cards began or ended. Odd while they are monitored.
     monitoring_changes: AtomicU64,
-    /// A slot was left in the middle of something.
+    /// A slot was left during a command.
     is_unsynchronized: AtomicBool,
-    /// What the user before left, if it was of this very plugging in.
+    /// The record of the claim before, if it is of this device instance.
     previous: Option<LockRecord>,
     instance: String,
     use_count: u64,
-    /// As many resets of the device as there had been.
+    /// The device's reset count when the claim began.
     resets: u64,
-    /// Somebody else may have used the device since the user before let go.
+    /// Another program may have used the device since the claim before ended.
     used_by_others: bool,
     context: Arc<BackendContext>,
     node: PathBuf,
     own_claim: OwnClaim,
-    /// The number after which this claim's begin.
+    /// The sequence number before the first of this claim.
     sequence: u8,
     // After all of the claim.
     last_sequence: LastSequence,
 }
 
-/// The sequence number of the last command of a reader's claims in this process. A clone is the same; each claim has one to its end.
+/// The sequence number of the last command of a reader's claims in this process. Clones share it. Each claim keeps one until
+/// it has ended.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LastSequence(Arc<Mutex<Option<u8>>>);
 
@@ -142,12 +143,12 @@ impl LastSequence {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a claim lasts, or has not ended altogether.
+    /// Returns whether a claim lasts, or has not ended completely.
     pub(crate) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
-    /// The number after which the next claim's begin, if the last user of the reader has `left` a record.
+    /// The sequence number before the first of the next claim. `left` is the record of the claim before.
     fn next(&self, left: Option<&LockRecord>) -> u8 {
         if let Some(left) = left {
             let far = if left.was_released {
@@ -159,7 +160,7 @@ impl LastSequence {
         }
         let number = *self.number();
         number.unwrap_or_else(|| {
-            // Another in each process.
+            // Different in each process.
             let [first, ..] = RandomState::new().hash_one(0).to_ne_bytes();
             first
         })
@@ -167,7 +168,7 @@ impl LastSequence {
 }
 
 impl ReaderClaim {
-    /// One try for the reader.
+    /// Tries once to claim the reader.
     pub(crate) fn try_claim(
         info: &ReaderInfo,
         context: &Arc<BackendContext>,
@@ -229,7 +230,7 @@ impl ReaderClaim {
         Ok(reader_claim)
     }
 
-    /// The reader's command pipe, one for all of its slots.
+    /// The reader's command pipe, which all slots share.
     ///
     /// # Errors
     /// NoReader when it has left, Protocol when its endpoints cannot be had.
@@ -250,7 +251,7 @@ impl ReaderClaim {
         last.unwrap_or(self.sequence)
     }
 
-    /// Whether a command could be sent at once.
+    /// Returns whether a command could be sent at once.
     pub(crate) fn is_free(&self) -> bool {
         let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         pipe.as_ref().is_none_or(|pipe| pipe.is_free())
@@ -268,25 +269,25 @@ impl ReaderClaim {
         &self.interface
     }
 
-    /// The number of this use of the reader.
+    /// The number of this claim.
     pub(crate) const fn use_count(&self) -> u64 {
         self.use_count
     }
 
-    /// What the user before left.
+    /// The record of the claim before.
     pub(crate) const fn previous(&self) -> Option<&LockRecord> {
         self.previous.as_ref()
     }
 
-    /// The user before did not let go in good order: reader and cards may be in the middle of anything.
+    /// Returns whether the claim before did not end in good order. Reader and cards may be in the middle of a command.
     pub(crate) fn was_not_released(&self) -> bool {
         self.previous
             .as_ref()
             .is_some_and(|left| !left.was_released)
     }
 
-    /// The card the user before left powered in the slot, unless the device was reset or used by somebody else since, or that
-    /// user never let go.
+    /// The ATR of the card that the claim before left powered, if that claim ended in good order, and the device was not reset
+    /// or used by another program since.
     pub(crate) fn powered_atr(&self, info: &ReaderInfo) -> Option<&Atr> {
         let left = self
             .previous
@@ -296,7 +297,7 @@ impl ReaderClaim {
         atr.filter(|_| self.resets == info.device.resets())
     }
 
-    /// Tells the next user which card is powered in `slot`.
+    /// Records for the next claim which card is powered in `slot`.
     pub(crate) fn record_atr(&self, slot: u8, atr: Option<Atr>) {
         self.set_atr(usize::from(slot), atr);
         self.lock().write(&self.record());
@@ -312,13 +313,12 @@ impl ReaderClaim {
         }
     }
 
-    /// A slot is left in the middle of something: whoever claims the reader next, in whichever process, aborts that and
-    /// resets the cards.
+    /// A slot was left during a command. The next claim, in any process, aborts the command and resets the cards.
     pub(crate) fn mark_unsynchronized(&self) {
         self.is_unsynchronized.store(true, Ordering::SeqCst);
     }
 
-    /// What is known of the reader if this user is killed.
+    /// The record that is left if this process is killed.
     fn record(&self) -> LockRecord {
         LockRecord {
             instance: self.instance.clone(),
@@ -330,38 +330,38 @@ impl ReaderClaim {
         }
     }
 
-    /// Whether another process has asked for the reader.
+    /// Returns whether the reader was requested.
     pub(crate) fn release_requested(&self) -> bool {
         let report = self.lock().take_release_requests();
         if report.this_lock {
             self.release_requested.store(true, Ordering::SeqCst);
         }
         if report.other_lock {
-            // The watch is not woken by what was taken from under it.
+            // The watch would not see the request that was read here.
             self.context.wake_watch();
         }
         self.release_requested.load(Ordering::SeqCst)
     }
 
-    /// Says whether what the reader tells of its cards is listened to. One thread does, the watch.
+    /// Sets whether the cards are monitored. Only the watch does that.
     pub(crate) fn set_monitored(&self, listens: bool) {
         if self.monitoring_period().is_some() != listens {
             self.monitoring_changes.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// A number of the time for which the reader has been listened to without a gap; `None` if it is not.
+    /// Identifies the time in which the cards have been monitored without a gap. `None` while they are not monitored.
     pub(crate) fn monitoring_period(&self) -> Option<u64> {
         let changes = self.monitoring_changes.load(Ordering::SeqCst);
         (changes % 2 == 1).then_some(changes)
     }
 
-    /// Has it let go of at the end of the conversation that is under way.
+    /// Releases the reader at the end of the running transaction.
     pub(crate) fn request_local_release(&self) {
         self.release_requested.store(true, Ordering::SeqCst);
     }
 
-    /// Becomes readable at a knock.
+    /// Becomes readable at a release request.
     pub(crate) fn descriptor(&self) -> Option<Arc<ForkClosed<OwnedFd>>> {
         self.lock().descriptor()
     }
@@ -384,28 +384,28 @@ impl Drop for ReaderClaim {
     }
 }
 
-/// Why a reader could not be had.
+/// Why a reader could not be claimed.
 pub(crate) enum ClaimError {
-    /// Another process with this driver has it.
+    /// Another process with this driver holds it.
     OtherProcess,
-    /// Another slot of it is just being opened in this process.
+    /// Another thread is claiming it for another slot.
     Opening,
     Open(OpenError),
 }
 
-/// How much a reader is wanted.
+/// How long to wait for a reader.
 #[derive(Clone, Copy)]
 pub(crate) struct ClaimRequest<'a> {
-    /// Until when it is waited for.
+    /// When to give up.
     pub(crate) deadline: Instant,
-    /// Whoever has it is asked to let go.
+    /// Asks the holder to release the reader.
     pub(crate) request_release: bool,
     pub(crate) stop: &'a Arc<Stop>,
 }
 
-/// Tries `take` until it succeeds, as long as `request` says: waits for our own processes to the end, for others a moment.
-/// `take` is told whether to knock, which is not each time: each wakes the holder. It is tried less and less often, and after a knock
-/// of which the holder will hear at once as at first.
+/// Tries `take` until the request's deadline: all the time against our own processes, shortly against other drivers.
+/// Tells `take` whether to request the release. Not every try requests it, because each request wakes the holder. The
+/// interval between two tries grows. A request that the holder receives at once makes it short again.
 ///
 /// # Errors
 /// Busy with the likely owner, Denied, NoReader, Cancelled, TimedOut while another slot is opened: [`TransportError`],

@@ -14,7 +14,7 @@ use crate::usb::{
     },
 };
 
-/// The command pipe of a claimed reader in the device that has `device`; its sequence numbers come after `first`.
+/// Opens the command pipe of a claimed reader. Sequence numbers follow `first`.
 ///
 /// # Errors
 /// NoReader when it has left, Protocol when its endpoints cannot be had.
@@ -47,7 +47,7 @@ pub(crate) fn open_pipe(
     Ok(Arc::new(pipe))
 }
 
-/// The bulk pipe, for one command at a time or, where the reader can do more, for one in each slot.
+/// Opens the bulk pipe, for one command at a time or for one in each slot.
 fn open_bulk_pipe(
     (interface, reader): (Arc<dyn UsbInterface>, &ReaderInterface),
     endpoints: BulkEndpoints,

@@ -1,37 +1,34 @@
-//! What one user of a reader leaves for the next, in the file that is their lock.
+//! The record in a lock file: the state in which a claim left the reader.
 
 use claviger_apdu::Atr;
 
-/// The first line, with the version of what follows.
+/// The first line: format and version.
 const TITLE: &str = "claviger 2";
-/// The last line: whether the user has let go.
+/// The last line: whether the claim was released.
 const HELD: &str = "held";
 const LEFT: &str = "left";
-/// No record is longer; one of all slots' answers to reset has about 1200 bytes.
+/// Maximum length. The ATRs of all slots need about 1200 bytes.
 pub(crate) const MAX_RECORD: usize = 2048;
 
-/// The state in which a reader was left.
+/// The state in which a claim left the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockRecord {
-    /// Which plugging in it is about; whoever reads it compares.
+    /// The device instance. The reader of the record compares it.
     pub instance: String,
-    /// How often the reader has been claimed. Who finds another number than it left knows that somebody
-    /// has used the card since.
+    /// How often the reader was claimed. A process that finds another count than it wrote knows that another process used the card.
     pub use_count: u64,
-    /// The answers to reset of the cards that were left powered, by their slots. One for each slot the writer has
-    /// known of; there is one at least.
+    /// ATRs of the cards that were left powered, by slot. There is at least one entry.
     pub atrs: Vec<Option<Atr>>,
-    /// The sequence number (bSeq) of the last command; of a user that has not let go, the one before its first.
+    /// The sequence number (bSeq) of the last command. If the claim was not released: the one before its first.
     pub sequence: u8,
-    /// When the last transfer to the device had been begun as the user let go, as far as that could be told.
+    /// When the last transfer to the device was begun, as of the release. `None` if unknown.
     pub last_transfer: Option<u64>,
-    /// The user let go in good order. One that was killed, or gave up a command, did not: nobody knows what reader and
-    /// cards are at.
+    /// The claim ended in good order. Otherwise the state of reader and cards is unknown.
     pub was_released: bool,
 }
 
 impl LockRecord {
-    /// Reads a record; `None` of anything that is none.
+    /// Parses a record. Returns `None` for anything else.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
@@ -65,13 +62,13 @@ impl LockRecord {
         })
     }
 
-    /// The answer to reset of the card in `slot`, if it was left powered.
+    /// The ATR of the card in `slot`, if the card was left powered.
     #[must_use]
     pub fn atr(&self, slot: u8) -> Option<&Atr> {
         self.atrs.get(usize::from(slot))?.as_ref()
     }
 
-    /// The record as it is kept.
+    /// The record as text.
     #[must_use]
     pub fn encode(&self) -> String {
         let digits = |atr: &Option<Atr>| {
@@ -98,6 +95,7 @@ impl LockRecord {
     clippy::option_option,
     reason = "digits that are none are something else than no digits"
 )]
+/// Parses an ATR, or its absence.
 fn atr_of(digits: &str) -> Option<Option<Atr>> {
     if digits.is_empty() {
         return Some(None);

@@ -1,5 +1,5 @@
-//! The knocks at all locks of a process, heard over one inotify group: the end of a group takes the kernel milliseconds, which
-//! the next user of a reader would wait for; the end of a watch, microseconds.
+//! Receives the release requests for all locks of a process over one inotify group. Closing a group takes the kernel milliseconds,
+//! for which the next user of the reader would wait. Removing a watch takes microseconds.
 
 use std::{
     collections::BTreeMap,
@@ -16,27 +16,27 @@ use rustix::{
 
 use crate::fork_closed::ForkClosed;
 
-/// The group.
+/// The inotify group.
 #[derive(Debug)]
 pub(super) struct ReleaseRequests {
     inotify: Arc<ForkClosed<OwnedFd>>,
-    /// By watch descriptor: whether somebody has knocked at that lock since its holder last asked.
+    /// By watch descriptor: whether the lock was requested since its holder last asked.
     requested: Mutex<BTreeMap<i32, bool>>,
 }
 
-/// One lock's watch, until it is dropped.
+/// The watch of one lock. Dropping it removes the watch.
 #[derive(Debug)]
 pub(super) struct LockWatch {
     requests: Arc<ReleaseRequests>,
     watch: i32,
 }
 
-/// What was heard.
+/// Which locks were requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReleaseReport {
-    /// Somebody knocked at this lock.
+    /// This lock was requested.
     pub(crate) this_lock: bool,
-    /// A knock at another lock of the process was taken from the descriptor, so that nobody is woken by it any more.
+    /// A request for another lock of the process was read, so that the descriptor is no longer readable for it.
     pub(crate) other_lock: bool,
 }
 
@@ -56,9 +56,9 @@ impl ReleaseRequests {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens at the lock in the file `path`, which is listened at by nobody else of this process.
+    /// Watches the lock in the file `path`. No other watch of this process has it.
     pub(super) fn watch(self: &Arc<Self>, path: &Path) -> Result<LockWatch, Errno> {
-        // Nobody takes its first knock for one of a lock that is gone.
+        // Under the lock: its first request is not taken for one of a lock that is gone.
         let mut report = self.requested();
         let watch = inotify::add_watch(&self.inotify, path, WatchFlags::ATTRIB)?;
         report.insert(watch, false);
@@ -70,13 +70,13 @@ impl ReleaseRequests {
 }
 
 impl LockWatch {
-    /// Whether somebody has knocked since it was last asked.
+    /// Takes the requests since the last call.
     pub(super) fn take_release_requests(&self) -> ReleaseReport {
         let mut report = self.requests.requested();
         let mut elsewhere = false;
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let mut events = inotify::Reader::new(&self.requests.inotify, &mut buffer);
-        // The kernel merges knocks that nobody has heard yet.
+        // The kernel merges requests that were not read yet.
         while let Ok(event) = events.next() {
             let is_lost = event.events().contains(ReadFlags::QUEUE_OVERFLOW);
             let is_knock = event.events().contains(ReadFlags::ATTRIB);
@@ -94,7 +94,7 @@ impl LockWatch {
         }
     }
 
-    /// Becomes readable when somebody knocks, at whichever lock of the process.
+    /// Becomes readable when any lock of the process is requested.
     pub(super) fn descriptor(&self) -> Arc<ForkClosed<OwnedFd>> {
         Arc::clone(&self.requests.inotify)
     }

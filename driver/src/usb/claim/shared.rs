@@ -1,18 +1,18 @@
-//! The claim of a reader in this process: one for all of its slots, made by one thread at a time.
+//! The claim of a reader within this process. All slots share it, and one thread at a time makes it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use super::{BackendContext, ClaimError, LastSequence, ReaderClaim};
 use crate::usb::discovery::reader_info::ReaderInfo;
 
-/// What the slots of a reader share: the claim.
+/// What the slots of a reader share.
 #[derive(Debug)]
 pub(crate) struct SharedClaim {
     pub(crate) context: Arc<BackendContext>,
-    /// By more than one slot.
+    /// The reader has several slots.
     is_shared: bool,
     last_sequence: LastSequence,
-    /// For as long as a claim is being made.
+    /// Locked while a claim is made.
     claiming: Mutex<()>,
     history: Mutex<ClaimHistory>,
 }
@@ -20,14 +20,14 @@ pub(crate) struct SharedClaim {
 #[derive(Debug, Default)]
 struct ClaimHistory {
     claim: Weak<ReaderClaim>,
-    /// The number of this process's last use of the reader.
+    /// The number of this process's last claim.
     use_count: Option<u64>,
-    /// How often other processes of ours may have used it in between.
+    /// How often other processes with this driver may have claimed the reader in between.
     peer_uses: u64,
 }
 
 impl SharedClaim {
-    /// Of a reader with `slots` slots that nobody has had yet.
+    /// The state of a reader with `slots` slots before its first claim.
     pub(crate) fn new(context: Arc<BackendContext>, slots: usize) -> Arc<Self> {
         Arc::new(Self {
             context,
@@ -42,17 +42,17 @@ impl SharedClaim {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The claim, while somebody in this process has it: not one that is just being made, which wakes the watch when it is.
+    /// The claim, if there is one. A claim in progress does not count: it wakes the watch when it is made.
     pub(crate) fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
         self.history().claim.upgrade()
     }
 
-    /// How often other processes of ours may have used the reader between two uses of this one.
+    /// How often other processes with this driver may have claimed the reader between two claims of this process.
     pub(crate) fn peer_uses(&self) -> u64 {
         self.history().peer_uses
     }
 
-    /// One try for the claim this process has, or for a new one.
+    /// Joins the claim of this process, or tries once to make one.
     pub(crate) fn claim(
         &self,
         info: &ReaderInfo,
@@ -73,7 +73,7 @@ impl SharedClaim {
             };
         }
         if self.last_sequence.is_in_use() {
-            // The claim before is being let go of by another thread.
+            // Another thread is releasing the claim before.
             return Err(ClaimError::OtherProcess);
         }
         let reader_claim = Arc::new(ReaderClaim::try_claim(
@@ -83,14 +83,14 @@ impl SharedClaim {
             request_release,
         )?);
         self.history().record(&reader_claim);
-        // Not before the watch can see whose knock it is to hear.
+        // After the claim is stored: the watch then polls its release requests.
         self.context.wake_watch();
         Ok(reader_claim)
     }
 }
 
 impl ClaimHistory {
-    /// Takes in a new claim, and whether anybody else has had the reader since the last.
+    /// Records a new claim, and whether another process may have claimed the reader since the last.
     fn record(&mut self, reader_claim: &Arc<ReaderClaim>) {
         let left = reader_claim.previous().map(|left| left.use_count);
         let alone = self

@@ -1,12 +1,10 @@
-//! Who says that something has changed on the bus: udev, the kernel, or the folder of the nodes.
+//! Hotplug sources: udev messages (kernel uevents where there is no udev), and inotify on the device nodes.
 //!
-//! Where udev runs its messages count: they come when it has set the rights of a node. Without it the kernel's own do.
-//! The folder of the nodes is watched as well, because rights may be granted later, and because no message may come at
-//! all: into a container, for one.
+//! udev's messages come once udev has set the permissions of a node. The folder of the nodes is watched as well: permissions may change later, and in a
+//! container no message may come at all.
 //!
-//! Nobody asks who sent a message. The kernel lets only those send to these groups who may administer the network
-//! (netlink(7)), and a false message does what a true one does: sysfs is read, or a reader that was wanted is tried
-//! once more. What is on the bus, sysfs alone says.
+//! The sender of a message is not checked. The kernel lets only network administrators send to these groups (netlink(7)), and a false message has the
+//! effect of a true one: sysfs is read, or a claim is tried once more. Only sysfs says what is on the bus.
 
 use std::{
     mem::MaybeUninit,
@@ -35,46 +33,46 @@ use crate::fork_closed::ForkClosed;
 /// Groups of the netlink socket.
 const KERNEL: u32 = 1;
 const UDEV: u32 = 2;
-/// There while udev runs.
+/// Exists while udev runs.
 const UDEV_CONTROL: &str = "/run/udev/control";
-/// A message is no longer; the kernel's own limit is 2 KiB, udev's 8 KiB.
+/// Maximum length of a message. The kernel's limit is 2 KiB, udev's 8 KiB.
 const MAX_MESSAGE: usize = 1 << 14;
-/// Messages read at one go; more are looked for after the next wait.
+/// Messages read in one go. The rest is read after the next wait.
 const MAX_MESSAGES: usize = 1024;
-/// Folders of buses that are watched.
+/// Maximum number of watched bus folders.
 const MAX_BUSES: usize = 256;
 
-/// What has happened since the last look.
+/// What has happened since the last call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BusChanges {
-    /// The devices are to be listed anew.
+    /// The devices must be listed again.
     pub relist: bool,
-    /// The rights of nodes have changed.
+    /// The permissions of nodes have changed.
     pub permissions_changed: bool,
-    /// Messages were lost: anything may have happened.
+    /// Messages were lost. Anything may have happened.
     pub overflowed: bool,
-    /// Devices somebody has let go of.
+    /// Devices with an interface that another program released.
     pub unbound: Vec<PortPath>,
 }
 
-/// Listens for changes from the moment it is made.
+/// Reports changes from its creation on.
 #[derive(Debug)]
 pub struct HotplugMonitor {
     netlink: Option<ForkClosed<OwnedFd>>,
     nodes: Option<ForkClosed<OwnedFd>>,
-    /// After a sleep everything may be different, and nobody may say so.
+    /// After a suspend, anything may have changed without a message.
     resume_timer: Option<ResumeTimer>,
     /// Buses may have come: their folders are watched too.
     bus: UsbBus,
 }
 
 impl HotplugMonitor {
-    /// Begins to listen. What cannot be listened to is done without, and said in the log.
+    /// Opens the sources. Logs those that are not available.
     #[must_use]
     pub fn new(bus: &UsbBus) -> Self {
         let nodes = match bus.source() {
             EventSource::Test(told) if told.messages.is_some() && !told.nodes => None,
-            // Twice, as it may have come in between.
+            // Twice, because the folder may have been made in between.
             _ => watch(bus.nodes())
                 .and_then(|nodes| add_watches(&nodes, bus.nodes()).map(|()| nodes))
                 .inspect_err(|errno| {
@@ -91,19 +89,19 @@ impl HotplugMonitor {
         }
     }
 
-    /// Whether messages come: when a device is ready for use, and when a claim ends.
+    /// Returns whether messages arrive: when a device is ready, and when a claim ends.
     #[must_use]
     pub const fn reports_unbind(&self) -> bool {
         self.netlink.is_some()
     }
 
-    /// Whether a device that comes is surely told.
+    /// Returns whether every new device is reported.
     #[must_use]
     pub const fn reports_arrivals(&self) -> bool {
         self.netlink.is_some() || self.nodes.is_some()
     }
 
-    /// Readable when [`HotplugMonitor::drain`] may have something to say.
+    /// Readable when [`HotplugMonitor::drain`] may return changes.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let sources = [self.netlink.as_ref(), self.nodes.as_ref()];
         let alarm = self.resume_timer.iter().map(ResumeTimer::as_fd);
@@ -111,7 +109,7 @@ impl HotplugMonitor {
         sources.map(|source| source.as_fd()).chain(alarm)
     }
 
-    /// What has happened; never waits.
+    /// Returns what has happened. Never waits.
     #[must_use]
     pub fn drain(&mut self) -> BusChanges {
         if let EventSource::Test(told) = self.bus.source() {
@@ -171,7 +169,7 @@ fn listen(group: u32) -> Result<OwnedFd, Errno> {
 fn receive(socket: &OwnedFd, change: &mut BusChanges) -> Result<(), Errno> {
     let mut buffer = vec![0_u8; MAX_MESSAGE];
     for _ in 0..MAX_MESSAGES {
-        // TRUNC has the whole length told, also of a message that did not fit.
+        // TRUNC returns the whole length, also of a message that did not fit.
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
         match rustix::net::recv(socket, &mut buffer, flags) {
             Ok((_, length)) => match buffer.get(..length).map(Uevent::parse) {
@@ -201,8 +199,8 @@ fn watch(folder: &Path) -> Result<OwnedFd, Errno> {
     Ok(inotify)
 }
 
-/// Watches the folder and those of the buses in it; one that is watched already stays so. While it is not there, the nearest
-/// folder above it is watched for its coming.
+/// Watches the folder and those of the buses in it. Watching a folder again changes nothing. While the folder does not exist,
+/// watches the nearest existing folder above it.
 fn add_watches(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
     let what = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
     match inotify::add_watch(inotify, folder, what) {
@@ -216,7 +214,7 @@ fn add_watches(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Watches for the coming of `folder` from the nearest folder above it that is there.
+/// Watches the nearest existing folder above `folder` for new folders.
 fn watch_ancestor(inotify: &OwnedFd, folder: &Path) -> Result<(), Errno> {
     let coming = WatchFlags::CREATE | WatchFlags::ONLYDIR;
     for above in folder.ancestors().skip(1) {

@@ -1,8 +1,8 @@
-//! Whether the readers on the USB are ours. While pcscd answers they are its: a claim of ours at the moment it first
-//! sees a device makes it drop that reader for good, and nobody should see one reader twice.
+//! Decides which readers on the USB are ours. While pcscd responds, it has precedence: it drops a reader for good that it cannot claim at once, and no
+//! reader may be listed twice.
 //!
-//! Whoever follows pcscd tells the gate what it says ([`PcscdPrecedence::take_pcscd_snapshot`]); the watch of the bus shows and touches what the
-//! gate lets it ([`AllowedReaders`]); whoever takes its pictures in says so ([`PcscdPrecedence::snapshot_applied`]).
+//! The watch of pcscd passes its snapshots to [`PcscdPrecedence::take_pcscd_snapshot`]. The watch of the bus reports only [`AllowedReaders`]. The module confirms
+//! each applied snapshot by [`PcscdPrecedence::snapshot_applied`].
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
@@ -18,17 +18,17 @@ use crate::{
     wait::{Stop, earliest, readable},
 };
 
-/// How often the gate is looked at when no descriptor was left for it.
+/// Poll interval where no descriptor was left.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Which readers are ours.
+/// Which readers the `usb` backend may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedReaders {
-    /// None, as nobody knows yet whether pcscd is there.
+    /// None. It is not yet known whether pcscd is there.
     None,
-    /// Those that pcscd was told to leave to us.
+    /// Those that a udev rule makes pcscd ignore.
     Marked,
-    /// All there are.
+    /// All.
     All,
 }
 
@@ -60,14 +60,14 @@ impl Phase {
     }
 }
 
-/// What pcscd says, by a picture of its readers.
+/// What a snapshot says of pcscd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PcscdState {
-    /// It answers, be it with a refusal: readers are in its hands.
+    /// pcscd responds, even with an error. It has precedence.
     Responding,
-    /// It is not there.
+    /// pcscd is not running.
     Absent,
-    /// It has not answered in time.
+    /// pcscd did not respond in time.
     Unresponsive,
 }
 
@@ -86,7 +86,7 @@ impl PcscdState {
     }
 }
 
-/// See the head of this file.
+/// See the module.
 #[derive(Debug)]
 pub struct PcscdPrecedence {
     state: Mutex<State>,
@@ -123,7 +123,7 @@ impl State {
 }
 
 impl PcscdPrecedence {
-    /// A gate that opens when pcscd is not there, or has been absent for `grace` after it was: a restart is no absence.
+    /// pcscd loses precedence if it is absent at first, or later for `grace`. A restart is no absence.
     #[must_use]
     pub fn new(grace: Duration) -> Arc<Self> {
         let phase = Phase::Unknown(None);
@@ -143,8 +143,8 @@ impl PcscdPrecedence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of what pcscd says, by a picture of its readers; whether readers that were ours no longer are. Then
-    /// pcscd's are shown only once the gate [is settled](Gate::is_settled).
+    /// Takes in a snapshot of pcscd. Returns whether readers that were ours are ours no longer. The readers of pcscd
+    /// must then not be listed before [`PcscdPrecedence::is_applied`].
     pub fn take_pcscd_snapshot(&self, snapshot: &Readers) -> bool {
         PcscdState::of(snapshot).is_some_and(|answer| self.take_state_at(answer, Instant::now()))
     }
@@ -171,27 +171,27 @@ impl PcscdPrecedence {
         before == Phase::Usb && phase == Phase::Pcscd
     }
 
-    /// Whether pcscd is there, as far as is known, and has all readers but those it was told to leave.
+    /// Returns whether pcscd has precedence for all readers but the marked ones.
     #[must_use]
     pub fn pcscd_has_precedence(&self) -> bool {
         self.state().phase == Phase::Pcscd
     }
 
-    /// A picture of the bus was taken in; whether it is one of all readers, with pcscd absent.
+    /// The module has applied a snapshot of the bus. Returns whether it has all readers, with pcscd absent.
     pub fn snapshot_applied(&self) -> bool {
         let mut state = self.state();
         state.applied = state.seen;
         state.seen == state.changes && state.phase == Phase::Usb
     }
 
-    /// Whether the last picture of the bus that was taken in is as the gate has it now.
+    /// Returns whether the last applied snapshot follows the last change.
     #[must_use]
     pub fn is_applied(&self) -> bool {
         let state = self.state();
         state.applied == state.changes
     }
 
-    /// What is ours now, and the number of the move that made it so.
+    /// The allowed readers, and the number of the change that allowed them.
     #[must_use]
     pub fn allowed_readers(&self) -> (AllowedReaders, u32) {
         self.allowed_at(Instant::now())
@@ -206,12 +206,12 @@ impl PcscdPrecedence {
         (state.phase.allowed(), state.changes)
     }
 
-    /// What [`PcscdPrecedence::allowed_readers`] said at `moves` is what the next picture shows.
+    /// The next snapshot of the bus follows the change `moves`.
     pub fn mark_seen(&self, moves: u32) {
         self.state().seen = moves;
     }
 
-    /// When the gate is to be looked at without being told.
+    /// When to ask again without a notification.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let unsaid = self.changed.is_none();
@@ -219,20 +219,20 @@ impl PcscdPrecedence {
         earliest(self.state().phase.due(), poll)
     }
 
-    /// Readable once it may have moved, until [`PcscdPrecedence::clear`].
+    /// Readable after a change, until [`PcscdPrecedence::clear`].
     #[must_use]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.changed.as_ref().map(|moved| moved.as_fd())
     }
 
-    /// To be called before a look.
+    /// Clears the descriptor. Call this before asking.
     pub fn clear(&self) {
         if let Some(moved) = &self.changed {
             moved.clear();
         }
     }
 
-    /// Waits until it is known whether pcscd is there, its time is up, or `until`.
+    /// Waits until it is known whether pcscd is there, or until `until`.
     pub(crate) fn wait_until_known(&self, until: Instant, stop: &Stop) {
         loop {
             self.clear();

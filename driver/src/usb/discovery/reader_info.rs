@@ -15,35 +15,35 @@ use crate::{
     usb::{host::transfer::EndpointAddress, pipe::DeviceShared},
 };
 
-/// Where a reader is, from one plugging in to the next; of one with several slots, one of them.
+/// Identifies one CCID slot of a reader, within one device instance.
 #[derive(Clone, Debug)]
 pub(crate) struct ReaderInfo {
-    /// Its name within the process.
+    /// Name within the process.
     pub(crate) id: ReaderId,
-    /// Its name among processes, which its slots share.
+    /// Name among processes, which all slots share.
     pub(crate) lock_name: String,
-    /// Where its device is.
+    /// Where the device is plugged in.
     pub(crate) port: PortPath,
-    /// What it is, whatever port it is in.
+    /// What it is, whatever the port.
     pub(crate) model: String,
-    /// Which plugging in this is.
+    /// The device instance.
     pub(crate) instance: String,
     /// The device's node.
     pub(crate) node: PathBuf,
-    /// What it is, and where in its device.
+    /// Name, interface number and descriptors.
     pub(crate) interface: ReaderInterface,
-    /// Which of its slots.
+    /// The CCID slot.
     pub(crate) slot: u8,
-    /// What it shares with the other readers of its device.
+    /// State shared by all readers of the device.
     pub(crate) device: Arc<DeviceShared>,
-    /// Where it tells of its cards, and the packet size there.
+    /// The interrupt endpoint and its packet size.
     pub(crate) interrupt: Option<(EndpointAddress, usize)>,
-    /// Its card cannot be taken out.
+    /// The card cannot be removed.
     pub(crate) is_fixed: bool,
 }
 
 impl ReaderInfo {
-    /// Whether this is the same reader in the same port, and was never unplugged.
+    /// Returns whether this is the same slot within the same device instance.
     pub(crate) fn is_same_instance(&self, other: &Self) -> bool {
         self.lock_name == other.lock_name
             && self.instance == other.instance
@@ -51,7 +51,7 @@ impl ReaderInfo {
     }
 }
 
-/// What a reader is called, and where it is reached within its device.
+/// The name of a reader, and how its device carries its commands.
 #[derive(Clone, Debug)]
 pub(crate) struct ReaderInterface {
     /// Name for a person.
@@ -66,7 +66,7 @@ pub(crate) struct ReaderInterface {
     pub(crate) quirks: Quirks,
 }
 
-/// How commands reach a reader.
+/// What carries the commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CommandChannel {
     /// Over bulk endpoints.
@@ -103,7 +103,7 @@ pub(crate) fn readers_of(device: &UsbDevice) -> Vec<Vec<ReaderInfo>> {
     driven.collect()
 }
 
-/// The slots of a reader; `several` readers of the device are told apart by their interfaces.
+/// The slots of a reader. The interface number tells `several` readers of a device apart.
 fn slot_infos(
     device: &UsbDevice,
     reader: &CcidInterface,

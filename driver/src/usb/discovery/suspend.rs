@@ -1,4 +1,4 @@
-//! The machine was asleep: readers may have lost their power, and cards may be others.
+//! Detects a suspend of the machine. Readers may have lost power, and cards may have been exchanged.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -17,18 +17,18 @@ use rustix::{
 use super::sysfs::{EventSource, UsbBus};
 use crate::fork_closed::ForkClosed;
 
-/// Notices that the machine was asleep: the time since its start went on, the clock of its programs did not.
+/// Detects suspends: the boot clock advances during a suspend, the monotonic clock does not.
 #[derive(Debug)]
 pub(crate) struct SuspendDetector {
     bus: UsbBus,
     suspended: Duration,
 }
 
-/// A sleep is longer than this; reading two clocks takes less.
+/// Shortest suspend. Reading two clocks takes less.
 const MIN_SUSPEND: Duration = Duration::from_millis(500);
 
 impl SuspendDetector {
-    /// Notices sleeps from now on, of the machine that has this bus.
+    /// Detects suspends from now on.
     #[must_use]
     pub(crate) fn new(bus: UsbBus) -> Self {
         let asleep = time_suspended(bus.source());
@@ -38,7 +38,7 @@ impl SuspendDetector {
         }
     }
 
-    /// Whether the machine has slept since this was asked last.
+    /// Returns whether the machine was suspended since the last call.
     #[must_use]
     pub(crate) fn was_suspended(&mut self) -> bool {
         let before = std::mem::replace(&mut self.suspended, time_suspended(self.bus.source()));
@@ -46,7 +46,7 @@ impl SuspendDetector {
     }
 }
 
-/// How long the machine has slept in all.
+/// Total time in suspend.
 fn time_suspended(news: &EventSource) -> Duration {
     match news {
         EventSource::System => time(ClockId::Boottime).saturating_sub(time(ClockId::Monotonic)),
@@ -60,8 +60,8 @@ fn time(clock: ClockId) -> Duration {
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// Wakes whoever waits when the machine has woken up, as a timer that is never due and ends when the clock on the wall
-/// jumps (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+/// Becomes readable after a resume: a timer that never expires, and is cancelled when the wall clock jumps
+/// (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
 #[derive(Debug)]
 pub(crate) struct ResumeTimer(ForkClosed<OwnedFd>);
 
@@ -72,7 +72,7 @@ const NEVER: Timespec = Timespec {
 };
 
 impl ResumeTimer {
-    /// None for a bus whose sleeps a test tells, and where there are no such timers.
+    /// Returns `None` for the bus of a test, and where the kernel has no such timers.
     pub(crate) fn new(bus: &UsbBus) -> Option<Self> {
         if matches!(bus.source(), EventSource::Test(_)) {
             return None;
@@ -101,7 +101,7 @@ impl ResumeTimer {
         timerfd_settime(&self.0, flags, &never).map(drop)
     }
 
-    /// Makes it wait for the next jump.
+    /// Waits for the next jump.
     pub(crate) fn clear(&self) {
         if rustix::io::read(&self.0, &mut [0_u8; 8]) != Err(Errno::AGAIN) {
             let _ = self.start();

@@ -1,4 +1,4 @@
-//! The devices on the USB that are readers, as sysfs shows them.
+//! Lists the readers on the USB from sysfs.
 
 use std::{
     fmt,
@@ -39,7 +39,7 @@ const NAME: usize = 96;
 /// Ports on the way to a device: five hubs in a row are the limit (USB 2.0, 4.1.1).
 const MAX_TIERS: usize = 6;
 
-/// A device's place on the bus: the controller, and the ports on the way (`3-1.2`).
+/// Where a device is plugged in: the bus, and the ports on the way (`3-1.2`).
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PortPath(Arc<str>);
 
@@ -86,7 +86,7 @@ impl fmt::Debug for PortPath {
     }
 }
 
-/// One plugging in of a device. Addresses are used again; the folder in sysfs is made anew each time.
+/// One plugging-in of a device. Addresses are reused; the sysfs folder is made anew each time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInstance {
     folder: u64,
@@ -121,16 +121,16 @@ pub struct UsbDevice {
     pub readers: Vec<CcidInterface>,
 }
 
-/// The readers that were found, and why there may be others.
+/// The readers on the bus, and why the list may be incomplete.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// By port.
+    /// The readers, by port.
     pub devices: Vec<UsbDevice>,
-    /// What could not be read, if anything could not.
+    /// Why something could not be read.
     pub error: Option<io::Error>,
 }
 
-/// Where devices are listed, and where their nodes are.
+/// The folders that list devices, nodes and udev data.
 #[derive(Clone, Debug)]
 pub struct UsbBus {
     devices: PathBuf,
@@ -139,7 +139,7 @@ pub struct UsbBus {
     source: EventSource,
 }
 
-/// Who tells what happens on a bus, and to its machine.
+/// Where events of the bus and of suspends come from.
 #[derive(Clone, Debug)]
 pub(crate) enum EventSource {
     /// This machine.
@@ -159,7 +159,7 @@ pub(crate) struct TestEvents {
     pub(crate) suspended: AtomicU64,
     /// How often the devices were listed.
     pub(crate) lists: AtomicU64,
-    /// How often somebody looked whether there is news.
+    /// How often the hotplug sources were drained.
     pub(crate) drains: AtomicU64,
 }
 
@@ -191,7 +191,7 @@ impl UsbBus {
         }
     }
 
-    /// The same bus, told of by a test.
+    /// The same bus, with the events of a test.
     #[cfg(test)]
     pub(crate) fn with_test_events(self, events: Arc<TestEvents>) -> Self {
         Self {
@@ -211,9 +211,8 @@ impl UsbBus {
         &self.nodes
     }
 
-    /// All devices that are readers, by port. One that leaves meanwhile is left out. A machine without USB has none.
-    /// Of those that were there `before` only what may have changed is read again. What cannot be read has not left: it is as
-    /// it was before.
+    /// Lists the devices that are readers, by port. A device that disconnects meanwhile is left out. A machine without USB has none.
+    /// Of a device in `before`, only what may have changed is read again. A device that cannot be read is listed as in `before`.
     #[must_use]
     pub fn list(&self, before: &[UsbDevice]) -> Listing {
         if let EventSource::Test(events) = &self.source {
@@ -252,7 +251,7 @@ impl UsbBus {
         listing
     }
 
-    /// Whether a rule of udev's has made pcscd leave the device to us.
+    /// Returns whether a udev rule makes pcscd ignore the device.
     pub(crate) fn is_ignored_by_pcscd(&self, device: &UsbDevice) -> bool {
         let folder = self.folder(&device.port).ok();
         let number = folder.and_then(|folder| folder.text("dev").ok());
@@ -266,7 +265,7 @@ impl UsbBus {
         data.is_some_and(|data| udev_data::is_ignored_by_pcscd(&data))
     }
 
-    /// Whether the device in `port` has never been unplugged since `instance` was written down.
+    /// Returns whether the device in `port` is still the same instance.
     ///
     /// # Errors
     /// [`io::Error`] when that cannot be read.
@@ -282,7 +281,7 @@ impl UsbBus {
         Folder::open(&self.devices.join(port.as_str()))
     }
 
-    /// The device in `port`, if it is a reader; the one that was `known` there, if that has neither left nor changed.
+    /// The device in `port`, if it is a reader. Returns `known` if the device is the same instance and did not change.
     fn find(&self, port: PortPath, known: Option<&UsbDevice>) -> io::Result<Option<UsbDevice>> {
         let folder = self.folder(&port)?;
         if let Some(known) = known
@@ -325,7 +324,7 @@ impl UsbBus {
     }
 }
 
-/// Whether a device that could not be read is not there any more.
+/// Returns whether the error says that the device is gone.
 fn is_disconnected(error: &io::Error) -> bool {
     let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
     gone.iter()

@@ -10,7 +10,7 @@ const MAX_LINES: usize = 2048;
 const KEY: &[u8] = b"PCSCLITE_IGNORE";
 const YES: &[u8] = b"1";
 
-/// Whether pcscd was told to leave the device to us. Of a property that is there twice the last counts.
+/// Returns whether a udev rule makes pcscd ignore the device. The last of several settings counts.
 #[must_use]
 pub fn is_ignored_by_pcscd(data: &[u8]) -> bool {
     let lines = data.split(|byte| *byte == b'\n').take(MAX_LINES);

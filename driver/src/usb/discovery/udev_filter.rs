@@ -1,7 +1,6 @@
-//! The kernel drops udev's messages about other subsystems before they wake anybody.
+//! Makes the kernel drop udev messages about other subsystems, so that they wake nobody.
 //!
-//! What libudev does for a program that asks for one subsystem: a classic BPF program on the socket that compares the
-//! hash of the subsystem, which udev puts into the header of each message.
+//! A classic BPF program on the socket, as libudev uses it: it compares the hash of the subsystem, which udev puts into the header of each message.
 
 use std::{
     mem::size_of,
@@ -19,7 +18,7 @@ const MAGIC: (u32, u32) = (8, 0xFEED_CAFE);
 /// Where it has the hash of the subsystem, and that of `usb`: MurmurHash2 with seed 0.
 const SUBSYSTEM: (u32, u32) = (24, 0x0577_C5E5);
 
-/// Lets through what udev says of the USB, and what is none of udev's messages: those of the kernel.
+/// Lets messages about the USB pass, and all messages of the kernel.
 pub(super) fn only_usb(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut program = [
         load(MAGIC.0),

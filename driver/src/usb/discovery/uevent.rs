@@ -1,6 +1,6 @@
-//! What the kernel and udev say of devices over netlink: `ACTION=…` and the like, ended by NULs.
+//! Parses the messages of the kernel and of udev about devices: `ACTION=…` and other properties, each ended by NUL.
 //!
-//! udev's messages begin with a header of libudev's own; the kernel's with a line `action@devpath`.
+//! udev's messages begin with a header of libudev's; the kernel's with a line `action@devpath`.
 
 use super::sysfs::PortPath;
 
@@ -13,18 +13,17 @@ const LENGTH: usize = 20;
 /// No message has more properties.
 const MAX_PROPERTIES: usize = 512;
 
-/// What happened to a device or an interface on the USB.
+/// What happened to a device or an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uevent {
-    /// A device, or an interface of one, came, went or changed.
+    /// A device or an interface was added, removed or changed.
     DeviceChanged,
-    /// Whoever had an interface of the device in this port has let go of it.
+    /// An interface of the device in this port was released.
     InterfaceUnbound(PortPath),
 }
 
 impl Uevent {
-    /// Reads a message. `None` of what is none, is about something else, or says nothing about what a reader holds or
-    /// whether it is there: that an interface was claimed.
+    /// Parses a message. Returns `None` for a malformed message, for other subsystems, and for a claim.
     #[must_use]
     pub fn parse(message: &[u8]) -> Option<Self> {
         let properties = Properties::of(message)?;
@@ -79,7 +78,7 @@ impl<'a> Properties<'a> {
     }
 }
 
-/// The properties of a message, whoever it is from.
+/// The properties of a message, from udev or from the kernel.
 fn property_bytes(message: &[u8]) -> Option<&[u8]> {
     let Some(rest) = message.strip_prefix(PREFIX) else {
         let end = message.iter().position(|byte| *byte == 0)?;

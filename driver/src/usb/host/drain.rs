@@ -1,4 +1,4 @@
-//! The end of a queue of transfers: cancelled, and waited for until the system has given every buffer back.
+//! Drains a queue: cancels its transfers and waits until the system has returned each buffer.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use rustix::event::{PollFd, Timespec};
 
 use super::transfer::{EndpointAddress, EndpointQueue};
 
-/// How long the kernel may take; it takes microseconds, and what it does not give back then is left to it.
+/// Timeout of the wait. The kernel takes microseconds. A buffer that is not returned by then is leaked to it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Cancels what is pending on `endpoints` and takes all completions; whether everything has ended.
+/// Cancels the transfers of `endpoints` and takes all completions. Returns whether all transfers have ended.
 pub(crate) fn drain(pipes: &mut dyn EndpointQueue, endpoints: &[EndpointAddress]) -> bool {
     endpoints
         .iter()
@@ -34,7 +34,7 @@ pub(crate) fn drain(pipes: &mut dyn EndpointQueue, endpoints: &[EndpointAddress]
     }
 }
 
-/// Waits for a completion, `left` at most.
+/// Waits for a completion, at most `left`.
 pub(crate) fn wait(pipes: &dyn EndpointQueue, left: Duration) {
     let left = pipes.next_timeout().map_or(left, |due| due.min(left));
     let descriptors = pipes.poll_fds();

@@ -1,4 +1,4 @@
-//! A descriptor that becomes ready when another thread says so, and is written only when it was not.
+//! A descriptor that another thread makes readable. It is written only when it was not readable.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -29,7 +29,7 @@ impl EventFd {
         Ok(Arc::new(Self { event, set }))
     }
 
-    /// Makes the descriptor ready.
+    /// Makes the descriptor readable.
     pub(crate) fn notify(&self) {
         if !self.set.swap(true, Ordering::SeqCst) {
             // A counter that is full is readable too.
@@ -37,8 +37,7 @@ impl EventFd {
         }
     }
 
-    /// Makes the descriptor not ready, before its owner looks: what is signalled after the look began makes it ready
-    /// again, what was signalled before is there to be seen.
+    /// Clears the descriptor. Call this before looking for work: a later signal sets it again.
     pub(crate) fn clear(&self) {
         if self.set.load(Ordering::SeqCst) {
             let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);

@@ -1,4 +1,4 @@
-//! Opening a device by its node, and saying who has it when that fails.
+//! Opens a device by its node.
 
 use std::{
     cell::Cell,
@@ -23,12 +23,12 @@ use super::{
 };
 use crate::fork_closed::ForkClosed;
 
-/// Who moves the transfers.
+/// Moves the transfers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UsbLibrary {
-    /// A thread of nusb's, one for the process, which nobody can end. Where it cannot be started: as [`UsbLibrary::Rusb`].
+    /// nusb, with one thread for the process, which never ends. Where the thread cannot be started: as [`UsbLibrary::Rusb`].
     Nusb,
-    /// The thread that waits; so also where threads are not allowed, and after a fork.
+    /// libusb, on the thread that waits. Works without threads and after a fork.
     #[default]
     Rusb,
 }
@@ -46,8 +46,8 @@ impl From<OpenError> for TransportError {
     }
 }
 
-/// Opens the device behind `node` (`/dev/bus/usb/BBB/DDD`) and claims its interface of that number. Waits for nobody;
-/// a driver of the kernel's that has the interface keeps it.
+/// Opens the device behind `node` (`/dev/bus/usb/BBB/DDD`) and claims its interface of that number. Does not wait. An
+/// interface of a kernel driver stays with that driver.
 ///
 /// # Errors
 /// [`OpenError`], with the owner where one is known, and the cure.
@@ -66,12 +66,12 @@ pub fn open(
 /// A claimed interface.
 pub(crate) struct OpenedInterface {
     pub(crate) interface: Arc<dyn UsbInterface>,
-    /// When the last transfer to the device had been begun before this claim, by whomever, as far as that can be told.
+    /// When the last transfer before this claim was begun, by any program. `None` if unknown.
     pub(crate) last_transfer: Option<u64>,
 }
 
-/// The same as [`open`], for whoever tries again: who has the device is not looked for. One that somebody else has claimed is
-/// sent nothing.
+/// Like [`open`], for a caller that tries again. Does not look for the owner of a busy interface. Sends nothing to a device
+/// whose interface another program has claimed.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -106,7 +106,7 @@ pub(crate) fn attempt(
     })
 }
 
-/// Why an interface was not claimed; who has it is for the caller to find.
+/// Why an interface could not be claimed. The caller looks for the owner.
 fn claim_error(errno: Errno) -> OpenError {
     match errno {
         Errno::NODEV => OpenError::Disconnected,
@@ -118,7 +118,7 @@ fn claim_error(errno: Errno) -> OpenError {
     }
 }
 
-/// When the last transfer to the device behind `node` was begun, by whomever, as far as that can be told.
+/// When the last transfer to the device at `node` was begun, by any program. `None` if unknown.
 pub(crate) fn last_transfer(node: &Path) -> Option<u64> {
     usbfs::last_transfer(&fs::metadata(node).ok()?)
 }

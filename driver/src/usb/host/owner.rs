@@ -7,7 +7,7 @@ use std::{
 
 use super::printable::printable;
 
-/// What is said of an interface that somebody else has claimed; the files of all processes are looked through.
+/// Describes the owner of a busy interface. Searches the open files of all processes.
 pub(crate) fn describe_owner(node: &Path, interface: u8) -> String {
     describe_owner_in(Path::new("/proc"), node, interface)
 }
@@ -19,7 +19,7 @@ struct Owner {
     name: String,
 }
 
-/// What is said of an interface that somebody else has claimed.
+/// The same, with `proc` as the process folder.
 fn describe_owner_in(proc: &Path, node: &Path, interface: u8) -> String {
     let what = format!("interface {interface} of {} is in use", node.display());
     match owner(proc, node) {
@@ -64,7 +64,7 @@ fn owner(proc: &Path, node: &Path) -> Option<Owner> {
     })
 }
 
-/// The node's path as the kernel tells it.
+/// The node's path as the kernel reports it.
 fn canonical(node: &Path) -> PathBuf {
     fs::canonicalize(node).unwrap_or_else(|_| node.to_owned())
 }
@@ -77,7 +77,7 @@ fn has_open(process: &Path, node: &Path) -> bool {
     targets.any(|target: PathBuf| target == node)
 }
 
-/// Characters of a program's name that are shown; Linux keeps 15 bytes.
+/// Maximum length of a program's name in messages. Linux keeps 15 bytes.
 const MAX_NAME: usize = 32;
 
 #[cfg(test)]

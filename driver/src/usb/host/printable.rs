@@ -1,13 +1,13 @@
-//! Names that devices and programs choose for themselves.
+//! Makes names that devices and programs choose safe to display.
 
-/// The name as it can be shown: of so many characters at most, none of which controls how the rest is shown.
+/// The name without characters that control how text is displayed, of at most `longest` characters.
 pub(crate) fn printable(name: &[u8], longest: usize) -> String {
     let name = String::from_utf8_lossy(name);
     let shown = name.trim().chars().filter(|one| !is_control(*one));
     shown.take(longest).collect()
 }
 
-/// Control characters, and those of Unicode that are not seen or turn the direction of writing.
+/// Returns whether the character is a control character, invisible, or changes the writing direction.
 fn is_control(one: char) -> bool {
     let is_format = matches!(
         one,

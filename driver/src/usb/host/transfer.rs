@@ -1,7 +1,6 @@
-//! What a CCID driver asks of one claimed interface: completions, never calls that block.
+//! What the driver needs of a claimed interface: transfers that complete, and no call that blocks.
 //!
-//! A thread that waits does so in one poll(2) over the descriptors of every pipe it cares for and of whatever
-//! ends its wait, so one wait serves an answer, a notification, a deadline and a stop alike.
+//! A thread waits in one poll(2) for the descriptors of all its queues and for its stop. One wait serves a response, a notification, a deadline and a stop.
 
 use std::{fmt, os::fd::BorrowedFd, time::Duration};
 
@@ -48,7 +47,7 @@ pub enum TransferError {
     /// It was cancelled; a control transfer, at its limit.
     #[error("the transfer was cancelled")]
     Cancelled,
-    /// The device has left.
+    /// The device was unplugged.
     #[error("the device is gone")]
     Disconnected,
     /// More data came than there was room for.
@@ -75,7 +74,7 @@ pub struct Completion {
 /// One claimed interface of a device. When it and all its [`EndpointQueue`] are dropped the claim is released and the
 /// device left as it is.
 pub trait UsbInterface: Send + Sync + fmt::Debug {
-    /// A queue of transfers over `endpoints`, of which none belongs to another queue that still lives.
+    /// Opens a queue over `endpoints`. No other living queue has one of them.
     ///
     /// # Errors
     /// [`TransferError`] when the interface has no such endpoint, or the device has left.
@@ -104,8 +103,8 @@ pub trait UsbInterface: Send + Sync + fmt::Debug {
     fn reset(&self) -> Result<(), TransferError>;
 }
 
-/// Transfers over some endpoints, for one thread at a time. Dropping it cancels what is under way and wipes the
-/// buffers once the system has given them back.
+/// Transfers over some endpoints, for one thread at a time. Dropping it cancels the pending transfers and wipes the
+/// buffers once the system has returned them.
 pub trait EndpointQueue: Send + fmt::Debug {
     /// Queues a transfer of up to `len` bytes from `endpoint`, a multiple of its packet size. One that cannot be
     /// queued completes with its error.
@@ -114,22 +113,21 @@ pub trait EndpointQueue: Send + fmt::Debug {
     /// Queues a transfer of `buffer` to `endpoint`, without a zero-length packet after it.
     fn submit_out(&mut self, endpoint: EndpointAddress, buffer: Secret);
 
-    /// The next transfer that has ended, of any endpoint; never waits. Called until there is none left before the
-    /// descriptors are waited for again.
+    /// The next completed transfer of any endpoint. Never waits. Call this until it returns `None` before waiting again.
     fn next_completion(&mut self) -> Option<Completion>;
 
-    /// What poll(2) is asked: one of these is ready when [`EndpointQueue::next_completion`] may have something new.
+    /// Descriptors for poll(2). One is ready when [`EndpointQueue::next_completion`] may return a transfer.
     fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
 
-    /// When [`EndpointQueue::next_completion`] wants to be called though no descriptor is ready.
+    /// When to call [`EndpointQueue::next_completion`] though no descriptor is ready.
     fn next_timeout(&self) -> Option<Duration> {
         None
     }
 
-    /// Asks for the end of what is queued for `endpoint`; the completions come as any others.
+    /// Cancels the transfers of `endpoint`. They complete as any others.
     fn cancel(&mut self, endpoint: EndpointAddress);
 
-    /// Transfers of `endpoint` that have not completed.
+    /// Number of pending transfers of `endpoint`.
     fn pending(&self, endpoint: EndpointAddress) -> usize;
 
     /// Clears a halt and sets the data toggle back (USB 2.0, 9.4.5); nothing may be pending on `endpoint`.
@@ -139,19 +137,19 @@ pub trait EndpointQueue: Send + fmt::Debug {
     fn clear_halt(&mut self, endpoint: EndpointAddress) -> Result<(), TransferError>;
 }
 
-/// Why a device could not be had.
+/// Why a device could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// The device, or the interface, is not there any more.
+    /// The device or the interface is gone.
     #[error("the device is gone")]
     Disconnected,
-    /// This user may not open it.
+    /// This user may not open the node.
     #[error("{0}")]
     Denied(String),
     /// Another program has claimed the interface.
     #[error("{0}")]
     Busy(String),
-    /// Anything else.
+    /// Any other error.
     #[error("{0}")]
     Failed(String),
 }

@@ -1,4 +1,4 @@
-//! What is asked of a device's node itself, before a library has it: nothing here is sent to the device.
+//! Requests to a device's node, before a USB library gets it. Nothing is sent to the device.
 
 use std::{
     ffi::c_uint,
@@ -14,7 +14,7 @@ use rustix::{
 /// USBDEVFS_CLAIMINTERFACE (`linux/usbdevice_fs.h`).
 const CLAIM_INTERFACE: Opcode = ioctl::opcode::read::<c_uint>(b'U', 15);
 
-/// Claims an interface for whoever has this node open; once more is as good as once.
+/// Claims an interface for the owner of this open node. Claiming it again changes nothing.
 ///
 /// # Errors
 /// BUSY when a driver or another program has it.

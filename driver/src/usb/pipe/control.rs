@@ -1,8 +1,7 @@
-//! A token that takes its commands over the control pipe: one command and its answer.
+//! The control pipe of an ICCD token: one command and its response.
 //!
-//! A request blocks until it ends, a second at most ([`budget::CONTROL`]); a stop and the deadline are looked at
-//! between two of them. Nothing tells whose an answer is, so a token that did not answer is set back before it gets
-//! another command: its card loses its state.
+//! A request blocks until it ends, for at most [`budget::CONTROL`]. Stop and deadline are checked between two requests. A response does not identify its
+//! command, so a token that did not respond is reset before its next command, and its card loses its state.
 
 use std::{
     sync::Arc,
@@ -48,7 +47,7 @@ impl<'a> CommandDeadline<'a> {
         }
     }
 
-    /// What the next request may take.
+    /// Timeout of the next request.
     fn next_timeout(&self) -> Result<Duration, BulkErrorKind> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if self.stop.is_set() {
@@ -60,7 +59,7 @@ impl<'a> CommandDeadline<'a> {
         Ok(left.min(budget::CONTROL))
     }
 
-    /// Waits for a token that is busy: to say so is a request for more time.
+    /// Waits for a busy token. Busy counts as a request for more time.
     fn wait(&mut self, delay: Duration) -> Result<(), BulkErrorKind> {
         let until = self.deadline.min(Instant::now() + delay);
         let _ = readable(&[], self.stop, Some(until));
@@ -71,7 +70,7 @@ impl<'a> CommandDeadline<'a> {
 }
 
 impl ControlPipe {
-    /// The token that is interface `number` of its device.
+    /// The token on interface `number` of its device.
     pub(crate) fn new(interface: Arc<dyn UsbInterface>, number: u8, version: Version) -> Self {
         Self {
             interface,
@@ -80,7 +79,7 @@ impl ControlPipe {
         }
     }
 
-    /// Does `command` and waits for what comes of it, as long as `limit` says, or until `stop`.
+    /// Runs `command` and waits for the response.
     ///
     /// # Errors
     /// [`BulkError`]; nobody knows then what the token is at, unless nothing was sent.
@@ -163,7 +162,7 @@ impl ControlPipe {
         Ok(answer)
     }
 
-    /// Sets the token back, whatever it is at: its card has no power then.
+    /// Resets the token. Its card has no power afterwards.
     ///
     /// # Errors
     /// [`BulkError`] when the token does not come back; its device may be reset then.
@@ -197,7 +196,7 @@ impl ControlPipe {
         Err(last)
     }
 
-    /// Resets the whole device; what follows tells whether it came back.
+    /// Resets the whole device. The next command shows whether it responds again.
     pub(crate) fn reset_device(&mut self) {
         if let Err(error) = self.interface.reset() {
             tracing::warn!("usb: the device cannot be reset: {error}");

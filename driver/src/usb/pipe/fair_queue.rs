@@ -1,8 +1,7 @@
-//! Taking turns at something that only so many may be at together: in the order of asking, and nobody waits longer than
-//! it wants to.
+//! A fair queue for a limited number of permits, in the order of requests. Each waiter has a deadline.
 //!
-//! A turn that ends is handed to the first who waits, under the lock; whoever stops waiting says so under the same
-//! lock, and passes on a turn that was handed over meanwhile. So none is lost, and none is given twice.
+//! A permit that is returned goes to the first waiter, under the lock. A waiter that gives up leaves the queue under the same lock, and passes on a permit
+//! that it was granted meanwhile. No permit is lost or granted twice.
 
 use std::{
     collections::VecDeque,
@@ -20,17 +19,17 @@ use crate::{
     wait::{Stop, readable},
 };
 
-/// How often somebody for whom no descriptor was left looks whether it is his turn.
+/// Poll interval of a waiter without a descriptor.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Turns, so many at a time.
+/// A fair queue for permits.
 #[derive(Debug)]
 pub(crate) struct FairQueue(Mutex<QueueState>);
 
 #[derive(Debug)]
 struct QueueState {
     free: usize,
-    /// Whoever waits; nobody does while a turn is free.
+    /// The waiters. Empty while a permit is free.
     waiting: VecDeque<Arc<Waiter>>,
 }
 
@@ -40,12 +39,12 @@ struct Waiter {
     wakeup: Option<Arc<EventFd>>,
 }
 
-/// A turn; it ends when it is dropped.
+/// A permit. Dropping it returns it.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<FairQueue>);
 
 impl FairQueue {
-    /// `many` turns at the same time, one at least.
+    /// `many` permits, at least one.
     pub(crate) fn new(many: usize) -> Arc<Self> {
         Arc::new(Self(Mutex::new(QueueState {
             free: many.max(1),
@@ -57,19 +56,19 @@ impl FairQueue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a turn could be had without waiting.
+    /// Returns whether a permit is free.
     pub(crate) fn is_free(&self) -> bool {
         self.queue().free > 0
     }
 
-    /// A turn that is free.
+    /// A permit, if one is free.
     pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let mut queue = self.queue();
         queue.free = queue.free.checked_sub(1)?;
         Some(Permit(Arc::clone(self)))
     }
 
-    /// Waits for a turn until `until` or `stop`.
+    /// Waits for a permit until `until` or `stop`.
     ///
     /// # Errors
     /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].
@@ -101,7 +100,7 @@ impl FairQueue {
         }
     }
 
-    /// A place in the queue; `None` when it is one's turn at once.
+    /// Enters the queue. Returns `None` if a permit was free.
     fn enqueue(&self) -> Option<Arc<Waiter>> {
         let mut queue = self.queue();
         if let Some(free) = queue.free.checked_sub(1) {

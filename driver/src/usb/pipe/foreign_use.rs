@@ -1,31 +1,32 @@
-//! Whether anybody else has used a device between two claims of this process.
+//! Detects whether another program has used a device between two claims of this process.
 //!
-//! Linux sets the modification time of a device's node at each transfer that is begun over it and at each control request, whoever
-//! begins it: another user, also in a container that has the same `/dev`. A time other than the last claim left is somebody
-//! else's transfer, if only of descriptors that were read again; a reset of the device without any transfer does not show. The time
-//! is that of the kernel's clock tick: what was begun within the tick of our own last transfer does not show either.
+//! Linux sets the modification time of a device's node when a transfer over it or a control request is begun, by any user, also in a
+//! container with the same `/dev`. A time other than the one at the end of the last claim means a transfer of another program,
+//! perhaps only for descriptors. A reset of the device without a transfer does not show. The time is that of the kernel's clock
+//! tick: a transfer within the tick of our own last transfer does not show either.
 //!
-//! Claims of several readers in one device overlap, and change the time for each other. While one lasts, what another
-//! finds is taken for that one's.
+//! Claims of several readers in one device overlap, and change the time for each other. While one claim lasts, a change that another claim
+//! finds is attributed to the first.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The strangers of one device. A clone is of the same device.
+/// Uses of one device by other programs. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ForeignUse(Arc<Mutex<UseState>>);
 
 #[derive(Debug, Default)]
 struct UseState {
-    /// How often somebody else may have used the device.
+    /// How often another program may have used the device.
     count: u64,
-    /// Claims of this process.
+    /// Number of claims of this process.
     claims: usize,
-    /// When the last transfer had been begun as a claim of this process ended, as far as that could be told, and whether one has.
+    /// When the last transfer was begun, as of the end of the last claim. `None` if unknown.
     last_transfer: Option<u64>,
+    /// A claim of this process has ended.
     had_claim: bool,
 }
 
-/// A claim of this process, or one that is being made.
+/// A claim of this process, made or in progress.
 #[derive(Debug)]
 pub(crate) struct OwnClaim {
     foreign_use: ForeignUse,
@@ -37,12 +38,12 @@ impl ForeignUse {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often somebody else may have used the device since this process first did.
+    /// How often another program may have used the device since this process first did.
     pub(crate) fn count(&self) -> u64 {
         self.state().count
     }
 
-    /// Somebody else has it at the moment.
+    /// Another program has the device claimed.
     pub(crate) fn record(&self) {
         let mut state = self.state();
         state.count = state.count.wrapping_add(1);
@@ -61,7 +62,7 @@ impl ForeignUse {
 }
 
 impl OwnClaim {
-    /// The claim is made, and nothing sent yet; the last transfer was begun at `last`, as far as that can be told.
+    /// The claim is made, and nothing was sent yet. The last transfer was begun at `last`; `None` if unknown.
     pub(crate) fn note_claimed(&self, last: Option<u64>) {
         let mut state = self.foreign_use.state();
         let is_same = last.is_some() && state.last_transfer == last;
@@ -70,7 +71,7 @@ impl OwnClaim {
         }
     }
 
-    /// The claim ends; nothing more is sent. `last` tells when the last transfer was begun.
+    /// The claim ends, and nothing more is sent. `last` returns when the last transfer was begun.
     pub(crate) fn note_released(&self, last: impl FnOnce() -> Option<u64>) -> Option<u64> {
         // Asked under the lock: of two claims that end, the later notes the later time.
         let mut state = self.foreign_use.state();

@@ -1,16 +1,16 @@
 //! The command pipe of a claimed reader, which its slots share.
 //!
 //! ```text
-//! Device of slot 0     Device of slot 1       what is known of a card; sends, or brings its own slot back
-//!   SlotPipe             SlotPipe             in step or not, slot by slot
+//! CcidSlot 0           CcidSlot 1         state of the card; recovers its own slot
+//!   SlotPipe             SlotPipe         synchronized or not, slot by slot
 //!        \                /
-//!         CommandPipe                         whose turn it is; what must be put right before anybody's next command
+//!         CommandPipe                     permits; recovery of another slot before the next command
 //!              |
-//!    Bulk | SharedBulk | Iccd                  one message and its answer; SharedBulk: one in each slot
+//! BulkPipe | ConcurrentBulkPipe | ControlPipe      one message and its response; ConcurrentBulkPipe: one in each slot
 //! ```
 //!
-//! A slot that is out of step is brought back without touching the cards of the others. The last resort, a reset of the
-//! device, takes all cards' power: it is counted, and no slot whose count is behind is in step.
+//! Recovery of one slot leaves the cards of the others alone. The last resort, a reset of the device, takes all cards' power. Resets are counted: a slot
+//! whose count is behind is not synchronized.
 
 pub(crate) mod bulk;
 pub(crate) mod control;
@@ -38,21 +38,21 @@ use crate::{
     wait::Stop,
 };
 
-/// What the readers of one device have in common.
+/// What the readers of one device share.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceShared {
-    /// How often the device was reset.
+    /// Number of device resets.
     resets: AtomicU64,
-    /// Where no two of its readers may be at a command at the same time.
+    /// The queue of a device whose readers cannot run commands at the same time.
     command_queue: Option<Arc<FairQueue>>,
-    /// Its readers were seen to leave out the empty packet after whole ones.
+    /// The readers omit the zero-length packet after whole packets.
     omits_zlp: Arc<AtomicBool>,
-    /// Who else uses the device.
+    /// Counts uses by other programs.
     pub(crate) foreign_use: ForeignUse,
 }
 
 impl DeviceShared {
-    /// Of a device with these quirks.
+    /// The state of a device with these quirks.
     pub(crate) fn with_quirks(quirks: Quirks) -> Self {
         Self {
             resets: AtomicU64::new(0),
@@ -62,17 +62,17 @@ impl DeviceShared {
         }
     }
 
-    /// Whether its readers leave out the empty packet after whole ones, for whoever finds out to say so.
+    /// Whether the readers omit the zero-length packet after whole packets. A pipe that finds out sets it.
     pub(crate) fn omits_zlp(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.omits_zlp)
     }
 
-    /// Whether one of its readers may have to wait for another.
+    /// Returns whether a reader may have to wait for another reader of the device.
     pub(crate) const fn is_exclusive(&self) -> bool {
         self.command_queue.is_some()
     }
 
-    /// How often the device was reset, and each of its cards with it.
+    /// Number of device resets. Each has reset all cards in the device.
     pub(crate) fn resets(&self) -> u64 {
         self.resets.load(Ordering::SeqCst)
     }
@@ -86,7 +86,7 @@ pub(crate) struct CommandPipe {
     device: Arc<DeviceShared>,
 }
 
-/// For how many commands at a time.
+/// How many commands run at a time.
 #[derive(Debug)]
 enum PipeMode {
     Single(Mutex<SinglePipe>),
@@ -96,11 +96,11 @@ enum PipeMode {
 #[derive(Debug)]
 struct SinglePipe {
     carrier: MessageCarrier,
-    /// The slot whose command was not answered last, if the pipe has not been put right since.
+    /// The slot whose last command was not answered, until recovery.
     unsynchronized_slot: Option<u8>,
 }
 
-/// What carries messages.
+/// What carries the messages.
 #[derive(Debug)]
 pub(crate) enum MessageCarrier {
     Bulk(BulkPipe),
@@ -160,14 +160,14 @@ impl MessageCarrier {
     }
 }
 
-/// A command's right to the pipe.
+/// A command's permits.
 struct CommandPermit {
     _of_reader: Permit,
     _of_device: Option<Permit>,
 }
 
 impl CommandPipe {
-    /// The pipe of a reader in the device that has `common`.
+    /// The pipe of a reader in the device that shares `common`.
     pub(crate) fn new(carrier: impl Into<MessageCarrier>, common: Arc<DeviceShared>) -> Self {
         Self {
             mode: PipeMode::Single(Mutex::new(SinglePipe {
@@ -179,7 +179,7 @@ impl CommandPipe {
         }
     }
 
-    /// The pipe of a reader that can be at work in `busy` slots at a time, one command in each.
+    /// The pipe of a reader with `busy` busy slots: one command at a time in each.
     pub(crate) fn shared(bulk: ConcurrentBulkPipe, busy: usize, common: Arc<DeviceShared>) -> Self {
         Self {
             mode: PipeMode::Concurrent(bulk),
@@ -196,14 +196,14 @@ impl CommandPipe {
         }
     }
 
-    /// Whether a command could be sent at once.
+    /// Returns whether a command could be sent at once.
     pub(crate) fn is_free(&self) -> bool {
         let device = self.device.command_queue.as_ref();
         self.command_queue.is_free() && device.is_none_or(|queue| queue.is_free())
     }
 
-    /// Waits for the turn of a command; the order is everywhere the same, the reader's and then the device's. A command that
-    /// is to end before it has begun gets none: nothing is sent only to be taken back.
+    /// Waits for the permits of a command: the reader's, then the device's, always in this order. Grants none after the
+    /// deadline or a stop, so that nothing is sent only to be cancelled.
     fn acquire(&self, until: Instant, stop: &Stop) -> Result<CommandPermit, BulkError> {
         let sent = Sent::No;
         check_limits(until, stop)?;
@@ -220,7 +220,7 @@ impl CommandPipe {
         Ok(right)
     }
 
-    /// Makes the pipe fit for a command to `slot`; nothing of that command is sent.
+    /// Prepares the pipe for a command to `slot`. Sends nothing of that command.
     fn prepare(
         &self,
         _right: &CommandPermit,
@@ -266,7 +266,7 @@ impl CommandPipe {
         }
     }
 
-    /// Resets the device, unless another slot is at work.
+    /// Resets the device, unless another slot runs a command.
     fn reset_device(&self, _right: &CommandPermit) {
         match &self.mode {
             PipeMode::Single(wire) => {
@@ -282,7 +282,7 @@ impl CommandPipe {
     }
 }
 
-/// Whether a command may still begin: nothing is sent after its deadline, or after a stop.
+/// Checks stop and deadline. Nothing is sent after either.
 fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
     let kind = if stop.is_set() {
         BulkErrorKind::Stopped
@@ -295,14 +295,13 @@ fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
     Err(BulkError { kind, sent })
 }
 
-/// The wire, for whoever has the right to it.
+/// The pipe, for the holder of the permit.
 fn locked(wire: &Mutex<SinglePipe>) -> MutexGuard<'_, SinglePipe> {
     wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SinglePipe {
-    /// Before a command of `slot`: where that of another slot was not answered, it is aborted there and the pipe made to
-    /// work again. What the other slot's card is at is for that slot to find out.
+    /// Before a command of `slot`: aborts an unanswered command of another slot. That slot recovers its card itself.
     fn recover_other_slot(
         &mut self,
         slot: u8,
@@ -357,12 +356,12 @@ impl SinglePipe {
 pub(crate) struct SlotPipe {
     pipe: Arc<CommandPipe>,
     synchronized: bool,
-    /// As many resets of the device as the slot has taken in.
+    /// The device resets that the slot has taken in.
     resets: u64,
 }
 
 impl SlotPipe {
-    /// A slot's use of `pipe`, in step until something happens.
+    /// A slot's use of `pipe`, synchronized at first.
     pub(crate) fn new(pipe: Arc<CommandPipe>) -> Self {
         let resets = pipe.device.resets();
         Self {
@@ -372,25 +371,25 @@ impl SlotPipe {
         }
     }
 
-    /// How many resets of the device the slot has taken in.
+    /// The device resets that the slot has taken in.
     pub(crate) const fn resets(&self) -> u64 {
         self.resets
     }
 
-    /// Whether the next command can be sent without [`SlotPipe::recover`].
+    /// Returns whether the next command can be sent without [`SlotPipe::recover`].
     pub(crate) fn is_synchronized(&self) -> bool {
         self.synchronized && self.resets == self.pipe.device.resets()
     }
 
-    /// Distrusts the slot until [`SlotPipe::recover`].
+    /// Requires [`SlotPipe::recover`] before the next command.
     pub(crate) const fn mark_desynchronized(&mut self) {
         self.synchronized = false;
     }
 
-    /// Sends `command` to `slot` and waits for its answer, as long as `limit` says, or until `stop`; as long for its turn.
+    /// Sends `command` to `slot` and waits for the response, until `limit` or `stop`. The wait for a permit counts.
     ///
     /// # Errors
-    /// [`BulkError`]; the slot is then out of step, unless the turn never came or the time was up before.
+    /// [`BulkError`]; the slot is then desynchronized, unless nothing was sent.
     pub(crate) fn command(
         &mut self,
         command: &Command<'_>,
@@ -407,8 +406,8 @@ impl SlotPipe {
         result
     }
 
-    /// Brings the slot back into step: halts cleared, the command under way aborted, its late answers dropped.
-    /// What its card makes of it is the caller's to find out; the cards of other slots are left alone.
+    /// Synchronizes the slot: aborts the pending command, clears halts that were seen, drops late responses. The caller recovers
+    /// the card. Cards of other slots keep their state.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.
@@ -428,8 +427,7 @@ impl SlotPipe {
         result
     }
 
-    /// Resets the whole device, and all cards in it; what follows tells whether it came back. Left out when somebody
-    /// else has just done it, or another slot's command is under way after all.
+    /// Resets the device and all cards in it. Does nothing if another slot has just done so, or runs a command.
     pub(crate) fn reset_device(&mut self) {
         let until = Instant::now() + budget::CANCEL;
         let Ok(right) = self.pipe.acquire(until, &Stop::new()) else {
@@ -442,7 +440,7 @@ impl SlotPipe {
 }
 
 impl From<BulkPipe> for SlotPipe {
-    /// The pipe of a reader nobody else uses.
+    /// The pipe of a reader that nothing else uses.
     fn from(bulk: BulkPipe) -> Self {
         Self::new(Arc::new(CommandPipe::new(bulk, Arc::default())))
     }

@@ -1,4 +1,4 @@
-//! Access to a slot's desk: by one thread at a time, in the order of asking, and nobody waits longer than it wants to.
+//! Access to a reader's driver: one thread at a time, in the order of requests. Each waiter has a deadline.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -21,17 +21,17 @@ use crate::{
 /// See the module.
 #[derive(Debug)]
 pub(super) struct DriverAccess {
-    /// Locked by whose turn it is.
+    /// Locked by the thread that has the permit.
     driver: Mutex<ReaderDriver>,
     queue: Arc<FairQueue>,
-    /// The connection has ended, which the desk does not know yet.
+    /// The transport has ended. The driver is still attached.
     detach_pending: AtomicBool,
 }
 
-/// A slot's desk, for as long as the value lives.
+/// The driver, locked until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct DriverGuard<'a> {
-    // In this order: whoever comes next finds the desk free.
+    // Dropped in this order: the next thread finds the driver free.
     driver: MutexGuard<'a, ReaderDriver>,
     _permit: Permit,
     _detach: DetachOnDrop<'a>,
@@ -46,7 +46,7 @@ impl DriverAccess {
         }
     }
 
-    /// The desk; whoever is at it is waited for until `until` or `stop`.
+    /// Locks the driver. Waits for other threads until `until` or `stop`.
     ///
     /// # Errors
     /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].
@@ -57,13 +57,13 @@ impl DriverAccess {
     ) -> Result<DriverGuard<'_>, BulkErrorKind> {
         let permit = self.queue.acquire(until, stop);
         if permit.is_err() {
-            // It may just have been passed on from here.
+            // This waiter may just have been granted the permit and passed it on.
             self.detach_if_pending();
         }
         permit.map(|permit| self.guard(permit))
     }
 
-    /// The desk, unless somebody is at it.
+    /// Locks the driver unless another thread uses it.
     pub(super) fn try_acquire(&self) -> Option<DriverGuard<'_>> {
         self.queue.try_acquire().map(|permit| self.guard(permit))
     }
@@ -80,13 +80,13 @@ impl DriverAccess {
         }
     }
 
-    /// Ends the connection, by whoever is at the desk or comes next.
+    /// Detaches the driver. The thread that uses it, or the next one, does that.
     pub(super) fn detach(&self) {
         self.detach_pending.store(true, Ordering::SeqCst);
         self.detach_if_pending();
     }
 
-    /// Does what was left to whoever is at the desk, unless somebody is.
+    /// Detaches the driver if that is pending, unless another thread uses the driver.
     fn detach_if_pending(&self) {
         if self.detach_pending.load(Ordering::SeqCst) {
             drop(self.try_acquire());
@@ -108,7 +108,7 @@ impl DerefMut for DriverGuard<'_> {
     }
 }
 
-/// What is done after a turn at the desk.
+/// Runs [`DriverAccess::detach_if_pending`] after each use.
 #[derive(Debug)]
 struct DetachOnDrop<'a>(&'a DriverAccess);
 

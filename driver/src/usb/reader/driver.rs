@@ -23,48 +23,49 @@ use crate::{
     wait::{Stop, readable},
 };
 
-/// Who has let go because another process asked waits so long before it wants the reader again, unless that process has had it
-/// since: a bit longer than that process may pause between two tries.
+/// After yielding the reader to another process, wait at most this long before claiming it again. The wait ends once that
+/// process has claimed it. Longer than the longest interval between two tries of that process.
 const YIELD_TIMEOUT: Duration = MAX_RETRY_INTERVAL.saturating_add(Duration::from_millis(10));
 
-/// How often it looks whether that process has had it.
+/// Poll interval of that wait.
 const YIELD_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What is done with a slot, by one thread at a time.
+/// Drives one reader, for one thread at a time.
 #[derive(Debug, Default)]
 pub(crate) struct ReaderDriver {
     slot: u8,
-    /// The driver of the claimed reader; dropped before the claim.
+    /// The slot of the claimed reader. Dropped before the claim.
     ccid_slot: Option<CcidSlot>,
     claim: Option<Arc<ReaderClaim>>,
-    /// A connection lasts.
+    /// A transport uses the reader.
     is_attached: bool,
-    /// The card was powered since the last connection was made, and may be another one than that had.
+    /// The card was powered since the last transport began, and may be another one.
     may_be_another: bool,
     saved: SavedState,
     suspend: Option<SuspendDetector>,
 }
 
-/// What is known of a slot nobody of this process uses at the moment.
+/// What is known of the card between two claims.
 #[derive(Debug)]
 struct SavedState {
     loss_counts: Option<LossCounts>,
     atr: Option<Atr>,
+    /// The card that was left powered.
     card: Option<SavedCard>,
     epoch: Epoch,
     synchronized: bool,
-    /// When the reader was let go because somebody asked, and which use of it that was.
+    /// When the reader was yielded to another process, and the use count of the claim that ended.
     yielded: Option<(Instant, u64)>,
 }
 
 /// A card that was left powered.
 #[derive(Debug)]
 struct SavedCard {
-    /// With what was agreed with it.
+    /// The card and the parameters agreed with it.
     card: Card,
-    /// The claim in which that was.
+    /// The claim in which they were agreed.
     claim: Weak<ReaderClaim>,
-    /// When the reader was listened to then, as [`ReaderClaim::monitoring_changes`] has it.
+    /// [`ReaderClaim::monitoring_period`] at that time.
     monitoring_period: Option<u64>,
 }
 
@@ -89,9 +90,8 @@ impl ReaderDriver {
         }
     }
 
-    /// The claimed reader: as it was left when nobody else had it since, else in a new epoch. Its card is powered when
-    /// it is known which one it is; none is powered for this. A token that no process of ours has had since it was plugged in
-    /// is asked for nothing.
+    /// Claims the reader and resumes the saved state. Starts a new epoch if another process may have used the card.
+    /// Powers no card. A fixed token that no process of ours has used sends nothing yet.
     ///
     /// # Errors
     /// Of the claim, or of a reader that does not answer.
@@ -113,13 +113,13 @@ impl ReaderDriver {
             let what = format!("reader {}: not open", reader.info.interface.name);
             TransportError::before_card(TransportErrorKind::NoReader, what)
         })?;
-        // Somebody else may have opened it.
+        // A call with another stop may have opened it.
         device.set_stop(request.stop);
         Ok(device)
     }
 
-    /// Has the card looked at anew after a sleep of the machine, in which it may have lost its power: one that has power
-    /// kept it if the reader gives none by itself. The claim, if there was one, is kept for as long as its owner is.
+    /// After a suspend the card may have lost power, so its slot is queried again. An active card kept its power, unless
+    /// the reader powers cards by itself. Returns the claim, which must outlive the query.
     fn check_suspend(&mut self, reader: &UsbReader) -> Option<Arc<ReaderClaim>> {
         let slept = self
             .suspend
@@ -137,7 +137,7 @@ impl ReaderDriver {
         reader_claim
     }
 
-    /// Leaves the reader to whoever asked for it.
+    /// Gives the process that requested the reader time to claim it. Ends once the use count shows that it has.
     fn pause_after_yield(&mut self, reader: &UsbReader, stop: &Stop) {
         let Some((yielded, uses)) = self.saved.yielded.take() else {
             return;
@@ -185,7 +185,7 @@ impl ReaderDriver {
         }
         let icc = device.status(call);
         known.synchronized = device.is_synchronized();
-        // Or its reader would have said so.
+        // Or the reader would have reported a change.
         let monitoring_period = card.as_ref().and_then(|left| left.monitoring_period);
         let stays = info.keeps_card_identity()
             || (monitoring_period.is_some()
@@ -205,7 +205,7 @@ impl ReaderDriver {
         icc.map(|_| device)
     }
 
-    /// Powers the card, which resets it, unless it is powered and known.
+    /// Powers the card, which resets it, unless the card is powered and known.
     ///
     /// # Errors
     /// NoCard when there is none, or it is mute; else of the reader.
@@ -223,56 +223,56 @@ impl ReaderDriver {
         Ok(device.atr().cloned())
     }
 
-    /// Whether the reader is in use, and was asked what its slot holds when that began.
+    /// Returns whether the slot is open and its status was queried.
     pub(crate) const fn is_open(&self) -> bool {
         self.ccid_slot.is_some()
     }
 
-    /// The reader in use has said that its slot is empty.
+    /// Returns whether the open slot reported no card.
     pub(crate) fn is_empty(&self) -> bool {
         let device = self.ccid_slot.as_ref();
         device.and_then(CcidSlot::icc) == Some(IccStatus::Absent)
     }
 
-    /// The answer to reset of the powered card.
+    /// The ATR of the powered card.
     pub(crate) fn atr(&self) -> Option<&Atr> {
         self.ccid_slot.as_ref().and_then(CcidSlot::atr)
     }
 
-    /// The frames that reach the powered card.
+    /// The frame lengths that reach the powered card.
     pub(crate) fn limits(&self) -> Limits {
         let device = self.ccid_slot.as_ref();
         device.map_or(Limits::SHORT, CcidSlot::limits)
     }
 
-    /// The card's epoch, over all claims.
+    /// The card's epoch, across claims.
     pub(crate) fn epoch(&self) -> Epoch {
         let device = self.ccid_slot.as_ref().map(CcidSlot::epoch);
         device.unwrap_or(self.saved.epoch)
     }
 
-    /// A connection begins; the reader stays claimed until it ends or another process asks.
-    /// Returns whether its card may be another one than the last connection had.
+    /// A transport begins. The claim lasts until the transport ends or another process requests the reader.
+    /// Returns whether the card may be another one than that of the last transport.
     pub(crate) const fn attach(&mut self) -> bool {
         self.is_attached = true;
         std::mem::replace(&mut self.may_be_another, false)
     }
 
-    /// The connection ends.
+    /// The transport ends.
     pub(crate) fn detach(&mut self) {
         self.is_attached = false;
         self.close();
     }
 
-    /// Ends a look at the reader: lets go of it, unless a connection lasts.
+    /// Releases the reader unless a transport uses it.
     pub(crate) fn close_if_detached(&mut self) {
         if !self.is_attached {
             self.close();
         }
     }
 
-    /// A connection's conversation is over. Where nobody follows the readers, nobody would hear that another process asks
-    /// for this one: it is let go at once, if its card is known again by whoever claims it next.
+    /// Ends a transaction. Without a watch thread nothing polls release requests, so the reader is released at once if
+    /// the next claim recognizes its card.
     pub(crate) fn end_use(&mut self, reader: &UsbReader) {
         self.yield_if_requested();
         if !reader.shared_claim.context.has_watch_thread && reader.info.keeps_card_between_claims()
@@ -281,7 +281,7 @@ impl ReaderDriver {
         }
     }
 
-    /// Lets go of the reader if another process has asked.
+    /// Releases the reader if another process requested it.
     pub(crate) fn yield_if_requested(&mut self) {
         let wanted = self
             .claim
@@ -293,7 +293,7 @@ impl ReaderDriver {
         }
     }
 
-    /// The card may be another one, or was reset with its device, though the reader says nothing of it.
+    /// The card may be another one, or was reset with its device, without a notification.
     pub(crate) fn forget_card(&mut self) {
         let reader_claim = self.claim.take();
         self.close();
@@ -302,7 +302,7 @@ impl ReaderDriver {
         self.saved.epoch.0 += 1;
     }
 
-    /// Forgets a card that was reset by what another slot has done to the device.
+    /// Forgets a card that a reset of the device has reset. Another slot may have caused that.
     pub(crate) fn check_resets(&mut self, reader: &UsbReader) {
         let device = self.ccid_slot.as_ref();
         if device.is_some_and(|device| device.pipe().resets() != reader.info.device.resets()) {
@@ -334,7 +334,7 @@ impl ReaderDriver {
 }
 
 impl SavedState {
-    /// Takes in what has happened meanwhile; the card that is powered if it is known, else which `left` says.
+    /// Takes in the events since the last claim. Returns the ATR of a powered card that is known, else what `left` returns.
     fn resume(&mut self, now: LossCounts, left: impl FnOnce() -> Option<Atr>) -> Option<Atr> {
         let before = self.loss_counts.replace(now);
         if before == Some(now) {
@@ -347,14 +347,13 @@ impl SavedState {
 }
 
 impl ReaderInfo {
-    /// Whether a card that is powered is the one that was powered before: it cannot be taken out, or it would have
-    /// lost power, as the reader gives none by itself.
+    /// Returns whether an active card is the card that was powered before. It cannot be removed, or removal would have
+    /// unpowered it because the reader powers no card by itself.
     pub(super) fn keeps_card_identity(&self) -> bool {
         self.is_fixed || !self.interface.class.powers_by_itself()
     }
 
-    /// Whether that can be used by who claims the reader next. What was agreed on with cards that are given blocks is known to
-    /// nobody else.
+    /// Returns whether the next claim can use that. Parameters agreed with a TPDU card are known to this claim alone.
     pub(super) fn keeps_card_between_claims(&self) -> bool {
         let class: &ClassDescriptor = &self.interface.class;
         let by_apdu = matches!(

@@ -1,4 +1,4 @@
-//! A reader of ours: who has it at the moment, and what is known of the cards in its slots.
+//! One USB reader: the claim, if this process holds it, and the saved state of the card.
 
 pub(crate) mod access;
 pub(crate) mod driver;
@@ -27,13 +27,13 @@ use super::{
 };
 use crate::wait::Stop;
 
-/// One slot of a reader from one plugging in to the next; of most readers, the only one.
+/// One CCID slot of a reader, within one device instance. Most readers have one slot.
 #[derive(Debug)]
 pub(crate) struct UsbReader {
     pub(crate) info: ReaderInfo,
     shared_claim: Arc<SharedClaim>,
     access: DriverAccess,
-    /// It has left the bus, or is not ours any more.
+    /// The device was unplugged, or left to pcscd.
     retired: AtomicBool,
 }
 
@@ -47,7 +47,7 @@ impl UsbReader {
         }
     }
 
-    /// The slot's desk, for one conversation. Whoever is at it is waited for until `until` or `stop`.
+    /// Locks the driver for one transaction. Waits for another thread until `until` or `stop`.
     ///
     /// # Errors
     /// Busy or Cancelled, with nothing sent.
@@ -66,17 +66,17 @@ impl UsbReader {
         })
     }
 
-    /// The slot's desk, unless somebody is at it.
+    /// Locks the driver unless another thread uses it.
     pub(crate) fn try_driver(&self) -> Option<DriverGuard<'_>> {
         self.access.try_acquire()
     }
 
-    /// The connection has ended. Nobody is waited for: whoever is at the desk, or comes next, lets go of the reader.
+    /// The transport has ended. Does not wait: the thread that uses the driver, or the next one, releases the reader.
     pub(crate) fn detach(&self) {
         self.access.detach();
     }
 
-    /// The slot's desk, unless somebody is at it or a command would have to wait for another slot's.
+    /// Locks the driver unless another thread uses it, or a command would wait for another slot.
     pub(crate) fn try_idle_driver(&self) -> Option<DriverGuard<'_>> {
         let is_free = self
             .current_claim()
@@ -84,12 +84,12 @@ impl UsbReader {
         is_free.then(|| self.try_driver()).flatten()
     }
 
-    /// The claim, while somebody in this process has it: not one that is just being made, which wakes the watch when it is.
+    /// This process's claim, if there is one. A claim in progress does not count: it wakes the watch when it is made.
     pub(crate) fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
         self.shared_claim.current_claim()
     }
 
-    /// The answer to reset of the card that another process of ours has powered, or had, since the reader was plugged in.
+    /// The ATR of the card that another process powered within this device instance.
     pub(crate) fn recorded_atr(&self) -> Option<Atr> {
         let record = self
             .shared_claim
@@ -100,8 +100,7 @@ impl UsbReader {
         atr.filter(|_| record.instance == self.info.instance)
     }
 
-    /// The device has left, or is not ours any more: no claim is made from now on, and one that lasts ends with the
-    /// conversation under way, whoever still has a connection.
+    /// The device was unplugged, or left to pcscd. No claim is made from now on. A claim ends with the running transaction.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
         if let Some(reader_claim) = self.current_claim() {
@@ -112,7 +111,7 @@ impl UsbReader {
         }
     }
 
-    /// Claims the reader, or shares in this process's claim.
+    /// Claims the reader, or joins this process's claim.
     ///
     /// # Errors
     /// As [`wait_for`].
@@ -130,7 +129,7 @@ impl UsbReader {
                     return gone();
                 }
                 let reader_claim = self.shared_claim.claim(&self.info, request_release)?;
-                // Whoever retires it meanwhile has seen the claim, or is seen here.
+                // A concurrent `retire` has seen the claim, or is seen here.
                 if self.is_retired() {
                     gone()
                 } else {
@@ -144,7 +143,7 @@ impl UsbReader {
         self.retired.load(Ordering::SeqCst)
     }
 
-    /// What has happened to the reader so far that its card may not have survived.
+    /// Counts the events that may have cost the card its state.
     fn loss_counts(&self) -> LossCounts {
         let others = self.info.device.foreign_use.count();
         LossCounts {
@@ -154,7 +153,7 @@ impl UsbReader {
     }
 }
 
-/// How often something happened that the state of no card survives for sure.
+/// Counts the events that a card's state does not surely survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LossCounts {
     foreign_uses: u64,

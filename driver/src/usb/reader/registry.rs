@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::UsbReader;
 use crate::reader::ReaderId;
 
-/// The readers the watch saw last.
+/// The readers of the last listing.
 #[derive(Debug, Default)]
 pub(crate) struct ReaderRegistry(Mutex<Vec<Arc<UsbReader>>>);
 

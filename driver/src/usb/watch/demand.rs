@@ -1,4 +1,4 @@
-//! Whether anybody wants to know of the cards in readers. Only then are readers claimed to watch their cards.
+//! Whether a caller wants card events. Only then are readers claimed to monitor their cards.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -7,10 +7,10 @@ use std::{
 
 use crate::{backend::Demand, usb::host::event_fd::EventFd};
 
-/// How long cards are watched after somebody has asked for them.
+/// How long cards are monitored after a caller queried them.
 const LEASE_TIME: Duration = Duration::from_secs(1);
 
-/// See [`Demand`]. Callers ask; the watch answers.
+/// See [`Demand`]. Callers request, the watch completes.
 #[derive(Debug)]
 pub(super) struct CardDemand {
     state: Mutex<State>,
@@ -23,14 +23,15 @@ pub(super) struct CardDemand {
 struct State {
     /// Threads in C_WaitForSlotEvent.
     waiters: usize,
-    /// Until when cards are watched without any.
+    /// End of monitoring without waiters.
     lease: Option<Instant>,
-    /// Looks that were asked for, and the last whose result is known.
+    /// Number of the last poll request.
     requested: u64,
+    /// Number of the last poll whose result is reported.
     completed: u64,
-    /// Some card can come or go unseen.
+    /// Some card can be exchanged unseen.
     is_needed: bool,
-    /// The cards are watched at the moment.
+    /// The cards are monitored.
     is_monitoring: bool,
     /// The watch has ended.
     is_closed: bool,
@@ -41,7 +42,7 @@ impl State {
         self.waiters > 0 || self.lease.is_some_and(|lease| lease > now)
     }
 
-    /// Has the watch look, unless it knows by itself.
+    /// Requests a poll, unless the cards are monitored.
     fn request(&mut self) -> bool {
         let asks = self.is_needed && !self.is_monitoring && !self.is_closed;
         self.requested += u64::from(asks);
@@ -71,8 +72,8 @@ impl CardDemand {
         }
     }
 
-    /// The number of the look that was asked for last, and whether cards are to be watched now. Whoever asks for them after this
-    /// said no wakes the watch.
+    /// The number of the last poll request, and whether cards are to be monitored now. After a "no", the next request wakes the
+    /// watch.
     pub(super) fn take_requests(&self) -> (u64, bool) {
         let mut state = self.state();
         let is_wanted = state.is_wanted(Instant::now());
@@ -80,13 +81,13 @@ impl CardDemand {
         (state.requested, is_wanted)
     }
 
-    /// When that may end; `None` while somebody waits.
+    /// When the demand may end. `None` with waiters.
     pub(super) fn lease_end(&self) -> Option<Instant> {
         let state = self.state();
         state.lease.filter(|_| state.waiters == 0)
     }
 
-    /// The result of the look with this number is known to everybody; cards are watched from now on, or not, and may need it.
+    /// Completes the request with this number, and says whether cards are monitored and need it.
     pub(super) fn complete(&self, poll: u64, is_watching: bool, is_needed: bool) {
         let mut state = self.state();
         state.completed = poll;

@@ -1,4 +1,4 @@
-//! A reader's interrupt pipe: who waits for cards keeps a transfer queued there.
+//! Reads a reader's interrupt endpoint. One transfer stays queued while the claim lasts.
 
 use std::{
     os::fd::BorrowedFd,
@@ -17,14 +17,14 @@ use crate::{
     },
 };
 
-/// Transfers in a row that may fail before the pipe is given up.
+/// Failed transfers in a row before the endpoint is given up.
 const MAX_FAILURES: usize = 8;
-/// A pipe at full speed is asked each 255 ms at the latest: what is first said so soon was there to be said before anybody listened.
+/// A full-speed endpoint is polled every 255 ms at least. A first notification within this time may report an older change.
 const INITIAL_REPORT_TIME: Duration = Duration::from_millis(500);
-/// Notifications read at one go.
+/// Notifications read in one go.
 const MAX_NOTIFICATIONS: usize = 64;
 
-/// The pipe, while the reader is claimed.
+/// The interrupt endpoint of a claimed reader.
 #[derive(Debug)]
 pub(super) struct InterruptListener {
     // Before the claim it needs.
@@ -38,19 +38,19 @@ pub(super) struct InterruptListener {
     has_reported: bool,
 }
 
-/// What was heard.
+/// What the notifications said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InterruptReport {
-    /// What each slot holds now, and whether that changed, as far as it was said.
+    /// State and change of each slot that was reported.
     pub(super) slots: Vec<Option<SlotState>>,
-    /// Something was said that could not be understood.
+    /// A notification was lost or malformed.
     pub(super) has_gap: bool,
-    /// The pipe is of no more use.
+    /// The endpoint is given up.
     pub(super) is_closed: bool,
 }
 
 impl InterruptListener {
-    /// Begins to listen for `slots` slots; `None` for a reader without an interrupt endpoint.
+    /// Queues the first transfer. Returns `None` for a reader without an interrupt endpoint.
     ///
     /// # Errors
     /// [`TransferError`].
@@ -88,7 +88,7 @@ impl InterruptListener {
         self.queue.next_timeout()
     }
 
-    /// Takes in what has come.
+    /// Takes the notifications that have arrived.
     pub(super) fn take_notifications(&mut self) -> InterruptReport {
         let mut report = InterruptReport::default();
         for _ in 0..MAX_NOTIFICATIONS {
@@ -104,7 +104,7 @@ impl InterruptListener {
         report
     }
 
-    /// Whether to go on.
+    /// Returns whether the endpoint is still usable.
     fn handle_completion(&mut self, completion: &Completion, report: &mut InterruptReport) -> bool {
         match completion.result {
             Ok(()) => self.failures = 0,
@@ -126,7 +126,7 @@ impl InterruptListener {
         let slots = u8::try_from(self.slots).unwrap_or(u8::MAX);
         match Notification::parse(completion.buffer.expose(), slots) {
             Ok(Notification::SlotChange(mut states)) => {
-                // That the card was put in, which nobody had been told: the look came after that.
+                // An insertion before the claim, which the first poll has seen.
                 let is_old = !self.has_reported && self.started.elapsed() < INITIAL_REPORT_TIME;
                 self.has_reported = true;
                 for state in &mut states {
@@ -143,7 +143,7 @@ impl InterruptListener {
 }
 
 impl InterruptReport {
-    /// Takes in one message; a change stays one though a later message says nothing of it.
+    /// Adds one notification. A change stays one even if a later notification does not repeat it.
     fn add(&mut self, states: &[SlotState]) {
         if self.slots.len() < states.len() {
             self.slots.resize(states.len(), None);

@@ -1,5 +1,4 @@
-//! Follows the readers on the bus from one thread, in one wait for everything: devices, cards, other processes that
-//! ask for a reader.
+//! Follows the bus, the readers and their cards in one thread. One wait covers devices, cards and release requests.
 
 mod demand;
 mod interrupt;
@@ -33,13 +32,13 @@ use crate::{
     wait::{Pauses, Stop},
 };
 
-/// What the first picture of [`Watch::next`] may take.
+/// Timeout of the first snapshot of [`Watch::next`].
 const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// When devices that could not be listed are listed again, the first time.
+/// First interval before devices that could not be listed are listed again.
 const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The readers, what is wrong with the list of them, and the gate's move at which they were shown.
+/// The readers, the error of their listing, and the number of the precedence change that they follow.
 type ReportedState = (Vec<ReaderState>, Option<String>, u32);
 
 /// See [`Watch`].
@@ -48,21 +47,21 @@ pub(crate) struct UsbWatch {
     context: Arc<BackendContext>,
     registry: Arc<ReaderRegistry>,
     precedence: Option<Arc<PcscdPrecedence>>,
-    /// What the gate said last, and at which of its moves.
+    /// What the precedence allowed last, and the number of that change.
     allowed: (AllowedReaders, u32),
     hotplug: Option<HotplugMonitor>,
     suspend: SuspendDetector,
     watched: Vec<(PortPath, WatchedReader)>,
-    /// The devices as they were listed last.
+    /// The devices of the last listing.
     listed: Vec<UsbDevice>,
-    /// Somebody is in [`Watch::next`] nearly all the time: cards are watched between two calls, too, while there is a demand for
-    /// it.
+    /// Present if a thread is in [`Watch::next`] nearly all the time. Cards are then monitored between two calls, too, while
+    /// there is a demand.
     demand: Option<Arc<CardDemand>>,
-    /// The look that was asked for last, and taken in.
+    /// The last poll request that was taken.
     completed_request: u64,
-    /// The devices have to be listed.
+    /// The devices must be listed again.
     is_stale: bool,
-    /// They could not all be read, and are listed again then.
+    /// Some devices could not be read. All are listed again then.
     relist_at: Option<Instant>,
     relist_backoff: Pauses,
     trouble: Option<TransportError>,
@@ -107,7 +106,7 @@ impl UsbWatch {
         }
     }
 
-    /// Brings everything up to date that can be without waiting.
+    /// Brings everything up to date that needs no waiting.
     fn update(&mut self, watching: bool, until: Instant) {
         self.take_bus_changes();
         self.update_precedence();
@@ -147,7 +146,7 @@ impl UsbWatch {
         }
     }
 
-    /// Has cards looked at that somebody asks for, and left alone when nobody does; whether they are to be watched.
+    /// Polls cards on request, and stops monitoring without a demand. Returns whether to monitor cards.
     fn apply_demand(&mut self) -> bool {
         let Some(demand) = &self.demand else {
             return true;
@@ -167,7 +166,7 @@ impl UsbWatch {
         is_wanted
     }
 
-    /// What was taken in so far can be seen by everybody.
+    /// Completes the last poll request: its result is reported.
     fn complete_demand(&self) {
         if let Some(demand) = &self.demand {
             let places = || self.watched.iter().map(|(_, watched)| watched);
@@ -178,7 +177,7 @@ impl UsbWatch {
         }
     }
 
-    /// Whether somebody says when a reader becomes free.
+    /// Returns whether the kernel reports the end of another program's claim.
     fn reports_release(&self) -> bool {
         self.hotplug
             .as_ref()
@@ -232,7 +231,7 @@ impl UsbWatch {
         }
     }
 
-    /// Waits for the gate to know of pcscd; what is shown before is nothing.
+    /// Waits until it is known whether pcscd is there. Snapshots are empty before.
     fn wait_for_precedence(&self, until: Instant) {
         if let Some(precedence) = &self.precedence {
             precedence.wait_until_known(until, &self.stop);
@@ -247,7 +246,7 @@ impl UsbWatch {
         }
     }
 
-    /// Takes in which readers are on the bus, and ours; one in the same port as before is the same only in the same life.
+    /// Lists the allowed readers. A reader in the same port is the same only within one device instance.
     fn relist(&mut self) {
         self.is_stale = false;
         let Listing { devices, error } = self.bus.list(&self.listed);
@@ -293,7 +292,7 @@ impl UsbWatch {
         self.registry.set(stations.cloned().collect());
     }
 
-    /// A reader that was not there before.
+    /// A reader that was not listed before.
     fn new_reader(&mut self, slots: Vec<ReaderInfo>) -> WatchedReader {
         let holding = SharedClaim::new(Arc::clone(&self.context), slots.len());
         let reader = |info| Arc::new(UsbReader::new(info, Arc::clone(&holding)));
@@ -309,12 +308,13 @@ impl UsbWatch {
             .for_each(|(_, watched)| watched.release_idle());
     }
 
+    /// The readers to report, the error of their listing, and the number of the precedence change that they follow.
     fn snapshot(&self) -> ReportedState {
         let states = self
             .watched
             .iter()
             .flat_map(|(_, watched)| watched.states());
-        // That a reader is busy for a moment is nothing new.
+        // Without the errors of readers: one that is busy for a moment is no change.
         let trouble = self.trouble.as_ref().map(|trouble| trouble.what.clone());
         (states.collect(), trouble, self.allowed.1)
     }
@@ -331,7 +331,7 @@ impl UsbWatch {
         }
     }
 
-    /// What keeps readers from the picture, all in one text.
+    /// Joins the errors of all readers to one text.
     fn trouble(&self) -> Option<TransportError> {
         let of_places = self
             .watched
@@ -403,7 +403,7 @@ impl Pollable for UsbWatch {
             return Err(Stopped);
         }
         if self.reported.as_ref() != Some(&self.snapshot()) {
-            // It is told first; letting go of a reader takes its time.
+            // Reported first, because releasing a reader takes time.
             return Ok(Some(self.report()));
         }
         self.release_idle();
@@ -444,7 +444,7 @@ impl Pollable for UsbWatch {
         set
     }
 
-    /// Stops watching cards where nobody waits for them any more.
+    /// Stops monitoring the cards, unless a thread is always in [`Watch::next`].
     fn rest(&mut self) {
         if self.demand.is_none() {
             self.watched

@@ -1,4 +1,4 @@
-//! A reader on the bus as the watch sees it: its slots, and how it is learnt that a card came or went.
+//! Watch state of one reader: its slots, how card changes are detected, last error, next poll time.
 
 use std::{
     sync::Arc,
@@ -17,36 +17,36 @@ use crate::{
     wait::earliest,
 };
 
-/// How often a reader without an interrupt endpoint is looked at while somebody waits for a card.
+/// Poll interval of a reader without an interrupt endpoint, while a caller waits for a card.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the first answer of a reader may take, until it has failed to give one: the others wait meanwhile.
+/// Timeout of the first response. It doubles after each failure, because the other readers wait meanwhile.
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A reader that did not answer is left alone so many times as long as it was waited for.
+/// A reader that did not respond is left alone for this many times the time it was waited for.
 const BACKOFF_FACTOR: u32 = 4;
 
-/// One reader on the bus; it has a slot at least.
+/// One reader on the bus. It has at least one slot.
 pub(super) struct WatchedReader {
     slots: Vec<WatchedSlot>,
     monitor: CardMonitor,
-    /// What its next answer may take: longer each time that none came.
+    /// Timeout of the next response.
     response_timeout: Duration,
-    /// It did not answer, and is left alone until then unless it says something.
+    /// The reader did not respond. It is not polled before this instant unless it sends a notification.
     backoff_until: Option<Instant>,
 }
 
-/// How it is learnt that a card came or went.
+/// How card changes are detected.
 enum CardMonitor {
     Off,
     Interrupt(InterruptListener),
-    /// It is looked at from time to time, and claimed meanwhile.
+    /// The reader stays claimed and is polled.
     Polled {
         _claim: Arc<ReaderClaim>,
     },
 }
 
 impl WatchedReader {
-    /// A reader with these slots; `count` gives each its first number of changes.
+    /// A reader with these slots. `count` gives each slot its first change count.
     pub(super) fn new(readers: Vec<Arc<UsbReader>>, mut count: impl FnMut() -> u32) -> Self {
         let views = readers.into_iter();
         Self {
@@ -59,7 +59,7 @@ impl WatchedReader {
         }
     }
 
-    /// Whether these are its slots.
+    /// Returns whether these are the slots of this reader.
     pub(super) fn is_same(&self, infos: &[ReaderInfo]) -> bool {
         let ours = self.readers().map(|reader| &reader.info);
         self.slots.len() == infos.len()
@@ -72,7 +72,7 @@ impl WatchedReader {
         self.slots.iter().map(|slot| &slot.reader)
     }
 
-    /// When it wants to be looked at.
+    /// The next poll time.
     pub(super) fn due(&self) -> Option<Instant> {
         let due = self
             .slots
@@ -82,23 +82,23 @@ impl WatchedReader {
         Some(self.backoff_until.map_or(due, |rests| rests.max(due)))
     }
 
-    /// Whether that time has come.
+    /// Returns whether the poll time has come.
     pub(super) fn is_due(&self) -> bool {
         self.due().is_some_and(|due| due <= Instant::now())
     }
 
-    /// What the reader's next answer may take.
+    /// Timeout of the next response.
     pub(super) const fn response_timeout(&self) -> Duration {
         self.response_timeout
     }
 
-    /// Has it looked at as soon as possible.
+    /// Schedules a poll at once.
     pub(super) fn poll_now(&mut self) {
         self.backoff_until = None;
         self.slots.iter_mut().for_each(WatchedSlot::poll_now);
     }
 
-    /// Something may have changed that kept it from being looked at; whether something did.
+    /// Polls the slots again whose last poll failed. Returns whether there were any.
     pub(super) fn retry_failed(&mut self) -> bool {
         let mut is_troubled = false;
         for slot in &mut self.slots {
@@ -110,7 +110,7 @@ impl WatchedReader {
         is_troubled
     }
 
-    /// Has it looked at, unless its cards are watched or cannot change.
+    /// Schedules a poll, unless the cards are monitored or cannot be exchanged.
     pub(super) fn poll_if_unmonitored(&mut self) {
         let may_change = self.needs_monitoring() && !self.is_monitored();
         let views = self.slots.iter_mut();
@@ -119,8 +119,8 @@ impl WatchedReader {
             .for_each(WatchedSlot::poll_now);
     }
 
-    /// Whoever had it has let go: it is tried again if that was waited for. The end of a claim of ours says so as well, and
-    /// nobody waits for that.
+    /// The reader was released. Polls it at once if that is awaited. The release of a claim of this process is reported, too, and
+    /// is not awaited.
     pub(super) fn claim_released(&mut self) {
         let views = self.slots.iter_mut();
         views
@@ -128,7 +128,7 @@ impl WatchedReader {
             .for_each(WatchedSlot::poll_now);
     }
 
-    /// Whether its cards can be exchanged unseen while nobody has it claimed.
+    /// Returns whether a card can be exchanged unseen while the reader is not claimed.
     pub(super) fn needs_monitoring(&self) -> bool {
         self.readers().any(|reader| !reader.info.is_fixed)
     }
@@ -144,27 +144,27 @@ impl WatchedReader {
         }
     }
 
-    /// The claim, while somebody in this process has it.
+    /// This process's claim of the reader, if there is one.
     pub(super) fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
         self.readers().next()?.current_claim()
     }
 
-    /// What keeps it, or a slot of it, from being seen.
+    /// Why the reader, or a slot of it, is not reported.
     pub(super) fn last_error(&self) -> Option<&TransportError> {
         self.slots.iter().find_map(WatchedSlot::last_error)
     }
 
-    /// What is known of each slot.
+    /// The state of each slot that was polled successfully.
     pub(super) fn states(&self) -> impl Iterator<Item = ReaderState> {
         self.slots.iter().filter_map(WatchedSlot::state)
     }
 
-    /// The device has left.
+    /// The device was unplugged.
     pub(super) fn retire(&self) {
         self.readers().for_each(|reader| reader.retire());
     }
 
-    /// Stops watching the cards; the claim ends unless a connection lasts.
+    /// Stops monitoring the cards. The claim ends unless a transport holds it.
     pub(super) fn stop_monitoring(&mut self) {
         if let Some(claim) = self.current_claim() {
             claim.set_monitored(false);
@@ -172,12 +172,12 @@ impl WatchedReader {
         self.monitor = CardMonitor::Off;
     }
 
-    /// Lets go of the reader after a look whose result has been told.
+    /// Releases the reader after a poll whose result has been reported.
     pub(super) fn release_idle(&mut self) {
         self.slots.iter_mut().for_each(WatchedSlot::release_idle);
     }
 
-    /// Lets go of the reader if another process has asked for it.
+    /// Releases the reader if another process requested it.
     pub(super) fn yield_if_requested(&mut self, is_told: bool) {
         if !self
             .current_claim()
@@ -188,7 +188,7 @@ impl WatchedReader {
         self.stop_monitoring();
         let needs_watching = self.needs_monitoring();
         for slot in &mut self.slots {
-            // A desk somebody is at yields when he is done.
+            // A driver in use yields at the end of its transaction.
             if let Some(mut driver) = slot.reader.try_driver() {
                 driver.yield_if_requested();
             }
@@ -198,7 +198,7 @@ impl WatchedReader {
         }
     }
 
-    /// Takes in what the interrupt endpoint said.
+    /// Takes in the notifications of the interrupt endpoint.
     pub(super) fn take_notifications(&mut self) {
         let CardMonitor::Interrupt(listener) = &mut self.monitor else {
             return;
@@ -226,7 +226,7 @@ impl WatchedReader {
         }
     }
 
-    /// Looks at each slot whose time has come, while there is time. With `watching`, begins to watch the cards first.
+    /// Polls each slot that is due, until the deadline. With `watching`, starts to monitor the cards first.
     pub(super) fn poll(&mut self, watching: bool, poll: &mut PollContext<'_>) {
         for at in 0..self.slots.len() {
             let now = Instant::now();
@@ -262,7 +262,7 @@ impl WatchedReader {
         self.adapt_timeout(has_answered, start);
     }
 
-    /// Waits longer for a reader that did not answer, and the less often.
+    /// Doubles the timeout of a reader that did not respond, and polls it less often.
     fn adapt_timeout(&mut self, has_answered: bool, start: Instant) {
         if has_answered {
             self.response_timeout = FIRST_RESPONSE_TIMEOUT;

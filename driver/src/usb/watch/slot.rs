@@ -1,4 +1,4 @@
-//! A slot as the watch sees it: what it holds, why that cannot be said, and when to look again.
+//! Watch state of one slot: last known card, last error, next poll time.
 
 use std::{
     sync::Arc,
@@ -17,54 +17,54 @@ use crate::{
     wait::{Pauses, Stop},
 };
 
-/// What one look at a slot may take, once the reader has answered.
+/// Timeout of one poll, once the reader has responded.
 pub(super) const POLL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a reader that was never seen is waited for while somebody has it.
+/// Timeout of the claim of a reader that was never polled.
 const FIRST_CLAIM_TIMEOUT: Duration = Duration::from_millis(500);
-/// When a reader somebody else has is tried again, where nobody tells that it is free.
+/// Retry interval for a reader in use elsewhere, where its release is not reported.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The same, where somebody should: in a container the messages may never come.
+/// The same, where its release is reported. In a container the messages may never come.
 const REPORTED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two looks that the reader asks for.
+/// Minimum interval between two polls that notifications of the reader cause.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One slot of a reader on the bus.
 pub(super) struct WatchedSlot {
     pub(super) reader: Arc<UsbReader>,
-    /// Differs whenever the card may be another one.
+    /// Advances whenever the card may be another one.
     changes: u32,
-    /// `None` until the first look succeeded: such a slot is not shown.
+    /// `None` before the first successful poll. Such a slot is not reported.
     presence: Option<Presence>,
-    /// Why the last look, or listening, failed.
+    /// Why the last poll, or the monitoring, failed.
     last_error: Option<TransportError>,
     due: Option<Instant>,
     backoff: Pauses,
-    /// The reader said that the card is another one than before.
+    /// A notification said that the card is another one.
     card_replaced: bool,
-    /// The reader was not let go after the last look.
+    /// The reader was not released after the last poll.
     is_kept_open: bool,
-    /// Somebody else has the reader, and is waited for.
+    /// Another program uses the reader. Its release is awaited.
     awaits_release: bool,
-    /// When it was looked at last.
+    /// The time of the last poll.
     last_poll: Option<Instant>,
 }
 
-/// Who looks, and how the readers are to be watched.
+/// What a poll needs to know of its watch.
 pub(super) struct PollContext<'a> {
     pub(super) stop: &'a Arc<Stop>,
     pub(super) deadline: Instant,
-    /// Somebody is told when a reader becomes free.
+    /// The kernel reports the end of another program's claim.
     pub(super) reports_release: bool,
-    /// What was found is to be told before the reader is let go: [`WatchedSlot::release_idle`] follows.
+    /// The result is reported before the reader is released. [`WatchedSlot::release_idle`] follows.
     pub(super) keep_open: bool,
-    /// What the reader's first answer may take.
+    /// Timeout of the reader's first response.
     pub(super) response_timeout: Duration,
-    /// Where numbers for [`ReaderState::changes`] come from.
+    /// Source of [`ReaderState::changes`].
     pub(super) change_count: &'a mut u32,
 }
 
 impl PollContext<'_> {
-    /// What is to be done within `limit`.
+    /// A call of at most `limit`, within the deadline.
     fn within(&self, limit: Duration) -> Call {
         let mut call = Call::within(limit);
         call.deadline = call.deadline.min(self.deadline);
@@ -77,10 +77,10 @@ impl PollContext<'_> {
     }
 }
 
-/// What a look found.
+/// What a poll found.
 enum SlotContents {
     Empty,
-    /// A card; whether it is surely the one that was there.
+    /// A card, and whether it is surely the card of the last poll.
     Card(Atr, bool),
     Mute,
 }
@@ -101,22 +101,22 @@ impl WatchedSlot {
         }
     }
 
-    /// When it wants to be looked at.
+    /// The next poll time.
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Has it looked at at `due`; `None` for not until something happens.
+    /// Sets the next poll time. `None` waits for an event.
     pub(super) const fn poll_at(&mut self, due: Option<Instant>) {
         self.due = due;
     }
 
-    /// Whether it is to be looked at when somebody else lets go of the reader.
+    /// Returns whether the slot is to be polled once another program releases the reader.
     pub(super) const fn awaits_release(&self) -> bool {
         self.awaits_release
     }
 
-    /// Waits for somebody else to let go of the reader, of which somebody tells, or not.
+    /// Awaits the release of the reader by another program, which is reported or not.
     pub(super) fn await_release(&mut self, is_told: bool) {
         self.awaits_release = true;
         self.due = Some(
@@ -129,13 +129,13 @@ impl WatchedSlot {
         );
     }
 
-    /// Has it looked at as soon as possible.
+    /// Schedules a poll at once.
     pub(super) fn poll_now(&mut self) {
         self.due = Some(Instant::now());
         self.backoff.start_over();
     }
 
-    /// Whether the first look is still to succeed.
+    /// Returns whether no poll has succeeded yet.
     pub(super) const fn is_new(&self) -> bool {
         self.presence.is_none()
     }
@@ -144,7 +144,7 @@ impl WatchedSlot {
         self.last_error.as_ref()
     }
 
-    /// Whether the last look found that the device has left.
+    /// Returns whether the last poll found the device unplugged.
     pub(super) fn is_gone(&self) -> bool {
         self.last_error()
             .is_some_and(|trouble| trouble.kind == TransportErrorKind::NoReader)
@@ -161,20 +161,20 @@ impl WatchedSlot {
         })
     }
 
-    /// Takes in what the interrupt endpoint said of the slot. Of `several` slots, a message about one says something of
-    /// all: those that have not changed are left alone.
+    /// Takes in a notification. Where a reader has `several` slots, a notification reports all of them: slots without a change are not
+    /// polled.
     pub(super) fn take_notification(&mut self, state: SlotState, several: bool) {
         let was_there = matches!(self.presence, Some(Presence::Card(_) | Presence::Mute));
         self.card_replaced |= state.changed && was_there;
         if state.changed || state.present != was_there || !several {
             self.poll_now();
-            // Whatever the reader says, and however often.
+            // However often the reader sends notifications.
             let not_before = self.last_poll.map(|looked| looked + MIN_POLL_INTERVAL);
             self.due = self.due.max(not_before);
         }
     }
 
-    /// Whether its time has come.
+    /// Returns whether the slot is due. Clears the poll time and the last error then.
     pub(super) fn is_due(&mut self) -> bool {
         let is_due = self.due.is_some_and(|due| due <= Instant::now());
         if is_due {
@@ -186,7 +186,7 @@ impl WatchedSlot {
         is_due
     }
 
-    /// Looks at the slot; false if the reader did not answer.
+    /// Polls the slot. Returns false if the reader did not respond.
     pub(super) fn poll(&mut self, poll: &mut PollContext<'_>) -> bool {
         if self.use_recorded_atr() {
             return true;
@@ -195,7 +195,7 @@ impl WatchedSlot {
             Some(Ok(found)) => found,
             Some(Err(error)) => return self.note_error(error, poll),
             None => {
-                // Somebody is in the middle of a command.
+                // Another thread uses the slot.
                 self.due = Some(Instant::now() + self.backoff.next_pause());
                 return true;
             }
@@ -214,7 +214,7 @@ impl WatchedSlot {
         true
     }
 
-    /// Of a card that cannot be taken out it is enough that another process has seen it.
+    /// A card that cannot be removed needs no poll once another process has powered it.
     fn use_recorded_atr(&mut self) -> bool {
         if !self.reader.info.is_fixed || self.reader.current_claim().is_some() {
             return false;
@@ -227,7 +227,7 @@ impl WatchedSlot {
         false
     }
 
-    /// One conversation with the slot; `None` when somebody else of this process is at it.
+    /// Queries the slot. Returns `None` while another thread uses it.
     fn query_slot(
         &mut self,
         poll: &PollContext<'_>,
@@ -247,7 +247,7 @@ impl WatchedSlot {
         Some(found)
     }
 
-    /// Lets go of a reader that a look left open. Somebody who is at its desk by now has it for a connection.
+    /// Releases a reader that a poll left open. A transport that uses the reader by now releases it itself.
     pub(super) fn release_idle(&mut self) {
         if self.is_kept_open
             && let Some(mut driver) = self.reader.try_driver()
@@ -269,7 +269,7 @@ impl WatchedSlot {
         };
         match icc {
             Some(IccStatus::Absent) => return Ok(SlotContents::Empty),
-            // It may have been exchanged unseen. To learn that here would cost the card its state: who connects to it does.
+            // The card may have been exchanged unseen. Finding out would cost the card its state, so that is left to the next transport.
             Some(IccStatus::Active) if !self.card_replaced && !is_known => {
                 if let Some(Presence::Card(atr)) = &self.presence {
                     return Ok(SlotContents::Card(atr.clone(), true));
@@ -291,7 +291,7 @@ impl WatchedSlot {
         }
     }
 
-    /// What the slot holds, if the reader has said anything so far, and whether it is known which card.
+    /// The slot's status, if the reader has reported one, and whether the card is known.
     fn query_status(
         &self,
         driver: &mut ReaderDriver,
@@ -322,7 +322,7 @@ impl WatchedSlot {
         Ok((device.icc(), device.atr().is_some()))
     }
 
-    /// Claims the reader, to watch it; nobody is asked or waited for.
+    /// Claims the reader in order to monitor it. Does not wait and requests no release.
     pub(super) fn claim(&mut self, poll: &PollContext<'_>) -> Option<Arc<ReaderClaim>> {
         let request = ClaimRequest {
             deadline: Instant::now(),
@@ -337,7 +337,7 @@ impl WatchedSlot {
             .ok()
     }
 
-    /// The reader could not be had, or does not answer; false of the latter.
+    /// Notes why the claim or the query failed. Returns false if the reader did not respond.
     fn note_error(&mut self, error: TransportError, poll: &PollContext<'_>) -> bool {
         use TransportErrorKind::{Busy, Cancelled, Denied, NoReader};
         match error.kind {
@@ -352,7 +352,7 @@ impl WatchedSlot {
         has_answered
     }
 
-    /// Whether it may be another slot, or another reader of the device, that has the turn: nobody tells when that ends.
+    /// Returns whether another slot or reader of this process may hold the device. Its release is not reported.
     fn is_held_by_us(&self) -> bool {
         self.reader.current_claim().is_some() || self.reader.info.device.is_exclusive()
     }

@@ -19,7 +19,7 @@ use crate::usb::host::transfer::{Completion, EndpointAddress, OpenError, Transfe
 /// How many events are remembered.
 const MAX_LOG: usize = 4096;
 
-/// The completions of one `Pipes`.
+/// The completions of one `EndpointQueue`.
 pub(super) struct Queue {
     pub(super) done: VecDeque<Completion>,
     pub(super) event: Arc<OwnedFd>,

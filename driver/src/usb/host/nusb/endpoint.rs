@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::error;
 use crate::usb::host::transfer::{Completion, EndpointAddress, TransferError};
 
-/// nusb's thread needs microseconds, when it is run.
+/// nusb's thread needs microseconds once it is scheduled.
 const RETRY_DELAY: Duration = Duration::from_millis(1);
 
 pub(super) trait NusbEndpoint: Send {
@@ -61,8 +61,8 @@ fn boxed<Type: BulkOrInterrupt + 'static, Direction: EndpointDirection + 'static
     Ok(Box::new(endpoint?))
 }
 
-/// Opens an endpoint that may have been another queue's until just now: nusb's thread, as it tells of the last transfer, has it for a
-/// moment longer than that queue's owner.
+/// Opens an endpoint, and tries once more if it is busy: nusb's thread holds the endpoint of a closed queue a moment longer than
+/// the queue's owner.
 fn retry_if_busy<T>(open: impl Fn() -> Result<T, TransferError>) -> Result<T, TransferError> {
     open().or_else(|error| {
         if error != error::fault(Errno::BUSY) {

@@ -1,10 +1,8 @@
-//! Transfers by nusb, moved by a thread of its own: one for the process, named `nusb-events`, begun with the first
-//! device and never ended.
+//! Transfers by nusb, moved by its own thread: one for the process, named `nusb-events`, started with the first device and never ended.
 //!
-//! So it needs leave to start a thread, and a child after fork has none: both take [`super::rusb`], as does whoever finds
-//! that the thread cannot be started. The thread wakes ours through an eventfd. Two things nusb does not tell: babble is
-//! [`TransferError::Fault`] as any other fault of the bus, and the bytes of a control transfer pass through buffers it
-//! does not wipe.
+//! The thread may be forbidden, or fail to start, and a child after fork has none: [`super::rusb`] is used then. The thread wakes ours
+//! through an eventfd. nusb does not report babble, which is [`TransferError::Fault`] as any other bus fault. nusb does not wipe the buffers
+//! of control transfers.
 
 mod endpoint;
 mod error;
@@ -48,7 +46,7 @@ struct ClaimedInterface {
 
 static EVENTS: EventThread = EventThread::new();
 
-/// Claims an interface of the device whose node `open` opens. `None` where nusb cannot have its thread.
+/// Claims an interface of the device whose node `open` opens. Returns `None` where nusb's thread cannot be started.
 pub(super) fn claim(
     open: impl FnOnce() -> Result<OwnedFd, OpenError>,
     interface: u8,
@@ -57,7 +55,7 @@ pub(super) fn claim(
     Some(opened.and_then(|device| claim_interface(device, interface)))
 }
 
-/// An open device, known for as long as it is open and not a moment longer: the order is that of their end.
+/// An open device and its registration. They are dropped in this order.
 struct OpenedDevice {
     registration: Registration,
     device: Device,

@@ -1,5 +1,5 @@
-//! nusb's thread, which nusb starts with its first device, and panics where that fails: it keeps its epoll descriptor
-//! then, and whatever is opened later would wait for a thread that is not there.
+//! nusb's thread. nusb starts it with its first device, and panics if it cannot. nusb keeps its epoll descriptor then, and a device
+//! opened later would wait for a thread that does not exist.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,7 +15,7 @@ pub(super) struct EventThread(Mutex<State>);
 enum State {
     Unknown,
     Running,
-    /// Not in this process any more.
+    /// nusb is not used in this process any more.
     Disabled,
 }
 
@@ -24,8 +24,8 @@ impl EventThread {
         Self(Mutex::new(State::Unknown))
     }
 
-    /// Runs `open`, which has nusb start its thread if there is none yet. `None` when that cannot be, from then on.
-    /// Until the thread runs, one opens at a time.
+    /// Runs `open`, in which nusb starts its thread if there is none yet. Returns `None` if that failed, now or earlier.
+    /// Until the thread runs, one caller opens at a time.
     pub(super) fn with<T, E>(
         &self,
         can_start: impl FnOnce() -> bool,
@@ -64,7 +64,7 @@ fn disabled() -> State {
     State::Disabled
 }
 
-/// Whether this process may start a thread now.
+/// Returns whether this process may start a thread now.
 pub(super) fn can_start() -> bool {
     let probe = thread::Builder::new().name("claviger-probe".to_owned());
     probe.spawn(|| ()).is_ok_and(|probe| probe.join().is_ok())

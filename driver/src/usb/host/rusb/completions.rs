@@ -1,4 +1,4 @@
-//! Where callbacks put what has ended, and the queue's owner finds it.
+//! Completed transfers, on their way from the libusb callback to the queue that owns them.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use crate::{fork_closed::ForkClosed, usb::host::transfer::TransferError};
 /// The address of a transfer whose callback has run.
 pub(super) struct CompletedTransfer(pub(super) usize);
 
-/// What has ended of one queue, and the descriptor that says so when another thread saw it end.
+/// The completed transfers of one queue. Its descriptor is readable when another thread completed one.
 pub(super) struct CompletionQueue {
     state: Mutex<State>,
     pub(super) event: ForkClosed<OwnedFd>,
@@ -22,7 +22,7 @@ pub(super) struct CompletionQueue {
 #[derive(Default)]
 struct State {
     ended: VecDeque<CompletedTransfer>,
-    /// The queue's own thread handles events and will look.
+    /// The queue's own thread handles events and takes the transfers itself.
     polling: bool,
     signalled: bool,
 }
@@ -49,7 +49,7 @@ impl CompletionQueue {
         }
     }
 
-    /// Makes the descriptor ready until somebody finds nothing.
+    /// Makes the descriptor readable until a call finds nothing.
     pub(super) fn wake(&self) {
         self.signal(&mut self.state());
     }

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::fork_closed::ForkClosed;
 
-/// How long the kernel may take to give a cancelled transfer back; it takes microseconds.
+/// Timeout for the kernel to return a cancelled transfer. It takes microseconds.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A claimed interface.
@@ -144,7 +144,7 @@ fn request_bytes(setup: SetupPacket, data: &[u8]) -> Vec<u8> {
 }
 
 impl RusbInterface {
-    /// Waits for the one transfer of a queue, which is cancelled at `until`.
+    /// Waits for the only transfer of a queue, and cancels it at `until`.
     fn wait_for(
         &self,
         transfer: Transfer,

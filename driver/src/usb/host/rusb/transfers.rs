@@ -26,12 +26,12 @@ use crate::{
     usb::host::transfer::{Completion, EndpointAddress, TransferError},
 };
 
-/// libusb's word for no limit: whoever waits has the deadline.
+/// libusb's value for no timeout: the waiting thread has the deadline.
 const NO_TIMEOUT: c_uint = 0;
-/// The default control pipe (USB 2.0, 5.5.4), and the size of the packet that begins a transfer there (9.3).
+/// The default control pipe (USB 2.0, 5.5.4), and the size of the setup packet (9.3).
 const DEFAULT_PIPE: EndpointAddress = EndpointAddress(0);
 pub(super) const SETUP_LENGTH: usize = 8;
-/// libusb sends no longer one (MAX_CTRL_BUFFER_LENGTH).
+/// libusb's maximum (MAX_CTRL_BUFFER_LENGTH).
 const MAX_CONTROL_TRANSFER: usize = SETUP_LENGTH + 4096;
 /// More descriptors than a context of one device has: its event, its timer, the node.
 const MAX_DESCRIPTORS: usize = 16;
@@ -40,7 +40,7 @@ const MAX_DESCRIPTORS: usize = 16;
 pub(super) struct OpenDevice {
     /// Dropped before the node it uses. `None` only while dropping.
     device: Option<DeviceHandle<Context>>,
-    /// libusb's own descriptors, known here for as long as libusb has them.
+    /// libusb's own descriptors, registered for as long as libusb has them open.
     registrations: Vec<Registration>,
     node: ForkClosed<OwnedFd>,
     /// What libusb wants to be polled, the node among it.
@@ -175,7 +175,7 @@ struct InFlight {
     _handle: Arc<OpenDevice>,
 }
 
-/// What libusb is told of a new transfer.
+/// What libusb needs for a new transfer.
 struct NewTransfer {
     transfer: *mut ffi::libusb_transfer,
     device: *mut ffi::libusb_device_handle,
@@ -220,7 +220,7 @@ impl Transfer {
         })
     }
 
-    /// Submits a control request; `bytes` are the setup packet, and what is sent after it or room for what comes.
+    /// Submits a control request. `bytes` are the setup packet, and the data to send or space for the data to receive.
     pub(super) fn submit_control(
         handle: &Arc<OpenDevice>,
         inbox: &Arc<CompletionQueue>,
@@ -253,7 +253,7 @@ impl Transfer {
         Ok(transfer)
     }
 
-    /// Makes a transfer, has it filled, and submits it.
+    /// Allocates a transfer, lets `fill` fill it, and submits it.
     fn submit_filled(
         handle: &Arc<OpenDevice>,
         inbox: &Arc<CompletionQueue>,

@@ -1,9 +1,8 @@
-//! The bulk pipe of a reader that can be at work in several slots: one command under way in each, of as many as it says.
+//! The bulk pipe of a reader with several busy slots: one command at a time in each.
 //!
-//! Each command is waited for by the thread that sent it. Whichever thread sees an answer puts it with the command it
-//! belongs to, by slot and sequence number, and rings that command's bell. A command's result is looked for under the
-//! lock before each wait, a bell stays rung until its owner looks, under the lock, and the descriptors of the pipe stay ready until somebody has taken what
-//! there is: so no wake-up is lost, whoever takes it.
+//! The thread that sent a command waits for it. The thread that reads a response stores it with the command of the same slot and sequence number, and wakes that
+//! command's thread. A thread checks its result under the lock before each wait. The wake-up stays set until its owner checks, and the pipe's descriptors stay
+//! ready until the transfers are taken. No wake-up is lost.
 
 use std::{
     collections::VecDeque,
@@ -32,7 +31,7 @@ use crate::{
     wait::{Stop, ready_of},
 };
 
-/// How often one looks for whose wait no descriptor was left.
+/// Poll interval of a thread without descriptors.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// See the module.
@@ -50,18 +49,18 @@ struct PipeState {
     read: usize,
     sequence: u8,
     active: Vec<ActiveCommand>,
-    /// Whose transfers out have not ended, the oldest first.
+    /// Sequence numbers of the pending OUT transfers, oldest first.
     out_transfers: VecDeque<u8>,
-    /// Answers to no command under way, and empty transfers, since the last answer to one.
+    /// Responses to no pending command, and empty transfers, since the last match.
     unmatched: usize,
-    /// A transfer failed; nobody has put the pipe right since.
+    /// A transfer failed. The endpoints have not been reset since.
     needs_reset: bool,
     halts: HaltedEndpoints,
-    /// Bells that nobody waits for.
+    /// Wake-ups that no thread uses.
     wakeups: Vec<Arc<EventFd>>,
 }
 
-/// A command under way. Its sequence number is that of no other.
+/// A command in progress. Its sequence number is unique.
 #[derive(Debug)]
 struct ActiveCommand {
     sequence: u8,
@@ -81,7 +80,7 @@ impl ConcurrentBulkPipe {
         endpoints: BulkEndpoints,
         longest: usize,
     ) -> Result<Self, TransferError> {
-        // The end of a command is looked for before its answer.
+        // The completion of the command is taken before its response.
         let pipes = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
         let state = PipeState {
             pipes,
@@ -125,7 +124,7 @@ impl ConcurrentBulkPipe {
     /// Sends `command` to `slot` and waits for its answer, as long as `limit` says, or until `stop`.
     ///
     /// # Errors
-    /// [`BulkError`]; the slot is then out of step.
+    /// [`BulkError`]; the slot is then desynchronized.
     pub(crate) fn command(
         &self,
         command: &Command<'_>,
@@ -172,8 +171,8 @@ impl ConcurrentBulkPipe {
         }
     }
 
-    /// Brings one slot back: its command aborted, its late answers dropped, and where no other slot is at work, halts
-    /// that were seen cleared.
+    /// Synchronizes one slot: aborts its command and drops late responses. Clears halts that were seen, unless another slot runs
+    /// a command.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.
@@ -209,14 +208,14 @@ impl ConcurrentBulkPipe {
         Err(last)
     }
 
-    /// Puts the pipe right, if there is time for it.
+    /// Resets the endpoints if there is time for it.
     fn reset_endpoints(&self, until: Instant, stop: &Stop) {
         if check_limits(until, stop).is_ok() {
             self.state().reset_endpoints();
         }
     }
 
-    /// As [`Bulk::abort`](super::BulkPipe).
+    /// As [`BulkPipe::abort`](super::BulkPipe).
     fn abort(&self, slot: u8, until: Instant, stop: &Stop) {
         let sequence = self.state().next_sequence();
         let setup = abort_request(self.number, slot, sequence);
@@ -287,7 +286,7 @@ impl PipeState {
         }
     }
 
-    /// Takes what has come, for whomever.
+    /// Takes the completed transfers of all commands.
     fn process_completions(&mut self) {
         while let Some(completion) = self.pipes.next_completion() {
             self.halts.note(&completion);
@@ -351,7 +350,7 @@ impl PipeState {
         Ok(())
     }
 
-    /// Nobody gets an answer any more.
+    /// Ends all commands with an error.
     fn fail_all(&mut self, kind: BulkErrorKind) {
         self.needs_reset = true;
         self.unmatched = 0;
@@ -412,7 +411,7 @@ impl PipeState {
         }
     }
 
-    /// Where nobody is at work, the pipe is made to work again.
+    /// Drains the queue and clears the halts that were seen, unless a command is in progress.
     fn reset_endpoints(&mut self) {
         if self.active.iter().any(|one| one.result.is_none()) {
             return;

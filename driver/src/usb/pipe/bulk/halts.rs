@@ -1,14 +1,14 @@
-//! Endpoints that have halted.
+//! Halted endpoints.
 
 use crate::usb::host::transfer::{Completion, EndpointAddress, EndpointQueue, TransferError};
 
-/// Endpoints that have halted, by what was seen of their transfers. A halt that nobody saw is not cleared: that sets the data
-/// toggle back, on one side only if the device does not agree.
+/// Endpoints whose transfers showed a halt. Only a halt that was seen is cleared: CLEAR_FEATURE resets the data toggle, on one
+/// side only if the device does not agree.
 #[derive(Debug, Default)]
 pub(super) struct HaltedEndpoints(Vec<EndpointAddress>);
 
 impl HaltedEndpoints {
-    /// Takes in how a transfer ended. A device that sent too much has its endpoint wedged as by a stall.
+    /// Takes in how a transfer ended. Overflow halts the endpoint as a stall does.
     pub(super) fn note(&mut self, completion: &Completion) {
         let halted = matches!(
             completion.result,
@@ -19,7 +19,7 @@ impl HaltedEndpoints {
         }
     }
 
-    /// Clears the halt of `endpoint`, if it has one and nothing is pending there.
+    /// Clears the halt of `endpoint`, if it has one and no transfer is pending.
     pub(super) fn clear(&mut self, pipes: &mut dyn EndpointQueue, endpoint: EndpointAddress) {
         let Some(at) = self.0.iter().position(|halted| *halted == endpoint) else {
             return;

@@ -1,4 +1,4 @@
-//! A reader that says nothing in the middle of a command: whether it is there at all.
+//! Liveness check: whether a reader that sends nothing during a command still responds.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::{
     usb::host::transfer::{SetupPacket, TransferError, UsbInterface},
 };
 
-/// A reader that says nothing, in the middle of a command.
+/// The state of the check during one command.
 pub(super) struct LivenessCheck {
     pub(super) due: Instant,
     failures: usize,
@@ -21,12 +21,12 @@ impl LivenessCheck {
         }
     }
 
-    /// Whether it is time to ask the reader whether it is there.
+    /// Returns whether to check now.
     pub(super) fn is_due(&self) -> bool {
         Instant::now() >= self.due
     }
 
-    /// Takes in whether it was there; whether nothing can be expected of it any more.
+    /// Records whether the device responded. Returns whether to give the reader up.
     pub(super) fn record(&mut self, is_there: bool) -> bool {
         let unanswered = if is_there { 0 } else { self.failures + 1 };
         *self = Self {
@@ -37,7 +37,7 @@ impl LivenessCheck {
     }
 }
 
-/// Whether the device answers GET_STATUS (USB 2.0, 9.4.5), be it by a stall: firmware that hangs answers nothing.
+/// Returns whether the device responds to GET_STATUS (USB 2.0, 9.4.5). A stall is a response, too. Firmware that hangs sends none.
 pub(super) fn is_responsive(interface: &dyn UsbInterface) -> bool {
     let setup = SetupPacket {
         request_type: 0x80,

@@ -1,8 +1,7 @@
-//! One message to a reader and the answer to it: two transfers, the one for the answer queued first.
+//! One message to a reader and its response: two transfers, the IN transfer queued first.
 //!
-//! An answer counts when type, slot and sequence number are those of the command; late answers to others are
-//! dropped, so many and no more. A command that is not answered leaves its slot *out of step*, which the owner of the
-//! pipe keeps in mind: until [`BulkPipe::recover`] nothing else is sent to it.
+//! A response counts if type, slot and sequence number match. Up to `STALE_ANSWERS` others are dropped. A command without a response desynchronizes its
+//! slot: nothing else is sent to it before [`BulkPipe::recover`].
 
 mod concurrent;
 mod halts;
@@ -44,7 +43,7 @@ use crate::{
 /// ABORT (CCID 1.1, 5.3.1), a class request to an interface.
 const ABORT: (u8, u8) = (0x21, 0x01);
 
-/// What a reader said to a command.
+/// The response to a command.
 #[derive(Debug)]
 pub(crate) struct SlotResponse {
     /// The whole message.
@@ -79,14 +78,14 @@ impl From<Outcome> for SlotResponse {
     }
 }
 
-/// No answer: what happened, and whether the reader may have acted on the command.
+/// No response: why, and whether the reader may have acted on the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BulkError {
     pub(crate) kind: BulkErrorKind,
     pub(crate) sent: Sent,
 }
 
-/// What happened.
+/// Why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BulkErrorKind {
     #[error("the reader was unplugged")]
@@ -137,7 +136,7 @@ pub(crate) struct BulkPipe {
     endpoints: BulkEndpoints,
     /// Bytes asked for by one transfer in.
     read: usize,
-    /// The reader does not end a message of whole packets by an empty one. Known from one claim to the next.
+    /// The reader does not end a message of whole packets by a zero-length packet. Shared by all claims of the device.
     omits_zlp: Arc<AtomicBool>,
     sequence: u8,
     halts: HaltedEndpoints,
@@ -154,7 +153,7 @@ impl BulkPipe {
         endpoints: BulkEndpoints,
         longest: usize,
     ) -> Result<Self, TransferError> {
-        // The end of a command is looked for before its answer.
+        // The completion of the command is taken before its response.
         let pipes = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
         let packet = endpoints.packet.max(1);
         Ok(Self {
@@ -172,7 +171,7 @@ impl BulkPipe {
         })
     }
 
-    /// The same, of a reader of which `no_empty_packet` tells whether it leaves out empty packets, and is told.
+    /// The same, with the flag of the device that tells whether the reader omits zero-length packets.
     pub(crate) fn with_omits_zlp(self, no_empty_packet: Arc<AtomicBool>) -> Self {
         Self {
             omits_zlp: no_empty_packet,
@@ -206,7 +205,7 @@ impl BulkPipe {
     /// Sends `command` to `slot` and waits for its answer, as long as `timeout` says, or until `stop`.
     ///
     /// # Errors
-    /// [`BulkError`]; the slot is then out of step.
+    /// [`BulkError`]; the slot is then desynchronized.
     pub(crate) fn command(
         &mut self,
         command: &Command<'_>,
@@ -229,7 +228,7 @@ impl BulkPipe {
         }
     }
 
-    /// Queues the next transfer in.
+    /// Queues the next IN transfer.
     fn submit_next_in(&mut self, exchange: &PendingCommand) {
         let len = if self.reads_exact_sizes() {
             exchange
@@ -317,7 +316,7 @@ impl BulkPipe {
         Ok(reply)
     }
 
-    /// The answer may be seen before the end of the transfer that caused it.
+    /// Ends the OUT transfer. Its completion may arrive after the response.
     fn end_out_transfer(&mut self) {
         let bulk_out = self.endpoints.bulk_out;
         while self.pipes.pending(bulk_out) > 0 {
@@ -329,7 +328,7 @@ impl BulkPipe {
         }
     }
 
-    /// At the deadline: an answer of whole packets may have come without the empty one that should end it.
+    /// At the deadline: a response of whole packets may be complete without its zero-length packet.
     fn accept_without_zlp(&mut self, exchange: &mut PendingCommand) -> Option<SlotResponse> {
         self.cancel_pending(exchange);
         if !exchange.is_complete() {
@@ -343,7 +342,7 @@ impl BulkPipe {
         reply
     }
 
-    /// Cancels what is under way and waits for the system to give it back, with what came meanwhile.
+    /// Cancels the pending transfers and collects what arrives meanwhile.
     fn cancel_pending(&mut self, exchange: &mut PendingCommand) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
@@ -376,8 +375,7 @@ impl BulkPipe {
         }
     }
 
-    /// Brings the reader back into step: halts that were seen cleared, the command under way aborted, its late answers
-    /// dropped. What the card makes of it is the caller's to find out.
+    /// Synchronizes the slot: aborts the pending command, clears halts that were seen, drops late responses. The caller recovers the card.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.
@@ -416,7 +414,8 @@ impl BulkPipe {
         Err(last)
     }
 
-    /// Clears what has halted. The system waits for the device itself, up to five seconds, and is asked only while there is time.
+    /// Clears the halts that were seen. The kernel waits up to five seconds for the device, so nothing is cleared after the
+    /// deadline.
     fn clear_halts(&mut self, until: Instant, stop: &Stop) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
@@ -428,9 +427,8 @@ impl BulkPipe {
         }
     }
 
-    /// Abort by control and by bulk, one sequence number for both (CCID 1.1, 5.3.1). A reader that knows none is
-    /// left to its slot status. Whether the device answers requests: one that does not would not answer that for a halt to be
-    /// cleared either.
+    /// Aborts by control and by bulk, with one sequence number for both (CCID 1.1, 5.3.1). A reader that supports no abort is
+    /// left to GetSlotStatus. Returns whether the device responds to control requests: otherwise no halt can be cleared.
     fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) -> bool {
         let sequence = self.sequence.wrapping_add(1);
         let setup = abort_request(self.number, slot, sequence);
@@ -451,7 +449,7 @@ impl BulkPipe {
     }
 }
 
-/// Whether there is time for another step of the way back.
+/// Checks stop and deadline before another step of the recovery.
 fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
     let sent = Sent::No;
     if stop.is_set() {
@@ -465,7 +463,7 @@ fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
     Ok(())
 }
 
-/// How long the control half of Abort may take. A limit of nothing is none to some.
+/// Timeout of the control half of Abort. Not zero, which some take for no timeout.
 fn abort_timeout(until: Instant) -> Duration {
     let left = until.saturating_duration_since(Instant::now());
     left.clamp(Duration::from_millis(1), budget::ABORT)

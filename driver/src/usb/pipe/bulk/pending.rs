@@ -1,4 +1,4 @@
-//! One command on its way: what came of it so far, and what that means.
+//! One pending command: the transfers so far, and what they mean.
 
 use claviger_apdu::{Secret, Sent};
 
@@ -11,7 +11,7 @@ use crate::{
     usb::host::transfer::{Completion, TransferError},
 };
 
-/// Whether the command has left.
+/// State of the OUT transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OutTransfer {
     InFlight,
@@ -19,7 +19,7 @@ pub(super) enum OutTransfer {
     Refused,
 }
 
-/// One command on its way.
+/// One pending command.
 #[derive(Debug)]
 pub(super) struct PendingCommand {
     kind: AnswerKind,
@@ -30,7 +30,7 @@ pub(super) struct PendingCommand {
     stale: usize,
     empty: usize,
     extensions: usize,
-    /// The multiplier of a request for more time that has just come.
+    /// The multiplier of the last time extension request.
     extension: Option<u8>,
 }
 
@@ -50,7 +50,7 @@ impl PendingCommand {
         }
     }
 
-    /// Of no command: takes whatever comes.
+    /// Belongs to no command and accepts any data.
     pub(super) fn any() -> Self {
         Self {
             out: OutTransfer::Done,
@@ -63,7 +63,7 @@ impl PendingCommand {
         self.extension.take()
     }
 
-    /// Whether all of the message came, by its own count.
+    /// Returns whether the whole message has arrived, by its own length field.
     pub(super) fn is_complete(&self) -> bool {
         self.bytes_missing() == Some(0) && !self.collected.is_empty()
     }
@@ -79,8 +79,8 @@ impl PendingCommand {
         }
     }
 
-    /// The transfer of the command has ended. A count that is not the command's length says nothing: a USB/IP server may count none of
-    /// what it has carried. Whether the reader has the command, its answer tells.
+    /// Takes in the end of the OUT transfer. A count other than the command's length means nothing, because a USB/IP server
+    /// may count no bytes. The response shows whether the reader has the command.
     pub(super) fn note_out_transfer(
         &mut self,
         completion: &Completion,
@@ -121,7 +121,7 @@ impl PendingCommand {
         Ok(())
     }
 
-    /// Bytes of the message that have not come, by its own count; `None` before its header.
+    /// Bytes of the message that have not arrived, by its own length field. Returns `None` before the header.
     pub(super) fn bytes_missing(&self) -> Option<usize> {
         let [_, a, b, c, d, ..] = self.collected.expose() else {
             return None;
@@ -131,7 +131,7 @@ impl PendingCommand {
         Some(whole.saturating_sub(self.collected.len()))
     }
 
-    /// What the message that was collected means for the command; `None` when the answer is still to come.
+    /// Parses the collected message. Returns `None` while the response is still to come.
     pub(super) fn parse_response(
         &mut self,
         sequence: u8,

@@ -1,12 +1,12 @@
-//! Until when an answer is waited for.
+//! The timeout of one response.
 
 use std::time::{Duration, Instant};
 
 use crate::ccid::budget;
 
-/// Until when one answer is waited for: the caller's deadline, and within it the time that the message has, which
-/// begins anew, multiplied, when the reader asks for more. Never longer than [`budget::MESSAGE`]. A message without a time of its
-/// own has [`budget::EXTENSION`] from then on: a reader that has asked once asks again.
+/// The timeout of one response: within the caller's deadline, a time per message that a time extension request restarts
+/// and multiplies. Never longer than [`budget::MESSAGE`]. After a request, a message without a time of its own has [`budget::EXTENSION`]:
+/// a reader that has requested more time once requests it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResponseTimeout {
     deadline: Instant,
@@ -14,7 +14,7 @@ pub(crate) struct ResponseTimeout {
 }
 
 impl ResponseTimeout {
-    /// `each` for the answer, and again for each request for more time; no longer than until `last`.
+    /// `each` for the response and for each time extension, until `last` at most.
     pub(crate) fn per_message(each: Duration, last: Instant) -> Self {
         Self {
             deadline: last,
@@ -22,7 +22,7 @@ impl ResponseTimeout {
         }
     }
 
-    /// When to give up, if nothing more is asked for, from `now` on.
+    /// The deadline without time extensions, from `now` on.
     pub(crate) fn start(self, now: Instant) -> Instant {
         self.deadline.min(
             now + self
@@ -32,7 +32,7 @@ impl ResponseTimeout {
         )
     }
 
-    /// When to give up after a request for `multiplier` times the time at `now` (CCID 1.1, 6.2.6: bError).
+    /// The deadline after a request for `multiplier` times the time at `now` (CCID 1.1, 6.2.6: bError).
     pub(crate) fn extended(self, multiplier: u8, now: Instant) -> Instant {
         let each = self.per_message.unwrap_or(budget::EXTENSION);
         let asked = each.saturating_mul(u32::from(multiplier.max(1)));

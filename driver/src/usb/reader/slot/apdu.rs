@@ -1,4 +1,4 @@
-//! Whole APDUs, to readers that take them.
+//! Exchanges with readers at the APDU level.
 
 use claviger_apdu::{Call, Secret, Sent, TransportError, TransportErrorKind};
 

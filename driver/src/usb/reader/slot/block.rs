@@ -1,4 +1,4 @@
-//! Blocks to a card: one XfrBlock each at the TPDU level, several at the character level (CCID 1.1, 6.1.4).
+//! Exchanges blocks with a card: one XfrBlock each at the TPDU level, several at the character level (CCID 1.1, 6.1.4).
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::{
     usb::pipe::bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
 };
 
-/// One block on its way.
+/// One block to send.
 pub(super) struct OutgoingBlock {
     pub(super) block: Secret,
     pub(super) kind: BlockKind,
@@ -30,16 +30,16 @@ pub(super) struct OutgoingBlock {
 /// What came of a block.
 pub(super) enum BlockOutcome {
     Response(Secret),
-    /// The card sent something that is no answer.
+    /// The card's response was malformed.
     TransmissionError,
     /// The card sent nothing.
     NoResponse,
-    /// The reader could not do it.
+    /// The reader rejected the command.
     Rejected(SlotError, SlotResponse),
 }
 
 impl CcidSlot {
-    /// Talks to the card until it has answered `frame`.
+    /// Runs the protocol until the card has responded to `frame`.
     pub(super) fn run_protocol(
         &mut self,
         line: &mut ProtocolState,
@@ -176,7 +176,7 @@ impl CcidSlot {
         })
     }
 
-    /// Between two blocks nobody waits: the end of the call is looked for here.
+    /// Checks stop, deadline and block length between two blocks.
     fn check_limits(&self, data: &[u8], call: Call) -> Result<(), BulkError> {
         let why = if self.stop.is_set() {
             BulkErrorKind::Stopped

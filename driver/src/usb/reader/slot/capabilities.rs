@@ -1,4 +1,4 @@
-//! What a reader can do: what it says of itself, put right by what the table of readers knows of it.
+//! The capabilities of a reader: its descriptor, corrected by its quirks.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
 
 /// Clocks a card works with, in kHz (ISO 7816-3, 5.2.3 and table 7). A reader that says another has not the one it says.
 const CLOCK_RANGE: std::ops::RangeInclusive<u32> = 1_000..=20_000;
-/// The information field that a card sends when it has not been told of another (ISO 7816-3, 11.4.2).
+/// The card's maximum information field before an IFS request (ISO 7816-3, 11.4.2).
 const DEFAULT_IFSD: u8 = 32;
 
 /// See the module.
@@ -52,18 +52,18 @@ impl Capabilities {
         )
     }
 
-    /// Whether it takes APDUs that are longer than its messages in parts (CCID 1.1, 6.1.4). Many a reader that says it takes
-    /// extended APDUs ignores wLevelParameter, and has the card carry out the first part. One whose messages do not even
-    /// hold a short APDU has no other way: Gnuk, with messages of 64 bytes.
+    /// Returns whether the reader takes an APDU longer than its messages in parts (CCID 1.1, 6.1.4). Many readers that announce
+    /// extended APDUs ignore wLevelParameter, and the card executes the first part. A reader whose messages do not hold a short APDU
+    /// has no other way: Gnuk, with messages of 64 bytes.
     fn takes_parts(&self) -> bool {
         self.quirks.chains
             || (self.level() == ExchangeLevel::ExtendedApdu
                 && self.max_block() < Limits::SHORT.command)
     }
 
-    /// Frames that reach a card which speaks `protocol`, as far as that is known. T=0 carries no extended APDU here, T=1 carries
-    /// any in blocks. Of readers that take APDUs, the level counts and what fits in a message; a longer one may arrive in
-    /// parts, as CCID has it. Whether the card takes them is its applet's to say.
+    /// The frame lengths that reach a card with `protocol`, as far as known. T=0 carries no extended APDU here, T=1 carries any in
+    /// blocks. Of a reader that takes APDUs, its level and its message length count; a longer APDU may go in parts, as CCID
+    /// defines. Whether the card takes it depends on its applet.
     pub(super) fn limits(&self, protocol: Option<Protocol>) -> Limits {
         let extended = match self.level() {
             ExchangeLevel::ShortApdu => false,
@@ -142,8 +142,8 @@ impl Capabilities {
         wanted.min(budget::MESSAGE)
     }
 
-    /// The information fields a T=1 card is told that we take; 32, which it is not told, where the reader tells it itself
-    /// or the card must not be told. A whole block has to fit in a message.
+    /// The IFSD to request from a T=1 card. 32, without a request, where the reader requests it itself or the card must get no
+    /// request. A whole block must fit in a message.
     pub(super) fn ifsd(&self, detection: ErrorDetection) -> u8 {
         if self.quirks.no_ifsd || self.class.sends_ifsd() {
             return DEFAULT_IFSD;
@@ -164,7 +164,7 @@ impl Capabilities {
     }
 }
 
-/// Frames of up to `most` bytes, and none that are longer.
+/// Frames of up to `most` bytes. Longer ones are not sent.
 const fn unchained_limits(most: usize) -> Limits {
     Limits {
         unchained: most,

@@ -37,7 +37,7 @@ use crate::{
     wait::Stop,
 };
 
-/// One slot of a claimed reader. What it knows of a card is true as long as nobody else has had the reader.
+/// One CCID slot of a claimed reader. What it knows of the card holds while the claim lasts.
 #[derive(Debug)]
 pub(crate) struct CcidSlot {
     name: String,
@@ -46,16 +46,16 @@ pub(crate) struct CcidSlot {
     reader: Capabilities,
     stop: Arc<Stop>,
     card: Option<Card>,
-    /// What the slot held when the reader last said so, if it has.
+    /// The slot status of the last response.
     icc: Option<IccStatus>,
-    /// The reader was brought back from the middle of something, and the card not yet.
+    /// The reader was recovered from the middle of a command, the card not yet.
     card_unsynchronized: bool,
-    /// The answer to reset of a card that did not agree, or with which something failed before it could: it is asked for nothing.
+    /// ATR of a card whose negotiation failed. It is not negotiated with again.
     unnegotiable: Option<Atr>,
     epoch: Epoch,
 }
 
-/// The powered card, and what was agreed with it.
+/// The powered card and the parameters agreed with it.
 #[derive(Debug)]
 pub(crate) struct Card {
     atr: Atr,
@@ -88,7 +88,7 @@ impl CcidSlot {
         }
     }
 
-    /// Goes on where another driver of the same reader ended: in its epoch, and out of step if it was.
+    /// Resumes the epoch of the claim before, unsynchronized if it was.
     pub(crate) const fn resume(&mut self, epoch: Epoch, in_step: bool) {
         self.epoch = epoch;
         if !in_step {
@@ -96,13 +96,12 @@ impl CcidSlot {
         }
     }
 
-    /// Has `stop` end every wait from now on, instead of what ended them before.
+    /// Replaces the stop that ends every wait.
     pub(crate) fn set_stop(&mut self, stop: &Arc<Stop>) {
         self.stop = Arc::clone(stop);
     }
 
-    /// Takes a card that is powered for the one with this answer to reset. Of a card that is given blocks nobody knows what was
-    /// agreed with it: it has to be powered anew.
+    /// Assumes that the active card is the one with this ATR. A TPDU card must be powered anew, because its parameters are unknown.
     pub(crate) fn assume_powered(&mut self, atr: Atr) {
         if !self.reader.takes_apdus() {
             return;
@@ -115,17 +114,17 @@ impl CcidSlot {
         });
     }
 
-    /// Goes on with a card that was powered and agreed with in this very claim.
+    /// Restores a card that was powered within this claim.
     pub(crate) fn restore_card(&mut self, card: Card) {
         self.card = Some(card);
     }
 
-    /// The card as it is left.
+    /// The card and its parameters, at the end of the use.
     pub(crate) fn into_card(self) -> Option<Card> {
         self.card
     }
 
-    /// The frames that reach the card; short ones while none is powered.
+    /// The frame lengths that reach the card. Short while no card is powered.
     pub(crate) fn limits(&self) -> Limits {
         match &self.card {
             Some(card) => self.reader.limits(card.protocol),
@@ -138,7 +137,7 @@ impl CcidSlot {
         self.icc
     }
 
-    /// Whether the next command can be sent without bringing reader and card back.
+    /// Returns whether the next command can be sent without recovery.
     pub(crate) fn is_synchronized(&self) -> bool {
         self.pipe.is_synchronized() && !self.card_unsynchronized
     }
@@ -189,7 +188,7 @@ impl CcidSlot {
         Ok(self.note_presence(&reply))
     }
 
-    /// Takes in what an answer says of the slot.
+    /// Takes in the slot status of a response.
     fn note_presence(&mut self, reply: &SlotResponse) -> IccStatus {
         self.icc = Some(reply.icc);
         if reply.icc != IccStatus::Active && self.card.take().is_some() {
@@ -246,8 +245,7 @@ impl CcidSlot {
         })
     }
 
-    /// The reader could not carry a block to the card, or the answer back: the `first` of a command, of which the card then has
-    /// seen what `sent` says.
+    /// The error of a block that the reader could not exchange with the card. `first` says that it was the command's first block.
     fn block_error(
         &mut self,
         error: SlotError,
@@ -271,9 +269,8 @@ impl CcidSlot {
         self.error(kind, sent, &format!("the command failed: {error}"))
     }
 
-    /// Brings a reader back that was left in the middle of something: into step, then the card off and on, as
-    /// nobody knows what it is at; a reader that does not listen is reset. The error says that the card's
-    /// state is lost, or why it could not be done.
+    /// Recovers the reader: synchronizes it, then power-cycles the card. Resets a device that does not respond.
+    /// The error says that the card's state is lost, or why recovery failed.
     fn recover_card(&mut self, call: Call) -> TransportError {
         let mut reset = self.reset_card(call);
         if reset.is_err() && !self.pipe.is_synchronized() && Instant::now() < call.deadline {

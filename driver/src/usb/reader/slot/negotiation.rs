@@ -14,25 +14,25 @@ use crate::protocol::{
     pps::{self, Agreement, Proposal, Way},
 };
 
-/// See the module.
+/// What to negotiate after a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NegotiationPlan {
     /// What card and reader speak in the end, as far as that is known.
     pub(super) agreement: Agreement,
     /// What the card is asked first.
     pub(super) pps: Option<Proposal>,
-    /// The reader is told, or asked what it did.
+    /// What to do about the reader's parameters.
     pub(super) parameters: ParameterStep,
 }
 
-/// What the reader is told.
+/// What to do about the reader's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ParameterStep {
-    /// Nothing.
+    /// Leave them.
     Keep,
-    /// What was agreed.
+    /// Set what was agreed (SetParameters).
     Set,
-    /// Nothing: it is asked which protocol it chose.
+    /// Query which protocol the reader chose (GetParameters).
     Query,
 }
 
@@ -100,7 +100,7 @@ const fn negotiated(protocol: Protocol, after_reset: Agreement, several: bool) -
     }
 }
 
-/// The protocols that both speak, T=1 before T=0.
+/// The protocols that reader and card share, T=1 before T=0.
 pub(super) fn common_protocols(reader: &Capabilities, parameters: &Parameters) -> Vec<Protocol> {
     let speaks = |protocol: &Protocol| match parameters.specific_mode {
         Some(_) => parameters.default_protocol() == *protocol,
@@ -131,7 +131,7 @@ fn wanted(
     }
 }
 
-/// Readers that take APDUs talk to the card themselves; some have to be told how.
+/// Readers at the APDU level negotiate with the card themselves. Some need SetParameters first.
 fn for_apdus(
     reader: &Capabilities,
     parameters: &Parameters,

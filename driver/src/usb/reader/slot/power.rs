@@ -1,4 +1,4 @@
-//! Power for the card, and what is agreed with it and the reader before its first command.
+//! Powers the card, and negotiates with card and reader before the first command.
 
 use claviger_apdu::{Atr, Call, Sent, TransportError, TransportErrorKind};
 
@@ -22,15 +22,14 @@ use crate::{
     usb::pipe::bulk::ResponseTimeout,
 };
 
-/// A card that has answered its reset.
+/// A card that has sent its ATR.
 struct PoweredCard {
     atr: Atr,
     voltage: Voltage,
 }
 
 impl CcidSlot {
-    /// Powers the card, which resets it, at the lowest voltage that suits reader and card, and comes to terms with it: protocol, rate
-    /// and parameters.
+    /// Powers the card, which resets it, at the lowest voltage that suits reader and card. Negotiates protocol, rate and parameters.
     ///
     /// # Errors
     /// NoCard when there is none or it does not answer; else [`TransportError`].
@@ -118,8 +117,7 @@ impl CcidSlot {
         }
     }
 
-    /// Agrees on protocol and rate. A card or reader that does not agree is asked for nothing more: the card is reset by a power
-    /// cycle, and stays at what it speaks then.
+    /// Negotiates protocol and rate. After a failure the card is power-cycled and keeps its defaults.
     fn negotiate(&mut self, powered: PoweredCard, call: Call) -> Result<Card, TransportError> {
         let parameters = Parameters::of(&powered.atr);
         let careful = self.plan(&parameters, true)?;
@@ -147,7 +145,7 @@ impl CcidSlot {
         self.apply_last_plan(careful, powered.atr, call)
     }
 
-    /// The last plan there is.
+    /// Applies the plan without negotiation.
     fn apply_last_plan(
         &mut self,
         plan: NegotiationPlan,
@@ -186,7 +184,7 @@ impl CcidSlot {
         }
     }
 
-    /// What is spoken after `plan`; nothing if card or reader did not agree.
+    /// Applies `plan`. Returns `None` if card or reader did not agree.
     fn apply_plan(
         &mut self,
         plan: NegotiationPlan,
@@ -207,7 +205,7 @@ impl CcidSlot {
         }
     }
 
-    /// Asks the card (ISO 7816-3, 9).
+    /// Sends the PPS request to the card (ISO 7816-3, 9).
     fn send_pps(
         &mut self,
         proposal: &Proposal,
@@ -279,7 +277,7 @@ impl CcidSlot {
         Ok(said.unwrap_or(supposed))
     }
 
-    /// A command about the slot that does not reach the card's applications.
+    /// Sends a command about the slot, which no application on the card sees.
     fn slot_command(
         &mut self,
         command: &Command<'_>,

@@ -1,4 +1,4 @@
-//! A card on the other side of a reader that takes blocks or characters: the protocol spoken with it, from one reset to the next.
+//! T=0 or T=1 with the card of a TPDU or character reader, from one reset to the next.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ enum Engine {
     T1(T1),
 }
 
-/// What a block is, for whoever carries it in characters.
+/// What a block is, for the character level.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum BlockKind {
     T0,
@@ -44,7 +44,7 @@ pub(super) enum BlockKind {
     Pps,
 }
 
-/// How long a block and its answer take.
+/// How long a block and its response take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockTiming {
     /// The block waiting time, or many work waiting times.
