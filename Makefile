@@ -33,7 +33,7 @@ test-usb:
 # The tests of C_Initialize and C_Finalize in `make test`, at length and with nothing beside them: the models with one preemption
 # more, 10,000 rounds of waiters against C_Finalize, 10,000 lives in a row over each transport, with threads and without.
 # Figures, which `make test` prints, are held to their limits here: how soon a waiter is back and an event is told, how
-# much a slow card delays other readers, and that a blocked process is never scheduled.
+# much a slow card delays other readers, and that a blocked process is never scheduled. The end is in the guest of `make test-usb`.
 races:
 	@scripts/prepare test
 	@$(MAKE) --no-print-directory module
@@ -41,6 +41,7 @@ races:
 	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test module_races --test module_cycles \
 	--test module_life --test module_latency --test module_isolation --test module_quiet --test module_alone \
 	-- --nocapture --test-threads=1
+	scripts/test-usb races
 
 lint:
 	$(CARGO) fmt --all --check
