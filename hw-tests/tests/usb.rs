@@ -39,7 +39,7 @@ use claviger_hw_tests::{
     rig::Rig,
     usb::{
         UsbFault::{
-            self, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, UncountedOut,
+            self, Death, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, UncountedOut,
             WrongSequence,
         },
         UsbWay, obstacle,
@@ -120,6 +120,7 @@ on_each_stack! {
     a_user_without_other_rights_reaches_the_reader
     a_token_pulled_in_mid_command_ends_it_at_once
     a_faulty_reader_costs_its_budget_and_is_used_again
+    a_dead_device_holds_no_call_beyond_its_deadline
 }
 
 fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbWay) {
@@ -223,6 +224,23 @@ fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: Us
         select(&mut *card);
         assert_eq!(card.epoch() > epoch, cost.is_some(), "{fault:?}: {epoch:?}");
     }
+}
+
+/// What the kernel waits for by itself, a request to the control endpoint, is within the deadline too.
+fn a_dead_device_holds_no_call_beyond_its_deadline(stack: UsbLibrary, way: UsbWay) {
+    let mut rig = Rig::usb(Plan::piv4(), way);
+    let backend = backend(stack, &rig);
+    let (_watch, readers) = watch(&backend);
+    let mut card = connect(&backend, &readers);
+    select(&mut *card);
+    rig.card().zero();
+    rig.on_usb().misbehave(Death);
+    let unanswered = timed(Death, || try_to_select(&mut *card, BUDGET)).unwrap_err();
+    assert_eq!((unanswered.kind, unanswered.sent), (TimedOut, Sent::Maybe));
+    let unsent = timed(Death, || try_to_select(&mut *card, BUDGET)).unwrap_err();
+    assert_eq!(unsent.sent, Sent::No, "{unsent}");
+    assert_eq!(rig.card().counts().apdus, 1, "sent again");
+    rig.on_usb().heal();
 }
 
 /// Plays a command that meets `fault`, and says what came of it.
