@@ -83,7 +83,11 @@ pub(crate) fn attempt(
     let last_transfer = Cell::new(None);
     let claimed_node = || {
         let file = File::from(open_node(node)?);
-        usbfs::claim(&file, interface).map_err(claim_error)?;
+        match usbfs::claim(&file, interface) {
+            // No node of usbfs at all: the library says so.
+            Ok(()) | Err(Errno::NOTTY) => {}
+            Err(errno) => return Err(claim_error(errno)),
+        }
         // Either library asks the device for its configuration as it is given the node.
         last_transfer.set(file.metadata().ok().as_ref().and_then(usbfs::last_transfer));
         Ok(OwnedFd::from(file))
