@@ -60,6 +60,7 @@ struct LastKnownCard {
     epoch: Epoch,
     is_closed: bool,
     may_be_another: bool,
+    suspend_count: u64,
 }
 
 impl UsbTransport {
@@ -88,7 +89,8 @@ impl UsbTransport {
             }
         };
         let limits = driver.limits();
-        let may_be_another = driver.attach() && !reader.info.is_fixed;
+        let may_be_another = driver.attach(reader.info.is_fixed);
+        let suspend_count = driver.suspend_count(&reader);
         // A release request during the open found the driver in use.
         driver.yield_if_requested();
         drop(driver);
@@ -98,6 +100,7 @@ impl UsbTransport {
             epoch,
             is_closed: false,
             may_be_another,
+            suspend_count,
         };
         Ok(Self {
             reader,
@@ -128,18 +131,16 @@ impl UsbTransaction<'_> {
             .open_slot(self.reader, self.shutdown.claim_request(call), call)?;
         if device.atr().is_none() {
             if !self.reader.info.is_fixed {
-                let what = format!(
-                    "reader {}: its card lost power and may be another one",
-                    self.reader.info.interface.name
-                );
-                return Err(TransportError::before_card(
-                    TransportErrorKind::CardRemoved,
-                    what,
-                ));
+                return Err(self.removed("its card lost power and may be another one"));
             }
             self.driver.ensure_powered(call)?;
         }
         Ok(())
+    }
+
+    fn removed(&self, what: &str) -> TransportError {
+        let what = format!("reader {}: {what}", self.reader.info.interface.name);
+        TransportError::before_card(TransportErrorKind::CardRemoved, what)
     }
 
     fn exchange(
@@ -230,10 +231,16 @@ impl Transport for UsbTransport {
     }
 
     fn resume(&mut self, call: Call) -> Result<(), TransportError> {
-        if self.reader.info.is_fixed {
+        let mut transaction = self.lock_reader(call)?;
+        let suspends = transaction.driver.suspend_count(transaction.reader);
+        if suspends != transaction.card.suspend_count {
+            let what = "the machine was suspended, and its card may be another one";
+            let removed = Err(transaction.removed(what));
+            return transaction.note_result(removed);
+        }
+        if transaction.reader.info.is_fixed {
             return Ok(());
         }
-        let mut transaction = self.lock_reader(call)?;
         let bounded = transaction.shutdown.cap_deadline(call);
         let ready = transaction.ensure_powered(bounded);
         transaction.note_result(ready)

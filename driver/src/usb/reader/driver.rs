@@ -41,6 +41,10 @@ pub(crate) struct ReaderDriver {
     is_attached: bool,
     /// The card was powered since the last transport began, and may be another one.
     may_be_another: bool,
+    /// Suspends of the machine that this driver has noticed. A token may be exchanged in one without a hotplug event.
+    suspend_count: u64,
+    /// The suspend count when the last transport began.
+    attached_at: u64,
     saved: SavedState,
     suspend: Option<SuspendDetector>,
 }
@@ -127,6 +131,7 @@ impl ReaderDriver {
         if !slept.was_suspended() {
             return None;
         }
+        self.suspend_count += 1;
         let reader_claim = self.claim.clone();
         self.close();
         if reader.info.interface.class.powers_by_itself() {
@@ -253,9 +258,18 @@ impl ReaderDriver {
 
     /// A transport begins. The claim lasts until the transport ends or another process requests the reader.
     /// Returns whether the card may be another one than that of the last transport.
-    pub(crate) const fn attach(&mut self) -> bool {
+    pub(crate) const fn attach(&mut self, is_fixed: bool) -> bool {
         self.is_attached = true;
-        std::mem::replace(&mut self.may_be_another, false)
+        let was_suspended = self.attached_at != self.suspend_count;
+        self.attached_at = self.suspend_count;
+        let was_powered = std::mem::replace(&mut self.may_be_another, false);
+        was_suspended || (was_powered && !is_fixed)
+    }
+
+    /// Returns how many suspends of the machine were noticed so far. The reader's slot is closed after a new one.
+    pub(crate) fn suspend_count(&mut self, reader: &UsbReader) -> u64 {
+        drop(self.check_suspend(reader));
+        self.suspend_count
     }
 
     /// The transport ends.

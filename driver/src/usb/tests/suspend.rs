@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Transport, TransportErrorKind};
+use claviger_apdu::{Call, Transport, TransportErrorKind};
 
 use super::{
     answered,
@@ -59,6 +59,38 @@ fn a_sleep_that_took_the_power_of_a_token_is_a_reset_to_its_connection() {
     assert!(card.epoch() > epoch, "what the card knew is gone");
     assert_eq!(reader.card_commands(0), commands + 1, "sent once");
     assert!(!card.is_over());
+}
+
+/// B21: with power/persist a token of the same model may be in the port, and nobody says so.
+#[test]
+fn b21_a_token_is_identified_anew_after_a_suspend_before_it_is_used() {
+    let tale = Tale::new("sleep.identity");
+    let (reader, config) = key();
+    let (program, _watch, mut card) = used(&tale, &reader, &config);
+    let call = || Call::within(PATIENCE);
+    card.resume(call()).unwrap();
+    assert!(!card.may_be_another());
+    sleep(&tale);
+    let commands = reader.card_commands(0);
+    assert!(card.resume(call()).is_err() && card.is_over());
+    drop(card);
+    let mut card = connect(&program, "3-1");
+    assert!(card.may_be_another());
+    card.resume(call()).unwrap();
+    assert_eq!(reader.card_commands(0), commands, "no command went out");
+    drop(card);
+    assert!(!connect(&program, "3-1").may_be_another(), "once");
+}
+
+/// B21: also where there is no connection at the time.
+#[test]
+fn b21_a_token_that_nobody_used_in_a_suspend_is_identified_anew() {
+    let tale = Tale::new("sleep.unused");
+    let (reader, config) = key();
+    let (program, _watch, card) = used(&tale, &reader, &config);
+    drop(card);
+    sleep(&tale);
+    assert!(connect(&program, "3-1").may_be_another());
 }
 
 #[test]
