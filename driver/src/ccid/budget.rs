@@ -34,6 +34,10 @@ pub const SILENCES: usize = 2;
 pub const MARGIN: Duration = Duration::from_secs(1);
 /// How long a card may take to answer its reset at one voltage, before it asks for more.
 pub const POWER_ON: Duration = Duration::from_secs(10);
+/// How often a reader that is activating a card by itself (bError F2) is sent IccPowerOn.
+pub const AUTO_SEQUENCE_TRIES: usize = 20;
+/// Between two of these.
+pub const AUTO_SEQUENCE_INTERVAL: Duration = Duration::from_millis(100);
 /// Slots of one reader that are looked after; real ones have eight at most, and a descriptor can say 256.
 pub const SLOTS: u8 = 16;
 /// How often a token of the control pipe may say that it is still busy; each time costs [`ICCD_POLL`] at least.

@@ -4,7 +4,10 @@ use std::{thread, time::Duration};
 
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
-use super::{PATIENCE, answered, blocks, exchange, kinds, powered, powered_card, raw, with_card};
+use super::{
+    PATIENCE, answered, blocks, exchange, kinds, powered, powered_card, raw, script::Scripted,
+    with_card,
+};
 use crate::{
     ccid::quirks::Quirks,
     usb::{
@@ -431,4 +434,29 @@ fn a_card_without_an_answer_to_reset_of_its_protocol_is_still_a_card() {
         raw(&mut device, &[0, 0xB0, 0, 0, 2]).unwrap(),
         [0, 0, 0x90, 0]
     );
+}
+
+/// A reader whose first `busy` answers to IccPowerOn say that it is activating the card by itself.
+fn activating(busy: usize) -> Scripted {
+    let mut left = busy;
+    Scripted::new(ReaderConfig::extended(), true, move |got| {
+        let is_busy = got.kind == 0x62 && left > 0;
+        left -= usize::from(is_busy);
+        is_busy.then(|| vec![got.reply(0x41, 0xF2, 0, &[])])
+    })
+}
+
+#[test]
+fn b27_a_reader_that_is_activating_the_card_by_itself_is_asked_again() {
+    let mut reader = activating(2);
+    reader.power().unwrap();
+    assert_eq!(reader.heard.count(0x62), 3);
+    assert_eq!(reader.heard.count(0x63), 0, "the card is not mute");
+}
+
+#[test]
+fn b27_a_reader_that_never_ends_its_activation_has_a_mute_card() {
+    let mut reader = activating(usize::MAX);
+    let error = reader.power().unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::NoCard, "{error}");
 }

@@ -1,5 +1,7 @@
 //! Powers the card, and negotiates with card and reader before the first command.
 
+use std::time::Instant;
+
 use claviger_apdu::{Atr, Call, Sent, TransportError, TransportErrorKind};
 
 use super::{
@@ -19,7 +21,8 @@ use crate::{
         Parameters,
         pps::{Agreement, Proposal},
     },
-    usb::pipe::bulk::ResponseTimeout,
+    usb::pipe::bulk::{ResponseTimeout, SlotResponse},
+    wait::readable,
 };
 
 /// A card that has sent its ATR.
@@ -98,8 +101,7 @@ impl CcidSlot {
         voltage: Voltage,
         call: Call,
     ) -> Result<Result<PoweredCard, String>, TransportError> {
-        let reply =
-            self.slot_command(&Command::IccPowerOn { voltage }, "powering the card", call)?;
+        let reply = self.send_power_on(voltage, call)?;
         match reply.error {
             None => Ok(Atr::parse(reply.data())
                 .map(|atr| PoweredCard { atr, voltage })
@@ -114,6 +116,28 @@ impl CcidSlot {
                 Err(self.error(TransportErrorKind::Protocol, Sent::No, what))
             }
             Some(error) => Ok(Err(format!("the card does not answer its reset ({error})"))),
+        }
+    }
+
+    /// Sends IccPowerOn, again while the reader is still activating the card by itself (bError F2).
+    fn send_power_on(
+        &mut self,
+        voltage: Voltage,
+        call: Call,
+    ) -> Result<SlotResponse, TransportError> {
+        let command = Command::IccPowerOn { voltage };
+        let mut tries = 1;
+        loop {
+            let reply = self.slot_command(&command, "powering the card", call)?;
+            let is_busy = reply.error == Some(SlotError::BusyWithAutoSequence);
+            if !is_busy || tries == budget::AUTO_SEQUENCE_TRIES {
+                return Ok(reply);
+            }
+            tries += 1;
+            let until = call
+                .deadline
+                .min(Instant::now() + budget::AUTO_SEQUENCE_INTERVAL);
+            let _ = readable(&[], &self.stop, Some(until));
         }
     }
 
@@ -283,7 +307,7 @@ impl CcidSlot {
         command: &Command<'_>,
         what: &str,
         call: Call,
-    ) -> Result<super::SlotResponse, TransportError> {
+    ) -> Result<SlotResponse, TransportError> {
         let time = self.reader.scaled_timeout(budget::POWER_ON);
         let reply = self.command(command, ResponseTimeout::per_message(time, call.deadline));
         reply.map_err(|error| self.before_card(what, error))
