@@ -172,7 +172,7 @@ fn strike(setup: &Setup, fault: Fault, step: usize) -> bool {
 }
 
 /// Runs `strike` for each fault at each step, the faults beside each other, as they mostly wait; how many struck.
-fn each_fault(steps: usize, strike: impl Fn(Fault, usize) -> bool + Sync) -> usize {
+pub(super) fn each_fault(steps: usize, strike: impl Fn(Fault, usize) -> bool + Sync) -> usize {
     let at_each = |fault| (0..steps).filter(|step| strike(fault, *step)).count();
     std::thread::scope(|scope| {
         let threads: Vec<_> = Fault::ALL

@@ -32,6 +32,7 @@ mod tpdu;
 mod transport;
 mod unresponsive_reader;
 mod watch;
+mod watch_faults;
 
 use std::{
     sync::Arc,
