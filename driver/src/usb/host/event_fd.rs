@@ -9,7 +9,7 @@ use std::{
     task::{Wake, Waker},
 };
 
-use rustix::event::EventfdFlags;
+use rustix::{event::EventfdFlags, io::Errno};
 
 use super::transfer::TransferError;
 use crate::fork_closed::ForkClosed;
@@ -39,8 +39,10 @@ impl EventFd {
 
     /// Clears the descriptor. Call this before looking for work: a later signal sets it again.
     pub(crate) fn clear(&self) {
-        if self.set.load(Ordering::SeqCst) {
-            let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+        // Where nothing is read, another thread is about to write: it stays set until that is read.
+        if self.set.load(Ordering::SeqCst)
+            && rustix::io::read(&self.event, &mut [0_u8; 8]) != Err(Errno::AGAIN)
+        {
             self.set.store(false, Ordering::SeqCst);
         }
     }
@@ -105,6 +107,18 @@ mod tests {
         let mut count = [0; 8];
         rustix::io::read(&signal.event, &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
+    fn a_clear_in_the_middle_of_a_notify_leaves_nothing_that_cannot_be_cleared() {
+        let signal = EventFd::new().unwrap();
+        // As `notify` does it, with a `clear` in between.
+        signal.set.store(true, Ordering::SeqCst);
+        signal.clear();
+        rustix::io::write(&signal.event, &1_u64.to_ne_bytes()).unwrap();
+        assert!(ready(&signal, 0));
+        signal.clear();
+        assert!(!ready(&signal, 0));
     }
 
     #[test]
