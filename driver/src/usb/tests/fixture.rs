@@ -1,11 +1,11 @@
 //! A bus of readers in memory: folders that look like sysfs, files for nodes, and devices that open by them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, fs,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU16, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -57,6 +57,7 @@ pub(super) struct FakeMachine {
     devices: DevicesByNode,
     /// Locked for as long as opening a device is to take.
     opening: Arc<Mutex<()>>,
+    blocked: Arc<BlockedNodes>,
     address: AtomicU16,
     /// How often a device was tried.
     open_attempts: Arc<AtomicUsize>,
@@ -72,6 +73,7 @@ impl FakeMachine {
             root,
             devices: DevicesByNode::default(),
             opening: Arc::default(),
+            blocked: Arc::default(),
             address: AtomicU16::new(1),
             open_attempts: Arc::default(),
         }
@@ -167,6 +169,7 @@ impl FakeMachine {
         let opener = FakeOpener {
             devices: Arc::clone(&self.devices),
             opening: Arc::clone(&self.opening),
+            blocked: Arc::clone(&self.blocked),
             open_attempts: Arc::clone(&self.open_attempts),
         };
         let options = UsbOptions {
@@ -187,6 +190,21 @@ impl FakeMachine {
         self.opening.lock().unwrap()
     }
 
+    /// Blocks the opening of the device with this address until the value is dropped.
+    pub(super) fn block_opening_of(&self, address: u16) -> BlockedOpening {
+        let node = self.node(address);
+        self.blocked.nodes().insert(node.clone());
+        BlockedOpening {
+            blocked: Arc::clone(&self.blocked),
+            node,
+        }
+    }
+
+    /// The largest number of threads that waited at the same time for blocked openings.
+    pub(super) fn most_blocked(&self) -> usize {
+        self.blocked.most.load(Ordering::SeqCst)
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.root
     }
@@ -198,10 +216,50 @@ impl Drop for FakeMachine {
     }
 }
 
+/// Devices whose opening is blocked, by their nodes.
+#[derive(Default)]
+struct BlockedNodes {
+    nodes: Mutex<HashSet<PathBuf>>,
+    unblocked: Condvar,
+    waiting: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl BlockedNodes {
+    fn nodes(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.nodes.lock().unwrap()
+    }
+
+    fn wait(&self, node: &Path) {
+        let nodes = self.nodes();
+        let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+        if nodes.contains(node) {
+            self.most.fetch_max(waiting, Ordering::SeqCst);
+        }
+        let is_blocked = |nodes: &mut HashSet<PathBuf>| nodes.contains(node);
+        drop(self.unblocked.wait_while(nodes, is_blocked).unwrap());
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// See [`FakeMachine::block_opening_of`].
+pub(super) struct BlockedOpening {
+    blocked: Arc<BlockedNodes>,
+    node: PathBuf,
+}
+
+impl Drop for BlockedOpening {
+    fn drop(&mut self) {
+        self.blocked.nodes().remove(&self.node);
+        self.blocked.unblocked.notify_all();
+    }
+}
+
 /// Opens devices by their nodes, if the file is not without rights.
 struct FakeOpener {
     devices: DevicesByNode,
     opening: Arc<Mutex<()>>,
+    blocked: Arc<BlockedNodes>,
     open_attempts: Arc<AtomicUsize>,
 }
 
@@ -225,6 +283,7 @@ impl DeviceOpener for FakeOpener {
             .clone();
         drop(devices);
         drop(self.opening.lock().unwrap());
+        self.blocked.wait(&info.node);
         let interface = reader.device().claim()?;
         Ok(OpenedInterface {
             interface,

@@ -5,6 +5,7 @@ mod chaining;
 mod character;
 mod claims;
 mod composite;
+mod concurrent_polls;
 mod control;
 mod demand;
 mod events;

@@ -68,11 +68,25 @@ impl WatchThread {
         Self::of(program.watch())
     }
 
-    fn of(mut watch: Box<dyn crate::backend::Watch>) -> Self {
+    /// With somebody who waits for events, and from the first snapshot on as the module does it.
+    pub(super) fn following(program: &UsbBackend) -> Self {
+        Self::run(watch_with_waiter(program), |_| None)
+    }
+
+    fn of(watch: Box<dyn crate::backend::Watch>) -> Self {
+        Self::run(watch, |watch| Some(snapshot(watch)))
+    }
+
+    fn run(
+        mut watch: Box<dyn crate::backend::Watch>,
+        first: fn(&mut dyn crate::backend::Watch) -> Option<Readers>,
+    ) -> Self {
         let (waker, demand) = (watch.waker(), watch.demand());
         let (send, pictures) = mpsc::channel();
         let follow = move || {
-            let _ = send.send(snapshot(&mut *watch));
+            if let Some(first) = first(&mut *watch) {
+                let _ = send.send(first);
+            }
             while let Ok(picture) = watch.next() {
                 let _ = send.send(picture);
             }

@@ -87,14 +87,17 @@ impl CardDemand {
         state.lease.filter(|_| state.waiters == 0)
     }
 
-    /// Completes the request with this number, and says whether cards are monitored and need it.
-    pub(super) fn complete(&self, poll: u64, is_watching: bool, is_needed: bool) {
+    /// Completes the request with this number, and says whether cards are monitored and need it. Returns whether there is a newer
+    /// request.
+    pub(super) fn complete(&self, poll: u64, is_watching: bool, is_needed: bool) -> bool {
         let mut state = self.state();
         state.completed = poll;
         state.is_monitoring = is_watching && state.is_wanted(Instant::now());
         state.is_needed = is_needed;
+        let is_newer = state.requested != poll;
         drop(state);
         self.completed.notify_all();
+        is_newer
     }
 
     /// The watch has ended.

@@ -1,8 +1,11 @@
-//! Follows the bus, the readers and their cards in one thread. One wait covers devices, cards and release requests.
+//! Follows the bus, the readers and their cards in one thread. One wait covers devices, cards and release requests. Where threads
+//! are allowed, each poll of a reader has its own for its length, so that a slow or hostile reader delays no other.
 
 mod demand;
+mod entry;
 mod interrupt;
 mod reader;
+mod readers;
 mod slot;
 
 use std::{
@@ -13,7 +16,13 @@ use std::{
 
 use claviger_apdu::{Call, TransportError, TransportErrorKind};
 
-use self::{demand::CardDemand, reader::WatchedReader, slot::PollContext};
+use self::{
+    demand::CardDemand,
+    entry::ReaderEntry,
+    reader::WatchedReader,
+    readers::WatchedReaders,
+    slot::{ChangeCounter, PollContext},
+};
 use super::{
     claim::{BackendContext, shared::SharedClaim},
     discovery::{
@@ -21,7 +30,7 @@ use super::{
         precedence::{AllowedReaders, PcscdPrecedence},
         reader_info::{ReaderInfo, readers_of},
         suspend::SuspendDetector,
-        sysfs::{Listing, PortPath, UsbBus, UsbDevice},
+        sysfs::{Listing, UsbBus, UsbDevice},
     },
     reader::{UsbReader, registry::ReaderRegistry},
 };
@@ -29,10 +38,10 @@ use crate::{
     backend::{Demand, Stopped, Wake, Watch},
     pollable::{self, Pollable, WaitSet},
     reader::{ReaderState, Readers},
-    wait::{Pauses, Stop},
+    wait::{Pauses, Stop, readable},
 };
 
-/// Timeout of the first snapshot of [`Watch::next`].
+/// Timeout of the first snapshot of [`Watch::next`], and of one round of polls.
 const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// First interval before devices that could not be listed are listed again.
@@ -51,22 +60,26 @@ pub(crate) struct UsbWatch {
     allowed: (AllowedReaders, u32),
     hotplug: Option<HotplugMonitor>,
     suspend: SuspendDetector,
-    watched: Vec<(PortPath, WatchedReader)>,
+    watched: WatchedReaders,
     /// The devices of the last listing.
     listed: Vec<UsbDevice>,
     /// Present if a thread is in [`Watch::next`] nearly all the time. Cards are then monitored between two calls, too, while
     /// there is a demand.
     demand: Option<Arc<CardDemand>>,
-    /// The last poll request that was taken.
+    /// The last poll request that was taken, and whether it is not completed yet.
     completed_request: u64,
+    has_open_request: bool,
     /// The devices must be listed again.
     is_stale: bool,
     /// Some devices could not be read. All are listed again then.
     relist_at: Option<Instant>,
     relist_backoff: Pauses,
     trouble: Option<TransportError>,
-    count: u32,
+    changes: ChangeCounter,
     stop: Arc<Stop>,
+    /// Until when a snapshot waits for the polls of readers: the first snapshot, and one after
+    /// others were allowed.
+    polls_due: Option<Instant>,
     reported: Option<ReportedState>,
 }
 
@@ -92,23 +105,26 @@ impl UsbWatch {
             ),
             precedence,
             hotplug: None,
-            watched: Vec::new(),
+            watched: WatchedReaders::default(),
             listed: Vec::new(),
             demand,
             completed_request: 0,
+            has_open_request: false,
             is_stale: true,
             relist_at: None,
             relist_backoff: Pauses::new(RELIST_INTERVAL, RELIST_INTERVAL * 16),
             trouble: None,
-            count: 0,
+            changes: ChangeCounter::default(),
             stop: Arc::new(Stop::new()),
+            polls_due: None,
             reported: None,
         }
     }
 
-    /// Brings everything up to date that needs no waiting.
+    /// Brings everything up to date that needs no waiting, and starts the polls that are due. Without threads it waits for each.
     fn update(&mut self, watching: bool, until: Instant) {
         self.take_bus_changes();
+        self.watched.end_polls();
         self.update_precedence();
         let watching = watching && self.apply_demand();
         if self.is_stale
@@ -118,31 +134,31 @@ impl UsbWatch {
         {
             self.relist();
         }
-        let is_told = self.reports_release();
-        let mut kept: Option<&mut WatchedReader> = None;
-        for (_, watched) in &mut self.watched {
-            watched.yield_if_requested(is_told);
-            watched.take_notifications();
-            if !watched.is_due() {
-                continue;
-            }
-            // No reader is kept while another is waited for.
-            if let Some(kept) = kept {
-                kept.release_idle();
-            }
-            let mut poll = PollContext {
-                stop: &self.stop,
-                deadline: until,
-                reports_release: is_told,
-                keep_open: watching && self.demand.is_some(),
-                response_timeout: watched.response_timeout(),
-                change_count: &mut self.count,
-            };
-            watched.poll(watching, &mut poll);
-            if self.stop.is_set() {
-                return;
-            }
-            kept = Some(watched);
+        let reports_release = self.reports_release();
+        for reader in self.watched.idle_mut() {
+            reader.yield_if_requested(reports_release);
+            reader.take_notifications();
+        }
+        let poll = PollContext {
+            stop: Arc::clone(&self.stop),
+            deadline: until,
+            reports_release,
+            keep_open: watching && self.demand.is_some(),
+            watching,
+            changes: self.changes.clone(),
+        };
+        let has_thread = self.demand.is_some();
+        let watch_event = self.context.watch_event.as_ref();
+        self.watched
+            .start_polls(&poll, watch_event.filter(|_| has_thread));
+    }
+
+    /// Waits until the polls of all readers have ended.
+    fn wait_for_polls(&mut self, until: Instant) {
+        while self.watched.is_polling() && Instant::now() < until && !self.stop.is_set() {
+            let event = self.context.watch_event.as_ref().map(|event| event.as_fd());
+            let _ = readable(event.as_slice(), &self.stop, Some(until));
+            self.update(false, until);
         }
     }
 
@@ -152,28 +168,31 @@ impl UsbWatch {
             return true;
         };
         let (asked, is_wanted) = demand.take_requests();
-        if asked != self.completed_request {
+        // One request at a time, so that the next does not delay the end of the last.
+        if asked != self.completed_request && !self.has_open_request {
             self.completed_request = asked;
-            self.watched
-                .iter_mut()
-                .for_each(|(_, watched)| watched.poll_if_unmonitored());
+            self.has_open_request = true;
+            self.watched.poll_if_unmonitored();
         }
         if !is_wanted {
-            self.watched
-                .iter_mut()
-                .for_each(|(_, watched)| watched.stop_monitoring());
+            self.watched.stop_monitoring();
         }
         is_wanted
     }
 
-    /// Completes the last poll request: its result is reported.
-    fn complete_demand(&self) {
-        if let Some(demand) = &self.demand {
-            let places = || self.watched.iter().map(|(_, watched)| watched);
-            let is_needed = places().any(WatchedReader::needs_monitoring);
-            let is_watching =
-                places().all(|watched| watched.is_monitored() || !watched.needs_monitoring());
-            demand.complete(self.completed_request, is_watching, is_needed);
+    /// Completes the last poll request, once its result is reported.
+    fn complete_demand(&mut self) {
+        let Some(demand) = &self.demand else {
+            return;
+        };
+        if self.watched.iter().any(ReaderEntry::is_awaited) {
+            return;
+        }
+        self.has_open_request = false;
+        let is_needed = self.watched.iter().any(ReaderEntry::needs_monitoring);
+        let is_watching = self.watched.iter().all(ReaderEntry::is_up_to_date);
+        if demand.complete(self.completed_request, is_watching, is_needed) {
+            self.context.wake_watch();
         }
     }
 
@@ -199,26 +218,24 @@ impl UsbWatch {
         self.is_stale |= relist || lost;
         if rights {
             let mut is_tried = false;
-            for (_, watched) in &mut self.watched {
-                is_tried |= watched.retry_failed();
+            for entry in self.watched.iter_mut() {
+                is_tried |= entry.retry_failed();
             }
             // They may be those of a device that was not configured yet, of which nobody else tells.
             self.is_stale |= !is_tried || !self.reports_release();
         }
-        for (port, watched) in &mut self.watched {
+        for entry in self.watched.iter_mut() {
             if lost {
-                watched.poll_if_unmonitored();
+                entry.poll_if_unmonitored();
             }
-            if lost || freed.contains(port) {
-                watched.claim_released();
+            if lost || freed.contains(&entry.port) {
+                entry.claim_released();
             }
         }
         if self.suspend.was_suspended() {
             tracing::debug!("usb: the machine has slept; everything is looked at anew");
             self.is_stale = true;
-            self.watched
-                .iter_mut()
-                .for_each(|(_, watched)| watched.poll_now());
+            self.watched.iter_mut().for_each(ReaderEntry::poll_now);
         }
     }
 
@@ -227,6 +244,9 @@ impl UsbWatch {
             precedence.clear();
             let before = std::mem::replace(&mut self.allowed, precedence.allowed_readers());
             self.is_stale |= self.allowed != before;
+            if self.allowed != before {
+                self.polls_due = Some(Instant::now() + FIRST_SNAPSHOT_TIMEOUT);
+            }
             precedence.mark_seen(self.allowed.1);
         }
     }
@@ -263,63 +283,34 @@ impl UsbWatch {
             TransportError::before_card(TransportErrorKind::NoService, what)
         });
         let ours = self.listed.iter().filter(|device| self.is_allowed(device));
-        let readers: Vec<(PortPath, Vec<ReaderInfo>)> = ours
-            .flat_map(|device| {
-                readers_of(device)
-                    .into_iter()
-                    .map(|slots| (device.port.clone(), slots))
-            })
-            .collect();
-        let mut before = std::mem::take(&mut self.watched);
-        for (port, slots) in readers {
-            let known = before
-                .iter()
-                .position(|(_, watched)| watched.is_same(&slots));
-            let watched = match known.map(|known| before.swap_remove(known).1) {
-                Some(mut watched) => {
-                    watched.retry_failed();
-                    watched
-                }
-                None => self.new_reader(slots),
-            };
-            self.watched.push((port, watched));
-        }
-        before.iter().for_each(|(_, watched)| watched.retire());
-        let stations = self
-            .watched
-            .iter()
-            .flat_map(|(_, watched)| watched.readers());
-        self.registry.set(stations.cloned().collect());
-    }
-
-    /// A reader that was not listed before.
-    fn new_reader(&mut self, slots: Vec<ReaderInfo>) -> WatchedReader {
-        let holding = SharedClaim::new(Arc::clone(&self.context), slots.len());
-        let reader = |info| Arc::new(UsbReader::new(info, Arc::clone(&holding)));
-        WatchedReader::new(slots.into_iter().map(reader).collect(), || {
-            self.count = self.count.wrapping_add(1);
-            self.count
-        })
-    }
-
-    fn release_idle(&mut self) {
+        let of_device = |device: &UsbDevice| {
+            let port = device.port.clone();
+            readers_of(device)
+                .into_iter()
+                .map(move |slots| (port.clone(), slots))
+        };
+        let readers: Vec<_> = ours.flat_map(of_device).collect();
+        let (context, changes) = (&self.context, &self.changes);
         self.watched
-            .iter_mut()
-            .for_each(|(_, watched)| watched.release_idle());
+            .list(readers, |slots| new_reader(slots, context, changes));
+        self.registry.set(self.watched.all().cloned().collect());
+    }
+
+    /// Returns whether the next snapshot waits for polls.
+    fn waits_for_polls(&self) -> bool {
+        self.polls_due.is_some_and(|due| due > Instant::now())
+            && (self.watched.iter().any(ReaderEntry::is_awaited) || self.watched.is_leaving())
     }
 
     /// The readers to report, the error of their listing, and the number of the precedence change that they follow.
     fn snapshot(&self) -> ReportedState {
-        let states = self
-            .watched
-            .iter()
-            .flat_map(|(_, watched)| watched.states());
         // Without the errors of readers: one that is busy for a moment is no change.
         let trouble = self.trouble.as_ref().map(|trouble| trouble.what.clone());
-        (states.collect(), trouble, self.allowed.1)
+        (self.watched.states(), trouble, self.allowed.1)
     }
 
     fn report(&mut self) -> Readers {
+        self.polls_due = None;
         let shown = self.snapshot();
         let readers = shown.0.clone();
         self.reported = Some(shown);
@@ -333,11 +324,8 @@ impl UsbWatch {
 
     /// Joins the errors of all readers to one text.
     fn trouble(&self) -> Option<TransportError> {
-        let of_places = self
-            .watched
-            .iter()
-            .filter_map(|(_, watched)| watched.last_error());
-        let troubles: Vec<&TransportError> = self.trouble.iter().chain(of_places).collect();
+        let of_readers = self.watched.errors();
+        let troubles: Vec<&TransportError> = self.trouble.iter().chain(of_readers).collect();
         let texts: Vec<&str> = troubles
             .iter()
             .map(|trouble| trouble.what.as_str())
@@ -355,10 +343,9 @@ impl Watch for UsbWatch {
             .as_ref()
             .is_none_or(|hotplug| !hotplug.reports_arrivals())
             || self.relist_at.is_some();
-        self.watched
-            .iter_mut()
-            .for_each(|(_, watched)| watched.poll_if_unmonitored());
+        self.watched.poll_if_unmonitored();
         self.update(false, call.deadline);
+        self.wait_for_polls(call.deadline);
         self.report()
     }
 
@@ -382,16 +369,16 @@ impl Watch for UsbWatch {
 
 impl Pollable for UsbWatch {
     fn begin(&mut self) {
-        self.release_idle();
+        self.watched.release_idle();
         if self.reported.is_none() {
-            self.wait_for_precedence(Instant::now() + FIRST_SNAPSHOT_TIMEOUT);
+            let due = Instant::now() + FIRST_SNAPSHOT_TIMEOUT;
+            self.polls_due = Some(due);
+            self.wait_for_precedence(due);
             return;
         }
         self.complete_demand();
         if self.demand.is_none() {
-            self.watched
-                .iter_mut()
-                .for_each(|(_, watched)| watched.poll_if_unmonitored());
+            self.watched.poll_if_unmonitored();
         }
     }
 
@@ -402,11 +389,16 @@ impl Pollable for UsbWatch {
         if self.stop.is_set() {
             return Err(Stopped);
         }
+        if self.waits_for_polls() {
+            // No reader is kept while others are waited for.
+            self.watched.release_idle();
+            return Ok(None);
+        }
         if self.reported.as_ref() != Some(&self.snapshot()) {
             // Reported first, because releasing a reader takes time.
             return Ok(Some(self.report()));
         }
-        self.release_idle();
+        self.watched.release_idle();
         self.complete_demand();
         Ok(None)
     }
@@ -421,22 +413,24 @@ impl Pollable for UsbWatch {
             set.readable(precedence.descriptor());
             set.due(precedence.due());
         }
-        let watches = self
-            .watched
-            .iter()
-            .any(|(_, watched)| watched.is_monitored());
-        if let Some(demand) = self.demand.as_ref().filter(|_| watches) {
+        if self.waits_for_polls() {
+            set.due(self.polls_due);
+        }
+        let is_monitoring = self.watched.idle().any(WatchedReader::is_monitored);
+        if let Some(demand) = self.demand.as_ref().filter(|_| is_monitoring) {
             set.due(demand.lease_end());
         }
-        for (_, watched) in &self.watched {
-            set.due(watched.due());
-            let next_request = watched
+        // Else the end of a poll is waited for.
+        let may_poll = self.watched.may_poll();
+        for reader in self.watched.idle() {
+            set.due(reader.due().filter(|_| may_poll));
+            let next_request = reader
                 .current_claim()
                 .and_then(|reader_claim| reader_claim.descriptor());
             next_request
                 .into_iter()
                 .for_each(|next_request| set.shared(next_request));
-            if let Some(listener) = watched.interrupt() {
+            if let Some(listener) = reader.interrupt() {
                 set.ready(listener.poll_fds());
                 set.due(listener.next_timeout().map(|due| now + due));
             }
@@ -447,19 +441,30 @@ impl Pollable for UsbWatch {
     /// Stops monitoring the cards, unless a thread is always in [`Watch::next`].
     fn rest(&mut self) {
         if self.demand.is_none() {
-            self.watched
-                .iter_mut()
-                .for_each(|(_, watched)| watched.stop_monitoring());
+            self.watched.stop_monitoring();
         }
     }
 }
 
 impl Drop for UsbWatch {
     fn drop(&mut self) {
+        self.stop.stop();
+        self.watched.join_polls();
         // The registry keeps its readers: C_Finalize logs out after the watch has ended.
-        self.release_idle();
+        self.watched.release_idle();
         if let Some(demand) = &self.demand {
             demand.close();
         }
     }
+}
+
+/// A reader that was not listed before, with these slots.
+fn new_reader(
+    slots: Vec<ReaderInfo>,
+    context: &Arc<BackendContext>,
+    changes: &ChangeCounter,
+) -> WatchedReader {
+    let claim = SharedClaim::new(Arc::clone(context), slots.len());
+    let reader = |info| Arc::new(UsbReader::new(info, Arc::clone(&claim)));
+    WatchedReader::new(slots.into_iter().map(reader).collect(), changes)
 }

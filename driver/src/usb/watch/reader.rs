@@ -9,18 +9,18 @@ use claviger_apdu::TransportError;
 
 use super::{
     interrupt::InterruptListener,
-    slot::{POLL_TIMEOUT, PollContext, WatchedSlot},
+    slot::{ChangeCounter, POLL_TIMEOUT, PollContext, WatchedSlot},
 };
 use crate::{
     reader::ReaderState,
-    usb::{claim::ReaderClaim, discovery::reader_info::ReaderInfo, reader::UsbReader},
+    usb::{claim::ReaderClaim, reader::UsbReader},
     wait::earliest,
 };
 
 /// Poll interval of a reader without an interrupt endpoint, while a caller waits for a card.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Timeout of the first response. It doubles after each failure, because the other readers wait meanwhile.
+/// Timeout of the first response. It doubles after each failure. Without threads, the other readers wait meanwhile.
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// A reader that did not respond is left alone for this many times the time it was waited for.
 const BACKOFF_FACTOR: u32 = 4;
@@ -46,26 +46,17 @@ enum CardMonitor {
 }
 
 impl WatchedReader {
-    /// A reader with these slots. `count` gives each slot its first change count.
-    pub(super) fn new(readers: Vec<Arc<UsbReader>>, mut count: impl FnMut() -> u32) -> Self {
+    /// A reader with these slots.
+    pub(super) fn new(readers: Vec<Arc<UsbReader>>, changes: &ChangeCounter) -> Self {
         let views = readers.into_iter();
         Self {
             slots: views
-                .map(|reader| WatchedSlot::new(reader, count()))
+                .map(|reader| WatchedSlot::new(reader, changes.next()))
                 .collect(),
             monitor: CardMonitor::Off,
             response_timeout: FIRST_RESPONSE_TIMEOUT,
             backoff_until: None,
         }
-    }
-
-    /// Returns whether these are the slots of this reader.
-    pub(super) fn is_same(&self, infos: &[ReaderInfo]) -> bool {
-        let ours = self.readers().map(|reader| &reader.info);
-        self.slots.len() == infos.len()
-            && ours
-                .zip(infos)
-                .all(|(ours, info)| ours.is_same_instance(info))
     }
 
     pub(super) fn readers(&self) -> impl Iterator<Item = &Arc<UsbReader>> {
@@ -87,9 +78,9 @@ impl WatchedReader {
         self.due().is_some_and(|due| due <= Instant::now())
     }
 
-    /// Timeout of the next response.
-    pub(super) const fn response_timeout(&self) -> Duration {
-        self.response_timeout
+    /// Returns whether the reader responded to the last poll, or was never polled.
+    pub(super) fn is_responsive(&self) -> bool {
+        self.response_timeout == FIRST_RESPONSE_TIMEOUT
     }
 
     /// Schedules a poll at once.
@@ -159,11 +150,6 @@ impl WatchedReader {
         self.slots.iter().filter_map(WatchedSlot::state)
     }
 
-    /// The device was unplugged.
-    pub(super) fn retire(&self) {
-        self.readers().for_each(|reader| reader.retire());
-    }
-
     /// Stops monitoring the cards. The claim ends unless a transport holds it.
     pub(super) fn stop_monitoring(&mut self) {
         if let Some(claim) = self.current_claim() {
@@ -226,8 +212,8 @@ impl WatchedReader {
         }
     }
 
-    /// Polls each slot that is due, until the deadline. With `watching`, starts to monitor the cards first.
-    pub(super) fn poll(&mut self, watching: bool, poll: &mut PollContext<'_>) {
+    /// Polls each slot that is due, until the deadline. Starts to monitor the cards first, if the watch does.
+    pub(super) fn poll(&mut self, poll: &PollContext) {
         for at in 0..self.slots.len() {
             let now = Instant::now();
             // Who is not looked at in time is due as before.
@@ -235,7 +221,7 @@ impl WatchedReader {
                 return;
             }
             if self.slots.get_mut(at).is_some_and(WatchedSlot::is_due) {
-                self.poll_slot(at, watching, poll);
+                self.poll_slot(at, poll);
             }
             if poll.stop.is_set() {
                 return;
@@ -243,16 +229,16 @@ impl WatchedReader {
         }
     }
 
-    fn poll_slot(&mut self, at: usize, watching: bool, poll: &mut PollContext<'_>) {
+    fn poll_slot(&mut self, at: usize, poll: &PollContext) {
         let start = Instant::now();
-        if watching && self.needs_monitoring() {
+        if poll.watching && self.needs_monitoring() {
             self.start_monitoring(at, poll);
         }
         let is_polled = matches!(self.monitor, CardMonitor::Polled { .. });
         let Some(slot) = self.slots.get_mut(at) else {
             return;
         };
-        let has_answered = slot.poll(poll);
+        let has_answered = slot.poll(poll, self.response_timeout);
         if is_polled && slot.due().is_none() {
             slot.poll_at(Some(Instant::now() + POLL_INTERVAL));
         }
@@ -275,7 +261,7 @@ impl WatchedReader {
         }
     }
 
-    fn start_monitoring(&mut self, at: usize, poll: &PollContext<'_>) {
+    fn start_monitoring(&mut self, at: usize, poll: &PollContext) {
         if self.is_monitored() {
             return;
         }

@@ -1,7 +1,10 @@
 //! Watch state of one slot: last known card, last error, next poll time.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -50,30 +53,35 @@ pub(super) struct WatchedSlot {
 }
 
 /// What a poll needs to know of its watch.
-pub(super) struct PollContext<'a> {
-    pub(super) stop: &'a Arc<Stop>,
+#[derive(Clone)]
+pub(super) struct PollContext {
+    pub(super) stop: Arc<Stop>,
     pub(super) deadline: Instant,
     /// The kernel reports the end of another program's claim.
     pub(super) reports_release: bool,
     /// The result is reported before the reader is released. [`WatchedSlot::release_idle`] follows.
     pub(super) keep_open: bool,
-    /// Timeout of the reader's first response.
-    pub(super) response_timeout: Duration,
-    /// Source of [`ReaderState::changes`].
-    pub(super) change_count: &'a mut u32,
+    /// The cards are to be monitored.
+    pub(super) watching: bool,
+    pub(super) changes: ChangeCounter,
 }
 
-impl PollContext<'_> {
+/// Source of [`ReaderState::changes`] for all readers of a watch.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ChangeCounter(Arc<AtomicU32>);
+
+impl ChangeCounter {
+    pub(super) fn next(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::SeqCst).wrapping_add(1)
+    }
+}
+
+impl PollContext {
     /// A call of at most `limit`, within the deadline.
     fn within(&self, limit: Duration) -> Call {
         let mut call = Call::within(limit);
         call.deadline = call.deadline.min(self.deadline);
         call
-    }
-
-    fn next_change(&mut self) -> u32 {
-        *self.change_count = self.change_count.wrapping_add(1);
-        *self.change_count
     }
 }
 
@@ -186,12 +194,12 @@ impl WatchedSlot {
         is_due
     }
 
-    /// Polls the slot. Returns false if the reader did not respond.
-    pub(super) fn poll(&mut self, poll: &mut PollContext<'_>) -> bool {
+    /// Polls the slot. The reader's first response may take `response_timeout`. Returns false if the reader did not respond.
+    pub(super) fn poll(&mut self, poll: &PollContext, response_timeout: Duration) -> bool {
         if self.use_recorded_atr() {
             return true;
         }
-        let found = match self.query_slot(poll) {
+        let found = match self.query_slot(poll, response_timeout) {
             Some(Ok(found)) => found,
             Some(Err(error)) => return self.note_error(error, poll),
             None => {
@@ -209,7 +217,7 @@ impl WatchedSlot {
         };
         let shown = self.presence.replace(presence);
         if shown != self.presence || !is_same {
-            self.changes = poll.next_change();
+            self.changes = poll.changes.next();
         }
         true
     }
@@ -230,7 +238,8 @@ impl WatchedSlot {
     /// Queries the slot. Returns `None` while another thread uses it.
     fn query_slot(
         &mut self,
-        poll: &PollContext<'_>,
+        poll: &PollContext,
+        response_timeout: Duration,
     ) -> Option<Result<SlotContents, TransportError>> {
         let mut driver = self.reader.try_idle_driver()?;
         driver.check_resets(&self.reader);
@@ -238,7 +247,7 @@ impl WatchedSlot {
             // Its status says nothing of that: the other card is as active as the one before.
             driver.forget_card();
         }
-        let found = self.query_card(&mut driver, poll);
+        let found = self.query_card(&mut driver, poll, response_timeout);
         if !poll.keep_open {
             driver.close_if_detached();
         }
@@ -260,12 +269,13 @@ impl WatchedSlot {
     fn query_card(
         &self,
         driver: &mut ReaderDriver,
-        poll: &PollContext<'_>,
+        poll: &PollContext,
+        response_timeout: Duration,
     ) -> Result<SlotContents, TransportError> {
-        let (icc, is_known) = self.query_status(driver, poll)?;
+        let (icc, is_known) = self.query_status(driver, poll, response_timeout)?;
         let call = match icc {
             Some(_) => poll.within(POLL_TIMEOUT),
-            None => poll.within(poll.response_timeout),
+            None => poll.within(response_timeout),
         };
         match icc {
             Some(IccStatus::Absent) => return Ok(SlotContents::Empty),
@@ -295,7 +305,8 @@ impl WatchedSlot {
     fn query_status(
         &self,
         driver: &mut ReaderDriver,
-        poll: &PollContext<'_>,
+        poll: &PollContext,
+        response_timeout: Duration,
     ) -> Result<(Option<IccStatus>, bool), TransportError> {
         let wait = if self.is_new() {
             FIRST_CLAIM_TIMEOUT
@@ -305,14 +316,14 @@ impl WatchedSlot {
         let request = ClaimRequest {
             deadline: Instant::now() + wait,
             request_release: self.is_new(),
-            stop: poll.stop,
+            stop: &poll.stop,
         };
         let was_open = driver.is_open();
         // A reader in use whose answer does not come in time has its card reset.
         let timeout = if was_open {
-            poll.response_timeout.max(budget::STATUS)
+            response_timeout.max(budget::STATUS)
         } else {
-            poll.response_timeout
+            response_timeout
         };
         let answer = poll.within(wait + timeout);
         let device = driver.open_slot(&self.reader, request, answer)?;
@@ -323,11 +334,11 @@ impl WatchedSlot {
     }
 
     /// Claims the reader in order to monitor it. Does not wait and requests no release.
-    pub(super) fn claim(&mut self, poll: &PollContext<'_>) -> Option<Arc<ReaderClaim>> {
+    pub(super) fn claim(&mut self, poll: &PollContext) -> Option<Arc<ReaderClaim>> {
         let request = ClaimRequest {
             deadline: Instant::now(),
             request_release: false,
-            stop: poll.stop,
+            stop: &poll.stop,
         };
         let claimed = self.reader.claim(request);
         claimed
@@ -338,7 +349,7 @@ impl WatchedSlot {
     }
 
     /// Notes why the claim or the query failed. Returns false if the reader did not respond.
-    fn note_error(&mut self, error: TransportError, poll: &PollContext<'_>) -> bool {
+    fn note_error(&mut self, error: TransportError, poll: &PollContext) -> bool {
         use TransportErrorKind::{Busy, Cancelled, Denied, NoReader};
         match error.kind {
             // The bus tells when that changes.

@@ -1,0 +1,169 @@
+//! Polls that last, and what goes on meanwhile with other readers. A blocked opening is a poll that lasts as long as the test wants.
+
+use std::time::Instant;
+
+use super::{
+    events::{Tale, wait_for},
+    fixture::{BlockedOpening, PATIENCE, connect, holds_card, id, reader, single_reader},
+    watch::{WatchThread, key, wait_until, watch_with_waiter},
+};
+use crate::{
+    backend::Stopped,
+    reader::{ReaderId, Readers},
+    usb::host::fake::{FakeReader, reader::FakeCard},
+};
+
+/// Addresses that [`FakeMachine::plug`](super::fixture::FakeMachine::plug) does not reach.
+const ADDRESS: u16 = 100;
+
+/// Plugs in a reader with a card, whose opening is blocked.
+fn plug_blocked(tale: &Tale, port: &str, address: u16) -> (FakeReader, BlockedOpening) {
+    let slow = FakeReader::with_card(reader(), FakeCard::echo());
+    let block = tale.machine.block_opening_of(address);
+    tale.machine.plug_at(port, address, &slow, &reader());
+    (slow, block)
+}
+
+/// The same after the first snapshot. Returns once its first poll has begun.
+fn plug_blocked_later(tale: &Tale, port: &str) -> (FakeReader, BlockedOpening) {
+    let before = tale.machine.open_attempts();
+    let blocked = plug_blocked(tale, port, ADDRESS);
+    tale.tell("add", port);
+    wait_until(|| tale.machine.open_attempts() > before);
+    blocked
+}
+
+fn shows(readers: &Readers, reader: &ReaderId) -> bool {
+    readers.readers.iter().any(|state| state.id == *reader)
+}
+
+#[test]
+fn b7_readers_are_followed_while_the_poll_of_another_lasts() {
+    let tale = Tale::new("polls.follow");
+    let slot = FakeReader::new(reader());
+    tale.machine.plug("3-2", &slot, &reader());
+    let program = tale.program();
+    let followed = WatchThread::new(&program);
+    assert!(shows(&followed.wait_for_readers(), &id("3-2")));
+    wait_until(|| slot.device().claimed());
+    let (_slow, block) = plug_blocked_later(&tale, "3-1");
+    slot.insert(0, FakeCard::echo());
+    wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+    slot.remove(0);
+    wait_for(&followed, |picture| !picture.readers.iter().any(holds_card));
+    let (key, config) = key();
+    tale.machine.plug("3-3", &key, &config);
+    tale.tell("add", "3-3");
+    wait_for(&followed, |picture| shows(picture, &id("3-3")));
+    tale.machine.unplug("3-3");
+    tale.tell("remove", "3-3");
+    let picture = wait_for(&followed, |picture| !shows(picture, &id("3-3")));
+    assert!(!shows(&picture, &id("3-1")), "its poll has not ended");
+    drop(block);
+    wait_for(&followed, |picture| shows(picture, &id("3-1")));
+}
+
+#[test]
+fn b7_a_reader_is_yielded_to_another_process_while_the_poll_of_another_lasts() {
+    let tale = Tale::new("polls.yield");
+    let slot = FakeReader::with_card(reader(), FakeCard::echo());
+    tale.machine.plug("3-2", &slot, &reader());
+    let (ours, theirs) = (tale.program(), tale.machine.new_backend());
+    let followed = WatchThread::new(&ours);
+    followed.wait_for_readers();
+    wait_until(|| slot.device().claimed());
+    let (_slow, _block) = plug_blocked_later(&tale, "3-1");
+    tale.machine.unplug("3-1");
+    let theirs_followed = WatchThread::new(&theirs);
+    wait_for(&theirs_followed, |picture| shows(picture, &id("3-2")));
+    drop(connect(&theirs, "3-2"));
+}
+
+#[test]
+fn the_first_snapshot_waits_for_a_reader_whose_poll_lasts() {
+    let tale = Tale::new("polls.first");
+    let (key, config) = key();
+    tale.machine.plug("3-2", &key, &config);
+    let (_slow, block) = plug_blocked(&tale, "3-1", ADDRESS);
+    let followed = WatchThread::following(&tale.program());
+    wait_until(|| tale.machine.open_attempts() == 2);
+    drop(block);
+    let first = followed.snapshot();
+    assert!(shows(&first, &id("3-1")) && shows(&first, &id("3-2")));
+}
+
+#[test]
+fn a_refresh_does_not_wait_for_a_reader_that_did_not_respond() {
+    let tale = Tale::new("polls.refresh");
+    let slot = FakeReader::new(reader());
+    tale.machine.plug("3-2", &slot, &reader());
+    let silent = FakeReader::with_card(reader(), FakeCard::echo());
+    silent.device().set_silent(true);
+    tale.machine.plug_at("3-1", ADDRESS, &silent, &reader());
+    let followed = WatchThread::without_waiter(&tale.program());
+    let demand = followed.demand.clone().unwrap();
+    followed.wait_for_readers();
+    wait_until(|| !slot.device().claimed() && !silent.device().claimed());
+    let _block = tale.machine.block_opening_of(ADDRESS);
+    let before = tale.machine.open_attempts();
+    wait_until(|| tale.machine.open_attempts() > before);
+    slot.insert(0, FakeCard::echo());
+    demand.refresh(Instant::now() + PATIENCE);
+    let picture = followed.snapshots.try_recv().expect("it was told before");
+    assert!(picture.readers.iter().any(holds_card));
+}
+
+#[test]
+fn a_reader_that_is_unplugged_during_its_poll_is_not_reported() {
+    let tale = Tale::new("polls.unplug");
+    let program = tale.program();
+    let followed = WatchThread::new(&program);
+    assert!(followed.snapshot().readers.is_empty());
+    let (slow, block) = plug_blocked_later(&tale, "3-1");
+    tale.machine.unplug("3-1");
+    tale.tell("remove", "3-1");
+    let (key, config) = key();
+    tale.machine.plug("3-1", &key, &config);
+    tale.tell("add", "3-1");
+    // Its lock is that of the port.
+    drop(block);
+    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
+    assert!(single_reader(&picture).name.contains("42b2"), "{picture:?}");
+    assert!(!slow.device().claimed());
+    drop(connect(&program, "3-1"));
+}
+
+#[test]
+fn readers_are_polled_in_their_turn_where_there_are_many() {
+    let tale = Tale::new("polls.many");
+    let ports: Vec<String> = (1..=20).map(|port| format!("3-{port}")).collect();
+    let blocked: Vec<_> = (ADDRESS..)
+        .zip(&ports)
+        .map(|(address, port)| plug_blocked(&tale, port, address))
+        .collect();
+    let followed = WatchThread::following(&tale.program());
+    wait_until(|| tale.machine.most_blocked() == 16);
+    drop(blocked);
+    wait_for(&followed, |picture| picture.readers.len() == ports.len());
+    assert_eq!(tale.machine.most_blocked(), 16);
+}
+
+#[test]
+fn a_stop_ends_a_poll_in_another_thread_and_its_claim() {
+    let tale = Tale::new("polls.stop");
+    let program = tale.program();
+    let mut watch = watch_with_waiter(&program);
+    assert!(watch.next().unwrap().readers.is_empty());
+    let silent = FakeReader::with_card(reader(), FakeCard::echo());
+    silent.device().set_silent(true);
+    tale.machine.plug("3-1", &silent, &reader());
+    tale.tell("add", "3-1");
+    let waker = watch.waker();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(move || watch.next().map(drop));
+        wait_until(|| silent.device().counts().bulk_out > 0);
+        waker.stop();
+        assert_eq!(waits.join().unwrap(), Err(Stopped));
+        assert!(!silent.device().claimed());
+    });
+}

@@ -1,0 +1,269 @@
+//! One reader of the watch, and its poll in a thread of its own. The watch follows the other readers meanwhile.
+
+use std::{
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use claviger_apdu::TransportError;
+
+use super::{reader::WatchedReader, slot::PollContext};
+use crate::{
+    reader::ReaderState,
+    usb::{
+        discovery::{reader_info::ReaderInfo, sysfs::PortPath},
+        host::event_fd::EventFd,
+        reader::UsbReader,
+    },
+};
+
+/// A reader of the watch. While it is polled, its state is that before the poll.
+pub(super) struct ReaderEntry {
+    pub(super) port: PortPath,
+    readers: Vec<Arc<UsbReader>>,
+    /// Absent while the reader is polled in another thread.
+    idle: Option<WatchedReader>,
+    running: Option<RunningPoll>,
+}
+
+/// A poll in another thread.
+struct RunningPoll {
+    thread: JoinHandle<Option<WatchedReader>>,
+    has_ended: Arc<AtomicBool>,
+    states: Vec<ReaderState>,
+    last_error: Option<TransportError>,
+    was_responsive: bool,
+    missed: MissedChanges,
+}
+
+/// Says when it is dropped that the poll has ended, by a panic, too.
+struct PollEnd {
+    has_ended: Arc<AtomicBool>,
+    watch_event: Arc<EventFd>,
+}
+
+impl Drop for PollEnd {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Ordering::SeqCst);
+        self.watch_event.notify();
+    }
+}
+
+/// What the watch has learnt of a reader during its poll.
+#[derive(Default)]
+struct MissedChanges {
+    poll_now: bool,
+    poll_if_unmonitored: bool,
+    retry_failed: bool,
+    claim_released: bool,
+}
+
+impl ReaderEntry {
+    pub(super) fn new(port: PortPath, reader: WatchedReader) -> Self {
+        Self {
+            port,
+            readers: reader.readers().cloned().collect(),
+            idle: Some(reader),
+            running: None,
+        }
+    }
+
+    /// Returns whether these are the slots of this reader.
+    pub(super) fn is_same(&self, infos: &[ReaderInfo]) -> bool {
+        let ours = self.readers.iter().map(|reader| &reader.info);
+        self.readers.len() == infos.len()
+            && ours
+                .zip(infos)
+                .all(|(ours, info)| ours.is_same_instance(info))
+    }
+
+    pub(super) fn readers(&self) -> impl Iterator<Item = &Arc<UsbReader>> {
+        self.readers.iter()
+    }
+
+    /// The reader, unless it is polled in another thread.
+    pub(super) const fn idle(&self) -> Option<&WatchedReader> {
+        self.idle.as_ref()
+    }
+
+    /// The reader, unless it is polled in another thread.
+    pub(super) const fn idle_mut(&mut self) -> Option<&mut WatchedReader> {
+        self.idle.as_mut()
+    }
+
+    pub(super) const fn is_polling(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Returns whether the poll time has come.
+    pub(super) fn is_due(&self) -> bool {
+        self.idle().is_some_and(WatchedReader::is_due)
+    }
+
+    /// Returns whether a caller waits for the poll that runs or is due. Nobody waits for a reader that did not respond the last time.
+    pub(super) fn is_awaited(&self) -> bool {
+        match &self.running {
+            Some(running) => running.was_responsive,
+            None => self.is_due(),
+        }
+    }
+
+    /// Returns whether a card can be exchanged unseen while the reader is not claimed.
+    pub(super) fn needs_monitoring(&self) -> bool {
+        self.readers().any(|reader| !reader.info.is_fixed)
+    }
+
+    /// Returns whether the cards are monitored, or cannot be exchanged.
+    pub(super) fn is_up_to_date(&self) -> bool {
+        !self.needs_monitoring() || self.idle().is_some_and(WatchedReader::is_monitored)
+    }
+
+    /// Why the reader, or a slot of it, is not reported.
+    pub(super) fn last_error(&self) -> Option<&TransportError> {
+        match &self.running {
+            Some(running) => running.last_error.as_ref(),
+            None => self.idle().and_then(WatchedReader::last_error),
+        }
+    }
+
+    /// Adds the state of each slot that was polled successfully.
+    pub(super) fn append_states(&self, states: &mut Vec<ReaderState>) {
+        match &self.running {
+            Some(running) => states.extend_from_slice(&running.states),
+            None => states.extend(self.idle().into_iter().flat_map(WatchedReader::states)),
+        }
+    }
+
+    /// The device was unplugged.
+    pub(super) fn retire(&self) {
+        self.readers().for_each(|reader| reader.retire());
+    }
+
+    /// See [`WatchedReader::poll_now`].
+    pub(super) fn poll_now(&mut self) {
+        self.change(WatchedReader::poll_now, |missed| &mut missed.poll_now);
+    }
+
+    /// See [`WatchedReader::poll_if_unmonitored`].
+    pub(super) fn poll_if_unmonitored(&mut self) {
+        self.change(WatchedReader::poll_if_unmonitored, |missed| {
+            &mut missed.poll_if_unmonitored
+        });
+    }
+
+    /// See [`WatchedReader::retry_failed`]. Returns true during a poll.
+    pub(super) fn retry_failed(&mut self) -> bool {
+        self.change(WatchedReader::retry_failed, |missed| {
+            &mut missed.retry_failed
+        })
+        .unwrap_or(true)
+    }
+
+    /// See [`WatchedReader::claim_released`].
+    pub(super) fn claim_released(&mut self) {
+        self.change(WatchedReader::claim_released, |missed| {
+            &mut missed.claim_released
+        });
+    }
+
+    /// Makes a change now, or notes it until the poll has ended.
+    fn change<T>(
+        &mut self,
+        apply: impl FnOnce(&mut WatchedReader) -> T,
+        note: impl FnOnce(&mut MissedChanges) -> &mut bool,
+    ) -> Option<T> {
+        if let Some(running) = &mut self.running {
+            *note(&mut running.missed) = true;
+        }
+        self.idle.as_mut().map(apply)
+    }
+
+    /// Polls the reader in this thread.
+    pub(super) fn poll(&mut self, poll: &PollContext) {
+        if let Some(reader) = &mut self.idle {
+            reader.poll(poll);
+        }
+    }
+
+    /// Polls the reader in another thread, which notifies `watch_event` at its end. Returns false if no thread can be started.
+    pub(super) fn start_poll(&mut self, poll: &PollContext, watch_event: &Arc<EventFd>) -> bool {
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let end = PollEnd {
+            has_ended: Arc::clone(&has_ended),
+            watch_event: Arc::clone(watch_event),
+        };
+        let poll = poll.clone();
+        // The reader is sent afterwards, because a thread that cannot be started drops what it was given.
+        let (send, receive) = mpsc::sync_channel::<WatchedReader>(1);
+        let run = move || {
+            let _end = end;
+            let mut reader = receive.recv().ok()?;
+            reader.poll(&poll);
+            Some(reader)
+        };
+        let thread = match thread::Builder::new()
+            .name("claviger-poll".to_owned())
+            .spawn(run)
+        {
+            Ok(thread) => thread,
+            Err(error) => {
+                tracing::warn!("usb: no thread to poll a reader: {error}; other readers wait");
+                return false;
+            }
+        };
+        let Some(reader) = self.idle.take() else {
+            return true;
+        };
+        self.running = Some(RunningPoll {
+            thread,
+            has_ended,
+            states: reader.states().collect(),
+            last_error: reader.last_error().cloned(),
+            was_responsive: reader.is_responsive(),
+            missed: MissedChanges::default(),
+        });
+        let _ = send.send(reader);
+        true
+    }
+
+    /// Takes the reader back if its poll has ended.
+    pub(super) fn end_poll(&mut self) {
+        let ended = |running: &mut RunningPoll| running.has_ended.load(Ordering::SeqCst);
+        if let Some(running) = self.running.take_if(ended) {
+            self.take_back(running);
+        }
+    }
+
+    /// Waits until the poll has ended. The caller has set the stop.
+    pub(super) fn join_poll(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.take_back(running);
+        }
+    }
+
+    fn take_back(&mut self, running: RunningPoll) {
+        self.idle = match running.thread.join() {
+            Ok(reader) => reader,
+            // As if the watch had polled the reader itself.
+            Err(panic) => resume_unwind(panic),
+        };
+        let missed = running.missed;
+        if missed.retry_failed {
+            self.retry_failed();
+        }
+        if missed.claim_released {
+            self.claim_released();
+        }
+        if missed.poll_if_unmonitored {
+            self.poll_if_unmonitored();
+        }
+        if missed.poll_now {
+            self.poll_now();
+        }
+    }
+}
