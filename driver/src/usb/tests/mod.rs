@@ -285,6 +285,7 @@ fn a_reader_that_leaves_out_empty_packets_is_understood_and_remembered() {
         exchange(&mut device, &data, SHORT).unwrap(),
         answered(&data)
     );
+    reader.device().forget();
     for len in [52, 116, 20, 500, 1012, 52] {
         let data = vec![0xA5; len];
         assert_eq!(
@@ -294,6 +295,9 @@ fn a_reader_that_leaves_out_empty_packets_is_understood_and_remembered() {
         );
     }
     assert_eq!(reader.card_commands(0), 7, "nothing was sent twice");
+    let events = reader.device().events();
+    let is_cancel = |event: &Event| matches!(event, Event::Cancel(_));
+    assert!(!events.iter().any(is_cancel), "{events:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! A response counts if type, slot and sequence number match. Up to `STALE_ANSWERS` others are dropped. A command without a response desynchronizes its
 //! slot: nothing else is sent to it before [`BulkPipe::recover`].
 
+mod abort;
 mod concurrent;
 mod halts;
 mod liveness;
@@ -19,12 +20,13 @@ use std::{
 
 use claviger_apdu::{Secret, Sent, TransportErrorKind};
 
-pub(crate) use self::{concurrent::ConcurrentBulkPipe, timeout::ResponseTimeout};
 use self::{
+    abort::{abort_request, abort_timeout},
     halts::HaltedEndpoints,
     liveness::{LivenessCheck, is_responsive},
     pending::{PendingCommand, failed},
 };
+pub(crate) use self::{concurrent::ConcurrentBulkPipe, timeout::ResponseTimeout};
 use crate::{
     ccid::{
         budget,
@@ -33,15 +35,10 @@ use crate::{
     },
     usb::host::{
         drain,
-        transfer::{
-            Completion, EndpointAddress, EndpointQueue, SetupPacket, TransferError, UsbInterface,
-        },
+        transfer::{Completion, EndpointAddress, EndpointQueue, TransferError, UsbInterface},
     },
     wait::{Stop, ready_of},
 };
-
-/// ABORT (CCID 1.1, 5.3.1), a class request to an interface.
-const ABORT: (u8, u8) = (0x21, 0x01);
 
 /// The response to a command.
 #[derive(Debug)]
@@ -256,21 +253,26 @@ impl BulkPipe {
                     return Ok(reply);
                 }
                 liveness = LivenessCheck::start();
-                if let Some(multiplier) = exchange.take_extension() {
-                    until = limit.extended(multiplier, Instant::now());
-                }
+            }
+            if let Some(multiplier) = exchange.take_extension() {
+                until = limit.extended(multiplier, Instant::now());
             }
             if stop.is_set() {
                 return Err(BulkErrorKind::Stopped);
             }
             if Instant::now() >= until {
-                return self
-                    .accept_without_zlp(exchange)
-                    .ok_or(BulkErrorKind::TimedOut);
+                self.cancel_pending(exchange);
+                let reply = self.accept_without_zlp(exchange);
+                return reply.ok().flatten().ok_or(BulkErrorKind::TimedOut);
             }
-            if liveness.is_due() && liveness.record(is_responsive(&*self.interface)) {
-                tracing::warn!("usb: the reader answers no request any more; it is given up");
-                return Err(BulkErrorKind::TimedOut);
+            if liveness.is_due() {
+                if let Some(reply) = self.accept_unended(exchange)? {
+                    return Ok(reply);
+                }
+                if liveness.record(is_responsive(&*self.interface)) {
+                    tracing::warn!("usb: the reader answers no request any more; it is given up");
+                    return Err(BulkErrorKind::TimedOut);
+                }
             }
             self.wait(until.min(liveness.due), stop);
         }
@@ -328,18 +330,36 @@ impl BulkPipe {
         }
     }
 
-    /// At the deadline: a response of whole packets may be complete without its zero-length packet.
-    fn accept_without_zlp(&mut self, exchange: &mut PendingCommand) -> Option<SlotResponse> {
-        self.cancel_pending(exchange);
-        if !exchange.is_complete() {
-            return None;
+    /// After a silence: takes what the IN transfer holds, and queues another unless that is the response.
+    fn accept_unended(
+        &mut self,
+        exchange: &mut PendingCommand,
+    ) -> Result<Option<SlotResponse>, BulkErrorKind> {
+        if self.reads_exact_sizes() || self.pipes.pending(self.endpoints.bulk_out) > 0 {
+            return Ok(None);
         }
-        let reply = exchange.parse_response(self.sequence).ok().flatten();
+        self.cancel_pending(exchange);
+        let reply = self.accept_without_zlp(exchange)?;
+        if reply.is_none() && self.pipes.pending(self.endpoints.bulk_in) == 0 {
+            self.submit_next_in(exchange);
+        }
+        Ok(reply)
+    }
+
+    /// A response of whole packets may be complete without its zero-length packet.
+    fn accept_without_zlp(
+        &mut self,
+        exchange: &mut PendingCommand,
+    ) -> Result<Option<SlotResponse>, BulkErrorKind> {
+        if !exchange.is_complete() {
+            return Ok(None);
+        }
+        let reply = exchange.parse_response(self.sequence)?;
         if reply.is_some() {
             tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
             self.omits_zlp.store(true, Ordering::Relaxed);
         }
-        reply
+        Ok(reply)
     }
 
     /// Cancels the pending transfers and collects what arrives meanwhile.
@@ -463,25 +483,9 @@ fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
     Ok(())
 }
 
-/// Timeout of the control half of Abort. Not zero, which some take for no timeout.
-fn abort_timeout(until: Instant) -> Duration {
-    let left = until.saturating_duration_since(Instant::now());
-    left.clamp(Duration::from_millis(1), budget::ABORT)
-}
-
 /// What one transfer in asks for. One that is no multiple of the packet size overflows when the reader says too much, and
 /// the endpoint with it; one packet more lets a message of whole packets end by a short one.
 fn read_size(longest: usize, packet: usize) -> usize {
     let packets = longest.div_ceil(packet).saturating_add(1);
     packets.saturating_mul(packet)
-}
-
-/// The control half of Abort.
-fn abort_request(number: u8, slot: u8, sequence: u8) -> SetupPacket {
-    SetupPacket {
-        request_type: ABORT.0,
-        request: ABORT.1,
-        value: u16::from_be_bytes([sequence, slot]),
-        index: u16::from(number),
-    }
 }
