@@ -304,7 +304,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_child_has_not_what_its_parent_has_and_closes_no_number_twice() {
+    fn b14_a_child_closes_the_descriptors_of_its_parent_and_closes_no_number_twice() {
         let (mut told, mut teller) = std::io::pipe().unwrap();
         let kept = ForkClosed::new(OwnedFd::from(File::open("/dev/null").unwrap()));
         let number = kept.as_raw_fd();

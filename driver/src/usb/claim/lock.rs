@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_outlives_its_parent_keeps_no_lock() {
+    fn b14_a_child_that_outlives_its_parent_keeps_no_lock() {
         use std::io::{pipe, read_to_string};
         let folder = Folder::new("orphan");
         let (events, mut teller) = pipe().unwrap();

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_cannot_be_seen_may_be_this_module_under_another_user_as_well() {
+    fn b36_an_owner_that_cannot_be_seen_may_be_this_module_under_another_user_as_well() {
         let root = proc(
             "open.unseen",
             77,

@@ -172,7 +172,7 @@ fn write(transport: &mut SlotTransport, data: &[u8], limits: Limits) -> Response
 }
 
 #[test]
-fn a_command_longer_than_the_readers_messages_is_chained_and_no_part_of_it_sent_alone() {
+fn b33_a_command_longer_than_the_readers_messages_is_chained_and_no_part_of_it_sent_alone() {
     let card = Card::default();
     let device = FakeDevice::new(narrow().layout, WholeApduFirmware(card.clone()));
     let mut transport = connected(&device, &narrow());

@@ -138,7 +138,7 @@ fn a_claim_that_ends_while_the_watch_is_woken_by_it_is_listened_to() {
 }
 
 #[test]
-fn a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it() {
+fn b16_a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it() {
     let (machine, reader) = with_key("opening");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -283,7 +283,7 @@ fn a_transaction_is_never_interrupted_by_who_knocks() {
 }
 
 #[test]
-fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
+fn b16_a_reader_that_somebody_has_is_tried_less_and_less_often_and_its_owner_looked_for_once() {
     let (machine, key) = with_key("backoff");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -296,12 +296,13 @@ fn a_reader_that_somebody_has_is_tried_less_and_less_often() {
     // Pauses of 2, 4, 8, 16, 32 ms, and then 50 ms each.
     let tries = machine.open_attempts() - before;
     assert!(tries <= 30, "{tries}");
+    assert_eq!(machine.owner_searches(), 1, "for the message");
     drop(theirs);
     let _ = connect(&program, "3-1");
 }
 
 #[test]
-fn the_end_of_a_connection_waits_for_nobody() {
+fn b19_the_end_of_a_connection_waits_for_nobody() {
     let (machine, key) = with_key("end");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);

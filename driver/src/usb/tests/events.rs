@@ -421,7 +421,7 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
 }
 
 #[test]
-fn an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
+fn b20_an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
     let tale = Tale::new("address");
     let (reader, config) = key();
     tale.machine.plug_at("3-1", 9, &reader, &config);

@@ -61,6 +61,8 @@ pub(super) struct FakeMachine {
     address: AtomicU16,
     /// How often a device was tried.
     open_attempts: Arc<AtomicUsize>,
+    /// How often the owner of a device was looked for.
+    owner_searches: Arc<AtomicUsize>,
 }
 
 impl FakeMachine {
@@ -76,6 +78,7 @@ impl FakeMachine {
             blocked: Arc::default(),
             address: AtomicU16::new(1),
             open_attempts: Arc::default(),
+            owner_searches: Arc::default(),
         }
     }
 
@@ -171,6 +174,7 @@ impl FakeMachine {
             opening: Arc::clone(&self.opening),
             blocked: Arc::clone(&self.blocked),
             open_attempts: Arc::clone(&self.open_attempts),
+            owner_searches: Arc::clone(&self.owner_searches),
         };
         let options = UsbOptions {
             library: UsbLibrary::default(),
@@ -183,6 +187,11 @@ impl FakeMachine {
     /// How often a device was tried to be opened.
     pub(super) fn open_attempts(&self) -> usize {
         self.open_attempts.load(Ordering::SeqCst)
+    }
+
+    /// How often the owner of a device was looked for.
+    pub(super) fn owner_searches(&self) -> usize {
+        self.owner_searches.load(Ordering::SeqCst)
     }
 
     /// Has whoever opens a device wait in the middle of it, for as long as the value lives.
@@ -261,6 +270,7 @@ struct FakeOpener {
     opening: Arc<Mutex<()>>,
     blocked: Arc<BlockedNodes>,
     open_attempts: Arc<AtomicUsize>,
+    owner_searches: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for FakeOpener {
@@ -296,6 +306,11 @@ impl DeviceOpener for FakeOpener {
         devices
             .get(node)
             .map(|reader| reader.device().transfer_count())
+    }
+
+    fn owner(&self, _info: &ReaderInfo) -> Option<String> {
+        self.owner_searches.fetch_add(1, Ordering::SeqCst);
+        None
     }
 }
 

@@ -57,7 +57,7 @@ fn with_watch(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
 }
 
 #[test]
-fn use_by_another_driver_between_two_claims_begins_a_new_epoch() {
+fn b13_use_by_another_driver_between_two_claims_begins_a_new_epoch() {
     let (machine, key) = with_key("foreign");
     for program in [
         machine.new_backend(),
@@ -75,7 +75,7 @@ fn use_by_another_driver_between_two_claims_begins_a_new_epoch() {
 }
 
 #[test]
-fn use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
+fn b13_use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
     let (machine, key) = with_key("foreign-record");
     let (first, _watch) = with_watch(machine.new_backend());
     echo(&mut *connect(&first, "3-1"), b"one").unwrap();
@@ -92,7 +92,7 @@ fn use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
 }
 
 #[test]
-fn claim_refused_because_of_another_driver_begins_a_new_epoch() {
+fn b13_claim_refused_because_of_another_driver_begins_a_new_epoch() {
     let (machine, key) = with_key("foreign-busy");
     let (program, _watch) = with_watch(machine.new_backend());
     let refused = || {

@@ -206,7 +206,7 @@ fn an_interrupt_pipe_that_fails_once_is_listened_to_again_and_the_slot_looked_at
 }
 
 #[test]
-fn an_interrupt_pipe_that_always_fails_is_given_up_and_the_reader_looked_at_from_time_to_time() {
+fn b9_an_interrupt_endpoint_that_always_fails_is_given_up_and_the_reader_polled_at_intervals() {
     let (_machine, slot, program) = followed_slot("always", false);
     slot.device().break_interrupt(71);
     let followed = WatchThread::new(&program);

@@ -199,7 +199,7 @@ fn the_table_of_readers_is_heeded() {
 }
 
 #[test]
-fn a_card_left_in_the_middle_is_reset_before_the_next_command_also_when_it_was_looked_at() {
+fn b4_a_card_left_in_the_middle_is_reset_before_the_next_command_also_when_its_status_was_asked() {
     for config in [ReaderConfig::extended(), ReaderConfig::tpdu()] {
         assert!(matches!(config.level, Level::ExtendedApdu | Level::Tpdu));
         let (reader, mut device) = powered(config);

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use claviger_apdu::TransportErrorKind;
+use claviger_apdu::{Sent, TransportErrorKind};
 
 use super::{
     answered,
@@ -42,7 +42,7 @@ fn a_card_left_in_good_order_is_taken_up_without_a_reset() {
 }
 
 #[test]
-fn a_card_whose_user_was_killed_is_reset_after_an_abort() {
+fn b5_a_card_whose_user_was_killed_is_reset_after_an_abort() {
     let (machine, reader) = used("shares.killed");
     let record = machine.folder().join("locks/3-1.0");
     let text = fs::read_to_string(&record).unwrap();
@@ -52,7 +52,7 @@ fn a_card_whose_user_was_killed_is_reset_after_an_abort() {
 }
 
 #[test]
-fn a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
+fn b5_a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
     let (machine, reader) = used("shares.middle");
     {
         let program = machine.new_backend();
@@ -97,7 +97,7 @@ fn go_on(numbers: &[u8]) -> bool {
 }
 
 #[test]
-fn sequence_numbers_go_on_over_the_claims_of_all_programs() {
+fn b5_sequence_numbers_go_on_over_the_claims_of_all_programs() {
     let (machine, reader) = used("shares.go-on");
     use_by_another(&machine, 150);
     use_by_another(&machine, 1);
@@ -106,7 +106,7 @@ fn sequence_numbers_go_on_over_the_claims_of_all_programs() {
 }
 
 #[test]
-fn sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
+fn b5_sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
     let (machine, reader) = with_key("shares.go-on-alone");
     let program = machine.new_backend_without_locks(machine.bus());
     let mut watch = watch_with_waiter(&program);
@@ -119,7 +119,7 @@ fn sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
 }
 
 #[test]
-fn sequence_numbers_after_a_user_that_was_killed_begin_far_from_its_own() {
+fn b5_sequence_numbers_after_a_user_that_was_killed_begin_far_from_its_own() {
     let (machine, reader) = used("shares.far");
     let record = machine.folder().join("locks/3-1.0");
     let text = fs::read_to_string(&record).unwrap();
@@ -144,4 +144,28 @@ fn the_sequence_numbers_of_a_claim_are_not_those_of_the_claim_before() {
             .all(|(_, number)| last.iter().all(|(_, other)| number != other)),
         "{first:?} {second:?}"
     );
+}
+
+#[test]
+fn b35_a_connection_after_a_command_without_an_answer_has_its_card_reset_in_a_new_epoch() {
+    let (machine, reader) = with_key("shares.unanswered");
+    let program = machine.new_backend();
+    let mut watch = watch_with_waiter(&program);
+    let _ = snapshot(&mut *watch);
+    let mut card = connect(&program, "3-1");
+    let epoch = card.epoch();
+    reader.hold();
+    let error = echo_within(&mut *card, b"slow", Duration::from_millis(60)).unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::TimedOut);
+    drop(card);
+    reader.release();
+    let before = kinds(&reader).len();
+    let mut card = connect(&program, "3-1");
+    let error = echo(&mut *card, b"next").unwrap_err();
+    let not_sent = (TransportErrorKind::CardReset, Sent::No);
+    assert_eq!((error.kind, error.sent), not_sent, "{error}");
+    assert!(card.epoch() > epoch);
+    let since = kinds(&reader).split_off(before);
+    assert!(since.ends_with(&[0x63, 0x62]), "{since:02X?}");
+    assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
 }

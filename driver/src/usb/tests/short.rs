@@ -42,7 +42,7 @@ fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, CcidSlot)) {
 }
 
 #[test]
-fn a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
+fn b34_a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
     for count in [|_| 0, |length: usize| length - 1] {
         each_pipe(count, |reader, mut device| {
             for data in [&b"first"[..], b"second"] {

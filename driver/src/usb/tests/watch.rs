@@ -428,7 +428,7 @@ fn a_stop_before_the_watch_begins_still_counts() {
 }
 
 #[test]
-fn a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_backend() {
+fn b19_a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_backend() {
     let (machine, reader) = with_key("in-use");
     let program = machine.new_backend();
     let _watch = watch_after_snapshot(&program);

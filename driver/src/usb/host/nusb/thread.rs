@@ -72,18 +72,22 @@ pub(super) fn can_start() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
-    fn without_a_thread_nothing_is_opened_and_nobody_tries_again() {
+    fn b15_where_no_thread_can_be_started_nothing_is_opened_over_nusb_and_nobody_tries_again() {
         let events = EventThread::new();
-        let never = || -> Result<(), ()> { panic!("not to be called") };
-        assert!(events.with(|| false, never).is_none());
-        assert!(events.with(|| panic!("not to be asked"), never).is_none());
+        let opened = Cell::new(false);
+        let open = || Ok::<_, ()>(opened.replace(true));
+        assert!(events.with(|| false, open).is_none());
+        assert!(events.with(|| panic!("not to be asked"), open).is_none());
+        assert!(!opened.get());
     }
 
     #[test]
-    fn a_panic_of_the_first_opening_ends_there() {
+    fn b15_a_panic_of_the_first_opening_ends_there() {
         let events = EventThread::new();
         let panics = || -> Result<(), ()> { panic!("no thread") };
         assert!(events.with(|| true, panics).is_none());

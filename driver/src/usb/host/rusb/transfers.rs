@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn no_context_comes_or_goes_while_somebody_forks() {
+    fn b14_no_context_of_libusb_comes_or_goes_while_somebody_forks() {
         let (opened, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let go_beyond = |count: usize| {
             let until = Instant::now() + Duration::from_secs(60);
