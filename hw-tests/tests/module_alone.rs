@@ -251,7 +251,7 @@ fn a_forked_child_lives_and_its_parent_never_notices() {
 }
 
 #[test]
-fn a_forked_child_has_nothing_open_of_what_its_parent_has_of_the_usb() {
+fn b14_a_forked_child_has_nothing_open_of_what_its_parent_has_of_the_usb() {
     let _ = alone(USB, || {
         let raw = Raw::load();
         let of_usb = || -> Vec<String> {
@@ -265,6 +265,8 @@ fn a_forked_child_has_nothing_open_of_what_its_parent_has_of_the_usb() {
         let before = of_usb();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
+            // By the first look the watch has opened all that it has.
+            assert_eq!(raw.slot_count(true), (CKR_OK, 0));
             let waiter = Waiter::blocked(raw);
             let with_usb = of_usb();
             assert!(with_usb.len() > before.len(), "{with_usb:?}");
@@ -289,7 +291,7 @@ fn descriptors_of_a_token() -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn nusb_without_its_thread_is_an_error_and_libusb_takes_its_place() {
+fn b15_nusb_without_its_thread_is_an_error_and_libusb_takes_its_place() {
     let log = alone(USB, || {
         let file = descriptors_of_a_token();
         if let Err(error) = no_threads::refuse() {
