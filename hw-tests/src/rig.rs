@@ -377,11 +377,16 @@ impl Rig {
                 (transport, "CLAVIGER_USB_BACKEND", backend.into())
             }
         };
-        vec![
+        let mut variables = vec![
             ("CLAVIGER_TRANSPORTS", transport.into()),
             (variable, path),
             ("CLAVIGER_CONFIG", "/dev/null".into()),
-        ]
+        ];
+        if matches!(self.service, Service::Usb(..)) {
+            // Where the lock files of its readers are made.
+            variables.push(("XDG_RUNTIME_DIR", self.folder().into()));
+        }
+        variables
     }
 
     /// A client with [`Rig::module_env`] and a home folder of its own.

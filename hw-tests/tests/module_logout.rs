@@ -16,10 +16,14 @@ mod stage;
 use std::{thread, time::Duration};
 
 use bench::SELECT_PIV;
-use cryptoki::{context::Pkcs11, mechanism::Mechanism, session::Session};
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    mechanism::Mechanism,
+    session::Session,
+};
 use cryptoki_sys::{CK_SLOT_ID, CKR_OK};
 use neighbour::{DONE, Neighbour, authenticate_with_openpgp, sign_with_9a};
-use stage::{Stage, key, log_in, piv_session::HASH, raw::Raw};
+use stage::{Stage, eventually, key, log_in, piv_session::HASH, process::open_files, raw::Raw};
 
 /// The card wants its PIN.
 const NOT_VERIFIED: [u8; 2] = [0x69, 0x82];
@@ -37,31 +41,41 @@ each_way! {
         c_close_all_sessions_logs_the_openpgp_applet_out: Plan::pgp3();
         c_finalize_logs_the_piv_applet_out: Plan::piv4();
         c_finalize_logs_the_openpgp_applet_out: Plan::pgp3();
+        c_finalize_logs_out_where_threads_are_forbidden: Plan::piv4();
         sessions_of_another_token_do_not_keep_a_login: Plan::both();
         an_idle_card_is_logged_out_all_the_same: Plan::piv4();
-        an_idle_card_is_logged_out_at_the_end: Plan::piv4();
+        an_idle_card_is_logged_out_by_c_finalize: Plan::piv4();
+        an_idle_openpgp_card_is_logged_out_by_c_finalize: Plan::pgp3();
     }
 }
 
 /// A login on the card's only applet, and a neighbour who uses it.
 struct Login {
+    stage: Stage,
     module: Pkcs11,
     session: Session,
     id: u8,
     other: Neighbour,
     attempt: Vec<u8>,
+    /// How often the card had got its power anew when the neighbour used it.
+    powered: u64,
 }
 
 impl Login {
     fn new(stage: &Stage, id: u8, attempt: Vec<u8>) -> Self {
-        let module = stage.module();
+        Self::in_module(stage, stage.module(), id, attempt)
+    }
+
+    fn in_module(stage: &Stage, module: Pkcs11, id: u8, attempt: Vec<u8>) -> Self {
         let session = stage.session(&module);
         let mut login = Self {
+            stage: stage.clone(),
             other: Neighbour::shared(),
             module,
             session,
             id,
             attempt,
+            powered: 0,
         };
         log_in(&login.session);
         login.signs();
@@ -88,11 +102,29 @@ impl Login {
     fn is_open(&mut self) {
         let answer = self.other.transmit(&self.attempt);
         assert!(answer.ends_with(&DONE), "{answer:02X?}");
+        self.powered = self.power_cycles();
     }
 
+    fn power_cycles(&self) -> u64 {
+        self.stage.count("resets") + self.stage.count("power_ups")
+    }
+
+    /// Waits until the module has let go of the card. Claims end with a file; elsewhere nothing tells.
+    fn becomes_idle(&self) {
+        match self.other {
+            Neighbour::Usb(_) => eventually("an idle card", || {
+                let files = open_files();
+                !files.iter().any(|file| file.starts_with("/dev/bus/usb/"))
+            }),
+            _ => thread::sleep(IDLE),
+        }
+    }
+
+    /// The neighbour cannot use it any more, and the card has not lost its power, which ends every login.
     #[track_caller]
     fn is_over(&mut self) {
         assert_eq!(self.other.transmit(&self.attempt), NOT_VERIFIED);
+        assert_eq!(self.power_cycles(), self.powered, "a card without power");
     }
 
     fn slot(&self) -> CK_SLOT_ID {
@@ -168,6 +200,13 @@ fn c_finalize_logs_the_openpgp_applet_out(stage: &Stage) {
     finalize(Login::openpgp(stage));
 }
 
+fn c_finalize_logs_out_where_threads_are_forbidden(stage: &Stage) {
+    let module = stage.load();
+    let flags = CInitializeFlags::OS_LOCKING_OK | CInitializeFlags::LIBRARY_CANT_CREATE_OS_THREADS;
+    module.initialize(CInitializeArgs::new(flags)).unwrap();
+    finalize(Login::in_module(stage, module, 1, sign_with_9a()));
+}
+
 fn finalize(mut login: Login) {
     assert_eq!(Raw::load().finalize(), CKR_OK);
     login.is_over();
@@ -189,14 +228,22 @@ fn sessions_of_another_token_do_not_keep_a_login(stage: &Stage) {
 /// Let go of while its user is logged in, the card stays verified as long as a neighbour keeps it under power.
 fn an_idle_card_is_logged_out_all_the_same(stage: &Stage) {
     let mut login = Login::piv(stage);
-    thread::sleep(IDLE);
+    login.becomes_idle();
     login.is_open();
     login.session.logout().unwrap();
     login.is_over();
 }
 
-fn an_idle_card_is_logged_out_at_the_end(stage: &Stage) {
-    let login = Login::piv(stage);
-    thread::sleep(IDLE);
+fn an_idle_card_is_logged_out_by_c_finalize(stage: &Stage) {
+    finalize_when_idle(Login::piv(stage));
+}
+
+fn an_idle_openpgp_card_is_logged_out_by_c_finalize(stage: &Stage) {
+    finalize_when_idle(Login::openpgp(stage));
+}
+
+fn finalize_when_idle(login: Login) {
+    login.signs();
+    login.becomes_idle();
     finalize(login);
 }

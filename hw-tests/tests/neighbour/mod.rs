@@ -1,4 +1,5 @@
-//! Another program at the same card: with a context of its own at pcscd, or a connection at the socket reader.
+//! Another program at the same card: with a context of its own at pcscd, a connection at the socket reader, or a driver of its
+//! own on the USB.
 
 #![allow(
     dead_code,
@@ -8,9 +9,17 @@
     reason = "shared by several test programs; a test fails loudly"
 )]
 
-use std::{env, ffi::CString};
+use std::{env, ffi::CString, path::PathBuf, time::Duration};
 
-use claviger_driver::socket::frame::{Refusal, Request, VERSION};
+use claviger_apdu::{Call, ResponseBuffer, Transmit, Transport};
+use claviger_driver::{
+    Backend as _, Watch,
+    socket::frame::{Refusal, Request, VERSION},
+    usb::{
+        backend::{UsbBackend, UsbOptions},
+        host::open::UsbLibrary,
+    },
+};
 use claviger_hw_tests::provision::{ADMIN_PIN, PIN};
 use pcsc::{Card, Context, Disposition, Error, Protocols, Scope, ShareMode};
 
@@ -25,18 +34,26 @@ pub const PIV_LOGOUT: [u8; 4] = [0x00, 0x20, 0xFF, 0x80];
 /// What a card says that did it.
 pub const DONE: [u8; 2] = [0x90, 0x00];
 
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// See above.
 pub enum Neighbour {
     Pcscd(Card),
     Socket(Client),
+    Usb(UsbNeighbour),
 }
 
 impl Neighbour {
     /// One that shares the card.
     pub fn shared() -> Self {
-        match env::var_os("CLAVIGER_SOCKET") {
-            Some(path) => Self::Socket(guest(path.as_ref())),
-            None => Self::Pcscd(connect(ShareMode::Shared).expect("SCardConnect")),
+        match env::var("CLAVIGER_TRANSPORTS").as_deref() {
+            Ok("socket") => {
+                let path = env::var_os("CLAVIGER_SOCKET").expect("a socket");
+                Self::Socket(guest(path.as_ref()))
+            }
+            Ok("usb") => Self::Usb(UsbNeighbour::new()),
+            _ => Self::Pcscd(connect(ShareMode::Shared).expect("SCardConnect")),
         }
     }
 
@@ -72,6 +89,7 @@ impl Neighbour {
                 assert_eq!(client.ask(&Request::End), Said::Ended);
                 result
             }
+            Self::Usb(driver) => driver.hold(body),
         }
     }
 
@@ -93,13 +111,14 @@ impl Neighbour {
                     other => panic!("Reset: {other:?}"),
                 }
             },
+            Self::Usb(_) => panic!("no reset is asked for on the USB"),
         }
     }
 
     /// Goes, and leaves the card so. Over pcscd only.
     pub fn leave(self, disposition: Disposition) {
         let Self::Pcscd(card) = self else {
-            panic!("the socket reader has no such thing");
+            panic!("pcscd alone has such a thing");
         };
         let left = card.disconnect(disposition);
         left.map_err(|(_, error)| error).expect("SCardDisconnect");
@@ -110,6 +129,7 @@ impl Neighbour {
 pub enum Held<'a> {
     Pcscd(&'a pcsc::Transaction<'a>),
     Socket(&'a mut Client),
+    Usb(&'a mut dyn Transmit),
 }
 
 impl Held<'_> {
@@ -124,7 +144,54 @@ impl Held<'_> {
                 Said::Response(answer) => answer,
                 other => panic!("{other:?}"),
             },
+            Self::Usb(card) => {
+                let mut answer = ResponseBuffer::new();
+                let sent = card.transmit(frame, &mut answer, Call::within(PATIENCE));
+                sent.expect("a response");
+                answer.frame().to_vec()
+            }
         }
+    }
+}
+
+/// One with a driver of its own, which takes its turn at the rig's lock files as another process does. Nothing is claimed
+/// between two holds.
+pub struct UsbNeighbour {
+    driver: UsbBackend,
+    watch: Box<dyn Watch>,
+}
+
+impl UsbNeighbour {
+    fn new() -> Self {
+        let folder = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let driver = UsbBackend::new(&UsbOptions {
+            library: UsbLibrary::Rusb,
+            has_watch_thread: false,
+            lock_folders: vec![folder.expect("the rig's folder").join("claviger")],
+        });
+        Self {
+            watch: driver.watch(),
+            driver,
+        }
+    }
+
+    fn connect(&mut self) -> Box<dyn Transport> {
+        let readers = self.watch.now(Call::within(PATIENCE)).readers;
+        let reader = &readers.first().expect("a reader").id;
+        let connected = self.driver.connect(reader, Call::within(PATIENCE));
+        connected.expect("a card")
+    }
+
+    fn hold<R>(&mut self, body: impl FnOnce(&mut Held<'_>) -> R) -> R {
+        let (mut body, mut result) = (Some(body), None);
+        let held = self
+            .connect()
+            .transact(Call::within(PATIENCE), &mut |card| {
+                let body = body.take().expect("one turn");
+                result = Some(body(&mut Held::Usb(card)));
+            });
+        held.expect("the reader");
+        result.expect("a turn")
     }
 }
 
