@@ -116,6 +116,10 @@ impl Rig {
     pub fn usb_cards(plans: &[Plan], way: UsbWay) -> Self {
         let place = |plan: &Plan| Place::new(plan.clone(), "Claviger virtual reader");
         let places: Vec<Place> = plans.iter().map(place).collect();
+        if way == UsbWay::Libccid {
+            // pcscd shows the readers of the rig before for a moment.
+            way.wait_for_cards(0);
+        }
         let plug = |place: &Place| {
             UsbReader::plug(&place.reader, Model::of_environment()).expect("a free port")
         };

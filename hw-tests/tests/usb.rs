@@ -34,7 +34,8 @@ use claviger_driver::{
     },
 };
 use claviger_hw_tests::{
-    provision::Plan,
+    paths,
+    provision::{PIN, Plan},
     reader::Fate,
     rig::Rig,
     usb::{
@@ -314,10 +315,53 @@ fn libccid_takes_longer_for_an_apdu() {
     }
 }
 
+/// What pkcs11-tool tells of each token of the rig's card: who it is, what it can do, and all its objects.
+fn listing(rig: &Rig) -> String {
+    let lists: [&[&str]; 2] = [
+        &["--list-objects", "--login", "--pin", PIN],
+        &["--list-mechanisms"],
+    ];
+    let mut text = String::new();
+    for token in ["PIV 00000001", "OpenPGP 00000001"] {
+        for list in lists {
+            let mut tool = rig.command("pkcs11-tool");
+            tool.arg("--module").arg(paths::module_path());
+            tool.args(["--token-label", token]).args(list);
+            let listed = rig.run(&mut tool).expect_success().stdout;
+            text += &format!("{token}, {}:\n{listed}", list[0]);
+        }
+    }
+    text
+}
+
+#[test]
+#[ignore = "run by make test-usb, with pcscd, which it ends"]
+fn libccid_nusb_and_rusb_list_the_objects_that_the_socket_reader_lists() {
+    let expected = listing(&Rig::socket(Plan::both()));
+    for (class, count) in [("Certificate", 5), ("Public Key", 7), ("Private Key", 7)] {
+        let found = expected.matches(&format!("{class} Object;")).count();
+        assert_eq!(found, count, "{class}:\n{expected}");
+    }
+    for way in [UsbWay::Libccid, UsbWay::Nusb, UsbWay::Rusb] {
+        if way == UsbWay::Nusb {
+            end_pcscd();
+        }
+        let listed = listing(&Rig::usb(Plan::both(), way));
+        assert!(
+            listed == expected,
+            "{way:?}:\n{listed}\nThe socket reader:\n{expected}"
+        );
+        println!(
+            "{way:?}: {} lines as over the socket reader",
+            listed.lines().count()
+        );
+    }
+}
+
 /// The cards of the guest's tests, which it need not make then.
 #[test]
 fn the_cards_of_these_tests_can_be_made() {
-    for plan in [Plan::piv4(), Plan::factory()] {
+    for plan in [Plan::piv4(), Plan::both(), Plan::factory()] {
         let _ = Rig::socket(plan);
     }
 }
