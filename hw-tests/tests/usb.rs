@@ -11,6 +11,9 @@
     reason = "a test fails loudly"
 )]
 
+#[allow(dead_code, unreachable_pub, reason = "shared by several test programs")]
+#[path = "stage/figures.rs"]
+mod figures;
 mod usb_foreign;
 
 use std::{
@@ -261,6 +264,9 @@ fn timed(
     result
 }
 
+/// What an APDU may cost, as a share of what it costs over pcscd and libccid: medians of a round.
+const SHARE: f64 = 0.5;
+
 /// Median time of a SELECT, in the best of some rounds: whatever else the machine does slows down the others.
 fn pace(backend: &dyn Backend) -> Duration {
     const ROUNDS: usize = 5;
@@ -297,21 +303,18 @@ fn end_pcscd() {
 #[test]
 #[ignore = "run by make test-usb, with pcscd, which it ends"]
 fn libccid_takes_longer_for_an_apdu() {
-    let mut rig = Rig::usb(Plan::piv4(), UsbWay::Libccid);
+    let rig = Rig::usb(Plan::piv4(), UsbWay::Libccid);
     let pcscd = pace(&PcscBackend::new(true));
     println!("pcscd and libccid: {:.3} ms for an APDU", millis(pcscd));
     end_pcscd();
     for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
         let backend = backend(stack, &rig);
-        rig.on_usb().zero();
-        let raw = pace(&backend);
-        let share = raw.as_secs_f64() / pcscd.as_secs_f64();
-        println!(
-            "{stack:?}: {:.3} ms for an APDU, {share:.2} of that",
-            millis(raw)
-        );
-        // The share is printed; of a machine that does other things too, no more can be asked.
-        assert!(raw < pcscd, "{stack:?}");
+        let what = format!("{stack:?}: an APDU, as a share of that");
+        figures::hold_in_one_of_the_rounds(&what, SHARE, || {
+            let raw = pace(&backend);
+            println!("{stack:?}: {:.3} ms for an APDU", millis(raw));
+            raw.as_secs_f64() / pcscd.as_secs_f64()
+        });
     }
 }
 

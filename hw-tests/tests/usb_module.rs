@@ -37,8 +37,9 @@ use claviger_hw_tests::{
 use cryptoki_sys::{CK_SLOT_ID, CKR_DEVICE_REMOVED, CKR_OK, CKR_SESSION_HANDLE_INVALID};
 use stage::{
     Stage, Way,
-    bystander::{now, udev_events},
+    bystander::{UsbEvents, now},
     eventually,
+    figures::{hold_in_one_of_the_rounds, median},
     fork::{Descent, child, exit_code, in_descendant},
     lives::{as_it_is, lives_by},
     no_threads,
@@ -48,10 +49,10 @@ use stage::{
     with_card,
 };
 
-/// How soon a call must be back whose token was pulled, and how much later than udev's own event ours may be in the median.
-/// In seconds; the figures are printed, these are for a machine that is busy with other things and emulates this one.
-const AT_ONCE: f64 = 0.500;
-const PROMPT: f64 = 0.200;
+/// How soon a call must be back whose token was pulled, in the median of a round, and how soon a slot event must follow its cause.
+/// In milliseconds.
+const AT_ONCE: f64 = 50.0;
+const PROMPT: f64 = 10.0;
 /// How often a token is plugged in and pulled in one life of the module, where [`CYCLES_VARIABLE`] does not say. There are
 /// four: two stacks, with a thread of the module's own and without.
 const CYCLES: usize = 5;
@@ -89,7 +90,7 @@ fn two_events(raw: Raw) -> [CK_SLOT_ID; 2] {
 fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
     each_life(|stage, raw| {
         let slots = raw.slots(false);
-        for round in 0..3 {
+        let pull = || {
             let signer = Signer::log_in(raw, slots[0]);
             assert_eq!(signer.sign(), CKR_OK);
             stage.say("fault 87 1 silence");
@@ -98,14 +99,10 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
                 stage.await_delayed();
                 let pulled = unplug(stage);
                 let (code, back) = signing.join().unwrap();
-                (code, back - pulled)
+                (code, (back - pulled) * 1e3)
             });
-            println!(
-                "round {round}: {code:#X} {:.1} ms after the pull",
-                late * 1e3
-            );
+            println!("{code:#X} {late:.1} ms after the pull");
             assert_eq!(code, CKR_DEVICE_REMOVED);
-            assert!(late <= AT_ONCE, "{late} s");
             assert_eq!(two_events(raw).to_vec(), slots);
             assert_eq!(
                 session_info(raw, signer.session),
@@ -114,7 +111,10 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
             stage.say("heal");
             plug(stage);
             assert_eq!(two_events(raw).to_vec(), slots, "the same ids");
-        }
+            late
+        };
+        let what = "CKR_DEVICE_REMOVED after the pull, median in ms";
+        hold_in_one_of_the_rounds(what, AT_ONCE, || median(&mut [pull(), pull(), pull()]));
         assert_eq!(Signer::log_in(raw, slots[0]).sign(), CKR_OK);
     });
 }
@@ -183,8 +183,8 @@ fn left_is_no_more_than((files, threads): &Held) {
     }
 }
 
-/// What the module takes longer than udev until it tells of a token, in seconds.
-fn delays(raw: Raw, events: &Receiver<f64>, mut cause: impl FnMut()) -> f64 {
+/// How much later than each of two events the module tells of a token that comes or goes: in milliseconds.
+fn delays(raw: Raw, events: &UsbEvents, of: [&Receiver<f64>; 2], cause: impl FnOnce()) -> [f64; 2] {
     let (told, times) = mpsc::channel();
     let waiter = thread::spawn(move || {
         for _ in 0..2 {
@@ -193,37 +193,54 @@ fn delays(raw: Raw, events: &Receiver<f64>, mut cause: impl FnMut()) -> f64 {
         }
     });
     thread::sleep(Duration::from_millis(100));
-    while events.try_recv().is_ok() {}
+    events.forget();
     cause();
-    let source = events.recv_timeout(HANG).expect("udev's event");
+    let sources = of.map(|source| source.recv_timeout(HANG).expect("an event"));
     let ours = times.recv_timeout(HANG).expect("the slot event");
     waiter.join().unwrap();
-    ours - source
+    sources.map(|source| (ours - source) * 1e3)
 }
 
+/// A round of [`delays`], printed: the best and the median after the first event.
+fn told(what: &str, [one, other]: [&str; 2], delays: &[[f64; 2]]) -> [f64; 2] {
+    let [mut ones, mut others] =
+        [0, 1].map(|n| delays.iter().map(|pair| pair[n]).collect::<Vec<_>>());
+    let [middle, beside] = [median(&mut ones), median(&mut others)];
+    let [best, worst] = [ones[0], ones[ones.len() - 1]];
+    println!(
+        "{what}: {best:.1} to {worst:.1} ms after {one}, median {middle:.1}; {beside:.1} ms after {other}"
+    );
+    [best, middle]
+}
+
+/// A token that leaves is counted from the kernel's event, by the median. One that comes is counted from udev's, as a user
+/// may not open its node before udev allows it, and by the best of the round: udev, the kernel's drivers and the token itself share the
+/// emulated processor with the module just then. What it takes from the moment in which the node could be opened is printed.
 #[test]
 #[ignore = "run by make test-usb"]
-fn a_slot_event_comes_soon_after_udevs() {
+fn a_slot_event_comes_soon_after_the_cause() {
     each_life(|stage, raw| {
         assert_eq!(raw.slots(false).len(), 2);
-        let events = udev_events();
-        let (mut pulled, mut plugged) = (Vec::new(), Vec::new());
-        for _ in 0..5 {
-            pulled.push(delays(raw, &events, || {
-                let _ = unplug(stage);
-            }));
-            plugged.push(delays(raw, &events, || plug(stage)));
-        }
-        for (what, mut delays) in [("pulled", pulled), ("plugged in", plugged)] {
-            delays.sort_by(f64::total_cmp);
-            let [median, worst] = [delays[delays.len() / 2], delays[delays.len() - 1]];
-            println!(
-                "{what}: ours later than udev's by {:.1} ms (median), {:.1} ms (worst)",
-                median * 1e3,
-                worst * 1e3
-            );
-            assert!(median <= PROMPT, "{what}: {delays:?}");
-        }
+        let events = UsbEvents::follow();
+        let UsbEvents {
+            moved,
+            may_be_opened,
+            told_by_udev,
+        } = &events;
+        hold_in_one_of_the_rounds("a slot event after its cause, in ms", PROMPT, || {
+            let (mut pulled, mut plugged) = (Vec::new(), Vec::new());
+            for _ in 0..5 {
+                pulled.push(delays(raw, &events, [moved, told_by_udev], || {
+                    let _ = unplug(stage);
+                }));
+                let of = [told_by_udev, may_be_opened];
+                plugged.push(delays(raw, &events, of, || plug(stage)));
+            }
+            let [_, pulled] = told("pulled", ["the kernel's event", "udev's"], &pulled);
+            let node = "its node could be opened";
+            let [plugged, _] = told("plugged in", ["udev's event", node], &plugged);
+            pulled.max(plugged)
+        });
     });
 }
 
