@@ -78,6 +78,9 @@ pub trait Demand: Send + Sync {
     /// Polls the cards unless they are monitored. Waits until the result is reported, or until `until`. The cards are monitored for
     /// a short time afterwards.
     fn refresh(&self, until: Instant);
+
+    /// Ends each [`Demand::refresh`], running and later, also if the watch never ran.
+    fn stop(&self);
 }
 
 /// Ends a [`Watch`] from another thread.

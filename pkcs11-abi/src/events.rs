@@ -263,6 +263,8 @@ impl Events {
         for waker in &self.wakers {
             waker.stop();
         }
+        // A watch that no call has started ends no refresh.
+        self.demands.iter().for_each(|demand| demand.stop());
         let threads = std::mem::take(&mut *self.threads());
         for thread in threads {
             crate::threads::join(thread, "a slot-event thread");

@@ -1,5 +1,7 @@
 //! Events over backends that do as they are told.
 
+mod demands;
+
 use std::{
     io::{PipeReader, PipeWriter, Read as _, Write as _, pipe},
     os::fd::AsFd as _,

@@ -33,7 +33,7 @@ struct State {
     is_needed: bool,
     /// The cards are monitored.
     is_monitoring: bool,
-    /// The watch has ended.
+    /// The watch has ended, or will not begin.
     is_closed: bool,
 }
 
@@ -99,12 +99,6 @@ impl CardDemand {
         self.completed.notify_all();
         is_newer
     }
-
-    /// The watch has ended.
-    pub(super) fn close(&self) {
-        self.state().is_closed = true;
-        self.completed.notify_all();
-    }
 }
 
 impl Demand for CardDemand {
@@ -151,5 +145,10 @@ impl Demand for CardDemand {
             let woken = self.completed.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn stop(&self) {
+        self.state().is_closed = true;
+        self.completed.notify_all();
     }
 }

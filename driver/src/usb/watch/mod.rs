@@ -453,7 +453,7 @@ impl Drop for UsbWatch {
         // The registry keeps its readers: C_Finalize logs out after the watch has ended.
         self.watched.release_idle();
         if let Some(demand) = &self.demand {
-            demand.close();
+            demand.stop();
         }
     }
 }

@@ -1,0 +1,96 @@
+//! Watches that query cards only on demand.
+
+use super::*;
+
+/// A demand whose refresh lasts until it is stopped.
+#[derive(Debug, Default)]
+struct Unanswered {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Demand for Unanswered {
+    fn add_waiter(&self) {}
+
+    fn remove_waiter(&self) {}
+
+    fn refresh(&self, _until: Instant) {
+        let stopped = self.stopped.lock().unwrap();
+        let waited = self
+            .changed
+            .wait_timeout_while(stopped, PATIENCE, |stopped| !*stopped);
+        assert!(!waited.unwrap().1.timed_out(), "nobody has stopped it");
+    }
+
+    fn stop(&self) {
+        *self.stopped.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+}
+
+/// A backend with such a demand.
+#[derive(Debug)]
+struct OnDemand(Arc<Puppet>);
+
+impl Backend for OnDemand {
+    fn name(&self) -> &'static str {
+        "usb"
+    }
+
+    fn watch(&self) -> Box<dyn Watch> {
+        Box::new(DemandingWatch(self.0.watch(), Arc::default()))
+    }
+
+    fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError> {
+        self.0.connect(reader, call)
+    }
+
+    fn cut(&self) {}
+
+    fn wind_up(&self) {}
+}
+
+struct DemandingWatch(Box<dyn Watch>, Arc<Unanswered>);
+
+impl Watch for DemandingWatch {
+    fn now(&mut self, call: Call) -> Readers {
+        self.0.now(call)
+    }
+
+    fn next(&mut self) -> Result<Readers, Stopped> {
+        self.0.next()
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.0.waker()
+    }
+
+    fn demand(&self) -> Option<Arc<dyn Demand>> {
+        Some(Arc::clone(&self.1) as Arc<dyn Demand>)
+    }
+}
+
+/// Events with threads over such a backend.
+fn on_demand() -> Events {
+    let puppet = Puppet::new("usb", with(0, &["A"]));
+    events(&[Arc::new(OnDemand(puppet))], true, None)
+}
+
+#[test]
+fn a_call_that_comes_with_c_finalize_waits_for_no_watch_that_never_ran() {
+    let events = on_demand();
+    events.stop();
+    events.refresh();
+    assert!(events.wait(true).is_err());
+}
+
+#[test]
+fn c_finalize_ends_a_call_that_waits_for_a_query_of_the_cards() {
+    let events = on_demand();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| events.wait(true));
+        until(|| slots(&events) > 0);
+        events.stop();
+        assert!(waits.join().unwrap().is_err());
+    });
+}
