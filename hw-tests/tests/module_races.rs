@@ -42,7 +42,9 @@ use stage::{
 /// How soon after the start of C_Finalize its waiters are back, in 99 of 100 rounds.
 const PROMPT: Duration = Duration::from_millis(10);
 /// The same where every instruction is emulated.
-const EMULATED: Duration = Duration::from_millis(200);
+const EMULATED: Duration = Duration::from_secs(1);
+/// What no round takes, wherever: the shortest of the module's waits that C_Finalize has to end.
+const SHORTEST_WAIT: Duration = Duration::from_secs(2);
 /// Longest pause between the start of the waiters and C_Finalize.
 const LONGEST_PAUSE: u64 = 2000;
 /// Time for a first look at the slots, before which no change of a card is an event.
@@ -380,6 +382,11 @@ impl<'a> Races<'a> {
         figures::hold(
             figures.at(0.99) <= limit,
             &format!("{combination}: one round in 100 took over {limit:?}"),
+        );
+        let worst = figures.at(1.0);
+        figures::hold(
+            worst < SHORTEST_WAIT,
+            &format!("{combination}: a round took {worst:?}"),
         );
         figures.events
     }
