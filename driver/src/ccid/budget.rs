@@ -21,6 +21,11 @@ pub const ABORT: Duration = Duration::from_secs(1);
 pub const STATUS: Duration = Duration::from_secs(2);
 /// How often a slot's status is asked for before the reader is given up.
 pub const STATUS_TRIES: usize = 3;
+/// Between two attempts to recover a slot of a slow or busy reader: at first, and at most.
+pub const RECOVERY_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(20), Duration::from_secs(1));
+/// What a call keeps of its time for a reset of the device, and for the power-on of the card after it.
+pub const DEVICE_RESET: Duration = Duration::from_secs(3);
 /// How long one message may be waited for, whatever card and reader ask for: a key of 4096 bits is made in less.
 pub const MESSAGE: Duration = Duration::from_secs(15 * 60);
 /// How long a reader that takes APDUs, and has asked for more time, may stay silent for each time that it asked for (CCID 1.1,

@@ -38,6 +38,7 @@ impl ShutdownControl {
         ClaimRequest {
             deadline: call.deadline,
             request_release: true,
+            may_reset: true,
             stop: &self.stop,
         }
     }

@@ -400,6 +400,8 @@ pub(crate) struct ClaimRequest<'a> {
     pub(crate) deadline: Instant,
     /// Asks the holder to release the reader.
     pub(crate) request_release: bool,
+    /// The card is to be used: a device that does not respond may be reset.
+    pub(crate) may_reset: bool,
     pub(crate) stop: &'a Arc<Stop>,
 }
 

@@ -35,7 +35,7 @@ use self::{
 };
 use crate::{
     ccid::{budget, message::Command, quirks::Quirks},
-    wait::Stop,
+    wait::{Pauses, Stop, readable},
 };
 
 /// What the readers of one device share.
@@ -407,11 +407,30 @@ impl SlotPipe {
     }
 
     /// Synchronizes the slot: aborts the pending command, clears halts that were seen, drops late responses. The caller recovers
-    /// the card. Cards of other slots keep their state.
+    /// the card. Cards of other slots keep their state. A slow or busy reader is tried until `until`.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.
     pub(crate) fn recover(
+        &mut self,
+        slot: u8,
+        until: Instant,
+        stop: &Stop,
+    ) -> Result<SlotResponse, BulkError> {
+        let mut pauses = Pauses::new(budget::RECOVERY_PAUSES.0, budget::RECOVERY_PAUSES.1);
+        loop {
+            let result = self.try_recover(slot, until, stop);
+            let next_try = Instant::now() + pauses.next_pause();
+            let needs_time = matches!(&result, Err(error) if error.kind.needs_time());
+            if !needs_time || next_try >= until || stop.is_set() {
+                return result;
+            }
+            // Other slots may use the pipe meanwhile.
+            let _ = readable(&[], stop, Some(next_try));
+        }
+    }
+
+    fn try_recover(
         &mut self,
         slot: u8,
         until: Instant,

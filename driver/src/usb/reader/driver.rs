@@ -95,7 +95,8 @@ impl ReaderDriver {
     }
 
     /// Claims the reader and resumes the saved state. Starts a new epoch if another process may have used the card.
-    /// Powers no card. A fixed token that no process of ours has used sends nothing yet.
+    /// Powers no card. A fixed token that no process of ours has used sends nothing yet. A device that does not respond is reset
+    /// if the request allows it.
     ///
     /// # Errors
     /// Of the claim, or of a reader that does not answer.
@@ -109,7 +110,7 @@ impl ReaderDriver {
         if self.ccid_slot.is_none() {
             self.pause_after_yield(reader, request.stop);
             let reader_claim = reader.claim(request)?;
-            let device = self.resume_slot(reader, &reader_claim, call, request.stop)?;
+            let device = self.resume_slot(reader, &reader_claim, request, call)?;
             self.claim = Some(reader_claim);
             self.ccid_slot = Some(device);
         }
@@ -166,12 +167,12 @@ impl ReaderDriver {
         &mut self,
         reader: &UsbReader,
         reader_claim: &Arc<ReaderClaim>,
+        request: ClaimRequest<'_>,
         call: Call,
-        stop: &Arc<Stop>,
     ) -> Result<CcidSlot, TransportError> {
         let info = &reader.info;
         let pipe = reader_claim.pipe(info)?;
-        let mut device = slot::new_slot(pipe, info.interface.clone(), info.slot, stop);
+        let mut device = slot::new_slot(pipe, info.interface.clone(), info.slot, request.stop);
         let known = &mut self.saved;
         // Whatever its slot was said to hold, power would be next: its card cannot be taken out.
         let is_untouched =
@@ -188,15 +189,21 @@ impl ReaderDriver {
         if is_untouched {
             return Ok(device);
         }
-        let icc = device.status(call);
+        let resets = device.pipe().resets();
+        let icc = if request.may_reset {
+            device.status_or_reset(call)
+        } else {
+            device.status(call)
+        };
+        let was_reset = device.pipe().resets() != resets;
         known.synchronized = device.is_synchronized();
         // Or the reader would have reported a change.
         let monitoring_period = card.as_ref().and_then(|left| left.monitoring_period);
         let stays = info.keeps_card_identity()
             || (monitoring_period.is_some()
                 && monitoring_period == reader_claim.monitoring_period());
-        let knows =
-            (card.is_some() && stays) || (atr.is_some() && info.keeps_card_between_claims());
+        let knows = !was_reset
+            && ((card.is_some() && stays) || (atr.is_some() && info.keeps_card_between_claims()));
         if knows && matches!(icc, Ok(IccStatus::Active)) {
             match (card, atr) {
                 (Some(left), _) => device.restore_card(left.card),
@@ -204,7 +211,7 @@ impl ReaderDriver {
                 (None, None) => {}
             }
         } else {
-            known.epoch.0 += u64::from(atr.is_some());
+            known.epoch.0 += u64::from(atr.is_some() || was_reset);
             device.resume(known.epoch, known.synchronized);
         }
         icc.map(|_| device)

@@ -14,6 +14,7 @@ mod faults;
 mod fixture;
 mod foreign_use;
 mod hostile_reader;
+mod hung_device;
 mod interfaces;
 mod interrupt;
 mod levels;

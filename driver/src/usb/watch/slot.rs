@@ -316,6 +316,7 @@ impl WatchedSlot {
         let request = ClaimRequest {
             deadline: Instant::now() + wait,
             request_release: self.is_new(),
+            may_reset: false,
             stop: &poll.stop,
         };
         let was_open = driver.is_open();
@@ -338,6 +339,7 @@ impl WatchedSlot {
         let request = ClaimRequest {
             deadline: Instant::now(),
             request_release: false,
+            may_reset: false,
             stop: &poll.stop,
         };
         let claimed = self.reader.claim(request);

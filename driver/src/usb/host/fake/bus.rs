@@ -225,6 +225,7 @@ impl DeviceState {
             return Err(TransferError::Disconnected);
         }
         self.firmware.reset();
+        self.silent &= !std::mem::take(&mut self.hangs);
         self.endless = None;
         self.last_answer = None;
         let addresses: Vec<EndpointAddress> =

@@ -45,6 +45,8 @@ pub(super) struct DeviceState {
     pub(super) gone: bool,
     pub(super) claimed: bool,
     pub(super) silent: bool,
+    /// It is silent until it is reset.
+    pub(super) hangs: bool,
     /// Interrupt transfers fail with this errno.
     pub(super) broken_interrupt: Option<i32>,
 }
@@ -75,6 +77,7 @@ impl DeviceState {
             gone: false,
             claimed: false,
             silent: false,
+            hangs: false,
             broken_interrupt: None,
         }
     }

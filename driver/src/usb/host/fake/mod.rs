@@ -201,6 +201,13 @@ impl FakeDevice {
         self.state().silent = silent;
     }
 
+    /// From now on the device takes what it is sent and says nothing, until it is reset.
+    pub fn hang(&self) {
+        let mut state = self.state();
+        state.silent = true;
+        state.hangs = true;
+    }
+
     /// Lets go what [`Fault::Delay`] held.
     pub fn release(&self) {
         self.state().release();

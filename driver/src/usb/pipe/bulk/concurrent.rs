@@ -11,14 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_apdu::Sent;
 use rustix::event::PollFlags;
 
 use super::{
     BulkEndpoints, BulkError, BulkErrorKind, HaltedEndpoints, ResponseTimeout, SlotResponse,
     abort_request, abort_timeout, check_limits,
     pending::{PendingCommand, failed},
-    read_size,
+    query_status, read_size,
 };
 use crate::{
     ccid::{budget, message::Command},
@@ -182,30 +181,15 @@ impl ConcurrentBulkPipe {
         until: Instant,
         stop: &Stop,
     ) -> Result<SlotResponse, BulkError> {
-        let mut last = BulkError {
-            kind: BulkErrorKind::TimedOut,
-            sent: Sent::No,
-        };
         check_limits(until, stop)?;
         self.abort(slot, until, stop);
-        for _ in 0..budget::STATUS_TRIES {
-            check_limits(until, stop)?;
-            let limit = ResponseTimeout::per_message(budget::STATUS, until);
-            match self.command(&Command::GetSlotStatus, slot, limit, stop) {
-                Ok(reply) => return Ok(reply),
-                Err(error)
-                    if matches!(
-                        error.kind,
-                        BulkErrorKind::Disconnected | BulkErrorKind::Stopped
-                    ) =>
-                {
-                    return Err(error);
-                }
-                Err(error) => last = error,
+        query_status(until, stop, |limit| {
+            let result = self.command(&Command::GetSlotStatus, slot, limit, stop);
+            if result.is_err() {
+                self.reset_endpoints(until, stop);
             }
-            self.reset_endpoints(until, stop);
-        }
-        Err(last)
+            result
+        })
     }
 
     /// Resets the endpoints if there is time for it.
@@ -326,6 +310,10 @@ impl PipeState {
             one.sequence == sequence && one.exchange.slot() == slot && one.result.is_none()
         };
         let Some(one) = self.active.iter_mut().find(is_it) else {
+            let mut late = self.active.iter_mut();
+            if let Some(one) = late.find(|one| one.exchange.slot() == slot) {
+                one.exchange.count_stale()?;
+            }
             return self.count_unmatched();
         };
         self.unmatched = 0;
@@ -392,7 +380,7 @@ impl PipeState {
         self.wakeups.extend(wakeup);
         let kind = ended.unwrap_or(BulkErrorKind::TimedOut);
         let sent = exchange.sent();
-        let result = result.unwrap_or(Err(kind));
+        let result = result.unwrap_or(Err(exchange.refined(kind)));
         Some(result.map_err(|kind| BulkError { kind, sent }))
     }
 

@@ -8,6 +8,7 @@ mod concurrent;
 mod halts;
 mod liveness;
 mod pending;
+mod recovery;
 mod timeout;
 
 use std::{
@@ -25,6 +26,7 @@ use self::{
     halts::HaltedEndpoints,
     liveness::{LivenessCheck, is_responsive},
     pending::{PendingCommand, failed},
+    recovery::query_status,
 };
 pub(crate) use self::{concurrent::ConcurrentBulkPipe, timeout::ResponseTimeout};
 use crate::{
@@ -89,6 +91,8 @@ pub(crate) enum BulkErrorKind {
     Disconnected,
     #[error("the reader did not answer in time")]
     TimedOut,
+    #[error("the reader did not answer in time, but still answers")]
+    Late,
     #[error("the call was ended")]
     Stopped,
     #[error(
@@ -104,10 +108,20 @@ pub(crate) enum BulkErrorKind {
 }
 
 impl BulkErrorKind {
+    /// Returns whether recovery is of no use.
+    pub(crate) const fn is_final(self) -> bool {
+        matches!(self, Self::Disconnected | Self::Stopped | Self::Busy)
+    }
+
+    /// Returns whether the reader is slow or busy. It needs time, not a reset.
+    pub(crate) const fn needs_time(self) -> bool {
+        matches!(self, Self::Late | Self::Busy)
+    }
+
     pub(crate) const fn transport_kind(self) -> TransportErrorKind {
         match self {
             Self::Disconnected => TransportErrorKind::NoReader,
-            Self::TimedOut => TransportErrorKind::TimedOut,
+            Self::TimedOut | Self::Late => TransportErrorKind::TimedOut,
             Self::Stopped => TransportErrorKind::Cancelled,
             Self::Busy => TransportErrorKind::Busy,
             Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,
@@ -220,6 +234,7 @@ impl BulkPipe {
             Err(kind) => {
                 let sent = exchange.sent();
                 self.cancel_pending(&mut exchange);
+                let kind = exchange.refined(kind);
                 Err(BulkError { kind, sent })
             }
         }
@@ -406,32 +421,15 @@ impl BulkPipe {
         stop: &Stop,
     ) -> Result<SlotResponse, BulkError> {
         self.cancel_pending(&mut PendingCommand::any());
-        let mut last = BulkError {
-            kind: BulkErrorKind::TimedOut,
-            sent: Sent::No,
-        };
         check_limits(until, stop)?;
         let listens = self.abort(slot, until, stop);
-        for _ in 0..budget::STATUS_TRIES {
-            check_limits(until, stop)?;
-            let limit = ResponseTimeout::per_message(budget::STATUS, until);
-            match self.command(&Command::GetSlotStatus, slot, limit, stop) {
-                Ok(reply) => return Ok(reply),
-                Err(error)
-                    if matches!(
-                        error.kind,
-                        BulkErrorKind::Disconnected | BulkErrorKind::Stopped
-                    ) =>
-                {
-                    return Err(error);
-                }
-                Err(error) => last = error,
-            }
-            if listens {
+        query_status(until, stop, |limit| {
+            let result = self.command(&Command::GetSlotStatus, slot, limit, stop);
+            if listens && result.is_err() {
                 self.clear_halts(until, stop);
             }
-        }
-        Err(last)
+            result
+        })
     }
 
     /// Clears the halts that were seen. The kernel waits up to five seconds for the device, so nothing is cleared after the

@@ -100,6 +100,25 @@ impl PendingCommand {
         Ok(())
     }
 
+    /// A response to an earlier command arrived. Returns an error after too many.
+    pub(super) fn count_stale(&mut self) -> Result<(), BulkErrorKind> {
+        self.stale += 1;
+        if self.stale > budget::STALE_ANSWERS {
+            return Err(BulkErrorKind::Protocol(
+                "answers to other commands without end",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A reader that answered earlier commands meanwhile is late, not silent.
+    pub(super) const fn refined(&self, kind: BulkErrorKind) -> BulkErrorKind {
+        match kind {
+            BulkErrorKind::TimedOut if self.stale > 0 => BulkErrorKind::Late,
+            kind => kind,
+        }
+    }
+
     pub(super) fn collect(&mut self, completion: Completion) {
         let mut part = completion.buffer;
         part.truncate(completion.transferred);
@@ -140,12 +159,7 @@ impl PendingCommand {
         let answer = Answer::parse(message.expose())
             .map_err(|_| BulkErrorKind::Protocol("a damaged message"))?;
         if !answer.matches(self.kind, self.slot, sequence) {
-            self.stale += 1;
-            if self.stale > budget::STALE_ANSWERS {
-                return Err(BulkErrorKind::Protocol(
-                    "answers to other commands without end",
-                ));
-            }
+            self.count_stale()?;
             return Ok(None);
         }
         let error = match answer.outcome {

@@ -31,7 +31,7 @@ use crate::{
         discovery::reader_info::ReaderInterface,
         pipe::{
             CommandPipe, SlotPipe,
-            bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
+            bulk::{BulkError, ResponseTimeout, SlotResponse},
         },
     },
     wait::Stop,
@@ -158,34 +158,73 @@ impl CcidSlot {
     }
 
     /// What the slot holds. A reader that was left in the middle of something is brought back first; its card is reset before
-    /// the next command.
+    /// the next command. The device is never reset.
     ///
     /// # Errors
     /// [`TransportError`].
     pub(crate) fn status(&mut self, call: Call) -> Result<IccStatus, TransportError> {
+        self.query_status(call, |slot| {
+            slot.pipe.recover(slot.slot, call.deadline, &slot.stop)
+        })
+    }
+
+    /// [`CcidSlot::status`] of a slot whose card is to be used. A device that does not respond is reset.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub(crate) fn status_or_reset(&mut self, call: Call) -> Result<IccStatus, TransportError> {
+        self.query_status(call, |slot| slot.recover_or_reset(call))
+    }
+
+    fn query_status(
+        &mut self,
+        call: Call,
+        recover: impl FnOnce(&mut Self) -> Result<SlotResponse, BulkError>,
+    ) -> Result<IccStatus, TransportError> {
         let limit = ResponseTimeout::per_message(budget::STATUS, call.deadline);
         self.card_unsynchronized |= !self.pipe.is_synchronized();
-        let asked = if self.pipe.is_synchronized() {
-            self.command(&Command::GetSlotStatus, limit)
-        } else {
-            self.pipe.recover(self.slot, call.deadline, &self.stop)
-        };
-        // The first answer after another owner has left may be lost in what that one left behind.
-        let reply = match asked {
-            Err(error)
-                if !matches!(
-                    error.kind,
-                    BulkErrorKind::Disconnected | BulkErrorKind::Stopped | BulkErrorKind::Busy
-                ) =>
-            {
-                self.card_unsynchronized |= self.card.is_none();
-                self.pipe.recover(self.slot, call.deadline, &self.stop)
+        let reply = if self.pipe.is_synchronized() {
+            match self.command(&Command::GetSlotStatus, limit) {
+                // The first answer after another owner has left may be lost in what that one left behind.
+                Err(error) if !error.kind.is_final() => {
+                    self.card_unsynchronized |= self.card.is_none();
+                    recover(self)
+                }
+                asked => asked,
             }
-            asked => asked,
+        } else {
+            recover(self)
         };
         let reply =
             reply.map_err(|error| self.before_card("asking for the slot's status", error))?;
         Ok(self.note_presence(&reply))
+    }
+
+    /// Synchronizes the slot. Resets a device that does not respond, if there is time for that.
+    fn recover_or_reset(&mut self, call: Call) -> Result<SlotResponse, BulkError> {
+        let before_reset = call.deadline.checked_sub(budget::DEVICE_RESET);
+        // What a recovery needs at least to show that the reader is silent.
+        let shortest = Instant::now() + budget::ABORT + budget::STATUS;
+        let until = before_reset
+            .filter(|until| *until >= shortest)
+            .unwrap_or(call.deadline);
+        let error = match self.pipe.recover(self.slot, until, &self.stop) {
+            Err(error) if error.kind.needs_time() || !error.kind.is_final() => error,
+            result => return result,
+        };
+        if self.stop.is_set() || Instant::now() >= call.deadline {
+            return Err(error);
+        }
+        if !error.kind.needs_time() {
+            tracing::warn!(
+                "{}: the reader does not listen ({}); it is reset",
+                self.name,
+                error.kind
+            );
+            self.pipe.reset_device();
+            self.epoch.0 += u64::from(self.card.take().is_some());
+        }
+        self.pipe.recover(self.slot, call.deadline, &self.stop)
     }
 
     /// Takes in the slot status of a response.
@@ -286,25 +325,8 @@ impl CcidSlot {
     }
 
     fn reset_card(&mut self, call: Call) -> Result<(), TransportError> {
-        let back = self.pipe.recover(self.slot, call.deadline, &self.stop);
-        if let Err(error) = back {
-            let hopeless = matches!(
-                error.kind,
-                BulkErrorKind::Disconnected | BulkErrorKind::Stopped
-            ) || self.stop.is_set();
-            if hopeless || Instant::now() >= call.deadline {
-                return Err(self.before_card("bringing the reader back", error));
-            }
-            tracing::warn!(
-                "{}: the reader does not listen ({}); it is reset",
-                self.name,
-                error.kind
-            );
-            self.pipe.reset_device();
-            self.pipe
-                .recover(self.slot, call.deadline, &self.stop)
-                .map_err(|error| self.before_card("resetting the reader", error))?;
-        }
+        self.recover_or_reset(call)
+            .map_err(|error| self.before_card("bringing the reader back", error))?;
         self.power_off(call)?;
         self.power_on(call).map(|_| ())
     }

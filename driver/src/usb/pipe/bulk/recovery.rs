@@ -1,0 +1,46 @@
+//! The status queries that end a recovery.
+
+use std::time::Instant;
+
+use claviger_apdu::Sent;
+
+use super::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse, check_limits};
+use crate::{ccid::budget, wait::Stop};
+
+/// Sends GetSlotStatus by `query` until it is answered, [`budget::STATUS_TRIES`] times at most. A reader that answers late has
+/// longer the next time.
+///
+/// # Errors
+/// Why the last one was not answered.
+pub(super) fn query_status(
+    until: Instant,
+    stop: &Stop,
+    mut query: impl FnMut(ResponseTimeout) -> Result<SlotResponse, BulkError>,
+) -> Result<SlotResponse, BulkError> {
+    let mut timeout = budget::STATUS;
+    let mut last = BulkError {
+        kind: BulkErrorKind::TimedOut,
+        sent: Sent::No,
+    };
+    for _ in 0..budget::STATUS_TRIES {
+        match check_limits(until, stop) {
+            Ok(()) => {}
+            Err(error) if error.kind == BulkErrorKind::TimedOut => return Err(last),
+            Err(error) => return Err(error),
+        }
+        match query(ResponseTimeout::per_message(timeout, until)) {
+            Err(error) if !error.kind.is_final() => {
+                if error.kind.needs_time() {
+                    timeout = timeout.saturating_mul(2);
+                }
+                last = error;
+            }
+            result => return result,
+        }
+    }
+    // More time does not help it.
+    if last.kind == BulkErrorKind::Late && timeout > budget::STATUS * 4 {
+        last.kind = BulkErrorKind::Protocol("it answers none but earlier commands");
+    }
+    Err(last)
+}
