@@ -5,7 +5,7 @@ use std::time::Duration;
 use claviger_apdu::{Call, TransportErrorKind};
 
 use super::{
-    SHORT, answered, exchange,
+    SHORT, answered, command, exchange,
     fixture::{PATIENCE, connect, echo, echo_within, id, reader, snapshot},
     interfaces::MultiInterfaceMachine,
     powered,
@@ -103,6 +103,81 @@ fn b35_a_reader_that_answers_late_is_not_reset() {
     let icc = reader.device.status_or_reset(Call::within(CALL)).unwrap();
     assert_eq!(icc, IccStatus::Active);
     assert_eq!(resets(&reader.bus), 0);
+}
+
+/// A reader whose slot says this error to so many status queries after a command that was not answered.
+fn busy(error: u8, times: usize) -> Scripted {
+    let mut left = times;
+    let mut reader = Scripted::powered(ReaderConfig::extended(), true, move |got| match got.kind {
+        0x6F if got.data == command(b"lost") => Some(Vec::new()),
+        0x65 if left > 0 => {
+            left -= 1;
+            Some(vec![got.reply(0x40, error, 0, &[])])
+        }
+        _ => None,
+    });
+    exchange(&mut reader.device, b"lost", SHORT).unwrap_err();
+    reader.heard.forget();
+    reader
+}
+
+const BUSY: u8 = 0xE0;
+const ABORTED: u8 = 0xFF;
+
+#[test]
+fn b4_a_reader_that_is_busy_after_an_abort_is_not_recovered_yet() {
+    for error in [BUSY, ABORTED] {
+        let mut reader = busy(error, 3);
+        let reset = exchange(&mut reader.device, b"next", PATIENCE).unwrap_err();
+        assert_eq!(reset.kind, TransportErrorKind::CardReset, "{reset}");
+        let kinds = reader.heard.kinds();
+        let powered = kinds.iter().position(|kind| *kind == 0x63).unwrap();
+        let before = kinds[..powered].iter();
+        assert_eq!(
+            before.filter(|kind| **kind == 0x65).count(),
+            4,
+            "{kinds:02X?}"
+        );
+        let answer = exchange(&mut reader.device, b"next", PATIENCE).unwrap();
+        assert_eq!(answer, answered(b"next"));
+        assert_eq!(resets(&reader.bus), 0);
+    }
+}
+
+#[test]
+fn b4_a_reader_that_stays_busy_is_not_synchronized_and_not_reset() {
+    for error in [BUSY, ABORTED] {
+        let mut reader = busy(error, usize::MAX);
+        let failed = reader.device.status(Call::within(SHORT)).unwrap_err();
+        assert_eq!(failed.kind, TransportErrorKind::TimedOut, "{failed}");
+        assert!(!reader.device.is_synchronized());
+        exchange(&mut reader.device, b"next", SHORT).unwrap_err();
+        let sent = reader.heard.kinds();
+        assert!(
+            sent.iter().all(|kind| [0x65, 0x72].contains(kind)),
+            "{sent:02X?}"
+        );
+    }
+    let mut reader = busy(BUSY, usize::MAX);
+    reader
+        .device
+        .status_or_reset(Call::within(CALL))
+        .unwrap_err();
+    assert_eq!(resets(&reader.bus), 0);
+}
+
+#[test]
+fn b4_a_slot_that_is_found_busy_is_recovered_and_its_card_reset() {
+    let mut is_busy = true;
+    let mut reader = Scripted::powered(ReaderConfig::extended(), true, move |got| {
+        let busy = got.kind == 0x65 && std::mem::take(&mut is_busy);
+        busy.then(|| vec![got.reply(0x40, BUSY, 0, &[])])
+    });
+    let icc = reader.device.status(Call::within(PATIENCE)).unwrap();
+    assert_eq!(icc, IccStatus::Active);
+    assert_eq!(reader.heard.kinds(), [0x65, 0x72, 0x65]);
+    let error = exchange(&mut reader.device, b"next", PATIENCE).unwrap_err();
+    assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
 }
 
 #[test]

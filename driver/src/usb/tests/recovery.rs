@@ -240,6 +240,22 @@ fn b6_each_step_of_a_recovery_ends_at_the_calls_deadline() {
 }
 
 #[test]
+fn b4_a_reader_that_takes_no_abort_is_recovered_once_its_command_ends() {
+    each_pipe(|reader, _, mut device| {
+        reader.honour_abort(false);
+        reader.hold();
+        exchange(&mut device, b"first", SHORT).unwrap_err();
+        let error = device.status(Call::within(SHORT)).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::TimedOut, "{error}");
+        assert!(!device.is_synchronized());
+        reader.release();
+        device.status(Call::within(PATIENCE)).unwrap();
+        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
+    });
+}
+
+#[test]
 fn b17_that_a_reader_leaves_out_empty_packets_is_known_from_one_claim_to_the_next() {
     let mut config = ReaderConfig {
         product: super::fixture::token().product,

@@ -93,6 +93,8 @@ pub(crate) enum BulkErrorKind {
     TimedOut,
     #[error("the reader did not answer in time, but still answers")]
     Late,
+    #[error("the reader is still at an earlier command")]
+    SlotBusy,
     #[error("the call was ended")]
     Stopped,
     #[error(
@@ -115,13 +117,13 @@ impl BulkErrorKind {
 
     /// Returns whether the reader is slow or busy. It needs time, not a reset.
     pub(crate) const fn needs_time(self) -> bool {
-        matches!(self, Self::Late | Self::Busy)
+        matches!(self, Self::Late | Self::SlotBusy | Self::Busy)
     }
 
     pub(crate) const fn transport_kind(self) -> TransportErrorKind {
         match self {
             Self::Disconnected => TransportErrorKind::NoReader,
-            Self::TimedOut | Self::Late => TransportErrorKind::TimedOut,
+            Self::TimedOut | Self::Late | Self::SlotBusy => TransportErrorKind::TimedOut,
             Self::Stopped => TransportErrorKind::Cancelled,
             Self::Busy => TransportErrorKind::Busy,
             Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,

@@ -5,13 +5,16 @@ use std::time::Instant;
 use claviger_apdu::Sent;
 
 use super::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse, check_limits};
-use crate::{ccid::budget, wait::Stop};
+use crate::{
+    ccid::{budget, message::SlotError},
+    wait::Stop,
+};
 
 /// Sends GetSlotStatus by `query` until it is answered, [`budget::STATUS_TRIES`] times at most. A reader that answers late has
 /// longer the next time.
 ///
 /// # Errors
-/// Why the last one was not answered.
+/// Why the last one was not answered, or that the slot runs or aborts a command.
 pub(super) fn query_status(
     until: Instant,
     stop: &Stop,
@@ -35,7 +38,7 @@ pub(super) fn query_status(
                 }
                 last = error;
             }
-            result => return result,
+            result => return result.and_then(SlotResponse::idle),
         }
     }
     // More time does not help it.
@@ -43,4 +46,20 @@ pub(super) fn query_status(
         last.kind = BulkErrorKind::Protocol("it answers none but earlier commands");
     }
     Err(last)
+}
+
+impl SlotResponse {
+    /// The same, of a slot with no command in progress.
+    ///
+    /// # Errors
+    /// [`BulkErrorKind::SlotBusy`] when the reader says that the slot runs or aborts a command.
+    pub(crate) fn idle(self) -> Result<Self, BulkError> {
+        match self.error {
+            Some(SlotError::SlotBusy | SlotError::Aborted) => Err(BulkError {
+                kind: BulkErrorKind::SlotBusy,
+                sent: Sent::No,
+            }),
+            _ => Ok(self),
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::{
         discovery::reader_info::ReaderInterface,
         pipe::{
             CommandPipe, SlotPipe,
-            bulk::{BulkError, ResponseTimeout, SlotResponse},
+            bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
         },
     },
     wait::Stop,
@@ -184,10 +184,12 @@ impl CcidSlot {
         let limit = ResponseTimeout::per_message(budget::STATUS, call.deadline);
         self.card_unsynchronized |= !self.pipe.is_synchronized();
         let reply = if self.pipe.is_synchronized() {
-            match self.command(&Command::GetSlotStatus, limit) {
+            let asked = self.command(&Command::GetSlotStatus, limit);
+            match asked.and_then(SlotResponse::idle) {
                 // The first answer after another owner has left may be lost in what that one left behind.
                 Err(error) if !error.kind.is_final() => {
-                    self.card_unsynchronized |= self.card.is_none();
+                    let is_busy = error.kind == BulkErrorKind::SlotBusy;
+                    self.card_unsynchronized |= is_busy || self.card.is_none();
                     recover(self)
                 }
                 asked => asked,
