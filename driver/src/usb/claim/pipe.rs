@@ -58,7 +58,8 @@ fn open_bulk_pipe(
     let busy = usize::from(reader.class.busy_slots());
     if busy > 1 {
         let bulk = ConcurrentBulkPipe::new(interface, reader.number, endpoints, longest)?;
-        return Ok(CommandPipe::shared(bulk.after(first), busy, device));
+        let bulk = bulk.after(first).with_omits_zlp(device.omits_zlp());
+        return Ok(CommandPipe::shared(bulk, busy, device));
     }
     let bulk = BulkPipe::new(interface, reader.number, endpoints, longest)?;
     let bulk = bulk.after(first).with_omits_zlp(device.omits_zlp());

@@ -4,6 +4,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
@@ -12,19 +13,20 @@ use std::{
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
-    PATIENCE, answered, class, exchange,
+    PATIENCE, SHORT, answered, class, exchange,
     fixture::{connect, echo as bench_echo, snapshot},
     interfaces::MultiInterfaceMachine,
+    watch::wait_until,
 };
 use crate::{
     backend::Wake as _,
-    ccid::{descriptor::ClassDescriptor, quirks::Quirks},
+    ccid::{budget, descriptor::ClassDescriptor, quirks::Quirks},
     usb::{
         claim::pipe,
         discovery::reader_info::{CommandChannel, ReaderInterface},
         host::{
             fake::{
-                DeviceMessage, EndpointLayout, FakeDevice, FakeReader, Fault, Firmware,
+                DeviceMessage, EndpointLayout, Event, FakeDevice, FakeReader, Fault, Firmware,
                 reader::{ReaderConfig, echo},
             },
             transfer::{SetupPacket, TransferError},
@@ -114,8 +116,20 @@ pub(super) fn two_busy() -> ClassDescriptor {
 
 /// The reader, what it keeps back, and its two slots with powered cards.
 fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [CcidSlot; 2]) {
+    reader_with(EndpointLayout::default(), stop)
+}
+
+/// The same, of a reader that leaves out empty packets.
+fn reader_without_zlp() -> (FakeDevice, Back, [CcidSlot; 2]) {
+    let layout = EndpointLayout {
+        zlp: false,
+        ..EndpointLayout::default()
+    };
+    reader_with(layout, &Arc::default())
+}
+
+fn reader_with(layout: EndpointLayout, stop: &Arc<Stop>) -> (FakeDevice, Back, [CcidSlot; 2]) {
     let back = Back::default();
-    let layout = EndpointLayout::default();
     let device = FakeDevice::new(layout, Reader(back.clone()));
     let reader = ReaderInterface {
         name: "fake".to_owned(),
@@ -166,10 +180,7 @@ fn a_command_costs_two_transfers_here_too_and_the_one_for_the_answer_is_queued_f
         (1, 1, 2)
     );
     let events = device.events();
-    assert!(
-        matches!(events[0], crate::usb::host::fake::Event::SubmitIn(..)),
-        "{events:?}"
-    );
+    assert!(matches!(events[0], Event::SubmitIn(..)), "{events:?}");
 }
 
 #[test]
@@ -244,6 +255,104 @@ fn a_stop_ends_the_waits_of_all_slots() {
         stop.stop();
         let error = waits.join().unwrap().unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::Cancelled);
+    });
+}
+
+#[test]
+fn b18_a_reader_that_falls_silent_with_several_commands_is_given_up_long_before_the_deadline() {
+    let (device, back, slots) = reader(&Arc::default());
+    back.keep();
+    let (told, is_told) = mpsc::channel();
+    let [slow, mut other] = slots;
+    thread::spawn(move || {
+        let mut slow = slow;
+        told.send(exchange(&mut slow, b"slow", budget::MESSAGE))
+    });
+    wait_until(|| back.has());
+    exchange(&mut other, b"alive", PATIENCE).unwrap();
+    device.set_silent(true);
+    let error = is_told.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    assert_eq!(
+        (error.kind, error.sent),
+        (TransportErrorKind::TimedOut, Sent::Maybe),
+        "{error}"
+    );
+}
+
+#[test]
+fn b18_a_reader_that_answers_requests_may_be_silent_in_several_commands() {
+    let (device, back, [mut slow, _]) = reader(&Arc::default());
+    back.keep();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| exchange(&mut slow, b"slow", PATIENCE * 2));
+        wait_until(|| device.counts().control > budget::SILENCES);
+        back.let_go(&device);
+        assert_eq!(waits.join().unwrap().unwrap(), answered(b"slow"));
+    });
+}
+
+#[test]
+fn b17_a_reader_of_several_commands_that_leaves_out_empty_packets_is_understood_and_remembered() {
+    let (device, _, [mut first, mut second]) = reader_without_zlp();
+    // The message fills its packet; the first is understood at its deadline.
+    let data = [0x5A; 52];
+    assert_eq!(exchange(&mut first, &data, SHORT).unwrap(), answered(&data));
+    device.forget();
+    for len in [52, 116, 20, 500, 1012, 52] {
+        let data = vec![0xA5; len];
+        for slot in [&mut first, &mut second] {
+            let answer = exchange(slot, &data, PATIENCE).unwrap();
+            assert_eq!(answer, answered(&data), "{len}");
+        }
+    }
+    let events = device.events();
+    let is_cancel = |event: &Event| matches!(event, Event::Cancel(_));
+    assert!(!events.iter().any(is_cancel), "{events:?}");
+}
+
+#[test]
+fn b17_that_empty_packets_are_left_out_is_found_in_a_silence_with_several_commands() {
+    let (_device, _, [mut slot, _other]) = reader_without_zlp();
+    let (told, is_told) = mpsc::channel();
+    let data = [0x5A; 52];
+    thread::spawn(move || told.send(exchange(&mut slot, &data, budget::MESSAGE)));
+    let answer = is_told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(answer.unwrap(), answered(&data));
+}
+
+#[test]
+fn b17_two_responses_in_one_transfer_reach_their_slots() {
+    let (device, back, [mut slow, mut quick]) = reader_without_zlp();
+    back.keep();
+    let data = [0x5A; 52];
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| exchange(&mut slow, &data, PATIENCE));
+        wait_until(|| back.has());
+        // Its transfer goes on with the next response.
+        back.let_go(&device);
+        let answer = exchange(&mut quick, b"short", PATIENCE).unwrap();
+        assert_eq!(answer, answered(b"short"));
+        assert_eq!(waits.join().unwrap().unwrap(), answered(&data));
+    });
+    let is_cancel = |event: &Event| matches!(event, Event::Cancel(_));
+    assert!(!device.events().iter().any(is_cancel));
+}
+
+#[test]
+fn b17_a_response_with_a_silence_in_its_middle_reaches_its_slot_whole() {
+    let (device, back, [mut slow, _]) = reader_without_zlp();
+    back.keep();
+    let data = [0x5A; 100];
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| exchange(&mut slow, &data, PATIENCE * 2));
+        wait_until(|| back.has());
+        let message = back.kept.lock().unwrap().remove(0);
+        let (begin, end) = message.split_at(64);
+        device.send(DeviceMessage::Bulk(begin.to_vec()));
+        let cancelled = Event::Cancel(EndpointLayout::default().bulk_in);
+        wait_until(|| device.events().contains(&cancelled));
+        device.send(DeviceMessage::Bulk(end.to_vec()));
+        assert_eq!(waits.join().unwrap().unwrap(), answered(&data));
     });
 }
 

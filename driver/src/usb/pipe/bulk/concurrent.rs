@@ -6,32 +6,30 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::Instant,
 };
 
-use rustix::event::PollFlags;
+use claviger_apdu::Secret;
 
 use super::{
-    BulkEndpoints, BulkError, BulkErrorKind, HaltedEndpoints, ResponseTimeout, SlotResponse,
-    abort_request, abort_timeout, check_limits,
+    BulkEndpoints, BulkError, BulkErrorKind, HaltedEndpoints, IncomingMessage, LivenessCheck,
+    ResponseTimeout, SlotResponse, abort_request, abort_timeout,
+    active::ActiveCommand,
+    check_limits, is_responsive,
     pending::{PendingCommand, failed},
-    query_status, read_size,
+    query_status,
+    unlocked_wait::{owned, wait},
 };
 use crate::{
     ccid::{budget, message::Command},
-    fork_closed::ForkClosed,
     usb::host::{
         drain::{self, drain},
         event_fd::EventFd,
         transfer::{Completion, EndpointQueue, TransferError, UsbInterface},
     },
-    wait::{Stop, ready_of},
+    wait::Stop,
 };
-
-/// Poll interval of a thread without descriptors.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// See the module.
 #[derive(Debug)]
@@ -45,7 +43,9 @@ pub(crate) struct ConcurrentBulkPipe {
 struct PipeState {
     pipes: Box<dyn EndpointQueue>,
     endpoints: BulkEndpoints,
-    read: usize,
+    incoming: IncomingMessage,
+    /// Of the reader, whichever slot it responds for.
+    liveness: LivenessCheck,
     sequence: u8,
     active: Vec<ActiveCommand>,
     /// Sequence numbers of the pending OUT transfers, oldest first.
@@ -57,15 +57,6 @@ struct PipeState {
     halts: HaltedEndpoints,
     /// Wake-ups that no thread uses.
     wakeups: Vec<Arc<EventFd>>,
-}
-
-/// A command in progress. Its sequence number is unique.
-#[derive(Debug)]
-struct ActiveCommand {
-    sequence: u8,
-    exchange: PendingCommand,
-    result: Option<Result<SlotResponse, BulkErrorKind>>,
-    wakeup: Option<Arc<EventFd>>,
 }
 
 impl ConcurrentBulkPipe {
@@ -84,7 +75,8 @@ impl ConcurrentBulkPipe {
         let state = PipeState {
             pipes,
             endpoints,
-            read: read_size(longest, endpoints.packet.max(1)),
+            incoming: IncomingMessage::new(longest, endpoints.packet),
+            liveness: LivenessCheck::start(),
             sequence: 0,
             active: Vec::new(),
             out_transfers: VecDeque::new(),
@@ -103,6 +95,12 @@ impl ConcurrentBulkPipe {
     /// The same, with sequence numbers after `sequence`.
     pub(crate) fn after(self, sequence: u8) -> Self {
         self.state().sequence = sequence;
+        self
+    }
+
+    /// The same, with the flag of the device that tells whether the reader omits zero-length packets.
+    pub(crate) fn with_omits_zlp(self, omits_zlp: Arc<AtomicBool>) -> Self {
+        self.state().incoming.share_omits_zlp(omits_zlp);
         self
     }
 
@@ -158,15 +156,38 @@ impl ConcurrentBulkPipe {
             } else {
                 (Instant::now() >= until).then_some(BulkErrorKind::TimedOut)
             };
+            if ended == Some(BulkErrorKind::TimedOut) {
+                state.accept_unended();
+            }
             if let Some(result) = state.result(sequence, ended) {
                 return result;
             }
+            if state.liveness.is_due() {
+                if !state.accept_unended() {
+                    state.liveness.postpone();
+                    drop(state);
+                    self.check_liveness();
+                }
+                continue;
+            }
+            let until = until.min(state.liveness.due);
             let due = state.pipes.next_timeout().map(|due| Instant::now() + due);
             // Descriptors of our own, for the wait is without the lock.
             let fds = owned(&state.pipes.poll_fds());
             drop(state);
             let first = due.map_or(until, |due| due.min(until));
             wait(fds, wakeup.as_deref(), first, stop);
+        }
+    }
+
+    /// Asks whether the device responds, and ends all commands if it does not.
+    fn check_liveness(&self) {
+        // It takes a second at most, in which another thread may read responses.
+        let is_there = is_responsive(&*self.interface);
+        let mut state = self.state();
+        if state.liveness.record(is_there) {
+            tracing::warn!("usb: the reader answers no request any more; it is given up");
+            state.fail_all(BulkErrorKind::TimedOut);
         }
     }
 
@@ -248,6 +269,9 @@ impl PipeState {
         if self.needs_reset {
             self.reset_endpoints();
         }
+        if !self.awaits_response() {
+            self.liveness = LivenessCheck::start();
+        }
         let message = command.message(slot, sequence);
         let wakeup = self.wakeups.pop().or_else(|| EventFd::new().ok());
         self.active.push(ActiveCommand {
@@ -264,23 +288,68 @@ impl PipeState {
 
     /// Has a transfer in queued while an answer is awaited.
     fn listen(&mut self) {
-        let awaited = self.active.iter().any(|one| one.result.is_none());
-        if awaited && self.pipes.pending(self.endpoints.bulk_in) == 0 {
-            self.pipes.submit_in(self.endpoints.bulk_in, self.read);
+        if self.awaits_response() && self.pipes.pending(self.endpoints.bulk_in) == 0 {
+            let len = self.incoming.next_len();
+            self.pipes.submit_in(self.endpoints.bulk_in, len);
         }
+    }
+
+    fn awaits_response(&self) -> bool {
+        self.active.iter().any(|one| one.result.is_none())
     }
 
     /// Takes the completed transfers of all commands.
     fn process_completions(&mut self) {
         while let Some(completion) = self.pipes.next_completion() {
-            self.halts.note(&completion);
-            if completion.endpoint == self.endpoints.bulk_out {
-                self.handle_sent(&completion);
-            } else if let Err(kind) = self.handle_response(completion) {
+            self.liveness = LivenessCheck::start();
+            self.process(completion);
+        }
+        self.listen();
+    }
+
+    fn process(&mut self, completion: Completion) {
+        self.halts.note(&completion);
+        if completion.endpoint == self.endpoints.bulk_out {
+            self.handle_sent(&completion);
+        } else if let Err(kind) = self.handle_transfer(completion) {
+            self.fail_all(kind);
+        }
+    }
+
+    /// After a silence: takes what the IN transfer holds, and queues another. Returns whether it held a response.
+    fn accept_unended(&mut self) -> bool {
+        let bulk_in = self.endpoints.bulk_in;
+        if self.incoming.reads_exact_sizes() || self.pipes.pending(bulk_in) == 0 {
+            return false;
+        }
+        self.pipes.cancel(bulk_in);
+        let until = Instant::now() + budget::CANCEL;
+        loop {
+            while let Some(completion) = self.pipes.next_completion() {
+                match completion.result {
+                    Err(TransferError::Cancelled) if completion.endpoint == bulk_in => {
+                        self.incoming.collect(completion);
+                    }
+                    _ => self.process(completion),
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if self.pipes.pending(bulk_in) == 0 || left.is_zero() {
+                break;
+            }
+            drain::wait(&*self.pipes, left);
+        }
+        let is_complete = self.incoming.is_complete();
+        if is_complete {
+            self.incoming.note_omitted_zlp();
+            self.liveness = LivenessCheck::start();
+            let message = self.incoming.take();
+            if let Err(kind) = self.handle_message(message) {
                 self.fail_all(kind);
             }
         }
         self.listen();
+        is_complete
     }
 
     fn handle_sent(&mut self, completion: &Completion) {
@@ -297,14 +366,24 @@ impl PipeState {
         }
     }
 
-    /// A message, for the command it answers.
-    fn handle_response(&mut self, completion: Completion) -> Result<(), BulkErrorKind> {
+    /// What an IN transfer has brought: nothing, a part of a message, or messages.
+    fn handle_transfer(&mut self, completion: Completion) -> Result<(), BulkErrorKind> {
         failed(&completion)?;
-        let [_, _, _, _, _, slot, sequence, ..] = *completion.buffer.expose() else {
-            return match completion.transferred {
-                0 => self.count_unmatched(),
-                _ => Err(BulkErrorKind::Protocol("a damaged message")),
-            };
+        if completion.transferred == 0 {
+            return self.count_unmatched();
+        }
+        self.incoming.collect(completion);
+        while !self.incoming.is_empty() && !self.incoming.awaits_more() {
+            let message = self.incoming.take_first();
+            self.handle_message(message)?;
+        }
+        Ok(())
+    }
+
+    /// A message, for the command it answers.
+    fn handle_message(&mut self, message: Secret) -> Result<(), BulkErrorKind> {
+        let [_, _, _, _, _, slot, sequence, ..] = *message.expose() else {
+            return Err(BulkErrorKind::Protocol("a damaged message"));
         };
         let is_it = |one: &&mut ActiveCommand| {
             one.sequence == sequence && one.exchange.slot() == slot && one.result.is_none()
@@ -317,8 +396,7 @@ impl PipeState {
             return self.count_unmatched();
         };
         self.unmatched = 0;
-        one.exchange.collect(completion);
-        match one.exchange.parse_response(sequence) {
+        match one.exchange.parse_response(message, sequence) {
             // Its thread may have to wait longer now.
             Ok(None) => one.wake(),
             Ok(Some(reply)) => one.end(Ok(reply)),
@@ -342,6 +420,7 @@ impl PipeState {
     fn fail_all(&mut self, kind: BulkErrorKind) {
         self.needs_reset = true;
         self.unmatched = 0;
+        self.incoming.clear();
         for one in &mut self.active {
             one.end(Err(kind));
         }
@@ -407,56 +486,10 @@ impl PipeState {
         let all = [self.endpoints.bulk_in, self.endpoints.bulk_out];
         drain(&mut *self.pipes, &all);
         self.out_transfers.clear();
+        self.incoming.clear();
         for endpoint in all {
             self.halts.clear(&mut *self.pipes, endpoint);
         }
         self.needs_reset = false;
-    }
-}
-
-impl ActiveCommand {
-    fn end(&mut self, result: Result<SlotResponse, BulkErrorKind>) {
-        if self.result.is_none() {
-            self.result = Some(result);
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(wakeup) = &self.wakeup {
-            wakeup.notify();
-        }
-    }
-}
-
-/// Descriptors that live without the pipe; `None` when there are not enough left.
-fn owned(fds: &[(BorrowedFd<'_>, PollFlags)]) -> Option<Vec<(ForkClosed<OwnedFd>, PollFlags)>> {
-    let own = |(fd, flags): &(BorrowedFd<'_>, PollFlags)| {
-        let fd = fd.try_clone_to_owned().ok()?;
-        Some((ForkClosed::new(fd), *flags))
-    };
-    fds.iter().map(own).collect()
-}
-
-fn wait(
-    fds: Option<Vec<(ForkClosed<OwnedFd>, PollFlags)>>,
-    wakeup: Option<&EventFd>,
-    until: Instant,
-    stop: &Stop,
-) {
-    let until = match (&fds, wakeup) {
-        (Some(_), Some(_)) => until,
-        _ => until.min(Instant::now() + POLL_INTERVAL),
-    };
-    let fds = fds.unwrap_or_default();
-    let wakeup = wakeup.map(|wakeup| (wakeup.as_fd(), PollFlags::IN));
-    let all: Vec<_> = fds
-        .iter()
-        .map(|(fd, flags)| (fd.as_fd(), *flags))
-        .chain(wakeup)
-        .collect();
-    if let Err(errno) = ready_of(&all, stop, Some(until)) {
-        tracing::warn!("usb: poll failed ({errno})");
-        std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -7,7 +7,8 @@ use crate::{
     usb::host::transfer::{SetupPacket, TransferError, UsbInterface},
 };
 
-/// The state of the check during one command.
+/// The state of the check during one command, or several at a time.
+#[derive(Debug)]
 pub(super) struct LivenessCheck {
     pub(super) due: Instant,
     failures: usize,
@@ -24,6 +25,11 @@ impl LivenessCheck {
     /// Returns whether to check now.
     pub(super) fn is_due(&self) -> bool {
         Instant::now() >= self.due
+    }
+
+    /// Lets no other thread check meanwhile.
+    pub(super) fn postpone(&mut self) {
+        self.due = Instant::now() + budget::SILENCE;
     }
 
     /// Records whether the device responded. Returns whether to give the reader up.

@@ -4,18 +4,18 @@
 //! slot: nothing else is sent to it before [`BulkPipe::recover`].
 
 mod abort;
+mod active;
 mod concurrent;
 mod halts;
+mod incoming;
 mod liveness;
 mod pending;
 mod recovery;
 mod timeout;
+mod unlocked_wait;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -24,6 +24,7 @@ use claviger_apdu::{Secret, Sent, TransportErrorKind};
 use self::{
     abort::{abort_request, abort_timeout},
     halts::HaltedEndpoints,
+    incoming::IncomingMessage,
     liveness::{LivenessCheck, is_responsive},
     pending::{PendingCommand, failed},
     recovery::query_status,
@@ -147,10 +148,7 @@ pub(crate) struct BulkPipe {
     number: u8,
     pipes: Box<dyn EndpointQueue>,
     endpoints: BulkEndpoints,
-    /// Bytes asked for by one transfer in.
-    read: usize,
-    /// The reader does not end a message of whole packets by a zero-length packet. Shared by all claims of the device.
-    omits_zlp: Arc<AtomicBool>,
+    incoming: IncomingMessage,
     sequence: u8,
     halts: HaltedEndpoints,
 }
@@ -168,32 +166,21 @@ impl BulkPipe {
     ) -> Result<Self, TransferError> {
         // The completion of the command is taken before its response.
         let pipes = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
-        let packet = endpoints.packet.max(1);
         Ok(Self {
             interface,
             number,
             pipes,
-            endpoints: BulkEndpoints {
-                packet,
-                ..endpoints
-            },
-            read: read_size(longest, packet),
-            omits_zlp: Arc::default(),
+            endpoints,
+            incoming: IncomingMessage::new(longest, endpoints.packet),
             sequence: 0,
             halts: HaltedEndpoints::default(),
         })
     }
 
     /// The same, with the flag of the device that tells whether the reader omits zero-length packets.
-    pub(crate) fn with_omits_zlp(self, no_empty_packet: Arc<AtomicBool>) -> Self {
-        Self {
-            omits_zlp: no_empty_packet,
-            ..self
-        }
-    }
-
-    fn reads_exact_sizes(&self) -> bool {
-        self.omits_zlp.load(Ordering::Relaxed)
+    pub(crate) fn with_omits_zlp(mut self, omits_zlp: Arc<AtomicBool>) -> Self {
+        self.incoming.share_omits_zlp(omits_zlp);
+        self
     }
 
     /// The same, with sequence numbers after `sequence`.
@@ -208,7 +195,7 @@ impl BulkPipe {
 
     /// Resets the whole device; what follows tells whether it came back.
     pub(crate) fn reset_device(&mut self) {
-        self.cancel_pending(&mut PendingCommand::any());
+        self.cancel_pending();
         self.halts = HaltedEndpoints::default();
         if let Err(error) = self.interface.reset() {
             tracing::warn!("usb: the device cannot be reset: {error}");
@@ -229,13 +216,14 @@ impl BulkPipe {
         self.sequence = self.sequence.wrapping_add(1);
         let message = command.message(slot, self.sequence);
         let mut exchange = PendingCommand::new(command, slot, message.len());
-        self.submit_next_in(&exchange);
+        self.incoming.clear();
+        self.submit_next_in();
         self.pipes.submit_out(self.endpoints.bulk_out, message);
         match self.wait_for_response(&mut exchange, limit.into(), stop) {
             Ok(reply) => Ok(reply),
             Err(kind) => {
                 let sent = exchange.sent();
-                self.cancel_pending(&mut exchange);
+                self.cancel_pending();
                 let kind = exchange.refined(kind);
                 Err(BulkError { kind, sent })
             }
@@ -243,16 +231,8 @@ impl BulkPipe {
     }
 
     /// Queues the next IN transfer.
-    fn submit_next_in(&mut self, exchange: &PendingCommand) {
-        let len = if self.reads_exact_sizes() {
-            exchange
-                .bytes_missing()
-                .unwrap_or(1)
-                .div_ceil(self.endpoints.packet)
-                * self.endpoints.packet
-        } else {
-            self.read
-        };
+    fn submit_next_in(&mut self) {
+        let len = self.incoming.next_len();
         self.pipes.submit_in(self.endpoints.bulk_in, len);
     }
 
@@ -278,7 +258,7 @@ impl BulkPipe {
                 return Err(BulkErrorKind::Stopped);
             }
             if Instant::now() >= until {
-                self.cancel_pending(exchange);
+                self.cancel_pending();
                 let reply = self.accept_without_zlp(exchange);
                 return reply.ok().flatten().ok_or(BulkErrorKind::TimedOut);
             }
@@ -317,17 +297,17 @@ impl BulkPipe {
         failed(&completion)?;
         if completion.transferred == 0 {
             exchange.count_empty()?;
-            self.submit_next_in(exchange);
+            self.submit_next_in();
             return Ok(None);
         }
-        exchange.collect(completion);
-        if self.reads_exact_sizes() && exchange.bytes_missing().is_some_and(|missing| missing > 0) {
-            self.submit_next_in(exchange);
+        self.incoming.collect(completion);
+        if self.incoming.awaits_more() {
+            self.submit_next_in();
             return Ok(None);
         }
-        let reply = exchange.parse_response(self.sequence)?;
+        let reply = exchange.parse_response(self.incoming.take(), self.sequence)?;
         if reply.is_none() {
-            self.submit_next_in(exchange);
+            self.submit_next_in();
         }
         if reply.is_some() {
             self.end_out_transfer();
@@ -341,7 +321,7 @@ impl BulkPipe {
         while self.pipes.pending(bulk_out) > 0 {
             let Some(completion) = self.pipes.next_completion() else {
                 self.pipes.cancel(bulk_out);
-                return self.drain(Instant::now() + budget::CANCEL, &mut PendingCommand::any());
+                return self.drain(Instant::now() + budget::CANCEL);
             };
             self.halts.note(&completion);
         }
@@ -352,13 +332,13 @@ impl BulkPipe {
         &mut self,
         exchange: &mut PendingCommand,
     ) -> Result<Option<SlotResponse>, BulkErrorKind> {
-        if self.reads_exact_sizes() || self.pipes.pending(self.endpoints.bulk_out) > 0 {
+        if self.incoming.reads_exact_sizes() || self.pipes.pending(self.endpoints.bulk_out) > 0 {
             return Ok(None);
         }
-        self.cancel_pending(exchange);
+        self.cancel_pending();
         let reply = self.accept_without_zlp(exchange)?;
         if reply.is_none() && self.pipes.pending(self.endpoints.bulk_in) == 0 {
-            self.submit_next_in(exchange);
+            self.submit_next_in();
         }
         Ok(reply)
     }
@@ -368,19 +348,18 @@ impl BulkPipe {
         &mut self,
         exchange: &mut PendingCommand,
     ) -> Result<Option<SlotResponse>, BulkErrorKind> {
-        if !exchange.is_complete() {
+        if !self.incoming.is_complete() {
             return Ok(None);
         }
-        let reply = exchange.parse_response(self.sequence)?;
+        let reply = exchange.parse_response(self.incoming.take(), self.sequence)?;
         if reply.is_some() {
-            tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
-            self.omits_zlp.store(true, Ordering::Relaxed);
+            self.incoming.note_omitted_zlp();
         }
         Ok(reply)
     }
 
     /// Cancels the pending transfers and collects what arrives meanwhile.
-    fn cancel_pending(&mut self, exchange: &mut PendingCommand) {
+    fn cancel_pending(&mut self) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
         } = self.endpoints;
@@ -389,15 +368,15 @@ impl BulkPipe {
                 self.pipes.cancel(endpoint);
             }
         }
-        self.drain(Instant::now() + budget::CANCEL, exchange);
+        self.drain(Instant::now() + budget::CANCEL);
     }
 
-    fn drain(&mut self, until: Instant, exchange: &mut PendingCommand) {
+    fn drain(&mut self, until: Instant) {
         loop {
             while let Some(completion) = self.pipes.next_completion() {
                 self.halts.note(&completion);
                 if completion.endpoint == self.endpoints.bulk_in {
-                    exchange.collect(completion);
+                    self.incoming.collect(completion);
                 }
             }
             let BulkEndpoints {
@@ -422,7 +401,7 @@ impl BulkPipe {
         until: Instant,
         stop: &Stop,
     ) -> Result<SlotResponse, BulkError> {
-        self.cancel_pending(&mut PendingCommand::any());
+        self.cancel_pending();
         check_limits(until, stop)?;
         let listens = self.abort(slot, until, stop);
         query_status(until, stop, |limit| {
@@ -481,11 +460,4 @@ fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
         return Err(BulkError { kind, sent });
     }
     Ok(())
-}
-
-/// What one transfer in asks for. One that is no multiple of the packet size overflows when the reader says too much, and
-/// the endpoint with it; one packet more lets a message of whole packets end by a short one.
-fn read_size(longest: usize, packet: usize) -> usize {
-    let packets = longest.div_ceil(packet).saturating_add(1);
-    packets.saturating_mul(packet)
 }

@@ -6,7 +6,7 @@ use super::{BulkErrorKind, SlotResponse};
 use crate::{
     ccid::{
         budget,
-        message::{Answer, AnswerKind, Command, HEADER, Outcome},
+        message::{Answer, AnswerKind, Command, Outcome},
     },
     usb::host::transfer::{Completion, TransferError},
 };
@@ -26,7 +26,6 @@ pub(super) struct PendingCommand {
     slot: u8,
     length: usize,
     out: OutTransfer,
-    collected: Secret,
     stale: usize,
     empty: usize,
     extensions: usize,
@@ -42,7 +41,6 @@ impl PendingCommand {
             slot,
             length,
             out: OutTransfer::InFlight,
-            collected: Secret::default(),
             stale: 0,
             empty: 0,
             extensions: 0,
@@ -50,22 +48,9 @@ impl PendingCommand {
         }
     }
 
-    /// Belongs to no command and accepts any data.
-    pub(super) fn any() -> Self {
-        Self {
-            out: OutTransfer::Done,
-            ..Self::new(&Command::GetSlotStatus, 0, 0)
-        }
-    }
-
     /// The multiplier of the request for more time that came last, once.
     pub(super) const fn take_extension(&mut self) -> Option<u8> {
         self.extension.take()
-    }
-
-    /// Returns whether the whole message has arrived, by its own length field.
-    pub(super) fn is_complete(&self) -> bool {
-        self.bytes_missing() == Some(0) && !self.collected.is_empty()
     }
 
     pub(super) const fn slot(&self) -> u8 {
@@ -119,19 +104,6 @@ impl PendingCommand {
         }
     }
 
-    pub(super) fn collect(&mut self, completion: Completion) {
-        let mut part = completion.buffer;
-        part.truncate(completion.transferred);
-        if self.collected.is_empty() {
-            self.collected = part;
-            return;
-        }
-        // One byte more than any message has shows that there was too much.
-        let most = budget::ANSWER + HEADER + 1;
-        part.truncate(most.saturating_sub(self.collected.len()));
-        self.collected.extend(part.expose());
-    }
-
     pub(super) fn count_empty(&mut self) -> Result<(), BulkErrorKind> {
         self.empty += 1;
         if self.empty > budget::EMPTY_TRANSFERS {
@@ -140,22 +112,12 @@ impl PendingCommand {
         Ok(())
     }
 
-    /// Bytes of the message that have not arrived, by its own length field. Returns `None` before the header.
-    pub(super) fn bytes_missing(&self) -> Option<usize> {
-        let [_, a, b, c, d, ..] = self.collected.expose() else {
-            return None;
-        };
-        let data = usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])).ok()?;
-        let whole = data.checked_add(HEADER)?.min(budget::ANSWER + HEADER);
-        Some(whole.saturating_sub(self.collected.len()))
-    }
-
-    /// Parses the collected message. Returns `None` while the response is still to come.
+    /// Parses a message. Returns `None` while the response is still to come.
     pub(super) fn parse_response(
         &mut self,
+        message: Secret,
         sequence: u8,
     ) -> Result<Option<SlotResponse>, BulkErrorKind> {
-        let message = std::mem::take(&mut self.collected);
         let answer = Answer::parse(message.expose())
             .map_err(|_| BulkErrorKind::Protocol("a damaged message"))?;
         if !answer.matches(self.kind, self.slot, sequence) {
