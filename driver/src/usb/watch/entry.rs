@@ -1,23 +1,18 @@
-//! One reader of the watch, and its poll in a thread of its own. The watch follows the other readers meanwhile.
+//! One reader of the watch, which may be polled in another thread. The watch follows the other readers meanwhile.
 
-use std::{
-    panic::resume_unwind,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread::{self, JoinHandle},
-};
+use std::sync::Arc;
 
 use claviger_apdu::TransportError;
 
-use super::{reader::WatchedReader, slot::PollContext};
+use super::{
+    reader::WatchedReader,
+    slot::PollContext,
+    worker::{PollWorker, RunningPoll},
+};
 use crate::{
     reader::ReaderState,
     usb::{
         discovery::{reader_info::ReaderInfo, sysfs::PortPath},
-        host::event_fd::EventFd,
         reader::UsbReader,
     },
 };
@@ -28,30 +23,16 @@ pub(super) struct ReaderEntry {
     readers: Vec<Arc<UsbReader>>,
     /// Absent while the reader is polled in another thread.
     idle: Option<WatchedReader>,
-    running: Option<RunningPoll>,
+    running: Option<PolledReader>,
 }
 
-/// A poll in another thread.
-struct RunningPoll {
-    thread: JoinHandle<Option<WatchedReader>>,
-    has_ended: Arc<AtomicBool>,
+/// What is reported of a reader during its poll, and what is done after it.
+struct PolledReader {
+    poll: RunningPoll,
     states: Vec<ReaderState>,
     last_error: Option<TransportError>,
     was_responsive: bool,
     missed: MissedChanges,
-}
-
-/// Says when it is dropped that the poll has ended, by a panic, too.
-struct PollEnd {
-    has_ended: Arc<AtomicBool>,
-    watch_event: Arc<EventFd>,
-}
-
-impl Drop for PollEnd {
-    fn drop(&mut self) {
-        self.has_ended.store(true, Ordering::SeqCst);
-        self.watch_event.notify();
-    }
 }
 
 /// What the watch has learnt of a reader during its poll.
@@ -190,68 +171,35 @@ impl ReaderEntry {
         }
     }
 
-    /// Polls the reader in another thread, which notifies `watch_event` at its end. Returns false if no thread can be started.
-    pub(super) fn start_poll(&mut self, poll: &PollContext, watch_event: &Arc<EventFd>) -> bool {
-        let has_ended = Arc::new(AtomicBool::new(false));
-        let end = PollEnd {
-            has_ended: Arc::clone(&has_ended),
-            watch_event: Arc::clone(watch_event),
-        };
-        let poll = poll.clone();
-        // The reader is sent afterwards, because a thread that cannot be started drops what it was given.
-        let (send, receive) = mpsc::sync_channel::<WatchedReader>(1);
-        let run = move || {
-            let _end = end;
-            let mut reader = receive.recv().ok()?;
-            reader.poll(&poll);
-            Some(reader)
-        };
-        let thread = match thread::Builder::new()
-            .name("claviger-poll".to_owned())
-            .spawn(run)
-        {
-            Ok(thread) => thread,
-            Err(error) => {
-                tracing::warn!("usb: no thread to poll a reader: {error}; other readers wait");
-                return false;
-            }
-        };
-        let Some(reader) = self.idle.take() else {
-            return true;
-        };
-        self.running = Some(RunningPoll {
-            thread,
-            has_ended,
-            states: reader.states().collect(),
-            last_error: reader.last_error().cloned(),
-            was_responsive: reader.is_responsive(),
-            missed: MissedChanges::default(),
-        });
-        let _ = send.send(reader);
-        true
+    /// Polls the reader in another thread.
+    pub(super) fn start_poll(&mut self, poll: PollContext, worker: PollWorker) {
+        if let Some(reader) = self.idle.take() {
+            self.running = Some(PolledReader {
+                states: reader.states().collect(),
+                last_error: reader.last_error().cloned(),
+                was_responsive: reader.is_responsive(),
+                missed: MissedChanges::default(),
+                poll: worker.poll(reader, poll),
+            });
+        }
     }
 
-    /// Takes the reader back if its poll has ended.
-    pub(super) fn end_poll(&mut self) {
-        let ended = |running: &mut RunningPoll| running.has_ended.load(Ordering::SeqCst);
-        if let Some(running) = self.running.take_if(ended) {
-            self.take_back(running);
-        }
+    /// Takes the reader back if its poll has ended. Returns the thread that has polled it.
+    pub(super) fn end_poll(&mut self) -> Option<PollWorker> {
+        let ended = |running: &mut PolledReader| running.poll.has_ended();
+        let running = self.running.take_if(ended)?;
+        Some(self.take_back(running))
     }
 
     /// Waits until the poll has ended. The caller has set the stop.
-    pub(super) fn join_poll(&mut self) {
-        if let Some(running) = self.running.take() {
-            self.take_back(running);
-        }
+    pub(super) fn join_poll(&mut self) -> Option<PollWorker> {
+        let running = self.running.take()?;
+        Some(self.take_back(running))
     }
 
-    fn take_back(&mut self, running: RunningPoll) {
-        self.idle = match running.thread.join() {
-            Ok(reader) => reader,
-            // As if the watch had polled the reader itself.
-            Err(panic) => resume_unwind(panic),
-        };
+    fn take_back(&mut self, running: PolledReader) -> PollWorker {
+        let (reader, worker) = running.poll.join();
+        self.idle = Some(reader);
         let missed = running.missed;
         if missed.retry_failed {
             self.retry_failed();
@@ -265,5 +213,6 @@ impl ReaderEntry {
         if missed.poll_now {
             self.poll_now();
         }
+        worker
     }
 }

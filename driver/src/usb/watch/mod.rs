@@ -1,5 +1,5 @@
 //! Follows the bus, the readers and their cards in one thread. One wait covers devices, cards and release requests. Where threads
-//! are allowed, each poll of a reader has its own for its length, so that a slow or hostile reader delays no other.
+//! are allowed, each poll of a reader is left to another thread, so that a slow or hostile reader delays no other.
 
 mod demand;
 mod entry;
@@ -7,6 +7,7 @@ mod interrupt;
 mod reader;
 mod readers;
 mod slot;
+mod worker;
 
 use std::{
     os::fd::AsFd as _,

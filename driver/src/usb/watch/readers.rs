@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use claviger_apdu::TransportError;
 
-use super::{entry::ReaderEntry, reader::WatchedReader, slot::PollContext};
+use super::{entry::ReaderEntry, reader::WatchedReader, slot::PollContext, worker::PollWorker};
 use crate::{
     reader::ReaderState,
     usb::{
@@ -23,6 +23,8 @@ pub(super) struct WatchedReaders {
     listed: Vec<ReaderEntry>,
     /// Readers that are no longer listed, and whose last poll has not ended.
     leaving: Vec<ReaderEntry>,
+    /// Waits for the next poll. Others are started when several readers are due, and end with their poll.
+    worker: Option<PollWorker>,
 }
 
 impl WatchedReaders {
@@ -115,22 +117,29 @@ impl WatchedReaders {
         entries.filter(|entry| entry.is_polling()).count() < MAX_POLLS
     }
 
-    /// Polls the readers that are due. With `watch_event`, each in a thread of its own, which notifies that event at its end. Without,
-    /// or if no thread can be started, one after the other in this thread.
+    /// Polls the readers that are due. With `watch_event`, each in another thread, which notifies that event at the end of the poll.
+    /// Without, or if no thread can be started, one after the other in this thread.
     pub(super) fn start_polls(&mut self, poll: &PollContext, watch_event: Option<&Arc<EventFd>>) {
         let mut kept: Option<usize> = None;
         for at in 0..self.listed.len() {
-            let may_poll = self.may_poll();
+            let may_poll = watch_event.is_none() || self.may_poll();
             let Some(entry) = self.listed.get_mut(at).filter(|entry| entry.is_due()) else {
                 continue;
             };
-            if let Some(event) = watch_event {
-                if !may_poll {
-                    return;
-                }
-                if entry.start_poll(poll, event) {
-                    continue;
-                }
+            if !may_poll {
+                return;
+            }
+            let worker = match (self.worker.take(), watch_event) {
+                (None, Some(event)) => PollWorker::start(Arc::clone(event))
+                    .inspect_err(|error| {
+                        tracing::warn!("usb: no thread to poll a reader: {error}; others wait");
+                    })
+                    .ok(),
+                (worker, _) => worker,
+            };
+            if let Some(worker) = worker {
+                entry.start_poll(poll.clone(), worker);
+                continue;
             }
             // No reader is kept while another is waited for.
             let kept = kept.replace(at).and_then(|kept| self.listed.get_mut(kept));
@@ -148,18 +157,23 @@ impl WatchedReaders {
 
     /// Takes back the readers whose poll has ended.
     pub(super) fn end_polls(&mut self) {
-        self.iter_mut().for_each(ReaderEntry::end_poll);
+        let entries = self.listed.iter_mut().chain(&mut self.leaving);
+        for worker in entries.filter_map(ReaderEntry::end_poll) {
+            if let Some(second) = self.worker.replace(worker) {
+                second.end();
+            }
+        }
         for entry in &mut self.leaving {
-            entry.end_poll();
             // What its poll has left open.
             entry.idle_mut().map(WatchedReader::release_idle);
         }
         self.leaving.retain(ReaderEntry::is_polling);
     }
 
-    /// Waits for the end of all polls. Their stop is set.
+    /// Waits for the end of all polls, and ends their threads. The stop is set.
     pub(super) fn join_polls(&mut self) {
         let entries = self.listed.iter_mut().chain(&mut self.leaving);
-        entries.for_each(ReaderEntry::join_poll);
+        let workers = entries.filter_map(ReaderEntry::join_poll);
+        workers.chain(self.worker.take()).for_each(PollWorker::end);
     }
 }
