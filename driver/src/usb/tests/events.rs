@@ -24,7 +24,7 @@ use crate::{
         backend::UsbBackend,
         discovery::{
             hotplug::{BusChanges, HotplugMonitor},
-            sysfs::TestEvents,
+            sysfs::{TestEvents, UsbBus},
         },
         host::fake::{FakeReader, Fault, reader::FakeCard},
     },
@@ -70,8 +70,15 @@ impl Tale {
     }
 
     pub(super) fn program(&self) -> UsbBackend {
-        let bus = self.machine.bus().with_test_events(Arc::clone(&self.told));
-        self.machine.new_backend_on(bus)
+        self.machine.new_backend_on(self.bus())
+    }
+
+    pub(super) fn program_without_threads(&self) -> UsbBackend {
+        self.machine.new_backend_without_threads_on(self.bus())
+    }
+
+    fn bus(&self) -> UsbBus {
+        self.machine.bus().with_test_events(Arc::clone(&self.told))
     }
 
     pub(super) fn tell(&self, action: &str, device: &str) {

@@ -151,7 +151,12 @@ impl FakeMachine {
 
     /// A program without threads: nobody follows the readers but who waits for events.
     pub(super) fn new_backend_without_threads(&self) -> UsbBackend {
-        self.new_backend_as(self.bus(), false)
+        self.new_backend_without_threads_on(self.bus())
+    }
+
+    /// The same, which learns of this bus as `bus` has it.
+    pub(super) fn new_backend_without_threads_on(&self, bus: UsbBus) -> UsbBackend {
+        self.new_backend_as(bus, false)
     }
 
     /// A program that learns of this bus as `bus` has it.

@@ -82,6 +82,33 @@ fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
 }
 
 #[test]
+fn without_threads_readers_are_followed_beside_one_that_never_answers() {
+    let tale = Tale::new("silence.alone");
+    let dead = FakeReader::with_card(reader(), FakeCard::echo());
+    dead.device().set_silent(true);
+    tale.machine.plug("3-1", &dead, &reader());
+    let slot = FakeReader::new(reader());
+    tale.machine.plug("3-2", &slot, &reader());
+    let followed = WatchThread::new(&tale.program_without_threads());
+    wait_for(&followed, |picture| picture.readers.len() == 1);
+    slot.insert(0, FakeCard::echo());
+    wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+    let (key, config) = key();
+    tale.machine.plug("3-3", &key, &config);
+    tale.tell("add", "3-3");
+    wait_for(&followed, |picture| picture.readers.len() == 2);
+    slot.remove(0);
+    wait_for(&followed, |picture| {
+        picture
+            .readers
+            .iter()
+            .filter(|reader| holds_card(reader))
+            .count()
+            == 1
+    });
+}
+
+#[test]
 fn a_reader_that_was_silent_is_shown_when_it_answers() {
     let tale = Tale::new("silence.over");
     let (key, config) = key();
