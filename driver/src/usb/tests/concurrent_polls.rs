@@ -1,6 +1,9 @@
 //! Polls that last, and what goes on meanwhile with other readers. A blocked opening is a poll that lasts as long as the test wants.
 
-use std::time::Instant;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
 
 use super::{
     events::{Tale, wait_for},
@@ -166,4 +169,19 @@ fn a_stop_ends_a_poll_in_another_thread_and_its_claim() {
         assert_eq!(waits.join().unwrap(), Err(Stopped));
         assert!(!silent.device().claimed());
     });
+}
+
+#[test]
+fn a_panic_in_a_poll_is_one_of_the_watch_and_its_end_has_none() {
+    let tale = Tale::new("polls.panic");
+    for port in ["3-1", "3-2"] {
+        tale.machine
+            .plug(port, &FakeReader::new(reader()), &reader());
+    }
+    tale.machine.panic_when_opened();
+    let mut watch = watch_with_waiter(&tale.program());
+    let panicked = catch_unwind(AssertUnwindSafe(|| watch.next().map(drop)));
+    assert!(panicked.is_err());
+    // The other poll has panicked, too.
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(watch))).is_ok());
 }

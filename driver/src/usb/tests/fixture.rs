@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU16, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -214,6 +214,11 @@ impl FakeMachine {
         }
     }
 
+    /// Has whoever opens a device panic from now on.
+    pub(super) fn panic_when_opened(&self) {
+        self.blocked.panics.store(true, Ordering::SeqCst);
+    }
+
     /// The largest number of threads that waited at the same time for blocked openings.
     pub(super) fn most_blocked(&self) -> usize {
         self.blocked.most.load(Ordering::SeqCst)
@@ -237,6 +242,7 @@ struct BlockedNodes {
     unblocked: Condvar,
     waiting: AtomicUsize,
     most: AtomicUsize,
+    panics: AtomicBool,
 }
 
 impl BlockedNodes {
@@ -245,6 +251,7 @@ impl BlockedNodes {
     }
 
     fn wait(&self, node: &Path) {
+        assert!(!self.panics.load(Ordering::SeqCst), "as told");
         let nodes = self.nodes();
         let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
         if nodes.contains(node) {

@@ -87,7 +87,7 @@ fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobod
         let asked = || (reader.device().claimed(), reader.device().counts());
         wait_until(|| {
             let before = asked();
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(500));
             before.0 && before == asked()
         });
         reader.device().forget();

@@ -1,6 +1,6 @@
 //! One reader of the watch, which may be polled in another thread. The watch follows the other readers meanwhile.
 
-use std::sync::Arc;
+use std::{panic::resume_unwind, sync::Arc};
 
 use claviger_apdu::TransportError;
 
@@ -185,22 +185,33 @@ impl ReaderEntry {
     }
 
     /// Takes the reader back if its poll has ended. Returns the thread that has polled it.
+    ///
+    /// # Panics
+    /// If the poll has panicked, as if the caller had polled the reader itself.
     pub(super) fn end_poll(&mut self) -> Option<PollWorker> {
         let ended = |running: &mut PolledReader| running.poll.has_ended();
         let running = self.running.take_if(ended)?;
-        Some(self.take_back(running))
+        let (reader, worker) = running
+            .poll
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic));
+        self.take_back(reader, &running.missed);
+        Some(worker)
     }
 
-    /// Waits until the poll has ended. The caller has set the stop.
+    /// Waits until the poll has ended, because the watch ends. The stop is set. A panic of the poll ends here.
     pub(super) fn join_poll(&mut self) -> Option<PollWorker> {
         let running = self.running.take()?;
-        Some(self.take_back(running))
+        let Ok((reader, worker)) = running.poll.join() else {
+            tracing::error!("internal error while polling a reader; please report it");
+            return None;
+        };
+        self.take_back(reader, &running.missed);
+        Some(worker)
     }
 
-    fn take_back(&mut self, running: PolledReader) -> PollWorker {
-        let (reader, worker) = running.poll.join();
+    fn take_back(&mut self, reader: WatchedReader, missed: &MissedChanges) {
         self.idle = Some(reader);
-        let missed = running.missed;
         if missed.retry_failed {
             self.retry_failed();
         }
@@ -213,6 +224,5 @@ impl ReaderEntry {
         if missed.poll_now {
             self.poll_now();
         }
-        worker
     }
 }

@@ -164,8 +164,10 @@ impl WatchedReaders {
             }
         }
         for entry in &mut self.leaving {
-            // What its poll has left open.
-            entry.idle_mut().map(WatchedReader::release_idle);
+            if let Some(reader) = entry.idle_mut() {
+                // What its poll has left open.
+                reader.release_idle();
+            }
         }
         self.leaving.retain(ReaderEntry::is_polling);
     }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    panic::resume_unwind,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -108,15 +107,17 @@ impl RunningPoll {
 
     /// Waits until the poll has ended.
     ///
-    /// # Panics
-    /// If the poll has panicked, as if the caller had polled the reader itself.
-    pub(super) fn join(self) -> (WatchedReader, PollWorker) {
+    /// # Errors
+    /// What the poll has panicked with.
+    pub(super) fn join(self) -> thread::Result<(WatchedReader, PollWorker)> {
         match self.worker.results.recv() {
-            Ok(reader) => (reader, self.worker),
-            Err(_) => match self.worker.thread.join() {
-                Err(panic) => resume_unwind(panic),
-                Ok(()) => unreachable!("it has sent what it was given"),
-            },
+            Ok(reader) => Ok((reader, self.worker)),
+            Err(error) => Err(self
+                .worker
+                .thread
+                .join()
+                .err()
+                .unwrap_or_else(|| Box::new(error))),
         }
     }
 }
