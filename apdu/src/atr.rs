@@ -158,6 +158,7 @@ impl fmt::Debug for Atr {
 }
 
 /// Parses arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(atr) = Atr::parse(bytes) {

@@ -32,6 +32,7 @@
 pub mod atr;
 pub mod command;
 pub mod exchange;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod response;
@@ -39,6 +40,9 @@ pub mod secret;
 pub mod status;
 pub mod tlv;
 pub mod transport;
+
+#[cfg(test)]
+mod corpora;
 
 pub use atr::Atr;
 pub use command::{CommandApdu, CommandClass, Expected, Limits};

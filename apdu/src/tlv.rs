@@ -206,6 +206,7 @@ fn split_length(bytes: &[u8], offset: usize) -> Result<(usize, &[u8]), TlvError>
 }
 
 /// Walks arbitrary bytes four levels deep; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     fn walk(bytes: &[u8], depth: u8) {

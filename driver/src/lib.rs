@@ -26,6 +26,9 @@ mod line;
 mod path_watch;
 mod wait;
 
+#[cfg(test)]
+mod corpora;
+
 pub use backend::{Backend, Demand, Stopped, Wake, Watch};
 pub use pollable::Pollable;
 pub use reader::{Presence, ReaderId, ReaderState, Readers};

@@ -206,6 +206,7 @@ fn rsa_public_key(key: &[u8]) -> der::Result<Option<PublicKey>> {
 }
 
 /// Cuts arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(certificate) = Certificate::parse(bytes) {

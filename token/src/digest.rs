@@ -268,6 +268,7 @@ fn taken(digest: &mut [u8]) -> Secret {
 
 /// A saved state, as it is: one that is accepted hashes on and ends, and saves itself as it was. Whether one hash
 /// accepts it.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(saved: &[u8]) -> bool {
     let mut accepted = 0;

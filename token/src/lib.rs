@@ -23,6 +23,7 @@ pub mod creation;
 pub mod digest;
 mod discovery;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod generation;
@@ -39,6 +40,11 @@ pub mod piv;
 mod profile;
 mod template;
 pub mod token;
+
+#[cfg(test)]
+mod corpora;
+#[cfg(test)]
+mod hex;
 
 pub use administration::{Administration, SoWork};
 pub use applet::{AppletKind, PinTries, TokenInfo, Wanted};

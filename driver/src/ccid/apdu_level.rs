@@ -123,6 +123,7 @@ impl<'a> ApduExchange<'a> {
 
 /// A reader of arbitrary behaviour; for the fuzz target beside this file. The first two bytes are the length of the
 /// command and the reader's longest block, then each answer is its bChainParameter, its length and its data.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let [length, longest, answers @ ..] = bytes else {

@@ -254,6 +254,7 @@ fn begun(rest: &[u8], vendor: bool) -> Option<Begun> {
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Ok(device) = Device::parse(bytes, |_| true) else {

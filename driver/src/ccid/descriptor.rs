@@ -339,6 +339,7 @@ impl fmt::Display for ClassDescriptor {
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(class) = ClassDescriptor::parse(bytes) {
@@ -350,3 +351,6 @@ pub fn fuzz(bytes: &[u8]) {
         assert!(!class.to_string().is_empty());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,7 @@ fn four(byte: u8) -> [SlotState; 4] {
 }
 
 /// Reads arbitrary bytes, the first being the count of slots; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let [slots, bytes @ ..] = bytes

@@ -48,6 +48,7 @@ pub fn in_force(number: u8, structure: &[u8]) -> Option<Agreement> {
 }
 
 /// Reads arbitrary bytes as what is in force, the first as bProtocolNum; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Some((number, structure)) = bytes.split_first() else {

@@ -11,8 +11,6 @@
 //! whose value has another length than its tag's is left out; of two records with one tag the first counts; a tag that
 //! is not known is kept.
 
-use std::fmt::Write;
-
 use crate::ccid::pin_pad::{Digits, Operations};
 
 /// Most of a firmware's name that is shown.
@@ -257,8 +255,11 @@ fn printable(value: &[u8]) -> String {
 }
 
 /// Reads arbitrary bytes as each of the three answers; for the fuzz target `part10_tlv`.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
+    use std::fmt::Write as _;
+
     let features = Features::parse(bytes);
     let properties = Properties::parse(bytes);
     assert_eq!(

@@ -287,6 +287,7 @@ impl Tpdu {
 /// | form | length of the command's data | then for each turn: count | as many bytes, at most as were asked for |
 /// form: bit 2: PPS; else bit 0: T=1 with a CRC or, with bit 1, an LRC; else T=0 to the card or, with bit 1, from it
 /// ```
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Some(([form, len], mut reader)) = bytes.split_first_chunk::<2>() else {

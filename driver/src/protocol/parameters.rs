@@ -452,6 +452,7 @@ fn group(indicator: u8, rest: &mut &[u8]) -> Option<(Group, Option<u8>)> {
 }
 
 /// Reads arbitrary bytes as an answer to reset; for the fuzz target of this name.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Ok(atr) = Atr::parse(bytes) else { return };

@@ -166,6 +166,7 @@ fn check(bytes: &[u8]) -> u8 {
 /// ```text
 /// | TA1 | T | clock in kHz, 2 bytes | highest rate, 4 bytes | count | rates, 4 bytes each | the card's answer |
 /// ```
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Some(([ta1, number, k1, k2, m1, m2, m3, m4, count], rest)) = bytes.split_first_chunk::<9>()

@@ -165,6 +165,7 @@ fn tpdu(apdu: &[u8]) -> Result<Mapped, &'static str> {
 }
 
 /// A card that answers as `bytes` say: pieces of a length byte and as many bytes; 255 is silence, 254 damage.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let mut t0 = T0::new();

@@ -225,6 +225,7 @@ impl Refusal {
 }
 
 /// Parses arbitrary bytes as both directions; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(request) = Request::parse(bytes) {

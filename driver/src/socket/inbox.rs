@@ -86,6 +86,7 @@ impl Drop for Inbox {
 }
 
 /// Feeds arbitrary bytes in pieces.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let mut inbox = Inbox::new();
     for piece in bytes.chunks(97) {

@@ -82,6 +82,7 @@ fn id(path: &std::path::Path) -> ReaderId {
 }
 
 /// Feeds arbitrary bytes to the frame collector; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz_inbox(bytes: &[u8]) {
     inbox::fuzz(bytes);

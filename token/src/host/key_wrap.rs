@@ -91,6 +91,7 @@ pub fn unwrap(wrap: Wrap, kek: &Secret, wrapped: &[u8]) -> Option<Secret> {
 
 /// `| length of the key, and the kind | a wrapped key |`, under a key of known bytes: what is unwrapped wraps to the same.
 /// Whether something is.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
     let Some((choice, wrapped)) = bytes.split_first() else {

@@ -137,6 +137,7 @@ pub(super) fn curve_oid(algorithm: KeyAlgorithm) -> &'static [u8] {
 }
 
 /// Parses arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let offers = Offers(Vec::new()).with(bytes);

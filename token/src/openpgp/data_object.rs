@@ -335,6 +335,7 @@ fn curve(oid: &[u8]) -> Option<KeyAlgorithm> {
 }
 
 /// Parses arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(data) = ApplicationData::parse(bytes) {
@@ -353,6 +354,7 @@ pub fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hex::hex;
 
     /// A Nitrokey 3: no outer tag, P-256 to sign, X25519 to decrypt, RSA-2048 to authenticate.
     const NITROKEY: &str = "4F10 D276000124010304 000F 12345678 0000
@@ -364,14 +366,6 @@ mod tests {
                0000000000000000000000000000000000000000
           C60C 000000000000000000000000  CD0C 000000000000000000000000
           DE06 0101 0202 0300";
-
-    fn hex(text: &str) -> Vec<u8> {
-        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-        digits
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect()
-    }
 
     fn nitrokey() -> Vec<u8> {
         let mut bytes = hex(NITROKEY);

@@ -65,14 +65,7 @@ fn integer(number: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn hex(digits: &str) -> Vec<u8> {
-        digits
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect()
-    }
+    use crate::hex::hex;
 
     #[test]
     fn the_fingerprint_of_rfc_9580_appendix_a_is_found() {

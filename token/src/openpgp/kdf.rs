@@ -144,6 +144,7 @@ fn iterate<H: Digest>(mut hash: H, unit: &Secret, count: usize) -> Secret {
 }
 
 /// Parses arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(Kdf::Iterated { count, .. }) = Kdf::parse(bytes) {

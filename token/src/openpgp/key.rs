@@ -411,6 +411,7 @@ fn without_prefix(point: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// Parses arbitrary bytes as an answer to reading a key and to signing; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     use crate::algorithm::Curve;

@@ -52,6 +52,7 @@ fn sealed(mut bytes: Zeroizing<Vec<u8>>) -> Secret {
 }
 
 /// A fuzz target for each decoder.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz {
     use super::Hash;

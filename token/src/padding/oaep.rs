@@ -94,6 +94,7 @@ fn separator(padded: &[u8]) -> (Choice, u32) {
 
 /// `| hashes | length of the label | label | block |`: a message that is taken out makes the block again. Whether one
 /// is.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
     let [hashes, label_len, rest @ ..] = bytes else {

@@ -205,6 +205,7 @@ fn separator(block: &[u8]) -> (Choice, u32) {
 
 /// A block as decrypted: it always has a message, the same each time, and its own when it is a good one. Whether it
 /// is.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
     let block = Secret::copy_from(bytes);

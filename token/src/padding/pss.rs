@@ -119,6 +119,7 @@ fn salt(block: &[u8], pss: Pss, bits: usize) -> Option<(Vec<u8>, &[u8])> {
 
 /// `| hashes | length of the salt | bits that the modulus lacks | block |`: a block that is accepted is of one digest,
 /// and its own salt makes it again. Whether it is accepted.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
     let [hashes, salt_len, odd, block @ ..] = bytes else {

@@ -141,6 +141,7 @@ fn left_padded(number: &[u8], len: usize) -> Option<Vec<u8>> {
 }
 
 /// Reads arbitrary bytes as the answer of every kind of key; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     for algorithm in [
         KeyAlgorithm::Rsa { bits: 2048 },

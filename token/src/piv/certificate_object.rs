@@ -134,6 +134,7 @@ fn bounded(decoder: impl Read) -> Result<Vec<u8>, TokenError> {
 }
 
 /// Takes arbitrary bytes for an object's content; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let _ = certificate(bytes);
     for compressed in [false, true] {

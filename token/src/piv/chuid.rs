@@ -60,6 +60,7 @@ const fn is_of_an_agency(fasc_n: &[u8; 25]) -> bool {
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(chuid) = Chuid::parse(bytes) {
         let serial = chuid.serial();

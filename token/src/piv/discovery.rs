@@ -99,6 +99,7 @@ impl KeyHistory {
 }
 
 /// Reads arbitrary bytes as both; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(discovery) = Discovery::parse(bytes) {
         assert!(matches!(discovery.pin_reference, PIV_PIN | GLOBAL_PIN));

@@ -141,6 +141,7 @@ pub(super) fn refusal(
 }
 
 /// Reads arbitrary bytes as answers to SELECT and to making each kind of key; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let generable = Generable::of(bytes);
     assert!(!generable.keys().is_empty());

@@ -334,6 +334,7 @@ pub(super) fn cipher(metadata: &[u8]) -> Option<Cipher> {
 }
 
 /// Reads arbitrary bytes as each answer; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let key = |len| ManagementKey(Secret::new(vec![0x5A; len]));
     for cipher in Cipher::ALL {

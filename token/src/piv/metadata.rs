@@ -97,6 +97,7 @@ pub(super) fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<Public
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(Answer::Key(Metadata {
         public_key: Some(key),

@@ -12,6 +12,8 @@ mod chuid;
 mod data_object;
 mod discovery;
 mod generation;
+#[cfg(test)]
+mod hostile;
 mod inventory;
 mod key_reference;
 mod manage;
@@ -223,6 +225,7 @@ impl Applet for Piv {
 }
 
 /// Parsers of card bytes, each fed with arbitrary ones; for fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz {
     /// The content of a certificate's data object.

@@ -11,6 +11,7 @@
 //! Nothing tells one answer from another, so one that was not fetched must be done away with before the next command:
 //! power off sets the token back.
 
+#[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use claviger_apdu::Secret;
 
+#[cfg(any(test, feature = "fuzzing"))]
 pub use self::fuzz::fuzz;
 use super::{
     budget,

@@ -174,6 +174,7 @@ pub enum MessageError {
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(answer) = Answer::parse(bytes) {

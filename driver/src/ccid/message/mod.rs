@@ -4,7 +4,9 @@ mod answer;
 mod command;
 mod slot_error;
 
-pub use answer::{Answer, AnswerKind, IccStatus, MessageError, Outcome, fuzz};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use answer::fuzz;
+pub use answer::{Answer, AnswerKind, IccStatus, MessageError, Outcome};
 pub use command::{Command, Voltage};
 pub use slot_error::SlotError;
 

@@ -17,6 +17,7 @@
 //! Values only, and no user of them yet: the module does not offer CKF_PROTECTED_AUTHENTICATION_PATH.
 
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 mod outcome;

@@ -144,3 +144,70 @@ impl<'a> Witness<'a> {
         self.piece = Some((from, from + information.len()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::fuzz;
+
+    /// What a card may do, as [`fuzz`] reads it: blocks good and bad, damage, silence.
+    const DEEDS: [&[u8]; 20] = [
+        &[0x00, 2, 0x90, 0x00],
+        &[0x40, 2, 0x90, 0x00],
+        &[0x20, 1, 0xF1],
+        &[0x60, 1, 0xF1],
+        &[0x80, 0],
+        &[0x90, 0],
+        &[0x91, 0],
+        &[0xC0, 0],
+        &[0xE0, 0],
+        &[0xC1, 1, 0x01],
+        &[0xC1, 1, 0xFE],
+        &[0xE1, 1, 0xFE],
+        &[0xC2, 0],
+        &[0xE2, 0],
+        &[0xC3, 1, 0x05],
+        &[0xE3, 1, 0x05],
+        &[0xFD, 3, 0x00, 0x00, 0x05],
+        &[0xFD, 0],
+        &[0xFE],
+        &[0xFF],
+    ];
+
+    #[test]
+    fn every_sequence_of_four_deeds_ends_and_nothing_is_sent_twice() {
+        let mut sequences = 0;
+        for form in [0, 2] {
+            for number in 0..DEEDS.len().pow(4) {
+                let mut bytes = vec![2, form, 4];
+                let mut left = number;
+                for _ in 0..4 {
+                    bytes.extend(DEEDS[left % DEEDS.len()]);
+                    left /= DEEDS.len();
+                }
+                fuzz(&bytes);
+                sequences += 1;
+            }
+        }
+        assert_eq!(sequences, 320_000);
+    }
+
+    #[test]
+    fn long_sequences_end_and_nothing_is_sent_twice() {
+        let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed >> 33).unwrap()
+        };
+        for _ in 0..20_000 {
+            let ifsc = u8::try_from(random() % 256).unwrap();
+            let form = u8::try_from(random() % 4).unwrap();
+            let mut bytes = vec![ifsc, form, u8::try_from(random() % 256).unwrap()];
+            for _ in 0..random() % 64 {
+                bytes.extend(DEEDS[random() % DEEDS.len()]);
+            }
+            fuzz(&bytes);
+        }
+    }
+}

@@ -12,6 +12,7 @@
 //! and whoever knows what it was decides.
 
 pub mod block;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 

@@ -120,6 +120,7 @@ fn bytes_of(digits: &str) -> Option<Vec<u8>> {
 }
 
 /// Reads arbitrary bytes; what is a record says the same once written.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let bytes = bytes.get(..MAX_RECORD).unwrap_or(bytes);

@@ -411,6 +411,7 @@ fn name(folder: &Folder, model: Model) -> io::Result<String> {
 
 /// Reads arbitrary bytes as the name of a folder; what is a port's name leads out of no folder and says the same
 /// once shown.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Some(port) = std::str::from_utf8(bytes).ok().and_then(PortPath::parse) else {

@@ -25,6 +25,7 @@ fn value(line: &[u8]) -> Option<&[u8]> {
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let line = [b"E:", KEY, b"=", YES].concat();

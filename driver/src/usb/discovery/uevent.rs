@@ -97,6 +97,7 @@ fn property_bytes(message: &[u8]) -> Option<&[u8]> {
 }
 
 /// Reads arbitrary bytes; for the fuzz target beside this file.
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Some(Uevent::InterfaceUnbound(port)) = Uevent::parse(bytes) {

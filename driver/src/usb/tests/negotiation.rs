@@ -1,6 +1,6 @@
 //! What readers in the field do, and other drivers fell for.
 //!
-//! Others are held elsewhere: descriptors that lie in `driver/tests/ccid_descriptor.rs` and `ccid::configuration`, late
+//! Others are held elsewhere: descriptors that lie in `ccid::descriptor` and `ccid::configuration`, late
 //! answers, empty packets left out, whole packets and messages in parts in the file above this one, notifications in
 //! `ccid::notification`, `interrupt` and `readers`, commands cut short in `short`, every fault at every step in `faults`.
 

@@ -1,18 +1,10 @@
 //! Class descriptors of readers in the field, and descriptors no reader should have.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
-use claviger_driver::ccid::descriptor::{
-    ClassDescriptor, DescriptorError, ExchangeLevel, LENGTH, fuzz,
-};
+use super::{ClassDescriptor, DescriptorError, ExchangeLevel, LENGTH, fuzz};
 
 /// Name, bytes, and what is to be understood, of each reader.
 fn field() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    let lines: Vec<&str> = include_str!("data/descriptors.txt")
+    let lines: Vec<&str> = include_str!("../../../tests/data/descriptors.txt")
         .lines()
         .skip(1)
         .collect();

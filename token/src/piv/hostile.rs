@@ -1,17 +1,11 @@
 //! Answers of a hostile card: every truncation and every flipped bit of real ones is parsed or refused.
 
-#![allow(
-    clippy::indexing_slicing,
-    reason = "a test that walks bytes by their index"
-)]
-
-mod common;
-
 use claviger_apdu::tlv;
-use claviger_token::{certificate, piv::fuzz};
-use common::hex;
 
-const P256: &[u8] = include_bytes!("data/p256.der");
+use super::fuzz;
+use crate::{certificate, hex::hex};
+
+const P256: &[u8] = include_bytes!("../../tests/data/p256.der");
 
 fn survives(parse: fn(&[u8]), real: &[u8]) {
     parse(real);

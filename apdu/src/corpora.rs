@@ -1,10 +1,10 @@
 //! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
 
 #[path = "../../fuzz/corpora.rs"]
-mod corpora;
+mod seeds;
 
-use claviger_apdu::{atr, fuzz, tlv};
-use corpora::{EVERY, feed};
+use self::seeds::{EVERY, feed};
+use crate::{atr, fuzz, tlv};
 
 #[test]
 fn atr() {

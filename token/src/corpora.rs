@@ -1,10 +1,10 @@
 //! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
 
 #[path = "../../fuzz/corpora.rs"]
-mod corpora;
+mod seeds;
 
-use claviger_token::{certificate, digest, fuzz, host::key_wrap, openpgp, padding, piv};
-use corpora::{EVERY, feed};
+use self::seeds::{EVERY, feed, seeds};
+use crate::{certificate, digest, fuzz, host::key_wrap, openpgp, padding, piv};
 
 #[test]
 fn certificate() {
@@ -101,7 +101,7 @@ fn pss_verify() {
 
 /// A corpus of a decoder that is told to accept its files named good, and no others.
 fn feed_some(corpus: &str, fuzz: impl Fn(&[u8]) -> bool) {
-    for (name, seed) in corpora::seeds(corpus) {
+    for (name, seed) in seeds(corpus) {
         assert_eq!(fuzz(&seed), name.starts_with("good"), "{corpus}/{name}");
     }
     feed(corpus, EVERY, |bytes| {
@@ -127,7 +127,7 @@ fn administration() {
 
 #[test]
 fn cards_that_can_be_administered_are_to_the_end() {
-    let seeds = corpora::seeds("administration");
+    let seeds = seeds("administration");
     for (name, logins, keys, written, pins) in [
         ("piv-management-key", 1, 3, 7, 3),
         ("piv-puk", 1, 0, 0, 4),
@@ -146,7 +146,7 @@ fn cards_that_can_be_administered_are_to_the_end() {
 /// A corpus of cards at which nothing succeeds would try little.
 #[test]
 fn cards_that_work_are_used_to_the_end() {
-    let seeds = corpora::seeds("card");
+    let seeds = seeds("card");
     for (name, tokens, logins, signatures) in [
         ("both-on-one-card", 2, 2, 5),
         ("openpgp-2-1", 1, 1, 2),

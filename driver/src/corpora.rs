@@ -1,10 +1,10 @@
 //! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
 
 #[path = "../../fuzz/corpora.rs"]
-mod corpora;
+mod seeds;
 
-use claviger_driver::{ccid, pcsc, protocol, socket, usb};
-use corpora::{EVERY, feed};
+use self::seeds::{EVERY, feed};
+use crate::{ccid, pcsc, protocol, socket, usb};
 
 #[test]
 fn socket_frame() {
