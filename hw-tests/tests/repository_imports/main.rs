@@ -1,0 +1,156 @@
+//! Checks the imports between the files of each crate, and that no test code is shipped.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod graph;
+mod modules;
+mod tokens;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use graph::{Crate, circles};
+
+/// The crates that are built into the module.
+const SHIPPED: [&str; 4] = [
+    "apdu/src/lib.rs",
+    "driver/src/lib.rs",
+    "token/src/lib.rs",
+    "pkcs11-abi/src/lib.rs",
+];
+const TOOLS: [&str; 3] = [
+    "hw-tests/src/lib.rs",
+    "fuzz/sequence/mod.rs",
+    "sanitize/src/main.rs",
+];
+
+/// The known circles of imports: their folder, their files, and the reason. All are to be cut. A circle that no longer
+/// exists must leave this list.
+const CIRCLES: [(&str, &str, &str); 17] = [
+    (
+        "driver/src",
+        "backend pollable wait",
+        "`Wake` is beside the trait that needs `Pollable`, which needs the wait",
+    ),
+    (
+        "driver/src",
+        "fork_closed gate",
+        "gate.rs calls `before_fork`, fork_closed.rs enters the gate",
+    ),
+    (
+        "driver/src/pcsc",
+        "cancel connection keeper mod session transport watch",
+        "the keeper finds its socket with a function of the watch",
+    ),
+    (
+        "driver/src/socket",
+        "mod watch",
+        "the watch makes a reader's id with a function of its parent",
+    ),
+    (
+        "driver/src/usb/pipe/bulk",
+        "mod pending recovery",
+        "the errors are defined in the parent",
+    ),
+    (
+        "driver/src/usb/reader",
+        "access driver mod",
+        "the counts of losses are defined in the parent",
+    ),
+    (
+        "token/src",
+        "administration applet card openpgp/algorithm_information openpgp/certificate openpgp/data_object \
+         openpgp/kdf openpgp/key openpgp/mod openpgp/objects openpgp/pin piv/authenticate piv/data_object \
+         piv/generation piv/inventory piv/manage piv/management_key piv/mod piv/pin",
+        "`AppletKind` names items of each applet; each applet uses the types beside it",
+    ),
+    (
+        "pkcs11-abi/src",
+        "card events idle live sources",
+        "idle.rs names the type of the cards that it releases",
+    ),
+    (
+        "pkcs11-abi/src",
+        "fork module",
+        "fork.rs names the type of the value that each process has",
+    ),
+    (
+        "pkcs11-abi/src/function_list",
+        "interfaces list",
+        "the table of interfaces is not beside the function lists in it",
+    ),
+    (
+        "pkcs11-abi/src/functions",
+        "administration object",
+        "the functions for templates are in one of them",
+    ),
+    (
+        "hw-tests/src/card",
+        "applets mod",
+        "the configuration of a card is defined in the parent",
+    ),
+    (
+        "hw-tests/src/pcscd",
+        "activation mod process",
+        "`Running` and `PATIENCE` are defined in the parent",
+    ),
+    (
+        "hw-tests/src/provision",
+        "certificate mod openpgp piv public_key",
+        "the PINs and `Issued` are defined in the parent",
+    ),
+    (
+        "hw-tests/src/reader",
+        "mod user",
+        "the place of a card is defined in the parent",
+    ),
+    (
+        "hw-tests/src/usb",
+        "descriptors device mod",
+        "the endpoints are defined in the parent",
+    ),
+    (
+        "fuzz/sequence",
+        "arguments mechanism",
+        "`OTHERS` is in mechanism.rs",
+    ),
+];
+
+fn read(root: &str) -> Crate {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    Crate::read(root, &|file| fs::read_to_string(tree.join(file)).ok())
+}
+
+#[test]
+fn no_fuzz_function_and_no_fake_is_shipped() {
+    let is_meant = |name: &str| name.split('_').any(|word| matches!(word, "fuzz" | "fake"));
+    let found: Vec<String> = SHIPPED
+        .iter()
+        .flat_map(|root| read(root).names(is_meant))
+        .collect();
+    assert!(found.is_empty(), "not for tests only: {found:#?}");
+}
+
+#[test]
+fn every_circle_of_imports_is_known() {
+    let known = CIRCLES.map(|(folder, files, _)| {
+        let files = files.split_whitespace();
+        files.map(|file| format!("{folder}/{file}.rs")).collect()
+    });
+    let mut known: BTreeSet<BTreeSet<String>> = known.into();
+    let mut new = String::new();
+    for root in SHIPPED.into_iter().chain(TOOLS) {
+        let of_crate = read(root);
+        assert!(of_crate.files().len() > 5, "{root} has too few files");
+        for circle in circles(&of_crate.imports()) {
+            if !known.remove(&circle.files) {
+                new.push_str(&format!("{circle}\n"));
+            }
+        }
+    }
+    assert!(new.is_empty(), "new circles of imports:\n{new}");
+    assert!(known.is_empty(), "circles that no longer exist: {known:#?}");
+}
