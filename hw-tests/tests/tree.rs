@@ -84,7 +84,7 @@ fn unsafe_sits_in_a_few_files_that_say_why() {
         "driver/src/usb/host/usbfs.rs",
         "pkcs11-abi/src/pointer.rs",
         "pkcs11-abi/src/fork.rs",
-        "pkcs11-abi/src/function_list/faces.rs",
+        "pkcs11-abi/src/function_list/entry_points.rs",
         "pkcs11-abi/src/privilege.rs",
     ];
     for name in ["driver", "pcsc-sys", "pkcs11-abi"] {

@@ -13,9 +13,9 @@ use claviger_token::{
 use cryptoki_sys::{CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
+    card_state::{Live, Way},
     idle::Idle,
     known_reader::{CardCount, ReaderKey},
-    live::{Live, Way},
     object_handles::ObjectHandles,
     rv::{Failure, Rule},
 };

@@ -17,9 +17,9 @@ use claviger_token::{AppletKind, IdScheme};
 use toml::de::{DeTable, DeValue};
 
 use crate::{
-    choice::{Choice, Filter},
     idle::Release,
     log::Level,
+    visibility::{Choice, Filter},
 };
 
 /// Nobody means more than a day.

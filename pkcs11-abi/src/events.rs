@@ -18,13 +18,13 @@ use claviger_driver::{Backend, Demand, Wake, usb::discovery::precedence::PcscdPr
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
-    board::{Guard, Outcome, Table},
-    choice::Choice,
+    event_queue::{Guard, Outcome, Table},
     idle::Idle,
     known_reader::{CardCount, Place, ReaderKey},
     rv::{Failure, Rule},
     slots::SlotTable,
     sources::{Shared, Source, Sources},
+    visibility::Choice,
 };
 
 /// How often a caller's thread looks at pcscd's readers while it follows others, too: a wait for pcscd happens inside

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use claviger_driver::pcsc;
 
-use crate::{life::Home, module::Module};
+use crate::{lifecycle::Home, module::Module};
 
 /// How often this process is a fork of the one that loaded the library.
 static FORKS: AtomicU64 = AtomicU64::new(0);

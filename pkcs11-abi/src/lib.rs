@@ -12,11 +12,11 @@
 //!
 //! The exported symbols are the functions of Cryptoki, and nothing else.
 
-mod board;
 mod card;
-mod choice;
+mod card_state;
 mod config;
 mod entry;
+mod event_queue;
 mod events;
 mod fork;
 mod function_list;
@@ -24,8 +24,7 @@ mod functions;
 mod handle;
 mod idle;
 mod known_reader;
-mod life;
-mod live;
+mod lifecycle;
 mod log;
 mod module;
 mod object_handles;
@@ -39,3 +38,4 @@ mod sources;
 mod sync;
 mod threads;
 mod trouble;
+mod visibility;

@@ -21,17 +21,17 @@ use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
     card::{ReaderCard, TokenFacts},
-    choice::Choice,
+    card_state::Way,
     config::{Config, TransportKind},
     events::Events,
     fork,
     idle::{Idle, Readers},
     known_reader::{CardCount, KnownReader},
-    life::{Generation, Home},
-    live::Way,
+    lifecycle::{Generation, Home},
     rv::{Failure, Rule},
     sessions::{Session, Sessions},
     slots::RETURN,
+    visibility::Choice,
 };
 
 /// One generation of the module, from C_Initialize to C_Finalize. Calls hold it while they are inside, so a

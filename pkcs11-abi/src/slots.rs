@@ -10,8 +10,8 @@ use claviger_token::AppletKind;
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
-    choice::Choice,
     known_reader::{CardCount, KnownReader, Place, ReaderKey},
+    visibility::Choice,
 };
 
 /// How long a reader and its card may take to come into sight again once their service is back, and how long a

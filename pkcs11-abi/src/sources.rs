@@ -15,7 +15,7 @@ use claviger_driver::{
 };
 
 use crate::{
-    board::Board,
+    event_queue::Board,
     idle::Idle,
     slots::SlotTable,
     trouble::{Role, Troubles},

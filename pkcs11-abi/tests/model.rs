@@ -22,13 +22,13 @@ mod sync {
     pub(crate) use std::sync::{Arc, PoisonError};
 }
 
-#[path = "../src/board.rs"]
-mod board;
-#[path = "../src/life.rs"]
-mod life;
+#[path = "../src/event_queue.rs"]
+mod event_queue;
+#[path = "../src/lifecycle.rs"]
+mod lifecycle;
 
-use board::{Board, Outcome, Table};
-use life::{Call, Generation, Home};
+use event_queue::{Board, Outcome, Table};
+use lifecycle::{Call, Generation, Home};
 use loom::thread::{self, JoinHandle};
 use sync::{Arc, Condvar, Mutex};
 

@@ -69,7 +69,7 @@ const CIRCLES: [(&str, &str, &str); 17] = [
     ),
     (
         "pkcs11-abi/src",
-        "card events idle live sources",
+        "card card_state events idle sources",
         "idle.rs names the type of the cards that it releases",
     ),
     (
@@ -79,7 +79,7 @@ const CIRCLES: [(&str, &str, &str); 17] = [
     ),
     (
         "pkcs11-abi/src/function_list",
-        "interfaces list",
+        "function_table interfaces",
         "the table of interfaces is not beside the function lists in it",
     ),
     (

@@ -9,7 +9,7 @@ use cryptoki_sys::{
     CK_VERSION,
 };
 
-use super::list::{V2_40, V3_0, V3_2};
+use super::function_table::{V2_40, V3_0, V3_2};
 use crate::{
     pointer::{In, Out},
     rv::{Failure, Rule},

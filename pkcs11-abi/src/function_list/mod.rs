@@ -1,15 +1,15 @@
 //! The C faces of all functions, the tables that hold them, and the symbols they are exported as.
 
-mod faces;
+mod entry_points;
+mod function_table;
 mod interfaces;
 mod layout;
-mod list;
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::list::NAMES;
+    use super::function_table::NAMES;
     use crate::functions::unsupported::UNSUPPORTED;
 
     #[test]
@@ -25,7 +25,7 @@ mod tests {
     /// A row that says so without a reason, or a reason that no row asks for.
     #[test]
     fn the_functions_that_are_refused_are_those_with_a_reason() {
-        let rows = include_str!("list.rs").lines();
+        let rows = include_str!("function_table.rs").lines();
         let refused = rows.filter(|row| row.contains("| refuse("));
         let refused: BTreeSet<_> = refused.filter_map(|row| row.split('"').nth(1)).collect();
         let listed: BTreeSet<_> = UNSUPPORTED.iter().map(|(name, _)| *name).collect();

@@ -11,11 +11,11 @@ use claviger_driver::Backend;
 use claviger_token::{Card, Token};
 
 use crate::{
-    choice::Choice,
     events::Events,
     known_reader::{CardCount, Place, ReaderKey},
     rv::{Failure, Rule},
     slots::RETURN,
+    visibility::Choice,
 };
 
 /// How long connecting to a card may take.

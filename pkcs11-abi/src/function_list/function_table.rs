@@ -13,7 +13,7 @@ use cryptoki_sys::{
 
 use claviger_token::{DecryptOperation, EncryptOperation};
 
-use super::{faces::functions, interfaces};
+use super::{entry_points::functions, interfaces};
 use crate::{
     functions::{
         administration, cipher, digest, dual, general, key,

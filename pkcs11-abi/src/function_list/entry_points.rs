@@ -7,7 +7,7 @@ macro_rules! face {
         unsafe extern "C" fn $name($($parameter: $type),*) -> cryptoki_sys::CK_RV {
             // SAFETY: the caller promises, as the standard demands, that each pointer is null or points to what
             // the other parameters say until the function returns.
-            $crate::function_list::faces::enter!($name, $module, unsafe { $call })
+            $crate::function_list::entry_points::enter!($name, $module, unsafe { $call })
         }
     };
 }
@@ -56,21 +56,21 @@ macro_rules! functions {
         V3_0 { $(fn $n2:ident($($p2:ident: $t2:ty),*) = |$m2:tt| $c2:expr;)* }
         V3_2 { $(fn $n3:ident($($p3:ident: $t3:ty),*) = |$m3:tt| $c3:expr;)* }
     ) => {
-        $($crate::function_list::faces::face!($n1($($p1: $t1),*) = |$m1| $c1);)*
-        $($crate::function_list::faces::face!($n2($($p2: $t2),*) = |$m2| $c2);)*
-        $($crate::function_list::faces::face!($n3($($p3: $t3),*) = |$m3| $c3);)*
+        $($crate::function_list::entry_points::face!($n1($($p1: $t1),*) = |$m1| $c1);)*
+        $($crate::function_list::entry_points::face!($n2($($p2: $t2),*) = |$m2| $c2);)*
+        $($crate::function_list::entry_points::face!($n3($($p3: $t3),*) = |$m3| $c3);)*
 
         mod symbols {
             use super::*;
 
-            $($crate::function_list::faces::symbol!($n1($($p1: $t1),*));)*
-            $($crate::function_list::faces::symbol!($n2($($p2: $t2),*));)*
-            $($crate::function_list::faces::symbol!($n3($($p3: $t3),*));)*
+            $($crate::function_list::entry_points::symbol!($n1($($p1: $t1),*));)*
+            $($crate::function_list::entry_points::symbol!($n2($($p2: $t2),*));)*
+            $($crate::function_list::entry_points::symbol!($n3($($p3: $t3),*));)*
         }
 
-        $crate::function_list::faces::table!(V2_40: CK_FUNCTION_LIST = 2, 40; 68, 552, 546; $($n1)*);
-        $crate::function_list::faces::table!(V3_0: CK_FUNCTION_LIST_3_0 = 3, 0; 92, 744, 738; $($n1)* $($n2)*);
-        $crate::function_list::faces::table!(V3_2: CK_FUNCTION_LIST_3_2 = 3, 2; 104, 840, 834; $($n1)* $($n2)* $($n3)*);
+        $crate::function_list::entry_points::table!(V2_40: CK_FUNCTION_LIST = 2, 40; 68, 552, 546; $($n1)*);
+        $crate::function_list::entry_points::table!(V3_0: CK_FUNCTION_LIST_3_0 = 3, 0; 92, 744, 738; $($n1)* $($n2)*);
+        $crate::function_list::entry_points::table!(V3_2: CK_FUNCTION_LIST_3_2 = 3, 2; 104, 840, 834; $($n1)* $($n2)* $($n3)*);
 
         /// Every function, in the standard's order.
         #[cfg(test)]
