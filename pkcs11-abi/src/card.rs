@@ -13,46 +13,46 @@ use claviger_token::{
 use cryptoki_sys::{CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
-    card_state::{Live, Way},
-    idle::Idle,
-    known_reader::{CardCount, ReaderKey},
+    card_state::{CardState, ReaderAccess},
+    idle::IdleReleaser,
+    known_reader::{Insertion, ReaderKey},
     object_handles::ObjectHandles,
-    rv::{Failure, Rule},
+    rv::{Failure, ReturnCode},
 };
 
 /// When a connection that is in use is looked at again.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is known of one token without talking to its card.
 #[derive(Clone, Debug)]
-pub(crate) struct TokenFacts {
+pub(crate) struct CachedToken {
     pub(crate) info: TokenInfo,
     pub(crate) mechanisms: Arc<[MechanismInfo]>,
-    pub(crate) who: Who,
+    pub(crate) login_state: LoginState,
     pub(crate) so_tries: PinTries,
     pub(crate) has_random: bool,
 }
 
 /// Who is logged in to a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Who {
-    Nobody,
+pub(crate) enum LoginState {
+    LoggedOut,
     User,
     SecurityOfficer,
 }
 
-impl Facts {
-    fn who(&self, applet: AppletKind) -> Who {
+impl CachedCard {
+    fn login_state(&self, applet: AppletKind) -> LoginState {
         let token = self.tokens.as_ref().and_then(|tokens| tokens.get(&applet));
-        token.map_or(Who::Nobody, |token| token.who)
+        token.map_or(LoginState::LoggedOut, |token| token.login_state)
     }
 }
 
 #[derive(Debug, Default)]
-struct Facts {
-    card: CardCount,
+struct CachedCard {
+    card: Insertion,
     /// `None` until the card was asked.
-    tokens: Option<BTreeMap<AppletKind, TokenFacts>>,
+    tokens: Option<BTreeMap<AppletKind, CachedToken>>,
     /// The card has no applet of ours, shown or not.
     foreign: bool,
     handles: BTreeMap<AppletKind, ObjectHandles>,
@@ -62,20 +62,20 @@ struct Facts {
 #[derive(Debug)]
 pub(crate) struct ReaderCard {
     reader: ReaderKey,
-    way: Way,
-    idle: Arc<Idle>,
-    live: Mutex<Live>,
-    facts: Mutex<Facts>,
+    way: ReaderAccess,
+    idle: Arc<IdleReleaser>,
+    state: Mutex<CardState>,
+    cache: Mutex<CachedCard>,
 }
 
 impl ReaderCard {
-    pub(crate) fn new(reader: ReaderKey, way: Way, idle: Arc<Idle>) -> Self {
+    pub(crate) fn new(reader: ReaderKey, way: ReaderAccess, idle: Arc<IdleReleaser>) -> Self {
         Self {
             reader,
             way,
             idle,
-            live: Mutex::default(),
-            facts: Mutex::default(),
+            state: Mutex::default(),
+            cache: Mutex::default(),
         }
     }
 
@@ -83,27 +83,27 @@ impl ReaderCard {
     ///
     /// # Errors
     /// DEVICE_REMOVED when another card has taken its place.
-    fn live(&self, count: CardCount) -> Result<MutexGuard<'_, Live>, Failure> {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if live.count > count {
-            return Err(Rule::DEVICE_REMOVED.into());
+    fn state(&self, count: Insertion) -> Result<MutexGuard<'_, CardState>, Failure> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.insertion > count {
+            return Err(ReturnCode::DEVICE_REMOVED.into());
         }
-        if live.count < count {
-            *live = Live::of(count);
+        if state.insertion < count {
+            *state = CardState::of(count);
         }
-        Ok(live)
+        Ok(state)
     }
 
     /// The facts of this very card; those of an earlier one are forgotten, and an earlier one has none.
-    fn facts(&self, count: CardCount) -> Option<MutexGuard<'_, Facts>> {
-        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        if facts.card < count {
-            *facts = Facts {
+    fn cache(&self, count: Insertion) -> Option<MutexGuard<'_, CachedCard>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.card < count {
+            *cache = CachedCard {
                 card: count,
-                ..Facts::default()
+                ..CachedCard::default()
             };
         }
-        (facts.card == count).then_some(facts)
+        (cache.card == count).then_some(cache)
     }
 
     /// The token's facts; asks the card once which applets it has.
@@ -113,43 +113,46 @@ impl ReaderCard {
     /// `applet` is the first, or of the transport.
     pub(crate) fn token(
         &self,
-        count: CardCount,
+        count: Insertion,
         applet: AppletKind,
-    ) -> Result<TokenFacts, Failure> {
-        let known = |card: &Self| card.facts(count)?.tokens.clone();
+    ) -> Result<CachedToken, Failure> {
+        let known = |card: &Self| card.cache(count)?.tokens.clone();
         let tokens = match known(self) {
             Some(tokens) => tokens,
             None => {
-                let mut live = self.live(count)?;
-                let asked = live.ready(&self.way, self.reader).map(|_| ());
-                self.settle(&mut live, asked)?;
-                known(self).ok_or(Rule::TOKEN_NOT_PRESENT)?
+                let mut state = self.state(count)?;
+                let asked = state.connected(&self.way, self.reader).map(|_| ());
+                self.finish_use(&mut state, asked)?;
+                known(self).ok_or(ReturnCode::TOKEN_NOT_PRESENT)?
             }
         };
-        let foreign = self.facts(count).is_some_and(|facts| facts.foreign);
+        let foreign = self.cache(count).is_some_and(|cache| cache.foreign);
         if foreign && AppletKind::ALL.first() == Some(&applet) {
-            return Err(Rule::TOKEN_NOT_RECOGNIZED.into());
+            return Err(ReturnCode::TOKEN_NOT_RECOGNIZED.into());
         }
-        Ok(tokens.get(&applet).ok_or(Rule::TOKEN_NOT_PRESENT)?.clone())
+        Ok(tokens
+            .get(&applet)
+            .ok_or(ReturnCode::TOKEN_NOT_PRESENT)?
+            .clone())
     }
 
     /// Who is logged in to the token, as far as is known.
-    pub(crate) fn who(&self, count: CardCount, applet: AppletKind) -> Who {
-        self.facts(count)
-            .map_or(Who::Nobody, |facts| facts.who(applet))
+    pub(crate) fn login_state(&self, count: Insertion, applet: AppletKind) -> LoginState {
+        self.cache(count)
+            .map_or(LoginState::LoggedOut, |cache| cache.login_state(applet))
     }
 
     /// Whether the token has this mechanism, as far as is known.
-    pub(crate) fn offers(
+    pub(crate) fn has_mechanism(
         &self,
-        count: CardCount,
+        count: Insertion,
         applet: AppletKind,
         kind: CK_MECHANISM_TYPE,
     ) -> bool {
-        let facts = self.facts(count);
-        let token = facts
+        let cache = self.cache(count);
+        let token = cache
             .as_ref()
-            .and_then(|facts| facts.tokens.as_ref()?.get(&applet));
+            .and_then(|cache| cache.tokens.as_ref()?.get(&applet));
         token.is_some_and(|token| token.mechanisms.iter().any(|info| info.kind == kind))
     }
 
@@ -159,19 +162,19 @@ impl ReaderCard {
     /// Those of `body`, or of the way to the card.
     pub(crate) fn with_token<R>(
         &self,
-        count: CardCount,
+        count: Insertion,
         applet: AppletKind,
         body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
     ) -> Result<R, Failure> {
-        let mut live = self.live(count)?;
-        let result = match live.ready(&self.way, self.reader) {
+        let mut state = self.state(count)?;
+        let result = match state.connected(&self.way, self.reader) {
             Err(error) => Err(error),
             Ok((card, tokens)) => match tokens.iter_mut().find(|token| token.kind() == applet) {
                 Some(token) => body(card, token).map_err(Failure::from),
-                None => Err(Rule::DEVICE_REMOVED.into()),
+                None => Err(ReturnCode::DEVICE_REMOVED.into()),
             },
         };
-        self.settle(&mut live, result)
+        self.finish_use(&mut state, result)
     }
 
     /// Objects that match, each with its handle; the card is left alone when all that could match is known.
@@ -180,13 +183,13 @@ impl ReaderCard {
     /// Of the way to the card.
     pub(crate) fn find(
         &self,
-        count: CardCount,
+        count: Insertion,
         applet: AppletKind,
         template: &Template,
     ) -> Result<Vec<CK_OBJECT_HANDLE>, Failure> {
         let known = {
-            let live = self.live(count)?;
-            let token = live
+            let state = self.state(count)?;
+            let token = state
                 .tokens
                 .iter()
                 .flatten()
@@ -197,10 +200,10 @@ impl ReaderCard {
             Some(objects) => objects,
             None => self.with_token(count, applet, |card, token| token.find(card, template))?,
         };
-        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
-        let logged_in = facts.who(applet) == Who::User;
-        let handles = facts.handles.entry(applet).or_default();
-        let of_sessions = handles.find_of_sessions(template, logged_in);
+        let mut cache = self.cache(count).ok_or(ReturnCode::DEVICE_REMOVED)?;
+        let logged_in = cache.login_state(applet) == LoginState::User;
+        let handles = cache.handles.entry(applet).or_default();
+        let of_sessions = handles.find_session_objects(template, logged_in);
         let found = objects.into_iter().map(|object| handles.handle(object));
         Ok(found.chain(of_sessions).collect())
     }
@@ -211,82 +214,90 @@ impl ReaderCard {
     /// DEVICE_REMOVED.
     pub(crate) fn with_handles<R>(
         &self,
-        count: CardCount,
+        count: Insertion,
         applet: AppletKind,
         body: impl FnOnce(&mut ObjectHandles) -> R,
     ) -> Result<R, Failure> {
-        let mut facts = self.facts(count).ok_or(Rule::DEVICE_REMOVED)?;
-        Ok(body(facts.handles.entry(applet).or_default()))
+        let mut cache = self.cache(count).ok_or(ReturnCode::DEVICE_REMOVED)?;
+        Ok(body(cache.handles.entry(applet).or_default()))
     }
 
     /// After a conversation: drops a connection that is of no more use, and brings the facts up to date.
-    fn settle<R>(&self, live: &mut Live, result: Result<R, Failure>) -> Result<R, Failure> {
+    fn finish_use<R>(
+        &self,
+        state: &mut CardState,
+        result: Result<R, Failure>,
+    ) -> Result<R, Failure> {
         if let Err(Failure::Token(TokenError::Transport(error))) = &result {
             if connection_is_lost(error.kind) {
-                live.lose_connection();
+                state.drop_transport();
             }
             if card_is_gone(error.kind) {
                 // The next card in this reader must not get this one's PIN, nor its sessions.
-                live.tokens = None;
-                self.way.events.table().lose_card(self.reader, live.count);
+                state.tokens = None;
+                self.way
+                    .events
+                    .table()
+                    .lose_card(self.reader, state.insertion);
             }
         }
-        self.take_note(live);
-        let release = self.idle.release(live.is_logged_in());
-        live.idle_at = release
-            .filter(|_| live.is_connected())
+        self.update_cache(state);
+        let release = self.idle.release(state.is_logged_in());
+        state.idle_at = release
+            .filter(|_| state.is_connected())
             .and_then(|after| Instant::now().checked_add(after));
-        if let Some(at) = live.idle_at
-            && !self.idle.watch_until(at)
-            && !live.is_logged_in()
+        if let Some(at) = state.idle_at
+            && !self.idle.schedule(at)
+            && !state.is_logged_in()
         {
-            live.let_go();
+            state.release();
         }
         result
     }
 
     /// Brings the facts up to date; a login that is over takes the handles of private objects with it.
-    fn take_note(&self, live: &Live) {
-        let (Some(tokens), Some(mut facts)) = (&live.tokens, self.facts(live.count)) else {
+    fn update_cache(&self, state: &CardState) {
+        let (Some(tokens), Some(mut cache)) = (&state.tokens, self.cache(state.insertion)) else {
             return;
         };
-        let facts_of = |token: &Token| (token.kind(), facts_of_token(token));
-        let fresh: BTreeMap<_, _> = tokens.iter().map(facts_of).collect();
+        let cached = |token: &Token| (token.kind(), cached_token(token));
+        let fresh: BTreeMap<_, _> = tokens.iter().map(cached).collect();
         for applet in fresh
             .iter()
-            .filter(|(_, token)| token.who != Who::User)
+            .filter(|(_, token)| token.login_state != LoginState::User)
             .map(|(kind, _)| kind)
         {
-            let before = facts.tokens.as_ref().and_then(|tokens| tokens.get(applet));
-            if before.is_some_and(|token| token.who == Who::User)
-                && let Some(handles) = facts.handles.get_mut(applet)
+            let before = cache.tokens.as_ref().and_then(|tokens| tokens.get(applet));
+            if before.is_some_and(|token| token.login_state == LoginState::User)
+                && let Some(handles) = cache.handles.get_mut(applet)
             {
                 handles.forget_private();
             }
         }
-        facts.tokens = Some(fresh);
-        facts.foreign = live.foreign;
+        cache.tokens = Some(fresh);
+        cache.foreign = state.foreign;
     }
 
     /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.
-    pub(crate) fn let_go_if_idle(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn release_if_idle(&self, now: Instant) -> Option<Instant> {
         // Busy is not idle.
-        let Ok(mut live) = self.live.try_lock() else {
-            return Some(now + BUSY);
+        let Ok(mut state) = self.state.try_lock() else {
+            return Some(now + BUSY_CHECK_INTERVAL);
         };
-        let place = self.way.events.table().place(self.reader, now);
-        if place.is_some_and(|place| place.card > live.count) {
+        let location = self.way.events.table().card_location(self.reader, now);
+        if location.is_some_and(|location| location.card > state.insertion) {
             // The card has left, and its PIN goes with it.
-            *live = Live::of(live.count);
+            *state = CardState::of(state.insertion);
             return None;
         }
-        let at = live.idle_at?;
+        let at = state.idle_at?;
         if at > now {
             return Some(at);
         }
-        live.let_go();
+        state.release();
         // Others can write to the card from here on; the next search reads it anew.
-        live.tokens
+        state
+            .tokens
             .iter_mut()
             .flatten()
             .for_each(Token::forget_objects);
@@ -296,25 +307,25 @@ impl ReaderCard {
     /// The object behind a handle, if it may be seen now.
     pub(crate) fn object(
         &self,
-        count: CardCount,
+        count: Insertion,
         applet: AppletKind,
         handle: CK_OBJECT_HANDLE,
     ) -> Option<Arc<Object>> {
-        let facts = self.facts(count)?;
-        let logged_in = facts.who(applet) == Who::User;
-        let object = facts.handles.get(&applet)?.get(handle)?;
+        let cache = self.cache(count)?;
+        let logged_in = cache.login_state(applet) == LoginState::User;
+        let object = cache.handles.get(&applet)?.get(handle)?;
         (logged_in || !object.is_private()).then(|| Arc::clone(object))
     }
 
     /// After the last session of a token was closed: its user is logged out, and the next search reads anew.
-    pub(crate) fn last_session_closed(&self, count: CardCount, applet: AppletKind) {
-        if self.who(count, applet) != Who::Nobody
+    pub(crate) fn last_session_closed(&self, count: Insertion, applet: AppletKind) {
+        if self.login_state(count, applet) != LoginState::LoggedOut
             && let Err(failure) = self.logout(count, applet)
         {
             failure.log("logout after the last session");
         }
-        if let Ok(mut live) = self.live(count)
-            && let Some(token) = live
+        if let Ok(mut state) = self.state(count)
+            && let Some(token) = state
                 .tokens
                 .iter_mut()
                 .flatten()
@@ -328,28 +339,29 @@ impl ReaderCard {
     ///
     /// # Errors
     /// When the card could not be told.
-    pub(crate) fn logout(&self, count: CardCount, applet: AppletKind) -> Result<(), Failure> {
+    pub(crate) fn logout(&self, count: Insertion, applet: AppletKind) -> Result<(), Failure> {
         let told = self.with_token(count, applet, |card, token| token.logout(card));
         if told.is_err()
-            && let Ok(mut live) = self.live(count)
+            && let Ok(mut state) = self.state(count)
         {
             // A card that could not be reached has not been asked either; for us the login is over.
-            live.tokens
+            state
+                .tokens
                 .iter_mut()
                 .flatten()
                 .filter(|token| token.kind() == applet)
                 .for_each(Token::forget_login);
         }
-        if let Some(mut facts) = self.facts(count) {
-            if let Some(handles) = facts.handles.get_mut(&applet) {
+        if let Some(mut cache) = self.cache(count) {
+            if let Some(handles) = cache.handles.get_mut(&applet) {
                 handles.forget_private();
             }
-            if let Some(token) = facts
+            if let Some(token) = cache
                 .tokens
                 .as_mut()
                 .and_then(|tokens| tokens.get_mut(&applet))
             {
-                token.who = Who::Nobody;
+                token.login_state = LoginState::LoggedOut;
             }
         }
         told
@@ -359,19 +371,19 @@ impl ReaderCard {
 impl ReaderCard {
     /// Logs every user out and lets the card go, unless a call is still talking to it.
     pub(crate) fn close(&self) {
-        let Ok(mut live) = self.live.try_lock() else {
+        let Ok(mut state) = self.state.try_lock() else {
             return;
         };
-        let applets: Vec<AppletKind> = live
+        let applets: Vec<AppletKind> = state
             .tokens
             .iter()
             .flatten()
-            .filter(|token| who(token) != Who::Nobody)
+            .filter(|token| login_state(token) != LoginState::LoggedOut)
             .map(Token::kind)
             .collect();
-        let count = live.count;
-        live.idle_at = None;
-        drop(live);
+        let count = state.insertion;
+        state.idle_at = None;
+        drop(state);
         for applet in applets {
             match self.logout(count, applet) {
                 // A card that has left took the login along.
@@ -381,29 +393,29 @@ impl ReaderCard {
                 _ => {}
             }
         }
-        if let Ok(mut live) = self.live.try_lock() {
-            live.let_go();
+        if let Ok(mut state) = self.state.try_lock() {
+            state.release();
         }
     }
 }
 
-fn facts_of_token(token: &Token) -> TokenFacts {
-    TokenFacts {
+fn cached_token(token: &Token) -> CachedToken {
+    CachedToken {
         info: token.info(),
         mechanisms: token.mechanisms().into(),
-        who: who(token),
+        login_state: login_state(token),
         so_tries: token.so_tries(),
         has_random: token.has_random(),
     }
 }
 
-const fn who(token: &Token) -> Who {
+const fn login_state(token: &Token) -> LoginState {
     if token.is_so_logged_in() {
-        Who::SecurityOfficer
+        LoginState::SecurityOfficer
     } else if token.is_logged_in() {
-        Who::User
+        LoginState::User
     } else {
-        Who::Nobody
+        LoginState::LoggedOut
     }
 }
 

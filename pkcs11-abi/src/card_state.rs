@@ -11,38 +11,38 @@ use claviger_driver::Backend;
 use claviger_token::{Card, Token};
 
 use crate::{
-    events::Events,
-    known_reader::{CardCount, Place, ReaderKey},
-    rv::{Failure, Rule},
-    slots::RETURN,
-    visibility::Choice,
+    events::SlotEvents,
+    known_reader::{CardLocation, Insertion, ReaderKey},
+    rv::{Failure, ReturnCode},
+    slots::READER_RETURN_TIMEOUT,
+    visibility::Visibility,
 };
 
 /// How long connecting to a card may take.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a reader's card is reached, and who knows where it is.
 #[derive(Debug)]
-pub(crate) struct Way {
+pub(crate) struct ReaderAccess {
     pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) choice: Arc<Choice>,
+    pub(crate) events: Arc<SlotEvents>,
+    pub(crate) choice: Arc<Visibility>,
 }
 
 /// Why there is no connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Absence {
+enum LastDisconnect {
     /// It was let go: the reader was watched since, and says whether the card has left.
     #[default]
-    LetGo,
+    Released,
     /// It broke: what is in the reader now has to prove that it is the same card.
     Broken,
 }
 
 /// What is known of a card while its conversation may go on.
 #[derive(Debug, Default)]
-pub(crate) struct Live {
-    pub(crate) count: CardCount,
+pub(crate) struct CardState {
+    pub(crate) insertion: Insertion,
     /// `None` until the card was asked, and when it is gone.
     pub(crate) tokens: Option<Vec<Token>>,
     /// The card has no applet of ours, shown or not.
@@ -50,15 +50,15 @@ pub(crate) struct Live {
     /// When the connection may be let go.
     pub(crate) idle_at: Option<Instant>,
     card: Option<Card>,
-    absence: Absence,
-    sighting: u32,
+    absence: LastDisconnect,
+    reappearances: u32,
 }
 
-impl Live {
+impl CardState {
     /// Nothing is known yet of this card.
-    pub(crate) fn of(count: CardCount) -> Self {
+    pub(crate) fn of(count: Insertion) -> Self {
         Self {
-            count,
+            insertion: count,
             ..Self::default()
         }
     }
@@ -67,13 +67,13 @@ impl Live {
     ///
     /// # Errors
     /// DEVICE_REMOVED when the card has left or is another one, or of the transport.
-    pub(crate) fn ready(
+    pub(crate) fn connected(
         &mut self,
-        way: &Way,
+        way: &ReaderAccess,
         reader: ReaderKey,
     ) -> Result<(&mut Card, &mut [Token]), Failure> {
         if !self.is_usable() {
-            self.lose_connection();
+            self.drop_transport();
         }
         let mut card = match self.card.take() {
             Some(card) => card,
@@ -97,7 +97,7 @@ impl Live {
         };
         let resumed = match card.is_over() {
             true => return false,
-            false => card.resume(Call::within(CONNECT)),
+            false => card.resume(Call::within(CONNECT_TIMEOUT)),
         };
         if let Err(error) = &resumed {
             tracing::debug!("the connection has ended: {error}");
@@ -106,28 +106,31 @@ impl Live {
     }
 
     /// A connection to this very card. One whose service was lost gets a moment to return.
-    fn connect(&mut self, way: &Way, reader: ReaderKey) -> Result<Card, Failure> {
-        let until = Instant::now() + RETURN;
+    fn connect(&mut self, way: &ReaderAccess, reader: ReaderKey) -> Result<Card, Failure> {
+        let deadline = Instant::now() + READER_RETURN_TIMEOUT;
         if self.tokens.is_some() {
             // Nobody held the card meanwhile.
             way.events.refresh();
         }
         loop {
-            let place = way.events.place(reader, self.count)?;
-            match way.backend.connect(&place.reader, Call::within(CONNECT)) {
+            let location = way.events.card_location(reader, self.insertion)?;
+            match way
+                .backend
+                .connect(&location.reader, Call::within(CONNECT_TIMEOUT))
+            {
                 Ok(transport) => {
                     let mut card = Card::new(transport);
                     if card.may_be_another() {
-                        self.absence = Absence::Broken;
+                        self.absence = LastDisconnect::Broken;
                     }
-                    self.recognise(&mut card, &place, way, reader)?;
-                    self.sighting = place.sighting;
-                    self.absence = Absence::LetGo;
+                    self.check_same_card(&mut card, &location, way, reader)?;
+                    self.reappearances = location.sighting;
+                    self.absence = LastDisconnect::Released;
                     return Ok(card);
                 }
                 Err(error) => {
-                    if !self.may_return(error.kind, &place)
-                        || !way.events.wait_for_return(reader, until)
+                    if !self.may_return(error.kind, &location)
+                        || !way.events.wait_for_return(reader, deadline)
                     {
                         return Err(error.into());
                     }
@@ -137,8 +140,8 @@ impl Live {
     }
 
     /// Whether a card that is not there now may be there in a moment: its service restarts.
-    fn may_return(&self, kind: TransportErrorKind, place: &Place) -> bool {
-        let restarts = place.out_of_sight || self.absence == Absence::Broken;
+    fn may_return(&self, kind: TransportErrorKind, location: &CardLocation) -> bool {
+        let restarts = location.out_of_sight || self.absence == LastDisconnect::Broken;
         self.tokens.is_some()
             && match kind {
                 TransportErrorKind::NoService => true,
@@ -148,17 +151,17 @@ impl Live {
     }
 
     /// Makes sure that tokens known from before are on `card`, if it may have been exchanged unseen.
-    fn recognise(
+    fn check_same_card(
         &mut self,
         card: &mut Card,
-        place: &Place,
-        way: &Way,
+        location: &CardLocation,
+        way: &ReaderAccess,
         reader: ReaderKey,
     ) -> Result<(), Failure> {
         let Some(tokens) = &mut self.tokens else {
             return Ok(());
         };
-        if self.absence == Absence::LetGo && self.sighting == place.sighting {
+        if self.absence == LastDisconnect::Released && self.reappearances == location.sighting {
             Token::resume(card, tokens);
             return Ok(());
         }
@@ -171,8 +174,8 @@ impl Live {
         }
         tracing::warn!("another card was found where the one in use was; its sessions end");
         self.tokens = None;
-        way.events.table().lose_card(reader, self.count);
-        Err(Rule::DEVICE_REMOVED.into())
+        way.events.table().lose_card(reader, self.insertion);
+        Err(ReturnCode::DEVICE_REMOVED.into())
     }
 
     pub(crate) const fn is_connected(&self) -> bool {
@@ -185,18 +188,18 @@ impl Live {
     }
 
     /// Lets go of a connection that works.
-    pub(crate) fn let_go(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.idle_at = None;
         if self.card.as_ref().is_some_and(Card::is_over) {
-            self.absence = Absence::Broken;
+            self.absence = LastDisconnect::Broken;
         }
         self.card = None;
     }
 
     /// Drops a connection that does not.
-    pub(crate) fn lose_connection(&mut self) {
+    pub(crate) fn drop_transport(&mut self) {
         self.idle_at = None;
         self.card = None;
-        self.absence = Absence::Broken;
+        self.absence = LastDisconnect::Broken;
     }
 }

@@ -17,9 +17,9 @@ use claviger_token::{AppletKind, IdScheme};
 use toml::de::{DeTable, DeValue};
 
 use crate::{
-    idle::Release,
+    idle::IdleTimeouts,
     log::Level,
-    visibility::{Choice, Filter},
+    visibility::{Filter, Visibility},
 };
 
 /// Nobody means more than a day.
@@ -27,13 +27,13 @@ const MAX_RELEASE: f64 = 86_400.0;
 
 /// A way to readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TransportKind {
+pub(crate) enum BackendKind {
     Pcsc,
     Socket,
     Usb,
 }
 
-impl TransportKind {
+impl BackendKind {
     fn from_name(name: &str) -> Option<Self> {
         match name {
             "pcsc" => Some(Self::Pcsc),
@@ -48,7 +48,7 @@ impl TransportKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     /// Which ways to readers, in the order their slots are shown.
-    pub(crate) transports: Vec<TransportKind>,
+    pub(crate) transports: Vec<BackendKind>,
     /// Sockets with a reader behind them.
     pub(crate) sockets: Vec<PathBuf>,
     /// Who moves the transfers of readers on the USB.
@@ -56,29 +56,29 @@ pub(crate) struct Config {
     /// Where locks of readers on the USB may be kept, the best place first.
     pub(crate) lock_folders: Vec<PathBuf>,
     /// When idle cards are let go.
-    pub(crate) release: Release,
+    pub(crate) release: IdleTimeouts,
     /// What is shown, and under which names.
-    pub(crate) choice: Choice,
+    pub(crate) choice: Visibility,
     /// What is logged.
     pub(crate) log: Level,
     /// Where to, instead of the standard error output.
     pub(crate) log_file: Option<PathBuf>,
     /// What was wrong, for the log once there is one.
-    pub(crate) complaints: Vec<String>,
+    pub(crate) problems: Vec<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            transports: vec![TransportKind::Pcsc, TransportKind::Usb],
+            transports: vec![BackendKind::Pcsc, BackendKind::Usb],
             sockets: Vec::new(),
             usb_backend: UsbLibrary::default(),
             lock_folders: Vec::new(),
-            release: Release::default(),
-            choice: Choice::default(),
+            release: IdleTimeouts::default(),
+            choice: Visibility::default(),
             log: Level::WARN,
             log_file: None,
-            complaints: Vec::new(),
+            problems: Vec::new(),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Config {
             Ok(text) => self.read_text(&text, &path.display().to_string()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => self
-                .complaints
+                .problems
                 .push(format!("{}: {error}; ignored", path.display())),
         }
     }
@@ -112,7 +112,7 @@ impl Config {
         let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
         for error in &errors {
             let line = error.span().map_or(0, |span| line(span.start));
-            self.complaints
+            self.problems
                 .push(format!("{file}, line {line}: {}; ignored", error.message()));
         }
         self.read_table(None, table.get_ref(), &|at| {
@@ -141,7 +141,7 @@ impl Config {
             if let Err(why) = set {
                 let prefix = within.map_or(String::new(), |within| format!("{within}."));
                 let place = place(key.span().start);
-                self.complaints
+                self.problems
                     .push(format!("{place}: {prefix}{name}: {why}; ignored"));
             }
         }
@@ -209,7 +209,7 @@ impl Config {
                 let Some(value) = variable(name) else { return };
                 let set = set(self, value.to_string_lossy().into_owned());
                 if let Err(why) = set {
-                    self.complaints
+                    self.problems
                         .push(format!("environment variable {name}: {why}; ignored"));
                 }
             };
@@ -229,7 +229,7 @@ impl Config {
 
     fn set_transports(&mut self, names: Vec<String>) -> Result<(), String> {
         let parse = |name: String| {
-            TransportKind::from_name(&name)
+            BackendKind::from_name(&name)
                 .ok_or_else(|| format!("{name:?} is no transport; pcsc, usb and socket are"))
         };
         self.transports = names.into_iter().map(parse).collect::<Result<_, _>>()?;
@@ -278,8 +278,8 @@ impl Config {
 
     /// Sockets that are named are meant to be used.
     fn use_sockets(&mut self) {
-        if !self.sockets.is_empty() && !self.transports.contains(&TransportKind::Socket) {
-            self.transports.push(TransportKind::Socket);
+        if !self.sockets.is_empty() && !self.transports.contains(&BackendKind::Socket) {
+            self.transports.push(BackendKind::Socket);
         }
     }
 }

@@ -7,7 +7,7 @@ use cryptoki_sys::{CK_RV, CKR_GENERAL_ERROR, CKR_OK};
 use crate::{
     fork,
     module::Module,
-    rv::{Failure, Rule},
+    rv::{Failure, ReturnCode},
 };
 
 /// A function of an initialised module.
@@ -16,7 +16,9 @@ pub(crate) fn call(
     body: impl FnOnce(&Module) -> Result<(), Failure>,
 ) -> CK_RV {
     guard(function, || {
-        let module = fork::home().enter().ok_or(Rule::NOT_INITIALIZED)?;
+        let module = fork::lifecycle()
+            .enter()
+            .ok_or(ReturnCode::NOT_INITIALIZED)?;
         if module.is_broken() {
             return Err(Failure::Environment(
                 "the module is in an unknown state after an earlier internal error; finalise it"

@@ -8,7 +8,7 @@ use std::{
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What is waited for.
-pub(crate) trait Table {
+pub(crate) trait EventSource {
     /// One thing that happened.
     type Event;
 
@@ -22,18 +22,18 @@ struct State<T> {
     stopped: bool,
     broken: bool,
     /// One of the waiters watches for all of them.
-    led: bool,
+    has_watcher: bool,
 }
 
 /// A table, and those who wait for it to change.
 #[derive(Debug, Default)]
-pub(crate) struct Board<T> {
+pub(crate) struct EventQueue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
 
 /// How a wait ends.
-pub(crate) enum Outcome<'a, T: Table> {
+pub(crate) enum WaitOutcome<'a, T: EventSource> {
     /// An event, which nobody else is told.
     Event(T::Event),
     /// There is none, and the caller does not wait.
@@ -43,10 +43,10 @@ pub(crate) enum Outcome<'a, T: Table> {
     /// A watcher has failed, and nothing can be promised.
     Broken,
     /// Nobody watches: the caller does, for all who wait, until it drops this.
-    Lead(Leading<'a, T>),
+    BecomeWatcher(WatchLease<'a, T>),
 }
 
-impl<T: Table> Board<T> {
+impl<T: EventSource> EventQueue<T> {
     fn state(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,7 +70,7 @@ impl<T: Table> Board<T> {
     }
 
     /// A watcher will watch no more, and not because it was told to.
-    pub(crate) fn break_down(&self) {
+    pub(crate) fn mark_broken(&self) {
         self.state().broken = true;
         self.changed.notify_all();
     }
@@ -79,25 +79,25 @@ impl<T: Table> Board<T> {
         self.state().stopped
     }
 
-    /// Waits for an event, if the caller `may_block`; the first who `may_lead` is asked to watch instead.
-    pub(crate) fn wait(&self, may_block: bool, may_lead: bool) -> Outcome<'_, T> {
+    /// Waits for an event, if the caller `may_block`; the first who `may_watch` is asked to watch instead.
+    pub(crate) fn wait(&self, may_block: bool, may_watch: bool) -> WaitOutcome<'_, T> {
         let mut state = self.state();
         loop {
             if state.stopped {
-                return Outcome::Stopped;
+                return WaitOutcome::Stopped;
             }
             if let Some(event) = state.table.take_event() {
-                return Outcome::Event(event);
+                return WaitOutcome::Event(event);
             }
             if state.broken {
-                return Outcome::Broken;
+                return WaitOutcome::Broken;
             }
             if !may_block {
-                return Outcome::Nothing;
+                return WaitOutcome::Nothing;
             }
-            if may_lead && !state.led {
-                state.led = true;
-                return Outcome::Lead(Leading(self));
+            if may_watch && !state.has_watcher {
+                state.has_watcher = true;
+                return WaitOutcome::BecomeWatcher(WatchLease(self));
             }
             state = self
                 .changed
@@ -107,13 +107,13 @@ impl<T: Table> Board<T> {
     }
 
     /// Waits until the table is as it `should` be, the board is stopped, or `until`; whether it is so.
-    pub(crate) fn wait_until(&self, until: Instant, should: impl Fn(&T) -> bool) -> bool {
+    pub(crate) fn wait_until(&self, deadline: Instant, should: impl Fn(&T) -> bool) -> bool {
         let mut state = self.state();
         loop {
             if should(&state.table) {
                 return true;
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if state.stopped || left.is_zero() {
                 return false;
             }
@@ -124,11 +124,11 @@ impl<T: Table> Board<T> {
 }
 
 /// The lead among those who wait; given up when dropped, for another to take.
-pub(crate) struct Leading<'a, T: Table>(&'a Board<T>);
+pub(crate) struct WatchLease<'a, T: EventSource>(&'a EventQueue<T>);
 
-impl<T: Table> Drop for Leading<'_, T> {
+impl<T: EventSource> Drop for WatchLease<'_, T> {
     fn drop(&mut self) {
-        self.0.state().led = false;
+        self.0.state().has_watcher = false;
         self.0.changed.notify_all();
     }
 }

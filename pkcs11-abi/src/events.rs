@@ -18,24 +18,24 @@ use claviger_driver::{Backend, Demand, Wake, usb::discovery::precedence::PcscdPr
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
-    event_queue::{Guard, Outcome, Table},
-    idle::Idle,
-    known_reader::{CardCount, Place, ReaderKey},
-    rv::{Failure, Rule},
+    event_queue::{EventSource, Guard, WaitOutcome},
+    idle::IdleReleaser,
+    known_reader::{CardLocation, Insertion, ReaderKey},
+    rv::{Failure, ReturnCode},
     slots::SlotTable,
-    sources::{Shared, Source, Sources},
-    visibility::Choice,
+    sources::{BackendWatcher, Shared, Sources},
+    visibility::Visibility,
 };
 
 /// How often a caller's thread looks at pcscd's readers while it follows others, too: a wait for pcscd happens inside
 /// libpcsclite, and covers nothing else.
-const SLICE: Duration = Duration::from_millis(200);
+const PCSC_QUERY_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a call waits for a look at cards that nobody watches.
-const REFRESH: Duration = Duration::from_secs(2);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a call that waits for a reader to return tries it.
-const AGAIN: Duration = Duration::from_millis(50);
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 
-impl Table for SlotTable {
+impl EventSource for SlotTable {
     type Event = CK_SLOT_ID;
 
     fn take_event(&mut self) -> Option<CK_SLOT_ID> {
@@ -44,7 +44,7 @@ impl Table for SlotTable {
 }
 
 /// The events of one generation of the module.
-pub(crate) struct Events {
+pub(crate) struct SlotEvents {
     shared: Arc<Shared>,
     may_create_threads: bool,
     /// No thread watches some backend: a thread that waits has to, or each call looks.
@@ -53,26 +53,26 @@ pub(crate) struct Events {
     /// Of the backends that watch cards only for somebody.
     demands: Vec<Arc<dyn Demand>>,
     /// Backends without a thread; held while one of them is watched or looked at.
-    sources: Mutex<Vec<Source>>,
+    sources: Mutex<Vec<BackendWatcher>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Events {
+impl SlotEvents {
     /// Prepares to watch `backends` for what `choice` shows; asks nothing of them yet. `idle` is told when cards have
     /// left; `gate` what pcscd says, where its readers may be reached on the USB, too.
     pub(crate) fn new(
         backends: &[Arc<dyn Backend>],
         may_create_threads: bool,
-        idle: &Arc<Idle>,
-        choice: Arc<Choice>,
-        gate: Option<Arc<PcscdPrecedence>>,
+        idle: &Arc<IdleReleaser>,
+        choice: Arc<Visibility>,
+        precedence: Option<Arc<PcscdPrecedence>>,
     ) -> Self {
-        let sources = Source::of(backends, gate.as_ref());
+        let sources = BackendWatcher::of(backends, precedence.as_ref());
         let wakers = sources.iter().map(|source| source.watch.waker()).collect();
         let demands = sources.iter().filter_map(|source| source.watch.demand());
         let demands = demands.collect();
-        let shared = Shared::new(sources.len(), idle, gate);
-        shared.board.update(|table| table.choose(choice));
+        let shared = Shared::new(sources.len(), idle, precedence);
+        shared.queue.update(|table| table.set_visibility(choice));
         Self {
             shared: Arc::new(shared),
             may_create_threads,
@@ -86,32 +86,36 @@ impl Events {
 
     /// The slot table, for a lookup.
     pub(crate) fn table(&self) -> Guard<'_, SlotTable> {
-        self.shared.board.table()
+        self.shared.queue.table()
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.shared.board.is_stopped()
+        self.shared.queue.is_stopped()
     }
 
     /// Where this very card is, or was until its service was lost.
     ///
     /// # Errors
     /// DEVICE_REMOVED when it has left.
-    pub(crate) fn place(&self, reader: ReaderKey, card: CardCount) -> Result<Place, Failure> {
-        let place = self.table().place(reader, Instant::now());
-        let place = place.filter(|place| place.card == card);
-        Ok(place.ok_or(Rule::DEVICE_REMOVED)?)
+    pub(crate) fn card_location(
+        &self,
+        reader: ReaderKey,
+        card: Insertion,
+    ) -> Result<CardLocation, Failure> {
+        let location = self.table().card_location(reader, Instant::now());
+        let location = location.filter(|location| location.card == card);
+        Ok(location.ok_or(ReturnCode::DEVICE_REMOVED)?)
     }
 
     /// Gives a lost service and its readers a moment to return, until `until` at most; whether to try again.
-    pub(crate) fn wait_for_return(&self, reader: ReaderKey, until: Instant) -> bool {
-        let moment = until.min(Instant::now() + AGAIN);
+    pub(crate) fn wait_for_return(&self, reader: ReaderKey, deadline: Instant) -> bool {
+        let attempt_end = deadline.min(Instant::now() + RECONNECT_INTERVAL);
         let seen = self.table().sighting(reader);
         self.shared
-            .board
-            .wait_until(moment, |table| table.sighting(reader) != seen);
+            .queue
+            .wait_until(attempt_end, |table| table.sighting(reader) != seen);
         self.refresh();
-        Instant::now() < until && !self.is_stopped()
+        Instant::now() < deadline && !self.is_stopped()
     }
 
     /// Brings the table up to date. With threads it is, but for cards that nobody watches; the first call starts the threads.
@@ -122,12 +126,14 @@ impl Events {
         if self.unwatched.load(Ordering::SeqCst)
             && let Ok(mut sources) = self.sources.try_lock()
         {
-            self.followed(&mut sources).look();
+            self.followed(&mut sources).query();
         }
-        self.shared.wait_for_first_look();
+        self.shared.wait_for_first_snapshots();
         if !self.unwatched.load(Ordering::SeqCst) {
-            let until = Instant::now() + REFRESH;
-            self.demands.iter().for_each(|demand| demand.refresh(until));
+            let deadline = Instant::now() + REFRESH_TIMEOUT;
+            self.demands
+                .iter()
+                .for_each(|demand| demand.refresh(deadline));
         }
     }
 
@@ -135,11 +141,11 @@ impl Events {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
+    fn sources(&self) -> MutexGuard<'_, Vec<BackendWatcher>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn followed<'a>(&'a self, all: &'a mut [Source]) -> Sources<'a> {
+    fn followed<'a>(&'a self, all: &'a mut [BackendWatcher]) -> Sources<'a> {
         let shared = &self.shared;
         Sources { all, shared }
     }
@@ -166,12 +172,12 @@ impl Events {
     }
 
     /// A thread that follows `source`; without one the source comes back, and is looked at by each call.
-    fn spawn(&self, source: Source) -> Result<JoinHandle<()>, Option<Source>> {
+    fn spawn(&self, source: BackendWatcher) -> Result<JoinHandle<()>, Option<BackendWatcher>> {
         let name = format!("claviger-ev{}", source.backend);
         let shared = Arc::clone(&self.shared);
         // Handed over this way, because a thread that does not start keeps what it was given.
         let handover = Arc::new(Mutex::new(Some(source)));
-        let take = |from: &Mutex<Option<Source>>| {
+        let take = |from: &Mutex<Option<BackendWatcher>>| {
             from.lock().unwrap_or_else(PoisonError::into_inner).take()
         };
         let given = Arc::clone(&handover);
@@ -189,14 +195,14 @@ impl Events {
             });
             if catch_unwind(follow).is_err() {
                 tracing::error!("internal error while following the readers; please report it");
-                shared.board.break_down();
+                shared.queue.mark_broken();
             }
         };
         std::thread::Builder::new()
             .name(name)
             .spawn(run)
             .map_err(|error| {
-                tracing::warn!("no thread for slot events: {error}; each call looks for itself");
+                tracing::warn!("no thread for slot events: {error}; each call queries for itself");
                 take(&handover)
             })
     }
@@ -210,17 +216,17 @@ impl Events {
         let _waiting = may_block.then(|| Waiting::new(&self.demands));
         loop {
             let may_lead = self.unwatched.load(Ordering::SeqCst);
-            match self.shared.board.wait(may_block, may_lead) {
-                Outcome::Event(slot) => return Ok(slot),
-                Outcome::Nothing => return Err(Rule::NO_EVENT.into()),
-                Outcome::Stopped => return Err(Rule::NOT_INITIALIZED.into()),
-                Outcome::Broken => {
+            match self.shared.queue.wait(may_block, may_lead) {
+                WaitOutcome::Event(slot) => return Ok(slot),
+                WaitOutcome::Nothing => return Err(ReturnCode::NO_EVENT.into()),
+                WaitOutcome::Stopped => return Err(ReturnCode::NOT_INITIALIZED.into()),
+                WaitOutcome::Broken => {
                     let what = "the readers are no longer followed after an internal error";
                     return Err(Failure::Environment(what.to_owned()));
                 }
-                Outcome::Lead(leading) => {
-                    self.lead();
-                    drop(leading);
+                WaitOutcome::BecomeWatcher(lease) => {
+                    self.watch_as_waiter();
+                    drop(lease);
                 }
             }
         }
@@ -228,7 +234,7 @@ impl Events {
 
     /// Watches in the caller's thread until something changed or the module is finalised; a stop is seen by the
     /// caller's loop.
-    fn lead(&self) {
+    fn watch_as_waiter(&self) {
         let mut sources = self.sources();
         let mut followed = self.followed(&mut sources);
         match followed.blocking() {
@@ -241,25 +247,25 @@ impl Events {
                 self.follow_alone(blocking, alone);
             }
             Some(blocking) => {
-                followed.look_at(blocking);
-                let _ = followed.follow_pollable(Some(Instant::now() + SLICE));
+                followed.query_source(blocking);
+                let _ = followed.follow_pollable(Some(Instant::now() + PCSC_QUERY_INTERVAL));
             }
         }
     }
 
     /// Follows the source that was at `place`, while other calls look at the rest.
-    fn follow_alone(&self, place: usize, mut alone: Source) {
+    fn follow_alone(&self, index: usize, mut alone: BackendWatcher) {
         let mut followed = self.followed(std::slice::from_mut(&mut alone));
         let _ = followed.follow_only();
         let mut sources = self.sources();
-        let place = place.min(sources.len());
-        sources.insert(place, alone);
+        let index = index.min(sources.len());
+        sources.insert(index, alone);
     }
 
     /// Ends all waiting for good: stop, wake the waiters, wake the watchers, join them. Returns when no thread
     /// of ours is left; the waiters leave on their own, and the caller waits for them.
     pub(crate) fn stop(&self) {
-        self.shared.board.stop();
+        self.shared.queue.stop();
         for waker in &self.wakers {
             waker.stop();
         }
@@ -288,9 +294,9 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl std::fmt::Debug for Events {
+impl std::fmt::Debug for SlotEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Events")
+        f.debug_struct("SlotEvents")
             .field("may_create_threads", &self.may_create_threads)
             .finish_non_exhaustive()
     }

@@ -9,15 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use claviger_driver::pcsc;
 
-use crate::{lifecycle::Home, module::Module};
+use crate::{lifecycle::Lifecycle, module::Module};
 
 /// How often this process is a fork of the one that loaded the library.
 static FORKS: AtomicU64 = AtomicU64::new(0);
-static HOME: AtomicPtr<Marked> = AtomicPtr::new(std::ptr::null_mut());
+static HOME: AtomicPtr<ForkMarked> = AtomicPtr::new(std::ptr::null_mut());
 
-struct Marked {
+struct ForkMarked {
     forks: u64,
-    home: Home<Module>,
+    lifecycle: Lifecycle<Module>,
 }
 
 extern "C" fn before() {
@@ -39,7 +39,7 @@ pub(crate) fn is_child() -> bool {
 }
 
 /// The home of the module in this process; a fresh one in a child that has not been here yet.
-pub(crate) fn home() -> &'static Home<Module> {
+pub(crate) fn lifecycle() -> &'static Lifecycle<Module> {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     // No `Once`: a fork while another thread is inside it would leave the child waiting for ever.
     if !REGISTERED.load(Ordering::SeqCst) && !REGISTERED.swap(true, Ordering::SeqCst) {
@@ -60,11 +60,11 @@ pub(crate) fn home() -> &'static Home<Module> {
         if let Some(marked) = unsafe { current.as_ref() }
             && marked.forks == forks
         {
-            return &marked.home;
+            return &marked.lifecycle;
         }
-        let fresh = Box::into_raw(Box::new(Marked {
+        let fresh = Box::into_raw(Box::new(ForkMarked {
             forks,
-            home: Home::default(),
+            lifecycle: Lifecycle::default(),
         }));
         if HOME
             .compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire)

@@ -10,18 +10,18 @@ use std::{
 use crate::{card::ReaderCard, known_reader::ReaderKey};
 
 /// The readers of one generation that were ever used.
-pub(crate) type Readers = Arc<Mutex<HashMap<ReaderKey, Arc<ReaderCard>>>>;
+pub(crate) type ReaderCards = Arc<Mutex<HashMap<ReaderKey, Arc<ReaderCard>>>>;
 
 /// How long a connection nobody uses is kept; `None` for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Release {
+pub(crate) struct IdleTimeouts {
     /// While no user is logged in.
     pub(crate) idle: Option<Duration>,
     /// While one is. Coming back costs more then: the card may have forgotten its PIN.
     pub(crate) logged_in: Option<Duration>,
 }
 
-impl Default for Release {
+impl Default for IdleTimeouts {
     fn default() -> Self {
         Self {
             idle: Some(Duration::from_secs(1)),
@@ -51,16 +51,20 @@ impl Shared {
 /// A thread that sleeps until the first connection has been idle long enough; none is started before there is
 /// one, and while there is none it sleeps without end.
 #[derive(Debug)]
-pub(crate) struct Idle {
+pub(crate) struct IdleReleaser {
     shared: Arc<Shared>,
-    readers: Readers,
-    release: Release,
+    readers: ReaderCards,
+    release: IdleTimeouts,
     may_create_threads: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Idle {
-    pub(crate) fn new(readers: Readers, release: Release, may_create_threads: bool) -> Self {
+impl IdleReleaser {
+    pub(crate) fn new(
+        readers: ReaderCards,
+        release: IdleTimeouts,
+        may_create_threads: bool,
+    ) -> Self {
         Self {
             shared: Arc::default(),
             readers,
@@ -80,11 +84,11 @@ impl Idle {
     }
 
     /// Has a connection looked after at `at`. False when nobody can, so that it is let go at once.
-    pub(crate) fn watch_until(&self, at: Instant) -> bool {
+    pub(crate) fn schedule(&self, at: Instant) -> bool {
         if !self.may_create_threads || !self.is_running() {
             return false;
         }
-        self.look_at(at);
+        self.check_at(at);
         true
     }
 
@@ -106,7 +110,7 @@ impl Idle {
     }
 
     /// Has the thread, if there is one, look at all cards at `at`: some may have left.
-    pub(crate) fn look_at(&self, at: Instant) {
+    pub(crate) fn check_at(&self, at: Instant) {
         let mut state = self.shared.state();
         if state.next.is_none_or(|next| at < next) {
             state.next = Some(at);
@@ -129,7 +133,7 @@ impl Idle {
     }
 }
 
-fn look_after(shared: &Shared, readers: &Readers) {
+fn look_after(shared: &Shared, readers: &ReaderCards) {
     let mut state = shared.state();
     while !state.stopped {
         let now = Instant::now();
@@ -145,7 +149,7 @@ fn look_after(shared: &Shared, readers: &Readers) {
             Some(_) => {
                 state.next = None;
                 drop(state);
-                let later = let_go(readers, now);
+                let later = release_idle(readers, now);
                 state = shared.state();
                 state.next = [state.next, later].into_iter().flatten().min();
             }
@@ -154,7 +158,7 @@ fn look_after(shared: &Shared, readers: &Readers) {
 }
 
 /// Lets go of every connection whose time has come; the time of the next one.
-fn let_go(readers: &Readers, now: Instant) -> Option<Instant> {
+fn release_idle(readers: &ReaderCards, now: Instant) -> Option<Instant> {
     let cards: Vec<Arc<ReaderCard>> = readers
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -163,6 +167,6 @@ fn let_go(readers: &Readers, now: Instant) -> Option<Instant> {
         .collect();
     cards
         .iter()
-        .filter_map(|card| card.let_go_if_idle(now))
+        .filter_map(|card| card.release_if_idle(now))
         .min()
 }

@@ -6,7 +6,7 @@ use claviger_driver::{Presence, ReaderId, ReaderState};
 
 /// Counts the cards a reader has held; a session belongs to one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub(crate) struct CardCount(pub(crate) u64);
+pub(crate) struct Insertion(pub(crate) u64);
 
 /// Names a reader for the life of the module, whatever its service calls it by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +20,7 @@ pub(crate) struct KnownReader {
     pub(crate) name: String,
     pub(crate) presence: Presence,
     /// Which card it is: changes when one leaves, comes, or was swapped unseen.
-    pub(crate) card: CardCount,
+    pub(crate) card: Insertion,
     pub(crate) backend: usize,
     pub(crate) model: String,
     /// Its slots are shown.
@@ -28,24 +28,24 @@ pub(crate) struct KnownReader {
     changes: u32,
     /// Counts the times its service was lost and it came into sight again.
     sighting: u32,
-    out_of_sight: Option<OutOfSight>,
+    out_of_sight: Option<LostService>,
     /// Its service has shown it since it was last lost.
     seen: bool,
 }
 
 /// The service of a reader was lost: what it held is believed to be there still, for a while.
 #[derive(Clone, Debug)]
-struct OutOfSight {
+struct LostService {
     held: Presence,
     /// Set when the service is back.
-    until: Option<Instant>,
+    deadline: Option<Instant>,
 }
 
 /// Where a card is to be found.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct CardLocation {
     pub(crate) reader: ReaderId,
-    pub(crate) card: CardCount,
+    pub(crate) card: Insertion,
     /// A card seen under another number must be asked whether it is the same.
     pub(crate) sighting: u32,
     pub(crate) out_of_sight: bool,
@@ -59,7 +59,7 @@ impl KnownReader {
             id: state.id.clone(),
             name: state.name.clone(),
             presence: Presence::Empty,
-            card: CardCount::default(),
+            card: Insertion::default(),
             backend,
             model: state.model.clone(),
             connected: false,
@@ -71,9 +71,9 @@ impl KnownReader {
     }
 
     /// Takes in what its service says of it; whether something happened.
-    pub(crate) fn see(&mut self, state: &ReaderState) -> bool {
+    pub(crate) fn update(&mut self, state: &ReaderState) -> bool {
         let happened = match self.out_of_sight.take() {
-            Some(lost) => self.see_again(state, lost),
+            Some(lost) => self.update_after_return(state, lost),
             None => self.see_change(state),
         };
         self.presence = state.presence.clone();
@@ -92,7 +92,7 @@ impl KnownReader {
     }
 
     /// What its service says after it was lost: counts of before mean nothing now.
-    fn see_again(&mut self, state: &ReaderState, lost: OutOfSight) -> bool {
+    fn update_after_return(&mut self, state: &ReaderState, lost: LostService) -> bool {
         if state.presence == lost.held {
             self.sighting = self.sighting.wrapping_add(1);
             return state.presence != Presence::Empty;
@@ -106,39 +106,39 @@ impl KnownReader {
     }
 
     /// Its service was lost; whether a card vanished with it. It may come into sight again `until` then.
-    pub(crate) fn lose_sight(&mut self, until: Option<Instant>) -> bool {
+    pub(crate) fn service_lost(&mut self, deadline: Option<Instant>) -> bool {
         let shown = std::mem::replace(&mut self.presence, Presence::Empty);
         let vanished = shown != Presence::Empty;
         let held = self.out_of_sight.take().map_or(shown, |lost| lost.held);
-        self.out_of_sight = Some(OutOfSight { held, until });
+        self.out_of_sight = Some(LostService { held, deadline });
         self.seen = false;
         vanished
     }
 
     /// It is not there any more.
-    pub(crate) fn leave(&mut self) {
-        self.lose_card();
+    pub(crate) fn unplugged(&mut self) {
+        self.card_removed();
         self.connected = false;
         self.presence = Presence::Empty;
     }
 
     /// The card it held, or was believed to hold, is not there any more.
-    pub(crate) fn lose_card(&mut self) {
+    pub(crate) fn card_removed(&mut self) {
         self.out_of_sight = None;
         self.card.0 += 1;
     }
 
     /// Gives up a card that had time enough to come into sight again.
     pub(crate) fn expire(&mut self, now: Instant) {
-        if self.given_up_at().is_some_and(|at| at <= now) {
-            self.lose_card();
+        if self.expires_at().is_some_and(|at| at <= now) {
+            self.card_removed();
             self.connected = self.seen;
         }
     }
 
     /// When a card that is out of sight is given up, once its service is back.
-    pub(crate) fn given_up_at(&self) -> Option<Instant> {
-        self.out_of_sight.as_ref()?.until
+    pub(crate) fn expires_at(&self) -> Option<Instant> {
+        self.out_of_sight.as_ref()?.deadline
     }
 
     /// Whether its service was lost, and what it holds is only believed to be there.
@@ -152,8 +152,8 @@ impl KnownReader {
     }
 
     /// Where its card is to be found.
-    pub(crate) fn place(&self) -> Place {
-        Place {
+    pub(crate) fn location(&self) -> CardLocation {
+        CardLocation {
             reader: self.id.clone(),
             card: self.card,
             sighting: self.sighting,

@@ -61,7 +61,7 @@ pub(crate) fn start(level: Level, file: Option<&Path>) {
     LEVEL.store(level.0, Ordering::Relaxed);
     // The dispatcher is this library's own copy; an application's is another one. The second time it is set
     // already.
-    let _ = tracing::subscriber::set_global_default(Lines);
+    let _ = tracing::subscriber::set_global_default(LineSubscriber);
     if let Some(path) = file
         && FILE.get().is_none()
     {
@@ -77,9 +77,9 @@ pub(crate) fn start(level: Level, file: Option<&Path>) {
 }
 
 /// Writes events as lines.
-struct Lines;
+struct LineSubscriber;
 
-impl Subscriber for Lines {
+impl Subscriber for LineSubscriber {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         Level::of(*metadata.level()).0 <= LEVEL.load(Ordering::Relaxed)
     }

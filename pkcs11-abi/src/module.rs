@@ -20,18 +20,18 @@ use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
-    card::{ReaderCard, TokenFacts},
-    card_state::Way,
-    config::{Config, TransportKind},
-    events::Events,
+    card::{CachedToken, ReaderCard},
+    card_state::ReaderAccess,
+    config::{BackendKind, Config},
+    events::SlotEvents,
     fork,
-    idle::{Idle, Readers},
-    known_reader::{CardCount, KnownReader},
-    lifecycle::{Generation, Home},
-    rv::{Failure, Rule},
+    idle::{IdleReleaser, ReaderCards},
+    known_reader::{Insertion, KnownReader},
+    lifecycle::{Generation, Lifecycle},
+    rv::{Failure, ReturnCode},
     sessions::{Session, Sessions},
-    slots::RETURN,
-    visibility::Choice,
+    slots::READER_RETURN_TIMEOUT,
+    visibility::Visibility,
 };
 
 /// One generation of the module, from C_Initialize to C_Finalize. Calls hold it while they are inside, so a
@@ -39,36 +39,36 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Module {
     generation: u64,
-    pub(crate) events: Arc<Events>,
+    pub(crate) events: Arc<SlotEvents>,
     pub(crate) sessions: Sessions,
     backends: Vec<Arc<dyn Backend>>,
-    readers: Readers,
-    idle: Arc<Idle>,
-    choice: Arc<Choice>,
+    readers: ReaderCards,
+    idle: Arc<IdleReleaser>,
+    choice: Arc<Visibility>,
     broken: AtomicBool,
 }
 
 /// A slot with a card in it.
-pub(crate) struct Occupied {
+pub(crate) struct TokenRef {
     pub(crate) applet: AppletKind,
-    pub(crate) card: CardCount,
+    pub(crate) card: Insertion,
     pub(crate) reader: Arc<ReaderCard>,
 }
 
 impl Module {
     fn new(config: &Config, may_create_threads: bool) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(0);
-        let gate = gate(config);
-        let backend = |kind: &TransportKind| -> Arc<dyn Backend> {
+        let precedence = precedence(config);
+        let backend = |kind: &BackendKind| -> Arc<dyn Backend> {
             match kind {
-                TransportKind::Pcsc => Arc::new(PcscBackend::new(may_create_threads)),
-                TransportKind::Socket => Arc::new(SocketBackend::new(config.sockets.clone())),
-                TransportKind::Usb => Arc::new(usb(config, may_create_threads, gate.clone())),
+                BackendKind::Pcsc => Arc::new(PcscBackend::new(may_create_threads)),
+                BackendKind::Socket => Arc::new(SocketBackend::new(config.sockets.clone())),
+                BackendKind::Usb => Arc::new(usb(config, may_create_threads, precedence.clone())),
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
-        let readers = Readers::default();
-        let idle = Idle::new(Arc::clone(&readers), config.release, may_create_threads);
+        let readers = ReaderCards::default();
+        let idle = IdleReleaser::new(Arc::clone(&readers), config.release, may_create_threads);
         let idle = Arc::new(idle);
         let choice = Arc::new(config.choice.clone());
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
@@ -83,12 +83,12 @@ impl Module {
         );
         Self {
             generation,
-            events: Arc::new(Events::new(
+            events: Arc::new(SlotEvents::new(
                 &backends,
                 may_create_threads,
                 &idle,
                 Arc::clone(&choice),
-                gate,
+                precedence,
             )),
             sessions: Sessions::default(),
             backends,
@@ -115,7 +115,7 @@ impl Module {
     pub(crate) fn slot(&self, id: CK_SLOT_ID) -> Result<(AppletKind, KnownReader), Failure> {
         let mut table = self.events.table();
         let known = table.slot(id, Instant::now());
-        let (slot, reader) = known.ok_or(Rule::SLOT_ID_INVALID)?;
+        let (slot, reader) = known.ok_or(ReturnCode::SLOT_ID_INVALID)?;
         Ok((slot.applet, reader.clone()))
     }
 
@@ -123,15 +123,15 @@ impl Module {
     ///
     /// # Errors
     /// SLOT_ID_INVALID; TOKEN_NOT_PRESENT for an empty slot, TOKEN_NOT_RECOGNIZED for a mute card.
-    pub(crate) fn occupied(&self, id: CK_SLOT_ID) -> Result<Occupied, Failure> {
+    pub(crate) fn token_ref(&self, id: CK_SLOT_ID) -> Result<TokenRef, Failure> {
         let (applet, known) = self.slot(id)?;
         match known.presence {
             claviger_driver::Presence::Card(_) => {}
-            claviger_driver::Presence::Empty => return Err(Rule::TOKEN_NOT_PRESENT.into()),
-            claviger_driver::Presence::Mute => return Err(Rule::TOKEN_NOT_RECOGNIZED.into()),
+            claviger_driver::Presence::Empty => return Err(ReturnCode::TOKEN_NOT_PRESENT.into()),
+            claviger_driver::Presence::Mute => return Err(ReturnCode::TOKEN_NOT_RECOGNIZED.into()),
         }
         let reader = self.reader(&known)?;
-        Ok(Occupied {
+        Ok(TokenRef {
             applet,
             card: known.card,
             reader,
@@ -141,9 +141,9 @@ impl Module {
     /// The facts of the token in a slot; asks a card that is new.
     ///
     /// # Errors
-    /// As [`Module::occupied`], TOKEN_NOT_PRESENT for a card without the slot's applet, or of the transport.
-    pub(crate) fn token(&self, id: CK_SLOT_ID) -> Result<TokenFacts, Failure> {
-        let occupied = self.occupied(id)?;
+    /// As [`Module::token_ref`], TOKEN_NOT_PRESENT for a card without the slot's applet, or of the transport.
+    pub(crate) fn token(&self, id: CK_SLOT_ID) -> Result<CachedToken, Failure> {
+        let occupied = self.token_ref(id)?;
         occupied.reader.token(occupied.card, occupied.applet)
     }
 
@@ -158,7 +158,7 @@ impl Module {
             .find(|backend| backend.name() == known.id.backend());
         let backend = backend
             .ok_or_else(|| Failure::Environment(format!("no transport for reader {}", known.id)))?;
-        let way = Way {
+        let way = ReaderAccess {
             backend: Arc::clone(backend),
             events: Arc::clone(&self.events),
             choice: Arc::clone(&self.choice),
@@ -176,13 +176,13 @@ impl Module {
         let session = self
             .sessions
             .get(handle)
-            .ok_or(Rule::SESSION_HANDLE_INVALID)?;
+            .ok_or(ReturnCode::SESSION_HANDLE_INVALID)?;
         let (_, reader) = self.slot(session.slot)?;
         if reader.card == session.card {
             return Ok(session);
         }
         self.sessions.remove(handle);
-        Err(Rule::SESSION_HANDLE_INVALID.into())
+        Err(ReturnCode::SESSION_HANDLE_INVALID.into())
     }
 
     /// Closes a session: the last one of a token logs its user out.
@@ -192,7 +192,7 @@ impl Module {
     pub(crate) fn close_session(&self, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
         let session = self.session(handle)?;
         let Some((_, last)) = self.sessions.remove(handle) else {
-            return Err(Rule::SESSION_HANDLE_INVALID.into());
+            return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
         };
         // A card that has left took its objects along.
         drop(session.with_handles(|handles| handles.session_closed(handle)));
@@ -214,7 +214,7 @@ impl Module {
     }
 
     /// Logs users out and lets cards go; nothing is left afterwards.
-    fn let_all_go(&self) {
+    fn release_all(&self) {
         for handle in self.sessions.all() {
             self.sessions.remove(handle);
         }
@@ -233,12 +233,12 @@ impl Generation for Module {
         self.idle.stop();
     }
 
-    fn cut(&self) {
+    fn abort_calls(&self) {
         self.backends.iter().for_each(|backend| backend.cut());
     }
 
-    fn close(&self) {
-        self.let_all_go();
+    fn release(&self) {
+        self.release_all();
         tracing::debug!("generation {} has ended", self.generation);
     }
 }
@@ -246,15 +246,15 @@ impl Generation for Module {
 impl Drop for Module {
     /// Nothing is left to do here, unless a call outlived C_Finalize and held a card.
     fn drop(&mut self) {
-        self.let_all_go();
+        self.release_all();
     }
 }
 
 /// What keeps us from readers on the USB while pcscd has them, where both ways are configured.
-fn gate(config: &Config) -> Option<Arc<PcscdPrecedence>> {
-    let both = [TransportKind::Pcsc, TransportKind::Usb];
+fn precedence(config: &Config) -> Option<Arc<PcscdPrecedence>> {
+    let both = [BackendKind::Pcsc, BackendKind::Usb];
     let both = both.iter().all(|kind| config.transports.contains(kind));
-    both.then(|| PcscdPrecedence::new(RETURN))
+    both.then(|| PcscdPrecedence::new(READER_RETURN_TIMEOUT))
 }
 
 /// The readers on the USB. nusb has a thread of its own, which must not be where threads are not allowed, and is not there
@@ -262,7 +262,7 @@ fn gate(config: &Config) -> Option<Arc<PcscdPrecedence>> {
 fn usb(
     config: &Config,
     may_create_threads: bool,
-    gate: Option<Arc<PcscdPrecedence>>,
+    precedence: Option<Arc<PcscdPrecedence>>,
 ) -> UsbBackend {
     let stack = if may_create_threads && !fork::is_child() {
         config.usb_backend
@@ -274,8 +274,8 @@ fn usb(
         has_watch_thread: may_create_threads,
         lock_folders: config.lock_folders.clone(),
     });
-    match gate {
-        Some(gate) => backend.with_precedence(gate),
+    match precedence {
+        Some(precedence) => backend.with_precedence(precedence),
         None => backend,
     }
 }
@@ -284,18 +284,21 @@ fn usb(
 ///
 /// # Errors
 /// CRYPTOKI_ALREADY_INITIALIZED.
-pub(crate) fn initialize(home: &Home<Module>, may_create_threads: bool) -> Result<(), Failure> {
-    let begun = home.begin(|| {
+pub(crate) fn initialize(
+    lifecycle: &Lifecycle<Module>,
+    may_create_threads: bool,
+) -> Result<(), Failure> {
+    let begun = lifecycle.initialize(|| {
         let config = Config::load();
         crate::log::start(config.log, config.log_file.as_deref());
-        for complaint in &config.complaints {
-            tracing::warn!("{complaint}");
+        for problem in &config.problems {
+            tracing::warn!("{problem}");
         }
         Module::new(&config, may_create_threads)
     });
     if begun {
         Ok(())
     } else {
-        Err(Rule::ALREADY_INITIALIZED.into())
+        Err(ReturnCode::ALREADY_INITIALIZED.into())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use claviger_token::{Object, ObjectId, Template};
 use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE};
 
-use crate::{handle, rv::Rule};
+use crate::{handle, rv::ReturnCode};
 
 /// Object handles of one token: the same object keeps its handle, a private one until logout, a session's until that
 /// session closes.
@@ -17,7 +17,7 @@ pub(crate) struct ObjectHandles {
     by_id: HashMap<ObjectId, CK_OBJECT_HANDLE>,
     objects: HashMap<CK_OBJECT_HANDLE, Arc<Object>>,
     /// In the order they were made.
-    of_sessions: BTreeMap<CK_OBJECT_HANDLE, (CK_SESSION_HANDLE, Arc<Object>)>,
+    session_objects: BTreeMap<CK_OBJECT_HANDLE, (CK_SESSION_HANDLE, Arc<Object>)>,
 }
 
 impl ObjectHandles {
@@ -30,7 +30,7 @@ impl ObjectHandles {
 
     /// The object behind a handle.
     pub(crate) fn get(&self, handle: CK_OBJECT_HANDLE) -> Option<&Arc<Object>> {
-        let of_session = || self.of_sessions.get(&handle).map(|(_, object)| object);
+        let of_session = || self.session_objects.get(&handle).map(|(_, object)| object);
         self.objects.get(&handle).or_else(of_session)
     }
 
@@ -39,26 +39,26 @@ impl ObjectHandles {
         self.objects.retain(|_, object| !object.is_private());
         let objects = &self.objects;
         self.by_id.retain(|_, handle| objects.contains_key(handle));
-        self.of_sessions
+        self.session_objects
             .retain(|_, (_, object)| !object.is_private());
     }
 
     /// An object is no longer on the token.
-    pub(crate) fn forget(&mut self, handle: CK_OBJECT_HANDLE) {
+    pub(crate) fn remove_object(&mut self, handle: CK_OBJECT_HANDLE) {
         if let Some(object) = self.objects.remove(&handle) {
             self.by_id.remove(&object.id);
         }
     }
 
     /// The objects of sessions that match `template`; private ones for a logged-in user alone.
-    pub(crate) fn find_of_sessions(
+    pub(crate) fn find_session_objects(
         &self,
         template: &Template,
         logged_in: bool,
     ) -> Vec<CK_OBJECT_HANDLE> {
         let seen =
             |object: &Object| (logged_in || !object.is_private()) && object.matches(template);
-        self.of_sessions
+        self.session_objects
             .iter()
             .filter(|(_, (_, object))| seen(object))
             .map(|(handle, _)| *handle)
@@ -68,7 +68,8 @@ impl ObjectHandles {
     /// Takes up an object that the session `owner` made.
     pub(crate) fn add(&mut self, owner: CK_SESSION_HANDLE, object: Object) -> CK_OBJECT_HANDLE {
         let handle = handle::fresh();
-        self.of_sessions.insert(handle, (owner, Arc::new(object)));
+        self.session_objects
+            .insert(handle, (owner, Arc::new(object)));
         handle
     }
 
@@ -80,18 +81,18 @@ impl ObjectHandles {
         &mut self,
         handle: CK_OBJECT_HANDLE,
         object: Option<Object>,
-    ) -> Result<(), Rule> {
-        let place = self.of_sessions.get_mut(&handle);
-        let (_, place) = place.ok_or(Rule::OBJECT_HANDLE_INVALID)?;
+    ) -> Result<(), ReturnCode> {
+        let entry = self.session_objects.get_mut(&handle);
+        let (_, entry) = entry.ok_or(ReturnCode::OBJECT_HANDLE_INVALID)?;
         match object {
-            Some(object) => *place = Arc::new(object),
-            None => drop(self.of_sessions.remove(&handle)),
+            Some(object) => *entry = Arc::new(object),
+            None => drop(self.session_objects.remove(&handle)),
         }
         Ok(())
     }
 
     /// The objects of a closed session are no more.
     pub(crate) fn session_closed(&mut self, owner: CK_SESSION_HANDLE) {
-        self.of_sessions.retain(|_, (of, _)| *of != owner);
+        self.session_objects.retain(|_, (of, _)| *of != owner);
     }
 }

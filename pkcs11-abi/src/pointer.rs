@@ -1,6 +1,6 @@
 //! The caller's pointers, turned into checked values once; the only raw pointers of the crate.
 //!
-//! An [`In`] or [`Out`] is made from a C parameter by the function list and lives as long as the call. Making
+//! An [`Input`] or [`Output`] is made from a C parameter by the function list and lives as long as the call. Making
 //! one is the unsafe promise that a pointer which is not null points where the standard says; the methods
 //! check null and length and never form a reference to the caller's memory that they write through, so that
 //! overlapping buffers are merely copied.
@@ -10,23 +10,23 @@ use std::{ffi::CStr, marker::PhantomData};
 use claviger_token::{TemplateFault, TokenError};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_MECHANISM, CK_ULONG};
 
-use crate::rv::{Failure, Rule};
+use crate::rv::{Failure, ReturnCode};
 
 /// Memory of the caller to read.
 #[derive(Clone, Copy)]
-pub(crate) struct In<'call, T> {
+pub(crate) struct Input<'call, T> {
     pointer: *const T,
     call: PhantomData<&'call T>,
 }
 
 /// Memory of the caller to write, and perhaps to read first.
 #[derive(Clone, Copy)]
-pub(crate) struct Out<'call, T> {
+pub(crate) struct Output<'call, T> {
     pointer: *mut T,
     call: PhantomData<&'call T>,
 }
 
-impl<'call, T: Copy> In<'call, T> {
+impl<'call, T: Copy> Input<'call, T> {
     /// # Safety
     /// `pointer` is null or valid for reads of what the function's other parameters say, until it returns.
     pub(crate) const unsafe fn new(pointer: *const T) -> Self {
@@ -43,7 +43,7 @@ impl<'call, T: Copy> In<'call, T> {
     /// A copy of the one value; it may lie unaligned.
     pub(crate) fn get(self) -> Result<T, Failure> {
         if self.pointer.is_null() {
-            return Err(Rule::ARGUMENTS_BAD.into());
+            return Err(ReturnCode::ARGUMENTS_BAD.into());
         }
         // SAFETY: not null, so by the promise of `new` readable; alignment is not assumed.
         Ok(unsafe { self.pointer.read_unaligned() })
@@ -53,11 +53,11 @@ impl<'call, T: Copy> In<'call, T> {
     pub(crate) fn list(self, count: CK_ULONG) -> Result<Vec<T>, Failure> {
         let count = checked_count::<T>(count)?;
         if count > 0 && self.pointer.is_null() {
-            return Err(Rule::ARGUMENTS_BAD.into());
+            return Err(ReturnCode::ARGUMENTS_BAD.into());
         }
         let mut list = Vec::new();
         list.try_reserve_exact(count)
-            .map_err(|_| Rule::ARGUMENTS_BAD)?;
+            .map_err(|_| ReturnCode::ARGUMENTS_BAD)?;
         for index in 0..count {
             // SAFETY: `index` is within the array the caller promised; alignment is not assumed.
             list.push(unsafe { self.pointer.wrapping_add(index).read_unaligned() });
@@ -66,13 +66,13 @@ impl<'call, T: Copy> In<'call, T> {
     }
 }
 
-impl<'call> In<'call, u8> {
+impl<'call> Input<'call, u8> {
     /// `len` bytes in place; null with 0 is no bytes.
     pub(crate) fn bytes(self, len: CK_ULONG) -> Result<&'call [u8], Failure> {
         let len = checked_count::<u8>(len)?;
         match (self.pointer.is_null(), len) {
             (_, 0) => Ok(&[]),
-            (true, _) => Err(Rule::ARGUMENTS_BAD.into()),
+            (true, _) => Err(ReturnCode::ARGUMENTS_BAD.into()),
             // SAFETY: not null, so by the promise of `new` readable for `len` bytes during the call.
             (false, _) => Ok(unsafe { std::slice::from_raw_parts(self.pointer, len) }),
         }
@@ -87,7 +87,7 @@ impl<'call> In<'call, u8> {
     }
 }
 
-impl<'call, T: Copy> Out<'call, T> {
+impl<'call, T: Copy> Output<'call, T> {
     /// # Safety
     /// `pointer` is null or valid for reads and writes of what the function's other parameters say, until it
     /// returns.
@@ -103,8 +103,8 @@ impl<'call, T: Copy> Out<'call, T> {
     }
 
     /// The same memory, read first.
-    pub(crate) const fn as_in(self) -> In<'call, T> {
-        In {
+    pub(crate) const fn as_in(self) -> Input<'call, T> {
+        Input {
             pointer: self.pointer,
             call: PhantomData,
         }
@@ -113,14 +113,14 @@ impl<'call, T: Copy> Out<'call, T> {
     /// Fails on null, before anything is done.
     pub(crate) fn check(self) -> Result<Self, Failure> {
         if self.pointer.is_null() {
-            Err(Rule::ARGUMENTS_BAD.into())
+            Err(ReturnCode::ARGUMENTS_BAD.into())
         } else {
             Ok(self)
         }
     }
 
     /// Writes the one value.
-    pub(crate) fn put(self, value: T) -> Result<(), Failure> {
+    pub(crate) fn write(self, value: T) -> Result<(), Failure> {
         self.put_all(&[value])
     }
 
@@ -137,15 +137,19 @@ impl<'call, T: Copy> Out<'call, T> {
 
     /// The convention for output of variable length (PKCS #11 2.40, 5.2): without a buffer only the length is
     /// told; a small buffer is told too and is an error; otherwise `values` and their number are written.
-    pub(crate) fn put_counted(self, count: Out<'_, CK_ULONG>, values: &[T]) -> Result<(), Failure> {
-        match room(self, count, values.len())? {
-            Room::Asked => Ok(()),
-            Room::Enough => self.put_all(values),
+    pub(crate) fn write_counted(
+        self,
+        count: Output<'_, CK_ULONG>,
+        values: &[T],
+    ) -> Result<(), Failure> {
+        match fit(self, count, values.len())? {
+            OutputFit::LengthQuery => Ok(()),
+            OutputFit::Fits => self.put_all(values),
         }
     }
 }
 
-impl<'call> Out<'call, u8> {
+impl<'call> Output<'call, u8> {
     /// `len` bytes in pieces of at most `size`, each with its length; null with 0 is none.
     pub(crate) fn pieces(
         self,
@@ -168,26 +172,26 @@ impl<'call> Out<'call, u8> {
 
 /// Whether a caller wants a value or only its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Room {
+pub(crate) enum OutputFit {
     /// Only its length, which has been written.
-    Asked,
+    LengthQuery,
     /// The value: the buffer has room, and the length has been written.
-    Enough,
+    Fits,
 }
 
 /// Compares the room in `buffer` with `needed` and writes `needed` to `count` in every case.
-pub(crate) fn room<T: Copy>(
-    buffer: Out<'_, T>,
-    count: Out<'_, CK_ULONG>,
+pub(crate) fn fit<T: Copy>(
+    buffer: Output<'_, T>,
+    count: Output<'_, CK_ULONG>,
     needed: usize,
-) -> Result<Room, Failure> {
+) -> Result<OutputFit, Failure> {
     let available = count.as_in().get()?;
-    let needed = CK_ULONG::try_from(needed).map_err(|_| Rule::ARGUMENTS_BAD)?;
-    count.put(needed)?;
+    let needed = CK_ULONG::try_from(needed).map_err(|_| ReturnCode::ARGUMENTS_BAD)?;
+    count.write(needed)?;
     match (buffer.is_null(), needed <= available) {
-        (true, _) => Ok(Room::Asked),
-        (false, true) => Ok(Room::Enough),
-        (false, false) => Err(Rule::BUFFER_TOO_SMALL.into()),
+        (true, _) => Ok(OutputFit::LengthQuery),
+        (false, true) => Ok(OutputFit::Fits),
+        (false, false) => Err(ReturnCode::BUFFER_TOO_SMALL.into()),
     }
 }
 
@@ -200,7 +204,7 @@ fn checked_count<T>(count: CK_ULONG) -> Result<usize, Failure> {
                 .checked_mul(size_of::<T>().max(1))
                 .is_some_and(|bytes| isize::try_from(bytes).is_ok())
         })
-        .ok_or_else(|| Rule::ARGUMENTS_BAD.into())
+        .ok_or_else(|| ReturnCode::ARGUMENTS_BAD.into())
 }
 
 /// No attribute of a card is longer; a length past this is a lie, and copying it could exhaust the memory.
@@ -220,14 +224,14 @@ pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failu
         .into());
     }
     // SAFETY: the attribute was read from a template of the caller, who promises its pointer and length.
-    let value = unsafe { In::new(attribute.pValue.cast::<u8>().cast_const()) };
+    let value = unsafe { Input::new(attribute.pValue.cast::<u8>().cast_const()) };
     Ok(value.bytes(attribute.ulValueLen)?.to_vec())
 }
 
 /// The parameter bytes of a mechanism.
 pub(crate) fn mechanism_parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, Failure> {
     // SAFETY: the mechanism was read from the caller, who promises its parameter and length.
-    let parameter = unsafe { In::new(mechanism.pParameter.cast::<u8>().cast_const()) };
+    let parameter = unsafe { Input::new(mechanism.pParameter.cast::<u8>().cast_const()) };
     Ok(parameter.bytes(mechanism.ulParameterLen)?.to_vec())
 }
 
@@ -237,7 +241,7 @@ pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
         return None;
     }
     // SAFETY: as in `mechanism_parameter`; as many bytes as the structure has.
-    unsafe { In::new(mechanism.pParameter.cast::<T>().cast_const()) }
+    unsafe { Input::new(mechanism.pParameter.cast::<T>().cast_const()) }
         .get()
         .ok()
 }
@@ -245,14 +249,14 @@ pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
 /// Bytes that a parameter's structure points to; `None` for null with a length.
 pub(crate) fn nested_bytes(pointer: *mut u8, len: CK_ULONG) -> Option<Vec<u8>> {
     // SAFETY: pointer and length were read from a structure of the caller, who promises them.
-    let bytes = unsafe { In::new(pointer.cast_const()) };
+    let bytes = unsafe { Input::new(pointer.cast_const()) };
     Some(bytes.bytes(len).ok()?.to_vec())
 }
 
 /// Where the value of one attribute goes.
-pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Out<'call, u8> {
+pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Output<'call, u8> {
     // SAFETY: as in `attribute_bytes`; the room is compared with `ulValueLen` before it is used.
-    unsafe { Out::new(attribute.pValue.cast::<u8>()) }
+    unsafe { Output::new(attribute.pValue.cast::<u8>()) }
 }
 
 #[cfg(test)]
@@ -266,7 +270,7 @@ mod tests {
     #[test]
     fn null_with_a_length_is_refused_and_null_without_is_empty() {
         // SAFETY: null is allowed.
-        let nothing = unsafe { In::<u8>::new(std::ptr::null()) };
+        let nothing = unsafe { Input::<u8>::new(std::ptr::null()) };
         assert_eq!(nothing.bytes(0).unwrap(), b"");
         assert_eq!(code(nothing.bytes(1)), cryptoki_sys::CKR_ARGUMENTS_BAD);
         assert_eq!(code(nothing.get()), cryptoki_sys::CKR_ARGUMENTS_BAD);
@@ -275,26 +279,26 @@ mod tests {
     #[test]
     fn a_string_is_compared_to_its_first_other_byte() {
         // SAFETY: each byte string ends with NUL, or differs before it ends.
-        let is = |bytes: &[u8]| unsafe { In::new(bytes.as_ptr()) }.is_text(c"PKCS 11");
+        let is = |bytes: &[u8]| unsafe { Input::new(bytes.as_ptr()) }.is_text(c"PKCS 11");
         assert!(is(b"PKCS 11\0"));
         assert!(!is(b"PKCS 11 \0"));
         assert!(!is(b"PKCS 1\0"));
         assert!(!is(b"Q"));
         // SAFETY: null is allowed.
-        assert!(!unsafe { In::new(std::ptr::null()) }.is_text(c""));
+        assert!(!unsafe { Input::new(std::ptr::null()) }.is_text(c""));
     }
 
     #[test]
     fn a_length_past_the_address_space_is_refused_without_looking() {
         let byte = 7u8;
         // SAFETY: the pointer is valid for the one byte that may be read.
-        let bytes = unsafe { In::new(&raw const byte) };
+        let bytes = unsafe { Input::new(&raw const byte) };
         assert_eq!(
             code(bytes.bytes(CK_ULONG::MAX)),
             cryptoki_sys::CKR_ARGUMENTS_BAD
         );
         // SAFETY: as above; eight times the count overflows before anything is read.
-        let words = unsafe { In::new((&raw const byte).cast::<u64>()) };
+        let words = unsafe { Input::new((&raw const byte).cast::<u64>()) };
         assert_eq!(
             code(words.list(CK_ULONG::MAX / 4)),
             cryptoki_sys::CKR_ARGUMENTS_BAD
@@ -306,16 +310,16 @@ mod tests {
         let mut buffer = [0u8; 4];
         let mut len: CK_ULONG = 2;
         // SAFETY: points to a live local.
-        let out = unsafe { Out::new(buffer.as_mut_ptr()) };
+        let out = unsafe { Output::new(buffer.as_mut_ptr()) };
         // SAFETY: as above.
-        let count = unsafe { Out::new(&raw mut len) };
+        let count = unsafe { Output::new(&raw mut len) };
         assert_eq!(
-            code(out.put_counted(count, &[1, 2, 3])),
+            code(out.write_counted(count, &[1, 2, 3])),
             cryptoki_sys::CKR_BUFFER_TOO_SMALL
         );
         assert_eq!((len, buffer), (3, [0; 4]));
         len = 4;
-        assert_eq!(code(out.put_counted(count, &[1, 2, 3])), 0);
+        assert_eq!(code(out.write_counted(count, &[1, 2, 3])), 0);
         assert_eq!((len, buffer), (3, [1, 2, 3, 0]));
     }
 
@@ -323,8 +327,8 @@ mod tests {
     fn unaligned_memory_is_read_and_written() {
         let mut memory = [0u8; 17];
         // SAFETY: eight bytes at offset 1 lie within `memory`.
-        let odd = unsafe { Out::new(memory.as_mut_ptr().wrapping_add(1).cast::<CK_ULONG>()) };
-        odd.put(0x0102_0304).unwrap();
+        let odd = unsafe { Output::new(memory.as_mut_ptr().wrapping_add(1).cast::<CK_ULONG>()) };
+        odd.write(0x0102_0304).unwrap();
         assert_eq!(odd.as_in().get().unwrap(), 0x0102_0304);
     }
 }

@@ -32,7 +32,7 @@ use cryptoki_sys::{
 pub(crate) enum Failure {
     /// The caller's own doing, or a rule of the standard: the code says it all.
     #[error("{}", .0.name())]
-    Rule(Rule),
+    ReturnCode(ReturnCode),
     /// Something of the card or the way to it.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -43,17 +43,17 @@ pub(crate) enum Failure {
 
 /// Codes this module decides on by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rule(CK_RV, &'static str);
+pub(crate) struct ReturnCode(CK_RV, &'static str);
 
-macro_rules! rules {
+macro_rules! return_codes {
     ($($name:ident = $code:ident;)*) => {
-        impl Rule {
+        impl ReturnCode {
             $(pub(crate) const $name: Self = Self($code, stringify!($code));)*
         }
     };
 }
 
-rules! {
+return_codes! {
     ACTION_PROHIBITED = CKR_ACTION_PROHIBITED;
     ALREADY_INITIALIZED = CKR_CRYPTOKI_ALREADY_INITIALIZED;
     ARGUMENTS_BAD = CKR_ARGUMENTS_BAD;
@@ -98,7 +98,7 @@ rules! {
     WRAPPING_KEY_TYPE_INCONSISTENT = CKR_WRAPPING_KEY_TYPE_INCONSISTENT;
 }
 
-impl Rule {
+impl ReturnCode {
     pub(crate) const fn name(self) -> &'static str {
         self.1
     }
@@ -120,9 +120,9 @@ impl Rule {
     }
 }
 
-impl From<Rule> for Failure {
-    fn from(rule: Rule) -> Self {
-        Self::Rule(rule)
+impl From<ReturnCode> for Failure {
+    fn from(rule: ReturnCode) -> Self {
+        Self::ReturnCode(rule)
     }
 }
 
@@ -136,7 +136,7 @@ impl Failure {
     /// The return code.
     pub(crate) fn code(&self) -> CK_RV {
         match self {
-            Self::Rule(rule) => rule.0,
+            Self::ReturnCode(rule) => rule.0,
             Self::Token(error) => token_code(error),
             Self::Environment(_) => CKR_GENERAL_ERROR,
         }
@@ -145,8 +145,8 @@ impl Failure {
     /// Writes the one line a person may look for.
     pub(crate) fn log(&self, function: &str) {
         match self {
-            Self::Rule(rule) if rule.is_ordinary() => tracing::debug!("{function}: {self}"),
-            Self::Rule(_) => tracing::info!("{function}: {self}"),
+            Self::ReturnCode(rule) if rule.is_ordinary() => tracing::debug!("{function}: {self}"),
+            Self::ReturnCode(_) => tracing::info!("{function}: {self}"),
             // Asked of a key that cannot: how callers find out what it can.
             Self::Token(
                 TokenError::MechanismInvalid(_)

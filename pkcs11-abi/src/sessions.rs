@@ -17,11 +17,11 @@ use cryptoki_sys::{
 };
 
 use crate::{
-    card::{ReaderCard, Who},
+    card::{LoginState, ReaderCard},
     handle,
-    known_reader::CardCount,
+    known_reader::Insertion,
     object_handles::ObjectHandles,
-    rv::{Failure, Rule},
+    rv::{Failure, ReturnCode},
 };
 
 /// A search begun by C_FindObjectsInit: the handles not yet given, in reverse.
@@ -32,38 +32,38 @@ pub(crate) struct Search {
 
 /// An operation under way.
 #[derive(Debug)]
-pub(crate) struct Active<T> {
+pub(crate) struct ActiveOperation<T> {
     pub(crate) operation: T,
     /// Its key dies with the user's login.
     pub(crate) private: bool,
     /// An update was called: only the final call may end it.
-    pub(crate) in_parts: bool,
+    pub(crate) multi_part: bool,
     /// The last of its output, computed and not yet fetched, because the caller's buffer was too small.
-    pub(crate) last: Option<Secret>,
+    pub(crate) unread_output: Option<Secret>,
 }
 
-impl<T> Active<T> {
+impl<T> ActiveOperation<T> {
     pub(crate) const fn new(operation: T, private: bool) -> Self {
         Self {
             operation,
             private,
-            in_parts: false,
-            last: None,
+            multi_part: false,
+            unread_output: None,
         }
     }
 }
 
 /// A series of messages (PKCS #11 3.0, 5.11 and 5.16).
 #[derive(Debug)]
-pub(crate) struct Messages<T> {
-    pub(crate) active: Active<T>,
+pub(crate) struct MessageOperation<T> {
+    pub(crate) active: ActiveOperation<T>,
     /// A message was begun and has not ended.
-    pub(crate) begun: bool,
+    pub(crate) message_open: bool,
 }
 
 /// A verification that knows its signature from the start (PKCS #11 3.2).
 #[derive(Debug)]
-pub(crate) struct Foreknown {
+pub(crate) struct VerifySignatureOperation {
     pub(crate) verification: VerifyOperation,
     pub(crate) signature: Vec<u8>,
 }
@@ -72,22 +72,22 @@ pub(crate) struct Foreknown {
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
     pub(crate) search: Option<Search>,
-    pub(crate) digest: Option<Active<Hasher>>,
-    pub(crate) encrypt: Option<Active<EncryptOperation>>,
-    pub(crate) decrypt: Option<Active<DecryptOperation>>,
-    pub(crate) sign: Option<Active<SignOperation>>,
-    pub(crate) sign_recover: Option<Active<SignOperation>>,
-    pub(crate) verify: Option<Active<VerifyOperation>>,
-    pub(crate) verify_recover: Option<Active<VerifyOperation>>,
-    pub(crate) verify_signature: Option<Active<Foreknown>>,
-    pub(crate) sign_messages: Option<Messages<SignOperation>>,
-    pub(crate) verify_messages: Option<Messages<VerifyOperation>>,
+    pub(crate) digest: Option<ActiveOperation<Hasher>>,
+    pub(crate) encrypt: Option<ActiveOperation<EncryptOperation>>,
+    pub(crate) decrypt: Option<ActiveOperation<DecryptOperation>>,
+    pub(crate) sign: Option<ActiveOperation<SignOperation>>,
+    pub(crate) sign_recover: Option<ActiveOperation<SignOperation>>,
+    pub(crate) verify: Option<ActiveOperation<VerifyOperation>>,
+    pub(crate) verify_recover: Option<ActiveOperation<VerifyOperation>>,
+    pub(crate) verify_signature: Option<ActiveOperation<VerifySignatureOperation>>,
+    pub(crate) sign_messages: Option<MessageOperation<SignOperation>>,
+    pub(crate) verify_messages: Option<MessageOperation<VerifyOperation>>,
 }
 
 impl Operations {
     /// Ends what goes on with keys that die with the user's login.
     pub(crate) fn end_private(&mut self) {
-        fn end<T>(active: &mut Option<Active<T>>) {
+        fn end<T>(active: &mut Option<ActiveOperation<T>>) {
             active.take_if(|active| active.private);
         }
         end(&mut self.encrypt);
@@ -104,7 +104,7 @@ impl Operations {
     }
 
     /// Whether something goes on with a key.
-    pub(crate) const fn has_keyed(&self) -> bool {
+    pub(crate) const fn uses_key(&self) -> bool {
         self.encrypt.is_some()
             || self.decrypt.is_some()
             || self.sign.is_some()
@@ -153,7 +153,7 @@ impl Operations {
     }
 
     /// The key that waits for its own PIN, and where the PIN goes: a signature's before a decryption's.
-    pub(crate) fn awaiting_pin(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
+    pub(crate) fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
         let messages = self
             .sign_messages
             .as_mut()
@@ -182,7 +182,7 @@ pub(crate) struct Session {
     pub(crate) slot: CK_SLOT_ID,
     pub(crate) applet: AppletKind,
     pub(crate) read_write: bool,
-    pub(crate) card: CardCount,
+    pub(crate) card: Insertion,
     pub(crate) reader: Arc<ReaderCard>,
     operations: Mutex<Operations>,
 }
@@ -193,7 +193,7 @@ impl Session {
         slot: CK_SLOT_ID,
         applet: AppletKind,
         read_write: bool,
-        card: CardCount,
+        card: Insertion,
         reader: Arc<ReaderCard>,
     ) -> Self {
         Self {
@@ -232,7 +232,7 @@ impl Session {
     pub(crate) fn object(
         &self,
         handle: CK_OBJECT_HANDLE,
-        missing: Rule,
+        missing: ReturnCode,
     ) -> Result<Arc<Object>, Failure> {
         let object = self.reader.object(self.card, self.applet, handle);
         object.ok_or_else(|| missing.into())
@@ -245,7 +245,7 @@ impl Session {
     pub(crate) fn key(
         &self,
         handle: CK_OBJECT_HANDLE,
-        missing: Rule,
+        missing: ReturnCode,
     ) -> Result<Arc<Object>, Failure> {
         let object = self.reader.object(self.card, self.applet, handle);
         object
@@ -274,17 +274,17 @@ impl Session {
 
     /// Whether a user is logged in to its token.
     pub(crate) fn is_logged_in(&self) -> bool {
-        self.who() == Who::User
+        self.login_state() == LoginState::User
     }
 
     /// Whether C_GetMechanismList of its token has this mechanism.
     pub(crate) fn offers(&self, kind: CK_MECHANISM_TYPE) -> bool {
-        self.reader.offers(self.card, self.applet, kind)
+        self.reader.has_mechanism(self.card, self.applet, kind)
     }
 
     /// Who is logged in to its token.
-    pub(crate) fn who(&self) -> Who {
-        self.reader.who(self.card, self.applet)
+    pub(crate) fn login_state(&self) -> LoginState {
+        self.reader.login_state(self.card, self.applet)
     }
 }
 
@@ -332,7 +332,7 @@ impl Sessions {
     }
 
     /// Sessions on this card of a slot, and how many of them may write.
-    pub(crate) fn count(&self, slot: CK_SLOT_ID, card: CardCount) -> (usize, usize) {
+    pub(crate) fn count(&self, slot: CK_SLOT_ID, card: Insertion) -> (usize, usize) {
         let map = self.map();
         let mine = || {
             map.values()

@@ -10,13 +10,13 @@ use claviger_token::AppletKind;
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
-    known_reader::{CardCount, KnownReader, Place, ReaderKey},
-    visibility::Choice,
+    known_reader::{CardLocation, Insertion, KnownReader, ReaderKey},
+    visibility::Visibility,
 };
 
 /// How long a reader and its card may take to come into sight again once their service is back, and how long a
 /// call waits for a service that is gone: readers power their cards one after the other.
-pub(crate) const RETURN: Duration = Duration::from_secs(5);
+pub(crate) const READER_RETURN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One reader and one applet.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Slot {
 
 /// What a picture has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Applied {
+pub(crate) struct SnapshotEffect {
     /// Some card is not the one it was.
     pub(crate) other_cards: bool,
     /// When a card that has not come into sight again is given up.
@@ -42,7 +42,7 @@ pub(crate) struct Applied {
 /// All readers seen since C_Initialize and their slots. Nothing is ever removed, so ids stay what they are.
 #[derive(Debug, Default)]
 pub(crate) struct SlotTable {
-    choice: Arc<Choice>,
+    choice: Arc<Visibility>,
     readers: Vec<KnownReader>,
     slots: Vec<Slot>,
     /// Which life of each backend's service was seen last.
@@ -51,7 +51,7 @@ pub(crate) struct SlotTable {
 
 impl SlotTable {
     /// Shows nothing but what `choice` says, from the first picture on.
-    pub(crate) fn choose(&mut self, choice: Arc<Choice>) {
+    pub(crate) fn set_visibility(&mut self, choice: Arc<Visibility>) {
         self.choice = choice;
     }
 
@@ -63,36 +63,39 @@ impl SlotTable {
     pub(crate) fn apply(
         &mut self,
         backend: usize,
-        picture: &Readers,
-        silent: bool,
+        snapshot: &Readers,
+        initial: bool,
         now: Instant,
-    ) -> Applied {
-        let before: Vec<CardCount> = self.readers.iter().map(|reader| reader.card).collect();
-        if self.is_another_life(backend, picture.service) {
-            self.lose_sight(backend, picture.service.map(|_| now + RETURN));
+    ) -> SnapshotEffect {
+        let before: Vec<Insertion> = self.readers.iter().map(|reader| reader.card).collect();
+        if self.service_restarted(backend, snapshot.service) {
+            self.lose_sight(
+                backend,
+                snapshot.service.map(|_| now + READER_RETURN_TIMEOUT),
+            );
         }
-        if picture.service.is_some() {
-            for state in &picture.readers {
+        if snapshot.service.is_some() {
+            for state in &snapshot.readers {
                 if self.choice.shows_reader(&state.name) {
-                    self.see(backend, state, picture, silent);
+                    self.update_reader(backend, state, snapshot, initial);
                 }
             }
-            self.disconnect_missing(backend, picture, silent);
+            self.disconnect_missing(backend, snapshot, initial);
         }
         self.expire(now);
-        let is_other = |(reader, before): (&KnownReader, &CardCount)| reader.card != *before;
-        Applied {
+        let is_other = |(reader, before): (&KnownReader, &Insertion)| reader.card != *before;
+        SnapshotEffect {
             other_cards: self.readers.iter().zip(&before).any(is_other),
             look_again: self
                 .readers
                 .iter()
-                .filter_map(KnownReader::given_up_at)
+                .filter_map(KnownReader::expires_at)
                 .min(),
         }
     }
 
     /// Takes note of the service's life; whether it is not the one seen last.
-    fn is_another_life(&mut self, backend: usize, life: Option<u32>) -> bool {
+    fn service_restarted(&mut self, backend: usize, life: Option<u32>) -> bool {
         let seen = self.services.iter_mut().find(|(of, _)| *of == backend);
         match seen {
             Some((_, seen)) => std::mem::replace(seen, life) != life,
@@ -104,14 +107,14 @@ impl SlotTable {
     }
 
     /// The service was lost, or has been and is back.
-    fn lose_sight(&mut self, backend: usize, until: Option<Instant>) {
+    fn lose_sight(&mut self, backend: usize, deadline: Option<Instant>) {
         let mut vanished = Vec::new();
         for reader in &mut self.readers {
-            if reader.backend == backend && reader.connected && reader.lose_sight(until) {
+            if reader.backend == backend && reader.connected && reader.service_lost(deadline) {
                 vanished.push(reader.key);
             }
         }
-        vanished.into_iter().for_each(|key| self.raise(key));
+        vanished.into_iter().for_each(|key| self.mark_pending(key));
     }
 
     /// Takes the readers whose service is lost for gone, and their cards with them: they are looked for elsewhere.
@@ -120,36 +123,42 @@ impl SlotTable {
         let mut gone = Vec::new();
         for reader in &mut self.readers {
             if reader.connected && is_lost(reader.backend, &self.services) {
-                reader.leave();
+                reader.unplugged();
                 gone.push(reader.key);
             }
         }
-        gone.into_iter().for_each(|key| self.raise(key));
+        gone.into_iter().for_each(|key| self.mark_pending(key));
     }
 
-    fn see(&mut self, backend: usize, state: &ReaderState, picture: &Readers, silent: bool) {
-        let index = self.reader_index(backend, state, picture);
+    fn update_reader(
+        &mut self,
+        backend: usize,
+        state: &ReaderState,
+        snapshot: &Readers,
+        silent: bool,
+    ) {
+        let index = self.reader_index(backend, state, snapshot);
         let Some(reader) = self.readers.get_mut(index) else {
             return;
         };
-        if reader.see(state) && !silent {
+        if reader.update(state) && !silent {
             let key = reader.key;
-            self.raise(key);
+            self.mark_pending(key);
         }
     }
 
-    fn disconnect_missing(&mut self, backend: usize, picture: &Readers, silent: bool) {
+    fn disconnect_missing(&mut self, backend: usize, snapshot: &Readers, silent: bool) {
         let mut missing = Vec::new();
         for reader in &mut self.readers {
-            let here = picture.readers.iter().any(|state| state.id == reader.id);
+            let here = snapshot.readers.iter().any(|state| state.id == reader.id);
             let is_gone = !here && !reader.is_out_of_sight();
             if reader.backend == backend && reader.connected && is_gone {
-                reader.leave();
+                reader.unplugged();
                 missing.push(reader.key);
             }
         }
         if !silent {
-            missing.into_iter().for_each(|key| self.raise(key));
+            missing.into_iter().for_each(|key| self.mark_pending(key));
         }
     }
 
@@ -165,9 +174,9 @@ impl SlotTable {
     }
 
     /// Which card a reader holds, or is believed to hold, at the moment.
-    pub(crate) fn place(&mut self, key: ReaderKey, now: Instant) -> Option<Place> {
+    pub(crate) fn card_location(&mut self, key: ReaderKey, now: Instant) -> Option<CardLocation> {
         self.expire(now);
-        self.reader(key).map(KnownReader::place)
+        self.reader(key).map(KnownReader::location)
     }
 
     /// How often a reader has come into sight again.
@@ -177,20 +186,20 @@ impl SlotTable {
 
     /// Notes that a conversation found its card gone before any picture showed it. Sessions of that card are
     /// dead from now on; the event comes with the picture.
-    pub(crate) fn lose_card(&mut self, key: ReaderKey, card: CardCount) {
+    pub(crate) fn lose_card(&mut self, key: ReaderKey, card: Insertion) {
         let reader = self.readers.get_mut(key.0);
         if let Some(reader) = reader.filter(|reader| reader.card == card) {
-            reader.lose_card();
+            reader.card_removed();
         }
     }
 
     /// The reader's place in the table, made with a slot per applet when it is new.
-    fn reader_index(&mut self, backend: usize, state: &ReaderState, picture: &Readers) -> usize {
+    fn reader_index(&mut self, backend: usize, state: &ReaderState, snapshot: &Readers) -> usize {
         if let Some(index) = self.readers.iter().position(|reader| reader.id == state.id) {
             return index;
         }
         let gone = |reader: &KnownReader| {
-            !reader.connected || !picture.readers.iter().any(|state| state.id == reader.id)
+            !reader.connected || !snapshot.readers.iter().any(|state| state.id == reader.id)
         };
         let same = |reader: &KnownReader| {
             reader.backend == backend && reader.model == state.model && gone(reader)
@@ -221,7 +230,7 @@ impl SlotTable {
         index
     }
 
-    fn raise(&mut self, reader: ReaderKey) {
+    fn mark_pending(&mut self, reader: ReaderKey) {
         for slot in self.slots.iter_mut().filter(|slot| slot.reader == reader) {
             slot.pending = true;
         }
@@ -237,7 +246,7 @@ impl SlotTable {
     }
 
     /// Fixes the list of slots anew: the readers that are plugged in now.
-    pub(crate) fn fix_list(&mut self) {
+    pub(crate) fn refresh_list(&mut self) {
         for slot in &mut self.slots {
             let reader = self.readers.get(slot.reader.0);
             slot.listed = reader.is_some_and(|reader| reader.connected);

@@ -15,110 +15,116 @@ use claviger_driver::{
 };
 
 use crate::{
-    event_queue::Board,
-    idle::Idle,
+    event_queue::EventQueue,
+    idle::IdleReleaser,
     slots::SlotTable,
     trouble::{Role, Troubles},
 };
 
 /// How long a first look at the readers may take: pcscd waits for every reader to power its card.
-pub(crate) const LOOK: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long readers on the USB may take to leave the table when pcscd has come and is to show them.
-const LEAVE: Duration = Duration::from_secs(1);
+const USB_RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What watchers, waiters and all other calls share.
 pub(crate) struct Shared {
-    pub(crate) board: Board<SlotTable>,
-    idle: Weak<Idle>,
+    pub(crate) queue: EventQueue<SlotTable>,
+    idle: Weak<IdleReleaser>,
     /// Backends nobody has looked at yet.
-    unseen: AtomicUsize,
+    awaiting_first: AtomicUsize,
     /// Somebody went on without the first look at all backends: what it shows has happened since.
     is_late: AtomicBool,
     troubles: Mutex<Troubles>,
     /// Between pcscd and the readers on the USB, where both are asked.
-    gate: Option<Arc<PcscdPrecedence>>,
+    precedence: Option<Arc<PcscdPrecedence>>,
 }
 
 impl Shared {
     /// `sources` backends that nobody has looked at.
     pub(crate) fn new(
         sources: usize,
-        idle: &Arc<Idle>,
-        gate: Option<Arc<PcscdPrecedence>>,
+        idle: &Arc<IdleReleaser>,
+        precedence: Option<Arc<PcscdPrecedence>>,
     ) -> Self {
         Self {
-            board: Board::default(),
+            queue: EventQueue::default(),
             idle: Arc::downgrade(idle),
-            unseen: AtomicUsize::new(sources),
+            awaiting_first: AtomicUsize::new(sources),
             is_late: AtomicBool::new(false),
             troubles: Mutex::default(),
-            gate,
+            precedence,
         }
     }
 
     /// Waits until every backend was looked at once, or until nobody can be expected to wait longer.
-    pub(crate) fn wait_for_first_look(&self) {
-        let seen = |_: &SlotTable| self.unseen.load(Ordering::SeqCst) == 0;
-        if self.unseen.load(Ordering::SeqCst) > 0
-            && !self.board.wait_until(Instant::now() + LOOK, seen)
-            && !self.board.is_stopped()
+    pub(crate) fn wait_for_first_snapshots(&self) {
+        let seen = |_: &SlotTable| self.awaiting_first.load(Ordering::SeqCst) == 0;
+        if self.awaiting_first.load(Ordering::SeqCst) > 0
+            && !self
+                .queue
+                .wait_until(Instant::now() + FIRST_SNAPSHOT_TIMEOUT, seen)
+            && !self.queue.is_stopped()
         {
             self.is_late.store(true, Ordering::SeqCst);
-            tracing::warn!("no picture of the readers after {LOOK:?}; going on without");
+            tracing::warn!(
+                "no snapshot of the readers after {FIRST_SNAPSHOT_TIMEOUT:?}; going on without"
+            );
         }
     }
 
-    fn apply(&self, source: &Source, picture: &Readers) {
+    fn apply(&self, source: &BackendWatcher, snapshot: &Readers) {
         let first = !source.looked;
-        let applied = self.board.update(|table| {
+        let effect = self.queue.update(|table| {
             if first {
                 // Under the board's lock, so that who waits for the first look cannot miss it.
-                self.unseen.fetch_sub(1, Ordering::SeqCst);
+                self.awaiting_first.fetch_sub(1, Ordering::SeqCst);
             }
             if source.role == Role::Usb
                 && self
-                    .gate
+                    .precedence
                     .as_ref()
-                    .is_some_and(|gate| gate.snapshot_applied())
+                    .is_some_and(|precedence| precedence.snapshot_applied())
             {
                 table.give_up_lost_services();
             }
             let silent = first && !self.is_late.load(Ordering::SeqCst);
-            table.apply(source.backend, picture, silent, Instant::now())
+            table.apply(source.backend, snapshot, silent, Instant::now())
         });
         let Some(idle) = self.idle.upgrade() else {
             return;
         };
-        if applied.other_cards {
-            idle.look_at(Instant::now());
+        if effect.other_cards {
+            idle.check_at(Instant::now());
         }
-        if let Some(at) = applied.look_again {
-            idle.look_at(at);
+        if let Some(at) = effect.look_again {
+            idle.check_at(at);
         }
     }
 
     /// Says what is wrong with a backend.
-    fn tell(&self, source: &Source, picture: &Readers) {
+    fn tell(&self, source: &BackendWatcher, snapshot: &Readers) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = troubles.hear(source.backend, source.role, picture);
+        let line = troubles.hear(source.backend, source.role, snapshot);
         // A watch that was ended finds its service gone.
-        if let Some(line) = line.filter(|_| !self.board.is_stopped()) {
+        if let Some(line) = line.filter(|_| !self.queue.is_stopped()) {
             tracing::warn!("{line}");
         }
     }
 
     /// Waits until the readers on the USB that were ours are not shown any more, now that pcscd has them.
     fn wait_for_the_usb_to_leave(&self) {
-        let Some(gate) = &self.gate else { return };
-        let until = Instant::now() + LEAVE;
-        if !self.board.wait_until(until, |_| gate.is_applied()) {
-            tracing::debug!("readers on the USB were not let go within {LEAVE:?}");
+        let Some(precedence) = &self.precedence else {
+            return;
+        };
+        let deadline = Instant::now() + USB_RELEASE_TIMEOUT;
+        if !self.queue.wait_until(deadline, |_| precedence.is_applied()) {
+            tracing::debug!("readers on the USB were not let go within {USB_RELEASE_TIMEOUT:?}");
         }
     }
 }
 
 /// One backend's watch, until a thread takes it.
-pub(crate) struct Source {
+pub(crate) struct BackendWatcher {
     pub(crate) backend: usize,
     role: Role,
     pub(crate) watch: Box<dyn Watch>,
@@ -127,13 +133,13 @@ pub(crate) struct Source {
     is_empty: bool,
 }
 
-impl Source {
+impl BackendWatcher {
     /// The watches of `backends`, each of which depends on none behind it.
     pub(crate) fn of(
         backends: &[Arc<dyn Backend>],
-        gate: Option<&Arc<PcscdPrecedence>>,
+        precedence: Option<&Arc<PcscdPrecedence>>,
     ) -> Vec<Self> {
-        let role = |name| match (gate, name) {
+        let role = |name| match (precedence, name) {
             (Some(_), "pcsc") => Role::Pcscd,
             (Some(_), "usb") => Role::Usb,
             _ => Role::Own,
@@ -159,44 +165,45 @@ impl Source {
     fn is_behind_pcscd(&self, shared: &Shared) -> bool {
         let is_shut = || {
             shared
-                .gate
+                .precedence
                 .as_ref()
-                .is_some_and(|gate| gate.pcscd_has_precedence())
+                .is_some_and(|precedence| precedence.pcscd_has_precedence())
         };
         self.role == Role::Usb && self.is_empty && is_shut()
     }
 
     /// Moves the gate; whether readers on the USB have to leave first.
-    fn move_gate(&self, picture: &Readers, shared: &Shared) -> bool {
-        let gate = shared.gate.as_ref();
-        self.role == Role::Pcscd && gate.is_some_and(|gate| gate.take_pcscd_snapshot(picture))
+    fn move_precedence(&self, snapshot: &Readers, shared: &Shared) -> bool {
+        let precedence = shared.precedence.as_ref();
+        self.role == Role::Pcscd
+            && precedence.is_some_and(|precedence| precedence.take_pcscd_snapshot(snapshot))
     }
 
-    fn take_in(&mut self, picture: &Readers, shared: &Shared) {
-        shared.tell(self, picture);
-        shared.apply(self, picture);
+    fn apply_snapshot(&mut self, snapshot: &Readers, shared: &Shared) {
+        shared.tell(self, snapshot);
+        shared.apply(self, snapshot);
         self.looked = true;
-        self.is_empty = picture.readers.is_empty() && picture.trouble.is_none();
+        self.is_empty = snapshot.readers.is_empty() && snapshot.trouble.is_none();
     }
 }
 
 /// Some backends' watches that one thread follows: pcscd's before that of the USB, which depends on it.
 pub(crate) struct Sources<'a> {
-    pub(crate) all: &'a mut [Source],
+    pub(crate) all: &'a mut [BackendWatcher],
     pub(crate) shared: &'a Shared,
 }
 
 impl Sources<'_> {
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn query(&mut self) {
         for number in 0..self.all.len() {
-            self.look_at(number);
+            self.query_source(number);
         }
     }
 
-    pub(crate) fn look_at(&mut self, number: usize) {
+    pub(crate) fn query_source(&mut self, number: usize) {
         if let Some(source) = self.all.get_mut(number) {
-            let picture = source.watch.now(Call::within(LOOK));
-            self.take_in(number, &picture);
+            let snapshot = source.watch.now(Call::within(FIRST_SNAPSHOT_TIMEOUT));
+            self.apply_snapshot(number, &snapshot);
         }
     }
 
@@ -205,38 +212,38 @@ impl Sources<'_> {
         let Some(only) = self.all.first_mut() else {
             return Err(Stopped);
         };
-        let picture = only.watch.next()?;
-        self.take_in(0, &picture);
+        let snapshot = only.watch.next()?;
+        self.apply_snapshot(0, &snapshot);
         Ok(())
     }
 
     /// Waits for all that can be waited for together, until `until` at most.
-    pub(crate) fn follow_pollable(&mut self, until: Option<Instant>) -> Result<(), Stopped> {
+    pub(crate) fn follow_pollable(&mut self, deadline: Option<Instant>) -> Result<(), Stopped> {
         let watches = self.all.iter_mut().enumerate();
         let pollable = watches.filter_map(|(number, source)| {
             let watch = source.watch.pollable()?;
             Some((number, watch))
         });
         let (numbers, mut watches): (Vec<usize>, Vec<&mut dyn Pollable>) = pollable.unzip();
-        if let Some((changed, picture)) = pollable::next_of(&mut watches, until)?
+        if let Some((changed, snapshot)) = pollable::next_of(&mut watches, deadline)?
             && let Some(number) = numbers.get(changed)
         {
-            self.take_in(*number, &picture);
+            self.apply_snapshot(*number, &snapshot);
         }
         Ok(())
     }
 
-    fn take_in(&mut self, number: usize, picture: &Readers) {
+    fn apply_snapshot(&mut self, number: usize, snapshot: &Readers) {
         let shared = self.shared;
         let source = self.all.get(number);
-        if source.is_some_and(|source| source.move_gate(picture, shared)) {
+        if source.is_some_and(|source| source.move_precedence(snapshot, shared)) {
             match self.all.iter().position(|source| source.role == Role::Usb) {
-                Some(usb) => self.look_at(usb),
+                Some(usb) => self.query_source(usb),
                 None => shared.wait_for_the_usb_to_leave(),
             }
         }
         if let Some(source) = self.all.get_mut(number) {
-            source.take_in(picture, shared);
+            source.apply_snapshot(snapshot, shared);
         }
     }
 

@@ -3,9 +3,9 @@
 use std::{thread::JoinHandle, time::Duration};
 
 /// How long a thread may take to end; one inside a wedged pcscd never does.
-const PATIENCE: Duration = Duration::from_secs(5);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits for `thread` to end, within bounds.
 pub(crate) fn join(thread: JoinHandle<()>, what: &str) {
-    claviger_driver::threads::join(thread, what, PATIENCE);
+    claviger_driver::threads::join(thread, what, JOIN_TIMEOUT);
 }

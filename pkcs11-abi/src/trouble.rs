@@ -25,8 +25,13 @@ pub(crate) struct Troubles {
 impl Troubles {
     /// What is to be said of a backend after its new picture, if it is not what was said last. That pcscd is absent is
     /// said only where readers are not reached without it either.
-    pub(crate) fn hear(&mut self, backend: usize, role: Role, picture: &Readers) -> Option<String> {
-        let trouble = picture.trouble.as_ref();
+    pub(crate) fn hear(
+        &mut self,
+        backend: usize,
+        role: Role,
+        snapshot: &Readers,
+    ) -> Option<String> {
+        let trouble = snapshot.trouble.as_ref();
         let what = trouble.map(ToString::to_string);
         let line = match role {
             Role::Own => what,
@@ -37,7 +42,7 @@ impl Troubles {
                 what.filter(|_| !absent)
             }
             Role::Usb => match (&self.absent, what) {
-                (Some(absent), what) if picture.readers.is_empty() => {
+                (Some(absent), what) if snapshot.readers.is_empty() => {
                     let usb = what.unwrap_or_else(|| "none is on the USB".to_owned());
                     Some(format!("no reader: {usb}; {absent}"))
                 }

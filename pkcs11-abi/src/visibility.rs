@@ -13,7 +13,7 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    fn lets_through(&self, is_named: impl Fn(&String) -> bool) -> bool {
+    fn allows(&self, is_named: impl Fn(&String) -> bool) -> bool {
         let named = |names: &[String]| names.iter().any(&is_named);
         self.allow.as_deref().is_none_or(named) && !named(&self.deny)
     }
@@ -21,7 +21,7 @@ impl Filter {
 
 /// What is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Choice {
+pub(crate) struct Visibility {
     /// The applets that have slots, in the order these are shown.
     pub(crate) applets: Vec<AppletKind>,
     /// Readers, by parts of their names.
@@ -32,7 +32,7 @@ pub(crate) struct Choice {
     pub(crate) naming: Arc<Naming>,
 }
 
-impl Default for Choice {
+impl Default for Visibility {
     fn default() -> Self {
         Self {
             applets: AppletKind::ALL.to_vec(),
@@ -44,32 +44,32 @@ impl Default for Choice {
 }
 
 /// What was found on a card.
-pub(crate) struct Found {
+pub(crate) struct DiscoveredTokens {
     /// The tokens that are shown.
     pub(crate) tokens: Vec<Token>,
     /// There is no applet of ours, shown or not.
     pub(crate) foreign: bool,
 }
 
-impl Choice {
+impl Visibility {
     /// Whether the reader called `name` has slots.
     pub(crate) fn shows_reader(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         self.readers
-            .lets_through(|part| name.contains(&part.to_ascii_lowercase()))
+            .allows(|part| name.contains(&part.to_ascii_lowercase()))
     }
 
     /// Whether the token with this serial number is in its slot.
     pub(crate) fn shows_token(&self, serial: &str) -> bool {
         self.tokens
-            .lets_through(|other| other.eq_ignore_ascii_case(serial))
+            .allows(|other| other.eq_ignore_ascii_case(serial))
     }
 
     /// Finds the tokens of a card that are shown.
     ///
     /// # Errors
     /// Of the transport.
-    pub(crate) fn discover(&self, card: &mut Card) -> Result<Found, TokenError> {
+    pub(crate) fn discover(&self, card: &mut Card) -> Result<DiscoveredTokens, TokenError> {
         let mut tokens = Token::discover_as(card, &self.applets, &self.naming)?;
         let foreign = tokens.is_empty() && self.applets == AppletKind::ALL;
         tokens.retain(|token| {
@@ -83,7 +83,7 @@ impl Choice {
             }
             shown
         });
-        Ok(Found { tokens, foreign })
+        Ok(DiscoveredTokens { tokens, foreign })
     }
 }
 
@@ -101,15 +101,15 @@ mod tests {
 
     #[test]
     fn everything_is_shown_that_nobody_denies() {
-        let choice = Choice::default();
+        let choice = Visibility::default();
         assert!(choice.shows_reader("Any Reader 00 00") && choice.shows_token("00000000"));
     }
 
     #[test]
     fn a_list_of_the_allowed_leaves_out_the_others_and_an_empty_one_all() {
-        let allowing = |names: &[&str]| Choice {
+        let allowing = |names: &[&str]| Visibility {
             tokens: filter(Some(names), &[]),
-            ..Choice::default()
+            ..Visibility::default()
         };
         assert!(allowing(&["2D70", "000f00000001"]).shows_token("000F00000001"));
         assert!(!allowing(&["2d70"]).shows_token("2d7069"), "only whole");
@@ -118,9 +118,9 @@ mod tests {
 
     #[test]
     fn what_is_allowed_and_denied_is_denied() {
-        let choice = Choice {
+        let choice = Visibility {
             readers: filter(Some(&["yubico"]), &["fido"]),
-            ..Choice::default()
+            ..Visibility::default()
         };
         assert!(
             choice.shows_reader("Yubico YubiKey CCID 00 00"),

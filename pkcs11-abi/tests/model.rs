@@ -1,6 +1,6 @@
 //! Every interleaving of waiters, a finaliser and a source of events.
 //!
-//! The module's own `board` and `life` run here over loom's locks: the files are the ones of the module, only
+//! The module's own `queue` and `life` run here over loom's locks: the files are the ones of the module, only
 //! `crate::sync` is another. Loom tries every order in which the threads can come to a lock, and reports a
 //! deadlock or a lost wake-up as what it is. Time does not pass here: a bounded wait waits until it is woken.
 //!
@@ -27,8 +27,8 @@ mod event_queue;
 #[path = "../src/lifecycle.rs"]
 mod lifecycle;
 
-use event_queue::{Board, Outcome, Table};
-use lifecycle::{Call, Generation, Home};
+use event_queue::{EventQueue, EventSource, WaitOutcome};
+use lifecycle::{CallGuard, Generation, Lifecycle};
 use loom::thread::{self, JoinHandle};
 use sync::{Arc, Condvar, Mutex};
 
@@ -38,7 +38,7 @@ struct Slot {
     pending: usize,
 }
 
-impl Table for Slot {
+impl EventSource for Slot {
     type Event = ();
 
     fn take_event(&mut self) -> Option<()> {
@@ -49,7 +49,7 @@ impl Table for Slot {
 
 /// The readers outside, and what ends a watch of them: a watch that is told of neither sleeps.
 #[derive(Debug, Default)]
-struct Outside {
+struct EventProducer {
     state: Mutex<Readers>,
     changed: Condvar,
 }
@@ -60,7 +60,7 @@ struct Readers {
     stopped: bool,
 }
 
-impl Outside {
+impl EventProducer {
     fn change(&self) {
         self.state.lock().unwrap().changes += 1;
         self.changed.notify_all();
@@ -89,8 +89,8 @@ impl Outside {
 /// What the module holds, as far as waiting goes.
 struct Module {
     generation: usize,
-    board: Arc<Board<Slot>>,
-    outside: Arc<Outside>,
+    queue: Arc<EventQueue<Slot>>,
+    outside: Arc<EventProducer>,
     /// How far the caller's thread that leads has seen.
     seen: Mutex<usize>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -98,26 +98,26 @@ struct Module {
 
 impl Generation for Module {
     fn stop(&self) {
-        self.board.stop();
+        self.queue.stop();
         self.outside.stop();
         let thread = self.thread.lock().unwrap().take();
         thread.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
-    fn cut(&self) {
+    fn abort_calls(&self) {
         panic!("everybody leaves by themselves");
     }
 
-    fn close(&self) {
-        assert!(self.board.is_stopped());
+    fn release(&self) {
+        assert!(self.queue.is_stopped());
     }
 }
 
 impl Module {
-    fn new(generation: usize, outside: &Arc<Outside>) -> Self {
+    fn new(generation: usize, outside: &Arc<EventProducer>) -> Self {
         Self {
             generation,
-            board: Arc::default(),
+            queue: Arc::default(),
             outside: Arc::clone(outside),
             seen: Mutex::new(0),
             thread: Mutex::new(None),
@@ -126,11 +126,11 @@ impl Module {
 
     /// Follows the readers in a thread, as the slot-event thread does.
     fn with_thread(self) -> Self {
-        let (board, outside) = (Arc::clone(&self.board), Arc::clone(&self.outside));
+        let (queue, outside) = (Arc::clone(&self.queue), Arc::clone(&self.outside));
         let follow = move || {
             let mut seen = 0;
             while let Some(changes) = outside.next(seen) {
-                board.update(|slot| slot.pending += changes - seen);
+                queue.update(|slot| slot.pending += changes - seen);
                 seen = changes;
             }
         };
@@ -141,14 +141,14 @@ impl Module {
     /// C_WaitForSlotEvent: whether there was an event.
     fn wait(&self, may_lead: bool) -> bool {
         loop {
-            match self.board.wait(true, may_lead) {
-                Outcome::Event(()) => return true,
-                Outcome::Stopped => return false,
-                Outcome::Nothing | Outcome::Broken => panic!("nobody asked for this"),
-                Outcome::Lead(leading) => {
+            match self.queue.wait(true, may_lead) {
+                WaitOutcome::Event(()) => return true,
+                WaitOutcome::Stopped => return false,
+                WaitOutcome::Nothing | WaitOutcome::Broken => panic!("nobody asked for this"),
+                WaitOutcome::BecomeWatcher(leading) => {
                     let mut seen = self.seen.lock().unwrap();
                     if let Some(changes) = self.outside.next(*seen) {
-                        self.board.update(|slot| slot.pending += changes - *seen);
+                        self.queue.update(|slot| slot.pending += changes - *seen);
                         *seen = changes;
                     }
                     drop(seen);
@@ -159,10 +159,10 @@ impl Module {
     }
 }
 
-type TheHome = Arc<Home<Module>>;
+type TestLifecycle = Arc<Lifecycle<Module>>;
 
 /// Waits in the generation it came with.
-fn waiter(call: Call<Module>, may_lead: bool) -> JoinHandle<bool> {
+fn waiter(call: CallGuard<Module>, may_lead: bool) -> JoinHandle<bool> {
     thread::spawn(move || {
         let generation = call.generation;
         let event = call.wait(may_lead);
@@ -171,17 +171,17 @@ fn waiter(call: Call<Module>, may_lead: bool) -> JoinHandle<bool> {
     })
 }
 
-fn told(waiters: Vec<JoinHandle<bool>>) -> usize {
+fn wait_result(waiters: Vec<JoinHandle<bool>>) -> usize {
     let told = |waiter: JoinHandle<bool>| usize::from(waiter.join().unwrap());
     waiters.into_iter().map(told).sum()
 }
 
-fn begin(home: &TheHome, module: Module) {
-    assert!(home.begin(|| module));
+fn begin(lifecycle: &TestLifecycle, module: Module) {
+    assert!(lifecycle.initialize(|| module));
 }
 
-fn enter(home: &TheHome) -> Call<Module> {
-    home.enter().expect("a generation lives")
+fn enter(lifecycle: &TestLifecycle) -> CallGuard<Module> {
+    lifecycle.enter().expect("a generation lives")
 }
 
 /// Every order of everything.
@@ -198,13 +198,15 @@ fn bounded(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// Waits on the board alone, as a call does.
-fn wait_on(board: &Arc<Board<Slot>>) -> JoinHandle<bool> {
-    let board = Arc::clone(board);
-    thread::spawn(move || match board.wait(true, false) {
-        Outcome::Event(()) => true,
-        Outcome::Stopped => false,
-        Outcome::Nothing | Outcome::Broken | Outcome::Lead(_) => panic!("nobody asked for this"),
+/// Waits on the queue alone, as a call does.
+fn wait_on(queue: &Arc<EventQueue<Slot>>) -> JoinHandle<bool> {
+    let queue = Arc::clone(queue);
+    thread::spawn(move || match queue.wait(true, false) {
+        WaitOutcome::Event(()) => true,
+        WaitOutcome::Stopped => false,
+        WaitOutcome::Nothing | WaitOutcome::Broken | WaitOutcome::BecomeWatcher(_) => {
+            panic!("nobody asked for this")
+        }
     })
 }
 
@@ -212,16 +214,16 @@ fn wait_on(board: &Arc<Board<Slot>>) -> JoinHandle<bool> {
 #[test]
 fn two_waiters_a_source_and_a_finaliser() {
     exhaustively(|| {
-        let board = Arc::new(Board::<Slot>::default());
-        let waiters = vec![wait_on(&board), wait_on(&board)];
+        let queue = Arc::new(EventQueue::<Slot>::default());
+        let waiters = vec![wait_on(&queue), wait_on(&queue)];
         let source = {
-            let board = Arc::clone(&board);
-            thread::spawn(move || board.update(|slot| slot.pending += 1))
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.update(|slot| slot.pending += 1))
         };
-        board.stop();
-        assert!(told(waiters) <= 1, "an event is told once");
+        queue.stop();
+        assert!(wait_result(waiters) <= 1, "an event is told once");
         source.join().unwrap();
-        assert!(board.is_stopped());
+        assert!(queue.is_stopped());
     });
 }
 
@@ -229,7 +231,7 @@ fn two_waiters_a_source_and_a_finaliser() {
 #[test]
 fn two_waiters_that_watch_themselves_and_a_finaliser() {
     exhaustively(|| {
-        let outside = Arc::new(Outside::default());
+        let outside = Arc::new(EventProducer::default());
         let module = Arc::new(Module::new(1, &outside));
         let wait = || {
             let module = Arc::clone(&module);
@@ -237,7 +239,7 @@ fn two_waiters_that_watch_themselves_and_a_finaliser() {
         };
         let waiters = vec![wait(), wait()];
         module.stop();
-        assert_eq!(told(waiters), 0, "there was no event");
+        assert_eq!(wait_result(waiters), 0, "there was no event");
     });
 }
 
@@ -245,16 +247,16 @@ fn two_waiters_that_watch_themselves_and_a_finaliser() {
 #[test]
 fn calls_leave_one_comes_and_the_end_waits_for_all() {
     exhaustively(|| {
-        let home = TheHome::default();
-        begin(&home, Module::new(1, &Arc::default()));
-        let call = enter(&home);
+        let lifecycle = TestLifecycle::default();
+        begin(&lifecycle, Module::new(1, &Arc::default()));
+        let call = enter(&lifecycle);
         let leaves = thread::spawn(move || drop(call));
         let comes = {
-            let home = Arc::clone(&home);
-            thread::spawn(move || home.enter().is_some())
+            let lifecycle = Arc::clone(&lifecycle);
+            thread::spawn(move || lifecycle.enter().is_some())
         };
-        assert!(home.end());
-        assert!(home.enter().is_none());
+        assert!(lifecycle.finalize());
+        assert!(lifecycle.enter().is_none());
         leaves.join().unwrap();
         comes.join().unwrap();
     });
@@ -264,13 +266,16 @@ fn calls_leave_one_comes_and_the_end_waits_for_all() {
 #[test]
 fn two_calls_that_wait_a_source_and_an_end_that_waits_for_them() {
     bounded(|| {
-        let home = TheHome::default();
-        begin(&home, Module::new(1, &Arc::default()));
-        let board = Arc::clone(&enter(&home).board);
-        let waiters = vec![waiter(enter(&home), false), waiter(enter(&home), false)];
-        let source = thread::spawn(move || board.update(|slot| slot.pending += 1));
-        assert!(home.end());
-        assert!(told(waiters) <= 1, "an event is told once");
+        let lifecycle = TestLifecycle::default();
+        begin(&lifecycle, Module::new(1, &Arc::default()));
+        let queue = Arc::clone(&enter(&lifecycle).queue);
+        let waiters = vec![
+            waiter(enter(&lifecycle), false),
+            waiter(enter(&lifecycle), false),
+        ];
+        let source = thread::spawn(move || queue.update(|slot| slot.pending += 1));
+        assert!(lifecycle.finalize());
+        assert!(wait_result(waiters) <= 1, "an event is told once");
         source.join().unwrap();
     });
 }
@@ -279,16 +284,19 @@ fn two_calls_that_wait_a_source_and_an_end_that_waits_for_them() {
 #[test]
 fn two_waiters_a_watching_thread_and_a_finaliser_that_begins_anew() {
     bounded(|| {
-        let home = TheHome::default();
-        let outside = Arc::new(Outside::default());
+        let lifecycle = TestLifecycle::default();
+        let outside = Arc::new(EventProducer::default());
         outside.change();
-        begin(&home, Module::new(1, &outside).with_thread());
-        let waiters = vec![waiter(enter(&home), false), waiter(enter(&home), false)];
-        assert!(home.end());
+        begin(&lifecycle, Module::new(1, &outside).with_thread());
+        let waiters = vec![
+            waiter(enter(&lifecycle), false),
+            waiter(enter(&lifecycle), false),
+        ];
+        assert!(lifecycle.finalize());
         // Everybody has left, and the next generation is none of their business.
-        begin(&home, Module::new(2, &Arc::default()));
-        assert!(told(waiters) <= 1, "an event is told once");
-        assert!(home.end());
+        begin(&lifecycle, Module::new(2, &Arc::default()));
+        assert!(wait_result(waiters) <= 1, "an event is told once");
+        assert!(lifecycle.finalize());
     });
 }
 
@@ -296,18 +304,21 @@ fn two_waiters_a_watching_thread_and_a_finaliser_that_begins_anew() {
 #[test]
 fn two_waiters_that_watch_themselves_a_source_of_events_and_a_finaliser() {
     bounded(|| {
-        let home = TheHome::default();
-        let outside = Arc::new(Outside::default());
-        begin(&home, Module::new(1, &outside));
-        let waiters = vec![waiter(enter(&home), true), waiter(enter(&home), true)];
+        let lifecycle = TestLifecycle::default();
+        let outside = Arc::new(EventProducer::default());
+        begin(&lifecycle, Module::new(1, &outside));
+        let waiters = vec![
+            waiter(enter(&lifecycle), true),
+            waiter(enter(&lifecycle), true),
+        ];
         let source = {
             let outside = Arc::clone(&outside);
             thread::spawn(move || outside.change())
         };
-        assert!(home.end());
-        assert!(told(waiters) <= 1, "an event is told once");
+        assert!(lifecycle.finalize());
+        assert!(wait_result(waiters) <= 1, "an event is told once");
         source.join().unwrap();
-        assert!(home.enter().is_none());
+        assert!(lifecycle.enter().is_none());
     });
 }
 
@@ -315,14 +326,17 @@ fn two_waiters_that_watch_themselves_a_source_of_events_and_a_finaliser() {
 #[test]
 fn no_event_is_lost_when_the_lead_changes_hands() {
     bounded(|| {
-        let home = TheHome::default();
-        let outside = Arc::new(Outside::default());
-        begin(&home, Module::new(1, &outside));
-        let waiters = vec![waiter(enter(&home), true), waiter(enter(&home), true)];
+        let lifecycle = TestLifecycle::default();
+        let outside = Arc::new(EventProducer::default());
+        begin(&lifecycle, Module::new(1, &outside));
+        let waiters = vec![
+            waiter(enter(&lifecycle), true),
+            waiter(enter(&lifecycle), true),
+        ];
         outside.change();
         outside.change();
-        assert_eq!(told(waiters), 2);
-        assert!(home.end());
+        assert_eq!(wait_result(waiters), 2);
+        assert!(lifecycle.finalize());
     });
 }
 
@@ -330,7 +344,10 @@ fn no_event_is_lost_when_the_lead_changes_hands() {
 #[test]
 fn who_is_left_takes_the_lead_over() {
     bounded(|| {
-        let (outside, told_of) = (Arc::new(Outside::default()), Arc::new(Outside::default()));
+        let (outside, told_of) = (
+            Arc::new(EventProducer::default()),
+            Arc::new(EventProducer::default()),
+        );
         let module = Arc::new(Module::new(1, &outside));
         let wait = || {
             let (module, told_of) = (Arc::clone(&module), Arc::clone(&told_of));
@@ -344,7 +361,7 @@ fn who_is_left_takes_the_lead_over() {
         outside.change();
         told_of.next(0).unwrap();
         outside.change();
-        assert_eq!(told(waiters), 2);
+        assert_eq!(wait_result(waiters), 2);
     });
 }
 
@@ -353,13 +370,13 @@ fn who_is_left_takes_the_lead_over() {
 #[test]
 fn calls_race_with_two_finalisers() {
     bounded(|| {
-        let home = TheHome::default();
-        begin(&home, Module::new(1, &Arc::default()));
+        let lifecycle = TestLifecycle::default();
+        begin(&lifecycle, Module::new(1, &Arc::default()));
         let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let call = {
-            let (home, inside) = (Arc::clone(&home), Arc::clone(&inside));
+            let (lifecycle, inside) = (Arc::clone(&lifecycle), Arc::clone(&inside));
             thread::spawn(move || {
-                if let Some(call) = home.enter() {
+                if let Some(call) = lifecycle.enter() {
                     inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                     assert!(!call.wait(false));
                     inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
@@ -367,10 +384,10 @@ fn calls_race_with_two_finalisers() {
             })
         };
         let other = {
-            let home = Arc::clone(&home);
-            thread::spawn(move || home.end())
+            let lifecycle = Arc::clone(&lifecycle);
+            thread::spawn(move || lifecycle.finalize())
         };
-        let mine = home.end();
+        let mine = lifecycle.finalize();
         if mine {
             assert_eq!(inside.load(std::sync::atomic::Ordering::SeqCst), 0);
         }
@@ -383,20 +400,23 @@ fn calls_race_with_two_finalisers() {
 #[test]
 fn initialize_waits_for_a_finalize_at_work() {
     bounded(|| {
-        let home = TheHome::default();
-        begin(&home, Module::new(1, &Arc::default()));
-        let waiting = waiter(enter(&home), false);
+        let lifecycle = TestLifecycle::default();
+        begin(&lifecycle, Module::new(1, &Arc::default()));
+        let waiting = waiter(enter(&lifecycle), false);
         let again = {
-            let home = Arc::clone(&home);
-            thread::spawn(move || home.begin(|| Module::new(2, &Arc::default())))
+            let lifecycle = Arc::clone(&lifecycle);
+            thread::spawn(move || lifecycle.initialize(|| Module::new(2, &Arc::default())))
         };
-        assert!(home.end());
+        assert!(lifecycle.finalize());
         assert!(!waiting.join().unwrap());
         if again.join().unwrap() {
-            assert_eq!(enter(&home).generation, 2);
-            assert!(home.end());
+            assert_eq!(enter(&lifecycle).generation, 2);
+            assert!(lifecycle.finalize());
         } else {
-            assert!(home.enter().is_none(), "it came before, and was told so");
+            assert!(
+                lifecycle.enter().is_none(),
+                "it came before, and was told so"
+            );
         }
     });
 }

@@ -11,21 +11,21 @@ fn settings_are_read() {
     let config = read(
         "transports = [\"socket\"]\nsockets = [\"/run/a\"]\nlog = \"debug\"\nlog_file = \"/tmp/l\"",
     );
-    assert_eq!(config.transports, [TransportKind::Socket]);
+    assert_eq!(config.transports, [BackendKind::Socket]);
     assert_eq!(config.sockets, [PathBuf::from("/run/a")]);
     assert_eq!(config.log, Level::DEBUG);
-    assert_eq!(config.complaints, [""; 0]);
+    assert_eq!(config.problems, [""; 0]);
 }
 
 #[test]
 fn the_usb_backend_is_one_of_two() {
     let config = read("transports = [\"usb\"]\nusb_backend = \"nusb\"");
-    assert_eq!(config.transports, [TransportKind::Usb]);
+    assert_eq!(config.transports, [BackendKind::Usb]);
     assert_eq!(config.usb_backend, UsbLibrary::Nusb);
-    assert_eq!(config.complaints, [""; 0]);
+    assert_eq!(config.problems, [""; 0]);
     let config = read("usb_backend = \"libusb\"");
     assert_eq!(config.usb_backend, UsbLibrary::Rusb);
-    assert!(config.complaints[0].contains("line 1: usb_backend: \"libusb\" is no backend"));
+    assert!(config.problems[0].contains("line 1: usb_backend: \"libusb\" is no backend"));
 }
 
 #[test]
@@ -43,11 +43,11 @@ fn the_release_of_idle_cards_is_in_seconds_or_never() {
     let config = read("idle_release = 0.25\nidle_release_logged_in = \"never\"");
     assert_eq!(config.release.idle, Some(Duration::from_millis(250)));
     assert_eq!(config.release.logged_in, None);
-    assert_eq!(config.complaints, [""; 0]);
+    assert_eq!(config.problems, [""; 0]);
     for bad in ["-1", "1e9", "nan", "\"soon\"", "true"] {
         let config = read(&format!("idle_release = {bad}"));
-        assert_eq!(config.release, Release::default(), "{bad}");
-        assert_eq!(config.complaints.len(), 1, "{bad}");
+        assert_eq!(config.release, IdleTimeouts::default(), "{bad}");
+        assert_eq!(config.problems.len(), 1, "{bad}");
     }
 }
 
@@ -57,7 +57,7 @@ fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
         "applets = [\"openpgp\"]\nids = \"ykcs11\"\nreaders.deny = [\"Gemalto\"]\n\
          [tokens]\nallow = [\"2d70697600000001\"]\n[labels]\n\"PIV AUTH key\" = \"mine\"",
     );
-    assert_eq!(config.complaints, [""; 0]);
+    assert_eq!(config.problems, [""; 0]);
     let choice = &config.choice;
     assert_eq!(choice.applets, [AppletKind::OpenPgp]);
     assert!(!choice.shows_reader("Gemalto PC Twin Reader 00 00"));
@@ -69,13 +69,13 @@ fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
 #[test]
 fn applets_are_shown_in_one_order_however_they_are_named() {
     let config = read("applets = [\"openpgp\", \"piv\", \"piv\"]");
-    assert_eq!(config.choice, Choice::default());
-    assert_eq!(config.complaints, [""; 0]);
+    assert_eq!(config.choice, Visibility::default());
+    assert_eq!(config.problems, [""; 0]);
 }
 
 #[test]
 fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
-    for (text, complaint) in [
+    for (text, problem) in [
         ("ids = \"pkcs15\"", "line 1: ids: \"pkcs15\" is no scheme"),
         (
             "applets = [\"fido\"]",
@@ -102,10 +102,10 @@ fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
         ),
     ] {
         let config = read(&format!("{text}\n[labels2]\n"));
-        assert_eq!(config.choice, Choice::default(), "{text}");
-        assert_eq!(config.complaints.len(), 2, "{:?}", config.complaints);
-        let complaints = config.complaints.join("\n");
-        assert!(complaints.contains(complaint), "{complaints}");
+        assert_eq!(config.choice, Visibility::default(), "{text}");
+        assert_eq!(config.problems.len(), 2, "{:?}", config.problems);
+        let problems = config.problems.join("\n");
+        assert!(problems.contains(problem), "{problems}");
     }
     let config = read("[labels]\n\"SIGN key\" = 7\n\"KEY MAN key\" = \"mine\"");
     assert_eq!(config.choice.naming.label("KEY MAN key"), "mine");
@@ -115,7 +115,7 @@ fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
 fn an_unknown_key_is_reported_by_name_and_line_and_ignored() {
     let config = read("log = \"info\"\n\ncolour = 3\n");
     assert_eq!(
-        config.complaints,
+        config.problems,
         ["test.toml, line 3: colour: no such setting; ignored"]
     );
     assert_eq!(config.log, Level::INFO);
@@ -126,16 +126,16 @@ fn a_bad_value_keeps_the_default() {
     let config = read("transports = [\"usb2\"]\nlog = 7\n");
     assert_eq!(
         config.transports,
-        [TransportKind::Pcsc, TransportKind::Usb],
+        [BackendKind::Pcsc, BackendKind::Usb],
         "pcscd, and the USB where it is absent"
     );
-    assert_eq!(config.complaints.len(), 2);
+    assert_eq!(config.problems.len(), 2);
     for line in ["line 1: transports", "line 2: log"] {
-        let reported = |complaint: &String| complaint.contains(line);
+        let reported = |problem: &String| problem.contains(line);
         assert!(
-            config.complaints.iter().any(reported),
+            config.problems.iter().any(reported),
             "{:?}",
-            config.complaints
+            config.problems
         );
     }
 }
@@ -145,11 +145,11 @@ fn a_file_that_is_no_toml_is_reported_and_the_rest_is_used() {
     let config = read("log = \"debug\"\n= = =\n");
     assert!(
         config
-            .complaints
+            .problems
             .iter()
-            .any(|complaint| complaint.contains("line 2")),
+            .any(|problem| problem.contains("line 2")),
         "{:?}",
-        config.complaints
+        config.problems
     );
 }
 
@@ -165,8 +165,5 @@ fn the_environment_wins_over_files() {
     config.read_environment(&variable);
     assert_eq!(config.log, Level::TRACE);
     assert_eq!(config.sockets.len(), 2);
-    assert_eq!(
-        config.transports,
-        [TransportKind::Socket, TransportKind::Pcsc]
-    );
+    assert_eq!(config.transports, [BackendKind::Socket, BackendKind::Pcsc]);
 }

@@ -19,10 +19,10 @@ use claviger_driver::{
 };
 
 use super::*;
-use crate::{idle::Release, sources::LOOK};
+use crate::{idle::IdleTimeouts, sources::FIRST_SNAPSHOT_TIMEOUT};
 
 /// What only a hang exceeds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// A grace that passes in a test, and one that does not.
 const BRIEF: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(3600);
@@ -43,9 +43,9 @@ struct Show {
     /// A byte for each.
     told: (PipeReader, PipeWriter),
     /// What keeps its readers from being shown.
-    gate: Option<Arc<PcscdPrecedence>>,
+    precedence: Option<Arc<PcscdPrecedence>>,
     stopped: AtomicBool,
-    looks: AtomicUsize,
+    queries: AtomicUsize,
     steps: AtomicUsize,
 }
 
@@ -55,12 +55,12 @@ impl Puppet {
     }
 
     /// Readers on the USB.
-    fn usb(gate: &Arc<PcscdPrecedence>, names: &[&str]) -> Arc<Self> {
-        Self::behind(Some(Arc::clone(gate)), "usb", with(0, names))
+    fn usb(precedence: &Arc<PcscdPrecedence>, names: &[&str]) -> Arc<Self> {
+        Self::behind(Some(Arc::clone(precedence)), "usb", with(0, names))
     }
 
     fn behind(
-        gate: Option<Arc<PcscdPrecedence>>,
+        precedence: Option<Arc<PcscdPrecedence>>,
         name: &'static str,
         readers: Readers,
     ) -> Arc<Self> {
@@ -71,9 +71,9 @@ impl Puppet {
                 version: AtomicU64::new(0),
                 changed: Condvar::new(),
                 told: pipe().unwrap(),
-                gate,
+                precedence,
                 stopped: AtomicBool::new(false),
-                looks: AtomicUsize::new(0),
+                queries: AtomicUsize::new(0),
                 steps: AtomicUsize::new(0),
             }),
         })
@@ -86,8 +86,8 @@ impl Puppet {
         self.shown.wake();
     }
 
-    fn looks(&self) -> usize {
-        self.shown.looks.load(Ordering::SeqCst)
+    fn queries(&self) -> usize {
+        self.shown.queries.load(Ordering::SeqCst)
     }
 
     fn steps(&self) -> usize {
@@ -135,10 +135,10 @@ struct Strings {
 
 impl Strings {
     fn look_at_the_gate(&mut self) {
-        if let Some(gate) = &self.show.gate {
-            gate.clear();
-            self.ours = gate.allowed_readers();
-            gate.mark_seen(self.ours.1);
+        if let Some(precedence) = &self.show.precedence {
+            precedence.clear();
+            self.ours = precedence.allowed_readers();
+            precedence.mark_seen(self.ours.1);
         }
     }
 
@@ -168,7 +168,7 @@ impl Strings {
 
 impl Watch for Strings {
     fn now(&mut self, call: Call) -> Readers {
-        self.show.looks.fetch_add(1, Ordering::SeqCst);
+        self.show.queries.fetch_add(1, Ordering::SeqCst);
         self.look_at_the_gate();
         while self.ours.0 == AllowedReaders::None
             && Instant::now() < call.deadline
@@ -185,8 +185,13 @@ impl Watch for Strings {
         while (!self.is_new() || self.ours.0 == AllowedReaders::None) && !self.is_stopped() {
             // The gate tells nobody here.
             let readers = self.show.readers.lock().unwrap();
-            let moment = Duration::from_millis(2);
-            drop(self.show.changed.wait_timeout(readers, moment).unwrap());
+            let attempt_end = Duration::from_millis(2);
+            drop(
+                self.show
+                    .changed
+                    .wait_timeout(readers, attempt_end)
+                    .unwrap(),
+            );
         }
         if self.is_stopped() {
             return Err(Stopped);
@@ -218,9 +223,9 @@ impl Pollable for Strings {
     fn waits_on(&self) -> WaitSet<'_> {
         let mut set = WaitSet::default();
         set.readable([self.show.told.0.as_fd()]);
-        if let Some(gate) = &self.show.gate {
-            set.readable(gate.descriptor());
-            set.due(gate.due());
+        if let Some(precedence) = &self.show.precedence {
+            set.readable(precedence.descriptor());
+            set.due(precedence.due());
         }
         set
     }
@@ -268,21 +273,31 @@ fn absent() -> Readers {
 fn events(
     backends: &[Arc<dyn Backend>],
     threads: bool,
-    gate: Option<&Arc<PcscdPrecedence>>,
-) -> Events {
-    let idle = Arc::new(Idle::new(Arc::default(), Release::default(), threads));
-    Events::new(backends, threads, &idle, Arc::default(), gate.cloned())
+    precedence: Option<&Arc<PcscdPrecedence>>,
+) -> SlotEvents {
+    let idle = Arc::new(IdleReleaser::new(
+        Arc::default(),
+        IdleTimeouts::default(),
+        threads,
+    ));
+    SlotEvents::new(
+        backends,
+        threads,
+        &idle,
+        Arc::default(),
+        precedence.cloned(),
+    )
 }
 
 /// The slots that are shown now.
-fn slots(events: &Events) -> usize {
+fn slots(events: &SlotEvents) -> usize {
     let mut table = events.table();
-    table.fix_list();
+    table.refresh_list();
     table.listed().len()
 }
 
 /// Waits for one event while `then` happens.
-fn told(events: &Events, then: impl FnOnce()) -> CK_SLOT_ID {
+fn told(events: &SlotEvents, then: impl FnOnce()) -> CK_SLOT_ID {
     thread::scope(|scope| {
         let waiter = scope.spawn(|| events.wait(true));
         then();
@@ -291,8 +306,8 @@ fn told(events: &Events, then: impl FnOnce()) -> CK_SLOT_ID {
 }
 
 #[track_caller]
-fn until(is_so: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+fn wait_until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + STEP_TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < end, "it never was");
         thread::sleep(Duration::from_millis(2));
@@ -306,7 +321,7 @@ fn a_thread_follows_from_its_first_picture_on() {
     let events = events(&backends, true, None);
     events.refresh();
     assert_eq!(slots(&events), 2);
-    assert_eq!(one.looks(), 0, "what is only looked at may change unseen");
+    assert_eq!(one.queries(), 0, "what is only looked at may change unseen");
     events.stop();
 }
 
@@ -319,10 +334,10 @@ fn without_threads_several_backends_are_waited_for_at_once_and_nobody_wakes_mean
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&one) as _, Arc::clone(&other) as _];
     let events = events(&backends, false, None);
     let slot = told(&events, || {
-        until(|| one.steps() > 0 && other.steps() > 0);
-        let (steps, looks) = (one.steps(), one.looks());
-        thread::sleep(SLICE * 3);
-        assert_eq!((one.steps(), one.looks()), (steps, looks));
+        wait_until(|| one.steps() > 0 && other.steps() > 0);
+        let (steps, queries) = (one.steps(), one.queries());
+        thread::sleep(PCSC_QUERY_INTERVAL * 3);
+        assert_eq!((one.steps(), one.queries()), (steps, queries));
         other.show(with(1, &["A"]));
     });
     assert_eq!(slot, 0);
@@ -339,7 +354,7 @@ fn without_threads_a_stop_ends_the_wait_for_several_backends() {
     let events = events(&backends, false, None);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| events.wait(true));
-        thread::sleep(SLICE);
+        thread::sleep(PCSC_QUERY_INTERVAL);
         events.stop();
         assert!(waiter.join().unwrap().is_err());
     });
@@ -347,18 +362,22 @@ fn without_threads_a_stop_ends_the_wait_for_several_backends() {
 
 #[test]
 fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
-    let gate = PcscdPrecedence::new(LONG);
+    let precedence = PcscdPrecedence::new(LONG);
     let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
-    let usb = Puppet::usb(&gate, &["A"]);
+    let usb = Puppet::usb(&precedence, &["A"]);
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&usb) as _, Arc::clone(&pcscd) as _];
-    let events = events(&backends, false, Some(&gate));
+    let events = events(&backends, false, Some(&precedence));
     let slot = told(&events, || {
-        until(|| pcscd.looks() > 0 && usb.looks() > 0);
-        thread::sleep(SLICE * 3);
-        let looked = (pcscd.looks(), usb.looks(), usb.steps());
+        wait_until(|| pcscd.queries() > 0 && usb.queries() > 0);
+        thread::sleep(PCSC_QUERY_INTERVAL * 3);
+        let looked = (pcscd.queries(), usb.queries(), usb.steps());
         assert_eq!(looked, (1, 1, 0), "once each");
         events.refresh();
-        assert_eq!((pcscd.looks(), usb.looks()), (1, 2), "another call looks");
+        assert_eq!(
+            (pcscd.queries(), usb.queries()),
+            (1, 2),
+            "another call queries"
+        );
         pcscd.show(with(BLOCKS, &["A"]));
     });
     assert_eq!(slot, 0);
@@ -366,11 +385,11 @@ fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
 
 #[test]
 fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
-    let gate = PcscdPrecedence::new(LONG);
+    let precedence = PcscdPrecedence::new(LONG);
     let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
-    let usb = Puppet::usb(&gate, &[MARKED]);
+    let usb = Puppet::usb(&precedence, &[MARKED]);
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, Arc::clone(&usb) as _];
-    let events = events(&backends, false, Some(&gate));
+    let events = events(&backends, false, Some(&precedence));
     events.refresh();
     assert_eq!(slots(&events), 2);
     let of_pcscd = [(); 2].map(|()| told(&events, || pcscd.show(with(BLOCKS, &["A"]))));
@@ -382,13 +401,13 @@ fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
 fn the_first_look_waits_for_nobody_who_is_not_there_and_has_the_readers_of_the_usb() {
     for threads in [true, false] {
         for (pcscd, shown) in [(absent(), 2), (with(BLOCKS, &[]), 0)] {
-            let gate = PcscdPrecedence::new(LONG);
+            let precedence = PcscdPrecedence::new(LONG);
             let backends: [Arc<dyn Backend>; 2] =
-                [Puppet::usb(&gate, &["U"]), Puppet::new("pcsc", pcscd)];
-            let events = events(&backends, threads, Some(&gate));
+                [Puppet::usb(&precedence, &["U"]), Puppet::new("pcsc", pcscd)];
+            let events = events(&backends, threads, Some(&precedence));
             let begun = Instant::now();
             events.refresh();
-            assert!(begun.elapsed() < LOOK);
+            assert!(begun.elapsed() < FIRST_SNAPSHOT_TIMEOUT);
             assert_eq!(slots(&events), shown);
             assert!(events.table().take_event().is_none(), "none has happened");
             events.stop();
@@ -397,7 +416,7 @@ fn the_first_look_waits_for_nobody_who_is_not_there_and_has_the_readers_of_the_u
 }
 
 /// Whether the reader of a slot is plugged in.
-fn is_there(events: &Events, slot: CK_SLOT_ID) -> bool {
+fn is_there(events: &SlotEvents, slot: CK_SLOT_ID) -> bool {
     let mut table = events.table();
     table.slot(slot, Instant::now()).unwrap().1.connected
 }
@@ -405,11 +424,11 @@ fn is_there(events: &Events, slot: CK_SLOT_ID) -> bool {
 #[test]
 fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice() {
     for threads in [true, false] {
-        let gate = PcscdPrecedence::new(BRIEF);
+        let precedence = PcscdPrecedence::new(BRIEF);
         let pcscd = Puppet::new("pcsc", with(BLOCKS, &["A"]));
-        let usb = Puppet::usb(&gate, &["U"]);
+        let usb = Puppet::usb(&precedence, &["U"]);
         let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, usb];
-        let events = events(&backends, threads, Some(&gate));
+        let events = events(&backends, threads, Some(&precedence));
         events.refresh();
         assert_eq!(slots(&events), 2);
         for _ in 0..2 {
@@ -422,7 +441,7 @@ fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice()
             }
             told(&events, || pcscd.show(with(BLOCKS, &["A"])));
             let both = || is_there(&events, 0) && is_there(&events, 2);
-            until(|| {
+            wait_until(|| {
                 assert!(!both());
                 is_there(&events, 0)
             });
@@ -434,17 +453,17 @@ fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice()
 
 #[test]
 fn pcscd_is_looked_at_before_the_usb_whatever_the_order() {
-    let gate = PcscdPrecedence::new(LONG);
+    let precedence = PcscdPrecedence::new(LONG);
     let backends: [Arc<dyn Backend>; 3] = [
-        Puppet::usb(&gate, &[]),
+        Puppet::usb(&precedence, &[]),
         Puppet::new("socket", with(1, &[])),
         Puppet::new("pcsc", absent()),
     ];
-    let numbers = |gate| {
-        let sources = Source::of(&backends, gate);
+    let numbers = |precedence| {
+        let sources = BackendWatcher::of(&backends, precedence);
         let numbers = sources.iter().map(|source| source.backend);
         numbers.collect::<Vec<usize>>()
     };
-    assert_eq!(numbers(Some(&gate)), [2, 1, 0]);
+    assert_eq!(numbers(Some(&precedence)), [2, 1, 0]);
     assert_eq!(numbers(None), [0, 1, 2]);
 }

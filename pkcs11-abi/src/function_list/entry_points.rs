@@ -1,7 +1,7 @@
 //! What is made of the list: a C face for each function, a table for each version, a symbol for each name.
 
 /// One face: through the boundary with the module, or for `_` without one.
-macro_rules! face {
+macro_rules! entry_point {
     ($name:ident($($parameter:ident: $type:ty),*) = |$module:tt| $call:expr) => {
         #[allow(non_snake_case, unused_unsafe, clippy::multiple_unsafe_ops_per_block)]
         unsafe extern "C" fn $name($($parameter: $type),*) -> cryptoki_sys::CK_RV {
@@ -56,9 +56,9 @@ macro_rules! functions {
         V3_0 { $(fn $n2:ident($($p2:ident: $t2:ty),*) = |$m2:tt| $c2:expr;)* }
         V3_2 { $(fn $n3:ident($($p3:ident: $t3:ty),*) = |$m3:tt| $c3:expr;)* }
     ) => {
-        $($crate::function_list::entry_points::face!($n1($($p1: $t1),*) = |$m1| $c1);)*
-        $($crate::function_list::entry_points::face!($n2($($p2: $t2),*) = |$m2| $c2);)*
-        $($crate::function_list::entry_points::face!($n3($($p3: $t3),*) = |$m3| $c3);)*
+        $($crate::function_list::entry_points::entry_point!($n1($($p1: $t1),*) = |$m1| $c1);)*
+        $($crate::function_list::entry_points::entry_point!($n2($($p2: $t2),*) = |$m2| $c2);)*
+        $($crate::function_list::entry_points::entry_point!($n3($($p3: $t3),*) = |$m3| $c3);)*
 
         mod symbols {
             use super::*;
@@ -78,4 +78,4 @@ macro_rules! functions {
     };
 }
 
-pub(super) use {enter, face, functions, symbol, table};
+pub(super) use {enter, entry_point, functions, symbol, table};

@@ -11,8 +11,8 @@ use cryptoki_sys::{
 
 use super::function_table::{V2_40, V3_0, V3_2};
 use crate::{
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
 };
 
 /// The standard's own functions; names of vendors begin with "Vendor ".
@@ -50,35 +50,38 @@ impl Interface {
 }
 
 /// C_GetFunctionList: the table of version 2.40, to which the standard pins it.
-pub(super) fn function_list(list: Out<'_, CK_FUNCTION_LIST_PTR>) -> Result<(), Failure> {
-    list.put((&raw const V2_40).cast_mut())
+pub(super) fn function_list(list: Output<'_, CK_FUNCTION_LIST_PTR>) -> Result<(), Failure> {
+    list.write((&raw const V2_40).cast_mut())
 }
 
 /// C_GetInterfaceList.
-pub(super) fn list(list: Out<'_, CK_INTERFACE>, count: Out<'_, CK_ULONG>) -> Result<(), Failure> {
+pub(super) fn list(
+    list: Output<'_, CK_INTERFACE>,
+    count: Output<'_, CK_ULONG>,
+) -> Result<(), Failure> {
     let faces = INTERFACES.0.each_ref().map(|interface| interface.face);
-    list.put_counted(count, &faces)
+    list.write_counted(count, &faces)
 }
 
 /// C_GetInterface. A name, a version and flags that are given must be an interface's own, each to the last bit;
 /// among those that fit, the first is told. The standard names no code for none: it is CKR_ARGUMENTS_BAD.
 pub(super) fn find(
-    name: In<'_, CK_UTF8CHAR>,
-    version: In<'_, CK_VERSION>,
-    found: Out<'_, CK_INTERFACE_PTR>,
+    name: Input<'_, CK_UTF8CHAR>,
+    version: Input<'_, CK_VERSION>,
+    found: Output<'_, CK_INTERFACE_PTR>,
     flags: CK_FLAGS,
 ) -> Result<(), Failure> {
     let found = found.check()?;
     if !(name.is_null() || name.is_text(NAME)) || flags & !FLAGS != 0 {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
     let wanted = (!version.is_null()).then(|| version.get()).transpose()?;
     let interface = INTERFACES
         .0
         .iter()
         .find(|interface| wanted.is_none_or(|wanted| same(wanted, interface.version)))
-        .ok_or(Rule::ARGUMENTS_BAD)?;
-    found.put((&raw const interface.face).cast_mut())
+        .ok_or(ReturnCode::ARGUMENTS_BAD)?;
+    found.write((&raw const interface.face).cast_mut())
 }
 
 const fn same(one: CK_VERSION, other: CK_VERSION) -> bool {

@@ -11,13 +11,13 @@ use cryptoki_sys::{
     CKO_PUBLIC_KEY,
 };
 
-use super::{object::template, session::secret};
+use super::{object::template, session::read_pin};
 use crate::{
-    card::Who,
+    card::LoginState,
     module::Module,
     parameter,
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
     sessions::Session,
 };
 
@@ -25,14 +25,14 @@ use crate::{
 pub(crate) fn set_pin(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    (old, old_len): (In<'_, u8>, CK_ULONG),
-    (new, new_len): (In<'_, u8>, CK_ULONG),
+    (old, old_len): (Input<'_, u8>, CK_ULONG),
+    (new, new_len): (Input<'_, u8>, CK_ULONG),
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     if !session.read_write {
-        return Err(Rule::SESSION_READ_ONLY.into());
+        return Err(ReturnCode::SESSION_READ_ONLY.into());
     }
-    let (old, new) = (secret(old, old_len)?, secret(new, new_len)?);
+    let (old, new) = (read_pin(old, old_len)?, read_pin(new, new_len)?);
     session.with_token(|card, token| token.set_pin(card, &old, &new))
 }
 
@@ -40,20 +40,22 @@ pub(crate) fn set_pin(
 pub(crate) fn init_pin(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    (pin, len): (In<'_, u8>, CK_ULONG),
+    (pin, len): (Input<'_, u8>, CK_ULONG),
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let pin = secret(pin, len)?;
-    expect_officer(&session)?;
+    let pin = read_pin(pin, len)?;
+    require_so_login(&session)?;
     session.with_token(|card, token| token.init_pin(card, &pin))
 }
 
 /// What is on the token only the security officer changes, who has no sessions that may not write.
-pub(super) fn expect_officer(session: &Session) -> Result<(), Failure> {
-    match (session.read_write, session.who()) {
-        (false, _) => Err(Rule::SESSION_READ_ONLY.into()),
-        (true, Who::SecurityOfficer) => Ok(()),
-        (true, Who::Nobody | Who::User) => Err(Rule::USER_NOT_LOGGED_IN.into()),
+pub(super) fn require_so_login(session: &Session) -> Result<(), Failure> {
+    match (session.read_write, session.login_state()) {
+        (false, _) => Err(ReturnCode::SESSION_READ_ONLY.into()),
+        (true, LoginState::SecurityOfficer) => Ok(()),
+        (true, LoginState::LoggedOut | LoginState::User) => {
+            Err(ReturnCode::USER_NOT_LOGGED_IN.into())
+        }
     }
 }
 
@@ -61,10 +63,10 @@ pub(super) fn expect_officer(session: &Session) -> Result<(), Failure> {
 pub(crate) fn generate_key_pair(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
-    (public, public_count): (In<'_, CK_ATTRIBUTE>, CK_ULONG),
-    (private, private_count): (In<'_, CK_ATTRIBUTE>, CK_ULONG),
-    (public_key, private_key): (Out<'_, CK_OBJECT_HANDLE>, Out<'_, CK_OBJECT_HANDLE>),
+    mechanism: Input<'_, CK_MECHANISM>,
+    (public, public_count): (Input<'_, CK_ATTRIBUTE>, CK_ULONG),
+    (private, private_count): (Input<'_, CK_ATTRIBUTE>, CK_ULONG),
+    (public_key, private_key): (Output<'_, CK_OBJECT_HANDLE>, Output<'_, CK_OBJECT_HANDLE>),
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mechanism = mechanism.get()?;
@@ -75,16 +77,18 @@ pub(crate) fn generate_key_pair(
     let known = mechanism_for(mechanism.mechanism, CKF_GENERATE_KEY_PAIR)?;
     parameter::read(&mechanism, known)?;
     let plan = KeyPairPlan::new(known, &public, &private)?;
-    expect_officer(&session)?;
+    require_so_login(&session)?;
     let made = session.with_token(|card, token| {
-        let place = token.place_of(&plan.id).ok_or_else(|| no_place(&plan.id))?;
+        let place = token
+            .place_of(&plan.id)
+            .ok_or_else(|| no_key_reference(&plan.id))?;
         token.generate_key(card, place, plan.algorithm, SystemTime::now())?;
         token.objects_of(card, &plan.id)
     })?;
     let public = handle_of(&session, &made, CKO_PUBLIC_KEY)?;
     let private = handle_of(&session, &made, CKO_PRIVATE_KEY)?;
-    public_key.put(public)?;
-    private_key.put(private)
+    public_key.write(public)?;
+    private_key.write(private)
 }
 
 /// The handle of the one of `objects` with this class; a private key's is good for as long as its user is logged in.
@@ -103,7 +107,7 @@ fn handle_of(
     session.with_handles(|handles| handles.handle(Arc::clone(object)))
 }
 
-fn no_place(id: &[u8]) -> TokenError {
+fn no_key_reference(id: &[u8]) -> TokenError {
     TokenError::value(format!("the card has no place with CKA_ID {id:02X?}"))
 }
 
@@ -111,20 +115,20 @@ fn no_place(id: &[u8]) -> TokenError {
 pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT_HANDLE, Failure> {
     let class = template.ulong(CKA_CLASS);
     if !matches!(class, Some(CKO_CERTIFICATE | CKO_DATA)) {
-        return Err(Rule::TEMPLATE_INCONSISTENT.into());
+        return Err(ReturnCode::TEMPLATE_INCONSISTENT.into());
     }
     // A certificate on a card is for everyone who has the card.
     if class == Some(CKO_CERTIFICATE) && template.wants_private() == Some(true) {
-        return Err(Rule::TEMPLATE_INCONSISTENT.into());
+        return Err(ReturnCode::TEMPLATE_INCONSISTENT.into());
     }
     // Held to all the rules of its class before the card sees it.
     let object = claviger_token::creation::create(template, false)?;
-    expect_officer(session)?;
+    require_so_login(session)?;
     let value = bytes(&object, CKA_VALUE);
     let written = if object.id.class == CKO_CERTIFICATE {
         let id = bytes(&object, CKA_ID);
         session.with_token(|card, token| {
-            let place = token.place_of(&id).ok_or_else(|| no_place(&id))?;
+            let place = token.place_of(&id).ok_or_else(|| no_key_reference(&id))?;
             token.put_certificate(card, place, Some(&value))?;
             token.objects_of(card, &id)
         })?
@@ -170,16 +174,16 @@ pub(super) fn destroy(
     object: &Arc<Object>,
 ) -> Result<(), Failure> {
     if !session.read_write {
-        return Err(Rule::SESSION_READ_ONLY.into());
+        return Err(ReturnCode::SESSION_READ_ONLY.into());
     }
     if !object.is_destroyable() {
-        return Err(Rule::ACTION_PROHIBITED.into());
+        return Err(ReturnCode::ACTION_PROHIBITED.into());
     }
-    expect_officer(session)?;
+    require_so_login(session)?;
     let place = object.id.place;
     session.with_token(|card, token| match u8::try_from(place) {
         Ok(place) if object.id.class == CKO_CERTIFICATE => token.put_certificate(card, place, None),
         _ => token.put_data(card, place, None),
     })?;
-    session.with_handles(|handles| handles.forget(handle))
+    session.with_handles(|handles| handles.remove_object(handle))
 }

@@ -6,18 +6,18 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_DECRYPT, CKF_ENCRYPT,
 };
 
-use super::operation::{beginning, give_last, given, keeps_operation};
+use super::operation::{init_or_cancel, keeps_operation, resolve_init, write_final};
 use crate::{
     module::Module,
-    pointer::{In, Out, Room, room},
-    rv::{Failure, Rule},
-    sessions::{Active, Operations, Session},
+    pointer::{Input, Output, OutputFit, fit},
+    rv::{Failure, ReturnCode},
+    sessions::{ActiveOperation, Operations, Session},
 };
 
 /// Encrypting or decrypting, on the host or on the card.
-pub(crate) trait Transform: Sized {
+pub(crate) trait CipherOperation: Sized {
     /// Where a session keeps it.
-    fn place(operations: &mut Operations) -> &mut Option<Active<Self>>;
+    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>>;
     /// Room enough for all of `len` bytes.
     fn single_len(&self, len: usize) -> usize;
     /// Whether all that room must be there before the work begins, because a card does it.
@@ -31,8 +31,8 @@ pub(crate) trait Transform: Sized {
     fn finish(&mut self, session: &Session) -> Result<Secret, Failure>;
 }
 
-impl Transform for EncryptOperation {
-    fn place(operations: &mut Operations) -> &mut Option<Active<Self>> {
+impl CipherOperation for EncryptOperation {
+    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>> {
         &mut operations.encrypt
     }
 
@@ -69,8 +69,8 @@ impl Transform for EncryptOperation {
     }
 }
 
-impl Transform for DecryptOperation {
-    fn place(operations: &mut Operations) -> &mut Option<Active<Self>> {
+impl CipherOperation for DecryptOperation {
+    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>> {
         &mut operations.decrypt
     }
 
@@ -120,20 +120,20 @@ impl Transform for DecryptOperation {
 pub(crate) fn encrypt_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let Some(mechanism) = given(&mut operations.encrypt, mechanism)? else {
+    let Some(mechanism) = init_or_cancel(&mut operations.encrypt, mechanism)? else {
         return Ok(());
     };
-    let from = beginning(
+    let from = resolve_init(
         &session,
         &mechanism,
         key,
         CKF_ENCRYPT,
-        Rule::KEY_HANDLE_INVALID,
+        ReturnCode::KEY_HANDLE_INVALID,
     )?;
     let operation =
         EncryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
@@ -145,20 +145,20 @@ pub(crate) fn encrypt_init(
 pub(crate) fn decrypt_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let Some(mechanism) = given(&mut operations.decrypt, mechanism)? else {
+    let Some(mechanism) = init_or_cancel(&mut operations.decrypt, mechanism)? else {
         return Ok(());
     };
-    let from = beginning(
+    let from = resolve_init(
         &session,
         &mechanism,
         key,
         CKF_DECRYPT,
-        Rule::KEY_HANDLE_INVALID,
+        ReturnCode::KEY_HANDLE_INVALID,
     )?;
     let operation =
         DecryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
@@ -167,44 +167,46 @@ pub(crate) fn decrypt_init(
 }
 
 /// C_Encrypt, C_Decrypt: all at once. In a buffer too small for the longest possible answer of a card nothing is begun.
-pub(crate) fn single<T: Transform>(
+pub(crate) fn single<T: CipherOperation>(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    data: In<'_, u8>,
+    data: Input<'_, u8>,
     len: CK_ULONG,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::place(&mut operations);
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if active.in_parts {
+    let place = T::state_in(&mut operations);
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    if active.multi_part {
         *place = None;
-        return Err(Rule::OPERATION_ACTIVE.into());
+        return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
-    let result = all(&session, active, (data, len), output, output_len);
+    let result = single_output(&session, active, (data, len), output, output_len);
     end_unless(place, result, output, output_len)
 }
 
 /// The whole output, or `None` when only its length was asked for.
-fn all<T: Transform>(
+fn single_output<T: CipherOperation>(
     session: &Session,
-    active: &mut Active<T>,
-    (data, len): (In<'_, u8>, CK_ULONG),
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    active: &mut ActiveOperation<T>,
+    (data, len): (Input<'_, u8>, CK_ULONG),
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<Option<Secret>, Failure> {
     output_len.check()?;
     let operation = &mut active.operation;
     let most = operation.single_len(usize::try_from(len).unwrap_or(usize::MAX));
     if (output.is_null() || operation.is_on_card())
-        && room(output, output_len, most)? == Room::Asked
+        && fit(output, output_len, most)? == OutputFit::LengthQuery
     {
         return Ok(None);
     }
     if operation.lacks_pin() {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     // The caller may have the output written over the input, which is read to the end here.
     operation.single(session, data.bytes(len)?).map(Some)
@@ -212,14 +214,14 @@ fn all<T: Transform>(
 
 /// Gives a finished output; the operation is over, unless there was no room or only a length was asked for.
 fn end_unless<T>(
-    place: &mut Option<Active<T>>,
+    place: &mut Option<ActiveOperation<T>>,
     result: Result<Option<Secret>, Failure>,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     match result {
         Ok(None) => Ok(()),
-        Ok(Some(all)) => match super::operation::give(all.expose(), output, output_len) {
+        Ok(Some(all)) => match super::operation::write_output(all.expose(), output, output_len) {
             Err(failure) if keeps_operation(&failure) => Err(failure),
             given => {
                 *place = None;
@@ -236,21 +238,21 @@ fn end_unless<T>(
 }
 
 /// C_EncryptUpdate, C_DecryptUpdate: one part. Touches no card.
-pub(crate) fn update<T: Transform>(
+pub(crate) fn update<T: CipherOperation>(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::place(&mut operations);
+    let place = T::state_in(&mut operations);
     if place.is_none() {
-        return Err(Rule::OPERATION_NOT_INITIALIZED.into());
+        return Err(ReturnCode::OPERATION_NOT_INITIALIZED.into());
     }
-    part_of(
+    update_part(
         place,
         (part, len),
         output,
@@ -261,23 +263,27 @@ pub(crate) fn update<T: Transform>(
 }
 
 /// One part of an operation; `before` sees the input and may refuse it, `after` sees the output.
-pub(crate) fn part_of<T: Transform>(
-    place: &mut Option<Active<T>>,
-    (part, len): (In<'_, u8>, CK_ULONG),
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+pub(crate) fn update_part<T: CipherOperation>(
+    place: &mut Option<ActiveOperation<T>>,
+    (part, len): (Input<'_, u8>, CK_ULONG),
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
     before: impl FnOnce(&[u8]) -> Result<(), Failure>,
     after: impl FnOnce(&[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let outcome = (|| {
         output_len.check()?;
         let data = part.bytes(len)?;
-        if room(output, output_len, active.operation.update_len(data.len()))? == Room::Asked {
+        if fit(output, output_len, active.operation.update_len(data.len()))?
+            == OutputFit::LengthQuery
+        {
             return Ok(());
         }
         before(data)?;
-        active.in_parts = true;
+        active.multi_part = true;
         let made = active.operation.update(data)?;
         after(made.expose())?;
         if made.is_empty() {
@@ -295,20 +301,22 @@ pub(crate) fn part_of<T: Transform>(
 }
 
 /// C_EncryptFinal, C_DecryptFinal.
-pub(crate) fn finish<T: Transform>(
+pub(crate) fn finish<T: CipherOperation>(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::place(&mut operations);
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    let result = last(&session, active, output, output_len);
+    let place = T::state_in(&mut operations);
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let result = final_output(&session, active, output, output_len);
     match result {
         Ok(None) => Ok(()),
-        Ok(Some(last)) => give_last(place, last, output, output_len),
+        Ok(Some(last)) => write_final(place, last, output, output_len),
         Err(failure) => {
             if !keeps_operation(&failure) {
                 *place = None;
@@ -319,24 +327,24 @@ pub(crate) fn finish<T: Transform>(
 }
 
 /// What is left, or `None` when only its length was asked for.
-fn last<T: Transform>(
+fn final_output<T: CipherOperation>(
     session: &Session,
-    active: &mut Active<T>,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    active: &mut ActiveOperation<T>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<Option<Secret>, Failure> {
     output_len.check()?;
-    if let Some(last) = active.last.take() {
+    if let Some(last) = active.unread_output.take() {
         return Ok(Some(last));
     }
     let operation = &mut active.operation;
     if (output.is_null() || operation.is_on_card())
-        && room(output, output_len, operation.finish_len())? == Room::Asked
+        && fit(output, output_len, operation.finish_len())? == OutputFit::LengthQuery
     {
         return Ok(None);
     }
     if operation.lacks_pin() {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     operation.finish(session).map(Some)
 }

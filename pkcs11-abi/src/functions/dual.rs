@@ -3,11 +3,11 @@
 use claviger_token::{DecryptOperation, EncryptOperation};
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
 
-use super::cipher::part_of;
+use super::cipher::update_part;
 use crate::{
     module::Module,
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
     sessions::Operations,
 };
 
@@ -15,24 +15,26 @@ use crate::{
 pub(crate) fn digest_encrypt(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let Operations {
         digest, encrypt, ..
     } = &mut *session.operations();
-    let twin = digest.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let twin = digest
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let begun = encrypt.is_some();
-    let taken = part_of::<EncryptOperation>(
+    let taken = update_part::<EncryptOperation>(
         encrypt,
         (part, len),
         output,
         output_len,
         |data| {
-            twin.in_parts = true;
+            twin.multi_part = true;
             twin.operation.update(data);
             Ok(())
         },
@@ -48,25 +50,27 @@ pub(crate) fn digest_encrypt(
 pub(crate) fn decrypt_digest(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let Operations {
         digest, decrypt, ..
     } = &mut *session.operations();
-    let twin = digest.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let twin = digest
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let begun = decrypt.is_some();
-    let taken = part_of::<DecryptOperation>(
+    let taken = update_part::<DecryptOperation>(
         decrypt,
         (part, len),
         output,
         output_len,
         |_| Ok(()),
         |plain| {
-            twin.in_parts = true;
+            twin.multi_part = true;
             twin.operation.update(plain);
             Ok(())
         },
@@ -81,22 +85,22 @@ pub(crate) fn decrypt_digest(
 pub(crate) fn sign_encrypt(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let Operations { sign, encrypt, .. } = &mut *session.operations();
-    let twin = sign.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let twin = sign.as_mut().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let begun = encrypt.is_some();
-    let taken = part_of::<EncryptOperation>(
+    let taken = update_part::<EncryptOperation>(
         encrypt,
         (part, len),
         output,
         output_len,
         |data| {
-            twin.in_parts = true;
+            twin.multi_part = true;
             Ok(twin.operation.update(data)?)
         },
         |_| Ok(()),
@@ -111,25 +115,27 @@ pub(crate) fn sign_encrypt(
 pub(crate) fn decrypt_verify(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    output: Out<'_, u8>,
-    output_len: Out<'_, CK_ULONG>,
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let Operations {
         verify, decrypt, ..
     } = &mut *session.operations();
-    let twin = verify.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let twin = verify
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let begun = decrypt.is_some();
-    let taken = part_of::<DecryptOperation>(
+    let taken = update_part::<DecryptOperation>(
         decrypt,
         (part, len),
         output,
         output_len,
         |_| Ok(()),
         |plain| {
-            twin.in_parts = true;
+            twin.multi_part = true;
             Ok(twin.operation.update(plain)?)
         },
     );

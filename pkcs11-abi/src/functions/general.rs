@@ -9,8 +9,8 @@ use super::padded;
 use crate::{
     fork,
     module::{self, Module},
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
 };
 
 /// Who made this library.
@@ -26,12 +26,12 @@ pub(crate) const MANUFACTURER: &str = "claviger";
 /// | some | either | ARGUMENTS_BAD |
 ///
 /// CKF_LIBRARY_CANT_CREATE_OS_THREADS is honoured: no thread is created until C_Finalize.
-pub(crate) fn initialize(arguments: In<'_, CK_C_INITIALIZE_ARGS>) -> Result<(), Failure> {
+pub(crate) fn initialize(arguments: Input<'_, CK_C_INITIALIZE_ARGS>) -> Result<(), Failure> {
     let mut may_create_threads = true;
     if !arguments.is_null() {
         let arguments = arguments.get()?;
         if !arguments.pReserved.is_null() {
-            return Err(Rule::ARGUMENTS_BAD.into());
+            return Err(ReturnCode::ARGUMENTS_BAD.into());
         }
         let given = [
             arguments.CreateMutex.is_some(),
@@ -42,29 +42,29 @@ pub(crate) fn initialize(arguments: In<'_, CK_C_INITIALIZE_ARGS>) -> Result<(), 
         match given.iter().filter(|given| **given).count() {
             0 => {}
             4 if arguments.flags & CKF_OS_LOCKING_OK != 0 => {}
-            4 => return Err(Rule::CANT_LOCK.into()),
-            _ => return Err(Rule::ARGUMENTS_BAD.into()),
+            4 => return Err(ReturnCode::CANT_LOCK.into()),
+            _ => return Err(ReturnCode::ARGUMENTS_BAD.into()),
         }
         may_create_threads = arguments.flags & CKF_LIBRARY_CANT_CREATE_OS_THREADS == 0;
     }
-    module::initialize(fork::home(), may_create_threads)
+    module::initialize(fork::lifecycle(), may_create_threads)
 }
 
 /// C_Finalize.
 pub(crate) fn finalize(reserved: CK_VOID_PTR) -> Result<(), Failure> {
     if !reserved.is_null() {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
-    if fork::home().end() {
+    if fork::lifecycle().finalize() {
         Ok(())
     } else {
-        Err(Rule::NOT_INITIALIZED.into())
+        Err(ReturnCode::NOT_INITIALIZED.into())
     }
 }
 
 /// C_GetInfo.
-pub(crate) fn info(_: &Module, info: Out<'_, CK_INFO>) -> Result<(), Failure> {
-    info.put(CK_INFO {
+pub(crate) fn info(_: &Module, info: Output<'_, CK_INFO>) -> Result<(), Failure> {
+    info.write(CK_INFO {
         cryptokiVersion: CK_VERSION { major: 3, minor: 2 },
         manufacturerID: padded(MANUFACTURER),
         flags: 0,

@@ -15,18 +15,18 @@ use cryptoki_sys::{
 
 use super::{
     object::{check_creation, template},
-    operation::{beginning, give},
+    operation::{resolve_init, write_output},
 };
 use crate::{
     module::Module,
     parameter,
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
     sessions::Session,
 };
 
 /// The code a key has when it is the one that wraps or unwraps.
-fn as_wrapping(error: TokenError, type_inconsistent: Rule) -> Failure {
+fn as_wrapping(error: TokenError, type_inconsistent: ReturnCode) -> Failure {
     match error {
         TokenError::KeyTypeInconsistent(_) => type_inconsistent.into(),
         error => error.into(),
@@ -35,11 +35,11 @@ fn as_wrapping(error: TokenError, type_inconsistent: Rule) -> Failure {
 
 fn as_wrapped(error: TokenError) -> Failure {
     match error {
-        TokenError::EncryptedDataLength { .. } => Rule::WRAPPED_KEY_LEN_RANGE.into(),
+        TokenError::EncryptedDataLength { .. } => ReturnCode::WRAPPED_KEY_LEN_RANGE.into(),
         TokenError::EncryptedDataInvalid | TokenError::AuthenticationTag => {
-            Rule::WRAPPED_KEY_INVALID.into()
+            ReturnCode::WRAPPED_KEY_INVALID.into()
         }
-        error => as_wrapping(error, Rule::UNWRAPPING_KEY_TYPE_INCONSISTENT),
+        error => as_wrapping(error, ReturnCode::UNWRAPPING_KEY_TYPE_INCONSISTENT),
     }
 }
 
@@ -49,32 +49,32 @@ fn add(
     plan: SecretPlan,
     value: Secret,
     coming: Coming,
-    handle: Out<'_, CK_OBJECT_HANDLE>,
+    handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let object = plan.finish(value, coming, session.is_logged_in())?;
-    handle.put(session.add_object(object)?)
+    handle.write(session.add_object(object)?)
 }
 
 /// C_DeriveKey: agrees on a secret with a key of the card.
 pub(crate) fn derive(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     base: CK_OBJECT_HANDLE,
-    attributes: In<'_, CK_ATTRIBUTE>,
+    attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
-    handle: Out<'_, CK_OBJECT_HANDLE>,
+    handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mechanism = mechanism.get()?;
     let template = template(attributes, count)?;
     handle.check()?;
-    let from = beginning(
+    let from = resolve_init(
         &session,
         &mechanism,
         base,
         CKF_DERIVE,
-        Rule::KEY_HANDLE_INVALID,
+        ReturnCode::KEY_HANDLE_INVALID,
     )?;
     let derivation = Derivation::new(from.mechanism, &from.parameter, &from.key)?;
     check_creation(&session, &template)?;
@@ -103,21 +103,21 @@ fn missing(attribute: cryptoki_sys::CK_ATTRIBUTE_TYPE) -> Failure {
 pub(crate) fn wrap(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     wrapping: CK_OBJECT_HANDLE,
     key: CK_OBJECT_HANDLE,
-    wrapped: Out<'_, u8>,
-    wrapped_len: Out<'_, CK_ULONG>,
+    wrapped: Output<'_, u8>,
+    wrapped_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mechanism = mechanism.get()?;
     wrapped_len.check()?;
-    let missing = Rule::WRAPPING_KEY_HANDLE_INVALID;
-    let from = beginning(&session, &mechanism, wrapping, CKF_WRAP, missing)?;
-    let key = session.key(key, Rule::KEY_HANDLE_INVALID)?;
+    let missing = ReturnCode::WRAPPING_KEY_HANDLE_INVALID;
+    let from = resolve_init(&session, &mechanism, wrapping, CKF_WRAP, missing)?;
+    let key = session.key(key, ReturnCode::KEY_HANDLE_INVALID)?;
     let done = wrap_key(from.mechanism, &from.parameter, &from.key, &key)
-        .map_err(|error| as_wrapping(error, Rule::WRAPPING_KEY_TYPE_INCONSISTENT))?;
-    give(done.expose(), wrapped, wrapped_len).map(|_| ())
+        .map_err(|error| as_wrapping(error, ReturnCode::WRAPPING_KEY_TYPE_INCONSISTENT))?;
+    write_output(done.expose(), wrapped, wrapped_len).map(|_| ())
 }
 
 /// C_UnwrapKey: by a key of the card or of a session; the key becomes the session's.
@@ -125,19 +125,19 @@ pub(crate) fn wrap(
 pub(crate) fn unwrap(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     unwrapping: CK_OBJECT_HANDLE,
-    (wrapped, wrapped_len): (In<'_, u8>, CK_ULONG),
-    (attributes, count): (In<'_, CK_ATTRIBUTE>, CK_ULONG),
-    handle: Out<'_, CK_OBJECT_HANDLE>,
+    (wrapped, wrapped_len): (Input<'_, u8>, CK_ULONG),
+    (attributes, count): (Input<'_, CK_ATTRIBUTE>, CK_ULONG),
+    handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mechanism = mechanism.get()?;
     let template = template(attributes, count)?;
     handle.check()?;
     let wrapped = wrapped.bytes(wrapped_len)?;
-    let missing = Rule::UNWRAPPING_KEY_HANDLE_INVALID;
-    let from = beginning(&session, &mechanism, unwrapping, CKF_UNWRAP, missing)?;
+    let missing = ReturnCode::UNWRAPPING_KEY_HANDLE_INVALID;
+    let from = resolve_init(&session, &mechanism, unwrapping, CKF_UNWRAP, missing)?;
     check_creation(&session, &template)?;
     let plan = SecretPlan::new(&template, None)?;
     let begun = unwrap_key(from.mechanism, &from.parameter, &from.key, wrapped);
@@ -153,7 +153,7 @@ pub(crate) fn unwrap(
     // A value of a length its type cannot have is nothing that was wrapped for it.
     match add(&session, plan, value, Coming::FromOutside, handle) {
         Err(Failure::Token(TokenError::KeySize | TokenError::Template { .. })) => {
-            Err(Rule::WRAPPED_KEY_INVALID.into())
+            Err(ReturnCode::WRAPPED_KEY_INVALID.into())
         }
         added => added,
     }
@@ -163,10 +163,10 @@ pub(crate) fn unwrap(
 pub(crate) fn generate(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
-    attributes: In<'_, CK_ATTRIBUTE>,
+    mechanism: Input<'_, CK_MECHANISM>,
+    attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
-    handle: Out<'_, CK_OBJECT_HANDLE>,
+    handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mechanism = mechanism.get()?;

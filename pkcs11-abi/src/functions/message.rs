@@ -5,26 +5,26 @@
 use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
 use super::{
-    operation::{give, given},
+    operation::{init_or_cancel, write_output},
     sign, verify,
 };
 use crate::{
     module::Module,
-    pointer::{In, Out, Room, room},
-    rv::{Failure, Rule},
-    sessions::{Messages, Operations, Session},
+    pointer::{Input, Output, OutputFit, fit},
+    rv::{Failure, ReturnCode},
+    sessions::{MessageOperation, Operations, Session},
 };
 
 /// A parameter for one message, of which there is none.
 #[derive(Clone, Copy)]
-pub(crate) struct PerMessage<'call>(pub(crate) In<'call, u8>, pub(crate) CK_ULONG);
+pub(crate) struct MessageParameter<'call>(pub(crate) Input<'call, u8>, pub(crate) CK_ULONG);
 
-impl PerMessage<'_> {
+impl MessageParameter<'_> {
     fn expect_none(self) -> Result<(), Failure> {
         if self.0.is_null() && self.1 == 0 {
             Ok(())
         } else {
-            Err(Rule::ARGUMENTS_BAD.into())
+            Err(ReturnCode::ARGUMENTS_BAD.into())
         }
     }
 }
@@ -33,15 +33,15 @@ impl PerMessage<'_> {
 pub(crate) fn sign_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().sign_messages;
-    if let Some(mechanism) = given(place, mechanism)? {
-        *place = Some(Messages {
-            active: sign::start(&session, &mechanism, key, false)?,
-            begun: false,
+    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
+        *place = Some(MessageOperation {
+            active: sign::new_operation(&session, &mechanism, key, false)?,
+            message_open: false,
         });
     }
     Ok(())
@@ -51,39 +51,39 @@ pub(crate) fn sign_init(
 pub(crate) fn sign(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    parameter: PerMessage<'_>,
-    message: In<'_, u8>,
+    parameter: MessageParameter<'_>,
+    message: Input<'_, u8>,
     len: CK_ULONG,
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let messages = between(&mut operations.sign_messages)?;
+    let messages = idle_operation(&mut operations.sign_messages)?;
     parameter.expect_none()?;
-    if room(
+    if fit(
         signature,
         signature_len,
         messages.active.operation.signature_len(),
-    )? == Room::Asked
+    )? == OutputFit::LengthQuery
     {
         return Ok(());
     }
     let message = message.bytes(len)?;
-    make(&session, &mut operations, message, signature, signature_len)
+    finish_message(&session, &mut operations, message, signature, signature_len)
 }
 
 /// C_SignMessageBegin.
 pub(crate) fn sign_begin(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    parameter: PerMessage<'_>,
+    parameter: MessageParameter<'_>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let messages = between(&mut operations.sign_messages)?;
+    let messages = idle_operation(&mut operations.sign_messages)?;
     parameter.expect_none()?;
-    messages.begun = true;
+    messages.message_open = true;
     Ok(())
 }
 
@@ -91,19 +91,19 @@ pub(crate) fn sign_begin(
 pub(crate) fn sign_next(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    parameter: PerMessage<'_>,
-    part: In<'_, u8>,
+    parameter: MessageParameter<'_>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let messages = within(&mut operations.sign_messages)?;
+    let messages = open_message(&mut operations.sign_messages)?;
     parameter.expect_none()?;
     let operation = &mut messages.active.operation;
     if !signature_len.is_null()
-        && room(signature, signature_len, operation.signature_len())? == Room::Asked
+        && fit(signature, signature_len, operation.signature_len())? == OutputFit::LengthQuery
     {
         return Ok(());
     }
@@ -115,30 +115,30 @@ pub(crate) fn sign_next(
         }
         return Ok(taken?);
     }
-    make(&session, &mut operations, part, signature, signature_len)
+    finish_message(&session, &mut operations, part, signature, signature_len)
 }
 
 /// The signature of a message that ends with `rest`; only a missing PIN leaves it open.
-fn make(
+fn finish_message(
     session: &Session,
     operations: &mut Operations,
     rest: &[u8],
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let messages = operations.sign_messages.as_mut();
-    let messages = messages.ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let messages = messages.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let operation = &mut messages.active.operation;
     if operation.lacks_context_login() {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
-    messages.begun = false;
+    messages.message_open = false;
     let made = operation
         .update(rest)
         .map_err(Failure::from)
         .and_then(|()| sign::make(session, operation));
     match made {
-        Ok(made) => give(made.expose(), signature, signature_len).map(|_| ()),
+        Ok(made) => write_output(made.expose(), signature, signature_len).map(|_| ()),
         Err(failure) => {
             operations.sign_messages = None;
             Err(failure)
@@ -156,15 +156,15 @@ pub(crate) fn sign_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<
 pub(crate) fn verify_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_messages;
-    if let Some(mechanism) = given(place, mechanism)? {
-        *place = Some(Messages {
+    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
+        *place = Some(MessageOperation {
             active: verify::start(&session, &mechanism, key, false)?,
-            begun: false,
+            message_open: false,
         });
     }
     Ok(())
@@ -174,15 +174,15 @@ pub(crate) fn verify_init(
 pub(crate) fn verify(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    parameter: PerMessage<'_>,
-    message: In<'_, u8>,
+    parameter: MessageParameter<'_>,
+    message: Input<'_, u8>,
     len: CK_ULONG,
-    signature: In<'_, u8>,
+    signature: Input<'_, u8>,
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let messages = between(&mut operations.verify_messages)?;
+    let messages = idle_operation(&mut operations.verify_messages)?;
     parameter.expect_none()?;
     let signature = verify::signature_bytes(signature, signature_len)?;
     let operation = &mut messages.active.operation;
@@ -194,13 +194,13 @@ pub(crate) fn verify(
 pub(crate) fn verify_begin(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    parameter: PerMessage<'_>,
+    parameter: MessageParameter<'_>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let messages = between(&mut operations.verify_messages)?;
+    let messages = idle_operation(&mut operations.verify_messages)?;
     parameter.expect_none()?;
-    messages.begun = true;
+    messages.message_open = true;
     Ok(())
 }
 
@@ -208,15 +208,15 @@ pub(crate) fn verify_begin(
 pub(crate) fn verify_next(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    parameter: PerMessage<'_>,
-    part: In<'_, u8>,
+    parameter: MessageParameter<'_>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
-    signature: In<'_, u8>,
+    signature: Input<'_, u8>,
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let messages = within(&mut operations.verify_messages)?;
+    let messages = open_message(&mut operations.verify_messages)?;
     parameter.expect_none()?;
     let operation = &mut messages.active.operation;
     let part = part.bytes(len)?;
@@ -224,7 +224,7 @@ pub(crate) fn verify_next(
         return Ok(operation.update(part)?);
     }
     let signature = verify::signature_bytes(signature, signature_len)?;
-    messages.begun = false;
+    messages.message_open = false;
     operation.update(part)?;
     Ok(operation.verify(signature)?)
 }
@@ -236,25 +236,31 @@ pub(crate) fn verify_final(module: &Module, session: CK_SESSION_HANDLE) -> Resul
 }
 
 /// A series in which no message is under way.
-fn between<T>(place: &mut Option<Messages<T>>) -> Result<&mut Messages<T>, Failure> {
-    let messages = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if messages.begun {
-        return Err(Rule::OPERATION_ACTIVE.into());
+fn idle_operation<T>(
+    place: &mut Option<MessageOperation<T>>,
+) -> Result<&mut MessageOperation<T>, Failure> {
+    let messages = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    if messages.message_open {
+        return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
     Ok(messages)
 }
 
 /// A series in which a message is under way.
-fn within<T>(place: &mut Option<Messages<T>>) -> Result<&mut Messages<T>, Failure> {
+fn open_message<T>(
+    place: &mut Option<MessageOperation<T>>,
+) -> Result<&mut MessageOperation<T>, Failure> {
     place
         .as_mut()
-        .filter(|messages| messages.begun)
-        .ok_or_else(|| Rule::OPERATION_NOT_INITIALIZED.into())
+        .filter(|messages| messages.message_open)
+        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
 }
 
-fn end<T>(place: &mut Option<Messages<T>>) -> Result<(), Failure> {
+fn end<T>(place: &mut Option<MessageOperation<T>>) -> Result<(), Failure> {
     let ended = place.take();
     ended
         .map(|_| ())
-        .ok_or_else(|| Rule::OPERATION_NOT_INITIALIZED.into())
+        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
 }

@@ -6,8 +6,8 @@ use cryptoki_sys::{CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 use super::administration;
 use crate::{
     module::Module,
-    pointer::{In, Out, attribute_bytes, attribute_room},
-    rv::{Failure, Rule},
+    pointer::{Input, Output, attribute_bytes, attribute_room},
+    rv::{Failure, ReturnCode},
     sessions::{Search, Session},
 };
 
@@ -17,11 +17,11 @@ const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 const MAX_ATTRIBUTES: CK_ULONG = 1024;
 
 fn attributes(
-    template: In<'_, CK_ATTRIBUTE>,
+    template: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
 ) -> Result<Vec<CK_ATTRIBUTE>, Failure> {
     if count > MAX_ATTRIBUTES {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
     template.list(count)
 }
@@ -31,7 +31,7 @@ fn attributes(
 /// # Errors
 /// ARGUMENTS_BAD; ATTRIBUTE_VALUE_INVALID for a null value with a length, or a length that is none.
 pub(super) fn template(
-    attributes: In<'_, CK_ATTRIBUTE>,
+    attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
 ) -> Result<Template, Failure> {
     let entries = self::attributes(attributes, count)?;
@@ -49,13 +49,13 @@ pub(super) fn template(
 pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(), Failure> {
     if template.wants_token_object() {
         return Err(if session.read_write {
-            Rule::TEMPLATE_INCONSISTENT.into()
+            ReturnCode::TEMPLATE_INCONSISTENT.into()
         } else {
-            Rule::SESSION_READ_ONLY.into()
+            ReturnCode::SESSION_READ_ONLY.into()
         });
     }
     if template.wants_private() == Some(true) && !session.is_logged_in() {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     Ok(())
 }
@@ -65,19 +65,19 @@ pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(
 pub(crate) fn create(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    attributes: In<'_, CK_ATTRIBUTE>,
+    attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
-    handle: Out<'_, CK_OBJECT_HANDLE>,
+    handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let template = template(attributes, count)?;
     handle.check()?;
     if template.wants_token_object() {
-        return handle.put(administration::create(&session, &template)?);
+        return handle.write(administration::create(&session, &template)?);
     }
     check_creation(&session, &template)?;
     let object = creation::create(&template, session.is_logged_in())?;
-    handle.put(session.add_object(object)?)
+    handle.write(session.add_object(object)?)
 }
 
 /// C_CopyObject: an object of a session.
@@ -85,17 +85,17 @@ pub(crate) fn copy(
     module: &Module,
     session: CK_SESSION_HANDLE,
     handle: CK_OBJECT_HANDLE,
-    attributes: In<'_, CK_ATTRIBUTE>,
+    attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
-    copy: Out<'_, CK_OBJECT_HANDLE>,
+    copy: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let template = template(attributes, count)?;
     copy.check()?;
-    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     check_creation(&session, &template)?;
     let copied = object.copied(&template)?;
-    copy.put(session.add_object(copied)?)
+    copy.write(session.add_object(copied)?)
 }
 
 /// C_DestroyObject: an object of a session; or a certificate or data object of the token.
@@ -105,12 +105,12 @@ pub(crate) fn destroy(
     handle: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     if object.is_on_token() {
         return administration::destroy(&session, handle, &object);
     }
     if !object.is_destroyable() {
-        return Err(Rule::ACTION_PROHIBITED.into());
+        return Err(ReturnCode::ACTION_PROHIBITED.into());
     }
     Ok(session.with_handles(|handles| handles.replace(handle, None))??)
 }
@@ -120,12 +120,12 @@ pub(crate) fn set_attribute_value(
     module: &Module,
     session: CK_SESSION_HANDLE,
     handle: CK_OBJECT_HANDLE,
-    attributes: In<'_, CK_ATTRIBUTE>,
+    attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let template = template(attributes, count)?;
-    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     check_change(&session, &object)?;
     let changed = object.changed(&template)?;
     Ok(session.with_handles(|handles| handles.replace(handle, Some(changed)))??)
@@ -134,8 +134,8 @@ pub(crate) fn set_attribute_value(
 /// An object of the token needs a session that may write; and those of ours never change.
 fn check_change(session: &Session, object: &Object) -> Result<(), Failure> {
     match (object.is_on_token(), session.read_write) {
-        (true, false) => Err(Rule::SESSION_READ_ONLY.into()),
-        (true, true) => Err(Rule::ACTION_PROHIBITED.into()),
+        (true, false) => Err(ReturnCode::SESSION_READ_ONLY.into()),
+        (true, true) => Err(ReturnCode::ACTION_PROHIBITED.into()),
         (false, _) => Ok(()),
     }
 }
@@ -145,12 +145,12 @@ pub(crate) fn attribute_value(
     module: &Module,
     session: CK_SESSION_HANDLE,
     handle: CK_OBJECT_HANDLE,
-    template: Out<'_, CK_ATTRIBUTE>,
+    template: Output<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut entries = attributes(template.as_in(), count)?;
-    let object = session.object(handle, Rule::OBJECT_HANDLE_INVALID)?;
+    let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     let mut first = Ok(());
     for entry in &mut entries {
         let answered = answer(&object, entry);
@@ -164,20 +164,21 @@ pub(crate) fn attribute_value(
 }
 
 /// Copies one value to its room and returns its length.
-fn answer(object: &Object, entry: &CK_ATTRIBUTE) -> Result<CK_ULONG, Rule> {
+fn answer(object: &Object, entry: &CK_ATTRIBUTE) -> Result<CK_ULONG, ReturnCode> {
     let value = object
         .get(entry.type_)
-        .ok_or(Rule::ATTRIBUTE_TYPE_INVALID)?;
-    let bytes = value.encode().ok_or(Rule::ATTRIBUTE_SENSITIVE)?;
+        .ok_or(ReturnCode::ATTRIBUTE_TYPE_INVALID)?;
+    let bytes = value.encode().ok_or(ReturnCode::ATTRIBUTE_SENSITIVE)?;
     let len = CK_ULONG::try_from(bytes.len()).unwrap_or(UNAVAILABLE);
     let room = attribute_room(entry);
     if room.is_null() {
         return Ok(len);
     }
     if entry.ulValueLen < len {
-        return Err(Rule::BUFFER_TOO_SMALL);
+        return Err(ReturnCode::BUFFER_TOO_SMALL);
     }
-    room.put_all(&bytes).map_err(|_| Rule::ARGUMENTS_BAD)?;
+    room.put_all(&bytes)
+        .map_err(|_| ReturnCode::ARGUMENTS_BAD)?;
     Ok(len)
 }
 
@@ -186,31 +187,31 @@ pub(crate) fn size(
     module: &Module,
     session: CK_SESSION_HANDLE,
     handle: CK_OBJECT_HANDLE,
-    size: Out<'_, CK_ULONG>,
+    size: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     size.check()?;
     let bytes: usize = session
-        .object(handle, Rule::OBJECT_HANDLE_INVALID)?
+        .object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?
         .values()
         .filter_map(Value::encode)
         .map(|value| value.len())
         .sum();
-    size.put(CK_ULONG::try_from(bytes).unwrap_or(UNAVAILABLE))
+    size.write(CK_ULONG::try_from(bytes).unwrap_or(UNAVAILABLE))
 }
 
 /// C_FindObjectsInit: the whole answer is found here, as of now.
 pub(crate) fn find_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    template: In<'_, CK_ATTRIBUTE>,
+    template: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let template = self::template(template, count)?;
     let mut operations = session.operations();
     if operations.search.is_some() {
-        return Err(Rule::OPERATION_ACTIVE.into());
+        return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
     let mut rest = session
         .reader
@@ -224,9 +225,9 @@ pub(crate) fn find_init(
 pub(crate) fn find(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    list: Out<'_, CK_OBJECT_HANDLE>,
+    list: Output<'_, CK_OBJECT_HANDLE>,
     max: CK_ULONG,
-    count: Out<'_, CK_ULONG>,
+    count: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     count.check()?;
@@ -237,14 +238,14 @@ pub(crate) fn find(
     let search = operations
         .search
         .as_mut()
-        .ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     let at = search.rest.len().saturating_sub(max);
     let given: Vec<CK_OBJECT_HANDLE> = search.rest.split_off(at).into_iter().rev().collect();
     if !given.is_empty() {
         list.put_all(&given)?;
     }
-    count.put(CK_ULONG::try_from(given.len()).unwrap_or(UNAVAILABLE))
+    count.write(CK_ULONG::try_from(given.len()).unwrap_or(UNAVAILABLE))
 }
 
 /// C_FindObjectsFinal.
@@ -253,5 +254,5 @@ pub(crate) fn find_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<
     let search = session.operations().search.take();
     search
         .map(|_| ())
-        .ok_or_else(|| Rule::OPERATION_NOT_INITIALIZED.into())
+        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
 }

@@ -8,22 +8,22 @@ use cryptoki_sys::{CK_FLAGS, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG};
 
 use crate::{
     parameter,
-    pointer::{In, Out, Room, room},
-    rv::{Failure, Rule},
-    sessions::{Active, Session},
+    pointer::{Input, Output, OutputFit, fit},
+    rv::{Failure, ReturnCode},
+    sessions::{ActiveOperation, Session},
 };
 
 /// What an operation begins with.
-pub(crate) struct Beginning {
+pub(crate) struct OperationInit {
     pub(crate) mechanism: Mechanism,
     pub(crate) parameter: Parameter,
     pub(crate) key: Arc<Object>,
 }
 
-impl Beginning {
+impl OperationInit {
     /// An operation of this beginning.
-    pub(crate) fn active<T>(&self, operation: T) -> Active<T> {
-        Active::new(operation, self.key.is_private())
+    pub(crate) fn active<T>(&self, operation: T) -> ActiveOperation<T> {
+        ActiveOperation::new(operation, self.key.is_private())
     }
 }
 
@@ -32,16 +32,16 @@ impl Beginning {
 ///
 /// # Errors
 /// OPERATION_ACTIVE, ARGUMENTS_BAD.
-pub(crate) fn given<T>(
+pub(crate) fn init_or_cancel<T>(
     place: &mut Option<T>,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
 ) -> Result<Option<CK_MECHANISM>, Failure> {
     match (place.is_some(), mechanism.is_null()) {
         (true, true) => {
             *place = None;
             Ok(None)
         }
-        (true, false) => Err(Rule::OPERATION_ACTIVE.into()),
+        (true, false) => Err(ReturnCode::OPERATION_ACTIVE.into()),
         (false, _) => mechanism.get().map(Some),
     }
 }
@@ -51,19 +51,19 @@ pub(crate) fn given<T>(
 ///
 /// # Errors
 /// As the standard's …Init functions.
-pub(crate) fn beginning(
+pub(crate) fn resolve_init(
     session: &Session,
     mechanism: &CK_MECHANISM,
     key: CK_OBJECT_HANDLE,
     function: CK_FLAGS,
-    missing: Rule,
-) -> Result<Beginning, Failure> {
+    missing: ReturnCode,
+) -> Result<OperationInit, Failure> {
     let key = session.key(key, missing)?;
     let known = mechanism_for(mechanism.mechanism, function)?;
     if !session.offers(known.kind) {
         return Err(TokenError::MechanismInvalid(known.kind).into());
     }
-    Ok(Beginning {
+    Ok(OperationInit {
         mechanism: known,
         parameter: parameter::read(mechanism, known)?,
         key,
@@ -74,13 +74,13 @@ pub(crate) fn beginning(
 ///
 /// # Errors
 /// BUFFER_TOO_SMALL, with the length that is needed.
-pub(crate) fn give(
+pub(crate) fn write_output(
     output: &[u8],
-    buffer: Out<'_, u8>,
-    len: Out<'_, CK_ULONG>,
-) -> Result<Room, Failure> {
-    let room = room(buffer, len, output.len())?;
-    if room == Room::Enough {
+    buffer: Output<'_, u8>,
+    len: Output<'_, CK_ULONG>,
+) -> Result<OutputFit, Failure> {
+    let room = fit(buffer, len, output.len())?;
+    if room == OutputFit::Fits {
         buffer.put_all(output)?;
     }
     Ok(room)
@@ -90,7 +90,7 @@ pub(crate) fn give(
 pub(crate) fn keeps_operation(failure: &Failure) -> bool {
     matches!(
         failure,
-        Failure::Rule(Rule::BUFFER_TOO_SMALL | Rule::USER_NOT_LOGGED_IN)
+        Failure::ReturnCode(ReturnCode::BUFFER_TOO_SMALL | ReturnCode::USER_NOT_LOGGED_IN)
     )
 }
 
@@ -100,11 +100,11 @@ pub(crate) fn keeps_operation(failure: &Failure) -> bool {
 /// BUFFER_TOO_SMALL, ARGUMENTS_BAD.
 pub(crate) fn room_or_end<T>(
     place: &mut Option<T>,
-    buffer: Out<'_, u8>,
-    len: Out<'_, CK_ULONG>,
+    buffer: Output<'_, u8>,
+    len: Output<'_, CK_ULONG>,
     needed: usize,
-) -> Result<Room, Failure> {
-    let room = room(buffer, len, needed);
+) -> Result<OutputFit, Failure> {
+    let room = fit(buffer, len, needed);
     if room
         .as_ref()
         .is_err_and(|failure| !keeps_operation(failure))
@@ -118,16 +118,18 @@ pub(crate) fn room_or_end<T>(
 ///
 /// # Errors
 /// BUFFER_TOO_SMALL.
-pub(crate) fn give_last<T>(
-    place: &mut Option<Active<T>>,
+pub(crate) fn write_final<T>(
+    place: &mut Option<ActiveOperation<T>>,
     output: Secret,
-    buffer: Out<'_, u8>,
-    len: Out<'_, CK_ULONG>,
+    buffer: Output<'_, u8>,
+    len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
-    let given = give(output.expose(), buffer, len);
+    let given = write_output(output.expose(), buffer, len);
     match (&given, place.as_mut()) {
-        (Ok(Room::Asked), Some(active)) => active.last = Some(output),
-        (Err(failure), Some(active)) if keeps_operation(failure) => active.last = Some(output),
+        (Ok(OutputFit::LengthQuery), Some(active)) => active.unread_output = Some(output),
+        (Err(failure), Some(active)) if keeps_operation(failure) => {
+            active.unread_output = Some(output);
+        }
         _ => *place = None,
     }
     given.map(|_| ())

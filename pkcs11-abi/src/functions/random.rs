@@ -5,8 +5,8 @@ use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
 
 use crate::{
     module::Module,
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
 };
 
 /// What is taken from the operating system at once.
@@ -16,26 +16,26 @@ const PIECE: usize = 4096;
 pub(crate) fn seed(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    seed: In<'_, u8>,
+    seed: Input<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     module.session(session)?;
     seed.bytes(len)?;
-    Err(Rule::RANDOM_SEED_NOT_SUPPORTED.into())
+    Err(ReturnCode::RANDOM_SEED_NOT_SUPPORTED.into())
 }
 
 /// C_GenerateRandom: the card's own, where it has CKF_RNG, or else bytes of the operating system's generator.
 pub(crate) fn generate(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    random: Out<'_, u8>,
+    random: Output<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let pieces = random.pieces(len, PIECE)?;
-    let facts = session.reader.token(session.card, session.applet)?;
+    let cache = session.reader.token(session.card, session.applet)?;
     for (piece, len) in pieces {
-        let by_card = if facts.has_random {
+        let by_card = if cache.has_random {
             session.with_token(|card, token| token.random(card, len))?
         } else {
             None

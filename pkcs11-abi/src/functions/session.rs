@@ -9,10 +9,10 @@ use cryptoki_sys::{
 };
 
 use crate::{
-    card::Who,
+    card::LoginState,
     module::Module,
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
     sessions::Session,
 };
 
@@ -24,23 +24,23 @@ pub(crate) fn open(
     module: &Module,
     slot: CK_SLOT_ID,
     flags: CK_FLAGS,
-    handle: Out<'_, CK_SESSION_HANDLE>,
+    handle: Output<'_, CK_SESSION_HANDLE>,
 ) -> Result<(), Failure> {
     module.events.refresh();
     module.slot(slot)?;
     if flags & CKF_SERIAL_SESSION == 0 {
-        return Err(Rule::SESSION_PARALLEL_NOT_SUPPORTED.into());
+        return Err(ReturnCode::SESSION_PARALLEL_NOT_SUPPORTED.into());
     }
     if flags & ASYNC_SESSION != 0 {
-        return Err(Rule::SESSION_ASYNC_NOT_SUPPORTED.into());
+        return Err(ReturnCode::SESSION_ASYNC_NOT_SUPPORTED.into());
     }
     handle.check()?;
-    let occupied = module.occupied(slot)?;
+    let occupied = module.token_ref(slot)?;
     occupied.reader.token(occupied.card, occupied.applet)?;
     let read_write = flags & CKF_RW_SESSION != 0;
-    let who = occupied.reader.who(occupied.card, occupied.applet);
-    if !read_write && who == Who::SecurityOfficer {
-        return Err(Rule::SESSION_READ_WRITE_SO_EXISTS.into());
+    let login_state = occupied.reader.login_state(occupied.card, occupied.applet);
+    if !read_write && login_state == LoginState::SecurityOfficer {
+        return Err(ReturnCode::SESSION_READ_WRITE_SO_EXISTS.into());
     }
     let session = Session::new(
         slot,
@@ -49,7 +49,7 @@ pub(crate) fn open(
         occupied.card,
         occupied.reader,
     );
-    handle.put(module.sessions.add(session))
+    handle.write(module.sessions.add(session))
 }
 
 /// C_CloseSession.
@@ -71,10 +71,10 @@ pub(crate) fn close_all(module: &Module, slot: CK_SLOT_ID) -> Result<(), Failure
 pub(crate) fn info(
     module: &Module,
     handle: CK_SESSION_HANDLE,
-    info: Out<'_, CK_SESSION_INFO>,
+    info: Output<'_, CK_SESSION_INFO>,
 ) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    info.put(CK_SESSION_INFO {
+    info.write(CK_SESSION_INFO {
         slotID: session.slot,
         state: state(&session),
         flags: CKF_SERIAL_SESSION
@@ -88,12 +88,12 @@ pub(crate) fn info(
 }
 
 fn state(session: &Session) -> CK_STATE {
-    match (session.who(), session.read_write) {
-        (Who::Nobody, false) => CKS_RO_PUBLIC_SESSION,
-        (Who::Nobody, true) => CKS_RW_PUBLIC_SESSION,
-        (Who::User, false) => CKS_RO_USER_FUNCTIONS,
-        (Who::User, true) => CKS_RW_USER_FUNCTIONS,
-        (Who::SecurityOfficer, _) => CKS_RW_SO_FUNCTIONS,
+    match (session.login_state(), session.read_write) {
+        (LoginState::LoggedOut, false) => CKS_RO_PUBLIC_SESSION,
+        (LoginState::LoggedOut, true) => CKS_RW_PUBLIC_SESSION,
+        (LoginState::User, false) => CKS_RO_USER_FUNCTIONS,
+        (LoginState::User, true) => CKS_RW_USER_FUNCTIONS,
+        (LoginState::SecurityOfficer, _) => CKS_RW_SO_FUNCTIONS,
     }
 }
 
@@ -102,28 +102,28 @@ pub(crate) fn login(
     module: &Module,
     handle: CK_SESSION_HANDLE,
     user: CK_USER_TYPE,
-    pin: In<'_, u8>,
+    pin: Input<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    match (user, session.who()) {
-        (CKU_CONTEXT_SPECIFIC, _) => return login_once(&session, pin, len),
-        (CKU_USER, Who::User) | (CKU_SO, Who::SecurityOfficer) => {
-            return Err(Rule::USER_ALREADY_LOGGED_IN.into());
+    match (user, session.login_state()) {
+        (CKU_CONTEXT_SPECIFIC, _) => return context_login(&session, pin, len),
+        (CKU_USER, LoginState::User) | (CKU_SO, LoginState::SecurityOfficer) => {
+            return Err(ReturnCode::USER_ALREADY_LOGGED_IN.into());
         }
-        (CKU_USER, Who::SecurityOfficer) | (CKU_SO, Who::User) => {
-            return Err(Rule::USER_ANOTHER_ALREADY_LOGGED_IN.into());
+        (CKU_USER, LoginState::SecurityOfficer) | (CKU_SO, LoginState::User) => {
+            return Err(ReturnCode::USER_ANOTHER_ALREADY_LOGGED_IN.into());
         }
-        (CKU_USER, Who::Nobody) => {}
-        (CKU_SO, Who::Nobody) => {
+        (CKU_USER, LoginState::LoggedOut) => {}
+        (CKU_SO, LoginState::LoggedOut) => {
             let (all, read_write) = module.sessions.count(session.slot, session.card);
             if all > read_write {
-                return Err(Rule::SESSION_READ_ONLY_EXISTS.into());
+                return Err(ReturnCode::SESSION_READ_ONLY_EXISTS.into());
             }
         }
-        _ => return Err(Rule::USER_TYPE_INVALID.into()),
+        _ => return Err(ReturnCode::USER_TYPE_INVALID.into()),
     }
-    let pin = secret(pin, len)?;
+    let pin = read_pin(pin, len)?;
     session.with_token(|card, token| {
         if user == CKU_SO {
             token.so_login(card, &pin)
@@ -134,17 +134,17 @@ pub(crate) fn login(
     // A session closed meanwhile leaves nobody who could log out.
     if module.sessions.get(handle).is_none() {
         session.reader.logout(session.card, session.applet)?;
-        return Err(Rule::SESSION_HANDLE_INVALID.into());
+        return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
     }
     Ok(())
 }
 
 /// CKU_CONTEXT_SPECIFIC: the PIN for the one operation that waits for it.
-fn login_once(session: &Session, pin: In<'_, u8>, len: CK_ULONG) -> Result<(), Failure> {
+fn context_login(session: &Session, pin: Input<'_, u8>, len: CK_ULONG) -> Result<(), Failure> {
     let mut operations = session.operations();
-    let waiting = operations.awaiting_pin();
-    let (key, place) = waiting.ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    let pin = secret(pin, len)?;
+    let waiting = operations.awaiting_context_login();
+    let (key, place) = waiting.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let pin = read_pin(pin, len)?;
     session.with_token(|card, token| token.login_once(card, &key, &pin))?;
     *place = Some(pin);
     Ok(())
@@ -155,12 +155,12 @@ pub(crate) fn login_user(
     module: &Module,
     handle: CK_SESSION_HANDLE,
     user: CK_USER_TYPE,
-    (pin, len): (In<'_, u8>, CK_ULONG),
+    (pin, len): (Input<'_, u8>, CK_ULONG),
     name_len: CK_ULONG,
 ) -> Result<(), Failure> {
     if name_len != 0 {
         module.session(handle)?;
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
     login(module, handle, user, pin, len)
 }
@@ -181,14 +181,14 @@ pub(crate) fn validation_flags(
     module: &Module,
     handle: CK_SESSION_HANDLE,
     kind: CK_SESSION_VALIDATION_FLAGS_TYPE,
-    flags: Out<'_, CK_FLAGS>,
+    flags: Output<'_, CK_FLAGS>,
 ) -> Result<(), Failure> {
     module.session(handle)?;
     flags.check()?;
     if kind != CKS_LAST_VALIDATION_OK {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
-    flags.put(0)
+    flags.write(0)
 }
 
 /// Longer than any PIN.
@@ -196,9 +196,9 @@ const MAX_PIN: usize = 1024;
 
 /// A PIN; without a PIN pad there must be one. Of one that is too long to be any nothing is read: what stands for it is
 /// refused as too long.
-pub(super) fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
+pub(super) fn read_pin(pin: Input<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
     if pin.is_null() {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
     match usize::try_from(len) {
         Ok(0..MAX_PIN) => Ok(Secret::copy_from(pin.bytes(len)?)),
@@ -209,8 +209,8 @@ pub(super) fn secret(pin: In<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> 
 /// C_Logout: here and on the card.
 pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    if session.who() == Who::Nobody {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+    if session.login_state() == LoginState::LoggedOut {
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     module.end_private_operations(&session);
     session.reader.logout(session.card, session.applet)
@@ -219,5 +219,5 @@ pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), F
 /// C_GetFunctionStatus and C_CancelFunction: nothing has run in parallel since version 2.0.
 pub(crate) fn not_parallel(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
     module.session(handle)?;
-    Err(Rule::FUNCTION_NOT_PARALLEL.into())
+    Err(ReturnCode::FUNCTION_NOT_PARALLEL.into())
 }

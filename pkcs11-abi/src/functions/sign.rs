@@ -6,21 +6,21 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_SIGN, CKF_SIGN_RECOVER,
 };
 
-use super::operation::{beginning, give, given, room_or_end};
+use super::operation::{init_or_cancel, resolve_init, room_or_end, write_output};
 use crate::{
     module::Module,
-    pointer::{In, Out, Room},
-    rv::{Failure, Rule},
-    sessions::{Active, Session},
+    pointer::{Input, Output, OutputFit},
+    rv::{Failure, ReturnCode},
+    sessions::{ActiveOperation, Session},
 };
 
-type Place = Option<Active<SignOperation>>;
+type Place = Option<ActiveOperation<SignOperation>>;
 
 /// C_SignInit. Touches no card.
 pub(crate) fn init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
@@ -37,7 +37,7 @@ pub(crate) fn init(
 pub(crate) fn recover_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
@@ -48,26 +48,32 @@ pub(crate) fn recover_init(
 fn begin(
     session: &Session,
     place: &mut Place,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
     recover: bool,
 ) -> Result<(), Failure> {
-    let Some(mechanism) = given(place, mechanism)? else {
+    let Some(mechanism) = init_or_cancel(place, mechanism)? else {
         return Ok(());
     };
-    *place = Some(start(session, &mechanism, key, recover)?);
+    *place = Some(new_operation(session, &mechanism, key, recover)?);
     Ok(())
 }
 
 /// A signature with the key behind `key`.
-pub(super) fn start(
+pub(super) fn new_operation(
     session: &Session,
     mechanism: &CK_MECHANISM,
     key: CK_OBJECT_HANDLE,
     recover: bool,
-) -> Result<Active<SignOperation>, Failure> {
+) -> Result<ActiveOperation<SignOperation>, Failure> {
     let function = if recover { CKF_SIGN_RECOVER } else { CKF_SIGN };
-    let from = beginning(session, mechanism, key, function, Rule::KEY_HANDLE_INVALID)?;
+    let from = resolve_init(
+        session,
+        mechanism,
+        key,
+        function,
+        ReturnCode::KEY_HANDLE_INVALID,
+    )?;
     let operation = SignOperation::new(from.mechanism, &from.parameter, &from.key, recover)?;
     Ok(from.active(operation))
 }
@@ -76,10 +82,10 @@ pub(super) fn start(
 pub(crate) fn sign(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    message: In<'_, u8>,
+    message: Input<'_, u8>,
     len: CK_ULONG,
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().sign;
@@ -90,10 +96,10 @@ pub(crate) fn sign(
 pub(crate) fn sign_recover(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    message: In<'_, u8>,
+    message: Input<'_, u8>,
     len: CK_ULONG,
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().sign_recover;
@@ -103,22 +109,26 @@ pub(crate) fn sign_recover(
 fn single(
     session: &Session,
     place: &mut Place,
-    (message, len): (In<'_, u8>, CK_ULONG),
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    (message, len): (Input<'_, u8>, CK_ULONG),
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if active.in_parts {
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    if active.multi_part {
         *place = None;
-        return Err(Rule::OPERATION_ACTIVE.into());
+        return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
     let needed = active.operation.signature_len();
-    if room_or_end(place, signature, signature_len, needed)? == Room::Asked {
+    if room_or_end(place, signature, signature_len, needed)? == OutputFit::LengthQuery {
         return Ok(());
     }
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     if active.operation.lacks_context_login() {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     // The caller may have the signature written over the message: it is read to the end here.
     let taken = message
@@ -135,16 +145,18 @@ fn single(
 pub(crate) fn update(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().sign;
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let result = part
         .bytes(len)
         .and_then(|part| Ok(active.operation.update(part)?));
-    active.in_parts = true;
+    active.multi_part = true;
     if result.is_err() {
         *place = None;
     }
@@ -152,22 +164,26 @@ pub(crate) fn update(
 }
 
 /// C_SignFinal: the signature of all parts.
-pub(crate) fn finish_parts(
+pub(crate) fn sign_final(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    signature: Out<'_, u8>,
-    signature_len: Out<'_, CK_ULONG>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().sign;
-    let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_ref()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let needed = active.operation.signature_len();
-    if room_or_end(place, signature, signature_len, needed)? == Room::Asked {
+    if room_or_end(place, signature, signature_len, needed)? == OutputFit::LengthQuery {
         return Ok(());
     }
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     if active.operation.lacks_context_login() {
-        return Err(Rule::USER_NOT_LOGGED_IN.into());
+        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     finish(&session, place, signature, signature_len)
 }
@@ -176,12 +192,12 @@ pub(crate) fn finish_parts(
 fn finish(
     session: &Session,
     place: &mut Place,
-    out: Out<'_, u8>,
-    out_len: Out<'_, CK_ULONG>,
+    out: Output<'_, u8>,
+    out_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
-    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let signature = make(session, &mut active.operation)?;
-    give(signature.expose(), out, out_len).map(|_| ())
+    write_output(signature.expose(), out, out_len).map(|_| ())
 }
 
 /// The signature, by the card or on the host; never longer than was said.

@@ -11,10 +11,10 @@ use cryptoki_sys::{
 
 use super::{general::MANUFACTURER, padded};
 use crate::{
-    card::TokenFacts,
+    card::CachedToken,
     module::Module,
-    pointer::{In, Out},
-    rv::{Failure, Rule},
+    pointer::{Input, Output},
+    rv::{Failure, ReturnCode},
 };
 
 /// CK_UNAVAILABLE_INFORMATION.
@@ -24,29 +24,29 @@ const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 pub(crate) fn slot_list(
     module: &Module,
     token_present: CK_BBOOL,
-    list: Out<'_, CK_SLOT_ID>,
-    count: Out<'_, CK_ULONG>,
+    list: Output<'_, CK_SLOT_ID>,
+    count: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     count.check()?;
     module.events.refresh();
     let slots = {
         let mut table = module.events.table();
         if list.is_null() || !table.has_list() {
-            table.fix_list();
+            table.refresh_list();
         }
         table.listed()
     };
     let wanted = |id: &CK_SLOT_ID| token_present == 0 || is_token_present(module, *id);
     let ids: Vec<CK_SLOT_ID> = slots.iter().map(|slot| slot.id).filter(wanted).collect();
-    list.put_counted(count, &ids)
+    list.write_counted(count, &ids)
 }
 
 /// Whether the slot holds a token, or a card no applet of ours is on: the latter only in the reader's first slot.
 fn is_token_present(module: &Module, id: CK_SLOT_ID) -> bool {
     match module.token(id) {
         Ok(_) => true,
-        Err(Failure::Rule(Rule::TOKEN_NOT_RECOGNIZED)) => true,
-        Err(Failure::Rule(_)) => false,
+        Err(Failure::ReturnCode(ReturnCode::TOKEN_NOT_RECOGNIZED)) => true,
+        Err(Failure::ReturnCode(_)) => false,
         Err(failure) => {
             failure.log("looking for a token");
             false
@@ -58,13 +58,13 @@ fn is_token_present(module: &Module, id: CK_SLOT_ID) -> bool {
 pub(crate) fn slot_info(
     module: &Module,
     id: CK_SLOT_ID,
-    info: Out<'_, CK_SLOT_INFO>,
+    info: Output<'_, CK_SLOT_INFO>,
 ) -> Result<(), Failure> {
     info.check()?;
     module.events.refresh();
     let (applet, reader) = module.slot(id)?;
     let present = reader.presence != Presence::Empty && is_token_present(module, id);
-    info.put(CK_SLOT_INFO {
+    info.write(CK_SLOT_INFO {
         slotDescription: padded(&format!("{} {}", reader.name, applet.name())),
         manufacturerID: padded(MANUFACTURER),
         flags: CKF_REMOVABLE_DEVICE | CKF_HW_SLOT | if present { CKF_TOKEN_PRESENT } else { 0 },
@@ -77,17 +77,17 @@ pub(crate) fn slot_info(
 pub(crate) fn token_info(
     module: &Module,
     id: CK_SLOT_ID,
-    info: Out<'_, CK_TOKEN_INFO>,
+    info: Output<'_, CK_TOKEN_INFO>,
 ) -> Result<(), Failure> {
     info.check()?;
     module.events.refresh();
-    let facts = module.token(id)?;
-    let (sessions, read_write) = module.sessions.count(id, module.occupied(id)?.card);
-    info.put(describe(&facts, sessions, read_write))
+    let cache = module.token(id)?;
+    let (sessions, read_write) = module.sessions.count(id, module.token_ref(id)?.card);
+    info.write(describe(&cache, sessions, read_write))
 }
 
-fn describe(facts: &TokenFacts, sessions: usize, read_write: usize) -> CK_TOKEN_INFO {
-    let token = &facts.info;
+fn describe(cache: &CachedToken, sessions: usize, read_write: usize) -> CK_TOKEN_INFO {
+    let token = &cache.info;
     let number = |number: usize| CK_ULONG::try_from(number).unwrap_or(UNAVAILABLE);
     let version = CK_VERSION {
         major: token.version.0,
@@ -102,8 +102,8 @@ fn describe(facts: &TokenFacts, sessions: usize, read_write: usize) -> CK_TOKEN_
             | CKF_USER_PIN_INITIALIZED
             | CKF_TOKEN_INITIALIZED
             | pin_flags(token.pin_tries, 0)
-            | pin_flags(facts.so_tries, SO_PIN)
-            | if facts.has_random { CKF_RNG } else { 0 },
+            | pin_flags(cache.so_tries, SO_PIN)
+            | if cache.has_random { CKF_RNG } else { 0 },
         ulMaxSessionCount: 0,
         ulSessionCount: number(sessions),
         ulMaxRwSessionCount: 0,
@@ -142,8 +142,8 @@ fn pin_flags(tries: PinTries, above: u32) -> CK_FLAGS {
 pub(crate) fn mechanism_list(
     module: &Module,
     id: CK_SLOT_ID,
-    list: Out<'_, CK_MECHANISM_TYPE>,
-    count: Out<'_, CK_ULONG>,
+    list: Output<'_, CK_MECHANISM_TYPE>,
+    count: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     count.check()?;
     module.events.refresh();
@@ -153,7 +153,7 @@ pub(crate) fn mechanism_list(
         .iter()
         .map(|info| info.kind)
         .collect();
-    list.put_counted(count, &kinds)
+    list.write_counted(count, &kinds)
 }
 
 /// C_GetMechanismInfo.
@@ -161,17 +161,17 @@ pub(crate) fn mechanism_info(
     module: &Module,
     id: CK_SLOT_ID,
     kind: CK_MECHANISM_TYPE,
-    info: Out<'_, CK_MECHANISM_INFO>,
+    info: Output<'_, CK_MECHANISM_INFO>,
 ) -> Result<(), Failure> {
     info.check()?;
     module.events.refresh();
-    let facts = module.token(id)?;
-    let mechanism = facts
+    let cache = module.token(id)?;
+    let mechanism = cache
         .mechanisms
         .iter()
         .find(|info| info.kind == kind)
-        .ok_or(Rule::MECHANISM_INVALID)?;
-    info.put(CK_MECHANISM_INFO {
+        .ok_or(ReturnCode::MECHANISM_INVALID)?;
+    info.write(CK_MECHANISM_INFO {
         ulMinKeySize: mechanism.min_key_size,
         ulMaxKeySize: mechanism.max_key_size,
         flags: mechanism.flags,
@@ -182,12 +182,12 @@ pub(crate) fn mechanism_info(
 pub(crate) fn wait_for_slot_event(
     module: &Module,
     flags: CK_FLAGS,
-    slot: Out<'_, CK_SLOT_ID>,
-    reserved: In<'_, u8>,
+    slot: Output<'_, CK_SLOT_ID>,
+    reserved: Input<'_, u8>,
 ) -> Result<(), Failure> {
     if !reserved.is_null() {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
     slot.check()?;
-    slot.put(module.events.wait(flags & CKF_DONT_BLOCK == 0)?)
+    slot.write(module.events.wait(flags & CKF_DONT_BLOCK == 0)?)
 }

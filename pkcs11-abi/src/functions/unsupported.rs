@@ -2,7 +2,7 @@
 
 use crate::{
     module::Module,
-    rv::{Failure, Rule},
+    rv::{Failure, ReturnCode},
 };
 
 const AEAD: &str =
@@ -48,5 +48,5 @@ pub(crate) fn refuse(
         .find(|(name, _)| *name == function)
         .map_or("", |(_, reason)| reason);
     tracing::debug!("{function}: {reason}");
-    Err(Rule::FUNCTION_NOT_SUPPORTED.into())
+    Err(ReturnCode::FUNCTION_NOT_SUPPORTED.into())
 }

@@ -6,12 +6,12 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_VERIFY, CKF_VERIFY_RECOVER,
 };
 
-use super::operation::{beginning, give, given, room_or_end};
+use super::operation::{init_or_cancel, resolve_init, room_or_end, write_output};
 use crate::{
     module::Module,
-    pointer::{In, Out, Room},
-    rv::{Failure, Rule},
-    sessions::{Active, Foreknown, Session},
+    pointer::{Input, Output, OutputFit},
+    rv::{Failure, ReturnCode},
+    sessions::{ActiveOperation, Session, VerifySignatureOperation},
 };
 
 /// No signature is this long.
@@ -23,21 +23,27 @@ pub(super) fn start(
     mechanism: &CK_MECHANISM,
     key: CK_OBJECT_HANDLE,
     recover: bool,
-) -> Result<Active<VerifyOperation>, Failure> {
+) -> Result<ActiveOperation<VerifyOperation>, Failure> {
     let function = if recover {
         CKF_VERIFY_RECOVER
     } else {
         CKF_VERIFY
     };
-    let from = beginning(session, mechanism, key, function, Rule::KEY_HANDLE_INVALID)?;
+    let from = resolve_init(
+        session,
+        mechanism,
+        key,
+        function,
+        ReturnCode::KEY_HANDLE_INVALID,
+    )?;
     let operation = VerifyOperation::new(from.mechanism, &from.parameter, &from.key, recover)?;
     Ok(from.active(operation))
 }
 
 /// The bytes of a signature. Of one that is too long to be any nothing is read: none has the length of no bytes either.
-pub(super) fn signature_bytes(signature: In<'_, u8>, len: CK_ULONG) -> Result<&[u8], Failure> {
+pub(super) fn signature_bytes(signature: Input<'_, u8>, len: CK_ULONG) -> Result<&[u8], Failure> {
     if signature.is_null() {
-        return Err(Rule::ARGUMENTS_BAD.into());
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
     signature.bytes(if len > MAX_SIGNATURE { 0 } else { len })
 }
@@ -46,12 +52,12 @@ pub(super) fn signature_bytes(signature: In<'_, u8>, len: CK_ULONG) -> Result<&[
 pub(crate) fn init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify;
-    if let Some(mechanism) = given(place, mechanism)? {
+    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
         *place = Some(start(&session, &mechanism, key, false)?);
     }
     Ok(())
@@ -61,16 +67,16 @@ pub(crate) fn init(
 pub(crate) fn verify(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    message: In<'_, u8>,
+    message: Input<'_, u8>,
     len: CK_ULONG,
-    signature: In<'_, u8>,
+    signature: Input<'_, u8>,
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify;
-    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if active.in_parts {
-        return Err(Rule::OPERATION_ACTIVE.into());
+    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    if active.multi_part {
+        return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
     let signature = signature_bytes(signature, signature_len)?;
     active.operation.update(message.bytes(len)?)?;
@@ -81,16 +87,18 @@ pub(crate) fn verify(
 pub(crate) fn update(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify;
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let taken = part
         .bytes(len)
         .and_then(|part| Ok(active.operation.update(part)?));
-    active.in_parts = true;
+    active.multi_part = true;
     if taken.is_err() {
         *place = None;
     }
@@ -101,12 +109,12 @@ pub(crate) fn update(
 pub(crate) fn finish(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    signature: In<'_, u8>,
+    signature: Input<'_, u8>,
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify;
-    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let signature = signature_bytes(signature, signature_len)?;
     Ok(active.operation.verify(signature)?)
 }
@@ -115,12 +123,12 @@ pub(crate) fn finish(
 pub(crate) fn recover_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_recover;
-    if let Some(mechanism) = given(place, mechanism)? {
+    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
         *place = Some(start(&session, &mechanism, key, true)?);
     }
     Ok(())
@@ -130,50 +138,55 @@ pub(crate) fn recover_init(
 pub(crate) fn recover(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    signature: In<'_, u8>,
+    signature: Input<'_, u8>,
     signature_len: CK_ULONG,
-    data: Out<'_, u8>,
-    data_len: Out<'_, CK_ULONG>,
+    data: Output<'_, u8>,
+    data_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_recover;
-    let active = place.as_ref().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_ref()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     if data.is_null() || data_len.is_null() {
         let needed = active.operation.signature_len();
         return room_or_end(place, data, data_len, needed).map(|_| ());
     }
     let recovered = signature_bytes(signature, signature_len)
         .and_then(|signature| Ok(active.operation.recover(signature)?));
-    let given = recovered.and_then(|recovered| give(&recovered, data, data_len));
-    if !matches!(given, Err(Failure::Rule(Rule::BUFFER_TOO_SMALL))) {
+    let given = recovered.and_then(|recovered| write_output(&recovered, data, data_len));
+    if !matches!(
+        given,
+        Err(Failure::ReturnCode(ReturnCode::BUFFER_TOO_SMALL))
+    ) {
         *place = None;
     }
-    given.map(|given| debug_assert_eq!(given, Room::Enough))
+    given.map(|given| debug_assert_eq!(given, OutputFit::Fits))
 }
 
 /// C_VerifySignatureInit.
 pub(crate) fn signature_init(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    mechanism: In<'_, CK_MECHANISM>,
+    mechanism: Input<'_, CK_MECHANISM>,
     key: CK_OBJECT_HANDLE,
-    signature: In<'_, u8>,
+    signature: Input<'_, u8>,
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_signature;
-    let Some(mechanism) = given(place, mechanism)? else {
+    let Some(mechanism) = init_or_cancel(place, mechanism)? else {
         return Ok(());
     };
     let signature = signature_bytes(signature, signature_len)?.to_vec();
-    let Active {
+    let ActiveOperation {
         operation, private, ..
     } = start(&session, &mechanism, key, false)?;
-    let foreknown = Foreknown {
+    let foreknown = VerifySignatureOperation {
         verification: operation,
         signature,
     };
-    *place = Some(Active::new(foreknown, private));
+    *place = Some(ActiveOperation::new(foreknown, private));
     Ok(())
 }
 
@@ -181,17 +194,17 @@ pub(crate) fn signature_init(
 pub(crate) fn signature_single(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    message: In<'_, u8>,
+    message: Input<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_signature;
-    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    if active.in_parts {
-        return Err(Rule::OPERATION_ACTIVE.into());
+    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    if active.multi_part {
+        return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
     active.operation.verification.update(message.bytes(len)?)?;
-    let Foreknown {
+    let VerifySignatureOperation {
         verification,
         signature,
     } = &mut active.operation;
@@ -202,16 +215,18 @@ pub(crate) fn signature_single(
 pub(crate) fn signature_update(
     module: &Module,
     session: CK_SESSION_HANDLE,
-    part: In<'_, u8>,
+    part: Input<'_, u8>,
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_signature;
-    let active = place.as_mut().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
+    let active = place
+        .as_mut()
+        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let taken = part
         .bytes(len)
         .and_then(|part| Ok(active.operation.verification.update(part)?));
-    active.in_parts = true;
+    active.multi_part = true;
     if taken.is_err() {
         *place = None;
     }
@@ -222,8 +237,8 @@ pub(crate) fn signature_update(
 pub(crate) fn signature_finish(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
     let place = &mut session.operations().verify_signature;
-    let mut active = place.take().ok_or(Rule::OPERATION_NOT_INITIALIZED)?;
-    let Foreknown {
+    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let VerifySignatureOperation {
         verification,
         signature,
     } = &mut active.operation;

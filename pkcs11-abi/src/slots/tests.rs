@@ -26,12 +26,12 @@ fn picture_of(life: Option<u32>, readers: &[(&str, Presence, u32)]) -> Readers {
     }
 }
 
-fn picture(readers: &[(&str, Presence, u32)]) -> Readers {
+fn snapshot(readers: &[(&str, Presence, u32)]) -> Readers {
     picture_of(Some(1), readers)
 }
 
-fn see(table: &mut SlotTable, picture: &Readers) -> Applied {
-    table.apply(0, picture, false, Instant::now())
+fn see(table: &mut SlotTable, snapshot: &Readers) -> SnapshotEffect {
+    table.apply(0, snapshot, false, Instant::now())
 }
 
 fn slot(table: &mut SlotTable, id: CK_SLOT_ID) -> KnownReader {
@@ -44,7 +44,7 @@ fn events(table: &mut SlotTable) -> Vec<CK_SLOT_ID> {
 
 fn table() -> SlotTable {
     let mut table = SlotTable::default();
-    table.apply(0, &picture(&[("A", card(), 1)]), true, Instant::now());
+    table.apply(0, &snapshot(&[("A", card(), 1)]), true, Instant::now());
     table
 }
 
@@ -57,7 +57,7 @@ fn cards_present_at_start_raise_none() {
 fn insert_and_remove_between_two_looks_still_counts() {
     let mut table = table();
     let before = slot(&mut table, 0).card;
-    see(&mut table, &picture(&[("A", card(), 3)]));
+    see(&mut table, &snapshot(&[("A", card(), 3)]));
     assert_eq!(events(&mut table), [0, 1]);
     assert_ne!(
         slot(&mut table, 0).card,
@@ -69,8 +69,8 @@ fn insert_and_remove_between_two_looks_still_counts() {
 #[test]
 fn several_events_on_one_slot_are_one() {
     let mut table = table();
-    see(&mut table, &picture(&[("A", Presence::Empty, 2)]));
-    see(&mut table, &picture(&[("A", card(), 3)]));
+    see(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
+    see(&mut table, &snapshot(&[("A", card(), 3)]));
     assert_eq!(events(&mut table), [0, 1]);
     assert_eq!(events(&mut table), []);
 }
@@ -78,20 +78,20 @@ fn several_events_on_one_slot_are_one() {
 #[test]
 fn the_same_picture_again_is_no_event() {
     let mut table = table();
-    see(&mut table, &picture(&[("A", card(), 1)]));
+    see(&mut table, &snapshot(&[("A", card(), 1)]));
     assert_eq!(events(&mut table), []);
 }
 
 #[test]
 fn a_reader_that_returns_gets_its_ids_back() {
     let mut table = table();
-    see(&mut table, &picture(&[]));
+    see(&mut table, &snapshot(&[]));
     assert_eq!(events(&mut table), [0, 1]);
-    see(&mut table, &picture(&[("B", Presence::Empty, 0)]));
+    see(&mut table, &snapshot(&[("B", Presence::Empty, 0)]));
     assert_eq!(events(&mut table), [2, 3]);
     see(
         &mut table,
-        &picture(&[("B", Presence::Empty, 0), ("A", card(), 1)]),
+        &snapshot(&[("B", Presence::Empty, 0), ("A", card(), 1)]),
     );
     assert_eq!(events(&mut table), [0, 1]);
     assert_eq!(slot(&mut table, 2).name, "B");
@@ -100,18 +100,18 @@ fn a_reader_that_returns_gets_its_ids_back() {
 #[test]
 fn a_reader_that_is_not_shown_has_no_slots_and_raises_no_events() {
     let mut table = SlotTable::default();
-    let mut choice = Choice::default();
+    let mut choice = Visibility::default();
     choice.readers.deny = vec!["b".to_owned()];
     choice.applets = vec![AppletKind::OpenPgp];
-    table.choose(Arc::new(choice));
-    see(&mut table, &picture(&[("A", card(), 1), ("B", card(), 1)]));
+    table.set_visibility(Arc::new(choice));
+    see(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
     assert_eq!(events(&mut table), [0], "one applet, one slot");
 }
 
 #[test]
 fn backends_do_not_see_each_others_readers_leave() {
     let mut table = table();
-    table.apply(1, &picture(&[]), false, Instant::now());
+    table.apply(1, &snapshot(&[]), false, Instant::now());
     assert_eq!(events(&mut table), []);
 }
 
@@ -125,17 +125,17 @@ fn a_card_found_gone_ends_its_sessions_and_the_picture_still_raises_the_event() 
     assert_eq!(events(&mut table), []);
     table.lose_card(key, card);
     assert_eq!(slot(&mut table, 0).card, now, "once for each card");
-    see(&mut table, &picture(&[("A", Presence::Empty, 2)]));
+    see(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
     assert_eq!(events(&mut table), [0, 1]);
 }
 
 #[test]
 fn the_list_changes_only_when_it_is_fixed() {
     let mut table = table();
-    table.fix_list();
-    see(&mut table, &picture(&[("A", card(), 1), ("B", card(), 1)]));
+    table.refresh_list();
+    see(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
     assert_eq!(table.listed().len(), 2);
-    table.fix_list();
+    table.refresh_list();
     assert_eq!(table.listed().len(), 4);
 }
 
@@ -148,7 +148,7 @@ fn a_lost_service_hides_tokens_and_takes_no_card_with_it() {
     assert_eq!(lost.presence, Presence::Empty, "the token is absent");
     assert_eq!(lost.card, before.card, "its sessions live");
     assert_eq!(events(&mut table), [0, 1]);
-    table.fix_list();
+    table.refresh_list();
     assert_eq!(table.listed().len(), 2, "its slots stay");
     // Counts begin anew with the service.
     see(&mut table, &picture_of(Some(2), &[("A", card(), 9)]));
@@ -200,14 +200,14 @@ fn a_reader_has_a_moment_to_show_its_card_after_its_service_is_back() {
     );
     assert!(applied.look_again.is_some());
     assert_eq!(slot(&mut table, 0).card, before.card);
-    let later = Instant::now() + RETURN;
+    let later = Instant::now() + READER_RETURN_TIMEOUT;
     let after = table.slot(0, later).unwrap().1.clone();
     assert_ne!(after.card, before.card, "it had its time");
     assert!(after.connected, "the reader is there");
     let mut table = self::table();
     see(&mut table, &picture_of(None, &[]));
     see(&mut table, &picture_of(Some(2), &[]));
-    let later = Instant::now() + RETURN;
+    let later = Instant::now() + READER_RETURN_TIMEOUT;
     assert!(
         !table.slot(0, later).unwrap().1.connected,
         "the reader is not"
@@ -230,14 +230,14 @@ fn another_card_after_the_service_is_back_is_another_card() {
 #[test]
 fn a_reader_that_returns_under_another_number_gets_its_ids_back() {
     let mut table = table();
-    see(&mut table, &picture(&[]));
+    see(&mut table, &snapshot(&[]));
     events(&mut table);
-    see(&mut table, &picture(&[("A1", card(), 1)]));
+    see(&mut table, &snapshot(&[("A1", card(), 1)]));
     assert_eq!(events(&mut table), [0, 1]);
     assert_eq!(slot(&mut table, 0).name, "A1");
     see(
         &mut table,
-        &picture(&[("A1", card(), 1), ("A2", card(), 1)]),
+        &snapshot(&[("A1", card(), 1), ("A2", card(), 1)]),
     );
     assert_eq!(
         events(&mut table),

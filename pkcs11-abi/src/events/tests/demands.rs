@@ -18,7 +18,7 @@ impl Demand for Unanswered {
         let stopped = self.stopped.lock().unwrap();
         let waited = self
             .changed
-            .wait_timeout_while(stopped, PATIENCE, |stopped| !*stopped);
+            .wait_timeout_while(stopped, STEP_TIMEOUT, |stopped| !*stopped);
         assert!(!waited.unwrap().1.timed_out(), "nobody has stopped it");
     }
 
@@ -71,7 +71,7 @@ impl Watch for DemandingWatch {
 }
 
 /// Events with threads over such a backend.
-fn on_demand() -> Events {
+fn on_demand() -> SlotEvents {
     let puppet = Puppet::new("usb", with(0, &["A"]));
     events(&[Arc::new(OnDemand(puppet))], true, None)
 }
@@ -89,7 +89,7 @@ fn c_finalize_ends_a_call_that_waits_for_a_query_of_the_cards() {
     let events = on_demand();
     thread::scope(|scope| {
         let waits = scope.spawn(|| events.wait(true));
-        until(|| slots(&events) > 0);
+        wait_until(|| slots(&events) > 0);
         events.stop();
         assert!(waits.join().unwrap().is_err());
     });
