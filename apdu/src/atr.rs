@@ -8,12 +8,12 @@ const MAX: usize = 33;
 /// An answer to reset as the reader gave it, with what it says about the card.
 ///
 /// Interface characters are read leniently, as cards in the field are: a wrong check byte or a cut
-/// structure leaves the fields found so far and a [`Atr::complaint`].
+/// structure leaves the fields found so far and a [`Atr::defect`].
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Atr {
     bytes: Vec<u8>,
     historical: std::ops::Range<usize>,
-    complaint: Option<&'static str>,
+    defect: Option<&'static str>,
 }
 
 /// Bytes that are no answer to reset.
@@ -31,7 +31,7 @@ impl Atr {
     /// Reads `bytes`.
     ///
     /// # Errors
-    /// [`AtrError`] when length or first byte rule it out; anything else is a [`Atr::complaint`].
+    /// [`AtrError`] when length or first byte rule it out; anything else is a [`Atr::defect`].
     pub fn parse(bytes: &[u8]) -> Result<Self, AtrError> {
         let [ts, t0, rest @ ..] = bytes else {
             return Err(AtrError::Length(bytes.len()));
@@ -45,14 +45,14 @@ impl Atr {
         let interface = Interface::read(*t0, rest);
         let start = 2 + interface.len;
         let end = start + usize::from(t0 & 0x0F);
-        let complaint = interface
-            .complaint
+        let defect = interface
+            .defect
             .or_else(|| check_end(bytes, end, interface.check_byte));
         let historical = start.min(bytes.len())..end.min(bytes.len());
         Ok(Self {
             bytes: bytes.to_vec(),
             historical,
-            complaint,
+            defect,
         })
     }
 
@@ -70,8 +70,8 @@ impl Atr {
 
     /// What is wrong with the structure, if anything is.
     #[must_use]
-    pub const fn complaint(&self) -> Option<&'static str> {
-        self.complaint
+    pub const fn defect(&self) -> Option<&'static str> {
+        self.defect
     }
 
     /// Whether the card capabilities (compact-TLV 73, third byte) announce extended Lc and Le fields.
@@ -99,7 +99,7 @@ impl Atr {
 struct Interface {
     len: usize,
     check_byte: bool,
-    complaint: Option<&'static str>,
+    defect: Option<&'static str>,
 }
 
 impl Interface {
@@ -107,14 +107,14 @@ impl Interface {
         let mut interface = Self {
             len: 0,
             check_byte: false,
-            complaint: None,
+            defect: None,
         };
         let mut indicator = t0;
         // Four rounds fill the 33 bytes; a fifth TD is a lie.
         for _ in 0..4 {
             let count = (indicator >> 4).count_ones() as usize;
             let Some((characters, after)) = rest.split_at_checked(count) else {
-                interface.complaint = Some("interface characters cut short");
+                interface.defect = Some("interface characters cut short");
                 return interface;
             };
             interface.len += count;
@@ -126,7 +126,7 @@ impl Interface {
             // TCK is absent only when T=0 is the only protocol (ISO 7816-3, 8.2.5).
             interface.check_byte |= indicator & 0x0F != 0;
         }
-        interface.complaint = Some("more than four rounds of interface characters");
+        interface.defect = Some("more than four rounds of interface characters");
         interface
     }
 }
@@ -184,11 +184,11 @@ mod tests {
     #[test]
     fn historical_bytes_of_real_tokens() {
         let atr = Atr::parse(&NITROKEY_3).unwrap();
-        assert_eq!(atr.complaint(), None);
+        assert_eq!(atr.defect(), None);
         assert_eq!(&atr.historical()[1..10], b"\x5DNitrokey");
         assert!(!atr.announces_extended_length());
         let atr = Atr::parse(&YUBIKEY_5).unwrap();
-        assert_eq!(atr.complaint(), None);
+        assert_eq!(atr.defect(), None);
         assert!(atr.historical().ends_with(b"YubiKey"));
         assert!(atr.announces_extended_length());
     }
@@ -198,7 +198,7 @@ mod tests {
         for atr in [&NITROKEY_3[..], &YUBIKEY_5[..]] {
             for len in 0..atr.len() {
                 if let Ok(cut) = Atr::parse(&atr[..len]) {
-                    assert!(cut.complaint().is_some(), "{len} bytes pass as whole");
+                    assert!(cut.defect().is_some(), "{len} bytes pass as whole");
                 }
             }
             for bit in 0..atr.len() * 8 {

@@ -17,7 +17,7 @@ pub enum Expected {
 
 /// How long the command may reasonably take, which sets its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandClass {
+pub enum CommandBudget {
     /// Reading, selecting, checking a PIN.
     Fast,
     /// A private-key operation, perhaps after a touch of the token.
@@ -26,10 +26,10 @@ pub enum CommandClass {
     KeyGeneration,
 }
 
-impl CommandClass {
+impl CommandBudget {
     /// The time after which the card is given up.
     #[must_use]
-    pub const fn budget(self) -> Duration {
+    pub const fn timeout(self) -> Duration {
         match self {
             Self::Fast => Duration::from_secs(10),
             Self::PrivateKey => Duration::from_secs(60),
@@ -58,21 +58,21 @@ pub struct CommandApdu<'a> {
     /// The response asked for.
     pub expected: Expected,
     /// How long it may take.
-    pub class: CommandClass,
+    pub budget: CommandBudget,
 }
 
 impl<'a> CommandApdu<'a> {
     /// CLA bit that says more commands of the chain follow.
     pub(crate) const CHAINING: u8 = 0x10;
 
-    /// A command of four bytes: no data, no response data, [`CommandClass::Fast`].
+    /// A command of four bytes: no data, no response data, [`CommandBudget::Fast`].
     #[must_use]
     pub const fn header(header: [u8; 4]) -> Self {
         Self {
             header,
             data: &[],
             expected: Expected::Nothing,
-            class: CommandClass::Fast,
+            budget: CommandBudget::Fast,
         }
     }
 

@@ -45,7 +45,7 @@ pub mod transport;
 mod corpora;
 
 pub use atr::Atr;
-pub use command::{CommandApdu, CommandClass, Expected, Limits};
+pub use command::{CommandApdu, CommandBudget, Expected, Limits};
 pub use response::{ResponseApdu, ResponseBuffer};
 pub use secret::Secret;
 pub use status::StatusWord;

@@ -126,7 +126,7 @@ pub trait Transport: Transmit + Send {
     fn epoch(&self) -> Epoch;
 
     /// Whether the connection has ended and is of no more use: it is dropped and another one made.
-    fn is_over(&self) -> bool;
+    fn is_closed(&self) -> bool;
 
     /// Takes the card up again after other programs may have had the reader; nothing is sent to the card itself. For before an
     /// operation: a card that may have been exchanged meanwhile ends the transport here, and not in the middle.
@@ -168,17 +168,12 @@ impl<'a> Transaction<'a> {
         Self { link, limits }
     }
 
-    /// Changes the frames used from now on, once the card has said what it takes.
-    pub fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
-    }
-
     /// Sends `command` and collects the whole answer: chaining, 61xx and 6Cxx are dealt with here.
     ///
     /// # Errors
     /// Of the transport; an answer outside ISO 7816-4 is [`TransportErrorKind::Protocol`].
     pub fn exchange(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TransportError> {
-        let call = Call::within(command.class.budget());
+        let call = Call::within(command.budget.timeout());
         let mut exchange = Exchange::new(command, self.limits)
             .map_err(|error| broken(command, error, Sent::No))?;
         let mut buffer = ResponseBuffer::new();

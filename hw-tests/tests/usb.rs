@@ -166,7 +166,7 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbWay)
     let waits = thread::spawn(move || {
         let mut response = ResponseBuffer::new();
         let failed = card.transmit(SELECT, &mut response, Call::within(PATIENCE));
-        sent.send((Instant::now(), failed.unwrap_err(), card.is_over()))
+        sent.send((Instant::now(), failed.unwrap_err(), card.is_closed()))
             .unwrap();
     });
     let end = Instant::now() + PATIENCE;

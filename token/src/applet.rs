@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use claviger_apdu::{CommandApdu, CommandClass, Expected, ResponseApdu, Secret, StatusWord};
+use claviger_apdu::{CommandApdu, CommandBudget, Expected, ResponseApdu, Secret, StatusWord};
 use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_TOKEN};
 
 use crate::{
@@ -198,7 +198,7 @@ pub struct OwnedCommand {
     /// The response asked for.
     pub expected: Expected,
     /// How long it may take.
-    pub class: CommandClass,
+    pub budget: CommandBudget,
 }
 
 impl OwnedCommand {
@@ -209,7 +209,7 @@ impl OwnedCommand {
             header: self.header,
             data: self.data.expose(),
             expected: self.expected,
-            class: self.class,
+            budget: self.budget,
         }
     }
 }

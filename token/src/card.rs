@@ -49,7 +49,7 @@ impl Card {
     /// Whether the connection has ended and is of no more use.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.transport.is_over()
+        self.transport.is_closed()
     }
 
     /// Takes the card up again, before an operation; see [`Transport::resume`].
@@ -303,11 +303,6 @@ impl<'t, 'a> Conversation<'t, 'a> {
             return Ok(answer);
         }
         self.exchange(command)
-    }
-
-    /// Uses extended-length frames from now on in this conversation.
-    pub fn use_limits(&mut self, limits: Limits) {
-        self.transaction.set_limits(limits);
     }
 }
 

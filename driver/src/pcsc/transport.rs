@@ -294,7 +294,7 @@ impl Transport for PcscTransport {
         self.state.epoch
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         matches!(self.link, Link::Gone(_)) || self.state.established.is_over()
     }
 

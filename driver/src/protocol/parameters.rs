@@ -227,7 +227,7 @@ impl Parameters {
     #[must_use]
     pub fn of(atr: &Atr) -> Self {
         let mut parameters = Self::default();
-        parameters.complaints.extend(atr.complaint());
+        parameters.complaints.extend(atr.defect());
         let [ts, t0, rest @ ..] = atr.bytes() else {
             return parameters;
         };
@@ -461,7 +461,7 @@ pub fn fuzz(bytes: &[u8]) {
     assert!(parameters.block_waiting_integer <= 9 && parameters.character_waiting_integer <= 15);
     assert!(parameters.waiting_integer > 0);
     assert!(!parameters.offered.is_empty() && parameters.offered.len() <= ROUNDS);
-    assert!(atr.complaint().is_none() || !parameters.complaints.is_empty());
+    assert!(atr.defect().is_none() || !parameters.complaints.is_empty());
     let rate = parameters.initial_rate();
     assert_eq!(Rate::of(rate.ta1()), Some(rate), "never a reserved rate");
     for khz in [0, 1, 3_580, 20_000, u32::MAX] {

@@ -175,7 +175,7 @@ impl Transport for SocketTransport {
         self.epoch
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.conversation.is_closed()
     }
 

@@ -227,7 +227,7 @@ impl Transport for UsbTransport {
         self.card.epoch
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.card.is_closed
     }
 

@@ -1,8 +1,8 @@
 //! One command after the other to one applet; anything but 9000 ends it.
 
 use claviger_apdu::{
-    CommandApdu, CommandClass, Expected, Limits, StatusWord, Transaction, Transmit, TransportError,
-    tlv::TlvError,
+    CommandApdu, CommandBudget, Expected, Limits, StatusWord, Transaction, Transmit,
+    TransportError, tlv::TlvError,
 };
 use x509_cert::{builder, der};
 
@@ -84,13 +84,13 @@ impl<'a> Desk<'a> {
         header: [u8; 4],
         data: &[u8],
     ) -> Result<Vec<u8>, ProvisionError> {
-        let class = CommandClass::KeyGeneration;
+        let class = CommandBudget::KeyGeneration;
         self.command(
             step,
             CommandApdu {
                 data,
                 expected: Expected::All,
-                class,
+                budget: class,
                 ..CommandApdu::header(header)
             },
         )

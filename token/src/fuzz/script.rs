@@ -259,7 +259,7 @@ impl Transport for Script {
         Limits::EXTENDED
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         false
     }
 

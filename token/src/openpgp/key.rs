@@ -1,6 +1,6 @@
 //! The three keys: where each is, what it may do, how it signs and how its public half is read.
 
-use claviger_apdu::{CommandApdu, CommandClass, Expected, Limits, Secret, tlv};
+use claviger_apdu::{CommandApdu, CommandBudget, Expected, Limits, Secret, tlv};
 
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
@@ -179,7 +179,7 @@ impl Key {
         CommandApdu {
             data: &self.row().template,
             expected: Expected::All,
-            class: CommandClass::KeyGeneration,
+            budget: CommandBudget::KeyGeneration,
             ..CommandApdu::header([0x00, 0x47, 0x80, 0x00])
         }
     }
@@ -296,7 +296,7 @@ pub(super) fn command(
         header,
         data,
         expected: Expected::UpTo(answer_len(algorithm)),
-        class: CommandClass::PrivateKey,
+        budget: CommandBudget::PrivateKey,
     })
 }
 

@@ -5,7 +5,7 @@
 //!                    →  7C { 82 output }
 //! ```
 
-use claviger_apdu::{CommandClass, Expected, Secret, tlv};
+use claviger_apdu::{CommandBudget, Expected, Secret, tlv};
 use der::{Decode, Reader, SliceReader, asn1::UintRef};
 
 use crate::{
@@ -76,7 +76,7 @@ pub(super) fn command(key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand
         header: [0x00, 0x87, identifier, key.reference],
         data: Secret::new(tlv::encode(0x7C, fields.expose())),
         expected,
-        class: CommandClass::PrivateKey,
+        budget: CommandBudget::PrivateKey,
     })
 }
 

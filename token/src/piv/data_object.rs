@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use claviger_apdu::{
-    CommandApdu, CommandClass, Expected, ResponseApdu, Secret, StatusWord,
+    CommandApdu, CommandBudget, Expected, ResponseApdu, Secret, StatusWord,
     tlv::{self, TlvError},
 };
 
@@ -150,7 +150,7 @@ impl DataObject {
             header: [0x00, 0xCB, 0x3F, 0xFF],
             data: Secret::new(self.tag_list()),
             expected: Expected::All,
-            class: CommandClass::Fast,
+            budget: CommandBudget::Fast,
         }
     }
 
@@ -165,7 +165,7 @@ impl DataObject {
             header: [0x00, 0xDB, 0x3F, 0xFF],
             data: Secret::new(data),
             expected: Expected::Nothing,
-            class: CommandClass::Fast,
+            budget: CommandBudget::Fast,
         }
     }
 

@@ -5,7 +5,7 @@
 //! ```
 
 use claviger_apdu::{
-    CommandApdu, CommandClass, Expected, Secret, StatusWord,
+    CommandApdu, CommandBudget, Expected, Secret, StatusWord,
     tlv::{self, Cursor},
 };
 
@@ -107,7 +107,7 @@ pub(super) fn command(key: KeyReference, algorithm: KeyAlgorithm) -> Option<Owne
         header: [0x00, 0x47, 0x00, key.byte()],
         data: Secret::new(tlv::encode(0xAC, &parameters)),
         expected: Expected::All,
-        class: CommandClass::KeyGeneration,
+        budget: CommandBudget::KeyGeneration,
     })
 }
 

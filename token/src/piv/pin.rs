@@ -1,6 +1,6 @@
 //! The PIN: its form, what status words say of it, and how the card forgets it (SP 800-73-4 part 2, 3.2.1).
 
-use claviger_apdu::{CommandApdu, CommandClass, Expected, Secret, StatusWord};
+use claviger_apdu::{CommandApdu, CommandBudget, Expected, Secret, StatusWord};
 
 use super::discovery::{Discovery, GLOBAL_PIN, PIV_PIN};
 use crate::{
@@ -246,7 +246,7 @@ pub(super) fn pair(one: &Secret, other: &Secret, header: [u8; 4]) -> OwnedComman
         header,
         data,
         expected: Expected::Nothing,
-        class: CommandClass::Fast,
+        budget: CommandBudget::Fast,
     }
 }
 

@@ -170,7 +170,7 @@ impl Transport for Script {
         self.limits
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         false
     }
 

@@ -154,7 +154,7 @@ impl Transport for Keyholder {
         self.script.epoch()
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         false
     }
 

@@ -128,7 +128,7 @@ impl Transport for SlotTransport {
         self.0.epoch()
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         false
     }
 

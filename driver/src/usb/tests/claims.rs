@@ -246,7 +246,7 @@ fn where_nobody_follows_the_readers_one_is_let_go_after_each_use() {
         first.epoch() > epoch,
         "the second may have changed its state"
     );
-    assert!(reader.powered(0) && !first.is_over());
+    assert!(reader.powered(0) && !first.is_closed());
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn who_tells_lies_has_sysfs_read_and_nothing_else() {
         echo(&mut *card, b"still here").unwrap(),
         answered(b"still here")
     );
-    assert_eq!((card.epoch(), card.is_over()), (epoch, false));
+    assert_eq!((card.epoch(), card.is_closed()), (epoch, false));
     assert!(
         followed
             .snapshot_within(Duration::from_millis(50))
@@ -359,7 +359,7 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
         assert_ne!(first.changes, second.changes, "{test}");
         let error = echo(&mut *before, b"old").unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
-        assert!(before.is_over());
+        assert!(before.is_closed());
         let mut after = connect(&program, "3-1");
         assert_eq!(echo(&mut *after, b"new").unwrap(), answered(b"new"));
         drop(before);
@@ -413,7 +413,7 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
                     .find_map(|_| echo(&mut *card, b"data").err())
                     .unwrap();
                 assert_eq!(error.kind, TransportErrorKind::NoReader, "{step}: {error}");
-                assert!(card.is_over());
+                assert!(card.is_closed());
             }
         }
         assert!(!reader.device().claimed());

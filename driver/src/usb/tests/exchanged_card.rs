@@ -123,7 +123,7 @@ fn b2_the_turn_of_another_program_ends_a_connection_between_two_operations_and_n
     assert!(echo(&mut *other, b"theirs").is_ok());
     drop(other);
     assert!(card.resume(call()).is_err());
-    assert!(card.is_over());
+    assert!(card.is_closed());
     drop(card);
     let mut card = connect_when_known(&ours);
     assert!(card.may_be_another());

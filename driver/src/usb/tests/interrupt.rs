@@ -162,7 +162,7 @@ fn a_card_pulled_during_a_command_is_told_when_the_command_has_ended() {
         single_reader(&followed.snapshot()).presence,
         Presence::Empty
     );
-    assert!(echo(&mut *card, b"more").is_err() && card.is_over());
+    assert!(echo(&mut *card, b"more").is_err() && card.is_closed());
 }
 
 #[test]

@@ -206,7 +206,7 @@ fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
     assert!(!reader.device().claimed());
     let error = echo(&mut *card, b"c").unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
-    assert!(card.is_over() && !reader.device().claimed());
+    assert!(card.is_closed() && !reader.device().claimed());
 }
 
 #[test]

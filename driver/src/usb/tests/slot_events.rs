@@ -181,7 +181,7 @@ fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
         gone.contains(&error.kind) && error.sent == Sent::No,
         "{error}"
     );
-    assert!(card.is_over());
+    assert!(card.is_closed());
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn a_sleep_that_took_the_power_of_a_token_is_a_reset_to_its_connection() {
     assert_eq!(echo(&mut *card, b"after").unwrap(), answered(b"after"));
     assert!(card.epoch() > epoch, "what the card knew is gone");
     assert_eq!(reader.card_commands(0), commands + 1, "sent once");
-    assert!(!card.is_over());
+    assert!(!card.is_closed());
 }
 
 /// B21: with power/persist a token of the same model may be in the port, and nobody says so.
@@ -72,7 +72,7 @@ fn b21_a_token_is_identified_anew_after_a_suspend_before_it_is_used() {
     assert!(!card.may_be_another());
     sleep(&tale);
     let commands = reader.card_commands(0);
-    assert!(card.resume(call()).is_err() && card.is_over());
+    assert!(card.resume(call()).is_err() && card.is_closed());
     drop(card);
     let mut card = connect(&program, "3-1");
     assert!(card.may_be_another());
@@ -136,7 +136,7 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
     sleep(&tale);
     let error = echo(&mut *card, b"after").unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::CardRemoved, "{error}");
-    assert!(card.is_over());
+    assert!(card.is_closed());
     assert_eq!(slot.card_commands(0), 0);
     drop(card);
     let second = single_reader(&snapshot(&mut *watch)).clone();
@@ -158,7 +158,7 @@ fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
     sleep(&tale);
     let second = single_reader(&snapshot(&mut *watch)).clone();
     assert_ne!(first.changes, second.changes);
-    assert!(echo(&mut *card, b"old").is_err() && card.is_over());
+    assert!(echo(&mut *card, b"old").is_err() && card.is_closed());
     assert!(reader.card_commands(0) == 0);
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use claviger_apdu::{
-    Call, CommandApdu, CommandClass, Expected, Limits, Sent, Transaction, Transport,
+    Call, CommandApdu, CommandBudget, Expected, Limits, Sent, Transaction, Transport,
     TransportErrorKind,
 };
 
@@ -440,7 +440,7 @@ fn long_answers_come_through_a_transport_in_each_protocol() {
             header: [0, 0xEC, 0, 0],
             data: &data,
             expected: Expected::All,
-            class: CommandClass::Fast,
+            budget: CommandBudget::Fast,
         };
         let mut transaction = Transaction::new(&mut *transport, limits);
         let response = transaction.exchange(&command).unwrap();

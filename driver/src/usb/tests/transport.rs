@@ -44,12 +44,12 @@ fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
         send(&mut *transport, PATIENCE),
         Err(TransportErrorKind::CardReset)
     );
-    assert!(transport.epoch() > epoch && !transport.is_over());
+    assert!(transport.epoch() > epoch && !transport.is_closed());
     assert_eq!(send(&mut *transport, PATIENCE), Ok(()));
     reader.remove(0);
     assert_eq!(
         send(&mut *transport, PATIENCE),
         Err(TransportErrorKind::CardRemoved)
     );
-    assert!(transport.is_over());
+    assert!(transport.is_closed());
 }

@@ -355,7 +355,7 @@ fn a_card_that_is_listened_for_can_be_used_all_the_same() {
         Presence::Empty
     );
     let error = echo(&mut *card, b"b").unwrap_err();
-    assert!(card.is_over(), "{error}");
+    assert!(card.is_closed(), "{error}");
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn a_reader_that_leaves_in_the_middle_ends_its_connection() {
         let error = waits.join().unwrap().unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
     });
-    assert!(card.is_over());
+    assert!(card.is_closed());
     assert!(followed.snapshot().readers.is_empty());
 }
 
