@@ -6,9 +6,9 @@ use claviger_apdu::Secret;
 
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
-    applet::{PinStatus, PinTries},
     card::Conversation,
     error::TokenError,
+    pin::{PinStatus, PinTries},
 };
 
 /// What the security officer is about to do; a card may want another secret for each.

@@ -11,10 +11,11 @@ use claviger_apdu::{Secret, Sent};
 use crate::{
     administration::SoWork,
     algorithm::{KeyAlgorithm, PublicKey},
-    applet::{Applet, PinStatus, PinTries},
+    applet::Applet,
     card::{Card, Conversation},
     error::TokenError,
     login::CachedPin,
+    pin::{PinStatus, PinTries},
     token::{Token, prove},
 };
 

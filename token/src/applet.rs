@@ -13,6 +13,7 @@ use crate::{
     mechanism::MechanismInfo,
     object::{Object, PrivateKey},
     operation::KeyInput,
+    pin::{PinPurpose, PinStatus, PinTries},
 };
 
 /// Which applet; also what a slot is made of, together with its reader.
@@ -77,28 +78,6 @@ impl AppletKind {
     }
 }
 
-/// PIN tries as last heard from the card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct PinTries {
-    /// Tries left; unknown until the card said so.
-    pub left: Option<u8>,
-    /// The most ever seen, to tell whether some are gone.
-    pub most: Option<u8>,
-}
-
-impl PinTries {
-    /// Notes what the card said.
-    pub fn note(&mut self, left: u8) {
-        self.left = Some(left);
-        self.most = self.most.max(Some(left));
-    }
-
-    /// Notes a successful verification, which gives all tries back.
-    pub fn note_success(&mut self) {
-        self.left = self.most;
-    }
-}
-
 /// What C_GetTokenInfo says, as far as the card knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenInfo {
@@ -118,29 +97,6 @@ pub struct TokenInfo {
     pub version: (u8, u8),
     /// Tries of the user PIN.
     pub pin_tries: PinTries,
-}
-
-/// Whether a PIN is verified, as the card says without spending a try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PinStatus {
-    /// It is.
-    Verified,
-    /// It is not; tries left where the card says.
-    NotVerified {
-        /// Tries left.
-        tries_left: Option<u8>,
-    },
-    /// No tries are left.
-    Blocked,
-}
-
-/// What a PIN is verified for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PinPurpose {
-    /// C_Login(CKU_USER), or the same again after the card lost it.
-    Login,
-    /// One use of a key with [`crate::object::PinRule::Always`].
-    Once(PrivateKey),
 }
 
 /// What a search can be about, so that nothing else is read.

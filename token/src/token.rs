@@ -9,7 +9,7 @@ use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
 use cryptoki_sys::CKA_ID;
 
 use crate::{
-    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    applet::{Applet, AppletKind, OwnedCommand, TokenInfo, Wanted},
     attribute::Template,
     card::{Card, Conversation},
     error::TokenError,
@@ -17,6 +17,7 @@ use crate::{
     mechanism::{self, MechanismInfo},
     object::{Object, PinRule, PrivateKey},
     operation::{DecryptOperation, KeyInput, SignOperation},
+    pin::{PinPurpose, PinStatus},
     profile,
 };
 

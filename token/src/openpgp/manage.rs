@@ -7,7 +7,6 @@ use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 use crate::{
     administration::{Administration, SoWork},
     algorithm::{KeyAlgorithm, PublicKey},
-    applet::{PinStatus, PinTries},
     card::Conversation,
     error::TokenError,
     openpgp::{
@@ -19,6 +18,7 @@ use crate::{
         key::{self, Key},
         quirks::Quirks,
     },
+    pin::{PinStatus, PinTries},
 };
 
 /// Most random bytes asked for at once: one short answer.

@@ -26,7 +26,7 @@ use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
 use crate::{
     administration::Administration,
     algorithm::KeyAlgorithm,
-    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    applet::{Applet, AppletKind, OwnedCommand, TokenInfo, Wanted},
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},
@@ -41,6 +41,7 @@ use crate::{
         quirks::Quirks,
     },
     operation::KeyInput,
+    pin::{PinPurpose, PinStatus},
 };
 
 /// The application's identifier up to its version (4.2.1).

@@ -4,7 +4,7 @@
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
 use crate::{
-    applet::{AppletKind, PinPurpose, PinStatus, PinTries},
+    applet::AppletKind,
     card::Conversation,
     error::TokenError,
     openpgp::{
@@ -12,6 +12,7 @@ use crate::{
         kdf::{Kdf, Password},
         key::Key,
     },
+    pin::{PinPurpose, PinStatus, PinTries},
 };
 
 /// Shortest PW1 in bytes (4.3.1).

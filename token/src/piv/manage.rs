@@ -21,9 +21,9 @@ use super::{
 use crate::{
     administration::{Administration, SoWork},
     algorithm::{KeyAlgorithm, PublicKey},
-    applet::{PinStatus, PinTries},
     card::Conversation,
     error::TokenError,
+    pin::{PinStatus, PinTries},
 };
 
 const CHANGE_PUK: [u8; 4] = [0x00, 0x24, 0x00, 0x81];

@@ -36,13 +36,14 @@ use self::{
 };
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
-    applet::{Applet, AppletKind, OwnedCommand, PinPurpose, PinStatus, TokenInfo, Wanted},
+    applet::{Applet, AppletKind, OwnedCommand, TokenInfo, Wanted},
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},
     naming::Naming,
     object::{Object, PrivateKey},
     operation::KeyInput,
+    pin::{PinPurpose, PinStatus},
 };
 
 /// The application identifier without its version (SP 800-73-4 part 1, 2.2).

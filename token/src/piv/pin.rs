@@ -4,9 +4,10 @@ use claviger_apdu::{CommandApdu, CommandBudget, Expected, Secret, StatusWord};
 
 use super::discovery::{Discovery, GLOBAL_PIN, PIV_PIN};
 use crate::{
-    applet::{AppletKind, OwnedCommand, PinStatus, PinTries},
+    applet::{AppletKind, OwnedCommand},
     card::Conversation,
     error::TokenError,
+    pin::{PinStatus, PinTries},
 };
 
 /// Shortest PIN in bytes.
