@@ -6,7 +6,7 @@ use crate::{
     card::Conversation,
     certificate::Certificate,
     error::TokenError,
-    openpgp::{data_object, key::Key, objects::Read, quirks::Quirks},
+    openpgp::{data_object, key::Key, quirks::Quirks},
 };
 
 /// GET DATA of the occurrence the card stands at.
@@ -21,6 +21,33 @@ const GET_NEXT_DATA: CommandApdu<'static> = CommandApdu {
 };
 /// What SELECT DATA selects: 7F21, as a tag list 5C in a general reference 60. The length comes before.
 const PATH: [u8; 7] = [0x06, 0x60, 0x04, 0x5C, 0x02, 0x7F, 0x21];
+
+/// What came of reading something.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum Read<T> {
+    /// Nobody asked yet.
+    #[default]
+    Unread,
+    /// The card has none.
+    Absent,
+    /// The card has one and does not give it, or what it gives is none.
+    Unreadable,
+    /// It is here.
+    Found(T),
+}
+
+impl<T> Read<T> {
+    pub(super) const fn found(&self) -> Option<&T> {
+        match self {
+            Self::Found(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn is_unread(&self) -> bool {
+        matches!(self, Self::Unread)
+    }
+}
 
 /// Reads certificates with as few commands as the card's position allows.
 ///

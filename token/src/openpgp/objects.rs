@@ -14,39 +14,12 @@ use crate::{
     naming::Naming,
     object::{self, Object},
     openpgp::{
-        certificate::CertificateReader,
+        certificate::{CertificateReader, Read},
         data_object::ApplicationData,
         key::{self, Key, PerKey},
         quirks::Quirks,
     },
 };
-
-/// What came of reading something.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) enum Read<T> {
-    /// Nobody asked yet.
-    #[default]
-    Unread,
-    /// The card has none.
-    Absent,
-    /// The card has one and does not give it, or what it gives is none.
-    Unreadable,
-    /// It is here.
-    Found(T),
-}
-
-impl<T> Read<T> {
-    const fn found(&self) -> Option<&T> {
-        match self {
-            Self::Found(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    const fn is_unread(&self) -> bool {
-        matches!(self, Self::Unread)
-    }
-}
 
 /// Everything read so far.
 #[derive(Debug)]
