@@ -21,6 +21,7 @@ mod management_key;
 mod metadata;
 mod pin;
 mod quirks;
+mod security_officer;
 
 use std::sync::Arc;
 
@@ -30,9 +31,9 @@ use cryptoki_sys::{CKF_DECRYPT, CKF_DERIVE, CKF_SIGN};
 use self::{
     discovery::Discovery,
     inventory::Inventory,
-    manage::Administrator,
     pin::Pin,
     quirks::{Quirk, Quirks},
+    security_officer::Administrator,
 };
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
