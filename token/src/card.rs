@@ -7,7 +7,7 @@ use claviger_apdu::{
     TransportError,
 };
 
-use crate::{applet::AppletKind, error::TokenError};
+use crate::{application::AppletKind, error::TokenError};
 
 /// How long to wait for other users of the card to let go.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use claviger_apdu::{Sent, TransportError, TransportErrorKind};
 
 use crate::{
-    applet::{Applet, AppletKind},
+    applet::Applet,
+    application::AppletKind,
     card::{Card, Conversation},
     error::TokenError,
     naming::Naming,

@@ -16,6 +16,7 @@ pub mod administration;
 mod administrator;
 pub mod algorithm;
 pub mod applet;
+pub mod application;
 pub mod attribute;
 pub mod card;
 pub mod certificate;
@@ -48,7 +49,8 @@ mod corpora;
 mod hex;
 
 pub use administration::{Administration, SoWork};
-pub use applet::{AppletKind, TokenInfo, Wanted};
+pub use applet::{TokenInfo, Wanted};
+pub use application::AppletKind;
 pub use attribute::{SharedSecret, Template, Value};
 pub use card::{Card, Conversation};
 pub use error::{TemplateFault, TokenError};

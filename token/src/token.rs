@@ -9,7 +9,8 @@ use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
 use cryptoki_sys::CKA_ID;
 
 use crate::{
-    applet::{Applet, AppletKind, OwnedCommand, TokenInfo, Wanted},
+    applet::{Applet, OwnedCommand, TokenInfo, Wanted},
+    application::AppletKind,
     attribute::Template,
     card::{Card, Conversation},
     error::TokenError,

@@ -62,7 +62,7 @@ const CIRCLES: [(&str, &str, &str); 17] = [
     ),
     (
         "token/src",
-        "administration applet card openpgp/algorithm_information openpgp/certificate openpgp/data_object \
+        "administration applet application card openpgp/algorithm_information openpgp/certificate openpgp/data_object \
          openpgp/kdf openpgp/key openpgp/mod openpgp/objects openpgp/pin piv/authenticate piv/data_object \
          piv/generation piv/inventory piv/management_key piv/mod piv/pin piv/security_officer",
         "`AppletKind` names items of each applet; each applet uses the types beside it",

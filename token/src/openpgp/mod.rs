@@ -26,7 +26,8 @@ use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
 use crate::{
     administration::Administration,
     algorithm::KeyAlgorithm,
-    applet::{Applet, AppletKind, OwnedCommand, TokenInfo, Wanted},
+    applet::{Applet, OwnedCommand, TokenInfo, Wanted},
+    application::AppletKind,
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},

@@ -4,7 +4,7 @@
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
 use crate::{
-    applet::AppletKind,
+    application::AppletKind,
     card::Conversation,
     error::TokenError,
     openpgp::{

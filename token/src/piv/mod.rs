@@ -37,7 +37,8 @@ use self::{
 };
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
-    applet::{Applet, AppletKind, OwnedCommand, TokenInfo, Wanted},
+    applet::{Applet, OwnedCommand, TokenInfo, Wanted},
+    application::AppletKind,
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},

@@ -4,7 +4,8 @@ use claviger_apdu::{CommandApdu, CommandBudget, Expected, Secret, StatusWord};
 
 use super::discovery::{Discovery, GLOBAL_PIN, PIV_PIN};
 use crate::{
-    applet::{AppletKind, OwnedCommand},
+    applet::OwnedCommand,
+    application::AppletKind,
     card::Conversation,
     error::TokenError,
     pin::{PinStatus, PinTries},
