@@ -192,7 +192,7 @@ impl Token {
             return Ok(None);
         }
         let applet = self.applet.as_mut();
-        card.converse(applet.kind(), |talk| applet.random(talk, len))
+        card.converse(applet.application(), |talk| applet.random(talk, len))
     }
 
     /// A conversation with the proved applet.
@@ -202,7 +202,7 @@ impl Token {
         body: impl FnOnce(&mut dyn Applet, &mut Conversation<'_, '_>) -> Result<R, TokenError>,
     ) -> Result<R, TokenError> {
         let applet = self.applet.as_mut();
-        card.converse(applet.kind(), |talk| {
+        card.converse(applet.application(), |talk| {
             prove(applet, talk)?;
             body(applet, talk)
         })

@@ -7,7 +7,7 @@ use cryptoki_sys::{CK_OBJECT_CLASS, CKA_CLASS, CKA_ID, CKA_LABEL, CKA_TOKEN};
 
 use crate::{
     administration::Administration,
-    application::AppletKind,
+    application::{AppletKind, Application},
     attribute::Template,
     card::Conversation,
     error::TokenError,
@@ -114,8 +114,13 @@ impl OwnedCommand {
 /// Methods with a [`Conversation`] talk; all others compute. The applet keeps no login state: a
 /// [`crate::token::Token`] does.
 pub trait Applet: Administration + Send {
-    /// Which.
-    fn kind(&self) -> AppletKind;
+    /// How the applet is selected and recognised.
+    fn application(&self) -> &'static Application;
+
+    /// Which applet it is.
+    fn kind(&self) -> AppletKind {
+        self.application().kind
+    }
 
     /// What is known of the token, without asking the card.
     fn info(&self) -> TokenInfo;

@@ -1,6 +1,6 @@
 //! The applications of a card that are tokens, and how each is selected and recognised.
 
-use claviger_apdu::{CommandApdu, ResponseApdu, StatusWord};
+use claviger_apdu::{CommandApdu, StatusWord};
 
 /// Which applet; also what a slot is made of, together with its reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,35 +24,6 @@ impl AppletKind {
         }
     }
 
-    /// What SELECT is sent; cards accept it cut on the right.
-    #[must_use]
-    pub const fn aid(self) -> &'static [u8] {
-        match self {
-            Self::Piv => crate::piv::AID,
-            Self::OpenPgp => crate::openpgp::AID,
-        }
-    }
-
-    /// A harmless command whose success, and nothing else, proves that the applet is selected; useful to
-    /// read anyway before a PIN is sent.
-    #[must_use]
-    pub const fn probe(self) -> CommandApdu<'static> {
-        match self {
-            Self::Piv => crate::piv::PROBE,
-            Self::OpenPgp => crate::openpgp::PROBE,
-        }
-    }
-
-    /// Whether `response` to [`AppletKind::probe`] is this applet's.
-    #[must_use]
-    pub fn proves(self, response: &ResponseApdu) -> bool {
-        response.status.is_ok()
-            && match self {
-                Self::Piv => crate::piv::is_discovery(response.data.expose()),
-                Self::OpenPgp => crate::openpgp::is_application_data(response.data.expose()),
-            }
-    }
-
     /// Whether `status` is what a command gets that arrives at another applet, or at none, or after a
     /// reset; the command was then not executed.
     #[must_use]
@@ -62,4 +33,17 @@ impl AppletKind {
             0x6D00 | 0x6E00 | 0x6A82 | 0x6A86 | 0x6A88 | 0x6982 | 0x6985 | 0x6B00 | 0x6881
         )
     }
+}
+
+/// How a card is asked for an applet, and how the applet is recognised.
+pub struct Application {
+    /// Which applet it is.
+    pub kind: AppletKind,
+    /// The data of SELECT. Cards accept an identifier without its last bytes.
+    pub aid: &'static [u8],
+    /// A command that only reads. Its success, and nothing else, shows that the applet is selected. The answer is
+    /// useful anyway before a PIN is sent.
+    pub probe: CommandApdu<'static>,
+    /// Whether the data of a successful answer to `probe` is this applet's.
+    pub is_probe_answer: fn(&[u8]) -> bool,
 }

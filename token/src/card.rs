@@ -7,7 +7,10 @@ use claviger_apdu::{
     TransportError,
 };
 
-use crate::{application::AppletKind, error::TokenError};
+use crate::{
+    application::{AppletKind, Application},
+    error::TokenError,
+};
 
 /// How long to wait for other users of the card to let go.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -130,27 +133,29 @@ impl Card {
     /// Those of `body`, or of the transport when exclusivity was not to be had.
     pub(crate) fn converse<R>(
         &mut self,
-        kind: AppletKind,
+        application: &'static Application,
         body: impl FnOnce(&mut Conversation<'_, '_>) -> Result<R, TokenError>,
     ) -> Result<R, TokenError> {
-        let assumed = self.is_selected(kind);
-        self.converse_assuming(kind, assumed, |talk| {
+        let assumed = self.is_selected(application.kind);
+        self.converse_assuming(application, assumed, |talk| {
             let outcome = body(talk);
-            (outcome, talk.answered.then_some(kind))
+            (outcome, talk.answered.then_some(application.kind))
         })
     }
 
-    /// Talks to a card nothing is known of; `body` says which applet it leaves selected.
+    /// Talks to a card nothing is known of; `body` says which applet it leaves selected. Until `body` selects
+    /// another, the conversation is with `application`.
     pub(crate) fn explore<R>(
         &mut self,
+        application: &'static Application,
         body: impl FnOnce(&mut Conversation<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
     ) -> Result<R, TokenError> {
-        self.converse_assuming(AppletKind::Piv, false, body)
+        self.converse_assuming(application, false, body)
     }
 
     fn converse_assuming<R>(
         &mut self,
-        kind: AppletKind,
+        application: &'static Application,
         assumed: bool,
         body: impl FnOnce(&mut Conversation<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
     ) -> Result<R, TokenError> {
@@ -161,7 +166,7 @@ impl Card {
         self.transport
             .transact(Call::within(PATIENCE), &mut |link| {
                 let mut transaction = Transaction::new(link, limits);
-                let mut talk = Conversation::new(kind, &mut transaction, assumed);
+                let mut talk = Conversation::new(application, &mut transaction, assumed);
                 outcome = body.take().map(|body| body(&mut talk));
             })?;
         let (result, selected) = outcome.ok_or_else(not_run)?;
@@ -200,7 +205,7 @@ fn not_run() -> TransportError {
 /// It begins *unproved*: the applet is only assumed to be selected. [`Conversation::prove`] makes sure;
 /// [`Conversation::read`] makes sure when an answer looks as if it were not.
 pub struct Conversation<'t, 'a> {
-    kind: AppletKind,
+    application: &'static Application,
     transaction: &'t mut Transaction<'a>,
     assumed: bool,
     proven: bool,
@@ -209,9 +214,13 @@ pub struct Conversation<'t, 'a> {
 }
 
 impl<'t, 'a> Conversation<'t, 'a> {
-    fn new(kind: AppletKind, transaction: &'t mut Transaction<'a>, assumed: bool) -> Self {
+    fn new(
+        application: &'static Application,
+        transaction: &'t mut Transaction<'a>,
+        assumed: bool,
+    ) -> Self {
         Self {
-            kind,
+            application,
             transaction,
             assumed,
             proven: false,
@@ -236,34 +245,42 @@ impl<'t, 'a> Conversation<'t, 'a> {
             return Ok(None);
         }
         if self.assumed || self.answered {
-            let answer = self.exchange(&self.kind.probe())?;
-            if self.kind.proves(&answer) {
+            let answer = self.exchange(&self.application.probe)?;
+            if answer.status.is_ok() && (self.application.is_probe_answer)(answer.data.expose()) {
                 self.proven = true;
                 self.answered = true;
                 return Ok(Some(answer.data));
             }
         }
-        self.select(self.kind)?;
+        self.reselect()?;
         Ok(None)
     }
 
-    /// Selects `kind`, which the conversation is then with, and returns what SELECT answered.
+    /// Selects the applet again, which makes most cards forget verified PINs.
+    ///
+    /// # Errors
+    /// As [`Conversation::select`].
+    pub fn reselect(&mut self) -> Result<(), TokenError> {
+        self.select(self.application).map(drop)
+    }
+
+    /// Selects `application`, which the conversation is then with, and returns what SELECT answered.
     ///
     /// # Errors
     /// [`TokenError::Refused`] when the card does not have it.
-    pub fn select(&mut self, kind: AppletKind) -> Result<Secret, TokenError> {
-        self.kind = kind;
+    pub fn select(&mut self, application: &'static Application) -> Result<Secret, TokenError> {
+        self.application = application;
         self.proven = false;
         self.answered = false;
         let command = CommandApdu {
-            data: kind.aid(),
+            data: application.aid,
             expected: Expected::UpTo(256),
             ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
         };
         let answer = self.exchange(&command)?;
         if !answer.status.is_ok() {
             return Err(TokenError::refused(
-                format!("SELECT {}", kind.name()),
+                format!("SELECT {}", application.kind.name()),
                 answer.status,
             ));
         }
@@ -309,7 +326,7 @@ impl<'t, 'a> Conversation<'t, 'a> {
 impl std::fmt::Debug for Conversation<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conversation")
-            .field("kind", &self.kind)
+            .field("kind", &self.application.kind)
             .field("proven", &self.proven)
             .finish_non_exhaustive()
     }

@@ -6,12 +6,12 @@ use claviger_apdu::{Sent, TransportError, TransportErrorKind};
 
 use crate::{
     applet::Applet,
-    application::AppletKind,
+    application::{AppletKind, Application},
     card::{Card, Conversation},
     error::TokenError,
     naming::Naming,
-    openpgp::OpenPgp,
-    piv::Piv,
+    openpgp::{self, OpenPgp},
+    piv::{self, Piv},
     token::Token,
 };
 
@@ -36,18 +36,20 @@ impl Token {
         naming: &Arc<Naming>,
     ) -> Result<Vec<Self>, TokenError> {
         let atr = card.atr().clone();
-        let wanted = |kind| applets.contains(&kind).then_some(kind);
-        let tokens = card.explore(|talk| {
+        let wanted = |application: &'static Application| {
+            applets.contains(&application.kind).then_some(application)
+        };
+        let tokens = card.explore(&piv::APPLICATION, |talk| {
             // PIV comes last: it stays selected, and it is the applet asked for first.
-            let openpgp = open(talk, wanted(AppletKind::OpenPgp), |talk, answer| {
+            let openpgp = open(talk, wanted(&openpgp::APPLICATION), |talk, answer| {
                 OpenPgp::open(talk, answer, &atr, naming)
             });
-            let piv = open(talk, wanted(AppletKind::Piv), |talk, answer| {
+            let piv = open(talk, wanted(&piv::APPLICATION), |talk, answer| {
                 Piv::open(talk, answer, &atr, naming)
             });
             let selected = match (&piv, &openpgp) {
                 (Ok(Some(_)), _) => Some(AppletKind::Piv),
-                (Ok(None), Ok(Some(_))) if wanted(AppletKind::Piv).is_none() => {
+                (Ok(None), Ok(Some(_))) if wanted(&piv::APPLICATION).is_none() => {
                     Some(AppletKind::OpenPgp)
                 }
                 _ => None,
@@ -69,17 +71,17 @@ impl Token {
     }
 }
 
-/// Selects `kind`, if one is wanted, and opens it; a card that does not have it has none, and one whose identity
-/// cannot be read is left out with a warning.
+/// Selects `application`, if one is wanted, and opens it. A card that does not have it has none, and one whose
+/// identity cannot be read is left out with a warning.
 fn open<A: Applet + 'static>(
     talk: &mut Conversation<'_, '_>,
-    kind: Option<AppletKind>,
+    application: Option<&'static Application>,
     open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
 ) -> Result<Option<Box<dyn Applet>>, TokenError> {
-    let Some(kind) = kind else {
+    let Some(application) = application else {
         return Ok(None);
     };
-    let opened = match talk.select(kind) {
+    let opened = match talk.select(application) {
         Ok(answer) => open(talk, answer.expose()),
         Err(TokenError::Refused { .. }) => return Ok(None),
         Err(error) => Err(error),
@@ -88,7 +90,10 @@ fn open<A: Applet + 'static>(
         Ok(applet) => Ok(Some(Box::new(applet))),
         Err(TokenError::Transport(error)) if !is_the_applets_fault(&error) => Err(error.into()),
         Err(error) => {
-            tracing::warn!("{} is on the card but cannot be used: {error}", kind.name());
+            tracing::warn!(
+                "{} is on the card but cannot be used: {error}",
+                application.kind.name()
+            );
             Ok(None)
         }
     }

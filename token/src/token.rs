@@ -111,7 +111,7 @@ impl Token {
         }
         let wanted = Wanted::by(template, self.is_logged_in());
         let applet = self.applet.as_mut();
-        card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
+        card.converse(applet.application(), |talk| applet.load(talk, &wanted))?;
         Ok(self.find_known(template).unwrap_or_default())
     }
 
@@ -128,7 +128,7 @@ impl Token {
         let wanted = Wanted::by(&template, true);
         let applet = self.applet.as_mut();
         if !applet.is_loaded(&wanted) {
-            card.converse(applet.kind(), |talk| applet.load(talk, &wanted))?;
+            card.converse(applet.application(), |talk| applet.load(talk, &wanted))?;
         }
         let mut objects = applet.objects();
         objects.retain(|object| object.matches(&template));
@@ -179,7 +179,7 @@ impl Token {
     ) -> Result<(), TokenError> {
         self.applet.check_pin(pin)?;
         let applet = self.applet.as_mut();
-        card.converse(applet.kind(), |talk| {
+        card.converse(applet.application(), |talk| {
             prove(applet, talk)?;
             applet.verify(talk, pin, purpose)
         })
@@ -196,7 +196,7 @@ impl Token {
         }
         self.login = None;
         let applet = self.applet.as_mut();
-        card.converse(applet.kind(), |talk| {
+        card.converse(applet.application(), |talk| {
             prove(applet, talk)?;
             applet.unverify(talk)
         })
@@ -318,7 +318,7 @@ impl Token {
         once: Option<&Secret>,
         refused: Option<StatusWord>,
     ) -> Result<Secret, TokenError> {
-        card.converse(self.applet.kind(), |talk| {
+        card.converse(self.applet.application(), |talk| {
             prove(self.applet.as_mut(), talk)?;
             let unchanged = refused.filter(|_| !talk.was_reselected());
             self.restore(talk, key, once, unchanged)?;

@@ -11,7 +11,10 @@ use claviger_apdu::{
 };
 
 use super::Conduct;
-use crate::AppletKind;
+use crate::{
+    application::{AppletKind, Application},
+    openpgp, piv,
+};
 
 /// Commands one session may take, GET RESPONSE apart: more than on a card that has everything.
 const MAX_COMMANDS: u32 = 2_000;
@@ -203,10 +206,10 @@ impl Command {
             0x47 if *p1 == 0x00 => Self::Write(AppletKind::Piv),
             0x47 if *p1 == 0x80 => Self::Write(AppletKind::OpenPgp),
             0x87 | 0x2A | 0x88 => Self::Use,
-            _ => AppletKind::ALL
+            _ => [&piv::APPLICATION, &openpgp::APPLICATION]
                 .into_iter()
-                .find(|kind| proves(*kind, frame))
-                .map_or(Self::Other, Self::Proof),
+                .find(|application| proves(application, frame))
+                .map_or(Self::Other, |application| Self::Proof(application.kind)),
         })
     }
 }
@@ -215,11 +218,11 @@ fn is_select(frame: &[u8]) -> bool {
     frame.get(1) == Some(&0xA4)
 }
 
-/// Whether the success of `frame` proves that `kind` is selected.
-fn proves(kind: AppletKind, frame: &[u8]) -> bool {
-    let probe = kind.probe();
+/// Whether the success of `frame` proves that `application` is selected.
+fn proves(application: &Application, frame: &[u8]) -> bool {
+    let probe = &application.probe;
     let has = |data: &[u8]| data.is_empty() || frame.windows(data.len()).any(|part| part == data);
-    frame.starts_with(&probe.header) && has(probe.data) || is_select(frame) && has(kind.aid())
+    frame.starts_with(&probe.header) && has(probe.data) || is_select(frame) && has(application.aid)
 }
 
 fn count(counter: &AtomicU32) {

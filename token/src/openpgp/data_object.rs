@@ -1,6 +1,9 @@
 //! What the card says of itself: the application related data and the objects in it (OpenPGP card 3.4, 4.4).
 
-use claviger_apdu::tlv::{self, Cursor};
+use claviger_apdu::{
+    CommandApdu, Expected,
+    tlv::{self, Cursor},
+};
 
 use crate::{
     algorithm::{Curve, ED25519_OID, KeyAlgorithm, X25519_OID},
@@ -9,14 +12,17 @@ use crate::{
     openpgp::key::{Key, PerKey},
 };
 
+/// The application's identifier (AID) up to its version (4.2.1).
+pub(super) const AID: &[u8] = &[0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
+
 /// Application related data.
-pub(super) const APPLICATION_DATA: u8 = 0x6E;
+const APPLICATION_DATA: u8 = 0x6E;
 /// PW status bytes.
 pub(super) const PASSWORD_STATUS: u8 = 0xC4;
 /// Key derivation function.
 pub(super) const KDF: u8 = 0xF9;
 
-const AID: u32 = 0x4F;
+const APPLICATION_IDENTIFIER: u32 = 0x4F;
 const HISTORICAL_BYTES: u32 = 0x5F52;
 const EXTENDED_LENGTH: u32 = 0x7F66;
 const DISCRETIONARY: u32 = 0x73;
@@ -31,6 +37,12 @@ pub(super) const ED25519_OLD_OID: &[u8] = &[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 
 /// Content octets of Curve25519 as OpenPGP named it before RFC 8410.
 pub(super) const X25519_OLD_OID: &[u8] =
     &[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01];
+
+/// GET DATA of the application related data (7.2.6).
+pub(super) const GET_APPLICATION_DATA: CommandApdu<'static> = CommandApdu {
+    expected: Expected::All,
+    ..CommandApdu::header([0x00, 0xCA, 0x00, APPLICATION_DATA])
+};
 
 /// The application related data (6E), as far as a token needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +179,7 @@ impl<'a> Objects<'a> {
 
     fn take(&mut self, tag: u32, value: &'a [u8]) -> Result<(), TokenError> {
         match tag {
-            AID => self.aid = Some(value),
+            APPLICATION_IDENTIFIER => self.aid = Some(value),
             HISTORICAL_BYTES => self.historical = value,
             EXTENDED_LENGTH => self.extended_length = value,
             EXTENDED_CAPABILITIES => self.capabilities = value,
@@ -214,7 +226,7 @@ impl<'a> Objects<'a> {
 
 impl Identifier {
     fn parse(aid: &[u8]) -> Result<Self, TokenError> {
-        let fields = aid.strip_prefix(super::AID);
+        let fields = aid.strip_prefix(AID);
         let Some([major, minor, m1, m2, s1, s2, s3, s4, ..]) = fields else {
             return Err(TokenError::malformed(THING, "4F is no OpenPGP AID"));
         };
@@ -273,7 +285,7 @@ impl KeyFacts {
 pub(super) fn is_application_data(answer: &[u8]) -> bool {
     let mut objects = Objects::default();
     let parsed = objects.read(value_of(answer, APPLICATION_DATA.into()), true);
-    parsed.is_ok() && objects.aid.is_some_and(|aid| aid.starts_with(super::AID))
+    parsed.is_ok() && objects.aid.is_some_and(|aid| aid.starts_with(AID))
 }
 
 /// The value in an answer to GET DATA: cards send it with and without its tag and length.

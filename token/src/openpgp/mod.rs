@@ -21,13 +21,13 @@ mod quirks;
 
 use std::sync::Arc;
 
-use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
+use claviger_apdu::{Atr, Secret};
 
 use crate::{
     administration::Administration,
     algorithm::KeyAlgorithm,
     applet::{Applet, OwnedCommand, TokenInfo, Wanted},
-    application::AppletKind,
+    application::{AppletKind, Application},
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},
@@ -45,19 +45,13 @@ use crate::{
     pin::{PinPurpose, PinStatus},
 };
 
-/// The application's identifier up to its version (4.2.1).
-pub(crate) const AID: &[u8] = &[0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
-
-/// GET DATA of the application related data (7.2.6).
-pub(crate) const PROBE: CommandApdu<'static> = CommandApdu {
-    expected: Expected::All,
-    ..CommandApdu::header([0x00, 0xCA, 0x00, data_object::APPLICATION_DATA])
+/// OpenPGP as a card knows it: its identifier without the version, and the application related data.
+pub(crate) static APPLICATION: Application = Application {
+    kind: AppletKind::OpenPgp,
+    aid: data_object::AID,
+    probe: data_object::GET_APPLICATION_DATA,
+    is_probe_answer: data_object::is_application_data,
 };
-
-/// Whether `answer` is application related data of an OpenPGP card, with its tag or without.
-pub(crate) fn is_application_data(answer: &[u8]) -> bool {
-    data_object::is_application_data(answer)
-}
 
 /// The OpenPGP application of one card.
 #[derive(Debug)]
@@ -127,15 +121,15 @@ impl OpenPgp {
 }
 
 fn read_application_data(talk: &mut Conversation<'_, '_>) -> Result<Secret, TokenError> {
-    let answer = talk.exchange(&PROBE)?;
+    let answer = talk.exchange(&data_object::GET_APPLICATION_DATA)?;
     answer
         .ok()
         .map_err(|status| TokenError::refused("OpenPGP GET DATA 6E", status))
 }
 
 impl Applet for OpenPgp {
-    fn kind(&self) -> AppletKind {
-        AppletKind::OpenPgp
+    fn application(&self) -> &'static Application {
+        &APPLICATION
     }
 
     fn info(&self) -> TokenInfo {
@@ -177,7 +171,7 @@ impl Applet for OpenPgp {
     }
 
     fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
-        if is_application_data(answer) {
+        if data_object::is_application_data(answer) {
             self.note(ApplicationData::parse(answer)?);
         }
         Ok(())

@@ -4,7 +4,6 @@
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
 use crate::{
-    application::AppletKind,
     card::Conversation,
     error::TokenError,
     openpgp::{
@@ -400,7 +399,7 @@ impl Pin {
         references: &[Reference],
         refusal: StatusWord,
     ) -> Result<(), TokenError> {
-        talk.select(AppletKind::OpenPgp)?;
+        talk.reselect()?;
         if !self.tells_state {
             return Ok(());
         }

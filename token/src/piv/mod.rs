@@ -25,7 +25,7 @@ mod security_officer;
 
 use std::sync::Arc;
 
-use claviger_apdu::{Atr, CommandApdu, Secret};
+use claviger_apdu::{Atr, Secret};
 use cryptoki_sys::{CKF_DECRYPT, CKF_DERIVE, CKF_SIGN};
 
 use self::{
@@ -38,7 +38,7 @@ use self::{
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
     applet::{Applet, OwnedCommand, TokenInfo, Wanted},
-    application::AppletKind,
+    application::{AppletKind, Application},
     card::Conversation,
     error::TokenError,
     mechanism::{self, Ability, MechanismInfo},
@@ -48,11 +48,13 @@ use crate::{
     pin::{PinPurpose, PinStatus},
 };
 
-/// The application identifier without its version (SP 800-73-4 part 1, 2.2).
-pub(crate) const AID: &[u8] = &[0xA0, 0x00, 0x00, 0x03, 0x08, 0x00, 0x00, 0x10, 0x00];
-
-/// GET DATA of the discovery object.
-pub(crate) const PROBE: CommandApdu<'static> = data_object::GET_DISCOVERY;
+/// PIV as a card knows it: its identifier without the version (SP 800-73-4 part 1, 2.2), and the discovery object.
+pub(crate) static APPLICATION: Application = Application {
+    kind: AppletKind::Piv,
+    aid: &[0xA0, 0x00, 0x00, 0x03, 0x08, 0x00, 0x00, 0x10, 0x00],
+    probe: data_object::GET_DISCOVERY,
+    is_probe_answer: |answer| Discovery::parse(answer).is_ok(),
+};
 
 /// The serial number of a card that does not say one.
 const NO_SERIAL: &str = "00000000";
@@ -93,11 +95,6 @@ const RARE: [Ability; 2] = [
     },
 ];
 
-/// Whether `answer` to [`PROBE`] is PIV's.
-pub(crate) fn is_discovery(answer: &[u8]) -> bool {
-    Discovery::parse(answer).is_ok()
-}
-
 /// The PIV applet of one card.
 pub struct Piv {
     quirks: Quirks,
@@ -130,8 +127,8 @@ impl Piv {
 }
 
 impl Applet for Piv {
-    fn kind(&self) -> AppletKind {
-        AppletKind::Piv
+    fn application(&self) -> &'static Application {
+        &APPLICATION
     }
 
     fn info(&self) -> TokenInfo {

@@ -2,12 +2,15 @@
 
 use claviger_apdu::{CommandApdu, CommandBudget, Expected, Secret, StatusWord};
 
-use super::discovery::{Discovery, GLOBAL_PIN, PIV_PIN};
+use super::{
+    data_object::GET_DISCOVERY,
+    discovery::{Discovery, GLOBAL_PIN, PIV_PIN},
+};
 use crate::{
     applet::OwnedCommand,
-    application::AppletKind,
     card::Conversation,
     error::TokenError,
+    openpgp,
     pin::{PinStatus, PinTries},
 };
 
@@ -18,7 +21,7 @@ pub(super) const MAX_LEN: usize = 8;
 
 /// Applications that are not PIV; selecting one ends what PIV has verified on cards that keep to the standard.
 const OTHER_APPLICATIONS: [&[u8]; 2] = [
-    AppletKind::OpenPgp.aid(),
+    openpgp::APPLICATION.aid,
     // The issuer security domain, which every GlobalPlatform card has.
     &[0xA0, 0x00, 0x00, 0x01, 0x51, 0x00, 0x00, 0x00],
 ];
@@ -113,7 +116,7 @@ impl Pin {
     }
 
     fn discover(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        let answer = talk.read(&AppletKind::Piv.probe())?;
+        let answer = talk.read(&GET_DISCOVERY)?;
         let discovery = answer
             .status
             .is_ok()
@@ -228,7 +231,7 @@ pub(super) fn leave_and_return(talk: &mut Conversation<'_, '_>) -> Result<(), To
             break;
         }
     }
-    talk.select(AppletKind::Piv).map(drop)
+    talk.reselect()
 }
 
 /// A PIN or PUK as the card wants it.
