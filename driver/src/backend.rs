@@ -7,6 +7,7 @@ use claviger_apdu::{Call, Transport, TransportError};
 use crate::{
     pollable::Pollable,
     reader::{ReaderId, Readers},
+    stop::{Stopped, Wake},
 };
 
 /// One way to readers: PC/SC, a socket, raw USB.
@@ -82,16 +83,3 @@ pub trait Demand: Send + Sync {
     /// Ends each [`Demand::refresh`], running and later, also if the watch never ran.
     fn stop(&self);
 }
-
-/// Ends a [`Watch`] from another thread.
-pub trait Wake: Send + Sync {
-    /// Makes the running and every later [`Watch::next`] return [`Stopped`]. A stop that comes before the
-    /// wait begins still counts. Returns without waiting for the watch to notice when it can be sure that it
-    /// will, else repeats itself until the watch has noticed or a short bound passed.
-    fn stop(&self);
-}
-
-/// The watch was ended on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the watch was stopped")]
-pub struct Stopped;

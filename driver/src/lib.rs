@@ -17,6 +17,7 @@ pub mod pollable;
 pub mod protocol;
 pub mod reader;
 pub mod socket;
+pub mod stop;
 pub mod threads;
 pub mod usb;
 
@@ -29,6 +30,7 @@ mod wait;
 #[cfg(test)]
 mod corpora;
 
-pub use backend::{Backend, Demand, Stopped, Wake, Watch};
+pub use backend::{Backend, Demand, Watch};
 pub use pollable::Pollable;
 pub use reader::{Presence, ReaderId, ReaderState, Readers};
+pub use stop::{Stopped, Wake};

@@ -9,9 +9,9 @@ use std::{
 use rustix::event::PollFlags;
 
 use crate::{
-    backend::Stopped,
     fork_closed::ForkClosed,
     reader::Readers,
+    stop::Stopped,
     wait::{Stop, earliest, poll_once},
 };
 
@@ -153,7 +153,7 @@ pub(crate) fn next(watch: &mut dyn Pollable) -> Result<Readers, Stopped> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Wake as _;
+    use crate::stop::Wake as _;
 
     /// Says what it holds once `told` is ready.
     struct Toy {

@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::backend::Wake;
+use crate::stop::Wake;
 
 /// How often a wait looks for the stop itself when no descriptor was left for it.
 const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);

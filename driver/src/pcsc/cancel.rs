@@ -8,7 +8,7 @@ use std::{
 use ::pcsc::{Context, Error};
 
 use super::keeper::{Established, Keeper};
-use crate::{backend::Wake, line::Line, wait::Stop};
+use crate::{line::Line, stop::Wake, wait::Stop};
 
 /// Time for a cancelled wait to come back before it is cancelled again.
 const AGAIN: Duration = Duration::from_millis(2);

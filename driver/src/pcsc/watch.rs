@@ -20,10 +20,11 @@ use super::{
     session::{LOOK, Seen, Session},
 };
 use crate::{
-    backend::{Stopped, Wake, Watch},
+    backend::Watch,
     path_watch::PathWatch,
     pollable::{Pollable, WaitSet},
     reader::{ReaderId, ReaderState, Readers},
+    stop::{Stopped, Wake},
     wait::{Pauses, Stop, readable},
 };
 

@@ -17,10 +17,11 @@ use super::{
     stream::{Stream, StreamError, shown},
 };
 use crate::{
-    backend::{Stopped, Wake, Watch},
+    backend::Watch,
     path_watch::PathWatch,
     pollable::{self, Pollable, WaitSet},
     reader::{Presence, ReaderId, ReaderState, Readers},
+    stop::{Stopped, Wake},
     wait::{Pauses, Stop, earliest, readable},
 };
 

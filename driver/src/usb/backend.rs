@@ -17,8 +17,9 @@ use super::{
     watch::UsbWatch,
 };
 use crate::{
-    backend::{Backend, Wake as _, Watch},
+    backend::{Backend, Watch},
     reader::ReaderId,
+    stop::Wake as _,
 };
 
 /// Time for all remaining calls together once the shutdown has begun.

@@ -150,7 +150,7 @@ mod tests {
     use std::{sync::atomic::AtomicUsize, thread};
 
     use super::*;
-    use crate::backend::Wake as _;
+    use crate::stop::Wake as _;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -19,8 +19,8 @@ use super::{
     watch::wait_until,
 };
 use crate::{
-    backend::Wake as _,
     ccid::{budget, descriptor::ClassDescriptor, quirks::Quirks},
+    stop::Wake as _,
     usb::{
         claim::pipe,
         discovery::reader_info::{CommandChannel, ReaderInterface},

@@ -11,8 +11,8 @@ use super::{
     watch::{WatchThread, key, wait_until, watch_with_waiter},
 };
 use crate::{
-    backend::Stopped,
     reader::{ReaderId, Readers},
+    stop::Stopped,
     usb::host::fake::{FakeReader, reader::FakeCard},
 };
 

@@ -16,13 +16,14 @@ use super::{
     interfaces::MultiInterfaceMachine,
 };
 use crate::{
-    backend::{Backend as _, Wake as _},
+    backend::Backend as _,
     ccid::{
         configuration::{self, Device as Descriptors},
         descriptor::ExchangeLevel,
         iccd::Version,
         quirks::Quirks,
     },
+    stop::Wake as _,
     usb::{
         claim::pipe,
         discovery::reader_info::{CommandChannel, ReaderInterface},

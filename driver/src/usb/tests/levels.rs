@@ -16,7 +16,8 @@ use super::{
     powered,
 };
 use crate::{
-    backend::{Backend, Wake, Watch},
+    backend::{Backend, Watch},
+    stop::Wake,
     usb::{
         backend::UsbBackend,
         host::fake::{

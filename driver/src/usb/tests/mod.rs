@@ -56,8 +56,8 @@ use super::{
     reader::slot::{Capabilities, CcidSlot},
 };
 use crate::{
-    backend::Wake,
     ccid::{descriptor::ClassDescriptor, message::IccStatus, quirks::Quirks},
+    stop::Wake,
     wait::Stop,
 };
 

@@ -19,8 +19,8 @@ use super::{
     watch::WatchThread,
 };
 use crate::{
-    backend::Wake as _,
     ccid::message::IccStatus,
+    stop::Wake as _,
     usb::host::{
         fake::{
             Event, FakeReader, Fault,

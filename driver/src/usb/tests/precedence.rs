@@ -16,8 +16,9 @@ use super::{
     watch::{WatchThread, key, wait_until, watch_with_waiter, with_key},
 };
 use crate::{
-    backend::{Backend, Stopped},
+    backend::Backend,
     reader::Readers,
+    stop::Stopped,
     usb::{
         backend::UsbBackend,
         discovery::precedence::PcscdPrecedence,

@@ -20,8 +20,9 @@ use super::{
     watch::wait_until,
 };
 use crate::{
-    backend::{Backend as _, Wake as _},
+    backend::Backend as _,
     ccid::{budget, descriptor::ClassDescriptor},
+    stop::Wake as _,
     usb::{
         claim::pipe,
         host::{

@@ -16,8 +16,9 @@ use super::{
     },
 };
 use crate::{
-    backend::{Backend, Demand, Stopped},
+    backend::{Backend, Demand},
     reader::{Presence, Readers},
+    stop::{Stopped, Wake},
     usb::{
         backend::UsbBackend,
         host::fake::{
@@ -52,7 +53,7 @@ pub(super) fn with_a_reader_that_powers(test: &str) -> (FakeMachine, FakeReader)
 /// A thread that follows the readers, and its pictures.
 pub(super) struct WatchThread {
     pub(super) snapshots: mpsc::Receiver<Readers>,
-    waker: Arc<dyn crate::backend::Wake>,
+    waker: Arc<dyn Wake>,
     pub(super) demand: Option<Arc<dyn Demand>>,
     thread: Option<thread::JoinHandle<()>>,
 }

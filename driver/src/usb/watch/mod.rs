@@ -36,9 +36,10 @@ use super::{
     reader::{UsbReader, registry::ReaderRegistry},
 };
 use crate::{
-    backend::{Demand, Stopped, Wake, Watch},
+    backend::{Demand, Watch},
     pollable::{self, Pollable, WaitSet},
     reader::{ReaderState, Readers},
+    stop::{Stopped, Wake},
     wait::{Pauses, Stop, readable},
 };
 
