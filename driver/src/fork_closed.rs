@@ -220,6 +220,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
+    use crate::fork;
 
     fn closed(table: &Table, first_unknown: u64) -> Vec<RawFd> {
         let mut closed = Vec::new();
@@ -230,15 +231,15 @@ pub(crate) mod tests {
 
     /// Runs `body` in a child, which ends with it and drops nothing.
     pub(crate) fn in_child(body: impl FnOnce()) -> libc::pid_t {
-        gate::before_fork();
+        fork::before_fork();
         // SAFETY: the child uses the allocator, which the C library makes whole again, and what asks the kernel alone.
         let child = unsafe { libc::fork() };
         assert!(child >= 0);
         if child > 0 {
-            gate::after_fork_in_parent();
+            fork::after_fork_in_parent();
             return child;
         }
-        gate::after_fork_in_child();
+        fork::after_fork_in_child();
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         // SAFETY: no more than the system call.
         unsafe { libc::_exit(0) }

@@ -15,8 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::fork_closed;
-
 /// How long a fork waits; a pcscd that hangs must not stop it.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a call waits for forks; one of a process with much memory takes a tenth of it.
@@ -58,7 +56,6 @@ pub(crate) fn before_fork() {
     while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
         std::thread::sleep(LOOK);
     }
-    fork_closed::before_fork();
 }
 
 /// To be called after a fork in the parent.
@@ -68,7 +65,6 @@ pub(crate) fn after_fork_in_parent() {
 
 /// To be called after a fork in the child, where no other thread is.
 pub(crate) fn after_fork_in_child() {
-    fork_closed::after_fork_in_child();
     INSIDE.store(0, Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
 }

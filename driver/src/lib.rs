@@ -12,6 +12,7 @@
 
 pub mod backend;
 pub mod ccid;
+pub mod fork;
 pub mod pcsc;
 pub mod pollable;
 pub mod protocol;

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use claviger_driver::pcsc;
+use claviger_driver::fork;
 
 use crate::{lifecycle::Lifecycle, module::Module};
 
@@ -21,16 +21,16 @@ struct ForkMarked {
 }
 
 extern "C" fn before() {
-    pcsc::before_fork();
+    fork::before_fork();
 }
 
 extern "C" fn in_parent() {
-    pcsc::after_fork_in_parent();
+    fork::after_fork_in_parent();
 }
 
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::SeqCst);
-    pcsc::after_fork_in_child();
+    fork::after_fork_in_child();
 }
 
 /// Whether this process is a fork of the one that loaded the library.

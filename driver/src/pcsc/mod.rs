@@ -29,7 +29,6 @@ use claviger_apdu::{Call, Transport, TransportError};
 use self::{keeper::Keeper, transport::PcscTransport, watch::PcscWatch};
 use crate::{
     backend::{Backend, Watch},
-    gate,
     reader::ReaderId,
 };
 
@@ -88,20 +87,4 @@ impl Backend for PcscBackend {
             self.keeper.cut();
         }
     }
-}
-
-/// To be called before a fork, in the thread that forks (pthread_atfork): keeps it out of the moments in which
-/// libpcsclite, or libusb, could not be used in the child. Waits a second at most.
-pub fn before_fork() {
-    gate::before_fork();
-}
-
-/// To be called after a fork in the parent.
-pub fn after_fork_in_parent() {
-    gate::after_fork_in_parent();
-}
-
-/// To be called after a fork in the child.
-pub fn after_fork_in_child() {
-    gate::after_fork_in_child();
 }

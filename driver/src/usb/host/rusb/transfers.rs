@@ -358,6 +358,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::fork;
 
     /// A context comes and goes, for a file that is no device.
     fn open() -> bool {
@@ -392,12 +393,12 @@ mod tests {
                 }
             });
             let begun = go_beyond(0);
-            gate::before_fork();
+            fork::before_fork();
             // The one that ended just now may not have been counted yet.
             let most = opened.load(Ordering::SeqCst) + 1;
             thread::sleep(Duration::from_millis(100));
             let seen = opened.load(Ordering::SeqCst);
-            gate::after_fork_in_parent();
+            fork::after_fork_in_parent();
             let went_on = go_beyond(most);
             stop.store(true, Ordering::SeqCst);
             assert!(begun && went_on, "no context for a minute");
