@@ -11,7 +11,7 @@ use std::{
 
 use ::pcsc::{Context, Error, Scope};
 
-use super::{library, ping};
+use super::{daemon, library};
 use crate::{
     gate,
     line::{Line, Lines, Sockets},
@@ -421,7 +421,7 @@ fn look(shared: &Shared, now: Instant) {
             .iter()
             .all(|call| !is_due(call) || is_late(call));
     drop(state);
-    let hangs = is_known || !ping::answers(&super::watch::socket(), LOOK_PATIENCE);
+    let hangs = is_known || !daemon::answers(&daemon::socket(), LOOK_PATIENCE);
     let mut ended = Vec::new();
     let mut state = shared.state();
     state.running.retain_mut(|call| {

@@ -10,11 +10,11 @@
 
 mod cancel;
 mod connection;
+mod daemon;
 mod error;
 pub mod features;
 mod keeper;
 mod library;
-mod ping;
 mod session;
 mod transport;
 mod watch;
@@ -83,7 +83,7 @@ impl Backend for PcscBackend {
         }
         if self.may_create_threads {
             self.keeper.limit_all(Instant::now() + LAST);
-        } else if !ping::answers(&watch::socket(), LAST) {
+        } else if !daemon::answers(&daemon::socket(), LAST) {
             self.keeper.cut();
         }
     }

@@ -1,8 +1,8 @@
 //! Follows the readers of pcscd, and pcscd itself as it comes and goes.
 
 use std::{
-    ffi::{CStr, CString, OsString},
-    os::{fd::BorrowedFd, unix::ffi::OsStringExt},
+    ffi::{CStr, CString},
+    os::fd::BorrowedFd,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,9 +14,10 @@ use claviger_apdu::{Call, Sent, TransportError};
 use super::{
     NAME,
     cancel::Canceller,
+    daemon,
     error::about,
     keeper::Keeper,
-    library, ping,
+    library,
     session::{LOOK, Seen, Session},
 };
 use crate::{
@@ -28,8 +29,6 @@ use crate::{
     wait::{Pauses, Stop, readable},
 };
 
-/// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
-const SOCKET: &str = "/run/pcscd/pcscd.comm";
 /// How long a pcscd that has hung may take to answer before it is asked for a context again.
 const RETURN_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -92,7 +91,7 @@ impl PcscWatch {
 
     /// A new context, and with it a new life of the service: whatever the old one showed may have changed.
     fn establish(&mut self, until: Instant) -> Result<Session, Error> {
-        if self.keeper.hangs() && !ping::answers(&self.service.socket, RETURN_PATIENCE) {
+        if self.keeper.hangs() && !daemon::answers(&self.service.socket, RETURN_PATIENCE) {
             return Err(Error::Timeout);
         }
         let session = Session::establish(&self.keeper, &self.canceller, until)?;
@@ -281,12 +280,6 @@ fn model(name: &str) -> String {
     }
 }
 
-/// Where pcscd is reached; the bytes of the variable as they are, for it may be anything.
-pub(super) fn socket() -> PathBuf {
-    let socket = std::env::var_os("PCSCLITE_CSOCK_NAME").map(OsString::into_vec);
-    PathBuf::from(OsString::from_vec(socket.unwrap_or_else(|| SOCKET.into())))
-}
-
 /// Waits for a pcscd that is not there, or does not want us.
 struct Service {
     socket: PathBuf,
@@ -302,7 +295,7 @@ struct Service {
 impl Service {
     fn new() -> Self {
         Self {
-            socket: socket(),
+            socket: daemon::socket(),
             life: 0,
             folder: None,
             again: None,

@@ -1,7 +1,9 @@
-//! Asks whether pcscd answers at all, without entering libpcsclite, which would wait for it for ever.
+//! Where pcscd is reached, and whether it answers at all. libpcsclite is not asked: it would wait for an answer for ever.
 
 use std::{
-    path::Path,
+    ffi::OsString,
+    os::unix::ffi::OsStringExt as _,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -12,9 +14,17 @@ use rustix::{
 
 use crate::wait::ready;
 
+/// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
+const SOCKET: &str = "/run/pcscd/pcscd.comm";
 /// `CMD_VERSION` of pcscd's protocol, unchanged since pcsc-lite 1.6: a header of size and command, then major and
 /// minor version and a result, each 32 bits in the machine's own order. Every pcscd answers it, be it with no.
 const CMD_VERSION: [u32; 5] = [12, 0x11, 4, 4, 0];
+
+/// Where pcscd is reached; the bytes of the variable as they are, for it may be anything.
+pub(super) fn socket() -> PathBuf {
+    let socket = std::env::var_os("PCSCLITE_CSOCK_NAME").map(OsString::into_vec);
+    PathBuf::from(OsString::from_vec(socket.unwrap_or_else(|| SOCKET.into())))
+}
 
 /// Whether the pcscd at `socket` answers within `patience`. One that is not there counts as answering: who
 /// connects is told so at once.
@@ -49,7 +59,6 @@ mod tests {
     use std::{
         io::{Read as _, Write as _},
         os::unix::net::UnixListener,
-        path::PathBuf,
     };
 
     fn path(name: &str) -> PathBuf {
