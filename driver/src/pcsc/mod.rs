@@ -15,6 +15,7 @@ mod error;
 pub mod features;
 mod keeper;
 mod library;
+mod reader_id;
 mod session;
 mod transport;
 mod watch;
@@ -26,14 +27,11 @@ use std::{
 
 use claviger_apdu::{Call, Transport, TransportError};
 
-use self::{keeper::Keeper, transport::PcscTransport, watch::PcscWatch};
+use self::{keeper::Keeper, reader_id::NAME, transport::PcscTransport, watch::PcscWatch};
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,
 };
-
-/// The backend's name, in the configuration and in [`ReaderId`].
-const NAME: &str = "pcsc";
 
 /// How long a pcscd may take to answer when its backend is wound up, and how long all that is left may take.
 const LAST: Duration = Duration::from_secs(1);

@@ -12,19 +12,19 @@ use ::pcsc::Error;
 use claviger_apdu::{Call, Sent, TransportError};
 
 use super::{
-    NAME,
     cancel::Canceller,
     daemon,
     error::about,
     keeper::Keeper,
     library,
+    reader_id::id,
     session::{LOOK, Seen, Session},
 };
 use crate::{
     backend::Watch,
     path_watch::PathWatch,
     pollable::{Pollable, WaitSet},
-    reader::{ReaderId, ReaderState, Readers},
+    reader::{ReaderState, Readers},
     stop::{Stopped, Wake},
     wait::{Pauses, Stop, readable},
 };
@@ -258,7 +258,7 @@ impl History {
 fn state(seen: Seen<'_>, since: u32) -> ReaderState {
     let name = seen.name.to_string_lossy();
     ReaderState {
-        id: ReaderId::new(NAME, &name),
+        id: id(&name),
         name: name.chars().filter(|c| !c.is_control()).collect(),
         presence: seen.presence,
         changes: since << 16 | u32::from(seen.events),
