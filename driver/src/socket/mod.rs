@@ -6,6 +6,7 @@
 mod conversation;
 pub mod frame;
 mod inbox;
+mod reader_id;
 mod stream;
 mod transport;
 mod watch;
@@ -18,14 +19,17 @@ use std::{
 
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 
-use self::{conversation::Ends, transport::SocketTransport, watch::SocketWatch};
+use self::{
+    conversation::Ends,
+    reader_id::{NAME, id},
+    transport::SocketTransport,
+    watch::SocketWatch,
+};
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,
 };
 
-/// The backend's name, in the configuration and in [`ReaderId`].
-const NAME: &str = "socket";
 /// How long all that is left may take when the backend is wound up.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -75,10 +79,6 @@ impl Backend for SocketBackend {
     fn wind_up(&self) {
         let _ = self.ends.last.set(Instant::now() + LAST);
     }
-}
-
-fn id(path: &std::path::Path) -> ReaderId {
-    ReaderId::new(NAME, &path.to_string_lossy())
 }
 
 /// Feeds arbitrary bytes to the frame collector; for the fuzz target beside this file.

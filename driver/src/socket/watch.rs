@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{
     frame::{Reply, Request, VERSION},
-    id,
+    reader_id::id,
     stream::{Stream, StreamError, shown},
 };
 use crate::{
