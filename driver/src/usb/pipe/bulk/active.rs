@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BulkErrorKind, SlotResponse, pending::PendingCommand};
+use super::{error::BulkErrorKind, pending::PendingCommand, response::SlotResponse};
 use crate::usb::host::event_fd::EventFd;
 
 /// A command in progress. Its sequence number is unique.

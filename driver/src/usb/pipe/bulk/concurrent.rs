@@ -13,12 +13,17 @@ use std::{
 use claviger_apdu::Secret;
 
 use super::{
-    BulkEndpoints, BulkError, BulkErrorKind, HaltedEndpoints, IncomingMessage, LivenessCheck,
-    ResponseTimeout, SlotResponse, abort_request, abort_timeout,
+    BulkEndpoints,
+    abort::{abort_request, abort_timeout},
     active::ActiveCommand,
-    check_limits, is_responsive,
+    error::{BulkError, BulkErrorKind},
+    halts::HaltedEndpoints,
+    incoming::IncomingMessage,
+    liveness::{LivenessCheck, is_responsive},
     pending::{PendingCommand, failed},
-    query_status,
+    recovery::{check_limits, query_status},
+    response::SlotResponse,
+    timeout::ResponseTimeout,
     unlocked_wait::{owned, wait},
 };
 use crate::{

@@ -6,11 +6,13 @@
 mod abort;
 mod active;
 mod concurrent;
+mod error;
 mod halts;
 mod incoming;
 mod liveness;
 mod pending;
 mod recovery;
+mod response;
 mod timeout;
 mod unlocked_wait;
 
@@ -19,118 +21,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_apdu::{Secret, Sent, TransportErrorKind};
-
 use self::{
     abort::{abort_request, abort_timeout},
     halts::HaltedEndpoints,
     incoming::IncomingMessage,
     liveness::{LivenessCheck, is_responsive},
     pending::{PendingCommand, failed},
-    recovery::query_status,
+    recovery::{check_limits, query_status},
 };
-pub(crate) use self::{concurrent::ConcurrentBulkPipe, timeout::ResponseTimeout};
+pub(crate) use self::{
+    concurrent::ConcurrentBulkPipe,
+    error::{BulkError, BulkErrorKind},
+    response::SlotResponse,
+    timeout::ResponseTimeout,
+};
 use crate::{
-    ccid::{
-        budget,
-        iccd::Outcome,
-        message::{Command, HEADER, IccStatus, SlotError},
-    },
+    ccid::{budget, message::Command},
     usb::host::{
         drain,
         transfer::{Completion, EndpointAddress, EndpointQueue, TransferError, UsbInterface},
     },
     wait::{Stop, ready_of},
 };
-
-/// The response to a command.
-#[derive(Debug)]
-pub(crate) struct SlotResponse {
-    /// The whole message.
-    message: Secret,
-    /// What its slot holds.
-    pub(crate) icc: IccStatus,
-    /// bChainParameter and its like.
-    pub(crate) specific: u8,
-    /// Why the reader could not do it.
-    pub(crate) error: Option<SlotError>,
-}
-
-impl SlotResponse {
-    /// The data field.
-    pub(crate) fn data(&self) -> &[u8] {
-        self.message.expose().get(HEADER..).unwrap_or(&[])
-    }
-}
-
-impl From<Outcome> for SlotResponse {
-    /// What a token of the control pipe said, as a reader would.
-    fn from(outcome: Outcome) -> Self {
-        let mut message = Secret::new(Vec::with_capacity(HEADER + outcome.data.len()));
-        message.extend(&[0; HEADER]);
-        message.extend(outcome.data.expose());
-        Self {
-            message,
-            icc: outcome.icc,
-            specific: outcome.chain,
-            error: outcome.error,
-        }
-    }
-}
-
-/// No response: why, and whether the reader may have acted on the command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BulkError {
-    pub(crate) kind: BulkErrorKind,
-    pub(crate) sent: Sent,
-}
-
-/// Why there is no response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BulkErrorKind {
-    #[error("the reader was unplugged")]
-    Disconnected,
-    #[error("the reader did not answer in time")]
-    TimedOut,
-    #[error("the reader did not answer in time, but still answers")]
-    Late,
-    #[error("the reader is still at an earlier command")]
-    SlotBusy,
-    #[error("the call was ended")]
-    Stopped,
-    #[error(
-        "another slot of the reader, or another reader in the same device, was busy all the time"
-    )]
-    Busy,
-    #[error("{0}")]
-    Transfer(TransferError),
-    #[error("the reader broke the CCID protocol: {0}")]
-    Protocol(&'static str),
-    #[error("it is longer than the reader's messages")]
-    TooLong,
-}
-
-impl BulkErrorKind {
-    /// Returns whether recovery is of no use.
-    pub(crate) const fn is_final(self) -> bool {
-        matches!(self, Self::Disconnected | Self::Stopped | Self::Busy)
-    }
-
-    /// Returns whether the reader is slow or busy. It needs time, not a reset.
-    pub(crate) const fn needs_time(self) -> bool {
-        matches!(self, Self::Late | Self::SlotBusy | Self::Busy)
-    }
-
-    pub(crate) const fn transport_kind(self) -> TransportErrorKind {
-        match self {
-            Self::Disconnected => TransportErrorKind::NoReader,
-            Self::TimedOut | Self::Late | Self::SlotBusy => TransportErrorKind::TimedOut,
-            Self::Stopped => TransportErrorKind::Cancelled,
-            Self::Busy => TransportErrorKind::Busy,
-            Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,
-        }
-    }
-}
 
 /// The two bulk endpoints of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -446,18 +358,4 @@ impl BulkPipe {
         }
         listens
     }
-}
-
-/// Checks stop and deadline before another step of the recovery.
-fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
-    let sent = Sent::No;
-    if stop.is_set() {
-        let kind = BulkErrorKind::Stopped;
-        return Err(BulkError { kind, sent });
-    }
-    if Instant::now() >= until {
-        let kind = BulkErrorKind::TimedOut;
-        return Err(BulkError { kind, sent });
-    }
-    Ok(())
 }

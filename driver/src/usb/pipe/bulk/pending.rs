@@ -2,7 +2,7 @@
 
 use claviger_apdu::{Secret, Sent};
 
-use super::{BulkErrorKind, SlotResponse};
+use super::{error::BulkErrorKind, response::SlotResponse};
 use crate::{
     ccid::{
         budget,

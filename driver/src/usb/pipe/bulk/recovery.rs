@@ -1,10 +1,14 @@
-//! The status queries that end a recovery.
+//! The steps of a recovery: their limits, and the status queries that end it.
 
 use std::time::Instant;
 
 use claviger_apdu::Sent;
 
-use super::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse, check_limits};
+use super::{
+    error::{BulkError, BulkErrorKind},
+    response::SlotResponse,
+    timeout::ResponseTimeout,
+};
 use crate::{
     ccid::{budget, message::SlotError},
     wait::Stop,
@@ -62,4 +66,18 @@ impl SlotResponse {
             _ => Ok(self),
         }
     }
+}
+
+/// Checks stop and deadline before another step of the recovery.
+pub(super) fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+    let sent = Sent::No;
+    if stop.is_set() {
+        let kind = BulkErrorKind::Stopped;
+        return Err(BulkError { kind, sent });
+    }
+    if Instant::now() >= until {
+        let kind = BulkErrorKind::TimedOut;
+        return Err(BulkError { kind, sent });
+    }
+    Ok(())
 }

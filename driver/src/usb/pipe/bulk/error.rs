@@ -1,0 +1,59 @@
+//! Why a command has no response.
+
+use claviger_apdu::{Sent, TransportErrorKind};
+
+use crate::usb::host::transfer::TransferError;
+
+/// No response: why, and whether the reader may have acted on the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BulkError {
+    pub(crate) kind: BulkErrorKind,
+    pub(crate) sent: Sent,
+}
+
+/// Why there is no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BulkErrorKind {
+    #[error("the reader was unplugged")]
+    Disconnected,
+    #[error("the reader did not answer in time")]
+    TimedOut,
+    #[error("the reader did not answer in time, but still answers")]
+    Late,
+    #[error("the reader is still at an earlier command")]
+    SlotBusy,
+    #[error("the call was ended")]
+    Stopped,
+    #[error(
+        "another slot of the reader, or another reader in the same device, was busy all the time"
+    )]
+    Busy,
+    #[error("{0}")]
+    Transfer(TransferError),
+    #[error("the reader broke the CCID protocol: {0}")]
+    Protocol(&'static str),
+    #[error("it is longer than the reader's messages")]
+    TooLong,
+}
+
+impl BulkErrorKind {
+    /// Returns whether recovery is of no use.
+    pub(crate) const fn is_final(self) -> bool {
+        matches!(self, Self::Disconnected | Self::Stopped | Self::Busy)
+    }
+
+    /// Returns whether the reader is slow or busy. It needs time, not a reset.
+    pub(crate) const fn needs_time(self) -> bool {
+        matches!(self, Self::Late | Self::SlotBusy | Self::Busy)
+    }
+
+    pub(crate) const fn transport_kind(self) -> TransportErrorKind {
+        match self {
+            Self::Disconnected => TransportErrorKind::NoReader,
+            Self::TimedOut | Self::Late | Self::SlotBusy => TransportErrorKind::TimedOut,
+            Self::Stopped => TransportErrorKind::Cancelled,
+            Self::Busy => TransportErrorKind::Busy,
+            Self::Transfer(_) | Self::Protocol(_) | Self::TooLong => TransportErrorKind::Protocol,
+        }
+    }
+}
