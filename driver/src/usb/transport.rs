@@ -77,7 +77,7 @@ impl UsbTransport {
         let call = shutdown.cap_deadline(call);
         let mut driver = reader.driver_within(call.deadline, &shutdown.stop)?;
         let powered = driver
-            .open_slot(&reader, shutdown.claim_request(call), call)
+            .open_slot(shutdown.claim_request(call), call)
             .map(|device| device.epoch())
             .and_then(|_| driver.ensure_powered(call));
         let epoch = driver.epoch();
@@ -90,8 +90,8 @@ impl UsbTransport {
             }
         };
         let limits = driver.limits();
-        let may_be_another = driver.attach(reader.info.is_fixed);
-        let suspend_count = driver.suspend_count(&reader);
+        let may_be_another = driver.attach(reader.info().is_fixed);
+        let suspend_count = driver.suspend_count();
         // A release request during the open found the driver in use.
         driver.yield_if_requested();
         drop(driver);
@@ -112,7 +112,7 @@ impl UsbTransport {
 }
 
 fn gone(reader: &UsbReader) -> TransportError {
-    let what = format!("reader {}: it is gone", reader.info.interface.name);
+    let what = format!("reader {}: it is gone", reader.info().interface.name);
     TransportError::before_card(TransportErrorKind::NoReader, what)
 }
 
@@ -129,9 +129,9 @@ impl UsbTransaction<'_> {
     fn ensure_powered(&mut self, call: Call) -> Result<(), TransportError> {
         let device = self
             .driver
-            .open_slot(self.reader, self.shutdown.claim_request(call), call)?;
+            .open_slot(self.shutdown.claim_request(call), call)?;
         if device.atr().is_none() {
-            if !self.reader.info.is_fixed {
+            if !self.reader.info().is_fixed {
                 return Err(self.removed("its card lost power and may be another one"));
             }
             self.driver.ensure_powered(call)?;
@@ -140,7 +140,7 @@ impl UsbTransaction<'_> {
     }
 
     fn removed(&self, what: &str) -> TransportError {
-        let what = format!("reader {}: {what}", self.reader.info.interface.name);
+        let what = format!("reader {}: {what}", self.reader.info().interface.name);
         TransportError::before_card(TransportErrorKind::CardRemoved, what)
     }
 
@@ -153,7 +153,7 @@ impl UsbTransaction<'_> {
         let call = self.shutdown.cap_deadline(call);
         let exchanged = self.ensure_powered(call).and_then(|()| {
             let request = self.shutdown.claim_request(call);
-            let device = self.driver.open_slot(self.reader, request, call)?;
+            let device = self.driver.open_slot(request, call)?;
             device.exchange(frame, response, call)
         });
         self.note_result(exchanged)
@@ -187,7 +187,7 @@ impl Transmit for UsbTransaction<'_> {
 
 impl Drop for UsbTransaction<'_> {
     fn drop(&mut self) {
-        self.driver.end_use(self.reader);
+        self.driver.end_use();
     }
 }
 
@@ -233,13 +233,13 @@ impl Transport for UsbTransport {
 
     fn resume(&mut self, call: Call) -> Result<(), TransportError> {
         let mut transaction = self.lock_reader(call)?;
-        let suspends = transaction.driver.suspend_count(transaction.reader);
+        let suspends = transaction.driver.suspend_count();
         if suspends != transaction.card.suspend_count {
             let what = "the machine was suspended, and its card may be another one";
             let removed = Err(transaction.removed(what));
             return transaction.note_result(removed);
         }
-        if transaction.reader.info.is_fixed {
+        if transaction.reader.info().is_fixed {
             return Ok(());
         }
         let bounded = transaction.shutdown.cap_deadline(call);

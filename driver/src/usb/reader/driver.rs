@@ -8,7 +8,7 @@ use std::{
 use claviger_apdu::{Atr, Call, Epoch, Limits, TransportError, TransportErrorKind};
 
 use super::{
-    LossCounts, UsbReader,
+    ClaimableReader, LossCounts,
     slot::{self, Card, CcidSlot},
 };
 use crate::{
@@ -31,9 +31,9 @@ const YIELD_TIMEOUT: Duration = MAX_RETRY_INTERVAL.saturating_add(Duration::from
 const YIELD_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Drives one reader, for one thread at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ReaderDriver {
-    slot: u8,
+    reader: Arc<ClaimableReader>,
     /// The slot of the claimed reader. Dropped before the claim.
     ccid_slot: Option<CcidSlot>,
     claim: Option<Arc<ReaderClaim>>,
@@ -87,10 +87,17 @@ impl Default for SavedState {
 }
 
 impl ReaderDriver {
-    pub(super) fn for_slot(slot: u8) -> Self {
+    pub(super) fn new(reader: Arc<ClaimableReader>) -> Self {
         Self {
-            slot,
-            ..Self::default()
+            reader,
+            ccid_slot: None,
+            claim: None,
+            is_attached: false,
+            may_be_another: false,
+            suspend_count: 0,
+            attached_at: 0,
+            saved: SavedState::default(),
+            suspend: None,
         }
     }
 
@@ -102,20 +109,19 @@ impl ReaderDriver {
     /// Of the claim, or of a reader that does not answer.
     pub(crate) fn open_slot(
         &mut self,
-        reader: &UsbReader,
         request: ClaimRequest<'_>,
         call: Call,
     ) -> Result<&mut CcidSlot, TransportError> {
-        let _claim = self.check_suspend(reader);
+        let _claim = self.check_suspend();
         if self.ccid_slot.is_none() {
-            self.pause_after_yield(reader, request.stop);
-            let reader_claim = reader.claim(request)?;
-            let device = self.resume_slot(reader, &reader_claim, request, call)?;
+            self.pause_after_yield(request.stop);
+            let reader_claim = self.reader.claim(request)?;
+            let device = self.resume_slot(&reader_claim, request, call)?;
             self.claim = Some(reader_claim);
             self.ccid_slot = Some(device);
         }
         let device = self.ccid_slot.as_mut().ok_or_else(|| {
-            let what = format!("reader {}: not open", reader.info.interface.name);
+            let what = format!("reader {}: not open", self.reader.info.interface.name);
             TransportError::before_card(TransportErrorKind::NoReader, what)
         })?;
         // A call with another stop may have opened it.
@@ -125,17 +131,17 @@ impl ReaderDriver {
 
     /// After a suspend the card may have lost power, so its slot is queried again. An active card kept its power, unless
     /// the reader powers cards by itself. Returns the claim, which must outlive the query.
-    fn check_suspend(&mut self, reader: &UsbReader) -> Option<Arc<ReaderClaim>> {
+    fn check_suspend(&mut self) -> Option<Arc<ReaderClaim>> {
         let slept = self
             .suspend
-            .get_or_insert_with(|| SuspendDetector::new(reader.shared_claim.context.bus.clone()));
+            .get_or_insert_with(|| SuspendDetector::new(self.reader.context().bus.clone()));
         if !slept.was_suspended() {
             return None;
         }
         self.suspend_count += 1;
         let reader_claim = self.claim.clone();
         self.close();
-        if reader.info.interface.class.powers_by_itself() {
+        if self.reader.info.interface.class.powers_by_itself() {
             // What was agreed with it is gone as well.
             self.saved.card = None;
             self.saved.epoch.0 += u64::from(self.saved.atr.take().is_some());
@@ -144,14 +150,14 @@ impl ReaderDriver {
     }
 
     /// Gives the process that requested the reader time to claim it. Ends once the use count shows that it has.
-    fn pause_after_yield(&mut self, reader: &UsbReader, stop: &Stop) {
+    fn pause_after_yield(&mut self, stop: &Stop) {
         let Some((yielded, uses)) = self.saved.yielded.take() else {
             return;
         };
         let until = yielded + YIELD_TIMEOUT;
-        let locks = &reader.shared_claim.context.lock_folder;
+        let locks = &self.reader.context().lock_folder;
         loop {
-            let record = locks.peek(&reader.info.lock_name);
+            let record = locks.peek(&self.reader.info.lock_name);
             let now = Instant::now();
             if record.is_some_and(|record| record.use_count != uses)
                 || now >= until
@@ -165,12 +171,11 @@ impl ReaderDriver {
 
     fn resume_slot(
         &mut self,
-        reader: &UsbReader,
         reader_claim: &Arc<ReaderClaim>,
         request: ClaimRequest<'_>,
         call: Call,
     ) -> Result<CcidSlot, TransportError> {
-        let info = &reader.info;
+        let info = &self.reader.info;
         let pipe = reader_claim.pipe(info)?;
         let mut device = slot::new_slot(pipe, info.interface.clone(), info.slot, request.stop);
         let known = &mut self.saved;
@@ -178,7 +183,7 @@ impl ReaderDriver {
         let is_untouched =
             info.is_fixed && known.loss_counts.is_none() && reader_claim.previous().is_none();
         let mut abandoned = false;
-        let atr = known.resume(reader.loss_counts(), || {
+        let atr = known.resume(self.reader.loss_counts(), || {
             abandoned = reader_claim.was_not_released();
             reader_claim.powered_atr(info).cloned()
         });
@@ -229,7 +234,7 @@ impl ReaderDriver {
             device.power_on(call)?;
             self.may_be_another = true;
             if let Some(reader_claim) = &self.claim {
-                reader_claim.record_atr(self.slot, device.atr().cloned());
+                reader_claim.record_atr(self.reader.info.slot, device.atr().cloned());
             }
         }
         Ok(device.atr().cloned())
@@ -274,8 +279,8 @@ impl ReaderDriver {
     }
 
     /// Returns how many suspends of the machine were noticed so far. The reader's slot is closed after a new one.
-    pub(crate) fn suspend_count(&mut self, reader: &UsbReader) -> u64 {
-        drop(self.check_suspend(reader));
+    pub(crate) fn suspend_count(&mut self) -> u64 {
+        drop(self.check_suspend());
         self.suspend_count
     }
 
@@ -294,10 +299,10 @@ impl ReaderDriver {
 
     /// Ends a transaction. Without a watch thread nothing polls release requests, so the reader is released at once if
     /// the next claim recognizes its card.
-    pub(crate) fn end_use(&mut self, reader: &UsbReader) {
+    pub(crate) fn end_use(&mut self) {
         self.yield_if_requested();
-        if !reader.shared_claim.context.has_watch_thread && reader.info.keeps_card_between_claims()
-        {
+        let context = self.reader.context();
+        if !context.has_watch_thread && self.reader.info.keeps_card_between_claims() {
             self.close();
         }
     }
@@ -324,11 +329,11 @@ impl ReaderDriver {
     }
 
     /// Forgets a card that a reset of the device has reset. Another slot may have caused that.
-    pub(crate) fn check_resets(&mut self, reader: &UsbReader) {
+    pub(crate) fn check_resets(&mut self) {
         let device = self.ccid_slot.as_ref();
-        if device.is_some_and(|device| device.pipe().resets() != reader.info.device.resets()) {
+        if device.is_some_and(|device| device.pipe().resets() != self.reader.info.device.resets()) {
             self.forget_card();
-            self.saved.loss_counts = Some(reader.loss_counts());
+            self.saved.loss_counts = Some(self.reader.loss_counts());
         }
     }
 

@@ -20,7 +20,7 @@ use self::{
     driver::ReaderDriver,
 };
 use super::{
-    claim::{ClaimError, ClaimRequest, ReaderClaim, shared::SharedClaim, wait_for},
+    claim::{BackendContext, ClaimError, ClaimRequest, ReaderClaim, shared::SharedClaim, wait_for},
     discovery::reader_info::ReaderInfo,
     host::transfer::OpenError,
     pipe::bulk::BulkErrorKind,
@@ -30,21 +30,22 @@ use crate::wait::Stop;
 /// One CCID slot of a reader, within one device instance. Most readers have one slot.
 #[derive(Debug)]
 pub(crate) struct UsbReader {
-    pub(crate) info: ReaderInfo,
-    shared_claim: Arc<SharedClaim>,
+    claimable: Arc<ClaimableReader>,
     access: DriverAccess,
-    /// The device was unplugged, or left to pcscd.
-    retired: AtomicBool,
 }
 
 impl UsbReader {
-    pub(crate) fn new(info: ReaderInfo, holding: Arc<SharedClaim>) -> Self {
+    pub(crate) fn new(info: ReaderInfo, shared_claim: Arc<SharedClaim>) -> Self {
+        let claimable = Arc::new(ClaimableReader::new(info, shared_claim));
         Self {
-            access: DriverAccess::new(ReaderDriver::for_slot(info.slot)),
-            info,
-            shared_claim: holding,
-            retired: AtomicBool::new(false),
+            access: DriverAccess::new(ReaderDriver::new(Arc::clone(&claimable))),
+            claimable,
         }
+    }
+
+    /// What identifies the reader and how it is reached.
+    pub(crate) fn info(&self) -> &ReaderInfo {
+        &self.claimable.info
     }
 
     /// Locks the driver for one transaction. Waits for another thread until `until` or `stop`.
@@ -61,7 +62,7 @@ impl UsbReader {
                 BulkErrorKind::Stopped => "the call was ended",
                 _ => "another call is at it",
             };
-            let what = format!("reader {}: {what}", self.info.interface.name);
+            let what = format!("reader {}: {what}", self.info().interface.name);
             TransportError::before_card(why.transport_kind(), what)
         })
     }
@@ -84,30 +85,76 @@ impl UsbReader {
         is_free.then(|| self.try_driver()).flatten()
     }
 
-    /// This process's claim, if there is one. A claim in progress does not count: it wakes the watch when it is made.
+    /// See [`ClaimableReader::current_claim`].
     pub(crate) fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
-        self.shared_claim.current_claim()
+        self.claimable.current_claim()
     }
 
-    /// The ATR of the card that another process powered within this device instance.
+    /// See [`ClaimableReader::recorded_atr`].
     pub(crate) fn recorded_atr(&self) -> Option<Atr> {
-        let record = self
-            .shared_claim
-            .context
-            .lock_folder
-            .peek(&self.info.lock_name)?;
-        let atr = record.atr(self.info.slot).cloned();
-        atr.filter(|_| record.instance == self.info.instance)
+        self.claimable.recorded_atr()
     }
 
     /// The device was unplugged, or left to pcscd. No claim is made from now on. A claim ends with the running transaction.
     pub(crate) fn retire(&self) {
+        self.claimable.retire();
+        if let Some(mut driver) = self.try_driver() {
+            driver.yield_if_requested();
+        }
+    }
+
+    /// See [`ClaimableReader::claim`].
+    ///
+    /// # Errors
+    /// As [`ClaimableReader::claim`].
+    pub(crate) fn claim(
+        &self,
+        request: ClaimRequest<'_>,
+    ) -> Result<Arc<ReaderClaim>, TransportError> {
+        self.claimable.claim(request)
+    }
+}
+
+/// One CCID slot of a reader, which can be claimed until it is retired.
+#[derive(Debug)]
+struct ClaimableReader {
+    info: ReaderInfo,
+    shared_claim: Arc<SharedClaim>,
+    /// The device was unplugged, or left to pcscd.
+    retired: AtomicBool,
+}
+
+impl ClaimableReader {
+    fn new(info: ReaderInfo, shared_claim: Arc<SharedClaim>) -> Self {
+        Self {
+            info,
+            shared_claim,
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// What all readers of the backend share.
+    fn context(&self) -> &BackendContext {
+        &self.shared_claim.context
+    }
+
+    /// This process's claim, if there is one. A claim in progress does not count: it wakes the watch when it is made.
+    fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
+        self.shared_claim.current_claim()
+    }
+
+    /// The ATR of the card that another process powered within this device instance.
+    fn recorded_atr(&self) -> Option<Atr> {
+        let record = self.context().lock_folder.peek(&self.info.lock_name)?;
+        let atr = record.atr(self.info.slot).cloned();
+        atr.filter(|_| record.instance == self.info.instance)
+    }
+
+    /// No claim is made from now on. A claim ends with the running transaction.
+    fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
         if let Some(reader_claim) = self.current_claim() {
             reader_claim.request_local_release();
-        }
-        if let Some(mut driver) = self.try_driver() {
-            driver.yield_if_requested();
         }
     }
 
@@ -115,13 +162,10 @@ impl UsbReader {
     ///
     /// # Errors
     /// As [`wait_for`].
-    pub(crate) fn claim(
-        &self,
-        request: ClaimRequest<'_>,
-    ) -> Result<Arc<ReaderClaim>, TransportError> {
+    fn claim(&self, request: ClaimRequest<'_>) -> Result<Arc<ReaderClaim>, TransportError> {
         wait_for(
             &self.info,
-            &*self.shared_claim.context.opener,
+            &*self.context().opener,
             request,
             |request_release| {
                 let gone = || Err(ClaimError::Open(OpenError::Disconnected));

@@ -20,6 +20,9 @@ impl ReaderRegistry {
 
     pub(crate) fn find(&self, id: &ReaderId) -> Option<Arc<UsbReader>> {
         let readers = self.readers();
-        readers.iter().find(|reader| reader.info.id == *id).cloned()
+        readers
+            .iter()
+            .find(|reader| reader.info().id == *id)
+            .cloned()
     }
 }

@@ -56,7 +56,7 @@ impl ReaderEntry {
 
     /// Returns whether these are the slots of this reader.
     pub(super) fn is_same(&self, infos: &[ReaderInfo]) -> bool {
-        let ours = self.readers.iter().map(|reader| &reader.info);
+        let ours = self.readers.iter().map(|reader| reader.info());
         self.readers.len() == infos.len()
             && ours
                 .zip(infos)
@@ -96,7 +96,7 @@ impl ReaderEntry {
 
     /// Returns whether a card can be exchanged unseen while the reader is not claimed.
     pub(super) fn needs_monitoring(&self) -> bool {
-        self.readers().any(|reader| !reader.info.is_fixed)
+        self.readers().any(|reader| !reader.info().is_fixed)
     }
 
     /// Returns whether the cards are monitored, or cannot be exchanged.

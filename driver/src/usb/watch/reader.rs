@@ -121,7 +121,7 @@ impl WatchedReader {
 
     /// Returns whether a card can be exchanged unseen while the reader is not claimed.
     pub(super) fn needs_monitoring(&self) -> bool {
-        self.readers().any(|reader| !reader.info.is_fixed)
+        self.readers().any(|reader| !reader.info().is_fixed)
     }
 
     pub(super) const fn is_monitored(&self) -> bool {
@@ -272,7 +272,7 @@ impl WatchedReader {
         let Some(reader_claim) = slot.claim(poll) else {
             return;
         };
-        let info = &slot.reader.info;
+        let info = slot.reader.info();
         self.monitor = match InterruptListener::new(info, Arc::clone(&reader_claim), slots) {
             Ok(Some(listener)) => {
                 reader_claim.set_monitored(true);

@@ -159,7 +159,7 @@ impl WatchedSlot {
     }
 
     pub(super) fn state(&self) -> Option<ReaderState> {
-        let info = &self.reader.info;
+        let info = self.reader.info();
         Some(ReaderState {
             id: info.id.clone(),
             name: info.interface.name.clone(),
@@ -224,7 +224,7 @@ impl WatchedSlot {
 
     /// A card that cannot be removed needs no poll once another process has powered it.
     fn use_recorded_atr(&mut self) -> bool {
-        if !self.reader.info.is_fixed || self.reader.current_claim().is_some() {
+        if !self.reader.info().is_fixed || self.reader.current_claim().is_some() {
             return false;
         }
         let known = self.reader.recorded_atr();
@@ -242,8 +242,8 @@ impl WatchedSlot {
         response_timeout: Duration,
     ) -> Option<Result<SlotContents, TransportError>> {
         let mut driver = self.reader.try_idle_driver()?;
-        driver.check_resets(&self.reader);
-        if self.card_replaced && self.reader.info.interface.class.powers_by_itself() {
+        driver.check_resets();
+        if self.card_replaced && self.reader.info().interface.class.powers_by_itself() {
             // Its status says nothing of that: the other card is as active as the one before.
             driver.forget_card();
         }
@@ -290,7 +290,7 @@ impl WatchedSlot {
         match driver.ensure_powered(call) {
             Ok(Some(atr)) => Ok(SlotContents::Card(
                 atr,
-                is_known || self.reader.info.is_fixed,
+                is_known || self.reader.info().is_fixed,
             )),
             Ok(None) => Ok(SlotContents::Empty),
             Err(error) if error.kind == TransportErrorKind::NoCard && driver.is_empty() => {
@@ -327,7 +327,7 @@ impl WatchedSlot {
             response_timeout
         };
         let answer = poll.within(wait + timeout);
-        let device = driver.open_slot(&self.reader, request, answer)?;
+        let device = driver.open_slot(request, answer)?;
         if was_open {
             device.status(answer)?;
         }
@@ -367,6 +367,6 @@ impl WatchedSlot {
 
     /// Returns whether another slot or reader of this process may hold the device. Its release is not reported.
     fn is_held_by_us(&self) -> bool {
-        self.reader.current_claim().is_some() || self.reader.info.device.is_exclusive()
+        self.reader.current_claim().is_some() || self.reader.info().device.is_exclusive()
     }
 }
