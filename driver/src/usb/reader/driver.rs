@@ -8,7 +8,7 @@ use std::{
 use claviger_apdu::{Atr, Call, Epoch, Limits, TransportError, TransportErrorKind};
 
 use super::{
-    ClaimableReader, LossCounts,
+    claimable::{ClaimableReader, LossCounts},
     slot::{self, Card, CcidSlot},
 };
 use crate::{

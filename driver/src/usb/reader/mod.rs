@@ -1,28 +1,23 @@
 //! One USB reader: the claim, if this process holds it, and the saved state of the card.
 
 pub(crate) mod access;
+mod claimable;
 pub(crate) mod driver;
 pub(crate) mod registry;
 pub(crate) mod slot;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use claviger_apdu::{Atr, TransportError};
 
 use self::{
     access::{DriverAccess, DriverGuard},
+    claimable::ClaimableReader,
     driver::ReaderDriver,
 };
 use super::{
-    claim::{BackendContext, ClaimError, ClaimRequest, ReaderClaim, shared::SharedClaim, wait_for},
+    claim::{ClaimRequest, ReaderClaim, shared::SharedClaim},
     discovery::reader_info::ReaderInfo,
-    host::transfer::OpenError,
     pipe::bulk::BulkErrorKind,
 };
 use crate::wait::Stop;
@@ -113,93 +108,4 @@ impl UsbReader {
     ) -> Result<Arc<ReaderClaim>, TransportError> {
         self.claimable.claim(request)
     }
-}
-
-/// One CCID slot of a reader, which can be claimed until it is retired.
-#[derive(Debug)]
-struct ClaimableReader {
-    info: ReaderInfo,
-    shared_claim: Arc<SharedClaim>,
-    /// The device was unplugged, or left to pcscd.
-    retired: AtomicBool,
-}
-
-impl ClaimableReader {
-    fn new(info: ReaderInfo, shared_claim: Arc<SharedClaim>) -> Self {
-        Self {
-            info,
-            shared_claim,
-            retired: AtomicBool::new(false),
-        }
-    }
-
-    /// What all readers of the backend share.
-    fn context(&self) -> &BackendContext {
-        &self.shared_claim.context
-    }
-
-    /// This process's claim, if there is one. A claim in progress does not count: it wakes the watch when it is made.
-    fn current_claim(&self) -> Option<Arc<ReaderClaim>> {
-        self.shared_claim.current_claim()
-    }
-
-    /// The ATR of the card that another process powered within this device instance.
-    fn recorded_atr(&self) -> Option<Atr> {
-        let record = self.context().lock_folder.peek(&self.info.lock_name)?;
-        let atr = record.atr(self.info.slot).cloned();
-        atr.filter(|_| record.instance == self.info.instance)
-    }
-
-    /// No claim is made from now on. A claim ends with the running transaction.
-    fn retire(&self) {
-        self.retired.store(true, Ordering::SeqCst);
-        if let Some(reader_claim) = self.current_claim() {
-            reader_claim.request_local_release();
-        }
-    }
-
-    /// Claims the reader, or joins this process's claim.
-    ///
-    /// # Errors
-    /// As [`wait_for`].
-    fn claim(&self, request: ClaimRequest<'_>) -> Result<Arc<ReaderClaim>, TransportError> {
-        wait_for(
-            &self.info,
-            &*self.context().opener,
-            request,
-            |request_release| {
-                let gone = || Err(ClaimError::Open(OpenError::Disconnected));
-                if self.is_retired() {
-                    return gone();
-                }
-                let reader_claim = self.shared_claim.claim(&self.info, request_release)?;
-                // A concurrent `retire` has seen the claim, or is seen here.
-                if self.is_retired() {
-                    gone()
-                } else {
-                    Ok(reader_claim)
-                }
-            },
-        )
-    }
-
-    fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::SeqCst)
-    }
-
-    /// Counts the events that may have cost the card its state.
-    fn loss_counts(&self) -> LossCounts {
-        let others = self.info.device.foreign_use.count();
-        LossCounts {
-            foreign_uses: self.shared_claim.peer_uses().wrapping_add(others),
-            resets: self.info.device.resets(),
-        }
-    }
-}
-
-/// Counts the events that a card's state does not surely survive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LossCounts {
-    foreign_uses: u64,
-    resets: u64,
 }
