@@ -4,7 +4,7 @@ use cryptoki_sys::{CK_FUNCTION_LIST_3_2, CK_RV, CK_ULONG};
 
 /// What an argument is, or two that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Session,
     Slot,
     /// An object, or a key.
@@ -119,24 +119,24 @@ callable!(A B C D E F G H I J);
 
 /// A function of the table.
 #[derive(Debug)]
-pub(crate) struct Function {
-    pub(crate) name: &'static str,
-    pub(crate) kinds: &'static [Kind],
+pub struct Function {
+    pub name: &'static str,
+    pub kinds: &'static [Kind],
     call: fn(&CK_FUNCTION_LIST_3_2, &[usize]) -> CK_RV,
 }
 
 impl Function {
-    pub(crate) fn call(&self, list: &CK_FUNCTION_LIST_3_2, words: &[usize]) -> CK_RV {
+    pub fn call(&self, list: &CK_FUNCTION_LIST_3_2, words: &[usize]) -> CK_RV {
         (self.call)(list, words)
     }
 
-    pub(crate) fn named(name: &str) -> &'static Self {
+    pub fn named(name: &str) -> &'static Self {
         let function = FUNCTIONS.iter().find(|function| function.name == name);
         function.expect("a function of this name")
     }
 
     /// What would sensibly come after it: the functions whose names begin with one of the returned words.
-    pub(crate) fn followers(&self) -> Vec<&'static Self> {
+    pub fn followers(&self) -> Vec<&'static Self> {
         const FAMILIES: [(&str, &[&str]); 15] = [
             ("C_SignRecover", &["C_SignRecover", "C_Login"]),
             ("C_VerifyRecover", &["C_VerifyRecover"]),
@@ -192,7 +192,7 @@ impl Function {
 macro_rules! functions {
     ($($name:ident: $($kind:expr),*;)*) => {
         /// In the order of the table.
-        pub(crate) static FUNCTIONS: &[Function] = {
+        pub static FUNCTIONS: &[Function] = {
             use Kind::*;
             use cryptoki_sys::*;
             &[$(Function {

@@ -12,11 +12,11 @@ const PAGES: usize = 4;
 const PLACE: usize = (PAGES + 1) * PAGE;
 const PLACES: usize = 192;
 /// Longest piece.
-pub(crate) const LONGEST: usize = PAGES * PAGE - MARGIN - 8;
+pub const LONGEST: usize = PAGES * PAGE - MARGIN - 8;
 
 /// What a call may do with a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
+pub enum Use {
     /// Read it.
     Input,
     /// Write it when it succeeds.
@@ -39,13 +39,13 @@ struct Piece {
 
 /// All pieces of one call.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub struct Memory {
     base: *mut u8,
     pieces: Vec<Piece>,
 }
 
 impl Memory {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let (len, nothing) = (PLACE * PLACES, libc::PROT_NONE);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping.
@@ -68,12 +68,12 @@ impl Memory {
     }
 
     /// A new call begins.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.pieces.clear();
     }
 
     /// A piece with this content that ends `tail` bytes before the end of its page, and its number.
-    pub(crate) fn place(&mut self, content: &[u8], tail: usize, purpose: Use) -> (*mut u8, usize) {
+    pub fn place(&mut self, content: &[u8], tail: usize, purpose: Use) -> (*mut u8, usize) {
         assert!(content.len() <= LONGEST && tail <= 8, "a piece too long");
         let number = self.pieces.len();
         assert!(number < PLACES, "too many pieces");
@@ -95,13 +95,13 @@ impl Memory {
     }
 
     /// Where a piece begins, and its length.
-    pub(crate) fn at(&self, number: usize) -> (*mut u8, usize) {
+    pub fn at(&self, number: usize) -> (*mut u8, usize) {
         let piece = &self.pieces[number];
         (piece.start, piece.before.len())
     }
 
     /// Writes a piece anew.
-    pub(crate) fn fill(&mut self, number: usize, content: &[u8]) {
+    pub fn fill(&mut self, number: usize, content: &[u8]) {
         let piece = &mut self.pieces[number];
         assert_eq!(content.len(), piece.before.len(), "as long as before");
         // SAFETY: the piece lies in pages that can be written.
@@ -110,19 +110,19 @@ impl Memory {
     }
 
     /// From now on the call may write a piece that was for reading.
-    pub(crate) fn release(&mut self, number: usize) {
+    pub fn release(&mut self, number: usize) {
         self.pieces[number].purpose = Use::Free;
     }
 
     /// What is in a piece now.
-    pub(crate) fn content(&self, number: usize) -> &[u8] {
+    pub fn content(&self, number: usize) -> &[u8] {
         let piece = &self.pieces[number];
         // SAFETY: the piece lies in pages that can be read.
         unsafe { std::slice::from_raw_parts(piece.start, piece.before.len()) }
     }
 
     /// The number at `at` of a piece.
-    pub(crate) fn number(&self, piece: usize, at: usize) -> usize {
+    pub fn number(&self, piece: usize, at: usize) -> usize {
         let bytes = self.content(piece).get(at..at + size_of::<usize>());
         usize::from_ne_bytes(
             bytes
@@ -132,7 +132,7 @@ impl Memory {
     }
 
     /// What is wrong with the memory after a call that ended in success or not.
-    pub(crate) fn fault(&self, success: bool, too_small: bool) -> Option<String> {
+    pub fn fault(&self, success: bool, too_small: bool) -> Option<String> {
         let faults = (0..self.pieces.len()).filter_map(|number| {
             let fault = self.piece_fault(number, success, too_small)?;
             let piece = &self.pieces[number];

@@ -37,8 +37,8 @@ use std::{
 };
 
 use crate::{
+    fixture::card_fixture::Rig,
     reader::{Fate, Reader},
-    rig::Rig,
 };
 
 /// Longest line that is read.

@@ -2,7 +2,7 @@
 //!
 //! | module | has |
 //! |---|---|
-//! | [`rig`] | one provisioned card within a module's reach: the short way into a test |
+//! | [`fixture`] | what tests set up: a provisioned card within a module's reach, the module in a process of its own |
 //! | [`card`] | the card: the applets of the Nitrokey 3 in this process |
 //! | [`provision`] | keys and certificates for it |
 //! | [`reader`] | a place for it: presence, sharing, counts, faults |
@@ -13,16 +13,20 @@
 //!
 //! Everything is made for tests that run side by side: each rig has its own card, socket, folder and ports.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod card;
 pub mod client;
 pub mod control;
+#[allow(
+    unsafe_code,
+    reason = "calls the module by its C functions, forks, and asks the kernel"
+)]
+pub mod fixture;
 pub mod paths;
 pub mod pcscd;
 pub mod provision;
 pub mod reader;
-pub mod rig;
 pub mod server;
 pub mod skip;
 pub mod usb;

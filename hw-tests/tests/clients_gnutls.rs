@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -14,11 +12,15 @@ use std::{
 
 use claviger_hw_tests::{
     client,
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, background::Background, openpgp_with,
+            piv_with,
+        },
+    },
+    over_the_socket,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
-};
-use clients::{
-    Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, background::Background, openpgp_with, piv_with,
 };
 
 const NEEDED: [Needed; 4] = [

@@ -2,19 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::{fs, path::PathBuf, process::Command};
 
 use claviger_hw_tests::{
     client::Output,
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, openpgp_with,
+            openssl::{Padding, Scheme},
+            piv_key_management, piv_with,
+        },
+    },
+    over_the_socket,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
-};
-use clients::{
-    Clients, Needed, openpgp_with,
-    openssl::{Padding, Scheme},
-    piv_key_management, piv_with,
 };
 
 const NEEDED: [Needed; 4] = [

@@ -6,17 +6,18 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
+            listing::{Entry, entries},
+            openssl::Scheme,
+            piv_with,
+        },
+    },
+    over_the_socket,
     provision::{KeyAlgorithm, PIN, PivKey, PivPlan, Plan},
-    rig::Rig,
-};
-use clients::{
-    Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
-    listing::{Entry, entries},
-    openssl::Scheme,
-    piv_with,
 };
 
 const NEEDED: [Needed; 3] = [

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -13,10 +11,13 @@ use std::{
 
 use claviger_hw_tests::{
     client::{self, Output},
+    fixture::{
+        card_fixture::Rig,
+        clients::{Clients, Needed, PIV_SERIAL, background::Background, piv_with},
+    },
+    over_both_transports,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
 };
-use clients::{Clients, Needed, background::Background, piv_with};
 
 const NEEDED: [Needed; 5] = [
     ("certutil", "libnss3-tools"),
@@ -220,7 +221,7 @@ fn modutil_adds_and_lists_the_module(rig: &Rig) {
     for line in [
         format!("Token Name: {PIV}"),
         format!("Token Name: {OPENPGP}"),
-        format!("Token Serial Number: {}", clients::PIV_SERIAL),
+        format!("Token Serial Number: {PIV_SERIAL}"),
         "Login Type: Login required".to_owned(),
         "User Pin: Initialized".to_owned(),
     ] {

@@ -11,20 +11,20 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::collections::BTreeSet;
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, all_installed,
+            listing::{Entry, entries},
+            openpgp_with,
+        },
+    },
     paths,
     provision::{CertificateForm, KeyAlgorithm, OpenPgpPlan, PIN, PivKey, PivPlan, Plan},
-    rig::Rig,
     skip,
-};
-use clients::{
-    Clients, Needed,
-    listing::{Entry, entries},
-    openpgp_with,
 };
 
 const NEEDED: [Needed; 1] = [("pkcs11-tool", "opensc")];
@@ -78,7 +78,7 @@ fn piv_with_keys(references: &[u8], last: CertificateForm) -> Plan {
 
 /// What OpenSC's module finds, without and with a login, and the rig it did that in.
 fn opensc(plan: Plan) -> Option<(Rig, Found)> {
-    if !clients::all_installed(&NEEDED) {
+    if !all_installed(&NEEDED) {
         return None;
     }
     let Some(module) = paths::opensc_module_path() else {
@@ -172,8 +172,7 @@ fn existing_data(opensc: &Clients<'_>) -> BTreeSet<String> {
 
 #[test]
 fn piv_data_objects_are_those_of_opensc_that_exist() {
-    let Some(module) = paths::opensc_module_path().filter(|_| clients::all_installed(&NEEDED))
-    else {
+    let Some(module) = paths::opensc_module_path().filter(|_| all_installed(&NEEDED)) else {
         return skip::because("OpenSC's module is not installed (Debian: opensc-pkcs11)");
     };
     let Some(rig) = Rig::pcscd(Plan::piv4()) else {

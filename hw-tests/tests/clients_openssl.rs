@@ -6,19 +6,20 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use claviger_hw_tests::{
     client::{self, Output},
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, background::Background, openpgp_with,
+            openssl::Scheme, piv_with,
+        },
+    },
+    over_both_transports,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
     skip,
-};
-use clients::{
-    Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, background::Background, openpgp_with,
-    openssl::Scheme, piv_with,
 };
 
 const NEEDED: [Needed; 3] = [

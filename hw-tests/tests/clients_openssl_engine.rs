@@ -2,22 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use claviger_hw_tests::{
     client,
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
+            background::Background,
+            openpgp_with,
+            openssl::{Padding, Scheme},
+            piv_key_management, piv_with,
+        },
+    },
+    over_the_socket,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
     skip,
-};
-use clients::{
-    Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
-    background::Background,
-    openpgp_with,
-    openssl::{Padding, Scheme},
-    piv_key_management, piv_with,
 };
 
 const NEEDED: [Needed; 1] = [("openssl", "openssl")];

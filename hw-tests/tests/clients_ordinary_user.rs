@@ -2,12 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::{env, fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
-use claviger_hw_tests::{client, paths, pcscd::Pcscd, provision::KeyAlgorithm, rig::Rig, skip};
-use clients::{Clients, Needed, openssl::Scheme, piv_with};
+use claviger_hw_tests::{
+    client,
+    fixture::{
+        card_fixture::Rig,
+        clients::{Clients, Needed, all_installed, openssl::Scheme, piv_with},
+    },
+    paths,
+    pcscd::Pcscd,
+    provision::KeyAlgorithm,
+    skip,
+};
 
 const NEEDED: [Needed; 3] = [
     ("pkcs11-tool", "opensc"),
@@ -62,7 +69,7 @@ fn as_this_user() {
 
 #[test]
 fn an_ordinary_user_signs_over_both_transports() {
-    if !clients::all_installed(&NEEDED) {
+    if !all_installed(&NEEDED) {
         return;
     }
     if let Some(obstacle) = Pcscd::obstacle() {

@@ -6,15 +6,16 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::fs;
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        clients::{Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, openssl::Scheme, piv_with},
+    },
+    over_both_transports,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
 };
-use clients::{Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, openssl::Scheme, piv_with};
 
 const NEEDED: [Needed; 2] = [("p11tool", "gnutls-bin"), ("openssl", "openssl")];
 

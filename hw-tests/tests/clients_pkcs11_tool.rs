@@ -6,20 +6,21 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::{fs, path::Path};
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
+            listing::{Entry, entries},
+            openpgp_with,
+            openssl::Scheme,
+            piv_with,
+        },
+    },
+    over_both_transports,
     provision::{KeyAlgorithm, OpenPgpPlan, Plan},
-    rig::Rig,
-};
-use clients::{
-    Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
-    listing::{Entry, entries},
-    openpgp_with,
-    openssl::Scheme,
-    piv_with,
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];

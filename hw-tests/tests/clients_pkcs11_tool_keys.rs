@@ -6,8 +6,6 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -15,15 +13,18 @@ use std::{
 
 use claviger_hw_tests::{
     client::Output,
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed,
+            listing::{Entry, entries},
+            openpgp_with,
+            openssl::{Padding, Scheme},
+            piv_with,
+        },
+    },
+    over_the_socket,
     provision::{KeyAlgorithm, OpenPgpPlan, Plan},
-    rig::Rig,
-};
-use clients::{
-    Clients, Needed,
-    listing::{Entry, entries},
-    openpgp_with,
-    openssl::{Padding, Scheme},
-    piv_with,
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];

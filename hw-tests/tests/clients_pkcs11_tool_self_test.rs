@@ -6,16 +6,17 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::{collections::BTreeSet, fs};
 
 use claviger_hw_tests::{
     client::Output,
+    fixture::{
+        card_fixture::Rig,
+        clients::{Clients, Needed, openssl::Padding},
+    },
+    over_the_socket,
     provision::{OpenPgpPlan, PIN, Plan},
-    rig::Rig,
 };
-use clients::{Clients, Needed};
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
 
@@ -303,7 +304,7 @@ fn no_object_comes_to_stay_by_unwrapping(rig: &Rig) {
     let clients = Clients::of(rig);
     let secret = clients.file("secret", [7; 16]);
     let key = clients.public_key_on_card("02");
-    let wrapped = clients.encrypted(&key, clients::openssl::Padding::Pkcs1, &secret);
+    let wrapped = clients.encrypted(&key, Padding::Pkcs1, &secret);
     let what = [
         "--session-rw",
         "--unwrap",

@@ -2,16 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
-mod clients;
-
 use std::{collections::BTreeSet, path::Path};
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        clients::{Clients, Needed, openpgp_with, piv_key_management, piv_with},
+    },
+    over_the_socket,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
     skip,
 };
-use clients::{Clients, Needed, openpgp_with, piv_key_management, piv_with};
 
 /// Debian's own, for which its packages are.
 const PYTHON: &str = "/usr/bin/python3";

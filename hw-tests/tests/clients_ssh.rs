@@ -6,8 +6,6 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
@@ -22,11 +20,13 @@ use std::{
 
 use claviger_hw_tests::{
     client::Output,
-    paths,
+    fixture::{
+        card_fixture::Rig,
+        clients::{Clients, Needed, background::Background, piv_with},
+    },
+    over_both_transports, paths,
     provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
-    rig::Rig,
 };
-use clients::{Clients, Needed, background::Background, piv_with};
 
 const NEEDED: [Needed; 5] = [
     ("openssl", "openssl"),

@@ -6,17 +6,18 @@
     reason = "rules of a test fail loudly"
 )]
 
-mod clients;
-
 use std::time::{Duration, Instant};
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        clients::{
+            Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, all_installed,
+            listing::{Entry, entries},
+        },
+    },
+    over_the_socket,
     provision::{PIN, Plan},
-    rig::Rig,
-};
-use clients::{
-    Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
-    listing::{Entry, entries},
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("p11tool", "gnutls-bin")];
@@ -147,7 +148,7 @@ fn two_cards() -> [Plan; 2] {
 
 #[test]
 fn two_cards_are_told_apart_over_the_socket_reader_also_after_a_restart() {
-    if clients::all_installed(&NEEDED) {
+    if all_installed(&NEEDED) {
         let mut rig = Rig::socket_cards(&two_cards());
         each_key_has_a_url_of_its_own(&rig);
         a_token_is_found_by_its_label(&rig);
@@ -159,7 +160,7 @@ fn two_cards_are_told_apart_over_the_socket_reader_also_after_a_restart() {
 
 #[test]
 fn two_cards_are_told_apart_over_pcscd_also_where_they_changed_places() {
-    if !clients::all_installed(&NEEDED) {
+    if !all_installed(&NEEDED) {
         return;
     }
     let Some(mut rig) = Rig::pcscd_cards(&two_cards()) else {
@@ -179,7 +180,7 @@ fn two_cards_are_told_apart_over_pcscd_also_where_they_changed_places() {
 
 #[test]
 fn of_two_readers_one_is_left_out_over_pcscd() {
-    if !clients::all_installed(&NEEDED) {
+    if !all_installed(&NEEDED) {
         return;
     }
     let Some(rig) = Rig::pcscd_cards(&two_cards()) else {

@@ -13,7 +13,7 @@ use claviger_apdu::{
     Transport, TransportErrorKind,
 };
 use claviger_driver::{Backend, Presence, ReaderState, Readers, socket::SocketBackend};
-use claviger_hw_tests::{provision::Plan, reader::Fate, rig::Rig};
+use claviger_hw_tests::{fixture::card_fixture::Rig, provision::Plan, reader::Fate};
 
 const PIV: [u8; 9] = [0xA0, 0, 0, 0x03, 0x08, 0, 0, 0x10, 0x00];
 const VERIFY_STATUS: [u8; 4] = [0x00, 0x20, 0x00, 0x80];

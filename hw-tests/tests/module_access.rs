@@ -8,8 +8,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     env, fs,
     os::unix::fs::PermissionsExt as _,
@@ -19,14 +17,18 @@ use std::{
     time::Duration,
 };
 
-use claviger_hw_tests::{client, paths, provision::Plan, skip};
-use cryptoki_sys::CKR_OK;
-use stage::{
-    Way,
-    lives::MOMENT,
-    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
-    with_card,
+use claviger_hw_tests::{
+    client,
+    fixture::{
+        configurations::MOMENT,
+        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
+        module_process::{Way, with_card},
+    },
+    paths,
+    provision::Plan,
+    skip,
 };
+use cryptoki_sys::CKR_OK;
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Nobody, in nogroup.

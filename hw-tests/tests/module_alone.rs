@@ -8,8 +8,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -23,16 +21,19 @@ use claviger_driver::usb::{
     discovery::sysfs::UsbBus,
     host::open::{self, UsbLibrary},
 };
-use claviger_hw_tests::{client, skip};
-use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK};
-use stage::{
-    figures,
-    fork::{Descent, in_descendant},
-    no_threads,
-    process::{left_threads, module_threads, open_files, thread_count},
-    raw::{NO_THREADS, OWN_THREAD, Raw},
-    waiter::{Waiter, this_task, until_asleep},
+use claviger_hw_tests::{
+    client,
+    fixture::{
+        figures,
+        fork::{Descent, in_descendant},
+        function_list::{NO_THREADS, OWN_THREAD, Raw},
+        no_threads,
+        process::{left_threads, module_threads, open_files, thread_count},
+        waiter::{Waiter, this_task, until_asleep},
+    },
+    skip,
 };
+use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK};
 
 /// Set in the process that has the module, to its transports.
 const TRANSPORTS: &str = "CLAVIGER_TRANSPORTS";

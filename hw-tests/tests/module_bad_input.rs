@@ -9,8 +9,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     process::Command,
     time::{Duration, Instant},
@@ -18,10 +16,14 @@ use std::{
 
 use claviger_hw_tests::{
     card::{CardConfig, State, VirtualCard},
-    client, paths,
+    client,
+    fixture::{
+        card_fixture::Rig,
+        module_process::{HANG, Log, Stage, Way, code, key, log_in, play, with_card},
+    },
+    paths,
     provision::{PIN, Plan},
     reader::{Fate, Reader},
-    rig::Rig,
     server::SocketServer,
 };
 use cryptoki::{
@@ -32,7 +34,6 @@ use cryptoki::{
     session::{Session, UserType},
     types::AuthPin,
 };
-use stage::{HANG, Log, Stage, Way, code, key, log_in, play, with_card};
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
 const HASH: [u8; 32] = [0x5A; 32];

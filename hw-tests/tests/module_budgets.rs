@@ -10,18 +10,21 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::process::Command;
 
-use claviger_hw_tests::{provision::Plan, rig::Rig};
+use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        module_process::{Stage, Way, key, log_in, play, with_card},
+    },
+    provision::Plan,
+};
 use cryptoki::{
     context::Pkcs11,
     mechanism::Mechanism,
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use stage::{Stage, Way, key, log_in, play, with_card};
 
 const HASH: [u8; 32] = [0xA5; 32];
 

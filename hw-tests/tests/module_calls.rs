@@ -10,11 +10,16 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::ptr;
 
-use claviger_hw_tests::provision::{PIN, Plan};
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        function_list::Raw,
+        module_process::{Stage, Way, with_card},
+    },
+    provision::{PIN, Plan},
+};
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG,
     CKA_CLASS, CKA_EC_PARAMS, CKA_ID, CKA_LABEL, CKA_MODULUS, CKA_VALUE, CKF_OS_LOCKING_OK,
@@ -23,7 +28,6 @@ use cryptoki_sys::{
     CKR_BUFFER_TOO_SMALL, CKR_OK, CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED,
     CKR_PIN_INCORRECT, CKR_SESSION_HANDLE_INVALID, CKU_USER,
 };
-use stage::{Stage, Way, raw::Raw, with_card};
 
 const NULL: *mut u8 = ptr::null_mut();
 

@@ -7,26 +7,26 @@
     reason = "a test fails loudly"
 )]
 
-mod bench;
-mod neighbour;
-mod stage;
-
 use std::{
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use bench::SELECT_PIV;
-use claviger_hw_tests::provision::Plan;
-use cryptoki::{error::RvError, mechanism::Mechanism, object::ObjectHandle, session::Session};
-use neighbour::{DONE, Neighbour, PIV_LOGOUT, SELECT_OPENPGP, reset_retry_counter, wrong_pin};
-use pcsc::Disposition;
-use stage::{
-    HANG, Stage, Way, code, eventually, key,
-    piv_session::{HASH, PivSession},
-    play, promptly, with_card,
+use claviger_hw_tests::{
+    each_way,
+    fixture::{
+        module_process::{HANG, Stage, Way, code, eventually, key, play, promptly, with_card},
+        other_program::{
+            DONE, Neighbour, PIV_LOGOUT, SELECT_OPENPGP, reset_retry_counter, wrong_pin,
+        },
+        piv_session::{HASH, PivSession},
+        socket_reader::SELECT_PIV,
+    },
+    provision::Plan,
 };
+use cryptoki::{error::RvError, mechanism::Mechanism, object::ObjectHandle, session::Session};
+use pcsc::Disposition;
 
 /// How long a neighbour keeps the card to itself.
 const KEEPS: Duration = Duration::from_secs(3);

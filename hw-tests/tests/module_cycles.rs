@@ -9,25 +9,26 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{fs, process::Command, thread, time::Duration};
 
-use claviger_hw_tests::{paths, provision::Plan, rig::Rig, skip};
+use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        function_list::Raw,
+        memory::{Holdings, share_one_heap},
+        module_process::{Way, play, with_card},
+        process::{left_threads, open_files},
+        raw_session::RawSession,
+        subprocess,
+        waiter::Waiter,
+    },
+    paths,
+    provision::Plan,
+    skip,
+};
 use cryptoki_sys::{
     CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
     CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
-};
-use stage::{
-    Way,
-    memory::{Holdings, share_one_heap},
-    play,
-    process::{left_threads, open_files},
-    raw::Raw,
-    raw_session::RawSession,
-    scene,
-    waiter::Waiter,
-    with_card,
 };
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
@@ -187,7 +188,7 @@ fn valgrind_has_nothing_to_say() {
     }
     for way in BOTH_WAYS {
         with_card(way, Plan::piv4(), |stage| {
-            if scene::mine().is_some() {
+            if subprocess::mine().is_some() {
                 let raw = Raw::load();
                 for flags in [OWN_THREADS, NO_THREADS] {
                     cycles(raw, flags, 30);

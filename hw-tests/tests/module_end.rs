@@ -8,8 +8,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     sync::{
         Barrier,
@@ -19,15 +17,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::provision::Plan;
-use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
-use stage::{
-    Stage, Way,
-    bystander::pcscd_events,
-    lives::MOMENT,
-    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
-    with_card,
+use claviger_hw_tests::{
+    fixture::{
+        configurations::MOMENT,
+        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
+        module_process::{Stage, Way, with_card},
+        pcscd_observer::pcscd_events,
+    },
+    provision::Plan,
 };
+use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 
 const ACTIONS: [&str; 2] = ["remove", "insert"];
 /// Rounds over the socket reader; pcscd takes a quarter of a second to see a card.

@@ -8,25 +8,26 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     collections::BTreeSet,
     thread,
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::{provision::Plan, rig::Rig};
+use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        configurations::{MOMENT, as_it_is, do_and_settle, each_life, each_life_of, without_cards},
+        function_list::{HANG, Raw},
+        module_process::Stage,
+        signer::session_info,
+        waiter::Waiter,
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK, CKR_SESSION_HANDLE_INVALID,
     CKR_TOKEN_NOT_PRESENT,
-};
-use stage::{
-    Stage,
-    lives::{MOMENT, as_it_is, do_and_settle, each_life, each_life_of, without_cards},
-    raw::{HANG, Raw},
-    signer::session_info,
-    waiter::Waiter,
 };
 
 #[test]

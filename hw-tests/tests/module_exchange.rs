@@ -7,9 +7,14 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
-use claviger_hw_tests::provision::{KeyAlgorithm, PivPlan};
+use claviger_hw_tests::{
+    each_way,
+    fixture::{
+        module_process::{Stage, code, eventually, key, log_in, pin, promptly},
+        piv_session::HASH,
+    },
+    provision::{KeyAlgorithm, PivPlan},
+};
 use cryptoki::{
     context::Pkcs11,
     error::{Result, RvError},
@@ -17,7 +22,6 @@ use cryptoki::{
     object::ObjectHandle,
     session::{Session, UserType},
 };
-use stage::{Stage, code, eventually, key, log_in, pin, piv_session::HASH, promptly};
 
 /// What a session is told whose card has gone.
 const ENDED: [RvError; 2] = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];

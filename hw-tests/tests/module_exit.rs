@@ -8,17 +8,22 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{process, sync::OnceLock, thread, time::Duration};
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    fixture::{
+        fork,
+        function_list::Raw,
+        module_process::{Stage, Way, with_card},
+        raw_session::RawSession,
+        subprocess,
+        waiter::Waiter,
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
     CKR_OK,
-};
-use stage::{
-    Stage, Way, fork, raw::Raw, raw_session::RawSession, scene, waiter::Waiter, with_card,
 };
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
@@ -38,7 +43,7 @@ type Scene = (&'static str, fn(&Stage, CK_FLAGS));
 /// Plays each scene with and without threads; each must end by itself, with its own code.
 fn end_well(scenes: &[Scene]) {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| match scene::mine() {
+        with_card(way, Plan::piv4(), |stage| match subprocess::mine() {
             None => scenes.iter().for_each(|scene| ends_well(stage, scene)),
             Some(mine) => {
                 let (name, flags) = mine.split_once(", flags ").unwrap();

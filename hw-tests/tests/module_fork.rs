@@ -10,27 +10,26 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    fixture::{
+        fork::{Descent, HANG, Outcome, descend, in_descendant},
+        function_list::Raw,
+        module_process::{Stage, Way, with_card},
+        null_calls::Table as _,
+        raw_session::RawSession,
+        waiter::Waiter,
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_FLAGS, CK_OBJECT_HANDLE, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
-};
-use stage::{
-    Stage, Way,
-    every_function::Table as _,
-    fork::{Descent, HANG, Outcome, descend, in_descendant},
-    raw::Raw,
-    raw_session::RawSession,
-    waiter::Waiter,
-    with_card,
 };
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];

@@ -7,8 +7,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     env, fs,
     os::unix::net::UnixListener,
@@ -18,7 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::{provision::Plan, rig::Rig};
+use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        function_list::Raw,
+        module_process::{HANG, Log, Stage, Way, pin, play, promptly, with_card},
+        piv_session::{PivSession, SIGN, is_unreachable},
+    },
+    provision::Plan,
+};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags},
     session::UserType,
@@ -26,13 +32,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_FLAGS, CK_RV, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
-};
-use stage::{
-    HANG, Log, Stage, Way, pin,
-    piv_session::{PivSession, SIGN, is_unreachable},
-    play, promptly,
-    raw::Raw,
-    with_card,
 };
 
 const THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;

@@ -9,8 +9,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     ffi::c_void,
     path::PathBuf,
@@ -24,21 +22,24 @@ use std::{
     time::Duration,
 };
 
-use claviger_hw_tests::{provision::Plan, skip};
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        fork::{Descent, Outcome, descend},
+        function_list::{Raw, arguments},
+        module_process::{Stage, Way, with_card},
+        no_threads,
+        process::{module_threads, thread_count},
+        raw_session::RawSession,
+        waiter::{Waiter, this_task, until_asleep},
+    },
+    provision::Plan,
+    skip,
+};
 use cryptoki_sys::{
     CK_C_INITIALIZE_ARGS, CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_LIBRARY_CANT_CREATE_OS_THREADS,
     CKF_OS_LOCKING_OK, CKR_ARGUMENTS_BAD, CKR_CANT_LOCK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
-};
-use stage::{
-    Stage, Way,
-    fork::{Descent, Outcome, descend},
-    no_threads,
-    process::{module_threads, thread_count},
-    raw::{Raw, arguments},
-    raw_session::RawSession,
-    waiter::{Waiter, this_task, until_asleep},
-    with_card,
 };
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];

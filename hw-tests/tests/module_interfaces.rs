@@ -9,8 +9,6 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::{
     ffi::{CStr, c_void},
     fs,
@@ -18,7 +16,16 @@ use std::{
     ptr, slice,
 };
 
-use claviger_hw_tests::{paths, provision::Plan};
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        function_list::Raw,
+        module_process::{Way, with_card},
+        null_calls::{self, Table},
+    },
+    paths,
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_FLAGS, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_FUNCTION_LIST_3_2, CK_INFO, CK_INTERFACE,
     CK_RV, CK_ULONG, CK_VERSION, CKF_INTERFACE_FORK_SAFE, CKF_OS_LOCKING_OK, CKR_ARGUMENTS_BAD,
@@ -26,12 +33,6 @@ use cryptoki_sys::{
 };
 use libloading::{Library, os::unix};
 use object::Object as _;
-use stage::{
-    Way,
-    every_function::{self, Table},
-    raw::Raw,
-    with_card,
-};
 
 const NAME: &CStr = c"PKCS 11";
 const VERSIONS: [(u8, u8); 3] = [(3, 2), (3, 0), (2, 40)];
@@ -109,7 +110,7 @@ impl Module {
     /// What each function says to arguments of nothing, asked by each table and by name.
     fn answers(&self) -> Vec<(&'static str, CK_RV)> {
         let all = self.table::<CK_FUNCTION_LIST_3_2>().call_each();
-        assert_eq!(every_function::exported(&self.library).call_each(), all);
+        assert_eq!(null_calls::exported(&self.library).call_each(), all);
         assert_eq!(self.table::<CK_FUNCTION_LIST_3_0>().call_each(), all[..87]);
         assert_eq!(self.table::<CK_FUNCTION_LIST>().call_each(), all[..65]);
         all
@@ -343,7 +344,7 @@ fn exactly_the_functions_of_cryptoki_are_exported() {
         .map(|export| String::from_utf8_lossy(export.name()));
     let mut names: Vec<_> = names.collect();
     names.sort_unstable();
-    let mut expected = every_function::NAMES.to_vec();
+    let mut expected = null_calls::NAMES.to_vec();
     expected.sort_unstable();
     assert_eq!(expected.len(), 104);
     assert_eq!(names, expected);

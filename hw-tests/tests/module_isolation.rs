@@ -9,8 +9,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     iter::zip,
     process::Command,
@@ -18,13 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::rig::Rig;
-use cryptoki_sys::{CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
-use stage::{
-    Stage, Way, eventually, figures, play_cards,
-    raw::{NO_THREADS, OWN_THREAD, Raw},
+use claviger_hw_tests::fixture::{
+    card_fixture::Rig,
+    figures,
+    function_list::{NO_THREADS, OWN_THREAD, Raw},
+    module_process::{Stage, Way, eventually, play_cards},
     signer::{Signer, plan},
 };
+use cryptoki_sys::{CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
 
 /// How much longer the worst call may take than the median did before.
 const DELAY: Duration = Duration::from_millis(5);

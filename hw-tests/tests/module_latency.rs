@@ -11,22 +11,21 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::{
     sync::mpsc::{self, Receiver},
     thread,
 };
 
-use claviger_hw_tests::provision::Plan;
-use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
-use stage::{
-    Stage, Way,
-    bystander::{now, pcscd_events},
-    figures,
-    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
-    with_card,
+use claviger_hw_tests::{
+    fixture::{
+        figures,
+        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
+        module_process::{Stage, Way, with_card},
+        pcscd_observer::{now, pcscd_events},
+    },
+    provision::Plan,
 };
+use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 
 /// Half of them removals, half insertions.
 const EVENTS: usize = 50;

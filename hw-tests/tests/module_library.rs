@@ -9,8 +9,6 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -20,17 +18,22 @@ use std::{
     time::Duration,
 };
 
-use claviger_hw_tests::{client, paths, pcscd, provision::Plan, rig::Rig, skip};
+use claviger_hw_tests::{
+    client,
+    fixture::{
+        card_fixture::Rig,
+        fork::{Descent, in_descendant},
+        function_list::{NO_THREADS, OWN_THREAD, Raw},
+        module_process::{Stage, Way, eventually, play, with_card},
+        subprocess,
+    },
+    paths, pcscd,
+    provision::Plan,
+    skip,
+};
 use cryptoki_sys::{CK_FLAGS, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
 use libloading::Library;
 use object::{elf, read::elf::FileHeader as _};
-use stage::{
-    Stage, Way, eventually,
-    fork::{Descent, in_descendant},
-    play,
-    raw::{NO_THREADS, OWN_THREAD, Raw},
-    scene, with_card,
-};
 
 const LIBRARY: &str = "libpcsclite.so.1";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -171,7 +174,7 @@ fn flags(scene: &str) -> CK_FLAGS {
 #[test]
 fn without_the_library_there_is_no_service_until_it_is_installed() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let Some(scene) = scene::mine() else {
+        let Some(scene) = subprocess::mine() else {
             for flags in [OWN_THREAD, NO_THREADS] {
                 let Some(log) = without_the_library(stage, &flags.to_string()) else {
                     return;
@@ -203,7 +206,7 @@ fn without_the_library_other_readers_are_used() {
         client.env("CLAVIGER_TRANSPORTS", "pcsc,socket");
     };
     let _ = play(Way::Socket, Plan::piv4(), beside, |stage| {
-        let Some(scene) = scene::mine() else {
+        let Some(scene) = subprocess::mine() else {
             for flags in [OWN_THREAD, NO_THREADS] {
                 let _ = without_the_library(stage, &flags.to_string());
             }
@@ -221,7 +224,7 @@ fn without_the_library_other_readers_are_used() {
 #[test]
 fn a_fork_beside_attempts_to_load_the_library_leaves_a_child_that_works() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        if scene::mine().is_none() {
+        if subprocess::mine().is_none() {
             let _ = without_the_library(stage, "forks");
             return;
         }

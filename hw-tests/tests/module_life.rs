@@ -11,8 +11,6 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::{
     fs, ptr,
     sync::{Arc, Barrier},
@@ -20,18 +18,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        figures,
+        function_list::{Raw, arguments},
+        module_process::{HANG, Way, with_card},
+        process::{left_threads, module_threads, open_files, thread_count},
+        waiter::Waiter,
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_FLAGS, CK_RV, CKF_DONT_BLOCK, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
     CKR_ARGUMENTS_BAD, CKR_CANT_LOCK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, CKR_OK,
-};
-use stage::{
-    HANG, Way, figures,
-    process::{left_threads, module_threads, open_files, thread_count},
-    raw::{Raw, arguments},
-    waiter::Waiter,
-    with_card,
 };
 
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;

@@ -9,21 +9,25 @@
     reason = "a test fails loudly"
 )]
 
-mod bench;
-mod neighbour;
-mod stage;
-
 use std::{thread, time::Duration};
 
-use bench::SELECT_PIV;
+use claviger_hw_tests::{
+    ck, each_way,
+    fixture::{
+        function_list::Raw,
+        module_process::{Stage, eventually, key, log_in},
+        other_program::{DONE, Neighbour, authenticate_with_openpgp, sign_with_9a},
+        piv_session::HASH,
+        process::open_files,
+        socket_reader::SELECT_PIV,
+    },
+};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     mechanism::Mechanism,
     session::Session,
 };
 use cryptoki_sys::{CK_SLOT_ID, CKR_OK};
-use neighbour::{DONE, Neighbour, authenticate_with_openpgp, sign_with_9a};
-use stage::{Stage, eventually, key, log_in, piv_session::HASH, process::open_files, raw::Raw};
 
 /// The card wants its PIN.
 const NOT_VERIFIED: [u8; 2] = [0x69, 0x82];

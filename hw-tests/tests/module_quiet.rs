@@ -12,11 +12,6 @@
     reason = "a test fails loudly"
 )]
 
-#[path = "clients/background.rs"]
-#[allow(unreachable_pub, reason = "shared by several test programs")]
-mod background;
-mod stage;
-
 use std::{
     collections::BTreeMap,
     env, fs,
@@ -27,13 +22,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use background::Background;
-use claviger_hw_tests::{client, paths, provision::Plan, rig::Rig, skip};
-use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
-use stage::{
-    HANG, figures,
-    raw::{NO_THREADS, OWN_THREAD, Raw},
+use claviger_hw_tests::{
+    client,
+    fixture::{
+        card_fixture::Rig,
+        clients::background::Background,
+        figures,
+        function_list::{NO_THREADS, OWN_THREAD, Raw},
+        module_process::HANG,
+    },
+    paths,
+    provision::Plan,
+    skip,
 };
+use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 
 /// Set in a client's process only: the flags of C_Initialize and how many threads wait.
 const FLAGS: &str = "CLAVIGER_TEST_FLAGS";

@@ -13,8 +13,6 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::{
     fmt,
     sync::{
@@ -26,17 +24,19 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    fixture::{
+        figures,
+        function_list::Raw,
+        module_process::{HANG, Stage, Way, eventually, with_card},
+        process::{Watchdog, left_threads, open_files},
+        waiter::{this_task, until_asleep},
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
     CKR_OK,
-};
-use stage::{
-    HANG, Stage, Way, eventually, figures,
-    process::{Watchdog, left_threads, open_files},
-    raw::Raw,
-    waiter::{this_task, until_asleep},
-    with_card,
 };
 
 /// How soon after the start of C_Finalize its waiters are back, in 99 of 100 rounds.

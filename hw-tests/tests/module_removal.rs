@@ -8,23 +8,23 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    fixture::{
+        configurations::{as_it_is, lives_by},
+        function_list::{HANG, Raw},
+        module_process::{Stage, Way},
+        signer::{Signer, chaining_plan, find, log_in, plan, session_info},
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CKO_CERTIFICATE, CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED,
     CKR_OK, CKR_SESSION_HANDLE_INVALID, CKR_TOKEN_NOT_PRESENT,
-};
-use stage::{
-    Stage, Way,
-    lives::{as_it_is, lives_by},
-    raw::{HANG, Raw},
-    signer::{Signer, chaining_plan, find, log_in, plan, session_info},
 };
 
 /// What a call may say whose card is pulled under it. pcscd hands over an empty answer and looks for the card some

@@ -8,15 +8,25 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    each_way,
+    fixture::{
+        function_list::Raw,
+        module_process::{
+            HANG, Stage, Way, eventually, key, log_in, pin, play, promptly, with_card,
+        },
+        piv_session::{
+            GET_DATA, HASH, PivSession, SIGN, VERIFY, asks_for_each_pin, is_unreachable,
+        },
+    },
+    provision::Plan,
+};
 use cryptoki::{
     context::Pkcs11,
     mechanism::{
@@ -26,13 +36,6 @@ use cryptoki::{
     session::SessionState,
 };
 use cryptoki_sys::{CKF_OS_LOCKING_OK, CKR_OK};
-use stage::{
-    HANG, Stage, Way, eventually, key, log_in,
-    piv_session::{GET_DATA, HASH, PivSession, SIGN, VERIFY, asks_for_each_pin, is_unreachable},
-    play, promptly,
-    raw::Raw,
-    with_card,
-};
 
 /// Four certificates, their public keys and the private key that needs no PIN; data objects besides.
 const PUBLIC_OBJECTS: usize = 9;
@@ -210,7 +213,7 @@ fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(stage: &Stage) {
 }
 
 fn try_to_log_in(session: &cryptoki::session::Session) -> cryptoki::error::Result<()> {
-    session.login(cryptoki::session::UserType::User, Some(&stage::pin()))
+    session.login(cryptoki::session::UserType::User, Some(&pin()))
 }
 
 fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(stage: &Stage) {

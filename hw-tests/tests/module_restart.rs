@@ -8,25 +8,24 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-use claviger_hw_tests::provision::Plan;
+use claviger_hw_tests::{
+    fixture::{
+        configurations::{MOMENT, as_it_is, lives_by},
+        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
+        module_process::{Stage, Way, play_cards},
+        renumbering_proxy::{interpose, renumber, restart},
+        signer::{Signer, plan},
+    },
+    provision::Plan,
+};
 use cryptoki_sys::{
     CK_SLOT_ID, CKF_TOKEN_PRESENT, CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED, CKR_OK,
     CKR_SESSION_HANDLE_INVALID,
-};
-use stage::{
-    Stage, Way,
-    lives::{MOMENT, as_it_is, lives_by},
-    play_cards,
-    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
-    renumbering::{interpose, renumber, restart},
-    signer::{Signer, plan},
 };
 
 /// How long pcscd stands still; calls of the module bear more.

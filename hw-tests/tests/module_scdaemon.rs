@@ -7,10 +7,6 @@
     reason = "a test fails loudly"
 )]
 
-mod bench;
-mod neighbour;
-mod stage;
-
 use std::{
     env, fs,
     os::unix::fs::DirBuilderExt as _,
@@ -21,18 +17,17 @@ use std::{
 
 use claviger_hw_tests::{
     client::{self, Output},
+    fixture::{
+        module_process::{Log, Stage, Way, code, eventually, key, log_in, play, promptly},
+        other_program::Neighbour,
+        piv_session::{HASH, PivSession},
+    },
     paths,
     provision::Plan,
     skip,
 };
 use cryptoki::{error::RvError, mechanism::Mechanism};
-use neighbour::Neighbour;
 use pcsc::Disposition;
-use stage::{
-    Log, Stage, Way, code, eventually, key, log_in,
-    piv_session::{HASH, PivSession},
-    play, promptly,
-};
 
 const LIMIT: Duration = Duration::from_secs(60);
 

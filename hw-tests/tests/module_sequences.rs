@@ -23,7 +23,6 @@ mod corpora;
     reason = "shared with a fuzz target; numbers are bits here"
 )]
 mod sequence;
-mod stage;
 
 use std::{
     collections::BTreeSet,
@@ -35,12 +34,16 @@ use std::{
 };
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        function_list::Raw,
+        module_process::{Stage, Way, play, with_card},
+        process::Watchdog,
+    },
     provision::{PIN, Plan},
-    rig::Rig,
 };
 use cryptoki_sys::CKR_OK;
 use sequence::{Bench, Reached, Reader};
-use stage::{Stage, Way, play, process::Watchdog, raw::Raw, with_card};
 
 /// No sequence takes as long, on a busy machine too.
 const HANG: Duration = Duration::from_secs(60);

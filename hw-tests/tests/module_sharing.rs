@@ -8,17 +8,18 @@
     reason = "a test fails loudly"
 )]
 
-mod stage;
-
 use std::{
     process::Command,
     time::{Duration, Instant},
 };
 
 use claviger_hw_tests::{
+    fixture::{
+        card_fixture::Rig,
+        module_process::{HANG, Stage, Way, code, eventually, key, log_in, play, with_card},
+    },
     provision::{PIN, Plan},
     reader::Fate,
-    rig::Rig,
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
@@ -31,7 +32,6 @@ use cryptoki::{
     session::{Session, UserType},
     types::AuthPin,
 };
-use stage::{Stage, Way, code, eventually, key, log_in, play, with_card};
 
 const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
 const HASH: [u8; 32] = [0x3C; 32];
@@ -157,7 +157,7 @@ fn visible_keys(module: &Pkcs11) -> usize {
             .find_objects(&[Attribute::Class(ObjectClass::PRIVATE_KEY)])?
             .len())
     };
-    let deadline = Instant::now() + stage::HANG;
+    let deadline = Instant::now() + HANG;
     loop {
         match look() {
             Ok(keys) => return keys,

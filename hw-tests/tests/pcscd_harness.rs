@@ -13,11 +13,11 @@ use std::{
 use claviger_hw_tests::{
     card::{CardConfig, VirtualCard},
     client::{self, Output},
+    fixture::card_fixture::Rig,
     paths,
     pcscd::{Pcscd, SOCKET_VARIABLE},
     provision::{KeyAlgorithm, PivPlan, Plan},
     reader::{Fate, Reader},
-    rig::Rig,
     skip,
     vpcd::VpcdClient,
 };

@@ -13,9 +13,9 @@ use std::{
 use claviger_hw_tests::{
     client,
     control::Controlled as _,
+    fixture::card_fixture::Rig,
     provision::{KeyAlgorithm, PivPlan, Plan},
     reader::Reader,
-    rig::Rig,
     skip,
 };
 

@@ -1,13 +1,15 @@
 //! The socket server keeps the rules of `docs/socket-reader.md` about cards and clients that come and go.
 
-mod bench;
-
 use std::os::unix::net::UnixStream;
 
-use bench::{Bench, MOMENT, NOT_SELECTED, SELECT_PIV, Said, VERIFY_STATUS};
 use claviger_apdu::Secret;
 use claviger_driver::socket::frame::{Refusal, Request};
-use claviger_hw_tests::{card::NITROKEY_3_ATR, reader::Fate, server::SocketServer};
+use claviger_hw_tests::{
+    card::NITROKEY_3_ATR,
+    fixture::socket_reader::{Bench, MOMENT, NOT_SELECTED, SELECT_PIV, Said, VERIFY_STATUS},
+    reader::Fate,
+    server::SocketServer,
+};
 
 #[test]
 fn a_watch_hears_of_each_change_in_order() {

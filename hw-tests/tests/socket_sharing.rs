@@ -1,13 +1,15 @@
 //! The socket server keeps the rules of `docs/socket-reader.md` about several users of one card.
 
-mod bench;
-
 use std::io::Write as _;
 
-use bench::{Bench, Client, NOT_SELECTED, PIV_SELECTED, SELECT_PIV, Said, VERIFY_STATUS};
 use claviger_apdu::Secret;
 use claviger_driver::socket::frame::{Refusal, Request, VERSION};
-use claviger_hw_tests::reader::Event;
+use claviger_hw_tests::{
+    fixture::socket_reader::{
+        Bench, Client, NOT_SELECTED, PIV_SELECTED, SELECT_PIV, Said, VERIFY_STATUS,
+    },
+    reader::Event,
+};
 
 #[test]
 fn connections_share_one_card_and_connecting_never_resets_it() {

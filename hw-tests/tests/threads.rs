@@ -8,8 +8,8 @@ use std::{
 
 use claviger_hw_tests::{
     card::{CardConfig, VirtualCard},
+    fixture::card_fixture::Rig,
     provision::Plan,
-    rig::Rig,
 };
 
 fn threads() -> usize {

@@ -13,7 +13,7 @@ use std::{
 
 use claviger_apdu::{Call, Secret};
 use claviger_driver::{Backend, socket::SocketBackend};
-use claviger_hw_tests::{provision::Plan, rig::Rig};
+use claviger_hw_tests::{fixture::card_fixture::Rig, provision::Plan};
 use claviger_token::{
     AppletKind, Card, Object, Parameter, SignOperation, Template, Token, TokenError, Value,
     algorithm::{Curve, KeyAlgorithm, PublicKey},

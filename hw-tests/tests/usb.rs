@@ -11,9 +11,6 @@
     reason = "a test fails loudly"
 )]
 
-#[allow(dead_code, unreachable_pub, reason = "shared by several test programs")]
-#[path = "stage/figures.rs"]
-mod figures;
 mod usb_foreign;
 
 use std::{
@@ -37,10 +34,10 @@ use claviger_driver::{
     },
 };
 use claviger_hw_tests::{
+    fixture::{card_fixture::Rig, figures},
     paths,
     provision::{PIN, Plan},
     reader::Fate,
-    rig::Rig,
     usb::{
         UsbFault::{
             self, Death, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, UncountedOut,

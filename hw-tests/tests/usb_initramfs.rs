@@ -19,9 +19,9 @@ use claviger_driver::{
 };
 use claviger_hw_tests::{
     client::{self, Output},
+    fixture::card_fixture::Rig,
     paths,
     provision::{KeyAlgorithm, PIN, PivPlan, Plan},
-    rig::Rig,
     usb::UsbWay,
 };
 

@@ -13,8 +13,6 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-mod stage;
-
 use std::{
     env,
     fmt::Debug,
@@ -29,25 +27,24 @@ use std::{
 
 use claviger_hw_tests::{
     card::{State, VirtualCard},
-    client, paths,
+    client,
+    fixture::{
+        configurations::{as_it_is, lives_by},
+        figures::{hold_in_one_of_the_rounds, median},
+        fork::{Descent, child, exit_code, in_descendant},
+        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
+        module_process::{Stage, Way, eventually, with_card},
+        no_threads,
+        pcscd_observer::{UsbEvents, now},
+        process::{left_threads, open_files, thread_count},
+        signer::{Signer, plan, session_info},
+    },
+    paths,
     provision::Plan,
     reader::Reader,
     usb::{Model, UsbReader},
 };
 use cryptoki_sys::{CK_SLOT_ID, CKR_DEVICE_REMOVED, CKR_OK, CKR_SESSION_HANDLE_INVALID};
-use stage::{
-    Stage, Way,
-    bystander::{UsbEvents, now},
-    eventually,
-    figures::{hold_in_one_of_the_rounds, median},
-    fork::{Descent, child, exit_code, in_descendant},
-    lives::{as_it_is, lives_by},
-    no_threads,
-    process::{left_threads, open_files, thread_count},
-    raw::{HANG, NO_THREADS, OWN_THREAD, Raw},
-    signer::{Signer, plan, session_info},
-    with_card,
-};
 
 /// How soon a call must be back whose token was pulled, in the median of a round, and how soon a slot event must follow its cause.
 /// In milliseconds.

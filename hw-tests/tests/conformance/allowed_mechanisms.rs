@@ -2,6 +2,10 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Init, Seat, answered, checked, hex, plain, with},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
@@ -17,11 +21,6 @@ use cryptoki_sys::{
     CKM_SHA256, CKM_SHA256_HMAC_GENERAL, CKM_SHA256_RSA_PKCS_PSS, CKM_SHA384,
     CKM_SHA384_HMAC_GENERAL, CKM_SHA384_RSA_PKCS_PSS, CKM_SHA512, CKM_SHA512_HMAC_GENERAL,
     CKM_SHA512_RSA_PKCS_PSS, CKZ_DATA_SPECIFIED,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{Init, answered, checked, hex, plain, with},
 };
 
 on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
@@ -52,7 +51,7 @@ fn allowed(seat: &Seat, key: ObjectHandle) -> Vec<CK_MECHANISM_TYPE> {
 fn functions(bench: &Bench<'_>, mechanism: CK_MECHANISM_TYPE) -> CK_FLAGS {
     let mut info = CK_MECHANISM_INFO::default();
     let slot = bench.slot_id();
-    let code = crate::ck!(
+    let code = claviger_hw_tests::ck!(
         bench.raw,
         C_GetMechanismInfo,
         slot,

@@ -2,6 +2,11 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, Seat, checked},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{ObjectClass, ObjectHandle},
@@ -10,8 +15,6 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_ULONG, CKA_APPLICATION, CKA_CLASS, CKA_ID, CKA_KEY_TYPE,
     CKA_LABEL, CKA_MODULUS_BITS, CKA_PRIVATE_EXPONENT, CKA_SUBJECT, CKA_URL, CKA_VALUE,
 };
-
-use crate::{Bench, Seat, bench::checked, ck};
 
 const NONE: CK_ULONG = CK_ULONG::MAX;
 const UNTOUCHED: u8 = 0xA5;

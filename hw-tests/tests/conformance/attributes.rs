@@ -6,7 +6,10 @@ use cryptoki::object::{
 };
 use sha1::{Digest as _, Sha1};
 
-use crate::{Bench, Seat};
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, checked},
+    on_cards,
+};
 
 /// What every object of the card has.
 const STORED: [AttributeType; 8] = [
@@ -126,7 +129,7 @@ fn has_all(seat: &Seat, object: ObjectHandle, kinds: &[u64]) {
         let function = seat.list.C_GetAttributeValue.unwrap();
         // SAFETY: a template of one entry without a buffer.
         let code = unsafe { function(seat.id(), object.handle(), &raw mut entry, 1) };
-        assert_eq!(crate::bench::checked(code), Ok(()), "{kind:#x}");
+        assert_eq!(checked(code), Ok(()), "{kind:#x}");
         assert_ne!(entry.ulValueLen, u64::MAX);
     }
 }

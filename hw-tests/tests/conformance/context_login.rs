@@ -1,6 +1,10 @@
 //! CKU_CONTEXT_SPECIFIC and CKA_ALWAYS_AUTHENTICATE (PKCS #11 3.2, 5.6.8): a PIN for one use of a key.
 
-use claviger_hw_tests::provision::PIN;
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, plain},
+    on_cards,
+    provision::PIN,
+};
 use cryptoki::{
     error::RvError,
     mechanism::Mechanism,
@@ -8,8 +12,6 @@ use cryptoki::{
     session::SessionState,
 };
 use cryptoki_sys::{CKF_SIGN, CKM_RSA_PKCS, CKU_CONTEXT_SPECIFIC};
-
-use crate::{Bench, Seat, bench::plain};
 
 on_cards! { [piv openpgp piv_ec openpgp_ec] [
     a_signature_without_it_is_refused_and_goes_on_after_it

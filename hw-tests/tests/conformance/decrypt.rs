@@ -2,6 +2,11 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, Seat, answered, checked, plain, with},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     mechanism::{
@@ -13,12 +18,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_RSA_PKCS_OAEP_PARAMS, CKF_DECRYPT, CKG_MGF1_SHA256, CKM_RSA_PKCS, CKM_RSA_PKCS_OAEP,
     CKM_RSA_X_509, CKM_SHA256, CKM_SHA256_RSA_PKCS, CKZ_DATA_SPECIFIED,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked, plain, with},
-    ck,
 };
 
 const SECRET: &[u8] = b"a session key of 32 bytes, say..";

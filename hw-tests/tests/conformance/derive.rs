@@ -15,9 +15,9 @@ use cryptoki_sys::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked, plain, with},
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, answered, checked, plain, with},
+    on_cards,
 };
 
 on_cards! { [piv_ec openpgp openpgp_ec] [

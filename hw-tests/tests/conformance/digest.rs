@@ -13,10 +13,10 @@ use cryptoki_sys::{
 use sha1::Sha1;
 use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
 
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked, plain, with},
+use claviger_hw_tests::{
     ck,
+    fixture::token_fixture::{Bench, Seat, answered, checked, plain, with},
+    on_cards,
 };
 
 const MESSAGE: &[u8] = b"what is hashed";

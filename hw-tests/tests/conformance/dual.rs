@@ -10,10 +10,10 @@ use cryptoki::{
 use cryptoki_sys::{CK_TOKEN_INFO, CKF_DUAL_CRYPTO_OPERATIONS};
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked},
+use claviger_hw_tests::{
     ck,
+    fixture::token_fixture::{Bench, Seat, answered, checked},
+    on_cards,
 };
 
 on_cards! { [piv openpgp] [

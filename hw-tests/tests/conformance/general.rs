@@ -2,15 +2,17 @@
 
 use std::mem::MaybeUninit;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        function_list::OWN_THREAD,
+        null_calls::Table as _,
+        token_fixture::{Bench, answered, checked},
+    },
+    on_cards,
+};
 use cryptoki::{context::CInitializeArgs, context::CInitializeFlags, error::RvError};
 use cryptoki_sys::{CK_INFO, CKR_OK};
-
-use crate::{
-    Bench,
-    bench::{answered, checked},
-    ck,
-    stage::every_function::Table as _,
-};
 
 on_cards! { [piv openpgp] [
     info_says_the_highest_version_there_is
@@ -62,7 +64,7 @@ fn initialize_twice_is_refused_and_changes_nothing(bench: &Bench<'_>) {
         .module
         .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
     assert!(again.is_err());
-    let code = bench.raw.initialize(crate::stage::raw::OWN_THREAD);
+    let code = bench.raw.initialize(OWN_THREAD);
     assert_eq!(checked(code), Err(RvError::CryptokiAlreadyInitialized));
     seat.get_session_info().expect("the session lives on");
 }
@@ -90,7 +92,7 @@ fn sessions_and_objects_do_not_outlive_finalize(bench: &Bench<'_>) {
     let old = bench.user();
     let key = old.all(cryptoki::object::ObjectClass::PRIVATE_KEY)[0];
     assert_eq!(checked(bench.raw.finalize()), Ok(()));
-    let code = bench.raw.initialize(crate::stage::raw::OWN_THREAD);
+    let code = bench.raw.initialize(OWN_THREAD);
     assert_eq!(checked(code), Ok(()));
     assert_eq!(
         answered(old.get_session_info()).map(drop),

@@ -1,13 +1,13 @@
 //! AES key wrap with keys of the session (PKCS #11 3.2, 6.14; RFC 3394 and RFC 5649).
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, hex, plain},
+    on_cards,
+};
 use cryptoki::{error::RvError, mechanism::Mechanism, object::KeyType};
 use cryptoki_sys::{CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP};
 
-use crate::{
-    Bench,
-    bench::{hex, plain},
-    wrap::{SECRET, pair, secret, template, unwrap, value, wrap, wrapper},
-};
+use crate::wrap::{SECRET, pair, secret, template, unwrap, value, wrap, wrapper};
 
 on_cards! { [piv piv_rsa openpgp_rsa] [
     aes_key_wrap_is_that_of_the_standard

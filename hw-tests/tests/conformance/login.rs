@@ -2,7 +2,15 @@
 
 use std::ptr;
 
-use claviger_hw_tests::provision::{ADMIN_PIN, PIN};
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        module_process::code,
+        token_fixture::{Bench, Seat, answered, checked, plain},
+    },
+    on_cards,
+    provision::{ADMIN_PIN, PIN},
+};
 use cryptoki::{
     error::RvError,
     mechanism::Mechanism,
@@ -12,13 +20,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_FLAGS, CK_USER_TYPE, CKF_DIGEST, CKF_FIND_OBJECTS, CKF_SIGN, CKR_ARGUMENTS_BAD, CKU_SO,
     CKU_USER,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked, plain},
-    ck,
-    stage::code,
 };
 
 on_cards! { [piv openpgp] [

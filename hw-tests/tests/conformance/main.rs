@@ -13,15 +13,9 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-#[path = "../stage/mod.rs"]
-mod stage;
-
-#[macro_use]
-mod bench;
 mod allowed_mechanisms;
 mod attribute_values;
 mod attributes;
-mod cards;
 mod context_login;
 mod decrypt;
 mod derive;
@@ -46,5 +40,3 @@ mod slots;
 mod verify;
 mod verify_signature;
 mod wrap;
-
-use bench::{Bench, Seat};

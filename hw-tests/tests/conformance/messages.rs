@@ -2,16 +2,15 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, checked, plain},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, ObjectHandle},
 };
 use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_SHA256};
-
-use crate::{
-    Bench, Seat,
-    bench::{checked, plain},
-};
 
 const MESSAGES: [&[u8]; 3] = [b"one", b"two, longer", b""];
 

@@ -2,18 +2,17 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, Seat, answered, checked},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_ULONG, CKA_CLASS, CKA_ID, CKA_LABEL, CKO_CERTIFICATE,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked},
-    ck,
 };
 
 /// An attribute nobody defines.

@@ -1,7 +1,11 @@
 //! The security officer through the module: how he logs in, what he does, and what he leaves to the user
 //! (PKCS #11 3.2, 5.5.8, 5.5.9, 5.6.8, 5.7 and 5.18.2).
 
-use claviger_hw_tests::provision::{ADMIN_PIN, PIN};
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, answered},
+    on_cards,
+    provision::{ADMIN_PIN, PIN},
+};
 use cryptoki::{
     error::RvError,
     mechanism::Mechanism,
@@ -10,8 +14,6 @@ use cryptoki::{
     types::AuthPin,
 };
 use cryptoki_sys::{CKU_SO, CKU_USER};
-
-use crate::{Bench, Seat, bench::answered};
 
 on_cards! { [piv openpgp] [
     each_secret_of_the_security_officer_logs_him_in

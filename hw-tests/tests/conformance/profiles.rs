@@ -3,8 +3,16 @@
 use std::{fs, mem::MaybeUninit, process::Command, ptr};
 
 use claviger_hw_tests::{
+    ck,
+    fixture::{
+        card_fixture::Rig,
+        card_profiles,
+        function_list::Raw,
+        module_process::{Stage, Way, play},
+        token_fixture::{Bench, plain},
+    },
+    on_cards,
     provision::{PIN, Plan},
-    rig::Rig,
 };
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ProfileIdType};
 use cryptoki_sys::{
@@ -13,13 +21,6 @@ use cryptoki_sys::{
     CKA_VALUE, CKF_DIGEST, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKM_RSA_PKCS,
     CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_SHA256_RSA_PKCS, CKM_SHA512, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY,
     CKR_MECHANISM_INVALID, CKR_OK, CKU_USER,
-};
-
-use crate::{
-    Bench,
-    bench::plain,
-    cards, ck,
-    stage::{Stage, Way, play, raw::Raw},
 };
 
 on_cards! { [piv openpgp piv_rsa openpgp_rsa] [
@@ -33,14 +34,14 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa] [
 #[test]
 fn authentication_token_on_piv() {
     let labels = "\"PIV AUTH pubkey\" = \"testrsa-pub\"\n\"PIV AUTH key\" = \"testrsa-pri\"\n";
-    authentication(cards::piv_rsa(), labels);
+    authentication(card_profiles::piv_rsa(), labels);
 }
 
 /// Both halves of a key have one label there; the objects are named by CKA_UNIQUE_ID.
 #[test]
 fn authentication_token_on_openpgp() {
     authentication(
-        cards::openpgp_rsa(),
+        card_profiles::openpgp_rsa(),
         "\"2-3\" = \"testrsa-pub\"\n\"3-3\" = \"testrsa-pri\"\n",
     );
 }

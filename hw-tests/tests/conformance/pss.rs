@@ -1,6 +1,10 @@
 //! RSASSA-PSS and the bare RSA function (PKCS #11 3.2, 6.1.10 and 6.1.8): cards that compute the function and leave the padding
 //! to the host.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, plain, with},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     mechanism::{
@@ -12,11 +16,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_MECHANISM, CK_RSA_PKCS_PSS_PARAMS, CKG_MGF1_SHA1, CKG_MGF1_SHA256, CKM_RSA_PKCS,
     CKM_RSA_PKCS_PSS, CKM_RSA_X_509, CKM_SHA_1, CKM_SHA256, CKM_SHA256_RSA_PKCS_PSS,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{plain, with},
 };
 
 const MESSAGE: &[u8] = b"what is signed";

@@ -2,14 +2,13 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, answered, checked},
+    on_cards,
+};
 use cryptoki::error::RvError;
 use cryptoki_sys::CKF_RNG;
-
-use crate::{
-    Bench,
-    bench::{answered, checked},
-    ck,
-};
 
 on_cards! { [piv openpgp] [
     random_bytes_fill_what_is_asked_and_no_more

@@ -1,5 +1,9 @@
 //! AES and HMAC with secret keys of the session (PKCS #11 3.2, 6.13 to 6.16, 6.20): the host's work.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, answered, hex, plain, with},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     mechanism::Mechanism,
@@ -8,11 +12,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_GCM_PARAMS, CK_ULONG, CKM_AES_CBC, CKM_AES_CBC_PAD, CKM_AES_GCM, CKM_SHA_1_HMAC,
     CKM_SHA224_HMAC, CKM_SHA256_HMAC, CKM_SHA384_HMAC, CKM_SHA512_HMAC,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, hex, plain, with},
 };
 
 on_cards! { [piv openpgp] [

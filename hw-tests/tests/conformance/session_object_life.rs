@@ -1,15 +1,15 @@
 //! How objects of sessions live (PKCS #11 3.2, 5.7.2 to 5.7.6): seen, copied, changed, destroyed, and gone with their session.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, answered},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass},
 };
 
-use crate::{
-    Bench,
-    bench::answered,
-    session_objects::{SECRET, class, data, make, secret, value},
-};
+use crate::session_objects::{SECRET, class, data, make, secret, value};
 
 on_cards! { [piv openpgp] [
     a_private_object_needs_a_login

@@ -2,18 +2,17 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, Seat, answered, checked},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle},
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ULONG, CKA_CLASS, CKA_LABEL, CKA_SENSITIVE, CKA_VALUE, CKO_DATA,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked},
-    ck,
 };
 
 on_cards! { [piv openpgp] [

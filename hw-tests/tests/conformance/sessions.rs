@@ -2,6 +2,15 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        module_process::{code, key, log_in},
+        null_calls::Table as _,
+        token_fixture::{Bench, Seat, answered, checked},
+    },
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::ObjectClass,
@@ -11,13 +20,6 @@ use cryptoki_sys::{
     CK_FLAGS, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CKF_ASYNC_SESSION, CKF_RW_SESSION,
     CKF_SERIAL_SESSION, CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS, CKS_RW_PUBLIC_SESSION,
     CKS_RW_USER_FUNCTIONS,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked},
-    ck,
-    stage::{code, every_function::Table as _},
 };
 
 const NOWHERE: u64 = 0x7FFF_FFF0;
@@ -270,14 +272,14 @@ fn on_each_token(bench: &Bench<'_>) -> [Session; 2] {
 fn the_tokens_of_one_card_have_logins_of_their_own(bench: &Bench<'_>) {
     let [piv, openpgp] = on_each_token(bench);
     let state = |session: &Session| session.get_session_info().unwrap().session_state();
-    crate::stage::log_in(&piv);
+    log_in(&piv);
     assert_eq!(state(&piv), SessionState::RoUser);
     assert_eq!(state(&openpgp), SessionState::RoPublic);
-    crate::stage::log_in(&openpgp);
+    log_in(&openpgp);
     piv.logout().unwrap();
     assert_eq!(state(&piv), SessionState::RoPublic);
     assert_eq!(state(&openpgp), SessionState::RoUser);
-    let key = crate::stage::key(&openpgp, 3);
+    let key = key(&openpgp, 3);
     let mechanism = cryptoki::mechanism::Mechanism::Ecdsa;
     assert_eq!(
         answered(openpgp.sign(&mechanism, key, &[7; 32]))
@@ -289,7 +291,7 @@ fn the_tokens_of_one_card_have_logins_of_their_own(bench: &Bench<'_>) {
 
 fn close_all_sessions_leaves_the_other_token_alone(bench: &Bench<'_>) {
     let [piv, openpgp] = on_each_token(bench);
-    crate::stage::log_in(&openpgp);
+    log_in(&openpgp);
     assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
     assert_eq!(code(piv.get_session_info()), RvError::SessionHandleInvalid);
     let state = openpgp.get_session_info().unwrap().session_state();

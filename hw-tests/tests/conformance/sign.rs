@@ -2,6 +2,11 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, Seat, checked, plain, with},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, ObjectClass, ObjectHandle},
@@ -9,12 +14,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_ULONG, CKF_SIGN, CKM_AES_CBC, CKM_ECDSA_SHA256, CKM_EDDSA, CKM_SHA256, CKM_SHA256_RSA_PKCS,
     CKM_VENDOR_DEFINED,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{checked, plain, with},
-    ck,
 };
 
 const MESSAGE: &[u8] = b"what is signed";

@@ -1,12 +1,11 @@
 //! Signatures whose hash is the caller's, with the data recovered, and parameters of EdDSA (PKCS #11 3.2, 6.1 and 6.3).
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, plain, with},
+    on_cards,
+};
 use cryptoki::error::RvError;
 use cryptoki_sys::{CK_EDDSA_PARAMS, CKF_SIGN, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
-
-use crate::{
-    Bench,
-    bench::{plain, with},
-};
 
 const MESSAGE: &[u8] = b"what is signed";
 

@@ -2,6 +2,14 @@
 
 use std::{mem::MaybeUninit, ptr};
 
+use claviger_hw_tests::{
+    ck,
+    fixture::{
+        module_process::code,
+        token_fixture::{Bench, checked},
+    },
+    on_cards,
+};
 use cryptoki::{error::RvError, session::UserType, types::AuthPin};
 use cryptoki_sys::{
     CK_MECHANISM_INFO, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CKF_CLOCK_ON_TOKEN,
@@ -9,8 +17,6 @@ use cryptoki_sys::{
     CKF_SECONDARY_AUTHENTICATION, CKF_TOKEN_INITIALIZED, CKF_TOKEN_PRESENT, CKF_USER_PIN_COUNT_LOW,
     CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_WRITE_PROTECTED,
 };
-
-use crate::{Bench, bench::checked, ck};
 
 /// No slot has this number.
 const NOWHERE: CK_SLOT_ID = 0x7FFF_FFF0;
@@ -190,7 +196,7 @@ fn pin_flags_follow_each_attempt_without_a_command(bench: &Bench<'_>) {
     let flags = || bench.silently(|| token_info(bench).flags & ALL);
     let seat = bench.read_only();
     let wrong = AuthPin::new("654321".into());
-    let attempt = || crate::stage::code(seat.login(UserType::User, Some(&wrong)));
+    let attempt = || code(seat.login(UserType::User, Some(&wrong)));
     assert_eq!(flags(), 0);
     assert_eq!(attempt(), RvError::PinIncorrect);
     assert_eq!(flags(), CKF_USER_PIN_COUNT_LOW);

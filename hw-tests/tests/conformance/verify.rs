@@ -2,17 +2,16 @@
 
 use std::ptr;
 
+use claviger_hw_tests::{
+    ck,
+    fixture::token_fixture::{Bench, Seat, checked, plain},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     object::{Attribute, ObjectClass, ObjectHandle},
 };
 use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_AES_CBC, CKM_SHA256};
-
-use crate::{
-    Bench, Seat,
-    bench::{checked, plain},
-    ck,
-};
 
 const MESSAGE: &[u8] = b"what was signed";
 

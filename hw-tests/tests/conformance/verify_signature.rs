@@ -1,12 +1,11 @@
 //! C_VerifySignature* (PKCS #11 3.2, 5.16): the signature comes first.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, answered, checked, plain},
+    on_cards,
+};
 use cryptoki::{error::RvError, object::ObjectHandle};
 use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_SHA256};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked, plain},
-};
 
 const MESSAGE: &[u8] = b"what was signed";
 

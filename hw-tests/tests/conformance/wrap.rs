@@ -1,5 +1,9 @@
 //! C_WrapKey and C_UnwrapKey (PKCS #11 3.2, 5.18.3 and 5.18.4): secrets of the session under RSA keys and AES keys.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, answered, checked, plain},
+    on_cards,
+};
 use cryptoki::{
     error::RvError,
     mechanism::{
@@ -11,11 +15,6 @@ use cryptoki::{
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG, CKM_AES_KEY_WRAP, CKM_RSA_PKCS,
     CKM_SHA256,
-};
-
-use crate::{
-    Bench, Seat,
-    bench::{answered, checked, plain},
 };
 
 on_cards! { [piv piv_rsa openpgp_rsa] [

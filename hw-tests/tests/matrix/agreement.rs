@@ -9,10 +9,12 @@ use cryptoki::{
 };
 use p256::{elliptic_curve::Generate as _, pkcs8::EncodePrivateKey as _};
 
-use crate::{
-    Bench, Seat,
-    openssl::{OpenSsl, point_of},
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat},
+    on_cards,
 };
+
+use crate::openssl::{OpenSsl, point_of};
 
 on_cards! { [piv_p256 piv_p384 openpgp_p256 openpgp_p384 openpgp_p521 openpgp_25519] [
     card_and_openssl_share_a_secret

@@ -1,5 +1,9 @@
 //! What OpenSSL encrypts the card decrypts, and what the module encrypts OpenSSL decrypts.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat},
+    on_cards,
+};
 use cryptoki::{
     mechanism::{
         Mechanism, MechanismType,
@@ -8,10 +12,7 @@ use cryptoki::{
     object::{Attribute, ObjectHandle},
 };
 
-use crate::{
-    Bench, Seat,
-    openssl::{OpenSsl, attributes_of},
-};
+use crate::openssl::{OpenSsl, attributes_of};
 
 on_cards! { [piv_rsa_2048 piv_rsa_large openpgp_rsa_2048 openpgp_rsa_large] [
     the_card_decrypts_what_openssl_encrypts

@@ -11,18 +11,8 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-#[path = "../stage/mod.rs"]
-mod stage;
-
-#[macro_use]
-#[path = "../conformance/bench.rs"]
-#[allow(dead_code, reason = "shared with the conformance suite")]
-mod bench;
 mod agreement;
-mod cards;
 mod decryption;
 mod openssl;
 mod signatures;
 mod verification;
-
-use bench::{Bench, Seat};

@@ -9,10 +9,11 @@ use std::{
 };
 
 use claviger_apdu::tlv;
-use claviger_hw_tests::client::{self, Output};
+use claviger_hw_tests::{
+    client::{self, Output},
+    fixture::{module_process::Stage, token_fixture::Seat},
+};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-
-use crate::{Seat, stage::Stage};
 
 const LIMIT: Duration = Duration::from_secs(60);
 

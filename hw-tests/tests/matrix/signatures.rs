@@ -1,5 +1,9 @@
 //! Signatures of the card, judged by OpenSSL.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, Seat, plain, with},
+    on_cards,
+};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectHandle};
 use cryptoki_sys::{
     CK_MECHANISM, CK_MECHANISM_TYPE, CK_RSA_PKCS_PSS_PARAMS, CKG_MGF1_SHA1, CKG_MGF1_SHA224,
@@ -11,11 +15,7 @@ use cryptoki_sys::{
     CKM_SHA512_RSA_PKCS, CKM_SHA512_RSA_PKCS_PSS,
 };
 
-use crate::{
-    Bench, Seat,
-    bench::{plain, with},
-    openssl::{OpenSsl, to_der},
-};
+use crate::openssl::{OpenSsl, to_der};
 
 on_cards! { [
     piv_rsa_2048 piv_rsa_large piv_p256 piv_p384

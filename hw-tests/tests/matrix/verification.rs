@@ -1,16 +1,16 @@
 //! The module as the judge of signatures that OpenSSL made, with keys no card here has among them.
 
+use claviger_hw_tests::{
+    fixture::token_fixture::{Bench, plain},
+    on_cards,
+};
 use cryptoki::{error::RvError, object::Attribute};
 use cryptoki_sys::{
     CKM_ECDSA, CKM_ECDSA_SHA1, CKM_ECDSA_SHA256, CKM_ECDSA_SHA384, CKM_ECDSA_SHA512, CKM_EDDSA,
     CKM_SHA1_RSA_PKCS, CKM_SHA256_RSA_PKCS, CKM_SHA384_RSA_PKCS, CKM_SHA512_RSA_PKCS,
 };
 
-use crate::{
-    Bench,
-    bench::plain,
-    openssl::{OpenSsl, attributes_of, from_der},
-};
+use crate::openssl::{OpenSsl, attributes_of, from_der};
 
 on_cards! { [piv_p256 openpgp_p256] [
     the_module_accepts_rsa_signatures_of_openssl

@@ -1,15 +1,21 @@
 //! Handles of sessions, objects and keys that are none, are no more, or are of something else.
 
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{
+            Arg, Desk, HUGE, NULL, Value,
+            calls::{FUNCTIONS, Kind},
+            memory::Use,
+            secret_key,
+        },
+        token_fixture::Bench,
+    },
+    on_cards,
+};
 use cryptoki::object::ObjectClass;
 use cryptoki_sys::*;
 
-use crate::{
-    Bench,
-    calls::{FUNCTIONS, Kind},
-    desk::{Arg, Desk, HUGE, NULL, Value, secret_key},
-    memory::Use,
-    templates::session,
-};
+use crate::templates::session;
 
 on_cards! { [piv openpgp] [
     a_session_that_is_none_is_told_before_any_pointer_is_followed

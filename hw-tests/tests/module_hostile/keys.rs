@@ -1,14 +1,17 @@
 //! Keys to be made from hostile arguments: C_GenerateKey, C_GenerateKeyPair, C_WrapKey, C_UnwrapKey, C_DeriveKey
 //! (PKCS #11 3.2, 5.18). What is refused has made nothing.
 
-use claviger_hw_tests::provision::ADMIN_PIN;
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{Arg, Desk, Entry, HUGE, NO, NULL, Value, YES, secret_key},
+        token_fixture::{Bench, Seat},
+    },
+    on_cards,
+    provision::ADMIN_PIN,
+};
 use cryptoki_sys::*;
 
-use crate::{
-    Bench, Seat,
-    desk::{Arg, Desk, Entry, HUGE, NO, NULL, Value, YES, secret_key},
-    templates::session,
-};
+use crate::templates::session;
 
 on_cards! { [piv openpgp] [
     a_secret_of_impossible_size_is_not_generated

@@ -12,23 +12,6 @@
     reason = "a test fails loudly, and its figures are small"
 )]
 
-#[path = "../conformance/bench.rs"]
-#[macro_use]
-#[allow(dead_code, reason = "shared with the suite of rules")]
-mod bench;
-#[path = "../../../fuzz/sequence/calls.rs"]
-#[allow(dead_code, reason = "shared with the sequences of calls")]
-mod calls;
-#[path = "../conformance/cards.rs"]
-#[allow(dead_code, reason = "shared with the suite of rules")]
-mod cards;
-#[path = "../../../fuzz/sequence/memory.rs"]
-#[allow(dead_code, reason = "shared with the sequences of calls")]
-mod memory;
-#[path = "../stage/mod.rs"]
-mod stage;
-
-mod desk;
 mod handles;
 mod keys;
 mod messages;
@@ -38,5 +21,3 @@ mod parameters;
 mod pins;
 mod state;
 mod templates;
-
-use bench::{Bench, Seat};

@@ -1,13 +1,16 @@
 //! Operations on many messages, on a signature known from the start, with recovery, and two at once, given what is
 //! nowhere or endless (PKCS #11 3.2, 5.13, 5.15 to 5.17).
 
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{Arg, Desk, HUGE, NULL},
+        token_fixture::{Bench, Seat},
+    },
+    on_cards,
+};
 use cryptoki_sys::*;
 
-use crate::{
-    Bench, Seat,
-    desk::{Arg, Desk, HUGE, NULL},
-    templates::session,
-};
+use crate::templates::session;
 
 on_cards! { [piv openpgp] [
     a_bad_message_leaves_the_series_of_signatures_as_it_was

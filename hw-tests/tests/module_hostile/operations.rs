@@ -1,13 +1,16 @@
 //! Pointers and lengths of C_Encrypt…, C_Decrypt…, C_Digest…, C_Sign…, C_Verify… and their relatives: every error but
 //! BUFFER_TOO_SMALL ends the operation, and nothing else does (PKCS #11 3.2, 5.2 and 5.8 to 5.15).
 
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{Arg, Desk, HUGE, NULL},
+        token_fixture::{Bench, Seat},
+    },
+    on_cards,
+};
 use cryptoki_sys::*;
 
-use crate::{
-    Bench,
-    desk::{Arg, Desk, HUGE, NULL},
-    templates::session,
-};
+use crate::templates::session;
 
 on_cards! { [piv openpgp] [
     input_that_is_nowhere_or_endless_ends_the_operation
@@ -109,7 +112,7 @@ const SIGN: [&str; 3] = ["C_Sign", "C_SignUpdate", "C_SignFinal"];
 const IV: [u8; 16] = [7; 16];
 
 /// What every token does with keys of the session, and a signature of the card.
-pub fn ways(desk: &mut Desk<'_>, seat: &crate::Seat) -> Vec<Way> {
+pub fn ways(desk: &mut Desk<'_>, seat: &Seat) -> Vec<Way> {
     let s = session(seat);
     let (aes, generic) = (desk.aes(s), desk.generic(s));
     let signer = seat.signer();
@@ -140,7 +143,7 @@ pub fn ways(desk: &mut Desk<'_>, seat: &crate::Seat) -> Vec<Way> {
 }
 
 /// What RSA keys of a card do, and their public halves on the host.
-fn rsa_ways(seat: &crate::Seat) -> Vec<Way> {
+fn rsa_ways(seat: &Seat) -> Vec<Way> {
     let s = session(seat);
     let handle = |key: cryptoki::object::ObjectHandle| Arg::Word(key.handle() as usize);
     let pkcs1 = Arg::Mechanism(CKM_RSA_PKCS, &[]);

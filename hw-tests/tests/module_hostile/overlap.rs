@@ -1,12 +1,16 @@
 //! Input and output in one place, or the one shifted against the other: what is written is what would have been
 //! written elsewhere (PKCS #11 3.2, 5.2).
 
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{Arg, Desk, memory::Use, words},
+        token_fixture::Bench,
+    },
+    on_cards,
+};
 use cryptoki_sys::*;
 
 use crate::{
-    Bench,
-    desk::{Arg, Desk, words},
-    memory::Use,
     operations::{Way, ways},
     templates::session,
 };

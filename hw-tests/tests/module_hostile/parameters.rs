@@ -1,15 +1,21 @@
 //! Parameters of mechanisms: absent, of another size, pointing nowhere or to the end of memory
 //! (PKCS #11 3.2, 5.1 and 6).
 
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{
+            Arg, Desk, HUGE, NULL,
+            memory::{Memory, Use},
+            words,
+        },
+        token_fixture::Bench,
+    },
+    on_cards,
+};
 use cryptoki::object::{Attribute, ObjectClass};
 use cryptoki_sys::*;
 
-use crate::{
-    Bench,
-    desk::{Arg, Desk, HUGE, NULL, words},
-    memory::Use,
-    templates::session,
-};
+use crate::templates::session;
 
 on_cards! { [piv openpgp] [
     a_mechanism_without_a_parameter_takes_none
@@ -39,7 +45,7 @@ const POINT: &[u8] = &[
 
 /// Memory of the test's own that a parameter can point to; it lasts as long as the test, and ends at a page that cannot
 /// be touched.
-struct Store(crate::memory::Memory);
+struct Store(Memory);
 
 impl Store {
     fn keep(&mut self, bytes: &[u8]) -> usize {
@@ -48,7 +54,7 @@ impl Store {
 }
 
 fn store() -> Store {
-    Store(crate::memory::Memory::new())
+    Store(Memory::new())
 }
 
 fn counter(bits: usize) -> Vec<u8> {
@@ -260,7 +266,7 @@ fn a_mechanism_at_an_odd_address_is_read(bench: &Bench<'_>) {
     let s = session(&seat);
     let (aes, generic) = (desk.aes(s), desk.generic(s));
     for (name, kind, key, right) in simple(aes, generic) {
-        let mut odd = crate::memory::Memory::new();
+        let mut odd = Memory::new();
         let (parameter, _) = odd.place(&right, 3, Use::Input);
         let mechanism = words(&[kind as usize, parameter as usize, right.len()]);
         begins(
@@ -271,7 +277,7 @@ fn a_mechanism_at_an_odd_address_is_read(bench: &Bench<'_>) {
             &[s, Arg::Odd(&mechanism), key],
         );
     }
-    let mut odd = crate::memory::Memory::new();
+    let mut odd = Memory::new();
     let (iv, _) = odd.place(&[1; 12], 1, Use::Input);
     let (gcm, _) = odd.place(&gcm([iv as usize, 12], [0, 0], 128), 5, Use::Input);
     let mechanism = words(&[CKM_AES_GCM as usize, gcm as usize, 48]);

@@ -1,14 +1,17 @@
 //! PINs that are nowhere, endless, or that no card can have: C_Login, C_LoginUser, C_SetPIN, C_InitPIN never let a card
 //! see one (PKCS #11 3.2, 5.5 and 5.6).
 
-use claviger_hw_tests::provision::{ADMIN_PIN, PIN};
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{Arg, Desk, HUGE, NULL},
+        token_fixture::Bench,
+    },
+    on_cards,
+    provision::{ADMIN_PIN, PIN},
+};
 use cryptoki_sys::*;
 
-use crate::{
-    Bench,
-    desk::{Arg, Desk, HUGE, NULL},
-    templates::session,
-};
+use crate::templates::session;
 
 on_cards! { [piv openpgp] [
     a_pin_that_is_nowhere_logs_nobody_in

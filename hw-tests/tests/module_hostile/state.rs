@@ -1,14 +1,16 @@
 //! C_GetOperationState, C_SetOperationState, C_SessionCancel, C_GenerateRandom, C_SeedRandom with hostile arguments
 //! (PKCS #11 3.2, 5.6 and 5.20).
 
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{Arg, Desk, HUGE, NULL},
+        token_fixture::{Bench, Seat},
+    },
+    on_cards,
+};
 use cryptoki_sys::*;
 
-use crate::{
-    Bench,
-    desk::{Arg, Desk, HUGE, NULL},
-    operations::ways,
-    templates::session,
-};
+use crate::{operations::ways, templates::session};
 
 on_cards! { [piv openpgp] [
     a_state_has_room_like_any_output_and_goes_on
@@ -153,7 +155,7 @@ fn a_key_for_a_state_that_needs_none_is_refused(bench: &Bench<'_>) {
 }
 
 /// Everything the session can have under way at once, begun.
-fn all_begun(desk: &mut Desk<'_>, seat: &crate::Seat) -> Vec<(&'static str, Vec<Arg<'static>>)> {
+fn all_begun(desk: &mut Desk<'_>, seat: &Seat) -> Vec<(&'static str, Vec<Arg<'static>>)> {
     let mut begun: Vec<(&'static str, Vec<Arg<'static>>)> = Vec::new();
     for way in ways(desk, seat) {
         if begun.iter().all(|(name, _)| *name != way.init.0) {

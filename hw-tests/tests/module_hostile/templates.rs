@@ -1,12 +1,16 @@
 //! Templates that are nowhere, lie about themselves, or say what cannot be: C_CreateObject, C_CopyObject,
 //! C_SetAttributeValue, C_FindObjectsInit, C_GenerateKey (PKCS #11 3.2, 4.1 and 5.7).
 
-use cryptoki_sys::*;
-
-use crate::{
-    Bench, Seat,
-    desk::{Arg, DATA, Desk, Entry, HUGE, NULL, Value, YES, secret_key, words},
+use claviger_hw_tests::{
+    fixture::{
+        raw_call::{
+            Arg, DATA, Desk, Entry, HUGE, NULL, Value, YES, memory::Use, secret_key, words,
+        },
+        token_fixture::{Bench, Seat},
+    },
+    on_cards,
 };
+use cryptoki_sys::*;
 
 on_cards! { [piv openpgp] [
     a_template_that_is_nowhere_or_endless_is_a_bad_argument
@@ -275,9 +279,9 @@ fn a_value_may_lie_over_the_template(bench: &Bench<'_>) {
     let (mut desk, seat) = (Desk::new(bench), bench.user());
     let zeros = [0; 24 * 3];
     desk.memory.clear();
-    let (list, piece) = desk.memory.place(&zeros, 0, crate::memory::Use::Input);
+    let (list, piece) = desk.memory.place(&zeros, 0, Use::Input);
     let class = CKO_DATA.to_ne_bytes();
-    let (class, _) = desk.memory.place(&class, 0, crate::memory::Use::Input);
+    let (class, _) = desk.memory.place(&class, 0, Use::Input);
     let at = list as usize;
     let entries = words(
         &[

@@ -19,8 +19,8 @@ use claviger_driver::{
     },
 };
 use claviger_hw_tests::{
+    fixture::card_fixture::Rig,
     provision::Plan,
-    rig::Rig,
     usb::{UsbWay, obstacle},
 };
 
