@@ -1,4 +1,4 @@
-//! PyKCS11, a wrapper of Cryptoki for Python, with this module. What it does is in `clients/pykcs11.py`.
+//! PyKCS11, a wrapper of Cryptoki for Python, with this module. What it does is in `pykcs11.py`.
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
@@ -52,7 +52,7 @@ fn checks(rig: &Rig, rule: &str, expected: &[&str]) {
         skip::because("PyKCS11 is not installed (Debian: python3-pykcs11)");
         return;
     }
-    let script = clients.file("rules.py", include_str!("clients/pykcs11.py"));
+    let script = clients.file("rules.py", include_str!("pykcs11.py"));
     let mut python = clients.command(PYTHON);
     python
         .current_dir(rig.folder())

@@ -1,4 +1,4 @@
-//! Java's SunPKCS11 with this module: `keytool`, `jarsigner`, and the program in `clients/Card.java`.
+//! Java's SunPKCS11 with this module: `keytool`, `jarsigner`, and the program in `Card.java`.
 
 #![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
 
@@ -74,9 +74,7 @@ impl<'a> Java<'a> {
 
     /// What `Card.java` checked.
     fn card(&self, arguments: &[&str]) -> Vec<String> {
-        let source = self
-            .clients
-            .file("Card.java", include_str!("clients/Card.java"));
+        let source = self.clients.file("Card.java", include_str!("Card.java"));
         let mut java = self.command("java");
         // One short run among many: the quick compiler alone, and no threads for garbage.
         java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])

@@ -101,7 +101,7 @@ fn an_ordinary_user_signs_over_both_transports() {
     ]);
     nobody
         .arg(&test)
-        .args(["--ignored", "--exact", "as_this_user"]);
+        .args(["--ignored", "--exact", "ordinary_user::as_this_user"]);
     nobody
         .current_dir("/")
         .env_remove("TMPDIR")

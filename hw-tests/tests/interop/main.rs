@@ -1,0 +1,17 @@
+//! Foreign clients with this module, over the socket reader and over pcscd.
+
+mod gnutls;
+mod java;
+mod naming;
+mod nss;
+mod opensc_compare;
+mod openssl;
+mod openssl_engine;
+mod ordinary_user;
+mod p11tool;
+mod pkcs11_tool;
+mod pkcs11_tool_keys;
+mod pkcs11_tool_self_test;
+mod pykcs11;
+mod ssh;
+mod token_identity;
