@@ -16,12 +16,15 @@
 mod allowed_mechanisms;
 mod attribute_values;
 mod attributes;
+mod calls;
 mod context_login;
 mod decrypt;
 mod derive;
 mod digest;
 mod dual;
 mod general;
+mod initialize;
+mod interfaces;
 mod key_wrap;
 mod login;
 mod messages;
