@@ -19,5 +19,6 @@ mod operations;
 mod overlap;
 mod parameters;
 mod pins;
+mod sequences;
 mod state;
 mod templates;

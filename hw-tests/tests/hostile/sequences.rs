@@ -1,6 +1,6 @@
 //! Sequences of calls that nobody would write, with arguments nobody should give, on cards that lie and on one that does
 //! not: the module holds, and afterwards it works. Each sequence is played again from its seed:
-//! `CLAVIGER_SEED=N CLAVIGER_SEQUENCES=1 cargo test … --test module_sequences`, and `CLAVIGER_SEQUENCE_TRACE=1` prints
+//! `CLAVIGER_SEED=N CLAVIGER_SEQUENCES=1 cargo test … --test hostile sequences`, and `CLAVIGER_SEQUENCE_TRACE=1` prints
 //! its calls. `CLAVIGER_SEQUENCES=N` plays N of each kind.
 
 #![allow(
@@ -11,10 +11,10 @@
     reason = "a test fails loudly"
 )]
 
-#[path = "../../fuzz/corpora.rs"]
+#[path = "../../../fuzz/corpora.rs"]
 #[allow(dead_code, reason = "shared with the tests of parsers")]
 mod corpora;
-#[path = "../../fuzz/sequence/mod.rs"]
+#[path = "../../../fuzz/sequence/mod.rs"]
 #[allow(
     dead_code,
     unreachable_pub,
