@@ -254,7 +254,7 @@ fn a_fork_beside_attempts_to_load_the_library_leaves_a_child_that_works() {
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/foreign")
+        .join("tests/lifecycle/foreign")
         .join(name)
 }
 
