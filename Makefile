@@ -38,8 +38,8 @@ races:
 	@scripts/prepare test
 	@$(MAKE) --no-print-directory module
 	LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --locked --release -p claviger-pkcs11 --test model
-	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test module_races --test module_cycles \
-	--test lifecycle --test module_latency --test module_isolation --test module_quiet \
+	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test races --test lifecycle \
+	--test module_latency --test module_isolation --test module_quiet \
 	-- --nocapture --test-threads=1 --skip end:: --skip exit:: --skip fork:: --skip library::
 	scripts/test-usb races
 
