@@ -39,8 +39,8 @@ races:
 	@$(MAKE) --no-print-directory module
 	LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --locked --release -p claviger-pkcs11 --test model
 	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test races --test lifecycle \
-	--test module_latency --test module_isolation --test module_quiet \
-	-- --nocapture --test-threads=1 --skip end:: --skip exit:: --skip fork:: --skip library::
+	--test timing --test module_isolation \
+	-- --nocapture --test-threads=1 --skip end:: --skip exit:: --skip fork:: --skip library:: --skip budgets::
 	scripts/test-usb races
 
 lint:

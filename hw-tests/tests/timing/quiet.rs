@@ -128,7 +128,7 @@ impl Blocked {
             None => rig.command(&this),
         };
         let arguments = [
-            "blocks",
+            "quiet::blocks",
             "--exact",
             "--ignored",
             "--nocapture",
