@@ -1,0 +1,4 @@
+//! The repository: its tree, and what it installs.
+
+mod install;
+mod tree;
