@@ -15,6 +15,7 @@ use std::process::Command;
 use claviger_hw_tests::{
     fixture::{
         card_fixture::Rig,
+        figures,
         module_process::{Stage, Way, key, log_in, play, with_card},
     },
     provision::Plan,
@@ -173,18 +174,25 @@ fn openpgp(stage: &Stage) {
     );
 }
 
+/// [`with_card`], with no other test of this program beside it.
+fn alone_with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
+    let _turn = figures::one_at_a_time();
+    with_card(way, plan, body);
+}
+
 #[test]
 fn piv_listing_keeps_its_budgets_over_the_socket() {
-    with_card(Way::Socket, Plan::piv4(), piv_listing);
+    alone_with_card(Way::Socket, Plan::piv4(), piv_listing);
 }
 
 #[test]
 fn piv_listing_keeps_its_budgets_over_pcscd() {
-    with_card(Way::Pcscd, Plan::piv4(), piv_listing);
+    alone_with_card(Way::Pcscd, Plan::piv4(), piv_listing);
 }
 
 #[test]
 fn piv_listing_keeps_its_budgets_over_pcscd_beside_the_usb() {
+    let _turn = figures::one_at_a_time();
     let both = |_: &Rig, client: &mut Command| {
         client.env("CLAVIGER_TRANSPORTS", "pcsc,usb");
     };
@@ -193,25 +201,25 @@ fn piv_listing_keeps_its_budgets_over_pcscd_beside_the_usb() {
 
 #[test]
 fn piv_signatures_keep_their_budgets_over_the_socket() {
-    with_card(Way::Socket, Plan::piv4(), piv_cold_start_and_warm_signature);
+    alone_with_card(Way::Socket, Plan::piv4(), piv_cold_start_and_warm_signature);
 }
 
 #[test]
 fn piv_signatures_keep_their_budgets_over_pcscd() {
-    with_card(Way::Pcscd, Plan::piv4(), piv_cold_start_and_warm_signature);
+    alone_with_card(Way::Pcscd, Plan::piv4(), piv_cold_start_and_warm_signature);
 }
 
 #[test]
 fn the_whole_piv_card_keeps_its_budget() {
-    with_card(Way::Socket, Plan::piv4(), everything);
+    alone_with_card(Way::Socket, Plan::piv4(), everything);
 }
 
 #[test]
 fn openpgp_listing_keeps_its_budget_over_the_socket() {
-    with_card(Way::Socket, Plan::pgp3(), openpgp);
+    alone_with_card(Way::Socket, Plan::pgp3(), openpgp);
 }
 
 #[test]
 fn openpgp_listing_keeps_its_budget_over_pcscd() {
-    with_card(Way::Pcscd, Plan::pgp3(), openpgp);
+    alone_with_card(Way::Pcscd, Plan::pgp3(), openpgp);
 }

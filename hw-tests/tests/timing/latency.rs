@@ -94,6 +94,7 @@ fn after_the_server(raw: Raw, stage: &Stage) -> Vec<f64> {
 }
 
 fn measure(way: Way, what: &str, flags: CK_FLAGS) {
+    let _turn = figures::one_at_a_time();
     with_card(way, Plan::factory(), |stage| {
         let raw = Raw::load();
         assert_eq!(raw.initialize(flags), CKR_OK);

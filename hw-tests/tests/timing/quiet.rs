@@ -206,6 +206,7 @@ fn restless<T: PartialEq + std::fmt::Debug>(
     traced: bool,
     look: impl Fn(&Blocked) -> T,
 ) -> Vec<String> {
+    let _turn = figures::one_at_a_time();
     let socket = Rig::socket(Plan::factory());
     let pcscd = Rig::pcscd(Plan::factory());
     let ways = [
