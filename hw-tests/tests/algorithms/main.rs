@@ -1,13 +1,12 @@
 //! Every mechanism with every kind of key the firmware has, OpenSSL being the judge.
 
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    clippy::macro_metavars_in_unsafe,
-    unreachable_pub,
     reason = "a test fails loudly, and its figures are small"
 )]
 

@@ -1,15 +1,5 @@
 //! Buffers, lengths and overlapping memory, by the bare function list.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::ptr;
 
 use claviger_hw_tests::{

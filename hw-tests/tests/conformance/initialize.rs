@@ -1,14 +1,5 @@
 //! C_Initialize: every combination of its arguments, and what it promises by accepting them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     ffi::c_void,
     path::PathBuf,

@@ -1,14 +1,5 @@
 //! The interfaces: every table of functions, how it is got, and what it holds.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::{
     ffi::{CStr, c_void},
     fs,

@@ -3,13 +3,12 @@
 //! The `cryptoki` crate is the client; what it cannot say is called by the bare tables.
 
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    clippy::macro_metavars_in_unsafe,
-    unreachable_pub,
     reason = "a test fails loudly, and its figures are small"
 )]
 

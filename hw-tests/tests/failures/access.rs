@@ -1,13 +1,5 @@
 //! A reader that may not be reached at first, and then may: as an ordinary user, whom permissions bind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     env, fs,
     os::unix::fs::PermissionsExt as _,

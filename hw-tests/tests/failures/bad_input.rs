@@ -1,14 +1,6 @@
 //! What the module answers when something is wrong: the right code, one line that names cause and cure, nothing
 //! hung, and no PIN try spent without need.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     process::Command,
     time::{Duration, Instant},

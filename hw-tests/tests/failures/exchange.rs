@@ -1,12 +1,5 @@
 //! Another card is in the reader when its service comes back: nothing of the old card's sessions may reach it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails loudly"
-)]
-
 use claviger_hw_tests::{
     each_way,
     fixture::{

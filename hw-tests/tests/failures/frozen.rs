@@ -1,12 +1,5 @@
 //! pcscd hangs: the module's end is reached from every state, a call comes back, and life goes on when pcscd does.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     env, fs,
     os::unix::net::UnixListener,

@@ -1,5 +1,13 @@
 //! Cards, readers and services that are lost, exchanged, out of reach or broken.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 mod access;
 mod bad_input;
 mod exchange;

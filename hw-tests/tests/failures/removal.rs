@@ -1,13 +1,5 @@
 //! A card pulled in the middle of something: what the call says, what is left of it, and that the next card works.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     thread,
     time::{Duration, Instant},

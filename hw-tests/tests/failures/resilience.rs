@@ -1,13 +1,5 @@
 //! pcscd dies and comes back: what a session survives, in every state it can be in.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     sync::mpsc,
     thread,

@@ -1,13 +1,5 @@
 //! A pcscd that ends and comes back, stands still for a while, or gives its readers other numbers.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     thread,
     time::{Duration, Instant},

@@ -2,13 +2,12 @@
 //! and no state half changed. Whatever is given ends at a page that cannot be touched.
 
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    clippy::macro_metavars_in_unsafe,
-    unreachable_pub,
     reason = "a test fails loudly, and its figures are small"
 )]
 

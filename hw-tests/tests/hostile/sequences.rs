@@ -3,14 +3,6 @@
 //! `CLAVIGER_SEED=N CLAVIGER_SEQUENCES=1 cargo test … --test hostile sequences`, and `CLAVIGER_SEQUENCE_TRACE=1` prints
 //! its calls. `CLAVIGER_SEQUENCES=N` plays N of each kind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 #[path = "../../../fuzz/corpora.rs"]
 #[allow(dead_code, reason = "shared with the tests of parsers")]
 mod corpora;

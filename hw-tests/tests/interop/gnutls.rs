@@ -1,7 +1,5 @@
 //! GnuTLS with this module: objects by their URIs, requests by `certtool`, a server of TLS, random numbers.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},

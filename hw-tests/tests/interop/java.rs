@@ -1,7 +1,5 @@
 //! Java's SunPKCS11 with this module: `keytool`, `jarsigner`, and the program in `Card.java`.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::{fs, path::PathBuf, process::Command};
 
 use claviger_hw_tests::{

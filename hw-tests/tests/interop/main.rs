@@ -1,5 +1,12 @@
 //! Foreign clients with this module, over the socket reader and over pcscd.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 mod gnutls;
 mod java;
 mod naming;

@@ -1,11 +1,5 @@
 //! What tokens and objects are called, and which are shown: by default, and as the configuration wants it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use claviger_hw_tests::{
     fixture::{
         card_fixture::Rig,

@@ -1,7 +1,5 @@
 //! NSS with this module: its command line tools use keys of the card, and OpenSSL judges.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},

@@ -9,8 +9,6 @@
 //! - Usage and origin: OpenSC has a usage of its own, non-repudiation, and calls every PIV key local and never
 //!   extractable, though the card does not say where a key comes from.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::collections::BTreeSet;
 
 use claviger_hw_tests::{

@@ -1,11 +1,5 @@
 //! OpenSSL 3 with this module: by the engine of libp11, and by pkcs11-provider where it is installed.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use claviger_hw_tests::{

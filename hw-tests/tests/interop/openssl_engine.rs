@@ -1,7 +1,5 @@
 //! What the engine of libp11 lets `openssl` do with keys of the card besides plain signatures.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use claviger_hw_tests::{

@@ -1,7 +1,5 @@
 //! The module needs no rights of its own: an ordinary user signs, over the socket reader and over pcscd.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::{env, fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
 use claviger_hw_tests::{

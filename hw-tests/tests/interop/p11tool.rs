@@ -1,11 +1,5 @@
 //! GnuTLS's `p11tool` with this module.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::fs;
 
 use claviger_hw_tests::{

@@ -1,11 +1,5 @@
 //! OpenSC's `pkcs11-tool` with this module: its listings, signatures OpenSSL verifies, its own self-test.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::{fs, path::Path};
 
 use claviger_hw_tests::{

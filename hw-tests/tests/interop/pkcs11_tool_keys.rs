@@ -1,11 +1,5 @@
 //! OpenSC's `pkcs11-tool` with every mechanism that a key of this module allows: nothing is offered that fails.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::{
     fs,
     path::{Path, PathBuf},

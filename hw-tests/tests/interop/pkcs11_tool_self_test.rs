@@ -1,11 +1,5 @@
 //! The self-tests of OpenSC's `pkcs11-tool`, and what it does without a key of the card.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::{collections::BTreeSet, fs};
 
 use claviger_hw_tests::{

@@ -1,7 +1,5 @@
 //! PyKCS11, a wrapper of Cryptoki for Python, with this module. What it does is in `pykcs11.py`.
 
-#![allow(clippy::unwrap_used, reason = "rules of a test fail loudly")]
-
 use std::{collections::BTreeSet, path::Path};
 
 use claviger_hw_tests::{

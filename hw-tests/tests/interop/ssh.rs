@@ -1,11 +1,5 @@
 //! OpenSSH with this module: keys of the card, and a login with them through `ssh-agent`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},

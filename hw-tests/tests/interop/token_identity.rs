@@ -1,11 +1,5 @@
 //! By what a token is told from others: its label, manufacturer, model and serial number stay with its card.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "rules of a test fail loudly"
-)]
-
 use std::time::{Duration, Instant};
 
 use claviger_hw_tests::{

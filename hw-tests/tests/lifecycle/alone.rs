@@ -1,13 +1,5 @@
 //! The module where no pcscd is, and no reader on the USB: nothing is waited for, nothing wakes, nothing is left.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     env, fs,
     path::{Path, PathBuf},

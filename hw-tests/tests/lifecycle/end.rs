@@ -1,13 +1,5 @@
 //! C_Finalize against everything that happens at the same moment.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     sync::{
         Barrier,

@@ -1,13 +1,5 @@
 //! A process that ends while the module lives: at once, with its own exit code, and without a crash.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly"
-)]
-
 use std::{process, sync::OnceLock, thread, time::Duration};
 
 use claviger_hw_tests::{

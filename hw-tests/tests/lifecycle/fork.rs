@@ -1,15 +1,5 @@
 //! A forked child is a new application, and its parent never notices.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,

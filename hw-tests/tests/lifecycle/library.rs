@@ -1,14 +1,5 @@
 //! libpcsclite: loaded when it is needed, done without where it is missing, and not mistaken for another.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     env, fs,
     path::{Path, PathBuf},

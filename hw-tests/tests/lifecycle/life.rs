@@ -1,16 +1,5 @@
 //! C_Initialize, C_Finalize and C_WaitForSlotEvent, by the bare function list.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::{
     fs, ptr,
     sync::{Arc, Barrier},

@@ -2,13 +2,6 @@
 //!
 //! `make races` plays 10,000 cycles, `make test` 500.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails loudly"
-)]
-
 use std::{fs, process::Command, thread, time::Duration};
 
 use claviger_hw_tests::{

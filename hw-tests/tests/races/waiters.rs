@@ -3,16 +3,6 @@
 //! `make races` plays 10,000 rounds and holds each combination to [`PROMPT`]; `make test` plays fewer, and prints how
 //! long they took.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::{
     fmt,
     sync::{

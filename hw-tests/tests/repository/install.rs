@@ -1,7 +1,5 @@
 //! `make install` and `make uninstall`, into a folder of their own, as each distribution has it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,7 +1,5 @@
 //! The shape of the tree: who may know whom, where unsafe may be, how long a file may get.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,12 +1,5 @@
 //! Other programs at the same card: what they may do to it, and the same session signs again.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     sync::mpsc,
     thread,

@@ -1,14 +1,6 @@
 //! Two readers: a card that keeps one thread waiting delays no call on the other. Calls on the other return while the
 //! slow one is still waiting; how soon they do is held to [`DELAY`] by `make races` and printed by `make test`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     iter::zip,
     process::Command,

@@ -1,14 +1,5 @@
 //! A login ends at the card itself, so that no other program can use it: proved by one that tries.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::macro_metavars_in_unsafe,
-    reason = "a test fails loudly"
-)]
-
 use std::{thread, time::Duration};
 
 use claviger_hw_tests::{

@@ -1,12 +1,5 @@
 //! GnuPG's scdaemon as it comes, with the card for itself, and our session at the same card in turn with it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     env, fs,
     os::unix::fs::DirBuilderExt as _,

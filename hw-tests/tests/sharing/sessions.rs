@@ -1,13 +1,5 @@
 //! One card, several applets, several programs: what a session survives and what it must not.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     process::Command,
     time::{Duration, Instant},

@@ -1,15 +1,5 @@
 //! How many APDUs reach the card for each thing an application does, by the card's own counter.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::process::Command;
 
 use claviger_hw_tests::{

@@ -1,16 +1,6 @@
 //! How soon C_WaitForSlotEvent returns after an event: measured from the moment at which any program could know of it.
 //! Each event must come; `make races` holds the median to [`PROMPT`], `make test` prints it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a test fails loudly, and its figures are small"
-)]
-
 use std::{
     sync::mpsc::{self, Receiver},
     thread,

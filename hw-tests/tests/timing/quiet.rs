@@ -4,14 +4,6 @@
 //! and the kernel wakes whoever listens for USB devices for any device of the machine that comes or goes. Whatever
 //! polls or wakes by a timer is seen in each.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 use std::{
     collections::BTreeMap,
     env, fs,
