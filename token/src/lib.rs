@@ -13,22 +13,21 @@
 #![forbid(unsafe_code)]
 
 pub mod administration;
-mod administrator;
 pub mod algorithm;
 pub mod applet;
 pub mod application;
 pub mod attribute;
+mod attribute_table;
 pub mod card;
 pub mod certificate;
-pub mod creation;
 pub mod digest;
 mod discovery;
 pub mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
-pub mod generation;
 pub mod host;
+pub mod key_pair_spec;
 mod login;
 pub mod mechanism;
 mod named_curve;
@@ -40,7 +39,8 @@ pub mod padding;
 pub mod pin;
 pub mod piv;
 mod profile;
-mod template;
+mod security_officer;
+pub mod session_object;
 pub mod token;
 
 #[cfg(test)]

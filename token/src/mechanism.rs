@@ -1,6 +1,6 @@
 //! The one table of mechanisms: how each works, with which keys, and what parameter it takes.
 
-mod offer;
+mod info;
 
 use cryptoki_sys::{
     CK_FLAGS, CK_KEY_TYPE, CK_MECHANISM_TYPE, CK_ULONG, CKF_DECRYPT, CKF_DERIVE, CKF_DIGEST,
@@ -20,7 +20,7 @@ use cryptoki_sys::{
     CKM_SHA512_HMAC, CKM_SHA512_HMAC_GENERAL, CKM_SHA512_RSA_PKCS, CKM_SHA512_RSA_PKCS_PSS,
 };
 
-pub use self::offer::{Ability, MechanismInfo, allowed, allowed_to_public, generating, offered};
+pub use self::info::{Ability, MechanismInfo, allowed, allowed_to_public, generating, offered};
 pub use crate::digest::Hash;
 use crate::{
     algorithm::{Curve, KeyAlgorithm},

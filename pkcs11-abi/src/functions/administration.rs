@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use claviger_token::{
-    Object, Template, TokenError, Value, generation::KeyPairPlan, operation::mechanism_for,
+    Object, Template, TokenError, Value, key_pair_spec::KeyPairPlan, operation::mechanism_for,
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_CLASS, CKA_ID,
@@ -122,7 +122,7 @@ pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT
         return Err(ReturnCode::TEMPLATE_INCONSISTENT.into());
     }
     // Held to all the rules of its class before the card sees it.
-    let object = claviger_token::creation::create(template, false)?;
+    let object = claviger_token::session_object::create(template, false)?;
     require_so_login(session)?;
     let value = bytes(&object, CKA_VALUE);
     let written = if object.id.class == CKO_CERTIFICATE {

@@ -2,11 +2,10 @@
 
 use claviger_apdu::Secret;
 use claviger_token::{
-    TokenError,
-    creation::{Coming, SecretPlan},
-    host,
+    TokenError, host,
     mechanism::Scheme,
     operation::{Derivation, Unwrapping, mechanism_for, unwrap_key, wrap_key},
+    session_object::{Coming, SecretPlan},
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_KEY_TYPE,

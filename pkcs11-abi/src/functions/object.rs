@@ -1,6 +1,6 @@
 //! Object management (PKCS #11 2.40, 5.7).
 
-use claviger_token::{Object, Template, Value, creation};
+use claviger_token::{Object, Template, Value, session_object};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
 use super::administration;
@@ -76,7 +76,7 @@ pub(crate) fn create(
         return handle.write(administration::create(&session, &template)?);
     }
     check_creation(&session, &template)?;
-    let object = creation::create(&template, session.is_logged_in())?;
+    let object = session_object::create(&template, session.is_logged_in())?;
     handle.write(session.add_object(object)?)
 }
 

@@ -4,6 +4,7 @@
 //! states on the card: 81 for signatures and 82 for all else. The card describes itself in one object, the
 //! application related data 6E, which is also what proves that the application is selected.
 
+mod administration;
 #[doc(hidden)]
 pub mod algorithm_information;
 mod certificate;
@@ -14,8 +15,7 @@ mod fingerprint;
 pub mod kdf;
 #[doc(hidden)]
 pub mod key;
-mod manage;
-mod objects;
+mod object_cache;
 mod pin;
 mod quirks;
 
@@ -37,7 +37,7 @@ use crate::{
         algorithm_information::Offers,
         data_object::ApplicationData,
         key::{Key, SignLimits},
-        objects::Objects,
+        object_cache::Objects,
         pin::Pin,
         quirks::Quirks,
     },

@@ -6,6 +6,7 @@
 //! A search reads the data objects it may match and no others, each once; what is read makes up the objects.
 //! What is not here: importing keys, secure messaging.
 
+mod administration;
 mod authenticate;
 mod certificate_object;
 mod chuid;
@@ -14,11 +15,10 @@ mod discovery;
 mod generation;
 #[cfg(test)]
 mod hostile;
-mod inventory;
 mod key_reference;
-mod manage;
 mod management_key;
 mod metadata;
+mod object_cache;
 mod pin;
 mod quirks;
 mod security_officer;
@@ -30,7 +30,7 @@ use cryptoki_sys::{CKF_DECRYPT, CKF_DERIVE, CKF_SIGN};
 
 use self::{
     discovery::Discovery,
-    inventory::Inventory,
+    object_cache::Inventory,
     pin::Pin,
     quirks::{Quirk, Quirks},
     security_officer::Administrator,

@@ -20,13 +20,13 @@ use cryptoki_sys::{
 use crate::{
     algorithm::PublicKey,
     attribute::{SharedSecret, Template, Value},
+    attribute_table::{self, PUBLIC_KEY_TYPES, SECRET_KEY_TYPES, fault},
     certificate::Certificate,
     error::{TemplateFault, TokenError},
     host::public_key::is_on_curve,
     mechanism::MAX_SECRET,
     named_curve::{NamedCurve, curve_of},
     object::{Key, Object, SecretKey},
-    template::{self, PUBLIC_KEY_TYPES, SECRET_KEY_TYPES, fault},
 };
 
 type Attributes = Vec<(CK_ATTRIBUTE_TYPE, Value)>;
@@ -113,8 +113,8 @@ pub fn create(template: &Template, logged_in: bool) -> Result<Object, TokenError
     if ![CKO_DATA, CKO_CERTIFICATE, CKO_PUBLIC_KEY, CKO_SECRET_KEY].contains(&class) {
         return Err(fault(TemplateFault::ValueInvalid, CKA_CLASS));
     }
-    let values = template::read(template, class)?;
-    if let Some(kind) = template::missing(&values, class) {
+    let values = attribute_table::read(template, class)?;
+    if let Some(kind) = attribute_table::missing(&values, class) {
         return Err(fault(TemplateFault::Incomplete, kind));
     }
     match class {
@@ -285,7 +285,7 @@ impl SecretPlan {
     /// # Errors
     /// Of the template.
     pub fn new(template: &Template, key_type: Option<CK_ULONG>) -> Result<Self, TokenError> {
-        let mut values = template::read(template, CKO_SECRET_KEY)?;
+        let mut values = attribute_table::read(template, CKO_SECRET_KEY)?;
         match ulong(&values, CKA_CLASS) {
             None => values.push((CKA_CLASS, Value::Ulong(CKO_SECRET_KEY))),
             Some(CKO_SECRET_KEY) => {}
@@ -429,9 +429,9 @@ impl Object {
         if !is_true(self, CKA_MODIFIABLE) {
             return Err(TokenError::ActionProhibited);
         }
-        let values = template::read(template, self.id.class)?;
+        let values = attribute_table::read(template, self.id.class)?;
         for (kind, value) in &values {
-            template::may_change(*kind, self.id.class, self.get(*kind), value)?;
+            attribute_table::may_change(*kind, self.id.class, self.get(*kind), value)?;
         }
         let mut changed = self.clone();
         changed.set(values);
@@ -447,12 +447,12 @@ impl Object {
         if !is_true(self, CKA_COPYABLE) {
             return Err(TokenError::ActionProhibited);
         }
-        let values = template::read(template, self.id.class)?;
+        let values = attribute_table::read(template, self.id.class)?;
         // PKCS #11 3.1, 5.7.2: what a copy may also say.
         let of_the_copy = [CKA_TOKEN, CKA_PRIVATE, CKA_MODIFIABLE, CKA_DESTROYABLE];
         for (kind, value) in &values {
             if !of_the_copy.contains(kind) {
-                template::may_change(*kind, self.id.class, self.get(*kind), value)?;
+                attribute_table::may_change(*kind, self.id.class, self.get(*kind), value)?;
             }
         }
         let place = next_place();

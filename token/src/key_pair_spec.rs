@@ -9,10 +9,10 @@ use cryptoki_sys::{
 use crate::{
     algorithm::KeyAlgorithm,
     attribute::{Template, Value},
+    attribute_table::{self, fault},
     error::{TemplateFault, TokenError},
     mechanism::{Mechanism, Scheme},
     named_curve::{NamedCurve, curve_of},
-    template::{self, fault},
 };
 
 /// The public exponent of every key a card makes.
@@ -40,8 +40,14 @@ impl KeyPairPlan {
     ) -> Result<Self, TokenError> {
         let key_type = key_type(mechanism)?;
         let halves = [
-            (CKO_PUBLIC_KEY, template::read(public, CKO_PUBLIC_KEY)?),
-            (CKO_PRIVATE_KEY, template::read(private, CKO_PRIVATE_KEY)?),
+            (
+                CKO_PUBLIC_KEY,
+                attribute_table::read(public, CKO_PUBLIC_KEY)?,
+            ),
+            (
+                CKO_PRIVATE_KEY,
+                attribute_table::read(private, CKO_PRIVATE_KEY)?,
+            ),
         ];
         for (class, values) in &halves {
             for (kind, value) in values {
