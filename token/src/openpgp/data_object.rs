@@ -1,9 +1,6 @@
 //! What the card says of itself: the application related data and the objects in it (OpenPGP card 3.4, 4.4).
 
-use claviger_apdu::{
-    CommandApdu, Expected,
-    tlv::{self, Cursor},
-};
+use claviger_apdu::tlv::{self, Cursor};
 
 use crate::{
     algorithm::{Curve, ED25519_OID, KeyAlgorithm, X25519_OID},
@@ -16,7 +13,7 @@ use crate::{
 pub(super) const AID: &[u8] = &[0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
 
 /// Application related data.
-const APPLICATION_DATA: u8 = 0x6E;
+pub(super) const APPLICATION_DATA: u8 = 0x6E;
 /// PW status bytes.
 pub(super) const PASSWORD_STATUS: u8 = 0xC4;
 /// Key derivation function.
@@ -37,12 +34,6 @@ pub(super) const ED25519_OLD_OID: &[u8] = &[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 
 /// Content octets of Curve25519 as OpenPGP named it before RFC 8410.
 pub(super) const X25519_OLD_OID: &[u8] =
     &[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01];
-
-/// GET DATA of the application related data (7.2.6).
-pub(super) const GET_APPLICATION_DATA: CommandApdu<'static> = CommandApdu {
-    expected: Expected::All,
-    ..CommandApdu::header([0x00, 0xCA, 0x00, APPLICATION_DATA])
-};
 
 /// The application related data (6E), as far as a token needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]

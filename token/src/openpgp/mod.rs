@@ -21,7 +21,7 @@ mod quirks;
 
 use std::sync::Arc;
 
-use claviger_apdu::{Atr, Secret};
+use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
 
 use crate::{
     administration::Administration,
@@ -49,7 +49,11 @@ use crate::{
 pub(crate) static APPLICATION: Application = Application {
     kind: AppletKind::OpenPgp,
     aid: data_object::AID,
-    probe: data_object::GET_APPLICATION_DATA,
+    // GET DATA (7.2.6).
+    probe: CommandApdu {
+        expected: Expected::All,
+        ..CommandApdu::header([0x00, 0xCA, 0x00, data_object::APPLICATION_DATA])
+    },
     is_probe_answer: data_object::is_application_data,
 };
 
@@ -121,7 +125,7 @@ impl OpenPgp {
 }
 
 fn read_application_data(talk: &mut Conversation<'_, '_>) -> Result<Secret, TokenError> {
-    let answer = talk.exchange(&data_object::GET_APPLICATION_DATA)?;
+    let answer = talk.exchange(&APPLICATION.probe)?;
     answer
         .ok()
         .map_err(|status| TokenError::refused("OpenPGP GET DATA 6E", status))
