@@ -62,7 +62,7 @@ pub struct Exchange {
     cla: u8,
     /// Frames not yet answered, the next one last.
     pending: Vec<Secret>,
-    answer: Secret,
+    response: Secret,
     rounds: u32,
     length_corrected: bool,
 }
@@ -78,7 +78,7 @@ impl Exchange {
         Ok(Self {
             cla: command.header[0],
             pending,
-            answer: Secret::default(),
+            response: Secret::default(),
             rounds: 0,
             length_corrected: false,
         })
@@ -111,10 +111,10 @@ impl Exchange {
         if self.is_executed() && status.sw1() > 0x63 && !status.is_ok() {
             return Err(ExchangeError::RestRefused { status });
         }
-        if self.answer.len() + data.len() > MAX_ANSWER {
+        if self.response.len() + data.len() > MAX_ANSWER {
             return Err(ExchangeError::AnswerTooLong);
         }
-        self.answer.extend(data);
+        self.response.extend(data);
         let answered = self.pending.pop();
         if status.sw1() == 0x61 {
             return self.ask_for_more(status.sw2());
@@ -124,7 +124,7 @@ impl Exchange {
         }
         drop(answered);
         Ok(Step::Done(ResponseApdu {
-            data: std::mem::take(&mut self.answer),
+            data: std::mem::take(&mut self.response),
             status,
         }))
     }
@@ -188,9 +188,9 @@ mod tests {
         transcript: &[(&str, &str)],
     ) -> Result<(Vec<u8>, u16), ExchangeError> {
         let mut exchange = Exchange::new(&command, limits)?;
-        for (number, (sent, answer)) in transcript.iter().enumerate() {
+        for (number, (sent, response)) in transcript.iter().enumerate() {
             assert_eq!(exchange.frame(), hex(sent), "frame {number}");
-            match exchange.receive(&hex(answer))? {
+            match exchange.receive(&hex(response))? {
                 Step::Send => assert!(number + 1 < transcript.len(), "wants to send more"),
                 Step::Done(response) => {
                     assert_eq!(number + 1, transcript.len(), "ended early");

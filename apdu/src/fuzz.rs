@@ -95,10 +95,10 @@ pub fn exchange(bytes: &[u8]) {
     };
     // A chain and its one wrong Le, then the same twice for each round.
     let budget = data.len() / 255 + 2 + 2 * MAX_ROUNDS as usize;
-    for (frame, answer) in answers(script).iter().cycle().enumerate() {
+    for (frame, response) in responses(script).iter().cycle().enumerate() {
         assert!(frame <= budget, "an exchange ends");
         assert!(Frame::parse(exchange.frame()).is_some(), "it sends APDUs");
-        match exchange.receive(answer) {
+        match exchange.receive(response) {
             Ok(Step::Send) => {}
             Ok(Step::Done(response)) => return assert!(response.data.len() <= MAX_ANSWER),
             Err(_) => return,
@@ -106,15 +106,15 @@ pub fn exchange(bytes: &[u8]) {
     }
 }
 
-fn answers(mut script: &[u8]) -> Vec<&[u8]> {
-    let mut answers = Vec::new();
+fn responses(mut script: &[u8]) -> Vec<&[u8]> {
+    let mut responses = Vec::new();
     while let Some((len, rest)) = script.split_first_chunk::<2>() {
         let len = usize::from(u16::from_be_bytes(*len));
-        let (answer, after) = rest.split_at(len.min(rest.len()));
-        answers.push(answer);
+        let (response, after) = rest.split_at(len.min(rest.len()));
+        responses.push(response);
         script = after;
     }
-    answers
+    responses
 }
 
 /// A command frame as a card reads it (ISO 7816-4, 5.1).

@@ -11,17 +11,17 @@
 //!
 //! struct Card;
 //! impl Transmit for Card {
-//!     fn transmit(&mut self, frame: &[u8], answer: &mut ResponseBuffer, _: Call) -> Result<(), TransportError> {
+//!     fn transmit(&mut self, frame: &[u8], response: &mut ResponseBuffer, _: Call) -> Result<(), TransportError> {
 //!         assert_eq!(frame, [0x00, 0x20, 0x00, 0x80]);
-//!         answer.set(&[0x63, 0xC3]).expect("two bytes fit");
+//!         response.set(&[0x63, 0xC3]).expect("two bytes fit");
 //!         Ok(())
 //!     }
 //! }
 //!
 //! let mut card = Card;
 //! let mut transaction = Transaction::new(&mut card, Limits::SHORT);
-//! let answer = transaction.exchange(&CommandApdu::header([0x00, 0x20, 0x00, 0x80]))?;
-//! assert_eq!(answer.status.tries_left(), Some(3));
+//! let response = transaction.exchange(&CommandApdu::header([0x00, 0x20, 0x00, 0x80]))?;
+//! assert_eq!(response.status.tries_left(), Some(3));
 //! # Ok::<(), TransportError>(())
 //! ```
 //!

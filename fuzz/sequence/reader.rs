@@ -43,7 +43,7 @@ struct Place {
 #[derive(Clone, Debug)]
 struct Rule {
     pattern: Vec<u8>,
-    answer: Answer,
+    response: Answer,
 }
 
 #[derive(Clone, Debug)]
@@ -140,9 +140,9 @@ impl Reader {
                 _ if connected != Some(place.changes) => refused(Refusal::CardRemoved),
                 Request::Transmit(frame) => {
                     let event = frame.expose().get(1..).unwrap_or_default();
-                    place.answer(event, None)?
+                    place.response(event, None)?
                 }
-                Request::Begin => place.answer(BEGIN, Some(Reply::Begun))?,
+                Request::Begin => place.response(BEGIN, Some(Reply::Begun))?,
                 Request::End => Reply::Ended,
             };
             send(&mut stream, &reply)?;
@@ -170,16 +170,16 @@ impl Place {
         let mut turns = (self.next..self.rules.len()).chain(0..self.next);
         let at = turns.find(|at| self.rules[*at].is_for(event))?;
         self.next = at + 1;
-        Some(self.rules[at].answer.clone())
+        Some(self.rules[at].response.clone())
     }
 
     /// What the rules say; without one, `otherwise` or that there is no such thing.
-    fn answer(&mut self, event: &[u8], otherwise: Option<Reply>) -> io::Result<Reply> {
+    fn response(&mut self, event: &[u8], otherwise: Option<Reply>) -> io::Result<Reply> {
         Ok(match self.rule(event) {
             Some(Answer::Frame(_)) | None if otherwise.is_some() => {
                 otherwise.unwrap_or(Reply::Begun)
             }
-            Some(Answer::Frame(answer)) => Reply::Response(Secret::new(answer)),
+            Some(Answer::Frame(response)) => Reply::Response(Secret::new(response)),
             None => Reply::Response(Secret::copy_from(&NOT_FOUND)),
             Some(Answer::Refused(refusal)) => refused(refusal),
             Some(Answer::Removed) => {
@@ -202,15 +202,15 @@ impl Rule {
 
     fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (pattern, rest) = split(bytes, 1)?;
-        let (answer, rest) = match rest {
+        let (response, rest) = match rest {
             [0xFF, 0x01, rest @ ..] => (Answer::Refused(Refusal::CardReset), rest),
             [0xFF, 0x02, rest @ ..] => (Answer::Refused(Refusal::Busy), rest),
             [0xFF, 0x03, rest @ ..] => (Answer::Removed, rest),
             [0xFF, 0x04, rest @ ..] => (Answer::Lost, rest),
-            _ => split(rest, 2).map(|(answer, rest)| (Answer::Frame(answer.to_vec()), rest))?,
+            _ => split(rest, 2).map(|(response, rest)| (Answer::Frame(response.to_vec()), rest))?,
         };
         let pattern = pattern.to_vec();
-        Some((Self { pattern, answer }, rest))
+        Some((Self { pattern, response }, rest))
     }
 }
 

@@ -194,7 +194,7 @@ impl ReaderCard {
                 .iter()
                 .flatten()
                 .find(|token| token.kind() == applet);
-            token.and_then(|token| token.find_known(template))
+            token.and_then(|token| token.find_loaded(template))
         };
         let objects = match known {
             Some(objects) => objects,

@@ -162,11 +162,11 @@ impl CardState {
             return Ok(());
         };
         if self.absence == LastDisconnect::Released && self.reappearances == location.sighting {
-            Token::resume(card, tokens);
+            Token::apply_known_limits(card, tokens);
             return Ok(());
         }
         let found = way.choice.discover(card)?.tokens;
-        let same = |(token, found): (&Token, &Token)| token.is_surely(found);
+        let same = |(token, found): (&Token, &Token)| token.is_same_card(found);
         if tokens.len() == found.len() && tokens.iter().zip(&found).all(same) {
             tracing::debug!("the same card, over a new connection");
             tokens.iter_mut().for_each(Token::forget_objects);

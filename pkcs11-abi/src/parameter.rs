@@ -2,7 +2,7 @@
 
 use claviger_token::{
     Mechanism, Parameter, TokenError,
-    mechanism::{Scheme, Shape},
+    mechanism::{ParameterType, Scheme},
 };
 use cryptoki_sys::{
     CK_AES_CTR_PARAMS, CK_ECDH1_DERIVE_PARAMS, CK_EDDSA_PARAMS, CK_GCM_PARAMS, CK_MECHANISM,
@@ -22,7 +22,7 @@ const MAX: CK_ULONG = 64 * 1024;
 /// # Errors
 /// MECHANISM_PARAM_INVALID for a structure of the wrong size, a null pointer with a length, or a length that is none.
 pub(crate) fn read(mechanism: &CK_MECHANISM, known: Mechanism) -> Result<Parameter, Failure> {
-    parse(mechanism, known.shape())
+    parse(mechanism, known.parameter_type())
         .filter(|parameter| fits(known, parameter))
         .ok_or_else(|| TokenError::MechanismParamInvalid(mechanism.mechanism).into())
 }
@@ -35,34 +35,36 @@ fn bytes(pointer: *mut u8, len: CK_ULONG) -> Option<Vec<u8>> {
     (len <= MAX).then(|| nested_bytes(pointer, len)).flatten()
 }
 
-fn parse(mechanism: &CK_MECHANISM, shape: Shape) -> Option<Parameter> {
+fn parse(mechanism: &CK_MECHANISM, shape: ParameterType) -> Option<Parameter> {
     match shape {
-        Shape::None => is_absent(mechanism).then_some(Parameter::None),
-        Shape::EdDsa if is_absent(mechanism) => Some(Parameter::None),
-        Shape::WrapIv if is_absent(mechanism) => Some(Parameter::None),
-        Shape::Iv | Shape::WrapIv => {
+        ParameterType::None => is_absent(mechanism).then_some(Parameter::None),
+        ParameterType::EdDsa if is_absent(mechanism) => Some(Parameter::None),
+        ParameterType::WrapIv if is_absent(mechanism) => Some(Parameter::None),
+        ParameterType::Iv | ParameterType::WrapIv => {
             let iv = (mechanism.ulParameterLen <= MAX).then(|| mechanism_parameter(mechanism))?;
             iv.ok().map(Parameter::Iv)
         }
-        Shape::MacLength => parameter_struct::<CK_ULONG>(mechanism).map(Parameter::MacLength),
-        Shape::Pss => {
+        ParameterType::MacLength => {
+            parameter_struct::<CK_ULONG>(mechanism).map(Parameter::MacLength)
+        }
+        ParameterType::Pss => {
             let pss = parameter_struct::<CK_RSA_PKCS_PSS_PARAMS>(mechanism)?;
             Some(Parameter::Pss(pss.hashAlg, pss.mgf, pss.sLen))
         }
-        Shape::Oaep => oaep(&parameter_struct(mechanism)?),
-        Shape::EdDsa => {
+        ParameterType::Oaep => oaep(&parameter_struct(mechanism)?),
+        ParameterType::EdDsa => {
             let eddsa = parameter_struct::<CK_EDDSA_PARAMS>(mechanism)?;
             Some(Parameter::EdDsa(
                 eddsa.phFlag != 0,
                 eddsa.ulContextDataLen != 0,
             ))
         }
-        Shape::Ecdh => ecdh(&parameter_struct(mechanism)?),
-        Shape::Counter => {
+        ParameterType::Ecdh => ecdh(&parameter_struct(mechanism)?),
+        ParameterType::Counter => {
             let counter = parameter_struct::<CK_AES_CTR_PARAMS>(mechanism)?;
             Some(Parameter::Counter(counter.ulCounterBits, counter.cb))
         }
-        Shape::Gcm => gcm(&parameter_struct(mechanism)?),
+        ParameterType::Gcm => gcm(&parameter_struct(mechanism)?),
     }
 }
 

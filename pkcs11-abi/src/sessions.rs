@@ -7,7 +7,7 @@ use std::{
 
 use claviger_apdu::Secret;
 use claviger_token::{
-    AppletKind, Card, DecryptOperation, EncryptOperation, Object, PinRule, PrivateKey,
+    AppletKind, Card, DecryptOperation, EncryptOperation, Object, PinPolicy, PrivateKey,
     SignOperation, Token, TokenError, VerifyOperation, digest::Hasher,
 };
 use cryptoki_sys::{
@@ -170,7 +170,7 @@ impl Operations {
         signing.or_else(|| {
             let operation = &mut self.decrypt.as_mut()?.operation;
             let key = *operation.private_key()?;
-            (key.pin == PinRule::Always).then_some((key, &mut operation.context_pin))
+            (key.pin == PinPolicy::Always).then_some((key, &mut operation.context_pin))
         })
     }
 }

@@ -6,14 +6,14 @@ use claviger_apdu::Secret;
 
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
     pin::{PinStatus, PinTries},
 };
 
 /// What the security officer is about to do; a card may want another secret for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SoWork {
+pub enum SoPurpose {
     /// Give the user a new PIN.
     Pin,
     /// Make keys and write objects.
@@ -23,7 +23,7 @@ pub enum SoWork {
 /// The administration of one applet.
 ///
 /// The security officer's secret (*SO PIN*) is the PUK or the management key of PIV, and the admin PIN of OpenPGP.
-/// Every [`Conversation`] has proved the applet; for [`Administration::generate`] and what writes, the security
+/// Every [`AppletTransaction`] has proved the applet; for [`Administration::generate`] and what writes, the security
 /// officer was verified in this very conversation. A change makes the applet forget what it knows of the place.
 pub trait Administration {
     /// Holds `so` to the rules the card is known to have, before a try is spent on it.
@@ -39,8 +39,11 @@ pub trait Administration {
     ///
     /// # Errors
     /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
-    fn so_verify(&mut self, talk: &mut Conversation<'_, '_>, so: &Secret)
-    -> Result<(), TokenError>;
+    fn so_verify(
+        &mut self,
+        tx: &mut AppletTransaction<'_, '_>,
+        so: &Secret,
+    ) -> Result<(), TokenError>;
 
     /// Asks whether `so` is still verified for `work`; spends no try.
     ///
@@ -48,9 +51,9 @@ pub trait Administration {
     /// [`TokenError::NotLoggedIn`] when `work` needs another secret than `so`.
     fn so_status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
-        work: SoWork,
+        work: SoPurpose,
     ) -> Result<PinStatus, TokenError>;
 
     /// Makes the card forget that `so` was verified.
@@ -59,7 +62,7 @@ pub trait Administration {
     /// When the card knows no way to, which leaves it verified until it is reset.
     fn so_unverify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
     ) -> Result<(), TokenError>;
 
@@ -71,7 +74,7 @@ pub trait Administration {
     /// [`TokenError::PinLocked`], [`TokenError::NewPinInvalid`], or of the transport.
     fn change_user_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError>;
@@ -82,49 +85,49 @@ pub trait Administration {
     /// As [`Administration::change_user_pin`], with the errors of the security officer.
     fn change_so_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError>;
 
-    /// Gives the user the PIN `new` and all tries back. `so` is logged in for [`SoWork::Pin`].
+    /// Gives the user the PIN `new` and all tries back. `so` is logged in for [`SoPurpose::PinState`].
     ///
     /// # Errors
     /// [`TokenError::NewPinLength`] before a PIN is sent, [`TokenError::NewPinInvalid`],
     /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
     fn init_user_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError>;
 
     /// The keys the card can make in one place or another, as far as it is known.
-    fn generable(&self) -> Vec<KeyAlgorithm>;
+    fn generatable_algorithms(&self) -> Vec<KeyAlgorithm>;
 
     /// The key reference whose objects have this CKA_ID.
-    fn place_of(&self, id: &[u8]) -> Option<u8>;
+    fn key_reference_of(&self, id: &[u8]) -> Option<u8>;
 
-    /// Makes a key in a place, over the one that is there. `created` becomes its date where the card keeps one.
+    /// Makes a key in a number, over the one that is there. `created` becomes its date where the card keeps one.
     ///
     /// # Errors
     /// [`TokenError::KeyNotGenerable`] before anything is changed; any other leaves the place with the old key,
     /// the new one or none.
     fn generate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         reference: u8,
         algorithm: KeyAlgorithm,
         created: SystemTime,
     ) -> Result<PublicKey, TokenError>;
 
-    /// Writes the certificate of a place, or with `None` removes it.
+    /// Writes the certificate of a number, or with `None` removes it.
     ///
     /// # Errors
-    /// [`TokenError::NoRoom`], [`TokenError::ValueInvalid`] when there is no such place, or of the transport.
+    /// [`TokenError::NoSpace`], [`TokenError::ValueInvalid`] when there is no such number, or of the transport.
     fn put_certificate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         reference: u8,
         der: Option<&[u8]>,
     ) -> Result<(), TokenError>;
@@ -136,14 +139,14 @@ pub trait Administration {
     /// As [`Administration::put_certificate`].
     fn put_data(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        place: u32,
+        tx: &mut AppletTransaction<'_, '_>,
+        number: u32,
         content: Option<&[u8]>,
     ) -> Result<(), TokenError>;
 
     /// The places data objects can be written to: [`crate::object::ObjectId::place`] and the content octets of
     /// the object identifier, which may be empty.
-    fn data_places(&self) -> Vec<(u32, Vec<u8>)>;
+    fn writable_data_objects(&self) -> Vec<(u32, Vec<u8>)>;
 
     /// Whether [`Administration::random`] gives any.
     fn has_random(&self) -> bool;
@@ -154,7 +157,7 @@ pub trait Administration {
     /// Of the transport, or when the card gives other than it was asked for.
     fn random(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         len: usize,
     ) -> Result<Option<Secret>, TokenError>;
 }

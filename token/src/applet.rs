@@ -9,7 +9,7 @@ use crate::{
     administration::Administration,
     application::{AppletKind, Application},
     attribute::Template,
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
     mechanism::MechanismInfo,
     object::{Object, PrivateKey},
@@ -40,7 +40,7 @@ pub struct TokenInfo {
 
 /// What a search can be about, so that nothing else is read.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct SearchScope {
     /// CKA_CLASS, when the template names one.
     pub class: Option<CK_OBJECT_CLASS>,
     /// CKA_ID, when the template names one.
@@ -54,10 +54,10 @@ pub struct Wanted {
 /// The class of no object: what a search for objects of sessions alone wants of a card.
 const NO_CLASS: CK_OBJECT_CLASS = CK_OBJECT_CLASS::MAX;
 
-impl Wanted {
+impl SearchScope {
     /// What `template` can match; `private` when a user is logged in.
     #[must_use]
-    pub fn by(template: &Template, private: bool) -> Self {
+    pub fn of_template(template: &Template, private: bool) -> Self {
         let nothing = template.bytes(CKA_TOKEN) == Some(&[0]);
         Self {
             class: if nothing {
@@ -73,7 +73,7 @@ impl Wanted {
 
     /// Whether an object with this class, id and label can be wanted.
     #[must_use]
-    pub fn may_be(&self, class: CK_OBJECT_CLASS, id: &[u8], label: &str) -> bool {
+    pub fn includes(&self, class: CK_OBJECT_CLASS, id: &[u8], label: &str) -> bool {
         self.class.is_none_or(|wanted| wanted == class)
             && self.id.as_ref().is_none_or(|wanted| wanted == id)
             && self
@@ -111,7 +111,7 @@ impl OwnedCommand {
 
 /// One applet of one card: what it has read so far and how it says things.
 ///
-/// Methods with a [`Conversation`] talk; all others compute. The applet keeps no login state: a
+/// Methods with a [`AppletTransaction`] talk; all others compute. The applet keeps no login state: a
 /// [`crate::token::Token`] does.
 pub trait Applet: Administration + Send {
     /// How the applet is selected and recognised.
@@ -138,7 +138,7 @@ pub trait Applet: Administration + Send {
     ///
     /// # Errors
     /// When it does not parse and nothing can be done without it.
-    fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError>;
+    fn take_probe_answer(&mut self, response: &[u8]) -> Result<(), TokenError>;
 
     /// Holds `pin` to the rules the card is known to have, before a try is spent on it.
     ///
@@ -152,7 +152,7 @@ pub trait Applet: Administration + Send {
     /// [`TokenError::WrongPin`] after exactly one try, [`TokenError::PinLocked`], or of the transport.
     fn verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         pin: &Secret,
         purpose: PinPurpose,
     ) -> Result<(), TokenError>;
@@ -163,7 +163,7 @@ pub trait Applet: Administration + Send {
     /// When the card does not say.
     fn pin_status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: &PrivateKey,
     ) -> Result<PinStatus, TokenError>;
 
@@ -171,16 +171,20 @@ pub trait Applet: Administration + Send {
     ///
     /// # Errors
     /// When the card knows no way to, which leaves it verified until it is reset.
-    fn unverify(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError>;
+    fn reset_verification(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError>;
 
     /// Reads what `wanted` may match and is not read yet.
     ///
     /// # Errors
     /// Of the transport only: one unreadable object never hides the others, it is left out and logged.
-    fn load(&mut self, talk: &mut Conversation<'_, '_>, wanted: &Wanted) -> Result<(), TokenError>;
+    fn load(
+        &mut self,
+        tx: &mut AppletTransaction<'_, '_>,
+        wanted: &SearchScope,
+    ) -> Result<(), TokenError>;
 
     /// Whether [`Applet::load`] would have nothing to ask the card.
-    fn is_loaded(&self, wanted: &Wanted) -> bool;
+    fn is_loaded(&self, wanted: &SearchScope) -> bool;
 
     /// Forgets all objects, so that they are read again.
     fn forget_objects(&mut self);
@@ -193,18 +197,18 @@ pub trait Applet: Administration + Send {
     /// # Errors
     /// [`TokenError::DataLength`] when the card cannot take so much, [`TokenError::KeyFunctionNotPermitted`] when key and
     /// input do not go together.
-    fn use_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError>;
+    fn key_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError>;
 
-    /// What a 9000 answer to [`Applet::use_command`] gives, in Cryptoki's form: the signature; the bare number or the
+    /// What a 9000 answer to [`Applet::key_command`] gives, in Cryptoki's form: the signature; the bare number or the
     /// message; the shared secret.
     ///
     /// # Errors
     /// [`TokenError::Malformed`].
-    fn output(
+    fn key_output(
         &self,
         key: &PrivateKey,
         input: &KeyInput,
-        answer: &Secret,
+        response: &Secret,
     ) -> Result<Secret, TokenError>;
 
     /// What to call a key in messages: "PIV key 9A", "OpenPGP signature key".

@@ -27,7 +27,7 @@ impl AppletKind {
     /// Whether `status` is what a command gets that arrives at another applet, or at none, or after a
     /// reset; the command was then not executed.
     #[must_use]
-    pub const fn smells_lost(status: StatusWord) -> bool {
+    pub const fn may_be_other_applet(status: StatusWord) -> bool {
         matches!(
             status.0,
             0x6D00 | 0x6E00 | 0x6A82 | 0x6A86 | 0x6A88 | 0x6982 | 0x6985 | 0x6B00 | 0x6881

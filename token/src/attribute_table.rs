@@ -23,7 +23,7 @@ use crate::{
 
 /// How a value is written in C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum ValueForm {
     Bool,
     Ulong,
     Bytes,
@@ -36,7 +36,7 @@ enum Form {
 
 /// When the application may say what an attribute is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Setting {
+enum SetRule {
     /// When the object is made, and it must.
     Must,
     /// When the object is made.
@@ -63,12 +63,12 @@ const ALL: u8 = DATA | CERTIFICATE | KEYS;
 
 struct Row {
     kind: CK_ATTRIBUTE_TYPE,
-    form: Form,
+    form: ValueForm,
     classes: u8,
-    setting: Setting,
+    setting: SetRule,
 }
 
-const fn row(kind: CK_ATTRIBUTE_TYPE, form: Form, classes: u8, setting: Setting) -> Row {
+const fn row(kind: CK_ATTRIBUTE_TYPE, form: ValueForm, classes: u8, setting: SetRule) -> Row {
     Row {
         kind,
         form,
@@ -79,134 +79,179 @@ const fn row(kind: CK_ATTRIBUTE_TYPE, form: Form, classes: u8, setting: Setting)
 
 /// PKCS #11 3.1, 4.4 to 4.11 and the key types of 6. A kind that differs between classes has a row for each.
 const ATTRIBUTES: &[Row] = &[
-    row(CKA_CLASS, Form::Ulong, ALL, Setting::Must),
-    row(CKA_TOKEN, Form::Bool, ALL, Setting::Once),
-    row(CKA_PRIVATE, Form::Bool, ALL, Setting::Once),
-    row(CKA_LABEL, Form::Bytes, ALL, Setting::Always),
-    row(CKA_MODIFIABLE, Form::Bool, ALL, Setting::Once),
-    row(CKA_COPYABLE, Form::Bool, ALL, Setting::Falls),
-    row(CKA_DESTROYABLE, Form::Bool, ALL, Setting::Once),
-    row(CKA_UNIQUE_ID, Form::Bytes, ALL, Setting::Never),
-    row(CKA_APPLICATION, Form::Bytes, DATA, Setting::Always),
-    row(CKA_OBJECT_ID, Form::Bytes, DATA, Setting::Always),
-    row(CKA_VALUE, Form::Bytes, DATA, Setting::Always),
+    row(CKA_CLASS, ValueForm::Ulong, ALL, SetRule::Must),
+    row(CKA_TOKEN, ValueForm::Bool, ALL, SetRule::Once),
+    row(CKA_PRIVATE, ValueForm::Bool, ALL, SetRule::Once),
+    row(CKA_LABEL, ValueForm::Bytes, ALL, SetRule::Always),
+    row(CKA_MODIFIABLE, ValueForm::Bool, ALL, SetRule::Once),
+    row(CKA_COPYABLE, ValueForm::Bool, ALL, SetRule::Falls),
+    row(CKA_DESTROYABLE, ValueForm::Bool, ALL, SetRule::Once),
+    row(CKA_UNIQUE_ID, ValueForm::Bytes, ALL, SetRule::Never),
+    row(CKA_APPLICATION, ValueForm::Bytes, DATA, SetRule::Always),
+    row(CKA_OBJECT_ID, ValueForm::Bytes, DATA, SetRule::Always),
+    row(CKA_VALUE, ValueForm::Bytes, DATA, SetRule::Always),
     row(
         CKA_CERTIFICATE_TYPE,
-        Form::Ulong,
+        ValueForm::Ulong,
         CERTIFICATE,
-        Setting::Must,
+        SetRule::Must,
     ),
-    row(CKA_VALUE, Form::Bytes, CERTIFICATE, Setting::Must),
-    row(CKA_SUBJECT, Form::Bytes, CERTIFICATE, Setting::Must),
-    row(CKA_ID, Form::Bytes, CERTIFICATE, Setting::Always),
-    row(CKA_ISSUER, Form::Bytes, CERTIFICATE, Setting::Always),
-    row(CKA_SERIAL_NUMBER, Form::Bytes, CERTIFICATE, Setting::Always),
+    row(CKA_VALUE, ValueForm::Bytes, CERTIFICATE, SetRule::Must),
+    row(CKA_SUBJECT, ValueForm::Bytes, CERTIFICATE, SetRule::Must),
+    row(CKA_ID, ValueForm::Bytes, CERTIFICATE, SetRule::Always),
+    row(CKA_ISSUER, ValueForm::Bytes, CERTIFICATE, SetRule::Always),
+    row(
+        CKA_SERIAL_NUMBER,
+        ValueForm::Bytes,
+        CERTIFICATE,
+        SetRule::Always,
+    ),
     row(
         CKA_CERTIFICATE_CATEGORY,
-        Form::Ulong,
+        ValueForm::Ulong,
         CERTIFICATE,
-        Setting::Once,
+        SetRule::Once,
     ),
     row(
         CKA_JAVA_MIDP_SECURITY_DOMAIN,
-        Form::Ulong,
+        ValueForm::Ulong,
         CERTIFICATE,
-        Setting::Once,
+        SetRule::Once,
     ),
     row(
         CKA_NAME_HASH_ALGORITHM,
-        Form::Ulong,
+        ValueForm::Ulong,
         CERTIFICATE,
-        Setting::Once,
+        SetRule::Once,
     ),
-    row(CKA_URL, Form::Bytes, CERTIFICATE, Setting::Once),
+    row(CKA_URL, ValueForm::Bytes, CERTIFICATE, SetRule::Once),
     row(
         CKA_HASH_OF_SUBJECT_PUBLIC_KEY,
-        Form::Bytes,
+        ValueForm::Bytes,
         CERTIFICATE,
-        Setting::Once,
+        SetRule::Once,
     ),
     row(
         CKA_HASH_OF_ISSUER_PUBLIC_KEY,
-        Form::Bytes,
+        ValueForm::Bytes,
         CERTIFICATE,
-        Setting::Once,
+        SetRule::Once,
     ),
     row(
         CKA_CHECK_VALUE,
-        Form::Bytes,
+        ValueForm::Bytes,
         CERTIFICATE | SECRET,
-        Setting::Once,
+        SetRule::Once,
     ),
     row(
         CKA_TRUSTED,
-        Form::Bool,
+        ValueForm::Bool,
         CERTIFICATE | PUBLIC | SECRET,
-        Setting::Never,
+        SetRule::Never,
     ),
     row(
         CKA_PUBLIC_KEY_INFO,
-        Form::Bytes,
+        ValueForm::Bytes,
         CERTIFICATE | PUBLIC | PRIVATE,
-        Setting::Once,
+        SetRule::Once,
     ),
-    row(CKA_START_DATE, Form::Date, CERTIFICATE, Setting::Once),
-    row(CKA_END_DATE, Form::Date, CERTIFICATE, Setting::Once),
-    row(CKA_KEY_TYPE, Form::Ulong, KEYS, Setting::Must),
-    row(CKA_ID, Form::Bytes, KEYS, Setting::Always),
-    row(CKA_START_DATE, Form::Date, KEYS, Setting::Always),
-    row(CKA_END_DATE, Form::Date, KEYS, Setting::Always),
-    row(CKA_DERIVE, Form::Bool, KEYS, Setting::Always),
-    row(CKA_LOCAL, Form::Bool, KEYS, Setting::Never),
-    row(CKA_KEY_GEN_MECHANISM, Form::Ulong, KEYS, Setting::Never),
+    row(CKA_START_DATE, ValueForm::Date, CERTIFICATE, SetRule::Once),
+    row(CKA_END_DATE, ValueForm::Date, CERTIFICATE, SetRule::Once),
+    row(CKA_KEY_TYPE, ValueForm::Ulong, KEYS, SetRule::Must),
+    row(CKA_ID, ValueForm::Bytes, KEYS, SetRule::Always),
+    row(CKA_START_DATE, ValueForm::Date, KEYS, SetRule::Always),
+    row(CKA_END_DATE, ValueForm::Date, KEYS, SetRule::Always),
+    row(CKA_DERIVE, ValueForm::Bool, KEYS, SetRule::Always),
+    row(CKA_LOCAL, ValueForm::Bool, KEYS, SetRule::Never),
+    row(
+        CKA_KEY_GEN_MECHANISM,
+        ValueForm::Ulong,
+        KEYS,
+        SetRule::Never,
+    ),
     row(
         CKA_ALLOWED_MECHANISMS,
-        Form::Mechanisms,
+        ValueForm::Mechanisms,
         KEYS,
-        Setting::Once,
+        SetRule::Once,
     ),
-    row(CKA_SUBJECT, Form::Bytes, PUBLIC | PRIVATE, Setting::Always),
-    row(CKA_ENCRYPT, Form::Bool, PUBLIC | SECRET, Setting::Always),
-    row(CKA_VERIFY, Form::Bool, PUBLIC | SECRET, Setting::Always),
-    row(CKA_VERIFY_RECOVER, Form::Bool, PUBLIC, Setting::Always),
-    row(CKA_WRAP, Form::Bool, PUBLIC | SECRET, Setting::Always),
-    row(CKA_DECRYPT, Form::Bool, SECRET | PRIVATE, Setting::Always),
-    row(CKA_SIGN, Form::Bool, SECRET | PRIVATE, Setting::Always),
-    row(CKA_SIGN_RECOVER, Form::Bool, PRIVATE, Setting::Always),
-    row(CKA_UNWRAP, Form::Bool, SECRET | PRIVATE, Setting::Always),
-    row(CKA_SENSITIVE, Form::Bool, SECRET | PRIVATE, Setting::Rises),
+    row(
+        CKA_SUBJECT,
+        ValueForm::Bytes,
+        PUBLIC | PRIVATE,
+        SetRule::Always,
+    ),
+    row(
+        CKA_ENCRYPT,
+        ValueForm::Bool,
+        PUBLIC | SECRET,
+        SetRule::Always,
+    ),
+    row(
+        CKA_VERIFY,
+        ValueForm::Bool,
+        PUBLIC | SECRET,
+        SetRule::Always,
+    ),
+    row(CKA_VERIFY_RECOVER, ValueForm::Bool, PUBLIC, SetRule::Always),
+    row(CKA_WRAP, ValueForm::Bool, PUBLIC | SECRET, SetRule::Always),
+    row(
+        CKA_DECRYPT,
+        ValueForm::Bool,
+        SECRET | PRIVATE,
+        SetRule::Always,
+    ),
+    row(CKA_SIGN, ValueForm::Bool, SECRET | PRIVATE, SetRule::Always),
+    row(CKA_SIGN_RECOVER, ValueForm::Bool, PRIVATE, SetRule::Always),
+    row(
+        CKA_UNWRAP,
+        ValueForm::Bool,
+        SECRET | PRIVATE,
+        SetRule::Always,
+    ),
+    row(
+        CKA_SENSITIVE,
+        ValueForm::Bool,
+        SECRET | PRIVATE,
+        SetRule::Rises,
+    ),
     row(
         CKA_EXTRACTABLE,
-        Form::Bool,
+        ValueForm::Bool,
         SECRET | PRIVATE,
-        Setting::Falls,
+        SetRule::Falls,
     ),
     row(
         CKA_WRAP_WITH_TRUSTED,
-        Form::Bool,
+        ValueForm::Bool,
         SECRET | PRIVATE,
-        Setting::Rises,
+        SetRule::Rises,
     ),
     row(
         CKA_ALWAYS_SENSITIVE,
-        Form::Bool,
+        ValueForm::Bool,
         SECRET | PRIVATE,
-        Setting::Never,
+        SetRule::Never,
     ),
     row(
         CKA_NEVER_EXTRACTABLE,
-        Form::Bool,
+        ValueForm::Bool,
         SECRET | PRIVATE,
-        Setting::Never,
+        SetRule::Never,
     ),
-    row(CKA_ALWAYS_AUTHENTICATE, Form::Bool, PRIVATE, Setting::Once),
-    row(CKA_VALUE, Form::Secret, SECRET, Setting::Once),
-    row(CKA_VALUE_LEN, Form::Ulong, SECRET, Setting::Once),
-    row(CKA_MODULUS, Form::Bytes, PUBLIC, Setting::Once),
-    row(CKA_MODULUS_BITS, Form::Ulong, PUBLIC, Setting::Once),
-    row(CKA_PUBLIC_EXPONENT, Form::Bytes, PUBLIC, Setting::Once),
-    row(CKA_EC_PARAMS, Form::Bytes, PUBLIC, Setting::Once),
-    row(CKA_EC_POINT, Form::Bytes, PUBLIC, Setting::Once),
+    row(
+        CKA_ALWAYS_AUTHENTICATE,
+        ValueForm::Bool,
+        PRIVATE,
+        SetRule::Once,
+    ),
+    row(CKA_VALUE, ValueForm::Secret, SECRET, SetRule::Once),
+    row(CKA_VALUE_LEN, ValueForm::Ulong, SECRET, SetRule::Once),
+    row(CKA_MODULUS, ValueForm::Bytes, PUBLIC, SetRule::Once),
+    row(CKA_MODULUS_BITS, ValueForm::Ulong, PUBLIC, SetRule::Once),
+    row(CKA_PUBLIC_EXPONENT, ValueForm::Bytes, PUBLIC, SetRule::Once),
+    row(CKA_EC_PARAMS, ValueForm::Bytes, PUBLIC, SetRule::Once),
+    row(CKA_EC_POINT, ValueForm::Bytes, PUBLIC, SetRule::Once),
 ];
 
 /// Key types of which a session can hold keys.
@@ -254,7 +299,7 @@ pub(crate) fn read(
         let value = row.form.read(*kind, bytes)?;
         // Saying FALSE of what is never true is allowed: NSS says so of CKA_TRUSTED.
         let harmless = *kind == CKA_TRUSTED && value == Value::Bool(false);
-        if row.setting == Setting::Never && !harmless {
+        if row.setting == SetRule::Never && !harmless {
             return Err(fault(TemplateFault::ReadOnly, *kind));
         }
         match values.iter().find(|(other, _)| other == kind) {
@@ -267,14 +312,14 @@ pub(crate) fn read(
 }
 
 /// The first attribute that must be said of an object of `class` and is not.
-pub(crate) fn missing(
+pub(crate) fn first_missing(
     values: &[(CK_ATTRIBUTE_TYPE, Value)],
     class: CK_OBJECT_CLASS,
 ) -> Option<CK_ATTRIBUTE_TYPE> {
     let mask = mask(class);
     ATTRIBUTES
         .iter()
-        .filter(|row| row.setting == Setting::Must && row.classes & mask != 0)
+        .filter(|row| row.setting == SetRule::Must && row.classes & mask != 0)
         .map(|row| row.kind)
         .find(|kind| !values.iter().any(|(given, _)| given == kind))
 }
@@ -290,10 +335,10 @@ pub(crate) fn may_change(
     new: &Value,
 ) -> Result<(), TokenError> {
     let allowed = match row_of(kind, class)?.setting {
-        Setting::Always => true,
-        Setting::Rises => *new == Value::Bool(true) || old == Some(new),
-        Setting::Falls => *new == Value::Bool(false) || old == Some(new),
-        Setting::Must | Setting::Once | Setting::Never => false,
+        SetRule::Always => true,
+        SetRule::Rises => *new == Value::Bool(true) || old == Some(new),
+        SetRule::Falls => *new == Value::Bool(false) || old == Some(new),
+        SetRule::Must | SetRule::Once | SetRule::Never => false,
     };
     if allowed {
         Ok(())
@@ -302,7 +347,7 @@ pub(crate) fn may_change(
     }
 }
 
-impl Form {
+impl ValueForm {
     fn read(self, kind: CK_ATTRIBUTE_TYPE, bytes: &[u8]) -> Result<Value, TokenError> {
         let wrong = || fault(TemplateFault::ValueInvalid, kind);
         let word = |bytes: &[u8]| bytes.try_into().map(CK_ULONG::from_ne_bytes).ok();

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How long to wait for other users of the card to let go.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A connected card with its applets behind one connection.
 pub struct Card {
@@ -103,7 +103,7 @@ impl Card {
     ///
     /// # Errors
     /// Of the transport.
-    pub(crate) fn alone(
+    pub(crate) fn exchange_shared(
         &mut self,
         command: &CommandApdu<'_>,
     ) -> Result<ResponseApdu, TransportError> {
@@ -119,55 +119,55 @@ impl Card {
         if in_one_piece && one_frame && one_answer {
             return Transaction::new(self.transport.as_mut(), limits).exchange(command);
         }
-        let mut answer = None;
+        let mut response = None;
         self.transport
-            .transact(Call::within(PATIENCE), &mut |link| {
-                answer = Some(Transaction::new(link, limits).exchange(command));
+            .transact(Call::within(TRANSACTION_TIMEOUT), &mut |link| {
+                response = Some(Transaction::new(link, limits).exchange(command));
             })?;
-        answer.unwrap_or_else(|| Err(not_run()))
+        response.unwrap_or_else(|| Err(not_run()))
     }
 
     /// Talks to one applet while nobody else can; `body` decides whether the applet must be proved first.
     ///
     /// # Errors
     /// Those of `body`, or of the transport when exclusivity was not to be had.
-    pub(crate) fn converse<R>(
+    pub(crate) fn with_applet<R>(
         &mut self,
         application: &'static Application,
-        body: impl FnOnce(&mut Conversation<'_, '_>) -> Result<R, TokenError>,
+        body: impl FnOnce(&mut AppletTransaction<'_, '_>) -> Result<R, TokenError>,
     ) -> Result<R, TokenError> {
         let assumed = self.is_selected(application.kind);
-        self.converse_assuming(application, assumed, |talk| {
-            let outcome = body(talk);
-            (outcome, talk.answered.then_some(application.kind))
+        self.run_transaction(application, assumed, |tx| {
+            let outcome = body(tx);
+            (outcome, tx.answered.then_some(application.kind))
         })
     }
 
     /// Talks to a card nothing is known of; `body` says which applet it leaves selected. Until `body` selects
     /// another, the conversation is with `application`.
-    pub(crate) fn explore<R>(
+    pub(crate) fn with_any_applet<R>(
         &mut self,
         application: &'static Application,
-        body: impl FnOnce(&mut Conversation<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
+        body: impl FnOnce(&mut AppletTransaction<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
     ) -> Result<R, TokenError> {
-        self.converse_assuming(application, false, body)
+        self.run_transaction(application, false, body)
     }
 
-    fn converse_assuming<R>(
+    fn run_transaction<R>(
         &mut self,
         application: &'static Application,
         assumed: bool,
-        body: impl FnOnce(&mut Conversation<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
+        body: impl FnOnce(&mut AppletTransaction<'_, '_>) -> (Result<R, TokenError>, Option<AppletKind>),
     ) -> Result<R, TokenError> {
         let limits = self.limits();
         let mut body = Some(body);
         let mut outcome = None;
         self.selected = None;
         self.transport
-            .transact(Call::within(PATIENCE), &mut |link| {
+            .transact(Call::within(TRANSACTION_TIMEOUT), &mut |link| {
                 let mut transaction = Transaction::new(link, limits);
-                let mut talk = Conversation::new(application, &mut transaction, assumed);
-                outcome = body.take().map(|body| body(&mut talk));
+                let mut tx = AppletTransaction::new(application, &mut transaction, assumed);
+                outcome = body.take().map(|body| body(&mut tx));
             })?;
         let (result, selected) = outcome.ok_or_else(not_run)?;
         // After such a failure nobody knows what the card was left with; the next conversation selects anew.
@@ -202,18 +202,18 @@ fn not_run() -> TransportError {
 
 /// An uninterrupted talk with one applet.
 ///
-/// It begins *unproved*: the applet is only assumed to be selected. [`Conversation::prove`] makes sure;
-/// [`Conversation::read`] makes sure when an answer looks as if it were not.
-pub struct Conversation<'t, 'a> {
+/// It begins *unproved*: the applet is only assumed to be selected. [`AppletTransaction::ensure_selected`] makes sure;
+/// [`AppletTransaction::read`] makes sure when an answer looks as if it were not.
+pub struct AppletTransaction<'t, 'a> {
     application: &'static Application,
     transaction: &'t mut Transaction<'a>,
     assumed: bool,
-    proven: bool,
+    confirmed: bool,
     answered: bool,
     reselected: bool,
 }
 
-impl<'t, 'a> Conversation<'t, 'a> {
+impl<'t, 'a> AppletTransaction<'t, 'a> {
     fn new(
         application: &'static Application,
         transaction: &'t mut Transaction<'a>,
@@ -223,7 +223,7 @@ impl<'t, 'a> Conversation<'t, 'a> {
             application,
             transaction,
             assumed,
-            proven: false,
+            confirmed: false,
             answered: false,
             reselected: false,
         }
@@ -240,16 +240,17 @@ impl<'t, 'a> Conversation<'t, 'a> {
     ///
     /// # Errors
     /// When the applet cannot be selected.
-    pub fn prove(&mut self) -> Result<Option<Secret>, TokenError> {
-        if self.proven {
+    pub fn ensure_selected(&mut self) -> Result<Option<Secret>, TokenError> {
+        if self.confirmed {
             return Ok(None);
         }
         if self.assumed || self.answered {
-            let answer = self.exchange(&self.application.probe)?;
-            if answer.status.is_ok() && (self.application.is_probe_answer)(answer.data.expose()) {
-                self.proven = true;
+            let response = self.exchange(&self.application.probe)?;
+            if response.status.is_ok() && (self.application.is_probe_answer)(response.data.expose())
+            {
+                self.confirmed = true;
                 self.answered = true;
-                return Ok(Some(answer.data));
+                return Ok(Some(response.data));
             }
         }
         self.reselect()?;
@@ -259,7 +260,7 @@ impl<'t, 'a> Conversation<'t, 'a> {
     /// Selects the applet again, which makes most cards forget verified PINs.
     ///
     /// # Errors
-    /// As [`Conversation::select`].
+    /// As [`AppletTransaction::select`].
     pub fn reselect(&mut self) -> Result<(), TokenError> {
         self.select(self.application).map(drop)
     }
@@ -270,24 +271,24 @@ impl<'t, 'a> Conversation<'t, 'a> {
     /// [`TokenError::Refused`] when the card does not have it.
     pub fn select(&mut self, application: &'static Application) -> Result<Secret, TokenError> {
         self.application = application;
-        self.proven = false;
+        self.confirmed = false;
         self.answered = false;
         let command = CommandApdu {
             data: application.aid,
             expected: Expected::UpTo(256),
             ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
         };
-        let answer = self.exchange(&command)?;
-        if !answer.status.is_ok() {
+        let response = self.exchange(&command)?;
+        if !response.status.is_ok() {
             return Err(TokenError::refused(
                 format!("SELECT {}", application.kind.name()),
-                answer.status,
+                response.status,
             ));
         }
         self.reselected = true;
-        self.proven = true;
+        self.confirmed = true;
         self.answered = true;
-        Ok(answer.data)
+        Ok(response.data)
     }
 
     /// Sends one command as it is.
@@ -302,32 +303,32 @@ impl<'t, 'a> Conversation<'t, 'a> {
     /// conversation prove the applet and ask again.
     ///
     /// # Errors
-    /// As [`Conversation::exchange`] and [`Conversation::prove`].
+    /// As [`AppletTransaction::exchange`] and [`AppletTransaction::ensure_selected`].
     pub fn read(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TokenError> {
         if !self.assumed && !self.answered {
-            self.prove()?;
+            self.ensure_selected()?;
         }
-        let answer = self.exchange(command)?;
-        if answer.status.is_ok() {
+        let response = self.exchange(command)?;
+        if response.status.is_ok() {
             self.answered = true;
-            return Ok(answer);
+            return Ok(response);
         }
-        if self.proven || self.answered || !AppletKind::smells_lost(answer.status) {
-            return Ok(answer);
+        if self.confirmed || self.answered || !AppletKind::may_be_other_applet(response.status) {
+            return Ok(response);
         }
         // The applet was there all along: the answer is its own.
-        if self.prove()?.is_some() {
-            return Ok(answer);
+        if self.ensure_selected()?.is_some() {
+            return Ok(response);
         }
         self.exchange(command)
     }
 }
 
-impl std::fmt::Debug for Conversation<'_, '_> {
+impl std::fmt::Debug for AppletTransaction<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conversation")
             .field("kind", &self.application.kind)
-            .field("proven", &self.proven)
+            .field("proven", &self.confirmed)
             .finish_non_exhaustive()
     }
 }

@@ -28,7 +28,7 @@ pub enum Hash {
 }
 
 /// What is to be known of one hash.
-struct Facts {
+struct HashInfo {
     len: usize,
     block_len: usize,
     mechanism: CK_MECHANISM_TYPE,
@@ -37,14 +37,14 @@ struct Facts {
     blocks_at: usize,
 }
 
-const fn facts(
+const fn info(
     len: usize,
     block_len: usize,
     mechanism: CK_MECHANISM_TYPE,
     mgf: CK_ULONG,
     blocks_at: usize,
-) -> Facts {
-    Facts {
+) -> HashInfo {
+    HashInfo {
         len,
         block_len,
         mechanism,
@@ -66,13 +66,13 @@ impl Hash {
         Self::Sha512,
     ];
 
-    const fn facts(self) -> Facts {
+    const fn info(self) -> HashInfo {
         match self {
-            Self::Sha1 => facts(20, 64, CKM_SHA_1, CKG_MGF1_SHA1, 20),
-            Self::Sha224 => facts(28, 64, CKM_SHA224, CKG_MGF1_SHA224, 32),
-            Self::Sha256 => facts(32, 64, CKM_SHA256, CKG_MGF1_SHA256, 32),
-            Self::Sha384 => facts(48, 128, CKM_SHA384, CKG_MGF1_SHA384, 64),
-            Self::Sha512 => facts(64, 128, CKM_SHA512, CKG_MGF1_SHA512, 64),
+            Self::Sha1 => info(20, 64, CKM_SHA_1, CKG_MGF1_SHA1, 20),
+            Self::Sha224 => info(28, 64, CKM_SHA224, CKG_MGF1_SHA224, 32),
+            Self::Sha256 => info(32, 64, CKM_SHA256, CKG_MGF1_SHA256, 32),
+            Self::Sha384 => info(48, 128, CKM_SHA384, CKG_MGF1_SHA384, 64),
+            Self::Sha512 => info(64, 128, CKM_SHA512, CKG_MGF1_SHA512, 64),
         }
     }
 
@@ -83,19 +83,19 @@ impl Hash {
         reason = "the length of what it makes, not of itself"
     )]
     pub const fn len(self) -> usize {
-        self.facts().len
+        self.info().len
     }
 
     /// Length of a block in bytes, which HMAC is built on.
     #[must_use]
     pub const fn block_len(self) -> usize {
-        self.facts().block_len
+        self.info().block_len
     }
 
     /// The mechanism that digests with it alone.
     #[must_use]
     pub const fn mechanism(self) -> CK_MECHANISM_TYPE {
-        self.facts().mechanism
+        self.info().mechanism
     }
 
     /// The hash that this mechanism digests with, if it does nothing else.
@@ -109,7 +109,7 @@ impl Hash {
     /// CKG_MGF1_ with this hash.
     #[must_use]
     pub const fn mgf(self) -> CK_ULONG {
-        self.facts().mgf
+        self.info().mgf
     }
 
     /// The hash of a mask generation function.
@@ -243,7 +243,7 @@ impl std::fmt::Debug for Hasher {
 fn is_sane(hash: Hash, state: &[u8]) -> bool {
     // FIPS 180-4, 1: the count of a hash with longer blocks is twice as wide.
     let width = hash.block_len() / 8;
-    let at = hash.facts().blocks_at;
+    let at = hash.info().blocks_at;
     state
         .get(at..at + width)
         .and_then(|count| count.split_first_chunk())

@@ -7,7 +7,7 @@ use claviger_apdu::{Sent, TransportError, TransportErrorKind};
 use crate::{
     applet::Applet,
     application::{AppletKind, Application},
-    card::{Card, Conversation},
+    card::{AppletTransaction, Card},
     error::TokenError,
     naming::Naming,
     openpgp::{self, OpenPgp},
@@ -39,13 +39,13 @@ impl Token {
         let wanted = |application: &'static Application| {
             applets.contains(&application.kind).then_some(application)
         };
-        let tokens = card.explore(&piv::APPLICATION, |talk| {
+        let tokens = card.with_any_applet(&piv::APPLICATION, |tx| {
             // PIV comes last: it stays selected, and it is the applet asked for first.
-            let openpgp = open(talk, wanted(&openpgp::APPLICATION), |talk, answer| {
-                OpenPgp::open(talk, answer, &atr, naming)
+            let openpgp = open(tx, wanted(&openpgp::APPLICATION), |tx, response| {
+                OpenPgp::open(tx, response, &atr, naming)
             });
-            let piv = open(talk, wanted(&piv::APPLICATION), |talk, answer| {
-                Piv::open(talk, answer, &atr, naming)
+            let piv = open(tx, wanted(&piv::APPLICATION), |tx, response| {
+                Piv::open(tx, response, &atr, naming)
             });
             let selected = match (&piv, &openpgp) {
                 (Ok(Some(_)), _) => Some(AppletKind::Piv),
@@ -66,7 +66,7 @@ impl Token {
                 so: None,
             })
             .collect();
-        Self::resume(card, &tokens);
+        Self::apply_known_limits(card, &tokens);
         Ok(tokens)
     }
 }
@@ -74,15 +74,15 @@ impl Token {
 /// Selects `application`, if one is wanted, and opens it. A card that does not have it has none, and one whose
 /// identity cannot be read is left out with a warning.
 fn open<A: Applet + 'static>(
-    talk: &mut Conversation<'_, '_>,
+    tx: &mut AppletTransaction<'_, '_>,
     application: Option<&'static Application>,
-    open: impl FnOnce(&mut Conversation<'_, '_>, &[u8]) -> Result<A, TokenError>,
+    open: impl FnOnce(&mut AppletTransaction<'_, '_>, &[u8]) -> Result<A, TokenError>,
 ) -> Result<Option<Box<dyn Applet>>, TokenError> {
     let Some(application) = application else {
         return Ok(None);
     };
-    let opened = match talk.select(application) {
-        Ok(answer) => open(talk, answer.expose()),
+    let opened = match tx.select(application) {
+        Ok(response) => open(tx, response.expose()),
         Err(TokenError::Refused { .. }) => return Ok(None),
         Err(error) => Err(error),
     };

@@ -85,7 +85,7 @@ pub enum TokenError {
     },
     /// The card has no room for it.
     #[error("{operation}: no room for it on the card")]
-    NoRoom {
+    NoSpace {
         /// Command and thing.
         operation: String,
     },
@@ -102,7 +102,7 @@ pub enum TokenError {
     #[error(
         "{operation}: refused by the card although the PIN is verified; was its button touched in time?"
     )]
-    NotConfirmed {
+    TouchMissing {
         /// What was asked.
         operation: String,
     },
@@ -248,7 +248,7 @@ impl TokenError {
         let operation = operation.into();
         match status {
             StatusWord::NOT_ENOUGH_MEMORY | StatusWord::MEMORY_FAILURE => {
-                Self::NoRoom { operation }
+                Self::NoSpace { operation }
             }
             _ => Self::refused(operation, status),
         }

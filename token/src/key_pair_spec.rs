@@ -20,14 +20,14 @@ const F4: &[u8] = &[1, 0, 1];
 
 /// A key pair to be made on the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPairPlan {
+pub struct KeyPairSpec {
     /// What it shall be.
     pub algorithm: KeyAlgorithm,
     /// CKA_ID, which names its place on the card.
     pub id: Vec<u8>,
 }
 
-impl KeyPairPlan {
+impl KeyPairSpec {
     /// Reads the two templates. Labels and permissions are the place's own: what is said of them is accepted and has no
     /// effect, as a card has no room for them.
     ///
@@ -148,7 +148,7 @@ mod tests {
         kind: CK_ULONG,
         public: &[(CK_ATTRIBUTE_TYPE, &[u8])],
         private: &[(CK_ATTRIBUTE_TYPE, &[u8])],
-    ) -> Result<KeyPairPlan, TokenError> {
+    ) -> Result<KeyPairSpec, TokenError> {
         let template = |entries: &[(CK_ATTRIBUTE_TYPE, &[u8])]| {
             Template(
                 entries
@@ -158,7 +158,7 @@ mod tests {
             )
         };
         let mechanism = mechanism_for(kind, CKF_GENERATE_KEY_PAIR)?;
-        KeyPairPlan::new(mechanism, &template(public), &template(private))
+        KeyPairSpec::new(mechanism, &template(public), &template(private))
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
             ],
             &[(CKA_ID, &[1])],
         );
-        let expected = KeyPairPlan {
+        let expected = KeyPairSpec {
             algorithm: KeyAlgorithm::Rsa { bits: 2048 },
             id: vec![1],
         };

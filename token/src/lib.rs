@@ -4,7 +4,7 @@
 //! an *object* has all its attributes from the moment it is read; a *conversation* is an uninterrupted talk
 //! with an applet.
 //!
-//! A signature walks [`SignOperation`] (host hash and padding) → `Token::use_private` (login rule) → the applet's one literal command →
+//! A signature walks [`SignOperation`] (host hash and padding) → `Token::use_private_key` (login rule) → the applet's one literal command →
 //! [`claviger_apdu::Transaction::exchange`]. Status words gain meaning in the applet, once.
 //!
 //! Everything here blocks as long as the card does and not otherwise; nothing starts a thread or knows a reader.
@@ -48,15 +48,15 @@ mod corpora;
 #[cfg(test)]
 mod hex;
 
-pub use administration::{Administration, SoWork};
-pub use applet::{TokenInfo, Wanted};
+pub use administration::{Administration, SoPurpose};
+pub use applet::{SearchScope, TokenInfo};
 pub use application::AppletKind;
 pub use attribute::{SharedSecret, Template, Value};
-pub use card::{Card, Conversation};
+pub use card::{AppletTransaction, Card};
 pub use error::{TemplateFault, TokenError};
 pub use mechanism::{Mechanism, MechanismInfo, Parameter};
 pub use naming::{IdScheme, Naming};
-pub use object::{Key, Object, ObjectId, PinRule, PrivateKey};
+pub use object::{Key, Object, ObjectId, PinPolicy, PrivateKey};
 pub use operation::{DecryptOperation, EncryptOperation, SignOperation, VerifyOperation};
 pub use pin::PinTries;
 pub use token::Token;

@@ -20,7 +20,10 @@ use cryptoki_sys::{
     CKM_SHA512_HMAC, CKM_SHA512_HMAC_GENERAL, CKM_SHA512_RSA_PKCS, CKM_SHA512_RSA_PKCS_PSS,
 };
 
-pub use self::info::{Ability, MechanismInfo, allowed, allowed_to_public, generating, offered};
+pub use self::info::{
+    KeyCapability, MechanismInfo, allowed_mechanisms, allowed_to_public, generation_mechanisms,
+    mechanism_infos,
+};
 pub use crate::digest::Hash;
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
@@ -50,7 +53,7 @@ pub enum Scheme {
     /// HMAC (FIPS 198-1), whole or cut to the length the parameter says.
     Hmac {
         /// Whether there is such a parameter.
-        cut: bool,
+        truncated: bool,
     },
     /// AES by single blocks.
     AesEcb,
@@ -164,12 +167,12 @@ const MECHANISMS: [Mechanism; 51] = [
     row(CKM_GENERIC_SECRET_KEY_GEN, Scheme::SecretGeneration, None),
 ];
 
-const HMAC: Scheme = Scheme::Hmac { cut: false };
-const CUT_HMAC: Scheme = Scheme::Hmac { cut: true };
+const HMAC: Scheme = Scheme::Hmac { truncated: false };
+const CUT_HMAC: Scheme = Scheme::Hmac { truncated: true };
 
 /// The C structure a mechanism's parameter is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum ParameterType {
     /// No parameter.
     None,
     /// CK_RSA_PKCS_PSS_PARAMS.
@@ -314,23 +317,23 @@ impl Mechanism {
 
     /// The parameter it takes.
     #[must_use]
-    pub const fn shape(self) -> Shape {
+    pub const fn parameter_type(self) -> ParameterType {
         match self.scheme {
-            Scheme::RsaPss => Shape::Pss,
-            Scheme::RsaOaep => Shape::Oaep,
-            Scheme::EdDsa => Shape::EdDsa,
-            Scheme::Ecdh => Shape::Ecdh,
-            Scheme::Hmac { cut: true } => Shape::MacLength,
-            Scheme::AesCbc { .. } => Shape::Iv,
-            Scheme::AesCtr => Shape::Counter,
-            Scheme::AesGcm => Shape::Gcm,
-            Scheme::AesKeyWrap { .. } => Shape::WrapIv,
-            _ => Shape::None,
+            Scheme::RsaPss => ParameterType::Pss,
+            Scheme::RsaOaep => ParameterType::Oaep,
+            Scheme::EdDsa => ParameterType::EdDsa,
+            Scheme::Ecdh => ParameterType::Ecdh,
+            Scheme::Hmac { truncated: true } => ParameterType::MacLength,
+            Scheme::AesCbc { .. } => ParameterType::Iv,
+            Scheme::AesCtr => ParameterType::Counter,
+            Scheme::AesGcm => ParameterType::Gcm,
+            Scheme::AesKeyWrap { .. } => ParameterType::WrapIv,
+            _ => ParameterType::None,
         }
     }
 
     /// What the host does by itself, with public keys, secret keys and none.
-    fn on_host(self) -> CK_FLAGS {
+    fn host_functions(self) -> CK_FLAGS {
         let kinds = KINDS
             .iter()
             .filter(|kind| !matches!(kind, KeyKind::Private(..)));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cryptoki_sys::{CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
 
-use crate::object::{KeyPlace, unique_id};
+use crate::object::{KeyIdentity, unique_id};
 
 /// Whose CKA_ID and CKA_LABEL the keys and certificates of a PIV card have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -33,18 +33,18 @@ impl Naming {
     }
 
     /// `place` with the labels that are shown.
-    pub(crate) fn place(&self, place: KeyPlace) -> KeyPlace {
+    pub(crate) fn apply(&self, identity: KeyIdentity) -> KeyIdentity {
         let label = |class, label: String| {
-            let id = unique_id(class, place.reference.into());
+            let id = unique_id(class, identity.reference.into());
             self.labels
                 .get(&id)
                 .map_or_else(|| self.label(&label).to_owned(), Clone::clone)
         };
-        KeyPlace {
-            certificate_label: label(CKO_CERTIFICATE, place.certificate_label),
-            public_label: label(CKO_PUBLIC_KEY, place.public_label),
-            private_label: label(CKO_PRIVATE_KEY, place.private_label),
-            ..place
+        KeyIdentity {
+            certificate_label: label(CKO_CERTIFICATE, identity.certificate_label),
+            public_label: label(CKO_PUBLIC_KEY, identity.public_label),
+            private_label: label(CKO_PRIVATE_KEY, identity.private_label),
+            ..identity
         }
     }
 }
@@ -77,20 +77,20 @@ mod tests {
 
     #[test]
     fn each_object_of_a_place_has_a_label_of_its_own() {
-        let place = KeyPlace {
+        let identity = KeyIdentity {
             reference: 1,
             id: vec![1],
             certificate_label: "certificate".to_owned(),
             public_label: "key".to_owned(),
             private_label: "key".to_owned(),
         };
-        let halves = naming(&[("2-1", "public half"), ("key", "mine")]).place(place.clone());
+        let halves = naming(&[("2-1", "public half"), ("key", "mine")]).apply(identity.clone());
         assert_eq!(halves.public_label, "public half");
         assert_eq!(halves.private_label, "mine");
-        let place = naming(&[("key", "mine")]).place(place);
-        assert_eq!(place.certificate_label, "certificate");
+        let identity = naming(&[("key", "mine")]).apply(identity);
+        assert_eq!(identity.certificate_label, "certificate");
         assert_eq!(
-            (place.public_label, place.private_label),
+            (identity.public_label, identity.private_label),
             ("mine".to_owned(), "mine".to_owned())
         );
     }

@@ -32,12 +32,12 @@ pub struct ObjectId {
     /// CKA_CLASS.
     pub class: CK_OBJECT_CLASS,
     /// The applet's own number for the place: a key reference or the tag of a data object.
-    pub place: u32,
+    pub number: u32,
 }
 
 /// When a private key wants the PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PinRule {
+pub enum PinPolicy {
     /// Never (PIV card authentication).
     Never,
     /// Once; the verification holds until reset or logout.
@@ -48,7 +48,7 @@ pub enum PinRule {
 
 /// What a private key may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Usage {
+pub struct KeyPermissions {
     /// CKA_SIGN.
     pub sign: bool,
     /// CKA_DECRYPT and CKA_UNWRAP.
@@ -57,7 +57,7 @@ pub struct Usage {
     pub derive: bool,
 }
 
-impl Usage {
+impl KeyPermissions {
     /// As flags of CK_MECHANISM_INFO, for the private key.
     #[must_use]
     pub const fn of_private_key(self) -> CK_FLAGS {
@@ -79,11 +79,11 @@ pub struct PrivateKey {
     /// What it is.
     pub algorithm: KeyAlgorithm,
     /// When it wants the PIN.
-    pub pin: PinRule,
+    pub pin: PinPolicy,
     /// What it may do.
-    pub usage: Usage,
+    pub usage: KeyPermissions,
     /// Whether the card computes the bare RSA function with it, so that the host pads; other cards pad themselves.
-    pub bare: bool,
+    pub raw_rsa: bool,
 }
 
 /// A secret key of a session, in this process's memory.
@@ -111,7 +111,7 @@ impl Key {
     #[must_use]
     pub fn kind(&self) -> KeyKind {
         match self {
-            Self::Private(key) => KeyKind::Private(key.algorithm, key.bare),
+            Self::Private(key) => KeyKind::Private(key.algorithm, key.raw_rsa),
             Self::Public(key) => KeyKind::Public(key.algorithm()),
             Self::Secret(SecretKey { aes: true, .. }) => KeyKind::Aes,
             Self::Secret(_) => KeyKind::Generic,
@@ -175,16 +175,16 @@ impl Object {
     }
 
     /// An object without attributes yet.
-    pub(crate) const fn bare(class: CK_OBJECT_CLASS, place: u32) -> Self {
+    pub(crate) const fn empty(class: CK_OBJECT_CLASS, number: u32) -> Self {
         Self {
-            id: ObjectId { class, place },
+            id: ObjectId { class, number },
             key: None,
             attributes: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn new(class: CK_OBJECT_CLASS, place: u32, label: &str, private: bool) -> Self {
-        let mut object = Self::bare(class, place);
+    pub(crate) fn new(class: CK_OBJECT_CLASS, number: u32, label: &str, private: bool) -> Self {
+        let mut object = Self::empty(class, number);
         object.set([
             (CKA_CLASS, Value::Ulong(class)),
             (CKA_TOKEN, true.into()),
@@ -193,7 +193,7 @@ impl Object {
             (CKA_MODIFIABLE, false.into()),
             (CKA_COPYABLE, false.into()),
             (CKA_DESTROYABLE, false.into()),
-            (CKA_UNIQUE_ID, unique_id(class, place).as_str().into()),
+            (CKA_UNIQUE_ID, unique_id(class, number).as_str().into()),
         ]);
         object
     }
@@ -204,13 +204,13 @@ impl Object {
 }
 
 /// CKA_UNIQUE_ID of an object on the token.
-pub(crate) fn unique_id(class: CK_OBJECT_CLASS, place: u32) -> String {
-    format!("{class:x}-{place:x}")
+pub(crate) fn unique_id(class: CK_OBJECT_CLASS, number: u32) -> String {
+    format!("{class:x}-{number:x}")
 }
 
 /// What certificate, public and private key of one place on the card share.
 #[derive(Clone, Debug)]
-pub struct KeyPlace {
+pub struct KeyIdentity {
     /// The applet's key reference.
     pub reference: u8,
     /// CKA_ID.
@@ -225,18 +225,18 @@ pub struct KeyPlace {
 
 /// An X.509 certificate object.
 #[must_use]
-pub fn certificate(place: &KeyPlace, certificate: &Certificate) -> Object {
+pub fn certificate(identity: &KeyIdentity, certificate: &Certificate) -> Object {
     let mut object = Object::new(
         CKO_CERTIFICATE,
-        u32::from(place.reference),
-        &place.certificate_label,
+        u32::from(identity.reference),
+        &identity.certificate_label,
         false,
     );
     object.set([
         // By the security officer.
         (CKA_DESTROYABLE, true.into()),
         (CKA_CERTIFICATE_TYPE, Value::Ulong(CKC_X_509)),
-        (CKA_ID, place.id.clone().into()),
+        (CKA_ID, identity.id.clone().into()),
         (CKA_VALUE, certificate.der.clone().into()),
         (CKA_SUBJECT, certificate.subject.clone().into()),
         (CKA_ISSUER, certificate.issuer.clone().into()),
@@ -260,39 +260,42 @@ pub fn certificate(place: &KeyPlace, certificate: &Certificate) -> Object {
 /// The public key at `place`; `subject` is its certificate's, empty without one.
 #[must_use]
 pub fn public_key(
-    place: &KeyPlace,
+    identity: &KeyIdentity,
     key: &PublicKey,
     subject: &[u8],
-    usage: Usage,
-    pin: PinRule,
-    origin: Origin,
-    bare: bool,
+    usage: KeyPermissions,
+    pin: PinPolicy,
+    origin: KeyOrigin,
+    raw_rsa: bool,
 ) -> Object {
     let mut object = Object::new(
         CKO_PUBLIC_KEY,
-        u32::from(place.reference),
-        &place.public_label,
+        u32::from(identity.reference),
+        &identity.public_label,
         false,
     );
     let rsa = matches!(key, PublicKey::Rsa { .. });
     object.set(key.attributes());
-    object.set(key_attributes(place, subject, origin));
+    object.set(key_attributes(identity, subject, origin));
     object.set([
         (CKA_ENCRYPT, (rsa && usage.decrypt).into()),
         (
             CKA_WRAP,
-            (rsa && usage.decrypt && pin != PinRule::Always).into(),
+            (rsa && usage.decrypt && pin != PinPolicy::Always).into(),
         ),
         (CKA_VERIFY, usage.sign.into()),
         (CKA_VERIFY_RECOVER, (rsa && usage.sign).into()),
-        (CKA_DERIVE, (usage.derive && pin != PinRule::Always).into()),
+        (
+            CKA_DERIVE,
+            (usage.derive && pin != PinPolicy::Always).into(),
+        ),
         (CKA_TRUSTED, false.into()),
         (CKA_PUBLIC_KEY_INFO, key.info().into()),
         (
             CKA_ALLOWED_MECHANISMS,
             Value::Mechanisms(mechanism::allowed_to_public(
                 key.algorithm(),
-                bare,
+                raw_rsa,
                 usage.of_public_key(),
             )),
         ),
@@ -304,50 +307,62 @@ pub fn public_key(
 /// The private key at `place`, with the public numbers a caller needs to use it.
 #[must_use]
 pub fn private_key(
-    place: &KeyPlace,
+    identity: &KeyIdentity,
     key: &PublicKey,
     subject: &[u8],
-    usage: Usage,
-    pin: PinRule,
-    origin: Origin,
-    bare: bool,
+    usage: KeyPermissions,
+    pin: PinPolicy,
+    origin: KeyOrigin,
+    raw_rsa: bool,
 ) -> Object {
-    let private = pin != PinRule::Never;
+    let private = pin != PinPolicy::Never;
     let algorithm = key.algorithm();
     let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
     let mut object = Object::new(
         CKO_PRIVATE_KEY,
-        u32::from(place.reference),
-        &place.private_label,
+        u32::from(identity.reference),
+        &identity.private_label,
         private,
     );
     object.key = Some(Key::Private(PrivateKey {
-        reference: place.reference,
+        reference: identity.reference,
         algorithm,
         pin,
         usage,
-        bare,
+        raw_rsa,
     }));
     object.set(key.attributes());
-    object.set(key_attributes(place, subject, origin));
+    object.set(key_attributes(identity, subject, origin));
     object.set([
         (CKA_SENSITIVE, true.into()),
         (CKA_EXTRACTABLE, false.into()),
-        (CKA_ALWAYS_SENSITIVE, (origin == Origin::Generated).into()),
-        (CKA_NEVER_EXTRACTABLE, (origin == Origin::Generated).into()),
+        (
+            CKA_ALWAYS_SENSITIVE,
+            (origin == KeyOrigin::Generated).into(),
+        ),
+        (
+            CKA_NEVER_EXTRACTABLE,
+            (origin == KeyOrigin::Generated).into(),
+        ),
         (CKA_SIGN, usage.sign.into()),
         (CKA_SIGN_RECOVER, (rsa && usage.sign).into()),
         (CKA_DECRYPT, usage.decrypt.into()),
         // There is no operation to give a key's own PIN for.
-        (CKA_UNWRAP, (usage.decrypt && pin != PinRule::Always).into()),
-        (CKA_DERIVE, (usage.derive && pin != PinRule::Always).into()),
+        (
+            CKA_UNWRAP,
+            (usage.decrypt && pin != PinPolicy::Always).into(),
+        ),
+        (
+            CKA_DERIVE,
+            (usage.derive && pin != PinPolicy::Always).into(),
+        ),
         (CKA_WRAP_WITH_TRUSTED, false.into()),
-        (CKA_ALWAYS_AUTHENTICATE, (pin == PinRule::Always).into()),
+        (CKA_ALWAYS_AUTHENTICATE, (pin == PinPolicy::Always).into()),
         (CKA_PUBLIC_KEY_INFO, key.info().into()),
         (
             CKA_ALLOWED_MECHANISMS,
-            Value::Mechanisms(mechanism::allowed(
-                KeyKind::Private(algorithm, bare),
+            Value::Mechanisms(mechanism::allowed_mechanisms(
+                KeyKind::Private(algorithm, raw_rsa),
                 usage.of_private_key(),
             )),
         ),
@@ -362,8 +377,8 @@ pub fn private_key(
 
 /// A data object; `oid` is the content of its object identifier, empty without one.
 #[must_use]
-pub fn data(place: u32, label: &str, oid: &[u8], value: &[u8], private: bool) -> Object {
-    let mut object = Object::new(CKO_DATA, place, label, private);
+pub fn data(number: u32, label: &str, oid: &[u8], value: &[u8], private: bool) -> Object {
+    let mut object = Object::new(CKO_DATA, number, label, private);
     let object_id = if oid.is_empty() {
         Vec::new()
     } else {
@@ -381,7 +396,7 @@ pub fn data(place: u32, label: &str, oid: &[u8], value: &[u8], private: bool) ->
 
 /// Where a private key came into being, as far as the card says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum KeyOrigin {
     /// On the card; it never left it.
     Generated,
     /// Outside.
@@ -391,16 +406,16 @@ pub enum Origin {
 }
 
 fn key_attributes(
-    place: &KeyPlace,
+    identity: &KeyIdentity,
     subject: &[u8],
-    origin: Origin,
+    origin: KeyOrigin,
 ) -> [(CK_ATTRIBUTE_TYPE, Value); 6] {
     [
-        (CKA_ID, place.id.clone().into()),
+        (CKA_ID, identity.id.clone().into()),
         (CKA_SUBJECT, subject.into()),
         (CKA_START_DATE, Value::Bytes(Vec::new())),
         (CKA_END_DATE, Value::Bytes(Vec::new())),
-        (CKA_LOCAL, (origin == Origin::Generated).into()),
+        (CKA_LOCAL, (origin == KeyOrigin::Generated).into()),
         (
             CKA_KEY_GEN_MECHANISM,
             Value::Ulong(UNAVAILABLE as CK_MECHANISM_TYPE),

@@ -43,6 +43,6 @@ pub enum PinStatus {
 pub enum PinPurpose {
     /// C_Login(CKU_USER), or the same again after the card lost it.
     Login,
-    /// One use of a key with [`crate::object::PinRule::Always`].
+    /// One use of a key with [`crate::object::PinPolicy::Always`].
     Once(PrivateKey),
 }

@@ -26,8 +26,8 @@ pub(crate) fn all() -> impl Iterator<Item = Arc<Object>> {
 /// What a token says of a profile it conforms to (PKCS #11 Profiles 3.2). Not a storage object by the text, but NSS
 /// looks for one with CKA_TOKEN.
 fn profile(id: CK_ULONG) -> Object {
-    let place = u32::try_from(id).unwrap_or(u32::MAX);
-    let mut object = Object::new(CKO_PROFILE, place, "", false);
+    let number = u32::try_from(id).unwrap_or(u32::MAX);
+    let mut object = Object::new(CKO_PROFILE, number, "", false);
     object.set([(CKA_PROFILE_ID, Value::Ulong(id))]);
     object
 }

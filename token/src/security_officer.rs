@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use claviger_apdu::{Secret, Sent};
 
 use crate::{
-    administration::SoWork,
+    administration::SoPurpose,
     algorithm::{KeyAlgorithm, PublicKey},
     applet::Applet,
-    card::{Card, Conversation},
+    card::{AppletTransaction, Card},
     error::TokenError,
     login::CachedPin,
     pin::{PinStatus, PinTries},
@@ -42,7 +42,7 @@ impl Token {
             return Err(TokenError::AnotherLoggedIn);
         }
         self.applet.check_so_pin(so)?;
-        self.talk(card, |applet, talk| applet.so_verify(talk, so))?;
+        self.with_applet(card, |applet, tx| applet.so_verify(tx, so))?;
         self.so = Some(CachedPin::new(so, self.applet.so_tries().left));
         Ok(())
     }
@@ -53,7 +53,7 @@ impl Token {
     /// When the card could not be told: the security officer then stays verified until it is reset.
     pub fn so_logout(&mut self, card: &mut Card) -> Result<(), TokenError> {
         match self.so.take() {
-            Some(so) => self.talk(card, |applet, talk| applet.so_unverify(talk, so.pin())),
+            Some(so) => self.with_applet(card, |applet, tx| applet.so_unverify(tx, so.pin())),
             None => Ok(()),
         }
     }
@@ -73,12 +73,12 @@ impl Token {
         }
         self.applet.check_pin(old)?;
         let login = self.login.take();
-        let changed = self.talk(card, |applet, talk| {
-            let changed = applet.change_user_pin(talk, old, new);
+        let changed = self.with_applet(card, |applet, tx| {
+            let changed = applet.change_user_pin(tx, old, new);
             if login.is_none() && was_verified(&changed) {
                 // It would else be so for every program that has the card.
                 applet
-                    .unverify(talk)
+                    .reset_verification(tx)
                     .unwrap_or_else(|error| tracing::warn!("the PIN stays verified: {error}"));
             }
             changed
@@ -96,7 +96,7 @@ impl Token {
     ) -> Result<(), TokenError> {
         self.applet.check_so_pin(old)?;
         let login = self.so.take();
-        let changed = self.talk(card, |applet, talk| applet.change_so_pin(talk, old, new));
+        let changed = self.with_applet(card, |applet, tx| applet.change_so_pin(tx, old, new));
         let tries = self.applet.so_tries().left;
         self.so = login.and_then(|login| kept(login, &changed, new, tries));
         changed
@@ -107,27 +107,27 @@ impl Token {
     /// # Errors
     /// [`TokenError::NotLoggedIn`], [`TokenError::NewPinLength`], [`TokenError::NewPinInvalid`], or of the transport.
     pub fn init_pin(&mut self, card: &mut Card, new: &Secret) -> Result<(), TokenError> {
-        self.administer(card, SoWork::Pin, |applet, talk, so| {
-            applet.init_user_pin(talk, so, new)
+        self.with_so(card, SoPurpose::Pin, |applet, tx, so| {
+            applet.init_user_pin(tx, so, new)
         })
     }
 
     /// The keys [`Token::generate_key`] can make in one place or another.
     #[must_use]
     pub fn generable(&self) -> Vec<KeyAlgorithm> {
-        self.applet.generable()
+        self.applet.generatable_algorithms()
     }
 
     /// The key reference whose objects have this CKA_ID.
     #[must_use]
     pub fn place_of(&self, id: &[u8]) -> Option<u8> {
-        self.applet.place_of(id)
+        self.applet.key_reference_of(id)
     }
 
     /// The places [`Token::put_data`] can write to, with the content octets of their object identifiers.
     #[must_use]
-    pub fn data_places(&self) -> Vec<(u32, Vec<u8>)> {
-        self.applet.data_places()
+    pub fn writable_data_objects(&self) -> Vec<(u32, Vec<u8>)> {
+        self.applet.writable_data_objects()
     }
 
     /// Makes a key in the place of `reference`, over the one that is there.
@@ -142,23 +142,23 @@ impl Token {
         algorithm: KeyAlgorithm,
         created: SystemTime,
     ) -> Result<PublicKey, TokenError> {
-        self.administer(card, SoWork::Contents, |applet, talk, _| {
-            applet.generate(talk, reference, algorithm, created)
+        self.with_so(card, SoPurpose::Contents, |applet, tx, _| {
+            applet.generate(tx, reference, algorithm, created)
         })
     }
 
     /// Writes the certificate of a key, or with `None` removes it.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`], [`TokenError::NoRoom`], [`TokenError::ValueInvalid`], or of the transport.
+    /// [`TokenError::NotLoggedIn`], [`TokenError::NoSpace`], [`TokenError::ValueInvalid`], or of the transport.
     pub fn put_certificate(
         &mut self,
         card: &mut Card,
         reference: u8,
         der: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        self.administer(card, SoWork::Contents, |applet, talk, _| {
-            applet.put_certificate(talk, reference, der)
+        self.with_so(card, SoPurpose::Contents, |applet, tx, _| {
+            applet.put_certificate(tx, reference, der)
         })
     }
 
@@ -169,11 +169,11 @@ impl Token {
     pub fn put_data(
         &mut self,
         card: &mut Card,
-        place: u32,
+        number: u32,
         content: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        self.administer(card, SoWork::Contents, |applet, talk, _| {
-            applet.put_data(talk, place, content)
+        self.with_so(card, SoPurpose::Contents, |applet, tx, _| {
+            applet.put_data(tx, number, content)
         })
     }
 
@@ -192,40 +192,44 @@ impl Token {
             return Ok(None);
         }
         let applet = self.applet.as_mut();
-        card.converse(applet.application(), |talk| applet.random(talk, len))
+        card.with_applet(applet.application(), |tx| applet.random(tx, len))
     }
 
     /// A conversation with the proved applet.
-    fn talk<R>(
+    fn with_applet<R>(
         &mut self,
         card: &mut Card,
-        body: impl FnOnce(&mut dyn Applet, &mut Conversation<'_, '_>) -> Result<R, TokenError>,
+        body: impl FnOnce(&mut dyn Applet, &mut AppletTransaction<'_, '_>) -> Result<R, TokenError>,
     ) -> Result<R, TokenError> {
         let applet = self.applet.as_mut();
-        card.converse(applet.application(), |talk| {
-            prove(applet, talk)?;
-            body(applet, talk)
+        card.with_applet(applet.application(), |tx| {
+            prove(applet, tx)?;
+            body(applet, tx)
         })
     }
 
     /// A conversation with the proved applet and the security officer verified in it.
-    fn administer<R>(
+    fn with_so<R>(
         &mut self,
         card: &mut Card,
-        work: SoWork,
-        body: impl FnOnce(&mut dyn Applet, &mut Conversation<'_, '_>, &Secret) -> Result<R, TokenError>,
+        work: SoPurpose,
+        body: impl FnOnce(
+            &mut dyn Applet,
+            &mut AppletTransaction<'_, '_>,
+            &Secret,
+        ) -> Result<R, TokenError>,
     ) -> Result<R, TokenError> {
         let lost = |what: &str| TokenError::NotLoggedIn {
             operation: format!("administration{what}"),
         };
         let so = self.so.take().ok_or_else(|| lost(""))?;
         let mut stays = true;
-        let outcome = self.talk(card, |applet, talk| {
-            match applet.so_status(talk, so.pin(), work)? {
+        let outcome = self.with_applet(card, |applet, tx| {
+            match applet.so_status(tx, so.pin(), work)? {
                 PinStatus::Verified => {}
                 PinStatus::NotVerified { tries_left } if so.may_be_tried(tries_left) => {
                     stays = false;
-                    applet.so_verify(talk, so.pin())?;
+                    applet.so_verify(tx, so.pin())?;
                     stays = true;
                 }
                 PinStatus::NotVerified { .. } => {
@@ -234,7 +238,7 @@ impl Token {
                 }
                 PinStatus::Blocked => return Err(TokenError::SoPinLocked),
             }
-            body(applet, talk, so.pin())
+            body(applet, tx, so.pin())
         });
         let refuted = matches!(
             outcome,

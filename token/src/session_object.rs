@@ -35,7 +35,7 @@ const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 
 /// How a secret key came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coming {
+pub enum SecretKeySource {
     /// By C_CreateObject or C_UnwrapKey.
     FromOutside,
     /// By C_DeriveKey, from a key that never left its card.
@@ -44,7 +44,7 @@ pub enum Coming {
     Generated(CK_MECHANISM_TYPE),
 }
 
-fn next_place() -> u32 {
+fn next_number() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
     LAST.fetch_add(1, Ordering::Relaxed)
 }
@@ -69,8 +69,8 @@ fn is_true(object: &Object, kind: CK_ATTRIBUTE_TYPE) -> bool {
 
 /// An object with the defaults of its class; `private` unless the template says otherwise.
 fn begin(class: CK_OBJECT_CLASS, private: bool) -> Object {
-    let place = next_place();
-    let mut object = Object::bare(class, place);
+    let number = next_number();
+    let mut object = Object::empty(class, number);
     object.set([
         (CKA_CLASS, Value::Ulong(class)),
         (CKA_TOKEN, false.into()),
@@ -79,7 +79,7 @@ fn begin(class: CK_OBJECT_CLASS, private: bool) -> Object {
         (CKA_MODIFIABLE, true.into()),
         (CKA_COPYABLE, true.into()),
         (CKA_DESTROYABLE, true.into()),
-        (CKA_UNIQUE_ID, format!("session-{place:x}").as_str().into()),
+        (CKA_UNIQUE_ID, format!("session-{number:x}").as_str().into()),
     ]);
     object
 }
@@ -114,7 +114,7 @@ pub fn create(template: &Template, logged_in: bool) -> Result<Object, TokenError
         return Err(fault(TemplateFault::ValueInvalid, CKA_CLASS));
     }
     let values = attribute_table::read(template, class)?;
-    if let Some(kind) = attribute_table::missing(&values, class) {
+    if let Some(kind) = attribute_table::first_missing(&values, class) {
         return Err(fault(TemplateFault::Incomplete, kind));
     }
     match class {
@@ -131,7 +131,7 @@ pub fn create(template: &Template, logged_in: bool) -> Result<Object, TokenError
                 _ => None,
             });
             let value = value.ok_or_else(|| fault(TemplateFault::Incomplete, CKA_VALUE))?;
-            secret_key(values, value, Coming::FromOutside, logged_in)
+            secret_key(values, value, SecretKeySource::FromOutside, logged_in)
         }
     }
 }
@@ -273,13 +273,13 @@ fn read_point(
 
 /// What a template says of a secret key to come.
 #[derive(Debug)]
-pub struct SecretPlan {
+pub struct SecretKeySpec {
     values: Attributes,
     /// CKA_VALUE_LEN, or what the type of key makes it.
     pub len: Option<usize>,
 }
 
-impl SecretPlan {
+impl SecretKeySpec {
     /// Reads the template of C_DeriveKey, C_UnwrapKey or C_GenerateKey; `key_type` where the mechanism says it.
     ///
     /// # Errors
@@ -332,7 +332,7 @@ impl SecretPlan {
     pub fn finish(
         self,
         value: Secret,
-        coming: Coming,
+        coming: SecretKeySource,
         logged_in: bool,
     ) -> Result<Object, TokenError> {
         if self.len.is_some_and(|len| len != value.len()) {
@@ -345,7 +345,7 @@ impl SecretPlan {
 fn secret_key(
     mut values: Attributes,
     value: Secret,
-    coming: Coming,
+    coming: SecretKeySource,
     logged_in: bool,
 ) -> Result<Object, TokenError> {
     let key_type = ulong(&values, CKA_KEY_TYPE).unwrap_or(UNAVAILABLE);
@@ -361,8 +361,8 @@ fn secret_key(
     };
     if !fits {
         return Err(match coming {
-            Coming::FromOutside => fault(TemplateFault::ValueInvalid, CKA_VALUE),
-            Coming::Derived | Coming::Generated(_) => TokenError::KeySize,
+            SecretKeySource::FromOutside => fault(TemplateFault::ValueInvalid, CKA_VALUE),
+            SecretKeySource::Derived | SecretKeySource::Generated(_) => TokenError::KeySize,
         });
     }
     values.retain(|(kind, _)| *kind != CKA_VALUE);
@@ -383,13 +383,16 @@ fn secret_key(
         (CKA_VALUE_LEN, Value::Ulong(len)),
     ]);
     object.set(values);
-    if let Coming::Generated(mechanism) = coming {
+    if let SecretKeySource::Generated(mechanism) = coming {
         object.set([
             (CKA_LOCAL, true.into()),
             (CKA_KEY_GEN_MECHANISM, Value::Ulong(mechanism)),
         ]);
     }
-    let sheltered = matches!(coming, Coming::Generated(_) | Coming::Derived);
+    let sheltered = matches!(
+        coming,
+        SecretKeySource::Generated(_) | SecretKeySource::Derived
+    );
     let (sensitive, extractable) = (
         is_true(&object, CKA_SENSITIVE),
         is_true(&object, CKA_EXTRACTABLE),
@@ -425,7 +428,7 @@ impl Object {
     ///
     /// # Errors
     /// ACTION_PROHIBITED when it may not be changed, ATTRIBUTE_READ_ONLY, or of the template.
-    pub fn changed(&self, template: &Template) -> Result<Self, TokenError> {
+    pub fn with_changes(&self, template: &Template) -> Result<Self, TokenError> {
         if !is_true(self, CKA_MODIFIABLE) {
             return Err(TokenError::ActionProhibited);
         }
@@ -442,8 +445,8 @@ impl Object {
     /// A copy with some attributes changed (C_CopyObject).
     ///
     /// # Errors
-    /// As [`Object::changed`]; also ACTION_PROHIBITED when it may not be copied.
-    pub fn copied(&self, template: &Template) -> Result<Self, TokenError> {
+    /// As [`Object::with_changes`]; also ACTION_PROHIBITED when it may not be copied.
+    pub fn copy_with(&self, template: &Template) -> Result<Self, TokenError> {
         if !is_true(self, CKA_COPYABLE) {
             return Err(TokenError::ActionProhibited);
         }
@@ -455,11 +458,11 @@ impl Object {
                 attribute_table::may_change(*kind, self.id.class, self.get(*kind), value)?;
             }
         }
-        let place = next_place();
+        let number = next_number();
         let mut copy = self.clone();
-        copy.id.place = place;
+        copy.id.number = number;
         copy.set(values);
-        copy.set([(CKA_UNIQUE_ID, format!("session-{place:x}").as_str().into())]);
+        copy.set([(CKA_UNIQUE_ID, format!("session-{number:x}").as_str().into())]);
         copy.set_value();
         Ok(copy)
     }

@@ -9,14 +9,14 @@ use claviger_apdu::{Secret, Sent, StatusWord, TransportErrorKind};
 use cryptoki_sys::CKA_ID;
 
 use crate::{
-    applet::{Applet, OwnedCommand, TokenInfo, Wanted},
+    applet::{Applet, OwnedCommand, SearchScope, TokenInfo},
     application::AppletKind,
     attribute::Template,
-    card::{Card, Conversation},
+    card::{AppletTransaction, Card},
     error::TokenError,
     login::CachedPin,
     mechanism::{self, MechanismInfo},
-    object::{Object, PinRule, PrivateKey},
+    object::{Object, PinPolicy, PrivateKey},
     operation::{DecryptOperation, KeyInput, SignOperation},
     pin::{PinPurpose, PinStatus},
     profile,
@@ -40,7 +40,7 @@ pub struct Token {
 
 impl Token {
     /// Tells a new connection to the same card what is known of it.
-    pub fn resume(card: &mut Card, tokens: &[Self]) {
+    pub fn apply_known_limits(card: &mut Card, tokens: &[Self]) {
         if tokens.iter().any(|token| token.applet.extended_length()) {
             card.allow_extended();
         }
@@ -51,7 +51,7 @@ impl Token {
 
     /// Whether `other` was found on the same card. A card that does not tell who it is cannot be recognised.
     #[must_use]
-    pub fn is_surely(&self, other: &Self) -> bool {
+    pub fn is_same_card(&self, other: &Self) -> bool {
         let serial = self.info().serial;
         let is_told = serial.bytes().any(|digit| digit != b'0');
         self.kind() == other.kind() && is_told && serial == other.info().serial
@@ -72,7 +72,8 @@ impl Token {
     /// The mechanisms of the token.
     #[must_use]
     pub fn mechanisms(&self) -> Vec<MechanismInfo> {
-        let mut mechanisms = mechanism::generating(&self.applet.generable());
+        let mut mechanisms =
+            mechanism::generation_mechanisms(&self.applet.generatable_algorithms());
         mechanisms.extend(self.applet.mechanisms());
         mechanisms
     }
@@ -85,9 +86,12 @@ impl Token {
 
     /// The objects that match `template` and may be seen now, when the card need not be asked for them.
     #[must_use]
-    pub fn find_known(&self, template: &Template) -> Option<Vec<Arc<Object>>> {
+    pub fn find_loaded(&self, template: &Template) -> Option<Vec<Arc<Object>>> {
         let logged_in = self.is_logged_in();
-        if !self.applet.is_loaded(&Wanted::by(template, logged_in)) {
+        if !self
+            .applet
+            .is_loaded(&SearchScope::of_template(template, logged_in))
+        {
             return None;
         }
         let found =
@@ -106,13 +110,13 @@ impl Token {
         card: &mut Card,
         template: &Template,
     ) -> Result<Vec<Arc<Object>>, TokenError> {
-        if let Some(known) = self.find_known(template) {
+        if let Some(known) = self.find_loaded(template) {
             return Ok(known);
         }
-        let wanted = Wanted::by(template, self.is_logged_in());
+        let scope = SearchScope::of_template(template, self.is_logged_in());
         let applet = self.applet.as_mut();
-        card.converse(applet.application(), |talk| applet.load(talk, &wanted))?;
-        Ok(self.find_known(template).unwrap_or_default())
+        card.with_applet(applet.application(), |tx| applet.load(tx, &scope))?;
+        Ok(self.find_loaded(template).unwrap_or_default())
     }
 
     /// The objects with this CKA_ID, private ones included whoever is logged in: what was just made there.
@@ -125,10 +129,10 @@ impl Token {
         id: &[u8],
     ) -> Result<Vec<Arc<Object>>, TokenError> {
         let template = Template(vec![(CKA_ID, id.to_vec())]);
-        let wanted = Wanted::by(&template, true);
+        let scope = SearchScope::of_template(&template, true);
         let applet = self.applet.as_mut();
-        if !applet.is_loaded(&wanted) {
-            card.converse(applet.application(), |talk| applet.load(talk, &wanted))?;
+        if !applet.is_loaded(&scope) {
+            card.with_applet(applet.application(), |tx| applet.load(tx, &scope))?;
         }
         let mut objects = applet.objects();
         objects.retain(|object| object.matches(&template));
@@ -158,7 +162,7 @@ impl Token {
     ///
     /// # Errors
     /// As [`Token::login`].
-    pub fn login_once(
+    pub fn context_login(
         &mut self,
         card: &mut Card,
         key: &PrivateKey,
@@ -179,9 +183,9 @@ impl Token {
     ) -> Result<(), TokenError> {
         self.applet.check_pin(pin)?;
         let applet = self.applet.as_mut();
-        card.converse(applet.application(), |talk| {
-            prove(applet, talk)?;
-            applet.verify(talk, pin, purpose)
+        card.with_applet(applet.application(), |tx| {
+            prove(applet, tx)?;
+            applet.verify(tx, pin, purpose)
         })
     }
 
@@ -196,9 +200,9 @@ impl Token {
         }
         self.login = None;
         let applet = self.applet.as_mut();
-        card.converse(applet.application(), |talk| {
-            prove(applet, talk)?;
-            applet.unverify(talk)
+        card.with_applet(applet.application(), |tx| {
+            prove(applet, tx)?;
+            applet.reset_verification(tx)
         })
     }
 
@@ -215,36 +219,36 @@ impl Token {
     /// `once` is the PIN for this use of a key that wants it each time.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`] when a login is needed that is not there, [`TokenError::NotConfirmed`],
+    /// [`TokenError::NotLoggedIn`] when a login is needed that is not there, [`TokenError::TouchMissing`],
     /// [`TokenError::Refused`], or of the transport.
-    pub fn use_private(
+    pub fn use_private_key(
         &mut self,
         card: &mut Card,
         key: &PrivateKey,
         input: &KeyInput,
-        once: Option<&Secret>,
+        context_pin: Option<&Secret>,
     ) -> Result<Secret, TokenError> {
-        let command = self.applet.use_command(key, input)?;
+        let command = self.applet.key_command(key, input)?;
         let missing = match key.pin {
-            PinRule::Never => false,
-            PinRule::Once => self.login.is_none(),
-            PinRule::Always => self.login.is_none() || once.is_none(),
+            PinPolicy::Never => false,
+            PinPolicy::Once => self.login.is_none(),
+            PinPolicy::Always => self.login.is_none() || context_pin.is_none(),
         };
         if missing {
             return Err(TokenError::NotLoggedIn {
                 operation: self.applet.key_name(key),
             });
         }
-        let answer = self
-            .use_key(card, key, &command, once)
+        let response = self
+            .use_key(card, key, &command, context_pin)
             .map_err(|error| refused_input(input, error))?;
-        self.applet.output(key, input, &answer)
+        self.applet.key_output(key, input, &response)
     }
 
     /// Signs what `operation` has collected, by a key of the card or on the host.
     ///
     /// # Errors
-    /// As [`Token::use_private`].
+    /// As [`Token::use_private_key`].
     pub fn sign(
         &mut self,
         card: &mut Card,
@@ -252,7 +256,7 @@ impl Token {
     ) -> Result<Secret, TokenError> {
         let once = operation.context_pin.take();
         match operation.input()? {
-            Some((key, input)) => self.use_private(card, &key, &input, once.as_ref()),
+            Some((key, input)) => self.use_private_key(card, &key, &input, once.as_ref()),
             None => Ok(operation.mac().unwrap_or_default()),
         }
     }
@@ -261,7 +265,7 @@ impl Token {
     /// [`DecryptOperation::finish`].
     ///
     /// # Errors
-    /// As [`Token::use_private`]; [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`].
+    /// As [`Token::use_private_key`]; [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`].
     pub fn decrypt(
         &mut self,
         card: &mut Card,
@@ -270,7 +274,7 @@ impl Token {
         let once = operation.context_pin.take();
         match operation.input()? {
             Some((key, input)) => {
-                let output = self.use_private(card, &key, &input, once.as_ref())?;
+                let output = self.use_private_key(card, &key, &input, once.as_ref())?;
                 operation.plaintext(output)
             }
             None => Ok(operation.finish()?.unwrap_or_default()),
@@ -287,30 +291,30 @@ impl Token {
         let mut refused = None;
         if card.is_selected(self.applet.kind()) {
             let asked = Instant::now();
-            match card.alone(&command.as_apdu()) {
-                Ok(answer) if answer.status.is_ok() => return Ok(answer.data),
-                Ok(answer) if AppletKind::smells_lost(answer.status) => {
-                    refused = Some(answer.status).filter(|status| {
+            match card.exchange_shared(&command.as_apdu()) {
+                Ok(response) if response.status.is_ok() => return Ok(response.data),
+                Ok(response) if AppletKind::may_be_other_applet(response.status) => {
+                    refused = Some(response.status).filter(|status| {
                         *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
                             || asked.elapsed() >= TOUCH
                     });
                 }
-                Ok(answer) => return Err(self.refusal(key, answer.status)),
+                Ok(response) => return Err(self.refusal(key, response.status)),
                 Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         for _ in 1..MAX_TURNS {
-            match self.use_key_alone(card, key, command, once, refused.take()) {
-                Err(error) if was_reset_meanwhile(&error) => {}
+            match self.use_key_in_transaction(card, key, command, once, refused.take()) {
+                Err(error) if met_earlier_reset(&error) => {}
                 outcome => return outcome,
             }
         }
-        self.use_key_alone(card, key, command, once, None)
+        self.use_key_in_transaction(card, key, command, once, None)
     }
 
     /// One conversation that proves the applet, restores the login and sends the command.
-    fn use_key_alone(
+    fn use_key_in_transaction(
         &mut self,
         card: &mut Card,
         key: &PrivateKey,
@@ -318,55 +322,57 @@ impl Token {
         once: Option<&Secret>,
         refused: Option<StatusWord>,
     ) -> Result<Secret, TokenError> {
-        card.converse(self.applet.application(), |talk| {
-            prove(self.applet.as_mut(), talk)?;
-            let unchanged = refused.filter(|_| !talk.was_reselected());
-            self.restore(talk, key, once, unchanged)?;
-            let answer = talk.exchange(&command.as_apdu())?;
-            answer.ok().map_err(|status| self.refusal(key, status))
+        card.with_applet(self.applet.application(), |tx| {
+            prove(self.applet.as_mut(), tx)?;
+            let unchanged = refused.filter(|_| !tx.was_reselected());
+            self.restore_pin_state(tx, key, once, unchanged)?;
+            let response = tx.exchange(&command.as_apdu())?;
+            response.ok().map_err(|status| self.refusal(key, status))
         })
     }
 
     /// Brings the PIN state `key` needs back. `unchanged` is the status of a refusal that came although the
     /// applet was still selected: if the PIN was not the reason, it stands.
-    fn restore(
+    fn restore_pin_state(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: &PrivateKey,
         once: Option<&Secret>,
-        unchanged: Option<StatusWord>,
+        first_refusal: Option<StatusWord>,
     ) -> Result<(), TokenError> {
         match (key.pin, once) {
-            (PinRule::Never, _) => {
-                unchanged.map_or(Ok(()), |status| Err(self.refusal(key, status)))
+            (PinPolicy::Never, _) => {
+                first_refusal.map_or(Ok(()), |status| Err(self.refusal(key, status)))
             }
             // Only 6982 says that the PIN was missing; another refusal is not mended by verifying again.
-            (PinRule::Always, Some(pin)) => match unchanged {
+            (PinPolicy::Always, Some(pin)) => match first_refusal {
                 Some(status) if status != StatusWord::SECURITY_STATUS_NOT_SATISFIED => {
                     Err(self.refusal(key, status))
                 }
-                _ => self.applet.verify(talk, pin, PinPurpose::Once(*key)),
+                _ => self.applet.verify(tx, pin, PinPurpose::Once(*key)),
             },
-            (PinRule::Always, None) => Err(TokenError::NotLoggedIn {
+            (PinPolicy::Always, None) => Err(TokenError::NotLoggedIn {
                 operation: self.applet.key_name(key),
             }),
-            (PinRule::Once, _) => match self.applet.pin_status(talk, key)? {
+            (PinPolicy::Once, _) => match self.applet.pin_status(tx, key)? {
                 PinStatus::Verified => {
-                    unchanged.map_or(Ok(()), |status| Err(self.refusal(key, status)))
+                    first_refusal.map_or(Ok(()), |status| Err(self.refusal(key, status)))
                 }
                 PinStatus::Blocked => {
                     self.login = None;
                     Err(TokenError::PinLocked)
                 }
-                PinStatus::NotVerified { tries_left } => self.verify_again(talk, key, tries_left),
+                PinStatus::NotVerified { tries_left } => {
+                    self.reverify_cached_pin(tx, key, tries_left)
+                }
             },
         }
     }
 
     /// Verifies the kept PIN, silently. When that fails, or may not be tried, the login is over.
-    fn verify_again(
+    fn reverify_cached_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: &PrivateKey,
         tries_left: Option<u8>,
     ) -> Result<(), TokenError> {
@@ -380,7 +386,7 @@ impl Token {
             self.login = None;
             return Err(lost());
         };
-        self.applet.verify(talk, cached.pin(), PinPurpose::Login)?;
+        self.applet.verify(tx, cached.pin(), PinPurpose::Login)?;
         tracing::debug!(
             "{}: the card had lost the login; it is verified again",
             self.applet.kind().name()
@@ -392,8 +398,8 @@ impl Token {
     fn refusal(&self, key: &PrivateKey, status: StatusWord) -> TokenError {
         let operation = format!("using {}", self.applet.key_name(key));
         match status {
-            StatusWord::SECURITY_STATUS_NOT_SATISFIED if key.pin != PinRule::Never => {
-                TokenError::NotConfirmed { operation }
+            StatusWord::SECURITY_STATUS_NOT_SATISFIED if key.pin != PinPolicy::Never => {
+                TokenError::TouchMissing { operation }
             }
             StatusWord::REFERENCE_NOT_FOUND => TokenError::NoSuchKey {
                 key: self.applet.key_name(key),
@@ -427,10 +433,11 @@ fn refused_input(input: &KeyInput, error: TokenError) -> TokenError {
 
 /// Whether a conversation met a reset that another program had asked for before it began: pcscd lets it through.
 /// The command has not been executed then.
-fn was_reset_meanwhile(error: &TokenError) -> bool {
+fn met_earlier_reset(error: &TokenError) -> bool {
     match error {
         TokenError::Refused { status, .. } => {
-            AppletKind::smells_lost(*status) && *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
+            AppletKind::may_be_other_applet(*status)
+                && *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
         }
         TokenError::Transport(error) => {
             error.kind == TransportErrorKind::CardReset && error.sent == Sent::No
@@ -449,10 +456,10 @@ const fn may_repeat(kind: TransportErrorKind) -> bool {
 
 pub(crate) fn prove(
     applet: &mut dyn Applet,
-    talk: &mut Conversation<'_, '_>,
+    tx: &mut AppletTransaction<'_, '_>,
 ) -> Result<(), TokenError> {
-    match talk.prove()? {
-        Some(answer) => applet.note_probe(answer.expose()),
+    match tx.ensure_selected()? {
+        Some(response) => applet.take_probe_answer(response.expose()),
         None => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use claviger_token::{PinRule, Value};
+use claviger_token::{PinPolicy, Value};
 use common::piv::{
     DISCOVERED, NITROKEY, P256, RSA, YUBIKEY, certificate, discover, flag, labels, of_class, read,
     template,
@@ -242,7 +242,7 @@ fn metadata_gives_keys_without_certificates_and_overrules_stale_ones() {
     let private = token.find(&mut card, &of_class(CKO_PRIVATE_KEY)).unwrap();
     assert_eq!(private.len(), 1);
     assert_eq!(private[0].private_key().unwrap().reference, 0x9A);
-    assert_eq!(private[0].private_key().unwrap().pin, PinRule::Never);
+    assert_eq!(private[0].private_key().unwrap().pin, PinPolicy::Never);
     assert!(flag(&private[0], CKA_LOCAL));
     assert!(!flag(&private[0], CKA_ALWAYS_AUTHENTICATE));
 }

@@ -402,7 +402,7 @@ fn a_touch_not_given_is_told_apart_from_a_missing_login() {
     token.login(&mut card, &pin("123456")).unwrap();
     let key = private_key(&mut card, &mut token, 1);
     let error = sign(&mut card, &mut token, &key, CKM_ECDSA).unwrap_err();
-    assert!(matches!(error, TokenError::NotConfirmed { .. }), "{error}");
+    assert!(matches!(error, TokenError::TouchMissing { .. }), "{error}");
     assert!(token.is_logged_in());
 }
 

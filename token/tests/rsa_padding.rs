@@ -7,8 +7,8 @@ use claviger_token::{
     algorithm::PublicKey,
     digest::Hash,
     padding::{
-        Oaep, PaddingError, Pss, Rejection, digest_info, oaep_decrypt, oaep_encrypt, pkcs1_decrypt,
-        pkcs1_encrypt, pkcs1_recover, pkcs1_sign, pss_encode, pss_verify,
+        ImplicitRejection, Oaep, PaddingError, Pss, digest_info, oaep_decrypt, oaep_encrypt,
+        pkcs1_decrypt, pkcs1_encrypt, pkcs1_recover, pkcs1_sign, pss_encode, pss_verify,
     },
 };
 use getrandom::SysRng;
@@ -330,7 +330,7 @@ fn encryption_of_pkcs1_v1_5_agrees() {
             let decrypted = key.private.decrypt(rsa::Pkcs1v15Encrypt, &ours);
             assert_eq!(decrypted.as_ref(), Ok(&message));
             let theirs = key.private.as_ref().pkcs1v15_encrypt(&message).unwrap();
-            let rejection = Rejection::new(&[0xC1], &theirs).unwrap();
+            let rejection = ImplicitRejection::new(&[0xC1], &theirs).unwrap();
             let decrypted = pkcs1_decrypt(&key.apply(&theirs), &rejection);
             assert_eq!(decrypted.expose(), message);
         }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use claviger_token::{
-    Object, Template, TokenError, Value, key_pair_spec::KeyPairPlan, operation::mechanism_for,
+    Object, Template, TokenError, Value, key_pair_spec::KeyPairSpec, operation::mechanism_for,
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_CLASS, CKA_ID,
@@ -76,7 +76,7 @@ pub(crate) fn generate_key_pair(
     private_key.check()?;
     let known = mechanism_for(mechanism.mechanism, CKF_GENERATE_KEY_PAIR)?;
     parameter::read(&mechanism, known)?;
-    let plan = KeyPairPlan::new(known, &public, &private)?;
+    let plan = KeyPairSpec::new(known, &public, &private)?;
     require_so_login(&session)?;
     let made = session.with_token(|card, token| {
         let place = token
@@ -135,7 +135,7 @@ pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT
     } else {
         let oid = bytes(&object, CKA_OBJECT_ID);
         session.with_token(|card, token| {
-            let place = data_place(&token.data_places(), &oid)?;
+            let place = data_place(&token.writable_data_objects(), &oid)?;
             token.put_data(card, place, Some(&value))?;
             let template = Template(vec![
                 (CKA_CLASS, CKO_DATA.to_ne_bytes().to_vec()),
@@ -180,7 +180,7 @@ pub(super) fn destroy(
         return Err(ReturnCode::ACTION_PROHIBITED.into());
     }
     require_so_login(session)?;
-    let place = object.id.place;
+    let place = object.id.number;
     session.with_token(|card, token| match u8::try_from(place) {
         Ok(place) if object.id.class == CKO_CERTIFICATE => token.put_certificate(card, place, None),
         _ => token.put_data(card, place, None),

@@ -5,7 +5,7 @@ use claviger_token::{
     TokenError, host,
     mechanism::Scheme,
     operation::{Derivation, Unwrapping, mechanism_for, unwrap_key, wrap_key},
-    session_object::{Coming, SecretPlan},
+    session_object::{SecretKeySource, SecretKeySpec},
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_KEY_TYPE,
@@ -45,9 +45,9 @@ fn as_wrapped(error: TokenError) -> Failure {
 /// Makes the key of `plan` an object of the session.
 fn add(
     session: &Session,
-    plan: SecretPlan,
+    plan: SecretKeySpec,
     value: Secret,
-    coming: Coming,
+    coming: SecretKeySource,
     handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
     let object = plan.finish(value, coming, session.is_logged_in())?;
@@ -78,16 +78,16 @@ pub(crate) fn derive(
     let derivation = Derivation::new(from.mechanism, &from.parameter, &from.key)?;
     check_creation(&session, &template)?;
     let unsaid = template.bytes(CKA_KEY_TYPE).is_none();
-    let plan = SecretPlan::new(&template, unsaid.then_some(CKK_GENERIC_SECRET))?;
+    let plan = SecretKeySpec::new(&template, unsaid.then_some(CKK_GENERIC_SECRET))?;
     let len = plan.len.unwrap_or_else(|| derivation.natural_len());
     if plan.key_type() == CKK_AES && ![16, 24, 32].contains(&len) {
         return Err(missing(CKA_VALUE_LEN));
     }
     let shared = session.with_token(|card, token| {
-        token.use_private(card, &derivation.key, &derivation.input(), None)
+        token.use_private_key(card, &derivation.key, &derivation.input(), None)
     })?;
     let value = derivation.derive(shared, len)?;
-    add(&session, plan, value, Coming::Derived, handle)
+    add(&session, plan, value, SecretKeySource::Derived, handle)
 }
 
 fn missing(attribute: cryptoki_sys::CK_ATTRIBUTE_TYPE) -> Failure {
@@ -138,7 +138,7 @@ pub(crate) fn unwrap(
     let missing = ReturnCode::UNWRAPPING_KEY_HANDLE_INVALID;
     let from = resolve_init(&session, &mechanism, unwrapping, CKF_UNWRAP, missing)?;
     check_creation(&session, &template)?;
-    let plan = SecretPlan::new(&template, None)?;
+    let plan = SecretKeySpec::new(&template, None)?;
     let begun = unwrap_key(from.mechanism, &from.parameter, &from.key, wrapped);
     let value = match begun.map_err(as_wrapped)? {
         Unwrapping::Done(value) => value,
@@ -150,7 +150,7 @@ pub(crate) fn unwrap(
             })?,
     };
     // A value of a length its type cannot have is nothing that was wrapped for it.
-    match add(&session, plan, value, Coming::FromOutside, handle) {
+    match add(&session, plan, value, SecretKeySource::FromOutside, handle) {
         Err(Failure::Token(TokenError::KeySize | TokenError::Template { .. })) => {
             Err(ReturnCode::WRAPPED_KEY_INVALID.into())
         }
@@ -178,8 +178,14 @@ pub(crate) fn generate(
         Scheme::AesKeyGeneration => CKK_AES,
         _ => CKK_GENERIC_SECRET,
     };
-    let plan = SecretPlan::new(&template, Some(key_type))?;
+    let plan = SecretKeySpec::new(&template, Some(key_type))?;
     let len = plan.len.ok_or_else(|| missing(CKA_VALUE_LEN))?;
     let value = host::random::random(len).map_err(|_| TokenError::NoRandom)?;
-    add(&session, plan, value, Coming::Generated(known.kind), handle)
+    add(
+        &session,
+        plan,
+        value,
+        SecretKeySource::Generated(known.kind),
+        handle,
+    )
 }

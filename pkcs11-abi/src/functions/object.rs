@@ -94,7 +94,7 @@ pub(crate) fn copy(
     copy.check()?;
     let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     check_creation(&session, &template)?;
-    let copied = object.copied(&template)?;
+    let copied = object.copy_with(&template)?;
     copy.write(session.add_object(copied)?)
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn set_attribute_value(
     let template = template(attributes, count)?;
     let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     check_change(&session, &object)?;
-    let changed = object.changed(&template)?;
+    let changed = object.with_changes(&template)?;
     Ok(session.with_handles(|handles| handles.replace(handle, Some(changed)))??)
 }
 

@@ -145,7 +145,7 @@ fn context_login(session: &Session, pin: Input<'_, u8>, len: CK_ULONG) -> Result
     let waiting = operations.awaiting_context_login();
     let (key, place) = waiting.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let pin = read_pin(pin, len)?;
-    session.with_token(|card, token| token.login_once(card, &key, &pin))?;
+    session.with_token(|card, token| token.context_login(card, &key, &pin))?;
     *place = Some(pin);
     Ok(())
 }

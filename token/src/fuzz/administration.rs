@@ -10,7 +10,7 @@ use std::{
 
 use claviger_apdu::Secret;
 
-use super::{Conduct, script::Script};
+use super::{CardLedger, script::ScriptedCard};
 use crate::{
     Card, Template, Token, TokenError,
     algorithm::{Curve, KeyAlgorithm},
@@ -38,8 +38,8 @@ const SO_PINS: [&[u8]; 2] = [b"12345678", b"000102030405060708090A0B0C0D0E0F"];
 /// Whatever it answers, the session ends, no PIN costs more than one try or reaches an applet that is not proved, and
 /// nothing is written to one.
 pub fn administration(bytes: &[u8]) -> Administered {
-    let conduct = Arc::new(Conduct::default());
-    let Some(script) = Script::read(bytes, Arc::clone(&conduct)) else {
+    let conduct = Arc::new(CardLedger::default());
+    let Some(script) = ScriptedCard::read(bytes, Arc::clone(&conduct)) else {
         return Administered::default();
     };
     let mut session = Session {
@@ -59,7 +59,7 @@ pub fn administration(bytes: &[u8]) -> Administered {
 
 struct Session {
     card: Card,
-    conduct: Arc<Conduct>,
+    conduct: Arc<CardLedger>,
     done: Administered,
 }
 
@@ -75,8 +75,11 @@ impl Session {
                 self.fill(token, reference);
             }
         }
-        let place = token.data_places().first().map_or(0, |(place, _)| *place);
-        let put = token.put_data(&mut self.card, place, Some(b"data"));
+        let number = token
+            .writable_data_objects()
+            .first()
+            .map_or(0, |(number, _)| *number);
+        let put = token.put_data(&mut self.card, number, Some(b"data"));
         self.wrote(&put);
         let new = self.pin(b"654321");
         let init = token.init_pin(&mut self.card, &new);

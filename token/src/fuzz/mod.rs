@@ -12,7 +12,7 @@ use claviger_apdu::Secret;
 use cryptoki_sys::{CK_MECHANISM_TYPE, CKF_SIGN, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
 
 pub use self::administration::{Administered, administration};
-use self::script::Script;
+use self::script::ScriptedCard;
 use crate::{
     Card, Object, Parameter, SignOperation, Template, Token, TokenError, algorithm::KeyAlgorithm,
     operation::mechanism_for,
@@ -20,7 +20,7 @@ use crate::{
 
 /// How far a session came.
 #[derive(Debug, Default)]
-pub struct Reached {
+pub struct SessionSummary {
     /// Applets found.
     pub tokens: usize,
     /// Objects seen by the logged-in user.
@@ -44,15 +44,15 @@ pub struct Reached {
 ///
 /// Whatever it answers, the session ends, no PIN costs more than one try or reaches an applet that is not
 /// proved, and no signature uses its key twice.
-pub fn card(bytes: &[u8]) -> Reached {
-    let conduct = Arc::new(Conduct::default());
-    let Some(script) = Script::read(bytes, Arc::clone(&conduct)) else {
-        return Reached::default();
+pub fn card(bytes: &[u8]) -> SessionSummary {
+    let conduct = Arc::new(CardLedger::default());
+    let Some(script) = ScriptedCard::read(bytes, Arc::clone(&conduct)) else {
+        return SessionSummary::default();
     };
     let mut session = Session {
         card: Card::new(Box::new(script)),
         conduct,
-        reached: Reached::default(),
+        reached: SessionSummary::default(),
     };
     let tokens = Token::discover(&mut session.card).unwrap_or_default();
     session.reached.tokens = tokens.len();
@@ -64,7 +64,7 @@ pub fn card(bytes: &[u8]) -> Reached {
 
 /// What the user gave and what the card saw of it.
 #[derive(Debug, Default)]
-struct Conduct {
+struct CardLedger {
     /// PINs the user gave.
     pins: AtomicU32,
     /// PINs the card did not accept, or perhaps not.
@@ -75,8 +75,8 @@ struct Conduct {
 
 struct Session {
     card: Card,
-    conduct: Arc<Conduct>,
-    reached: Reached,
+    conduct: Arc<CardLedger>,
+    reached: SessionSummary,
 }
 
 impl Session {
@@ -104,7 +104,7 @@ impl Session {
         let Ok(found) = token.find(&mut self.card, &all) else {
             return Vec::new();
         };
-        let known = token.find_known(&all);
+        let known = token.find_loaded(&all);
         assert_eq!(known.as_ref(), Some(&found), "what was read stays known");
         found
     }
@@ -126,7 +126,7 @@ impl Session {
         operation.update(&message)?;
         if operation.lacks_context_login() {
             let pin = self.pin();
-            let login = token.login_once(&mut self.card, key, &pin);
+            let login = token.context_login(&mut self.card, key, &pin);
             self.assert_tries();
             login?;
             operation.context_pin = Some(pin);

@@ -10,7 +10,7 @@ use claviger_apdu::{
     TransportError, TransportErrorKind,
 };
 
-use super::Conduct;
+use super::CardLedger;
 use crate::{
     application::{AppletKind, Application},
     openpgp, piv,
@@ -22,7 +22,7 @@ const MAX_COMMANDS: u32 = 2_000;
 const BEGIN: [u8; 1] = [0x00];
 
 /// A card that answers by rules.
-pub(super) struct Script {
+pub(super) struct ScriptedCard {
     atr: Atr,
     rules: Vec<Rule>,
     /// The rule to try first.
@@ -33,17 +33,17 @@ pub(super) struct Script {
     current: Command,
     /// The applet proved since this transaction began.
     proved: Option<AppletKind>,
-    conduct: Arc<Conduct>,
+    conduct: Arc<CardLedger>,
 }
 
 /// What the card says to frames that begin so after their CLA.
 struct Rule {
     pattern: Vec<u8>,
-    answer: Answer,
+    response: Response,
 }
 
 #[derive(Clone)]
-enum Answer {
+enum Response {
     Frame(Vec<u8>),
     Fault(TransportErrorKind),
 }
@@ -62,8 +62,8 @@ enum Command {
     Other,
 }
 
-impl Script {
-    pub(super) fn read(bytes: &[u8], conduct: Arc<Conduct>) -> Option<Self> {
+impl ScriptedCard {
+    pub(super) fn read(bytes: &[u8], conduct: Arc<CardLedger>) -> Option<Self> {
         let (atr, mut rest) = split(bytes, 1)?;
         let mut rules = Vec::new();
         while let Some((rule, after)) = Rule::split(rest) {
@@ -85,13 +85,13 @@ impl Script {
     }
 
     /// The answer of the first rule for `event` from the one after the last used.
-    fn rule(&mut self, event: &[u8]) -> Option<Answer> {
+    fn rule(&mut self, event: &[u8]) -> Option<Response> {
         let turns = (self.next..self.rules.len()).chain(0..self.next);
         let (at, rule) = turns
             .filter_map(|at| Some((at, self.rules.get(at)?)))
             .find(|(_, rule)| rule.is_for(event))?;
         self.next = at + 1;
-        Some(rule.answer.clone())
+        Some(rule.response.clone())
     }
 
     /// Sees `frame` come.
@@ -121,7 +121,7 @@ impl Script {
         match self.current {
             Command::Proof(kind) if ok => self.proved = Some(kind),
             Command::Pin(_) if !ok => count(&self.conduct.tries),
-            Command::Use if !status.is_some_and(AppletKind::smells_lost) => {
+            Command::Use if !status.is_some_and(AppletKind::may_be_other_applet) => {
                 count(&self.conduct.uses);
             }
             _ => {}
@@ -158,16 +158,16 @@ impl Rule {
 
     fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (pattern, rest) = split(bytes, 1)?;
-        let fault = |kind, rest| Some((Answer::Fault(kind), rest));
-        let (answer, rest) = match rest {
+        let fault = |kind, rest| Some((Response::Fault(kind), rest));
+        let (response, rest) = match rest {
             [0xFF, 0x01, rest @ ..] => fault(TransportErrorKind::CardReset, rest),
             [0xFF, 0x02, rest @ ..] => fault(TransportErrorKind::Busy, rest),
             [0xFF, 0x03, rest @ ..] => fault(TransportErrorKind::CardRemoved, rest),
             [0xFF, 0x04, rest @ ..] => fault(TransportErrorKind::TimedOut, rest),
-            _ => split(rest, 2).map(|(answer, rest)| (Answer::Frame(answer.to_vec()), rest)),
+            _ => split(rest, 2).map(|(response, rest)| (Response::Frame(response.to_vec()), rest)),
         }?;
         let pattern = pattern.to_vec();
-        Some((Self { pattern, answer }, rest))
+        Some((Self { pattern, response }, rest))
     }
 }
 
@@ -208,7 +208,7 @@ impl Command {
             0x87 | 0x2A | 0x88 => Self::Use,
             _ => [&piv::APPLICATION, &openpgp::APPLICATION]
                 .into_iter()
-                .find(|application| proves(application, frame))
+                .find(|application| is_probe(application, frame))
                 .map_or(Self::Other, |application| Self::Proof(application.kind)),
         })
     }
@@ -219,7 +219,7 @@ fn is_select(frame: &[u8]) -> bool {
 }
 
 /// Whether the success of `frame` proves that `application` is selected.
-fn proves(application: &Application, frame: &[u8]) -> bool {
+fn is_probe(application: &Application, frame: &[u8]) -> bool {
     let probe = &application.probe;
     let has = |data: &[u8]| data.is_empty() || frame.windows(data.len()).any(|part| part == data);
     frame.starts_with(&probe.header) && has(probe.data) || is_select(frame) && has(application.aid)
@@ -229,7 +229,7 @@ fn count(counter: &AtomicU32) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-impl Transmit for Script {
+impl Transmit for ScriptedCard {
     fn transmit(
         &mut self,
         frame: &[u8],
@@ -238,22 +238,22 @@ impl Transmit for Script {
     ) -> Result<(), TransportError> {
         self.observe(frame);
         let rule = self.rule(frame.get(1..).unwrap_or(&[]));
-        let answer = match rule.unwrap_or_else(|| Answer::Frame(vec![0x6A, 0x82])) {
-            Answer::Frame(answer) => answer,
-            Answer::Fault(kind) => return Err(self.fail(kind)),
+        let answered = match rule.unwrap_or_else(|| Response::Frame(vec![0x6A, 0x82])) {
+            Response::Frame(frame) => frame,
+            Response::Fault(kind) => return Err(self.fail(kind)),
         };
-        match answer.as_slice() {
+        match answered.as_slice() {
             [.., 0x61 | 0x6C, _] => {}
             [.., sw1, sw2] => self.conclude(Some(StatusWord(u16::from_be_bytes([*sw1, *sw2])))),
             _ => self.conclude(None),
         }
         // Two bytes of length hold less than the buffer.
-        response.set(&answer).unwrap_or_default();
+        response.set(&answered).unwrap_or_default();
         Ok(())
     }
 }
 
-impl Transport for Script {
+impl Transport for ScriptedCard {
     fn atr(&self) -> &Atr {
         &self.atr
     }
@@ -276,7 +276,7 @@ impl Transport for Script {
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
         self.current = Command::Other;
-        if let Some(Answer::Fault(kind)) = self.rule(&BEGIN) {
+        if let Some(Response::Fault(kind)) = self.rule(&BEGIN) {
             let error = self.fail(kind);
             if kind != TransportErrorKind::CardReset {
                 return Err(TransportError::before_card(kind, error.what));

@@ -151,8 +151,8 @@ impl Ghash {
     /// Keeps a part of a block until there is a whole one.
     fn wait_for(&mut self, part: &[u8]) {
         let end = self.len + part.len();
-        if let Some(place) = self.waiting.get_mut(self.len..end) {
-            place.copy_from_slice(part);
+        if let Some(gap) = self.waiting.get_mut(self.len..end) {
+            gap.copy_from_slice(part);
             self.len = end;
         }
         if self.len == BLOCK {

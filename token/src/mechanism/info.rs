@@ -11,11 +11,11 @@ use crate::algorithm::KeyAlgorithm;
 
 /// What a token's private keys of one kind do: a part of what C_GetMechanismInfo says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ability {
+pub struct KeyCapability {
     /// A key of the kind; its size does not count.
     pub key: KeyAlgorithm,
     /// Whether the card computes the bare RSA function.
-    pub bare: bool,
+    pub raw_rsa: bool,
     /// CKF_SIGN, CKF_DECRYPT, CKF_DERIVE.
     pub functions: CK_FLAGS,
     /// Smallest key, in bits.
@@ -57,10 +57,10 @@ const fn with_variants(functions: CK_FLAGS) -> CK_FLAGS {
 
 /// The mechanisms of a token whose keys have `abilities`, and of the host beside it.
 #[must_use]
-pub fn offered(abilities: &[Ability]) -> Vec<MechanismInfo> {
+pub fn mechanism_infos(abilities: &[KeyCapability]) -> Vec<MechanismInfo> {
     let info = |mechanism: Mechanism| {
-        let on_card = |ability: &Ability| {
-            let kind = KeyKind::Private(ability.key, ability.bare);
+        let on_card = |ability: &KeyCapability| {
+            let kind = KeyKind::Private(ability.key, ability.raw_rsa);
             mechanism.functions(kind) & with_variants(ability.functions)
         };
         let able = || {
@@ -73,7 +73,7 @@ pub fn offered(abilities: &[Ability]) -> Vec<MechanismInfo> {
         let host = if mechanism.is_of_key_pairs() && card == 0 {
             0
         } else {
-            mechanism.on_host()
+            mechanism.host_functions()
         };
         let flags = card | host;
         let (least, most) = mechanism.host_sizes();
@@ -114,7 +114,7 @@ impl Mechanism {
 
 /// The mechanisms that make the keys a card can make.
 #[must_use]
-pub fn generating(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
+pub fn generation_mechanisms(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
     let info = |mechanism: &Mechanism| {
         let Scheme::KeyPairGeneration(key_type) = mechanism.scheme else {
             return None;
@@ -143,12 +143,12 @@ pub fn generating(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
 #[must_use]
 pub fn allowed_to_public(
     algorithm: KeyAlgorithm,
-    bare: bool,
+    raw_rsa: bool,
     functions: CK_FLAGS,
 ) -> Vec<CK_MECHANISM_TYPE> {
-    let mut allowed = allowed(KeyKind::Public(algorithm), functions);
+    let mut allowed = allowed_mechanisms(KeyKind::Public(algorithm), functions);
     allowed.retain(|kind| {
-        let private = KeyKind::Private(algorithm, bare);
+        let private = KeyKind::Private(algorithm, raw_rsa);
         Mechanism::of(*kind).is_some_and(|mechanism| mechanism.functions(private) != 0)
     });
     allowed
@@ -156,7 +156,7 @@ pub fn allowed_to_public(
 
 /// CKA_ALLOWED_MECHANISMS of a key that may be used for `functions`.
 #[must_use]
-pub fn allowed(key: KeyKind, functions: CK_FLAGS) -> Vec<CK_MECHANISM_TYPE> {
+pub fn allowed_mechanisms(key: KeyKind, functions: CK_FLAGS) -> Vec<CK_MECHANISM_TYPE> {
     let functions = with_variants(functions);
     let fits = |mechanism: &&Mechanism| mechanism.functions(key) & functions != 0;
     MECHANISMS
@@ -184,16 +184,19 @@ mod tests {
     #[test]
     fn a_key_is_offered_only_what_its_type_can_do() {
         assert_eq!(
-            allowed(private(KeyAlgorithm::Ed25519), CKF_SIGN),
+            allowed_mechanisms(private(KeyAlgorithm::Ed25519), CKF_SIGN),
             [CKM_EDDSA]
         );
-        assert_eq!(allowed(private(KeyAlgorithm::X25519), CKF_SIGN), []);
         assert_eq!(
-            allowed(private(KeyAlgorithm::X25519), CKF_DERIVE),
+            allowed_mechanisms(private(KeyAlgorithm::X25519), CKF_SIGN),
+            []
+        );
+        assert_eq!(
+            allowed_mechanisms(private(KeyAlgorithm::X25519), CKF_DERIVE),
             [CKM_ECDH1_DERIVE]
         );
-        assert_eq!(allowed(private(ANY_EC), 0), []);
-        let rsa = allowed(private(ANY_RSA), CKF_SIGN);
+        assert_eq!(allowed_mechanisms(private(ANY_EC), 0), []);
+        let rsa = allowed_mechanisms(private(ANY_RSA), CKF_SIGN);
         assert!(rsa.contains(&CKM_SHA256_RSA_PKCS) && rsa.contains(&CKM_SHA256_RSA_PKCS_PSS));
         assert!(!rsa.contains(&CKM_RSA_PKCS_OAEP));
     }
@@ -201,16 +204,16 @@ mod tests {
     #[test]
     fn a_card_that_pads_itself_is_offered_no_other_padding() {
         let padding = KeyKind::Private(ANY_RSA, false);
-        assert_eq!(allowed(padding, CKF_DECRYPT), [CKM_RSA_PKCS]);
-        let signs = allowed(padding, CKF_SIGN);
+        assert_eq!(allowed_mechanisms(padding, CKF_DECRYPT), [CKM_RSA_PKCS]);
+        let signs = allowed_mechanisms(padding, CKF_SIGN);
         assert!(!signs.contains(&CKM_RSA_X_509) && !signs.contains(&CKM_RSA_PKCS_PSS));
     }
 
     #[test]
     fn what_the_host_does_by_itself_is_not_said_of_the_card() {
-        let offered = offered(&[Ability {
+        let offered = mechanism_infos(&[KeyCapability {
             key: KeyAlgorithm::Ed25519,
-            bare: true,
+            raw_rsa: true,
             functions: CKF_SIGN,
             min: 255,
             max: 255,

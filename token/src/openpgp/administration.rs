@@ -5,17 +5,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
 use crate::{
-    administration::{Administration, SoWork},
+    administration::{Administration, SoPurpose},
     algorithm::{KeyAlgorithm, PublicKey},
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
     openpgp::{
         OpenPgp,
-        algorithm_information::{ALGORITHM_INFORMATION, Offers},
+        algorithm_information::{ALGORITHM_INFORMATION, GenerationAlgorithms},
         certificate::CertificateReader,
         fingerprint::fingerprint,
         kdf::Password,
-        key::{self, Key},
+        key::{self, KeyRole},
         quirks::Quirks,
     },
     pin::{PinStatus, PinTries},
@@ -26,55 +26,55 @@ const CHALLENGE: usize = 256;
 
 impl OpenPgp {
     /// What the card can make, as far as it is known.
-    fn offers(&self) -> Offers {
-        match &self.offers {
-            Some(offers) => offers.clone(),
-            None => Offers::of(&self.data),
+    fn generation_algorithms(&self) -> GenerationAlgorithms {
+        match &self.algorithms {
+            Some(algorithms) => algorithms.clone(),
+            None => GenerationAlgorithms::of(&self.data),
         }
     }
 
     /// Asks once what the card can make. One that does not say can make what its places are for.
-    fn read_offers(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        if self.offers.is_some() || !self.data.changeable {
+    fn read_algorithms(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        if self.algorithms.is_some() || !self.data.changeable {
             return Ok(());
         }
-        let answer = talk.exchange(&CommandApdu {
+        let response = tx.exchange(&CommandApdu {
             expected: Expected::All,
             ..CommandApdu::header([0x00, 0xCA, 0x00, ALGORITHM_INFORMATION])
         })?;
-        let told = Offers::of(&self.data);
-        self.offers = Some(match answer.status {
-            StatusWord::OK => told.with(answer.data.expose()),
+        let told = GenerationAlgorithms::of(&self.data);
+        self.algorithms = Some(match response.status {
+            StatusWord::OK => told.with(response.data.expose()),
             _ => told,
         });
         Ok(())
     }
 
     /// Forgets `key`: it is about to be another one.
-    fn forget_key(&mut self, key: Key) {
+    fn forget_key(&mut self, key: KeyRole) {
         self.objects.forget_key(key);
         self.objects.build(&self.data);
         self.stale = true;
     }
 
-    /// Makes the place of `key` one for `algorithm`, which removes the key in it, unless it is one.
-    fn prepare_place(
+    /// Makes the number of `key` one for `algorithm`, which removes the key in it, unless it is one.
+    fn set_algorithm(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        key: Key,
+        tx: &mut AppletTransaction<'_, '_>,
+        key: KeyRole,
         algorithm: KeyAlgorithm,
     ) -> Result<(), TokenError> {
         if self.data.keys.get(key).algorithm == Some(algorithm) {
             return Ok(());
         }
-        let offers = self.offers();
-        let attributes = offers
+        let algorithms = self.generation_algorithms();
+        let attributes = algorithms
             .attributes(key, algorithm)
             .filter(|_| self.data.changeable)
             .ok_or(TokenError::KeyNotGenerable(algorithm))?;
         self.forget_key(key);
         let [_, _, high, tag] = key.attributes_tag().to_be_bytes();
-        let status = put(talk, [high, tag], attributes)?;
+        let status = put(tx, [high, tag], attributes)?;
         match status {
             StatusWord::OK => {}
             StatusWord::INCORRECT_DATA | StatusWord::FUNCTION_NOT_SUPPORTED => {
@@ -86,21 +86,21 @@ impl OpenPgp {
             }
         }
         // What was refused afterwards would else be taken for what is there.
-        let facts = self.data.keys.get_mut(key);
-        facts.algorithm = Some(algorithm);
-        facts.attributes = attributes.to_vec();
+        let record = self.data.keys.get_mut(key);
+        record.algorithm = Some(algorithm);
+        record.attributes = attributes.to_vec();
         Ok(())
     }
 
     fn make(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        key: Key,
+        tx: &mut AppletTransaction<'_, '_>,
+        key: KeyRole,
         algorithm: KeyAlgorithm,
     ) -> Result<PublicKey, TokenError> {
         self.forget_key(key);
-        let answer = talk.exchange(&key.generate())?;
-        match answer.status {
+        let response = tx.exchange(&key.generate())?;
+        match response.status {
             StatusWord::OK => {}
             StatusWord::FUNCTION_NOT_SUPPORTED => {
                 return Err(TokenError::KeyNotGenerable(algorithm));
@@ -110,7 +110,7 @@ impl OpenPgp {
                 return Err(TokenError::not_written(operation, status));
             }
         }
-        let public = key::public_key(Some(algorithm), answer.data.expose())?;
+        let public = key::public_key(Some(algorithm), response.data.expose())?;
         if public.algorithm() == algorithm {
             Ok(public)
         } else {
@@ -123,9 +123,9 @@ impl OpenPgp {
 
     /// Writes fingerprint and time, without which other programs do not see the key. The key is made: that the card
     /// does not take them is no reason to call it none.
-    fn describe(
-        talk: &mut Conversation<'_, '_>,
-        key: Key,
+    fn write_fingerprint(
+        tx: &mut AppletTransaction<'_, '_>,
+        key: KeyRole,
         public: &PublicKey,
         created: SystemTime,
     ) -> Result<(), TokenError> {
@@ -139,7 +139,7 @@ impl OpenPgp {
             (fingerprint_tag, &fingerprint[..]),
             (created_tag, &seconds.to_be_bytes()),
         ] {
-            let status = put(talk, [0x00, tag], value)?;
+            let status = put(tx, [0x00, tag], value)?;
             if !status.is_ok() {
                 tracing::warn!(
                     "OpenPGP PUT DATA {tag:02X} for the {}: {status}",
@@ -162,117 +162,117 @@ impl Administration for OpenPgp {
 
     fn so_verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
     ) -> Result<(), TokenError> {
-        self.pin.verify_admin(talk, so)?;
-        self.read_offers(talk)
+        self.pin.verify_admin(tx, so)?;
+        self.read_algorithms(tx)
     }
 
     fn so_status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         _so: &Secret,
-        _work: SoWork,
+        _work: SoPurpose,
     ) -> Result<PinStatus, TokenError> {
-        self.pin.admin_status(talk)
+        self.pin.admin_status(tx)
     }
 
     fn so_unverify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         _so: &Secret,
     ) -> Result<(), TokenError> {
-        self.pin.unverify_admin(talk)
+        self.pin.unverify_admin(tx)
     }
 
     fn change_user_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
-        self.pin.change(talk, Password::User, old, new)
+        self.pin.change(tx, Password::User, old, new)
     }
 
     fn change_so_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
-        self.pin.change(talk, Password::Admin, old, new)
+        self.pin.change(tx, Password::Admin, old, new)
     }
 
     fn init_user_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         _so: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
-        self.pin.reset(talk, new)
+        self.pin.reset(tx, new)
     }
 
-    fn generable(&self) -> Vec<KeyAlgorithm> {
-        self.offers().algorithms()
+    fn generatable_algorithms(&self) -> Vec<KeyAlgorithm> {
+        self.generation_algorithms().algorithms()
     }
 
-    fn place_of(&self, id: &[u8]) -> Option<u8> {
-        Key::from_id(id).map(Key::reference)
+    fn key_reference_of(&self, id: &[u8]) -> Option<u8> {
+        KeyRole::from_id(id).map(KeyRole::reference)
     }
 
     fn generate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         reference: u8,
         algorithm: KeyAlgorithm,
         created: SystemTime,
     ) -> Result<PublicKey, TokenError> {
-        let key = place(reference)?;
+        let key = key_of(reference)?;
         // What the places are for may have been changed by others; a probe has told it.
-        if talk.was_reselected() {
-            self.refresh(talk)?;
+        if tx.was_reselected() {
+            self.refresh(tx)?;
         }
-        self.read_offers(talk)?;
-        self.prepare_place(talk, key, algorithm)?;
-        let public = self.make(talk, key, algorithm)?;
-        Self::describe(talk, key, &public, created)?;
+        self.read_algorithms(tx)?;
+        self.set_algorithm(tx, key, algorithm)?;
+        let public = self.make(tx, key, algorithm)?;
+        Self::write_fingerprint(tx, key, &public, created)?;
         Ok(public)
     }
 
     fn put_certificate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         reference: u8,
         der: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        let key = place(reference)?;
+        let key = key_of(reference)?;
         let der = der.unwrap_or_default();
         if self.data.max_certificate.is_some_and(|max| der.len() > max) {
             let operation = format!("OpenPGP certificate of {} bytes", der.len());
-            return Err(TokenError::NoRoom { operation });
+            return Err(TokenError::NoSpace { operation });
         }
         let identifier = &self.data.identifier;
         let quirks = Quirks::of(identifier.manufacturer);
         let mut writer = CertificateReader::new(identifier.version, quirks, false);
         self.objects.forget_certificate(key);
         self.objects.build(&self.data);
-        let written = writer.write(talk, key, der);
-        writer.finish(talk)?;
+        let written = writer.write(tx, key, der);
+        writer.finish(tx)?;
         written
     }
 
     fn put_data(
         &mut self,
-        _talk: &mut Conversation<'_, '_>,
-        place: u32,
+        _talk: &mut AppletTransaction<'_, '_>,
+        number: u32,
         _content: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        let what = format!("no OpenPGP data object {place:X} is shown as an object");
+        let what = format!("no OpenPGP data object {number:X} is shown as an object");
         Err(TokenError::value(what))
     }
 
-    fn data_places(&self) -> Vec<(u32, Vec<u8>)> {
+    fn writable_data_objects(&self) -> Vec<(u32, Vec<u8>)> {
         Vec::new()
     }
 
@@ -282,7 +282,7 @@ impl Administration for OpenPgp {
 
     fn random(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         len: usize,
     ) -> Result<Option<Secret>, TokenError> {
         let Some(most) = self.data.max_challenge else {
@@ -292,20 +292,20 @@ impl Administration for OpenPgp {
         let mut random = Secret::new(Vec::with_capacity(len));
         while random.len() < len {
             let due = most.min(len - random.len());
-            random.extend(challenge(talk, due)?.expose());
+            random.extend(challenge(tx, due)?.expose());
         }
         Ok(Some(random))
     }
 }
 
 /// GET CHALLENGE (7.2.15) of exactly `len` bytes.
-fn challenge(talk: &mut Conversation<'_, '_>, len: usize) -> Result<Secret, TokenError> {
+fn challenge(tx: &mut AppletTransaction<'_, '_>, len: usize) -> Result<Secret, TokenError> {
     let expected = Expected::UpTo(u32::try_from(len).unwrap_or(1));
-    let answer = talk.read(&CommandApdu {
+    let response = tx.read(&CommandApdu {
         expected,
         ..CommandApdu::header([0x00, 0x84, 0x00, 0x00])
     })?;
-    let random = answer
+    let random = response
         .ok()
         .map_err(|status| TokenError::refused("OpenPGP GET CHALLENGE", status))?;
     if random.len() == len {
@@ -316,14 +316,14 @@ fn challenge(talk: &mut Conversation<'_, '_>, len: usize) -> Result<Secret, Toke
     }
 }
 
-fn place(reference: u8) -> Result<Key, TokenError> {
-    Key::from_reference(reference)
+fn key_of(reference: u8) -> Result<KeyRole, TokenError> {
+    KeyRole::from_reference(reference)
         .ok_or_else(|| TokenError::value(format!("OpenPGP has no key {reference:02X}")))
 }
 
 /// PUT DATA (7.2.8).
 fn put(
-    talk: &mut Conversation<'_, '_>,
+    tx: &mut AppletTransaction<'_, '_>,
     [high, low]: [u8; 2],
     value: &[u8],
 ) -> Result<StatusWord, TokenError> {
@@ -331,5 +331,5 @@ fn put(
         data: value,
         ..CommandApdu::header([0x00, 0xDA, high, low])
     };
-    Ok(talk.exchange(&command)?.status)
+    Ok(tx.exchange(&command)?.status)
 }

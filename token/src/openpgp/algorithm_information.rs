@@ -6,7 +6,7 @@ use crate::{
     algorithm::{Curve, KeyAlgorithm},
     openpgp::{
         data_object::{self, ApplicationData, ED25519_OLD_OID, X25519_OLD_OID},
-        key::Key,
+        key::KeyRole,
     },
 };
 
@@ -15,41 +15,41 @@ pub(super) const ALGORITHM_INFORMATION: u8 = 0xFA;
 
 /// Algorithm attributes that make a place one for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Offer {
-    key: Key,
+struct AlgorithmAttributes {
+    key: KeyRole,
     algorithm: KeyAlgorithm,
     attributes: Vec<u8>,
 }
 
 /// What a card can make.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Offers(Vec<Offer>);
+pub(super) struct GenerationAlgorithms(Vec<AlgorithmAttributes>);
 
-impl Offers {
+impl GenerationAlgorithms {
     /// As far as the application related data tells: the keys its places are for now and, on a card whose places
     /// can be for others, RSA of the length every version makes.
     pub(super) fn of(data: &ApplicationData) -> Self {
-        let mut offers = Self(Vec::new());
-        for key in Key::ALL {
-            let facts = data.keys.get(key);
-            offers.add(key, &facts.attributes);
+        let mut algorithms = Self(Vec::new());
+        for key in KeyRole::ALL {
+            let record = data.keys.get(key);
+            algorithms.add(key, &record.attributes);
         }
         if data.changeable {
-            for key in Key::ALL {
+            for key in KeyRole::ALL {
                 let form = match data.keys.get(key).attributes.as_slice() {
                     [0x01, _, _, e1, e2, form, ..] => [*e1, *e2, *form],
                     _ => [0x00, 0x20, 0x00],
                 };
-                offers.add(key, &[&[0x01, 0x08, 0x00][..], &form].concat());
+                algorithms.add(key, &[&[0x01, 0x08, 0x00][..], &form].concat());
             }
         }
-        offers
+        algorithms
     }
 
     /// What FA adds. An answer that ends in the middle counts as far as it goes; one of nonsense adds nothing.
     #[must_use]
-    pub(super) fn with(mut self, answer: &[u8]) -> Self {
-        let list = data_object::value_of(answer, ALGORITHM_INFORMATION.into());
+    pub(super) fn with(mut self, response: &[u8]) -> Self {
+        let list = data_object::value_of(response, ALGORITHM_INFORMATION.into());
         // Some cards give the tag with a length that does not fit (YubiKey 5.2 to 5.4).
         let list = match list {
             [0xFA, 0x82, _, _, rest @ ..]
@@ -59,14 +59,17 @@ impl Offers {
         };
         let mut cursor = Cursor::new(list);
         while let Ok(Some((tag, attributes))) = cursor.next_object() {
-            if let Some(key) = Key::ALL.into_iter().find(|key| key.attributes_tag() == tag) {
+            if let Some(key) = KeyRole::ALL
+                .into_iter()
+                .find(|key| key.attributes_tag() == tag)
+            {
                 self.add(key, attributes);
             }
         }
         self
     }
 
-    fn add(&mut self, key: Key, attributes: &[u8]) {
+    fn add(&mut self, key: KeyRole, attributes: &[u8]) {
         let Some(algorithm) = data_object::algorithm(attributes) else {
             return;
         };
@@ -78,7 +81,7 @@ impl Offers {
             // X25519 is announced as EdDSA by some cards (YubiKey before 5.6.1).
             *first = id;
         }
-        self.0.push(Offer {
+        self.0.push(AlgorithmAttributes {
             key,
             algorithm,
             attributes,
@@ -86,7 +89,7 @@ impl Offers {
     }
 
     /// The attributes that make the place of `key` one for `algorithm`.
-    pub(super) fn attributes(&self, key: Key, algorithm: KeyAlgorithm) -> Option<&[u8]> {
+    pub(super) fn attributes(&self, key: KeyRole, algorithm: KeyAlgorithm) -> Option<&[u8]> {
         self.0
             .iter()
             .find(|offer| offer.key == key && offer.algorithm == algorithm)
@@ -106,22 +109,22 @@ impl Offers {
 }
 
 /// Whether a key of this algorithm can do what its place is for.
-const fn is_for(key: Key, algorithm: KeyAlgorithm) -> bool {
+const fn is_for(key: KeyRole, algorithm: KeyAlgorithm) -> bool {
     match algorithm {
         KeyAlgorithm::Rsa { bits } => bits >= 1024,
         KeyAlgorithm::Ec(_) => true,
-        KeyAlgorithm::Ed25519 => !matches!(key, Key::Decryption),
-        KeyAlgorithm::X25519 => matches!(key, Key::Decryption),
+        KeyAlgorithm::Ed25519 => !matches!(key, KeyRole::Decryption),
+        KeyAlgorithm::X25519 => matches!(key, KeyRole::Decryption),
     }
 }
 
 /// The public-key algorithm (RFC 4880, 9.1, and RFC 9580) of a key in a place.
-pub(super) const fn identifier(key: Key, algorithm: KeyAlgorithm) -> Option<u8> {
+pub(super) const fn identifier(key: KeyRole, algorithm: KeyAlgorithm) -> Option<u8> {
     match (key, algorithm) {
         (_, KeyAlgorithm::Rsa { .. }) => Some(0x01),
-        (Key::Decryption, KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519) => Some(0x12),
-        (Key::Signature | Key::Authentication, KeyAlgorithm::Ec(_)) => Some(0x13),
-        (Key::Signature | Key::Authentication, KeyAlgorithm::Ed25519) => Some(0x16),
+        (KeyRole::Decryption, KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519) => Some(0x12),
+        (KeyRole::Signature | KeyRole::Authentication, KeyAlgorithm::Ec(_)) => Some(0x13),
+        (KeyRole::Signature | KeyRole::Authentication, KeyAlgorithm::Ed25519) => Some(0x16),
         _ => None,
     }
 }
@@ -140,13 +143,13 @@ pub(super) fn curve_oid(algorithm: KeyAlgorithm) -> &'static [u8] {
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    let offers = Offers(Vec::new()).with(bytes);
-    assert!(offers.0.len() <= bytes.len(), "no offer but the card's");
-    for Offer {
+    let algorithms = GenerationAlgorithms(Vec::new()).with(bytes);
+    assert!(algorithms.0.len() <= bytes.len(), "no offer but the card's");
+    for AlgorithmAttributes {
         key,
         algorithm,
         attributes,
-    } in &offers.0
+    } in &algorithms.0
     {
         assert_eq!(data_object::algorithm(attributes), Some(*algorithm));
         assert_eq!(attributes.first().copied(), identifier(*key, *algorithm));
@@ -179,42 +182,46 @@ mod tests {
 
     #[test]
     fn a_place_takes_what_the_card_lists_for_it_with_the_cards_own_attributes() {
-        let offers = Offers(Vec::new()).with(&tlv::encode(0xFA, &list()));
+        let algorithms = GenerationAlgorithms(Vec::new()).with(&tlv::encode(0xFA, &list()));
         let rsa = KeyAlgorithm::Rsa { bits: 2048 };
         assert_eq!(
-            offers.attributes(Key::Signature, rsa),
+            algorithms.attributes(KeyRole::Signature, rsa),
             Some(&[1, 0x08, 0, 0, 0x11, 3][..])
         );
-        assert_eq!(offers.attributes(Key::Decryption, rsa), None);
+        assert_eq!(algorithms.attributes(KeyRole::Decryption, rsa), None);
         assert!(
-            offers
-                .attributes(Key::Signature, KeyAlgorithm::X25519)
+            algorithms
+                .attributes(KeyRole::Signature, KeyAlgorithm::X25519)
                 .is_none()
         );
-        let x25519 = offers.attributes(Key::Decryption, KeyAlgorithm::X25519);
+        let x25519 = algorithms.attributes(KeyRole::Decryption, KeyAlgorithm::X25519);
         assert_eq!(x25519.unwrap()[0], 0x12, "announced as 16");
-        let modern = offers.attributes(Key::Authentication, KeyAlgorithm::Ed25519);
+        let modern = algorithms.attributes(KeyRole::Authentication, KeyAlgorithm::Ed25519);
         assert_eq!(modern, Some(&[&[0x16], ED25519_OID].concat()[..]));
         assert_eq!(
-            offers.algorithms(),
+            algorithms.algorithms(),
             [rsa, P256, KeyAlgorithm::Ed25519, KeyAlgorithm::X25519]
         );
     }
 
     #[test]
     fn the_outer_tag_may_be_missing_and_its_length_wrong() {
-        let bare = Offers(Vec::new()).with(&list());
+        let bare = GenerationAlgorithms(Vec::new()).with(&list());
         assert_eq!(bare.0.len(), 6);
         let tagged = tlv::encode(0xFA, &list());
-        assert_eq!(Offers(Vec::new()).with(&tagged), bare);
+        assert_eq!(GenerationAlgorithms(Vec::new()).with(&tagged), bare);
         let short = &tagged[..tagged.len() - 2];
-        assert_eq!(Offers(Vec::new()).with(short), bare, "the last is no key's");
+        assert_eq!(
+            GenerationAlgorithms(Vec::new()).with(short),
+            bare,
+            "the last is no key's"
+        );
     }
 
     #[test]
     fn nonsense_adds_nothing() {
         for nonsense in [&[][..], &[0xFA], &[0xFF; 9], &[0xC1, 0x03, 0x77, 1, 2]] {
-            assert_eq!(Offers(Vec::new()).with(nonsense).0, []);
+            assert_eq!(GenerationAlgorithms(Vec::new()).with(nonsense).0, []);
         }
     }
 }

@@ -3,10 +3,10 @@
 use claviger_apdu::{CommandApdu, Expected, StatusWord};
 
 use crate::{
-    card::Conversation,
+    card::AppletTransaction,
     certificate::Certificate,
     error::TokenError,
-    openpgp::{data_object, key::Key, quirks::Quirks},
+    openpgp::{data_object, key::KeyRole, quirks::Quirks},
 };
 
 /// GET DATA of the occurrence the card stands at.
@@ -24,7 +24,7 @@ const PATH: [u8; 7] = [0x06, 0x60, 0x04, 0x5C, 0x02, 0x7F, 0x21];
 
 /// What came of reading something.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) enum Read<T> {
+pub(super) enum ReadState<T> {
     /// Nobody asked yet.
     #[default]
     Unread,
@@ -36,7 +36,7 @@ pub(super) enum Read<T> {
     Found(T),
 }
 
-impl<T> Read<T> {
+impl<T> ReadState<T> {
     pub(super) const fn found(&self) -> Option<&T> {
         match self {
             Self::Found(value) => Some(value),
@@ -82,12 +82,12 @@ impl CertificateReader {
     /// Of the conversation.
     pub(super) fn read(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        key: Key,
-    ) -> Result<Read<Certificate>, TokenError> {
-        let found = match self.read_next(talk, key.occurrence())? {
+        tx: &mut AppletTransaction<'_, '_>,
+        key: KeyRole,
+    ) -> Result<ReadState<Certificate>, TokenError> {
+        let found = match self.read_next(tx, key.occurrence())? {
             Some(next) => next,
-            None => match self.read_selected(talk, key.occurrence())? {
+            None => match self.read_selected(tx, key.occurrence())? {
                 Ok(selected) => selected,
                 Err(status) => return Ok(refused(key, status)),
             },
@@ -100,26 +100,26 @@ impl CertificateReader {
     /// Writes the certificate of `key`; an empty one removes it. The position is then no longer known.
     ///
     /// # Errors
-    /// [`TokenError::ValueInvalid`] when the card has no place for it, [`TokenError::NoRoom`], or of the conversation.
+    /// [`TokenError::ValueInvalid`] when the card has no place for it, [`TokenError::NoSpace`], or of the conversation.
     pub(super) fn write(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        key: Key,
+        tx: &mut AppletTransaction<'_, '_>,
+        key: KeyRole,
         der: &[u8],
     ) -> Result<(), TokenError> {
-        let status = self.select(talk, key.occurrence())?;
+        let status = self.select(tx, key.occurrence())?;
         if !status.is_ok() {
-            let place = format!("no place for the certificate of the {}", key.name());
+            let what = format!("no place for the certificate of the {}", key.name());
             return Err(match status {
-                StatusWord::REFERENCE_NOT_FOUND => TokenError::value(place),
-                status => TokenError::refused(format!("OpenPGP SELECT DATA: {place}"), status),
+                StatusWord::REFERENCE_NOT_FOUND => TokenError::value(what),
+                status => TokenError::refused(format!("OpenPGP SELECT DATA: {what}"), status),
             });
         }
         let command = CommandApdu {
             data: der,
             ..CommandApdu::header([0x00, 0xDA, 0x7F, 0x21])
         };
-        let status = talk.exchange(&command)?.status;
+        let status = tx.exchange(&command)?.status;
         // What PUT DATA does to the position, no card says.
         self.position = None;
         if status.is_ok() {
@@ -132,7 +132,7 @@ impl CertificateReader {
     /// By GET NEXT DATA, if `occurrence` comes after the one just read and the card moves on to it.
     fn read_next(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         occurrence: u8,
     ) -> Result<Option<Vec<u8>>, TokenError> {
         let Some(last) = self.last.take() else {
@@ -142,10 +142,10 @@ impl CertificateReader {
             return Ok(None);
         }
         self.position = None;
-        let answer = talk.read(&GET_NEXT_DATA)?;
-        let next = answer.data.expose();
+        let response = tx.read(&GET_NEXT_DATA)?;
+        let next = response.data.expose();
         // The same again looks like a card that has not moved.
-        if !answer.status.is_ok() || (next == last && !next.is_empty()) {
+        if !response.status.is_ok() || (next == last && !next.is_empty()) {
             return Ok(None);
         }
         self.position = Some(occurrence);
@@ -155,23 +155,23 @@ impl CertificateReader {
     /// By GET DATA, after SELECT DATA where the card stands elsewhere.
     fn read_selected(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         occurrence: u8,
     ) -> Result<Result<Vec<u8>, StatusWord>, TokenError> {
         if self.position != Some(occurrence) {
-            let status = self.select(talk, occurrence)?;
+            let status = self.select(tx, occurrence)?;
             if !status.is_ok() {
                 return Ok(Err(status));
             }
         }
-        let answer = talk.read(&GET_DATA)?;
-        Ok(answer.ok().map(|data| data.expose().to_vec()))
+        let response = tx.read(&GET_DATA)?;
+        Ok(response.ok().map(|data| data.expose().to_vec()))
     }
 
     /// SELECT DATA. A card without it has only the first certificate, which is always selected.
     fn select(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         occurrence: u8,
     ) -> Result<StatusWord, TokenError> {
         if !self.selects {
@@ -187,7 +187,7 @@ impl CertificateReader {
             data,
             ..CommandApdu::header(header)
         };
-        let mut status = talk.read(&command(path))?.status;
+        let mut status = tx.read(&command(path))?.status;
         if status == StatusWord::INSTRUCTION_NOT_SUPPORTED {
             self.selects = false;
             self.position = Some(0);
@@ -196,7 +196,7 @@ impl CertificateReader {
                 _ => StatusWord::REFERENCE_NOT_FOUND,
             };
         } else if !status.is_ok() && self.quirks.select_data_length_twice {
-            status = talk.read(&command(&PATH))?.status;
+            status = tx.read(&command(&PATH))?.status;
         }
         if status.is_ok() {
             self.position = Some(occurrence);
@@ -208,37 +208,37 @@ impl CertificateReader {
     ///
     /// # Errors
     /// Of the conversation.
-    pub(super) fn finish(mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+    pub(super) fn finish(mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         if self.position != Some(0) {
-            let status = self.select(talk, 0)?;
+            let status = self.select(tx, 0)?;
             tracing::debug!("OpenPGP SELECT DATA back to the first certificate: {status}");
         }
         Ok(())
     }
 }
 
-fn parse(key: Key, der: &[u8]) -> Read<Certificate> {
+fn parse(key: KeyRole, der: &[u8]) -> ReadState<Certificate> {
     if der.is_empty() {
-        return Read::Absent;
+        return ReadState::Absent;
     }
     match Certificate::parse(der) {
-        Ok(certificate) => Read::Found(certificate),
+        Ok(certificate) => ReadState::Found(certificate),
         Err(error) => {
             tracing::warn!("the certificate of the {} is left out: {error}", key.name());
-            Read::Unreadable
+            ReadState::Unreadable
         }
     }
 }
 
-fn refused(key: Key, status: StatusWord) -> Read<Certificate> {
+fn refused(key: KeyRole, status: StatusWord) -> ReadState<Certificate> {
     match status {
-        StatusWord::REFERENCE_NOT_FOUND | StatusWord::NOT_FOUND => Read::Absent,
+        StatusWord::REFERENCE_NOT_FOUND | StatusWord::NOT_FOUND => ReadState::Absent,
         _ => {
             tracing::warn!(
                 "the certificate of the {} is left out: {status}",
                 key.name()
             );
-            Read::Unreadable
+            ReadState::Unreadable
         }
     }
 }

@@ -5,8 +5,8 @@ use claviger_apdu::tlv::{self, Cursor};
 use crate::{
     algorithm::{Curve, ED25519_OID, KeyAlgorithm, X25519_OID},
     error::TokenError,
-    object::Origin,
-    openpgp::key::{Key, PerKey},
+    object::KeyOrigin,
+    openpgp::key::{KeyRole, PerKey},
 };
 
 /// The application's identifier (AID) up to its version (4.2.1).
@@ -57,7 +57,7 @@ pub(super) struct ApplicationData {
     /// What the passwords may be and whether they are blocked.
     pub(super) password: PasswordStatus,
     /// What is known of each key.
-    pub(super) keys: PerKey<KeyFacts>,
+    pub(super) keys: PerKey<KeyRecord>,
 }
 
 /// Version, manufacturer and serial number out of the AID (4.2.1).
@@ -90,7 +90,7 @@ pub(super) struct PasswordStatus {
 
 /// What the application related data says of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct KeyFacts {
+pub(super) struct KeyRecord {
     /// What kind of key its place is for, when we know the kind.
     pub(super) algorithm: Option<KeyAlgorithm>,
     /// The same as the card says it (C1 to C3).
@@ -103,9 +103,9 @@ pub(super) struct KeyFacts {
 
 impl ApplicationData {
     /// Reads the answer to GET DATA 6E, with or without that tag. The AID and the PW status bytes must be there.
-    pub(super) fn parse(answer: &[u8]) -> Result<Self, TokenError> {
-        let mut objects = Objects::default();
-        objects.read(value_of(answer, APPLICATION_DATA.into()), true)?;
+    pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
+        let mut objects = ApplicationDataParser::default();
+        objects.read(value_of(response, APPLICATION_DATA.into()), true)?;
         let missing = |tag| TokenError::malformed(THING, format!("no object {tag}"));
         let third = card_capabilities(objects.historical).map(|[_, _, third]| third);
         Ok(Self {
@@ -147,16 +147,16 @@ fn size(capabilities: &[u8], at: usize) -> Option<usize> {
 
 /// The objects of interest, found in 6E itself or in the 73 inside it.
 #[derive(Default)]
-struct Objects<'a> {
+struct ApplicationDataParser<'a> {
     aid: Option<&'a [u8]>,
     historical: &'a [u8],
     extended_length: &'a [u8],
     capabilities: &'a [u8],
     password: Option<&'a [u8]>,
-    keys: PerKey<KeyFacts>,
+    keys: PerKey<KeyRecord>,
 }
 
-impl<'a> Objects<'a> {
+impl<'a> ApplicationDataParser<'a> {
     fn read(&mut self, bytes: &'a [u8], outer: bool) -> Result<(), TokenError> {
         let mut cursor = Cursor::new(bytes);
         while let Some((tag, value)) = cursor.next_object().map_err(TokenError::tlv(THING))? {
@@ -178,10 +178,11 @@ impl<'a> Objects<'a> {
             KEY_INFORMATION => self.take_key_information(value)?,
             _ if tag == u32::from(PASSWORD_STATUS) => self.password = Some(value),
             _ => {
-                if let Some(key) = Key::ALL.into_iter().find(|key| key.attributes_tag() == tag) {
-                    let facts = self.keys.get_mut(key);
-                    facts.algorithm = algorithm(value);
-                    facts.attributes = value.to_vec();
+                let mut keys = KeyRole::ALL.into_iter();
+                if let Some(key) = keys.find(|key| key.attributes_tag() == tag) {
+                    let record = self.keys.get_mut(key);
+                    record.algorithm = algorithm(value);
+                    record.attributes = value.to_vec();
                 }
             }
         }
@@ -190,7 +191,7 @@ impl<'a> Objects<'a> {
 
     /// Three of twenty bytes; a vendor's fourth follows.
     fn take_fingerprints(&mut self, value: &[u8]) {
-        for (key, fingerprint) in Key::ALL.into_iter().zip(value.chunks_exact(20)) {
+        for (key, fingerprint) in KeyRole::ALL.into_iter().zip(value.chunks_exact(20)) {
             self.keys
                 .get_mut(key)
                 .fingerprint
@@ -207,7 +208,7 @@ impl<'a> Objects<'a> {
             ));
         }
         for [reference, status] in pairs {
-            if let Some(key) = Key::from_reference(*reference) {
+            if let Some(key) = KeyRole::from_reference(*reference) {
                 self.keys.get_mut(key).status = Some(*status);
             }
         }
@@ -236,9 +237,9 @@ impl Identifier {
 
 impl PasswordStatus {
     /// Reads the answer to GET DATA C4, with or without that tag.
-    pub(super) fn parse(answer: &[u8]) -> Result<Self, TokenError> {
+    pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
         let [mode, len, _, admin_len, tries, _, admin_tries] =
-            value_of(answer, PASSWORD_STATUS.into())
+            value_of(response, PASSWORD_STATUS.into())
         else {
             return Err(TokenError::malformed(
                 "OpenPGP PW status bytes C4",
@@ -256,32 +257,32 @@ impl PasswordStatus {
     }
 }
 
-impl KeyFacts {
+impl KeyRecord {
     /// Whether a key may be there: a card that does not say must be asked for it.
     pub(super) fn may_exist(&self) -> bool {
         self.fingerprint != [0; 20] || self.status.is_none_or(|status| status != 0)
     }
 
     /// Where the key came into being.
-    pub(super) const fn origin(&self) -> Origin {
+    pub(super) const fn origin(&self) -> KeyOrigin {
         match self.status {
-            Some(1) => Origin::Generated,
-            Some(2) => Origin::Imported,
-            _ => Origin::Unknown,
+            Some(1) => KeyOrigin::Generated,
+            Some(2) => KeyOrigin::Imported,
+            _ => KeyOrigin::Unknown,
         }
     }
 }
 
 /// Whether `answer` is application related data of an OpenPGP application.
-pub(super) fn is_application_data(answer: &[u8]) -> bool {
-    let mut objects = Objects::default();
-    let parsed = objects.read(value_of(answer, APPLICATION_DATA.into()), true);
+pub(super) fn is_application_data(response: &[u8]) -> bool {
+    let mut objects = ApplicationDataParser::default();
+    let parsed = objects.read(value_of(response, APPLICATION_DATA.into()), true);
     parsed.is_ok() && objects.aid.is_some_and(|aid| aid.starts_with(AID))
 }
 
 /// The value in an answer to GET DATA: cards send it with and without its tag and length.
-pub(super) fn value_of(answer: &[u8], tag: u32) -> &[u8] {
-    tlv::only(answer, tag).unwrap_or(answer)
+pub(super) fn value_of(response: &[u8], tag: u32) -> &[u8] {
+    tlv::only(response, tag).unwrap_or(response)
 }
 
 /// Two digits in one byte; what is no digit counts as it stands.
@@ -400,23 +401,22 @@ mod tests {
             (None, Some(0x400))
         );
         assert!(data.changeable);
-        let facts = |key| data.keys.get(key);
+        let of = |key| data.keys.get(key);
         assert_eq!(
-            facts(Key::Signature).algorithm,
-            Some(KeyAlgorithm::Ec(Curve::P256))
+            KeyRole::ALL.map(|key| of(key).algorithm),
+            [
+                Some(KeyAlgorithm::Ec(Curve::P256)),
+                Some(KeyAlgorithm::X25519),
+                Some(KeyAlgorithm::Rsa { bits: 2048 }),
+            ]
         );
-        assert_eq!(facts(Key::Decryption).algorithm, Some(KeyAlgorithm::X25519));
-        assert_eq!(
-            facts(Key::Authentication).algorithm,
-            Some(KeyAlgorithm::Rsa { bits: 2048 })
-        );
-        assert_eq!(facts(Key::Signature).origin(), Origin::Generated);
-        assert_eq!(facts(Key::Decryption).origin(), Origin::Imported);
+        assert_eq!(of(KeyRole::Signature).origin(), KeyOrigin::Generated);
+        assert_eq!(of(KeyRole::Decryption).origin(), KeyOrigin::Imported);
         assert!(
-            facts(Key::Decryption).may_exist(),
+            of(KeyRole::Decryption).may_exist(),
             "without a fingerprint too"
         );
-        assert!(!facts(Key::Authentication).may_exist());
+        assert!(!of(KeyRole::Authentication).may_exist());
         let tagged = tlv::encode(0x6E, &bare);
         assert_eq!(ApplicationData::parse(&tagged).unwrap(), data);
     }
@@ -429,7 +429,7 @@ mod tests {
         assert!(!data.password.several_signatures);
         assert_eq!(data.extended_length, None);
         assert!(
-            data.keys.get(Key::Signature).may_exist(),
+            data.keys.get(KeyRole::Signature).may_exist(),
             "a card that does not say has to be asked"
         );
     }

@@ -6,12 +6,12 @@ use crate::{
     algorithm::{Curve, KeyAlgorithm, PublicKey},
     openpgp::{
         algorithm_information::{curve_oid, identifier},
-        key::Key,
+        key::KeyRole,
     },
 };
 
 /// That of `public` in the place of `key`, made so many seconds after 1970; `None` when there is no such OpenPGP key.
-pub(super) fn fingerprint(key: Key, public: &PublicKey, created: u32) -> Option<[u8; 20]> {
+pub(super) fn fingerprint(key: KeyRole, public: &PublicKey, created: u32) -> Option<[u8; 20]> {
     let algorithm = public.algorithm();
     let mut packet = vec![0x04];
     packet.extend(created.to_be_bytes());
@@ -26,7 +26,7 @@ pub(super) fn fingerprint(key: Key, public: &PublicKey, created: u32) -> Option<
 }
 
 /// The key itself: numbers, or curve and point, which for ECDH are followed by what derives a key from the secret.
-fn material(key: Key, public: &PublicKey) -> Option<Vec<u8>> {
+fn material(key: KeyRole, public: &PublicKey) -> Option<Vec<u8>> {
     let prefixed = |point: &[u8; 32]| [&[0x40][..], point].concat();
     let point = match public {
         PublicKey::Rsa { modulus, exponent } => {
@@ -39,7 +39,7 @@ fn material(key: Key, public: &PublicKey) -> Option<Vec<u8>> {
     let mut material = vec![u8::try_from(oid.len()).ok()?];
     material.extend(oid);
     material.extend(integer(&point)?);
-    if matches!(key, Key::Decryption) {
+    if matches!(key, KeyRole::Decryption) {
         material.extend(derivation(public.algorithm()));
     }
     Some(material)
@@ -72,7 +72,7 @@ mod tests {
         // A.1: an Ed25519 key of version 4, and its fingerprint as GnuPG prints it.
         let point = hex("3f098994bdd916ed4053197934e4a87c80733a1280d62f8010992e43ee3b2406");
         let public = PublicKey::Ed25519(point.try_into().unwrap());
-        let found = fingerprint(Key::Signature, &public, 0x53F3_5F0B).unwrap();
+        let found = fingerprint(KeyRole::Signature, &public, 0x53F3_5F0B).unwrap();
         assert_eq!(
             found.to_vec(),
             hex("c959bdbafa32a2f89a153b678cfde12197965a9a")
@@ -84,14 +84,14 @@ mod tests {
         let point = [&[4][..], &[0xE1; 64]].concat();
         let public = PublicKey::ec(Curve::P256, &point).unwrap();
         let of = |key| fingerprint(key, &public, 1).unwrap();
-        assert_ne!(of(Key::Signature), of(Key::Decryption));
-        assert_eq!(of(Key::Signature), of(Key::Authentication));
+        assert_ne!(of(KeyRole::Signature), of(KeyRole::Decryption));
+        assert_eq!(of(KeyRole::Signature), of(KeyRole::Authentication));
         assert_ne!(
-            of(Key::Signature),
-            fingerprint(Key::Signature, &public, 2).unwrap()
+            of(KeyRole::Signature),
+            fingerprint(KeyRole::Signature, &public, 2).unwrap()
         );
         let x25519 = PublicKey::X25519([7; 32]);
-        assert!(fingerprint(Key::Signature, &x25519, 1).is_none());
+        assert!(fingerprint(KeyRole::Signature, &x25519, 1).is_none());
     }
 
     #[test]

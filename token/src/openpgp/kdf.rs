@@ -54,8 +54,8 @@ impl Kdf {
     /// # Errors
     /// [`TokenError::Malformed`] for anything else that is not understood: a PIN must then not be sent, as a
     /// plain one would be wrong.
-    pub(super) fn parse(answer: &[u8]) -> Result<Self, TokenError> {
-        let objects = value_of(answer, KDF.into());
+    pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
+        let objects = value_of(response, KDF.into());
         if objects.is_empty() {
             return Ok(Self::Plain);
         }

@@ -7,14 +7,14 @@ use crate::{
     applet::OwnedCommand,
     error::TokenError,
     naming::Naming,
-    object::{KeyPlace, PinRule, Usage},
+    object::{KeyIdentity, KeyPermissions, PinPolicy},
     openpgp::quirks::Quirks,
     operation::{KeyInput, fit_hash},
 };
 
 /// One of the keys of an OpenPGP card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum KeyRole {
     /// PSO: COMPUTE DIGITAL SIGNATURE.
     Signature,
     /// PSO: DECIPHER.
@@ -24,7 +24,7 @@ pub(super) enum Key {
 }
 
 /// What the specification and OpenSC call a key.
-struct Row {
+struct KeyParameters {
     /// Key reference (7.2.18); also the CKA_ID.
     reference: u8,
     /// Control reference template (7.2.14).
@@ -42,7 +42,7 @@ struct Row {
     certificate_label: &'static str,
 }
 
-const SIGNATURE: Row = Row {
+const SIGNATURE: KeyParameters = KeyParameters {
     reference: 1,
     template: [0xB6, 0x00],
     attributes: 0xC1,
@@ -53,7 +53,7 @@ const SIGNATURE: Row = Row {
     label: "Signature key",
     certificate_label: "SIG certificate",
 };
-const DECRYPTION: Row = Row {
+const DECRYPTION: KeyParameters = KeyParameters {
     reference: 2,
     template: [0xB8, 0x00],
     attributes: 0xC2,
@@ -64,7 +64,7 @@ const DECRYPTION: Row = Row {
     label: "Encryption key",
     certificate_label: "DEC certificate",
 };
-const AUTHENTICATION: Row = Row {
+const AUTHENTICATION: KeyParameters = KeyParameters {
     reference: 3,
     template: [0xA4, 0x00],
     attributes: 0xC3,
@@ -76,11 +76,11 @@ const AUTHENTICATION: Row = Row {
     certificate_label: "AUT certificate",
 };
 
-impl Key {
+impl KeyRole {
     /// Every key, in the order of references, attributes and fingerprints.
     pub(super) const ALL: [Self; 3] = [Self::Signature, Self::Decryption, Self::Authentication];
 
-    const fn row(self) -> &'static Row {
+    const fn parameters(self) -> &'static KeyParameters {
         match self {
             Self::Signature => &SIGNATURE,
             Self::Decryption => &DECRYPTION,
@@ -92,7 +92,7 @@ impl Key {
     pub(super) fn from_reference(reference: u8) -> Option<Self> {
         Self::ALL
             .into_iter()
-            .find(|key| key.row().reference == reference)
+            .find(|key| key.parameters().reference == reference)
     }
 
     /// The key whose objects have this CKA_ID.
@@ -105,33 +105,33 @@ impl Key {
 
     /// What its place is called in commands, and the CKA_ID of its objects.
     pub(super) const fn reference(self) -> u8 {
-        self.row().reference
+        self.parameters().reference
     }
 
     /// For a person.
     pub(super) const fn name(self) -> &'static str {
-        self.row().name
+        self.parameters().name
     }
 
     /// Tag of its algorithm attributes.
     pub(super) const fn attributes_tag(self) -> u32 {
-        self.row().attributes
+        self.parameters().attributes
     }
 
     /// Tags of its fingerprint and its time of generation, to write them.
     pub(super) const fn tags(self) -> [u8; 2] {
-        [self.row().fingerprint, self.row().created]
+        [self.parameters().fingerprint, self.parameters().created]
     }
 
     /// Which of the cardholder certificates is its.
     pub(super) const fn occurrence(self) -> u8 {
-        self.row().occurrence
+        self.parameters().occurrence
     }
 
     /// Identifier and labels, OpenSC's but for those the user wants otherwise.
-    pub(super) fn place(self, naming: &Naming) -> KeyPlace {
-        let row = self.row();
-        naming.place(KeyPlace {
+    pub(super) fn identity(self, naming: &Naming) -> KeyIdentity {
+        let row = self.parameters();
+        naming.apply(KeyIdentity {
             reference: row.reference,
             id: vec![row.reference],
             certificate_label: row.certificate_label.to_owned(),
@@ -141,11 +141,11 @@ impl Key {
     }
 
     /// What a key of this algorithm may do here.
-    pub(super) const fn usage(self, algorithm: KeyAlgorithm) -> Usage {
+    pub(super) const fn usage(self, algorithm: KeyAlgorithm) -> KeyPermissions {
         let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
         let agrees = matches!(algorithm, KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519);
         let decrypts = matches!(self, Self::Decryption);
-        Usage {
+        KeyPermissions {
             sign: !decrypts && !matches!(algorithm, KeyAlgorithm::X25519),
             decrypt: decrypts && rsa,
             derive: decrypts && agrees,
@@ -153,10 +153,10 @@ impl Key {
     }
 
     /// When it wants PW1, with the PW status bytes' word on signatures.
-    pub(super) const fn pin_rule(self, several_signatures: bool) -> PinRule {
+    pub(super) const fn pin_policy(self, several_signatures: bool) -> PinPolicy {
         match self {
-            Self::Signature if !several_signatures => PinRule::Always,
-            _ => PinRule::Once,
+            Self::Signature if !several_signatures => PinPolicy::Always,
+            _ => PinPolicy::Once,
         }
     }
 
@@ -164,7 +164,7 @@ impl Key {
     pub(super) const fn read_public(self, algorithm: Option<KeyAlgorithm>) -> CommandApdu<'static> {
         let short = matches!(algorithm, Some(KeyAlgorithm::Rsa { .. }) | None);
         CommandApdu {
-            data: &self.row().template,
+            data: &self.parameters().template,
             expected: if short {
                 Expected::All
             } else {
@@ -177,7 +177,7 @@ impl Key {
     /// GENERATE ASYMMETRIC KEY PAIR (7.2.14), over the key that is there.
     pub(super) const fn generate(self) -> CommandApdu<'static> {
         CommandApdu {
-            data: &self.row().template,
+            data: &self.parameters().template,
             expected: Expected::All,
             budget: CommandBudget::KeyGeneration,
             ..CommandApdu::header([0x00, 0x47, 0x80, 0x00])
@@ -208,22 +208,22 @@ pub(super) struct PerKey<T>([T; 3]);
 
 impl<T> PerKey<T> {
     /// That of `key`.
-    pub(super) const fn get(&self, key: Key) -> &T {
+    pub(super) const fn get(&self, key: KeyRole) -> &T {
         let [signature, decryption, authentication] = &self.0;
         match key {
-            Key::Signature => signature,
-            Key::Decryption => decryption,
-            Key::Authentication => authentication,
+            KeyRole::Signature => signature,
+            KeyRole::Decryption => decryption,
+            KeyRole::Authentication => authentication,
         }
     }
 
     /// That of `key`, to change.
-    pub(super) const fn get_mut(&mut self, key: Key) -> &mut T {
+    pub(super) const fn get_mut(&mut self, key: KeyRole) -> &mut T {
         let [signature, decryption, authentication] = &mut self.0;
         match key {
-            Key::Signature => signature,
-            Key::Decryption => decryption,
-            Key::Authentication => authentication,
+            KeyRole::Signature => signature,
+            KeyRole::Decryption => decryption,
+            KeyRole::Authentication => authentication,
         }
     }
 }
@@ -257,7 +257,7 @@ impl SignLimits {
 /// A6 { 7F49 { 86 point } }
 /// ```
 pub(super) fn command(
-    key: Key,
+    key: KeyRole,
     algorithm: KeyAlgorithm,
     input: &KeyInput,
     limits: SignLimits,
@@ -322,10 +322,10 @@ fn at_most(input: &Secret, max: usize) -> Result<Secret, TokenError> {
 pub(super) fn output(
     algorithm: KeyAlgorithm,
     input: &KeyInput,
-    answer: &Secret,
+    response: &Secret,
 ) -> Result<Secret, TokenError> {
     let malformed = |expected: usize| {
-        let len = answer.len();
+        let len = response.len();
         TokenError::malformed(
             "OpenPGP PSO: DECIPHER",
             format!("{len} bytes; {expected} expected"),
@@ -334,8 +334,8 @@ pub(super) fn output(
     match (algorithm, input) {
         (KeyAlgorithm::Rsa { .. }, KeyInput::Cryptogram(_)) => {
             let max = algorithm.signature_len().saturating_sub(11);
-            (answer.len() <= max)
-                .then(|| answer.duplicate())
+            (response.len() <= max)
+                .then(|| response.duplicate())
                 .ok_or_else(|| malformed(max))
         }
         (_, KeyInput::Point(_)) => {
@@ -344,7 +344,7 @@ pub(super) fn output(
                 _ => 32,
             };
             // Some cards give the whole point of the product.
-            let x = match answer.expose() {
+            let x = match response.expose() {
                 [0x04, point @ ..] if point.len() == 2 * len => point.get(..len).unwrap_or(point),
                 [0x40, x @ ..] if x.len() == len => x,
                 x => x,
@@ -353,37 +353,37 @@ pub(super) fn output(
                 .then(|| Secret::copy_from(x))
                 .ok_or_else(|| malformed(len))
         }
-        _ => signature(algorithm, answer.expose()).map(Secret::new),
+        _ => signature(algorithm, response.expose()).map(Secret::new),
     }
 }
 
 /// The signature in Cryptoki's form: as long as the modulus, r and s of the field's length, or 64 bytes.
-fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+fn signature(algorithm: KeyAlgorithm, response: &[u8]) -> Result<Vec<u8>, TokenError> {
     let len = algorithm.signature_len();
     let halves = match algorithm {
-        KeyAlgorithm::Ec(_) if answer.len() < len && answer.len().is_multiple_of(2) => {
-            answer.split_at_checked(answer.len() / 2)
+        KeyAlgorithm::Ec(_) if response.len() < len && response.len().is_multiple_of(2) => {
+            response.split_at_checked(response.len() / 2)
         }
         _ => None,
     };
     match halves {
         Some((r, s)) if !r.is_empty() => Ok([fit_hash(r, len / 2), fit_hash(s, len / 2)].concat()),
-        _ if answer.len() == len && len > 0 => Ok(answer.to_vec()),
+        _ if response.len() == len && len > 0 => Ok(response.to_vec()),
         _ => Err(TokenError::malformed(
             "OpenPGP signature",
-            format!("{} bytes; {len} expected", answer.len()),
+            format!("{} bytes; {len} expected", response.len()),
         )),
     }
 }
 
-/// The public key in an answer to [`Key::read_public`]: `7F49 { 81 n, 82 e }` or `7F49 { 86 point }`. What
+/// The public key in an answer to [`KeyRole::read_public`]: `7F49 { 81 n, 82 e }` or `7F49 { 86 point }`. What
 /// curve a point is on, only the algorithm attributes say.
 pub(super) fn public_key(
     algorithm: Option<KeyAlgorithm>,
-    answer: &[u8],
+    response: &[u8],
 ) -> Result<PublicKey, TokenError> {
     const THING: &str = "OpenPGP public key 7F49";
-    let template = tlv::only(answer, 0x7F49).map_err(TokenError::tlv(THING))?;
+    let template = tlv::only(response, 0x7F49).map_err(TokenError::tlv(THING))?;
     let part = |tag| tlv::find(template, tag).map_err(TokenError::tlv(THING));
     let key = match (part(0x81)?, part(0x82)?, part(0x86)?) {
         (Some(modulus), Some(exponent), _) => PublicKey::rsa(modulus, exponent),
@@ -470,11 +470,18 @@ mod tests {
 
     #[test]
     fn every_key_is_found_by_its_reference() {
-        for key in Key::ALL {
-            assert_eq!(Key::from_id(&[key.row().reference]), Some(key));
-            assert_eq!(Key::from_reference(key.row().reference), Some(key));
+        for key in KeyRole::ALL {
+            assert_eq!(KeyRole::from_id(&[key.parameters().reference]), Some(key));
+            assert_eq!(
+                KeyRole::from_reference(key.parameters().reference),
+                Some(key)
+            );
         }
-        assert_eq!(Key::from_reference(0x81), None, "Yubico's attestation key");
+        assert_eq!(
+            KeyRole::from_reference(0x81),
+            None,
+            "Yubico's attestation key"
+        );
     }
 
     #[test]
@@ -485,9 +492,9 @@ mod tests {
             max_command: None,
         };
         let rsa = KeyAlgorithm::Rsa { bits: 4096 };
-        let refused = command(Key::Decryption, rsa, &input, limits);
+        let refused = command(KeyRole::Decryption, rsa, &input, limits);
         assert!(matches!(refused, Err(TokenError::KeyFunctionNotPermitted)));
-        let command = command(Key::Signature, rsa, &input, limits).unwrap();
+        let command = command(KeyRole::Signature, rsa, &input, limits).unwrap();
         assert_eq!(command.expected, Expected::UpTo(512), "one extended frame");
     }
 }

@@ -26,19 +26,19 @@ use claviger_apdu::{Atr, CommandApdu, Expected, Secret};
 use crate::{
     administration::Administration,
     algorithm::KeyAlgorithm,
-    applet::{Applet, OwnedCommand, TokenInfo, Wanted},
+    applet::{Applet, OwnedCommand, SearchScope, TokenInfo},
     application::{AppletKind, Application},
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
-    mechanism::{self, Ability, MechanismInfo},
+    mechanism::{self, KeyCapability, MechanismInfo},
     naming::Naming,
-    object::{Object, PrivateKey, Usage},
+    object::{KeyPermissions, Object, PrivateKey},
     openpgp::{
-        algorithm_information::Offers,
+        algorithm_information::GenerationAlgorithms,
         data_object::ApplicationData,
-        key::{Key, SignLimits},
-        object_cache::Objects,
-        pin::Pin,
+        key::{KeyRole, SignLimits},
+        object_cache::ObjectCache,
+        pin::PinState,
         quirks::Quirks,
     },
     operation::KeyInput,
@@ -64,10 +64,10 @@ pub struct OpenPgp {
     /// Whether keys may have come and gone since `data` was read.
     stale: bool,
     extended_length: bool,
-    pin: Pin,
-    objects: Objects,
+    pin: PinState,
+    objects: ObjectCache,
     /// What the card makes, once it was asked.
-    offers: Option<Offers>,
+    algorithms: Option<GenerationAlgorithms>,
 }
 
 impl OpenPgp {
@@ -76,20 +76,20 @@ impl OpenPgp {
     /// # Errors
     /// Of the transport, or when the card does not say who it is.
     pub(crate) fn open(
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         _select_answer: &[u8],
         atr: &Atr,
         naming: &Arc<Naming>,
     ) -> Result<Self, TokenError> {
-        let data = ApplicationData::parse(read_application_data(talk)?.expose())?;
+        let data = ApplicationData::parse(read_application_data(tx)?.expose())?;
         Ok(Self {
             stale: false,
             extended_length: data
                 .extended_length
                 .unwrap_or_else(|| atr.announces_extended_length()),
-            pin: Pin::new(&data),
-            objects: Objects::new(Arc::clone(naming)),
-            offers: None,
+            pin: PinState::new(&data),
+            objects: ObjectCache::new(Arc::clone(naming)),
+            algorithms: None,
             data,
         })
     }
@@ -102,7 +102,7 @@ impl OpenPgp {
         if data == self.data {
             return;
         }
-        for key in Key::ALL {
+        for key in KeyRole::ALL {
             if data.keys.get(key) != self.data.keys.get(key) {
                 self.objects.forget_key(key);
             }
@@ -112,21 +112,21 @@ impl OpenPgp {
     }
 
     /// Reads the application related data again, which also proves that the application is selected.
-    fn refresh(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        let answer = match talk.prove()? {
-            Some(answer) => answer,
-            None => read_application_data(talk)?,
+    fn refresh(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        let response = match tx.ensure_selected()? {
+            Some(response) => response,
+            None => read_application_data(tx)?,
         };
-        self.note_probe(answer.expose())?;
+        self.take_probe_answer(response.expose())?;
         // A card that no longer describes itself is taken as it last did.
         self.stale = false;
         Ok(())
     }
 }
 
-fn read_application_data(talk: &mut Conversation<'_, '_>) -> Result<Secret, TokenError> {
-    let answer = talk.exchange(&APPLICATION.probe)?;
-    answer
+fn read_application_data(tx: &mut AppletTransaction<'_, '_>) -> Result<Secret, TokenError> {
+    let response = tx.exchange(&APPLICATION.probe)?;
+    response
         .ok()
         .map_err(|status| TokenError::refused("OpenPGP GET DATA 6E", status))
 }
@@ -151,19 +151,19 @@ impl Applet for OpenPgp {
     }
 
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        let of_keys = Key::ALL
+        let of_keys = KeyRole::ALL
             .into_iter()
             .filter_map(|key| Some((key, self.data.keys.get(key).algorithm?)));
         // A key that the card can make is one it can use.
-        let generable = Administration::generable(self);
+        let generable = Administration::generatable_algorithms(self);
         let possible = generable
             .iter()
-            .flat_map(|algorithm| Key::ALL.map(|key| (key, *algorithm)));
-        let abilities: Vec<Ability> = of_keys
+            .flat_map(|algorithm| KeyRole::ALL.map(|key| (key, *algorithm)));
+        let abilities: Vec<KeyCapability> = of_keys
             .chain(possible)
             .filter_map(|(key, algorithm)| ability(algorithm, key.usage(algorithm)))
             .collect();
-        mechanism::offered(&abilities)
+        mechanism::mechanism_infos(&abilities)
     }
 
     fn extended_length(&self) -> bool {
@@ -174,9 +174,9 @@ impl Applet for OpenPgp {
         self.data.chains.unwrap_or(true)
     }
 
-    fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
-        if data_object::is_application_data(answer) {
-            self.note(ApplicationData::parse(answer)?);
+    fn take_probe_answer(&mut self, response: &[u8]) -> Result<(), TokenError> {
+        if data_object::is_application_data(response) {
+            self.note(ApplicationData::parse(response)?);
         }
         Ok(())
     }
@@ -187,37 +187,41 @@ impl Applet for OpenPgp {
 
     fn verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         pin: &Secret,
         purpose: PinPurpose,
     ) -> Result<(), TokenError> {
-        self.pin.verify(talk, pin, purpose)
+        self.pin.verify(tx, pin, purpose)
     }
 
     fn pin_status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: &PrivateKey,
     ) -> Result<PinStatus, TokenError> {
-        self.pin.status(talk, key.reference)
+        self.pin.status(tx, key.reference)
     }
 
-    fn unverify(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        self.pin.unverify(talk)
+    fn reset_verification(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        self.pin.unverify(tx)
     }
 
-    fn load(&mut self, talk: &mut Conversation<'_, '_>, wanted: &Wanted) -> Result<(), TokenError> {
+    fn load(
+        &mut self,
+        tx: &mut AppletTransaction<'_, '_>,
+        scope: &SearchScope,
+    ) -> Result<(), TokenError> {
         if self.stale {
-            self.refresh(talk)?;
+            self.refresh(tx)?;
         }
-        self.objects.load(talk, wanted, &self.data)
+        self.objects.load(tx, scope, &self.data)
     }
 
-    fn is_loaded(&self, wanted: &Wanted) -> bool {
+    fn is_loaded(&self, scope: &SearchScope) -> bool {
         if self.stale {
-            return !self.objects.concern(wanted);
+            return !self.objects.can_match(scope);
         }
-        self.objects.is_loaded(wanted, &self.data)
+        self.objects.is_loaded(scope, &self.data)
     }
 
     fn forget_objects(&mut self) {
@@ -226,10 +230,10 @@ impl Applet for OpenPgp {
     }
 
     fn objects(&self) -> Vec<Arc<Object>> {
-        self.objects.built()
+        self.objects.objects()
     }
 
-    fn use_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
+    fn key_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
         let limits = SignLimits {
             quirks: Quirks::of(self.data.identifier.manufacturer),
             max_command: self.data.max_command,
@@ -237,34 +241,34 @@ impl Applet for OpenPgp {
         key::command(key_of(key)?, key.algorithm, input, limits)
     }
 
-    fn output(
+    fn key_output(
         &self,
         key: &PrivateKey,
         input: &KeyInput,
-        answer: &Secret,
+        response: &Secret,
     ) -> Result<Secret, TokenError> {
-        key::output(key.algorithm, input, answer)
+        key::output(key.algorithm, input, response)
     }
 
     fn key_name(&self, key: &PrivateKey) -> String {
-        Key::from_reference(key.reference).map_or_else(
+        KeyRole::from_reference(key.reference).map_or_else(
             || format!("OpenPGP key {:02X}", key.reference),
             |key| key.name().to_owned(),
         )
     }
 }
 
-fn key_of(key: &PrivateKey) -> Result<Key, TokenError> {
-    Key::from_reference(key.reference).ok_or(TokenError::KeyFunctionNotPermitted)
+fn key_of(key: &PrivateKey) -> Result<KeyRole, TokenError> {
+    KeyRole::from_reference(key.reference).ok_or(TokenError::KeyFunctionNotPermitted)
 }
 
 /// What a key of this algorithm does, and with how many bits.
-fn ability(algorithm: KeyAlgorithm, usage: Usage) -> Option<Ability> {
+fn ability(algorithm: KeyAlgorithm, usage: KeyPermissions) -> Option<KeyCapability> {
     let bits = algorithm.bits();
     let functions = usage.of_private_key();
-    (functions != 0).then_some(Ability {
+    (functions != 0).then_some(KeyCapability {
         key: algorithm,
-        bare: false,
+        raw_rsa: false,
         functions,
         min: bits,
         max: bits,

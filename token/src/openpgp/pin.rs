@@ -4,12 +4,12 @@
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
 use crate::{
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
     openpgp::{
         data_object::{self, ApplicationData, PasswordStatus},
         kdf::{Kdf, Password},
-        key::Key,
+        key::KeyRole,
     },
     pin::{PinPurpose, PinStatus, PinTries},
 };
@@ -23,7 +23,7 @@ const MAX_LEN: usize = 127;
 
 /// How the PIN is referred to in VERIFY (7.2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reference {
+enum PasswordReference {
     /// PW1 for signatures.
     Signing = 0x81,
     /// PW1 for everything else.
@@ -32,11 +32,11 @@ enum Reference {
     Admin = 0x83,
 }
 
-impl Reference {
+impl PasswordReference {
     /// The state that `key` looks at.
     fn of(key: u8) -> Self {
-        match Key::from_reference(key) {
-            Some(Key::Signature) => Self::Signing,
+        match KeyRole::from_reference(key) {
+            Some(KeyRole::Signature) => Self::Signing,
             _ => Self::Other,
         }
     }
@@ -52,7 +52,7 @@ impl Reference {
 
 /// What is known of the passwords.
 #[derive(Debug)]
-pub(super) struct Pin {
+pub(super) struct PinState {
     status: PasswordStatus,
     tries: PinTries,
     admin_tries: PinTries,
@@ -65,7 +65,7 @@ pub(super) struct Pin {
     tells_state: bool,
 }
 
-impl Pin {
+impl PinState {
     /// As the application related data has it.
     pub(super) fn new(data: &ApplicationData) -> Self {
         let mut pin = Self {
@@ -166,26 +166,26 @@ impl Pin {
     /// state for signatures if that outlasts a signature.
     pub(super) fn verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         pin: &Secret,
         purpose: PinPurpose,
     ) -> Result<(), TokenError> {
-        self.prepare(talk)?;
+        self.load_kdf(tx)?;
         self.check(pin)?;
         let secret = self.derived(pin, Password::User);
         match purpose {
             PinPurpose::Once(key) => {
-                self.verify_reference(talk, Reference::of(key.reference), &secret)
+                self.verify_reference(tx, PasswordReference::of(key.reference), &secret)
             }
             PinPurpose::Login => {
-                self.verify_reference(talk, Reference::Other, &secret)?;
+                self.verify_reference(tx, PasswordReference::Other, &secret)?;
                 if !self.status.several_signatures {
                     return Ok(());
                 }
-                let signing = self.verify_reference(talk, Reference::Signing, &secret);
+                let signing = self.verify_reference(tx, PasswordReference::Signing, &secret);
                 if signing.is_err() {
                     // Half a login is none.
-                    forget(talk, Reference::Other)?;
+                    reset_verification(tx, PasswordReference::Other)?;
                 }
                 signing
             }
@@ -195,66 +195,66 @@ impl Pin {
     /// Verifies PW3.
     pub(super) fn verify_admin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         pin: &Secret,
     ) -> Result<(), TokenError> {
-        self.prepare(talk)?;
+        self.load_kdf(tx)?;
         self.check_admin(pin)?;
         let secret = self.derived(pin, Password::Admin);
-        self.verify_reference(talk, Reference::Admin, &secret)
+        self.verify_reference(tx, PasswordReference::Admin, &secret)
     }
 
     /// CHANGE REFERENCE DATA (7.2.3). The old password is verified by itself first: the card is sent both without a
     /// mark between them, and would take a beginning of a wrong old one for the right one and the rest for the new.
     pub(super) fn change(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         password: Password,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
-        self.prepare(talk)?;
+        self.load_kdf(tx)?;
         self.check_new(password, new)?;
         let (verified, changed) = match password {
             Password::User => {
                 self.check(old)?;
-                (Reference::Other, Reference::Signing)
+                (PasswordReference::Other, PasswordReference::Signing)
             }
             Password::Admin => {
                 self.check_admin(old)?;
-                (Reference::Admin, Reference::Admin)
+                (PasswordReference::Admin, PasswordReference::Admin)
             }
         };
         let mut data = self.derived(old, password);
-        self.verify_reference(talk, verified, &data)?;
+        self.verify_reference(tx, verified, &data)?;
         data.extend(self.derived(new, password).expose());
         let command = CommandApdu {
             data: data.expose(),
             ..CommandApdu::header([0x00, 0x24, 0x00, changed as u8])
         };
-        changed_to(talk, &command, "CHANGE REFERENCE DATA")
+        changed_to(tx, &command, "CHANGE REFERENCE DATA")
     }
 
     /// RESET RETRY COUNTER (7.2.4) after PW3: PW1 is `new` then.
     pub(super) fn reset(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         new: &Secret,
     ) -> Result<(), TokenError> {
-        self.prepare(talk)?;
+        self.load_kdf(tx)?;
         self.check_new(Password::User, new)?;
         let data = self.derived(new, Password::User);
         let command = CommandApdu {
             data: data.expose(),
-            ..CommandApdu::header([0x00, 0x2C, 0x02, Reference::Signing as u8])
+            ..CommandApdu::header([0x00, 0x2C, 0x02, PasswordReference::Signing as u8])
         };
-        changed_to(talk, &command, "RESET RETRY COUNTER")?;
+        changed_to(tx, &command, "RESET RETRY COUNTER")?;
         self.tries.note_success();
         Ok(())
     }
 
     /// Makes sure that a password is sent as the card compares it, or not at all.
-    fn prepare(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+    fn load_kdf(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         if self.status.pin_block_2 {
             return Err(TokenError::malformed(
                 "OpenPGP PW status bytes C4",
@@ -262,7 +262,7 @@ impl Pin {
             ));
         }
         if self.has_kdf && (self.kdf.is_none() || self.kdf_in_doubt) {
-            self.kdf = Some(read_kdf(talk)?);
+            self.kdf = Some(read_kdf(tx)?);
             self.kdf_in_doubt = false;
         }
         Ok(())
@@ -278,15 +278,15 @@ impl Pin {
 
     fn verify_reference(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        reference: Reference,
+        tx: &mut AppletTransaction<'_, '_>,
+        reference: PasswordReference,
         secret: &Secret,
     ) -> Result<(), TokenError> {
         let command = CommandApdu {
             data: secret.expose(),
             ..CommandApdu::header([0x00, 0x20, 0x00, reference as u8])
         };
-        let status = talk.exchange(&command)?.status;
+        let status = tx.exchange(&command)?.status;
         let password = reference.password();
         self.kdf_in_doubt = !status.is_ok();
         match status {
@@ -295,10 +295,10 @@ impl Pin {
                 return Ok(());
             }
             StatusWord::AUTHENTICATION_BLOCKED => self.tries_mut(password).note(0),
-            StatusWord::SECURITY_STATUS_NOT_SATISFIED => self.read_tries(talk, password)?,
+            StatusWord::SECURITY_STATUS_NOT_SATISFIED => self.read_tries(tx, password)?,
             _ if status.sw1() == 0x63 => match status.tries_left() {
                 Some(left) => self.tries_mut(password).note(left),
-                None => self.read_tries(talk, password)?,
+                None => self.read_tries(tx, password)?,
             },
             _ => return Err(TokenError::refused("OpenPGP VERIFY", status)),
         }
@@ -317,13 +317,13 @@ impl Pin {
     /// Asks how many tries are left; an answer that does not say leaves them unknown.
     fn read_tries(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         password: Password,
     ) -> Result<(), TokenError> {
         self.tries_mut(password).left = None;
-        let answer = talk.exchange(&get_data(data_object::PASSWORD_STATUS))?;
-        if answer.status.is_ok()
-            && let Ok(status) = PasswordStatus::parse(answer.data.expose())
+        let response = tx.exchange(&get_data(data_object::PASSWORD_STATUS))?;
+        if response.status.is_ok()
+            && let Ok(status) = PasswordStatus::parse(response.data.expose())
         {
             self.note(status);
         }
@@ -335,29 +335,29 @@ impl Pin {
     /// A card that cannot be asked counts as not verified: verifying once more costs nothing.
     pub(super) fn status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: u8,
     ) -> Result<PinStatus, TokenError> {
-        self.status_of(talk, Reference::of(key))
+        self.status_of(tx, PasswordReference::of(key))
     }
 
     /// Whether PW3 is verified.
     pub(super) fn admin_status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
     ) -> Result<PinStatus, TokenError> {
-        self.status_of(talk, Reference::Admin)
+        self.status_of(tx, PasswordReference::Admin)
     }
 
     fn status_of(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        reference: Reference,
+        tx: &mut AppletTransaction<'_, '_>,
+        reference: PasswordReference,
     ) -> Result<PinStatus, TokenError> {
         let password = reference.password();
         let mut told = None;
         if self.tells_state {
-            let status = talk.exchange(&ask(reference))?.status;
+            let status = tx.exchange(&ask(reference))?.status;
             if status.is_ok() {
                 return Ok(PinStatus::Verified);
             }
@@ -365,7 +365,7 @@ impl Pin {
         }
         match told {
             Some(left) => self.tries_mut(password).note(left),
-            None => self.read_tries(talk, password)?,
+            None => self.read_tries(tx, password)?,
         }
         Ok(match self.tries_mut(password).left {
             Some(0) => PinStatus::Blocked,
@@ -374,37 +374,44 @@ impl Pin {
     }
 
     /// Makes the card forget both states. Cards that know no command for it are selected anew and asked.
-    pub(super) fn unverify(&self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        let signing = forget(talk, Reference::Signing)?;
-        let other = forget(talk, Reference::Other)?;
+    pub(super) fn unverify(&self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        let signing = reset_verification(tx, PasswordReference::Signing)?;
+        let other = reset_verification(tx, PasswordReference::Other)?;
         if signing.is_ok() && other.is_ok() {
             return Ok(());
         }
         let refusal = if signing.is_ok() { other } else { signing };
-        self.select_anew(talk, &[Reference::Signing, Reference::Other], refusal)
+        self.reselect(
+            tx,
+            &[PasswordReference::Signing, PasswordReference::Other],
+            refusal,
+        )
     }
 
     /// Makes the card forget PW3.
-    pub(super) fn unverify_admin(&self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        let refusal = forget(talk, Reference::Admin)?;
+    pub(super) fn unverify_admin(
+        &self,
+        tx: &mut AppletTransaction<'_, '_>,
+    ) -> Result<(), TokenError> {
+        let refusal = reset_verification(tx, PasswordReference::Admin)?;
         if refusal.is_ok() {
             return Ok(());
         }
-        self.select_anew(talk, &[Reference::Admin], refusal)
+        self.reselect(tx, &[PasswordReference::Admin], refusal)
     }
 
-    fn select_anew(
+    fn reselect(
         &self,
-        talk: &mut Conversation<'_, '_>,
-        references: &[Reference],
+        tx: &mut AppletTransaction<'_, '_>,
+        references: &[PasswordReference],
         refusal: StatusWord,
     ) -> Result<(), TokenError> {
-        talk.reselect()?;
+        tx.reselect()?;
         if !self.tells_state {
             return Ok(());
         }
         for reference in references {
-            if talk.exchange(&ask(*reference))?.status.is_ok() {
+            if tx.exchange(&ask(*reference))?.status.is_ok() {
                 return Err(TokenError::refused("OpenPGP VERIFY to log out", refusal));
             }
         }
@@ -414,11 +421,11 @@ impl Pin {
 
 /// Sends what gives a password another value. The old one is verified, so that a refusal is about the new one.
 fn changed_to(
-    talk: &mut Conversation<'_, '_>,
+    tx: &mut AppletTransaction<'_, '_>,
     command: &CommandApdu<'_>,
     name: &str,
 ) -> Result<(), TokenError> {
-    let status = talk.exchange(command)?.status;
+    let status = tx.exchange(command)?.status;
     match status {
         StatusWord::OK => Ok(()),
         StatusWord::INCORRECT_DATA
@@ -431,21 +438,24 @@ fn changed_to(
 }
 
 /// VERIFY without data: is it verified?
-const fn ask(reference: Reference) -> CommandApdu<'static> {
+const fn ask(reference: PasswordReference) -> CommandApdu<'static> {
     CommandApdu::header([0x00, 0x20, 0x00, reference as u8])
 }
 
 /// VERIFY that resets the state, since version 3.
-fn forget(talk: &mut Conversation<'_, '_>, reference: Reference) -> Result<StatusWord, TokenError> {
+fn reset_verification(
+    tx: &mut AppletTransaction<'_, '_>,
+    reference: PasswordReference,
+) -> Result<StatusWord, TokenError> {
     let command = CommandApdu::header([0x00, 0x20, 0xFF, reference as u8]);
-    Ok(talk.exchange(&command)?.status)
+    Ok(tx.exchange(&command)?.status)
 }
 
 /// The key derivation object; a card that has none answers 6A88 or nothing.
-fn read_kdf(talk: &mut Conversation<'_, '_>) -> Result<Kdf, TokenError> {
-    let answer = talk.exchange(&get_data(data_object::KDF))?;
-    match answer.status {
-        StatusWord::OK => Kdf::parse(answer.data.expose()),
+fn read_kdf(tx: &mut AppletTransaction<'_, '_>) -> Result<Kdf, TokenError> {
+    let response = tx.exchange(&get_data(data_object::KDF))?;
+    match response.status {
+        StatusWord::OK => Kdf::parse(response.data.expose()),
         StatusWord::REFERENCE_NOT_FOUND => Ok(Kdf::Plain),
         status => Err(TokenError::refused(
             "OpenPGP GET DATA F9 (key derivation; without it no PIN is sent)",

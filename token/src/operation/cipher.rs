@@ -6,7 +6,7 @@ use cryptoki_sys::{
     CKF_ENCRYPT, CKF_UNWRAP, CKF_WRAP,
 };
 
-use super::{bad_parameter, begin, collect, expect_none};
+use super::{append_message, bad_parameter, check_use, expect_none};
 use crate::{
     algorithm::PublicKey,
     error::TokenError,
@@ -17,14 +17,14 @@ use crate::{
 };
 
 /// What encryption and decryption by a secret key share.
-pub(super) struct Stream {
+pub(super) struct CipherStream {
     mode: Mode,
     key: SecretKey,
     direction: Direction,
     cipher: Option<Box<Cipher>>,
 }
 
-impl Stream {
+impl CipherStream {
     pub(super) fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
@@ -208,7 +208,7 @@ pub struct EncryptOperation(Encrypting);
 
 enum Encrypting {
     Rsa(Box<PublicKey>, RsaPadding, Secret),
-    Secret(Stream),
+    Secret(CipherStream),
 }
 
 impl EncryptOperation {
@@ -223,7 +223,7 @@ impl EncryptOperation {
         purpose: Purpose,
     ) -> Result<Self, TokenError> {
         let (function, permission) = purpose.encrypting();
-        match begin(mechanism, object, function, permission)? {
+        match check_use(mechanism, object, function, permission)? {
             Key::Public(key) => {
                 let len = key.algorithm().signature_len();
                 let padding = RsaPadding::new(mechanism, parameter, len)?;
@@ -234,7 +234,7 @@ impl EncryptOperation {
                 )))
             }
             Key::Secret(key) => {
-                let stream = Stream::new(mechanism, parameter, key, Direction::Encrypt)?;
+                let stream = CipherStream::new(mechanism, parameter, key, Direction::Encrypt)?;
                 Ok(Self(Encrypting::Secret(stream)))
             }
             Key::Private(_) => Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
@@ -278,7 +278,9 @@ impl EncryptOperation {
     /// [`TokenError::DataLength`].
     pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
         match &mut self.0 {
-            Encrypting::Rsa(_, _, message) => collect(message, part).map(|()| Secret::default()),
+            Encrypting::Rsa(_, _, message) => {
+                append_message(message, part).map(|()| Secret::default())
+            }
             Encrypting::Secret(stream) => stream
                 .update(part)
                 .map_err(|fault| encrypting(fault, part.len())),

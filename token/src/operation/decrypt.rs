@@ -4,16 +4,16 @@ use claviger_apdu::Secret;
 use cryptoki_sys::CKA_MODULUS;
 
 use super::{
-    KeyInput, begin,
-    cipher::{Purpose, RsaPadding, Stream},
+    KeyInput, check_use,
+    cipher::{CipherStream, Purpose, RsaPadding},
 };
 use crate::{
     attribute::Value,
     error::TokenError,
     host::cipher::{CipherError, Direction},
     mechanism::{Mechanism, Parameter},
-    object::{Key, Object, ObjectId, PinRule, PrivateKey},
-    padding::{self, Rejection},
+    object::{Key, Object, ObjectId, PinPolicy, PrivateKey},
+    padding::{self, ImplicitRejection},
 };
 
 /// A decryption begun by C_DecryptInit.
@@ -32,7 +32,7 @@ enum Decrypting {
         modulus: Vec<u8>,
         cryptogram: Secret,
     },
-    Secret(Stream),
+    Secret(CipherStream),
 }
 
 impl DecryptOperation {
@@ -47,7 +47,7 @@ impl DecryptOperation {
         purpose: Purpose,
     ) -> Result<Self, TokenError> {
         let (function, permission) = purpose.decrypting();
-        let way = match begin(mechanism, object, function, permission)? {
+        let way = match check_use(mechanism, object, function, permission)? {
             Key::Private(key) => Decrypting::Card {
                 padding: RsaPadding::new(mechanism, parameter, key.algorithm.signature_len())?,
                 key: *key,
@@ -58,7 +58,7 @@ impl DecryptOperation {
                 cryptogram: Secret::default(),
             },
             Key::Secret(key) => {
-                let stream = Stream::new(mechanism, parameter, key, Direction::Decrypt)?;
+                let stream = CipherStream::new(mechanism, parameter, key, Direction::Decrypt)?;
                 Decrypting::Secret(stream)
             }
             Key::Public(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
@@ -83,7 +83,7 @@ impl DecryptOperation {
     #[must_use]
     pub fn wants_context_login(&self) -> bool {
         self.private_key()
-            .is_some_and(|key| key.pin == PinRule::Always)
+            .is_some_and(|key| key.pin == PinPolicy::Always)
     }
 
     /// Whether the key wants its PIN each time and it has not been given for this decryption.
@@ -209,13 +209,13 @@ impl DecryptOperation {
         else {
             return Ok(output);
         };
-        if !key.bare {
+        if !key.raw_rsa {
             return Ok(output);
         }
         match padding {
             RsaPadding::None => Ok(output),
             RsaPadding::Pkcs1 => {
-                let rejection = Rejection::new(modulus, cryptogram.expose())?;
+                let rejection = ImplicitRejection::new(modulus, cryptogram.expose())?;
                 Ok(padding::pkcs1_decrypt(&output, &rejection))
             }
             RsaPadding::Oaep(oaep) => padding::oaep_decrypt(&output, &oaep.as_oaep())

@@ -7,7 +7,9 @@ use cryptoki_sys::{
     CKF_UNWRAP, CKF_WRAP,
 };
 
-use super::{DecryptOperation, EncryptOperation, KeyInput, bad_parameter, begin, cipher::Purpose};
+use super::{
+    DecryptOperation, EncryptOperation, KeyInput, bad_parameter, check_use, cipher::Purpose,
+};
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
     attribute::Value,
@@ -42,7 +44,7 @@ impl Derivation {
         parameter: &Parameter,
         object: &Object,
     ) -> Result<Self, TokenError> {
-        let Key::Private(key) = begin(mechanism, object, CKF_DERIVE, CKA_DERIVE)? else {
+        let Key::Private(key) = check_use(mechanism, object, CKF_DERIVE, CKA_DERIVE)? else {
             return Err(TokenError::KeyTypeInconsistent(mechanism.kind));
         };
         let bad = || bad_parameter(mechanism);
@@ -135,7 +137,7 @@ pub fn wrap_key(
     wrapping: &Object,
     key: &Object,
 ) -> Result<Secret, TokenError> {
-    let kek = begin(mechanism, wrapping, CKF_WRAP, CKA_WRAP)?;
+    let kek = check_use(mechanism, wrapping, CKF_WRAP, CKA_WRAP)?;
     let value = match &key.key {
         Some(Key::Secret(SecretKey { value, .. })) => value,
         Some(Key::Private(_)) => return Err(TokenError::KeyUnextractable),
@@ -180,7 +182,7 @@ pub fn unwrap_key(
     unwrapping: &Object,
     wrapped: &[u8],
 ) -> Result<Unwrapping, TokenError> {
-    let kek = begin(mechanism, unwrapping, CKF_UNWRAP, CKA_UNWRAP)?;
+    let kek = check_use(mechanism, unwrapping, CKF_UNWRAP, CKA_UNWRAP)?;
     if let (Scheme::AesKeyWrap { padded }, Key::Secret(kek)) = (mechanism.scheme, kek) {
         let wrap = key_wrap(mechanism, parameter, padded)?;
         let len = wrapped.len();

@@ -63,7 +63,7 @@ pub fn fit_hash(hash: &[u8], len: usize) -> Vec<u8> {
 /// # Errors
 /// MECHANISM_INVALID when nothing does `function` by it or this key must not be used by it, KEY_TYPE_INCONSISTENT when
 /// other keys could, KEY_FUNCTION_NOT_PERMITTED when the key may not.
-fn begin(
+fn check_use(
     mechanism: Mechanism,
     object: &Object,
     function: CK_FLAGS,
@@ -106,7 +106,7 @@ pub fn mechanism_for(
 }
 
 /// Adds `part` to a message that must be held whole.
-fn collect(message: &mut Secret, part: &[u8]) -> Result<(), TokenError> {
+fn append_message(message: &mut Secret, part: &[u8]) -> Result<(), TokenError> {
     let len = message.len().saturating_add(part.len());
     if len > MAX_MESSAGE {
         return Err(TokenError::DataLength {

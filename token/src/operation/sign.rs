@@ -3,7 +3,7 @@
 use claviger_apdu::Secret;
 use cryptoki_sys::{CKA_MODULUS, CKA_SIGN, CKA_SIGN_RECOVER, CKF_SIGN, CKF_SIGN_RECOVER};
 
-use super::{KeyInput, MAX_MESSAGE, begin, collect, expect_none};
+use super::{KeyInput, MAX_MESSAGE, append_message, check_use, expect_none};
 use crate::{
     algorithm::KeyAlgorithm,
     attribute::Value,
@@ -11,7 +11,7 @@ use crate::{
     error::TokenError,
     host::mac::Mac,
     mechanism::{Hash, Mechanism, Parameter, Scheme},
-    object::{Key, Object, ObjectId, PinRule, PrivateKey, SecretKey},
+    object::{Key, Object, ObjectId, PinPolicy, PrivateKey, SecretKey},
     padding::{self, Pss},
 };
 
@@ -22,7 +22,7 @@ pub struct SignOperation {
     /// The PIN given for this one signature by CKU_CONTEXT_SPECIFIC.
     pub context_pin: Option<Secret>,
     mechanism: Mechanism,
-    way: Way,
+    way: Signing,
 }
 
 /// Who signs, and what is collected until then.
@@ -30,13 +30,13 @@ pub struct SignOperation {
     clippy::large_enum_variant,
     reason = "one an operation: not worth an allocation"
 )]
-enum Way {
-    Card(PrivateKey, How, Collected),
+enum Signing {
+    Card(PrivateKey, InputEncoding, MessageBuffer),
     Host(SecretKey, usize, Mac),
 }
 
 /// How the host prepares what the card signs.
-enum How {
+enum InputEncoding {
     Pkcs1,
     /// Under this modulus.
     Raw(Vec<u8>),
@@ -50,12 +50,12 @@ enum How {
     clippy::large_enum_variant,
     reason = "one a signature: not worth an allocation"
 )]
-pub(super) enum Collected {
+pub(super) enum MessageBuffer {
     Whole(Secret),
     Hashed(Hasher),
 }
 
-impl Collected {
+impl MessageBuffer {
     pub(super) fn new(hash: Option<Hash>) -> Self {
         hash.map_or_else(
             || Self::Whole(Secret::default()),
@@ -65,7 +65,7 @@ impl Collected {
 
     pub(super) fn update(&mut self, part: &[u8]) -> Result<(), TokenError> {
         match self {
-            Self::Whole(message) => collect(message, part),
+            Self::Whole(message) => append_message(message, part),
             Self::Hashed(hasher) => {
                 hasher.update(part);
                 Ok(())
@@ -128,8 +128,8 @@ pub(super) fn mac_len(
     parameter: &Parameter,
 ) -> Result<usize, TokenError> {
     match (mechanism.scheme, parameter) {
-        (Scheme::Hmac { cut: false }, Parameter::None) => Ok(hash.len()),
-        (Scheme::Hmac { cut: true }, Parameter::MacLength(len)) => usize::try_from(*len)
+        (Scheme::Hmac { truncated: false }, Parameter::None) => Ok(hash.len()),
+        (Scheme::Hmac { truncated: true }, Parameter::MacLength(len)) => usize::try_from(*len)
             .ok()
             .filter(|len| (1..=hash.len()).contains(len))
             .ok_or_else(|| super::bad_parameter(mechanism)),
@@ -162,18 +162,18 @@ impl SignOperation {
         recover: bool,
     ) -> Result<Self, TokenError> {
         let key = if recover {
-            begin(mechanism, object, CKF_SIGN_RECOVER, CKA_SIGN_RECOVER)?
+            check_use(mechanism, object, CKF_SIGN_RECOVER, CKA_SIGN_RECOVER)?
         } else {
-            begin(mechanism, object, CKF_SIGN, CKA_SIGN)?
+            check_use(mechanism, object, CKF_SIGN, CKA_SIGN)?
         };
         let way = match key {
             Key::Private(key) => {
-                let how = how(mechanism, parameter, key.algorithm, object)?;
-                Way::Card(*key, how, Collected::new(mechanism.hash))
+                let how = encoding_for(mechanism, parameter, key.algorithm, object)?;
+                Signing::Card(*key, how, MessageBuffer::new(mechanism.hash))
             }
             Key::Secret(key) => {
                 let (len, mac) = mac(mechanism, parameter, key)?;
-                Way::Host(key.clone(), len, mac)
+                Signing::Host(key.clone(), len, mac)
             }
             Key::Public(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
         };
@@ -189,8 +189,8 @@ impl SignOperation {
     #[must_use]
     pub const fn private_key(&self) -> Option<&PrivateKey> {
         match &self.way {
-            Way::Card(key, ..) => Some(key),
-            Way::Host(..) => None,
+            Signing::Card(key, ..) => Some(key),
+            Signing::Host(..) => None,
         }
     }
 
@@ -204,15 +204,15 @@ impl SignOperation {
     #[must_use]
     pub fn wants_context_login(&self) -> bool {
         self.private_key()
-            .is_some_and(|key| key.pin == PinRule::Always)
+            .is_some_and(|key| key.pin == PinPolicy::Always)
     }
 
     /// Length of the signature in bytes.
     #[must_use]
     pub fn signature_len(&self) -> usize {
         match &self.way {
-            Way::Card(key, ..) => key.algorithm.signature_len(),
-            Way::Host(_, len, _) => *len,
+            Signing::Card(key, ..) => key.algorithm.signature_len(),
+            Signing::Host(_, len, _) => *len,
         }
     }
 
@@ -222,8 +222,8 @@ impl SignOperation {
     /// [`TokenError::DataLength`] when what must be held whole grows too long.
     pub fn update(&mut self, part: &[u8]) -> Result<(), TokenError> {
         match &mut self.way {
-            Way::Card(_, _, message) => message.update(part),
-            Way::Host(_, _, mac) => {
+            Signing::Card(_, _, message) => message.update(part),
+            Signing::Host(_, _, mac) => {
                 mac.update(part);
                 Ok(())
             }
@@ -235,7 +235,7 @@ impl SignOperation {
     /// # Errors
     /// [`TokenError::DataLength`] when the input does not fit the key.
     pub fn input(&mut self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
-        let Way::Card(key, how, message) = &mut self.way else {
+        let Signing::Card(key, how, message) = &mut self.way else {
             return Ok(None);
         };
         let collected = message.take();
@@ -246,7 +246,7 @@ impl SignOperation {
     /// The MAC, when the host makes it; the next message may begin.
     pub fn mac(&mut self) -> Option<Secret> {
         let hash = self.mechanism.hash?;
-        let Way::Host(key, len, mac) = &mut self.way else {
+        let Signing::Host(key, len, mac) = &mut self.way else {
             return None;
         };
         let mut whole = std::mem::replace(mac, Mac::new(hash, &key.value)).finish();
@@ -255,34 +255,34 @@ impl SignOperation {
     }
 }
 
-fn how(
+fn encoding_for(
     mechanism: Mechanism,
     parameter: &Parameter,
     algorithm: KeyAlgorithm,
     object: &Object,
-) -> Result<How, TokenError> {
+) -> Result<InputEncoding, TokenError> {
     match (mechanism.scheme, algorithm) {
         (Scheme::RsaPss, KeyAlgorithm::Rsa { bits }) => {
-            return Ok(How::Pss(pss(mechanism, parameter, bits)?));
+            return Ok(InputEncoding::Pss(pss(mechanism, parameter, bits)?));
         }
         (Scheme::EdDsa, _) => {
             pure_eddsa(mechanism, parameter)?;
-            return Ok(How::EdDsa);
+            return Ok(InputEncoding::EdDsa);
         }
         _ => expect_none(mechanism, parameter)?,
     }
     match mechanism.scheme {
-        Scheme::RsaPkcs1 => Ok(How::Pkcs1),
-        Scheme::RsaRaw => Ok(How::Raw(match object.get(CKA_MODULUS) {
+        Scheme::RsaPkcs1 => Ok(InputEncoding::Pkcs1),
+        Scheme::RsaRaw => Ok(InputEncoding::Raw(match object.get(CKA_MODULUS) {
             Some(Value::Bytes(modulus)) => modulus.clone(),
             _ => Vec::new(),
         })),
-        Scheme::Ecdsa => Ok(How::Ecdsa),
+        Scheme::Ecdsa => Ok(InputEncoding::Ecdsa),
         _ => Err(TokenError::MechanismInvalid(mechanism.kind)),
     }
 }
 
-impl How {
+impl InputEncoding {
     fn prepare(
         &self,
         key: &PrivateKey,

@@ -5,8 +5,8 @@ use cryptoki_sys::{CKA_VERIFY, CKA_VERIFY_RECOVER, CKF_VERIFY, CKF_VERIFY_RECOVE
 use subtle::ConstantTimeEq;
 
 use super::{
-    begin, expect_none,
-    sign::{Collected, mac, pss, pure_eddsa},
+    check_use, expect_none,
+    sign::{MessageBuffer, mac, pss, pure_eddsa},
 };
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
@@ -20,15 +20,15 @@ use crate::{
 /// A verification begun by C_VerifyInit, C_VerifyRecoverInit, C_MessageVerifyInit or C_VerifySignatureInit.
 pub struct VerifyOperation {
     mechanism: Mechanism,
-    way: Way,
+    way: Verifying,
 }
 
 #[allow(
     clippy::large_enum_variant,
     reason = "one an operation: not worth an allocation"
 )]
-enum Way {
-    Public(Box<PublicKey>, Option<Pss>, Collected),
+enum Verifying {
+    Public(Box<PublicKey>, Option<Pss>, MessageBuffer),
     Mac(SecretKey, usize, Mac),
 }
 
@@ -44,18 +44,18 @@ impl VerifyOperation {
         recover: bool,
     ) -> Result<Self, TokenError> {
         let key = if recover {
-            begin(mechanism, object, CKF_VERIFY_RECOVER, CKA_VERIFY_RECOVER)?
+            check_use(mechanism, object, CKF_VERIFY_RECOVER, CKA_VERIFY_RECOVER)?
         } else {
-            begin(mechanism, object, CKF_VERIFY, CKA_VERIFY)?
+            check_use(mechanism, object, CKF_VERIFY, CKA_VERIFY)?
         };
         let way = match key {
             Key::Public(key) => {
                 let pss = salt(mechanism, parameter, key)?;
-                Way::Public(key.clone(), pss, Collected::new(mechanism.hash))
+                Verifying::Public(key.clone(), pss, MessageBuffer::new(mechanism.hash))
             }
             Key::Secret(key) => {
                 let (len, mac) = mac(mechanism, parameter, key)?;
-                Way::Mac(key.clone(), len, mac)
+                Verifying::Mac(key.clone(), len, mac)
             }
             Key::Private(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
         };
@@ -66,8 +66,8 @@ impl VerifyOperation {
     #[must_use]
     pub fn signature_len(&self) -> usize {
         match &self.way {
-            Way::Public(key, ..) => key.algorithm().signature_len(),
-            Way::Mac(_, len, _) => *len,
+            Verifying::Public(key, ..) => key.algorithm().signature_len(),
+            Verifying::Mac(_, len, _) => *len,
         }
     }
 
@@ -77,8 +77,8 @@ impl VerifyOperation {
     /// [`TokenError::DataLength`] when what must be held whole grows too long.
     pub fn update(&mut self, part: &[u8]) -> Result<(), TokenError> {
         match &mut self.way {
-            Way::Public(_, _, message) => message.update(part),
-            Way::Mac(_, _, mac) => {
+            Verifying::Public(_, _, message) => message.update(part),
+            Verifying::Mac(_, _, mac) => {
                 mac.update(part);
                 Ok(())
             }
@@ -94,14 +94,14 @@ impl VerifyOperation {
         let len = self.signature_len();
         let is_long = signature.len() == len;
         let is_right = match &mut self.way {
-            Way::Mac(key, _, mac) => {
+            Verifying::Mac(key, _, mac) => {
                 let Some(hash) = self.mechanism.hash else {
                     return Err(TokenError::MechanismInvalid(self.mechanism.kind));
                 };
                 let whole = std::mem::replace(mac, Mac::new(hash, &key.value));
                 is_long && whole.matches(signature)
             }
-            Way::Public(key, pss, message) => {
+            Verifying::Public(key, pss, message) => {
                 let message = message.take();
                 check_length(self.mechanism, key, pss.as_ref(), &message)?;
                 is_long && is_signature(self.mechanism, key, *pss, &message, signature)
@@ -129,7 +129,7 @@ impl VerifyOperation {
                 expected: len,
             });
         }
-        let Way::Public(key, ..) = &self.way else {
+        let Verifying::Public(key, ..) = &self.way else {
             return Err(TokenError::SignatureInvalid);
         };
         let block = key.rsa_raw(signature).ok_or(TokenError::SignatureInvalid)?;

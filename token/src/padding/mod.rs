@@ -11,7 +11,9 @@ use zeroize::Zeroizing;
 
 pub use self::{
     oaep::{Oaep, oaep_decrypt, oaep_encrypt},
-    pkcs1::{Rejection, digest_info, pkcs1_decrypt, pkcs1_encrypt, pkcs1_recover, pkcs1_sign},
+    pkcs1::{
+        ImplicitRejection, digest_info, pkcs1_decrypt, pkcs1_encrypt, pkcs1_recover, pkcs1_sign,
+    },
     pss::{Pss, pss_encode, pss_verify},
 };
 use crate::{digest::Hash, host::random::NoRandom};

@@ -108,9 +108,9 @@ fn fill_nonzero(padding: &mut [u8]) -> Result<(), PaddingError> {
 /// The draft's secret is made of the private exponent, which no card gives. This one is random and lasts as long
 /// as the process: until then the same ciphertext has the same message.
 #[derive(Debug)]
-pub struct Rejection(Secret);
+pub struct ImplicitRejection(Secret);
 
-impl Rejection {
+impl ImplicitRejection {
     /// For this ciphertext under the key with this modulus.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ impl Rejection {
 ///
 /// Which of the two it is shows neither in time nor in an error. The length alone is the caller's to see.
 #[must_use]
-pub fn pkcs1_decrypt(block: &Secret, rejection: &Rejection) -> Secret {
+pub fn pkcs1_decrypt(block: &Secret, rejection: &ImplicitRejection) -> Secret {
     let block = block.expose();
     let synthetic = rejection.stream(b"message", block.len());
     let len = u32::try_from(block.len()).unwrap_or(u32::MAX);
@@ -209,7 +209,8 @@ fn separator(block: &[u8]) -> (Choice, u32) {
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
     let block = Secret::copy_from(bytes);
-    let rejection = Rejection::under(&Secret::copy_from(b"of a fuzzer"), &[0xC1; 64], bytes);
+    let rejection =
+        ImplicitRejection::under(&Secret::copy_from(b"of a fuzzer"), &[0xC1; 64], bytes);
     let message = pkcs1_decrypt(&block, &rejection);
     assert!(message.len() <= bytes.len().saturating_sub(OVERHEAD));
     assert_eq!(pkcs1_decrypt(&block, &rejection).expose(), message.expose());
@@ -238,7 +239,8 @@ mod tests {
     }
 
     fn decrypted(block: &[u8]) -> Vec<u8> {
-        let rejection = Rejection::under(&Secret::copy_from(b"secret"), &[0xC1; 64], &[7; 64]);
+        let rejection =
+            ImplicitRejection::under(&Secret::copy_from(b"secret"), &[0xC1; 64], &[7; 64]);
         let message = pkcs1_decrypt(&Secret::copy_from(block), &rejection);
         message.expose().to_vec()
     }
@@ -352,7 +354,7 @@ c0f931972bc4"
 ),
             ),
         ] {
-            let rejection = Rejection(Secret::copy_from(&kdk));
+            let rejection = ImplicitRejection(Secret::copy_from(&kdk));
             let synthetic = pkcs1_decrypt(&Secret::new(vec![0x33; 128]), &rejection);
             assert_eq!(synthetic.expose(), message);
         }
@@ -361,7 +363,8 @@ c0f931972bc4"
     #[test]
     fn synthetic_messages_have_all_lengths_that_real_ones_have() {
         for len in [64, 128, 129, 256, 266, 267, 512] {
-            let lengths = (0..200u8).map(|n| Rejection(Secret::new(vec![n])).message_len(len));
+            let lengths =
+                (0..200u8).map(|n| ImplicitRejection(Secret::new(vec![n])).message_len(len));
             let longest = lengths.map(|len| usize::try_from(len).unwrap()).max();
             let longest = longest.unwrap();
             assert!(
@@ -374,7 +377,7 @@ c0f931972bc4"
     #[test]
     fn the_same_ciphertext_is_rejected_with_the_same_message() {
         let kdk = |modulus: &[u8], ciphertext: &[u8]| {
-            let rejection = Rejection::new(modulus, ciphertext).unwrap();
+            let rejection = ImplicitRejection::new(modulus, ciphertext).unwrap();
             rejection.0.expose().to_vec()
         };
         let first = kdk(&[0xC1; 64], &[7; 64]);

@@ -9,17 +9,17 @@ use super::{
     Piv, certificate_object,
     data_object::{self, DataObject, KEY_HISTORY},
     discovery::{Discovery, KeyHistory},
-    generation::{self, Generable},
+    generation::{self, GenerationAlgorithms},
     key_reference::KeyReference,
-    management_key::{self, Cipher, ManagementKey},
+    management_key::{self, KeyCipher, ManagementKey},
     pin,
     quirks::Quirk,
     security_officer::{CHANGE_PUK, SoPin},
 };
 use crate::{
-    administration::{Administration, SoWork},
+    administration::{Administration, SoPurpose},
     algorithm::{KeyAlgorithm, PublicKey},
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
     pin::{PinStatus, PinTries},
 };
@@ -27,28 +27,28 @@ use crate::{
 impl Piv {
     fn authenticate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: &ManagementKey,
-    ) -> Result<Cipher, TokenError> {
+    ) -> Result<KeyCipher, TokenError> {
         if self.administrator.cipher.is_none() && !self.quirks.contains(Quirk::MetadataEmpty) {
-            let answer = talk.exchange(&management_key::GET_METADATA)?;
-            if answer.status.is_ok() {
-                self.administrator.cipher = management_key::cipher(answer.data.expose());
+            let response = tx.exchange(&management_key::GET_METADATA)?;
+            if response.status.is_ok() {
+                self.administrator.cipher = management_key::cipher(response.data.expose());
             }
         }
-        self.administrator.authenticate(talk, key)
+        self.administrator.authenticate(tx, key)
     }
 
     /// Asks a YubiKey for its version: it makes more keys than it lists.
-    fn ask_version(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+    fn ask_version(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         let due = self.quirks.contains(Quirk::YubicoObjects) && !self.administrator.asked_version;
         if !due {
             return Ok(());
         }
         self.administrator.asked_version = true;
-        let answer = talk.exchange(&generation::GET_VERSION)?;
-        if let (true, Ok(version)) = (answer.status.is_ok(), answer.data.expose().try_into()) {
-            self.administrator.generable = Generable::of_yubikey(version);
+        let response = tx.exchange(&generation::GET_VERSION)?;
+        if let (true, Ok(version)) = (response.status.is_ok(), response.data.expose().try_into()) {
+            self.administrator.generable = GenerationAlgorithms::of_yubikey(version);
         }
         Ok(())
     }
@@ -56,13 +56,13 @@ impl Piv {
     /// PUT DATA of an object's content; the object is read again when it is next wanted.
     fn put(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         object: &DataObject,
         content: &[u8],
     ) -> Result<(), TokenError> {
         // Written or not: what the card holds now, only the card knows.
         self.inventory.forget_data(object);
-        let status = talk.exchange(&object.put_data(content).as_apdu())?.status;
+        let status = tx.exchange(&object.put_data(content).as_apdu())?.status;
         match status {
             StatusWord::OK => Ok(()),
             _ => Err(TokenError::not_written(
@@ -75,36 +75,36 @@ impl Piv {
     /// Writes a certificate as it is, or compressed when the card has no room for it so.
     fn put_der(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         object: &DataObject,
         der: &[u8],
     ) -> Result<(), TokenError> {
         let packed = certificate_object::compressed(der)?;
         let plain = certificate_object::plain(der);
         if der.len() <= certificate_object::MAX_PLAIN {
-            match self.put(talk, object, &plain) {
-                Err(TokenError::NoRoom { .. }) if packed.len() < plain.len() => {}
+            match self.put(tx, object, &plain) {
+                Err(TokenError::NoSpace { .. }) if packed.len() < plain.len() => {}
                 outcome => return outcome,
             }
         }
-        self.put(talk, object, &packed)
+        self.put(tx, object, &packed)
     }
 
     /// Makes the key history count the retired key whose certificate was written, without which nobody looks for it.
     fn count_retired(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: KeyReference,
     ) -> Result<(), TokenError> {
         let (KeyReference::Retired(number), Some(object)) = (key, DataObject::by_tag(KEY_HISTORY))
         else {
             return Ok(());
         };
-        let answer = talk.exchange(&object.get_data().as_apdu())?;
-        let content = object.content(&answer)?.unwrap_or_default();
+        let response = tx.exchange(&object.get_data().as_apdu())?;
+        let content = object.content(&response)?.unwrap_or_default();
         let history = KeyHistory::parse(&content).unwrap_or_default();
         match history.counting(number) {
-            Some(more) => self.put(talk, &object, &more.content()),
+            Some(more) => self.put(tx, &object, &more.content()),
             None => Ok(()),
         }
     }
@@ -121,69 +121,70 @@ impl Administration for Piv {
 
     fn so_verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
     ) -> Result<(), TokenError> {
         match SoPin::parse(so)? {
-            SoPin::Puk(puk) => self.administrator.verify_puk(talk, puk),
+            SoPin::Puk(puk) => self.administrator.verify_puk(tx, puk),
             SoPin::Key(key) => {
-                self.authenticate(talk, &key)?;
-                self.ask_version(talk)
+                self.authenticate(tx, &key)?;
+                self.ask_version(tx)
             }
         }
     }
 
     fn so_status(
         &mut self,
-        _talk: &mut Conversation<'_, '_>,
+        _talk: &mut AppletTransaction<'_, '_>,
         so: &Secret,
-        work: SoWork,
+        work: SoPurpose,
     ) -> Result<PinStatus, TokenError> {
         let missing = |what: &str| TokenError::NotLoggedIn {
             operation: format!("PIV: this needs the security officer logged in with the {what}"),
         };
         match (SoPin::parse(so)?, work) {
             // Each command that needs the PUK brings it.
-            (SoPin::Puk(_), SoWork::Pin) => Ok(PinStatus::Verified),
+            (SoPin::Puk(_), SoPurpose::Pin) => Ok(PinStatus::Verified),
             // No card says whether the key is, and proving it again costs nothing.
-            (SoPin::Key(_), SoWork::Contents) => Ok(PinStatus::NotVerified { tries_left: None }),
-            (SoPin::Puk(_), SoWork::Contents) => Err(missing("management key")),
-            (SoPin::Key(_), SoWork::Pin) => Err(missing("PUK")),
+            (SoPin::Key(_), SoPurpose::Contents) => Ok(PinStatus::NotVerified { tries_left: None }),
+            (SoPin::Puk(_), SoPurpose::Contents) => Err(missing("management key")),
+            (SoPin::Key(_), SoPurpose::Pin) => Err(missing("PUK")),
         }
     }
 
     fn so_unverify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
     ) -> Result<(), TokenError> {
         match SoPin::parse(so)? {
             SoPin::Puk(_) => Ok(()),
             // There is no command for it; some cards (Nitrokey 3 with piv-authenticator 0.7) remember it even then.
-            SoPin::Key(_) => pin::leave_and_return(talk),
+            SoPin::Key(_) => pin::reselect(tx),
         }
     }
 
     fn change_user_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
-        self.pin.change(talk, old, new)
+        self.pin.change(tx, old, new)
     }
 
     fn change_so_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
         match SoPin::parse(old)? {
             SoPin::Puk(puk) => {
                 pin::check_new(new)?;
-                let answer = talk.exchange(&pin::pair(puk, new, CHANGE_PUK).as_apdu())?;
-                self.administrator.compared(answer.status, |status| {
+                let response =
+                    tx.exchange(&pin::two_pin_command(puk, new, CHANGE_PUK).as_apdu())?;
+                self.administrator.puk_result(response.status, |status| {
                     Err(not_changed("PIV CHANGE REFERENCE DATA of the PUK", status))
                 })
             }
@@ -192,9 +193,9 @@ impl Administration for Piv {
                     ManagementKey::from_hex(new).ok_or_else(|| TokenError::NewPinInvalid {
                         what: "a management key is 32, 48 or 64 hexadecimal digits".to_owned(),
                     })?;
-                let cipher = self.authenticate(talk, &old)?;
+                let cipher = self.authenticate(tx, &old)?;
                 self.administrator.cipher = None;
-                self.administrator.cipher = Some(new.set(talk, cipher)?);
+                self.administrator.cipher = Some(new.set(tx, cipher)?);
                 Ok(())
             }
         }
@@ -202,85 +203,85 @@ impl Administration for Piv {
 
     fn init_user_pin(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
         pin::check_new(new)?;
-        let command = self.pin.reset(talk, so, new)?;
-        let answer = talk.exchange(&command.as_apdu())?;
-        self.administrator.compared(answer.status, |status| {
+        let command = self.pin.reset(tx, so, new)?;
+        let response = tx.exchange(&command.as_apdu())?;
+        self.administrator.puk_result(response.status, |status| {
             Err(not_changed("PIV RESET RETRY COUNTER", status))
         })?;
         self.pin.was_reset();
         Ok(())
     }
 
-    fn generable(&self) -> Vec<KeyAlgorithm> {
+    fn generatable_algorithms(&self) -> Vec<KeyAlgorithm> {
         self.administrator.generable.keys().to_vec()
     }
 
-    fn place_of(&self, id: &[u8]) -> Option<u8> {
+    fn key_reference_of(&self, id: &[u8]) -> Option<u8> {
         self.inventory.key_of(id).map(KeyReference::byte)
     }
 
     fn generate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         reference: u8,
         algorithm: KeyAlgorithm,
         _created: SystemTime,
     ) -> Result<PublicKey, TokenError> {
-        let key = place(reference)?;
+        let key = key_of(reference)?;
         let command = generation::command(key, algorithm)
-            .filter(|_| self.generable().contains(&algorithm))
+            .filter(|_| self.generatable_algorithms().contains(&algorithm))
             .ok_or(TokenError::KeyNotGenerable(algorithm))?;
         self.inventory.forget_key(key);
-        let answer = talk.exchange(&command.as_apdu())?;
-        if !answer.status.is_ok() {
-            return Err(generation::refusal(key, algorithm, answer.status));
+        let response = tx.exchange(&command.as_apdu())?;
+        if !response.status.is_ok() {
+            return Err(generation::refusal(key, algorithm, response.status));
         }
-        let public = generation::public_key(algorithm, answer.data.expose())?;
-        self.inventory.generated(talk, key, &public)?;
+        let public = generation::public_key(algorithm, response.data.expose())?;
+        self.inventory.generated(tx, key, &public)?;
         Ok(public)
     }
 
     fn put_certificate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         reference: u8,
         der: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        let key = place(reference)?;
+        let key = key_of(reference)?;
         let object = DataObject::certificate_of(key)
             .ok_or_else(|| TokenError::value("this PIV key has no certificate"))?;
         match der {
             Some(der) => {
-                self.put_der(talk, &object, der)?;
-                self.count_retired(talk, key)
+                self.put_der(tx, &object, der)?;
+                self.count_retired(tx, key)
             }
-            None => self.put(talk, &object, &[]),
+            None => self.put(tx, &object, &[]),
         }
     }
 
     fn put_data(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        place: u32,
+        tx: &mut AppletTransaction<'_, '_>,
+        number: u32,
         content: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        let object = DataObject::by_tag(place)
-            .ok_or_else(|| TokenError::value(format!("PIV has no data object {place:X}")))?;
+        let object = DataObject::by_tag(number)
+            .ok_or_else(|| TokenError::value(format!("PIV has no data object {number:X}")))?;
         match content {
             Some(content) => {
                 check_content(&object, content)?;
-                self.put(talk, &object, content)
+                self.put(tx, &object, content)
             }
-            None => self.put(talk, &object, &[]),
+            None => self.put(tx, &object, &[]),
         }
     }
 
-    fn data_places(&self) -> Vec<(u32, Vec<u8>)> {
+    fn writable_data_objects(&self) -> Vec<(u32, Vec<u8>)> {
         DataObject::all()
             .map(|object| (object.tag, object.oid()))
             .collect()
@@ -292,14 +293,14 @@ impl Administration for Piv {
 
     fn random(
         &mut self,
-        _talk: &mut Conversation<'_, '_>,
+        _talk: &mut AppletTransaction<'_, '_>,
         _len: usize,
     ) -> Result<Option<Secret>, TokenError> {
         Ok(None)
     }
 }
 
-fn place(reference: u8) -> Result<KeyReference, TokenError> {
+fn key_of(reference: u8) -> Result<KeyReference, TokenError> {
     KeyReference::all()
         .find(|key| key.byte() == reference)
         .ok_or_else(|| TokenError::value(format!("PIV has no key {reference:02X}")))

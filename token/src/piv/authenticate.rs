@@ -92,10 +92,10 @@ const fn too_long(len: usize, max: usize) -> TokenError {
 pub(super) fn output(
     algorithm: KeyAlgorithm,
     input: &KeyInput,
-    answer: &[u8],
+    response: &[u8],
 ) -> Result<Secret, TokenError> {
     let malformed = |fault: &str| TokenError::malformed(THING, fault);
-    let fields = tlv::only(answer, 0x7C).map_err(TokenError::tlv(THING))?;
+    let fields = tlv::only(response, 0x7C).map_err(TokenError::tlv(THING))?;
     let output = tlv::find(fields, 0x82)
         .map_err(TokenError::tlv(THING))?
         .ok_or_else(|| malformed("no response in it"))?;
@@ -171,7 +171,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{PinRule, Usage};
+    use crate::object::{KeyPermissions, PinPolicy};
 
     const P256: KeyAlgorithm = KeyAlgorithm::Ec(Curve::P256);
     const RSA: KeyAlgorithm = KeyAlgorithm::Rsa { bits: 2048 };
@@ -180,26 +180,26 @@ mod tests {
         PrivateKey {
             reference: 0x9A,
             algorithm,
-            pin: PinRule::Once,
-            usage: Usage::default(),
-            bare: true,
+            pin: PinPolicy::Once,
+            usage: KeyPermissions::default(),
+            raw_rsa: true,
         }
     }
 
-    fn answer(output: &[u8]) -> Vec<u8> {
+    fn response(output: &[u8]) -> Vec<u8> {
         tlv::encode(0x7C, &tlv::encode(0x82, output))
     }
 
     fn der(r: &[u8], s: &[u8]) -> Vec<u8> {
-        answer(&tlv::encode(
+        response(&tlv::encode(
             0x30,
             &[tlv::encode(0x02, r), tlv::encode(0x02, s)].concat(),
         ))
     }
 
-    fn signature(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<Vec<u8>, TokenError> {
+    fn signature(algorithm: KeyAlgorithm, response: &[u8]) -> Result<Vec<u8>, TokenError> {
         let input = KeyInput::Hash(Secret::default());
-        output(algorithm, &input, answer).map(|output| output.expose().to_vec())
+        output(algorithm, &input, response).map(|output| output.expose().to_vec())
     }
 
     #[test]
@@ -208,10 +208,10 @@ mod tests {
         let command = command(&key(P256), &point).unwrap();
         let start = [0x7C, 0x45, 0x82, 0x00, 0x85, 0x41, 0x04, 0x11];
         assert!(command.data.expose().starts_with(&start));
-        let secret = output(P256, &point, &answer(&[7; 32])).unwrap();
+        let secret = output(P256, &point, &response(&[7; 32])).unwrap();
         assert_eq!(secret.expose(), [7; 32]);
-        assert!(output(P256, &point, &answer(&[7; 31])).is_err());
-        assert!(output(RSA, &point, &answer(&[7; 256])).is_err());
+        assert!(output(P256, &point, &response(&[7; 31])).is_err());
+        assert!(output(RSA, &point, &response(&[7; 256])).is_err());
     }
 
     #[test]
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_is_no_signature_is_refused() {
-        let refused = |answer: &[u8]| signature(P256, answer).is_err();
+        let refused = |response: &[u8]| signature(P256, response).is_err();
         assert!(refused(&der(&[1; 33], &[1])), "longer than the field");
         assert!(refused(&der(&[0], &[1])), "zero");
         assert!(refused(&der(&[0x80; 32], &[1])), "negative");
@@ -277,14 +277,14 @@ mod tests {
         assert!(refused(&[&der(&[1], &[1])[..], &[0]].concat()), "trailing");
         assert!(refused(&tlv::encode(0x7C, &tlv::encode(0x81, &[1]))));
         assert!(refused(&[]));
-        assert!(signature(KeyAlgorithm::Ed25519, &answer(&[0; 63])).is_err());
-        assert!(signature(RSA, &answer(&[1; 257])).is_err());
-        assert!(signature(RSA, &answer(&[])).is_err());
+        assert!(signature(KeyAlgorithm::Ed25519, &response(&[0; 63])).is_err());
+        assert!(signature(RSA, &response(&[1; 257])).is_err());
+        assert!(signature(RSA, &response(&[])).is_err());
     }
 
     #[test]
     fn an_rsa_answer_without_its_leading_zeros_gets_them_back() {
-        let got = signature(RSA, &answer(&[0x77; 255])).unwrap();
+        let got = signature(RSA, &response(&[0x77; 255])).unwrap();
         assert_eq!((got.len(), got[0], got[1]), (256, 0x00, 0x77));
     }
 }

@@ -190,8 +190,8 @@ impl DataObject {
 
     /// The content in an answer to [`DataObject::get_data`]; `None` when the card does not have the object
     /// or does not show it, as cards say in different ways.
-    pub(super) fn content(&self, answer: &ResponseApdu) -> Result<Option<Vec<u8>>, TokenError> {
-        match answer.status {
+    pub(super) fn content(&self, response: &ResponseApdu) -> Result<Option<Vec<u8>>, TokenError> {
+        match response.status {
             StatusWord::OK => {}
             StatusWord::NOT_FOUND
             | StatusWord::REFERENCE_NOT_FOUND
@@ -202,7 +202,7 @@ impl DataObject {
             }
         }
         let content = self
-            .unwrap(answer.data.expose())
+            .unwrap(response.data.expose())
             .map_err(|fault| TokenError::malformed(&self.name, fault))?;
         Ok(content.map(<[u8]>::to_vec))
     }
@@ -272,29 +272,29 @@ mod tests {
     #[test]
     fn an_object_of_no_bytes_is_absent() {
         let object = DataObject::by_tag(CHUID).unwrap();
-        let answer = |data: &[u8], status| ResponseApdu {
+        let response = |data: &[u8], status| ResponseApdu {
             data: Secret::copy_from(data),
             status: StatusWord(status),
         };
-        assert_eq!(object.content(&answer(&[0x53, 0], 0x9000)).unwrap(), None);
-        assert_eq!(object.content(&answer(&[], 0x9000)).unwrap(), None);
-        assert_eq!(object.content(&answer(&[], 0x6A82)).unwrap(), None);
+        assert_eq!(object.content(&response(&[0x53, 0], 0x9000)).unwrap(), None);
+        assert_eq!(object.content(&response(&[], 0x9000)).unwrap(), None);
+        assert_eq!(object.content(&response(&[], 0x6A82)).unwrap(), None);
         assert_eq!(
-            object.content(&answer(&[0x53, 1, 7], 0x9000)).unwrap(),
+            object.content(&response(&[0x53, 1, 7], 0x9000)).unwrap(),
             Some(vec![7])
         );
-        assert!(object.content(&answer(&[0x54, 1, 7], 0x9000)).is_err());
-        assert!(object.content(&answer(&[0x53, 1, 7, 0], 0x9000)).is_err());
-        assert!(object.content(&answer(&[], 0x6F00)).is_err());
+        assert!(object.content(&response(&[0x54, 1, 7], 0x9000)).is_err());
+        assert!(object.content(&response(&[0x53, 1, 7, 0], 0x9000)).is_err());
+        assert!(object.content(&response(&[], 0x6F00)).is_err());
         let discovery = DataObject::by_tag(DISCOVERY).unwrap();
         assert_eq!(
-            discovery.content(&answer(&[0x7E, 1, 7], 0x9000)).unwrap(),
+            discovery.content(&response(&[0x7E, 1, 7], 0x9000)).unwrap(),
             Some(vec![0x7E, 1, 7])
         );
         assert_eq!(
-            discovery.content(&answer(&[0x7E, 0], 0x9000)).unwrap(),
+            discovery.content(&response(&[0x7E, 0], 0x9000)).unwrap(),
             None
         );
-        assert!(discovery.content(&answer(&[0x53, 1, 7], 0x9000)).is_err());
+        assert!(discovery.content(&response(&[0x53, 1, 7], 0x9000)).is_err());
     }
 }

@@ -24,10 +24,10 @@ impl Discovery {
     ///
     /// # Errors
     /// [`TokenError::Malformed`], also when it is another application's.
-    pub(super) fn parse(answer: &[u8]) -> Result<Self, TokenError> {
+    pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
         const THING: &str = "PIV discovery object";
         let fault = TokenError::tlv(THING);
-        let content = tlv::only(answer, 0x7E).map_err(&fault)?;
+        let content = tlv::only(response, 0x7E).map_err(&fault)?;
         let aid = tlv::find(content, 0x4F).map_err(&fault)?;
         if !aid.is_some_and(|aid| aid.starts_with(RID)) {
             return Err(TokenError::malformed(THING, "not of a PIV application"));

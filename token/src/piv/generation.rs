@@ -35,9 +35,9 @@ const OTHERS: [KeyAlgorithm; 5] = [
 
 /// The keys a card can make.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Generable(Vec<KeyAlgorithm>);
+pub(super) struct GenerationAlgorithms(Vec<KeyAlgorithm>);
 
-impl Generable {
+impl GenerationAlgorithms {
     /// As the card lists them in its answer to SELECT (part 2, table 3: `AC { 80 algorithm … }`); what the
     /// standard demands when it lists none.
     pub(super) fn of(select_answer: &[u8]) -> Self {
@@ -115,8 +115,11 @@ pub(super) fn command(key: KeyReference, algorithm: KeyAlgorithm) -> Option<Owne
 ///
 /// # Errors
 /// [`TokenError::Malformed`], also when it is of another algorithm than was asked for.
-pub(super) fn public_key(algorithm: KeyAlgorithm, answer: &[u8]) -> Result<PublicKey, TokenError> {
-    let template = tlv::only(answer, 0x7F49).map_err(TokenError::tlv(THING))?;
+pub(super) fn public_key(
+    algorithm: KeyAlgorithm,
+    response: &[u8],
+) -> Result<PublicKey, TokenError> {
+    let template = tlv::only(response, 0x7F49).map_err(TokenError::tlv(THING))?;
     let identifier = authenticate::identifier(algorithm).unwrap_or_default();
     metadata::public_key(identifier, template)?
         .filter(|key| key.algorithm() == algorithm)
@@ -143,7 +146,7 @@ pub(super) fn refusal(
 /// Reads arbitrary bytes as answers to SELECT and to making each kind of key; for the fuzz target beside this file.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let generable = Generable::of(bytes);
+    let generable = GenerationAlgorithms::of(bytes);
     assert!(!generable.keys().is_empty());
     for algorithm in STANDARD.into_iter().chain(OTHERS) {
         if let Ok(key) = public_key(algorithm, bytes) {
@@ -171,17 +174,28 @@ mod tests {
     #[test]
     fn a_card_that_lists_its_algorithms_makes_keys_of_those() {
         // The Nitrokey 3: 3DES and AES-256 stand among them.
-        let generable = Generable::of(&select_answer(&[0x03, 0x0C, 0x11, 0x07, 0x05, 0x16, 0x14]));
+        let generable =
+            GenerationAlgorithms::of(&select_answer(&[0x03, 0x0C, 0x11, 0x07, 0x05, 0x16, 0x14]));
         let other = |bits| KeyAlgorithm::Rsa { bits };
         let expected = [&STANDARD[..], &[other(3072), other(4096)]].concat();
         assert_eq!(generable.keys(), expected);
-        assert_eq!(Generable::of(&select_answer(&[0x03])).keys(), STANDARD);
-        assert_eq!(Generable::of(&[0x61, 0x05, 0x4F]).keys(), STANDARD);
+        assert_eq!(
+            GenerationAlgorithms::of(&select_answer(&[0x03])).keys(),
+            STANDARD
+        );
+        assert_eq!(
+            GenerationAlgorithms::of(&[0x61, 0x05, 0x4F]).keys(),
+            STANDARD
+        );
     }
 
     #[test]
     fn a_yubikey_makes_what_its_version_can() {
-        let has = |version, key| Generable::of_yubikey(version).keys().contains(&key);
+        let has = |version, key| {
+            GenerationAlgorithms::of_yubikey(version)
+                .keys()
+                .contains(&key)
+        };
         assert!(has([5, 7, 1], KeyAlgorithm::Ed25519));
         assert!(!has([5, 7, 1], KeyAlgorithm::Rsa { bits: 1024 }));
         assert!(!has([5, 4, 3], KeyAlgorithm::Rsa { bits: 3072 }));
@@ -194,8 +208,8 @@ mod tests {
     fn the_key_is_the_whole_answer_and_of_the_kind_asked_for() {
         let p256 = KeyAlgorithm::Ec(Curve::P256);
         let point = tlv::encode(0x86, &[&[4][..], &[0xE1; 64]].concat());
-        let answer = tlv::encode(0x7F49, &point);
-        assert_eq!(public_key(p256, &answer).unwrap().algorithm(), p256);
+        let response = tlv::encode(0x7F49, &point);
+        assert_eq!(public_key(p256, &response).unwrap().algorithm(), p256);
         let ed25519 = tlv::encode(0x7F49, &tlv::encode(0x86, &[7; 32]));
         assert!(public_key(KeyAlgorithm::Ed25519, &ed25519).is_ok());
         assert!(public_key(p256, &ed25519).is_err());
@@ -205,9 +219,9 @@ mod tests {
         ]
         .concat();
         assert!(public_key(RSA_2048, &tlv::encode(0x7F49, &small)).is_err());
-        for len in 0..answer.len() {
-            assert!(public_key(p256, &answer[..len]).is_err(), "{len} bytes");
+        for len in 0..response.len() {
+            assert!(public_key(p256, &response[..len]).is_err(), "{len} bytes");
         }
-        assert!(public_key(p256, &[&answer[..], &[0]].concat()).is_err());
+        assert!(public_key(p256, &[&response[..], &[0]].concat()).is_err());
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     algorithm::KeyAlgorithm,
     certificate::KeyUsage,
     naming::{IdScheme, Naming},
-    object::{KeyPlace, PinRule, Usage},
+    object::{KeyIdentity, KeyPermissions, PinPolicy},
 };
 
 /// A place for an asymmetric key with its certificate.
@@ -86,14 +86,14 @@ impl KeyReference {
     }
 
     /// Identifiers and labels of its objects.
-    pub(super) fn place(self, naming: &Naming) -> KeyPlace {
-        naming.place(match naming.ids {
+    pub(super) fn identity(self, naming: &Naming) -> KeyIdentity {
+        naming.apply(match naming.ids {
             IdScheme::OpenSc => self.opensc_place(),
             IdScheme::Ykcs11 => self.ykcs11_place(),
         })
     }
 
-    fn ykcs11_place(self) -> KeyPlace {
+    fn ykcs11_place(self) -> KeyIdentity {
         let name = match self {
             Self::Authentication => "PIV Authentication".to_owned(),
             Self::Signature => "Digital Signature".to_owned(),
@@ -101,7 +101,7 @@ impl KeyReference {
             Self::CardAuthentication => "Card Authentication".to_owned(),
             Self::Retired(RetiredNumber(number)) => format!("Retired Key {number}"),
         };
-        KeyPlace {
+        KeyIdentity {
             reference: self.byte(),
             id: vec![self.id(IdScheme::Ykcs11)],
             certificate_label: format!("X.509 Certificate for {name}"),
@@ -110,9 +110,9 @@ impl KeyReference {
         }
     }
 
-    fn opensc_place(self) -> KeyPlace {
+    fn opensc_place(self) -> KeyIdentity {
         let id = vec![self.id(IdScheme::OpenSc)];
-        let named = |certificate: &str, key: &str| KeyPlace {
+        let named = |certificate: &str, key: &str| KeyIdentity {
             reference: self.byte(),
             id: id.clone(),
             certificate_label: format!("Certificate for {certificate}"),
@@ -124,7 +124,7 @@ impl KeyReference {
             Self::Signature => named("Digital Signature", "SIGN"),
             Self::Management => named("Key Management", "KEY MAN"),
             Self::CardAuthentication => named("Card Authentication", "CARD AUTH"),
-            Self::Retired(RetiredNumber(number)) => KeyPlace {
+            Self::Retired(RetiredNumber(number)) => KeyIdentity {
                 reference: self.byte(),
                 id,
                 certificate_label: format!("Retired Certificate for Key Management {number}"),
@@ -135,16 +135,20 @@ impl KeyReference {
     }
 
     /// When the key wants the PIN if the card does not say (SP 800-73-4 part 1, table 4b).
-    pub(super) const fn pin_rule(self) -> PinRule {
+    pub(super) const fn pin_policy(self) -> PinPolicy {
         match self {
-            Self::Signature => PinRule::Always,
-            Self::CardAuthentication => PinRule::Never,
-            Self::Authentication | Self::Management | Self::Retired(_) => PinRule::Once,
+            Self::Signature => PinPolicy::Always,
+            Self::CardAuthentication => PinPolicy::Never,
+            Self::Authentication | Self::Management | Self::Retired(_) => PinPolicy::Once,
         }
     }
 
     /// What the key may do: as its place says, or as `certificate` says where that counts.
-    pub(super) fn usage(self, algorithm: KeyAlgorithm, certificate: Option<KeyUsage>) -> Usage {
+    pub(super) fn usage(
+        self,
+        algorithm: KeyAlgorithm,
+        certificate: Option<KeyUsage>,
+    ) -> KeyPermissions {
         let (signs, manages) = match (self, certificate) {
             (_, Some(usage)) => return usage_by_certificate(algorithm, usage),
             (Self::Authentication | Self::Signature, None) => (true, true),
@@ -152,31 +156,31 @@ impl KeyReference {
             (Self::Management | Self::Retired(_), None) => (false, true),
         };
         match algorithm {
-            KeyAlgorithm::Rsa { .. } => Usage {
+            KeyAlgorithm::Rsa { .. } => KeyPermissions {
                 sign: signs,
                 decrypt: manages,
                 derive: false,
             },
-            KeyAlgorithm::Ec(_) => Usage {
+            KeyAlgorithm::Ec(_) => KeyPermissions {
                 sign: signs,
                 decrypt: false,
                 derive: !signs,
             },
             // These can do one thing only, wherever they are.
-            KeyAlgorithm::Ed25519 => Usage {
+            KeyAlgorithm::Ed25519 => KeyPermissions {
                 sign: true,
-                ..Usage::default()
+                ..KeyPermissions::default()
             },
-            KeyAlgorithm::X25519 => Usage {
+            KeyAlgorithm::X25519 => KeyPermissions {
                 derive: true,
-                ..Usage::default()
+                ..KeyPermissions::default()
             },
         }
     }
 }
 
 /// OpenSC's reading of keyUsage: an RSA key that signs also decrypts.
-const fn usage_by_certificate(algorithm: KeyAlgorithm, usage: KeyUsage) -> Usage {
+const fn usage_by_certificate(algorithm: KeyAlgorithm, usage: KeyUsage) -> KeyPermissions {
     let signs = KeyUsage::DIGITAL_SIGNATURE
         | KeyUsage::NON_REPUDIATION
         | KeyUsage::KEY_CERT_SIGN
@@ -187,7 +191,7 @@ const fn usage_by_certificate(algorithm: KeyAlgorithm, usage: KeyUsage) -> Usage
         | KeyUsage::DATA_ENCIPHERMENT
         | KeyUsage::ENCIPHER_ONLY;
     let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
-    Usage {
+    KeyPermissions {
         sign: !matches!(algorithm, KeyAlgorithm::X25519) && usage.any(signs),
         decrypt: rsa && usage.any(decrypts),
         derive: !matches!(algorithm, KeyAlgorithm::Ed25519) && usage.any(KeyUsage::KEY_AGREEMENT),
@@ -234,14 +238,14 @@ mod tests {
     #[test]
     fn labels_are_those_of_the_scheme() {
         let labels = |key: KeyReference, ids| {
-            let place = key.place(&Naming {
+            let identity = key.identity(&Naming {
                 ids,
                 ..Naming::default()
             });
             [
-                place.certificate_label,
-                place.public_label,
-                place.private_label,
+                identity.certificate_label,
+                identity.public_label,
+                identity.private_label,
             ]
         };
         assert_eq!(

@@ -16,7 +16,7 @@ use des::TdesEde3;
 use subtle::ConstantTimeEq;
 
 use super::pin::tries_left;
-use crate::{card::Conversation, error::TokenError};
+use crate::{card::AppletTransaction, error::TokenError};
 
 const REFERENCE: u8 = 0x9B;
 const THING: &str = "answer to PIV GENERAL AUTHENTICATE with the management key";
@@ -24,7 +24,7 @@ const OPERATION: &str = "PIV GENERAL AUTHENTICATE with the management key";
 
 /// Cryptographic algorithm identifiers of management keys (SP 800-78-4, table 6-2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cipher {
+pub(super) enum KeyCipher {
     /// 3DES as the oldest cards call it.
     DefaultTdes = 0x00,
     /// 3DES with three keys.
@@ -37,7 +37,7 @@ pub(super) enum Cipher {
     Aes256 = 0x0C,
 }
 
-impl Cipher {
+impl KeyCipher {
     const ALL: [Self; 5] = [
         Self::Tdes,
         Self::Aes128,
@@ -121,9 +121,13 @@ impl ManagementKey {
     }
 
     /// The ciphers it can be for, the likeliest first: what the card says, what it last was, what its length says.
-    fn ciphers(&self, known: Option<Cipher>) -> Vec<Cipher> {
-        let fits = |cipher: &Cipher| cipher.key_len() == self.0.len();
-        let mut ciphers: Vec<Cipher> = known.into_iter().chain(Cipher::ALL).filter(fits).collect();
+    fn ciphers(&self, known: Option<KeyCipher>) -> Vec<KeyCipher> {
+        let fits = |cipher: &KeyCipher| cipher.key_len() == self.0.len();
+        let mut ciphers: Vec<KeyCipher> = known
+            .into_iter()
+            .chain(KeyCipher::ALL)
+            .filter(fits)
+            .collect();
         let mut seen = Vec::new();
         ciphers.retain(|cipher| {
             let first = !seen.contains(cipher);
@@ -139,13 +143,13 @@ impl ManagementKey {
     /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
     pub(super) fn authenticate(
         &self,
-        talk: &mut Conversation<'_, '_>,
-        known: Option<Cipher>,
-    ) -> Result<Cipher, TokenError> {
+        tx: &mut AppletTransaction<'_, '_>,
+        known: Option<KeyCipher>,
+    ) -> Result<KeyCipher, TokenError> {
         let ciphers = self.ciphers(known);
         for begin in [Self::mutual, Self::single] {
             for cipher in &ciphers {
-                if begin(self, talk, *cipher)? {
+                if begin(self, tx, *cipher)? {
                     return Ok(*cipher);
                 }
             }
@@ -155,16 +159,20 @@ impl ManagementKey {
     }
 
     /// Mutual authentication; `false` when the card does not begin it with this cipher.
-    fn mutual(&self, talk: &mut Conversation<'_, '_>, cipher: Cipher) -> Result<bool, TokenError> {
-        let Some(enciphered) = ask(talk, cipher, 0x80)? else {
+    fn mutual(
+        &self,
+        tx: &mut AppletTransaction<'_, '_>,
+        cipher: KeyCipher,
+    ) -> Result<bool, TokenError> {
+        let Some(enciphered) = request_block(tx, cipher, 0x80)? else {
             return Ok(false);
         };
         let witness = self.apply(cipher, Direction::Decipher, enciphered.expose())?;
         let challenge = challenge(cipher.block_len())?;
         let mut fields = Secret::new(tlv::encode(0x80, witness.expose()));
         fields.extend(&tlv::encode(0x81, &challenge));
-        let answer = say(talk, cipher, &fields, Expected::UpTo(256))?;
-        let proof = field(answer.expose(), 0x82)?;
+        let response = send_proof(tx, cipher, &fields, Expected::UpTo(256))?;
+        let proof = field(response.expose(), 0x82)?;
         let expected = self.apply(cipher, Direction::Encipher, &challenge)?;
         if bool::from(expected.expose().ct_eq(proof.expose())) {
             Ok(true)
@@ -177,18 +185,22 @@ impl ManagementKey {
     }
 
     /// Single authentication; `false` when the card does not begin it with this cipher.
-    fn single(&self, talk: &mut Conversation<'_, '_>, cipher: Cipher) -> Result<bool, TokenError> {
-        let Some(challenge) = ask(talk, cipher, 0x81)? else {
+    fn single(
+        &self,
+        tx: &mut AppletTransaction<'_, '_>,
+        cipher: KeyCipher,
+    ) -> Result<bool, TokenError> {
+        let Some(challenge) = request_block(tx, cipher, 0x81)? else {
             return Ok(false);
         };
         let proof = self.apply(cipher, Direction::Encipher, challenge.expose())?;
         let fields = Secret::new(tlv::encode(0x82, proof.expose()));
-        say(talk, cipher, &fields, Expected::Nothing).map(|_| true)
+        send_proof(tx, cipher, &fields, Expected::Nothing).map(|_| true)
     }
 
     fn apply(
         &self,
-        cipher: Cipher,
+        cipher: KeyCipher,
         direction: Direction,
         block: &[u8],
     ) -> Result<Secret, TokenError> {
@@ -203,25 +215,25 @@ impl ManagementKey {
     /// [`TokenError::NewPinInvalid`] when the card does not take such a key, or of the transport.
     pub(super) fn set(
         &self,
-        talk: &mut Conversation<'_, '_>,
-        current: Cipher,
-    ) -> Result<Cipher, TokenError> {
+        tx: &mut AppletTransaction<'_, '_>,
+        current: KeyCipher,
+    ) -> Result<KeyCipher, TokenError> {
         let cipher = match self.0.len() {
             len if current.key_len() == len => current,
-            16 => Cipher::Aes128,
-            24 => Cipher::Aes192,
-            _ => Cipher::Aes256,
+            16 => KeyCipher::Aes128,
+            24 => KeyCipher::Aes192,
+            _ => KeyCipher::Aes256,
         };
         // SET MANAGEMENT KEY never knew the old name of 3DES.
         let cipher = match cipher {
-            Cipher::DefaultTdes => Cipher::Tdes,
+            KeyCipher::DefaultTdes => KeyCipher::Tdes,
             cipher => cipher,
         };
         let len = u8::try_from(self.0.len()).unwrap_or(u8::MAX);
         let mut data = Secret::new(Vec::with_capacity(3 + self.0.len()));
         data.extend(&[cipher as u8, REFERENCE, len]);
         data.extend(self.0.expose());
-        let status = talk
+        let status = tx
             .exchange(&CommandApdu {
                 data: data.expose(),
                 ..CommandApdu::header([0x00, 0xFF, 0xFF, 0xFF])
@@ -258,18 +270,18 @@ fn challenge(len: usize) -> Result<Vec<u8>, TokenError> {
 
 /// Asks for the field `tag` of one block; `None` when the card does not give it for this cipher. Nothing is
 /// compared yet, so that asking spends nothing.
-fn ask(
-    talk: &mut Conversation<'_, '_>,
-    cipher: Cipher,
+fn request_block(
+    tx: &mut AppletTransaction<'_, '_>,
+    cipher: KeyCipher,
     tag: u8,
 ) -> Result<Option<Secret>, TokenError> {
-    let answer = talk.exchange(&CommandApdu {
+    let response = tx.exchange(&CommandApdu {
         data: &[0x7C, 0x02, tag, 0x00],
         expected: Expected::UpTo(256),
         ..CommandApdu::header([0x00, 0x87, cipher as u8, REFERENCE])
     })?;
-    match answer.status {
-        StatusWord::OK => field(answer.data.expose(), tag.into()).map(Some),
+    match response.status {
+        StatusWord::OK => field(response.data.expose(), tag.into()).map(Some),
         StatusWord::INCORRECT_DATA
         | StatusWord::FUNCTION_NOT_SUPPORTED
         | StatusWord::INCORRECT_P1_P2
@@ -282,20 +294,20 @@ fn ask(
 }
 
 /// Sends what proves the key.
-fn say(
-    talk: &mut Conversation<'_, '_>,
-    cipher: Cipher,
+fn send_proof(
+    tx: &mut AppletTransaction<'_, '_>,
+    cipher: KeyCipher,
     fields: &Secret,
     expected: Expected,
 ) -> Result<Secret, TokenError> {
     let data = Secret::new(tlv::encode(0x7C, fields.expose()));
-    let answer = talk.exchange(&CommandApdu {
+    let response = tx.exchange(&CommandApdu {
         data: data.expose(),
         expected,
         ..CommandApdu::header([0x00, 0x87, cipher as u8, REFERENCE])
     })?;
-    match (answer.status, tries_left(answer.status)) {
-        (StatusWord::OK, _) => Ok(answer.data),
+    match (response.status, tries_left(response.status)) {
+        (StatusWord::OK, _) => Ok(response.data),
         (_, Some(0)) => Err(TokenError::SoPinLocked),
         (_, Some(left)) => Err(TokenError::WrongSoPin {
             tries_left: Some(left),
@@ -311,8 +323,8 @@ fn say(
 }
 
 /// The field `tag` in `7C { tag value }`.
-fn field(answer: &[u8], tag: u32) -> Result<Secret, TokenError> {
-    let fields = tlv::only(answer, 0x7C).map_err(TokenError::tlv(THING))?;
+fn field(response: &[u8], tag: u32) -> Result<Secret, TokenError> {
+    let fields = tlv::only(response, 0x7C).map_err(TokenError::tlv(THING))?;
     tlv::find(fields, tag)
         .map_err(TokenError::tlv(THING))?
         .map(Secret::copy_from)
@@ -326,9 +338,9 @@ pub(super) const GET_METADATA: CommandApdu<'static> = CommandApdu {
 };
 
 /// The cipher in an answer to [`GET_METADATA`], where it says one.
-pub(super) fn cipher(metadata: &[u8]) -> Option<Cipher> {
+pub(super) fn cipher(metadata: &[u8]) -> Option<KeyCipher> {
     match tlv::find(metadata, 0x01) {
-        Ok(Some([identifier])) => Cipher::from_identifier(*identifier),
+        Ok(Some([identifier])) => KeyCipher::from_identifier(*identifier),
         _ => None,
     }
 }
@@ -337,7 +349,7 @@ pub(super) fn cipher(metadata: &[u8]) -> Option<Cipher> {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let key = |len| ManagementKey(Secret::new(vec![0x5A; len]));
-    for cipher in Cipher::ALL {
+    for cipher in KeyCipher::ALL {
         let key = key(cipher.key_len());
         for tag in [0x80, 0x81, 0x82] {
             let Ok(block) = field(bytes, tag) else {
@@ -372,11 +384,11 @@ mod tests {
     #[test]
     fn what_the_card_says_comes_first_unless_the_key_is_too_long_for_it() {
         let key = hex(&"01".repeat(24)).unwrap();
-        let all = [Cipher::Tdes, Cipher::Aes192, Cipher::DefaultTdes];
+        let all = [KeyCipher::Tdes, KeyCipher::Aes192, KeyCipher::DefaultTdes];
         assert_eq!(key.ciphers(None), all);
-        assert_eq!(key.ciphers(Some(Cipher::Aes192))[0], Cipher::Aes192);
-        assert_eq!(key.ciphers(Some(Cipher::Aes192)).len(), 3);
-        assert_eq!(key.ciphers(Some(Cipher::Aes256)), all);
+        assert_eq!(key.ciphers(Some(KeyCipher::Aes192))[0], KeyCipher::Aes192);
+        assert_eq!(key.ciphers(Some(KeyCipher::Aes192)).len(), 3);
+        assert_eq!(key.ciphers(Some(KeyCipher::Aes256)), all);
     }
 
     /// SP 800-67 and FIPS 197 through their libraries: that the right one is taken, and deciphered as enciphered.
@@ -386,9 +398,9 @@ mod tests {
                         18191a1b1c1d1e1f";
         let plain: Vec<u8> = (0..16).map(|n| n << 4 | n).collect();
         for (cipher, first) in [
-            (Cipher::Aes128, [0x69, 0xC4]),
-            (Cipher::Aes192, [0xDD, 0xA9]),
-            (Cipher::Aes256, [0x8E, 0xA2]),
+            (KeyCipher::Aes128, [0x69, 0xC4]),
+            (KeyCipher::Aes192, [0xDD, 0xA9]),
+            (KeyCipher::Aes256, [0x8E, 0xA2]),
         ] {
             let key = hex(&fips_197[..2 * cipher.key_len()]).unwrap();
             let output = key.apply(cipher, Direction::Encipher, &plain).unwrap();
@@ -398,7 +410,7 @@ mod tests {
         }
         // A key of three equal ones makes 3DES single DES: FIPS 81's "Now is t".
         let key = hex(&"0123456789abcdef".repeat(3)).unwrap();
-        let output = key.apply(Cipher::Tdes, Direction::Encipher, b"Now is t");
+        let output = key.apply(KeyCipher::Tdes, Direction::Encipher, b"Now is t");
         assert_eq!(
             output.unwrap().expose(),
             [0x3F, 0xA4, 0x0E, 0x8A, 0x98, 0x4D, 0x48, 0x15]
@@ -409,7 +421,7 @@ mod tests {
     fn a_block_of_another_length_is_refused() {
         let key = hex(&"01".repeat(24)).unwrap();
         for len in [0, 7, 9, 16] {
-            let refused = key.apply(Cipher::Tdes, Direction::Decipher, &vec![0; len]);
+            let refused = key.apply(KeyCipher::Tdes, Direction::Decipher, &vec![0; len]);
             assert!(matches!(refused, Err(TokenError::Malformed { .. })));
         }
     }

@@ -6,7 +6,7 @@ use super::key_reference::KeyReference;
 use crate::{
     algorithm::{Curve, PublicKey},
     error::TokenError,
-    object::{Origin, PinRule},
+    object::{KeyOrigin, PinPolicy},
 };
 
 const THING: &str = "PIV key metadata";
@@ -15,16 +15,16 @@ const THING: &str = "PIV key metadata";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
     /// When it wants the PIN; `None` when the place's own rule holds.
-    pub(super) pin: Option<PinRule>,
+    pub(super) pin: Option<PinPolicy>,
     /// Where it came from.
-    pub(super) origin: Origin,
+    pub(super) origin: KeyOrigin,
     /// The key itself.
     pub(super) public_key: Option<PublicKey>,
 }
 
 /// An answer to GET METADATA.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum MetadataAnswer {
     /// There is a key.
     Key(Metadata),
     /// There is none.
@@ -45,12 +45,12 @@ pub(super) const fn command(key: KeyReference) -> CommandApdu<'static> {
 ///
 /// # Errors
 /// [`TokenError::Malformed`].
-pub(super) fn answer(status: StatusWord, data: &[u8]) -> Result<Answer, TokenError> {
+pub(super) fn parse_answer(status: StatusWord, data: &[u8]) -> Result<MetadataAnswer, TokenError> {
     match status {
-        StatusWord::OK if data.is_empty() => Ok(Answer::Unsupported),
-        StatusWord::OK => Metadata::parse(data).map(Answer::Key),
-        StatusWord::REFERENCE_NOT_FOUND | StatusWord::NOT_FOUND => Ok(Answer::NoKey),
-        _ => Ok(Answer::Unsupported),
+        StatusWord::OK if data.is_empty() => Ok(MetadataAnswer::Unsupported),
+        StatusWord::OK => Metadata::parse(data).map(MetadataAnswer::Key),
+        StatusWord::REFERENCE_NOT_FOUND | StatusWord::NOT_FOUND => Ok(MetadataAnswer::NoKey),
+        _ => Ok(MetadataAnswer::Unsupported),
     }
 }
 
@@ -63,16 +63,16 @@ impl Metadata {
         };
         Ok(Self {
             pin: match field(0x02)? {
-                Some([1, ..]) => Some(PinRule::Never),
+                Some([1, ..]) => Some(PinPolicy::Never),
                 // 4 and 5 are the same with a finger in place of the PIN.
-                Some([2 | 4, ..]) => Some(PinRule::Once),
-                Some([3 | 5, ..]) => Some(PinRule::Always),
+                Some([2 | 4, ..]) => Some(PinPolicy::Once),
+                Some([3 | 5, ..]) => Some(PinPolicy::Always),
                 _ => None,
             },
             origin: match field(0x03)? {
-                Some([1]) => Origin::Generated,
-                Some([2]) => Origin::Imported,
-                _ => Origin::Unknown,
+                Some([1]) => KeyOrigin::Generated,
+                Some([2]) => KeyOrigin::Imported,
+                _ => KeyOrigin::Unknown,
             },
             public_key: key,
         })
@@ -99,10 +99,10 @@ pub(super) fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<Public
 /// Reads arbitrary bytes; for the fuzz target beside this file.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
-    if let Ok(Answer::Key(Metadata {
+    if let Ok(MetadataAnswer::Key(Metadata {
         public_key: Some(key),
         ..
-    })) = answer(StatusWord::OK, bytes)
+    })) = parse_answer(StatusWord::OK, bytes)
     {
         assert!(!key.info().is_empty());
     }
@@ -112,24 +112,24 @@ pub(super) fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn parse(fields: &[(u32, &[u8])]) -> Result<Answer, TokenError> {
+    fn parse(fields: &[(u32, &[u8])]) -> Result<MetadataAnswer, TokenError> {
         let data: Vec<u8> = fields
             .iter()
             .flat_map(|(tag, value)| tlv::encode(*tag, value))
             .collect();
-        answer(StatusWord::OK, &data)
+        parse_answer(StatusWord::OK, &data)
     }
 
     #[test]
     fn a_yubikey_says_everything() {
         let point = [&[4][..], &[7; 64]].concat();
         let key = tlv::encode(0x86, &point);
-        let answer = parse(&[(1, &[0x11]), (2, &[3, 1]), (3, &[1]), (4, &key)]).unwrap();
+        let response = parse(&[(1, &[0x11]), (2, &[3, 1]), (3, &[1]), (4, &key)]).unwrap();
         assert_eq!(
-            answer,
-            Answer::Key(Metadata {
-                pin: Some(PinRule::Always),
-                origin: Origin::Generated,
+            response,
+            MetadataAnswer::Key(Metadata {
+                pin: Some(PinPolicy::Always),
+                origin: KeyOrigin::Generated,
                 public_key: PublicKey::ec(Curve::P256, &point),
             })
         );
@@ -137,12 +137,12 @@ mod tests {
 
     #[test]
     fn a_part_is_better_than_nothing() {
-        let answer = parse(&[(2, &[1, 0])]).unwrap();
+        let response = parse(&[(2, &[1, 0])]).unwrap();
         assert_eq!(
-            answer,
-            Answer::Key(Metadata {
-                pin: Some(PinRule::Never),
-                origin: Origin::Unknown,
+            response,
+            MetadataAnswer::Key(Metadata {
+                pin: Some(PinPolicy::Never),
+                origin: KeyOrigin::Unknown,
                 public_key: None,
             })
         );
@@ -150,20 +150,20 @@ mod tests {
 
     #[test]
     fn no_key_and_no_metadata_are_told_apart() {
-        let status = |status| answer(StatusWord(status), &[]).unwrap();
-        assert_eq!(status(0x6A88), Answer::NoKey);
-        assert_eq!(status(0x6A82), Answer::NoKey);
-        assert_eq!(status(0x6D00), Answer::Unsupported);
-        assert_eq!(status(0x9000), Answer::Unsupported);
+        let status = |status| parse_answer(StatusWord(status), &[]).unwrap();
+        assert_eq!(status(0x6A88), MetadataAnswer::NoKey);
+        assert_eq!(status(0x6A82), MetadataAnswer::NoKey);
+        assert_eq!(status(0x6D00), MetadataAnswer::Unsupported);
+        assert_eq!(status(0x9000), MetadataAnswer::Unsupported);
     }
 
     #[test]
     fn garbage_is_refused_and_a_key_that_cannot_be_is_none() {
-        assert!(answer(StatusWord::OK, &[0x01, 0x05, 0x11]).is_err());
+        assert!(parse_answer(StatusWord::OK, &[0x01, 0x05, 0x11]).is_err());
         let short = tlv::encode(0x86, &[4; 64]);
         assert!(matches!(
             parse(&[(1, &[0x11]), (4, &short)]).unwrap(),
-            Answer::Key(Metadata {
+            MetadataAnswer::Key(Metadata {
                 public_key: None,
                 ..
             })

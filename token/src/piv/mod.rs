@@ -30,18 +30,18 @@ use cryptoki_sys::{CKF_DECRYPT, CKF_DERIVE, CKF_SIGN};
 
 use self::{
     discovery::Discovery,
-    object_cache::Inventory,
-    pin::Pin,
+    object_cache::ObjectCache,
+    pin::PinState,
     quirks::{Quirk, Quirks},
-    security_officer::Administrator,
+    security_officer::SoState,
 };
 use crate::{
     algorithm::{Curve, KeyAlgorithm},
-    applet::{Applet, OwnedCommand, TokenInfo, Wanted},
+    applet::{Applet, OwnedCommand, SearchScope, TokenInfo},
     application::{AppletKind, Application},
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
-    mechanism::{self, Ability, MechanismInfo},
+    mechanism::{self, KeyCapability, MechanismInfo},
     naming::Naming,
     object::{Object, PrivateKey},
     operation::KeyInput,
@@ -53,24 +53,24 @@ pub(crate) static APPLICATION: Application = Application {
     kind: AppletKind::Piv,
     aid: &[0xA0, 0x00, 0x00, 0x03, 0x08, 0x00, 0x00, 0x10, 0x00],
     probe: data_object::GET_DISCOVERY,
-    is_probe_answer: |answer| Discovery::parse(answer).is_ok(),
+    is_probe_answer: |response| Discovery::parse(response).is_ok(),
 };
 
 /// The serial number of a card that does not say one.
 const NO_SERIAL: &str = "00000000";
 
 /// What SP 800-78-4 lets a key do.
-const ABILITIES: [Ability; 2] = [
-    Ability {
+const ABILITIES: [KeyCapability; 2] = [
+    KeyCapability {
         key: KeyAlgorithm::Rsa { bits: 2048 },
-        bare: true,
+        raw_rsa: true,
         functions: CKF_SIGN | CKF_DECRYPT,
         min: 1024,
         max: 4096,
     },
-    Ability {
+    KeyCapability {
         key: KeyAlgorithm::Ec(Curve::P256),
-        bare: true,
+        raw_rsa: true,
         functions: CKF_SIGN | CKF_DERIVE,
         min: 256,
         max: 384,
@@ -78,17 +78,17 @@ const ABILITIES: [Ability; 2] = [
 ];
 
 /// Rare: only a card that has such a key is known to use it.
-const RARE: [Ability; 2] = [
-    Ability {
+const RARE: [KeyCapability; 2] = [
+    KeyCapability {
         key: KeyAlgorithm::Ed25519,
-        bare: true,
+        raw_rsa: true,
         functions: CKF_SIGN,
         min: 255,
         max: 255,
     },
-    Ability {
+    KeyCapability {
         key: KeyAlgorithm::X25519,
-        bare: true,
+        raw_rsa: true,
         functions: CKF_DERIVE,
         min: 255,
         max: 255,
@@ -99,29 +99,29 @@ const RARE: [Ability; 2] = [
 pub struct Piv {
     quirks: Quirks,
     serial: String,
-    pin: Pin,
-    inventory: Inventory,
-    administrator: Administrator,
+    pin: PinState,
+    inventory: ObjectCache,
+    administrator: SoState,
 }
 
 impl Piv {
     /// Reads who the card is: the CHUID, and nothing else. SELECT's answer differs so much between cards
     /// that nothing depends on it but which keys the card says it makes.
     pub(crate) fn open(
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         select_answer: &[u8],
         atr: &Atr,
         naming: &Arc<Naming>,
     ) -> Result<Self, TokenError> {
         let quirks = Quirks::of(atr);
-        let mut inventory = Inventory::new(quirks, Arc::clone(naming));
-        let chuid = inventory.identify(talk)?;
+        let mut inventory = ObjectCache::new(quirks, Arc::clone(naming));
+        let chuid = inventory.identify(tx)?;
         Ok(Self {
             quirks,
             serial: chuid.map_or(NO_SERIAL.to_owned(), |chuid| chuid.serial()),
-            pin: Pin::default(),
+            pin: PinState::default(),
             inventory,
-            administrator: Administrator::new(select_answer),
+            administrator: SoState::new(select_answer),
         })
     }
 }
@@ -147,8 +147,8 @@ impl Applet for Piv {
 
     fn mechanisms(&self) -> Vec<MechanismInfo> {
         let rare = RARE.iter().filter(|rare| self.inventory.has_key(rare.key));
-        let abilities: Vec<Ability> = ABILITIES.iter().chain(rare).copied().collect();
-        mechanism::offered(&abilities)
+        let abilities: Vec<KeyCapability> = ABILITIES.iter().chain(rare).copied().collect();
+        mechanism::mechanism_infos(&abilities)
     }
 
     fn extended_length(&self) -> bool {
@@ -160,42 +160,46 @@ impl Applet for Piv {
         true
     }
 
-    fn note_probe(&mut self, answer: &[u8]) -> Result<(), TokenError> {
-        self.pin.discovered(Discovery::parse(answer)?);
+    fn take_probe_answer(&mut self, response: &[u8]) -> Result<(), TokenError> {
+        self.pin.discovered(Discovery::parse(response)?);
         Ok(())
     }
 
     fn check_pin(&self, pin: &Secret) -> Result<(), TokenError> {
-        Pin::check(pin)
+        PinState::check(pin)
     }
 
     fn verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         pin: &Secret,
         _purpose: PinPurpose,
     ) -> Result<(), TokenError> {
-        self.pin.verify(talk, pin)
+        self.pin.verify(tx, pin)
     }
 
     fn pin_status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         _key: &PrivateKey,
     ) -> Result<PinStatus, TokenError> {
-        self.pin.status(talk)
+        self.pin.status(tx)
     }
 
-    fn unverify(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        self.pin.forget(talk)
+    fn reset_verification(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        self.pin.reset_verification(tx)
     }
 
-    fn load(&mut self, talk: &mut Conversation<'_, '_>, wanted: &Wanted) -> Result<(), TokenError> {
-        self.inventory.load(talk, wanted)
+    fn load(
+        &mut self,
+        tx: &mut AppletTransaction<'_, '_>,
+        scope: &SearchScope,
+    ) -> Result<(), TokenError> {
+        self.inventory.load(tx, scope)
     }
 
-    fn is_loaded(&self, wanted: &Wanted) -> bool {
-        self.inventory.is_loaded(wanted)
+    fn is_loaded(&self, scope: &SearchScope) -> bool {
+        self.inventory.is_loaded(scope)
     }
 
     fn forget_objects(&mut self) {
@@ -206,17 +210,17 @@ impl Applet for Piv {
         self.inventory.objects()
     }
 
-    fn use_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
+    fn key_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
         authenticate::command(key, input)
     }
 
-    fn output(
+    fn key_output(
         &self,
         key: &PrivateKey,
         input: &KeyInput,
-        answer: &Secret,
+        response: &Secret,
     ) -> Result<Secret, TokenError> {
-        authenticate::output(key.algorithm, input, answer.expose())
+        authenticate::output(key.algorithm, input, response.expose())
     }
 
     fn key_name(&self, key: &PrivateKey) -> String {

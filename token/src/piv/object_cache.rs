@@ -21,16 +21,16 @@ use super::{
 };
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
-    applet::Wanted,
-    card::Conversation,
+    applet::SearchScope,
+    card::AppletTransaction,
     certificate::Certificate,
     error::TokenError,
     naming::Naming,
-    object::{self, Object, Origin},
+    object::{self, KeyOrigin, Object},
 };
 
 /// The objects read so far.
-pub(super) struct Inventory {
+pub(super) struct ObjectCache {
     quirks: Quirks,
     naming: Arc<Naming>,
     /// Whether certificates may say what their keys are for.
@@ -43,13 +43,13 @@ pub(super) struct Inventory {
     certificates: BTreeMap<KeyReference, Certificate>,
     metadata: BTreeMap<KeyReference, Option<Metadata>>,
     /// Keys made through this connection, which cards without metadata never tell again.
-    made: BTreeMap<KeyReference, Made>,
+    made: BTreeMap<KeyReference, GeneratedKey>,
     /// Certificates first, for who looks at the first few only; keys in the order of their CKA_ID, data by tag.
     objects: BTreeMap<(u8, u32), Arc<Object>>,
 }
 
 /// A key made through this connection.
-struct Made {
+struct GeneratedKey {
     public: PublicKey,
     /// The certificate that was there when it was made: of the key before.
     outdated: Option<Vec<u8>>,
@@ -57,20 +57,20 @@ struct Made {
 
 /// One command that fills a gap.
 #[derive(Debug)]
-enum Reading {
+enum PendingRead {
     Data(DataObject),
     Metadata(KeyReference),
 }
 
 /// Whether a key can be on the card.
-enum Presence {
+enum KeyPresence {
     Maybe,
     No,
     /// The key history will tell.
     AskHistory,
 }
 
-impl Inventory {
+impl ObjectCache {
     pub(super) fn new(quirks: Quirks, naming: Arc<Naming>) -> Self {
         Self {
             quirks,
@@ -92,12 +92,12 @@ impl Inventory {
     /// Of the conversation. A card without an identity that can be read has none.
     pub(super) fn identify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
     ) -> Result<Option<Chuid>, TokenError> {
         let Some(object) = DataObject::by_tag(CHUID) else {
             return Ok(None);
         };
-        let content = self.read_data(talk, &object)?;
+        let content = self.read_data(tx, &object)?;
         let chuid = content.and_then(|content| {
             Chuid::parse(&content)
                 .map_err(|fault| left_out(&object.name, &fault))
@@ -146,13 +146,13 @@ impl Inventory {
     /// Of the conversation.
     pub(super) fn generated(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: KeyReference,
         public: &PublicKey,
     ) -> Result<(), TokenError> {
         self.made.insert(
             key,
-            Made {
+            GeneratedKey {
                 public: public.clone(),
                 outdated: None,
             },
@@ -160,11 +160,11 @@ impl Inventory {
         let Some(object) = DataObject::certificate_of(key) else {
             return Ok(());
         };
-        let content = self.read_data(talk, &object)?;
+        let content = self.read_data(tx, &object)?;
         let found = content.and_then(|content| certificate_object::certificate(&content).ok());
         self.made.insert(
             key,
-            Made {
+            GeneratedKey {
                 public: public.clone(),
                 outdated: found.map(|certificate| certificate.der),
             },
@@ -193,9 +193,9 @@ impl Inventory {
         self.objects.values().any(|object| is(object))
     }
 
-    /// Whether [`Inventory::load`] has nothing to ask the card.
-    pub(super) fn is_loaded(&self, wanted: &Wanted) -> bool {
-        self.gap(wanted).is_none()
+    /// Whether [`ObjectCache::load`] has nothing to ask the card.
+    pub(super) fn is_loaded(&self, scope: &SearchScope) -> bool {
+        self.next_read(scope).is_none()
     }
 
     /// Reads what `wanted` may match and was not read yet.
@@ -204,77 +204,81 @@ impl Inventory {
     /// Of the conversation. What the card refuses or garbles is logged and left out.
     pub(super) fn load(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
-        wanted: &Wanted,
+        tx: &mut AppletTransaction<'_, '_>,
+        scope: &SearchScope,
     ) -> Result<(), TokenError> {
         // Each reading closes its gap whatever the card answers, so there are at most as many as places.
-        while let Some(reading) = self.gap(wanted) {
+        while let Some(reading) = self.next_read(scope) {
             match reading {
-                Reading::Data(object) => drop(self.read_data(talk, &object)?),
-                Reading::Metadata(key) => self.read_metadata(talk, key)?,
+                PendingRead::Data(object) => drop(self.read_data(tx, &object)?),
+                PendingRead::Metadata(key) => self.read_metadata(tx, key)?,
             }
         }
         Ok(())
     }
 
     /// What to read next for `wanted`.
-    fn gap(&self, wanted: &Wanted) -> Option<Reading> {
+    fn next_read(&self, scope: &SearchScope) -> Option<PendingRead> {
         KeyReference::all()
-            .find_map(|key| self.gap_of_key(key, wanted))
+            .find_map(|key| self.gap_of_key(key, scope))
             .or_else(|| {
                 DataObject::all()
-                    .find(|object| self.wants_data(object, wanted) && !self.was_asked(object))
-                    .map(Reading::Data)
+                    .find(|object| self.wants_data(object, scope) && !self.was_asked(object))
+                    .map(PendingRead::Data)
             })
     }
 
-    fn gap_of_key(&self, key: KeyReference, wanted: &Wanted) -> Option<Reading> {
-        let place = key.place(&self.naming);
-        let may_be = |class, label: &str| wanted.may_be(class, &place.id, label);
-        let wants_key = may_be(CKO_PUBLIC_KEY, &place.public_label)
-            || may_be(CKO_PRIVATE_KEY, &place.private_label);
-        if !wants_key && !may_be(CKO_CERTIFICATE, &place.certificate_label) {
+    fn gap_of_key(&self, key: KeyReference, scope: &SearchScope) -> Option<PendingRead> {
+        let identity = key.identity(&self.naming);
+        let includes = |class, label: &str| scope.includes(class, &identity.id, label);
+        let wants_key = includes(CKO_PUBLIC_KEY, &identity.public_label)
+            || includes(CKO_PRIVATE_KEY, &identity.private_label);
+        if !wants_key && !includes(CKO_CERTIFICATE, &identity.certificate_label) {
             return None;
         }
-        match self.presence(key, wanted) {
-            Presence::AskHistory => return DataObject::by_tag(KEY_HISTORY).map(Reading::Data),
-            Presence::No => return None,
-            Presence::Maybe => {}
+        match self.presence(key, scope) {
+            KeyPresence::AskHistory => {
+                return DataObject::by_tag(KEY_HISTORY).map(PendingRead::Data);
+            }
+            KeyPresence::No => return None,
+            KeyPresence::Maybe => {}
         }
         DataObject::certificate_of(key)
             .filter(|object| !self.was_asked(object))
-            .map(Reading::Data)
-            .or_else(|| (wants_key && !self.knows_metadata(key)).then_some(Reading::Metadata(key)))
+            .map(PendingRead::Data)
+            .or_else(|| {
+                (wants_key && !self.knows_metadata(key)).then_some(PendingRead::Metadata(key))
+            })
     }
 
     /// Whether it pays to look for `key`: retired ones are there when the key history counts them, and are
     /// looked for when the search names them.
-    fn presence(&self, key: KeyReference, wanted: &Wanted) -> Presence {
+    fn presence(&self, key: KeyReference, scope: &SearchScope) -> KeyPresence {
         let KeyReference::Retired(number) = key else {
-            return Presence::Maybe;
+            return KeyPresence::Maybe;
         };
-        let named = wanted.id.is_some() || wanted.label.is_some();
+        let named = scope.id.is_some() || scope.label.is_some();
         if named || self.history.has(number) || self.made.contains_key(&key) {
-            return Presence::Maybe;
+            return KeyPresence::Maybe;
         }
         if self.asked.contains(&KEY_HISTORY) {
-            Presence::No
+            KeyPresence::No
         } else {
-            Presence::AskHistory
+            KeyPresence::AskHistory
         }
     }
 
-    fn wants_data(&self, object: &DataObject, wanted: &Wanted) -> bool {
+    fn wants_data(&self, object: &DataObject, scope: &SearchScope) -> bool {
         let readable = match object.access {
             Access::Always => true,
-            Access::Pin => wanted.private,
+            Access::Pin => scope.private,
             Access::Yubico => self.quirks.contains(Quirk::YubicoObjects),
         };
         // The key history comes before the retired keys in the table, so that it was asked by now.
         let there = object
             .key
-            .is_none_or(|key| !matches!(self.presence(key, wanted), Presence::No));
-        readable && there && wanted.may_be(CKO_DATA, &[], self.naming.label(&object.name))
+            .is_none_or(|key| !matches!(self.presence(key, scope), KeyPresence::No));
+        readable && there && scope.includes(CKO_DATA, &[], self.naming.label(&object.name))
     }
 
     fn was_asked(&self, object: &DataObject) -> bool {
@@ -287,11 +291,11 @@ impl Inventory {
 
     fn read_data(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         object: &DataObject,
     ) -> Result<Option<Vec<u8>>, TokenError> {
-        let answer = talk.read(&object.get_data().as_apdu())?;
-        let content = object.content(&answer).unwrap_or_else(|fault| {
+        let response = tx.read(&object.get_data().as_apdu())?;
+        let content = object.content(&response).unwrap_or_else(|fault| {
             left_out(&object.name, &fault);
             None
         });
@@ -301,14 +305,14 @@ impl Inventory {
 
     fn read_metadata(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: KeyReference,
     ) -> Result<(), TokenError> {
-        let answer = talk.read(&metadata::command(key))?;
-        let known = match metadata::answer(answer.status, answer.data.expose()) {
-            Ok(metadata::Answer::Key(metadata)) => Some(metadata),
-            Ok(metadata::Answer::NoKey) => None,
-            Ok(metadata::Answer::Unsupported) => {
+        let response = tx.read(&metadata::command(key))?;
+        let known = match metadata::parse_answer(response.status, response.data.expose()) {
+            Ok(metadata::MetadataAnswer::Key(metadata)) => Some(metadata),
+            Ok(metadata::MetadataAnswer::NoKey) => None,
+            Ok(metadata::MetadataAnswer::Unsupported) => {
                 self.metadata_useful = false;
                 None
             }
@@ -351,8 +355,8 @@ impl Inventory {
     fn take_certificate(&mut self, key: KeyReference, object: &DataObject, content: Option<&[u8]>) {
         match content.map(certificate_object::certificate) {
             Some(Ok(certificate)) => {
-                let place = key.place(&self.naming);
-                self.add(rank(key), object::certificate(&place, &certificate));
+                let identity = key.identity(&self.naming);
+                self.add(rank(key), object::certificate(&identity, &certificate));
                 self.certificates.insert(key, certificate);
             }
             Some(Err(fault)) => left_out(&object.name, &fault),
@@ -383,18 +387,19 @@ impl Inventory {
         let usage = key.usage(algorithm, certified_usage);
         let pin = metadata
             .and_then(|metadata| metadata.pin)
-            .unwrap_or(key.pin_rule());
+            .unwrap_or(key.pin_policy());
         let origin = match metadata {
-            Some(metadata) if metadata.origin != Origin::Unknown => metadata.origin,
-            _ if made == Some(&public) => Origin::Generated,
-            _ => Origin::Unknown,
+            Some(metadata) if metadata.origin != KeyOrigin::Unknown => metadata.origin,
+            _ if made == Some(&public) => KeyOrigin::Generated,
+            _ => KeyOrigin::Unknown,
         };
         let subject = certificate.map_or(Vec::new(), |own| own.subject.clone());
-        let place = key.place(&self.naming);
-        let public_key = object::public_key(&place, &public, &subject, usage, pin, origin, true);
+        let identity = key.identity(&self.naming);
+        let public_key = object::public_key(&identity, &public, &subject, usage, pin, origin, true);
         self.add(rank(key), public_key);
         if authenticate::identifier(algorithm).is_some() {
-            let private = object::private_key(&place, &public, &subject, usage, pin, origin, true);
+            let private =
+                object::private_key(&identity, &public, &subject, usage, pin, origin, true);
             self.add(rank(key), private);
         }
     }

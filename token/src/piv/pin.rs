@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     applet::OwnedCommand,
-    card::Conversation,
+    card::AppletTransaction,
     error::TokenError,
     openpgp,
     pin::{PinStatus, PinTries},
@@ -28,14 +28,14 @@ const OTHER_APPLICATIONS: [&[u8]; 2] = [
 
 /// What is known of the PIN.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pin {
+pub(super) struct PinState {
     /// Which PIN the card wants; unknown until the discovery object was asked for.
     discovery: Option<Discovery>,
     /// As last heard.
     pub(super) tries: PinTries,
 }
 
-impl Pin {
+impl PinState {
     /// Takes note of the discovery object.
     pub(super) fn discovered(&mut self, discovery: Discovery) {
         self.discovery = Some(discovery);
@@ -62,33 +62,35 @@ impl Pin {
     /// wrong one is lost.
     pub(super) fn verify(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         pin: &Secret,
     ) -> Result<(), TokenError> {
         Self::check(pin)?;
         if self.discovery.is_none() {
-            self.discover(talk)?;
+            self.discover(tx)?;
         }
-        let answer = talk.exchange(&CommandApdu {
+        let response = tx.exchange(&CommandApdu {
             data: padded(pin).expose(),
             expected: Expected::Nothing,
             ..CommandApdu::header([0x00, 0x20, 0x00, self.reference()])
         })?;
-        self.verified(answer.status)
+        self.verified(response.status)
     }
 
     /// CHANGE REFERENCE DATA. The old PIN is verified by itself first: a wrong one is then told, with its tries,
     /// from a new one the card refuses, which some cards do with the same status.
     pub(super) fn change(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         old: &Secret,
         new: &Secret,
     ) -> Result<(), TokenError> {
         check_new(new)?;
-        self.verify(talk, old)?;
+        self.verify(tx, old)?;
         let header = [0x00, 0x24, 0x00, self.reference()];
-        let status = talk.exchange(&pair(old, new, header).as_apdu())?.status;
+        let status = tx
+            .exchange(&two_pin_command(old, new, header).as_apdu())?
+            .status;
         match status {
             _ if refuses_new(status) => Err(TokenError::NewPinInvalid {
                 what: format!("{}: {status}", self.operation("CHANGE REFERENCE DATA")),
@@ -97,17 +99,21 @@ impl Pin {
         }
     }
 
-    /// The command that gives the holder of `puk` the PIN `new` (3.2.3): that which [`Pin::verify`] would send.
+    /// The command that gives the holder of `puk` the PIN `new` (3.2.3): that which [`PinState::verify`] would send.
     pub(super) fn reset(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         puk: &Secret,
         new: &Secret,
     ) -> Result<OwnedCommand, TokenError> {
         if self.discovery.is_none() {
-            self.discover(talk)?;
+            self.discover(tx)?;
         }
-        Ok(pair(puk, new, [0x00, 0x2C, 0x00, self.reference()]))
+        Ok(two_pin_command(
+            puk,
+            new,
+            [0x00, 0x2C, 0x00, self.reference()],
+        ))
     }
 
     /// Takes note that all tries are back.
@@ -115,12 +121,12 @@ impl Pin {
         self.tries.note_success();
     }
 
-    fn discover(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        let answer = talk.read(&GET_DISCOVERY)?;
-        let discovery = answer
+    fn discover(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        let response = tx.read(&GET_DISCOVERY)?;
+        let discovery = response
             .status
             .is_ok()
-            .then(|| Discovery::parse(answer.data.expose()));
+            .then(|| Discovery::parse(response.data.expose()));
         // A card without the object, or with nonsense in it, has the PIV PIN.
         self.discovered(match discovery {
             Some(Ok(discovery)) => discovery,
@@ -167,10 +173,10 @@ impl Pin {
     /// VERIFY without data, which spends nothing.
     pub(super) fn status(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
     ) -> Result<PinStatus, TokenError> {
-        let answer = talk.exchange(&CommandApdu::header([0x00, 0x20, 0x00, self.reference()]))?;
-        match (answer.status, tries_left(answer.status)) {
+        let response = tx.exchange(&CommandApdu::header([0x00, 0x20, 0x00, self.reference()]))?;
+        match (response.status, tries_left(response.status)) {
             (StatusWord::OK, _) => Ok(PinStatus::Verified),
             (_, Some(0)) => {
                 self.tries.note(0);
@@ -194,16 +200,19 @@ impl Pin {
     }
 
     /// VERIFY with P1 = FF; on cards that do not know it, another application is selected and PIV again.
-    pub(super) fn forget(&mut self, talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
-        let answer = talk.exchange(&CommandApdu::header([0x00, 0x20, 0xFF, self.reference()]))?;
-        if answer.status.is_ok() {
+    pub(super) fn reset_verification(
+        &mut self,
+        tx: &mut AppletTransaction<'_, '_>,
+    ) -> Result<(), TokenError> {
+        let response = tx.exchange(&CommandApdu::header([0x00, 0x20, 0xFF, self.reference()]))?;
+        if response.status.is_ok() {
             return Ok(());
         }
-        leave_and_return(talk)?;
-        match self.status(talk)? {
+        reselect(tx)?;
+        match self.status(tx)? {
             PinStatus::Verified => Err(TokenError::refused(
                 self.operation("VERIFY to log out"),
-                answer.status,
+                response.status,
             )),
             PinStatus::NotVerified { .. } | PinStatus::Blocked => Ok(()),
         }
@@ -220,9 +229,9 @@ impl Pin {
 }
 
 /// Selects another application and PIV again, which ends what is verified.
-pub(super) fn leave_and_return(talk: &mut Conversation<'_, '_>) -> Result<(), TokenError> {
+pub(super) fn reselect(tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
     for aid in OTHER_APPLICATIONS {
-        let elsewhere = talk.exchange(&CommandApdu {
+        let elsewhere = tx.exchange(&CommandApdu {
             data: aid,
             expected: Expected::UpTo(256),
             ..CommandApdu::header([0x00, 0xA4, 0x04, 0x00])
@@ -231,7 +240,7 @@ pub(super) fn leave_and_return(talk: &mut Conversation<'_, '_>) -> Result<(), To
             break;
         }
     }
-    talk.reselect()
+    tx.reselect()
 }
 
 /// A PIN or PUK as the card wants it.
@@ -243,7 +252,7 @@ fn padded(pin: &Secret) -> Secret {
 }
 
 /// A command of two PINs or PUKs, one after the other.
-pub(super) fn pair(one: &Secret, other: &Secret, header: [u8; 4]) -> OwnedCommand {
+pub(super) fn two_pin_command(one: &Secret, other: &Secret, header: [u8; 4]) -> OwnedCommand {
     let mut data = Secret::new(Vec::with_capacity(2 * MAX_LEN));
     data.extend(padded(one).expose());
     data.extend(padded(other).expose());
@@ -257,7 +266,7 @@ pub(super) fn pair(one: &Secret, other: &Secret, header: [u8; 4]) -> OwnedComman
 
 /// Refuses what no PIV card takes for a new PIN or PUK.
 pub(super) fn check_new(new: &Secret) -> Result<(), TokenError> {
-    Pin::check(new).map_err(|_| TokenError::NewPinLength {
+    PinState::check(new).map_err(|_| TokenError::NewPinLength {
         len: new.len(),
         min: MIN_LEN,
         max: MAX_LEN,
@@ -299,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_wrong_pin_tells_how_many_tries_there_were() {
-        let mut pin = Pin::default();
+        let mut pin = PinState::default();
         let error = pin.verified(StatusWord(0x63C2)).unwrap_err();
         assert!(matches!(
             error,
@@ -321,7 +330,7 @@ mod tests {
     fn a_pin_is_6_to_8_bytes() {
         for (len, possible) in [(5, false), (6, true), (8, true), (9, false), (0, false)] {
             let pin = Secret::new(vec![b'1'; len]);
-            assert_eq!(Pin::check(&pin).is_ok(), possible, "{len}");
+            assert_eq!(PinState::check(&pin).is_ok(), possible, "{len}");
         }
     }
 }

@@ -6,11 +6,11 @@
 use claviger_apdu::{Secret, StatusWord};
 
 use super::{
-    generation::Generable,
-    management_key::{Cipher, ManagementKey},
+    generation::GenerationAlgorithms,
+    management_key::{KeyCipher, ManagementKey},
     pin::{self, tries_left},
 };
-use crate::{card::Conversation, error::TokenError, pin::PinTries};
+use crate::{card::AppletTransaction, error::TokenError, pin::PinTries};
 
 /// CHANGE REFERENCE DATA of the PUK.
 pub(super) const CHANGE_PUK: [u8; 4] = [0x00, 0x24, 0x00, 0x81];
@@ -39,41 +39,41 @@ impl<'a> SoPin<'a> {
 }
 
 /// What is known of the card's administration.
-pub(super) struct Administrator {
+pub(super) struct SoState {
     /// Tries of the PUK as last heard.
     pub(super) puk: PinTries,
     /// What the management key is for; unknown until it was needed.
-    pub(super) cipher: Option<Cipher>,
+    pub(super) cipher: Option<KeyCipher>,
     /// The keys that the card makes.
-    pub(super) generable: Generable,
+    pub(super) generable: GenerationAlgorithms,
     /// Whether the card was asked for its version, which says more of the keys it makes.
     pub(super) asked_version: bool,
 }
 
-impl Administrator {
+impl SoState {
     pub(super) fn new(select_answer: &[u8]) -> Self {
         Self {
             puk: PinTries::default(),
             cipher: None,
-            generable: Generable::of(select_answer),
+            generable: GenerationAlgorithms::of(select_answer),
             asked_version: false,
         }
     }
 
     pub(super) fn authenticate(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         key: &ManagementKey,
-    ) -> Result<Cipher, TokenError> {
+    ) -> Result<KeyCipher, TokenError> {
         let known = self.cipher.take();
-        let cipher = key.authenticate(talk, known)?;
+        let cipher = key.authenticate(tx, known)?;
         self.cipher = Some(cipher);
         Ok(cipher)
     }
 
     /// What CHANGE REFERENCE DATA or RESET RETRY COUNTER says of the PUK. One that tells wrong from refused has
     /// compared it: `refused` makes an error of the rest.
-    pub(super) fn compared(
+    pub(super) fn puk_result(
         &mut self,
         status: StatusWord,
         refused: impl FnOnce(StatusWord) -> Result<(), TokenError>,
@@ -106,11 +106,11 @@ impl Administrator {
     /// Changes the PUK to itself, which is the one way to have it compared and leaves all as it is.
     pub(super) fn verify_puk(
         &mut self,
-        talk: &mut Conversation<'_, '_>,
+        tx: &mut AppletTransaction<'_, '_>,
         puk: &Secret,
     ) -> Result<(), TokenError> {
-        let answer = talk.exchange(&pin::pair(puk, puk, CHANGE_PUK).as_apdu())?;
-        self.compared(answer.status, |status| match status {
+        let response = tx.exchange(&pin::two_pin_command(puk, puk, CHANGE_PUK).as_apdu())?;
+        self.puk_result(response.status, |status| match status {
             // No PUK can be written so.
             StatusWord::INCORRECT_DATA => Err(TokenError::WrongSoPin { tries_left: None }),
             // A card that lets nobody change it, or not to the same, compares it when it is needed.

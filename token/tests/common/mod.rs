@@ -47,7 +47,7 @@ pub(crate) struct Script {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Line {
     Command(Vec<u8>),
-    Answer(Vec<u8>),
+    Response(Vec<u8>),
     Begin,
     End,
     Fault(TransportErrorKind),
@@ -89,7 +89,7 @@ impl Script {
                 return;
             }
             '>' => Line::Command(hex(rest)),
-            '<' => Line::Answer(hex(rest)),
+            '<' => Line::Response(hex(rest)),
             '[' => Line::Begin,
             ']' => Line::End,
             '!' => Line::Fault(match rest {
@@ -99,7 +99,7 @@ impl Script {
                 other => panic!("the script says \"! {other}\""),
             }),
             _ => {
-                let (Some(Line::Command(frame)) | Some(Line::Answer(frame))) =
+                let (Some(Line::Command(frame)) | Some(Line::Response(frame))) =
                     self.lines.back_mut()
                 else {
                     panic!("nothing is continued by \"{line}\"");
@@ -154,7 +154,7 @@ impl Transmit for Script {
             other => panic!("{sent} was sent; the script goes on with {other:?}"),
         }
         match self.lines.pop_front() {
-            Some(Line::Answer(answer)) => response.set(&answer).unwrap(),
+            Some(Line::Response(bytes)) => response.set(&bytes).unwrap(),
             other => panic!("no answer to {sent} in the script but {other:?}"),
         }
         Ok(())

@@ -88,10 +88,10 @@ pub(crate) fn flag(object: &Object, attribute: CK_ATTRIBUTE_TYPE) -> bool {
 }
 
 /// One GET DATA of the object with `tag` and the card's answer.
-pub(crate) fn read(tag: &str, answer: &str) -> String {
+pub(crate) fn read(tag: &str, response: &str) -> String {
     let len = tag.len() / 2;
     format!(
-        "> 00 CB 3F FF 00 00 {:02X} 5C {len:02X} {tag} 00 00\n< {answer}\n",
+        "> 00 CB 3F FF 00 00 {:02X} 5C {len:02X} {tag} 00 00\n< {response}\n",
         len + 2
     )
 }

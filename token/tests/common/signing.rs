@@ -20,7 +20,7 @@ pub(crate) fn login_once(
     pin: Secret,
 ) -> Result<(), TokenError> {
     let key = *operation.private_key().unwrap();
-    token.login_once(card, &key, &pin)?;
+    token.context_login(card, &key, &pin)?;
     operation.context_pin = Some(pin);
     Ok(())
 }

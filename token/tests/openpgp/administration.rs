@@ -71,8 +71,8 @@ fn the_security_officer_is_verified_with_the_admin_pin() {
 
 #[test]
 fn a_wrong_admin_pin_costs_one_try_and_the_last_one_locks() {
-    let login = |answer: &str| {
-        let session = format!("{}{SELECT}{VERIFY_83}{answer}", Sheet::CURVES.discovery());
+    let login = |response: &str| {
+        let session = format!("{}{SELECT}{VERIFY_83}{response}", Sheet::CURVES.discovery());
         let (mut card, mut token) = open(&session);
         let error = token.so_login(&mut card, &admin()).unwrap_err();
         assert!(!token.is_so_logged_in());
@@ -83,8 +83,8 @@ fn a_wrong_admin_pin_costs_one_try_and_the_last_one_locks() {
         );
         (error, token.so_tries().left)
     };
-    for answer in ["< 63C2", &format!("< 6982 \n {}", c4(3, 2))] {
-        let (error, left) = login(answer);
+    for response in ["< 63C2", &format!("< 6982 \n {}", c4(3, 2))] {
+        let (error, left) = login(response);
         assert!(matches!(
             error,
             TokenError::WrongSoPin {
@@ -93,9 +93,9 @@ fn a_wrong_admin_pin_costs_one_try_and_the_last_one_locks() {
         ));
         assert_eq!(left, Some(2));
     }
-    for answer in ["< 63C0", "< 6983", &format!("< 6982 \n {}", c4(3, 0))] {
-        let (error, left) = login(answer);
-        assert!(matches!(error, TokenError::SoPinLocked), "{answer}");
+    for response in ["< 63C0", "< 6983", &format!("< 6982 \n {}", c4(3, 0))] {
+        let (error, left) = login(response);
+        assert!(matches!(error, TokenError::SoPinLocked), "{response}");
         assert_eq!(left, Some(0));
     }
     let (error, left) = login("< 6982 \n > 00CA00C400 \n < 6A88");
@@ -215,7 +215,7 @@ fn a_changed_admin_pin_is_the_one_kept() {
 
 #[test]
 fn a_login_the_card_lost_is_restored_unless_somebody_has_spent_a_try_since() {
-    let lost = |answer: &str| format!("{}{STATUS_83}{answer}", Sheet::CURVES.probe());
+    let lost = |response: &str| format!("{}{STATUS_83}{response}", Sheet::CURVES.probe());
     let certificate = |sheet: &str| format!("{sheet}> 00DA7F21 \n < 9000 \n");
     let restored = format!("< 63C3 \n {VERIFY_83} < 9000 \n");
     let write = certificate(&select_data(0)) + &select_data(0);
@@ -242,9 +242,9 @@ fn a_login_the_card_lost_is_restored_unless_somebody_has_spent_a_try_since() {
 fn a_key_is_made_and_described_as_other_programs_know_it() {
     // The key and the fingerprint of RFC 9580, A.1.
     let key = hex("3F098994BDD916ED4053197934E4A87C80733A1280D62F8010992E43EE3B2406");
-    let answer = tlv::encode(0x7F49, &tlv::encode(0x86, &key));
+    let response = tlv::encode(0x7F49, &tlv::encode(0x86, &key));
     let commands = [
-        exchange("0047800002 B600 00", &answer),
+        exchange("0047800002 B600 00", &response),
         exchange("00DA00C714 C959BDBAFA32A2F89A153B678CFDE12197965A9A", &[]),
         exchange("00DA00CE04 53F35F0B", &[]),
     ]
@@ -287,10 +287,10 @@ fn listing_p384() -> String {
 #[test]
 fn a_place_is_made_one_for_the_key_with_the_attributes_the_card_lists() {
     let point = crate::session::point(0xE1, 48);
-    let answer = tlv::encode(0x7F49, &tlv::encode(0x86, &point));
+    let response = tlv::encode(0x7F49, &tlv::encode(0x86, &point));
     let commands = [
         exchange("00DA00C307 13 2B81040022 FF", &[]),
-        exchange("0047800002 A400 00", &answer),
+        exchange("0047800002 A400 00", &response),
         // Fingerprint and time are refused: the key is made all the same.
         "> 00DA00C914 214E7B954D6204DF9EC264AABDCAC2C3A21E3D08 \n < 6985 \n".to_owned(),
         "> 00DA00D004 00000000 \n < 6985 \n".to_owned(),
@@ -346,14 +346,14 @@ fn a_refusal_to_make_a_key_is_told_by_its_reason() {
     let refused = fails(&format!("{attributes} < 9000 \n {generate} < 6A81 \n"));
     assert!(matches!(refused, TokenError::KeyNotGenerable(P384)));
     let refused = fails(&format!("{attributes} < 9000 \n {generate} < 6581 \n"));
-    assert!(matches!(refused, TokenError::NoRoom { .. }));
+    assert!(matches!(refused, TokenError::NoSpace { .. }));
     let rsa = [tlv::encode(0x81, &[0xC1; 128]), tlv::encode(0x82, &[3])].concat();
     let rsa = text(&tlv::encode(0x7F49, &rsa));
-    for answer in [rsa.as_str(), "7F4900", "", "7F49028604"] {
+    for data in [rsa.as_str(), "7F4900", "", "7F49028604"] {
         let refused = fails(&format!(
-            "{attributes} < 9000 \n {generate} < {answer} 9000 \n"
+            "{attributes} < 9000 \n {generate} < {data} 9000 \n"
         ));
-        assert!(matches!(refused, TokenError::Malformed { .. }), "{answer}");
+        assert!(matches!(refused, TokenError::Malformed { .. }), "{data}");
     }
 }
 
@@ -426,9 +426,9 @@ fn a_certificate_that_does_not_fit_is_told_so() {
     let session = [work(&Sheet::CURVES, ""), work(&Sheet::CURVES, &full)].concat();
     let (mut card, mut token) = managed(&session);
     let too_long = token.put_certificate(&mut card, 3, Some(&[0x30; 0x401]));
-    assert!(matches!(too_long, Err(TokenError::NoRoom { .. })));
+    assert!(matches!(too_long, Err(TokenError::NoSpace { .. })));
     let full = token.put_certificate(&mut card, 3, Some(&[0x30]));
-    assert!(matches!(full, Err(TokenError::NoRoom { .. })));
+    assert!(matches!(full, Err(TokenError::NoSpace { .. })));
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn data_objects_have_no_places() {
     let (mut card, mut token) = managed(&work(&Sheet::CURVES, ""));
     let refused = token.put_data(&mut card, 0x0101, Some(b"mine"));
     assert!(matches!(refused, Err(TokenError::ValueInvalid { .. })));
-    assert_eq!(token.data_places(), []);
+    assert_eq!(token.writable_data_objects(), []);
 }
 
 #[test]

@@ -53,11 +53,11 @@ fn the_card_is_sent_what_is_derived_with_the_salt_of_pw1() {
         (10, Sha512::digest(octets("123456")).to_vec()),
     ];
     for (hash, derived) in derivations {
-        for answer in [object(hash, 100), tlv::encode(0xF9, &object(hash, 100))] {
+        for response in [object(hash, 100), tlv::encode(0xF9, &object(hash, 100))] {
             let session = [
                 CARD.discovery(),
                 SELECT.to_owned(),
-                exchange(READ, &answer),
+                exchange(READ, &response),
                 verify(0x82, &derived) + "< 9000 \n",
                 verify(0x81, &derived) + "< 9000 \n",
             ]
@@ -129,9 +129,9 @@ fn the_object_is_read_once_and_again_after_a_refused_pin() {
 
 #[test]
 fn a_card_without_the_object_gets_the_pin_as_it_is() {
-    for answer in ["< 6A88", "< 9000", "< 810100 9000"] {
+    for response in ["< 6A88", "< 9000", "< 810100 9000"] {
         let session = format!(
-            "{}{SELECT}> {READ}\n {answer}\n {VERIFY_82} < 9000 \n {VERIFY_81} < 9000",
+            "{}{SELECT}> {READ}\n {response}\n {VERIFY_82} < 9000 \n {VERIFY_81} < 9000",
             CARD.discovery()
         );
         let (mut card, mut token) = open(&session);

@@ -1,7 +1,7 @@
 //! The user's PIN: what a login sends, what a wrong one costs, and how it ends.
 
 use claviger_apdu::Secret;
-use claviger_token::{PinRule, Token, TokenError};
+use claviger_token::{PinPolicy, Token, TokenError};
 use cryptoki_sys::{CKA_ALWAYS_AUTHENTICATE, CKO_PRIVATE_KEY};
 
 use crate::session::{SELECT, Sheet, VERIFY_81, VERIFY_82, by, exchange, open, pin, read_point};
@@ -14,8 +14,8 @@ fn tries(token: &Token) -> Option<u8> {
 }
 
 /// A session in which the PIN is refused with `answer`.
-fn refused(answer: &str) -> (Result<(), TokenError>, Option<u8>) {
-    let session = format!("{}{SELECT}{VERIFY_82}{answer}", Sheet::CURVES.discovery());
+fn refused(response: &str) -> (Result<(), TokenError>, Option<u8>) {
+    let session = format!("{}{SELECT}{VERIFY_82}{response}", Sheet::CURVES.discovery());
     let (mut card, mut token) = open(&session);
     let outcome = token.login(&mut card, &pin());
     assert!(!token.is_logged_in());
@@ -72,9 +72,9 @@ fn a_card_that_refuses_without_a_counter_is_asked_for_it() {
 #[test]
 fn a_pin_without_tries_is_locked() {
     let counter = exchange("00CA00C400", &[1, 0x7F, 0x7F, 0x7F, 0, 0, 3]);
-    for answer in ["< 63C0", "< 6983", &format!("< 6982 \n {counter}")] {
-        let (outcome, left) = refused(answer);
-        assert!(matches!(outcome, Err(TokenError::PinLocked)), "{answer}");
+    for response in ["< 63C0", "< 6983", &format!("< 6982 \n {counter}")] {
+        let (outcome, left) = refused(response);
+        assert!(matches!(outcome, Err(TokenError::PinLocked)), "{response}");
         assert_eq!(left, Some(0));
     }
 }
@@ -135,7 +135,7 @@ fn one_signature_per_pin_is_told_by_the_key_and_leaves_its_state_alone() {
     let (mut card, mut token) = open(&session);
     token.login(&mut card, &pin()).unwrap();
     let found = token.find(&mut card, &by(CKO_PRIVATE_KEY, 1)).unwrap();
-    assert_eq!(found[0].private_key().unwrap().pin, PinRule::Always);
+    assert_eq!(found[0].private_key().unwrap().pin, PinPolicy::Always);
     assert_eq!(found[0].get(CKA_ALWAYS_AUTHENTICATE), Some(&true.into()));
 }
 
@@ -157,9 +157,9 @@ fn a_changed_rule_for_signatures_reaches_a_key_that_was_read_before() {
         found[0].private_key().unwrap().pin
     };
     token.login(&mut card, &pin()).unwrap();
-    assert_eq!(rule(&mut token, &mut card), PinRule::Once);
+    assert_eq!(rule(&mut token, &mut card), PinPolicy::Once);
     token.login(&mut card, &pin()).unwrap();
-    assert_eq!(rule(&mut token, &mut card), PinRule::Always);
+    assert_eq!(rule(&mut token, &mut card), PinPolicy::Always);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Opening the application, and reading its keys.
 
 use claviger_apdu::tlv;
-use claviger_token::{Card, PinRule, Token, Value};
+use claviger_token::{Card, PinPolicy, Token, Value};
 use cryptoki_sys::{CKA_EC_POINT, CKA_LOCAL, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
 
 use crate::{
@@ -49,8 +49,8 @@ fn application_data_may_come_in_its_own_tag() {
 
 #[test]
 fn an_application_that_does_not_say_who_it_is_is_left_out() {
-    for answer in [&b""[..], &[0x4F, 0x10, 0xD2], &[0x4F, 1, 0, 0xC4, 1, 0]] {
-        let session = format!("{SELECT}{}{NO_PIV}", exchange("00CA006E00", answer));
+    for response in [&b""[..], &[0x4F, 0x10, 0xD2], &[0x4F, 1, 0, 0xC4, 1, 0]] {
+        let session = format!("{SELECT}{}{NO_PIV}", exchange("00CA006E00", response));
         let mut card = Card::new(Script::card(&session));
         assert!(Token::discover(&mut card).unwrap().is_empty());
     }
@@ -97,7 +97,7 @@ fn a_search_for_one_private_key_reads_one_public_key() {
             [format!("{CKO_PRIVATE_KEY} 01 Signature key")]
         );
         assert_eq!(found[0].get(CKA_LOCAL), Some(&Value::Bool(true)));
-        assert_eq!(found[0].private_key().unwrap().pin, PinRule::Once);
+        assert_eq!(found[0].private_key().unwrap().pin, PinPolicy::Once);
     }
     assert!(
         token

@@ -120,14 +120,14 @@ impl Sheet {
 }
 
 /// A frame and its answer with 9000.
-pub(crate) fn exchange(frame: impl Display, answer: &[u8]) -> String {
-    format!("> {frame}\n < {} 9000\n", text(answer))
+pub(crate) fn exchange(frame: impl Display, response: &[u8]) -> String {
+    format!("> {frame}\n < {} 9000\n", text(response))
 }
 
 /// Reading the public key behind `template`, which is `point`.
 pub(crate) fn read_point(template: &str, point: &[u8]) -> String {
-    let answer = tlv::encode(0x7F49, &tlv::encode(0x86, point));
-    exchange(format!("0047810002 {template} 00"), &answer)
+    let response = tlv::encode(0x7F49, &tlv::encode(0x86, point));
+    exchange(format!("0047810002 {template} 00"), &response)
 }
 
 /// The uncompressed point whose coordinates are all `byte`.

@@ -220,7 +220,7 @@ fn a_refusal_although_the_pin_is_verified_is_a_missing_touch() {
     .concat();
     let (mut card, mut token) = logged_in(&Sheet::CURVES, &rest);
     let outcome = sign(&mut card, &mut token, 1, CKM_EDDSA, b"message", false);
-    assert!(matches!(outcome, Err(TokenError::NotConfirmed { .. })));
+    assert!(matches!(outcome, Err(TokenError::TouchMissing { .. })));
     assert!(token.is_logged_in());
 }
 

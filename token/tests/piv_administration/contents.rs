@@ -135,17 +135,17 @@ fn what_is_no_key_of_the_kind_asked_for_is_refused() {
         ]
         .concat(),
     );
-    for answer in [
+    for response in [
         text(&rsa),
         "7F49 00".to_owned(),
         String::new(),
         point(0xE1) + "00",
     ] {
-        let (mut card, mut token) = managed(&work(&format!("{GENERATE}< {answer} 9000\n")));
+        let (mut card, mut token) = managed(&work(&format!("{GENERATE}< {response} 9000\n")));
         let refused = generate(&mut card, &mut token);
         assert!(
             matches!(refused, Err(TokenError::Malformed { .. })),
-            "{answer}"
+            "{response}"
         );
     }
 }
@@ -157,7 +157,7 @@ fn a_refusal_to_make_a_key_is_told_by_its_reason() {
         generate(&mut card, &mut token).unwrap_err()
     };
     assert!(matches!(refused("6A80"), TokenError::KeyNotGenerable(EC)));
-    assert!(matches!(refused("6A84"), TokenError::NoRoom { .. }));
+    assert!(matches!(refused("6A84"), TokenError::NoSpace { .. }));
     assert!(matches!(refused("6982"), TokenError::Refused { .. }));
 }
 
@@ -181,7 +181,7 @@ fn a_key_the_card_cannot_make_and_a_place_it_does_not_have_are_not_asked_for() {
 #[test]
 fn a_certificate_written_is_read_back_by_the_next_search_and_gone_when_removed() {
     let content = content(P256, 0);
-    let search = |answer: &str| format!("[\n{}]\n", read(CERTIFICATE_9A, answer));
+    let search = |response: &str| format!("[\n{}]\n", read(CERTIFICATE_9A, response));
     let session = [
         absent(&read(CERTIFICATE_9A, "6A82")),
         work(&put("5C035FC105", &content, "9000")),
@@ -244,7 +244,7 @@ fn data_objects_are_written_as_they_are_and_the_discovery_object_only_as_one() {
     let mut put = |tag, content: Option<&[u8]>| token.put_data(&mut card, tag, content);
     put(0x5F_C109, Some(b"printed")).unwrap();
     let full = put(0x5F_C109, Some(b"printed"));
-    assert!(matches!(full, Err(TokenError::NoRoom { .. })));
+    assert!(matches!(full, Err(TokenError::NoSpace { .. })));
     put(0x5F_C109, None).unwrap();
     let discovery = hex(discovery);
     put(0x7E, Some(&discovery)).unwrap();
@@ -260,9 +260,9 @@ fn data_objects_are_written_as_they_are_and_the_discovery_object_only_as_one() {
             "{tag:X}"
         );
     }
-    let places = token.data_places();
+    let objects = token.writable_data_objects();
     assert!(
-        places
+        objects
             .iter()
             .any(|(tag, oid)| *tag == 0x5F_C109 && oid.len() == 10)
     );
@@ -309,7 +309,7 @@ fn a_certificate_the_card_has_no_room_for_is_compressed_if_that_helps() {
     let (mut card, mut token) = managed(&session);
     token.put_certificate(&mut card, 0x9A, Some(&der)).unwrap();
     let full = token.put_certificate(&mut card, 0x9A, Some(P256));
-    assert!(matches!(full, Err(TokenError::NoRoom { .. })));
+    assert!(matches!(full, Err(TokenError::NoSpace { .. })));
 }
 
 #[test]

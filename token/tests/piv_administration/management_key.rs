@@ -70,7 +70,7 @@ impl Key {
     }
 
     /// What the card answers to a frame, where the management key is meant.
-    fn answer(&self, frame: &[u8]) -> Option<Vec<u8>> {
+    fn response(&self, frame: &[u8]) -> Option<Vec<u8>> {
         let [0x00, 0x87, algorithm, 0x9B, len, data @ ..] = frame else {
             return None;
         };
@@ -79,7 +79,7 @@ impl Key {
         }
         let fields = tlv::only(&data[..usize::from(*len)], 0x7C).unwrap();
         let field = |tag| tlv::find(fields, tag).unwrap();
-        let answer = match (field(0x80), field(0x81)) {
+        let response = match (field(0x80), field(0x81)) {
             (Some([]), None) => tlv::encode(0x80, &self.encipher(self.witness())),
             (Some(witness), Some(challenge)) => {
                 assert_ne!(
@@ -100,11 +100,11 @@ impl Key {
             }
             other => panic!("{other:02X?}"),
         };
-        let answer = match self.conduct {
-            Conduct::Short => answer[..answer.len() - 1].to_vec(),
-            _ => answer,
+        let response = match self.conduct {
+            Conduct::Short => response[..response.len() - 1].to_vec(),
+            _ => response,
         };
-        Some([tlv::encode(0x7C, &answer), vec![0x90, 0x00]].concat())
+        Some([tlv::encode(0x7C, &response), vec![0x90, 0x00]].concat())
     }
 }
 
@@ -120,9 +120,9 @@ impl Transmit for Link<'_> {
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        match self.key.answer(frame) {
-            Some(answer) => {
-                response.set(&answer).unwrap();
+        match self.key.response(frame) {
+            Some(bytes) => {
+                response.set(&bytes).unwrap();
                 Ok(())
             }
             None => self.script.transmit(frame, response, call),
@@ -261,14 +261,15 @@ fn a_blocked_key_is_locked() {
 
 #[test]
 fn answers_that_are_no_block_are_refused_and_nothing_is_sent_after_them() {
-    for answer in ["7C 00", "7C 03 81 01 00", "81 10", "7C 12 80 10", ""] {
-        let session =
-            format!("[\n{PROBE}{NO_METADATA}> 00 87 08 9B 04 7C 02 80 00 00\n< {answer} 9000\n]\n");
+    for response in ["7C 00", "7C 03 81 01 00", "81 10", "7C 12 80 10", ""] {
+        let session = format!(
+            "[\n{PROBE}{NO_METADATA}> 00 87 08 9B 04 7C 02 80 00 00\n< {response} 9000\n]\n"
+        );
         let (mut card, mut token) = open(&session);
         let refused = token.so_login(&mut card, &secret(KEY));
         assert!(
             matches!(refused, Err(TokenError::Malformed { .. })),
-            "{answer}"
+            "{response}"
         );
     }
 }
