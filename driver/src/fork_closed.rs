@@ -18,7 +18,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use crate::gate;
+use crate::fork_guard;
 
 /// A reader in use has about eight. What finds no place stays open in a child, which is said once.
 const PLACES: usize = 2048;
@@ -166,7 +166,7 @@ impl<T: AsFd> ForkClosed<T> {
     /// # Errors
     /// As `open` has them.
     pub(crate) fn open<E>(open: impl FnOnce() -> Result<T, E>) -> Result<Self, E> {
-        let _pass = gate::enter();
+        let _pass = fork_guard::enter();
         open().map(Self::new)
     }
 }

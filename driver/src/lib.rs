@@ -23,9 +23,9 @@ pub mod threads;
 pub mod usb;
 
 mod fork_closed;
-mod gate;
-mod line;
+mod fork_guard;
 mod path_watch;
+mod socket_shutdown;
 mod wait;
 
 #[cfg(test)]

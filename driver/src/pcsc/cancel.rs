@@ -7,8 +7,8 @@ use std::{
 
 use ::pcsc::{Context, Error};
 
-use super::keeper::{Established, Keeper};
-use crate::{line::Line, stop::Wake, wait::Stop};
+use super::watchdog::{Established, Keeper};
+use crate::{socket_shutdown::Line, stop::Wake, wait::Stop};
 
 /// Time for a cancelled wait to come back before it is cancelled again.
 const AGAIN: Duration = Duration::from_millis(2);

@@ -2,7 +2,7 @@
 
 use ::pcsc::{Error, ffi};
 
-use crate::gate;
+use crate::fork_guard;
 
 /// Loads the library if it is not; asks the system anew until it was found.
 ///
@@ -13,7 +13,7 @@ pub(super) fn load() -> Result<(), Error> {
         return Ok(());
     }
     // The loader has a lock of the whole process.
-    let _pass = gate::enter();
+    let _pass = fork_guard::enter();
     ffi::load().map_err(|why| {
         tracing::debug!("PC/SC: {why}");
         Error::NoService

@@ -9,16 +9,16 @@
 //! as pcscd takes, or until [`Backend::cut`].
 
 mod cancel;
-mod connection;
 mod daemon;
 mod error;
 pub mod features;
-mod keeper;
+mod handle;
 mod library;
 mod reader_id;
-mod session;
+mod status;
 mod transport;
 mod watch;
+mod watchdog;
 
 use std::{
     sync::Arc,
@@ -27,7 +27,7 @@ use std::{
 
 use claviger_apdu::{Call, Transport, TransportError};
 
-use self::{keeper::Keeper, reader_id::NAME, transport::PcscTransport, watch::PcscWatch};
+use self::{reader_id::NAME, transport::PcscTransport, watch::PcscWatch, watchdog::Keeper};
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,

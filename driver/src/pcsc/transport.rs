@@ -14,9 +14,9 @@ use claviger_apdu::{
 use zeroize::Zeroizing;
 
 use super::{
-    connection::{self, Connection, Found, Handle, Unsettled},
     error::{about, sent},
-    keeper::{Established, Keeper},
+    handle::{self, Connection, Found, Handle, Unsettled},
+    watchdog::{Established, Keeper},
 };
 use crate::reader::ReaderId;
 
@@ -82,7 +82,7 @@ impl PcscTransport {
             Connection::open(keeper, name, call).map_err(|error| ("SCardConnect", error))?;
         let established = Arc::clone(connection.established());
         let found = established.bound(call.deadline, || {
-            connection.card().and_then(|card| connection::found(card))
+            connection.card().and_then(|card| handle::found(card))
         });
         let found = found.map_err(|error| ("SCardStatus", error))?;
         Ok(Self {
@@ -156,7 +156,7 @@ impl State {
     /// Goes on with a card that was reset by another.
     fn reconnect(&mut self, handle: &mut impl Handle) -> Result<(), TransportError> {
         self.epoch.0 += 1;
-        let found = self.bound(|| connection::reconnect(handle));
+        let found = self.bound(|| handle::reconnect(handle));
         let found = found.map_err(|error| self.failed("SCardReconnect", error, Sent::No))?;
         self.atr = found.atr;
         self.protocol = found.protocol;
@@ -188,14 +188,14 @@ impl State {
         };
         let scratch = &mut self.scratch;
         let outcome = self.established.bound(call.deadline, || {
-            connection::transmit(card, &frame, scratch, response)
+            handle::transmit(card, &frame, scratch, response)
         });
         match outcome {
             // While another resets the card, pcscd forgets the protocol first.
             Err(Error::ResetCard | Error::ProtoMismatch) => Err(Failed::Reset),
             Err(error) => {
                 let sent = sent(error);
-                let error = self.bound(|| connection::explain(card, error));
+                let error = self.bound(|| handle::explain(card, error));
                 Err(Failed::For(self.failed("SCardTransmit", error, sent)))
             }
             Ok(()) => Ok(()),
@@ -239,10 +239,8 @@ fn begin<'a>(
 ) -> Result<::pcsc::Transaction<'a>, TransportError> {
     for _ in 0..MAX_RESETS {
         let link = Arc::clone(&state.established);
-        link.bound(call.deadline, || {
-            connection::wait_for_turn(card, call.deadline)
-        })
-        .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
+        link.bound(call.deadline, || handle::wait_for_turn(card, call.deadline))
+            .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
         match link.bound(call.deadline, || card.transaction2()) {
             Ok(transaction) => return Ok(transaction),
             Err((back, Error::ResetCard)) => {

@@ -15,10 +15,10 @@ use super::{
     cancel::Canceller,
     daemon,
     error::about,
-    keeper::Keeper,
     library,
     reader_id::id,
-    session::{LOOK, Seen, Session},
+    status::{LOOK, Seen, Session},
+    watchdog::Keeper,
 };
 use crate::{
     backend::Watch,

@@ -3,9 +3,9 @@
 //! `docs/socket-reader.md` describes the protocol. One path is one reader; its server may come, go and come
 //! again. A path without a server costs nothing: the folder tells when a socket appears in it.
 
-mod conversation;
+mod channel;
 pub mod frame;
-mod inbox;
+mod frame_buffer;
 mod reader_id;
 mod stream;
 mod transport;
@@ -20,7 +20,7 @@ use std::{
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 
 use self::{
-    conversation::Ends,
+    channel::Ends,
     reader_id::{NAME, id},
     transport::SocketTransport,
     watch::SocketWatch,
@@ -85,5 +85,5 @@ impl Backend for SocketBackend {
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz_inbox(bytes: &[u8]) {
-    inbox::fuzz(bytes);
+    frame_buffer::fuzz(bytes);
 }

@@ -15,7 +15,7 @@ use rustix::{
 
 use super::{
     frame::{FrameError, Reply, Request, VERSION},
-    inbox::Inbox,
+    frame_buffer::Inbox,
 };
 use crate::wait::ready;
 

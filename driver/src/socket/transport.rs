@@ -8,7 +8,7 @@ use claviger_apdu::{
 };
 
 use super::{
-    conversation::{Conversation, Ends},
+    channel::{Conversation, Ends},
     frame::{MAX, Refusal, Reply, Request},
 };
 

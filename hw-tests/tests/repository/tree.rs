@@ -75,7 +75,7 @@ fn apdu_and_token_forbid_unsafe_code() {
 fn unsafe_sits_in_a_few_files_that_say_why() {
     let allowed = [
         "driver/src/fork_closed.rs",
-        "driver/src/line.rs",
+        "driver/src/socket_shutdown.rs",
         "driver/src/usb/discovery/udev_filter.rs",
         "driver/src/usb/host/rusb/transfers.rs",
         "pcsc-sys/src/functions.rs",

@@ -1,13 +1,13 @@
 //! The messages of the bulk endpoints (CCID 1.1, 6.1 and 6.2): ten bytes of header, and data.
 
-mod answer;
 mod command;
+mod response;
 mod slot_error;
 
-#[cfg(any(test, feature = "fuzzing"))]
-pub use answer::fuzz;
-pub use answer::{Answer, AnswerKind, IccStatus, MessageError, Outcome};
 pub use command::{Command, Voltage};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use response::fuzz;
+pub use response::{Answer, AnswerKind, IccStatus, MessageError, Outcome};
 pub use slot_error::SlotError;
 
 /// Bytes before the data of each message.

@@ -33,7 +33,7 @@ use super::{
         UsbInterface,
     },
 };
-use crate::{fork_closed::Registration, gate};
+use crate::{fork_closed::Registration, fork_guard};
 
 /// A claimed interface. nusb releases it with the last of its clones, of which every endpoint has one.
 struct ClaimedInterface {
@@ -62,7 +62,7 @@ struct OpenedDevice {
 }
 
 fn open(open: impl FnOnce() -> Result<OwnedFd, OpenError>) -> Result<OpenedDevice, OpenError> {
-    let _pass = gate::enter();
+    let _pass = fork_guard::enter();
     let node = open()?;
     let number = node.as_raw_fd();
     let device = Device::from_fd(node).wait();

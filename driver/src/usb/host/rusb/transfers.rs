@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     fork_closed::{ForkClosed, Registration},
-    gate,
+    fork_guard,
     usb::host::transfer::{Completion, EndpointAddress, TransferError},
 };
 
@@ -49,7 +49,7 @@ pub(super) struct OpenDevice {
 
 impl OpenDevice {
     pub(super) fn open(node: ForkClosed<OwnedFd>) -> ::rusb::Result<Self> {
-        let _pass = gate::enter();
+        let _pass = fork_guard::enter();
         disable_discovery()?;
         let context = Context::new()?;
         // SAFETY: the descriptor is open, and lives in the same value as the handle, which is dropped first.
@@ -76,7 +76,7 @@ impl OpenDevice {
     /// Lets libusb see what has happened, without waiting; callbacks run.
     pub(super) fn handle_events(&self) {
         if let Ok(device) = self.device() {
-            let _pass = gate::enter();
+            let _pass = fork_guard::enter();
             // An event that could not be handled now keeps its descriptor ready.
             let _ = device.context().handle_events(Some(Duration::ZERO));
         }
@@ -152,7 +152,7 @@ impl Drop for OpenDevice {
             std::mem::forget(self.device.take());
             return;
         }
-        let _pass = gate::enter();
+        let _pass = fork_guard::enter();
         self.registrations.clear();
         self.device = None;
     }

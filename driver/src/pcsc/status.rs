@@ -11,7 +11,7 @@ use claviger_apdu::Atr;
 
 use super::{
     cancel::Canceller,
-    keeper::{Established, Keeper, Purpose},
+    watchdog::{Established, Keeper, Purpose},
 };
 use crate::reader::Presence;
 

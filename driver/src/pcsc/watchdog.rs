@@ -13,8 +13,8 @@ use ::pcsc::{Context, Error, Scope};
 
 use super::{daemon, library};
 use crate::{
-    gate,
-    line::{Line, Lines, Sockets},
+    fork_guard,
+    socket_shutdown::{Line, Lines, Sockets},
     threads,
     wait::Stop,
 };
@@ -58,7 +58,7 @@ impl Established {
     /// The same for a call that pcscd answers at once; no fork comes in between.
     pub(super) fn bound_at_once<T>(&self, until: Instant, call: impl FnOnce() -> T) -> T {
         self.bound(until, || {
-            let _pass = gate::enter();
+            let _pass = fork_guard::enter();
             call()
         })
     }
@@ -197,7 +197,7 @@ impl Keeper {
                 return Err(Error::Cancelled);
             }
             library::load()?;
-            let _pass = gate::enter();
+            let _pass = fork_guard::enter();
             Context::establish(Scope::User)
         })?;
         let line = before.newcomer(&self.shared.lines);

@@ -12,7 +12,7 @@ use ::pcsc::{
 use claviger_apdu::{Atr, Call, ResponseBuffer};
 use zeroize::Zeroize;
 
-use super::keeper::{Established, Keeper, Purpose};
+use super::watchdog::{Established, Keeper, Purpose};
 use crate::wait::Pauses;
 
 /// How long a card in another's exclusive hands is asked for.

@@ -14,7 +14,7 @@ use super::{
     stream::{Stream, StreamError, shown},
 };
 use crate::{
-    line::{Line, Lines},
+    socket_shutdown::{Line, Lines},
     wait::Pauses,
 };
 
