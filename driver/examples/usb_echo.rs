@@ -91,10 +91,10 @@ fn exchange(
     let message = [0x65, 0, 0, 0, 0, 0, sequence, 0, 0, 0];
     pipes.submit_in(r#in, ROOM);
     pipes.submit_out(out, Secret::copy_from(&message));
-    let until = Instant::now() + LIMIT;
+    let deadline = Instant::now() + LIMIT;
     let (mut sent, mut answer) = (false, None);
     while !sent || answer.is_none() {
-        let done = next(pipes, until)?;
+        let done = next(pipes, deadline)?;
         done.result
             .map_err(|error| format!("{:?}: {error}", done.endpoint))?;
         if done.endpoint == r#in {
@@ -109,12 +109,12 @@ fn exchange(
     }
 }
 
-fn next(pipes: &mut dyn EndpointQueue, until: Instant) -> Result<Completion, Failure> {
+fn next(pipes: &mut dyn EndpointQueue, deadline: Instant) -> Result<Completion, Failure> {
     loop {
         if let Some(done) = pipes.next_completion() {
             return Ok(done);
         }
-        let left = until.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(format!("no answer within {LIMIT:?}").into());
         }

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use claviger_driver::{Backend, Presence, Readers, pcsc::PcscBackend, socket::SocketBackend};
+use claviger_driver::{
+    Backend, Presence, ReaderSnapshot, pcsc::PcscBackend, socket::SocketBackend,
+};
 
 fn main() {
     let sockets: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -12,12 +14,12 @@ fn main() {
     } else {
         SocketBackend::new(sockets).watch()
     };
-    while let Ok(readers) = watch.next() {
+    while let Ok(readers) = watch.next_snapshot() {
         print(&readers);
     }
 }
 
-fn print(readers: &Readers) {
+fn print(readers: &ReaderSnapshot) {
     println!("{} readers", readers.readers.len());
     for reader in &readers.readers {
         let card = match &reader.presence {
@@ -25,9 +27,9 @@ fn print(readers: &Readers) {
             Presence::Card(atr) => format!("card {atr}"),
             Presence::Mute => "a card that does not answer".to_owned(),
         };
-        println!("  {}: {card}, {} changes", reader.name, reader.changes);
+        println!("  {}: {card}, {} changes", reader.name, reader.change_count);
     }
-    if let Some(trouble) = &readers.trouble {
+    if let Some(trouble) = &readers.error {
         println!("  {trouble}");
     }
 }

@@ -16,45 +16,45 @@ use std::{
 };
 
 /// How long a fork waits; a pcscd that hangs must not stop it.
-const PATIENCE: Duration = Duration::from_secs(1);
+const FORK_WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a call waits for forks; one of a process with much memory takes a tenth of it.
-const FORKS: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_micros(50);
+const FORK_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
 static FORKING: AtomicUsize = AtomicUsize::new(0);
 
 /// A call that holds the lock, until dropped.
-pub(crate) struct Pass(());
+pub(crate) struct ForkGuard(());
 
-impl Drop for Pass {
+impl Drop for ForkGuard {
     fn drop(&mut self) {
         INSIDE.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// Waits while somebody forks, for a while.
-pub(crate) fn enter() -> Pass {
-    let mut until = None;
+pub(crate) fn enter() -> ForkGuard {
+    let mut deadline = None;
     loop {
         INSIDE.fetch_add(1, Ordering::SeqCst);
-        let pass = Pass(());
+        let pass = ForkGuard(());
         if FORKING.load(Ordering::SeqCst) == 0
-            || Instant::now() > *until.get_or_insert_with(|| Instant::now() + FORKS)
+            || Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + FORK_TIMEOUT)
         {
             return pass;
         }
         drop(pass);
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// To be called before a fork, in the thread that forks.
 pub(crate) fn before_fork() {
     FORKING.fetch_add(1, Ordering::SeqCst);
-    let until = Instant::now() + PATIENCE;
-    while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
-        std::thread::sleep(LOOK);
+    let deadline = Instant::now() + FORK_WAIT_TIMEOUT;
+    while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -3,10 +3,10 @@
 //! Terms: a *backend* is one way to readers (PC/SC, a socket, raw USB); a *reader* is one place for one
 //! card; a *watch* tells how a backend's readers change; a *transport* is a connection to one card.
 //!
-//! Data walks one way: [`Watch::next`] gives whole pictures of a backend's readers, never single events, so
+//! Data walks one way: [`Watch::next_snapshot`] gives whole pictures of a backend's readers, never single events, so
 //! nothing can be lost between two looks; [`Backend::connect`] gives a [`claviger_apdu::Transport`].
 //!
-//! Who may block: `Watch::next` until something changes or its [`Wake`] is used; `connect` and the transport
+//! Who may block: `Watch::next_snapshot` until something changes or its [`StopHandle`] is used; `connect` and the transport
 //! until the deadline of their call; what PC/SC cannot promise of that, [`pcsc`] says. It also starts the one
 //! thread there is here, where that is allowed; [`Backend::cut`] ends every call that waits.
 
@@ -33,5 +33,5 @@ mod corpora;
 
 pub use backend::{Backend, Demand, Watch};
 pub use pollable::Pollable;
-pub use reader::{Presence, ReaderId, ReaderState, Readers};
-pub use stop::{Stopped, Wake};
+pub use reader::{Presence, ReaderId, ReaderSnapshot, ReaderState};
+pub use stop::{StopHandle, Stopped};

@@ -45,7 +45,7 @@ impl PathWatch {
 
     /// Whether some path cannot be watched (no descriptor left, no right to read its folder) and must be
     /// looked at from time to time.
-    pub(crate) fn is_blind(&self) -> bool {
+    pub(crate) fn needs_polling(&self) -> bool {
         self.blind
     }
 
@@ -109,7 +109,7 @@ impl PathWatch {
 }
 
 /// The nearest folder above a path that can be watched.
-struct Nearest {
+struct WatchedFolder {
     watch: i32,
     /// The name to appear in it.
     name: OsString,
@@ -121,7 +121,7 @@ struct Nearest {
     unreadable: bool,
 }
 
-fn nearest(inotify: &OwnedFd, path: &Path) -> Option<Nearest> {
+fn nearest(inotify: &OwnedFd, path: &Path) -> Option<WatchedFolder> {
     let flags = WatchFlags::CREATE
         | WatchFlags::MOVED_TO
         | WatchFlags::ATTRIB
@@ -135,7 +135,7 @@ fn nearest(inotify: &OwnedFd, path: &Path) -> Option<Nearest> {
             Ok(watch) => {
                 let folder_complete = below == path;
                 let (name, below) = (name.to_owned(), below.to_owned());
-                return Some(Nearest {
+                return Some(WatchedFolder {
                     watch,
                     name,
                     below,
@@ -157,7 +157,7 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
-    use crate::wait::{Stop, readable};
+    use crate::wait::{StopFlag, wait_readable};
 
     fn folder(name: &str) -> PathBuf {
         let folder =
@@ -168,9 +168,10 @@ mod tests {
     }
 
     fn told(watch: &PathWatch) -> bool {
-        let until = std::time::Instant::now() + Duration::from_millis(200);
+        let deadline = std::time::Instant::now() + Duration::from_millis(200);
         let descriptor = watch.descriptor().unwrap();
-        readable(&[descriptor], &Stop::new(), Some(until)).unwrap()[0] && watch.changed()
+        wait_readable(&[descriptor], &StopFlag::new(), Some(deadline)).unwrap()[0]
+            && watch.changed()
     }
 
     #[test]
@@ -178,7 +179,7 @@ mod tests {
         let folder = folder("appears");
         let path = folder.join("socket");
         let watch = PathWatch::new([path.as_path()]);
-        assert!(!watch.is_blind());
+        assert!(!watch.needs_polling());
         fs::write(&path, "").unwrap();
         assert!(told(&watch));
         fs::rename(&path, folder.join("other")).unwrap();

@@ -10,17 +10,17 @@ use rustix::event::PollFlags;
 
 use crate::{
     fork_closed::ForkClosed,
-    reader::Readers,
+    reader::ReaderSnapshot,
     stop::Stopped,
-    wait::{Stop, earliest, poll_once},
+    wait::{StopFlag, earliest, poll_once},
 };
 
 /// A wait that fails is tried again after so long.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a stop is looked for when no descriptor was left for it.
 const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);
 
-/// [`Watch::next`](crate::Watch::next) in parts, none of which waits for a change.
+/// [`Watch::next_snapshot`](crate::Watch::next_snapshot) in parts, none of which waits for a change.
 pub trait Pollable {
     /// What is done before the first wait: cards are watched from now on.
     fn begin(&mut self);
@@ -29,7 +29,7 @@ pub trait Pollable {
     ///
     /// # Errors
     /// [`Stopped`].
-    fn step(&mut self) -> Result<Option<Readers>, Stopped>;
+    fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped>;
 
     /// What to wait for after [`Pollable::step`] has returned none, the stop included.
     fn waits_on(&self) -> WaitSet<'_>;
@@ -53,7 +53,7 @@ enum Descriptor<'a> {
 
 impl<'a> WaitSet<'a> {
     /// Nothing but the stop.
-    pub(crate) fn until(stop: &'a Stop) -> Self {
+    pub(crate) fn until_stopped(stop: &'a StopFlag) -> Self {
         let mut set = Self::default();
         match stop.descriptor() {
             Some(descriptor) => set.readable([descriptor]),
@@ -106,43 +106,43 @@ impl<'a> WaitSet<'a> {
 /// [`Stopped`] once one of the watches was stopped.
 pub fn next_of(
     watches: &mut [&mut dyn Pollable],
-    until: Option<Instant>,
-) -> Result<Option<(usize, Readers)>, Stopped> {
+    deadline: Option<Instant>,
+) -> Result<Option<(usize, ReaderSnapshot)>, Stopped> {
     watches.iter_mut().for_each(|watch| watch.begin());
-    let next = follow(watches, until);
+    let next = follow(watches, deadline);
     watches.iter_mut().for_each(|watch| watch.rest());
     next
 }
 
 fn follow(
     watches: &mut [&mut dyn Pollable],
-    until: Option<Instant>,
-) -> Result<Option<(usize, Readers)>, Stopped> {
+    deadline: Option<Instant>,
+) -> Result<Option<(usize, ReaderSnapshot)>, Stopped> {
     loop {
         for (number, watch) in watches.iter_mut().enumerate() {
             if let Some(readers) = watch.step()? {
                 return Ok(Some((number, readers)));
             }
         }
-        if until.is_some_and(|until| until <= Instant::now()) {
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Ok(None);
         }
         let sets: Vec<WaitSet<'_>> = watches.iter().map(|watch| watch.waits_on()).collect();
-        let until = sets.iter().map(|set| set.due).fold(until, earliest);
+        let deadline = sets.iter().map(|set| set.due).fold(deadline, earliest);
         let descriptors: Vec<_> = sets.iter().flat_map(WaitSet::polled).collect();
-        if let Err(errno) = poll_once(&descriptors, until) {
+        if let Err(errno) = poll_once(&descriptors, deadline) {
             // Out of memory is all that is left for poll(2) to complain of.
             tracing::warn!("the readers cannot be waited for ({errno})");
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 }
 
-/// [`Watch::next`](crate::Watch::next) of a watch that is pollable.
+/// [`Watch::next_snapshot`](crate::Watch::next_snapshot) of a watch that is pollable.
 ///
 /// # Errors
 /// [`Stopped`].
-pub(crate) fn next(watch: &mut dyn Pollable) -> Result<Readers, Stopped> {
+pub(crate) fn next(watch: &mut dyn Pollable) -> Result<ReaderSnapshot, Stopped> {
     loop {
         if let Some((_, readers)) = next_of(&mut [watch], None)? {
             return Ok(readers);
@@ -153,12 +153,12 @@ pub(crate) fn next(watch: &mut dyn Pollable) -> Result<Readers, Stopped> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::Wake as _;
+    use crate::stop::StopHandle as _;
 
     /// Says what it holds once `told` is ready.
     struct Toy {
-        stop: Arc<Stop>,
-        told: Arc<Stop>,
+        stop: Arc<StopFlag>,
+        told: Arc<StopFlag>,
         steps: usize,
     }
 
@@ -175,16 +175,16 @@ mod tests {
     impl Pollable for Toy {
         fn begin(&mut self) {}
 
-        fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+        fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped> {
             self.steps += 1;
             if self.stop.is_set() {
                 return Err(Stopped);
             }
-            Ok(self.told.is_set().then(Readers::default))
+            Ok(self.told.is_set().then(ReaderSnapshot::default))
         }
 
         fn waits_on(&self) -> WaitSet<'_> {
-            let mut set = WaitSet::until(&self.stop);
+            let mut set = WaitSet::until_stopped(&self.stop);
             set.readable(self.told.descriptor());
             set
         }
@@ -210,9 +210,9 @@ mod tests {
     #[test]
     fn a_stop_of_any_ends_the_wait_and_a_deadline_too() {
         let (mut one, mut other) = (Toy::new(), Toy::new());
-        let until = Instant::now() + SOON;
-        let next = next_of(&mut [&mut one, &mut other], Some(until)).unwrap();
-        assert!(next.is_none() && Instant::now() >= until);
+        let deadline = Instant::now() + SOON;
+        let next = next_of(&mut [&mut one, &mut other], Some(deadline)).unwrap();
+        assert!(next.is_none() && Instant::now() >= deadline);
         let stop = Arc::clone(&other.stop);
         std::thread::scope(|scope| {
             scope.spawn(move || {

@@ -62,20 +62,20 @@ pub struct ReaderState {
     pub presence: Presence,
     /// Grows or wraps with every insertion and removal: two pictures of one life of the service with a card and
     /// different counts have seen it leave in between.
-    pub changes: u32,
+    pub change_count: u32,
     /// What its name is apart from the number its service gave it: when it comes back under another number, this
     /// stays.
-    pub model: String,
+    pub stable_name: String,
 }
 
 /// All readers of one backend at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Readers {
+pub struct ReaderSnapshot {
     /// In the backend's own order.
     pub readers: Vec<ReaderState>,
     /// Why there are none, or fewer than there could be.
-    pub trouble: Option<TransportError>,
+    pub error: Option<TransportError>,
     /// Which life of the backend's service this is a picture of; `None` while the service is out of reach, when
     /// nobody knows what its readers hold. In another life a reader may hold another card under the same count.
-    pub service: Option<u32>,
+    pub service_instance: Option<u32>,
 }

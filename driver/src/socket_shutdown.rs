@@ -18,26 +18,26 @@ use rustix::{
 
 /// A connection's socket.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ShutdownHandle {
     socket: OwnedFd,
     cut: AtomicBool,
 }
 
-impl Line {
+impl ShutdownHandle {
     /// Ends whatever waits on the connection, now and later.
-    pub(crate) fn cut(&self) {
+    pub(crate) fn shut_down(&self) {
         self.cut.store(true, Ordering::SeqCst);
         // A connection that is over already is none to end.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
     /// Whether it was ended from this side.
-    pub(crate) fn is_cut(&self) -> bool {
+    pub(crate) fn was_shut_down(&self) -> bool {
         self.cut.load(Ordering::SeqCst)
     }
 
     /// Whether the connection is over, from either side.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let now = Timespec::default();
         matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(ready) if ready > 0)
@@ -46,16 +46,16 @@ impl Line {
 
 /// Every open line of a backend.
 #[derive(Debug, Default)]
-pub(crate) struct Lines(Mutex<Vec<Weak<Line>>>);
+pub(crate) struct ShutdownHandles(Mutex<Vec<Weak<ShutdownHandle>>>);
 
-impl Lines {
-    fn lines(&self) -> MutexGuard<'_, Vec<Weak<Line>>> {
+impl ShutdownHandles {
+    fn lines(&self) -> MutexGuard<'_, Vec<Weak<ShutdownHandle>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a connection's socket in sight while the line lives.
-    pub(crate) fn add(&self, socket: OwnedFd) -> Arc<Line> {
-        let line = Arc::new(Line {
+    pub(crate) fn add(&self, socket: OwnedFd) -> Arc<ShutdownHandle> {
+        let line = Arc::new(ShutdownHandle {
             socket,
             cut: AtomicBool::new(false),
         });
@@ -70,9 +70,10 @@ impl Lines {
     }
 
     /// Ends every call on every connection.
-    pub(crate) fn cut(&self) {
-        let lines: Vec<Arc<Line>> = self.lines().iter().filter_map(Weak::upgrade).collect();
-        lines.iter().for_each(|line| line.cut());
+    pub(crate) fn shut_down(&self) {
+        let lines: Vec<Arc<ShutdownHandle>> =
+            self.lines().iter().filter_map(Weak::upgrade).collect();
+        lines.iter().for_each(|line| line.shut_down());
     }
 }
 
@@ -80,13 +81,13 @@ impl Lines {
 ///
 /// A library that hides its socket gives itself away: the one that was not there before is its.
 #[derive(Debug)]
-pub(crate) struct Sockets {
+pub(crate) struct KnownSockets {
     server: &'static str,
     /// A number may be used again; the inode may not while the socket lives.
     inodes: Vec<u64>,
 }
 
-impl Sockets {
+impl KnownSockets {
     /// Those to a server whose path ends with `server`.
     pub(crate) fn to(server: &'static str) -> Self {
         let inodes = open_files().filter_map(|fd| leads_to(fd, server)).collect();
@@ -94,7 +95,7 @@ impl Sockets {
     }
 
     /// The one socket that is new since; `None` when there are several, of which one is somebody else's.
-    pub(crate) fn newcomer(&self, lines: &Lines) -> Option<Arc<Line>> {
+    pub(crate) fn find_new(&self, lines: &ShutdownHandles) -> Option<Arc<ShutdownHandle>> {
         let is_new = |fd: &RawFd| {
             leads_to(*fd, self.server).is_some_and(|inode| !self.inodes.contains(&inode))
         };
@@ -160,40 +161,40 @@ mod tests {
         let (listener, path) = server("line.found");
         let _old = UnixStream::connect(&path).unwrap();
         let (_other, elsewhere) = server("line.else");
-        let before = Sockets::to("line.found");
+        let before = KnownSockets::to("line.found");
         let _stranger = UnixStream::connect(elsewhere).unwrap();
         let mut ours = UnixStream::connect(&path).unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        let lines = Lines::default();
-        let line = before.newcomer(&lines).unwrap();
-        assert!(!line.is_over());
+        let lines = ShutdownHandles::default();
+        let line = before.find_new(&lines).unwrap();
+        assert!(!line.is_closed());
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| ours.read(&mut [0]));
-            lines.cut();
+            lines.shut_down();
             assert_eq!(waiter.join().unwrap().unwrap(), 0, "the end of the stream");
         });
-        assert!(line.is_over() && line.is_cut());
+        assert!(line.is_closed() && line.was_shut_down());
         drop(listener);
     }
 
     #[test]
     fn of_two_new_sockets_none_is_taken() {
         let (_listener, path) = server("line.two");
-        let before = Sockets::to("line.two");
+        let before = KnownSockets::to("line.two");
         let _one = UnixStream::connect(&path).unwrap();
         let _two = UnixStream::connect(&path).unwrap();
-        assert!(before.newcomer(&Lines::default()).is_none());
+        assert!(before.find_new(&ShutdownHandles::default()).is_none());
     }
 
     #[test]
     fn a_server_that_went_away_is_noticed() {
         let (listener, path) = server("line.gone");
-        let before = Sockets::to("line.gone");
+        let before = KnownSockets::to("line.gone");
         let _ours = UnixStream::connect(&path).unwrap();
-        let line = before.newcomer(&Lines::default()).unwrap();
-        assert!(!line.is_over());
+        let line = before.find_new(&ShutdownHandles::default()).unwrap();
+        assert!(!line.is_closed());
         drop(listener.accept().unwrap());
-        assert!(line.is_over() && !line.is_cut());
+        assert!(line.is_closed() && !line.was_shut_down());
     }
 }

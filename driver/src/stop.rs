@@ -1,8 +1,8 @@
 //! How a watch is stopped.
 
 /// Ends a [`Watch`](crate::Watch) from another thread.
-pub trait Wake: Send + Sync {
-    /// Makes the running and every later [`Watch::next`](crate::Watch::next) return [`Stopped`]. A stop that comes before the
+pub trait StopHandle: Send + Sync {
+    /// Makes the running and every later [`Watch::next_snapshot`](crate::Watch::next_snapshot) return [`Stopped`]. A stop that comes before the
     /// wait begins still counts. Returns without waiting for the watch to notice when it can be sure that it
     /// will, else repeats itself until the watch has noticed or a short bound passed.
     fn stop(&self);

@@ -11,19 +11,19 @@ use rustix::{
     io::Errno,
 };
 
-use crate::stop::Wake;
+use crate::stop::StopHandle;
 
 /// How often a wait looks for the stop itself when no descriptor was left for it.
 const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);
 
 /// A stop that, once set, stays set: waits that begin later end at once.
 #[derive(Debug)]
-pub(crate) struct Stop {
+pub(crate) struct StopFlag {
     set: AtomicBool,
     event: Option<OwnedFd>,
 }
 
-impl Stop {
+impl StopFlag {
     pub(crate) fn new() -> Self {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         if let Err(error) = &event {
@@ -47,13 +47,13 @@ impl Stop {
     }
 }
 
-impl Default for Stop {
+impl Default for StopFlag {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Wake for Stop {
+impl StopHandle for StopFlag {
     fn stop(&self) {
         self.set.store(true, Ordering::SeqCst);
         if let Some(event) = &self.event {
@@ -68,23 +68,23 @@ impl Wake for Stop {
 ///
 /// # Errors
 /// Of poll(2), which has none left once the descriptors are valid and memory suffices.
-pub(crate) fn readable(
+pub(crate) fn wait_readable(
     fds: &[BorrowedFd<'_>],
-    stop: &Stop,
-    until: Option<Instant>,
+    stop: &StopFlag,
+    deadline: Option<Instant>,
 ) -> Result<Vec<bool>, Errno> {
     let fds: Vec<_> = fds.iter().map(|fd| (*fd, PollFlags::IN)).collect();
-    ready_of(&fds, stop, until)
+    wait_any(&fds, stop, deadline)
 }
 
 /// [`readable`] for descriptors that are each asked something of their own.
 ///
 /// # Errors
 /// Of poll(2).
-pub(crate) fn ready_of(
+pub(crate) fn wait_any(
     fds: &[(BorrowedFd<'_>, PollFlags)],
-    stop: &Stop,
-    until: Option<Instant>,
+    stop: &StopFlag,
+    deadline: Option<Instant>,
 ) -> Result<Vec<bool>, Errno> {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
@@ -95,15 +95,15 @@ pub(crate) fn ready_of(
     }
     loop {
         let slice = if stop.event.is_some() {
-            until
+            deadline
         } else {
-            earliest(until, Some(Instant::now() + WITHOUT_DESCRIPTOR))
+            earliest(deadline, Some(Instant::now() + WITHOUT_DESCRIPTOR))
         };
         let count = poll(&mut polled, slice)?;
         if stop.is_set() {
             return Ok(vec![false; fds.len()]);
         }
-        if count > 0 || until.is_some_and(|until| Instant::now() >= until) {
+        if count > 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Ok(polled
                 .iter()
                 .take(fds.len())
@@ -114,8 +114,8 @@ pub(crate) fn ready_of(
 }
 
 /// Waits until `fd` is ready for `what` or has failed; `false` once `until` has passed.
-pub(crate) fn ready(fd: impl AsFd, what: PollFlags, until: Instant) -> Result<bool, Errno> {
-    Ok(poll(&mut [PollFd::new(&fd, what)], Some(until))? > 0)
+pub(crate) fn wait_one(fd: impl AsFd, what: PollFlags, deadline: Instant) -> Result<bool, Errno> {
+    Ok(poll(&mut [PollFd::new(&fd, what)], Some(deadline))? > 0)
 }
 
 /// Waits until one of `fds` is ready for what it is asked or has failed, or `until`.
@@ -124,19 +124,19 @@ pub(crate) fn ready(fd: impl AsFd, what: PollFlags, until: Instant) -> Result<bo
 /// Of poll(2).
 pub(crate) fn poll_once(
     fds: &[(BorrowedFd<'_>, PollFlags)],
-    until: Option<Instant>,
+    deadline: Option<Instant>,
 ) -> Result<(), Errno> {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
         .map(|(fd, what)| PollFd::from_borrowed_fd(*fd, *what))
         .collect();
-    poll(&mut polled, until).map(drop)
+    poll(&mut polled, deadline).map(drop)
 }
 
 /// poll(2) that goes on after a signal.
-fn poll(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<usize, Errno> {
+fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<usize, Errno> {
     loop {
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // A time too long for the kernel is as good as none.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match rustix::event::poll(fds, left.as_ref()) {
@@ -153,13 +153,13 @@ pub(crate) fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<I
 
 /// Pauses between attempts: each twice the last, up to a limit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pauses {
+pub(crate) struct Backoff {
     next: Duration,
     first: Duration,
     longest: Duration,
 }
 
-impl Pauses {
+impl Backoff {
     pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
         Self {
             next: first,
@@ -169,7 +169,7 @@ impl Pauses {
     }
 
     /// The pause before the next attempt.
-    pub(crate) fn next_pause(&mut self) -> Duration {
+    pub(crate) fn next_delay(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         pause
@@ -180,7 +180,7 @@ impl Pauses {
         self.next >= self.longest
     }
 
-    pub(crate) fn start_over(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }
 }
@@ -191,29 +191,29 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_their_limit() {
-        let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_millis(350));
-        let taken: Vec<u128> = (0..4).map(|_| pauses.next_pause().as_millis()).collect();
+        let mut pauses = Backoff::new(Duration::from_millis(100), Duration::from_millis(350));
+        let taken: Vec<u128> = (0..4).map(|_| pauses.next_delay().as_millis()).collect();
         assert_eq!(taken, [100, 200, 350, 350]);
         assert!(pauses.at_limit());
-        pauses.start_over();
-        assert_eq!(pauses.next_pause().as_millis(), 100);
+        pauses.reset();
+        assert_eq!(pauses.next_delay().as_millis(), 100);
     }
 
     #[test]
     fn a_stop_set_before_the_wait_ends_it() {
-        let stop = Stop::new();
+        let stop = StopFlag::new();
         stop.stop();
-        assert_eq!(readable(&[], &stop, None), Ok(vec![]));
+        assert_eq!(wait_readable(&[], &stop, None), Ok(vec![]));
     }
 
     #[test]
     fn a_stop_without_a_descriptor_is_still_seen() {
-        let stop = Stop {
+        let stop = StopFlag {
             set: AtomicBool::new(false),
             event: None,
         };
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| readable(&[], &stop, None));
+            let waiter = scope.spawn(|| wait_readable(&[], &stop, None));
             stop.stop();
             assert_eq!(waiter.join().unwrap(), Ok(vec![]));
         });
@@ -221,8 +221,8 @@ mod tests {
 
     #[test]
     fn a_deadline_in_the_past_only_looks() {
-        let stop = Stop::new();
-        assert_eq!(readable(&[], &stop, Some(Instant::now())), Ok(vec![]));
+        let stop = StopFlag::new();
+        assert_eq!(wait_readable(&[], &stop, Some(Instant::now())), Ok(vec![]));
         assert!(!stop.is_set());
     }
 }

@@ -71,11 +71,11 @@ fn refusing(path: PathBuf) -> Arc<AtomicUsize> {
 
 /// Waits in `next` for `time`, then stops it; how long the stop took to be answered.
 fn stopped_after(mut watch: Box<dyn Watch>, time: Duration) -> Duration {
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     let (tell, told) = mpsc::channel();
     let waiter = thread::spawn(move || {
         let ended = loop {
-            if let Err(ended) = watch.next() {
+            if let Err(ended) = watch.next_snapshot() {
                 break ended;
             }
         };
@@ -104,13 +104,13 @@ fn absent() {
     }
     let begun = Instant::now();
     let mut watch = PcscBackend::new(true).watch();
-    for readers in [watch.now(soon()), watch.now(soon())] {
+    for readers in [watch.snapshot(soon()), watch.snapshot(soon())] {
         assert!(readers.readers.is_empty());
-        let trouble = readers.trouble.unwrap();
+        let trouble = readers.error.unwrap();
         assert_eq!(trouble.kind, TransportErrorKind::NoService);
         assert!(trouble.what.contains("pcscd does not run"), "{trouble}");
     }
-    let first = PcscBackend::new(true).watch().next().unwrap();
+    let first = PcscBackend::new(true).watch().next_snapshot().unwrap();
     assert!(
         first.readers.is_empty(),
         "without an earlier picture next does not wait"
@@ -147,13 +147,13 @@ fn stop() {
     );
     assert!(took[19] < HANG, "{took:?}");
     let mut watch = PcscBackend::new(true).watch();
-    watch.waker().stop();
+    watch.stop_handle().stop();
     assert_eq!(
-        watch.next().unwrap_err(),
+        watch.next_snapshot().unwrap_err(),
         Stopped,
         "wake before wait is not lost"
     );
-    assert_eq!(watch.next().unwrap_err(), Stopped, "for good");
+    assert_eq!(watch.next_snapshot().unwrap_err(), Stopped, "for good");
 }
 
 #[test]
@@ -166,10 +166,10 @@ fn a_pcscd_that_appears_is_asked_at_once() {
 fn appears() {
     let Some(socket) = socket() else { return };
     let mut watch = PcscBackend::new(true).watch();
-    assert!(watch.now(soon()).readers.is_empty());
-    let waker = watch.waker();
+    assert!(watch.snapshot(soon()).readers.is_empty());
+    let waker = watch.stop_handle();
     thread::scope(|scope| {
-        scope.spawn(|| watch.next());
+        scope.spawn(|| watch.next_snapshot());
         thread::sleep(Duration::from_millis(300));
         let asked = refusing(socket);
         let begun = Instant::now();
@@ -198,8 +198,8 @@ fn refuses() {
     let Some(socket) = socket() else { return };
     let asked = refusing(socket);
     let mut watch = PcscBackend::new(true).watch();
-    let readers = watch.now(soon());
-    assert!(readers.readers.is_empty() && readers.trouble.is_some());
+    let readers = watch.snapshot(soon());
+    assert!(readers.readers.is_empty() && readers.error.is_some());
     let took = stopped_after(watch, Duration::from_secs(2));
     assert!(took < HANG, "{took:?}");
     let asked = asked.load(Ordering::SeqCst);
@@ -221,13 +221,13 @@ fn idle() {
         return;
     }
     let mut watch = PcscBackend::new(true).watch();
-    watch.now(soon());
-    let waker = watch.waker();
+    watch.snapshot(soon());
+    let waker = watch.stop_handle();
     let (tell, tid) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
             tell.send(rustix::thread::gettid()).unwrap();
-            watch.next()
+            watch.next_snapshot()
         });
         let tid = tid.recv().unwrap();
         let sleeps = common::sleeps_for(Duration::from_secs(1), tid);

@@ -19,7 +19,7 @@ use std::{
 
 use claviger_apdu::{Call, TransportErrorKind};
 use claviger_driver::{
-    Backend, Presence, ReaderState, Readers, Stopped, Watch, socket::SocketBackend,
+    Backend, Presence, ReaderSnapshot, ReaderState, Stopped, Watch, socket::SocketBackend,
 };
 use common::{ATR, Folder, HANG, Peer, Server, sleeps_for, soon, time_of};
 
@@ -31,9 +31,9 @@ fn watch(paths: &[&PathBuf]) -> Box<dyn Watch> {
 fn next_after(
     watch: &mut Box<dyn Watch>,
     act: impl FnOnce(),
-) -> (Result<Readers, Stopped>, Duration) {
+) -> (Result<ReaderSnapshot, Stopped>, Duration) {
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| watch.next());
+        let waiter = scope.spawn(|| watch.next_snapshot());
         thread::sleep(Duration::from_millis(100));
         assert!(!waiter.is_finished(), "next waits for a change");
         let begun = Instant::now();
@@ -42,22 +42,22 @@ fn next_after(
     })
 }
 
-fn only(readers: &Readers) -> &ReaderState {
+fn only(readers: &ReaderSnapshot) -> &ReaderState {
     assert_eq!(readers.readers.len(), 1, "{readers:?}");
     &readers.readers[0]
 }
 
-fn kind(readers: &Readers) -> Option<TransportErrorKind> {
-    readers.trouble.as_ref().map(|trouble| trouble.kind)
+fn kind(readers: &ReaderSnapshot) -> Option<TransportErrorKind> {
+    readers.error.as_ref().map(|trouble| trouble.kind)
 }
 
 #[test]
 fn without_a_server_there_is_no_reader_and_the_reason_is_told() {
     let folder = Folder::new("none");
     let path = folder.join("socket");
-    let readers = watch(&[&path]).next().unwrap();
+    let readers = watch(&[&path]).next_snapshot().unwrap();
     assert!(readers.readers.is_empty());
-    let trouble = readers.trouble.unwrap();
+    let trouble = readers.error.unwrap();
     assert_eq!(trouble.kind, TransportErrorKind::NoService);
     assert!(trouble.what.contains(path.to_str().unwrap()), "{trouble}");
 }
@@ -70,12 +70,12 @@ fn the_reader_has_the_server_s_name_and_its_card() {
         peer.welcome("A\u{1b}[31m reader\n");
         peer.serve();
     });
-    let readers = watch(&[&path]).now(soon());
+    let readers = watch(&[&path]).snapshot(soon());
     let reader = only(&readers);
     assert_eq!(reader.name, "A[31m reader");
     assert_eq!(reader.id.to_string(), format!("socket:{}", path.display()));
     assert!(matches!(&reader.presence, Presence::Card(atr) if atr.bytes() == ATR));
-    assert!(readers.trouble.is_none());
+    assert!(readers.error.is_none());
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_server_that_comes_later_is_seen() {
     let folder = Folder::new("later");
     let path = folder.join("socket");
     let mut watch = watch(&[&path]);
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
     let mut server = None;
     let (readers, took) = next_after(&mut watch, || {
         server = Some(Server::start(&path, Peer::serve));
@@ -97,7 +97,7 @@ fn a_server_whose_folder_comes_later_is_seen() {
     let folder = Folder::new("folder");
     let path = folder.join("not/yet/socket");
     let mut watch = watch(&[&path]);
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
     let mut server = None;
     let (readers, took) = next_after(&mut watch, || {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -113,7 +113,7 @@ fn a_server_that_dies_takes_its_reader_along_and_brings_it_back() {
     let path = folder.join("socket");
     let server = Server::start(&path, Peer::serve);
     let mut watch = watch(&[&path]);
-    let before = only(&watch.next().unwrap()).clone();
+    let before = only(&watch.next_snapshot().unwrap()).clone();
     let (gone, took) = next_after(&mut watch, || drop(server));
     let gone = gone.unwrap();
     assert!(gone.readers.is_empty() && kind(&gone) == Some(TransportErrorKind::NoService));
@@ -127,7 +127,7 @@ fn a_server_that_dies_takes_its_reader_along_and_brings_it_back() {
         (&only(&back).id, &only(&back).presence),
         (&before.id, &before.presence)
     );
-    assert!(back.trouble.is_none());
+    assert!(back.error.is_none());
     assert!(took < HANG, "{took:?}");
 }
 
@@ -137,12 +137,12 @@ fn a_restart_nobody_looked_at_still_counts_as_a_change() {
     let path = folder.join("socket");
     let server = Server::start(&path, Peer::serve);
     let mut watch = watch(&[&path]);
-    let before = only(&watch.now(soon())).clone();
+    let before = only(&watch.snapshot(soon())).clone();
     drop(server);
     let _server = Server::start(&path, Peer::serve);
-    let after = watch.now(soon());
+    let after = watch.snapshot(soon());
     assert_eq!(only(&after).presence, before.presence);
-    assert_ne!(only(&after).changes, before.changes);
+    assert_ne!(only(&after).change_count, before.change_count);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_stale_socket_file_is_no_server_and_does_not_hide_the_next_one() {
     assert!(path.exists());
     let mut watch = watch(&[&path]);
     assert_eq!(
-        kind(&watch.next().unwrap()),
+        kind(&watch.next_snapshot().unwrap()),
         Some(TransportErrorKind::NoService)
     );
     let mut server = None;
@@ -170,7 +170,7 @@ fn a_server_slow_between_bind_and_listen_is_seen() {
     let folder = Folder::new("bind");
     let path = folder.join("socket");
     let mut watch = watch(&[&path]);
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
     let mut server = None;
     let (readers, _) = next_after(&mut watch, || {
@@ -202,13 +202,16 @@ fn insertion_removal_and_a_mute_card_are_told() {
         }
     });
     let mut watch = watch(&[&path]);
-    assert_eq!(only(&watch.next().unwrap()).presence, Presence::Empty);
+    assert_eq!(
+        only(&watch.next_snapshot().unwrap()).presence,
+        Presence::Empty
+    );
     let mut told = |atr: &[u8], changes| {
         let (readers, _) = next_after(&mut watch, || {
             to_server.send((atr.to_vec(), changes)).unwrap();
         });
         let reader = only(&readers.unwrap()).clone();
-        (reader.presence, reader.changes)
+        (reader.presence, reader.change_count)
     };
     assert!(matches!(told(&ATR, 1), (Presence::Card(_), 1)));
     assert!(
@@ -227,20 +230,14 @@ fn readers_come_in_the_order_of_their_paths_and_one_s_trouble_hides_no_other() {
     let (one, two, three) = (folder.join("one"), folder.join("two"), folder.join("three"));
     let _three = Server::start(&three, Peer::serve);
     let _one = Server::start(&one, Peer::serve);
-    let readers = watch(&[&one, &two, &three]).now(soon());
+    let readers = watch(&[&one, &two, &three]).snapshot(soon());
     let names: Vec<_> = readers
         .readers
         .iter()
         .map(|reader| reader.id.name())
         .collect();
     assert_eq!(names, [one.to_str().unwrap(), three.to_str().unwrap()]);
-    assert!(
-        readers
-            .trouble
-            .unwrap()
-            .what
-            .contains(two.to_str().unwrap())
-    );
+    assert!(readers.error.unwrap().what.contains(two.to_str().unwrap()));
 }
 
 #[test]
@@ -251,7 +248,7 @@ fn a_server_that_never_answers_costs_at_most_the_call() {
     let _good = Server::start(&good, Peer::serve);
     let mut watch = watch(&[&silent, &good]);
     let begun = Instant::now();
-    let readers = watch.now(Call::within(Duration::from_millis(200)));
+    let readers = watch.snapshot(Call::within(Duration::from_millis(200)));
     let took = begun.elapsed();
     assert!(
         took >= Duration::from_millis(200) && took < HANG,
@@ -281,7 +278,7 @@ fn babble_is_a_broken_protocol_and_is_not_asked_for_again_at_once() {
         });
         let begun = Instant::now();
         let mut watch = watch(&[&path]);
-        let readers = watch.now(soon());
+        let readers = watch.snapshot(soon());
         assert!(readers.readers.is_empty(), "{what}");
         assert_eq!(
             kind(&readers),
@@ -289,8 +286,8 @@ fn babble_is_a_broken_protocol_and_is_not_asked_for_again_at_once() {
             "{what}: {readers:?}"
         );
         let third = thread::scope(|scope| {
-            let waker = watch.waker();
-            scope.spawn(|| watch.next());
+            let waker = watch.stop_handle();
+            scope.spawn(|| watch.next_snapshot());
             let third = time_of(3, || server.accepted(), begun);
             waker.stop();
             third
@@ -314,9 +311,9 @@ fn a_server_that_accepts_and_dies_for_ever_is_left_in_peace() {
     });
     let begun = Instant::now();
     let mut watch = watch(&[&path]);
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     let seventh = thread::scope(|scope| {
-        scope.spawn(move || while watch.next().is_ok() {});
+        scope.spawn(move || while watch.next_snapshot().is_ok() {});
         let seventh = time_of(7, || server.accepted(), begun);
         waker.stop();
         seventh
@@ -328,11 +325,11 @@ fn a_server_that_accepts_and_dies_for_ever_is_left_in_peace() {
 fn wake_before_wait_is_not_lost() {
     let folder = Folder::new("before");
     let mut watch = watch(&[&folder.join("socket")]);
-    watch.now(soon());
-    watch.waker().stop();
+    watch.snapshot(soon());
+    watch.stop_handle().stop();
     let begun = Instant::now();
-    assert_eq!(watch.next().unwrap_err(), Stopped);
-    assert_eq!(watch.next().unwrap_err(), Stopped, "for good");
+    assert_eq!(watch.next_snapshot().unwrap_err(), Stopped);
+    assert_eq!(watch.next_snapshot().unwrap_err(), Stopped, "for good");
     assert!(begun.elapsed() < HANG);
 }
 
@@ -343,8 +340,8 @@ fn wake_during_the_wait_ends_it_at_once() {
     let _server = Server::start(&path, Peer::serve);
     for paths in [vec![&path], vec![]] {
         let mut watch = watch(&paths);
-        watch.now(soon());
-        let waker = watch.waker();
+        watch.snapshot(soon());
+        let waker = watch.stop_handle();
         let (ended, took) = next_after(&mut watch, || waker.stop());
         assert_eq!(ended.unwrap_err(), Stopped);
         assert!(took < HANG, "{took:?}");
@@ -354,13 +351,13 @@ fn wake_during_the_wait_ends_it_at_once() {
 /// Whether a thread in `next` on `path` sleeps.
 fn idles(path: &PathBuf) -> bool {
     let mut watch = watch(&[path]);
-    watch.now(soon());
-    let waker = watch.waker();
+    watch.snapshot(soon());
+    let waker = watch.stop_handle();
     let (tell, tid) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
             tell.send(rustix::thread::gettid()).unwrap();
-            let _ = watch.next();
+            let _ = watch.next_snapshot();
         });
         let tid = tid.recv().unwrap();
         let idles = sleeps_for(Duration::from_secs(1), tid);
@@ -386,13 +383,13 @@ fn a_stale_socket_file_is_given_up_to_its_folder_in_the_end() {
     let path = folder.join("socket");
     drop(UnixListener::bind(&path).unwrap());
     let mut watch = watch(&[&path]);
-    watch.now(soon());
+    watch.snapshot(soon());
     let (mut server, mut sleeps) = (None, false);
     thread::scope(|scope| {
         let (tell, tid) = mpsc::channel();
         let waiter = scope.spawn(move || {
             tell.send(rustix::thread::gettid()).unwrap();
-            watch.next()
+            watch.next_snapshot()
         });
         let tid = tid.recv().unwrap();
         // No pause between two tries is as long.

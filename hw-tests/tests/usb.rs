@@ -26,7 +26,7 @@ use claviger_apdu::{
     TransportErrorKind::{self, CardReset, Protocol, TimedOut},
 };
 use claviger_driver::{
-    Backend, Presence, Readers, Watch,
+    Backend, Presence, ReaderSnapshot, Watch,
     pcsc::PcscBackend,
     usb::{
         backend::{UsbBackend, UsbOptions},
@@ -61,7 +61,7 @@ fn backend(stack: UsbLibrary, rig: &Rig) -> UsbBackend {
     })
 }
 
-fn has_card(readers: &Readers) -> bool {
+fn has_card(readers: &ReaderSnapshot) -> bool {
     let cards = readers.readers.iter();
     cards
         .filter(|reader| matches!(reader.presence, Presence::Card(_)))
@@ -70,14 +70,14 @@ fn has_card(readers: &Readers) -> bool {
 }
 
 /// A watch that has seen the one card there is.
-fn watch(backend: &dyn Backend) -> (Box<dyn Watch>, Readers) {
+fn watch(backend: &dyn Backend) -> (Box<dyn Watch>, ReaderSnapshot) {
     let mut watch = backend.watch();
-    let readers = watch.now(Call::within(PATIENCE));
+    let readers = watch.snapshot(Call::within(PATIENCE));
     assert!(has_card(&readers), "{readers:?}");
     (watch, readers)
 }
 
-fn connect(backend: &dyn Backend, readers: &Readers) -> Box<dyn Transport> {
+fn connect(backend: &dyn Backend, readers: &ReaderSnapshot) -> Box<dyn Transport> {
     let reader = &readers.readers.first().unwrap().id;
     backend.connect(reader, Call::within(PATIENCE)).unwrap()
 }
@@ -149,7 +149,7 @@ fn a_user_without_other_rights_reaches_the_reader(stack: UsbLibrary, way: UsbWay
     let backend = backend(stack, &rig);
     let (_watch, readers) = watch(&backend);
     select(&mut *connect(&backend, &readers));
-    assert!(readers.trouble.is_none(), "{:?}", readers.trouble);
+    assert!(readers.error.is_none(), "{:?}", readers.error);
 }
 
 fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbWay) {

@@ -11,7 +11,7 @@ use std::{fs, path::Path, process::Command, sync::mpsc, thread, time::Duration};
 
 use claviger_apdu::Call;
 use claviger_driver::{
-    Backend as _, Presence, Readers,
+    Backend as _, Presence, ReaderSnapshot,
     usb::{
         backend::{UsbBackend, UsbOptions},
         host::open::UsbLibrary,
@@ -151,11 +151,11 @@ fn a_token_that_comes_and_goes_is_noticed_without_udev() {
             lock_folders: vec![rig.folder().join("locks")],
         });
         let mut watch = backend.watch();
-        assert_eq!(cards(&watch.now(Call::within(PATIENCE))), 1);
-        let waker = watch.waker();
+        assert_eq!(cards(&watch.snapshot(Call::within(PATIENCE))), 1);
+        let waker = watch.stop_handle();
         let (told, pictures) = mpsc::channel();
         let watching = thread::spawn(move || {
-            while let Ok(readers) = watch.next() {
+            while let Ok(readers) = watch.next_snapshot() {
                 told.send(cards(&readers)).unwrap();
             }
         });
@@ -171,7 +171,7 @@ fn a_token_that_comes_and_goes_is_noticed_without_udev() {
     }
 }
 
-fn cards(readers: &Readers) -> usize {
+fn cards(readers: &ReaderSnapshot) -> usize {
     let readers = readers.readers.iter();
     let has_card = |presence: &Presence| matches!(presence, Presence::Card(_));
     readers.filter(|reader| has_card(&reader.presence)).count()

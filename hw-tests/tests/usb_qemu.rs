@@ -19,7 +19,7 @@ use std::{
 use claviger_apdu::{Call, Limits, ResponseBuffer, Transport};
 use claviger_driver::{
     Backend as _, Presence, Watch,
-    ccid::{configuration::Way, descriptor::ExchangeLevel},
+    ccid::{configuration::InterfaceProtocol, descriptor::ExchangeLevel},
     usb::{
         backend::{UsbBackend, UsbOptions},
         discovery::sysfs::{UsbBus, UsbDevice},
@@ -87,9 +87,9 @@ fn the_reader_takes_tpdus_of_t0(stack: UsbLibrary) {
         found.name, found.model, interface.class
     );
     println!("{interface:?}");
-    assert_eq!(interface.way, Way::Bulk);
+    assert_eq!(interface.way, InterfaceProtocol::Bulk);
     assert_eq!(interface.class.exchange_level(), ExchangeLevel::Tpdu);
-    assert!(interface.class.speaks(0) && !interface.class.speaks(1));
+    assert!(interface.class.supports_protocol(0) && !interface.class.supports_protocol(1));
     let (_watch, card) = connect(stack);
     assert_eq!(card.atr().bytes(), T0_ATR);
     assert_eq!(card.limits(), Limits::SHORT);
@@ -103,8 +103,8 @@ fn connect(stack: UsbLibrary) -> (Box<dyn Watch>, Box<dyn Transport>) {
         lock_folders: Vec::new(),
     });
     let mut watch = backend.watch();
-    let readers = watch.now(Call::within(PATIENCE));
-    assert!(readers.trouble.is_none(), "{:?}", readers.trouble);
+    let readers = watch.snapshot(Call::within(PATIENCE));
+    assert!(readers.error.is_none(), "{:?}", readers.error);
     let [reader] = readers.readers.as_slice() else {
         unreachable!("one reader: {readers:?}");
     };

@@ -1,7 +1,7 @@
 //! Slot events: who watches the readers, who waits for them, and how both are ended.
 //!
 //! With threads allowed, each backend has one thread, started by the first call that needs the slots; its loop
-//! is `Watch::next` → `SlotTable::apply` → wake. Without, one of the threads that call C_WaitForSlotEvent does
+//! is `Watch::next_snapshot` → `SlotTable::apply` → wake. Without, one of the threads that call C_WaitForSlotEvent does
 //! the watching itself, in one wait over all backends, and any other call looks once.
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::{Backend, Demand, Wake, usb::discovery::precedence::PcscdPrecedence};
+use claviger_driver::{Backend, Demand, StopHandle, usb::discovery::precedence::PcscdPrecedence};
 use cryptoki_sys::CK_SLOT_ID;
 
 use crate::{
@@ -49,7 +49,7 @@ pub(crate) struct SlotEvents {
     may_create_threads: bool,
     /// No thread watches some backend: a thread that waits has to, or each call looks.
     unwatched: AtomicBool,
-    wakers: Vec<Arc<dyn Wake>>,
+    wakers: Vec<Arc<dyn StopHandle>>,
     /// Of the backends that watch cards only for somebody.
     demands: Vec<Arc<dyn Demand>>,
     /// Backends without a thread; held while one of them is watched or looked at.
@@ -68,7 +68,10 @@ impl SlotEvents {
         precedence: Option<Arc<PcscdPrecedence>>,
     ) -> Self {
         let sources = BackendWatcher::of(backends, precedence.as_ref());
-        let wakers = sources.iter().map(|source| source.watch.waker()).collect();
+        let wakers = sources
+            .iter()
+            .map(|source| source.watch.stop_handle())
+            .collect();
         let demands = sources.iter().filter_map(|source| source.watch.demand());
         let demands = demands.collect();
         let shared = Shared::new(sources.len(), idle, precedence);

@@ -61,7 +61,7 @@ impl KnownReader {
             presence: Presence::Empty,
             card: Insertion::default(),
             backend,
-            model: state.model.clone(),
+            model: state.stable_name.clone(),
             connected: false,
             changes: 0,
             sighting: 0,
@@ -77,14 +77,14 @@ impl KnownReader {
             None => self.see_change(state),
         };
         self.presence = state.presence.clone();
-        self.changes = state.changes;
+        self.changes = state.change_count;
         self.connected = true;
         self.seen = true;
         happened
     }
 
     fn see_change(&mut self, state: &ReaderState) -> bool {
-        let card_changed = state.presence != self.presence || state.changes != self.changes;
+        let card_changed = state.presence != self.presence || state.change_count != self.changes;
         if card_changed {
             self.card.0 += 1;
         }

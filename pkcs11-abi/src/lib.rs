@@ -5,7 +5,7 @@
 //!
 //! A call walks: its C face in `function_list` → the boundary in `entry` (panic, generation, fork, log) → one safe
 //! function in `functions` → `card` (one card's conversation) → `claviger_token::Token`. An event walks:
-//! `Watch::next` → the slot-event thread's loop in `events` → `sources` → `SlotTable::apply`.
+//! `Watch::next_snapshot` → the slot-event thread's loop in `events` → `sources` → `SlotTable::apply`.
 //!
 //! Who may block: C_WaitForSlotEvent until an event or C_Finalize; a call that needs a card, as long as that card
 //! takes; nothing else. No lock but one card's own is held while a card is talked to.

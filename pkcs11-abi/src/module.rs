@@ -221,7 +221,9 @@ impl Module {
         let readers =
             std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
         if !readers.is_empty() {
-            self.backends.iter().for_each(|backend| backend.wind_up());
+            self.backends
+                .iter()
+                .for_each(|backend| backend.begin_shutdown());
         }
         readers.values().for_each(|reader| reader.close());
     }
@@ -234,7 +236,9 @@ impl Generation for Module {
     }
 
     fn abort_calls(&self) {
-        self.backends.iter().for_each(|backend| backend.cut());
+        self.backends
+            .iter()
+            .for_each(|backend| backend.abort_calls());
     }
 
     fn release(&self) {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claviger_driver::{ReaderState, Readers};
+use claviger_driver::{ReaderSnapshot, ReaderState};
 use claviger_token::AppletKind;
 use cryptoki_sys::CK_SLOT_ID;
 
@@ -63,18 +63,20 @@ impl SlotTable {
     pub(crate) fn apply(
         &mut self,
         backend: usize,
-        snapshot: &Readers,
+        snapshot: &ReaderSnapshot,
         initial: bool,
         now: Instant,
     ) -> SnapshotEffect {
         let before: Vec<Insertion> = self.readers.iter().map(|reader| reader.card).collect();
-        if self.service_restarted(backend, snapshot.service) {
+        if self.service_restarted(backend, snapshot.service_instance) {
             self.lose_sight(
                 backend,
-                snapshot.service.map(|_| now + READER_RETURN_TIMEOUT),
+                snapshot
+                    .service_instance
+                    .map(|_| now + READER_RETURN_TIMEOUT),
             );
         }
-        if snapshot.service.is_some() {
+        if snapshot.service_instance.is_some() {
             for state in &snapshot.readers {
                 if self.choice.shows_reader(&state.name) {
                     self.update_reader(backend, state, snapshot, initial);
@@ -134,7 +136,7 @@ impl SlotTable {
         &mut self,
         backend: usize,
         state: &ReaderState,
-        snapshot: &Readers,
+        snapshot: &ReaderSnapshot,
         silent: bool,
     ) {
         let index = self.reader_index(backend, state, snapshot);
@@ -147,7 +149,7 @@ impl SlotTable {
         }
     }
 
-    fn disconnect_missing(&mut self, backend: usize, snapshot: &Readers, silent: bool) {
+    fn disconnect_missing(&mut self, backend: usize, snapshot: &ReaderSnapshot, silent: bool) {
         let mut missing = Vec::new();
         for reader in &mut self.readers {
             let here = snapshot.readers.iter().any(|state| state.id == reader.id);
@@ -194,7 +196,12 @@ impl SlotTable {
     }
 
     /// The reader's place in the table, made with a slot per applet when it is new.
-    fn reader_index(&mut self, backend: usize, state: &ReaderState, snapshot: &Readers) -> usize {
+    fn reader_index(
+        &mut self,
+        backend: usize,
+        state: &ReaderState,
+        snapshot: &ReaderSnapshot,
+    ) -> usize {
         if let Some(index) = self.readers.iter().position(|reader| reader.id == state.id) {
             return index;
         }
@@ -202,7 +209,7 @@ impl SlotTable {
             !reader.connected || !snapshot.readers.iter().any(|state| state.id == reader.id)
         };
         let same = |reader: &KnownReader| {
-            reader.backend == backend && reader.model == state.model && gone(reader)
+            reader.backend == backend && reader.model == state.stable_name && gone(reader)
         };
         let index = self.readers.iter().position(same);
         let index = index.unwrap_or_else(|| self.add_reader(backend, state));

@@ -10,7 +10,7 @@ use std::{
 
 use claviger_apdu::Call;
 use claviger_driver::{
-    Backend, Pollable, Readers, Stopped, Watch, pollable,
+    Backend, Pollable, ReaderSnapshot, Stopped, Watch, pollable,
     usb::discovery::precedence::PcscdPrecedence,
 };
 
@@ -72,7 +72,7 @@ impl Shared {
         }
     }
 
-    fn apply(&self, source: &BackendWatcher, snapshot: &Readers) {
+    fn apply(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
         let first = !source.looked;
         let effect = self.queue.update(|table| {
             if first {
@@ -102,7 +102,7 @@ impl Shared {
     }
 
     /// Says what is wrong with a backend.
-    fn tell(&self, source: &BackendWatcher, snapshot: &Readers) {
+    fn tell(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         let line = troubles.hear(source.backend, source.role, snapshot);
         // A watch that was ended finds its service gone.
@@ -173,17 +173,17 @@ impl BackendWatcher {
     }
 
     /// Moves the gate; whether readers on the USB have to leave first.
-    fn move_precedence(&self, snapshot: &Readers, shared: &Shared) -> bool {
+    fn move_precedence(&self, snapshot: &ReaderSnapshot, shared: &Shared) -> bool {
         let precedence = shared.precedence.as_ref();
         self.role == Role::Pcscd
             && precedence.is_some_and(|precedence| precedence.take_pcscd_snapshot(snapshot))
     }
 
-    fn apply_snapshot(&mut self, snapshot: &Readers, shared: &Shared) {
+    fn apply_snapshot(&mut self, snapshot: &ReaderSnapshot, shared: &Shared) {
         shared.tell(self, snapshot);
         shared.apply(self, snapshot);
         self.looked = true;
-        self.is_empty = snapshot.readers.is_empty() && snapshot.trouble.is_none();
+        self.is_empty = snapshot.readers.is_empty() && snapshot.error.is_none();
     }
 }
 
@@ -202,7 +202,7 @@ impl Sources<'_> {
 
     pub(crate) fn query_source(&mut self, number: usize) {
         if let Some(source) = self.all.get_mut(number) {
-            let snapshot = source.watch.now(Call::within(FIRST_SNAPSHOT_TIMEOUT));
+            let snapshot = source.watch.snapshot(Call::within(FIRST_SNAPSHOT_TIMEOUT));
             self.apply_snapshot(number, &snapshot);
         }
     }
@@ -212,7 +212,7 @@ impl Sources<'_> {
         let Some(only) = self.all.first_mut() else {
             return Err(Stopped);
         };
-        let snapshot = only.watch.next()?;
+        let snapshot = only.watch.next_snapshot()?;
         self.apply_snapshot(0, &snapshot);
         Ok(())
     }
@@ -233,7 +233,7 @@ impl Sources<'_> {
         Ok(())
     }
 
-    fn apply_snapshot(&mut self, number: usize, snapshot: &Readers) {
+    fn apply_snapshot(&mut self, number: usize, snapshot: &ReaderSnapshot) {
         let shared = self.shared;
         let source = self.all.get(number);
         if source.is_some_and(|source| source.move_precedence(snapshot, shared)) {

@@ -7,5 +7,5 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits for `thread` to end, within bounds.
 pub(crate) fn join(thread: JoinHandle<()>, what: &str) {
-    claviger_driver::threads::join(thread, what, JOIN_TIMEOUT);
+    claviger_driver::threads::join_within(thread, what, JOIN_TIMEOUT);
 }

@@ -1,7 +1,7 @@
 //! What is said of readers that cannot be shown: once each, in one line.
 
 use claviger_apdu::TransportErrorKind;
-use claviger_driver::Readers;
+use claviger_driver::ReaderSnapshot;
 
 /// What a backend is to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +29,9 @@ impl Troubles {
         &mut self,
         backend: usize,
         role: Role,
-        snapshot: &Readers,
+        snapshot: &ReaderSnapshot,
     ) -> Option<String> {
-        let trouble = snapshot.trouble.as_ref();
+        let trouble = snapshot.error.as_ref();
         let what = trouble.map(ToString::to_string);
         let line = match role {
             Role::Own => what,
@@ -70,25 +70,25 @@ mod tests {
 
     use super::*;
 
-    fn picture(readers: usize, trouble: Option<(TransportErrorKind, &str)>) -> Readers {
+    fn picture(readers: usize, trouble: Option<(TransportErrorKind, &str)>) -> ReaderSnapshot {
         let state = |number: usize| ReaderState {
             id: ReaderId::new("usb", &number.to_string()),
             name: number.to_string(),
             presence: Presence::Empty,
-            changes: 0,
-            model: String::new(),
+            change_count: 0,
+            stable_name: String::new(),
         };
-        Readers {
+        ReaderSnapshot {
             readers: (0..readers).map(state).collect(),
-            trouble: trouble.map(|(kind, what)| TransportError::before_card(kind, what)),
-            service: Some(0),
+            error: trouble.map(|(kind, what)| TransportError::before_card(kind, what)),
+            service_instance: Some(0),
         }
     }
 
     const ABSENT: Option<(TransportErrorKind, &str)> =
         Some((TransportErrorKind::NoService, "pcscd does not run"));
 
-    fn of_usb(pcscd: &Readers, usb: &Readers) -> Option<String> {
+    fn of_usb(pcscd: &ReaderSnapshot, usb: &ReaderSnapshot) -> Option<String> {
         let mut troubles = Troubles::default();
         troubles.hear(0, Role::Pcscd, pcscd);
         troubles.hear(1, Role::Usb, usb)

@@ -71,7 +71,7 @@ impl EventProducer {
         self.changed.notify_all();
     }
 
-    /// As `Watch::next`: waits for changes beyond `seen`; none after a stop.
+    /// As `Watch::next_snapshot`: waits for changes beyond `seen`; none after a stop.
     fn next(&self, seen: usize) -> Option<usize> {
         let mut state = self.state.lock().unwrap();
         loop {

@@ -11,15 +11,15 @@ use claviger_apdu::Secret;
 use super::budget;
 
 /// wLevelParameter: the block is a whole command.
-const WHOLE: u16 = 0x0000;
+const WHOLE_COMMAND: u16 = 0x0000;
 /// The first part of a command.
-const FIRST: u16 = 0x0001;
+const FIRST_PART: u16 = 0x0001;
 /// The last part of a command.
-const LAST: u16 = 0x0002;
+const LAST_PART: u16 = 0x0002;
 /// A part in the middle of a command.
-const NEXT: u16 = 0x0003;
+const MIDDLE_PART: u16 = 0x0003;
 /// No command: the next part of the answer is asked for.
-const GO_ON: u16 = 0x0010;
+const CONTINUE: u16 = 0x0010;
 
 /// One command and its answer, in the parts a reader takes.
 #[derive(Debug)]
@@ -64,7 +64,11 @@ impl<'a> ApduExchange<'a> {
         Self {
             rest,
             part,
-            level_parameter: if rest.is_empty() { WHOLE } else { FIRST },
+            level_parameter: if rest.is_empty() {
+                WHOLE_COMMAND
+            } else {
+                FIRST_PART
+            },
             longest,
             answer: Secret::default(),
             parts: 0,
@@ -98,12 +102,12 @@ impl<'a> ApduExchange<'a> {
         if self.answer.len().saturating_add(data.len()) > budget::ANSWER {
             return Err(ChainError::TooLong);
         }
-        let begun = self.level_parameter == GO_ON;
+        let begun = self.level_parameter == CONTINUE;
         self.answer.extend(data);
         match (chain, begun) {
             (0x00, false) | (0x02, true) => Ok(Progress::Done(std::mem::take(&mut self.answer))),
             (0x01, false) | (0x03, true) => {
-                (self.level_parameter, self.part) = (GO_ON, &[]);
+                (self.level_parameter, self.part) = (CONTINUE, &[]);
                 Ok(Progress::Send)
             }
             _ => Err(ChainError::OutOfPlace(chain)),
@@ -116,7 +120,11 @@ impl<'a> ApduExchange<'a> {
             return Err(ChainError::OutOfPlace(chain));
         }
         (self.part, self.rest) = self.rest.split_at(self.rest.len().min(self.longest));
-        self.level_parameter = if self.rest.is_empty() { LAST } else { NEXT };
+        self.level_parameter = if self.rest.is_empty() {
+            LAST_PART
+        } else {
+            MIDDLE_PART
+        };
         Ok(Progress::Send)
     }
 }

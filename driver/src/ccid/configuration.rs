@@ -3,7 +3,7 @@
 
 use super::{
     descriptor::{ClassDescriptor, LENGTH, TYPE},
-    quirks::Model,
+    quirks::UsbModel,
 };
 
 /// bDescriptorType of USB 2.0, table 9-5.
@@ -30,13 +30,13 @@ pub struct Endpoint {
 
 /// How commands reach the reader (bInterfaceProtocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum InterfaceProtocol {
     /// Over the bulk endpoints (CCID).
     Bulk,
     /// Over the control endpoint (ICCD, version A).
-    ControlA,
+    IccdA,
     /// Over the control endpoint (ICCD, version B).
-    ControlB,
+    IccdB,
 }
 
 /// An interface that is a reader.
@@ -49,7 +49,7 @@ pub struct CcidInterface {
     /// bAlternateSetting.
     pub alternate: u8,
     /// How commands reach it.
-    pub way: Way,
+    pub way: InterfaceProtocol,
     /// Bulk to the host.
     pub bulk_in: Option<Endpoint>,
     /// Bulk to the device.
@@ -62,9 +62,9 @@ pub struct CcidInterface {
 
 /// A device and its readers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct CcidDevice {
     /// idVendor, idProduct, bcdDevice.
-    pub model: Model,
+    pub model: UsbModel,
     /// Its readers, in the order of their interfaces.
     pub readers: Vec<CcidInterface>,
 }
@@ -74,17 +74,20 @@ pub struct Device {
 #[error("no device descriptor at the beginning")]
 pub struct NoDevice;
 
-impl Device {
+impl CcidDevice {
     /// Reads the descriptors of a device. Interfaces of vendor class count when `is_vendor_reader` says so of the
     /// model. What is damaged ends the reading; what was found before stays.
     ///
     /// # Errors
     /// [`NoDevice`] when they do not begin with a device descriptor.
-    pub fn parse(bytes: &[u8], is_vendor_reader: impl Fn(Model) -> bool) -> Result<Self, NoDevice> {
+    pub fn parse(
+        bytes: &[u8],
+        is_vendor_reader: impl Fn(UsbModel) -> bool,
+    ) -> Result<Self, NoDevice> {
         let (device, rest) = next(bytes).ok_or(NoDevice)?;
         let model = model(device).ok_or(NoDevice)?;
         let vendor = is_vendor_reader(model);
-        let mut found = Found::default();
+        let mut found = InterfaceParser::default();
         for descriptor in descriptors(rest) {
             found.take(descriptor, vendor);
         }
@@ -113,14 +116,14 @@ fn descriptors(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     .take(MOST)
 }
 
-fn model(device: &[u8]) -> Option<Model> {
+fn model(device: &[u8]) -> Option<UsbModel> {
     let [_, DEVICE, _, _, _, _, _, _, rest @ ..] = device else {
         return None;
     };
     let [v0, v1, p0, p1, r0, r1, ..] = rest else {
         return None;
     };
-    Some(Model {
+    Some(UsbModel {
         vendor: u16::from_le_bytes([*v0, *v1]),
         product: u16::from_le_bytes([*p0, *p1]),
         release: u16::from_le_bytes([*r0, *r1]),
@@ -129,18 +132,18 @@ fn model(device: &[u8]) -> Option<Model> {
 
 /// An interface whose descriptors are being read.
 #[derive(Clone, Copy)]
-struct Begun {
+struct PartialInterface {
     number: u8,
     alternate: u8,
-    way: Way,
+    way: InterfaceProtocol,
 }
 
 /// What was found so far.
 #[derive(Default)]
-struct Found {
+struct InterfaceParser {
     readers: Vec<CcidInterface>,
     configuration: u8,
-    interface: Option<Begun>,
+    interface: Option<PartialInterface>,
     class: Option<ClassDescriptor>,
     endpoints: [Option<Endpoint>; 3],
     /// The addresses of all endpoints of the interface, a bit for each.
@@ -154,7 +157,7 @@ const BULK_IN: usize = 0;
 const BULK_OUT: usize = 1;
 const INTERRUPT: usize = 2;
 
-impl Found {
+impl InterfaceParser {
     fn take(&mut self, descriptor: &[u8], vendor: bool) {
         match descriptor {
             [_, CONFIGURATION, _, _, _, value, ..] => {
@@ -215,10 +218,10 @@ impl Found {
         let has_bulk = bulk_in.is_some() && bulk_out.is_some();
         let (way, class) = match interface.way {
             // There is no use for bulk endpoints on the control pipe: bInterfaceProtocol is wrong (ActivCard Reader V2).
-            _ if has_bulk => (Way::Bulk, class),
-            Way::Bulk => return,
-            Way::ControlA => (Way::ControlA, class.given_short_apdus()),
-            Way::ControlB => (Way::ControlB, class),
+            _ if has_bulk => (InterfaceProtocol::Bulk, class),
+            InterfaceProtocol::Bulk => return,
+            InterfaceProtocol::IccdA => (InterfaceProtocol::IccdA, class.given_short_apdus()),
+            InterfaceProtocol::IccdB => (InterfaceProtocol::IccdB, class),
         };
         self.readers.push(CcidInterface {
             configuration: self.configuration,
@@ -234,7 +237,7 @@ impl Found {
 }
 
 /// An interface that may be a reader; bInterfaceSubClass says nothing.
-fn begun(rest: &[u8], vendor: bool) -> Option<Begun> {
+fn begun(rest: &[u8], vendor: bool) -> Option<PartialInterface> {
     let [number, alternate, _, class, _, protocol, ..] = rest else {
         return None;
     };
@@ -242,11 +245,11 @@ fn begun(rest: &[u8], vendor: bool) -> Option<Begun> {
         return None;
     }
     let way = match protocol {
-        1 => Way::ControlA,
-        2 => Way::ControlB,
-        _ => Way::Bulk,
+        1 => InterfaceProtocol::IccdA,
+        2 => InterfaceProtocol::IccdB,
+        _ => InterfaceProtocol::Bulk,
     };
-    Some(Begun {
+    Some(PartialInterface {
         number: *number,
         alternate: *alternate,
         way,
@@ -257,13 +260,13 @@ fn begun(rest: &[u8], vendor: bool) -> Option<Begun> {
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    let Ok(device) = Device::parse(bytes, |_| true) else {
+    let Ok(device) = CcidDevice::parse(bytes, |_| true) else {
         return;
     };
     for reader in &device.readers {
         let bulk = reader.bulk_in.zip(reader.bulk_out);
         assert!(
-            bulk.is_some() || reader.way != Way::Bulk,
+            bulk.is_some() || reader.way != InterfaceProtocol::Bulk,
             "a reader can be reached"
         );
         let all = [reader.bulk_in, reader.bulk_out, reader.interrupt];
@@ -277,7 +280,7 @@ pub fn fuzz(bytes: &[u8]) {
             );
         }
     }
-    let fewer = Device::parse(bytes, |_| false).map_or(0, |device| device.readers.len());
+    let fewer = CcidDevice::parse(bytes, |_| false).map_or(0, |device| device.readers.len());
     assert!(fewer <= device.readers.len());
 }
 
@@ -295,12 +298,12 @@ mod tests {
     }
 
     fn readers(bytes: &[u8]) -> Vec<CcidInterface> {
-        Device::parse(bytes, |_| false).unwrap().readers
+        CcidDevice::parse(bytes, |_| false).unwrap().readers
     }
 
     #[test]
     fn a_reader_has_its_endpoints_and_its_class_descriptor() {
-        let device = Device::parse(&descriptors_of(|_| {}), |_| false).unwrap();
+        let device = CcidDevice::parse(&descriptors_of(|_| {}), |_| false).unwrap();
         assert_eq!(
             (device.model.vendor, device.model.product),
             (0x1209, 0xC1A5)
@@ -310,7 +313,7 @@ mod tests {
         };
         assert_eq!(
             (reader.configuration, reader.number, reader.way),
-            (1, 0, Way::Bulk)
+            (1, 0, InterfaceProtocol::Bulk)
         );
         let address = |endpoint: Option<Endpoint>| endpoint.map(|endpoint| endpoint.address);
         assert_eq!(address(reader.bulk_in), Some(0x82));
@@ -368,10 +371,13 @@ mod tests {
     fn an_interface_of_vendor_class_is_a_reader_when_the_table_says_so() {
         let bytes = descriptors_of(|config| config.class = 0xFF);
         assert_eq!(readers(&bytes).len(), 0);
-        let known = |model: Model| model.vendor == 0x1209;
-        assert_eq!(Device::parse(&bytes, known).unwrap().readers.len(), 1);
+        let known = |model: UsbModel| model.vendor == 0x1209;
+        assert_eq!(CcidDevice::parse(&bytes, known).unwrap().readers.len(), 1);
         let keyboard = descriptors_of(|config| config.class = 0x03);
-        assert_eq!(Device::parse(&keyboard, known).unwrap().readers.len(), 0);
+        assert_eq!(
+            CcidDevice::parse(&keyboard, known).unwrap().readers.len(),
+            0
+        );
     }
 
     #[test]
@@ -390,11 +396,15 @@ mod tests {
     fn a_reader_without_bulk_endpoints_can_only_be_one_of_the_control_pipe() {
         let mut bytes = descriptors_of(|_| {});
         bytes[27 + 7] = 1;
-        assert_eq!(readers(&bytes)[0].way, Way::Bulk, "it has the endpoints");
+        assert_eq!(
+            readers(&bytes)[0].way,
+            InterfaceProtocol::Bulk,
+            "it has the endpoints"
+        );
         bytes[27 + 7] = 0;
         bytes.truncate(CLASS_AT + LENGTH);
         assert_eq!(readers(&bytes).len(), 0);
-        for (protocol, way) in [(1, Way::ControlA), (2, Way::ControlB)] {
+        for (protocol, way) in [(1, InterfaceProtocol::IccdA), (2, InterfaceProtocol::IccdB)] {
             bytes[27 + 7] = protocol;
             assert_eq!(readers(&bytes)[0].way, way);
         }
@@ -423,7 +433,7 @@ mod tests {
             &[9, 2, 0, 0, 0, 0, 0, 0, 0],
             &[4, 1, 0, 2],
         ] {
-            assert_eq!(Device::parse(bytes, |_| false), Err(NoDevice));
+            assert_eq!(CcidDevice::parse(bytes, |_| false), Err(NoDevice));
         }
     }
 

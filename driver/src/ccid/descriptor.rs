@@ -72,7 +72,7 @@ pub struct ClassDescriptor {
     max_message: usize,
     pin_support: u8,
     lcd: u16,
-    complaints: Vec<&'static str>,
+    corrections: Vec<&'static str>,
 }
 
 impl ClassDescriptor {
@@ -80,7 +80,7 @@ impl ClassDescriptor {
     ///
     /// # Errors
     /// [`DescriptorError`]. Values that cannot be true are put right and named in
-    /// [`ClassDescriptor::complaints`].
+    /// [`ClassDescriptor::corrections`].
     pub fn parse(bytes: &[u8]) -> Result<Self, DescriptorError> {
         let fields: &[u8; LENGTH] = bytes
             .first_chunk()
@@ -93,22 +93,22 @@ impl ClassDescriptor {
         if usize::from(byte(0)) < LENGTH {
             return Err(DescriptorError::Length(usize::from(byte(0))));
         }
-        let mut complaints = Vec::new();
+        let mut corrections = Vec::new();
         Ok(Self {
             slots: byte(4).saturating_add(1),
-            busy_slots: busy_slots(byte(53), byte(4).saturating_add(1), &mut complaints),
+            busy_slots: busy_slots(byte(53), byte(4).saturating_add(1), &mut corrections),
             voltage_support: byte(5) & 0x07,
-            protocols: protocols(word(6), &mut complaints),
+            protocols: protocols(word(6), &mut corrections),
             default_clock_khz: word(10),
             data_rate_bps: word(19),
             max_data_rate_bps: word(23),
-            max_ifsd: max_ifsd(word(28), word(40), &mut complaints),
+            max_ifsd: max_ifsd(word(28), word(40), &mut corrections),
             features: word(40),
-            level: level(word(40), &mut complaints),
-            max_message: max_message(word(44), &mut complaints),
+            level: level(word(40), &mut corrections),
+            max_message: max_message(word(44), &mut corrections),
             pin_support: byte(52) & 0x03,
             lcd: u16::from_le_bytes([byte(50), byte(51)]),
-            complaints,
+            corrections,
         })
     }
 
@@ -155,7 +155,7 @@ impl ClassDescriptor {
 
     /// Whether it speaks T=0 or T=1 with the card.
     #[must_use]
-    pub const fn speaks(&self, protocol: u8) -> bool {
+    pub const fn supports_protocol(&self, protocol: u8) -> bool {
         protocol < 2 && self.protocols & (1 << protocol) != 0
     }
 
@@ -181,7 +181,7 @@ impl ClassDescriptor {
 
     /// Whether it powers a card that is inserted.
     #[must_use]
-    pub const fn powers_by_itself(&self) -> bool {
+    pub const fn activates_automatically(&self) -> bool {
         self.has(feature::AUTO_ACTIVATION)
     }
 
@@ -193,14 +193,14 @@ impl ClassDescriptor {
 
     /// Whether it negotiates with the card and sets all parameters itself: neither PPS nor SetParameters is for us.
     #[must_use]
-    pub const fn negotiates(&self) -> bool {
+    pub const fn negotiates_parameters(&self) -> bool {
         self.has(feature::AUTO_NEGOTIATION)
     }
 
     /// Whether it sends the PPS itself, with the parameters it was given.
     #[must_use]
     pub const fn sends_pps(&self) -> bool {
-        self.has(feature::AUTO_PPS) || self.negotiates()
+        self.has(feature::AUTO_PPS) || self.negotiates_parameters()
     }
 
     /// Whether it tells a T=1 card its IFSD itself.
@@ -242,8 +242,8 @@ impl ClassDescriptor {
 
     /// What was not as it should be.
     #[must_use]
-    pub fn complaints(&self) -> &[&'static str] {
-        &self.complaints
+    pub fn corrections(&self) -> &[&'static str] {
+        &self.corrections
     }
 
     const fn has(&self, feature: u32) -> bool {
@@ -251,10 +251,10 @@ impl ClassDescriptor {
     }
 }
 
-fn level(features: u32, complaints: &mut Vec<&'static str>) -> ExchangeLevel {
+fn level(features: u32, corrections: &mut Vec<&'static str>) -> ExchangeLevel {
     let levels = features & feature::LEVELS;
     if levels.count_ones() > 1 {
-        complaints.push("several exchange levels; the highest is used");
+        corrections.push("several exchange levels; the highest is used");
     }
     match levels {
         0 => ExchangeLevel::Character,
@@ -264,19 +264,19 @@ fn level(features: u32, complaints: &mut Vec<&'static str>) -> ExchangeLevel {
     }
 }
 
-fn max_message(said: u32, complaints: &mut Vec<&'static str>) -> usize {
+fn max_message(said: u32, corrections: &mut Vec<&'static str>) -> usize {
     let said = usize::try_from(said).unwrap_or(usize::MAX);
     if said <= HEADER {
-        complaints.push("messages too short for a byte of data; 271 bytes assumed");
+        corrections.push("messages too short for a byte of data; 271 bytes assumed");
         return USUAL_MESSAGE;
     }
     if said > LONGEST_MESSAGE {
-        complaints.push("messages longer than any APDU; 65554 bytes are enough");
+        corrections.push("messages longer than any APDU; 65554 bytes are enough");
     }
     said.min(LONGEST_MESSAGE)
 }
 
-fn max_ifsd(said: u32, features: u32, complaints: &mut Vec<&'static str>) -> u8 {
+fn max_ifsd(said: u32, features: u32, corrections: &mut Vec<&'static str>) -> u8 {
     match u8::try_from(said) {
         Ok(0) => USUAL_IFSD,
         Ok(255) => 254,
@@ -284,24 +284,24 @@ fn max_ifsd(said: u32, features: u32, complaints: &mut Vec<&'static str>) -> u8 
         Err(_) => {
             // To a reader that takes APDUs no T=1 block is ever sent.
             if features & (feature::SHORT_APDU | feature::EXTENDED_APDU) == 0 {
-                complaints.push("an IFSD above 254; 254 is used");
+                corrections.push("an IFSD above 254; 254 is used");
             }
             254
         }
     }
 }
 
-fn protocols(said: u32, complaints: &mut Vec<&'static str>) -> u32 {
+fn protocols(said: u32, corrections: &mut Vec<&'static str>) -> u32 {
     if said & 0x03 != 0 {
         return said & 0x03;
     }
-    complaints.push("neither T=0 nor T=1; both are assumed");
+    corrections.push("neither T=0 nor T=1; both are assumed");
     0x03
 }
 
-fn busy_slots(said: u8, slots: u8, complaints: &mut Vec<&'static str>) -> u8 {
+fn busy_slots(said: u8, slots: u8, corrections: &mut Vec<&'static str>) -> u8 {
     if said == 0 {
-        complaints.push("no slot may be busy; one is assumed");
+        corrections.push("no slot may be busy; one is assumed");
     }
     said.clamp(1, slots)
 }
@@ -314,7 +314,7 @@ impl fmt::Display for ClassDescriptor {
             ExchangeLevel::ShortApdu => "short APDU",
             ExchangeLevel::ExtendedApdu => "extended APDU",
         };
-        let protocols = match (self.speaks(0), self.speaks(1)) {
+        let protocols = match (self.supports_protocol(0), self.supports_protocol(1)) {
             (true, false) => "T=0",
             (false, true) => "T=1",
             _ => "T=0 and T=1",
@@ -332,9 +332,9 @@ impl fmt::Display for ClassDescriptor {
                 write!(f, ", PIN pad ({})", can.collect::<Vec<_>>().join(", "))?;
             }
         }
-        self.complaints
+        self.corrections
             .iter()
-            .try_for_each(|complaint| write!(f, "; {complaint}"))
+            .try_for_each(|correction| write!(f, "; {correction}"))
     }
 }
 
@@ -347,7 +347,7 @@ pub fn fuzz(bytes: &[u8]) {
         assert!((1..=class.slots()).contains(&class.busy_slots()));
         assert!((1..=254).contains(&class.max_ifsd()));
         assert!((HEADER + 1..=LONGEST_MESSAGE).contains(&class.max_message_length()));
-        assert!(class.speaks(0) || class.speaks(1));
+        assert!(class.supports_protocol(0) || class.supports_protocol(1));
         assert!(!class.to_string().is_empty());
     }
 }

@@ -28,15 +28,15 @@ pub struct SlotState {
 /// Bytes that are no notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} bytes that are no notification")]
-pub struct NoNotification(usize);
+pub struct NotificationError(usize);
 
 impl Notification {
     /// Reads a message from a reader with `slots` slots. Bits of slots that do not exist are left out, and so are
     /// slots the message is too short for.
     ///
     /// # Errors
-    /// [`NoNotification`].
-    pub fn parse(bytes: &[u8], slots: u8) -> Result<Self, NoNotification> {
+    /// [`NotificationError`].
+    pub fn parse(bytes: &[u8], slots: u8) -> Result<Self, NotificationError> {
         match bytes {
             [0x50, states @ ..] if !states.is_empty() => {
                 let states = states.iter().flat_map(|byte| four(*byte));
@@ -47,7 +47,7 @@ impl Notification {
                 sequence: *sequence,
                 code: *code,
             }),
-            other => Err(NoNotification(other.len())),
+            other => Err(NotificationError(other.len())),
         }
     }
 }
@@ -154,7 +154,7 @@ mod tests {
         for bytes in [&[][..], &[0x50], &[0x51, 0, 9], &[0x52, 0xFF], &[0x00]] {
             assert_eq!(
                 Notification::parse(bytes, 1),
-                Err(NoNotification(bytes.len()))
+                Err(NotificationError(bytes.len()))
             );
         }
     }

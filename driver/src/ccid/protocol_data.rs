@@ -5,12 +5,14 @@
 //! T=1 | FI DI | 10, convention, EDC | guard time | BWI CWI | clock stop | IFSC | NAD |
 //! ```
 
-use crate::protocol::{Parameters, Protocol, Rate, parameters::ErrorDetection, pps::Agreement};
+use crate::protocol::{
+    Protocol, Rate, TransmissionParameters, parameters::ErrorDetection, pps::AgreedParameters,
+};
 
 /// abProtocolDataStructure for a card that announced `parameters` and speaks as `agreement` says. Any protocol but T=0
 /// is taken for T=1: no reader is told of another.
 #[must_use]
-pub fn encode(parameters: &Parameters, agreement: Agreement) -> Vec<u8> {
+pub fn encode(parameters: &TransmissionParameters, agreement: AgreedParameters) -> Vec<u8> {
     let rate = agreement.rate.ta1();
     let convention = u8::from(parameters.inverse) << 1;
     let (guard_time, clock_stop) = (parameters.extra_guard_time, parameters.clock_stop as u8);
@@ -34,14 +36,14 @@ pub fn encode(parameters: &Parameters, agreement: Agreement) -> Vec<u8> {
 
 /// What the reader says is in force: bProtocolNum and the structure. A rate that is none is the default one.
 #[must_use]
-pub fn in_force(number: u8, structure: &[u8]) -> Option<Agreement> {
+pub fn in_force(number: u8, structure: &[u8]) -> Option<AgreedParameters> {
     let protocol = match number {
         0 => Protocol::T0,
         1 => Protocol::T1,
         _ => return None,
     };
     let rate = structure.first().copied().and_then(Rate::of);
-    Some(Agreement {
+    Some(AgreedParameters {
         protocol,
         rate: rate.unwrap_or(Rate::DEFAULT),
     })
@@ -63,7 +65,7 @@ pub fn fuzz(bytes: &[u8]) {
         Some(agreement.rate),
         "never a reserved rate"
     );
-    let told = encode(&Parameters::default(), agreement);
+    let told = encode(&TransmissionParameters::default(), agreement);
     assert_eq!(in_force(*number, &told), Some(agreement));
     assert_eq!(told.len(), if *number == 0 { 5 } else { 7 });
 }
@@ -75,9 +77,9 @@ mod tests {
     use super::*;
 
     fn of(atr: &[u8], protocol: Protocol, ta1: u8) -> Vec<u8> {
-        let parameters = Parameters::of(&Atr::parse(atr).unwrap());
+        let parameters = TransmissionParameters::of(&Atr::parse(atr).unwrap());
         let rate = Rate::of(ta1).unwrap();
-        encode(&parameters, Agreement { protocol, rate })
+        encode(&parameters, AgreedParameters { protocol, rate })
     }
 
     #[test]
@@ -106,7 +108,7 @@ mod tests {
     #[test]
     fn what_is_in_force_is_a_protocol_and_a_rate() {
         let agreement = |protocol, ta1| {
-            Some(Agreement {
+            Some(AgreedParameters {
                 protocol,
                 rate: Rate::of(ta1).unwrap(),
             })

@@ -10,7 +10,7 @@ const TABLE: &str = include_str!("../../../udev/readers.txt");
 
 /// A model of reader: idVendor, idProduct and bcdDevice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Model {
+pub struct UsbModel {
     /// idVendor.
     pub vendor: u16,
     /// idProduct.
@@ -61,7 +61,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    fn is_of(&self, model: Model) -> bool {
+    fn is_of(&self, model: UsbModel) -> bool {
         (self.vendor, self.product) == (model.vendor, model.product)
             && self.releases.contains(&model.release)
     }
@@ -69,7 +69,7 @@ impl Row {
 
 /// The quirks of a model; the first line that fits counts.
 #[must_use]
-pub fn of(model: Model) -> Quirks {
+pub fn for_model(model: UsbModel) -> Quirks {
     let row = rows().iter().find(|row| row.is_of(model));
     row.map_or_else(Quirks::default, |row| row.quirks)
 }
@@ -167,8 +167,8 @@ fn pad_word(quirks: &mut Quirks, word: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    const fn model(vendor: u16, product: u16, release: u16) -> Model {
-        Model {
+    const fn model(vendor: u16, product: u16, release: u16) -> UsbModel {
+        UsbModel {
             vendor,
             product,
             release,
@@ -196,16 +196,19 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_not_in_the_table_tells_the_truth() {
-        assert_eq!(of(model(0xFFFF, 0xFFFF, 0x0100)), Quirks::default());
+        assert_eq!(for_model(model(0xFFFF, 0xFFFF, 0x0100)), Quirks::default());
     }
 
     #[test]
     fn tokens_and_readers_of_the_table_are_found() {
-        assert!(of(model(0x1050, 0x0407, 0x0543)).card_fixed);
-        assert!(of(model(0x04E6, 0xE003, 0x0504)).vendor_class);
-        assert_eq!(of(model(0x058F, 0x9540, 0x0120)).max_bps, Some(200_000));
-        assert_eq!(of(model(0x072F, 0x2200, 0x0207)).patience, Some(10));
-        assert!(of(model(0x076B, 0x5422, 0x0100)).one_at_a_time);
+        assert!(for_model(model(0x1050, 0x0407, 0x0543)).card_fixed);
+        assert!(for_model(model(0x04E6, 0xE003, 0x0504)).vendor_class);
+        assert_eq!(
+            for_model(model(0x058F, 0x9540, 0x0120)).max_bps,
+            Some(200_000)
+        );
+        assert_eq!(for_model(model(0x072F, 0x2200, 0x0207)).patience, Some(10));
+        assert!(for_model(model(0x076B, 0x5422, 0x0100)).one_at_a_time);
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::{
 
 use ::pcsc::{Context, Error};
 
-use super::watchdog::{Established, Keeper};
-use crate::{socket_shutdown::Line, stop::Wake, wait::Stop};
+use super::watchdog::{CallWatchdog, WatchedContext};
+use crate::{socket_shutdown::ShutdownHandle, stop::StopHandle, wait::StopFlag};
 
 /// Time for a cancelled wait to come back before it is cancelled again.
-const AGAIN: Duration = Duration::from_millis(2);
+const CANCEL_INTERVAL: Duration = Duration::from_millis(2);
 /// How long a stop goes on when pcscd takes no notice.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
@@ -20,25 +20,25 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 /// SCardCancel is not sticky: it succeeds and does nothing unless the other thread is already inside the
 /// blocking receive, and it asks pcscd. So the watch's connection is cut instead. Only where that could not be
 /// told from others is the wait cancelled, after the stop was set, again and again until it is left.
-pub(super) struct Canceller {
-    pub(super) stop: Stop,
-    keeper: Arc<Keeper>,
-    current: Mutex<Current>,
+pub(super) struct WatchCanceller {
+    pub(super) stop: StopFlag,
+    watchdog: Arc<CallWatchdog>,
+    current: Mutex<CurrentWait>,
     left: Condvar,
 }
 
 #[derive(Default)]
-struct Current {
-    line: Option<Arc<Line>>,
+struct CurrentWait {
+    line: Option<Arc<ShutdownHandle>>,
     /// The context of a wait that runs and has no line.
     waiting: Option<Context>,
 }
 
-impl Canceller {
-    pub(super) fn new(keeper: Arc<Keeper>) -> Self {
+impl WatchCanceller {
+    pub(super) fn new(watchdog: Arc<CallWatchdog>) -> Self {
         Self {
-            stop: Stop::new(),
-            keeper,
+            stop: StopFlag::new(),
+            watchdog,
             current: Mutex::default(),
             left: Condvar::new(),
         }
@@ -48,7 +48,7 @@ impl Canceller {
     ///
     /// # Errors
     /// After a stop.
-    pub(super) fn take(&self, established: &Established) -> Result<(), Error> {
+    pub(super) fn attach(&self, established: &WatchedContext) -> Result<(), Error> {
         let mut current = self.current();
         if self.stop.is_set() {
             return Err(Error::Cancelled);
@@ -58,9 +58,9 @@ impl Canceller {
     }
 
     /// Runs `wait`, which blocks, so that a stop ends it; nothing after a stop.
-    pub(super) fn during<T>(
+    pub(super) fn run_cancellable<T>(
         &self,
-        established: &Established,
+        established: &WatchedContext,
         wait: impl FnOnce() -> T,
     ) -> Option<T> {
         let mut current = self.current();
@@ -73,26 +73,26 @@ impl Canceller {
         }
         current.waiting = established.context().ok().cloned();
         drop(current);
-        let leave = Leave(self);
+        let leave = WaitGuard(self);
         let outcome = wait();
         drop(leave);
         Some(outcome)
     }
 
-    fn current(&self) -> MutexGuard<'_, Current> {
+    fn current(&self) -> MutexGuard<'_, CurrentWait> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Again and again: a wait that has not begun to wait, and a socket that is not there yet, cannot be ended.
     fn end_until_left(&self) {
-        let until = Instant::now() + GIVE_UP;
+        let deadline = Instant::now() + GIVE_UP;
         while self.end_once() {
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 tracing::warn!("PC/SC: a watch did not end within {GIVE_UP:?} of being stopped");
                 return;
             }
             let current = self.current();
-            let _ = self.left.wait_timeout(current, AGAIN);
+            let _ = self.left.wait_timeout(current, CANCEL_INTERVAL);
         }
     }
 
@@ -101,24 +101,24 @@ impl Canceller {
         let waiting = self.current().waiting.clone();
         // Its errors say no more than the wait's own end does.
         let _ = waiting.as_ref().map(Context::cancel);
-        self.keeper.cut_new_watch() | waiting.is_some()
+        self.watchdog.abort_new_watch() | waiting.is_some()
     }
 }
 
-impl Wake for Canceller {
+impl StopHandle for WatchCanceller {
     fn stop(&self) {
         self.stop.stop();
         let line = self.current().line.clone();
-        line.iter().for_each(|line| line.cut());
+        line.iter().for_each(|line| line.shut_down());
         // The watch may be making another connection, or waiting on one that could not be told from others.
         self.end_until_left();
     }
 }
 
 /// The wait is over, however it ended.
-struct Leave<'a>(&'a Canceller);
+struct WaitGuard<'a>(&'a WatchCanceller);
 
-impl Drop for Leave<'_> {
+impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         self.0.current().waiting = None;
         self.0.left.notify_all();

@@ -12,7 +12,7 @@ use rustix::{
     net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType},
 };
 
-use crate::wait::ready;
+use crate::wait::wait_one;
 
 /// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
 const SOCKET: &str = "/run/pcscd/pcscd.comm";
@@ -28,8 +28,8 @@ pub(super) fn socket() -> PathBuf {
 
 /// Whether the pcscd at `socket` answers within `patience`. One that is not there counts as answering: who
 /// connects is told so at once.
-pub(super) fn answers(socket: &Path, patience: Duration) -> bool {
-    match ask(socket, Instant::now() + patience) {
+pub(super) fn is_responsive(socket: &Path, patience: Duration) -> bool {
+    match query_version(socket, Instant::now() + patience) {
         Ok(answered) => answered,
         // The queue of connections is full: nobody takes them.
         Err(rustix::io::Errno::AGAIN) => false,
@@ -37,7 +37,7 @@ pub(super) fn answers(socket: &Path, patience: Duration) -> bool {
     }
 }
 
-fn ask(path: &Path, until: Instant) -> Result<bool, rustix::io::Errno> {
+fn query_version(path: &Path, deadline: Instant) -> Result<bool, rustix::io::Errno> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -50,7 +50,7 @@ fn ask(path: &Path, until: Instant) -> Result<bool, rustix::io::Errno> {
         .flat_map(|word| word.to_ne_bytes())
         .collect();
     rustix::net::send(&socket, &question, SendFlags::NOSIGNAL)?;
-    ready(&socket, PollFlags::IN, until)
+    wait_one(&socket, PollFlags::IN, deadline)
 }
 
 #[cfg(test)]
@@ -71,12 +71,12 @@ mod tests {
     fn a_server_that_takes_no_connections_does_not_answer() {
         let path = path("frozen");
         let _listener = UnixListener::bind(&path).unwrap();
-        assert!(!answers(&path, Duration::from_millis(20)));
+        assert!(!is_responsive(&path, Duration::from_millis(20)));
     }
 
     #[test]
     fn a_server_that_is_not_there_is_no_reason_to_wait() {
-        assert!(answers(&path("absent"), Duration::from_secs(10)));
+        assert!(is_responsive(&path("absent"), Duration::from_secs(10)));
     }
 
     #[test]
@@ -91,7 +91,7 @@ mod tests {
                 assert_eq!(question[4..8], 0x11_u32.to_ne_bytes(), "CMD_VERSION");
                 client.write_all(&question[8..]).unwrap();
             });
-            assert!(answers(&path, Duration::from_secs(10)));
+            assert!(is_responsive(&path, Duration::from_secs(10)));
         });
     }
 }

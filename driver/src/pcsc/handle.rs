@@ -12,11 +12,11 @@ use ::pcsc::{
 use claviger_apdu::{Atr, Call, ResponseBuffer};
 use zeroize::Zeroize;
 
-use super::watchdog::{Established, Keeper, Purpose};
-use crate::wait::Pauses;
+use super::watchdog::{CallWatchdog, ContextPurpose, WatchedContext};
+use crate::wait::Backoff;
 
 /// How long a card in another's exclusive hands is asked for.
-const EXCLUSIVE: Duration = Duration::from_secs(1);
+const EXCLUSIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The protocols of contact cards; a reader picks one.
 const PROTOCOLS: Protocols = Protocols::T0.union(Protocols::T1);
 /// CM_IOCTL_GET_FEATURE_REQUEST (PC/SC part 10, 2.2): answered by the reader's driver, the card is not asked.
@@ -32,48 +32,52 @@ const MAX_UNSETTLED: usize = 8;
 const DISCONNECT: Duration = Duration::from_secs(2);
 
 /// A shared connection to a card, over a context of its own.
-pub(super) struct Connection {
+pub(super) struct CardHandle {
     /// Empty only while it is being dropped.
     card: Option<Card>,
-    established: Arc<Established>,
+    established: Arc<WatchedContext>,
 }
 
 /// What a connection found in the reader.
-pub(super) struct Found {
+pub(super) struct ConnectedCard {
     pub(super) atr: Atr,
     pub(super) protocol: Protocol,
 }
 
-impl Connection {
-    pub(super) fn open(keeper: &Arc<Keeper>, reader: &str, call: Call) -> Result<Self, Error> {
+impl CardHandle {
+    pub(super) fn open(
+        watchdog: &Arc<CallWatchdog>,
+        reader: &str,
+        call: Call,
+    ) -> Result<Self, Error> {
         let name = CString::new(reader).map_err(|_| Error::UnknownReader)?;
-        let established = Arc::new(establish(keeper, call)?);
+        let established = Arc::new(establish(watchdog, call)?);
         let context = established.context()?;
-        let until = call.deadline.min(Instant::now() + EXCLUSIVE);
-        let mut pauses = Pauses::new(Duration::from_millis(10), Duration::from_millis(160));
+        let deadline = call.deadline.min(Instant::now() + EXCLUSIVE_TIMEOUT);
+        let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(160));
         loop {
             let connect = || match context.connect(&name, ShareMode::Shared, PROTOCOLS) {
                 Err(Error::UnpoweredCard) => power_up(context, &name),
                 outcome => outcome,
             };
-            match established.bound(call.deadline, connect) {
+            match established.run_until(call.deadline, connect) {
                 Ok(card) => {
                     return Ok(Self {
                         card: Some(card),
                         established,
                     });
                 }
-                Err(Error::SharingViolation) if Instant::now() < until => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    std::thread::sleep(pauses.next_pause().min(left));
+                Err(Error::SharingViolation) if Instant::now() < deadline => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    std::thread::sleep(pauses.next_delay().min(left));
                 }
-                Err(_) if established.is_cut() => return Err(Error::Timeout),
+                Err(_) if established.was_aborted() => return Err(Error::Timeout),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    pub(super) fn established(&self) -> &Arc<Established> {
+    pub(super) fn established(&self) -> &Arc<WatchedContext> {
         &self.established
     }
 
@@ -82,15 +86,15 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for CardHandle {
     /// `Card`'s own drop disconnects with SCARD_RESET_CARD and must not run while it could reach the card.
     fn drop(&mut self) {
         let Some(card) = self.card.take() else {
             return;
         };
-        let until = Instant::now() + DISCONNECT;
+        let deadline = Instant::now() + DISCONNECT;
         let disconnect = || card.disconnect(Disposition::LeaveCard);
-        let Err((card, error)) = self.established.bound_at_once(until, disconnect) else {
+        let Err((card, error)) = self.established.run_short(deadline, disconnect) else {
             return;
         };
         match error {
@@ -112,11 +116,11 @@ impl Drop for Connection {
 }
 
 /// A crashing pcscd can look like a refusal: asks twice.
-fn establish(keeper: &Arc<Keeper>, call: Call) -> Result<Established, Error> {
-    match keeper.establish(Purpose::Card, call.deadline) {
-        Err(_) if keeper.hangs() => Err(Error::Timeout),
+fn establish(watchdog: &Arc<CallWatchdog>, call: Call) -> Result<WatchedContext, Error> {
+    match watchdog.establish(ContextPurpose::Card, call.deadline) {
+        Err(_) if watchdog.is_unresponsive() => Err(Error::Timeout),
         Err(Error::SecurityViolation | Error::CommError) => {
-            keeper.establish(Purpose::Card, call.deadline)
+            watchdog.establish(ContextPurpose::Card, call.deadline)
         }
         outcome => outcome,
     }
@@ -163,7 +167,7 @@ impl Handle for Transaction<'_> {
 
 /// Tells libpcsclite that the reset by another was noticed; the card is not reset again, unless it was left without
 /// power. What there is now.
-pub(super) fn reconnect(handle: &mut impl Handle) -> Result<Found, Error> {
+pub(super) fn reconnect(handle: &mut impl Handle) -> Result<ConnectedCard, Error> {
     let mut unsettled = Unsettled::default();
     loop {
         match reconnect_once(handle) {
@@ -175,12 +179,12 @@ pub(super) fn reconnect(handle: &mut impl Handle) -> Result<Found, Error> {
     }
 }
 
-fn reconnect_once(handle: &mut impl Handle) -> Result<Found, Error> {
+fn reconnect_once(handle: &mut impl Handle) -> Result<ConnectedCard, Error> {
     handle.reconnect(Disposition::LeaveCard)?;
-    match found(handle.card()) {
+    match connected_card(handle.card()) {
         Err(Error::UnpoweredCard) => {
             handle.reconnect(Disposition::ResetCard)?;
-            found(handle.card())
+            connected_card(handle.card())
         }
         outcome => outcome,
     }
@@ -190,7 +194,7 @@ fn reconnect_once(handle: &mut impl Handle) -> Result<Found, Error> {
 pub(super) struct Unsettled {
     left: usize,
     was_doubted: bool,
-    pauses: Pauses,
+    pauses: Backoff,
 }
 
 impl Default for Unsettled {
@@ -198,7 +202,7 @@ impl Default for Unsettled {
         Self {
             left: MAX_UNSETTLED,
             was_doubted: false,
-            pauses: Pauses::new(Duration::from_millis(2), Duration::from_millis(50)),
+            pauses: Backoff::new(Duration::from_millis(2), Duration::from_millis(50)),
         }
     }
 }
@@ -218,14 +222,14 @@ impl Unsettled {
         };
         if is_worth_it {
             self.left = self.left.saturating_sub(1);
-            std::thread::sleep(self.pauses.next_pause());
+            std::thread::sleep(self.pauses.next_delay());
         }
         is_worth_it
     }
 }
 
 /// The card's answer to reset and the protocol it speaks.
-pub(super) fn found(card: &Card) -> Result<Found, Error> {
+pub(super) fn connected_card(card: &Card) -> Result<ConnectedCard, Error> {
     let (mut name, mut atr) = ([0; NAME], [0; ATR]);
     let status = card.status2(&mut name, &mut atr)?;
     if !status.status().contains(Status::POWERED) {
@@ -233,30 +237,30 @@ pub(super) fn found(card: &Card) -> Result<Found, Error> {
     }
     let protocol = status.protocol2().ok_or(Error::ProtoMismatch)?;
     let atr = Atr::parse(status.atr()).map_err(|_| Error::UnresponsiveCard)?;
-    Ok(Found { atr, protocol })
+    Ok(ConnectedCard { atr, protocol })
 }
 
 /// Waits until no other handle is in a transaction, or `until`.
 ///
 /// SCardBeginTransaction would wait for ever, in steps of 100 ms in the library and 100 ms in pcscd.
 /// SCardControl is refused at once while another holds the card, so it is asked instead, in shorter steps.
-pub(super) fn wait_for_turn(card: &Card, until: Instant) -> Result<(), Error> {
-    let mut pauses = Pauses::new(Duration::from_millis(1), Duration::from_millis(20));
+pub(super) fn wait_until_unlocked(card: &Card, deadline: Instant) -> Result<(), Error> {
+    let mut pauses = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
     let mut features = [0; 256];
     while let Err(Error::SharingViolation) =
         card.control(::pcsc::ctl_code(GET_FEATURES), &[], &mut features)
     {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::SharingViolation);
         }
-        std::thread::sleep(pauses.next_pause().min(left));
+        std::thread::sleep(pauses.next_delay().min(left));
     }
     Ok(())
 }
 
 /// The reason of a failed exchange: that card or reader are gone, where that explains it.
-pub(super) fn explain(card: &Card, error: Error) -> Error {
+pub(super) fn refine_error(card: &Card, error: Error) -> Error {
     if error != Error::NotTransacted {
         return error;
     }

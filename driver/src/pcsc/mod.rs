@@ -27,19 +27,19 @@ use std::{
 
 use claviger_apdu::{Call, Transport, TransportError};
 
-use self::{reader_id::NAME, transport::PcscTransport, watch::PcscWatch, watchdog::Keeper};
+use self::{reader_id::NAME, transport::PcscTransport, watch::PcscWatch, watchdog::CallWatchdog};
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,
 };
 
 /// How long a pcscd may take to answer when its backend is wound up, and how long all that is left may take.
-const LAST: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The readers of the pcscd that libpcsclite finds: at `PCSCLITE_CSOCK_NAME`, else at its usual place.
 #[derive(Debug)]
 pub struct PcscBackend {
-    keeper: Arc<Keeper>,
+    watchdog: Arc<CallWatchdog>,
     may_create_threads: bool,
 }
 
@@ -48,7 +48,7 @@ impl PcscBackend {
     #[must_use]
     pub fn new(may_create_threads: bool) -> Self {
         Self {
-            keeper: Arc::new(Keeper::new(may_create_threads)),
+            watchdog: Arc::new(CallWatchdog::new(may_create_threads)),
             may_create_threads,
         }
     }
@@ -60,29 +60,30 @@ impl Backend for PcscBackend {
     }
 
     fn watch(&self) -> Box<dyn Watch> {
-        Box::new(PcscWatch::new(Arc::clone(&self.keeper)))
+        Box::new(PcscWatch::new(Arc::clone(&self.watchdog)))
     }
 
     fn connect(&self, reader: &ReaderId, call: Call) -> Result<Box<dyn Transport>, TransportError> {
         Ok(Box::new(PcscTransport::connect(
-            &self.keeper,
+            &self.watchdog,
             reader,
             call,
         )?))
     }
 
-    fn cut(&self) {
-        self.keeper.cut();
+    fn abort_calls(&self) {
+        self.watchdog.abort_all();
     }
 
-    fn wind_up(&self) {
-        if !self.keeper.has_lines() {
+    fn begin_shutdown(&self) {
+        if !self.watchdog.has_contexts() {
             return;
         }
         if self.may_create_threads {
-            self.keeper.limit_all(Instant::now() + LAST);
-        } else if !daemon::answers(&daemon::socket(), LAST) {
-            self.keeper.cut();
+            self.watchdog
+                .cap_deadlines(Instant::now() + SHUTDOWN_TIMEOUT);
+        } else if !daemon::is_responsive(&daemon::socket(), SHUTDOWN_TIMEOUT) {
+            self.watchdog.abort_all();
         }
     }
 }

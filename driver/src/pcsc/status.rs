@@ -10,8 +10,8 @@ use ::pcsc::{Error, PNP_NOTIFICATION, ReaderState, State};
 use claviger_apdu::Atr;
 
 use super::{
-    cancel::Canceller,
-    watchdog::{Established, Keeper, Purpose},
+    cancel::WatchCanceller,
+    watchdog::{CallWatchdog, ContextPurpose, WatchedContext},
 };
 use crate::reader::Presence;
 
@@ -25,33 +25,33 @@ const USUAL_NAMES: usize = 4096;
 const MAX_NAMES: usize = 64 * 1024;
 /// After this the readers are listed anew. Before 2.3.0 a reader that comes between the list and the wait is
 /// not told; libpcsclite wakes every minute by itself anyway.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const QUERY_INTERVAL: Duration = Duration::from_secs(60);
 /// How long pcscd may take to tell of all readers: it waits for each of them to power its card.
-pub(super) const LOOK: Duration = Duration::from_secs(5);
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A context used for nothing but following the readers.
-pub(super) struct Session {
-    established: Established,
+pub(super) struct StatusContext {
+    established: WatchedContext,
     /// The notice of new and lost readers first, then the readers.
     states: Vec<ReaderState>,
 }
 
 /// What the context says of one reader.
-pub(super) struct Seen<'a> {
+pub(super) struct ReportedReader<'a> {
     pub(super) name: &'a CStr,
     pub(super) presence: Presence,
     /// Insertions and removals since the reader came, modulo 2^16.
     pub(super) events: u16,
 }
 
-impl Session {
+impl StatusContext {
     pub(super) fn establish(
-        keeper: &Arc<Keeper>,
-        canceller: &Canceller,
-        until: Instant,
+        watchdog: &Arc<CallWatchdog>,
+        canceller: &WatchCanceller,
+        deadline: Instant,
     ) -> Result<Self, Error> {
-        let established = keeper.establish(Purpose::Watch(&canceller.stop), until)?;
-        canceller.take(&established)?;
+        let established = watchdog.establish(ContextPurpose::Watch(&canceller.stop), deadline)?;
+        canceller.attach(&established)?;
         let notice = ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE);
         Ok(Self {
             established,
@@ -60,18 +60,18 @@ impl Session {
     }
 
     /// Asks for all readers and their states.
-    pub(super) fn look(&mut self, until: Instant) -> Result<(), Error> {
+    pub(super) fn query(&mut self, deadline: Instant) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
-            self.list(until)?;
+            self.list(deadline)?;
             let Self {
                 established,
                 states,
             } = self;
             let context = established.context()?;
             let ask = || context.get_status_change(Duration::ZERO, states);
-            match established.bound_at_once(until, ask) {
+            match established.run_short(deadline, ask) {
                 Ok(()) | Err(Error::Timeout) => {
-                    self.take_note();
+                    self.acknowledge();
                     return Ok(());
                 }
                 Err(Error::UnknownReader) => {}
@@ -82,35 +82,35 @@ impl Session {
     }
 
     /// Waits until something differs from the last look, be it only who uses a card, or the stop.
-    pub(super) fn wait(&mut self, canceller: &Canceller) -> Result<(), Error> {
+    pub(super) fn wait(&mut self, canceller: &WatchCanceller) -> Result<(), Error> {
         let Self {
             established,
             states,
         } = self;
         let context = established.context()?;
-        let wait = || context.get_status_change(LOOK_AGAIN, states);
-        match canceller.during(established, wait) {
+        let wait = || context.get_status_change(QUERY_INTERVAL, states);
+        match canceller.run_cancellable(established, wait) {
             None => Err(Error::Cancelled),
             Some(Ok(())) if self.same_readers() => {
-                self.take_note();
+                self.acknowledge();
                 Ok(())
             }
             Some(Ok(()) | Err(Error::Timeout | Error::UnknownReader)) => {
-                self.look(Instant::now() + LOOK)
+                self.query(Instant::now() + QUERY_TIMEOUT)
             }
             Some(Err(error)) => Err(error),
         }
     }
 
-    pub(super) fn readers(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.states.iter().skip(1).map(|state| Seen {
+    pub(super) fn readers(&self) -> impl Iterator<Item = ReportedReader<'_>> {
+        self.states.iter().skip(1).map(|state| ReportedReader {
             name: state.name(),
             presence: presence(state.event_state(), state.atr()),
             events: u16::try_from(state.event_count()).unwrap_or(u16::MAX),
         })
     }
 
-    fn list(&mut self, until: Instant) -> Result<(), Error> {
+    fn list(&mut self, deadline: Instant) -> Result<(), Error> {
         let mut room = USUAL_NAMES;
         let readers: Vec<CString> = loop {
             let mut names = vec![0; room];
@@ -119,7 +119,7 @@ impl Session {
                 let readers = context.list_readers(&mut names)?;
                 Ok(readers.map(CStr::to_owned).collect())
             };
-            match self.established.bound_at_once(until, ask) {
+            match self.established.run_short(deadline, ask) {
                 Ok(readers) => break readers,
                 Err(Error::NoReadersAvailable) => break Vec::new(),
                 Err(Error::InsufficientBuffer) if room < MAX_NAMES => room *= 2,
@@ -150,7 +150,7 @@ impl Session {
     }
 
     /// Makes the states seen the ones to differ from, counters included.
-    fn take_note(&mut self) {
+    fn acknowledge(&mut self) {
         self.states
             .iter_mut()
             .for_each(ReaderState::sync_current_state);

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{
     error::{about, sent},
-    handle::{self, Connection, Found, Handle, Unsettled},
-    watchdog::{Established, Keeper},
+    handle::{self, CardHandle, ConnectedCard, Handle, Unsettled},
+    watchdog::{CallWatchdog, WatchedContext},
 };
 use crate::reader::ReaderId;
 
@@ -24,25 +24,25 @@ use crate::reader::ReaderId;
 const MAX_RESETS: usize = 8;
 /// Longest command frame that every reader of extended APDUs is taken to carry. Some tokens have room for 1,342 bytes, and take the
 /// rest of a longer command, which libccid sends as CCID has it, for a command of its own.
-const KNOWN: usize = 1024;
+const MAX_KNOWN_LENGTH: usize = 1024;
 /// How long pcscd may take to end a transaction, and to say what became of a card.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const SHORT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// See [`Transport`].
 pub(super) struct PcscTransport {
-    link: Link,
-    state: State,
+    link: HandleState,
+    state: TransportState,
 }
 
-enum Link {
-    Open(Connection),
+enum HandleState {
+    Open(CardHandle),
     /// What every later call is told.
-    Gone(TransportError),
+    Closed(TransportError),
 }
 
 /// What is known of the card, apart from the handle itself, which a transaction borrows.
-struct State {
-    established: Arc<Established>,
+struct TransportState {
+    established: Arc<WatchedContext>,
     reader: String,
     atr: Atr,
     protocol: Protocol,
@@ -54,14 +54,14 @@ struct State {
 
 impl PcscTransport {
     pub(super) fn connect(
-        keeper: &Arc<Keeper>,
+        watchdog: &Arc<CallWatchdog>,
         reader: &ReaderId,
         call: Call,
     ) -> Result<Self, TransportError> {
         let name = reader.name();
         let mut unsettled = Unsettled::default();
         loop {
-            match Self::connect_once(keeper, name, call) {
+            match Self::connect_once(watchdog, name, call) {
                 // A new handle each time: only connecting gives power to a card that pcscd has just switched off.
                 Err((_, error)) if Instant::now() < call.deadline && unsettled.goes_on(error) => {}
                 Err((operation, error)) => {
@@ -74,46 +74,48 @@ impl PcscTransport {
 
     /// One attempt, or the operation that failed.
     fn connect_once(
-        keeper: &Arc<Keeper>,
+        watchdog: &Arc<CallWatchdog>,
         name: &str,
         call: Call,
     ) -> Result<Self, (&'static str, Error)> {
         let mut connection =
-            Connection::open(keeper, name, call).map_err(|error| ("SCardConnect", error))?;
+            CardHandle::open(watchdog, name, call).map_err(|error| ("SCardConnect", error))?;
         let established = Arc::clone(connection.established());
-        let found = established.bound(call.deadline, || {
-            connection.card().and_then(|card| handle::found(card))
+        let found = established.run_until(call.deadline, || {
+            connection
+                .card()
+                .and_then(|card| handle::connected_card(card))
         });
         let found = found.map_err(|error| ("SCardStatus", error))?;
         Ok(Self {
-            link: Link::Open(connection),
-            state: State::new(name, found, established),
+            link: HandleState::Open(connection),
+            state: TransportState::new(name, found, established),
         })
     }
 
     /// Runs `work` on the handle, and lets go of it when `work` found it of no more use.
-    fn with<T>(
+    fn open_handle<T>(
         &mut self,
-        work: impl FnOnce(&mut Card, &mut State) -> Result<T, TransportError>,
+        work: impl FnOnce(&mut Card, &mut TransportState) -> Result<T, TransportError>,
     ) -> Result<T, TransportError> {
         let Self { link, state } = self;
         let connection = match link {
-            Link::Open(connection) => connection,
-            Link::Gone(why) => return Err(why.clone()),
+            HandleState::Open(connection) => connection,
+            HandleState::Closed(why) => return Err(why.clone()),
         };
         let outcome = match connection.card() {
             Ok(card) => work(card, state),
             Err(error) => Err(about("handle", Some(&state.reader), error, Sent::No)),
         };
         if let Some(why) = state.over.take() {
-            *link = Link::Gone(why);
+            *link = HandleState::Closed(why);
         }
         outcome
     }
 }
 
-impl State {
-    fn new(reader: &str, found: Found, established: Arc<Established>) -> Self {
+impl TransportState {
+    fn new(reader: &str, found: ConnectedCard, established: Arc<WatchedContext>) -> Self {
         Self {
             established,
             reader: reader.to_owned(),
@@ -128,12 +130,12 @@ impl State {
     /// Runs a call that pcscd answers by itself.
     fn bound<T>(&self, call: impl FnOnce() -> T) -> T {
         self.established
-            .bound_at_once(Instant::now() + AT_ONCE, call)
+            .run_short(Instant::now() + SHORT_CALL_TIMEOUT, call)
     }
 
     /// The error of `operation`; remembers it when the handle did not survive it.
     fn failed(&mut self, operation: &str, error: Error, sent: Sent) -> TransportError {
-        let is_cut = self.established.is_cut();
+        let is_cut = self.established.was_aborted();
         let error = if is_cut { Error::Timeout } else { error };
         let error = about(operation, Some(&self.reader), error, sent);
         if is_cut
@@ -164,18 +166,18 @@ impl State {
     }
 
     /// One frame and its answer.
-    fn exchange(
+    fn transmit_frame(
         &mut self,
         card: &Card,
         frame: &[u8],
         response: &mut ResponseBuffer,
         call: Call,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), TransmitError> {
         if let Some(why) = &self.over {
-            return Err(Failed::For(why.clone()));
+            return Err(TransmitError::Other(why.clone()));
         }
         if Instant::now() >= call.deadline {
-            return Err(Failed::For(about(
+            return Err(TransmitError::Other(about(
                 "SCardTransmit",
                 Some(&self.reader),
                 Error::Timeout,
@@ -183,20 +185,24 @@ impl State {
             )));
         }
         let frame = match self.protocol {
-            Protocol::T0 => for_t0(frame),
+            Protocol::T0 => t0_tpdu(frame),
             _ => Cow::Borrowed(frame),
         };
         let scratch = &mut self.scratch;
-        let outcome = self.established.bound(call.deadline, || {
+        let outcome = self.established.run_until(call.deadline, || {
             handle::transmit(card, &frame, scratch, response)
         });
         match outcome {
             // While another resets the card, pcscd forgets the protocol first.
-            Err(Error::ResetCard | Error::ProtoMismatch) => Err(Failed::Reset),
+            Err(Error::ResetCard | Error::ProtoMismatch) => Err(TransmitError::Reset),
             Err(error) => {
                 let sent = sent(error);
-                let error = self.bound(|| handle::explain(card, error));
-                Err(Failed::For(self.failed("SCardTransmit", error, sent)))
+                let error = self.bound(|| handle::refine_error(card, error));
+                Err(TransmitError::Other(self.failed(
+                    "SCardTransmit",
+                    error,
+                    sent,
+                )))
             }
             Ok(()) => Ok(()),
         }
@@ -214,14 +220,14 @@ impl State {
 }
 
 /// Why an exchange failed.
-enum Failed {
+enum TransmitError {
     /// Another user reset the card; the handle is to be reconnected.
     Reset,
-    For(TransportError),
+    Other(TransportError),
 }
 
 /// A frame as T=0 carries it (ISO 7816-3, 12.2): case 1 with P3 = 0, case 4 without Le.
-fn for_t0(frame: &[u8]) -> Cow<'_, [u8]> {
+fn t0_tpdu(frame: &[u8]) -> Cow<'_, [u8]> {
     match frame {
         [_, _, _, _] => Cow::Owned([frame, &[0]].concat()),
         [_, _, _, _, lc, rest @ ..] if *lc != 0 && rest.len() == usize::from(*lc) + 1 => {
@@ -234,14 +240,16 @@ fn for_t0(frame: &[u8]) -> Cow<'_, [u8]> {
 /// Begins a transaction when it is our turn.
 fn begin<'a>(
     mut card: &'a mut Card,
-    state: &mut State,
+    state: &mut TransportState,
     call: Call,
 ) -> Result<::pcsc::Transaction<'a>, TransportError> {
     for _ in 0..MAX_RESETS {
         let link = Arc::clone(&state.established);
-        link.bound(call.deadline, || handle::wait_for_turn(card, call.deadline))
-            .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
-        match link.bound(call.deadline, || card.transaction2()) {
+        link.run_until(call.deadline, || {
+            handle::wait_until_unlocked(card, call.deadline)
+        })
+        .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
+        match link.run_until(call.deadline, || card.transaction2()) {
             Ok(transaction) => return Ok(transaction),
             Err((back, Error::ResetCard)) => {
                 state.reconnect(back)?;
@@ -262,13 +270,13 @@ impl Transmit for PcscTransport {
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransportError> {
-        self.with(
-            |card, state| match state.exchange(card, frame, response, call) {
-                Err(Failed::Reset) => {
+        self.open_handle(
+            |card, state| match state.transmit_frame(card, frame, response, call) {
+                Err(TransmitError::Reset) => {
                     state.reconnect(card)?;
                     Err(state.reset_reported())
                 }
-                Err(Failed::For(error)) => Err(error),
+                Err(TransmitError::Other(error)) => Err(error),
                 Ok(()) => Ok(()),
             },
         )
@@ -284,7 +292,7 @@ impl Transport for PcscTransport {
     fn limits(&self) -> Limits {
         match self.state.protocol {
             Protocol::T0 => Limits::SHORT,
-            _ => Limits::extended_known_to(KNOWN),
+            _ => Limits::extended_known_to(MAX_KNOWN_LENGTH),
         }
     }
 
@@ -293,7 +301,7 @@ impl Transport for PcscTransport {
     }
 
     fn is_closed(&self) -> bool {
-        matches!(self.link, Link::Gone(_)) || self.state.established.is_over()
+        matches!(self.link, HandleState::Closed(_)) || self.state.established.is_closed()
     }
 
     fn transact(
@@ -301,10 +309,10 @@ impl Transport for PcscTransport {
         call: Call,
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
-        self.with(|card, state| {
+        self.open_handle(|card, state| {
             // Dropped in a panic, the transaction ends with SCARD_LEAVE_CARD by itself.
             let transaction = begin(card, state, call)?;
-            let mut held = Held { transaction, state };
+            let mut held = PcscTransaction { transaction, state };
             body(&mut held);
             held.end();
             Ok(())
@@ -313,12 +321,12 @@ impl Transport for PcscTransport {
 }
 
 /// The card while nobody else may use it.
-struct Held<'a> {
+struct PcscTransaction<'a> {
     transaction: ::pcsc::Transaction<'a>,
-    state: &'a mut State,
+    state: &'a mut TransportState,
 }
 
-impl Held<'_> {
+impl PcscTransaction<'_> {
     fn end(self) {
         let Self { transaction, state } = self;
         let Err((_, error)) = state.bound(|| transaction.end(Disposition::LeaveCard)) else {
@@ -331,7 +339,7 @@ impl Held<'_> {
     }
 }
 
-impl Transmit for Held<'_> {
+impl Transmit for PcscTransaction<'_> {
     fn transmit(
         &mut self,
         frame: &[u8],
@@ -340,13 +348,13 @@ impl Transmit for Held<'_> {
     ) -> Result<(), TransportError> {
         match self
             .state
-            .exchange(&self.transaction, frame, response, call)
+            .transmit_frame(&self.transaction, frame, response, call)
         {
-            Err(Failed::Reset) => {
+            Err(TransmitError::Reset) => {
                 self.state.reconnect(&mut self.transaction)?;
                 Err(self.state.reset_reported())
             }
-            Err(Failed::For(error)) => Err(error),
+            Err(TransmitError::Other(error)) => Err(error),
             Ok(()) => Ok(()),
         }
     }
@@ -358,20 +366,24 @@ mod tests {
 
     #[test]
     fn t0_carries_the_four_cases() {
-        assert_eq!(*for_t0(&[0, 0x44, 0, 0]), [0, 0x44, 0, 0, 0], "case 1");
-        assert_eq!(*for_t0(&[0, 0xB0, 0, 0, 16]), [0, 0xB0, 0, 0, 16], "case 2");
+        assert_eq!(*t0_tpdu(&[0, 0x44, 0, 0]), [0, 0x44, 0, 0, 0], "case 1");
         assert_eq!(
-            *for_t0(&[0, 0x20, 0, 1, 2, 8, 9]),
+            *t0_tpdu(&[0, 0xB0, 0, 0, 16]),
+            [0, 0xB0, 0, 0, 16],
+            "case 2"
+        );
+        assert_eq!(
+            *t0_tpdu(&[0, 0x20, 0, 1, 2, 8, 9]),
             [0, 0x20, 0, 1, 2, 8, 9],
             "case 3"
         );
         assert_eq!(
-            *for_t0(&[0, 0xA4, 4, 0, 2, 8, 9, 0]),
+            *t0_tpdu(&[0, 0xA4, 4, 0, 2, 8, 9, 0]),
             [0, 0xA4, 4, 0, 2, 8, 9],
             "case 4"
         );
         assert_eq!(
-            *for_t0(&[0, 0xCA, 0, 0, 0]),
+            *t0_tpdu(&[0, 0xCA, 0, 0, 0]),
             [0, 0xCA, 0, 0, 0],
             "case 2 with Le 00"
         );

@@ -12,21 +12,21 @@ use ::pcsc::Error;
 use claviger_apdu::{Call, Sent, TransportError};
 
 use super::{
-    cancel::Canceller,
+    cancel::WatchCanceller,
     daemon,
     error::about,
     library,
     reader_id::id,
-    status::{LOOK, Seen, Session},
-    watchdog::Keeper,
+    status::{QUERY_TIMEOUT, ReportedReader, StatusContext},
+    watchdog::CallWatchdog,
 };
 use crate::{
     backend::Watch,
     path_watch::PathWatch,
     pollable::{Pollable, WaitSet},
-    reader::{ReaderState, Readers},
-    stop::{Stopped, Wake},
-    wait::{Pauses, Stop, readable},
+    reader::{ReaderSnapshot, ReaderState},
+    stop::{StopHandle, Stopped},
+    wait::{Backoff, StopFlag, wait_readable},
 };
 
 /// How long a pcscd that has hung may take to answer before it is asked for a context again.
@@ -34,84 +34,86 @@ const RETURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// See [`Watch`].
 pub(super) struct PcscWatch {
-    keeper: Arc<Keeper>,
-    session: Option<Session>,
-    history: History,
-    picture: Vec<ReaderState>,
+    watchdog: Arc<CallWatchdog>,
+    session: Option<StatusContext>,
+    history: LossCounter,
+    snapshot: Vec<ReaderState>,
     trouble: Option<TransportError>,
     shown: Option<(Vec<ReaderState>, Option<u32>)>,
-    canceller: Arc<Canceller>,
-    service: Service,
+    canceller: Arc<WatchCanceller>,
+    service: Reconnector,
 }
 
 impl PcscWatch {
-    pub(super) fn new(keeper: Arc<Keeper>) -> Self {
+    pub(super) fn new(watchdog: Arc<CallWatchdog>) -> Self {
         Self {
-            canceller: Arc::new(Canceller::new(Arc::clone(&keeper))),
-            keeper,
+            canceller: Arc::new(WatchCanceller::new(Arc::clone(&watchdog))),
+            watchdog,
             session: None,
-            history: History::default(),
-            picture: Vec::new(),
+            history: LossCounter::default(),
+            snapshot: Vec::new(),
             trouble: None,
             shown: None,
-            service: Service::new(),
+            service: Reconnector::new(),
         }
     }
 
     /// Asks anew; once more over a new context, because the old one may have died with its pcscd, and what
     /// looks like a refusal may have been a pcscd about to end.
-    fn look(&mut self, until: Instant) {
+    fn query(&mut self, deadline: Instant) {
         let fresh = self.session.is_none();
-        let outcome = match self.try_to_look(until) {
+        let outcome = match self.try_to_look(deadline) {
             Err(error) if (!fresh || error != Error::NoService) && self.may_try_again() => {
-                self.history.paint(std::iter::empty());
-                self.try_to_look(until)
+                self.history.take_states(std::iter::empty());
+                self.try_to_look(deadline)
             }
             outcome => outcome,
         };
         match outcome {
-            Ok(()) => self.paint(),
-            Err(error) => self.lose(error),
+            Ok(()) => self.take_states(),
+            Err(error) => self.lose_context(error),
         }
     }
 
     fn may_try_again(&self) -> bool {
-        !self.keeper.hangs() && !self.canceller.stop.is_set()
+        !self.watchdog.is_unresponsive() && !self.canceller.stop.is_set()
     }
 
-    fn try_to_look(&mut self, until: Instant) -> Result<(), Error> {
+    fn try_to_look(&mut self, deadline: Instant) -> Result<(), Error> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => self.establish(until)?,
+            None => self.establish(deadline)?,
         };
-        session.look(until)?;
+        session.query(deadline)?;
         self.session = Some(session);
         Ok(())
     }
 
     /// A new context, and with it a new life of the service: whatever the old one showed may have changed.
-    fn establish(&mut self, until: Instant) -> Result<Session, Error> {
-        if self.keeper.hangs() && !daemon::answers(&self.service.socket, RETURN_PATIENCE) {
+    fn establish(&mut self, deadline: Instant) -> Result<StatusContext, Error> {
+        if self.watchdog.is_unresponsive()
+            && !daemon::is_responsive(&self.service.socket, RETURN_PATIENCE)
+        {
             return Err(Error::Timeout);
         }
-        let session = Session::establish(&self.keeper, &self.canceller, until)?;
+        let session = StatusContext::establish(&self.watchdog, &self.canceller, deadline)?;
         self.service.life = self.service.life.wrapping_add(1);
         Ok(session)
     }
 
     /// The picture is what the session says.
-    fn paint(&mut self) {
+    fn take_states(&mut self) {
         if let Some(session) = &self.session {
-            self.picture = self.history.paint(session.readers());
+            self.snapshot = self.history.take_states(session.readers());
             self.trouble = None;
-            self.service.found();
+            self.service.mark_connected();
         }
     }
 
     /// The context is of no more use: no readers, until there is another.
-    fn lose(&mut self, error: Error) {
+    fn lose_context(&mut self, error: Error) {
         self.session = None;
-        self.picture = self.history.paint(std::iter::empty());
+        self.snapshot = self.history.take_states(std::iter::empty());
         let trouble = about("SCardGetStatusChange", None, error, Sent::No);
         tracing::debug!("{trouble}");
         self.service.failed(error);
@@ -121,7 +123,7 @@ impl PcscWatch {
     fn wait(&mut self) {
         let Some(session) = &mut self.session else {
             if self.service.is_worth_a_try() {
-                self.look(Instant::now() + LOOK);
+                self.query(Instant::now() + QUERY_TIMEOUT);
             } else {
                 self.service.wait(&self.canceller.stop);
             }
@@ -130,41 +132,43 @@ impl PcscWatch {
         match session.wait(&self.canceller) {
             Ok(()) => {
                 self.service.is_steady();
-                self.paint();
+                self.take_states();
             }
-            Err(error) => self.lose(error),
+            Err(error) => self.lose_context(error),
         }
     }
 
     /// Which life of the service the picture is of.
-    fn life(&self) -> Option<u32> {
+    fn service_instance(&self) -> Option<u32> {
         self.session.as_ref().map(|_| self.service.life)
     }
 
-    fn present(&mut self) -> Readers {
-        self.shown = Some((self.picture.clone(), self.life()));
-        Readers {
-            readers: self.picture.clone(),
-            trouble: self.trouble.clone(),
-            service: self.life(),
+    fn report(&mut self) -> ReaderSnapshot {
+        self.shown = Some((self.snapshot.clone(), self.service_instance()));
+        ReaderSnapshot {
+            readers: self.snapshot.clone(),
+            error: self.trouble.clone(),
+            service_instance: self.service_instance(),
         }
     }
 
-    fn is_shown(&self) -> bool {
+    fn is_reported(&self) -> bool {
         let shown = self.shown.as_ref();
-        shown.is_some_and(|(picture, life)| *picture == self.picture && *life == self.life())
+        shown.is_some_and(|(snapshot, life)| {
+            *snapshot == self.snapshot && *life == self.service_instance()
+        })
     }
 }
 
 impl Watch for PcscWatch {
-    fn now(&mut self, call: Call) -> Readers {
-        self.look(call.deadline);
-        self.present()
+    fn snapshot(&mut self, call: Call) -> ReaderSnapshot {
+        self.query(call.deadline);
+        self.report()
     }
 
-    fn next(&mut self) -> Result<Readers, Stopped> {
+    fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
         if (self.session.is_some() || self.shown.is_none()) && !self.canceller.stop.is_set() {
-            self.look(Instant::now() + LOOK);
+            self.query(Instant::now() + QUERY_TIMEOUT);
         }
         loop {
             if self.canceller.stop.is_set() {
@@ -172,8 +176,8 @@ impl Watch for PcscWatch {
                 self.session = None;
                 return Err(Stopped);
             }
-            if !self.is_shown() {
-                return Ok(self.present());
+            if !self.is_reported() {
+                return Ok(self.report());
             }
             self.wait();
         }
@@ -187,8 +191,8 @@ impl Watch for PcscWatch {
         }
     }
 
-    fn waker(&self) -> Arc<dyn Wake> {
-        Arc::clone(&self.canceller) as Arc<dyn Wake>
+    fn stop_handle(&self) -> Arc<dyn StopHandle> {
+        Arc::clone(&self.canceller) as Arc<dyn StopHandle>
     }
 }
 
@@ -196,22 +200,22 @@ impl Watch for PcscWatch {
 impl Pollable for PcscWatch {
     fn begin(&mut self) {
         if self.shown.is_none() {
-            self.look(Instant::now() + LOOK);
+            self.query(Instant::now() + QUERY_TIMEOUT);
         }
     }
 
-    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+    fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped> {
         if self.canceller.stop.is_set() {
             return Err(Stopped);
         }
         if self.session.is_none() && self.service.is_worth_a_try() {
-            self.look(Instant::now() + LOOK);
+            self.query(Instant::now() + QUERY_TIMEOUT);
         }
-        Ok((!self.is_shown()).then(|| self.present()))
+        Ok((!self.is_reported()).then(|| self.report()))
     }
 
     fn waits_on(&self) -> WaitSet<'_> {
-        let mut set = WaitSet::until(&self.canceller.stop);
+        let mut set = WaitSet::until_stopped(&self.canceller.stop);
         set.readable(self.service.descriptor());
         set.due(self.service.again);
         set
@@ -220,16 +224,19 @@ impl Pollable for PcscWatch {
 
 /// Tells a reader that stayed from one that left and came back under its name.
 #[derive(Default)]
-struct History {
+struct LossCounter {
     /// Readers lost so far.
     losses: u32,
     /// The readers of the last picture and how many were lost before they came.
     present: Vec<(CString, u32)>,
 }
 
-impl History {
-    fn paint<'a>(&mut self, seen: impl Iterator<Item = Seen<'a>>) -> Vec<ReaderState> {
-        let seen: Vec<Seen<'_>> = seen.collect();
+impl LossCounter {
+    fn take_states<'a>(
+        &mut self,
+        seen: impl Iterator<Item = ReportedReader<'a>>,
+    ) -> Vec<ReaderState> {
+        let seen: Vec<ReportedReader<'_>> = seen.collect();
         let stays = |name: &CStr| seen.iter().any(|seen| seen.name == name);
         let lost = self.present.iter().filter(|(name, _)| !stays(name)).count();
         self.losses = self
@@ -255,14 +262,14 @@ impl History {
     }
 }
 
-fn state(seen: Seen<'_>, since: u32) -> ReaderState {
+fn state(seen: ReportedReader<'_>, since: u32) -> ReaderState {
     let name = seen.name.to_string_lossy();
     ReaderState {
         id: id(&name),
         name: name.chars().filter(|c| !c.is_control()).collect(),
         presence: seen.presence,
-        changes: since << 16 | u32::from(seen.events),
-        model: model(&name),
+        change_count: since << 16 | u32::from(seen.events),
+        stable_name: model(&name),
     }
 }
 
@@ -281,45 +288,45 @@ fn model(name: &str) -> String {
 }
 
 /// Waits for a pcscd that is not there, or does not want us.
-struct Service {
+struct Reconnector {
     socket: PathBuf,
     /// Counts the contexts made.
     life: u32,
     folder: Option<PathWatch>,
     again: Option<Instant>,
-    pauses: Pauses,
+    pauses: Backoff,
     /// Each attempt after a refusal costs pcscd a question to polkit and a line in its log.
-    refusals: Pauses,
+    refusals: Backoff,
 }
 
-impl Service {
+impl Reconnector {
     fn new() -> Self {
         Self {
             socket: daemon::socket(),
             life: 0,
             folder: None,
             again: None,
-            pauses: Pauses::new(Duration::from_millis(100), Duration::from_secs(2)),
-            refusals: Pauses::new(Duration::from_secs(1), Duration::from_secs(60)),
+            pauses: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
+            refusals: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
         }
     }
 
     /// A context works, for now.
-    fn found(&mut self) {
+    fn mark_connected(&mut self) {
         self.folder = None;
         self.again = None;
     }
 
     /// A wait has worked as well: the next failure is a first one.
     fn is_steady(&mut self) {
-        self.pauses.start_over();
-        self.refusals.start_over();
+        self.pauses.reset();
+        self.refusals.reset();
     }
 
     /// Plans the next attempt. A new pcscd makes its socket anew and the folder tells; one caught between
     /// bind(2) and listen(2), or that is there and fails, needs further attempts.
     fn failed(&mut self, error: Error) {
-        let blind = self.folder.as_ref().is_some_and(PathWatch::is_blind);
+        let blind = self.folder.as_ref().is_some_and(PathWatch::needs_polling);
         // The folder does not tell of a library that is installed while a pcscd is there, the host's in a container.
         let no_library = error == Error::NoService && !library::is_loaded();
         let absent = !self.socket.exists() || (self.pauses.at_limit() && !no_library);
@@ -334,7 +341,7 @@ impl Service {
             Error::NoService if no_library => &mut self.refusals,
             _ => &mut self.pauses,
         };
-        self.again = Some(Instant::now() + pauses.next_pause());
+        self.again = Some(Instant::now() + pauses.next_delay());
     }
 
     /// Whether something has happened that an attempt may succeed after, or its time has come. The first watch on the
@@ -347,7 +354,7 @@ impl Service {
         };
         if folder.changed() {
             self.folder = Some(PathWatch::new([self.socket.as_path()]));
-            self.pauses.start_over();
+            self.pauses.reset();
             return true;
         }
         is_due(self.again)
@@ -359,9 +366,9 @@ impl Service {
     }
 
     /// Waits until that may be so.
-    fn wait(&self, stop: &Stop) {
+    fn wait(&self, stop: &StopFlag) {
         let descriptors: Vec<_> = self.descriptor().into_iter().collect();
-        if let Err(errno) = readable(&descriptors, stop, self.again) {
+        if let Err(errno) = wait_readable(&descriptors, stop, self.again) {
             tracing::warn!("PC/SC: poll failed ({errno})");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -373,8 +380,8 @@ mod tests {
     use super::*;
     use crate::reader::Presence;
 
-    fn seen(name: &CStr, events: u16) -> Seen<'_> {
-        Seen {
+    fn seen(name: &CStr, events: u16) -> ReportedReader<'_> {
+        ReportedReader {
             name,
             presence: Presence::Empty,
             events,
@@ -382,7 +389,7 @@ mod tests {
     }
 
     fn changes(states: &[ReaderState]) -> Vec<u32> {
-        states.iter().map(|state| state.changes).collect()
+        states.iter().map(|state| state.change_count).collect()
     }
 
     #[test]
@@ -403,22 +410,22 @@ mod tests {
 
     #[test]
     fn a_reader_that_stays_changes_with_its_own_events_only() {
-        let mut history = History::default();
-        let first = history.paint([seen(c"A", 1), seen(c"B", 7)].into_iter());
+        let mut history = LossCounter::default();
+        let first = history.take_states([seen(c"A", 1), seen(c"B", 7)].into_iter());
         assert_eq!(changes(&first), [1, 7]);
-        let second = history.paint([seen(c"A", 2), seen(c"B", 7)].into_iter());
+        let second = history.take_states([seen(c"A", 2), seen(c"B", 7)].into_iter());
         assert_eq!(changes(&second), [2, 7]);
-        let third = history.paint([seen(c"B", 7)].into_iter());
+        let third = history.take_states([seen(c"B", 7)].into_iter());
         assert_eq!(changes(&third), [7], "another one's loss is not its own");
     }
 
     #[test]
     fn a_reader_that_comes_back_with_the_same_count_has_changed() {
-        let mut history = History::default();
-        let before = history.paint([seen(c"A", 1)].into_iter());
-        assert!(history.paint(std::iter::empty()).is_empty());
-        let after = history.paint([seen(c"A", 1)].into_iter());
+        let mut history = LossCounter::default();
+        let before = history.take_states([seen(c"A", 1)].into_iter());
+        assert!(history.take_states(std::iter::empty()).is_empty());
+        let after = history.take_states([seen(c"A", 1)].into_iter());
         assert_eq!(before[0].id, after[0].id);
-        assert_ne!(before[0].changes, after[0].changes);
+        assert_ne!(before[0].change_count, after[0].change_count);
     }
 }

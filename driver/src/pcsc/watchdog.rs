@@ -1,7 +1,7 @@
 //! Keeps every connection to pcscd and every call on one in sight, so that none lasts longer than it may.
 //!
 //! libpcsclite has no timeouts. Where threads are allowed, one that sleeps until the first deadline ends the
-//! calls that overstay theirs; without it they last until pcscd answers, dies, or [`Keeper::cut`] is called.
+//! calls that overstay theirs; without it they last until pcscd answers, dies, or [`CallWatchdog::abort_all`] is called.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -14,116 +14,118 @@ use ::pcsc::{Context, Error, Scope};
 use super::{daemon, library};
 use crate::{
     fork_guard,
-    socket_shutdown::{Line, Lines, Sockets},
+    socket_shutdown::{KnownSockets, ShutdownHandle, ShutdownHandles},
     threads,
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// How every path ends at which pcscd listens.
-const SERVER: &str = "/pcscd.comm";
+const SOCKET_SUFFIX: &str = "/pcscd.comm";
 /// How long the thread may take to end.
-const PATIENCE: Duration = Duration::from_secs(1);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// A call may last as long as a person takes to touch a key; every so often it is looked whether pcscd still answers.
-const LOOK: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long pcscd may take to answer that.
-const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long pcscd may take to let go of a context.
 const RELEASE: Duration = Duration::from_secs(2);
 
 /// A context and its connection to pcscd, where that could be told from others.
-pub(super) struct Established {
-    keeper: Arc<Keeper>,
+pub(super) struct WatchedContext {
+    watchdog: Arc<CallWatchdog>,
     /// Empty only while it is being dropped.
     context: Option<Context>,
-    line: Option<Arc<Line>>,
+    line: Option<Arc<ShutdownHandle>>,
 }
 
-impl Established {
+impl WatchedContext {
     pub(super) fn context(&self) -> Result<&Context, Error> {
         self.context.as_ref().ok_or(Error::InvalidHandle)
     }
 
-    pub(super) fn line(&self) -> Option<&Arc<Line>> {
+    pub(super) fn line(&self) -> Option<&Arc<ShutdownHandle>> {
         self.line.as_ref()
     }
 
     /// Runs a call on the connection, which is cut when the call is not through by `until`.
-    pub(super) fn bound<T>(&self, until: Instant, call: impl FnOnce() -> T) -> T {
+    pub(super) fn run_until<T>(&self, deadline: Instant, call: impl FnOnce() -> T) -> T {
         match &self.line {
-            Some(line) => self.keeper.during(On::Line(Arc::clone(line)), until, call),
+            Some(line) => self
+                .watchdog
+                .during(CallTarget::Line(Arc::clone(line)), deadline, call),
             None => call(),
         }
     }
 
     /// The same for a call that pcscd answers at once; no fork comes in between.
-    pub(super) fn bound_at_once<T>(&self, until: Instant, call: impl FnOnce() -> T) -> T {
-        self.bound(until, || {
+    pub(super) fn run_short<T>(&self, deadline: Instant, call: impl FnOnce() -> T) -> T {
+        self.run_until(deadline, || {
             let _pass = fork_guard::enter();
             call()
         })
     }
 
     /// Whether pcscd, or the connection to it, is gone.
-    pub(super) fn is_over(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.is_over())
+    pub(super) fn is_closed(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.is_closed())
     }
 
     /// Whether the connection was given up because pcscd did not answer.
-    pub(super) fn is_cut(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.is_cut())
+    pub(super) fn was_aborted(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.was_shut_down())
     }
 }
 
-impl Drop for Established {
+impl Drop for WatchedContext {
     fn drop(&mut self) {
-        if self.keeper.hangs()
+        if self.watchdog.is_unresponsive()
             && let Some(line) = &self.line
         {
-            line.cut();
+            line.shut_down();
         }
         let context = self.context.take();
-        self.bound_at_once(Instant::now() + RELEASE, || drop(context));
-        self.keeper.rest();
+        self.run_short(Instant::now() + RELEASE, || drop(context));
+        self.watchdog.wake_if_idle();
     }
 }
 
 /// What a running call waits on.
 #[derive(Clone, Debug)]
-enum On {
-    Line(Arc<Line>),
+enum CallTarget {
+    Line(Arc<ShutdownHandle>),
     /// A connection being made: it is not among these.
     New {
-        before: Arc<Sockets>,
+        before: Arc<KnownSockets>,
         is_for_a_watch: bool,
     },
 }
 
 /// What a context is for.
 #[derive(Clone, Copy)]
-pub(super) enum Purpose<'a> {
+pub(super) enum ContextPurpose<'a> {
     /// A watch until it is stopped.
-    Watch(&'a Stop),
+    Watch(&'a StopFlag),
     Card,
 }
 
-impl Purpose<'_> {
-    fn is_over(self) -> bool {
+impl ContextPurpose<'_> {
+    fn is_stopped(self) -> bool {
         matches!(self, Self::Watch(stop) if stop.is_set())
     }
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningCall {
     number: u64,
-    on: On,
-    until: Instant,
+    on: CallTarget,
+    deadline: Instant,
     /// When it is looked whether pcscd still answers.
     look: Instant,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    running: Vec<Running>,
+    running: Vec<RunningCall>,
     last_number: u64,
     /// When the thread looks next; `None` while it waits to be told.
     looks_at: Option<Instant>,
@@ -137,7 +139,7 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Shared {
-    lines: Lines,
+    lines: ShutdownHandles,
     state: Mutex<State>,
     changed: Condvar,
     /// A connection was made, or was not.
@@ -149,12 +151,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end(&self, on: &On) {
+    fn end(&self, on: &CallTarget) {
         match on {
-            On::Line(line) => line.cut(),
-            On::New { before, .. } => {
-                if let Some(line) = before.newcomer(&self.lines) {
-                    line.cut();
+            CallTarget::Line(line) => line.shut_down(),
+            CallTarget::New { before, .. } => {
+                if let Some(line) = before.find_new(&self.lines) {
+                    line.shut_down();
                 }
             }
         }
@@ -163,13 +165,13 @@ impl Shared {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct CallWatchdog {
     shared: Arc<Shared>,
     may_create_threads: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Keeper {
+impl CallWatchdog {
     pub(super) fn new(may_create_threads: bool) -> Self {
         Self {
             shared: Arc::default(),
@@ -181,26 +183,26 @@ impl Keeper {
     /// Makes a context, one at a time: the one socket that is new is its own.
     pub(super) fn establish(
         self: &Arc<Self>,
-        purpose: Purpose<'_>,
-        until: Instant,
-    ) -> Result<Established, Error> {
-        self.wait_for_turn(purpose, until)?;
-        let turn = Turn(&self.shared);
-        let before = Arc::new(Sockets::to(SERVER));
-        let on = On::New {
+        purpose: ContextPurpose<'_>,
+        deadline: Instant,
+    ) -> Result<WatchedContext, Error> {
+        self.wait_for_turn(purpose, deadline)?;
+        let turn = EstablishGuard(&self.shared);
+        let before = Arc::new(KnownSockets::to(SOCKET_SUFFIX));
+        let on = CallTarget::New {
             before: Arc::clone(&before),
-            is_for_a_watch: matches!(purpose, Purpose::Watch(_)),
+            is_for_a_watch: matches!(purpose, ContextPurpose::Watch(_)),
         };
-        let context = self.during(on, until, || {
+        let context = self.during(on, deadline, || {
             // Whoever stops a watch later finds it in here.
-            if purpose.is_over() {
+            if purpose.is_stopped() {
                 return Err(Error::Cancelled);
             }
             library::load()?;
             let _pass = fork_guard::enter();
             Context::establish(Scope::User)
         })?;
-        let line = before.newcomer(&self.shared.lines);
+        let line = before.find_new(&self.shared.lines);
         let mut state = self.shared.state();
         state.hangs = false;
         let over = state.over;
@@ -209,8 +211,8 @@ impl Keeper {
         if line.is_none() {
             tracing::debug!("PC/SC: the connection to pcscd could not be told from others");
         }
-        let established = Established {
-            keeper: Arc::clone(self),
+        let established = WatchedContext {
+            watchdog: Arc::clone(self),
             context: Some(context),
             line,
         };
@@ -221,42 +223,42 @@ impl Keeper {
     }
 
     /// Whether pcscd did not answer when it was last asked.
-    pub(super) fn hangs(&self) -> bool {
+    pub(super) fn is_unresponsive(&self) -> bool {
         self.shared.state().hangs
     }
 
     /// Ends every call that is inside, and every later one as soon as it waits. No connection is made any more.
-    pub(super) fn cut(&self) {
+    pub(super) fn abort_all(&self) {
         let mut state = self.shared.state();
         state.over = true;
-        let running: Vec<On> = state.running.iter().map(|call| call.on.clone()).collect();
+        let running: Vec<CallTarget> = state.running.iter().map(|call| call.on.clone()).collect();
         drop(state);
         self.shared.established.notify_all();
         running.iter().for_each(|on| self.shared.end(on));
-        self.shared.lines.cut();
+        self.shared.lines.shut_down();
     }
 
     /// From now on no call lasts beyond `last`.
-    pub(super) fn limit_all(&self, last: Instant) {
+    pub(super) fn cap_deadlines(&self, last: Instant) {
         let mut state = self.shared.state();
         state.last = Some(last);
         for call in &mut state.running {
-            call.until = call.until.min(last);
+            call.deadline = call.deadline.min(last);
             call.look = call.look.min(last);
         }
         self.shared.changed.notify_one();
     }
 
-    pub(super) fn has_lines(&self) -> bool {
+    pub(super) fn has_contexts(&self) -> bool {
         !self.shared.lines.is_empty()
     }
 
     /// Ends the making of a connection for a watch, as soon as it has a socket; whether there is one being made.
-    pub(super) fn cut_new_watch(&self) -> bool {
-        let is_new_watch = |call: &&Running| {
+    pub(super) fn abort_new_watch(&self) -> bool {
+        let is_new_watch = |call: &&RunningCall| {
             matches!(
                 call.on,
-                On::New {
+                CallTarget::New {
                     is_for_a_watch: true,
                     ..
                 }
@@ -272,18 +274,18 @@ impl Keeper {
     }
 
     /// A connection is gone: the thread need not look again when there is no call.
-    fn rest(&self) {
+    fn wake_if_idle(&self) {
         let state = self.shared.state();
         if state.running.is_empty() && state.looks_at.is_some() {
             self.shared.changed.notify_one();
         }
     }
 
-    fn wait_for_turn(&self, purpose: Purpose<'_>, until: Instant) -> Result<(), Error> {
+    fn wait_for_turn(&self, purpose: ContextPurpose<'_>, deadline: Instant) -> Result<(), Error> {
         let mut state = self.shared.state();
-        let is_over = |state: &State| state.over || purpose.is_over();
+        let is_over = |state: &State| state.over || purpose.is_stopped();
         while state.establishing && !is_over(&state) {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Timeout);
             }
@@ -297,9 +299,9 @@ impl Keeper {
         Ok(())
     }
 
-    fn during<T>(&self, on: On, until: Instant, call: impl FnOnce() -> T) -> T {
-        let number = self.enter(on, until);
-        let inside = Inside {
+    fn during<T>(&self, on: CallTarget, deadline: Instant, call: impl FnOnce() -> T) -> T {
+        let number = self.register(on, deadline);
+        let inside = RunningCallGuard {
             shared: &self.shared,
             number,
         };
@@ -308,16 +310,16 @@ impl Keeper {
         result
     }
 
-    fn enter(&self, on: On, until: Instant) -> u64 {
+    fn register(&self, on: CallTarget, deadline: Instant) -> u64 {
         let mut state = self.shared.state();
-        let until = state.last.map_or(until, |last| until.min(last));
+        let deadline = state.last.map_or(deadline, |last| deadline.min(last));
         state.last_number += 1;
         let number = state.last_number;
-        let look = until.min(Instant::now() + LOOK);
-        state.running.push(Running {
+        let look = deadline.min(Instant::now() + PING_INTERVAL);
+        state.running.push(RunningCall {
             number,
             on,
-            until,
+            deadline,
             look,
         });
         if self.may_create_threads && state.looks_at.is_none_or(|at| look < at) {
@@ -335,7 +337,7 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             *thread = std::thread::Builder::new()
                 .name("claviger-limit".to_owned())
-                .spawn(move || keep(&shared))
+                .spawn(move || run(&shared))
                 .inspect_err(|error| {
                     tracing::warn!("PC/SC: no thread to end calls that hang: {error}");
                 })
@@ -344,7 +346,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for CallWatchdog {
     fn drop(&mut self) {
         self.shared.state().over = true;
         self.shared.changed.notify_one();
@@ -352,14 +354,14 @@ impl Drop for Keeper {
         let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        threads::join(thread, "the thread that ends calls to pcscd", PATIENCE);
+        threads::join_within(thread, "the thread that ends calls to pcscd", JOIN_TIMEOUT);
     }
 }
 
 /// A connection is being made, until dropped.
-struct Turn<'a>(&'a Shared);
+struct EstablishGuard<'a>(&'a Shared);
 
-impl Drop for Turn<'_> {
+impl Drop for EstablishGuard<'_> {
     fn drop(&mut self) {
         self.0.state().establishing = false;
         self.0.established.notify_one();
@@ -367,28 +369,28 @@ impl Drop for Turn<'_> {
 }
 
 /// A call is running, until dropped.
-struct Inside<'a> {
+struct RunningCallGuard<'a> {
     shared: &'a Shared,
     number: u64,
 }
 
-impl Drop for Inside<'_> {
+impl Drop for RunningCallGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        let mine = |call: &Running| call.number == self.number;
+        let mine = |call: &RunningCall| call.number == self.number;
         if let Some(place) = state.running.iter().position(mine) {
             state.running.swap_remove(place);
         }
     }
 }
 
-fn keep(shared: &Shared) {
+fn run(shared: &Shared) {
     let mut state = shared.state();
     while !state.over || !state.running.is_empty() {
         let now = Instant::now();
         if state.running.iter().any(|call| call.look <= now) {
             drop(state);
-            look(shared, now);
+            end_overdue_calls(shared, now);
             state = shared.state();
             continue;
         }
@@ -411,9 +413,9 @@ fn keep(shared: &Shared) {
 ///
 /// A late call does not tell of a pcscd that hangs: a card may take that long. So pcscd is asked, unless it is
 /// known to hang and there are none but late calls to end.
-fn look(shared: &Shared, now: Instant) {
-    let is_late = |call: &Running| call.until <= now;
-    let is_due = |call: &Running| call.look <= now;
+fn end_overdue_calls(shared: &Shared, now: Instant) {
+    let is_late = |call: &RunningCall| call.deadline <= now;
+    let is_due = |call: &RunningCall| call.look <= now;
     let state = shared.state();
     let is_known = state.hangs
         && state
@@ -421,7 +423,7 @@ fn look(shared: &Shared, now: Instant) {
             .iter()
             .all(|call| !is_due(call) || is_late(call));
     drop(state);
-    let hangs = is_known || !daemon::answers(&daemon::socket(), LOOK_PATIENCE);
+    let hangs = is_known || !daemon::is_responsive(&daemon::socket(), PING_TIMEOUT);
     let mut ended = Vec::new();
     let mut state = shared.state();
     state.running.retain_mut(|call| {
@@ -429,7 +431,7 @@ fn look(shared: &Shared, now: Instant) {
         if ends {
             ended.push(call.on.clone());
         } else if is_due(call) {
-            call.look = call.until.min(now + LOOK);
+            call.look = call.deadline.min(now + PING_INTERVAL);
         }
         !ends
     });

@@ -19,7 +19,7 @@ use super::{
 
 /// What to do next.
 #[derive(Debug)]
-pub enum Turn {
+pub enum CharacterStep {
     /// Send these bytes, perhaps none, and hand over what comes. The time the card has begins anew.
     Exchange {
         /// What to send.
@@ -27,15 +27,15 @@ pub enum Turn {
         /// How many bytes to wait for.
         expected: u16,
     },
-    /// The whole answer: for [`super::T1::receive`], [`super::T0::receive`] or [`super::pps::Proposal::answered`].
+    /// The whole answer: for [`super::T1::receive`], [`super::T0::receive`] or [`super::pps::PpsRequest::accept`].
     Done(Secret),
-    /// What came makes no sense: for [`super::T1::damaged`] or [`super::T0::damaged`].
+    /// What came makes no sense: for [`super::T1::transmission_error`] or [`super::T0::transmission_error`].
     Damaged,
 }
 
 /// One block or TPDU on its way.
 #[derive(Debug)]
-pub struct Characters {
+pub struct CharacterExchange {
     protocol: Protocol,
     /// What has just been allowed to go out.
     outgoing: Secret,
@@ -83,12 +83,12 @@ enum Effect {
 }
 
 /// What came is against the protocol.
-struct Damage;
+struct ProtocolViolation;
 
-impl Characters {
+impl CharacterExchange {
     /// Carries a T=0 command TPDU: five bytes of header, and the data when there is any.
     #[must_use]
-    pub fn t0(tpdu: &[u8]) -> (Self, Turn) {
+    pub fn t0(tpdu: &[u8]) -> (Self, CharacterStep) {
         let (header, data) = tpdu.split_at(tpdu.len().min(5));
         let p3 = header.get(4).copied().unwrap_or(0);
         let due = match (data, p3) {
@@ -109,17 +109,17 @@ impl Characters {
 
     /// Carries a T=1 block.
     #[must_use]
-    pub fn t1(block: Secret, detection: ErrorDetection) -> (Self, Turn) {
+    pub fn t1(block: Secret, detection: ErrorDetection) -> (Self, CharacterStep) {
         Self::begin(Protocol::T1(detection), block)
     }
 
     /// Carries a request for another protocol or rate.
     #[must_use]
-    pub fn pps(request: Secret) -> (Self, Turn) {
+    pub fn pps(request: Secret) -> (Self, CharacterStep) {
         Self::begin(Protocol::Pps, request)
     }
 
-    fn begin(protocol: Protocol, outgoing: Secret) -> (Self, Turn) {
+    fn begin(protocol: Protocol, outgoing: Secret) -> (Self, CharacterStep) {
         let mut characters = Self {
             protocol,
             outgoing,
@@ -131,25 +131,25 @@ impl Characters {
     }
 
     /// Takes what the reader returned.
-    pub fn receive(&mut self, bytes: &[u8]) -> Turn {
+    pub fn receive(&mut self, bytes: &[u8]) -> CharacterStep {
         if usize::from(self.expected()) < bytes.len() {
-            return Turn::Damaged;
+            return CharacterStep::Damaged;
         }
         if bytes.len() < usize::from(self.expected()) {
             self.short_reads += 1;
             if self.short_reads > SHORT_READS {
-                return Turn::Damaged;
+                return CharacterStep::Damaged;
             }
         } else {
             self.short_reads = 0;
         }
         match self.take(bytes) {
             Ok(()) => self.next(),
-            Err(Damage) => Turn::Damaged,
+            Err(ProtocolViolation) => CharacterStep::Damaged,
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), Damage> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), ProtocolViolation> {
         let Protocol::T0(tpdu) = &mut self.protocol else {
             self.received.extend(bytes);
             return Ok(());
@@ -157,7 +157,7 @@ impl Characters {
         for byte in bytes {
             // The card has to wait for what it asked for.
             if !self.outgoing.is_empty() {
-                return Err(Damage);
+                return Err(ProtocolViolation);
             }
             match tpdu.take(*byte)? {
                 Effect::Keep => self.received.extend(&[*byte]),
@@ -168,15 +168,15 @@ impl Characters {
         Ok(())
     }
 
-    fn next(&mut self) -> Turn {
+    fn next(&mut self) -> CharacterStep {
         let expected = self.expected();
         if expected == 0 {
             return match self.received.len() {
-                0 => Turn::Damaged,
-                _ => Turn::Done(std::mem::take(&mut self.received)),
+                0 => CharacterStep::Damaged,
+                _ => CharacterStep::Done(std::mem::take(&mut self.received)),
             };
         }
-        Turn::Exchange {
+        CharacterStep::Exchange {
             bytes: std::mem::take(&mut self.outgoing),
             expected,
         }
@@ -224,9 +224,9 @@ impl Tpdu {
         }
     }
 
-    fn take(&mut self, byte: u8) -> Result<Effect, Damage> {
+    fn take(&mut self, byte: u8) -> Result<Effect, ProtocolViolation> {
         match self.expecting {
-            Expecting::Nothing => return Err(Damage),
+            Expecting::Nothing => return Err(ProtocolViolation),
             Expecting::Procedure => return self.procedure(byte),
             Expecting::Status => self.expecting = Expecting::Nothing,
             Expecting::Data(count) => {
@@ -241,9 +241,9 @@ impl Tpdu {
     }
 
     /// ISO 7816-3, 10.3.3. INS with its lowest bit changed once raised a programming voltage and means the same otherwise.
-    fn procedure(&mut self, byte: u8) -> Result<Effect, Damage> {
+    fn procedure(&mut self, byte: u8) -> Result<Effect, ProtocolViolation> {
         match byte {
-            0x60 if self.nulls >= NULL_BYTES => return Err(Damage),
+            0x60 if self.nulls >= NULL_BYTES => return Err(ProtocolViolation),
             0x60 => {
                 self.nulls += 1;
                 return Ok(Effect::None);
@@ -257,14 +257,14 @@ impl Tpdu {
         match byte ^ self.instruction {
             0x00 | 0x01 => self.transfer(usize::MAX),
             0xFF | 0xFE => self.transfer(1),
-            _ => Err(Damage),
+            _ => Err(ProtocolViolation),
         }
     }
 
     /// The card wants, or sends, all that is left or one byte of it.
-    fn transfer(&mut self, most: usize) -> Result<Effect, Damage> {
+    fn transfer(&mut self, most: usize) -> Result<Effect, ProtocolViolation> {
         match (self.data.len() - self.sent, self.due) {
-            (0, 0) => Err(Damage),
+            (0, 0) => Err(ProtocolViolation),
             (0, due) => {
                 self.expecting = Expecting::Data(due.min(most));
                 Ok(Effect::None)
@@ -301,15 +301,15 @@ pub fn fuzz(bytes: &[u8]) {
         _ => [&[0, 0, *len], data.as_slice(), &[0]].concat(),
     };
     let (mut characters, mut turn) = match form & 7 {
-        4.. => Characters::pps(Secret::copy_from(&command)),
-        0 | 2 => Characters::t0(&command),
-        1 => Characters::t1(Secret::copy_from(&command), ErrorDetection::Crc),
-        _ => Characters::t1(Secret::copy_from(&command), ErrorDetection::Lrc),
+        4.. => CharacterExchange::pps(Secret::copy_from(&command)),
+        0 | 2 => CharacterExchange::t0(&command),
+        1 => CharacterExchange::t1(Secret::copy_from(&command), ErrorDetection::Crc),
+        _ => CharacterExchange::t1(Secret::copy_from(&command), ErrorDetection::Lrc),
     };
     let mut sent = Vec::new();
     let most_turns = reader.len();
     let mut asked = 0_usize;
-    while let Turn::Exchange { bytes, expected } = &turn {
+    while let CharacterStep::Exchange { bytes, expected } = &turn {
         sent.extend_from_slice(bytes.expose());
         assert!(
             command.starts_with(&sent),
@@ -330,7 +330,7 @@ pub fn fuzz(bytes: &[u8]) {
         reader = rest;
         turn = characters.receive(given);
     }
-    if let Turn::Done(answer) = turn {
+    if let CharacterStep::Done(answer) = turn {
         assert!(!answer.is_empty() && answer.len() <= 260);
     }
 }

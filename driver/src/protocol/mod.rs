@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A reader of the character level gets the same blocks through [`character`], which says how many bytes it is
-//! to wait for. How long to wait is said by [`Parameters`]; who waits is the caller.
+//! to wait for. How long to wait is said by [`TransmissionParameters`]; who waits is the caller.
 
 pub mod budget;
 pub mod character;
@@ -18,7 +18,7 @@ pub mod t1;
 
 use claviger_apdu::{Secret, Sent};
 
-pub use parameters::{Parameters, Protocol, Rate};
+pub use parameters::{Protocol, Rate, TransmissionParameters};
 pub use t0::T0;
 pub use t1::T1;
 
@@ -53,7 +53,7 @@ impl Step {
 #[error("{reason}")]
 pub struct Failure {
     /// What happened.
-    pub reason: Reason,
+    pub reason: FailureReason,
     /// Whether the card has seen the command.
     pub sent: Sent,
 }
@@ -62,14 +62,17 @@ impl Failure {
     /// Whether card and interface device no longer agree where they are: the card has to be reset before the next command.
     #[must_use]
     pub const fn needs_reset(&self) -> bool {
-        matches!(self.reason, Reason::Lost | Reason::Silent | Reason::Damaged)
+        matches!(
+            self.reason,
+            FailureReason::Lost | FailureReason::Silent | FailureReason::Damaged
+        )
     }
 }
 
 /// What ended an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum FailureReason {
     /// The APDU is none that this protocol can carry; nothing was sent.
     #[error("the APDU cannot be sent: {0}")]
     Unsuitable(&'static str),

@@ -172,7 +172,7 @@ pub struct Voltages {
 
 /// What an answer to reset says about talking to its card; defaults stand where it says nothing or nonsense.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parameters {
+pub struct TransmissionParameters {
     /// The inverse convention: TS is 3F.
     pub inverse: bool,
     /// TA1: the fastest the card offers; the rate of specific mode.
@@ -201,7 +201,7 @@ pub struct Parameters {
     pub complaints: Vec<&'static str>,
 }
 
-impl Default for Parameters {
+impl Default for TransmissionParameters {
     /// What holds for a card that says nothing (ISO 7816-3, 8.3).
     fn default() -> Self {
         Self {
@@ -222,7 +222,7 @@ impl Default for Parameters {
     }
 }
 
-impl Parameters {
+impl TransmissionParameters {
     /// Reads the interface bytes of `atr`.
     #[must_use]
     pub fn of(atr: &Atr) -> Self {
@@ -232,7 +232,7 @@ impl Parameters {
             return parameters;
         };
         parameters.inverse = *ts != 0x3B;
-        Reading {
+        InterfaceByteParser {
             parameters,
             offered: Vec::new(),
             seen: [false; 2],
@@ -308,8 +308,8 @@ fn cycles(count: u64, khz: u32) -> Duration {
 }
 
 /// The walk along TA TB TC TD.
-struct Reading {
-    parameters: Parameters,
+struct InterfaceByteParser {
+    parameters: TransmissionParameters,
     offered: Vec<Protocol>,
     /// Whether a first group for T=1, for T=15 has been read.
     seen: [bool; 2],
@@ -317,14 +317,14 @@ struct Reading {
 
 /// TA, TB, TC of one group, as far as there.
 #[derive(Clone, Copy)]
-struct Group {
+struct InterfaceBytes {
     ta: Option<u8>,
     tb: Option<u8>,
     tc: Option<u8>,
 }
 
-impl Reading {
-    fn all(mut self, t0: u8, mut rest: &[u8]) -> Parameters {
+impl InterfaceByteParser {
+    fn all(mut self, t0: u8, mut rest: &[u8]) -> TransmissionParameters {
         let mut indicator = t0;
         for round in 1..=ROUNDS {
             let Some((group, td)) = group(indicator, &mut rest) else {
@@ -354,7 +354,7 @@ impl Reading {
     }
 
     /// TA1 and TC1; TB1 is about a programming voltage that no card has any more.
-    fn global(&mut self, group: Group) {
+    fn global(&mut self, group: InterfaceBytes) {
         if let Some(ta1) = group.ta {
             match Rate::of(ta1) {
                 Some(rate) => self.parameters.rate = rate,
@@ -365,7 +365,7 @@ impl Reading {
     }
 
     /// TA2 and TC2, which is for T=0 whatever TD1 says; TB2 is TB1's like.
-    fn second(&mut self, group: Group) {
+    fn second(&mut self, group: InterfaceBytes) {
         if let Some(ta2) = group.ta {
             self.parameters.specific_mode = Some(SpecificMode {
                 protocol: Protocol::of(ta2 & 0x0F),
@@ -381,7 +381,7 @@ impl Reading {
     }
 
     /// The third and later groups belong to the protocol of the TD before them; the first of each counts.
-    fn specific(&mut self, group: Group, number: u8) {
+    fn specific(&mut self, group: InterfaceBytes, number: u8) {
         let [t1, t15] = &mut self.seen;
         match number {
             1 if !std::mem::replace(t1, true) => self.t1(group),
@@ -390,7 +390,7 @@ impl Reading {
         }
     }
 
-    fn t1(&mut self, group: Group) {
+    fn t1(&mut self, group: InterfaceBytes) {
         match group.ta {
             Some(0) => self.complain("IFSC is 0"),
             Some(255) => {
@@ -412,7 +412,7 @@ impl Reading {
         }
     }
 
-    fn t15(&mut self, group: Group) {
+    fn t15(&mut self, group: InterfaceBytes) {
         let Some(ta) = group.ta else { return };
         self.parameters.clock_stop = match ta >> 6 {
             0 => ClockStop::Never,
@@ -438,7 +438,7 @@ impl Reading {
 }
 
 /// Takes the group that `indicator` announces off `rest`, with its TD; nothing when it is cut short.
-fn group(indicator: u8, rest: &mut &[u8]) -> Option<(Group, Option<u8>)> {
+fn group(indicator: u8, rest: &mut &[u8]) -> Option<(InterfaceBytes, Option<u8>)> {
     let mut next = |bit: u8| -> Option<Option<u8>> {
         if indicator & bit == 0 {
             return Some(None);
@@ -448,7 +448,7 @@ fn group(indicator: u8, rest: &mut &[u8]) -> Option<(Group, Option<u8>)> {
         Some(Some(*byte))
     };
     let (ta, tb, tc) = (next(0x10)?, next(0x20)?, next(0x40)?);
-    Some((Group { ta, tb, tc }, next(0x80)?))
+    Some((InterfaceBytes { ta, tb, tc }, next(0x80)?))
 }
 
 /// Reads arbitrary bytes as an answer to reset; for the fuzz target of this name.
@@ -456,7 +456,7 @@ fn group(indicator: u8, rest: &mut &[u8]) -> Option<(Group, Option<u8>)> {
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Ok(atr) = Atr::parse(bytes) else { return };
-    let parameters = Parameters::of(&atr);
+    let parameters = TransmissionParameters::of(&atr);
     assert!((1..=254).contains(&parameters.ifsc));
     assert!(parameters.block_waiting_integer <= 9 && parameters.character_waiting_integer <= 15);
     assert!(parameters.waiting_integer > 0);

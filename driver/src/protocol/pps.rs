@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use claviger_apdu::Secret;
 
-use super::parameters::{Parameters, Protocol, Rate, etu};
+use super::parameters::{Protocol, Rate, TransmissionParameters, etu};
 
 const PPSS: u8 = 0xFF;
 /// The initial waiting time in etu, which holds for the answer too (ISO 7816-3, 9.1).
@@ -20,7 +20,7 @@ const TOLERANCE: u32 = 2;
 
 /// What a reader can do, in the terms of its descriptor.
 #[derive(Clone, Copy, Debug)]
-pub struct Reach<'a> {
+pub struct ReaderRates<'a> {
     /// dwDefaultClock.
     pub khz: u32,
     /// dwMaxDataRate, bits a second.
@@ -29,7 +29,7 @@ pub struct Reach<'a> {
     pub rates: &'a [u32],
 }
 
-impl Reach<'_> {
+impl ReaderRates<'_> {
     fn includes(&self, rate: Rate) -> bool {
         let wanted = rate.bits_per_second(self.khz);
         let listed = |listed: &u32| listed.abs_diff(wanted) <= TOLERANCE;
@@ -41,7 +41,7 @@ impl Reach<'_> {
 
 /// The protocol and the rate that both sides speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreement {
+pub struct AgreedParameters {
     /// The protocol.
     pub protocol: Protocol,
     /// The rate.
@@ -50,13 +50,13 @@ pub struct Agreement {
 
 /// How to come to a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum PpsPlan {
     /// It is spoken already; nothing is asked for.
-    Settled(Agreement),
+    AlreadyActive(AgreedParameters),
     /// The card is asked.
-    Ask(Proposal),
+    Negotiate(PpsRequest),
     /// The card does not speak it.
-    Closed,
+    Unsupported,
 }
 
 /// Finds the way to `protocol` at the fastest rate that card and reader have in common.
@@ -64,34 +64,38 @@ pub enum Way {
 /// A card in specific mode is asked nothing: it has said what it speaks. Of a rate in TA1 that the reader has not, slower ones of
 /// the same clock rate conversion are tried, then of the default conversion.
 #[must_use]
-pub fn way(parameters: &Parameters, protocol: Protocol, reader: &Reach<'_>) -> Way {
-    let present = Agreement {
+pub fn plan(
+    parameters: &TransmissionParameters,
+    protocol: Protocol,
+    reader: &ReaderRates<'_>,
+) -> PpsPlan {
+    let present = AgreedParameters {
         protocol: parameters.default_protocol(),
         rate: parameters.initial_rate(),
     };
     if parameters.specific_mode.is_some() {
         return if present.protocol == protocol {
-            Way::Settled(present)
+            PpsPlan::AlreadyActive(present)
         } else {
-            Way::Closed
+            PpsPlan::Unsupported
         };
     }
     if !parameters.offered.contains(&protocol) {
-        return Way::Closed;
+        return PpsPlan::Unsupported;
     }
-    let wanted = Agreement {
+    let wanted = AgreedParameters {
         protocol,
         rate: fastest(parameters.rate, reader),
     };
     if wanted == present {
-        Way::Settled(wanted)
+        PpsPlan::AlreadyActive(wanted)
     } else {
-        Way::Ask(Proposal(wanted))
+        PpsPlan::Negotiate(PpsRequest(wanted))
     }
 }
 
 /// The fastest rate at most as fast as `offered` that the reader has; the default one, which every reader has, if no other.
-fn fastest(offered: Rate, reader: &Reach<'_>) -> Rate {
+fn fastest(offered: Rate, reader: &ReaderRates<'_>) -> Rate {
     let speed = |rate: &Rate| rate.bits_per_second(reader.khz);
     let conversions = [offered.ta1() & 0xF0, Rate::DEFAULT.ta1() & 0xF0];
     conversions
@@ -105,16 +109,16 @@ fn fastest(offered: Rate, reader: &Reach<'_>) -> Rate {
 
 /// What the card is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proposal(Agreement);
+pub struct PpsRequest(AgreedParameters);
 
-impl Proposal {
+impl PpsRequest {
     /// What the card will speak if it takes the whole of it.
     #[must_use]
-    pub const fn agreement(&self) -> Agreement {
+    pub const fn agreement(&self) -> AgreedParameters {
         self.0
     }
 
-    /// The bytes to send before anything else after a reset. No answer within [`Proposal::waiting_time`] is a refusal.
+    /// The bytes to send before anything else after a reset. No answer within [`PpsRequest::waiting_time`] is a refusal.
     #[must_use]
     pub fn request(&self) -> Secret {
         let number = self.0.protocol.number();
@@ -136,26 +140,26 @@ impl Proposal {
     /// What the card agreed to by `answer`: all of it, or the protocol at the default rate when PPS1 is not in the answer.
     ///
     /// # Errors
-    /// [`Refused`] for anything else.
-    pub fn answered(&self, answer: &[u8]) -> Result<Agreement, Refused> {
+    /// [`PpsRefused`] for anything else.
+    pub fn accept(&self, answer: &[u8]) -> Result<AgreedParameters, PpsRefused> {
         if answer == self.request().expose() {
             return Ok(self.0);
         }
-        let slower = Self(Agreement {
+        let slower = Self(AgreedParameters {
             rate: Rate::DEFAULT,
             ..self.0
         });
         if answer == slower.request().expose() {
             return Ok(slower.0);
         }
-        Err(Refused)
+        Err(PpsRefused)
     }
 }
 
 /// The card did not answer as agreement demands. It has to be reset by a power cycle, and is left at its default protocol and rate then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the card did not agree to a protocol and rate")]
-pub struct Refused;
+pub struct PpsRefused;
 
 fn check(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum ^ byte)
@@ -179,27 +183,27 @@ pub fn fuzz(bytes: &[u8]) {
         .chunks_exact(4)
         .filter_map(|rate| rate.try_into().ok().map(u32::from_be_bytes))
         .collect();
-    let reader = Reach {
+    let reader = ReaderRates {
         khz: u32::from(u16::from_be_bytes([*k1, *k2])),
         most: u32::from_be_bytes([*m1, *m2, *m3, *m4]),
         rates: &rates,
     };
-    let parameters = Parameters {
+    let parameters = TransmissionParameters {
         rate: Rate::of(*ta1).unwrap_or(Rate::DEFAULT),
         offered: vec![Protocol::T0, Protocol::T1],
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     let protocol = Protocol::of(number & 0x0F).unwrap_or(Protocol::T1);
-    let proposal = match way(&parameters, protocol, &reader) {
-        Way::Settled(agreement) => {
+    let proposal = match plan(&parameters, protocol, &reader) {
+        PpsPlan::AlreadyActive(agreement) => {
             assert_eq!(
                 (agreement.protocol, agreement.rate),
                 (Protocol::T0, Rate::DEFAULT)
             );
             return;
         }
-        Way::Closed => return assert!(!parameters.offered.contains(&protocol)),
-        Way::Ask(proposal) => proposal,
+        PpsPlan::Unsupported => return assert!(!parameters.offered.contains(&protocol)),
+        PpsPlan::Negotiate(proposal) => proposal,
     };
     let rate = proposal.agreement().rate;
     let speed = |rate: Rate| rate.bits_per_second(reader.khz);
@@ -207,11 +211,8 @@ pub fn fuzz(bytes: &[u8]) {
     assert!(speed(rate) <= speed(parameters.rate) || rate == Rate::DEFAULT);
     let request = proposal.request();
     assert!(request.len() <= 4 && check(request.expose()) == 0);
-    assert_eq!(
-        proposal.answered(request.expose()),
-        Ok(proposal.agreement())
-    );
-    if let Ok(agreement) = proposal.answered(answer) {
+    assert_eq!(proposal.accept(request.expose()), Ok(proposal.agreement()));
+    if let Ok(agreement) = proposal.accept(answer) {
         assert_eq!(agreement.protocol, protocol);
         assert!(agreement.rate == rate || agreement.rate == Rate::DEFAULT);
     }

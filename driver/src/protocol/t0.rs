@@ -16,7 +16,7 @@
 
 use claviger_apdu::{Secret, Sent};
 
-use super::{Failure, Reason, Step};
+use super::{Failure, FailureReason, Step};
 
 /// Longest answer TPDU: 256 bytes of data and the status word.
 const ANSWER: usize = 258;
@@ -54,7 +54,7 @@ impl T0 {
                 Step::send(tpdu)
             }
             Err(why) => Step::Failed(Failure {
-                reason: Reason::Unsuitable(why),
+                reason: FailureReason::Unsuitable(why),
                 sent: Sent::No,
             }),
         }
@@ -63,15 +63,16 @@ impl T0 {
     /// Takes the answer to the TPDU last sent: data and status word.
     pub fn receive(&mut self, answer: &[u8]) -> Step {
         let Some((data, status)) = answer.split_last_chunk::<2>() else {
-            return self.damaged();
+            return self.transmission_error();
         };
         if answer.len() > ANSWER || !matches!(status[0] & 0xF0, 0x60 | 0x90) || status[0] == 0x60 {
-            return self.damaged();
+            return self.transmission_error();
         }
         match (std::mem::take(&mut self.phase), *status) {
-            (Phase::Idle, _) => {
-                self.failed(Reason::Unsuitable("no command is under way"), Sent::No)
-            }
+            (Phase::Idle, _) => self.failed(
+                FailureReason::Unsuitable("no command is under way"),
+                Sent::No,
+            ),
             (Phase::Command(Some((cla, le))), [0x90, 0x00]) if data.is_empty() => {
                 self.fetch(cla, le, false)
             }
@@ -90,13 +91,13 @@ impl T0 {
     }
 
     /// Takes note that what came was damaged on the way: parity, an overrun, no procedure byte.
-    pub fn damaged(&mut self) -> Step {
-        self.failed(Reason::Damaged, self.sent())
+    pub fn transmission_error(&mut self) -> Step {
+        self.failed(FailureReason::Damaged, self.sent())
     }
 
     /// Takes note that the work waiting time passed and nothing came.
-    pub fn silent(&mut self) -> Step {
-        self.failed(Reason::Silent, self.sent())
+    pub fn response_timeout(&mut self) -> Step {
+        self.failed(FailureReason::Silent, self.sent())
     }
 
     fn fetch(&mut self, cla: u8, le: u8, corrected: bool) -> Step {
@@ -115,7 +116,7 @@ impl T0 {
         }
     }
 
-    fn failed(&mut self, reason: Reason, sent: Sent) -> Step {
+    fn failed(&mut self, reason: FailureReason, sent: Sent) -> Step {
         self.phase = Phase::Idle;
         Step::Failed(Failure { reason, sent })
     }
@@ -182,8 +183,8 @@ pub fn fuzz(bytes: &[u8]) {
         let (answer, after) = after.split_at(after.len().min(usize::from(*len)));
         rest = after;
         step = match len {
-            255 => t0.silent(),
-            254 => t0.damaged(),
+            255 => t0.response_timeout(),
+            254 => t0.transmission_error(),
             _ => t0.receive(answer),
         };
     }

@@ -8,12 +8,12 @@ use super::frame::{self, FrameError, Reply};
 const USUAL: usize = 1024;
 
 /// Collects what a socket delivers and hands out whole frames; wiped behind each.
-pub(super) struct Inbox {
+pub(super) struct FrameBuffer {
     buffer: Vec<u8>,
     filled: usize,
 }
 
-impl Inbox {
+impl FrameBuffer {
     pub(super) fn new() -> Self {
         Self {
             buffer: vec![0; USUAL],
@@ -22,8 +22,8 @@ impl Inbox {
     }
 
     /// Where the next bytes go; never empty, and never beyond one frame of the longest kind.
-    pub(super) fn room(&mut self) -> Result<&mut [u8], FrameError> {
-        if let Some(whole) = self.whole()?
+    pub(super) fn spare(&mut self) -> Result<&mut [u8], FrameError> {
+        if let Some(whole) = self.frame_len()?
             && whole > self.buffer.len()
         {
             self.enlarge(whole);
@@ -43,7 +43,7 @@ impl Inbox {
 
     /// The next frame once it is complete.
     pub(super) fn next_reply(&mut self) -> Result<Option<Reply>, FrameError> {
-        let Some(whole) = self.whole()?.filter(|whole| *whole <= self.filled) else {
+        let Some(whole) = self.frame_len()?.filter(|whole| *whole <= self.filled) else {
             return Ok(None);
         };
         let reply = Reply::parse(self.buffer.get(4..whole).unwrap_or(&[]));
@@ -57,7 +57,7 @@ impl Inbox {
     }
 
     /// Length of the frame that begins the buffer, length field included.
-    fn whole(&self) -> Result<Option<usize>, FrameError> {
+    fn frame_len(&self) -> Result<Option<usize>, FrameError> {
         let Some(length) = self
             .buffer
             .get(..self.filled)
@@ -79,7 +79,7 @@ impl Inbox {
     }
 }
 
-impl Drop for Inbox {
+impl Drop for FrameBuffer {
     fn drop(&mut self) {
         self.buffer.zeroize();
     }
@@ -88,19 +88,19 @@ impl Drop for Inbox {
 /// Feeds arbitrary bytes in pieces.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let mut inbox = Inbox::new();
+    let mut frames = FrameBuffer::new();
     for piece in bytes.chunks(97) {
         let mut piece = piece;
         while !piece.is_empty() {
-            let Ok(room) = inbox.room() else { return };
+            let Ok(room) = frames.spare() else { return };
             assert!(!room.is_empty(), "there is always room");
             let (now, later) = piece.split_at(room.len().min(piece.len()));
             room.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
-            inbox.received(now.len());
+            frames.received(now.len());
             piece = later;
-            while let Ok(Some(_)) = inbox.next_reply() {}
+            while let Ok(Some(_)) = frames.next_reply() {}
         }
-        assert!(inbox.buffer.len() <= 4 + frame::MAX, "bounded");
+        assert!(frames.buffer.len() <= 4 + frame::MAX, "bounded");
     }
 }
 
@@ -111,15 +111,15 @@ mod tests {
     use super::*;
 
     /// Gives `bytes` as a socket would, taking frames whenever the room is used up.
-    fn put(inbox: &mut Inbox, mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn put(frames: &mut FrameBuffer, mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
         while !bytes.is_empty() {
-            let room = inbox.room().unwrap();
+            let room = frames.spare().unwrap();
             let len = room.len().min(bytes.len());
             room[..len].copy_from_slice(&bytes[..len]);
-            inbox.received(len);
+            frames.received(len);
             bytes = &bytes[len..];
-            while let Ok(Some(reply)) = inbox.next_reply() {
+            while let Ok(Some(reply)) = frames.next_reply() {
                 found.push(reply.encode().expose().to_vec());
             }
         }
@@ -132,33 +132,33 @@ mod tests {
         let two = Reply::Response(Secret::copy_from(&[0x61; 5000])).encode();
         let bytes = [one.expose(), two.expose()].concat();
         for size in [1, 3, 4, 5, 1023, bytes.len()] {
-            let mut inbox = Inbox::new();
+            let mut frames = FrameBuffer::new();
             let found: Vec<_> = bytes
                 .chunks(size)
-                .flat_map(|piece| put(&mut inbox, piece))
+                .flat_map(|piece| put(&mut frames, piece))
                 .collect();
             assert_eq!(found, [one.expose(), two.expose()], "pieces of {size}");
-            assert!(inbox.is_empty());
+            assert!(frames.is_empty());
         }
     }
 
     #[test]
     fn a_length_out_of_bounds_is_refused_before_any_memory_is_taken() {
         for length in [0, 65_555, u32::MAX] {
-            let mut inbox = Inbox::new();
-            put(&mut inbox, &length.to_be_bytes());
-            assert_eq!(inbox.next_reply().unwrap_err(), FrameError::Length(length));
-            assert_eq!(inbox.room().unwrap_err(), FrameError::Length(length));
-            assert_eq!(inbox.buffer.len(), USUAL);
+            let mut frames = FrameBuffer::new();
+            put(&mut frames, &length.to_be_bytes());
+            assert_eq!(frames.next_reply().unwrap_err(), FrameError::Length(length));
+            assert_eq!(frames.spare().unwrap_err(), FrameError::Length(length));
+            assert_eq!(frames.buffer.len(), USUAL);
         }
     }
 
     #[test]
     fn nothing_of_a_frame_stays_behind() {
-        let mut inbox = Inbox::new();
+        let mut frames = FrameBuffer::new();
         let answer = Reply::Response(Secret::copy_from(b"\x31\x32\x33\x90\x00")).encode();
-        assert_eq!(put(&mut inbox, answer.expose()), [answer.expose()]);
-        assert!(inbox.buffer.iter().all(|byte| *byte == 0));
+        assert_eq!(put(&mut frames, answer.expose()), [answer.expose()]);
+        assert!(frames.buffer.iter().all(|byte| *byte == 0));
     }
 
     #[test]

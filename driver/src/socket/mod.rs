@@ -20,7 +20,7 @@ use std::{
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 
 use self::{
-    channel::Ends,
+    channel::ShutdownControl,
     reader_id::{NAME, id},
     transport::SocketTransport,
     watch::SocketWatch,
@@ -31,13 +31,13 @@ use crate::{
 };
 
 /// How long all that is left may take when the backend is wound up.
-const LAST: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The readers behind some socket paths, in the order given.
 #[derive(Clone, Debug)]
 pub struct SocketBackend {
     paths: Vec<PathBuf>,
-    ends: Arc<Ends>,
+    ends: Arc<ShutdownControl>,
 }
 
 impl SocketBackend {
@@ -71,13 +71,16 @@ impl Backend for SocketBackend {
         Ok(Box::new(SocketTransport::connect(&self.ends, path, call)?))
     }
 
-    fn cut(&self) {
-        let _ = self.ends.last.set(Instant::now());
-        self.ends.lines.cut();
+    fn abort_calls(&self) {
+        let _ = self.ends.shutdown_deadline.set(Instant::now());
+        self.ends.lines.shut_down();
     }
 
-    fn wind_up(&self) {
-        let _ = self.ends.last.set(Instant::now() + LAST);
+    fn begin_shutdown(&self) {
+        let _ = self
+            .ends
+            .shutdown_deadline
+            .set(Instant::now() + SHUTDOWN_TIMEOUT);
     }
 }
 

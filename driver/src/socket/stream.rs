@@ -15,9 +15,9 @@ use rustix::{
 
 use super::{
     frame::{FrameError, Reply, Request, VERSION},
-    frame_buffer::Inbox,
+    frame_buffer::FrameBuffer,
 };
-use crate::wait::ready;
+use crate::wait::wait_one;
 
 /// Longest name or refusal of a server that is shown to a person.
 const MAX_TEXT: usize = 200;
@@ -79,7 +79,7 @@ impl From<Errno> for StreamError {
 /// A connected socket that never blocks, never raises SIGPIPE and is closed on exec.
 pub(super) struct Stream {
     fd: OwnedFd,
-    inbox: Inbox,
+    frames: FrameBuffer,
 }
 
 impl Stream {
@@ -91,7 +91,7 @@ impl Stream {
         rustix::io::retry_on_intr(|| rustix::net::connect(&fd, &address))?;
         Ok(Self {
             fd,
-            inbox: Inbox::new(),
+            frames: FrameBuffer::new(),
         })
     }
 
@@ -105,14 +105,14 @@ impl Stream {
     }
 
     /// Sends one request. After an error the server cannot have got the whole of it.
-    pub(super) fn send(&mut self, request: &Request, until: Instant) -> Result<(), StreamError> {
+    pub(super) fn send(&mut self, request: &Request, deadline: Instant) -> Result<(), StreamError> {
         let frame = request.encode();
         let mut rest = frame.expose();
         while !rest.is_empty() {
             match rustix::net::send(&self.fd, rest, SendFlags::NOSIGNAL) {
                 Ok(sent) => rest = rest.get(sent..).unwrap_or(&[]),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) if ready(&self.fd, PollFlags::OUT, until)? => {}
+                Err(Errno::AGAIN) if wait_one(&self.fd, PollFlags::OUT, deadline)? => {}
                 Err(Errno::AGAIN) => return Err(StreamError::TimedOut),
                 Err(errno) => return Err(errno.into()),
             }
@@ -121,14 +121,14 @@ impl Stream {
     }
 
     /// Waits for the one answer to a request; anything after it is out of order.
-    pub(super) fn receive(&mut self, until: Instant) -> Result<Reply, StreamError> {
+    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Reply, StreamError> {
         loop {
-            if !ready(&self.fd, PollFlags::IN, until)? {
+            if !wait_one(&self.fd, PollFlags::IN, deadline)? {
                 return Err(StreamError::TimedOut);
             }
             self.fetch()?;
-            if let Some(reply) = self.inbox.next_reply()? {
-                return if self.inbox.is_empty() {
+            if let Some(reply) = self.frames.next_reply()? {
+                return if self.frames.is_empty() {
                     Ok(reply)
                 } else {
                     Err(StreamError::OutOfOrder)
@@ -144,7 +144,7 @@ impl Stream {
             if !self.fetch()? {
                 break;
             }
-            while let Some(reply) = self.inbox.next_reply()? {
+            while let Some(reply) = self.frames.next_reply()? {
                 replies.push(reply);
             }
         }
@@ -153,11 +153,11 @@ impl Stream {
 
     /// Reads once; `false` when there was nothing to read.
     fn fetch(&mut self) -> Result<bool, StreamError> {
-        let room = self.inbox.room()?;
+        let room = self.frames.spare()?;
         match rustix::net::recv(&self.fd, room, RecvFlags::empty()) {
             Ok((0, _)) => Err(StreamError::Closed),
             Ok((len, _)) => {
-                self.inbox.received(len);
+                self.frames.received(len);
                 Ok(true)
             }
             Err(Errno::INTR | Errno::AGAIN) => Ok(false),
@@ -174,7 +174,7 @@ impl Drop for Stream {
 }
 
 /// Text of a server for a person: one line, no control characters, bounded.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn sanitized(text: &str) -> String {
     text.chars()
         .filter(|c| !c.is_control())
         .take(MAX_TEXT)

@@ -8,7 +8,7 @@ use claviger_apdu::{
 };
 
 use super::{
-    channel::{Conversation, Ends},
+    channel::{RequestChannel, ShutdownControl},
     frame::{MAX, Refusal, Reply, Request},
 };
 
@@ -19,30 +19,30 @@ const MAX_RESETS: usize = 8;
 
 /// See [`Transport`]; the card is shared with every other connection to the socket.
 pub(super) struct SocketTransport {
-    conversation: Conversation,
+    channel: RequestChannel,
     atr: Atr,
     epoch: Epoch,
 }
 
 impl SocketTransport {
     pub(super) fn connect(
-        ends: &Arc<Ends>,
+        ends: &Arc<ShutdownControl>,
         path: &Path,
         call: Call,
     ) -> Result<Self, TransportError> {
-        let mut conversation = Conversation::open(ends, path, call)?;
-        let atr = connect_card(&mut conversation, call)?;
+        let mut channel = RequestChannel::open(ends, path, call)?;
+        let atr = connect_card(&mut channel, call)?;
         Ok(Self {
-            conversation,
+            channel,
             atr,
             epoch: Epoch::default(),
         })
     }
 
     /// The card was reset by another connection: its state is lost, its epoch over.
-    fn was_reset(&mut self, call: Call) -> Result<(), TransportError> {
+    fn reconnect_after_reset(&mut self, call: Call) -> Result<(), TransportError> {
         self.epoch.0 += 1;
-        self.atr = connect_card(&mut self.conversation, call)?;
+        self.atr = connect_card(&mut self.channel, call)?;
         Ok(())
     }
 
@@ -54,21 +54,21 @@ impl SocketTransport {
     ) -> Result<(), TransportError> {
         if frame.len() >= MAX {
             let what = format!("a command of {} bytes fits no frame", frame.len());
-            return Err(self.conversation.about(TransportErrorKind::Protocol, &what));
+            return Err(self.channel.about(TransportErrorKind::Protocol, &what));
         }
         match self
-            .conversation
-            .ask(&Request::Transmit(Secret::copy_from(frame)), call)?
+            .channel
+            .round_trip(&Request::Transmit(Secret::copy_from(frame)), call)?
         {
             Reply::Response(answer) => response
                 .set(answer.expose())
-                .map_err(|_| self.conversation.out_of_order(Sent::Yes)),
+                .map_err(|_| self.channel.out_of_order(Sent::Yes)),
             Reply::Refused {
                 refusal: Refusal::CardReset,
                 text,
             } => {
-                self.was_reset(call)?;
-                Err(self.conversation.turned_down(Refusal::CardReset, &text))
+                self.reconnect_after_reset(call)?;
+                Err(self.channel.refusal_error(Refusal::CardReset, &text))
             }
             Reply::Refused { refusal, text } => {
                 // Only a card that went away may have taken the command with it.
@@ -79,55 +79,55 @@ impl SocketTransport {
                 };
                 Err(TransportError {
                     sent,
-                    ..self.conversation.turned_down(refusal, &text)
+                    ..self.channel.refusal_error(refusal, &text)
                 })
             }
-            _ => Err(self.conversation.out_of_order(Sent::Maybe)),
+            _ => Err(self.channel.out_of_order(Sent::Maybe)),
         }
     }
 
     fn begin(&mut self, call: Call) -> Result<(), TransportError> {
         for _ in 0..MAX_RESETS {
-            match self.conversation.ask(&Request::Begin, call)? {
+            match self.channel.round_trip(&Request::Begin, call)? {
                 Reply::Begun => return Ok(()),
                 Reply::Refused {
                     refusal: Refusal::CardReset,
                     ..
-                } => self.was_reset(call)?,
+                } => self.reconnect_after_reset(call)?,
                 Reply::Refused { refusal, text } => {
-                    return Err(self.conversation.turned_down(refusal, &text));
+                    return Err(self.channel.refusal_error(refusal, &text));
                 }
-                _ => return Err(self.conversation.out_of_order(Sent::No)),
+                _ => return Err(self.channel.out_of_order(Sent::No)),
             }
         }
-        Err(ever_reset(&self.conversation))
+        Err(too_many_resets(&self.channel))
     }
 
     /// Gives the card back; a connection that cannot is closed, which does the same.
     fn end(&mut self) {
-        if self.conversation.is_closed() {
+        if self.channel.is_closed() {
             return;
         }
-        let problem = match self.conversation.ask(&Request::End, Call::within(END)) {
+        let problem = match self.channel.round_trip(&Request::End, Call::within(END)) {
             Ok(Reply::Ended) => return,
-            Ok(Reply::Refused { refusal, text }) => self.conversation.turned_down(refusal, &text),
-            Ok(_) => self.conversation.out_of_order(Sent::No),
+            Ok(Reply::Refused { refusal, text }) => self.channel.refusal_error(refusal, &text),
+            Ok(_) => self.channel.out_of_order(Sent::No),
             Err(error) => error,
         };
         tracing::warn!("end of transaction: {problem}");
-        if !self.conversation.is_closed() {
-            self.conversation.close(&problem);
+        if !self.channel.is_closed() {
+            self.channel.close(&problem);
         }
     }
 }
 
 /// Says Connect, again after each further reset, and takes the answer to reset.
-fn connect_card(conversation: &mut Conversation, call: Call) -> Result<Atr, TransportError> {
+fn connect_card(channel: &mut RequestChannel, call: Call) -> Result<Atr, TransportError> {
     for _ in 0..MAX_RESETS {
-        match conversation.ask(&Request::Connect, call)? {
+        match channel.round_trip(&Request::Connect, call)? {
             Reply::Connected { atr } => {
                 let mute = |error| {
-                    conversation.about(TransportErrorKind::NoCard, &format!("mute card: {error}"))
+                    channel.about(TransportErrorKind::NoCard, &format!("mute card: {error}"))
                 };
                 return Atr::parse(&atr).map_err(mute);
             }
@@ -136,16 +136,16 @@ fn connect_card(conversation: &mut Conversation, call: Call) -> Result<Atr, Tran
                 ..
             } => {}
             Reply::Refused { refusal, text } => {
-                return Err(conversation.turned_down(refusal, &text));
+                return Err(channel.refusal_error(refusal, &text));
             }
-            _ => return Err(conversation.out_of_order(Sent::No)),
+            _ => return Err(channel.out_of_order(Sent::No)),
         }
     }
-    Err(ever_reset(conversation))
+    Err(too_many_resets(channel))
 }
 
-fn ever_reset(conversation: &Conversation) -> TransportError {
-    conversation.about(
+fn too_many_resets(channel: &RequestChannel) -> TransportError {
+    channel.about(
         TransportErrorKind::Busy,
         "other users keep resetting the card",
     )
@@ -176,7 +176,7 @@ impl Transport for SocketTransport {
     }
 
     fn is_closed(&self) -> bool {
-        self.conversation.is_closed()
+        self.channel.is_closed()
     }
 
     fn transact(
@@ -185,16 +185,16 @@ impl Transport for SocketTransport {
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
         self.begin(call)?;
-        let mut held = Held(self);
+        let mut held = SocketTransaction(self);
         body(&mut held);
         Ok(())
     }
 }
 
 /// The card while nobody else may use it; given back on drop, so also when the body panics.
-struct Held<'a>(&'a mut SocketTransport);
+struct SocketTransaction<'a>(&'a mut SocketTransport);
 
-impl Transmit for Held<'_> {
+impl Transmit for SocketTransaction<'_> {
     fn transmit(
         &mut self,
         frame: &[u8],
@@ -205,7 +205,7 @@ impl Transmit for Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for SocketTransaction<'_> {
     fn drop(&mut self) {
         self.0.end();
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     backend::{Backend, Watch},
     reader::ReaderId,
-    stop::Wake as _,
+    stop::StopHandle as _,
 };
 
 /// Time for all remaining calls together once the shutdown has begun.
@@ -31,7 +31,7 @@ pub struct UsbOptions {
     /// Moves the transfers. Without threads and after a fork: [`UsbLibrary::Rusb`].
     pub library: UsbLibrary,
     /// A thread follows the watch all the time, and [`Watch::demand`] says whether cards are monitored. Without it, cards are
-    /// monitored while a caller is in [`Watch::next`].
+    /// monitored while a caller is in [`Watch::next_snapshot`].
     pub has_watch_thread: bool,
     /// Folders for lock files, best first. A folder is made if its parent exists. See `docs/raw-usb.md`.
     pub lock_folders: Vec<PathBuf>,
@@ -116,12 +116,12 @@ impl Backend for UsbBackend {
         Ok(Box::new(connection))
     }
 
-    fn cut(&self) {
+    fn abort_calls(&self) {
         let _ = self.shutdown.deadline.set(Instant::now());
         self.shutdown.stop.stop();
     }
 
-    fn wind_up(&self) {
+    fn begin_shutdown(&self) {
         let _ = self
             .shutdown
             .deadline

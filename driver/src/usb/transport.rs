@@ -14,12 +14,12 @@ use super::{
     claim::ClaimRequest,
     reader::{UsbReader, access::DriverGuard},
 };
-use crate::wait::Stop;
+use crate::wait::StopFlag;
 
 /// Ends the calls of all transports.
 #[derive(Debug, Default)]
 pub(crate) struct ShutdownControl {
-    pub(crate) stop: Arc<Stop>,
+    pub(crate) stop: Arc<StopFlag>,
     /// No call lasts beyond this instant.
     pub(crate) deadline: OnceLock<Instant>,
 }

@@ -3,17 +3,20 @@
 use claviger_apdu::Secret;
 use claviger_driver::protocol::{
     budget::{NULL_BYTES, SHORT_READS},
-    character::{Characters, Turn},
+    character::{CharacterExchange, CharacterStep},
     parameters::ErrorDetection,
 };
 
 use crate::notation::{block, hex};
 
 /// Plays lines of `(what we must send, bytes to wait for, what the reader returns)`; the last turn.
-fn play((mut characters, mut turn): (Characters, Turn), lines: &[(&str, u16, &str)]) -> Turn {
+fn play(
+    (mut characters, mut turn): (CharacterExchange, CharacterStep),
+    lines: &[(&str, u16, &str)],
+) -> CharacterStep {
     for (number, (out, count, back)) in lines.iter().enumerate() {
         match turn {
-            Turn::Exchange { bytes, expected } => {
+            CharacterStep::Exchange { bytes, expected } => {
                 assert_eq!(bytes.expose(), hex(out), "line {number}");
                 assert_eq!(expected, *count, "line {number}");
                 turn = characters.receive(&hex(back));
@@ -24,19 +27,19 @@ fn play((mut characters, mut turn): (Characters, Turn), lines: &[(&str, u16, &st
     turn
 }
 
-fn t0(tpdu: &str, lines: &[(&str, u16, &str)]) -> Turn {
-    play(Characters::t0(&hex(tpdu)), lines)
+fn t0(tpdu: &str, lines: &[(&str, u16, &str)]) -> CharacterStep {
+    play(CharacterExchange::t0(&hex(tpdu)), lines)
 }
 
-fn done(turn: Turn) -> Vec<u8> {
+fn done(turn: CharacterStep) -> Vec<u8> {
     match turn {
-        Turn::Done(answer) => answer.expose().to_vec(),
+        CharacterStep::Done(answer) => answer.expose().to_vec(),
         other => panic!("{other:?}"),
     }
 }
 
-fn is_damage(turn: &Turn) -> bool {
-    matches!(turn, Turn::Damaged)
+fn is_damage(turn: &CharacterStep) -> bool {
+    matches!(turn, CharacterStep::Damaged)
 }
 
 const READ: &str = "00CA006E04";
@@ -156,9 +159,9 @@ fn more_than_was_asked_for_is_damage() {
 
 #[test]
 fn null_bytes_without_end_are_ended() {
-    let (mut characters, mut turn) = Characters::t0(&hex(READ));
+    let (mut characters, mut turn) = CharacterExchange::t0(&hex(READ));
     let mut pairs = 0;
-    while let Turn::Exchange { .. } = turn {
+    while let CharacterStep::Exchange { .. } = turn {
         turn = characters.receive(&[0x60, 0x60]);
         pairs += 1;
         assert!(pairs <= NULL_BYTES);
@@ -172,13 +175,13 @@ fn a_t1_block_is_read_in_two_pieces() {
     for (detection, left) in [(ErrorDetection::Lrc, 3), (ErrorDetection::Crc, 4)] {
         let command = block("I(0,0) 0102", detection);
         let answer = block("I(0,0) 9000", detection);
-        let (mut characters, turn) = Characters::t1(Secret::copy_from(&command), detection);
-        let Turn::Exchange { bytes, expected: 3 } = turn else {
+        let (mut characters, turn) = CharacterExchange::t1(Secret::copy_from(&command), detection);
+        let CharacterStep::Exchange { bytes, expected: 3 } = turn else {
             panic!("{turn:?}");
         };
         assert_eq!(bytes.expose(), command);
         let turn = characters.receive(&answer[..3]);
-        let Turn::Exchange { bytes, expected } = turn else {
+        let CharacterStep::Exchange { bytes, expected } = turn else {
             panic!("{turn:?}");
         };
         assert!(bytes.is_empty());
@@ -190,7 +193,7 @@ fn a_t1_block_is_read_in_two_pieces() {
 #[test]
 fn a_block_of_a_reserved_length_is_not_waited_for() {
     let block = Secret::copy_from(&[0, 0, 1, 7, 6]);
-    let (mut characters, _) = Characters::t1(block, ErrorDetection::Lrc);
+    let (mut characters, _) = CharacterExchange::t1(block, ErrorDetection::Lrc);
     assert_eq!(done(characters.receive(&[0, 0, 255])), [0, 0, 255]);
 }
 
@@ -203,9 +206,9 @@ fn a_reader_that_gives_less_is_asked_again_a_few_times() {
         ("", 4, "03049000"),
     ];
     assert_eq!(done(t0(READ, &lines)), hex("01020304 9000"));
-    let (mut characters, mut turn) = Characters::t0(&hex(READ));
+    let (mut characters, mut turn) = CharacterExchange::t0(&hex(READ));
     let mut reads = 0;
-    while let Turn::Exchange { .. } = turn {
+    while let CharacterStep::Exchange { .. } = turn {
         turn = characters.receive(&[]);
         reads += 1;
     }
@@ -217,15 +220,15 @@ fn a_reader_that_gives_less_is_asked_again_a_few_times() {
 fn an_answer_to_a_pps_is_as_long_as_it_says_itself() {
     let request = [0xFF, 0x11, 0x18, 0xF6];
     let begin = || {
-        let (characters, turn) = Characters::pps(Secret::copy_from(&request));
-        let Turn::Exchange { bytes, expected } = turn else {
+        let (characters, turn) = CharacterExchange::pps(Secret::copy_from(&request));
+        let CharacterStep::Exchange { bytes, expected } = turn else {
             panic!("{turn:?}")
         };
         assert_eq!((bytes.expose(), expected), (&request[..], 3));
         characters
     };
     let mut characters = begin();
-    let Turn::Exchange { bytes, expected } = characters.receive(&request[..3]) else {
+    let CharacterStep::Exchange { bytes, expected } = characters.receive(&request[..3]) else {
         panic!("a byte is missing")
     };
     assert_eq!((bytes.len(), expected), (0, 1));

@@ -4,21 +4,21 @@ use std::time::Duration;
 
 use claviger_apdu::Atr;
 use claviger_driver::protocol::{
-    Parameters, Protocol, Rate,
+    Protocol, Rate, TransmissionParameters,
     parameters::{ClockStop, ErrorDetection, SpecificMode, Voltages},
 };
 
 use crate::notation::hex;
 
-fn parameters(atr: &str) -> Parameters {
-    Parameters::of(&Atr::parse(&hex(atr)).unwrap())
+fn parameters(atr: &str) -> TransmissionParameters {
+    TransmissionParameters::of(&Atr::parse(&hex(atr)).unwrap())
 }
 
 /// With TCK.
-fn checked(atr: &str) -> Parameters {
+fn checked(atr: &str) -> TransmissionParameters {
     let mut bytes = hex(atr);
     bytes.push(bytes[1..].iter().fold(0, |sum, byte| sum ^ byte));
-    Parameters::of(&Atr::parse(&bytes).unwrap())
+    TransmissionParameters::of(&Atr::parse(&bytes).unwrap())
 }
 
 fn rate(ta1: u8) -> Rate {
@@ -28,13 +28,13 @@ fn rate(ta1: u8) -> Rate {
 #[test]
 fn a_yubikey_5() {
     let got = parameters("3BFD1300008131FE158073C021C057597562694B657940");
-    let expected = Parameters {
+    let expected = TransmissionParameters {
         rate: rate(0x13),
         offered: vec![Protocol::T1],
         ifsc: 254,
         block_waiting_integer: 1,
         character_waiting_integer: 5,
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     assert_eq!(got, expected);
     assert_eq!(got.default_protocol(), Protocol::T1);
@@ -44,7 +44,7 @@ fn a_yubikey_5() {
 #[test]
 fn an_openpgp_card_2_1() {
     let got = parameters("3BDA18FF81B1FE751F030031C573C001400090000C");
-    let expected = Parameters {
+    let expected = TransmissionParameters {
         rate: rate(0x18),
         extra_guard_time: 255,
         offered: vec![Protocol::T1],
@@ -56,7 +56,7 @@ fn an_openpgp_card_2_1() {
             v3: true,
             v1_8: false,
         }),
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     assert_eq!(got, expected);
 }
@@ -64,14 +64,14 @@ fn an_openpgp_card_2_1() {
 #[test]
 fn a_piv_card_of_t0() {
     let got = parameters("3BDB9600801F030031C064B0F31000079000 80");
-    let expected = Parameters {
+    let expected = TransmissionParameters {
         rate: rate(0x96),
         voltages: Some(Voltages {
             v5: true,
             v3: true,
             v1_8: false,
         }),
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     assert_eq!(got, expected);
     assert_eq!(got.default_protocol(), Protocol::T0);
@@ -79,11 +79,11 @@ fn a_piv_card_of_t0() {
 
 #[test]
 fn a_card_that_says_nothing_has_the_defaults() {
-    let expected = Parameters::default();
+    let expected = TransmissionParameters::default();
     assert_eq!(parameters("3B021450"), expected);
     assert_eq!(
         parameters("3F021450"),
-        Parameters {
+        TransmissionParameters {
             inverse: true,
             ..expected
         }
@@ -212,13 +212,13 @@ fn a_cut_answer_keeps_what_came_before_the_cut() {
 #[test]
 fn block_waiting_time_is_eleven_etu_and_its_power_of_two() {
     // 2^4 · 960 · 372 / 4 MHz = 1.42848 s, 11 · 372 / 4 MHz = 1.023 ms
-    let got = Parameters::default();
+    let got = TransmissionParameters::default();
     let expected = Duration::from_micros(1_428_480 + 1_023);
     assert_eq!(got.block_waiting_time(Rate::DEFAULT, 4_000), expected);
     // Only the etu follow the rate: 11 · 512 / 32 = 176 cycles.
     let faster = Duration::from_micros(1_428_480 + 44);
     assert_eq!(got.block_waiting_time(rate(0x96), 4_000), faster);
-    let longest = Parameters {
+    let longest = TransmissionParameters {
         block_waiting_integer: 9,
         ..got
     };
@@ -228,9 +228,9 @@ fn block_waiting_time_is_eleven_etu_and_its_power_of_two() {
 
 #[test]
 fn character_waiting_time_is_eleven_etu_and_its_power_of_two() {
-    let got = Parameters {
+    let got = TransmissionParameters {
         character_waiting_integer: 5,
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     // 43 etu of 93 µs
     let expected = Duration::from_micros(43 * 93);
@@ -239,7 +239,7 @@ fn character_waiting_time_is_eleven_etu_and_its_power_of_two() {
 
 #[test]
 fn work_waiting_time_follows_fi_and_not_di() {
-    let got = Parameters::default();
+    let got = TransmissionParameters::default();
     // 10 · 960 · 372 / 3.72 MHz
     let expected = Duration::from_millis(960);
     assert_eq!(got.work_waiting_time(Rate::DEFAULT, 3_720), expected);
@@ -251,7 +251,7 @@ fn work_waiting_time_follows_fi_and_not_di() {
 
 #[test]
 fn a_clock_of_0_gives_a_time_all_the_same() {
-    let got = Parameters::default();
+    let got = TransmissionParameters::default();
     let slowest = got.block_waiting_time(Rate::DEFAULT, 1_000);
     assert_eq!(got.block_waiting_time(Rate::DEFAULT, 0), slowest);
 }
@@ -259,9 +259,9 @@ fn a_clock_of_0_gives_a_time_all_the_same() {
 #[test]
 fn a_character_takes_twelve_etu_and_the_extra_guard_time() {
     let time = |extra_guard_time, count| {
-        let parameters = Parameters {
+        let parameters = TransmissionParameters {
             extra_guard_time,
-            ..Parameters::default()
+            ..TransmissionParameters::default()
         };
         parameters.transfer_time(count, Rate::DEFAULT, 3_720)
     };

@@ -1,36 +1,40 @@
 //! When a card is asked for another protocol or rate, for which, and what its answer means.
 
 use claviger_driver::protocol::{
-    Parameters, Protocol, Rate,
+    Protocol, Rate, TransmissionParameters,
     parameters::SpecificMode,
-    pps::{Agreement, Proposal, Reach, Refused, Way, way},
+    pps::{AgreedParameters, PpsPlan, PpsRefused, PpsRequest, ReaderRates, plan},
 };
 
 use crate::notation::hex;
 
 /// A reader of 4 MHz that can do everything.
-const ANY: Reach<'static> = Reach {
+const ANY: ReaderRates<'static> = ReaderRates {
     khz: 4_000,
     most: 1_000_000,
     rates: &[],
 };
 
-fn card(ta1: u8, offered: &[Protocol]) -> Parameters {
-    Parameters {
+fn card(ta1: u8, offered: &[Protocol]) -> TransmissionParameters {
+    TransmissionParameters {
         rate: Rate::of(ta1).unwrap(),
         offered: offered.to_vec(),
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     }
 }
 
-fn asked(parameters: &Parameters, protocol: Protocol, reader: &Reach<'_>) -> Proposal {
-    match way(parameters, protocol, reader) {
-        Way::Ask(proposal) => proposal,
+fn asked(
+    parameters: &TransmissionParameters,
+    protocol: Protocol,
+    reader: &ReaderRates<'_>,
+) -> PpsRequest {
+    match plan(parameters, protocol, reader) {
+        PpsPlan::Negotiate(proposal) => proposal,
         other => panic!("{other:?}"),
     }
 }
 
-fn request(ta1: u8, protocol: Protocol, reader: &Reach<'_>) -> Vec<u8> {
+fn request(ta1: u8, protocol: Protocol, reader: &ReaderRates<'_>) -> Vec<u8> {
     let both = card(ta1, &[Protocol::T0, Protocol::T1]);
     asked(&both, protocol, reader).request().expose().to_vec()
 }
@@ -38,14 +42,14 @@ fn request(ta1: u8, protocol: Protocol, reader: &Reach<'_>) -> Vec<u8> {
 #[test]
 fn a_card_that_speaks_it_already_is_not_asked() {
     let slow = card(0x11, &[Protocol::T1]);
-    let settled = Way::Settled(Agreement {
+    let settled = PpsPlan::AlreadyActive(AgreedParameters {
         protocol: Protocol::T1,
         rate: Rate::DEFAULT,
     });
-    assert_eq!(way(&slow, Protocol::T1, &ANY), settled);
+    assert_eq!(plan(&slow, Protocol::T1, &ANY), settled);
     // FI 0 is the default conversion by another name: nothing is won.
     assert_eq!(
-        way(&card(0x01, &[Protocol::T1]), Protocol::T1, &ANY),
+        plan(&card(0x01, &[Protocol::T1]), Protocol::T1, &ANY),
         settled
     );
 }
@@ -60,12 +64,12 @@ fn requests_for_a_rate_a_protocol_and_both() {
 #[test]
 fn a_protocol_that_is_not_offered_is_closed() {
     let card = card(0x95, &[Protocol::T0]);
-    assert_eq!(way(&card, Protocol::T1, &ANY), Way::Closed);
+    assert_eq!(plan(&card, Protocol::T1, &ANY), PpsPlan::Unsupported);
 }
 
 #[test]
 fn a_card_in_specific_mode_is_not_asked() {
-    let specific = |implicit_rate| Parameters {
+    let specific = |implicit_rate| TransmissionParameters {
         specific_mode: Some(SpecificMode {
             protocol: Some(Protocol::T1),
             implicit_rate,
@@ -75,18 +79,18 @@ fn a_card_in_specific_mode_is_not_asked() {
     };
     for (implicit, ta1) in [(false, 0x95), (true, 0x11)] {
         let parameters = specific(implicit);
-        let settled = Way::Settled(Agreement {
+        let settled = PpsPlan::AlreadyActive(AgreedParameters {
             protocol: Protocol::T1,
             rate: Rate::of(ta1).unwrap(),
         });
-        assert_eq!(way(&parameters, Protocol::T1, &ANY), settled);
-        assert_eq!(way(&parameters, Protocol::T0, &ANY), Way::Closed);
+        assert_eq!(plan(&parameters, Protocol::T1, &ANY), settled);
+        assert_eq!(plan(&parameters, Protocol::T0, &ANY), PpsPlan::Unsupported);
     }
 }
 
 #[test]
 fn the_fastest_rate_that_card_and_reader_have_in_common() {
-    let found = |ta1, reader: Reach<'_>| {
+    let found = |ta1, reader: ReaderRates<'_>| {
         let both = card(ta1, &[Protocol::T0, Protocol::T1]);
         let ta1 = asked(&both, Protocol::T1, &reader).agreement().rate.ta1();
         format!("{ta1:02X}")
@@ -96,7 +100,7 @@ fn the_fastest_rate_that_card_and_reader_have_in_common() {
     assert_eq!(
         found(
             0x97,
-            Reach {
+            ReaderRates {
                 most: 300_000,
                 ..ANY
             }
@@ -105,23 +109,23 @@ fn the_fastest_rate_that_card_and_reader_have_in_common() {
     );
     let rates = &[10_752, 125_001, 344_086];
     assert_eq!(
-        found(0x97, Reach { rates, ..ANY }),
+        found(0x97, ReaderRates { rates, ..ANY }),
         "16",
         "344 086 by the default Fi"
     );
     let rates = &[10_752, 125_001];
     assert_eq!(
-        found(0x97, Reach { rates, ..ANY }),
+        found(0x97, ReaderRates { rates, ..ANY }),
         "95",
         "a bit a second off"
     );
     let rates = &[10_752, 125_003];
     assert_eq!(
-        found(0x97, Reach { rates, ..ANY }),
+        found(0x97, ReaderRates { rates, ..ANY }),
         "11",
         "three are too many"
     );
-    assert_eq!(found(0x97, Reach { most: 0, ..ANY }), "11");
+    assert_eq!(found(0x97, ReaderRates { most: 0, ..ANY }), "11");
 }
 
 #[test]
@@ -129,7 +133,7 @@ fn a_clock_over_what_a_conversion_allows_is_not_combined_with_it() {
     let khz = 6_000;
     let found = |ta1| {
         let both = card(ta1, &[Protocol::T0, Protocol::T1]);
-        let reader = Reach { khz, ..ANY };
+        let reader = ReaderRates { khz, ..ANY };
         asked(&both, Protocol::T1, &reader).agreement().rate.ta1()
     };
     assert_eq!(found(0x95), 0x11, "512 up to 5 MHz");
@@ -141,7 +145,7 @@ fn never_faster_than_the_card_offered() {
     for ta1 in (0..=255).filter(|ta1| Rate::of(*ta1).is_some()) {
         let offered = Rate::of(ta1).unwrap();
         for khz in [3_580, 4_000, 4_800, 8_000] {
-            let reader = Reach { khz, ..ANY };
+            let reader = ReaderRates { khz, ..ANY };
             let parameters = card(ta1, &[Protocol::T0, Protocol::T1]);
             let rate = asked(&parameters, Protocol::T1, &reader).agreement().rate;
             let faster = rate.bits_per_second(khz) > offered.bits_per_second(khz);
@@ -155,14 +159,14 @@ fn an_echo_is_agreement_and_a_missing_rate_is_the_default() {
     let both = card(0x95, &[Protocol::T0, Protocol::T1]);
     let proposal = asked(&both, Protocol::T1, &ANY);
     assert_eq!(
-        proposal.answered(&hex("FF 11 95 7B")),
+        proposal.accept(&hex("FF 11 95 7B")),
         Ok(proposal.agreement())
     );
-    let slower = Agreement {
+    let slower = AgreedParameters {
         protocol: Protocol::T1,
         rate: Rate::DEFAULT,
     };
-    assert_eq!(proposal.answered(&hex("FF 01 FE")), Ok(slower));
+    assert_eq!(proposal.accept(&hex("FF 01 FE")), Ok(slower));
 }
 
 #[test]
@@ -181,6 +185,6 @@ fn anything_else_is_refusal() {
         "FF 31 95 00 5B",
         "3B 11 95 BF",
     ] {
-        assert_eq!(proposal.answered(&hex(answer)), Err(Refused), "{answer}");
+        assert_eq!(proposal.accept(&hex(answer)), Err(PpsRefused), "{answer}");
     }
 }

@@ -4,7 +4,7 @@ use claviger_apdu::{
     Call, CommandApdu, Expected, Limits, ResponseBuffer, Sent, Transaction, Transmit,
     TransportError,
 };
-use claviger_driver::protocol::{Reason, Step, T0};
+use claviger_driver::protocol::{FailureReason, Step, T0};
 
 use crate::notation::{done, failed, hex, sent};
 
@@ -48,7 +48,10 @@ fn what_t0_cannot_carry_is_refused_before_the_card() {
         "00A4040001 3F 00 00",
     ] {
         let failure = failed(T0::new().begin(&hex(apdu)));
-        assert!(matches!(failure.reason, Reason::Unsuitable(_)), "{apdu}");
+        assert!(
+            matches!(failure.reason, FailureReason::Unsuitable(_)),
+            "{apdu}"
+        );
         assert_eq!(failure.sent, Sent::No);
         assert!(!failure.needs_reset());
     }
@@ -91,8 +94,11 @@ fn get_response_keeps_the_logical_channel_and_leaves_the_chain() {
 #[test]
 fn a_card_that_is_silent_or_damaged_may_have_seen_the_command() {
     for (end, reason) in [
-        (T0::silent as fn(&mut T0) -> Step, Reason::Silent),
-        (T0::damaged, Reason::Damaged),
+        (
+            T0::response_timeout as fn(&mut T0) -> Step,
+            FailureReason::Silent,
+        ),
+        (T0::transmission_error, FailureReason::Damaged),
     ] {
         let mut t0 = T0::new();
         sent(t0.begin(&hex("0020008001 31")));
@@ -113,7 +119,7 @@ fn what_is_no_answer_is_damage() {
         let mut t0 = T0::new();
         sent(t0.begin(&hex("00CA006E00")));
         let failure = failed(t0.receive(&hex(answer)));
-        assert_eq!(failure.reason, Reason::Damaged, "{answer}");
+        assert_eq!(failure.reason, FailureReason::Damaged, "{answer}");
     }
     let mut t0 = T0::new();
     sent(t0.begin(&hex("00CA006E00")));

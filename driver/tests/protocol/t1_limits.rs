@@ -2,14 +2,14 @@
 
 use claviger_apdu::Sent;
 use claviger_driver::protocol::{
-    Parameters, Reason, Step, T1,
+    FailureReason, Step, T1, TransmissionParameters,
     budget::{ANSWER_BLOCKS, ANSWER_BYTES, SUPERVISORY_BLOCKS, WAITING_TIME_EXTENSIONS},
 };
 
 use crate::notation::{done, failed, lrc, sent};
 
 fn t1() -> T1 {
-    T1::new(&Parameters::default(), 32)
+    T1::new(&TransmissionParameters::default(), 32)
 }
 
 /// Sends `count` I-blocks of a chain; the step after the last, and the number of the next block.
@@ -39,7 +39,7 @@ fn a_longer_answer_is_aborted_and_the_next_command_finds_the_card() {
     let (step, _) = chain(&mut t1, &"F1".repeat(254), 259);
     assert_eq!(sent(step), lrc("S(ABORT request)"));
     let failure = failed(t1.receive(&lrc("S(ABORT response)")));
-    assert_eq!(failure.reason, Reason::Budget("bytes"));
+    assert_eq!(failure.reason, FailureReason::Budget("bytes"));
     assert_eq!(failure.sent, Sent::Yes);
     assert_eq!(sent(t1.begin(&[3])), lrc("S(RESYNCH request)"));
     assert_eq!(
@@ -53,12 +53,12 @@ fn a_card_that_does_not_hear_the_abort_is_resynchronised() {
     let mut t1 = t1();
     let (step, _) = chain(&mut t1, &"F1".repeat(254), 259);
     assert_eq!(sent(step), lrc("S(ABORT request)"));
-    assert_eq!(sent(t1.silent()), lrc("S(ABORT request)"));
+    assert_eq!(sent(t1.response_timeout()), lrc("S(ABORT request)"));
     let more = lrc("I(1,1) F1");
     assert_eq!(sent(t1.receive(&more)), lrc("S(ABORT request)"));
     assert_eq!(sent(t1.receive(&more)), lrc("S(RESYNCH request)"));
     let failure = failed(t1.receive(&lrc("S(RESYNCH response)")));
-    assert_eq!(failure.reason, Reason::Budget("bytes"));
+    assert_eq!(failure.reason, FailureReason::Budget("bytes"));
 }
 
 #[test]
@@ -78,7 +78,10 @@ fn extensions_without_end_are_ended() {
     }
     assert_eq!(sent(step), lrc("S(RESYNCH request)"));
     let failure = failed(t1.receive(&lrc("S(RESYNCH response)")));
-    assert_eq!(failure.reason, Reason::Budget("waiting time extensions"));
+    assert_eq!(
+        failure.reason,
+        FailureReason::Budget("waiting time extensions")
+    );
     assert_eq!(failure.sent, Sent::Maybe);
 }
 
@@ -97,9 +100,9 @@ fn other_requests_in_a_row_are_ended() {
 
 #[test]
 fn no_block_is_longer_than_the_reader_can_send() {
-    let parameters = Parameters {
+    let parameters = TransmissionParameters {
         ifsc: 254,
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     let mut t1 = T1::new(&parameters, 32).sending_at_most(3);
     assert_eq!(sent(t1.begin(&[1, 2, 3, 4, 5])), lrc("I(0,1) 010203"));
@@ -112,7 +115,7 @@ fn no_block_is_longer_than_the_reader_can_send() {
 
 #[test]
 fn whether_the_card_has_seen_the_command_is_known_at_each_step() {
-    let mut t1 = T1::new(&Parameters::default(), 254);
+    let mut t1 = T1::new(&TransmissionParameters::default(), 254);
     assert_eq!(t1.sent(), Sent::No);
     assert_eq!(sent(t1.begin(&[1, 2])), lrc("S(IFS request) FE"));
     assert_eq!(t1.sent(), Sent::No);

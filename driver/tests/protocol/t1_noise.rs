@@ -1,7 +1,7 @@
 //! T=1 over a bad line, with a card that keeps the standard and counts what it executes.
 
 use claviger_apdu::Sent;
-use claviger_driver::protocol::{Parameters, Step, T1};
+use claviger_driver::protocol::{Step, T1, TransmissionParameters};
 
 use crate::notation::lrc;
 
@@ -149,8 +149,8 @@ impl Line {
                 Carried::Lost => None,
             };
             step = match (answer, self.carry()) {
-                (None, _) | (_, Carried::Lost) => t1.silent(),
-                (_, Carried::Damaged) => t1.damaged(),
+                (None, _) | (_, Carried::Lost) => t1.response_timeout(),
+                (_, Carried::Damaged) => t1.transmission_error(),
                 (Some(answer), Carried::Whole) => t1.receive(&answer),
             };
         }
@@ -160,9 +160,9 @@ impl Line {
 
 /// How many of the exchanges succeed.
 fn talk(bad: u64) -> usize {
-    let parameters = Parameters {
+    let parameters = TransmissionParameters {
         ifsc: u8::try_from(PIECE).unwrap(),
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     let mut line = Line {
         bad,

@@ -1,6 +1,8 @@
 //! T=1 by transcripts; `t1-scenarios.txt` says how they are written.
 
-use claviger_driver::protocol::{Failure, Parameters, Step, T1, parameters::ErrorDetection};
+use claviger_driver::protocol::{
+    Failure, Step, T1, TransmissionParameters, parameters::ErrorDetection,
+};
 
 use crate::notation::{block, hex};
 
@@ -24,7 +26,7 @@ fn the_scenarios_of_annex_a_and_others() {
 struct Player<'a> {
     name: &'a str,
     lines: Vec<&'a str>,
-    parameters: Parameters,
+    parameters: TransmissionParameters,
     ifsd: u8,
 }
 
@@ -36,7 +38,7 @@ impl<'a> Player<'a> {
                 .lines()
                 .filter(|line| !line.is_empty() && !line.starts_with('#'))
                 .collect(),
-            parameters: Parameters::default(),
+            parameters: TransmissionParameters::default(),
             ifsd: 32,
         }
     }
@@ -77,8 +79,8 @@ impl<'a> Player<'a> {
                 *damaged.last_mut().unwrap() ^= 0x10;
                 Some(t1.receive(&damaged))
             }
-            ("<-", None) => Some(t1.silent()),
-            ("<!", None) => Some(t1.damaged()),
+            ("<-", None) => Some(t1.response_timeout()),
+            ("<!", None) => Some(t1.transmission_error()),
             (
                 ">",
                 Some(Step::Send {

@@ -1,14 +1,16 @@
 //! Defects that other drivers of T=1 have or had, one test each.
 
 use claviger_apdu::Sent;
-use claviger_driver::protocol::{Parameters, Reason, Step, T1, parameters::ErrorDetection};
+use claviger_driver::protocol::{
+    FailureReason, Step, T1, TransmissionParameters, parameters::ErrorDetection,
+};
 
 use crate::notation::{block, done, failed, lrc, sent};
 
-fn parameters(ifsc: u8) -> Parameters {
-    Parameters {
+fn parameters(ifsc: u8) -> TransmissionParameters {
+    TransmissionParameters {
         ifsc,
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     }
 }
 
@@ -19,9 +21,9 @@ fn t1(ifsc: u8) -> T1 {
 /// Brings a card that does not answer to S(RESYNCH).
 fn until_resynchronisation(t1: &mut T1) {
     for _ in 0..3 {
-        sent(t1.silent());
+        sent(t1.response_timeout());
     }
-    assert_eq!(sent(t1.silent()), lrc("S(RESYNCH request)"));
+    assert_eq!(sent(t1.response_timeout()), lrc("S(RESYNCH request)"));
 }
 
 #[test]
@@ -33,7 +35,7 @@ fn a_chain_is_not_resumed_in_the_middle_after_resynchronisation() {
     let failure = failed(t1.receive(&lrc("S(RESYNCH response)")));
     assert_eq!(
         (failure.reason, failure.sent),
-        (Reason::Resynchronised, Sent::Maybe)
+        (FailureReason::Resynchronised, Sent::Maybe)
     );
     assert!(!failure.needs_reset());
     assert_eq!(sent(t1.begin(&[7, 8])), lrc("I(0,0) 0708"));
@@ -43,9 +45,9 @@ fn a_chain_is_not_resumed_in_the_middle_after_resynchronisation() {
 fn an_r_block_with_a_crc_is_repeated_whole() {
     let crc = |text| block(text, ErrorDetection::Crc);
     let mut t1 = T1::new(
-        &Parameters {
+        &TransmissionParameters {
             error_detection: ErrorDetection::Crc,
-            ..Parameters::default()
+            ..TransmissionParameters::default()
         },
         32,
     );
@@ -53,7 +55,7 @@ fn an_r_block_with_a_crc_is_repeated_whole() {
     let first = sent(t1.receive(&crc("I(0,1) F1")));
     assert_eq!(first, crc("R(1)"));
     assert_eq!(first.len(), 5);
-    assert_eq!(sent(t1.silent()), first);
+    assert_eq!(sent(t1.response_timeout()), first);
 }
 
 #[test]
@@ -76,7 +78,7 @@ fn an_extension_multiplies_the_time_of_one_block_whatever_comes() {
         let extended = multiplier(t1.receive(&lrc("S(WTX request) 07")));
         assert_eq!(extended, 7);
         let next = match &after {
-            None => multiplier(t1.silent()),
+            None => multiplier(t1.response_timeout()),
             Some(bytes) => multiplier(t1.receive(bytes)),
         };
         // R(1) says that the card waits for the response, which grants the same again.
@@ -94,7 +96,7 @@ fn an_abort_in_the_middle_of_a_chain_ends_the_command() {
     let failure = failed(t1.receive(&lrc("R(1)")));
     assert_eq!(
         (failure.reason, failure.sent),
-        (Reason::Aborted, Sent::Maybe)
+        (FailureReason::Aborted, Sent::Maybe)
     );
     assert_eq!(sent(t1.begin(&[5])), lrc("I(1,0) 05"));
 }
@@ -104,7 +106,7 @@ fn each_block_is_repeated_as_what_it_was() {
     let mut t1 = T1::new(&parameters(32), 254);
     let request = sent(t1.begin(&[1, 2]));
     assert_eq!(request, lrc("S(IFS request) FE"));
-    assert_eq!(sent(t1.silent()), request);
+    assert_eq!(sent(t1.response_timeout()), request);
     let command = sent(t1.receive(&lrc("S(IFS response) FE")));
     assert_eq!(sent(t1.receive(&lrc("R(0)1"))), command);
     let response = sent(t1.receive(&lrc("S(WTX request) 02")));
@@ -192,8 +194,8 @@ fn nothing_is_sent_of_a_command_that_is_none_or_when_none_is_under_way() {
         t1.begin(&[]),
         t1.begin(&vec![0; 65_545]),
         t1.receive(&lrc("I(0,0) 9000")),
-        t1.silent(),
-        t1.damaged(),
+        t1.response_timeout(),
+        t1.transmission_error(),
     ] {
         assert_eq!(failed(step).sent, Sent::No);
     }

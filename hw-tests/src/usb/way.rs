@@ -60,7 +60,7 @@ impl UsbWay {
         };
         let deadline = Instant::now() + LIMIT;
         loop {
-            let readers = watch.now(Call::within(LIMIT)).readers;
+            let readers = watch.snapshot(Call::within(LIMIT)).readers;
             let has_card = |reader: &&ReaderState| matches!(reader.presence, Presence::Card(_));
             if readers.iter().filter(has_card).count() == cards && readers.len() == cards {
                 return;

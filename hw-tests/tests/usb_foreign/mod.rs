@@ -87,7 +87,7 @@ fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: UsbLibrary, way: U
             lock_folders: locks,
         });
         let mut watch = backend.watch();
-        let readers = watch.now(Call::within(PATIENCE));
+        let readers = watch.snapshot(Call::within(PATIENCE));
         let reader = &readers.readers.first().unwrap().id;
         let mut before = epoch_after_use(&backend, reader);
         for _ in 0..5 {

@@ -14,7 +14,7 @@ use std::{
 
 use claviger_apdu::{Call, Transport, TransportError, TransportErrorKind};
 use claviger_driver::{
-    Pollable, Presence, ReaderId, ReaderState, Readers, Stopped, Watch, pollable::WaitSet,
+    Pollable, Presence, ReaderId, ReaderSnapshot, ReaderState, Stopped, Watch, pollable::WaitSet,
     usb::discovery::precedence::AllowedReaders,
 };
 
@@ -36,7 +36,7 @@ struct Puppet {
 
 #[derive(Debug)]
 struct Show {
-    readers: Mutex<Readers>,
+    readers: Mutex<ReaderSnapshot>,
     /// Counts the changes.
     version: AtomicU64,
     changed: Condvar,
@@ -50,7 +50,7 @@ struct Show {
 }
 
 impl Puppet {
-    fn new(name: &'static str, readers: Readers) -> Arc<Self> {
+    fn new(name: &'static str, readers: ReaderSnapshot) -> Arc<Self> {
         Self::behind(None, name, readers)
     }
 
@@ -62,7 +62,7 @@ impl Puppet {
     fn behind(
         precedence: Option<Arc<PcscdPrecedence>>,
         name: &'static str,
-        readers: Readers,
+        readers: ReaderSnapshot,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
@@ -79,7 +79,7 @@ impl Puppet {
         })
     }
 
-    fn show(&self, readers: Readers) {
+    fn show(&self, readers: ReaderSnapshot) {
         let mut shown = self.shown.readers.lock().unwrap();
         *shown = readers;
         self.shown.version.fetch_add(1, Ordering::SeqCst);
@@ -120,9 +120,9 @@ impl Backend for Puppet {
         Err(TransportError::before_card(kind, "a puppet"))
     }
 
-    fn cut(&self) {}
+    fn abort_calls(&self) {}
 
-    fn wind_up(&self) {}
+    fn begin_shutdown(&self) {}
 }
 
 /// The watch of a [`Puppet`].
@@ -148,7 +148,7 @@ impl Strings {
         self.seen != Some(now)
     }
 
-    fn present(&mut self) -> Readers {
+    fn present(&mut self) -> ReaderSnapshot {
         let mut readers = self.show.readers.lock().unwrap().clone();
         let version = self.show.version.load(Ordering::SeqCst);
         for _ in self.seen.map_or(0, |seen| seen.0)..version {
@@ -167,7 +167,7 @@ impl Strings {
 }
 
 impl Watch for Strings {
-    fn now(&mut self, call: Call) -> Readers {
+    fn snapshot(&mut self, call: Call) -> ReaderSnapshot {
         self.show.queries.fetch_add(1, Ordering::SeqCst);
         self.look_at_the_gate();
         while self.ours.0 == AllowedReaders::None
@@ -180,7 +180,7 @@ impl Watch for Strings {
         self.present()
     }
 
-    fn next(&mut self) -> Result<Readers, Stopped> {
+    fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
         // As that of the bus, the first picture waits until it is known whose the readers are.
         while (!self.is_new() || self.ours.0 == AllowedReaders::None) && !self.is_stopped() {
             // The gate tells nobody here.
@@ -200,11 +200,11 @@ impl Watch for Strings {
     }
 
     fn pollable(&mut self) -> Option<&mut dyn Pollable> {
-        let blocks = self.show.readers.lock().unwrap().service == Some(BLOCKS);
+        let blocks = self.show.readers.lock().unwrap().service_instance == Some(BLOCKS);
         if blocks { None } else { Some(self) }
     }
 
-    fn waker(&self) -> Arc<dyn Wake> {
+    fn stop_handle(&self) -> Arc<dyn StopHandle> {
         Arc::new(Cut(Arc::clone(&self.show)))
     }
 }
@@ -212,7 +212,7 @@ impl Watch for Strings {
 impl Pollable for Strings {
     fn begin(&mut self) {}
 
-    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+    fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped> {
         self.show.steps.fetch_add(1, Ordering::SeqCst);
         if self.is_stopped() {
             return Err(Stopped);
@@ -233,7 +233,7 @@ impl Pollable for Strings {
 
 struct Cut(Arc<Show>);
 
-impl Wake for Cut {
+impl StopHandle for Cut {
     fn stop(&self) {
         let _readers = self.0.readers.lock().unwrap();
         self.0.stopped.store(true, Ordering::SeqCst);
@@ -247,26 +247,26 @@ const BLOCKS: u32 = 77;
 const MARKED: &str = "marked";
 
 /// A service with these readers.
-fn with(service: u32, names: &[&str]) -> Readers {
+fn with(service: u32, names: &[&str]) -> ReaderSnapshot {
     let state = |name: &&str| ReaderState {
         id: ReaderId::new("test", name),
         name: (*name).to_owned(),
         presence: Presence::Empty,
-        changes: 0,
-        model: (*name).to_owned(),
+        change_count: 0,
+        stable_name: (*name).to_owned(),
     };
-    Readers {
+    ReaderSnapshot {
         readers: names.iter().map(state).collect(),
-        trouble: None,
-        service: Some(service),
+        error: None,
+        service_instance: Some(service),
     }
 }
 
-fn absent() -> Readers {
+fn absent() -> ReaderSnapshot {
     let kind = TransportErrorKind::NoService;
-    Readers {
-        trouble: Some(TransportError::before_card(kind, "pcscd does not run")),
-        ..Readers::default()
+    ReaderSnapshot {
+        error: Some(TransportError::before_card(kind, "pcscd does not run")),
+        ..ReaderSnapshot::default()
     }
 }
 

@@ -11,26 +11,26 @@ fn other_card() -> Presence {
 }
 
 /// A picture of the service's `life`; a reader's model is the first letter of its name.
-fn picture_of(life: Option<u32>, readers: &[(&str, Presence, u32)]) -> Readers {
+fn picture_of(life: Option<u32>, readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
     let state = |(name, presence, changes): &(&str, Presence, u32)| ReaderState {
         id: ReaderId::new("test", name),
         name: (*name).to_owned(),
         presence: presence.clone(),
-        changes: *changes,
-        model: name[..1].to_owned(),
+        change_count: *changes,
+        stable_name: name[..1].to_owned(),
     };
-    Readers {
+    ReaderSnapshot {
         readers: readers.iter().map(state).collect(),
-        trouble: None,
-        service: life,
+        error: None,
+        service_instance: life,
     }
 }
 
-fn snapshot(readers: &[(&str, Presence, u32)]) -> Readers {
+fn snapshot(readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
     picture_of(Some(1), readers)
 }
 
-fn see(table: &mut SlotTable, snapshot: &Readers) -> SnapshotEffect {
+fn see(table: &mut SlotTable, snapshot: &ReaderSnapshot) -> SnapshotEffect {
     table.apply(0, snapshot, false, Instant::now())
 }
 

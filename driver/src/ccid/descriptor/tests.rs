@@ -35,7 +35,7 @@ fn readers_in_the_field_are_understood() {
     for (name, bytes, understood) in field() {
         let class = ClassDescriptor::parse(&bytes).unwrap();
         assert_eq!(class.to_string(), understood, "{name}");
-        assert_eq!(class.complaints(), [""; 0], "{name}");
+        assert_eq!(class.corrections(), [""; 0], "{name}");
     }
 }
 
@@ -79,7 +79,7 @@ fn a_descriptor_cut_short_or_of_another_type_is_refused() {
 #[test]
 fn values_that_cannot_be_true_are_put_right_and_named() {
     let max = &[0xFF; 4][..];
-    for (changes, what, complaint) in [
+    for (changes, what, correction) in [
         (
             vec![(44, &[0, 0, 0, 0][..])],
             "messages of 271 bytes",
@@ -121,9 +121,9 @@ fn values_that_cannot_be_true_are_put_right_and_named() {
         assert!(class.to_string().contains(what), "{class}");
         assert!(
             class
-                .complaints()
+                .corrections()
                 .iter()
-                .any(|said| said.contains(complaint)),
+                .any(|said| said.contains(correction)),
             "{class}"
         );
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use claviger_apdu::Secret;
 
-use super::{AnswerKind, HEADER};
+use super::{HEADER, ResponseKind};
 
 /// A supply voltage, as IccPowerOn asks for it (CCID 1.1, 6.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,22 +116,22 @@ impl Command<'_> {
 
     /// Which message answers it.
     #[must_use]
-    pub const fn answer(&self) -> AnswerKind {
+    pub const fn answer(&self) -> ResponseKind {
         match self {
             Self::IccPowerOn { .. } | Self::XfrBlock { .. } | Self::Secure { .. } => {
-                AnswerKind::DataBlock
+                ResponseKind::DataBlock
             }
             Self::GetParameters | Self::ResetParameters | Self::SetParameters { .. } => {
-                AnswerKind::Parameters
+                ResponseKind::Parameters
             }
-            Self::Escape(_) => AnswerKind::Escape,
-            Self::SetDataRateAndClockFrequency { .. } => AnswerKind::DataRateAndClockFrequency,
+            Self::Escape(_) => ResponseKind::Escape,
+            Self::SetDataRateAndClockFrequency { .. } => ResponseKind::DataRateAndClockFrequency,
             Self::IccPowerOff
             | Self::GetSlotStatus
             | Self::IccClock { .. }
             | Self::T0Apdu { .. }
             | Self::Mechanical { .. }
-            | Self::Abort => AnswerKind::SlotStatus,
+            | Self::Abort => ResponseKind::SlotStatus,
         }
     }
 
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_command_has_its_type_and_its_answer() {
-        use AnswerKind::{DataBlock, DataRateAndClockFrequency, Escape, Parameters, SlotStatus};
+        use ResponseKind::{DataBlock, DataRateAndClockFrequency, Escape, Parameters, SlotStatus};
         let voltage = Voltage::V3;
         let data = &[0; 5][..];
         let (bwi, level_parameter) = (0, 0);

@@ -7,7 +7,7 @@ mod slot_error;
 pub use command::{Command, Voltage};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use response::fuzz;
-pub use response::{Answer, AnswerKind, IccStatus, MessageError, Outcome};
+pub use response::{CcidResponse, CommandStatus, IccStatus, MessageError, ResponseKind};
 pub use slot_error::SlotError;
 
 /// Bytes before the data of each message.

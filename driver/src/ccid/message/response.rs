@@ -6,7 +6,7 @@ use super::{HEADER, SlotError};
 
 /// The messages a reader gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerKind {
+pub enum ResponseKind {
     /// An answer to reset, a block of the card's.
     DataBlock,
     /// The status of a slot alone.
@@ -19,7 +19,7 @@ pub enum AnswerKind {
     DataRateAndClockFrequency,
 }
 
-impl AnswerKind {
+impl ResponseKind {
     const fn from_type(message_type: u8) -> Option<Self> {
         match message_type {
             0x80 => Some(Self::DataBlock),
@@ -45,9 +45,9 @@ pub enum IccStatus {
 
 /// How a command ended (bmCommandStatus).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CommandStatus {
     /// As asked.
-    Done,
+    Processed,
     /// It could not be done.
     Failed(SlotError),
     /// It goes on: another answer follows.
@@ -59,9 +59,9 @@ pub enum Outcome {
 
 /// A message from a reader.
 #[derive(Clone, Copy)]
-pub struct Answer<'a> {
+pub struct CcidResponse<'a> {
     /// Which one.
-    pub kind: AnswerKind,
+    pub kind: ResponseKind,
     /// bSlot.
     pub slot: u8,
     /// bSeq of the command it answers.
@@ -69,14 +69,14 @@ pub struct Answer<'a> {
     /// What the slot holds.
     pub icc: IccStatus,
     /// How the command ended.
-    pub outcome: Outcome,
+    pub outcome: CommandStatus,
     /// bChainParameter, bClockStatus, bProtocolNum: the last byte of the header.
     pub specific: u8,
     /// abData.
     pub data: &'a [u8],
 }
 
-impl<'a> Answer<'a> {
+impl<'a> CcidResponse<'a> {
     /// Reads a whole message, which must be as long as it says.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl<'a> Answer<'a> {
             let got = data.len();
             return Err(MessageError::Length { said, got });
         }
-        let kind = AnswerKind::from_type(message_type).ok_or(MessageError::Type(message_type))?;
+        let kind = ResponseKind::from_type(message_type).ok_or(MessageError::Type(message_type))?;
         let icc = match status & 0x03 {
             0 => IccStatus::Active,
             1 => IccStatus::Inactive,
@@ -110,9 +110,9 @@ impl<'a> Answer<'a> {
             _ => return Err(MessageError::Status(status)),
         };
         let outcome = match status >> 6 {
-            0 => Outcome::Done,
-            1 => Outcome::Failed(SlotError::from_code(error)),
-            2 => Outcome::TimeExtension { multiplier: error },
+            0 => CommandStatus::Processed,
+            1 => CommandStatus::Failed(SlotError::from_code(error)),
+            2 => CommandStatus::TimeExtension { multiplier: error },
             _ => return Err(MessageError::Status(status)),
         };
         Ok(Self {
@@ -128,15 +128,15 @@ impl<'a> Answer<'a> {
 
     /// Whether it answers the command that expects `kind`, to `slot`, sent as the `sequence`-th.
     #[must_use]
-    pub fn matches(&self, kind: AnswerKind, slot: u8, sequence: u8) -> bool {
+    pub fn matches(&self, kind: ResponseKind, slot: u8, sequence: u8) -> bool {
         // A reader that does not know a command may say so in a SlotStatus (CCID 1.1, 6.2.6).
-        let refused =
-            self.kind == AnswerKind::SlotStatus && matches!(self.outcome, Outcome::Failed(_));
+        let refused = self.kind == ResponseKind::SlotStatus
+            && matches!(self.outcome, CommandStatus::Failed(_));
         (self.kind == kind || refused) && (self.slot, self.sequence) == (slot, sequence)
     }
 }
 
-impl fmt::Debug for Answer<'_> {
+impl fmt::Debug for CcidResponse<'_> {
     /// Everything but the data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Answer")
@@ -177,7 +177,7 @@ pub enum MessageError {
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    if let Ok(answer) = Answer::parse(bytes) {
+    if let Ok(answer) = CcidResponse::parse(bytes) {
         assert_eq!(
             answer.data.len() + HEADER,
             bytes.len(),
@@ -202,7 +202,7 @@ mod tests {
     fn answer(change: impl Fn(&mut Vec<u8>)) -> Result<String, MessageError> {
         let mut bytes = vec![0x80, 2, 0, 0, 0, 0, 7, 0x00, 0x00, 0x00, 0x90, 0x00];
         change(&mut bytes);
-        Answer::parse(&bytes).map(|answer| format!("{:?} {:?}", answer.icc, answer.outcome))
+        CcidResponse::parse(&bytes).map(|answer| format!("{:?} {:?}", answer.icc, answer.outcome))
     }
 
     #[test]
@@ -247,21 +247,21 @@ mod tests {
     #[test]
     fn an_answer_is_matched_by_type_slot_and_sequence() {
         let bytes = [0x81, 0, 0, 0, 0, 1, 7, 0, 0, 0];
-        let answer = Answer::parse(&bytes).unwrap();
-        assert!(answer.matches(AnswerKind::SlotStatus, 1, 7));
-        assert!(!answer.matches(AnswerKind::DataBlock, 1, 7));
-        assert!(!answer.matches(AnswerKind::SlotStatus, 0, 7));
-        assert!(!answer.matches(AnswerKind::SlotStatus, 1, 8));
+        let answer = CcidResponse::parse(&bytes).unwrap();
+        assert!(answer.matches(ResponseKind::SlotStatus, 1, 7));
+        assert!(!answer.matches(ResponseKind::DataBlock, 1, 7));
+        assert!(!answer.matches(ResponseKind::SlotStatus, 0, 7));
+        assert!(!answer.matches(ResponseKind::SlotStatus, 1, 8));
         // "Command not supported" may come as a slot status, whatever was asked.
         let refusal = [0x81, 0, 0, 0, 0, 1, 7, 0x40, 0, 0];
-        let answer = Answer::parse(&refusal).unwrap();
-        assert!(answer.matches(AnswerKind::Escape, 1, 7));
+        let answer = CcidResponse::parse(&refusal).unwrap();
+        assert!(answer.matches(ResponseKind::Escape, 1, 7));
     }
 
     #[test]
     fn an_answer_does_not_print_its_data() {
         let bytes = [0x80, 1, 0, 0, 0, 0, 7, 0, 0, 0, 0x31];
-        let printed = format!("{:?}", Answer::parse(&bytes).unwrap());
+        let printed = format!("{:?}", CcidResponse::parse(&bytes).unwrap());
         assert!(printed.ends_with("bytes: 1 }"), "{printed}");
     }
 }

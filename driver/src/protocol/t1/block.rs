@@ -30,7 +30,7 @@ pub enum Function {
 
 /// What an R-block says of the block before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Complaint {
+pub enum RBlockError {
     /// It was free of errors.
     None,
     /// Parity or error detection code.
@@ -54,7 +54,7 @@ pub enum Control {
         /// N(R).
         number: bool,
         /// Why.
-        complaint: Complaint,
+        error: RBlockError,
     },
     /// A request, or the response to one.
     S {
@@ -68,8 +68,8 @@ pub enum Control {
 impl Control {
     /// An R-block's.
     #[must_use]
-    pub const fn r(number: bool, complaint: Complaint) -> Self {
-        Self::R { number, complaint }
+    pub const fn r(number: bool, error: RBlockError) -> Self {
+        Self::R { number, error }
     }
 
     /// A request's.
@@ -93,7 +93,7 @@ impl Control {
     const fn byte(self) -> u8 {
         match self {
             Self::I { number, more } => (number as u8) << 6 | (more as u8) << 5,
-            Self::R { number, complaint } => 0x80 | (number as u8) << 4 | complaint as u8,
+            Self::R { number, error } => 0x80 | (number as u8) << 4 | error as u8,
             Self::S { function, response } => 0xC0 | (response as u8) << 5 | function as u8,
         }
     }
@@ -108,9 +108,9 @@ impl Control {
             0x80..=0x9F => Self::r(
                 byte & 0x10 != 0,
                 match byte & 0x0F {
-                    0 => Complaint::None,
-                    1 => Complaint::Redundancy,
-                    _ => Complaint::Other,
+                    0 => RBlockError::None,
+                    1 => RBlockError::Redundancy,
+                    _ => RBlockError::Other,
                 },
             ),
             0xC0 | 0xE0 => Self::s(Function::Resynch, byte),
@@ -154,23 +154,23 @@ impl<'a> Block<'a> {
     /// Reads all of `bytes` as one block.
     ///
     /// # Errors
-    /// What an R-block has to say of it: [`Complaint::Redundancy`] when the error detection code is wrong, else [`Complaint::Other`].
-    pub fn parse(bytes: &'a [u8], detection: ErrorDetection) -> Result<Self, Complaint> {
+    /// What an R-block has to say of it: [`RBlockError::Redundancy`] when the error detection code is wrong, else [`RBlockError::Other`].
+    pub fn parse(bytes: &'a [u8], detection: ErrorDetection) -> Result<Self, RBlockError> {
         let (body, code) = bytes
             .split_at_checked(bytes.len().wrapping_sub(detection.epilogue()))
-            .ok_or(Complaint::Other)?;
+            .ok_or(RBlockError::Other)?;
         let [nad, pcb, len, information @ ..] = body else {
-            return Err(Complaint::Other);
+            return Err(RBlockError::Other);
         };
         if usize::from(*len) != information.len() || *len > MAX_INFORMATION {
-            return Err(Complaint::Other);
+            return Err(RBlockError::Other);
         }
         if detection.code(body).get(..detection.epilogue()) != Some(code) {
-            return Err(Complaint::Redundancy);
+            return Err(RBlockError::Redundancy);
         }
-        let control = Control::of(*pcb).ok_or(Complaint::Other)?;
+        let control = Control::of(*pcb).ok_or(RBlockError::Other)?;
         if *nad != NAD || !control.fits(information.len()) {
-            return Err(Complaint::Other);
+            return Err(RBlockError::Other);
         }
         Ok(Self {
             control,
@@ -288,7 +288,7 @@ mod tests {
             let mut block = bad.to_vec();
             block.push(bad.iter().fold(0, |sum, byte| sum ^ byte));
             let read = Block::parse(&block, ErrorDetection::Lrc);
-            assert_eq!(read, Err(Complaint::Other), "{bad:02X?}");
+            assert_eq!(read, Err(RBlockError::Other), "{bad:02X?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use claviger_apdu::Sent;
 
-use super::{Parameters, Reason, Step, T1};
+use super::{FailureReason, Step, T1, TransmissionParameters};
 use crate::protocol::{
     budget::{ANSWER_BYTES, REQUESTS, RETRIES},
     parameters::ErrorDetection,
@@ -30,10 +30,10 @@ pub fn fuzz(bytes: &[u8]) {
         0 => ErrorDetection::Lrc,
         _ => ErrorDetection::Crc,
     };
-    let parameters = Parameters {
+    let parameters = TransmissionParameters {
         ifsc: *ifsc,
         error_detection: detection,
-        ..Parameters::default()
+        ..TransmissionParameters::default()
     };
     let mut t1 = T1::new(&parameters, if form & 2 == 0 { 32 } else { 254 });
     let mut card = Card { script: card };
@@ -55,8 +55,8 @@ impl Card<'_> {
             Some(*byte)
         };
         let (kind, len) = match next() {
-            None | Some(0xFF) => return t1.silent(),
-            Some(0xFE) => return t1.damaged(),
+            None | Some(0xFF) => return t1.response_timeout(),
+            Some(0xFE) => return t1.transmission_error(),
             Some(kind) => (kind, next().unwrap_or(0)),
         };
         let most = self.script.len().min(usize::from(len));
@@ -113,7 +113,7 @@ impl<'a> Witness<'a> {
             }
             Step::Failed(failure) => {
                 assert_eq!(failure.sent == Sent::No, self.piece.is_none());
-                assert_eq!(failure.needs_reset(), failure.reason == Reason::Lost);
+                assert_eq!(failure.needs_reset(), failure.reason == FailureReason::Lost);
             }
             Step::Send { .. } => {}
         }

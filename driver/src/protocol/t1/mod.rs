@@ -19,13 +19,13 @@ pub mod fuzz;
 use claviger_apdu::{Secret, Sent};
 
 use super::{
-    Failure, Parameters, Reason, Step,
+    Failure, FailureReason, Step, TransmissionParameters,
     budget::{
         ANSWER_BLOCKS, ANSWER_BYTES, REQUESTS, RETRIES, SUPERVISORY_BLOCKS, WAITING_TIME_EXTENSIONS,
     },
     parameters::ErrorDetection,
 };
-use block::{Block, Complaint, Control, Function, MAX_INFORMATION};
+use block::{Block, Control, Function, MAX_INFORMATION, RBlockError};
 
 /// What both sides take before anything else is said.
 const DEFAULT_IFS: u8 = 32;
@@ -44,15 +44,15 @@ pub struct T1 {
     most: u8,
     /// The card has answered everything but S(IFS).
     refuses_ifs: bool,
-    numbering: Numbering,
+    numbering: SequenceState,
     phase: Phase,
-    last: Last,
+    last: LastSent,
     exchange: Exchange,
 }
 
 /// What S(RESYNCH) brings back to its beginning.
 #[derive(Debug)]
-struct Numbering {
+struct SequenceState {
     /// N(S) of our present or next I-block.
     send: bool,
     /// N(S) of the card's next I-block, our N(R).
@@ -69,7 +69,7 @@ enum Phase {
     Idle,
     /// Nothing is under way, and they may not.
     OutOfStep,
-    Resynchronising(Afterwards),
+    Resynchronising(AfterResync),
     /// S(IFS) is out.
     Announcing,
     /// An I-block of ours is out.
@@ -84,7 +84,7 @@ enum Phase {
 
 /// What S(RESYNCH) leads to.
 #[derive(Clone, Copy, Debug)]
-enum Afterwards {
+enum AfterResync {
     /// The command of which no block has been sent.
     Command,
     /// The end of the one that has.
@@ -93,9 +93,9 @@ enum Afterwards {
 
 /// The block sent last, to be sent again.
 #[derive(Clone, Copy, Debug)]
-enum Last {
+enum LastSent {
     I,
-    R(Complaint),
+    R(RBlockError),
     Request(Function),
     /// With its information field, if it has one.
     Response(Function, Option<u8>),
@@ -125,16 +125,16 @@ impl T1 {
     /// The state after a reset of the card that announced `parameters`; the interface device takes
     /// information fields of `ifsd` bytes (1 to 254), which the first command tells the card unless it is 32.
     #[must_use]
-    pub fn new(parameters: &Parameters, ifsd: u8) -> Self {
+    pub fn new(parameters: &TransmissionParameters, ifsd: u8) -> Self {
         Self {
             detection: parameters.error_detection,
             first_ifsc: parameters.ifsc.clamp(1, MAX_INFORMATION),
             ifsd: ifsd.clamp(1, MAX_INFORMATION),
             most: MAX_INFORMATION,
             refuses_ifs: false,
-            numbering: Numbering::new(parameters.ifsc.clamp(1, MAX_INFORMATION)),
+            numbering: SequenceState::new(parameters.ifsc.clamp(1, MAX_INFORMATION)),
             phase: Phase::Idle,
-            last: Last::I,
+            last: LastSent::I,
             exchange: Exchange::default(),
         }
     }
@@ -174,7 +174,7 @@ impl T1 {
         };
         match self.phase {
             Phase::Idle => self.command(),
-            _ => self.resynchronise(Afterwards::Command),
+            _ => self.resynchronise(AfterResync::Command),
         }
     }
 
@@ -182,18 +182,18 @@ impl T1 {
     pub fn receive(&mut self, bytes: &[u8]) -> Step {
         match Block::parse(bytes, self.detection) {
             Ok(block) => self.take(&block),
-            Err(complaint) => self.missed(complaint),
+            Err(error) => self.no_valid_block(error),
         }
     }
 
     /// Takes note that something came that is no block: the reader reported a parity error or an overrun.
-    pub fn damaged(&mut self) -> Step {
-        self.missed(Complaint::Redundancy)
+    pub fn transmission_error(&mut self) -> Step {
+        self.no_valid_block(RBlockError::Redundancy)
     }
 
     /// Takes note that the block waiting time, multiplied as said, passed and nothing came.
-    pub fn silent(&mut self) -> Step {
-        self.missed(Complaint::Other)
+    pub fn response_timeout(&mut self) -> Step {
+        self.no_valid_block(RBlockError::Other)
     }
 
     /// A valid block.
@@ -223,7 +223,7 @@ impl T1 {
             (Phase::Receiving, Control::R { .. }) => self.again(),
             (Phase::Aborted, Control::R { number, .. }) => {
                 self.numbering.send = number;
-                let failure = self.failure(Reason::Aborted);
+                let failure = self.failure(FailureReason::Aborted);
                 self.end(Phase::Idle, failure)
             }
             (
@@ -233,7 +233,7 @@ impl T1 {
                     response: false,
                 },
             ) => self.request(function, block.information.first().copied()),
-            _ => self.missed(Complaint::Other),
+            _ => self.no_valid_block(RBlockError::Other),
         }
     }
 
@@ -243,7 +243,7 @@ impl T1 {
             return self.information_block();
         }
         self.phase = Phase::Announcing;
-        self.send_first(Last::Request(Function::Ifs))
+        self.send_first(LastSent::Request(Function::Ifs))
     }
 
     /// The I-block that begins at `exchange.at`, for the first time.
@@ -253,7 +253,7 @@ impl T1 {
         self.exchange.begun = true;
         self.exchange.outstanding = true;
         self.phase = Phase::Sending;
-        self.send_first(Last::I)
+        self.send_first(LastSent::I)
     }
 
     /// Whether pieces of the command follow the present one.
@@ -265,7 +265,7 @@ impl T1 {
     fn information(&mut self, number: bool, more: bool, information: &[u8]) -> Step {
         let early = matches!(self.phase, Phase::Sending) && self.more();
         if early || number != self.numbering.receive {
-            return self.missed(Complaint::Other);
+            return self.no_valid_block(RBlockError::Other);
         }
         self.acknowledged();
         self.numbering.receive = !number;
@@ -281,7 +281,7 @@ impl T1 {
         self.exchange.answer.extend(information);
         if more {
             self.phase = Phase::Receiving;
-            return self.send_first(Last::R(Complaint::None));
+            return self.send_first(LastSent::R(RBlockError::None));
         }
         self.phase = Phase::Idle;
         Step::Done(std::mem::take(&mut self.exchange).answer)
@@ -290,7 +290,7 @@ impl T1 {
     /// An R-block while a block of ours is out: the next piece is wanted, or the present one once more.
     fn acknowledgement(&mut self, number: bool) -> Step {
         if number == self.numbering.send {
-            self.last = Last::I;
+            self.last = LastSent::I;
             return self.again();
         }
         if self.more() {
@@ -301,8 +301,8 @@ impl T1 {
         }
         // The card has the whole command: what it missed is an R-block or a response of ours.
         match self.last {
-            Last::R(_) | Last::Response(..) => self.again(),
-            _ => self.missed(Complaint::Other),
+            LastSent::R(_) | LastSent::Response(..) => self.again(),
+            _ => self.no_valid_block(RBlockError::Other),
         }
     }
 
@@ -326,7 +326,7 @@ impl T1 {
                 self.phase = Phase::Aborted;
                 self.exchange.answer.clear();
             }
-            _ => return self.missed(Complaint::Other),
+            _ => return self.no_valid_block(RBlockError::Other),
         }
         if function != Function::Wtx {
             self.exchange.supervisory += 1;
@@ -334,16 +334,16 @@ impl T1 {
                 return self.exceeded("S-blocks");
             }
         }
-        self.send_first(Last::Response(function, value))
+        self.send_first(LastSent::Response(function, value))
     }
 
     /// Something came, or nothing, that brings the exchange no further (rules 7.1 to 7.3).
-    fn missed(&mut self, complaint: Complaint) -> Step {
+    fn no_valid_block(&mut self, error: RBlockError) -> Step {
         if matches!(self.phase, Phase::Idle | Phase::OutOfStep) {
             return not_sent("no command is under way");
         }
-        if matches!(self.last, Last::I | Last::Response(..)) {
-            self.last = Last::R(complaint);
+        if matches!(self.last, LastSent::I | LastSent::Response(..)) {
+            self.last = LastSent::R(error);
         }
         self.again()
     }
@@ -352,7 +352,7 @@ impl T1 {
     fn again(&mut self) -> Step {
         self.exchange.failures += 1;
         let enough = match self.last {
-            Last::Request(_) => self.exchange.failures >= REQUESTS,
+            LastSent::Request(_) => self.exchange.failures >= REQUESTS,
             _ => self.exchange.failures > RETRIES,
         };
         if enough { self.give_up() } else { self.send() }
@@ -362,51 +362,51 @@ impl T1 {
     fn give_up(&mut self) -> Step {
         match self.phase {
             Phase::Resynchronising(_) => {
-                let failure = self.failure(Reason::Lost);
+                let failure = self.failure(FailureReason::Lost);
                 self.end(Phase::OutOfStep, failure)
             }
             Phase::Announcing => {
                 self.refuses_ifs = true;
-                self.resynchronise(Afterwards::Command)
+                self.resynchronise(AfterResync::Command)
             }
-            Phase::Aborting(failure) => self.resynchronise(Afterwards::Failure(failure)),
+            Phase::Aborting(failure) => self.resynchronise(AfterResync::Failure(failure)),
             _ => {
-                let failure = self.failure(Reason::Resynchronised);
-                self.resynchronise(Afterwards::Failure(failure))
+                let failure = self.failure(FailureReason::Resynchronised);
+                self.resynchronise(AfterResync::Failure(failure))
             }
         }
     }
 
     /// The card goes on for longer than is allowed: nothing more is granted.
     fn exceeded(&mut self, what: &'static str) -> Step {
-        let failure = self.failure(Reason::Budget(what));
-        self.resynchronise(Afterwards::Failure(failure))
+        let failure = self.failure(FailureReason::Budget(what));
+        self.resynchronise(AfterResync::Failure(failure))
     }
 
     /// The answer is too long; the rest of it is not wanted.
     fn too_much(&mut self, what: &'static str, more: bool) -> Step {
-        let failure = self.failure(Reason::Budget(what));
+        let failure = self.failure(FailureReason::Budget(what));
         if !more {
             return self.end(Phase::Idle, failure);
         }
         self.phase = Phase::Aborting(failure);
-        self.send_first(Last::Request(Function::Abort))
+        self.send_first(LastSent::Request(Function::Abort))
     }
 
-    fn resynchronise(&mut self, then: Afterwards) -> Step {
+    fn resynchronise(&mut self, then: AfterResync) -> Step {
         self.phase = Phase::Resynchronising(then);
-        self.send_first(Last::Request(Function::Resynch))
+        self.send_first(LastSent::Request(Function::Resynch))
     }
 
-    fn resynchronised(&mut self, then: Afterwards) -> Step {
-        self.numbering = Numbering::new(self.first_ifsc);
+    fn resynchronised(&mut self, then: AfterResync) -> Step {
+        self.numbering = SequenceState::new(self.first_ifsc);
         match then {
-            Afterwards::Command => self.command(),
-            Afterwards::Failure(failure) => self.end(Phase::Idle, failure),
+            AfterResync::Command => self.command(),
+            AfterResync::Failure(failure) => self.end(Phase::Idle, failure),
         }
     }
 
-    const fn failure(&self, reason: Reason) -> Failure {
+    const fn failure(&self, reason: FailureReason) -> Failure {
         let sent = self.sent();
         Failure { reason, sent }
     }
@@ -418,7 +418,7 @@ impl T1 {
     }
 
     /// A block that the exchange has come to.
-    fn send_first(&mut self, what: Last) -> Step {
+    fn send_first(&mut self, what: LastSent) -> Step {
         self.last = what;
         self.exchange.failures = 0;
         self.send()
@@ -426,11 +426,11 @@ impl T1 {
 
     fn send(&self) -> Step {
         let (control, value) = match self.last {
-            Last::I => return Step::send(self.piece().encode(self.detection)),
-            Last::R(complaint) => (Control::r(self.numbering.receive, complaint), None),
-            Last::Request(Function::Ifs) => (Control::request(Function::Ifs), Some(self.ifsd)),
-            Last::Request(function) => (Control::request(function), None),
-            Last::Response(function, value) => (Control::response(function), value),
+            LastSent::I => return Step::send(self.piece().encode(self.detection)),
+            LastSent::R(error) => (Control::r(self.numbering.receive, error), None),
+            LastSent::Request(Function::Ifs) => (Control::request(Function::Ifs), Some(self.ifsd)),
+            LastSent::Request(function) => (Control::request(function), None),
+            LastSent::Response(function, value) => (Control::response(function), value),
         };
         let block = Block {
             control,
@@ -439,7 +439,7 @@ impl T1 {
         Step::Send {
             block: block.encode(self.detection),
             waiting_time_multiplier: match (self.last, value) {
-                (Last::Response(Function::Wtx, _), Some(multiplier)) => multiplier.max(1),
+                (LastSent::Response(Function::Wtx, _), Some(multiplier)) => multiplier.max(1),
                 _ => 1,
             },
         }
@@ -459,7 +459,7 @@ impl T1 {
     }
 }
 
-impl Numbering {
+impl SequenceState {
     const fn new(ifsc: u8) -> Self {
         Self {
             send: false,
@@ -472,7 +472,7 @@ impl Numbering {
 
 fn not_sent(why: &'static str) -> Step {
     Step::Failed(Failure {
-        reason: Reason::Unsuitable(why),
+        reason: FailureReason::Unsuitable(why),
         sent: Sent::No,
     })
 }

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     fork_closed::ForkClosed,
-    wait::{Pauses, Stop, readable},
+    wait::{Backoff, StopFlag, wait_readable},
 };
 
 /// Timeout for a reader that another driver has claimed.
@@ -402,7 +402,7 @@ pub(crate) struct ClaimRequest<'a> {
     pub(crate) request_release: bool,
     /// The card is to be used: a device that does not respond may be reset.
     pub(crate) may_reset: bool,
-    pub(crate) stop: &'a Arc<Stop>,
+    pub(crate) stop: &'a Arc<StopFlag>,
 }
 
 /// Tries `take` until the request's deadline: all the time against our own processes, shortly against other drivers.
@@ -419,8 +419,8 @@ pub(crate) fn wait_for(
     mut take: impl FnMut(bool) -> Result<Arc<ReaderClaim>, ClaimError>,
 ) -> Result<Arc<ReaderClaim>, TransportError> {
     let timeout = Instant::now() + FOREIGN_CLAIM_TIMEOUT;
-    let mut tries = Pauses::new(RETRY_INTERVALS.0, RETRY_INTERVALS.1);
-    let mut pauses = Pauses::new(RELEASE_REQUEST_INTERVALS.0, RELEASE_REQUEST_INTERVALS.1);
+    let mut tries = Backoff::new(RETRY_INTERVALS.0, RETRY_INTERVALS.1);
+    let mut pauses = Backoff::new(RELEASE_REQUEST_INTERVALS.0, RELEASE_REQUEST_INTERVALS.1);
     let mut next_request = Instant::now();
     loop {
         let now = Instant::now();
@@ -430,21 +430,25 @@ pub(crate) fn wait_for(
             Err(taken) => taken,
         };
         if request_release {
-            next_request = now + pauses.next_pause();
+            next_request = now + pauses.next_delay();
             if matches!(taken, ClaimError::OtherProcess) {
-                tries.start_over();
+                tries.reset();
             }
         }
-        let until = match &taken {
+        let deadline = match &taken {
             ClaimError::OtherProcess | ClaimError::Opening => request.deadline,
             ClaimError::Open(OpenError::Busy(_)) => request.deadline.min(timeout),
             ClaimError::Open(_) => now,
         };
         let now = Instant::now();
-        if now >= until {
+        if now >= deadline {
             return Err(claim_failure(info, opener, taken));
         }
-        let _ = readable(&[], request.stop, Some(until.min(now + tries.next_pause())));
+        let _ = wait_readable(
+            &[],
+            request.stop,
+            Some(deadline.min(now + tries.next_delay())),
+        );
         if request.stop.is_set() {
             let what = format!("reader {}: the call was ended", info.interface.name);
             return Err(TransportError::before_card(

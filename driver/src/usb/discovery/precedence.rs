@@ -13,9 +13,9 @@ use std::{
 use claviger_apdu::TransportErrorKind;
 
 use crate::{
-    reader::Readers,
+    reader::ReaderSnapshot,
     usb::host::event_fd::EventFd,
-    wait::{Stop, earliest, readable},
+    wait::{StopFlag, earliest, wait_readable},
 };
 
 /// Poll interval where no descriptor was left.
@@ -53,8 +53,8 @@ impl Phase {
 
     const fn due(self) -> Option<Instant> {
         match self {
-            Self::Unknown(until) => until,
-            Self::Grace(until) => Some(until),
+            Self::Unknown(deadline) => deadline,
+            Self::Grace(deadline) => Some(deadline),
             Self::Pcscd | Self::Usb => None,
         }
     }
@@ -72,11 +72,11 @@ enum PcscdState {
 }
 
 impl PcscdState {
-    fn of(snapshot: &Readers) -> Option<Self> {
-        if snapshot.service.is_some() {
+    fn of(snapshot: &ReaderSnapshot) -> Option<Self> {
+        if snapshot.service_instance.is_some() {
             return Some(Self::Responding);
         }
-        match snapshot.trouble.as_ref()?.kind {
+        match snapshot.error.as_ref()?.kind {
             TransportErrorKind::NoService => Some(Self::Absent),
             TransportErrorKind::TimedOut => Some(Self::Unresponsive),
             // The watch was ended.
@@ -145,7 +145,7 @@ impl PcscdPrecedence {
 
     /// Takes in a snapshot of pcscd. Returns whether readers that were ours are ours no longer. The readers of pcscd
     /// must then not be listed before [`PcscdPrecedence::is_applied`].
-    pub fn take_pcscd_snapshot(&self, snapshot: &Readers) -> bool {
+    pub fn take_pcscd_snapshot(&self, snapshot: &ReaderSnapshot) -> bool {
         PcscdState::of(snapshot).is_some_and(|answer| self.take_state_at(answer, Instant::now()))
     }
 
@@ -233,17 +233,17 @@ impl PcscdPrecedence {
     }
 
     /// Waits until it is known whether pcscd is there, or until `until`.
-    pub(crate) fn wait_until_known(&self, until: Instant, stop: &Stop) {
+    pub(crate) fn wait_until_known(&self, deadline: Instant, stop: &StopFlag) {
         loop {
             self.clear();
             if self.allowed_readers().0 != AllowedReaders::None
-                || Instant::now() >= until
+                || Instant::now() >= deadline
                 || stop.is_set()
             {
                 return;
             }
             let descriptors: Vec<_> = self.descriptor().into_iter().collect();
-            if readable(&descriptors, stop, earliest(Some(until), self.due())).is_err() {
+            if wait_readable(&descriptors, stop, earliest(Some(deadline), self.due())).is_err() {
                 return;
             }
         }
@@ -259,9 +259,9 @@ mod tests {
     const GRACE: Duration = Duration::from_secs(5);
 
     fn without_service(kind: TransportErrorKind) -> Option<PcscdState> {
-        PcscdState::of(&Readers {
-            trouble: Some(TransportError::before_card(kind, "why")),
-            ..Readers::default()
+        PcscdState::of(&ReaderSnapshot {
+            error: Some(TransportError::before_card(kind, "why")),
+            ..ReaderSnapshot::default()
         })
     }
 
@@ -273,9 +273,9 @@ mod tests {
         assert_eq!(without_service(NoService), Some(PcscdState::Absent));
         assert_eq!(without_service(TimedOut), Some(PcscdState::Unresponsive));
         assert_eq!(without_service(Cancelled), None, "it says nothing of pcscd");
-        let there = Readers {
-            service: Some(1),
-            ..Readers::default()
+        let there = ReaderSnapshot {
+            service_instance: Some(1),
+            ..ReaderSnapshot::default()
         };
         assert_eq!(PcscdState::of(&there), Some(PcscdState::Responding));
     }

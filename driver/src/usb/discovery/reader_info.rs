@@ -88,7 +88,7 @@ pub(crate) const NAME: &str = "usb";
 /// The readers of a device that can be driven, each with its slots.
 pub(crate) fn readers_of(device: &UsbDevice) -> Vec<Vec<ReaderInfo>> {
     let several = device.readers.len() > 1;
-    let common = Arc::new(DeviceShared::with_quirks(quirks::of(device.model)));
+    let common = Arc::new(DeviceShared::with_quirks(quirks::for_model(device.model)));
     let driven = device.readers.iter().filter_map(|reader| {
         let slots = slot_infos(device, reader, several, &common);
         if slots.is_none() {
@@ -136,7 +136,7 @@ fn reader_info(
     common: &Arc<DeviceShared>,
 ) -> Option<ReaderInfo> {
     let way = command_channel(reader)?;
-    let quirks = quirks::of(device.model);
+    let quirks = quirks::for_model(device.model);
     let watched = format!("{}.{}", device.port, reader.number);
     let (id, name) = if several {
         let name = format!("{} [{}]", device.name, reader.number);
@@ -173,7 +173,7 @@ fn reader_info(
 
 fn command_channel(reader: &CcidInterface) -> Option<CommandChannel> {
     Some(match reader.way {
-        configuration::Way::Bulk => {
+        configuration::InterfaceProtocol::Bulk => {
             let (bulk_in, bulk_out) = (reader.bulk_in?, reader.bulk_out?);
             CommandChannel::Bulk {
                 bulk_in: EndpointAddress(bulk_in.address),
@@ -181,7 +181,7 @@ fn command_channel(reader: &CcidInterface) -> Option<CommandChannel> {
                 packet: usize::from(bulk_in.packet),
             }
         }
-        configuration::Way::ControlA => CommandChannel::Control(Version::A),
-        configuration::Way::ControlB => CommandChannel::Control(Version::B),
+        configuration::InterfaceProtocol::IccdA => CommandChannel::Control(Version::A),
+        configuration::InterfaceProtocol::IccdB => CommandChannel::Control(Version::B),
     })
 }

@@ -20,8 +20,8 @@ use rustix::{
 use super::udev_data;
 use crate::{
     ccid::{
-        configuration::{CcidInterface, Device},
-        quirks::{self, Model},
+        configuration::{CcidDevice, CcidInterface},
+        quirks::{self, UsbModel},
     },
     usb::host::printable::printable,
 };
@@ -110,7 +110,7 @@ pub struct UsbDevice {
     /// Its node.
     pub node: PathBuf,
     /// idVendor, idProduct, bcdDevice.
-    pub model: Model,
+    pub model: UsbModel,
     /// Maker and product for a person, as the device tells them, without what could harm a terminal.
     pub name: String,
     /// What it calls its serial number. Devices lie about it.
@@ -296,8 +296,8 @@ impl UsbBus {
     /// Most devices are no readers, which one file tells; the rest is read of readers only.
     fn read(&self, port: PortPath, folder: &Folder) -> io::Result<Option<UsbDevice>> {
         let bytes = folder.read("descriptors", MAX_DESCRIPTORS)?;
-        let is_reader = |model| quirks::of(model).vendor_class;
-        let device = match Device::parse(&bytes, is_reader) {
+        let is_reader = |model| quirks::for_model(model).vendor_class;
+        let device = match CcidDevice::parse(&bytes, is_reader) {
             Ok(device) if !device.readers.is_empty() => device,
             _ => return Ok(None),
         };
@@ -393,7 +393,7 @@ fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn name(folder: &Folder, model: Model) -> io::Result<String> {
+fn name(folder: &Folder, model: UsbModel) -> io::Result<String> {
     let (maker, product) = (
         folder.optional_text("manufacturer")?,
         folder.optional_text("product")?,

@@ -14,7 +14,7 @@ pub(crate) fn drain(pipes: &mut dyn EndpointQueue, endpoints: &[EndpointAddress]
     endpoints
         .iter()
         .for_each(|endpoint| pipes.cancel(*endpoint));
-    let until = Instant::now() + DRAIN_TIMEOUT;
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
     loop {
         while pipes.next_completion().is_some() {}
         if endpoints
@@ -23,7 +23,7 @@ pub(crate) fn drain(pipes: &mut dyn EndpointQueue, endpoints: &[EndpointAddress]
         {
             return true;
         }
-        let left = until.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             tracing::warn!(
                 "transfers of {endpoints:?} were not given back within {DRAIN_TIMEOUT:?}"

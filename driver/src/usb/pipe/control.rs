@@ -18,7 +18,7 @@ use crate::{
         message::{Command, IccStatus},
     },
     usb::host::transfer::{SetupPacket, TransferError, UsbInterface},
-    wait::{Stop, readable},
+    wait::{StopFlag, wait_readable},
 };
 
 /// The control pipe of a token.
@@ -34,15 +34,15 @@ pub(crate) struct ControlPipe {
 struct CommandDeadline<'a> {
     timeout: bulk::ResponseTimeout,
     deadline: Instant,
-    stop: &'a Stop,
+    stop: &'a StopFlag,
 }
 
 impl<'a> CommandDeadline<'a> {
-    fn begin(limit: bulk::ResponseTimeout, stop: &'a Stop) -> Self {
-        let until = limit.start(Instant::now());
+    fn begin(limit: bulk::ResponseTimeout, stop: &'a StopFlag) -> Self {
+        let deadline = limit.start(Instant::now());
         Self {
             timeout: limit,
-            deadline: until,
+            deadline,
             stop,
         }
     }
@@ -61,8 +61,8 @@ impl<'a> CommandDeadline<'a> {
 
     /// Waits for a busy token. Busy counts as a request for more time.
     fn wait(&mut self, delay: Duration) -> Result<(), BulkErrorKind> {
-        let until = self.deadline.min(Instant::now() + delay);
-        let _ = readable(&[], self.stop, Some(until));
+        let deadline = self.deadline.min(Instant::now() + delay);
+        let _ = wait_readable(&[], self.stop, Some(deadline));
         self.next_timeout()?;
         self.deadline = self.timeout.extended(1, Instant::now());
         Ok(())
@@ -87,7 +87,7 @@ impl ControlPipe {
         &mut self,
         command: &Command<'_>,
         limit: bulk::ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         let mut sent = Sent::No;
         self.run(command, CommandDeadline::begin(limit, stop), &mut sent)
@@ -168,15 +168,15 @@ impl ControlPipe {
     /// [`BulkError`] when the token does not come back; its device may be reset then.
     pub(crate) fn recover(
         &mut self,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         let mut last = BulkError {
             kind: BulkErrorKind::TimedOut,
             sent: Sent::No,
         };
         for _ in 0..budget::STATUS_TRIES {
-            let limit = bulk::ResponseTimeout::from(until.min(Instant::now() + budget::STATUS));
+            let limit = bulk::ResponseTimeout::from(deadline.min(Instant::now() + budget::STATUS));
             match self.command(&Command::IccPowerOff, limit, stop) {
                 Ok(mut reply) => {
                     reply.icc = IccStatus::Inactive;

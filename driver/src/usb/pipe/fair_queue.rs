@@ -16,7 +16,7 @@ use std::{
 use super::bulk::BulkErrorKind;
 use crate::{
     usb::host::event_fd::EventFd,
-    wait::{Stop, readable},
+    wait::{StopFlag, wait_readable},
 };
 
 /// Poll interval of a waiter without a descriptor.
@@ -74,8 +74,8 @@ impl FairQueue {
     /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].
     pub(crate) fn acquire(
         self: &Arc<Self>,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<Permit, BulkErrorKind> {
         let Some(ticket) = self.enqueue() else {
             return Ok(Permit(Arc::clone(self)));
@@ -85,7 +85,7 @@ impl FairQueue {
                 return Ok(Permit(Arc::clone(self)));
             }
             let now = Instant::now();
-            if stop.is_set() || now >= until {
+            if stop.is_set() || now >= deadline {
                 self.withdraw(&ticket);
                 return Err(if stop.is_set() {
                     BulkErrorKind::Stopped
@@ -94,8 +94,8 @@ impl FairQueue {
                 });
             }
             let _ = match &ticket.wakeup {
-                Some(wakeup) => readable(&[wakeup.as_fd()], stop, Some(until)),
-                None => readable(&[], stop, Some(until.min(now + POLL_INTERVAL))),
+                Some(wakeup) => wait_readable(&[wakeup.as_fd()], stop, Some(deadline)),
+                None => wait_readable(&[], stop, Some(deadline.min(now + POLL_INTERVAL))),
             };
         }
     }
@@ -150,12 +150,12 @@ mod tests {
     use std::{sync::atomic::AtomicUsize, thread};
 
     use super::*;
-    use crate::stop::Wake as _;
+    use crate::stop::StopHandle as _;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
     fn soon() -> Instant {
-        Instant::now() + PATIENCE
+        Instant::now() + STEP_TIMEOUT
     }
 
     #[test]
@@ -169,12 +169,12 @@ mod tests {
                     scope.spawn(move || {
                         for round in 0..200 {
                             // Some give up at once, some as their turn comes.
-                            let until = match (worker + round) % 3 {
+                            let deadline = match (worker + round) % 3 {
                                 0 => Instant::now(),
                                 1 => Instant::now() + Duration::from_micros(200),
                                 _ => soon(),
                             };
-                            if let Ok(_turn) = turns.acquire(until, &Stop::new()) {
+                            if let Ok(_turn) = turns.acquire(deadline, &StopFlag::new()) {
                                 most.fetch_max(
                                     at_it.fetch_add(1, Ordering::SeqCst) + 1,
                                     Ordering::SeqCst,
@@ -196,12 +196,12 @@ mod tests {
     fn a_turn_goes_to_whoever_asked_first() {
         let turns = FairQueue::new(1);
         let order = Mutex::new(Vec::new());
-        let first = turns.acquire(soon(), &Stop::new()).unwrap();
+        let first = turns.acquire(soon(), &StopFlag::new()).unwrap();
         thread::scope(|scope| {
             for number in 0..3 {
                 let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
-                    let permit = turns.acquire(soon(), &Stop::new()).unwrap();
+                    let permit = turns.acquire(soon(), &StopFlag::new()).unwrap();
                     order.lock().unwrap().push(number);
                     drop(permit);
                 });
@@ -217,11 +217,11 @@ mod tests {
     #[test]
     fn a_wait_ends_at_its_deadline_and_at_a_stop_and_takes_nothing() {
         let turns = FairQueue::new(1);
-        let held = turns.acquire(soon(), &Stop::new()).unwrap();
+        let held = turns.acquire(soon(), &StopFlag::new()).unwrap();
         assert!(!turns.is_free());
-        let late = turns.acquire(Instant::now(), &Stop::new());
+        let late = turns.acquire(Instant::now(), &StopFlag::new());
         assert_eq!(late.map(drop), Err(BulkErrorKind::Busy));
-        let stop = Stop::new();
+        let stop = StopFlag::new();
         thread::scope(|scope| {
             let waits = scope.spawn(|| turns.acquire(soon(), &stop).map(drop));
             while turns.queue().waiting.is_empty() {

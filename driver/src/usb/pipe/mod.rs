@@ -35,7 +35,7 @@ use self::{
 };
 use crate::{
     ccid::{budget, message::Command, quirks::Quirks},
-    wait::{Pauses, Stop, readable},
+    wait::{Backoff, StopFlag, wait_readable},
 };
 
 /// What the readers of one device share.
@@ -125,7 +125,7 @@ impl MessageCarrier {
         command: &Command<'_>,
         slot: u8,
         limit: ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         match self {
             Self::Bulk(bulk) => bulk.command(command, slot, limit, stop),
@@ -143,12 +143,12 @@ impl MessageCarrier {
     fn recover(
         &mut self,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         match self {
-            Self::Bulk(bulk) => bulk.recover(slot, until, stop),
-            Self::Control(iccd) => iccd.recover(until, stop),
+            Self::Bulk(bulk) => bulk.recover(slot, deadline, stop),
+            Self::Control(iccd) => iccd.recover(deadline, stop),
         }
     }
 
@@ -204,19 +204,19 @@ impl CommandPipe {
 
     /// Waits for the permits of a command: the reader's, then the device's, always in this order. Grants none after the
     /// deadline or a stop, so that nothing is sent only to be cancelled.
-    fn acquire(&self, until: Instant, stop: &Stop) -> Result<CommandPermit, BulkError> {
+    fn acquire(&self, deadline: Instant, stop: &StopFlag) -> Result<CommandPermit, BulkError> {
         let sent = Sent::No;
-        check_limits(until, stop)?;
+        check_limits(deadline, stop)?;
         let take = |queue: &Arc<FairQueue>| {
             queue
-                .acquire(until, stop)
+                .acquire(deadline, stop)
                 .map_err(|kind| BulkError { kind, sent })
         };
         let right = CommandPermit {
             _of_reader: take(&self.command_queue)?,
             _of_device: self.device.command_queue.as_ref().map(take).transpose()?,
         };
-        check_limits(until, stop)?;
+        check_limits(deadline, stop)?;
         Ok(right)
     }
 
@@ -225,13 +225,13 @@ impl CommandPipe {
         &self,
         _right: &CommandPermit,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<(), BulkError> {
         if let PipeMode::Single(wire) = &self.mode {
-            locked(wire).recover_other_slot(slot, until, stop)?;
+            locked(wire).recover_other_slot(slot, deadline, stop)?;
             // That may have taken all the time there was.
-            check_limits(until, stop)?;
+            check_limits(deadline, stop)?;
         }
         Ok(())
     }
@@ -241,7 +241,7 @@ impl CommandPipe {
         _right: &CommandPermit,
         (command, slot): (&Command<'_>, u8),
         limit: ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         match &self.mode {
             PipeMode::Single(wire) => locked(wire).command(command, slot, limit, stop),
@@ -253,16 +253,16 @@ impl CommandPipe {
         &self,
         _right: &CommandPermit,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         match &self.mode {
             PipeMode::Single(wire) => {
                 let mut wire = locked(wire);
-                let result = wire.carrier.recover(slot, until, stop);
+                let result = wire.carrier.recover(slot, deadline, stop);
                 wire.note_result(slot, result)
             }
-            PipeMode::Concurrent(bulk) => bulk.recover(slot, until, stop),
+            PipeMode::Concurrent(bulk) => bulk.recover(slot, deadline, stop),
         }
     }
 
@@ -283,10 +283,10 @@ impl CommandPipe {
 }
 
 /// Checks stop and deadline. Nothing is sent after either.
-fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+fn check_limits(deadline: Instant, stop: &StopFlag) -> Result<(), BulkError> {
     let kind = if stop.is_set() {
         BulkErrorKind::Stopped
-    } else if Instant::now() >= until {
+    } else if Instant::now() >= deadline {
         BulkErrorKind::TimedOut
     } else {
         return Ok(());
@@ -305,8 +305,8 @@ impl SinglePipe {
     fn recover_other_slot(
         &mut self,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<(), BulkError> {
         let Some(troubled) = self
             .unsynchronized_slot
@@ -315,7 +315,7 @@ impl SinglePipe {
             return Ok(());
         };
         let sent = Sent::No;
-        match self.carrier.recover(troubled, until, stop) {
+        match self.carrier.recover(troubled, deadline, stop) {
             Err(BulkError { kind, .. })
                 if matches!(kind, BulkErrorKind::Disconnected | BulkErrorKind::Stopped) =>
             {
@@ -332,7 +332,7 @@ impl SinglePipe {
         command: &Command<'_>,
         slot: u8,
         limit: ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         let result = self.carrier.command(command, slot, limit, stop);
         self.note_result(slot, result)
@@ -395,12 +395,12 @@ impl SlotPipe {
         command: &Command<'_>,
         slot: u8,
         limit: impl Into<ResponseTimeout>,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         let limit = limit.into();
         let right = self.pipe.acquire(limit.start(Instant::now()), stop)?;
-        let until = limit.start(Instant::now());
-        self.pipe.prepare(&right, slot, until, stop)?;
+        let deadline = limit.start(Instant::now());
+        self.pipe.prepare(&right, slot, deadline, stop)?;
         let result = self.pipe.command(&right, (command, slot), limit, stop);
         self.synchronized = result.is_ok();
         result
@@ -414,31 +414,31 @@ impl SlotPipe {
     pub(crate) fn recover(
         &mut self,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
-        let mut pauses = Pauses::new(budget::RECOVERY_PAUSES.0, budget::RECOVERY_PAUSES.1);
+        let mut pauses = Backoff::new(budget::RECOVERY_PAUSES.0, budget::RECOVERY_PAUSES.1);
         loop {
-            let result = self.try_recover(slot, until, stop);
-            let next_try = Instant::now() + pauses.next_pause();
+            let result = self.try_recover(slot, deadline, stop);
+            let next_try = Instant::now() + pauses.next_delay();
             let needs_time = matches!(&result, Err(error) if error.kind.needs_time());
-            if !needs_time || next_try >= until || stop.is_set() {
+            if !needs_time || next_try >= deadline || stop.is_set() {
                 return result;
             }
             // Other slots may use the pipe meanwhile.
-            let _ = readable(&[], stop, Some(next_try));
+            let _ = wait_readable(&[], stop, Some(next_try));
         }
     }
 
     fn try_recover(
         &mut self,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
-        let right = self.pipe.acquire(until, stop)?;
+        let right = self.pipe.acquire(deadline, stop)?;
         let resets = self.pipe.device.resets();
-        let result = self.pipe.recover(&right, slot, until, stop);
+        let result = self.pipe.recover(&right, slot, deadline, stop);
         self.synchronized = result.is_ok();
         if self.synchronized {
             self.resets = resets;
@@ -448,8 +448,8 @@ impl SlotPipe {
 
     /// Resets the device and all cards in it. Does nothing if another slot has just done so, or runs a command.
     pub(crate) fn reset_device(&mut self) {
-        let until = Instant::now() + budget::CANCEL;
-        let Ok(right) = self.pipe.acquire(until, &Stop::new()) else {
+        let deadline = Instant::now() + budget::CANCEL;
+        let Ok(right) = self.pipe.acquire(deadline, &StopFlag::new()) else {
             return;
         };
         if self.resets == self.pipe.device.resets() {

@@ -15,7 +15,7 @@ use crate::{
         bulk::BulkErrorKind,
         fair_queue::{FairQueue, Permit},
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// See the module.
@@ -52,10 +52,10 @@ impl DriverAccess {
     /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].
     pub(super) fn acquire(
         &self,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<DriverGuard<'_>, BulkErrorKind> {
-        let permit = self.queue.acquire(until, stop);
+        let permit = self.queue.acquire(deadline, stop);
         if permit.is_err() {
             // This waiter may just have been granted the permit and passed it on.
             self.detach_if_pending();

@@ -20,7 +20,7 @@ use crate::{
         claim::{ClaimRequest, MAX_RETRY_INTERVAL, ReaderClaim},
         discovery::{reader_info::ReaderInfo, suspend::SuspendDetector},
     },
-    wait::{Stop, readable},
+    wait::{StopFlag, wait_readable},
 };
 
 /// After yielding the reader to another process, wait at most this long before claiming it again. The wait ends once that
@@ -141,7 +141,7 @@ impl ReaderDriver {
         self.suspend_count += 1;
         let reader_claim = self.claim.clone();
         self.close();
-        if self.reader.info.interface.class.powers_by_itself() {
+        if self.reader.info.interface.class.activates_automatically() {
             // What was agreed with it is gone as well.
             self.saved.card = None;
             self.saved.epoch.0 += u64::from(self.saved.atr.take().is_some());
@@ -150,22 +150,22 @@ impl ReaderDriver {
     }
 
     /// Gives the process that requested the reader time to claim it. Ends once the use count shows that it has.
-    fn pause_after_yield(&mut self, stop: &Stop) {
+    fn pause_after_yield(&mut self, stop: &StopFlag) {
         let Some((yielded, uses)) = self.saved.yielded.take() else {
             return;
         };
-        let until = yielded + YIELD_TIMEOUT;
+        let deadline = yielded + YIELD_TIMEOUT;
         let locks = &self.reader.context().lock_folder;
         loop {
             let record = locks.peek(&self.reader.info.lock_name);
             let now = Instant::now();
             if record.is_some_and(|record| record.use_count != uses)
-                || now >= until
+                || now >= deadline
                 || stop.is_set()
             {
                 return;
             }
-            let _ = readable(&[], stop, Some(until.min(now + YIELD_POLL_INTERVAL)));
+            let _ = wait_readable(&[], stop, Some(deadline.min(now + YIELD_POLL_INTERVAL)));
         }
     }
 
@@ -376,7 +376,7 @@ impl ReaderInfo {
     /// Returns whether an active card is the card that was powered before. It cannot be removed, or removal would have
     /// unpowered it because the reader powers no card by itself.
     pub(super) fn keeps_card_identity(&self) -> bool {
-        self.is_fixed || !self.interface.class.powers_by_itself()
+        self.is_fixed || !self.interface.class.activates_automatically()
     }
 
     /// Returns whether the next claim can use that. Parameters agreed with a TPDU card are known to this claim alone.

@@ -20,7 +20,7 @@ use super::{
     discovery::reader_info::ReaderInfo,
     pipe::bulk::BulkErrorKind,
 };
-use crate::wait::Stop;
+use crate::wait::StopFlag;
 
 /// One CCID slot of a reader, within one device instance. Most readers have one slot.
 #[derive(Debug)]
@@ -49,10 +49,10 @@ impl UsbReader {
     /// Busy or Cancelled, with nothing sent.
     pub(crate) fn driver_within(
         &self,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<DriverGuard<'_>, TransportError> {
-        self.access.acquire(until, stop).map_err(|why| {
+        self.access.acquire(deadline, stop).map_err(|why| {
             let what = match why {
                 BulkErrorKind::Stopped => "the call was ended",
                 _ => "another call is at it",

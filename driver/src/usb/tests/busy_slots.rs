@@ -13,14 +13,14 @@ use std::{
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
-    PATIENCE, SHORT, answered, class, exchange,
-    fixture::{connect, echo as bench_echo, snapshot},
+    SHORT, STEP_TIMEOUT, answered, class, exchange,
+    fixture::{connect, echo as bench_echo, take_snapshot},
     interfaces::MultiInterfaceMachine,
     watch::wait_until,
 };
 use crate::{
     ccid::{budget, descriptor::ClassDescriptor, quirks::Quirks},
-    stop::Wake as _,
+    stop::StopHandle as _,
     usb::{
         claim::pipe,
         discovery::reader_info::{CommandChannel, ReaderInterface},
@@ -33,7 +33,7 @@ use crate::{
         },
         reader::slot::{self, CcidSlot},
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// What the reader keeps back, and whether it does: its answers to commands in slot 0.
@@ -115,7 +115,7 @@ pub(super) fn two_busy() -> ClassDescriptor {
 }
 
 /// The reader, what it keeps back, and its two slots with powered cards.
-fn reader(stop: &Arc<Stop>) -> (FakeDevice, Back, [CcidSlot; 2]) {
+fn reader(stop: &Arc<StopFlag>) -> (FakeDevice, Back, [CcidSlot; 2]) {
     reader_with(EndpointLayout::default(), stop)
 }
 
@@ -128,7 +128,7 @@ fn reader_without_zlp() -> (FakeDevice, Back, [CcidSlot; 2]) {
     reader_with(layout, &Arc::default())
 }
 
-fn reader_with(layout: EndpointLayout, stop: &Arc<Stop>) -> (FakeDevice, Back, [CcidSlot; 2]) {
+fn reader_with(layout: EndpointLayout, stop: &Arc<StopFlag>) -> (FakeDevice, Back, [CcidSlot; 2]) {
     let back = Back::default();
     let device = FakeDevice::new(layout, Reader(back.clone()));
     let reader = ReaderInterface {
@@ -145,7 +145,7 @@ fn reader_with(layout: EndpointLayout, stop: &Arc<Stop>) -> (FakeDevice, Back, [
     let pipe = pipe::open_pipe(device.claim().unwrap(), &reader, &Arc::default(), 0).unwrap();
     let slots = [0, 1].map(|slot| {
         let mut slot = slot::new_slot(Arc::clone(&pipe), reader.clone(), slot, stop);
-        slot.power_on(Call::within(PATIENCE)).unwrap();
+        slot.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         slot
     });
     device.forget();
@@ -157,12 +157,12 @@ fn a_slow_command_in_one_slot_does_not_delay_the_other() {
     let (device, back, [mut slow, mut quick]) = reader(&Arc::default());
     back.keep();
     thread::scope(|scope| {
-        let waits = scope.spawn(|| exchange(&mut slow, b"slow", PATIENCE));
+        let waits = scope.spawn(|| exchange(&mut slow, b"slow", STEP_TIMEOUT));
         while !back.has() {
             thread::sleep(Duration::from_millis(1));
         }
         for round in 0..100_u8 {
-            let answer = exchange(&mut quick, &[round], PATIENCE).unwrap();
+            let answer = exchange(&mut quick, &[round], STEP_TIMEOUT).unwrap();
             assert_eq!(answer, answered(&[round]));
         }
         back.let_go(&device);
@@ -173,7 +173,7 @@ fn a_slow_command_in_one_slot_does_not_delay_the_other() {
 #[test]
 fn a_command_costs_two_transfers_here_too_and_the_one_for_the_answer_is_queued_first() {
     let (device, _, [_, mut slot]) = reader(&Arc::default());
-    exchange(&mut slot, b"data", PATIENCE).unwrap();
+    exchange(&mut slot, b"data", STEP_TIMEOUT).unwrap();
     let counts = device.counts();
     assert_eq!(
         (counts.bulk_in, counts.bulk_out, counts.completed),
@@ -193,7 +193,7 @@ fn no_wake_up_is_lost_between_slots() {
                 for round in 0..2000_u16 {
                     let [low, high] = round.to_le_bytes();
                     let data = [number, low, high];
-                    let answer = exchange(&mut slot, &data, PATIENCE).unwrap();
+                    let answer = exchange(&mut slot, &data, STEP_TIMEOUT).unwrap();
                     assert_eq!(answer, answered(&data));
                 }
             });
@@ -212,7 +212,7 @@ fn a_slot_that_is_given_up_is_brought_back_while_the_other_works_on() {
             let mut rounds = 0_usize;
             while !is_over.load(Ordering::SeqCst) {
                 assert_eq!(
-                    exchange(&mut second, b"mine", PATIENCE).unwrap(),
+                    exchange(&mut second, b"mine", STEP_TIMEOUT).unwrap(),
                     answered(b"mine")
                 );
                 rounds += 1;
@@ -226,14 +226,14 @@ fn a_slot_that_is_given_up_is_brought_back_while_the_other_works_on() {
         );
         // The late answer is nobody's.
         back.let_go(&device);
-        let error = exchange(&mut first, b"next", PATIENCE).unwrap_err();
+        let error = exchange(&mut first, b"next", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
             (TransportErrorKind::CardReset, Sent::No),
             "{error}"
         );
         assert_eq!(
-            exchange(&mut first, b"fresh", PATIENCE).unwrap(),
+            exchange(&mut first, b"fresh", STEP_TIMEOUT).unwrap(),
             answered(b"fresh")
         );
         is_over.store(true, Ordering::SeqCst);
@@ -244,11 +244,11 @@ fn a_slot_that_is_given_up_is_brought_back_while_the_other_works_on() {
 
 #[test]
 fn a_stop_ends_the_waits_of_all_slots() {
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(StopFlag::new());
     let (_device, back, [mut first, _second]) = reader(&stop);
     back.keep();
     thread::scope(|scope| {
-        let waits = scope.spawn(|| exchange(&mut first, b"held", PATIENCE));
+        let waits = scope.spawn(|| exchange(&mut first, b"held", STEP_TIMEOUT));
         while !back.has() {
             thread::sleep(Duration::from_millis(1));
         }
@@ -269,9 +269,9 @@ fn b18_a_reader_that_falls_silent_with_several_commands_is_given_up_long_before_
         told.send(exchange(&mut slow, b"slow", budget::MESSAGE))
     });
     wait_until(|| back.has());
-    exchange(&mut other, b"alive", PATIENCE).unwrap();
+    exchange(&mut other, b"alive", STEP_TIMEOUT).unwrap();
     device.set_silent(true);
-    let error = is_told.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    let error = is_told.recv_timeout(STEP_TIMEOUT).unwrap().unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::TimedOut, Sent::Maybe),
@@ -284,7 +284,7 @@ fn b18_a_reader_that_answers_requests_may_be_silent_in_several_commands() {
     let (device, back, [mut slow, _]) = reader(&Arc::default());
     back.keep();
     thread::scope(|scope| {
-        let waits = scope.spawn(|| exchange(&mut slow, b"slow", PATIENCE * 2));
+        let waits = scope.spawn(|| exchange(&mut slow, b"slow", STEP_TIMEOUT * 2));
         wait_until(|| device.counts().control > budget::SILENCES);
         back.let_go(&device);
         assert_eq!(waits.join().unwrap().unwrap(), answered(b"slow"));
@@ -301,7 +301,7 @@ fn b17_a_reader_of_several_commands_that_leaves_out_empty_packets_is_understood_
     for len in [52, 116, 20, 500, 1012, 52] {
         let data = vec![0xA5; len];
         for slot in [&mut first, &mut second] {
-            let answer = exchange(slot, &data, PATIENCE).unwrap();
+            let answer = exchange(slot, &data, STEP_TIMEOUT).unwrap();
             assert_eq!(answer, answered(&data), "{len}");
         }
     }
@@ -316,7 +316,7 @@ fn b17_that_empty_packets_are_left_out_is_found_in_a_silence_with_several_comman
     let (told, is_told) = mpsc::channel();
     let data = [0x5A; 52];
     thread::spawn(move || told.send(exchange(&mut slot, &data, budget::MESSAGE)));
-    let answer = is_told.recv_timeout(PATIENCE).unwrap();
+    let answer = is_told.recv_timeout(STEP_TIMEOUT).unwrap();
     assert_eq!(answer.unwrap(), answered(&data));
 }
 
@@ -326,11 +326,11 @@ fn b17_two_responses_in_one_transfer_reach_their_slots() {
     back.keep();
     let data = [0x5A; 52];
     thread::scope(|scope| {
-        let waits = scope.spawn(|| exchange(&mut slow, &data, PATIENCE));
+        let waits = scope.spawn(|| exchange(&mut slow, &data, STEP_TIMEOUT));
         wait_until(|| back.has());
         // Its transfer goes on with the next response.
         back.let_go(&device);
-        let answer = exchange(&mut quick, b"short", PATIENCE).unwrap();
+        let answer = exchange(&mut quick, b"short", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"short"));
         assert_eq!(waits.join().unwrap().unwrap(), answered(&data));
     });
@@ -344,7 +344,7 @@ fn b17_a_response_with_a_silence_in_its_middle_reaches_its_slot_whole() {
     back.keep();
     let data = [0x5A; 100];
     thread::scope(|scope| {
-        let waits = scope.spawn(|| exchange(&mut slow, &data, PATIENCE * 2));
+        let waits = scope.spawn(|| exchange(&mut slow, &data, STEP_TIMEOUT * 2));
         wait_until(|| back.has());
         let message = back.kept.lock().unwrap().remove(0);
         let (begin, end) = message.split_at(64);
@@ -375,7 +375,7 @@ fn survives(fault: Fault, step: usize) -> bool {
     let struck = device.fault_struck();
     device.release();
     if fault == Fault::Disconnected && struck {
-        let error = exchange(&mut slots[0], b"gone", PATIENCE).unwrap_err();
+        let error = exchange(&mut slots[0], b"gone", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{what}: {error}");
         return true;
     }
@@ -386,7 +386,7 @@ fn survives(fault: Fault, step: usize) -> bool {
                 Ok(answer) => answer == answered(&data),
                 Err(error) => {
                     if error.kind == TransportErrorKind::NoCard {
-                        let _ = slot.power_on(Call::within(PATIENCE));
+                        let _ = slot.power_on(Call::within(STEP_TIMEOUT));
                     }
                     false
                 }
@@ -423,7 +423,7 @@ fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_devic
     );
     let program = devices.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    let before = snapshot(&mut *watch);
+    let before = take_snapshot(&mut *watch);
     let [idle, mut used] = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     let epochs = [idle.epoch(), used.epoch()];
     drop(idle);
@@ -446,6 +446,6 @@ fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_devic
     let mut idle = connect(&program, "3-1:0:0");
     assert!(idle.epoch() > epochs[0]);
     assert_eq!(bench_echo(&mut *idle, b"idle").unwrap(), answered(b"idle"));
-    let after = snapshot(&mut *watch);
+    let after = take_snapshot(&mut *watch);
     assert_eq!(before.readers.len(), after.readers.len());
 }

@@ -7,9 +7,9 @@ use claviger_apdu::{
     Transaction, Transmit, Transport, TransportError,
 };
 
-use super::{PATIENCE, blocks, interface_of, script::Got};
+use super::{STEP_TIMEOUT, blocks, interface_of, script::Got};
 use crate::{
-    ccid::quirks::{self, Model},
+    ccid::quirks::{self, UsbModel},
     usb::{
         claim::pipe::open_pipe,
         host::fake::{
@@ -18,7 +18,7 @@ use crate::{
         },
         reader::slot::{self, CcidSlot},
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// A token that says it takes extended APDUs, and has room for 1,342 bytes.
@@ -147,16 +147,16 @@ fn connected(device: &FakeDevice, config: &ReaderConfig) -> SlotTransport {
     let described = FakeReader::new(config.clone());
     let (vendor, product, release) = config.product;
     let mut interface = interface_of(&described, config.layout);
-    interface.quirks = quirks::of(Model {
+    interface.quirks = quirks::for_model(UsbModel {
         vendor,
         product,
         release,
     });
     let claim = device.claim().unwrap();
     let opened = open_pipe(claim, &interface, &Arc::default(), 0).unwrap();
-    let mut slot = slot::new_slot(opened, interface, 0, &Arc::new(Stop::new()));
-    slot.status(Call::within(PATIENCE)).unwrap();
-    slot.power_on(Call::within(PATIENCE)).unwrap();
+    let mut slot = slot::new_slot(opened, interface, 0, &Arc::new(StopFlag::new()));
+    slot.status(Call::within(STEP_TIMEOUT)).unwrap();
+    slot.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     SlotTransport(slot)
 }
 

@@ -1,7 +1,8 @@
 //! Readers that take characters.
 
 use super::{
-    PATIENCE, answered, blocks, exchange, kinds, powered_card, raw, tpdu::is_silent_and_then_reset,
+    STEP_TIMEOUT, answered, blocks, exchange, kinds, powered_card, raw,
+    tpdu::is_silent_and_then_reset,
 };
 use crate::usb::{
     host::fake::reader::{Disturbance, FakeCard, Pps, ReaderConfig, echo},
@@ -22,7 +23,7 @@ fn fast() -> FakeCard {
 fn carries(device: &mut CcidSlot, len: usize) {
     let data = vec![0x5A; len];
     assert_eq!(
-        exchange(device, &data, PATIENCE).unwrap(),
+        exchange(device, &data, STEP_TIMEOUT).unwrap(),
         answered(&data),
         "{len} bytes"
     );

@@ -11,8 +11,8 @@ use claviger_apdu::TransportErrorKind;
 use super::{
     answered,
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
-        token,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, reader, single_reader,
+        take_snapshot, token,
     },
     slots::pair,
     watch::{WatchThread, key, wait_until, watch_with_waiter, with_key},
@@ -41,7 +41,7 @@ fn a_connection_claims_the_reader_and_gives_it_back() {
     let (machine, reader) = with_key("claims");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     assert!(reader.device().claimed());
     let epoch = card.epoch();
@@ -61,13 +61,15 @@ fn a_connection_claims_the_reader_and_gives_it_back() {
 fn a_token_that_has_come_is_powered_and_asked_for_nothing_else() {
     let (machine, key) = with_key("powered");
     let program = machine.new_backend();
-    assert!(holds_card(single_reader(&snapshot(&mut *program.watch()))));
+    assert!(holds_card(single_reader(&take_snapshot(
+        &mut *program.watch()
+    ))));
     let kinds: Vec<u8> = key.messages().iter().map(|message| message.0).collect();
     assert_eq!(kinds, [0x62]);
     // A reader is asked, as it may be empty, and power is for cards.
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-2", &slot, &reader());
-    assert_eq!(snapshot(&mut *program.watch()).readers.len(), 2);
+    assert_eq!(take_snapshot(&mut *program.watch()).readers.len(), 2);
     let kinds: Vec<u8> = slot.messages().iter().map(|message| message.0).collect();
     assert_eq!(kinds, [0x65, 0x62]);
 }
@@ -77,8 +79,8 @@ fn a_token_without_its_card_is_shown_empty() {
     let machine = FakeMachine::new("hollow");
     machine.plug("3-1", &FakeReader::new(token()), &token());
     let program = machine.new_backend();
-    let picture = snapshot(&mut *program.watch());
-    assert_eq!(single_reader(&picture).presence, Presence::Empty);
+    let snapshot = take_snapshot(&mut *program.watch());
+    assert_eq!(single_reader(&snapshot).presence, Presence::Empty);
 }
 
 #[test]
@@ -86,12 +88,12 @@ fn what_another_process_knows_costs_nothing_and_resets_no_card() {
     let (machine, reader) = with_key("told");
     let (ours, theirs) = (machine.new_backend(), machine.new_backend());
     let mut one = ours.watch();
-    let _ = snapshot(&mut *one);
+    let _ = take_snapshot(&mut *one);
     let mut first = connect(&ours, "3-1");
     reader.device().forget();
     let mut other = theirs.watch();
-    let picture = snapshot(&mut *other);
-    assert!(holds_card(single_reader(&picture)));
+    let snapshot = take_snapshot(&mut *other);
+    assert!(holds_card(single_reader(&snapshot)));
     assert_eq!(reader.device().counts(), Default::default());
     echo(&mut *first, b"a").unwrap();
     drop(first);
@@ -142,21 +144,26 @@ fn b16_a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_open
     let (machine, reader) = with_key("opening");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
     let door = machine.block_opening();
     let (told, is_told) = mpsc::channel();
     thread::scope(|scope| {
         let program = &program;
         let opening = scope.spawn(move || {
-            let call = claviger_apdu::Call::within(PATIENCE);
+            let call = claviger_apdu::Call::within(STEP_TIMEOUT);
             program.connect(&id("3-1"), call)
         });
         thread::sleep(Duration::from_millis(50));
         machine.unplug("3-1");
-        scope.spawn(move || told.send(snapshot(&mut *watch)));
-        let picture = is_told.recv_timeout(PATIENCE);
+        scope.spawn(move || told.send(take_snapshot(&mut *watch)));
+        let snapshot = is_told.recv_timeout(STEP_TIMEOUT);
         drop(door);
-        assert!(picture.expect("seen while it is opened").readers.is_empty());
+        assert!(
+            snapshot
+                .expect("seen while it is opened")
+                .readers
+                .is_empty()
+        );
         let error = opening.join().unwrap().err().unwrap();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
     });
@@ -169,7 +176,7 @@ fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with
     let (reader, _) = pair(&machine);
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    assert_eq!(snapshot(&mut *watch).readers.len(), 2);
+    assert_eq!(take_snapshot(&mut *watch).readers.len(), 2);
     let door = machine.block_opening();
     let open = |slot: &str, limit: Duration| {
         let connected = program.connect(&id(slot), claviger_apdu::Call::within(limit));
@@ -183,17 +190,17 @@ fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with
             thread::sleep(Duration::from_millis(50));
             is_told
         };
-        let first = answer("3-1:0:0", PATIENCE);
+        let first = answer("3-1:0:0", STEP_TIMEOUT);
         let second = answer("3-1:0:1", Duration::from_millis(100));
-        let in_time = second.recv_timeout(PATIENCE);
-        let second = answer("3-1:0:1", PATIENCE);
-        program.cut();
-        let cut = second.recv_timeout(PATIENCE);
+        let in_time = second.recv_timeout(STEP_TIMEOUT);
+        let second = answer("3-1:0:1", STEP_TIMEOUT);
+        program.abort_calls();
+        let cut = second.recv_timeout(STEP_TIMEOUT);
         // Opened before anything is judged, so that a failure is one and no thread waits for ever.
         drop(door);
         assert_eq!(in_time, Ok(Some(TransportErrorKind::TimedOut)));
         assert_eq!(cut, Ok(Some(TransportErrorKind::Cancelled)));
-        assert!(first.recv_timeout(PATIENCE).is_ok());
+        assert!(first.recv_timeout(STEP_TIMEOUT).is_ok());
     });
     wait_until(|| !reader.device().claimed());
 }
@@ -203,16 +210,16 @@ fn no_reader_is_kept_while_another_is_waited_for() {
     let machine = FakeMachine::new("kept");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    assert!(watch.next().unwrap().readers.is_empty());
-    let waker = watch.waker();
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
+    let waker = watch.stop_handle();
     let [(first, one), (dead, other)] = [key(), key()];
     dead.device().set_silent(true);
     machine.plug("3-1", &first, &one);
     machine.plug("3-2", &dead, &other);
     thread::scope(|scope| {
         let follows = scope.spawn(move || {
-            while let Ok(picture) = watch.next() {
-                assert_eq!(picture.readers.len(), 1, "the dead one is not shown");
+            while let Ok(snapshot) = watch.next_snapshot() {
+                assert_eq!(snapshot.readers.len(), 1, "the dead one is not shown");
             }
         });
         // The first stays claimed for as long as nothing else is due, and longer if the rule is broken.
@@ -229,7 +236,7 @@ fn where_nobody_follows_the_readers_one_is_let_go_after_each_use() {
     let programs = [(); 2].map(|()| machine.new_backend_without_threads());
     let mut watches = programs.each_ref().map(|program| program.watch());
     for watch in &mut watches {
-        assert!(holds_card(single_reader(&snapshot(&mut **watch))));
+        assert!(holds_card(single_reader(&take_snapshot(&mut **watch))));
     }
     let [mut first, mut second] = programs.each_ref().map(|program| {
         let mut card = connect(program, "3-1");
@@ -264,11 +271,11 @@ fn a_transaction_is_never_interrupted_by_who_knocks() {
         });
         let mut ended = None;
         first
-            .transact(claviger_apdu::Call::within(PATIENCE), &mut |card| {
+            .transact(claviger_apdu::Call::within(STEP_TIMEOUT), &mut |card| {
                 begun.send(()).unwrap();
                 for _ in 0..20 {
                     let mut response = claviger_apdu::ResponseBuffer::new();
-                    let call = claviger_apdu::Call::within(PATIENCE);
+                    let call = claviger_apdu::Call::within(STEP_TIMEOUT);
                     card.transmit(&super::command(b"x"), &mut response, call)
                         .unwrap();
                     thread::sleep(Duration::from_millis(5));
@@ -287,7 +294,7 @@ fn b16_a_reader_that_somebody_has_is_tried_less_and_less_often_and_its_owner_loo
     let (machine, key) = with_key("backoff");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let theirs = key.device().claim().unwrap();
     let before = machine.open_attempts();
     let call = claviger_apdu::Call::within(Duration::from_secs(1));
@@ -306,7 +313,7 @@ fn b19_the_end_of_a_connection_waits_for_nobody() {
     let (machine, key) = with_key("end");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let [ends, mut works] = [(); 2].map(|()| connect(&program, "3-1"));
     key.hold();
     let (told, is_told) = mpsc::channel();
@@ -320,7 +327,7 @@ fn b19_the_end_of_a_connection_waits_for_nobody() {
             drop(ends);
             told.send(()).unwrap();
         });
-        let ended = is_told.recv_timeout(PATIENCE);
+        let ended = is_told.recv_timeout(STEP_TIMEOUT);
         key.release();
         ended.expect("while another call is at the reader");
         let works = at_it.join().unwrap();
@@ -344,7 +351,7 @@ fn a_call_that_waits_for_another_at_the_same_reader_sleeps_until_that_ends() {
     let (machine, key) = with_key("asleep");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let [mut first, mut second] = [(); 2].map(|()| connect(&program, "3-1"));
     key.hold();
     thread::scope(|scope| {

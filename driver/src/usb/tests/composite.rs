@@ -6,7 +6,7 @@ use claviger_apdu::{Call, ResponseBuffer, Sent, TransportErrorKind};
 
 use super::{
     answered, command,
-    fixture::{connect, echo, holds_card, id, reader, snapshot},
+    fixture::{connect, echo, holds_card, id, reader, take_snapshot},
     interfaces::MultiInterfaceMachine,
 };
 use crate::{
@@ -65,15 +65,15 @@ fn each_interface_is_a_reader_of_its_own() {
     let (devices, readers) = plugged("composite", reader().product);
     let program = devices.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    let picture = snapshot(&mut *watch);
-    let ids: Vec<_> = picture
+    let snapshot = take_snapshot(&mut *watch);
+    let ids: Vec<_> = snapshot
         .readers
         .iter()
         .map(|state| state.id.clone())
         .collect();
     assert_eq!(ids, [id("3-1:0"), id("3-1:1")]);
-    assert!(picture.readers.iter().all(holds_card));
-    let names: Vec<&str> = picture
+    assert!(snapshot.readers.iter().all(holds_card));
+    let names: Vec<&str> = snapshot
         .readers
         .iter()
         .map(|state| state.name.as_str())
@@ -85,7 +85,7 @@ fn each_interface_is_a_reader_of_its_own() {
     assert_eq!(claimed, [false, true]);
     assert_eq!(readers[0].card_commands(0), 0);
     devices.unplug(1);
-    assert!(snapshot(&mut *watch).readers.is_empty());
+    assert!(take_snapshot(&mut *watch).readers.is_empty());
 }
 
 /// Sends to the second reader while the first is at a command, and what came of it.
@@ -96,7 +96,7 @@ fn second_while_first_works(
     let (devices, readers) = plugged(test, product);
     let program = devices.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let [mut first, mut second] = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     readers[0].hold();
     thread::scope(|scope| {
@@ -134,9 +134,9 @@ fn a_model_that_dead_locks_is_given_one_command_at_a_time() {
 fn a_model_that_dead_locks_serves_both_readers_in_turns() {
     let (devices, readers) = plugged("composite-turns", OMNIKEY_5422);
     let program = devices.new_backend();
-    let _ = snapshot(&mut *program.watch());
+    let _ = take_snapshot(&mut *program.watch());
     let mut watch = super::watch::watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let cards = ["3-1:0", "3-1:1"].map(|id| connect(&program, id));
     thread::scope(|scope| {
         for (number, mut card) in (0_u8..).zip(cards) {

@@ -7,11 +7,11 @@ use std::{
 
 use super::{
     events::{Tale, wait_for},
-    fixture::{BlockedOpening, PATIENCE, connect, holds_card, id, reader, single_reader},
+    fixture::{BlockedOpening, STEP_TIMEOUT, connect, holds_card, id, reader, single_reader},
     watch::{WatchThread, key, wait_until, watch_with_waiter},
 };
 use crate::{
-    reader::{ReaderId, Readers},
+    reader::{ReaderId, ReaderSnapshot},
     stop::Stopped,
     usb::host::fake::{FakeReader, reader::FakeCard},
 };
@@ -36,7 +36,7 @@ fn plug_blocked_later(tale: &Tale, port: &str) -> (FakeReader, BlockedOpening) {
     blocked
 }
 
-fn shows(readers: &Readers, reader: &ReaderId) -> bool {
+fn shows(readers: &ReaderSnapshot, reader: &ReaderId) -> bool {
     readers.readers.iter().any(|state| state.id == *reader)
 }
 
@@ -51,19 +51,23 @@ fn b7_readers_are_followed_while_the_poll_of_another_lasts() {
     wait_until(|| slot.device().claimed());
     let (_slow, block) = plug_blocked_later(&tale, "3-1");
     slot.insert(0, FakeCard::echo());
-    wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+    wait_for(&followed, |snapshot| {
+        snapshot.readers.iter().any(holds_card)
+    });
     slot.remove(0);
-    wait_for(&followed, |picture| !picture.readers.iter().any(holds_card));
+    wait_for(&followed, |snapshot| {
+        !snapshot.readers.iter().any(holds_card)
+    });
     let (key, config) = key();
     tale.machine.plug("3-3", &key, &config);
     tale.tell("add", "3-3");
-    wait_for(&followed, |picture| shows(picture, &id("3-3")));
+    wait_for(&followed, |snapshot| shows(snapshot, &id("3-3")));
     tale.machine.unplug("3-3");
     tale.tell("remove", "3-3");
-    let picture = wait_for(&followed, |picture| !shows(picture, &id("3-3")));
-    assert!(!shows(&picture, &id("3-1")), "its poll has not ended");
+    let snapshot = wait_for(&followed, |snapshot| !shows(snapshot, &id("3-3")));
+    assert!(!shows(&snapshot, &id("3-1")), "its poll has not ended");
     drop(block);
-    wait_for(&followed, |picture| shows(picture, &id("3-1")));
+    wait_for(&followed, |snapshot| shows(snapshot, &id("3-1")));
 }
 
 #[test]
@@ -78,7 +82,7 @@ fn b7_a_reader_is_yielded_to_another_process_while_the_poll_of_another_lasts() {
     let (_slow, _block) = plug_blocked_later(&tale, "3-1");
     tale.machine.unplug("3-1");
     let theirs_followed = WatchThread::new(&theirs);
-    wait_for(&theirs_followed, |picture| shows(picture, &id("3-2")));
+    wait_for(&theirs_followed, |snapshot| shows(snapshot, &id("3-2")));
     drop(connect(&theirs, "3-2"));
 }
 
@@ -111,9 +115,9 @@ fn a_refresh_does_not_wait_for_a_reader_that_did_not_respond() {
     let before = tale.machine.open_attempts();
     wait_until(|| tale.machine.open_attempts() > before);
     slot.insert(0, FakeCard::echo());
-    demand.refresh(Instant::now() + PATIENCE);
-    let picture = followed.snapshots.try_recv().expect("it was told before");
-    assert!(picture.readers.iter().any(holds_card));
+    demand.refresh(Instant::now() + STEP_TIMEOUT);
+    let snapshot = followed.snapshots.try_recv().expect("it was told before");
+    assert!(snapshot.readers.iter().any(holds_card));
 }
 
 #[test]
@@ -130,8 +134,11 @@ fn a_reader_that_is_unplugged_during_its_poll_is_not_reported() {
     tale.tell("add", "3-1");
     // Its lock is that of the port.
     drop(block);
-    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(single_reader(&picture).name.contains("42b2"), "{picture:?}");
+    let snapshot = wait_for(&followed, |snapshot| !snapshot.readers.is_empty());
+    assert!(
+        single_reader(&snapshot).name.contains("42b2"),
+        "{snapshot:?}"
+    );
     assert!(!slow.device().claimed());
     drop(connect(&program, "3-1"));
 }
@@ -147,7 +154,7 @@ fn readers_are_polled_in_their_turn_where_there_are_many() {
     let followed = WatchThread::following(&tale.program());
     wait_until(|| tale.machine.most_blocked() == 16);
     drop(blocked);
-    wait_for(&followed, |picture| picture.readers.len() == ports.len());
+    wait_for(&followed, |snapshot| snapshot.readers.len() == ports.len());
     assert_eq!(tale.machine.most_blocked(), 16);
 }
 
@@ -156,14 +163,14 @@ fn a_stop_ends_a_poll_in_another_thread_and_its_claim() {
     let tale = Tale::new("polls.stop");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
     let silent = FakeReader::with_card(reader(), FakeCard::echo());
     silent.device().set_silent(true);
     tale.machine.plug("3-1", &silent, &reader());
     tale.tell("add", "3-1");
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     std::thread::scope(|scope| {
-        let waits = scope.spawn(move || watch.next().map(drop));
+        let waits = scope.spawn(move || watch.next_snapshot().map(drop));
         wait_until(|| silent.device().counts().bulk_out > 0);
         waker.stop();
         assert_eq!(waits.join().unwrap(), Err(Stopped));
@@ -180,7 +187,7 @@ fn a_panic_in_a_poll_is_one_of_the_watch_and_its_end_has_none() {
     }
     tale.machine.panic_when_opened();
     let mut watch = watch_with_waiter(&tale.program());
-    let panicked = catch_unwind(AssertUnwindSafe(|| watch.next().map(drop)));
+    let panicked = catch_unwind(AssertUnwindSafe(|| watch.next_snapshot().map(drop)));
     assert!(panicked.is_err());
     // The other poll has panicked, too.
     assert!(catch_unwind(AssertUnwindSafe(|| drop(watch))).is_ok());

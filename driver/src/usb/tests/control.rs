@@ -11,19 +11,19 @@ use claviger_apdu::{
 };
 
 use super::{
-    PATIENCE, answered, command,
-    fixture::{connect, holds_card, id, single_reader, snapshot},
+    STEP_TIMEOUT, answered, command,
+    fixture::{connect, holds_card, id, single_reader, take_snapshot},
     interfaces::MultiInterfaceMachine,
 };
 use crate::{
     backend::Backend as _,
     ccid::{
-        configuration::{self, Device as Descriptors},
+        configuration::{self, CcidDevice as Descriptors},
         descriptor::ExchangeLevel,
         iccd::Version,
         quirks::Quirks,
     },
-    stop::Wake as _,
+    stop::StopHandle as _,
     usb::{
         claim::pipe,
         discovery::reader_info::{CommandChannel, ReaderInterface},
@@ -36,7 +36,7 @@ use crate::{
         },
         reader::slot::{self, CcidSlot},
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// Each command the card got.
@@ -69,7 +69,7 @@ fn reader(token: &FakeIcc, version: Version) -> ReaderInterface {
     }
 }
 
-fn device(token: &FakeIcc, version: Version, stop: &Arc<Stop>) -> CcidSlot {
+fn device(token: &FakeIcc, version: Version, stop: &Arc<StopFlag>) -> CcidSlot {
     let reader = reader(token, version);
     let claim = token.device().claim().unwrap();
     let pipe = pipe::open_pipe(claim, &reader, &Arc::default(), 0).unwrap();
@@ -109,7 +109,7 @@ fn exchange(
 fn echo(card: &mut (impl Transmit + ?Sized), data: &[u8]) -> Result<Vec<u8>, TransportError> {
     let send = |frame: &[u8]| {
         let mut response = ResponseBuffer::new();
-        card.transmit(frame, &mut response, Call::within(PATIENCE))?;
+        card.transmit(frame, &mut response, Call::within(STEP_TIMEOUT))?;
         Ok(response.frame().to_vec())
     };
     ask(send, data)
@@ -119,7 +119,7 @@ fn echo(card: &mut (impl Transmit + ?Sized), data: &[u8]) -> Result<Vec<u8>, Tra
 fn powered(version: Version) -> (FakeIcc, CcidSlot, Seen) {
     let (token, seen) = token(version);
     let mut device = device(&token, version, &Arc::default());
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     token.device().forget();
     (token, device, seen)
 }
@@ -127,8 +127,8 @@ fn powered(version: Version) -> (FakeIcc, CcidSlot, Seen) {
 #[test]
 fn a_token_of_the_control_pipe_is_found_by_its_protocol_and_has_no_endpoints() {
     for (version, way) in [
-        (Version::A, configuration::Way::ControlA),
-        (Version::B, configuration::Way::ControlB),
+        (Version::A, configuration::InterfaceProtocol::IccdA),
+        (Version::B, configuration::InterfaceProtocol::IccdB),
     ] {
         let (token, _) = token(version);
         let found = Descriptors::parse(&token.descriptors(), |_| false).unwrap();
@@ -150,7 +150,7 @@ fn commands_and_answers_of_every_length_go_over_the_control_pipe() {
         for length in [1, 2, 100, 254, 255] {
             let data = vec![0x5A; length];
             assert_eq!(
-                exchange(&mut device, &data, PATIENCE).unwrap(),
+                exchange(&mut device, &data, STEP_TIMEOUT).unwrap(),
                 answered(&data),
                 "{version:?} {length}"
             );
@@ -168,7 +168,7 @@ fn commands_and_answers_of_every_length_go_over_the_control_pipe() {
 #[test]
 fn a_command_of_version_b_costs_two_requests() {
     let (token, mut device, _) = powered(Version::B);
-    exchange(&mut device, b"data", PATIENCE).unwrap();
+    exchange(&mut device, b"data", STEP_TIMEOUT).unwrap();
     assert_eq!(token.device().counts().control, 2);
 }
 
@@ -179,7 +179,7 @@ fn a_token_that_is_busy_is_waited_for() {
         token.be_busy(3);
         let start = Instant::now();
         assert_eq!(
-            exchange(&mut device, b"slow", PATIENCE).unwrap(),
+            exchange(&mut device, b"slow", STEP_TIMEOUT).unwrap(),
             answered(b"slow")
         );
         assert!(
@@ -203,7 +203,7 @@ fn a_token_that_stays_busy_is_given_up_at_the_deadline_and_set_back_before_the_n
         );
         token.be_busy(0);
         let epoch = device.epoch();
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
             (TransportErrorKind::CardReset, Sent::No),
@@ -211,7 +211,7 @@ fn a_token_that_stays_busy_is_given_up_at_the_deadline_and_set_back_before_the_n
         );
         assert!(device.epoch() > epoch);
         assert_eq!(
-            exchange(&mut device, b"third", PATIENCE).unwrap(),
+            exchange(&mut device, b"third", STEP_TIMEOUT).unwrap(),
             answered(b"third")
         );
         let sent = seen.lock().unwrap().clone();
@@ -226,12 +226,12 @@ fn a_token_that_stays_busy_is_given_up_at_the_deadline_and_set_back_before_the_n
 fn a_stop_ends_a_command_between_two_requests() {
     for version in VERSIONS {
         let (token, _) = token(version);
-        let stop = Arc::new(Stop::new());
+        let stop = Arc::new(StopFlag::new());
         let mut device = device(&token, version, &stop);
-        device.power_on(Call::within(PATIENCE)).unwrap();
+        device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         token.be_busy(usize::MAX);
         thread::scope(|scope| {
-            let waits = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
+            let waits = scope.spawn(|| exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err());
             thread::sleep(Duration::from_millis(20));
             stop.stop();
             let error = waits.join().unwrap();
@@ -251,7 +251,7 @@ fn goes_through(device: &mut CcidSlot, data: &[u8], is_honest: bool, what: &str)
         }
         Err(error) => {
             if error.kind == TransportErrorKind::NoCard {
-                let _ = device.power_on(Call::within(PATIENCE));
+                let _ = device.power_on(Call::within(STEP_TIMEOUT));
             }
             false
         }
@@ -342,12 +342,12 @@ fn a_token_that_does_not_come_back_is_reset_as_a_device() {
         exchange(&mut device, b"first", Duration::from_millis(40)).unwrap_err();
         token.be_busy(0);
         token.be_deaf(true);
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
         let events = token.device().events();
         let resets = events.iter().filter(|event| matches!(event, Event::Reset));
         assert_eq!(resets.count(), 1, "{version:?}");
-        let answer = exchange(&mut device, b"third", PATIENCE).unwrap();
+        let answer = exchange(&mut device, b"third", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"third"));
     }
 }
@@ -360,8 +360,8 @@ fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
         devices.plug(1, &token.descriptors(), vec![token.device().clone()]);
         let program = devices.new_backend();
         let mut watch = super::watch::watch_with_waiter(&program);
-        let picture = snapshot(&mut *watch);
-        let state = single_reader(&picture);
+        let snapshot = take_snapshot(&mut *watch);
+        let state = single_reader(&snapshot);
         assert_eq!(state.id, id("3-1"));
         assert!(holds_card(state));
         assert!(
@@ -384,7 +384,7 @@ fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
         devices.unplug(1);
         let error = echo(&mut *card, b"gone").unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
-        assert!(snapshot(&mut *watch).readers.is_empty());
+        assert!(take_snapshot(&mut *watch).readers.is_empty());
     }
 }
 
@@ -399,9 +399,9 @@ fn a_token_that_leaves_at_any_request_ends_what_is_done_with_it() {
             let mut watch = super::watch::watch_with_waiter(&program);
             token.device().inject(Fault::Disconnected, step);
             let start = Instant::now();
-            let _ = snapshot(&mut *watch);
+            let _ = take_snapshot(&mut *watch);
             let used = program
-                .connect(&id("3-1"), Call::within(PATIENCE))
+                .connect(&id("3-1"), Call::within(STEP_TIMEOUT))
                 .and_then(|mut card| echo(&mut *card, b"data"));
             if let Err(error) = used {
                 assert_eq!(
@@ -410,7 +410,7 @@ fn a_token_that_leaves_at_any_request_ends_what_is_done_with_it() {
                     "{version:?} at {step}: {error}"
                 );
             }
-            assert!(start.elapsed() < PATIENCE / 2);
+            assert!(start.elapsed() < STEP_TIMEOUT / 2);
             assert!(!token.device().claimed());
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    fixture::{FakeMachine, PATIENCE, holds_card, reader, single_reader},
+    fixture::{FakeMachine, STEP_TIMEOUT, holds_card, reader, single_reader},
     watch::{WatchThread, wait_until, with_key},
 };
 use crate::{
@@ -59,7 +59,7 @@ fn a_card_that_came_while_nobody_waited_is_seen_when_a_refresh_returns() {
     let demand = followed.demand.clone().unwrap();
     wait_until(|| !slot.device().claimed());
     slot.insert(0, FakeCard::echo());
-    demand.refresh(Instant::now() + PATIENCE);
+    demand.refresh(Instant::now() + STEP_TIMEOUT);
     let snapshot = followed.snapshots.try_recv().expect("it was told before");
     assert!(holds_card(single_reader(&snapshot)));
     wait_until(|| !slot.device().claimed());
@@ -70,10 +70,10 @@ fn a_refresh_of_cards_that_are_watched_asks_nothing_of_the_reader() {
     let (_machine, slot, followed) = idle("watched", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
     demand.add_waiter();
-    demand.refresh(Instant::now() + PATIENCE);
+    demand.refresh(Instant::now() + STEP_TIMEOUT);
     wait_until(|| slot.device().claimed());
     let before = slot.messages().len();
-    demand.refresh(Instant::now() + PATIENCE);
+    demand.refresh(Instant::now() + STEP_TIMEOUT);
     assert_eq!(slot.messages().len(), before);
     demand.remove_waiter();
 }
@@ -86,7 +86,7 @@ fn a_refresh_of_a_token_whose_card_cannot_leave_asks_nothing_of_it() {
     wait_until(|| !token.device().claimed());
     token.device().forget();
     let demand = followed.demand.clone().unwrap();
-    demand.refresh(Instant::now() + PATIENCE);
+    demand.refresh(Instant::now() + STEP_TIMEOUT);
     assert_eq!(token.device().counts(), Default::default());
 }
 

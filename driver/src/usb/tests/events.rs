@@ -13,13 +13,14 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink::So
 use super::{
     answered,
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, reader, single_reader,
+        take_snapshot,
     },
     watch::{WatchThread, key, wait_until, watch_with_waiter},
 };
 use crate::{
     backend::Backend as _,
-    reader::Readers,
+    reader::ReaderSnapshot,
     usb::{
         backend::UsbBackend,
         discovery::{
@@ -96,14 +97,17 @@ impl Tale {
 
 /// The first picture of those that come that `is_so`.
 #[track_caller]
-pub(super) fn wait_for(followed: &WatchThread, is_so: impl Fn(&Readers) -> bool) -> Readers {
-    let end = Instant::now() + PATIENCE;
+pub(super) fn wait_for(
+    followed: &WatchThread,
+    is_so: impl Fn(&ReaderSnapshot) -> bool,
+) -> ReaderSnapshot {
+    let end = Instant::now() + STEP_TIMEOUT;
     loop {
-        let picture = followed.snapshot();
-        if is_so(&picture) {
-            return picture;
+        let snapshot = followed.snapshot();
+        if is_so(&snapshot) {
+            return snapshot;
         }
-        assert!(Instant::now() < end, "{picture:?}");
+        assert!(Instant::now() < end, "{snapshot:?}");
     }
 }
 
@@ -161,15 +165,15 @@ fn after_lost_messages_everything_is_listed_anew() {
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
     // Whoever reads fast enough loses nothing.
-    let end = Instant::now() + PATIENCE;
-    let picture = loop {
+    let end = Instant::now() + STEP_TIMEOUT;
+    let snapshot = loop {
         assert!(Instant::now() < end, "nothing was ever lost");
         overflow(&socket);
-        if let Some(picture) = followed.snapshot_within(Duration::from_millis(50)) {
-            break picture;
+        if let Some(snapshot) = followed.snapshot_within(Duration::from_millis(50)) {
+            break snapshot;
         }
     };
-    assert!(holds_card(single_reader(&picture)));
+    assert!(holds_card(single_reader(&snapshot)));
 }
 
 #[test]
@@ -233,7 +237,7 @@ fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
     let (tale, reader) = Tale::with_key("flood");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    assert!(holds_card(single_reader(&watch.next().unwrap())));
+    assert!(holds_card(single_reader(&watch.next_snapshot().unwrap())));
     reader.device().forget();
     let (lists, looks) = (tale.lists(), tale.looks());
     let other = message("change", "power_supply", "3-1");
@@ -246,7 +250,7 @@ fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
         }
     }
     assert!(sent > 1, "several are told of at one go");
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     assert_eq!(tale.lists(), lists, "nothing was listed");
     assert_eq!(tale.looks(), looks + 1, "{sent} messages");
     assert_eq!(reader.device().counts(), Default::default());
@@ -261,8 +265,8 @@ fn an_idle_watch_does_not_wake_up() {
     tale.machine.plug("3-2", &reader, &config);
     let program = tale.program();
     let followed = WatchThread::new(&program);
-    let picture = wait_for(&followed, |picture| picture.readers.len() == 2);
-    assert!(picture.readers.iter().all(holds_card));
+    let snapshot = wait_for(&followed, |snapshot| snapshot.readers.len() == 2);
+    assert!(snapshot.readers.iter().all(holds_card));
     wait_until(|| slot.device().counts().interrupt > 0);
     let calm = || {
         let before = (tale.looks(), slot.messages().len());
@@ -278,14 +282,14 @@ fn a_device_told_between_two_waits_is_there_at_the_next() {
     let tale = Tale::new("between");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
     tale.tell("add", "3-1");
-    assert!(holds_card(single_reader(&watch.next().unwrap())));
+    assert!(holds_card(single_reader(&watch.next_snapshot().unwrap())));
     tale.machine.unplug("3-1");
     tale.tell("remove", "3-1");
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
 }
 
 #[test]
@@ -318,8 +322,8 @@ fn two_devices_that_come_at_once_are_both_there() {
         reader
     });
     ports.iter().for_each(|port| tale.tell("add", port));
-    let picture = wait_for(&followed, |picture| picture.readers.len() == 2);
-    let shown: Vec<_> = picture.readers.iter().map(|state| &state.id).collect();
+    let snapshot = wait_for(&followed, |snapshot| snapshot.readers.len() == 2);
+    let shown: Vec<_> = snapshot.readers.iter().map(|state| &state.id).collect();
     assert_eq!(shown, [&id("3-1"), &id("3-2.4")]);
     for (port, reader) in ports.iter().zip(&readers) {
         let mut card = connect(&program, port);
@@ -339,7 +343,7 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
         tale.machine.plug_at("3-1", 9, &reader, &config);
         let program = tale.program();
         let mut watch = watch_with_waiter(&program);
-        let first = single_reader(&watch.next().unwrap()).clone();
+        let first = single_reader(&watch.next_snapshot().unwrap()).clone();
         let mut before = connect(&program, "3-1");
         // The kernel never gives the number of a folder twice; a folder held open keeps its own.
         let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
@@ -350,13 +354,13 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
         tale.tell("remove", "3-1");
         tale.tell("add", "3-1");
         // That the first has left is reported before the second has been polled, or with it.
-        let mut picture = watch.next().unwrap();
-        if picture.readers.is_empty() {
-            picture = watch.next().unwrap();
+        let mut snapshot = watch.next_snapshot().unwrap();
+        if snapshot.readers.is_empty() {
+            snapshot = watch.next_snapshot().unwrap();
         }
-        let second = single_reader(&picture).clone();
+        let second = single_reader(&snapshot).clone();
         assert_eq!((&first.id, &first.presence), (&second.id, &second.presence));
-        assert_ne!(first.changes, second.changes, "{test}");
+        assert_ne!(first.change_count, second.change_count, "{test}");
         let error = echo(&mut *before, b"old").unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
         assert!(before.is_closed());
@@ -373,8 +377,8 @@ fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
     reader.device().leave();
     let program = tale.program();
     let followed = WatchThread::following(&program);
-    let picture = followed.snapshot();
-    assert!(picture.readers.is_empty());
+    let snapshot = followed.snapshot();
+    assert!(snapshot.readers.is_empty());
     let looks = tale.looks();
     assert!(
         followed
@@ -382,7 +386,7 @@ fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
             .is_none()
     );
     assert!(tale.looks() <= looks + 1, "nothing to wake up for");
-    let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
+    let refused = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     assert_eq!(
         refused.map(drop).unwrap_err().kind,
         TransportErrorKind::NoReader
@@ -391,8 +395,8 @@ fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
     tale.tell("add", "3-1");
-    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(holds_card(single_reader(&picture)) && picture.trouble.is_none());
+    let snapshot = wait_for(&followed, |snapshot| !snapshot.readers.is_empty());
+    assert!(holds_card(single_reader(&snapshot)) && snapshot.error.is_none());
 }
 
 #[test]
@@ -403,9 +407,9 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
         tale.machine.plug("3-1", &reader, &config);
         let program = tale.program();
         let mut watch = watch_with_waiter(&program);
-        let _ = snapshot(&mut *watch);
+        let _ = take_snapshot(&mut *watch);
         reader.device().inject(Fault::Disconnected, step);
-        let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
+        let connected = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
         match connected {
             Err(error) => assert_eq!(error.kind, TransportErrorKind::NoReader, "{step}: {error}"),
             Ok(mut card) => {
@@ -421,7 +425,10 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
         let (reader, config) = key();
         tale.machine.plug("3-1", &reader, &config);
         tale.tell("add", "3-1");
-        assert!(holds_card(single_reader(&snapshot(&mut *watch))), "{step}");
+        assert!(
+            holds_card(single_reader(&take_snapshot(&mut *watch))),
+            "{step}"
+        );
         let mut card = connect(&program, "3-1");
         assert_eq!(echo(&mut *card, b"data").unwrap(), answered(b"data"));
     }
@@ -434,19 +441,19 @@ fn b20_an_address_that_was_given_to_another_device_is_not_opened_for_the_first()
     tale.machine.plug_at("3-1", 9, &reader, &config);
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let held = std::fs::File::open(tale.machine.folder().join("sys/3-1")).unwrap();
     tale.machine.unplug("3-1");
     let (other, config) = key();
     tale.machine.plug_at("3-1", 9, &other, &config);
     drop(held);
     // Nobody has listed the devices since.
-    let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
+    let refused = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     let error = refused.map(drop).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
     assert!(!other.device().claimed() && other.messages().is_empty());
     tale.tell("add", "3-1");
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
     assert!(connect_once(&program));
 }
 
@@ -469,8 +476,8 @@ fn any_order_of_coming_and_going_ends_in_what_is_there() {
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
     tale.tell("add", "3-1");
-    wait_for(&followed, |picture| {
-        picture.readers.iter().any(holds_card) && connect_once(&program)
+    wait_for(&followed, |snapshot| {
+        snapshot.readers.iter().any(holds_card) && connect_once(&program)
     });
     drop(followed);
     assert_eq!(reader.device().queues(), 0, "nothing is left behind");
@@ -478,6 +485,6 @@ fn any_order_of_coming_and_going_ends_in_what_is_there() {
 
 /// Whether the reader that is there now can be used.
 fn connect_once(program: &UsbBackend) -> bool {
-    let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
+    let connected = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     connected.is_ok_and(|mut card| echo(&mut *card, b"data").is_ok())
 }

@@ -10,7 +10,8 @@ use claviger_apdu::{Call, Transport};
 use super::{
     answered,
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, reader, single_reader,
+        take_snapshot,
     },
     watch::{WatchThread, wait_until, watch_with_waiter, with_a_reader_that_powers, with_key},
 };
@@ -45,7 +46,7 @@ fn telling(test: &str) -> (FakeMachine, FakeReader) {
 }
 
 fn call() -> Call {
-    Call::within(PATIENCE)
+    Call::within(STEP_TIMEOUT)
 }
 
 #[test]
@@ -53,12 +54,12 @@ fn b2_looks_at_a_reader_that_powers_its_card_by_itself_reset_nothing_without_thr
     let (machine, slot) = with_a_reader_that_powers("b2-looks");
     let program = machine.new_backend_without_threads();
     let mut watch = program.watch();
-    let first = single_reader(&snapshot(&mut *watch)).clone();
+    let first = single_reader(&take_snapshot(&mut *watch)).clone();
     assert!(holds_card(&first));
     let before = resets(&slot);
     for _ in 0..3 {
         assert_eq!(
-            single_reader(&snapshot(&mut *watch)),
+            single_reader(&take_snapshot(&mut *watch)),
             &first,
             "no other card"
         );
@@ -88,7 +89,7 @@ fn b2_a_card_that_nobody_followed_may_be_another_for_the_next_connection() {
     let (machine, slot) = with_a_reader_that_powers("b2-unseen");
     let program = machine.new_backend_without_threads();
     let mut watch = watch_with_waiter(&program);
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
     drop(connect(&program, "3-1"));
     slot.put_unseen(0, FakeCard::echo_t0());
     let card = connect(&program, "3-1");
@@ -100,7 +101,7 @@ fn a_token_whose_card_cannot_leave_is_never_another() {
     let (machine, _token) = with_key("b2-token");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     for _ in 0..2 {
         let mut card = connect(&program, "3-1");
         assert!(!card.may_be_another());
@@ -134,7 +135,7 @@ fn b2_the_turn_of_another_program_ends_a_connection_between_two_operations_and_n
 /// A connection, as soon as the reader is known.
 fn connect_when_known(program: &UsbBackend) -> Box<dyn Transport> {
     let id = id("3-1");
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + STEP_TIMEOUT;
     loop {
         match program.connect(&id, call()) {
             Ok(card) => return card,

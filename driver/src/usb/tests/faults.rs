@@ -7,7 +7,7 @@ use std::{
 
 use claviger_apdu::{Call, ResponseBuffer, Sent, TransportError, TransportErrorKind};
 
-use super::{PATIENCE, SHORT, answered, claimed, command, exchange};
+use super::{SHORT, STEP_TIMEOUT, answered, claimed, command, exchange};
 use crate::usb::{
     host::fake::{
         FakeReader, Fault,
@@ -90,7 +90,7 @@ impl Setup {
             }
             Err(error) => {
                 if error.kind == TransportErrorKind::NoCard {
-                    let _ = device.power_on(Call::within(PATIENCE));
+                    let _ = device.power_on(Call::within(STEP_TIMEOUT));
                 }
                 false
             }
@@ -117,7 +117,7 @@ impl Setup {
 
     fn powered(&self) -> (FakeReader, CcidSlot, Seen) {
         let (reader, mut device, seen) = self.unpowered();
-        device.power_on(Call::within(PATIENCE)).unwrap();
+        device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         reader.device().forget();
         (reader, device, seen)
     }
@@ -150,7 +150,7 @@ fn strike(setup: &Setup, fault: Fault, step: usize) -> bool {
     reader.device().inject(fault, step);
     let start = Instant::now();
     let exchanged = setup.exchange(&mut device, 0x11, SHORT);
-    assert!(start.elapsed() < PATIENCE / 2, "{what}: it did not end");
+    assert!(start.elapsed() < STEP_TIMEOUT / 2, "{what}: it did not end");
     match exchanged {
         Ok(answer) => assert_eq!(answer, (setup.answer)(0x11), "{what}"),
         Err(error) => {
@@ -280,11 +280,11 @@ fn a_reader_that_waits_for_the_other_half_of_an_abort_gets_it() {
     reader.release();
     // The bulk half is lost: a request, the transfer in, the transfer out.
     reader.device().inject(Fault::Drop, 3);
-    let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
     assert!(reader.device().fault_struck());
     assert_eq!(
-        exchange(&mut device, b"third", PATIENCE).unwrap(),
+        exchange(&mut device, b"third", STEP_TIMEOUT).unwrap(),
         answered(b"third")
     );
 }

@@ -16,7 +16,7 @@ use claviger_apdu::{Call, ResponseBuffer, Transport, TransportError};
 use super::command;
 use crate::{
     backend::{Backend, Watch},
-    reader::{Presence, ReaderId, ReaderState, Readers},
+    reader::{Presence, ReaderId, ReaderSnapshot, ReaderState},
     usb::{
         backend::{UsbBackend, UsbOptions},
         claim::DeviceOpener,
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// What a test of something that works may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A token: its model is in the table of readers.
 pub(super) fn token() -> ReaderConfig {
@@ -331,16 +331,16 @@ pub(super) fn id(port: &str) -> ReaderId {
 }
 
 /// What the readers are now.
-pub(super) fn snapshot(watch: &mut dyn Watch) -> Readers {
-    watch.now(Call::within(PATIENCE))
+pub(super) fn take_snapshot(watch: &mut dyn Watch) -> ReaderSnapshot {
+    watch.snapshot(Call::within(STEP_TIMEOUT))
 }
 
 /// The one reader of a picture.
 #[track_caller]
-pub(super) fn single_reader(readers: &Readers) -> &ReaderState {
+pub(super) fn single_reader(readers: &ReaderSnapshot) -> &ReaderState {
     match readers.readers.as_slice() {
         [only] => only,
-        other => panic!("one reader expected: {other:?}, {:?}", readers.trouble),
+        other => panic!("one reader expected: {other:?}, {:?}", readers.error),
     }
 }
 
@@ -351,13 +351,13 @@ pub(super) fn holds_card(state: &ReaderState) -> bool {
 /// A connection that must work.
 #[track_caller]
 pub(super) fn connect(program: &UsbBackend, port: &str) -> Box<dyn Transport> {
-    let connected = program.connect(&id(port), Call::within(PATIENCE));
+    let connected = program.connect(&id(port), Call::within(STEP_TIMEOUT));
     connected.unwrap()
 }
 
 /// Sends a command whose data is the answer.
 pub(super) fn echo(card: &mut dyn Transport, data: &[u8]) -> Result<Vec<u8>, TransportError> {
-    echo_within(card, data, PATIENCE)
+    echo_within(card, data, STEP_TIMEOUT)
 }
 
 /// The same, within so long.

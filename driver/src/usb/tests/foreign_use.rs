@@ -7,7 +7,7 @@ use claviger_apdu::{Call, TransportErrorKind};
 use super::{
     answered,
     composite::plugged,
-    fixture::{PATIENCE, connect, echo, id, reader, snapshot, token},
+    fixture::{STEP_TIMEOUT, connect, echo, id, reader, take_snapshot, token},
     kinds,
     watch::{watch_with_waiter, with_key},
 };
@@ -19,7 +19,7 @@ use crate::{
         host::fake::{EndpointLayout, FakeReader},
         pipe::bulk::{BulkEndpoints, BulkPipe},
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// Another driver asks the reader what its slot holds, and lets go.
@@ -31,8 +31,8 @@ fn use_by_other_driver(reader: &FakeReader, layout: EndpointLayout) {
         packet: layout.packet,
     };
     let mut bulk = BulkPipe::new(interface, 0, endpoints, 3072).unwrap();
-    let until = Call::within(PATIENCE).deadline;
-    bulk.command(&Command::GetSlotStatus, 0, until, &Stop::new())
+    let deadline = Call::within(STEP_TIMEOUT).deadline;
+    bulk.command(&Command::GetSlotStatus, 0, deadline, &StopFlag::new())
         .unwrap();
 }
 
@@ -52,7 +52,7 @@ fn is_new_epoch(program: &UsbBackend, reader: &str, between: impl FnOnce()) -> b
 /// A program with its readers, which are known for as long as the watch lives.
 fn with_watch(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     (program, watch)
 }
 

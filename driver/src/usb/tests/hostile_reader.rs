@@ -9,7 +9,7 @@ use std::{
 use claviger_apdu::{Call, Sent};
 
 use super::{
-    PATIENCE, answered, class, command, drive, exchange,
+    STEP_TIMEOUT, answered, class, command, drive, exchange,
     fixture::{self, FakeMachine, connect, id, reader, token},
     powered,
     script::Got,
@@ -241,7 +241,7 @@ fn random_bytes_from_a_device_end_every_call_in_time_and_nothing_is_sent_twice()
     let (well, ill) = *tallies.lock().unwrap();
     assert!(well > 500 && ill > 500, "both happen: {well}, {ill}");
     let (_reader, mut device) = powered(ReaderConfig::extended());
-    let answer = exchange(&mut device, b"well", PATIENCE).unwrap();
+    let answer = exchange(&mut device, b"well", STEP_TIMEOUT).unwrap();
     assert_eq!(answer, answered(b"well"), "a healthy device works");
 }
 
@@ -293,7 +293,11 @@ fn haunt(seed: u64) {
     wait_until(|| slot.device().queues() == 0 && !slot.device().claimed());
     let well = FakeReader::with_card(token(), FakeCard::echo());
     machine.plug("3-1", &well, &token());
-    wait_until(|| program.connect(&id("3-1"), Call::within(PATIENCE)).is_ok());
+    wait_until(|| {
+        program
+            .connect(&id("3-1"), Call::within(STEP_TIMEOUT))
+            .is_ok()
+    });
     let mut card = connect(&program, "3-1");
     assert_eq!(
         fixture::echo(&mut *card, b"well").unwrap(),

@@ -6,7 +6,7 @@ use claviger_apdu::{Call, TransportErrorKind};
 
 use super::{
     SHORT, answered, command, exchange,
-    fixture::{PATIENCE, connect, echo, echo_within, id, reader, snapshot},
+    fixture::{STEP_TIMEOUT, connect, echo, echo_within, id, reader, take_snapshot},
     interfaces::MultiInterfaceMachine,
     powered,
     script::{Got, Scripted},
@@ -31,7 +31,7 @@ fn resets(device: &FakeDevice) -> usize {
 fn b35_a_hung_device_is_reset_by_the_next_connect() {
     let (machine, key) = with_key("hung.connect");
     let program = machine.new_backend();
-    let _ = snapshot(&mut *program.watch());
+    let _ = take_snapshot(&mut *program.watch());
     let mut card = connect(&program, "3-1");
     key.device().hang();
     let error = echo_within(&mut *card, b"lost", SHORT).unwrap_err();
@@ -60,7 +60,7 @@ fn b35_a_card_that_is_active_after_the_reset_of_its_device_has_lost_its_state() 
         vec![device.clone()],
     );
     let program = machine.new_backend();
-    let _ = snapshot(&mut *program.watch());
+    let _ = take_snapshot(&mut *program.watch());
     let [idle, mut used] = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     let epochs = [idle.epoch(), used.epoch()];
     drop(idle);
@@ -128,7 +128,7 @@ const ABORTED: u8 = 0xFF;
 fn b4_a_reader_that_is_busy_after_an_abort_is_not_recovered_yet() {
     for error in [BUSY, ABORTED] {
         let mut reader = busy(error, 3);
-        let reset = exchange(&mut reader.device, b"next", PATIENCE).unwrap_err();
+        let reset = exchange(&mut reader.device, b"next", STEP_TIMEOUT).unwrap_err();
         assert_eq!(reset.kind, TransportErrorKind::CardReset, "{reset}");
         let kinds = reader.heard.kinds();
         let powered = kinds.iter().position(|kind| *kind == 0x63).unwrap();
@@ -138,7 +138,7 @@ fn b4_a_reader_that_is_busy_after_an_abort_is_not_recovered_yet() {
             4,
             "{kinds:02X?}"
         );
-        let answer = exchange(&mut reader.device, b"next", PATIENCE).unwrap();
+        let answer = exchange(&mut reader.device, b"next", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"next"));
         assert_eq!(resets(&reader.bus), 0);
     }
@@ -173,10 +173,10 @@ fn b4_a_slot_that_is_found_busy_is_recovered_and_its_card_reset() {
         let busy = got.kind == 0x65 && std::mem::take(&mut is_busy);
         busy.then(|| vec![got.reply(0x40, BUSY, 0, &[])])
     });
-    let icc = reader.device.status(Call::within(PATIENCE)).unwrap();
+    let icc = reader.device.status(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(icc, IccStatus::Active);
     assert_eq!(reader.heard.kinds(), [0x65, 0x72, 0x65]);
-    let error = exchange(&mut reader.device, b"next", PATIENCE).unwrap_err();
+    let error = exchange(&mut reader.device, b"next", STEP_TIMEOUT).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
 }
 
@@ -187,5 +187,5 @@ fn b35_a_device_is_not_reset_in_a_call_without_time_for_it() {
     exchange(&mut device, b"lost", SHORT).unwrap_err();
     device.status_or_reset(Call::within(SHORT)).unwrap_err();
     assert_eq!(resets(reader.device()), 0);
-    assert!(device.status_or_reset(Call::within(PATIENCE)).is_ok());
+    assert!(device.status_or_reset(Call::within(STEP_TIMEOUT)).is_ok());
 }

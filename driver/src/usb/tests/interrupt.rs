@@ -4,7 +4,7 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use super::{
     SHORT, answered,
-    fixture::{FakeMachine, PATIENCE, connect, echo, holds_card, reader, single_reader},
+    fixture::{FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, reader, single_reader},
     watch::{WatchThread, wait_until, watch_with_waiter, with_a_reader_that_powers},
 };
 use crate::{
@@ -61,7 +61,7 @@ fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
     let (machine, slot) = with_a_reader_that_powers("late-word");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let first = single_reader(&watch.next().unwrap()).clone();
+    let first = single_reader(&watch.next_snapshot().unwrap()).clone();
     assert!(holds_card(&first));
     let mut card = connect(&program, "3-1");
     let epoch = card.epoch();
@@ -70,11 +70,11 @@ fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
     slot.device()
         .send(DeviceMessage::Notification(vec![0x50, 0b0000_0011]));
     thread::scope(|scope| {
-        let waker = watch.waker();
+        let waker = watch.stop_handle();
         let (told, is_told) = mpsc::channel();
         scope.spawn(move || {
             while watch
-                .next()
+                .next_snapshot()
                 .is_ok_and(|snapshot| told.send(snapshot).is_ok())
             {}
         });
@@ -82,12 +82,15 @@ fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
         let answer = echo(&mut *card, b"b");
         // What it says next is news.
         slot.swap(0, FakeCard::echo_t0());
-        let late = is_told.recv_timeout(PATIENCE).ok();
+        let late = is_told.recv_timeout(STEP_TIMEOUT).ok();
         waker.stop();
         assert_eq!(early.map(|snapshot| snapshot.readers.len()), None);
         assert_eq!(answer.unwrap(), [0x61, 1], "of T=0");
         assert_eq!(card.epoch(), epoch);
-        assert_ne!(single_reader(&late.unwrap()).changes, first.changes);
+        assert_ne!(
+            single_reader(&late.unwrap()).change_count,
+            first.change_count
+        );
     });
 }
 

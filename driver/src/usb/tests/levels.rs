@@ -11,13 +11,14 @@ use claviger_apdu::{Call, Limits, ResponseBuffer, Transport, TransportErrorKind}
 use super::{
     SHORT, answered, blocks, exchange,
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, reader, single_reader, snapshot, token,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, reader, single_reader, take_snapshot,
+        token,
     },
     powered,
 };
 use crate::{
     backend::{Backend, Watch},
-    stop::Wake,
+    stop::StopHandle,
     usb::{
         backend::UsbBackend,
         host::fake::{
@@ -55,7 +56,7 @@ fn plugged(test: &str, config: &ReaderConfig, card: FakeCard) -> Plugged {
     machine.plug("3-1", &reader, config);
     let program = machine.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
     Plugged {
         card: connect(&program, "3-1"),
         _watch: watch,
@@ -66,7 +67,7 @@ fn plugged(test: &str, config: &ReaderConfig, card: FakeCard) -> Plugged {
 }
 
 /// Ends a watch, also when the test fails.
-struct Stopping(Arc<dyn Wake>);
+struct Stopping(Arc<dyn StopHandle>);
 
 impl Drop for Stopping {
     fn drop(&mut self) {
@@ -95,11 +96,15 @@ fn the_reader_of_qemu_is_found_and_its_card_used() {
     assert_eq!(card.limits(), Limits::SHORT);
     let mut response = ResponseBuffer::new();
     let select = [0, 0xA4, 4, 0, 3, 1, 2, 3, 0];
-    card.transmit(&select, &mut response, Call::within(PATIENCE))
+    card.transmit(&select, &mut response, Call::within(STEP_TIMEOUT))
         .unwrap();
     assert_eq!(response.frame(), [0x61, 3]);
-    card.transmit(&[0, 0xC0, 0, 0, 3], &mut response, Call::within(PATIENCE))
-        .unwrap();
+    card.transmit(
+        &[0, 0xC0, 0, 0, 3],
+        &mut response,
+        Call::within(STEP_TIMEOUT),
+    )
+    .unwrap();
     assert_eq!(response.frame(), [1, 2, 3, 0x90, 0x00]);
     let messages = plugged.reader.messages();
     let types = messages.iter().map(|(kind, _)| *kind);
@@ -116,7 +121,7 @@ fn what_was_agreed_with_a_card_is_forgotten_with_the_claim() {
         let (ours, theirs) = (machine.new_backend(), machine.new_backend());
         let mut watches = [ours.watch(), theirs.watch()];
         for watch in &mut watches {
-            snapshot(&mut **watch);
+            take_snapshot(&mut **watch);
         }
         let mut first = connect(&ours, "3-1");
         echo(&mut *first, b"a").unwrap();
@@ -140,16 +145,16 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
     machine.plug("3-1", &slot, &config);
     let program = machine.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    let waker = watch.waker();
-    let first = snapshot(&mut *watch);
-    let pictures = thread::scope(|scope| {
+    let waker = watch.stop_handle();
+    let first = take_snapshot(&mut *watch);
+    let snapshots = thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            let next = || watch.next().ok();
+            let next = || watch.next_snapshot().ok();
             std::iter::from_fn(next).count()
         });
         let stopping = Stopping(waker);
         let looks = || slot.messages().len();
-        let (begun, end) = (looks(), Instant::now() + PATIENCE);
+        let (begun, end) = (looks(), Instant::now() + STEP_TIMEOUT);
         while looks() < begun + 5 {
             assert!(Instant::now() < end, "it is looked at");
             thread::sleep(Duration::from_millis(5));
@@ -165,7 +170,7 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
         waiting.join().unwrap()
     });
     // The first look had a claim of its own, and another program might have had the card after it.
-    assert!(pictures <= 1, "{pictures} changes");
+    assert!(snapshots <= 1, "{snapshots} changes");
     assert!(powers(&slot) <= 2);
     assert!(holds_card(single_reader(&first)));
 }
@@ -207,11 +212,11 @@ fn b4_a_card_left_in_the_middle_is_reset_before_the_next_command_also_when_its_s
         reader.hold();
         exchange(&mut device, b"first", SHORT).unwrap_err();
         reader.release();
-        device.status(Call::within(PATIENCE)).unwrap();
+        device.status(Call::within(STEP_TIMEOUT)).unwrap();
         assert!(!device.is_synchronized());
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
-        let third = exchange(&mut device, b"third", PATIENCE).unwrap();
+        let third = exchange(&mut device, b"third", STEP_TIMEOUT).unwrap();
         assert_eq!(third, answered(b"third"));
     }
 }

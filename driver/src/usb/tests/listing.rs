@@ -8,7 +8,8 @@ use super::{
     answered,
     events::{Tale, wait_for},
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, id, single_reader, snapshot, token,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, single_reader, take_snapshot,
+        token,
     },
     watch::{WatchThread, key, wait_until, with_key},
 };
@@ -20,13 +21,13 @@ fn b1_a_reader_is_reached_after_its_watch_has_ended() {
     let (machine, _reader) = with_key("b1");
     let program = machine.new_backend();
     let mut watch = program.watch();
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
     drop(watch);
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"bye").unwrap(), answered(b"bye"));
     machine.unplug("3-1");
     drop(card);
-    let gone = program.connect(&id("3-1"), Call::within(PATIENCE));
+    let gone = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     assert!(gone.is_err(), "it has left since");
 }
 
@@ -61,10 +62,10 @@ fn b10_a_reader_somebody_has_is_tried_again_though_no_message_comes() {
     let theirs = reader.device().claim().unwrap();
     let program = tale.program();
     let followed = WatchThread::new(&program);
-    assert!(followed.snapshot().trouble.is_some());
+    assert!(followed.snapshot().error.is_some());
     drop(theirs);
-    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(holds_card(single_reader(&picture)));
+    let snapshot = wait_for(&followed, |snapshot| !snapshot.readers.is_empty());
+    assert!(holds_card(single_reader(&snapshot)));
 }
 
 /// B10: a machine, or a container, that gets its first bus later.
@@ -78,8 +79,8 @@ fn b10_a_folder_of_nodes_that_comes_later_is_watched_then() {
     fs::create_dir_all(machine.folder().join("dev/003")).unwrap();
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
-    let picture = wait_for(&followed, |picture| !picture.readers.is_empty());
-    assert!(holds_card(single_reader(&picture)));
+    let snapshot = wait_for(&followed, |snapshot| !snapshot.readers.is_empty());
+    assert!(holds_card(single_reader(&snapshot)));
 }
 
 /// B12: EMFILE while the devices are listed, for one.
@@ -96,16 +97,16 @@ fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
     fs::rename(&sys, &away).unwrap();
     fs::write(&sys, b"no folder").unwrap();
     tale.tell("change", "3-1");
-    let picture = wait_for(&followed, |picture| picture.trouble.is_some());
+    let snapshot = wait_for(&followed, |snapshot| snapshot.error.is_some());
     assert_eq!(
-        single_reader(&picture),
+        single_reader(&snapshot),
         &before,
         "the reader, and the same card"
     );
     fs::remove_file(&sys).unwrap();
     fs::rename(&away, &sys).unwrap();
-    let picture = wait_for(&followed, |picture| picture.trouble.is_none());
-    assert_eq!(single_reader(&picture), &before);
+    let snapshot = wait_for(&followed, |snapshot| snapshot.error.is_none());
+    assert_eq!(single_reader(&snapshot), &before);
 }
 
 /// B12: of one device.
@@ -119,12 +120,12 @@ fn b12_a_device_that_cannot_be_read_for_a_moment_has_not_left() {
     fs::remove_file(&number).unwrap();
     fs::create_dir(&number).unwrap();
     tale.tell("change", "3-1");
-    let picture = wait_for(&followed, |picture| picture.trouble.is_some());
-    assert_eq!(single_reader(&picture), &before);
+    let snapshot = wait_for(&followed, |snapshot| snapshot.error.is_some());
+    assert_eq!(single_reader(&snapshot), &before);
     fs::remove_dir(&number).unwrap();
     fs::write(&number, b"1\n").unwrap();
-    let picture = wait_for(&followed, |picture| picture.trouble.is_none());
-    assert_eq!(single_reader(&picture), &before);
+    let snapshot = wait_for(&followed, |snapshot| snapshot.error.is_none());
+    assert_eq!(single_reader(&snapshot), &before);
 }
 
 /// B22: most attributes of a device take its lock in the kernel; a disk in a reset would delay the slot list.
@@ -156,6 +157,6 @@ fn b22_nothing_but_its_descriptors_is_read_of_a_device_that_is_no_reader() {
     }
     let (done, ended) = std::sync::mpsc::channel();
     let program = machine.new_backend();
-    thread::spawn(move || done.send(snapshot(&mut *program.watch()).readers.len()));
+    thread::spawn(move || done.send(take_snapshot(&mut *program.watch()).readers.len()));
     assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(1));
 }

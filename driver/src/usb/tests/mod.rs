@@ -57,12 +57,12 @@ use super::{
 };
 use crate::{
     ccid::{descriptor::ClassDescriptor, message::IccStatus, quirks::Quirks},
-    stop::Wake,
-    wait::Stop,
+    stop::StopHandle,
+    wait::StopFlag,
 };
 
 /// What a test of something that works may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a test waits for what never comes.
 const SHORT: Duration = Duration::from_millis(60);
 
@@ -94,7 +94,7 @@ pub(super) fn interface_of(
 fn claimed(
     reader: &FakeReader,
     layout: super::host::fake::EndpointLayout,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopFlag>,
 ) -> CcidSlot {
     claimed_as(reader, layout, Quirks::default(), stop)
 }
@@ -104,7 +104,7 @@ fn claimed_as(
     reader: &FakeReader,
     layout: super::host::fake::EndpointLayout,
     quirks: Quirks,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopFlag>,
 ) -> CcidSlot {
     let interface = reader.device().claim().unwrap();
     drive_as(interface, (class(reader), quirks), layout, stop)
@@ -115,7 +115,7 @@ fn drive(
     interface: Arc<dyn UsbInterface>,
     class: ClassDescriptor,
     layout: super::host::fake::EndpointLayout,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopFlag>,
 ) -> CcidSlot {
     drive_as(interface, (class, Quirks::default()), layout, stop)
 }
@@ -124,7 +124,7 @@ fn drive_as(
     interface: Arc<dyn UsbInterface>,
     (class, quirks): (ClassDescriptor, Quirks),
     layout: super::host::fake::EndpointLayout,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopFlag>,
 ) -> CcidSlot {
     let endpoints = BulkEndpoints {
         bulk_in: layout.bulk_in,
@@ -141,7 +141,7 @@ fn powered(config: ReaderConfig) -> (FakeReader, CcidSlot) {
     let layout = config.layout;
     let reader = FakeReader::with_card(config, FakeCard::echo());
     let mut device = claimed(&reader, layout, &Arc::default());
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     reader.device().forget();
     (reader, device)
 }
@@ -157,7 +157,7 @@ fn with_card(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> (FakeReade
 /// The same with power.
 fn powered_card(config: ReaderConfig, card: FakeCard) -> (FakeReader, CcidSlot) {
     let (reader, mut device) = with_card(config, Quirks::default(), card);
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     (reader, device)
 }
 
@@ -178,7 +178,7 @@ fn blocks(reader: &FakeReader) -> Vec<(u8, u16, Vec<u8>)> {
 /// A frame as it is, whatever it is.
 fn raw(device: &mut CcidSlot, frame: &[u8]) -> Result<Vec<u8>, TransportError> {
     let mut response = ResponseBuffer::new();
-    device.exchange(frame, &mut response, Call::within(PATIENCE))?;
+    device.exchange(frame, &mut response, Call::within(STEP_TIMEOUT))?;
     Ok(response.frame().to_vec())
 }
 
@@ -214,7 +214,7 @@ fn answered(data: &[u8]) -> Vec<u8> {
 fn a_command_costs_two_transfers_and_the_one_for_the_answer_is_queued_first() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     assert_eq!(
-        exchange(&mut device, b"data", PATIENCE).unwrap(),
+        exchange(&mut device, b"data", STEP_TIMEOUT).unwrap(),
         answered(b"data")
     );
     let two = TransferCounts {
@@ -234,7 +234,7 @@ fn a_command_costs_two_transfers_and_the_one_for_the_answer_is_queued_first() {
 #[test]
 fn what_is_asked_for_is_a_multiple_of_the_packet_size_and_has_room_for_one_packet_more() {
     let (reader, mut device) = powered(ReaderConfig::extended());
-    exchange(&mut device, b"data", PATIENCE).unwrap();
+    exchange(&mut device, b"data", STEP_TIMEOUT).unwrap();
     let events = reader.device().events();
     assert!(
         events
@@ -254,7 +254,7 @@ fn commands_and_answers_longer_than_a_message_go_in_parts() {
     for len in [1, 48, 49, 50, 54, 108, 255, 256, 1000, 2000] {
         let data: Vec<u8> = (0..len).map(|at: usize| at.to_le_bytes()[0]).collect();
         assert_eq!(
-            exchange(&mut device, &data, PATIENCE).unwrap(),
+            exchange(&mut device, &data, STEP_TIMEOUT).unwrap(),
             answered(&data),
             "{len}"
         );
@@ -268,7 +268,7 @@ fn messages_of_whole_packets_are_received() {
     for len in [51, 52, 53, 116, 180, 3060] {
         let data = vec![0x5A; len];
         assert_eq!(
-            exchange(&mut device, &data, PATIENCE).unwrap(),
+            exchange(&mut device, &data, STEP_TIMEOUT).unwrap(),
             answered(&data),
             "{len}"
         );
@@ -290,7 +290,7 @@ fn a_reader_that_leaves_out_empty_packets_is_understood_and_remembered() {
     for len in [52, 116, 20, 500, 1012, 52] {
         let data = vec![0xA5; len];
         assert_eq!(
-            exchange(&mut device, &data, PATIENCE).unwrap(),
+            exchange(&mut device, &data, STEP_TIMEOUT).unwrap(),
             answered(&data),
             "{len}"
         );
@@ -307,7 +307,7 @@ fn the_status_of_a_slot_costs_two_transfers_and_powers_nothing() {
     let layout = config.layout;
     let reader = FakeReader::new(config);
     let mut device = claimed(&reader, layout, &Arc::default());
-    let mut status = || device.status(Call::within(PATIENCE)).unwrap();
+    let mut status = || device.status(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(status(), IccStatus::Absent);
     reader.insert(0, FakeCard::echo());
     assert_eq!(status(), IccStatus::Inactive);
@@ -321,7 +321,7 @@ fn an_empty_slot_has_no_card_to_power() {
     let layout = config.layout;
     let reader = FakeReader::new(config);
     let mut device = claimed(&reader, layout, &Arc::default());
-    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::NoCard, Sent::No)
@@ -340,7 +340,7 @@ fn a_card_with_a_senseless_answer_to_reset_is_mute() {
     );
     let reader = FakeReader::with_card(config, card);
     let mut device = claimed(&reader, layout, &Arc::default());
-    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::NoCard);
     assert!(error.what.contains("mute card"), "{error}");
 }
@@ -350,10 +350,10 @@ fn a_card_pulled_before_a_command_is_removed_and_its_epoch_over() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     let epoch = device.epoch();
     reader.remove(0);
-    let error = exchange(&mut device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::CardRemoved);
     assert!(device.epoch() > epoch);
-    let error = exchange(&mut device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::NoCard, Sent::No)
@@ -365,7 +365,7 @@ fn a_card_that_asks_for_time_gets_it() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.extend_time(100);
     assert_eq!(
-        exchange(&mut device, b"slow", PATIENCE).unwrap(),
+        exchange(&mut device, b"slow", STEP_TIMEOUT).unwrap(),
         answered(b"slow")
     );
     assert_eq!(reader.card_commands(0), 1);
@@ -376,7 +376,7 @@ fn a_card_that_asks_for_time_ten_times_a_second_may_make_a_key_for_quarter_of_an
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.extend_time(10 * 60 * 15);
     assert_eq!(
-        exchange(&mut device, b"slow", PATIENCE).unwrap(),
+        exchange(&mut device, b"slow", STEP_TIMEOUT).unwrap(),
         answered(b"slow")
     );
     assert_eq!(reader.card_commands(0), 1);
@@ -396,14 +396,14 @@ fn a_late_answer_is_never_taken_for_the_answer_to_a_later_command() {
         reader.release();
         // The slot is brought back before anything else is sent, and the caller is told.
         let epoch = device.epoch();
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
             (TransportErrorKind::CardReset, Sent::No)
         );
         assert!(device.epoch() > epoch);
         assert_eq!(
-            exchange(&mut device, b"third", PATIENCE).unwrap(),
+            exchange(&mut device, b"third", STEP_TIMEOUT).unwrap(),
             answered(b"third")
         );
         assert_eq!(reader.card_commands(0), 2, "the second was not sent");
@@ -417,7 +417,7 @@ fn an_abort_is_asked_for_by_control_and_bulk_with_one_sequence_number() {
     exchange(&mut device, b"first", SHORT).unwrap_err();
     reader.release();
     reader.device().forget();
-    exchange(&mut device, b"second", PATIENCE).unwrap_err();
+    exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
     let events = reader.device().events();
     let control = events.iter().find_map(|event| match event {
         Event::Control(setup) if (setup.request_type, setup.request) == (0x21, 1) => {
@@ -440,12 +440,12 @@ fn a_stop_ends_a_command_that_waits() {
     let config = ReaderConfig::extended();
     let layout = config.layout;
     let reader = FakeReader::with_card(config, FakeCard::echo());
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(StopFlag::new());
     let mut device = claimed(&reader, layout, &stop);
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     reader.hold();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| exchange(&mut device, b"data", PATIENCE).unwrap_err());
+        let waiter = scope.spawn(|| exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err());
         watch::wait_until(|| reader.card_commands(0) > 0);
         let start = Instant::now();
         stop.stop();
@@ -454,7 +454,7 @@ fn a_stop_ends_a_command_that_waits() {
             (error.kind, error.sent),
             (TransportErrorKind::Cancelled, Sent::Maybe)
         );
-        assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+        assert!(start.elapsed() < STEP_TIMEOUT / 2, "{:?}", start.elapsed());
     });
 }
 

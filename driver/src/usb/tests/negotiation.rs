@@ -12,7 +12,7 @@ use std::{
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
-    PATIENCE, SHORT, answered, command, exchange,
+    SHORT, STEP_TIMEOUT, answered, command, exchange,
     fixture::{FakeMachine, connect, echo, holds_card, single_reader, token},
     powered,
     script::{ATR, Got, Scripted},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     ccid::message::IccStatus,
-    stop::Wake as _,
+    stop::StopHandle as _,
     usb::host::{
         fake::{
             Event, FakeReader, Fault,
@@ -28,7 +28,7 @@ use crate::{
         },
         transfer::EndpointAddress,
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// A token whose answers to the card's commands are made of the good ones.
@@ -45,7 +45,7 @@ fn fails(mut reader: Scripted, kind: TransportErrorKind, what: &str) {
     let error = exchange(&mut reader.device, b"data", SHORT).unwrap_err();
     assert_eq!((error.kind, error.sent), (kind, Sent::Maybe), "{error}");
     assert!(error.what.contains(what), "{error}");
-    assert!(started.elapsed() < PATIENCE);
+    assert!(started.elapsed() < STEP_TIMEOUT);
     assert_eq!(reader.heard.kinds(), [0x6F], "nothing is sent again");
 }
 
@@ -60,7 +60,7 @@ fn an_answer_of_another_type_slot_or_sequence_is_none() {
         let reader = spoiling(move |_, good| vec![changed(good, at, to)]);
         fails(reader, TransportErrorKind::TimedOut, "in time");
         let mut reader = spoiling(move |_, good| vec![changed(good.clone(), at, to), good]);
-        let answer = exchange(&mut reader.device, b"data", PATIENCE).unwrap();
+        let answer = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"data"), "the right one after it is");
     }
 }
@@ -123,7 +123,7 @@ fn a_reader_read_in_exact_sizes_that_promises_too_much_is_read_to_the_longest_an
     let answer = exchange(&mut reader.device, &data, SHORT).unwrap();
     assert_eq!(answer, answered(&data));
     reader.bus.forget();
-    let error = exchange(&mut reader.device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::Protocol, Sent::Maybe)
@@ -151,7 +151,7 @@ fn parts_of_an_answer_without_end_end_the_command() {
         let chain = if got.specific == [0, 0, 0] { 1 } else { 3 };
         vec![changed(good, 9, chain)]
     });
-    let error = exchange(&mut reader.device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::Protocol);
     assert!(error.what.contains("parts"), "{error}");
     let commands = reader.heard.commands();
@@ -171,7 +171,7 @@ fn empty_transfers_without_end_end_the_command_and_a_few_do_not() {
     let reader = spoiling(|_, _| vec![Vec::new(); 40]);
     fails(reader, TransportErrorKind::Protocol, "without end");
     let mut reader = spoiling(|_, good| vec![Vec::new(), Vec::new(), Vec::new(), good]);
-    let answer = exchange(&mut reader.device, b"data", PATIENCE).unwrap();
+    let answer = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap();
     assert_eq!(answer, answered(b"data"));
 }
 
@@ -179,7 +179,7 @@ fn empty_transfers_without_end_end_the_command_and_a_few_do_not() {
 fn requests_for_more_time_without_end_end_the_command() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.device().inject(Fault::EndlessTimeExtension, 0);
-    let error = exchange(&mut device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::Protocol, Sent::Maybe)
@@ -207,7 +207,7 @@ fn the_sequence_number_wraps_and_nothing_is_mixed_up() {
     });
     for round in 0..600_u16 {
         let data = round.to_be_bytes();
-        let answer = exchange(&mut reader.device, &data, PATIENCE).unwrap();
+        let answer = exchange(&mut reader.device, &data, STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(&data), "{round}");
     }
     let sequences: Vec<u8> = reader
@@ -297,7 +297,7 @@ fn a_first_answer_lost_in_what_another_driver_left_is_asked_for_again() {
         // What was under way when the other driver ended.
         lost.then(|| vec![changed(got.good(), 6, 0x77)])
     });
-    let icc = reader.device.status(Call::within(PATIENCE)).unwrap();
+    let icc = reader.device.status(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(icc, IccStatus::Active);
     assert_eq!(reader.heard.count(0x65), 2);
 }
@@ -312,7 +312,7 @@ fn a_reader_that_never_says_what_its_slot_holds_is_asked_four_times_at_most() {
         let call = Call::within(Duration::from_millis(300));
         let error = reader.device.status(call).unwrap_err();
         assert_eq!(error.sent, Sent::No, "{error}");
-        assert!(started.elapsed() < PATIENCE / 2);
+        assert!(started.elapsed() < STEP_TIMEOUT / 2);
         assert!(reader.heard.count(0x65) <= 4, "{:?}", reader.heard.kinds());
         assert!(reader.heard.count(0x72) <= 1, "{:?}", reader.heard.kinds());
     }
@@ -323,11 +323,11 @@ fn a_stalled_pipe_is_cleared_before_the_next_command_and_the_stalled_one_not_sen
     for (step, stalled) in [0x82, 0x02].map(EndpointAddress).into_iter().enumerate() {
         let (reader, mut device) = powered(ReaderConfig::extended());
         reader.device().inject(Fault::Stall, step);
-        let error = exchange(&mut device, b"first", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"first", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::Protocol, "{error}");
         assert!(error.sent != Sent::No || reader.card_commands(0) == 0);
         reader.device().forget();
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
             (TransportErrorKind::CardReset, Sent::No)
@@ -339,7 +339,7 @@ fn a_stalled_pipe_is_cleared_before_the_next_command_and_the_stalled_one_not_sen
         let cleared: Vec<&Event> = cleared.collect();
         assert_eq!(cleared, [&Event::ClearHalt(stalled)], "and no other");
         assert!(!events.contains(&Event::Reset), "the device needed none");
-        let answer = exchange(&mut device, b"third", PATIENCE).unwrap();
+        let answer = exchange(&mut device, b"third", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"third"));
         assert!(reader.card_commands(0) <= 2, "neither was sent again");
     }
@@ -350,7 +350,7 @@ fn a_stall_while_asking_for_the_status_is_cleared_and_the_question_repeated() {
     for step in 0..2 {
         let (reader, mut device) = powered(ReaderConfig::extended());
         reader.device().inject(Fault::Stall, step);
-        let icc = device.status(Call::within(PATIENCE)).unwrap();
+        let icc = device.status(Call::within(STEP_TIMEOUT)).unwrap();
         assert_eq!(icc, IccStatus::Active);
         assert!(reader.device().fault_struck());
     }
@@ -379,11 +379,11 @@ fn an_abort_that_is_ignored_in_either_half_is_tried_once_with_one_number() {
             (TransportErrorKind::TimedOut, Sent::Maybe)
         );
         let started = Instant::now();
-        let error = exchange(&mut reader.device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut reader.device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::CardReset, "{what}: {error}");
         assert_eq!(error.sent, Sent::No);
         assert!(
-            started.elapsed() < PATIENCE / 2,
+            started.elapsed() < STEP_TIMEOUT / 2,
             "{what}: {:?}",
             started.elapsed()
         );
@@ -399,7 +399,7 @@ fn an_abort_that_is_ignored_in_either_half_is_tried_once_with_one_number() {
             let value = u16::from_be_bytes([abort.sequence, abort.slot]);
             assert_eq!(requests[0].value, value, "{what}: one number");
         }
-        let answer = exchange(&mut reader.device, b"third", PATIENCE).unwrap();
+        let answer = exchange(&mut reader.device, b"third", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"third"), "{what}");
         let sent = reader.heard.commands();
         let sent = |data: &[u8]| sent.iter().filter(|got| got.data == command(data)).count();
@@ -414,7 +414,7 @@ fn an_abort_that_is_ignored_in_either_half_is_tried_once_with_one_number() {
 #[test]
 fn a_busy_slot_is_busy_and_its_command_was_not_taken() {
     let mut reader = spoiling(|got, _| vec![got.reply(0x40, 0xE0, 0, &[])]);
-    let error = exchange(&mut reader.device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::Busy, Sent::No)
@@ -435,7 +435,7 @@ fn any_error_of_a_slot_ends_the_command_and_is_named() {
 fn a_card_that_lost_its_power_has_forgotten_what_it_knew() {
     let mut reader = spoiling(|got, _| vec![got.reply(0x41, 0xFE, 0, &[])]);
     let epoch = reader.device.epoch();
-    exchange(&mut reader.device, b"data", PATIENCE).unwrap_err();
+    exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap_err();
     assert!(reader.device.epoch() > epoch);
 }
 
@@ -463,19 +463,23 @@ fn nothing_optional_is_sent_to_a_token_from_its_first_look_to_its_last_command()
 #[test]
 fn a_stop_after_an_answer_changes_nothing_and_one_before_a_command_ends_it_at_once() {
     let reader = FakeReader::with_card(ReaderConfig::extended(), FakeCard::echo());
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(StopFlag::new());
     let layout = ReaderConfig::extended().layout;
     let mut device = super::claimed(&reader, layout, &stop);
-    device.power_on(Call::within(PATIENCE)).unwrap();
-    let answer = exchange(&mut device, b"before", PATIENCE).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
+    let answer = exchange(&mut device, b"before", STEP_TIMEOUT).unwrap();
     stop.stop();
     assert_eq!(answer, answered(b"before"));
     reader.hold();
     let started = Instant::now();
     for data in [&b"first"[..], b"second"] {
-        let error = exchange(&mut device, data, PATIENCE).unwrap_err();
+        let error = exchange(&mut device, data, STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::Cancelled, "{error}");
     }
-    assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < STEP_TIMEOUT / 2,
+        "{:?}",
+        started.elapsed()
+    );
     assert!(reader.card_commands(0) <= 2);
 }

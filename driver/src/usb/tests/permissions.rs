@@ -27,7 +27,7 @@ fn grant_later(machine: &FakeMachine, told: TestEvents, is_listed: bool) {
     let followed = WatchThread::new(&program);
     let snapshot = followed.snapshot();
     assert!(snapshot.readers.is_empty());
-    assert_eq!(snapshot.trouble.unwrap().kind, TransportErrorKind::Denied);
+    assert_eq!(snapshot.error.unwrap().kind, TransportErrorKind::Denied);
     let lists = told.lists.load(Ordering::SeqCst);
     std::fs::set_permissions(&node, rights(0o600)).unwrap();
     assert!(holds_card(single_reader(&followed.snapshot())));

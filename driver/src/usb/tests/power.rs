@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
-    PATIENCE, answered, blocks, exchange, kinds, powered, powered_card, raw, script::Scripted,
+    STEP_TIMEOUT, answered, blocks, exchange, kinds, powered, powered_card, raw, script::Scripted,
     with_card,
 };
 use crate::{
@@ -78,7 +78,7 @@ fn voltages(reader: &FakeReader) -> Vec<u8> {
 #[track_caller]
 fn works(device: &mut CcidSlot) {
     assert_eq!(
-        exchange(device, b"data", PATIENCE).unwrap(),
+        exchange(device, b"data", STEP_TIMEOUT).unwrap(),
         answered(b"data")
     );
 }
@@ -103,7 +103,7 @@ fn a_reader_that_cannot_go_as_fast_as_it_says_is_asked_for_less() {
         ..Quirks::default()
     };
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), quirks, t1_at(0x96));
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(requests(&reader), [vec![0xFF, 0x11, 0x15, 0xFB]]);
     works(&mut device);
 }
@@ -158,7 +158,7 @@ fn a_card_and_a_reader_without_a_common_protocol_are_told_so() {
     };
     for card in [FakeCard::echo(), specific(0x95)] {
         let (_reader, mut device) = with_card(only_t0.clone(), Quirks::default(), card);
-        let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+        let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
             (TransportErrorKind::NoCard, Sent::No)
@@ -175,7 +175,7 @@ fn a_refused_pps_is_followed_by_a_cold_reset_and_never_tried_again() {
         assert_eq!(kinds(&reader), resets, "{pps:?}");
         assert_eq!(told(&reader)[0].1[0], 0x11);
         works(&mut device);
-        device.power_on(Call::within(PATIENCE)).unwrap();
+        device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         works(&mut device);
         assert_eq!(requests(&reader).len(), 1, "{pps:?}");
     }
@@ -197,7 +197,7 @@ fn a_reader_of_t1_asks_for_it_once_more_at_the_default_rate() {
     let card = || FakeCard::echo_t0().with_atr(&[0x3B, 0x90, 0x96, 0x80, 0x31, 0xFE, 0x45]);
     let card = card().with_pps(Pps::Nonsense);
     let (reader, mut device) = with_card(only_t1, Quirks::default(), card);
-    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::NoCard, "{error}");
     let asked = [vec![0xFF, 0x11, 0x96, 0x78], vec![0xFF, 0x01, 0xFE]];
     assert_eq!(requests(&reader), asked);
@@ -280,13 +280,13 @@ fn a_reader_of_apdus_is_told_parameters_unless_it_sets_them_itself() {
 fn a_reader_that_sets_parameters_itself_may_keep_its_own() {
     let (reader, mut device) = with_card(tpdu_with(0xB2), Quirks::default(), t1_at(0x96));
     reader.refuse_parameters(Some(10));
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(kinds(&reader), [POWER_ON, SET, GET]);
     works(&mut device);
     // T=0 is what it chose for a card of both.
     let (reader, mut device) = with_card(tpdu_with(0xB2), Quirks::default(), dual());
     reader.refuse_parameters(Some(10));
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(raw(&mut device, &[0, 0xEC, 0, 0, 1, 7]).unwrap(), [0x61, 1]);
 }
 
@@ -294,7 +294,7 @@ fn a_reader_that_sets_parameters_itself_may_keep_its_own() {
 fn a_reader_that_takes_no_parameters_and_sets_none_is_an_error_after_a_second_try() {
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), Quirks::default(), t1_at(0x96));
     reader.refuse_parameters(Some(10));
-    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::NoCard, Sent::No)
@@ -302,7 +302,7 @@ fn a_reader_that_takes_no_parameters_and_sets_none_is_an_error_after_a_second_tr
     let twice = [POWER_ON, BLOCK, SET, POWER_OFF, POWER_ON, SET];
     assert_eq!(kinds(&reader), twice);
     reader.refuse_parameters(None);
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     works(&mut device);
 }
 
@@ -336,7 +336,7 @@ fn the_lowest_voltage_that_reader_and_card_have_is_used() {
 fn a_card_that_answers_at_no_voltage_is_mute() {
     let card = FakeCard::echo().at_voltages(&[]);
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), Quirks::default(), card);
-    let error = device.power_on(Call::within(PATIENCE)).unwrap_err();
+    let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::NoCard, Sent::No)
@@ -350,7 +350,7 @@ fn a_card_with_power_that_does_not_answer_is_reset_once_more_from_without() {
         let (reader, mut device) = powered_card(config, FakeCard::echo());
         let before = kinds(&reader).len();
         reader.fail_warm_resets(1);
-        device.power_on(Call::within(PATIENCE)).unwrap();
+        device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         let resets = [POWER_ON, POWER_OFF, POWER_ON];
         assert_eq!(kinds(&reader)[before..][..3], resets);
         let powered = voltages(&reader);
@@ -363,7 +363,7 @@ fn a_card_with_power_that_does_not_answer_is_reset_once_more_from_without() {
 fn a_card_that_takes_its_time_over_its_reset_gets_it() {
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), Quirks::default(), FakeCard::echo());
     reader.extend_time(100);
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     works(&mut device);
 }
 
@@ -381,12 +381,12 @@ fn held(
     meanwhile: impl FnOnce(&FakeReader),
 ) -> Result<Vec<u8>, TransportErrorKind> {
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), quirks, quick());
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     works(&mut device);
     let before = reader.card_commands(0);
     reader.hold();
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| exchange(&mut device, b"slow", PATIENCE));
+        let waiter = scope.spawn(|| exchange(&mut device, b"slow", STEP_TIMEOUT));
         while reader.card_commands(0) == before {
             thread::sleep(Duration::from_millis(1));
         }
@@ -418,7 +418,7 @@ fn a_reader_that_takes_apdus_decides_itself_how_long_the_card_may_take() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.hold();
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| exchange(&mut device, b"slow", PATIENCE));
+        let waiter = scope.spawn(|| exchange(&mut device, b"slow", STEP_TIMEOUT));
         thread::sleep(TOO_LONG);
         reader.release();
         assert_eq!(waiter.join().unwrap().unwrap(), answered(b"slow"));

@@ -11,13 +11,14 @@ use claviger_apdu::{Call, ResponseBuffer, Transmit, TransportError, TransportErr
 use super::{
     SHORT, answered, command,
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, reader, single_reader,
+        take_snapshot,
     },
     watch::{WatchThread, key, wait_until, watch_with_waiter, with_key},
 };
 use crate::{
     backend::Backend,
-    reader::Readers,
+    reader::ReaderSnapshot,
     stop::Stopped,
     usb::{
         backend::UsbBackend,
@@ -32,22 +33,22 @@ const BRIEF: Duration = Duration::from_millis(400);
 const LONG: Duration = Duration::from_secs(3600);
 
 /// What a pcscd that answers shows.
-fn there() -> Readers {
-    Readers {
-        service: Some(1),
-        ..Readers::default()
+fn there() -> ReaderSnapshot {
+    ReaderSnapshot {
+        service_instance: Some(1),
+        ..ReaderSnapshot::default()
     }
 }
 
 /// What is shown of a pcscd that does not answer, and why.
-fn without(kind: TransportErrorKind) -> Readers {
-    Readers {
-        trouble: Some(TransportError::before_card(kind, "why")),
-        ..Readers::default()
+fn without(kind: TransportErrorKind) -> ReaderSnapshot {
+    ReaderSnapshot {
+        error: Some(TransportError::before_card(kind, "why")),
+        ..ReaderSnapshot::default()
     }
 }
 
-fn absent() -> Readers {
+fn absent() -> ReaderSnapshot {
     without(TransportErrorKind::NoService)
 }
 
@@ -86,15 +87,15 @@ fn a_pcscd_that_answers_or_refuses_has_all_readers() {
         let (program, gate) = behind(&machine, LONG);
         gate.take_pcscd_snapshot(&answer);
         let followed = WatchThread::new(&program);
-        let picture = followed.snapshot();
-        assert!(picture.readers.is_empty() && picture.trouble.is_none());
+        let snapshot = followed.snapshot();
+        assert!(snapshot.readers.is_empty() && snapshot.error.is_none());
         machine.plug("3-2", &key().0, &config);
         assert!(
             followed.snapshots.recv_timeout(SHORT).is_err(),
             "an arrival"
         );
         is_untouched(&reader);
-        let refused = program.connect(&id("3-1"), Call::within(PATIENCE));
+        let refused = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
         let kind = refused.map(drop).map_err(|error| error.kind);
         assert_eq!(kind, Err(TransportErrorKind::NoReader));
     }
@@ -199,10 +200,10 @@ fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
         assert!(followed.snapshot().readers.is_empty());
         assert!(reader.device().claimed(), "a conversation is not cut short");
         let mut response = ResponseBuffer::new();
-        card.transmit(&command(b"b"), &mut response, Call::within(PATIENCE))
+        card.transmit(&command(b"b"), &mut response, Call::within(STEP_TIMEOUT))
             .unwrap();
     };
-    card.transact(Call::within(PATIENCE), &mut |card| in_between(card))
+    card.transact(Call::within(STEP_TIMEOUT), &mut |card| in_between(card))
         .unwrap();
     assert!(!reader.device().claimed());
     let error = echo(&mut *card, b"c").unwrap_err();
@@ -229,9 +230,9 @@ fn a_stop_ends_the_wait_for_pcscd() {
     let machine = FakeMachine::new("gate.stop");
     let (program, _gate) = behind(&machine, LONG);
     let mut watch = watch_with_waiter(&program);
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     thread::scope(|scope| {
-        let waits = scope.spawn(move || watch.next().map(drop));
+        let waits = scope.spawn(move || watch.next_snapshot().map(drop));
         thread::sleep(SHORT);
         let stopped = Instant::now();
         waker.stop();
@@ -246,6 +247,6 @@ fn a_stop_ends_the_wait_for_pcscd() {
 #[test]
 fn without_a_gate_every_reader_is_shown() {
     let (machine, _) = with_key("gate.none");
-    let picture = snapshot(&mut *machine.new_backend().watch());
-    assert!(holds_card(single_reader(&picture)));
+    let snapshot = take_snapshot(&mut *machine.new_backend().watch());
+    assert!(holds_card(single_reader(&snapshot)));
 }

@@ -12,17 +12,17 @@ use claviger_apdu::{Call, Secret, TransportErrorKind};
 use rustix::event::PollFlags;
 
 use super::{
-    PATIENCE, SHORT, answered,
+    SHORT, STEP_TIMEOUT, answered,
     busy_slots::two_busy,
     claimed, exchange,
-    fixture::{FakeMachine, connect, echo, echo_within, snapshot},
+    fixture::{FakeMachine, connect, echo, echo_within, take_snapshot},
     interface_of, powered,
     watch::wait_until,
 };
 use crate::{
     backend::Backend as _,
     ccid::{budget, descriptor::ClassDescriptor},
-    stop::Wake as _,
+    stop::StopHandle as _,
     usb::{
         claim::pipe,
         host::{
@@ -138,7 +138,7 @@ fn each_pipe(body: impl Fn(&FakeReader, &Recorded, CcidSlot)) {
         });
         let pipe = pipe::open_pipe(interface, &described, &Arc::default(), 0).unwrap();
         let mut device = slot::new_slot(pipe, described, 0, &Arc::default());
-        device.power_on(Call::within(PATIENCE)).unwrap();
+        device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         reader.device().forget();
         body(&reader, &asked, device);
     }
@@ -162,7 +162,7 @@ fn takes_back(reader: &FakeReader) -> bool {
 fn an_answer_seen_before_the_end_of_its_command_cancels_nothing_that_has_ended() {
     each_pipe(|reader, _, mut device| {
         for _ in 0..3 {
-            let answer = exchange(&mut device, b"data", PATIENCE).unwrap();
+            let answer = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap();
             assert_eq!(answer, answered(b"data"));
         }
         let events = reader.device().events();
@@ -188,7 +188,7 @@ fn b6_no_halt_is_cleared_that_nobody_saw() {
         reader.hold();
         exchange(&mut device, b"first", SHORT).unwrap_err();
         reader.release();
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
         assert_eq!(clears(reader), 0);
     });
@@ -198,15 +198,15 @@ fn b6_no_halt_is_cleared_that_nobody_saw() {
 fn a_halt_that_was_seen_is_cleared_once() {
     each_pipe(|reader, _, mut device| {
         reader.device().inject(Fault::Stall, 1);
-        exchange(&mut device, b"first", PATIENCE).unwrap_err();
+        exchange(&mut device, b"first", STEP_TIMEOUT).unwrap_err();
         for _ in 0..2 {
-            let _ = exchange(&mut device, b"second", PATIENCE);
+            let _ = exchange(&mut device, b"second", STEP_TIMEOUT);
         }
         assert_eq!(clears(reader), 1);
         reader.hold();
         exchange(&mut device, b"third", SHORT).unwrap_err();
         reader.release();
-        exchange(&mut device, b"fourth", PATIENCE).unwrap_err();
+        exchange(&mut device, b"fourth", STEP_TIMEOUT).unwrap_err();
         assert_eq!(clears(reader), 1, "it is forgotten");
     });
 }
@@ -215,7 +215,7 @@ fn a_halt_that_was_seen_is_cleared_once() {
 fn b6_a_device_that_answers_no_request_is_not_asked_to_clear_a_halt() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.device().inject(Fault::Stall, 1);
-    exchange(&mut device, b"first", PATIENCE).unwrap_err();
+    exchange(&mut device, b"first", STEP_TIMEOUT).unwrap_err();
     reader.device().set_silent(true);
     exchange(&mut device, b"second", SHORT).unwrap_err();
     assert_eq!(clears(&reader), 0);
@@ -231,7 +231,11 @@ fn b6_each_step_of_a_recovery_ends_at_the_calls_deadline() {
         let started = Instant::now();
         let error = exchange(&mut device, b"second", SHORT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::TimedOut, "{error}");
-        assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < STEP_TIMEOUT / 2,
+            "{:?}",
+            started.elapsed()
+        );
         let limits = asked.limits.lock().unwrap().clone();
         assert!(limits.iter().all(|limit| *limit <= SHORT), "{limits:?}");
         assert!(!reader.device().events().contains(&Event::Reset));
@@ -250,8 +254,8 @@ fn b4_a_reader_that_takes_no_abort_is_recovered_once_its_command_ends() {
         assert_eq!(error.kind, TransportErrorKind::TimedOut, "{error}");
         assert!(!device.is_synchronized());
         reader.release();
-        device.status(Call::within(PATIENCE)).unwrap();
-        let error = exchange(&mut device, b"second", PATIENCE).unwrap_err();
+        device.status(Call::within(STEP_TIMEOUT)).unwrap();
+        let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(error.kind, TransportErrorKind::CardReset, "{error}");
     });
 }
@@ -268,7 +272,7 @@ fn b17_that_a_reader_leaves_out_empty_packets_is_known_from_one_claim_to_the_nex
     machine.plug("3-1", &reader, &config);
     let program = machine.new_backend();
     let mut watch = program.watch();
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     // The message fills its packet.
     let data = [0x5A; 52];
     let mut first = connect(&program, "3-1");
@@ -295,12 +299,12 @@ fn exchange_without_zlp(
     let reader = FakeReader::with_card(config, FakeCard::echo());
     let stop = Arc::default();
     let mut device = claimed(&reader, layout, &stop);
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     let (told, is_told) = mpsc::channel();
     let answer = thread::scope(|scope| {
         scope.spawn(move || told.send(exchange(&mut device, data, budget::MESSAGE)));
         meanwhile(&reader);
-        let answer = is_told.recv_timeout(PATIENCE);
+        let answer = is_told.recv_timeout(STEP_TIMEOUT);
         stop.stop();
         answer.ok().and_then(Result::ok)
     });

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use claviger_apdu::{Call, TransportError};
 
-use super::{PATIENCE, class, drive};
+use super::{STEP_TIMEOUT, class, drive};
 use crate::usb::{
     host::{
         fake::{
@@ -164,6 +164,6 @@ impl Scripted {
     }
 
     pub(super) fn power(&mut self) -> Result<(), TransportError> {
-        self.device.power_on(Call::within(PATIENCE)).map(drop)
+        self.device.power_on(Call::within(STEP_TIMEOUT)).map(drop)
     }
 }

@@ -6,7 +6,7 @@ use claviger_apdu::{Sent, TransportErrorKind};
 
 use super::{
     answered,
-    fixture::{FakeMachine, connect, echo, echo_within, snapshot},
+    fixture::{FakeMachine, connect, echo, echo_within, take_snapshot},
     kinds,
     watch::{key, watch_with_waiter, with_key},
 };
@@ -19,7 +19,7 @@ fn used(test: &str) -> (FakeMachine, FakeReader) {
     machine.plug("3-1", &reader, &config);
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     echo(&mut *connect(&program, "3-1"), b"data").unwrap();
     (machine, reader)
 }
@@ -29,7 +29,7 @@ fn taken_up(machine: &FakeMachine, reader: &FakeReader) -> Vec<u8> {
     let before = kinds(reader).len();
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     assert_eq!(echo(&mut *card, b"next").unwrap(), answered(b"next"));
     kinds(reader).split_off(before)
@@ -57,7 +57,7 @@ fn b5_a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
     {
         let program = machine.new_backend();
         let mut watch = watch_with_waiter(&program);
-        let _ = snapshot(&mut *watch);
+        let _ = take_snapshot(&mut *watch);
         let mut card = connect(&program, "3-1");
         reader.hold();
         let error = echo_within(&mut *card, b"slow", Duration::from_millis(60)).unwrap_err();
@@ -79,7 +79,7 @@ fn use_again(program: &UsbBackend, commands: usize) {
 fn use_by_another(machine: &FakeMachine, commands: usize) {
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     use_again(&program, commands);
 }
 
@@ -110,7 +110,7 @@ fn b5_sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
     let (machine, reader) = with_key("shares.go-on-alone");
     let program = machine.new_backend_without_locks(machine.bus());
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     use_again(&program, 2);
     use_again(&program, 150);
     use_again(&program, 1);
@@ -151,7 +151,7 @@ fn b35_a_connection_after_a_command_without_an_answer_has_its_card_reset_in_a_ne
     let (machine, reader) = with_key("shares.unanswered");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     let epoch = card.epoch();
     reader.hold();

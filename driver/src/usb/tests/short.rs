@@ -5,7 +5,7 @@ use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
 use claviger_apdu::{Call, Secret, Sent, TransportErrorKind};
 use rustix::event::PollFlags;
 
-use super::{PATIENCE, SHORT, answered, busy_slots::two_busy, exchange, interface_of};
+use super::{SHORT, STEP_TIMEOUT, answered, busy_slots::two_busy, exchange, interface_of};
 use crate::{
     ccid::descriptor::ClassDescriptor,
     usb::{
@@ -36,7 +36,7 @@ fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, CcidSlot)) {
         let interface = Arc::new(Shortened(claim, count));
         let pipe = pipe::open_pipe(interface, &described, &Arc::default(), 0).unwrap();
         let mut device = slot::new_slot(pipe, described, 0, &Arc::default());
-        device.power_on(Call::within(PATIENCE)).unwrap();
+        device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
         body(&reader, device);
     }
 }
@@ -46,7 +46,7 @@ fn b34_a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
     for count in [|_| 0, |length: usize| length - 1] {
         each_pipe(count, |reader, mut device| {
             for data in [&b"first"[..], b"second"] {
-                let answer = exchange(&mut device, data, PATIENCE).unwrap();
+                let answer = exchange(&mut device, data, STEP_TIMEOUT).unwrap();
                 assert_eq!(answer, answered(data));
             }
             assert_eq!(reader.card_commands(0), 2);

@@ -10,22 +10,22 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 
 use super::{
     answered,
-    fixture::{FakeMachine, PATIENCE, connect, echo, holds_card, id, snapshot},
+    fixture::{FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, take_snapshot},
     slots::{counted, ids, of, pair, several},
     watch::{wait_until, watch_with_waiter},
 };
 use crate::{
     backend::{Backend, Watch},
-    reader::{Presence, Readers},
+    reader::{Presence, ReaderSnapshot},
     usb::host::fake::{DeviceMessage, FakeReader, Fault, reader::FakeCard},
 };
 
 /// A thread that follows the readers; pictures until one is as wished.
-fn watch_until(watch: &mut dyn Watch, is_so: impl Fn(&Readers) -> bool) -> Readers {
+fn watch_until(watch: &mut dyn Watch, is_so: impl Fn(&ReaderSnapshot) -> bool) -> ReaderSnapshot {
     loop {
-        let picture = watch.next().unwrap();
-        if is_so(&picture) {
-            return picture;
+        let snapshot = watch.next_snapshot().unwrap();
+        if is_so(&snapshot) {
+            return snapshot;
         }
     }
 }
@@ -39,22 +39,22 @@ fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
     machine.plug("3-1", &reader, &config);
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let all = watch_until(&mut *watch, |picture| picture.readers.len() == 5);
+    let all = watch_until(&mut *watch, |snapshot| snapshot.readers.len() == 5);
     let first = of(&all, "3-1:0:0").clone();
     assert!(holds_card(&first));
     reader.insert(4, FakeCard::echo());
-    let one = watch_until(&mut *watch, |picture| holds_card(of(picture, "3-1:0:4")));
+    let one = watch_until(&mut *watch, |snapshot| holds_card(of(snapshot, "3-1:0:4")));
     reader.swap(4, FakeCard::echo());
-    let other = watch_until(&mut *watch, |picture| {
-        of(picture, "3-1:0:4").changes != of(&one, "3-1:0:4").changes
+    let other = watch_until(&mut *watch, |snapshot| {
+        of(snapshot, "3-1:0:4").change_count != of(&one, "3-1:0:4").change_count
     });
     assert!(
         holds_card(of(&other, "3-1:0:4")),
         "another card, though it looks the same"
     );
     reader.remove(4);
-    let none = watch_until(&mut *watch, |picture| {
-        of(picture, "3-1:0:4").presence == Presence::Empty
+    let none = watch_until(&mut *watch, |snapshot| {
+        of(snapshot, "3-1:0:4").presence == Presence::Empty
     });
     assert_eq!(
         of(&none, "3-1:0:0"),
@@ -72,17 +72,17 @@ fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobod
     let (reader, _) = pair(&machine);
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    watch_until(&mut *watch, |picture| {
-        picture
+    watch_until(&mut *watch, |snapshot| {
+        snapshot
             .readers
             .iter()
             .filter(|state| holds_card(state))
             .count()
             == 2
     });
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     thread::scope(|scope| {
-        let waits = scope.spawn(move || watch.next().map(drop));
+        let waits = scope.spawn(move || watch.next_snapshot().map(drop));
         // What was said of the cards before anybody listened is heard first.
         let asked = || (reader.device().claimed(), reader.device().counts());
         wait_until(|| {
@@ -116,13 +116,13 @@ fn two_programs_that_use_different_slots_take_turns() {
     let (_reader, _) = pair(&machine);
     let programs = [machine.new_backend(), machine.new_backend()];
     let mut watches = programs.each_ref().map(Backend::watch);
-    let wakers = watches.each_ref().map(|watch| watch.waker());
+    let wakers = watches.each_ref().map(|watch| watch.stop_handle());
     for watch in &mut watches {
-        let _ = snapshot(&mut **watch);
+        let _ = take_snapshot(&mut **watch);
     }
     thread::scope(|scope| {
         for mut watch in watches {
-            scope.spawn(move || while watch.next().is_ok() {});
+            scope.spawn(move || while watch.next_snapshot().is_ok() {});
         }
         let users: Vec<_> = programs
             .iter()
@@ -160,17 +160,17 @@ fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
         reader
     };
     let _one = plug();
-    let first = snapshot(&mut *watch);
+    let first = take_snapshot(&mut *watch);
     let mut card = connect(&program, "3-1:0:1");
     let held = std::fs::File::open(machine.folder().join("sys/3-1")).unwrap();
     machine.unplug("3-1");
     let _other = plug();
     drop(held);
-    let second = snapshot(&mut *watch);
+    let second = take_snapshot(&mut *watch);
     assert_eq!(ids(&first), ids(&second));
     for (before, after) in first.readers.iter().zip(&second.readers) {
         assert_eq!(before.presence, after.presence);
-        assert_ne!(before.changes, after.changes, "{}", after.id);
+        assert_ne!(before.change_count, after.change_count, "{}", after.id);
     }
     let error = echo(&mut *card, b"old").unwrap_err();
     let gone = [
@@ -197,15 +197,15 @@ fn a_reader_that_leaves_between_being_listed_and_opened_is_not_shown_and_not_wai
         let program = machine.new_backend();
         let start = Instant::now();
         let mut watch = watch_with_waiter(&program);
-        let picture = snapshot(&mut *watch);
-        assert!(picture.readers.is_empty(), "{picture:?}");
-        assert_eq!(picture.trouble.unwrap().kind, TransportErrorKind::NoReader);
-        let refused = program.connect(&id("3-1:0:1"), Call::within(PATIENCE));
+        let snapshot = take_snapshot(&mut *watch);
+        assert!(snapshot.readers.is_empty(), "{snapshot:?}");
+        assert_eq!(snapshot.error.unwrap().kind, TransportErrorKind::NoReader);
+        let refused = program.connect(&id("3-1:0:1"), Call::within(STEP_TIMEOUT));
         assert_eq!(
             refused.map(drop).unwrap_err().kind,
             TransportErrorKind::NoReader
         );
-        assert!(start.elapsed() < PATIENCE / 2);
+        assert!(start.elapsed() < STEP_TIMEOUT / 2);
     }
 }
 
@@ -218,27 +218,27 @@ fn leaves_at(step: usize) -> bool {
     let mut watch = watch_with_waiter(&program);
     reader.device().inject(Fault::Disconnected, step);
     let start = Instant::now();
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     for slot in ["3-1:0:0", "3-1:0:1"] {
         let used = program
-            .connect(&id(slot), Call::within(PATIENCE))
+            .connect(&id(slot), Call::within(STEP_TIMEOUT))
             .and_then(|mut card| echo(&mut *card, b"data"));
         if let Err(error) = used {
             let gone = matches!(error.kind, TransportErrorKind::NoReader);
             assert!(gone, "step {step}: {error}");
         }
     }
-    assert!(start.elapsed() < PATIENCE / 2, "step {step}");
+    assert!(start.elapsed() < STEP_TIMEOUT / 2, "step {step}");
     let left = reader.device().fault_struck();
     if left {
         machine.unplug("3-1");
-        let picture = snapshot(&mut *watch);
+        let snapshot = take_snapshot(&mut *watch);
         assert!(
-            picture.readers.is_empty() && picture.trouble.is_none(),
+            snapshot.readers.is_empty() && snapshot.error.is_none(),
             "step {step}"
         );
         let (again, _) = pair(&machine);
-        assert_eq!(snapshot(&mut *watch).readers.len(), 2, "step {step}");
+        assert_eq!(take_snapshot(&mut *watch).readers.len(), 2, "step {step}");
         let mut card = connect(&program, "3-1:0:1");
         assert_eq!(echo(&mut *card, b"again").unwrap(), answered(b"again"));
         drop(card);
@@ -268,11 +268,11 @@ fn a_reader_that_powers_its_cards_by_itself_is_looked_at_without_resetting_them(
     machine.plug("3-1", &reader, &config);
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let first = watch_until(&mut *watch, |picture| picture.readers.len() == 2);
+    let first = watch_until(&mut *watch, |snapshot| snapshot.readers.len() == 2);
     let before = resets.load(Ordering::SeqCst);
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     thread::scope(|scope| {
-        let waits = scope.spawn(move || watch.next().map(drop));
+        let waits = scope.spawn(move || watch.next_snapshot().map(drop));
         let asked = |reader: &FakeReader| {
             let messages = reader.messages();
             messages.iter().filter(|(kind, _)| *kind == 0x65).count()

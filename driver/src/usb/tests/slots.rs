@@ -13,13 +13,13 @@ use claviger_apdu::{Call, ResponseBuffer, Sent, Transport, TransportError, Trans
 
 use super::{
     answered, command, exchange,
-    fixture::{FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, snapshot},
+    fixture::{FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, reader, take_snapshot},
     interface_of,
 };
 use crate::{
     backend::{Backend, Watch},
     ccid::budget,
-    reader::{ReaderState, Readers},
+    reader::{ReaderSnapshot, ReaderState},
     usb::{
         backend::UsbBackend,
         claim::pipe,
@@ -60,19 +60,19 @@ pub(super) fn pair(machine: &FakeMachine) -> (FakeReader, [Arc<AtomicUsize>; 2])
 fn both(machine: &FakeMachine) -> (UsbBackend, Box<dyn Watch>, [Box<dyn Transport>; 2]) {
     let program = machine.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let cards = ["3-1:0:0", "3-1:0:1"].map(|id| connect(&program, id));
     (program, watch, cards)
 }
 
-pub(super) fn ids(picture: &Readers) -> Vec<String> {
-    let ids = picture.readers.iter().map(|state| state.id.to_string());
+pub(super) fn ids(snapshot: &ReaderSnapshot) -> Vec<String> {
+    let ids = snapshot.readers.iter().map(|state| state.id.to_string());
     ids.collect()
 }
 
-pub(super) fn of<'a>(picture: &'a Readers, reader: &str) -> &'a ReaderState {
-    let state = picture.readers.iter().find(|state| state.id == id(reader));
-    state.unwrap_or_else(|| panic!("no {reader} in {picture:?}"))
+pub(super) fn of<'a>(snapshot: &'a ReaderSnapshot, reader: &str) -> &'a ReaderState {
+    let state = snapshot.readers.iter().find(|state| state.id == id(reader));
+    state.unwrap_or_else(|| panic!("no {reader} in {snapshot:?}"))
 }
 
 fn send(
@@ -98,24 +98,27 @@ fn each_slot_is_a_reader_whose_name_and_id_stay() {
     let reader = plugged();
     let program = machine.new_backend();
     let mut watch = super::watch::watch_with_waiter(&program);
-    let picture = snapshot(&mut *watch);
-    let names: Vec<&str> = picture
+    let snapshot = take_snapshot(&mut *watch);
+    let names: Vec<&str> = snapshot
         .readers
         .iter()
         .map(|state| state.name.as_str())
         .collect();
     let called = ["[slot 1]", "[slot 2]", "[slot 3]"].map(|slot| format!("Maker Key c1a5 {slot}"));
     assert_eq!(names, called);
-    let holds: Vec<bool> = picture.readers.iter().map(holds_card).collect();
+    let holds: Vec<bool> = snapshot.readers.iter().map(holds_card).collect();
     assert_eq!(holds, [false, false, true]);
-    let before = ids(&picture);
-    assert_eq!(picture.readers[1].id, id("3-1:0:1"));
+    let before = ids(&snapshot);
+    assert_eq!(snapshot.readers[1].id, id("3-1:0:1"));
     drop(reader);
     machine.unplug("3-1");
-    assert!(snapshot(&mut *watch).readers.is_empty());
+    assert!(take_snapshot(&mut *watch).readers.is_empty());
     let _again = plugged();
-    assert_eq!(ids(&snapshot(&mut *watch)), before);
-    assert_eq!(ids(&snapshot(&mut *machine.new_backend().watch())), before);
+    assert_eq!(ids(&take_snapshot(&mut *watch)), before);
+    assert_eq!(
+        ids(&take_snapshot(&mut *machine.new_backend().watch())),
+        before
+    );
 }
 
 #[test]
@@ -124,8 +127,8 @@ fn a_descriptor_that_says_too_many_slots_is_believed_so_far_and_no_farther() {
     let config = several(255);
     let reader = FakeReader::new(config.clone());
     machine.plug("3-1", &reader, &config);
-    let picture = snapshot(&mut *machine.new_backend().watch());
-    assert_eq!(picture.readers.len(), usize::from(budget::SLOTS));
+    let snapshot = take_snapshot(&mut *machine.new_backend().watch());
+    assert_eq!(snapshot.readers.len(), usize::from(budget::SLOTS));
 }
 
 #[test]
@@ -216,8 +219,8 @@ fn a_slot_that_waits_for_another_ends_its_wait_in_time_and_has_sent_nothing() {
         assert_eq!(reader.card_commands(1), 0);
         // Nor is it looked at meanwhile.
         let start = Instant::now();
-        let picture = snapshot(&mut *watch);
-        assert!(start.elapsed() < PATIENCE / 2 && picture.trouble.is_none());
+        let snapshot = take_snapshot(&mut *watch);
+        assert!(start.elapsed() < STEP_TIMEOUT / 2 && snapshot.error.is_none());
         reader.release();
         assert_eq!(slow.join().unwrap().unwrap(), answered(b"slow"));
     });
@@ -336,7 +339,7 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
         for slot in [0, 1] {
             reader.insert(slot, FakeCard::echo());
             let mut device = slot::new_slot(Arc::clone(&pipe), interface(reader), slot, &stop);
-            device.power_on(Call::within(PATIENCE)).unwrap();
+            device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
             devices.push(device);
         }
         pipes.push(pipe);
@@ -345,7 +348,7 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
     SlotPipe::new(Arc::clone(&pipes[0])).reset_device();
     for (device, epoch) in devices.iter_mut().zip(epochs) {
         assert!(!device.is_synchronized());
-        let error = exchange(device, b"lost", PATIENCE).unwrap_err();
+        let error = exchange(device, b"lost", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
             (TransportErrorKind::CardReset, Sent::No),
@@ -353,7 +356,7 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
         );
         assert!(device.epoch() > epoch);
         assert_eq!(
-            exchange(device, b"fresh", PATIENCE).unwrap(),
+            exchange(device, b"fresh", STEP_TIMEOUT).unwrap(),
             answered(b"fresh")
         );
     }
@@ -377,7 +380,7 @@ fn b3_a_command_whose_time_went_by_while_another_slot_was_put_right_is_not_sent(
     assert!(!blocks.contains(&(0x6F, 1)), "{blocks:?}");
     reader.device().set_silent(false);
     assert_eq!(
-        send(&mut *second, b"now", PATIENCE).unwrap(),
+        send(&mut *second, b"now", STEP_TIMEOUT).unwrap(),
         answered(b"now")
     );
 }

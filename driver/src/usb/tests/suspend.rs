@@ -10,7 +10,9 @@ use claviger_apdu::{Call, Transport, TransportErrorKind};
 use super::{
     answered,
     events::Tale,
-    fixture::{PATIENCE, connect, echo, holds_card, reader, single_reader, snapshot, token},
+    fixture::{
+        STEP_TIMEOUT, connect, echo, holds_card, reader, single_reader, take_snapshot, token,
+    },
     kinds,
     watch::{key, wait_until, watch_with_waiter},
 };
@@ -40,7 +42,7 @@ fn used(
     tale.machine.plug("3-1", reader, config);
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let card = connect(&program, "3-1");
     (program, watch, card)
 }
@@ -67,7 +69,7 @@ fn b21_a_token_is_identified_anew_after_a_suspend_before_it_is_used() {
     let tale = Tale::new("sleep.identity");
     let (reader, config) = key();
     let (program, _watch, mut card) = used(&tale, &reader, &config);
-    let call = || Call::within(PATIENCE);
+    let call = || Call::within(STEP_TIMEOUT);
     card.resume(call()).unwrap();
     assert!(!card.may_be_another());
     sleep(&tale);
@@ -129,7 +131,7 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
     tale.machine.plug("3-1", &slot, &reader());
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    let first = single_reader(&snapshot(&mut *watch)).clone();
+    let first = single_reader(&take_snapshot(&mut *watch)).clone();
     let mut card = connect(&program, "3-1");
     // The hub was off: nothing came over the interrupt pipe.
     slot.lose_power();
@@ -139,9 +141,9 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
     assert!(card.is_closed());
     assert_eq!(slot.card_commands(0), 0);
     drop(card);
-    let second = single_reader(&snapshot(&mut *watch)).clone();
+    let second = single_reader(&take_snapshot(&mut *watch)).clone();
     assert!(holds_card(&second));
-    assert_ne!(first.changes, second.changes);
+    assert_ne!(first.change_count, second.change_count);
 }
 
 #[test]
@@ -149,15 +151,15 @@ fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
     let (tale, _) = Tale::with_key("sleep.left");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
-    let first = single_reader(&snapshot(&mut *watch)).clone();
+    let first = single_reader(&take_snapshot(&mut *watch)).clone();
     let mut card = connect(&program, "3-1");
     tale.machine.unplug("3-1");
     let (reader, config) = key();
     tale.machine.plug("3-1", &reader, &config);
     // No message comes of it.
     sleep(&tale);
-    let second = single_reader(&snapshot(&mut *watch)).clone();
-    assert_ne!(first.changes, second.changes);
+    let second = single_reader(&take_snapshot(&mut *watch)).clone();
+    assert_ne!(first.change_count, second.change_count);
     assert!(echo(&mut *card, b"old").is_err() && card.is_closed());
     assert!(reader.card_commands(0) == 0);
 }
@@ -171,12 +173,12 @@ fn an_empty_slot_is_looked_at_after_a_sleep() {
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
     assert_eq!(
-        single_reader(&watch.next().unwrap()).presence,
+        single_reader(&watch.next_snapshot().unwrap()).presence,
         Presence::Empty
     );
     slot.put_unseen(0, FakeCard::echo());
     sleep(&tale);
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
 }
 
 #[test]
@@ -196,8 +198,8 @@ fn a_watch_that_ends_ends_no_conversation_with_a_reader_it_has_looked_at() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (_program, mut watch, mut card) = used(&tale, &slot, &reader());
     sleep(&tale);
-    let _ = snapshot(&mut *watch);
-    watch.waker().stop();
+    let _ = take_snapshot(&mut *watch);
+    watch.stop_handle().stop();
     assert_eq!(echo(&mut *card, b"last").unwrap(), answered(b"last"));
 }
 
@@ -207,15 +209,15 @@ fn a_conversation_that_is_cut_ends_though_the_watch_has_opened_the_reader() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (program, mut watch, mut card) = used(&tale, &slot, &reader());
     sleep(&tale);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     slot.hold();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| echo(&mut *card, b"slow").unwrap_err());
         wait_until(|| slot.card_commands(0) == 1);
         let start = Instant::now();
-        program.cut();
+        program.abort_calls();
         assert_eq!(waits.join().unwrap().kind, TransportErrorKind::Cancelled);
-        assert!(start.elapsed() < PATIENCE / 2);
+        assert!(start.elapsed() < STEP_TIMEOUT / 2);
     });
 }
 
@@ -226,9 +228,9 @@ fn a_look_at_a_reader_of_a_connection_ends_with_its_watch() {
     let (_program, mut watch, _card) = used(&tale, &slot, &reader());
     // The question is never answered.
     slot.device().inject(Fault::Drop, 1);
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     std::thread::scope(|scope| {
-        let looks = scope.spawn(|| snapshot(&mut *watch));
+        let looks = scope.spawn(|| take_snapshot(&mut *watch));
         wait_until(|| slot.device().fault_struck());
         let start = Instant::now();
         waker.stop();

@@ -8,8 +8,8 @@ use claviger_apdu::{
 };
 
 use super::{
-    PATIENCE, answered, blocks, command, exchange,
-    fixture::{FakeMachine, connect, snapshot},
+    STEP_TIMEOUT, answered, blocks, command, exchange,
+    fixture::{FakeMachine, connect, take_snapshot},
     kinds, powered_card, raw, with_card,
 };
 use crate::{
@@ -64,7 +64,7 @@ fn tpdu(max_message: u32) -> ReaderConfig {
 fn carries(device: &mut CcidSlot, len: usize) {
     let data: Vec<u8> = (0..len).map(|at| at.to_le_bytes()[0]).collect();
     assert_eq!(
-        exchange(device, &data, PATIENCE).unwrap(),
+        exchange(device, &data, STEP_TIMEOUT).unwrap(),
         answered(&data),
         "{len} bytes"
     );
@@ -90,7 +90,7 @@ fn commands_of_any_length_go_in_blocks_of_t1() {
 /// The IFSD a card was told.
 fn ifsd(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> Option<u8> {
     let (reader, mut device) = with_card(config, quirks, card);
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     carries(&mut device, 100);
     carries(&mut device, 100);
     let blocks = blocks(&reader);
@@ -196,7 +196,7 @@ fn a_card_that_lost_the_thread_is_resynchronised_and_the_command_not_sent_again(
     });
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), card);
     let epoch = device.epoch();
-    let error = exchange(&mut device, b"once", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"once", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::Protocol, Sent::Maybe)
@@ -217,19 +217,19 @@ fn a_card_that_answers_nothing_any_more_is_reset_before_the_next_command() {
     let (reader, mut device) =
         powered_card(ReaderConfig::tpdu(), card.disturbed(2, Disturbance::Deaf));
     carries(&mut device, 10);
-    let error = exchange(&mut device, b"lost", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"lost", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::Protocol, Sent::Maybe)
     );
     assert!(!device.is_synchronized());
-    let error = exchange(&mut device, b"next", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"next", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::CardReset, Sent::No)
     );
     reader.swap(0, FakeCard::echo());
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     carries(&mut device, 10);
     assert_eq!(seen.lock().unwrap().len(), 1);
 }
@@ -238,7 +238,7 @@ fn a_card_that_answers_nothing_any_more_is_reset_before_the_next_command() {
 fn an_exchange_the_card_aborts_fails_and_the_next_one_works() {
     let card = FakeCard::echo().disturbed(1, Disturbance::Abort);
     let (_reader, mut device) = powered_card(ReaderConfig::tpdu(), card);
-    let error = exchange(&mut device, b"data", PATIENCE).unwrap_err();
+    let error = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::Protocol);
     assert_ne!(error.sent, Sent::No);
     carries(&mut device, 10);
@@ -336,7 +336,7 @@ fn limits(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> Limits {
         Limits::SHORT,
         "as long as there is no card"
     );
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     device.limits()
 }
 
@@ -377,14 +377,14 @@ fn a_reader_that_takes_apdus_in_parts_is_given_them_whatever_it_says() {
         ..Quirks::default()
     };
     let (reader, mut device) = with_card(ReaderConfig::short(), chains, FakeCard::echo());
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     assert_eq!(device.limits(), Limits::EXTENDED);
     carries(&mut device, 1000);
     let parts: Vec<u16> = blocks(&reader).iter().map(|(_, level, _)| *level).collect();
     assert_eq!(parts, [1, 3, 3, 2, 0x10, 0x10, 0x10]);
     // One that announces TPDUs is not spoken T=1 with either.
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), chains, FakeCard::echo_t0());
-    device.power_on(Call::within(PATIENCE)).unwrap();
+    device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     raw(&mut device, &[0, 0xB0, 0, 0, 1]).unwrap();
     assert_eq!(blocks(&reader), [(0, 0, vec![0, 0xB0, 0, 0, 1])]);
 }
@@ -417,7 +417,7 @@ fn connected(config: &ReaderConfig, card: FakeCard) -> (FakeMachine, Box<dyn Tra
     machine.plug("3-1", &reader, config);
     let program = machine.new_backend();
     let mut watch = program.watch();
-    snapshot(&mut *watch);
+    take_snapshot(&mut *watch);
     let transport = connect(&program, "3-1");
     (machine, transport)
 }

@@ -3,8 +3,8 @@
 use claviger_apdu::{Call, Limits, ResponseBuffer, Transport, TransportErrorKind};
 
 use super::{
-    PATIENCE, SHORT, command,
-    fixture::{FakeMachine, connect, snapshot},
+    SHORT, STEP_TIMEOUT, command,
+    fixture::{FakeMachine, connect, take_snapshot},
 };
 use crate::{
     backend::Backend as _,
@@ -22,7 +22,7 @@ fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
     machine.plug("3-1", &reader, &config);
     let program = machine.new_backend();
     let mut watch = program.watch();
-    snapshot(&mut *watch);
+    take_snapshot(&mut *watch);
     let mut transport = connect(&program, "3-1");
     assert_eq!(transport.limits(), Limits::SHORT);
     assert_eq!(transport.atr().historical(), b"fake");
@@ -33,7 +33,7 @@ fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
             .map_err(|error| error.kind)
     };
     let epoch = transport.epoch();
-    assert_eq!(send(&mut *transport, PATIENCE), Ok(()));
+    assert_eq!(send(&mut *transport, STEP_TIMEOUT), Ok(()));
     reader.hold();
     assert_eq!(
         send(&mut *transport, SHORT),
@@ -41,14 +41,14 @@ fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
     );
     reader.release();
     assert_eq!(
-        send(&mut *transport, PATIENCE),
+        send(&mut *transport, STEP_TIMEOUT),
         Err(TransportErrorKind::CardReset)
     );
     assert!(transport.epoch() > epoch && !transport.is_closed());
-    assert_eq!(send(&mut *transport, PATIENCE), Ok(()));
+    assert_eq!(send(&mut *transport, STEP_TIMEOUT), Ok(()));
     reader.remove(0);
     assert_eq!(
-        send(&mut *transport, PATIENCE),
+        send(&mut *transport, STEP_TIMEOUT),
         Err(TransportErrorKind::CardRemoved)
     );
     assert!(transport.is_closed());

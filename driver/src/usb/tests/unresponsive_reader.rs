@@ -7,7 +7,7 @@ use claviger_apdu::{Call, Sent, TransportErrorKind};
 use super::{
     answered,
     events::{Tale, wait_for},
-    fixture::{PATIENCE, connect, echo, echo_within, holds_card, id, reader, snapshot},
+    fixture::{STEP_TIMEOUT, connect, echo, echo_within, holds_card, id, reader, take_snapshot},
     powered,
     watch::{WatchThread, key, wait_until, watch_with_waiter},
 };
@@ -32,7 +32,7 @@ fn a_command_whose_time_is_up_is_not_sent_and_costs_the_card_nothing() {
         let error = device.status(Call::within(Duration::ZERO)).unwrap_err();
         assert_eq!((error.kind, error.sent), nothing, "{error}");
         assert_eq!(reader.device().counts(), Default::default());
-        let answer = super::exchange(&mut device, b"next", PATIENCE).unwrap();
+        let answer = super::exchange(&mut device, b"next", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"next"));
     }
 }
@@ -41,12 +41,12 @@ fn a_command_whose_time_is_up_is_not_sent_and_costs_the_card_nothing() {
 fn a_stop_before_a_command_is_sent_sends_nothing() {
     let (tale, key) = Tale::with_key("silence.stop");
     let program = tale.program();
-    let _ = snapshot(&mut *program.watch());
+    let _ = take_snapshot(&mut *program.watch());
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
-    program.cut();
-    let error = echo_within(&mut *card, b"late", PATIENCE).unwrap_err();
+    program.abort_calls();
+    let error = echo_within(&mut *card, b"late", STEP_TIMEOUT).unwrap_err();
     assert_eq!(error.sent, Sent::No, "{error}");
     assert_eq!(key.card_commands(0), 0);
 }
@@ -62,22 +62,26 @@ fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
     let program = tale.program();
     let start = Instant::now();
     let followed = WatchThread::new(&program);
-    wait_for(&followed, |picture| picture.readers.len() == 1);
+    wait_for(&followed, |snapshot| snapshot.readers.len() == 1);
     assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
     wait_until(|| slot.device().counts().interrupt > 0);
     for _ in 0..3 {
         let start = Instant::now();
         slot.insert(0, FakeCard::echo());
-        wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+        wait_for(&followed, |snapshot| {
+            snapshot.readers.iter().any(holds_card)
+        });
         slot.remove(0);
-        wait_for(&followed, |picture| !picture.readers.iter().any(holds_card));
+        wait_for(&followed, |snapshot| {
+            !snapshot.readers.iter().any(holds_card)
+        });
         assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
     }
     let start = Instant::now();
     let (key, config) = key();
     tale.machine.plug("3-3", &key, &config);
     tale.tell("add", "3-3");
-    wait_for(&followed, |picture| picture.readers.len() == 2);
+    wait_for(&followed, |snapshot| snapshot.readers.len() == 2);
     assert!(start.elapsed() < MOMENT, "{:?}", start.elapsed());
 }
 
@@ -90,16 +94,18 @@ fn without_threads_readers_are_followed_beside_one_that_never_answers() {
     let slot = FakeReader::new(reader());
     tale.machine.plug("3-2", &slot, &reader());
     let followed = WatchThread::new(&tale.program_without_threads());
-    wait_for(&followed, |picture| picture.readers.len() == 1);
+    wait_for(&followed, |snapshot| snapshot.readers.len() == 1);
     slot.insert(0, FakeCard::echo());
-    wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
+    wait_for(&followed, |snapshot| {
+        snapshot.readers.iter().any(holds_card)
+    });
     let (key, config) = key();
     tale.machine.plug("3-3", &key, &config);
     tale.tell("add", "3-3");
-    wait_for(&followed, |picture| picture.readers.len() == 2);
+    wait_for(&followed, |snapshot| snapshot.readers.len() == 2);
     slot.remove(0);
-    wait_for(&followed, |picture| {
-        picture
+    wait_for(&followed, |snapshot| {
+        snapshot
             .readers
             .iter()
             .filter(|reader| holds_card(reader))
@@ -118,8 +124,10 @@ fn a_reader_that_was_silent_is_shown_when_it_answers() {
     let followed = WatchThread::new(&program);
     assert!(followed.snapshot().readers.is_empty());
     key.device().set_silent(false);
-    wait_for(&followed, |picture| picture.readers.iter().any(holds_card));
-    let connected = program.connect(&id("3-1"), Call::within(PATIENCE));
+    wait_for(&followed, |snapshot| {
+        snapshot.readers.iter().any(holds_card)
+    });
+    let connected = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     assert_eq!(
         echo(&mut *connected.unwrap(), b"data").unwrap(),
         answered(b"data")
@@ -132,6 +140,6 @@ fn a_first_look_asks_for_the_status_once_and_powers_the_card() {
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());
     let program = tale.program();
-    let _ = snapshot(&mut *program.watch());
+    let _ = take_snapshot(&mut *program.watch());
     assert_eq!(super::kinds(&slot), [0x65, 0x62]);
 }

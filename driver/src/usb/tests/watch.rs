@@ -11,14 +11,14 @@ use claviger_apdu::TransportErrorKind;
 use super::{
     answered,
     fixture::{
-        FakeMachine, PATIENCE, connect, echo, holds_card, id, reader, single_reader, snapshot,
-        token,
+        FakeMachine, STEP_TIMEOUT, connect, echo, holds_card, id, reader, single_reader,
+        take_snapshot, token,
     },
 };
 use crate::{
     backend::{Backend, Demand},
-    reader::{Presence, Readers},
-    stop::{Stopped, Wake},
+    reader::{Presence, ReaderSnapshot},
+    stop::{StopHandle, Stopped},
     usb::{
         backend::UsbBackend,
         host::fake::{
@@ -52,8 +52,8 @@ pub(super) fn with_a_reader_that_powers(test: &str) -> (FakeMachine, FakeReader)
 
 /// A thread that follows the readers, and its pictures.
 pub(super) struct WatchThread {
-    pub(super) snapshots: mpsc::Receiver<Readers>,
-    waker: Arc<dyn Wake>,
+    pub(super) snapshots: mpsc::Receiver<ReaderSnapshot>,
+    waker: Arc<dyn StopHandle>,
     pub(super) demand: Option<Arc<dyn Demand>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -75,46 +75,46 @@ impl WatchThread {
     }
 
     fn of(watch: Box<dyn crate::backend::Watch>) -> Self {
-        Self::run(watch, |watch| Some(snapshot(watch)))
+        Self::run(watch, |watch| Some(take_snapshot(watch)))
     }
 
     fn run(
         mut watch: Box<dyn crate::backend::Watch>,
-        first: fn(&mut dyn crate::backend::Watch) -> Option<Readers>,
+        first: fn(&mut dyn crate::backend::Watch) -> Option<ReaderSnapshot>,
     ) -> Self {
-        let (waker, demand) = (watch.waker(), watch.demand());
-        let (send, pictures) = mpsc::channel();
+        let (waker, demand) = (watch.stop_handle(), watch.demand());
+        let (send, snapshots) = mpsc::channel();
         let follow = move || {
             if let Some(first) = first(&mut *watch) {
                 let _ = send.send(first);
             }
-            while let Ok(picture) = watch.next() {
-                let _ = send.send(picture);
+            while let Ok(snapshot) = watch.next_snapshot() {
+                let _ = send.send(snapshot);
             }
         };
         Self {
-            snapshots: pictures,
+            snapshots,
             waker,
             demand,
             thread: Some(thread::spawn(follow)),
         }
     }
 
-    pub(super) fn snapshot(&self) -> Readers {
-        self.snapshot_within(PATIENCE).expect("a picture")
+    pub(super) fn snapshot(&self) -> ReaderSnapshot {
+        self.snapshot_within(STEP_TIMEOUT).expect("a picture")
     }
 
     /// The first picture that shows readers: until then, another program may have theirs.
-    pub(super) fn wait_for_readers(&self) -> Readers {
+    pub(super) fn wait_for_readers(&self) -> ReaderSnapshot {
         loop {
-            let picture = self.snapshot();
-            if !picture.readers.is_empty() {
-                return picture;
+            let snapshot = self.snapshot();
+            if !snapshot.readers.is_empty() {
+                return snapshot;
             }
         }
     }
 
-    pub(super) fn snapshot_within(&self, limit: Duration) -> Option<Readers> {
+    pub(super) fn snapshot_within(&self, limit: Duration) -> Option<ReaderSnapshot> {
         self.snapshots.recv_timeout(limit).ok()
     }
 }
@@ -140,14 +140,14 @@ pub(super) fn watch_with_waiter(program: &UsbBackend) -> Box<dyn crate::backend:
 /// A watch that has seen what there is.
 fn watch_after_snapshot(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
     let mut watch = watch_with_waiter(program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     watch
 }
 
 /// Waits until `is_so`.
 #[track_caller]
 pub(super) fn wait_until(is_so: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + STEP_TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < end, "it never was");
         thread::sleep(Duration::from_millis(2));
@@ -160,16 +160,16 @@ fn a_token_is_shown_with_its_card_and_left_to_others() {
     let (reader, config) = key();
     machine.plug("3-1.2", &reader, &config);
     let program = machine.new_backend();
-    let picture = snapshot(&mut *program.watch());
-    let state = single_reader(&picture);
+    let snapshot = take_snapshot(&mut *program.watch());
+    let state = single_reader(&snapshot);
     assert_eq!(
         (&state.id, state.name.as_str()),
         (&id("3-1.2"), "Maker Key 42b2")
     );
-    assert!(holds_card(state) && picture.trouble.is_none());
+    assert!(holds_card(state) && snapshot.error.is_none());
     assert!(!reader.device().claimed(), "nobody uses it");
     reader.device().forget();
-    let again = snapshot(&mut *program.watch());
+    let again = take_snapshot(&mut *program.watch());
     assert_eq!(again.readers.len(), 1);
     assert_eq!(
         reader.device().counts(),
@@ -182,11 +182,15 @@ fn a_token_is_shown_with_its_card_and_left_to_others() {
 fn no_reader_and_no_bus_are_an_empty_picture() {
     let machine = FakeMachine::new("empty");
     let program = machine.new_backend();
-    let picture = snapshot(&mut *program.watch());
-    assert!(picture.readers.is_empty() && picture.trouble.is_none() && picture.service.is_some());
+    let snapshot = take_snapshot(&mut *program.watch());
+    assert!(
+        snapshot.readers.is_empty()
+            && snapshot.error.is_none()
+            && snapshot.service_instance.is_some()
+    );
     std::fs::remove_dir_all(machine.folder()).unwrap();
-    let picture = snapshot(&mut *program.watch());
-    assert!(picture.readers.is_empty() && picture.trouble.is_none());
+    let snapshot = take_snapshot(&mut *program.watch());
+    assert!(snapshot.readers.is_empty() && snapshot.error.is_none());
 }
 
 #[test]
@@ -204,7 +208,7 @@ fn a_reader_that_comes_goes_and_comes_back_has_one_name_and_another_count() {
     machine.plug("3-1", &reader, &config);
     let second = single_reader(&followed.snapshot()).clone();
     assert_eq!(first.id, second.id);
-    assert_ne!(first.changes, second.changes);
+    assert_ne!(first.change_count, second.change_count);
 }
 
 #[test]
@@ -214,16 +218,16 @@ fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
     let mut watch = watch_with_waiter(&program);
     let (reader, config) = key();
     machine.plug_at("3-1", 9, &reader, &config);
-    let first = single_reader(&snapshot(&mut *watch)).clone();
+    let first = single_reader(&take_snapshot(&mut *watch)).clone();
     // A folder kept open, as the kernel's own counter never gives a number twice.
     let held = std::fs::File::open(machine.folder().join("sys/3-1")).unwrap();
     machine.unplug("3-1");
     let (reader, config) = key();
     machine.plug_at("3-1", 9, &reader, &config);
     drop(held);
-    let second = single_reader(&snapshot(&mut *watch)).clone();
+    let second = single_reader(&take_snapshot(&mut *watch)).clone();
     assert_eq!((&first.id, &first.presence), (&second.id, &second.presence));
-    assert_ne!(first.changes, second.changes);
+    assert_ne!(first.change_count, second.change_count);
 }
 
 #[test]
@@ -234,14 +238,14 @@ fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
     machine.plug("3-1", &reader, &config);
     let program = machine.new_backend();
     let followed = WatchThread::new(&program);
-    let picture = followed.snapshot();
-    assert!(picture.readers.is_empty());
-    let trouble = picture.trouble.expect("it is said why");
+    let snapshot = followed.snapshot();
+    assert!(snapshot.readers.is_empty());
+    let trouble = snapshot.error.expect("it is said why");
     assert_eq!(trouble.kind, TransportErrorKind::Busy);
     assert!(trouble.what.contains("Maker Key 42b2"), "{trouble}");
     drop(theirs);
-    let picture = followed.snapshot();
-    assert!(holds_card(single_reader(&picture)) && picture.trouble.is_none());
+    let snapshot = followed.snapshot();
+    assert!(holds_card(single_reader(&snapshot)) && snapshot.error.is_none());
 }
 
 #[test]
@@ -249,11 +253,13 @@ fn a_card_is_told_before_its_reader_is_let_go() {
     let machine = FakeMachine::new("told-first");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    assert!(watch.next().unwrap().readers.is_empty());
+    assert!(watch.next_snapshot().unwrap().readers.is_empty());
     let [(first, _), (second, _)] = ["3-1", "3-2"].map(|port| {
         let (reader, config) = key();
         machine.plug(port, &reader, &config);
-        assert!(holds_card(watch.next().unwrap().readers.last().unwrap()));
+        assert!(holds_card(
+            watch.next_snapshot().unwrap().readers.last().unwrap()
+        ));
         assert!(reader.device().claimed(), "told first");
         (reader, config)
     });
@@ -270,13 +276,13 @@ fn who_asks_what_is_there_finds_every_reader_let_go() {
     let (machine, reader) = with_key("asks");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    assert!(holds_card(single_reader(&snapshot(&mut *watch))));
+    assert!(holds_card(single_reader(&take_snapshot(&mut *watch))));
     assert!(!reader.device().claimed());
     let without = machine.new_backend_without_threads();
     let (other, config) = key();
     machine.plug("3-2", &other, &config);
-    let picture = without.watch().next().unwrap();
-    assert_eq!(picture.readers.len(), 2);
+    let snapshot = without.watch().next_snapshot().unwrap();
+    assert_eq!(snapshot.readers.len(), 2);
     // Nobody can say when the next call comes.
     assert!(!reader.device().claimed() && !other.device().claimed());
 }
@@ -298,7 +304,7 @@ fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
     let second = single_reader(&followed.snapshot()).clone();
     assert!(holds_card(&second));
     assert_ne!(
-        first.changes, second.changes,
+        first.change_count, second.change_count,
         "another card, though it looks the same"
     );
     slot.remove(0);
@@ -313,9 +319,9 @@ fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_re
     let (machine, slot) = with_a_reader_that_powers("activates");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let first = single_reader(&watch.next().unwrap()).clone();
+    let first = single_reader(&watch.next_snapshot().unwrap()).clone();
     assert!(holds_card(&first) && slot.device().claimed());
-    assert_eq!(single_reader(&snapshot(&mut *watch)), &first);
+    assert_eq!(single_reader(&take_snapshot(&mut *watch)), &first);
 }
 
 #[test]
@@ -369,11 +375,11 @@ fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
     assert!(holds_card(single_reader(&followed.snapshot())));
     wait_until(|| slot.device().claimed());
     let mut watch = watch_with_waiter(&theirs);
-    let mut picture = snapshot(&mut *watch);
-    while picture.readers.is_empty() {
-        picture = watch.next().unwrap();
+    let mut snapshot = take_snapshot(&mut *watch);
+    while snapshot.readers.is_empty() {
+        snapshot = watch.next_snapshot().unwrap();
     }
-    assert!(holds_card(single_reader(&picture)));
+    assert!(holds_card(single_reader(&snapshot)));
     let mut card = connect(&theirs, "3-1");
     assert_eq!(echo(&mut *card, b"a").unwrap(), answered(b"a"));
 }
@@ -404,12 +410,12 @@ fn a_stop_ends_the_watch_and_its_claims() {
     machine.plug("3-1", &slot, &reader());
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let waker = watch.waker();
+    let waker = watch.stop_handle();
     thread::scope(|scope| {
         let (shown, is_shown) = mpsc::channel();
         let waits = scope.spawn(move || {
-            shown.send(watch.next().is_ok()).unwrap();
-            watch.next().map(drop)
+            shown.send(watch.next_snapshot().is_ok()).unwrap();
+            watch.next_snapshot().map(drop)
         });
         assert!(is_shown.recv().unwrap());
         wait_until(|| slot.device().claimed());
@@ -424,8 +430,8 @@ fn a_stop_before_the_watch_begins_still_counts() {
     let machine = FakeMachine::new("before");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    watch.waker().stop();
-    assert_eq!(watch.next().map(drop), Err(Stopped));
+    watch.stop_handle().stop();
+    assert_eq!(watch.next_snapshot().map(drop), Err(Stopped));
 }
 
 #[test]
@@ -448,7 +454,7 @@ fn b19_a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the
             (TransportErrorKind::Busy, claviger_apdu::Sent::No)
         );
         let waits = scope.spawn(|| echo(&mut *second, b"c"));
-        program.cut();
+        program.abort_calls();
         for call in [uses, waits] {
             let error = call.join().unwrap().unwrap_err();
             assert_eq!(error.kind, TransportErrorKind::Cancelled);
@@ -461,15 +467,15 @@ fn a_backend_that_is_cut_ends_its_connections() {
     let (machine, reader) = with_key("cut");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
-    let _ = snapshot(&mut *watch);
+    let _ = take_snapshot(&mut *watch);
     let mut card = connect(&program, "3-1");
     reader.hold();
     thread::scope(|scope| {
         let waits = scope.spawn(|| echo(&mut *card, b"a"));
         wait_until(|| reader.device().counts().bulk_out > 2);
-        program.cut();
+        program.abort_calls();
         assert!(waits.join().unwrap().is_err());
     });
-    let refused = program.connect(&id("3-1"), claviger_apdu::Call::within(PATIENCE));
+    let refused = program.connect(&id("3-1"), claviger_apdu::Call::within(STEP_TIMEOUT));
     assert!(refused.is_err(), "no connection is made afterwards");
 }

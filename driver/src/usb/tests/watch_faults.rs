@@ -8,12 +8,12 @@ use super::{
     SHORT, answered,
     events::wait_for,
     faults::each_fault,
-    fixture::{FakeMachine, PATIENCE, echo_within, holds_card, id, reader},
+    fixture::{FakeMachine, STEP_TIMEOUT, echo_within, holds_card, id, reader},
     watch::WatchThread,
 };
 use crate::{
     backend::Backend as _,
-    reader::{Presence, Readers},
+    reader::{Presence, ReaderSnapshot},
     usb::{
         backend::UsbBackend,
         host::fake::{FakeReader, Fault, reader::FakeCard},
@@ -35,13 +35,13 @@ fn machine(test: &str, fault: Fault, step: usize) -> (FakeMachine, FakeReader, S
     (machine, slot, what)
 }
 
-fn has_card(snapshot: &Readers) -> bool {
+fn has_card(snapshot: &ReaderSnapshot) -> bool {
     snapshot.readers.iter().any(holds_card)
 }
 
 /// Connects and exchanges a command, once the reader is well again.
 fn works(program: &UsbBackend, slot: &FakeReader, what: &str) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + STEP_TIMEOUT;
     loop {
         slot.device().release();
         let connected = program.connect(&id("3-1"), Call::within(Duration::from_secs(4)));
@@ -88,7 +88,7 @@ fn any_fault_at_any_step_of_a_connect_ends_and_the_next_one_works() {
         if let Err(error) = program.connect(&id("3-1"), Call::within(SHORT)) {
             assert_eq!(error.sent, Sent::No, "{what}: {error}");
         }
-        assert!(start.elapsed() < PATIENCE / 2, "{what}: it did not end");
+        assert!(start.elapsed() < STEP_TIMEOUT / 2, "{what}: it did not end");
         if fault != Fault::Disconnected {
             works(&program, &slot, &what);
         }

@@ -125,7 +125,7 @@ impl Demand for CardDemand {
         }
     }
 
-    fn refresh(&self, until: Instant) {
+    fn refresh(&self, deadline: Instant) {
         let mut state = self.state();
         if state.waiters == 0 {
             state.lease = Some(Instant::now() + LEASE_TIME);
@@ -138,7 +138,7 @@ impl Demand for CardDemand {
         self.wake_watch();
         let mut state = self.state();
         while state.completed < poll && !state.is_closed {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }

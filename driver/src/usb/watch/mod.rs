@@ -38,12 +38,12 @@ use super::{
 use crate::{
     backend::{Demand, Watch},
     pollable::{self, Pollable, WaitSet},
-    reader::{ReaderState, Readers},
-    stop::{Stopped, Wake},
-    wait::{Pauses, Stop, readable},
+    reader::{ReaderSnapshot, ReaderState},
+    stop::{StopHandle, Stopped},
+    wait::{Backoff, StopFlag, wait_readable},
 };
 
-/// Timeout of the first snapshot of [`Watch::next`], and of one round of polls.
+/// Timeout of the first snapshot of [`Watch::next_snapshot`], and of one round of polls.
 const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// First interval before devices that could not be listed are listed again.
@@ -65,7 +65,7 @@ pub(crate) struct UsbWatch {
     watched: WatchedReaders,
     /// The devices of the last listing.
     listed: Vec<UsbDevice>,
-    /// Present if a thread is in [`Watch::next`] nearly all the time. Cards are then monitored between two calls, too, while
+    /// Present if a thread is in [`Watch::next_snapshot`] nearly all the time. Cards are then monitored between two calls, too, while
     /// there is a demand.
     demand: Option<Arc<CardDemand>>,
     /// The last poll request that was taken, and whether it is not completed yet.
@@ -75,10 +75,10 @@ pub(crate) struct UsbWatch {
     is_stale: bool,
     /// Some devices could not be read. All are listed again then.
     relist_at: Option<Instant>,
-    relist_backoff: Pauses,
+    relist_backoff: Backoff,
     trouble: Option<TransportError>,
     changes: ChangeCounter,
-    stop: Arc<Stop>,
+    stop: Arc<StopFlag>,
     /// Until when a snapshot waits for the polls of readers: the first snapshot, and one after
     /// others were allowed.
     polls_due: Option<Instant>,
@@ -114,17 +114,17 @@ impl UsbWatch {
             has_open_request: false,
             is_stale: true,
             relist_at: None,
-            relist_backoff: Pauses::new(RELIST_INTERVAL, RELIST_INTERVAL * 16),
+            relist_backoff: Backoff::new(RELIST_INTERVAL, RELIST_INTERVAL * 16),
             trouble: None,
             changes: ChangeCounter::default(),
-            stop: Arc::new(Stop::new()),
+            stop: Arc::new(StopFlag::new()),
             polls_due: None,
             reported: None,
         }
     }
 
     /// Brings everything up to date that needs no waiting, and starts the polls that are due. Without threads it waits for each.
-    fn update(&mut self, watching: bool, until: Instant) {
+    fn update(&mut self, watching: bool, deadline: Instant) {
         self.take_bus_changes();
         self.watched.end_polls();
         self.update_precedence();
@@ -143,7 +143,7 @@ impl UsbWatch {
         }
         let poll = PollContext {
             stop: Arc::clone(&self.stop),
-            deadline: until,
+            deadline,
             reports_release,
             keep_open: watching && self.demand.is_some(),
             watching,
@@ -156,11 +156,11 @@ impl UsbWatch {
     }
 
     /// Waits until the polls of all readers have ended.
-    fn wait_for_polls(&mut self, until: Instant) {
-        while self.watched.is_polling() && Instant::now() < until && !self.stop.is_set() {
+    fn wait_for_polls(&mut self, deadline: Instant) {
+        while self.watched.is_polling() && Instant::now() < deadline && !self.stop.is_set() {
             let event = self.context.watch_event.as_ref().map(|event| event.as_fd());
-            let _ = readable(event.as_slice(), &self.stop, Some(until));
-            self.update(false, until);
+            let _ = wait_readable(event.as_slice(), &self.stop, Some(deadline));
+            self.update(false, deadline);
         }
     }
 
@@ -254,9 +254,9 @@ impl UsbWatch {
     }
 
     /// Waits until it is known whether pcscd is there. Snapshots are empty before.
-    fn wait_for_precedence(&self, until: Instant) {
+    fn wait_for_precedence(&self, deadline: Instant) {
         if let Some(precedence) = &self.precedence {
-            precedence.wait_until_known(until, &self.stop);
+            precedence.wait_until_known(deadline, &self.stop);
         }
     }
 
@@ -274,9 +274,9 @@ impl UsbWatch {
         let Listing { devices, error } = self.bus.list(&self.listed);
         self.listed = devices;
         self.relist_at = match &error {
-            Some(_) => Some(Instant::now() + self.relist_backoff.next_pause()),
+            Some(_) => Some(Instant::now() + self.relist_backoff.next_delay()),
             None => {
-                self.relist_backoff.start_over();
+                self.relist_backoff.reset();
                 None
             }
         };
@@ -305,27 +305,27 @@ impl UsbWatch {
     }
 
     /// The readers to report, the error of their listing, and the number of the precedence change that they follow.
-    fn snapshot(&self) -> ReportedState {
+    fn current_state(&self) -> ReportedState {
         // Without the errors of readers: one that is busy for a moment is no change.
         let trouble = self.trouble.as_ref().map(|trouble| trouble.what.clone());
         (self.watched.states(), trouble, self.allowed.1)
     }
 
-    fn report(&mut self) -> Readers {
+    fn report(&mut self) -> ReaderSnapshot {
         self.polls_due = None;
-        let shown = self.snapshot();
+        let shown = self.current_state();
         let readers = shown.0.clone();
         self.reported = Some(shown);
-        Readers {
+        ReaderSnapshot {
             readers,
-            trouble: self.trouble(),
+            error: self.last_error(),
             // The bus is always there.
-            service: Some(0),
+            service_instance: Some(0),
         }
     }
 
     /// Joins the errors of all readers to one text.
-    fn trouble(&self) -> Option<TransportError> {
+    fn last_error(&self) -> Option<TransportError> {
         let of_readers = self.watched.errors();
         let troubles: Vec<&TransportError> = self.trouble.iter().chain(of_readers).collect();
         let texts: Vec<&str> = troubles
@@ -338,7 +338,7 @@ impl UsbWatch {
 }
 
 impl Watch for UsbWatch {
-    fn now(&mut self, call: Call) -> Readers {
+    fn snapshot(&mut self, call: Call) -> ReaderSnapshot {
         self.wait_for_precedence(call.deadline);
         self.is_stale |= self
             .hotplug
@@ -351,7 +351,7 @@ impl Watch for UsbWatch {
         self.report()
     }
 
-    fn next(&mut self) -> Result<Readers, Stopped> {
+    fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
         pollable::next(self)
     }
 
@@ -359,8 +359,8 @@ impl Watch for UsbWatch {
         Some(self)
     }
 
-    fn waker(&self) -> Arc<dyn Wake> {
-        Arc::clone(&self.stop) as Arc<dyn Wake>
+    fn stop_handle(&self) -> Arc<dyn StopHandle> {
+        Arc::clone(&self.stop) as Arc<dyn StopHandle>
     }
 
     fn demand(&self) -> Option<Arc<dyn Demand>> {
@@ -384,7 +384,7 @@ impl Pollable for UsbWatch {
         }
     }
 
-    fn step(&mut self) -> Result<Option<Readers>, Stopped> {
+    fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped> {
         if !self.stop.is_set() {
             self.update(true, Instant::now() + FIRST_SNAPSHOT_TIMEOUT);
         }
@@ -396,7 +396,7 @@ impl Pollable for UsbWatch {
             self.watched.release_idle();
             return Ok(None);
         }
-        if self.reported.as_ref() != Some(&self.snapshot()) {
+        if self.reported.as_ref() != Some(&self.current_state()) {
             // Reported first, because releasing a reader takes time.
             return Ok(Some(self.report()));
         }
@@ -407,7 +407,7 @@ impl Pollable for UsbWatch {
 
     fn waits_on(&self) -> WaitSet<'_> {
         let now = Instant::now();
-        let mut set = WaitSet::until(&self.stop);
+        let mut set = WaitSet::until_stopped(&self.stop);
         set.due(self.relist_at);
         set.readable(self.context.watch_event.as_ref().map(|event| event.as_fd()));
         set.readable(self.hotplug.iter().flat_map(HotplugMonitor::descriptors));
@@ -440,7 +440,7 @@ impl Pollable for UsbWatch {
         set
     }
 
-    /// Stops monitoring the cards, unless a thread is always in [`Watch::next`].
+    /// Stops monitoring the cards, unless a thread is always in [`Watch::next_snapshot`].
     fn rest(&mut self) {
         if self.demand.is_none() {
             self.watched.stop_monitoring();

@@ -17,7 +17,7 @@ use crate::{
         claim::{ClaimRequest, ReaderClaim},
         reader::{UsbReader, driver::ReaderDriver},
     },
-    wait::{Pauses, Stop},
+    wait::{Backoff, StopFlag},
 };
 
 /// Timeout of one poll, once the reader has responded.
@@ -41,7 +41,7 @@ pub(super) struct WatchedSlot {
     /// Why the last poll, or the monitoring, failed.
     last_error: Option<TransportError>,
     due: Option<Instant>,
-    backoff: Pauses,
+    backoff: Backoff,
     /// A notification said that the card is another one.
     card_replaced: bool,
     /// The reader was not released after the last poll.
@@ -55,7 +55,7 @@ pub(super) struct WatchedSlot {
 /// What a poll needs to know of its watch.
 #[derive(Clone)]
 pub(super) struct PollContext {
-    pub(super) stop: Arc<Stop>,
+    pub(super) stop: Arc<StopFlag>,
     pub(super) deadline: Instant,
     /// The kernel reports the end of another program's claim.
     pub(super) reports_release: bool,
@@ -66,7 +66,7 @@ pub(super) struct PollContext {
     pub(super) changes: ChangeCounter,
 }
 
-/// Source of [`ReaderState::changes`] for all readers of a watch.
+/// Source of [`ReaderState::change_count`] for all readers of a watch.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChangeCounter(Arc<AtomicU32>);
 
@@ -101,7 +101,7 @@ impl WatchedSlot {
             presence: None,
             last_error: None,
             due: Some(Instant::now()),
-            backoff: Pauses::new(Duration::from_millis(20), Duration::from_secs(2)),
+            backoff: Backoff::new(Duration::from_millis(20), Duration::from_secs(2)),
             card_replaced: false,
             is_kept_open: false,
             awaits_release: false,
@@ -140,7 +140,7 @@ impl WatchedSlot {
     /// Schedules a poll at once.
     pub(super) fn poll_now(&mut self) {
         self.due = Some(Instant::now());
-        self.backoff.start_over();
+        self.backoff.reset();
     }
 
     /// Returns whether no poll has succeeded yet.
@@ -164,8 +164,8 @@ impl WatchedSlot {
             id: info.id.clone(),
             name: info.interface.name.clone(),
             presence: self.presence.clone()?,
-            changes: self.changes,
-            model: info.model.clone(),
+            change_count: self.changes,
+            stable_name: info.model.clone(),
         })
     }
 
@@ -204,11 +204,11 @@ impl WatchedSlot {
             Some(Err(error)) => return self.note_error(error, poll),
             None => {
                 // Another thread uses the slot.
-                self.due = Some(Instant::now() + self.backoff.next_pause());
+                self.due = Some(Instant::now() + self.backoff.next_delay());
                 return true;
             }
         };
-        self.backoff.start_over();
+        self.backoff.reset();
         self.card_replaced = false;
         let (presence, is_same) = match found {
             SlotContents::Empty => (Presence::Empty, true),
@@ -243,7 +243,7 @@ impl WatchedSlot {
     ) -> Option<Result<SlotContents, TransportError>> {
         let mut driver = self.reader.try_idle_driver()?;
         driver.check_resets();
-        if self.card_replaced && self.reader.info().interface.class.powers_by_itself() {
+        if self.card_replaced && self.reader.info().interface.class.activates_automatically() {
             // Its status says nothing of that: the other card is as active as the one before.
             driver.forget_card();
         }
@@ -357,7 +357,7 @@ impl WatchedSlot {
             // The bus tells when that changes.
             NoReader | Cancelled => self.due = None,
             Busy | Denied => self.await_release(poll.reports_release && !self.is_held_by_us()),
-            _ => self.due = Some(Instant::now() + self.backoff.next_pause()),
+            _ => self.due = Some(Instant::now() + self.backoff.next_delay()),
         }
         tracing::debug!("{error}");
         let has_answered = matches!(error.kind, NoReader | Cancelled | Busy | Denied);

@@ -45,24 +45,24 @@ impl Backend for OnDemand {
         self.0.connect(reader, call)
     }
 
-    fn cut(&self) {}
+    fn abort_calls(&self) {}
 
-    fn wind_up(&self) {}
+    fn begin_shutdown(&self) {}
 }
 
 struct DemandingWatch(Box<dyn Watch>, Arc<Unanswered>);
 
 impl Watch for DemandingWatch {
-    fn now(&mut self, call: Call) -> Readers {
-        self.0.now(call)
+    fn snapshot(&mut self, call: Call) -> ReaderSnapshot {
+        self.0.snapshot(call)
     }
 
-    fn next(&mut self) -> Result<Readers, Stopped> {
-        self.0.next()
+    fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
+        self.0.next_snapshot()
     }
 
-    fn waker(&self) -> Arc<dyn Wake> {
-        self.0.waker()
+    fn stop_handle(&self) -> Arc<dyn StopHandle> {
+        self.0.stop_handle()
     }
 
     fn demand(&self) -> Option<Arc<dyn Demand>> {

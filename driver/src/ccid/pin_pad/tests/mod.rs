@@ -5,7 +5,7 @@ mod structures;
 mod t1;
 
 use super::*;
-use crate::ccid::quirks::{Model, Quirks, of};
+use crate::ccid::quirks::{Quirks, UsbModel, for_model};
 
 const BOTH: Operations = Operations {
     verify: true,
@@ -67,7 +67,7 @@ fn plain(request: PinRequest) -> PinEntry {
 /// The pad of a model in the table.
 fn model(vendor: u16, product: u16) -> Result<PinPad, NoPinPad> {
     let release = 0x0100;
-    let quirks = of(Model {
+    let quirks = for_model(UsbModel {
         vendor,
         product,
         release,
@@ -78,7 +78,7 @@ fn model(vendor: u16, product: u16) -> Result<PinPad, NoPinPad> {
 /// The pad of a model in the table, for a user who vouches for it.
 fn vouched(vendor: u16, product: u16) -> PinPad {
     let release = 0x0100;
-    let quirks = of(Model {
+    let quirks = for_model(UsbModel {
         vendor,
         product,
         release,

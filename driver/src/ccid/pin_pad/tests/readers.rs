@@ -75,12 +75,12 @@ fn the_table_knows_pads_to_use_and_pads_to_leave() {
 fn one_firmware_of_the_minilector_has_no_pad() {
     let at = |release| {
         let (vendor, product) = (0x25DD, 0x3111);
-        let model = Model {
+        let model = UsbModel {
             vendor,
             product,
             release,
         };
-        of(model).no_pin_pad
+        for_model(model).no_pin_pad
     };
     assert!(at(0x0111) && !at(0x0110) && !at(0x0112));
 }

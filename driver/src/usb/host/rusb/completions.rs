@@ -89,40 +89,40 @@ mod tests {
 
     use super::*;
 
-    fn ready(inbox: &CompletionQueue) -> bool {
-        let mut polled = [PollFd::new(&inbox.event, PollFlags::IN)];
+    fn ready(completions: &CompletionQueue) -> bool {
+        let mut polled = [PollFd::new(&completions.event, PollFlags::IN)];
         rustix::event::poll(&mut polled, Some(&Timespec::default())).unwrap() > 0
     }
 
     #[test]
     fn what_ends_while_nobody_looks_makes_the_descriptor_ready_until_nothing_is_found() {
-        let inbox = CompletionQueue::new().unwrap();
-        inbox.push(CompletedTransfer(1));
-        inbox.push(CompletedTransfer(2));
-        assert!(ready(&inbox));
-        assert_eq!(inbox.take(|| panic!("not needed")).unwrap().0, 1);
-        assert_eq!(inbox.take(|| ()).unwrap().0, 2);
-        assert!(ready(&inbox));
-        assert!(inbox.take(|| ()).is_none());
-        assert!(!ready(&inbox));
+        let completions = CompletionQueue::new().unwrap();
+        completions.push(CompletedTransfer(1));
+        completions.push(CompletedTransfer(2));
+        assert!(ready(&completions));
+        assert_eq!(completions.take(|| panic!("not needed")).unwrap().0, 1);
+        assert_eq!(completions.take(|| ()).unwrap().0, 2);
+        assert!(ready(&completions));
+        assert!(completions.take(|| ()).is_none());
+        assert!(!ready(&completions));
     }
 
     #[test]
     fn what_ends_while_its_own_thread_handles_events_needs_no_signal() {
-        let inbox = CompletionQueue::new().unwrap();
-        let found = inbox.take(|| inbox.push(CompletedTransfer(7)));
+        let completions = CompletionQueue::new().unwrap();
+        let found = completions.take(|| completions.push(CompletedTransfer(7)));
         assert_eq!(found.unwrap().0, 7);
-        assert!(!ready(&inbox));
-        inbox.push(CompletedTransfer(8));
-        assert!(ready(&inbox));
+        assert!(!ready(&completions));
+        completions.push(CompletedTransfer(8));
+        assert!(ready(&completions));
     }
 
     #[test]
     fn a_nudge_lasts_until_somebody_looked() {
-        let inbox = CompletionQueue::new().unwrap();
-        inbox.wake();
-        assert!(ready(&inbox));
-        assert!(inbox.take(|| ()).is_none());
-        assert!(!ready(&inbox));
+        let completions = CompletionQueue::new().unwrap();
+        completions.wake();
+        assert!(ready(&completions));
+        assert!(completions.take(|| ()).is_none());
+        assert!(!ready(&completions));
     }
 }

@@ -148,17 +148,17 @@ impl RusbInterface {
     fn wait_for(
         &self,
         transfer: Transfer,
-        inbox: &CompletionQueue,
-        until: Instant,
+        completions: &CompletionQueue,
+        deadline: Instant,
     ) -> Result<Completion, TransferError> {
         let handle = &self.0.handle;
-        let mut until = until;
+        let mut deadline = deadline;
         let mut is_cancelled = false;
         loop {
-            if let Some(ended) = inbox.take(|| handle.handle_events()) {
+            if let Some(ended) = completions.take(|| handle.handle_events()) {
                 return transfer.into_completion(&ended).ok_or(error::invalid());
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 if is_cancelled {
                     tracing::warn!("usb: a control transfer was not given back");
@@ -166,13 +166,13 @@ impl RusbInterface {
                 }
                 is_cancelled = true;
                 transfer.cancel();
-                until = Instant::now() + CANCEL_TIMEOUT;
+                deadline = Instant::now() + CANCEL_TIMEOUT;
                 continue;
             }
             let mut polled: Vec<PollFd<'_>> = Vec::new();
             let descriptors = handle.descriptors(true).into_iter();
             polled.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-            polled.push(PollFd::new(&inbox.event, PollFlags::IN));
+            polled.push(PollFd::new(&completions.event, PollFlags::IN));
             // A signal ends the wait early, which the loop allows for.
             let _ = rustix::event::poll(&mut polled, Timespec::try_from(left).ok().as_ref());
         }
@@ -190,12 +190,12 @@ impl UsbInterface for RusbInterface {
         &self,
         endpoints: &[EndpointAddress],
     ) -> Result<Box<dyn EndpointQueue>, TransferError> {
-        let inbox = Arc::new(CompletionQueue::new()?);
+        let completions = Arc::new(CompletionQueue::new()?);
         self.0.reserve(endpoints)?;
         Ok(Box::new(RusbQueue {
             claim: Arc::clone(&self.0),
             endpoints: endpoints.to_vec(),
-            inbox,
+            completions,
             gone: false,
             pending: Vec::new(),
             refused: VecDeque::new(),
@@ -214,10 +214,10 @@ impl UsbInterface for RusbInterface {
             return Err(error::invalid());
         }
         let is_in = setup.request_type & 0x80 != 0;
-        let inbox = Arc::new(CompletionQueue::new()?);
+        let completions = Arc::new(CompletionQueue::new()?);
         let bytes = request_bytes(setup, data);
-        let transfer = Transfer::submit_control(&self.0.handle, &inbox, bytes)?;
-        let done = self.wait_for(transfer, &inbox, Instant::now() + limit)?;
+        let transfer = Transfer::submit_control(&self.0.handle, &completions, bytes)?;
+        let done = self.wait_for(transfer, &completions, Instant::now() + limit)?;
         done.result?;
         if is_in {
             let received = done.buffer.expose().iter().skip(SETUP_LENGTH);
@@ -239,7 +239,7 @@ struct RusbQueue {
     pending: Vec<Transfer>,
     /// What could not be submitted.
     refused: VecDeque<Completion>,
-    inbox: Arc<CompletionQueue>,
+    completions: Arc<CompletionQueue>,
     endpoints: Vec<EndpointAddress>,
     gone: bool,
     claim: Arc<ClaimedInterface>,
@@ -268,7 +268,7 @@ impl RusbQueue {
         let submitted = match known {
             Some(one) => {
                 let handle = &self.claim.handle;
-                Transfer::submit(handle, &self.inbox, endpoint, one.interrupt, bytes)
+                Transfer::submit(handle, &self.completions, endpoint, one.interrupt, bytes)
             }
             None => {
                 drop(Secret::new(bytes));
@@ -288,7 +288,7 @@ impl RusbQueue {
             transferred: 0,
             result: Err(error),
         });
-        self.inbox.wake();
+        self.completions.wake();
     }
 }
 
@@ -309,7 +309,7 @@ impl EndpointQueue for RusbQueue {
         if let Some(refused) = self.refused.pop_front() {
             return Some(refused);
         }
-        let Some(ended) = self.inbox.take(|| self.claim.handle.handle_events()) else {
+        let Some(ended) = self.completions.take(|| self.claim.handle.handle_events()) else {
             self.gone = self.gone || self.claim.handle.is_gone();
             return None;
         };
@@ -321,7 +321,7 @@ impl EndpointQueue for RusbQueue {
         // While something is pending the node tells how it ended, also when the device has left.
         let with_node = !(self.gone && self.pending.is_empty());
         let mut descriptors = self.claim.handle.descriptors(with_node);
-        descriptors.push((self.inbox.event.as_fd(), PollFlags::IN));
+        descriptors.push((self.completions.event.as_fd(), PollFlags::IN));
         descriptors
     }
 

@@ -190,7 +190,7 @@ impl Transfer {
     /// Submits `buffer`, to be sent or filled; `interrupt` is the endpoint's type.
     pub(super) fn submit(
         handle: &Arc<OpenDevice>,
-        inbox: &Arc<CompletionQueue>,
+        completions: &Arc<CompletionQueue>,
         endpoint: EndpointAddress,
         interrupt: bool,
         bytes: Vec<u8>,
@@ -201,7 +201,7 @@ impl Transfer {
         } else {
             ffi::libusb_fill_bulk_transfer
         };
-        Self::submit_filled(handle, inbox, endpoint, bytes, |filled| {
+        Self::submit_filled(handle, completions, endpoint, bytes, |filled| {
             let length = length.map_err(|_| error::invalid())?;
             // SAFETY: the transfer is new; handle, buffer and inbox stay until its callback has run, for they are lent.
             unsafe {
@@ -223,7 +223,7 @@ impl Transfer {
     /// Submits a control request. `bytes` are the setup packet, and the data to send or space for the data to receive.
     pub(super) fn submit_control(
         handle: &Arc<OpenDevice>,
-        inbox: &Arc<CompletionQueue>,
+        completions: &Arc<CompletionQueue>,
         bytes: Vec<u8>,
     ) -> Result<Self, TransferError> {
         let fits = matches!(
@@ -232,23 +232,24 @@ impl Transfer {
                 if SETUP_LENGTH + usize::from(u16::from_le_bytes([*low, *high])) == bytes.len()
                     && bytes.len() <= MAX_CONTROL_TRANSFER
         );
-        let mut transfer = Self::submit_filled(handle, inbox, DEFAULT_PIPE, bytes, |filled| {
-            if !fits {
-                return Err(error::invalid());
-            }
-            // SAFETY: as above; the buffer has the setup packet, and as many bytes after it as that says.
-            unsafe {
-                ffi::libusb_fill_control_transfer(
-                    filled.transfer,
-                    filled.device,
-                    filled.buffer,
-                    ended,
-                    filled.queue,
-                    NO_TIMEOUT,
-                );
-            }
-            Ok(())
-        })?;
+        let mut transfer =
+            Self::submit_filled(handle, completions, DEFAULT_PIPE, bytes, |filled| {
+                if !fits {
+                    return Err(error::invalid());
+                }
+                // SAFETY: as above; the buffer has the setup packet, and as many bytes after it as that says.
+                unsafe {
+                    ffi::libusb_fill_control_transfer(
+                        filled.transfer,
+                        filled.device,
+                        filled.buffer,
+                        ended,
+                        filled.queue,
+                        NO_TIMEOUT,
+                    );
+                }
+                Ok(())
+            })?;
         transfer.setup_length = SETUP_LENGTH;
         Ok(transfer)
     }
@@ -256,7 +257,7 @@ impl Transfer {
     /// Allocates a transfer, lets `fill` fill it, and submits it.
     fn submit_filled(
         handle: &Arc<OpenDevice>,
-        inbox: &Arc<CompletionQueue>,
+        completions: &Arc<CompletionQueue>,
         endpoint: EndpointAddress,
         mut bytes: Vec<u8>,
         fill: impl FnOnce(&NewTransfer) -> Result<(), TransferError>,
@@ -270,11 +271,11 @@ impl Transfer {
             transfer: transfer.raw.as_ptr(),
             device,
             buffer: address,
-            queue: Arc::as_ptr(inbox).cast_mut().cast(),
+            queue: Arc::as_ptr(completions).cast_mut().cast(),
         })?;
         transfer.in_flight = Some(InFlight {
             buffer,
-            _inbox: Arc::clone(inbox),
+            _inbox: Arc::clone(completions),
             _handle: Arc::clone(handle),
         });
         // SAFETY: filled above, and not submitted before.
@@ -340,12 +341,12 @@ impl Drop for Transfer {
 
 extern "system" fn ended(transfer: *mut ffi::libusb_transfer) {
     // SAFETY: libusb calls with a transfer that was submitted; its owner does not free it before it is in the inbox.
-    let inbox: *const CompletionQueue = unsafe { (*transfer).user_data }.cast_const().cast();
+    let completions: *const CompletionQueue = unsafe { (*transfer).user_data }.cast_const().cast();
     // SAFETY: the transfer has a count of the inbox; another is taken, because that one may go as soon as it is put.
-    unsafe { Arc::increment_strong_count(inbox) };
+    unsafe { Arc::increment_strong_count(completions) };
     // SAFETY: the count taken above is given back when this value is dropped.
-    let inbox = unsafe { Arc::from_raw(inbox) };
-    inbox.push(CompletedTransfer(transfer.addr()));
+    let completions = unsafe { Arc::from_raw(completions) };
+    completions.push(CompletedTransfer(transfer.addr()));
 }
 
 #[cfg(test)]
@@ -379,8 +380,8 @@ mod tests {
     fn b14_no_context_of_libusb_comes_or_goes_while_somebody_forks() {
         let (opened, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let go_beyond = |count: usize| {
-            let until = Instant::now() + Duration::from_secs(60);
-            while opened.load(Ordering::SeqCst) <= count && Instant::now() < until {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while opened.load(Ordering::SeqCst) <= count && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(1));
             }
             opened.load(Ordering::SeqCst) > count

@@ -8,8 +8,8 @@ use crate::{ccid::budget, usb::host::transfer::SetupPacket};
 const ABORT: (u8, u8) = (0x21, 0x01);
 
 /// Timeout of the request. Not zero, which some take for no timeout.
-pub(super) fn abort_timeout(until: Instant) -> Duration {
-    let left = until.saturating_duration_since(Instant::now());
+pub(super) fn abort_timeout(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
     left.clamp(Duration::from_millis(1), budget::ABORT)
 }
 

@@ -33,7 +33,7 @@ use crate::{
         event_fd::EventFd,
         transfer::{Completion, EndpointQueue, TransferError, UsbInterface},
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// See the module.
@@ -132,7 +132,7 @@ impl ConcurrentBulkPipe {
         command: &Command<'_>,
         slot: u8,
         limit: ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         let sequence = self.state().next_sequence();
         self.send(command, (slot, sequence), limit, stop)
@@ -143,9 +143,9 @@ impl ConcurrentBulkPipe {
         command: &Command<'_>,
         (slot, sequence): (u8, u8),
         limit: ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
-        let mut until = limit.start(Instant::now());
+        let mut deadline = limit.start(Instant::now());
         let wakeup = self.state().begin(command, slot, sequence);
         loop {
             let mut state = self.state();
@@ -154,12 +154,12 @@ impl ConcurrentBulkPipe {
             }
             state.process_completions();
             if let Some(multiplier) = state.extension(sequence) {
-                until = limit.extended(multiplier, Instant::now());
+                deadline = limit.extended(multiplier, Instant::now());
             }
             let ended = if stop.is_set() {
                 Some(BulkErrorKind::Stopped)
             } else {
-                (Instant::now() >= until).then_some(BulkErrorKind::TimedOut)
+                (Instant::now() >= deadline).then_some(BulkErrorKind::TimedOut)
             };
             if ended == Some(BulkErrorKind::TimedOut) {
                 state.accept_unended();
@@ -175,12 +175,12 @@ impl ConcurrentBulkPipe {
                 }
                 continue;
             }
-            let until = until.min(state.liveness.due);
+            let deadline = deadline.min(state.liveness.due);
             let due = state.pipes.next_timeout().map(|due| Instant::now() + due);
             // Descriptors of our own, for the wait is without the lock.
             let fds = owned(&state.pipes.poll_fds());
             drop(state);
-            let first = due.map_or(until, |due| due.min(until));
+            let first = due.map_or(deadline, |due| due.min(deadline));
             wait(fds, wakeup.as_deref(), first, stop);
         }
     }
@@ -204,43 +204,41 @@ impl ConcurrentBulkPipe {
     pub(crate) fn recover(
         &self,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
-        check_limits(until, stop)?;
-        self.abort(slot, until, stop);
-        query_status(until, stop, |limit| {
-            let result = self.command(&Command::GetSlotStatus, slot, limit, stop);
-            if result.is_err() {
-                self.reset_endpoints(until, stop);
-            }
-            result
+        check_limits(deadline, stop)?;
+        self.abort(slot, deadline, stop);
+        query_status(deadline, stop, |limit| {
+            self.command(&Command::GetSlotStatus, slot, limit, stop)
+                .inspect_err(|_| self.reset_endpoints(deadline, stop))
         })
     }
 
     /// Resets the endpoints if there is time for it.
-    fn reset_endpoints(&self, until: Instant, stop: &Stop) {
-        if check_limits(until, stop).is_ok() {
+    fn reset_endpoints(&self, deadline: Instant, stop: &StopFlag) {
+        if check_limits(deadline, stop).is_ok() {
             self.state().reset_endpoints();
         }
     }
 
     /// As [`BulkPipe::abort`](super::BulkPipe).
-    fn abort(&self, slot: u8, until: Instant, stop: &Stop) {
+    fn abort(&self, slot: u8, deadline: Instant, stop: &StopFlag) {
         let sequence = self.state().next_sequence();
         let setup = abort_request(self.number, slot, sequence);
-        let asked = self.interface.control(setup, &mut [], abort_timeout(until));
+        let timeout = abort_timeout(deadline);
+        let asked = self.interface.control(setup, &mut [], timeout);
         if asked != Err(TransferError::Cancelled) {
-            self.reset_endpoints(until, stop);
+            self.reset_endpoints(deadline, stop);
         }
         if let Err(error) = asked {
             tracing::debug!("usb: the reader takes no ABORT request: {error}");
             return;
         }
-        if check_limits(until, stop).is_err() {
+        if check_limits(deadline, stop).is_err() {
             return;
         }
-        let limit = until.min(Instant::now() + budget::ABORT);
+        let limit = deadline.min(Instant::now() + budget::ABORT);
         if let Err(error) = self.send(&Command::Abort, (slot, sequence), limit.into(), stop) {
             tracing::debug!("usb: Abort was not confirmed: {}", error.kind);
         }
@@ -328,7 +326,7 @@ impl PipeState {
             return false;
         }
         self.pipes.cancel(bulk_in);
-        let until = Instant::now() + budget::CANCEL;
+        let deadline = Instant::now() + budget::CANCEL;
         loop {
             while let Some(completion) = self.pipes.next_completion() {
                 match completion.result {
@@ -338,7 +336,7 @@ impl PipeState {
                     _ => self.process(completion),
                 }
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if self.pipes.pending(bulk_in) == 0 || left.is_zero() {
                 break;
             }
@@ -471,13 +469,13 @@ impl PipeState {
     /// The reader takes no commands: those on their way are taken back.
     fn cancel_out_transfers(&mut self) {
         self.pipes.cancel(self.endpoints.bulk_out);
-        let until = Instant::now() + budget::CANCEL;
-        while !self.out_transfers.is_empty() && Instant::now() < until {
+        let deadline = Instant::now() + budget::CANCEL;
+        while !self.out_transfers.is_empty() && Instant::now() < deadline {
             self.process_completions();
             if !self.out_transfers.is_empty() {
                 drain::wait(
                     &*self.pipes,
-                    until.saturating_duration_since(Instant::now()),
+                    deadline.saturating_duration_since(Instant::now()),
                 );
             }
         }

@@ -41,7 +41,7 @@ use crate::{
         drain,
         transfer::{Completion, EndpointAddress, EndpointQueue, TransferError, UsbInterface},
     },
-    wait::{Stop, ready_of},
+    wait::{StopFlag, wait_any},
 };
 
 /// The two bulk endpoints of a reader.
@@ -123,7 +123,7 @@ impl BulkPipe {
         command: &Command<'_>,
         slot: u8,
         limit: impl Into<ResponseTimeout>,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let message = command.message(slot, self.sequence);
@@ -152,9 +152,9 @@ impl BulkPipe {
         &mut self,
         exchange: &mut PendingCommand,
         limit: ResponseTimeout,
-        stop: &Stop,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkErrorKind> {
-        let mut until = limit.start(Instant::now());
+        let mut deadline = limit.start(Instant::now());
         let mut liveness = LivenessCheck::start();
         loop {
             while let Some(completion) = self.pipes.next_completion() {
@@ -164,12 +164,12 @@ impl BulkPipe {
                 liveness = LivenessCheck::start();
             }
             if let Some(multiplier) = exchange.take_extension() {
-                until = limit.extended(multiplier, Instant::now());
+                deadline = limit.extended(multiplier, Instant::now());
             }
             if stop.is_set() {
                 return Err(BulkErrorKind::Stopped);
             }
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 self.cancel_pending();
                 let reply = self.accept_without_zlp(exchange);
                 return reply.ok().flatten().ok_or(BulkErrorKind::TimedOut);
@@ -183,15 +183,15 @@ impl BulkPipe {
                     return Err(BulkErrorKind::TimedOut);
                 }
             }
-            self.wait(until.min(liveness.due), stop);
+            self.wait(deadline.min(liveness.due), stop);
         }
     }
 
     /// Waits for a completion.
-    fn wait(&self, until: Instant, stop: &Stop) {
+    fn wait(&self, deadline: Instant, stop: &StopFlag) {
         let due = self.pipes.next_timeout().map(|due| Instant::now() + due);
-        let until = due.map_or(until, |due| due.min(until));
-        if let Err(errno) = ready_of(&self.pipes.poll_fds(), stop, Some(until)) {
+        let deadline = due.map_or(deadline, |due| due.min(deadline));
+        if let Err(errno) = wait_any(&self.pipes.poll_fds(), stop, Some(deadline)) {
             tracing::warn!("usb: poll failed ({errno})");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -283,7 +283,7 @@ impl BulkPipe {
         self.drain(Instant::now() + budget::CANCEL);
     }
 
-    fn drain(&mut self, until: Instant) {
+    fn drain(&mut self, deadline: Instant) {
         loop {
             while let Some(completion) = self.pipes.next_completion() {
                 self.halts.note(&completion);
@@ -295,7 +295,7 @@ impl BulkPipe {
                 bulk_in, bulk_out, ..
             } = self.endpoints;
             let pending = self.pipes.pending(bulk_in) + self.pipes.pending(bulk_out);
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if pending == 0 || left.is_zero() {
                 return;
             }
@@ -310,16 +310,16 @@ impl BulkPipe {
     pub(crate) fn recover(
         &mut self,
         slot: u8,
-        until: Instant,
-        stop: &Stop,
+        deadline: Instant,
+        stop: &StopFlag,
     ) -> Result<SlotResponse, BulkError> {
         self.cancel_pending();
-        check_limits(until, stop)?;
-        let listens = self.abort(slot, until, stop);
-        query_status(until, stop, |limit| {
+        check_limits(deadline, stop)?;
+        let listens = self.abort(slot, deadline, stop);
+        query_status(deadline, stop, |limit| {
             let result = self.command(&Command::GetSlotStatus, slot, limit, stop);
             if listens && result.is_err() {
-                self.clear_halts(until, stop);
+                self.clear_halts(deadline, stop);
             }
             result
         })
@@ -327,12 +327,12 @@ impl BulkPipe {
 
     /// Clears the halts that were seen. The kernel waits up to five seconds for the device, so nothing is cleared after the
     /// deadline.
-    fn clear_halts(&mut self, until: Instant, stop: &Stop) {
+    fn clear_halts(&mut self, deadline: Instant, stop: &StopFlag) {
         let BulkEndpoints {
             bulk_in, bulk_out, ..
         } = self.endpoints;
         for endpoint in [bulk_in, bulk_out] {
-            if check_limits(until, stop).is_ok() {
+            if check_limits(deadline, stop).is_ok() {
                 self.halts.clear(&mut *self.pipes, endpoint);
             }
         }
@@ -340,18 +340,20 @@ impl BulkPipe {
 
     /// Aborts by control and by bulk, with one sequence number for both (CCID 1.1, 5.3.1). A reader that supports no abort is
     /// left to GetSlotStatus. Returns whether the device responds to control requests: otherwise no halt can be cleared.
-    fn abort(&mut self, slot: u8, until: Instant, stop: &Stop) -> bool {
+    fn abort(&mut self, slot: u8, deadline: Instant, stop: &StopFlag) -> bool {
         let sequence = self.sequence.wrapping_add(1);
         let setup = abort_request(self.number, slot, sequence);
-        let asked = self.interface.control(setup, &mut [], abort_timeout(until));
+        let asked = self
+            .interface
+            .control(setup, &mut [], abort_timeout(deadline));
         let listens = asked != Err(TransferError::Cancelled);
         if listens {
-            self.clear_halts(until, stop);
+            self.clear_halts(deadline, stop);
         }
         if let Err(error) = asked {
             tracing::debug!("usb: the reader takes no ABORT request: {error}");
-        } else if check_limits(until, stop).is_ok() {
-            let limit = until.min(Instant::now() + budget::ABORT);
+        } else if check_limits(deadline, stop).is_ok() {
+            let limit = deadline.min(Instant::now() + budget::ABORT);
             if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
                 tracing::debug!("usb: Abort was not confirmed: {}", error.kind);
             }

@@ -6,7 +6,7 @@ use super::{error::BulkErrorKind, response::SlotResponse};
 use crate::{
     ccid::{
         budget,
-        message::{Answer, AnswerKind, Command, Outcome},
+        message::{CcidResponse, Command, CommandStatus, ResponseKind},
     },
     usb::host::transfer::{Completion, TransferError},
 };
@@ -22,7 +22,7 @@ pub(super) enum OutTransfer {
 /// One pending command.
 #[derive(Debug)]
 pub(super) struct PendingCommand {
-    kind: AnswerKind,
+    kind: ResponseKind,
     slot: u8,
     length: usize,
     out: OutTransfer,
@@ -118,16 +118,16 @@ impl PendingCommand {
         message: Secret,
         sequence: u8,
     ) -> Result<Option<SlotResponse>, BulkErrorKind> {
-        let answer = Answer::parse(message.expose())
+        let answer = CcidResponse::parse(message.expose())
             .map_err(|_| BulkErrorKind::Protocol("a damaged message"))?;
         if !answer.matches(self.kind, self.slot, sequence) {
             self.count_stale()?;
             return Ok(None);
         }
         let error = match answer.outcome {
-            Outcome::Done => None,
-            Outcome::Failed(error) => Some(error),
-            Outcome::TimeExtension { multiplier } => {
+            CommandStatus::Processed => None,
+            CommandStatus::Failed(error) => Some(error),
+            CommandStatus::TimeExtension { multiplier } => {
                 self.extension = Some(multiplier);
                 self.extensions += 1;
                 if self.extensions > budget::TIME_EXTENSIONS {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     ccid::{budget, message::SlotError},
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// Sends GetSlotStatus by `query` until it is answered, [`budget::STATUS_TRIES`] times at most. A reader that answers late has
@@ -20,8 +20,8 @@ use crate::{
 /// # Errors
 /// Why the last one was not answered, or that the slot runs or aborts a command.
 pub(super) fn query_status(
-    until: Instant,
-    stop: &Stop,
+    deadline: Instant,
+    stop: &StopFlag,
     mut query: impl FnMut(ResponseTimeout) -> Result<SlotResponse, BulkError>,
 ) -> Result<SlotResponse, BulkError> {
     let mut timeout = budget::STATUS;
@@ -30,12 +30,12 @@ pub(super) fn query_status(
         sent: Sent::No,
     };
     for _ in 0..budget::STATUS_TRIES {
-        match check_limits(until, stop) {
+        match check_limits(deadline, stop) {
             Ok(()) => {}
             Err(error) if error.kind == BulkErrorKind::TimedOut => return Err(last),
             Err(error) => return Err(error),
         }
-        match query(ResponseTimeout::per_message(timeout, until)) {
+        match query(ResponseTimeout::per_message(timeout, deadline)) {
             Err(error) if !error.kind.is_final() => {
                 if error.kind.needs_time() {
                     timeout = timeout.saturating_mul(2);
@@ -69,13 +69,13 @@ impl SlotResponse {
 }
 
 /// Checks stop and deadline before another step of the recovery.
-pub(super) fn check_limits(until: Instant, stop: &Stop) -> Result<(), BulkError> {
+pub(super) fn check_limits(deadline: Instant, stop: &StopFlag) -> Result<(), BulkError> {
     let sent = Sent::No;
     if stop.is_set() {
         let kind = BulkErrorKind::Stopped;
         return Err(BulkError { kind, sent });
     }
-    if Instant::now() >= until {
+    if Instant::now() >= deadline {
         let kind = BulkErrorKind::TimedOut;
         return Err(BulkError { kind, sent });
     }

@@ -10,7 +10,7 @@ use rustix::event::PollFlags;
 use crate::{
     fork_closed::ForkClosed,
     usb::host::event_fd::EventFd,
-    wait::{Stop, ready_of},
+    wait::{StopFlag, wait_any},
 };
 
 /// Poll interval of a thread without descriptors.
@@ -28,10 +28,15 @@ pub(super) fn owned(fds: &[(BorrowedFd<'_>, PollFlags)]) -> Option<OwnedFds> {
     fds.iter().map(own).collect()
 }
 
-pub(super) fn wait(fds: Option<OwnedFds>, wakeup: Option<&EventFd>, until: Instant, stop: &Stop) {
-    let until = match (&fds, wakeup) {
-        (Some(_), Some(_)) => until,
-        _ => until.min(Instant::now() + POLL_INTERVAL),
+pub(super) fn wait(
+    fds: Option<OwnedFds>,
+    wakeup: Option<&EventFd>,
+    deadline: Instant,
+    stop: &StopFlag,
+) {
+    let deadline = match (&fds, wakeup) {
+        (Some(_), Some(_)) => deadline,
+        _ => deadline.min(Instant::now() + POLL_INTERVAL),
     };
     let fds = fds.unwrap_or_default();
     let wakeup = wakeup.map(|wakeup| (wakeup.as_fd(), PollFlags::IN));
@@ -40,7 +45,7 @@ pub(super) fn wait(fds: Option<OwnedFds>, wakeup: Option<&EventFd>, until: Insta
         .map(|(fd, flags)| (fd.as_fd(), *flags))
         .chain(wakeup)
         .collect();
-    if let Err(errno) = ready_of(&all, stop, Some(until)) {
+    if let Err(errno) = wait_any(&all, stop, Some(deadline)) {
         tracing::warn!("usb: poll failed ({errno})");
         std::thread::sleep(POLL_INTERVAL);
     }

@@ -13,7 +13,7 @@ use crate::{
         descriptor::ExchangeLevel,
         message::{Command, IccStatus, SlotError},
     },
-    protocol::{Failure, Reason, Step, character::Turn},
+    protocol::{Failure, FailureReason, Step, character::CharacterStep},
     usb::pipe::bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
 };
 
@@ -94,7 +94,7 @@ impl CcidSlot {
             self.pipe.mark_desynchronized();
         }
         let doubt = match (failure.reason, failure.sent) {
-            (Reason::Unsuitable(_), _) | (_, Sent::No) => "it was not sent",
+            (FailureReason::Unsuitable(_), _) | (_, Sent::No) => "it was not sent",
             (_, Sent::Yes) => "the card has it, and may have carried it out",
             (_, Sent::Maybe) => "whether the card has carried it out nobody knows",
         };
@@ -127,9 +127,9 @@ impl CcidSlot {
         let mut begun = false;
         loop {
             let (bytes, expected) = match turn {
-                Turn::Done(answer) => return Ok(BlockOutcome::Response(answer)),
-                Turn::Damaged => return Ok(BlockOutcome::TransmissionError),
-                Turn::Exchange { bytes, expected } => (bytes, expected),
+                CharacterStep::Done(answer) => return Ok(BlockOutcome::Response(answer)),
+                CharacterStep::Damaged => return Ok(BlockOutcome::TransmissionError),
+                CharacterStep::Exchange { bytes, expected } => (bytes, expected),
             };
             // What does not fit in a message comes in several.
             let room = u16::try_from(self.reader.max_block()).unwrap_or(u16::MAX);

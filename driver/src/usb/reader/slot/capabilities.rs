@@ -14,7 +14,7 @@ use crate::{
     protocol::{
         Protocol,
         parameters::{ErrorDetection, Voltages},
-        pps::Reach,
+        pps::ReaderRates,
         t1::block::{MAX_INFORMATION, PROLOGUE},
     },
 };
@@ -93,7 +93,7 @@ impl Capabilities {
     }
 
     pub(super) const fn supports_protocol(&self, protocol: Protocol) -> bool {
-        self.class.speaks(protocol.number())
+        self.class.supports_protocol(protocol.number())
     }
 
     /// The voltages to try: automatic where the reader chooses, else the lowest first (ISO 7816-3, 6.2.4).
@@ -116,12 +116,12 @@ impl Capabilities {
     }
 
     /// The rates it has. One that does not change its rate by itself, or whose clock nobody knows, has the default one.
-    pub(super) fn reach(&self) -> Reach<'static> {
+    pub(super) fn reach(&self) -> ReaderRates<'static> {
         let khz = self.class.default_clock_khz();
         let changes = self.class.changes_rates() && CLOCK_RANGE.contains(&khz);
         let (_, said) = self.class.data_rates();
         let most = said.min(self.quirks.max_bps.unwrap_or(u32::MAX));
-        Reach {
+        ReaderRates {
             khz,
             most: if changes { most } else { 0 },
             rates: &[],
@@ -129,8 +129,8 @@ impl Capabilities {
     }
 
     /// The reach of a reader at its default rate.
-    pub(super) fn default_reach(&self) -> Reach<'static> {
-        Reach {
+    pub(super) fn default_reach(&self) -> ReaderRates<'static> {
+        ReaderRates {
             most: 0,
             ..self.reach()
         }

@@ -26,7 +26,7 @@ use crate::{
         budget,
         message::{Command, IccStatus, SlotError},
     },
-    protocol::{Parameters, Protocol},
+    protocol::{Protocol, TransmissionParameters},
     usb::{
         discovery::reader_info::ReaderInterface,
         pipe::{
@@ -34,7 +34,7 @@ use crate::{
             bulk::{BulkError, BulkErrorKind, ResponseTimeout, SlotResponse},
         },
     },
-    wait::Stop,
+    wait::StopFlag,
 };
 
 /// One CCID slot of a claimed reader. What it knows of the card holds while the claim lasts.
@@ -44,7 +44,7 @@ pub(crate) struct CcidSlot {
     pipe: SlotPipe,
     slot: u8,
     reader: Capabilities,
-    stop: Arc<Stop>,
+    stop: Arc<StopFlag>,
     card: Option<Card>,
     /// The slot status of the last response.
     icc: Option<IccStatus>,
@@ -72,7 +72,7 @@ impl CcidSlot {
         bulk: impl Into<SlotPipe>,
         slot: u8,
         reader: Capabilities,
-        stop: Arc<Stop>,
+        stop: Arc<StopFlag>,
     ) -> Self {
         Self {
             name,
@@ -97,7 +97,7 @@ impl CcidSlot {
     }
 
     /// Replaces the stop that ends every wait.
-    pub(crate) fn set_stop(&mut self, stop: &Arc<Stop>) {
+    pub(crate) fn set_stop(&mut self, stop: &Arc<StopFlag>) {
         self.stop = Arc::clone(stop);
     }
 
@@ -106,7 +106,7 @@ impl CcidSlot {
         if !self.reader.takes_apdus() {
             return;
         }
-        let device = negotiation::common_protocols(&self.reader, &Parameters::of(&atr));
+        let device = negotiation::common_protocols(&self.reader, &TransmissionParameters::of(&atr));
         self.card = Some(Card {
             atr,
             protocol: device.first().copied(),
@@ -207,10 +207,10 @@ impl CcidSlot {
         let before_reset = call.deadline.checked_sub(budget::DEVICE_RESET);
         // What a recovery needs at least to show that the reader is silent.
         let shortest = Instant::now() + budget::ABORT + budget::STATUS;
-        let until = before_reset
-            .filter(|until| *until >= shortest)
+        let deadline = before_reset
+            .filter(|deadline| *deadline >= shortest)
             .unwrap_or(call.deadline);
-        let error = match self.pipe.recover(self.slot, until, &self.stop) {
+        let error = match self.pipe.recover(self.slot, deadline, &self.stop) {
             Err(error) if error.kind.needs_time() || !error.kind.is_final() => error,
             result => return result,
         };
@@ -360,7 +360,7 @@ pub(crate) fn new_slot(
     pipe: Arc<CommandPipe>,
     reader: ReaderInterface,
     slot: u8,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopFlag>,
 ) -> CcidSlot {
     let capabilities = Capabilities::new(reader.class, reader.quirks);
     let pipe = SlotPipe::new(pipe);

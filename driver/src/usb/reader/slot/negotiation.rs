@@ -10,17 +10,17 @@
 
 use super::capabilities::Capabilities;
 use crate::protocol::{
-    Parameters, Protocol, Rate,
-    pps::{self, Agreement, Proposal, Way},
+    Protocol, Rate, TransmissionParameters,
+    pps::{self, AgreedParameters, PpsPlan, PpsRequest},
 };
 
 /// What to negotiate after a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NegotiationPlan {
     /// What card and reader speak in the end, as far as that is known.
-    pub(super) agreement: Agreement,
+    pub(super) agreement: AgreedParameters,
     /// What the card is asked first.
-    pub(super) pps: Option<Proposal>,
+    pub(super) pps: Option<PpsRequest>,
     /// What to do about the reader's parameters.
     pub(super) parameters: ParameterStep,
 }
@@ -45,7 +45,7 @@ pub(super) struct NoCommonProtocol(Protocol);
 /// after its reset, if the reader does.
 pub(super) fn plan(
     reader: &Capabilities,
-    parameters: &Parameters,
+    parameters: &TransmissionParameters,
     careful: bool,
 ) -> Result<NegotiationPlan, NoCommonProtocol> {
     let device = common_protocols(reader, parameters);
@@ -55,7 +55,7 @@ pub(super) fn plan(
     let after_reset = after_reset(parameters);
     let none = NoCommonProtocol(after_reset.protocol);
     let best = *device.first().ok_or(none)?;
-    if reader.class.negotiates() {
+    if reader.class.negotiates_parameters() {
         return Ok(negotiated(best, after_reset, device.len() > 1));
     }
     let stays = careful && device.contains(&after_reset.protocol);
@@ -77,17 +77,21 @@ pub(super) fn plan(
 }
 
 /// What the card speaks that nobody has asked for anything.
-fn after_reset(parameters: &Parameters) -> Agreement {
-    Agreement {
+fn after_reset(parameters: &TransmissionParameters) -> AgreedParameters {
+    AgreedParameters {
         protocol: parameters.default_protocol(),
         rate: parameters.initial_rate(),
     }
 }
 
 /// The reader negotiates; with which result is plain unless there are `several`.
-const fn negotiated(protocol: Protocol, after_reset: Agreement, several: bool) -> NegotiationPlan {
+const fn negotiated(
+    protocol: Protocol,
+    after_reset: AgreedParameters,
+    several: bool,
+) -> NegotiationPlan {
     NegotiationPlan {
-        agreement: Agreement {
+        agreement: AgreedParameters {
             protocol,
             ..after_reset
         },
@@ -101,7 +105,10 @@ const fn negotiated(protocol: Protocol, after_reset: Agreement, several: bool) -
 }
 
 /// The protocols that reader and card share, T=1 before T=0.
-pub(super) fn common_protocols(reader: &Capabilities, parameters: &Parameters) -> Vec<Protocol> {
+pub(super) fn common_protocols(
+    reader: &Capabilities,
+    parameters: &TransmissionParameters,
+) -> Vec<Protocol> {
     let speaks = |protocol: &Protocol| match parameters.specific_mode {
         Some(_) => parameters.default_protocol() == *protocol,
         None => parameters.offered.contains(protocol),
@@ -115,32 +122,32 @@ pub(super) fn common_protocols(reader: &Capabilities, parameters: &Parameters) -
 /// `protocol` at the best rate, and what the card has to be asked for that.
 fn wanted(
     reader: &Capabilities,
-    parameters: &Parameters,
+    parameters: &TransmissionParameters,
     protocol: Protocol,
     careful: bool,
-) -> Option<(Agreement, Option<Proposal>)> {
+) -> Option<(AgreedParameters, Option<PpsRequest>)> {
     let reach = if careful {
         reader.default_reach()
     } else {
         reader.reach()
     };
-    match pps::way(parameters, protocol, &reach) {
-        Way::Settled(agreement) => Some((agreement, None)),
-        Way::Ask(proposal) => Some((proposal.agreement(), Some(proposal))),
-        Way::Closed => None,
+    match pps::plan(parameters, protocol, &reach) {
+        PpsPlan::AlreadyActive(agreement) => Some((agreement, None)),
+        PpsPlan::Negotiate(proposal) => Some((proposal.agreement(), Some(proposal))),
+        PpsPlan::Unsupported => None,
     }
 }
 
 /// Readers at the APDU level negotiate with the card themselves. Some need SetParameters first.
 fn for_apdus(
     reader: &Capabilities,
-    parameters: &Parameters,
+    parameters: &TransmissionParameters,
     device: &[Protocol],
     careful: bool,
 ) -> NegotiationPlan {
     let after_reset = after_reset(parameters);
     let best = device.first().copied();
-    let set_by_itself = reader.class.negotiates() || reader.class.sets_parameters();
+    let set_by_itself = reader.class.negotiates_parameters() || reader.class.sets_parameters();
     if set_by_itself || !device.contains(&after_reset.protocol) {
         return negotiated(best.unwrap_or(after_reset.protocol), after_reset, false);
     }

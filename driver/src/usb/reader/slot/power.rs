@@ -18,11 +18,11 @@ use crate::{
         protocol_data,
     },
     protocol::{
-        Parameters,
-        pps::{Agreement, Proposal},
+        TransmissionParameters,
+        pps::{AgreedParameters, PpsRequest},
     },
     usb::pipe::bulk::{ResponseTimeout, SlotResponse},
-    wait::readable,
+    wait::wait_readable,
 };
 
 /// A card that has sent its ATR.
@@ -73,7 +73,7 @@ impl CcidSlot {
             }
             match self.reset_at(*voltage, call)? {
                 Ok(powered) => {
-                    wanted = Parameters::of(&powered.atr).voltages;
+                    wanted = TransmissionParameters::of(&powered.atr).voltages;
                     let mut others = voltages.iter().skip(at);
                     if suits_voltage(wanted, *voltage)
                         || !others.any(|other| suits_voltage(wanted, *other))
@@ -134,16 +134,16 @@ impl CcidSlot {
                 return Ok(reply);
             }
             tries += 1;
-            let until = call
+            let deadline = call
                 .deadline
                 .min(Instant::now() + budget::AUTO_SEQUENCE_INTERVAL);
-            let _ = readable(&[], &self.stop, Some(until));
+            let _ = wait_readable(&[], &self.stop, Some(deadline));
         }
     }
 
     /// Negotiates protocol and rate. After a failure the card is power-cycled and keeps its defaults.
     fn negotiate(&mut self, powered: PoweredCard, call: Call) -> Result<Card, TransportError> {
-        let parameters = Parameters::of(&powered.atr);
+        let parameters = TransmissionParameters::of(&powered.atr);
         let careful = self.plan(&parameters, true)?;
         if self.unnegotiable.as_ref() == Some(&powered.atr) {
             return self.apply_last_plan(careful, powered.atr, call);
@@ -165,7 +165,7 @@ impl CcidSlot {
         self.power_off(call)?;
         let powered = self.activate(&[powered.voltage], call)?;
         self.unnegotiable = Some(powered.atr.clone());
-        let careful = self.plan(&Parameters::of(&powered.atr), true)?;
+        let careful = self.plan(&TransmissionParameters::of(&powered.atr), true)?;
         self.apply_last_plan(careful, powered.atr, call)
     }
 
@@ -176,7 +176,7 @@ impl CcidSlot {
         atr: Atr,
         call: Call,
     ) -> Result<Card, TransportError> {
-        let parameters = Parameters::of(&atr);
+        let parameters = TransmissionParameters::of(&atr);
         match self.apply_plan(plan, &parameters, call)? {
             Some(agreement) => Ok(self.card(atr, &parameters, agreement)),
             None => {
@@ -188,7 +188,7 @@ impl CcidSlot {
 
     fn plan(
         &self,
-        parameters: &Parameters,
+        parameters: &TransmissionParameters,
         careful: bool,
     ) -> Result<NegotiationPlan, TransportError> {
         plan(&self.reader, parameters, careful).map_err(|error: NoCommonProtocol| {
@@ -196,7 +196,12 @@ impl CcidSlot {
         })
     }
 
-    fn card(&self, atr: Atr, parameters: &Parameters, agreement: Agreement) -> Card {
+    fn card(
+        &self,
+        atr: Atr,
+        parameters: &TransmissionParameters,
+        agreement: AgreedParameters,
+    ) -> Card {
         let by_apdu = self.reader.takes_apdus();
         let known =
             !by_apdu || common_protocols(&self.reader, parameters).contains(&agreement.protocol);
@@ -212,9 +217,9 @@ impl CcidSlot {
     fn apply_plan(
         &mut self,
         plan: NegotiationPlan,
-        parameters: &Parameters,
+        parameters: &TransmissionParameters,
         call: Call,
-    ) -> Result<Option<Agreement>, TransportError> {
+    ) -> Result<Option<AgreedParameters>, TransportError> {
         let mut agreement = plan.agreement;
         if let Some(proposal) = plan.pps {
             match self.send_pps(&proposal, parameters, call)? {
@@ -232,10 +237,10 @@ impl CcidSlot {
     /// Sends the PPS request to the card (ISO 7816-3, 9).
     fn send_pps(
         &mut self,
-        proposal: &Proposal,
-        parameters: &Parameters,
+        proposal: &PpsRequest,
+        parameters: &TransmissionParameters,
         call: Call,
-    ) -> Result<Option<Agreement>, TransportError> {
+    ) -> Result<Option<AgreedParameters>, TransportError> {
         let time = BlockTiming::for_pps(parameters, self.reader.khz()).limit(1);
         let outgoing = OutgoingBlock {
             block: proposal.request(),
@@ -246,7 +251,7 @@ impl CcidSlot {
         let outcome = self.send_block(outgoing, call);
         let outcome = outcome.map_err(|error| self.before_card("agreeing on a protocol", error))?;
         match outcome {
-            BlockOutcome::Response(answer) => Ok(proposal.answered(answer.expose()).ok()),
+            BlockOutcome::Response(answer) => Ok(proposal.accept(answer.expose()).ok()),
             BlockOutcome::Rejected(_, reply) if reply.icc == IccStatus::Absent => {
                 Err(self.error(TransportErrorKind::NoCard, Sent::No, "holds no card"))
             }
@@ -260,10 +265,10 @@ impl CcidSlot {
     /// is all that matters to us.
     fn set_parameters(
         &mut self,
-        parameters: &Parameters,
-        agreement: Agreement,
+        parameters: &TransmissionParameters,
+        agreement: AgreedParameters,
         call: Call,
-    ) -> Result<Option<Agreement>, TransportError> {
+    ) -> Result<Option<AgreedParameters>, TransportError> {
         let data = protocol_data::encode(parameters, agreement);
         let command = Command::SetParameters {
             protocol: agreement.protocol.number(),
@@ -289,10 +294,10 @@ impl CcidSlot {
     /// What the reader says is in force, if card and reader speak it; else `supposed`.
     fn get_parameters(
         &mut self,
-        parameters: &Parameters,
-        supposed: Agreement,
+        parameters: &TransmissionParameters,
+        supposed: AgreedParameters,
         call: Call,
-    ) -> Result<Agreement, TransportError> {
+    ) -> Result<AgreedParameters, TransportError> {
         let command = Command::GetParameters;
         let reply = self.slot_command(&command, "asking for the card's parameters", call)?;
         let device = common_protocols(&self.reader, parameters);

@@ -8,10 +8,10 @@ use super::capabilities::Capabilities;
 use crate::{
     ccid::budget,
     protocol::{
-        Parameters, Protocol, Rate, Step, T0, T1,
-        character::{Characters, Turn},
+        Protocol, Rate, Step, T0, T1, TransmissionParameters,
+        character::{CharacterExchange, CharacterStep},
         parameters::ErrorDetection,
-        pps::{Agreement, Proposal},
+        pps::{AgreedParameters, PpsRequest},
     },
 };
 
@@ -55,14 +55,18 @@ pub(super) struct BlockTiming {
 
 impl BlockTiming {
     /// Of a request for another protocol or rate, answered at the default rate.
-    pub(super) fn for_pps(parameters: &Parameters, khz: u32) -> Self {
+    pub(super) fn for_pps(parameters: &TransmissionParameters, khz: u32) -> Self {
         Self {
-            waiting: Proposal::waiting_time(khz),
+            waiting: PpsRequest::waiting_time(khz),
             transfer: parameters.transfer_time(PPS_CHARACTERS, Rate::DEFAULT, khz),
         }
     }
 
-    fn for_protocol(parameters: &Parameters, agreement: Agreement, khz: u32) -> Self {
+    fn for_protocol(
+        parameters: &TransmissionParameters,
+        agreement: AgreedParameters,
+        khz: u32,
+    ) -> Self {
         let rate = agreement.rate;
         Self {
             waiting: match agreement.protocol {
@@ -86,8 +90,8 @@ impl ProtocolState {
     /// To a card that announced `parameters` and speaks as `agreement` says.
     pub(super) fn new(
         reader: &Capabilities,
-        parameters: &Parameters,
-        agreement: Agreement,
+        parameters: &TransmissionParameters,
+        agreement: AgreedParameters,
     ) -> Self {
         let detection = parameters.error_detection;
         let engine = match agreement.protocol {
@@ -130,15 +134,15 @@ impl ProtocolState {
 
     pub(super) fn transmission_error(&mut self) -> Step {
         match &mut self.engine {
-            Engine::T0(t0) => t0.damaged(),
-            Engine::T1(t1) => t1.damaged(),
+            Engine::T0(t0) => t0.transmission_error(),
+            Engine::T1(t1) => t1.transmission_error(),
         }
     }
 
     pub(super) fn response_timeout(&mut self) -> Step {
         match &mut self.engine {
-            Engine::T0(t0) => t0.silent(),
-            Engine::T1(t1) => t1.silent(),
+            Engine::T0(t0) => t0.response_timeout(),
+            Engine::T1(t1) => t1.response_timeout(),
         }
     }
 
@@ -153,11 +157,11 @@ impl ProtocolState {
 
 impl BlockKind {
     /// `block` in characters.
-    pub(super) fn characters(self, block: Secret) -> (Characters, Turn) {
+    pub(super) fn characters(self, block: Secret) -> (CharacterExchange, CharacterStep) {
         match self {
-            Self::T0 => Characters::t0(block.expose()),
-            Self::T1(detection) => Characters::t1(block, detection),
-            Self::Pps => Characters::pps(block),
+            Self::T0 => CharacterExchange::t0(block.expose()),
+            Self::T1(detection) => CharacterExchange::t1(block, detection),
+            Self::Pps => CharacterExchange::pps(block),
         }
     }
 }
@@ -168,13 +172,14 @@ mod tests {
 
     fn time(protocol: Protocol, multiplier: u8) -> Duration {
         let rate = Rate::DEFAULT;
-        let agreement = Agreement { protocol, rate };
-        BlockTiming::for_protocol(&Parameters::default(), agreement, 4_000).limit(multiplier)
+        let agreement = AgreedParameters { protocol, rate };
+        BlockTiming::for_protocol(&TransmissionParameters::default(), agreement, 4_000)
+            .limit(multiplier)
     }
 
     #[test]
     fn a_block_of_t1_has_its_waiting_time_as_often_as_the_card_asked_for() {
-        let waiting = Parameters::default().block_waiting_time(Rate::DEFAULT, 4_000);
+        let waiting = TransmissionParameters::default().block_waiting_time(Rate::DEFAULT, 4_000);
         let once = time(Protocol::T1, 1);
         assert!(once > waiting + budget::MARGIN && once < waiting + budget::MARGIN * 2);
         assert_eq!(time(Protocol::T1, 0), once);
@@ -183,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_command_of_t0_is_not_given_up_before_the_reader_gives_it_up() {
-        let waiting = Parameters::default().work_waiting_time(Rate::DEFAULT, 4_000);
+        let waiting = TransmissionParameters::default().work_waiting_time(Rate::DEFAULT, 4_000);
         assert!(time(Protocol::T0, 1) > waiting * WORK_WAITING_TIMES);
     }
 }

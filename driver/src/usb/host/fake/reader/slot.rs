@@ -22,7 +22,7 @@ const NEGOTIATES: u32 = 0x40;
 const SENDS_PPS: u32 = 0x80;
 
 /// What a reader speaks that was told nothing.
-const UNTOLD: Speech = Speech {
+const DEFAULT_SPEECH: Speech = Speech {
     protocol: Protocol::T0,
     rate: 0x11,
 };
@@ -125,7 +125,7 @@ impl Slot {
             return self.failed(command, MUTE);
         }
         let reader = if self.features & (NEGOTIATES | SETS_PARAMETERS) == 0 {
-            UNTOLD
+            DEFAULT_SPEECH
         } else {
             spoken
         };
