@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_asked_for_at_full_length_where_the_command_itself_is_chained() {
+    fn response_is_requested_at_full_length_under_a_command_limit() {
         let read = CommandApdu {
             data: &[0x5C, 3, 0x5F, 0xC1, 5],
             expected: Expected::All,
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn short_frames_are_as_short_as_the_way_is_narrow() {
+    fn short_frames_fit_the_message_limit() {
         let command = CommandApdu {
             data: &[7; 300],
             expected: Expected::All,

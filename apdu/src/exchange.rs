@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_get_response_is_no_answer_to_the_command() {
+    fn refused_get_response_is_not_the_response_to_the_command() {
         let sign = CommandApdu {
             data: &[1, 2],
             expected: Expected::UpTo(256),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_answers_end_within_the_budget() {
+    fn endless_responses_end_within_the_budget() {
         let mut exchange = Exchange::new(&READ, Limits::SHORT).unwrap();
         let mut frames = 0u32;
         let error = loop {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_status_word_is_an_error() {
+    fn response_without_status_word_is_an_error() {
         let mut exchange = Exchange::new(&READ, Limits::SHORT).unwrap();
         assert_eq!(
             exchange.receive(&[0x90]).unwrap_err(),

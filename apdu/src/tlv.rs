@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn find_wants_the_whole_level_to_parse() {
+    fn find_requires_the_whole_level_to_parse() {
         assert_eq!(find(&[0x70, 1, 9, 0x71, 1, 0], 0x71), Ok(Some(&[0][..])));
         assert_eq!(find(&[0x70, 1, 9], 0x71), Ok(None));
         assert_eq!(
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_as_deep_as_the_card_likes_costs_no_stack() {
+    fn deep_nesting_costs_no_stack() {
         let mut bytes = Vec::new();
         for _ in 0..10_000 {
             bytes.extend([0x7C, 0x83, 0x01, 0x00, 0x00]);

@@ -253,7 +253,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_child_closes_what_is_registered_and_nothing_that_was_taken_out() {
+    fn forked_child_closes_registered_descriptors_and_no_removed_ones() {
         let table = Table::new();
         let places = [5, 0, 7].map(|fd| table.add(fd).unwrap());
         table.remove(&places[0]);
@@ -267,7 +267,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_registered_while_somebody_forked_is_not_closed() {
+    fn descriptor_registered_during_a_fork_is_not_closed() {
         let table = Table::new();
         let _ = table.add(3);
         let first_unknown = table.next.load(Ordering::SeqCst);
@@ -276,7 +276,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_full_table_takes_no_more_until_a_place_is_free() {
+    fn full_descriptor_table_takes_no_entry_until_one_is_removed() {
         let table = Table::new();
         let places: Vec<Place> = (0..PLACES).map(|_| table.add(9).unwrap()).collect();
         assert!(table.add(9).is_none());
@@ -287,7 +287,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn registering_from_many_threads_loses_nothing() {
+    fn concurrent_registration_loses_no_descriptor() {
         let table = Table::new();
         std::thread::scope(|scope| {
             for thread in 0..8 {
@@ -305,7 +305,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn b14_a_child_closes_the_descriptors_of_its_parent_and_closes_no_number_twice() {
+    fn b14_child_closes_its_parents_descriptors_and_no_number_twice() {
         let (mut told, mut teller) = std::io::pipe().unwrap();
         let kept = ForkClosed::new(OwnedFd::from(File::open("/dev/null").unwrap()));
         let number = kept.as_raw_fd();

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fork_that_never_ends_keeps_no_call_waiting_for_ever() {
+    fn fork_that_never_ends_does_not_block_calls_for_ever() {
         let test = "gate::tests::in_a_process_of_its_own";
         let mut this = Command::new(std::env::current_exe().unwrap());
         let ran = this.args(["--exact", test, "--ignored"]).output().unwrap();

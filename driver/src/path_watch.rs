@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_appears_or_is_moved_in_is_told() {
+    fn file_created_or_moved_in_is_reported() {
         let folder = folder("appears");
         let path = folder.join("socket");
         let watch = PathWatch::new([path.as_path()]);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_not_told() {
+    fn other_files_are_not_reported() {
         let folder = folder("others");
         let watch = PathWatch::new([folder.join("socket").as_path()]);
         fs::write(folder.join("another"), "").unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_is_followed_down_as_it_appears() {
+    fn missing_folders_are_watched_one_by_one_as_they_appear() {
         let folder = folder("missing");
         let path = folder.join("one/two/socket");
         let watch = PathWatch::new([path.as_path()]);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_goes_away_is_told() {
+    fn removed_folder_is_reported() {
         let folder = folder("goes");
         let watch = PathWatch::new([folder.join("socket").as_path()]);
         fs::remove_dir(&folder).unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn two_files_in_one_folder_are_told_apart_from_others() {
+    fn second_of_two_files_in_one_folder_is_reported() {
         let folder = folder("two");
         let (one, two) = (folder.join("one"), folder.join("two"));
         let watch = PathWatch::new([one.as_path(), two.as_path()]);

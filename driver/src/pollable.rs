@@ -193,7 +193,7 @@ mod tests {
     const SOON: Duration = Duration::from_millis(30);
 
     #[test]
-    fn whichever_changes_ends_the_wait_and_is_named() {
+    fn source_that_changes_ends_the_wait_and_is_named() {
         let (mut one, mut other) = (Toy::new(), Toy::new());
         let told = Arc::clone(&other.told);
         std::thread::scope(|scope| {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_of_any_ends_the_wait_and_a_deadline_too() {
+    fn stop_of_any_source_or_a_deadline_ends_the_wait() {
         let (mut one, mut other) = (Toy::new(), Toy::new());
         let deadline = Instant::now() + SOON;
         let next = next_of(&mut [&mut one, &mut other], Some(deadline)).unwrap();

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_new_socket_to_a_server_is_found_and_cutting_it_ends_a_wait() {
+    fn new_socket_to_a_server_is_found_and_its_shutdown_ends_a_wait() {
         let (listener, path) = server("line.found");
         let _old = UnixStream::connect(&path).unwrap();
         let (_other, elsewhere) = server("line.else");
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_new_sockets_none_is_taken() {
+    fn two_new_sockets_are_ambiguous_and_none_is_taken() {
         let (_listener, path) = server("line.two");
         let before = KnownSockets::to("line.two");
         let _one = UnixStream::connect(&path).unwrap();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_went_away_is_noticed() {
+    fn connection_closed_by_the_server_is_closed_but_was_not_shut_down() {
         let (listener, path) = server("line.gone");
         let before = KnownSockets::to("line.gone");
         let _ours = UnixStream::connect(&path).unwrap();

@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_their_limit() {
+    fn delays_double_up_to_their_limit() {
         let mut pauses = Backoff::new(Duration::from_millis(100), Duration::from_millis(350));
         let taken: Vec<u128> = (0..4).map(|_| pauses.next_delay().as_millis()).collect();
         assert_eq!(taken, [100, 200, 350, 350]);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_in_the_past_only_looks() {
+    fn wait_with_a_past_deadline_polls_once() {
         let stop = StopFlag::new();
         assert_eq!(wait_readable(&[], &stop, Some(Instant::now())), Ok(vec![]));
         assert!(!stop.is_set());

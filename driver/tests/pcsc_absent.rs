@@ -92,12 +92,12 @@ fn stopped_after(mut watch: Box<dyn Watch>, time: Duration) -> Duration {
 }
 
 #[test]
-fn without_pcscd_the_picture_is_empty_at_once_and_says_why() {
+fn without_pcscd_the_snapshot_is_empty_at_once_and_names_the_reason() {
     in_a_process_of_its_own("absent");
 }
 
 #[test]
-#[ignore = "run by without_pcscd_the_picture_is_empty_at_once_and_says_why"]
+#[ignore = "run by without_pcscd_the_snapshot_is_empty_at_once_and_names_the_reason"]
 fn absent() {
     if socket().is_none() {
         return;
@@ -157,12 +157,12 @@ fn stop() {
 }
 
 #[test]
-fn a_pcscd_that_appears_is_asked_at_once() {
+fn pcscd_that_appears_is_queried_at_once() {
     in_a_process_of_its_own("appears");
 }
 
 #[test]
-#[ignore = "run by a_pcscd_that_appears_is_asked_at_once"]
+#[ignore = "run by pcscd_that_appears_is_queried_at_once"]
 fn appears() {
     let Some(socket) = socket() else { return };
     let mut watch = PcscBackend::new(true).watch();
@@ -188,12 +188,12 @@ fn appears() {
 }
 
 #[test]
-fn a_pcscd_that_sends_everybody_away_is_not_stormed() {
+fn refusing_pcscd_is_retried_with_delays() {
     in_a_process_of_its_own("refuses");
 }
 
 #[test]
-#[ignore = "run by a_pcscd_that_sends_everybody_away_is_not_stormed"]
+#[ignore = "run by refusing_pcscd_is_retried_with_delays"]
 fn refuses() {
     let Some(socket) = socket() else { return };
     let asked = refusing(socket);
@@ -210,12 +210,12 @@ fn refuses() {
 }
 
 #[test]
-fn waiting_for_pcscd_does_not_wake() {
+fn waiting_for_pcscd_makes_no_wakeups() {
     in_a_process_of_its_own("idle");
 }
 
 #[test]
-#[ignore = "run by waiting_for_pcscd_does_not_wake"]
+#[ignore = "run by waiting_for_pcscd_makes_no_wakeups"]
 fn idle() {
     if socket().is_none() {
         return;

@@ -254,12 +254,12 @@ fn double() -> Option<(Double, PcscBackend)> {
 }
 
 #[test]
-fn a_card_that_is_being_powered_or_reset_is_connected_to_all_the_same() {
+fn connect_succeeds_while_the_card_is_being_powered_or_reset() {
     in_a_process_of_its_own("connects");
 }
 
 #[test]
-#[ignore = "run by a_card_that_is_being_powered_or_reset_is_connected_to_all_the_same"]
+#[ignore = "run by connect_succeeds_while_the_card_is_being_powered_or_reset"]
 fn connects() {
     let Some((double, backend)) = double() else {
         return;
@@ -295,12 +295,12 @@ fn connects() {
 }
 
 #[test]
-fn a_card_that_stays_unsettled_is_said_to_be_so_before_long() {
+fn connect_to_a_card_that_stays_unsettled_fails_soon() {
     in_a_process_of_its_own("stays");
 }
 
 #[test]
-#[ignore = "run by a_card_that_stays_unsettled_is_said_to_be_so_before_long"]
+#[ignore = "run by connect_to_a_card_that_stays_unsettled_fails_soon"]
 fn stays() {
     let Some((double, backend)) = double() else {
         return;
@@ -339,12 +339,12 @@ fn stays() {
 }
 
 #[test]
-fn a_card_whose_protocol_is_lost_on_the_way_is_a_card_that_was_reset() {
+fn protocol_mismatch_during_a_transmit_counts_as_a_card_reset() {
     in_a_process_of_its_own("on_the_way");
 }
 
 #[test]
-#[ignore = "run by a_card_whose_protocol_is_lost_on_the_way_is_a_card_that_was_reset"]
+#[ignore = "run by protocol_mismatch_during_a_transmit_counts_as_a_card_reset"]
 fn on_the_way() {
     let Some((double, backend)) = double() else {
         return;

@@ -19,7 +19,7 @@ use claviger_driver::socket::frame::{Refusal, Request};
 use common::{Folder, Server, connect, misbehaving, recording, send, soon};
 
 #[test]
-fn a_reset_found_at_begin_is_no_error_but_a_new_epoch() {
+fn reset_found_at_transaction_begin_advances_the_epoch_without_an_error() {
     let folder = Folder::new("reset-begin");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardReset));
@@ -34,7 +34,7 @@ fn a_reset_found_at_begin_is_no_error_but_a_new_epoch() {
 }
 
 #[test]
-fn resets_without_end_are_not_followed_without_end() {
+fn endless_resets_at_transaction_begin_give_busy() {
     let folder = Folder::new("resets");
     let path = folder.join("socket");
     let _server = Server::start(&path, |peer| {
@@ -94,7 +94,7 @@ fn a_transaction_ends_when_its_body_panics() {
 }
 
 #[test]
-fn exclusivity_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
+fn transaction_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
     let folder = Folder::new("queue");
     let path = folder.join("socket");
     let (tell, left) = std::sync::mpsc::channel();
@@ -115,7 +115,7 @@ fn exclusivity_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
 }
 
 #[test]
-fn an_end_that_is_not_confirmed_closes_the_connection() {
+fn unconfirmed_transaction_end_closes_the_connection() {
     let folder = Folder::new("no-end");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 2, |peer, _| {

@@ -24,7 +24,7 @@ use common::{
 };
 
 #[test]
-fn a_command_and_its_answer() {
+fn command_and_response_pass_the_socket_transport() {
     let folder = Folder::new("command");
     let path = folder.join("socket");
     let (server, heard) = recording(&path);
@@ -42,7 +42,7 @@ fn a_command_and_its_answer() {
 }
 
 #[test]
-fn the_longest_command_and_the_longest_answer_pass_whole() {
+fn longest_command_and_longest_response_pass_whole() {
     let folder = Folder::new("longest");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, request| {
@@ -69,7 +69,7 @@ fn the_longest_command_and_the_longest_answer_pass_whole() {
 }
 
 #[test]
-fn a_command_no_frame_can_hold_is_refused_here() {
+fn command_too_long_for_a_frame_is_refused_unsent() {
     let folder = Folder::new("too-long");
     let path = folder.join("socket");
     let _server = Server::start(&path, Peer::serve);
@@ -85,7 +85,7 @@ fn a_command_no_frame_can_hold_is_refused_here() {
 }
 
 #[test]
-fn connecting_tells_what_is_missing() {
+fn failed_connect_names_what_is_missing() {
     let folder = Folder::new("missing");
     let path = folder.join("socket");
     let fails = |kind| {
@@ -124,7 +124,7 @@ fn connecting_tells_what_is_missing() {
 }
 
 #[test]
-fn a_server_that_does_not_answer_connect_costs_the_call() {
+fn server_silent_on_connect_costs_no_more_than_the_calls_timeout() {
     let folder = Folder::new("mute-server");
     let path = folder.join("socket");
     let _server = Server::start(&path, |peer| while peer.next().is_some() {});
@@ -140,7 +140,7 @@ fn a_server_that_does_not_answer_connect_costs_the_call() {
 }
 
 #[test]
-fn a_card_held_by_another_is_busy_and_the_connection_stays() {
+fn card_held_by_another_client_gives_busy_and_keeps_the_transport() {
     let folder = Folder::new("busy");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::Busy));
@@ -171,7 +171,7 @@ fn a_reset_advances_the_epoch_and_reconnects() {
 }
 
 #[test]
-fn a_card_removed_in_the_middle_may_have_seen_the_command() {
+fn card_removed_during_a_command_may_have_received_it() {
     let folder = Folder::new("removed");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardRemoved));
@@ -193,7 +193,7 @@ fn a_card_removed_in_the_middle_may_have_seen_the_command() {
 }
 
 #[test]
-fn a_timeout_closes_the_connection_so_that_no_late_answer_is_taken_for_the_next() {
+fn timeout_closes_the_connection_so_that_no_late_response_is_used() {
     let folder = Folder::new("timeout");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, _| {
@@ -218,7 +218,7 @@ fn a_timeout_closes_the_connection_so_that_no_late_answer_is_taken_for_the_next(
 }
 
 #[test]
-fn a_deadline_already_past_sends_nothing_and_harms_nothing() {
+fn past_deadline_sends_nothing_and_keeps_the_transport_usable() {
     let folder = Folder::new("past");
     let path = folder.join("socket");
     let (_server, heard) = recording(&path);
@@ -233,7 +233,7 @@ fn a_deadline_already_past_sends_nothing_and_harms_nothing() {
 }
 
 #[test]
-fn a_server_that_dies_in_the_middle_is_no_service() {
+fn server_that_dies_during_a_command_is_a_missing_service() {
     let folder = Folder::new("dies-in-the-middle");
     let path = folder.join("socket");
     let server = Server::start(&path, |peer| {
@@ -257,7 +257,7 @@ fn a_server_that_dies_in_the_middle_is_no_service() {
 }
 
 #[test]
-fn a_server_gone_between_two_commands_has_not_seen_the_second() {
+fn server_lost_between_two_commands_leaves_the_second_unsent() {
     let folder = Folder::new("gone-between");
     let path = folder.join("socket");
     let server = Server::start(&path, Peer::serve);
@@ -272,7 +272,7 @@ fn a_server_gone_between_two_commands_has_not_seen_the_second() {
 }
 
 #[test]
-fn babble_is_a_broken_protocol_and_closes_the_connection() {
+fn malformed_frames_are_a_protocol_error_and_close_the_connection() {
     let response = Reply::Response(Secret::copy_from(&[0x90, 0x00]))
         .encode()
         .expose()
@@ -310,7 +310,7 @@ fn babble_is_a_broken_protocol_and_closes_the_connection() {
 }
 
 #[test]
-fn an_answer_in_single_bytes_is_put_together_and_one_cut_short_times_out() {
+fn response_in_single_bytes_is_assembled_and_a_truncated_one_times_out() {
     let folder = Folder::new("trickle");
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, _| {

@@ -52,7 +52,7 @@ fn kind(readers: &ReaderSnapshot) -> Option<TransportErrorKind> {
 }
 
 #[test]
-fn without_a_server_there_is_no_reader_and_the_reason_is_told() {
+fn without_a_server_there_is_no_reader_and_the_reason_is_reported() {
     let folder = Folder::new("none");
     let path = folder.join("socket");
     let readers = watch(&[&path]).next_snapshot().unwrap();
@@ -63,7 +63,7 @@ fn without_a_server_there_is_no_reader_and_the_reason_is_told() {
 }
 
 #[test]
-fn the_reader_has_the_server_s_name_and_its_card() {
+fn reader_has_the_servers_sanitized_name_and_its_card() {
     let folder = Folder::new("name");
     let path = folder.join("socket");
     let _server = Server::start(&path, |peer| {
@@ -79,7 +79,7 @@ fn the_reader_has_the_server_s_name_and_its_card() {
 }
 
 #[test]
-fn a_server_that_comes_later_is_seen() {
+fn server_started_later_is_found() {
     let folder = Folder::new("later");
     let path = folder.join("socket");
     let mut watch = watch(&[&path]);
@@ -93,7 +93,7 @@ fn a_server_that_comes_later_is_seen() {
 }
 
 #[test]
-fn a_server_whose_folder_comes_later_is_seen() {
+fn server_in_a_folder_created_later_is_found() {
     let folder = Folder::new("folder");
     let path = folder.join("not/yet/socket");
     let mut watch = watch(&[&path]);
@@ -108,7 +108,7 @@ fn a_server_whose_folder_comes_later_is_seen() {
 }
 
 #[test]
-fn a_server_that_dies_takes_its_reader_along_and_brings_it_back() {
+fn dead_server_removes_its_reader_and_its_restart_restores_it() {
     let folder = Folder::new("dies");
     let path = folder.join("socket");
     let server = Server::start(&path, Peer::serve);
@@ -132,7 +132,7 @@ fn a_server_that_dies_takes_its_reader_along_and_brings_it_back() {
 }
 
 #[test]
-fn a_restart_nobody_looked_at_still_counts_as_a_change() {
+fn unobserved_server_restart_counts_as_a_change() {
     let folder = Folder::new("restart");
     let path = folder.join("socket");
     let server = Server::start(&path, Peer::serve);
@@ -146,7 +146,7 @@ fn a_restart_nobody_looked_at_still_counts_as_a_change() {
 }
 
 #[test]
-fn a_stale_socket_file_is_no_server_and_does_not_hide_the_next_one() {
+fn stale_socket_file_is_no_service_and_does_not_hide_the_next_server() {
     let folder = Folder::new("stale");
     let path = folder.join("socket");
     drop(UnixListener::bind(&path).unwrap());
@@ -165,7 +165,7 @@ fn a_stale_socket_file_is_no_server_and_does_not_hide_the_next_one() {
 }
 
 #[test]
-fn a_server_slow_between_bind_and_listen_is_seen() {
+fn server_slow_between_bind_and_listen_is_found() {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
     let folder = Folder::new("bind");
     let path = folder.join("socket");
@@ -188,7 +188,7 @@ fn a_server_slow_between_bind_and_listen_is_seen() {
 }
 
 #[test]
-fn insertion_removal_and_a_mute_card_are_told() {
+fn insertion_removal_and_a_mute_card_are_reported() {
     let folder = Folder::new("states");
     let path = folder.join("socket");
     let (to_server, states) = mpsc::channel::<(Vec<u8>, u32)>();
@@ -225,7 +225,7 @@ fn insertion_removal_and_a_mute_card_are_told() {
 }
 
 #[test]
-fn readers_come_in_the_order_of_their_paths_and_one_s_trouble_hides_no_other() {
+fn readers_are_sorted_by_path_and_the_error_of_one_hides_no_other() {
     let folder = Folder::new("order");
     let (one, two, three) = (folder.join("one"), folder.join("two"), folder.join("three"));
     let _three = Server::start(&three, Peer::serve);
@@ -241,7 +241,7 @@ fn readers_come_in_the_order_of_their_paths_and_one_s_trouble_hides_no_other() {
 }
 
 #[test]
-fn a_server_that_never_answers_costs_at_most_the_call() {
+fn silent_server_costs_a_query_no_more_than_its_timeout() {
     let folder = Folder::new("silent");
     let (silent, good) = (folder.join("silent"), folder.join("good"));
     let _silent = Server::start(&silent, |peer| while peer.next().is_some() {});
@@ -259,7 +259,7 @@ fn a_server_that_never_answers_costs_at_most_the_call() {
 }
 
 #[test]
-fn babble_is_a_broken_protocol_and_is_not_asked_for_again_at_once() {
+fn malformed_frames_are_a_protocol_error_and_retried_with_delays() {
     let babble: [(&str, Vec<u8>); 6] = [
         ("length 0", vec![0, 0, 0, 0, 0]),
         ("length 4 GiB", vec![0xFF; 64]),
@@ -301,7 +301,7 @@ fn babble_is_a_broken_protocol_and_is_not_asked_for_again_at_once() {
 }
 
 #[test]
-fn a_server_that_accepts_and_dies_for_ever_is_left_in_peace() {
+fn server_that_accepts_and_dies_repeatedly_is_retried_with_delays() {
     let folder = Folder::new("flap");
     let path = folder.join("socket");
     let server = Server::start(&path, |peer| {
@@ -322,7 +322,7 @@ fn a_server_that_accepts_and_dies_for_ever_is_left_in_peace() {
 }
 
 #[test]
-fn wake_before_wait_is_not_lost() {
+fn stop_before_the_wait_is_not_lost() {
     let folder = Folder::new("before");
     let mut watch = watch(&[&folder.join("socket")]);
     watch.snapshot(soon());
@@ -334,7 +334,7 @@ fn wake_before_wait_is_not_lost() {
 }
 
 #[test]
-fn wake_during_the_wait_ends_it_at_once() {
+fn stop_during_the_wait_ends_it_at_once() {
     let folder = Folder::new("during");
     let path = folder.join("socket");
     let _server = Server::start(&path, Peer::serve);
@@ -367,7 +367,7 @@ fn idles(path: &PathBuf) -> bool {
 }
 
 #[test]
-fn an_idle_watch_does_not_wake() {
+fn idle_socket_watch_makes_no_wakeups() {
     let folder = Folder::new("idle");
     let path = folder.join("socket");
     let server = Server::start(&path, Peer::serve);
@@ -378,7 +378,7 @@ fn an_idle_watch_does_not_wake() {
 }
 
 #[test]
-fn a_stale_socket_file_is_given_up_to_its_folder_in_the_end() {
+fn stale_socket_file_is_finally_watched_without_polling() {
     let folder = Folder::new("given-up");
     let path = folder.join("socket");
     drop(UnixListener::bind(&path).unwrap());

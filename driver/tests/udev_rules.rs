@@ -32,7 +32,7 @@ fn parts(rule: &str) -> Option<Vec<(&str, &str, &str)>> {
 }
 
 #[test]
-fn the_rules_are_those_of_the_table() {
+fn udev_rules_are_those_of_the_quirk_table() {
     let made = ccid::udev_rules();
     assert_eq!(
         udev("70-claviger.rules"),
@@ -42,7 +42,7 @@ fn the_rules_are_those_of_the_table() {
 }
 
 #[test]
-fn every_rule_is_one_that_udev_can_read() {
+fn every_udev_rule_has_valid_syntax() {
     let text = udev("70-claviger.rules");
     let rules = rules(&text);
     assert!(rules.len() > 30, "{} rules", rules.len());
@@ -70,7 +70,7 @@ fn every_rule_is_one_that_udev_can_read() {
 }
 
 #[test]
-fn every_way_out_leads_to_a_label() {
+fn every_goto_leads_to_the_end_label() {
     let text = udev("70-claviger.rules");
     let all: Vec<_> = rules(&text)
         .into_iter()
@@ -87,7 +87,7 @@ fn every_way_out_leads_to_a_label() {
 }
 
 #[test]
-fn nobody_who_owns_a_reader_is_locked_out() {
+fn udev_rules_set_neither_group_nor_mode_nor_pcsclite_ignore() {
     let text = udev("70-claviger.rules");
     for rule in rules(&text) {
         assert!(!rule.contains("GROUP"), "GROUP is pcscd's: {rule}");
@@ -103,7 +103,7 @@ fn nobody_who_owns_a_reader_is_locked_out() {
 }
 
 #[test]
-fn the_class_matches_readers_of_every_protocol() {
+fn udev_rule_matches_readers_of_every_protocol() {
     let text = udev("70-claviger.rules");
     assert!(text.contains(r#"ENV{ID_USB_INTERFACES}=="*:0b????:*""#));
     assert!(text.contains(

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_call_must_not_write_is_seen() {
+    fn forbidden_write_by_a_call_is_detected() {
         let counted = Use::Counted { count: 0, size: 1 };
         for beside in [-MARGIN.cast_signed(), -1, 8, 10] {
             let fault = fault_of(Use::Free, beside, true).unwrap();

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_length_is_given_when_its_length_is_asked_for() {
+    fn response_of_another_length_is_kept_until_its_length_is_requested() {
         let mut t0 = T0::default();
         let answer = [1, 2, 3, 0x90, 0x00];
         assert_eq!(answers(&mut t0, &GET_DATA, &answer), [0x6C, 3]);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn another_command_ends_what_was_held() {
+    fn another_command_discards_the_kept_response() {
         let mut t0 = T0::default();
         assert_eq!(answers(&mut t0, &GET_DATA, &[1, 0x90, 0x00]), [0x6C, 1]);
         assert_eq!(
@@ -109,13 +109,13 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_block_and_the_news_of_more_go_up_as_they_are() {
+    fn full_block_and_its_more_data_status_are_passed_on_unchanged() {
         let answer = [&[7; 256][..], &[0x61, 0x00]].concat();
         assert_eq!(answers(&mut T0::default(), &GET_DATA, &answer), answer);
     }
 
     #[test]
-    fn data_are_as_many_as_p3_says() {
+    fn t0_data_length_must_equal_p3() {
         for tpdu in [&[0, 0x20, 0, 0x80][..], &[0, 0x20, 0, 0x80, 2, 1]] {
             assert_eq!(from_memory(&mut T0::default(), tpdu), WRONG_LENGTH);
         }

@@ -91,7 +91,7 @@ fn every_path_in_a_document_exists() {
 }
 
 #[test]
-fn paths_are_told_from_other_code() {
+fn paths_are_distinguished_from_other_code() {
     let tree = Tree {
         root: PathBuf::new(),
         paths: ["a/", "a/src/", "a/src/b.rs"].map(str::to_owned).into(),

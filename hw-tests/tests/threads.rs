@@ -34,7 +34,7 @@ fn comes_to(what: &str, now: impl Fn() -> usize, expected: usize) {
 }
 
 #[test]
-fn cards_and_rigs_leave_no_thread_and_no_descriptor() {
+fn cards_and_fixtures_leave_no_thread_and_no_descriptor() {
     // What the harness keeps for itself is there after the first rig.
     drop(Rig::pcscd(Plan::factory()));
     let before = (threads(), descriptors());

@@ -310,7 +310,7 @@ fn no_thread_is_made_where_the_application_forbids_it() {
 
 #[test]
 #[ignore = "run by make test-usb"]
-fn nothing_is_left_after_finalize() {
+fn finalize_leaves_no_resources_behind() {
     with_card(Way::Socket, plan(), |_| {
         let raw = Raw::load();
         let life = |flags| {
@@ -337,7 +337,7 @@ fn nothing_is_left_after_finalize() {
 
 #[test]
 #[ignore = "run by make test-usb"]
-fn a_forked_child_uses_the_token_and_its_parent_goes_on() {
+fn forked_child_uses_the_token_and_the_parent_still_signs() {
     with_card(Way::Socket, plan(), |_| {
         let raw = Raw::load();
         assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
@@ -360,7 +360,7 @@ fn a_forked_child_uses_the_token_and_its_parent_goes_on() {
 
 #[test]
 #[ignore = "run by make test-usb"]
-fn a_child_that_outlives_its_parent_has_the_token() {
+fn child_can_use_the_token_after_its_parent_has_ended() {
     with_card(Way::Socket, plan(), |_| {
         let raw = Raw::load();
         let (told, teller) = io::pipe().unwrap();

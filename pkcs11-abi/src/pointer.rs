@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_is_compared_to_its_first_other_byte() {
+    fn string_is_compared_up_to_its_first_difference() {
         // SAFETY: each byte string ends with NUL, or differs before it ends.
         let is = |bytes: &[u8]| unsafe { Input::new(bytes.as_ptr()) }.is_text(c"PKCS 11");
         assert!(is(b"PKCS 11\0"));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_past_the_address_space_is_refused_without_looking() {
+    fn length_past_the_address_space_is_refused_without_reading() {
         let byte = 7u8;
         // SAFETY: the pointer is valid for the one byte that may be read.
         let bytes = unsafe { Input::new(&raw const byte) };
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_buffer_is_told_the_length_and_left_alone() {
+    fn small_buffer_stays_unwritten_and_gets_the_length() {
         let mut buffer = [0u8; 4];
         let mut len: CK_ULONG = 2;
         // SAFETY: points to a live local.

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trouble_is_said_once_until_it_is_another() {
+    fn unchanged_error_is_reported_once() {
         let mut troubles = Troubles::default();
         let denied = picture(0, Some((TransportErrorKind::Denied, "polkit")));
         assert!(troubles.hear(0, Role::Own, &denied).is_some());
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_pcscd_is_nothing_to_say_where_its_readers_are_reached_on_the_usb() {
+    fn absent_pcscd_is_not_reported_when_its_readers_are_reached_over_usb() {
         let mut troubles = Troubles::default();
         let absent = picture(0, ABSENT);
         assert_eq!(troubles.hear(0, Role::Pcscd, &absent), None);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn no_reader_at_all_is_one_line_with_both_reasons() {
+    fn missing_readers_are_reported_in_one_line_with_both_reasons() {
         let denied = Some((TransportErrorKind::Denied, "the udev rule is missing"));
         let line = of_usb(&picture(0, ABSENT), &picture(0, denied)).unwrap();
         assert!(line.contains("the udev rule is missing") && line.contains("pcscd does not run"));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pcscd_that_refuses_is_said_at_once() {
+    fn refusal_by_pcscd_is_reported_at_once() {
         let mut troubles = Troubles::default();
         let denied = picture(0, Some((TransportErrorKind::Denied, "polkit")));
         let line = troubles.hear(0, Role::Pcscd, &denied).unwrap();

@@ -100,13 +100,13 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_shown_that_nobody_denies() {
+    fn everything_is_visible_by_default() {
         let choice = Visibility::default();
         assert!(choice.shows_reader("Any Reader 00 00") && choice.shows_token("00000000"));
     }
 
     #[test]
-    fn a_list_of_the_allowed_leaves_out_the_others_and_an_empty_one_all() {
+    fn allow_list_hides_all_other_tokens_and_an_empty_one_hides_all() {
         let allowing = |names: &[&str]| Visibility {
             tokens: filter(Some(names), &[]),
             ..Visibility::default()
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_and_denied_is_denied() {
+    fn denied_reader_is_hidden_even_if_allowed() {
         let choice = Visibility {
             readers: filter(Some(&["yubico"]), &["fido"]),
             ..Visibility::default()

@@ -212,7 +212,7 @@ fn wait_on(queue: &Arc<EventQueue<Slot>>) -> JoinHandle<bool> {
 
 /// The protocol itself: two waiters, a source of one event, a finaliser.
 #[test]
-fn two_waiters_a_source_and_a_finaliser() {
+fn stop_ends_two_waiters_with_at_most_one_event() {
     exhaustively(|| {
         let queue = Arc::new(EventQueue::<Slot>::default());
         let waiters = vec![wait_on(&queue), wait_on(&queue)];
@@ -229,7 +229,7 @@ fn two_waiters_a_source_and_a_finaliser() {
 
 /// Two waiters of which one watches for both, and a finaliser: nobody sleeps on without a leader.
 #[test]
-fn two_waiters_that_watch_themselves_and_a_finaliser() {
+fn stop_ends_two_self_watching_waiters_without_an_event() {
     exhaustively(|| {
         let outside = Arc::new(EventProducer::default());
         let module = Arc::new(Module::new(1, &outside));
@@ -245,7 +245,7 @@ fn two_waiters_that_watch_themselves_and_a_finaliser() {
 
 /// Two calls that are inside, one that comes, and an end that waits until all have left.
 #[test]
-fn calls_leave_one_comes_and_the_end_waits_for_all() {
+fn finalize_waits_for_a_leaving_and_an_entering_call() {
     exhaustively(|| {
         let lifecycle = TestLifecycle::default();
         begin(&lifecycle, Module::new(1, &Arc::default()));
@@ -264,7 +264,7 @@ fn calls_leave_one_comes_and_the_end_waits_for_all() {
 
 /// Calls that wait are counted, and the end returns when they have left.
 #[test]
-fn two_calls_that_wait_a_source_and_an_end_that_waits_for_them() {
+fn finalize_ends_two_waiting_calls_with_at_most_one_event() {
     bounded(|| {
         let lifecycle = TestLifecycle::default();
         begin(&lifecycle, Module::new(1, &Arc::default()));
@@ -282,7 +282,7 @@ fn two_calls_that_wait_a_source_and_an_end_that_waits_for_them() {
 
 /// Two waiters, a slot-event thread with one event to tell, C_Finalize and C_Initialize at once.
 #[test]
-fn two_waiters_a_watching_thread_and_a_finaliser_that_begins_anew() {
+fn finalize_ends_waiters_of_a_watching_thread_and_the_next_generation_begins() {
     bounded(|| {
         let lifecycle = TestLifecycle::default();
         let outside = Arc::new(EventProducer::default());
@@ -302,7 +302,7 @@ fn two_waiters_a_watching_thread_and_a_finaliser_that_begins_anew() {
 
 /// Two waiters of which one watches for both, one event from outside, and C_Finalize.
 #[test]
-fn two_waiters_that_watch_themselves_a_source_of_events_and_a_finaliser() {
+fn finalize_ends_two_self_watching_waiters_with_at_most_one_event() {
     bounded(|| {
         let lifecycle = TestLifecycle::default();
         let outside = Arc::new(EventProducer::default());
@@ -324,7 +324,7 @@ fn two_waiters_that_watch_themselves_a_source_of_events_and_a_finaliser() {
 
 /// Two waiters and two events: both are told, whoever leads.
 #[test]
-fn no_event_is_lost_when_the_lead_changes_hands() {
+fn no_event_is_lost_when_another_waiter_becomes_watcher() {
     bounded(|| {
         let lifecycle = TestLifecycle::default();
         let outside = Arc::new(EventProducer::default());
@@ -342,7 +342,7 @@ fn no_event_is_lost_when_the_lead_changes_hands() {
 
 /// Two waiters, one event, and a second one when the first was told: who is left takes the lead over.
 #[test]
-fn who_is_left_takes_the_lead_over() {
+fn remaining_waiter_becomes_watcher() {
     bounded(|| {
         let (outside, told_of) = (
             Arc::new(EventProducer::default()),
@@ -368,7 +368,7 @@ fn who_is_left_takes_the_lead_over() {
 /// Calls that come and go while C_Finalize runs in two threads: one of the two ends the generation, and when it
 /// returns nobody is inside.
 #[test]
-fn calls_race_with_two_finalisers() {
+fn one_of_two_concurrent_finalizes_ends_the_generation_and_all_calls() {
     bounded(|| {
         let lifecycle = TestLifecycle::default();
         begin(&lifecycle, Module::new(1, &Arc::default()));
@@ -398,7 +398,7 @@ fn calls_race_with_two_finalisers() {
 
 /// C_Initialize that comes while C_Finalize is at work waits for it, and neither is lost.
 #[test]
-fn initialize_waits_for_a_finalize_at_work() {
+fn initialize_waits_for_a_running_finalize() {
     bounded(|| {
         let lifecycle = TestLifecycle::default();
         begin(&lifecycle, Module::new(1, &Arc::default()));

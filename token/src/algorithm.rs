@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_curve_has_its_row() {
+    fn every_curve_is_found_by_its_oid() {
         for (curve, oid, bits) in CURVES {
             assert_eq!(Curve::from_oid(oid), Some(curve));
             assert_eq!(curve.bits(), bits);

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_protects_a_key_is_never_taken_back() {
+    fn protecting_attributes_of_a_key_cannot_be_weakened() {
         let may = |kind, old, new: bool| {
             may_change(kind, CKO_SECRET_KEY, Some(&Value::Bool(old)), &new.into()).is_ok()
         };

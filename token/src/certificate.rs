@@ -229,7 +229,7 @@ mod tests {
     const ED25519: &[u8] = include_bytes!("../tests/data/ed25519.der");
 
     #[test]
-    fn a_certificate_is_cut_into_its_own_bytes() {
+    fn certificate_fields_are_slices_of_its_own_bytes() {
         let certificate = Certificate::parse(P256).unwrap();
         assert_eq!(certificate.der, P256);
         for part in [
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn key_usage_is_read_bit_by_bit_and_missing_when_it_is_not_there() {
+    fn key_usage_is_read_bit_by_bit_and_is_none_when_absent() {
         let usage = |der| Certificate::parse(der).unwrap().key_usage;
         assert_eq!(usage(P256), Some(KeyUsage(KeyUsage::DIGITAL_SIGNATURE)));
         let both = KeyUsage::KEY_ENCIPHERMENT | KeyUsage::DATA_ENCIPHERMENT;

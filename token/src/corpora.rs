@@ -126,7 +126,7 @@ fn administration() {
 }
 
 #[test]
-fn cards_that_can_be_administered_are_to_the_end() {
+fn administrable_seed_cards_are_administered_completely() {
     let seeds = seeds("administration");
     for (name, logins, keys, written, pins) in [
         ("piv-management-key", 1, 3, 7, 3),
@@ -145,7 +145,7 @@ fn cards_that_can_be_administered_are_to_the_end() {
 
 /// A corpus of cards at which nothing succeeds would try little.
 #[test]
-fn cards_that_work_are_used_to_the_end() {
+fn working_seed_cards_are_used_completely() {
     let seeds = seeds("card");
     for (name, tokens, logins, signatures) in [
         ("both-on-one-card", 2, 2, 5),

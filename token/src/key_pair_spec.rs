@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn size_or_curve_and_place_come_from_the_templates() {
+    fn key_pair_spec_takes_size_or_curve_and_id_from_the_templates() {
         let bits = 2048u64.to_ne_bytes();
         let made = plan(
             CKM_RSA_PKCS_KEY_PAIR_GEN,
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_card_cannot_make_is_refused_before_it_is_asked() {
+    fn incomplete_or_inconsistent_key_pair_template_is_refused() {
         let bits = 2048u64.to_ne_bytes();
         let good = (CKA_MODULUS_BITS, &bits[..]);
         assert_eq!(faulty(&[good], &[]), TemplateFault::Incomplete, "no place");

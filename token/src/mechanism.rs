@@ -378,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mechanism_stands_once_in_the_table_and_does_something() {
+    fn every_mechanism_is_listed_once_and_has_a_function() {
         for (index, mechanism) in MECHANISMS.iter().enumerate() {
             assert!(mechanism.all_functions() != 0, "{mechanism:?}");
             assert_eq!(

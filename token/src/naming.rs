@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_nobody_changed_stays() {
+    fn label_without_a_setting_stays_unchanged() {
         assert_eq!(
             naming(&[("SIGN key", "mine")]).label("KEY MAN key"),
             "KEY MAN key"
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn each_object_of_a_place_has_a_label_of_its_own() {
+    fn each_object_of_a_key_reference_has_its_own_label() {
         let identity = KeyIdentity {
             reference: 1,
             id: vec![1],

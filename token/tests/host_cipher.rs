@@ -106,7 +106,7 @@ fn ctr_is_as_in_sp_800_38a() {
 
 /// PKCS #11 2.40 current mechanisms, AES-CTR: two bits that begin at 1 are enough for three blocks.
 #[test]
-fn a_counter_ends_before_it_repeats() {
+fn ctr_mode_refuses_data_that_would_repeat_the_counter() {
     let mut block = COUNTER;
     block[15] = 0xF1;
     for (bits, blocks) in [(1, 1), (2, 3), (3, 7), (4, 15), (8, 15)] {
@@ -144,7 +144,7 @@ fn padding_is_one_to_sixteen_bytes_and_comes_off_again() {
 }
 
 #[test]
-fn bad_padding_is_refused_wherever_it_is_bad() {
+fn wrong_padding_byte_at_any_position_is_refused() {
     let mode = Mode::CbcPad { iv: IV };
     let ends_in = |last: [u8; 16]| {
         let encrypted = encrypt(
@@ -170,7 +170,7 @@ fn bad_padding_is_refused_wherever_it_is_bad() {
 }
 
 #[test]
-fn what_is_not_of_whole_blocks_is_refused() {
+fn incomplete_cipher_block_is_refused() {
     for len in [1, 15, 17, 31] {
         for mode in [Mode::Ecb, Mode::Cbc { iv: IV }] {
             assert_eq!(encrypt(&mode, &PLAIN[..len]), Err(CipherError::Length));
@@ -275,7 +275,7 @@ fn gcm(aad: &[u8], tag_bits: usize) -> Mode {
 }
 
 #[test]
-fn a_shorter_tag_is_the_beginning_of_the_whole_one() {
+fn shorter_gcm_tag_is_a_prefix_of_the_full_one() {
     let whole = encrypt(&gcm(b"aad", 128), &PLAIN).unwrap();
     for tag_bits in (32..=128).step_by(8) {
         let encrypted = encrypt(&gcm(b"aad", tag_bits), &PLAIN).unwrap();
@@ -285,7 +285,7 @@ fn a_shorter_tag_is_the_beginning_of_the_whole_one() {
 }
 
 #[test]
-fn gcm_gives_nothing_of_a_message_that_was_touched() {
+fn gcm_releases_nothing_of_an_altered_message() {
     let encrypted = encrypt(&gcm(b"aad", 96), &PLAIN[..40]).unwrap();
     for bit in 0..encrypted.len() * 8 {
         let mut touched = encrypted.clone();
@@ -307,7 +307,7 @@ fn gcm_gives_nothing_of_a_message_that_was_touched() {
 }
 
 #[test]
-fn gcm_holds_no_more_than_it_says() {
+fn gcm_buffers_no_more_than_its_limit() {
     let mut cipher = cipher(&gcm(b"", 128), &KEY_128, Direction::Decrypt);
     let part = vec![0; 1024 * 1024];
     for _ in 0..8 {
@@ -319,7 +319,7 @@ fn gcm_holds_no_more_than_it_says() {
 }
 
 #[test]
-fn keys_and_parameters_that_cannot_be_are_refused() {
+fn invalid_keys_and_parameters_are_refused() {
     let new =
         |mode: &Mode, key: &[u8]| Cipher::new(mode, &Secret::copy_from(key), Direction::Encrypt);
     for len in (0..=64).filter(|len| ![16, 24, 32].contains(len)) {

@@ -65,7 +65,7 @@ fn each_hash_is_found_by_its_own_numbers() {
 }
 
 #[test]
-fn a_saved_state_goes_on_where_it_was() {
+fn saved_digest_state_continues_where_it_was() {
     let message: Vec<u8> = (0..300u16).map(|i| i.to_le_bytes()[0]).collect();
     for hash in Hash::ALL {
         let whole = hash.digest(&[&message]);
@@ -198,7 +198,7 @@ fn hmac_is_as_in_rfc_2202_and_rfc_4231() {
 }
 
 #[test]
-fn a_tag_that_is_empty_too_long_or_another_does_not_match() {
+fn tag_that_is_empty_too_long_or_different_does_not_match() {
     for hash in Hash::ALL {
         let mac = || Mac::new(hash, &secret(b"key"));
         let tag = mac().finish();
@@ -214,7 +214,7 @@ fn a_tag_that_is_empty_too_long_or_another_does_not_match() {
 }
 
 #[test]
-fn a_key_of_a_block_is_used_as_it_is_and_a_longer_one_hashed() {
+fn hmac_key_of_block_length_is_used_as_is_and_a_longer_one_hashed() {
     for hash in Hash::ALL {
         let tag = |key: &[u8]| Mac::new(hash, &secret(key)).finish().expose().to_vec();
         let key = vec![0x42; hash.block_len() + 1];
@@ -272,7 +272,7 @@ fn keys_are_wrapped_as_in_rfc_3394_and_rfc_5649() {
 }
 
 #[test]
-fn each_length_is_wrapped_that_can_be() {
+fn every_wrappable_key_length_is_wrapped() {
     for kek in [16, 24, 32].map(|len| secret(&vec![0x4B; len])) {
         for len in 0..=80 {
             let key = secret(&vec![0x77; len]);
@@ -289,7 +289,7 @@ fn each_length_is_wrapped_that_can_be() {
 }
 
 #[test]
-fn a_wrapped_key_that_was_touched_or_is_under_another_is_refused() {
+fn altered_wrapped_key_or_one_under_another_key_is_refused() {
     let kek = secret(&[0x4B; 32]);
     for (kind, other_kind) in [(Wrap::Kw, Wrap::Kwp), (Wrap::Kwp, Wrap::Kw)] {
         for len in [16, 32] {
@@ -385,7 +385,7 @@ fn keys_are_derived_as_in_x9_63() {
 }
 
 #[test]
-fn no_more_is_derived_than_there_is_use_for() {
+fn key_derivation_beyond_its_limit_is_refused() {
     let z = secret(&[1; 32]);
     let longest = x963(Hash::Sha1, &z, &[], 64 * 1024).unwrap();
     assert_eq!(longest.len(), 64 * 1024);

@@ -79,7 +79,7 @@ fn signatures_over_digests_of_any_length_are_verified() {
 }
 
 #[test]
-fn what_the_order_has_no_bits_for_is_not_signed_and_all_else_is() {
+fn digest_bits_beyond_the_order_are_ignored_and_all_others_count() {
     for vectors in Vectors::all() {
         let key = vectors.key();
         if !verifiable(key.algorithm()) {
@@ -127,7 +127,7 @@ fn a_signature_with_another_bit_or_length_is_refused() {
 
 /// Order of the group less s, as SEC 2 gives the orders.
 #[test]
-fn the_other_s_is_taken_too() {
+fn complementary_s_of_an_ecdsa_signature_is_accepted() {
     let p256 = hex!("FFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551");
     let k256 = hex!("FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141");
     for (name, curve, order) in [
@@ -150,7 +150,7 @@ fn the_other_s_is_taken_too() {
 }
 
 #[test]
-fn a_point_off_the_curve_is_told_and_signs_nothing() {
+fn point_off_the_curve_is_detected_and_verifies_nothing() {
     for vectors in Vectors::all() {
         let (curve, point) = (vectors.curve, &vectors.point);
         let known = verifiable(KeyAlgorithm::Ec(curve)).then_some(true);
@@ -216,7 +216,7 @@ const EDDSA: [([u8; 32], &[u8], [u8; 64]); 3] = [
 ];
 
 #[test]
-fn eddsa_takes_the_signature_of_the_message_alone() {
+fn eddsa_accepts_the_signature_of_the_message_only() {
     for (key, message, signature) in EDDSA {
         let key = PublicKey::Ed25519(key);
         assert!(key.verify_eddsa(message, &signature));
@@ -243,7 +243,7 @@ fn eddsa_refuses_keys_that_sign_everything() {
 }
 
 #[test]
-fn keys_do_nothing_that_is_for_keys_of_another_kind() {
+fn keys_refuse_operations_of_other_key_types() {
     let rsa = PublicKey::rsa(&[0xC1; 256], &[1, 0, 1]).unwrap();
     let ed = PublicKey::Ed25519(EDDSA[0].0);
     let ec = Vectors::of("P256", Curve::P256).key();
@@ -314,7 +314,7 @@ fn numbers_no_rsa_key_has_are_refused() {
 }
 
 #[test]
-fn the_costliest_key_is_done_in_no_time() {
+fn costliest_rsa_key_is_computed_within_30_seconds() {
     let start = std::time::Instant::now();
     let key = rsa(&[0xFF; 2048], &[0xFF; 8]);
     assert!(key.rsa_raw(&[0x7F; 2048]).is_some());

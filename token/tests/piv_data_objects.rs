@@ -95,7 +95,7 @@ fn data_objects_are_listed_when_they_exist_and_private_ones_after_login() {
 }
 
 #[test]
-fn everything_on_a_full_yubikey_costs_no_more_than_26_commands() {
+fn full_yubikey_listing_costs_at_most_26_commands() {
     let absent = |tags: &[&str]| -> String { tags.iter().map(|tag| read(tag, "6A82")).collect() };
     let no_key = |key: &str| format!("> 00 F7 00 {key} 000000\n< 6A88\n");
     let script = format!(
@@ -140,7 +140,7 @@ fn a_compressed_certificate_is_shown_as_it_was() {
 }
 
 #[test]
-fn an_object_of_garbage_hides_no_other() {
+fn malformed_object_hides_no_other() {
     let script = format!(
         "{DISCOVERED} [\n {}{}{}{}{} ]",
         read("5FC105", "53 82 FF FF 70 9000"), // cut short
@@ -161,7 +161,7 @@ fn an_object_of_garbage_hides_no_other() {
 }
 
 #[test]
-fn a_card_pulled_in_the_middle_ends_the_search_and_keeps_what_was_read() {
+fn card_pulled_during_a_search_ends_it_and_keeps_what_was_read() {
     let script = format!(
         "{DISCOVERED} [\n {} ! removed \n ]",
         read("5FC105", &certificate(P256))

@@ -35,7 +35,7 @@ fn discovery_costs_two_selects_and_the_chuid() {
 }
 
 #[test]
-fn a_card_without_chuid_is_a_token_all_the_same() {
+fn card_without_chuid_is_a_token_with_serial_zero() {
     let (_card, token) = discover(
         "
         > 00 A4 04 00 06 D2 76 00 01 24 01 00
@@ -151,7 +151,7 @@ fn a_search_by_id_or_label_reads_that_key_only() {
 }
 
 #[test]
-fn retired_keys_are_looked_for_when_the_history_counts_them_or_the_search_names_them() {
+fn retired_keys_are_read_when_the_key_history_or_the_search_names_them() {
     let script = format!(
         "{DISCOVERED}
         [
@@ -260,7 +260,7 @@ fn a_nitrokey_is_asked_no_metadata_and_takes_extended_length() {
 }
 
 #[test]
-fn the_certificate_says_what_its_key_is_for_unless_an_agency_issued_the_card() {
+fn certificate_decides_key_usage_unless_an_agency_issued_the_card() {
     // 9D holds P-256 with a certificate for signatures.
     let rest = format!(
         "[\n {} > 00 F7 00 9D 000000 \n < 6D00 \n ]",

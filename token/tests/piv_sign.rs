@@ -164,7 +164,7 @@ fn a_wrong_pin_costs_one_try_and_the_last_one_locks() {
 }
 
 #[test]
-fn tries_are_understood_as_old_cards_say_them_and_a_bad_format_is_a_wrong_pin() {
+fn old_status_form_gives_the_tries_and_a_format_error_is_a_wrong_pin() {
     let attempt = |status: &str| LOGIN.replace("< 9000", &format!("< {status}"));
     let script = format!("{DISCOVERED} {} {}", attempt("6302"), attempt("6A80"));
     let (mut card, mut token) = discover(&script);
@@ -186,7 +186,7 @@ fn the_global_pin_is_verified_where_the_card_prefers_it() {
 }
 
 #[test]
-fn which_pin_is_wanted_is_asked_before_a_try_when_selecting_did_not_tell() {
+fn pin_reference_is_queried_before_a_try_when_select_did_not_give_it() {
     let script = format!(
         "{DISCOVERED}
         [
@@ -237,7 +237,7 @@ fn a_signature_after_an_applet_switch_selects_verifies_and_repeats_once() {
 }
 
 #[test]
-fn a_card_that_kept_its_pin_over_the_switch_is_not_sent_it_again() {
+fn pin_still_verified_after_an_applet_switch_is_not_sent_again() {
     let script = format!(
         "{DISCOVERED} {LOGIN} {} {SWITCHED} < 9000\n {SIGN} ]",
         key_9a()
@@ -249,7 +249,7 @@ fn a_card_that_kept_its_pin_over_the_switch_is_not_sent_it_again() {
 }
 
 #[test]
-fn a_kept_pin_is_not_tried_when_the_counter_has_fallen() {
+fn cached_pin_is_not_sent_when_the_counter_has_fallen() {
     let wrong = LOGIN.replace("< 9000", "< 63C2");
     let script = format!(
         "{DISCOVERED} {wrong} {LOGIN} {} {SWITCHED} < 63C2\n ]",
@@ -288,7 +288,7 @@ fn a_reset_by_another_program_is_recovered_from() {
 }
 
 #[test]
-fn a_card_pulled_during_a_signature_is_removed_and_perhaps_used() {
+fn card_pulled_during_a_signature_gives_card_removed_and_maybe_sent() {
     let script = format!("{DISCOVERED} {LOGIN} {} ! removed", key_9a());
     let (mut card, mut token) = discover(&script);
     token.login(&mut card, &pin("123456")).unwrap();
@@ -335,7 +335,7 @@ fn the_signature_key_gets_its_pin_immediately_before_each_use() {
 }
 
 #[test]
-fn a_verification_used_up_by_another_program_is_repeated_right_before_the_signature() {
+fn verification_used_up_by_another_program_is_repeated_before_the_signature() {
     let refused = rsa_sign().replace(
         &format!("7C 82 01 04 82 82 01 00 {} 9000", "5A".repeat(256)),
         "6982",
@@ -374,7 +374,7 @@ fn a_key_without_pin_signs_without_login() {
 }
 
 #[test]
-fn an_answer_that_is_no_signature_is_an_error() {
+fn malformed_signature_response_is_an_error() {
     let garbage = SIGN.replace("7C 48 82 46 30 44", "7C 48 82 46 30 45");
     let script = format!("{DISCOVERED} {LOGIN} {} {garbage}", key_9a());
     let (mut card, mut token) = discover(&script);
@@ -385,7 +385,7 @@ fn an_answer_that_is_no_signature_is_an_error() {
 }
 
 #[test]
-fn a_touch_not_given_is_told_apart_from_a_missing_login() {
+fn missing_touch_is_distinguished_from_a_missing_login() {
     let refused = "
         > 00 87 11 9A 26 7C 24 82 00 81 20 000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F 00
         < 6982
@@ -424,7 +424,7 @@ fn logout_makes_the_card_forget() {
 }
 
 #[test]
-fn a_card_without_logout_forgets_by_selecting_another_application_or_says_that_it_did_not() {
+fn logout_without_reset_command_selects_another_applet_and_checks_the_pin() {
     for (status, forgotten) in [("63C3", true), ("9000", false)] {
         let script = format!(
             "{DISCOVERED} {LOGIN} {LOGOUT}

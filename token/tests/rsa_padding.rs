@@ -108,7 +108,7 @@ fn digest(hash: Hash) -> Secret {
 }
 
 #[test]
-fn signatures_of_pkcs1_v1_5_agree() {
+fn pkcs1_v1_5_signatures_agree_with_another_implementation() {
     for key in Peer::all() {
         for hash in Hash::ALL {
             let t = digest_info(hash, digest(hash).expose());
@@ -143,7 +143,7 @@ fn digest_infos_agree() {
 }
 
 #[test]
-fn signatures_of_pss_agree_with_any_salt() {
+fn pss_signatures_agree_with_another_implementation_for_any_salt() {
     fn check<D: Digest + FixedOutputReset>(hash: Hash) {
         for key in Peer::all() {
             let longest = (key.bits - 1).div_ceil(8) - hash.len() - 2;
@@ -176,7 +176,7 @@ fn signatures_of_pss_agree_with_any_salt() {
 
 /// Made by OpenSSL 4.0: SHA-256 of "message", MGF1 with SHA-1, 11 bytes of salt, 1025 bits.
 #[test]
-fn pss_with_another_hash_in_its_mask_agrees() {
+fn pss_with_another_hash_in_its_mask_is_verified() {
     let modulus = hex!(
         "016948bd0047f81db6fd992c9dd4108b4b2e0c936bda7c2901275a78a93eace75348b6ef20a4ea7a
      1e7b3841190aa4e886d8656e64cce035cd2d36f42e8e2ebacc1c9c020dec1383e0e81899e90ffab2
@@ -231,7 +231,7 @@ fn a_block_of_pss_with_another_bit_or_size_is_refused() {
 }
 
 #[test]
-fn a_salt_or_hash_that_does_not_fit_is_refused_with_what_would() {
+fn salt_or_hash_that_does_not_fit_is_refused_with_the_maximum() {
     let encode = |hash: Hash, salt_len, bits| {
         let pss = Pss {
             hash,
@@ -250,7 +250,7 @@ fn a_salt_or_hash_that_does_not_fit_is_refused_with_what_would() {
 }
 
 #[test]
-fn oaep_agrees_with_any_hash_mask_and_label() {
+fn oaep_agrees_with_another_implementation_for_any_hash_mask_and_label() {
     fn check<D: Digest + FixedOutputReset>(hash: Hash) {
         let mgf = Hash::Sha1;
         for (key, label) in Peer::all().into_iter().zip([&b""[..], b"label"]) {
@@ -316,7 +316,7 @@ fn a_block_of_oaep_with_another_bit_label_or_length_is_refused() {
 }
 
 #[test]
-fn encryption_of_pkcs1_v1_5_agrees() {
+fn pkcs1_v1_5_encryption_agrees_with_another_implementation() {
     for key in Peer::all() {
         for len in [0, 1, 48, key.len - 11] {
             let message = vec![0x4D; len];

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_command_is_cut_and_each_part_waited_for() {
+    fn long_command_is_split_and_each_part_acknowledged() {
         let command: Vec<u8> = (0..10).collect();
         let answers: [(u8, &[u8]); 3] = [(0x10, &[]), (0x10, &[]), (0x00, &[0x90, 0x00])];
         let (blocks, answer) = play(&command, 4, &answers);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_answer_is_asked_for_part_by_part() {
+    fn chained_response_is_requested_part_by_part() {
         let answers: [(u8, &[u8]); 3] = [(0x01, &[1, 2]), (0x03, &[3, 4]), (0x02, &[0x90, 0x00])];
         let (blocks, answer) = play(&[0, 0xCB, 0x3F, 0xFF], 54, &answers);
         let levels: Vec<u16> = blocks.iter().map(|(level, _)| *level).collect();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_may_not_be_answered_before_the_last_was_sent() {
+    fn response_before_the_last_command_part_is_refused() {
         for (chain, data) in [
             (0x00, &[0x90, 0x00][..]),
             (0x10, &[1]),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_begins_once_and_ends_once() {
+    fn response_parts_begin_once_and_end_once() {
         for chain in [0x02, 0x03, 0x10, 0x04, 0xFF] {
             let (_, answer) = play(&[0; 4], 54, &[(chain, &[])]);
             assert_eq!(answer, format!("bChainParameter {chain:02X} out of place"));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_answer_ends_at_its_budget() {
+    fn endless_chained_response_ends_at_its_budget() {
         let mut exchange = ApduExchange::new(&[0; 4], 54);
         let mut chain = 0x01;
         let error = (0..1_000).find_map(|_| {

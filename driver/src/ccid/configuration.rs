@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_without_an_interrupt_endpoint_is_one_too() {
+    fn interface_without_an_interrupt_endpoint_is_a_reader() {
         let all = readers(&descriptors_of(|config| config.layout.interrupt = None));
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].interrupt, None);
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_of_vendor_class_is_a_reader_when_the_table_says_so() {
+    fn vendor_class_interface_is_a_reader_only_if_the_table_lists_it() {
         let bytes = descriptors_of(|config| config.class = 0xFF);
         assert_eq!(readers(&bytes).len(), 0);
         let known = |model: UsbModel| model.vendor == 0x1209;
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn other_interfaces_of_a_device_are_passed_over() {
+    fn other_interfaces_of_a_device_are_ignored() {
         let reader = descriptors_of(|_| {});
         let keyboard = [
             9, 4, 0, 0, 1, 3, 1, 1, 0, 9, 0x21, 0x11, 1, 0, 1, 0x22, 63, 0, 7, 5, 0x81, 3, 8, 0, 10,
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_without_bulk_endpoints_can_only_be_one_of_the_control_pipe() {
+    fn interface_without_bulk_endpoints_is_a_reader_only_with_a_control_protocol() {
         let mut bytes = descriptors_of(|_| {});
         bytes[27 + 7] = 1;
         assert_eq!(
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_of_no_length_or_too_long_end_the_reading() {
+    fn descriptor_of_impossible_length_ends_the_parsing() {
         let whole = descriptors_of(|_| {});
         for length in [0, 1, 255] {
             let mut bytes = whole.clone();
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn something_else_than_a_device_is_refused() {
+    fn descriptors_of_no_device_are_refused() {
         for bytes in [
             &[][..],
             &[0],

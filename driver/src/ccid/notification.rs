@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_notification() {
+    fn malformed_notification_is_refused() {
         for bytes in [&[][..], &[0x50], &[0x51, 0, 9], &[0x52, 0xFF], &[0x00]] {
             assert_eq!(
                 Notification::parse(bytes, 1),

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_force_is_a_protocol_and_a_rate() {
+    fn parameters_in_force_give_protocol_and_rate() {
         let agreement = |protocol, ta1| {
             Some(AgreedParameters {
                 protocol,

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_the_table_is_read() {
+    fn every_line_of_the_quirk_table_is_parsed() {
         for line in lines(TABLE) {
             assert!(read(line).is_ok(), "{line}: {:?}", read(line));
         }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn no_model_stands_twice() {
+    fn no_model_is_listed_twice() {
         for (number, row) in rows().iter().enumerate() {
             let again = rows().iter().skip(number + 1).find(|other| {
                 (other.vendor, other.product) == (row.vendor, row.product)
@@ -195,12 +195,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_not_in_the_table_tells_the_truth() {
+    fn unlisted_reader_has_no_quirks() {
         assert_eq!(for_model(model(0xFFFF, 0xFFFF, 0x0100)), Quirks::default());
     }
 
     #[test]
-    fn tokens_and_readers_of_the_table_are_found() {
+    fn quirks_of_listed_tokens_and_readers_are_found() {
         assert!(for_model(model(0x1050, 0x0407, 0x0543)).card_fixed);
         assert!(for_model(model(0x04E6, 0xE003, 0x0504)).vendor_class);
         assert_eq!(
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_may_name_the_firmware_it_is_about() {
+    fn quirk_line_may_name_a_firmware_range() {
         let row = read("04e6:e001 0100-0524 ifsd=48 no-pin-pad  # SCR331, old").unwrap();
         assert_eq!(row.quirks.ifsd, Some(48));
         assert_eq!(row.name, "SCR331, old");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_refused() {
+    fn malformed_quirk_lines_are_refused() {
         for line in [
             "1050:0407 card-fixed",
             "1050 card-fixed # no product",

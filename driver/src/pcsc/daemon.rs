@@ -68,19 +68,19 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_takes_no_connections_does_not_answer() {
+    fn daemon_that_accepts_no_connections_is_unresponsive() {
         let path = path("frozen");
         let _listener = UnixListener::bind(&path).unwrap();
         assert!(!is_responsive(&path, Duration::from_millis(20)));
     }
 
     #[test]
-    fn a_server_that_is_not_there_is_no_reason_to_wait() {
+    fn absent_daemon_counts_as_responsive() {
         assert!(is_responsive(&path("absent"), Duration::from_secs(10)));
     }
 
     #[test]
-    fn a_server_that_answers_answers() {
+    fn daemon_that_returns_its_version_is_responsive() {
         let path = path("alive");
         let listener = UnixListener::bind(&path).unwrap();
         std::thread::scope(|scope| {

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_pcscd_finds_before_the_driver_counts_as_not_sent() {
+    fn only_errors_found_by_pcscd_before_the_driver_count_as_not_sent() {
         assert_eq!(sent(Error::ResetCard), Sent::No);
         assert_eq!(sent(Error::SharingViolation), Sent::No);
         for error in [

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_without_features_has_no_pad() {
+    fn reader_without_features_has_no_pin_pad() {
         let features = Features::parse(&[]).unwrap();
         assert_eq!(features.pin_pad(), Operations::default());
         let features = Features::parse(&LIBCCID[12..24]).unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_runs_past_the_end_makes_all_worthless() {
+    fn truncated_feature_list_is_refused_whole() {
         let (at, total) = (24, 29);
         let cut = Err(FeatureError::Cut { at, total });
         assert_eq!(Features::parse(&LIBCCID[..29]), cut);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_of_another_length_is_left_out_and_the_first_of_two_counts() {
+    fn feature_code_of_wrong_length_is_ignored_and_the_first_duplicate_counts() {
         let bytes = [
             0x06, 0x02, 0x00, 0x06, // two bytes
             0x07, 0x04, 0x00, 0x00, 0x00, 0x01, //
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_apdus_pass_only_where_the_driver_says_so() {
+    fn extended_apdus_are_used_only_where_the_driver_reports_them() {
         let extended = |size: u32| {
             let bytes = [&[0x0A, 0x04][..], &size.to_le_bytes()].concat();
             let properties = Properties::parse(&bytes).unwrap();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_no_sizes() {
+    fn impossible_pin_sizes_are_ignored() {
         let digits = |min, max| {
             let bytes = [0x06, 0x01, min, 0x07, 0x01, max];
             Properties::parse(&bytes).unwrap().digits()

@@ -174,7 +174,7 @@ mod tests {
     const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
 
     #[test]
-    fn a_card_counts_when_it_is_present_and_answered() {
+    fn pcsc_state_flags_map_to_card_presence() {
         let card = Presence::Card(Atr::parse(&ATR).unwrap());
         assert_eq!(presence(State::PRESENT, &ATR), card);
         assert_eq!(

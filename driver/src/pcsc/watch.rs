@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_a_name_without_pcscds_number() {
+    fn stable_name_omits_pcscds_number() {
         assert_eq!(model("Yubico YubiKey CCID 01 00"), "Yubico YubiKey CCID 00");
         assert_eq!(
             model("Yubico YubiKey CCID 0A 00"),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stays_changes_with_its_own_events_only() {
+    fn change_count_of_a_present_reader_follows_its_own_events_only() {
         let mut history = LossCounter::default();
         let first = history.take_states([seen(c"A", 1), seen(c"B", 7)].into_iter());
         assert_eq!(changes(&first), [1, 7]);
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_comes_back_with_the_same_count_has_changed() {
+    fn reader_that_returns_with_the_same_count_counts_as_changed() {
         let mut history = LossCounter::default();
         let before = history.take_states([seen(c"A", 1)].into_iter());
         assert!(history.take_states(std::iter::empty()).is_empty());

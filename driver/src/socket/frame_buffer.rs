@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_found_however_the_bytes_are_cut() {
+    fn frames_are_found_however_the_bytes_are_split() {
         let one = Reply::Begun.encode();
         let two = Reply::Response(Secret::copy_from(&[0x61; 5000])).encode();
         let bytes = [one.expose(), two.expose()].concat();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_frame_stays_behind() {
+    fn taken_frame_is_zeroed_in_the_buffer() {
         let mut frames = FrameBuffer::new();
         let answer = Reply::Response(Secret::copy_from(b"\x31\x32\x33\x90\x00")).encode();
         assert_eq!(put(&mut frames, answer.expose()), [answer.expose()]);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn arbitrary_bytes_are_survived() {
+    fn arbitrary_bytes_do_not_break_the_frame_buffer() {
         let mut state = 1_u32;
         for _ in 0..200 {
             let bytes: Vec<u8> = (0..400)

@@ -46,7 +46,7 @@ const READ: &str = "00CA006E04";
 const WRITE: &str = "00DA006E03 010203";
 
 #[test]
-fn a_status_word_at_once() {
+fn t0_status_word_instead_of_a_procedure_byte_ends_the_command() {
     for tpdu in [READ, "00200080 00"] {
         assert_eq!(done(t0(tpdu, &[(tpdu, 2, "6982")])), hex("6982"));
     }
@@ -58,7 +58,7 @@ fn a_status_word_at_once() {
 }
 
 #[test]
-fn all_data_at_once() {
+fn procedure_byte_for_all_data_moves_it_at_once() {
     let lines = [(READ, 2, "CA01"), ("", 5, "020304 9000")];
     assert_eq!(done(t0(READ, &lines)), hex("01020304 9000"));
     let lines = [("00DA006E03", 1, "DA"), ("010203", 2, "9000")];
@@ -84,7 +84,7 @@ fn byte_by_byte() {
 }
 
 #[test]
-fn null_bytes_between_everything() {
+fn null_procedure_bytes_are_skipped_everywhere() {
     let lines = [
         (READ, 2, "6060"),
         ("", 2, "60CA"),
@@ -106,7 +106,7 @@ fn null_bytes_between_everything() {
 }
 
 #[test]
-fn a_status_word_in_the_middle() {
+fn t0_status_word_between_data_ends_the_command() {
     let lines = [(READ, 2, "3501"), ("", 2, "6281")];
     assert_eq!(done(t0(READ, &lines)), hex("01 6281"));
     let lines = [("00DA006E03", 1, "25"), ("01", 1, "67"), ("", 1, "00")];
@@ -121,7 +121,7 @@ fn more_data_and_a_corrected_length_are_status_words() {
 }
 
 #[test]
-fn the_lowest_bit_of_a_procedure_byte_is_of_no_meaning() {
+fn lowest_bit_of_a_procedure_byte_is_ignored() {
     let lines = [(READ, 2, "CB01"), ("", 5, "020304 9000")];
     assert_eq!(done(t0(READ, &lines)), hex("01020304 9000"));
     let lines = [(READ, 2, "3401"), ("", 2, "9000")];
@@ -137,7 +137,7 @@ fn p3_of_0_is_256_bytes_when_the_card_sends_them() {
 }
 
 #[test]
-fn what_is_no_procedure_byte_is_damage() {
+fn unknown_procedure_byte_is_a_protocol_violation() {
     for byte in 0..=255u8 {
         let known =
             matches!(byte, 0x60..=0x6F | 0x90..=0x9F) || matches!(byte ^ 0xDA, 0 | 1 | 0xFE | 0xFF);
@@ -147,7 +147,7 @@ fn what_is_no_procedure_byte_is_damage() {
 }
 
 #[test]
-fn more_than_was_asked_for_is_damage() {
+fn excess_bytes_are_a_protocol_violation() {
     assert!(is_damage(&t0(READ, &[(READ, 2, "900000")])));
     assert!(is_damage(&t0(
         READ,
@@ -158,7 +158,7 @@ fn more_than_was_asked_for_is_damage() {
 }
 
 #[test]
-fn null_bytes_without_end_are_ended() {
+fn endless_null_procedure_bytes_end_the_command() {
     let (mut characters, mut turn) = CharacterExchange::t0(&hex(READ));
     let mut pairs = 0;
     while let CharacterStep::Exchange { .. } = turn {
@@ -198,7 +198,7 @@ fn a_block_of_a_reserved_length_is_not_waited_for() {
 }
 
 #[test]
-fn a_reader_that_gives_less_is_asked_again_a_few_times() {
+fn short_character_reads_are_repeated_a_few_times() {
     let lines = [
         (READ, 2, "CA"),
         ("", 6, "0102"),
@@ -217,7 +217,7 @@ fn a_reader_that_gives_less_is_asked_again_a_few_times() {
 }
 
 #[test]
-fn an_answer_to_a_pps_is_as_long_as_it_says_itself() {
+fn pps_response_length_follows_from_its_format_byte() {
     let request = [0xFF, 0x11, 0x18, 0xF6];
     let begin = || {
         let (characters, turn) = CharacterExchange::pps(Secret::copy_from(&request));

@@ -78,7 +78,7 @@ fn a_piv_card_of_t0() {
 }
 
 #[test]
-fn a_card_that_says_nothing_has_the_defaults() {
+fn atr_without_interface_bytes_gives_default_parameters() {
     let expected = TransmissionParameters::default();
     assert_eq!(parameters("3B021450"), expected);
     assert_eq!(
@@ -145,7 +145,7 @@ fn t1_parameters_are_of_its_first_group_only() {
 }
 
 #[test]
-fn illegal_values_of_t1_are_replaced_and_complained_of() {
+fn illegal_t1_values_are_replaced_and_reported() {
     for (ifsc, tb, expected, complaints) in [
         (0x00, 0x4D, (32, 4), vec!["IFSC is 0"]),
         (0xFF, 0x4D, (254, 4), vec!["IFSC is 255"]),
@@ -198,7 +198,7 @@ fn every_ta1_is_a_rate_or_reserved() {
 }
 
 #[test]
-fn a_cut_answer_keeps_what_came_before_the_cut() {
+fn truncated_atr_keeps_what_precedes_the_cut() {
     let got = parameters("3B F0 95");
     assert_eq!(got.rate, Rate::DEFAULT, "a group that is cut is not read");
     assert_eq!(got.complaints, ["interface characters cut short"]);
@@ -250,7 +250,7 @@ fn work_waiting_time_follows_fi_and_not_di() {
 }
 
 #[test]
-fn a_clock_of_0_gives_a_time_all_the_same() {
+fn clock_of_0_gives_a_finite_waiting_time() {
     let got = TransmissionParameters::default();
     let slowest = got.block_waiting_time(Rate::DEFAULT, 1_000);
     assert_eq!(got.block_waiting_time(Rate::DEFAULT, 0), slowest);

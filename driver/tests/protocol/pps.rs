@@ -40,7 +40,7 @@ fn request(ta1: u8, protocol: Protocol, reader: &ReaderRates<'_>) -> Vec<u8> {
 }
 
 #[test]
-fn a_card_that_speaks_it_already_is_not_asked() {
+fn protocol_already_active_needs_no_pps() {
     let slow = card(0x11, &[Protocol::T1]);
     let settled = PpsPlan::AlreadyActive(AgreedParameters {
         protocol: Protocol::T1,
@@ -55,20 +55,20 @@ fn a_card_that_speaks_it_already_is_not_asked() {
 }
 
 #[test]
-fn requests_for_a_rate_a_protocol_and_both() {
+fn pps_requests_name_a_rate_a_protocol_or_both() {
     assert_eq!(request(0x95, Protocol::T0, &ANY), hex("FF 10 95 7A"));
     assert_eq!(request(0x11, Protocol::T1, &ANY), hex("FF 01 FE"));
     assert_eq!(request(0x95, Protocol::T1, &ANY), hex("FF 11 95 7B"));
 }
 
 #[test]
-fn a_protocol_that_is_not_offered_is_closed() {
+fn protocol_not_offered_by_the_card_is_unsupported() {
     let card = card(0x95, &[Protocol::T0]);
     assert_eq!(plan(&card, Protocol::T1, &ANY), PpsPlan::Unsupported);
 }
 
 #[test]
-fn a_card_in_specific_mode_is_not_asked() {
+fn specific_mode_needs_no_pps_and_excludes_other_protocols() {
     let specific = |implicit_rate| TransmissionParameters {
         specific_mode: Some(SpecificMode {
             protocol: Some(Protocol::T1),
@@ -89,7 +89,7 @@ fn a_card_in_specific_mode_is_not_asked() {
 }
 
 #[test]
-fn the_fastest_rate_that_card_and_reader_have_in_common() {
+fn fastest_rate_common_to_card_and_reader_is_chosen() {
     let found = |ta1, reader: ReaderRates<'_>| {
         let both = card(ta1, &[Protocol::T0, Protocol::T1]);
         let ta1 = asked(&both, Protocol::T1, &reader).agreement().rate.ta1();
@@ -129,7 +129,7 @@ fn the_fastest_rate_that_card_and_reader_have_in_common() {
 }
 
 #[test]
-fn a_clock_over_what_a_conversion_allows_is_not_combined_with_it() {
+fn clock_above_the_limit_of_a_conversion_excludes_its_rate() {
     let khz = 6_000;
     let found = |ta1| {
         let both = card(ta1, &[Protocol::T0, Protocol::T1]);
@@ -141,7 +141,7 @@ fn a_clock_over_what_a_conversion_allows_is_not_combined_with_it() {
 }
 
 #[test]
-fn never_faster_than_the_card_offered() {
+fn negotiated_rate_is_never_faster_than_the_card_offered() {
     for ta1 in (0..=255).filter(|ta1| Rate::of(*ta1).is_some()) {
         let offered = Rate::of(ta1).unwrap();
         for khz in [3_580, 4_000, 4_800, 8_000] {
@@ -155,7 +155,7 @@ fn never_faster_than_the_card_offered() {
 }
 
 #[test]
-fn an_echo_is_agreement_and_a_missing_rate_is_the_default() {
+fn echoed_pps_is_agreement_and_a_missing_rate_means_the_default() {
     let both = card(0x95, &[Protocol::T0, Protocol::T1]);
     let proposal = asked(&both, Protocol::T1, &ANY);
     assert_eq!(
@@ -170,7 +170,7 @@ fn an_echo_is_agreement_and_a_missing_rate_is_the_default() {
 }
 
 #[test]
-fn anything_else_is_refusal() {
+fn malformed_pps_response_is_a_refusal() {
     let both = card(0x95, &[Protocol::T0, Protocol::T1]);
     let proposal = asked(&both, Protocol::T1, &ANY);
     for answer in [

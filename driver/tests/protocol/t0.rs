@@ -34,7 +34,7 @@ fn the_four_cases() {
 }
 
 #[test]
-fn what_t0_cannot_carry_is_refused_before_the_card() {
+fn command_t0_cannot_carry_is_refused_unsent() {
     for apdu in [
         "",
         "00CA00",
@@ -66,7 +66,7 @@ fn more_data_and_a_corrected_length_are_left_to_the_layer_above() {
 }
 
 #[test]
-fn a_case_4_command_that_was_accepted_without_data_is_asked_for_it() {
+fn t0_case_4_command_accepted_without_data_is_followed_by_get_response() {
     let select = ("00A4040002 3F00", "9000");
     for (lines, answer) in [
         (vec![("00C0000010", "01029000")], "01029000"),
@@ -86,13 +86,13 @@ fn a_case_4_command_that_was_accepted_without_data_is_asked_for_it() {
 }
 
 #[test]
-fn get_response_keeps_the_logical_channel_and_leaves_the_chain() {
+fn get_response_keeps_the_logical_channel_and_drops_the_chaining_bit() {
     let lines = [("93A4040002 3F00", "9000"), ("03C0000000", "019000")];
     assert_eq!(done(play("93A4040002 3F00 00", &lines)), hex("019000"));
 }
 
 #[test]
-fn a_card_that_is_silent_or_damaged_may_have_seen_the_command() {
+fn t0_command_may_have_been_sent_after_a_timeout_or_transmission_error() {
     for (end, reason) in [
         (
             T0::response_timeout as fn(&mut T0) -> Step,
@@ -113,7 +113,7 @@ fn a_card_that_is_silent_or_damaged_may_have_seen_the_command() {
 }
 
 #[test]
-fn what_is_no_answer_is_damage() {
+fn malformed_t0_response_is_a_transmission_error() {
     let long = "00".repeat(257) + "9000";
     for answer in ["", "90", "0000", "6000", "A000", "0102", &long] {
         let mut t0 = T0::new();
@@ -175,7 +175,7 @@ fn exchange(command: &CommandApdu<'_>, table: &[(&str, &str)]) -> (Vec<u8>, u16)
 }
 
 #[test]
-fn both_layers_together_do_each_thing_once() {
+fn t0_and_apdu_layer_together_fetch_and_correct_once() {
     let read = CommandApdu {
         expected: Expected::All,
         ..CommandApdu::header([0x00, 0xCA, 0x00, 0x6E])

@@ -25,7 +25,7 @@ fn chain(t1: &mut T1, information: &str, count: usize) -> (Step, u8) {
 }
 
 #[test]
-fn the_longest_answer_there_is_comes_through() {
+fn longest_t1_response_is_accepted() {
     let mut t1 = t1();
     let (step, number) = chain(&mut t1, &"F1".repeat(254), 258);
     sent(step);
@@ -34,7 +34,7 @@ fn the_longest_answer_there_is_comes_through() {
 }
 
 #[test]
-fn a_longer_answer_is_aborted_and_the_next_command_finds_the_card() {
+fn overlong_t1_response_is_aborted_and_the_next_command_works() {
     let mut t1 = t1();
     let (step, _) = chain(&mut t1, &"F1".repeat(254), 259);
     assert_eq!(sent(step), lrc("S(ABORT request)"));
@@ -49,7 +49,7 @@ fn a_longer_answer_is_aborted_and_the_next_command_finds_the_card() {
 }
 
 #[test]
-fn a_card_that_does_not_hear_the_abort_is_resynchronised() {
+fn unanswered_t1_abort_is_followed_by_resynchronisation() {
     let mut t1 = t1();
     let (step, _) = chain(&mut t1, &"F1".repeat(254), 259);
     assert_eq!(sent(step), lrc("S(ABORT request)"));
@@ -62,14 +62,14 @@ fn a_card_that_does_not_hear_the_abort_is_resynchronised() {
 }
 
 #[test]
-fn empty_blocks_without_end_are_aborted() {
+fn endless_empty_t1_blocks_are_aborted() {
     let mut t1 = t1();
     let (step, _) = chain(&mut t1, "", ANSWER_BLOCKS as usize + 1);
     assert_eq!(sent(step), lrc("S(ABORT request)"));
 }
 
 #[test]
-fn extensions_without_end_are_ended() {
+fn endless_time_extensions_end_the_t1_command() {
     let mut t1 = t1();
     let mut step = t1.begin(&[1, 2]);
     for _ in 0..=WAITING_TIME_EXTENSIONS {
@@ -86,7 +86,7 @@ fn extensions_without_end_are_ended() {
 }
 
 #[test]
-fn other_requests_in_a_row_are_ended() {
+fn repeated_requests_of_the_card_end_in_resynchronisation() {
     for request in ["S(IFS request) 20", "S(ABORT request)"] {
         let mut t1 = t1();
         let mut step = t1.begin(&[1, 2]);
@@ -114,7 +114,7 @@ fn no_block_is_longer_than_the_reader_can_send() {
 }
 
 #[test]
-fn whether_the_card_has_seen_the_command_is_known_at_each_step() {
+fn t1_knows_at_each_step_whether_the_command_was_sent() {
     let mut t1 = T1::new(&TransmissionParameters::default(), 254);
     assert_eq!(t1.sent(), Sent::No);
     assert_eq!(sent(t1.begin(&[1, 2])), lrc("S(IFS request) FE"));

@@ -9,7 +9,7 @@ use crate::notation::{block, hex};
 const SCENARIOS: &str = include_str!("t1-scenarios.txt");
 
 #[test]
-fn the_scenarios_of_annex_a_and_others() {
+fn t1_scenarios_of_annex_a_and_others_pass() {
     let mut played = 0;
     let scenarios = SCENARIOS.split("\nscenario ").skip(1);
     for scenario in scenarios {

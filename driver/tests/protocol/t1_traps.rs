@@ -59,7 +59,7 @@ fn an_r_block_with_a_crc_is_repeated_whole() {
 }
 
 #[test]
-fn an_extension_multiplies_the_time_of_one_block_whatever_comes() {
+fn time_extension_multiplies_the_waiting_time_of_one_block_only() {
     let multiplier = |step: Step| match step {
         Step::Send {
             waiting_time_multiplier,
@@ -102,7 +102,7 @@ fn an_abort_in_the_middle_of_a_chain_ends_the_command() {
 }
 
 #[test]
-fn each_block_is_repeated_as_what_it_was() {
+fn each_kind_of_block_is_repeated_unchanged() {
     let mut t1 = T1::new(&parameters(32), 254);
     let request = sent(t1.begin(&[1, 2]));
     assert_eq!(request, lrc("S(IFS request) FE"));
@@ -118,7 +118,7 @@ fn each_block_is_repeated_as_what_it_was() {
 }
 
 #[test]
-fn a_wrong_checksum_is_noticed() {
+fn block_with_a_wrong_checksum_is_requested_again() {
     let mut t1 = t1(32);
     sent(t1.begin(&[1, 2]));
     let mut answer = lrc("I(0,0) 9000");
@@ -127,7 +127,7 @@ fn a_wrong_checksum_is_noticed() {
 }
 
 #[test]
-fn the_length_field_is_compared_with_what_came() {
+fn t1_length_field_must_match_the_received_bytes() {
     let answer = lrc("I(0,0) F19000");
     let short = [&answer[..4], &[answer[6]]].concat();
     let long = [&answer[..], &[0]].concat();
@@ -150,13 +150,13 @@ fn a_small_ifsc_is_used_and_not_refused() {
 }
 
 #[test]
-fn an_ifsd_that_one_byte_cannot_say_is_the_longest() {
+fn ifsd_too_large_for_one_byte_is_requested_as_254() {
     let mut t1 = T1::new(&parameters(32), 255);
     assert_eq!(sent(t1.begin(&[1, 2])), lrc("S(IFS request) FE"));
 }
 
 #[test]
-fn a_block_to_another_node_is_no_answer() {
+fn t1_block_for_another_node_address_is_not_accepted() {
     let mut t1 = t1(32);
     sent(t1.begin(&[1, 2]));
     for nad in [0x12, 0x21, 0x01, 0x80] {
@@ -169,7 +169,7 @@ fn a_block_to_another_node_is_no_answer() {
 }
 
 #[test]
-fn an_answer_to_the_command_before_is_not_taken_for_this_ones() {
+fn response_to_the_previous_command_is_not_taken_for_the_current_one() {
     let mut t1 = t1(32);
     sent(t1.begin(&[1, 2]));
     assert_eq!(done(t1.receive(&lrc("I(0,0) 9000"))), [0x90, 0x00]);
@@ -179,7 +179,7 @@ fn an_answer_to_the_command_before_is_not_taken_for_this_ones() {
 }
 
 #[test]
-fn a_command_that_was_left_is_resynchronised_before_the_next() {
+fn unfinished_t1_command_is_resynchronised_before_the_next() {
     let mut t1 = t1(2);
     sent(t1.begin(&[1, 2, 3, 4]));
     assert_eq!(sent(t1.begin(&[5, 6])), lrc("S(RESYNCH request)"));
@@ -188,7 +188,7 @@ fn a_command_that_was_left_is_resynchronised_before_the_next() {
 }
 
 #[test]
-fn nothing_is_sent_of_a_command_that_is_none_or_when_none_is_under_way() {
+fn t1_sends_nothing_for_an_invalid_command_or_without_one() {
     let mut t1 = t1(32);
     for step in [
         t1.begin(&[]),

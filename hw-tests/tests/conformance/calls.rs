@@ -139,7 +139,7 @@ fn on_piv(body: impl FnOnce(&Stage, &Client)) {
 }
 
 #[test]
-fn length_query_and_small_buffer_leave_the_operation_active_and_the_card_alone() {
+fn length_query_and_small_buffer_keep_the_operation_and_send_nothing() {
     on_piv(|stage, client| {
         let mut data = [7u8; 32];
         let mut signature = [0u8; 64];
@@ -195,7 +195,7 @@ fn a_bad_message_ends_the_operation_and_touches_no_card() {
 }
 
 #[test]
-fn every_entry_of_a_template_is_answered_whatever_happens_to_the_others() {
+fn every_template_entry_is_processed_whatever_happens_to_the_others() {
     on_piv(|_, client| {
         let mut label = [0u8; 64];
         let mut id = [0u8; 0];
@@ -252,7 +252,7 @@ fn every_entry_of_a_template_is_answered_whatever_happens_to_the_others() {
 }
 
 #[test]
-fn lengths_past_all_reason_are_refused_without_copying() {
+fn absurd_lengths_are_refused_without_copying() {
     on_piv(|stage, client| {
         let mut memory = [b'1'; 4096];
         let huge = 1usize << 40;

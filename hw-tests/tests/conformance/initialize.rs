@@ -92,7 +92,7 @@ fn expected(callbacks: u8, flags: CK_FLAGS, reserved: bool) -> CK_RV {
 }
 
 #[test]
-fn every_combination_of_arguments_has_its_answer_and_a_refused_one_does_no_harm() {
+fn every_combination_of_arguments_has_its_code_and_a_refused_one_does_no_harm() {
     with_card(Way::Socket, Plan::factory(), |_| {
         let raw = Raw::load();
         assert_eq!(combinations().len(), 16 * 8 * 2);
@@ -129,7 +129,7 @@ fn every_combination_of_arguments_has_its_answer_and_a_refused_one_does_no_harm(
 }
 
 #[test]
-fn the_locks_of_the_application_are_never_used() {
+fn application_mutexes_are_never_used() {
     for way in BOTH_WAYS {
         with_card(way, Plan::piv4(), |_| {
             let raw = Raw::load();
@@ -158,7 +158,7 @@ fn the_locks_of_the_application_are_never_used() {
 }
 
 #[test]
-fn of_many_at_once_one_initializes_and_one_finalizes() {
+fn one_of_many_concurrent_calls_initializes_and_one_finalizes() {
     with_card(Way::Socket, Plan::factory(), |_| {
         let raw = Raw::load();
         for flags in [OWN_THREADS, NO_THREADS] {
@@ -241,7 +241,7 @@ fn nss() -> CK_C_INITIALIZE_ARGS {
 }
 
 #[test]
-fn what_nss_asks_for_makes_no_thread_in_a_whole_life() {
+fn generation_with_the_arguments_of_nss_makes_no_thread() {
     for way in BOTH_WAYS {
         with_card(way, Plan::piv4(), |stage| {
             let raw = Raw::load();

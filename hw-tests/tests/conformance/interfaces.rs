@@ -156,7 +156,7 @@ fn addresses<T: Table>(table: &T) -> &[usize] {
 }
 
 #[test]
-fn every_slot_of_every_table_is_filled_and_the_tables_share_their_functions() {
+fn every_function_table_entry_is_filled_and_the_tables_share_functions() {
     let module = Module::load();
     let newest = addresses(module.table::<CK_FUNCTION_LIST_3_2>());
     assert_eq!(newest.len(), 104);
@@ -169,7 +169,7 @@ fn every_slot_of_every_table_is_filled_and_the_tables_share_their_functions() {
 }
 
 #[test]
-fn interfaces_are_told_before_during_and_after_a_life() {
+fn interfaces_are_available_before_during_and_after_a_generation() {
     with_card(Way::Socket, Plan::piv4(), |_| {
         let module = Module::load();
         module.tells_its_interfaces();
@@ -181,7 +181,7 @@ fn interfaces_are_told_before_during_and_after_a_life() {
 }
 
 #[test]
-fn every_function_answers_the_same_by_each_table_and_by_name() {
+fn every_function_returns_the_same_by_each_table_and_by_name() {
     with_card(Way::Socket, Plan::piv4(), |_| {
         let module = Module::load();
         let is_not_initialized = |(name, code): &(&str, CK_RV)| {
@@ -200,7 +200,7 @@ fn every_function_answers_the_same_by_each_table_and_by_name() {
 }
 
 #[test]
-fn the_library_says_version_3_2() {
+fn module_reports_cryptoki_version_3_2() {
     with_card(Way::Socket, Plan::piv4(), |_| {
         let raw = Raw::load();
         assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
@@ -244,7 +244,7 @@ fn the_list_of_interfaces_follows_the_convention_for_lengths() {
 }
 
 #[test]
-fn no_interface_is_found_by_what_is_not_its_own() {
+fn no_interface_is_found_by_another_name_version_or_flag() {
     let module = Module::load();
     let other_names = [
         c"",
@@ -275,7 +275,7 @@ fn no_interface_is_found_by_what_is_not_its_own() {
 }
 
 #[test]
-fn null_is_refused_where_an_answer_goes() {
+fn null_output_pointer_is_refused() {
     let module = Module::load();
     let (name, version, found) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
     let code = ck!(module.raw, C_GetInterface, name, version, found, 0);
@@ -285,7 +285,7 @@ fn null_is_refused_where_an_answer_goes() {
 }
 
 #[test]
-fn answers_may_go_to_unaligned_memory() {
+fn function_outputs_may_be_unaligned() {
     let module = Module::load();
     let mut memory = [0u8; 1 + size_of::<usize>()];
     let odd = memory.as_mut_ptr().wrapping_add(1);
@@ -308,7 +308,7 @@ fn answers_may_go_to_unaligned_memory() {
 }
 
 #[test]
-fn a_name_is_read_no_further_than_it_differs() {
+fn interface_name_is_read_only_up_to_its_first_difference() {
     let module = Module::load();
     let mut page = Page::before_the_forbidden();
     let last = page.last_byte();

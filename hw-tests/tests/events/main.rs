@@ -41,7 +41,7 @@ fn a_card_present_at_the_first_wait_raises_no_event() {
 }
 
 #[test]
-fn an_event_is_not_swallowed_by_other_calls() {
+fn event_is_not_consumed_by_other_calls() {
     each_life(&Plan::factory(), |stage, raw| {
         let slots = raw.slots(true);
         assert_eq!(slots.len(), 2, "one for each applet");
@@ -77,7 +77,7 @@ fn each_life_before_the_service(body: fn(&Stage, Raw)) {
 }
 
 #[test]
-fn race_01_a_reader_that_arrives_between_list_and_wait_is_told() {
+fn race_01_reader_arriving_between_list_and_wait_is_reported() {
     each_life_before_the_service(|stage, raw| {
         assert_eq!(raw.slots(false), []);
         stage.say("service start");
@@ -86,7 +86,7 @@ fn race_01_a_reader_that_arrives_between_list_and_wait_is_told() {
 }
 
 #[test]
-fn race_01_a_reader_that_arrives_during_the_wait_is_told() {
+fn race_01_reader_arriving_during_the_wait_is_reported() {
     each_life_before_the_service(|stage, raw| {
         assert_eq!(raw.slots(false), []);
         let told = raw.told_while(MOMENT, || drop(stage.say("service start")));
@@ -118,7 +118,7 @@ fn told_until_the_second_card(stage: &Stage, raw: Raw) -> Vec<CK_SLOT_ID> {
 }
 
 #[test]
-fn race_03_a_card_pulled_and_put_back_while_nobody_waits_is_an_event_and_ends_its_sessions() {
+fn race_03_card_reinserted_without_a_waiter_raises_events_and_ends_sessions() {
     each_life_of(
         &two_cards(),
         without_the_second,
@@ -138,7 +138,7 @@ fn race_03_a_card_pulled_and_put_back_while_nobody_waits_is_an_event_and_ends_it
 }
 
 #[test]
-fn race_03_a_card_pulled_and_put_back_at_once_is_told_to_a_waiter_and_ends_its_sessions() {
+fn race_03_card_reinserted_at_once_ends_a_wait_and_its_sessions() {
     each_life(&Plan::factory(), |stage, raw| {
         let slots = raw.slots(true);
         let (code, session) = raw.open(slots[0]);
@@ -165,7 +165,7 @@ fn told_to_four(raw: Raw, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
 }
 
 #[test]
-fn race_04_two_cards_put_in_at_once_are_told_once_for_each_slot_to_one_waiter_each() {
+fn race_04_two_cards_inserted_at_once_give_each_slots_event_to_one_waiter() {
     let plans = [Plan::factory(), Plan::factory().serial(2)];
     each_life_of(
         &plans,
@@ -195,7 +195,7 @@ fn race_04_two_cards_put_in_at_once_are_told_once_for_each_slot_to_one_waiter_ea
 }
 
 #[test]
-fn race_17_in_out_and_in_again_is_one_event_for_each_slot() {
+fn race_17_insertion_removal_and_insertion_are_one_event_for_each_slot() {
     each_life_of(
         &two_cards(),
         without_cards,

@@ -82,11 +82,11 @@ fn closed_and_opened(obstacle: fn(&Path) -> &Path) {
 }
 
 #[test]
-fn race_06_a_socket_that_may_not_be_used_appears_when_it_may() {
+fn race_06_socket_without_access_appears_when_access_is_granted() {
     as_an_ordinary_user(|| closed_and_opened(|socket| socket));
 }
 
 #[test]
-fn race_06_a_socket_in_a_closed_folder_appears_when_that_is_opened() {
+fn race_06_socket_in_a_closed_folder_appears_when_the_folder_is_opened() {
     as_an_ordinary_user(|| closed_and_opened(|socket| socket.parent().unwrap()));
 }

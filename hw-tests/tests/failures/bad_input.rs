@@ -232,7 +232,7 @@ fn block(stage: &Stage) {
 }
 
 #[test]
-fn a_wrong_pin_costs_one_try_and_the_flags_tell() {
+fn wrong_pin_costs_one_try_and_the_token_flags_show_it() {
     let log = play(Way::Socket, Plan::piv4(), |_, _| {}, block);
     if let Some(log) = log {
         log.line(&["C_Login", "wrong PIN", "2 tries left"]);
@@ -316,7 +316,7 @@ fn id(session: &Session, object: ObjectHandle) -> Vec<u8> {
 }
 
 #[test]
-fn a_card_that_falls_silent_is_given_up() {
+fn call_to_a_silent_card_ends_and_the_next_call_reconnects() {
     let silence = |rig: &Rig, _: &mut Command| {
         rig.card().on_frame(|frame| {
             if is_verify(frame) {
@@ -346,7 +346,7 @@ fn a_card_that_falls_silent_is_given_up() {
 }
 
 #[test]
-fn a_garbled_answer_to_reset_is_a_card_that_is_not_recognised() {
+fn card_with_a_garbled_atr_is_not_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("reader");
     let card = VirtualCard::power_up(CardConfig {
@@ -407,7 +407,7 @@ fn no_pin_is_in_the_log_at_any_level() {
 }
 
 #[test]
-fn logout_is_real_for_every_program() {
+fn logout_reaches_the_card() {
     for way in BOTH_WAYS {
         with_card(way, Plan::piv4(), |stage| {
             let module = stage.module();

@@ -124,12 +124,12 @@ fn a_waiter_is_told_of_the_end(flags: CK_FLAGS) {
 }
 
 #[test]
-fn waiters_are_told_of_the_end() {
+fn waiters_return_at_finalize_while_pcscd_is_frozen() {
     a_waiter_is_told_of_the_end(THREADS);
 }
 
 #[test]
-fn waiters_are_told_of_the_end_without_threads() {
+fn waiters_return_at_finalize_while_pcscd_is_frozen_without_threads() {
     a_waiter_is_told_of_the_end(NO_THREADS);
 }
 
@@ -159,22 +159,22 @@ fn the_end_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool) 
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_signature_on_its_way() {
+fn finalize_does_not_wait_for_a_signature_still_at_pcscd() {
     the_end_does_not_wait_for_a_signature(THREADS, false);
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_signature_on_its_way_without_threads() {
+fn finalize_does_not_wait_for_a_signature_still_at_pcscd_without_threads() {
     the_end_does_not_wait_for_a_signature(NO_THREADS, false);
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_signature_at_the_card() {
+fn finalize_does_not_wait_for_a_signature_at_the_card() {
     the_end_does_not_wait_for_a_signature(THREADS, true);
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_signature_at_the_card_without_threads() {
+fn finalize_does_not_wait_for_a_signature_at_the_card_without_threads() {
     the_end_does_not_wait_for_a_signature(NO_THREADS, true);
 }
 
@@ -194,12 +194,12 @@ fn the_end_does_not_wait_for_the_first_look(flags: CK_FLAGS) {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_first_look() {
+fn finalize_does_not_wait_for_a_first_snapshot() {
     the_end_does_not_wait_for_the_first_look(THREADS);
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_first_look_without_threads() {
+fn finalize_does_not_wait_for_a_first_snapshot_without_threads() {
     the_end_does_not_wait_for_the_first_look(NO_THREADS);
 }
 
@@ -216,12 +216,12 @@ fn the_end_does_not_wait_for_a_logout(flags: CK_FLAGS) {
 }
 
 #[test]
-fn the_end_does_not_wait_for_logging_out() {
+fn finalize_does_not_wait_for_a_logout() {
     the_end_does_not_wait_for_a_logout(THREADS);
 }
 
 #[test]
-fn the_end_does_not_wait_for_logging_out_without_threads() {
+fn finalize_does_not_wait_for_a_logout_without_threads() {
     the_end_does_not_wait_for_a_logout(NO_THREADS);
 }
 
@@ -255,17 +255,17 @@ fn the_end_does_not_wait_for_the_return_of_pcscd(flags: CK_FLAGS) {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_connection_being_made() {
+fn finalize_does_not_wait_for_a_connect() {
     the_end_does_not_wait_for_the_return_of_pcscd(THREADS);
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_connection_being_made_without_threads() {
+fn finalize_does_not_wait_for_a_connect_without_threads() {
     the_end_does_not_wait_for_the_return_of_pcscd(NO_THREADS);
 }
 
 #[test]
-fn a_signature_gives_up_by_itself_and_the_session_goes_on() {
+fn signature_at_a_frozen_pcscd_gives_up_and_the_session_continues() {
     with_pcscd(|stage| {
         let signer = signer(stage, THREADS);
         let frozen = Frozen::new(stage);
@@ -278,7 +278,7 @@ fn a_signature_gives_up_by_itself_and_the_session_goes_on() {
 }
 
 #[test]
-fn a_login_gives_up_by_itself_and_its_pin_is_not_sent_again() {
+fn login_at_a_frozen_pcscd_gives_up_and_its_pin_is_not_sent_again() {
     with_pcscd(|stage| {
         let module = stage.module();
         let session = stage.session(&module);
@@ -297,7 +297,7 @@ fn a_login_gives_up_by_itself_and_its_pin_is_not_sent_again() {
 }
 
 #[test]
-fn a_pause_of_pcscd_is_waited_for() {
+fn signature_waits_for_pcscd_to_resume() {
     with_pcscd(|stage| {
         let mut signer = signer(stage, THREADS);
         for _ in 0..2 {

@@ -236,7 +236,7 @@ fn the_end_is_reached_when_pcscd_dies_in_it(stage: &Stage) {
 }
 
 #[test]
-fn the_end_is_reached_without_pcscd() {
+fn finalize_returns_without_pcscd() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
         let _signer = PivSession::new(stage);
         stage.order(&["service crash"]);

@@ -105,7 +105,7 @@ fn race_10_a_waiter_survives_a_restart_of_the_service() {
 }
 
 #[test]
-fn race_11_a_standstill_of_pcscd_loses_nothing() {
+fn race_11_freeze_of_pcscd_loses_nothing() {
     each_life(Way::Pcscd, &[plan()], |stage, raw| {
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
@@ -148,7 +148,7 @@ fn race_11_a_standstill_of_pcscd_loses_nothing() {
 }
 
 #[test]
-fn race_12_a_card_exchanged_during_a_standstill_gets_neither_pin_nor_session() {
+fn race_12_card_exchanged_during_a_freeze_gets_neither_pin_nor_session() {
     let plans = [plan(), plan().serial(2)];
     each_life(Way::Pcscd, &plans, |stage, raw| {
         let tokens = raw.slots(true);
@@ -205,7 +205,7 @@ fn with_other_numbers(body: impl Fn(&Stage, Raw)) {
 }
 
 #[test]
-fn race_14_a_reader_with_another_number_after_a_restart_keeps_slots_and_sessions() {
+fn race_14_reader_renumbered_by_a_restart_keeps_slots_and_sessions() {
     with_other_numbers(|stage, raw| {
         let before = pins(stage, 0);
         let signer = renumbered(raw, restart);
@@ -219,7 +219,7 @@ fn race_14_a_reader_with_another_number_after_a_restart_keeps_slots_and_sessions
 }
 
 #[test]
-fn race_14_a_reader_that_comes_back_under_another_number_keeps_its_slots() {
+fn race_14_renumbered_reader_keeps_its_slots() {
     with_other_numbers(|stage, raw| {
         let signer = renumbered(raw, || {
             stage.say("remove");

@@ -189,7 +189,7 @@ fn card_and_calls(seed: u64, cards: &[(String, Vec<u8>)]) -> Vec<u8> {
 }
 
 #[test]
-fn no_sequence_on_a_lying_card_breaks_the_module() {
+fn random_call_sequences_on_scripted_cards_do_not_break_the_module() {
     with_scripts(|bench, reader, sound| {
         let cards = corpora::seeds("card");
         let inputs = seeds(700).map(|seed| (seed, card_and_calls(seed, &cards)));
@@ -200,7 +200,7 @@ fn no_sequence_on_a_lying_card_breaks_the_module() {
 }
 
 #[test]
-fn the_chosen_sequences_do_not_break_the_module() {
+fn chosen_call_sequences_do_not_break_the_module() {
     with_scripts(|bench, reader, sound| {
         let chosen = corpora::seeds("module_sequence").into_iter();
         let inputs = chosen.enumerate().map(|(at, (name, bytes))| {
@@ -233,11 +233,11 @@ fn on_openpgp(_: &Stage) {
 }
 
 #[test]
-fn no_sequence_on_a_piv_card_breaks_the_module() {
+fn random_call_sequences_on_a_piv_card_do_not_break_the_module() {
     with_card(Way::Socket, Plan::piv4(), on_piv);
 }
 
 #[test]
-fn no_sequence_on_an_openpgp_card_breaks_the_module() {
+fn random_call_sequences_on_an_openpgp_card_do_not_break_the_module() {
     with_card(Way::Socket, Plan::pgp3(), on_openpgp);
 }

@@ -141,7 +141,7 @@ fn two_cards() -> [Plan; 2] {
 }
 
 #[test]
-fn two_cards_are_told_apart_over_the_socket_reader_also_after_a_restart() {
+fn two_cards_are_distinguished_over_the_socket_reader_also_after_a_restart() {
     if all_installed(&NEEDED) {
         let mut rig = Rig::socket_cards(&two_cards());
         each_key_has_a_url_of_its_own(&rig);
@@ -153,7 +153,7 @@ fn two_cards_are_told_apart_over_the_socket_reader_also_after_a_restart() {
 }
 
 #[test]
-fn two_cards_are_told_apart_over_pcscd_also_where_they_changed_places() {
+fn two_cards_are_distinguished_over_pcscd_also_after_a_swap() {
     if !all_installed(&NEEDED) {
         return;
     }
@@ -173,7 +173,7 @@ fn two_cards_are_told_apart_over_pcscd_also_where_they_changed_places() {
 }
 
 #[test]
-fn of_two_readers_one_is_left_out_over_pcscd() {
+fn denied_reader_is_hidden_over_pcscd() {
     if !all_installed(&NEEDED) {
         return;
     }

@@ -79,7 +79,7 @@ fn each(body: impl Fn()) {
 }
 
 #[test]
-fn the_first_look_waits_for_nobody() {
+fn first_calls_do_not_wait_for_absent_services() {
     each(|| {
         let raw = Raw::load();
         for flags in [OWN_THREAD, NO_THREADS] {
@@ -94,7 +94,7 @@ fn the_first_look_waits_for_nobody() {
 }
 
 #[test]
-fn no_reader_at_all_is_said_in_one_line() {
+fn missing_readers_are_reported_in_one_line() {
     let log = alone(BOTH, || {
         let raw = Raw::load();
         assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
@@ -165,7 +165,7 @@ fn a_blocked_waiter_is_never_scheduled() {
 }
 
 #[test]
-fn where_threads_are_forbidden_none_is_made_in_a_whole_life() {
+fn generation_with_forbidden_threads_makes_no_thread() {
     each(|| {
         let raw = Raw::load();
         let (orders, ordered) = mpsc::channel::<()>();
@@ -196,7 +196,7 @@ fn where_threads_are_forbidden_none_is_made_in_a_whole_life() {
 }
 
 #[test]
-fn nothing_is_left_of_a_life() {
+fn generation_leaves_no_thread_and_no_descriptor() {
     each(|| {
         let raw = Raw::load();
         let live = |flags| {
@@ -226,7 +226,7 @@ fn lives(raw: Raw, flags: CK_FLAGS) {
 }
 
 #[test]
-fn a_forked_child_lives_and_its_parent_never_notices() {
+fn forked_child_uses_the_module_and_leaves_the_parents_waiter_undisturbed() {
     each(|| {
         let raw = Raw::load();
         for flags in [OWN_THREAD, NO_THREADS] {
@@ -244,7 +244,7 @@ fn a_forked_child_lives_and_its_parent_never_notices() {
 }
 
 #[test]
-fn b14_a_forked_child_has_nothing_open_of_what_its_parent_has_of_the_usb() {
+fn b14_forked_child_has_none_of_its_parents_usb_descriptors_open() {
     let _ = alone(USB, || {
         let raw = Raw::load();
         let of_usb = || -> Vec<String> {

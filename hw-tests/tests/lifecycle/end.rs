@@ -114,27 +114,27 @@ fn race_07_an_event_during_finalize_over_pcscd() {
 }
 
 #[test]
-fn race_08_a_waiter_between_its_event_and_the_end_over_the_socket() {
+fn race_08_waiter_between_event_and_finalize_over_the_socket() {
     rounds(Way::Socket, OWN_THREAD, 1);
 }
 
 #[test]
-fn race_08_a_waiter_between_its_event_and_the_end_over_the_socket_without_threads() {
+fn race_08_waiter_between_event_and_finalize_over_the_socket_without_threads() {
     rounds(Way::Socket, NO_THREADS, 1);
 }
 
 #[test]
-fn race_08_a_waiter_between_its_event_and_the_end_over_pcscd() {
+fn race_08_waiter_between_event_and_finalize_over_pcscd() {
     rounds(Way::Pcscd, OWN_THREAD, 1);
 }
 
 #[test]
-fn race_08_a_waiter_between_its_event_and_the_end_over_pcscd_without_threads() {
+fn race_08_waiter_between_event_and_finalize_over_pcscd_without_threads() {
     rounds(Way::Pcscd, NO_THREADS, 1);
 }
 
 #[test]
-fn race_08_the_end_before_the_wait_and_after_its_event() {
+fn race_08_finalize_before_the_wait_and_after_its_event() {
     for way in [Way::Socket, Way::Pcscd] {
         with_card(way, Plan::factory(), |stage| {
             let raw = Raw::load();
@@ -192,7 +192,7 @@ fn end_amid_traffic(raw: Raw, stage: &Stage, flags: CK_FLAGS, after: Duration) {
 }
 
 #[test]
-fn race_09_waiters_and_callers_are_all_told_of_the_end() {
+fn race_09_waiters_and_callers_all_return_at_finalize() {
     for (way, rounds) in [(Way::Socket, 20), (Way::Pcscd, 3)] {
         with_card(way, Plan::factory(), |stage| {
             let raw = Raw::load();

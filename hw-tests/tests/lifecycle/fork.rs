@@ -202,7 +202,7 @@ fn has_descendants(stage: &Stage, parent: &Parent, flags: CK_FLAGS, descent: Des
 }
 
 #[test]
-fn the_waiter_of_a_parent_gets_the_next_event() {
+fn parents_waiter_gets_the_next_event_after_a_fork() {
     for way in BOTH_WAYS {
         with_card(way, Plan::piv4(), |stage| {
             let raw = Raw::load();
@@ -288,12 +288,12 @@ fn fork_among_calls(way: Way) {
 }
 
 #[test]
-fn a_fork_among_calls_over_the_socket_leaves_a_child_that_works() {
+fn fork_during_calls_over_the_socket_leaves_a_working_child() {
     fork_among_calls(Way::Socket);
 }
 
 #[test]
-fn a_fork_among_calls_over_pcscd_leaves_a_child_that_works() {
+fn fork_during_calls_over_pcscd_leaves_a_working_child() {
     fork_among_calls(Way::Pcscd);
 }
 
@@ -324,12 +324,12 @@ fn fork_beside_whole_lives(way: Way) {
 }
 
 #[test]
-fn a_fork_beside_initialize_and_finalize_over_the_socket_leaves_a_child_that_works() {
+fn fork_during_initialize_and_finalize_over_the_socket_leaves_a_working_child() {
     fork_beside_whole_lives(Way::Socket);
 }
 
 #[test]
-fn a_fork_beside_initialize_and_finalize_over_pcscd_leaves_a_child_that_works() {
+fn fork_during_initialize_and_finalize_over_pcscd_leaves_a_working_child() {
     fork_beside_whole_lives(Way::Pcscd);
 }
 

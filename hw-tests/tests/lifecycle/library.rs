@@ -47,7 +47,7 @@ fn loaded() -> Option<PathBuf> {
 }
 
 #[test]
-fn the_module_needs_the_c_library_and_no_other_of_the_system() {
+fn module_needs_no_system_library_but_the_c_library() {
     let bytes = fs::read(paths::module_path()).unwrap();
     let data = bytes.as_slice();
     let header = elf::FileHeader64::<object::Endianness>::parse(data).expect("an ELF file");
@@ -80,7 +80,7 @@ fn the_module_needs_the_c_library_and_no_other_of_the_system() {
 }
 
 #[test]
-fn the_library_is_loaded_by_the_first_look_at_pcscds_readers() {
+fn pcsc_library_is_loaded_by_the_first_query_of_pcscds_readers() {
     with_card(Way::Pcscd, Plan::piv4(), |_| {
         let raw = Raw::load();
         assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
@@ -213,7 +213,7 @@ fn without_the_library_other_readers_are_used() {
 
 /// Each look of the parent's thread tries to load it, and has the loader's lock meanwhile.
 #[test]
-fn a_fork_beside_attempts_to_load_the_library_leaves_a_child_that_works() {
+fn fork_during_library_loading_leaves_a_working_child() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
         if subprocess::mine().is_none() {
             let _ = without_the_library(stage, "forks");
@@ -276,7 +276,7 @@ fn finds_the_token(rig: &Rig, command: &mut Command) {
 }
 
 #[test]
-fn a_program_with_functions_of_these_names_does_not_get_our_calls() {
+fn program_that_defines_scard_functions_does_not_receive_our_calls() {
     let Some(rig) = rig_for_a_foreign_program() else {
         return;
     };
@@ -286,7 +286,7 @@ fn a_program_with_functions_of_these_names_does_not_get_our_calls() {
 }
 
 #[test]
-fn a_library_with_functions_of_these_names_does_not_get_our_calls() {
+fn library_that_defines_scard_functions_does_not_receive_our_calls() {
     let Some(rig) = rig_for_a_foreign_program() else {
         return;
     };

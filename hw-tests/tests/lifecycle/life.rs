@@ -83,35 +83,35 @@ fn race(flags: CK_FLAGS, waiters: usize, rounds: u32) {
 }
 
 #[test]
-fn a_waiter_is_told_of_finalize_1000_times_over_the_socket() {
+fn waiter_is_notified_of_finalize_1000_times_over_the_socket() {
     with_card(Way::Socket, Plan::factory(), |_| {
         race(CKF_OS_LOCKING_OK, 1, 1000);
     });
 }
 
 #[test]
-fn a_waiter_is_told_of_finalize_1000_times_over_the_socket_without_threads() {
+fn waiter_is_notified_of_finalize_1000_times_over_the_socket_without_threads() {
     with_card(Way::Socket, Plan::factory(), |_| {
         race(NO_THREADS, 1, 1000);
     });
 }
 
 #[test]
-fn a_waiter_is_told_of_finalize_1000_times_over_pcscd() {
+fn waiter_is_notified_of_finalize_1000_times_over_pcscd() {
     with_card(Way::Pcscd, Plan::factory(), |_| {
         race(CKF_OS_LOCKING_OK, 1, 1000);
     });
 }
 
 #[test]
-fn a_waiter_is_told_of_finalize_over_pcscd_without_threads() {
+fn waiter_is_notified_of_finalize_over_pcscd_without_threads() {
     with_card(Way::Pcscd, Plan::factory(), |_| {
         race(NO_THREADS, 1, 200);
     });
 }
 
 #[test]
-fn twenty_waiters_are_told_of_finalize() {
+fn twenty_waiters_are_notified_of_finalize() {
     with_card(Way::Socket, Plan::factory(), |_| {
         race(CKF_OS_LOCKING_OK, 20, 100);
         race(NO_THREADS, 20, 100);
@@ -119,7 +119,7 @@ fn twenty_waiters_are_told_of_finalize() {
 }
 
 #[test]
-fn a_waiter_of_an_old_generation_is_told_although_the_next_has_begun() {
+fn waiter_of_a_past_generation_returns_although_the_next_has_begun() {
     with_card(Way::Socket, Plan::factory(), |_| {
         let raw = Raw::load();
         for flags in [CKF_OS_LOCKING_OK, NO_THREADS] {
@@ -136,7 +136,7 @@ fn a_waiter_of_an_old_generation_is_told_although_the_next_has_begun() {
 }
 
 #[test]
-fn nothing_is_left_after_finalize() {
+fn finalize_leaves_no_resources_behind() {
     for way in [Way::Socket, Way::Pcscd] {
         with_card(way, Plan::factory(), |_| {
             let raw = Raw::load();
@@ -191,7 +191,7 @@ fn has_test_runner_thread() -> bool {
 }
 
 #[test]
-fn each_event_is_told_once_per_slot() {
+fn each_event_is_reported_once_per_slot() {
     for way in [Way::Socket, Way::Pcscd] {
         with_card(way, Plan::factory(), |stage| {
             let raw = Raw::load();

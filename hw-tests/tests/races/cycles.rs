@@ -65,7 +65,7 @@ fn cycles(raw: Raw, flags: CK_FLAGS, count: usize) {
 const ROUNDING: usize = 256;
 
 #[test]
-fn any_number_of_cycles_leaves_nothing_behind() {
+fn initialize_and_finalize_cycles_leave_no_resources_behind() {
     let count = std::env::var("CLAVIGER_ROUNDS").map_or(500, |rounds| rounds.parse().unwrap());
     for way in BOTH_WAYS {
         // Each thread's cache of free chunks counts as given out.
@@ -148,7 +148,7 @@ fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
 }
 
 #[test]
-fn each_call_of_a_life_may_come_from_another_thread() {
+fn each_call_of_a_generation_may_come_from_another_thread() {
     for way in BOTH_WAYS {
         with_card(way, Plan::piv4(), |_| {
             let raw = Raw::load();
@@ -174,7 +174,7 @@ fn each_call_of_a_life_may_come_from_another_thread() {
 
 /// A client of a few lives, under valgrind: no error, and nothing lost.
 #[test]
-fn valgrind_has_nothing_to_say() {
+fn valgrind_reports_nothing() {
     if paths::program("valgrind").is_none() {
         skip::because("valgrind is not installed (Debian: valgrind)");
         return;

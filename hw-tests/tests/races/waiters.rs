@@ -417,7 +417,7 @@ fn ways() -> &'static [Way] {
 }
 
 #[test]
-fn every_waiter_is_told_of_finalize_whatever_the_moment() {
+fn every_waiter_is_notified_of_finalize_whatever_the_moment() {
     for &way in ways() {
         with_card(way, Plan::factory(), |stage| {
             let mut races = Races::new(stage);
@@ -441,7 +441,7 @@ fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
 }
 
 #[test]
-fn first_calls_at_once_all_see_the_slots() {
+fn concurrent_first_calls_all_see_the_slots() {
     for &way in ways() {
         with_card(way, Plan::factory(), |_| {
             let raw = Raw::load();

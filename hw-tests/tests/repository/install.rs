@@ -104,7 +104,7 @@ fn each_distribution_gets_the_module_where_its_p11_kit_looks() {
 }
 
 #[test]
-fn what_is_installed_is_what_the_repository_holds() {
+fn installed_files_are_those_of_the_repository() {
     let place = Place::of("ID=arch\n");
     place.install();
     for (file, source) in [
@@ -136,7 +136,7 @@ fn the_p11_kit_file_names_the_module_as_it_is_installed() {
 }
 
 #[test]
-fn uninstall_takes_everything_back_and_nothing_else() {
+fn uninstall_removes_all_installed_files_and_nothing_else() {
     let place = Place::of("ID=debian\n");
     let other = place
         .destination()

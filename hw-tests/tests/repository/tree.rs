@@ -43,7 +43,7 @@ fn manifest(name: &str) -> String {
 }
 
 #[test]
-fn driver_and_token_do_not_know_each_other_and_apdu_knows_nobody() {
+fn driver_and_token_are_independent_and_apdu_depends_on_no_other_crate() {
     assert!(!manifest("driver").contains("claviger-token"));
     assert!(!manifest("token").contains("claviger-driver"));
     for (name, others) in [
@@ -72,7 +72,7 @@ fn apdu_and_token_forbid_unsafe_code() {
 }
 
 #[test]
-fn unsafe_sits_in_a_few_files_that_say_why() {
+fn unsafe_code_is_only_in_a_few_listed_files() {
     let allowed = [
         "driver/src/fork_closed.rs",
         "driver/src/socket_shutdown.rs",

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_is_found_over_any_number_of_files_and_spellings() {
+    fn import_cycle_is_found_across_files_and_spellings() {
         let found = circles_of(&[
             ("lib.rs", "mod a; mod b; mod c; mod d; pub use a::A;"),
             (
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_and_its_child_are_a_circle_only_if_both_use_the_other() {
+    fn parent_and_child_module_form_a_cycle_only_if_each_uses_the_other() {
         let child = ("a.rs", "use super::B; pub struct A(B);");
         let declares = "mod a; pub use a::A; pub struct B;";
         assert_eq!(circles_of(&[("lib.rs", declares), child]), [""; 0]);

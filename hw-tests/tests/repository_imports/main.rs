@@ -98,7 +98,7 @@ fn no_fuzz_function_and_no_fake_is_shipped() {
 }
 
 #[test]
-fn every_circle_of_imports_is_known() {
+fn every_import_cycle_is_known() {
     let known = CIRCLES.map(|(folder, files, _)| {
         let files = files.split_whitespace();
         files.map(|file| format!("{folder}/{file}.rs")).collect()

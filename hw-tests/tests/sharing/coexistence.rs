@@ -181,19 +181,19 @@ fn a_session_survives_visitors_that_leave_the_card(disposition: Disposition) {
 }
 
 #[test]
-fn a_session_survives_visitors_that_leave_the_card_reset() {
+fn session_survives_programs_that_leave_the_card_reset() {
     a_session_survives_visitors_that_leave_the_card(Disposition::ResetCard);
 }
 
 #[test]
-fn a_session_survives_visitors_that_leave_the_card_without_power() {
+fn session_survives_programs_that_leave_the_card_without_power() {
     a_session_survives_visitors_that_leave_the_card(Disposition::UnpowerCard);
 }
 
 /// One that was connected all the while and reconnects without a reset has pcscd believe that the card has power:
 /// new connections are then refused (SCARD_W_UNPOWERED_CARD).
 #[test]
-fn a_card_without_power_is_powered_up_for_a_session_that_comes_back_to_it() {
+fn unpowered_card_is_powered_up_for_a_continuing_session() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
         let module = stage.module();
         let session = stage.session(&module);
@@ -251,7 +251,7 @@ fn sign_openly(session: &Session, key: ObjectHandle) -> cryptoki::error::Result<
 }
 
 #[test]
-fn a_card_in_exclusive_hands_is_refused_with_a_cure_and_taken_back() {
+fn exclusively_held_card_is_refused_with_a_cure_and_used_again_later() {
     let rule = |stage: &Stage| {
         let module = stage.module();
         let session = stage.session(&module);
@@ -269,7 +269,7 @@ fn a_card_in_exclusive_hands_is_refused_with_a_cure_and_taken_back() {
 }
 
 #[test]
-fn a_login_outlasts_exclusive_hands() {
+fn login_survives_exclusive_use_by_another_program() {
     let rule = |stage: &Stage| {
         let signer = PivSession::new(stage);
         let other = exclusive();

@@ -112,7 +112,7 @@ fn idle() {
 }
 
 #[test]
-fn gnupg_gets_a_card_that_nobody_is_logged_in_to() {
+fn gnupg_gets_a_card_that_has_no_login() {
     let log = beside_scdaemon(|stage, gnupg| {
         let module = stage.module();
         let session = stage.session(&module);
@@ -140,7 +140,7 @@ fn gnupg_gets_a_card_that_nobody_is_logged_in_to() {
 }
 
 #[test]
-fn gnupg_gets_an_idle_card_and_the_login_outlasts_it() {
+fn gnupg_gets_an_idle_card_and_the_login_survives() {
     let log = beside_scdaemon(|stage, gnupg| {
         let signer = PivSession::new(stage);
         for _ in 0..2 {

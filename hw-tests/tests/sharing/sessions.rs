@@ -250,7 +250,7 @@ fn is_free() -> bool {
 }
 
 #[test]
-fn an_idle_card_is_let_go_after_a_second_and_not_so_soon_while_a_user_is_logged_in() {
+fn idle_card_is_released_after_a_second_and_later_while_a_user_is_logged_in() {
     with_card(Way::Pcscd, Plan::piv4(), |stage| {
         let module = stage.module();
         let session = stage.session(&module);

@@ -18,7 +18,7 @@ fn settings_are_read() {
 }
 
 #[test]
-fn the_usb_backend_is_one_of_two() {
+fn usb_backend_setting_must_name_a_known_library() {
     let config = read("transports = [\"usb\"]\nusb_backend = \"nusb\"");
     assert_eq!(config.transports, [BackendKind::Usb]);
     assert_eq!(config.usb_backend, UsbLibrary::Nusb);
@@ -29,7 +29,7 @@ fn the_usb_backend_is_one_of_two() {
 }
 
 #[test]
-fn locks_are_kept_in_the_folder_of_the_login_if_there_is_one() {
+fn lock_folder_is_that_of_the_login_if_there_is_one() {
     let login = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| OsString::from("/run/me"));
     assert_eq!(lock_folders(&login)[0], PathBuf::from("/run/me/claviger"));
     let none = lock_folders(&|_| None);
@@ -52,7 +52,7 @@ fn the_release_of_idle_cards_is_in_seconds_or_never() {
 }
 
 #[test]
-fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
+fn visibility_is_set_by_lists_and_labels_by_a_table() {
     let config = read(
         "applets = [\"openpgp\"]\nids = \"ykcs11\"\nreaders.deny = [\"Gemalto\"]\n\
          [tokens]\nallow = [\"2d70697600000001\"]\n[labels]\n\"PIV AUTH key\" = \"mine\"",
@@ -67,14 +67,14 @@ fn what_is_shown_is_chosen_by_lists_and_named_by_a_table() {
 }
 
 #[test]
-fn applets_are_shown_in_one_order_however_they_are_named() {
+fn applets_have_one_order_however_they_are_configured() {
     let config = read("applets = [\"openpgp\", \"piv\", \"piv\"]");
     assert_eq!(config.choice, Visibility::default());
     assert_eq!(config.problems, [""; 0]);
 }
 
 #[test]
-fn a_bad_choice_is_reported_by_table_name_and_line_and_the_rest_counts() {
+fn bad_setting_in_a_table_is_reported_by_name_and_line_and_others_apply() {
     for (text, problem) in [
         ("ids = \"pkcs15\"", "line 1: ids: \"pkcs15\" is no scheme"),
         (
@@ -154,7 +154,7 @@ fn a_file_that_is_no_toml_is_reported_and_the_rest_is_used() {
 }
 
 #[test]
-fn the_environment_wins_over_files() {
+fn environment_overrides_files() {
     let mut config = read("log = \"info\"");
     let variable = |name: &str| match name {
         "CLAVIGER_LOG" => Some(OsString::from("trace")),

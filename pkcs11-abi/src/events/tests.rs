@@ -315,7 +315,7 @@ fn wait_until(is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_thread_follows_from_its_first_picture_on() {
+fn watch_thread_follows_readers_from_its_first_snapshot() {
     let one = Puppet::new("one", with(1, &["reader"]));
     let backends: [Arc<dyn Backend>; 1] = [Arc::clone(&one) as _];
     let events = events(&backends, true, None);
@@ -326,7 +326,7 @@ fn a_thread_follows_from_its_first_picture_on() {
 }
 
 #[test]
-fn without_threads_several_backends_are_waited_for_at_once_and_nobody_wakes_meanwhile() {
+fn without_threads_several_backends_are_waited_for_at_once_without_wakeups() {
     let (one, other) = (
         Puppet::new("one", with(1, &[])),
         Puppet::new("other", with(1, &[])),
@@ -361,7 +361,7 @@ fn without_threads_a_stop_ends_the_wait_for_several_backends() {
 }
 
 #[test]
-fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
+fn without_threads_only_pcscd_is_watched_while_it_has_all_usb_readers() {
     let precedence = PcscdPrecedence::new(LONG);
     let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
     let usb = Puppet::usb(&precedence, &["A"]);
@@ -384,7 +384,7 @@ fn without_threads_pcscd_is_followed_alone_while_nothing_is_ours_on_the_usb() {
 }
 
 #[test]
-fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
+fn without_threads_readers_left_by_pcscd_are_watched_beside_it() {
     let precedence = PcscdPrecedence::new(LONG);
     let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
     let usb = Puppet::usb(&precedence, &[MARKED]);
@@ -398,7 +398,7 @@ fn without_threads_what_pcscd_leaves_to_us_is_followed_beside_it() {
 }
 
 #[test]
-fn the_first_look_waits_for_nobody_who_is_not_there_and_has_the_readers_of_the_usb() {
+fn first_snapshot_waits_for_no_absent_pcscd_and_includes_usb_readers() {
     for threads in [true, false] {
         for (pcscd, shown) in [(absent(), 2), (with(BLOCKS, &[]), 0)] {
             let precedence = PcscdPrecedence::new(LONG);
@@ -422,7 +422,7 @@ fn is_there(events: &SlotEvents, slot: CK_SLOT_ID) -> bool {
 }
 
 #[test]
-fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice() {
+fn reader_moves_between_pcscd_and_usb_and_is_never_listed_twice() {
     for threads in [true, false] {
         let precedence = PcscdPrecedence::new(BRIEF);
         let pcscd = Puppet::new("pcsc", with(BLOCKS, &["A"]));
@@ -452,7 +452,7 @@ fn a_reader_moves_between_pcscd_and_the_usb_by_events_and_is_never_shown_twice()
 }
 
 #[test]
-fn pcscd_is_looked_at_before_the_usb_whatever_the_order() {
+fn pcscd_is_queried_before_usb_whatever_the_configured_order() {
     let precedence = PcscdPrecedence::new(LONG);
     let backends: [Arc<dyn Backend>; 3] = [
         Puppet::usb(&precedence, &[]),

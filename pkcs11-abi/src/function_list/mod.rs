@@ -24,7 +24,7 @@ mod tests {
 
     /// A row that says so without a reason, or a reason that no row asks for.
     #[test]
-    fn the_functions_that_are_refused_are_those_with_a_reason() {
+    fn refused_functions_are_those_with_a_reason() {
         let rows = include_str!("function_table.rs").lines();
         let refused = rows.filter(|row| row.contains("| refuse("));
         let refused: BTreeSet<_> = refused.filter_map(|row| row.split('"').nth(1)).collect();

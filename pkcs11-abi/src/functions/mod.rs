@@ -34,7 +34,7 @@ mod tests {
     use super::padded;
 
     #[test]
-    fn fields_are_blank_padded_and_cut_between_characters() {
+    fn text_fields_are_blank_padded_and_truncated_between_characters() {
         assert_eq!(&padded::<4>("ab"), b"ab  ");
         assert_eq!(&padded::<4>("abcdef"), b"abcd");
         assert_eq!(&padded::<4>("abcé"), b"abc ");

@@ -49,12 +49,12 @@ fn table() -> SlotTable {
 }
 
 #[test]
-fn cards_present_at_start_raise_none() {
+fn cards_present_at_start_raise_no_event() {
     assert_eq!(events(&mut table()), []);
 }
 
 #[test]
-fn insert_and_remove_between_two_looks_still_counts() {
+fn insertion_and_removal_between_two_snapshots_still_count() {
     let mut table = table();
     let before = slot(&mut table, 0).card;
     see(&mut table, &snapshot(&[("A", card(), 3)]));
@@ -76,14 +76,14 @@ fn several_events_on_one_slot_are_one() {
 }
 
 #[test]
-fn the_same_picture_again_is_no_event() {
+fn unchanged_snapshot_raises_no_event() {
     let mut table = table();
     see(&mut table, &snapshot(&[("A", card(), 1)]));
     assert_eq!(events(&mut table), []);
 }
 
 #[test]
-fn a_reader_that_returns_gets_its_ids_back() {
+fn returning_reader_gets_its_slot_ids_back() {
     let mut table = table();
     see(&mut table, &snapshot(&[]));
     assert_eq!(events(&mut table), [0, 1]);
@@ -98,7 +98,7 @@ fn a_reader_that_returns_gets_its_ids_back() {
 }
 
 #[test]
-fn a_reader_that_is_not_shown_has_no_slots_and_raises_no_events() {
+fn hidden_reader_has_no_slots_and_raises_no_events() {
     let mut table = SlotTable::default();
     let mut choice = Visibility::default();
     choice.readers.deny = vec!["b".to_owned()];
@@ -109,14 +109,14 @@ fn a_reader_that_is_not_shown_has_no_slots_and_raises_no_events() {
 }
 
 #[test]
-fn backends_do_not_see_each_others_readers_leave() {
+fn empty_snapshot_of_one_backend_removes_no_reader_of_another() {
     let mut table = table();
     table.apply(1, &snapshot(&[]), false, Instant::now());
     assert_eq!(events(&mut table), []);
 }
 
 #[test]
-fn a_card_found_gone_ends_its_sessions_and_the_picture_still_raises_the_event() {
+fn card_found_removed_changes_insertion_and_next_snapshot_raises_the_event() {
     let mut table = table();
     let KnownReader { key, card, .. } = slot(&mut table, 0);
     table.lose_card(key, card);
@@ -130,7 +130,7 @@ fn a_card_found_gone_ends_its_sessions_and_the_picture_still_raises_the_event() 
 }
 
 #[test]
-fn the_list_changes_only_when_it_is_fixed() {
+fn slot_list_changes_only_when_it_is_refreshed() {
     let mut table = table();
     table.refresh_list();
     see(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
@@ -140,7 +140,7 @@ fn the_list_changes_only_when_it_is_fixed() {
 }
 
 #[test]
-fn a_lost_service_hides_tokens_and_takes_no_card_with_it() {
+fn lost_service_hides_tokens_and_keeps_their_insertions() {
     let mut table = table();
     let before = slot(&mut table, 0);
     see(&mut table, &picture_of(None, &[]));
@@ -159,7 +159,7 @@ fn a_lost_service_hides_tokens_and_takes_no_card_with_it() {
 }
 
 #[test]
-fn a_lost_service_that_is_given_up_takes_its_readers_with_it() {
+fn lost_service_that_has_expired_removes_its_readers() {
     let mut table = table();
     let before = slot(&mut table, 0);
     table.give_up_lost_services();
@@ -178,7 +178,7 @@ fn a_lost_service_that_is_given_up_takes_its_readers_with_it() {
 }
 
 #[test]
-fn a_service_that_came_back_unseen_was_lost_too() {
+fn service_restarted_between_two_snapshots_counts_as_lost() {
     let mut table = table();
     let before = slot(&mut table, 0);
     see(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
@@ -188,7 +188,7 @@ fn a_service_that_came_back_unseen_was_lost_too() {
 }
 
 #[test]
-fn a_reader_has_a_moment_to_show_its_card_after_its_service_is_back() {
+fn reader_may_report_its_card_within_a_timeout_after_its_service_returns() {
     let mut table = table();
     let before = slot(&mut table, 0);
     see(&mut table, &picture_of(None, &[]));
@@ -215,7 +215,7 @@ fn a_reader_has_a_moment_to_show_its_card_after_its_service_is_back() {
 }
 
 #[test]
-fn another_card_after_the_service_is_back_is_another_card() {
+fn other_card_after_a_service_restart_is_another_insertion() {
     let mut table = table();
     let before = slot(&mut table, 0);
     see(&mut table, &picture_of(None, &[]));
@@ -228,7 +228,7 @@ fn another_card_after_the_service_is_back_is_another_card() {
 }
 
 #[test]
-fn a_reader_that_returns_under_another_number_gets_its_ids_back() {
+fn renumbered_reader_gets_its_slot_ids_back() {
     let mut table = table();
     see(&mut table, &snapshot(&[]));
     events(&mut table);

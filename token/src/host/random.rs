@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_is_filled() {
+    fn random_fill_reaches_every_byte() {
         let mut seen = [0u8; 64];
         for _ in 0..32 {
             let mut target = [0; 64];

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_that_pads_itself_is_offered_no_other_padding() {
+    fn card_that_pads_rsa_itself_offers_no_other_padding() {
         let padding = KeyKind::Private(ANY_RSA, false);
         assert_eq!(allowed_mechanisms(padding, CKF_DECRYPT), [CKM_RSA_PKCS]);
         let signs = allowed_mechanisms(padding, CKF_SIGN);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_does_by_itself_is_not_said_of_the_card() {
+    fn host_mechanisms_are_not_attributed_to_the_card() {
         let offered = mechanism_infos(&[KeyCapability {
             key: KeyAlgorithm::Ed25519,
             raw_rsa: true,

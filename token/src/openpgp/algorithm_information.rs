@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_takes_what_the_card_lists_for_it_with_the_cards_own_attributes() {
+    fn key_reference_accepts_listed_algorithms_with_the_cards_attributes() {
         let algorithms = GenerationAlgorithms(Vec::new()).with(&tlv::encode(0xFA, &list()));
         let rsa = KeyAlgorithm::Rsa { bits: 2048 };
         assert_eq!(

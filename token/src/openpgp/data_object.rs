@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn another_application_is_not_taken_for_this_one() {
+    fn response_of_another_application_is_not_application_data() {
         assert!(is_application_data(&nitrokey()));
         assert!(is_application_data(&tlv::encode(0x6E, &nitrokey())));
         assert!(!is_application_data(&hex("4F06 A00000030800")));

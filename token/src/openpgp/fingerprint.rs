@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decryption_key_has_other_fingerprints_than_one_that_signs() {
+    fn decryption_key_fingerprint_differs_from_a_signing_keys() {
         let point = [&[4][..], &[0xE1; 64]].concat();
         let public = PublicKey::ec(Curve::P256, &point).unwrap();
         let of = |key| fingerprint(key, &public, 1).unwrap();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_tells_its_bits() {
+    fn openpgp_integer_begins_with_its_bit_count() {
         assert_eq!(integer(&[1, 0, 1]), Some(vec![0, 17, 1, 0, 1]));
         assert_eq!(integer(&[0x40]), Some(vec![0, 7, 0x40]));
         assert_eq!(integer(&[]), None);

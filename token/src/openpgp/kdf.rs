@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn none_empty_and_absent_objects_leave_the_pin_plain() {
+    fn missing_empty_and_none_kdf_objects_leave_the_pin_plain() {
         for plain in [&[][..], &[0x81, 1, 0], &[0xF9, 3, 0x81, 1, 0]] {
             assert_eq!(Kdf::parse(plain).unwrap(), Kdf::Plain);
         }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn derived_is_the_hash_over_exactly_count_octets() {
+    fn kdf_hashes_exactly_count_octets() {
         let kdf = Kdf::parse(&sha256_object(40)).unwrap();
         let pin = Secret::copy_from(b"123456");
         // 14 octets of salt and PIN: two whole units and 12 octets of the third
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn each_password_has_its_salt_or_all_the_same() {
+    fn password_salts_are_separate_or_shared() {
         let pin = Secret::copy_from(b"12345678");
         let one = Kdf::parse(&sha256_object(16)).unwrap();
         let user = one.derive(&pin, Password::User);
@@ -222,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn the_outer_tag_makes_no_difference() {
+    fn kdf_outer_tag_is_optional() {
         let bare = sha256_object(0x0078_0000);
         let tagged = tlv::encode(0xF9, &bare);
         assert_eq!(Kdf::parse(&bare).unwrap(), Kdf::parse(&tagged).unwrap());
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
+    fn unknown_kdf_object_is_refused() {
         let good = sha256_object(100_000);
         for (at, value) in [(2, 1), (2, 2), (5, 9), (8, 0xFF), (7, 3), (13, 7)] {
             let mut bad = good.clone();

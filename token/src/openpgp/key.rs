@@ -441,7 +441,7 @@ mod tests {
     use crate::algorithm::Curve;
 
     #[test]
-    fn a_public_key_is_the_whole_answer_and_of_the_announced_kind() {
+    fn public_key_response_must_be_complete_and_of_the_announced_kind() {
         let rsa = [
             tlv::encode(0x81, &[0xC1; 256]),
             tlv::encode(0x82, &[1, 0, 1]),

@@ -82,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn makers_are_sorted_and_so_unique() {
+    fn manufacturers_are_sorted_and_unique() {
         assert!(MAKERS.is_sorted_by(|one, next| one.0 < next.0));
     }
 
     #[test]
-    fn an_unknown_maker_has_no_quirks_and_the_projects_name() {
+    fn unknown_manufacturer_has_no_quirks_and_the_projects_name() {
         assert_eq!(Quirks::of(0xFFFE), Quirks::default());
         assert_eq!(manufacturer_name(0xFFFE), "OpenPGP project");
         assert_eq!(manufacturer_name(0x0006), "Yubico");

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_hash_is_cut_on_the_right_and_a_short_one_padded_on_the_left() {
+    fn long_hash_is_truncated_on_the_right_and_a_short_one_padded_on_the_left() {
         assert_eq!(fit_hash(&[1, 2, 3, 4], 2), [1, 2]);
         assert_eq!(fit_hash(&[1, 2], 4), [0, 0, 1, 2]);
         assert_eq!(fit_hash(&[1, 2], 2), [1, 2]);

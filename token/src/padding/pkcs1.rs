@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn t_is_recovered_from_blocks_of_the_right_form_alone() {
+    fn digest_info_is_recovered_from_well_formed_blocks_only() {
         let good = hex!("0001ffffffffffffffff000707");
         assert_eq!(pkcs1_recover(&good), Some(&[7, 7][..]));
         assert_eq!(pkcs1_recover(&good[..11]), Some(&[][..]));
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_block_gives_its_message_whatever_its_length() {
+    fn well_padded_block_gives_its_message_at_any_length() {
         for len in 0..=117 {
             let message: Vec<u8> = (0..len).collect();
             let padding = 128 - 3 - message.len();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_block_gives_the_synthetic_message_and_each_the_same() {
+    fn badly_padded_block_always_gives_the_same_synthetic_message() {
         let good = block(125 - 48, &[0x4D; 48]);
         let expected = decrypted(&[0; 128]);
         assert!(expected.len() <= 117);
@@ -323,7 +323,7 @@ mod tests {
 
     /// draft-irtf-cfrg-rsa-guidance, 7. Made by OpenSSL 4.0 with keys of 1024 bits: KDK, and what it decrypted.
     #[test]
-    fn the_synthetic_message_is_the_one_of_the_draft() {
+    fn synthetic_message_matches_the_draft() {
         for (kdk, message) in [
             (
                 hex!("db33ab89e61dd3509f93cde21daa88657a6ccdf73e1b7756d757e20457b67a06"),
@@ -387,7 +387,7 @@ c0f931972bc4"
     }
 
     #[test]
-    fn a_block_too_short_for_any_message_gives_none() {
+    fn block_shorter_than_its_padding_decrypts_to_an_empty_message() {
         for len in 0..11 {
             assert_eq!(decrypted(&vec![0; len]), []);
             let start: Vec<u8> = [0, 2, 1, 1, 1, 1, 1, 1, 1, 0, 0][..len].to_vec();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn agreement_sends_the_point_and_takes_a_secret_as_long_as_the_field() {
+    fn key_agreement_sends_the_point_and_takes_a_secret_of_the_field_length() {
         let point = KeyInput::Point(Secret::new([&[4], &[0x11; 64][..]].concat()));
         let command = command(&key(P256), &point).unwrap();
         let start = [0x7C, 0x45, 0x82, 0x00, 0x85, 0x41, 0x04, 0x11];
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_p256_command_is_the_one_the_standard_shows() {
+    fn p256_signing_command_matches_the_standards_example() {
         let hash = KeyInput::Hash(Secret::new(vec![0xAB; 32]));
         let command = command(&key(P256), &hash).unwrap();
         assert_eq!(command.header, [0x00, 0x87, 0x11, 0x9A]);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_signature_is_refused() {
+    fn malformed_signature_is_refused() {
         let refused = |response: &[u8]| signature(P256, response).is_err();
         assert!(refused(&der(&[1; 33], &[1])), "longer than the field");
         assert!(refused(&der(&[0], &[1])), "zero");
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_rsa_answer_without_its_leading_zeros_gets_them_back() {
+    fn rsa_response_without_its_leading_zeros_is_padded() {
         let got = signature(RSA, &response(&[0x77; 255])).unwrap();
         assert_eq!((got.len(), got[0], got[1]), (256, 0x00, 0x77));
     }

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn written_certificate_object_is_read_back() {
         assert_eq!(certificate(&plain(DER)).unwrap().der, DER);
         let packed = compressed(DER).unwrap();
         assert_eq!(certificate(&packed).unwrap().der, DER);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused() {
+    fn certificate_that_inflates_beyond_the_limit_is_refused() {
         let bomb = object(&gzip(&vec![0x30; 1024 * 1024]), 1);
         assert!(bomb.len() < 2048);
         let error = certificate(&bomb).unwrap_err().to_string();

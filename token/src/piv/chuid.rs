@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_another_length_is_none() {
+    fn chuid_with_a_field_of_wrong_length_gives_serial_zero() {
         assert_eq!(chuid(&NO_AGENCY[1..], &GUID[1..]).serial(), "00000000");
         assert!(Chuid::parse(&[0x30, 0x19, 1]).is_err());
     }

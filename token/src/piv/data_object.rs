@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_of_no_bytes_is_absent() {
+    fn object_without_content_is_absent() {
         let object = DataObject::by_tag(CHUID).unwrap();
         let response = |data: &[u8], status| ResponseApdu {
             data: Secret::copy_from(data),

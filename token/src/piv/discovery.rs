@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_global_pin_is_used_when_it_is_the_primary_one_and_counts() {
+    fn global_pin_is_used_when_it_is_present_and_primary() {
         let reference = |policy| Discovery::parse(&discovery(policy)).unwrap().pin_reference;
         assert_eq!(reference([0x40, 0x10]), PIV_PIN);
         assert_eq!(reference([0x40, 0x00]), PIV_PIN);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_another_application_is_not_discovery() {
+    fn discovery_object_of_another_application_is_refused() {
         let other = tlv::encode(0x7E, &tlv::encode(0x4F, &[0xD2, 0x76, 0, 1, 0x24, 1]));
         assert!(Discovery::parse(&other).is_err());
         assert!(Discovery::parse(&[discovery([0x40, 0]), vec![0]].concat()).is_err());

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_that_lists_its_algorithms_makes_keys_of_those() {
+    fn generatable_algorithms_are_the_standard_ones_and_those_the_card_lists() {
         // The Nitrokey 3: 3DES and AES-256 stand among them.
         let generable =
             GenerationAlgorithms::of(&select_answer(&[0x03, 0x0C, 0x11, 0x07, 0x05, 0x16, 0x14]));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_yubikey_makes_what_its_version_can() {
+    fn yubikey_generates_what_its_version_supports() {
         let has = |version, key| {
             GenerationAlgorithms::of_yubikey(version)
                 .keys()
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_the_whole_answer_and_of_the_kind_asked_for() {
+    fn generated_key_response_must_be_complete_and_of_the_requested_type() {
         let p256 = KeyAlgorithm::Ec(Curve::P256);
         let point = tlv::encode(0x86, &[&[4][..], &[0xE1; 64]].concat());
         let response = tlv::encode(0x7F49, &point);

@@ -41,7 +41,7 @@ fn identity_and_discovery() {
 }
 
 #[test]
-fn answers_to_general_authenticate() {
+fn responses_to_general_authenticate() {
     let ecdsa = hex(&format!(
         "7C 48 82 46 30 44 02 20 {} 02 20 {}",
         "11".repeat(32),

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_are_those_of_the_scheme() {
+    fn ids_follow_the_configured_scheme() {
         for (key, opensc, ykcs11) in [
             (KeyReference::Authentication, 0x01, 1),
             (KeyReference::Signature, 0x02, 2),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_those_of_the_scheme() {
+    fn labels_follow_the_configured_scheme() {
         let labels = |key: KeyReference, ids| {
             let identity = key.identity(&Naming {
                 ids,
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_of_the_certificate_the_place_decides() {
+    fn key_reference_decides_key_usage_without_a_certificate() {
         let rsa = KeyAlgorithm::Rsa { bits: 2048 };
         let p256 = KeyAlgorithm::Ec(Curve::P256);
         let usage = |key: KeyReference, algorithm| {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_for_agreement_makes_a_key_that_derives_only() {
+    fn key_agreement_certificate_limits_its_key_to_derivation() {
         let agreement = Some(KeyUsage(KeyUsage::KEY_AGREEMENT));
         let usage = KeyReference::Authentication.usage(KeyAlgorithm::Ec(Curve::P384), agreement);
         assert_eq!((usage.sign, usage.derive), (false, true));

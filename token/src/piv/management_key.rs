@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_card_says_comes_first_unless_the_key_is_too_long_for_it() {
+    fn announced_cipher_comes_first_if_the_key_has_its_length() {
         let key = hex(&"01".repeat(24)).unwrap();
         let all = [KeyCipher::Tdes, KeyCipher::Aes192, KeyCipher::DefaultTdes];
         assert_eq!(key.ciphers(None), all);
@@ -393,7 +393,7 @@ mod tests {
 
     /// SP 800-67 and FIPS 197 through their libraries: that the right one is taken, and deciphered as enciphered.
     #[test]
-    fn each_cipher_is_the_one_its_number_names() {
+    fn each_cipher_number_selects_its_cipher() {
         let fips_197 = "000102030405060708090a0b0c0d0e0f1011121314151617\
                         18191a1b1c1d1e1f";
         let plain: Vec<u8> = (0..16).map(|n| n << 4 | n).collect();

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_yubikey_says_everything() {
+    fn yubikey_metadata_gives_pin_policy_origin_and_public_key() {
         let point = [&[4][..], &[7; 64]].concat();
         let key = tlv::encode(0x86, &point);
         let response = parse(&[(1, &[0x11]), (2, &[3, 1]), (3, &[1]), (4, &key)]).unwrap();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_better_than_nothing() {
+    fn incomplete_metadata_is_used() {
         let response = parse(&[(2, &[1, 0])]).unwrap();
         assert_eq!(
             response,
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_and_no_metadata_are_told_apart() {
+    fn missing_key_and_missing_metadata_are_distinguished() {
         let status = |status| parse_answer(StatusWord(status), &[]).unwrap();
         assert_eq!(status(0x6A88), MetadataAnswer::NoKey);
         assert_eq!(status(0x6A82), MetadataAnswer::NoKey);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused_and_a_key_that_cannot_be_is_none() {
+    fn malformed_metadata_is_refused_and_an_invalid_key_ignored() {
         assert!(parse_answer(StatusWord::OK, &[0x01, 0x05, 0x11]).is_err());
         let short = tlv::encode(0x86, &[4; 64]);
         assert!(matches!(

@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tries_are_read_in_every_form_cards_have_for_them() {
+    fn tries_are_read_from_every_status_form() {
         assert_eq!(tries_left(StatusWord(0x63C2)), Some(2));
         assert_eq!(tries_left(StatusWord(0x6302)), Some(2));
         assert_eq!(tries_left(StatusWord(0x63C0)), Some(0));

@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_are_known_by_their_historical_bytes() {
+    fn quirks_are_found_by_historical_bytes() {
         let nitrokey = quirks(b"\x80\x5DNitrokey\0\0\0\0\0");
         assert!(nitrokey.contains(Quirk::MetadataEmpty));
         assert!(nitrokey.contains(Quirk::ExtendedLength));
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_card_does_as_the_standard_says() {
+    fn unknown_card_has_no_quirks() {
         assert_eq!(quirks(b"ID-ONE PIV"), Quirks(&[]));
         assert_eq!(quirks(b""), Quirks(&[]));
     }

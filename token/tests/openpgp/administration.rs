@@ -120,7 +120,7 @@ fn an_admin_pin_of_impossible_length_never_reaches_the_card() {
 }
 
 #[test]
-fn the_old_pin_is_verified_alone_so_that_no_part_of_it_becomes_the_new_one() {
+fn old_pin_is_verified_alone_before_a_pin_change() {
     let change = "> 002400810C 313233343536 363534333231 \n";
     let session = [
         Sheet::CURVES.discovery(),
@@ -147,7 +147,7 @@ fn the_old_pin_is_verified_alone_so_that_no_part_of_it_becomes_the_new_one() {
 }
 
 #[test]
-fn a_user_who_mistypes_the_old_pin_is_still_logged_in() {
+fn wrong_old_pin_in_a_change_keeps_the_user_logged_in() {
     let session = [
         Sheet::CURVES.discovery(),
         format!("{SELECT}{VERIFY_82} < 9000 \n {VERIFY_81} < 9000 \n"),
@@ -194,7 +194,7 @@ fn the_admin_pin_gives_the_user_a_new_pin() {
 }
 
 #[test]
-fn a_changed_admin_pin_is_the_one_kept() {
+fn changed_admin_pin_replaces_the_cached_one() {
     let session = [
         Sheet::CURVES.probe(),
         format!(
@@ -214,7 +214,7 @@ fn a_changed_admin_pin_is_the_one_kept() {
 }
 
 #[test]
-fn a_login_the_card_lost_is_restored_unless_somebody_has_spent_a_try_since() {
+fn lost_so_login_is_restored_unless_a_try_was_spent_since() {
     let lost = |response: &str| format!("{}{STATUS_83}{response}", Sheet::CURVES.probe());
     let certificate = |sheet: &str| format!("{sheet}> 00DA7F21 \n < 9000 \n");
     let restored = format!("< 63C3 \n {VERIFY_83} < 9000 \n");
@@ -239,7 +239,7 @@ fn a_login_the_card_lost_is_restored_unless_somebody_has_spent_a_try_since() {
 }
 
 #[test]
-fn a_key_is_made_and_described_as_other_programs_know_it() {
+fn generated_key_gets_its_rfc_9580_fingerprint() {
     // The key and the fingerprint of RFC 9580, A.1.
     let key = hex("3F098994BDD916ED4053197934E4A87C80733A1280D62F8010992E43EE3B2406");
     let response = tlv::encode(0x7F49, &tlv::encode(0x86, &key));
@@ -285,7 +285,7 @@ fn listing_p384() -> String {
 }
 
 #[test]
-fn a_place_is_made_one_for_the_key_with_the_attributes_the_card_lists() {
+fn key_reference_gets_the_listed_attributes_before_generation() {
     let point = crate::session::point(0xE1, 48);
     let response = tlv::encode(0x7F49, &tlv::encode(0x86, &point));
     let commands = [
@@ -304,7 +304,7 @@ fn a_place_is_made_one_for_the_key_with_the_attributes_the_card_lists() {
 }
 
 #[test]
-fn a_key_that_cannot_be_made_leaves_the_place_alone() {
+fn ungeneratable_key_is_refused_without_changing_the_key_reference() {
     let unchangeable = Sheet {
         features: 0x3A,
         ..Sheet::CURVES
@@ -331,7 +331,7 @@ fn a_key_that_cannot_be_made_leaves_the_place_alone() {
 }
 
 #[test]
-fn a_refusal_to_make_a_key_is_told_by_its_reason() {
+fn failed_key_generation_is_reported_by_its_reason() {
     let attributes = "> 00DA00C106 13 2B81040022 \n";
     let generate = "> 0047800002 B600 00 \n";
     let fails = |commands: &str| {
@@ -358,7 +358,7 @@ fn a_refusal_to_make_a_key_is_told_by_its_reason() {
 }
 
 #[test]
-fn a_certificate_goes_to_the_place_of_its_key_and_the_card_is_left_at_the_first() {
+fn certificate_is_written_for_its_key_and_the_first_one_reselected() {
     let len = P256.len();
     let (first, rest) = P256.split_at(255);
     let put = format!(
@@ -404,7 +404,7 @@ fn written_over_a_narrow_way(capabilities: &'static str, put: &str) {
 }
 
 #[test]
-fn a_command_longer_than_the_way_is_known_to_carry_is_chained() {
+fn command_over_the_cards_length_limit_is_chained() {
     let (first, rest) = P256.split_at(255);
     let put = format!(
         "> 10DA7F21FF {} \n < 9000 \n > 00DA7F2180 {} \n < 9000 \n",
@@ -415,13 +415,13 @@ fn a_command_longer_than_the_way_is_known_to_carry_is_chained() {
 }
 
 #[test]
-fn a_card_that_takes_extended_length_and_does_not_chain_is_sent_one_frame() {
+fn card_with_extended_length_but_no_chaining_gets_one_frame() {
     let put = format!("> 00DA7F2100017F {} \n < 9000 \n", text(P256));
     written_over_a_narrow_way("73 C00140", &put);
 }
 
 #[test]
-fn a_certificate_that_does_not_fit_is_told_so() {
+fn certificate_that_does_not_fit_is_refused_for_lack_of_space() {
     let full = select_data(0) + "> 00DA7F2101 30 \n < 6A84 \n" + &select_data(0);
     let session = [work(&Sheet::CURVES, ""), work(&Sheet::CURVES, &full)].concat();
     let (mut card, mut token) = managed(&session);
@@ -432,7 +432,7 @@ fn a_certificate_that_does_not_fit_is_told_so() {
 }
 
 #[test]
-fn a_card_with_one_certificate_has_a_place_for_no_other() {
+fn card_with_a_single_certificate_refuses_one_for_other_keys() {
     let old = Sheet {
         version: "0201",
         features: 0x3A,
@@ -448,7 +448,7 @@ fn a_card_with_one_certificate_has_a_place_for_no_other() {
 }
 
 #[test]
-fn data_objects_have_no_places() {
+fn openpgp_token_has_no_writable_data_objects() {
     let (mut card, mut token) = managed(&work(&Sheet::CURVES, ""));
     let refused = token.put_data(&mut card, 0x0101, Some(b"mine"));
     assert!(matches!(refused, Err(TokenError::ValueInvalid { .. })));
@@ -456,7 +456,7 @@ fn data_objects_have_no_places() {
 }
 
 #[test]
-fn random_numbers_are_asked_for_in_what_the_card_gives_at_once() {
+fn random_numbers_are_requested_in_the_sizes_the_card_gives() {
     let sheet = Sheet {
         features: 0x7E,
         challenge: 16,
@@ -482,7 +482,7 @@ fn random_numbers_are_asked_for_in_what_the_card_gives_at_once() {
 }
 
 #[test]
-fn logging_out_makes_the_card_forget_the_admin_pin() {
+fn logout_makes_the_card_forget_the_admin_pin() {
     let forget = format!("{}> 0020FF83 \n < 9000 \n", Sheet::CURVES.probe());
     let (mut card, mut token) = managed(&forget);
     token.logout(&mut card).unwrap();

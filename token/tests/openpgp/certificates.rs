@@ -90,7 +90,7 @@ fn a_card_before_version_3_has_one_certificate_and_is_asked_for_its_keys() {
 }
 
 #[test]
-fn a_certificate_out_of_turn_is_selected_and_the_card_left_at_the_first() {
+fn certificate_of_another_key_is_selected_and_the_first_one_reselected() {
     let session = [
         Sheet::CURVES.discovery(),
         SELECT.to_owned(),
@@ -160,7 +160,7 @@ fn a_card_without_select_data_has_one_certificate() {
 }
 
 #[test]
-fn old_yubikeys_want_the_length_of_select_data_twice() {
+fn old_yubikey_gets_the_length_of_select_data_twice() {
     let sheet = Sheet {
         manufacturer: "0006",
         ..Sheet::CURVES
@@ -187,7 +187,7 @@ fn old_yubikeys_want_the_length_of_select_data_twice() {
 }
 
 #[test]
-fn a_key_the_card_does_not_give_is_taken_from_its_certificate() {
+fn unreadable_public_key_is_taken_from_its_certificate() {
     let session = [
         &Sheet::CURVES.discovery(),
         SELECT,

@@ -47,7 +47,7 @@ fn verify(reference: u8, derived: &[u8]) -> String {
 }
 
 #[test]
-fn the_card_is_sent_what_is_derived_with_the_salt_of_pw1() {
+fn derived_pin_uses_the_salt_of_pw1() {
     let derivations = [
         (8, Sha256::digest(octets("123456")).to_vec()),
         (10, Sha512::digest(octets("123456")).to_vec()),
@@ -69,7 +69,7 @@ fn the_card_is_sent_what_is_derived_with_the_salt_of_pw1() {
 }
 
 #[test]
-fn the_admin_pin_is_derived_with_its_own_salt_and_both_in_a_change() {
+fn admin_pin_has_its_own_salt_and_a_change_derives_both_pins() {
     let of = |salt: &str, pin: &str| {
         let octets: Vec<u8> = format!("{salt}{pin}").into_bytes();
         Sha256::digest(octets.into_iter().cycle().take(100).collect::<Vec<u8>>())
@@ -100,7 +100,7 @@ fn the_admin_pin_is_derived_with_its_own_salt_and_both_in_a_change() {
 }
 
 #[test]
-fn the_object_is_read_once_and_again_after_a_refused_pin() {
+fn kdf_object_is_read_once_and_again_after_a_refused_pin() {
     let plain = [VERIFY_82, "< 9000 \n", VERIFY_81, "< 9000 \n"].concat();
     let derived = Sha256::digest(octets("123456"));
     let session = [
@@ -128,7 +128,7 @@ fn the_object_is_read_once_and_again_after_a_refused_pin() {
 }
 
 #[test]
-fn a_card_without_the_object_gets_the_pin_as_it_is() {
+fn pin_is_sent_unhashed_without_a_kdf_object() {
     for response in ["< 6A88", "< 9000", "< 810100 9000"] {
         let session = format!(
             "{}{SELECT}> {READ}\n {response}\n {VERIFY_82} < 9000 \n {VERIFY_81} < 9000",
@@ -140,7 +140,7 @@ fn a_card_without_the_object_gets_the_pin_as_it_is() {
 }
 
 #[test]
-fn what_is_not_understood_keeps_the_pin_from_the_card() {
+fn unknown_kdf_keeps_the_pin_from_the_card() {
     let unknown_hash = exchange(READ, &object(9, 100));
     let endless = exchange(READ, &object(8, u32::MAX));
     let unknown = exchange(READ, &[0x81, 1, 7]);
@@ -158,7 +158,7 @@ fn what_is_not_understood_keeps_the_pin_from_the_card() {
 }
 
 #[test]
-fn the_length_that_counts_is_that_of_the_pin_the_user_types() {
+fn pin_length_limit_applies_to_the_pin_the_user_types() {
     let sheet = Sheet {
         password_status: [0, 16, 16, 16, 3, 0, 3],
         ..CARD

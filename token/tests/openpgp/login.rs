@@ -47,7 +47,7 @@ fn a_wrong_pin_costs_one_try_and_the_state_for_signatures_is_not_tried() {
 }
 
 #[test]
-fn a_card_that_refuses_without_a_counter_is_asked_for_it() {
+fn refusal_without_a_counter_is_followed_by_a_counter_query() {
     for status in ["6982", "6300"] {
         let (outcome, left) = refused(&format!(
             "< {status} \n {}",
@@ -111,7 +111,7 @@ fn pin_block_2_format_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn half_a_login_is_taken_back() {
+fn failed_second_verification_undoes_the_first() {
     let session = format!(
         "{}{SELECT}{VERIFY_82} < 9000 \n {VERIFY_81} < 63C2 \n {FORGET_82} < 9000",
         Sheet::CURVES.discovery()
@@ -122,7 +122,7 @@ fn half_a_login_is_taken_back() {
 }
 
 #[test]
-fn one_signature_per_pin_is_told_by_the_key_and_leaves_its_state_alone() {
+fn one_signature_policy_is_shown_by_the_key_and_login_skips_its_pin() {
     let sheet = Sheet {
         password_status: [0, 0x7F, 0x7F, 0x7F, 3, 0, 3],
         ..Sheet::CURVES
@@ -140,7 +140,7 @@ fn one_signature_per_pin_is_told_by_the_key_and_leaves_its_state_alone() {
 }
 
 #[test]
-fn a_changed_rule_for_signatures_reaches_a_key_that_was_read_before() {
+fn changed_signature_pin_policy_applies_to_a_key_read_before() {
     let strict = Sheet {
         password_status: [0, 0x7F, 0x7F, 0x7F, 3, 0, 3],
         ..Sheet::CURVES
@@ -186,7 +186,7 @@ fn logout_by_selecting(sheet: &Sheet, after: &str) -> Result<(), TokenError> {
 }
 
 #[test]
-fn a_card_that_cannot_forget_is_selected_anew_and_asked() {
+fn logout_without_reset_command_reselects_the_applet_and_checks_the_state() {
     logout_by_selecting(
         &Sheet::CURVES,
         "> 00200081 \n < 63C3 \n > 00200082 \n < 63C3",

@@ -48,7 +48,7 @@ fn application_data_may_come_in_its_own_tag() {
 }
 
 #[test]
-fn an_application_that_does_not_say_who_it_is_is_left_out() {
+fn application_without_a_valid_identifier_is_left_out() {
     for response in [&b""[..], &[0x4F, 0x10, 0xD2], &[0x4F, 1, 0, 0xC4, 1, 0]] {
         let session = format!("{SELECT}{}{NO_PIV}", exchange("00CA006E00", response));
         let mut card = Card::new(Script::card(&session));
@@ -57,7 +57,7 @@ fn an_application_that_does_not_say_who_it_is_is_left_out() {
 }
 
 #[test]
-fn mechanisms_of_the_card_are_those_of_keys_it_has_or_can_make() {
+fn card_mechanisms_are_those_of_keys_it_has_or_can_generate() {
     let (_card, token) = open(&Sheet::CURVES.discovery());
     let sizes: Vec<_> = token
         .mechanisms()
@@ -130,7 +130,7 @@ fn an_imported_key_is_not_local_and_x25519_only_derives() {
 }
 
 #[test]
-fn a_place_without_a_key_is_not_asked_for_one() {
+fn key_reference_without_a_key_is_not_read() {
     let sheet = Sheet {
         fingerprints: [0, 0, 0x33],
         status: Some([0, 0, 0]),
@@ -153,7 +153,7 @@ fn a_place_without_a_key_is_not_asked_for_one() {
 }
 
 #[test]
-fn long_answers_are_read_in_one_frame_when_the_card_takes_extended_length() {
+fn long_responses_are_read_in_one_frame_by_a_card_with_extended_length() {
     let sheet = Sheet {
         capabilities: "73 C001C0",
         attributes: [ATTRIBUTES_RSA; 3],
@@ -207,7 +207,7 @@ fn an_unreadable_key_hides_no_other() {
 }
 
 #[test]
-fn after_forgetting_a_key_made_since_is_seen() {
+fn search_after_forget_objects_sees_the_cards_current_keys() {
     let empty = Sheet {
         fingerprints: [0; 3],
         status: Some([0; 3]),
@@ -237,7 +237,7 @@ fn after_forgetting_a_key_made_since_is_seen() {
 }
 
 #[test]
-fn a_card_that_no_longer_describes_itself_is_taken_as_it_last_did() {
+fn empty_application_data_response_keeps_the_last_known_keys() {
     let session = [
         Sheet::CURVES.discovery(),
         SELECT.to_owned(),
@@ -258,7 +258,7 @@ fn a_card_that_no_longer_describes_itself_is_taken_as_it_last_did() {
 }
 
 #[test]
-fn a_key_replaced_by_another_program_is_read_again_once_the_card_says_so() {
+fn key_whose_fingerprint_has_changed_is_read_again() {
     let before = Sheet::CURVES;
     let after = Sheet {
         fingerprints: [0x44, 0x22, 0x33],
@@ -280,7 +280,7 @@ fn a_key_replaced_by_another_program_is_read_again_once_the_card_says_so() {
 }
 
 #[test]
-fn reading_after_another_programs_switch_proves_the_application_first() {
+fn read_after_another_programs_applet_switch_reselects_the_applet() {
     let session = [
         &Sheet::CURVES.discovery(),
         SELECT,

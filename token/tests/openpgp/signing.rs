@@ -38,7 +38,7 @@ fn ed25519_signs_the_whole_message_in_one_command() {
 }
 
 #[test]
-fn a_message_longer_than_the_card_takes_is_refused_before_it() {
+fn message_over_the_cards_limit_is_refused_unsent() {
     let nitrokey = Sheet {
         manufacturer: "000F",
         ..Sheet::CURVES
@@ -70,7 +70,7 @@ fn ecdsa_signs_a_hash_as_long_as_the_field() {
 }
 
 #[test]
-fn for_p521_a_hash_goes_as_it_is_and_to_a_nitrokey_as_64_bytes() {
+fn p521_hash_is_sent_unpadded_and_to_a_nitrokey_padded_to_64_bytes() {
     let hash = [0xAB; 48];
     let padded = [&[0; 16][..], &hash].concat();
     for (manufacturer, sent) in [("FFFE", &hash[..]), ("000F", &padded)] {
@@ -150,7 +150,7 @@ fn rsa_signs_a_digest_info_that_the_card_pads() {
 }
 
 #[test]
-fn one_signature_per_pin_verifies_right_before_it() {
+fn one_signature_policy_verifies_the_pin_right_before_the_signature() {
     let sheet = Sheet {
         password_status: [0, 0x7F, 0x7F, 0x7F, 3, 0, 3],
         ..Sheet::CURVES
@@ -175,7 +175,7 @@ fn restored(verify: &str) -> String {
 }
 
 #[test]
-fn a_signature_after_another_programs_switch_is_repeated_once_with_the_login_restored() {
+fn signature_after_another_programs_applet_switch_is_repeated_once_with_login() {
     let sign_command = short(SIGN, b"message");
     let rest = [
         read_point("B600", &[0xE1; 32]),
@@ -209,7 +209,7 @@ fn a_login_is_not_restored_when_tries_have_gone_meanwhile() {
 }
 
 #[test]
-fn a_refusal_although_the_pin_is_verified_is_a_missing_touch() {
+fn refusal_with_a_verified_pin_is_a_missing_touch() {
     let rest = [
         read_point("B600", &[0xE1; 32]),
         format!("> {}\n < 6982 \n", short(SIGN, b"message")),
@@ -225,7 +225,7 @@ fn a_refusal_although_the_pin_is_verified_is_a_missing_touch() {
 }
 
 #[test]
-fn a_card_that_cannot_be_asked_for_its_state_is_verified_again() {
+fn pin_is_verified_again_when_the_card_cannot_report_its_state() {
     let old = Sheet {
         version: "0201",
         ..Sheet::CURVES

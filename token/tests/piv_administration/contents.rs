@@ -85,7 +85,7 @@ fn put(tag: &str, content: &[u8], status: &str) -> String {
 }
 
 #[test]
-fn a_key_made_here_is_found_on_a_card_that_tells_nothing_of_its_keys() {
+fn generated_key_is_found_on_a_card_without_metadata() {
     let session = [made(0xE1, "6A82"), absent(NO_METADATA)].concat();
     let (mut card, mut token) = managed(&session);
     let public = generate(&mut card, &mut token).unwrap();
@@ -94,7 +94,7 @@ fn a_key_made_here_is_found_on_a_card_that_tells_nothing_of_its_keys() {
 }
 
 #[test]
-fn a_certificate_of_the_key_before_does_not_hide_the_new_one() {
+fn certificate_of_the_previous_key_does_not_hide_the_generated_one() {
     let search = format!("[\n{}]\n", read(CERTIFICATE_9A, &certificate(P256)));
     let session = [made(0xE1, &certificate(P256)), absent(NO_METADATA), search].concat();
     let (mut card, mut token) = managed(&session);
@@ -105,7 +105,7 @@ fn a_certificate_of_the_key_before_does_not_hide_the_new_one() {
 }
 
 #[test]
-fn a_certificate_that_came_later_tells_of_a_key_made_by_others() {
+fn certificate_written_later_replaces_the_public_key_from_generation() {
     let search = format!("[\n{}]\n", read(CERTIFICATE_9A, &certificate(P256)));
     let session = [made(0xE1, "6A82"), absent(NO_METADATA), search].concat();
     let (mut card, mut token) = managed(&session);
@@ -117,7 +117,7 @@ fn a_certificate_that_came_later_tells_of_a_key_made_by_others() {
 }
 
 #[test]
-fn a_card_that_tells_of_its_keys_has_the_last_word() {
+fn metadata_overrules_the_public_key_from_generation() {
     let metadata = format!("01 01 11 02 02 02 01 03 01 01 04 43 {}", &point(0xE2)[6..]);
     let search = format!("[\n> 00 F7 00 9A 00 00 00\n< {metadata} 9000\n]\n");
     let (mut card, mut token) = managed(&[made(0xE1, "6A82"), search].concat());
@@ -126,7 +126,7 @@ fn a_card_that_tells_of_its_keys_has_the_last_word() {
 }
 
 #[test]
-fn what_is_no_key_of_the_kind_asked_for_is_refused() {
+fn generated_key_of_another_type_is_refused() {
     let rsa = tlv::encode(
         0x7F49,
         &[
@@ -151,7 +151,7 @@ fn what_is_no_key_of_the_kind_asked_for_is_refused() {
 }
 
 #[test]
-fn a_refusal_to_make_a_key_is_told_by_its_reason() {
+fn failed_key_generation_is_reported_by_its_reason() {
     let refused = |status: &str| {
         let (mut card, mut token) = managed(&work(&format!("{GENERATE}< {status}\n")));
         generate(&mut card, &mut token).unwrap_err()
@@ -162,7 +162,7 @@ fn a_refusal_to_make_a_key_is_told_by_its_reason() {
 }
 
 #[test]
-fn a_key_the_card_cannot_make_and_a_place_it_does_not_have_are_not_asked_for() {
+fn generation_of_an_unsupported_key_or_unknown_key_reference_sends_nothing() {
     let (mut card, mut token) = managed(&[work(""), work(""), work("")].concat());
     let mut make = |reference, algorithm| {
         let made = token.generate_key(&mut card, reference, algorithm, SystemTime::UNIX_EPOCH);
@@ -179,7 +179,7 @@ fn a_key_the_card_cannot_make_and_a_place_it_does_not_have_are_not_asked_for() {
 }
 
 #[test]
-fn a_certificate_written_is_read_back_by_the_next_search_and_gone_when_removed() {
+fn written_certificate_is_found_by_the_next_search_and_gone_after_removal() {
     let content = content(P256, 0);
     let search = |response: &str| format!("[\n{}]\n", read(CERTIFICATE_9A, response));
     let session = [
@@ -226,7 +226,7 @@ fn the_key_history_counts_a_retired_key_that_gets_a_certificate() {
 }
 
 #[test]
-fn data_objects_are_written_as_they_are_and_the_discovery_object_only_as_one() {
+fn data_objects_are_written_unchanged_and_the_discovery_object_only_as_one() {
     let printed = put("5C035FC109", b"printed", "9000");
     let discovery = "7E 12 4F 0B A000000308000010000100 5F2F 02 4000";
     let session = [
@@ -290,7 +290,7 @@ fn a_data_object_written_is_read_again() {
 }
 
 #[test]
-fn a_certificate_the_card_has_no_room_for_is_compressed_if_that_helps() {
+fn certificate_too_large_for_the_card_is_compressed_if_that_suffices() {
     let der = P256.repeat(4);
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(&der).unwrap();

@@ -182,7 +182,7 @@ fn keyholder(algorithm: u8, conduct: Conduct, metadata: &str, rest: &str) -> (Ca
 }
 
 #[test]
-fn card_and_host_prove_the_key_to_each_other_with_the_cipher_it_is_for() {
+fn so_login_authenticates_card_and_host_with_the_keys_cipher() {
     for (algorithm, metadata) in [
         (0x03, "6D00"),
         (0x0A, "6D00"),
@@ -198,7 +198,7 @@ fn card_and_host_prove_the_key_to_each_other_with_the_cipher_it_is_for() {
 }
 
 #[test]
-fn the_key_is_proved_anew_in_each_conversation() {
+fn management_key_is_authenticated_again_in_each_transaction() {
     let delete = "> 00 DB 3F FF 07 5C 03 5F C1 05 53 00\n< 9000\n";
     let rest = format!("[\n{PROBE}{delete}]\n").repeat(2);
     let (mut card, mut token) = keyholder(0x0A, Conduct::Honest, "6D00", &rest);
@@ -209,7 +209,7 @@ fn the_key_is_proved_anew_in_each_conversation() {
 }
 
 #[test]
-fn a_wrong_key_is_a_wrong_so_pin() {
+fn other_management_key_is_a_wrong_so_pin() {
     let (mut card, mut token) = keyholder(0x03, Conduct::OtherKey, "6D00", "");
     let wrong = token.so_login(&mut card, &secret(FACTORY));
     assert!(matches!(wrong, Err(TokenError::WrongSoPin { .. })));
@@ -217,7 +217,7 @@ fn a_wrong_key_is_a_wrong_so_pin() {
 }
 
 #[test]
-fn a_card_that_accepts_a_key_it_does_not_know_is_not_believed() {
+fn so_login_fails_when_the_card_does_not_know_the_management_key() {
     for conduct in [Conduct::Pretender, Conduct::Short] {
         let (mut card, mut token) = keyholder(0x03, conduct, "6D00", "");
         let refused = token.so_login(&mut card, &secret(FACTORY));
@@ -227,13 +227,13 @@ fn a_card_that_accepts_a_key_it_does_not_know_is_not_believed() {
 }
 
 #[test]
-fn a_card_without_mutual_authentication_has_the_key_proved_to_it() {
+fn so_login_works_without_mutual_authentication() {
     let (_, token) = managed("");
     assert!(token.is_so_logged_in());
 }
 
 #[test]
-fn a_key_the_card_refuses_is_wrong_and_a_key_for_another_cipher_too() {
+fn refused_or_mismatched_management_key_is_a_wrong_so_pin() {
     for (end, left) in [("6982", None), ("6A80", None), ("63C4", Some(4))] {
         let session = format!("[\n{PROBE}{NO_METADATA}{}]\n", authenticate(end));
         let (mut card, mut token) = open(&session);
@@ -260,7 +260,7 @@ fn a_blocked_key_is_locked() {
 }
 
 #[test]
-fn answers_that_are_no_block_are_refused_and_nothing_is_sent_after_them() {
+fn malformed_authentication_response_is_refused_and_nothing_sent_after_it() {
     for response in ["7C 00", "7C 03 81 01 00", "81 10", "7C 12 80 10", ""] {
         let session = format!(
             "[\n{PROBE}{NO_METADATA}> 00 87 08 9B 04 7C 02 80 00 00\n< {response} 9000\n]\n"
@@ -275,7 +275,7 @@ fn answers_that_are_no_block_are_refused_and_nothing_is_sent_after_them() {
 }
 
 #[test]
-fn a_changed_key_is_the_one_kept() {
+fn changed_management_key_replaces_the_cached_one() {
     let new = "F0F1F2F3F4F5F6F7F8F9FAFBFCFDFEFF";
     let set = |status: &str| format!("> 00 FF FF FF 13 08 9B 10 {new}\n< {status}\n");
     let again = format!(
@@ -294,7 +294,7 @@ fn a_changed_key_is_the_one_kept() {
 }
 
 #[test]
-fn a_key_refused_later_ends_the_login() {
+fn refused_management_key_ends_the_so_login() {
     let changed = format!("[\n{PROBE}{}]\n", authenticate("6982"));
     let (mut card, mut token) = managed(&changed);
     let wrong = token.put_certificate(&mut card, 0x9A, None);
@@ -303,7 +303,7 @@ fn a_key_refused_later_ends_the_login() {
 }
 
 #[test]
-fn another_programs_applet_is_left_before_the_key_is_shown() {
+fn applet_is_reselected_before_the_management_key_is_used() {
     let lost = "> 00 CB 3F FF 03 5C 01 7E 00
         < 6D00
         > 00 A4 04 00 09 A0 00 00 03 08 00 00 10 00 00

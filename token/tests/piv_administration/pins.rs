@@ -29,7 +29,7 @@ fn change(status: &str) -> String {
 const FORGET: &str = "> 00 20 FF 80\n< 9000\n";
 
 #[test]
-fn a_secret_that_is_neither_puk_nor_management_key_never_reaches_the_card() {
+fn so_pin_that_is_neither_puk_nor_management_key_is_refused_unsent() {
     let (mut card, mut token) = open("");
     let keys = ["0".repeat(31), "0".repeat(49), "x".repeat(48)];
     for secret_text in ["", "12345", "123456789"]
@@ -76,7 +76,7 @@ fn a_wrong_puk_costs_one_try_and_the_last_one_locks() {
 }
 
 #[test]
-fn a_card_that_lets_nobody_change_its_puk_compares_it_when_it_is_needed() {
+fn so_login_accepts_a_puk_unchecked_when_the_card_forbids_changing_it() {
     for status in ["6985", "6A81", "6A86", "6A88", "6D00"] {
         let (mut card, mut token) = open(&puk(status));
         token.so_login(&mut card, &secret("12345678")).unwrap();
@@ -112,7 +112,7 @@ fn the_puk_gives_the_user_a_new_pin() {
 }
 
 #[test]
-fn a_new_pin_of_impossible_length_is_refused_before_the_card_sees_any() {
+fn new_pin_of_impossible_length_is_refused_unsent() {
     let session = [&puk("9000"), &conversation("")[..], &conversation("")].concat();
     let (mut card, mut token) = open(&session);
     let length = |outcome| matches!(outcome, Err(TokenError::NewPinLength { .. }));
@@ -123,7 +123,7 @@ fn a_new_pin_of_impossible_length_is_refused_before_the_card_sees_any() {
 }
 
 #[test]
-fn each_secret_of_the_security_officer_has_its_own_work() {
+fn puk_and_management_key_allow_different_so_operations() {
     let (mut card, mut token) = open(&[puk("9000"), conversation("")].concat());
     token.so_login(&mut card, &secret("12345678")).unwrap();
     let refused = token.put_certificate(&mut card, 0x9A, None).unwrap_err();
@@ -136,7 +136,7 @@ fn each_secret_of_the_security_officer_has_its_own_work() {
 }
 
 #[test]
-fn a_changed_puk_is_the_one_kept() {
+fn changed_puk_replaces_the_cached_one() {
     let puk_to = |old: &str, new: &str, status: &str| {
         conversation(&format!("> 00 24 00 81 10 {old} {new}\n< {status}\n"))
     };
@@ -162,7 +162,7 @@ fn a_changed_puk_is_the_one_kept() {
 }
 
 #[test]
-fn a_pin_changed_without_a_login_is_verified_for_nobody_afterwards() {
+fn pin_change_without_a_login_leaves_no_login() {
     let session = [
         conversation(&[&verify("9000"), &change("9000")[..], FORGET].concat()),
         conversation(&[&verify("9000"), &change("6A80")[..], FORGET].concat()),
@@ -193,7 +193,7 @@ fn an_old_pin_of_impossible_length_never_reaches_the_card() {
 }
 
 #[test]
-fn a_user_who_changes_the_pin_stays_logged_in_with_the_new_one() {
+fn pin_change_keeps_the_user_logged_in_with_the_new_pin() {
     let session = [
         conversation(&verify("9000")),
         conversation(&[verify("9000"), change("9000")].concat()),
@@ -208,7 +208,7 @@ fn a_user_who_changes_the_pin_stays_logged_in_with_the_new_one() {
 }
 
 #[test]
-fn a_card_lost_while_the_pin_changes_leaves_no_login_behind() {
+fn card_lost_during_a_pin_change_ends_the_login() {
     let lost = format!("{}! removed\n", verify("9000"));
     let session = [conversation(&verify("9000")), conversation(&lost)].concat();
     let (mut card, mut token) = open(&session);
@@ -233,7 +233,7 @@ fn user_and_security_officer_are_never_logged_in_together() {
 }
 
 #[test]
-fn logging_out_makes_the_card_forget_the_management_key_and_the_puk_needs_nothing() {
+fn logout_makes_the_card_forget_the_management_key_and_sends_nothing_for_a_puk() {
     let elsewhere = "> 00 A4 04 00 06 D2 76 00 01 24 01 00
         < 6A82
         > 00 A4 04 00 08 A0 00 00 01 51 00 00 00 00

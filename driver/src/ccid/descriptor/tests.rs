@@ -31,7 +31,7 @@ fn changed(changes: &[(usize, &[u8])]) -> Vec<u8> {
 }
 
 #[test]
-fn readers_in_the_field_are_understood() {
+fn descriptors_of_real_readers_are_understood() {
     for (name, bytes, understood) in field() {
         let class = ClassDescriptor::parse(&bytes).unwrap();
         assert_eq!(class.to_string(), understood, "{name}");
@@ -40,7 +40,7 @@ fn readers_in_the_field_are_understood() {
 }
 
 #[test]
-fn every_exchange_level_is_among_them() {
+fn real_descriptors_cover_every_exchange_level() {
     let levels: Vec<_> = field()
         .iter()
         .map(|(_, bytes, _)| ClassDescriptor::parse(bytes).unwrap().exchange_level())
@@ -56,7 +56,7 @@ fn every_exchange_level_is_among_them() {
 }
 
 #[test]
-fn bytes_after_the_descriptor_are_left_alone() {
+fn bytes_after_the_descriptor_are_ignored() {
     let mut longer = changed(&[(0, &[60])]);
     longer.extend([0xFF; 6]);
     let usual = ClassDescriptor::parse(&changed(&[])).unwrap();
@@ -77,7 +77,7 @@ fn a_descriptor_cut_short_or_of_another_type_is_refused() {
 }
 
 #[test]
-fn values_that_cannot_be_true_are_put_right_and_named() {
+fn impossible_descriptor_values_are_corrected_and_reported() {
     let max = &[0xFF; 4][..];
     for (changes, what, correction) in [
         (
@@ -130,13 +130,13 @@ fn values_that_cannot_be_true_are_put_right_and_named() {
 }
 
 #[test]
-fn the_shortest_message_that_holds_a_byte_is_believed() {
+fn max_message_length_of_11_is_accepted() {
     let class = ClassDescriptor::parse(&changed(&[(44, &[11, 0, 0, 0])])).unwrap();
     assert_eq!(class.max_message_length(), 11);
 }
 
 #[test]
-fn more_slots_than_exist_are_never_busy() {
+fn busy_slots_are_limited_to_the_existing_slots() {
     let class = ClassDescriptor::parse(&changed(&[(4, &[1]), (53, &[9])])).unwrap();
     assert_eq!((class.slots(), class.busy_slots()), (2, 2));
     let class = ClassDescriptor::parse(&changed(&[(4, &[255]), (53, &[255])])).unwrap();

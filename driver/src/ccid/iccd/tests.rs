@@ -64,7 +64,7 @@ fn transcript(
 }
 
 #[test]
-fn a_token_of_version_a_is_set_back_and_gives_its_answer_to_reset() {
+fn iccd_version_a_token_is_powered_off_and_on_and_gives_its_atr() {
     let (lines, outcome) = transcript(
         Version::A,
         &POWER_ON,
@@ -78,7 +78,7 @@ fn a_token_of_version_a_is_set_back_and_gives_its_answer_to_reset() {
 }
 
 #[test]
-fn a_token_of_version_b_is_set_back_powered_and_asked_for_its_answer_to_reset() {
+fn iccd_version_b_token_is_powered_off_and_on_and_asked_for_its_atr() {
     let answers: [&[u8]; 3] = [
         &[0x40, 0x01, 0x00],
         &[0x80, 0x02, 0x00],
@@ -150,7 +150,7 @@ fn version_b_chains_as_bulk_pipes_do() {
 }
 
 #[test]
-fn a_token_that_could_not_says_why_and_what_it_holds() {
+fn iccd_failure_gives_the_error_and_the_card_status() {
     let (_, outcome) = transcript(Version::B, &xfr(0, &[0; 5]), &[&[0x40, 0x41, 0xFE]]);
     let outcome = outcome.unwrap();
     assert_eq!(
@@ -165,7 +165,7 @@ fn a_token_that_could_not_says_why_and_what_it_holds() {
 }
 
 #[test]
-fn what_a_token_holds_is_in_its_status() {
+fn iccd_slot_status_gives_the_card_status() {
     for (status, icc) in [
         (0, IccStatus::Active),
         (1, IccStatus::Inactive),
@@ -184,7 +184,7 @@ fn what_a_token_holds_is_in_its_status() {
 }
 
 #[test]
-fn answers_that_make_no_sense_end_the_command() {
+fn malformed_iccd_responses_end_the_command() {
     let b: [&[u8]; 5] = [
         &[],
         &[0x80],
@@ -206,7 +206,7 @@ fn answers_that_make_no_sense_end_the_command() {
 }
 
 #[test]
-fn a_token_that_is_busy_for_ever_is_given_up() {
+fn endlessly_busy_iccd_token_is_given_up() {
     let command = xfr(0, &[0; 5]);
     let mut exchange = Exchange::new(Version::B, &command);
     exchange.begin().unwrap();

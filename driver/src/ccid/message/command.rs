@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_has_its_type_and_its_answer() {
+    fn every_command_has_its_message_type_and_response_type() {
         use ResponseKind::{DataBlock, DataRateAndClockFrequency, Escape, Parameters, SlotStatus};
         let voltage = Voltage::V3;
         let data = &[0; 5][..];

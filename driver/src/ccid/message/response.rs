@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_must_be_as_long_as_it_says() {
+    fn response_must_have_the_length_it_states() {
         assert_eq!(answer(|_| {}), Ok("Active Done".to_owned()));
         let length = |said, got| Err(MessageError::Length { said, got });
         assert_eq!(answer(|bytes| bytes.push(0)), length(2, 3));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_says_what_the_slot_holds_and_how_it_ended() {
+    fn status_byte_gives_card_state_and_command_status() {
         let with = |status: u8, error: u8| answer(|bytes| (bytes[7], bytes[8]) = (status, error));
         assert_eq!(with(0x01, 0), Ok("Inactive Done".to_owned()));
         assert_eq!(with(0x42, 0xFE), Ok("Absent Failed(IccMute)".to_owned()));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_matched_by_type_slot_and_sequence() {
+    fn response_is_matched_by_type_slot_and_sequence() {
         let bytes = [0x81, 0, 0, 0, 0, 1, 7, 0, 0, 0];
         let answer = CcidResponse::parse(&bytes).unwrap();
         assert!(answer.matches(ResponseKind::SlotStatus, 1, 7));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_does_not_print_its_data() {
+    fn response_does_not_print_its_data() {
         let bytes = [0x80, 1, 0, 0, 0, 0, 7, 0, 0, 0, 0x31];
         let printed = format!("{:?}", CcidResponse::parse(&bytes).unwrap());
         assert!(printed.ends_with("bytes: 1 }"), "{printed}");

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_reader_refused_never_reached_the_card() {
+    fn pin_entry_refused_by_the_reader_was_not_sent() {
         for (error, end) in [
             (SlotError::PinCancelled, PinEnd::Cancelled),
             (SlotError::PinTimeout, PinEnd::TimedOut),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn after_any_other_error_a_try_may_be_spent() {
+    fn other_pin_entry_errors_may_have_spent_a_try() {
         for error in [
             SlotError::Parity,
             SlotError::Aborted,
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cards_status_word_is_left_as_it_is() {
+    fn card_status_word_is_passed_on_unchanged() {
         for status in [0x9000, 0x63C2, 0x6983, 0x6982, 0x6700] {
             let outcome = PinOutcome::of_ccid(Ok(&u16::to_be_bytes(status)));
             assert_eq!(outcome, of(PinEnd::Card(StatusWord(status)), Sent::Yes));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn status_words_of_part_10_may_be_the_cards_too() {
+    fn part_10_error_status_counts_as_maybe_sent() {
         for (status, end) in [
             ([0x64, 0x00], PinEnd::TimedOut),
             ([0x64, 0x01], PinEnd::Cancelled),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_length_is_no_success() {
+    fn pin_entry_response_of_wrong_length_is_malformed() {
         for data in [&[][..], &[0x90], &[0x00, 0x90, 0x00]] {
             let end = PinEnd::Malformed(data.len());
             assert_eq!(PinOutcome::of_ccid(Ok(data)), of(end, Sent::Maybe));

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_sets_one_quirk() {
+    fn pad_quirk_word_sets_one_quirk() {
         let mut quirks = PadQuirks::default();
         assert_eq!(quirks.set("pad-key-only"), Some(()));
         assert_eq!(quirks.set("pad-digits=4-8"), Some(()));
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_make_no_sense_are_none() {
+    fn malformed_pad_quirk_words_are_refused() {
         for word in [
             "pad-key",
             "pad-digits",

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn each_flipped_bit_and_each_truncation_is_noticed() {
+    fn each_bit_flip_and_each_truncation_of_a_block_is_detected() {
         for detection in [ErrorDetection::Lrc, ErrorDetection::Crc] {
             let control = Control::I {
                 number: true,
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_carry_what_they_must_not_are_refused() {
+    fn t1_blocks_with_forbidden_content_are_refused() {
         for bad in [
             [0x00, 0x90, 1, 7].as_slice(),
             &[0x00, 0xC0, 1, 7],

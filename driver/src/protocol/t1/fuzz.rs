@@ -174,7 +174,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_sequence_of_four_deeds_ends_and_nothing_is_sent_twice() {
+    fn every_sequence_of_four_steps_ends_and_nothing_is_sent_twice() {
         let mut sequences = 0;
         for form in [0, 2] {
             for number in 0..DEEDS.len().pow(4) {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn long_sequences_end_and_nothing_is_sent_twice() {
+    fn long_sequences_of_steps_end_and_nothing_is_sent_twice() {
         let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
         let mut random = || {
             seed ^= seed << 13;

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_for_one_and_the_holder_hears_who_wants_it() {
+    fn lock_has_one_holder_who_receives_release_requests() {
         let folder = Folder::new("one");
         let (mine, theirs) = (folder.locks(), folder.locks());
         let held = mine.try_lock("3-1.0", true).unwrap();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn all_locks_of_a_process_are_heard_over_one_descriptor() {
+    fn release_requests_for_all_locks_of_a_process_use_one_descriptor() {
         let folder = Folder::new("several");
         let (mine, theirs) = (folder.locks(), folder.locks());
         let [one, other] = ["3-1.0", "3-2.0"].map(|name| mine.try_lock(name, false).unwrap());
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_holder_finds_what_was_left() {
+    fn next_lock_holder_finds_the_record() {
         let folder = Folder::new("record");
         let locks = folder.locks();
         let mut held = locks.try_lock("3-1.0", true).unwrap();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_others_can_write_to_is_not_trusted() {
+    fn lock_folder_that_others_can_write_to_is_not_used() {
         let folder = Folder::new("rights");
         std::fs::DirBuilder::new()
             .mode(0o700)
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_folder_every_lock_is_granted_and_remembers_nothing() {
+    fn without_a_folder_every_lock_is_granted_and_nothing_recorded() {
         let locks = LockFolder::open_first(&[PathBuf::from("/nonexistent/claviger")]);
         let mut held = locks.try_lock("3-1.0", true).unwrap();
         held.write(&LockRecord {
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_let_go_is_free_though_a_child_has_its_file_open() {
+    fn released_lock_is_free_although_a_child_has_its_file_open() {
         let folder = Folder::new("child");
         let locks = folder.locks();
         let held = locks.try_lock("3-1.0", true).unwrap();

@@ -88,7 +88,7 @@ mod tests {
     };
 
     #[test]
-    fn a_reader_whose_endpoints_cannot_be_opened_has_not_left() {
+    fn failed_endpoint_open_means_unplugged_only_when_disconnected() {
         let fake = FakeReader::new(ReaderConfig::extended());
         let reader = interface_of(&fake, EndpointLayout::default());
         let kind = |error| unusable(&reader, error).kind;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_leaves_before_its_endpoints_are_opened_is_gone() {
+    fn reader_unplugged_before_its_endpoints_are_opened_is_missing() {
         let fake = FakeReader::new(ReaderConfig::extended());
         let reader = interface_of(&fake, EndpointLayout::default());
         let interface = fake.device().claim().unwrap();

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_what_was_written() {
+    fn record_reads_back_as_written() {
         for record in [
             record(),
             LockRecord {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_which_slot_a_card_is_in_and_nothing_of_slots_it_does_not_know() {
+    fn record_names_the_atr_of_each_slot_and_none_for_unknown_slots() {
         let card = record().atrs[0].clone();
         let record = LockRecord {
             atrs: vec![None, card.clone()],
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answers_to_reset_of_all_slots_fit() {
+    fn atrs_of_all_slots_fit_into_a_record() {
         let digits = 2 * 33 * usize::from(crate::ccid::budget::SLOTS);
         assert!(
             record().encode().len() + digits + usize::from(crate::ccid::budget::SLOTS) < MAX_RECORD
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_cut_short_or_of_another_version_is_none() {
+    fn truncated_record_or_one_of_another_version_is_ignored() {
         let text = record().encode();
         for end in 0..text.len() {
             assert_eq!(LockRecord::parse(&text.as_bytes()[..end]), None, "{end}");

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_udev_sends_to_its_group_is_heard_filtered_and_lost_as_it_should_be() {
+    fn udev_messages_are_received_and_filtered_and_their_loss_is_noticed() {
         if alone("true", &[]).is_none() {
             return;
         }

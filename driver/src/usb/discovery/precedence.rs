@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pcscd_that_refuses_answers_and_one_that_is_not_there_does_not() {
+    fn refusing_pcscd_counts_as_responding_and_a_missing_one_as_absent() {
         use TransportErrorKind::{Cancelled, Denied, NoService, Protocol, TimedOut};
         assert_eq!(without_service(Denied), Some(PcscdState::Responding));
         assert_eq!(without_service(Protocol), Some(PcscdState::Responding));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_ours_before_pcscd_was_heard_of_and_all_at_once_where_it_is_absent() {
+    fn no_reader_is_allowed_before_pcscd_was_queried_and_all_if_it_is_absent() {
         let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
         assert_eq!(precedence.allowed_at(now).0, AllowedReaders::None);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pcscd_that_never_answers_counts_as_absent_after_the_grace() {
+    fn pcscd_that_never_responds_counts_as_absent_after_the_grace_period() {
         let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
         let _ = precedence.allowed_at(now);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pcscd_that_answers_has_the_readers_until_it_was_absent_for_the_grace() {
+    fn responding_pcscd_keeps_the_readers_until_absent_for_the_grace_period() {
         let precedence = PcscdPrecedence::new(GRACE);
         let mut now = Instant::now();
         precedence.take_state_at(PcscdState::Responding, now);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pcscd_that_falls_silent_keeps_the_readers() {
+    fn pcscd_that_becomes_unresponsive_keeps_the_readers() {
         let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
         precedence.take_state_at(PcscdState::Responding, now);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_is_no_absence() {
+    fn pcscd_restart_within_the_grace_period_is_no_absence() {
         let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
         precedence.take_state_at(PcscdState::Responding, now);
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_settled_when_a_picture_made_after_its_last_move_was_taken_in() {
+    fn precedence_is_applied_once_a_snapshot_after_its_change_was_processed() {
         let precedence = PcscdPrecedence::new(GRACE);
         let now = Instant::now();
         precedence.take_state_at(PcscdState::Absent, now);

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_alarm_is_silent_while_the_machine_is_awake() {
+    fn resume_timer_stays_silent_while_the_machine_is_awake() {
         let alarm = ResumeTimer::new(&UsbBus::system()).unwrap();
         for _ in 0..2 {
             let mut polled = [PollFd::new(&alarm, PollFlags::IN)];
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_awake_has_not_slept() {
+    fn suspend_detector_reports_nothing_while_the_machine_is_awake() {
         let mut slept = SuspendDetector::new(UsbBus::system());
         assert!(!slept.was_suspended() && !slept.was_suspended());
     }

@@ -428,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_numbers_and_leads_nowhere_else() {
+    fn port_path_accepts_bus_and_port_numbers_only() {
         for name in ["1-1", "3-1.2", "12-1.2.3.4.5.6", "99999-99999"] {
             assert_eq!(
                 PortPath::parse(name)

@@ -48,13 +48,13 @@ mod tests {
         E:PCSCLITE_IGNORE=1\nG:uaccess\nQ:uaccess\nV:1\n";
 
     #[test]
-    fn a_device_with_the_mark_is_left_to_us() {
+    fn pcsclite_ignore_of_1_marks_a_device() {
         assert!(is_ignored_by_pcscd(TOKEN));
         assert!(is_ignored_by_pcscd(b"E:PCSCLITE_IGNORE=1"), "no line end");
     }
 
     #[test]
-    fn a_device_without_the_mark_or_with_another_value_is_not() {
+    fn device_without_pcsclite_ignore_of_1_is_not_marked() {
         for data in [
             &b""[..],
             b"E:ID_MODEL=Nitrokey_3\n",
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_marks_the_last_counts() {
+    fn last_of_two_pcsclite_ignore_marks_counts() {
         assert!(!is_ignored_by_pcscd(
             b"E:PCSCLITE_IGNORE=1\nE:PCSCLITE_IGNORE=0\n"
         ));

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_takes_the_program_for_a_socket_of_udev() {
+    fn kernel_accepts_the_udev_socket_filter() {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::NETLINK,
             rustix::net::SocketType::RAW,
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_the_usb_and_of_the_kernel_pass_and_others_wake_nobody() {
+    fn usb_and_kernel_messages_pass_the_filter_and_others_do_not() {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         only_usb(ours.as_fd()).unwrap();

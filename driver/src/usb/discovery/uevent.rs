@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_comes_or_goes_is_told_by_udev_and_by_the_kernel() {
+    fn device_uevents_of_udev_and_of_the_kernel_are_recognised() {
         for action in ["add", "remove", "change"] {
             let text = properties(action, "usb", DEVICE);
             assert_eq!(Uevent::parse(&udev(&text)), Some(Uevent::DeviceChanged));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn who_lets_go_of_an_interface_frees_its_device() {
+    fn uevent_of_an_interface_unbind_names_its_device() {
         let text = properties("unbind", "usb", &format!("{DEVICE}/3-1.2:1.0"));
         let port = PortPath::parse("3-1.2").unwrap();
         assert_eq!(
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_and_other_subsystems_are_no_reason_to_look() {
+    fn uevents_of_binding_and_of_other_subsystems_are_ignored() {
         for (action, subsystem) in [("bind", "usb"), ("add", "net"), ("unbind", "hid"), ("", "")] {
             let text = properties(action, subsystem, DEVICE);
             assert_eq!(Uevent::parse(&udev(&text)), None, "{action} {subsystem}");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_lies_about_its_lengths_is_none() {
+    fn udev_message_with_false_lengths_is_ignored() {
         let good = udev(&properties("add", "usb", DEVICE));
         for at in [OFFSET, LENGTH] {
             for number in [u32::MAX, 4096, u32::MAX - 39] {

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_ready_from_the_first_wake_until_it_is_cleared_and_again_after_the_next() {
+    fn event_fd_is_ready_from_the_first_wake_until_it_is_cleared() {
         let signal = EventFd::new().unwrap();
         assert!(!ready(&signal, 0));
         let waker = signal.waker();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_wake_writes_nothing() {
+    fn second_notify_writes_nothing() {
         let signal = EventFd::new().unwrap();
         signal.notify();
         signal.notify();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_in_the_middle_of_a_notify_leaves_nothing_that_cannot_be_cleared() {
+    fn event_fd_notified_during_a_clear_can_be_cleared_again() {
         let signal = EventFd::new().unwrap();
         // As `notify` does it, with a `clear` in between.
         signal.set.store(true, Ordering::SeqCst);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn no_wake_is_lost_whenever_it_comes() {
+    fn event_fd_loses_no_wake() {
         let signal = EventFd::new().unwrap();
         let sent = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let other = {

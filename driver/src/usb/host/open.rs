@@ -152,7 +152,7 @@ mod tests {
     const NODE: &str = "/dev/bus/usb/901/004";
 
     #[test]
-    fn a_node_that_is_not_there_is_a_device_that_left() {
+    fn missing_device_node_means_disconnected() {
         for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
             let error = open(Path::new(NODE), 0, stack).unwrap_err();
             assert_eq!(error, OpenError::Disconnected);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_device_is_refused_by_either_stack() {
+    fn file_that_is_no_device_is_refused_by_both_usb_libraries() {
         let file = std::env::temp_dir().join(format!("{}-open.file", std::process::id()));
         fs::write(&file, [0; 100]).unwrap();
         for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_could_not_be_opened_has_not_left() {
+    fn failed_open_is_not_reported_as_a_missing_reader() {
         let failed = OpenError::Failed("too many open files".to_owned());
         assert_ne!(
             TransportError::from(failed).kind,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_of_somebody_else_is_denied_with_the_cure() {
+    fn device_node_of_another_user_is_denied_with_a_cure() {
         let file = std::env::temp_dir().join(format!("{}-open.denied", std::process::id()));
         fs::write(&file, []).unwrap();
         let none = std::os::unix::fs::PermissionsExt::from_mode(0o000);

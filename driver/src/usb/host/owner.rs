@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn b36_an_owner_that_cannot_be_seen_may_be_this_module_under_another_user_as_well() {
+    fn b36_unidentified_owner_may_be_this_module_under_another_user() {
         let root = proc(
             "open.unseen",
             77,
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_of_this_very_program_is_said_to_be_so() {
+    fn device_open_in_this_process_is_described_as_such() {
         let root = proc("open.own", std::process::id(), "test\n", Path::new(NODE));
         fs::create_dir_all(root.0.join("self/fd")).unwrap();
         symlink(NODE, root.0.join("self/fd/7")).unwrap();

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_no_character_that_controls_how_it_is_shown() {
+    fn control_characters_are_removed_from_displayed_names() {
         let hostile = "\u{FEFF}Key\u{202E}yeK\u{202C} \u{2066}1\u{2069}\u{200B}\u{200F}\u{2060}\x1B[2J\u{9B}\n";
         assert_eq!(printable(hostile.as_bytes(), 64), "KeyyeK 1[2J");
         let plain = "Schlüssel für Ä–Ö 鍵";

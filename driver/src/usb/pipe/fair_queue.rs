@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_turns_at_a_time_than_there_are_and_none_is_lost() {
+    fn permits_never_exceed_their_number_and_none_is_lost() {
         for many in [1, 3] {
             let turns = FairQueue::new(many);
             let (at_it, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_goes_to_whoever_asked_first() {
+    fn permits_are_granted_in_order_of_request() {
         let turns = FairQueue::new(1);
         let order = Mutex::new(Vec::new());
         let first = turns.acquire(soon(), &StopFlag::new()).unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_at_its_deadline_and_at_a_stop_and_takes_nothing() {
+    fn wait_for_a_permit_ends_at_its_deadline_or_a_stop_and_takes_none() {
         let turns = FairQueue::new(1);
         let held = turns.acquire(soon(), &StopFlag::new()).unwrap();
         assert!(!turns.is_free());

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_other_than_the_last_claim_left_is_a_stranger() {
+    fn changed_time_between_claims_counts_as_foreign_use() {
         let foreign_use = ForeignUse::default();
         claim(&foreign_use, Some(7), Some(9));
         assert_eq!(foreign_use.count(), 0, "nothing was known before");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_cannot_be_told_is_a_stranger_each_time() {
+    fn unknown_time_counts_as_foreign_use_each_time() {
         let foreign_use = ForeignUse::default();
         claim(&foreign_use, None, None);
         claim(&foreign_use, None, None);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_of_one_process_that_overlap_are_no_strangers_to_each_other() {
+    fn overlapping_claims_of_one_process_are_no_foreign_use() {
         let foreign_use = ForeignUse::default();
         claim(&foreign_use, Some(1), Some(2));
         let first = foreign_use.begin_claim();

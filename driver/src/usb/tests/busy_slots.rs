@@ -171,7 +171,7 @@ fn a_slow_command_in_one_slot_does_not_delay_the_other() {
 }
 
 #[test]
-fn a_command_costs_two_transfers_here_too_and_the_one_for_the_answer_is_queued_first() {
+fn command_of_a_concurrent_reader_costs_two_transfers_response_queued_first() {
     let (device, _, [_, mut slot]) = reader(&Arc::default());
     exchange(&mut slot, b"data", STEP_TIMEOUT).unwrap();
     let counts = device.counts();
@@ -202,7 +202,7 @@ fn no_wake_up_is_lost_between_slots() {
 }
 
 #[test]
-fn a_slot_that_is_given_up_is_brought_back_while_the_other_works_on() {
+fn abandoned_slot_is_recovered_while_the_other_slot_works() {
     let (device, back, [mut first, mut second]) = reader(&Arc::default());
     let epoch = second.epoch();
     back.keep();
@@ -259,7 +259,7 @@ fn a_stop_ends_the_waits_of_all_slots() {
 }
 
 #[test]
-fn b18_a_reader_that_falls_silent_with_several_commands_is_given_up_long_before_the_deadline() {
+fn b18_silent_concurrent_reader_is_given_up_long_before_the_deadline() {
     let (device, back, slots) = reader(&Arc::default());
     back.keep();
     let (told, is_told) = mpsc::channel();
@@ -280,7 +280,7 @@ fn b18_a_reader_that_falls_silent_with_several_commands_is_given_up_long_before_
 }
 
 #[test]
-fn b18_a_reader_that_answers_requests_may_be_silent_in_several_commands() {
+fn b18_concurrent_reader_that_responds_to_requests_may_stay_silent() {
     let (device, back, [mut slow, _]) = reader(&Arc::default());
     back.keep();
     thread::scope(|scope| {
@@ -292,7 +292,7 @@ fn b18_a_reader_that_answers_requests_may_be_silent_in_several_commands() {
 }
 
 #[test]
-fn b17_a_reader_of_several_commands_that_leaves_out_empty_packets_is_understood_and_remembered() {
+fn b17_omitted_empty_packet_of_a_concurrent_reader_is_detected_and_remembered() {
     let (device, _, [mut first, mut second]) = reader_without_zlp();
     // The message fills its packet; the first is understood at its deadline.
     let data = [0x5A; 52];
@@ -311,7 +311,7 @@ fn b17_a_reader_of_several_commands_that_leaves_out_empty_packets_is_understood_
 }
 
 #[test]
-fn b17_that_empty_packets_are_left_out_is_found_in_a_silence_with_several_commands() {
+fn b17_omitted_empty_packet_is_detected_in_a_silence_of_a_concurrent_reader() {
     let (_device, _, [mut slot, _other]) = reader_without_zlp();
     let (told, is_told) = mpsc::channel();
     let data = [0x5A; 52];
@@ -339,7 +339,7 @@ fn b17_two_responses_in_one_transfer_reach_their_slots() {
 }
 
 #[test]
-fn b17_a_response_with_a_silence_in_its_middle_reaches_its_slot_whole() {
+fn b17_response_with_a_pause_in_its_middle_reaches_its_slot_whole() {
     let (device, back, [mut slow, _]) = reader_without_zlp();
     back.keep();
     let data = [0x5A; 100];
@@ -408,7 +408,7 @@ fn any_fault_at_any_step_ends_and_the_next_commands_work_in_both_slots() {
 }
 
 #[test]
-fn a_slot_nobody_uses_is_not_taken_for_unchanged_after_another_has_had_the_device_reset() {
+fn unused_slot_counts_as_changed_after_another_slot_had_the_device_reset() {
     let config = ReaderConfig {
         slots: 2,
         ..super::fixture::reader()

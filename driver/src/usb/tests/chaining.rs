@@ -172,7 +172,7 @@ fn write(transport: &mut SlotTransport, data: &[u8], limits: Limits) -> Response
 }
 
 #[test]
-fn b33_a_command_longer_than_the_readers_messages_is_chained_and_no_part_of_it_sent_alone() {
+fn b33_command_longer_than_the_readers_messages_is_chained_in_whole_apdus() {
     let card = Card::default();
     let device = FakeDevice::new(narrow().layout, WholeApduFirmware(card.clone()));
     let mut transport = connected(&device, &narrow());
@@ -200,7 +200,7 @@ fn a_command_that_fits_the_readers_messages_is_one_frame_in_one_message() {
 }
 
 #[test]
-fn an_answer_is_asked_for_at_full_length_whatever_fits_a_message() {
+fn response_is_requested_at_full_length_whatever_fits_a_message() {
     let card = Card::default();
     let device = FakeDevice::new(narrow().layout, WholeApduFirmware(card.clone()));
     let mut transport = connected(&device, &narrow());
@@ -216,7 +216,7 @@ fn an_answer_is_asked_for_at_full_length_whatever_fits_a_message() {
 }
 
 #[test]
-fn a_reader_whose_messages_hold_no_short_apdu_is_sent_parts() {
+fn reader_whose_messages_hold_no_short_apdu_gets_parts() {
     let card = Card::default();
     let reader = FakeReader::with_card(gnuk(), card.inserted());
     let mut transport = connected(reader.device(), &gnuk());
@@ -232,7 +232,7 @@ fn a_reader_whose_messages_hold_no_short_apdu_is_sent_parts() {
 }
 
 #[test]
-fn a_card_of_short_apdus_in_such_a_reader_is_sent_a_chain_of_them_each_in_parts() {
+fn short_apdu_card_behind_small_messages_gets_a_chain_in_parts() {
     let card = Card::default();
     let reader = FakeReader::with_card(gnuk(), card.inserted());
     let mut transport = connected(reader.device(), &gnuk());
@@ -264,7 +264,7 @@ fn a_newer_gnuk_that_takes_short_apdus_is_sent_nothing_else() {
 }
 
 #[test]
-fn a_long_command_for_a_card_that_does_not_chain_goes_in_parts_as_ccid_has_it() {
+fn long_command_for_a_card_without_chaining_is_split_into_ccid_parts() {
     let card = Card::default();
     let reader = FakeReader::with_card(narrow(), card.inserted());
     let mut transport = connected(reader.device(), &narrow());

@@ -30,7 +30,7 @@ fn carries(device: &mut CcidSlot, len: usize) {
 }
 
 #[test]
-fn blocks_of_t1_are_asked_for_by_their_prologue_and_then_by_their_length() {
+fn t1_blocks_are_requested_by_their_prologue_and_then_by_their_length() {
     let (reader, mut device) = powered_card(ReaderConfig::character(), FakeCard::echo());
     carries(&mut device, 10);
     let asked: Vec<_> = blocks(&reader)
@@ -58,7 +58,7 @@ fn commands_of_any_length_go_in_characters() {
 }
 
 #[test]
-fn a_command_of_t0_goes_as_its_procedure_bytes_ask() {
+fn t0_data_is_sent_as_the_procedure_bytes_request() {
     for slowly in [false, true] {
         let card = FakeCard::t0(|frame| match frame {
             [_, 0xCA, ..] => echo(frame),
@@ -88,7 +88,7 @@ fn a_pps_is_answered_in_as_many_characters_as_it_says() {
 }
 
 #[test]
-fn any_block_may_be_lost_or_damaged_in_characters_too() {
+fn lost_or_damaged_block_is_repeated_by_a_character_reader() {
     use Disturbance::{Corrupt, Lose, Parity, Swallow, Wtx};
     for disturbance in [Lose, Swallow, Parity, Corrupt, Wtx(3)] {
         for step in 0..3 {
@@ -101,6 +101,6 @@ fn any_block_may_be_lost_or_damaged_in_characters_too() {
 }
 
 #[test]
-fn a_card_that_says_too_little_is_silent_and_reset_before_the_next_command() {
+fn t0_card_that_sends_too_little_in_characters_is_reset_before_the_next_command() {
     is_silent_and_then_reset(ReaderConfig::character());
 }

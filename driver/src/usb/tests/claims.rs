@@ -37,7 +37,7 @@ fn two_that_follow(machine: &FakeMachine) -> ([UsbBackend; 2], [WatchThread; 2])
 }
 
 #[test]
-fn a_connection_claims_the_reader_and_gives_it_back() {
+fn transport_claims_its_reader_and_releases_it() {
     let (machine, reader) = with_key("claims");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -58,7 +58,7 @@ fn a_connection_claims_the_reader_and_gives_it_back() {
 }
 
 #[test]
-fn a_token_that_has_come_is_powered_and_asked_for_nothing_else() {
+fn new_token_is_powered_and_queried_for_nothing_else() {
     let (machine, key) = with_key("powered");
     let program = machine.new_backend();
     assert!(holds_card(single_reader(&take_snapshot(
@@ -75,7 +75,7 @@ fn a_token_that_has_come_is_powered_and_asked_for_nothing_else() {
 }
 
 #[test]
-fn a_token_without_its_card_is_shown_empty() {
+fn token_without_its_card_is_reported_empty() {
     let machine = FakeMachine::new("hollow");
     machine.plug("3-1", &FakeReader::new(token()), &token());
     let program = machine.new_backend();
@@ -84,7 +84,7 @@ fn a_token_without_its_card_is_shown_empty() {
 }
 
 #[test]
-fn what_another_process_knows_costs_nothing_and_resets_no_card() {
+fn card_known_to_another_process_costs_no_command_and_no_reset() {
     let (machine, reader) = with_key("told");
     let (ours, theirs) = (machine.new_backend(), machine.new_backend());
     let mut one = ours.watch();
@@ -108,7 +108,7 @@ fn what_another_process_knows_costs_nothing_and_resets_no_card() {
 }
 
 #[test]
-fn two_programs_take_turns_and_each_notices_that_the_other_had_the_card() {
+fn two_programs_alternate_and_each_notices_use_by_the_other() {
     let (machine, _) = with_key("turns");
     let (programs, _followed) = two_that_follow(&machine);
     let mut first = connect(&programs[0], "3-1");
@@ -126,7 +126,7 @@ fn two_programs_take_turns_and_each_notices_that_the_other_had_the_card() {
 }
 
 #[test]
-fn a_claim_that_ends_while_the_watch_is_woken_by_it_is_listened_to() {
+fn release_request_is_seen_once_a_new_claim_has_woken_the_watch() {
     let (machine, _) = with_key("woken");
     let (programs, _followed) = two_that_follow(&machine);
     let mut holder = connect(&programs[0], "3-1");
@@ -140,7 +140,7 @@ fn a_claim_that_ends_while_the_watch_is_woken_by_it_is_listened_to() {
 }
 
 #[test]
-fn b16_a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_opens_it() {
+fn b16_reader_unplugged_while_being_opened_delays_only_its_opener() {
     let (machine, reader) = with_key("opening");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -171,7 +171,7 @@ fn b16_a_reader_that_leaves_while_it_is_opened_keeps_nobody_waiting_but_who_open
 }
 
 #[test]
-fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with_the_backend() {
+fn call_waiting_for_another_slots_opening_ends_at_its_deadline_or_on_abort() {
     let machine = FakeMachine::new("opening-slot");
     let (reader, _) = pair(&machine);
     let program = machine.new_backend();
@@ -206,7 +206,7 @@ fn who_waits_for_the_opening_of_another_slot_ends_with_his_own_deadline_and_with
 }
 
 #[test]
-fn no_reader_is_kept_while_another_is_waited_for() {
+fn idle_reader_is_released_while_another_is_polled() {
     let machine = FakeMachine::new("kept");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -231,7 +231,7 @@ fn no_reader_is_kept_while_another_is_waited_for() {
 }
 
 #[test]
-fn where_nobody_follows_the_readers_one_is_let_go_after_each_use() {
+fn reader_is_released_after_each_use_without_watch_threads() {
     let (machine, reader) = with_key("unfollowed");
     let programs = [(); 2].map(|()| machine.new_backend_without_threads());
     let mut watches = programs.each_ref().map(|program| program.watch());
@@ -257,7 +257,7 @@ fn where_nobody_follows_the_readers_one_is_let_go_after_each_use() {
 }
 
 #[test]
-fn a_transaction_is_never_interrupted_by_who_knocks() {
+fn transaction_is_never_interrupted_by_a_release_request() {
     let (machine, _) = with_key("transaction");
     let (programs, _followed) = two_that_follow(&machine);
     let mut first = connect(&programs[0], "3-1");
@@ -290,7 +290,7 @@ fn a_transaction_is_never_interrupted_by_who_knocks() {
 }
 
 #[test]
-fn b16_a_reader_that_somebody_has_is_tried_less_and_less_often_and_its_owner_looked_for_once() {
+fn b16_busy_reader_is_tried_ever_less_often_and_its_owner_searched_once() {
     let (machine, key) = with_key("backoff");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -309,7 +309,7 @@ fn b16_a_reader_that_somebody_has_is_tried_less_and_less_often_and_its_owner_loo
 }
 
 #[test]
-fn b19_the_end_of_a_connection_waits_for_nobody() {
+fn b19_dropping_a_transport_waits_for_no_running_call() {
     let (machine, key) = with_key("end");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -347,7 +347,7 @@ fn waits() -> u64 {
 }
 
 #[test]
-fn a_call_that_waits_for_another_at_the_same_reader_sleeps_until_that_ends() {
+fn call_waiting_for_the_same_reader_sleeps_until_the_other_call_ends() {
     let (machine, key) = with_key("asleep");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);

@@ -125,13 +125,13 @@ fn two_readers_of_a_device_work_at_the_same_time() {
 }
 
 #[test]
-fn a_model_that_dead_locks_is_given_one_command_at_a_time() {
+fn deadlocking_model_refuses_a_second_command_as_busy() {
     let refused = second_while_first_works("composite-one", OMNIKEY_5422);
     assert_eq!(refused, Err((TransportErrorKind::Busy, Sent::No)));
 }
 
 #[test]
-fn a_model_that_dead_locks_serves_both_readers_in_turns() {
+fn both_readers_of_a_deadlocking_model_take_turns() {
     let (devices, readers) = plugged("composite-turns", OMNIKEY_5422);
     let program = devices.new_backend();
     let _ = take_snapshot(&mut *program.watch());

@@ -41,7 +41,7 @@ fn shows(readers: &ReaderSnapshot, reader: &ReaderId) -> bool {
 }
 
 #[test]
-fn b7_readers_are_followed_while_the_poll_of_another_lasts() {
+fn b7_readers_are_watched_during_the_poll_of_another_reader() {
     let tale = Tale::new("polls.follow");
     let slot = FakeReader::new(reader());
     tale.machine.plug("3-2", &slot, &reader());
@@ -71,7 +71,7 @@ fn b7_readers_are_followed_while_the_poll_of_another_lasts() {
 }
 
 #[test]
-fn b7_a_reader_is_yielded_to_another_process_while_the_poll_of_another_lasts() {
+fn b7_reader_is_yielded_during_the_poll_of_another_reader() {
     let tale = Tale::new("polls.yield");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-2", &slot, &reader());
@@ -144,7 +144,7 @@ fn a_reader_that_is_unplugged_during_its_poll_is_not_reported() {
 }
 
 #[test]
-fn readers_are_polled_in_their_turn_where_there_are_many() {
+fn many_readers_are_polled_sixteen_at_a_time() {
     let tale = Tale::new("polls.many");
     let ports: Vec<String> = (1..=20).map(|port| format!("3-{port}")).collect();
     let blocked: Vec<_> = (ADDRESS..)
@@ -179,7 +179,7 @@ fn a_stop_ends_a_poll_in_another_thread_and_its_claim() {
 }
 
 #[test]
-fn a_panic_in_a_poll_is_one_of_the_watch_and_its_end_has_none() {
+fn panic_in_a_poll_panics_the_watch_and_dropping_it_does_not() {
     let tale = Tale::new("polls.panic");
     for port in ["3-1", "3-2"] {
         tale.machine

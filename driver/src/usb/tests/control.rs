@@ -125,7 +125,7 @@ fn powered(version: Version) -> (FakeIcc, CcidSlot, Seen) {
 }
 
 #[test]
-fn a_token_of_the_control_pipe_is_found_by_its_protocol_and_has_no_endpoints() {
+fn iccd_token_is_found_by_its_protocol_and_has_no_endpoints() {
     for (version, way) in [
         (Version::A, configuration::InterfaceProtocol::IccdA),
         (Version::B, configuration::InterfaceProtocol::IccdB),
@@ -144,7 +144,7 @@ fn a_token_of_the_control_pipe_is_found_by_its_protocol_and_has_no_endpoints() {
 }
 
 #[test]
-fn commands_and_answers_of_every_length_go_over_the_control_pipe() {
+fn commands_and_responses_of_every_length_pass_the_control_pipe() {
     for version in VERSIONS {
         let (token, mut device, seen) = powered(version);
         for length in [1, 2, 100, 254, 255] {
@@ -173,7 +173,7 @@ fn a_command_of_version_b_costs_two_requests() {
 }
 
 #[test]
-fn a_token_that_is_busy_is_waited_for() {
+fn busy_iccd_token_is_polled_until_it_responds() {
     for version in VERSIONS {
         let (token, mut device, _) = powered(version);
         token.be_busy(3);
@@ -191,7 +191,7 @@ fn a_token_that_is_busy_is_waited_for() {
 }
 
 #[test]
-fn a_token_that_stays_busy_is_given_up_at_the_deadline_and_set_back_before_the_next_command() {
+fn busy_iccd_token_times_out_and_is_recovered_before_the_next_command() {
     for version in VERSIONS {
         let (token, mut device, seen) = powered(version);
         token.be_busy(usize::MAX);
@@ -323,7 +323,7 @@ fn any_fault_at_any_request_ends_and_the_next_command_works() {
 }
 
 #[test]
-fn any_lie_in_any_answer_ends_and_the_next_command_works() {
+fn any_false_response_ends_its_command_and_the_next_command_works() {
     for version in VERSIONS {
         for lie in Lie::ALL {
             for answer in 0..8 {
@@ -335,7 +335,7 @@ fn any_lie_in_any_answer_ends_and_the_next_command_works() {
 }
 
 #[test]
-fn a_token_that_does_not_come_back_is_reset_as_a_device() {
+fn unresponsive_iccd_token_has_its_device_reset() {
     for version in VERSIONS {
         let (token, mut device, _) = powered(version);
         token.be_busy(usize::MAX);
@@ -353,7 +353,7 @@ fn a_token_that_does_not_come_back_is_reset_as_a_device() {
 }
 
 #[test]
-fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
+fn iccd_token_is_a_reader_like_any_other() {
     for version in VERSIONS {
         let devices = MultiInterfaceMachine::new(&format!("iccd-{version:?}"));
         let (token, _) = token(version);
@@ -389,7 +389,7 @@ fn a_token_of_the_control_pipe_is_a_reader_like_any_other() {
 }
 
 #[test]
-fn a_token_that_leaves_at_any_request_ends_what_is_done_with_it() {
+fn iccd_token_unplugged_at_any_request_ends_its_calls() {
     for version in VERSIONS {
         for step in 0..20 {
             let devices = MultiInterfaceMachine::new(&format!("iccd-leaves-{version:?}"));

@@ -25,7 +25,7 @@ fn idle(test: &str, card: Option<FakeCard>) -> (FakeMachine, FakeReader, WatchTh
 }
 
 #[test]
-fn b11_a_contact_reader_is_claimed_only_while_somebody_waits() {
+fn b11_contact_reader_is_claimed_only_while_there_is_a_waiter() {
     let (_machine, slot, followed) = idle("b11", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
     wait_until(|| !slot.device().claimed());
@@ -38,7 +38,7 @@ fn b11_a_contact_reader_is_claimed_only_while_somebody_waits() {
 }
 
 #[test]
-fn b11_one_of_two_who_wait_is_enough_to_keep_the_claim() {
+fn b11_one_of_two_waiters_is_enough_to_keep_the_claim() {
     let (_machine, slot, followed) = idle("b11-two", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
     demand.add_waiter();
@@ -54,7 +54,7 @@ fn b11_one_of_two_who_wait_is_enough_to_keep_the_claim() {
 }
 
 #[test]
-fn a_card_that_came_while_nobody_waited_is_seen_when_a_refresh_returns() {
+fn card_inserted_without_a_waiter_is_reported_when_refresh_returns() {
     let (_machine, slot, followed) = idle("unseen", None);
     let demand = followed.demand.clone().unwrap();
     wait_until(|| !slot.device().claimed());
@@ -66,7 +66,7 @@ fn a_card_that_came_while_nobody_waited_is_seen_when_a_refresh_returns() {
 }
 
 #[test]
-fn a_refresh_of_cards_that_are_watched_asks_nothing_of_the_reader() {
+fn refresh_of_watched_cards_sends_nothing_to_the_reader() {
     let (_machine, slot, followed) = idle("watched", Some(FakeCard::echo()));
     let demand = followed.demand.clone().unwrap();
     demand.add_waiter();
@@ -79,7 +79,7 @@ fn a_refresh_of_cards_that_are_watched_asks_nothing_of_the_reader() {
 }
 
 #[test]
-fn a_refresh_of_a_token_whose_card_cannot_leave_asks_nothing_of_it() {
+fn refresh_of_a_token_with_a_fixed_card_sends_nothing() {
     let (machine, token) = with_key("refresh-token");
     let followed = WatchThread::without_waiter(&machine.new_backend());
     assert!(holds_card(single_reader(&followed.snapshot())));

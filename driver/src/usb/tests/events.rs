@@ -134,7 +134,7 @@ fn overflowing() -> (rustix::fd::OwnedFd, impl Fn(&rustix::fd::OwnedFd)) {
 }
 
 #[test]
-fn messages_that_were_lost_are_told_once_and_those_that_were_not_are_read() {
+fn lost_messages_are_reported_once_and_the_monitor_continues() {
     let (socket, overflow) = overflowing();
     let machine = FakeMachine::new("lost");
     let told = TestEvents {
@@ -152,7 +152,7 @@ fn messages_that_were_lost_are_told_once_and_those_that_were_not_are_read() {
 }
 
 #[test]
-fn after_lost_messages_everything_is_listed_anew() {
+fn lost_messages_cause_a_new_listing() {
     let (socket, overflow) = overflowing();
     let machine = FakeMachine::new("overflow");
     let told = Arc::new(TestEvents {
@@ -177,7 +177,7 @@ fn after_lost_messages_everything_is_listed_anew() {
 }
 
 #[test]
-fn a_message_that_does_not_fit_is_a_lost_one() {
+fn oversized_uevent_counts_as_a_lost_one() {
     let tale = Tale::new("long");
     let mut arrivals =
         HotplugMonitor::new(&tale.machine.bus().with_test_events(Arc::clone(&tale.told)));
@@ -194,7 +194,7 @@ fn a_message_that_does_not_fit_is_a_lost_one() {
 }
 
 #[test]
-fn who_tells_lies_has_sysfs_read_and_nothing_else() {
+fn false_uevents_cause_a_read_of_sysfs_and_nothing_else() {
     let (tale, _) = Tale::with_key("lies");
     let program = tale.program();
     let followed = WatchThread::new(&program);
@@ -233,7 +233,7 @@ fn who_tells_lies_has_sysfs_read_and_nothing_else() {
 }
 
 #[test]
-fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
+fn messages_of_other_subsystems_cause_no_listing_and_one_drain_for_many() {
     let (tale, reader) = Tale::with_key("flood");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
@@ -257,7 +257,7 @@ fn messages_of_other_subsystems_cost_no_listing_and_one_look_for_many() {
 }
 
 #[test]
-fn an_idle_watch_does_not_wake_up() {
+fn idle_usb_watch_makes_no_wakeups() {
     let tale = Tale::new("idle");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());
@@ -278,7 +278,7 @@ fn an_idle_watch_does_not_wake_up() {
 }
 
 #[test]
-fn a_device_told_between_two_waits_is_there_at_the_next() {
+fn device_event_between_two_waits_is_reported_by_the_next_wait() {
     let tale = Tale::new("between");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
@@ -310,7 +310,7 @@ fn a_device_that_changes_its_configuration_is_read_again() {
 }
 
 #[test]
-fn two_devices_that_come_at_once_are_both_there() {
+fn two_devices_plugged_in_at_once_are_both_reported() {
     let tale = Tale::new("two");
     let program = tale.program();
     let followed = WatchThread::new(&program);
@@ -336,7 +336,7 @@ fn two_devices_that_come_at_once_are_both_there() {
 }
 
 #[test]
-fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address() {
+fn device_replugged_between_two_queries_is_another_at_any_address() {
     for (test, address) in [("same", 9), ("next", 10)] {
         let tale = Tale::new(&format!("back.{test}"));
         let (reader, config) = key();
@@ -372,7 +372,7 @@ fn a_device_pulled_and_put_back_within_one_look_is_another_whatever_its_address(
 }
 
 #[test]
-fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
+fn device_unplugged_before_it_is_opened_is_not_reported_and_not_retried() {
     let (tale, reader) = Tale::with_key("early");
     reader.device().leave();
     let program = tale.program();
@@ -400,7 +400,7 @@ fn a_device_that_leaves_before_it_is_opened_is_not_shown_and_not_tried_again() {
 }
 
 #[test]
-fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_works() {
+fn device_unplugged_at_any_step_of_connect_is_not_reported_and_the_next_works() {
     for step in 0..10 {
         let tale = Tale::new(&format!("step.{step}"));
         let (reader, config) = key();
@@ -435,7 +435,7 @@ fn a_device_that_leaves_at_any_step_of_connecting_is_no_reader_and_the_next_one_
 }
 
 #[test]
-fn b20_an_address_that_was_given_to_another_device_is_not_opened_for_the_first() {
+fn b20_address_given_to_another_device_is_not_opened_for_the_first() {
     let tale = Tale::new("address");
     let (reader, config) = key();
     tale.machine.plug_at("3-1", 9, &reader, &config);
@@ -458,7 +458,7 @@ fn b20_an_address_that_was_given_to_another_device_is_not_opened_for_the_first()
 }
 
 #[test]
-fn any_order_of_coming_and_going_ends_in_what_is_there() {
+fn plugging_and_unplugging_in_any_order_ends_with_the_readers_present() {
     let tale = Tale::new("storm");
     let program = tale.program();
     let followed = WatchThread::new(&program);

@@ -50,7 +50,7 @@ fn call() -> Call {
 }
 
 #[test]
-fn b2_looks_at_a_reader_that_powers_its_card_by_itself_reset_nothing_without_threads() {
+fn b2_queries_of_a_self_powering_reader_reset_nothing_without_threads() {
     let (machine, slot) = with_a_reader_that_powers("b2-looks");
     let program = machine.new_backend_without_threads();
     let mut watch = program.watch();
@@ -68,7 +68,7 @@ fn b2_looks_at_a_reader_that_powers_its_card_by_itself_reset_nothing_without_thr
 }
 
 #[test]
-fn b2_a_claim_that_never_ended_keeps_the_card_of_a_reader_that_powers_it_by_itself() {
+fn b2_uninterrupted_claim_keeps_the_card_of_a_self_powering_reader() {
     let (machine, slot) = telling("b2-claim");
     let program = machine.new_backend();
     let followed = WatchThread::new(&program);
@@ -85,7 +85,7 @@ fn b2_a_claim_that_never_ended_keeps_the_card_of_a_reader_that_powers_it_by_itse
 }
 
 #[test]
-fn b2_a_card_that_nobody_followed_may_be_another_for_the_next_connection() {
+fn b2_unwatched_card_may_be_another_for_the_next_connection() {
     let (machine, slot) = with_a_reader_that_powers("b2-unseen");
     let program = machine.new_backend_without_threads();
     let mut watch = watch_with_waiter(&program);
@@ -97,7 +97,7 @@ fn b2_a_card_that_nobody_followed_may_be_another_for_the_next_connection() {
 }
 
 #[test]
-fn a_token_whose_card_cannot_leave_is_never_another() {
+fn token_with_a_fixed_card_never_counts_as_exchanged() {
     let (machine, _token) = with_key("b2-token");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -111,7 +111,7 @@ fn a_token_whose_card_cannot_leave_is_never_another() {
 
 /// The first program finds, before its next operation, that its connection has ended, and makes another.
 #[test]
-fn b2_the_turn_of_another_program_ends_a_connection_between_two_operations_and_not_in_one() {
+fn b2_use_by_another_program_ends_a_transport_between_operations_only() {
     let (machine, _slot) = with_a_reader_that_powers("b2-turn");
     let (ours, theirs) = (machine.new_backend(), machine.new_backend());
     let _followed = (

@@ -248,7 +248,7 @@ fn any_fault_at_any_step_of_t0_in_characters_ends_and_the_next_command_works() {
 }
 
 #[test]
-fn any_fault_at_any_step_of_power_and_agreement_ends_and_the_next_command_works() {
+fn any_fault_at_any_step_of_power_on_ends_and_the_next_command_works() {
     every_fault_at_every_step_of_power(&Setup {
         card: |seen| t1(seen).with_atr(&[0x3B, 0x90, 0x96, 0x81, 0x31, 0xFE, 0x45]),
         ..Setup::t1(ReaderConfig::tpdu())
@@ -256,7 +256,7 @@ fn any_fault_at_any_step_of_power_and_agreement_ends_and_the_next_command_works(
 }
 
 #[test]
-fn any_fault_at_any_step_of_coming_back_ends_and_the_next_command_works() {
+fn any_fault_at_any_step_of_recovery_ends_and_the_next_command_works() {
     let setup = Setup::t1(ReaderConfig::extended());
     let struck = each_fault(setup.steps, |fault, step| {
         let what = format!("{fault:?} at step {step}");
@@ -273,7 +273,7 @@ fn any_fault_at_any_step_of_coming_back_ends_and_the_next_command_works() {
 }
 
 #[test]
-fn a_reader_that_waits_for_the_other_half_of_an_abort_gets_it() {
+fn reader_waiting_for_the_other_half_of_an_abort_gets_it() {
     let (reader, mut device, _) = Setup::t1(ReaderConfig::extended()).powered();
     reader.hold();
     exchange(&mut device, b"first", SHORT).unwrap_err();

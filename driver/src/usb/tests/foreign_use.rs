@@ -75,7 +75,7 @@ fn b13_use_by_another_driver_between_two_claims_begins_a_new_epoch() {
 }
 
 #[test]
-fn b13_use_by_another_driver_keeps_the_recorded_card_from_being_taken_up() {
+fn b13_use_by_another_driver_keeps_the_recorded_card_from_being_resumed() {
     let (machine, key) = with_key("foreign-record");
     let (first, _watch) = with_watch(machine.new_backend());
     echo(&mut *connect(&first, "3-1"), b"one").unwrap();
@@ -106,7 +106,7 @@ fn b13_claim_refused_because_of_another_driver_begins_a_new_epoch() {
 }
 
 #[test]
-fn readers_of_one_device_are_no_strangers_to_each_other() {
+fn readers_of_one_device_are_no_foreign_use_to_each_other() {
     let (devices, readers) = plugged("foreign-composite", reader().product);
     let (program, _watch) = with_watch(devices.new_backend());
     let other = || {

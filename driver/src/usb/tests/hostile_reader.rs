@@ -219,7 +219,7 @@ fn step(device: &mut CcidSlot, dice: &mut Dice, seen: &Seen, data: [u8; 3]) -> b
 }
 
 #[test]
-fn random_bytes_from_a_device_end_every_call_in_time_and_nothing_is_sent_twice() {
+fn random_bytes_from_a_device_end_calls_in_time_and_nothing_is_sent_twice() {
     let threads = 8;
     let tallies = Mutex::new((0, 0));
     std::thread::scope(|scope| {
@@ -306,7 +306,7 @@ fn haunt(seed: u64) {
 }
 
 #[test]
-fn a_reader_that_says_anything_at_any_moment_harms_no_program_and_not_the_next_reader() {
+fn arbitrary_reader_messages_harm_neither_the_program_nor_the_next_reader() {
     std::thread::scope(|scope| {
         for first in 0..8 {
             scope.spawn(move || {

@@ -45,7 +45,7 @@ fn b35_a_hung_device_is_reset_by_the_next_connect() {
 }
 
 #[test]
-fn b35_a_card_that_is_active_after_the_reset_of_its_device_has_lost_its_state() {
+fn b35_card_active_after_a_device_reset_has_lost_its_state() {
     let config = ReaderConfig {
         slots: 2,
         ..reader()

@@ -28,7 +28,7 @@ fn followed_slot(test: &str, card: bool) -> (FakeMachine, FakeReader, UsbBackend
 }
 
 #[test]
-fn notifications_of_slots_that_do_not_exist_or_of_nothing_change_nothing() {
+fn notification_of_missing_slots_or_without_content_changes_nothing() {
     let (_machine, slot, program) = followed_slot("slots", true);
     let followed = WatchThread::new(&program);
     let state = single_reader(&followed.snapshot()).clone();
@@ -57,7 +57,7 @@ fn notifications_of_slots_that_do_not_exist_or_of_nothing_change_nothing() {
 }
 
 #[test]
-fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
+fn late_card_notification_of_a_self_powering_reader_keeps_the_transport() {
     let (machine, slot) = with_a_reader_that_powers("late-word");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -95,7 +95,7 @@ fn a_reader_that_tells_late_of_the_card_it_had_all_along_ends_no_connection() {
 }
 
 #[test]
-fn a_hardware_error_is_not_taken_for_a_card() {
+fn hardware_error_notification_causes_no_query() {
     let (_machine, slot, program) = followed_slot("hardware", false);
     let followed = WatchThread::new(&program);
     assert_eq!(
@@ -124,7 +124,7 @@ fn settled(slot: &FakeReader) -> usize {
 }
 
 #[test]
-fn the_interrupt_pipe_is_listened_to_again_after_every_removal() {
+fn interrupt_endpoint_is_read_again_after_every_removal() {
     let (_machine, slot, program) = followed_slot("again", false);
     let followed = WatchThread::new(&program);
     assert_eq!(
@@ -144,7 +144,7 @@ fn the_interrupt_pipe_is_listened_to_again_after_every_removal() {
 }
 
 #[test]
-fn a_card_pulled_during_a_command_is_told_when_the_command_has_ended() {
+fn card_pulled_during_a_command_is_reported_after_the_command_ends() {
     let (_machine, slot, program) = followed_slot("during", true);
     let followed = WatchThread::new(&program);
     assert!(holds_card(single_reader(&followed.snapshot())));
@@ -169,7 +169,7 @@ fn a_card_pulled_during_a_command_is_told_when_the_command_has_ended() {
 }
 
 #[test]
-fn notifications_without_end_delay_nobody_else() {
+fn endless_notifications_delay_no_other_call() {
     let (_machine, slot, program) = followed_slot("babble", true);
     let followed = WatchThread::new(&program);
     assert!(holds_card(single_reader(&followed.snapshot())));
@@ -186,7 +186,7 @@ fn notifications_without_end_delay_nobody_else() {
 }
 
 #[test]
-fn an_interrupt_pipe_that_fails_once_is_listened_to_again_and_the_slot_looked_at() {
+fn interrupt_endpoint_that_fails_once_is_read_again_and_its_slot_queried() {
     for fault in [Fault::Stall, Fault::Failed(71)] {
         let (_machine, slot, program) = followed_slot("once", false);
         let followed = WatchThread::new(&program);
@@ -209,7 +209,7 @@ fn an_interrupt_pipe_that_fails_once_is_listened_to_again_and_the_slot_looked_at
 }
 
 #[test]
-fn b9_an_interrupt_endpoint_that_always_fails_is_given_up_and_the_reader_polled_at_intervals() {
+fn b9_interrupt_endpoint_that_always_fails_is_replaced_by_polling() {
     let (_machine, slot, program) = followed_slot("always", false);
     slot.device().break_interrupt(71);
     let followed = WatchThread::new(&program);

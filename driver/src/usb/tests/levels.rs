@@ -76,7 +76,7 @@ impl Drop for Stopping {
 }
 
 #[test]
-fn readers_of_blocks_and_characters_are_found_and_their_cards_shown_and_used() {
+fn tpdu_and_character_readers_are_found_and_their_cards_used() {
     for (number, config) in [ReaderConfig::tpdu(), ReaderConfig::character()]
         .iter()
         .enumerate()
@@ -113,7 +113,7 @@ fn the_reader_of_qemu_is_found_and_its_card_used() {
 }
 
 #[test]
-fn what_was_agreed_with_a_card_is_forgotten_with_the_claim() {
+fn negotiated_parameters_are_forgotten_with_the_claim() {
     for (config, resets) in [(block_token(), 1), (token(), 0)] {
         let machine = FakeMachine::new(&format!("agreed.{resets}"));
         let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
@@ -134,7 +134,7 @@ fn what_was_agreed_with_a_card_is_forgotten_with_the_claim() {
 }
 
 #[test]
-fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
+fn card_is_powered_once_per_claim_however_often_it_is_polled() {
     let mut config = ReaderConfig {
         features: 0x0000_0030,
         ..ReaderConfig::tpdu()
@@ -176,7 +176,7 @@ fn within_one_claim_a_card_is_powered_once_however_often_it_is_looked_at() {
 }
 
 #[test]
-fn the_table_of_readers_is_heeded() {
+fn quirks_of_the_reader_table_are_applied() {
     let as_model = |product: (u16, u16), config: ReaderConfig| ReaderConfig {
         product: (product.0, product.1, 0x0100),
         ..config
@@ -205,7 +205,7 @@ fn the_table_of_readers_is_heeded() {
 }
 
 #[test]
-fn b4_a_card_left_in_the_middle_is_reset_before_the_next_command_also_when_its_status_was_asked() {
+fn b4_interrupted_card_is_reset_before_next_command_even_after_a_status_query() {
     for config in [ReaderConfig::extended(), ReaderConfig::tpdu()] {
         assert!(matches!(config.level, Level::ExtendedApdu | Level::Tpdu));
         let (reader, mut device) = powered(config);

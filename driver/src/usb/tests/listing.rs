@@ -17,7 +17,7 @@ use crate::{backend::Backend as _, usb::host::fake::FakeReader};
 
 /// B1: C_Finalize ends the watch before it logs out.
 #[test]
-fn b1_a_reader_is_reached_after_its_watch_has_ended() {
+fn b1_reader_can_be_used_after_its_watch_has_ended() {
     let (machine, _reader) = with_key("b1");
     let program = machine.new_backend();
     let mut watch = program.watch();
@@ -33,7 +33,7 @@ fn b1_a_reader_is_reached_after_its_watch_has_ended() {
 
 /// B8: the end of our own claim is told as everybody's is.
 #[test]
-fn b8_the_end_of_a_claim_of_ours_makes_no_new_claim() {
+fn b8_release_of_our_own_claim_causes_no_new_claim() {
     let tale = Tale::new("b8");
     let empty = FakeReader::new(token());
     tale.machine.plug("3-1", &empty, &token());
@@ -57,7 +57,7 @@ fn b8_the_end_of_a_claim_of_ours_makes_no_new_claim() {
 
 /// B10: in a container the socket opens, and no message ever comes.
 #[test]
-fn b10_a_reader_somebody_has_is_tried_again_though_no_message_comes() {
+fn b10_busy_reader_is_tried_again_without_any_message() {
     let (tale, reader) = Tale::with_key("b10");
     let theirs = reader.device().claim().unwrap();
     let program = tale.program();
@@ -70,7 +70,7 @@ fn b10_a_reader_somebody_has_is_tried_again_though_no_message_comes() {
 
 /// B10: a machine, or a container, that gets its first bus later.
 #[test]
-fn b10_a_folder_of_nodes_that_comes_later_is_watched_then() {
+fn b10_device_folder_created_later_is_watched() {
     let machine = FakeMachine::new("b10-folder");
     fs::remove_dir_all(machine.folder().join("dev")).unwrap();
     let program = machine.new_backend();
@@ -85,7 +85,7 @@ fn b10_a_folder_of_nodes_that_comes_later_is_watched_then() {
 
 /// B12: EMFILE while the devices are listed, for one.
 #[test]
-fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
+fn b12_error_in_listing_removes_no_reader_and_ends_with_its_cause() {
     let (tale, _reader) = Tale::with_key("b12");
     let program = tale.program();
     let followed = WatchThread::new(&program);
@@ -111,7 +111,7 @@ fn b12_an_error_in_listing_removes_no_reader_and_is_over_when_it_is() {
 
 /// B12: of one device.
 #[test]
-fn b12_a_device_that_cannot_be_read_for_a_moment_has_not_left() {
+fn b12_device_unreadable_for_a_moment_is_not_removed() {
     let (tale, _reader) = Tale::with_key("b12-device");
     let program = tale.program();
     let followed = WatchThread::new(&program);
@@ -130,7 +130,7 @@ fn b12_a_device_that_cannot_be_read_for_a_moment_has_not_left() {
 
 /// B22: most attributes of a device take its lock in the kernel; a disk in a reset would delay the slot list.
 #[test]
-fn b22_nothing_but_its_descriptors_is_read_of_a_device_that_is_no_reader() {
+fn b22_only_descriptors_are_read_of_a_device_that_is_no_reader() {
     let (machine, _reader) = with_key("b22");
     let disk = machine.folder().join("sys/3-2");
     fs::create_dir(&disk).unwrap();

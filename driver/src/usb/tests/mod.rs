@@ -211,7 +211,7 @@ fn answered(data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_command_costs_two_transfers_and_the_one_for_the_answer_is_queued_first() {
+fn command_costs_two_transfers_and_queues_the_response_first() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     assert_eq!(
         exchange(&mut device, b"data", STEP_TIMEOUT).unwrap(),
@@ -232,7 +232,7 @@ fn a_command_costs_two_transfers_and_the_one_for_the_answer_is_queued_first() {
 }
 
 #[test]
-fn what_is_asked_for_is_a_multiple_of_the_packet_size_and_has_room_for_one_packet_more() {
+fn read_length_is_a_multiple_of_the_packet_size_with_one_packet_to_spare() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     exchange(&mut device, b"data", STEP_TIMEOUT).unwrap();
     let events = reader.device().events();
@@ -245,7 +245,7 @@ fn what_is_asked_for_is_a_multiple_of_the_packet_size_and_has_room_for_one_packe
 }
 
 #[test]
-fn commands_and_answers_longer_than_a_message_go_in_parts() {
+fn commands_and_responses_longer_than_a_message_are_sent_in_parts() {
     let config = ReaderConfig {
         max_message: 64,
         ..ReaderConfig::extended()
@@ -262,7 +262,7 @@ fn commands_and_answers_longer_than_a_message_go_in_parts() {
 }
 
 #[test]
-fn messages_of_whole_packets_are_received() {
+fn messages_that_fill_their_packets_are_received() {
     let (_reader, mut device) = powered(ReaderConfig::extended());
     // 10 bytes of header, 2 of status: with 52 and 116 bytes the message fills its packets.
     for len in [51, 52, 53, 116, 180, 3060] {
@@ -276,7 +276,7 @@ fn messages_of_whole_packets_are_received() {
 }
 
 #[test]
-fn a_reader_that_leaves_out_empty_packets_is_understood_and_remembered() {
+fn omitted_empty_packet_is_detected_and_remembered() {
     let mut config = ReaderConfig::extended();
     config.layout.zlp = false;
     let (reader, mut device) = powered(config);
@@ -302,7 +302,7 @@ fn a_reader_that_leaves_out_empty_packets_is_understood_and_remembered() {
 }
 
 #[test]
-fn the_status_of_a_slot_costs_two_transfers_and_powers_nothing() {
+fn slot_status_costs_two_transfers_and_powers_nothing() {
     let config = ReaderConfig::extended();
     let layout = config.layout;
     let reader = FakeReader::new(config);
@@ -330,7 +330,7 @@ fn an_empty_slot_has_no_card_to_power() {
 }
 
 #[test]
-fn a_card_with_a_senseless_answer_to_reset_is_mute() {
+fn card_with_an_invalid_atr_is_mute() {
     let config = ReaderConfig::extended();
     let layout = config.layout;
     let card = FakeCard::new(
@@ -346,7 +346,7 @@ fn a_card_with_a_senseless_answer_to_reset_is_mute() {
 }
 
 #[test]
-fn a_card_pulled_before_a_command_is_removed_and_its_epoch_over() {
+fn command_after_removal_fails_with_card_removed_and_a_new_epoch() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     let epoch = device.epoch();
     reader.remove(0);
@@ -372,7 +372,7 @@ fn a_card_that_asks_for_time_gets_it() {
 }
 
 #[test]
-fn a_card_that_asks_for_time_ten_times_a_second_may_make_a_key_for_quarter_of_an_hour() {
+fn card_may_request_time_ten_times_a_second_for_a_quarter_of_an_hour() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.extend_time(10 * 60 * 15);
     assert_eq!(
@@ -383,7 +383,7 @@ fn a_card_that_asks_for_time_ten_times_a_second_may_make_a_key_for_quarter_of_an
 }
 
 #[test]
-fn a_late_answer_is_never_taken_for_the_answer_to_a_later_command() {
+fn late_response_is_never_taken_for_that_of_a_later_command() {
     for honours_abort in [true, false] {
         let (reader, mut device) = powered(ReaderConfig::extended());
         reader.honour_abort(honours_abort);

@@ -55,7 +55,7 @@ fn changed(mut message: Vec<u8>, at: usize, to: u8) -> Vec<u8> {
 }
 
 #[test]
-fn an_answer_of_another_type_slot_or_sequence_is_none() {
+fn response_of_another_type_slot_or_sequence_is_ignored() {
     for (at, to) in [(0, 0x82), (0, 0x83), (5, 1), (5, 0xFF), (6, 0xEE)] {
         let reader = spoiling(move |_, good| vec![changed(good, at, to)]);
         fails(reader, TransportErrorKind::TimedOut, "in time");
@@ -66,7 +66,7 @@ fn an_answer_of_another_type_slot_or_sequence_is_none() {
 }
 
 #[test]
-fn a_message_of_a_type_or_status_that_does_not_exist_ends_the_command() {
+fn response_of_unknown_type_or_status_ends_the_command() {
     for (at, to) in [(0, 0x6F), (0, 0x00), (7, 0x03), (7, 0xC0)] {
         let reader = spoiling(move |_, good| vec![changed(good, at, to)]);
         fails(reader, TransportErrorKind::Protocol, "damaged");
@@ -74,7 +74,7 @@ fn a_message_of_a_type_or_status_that_does_not_exist_ends_the_command() {
 }
 
 #[test]
-fn a_length_that_is_not_what_came_ends_the_command() {
+fn response_with_a_wrong_length_field_ends_the_command() {
     for length in [0_u32, 5, 7, 100, 65_546, u32::MAX] {
         let reader = spoiling(move |_, mut good| {
             good[1..5].copy_from_slice(&length.to_le_bytes());
@@ -89,7 +89,7 @@ fn a_length_that_is_not_what_came_ends_the_command() {
 }
 
 #[test]
-fn an_answer_longer_than_the_longest_message_ends_the_command() {
+fn response_longer_than_the_longest_message_ends_the_command() {
     let reader = Scripted::powered(
         ReaderConfig {
             max_message: 64,
@@ -102,7 +102,7 @@ fn an_answer_longer_than_the_longest_message_ends_the_command() {
 }
 
 #[test]
-fn a_reader_read_in_exact_sizes_that_promises_too_much_is_read_to_the_longest_answer() {
+fn oversized_message_without_zlp_is_read_up_to_the_longest_response() {
     let mut config = ReaderConfig::extended();
     config.layout.zlp = false;
     let mut round = 0;
@@ -138,7 +138,7 @@ fn a_reader_read_in_exact_sizes_that_promises_too_much_is_read_to_the_longest_an
 }
 
 #[test]
-fn a_part_of_an_answer_nobody_asked_for_ends_the_command() {
+fn unexpected_response_chaining_ends_the_command() {
     for chain in [0x02, 0x03, 0x04, 0x10, 0x11, 0xFF] {
         let reader = spoiling(move |_, good| vec![changed(good, 9, chain)]);
         fails(reader, TransportErrorKind::Protocol, "bChainParameter");
@@ -146,7 +146,7 @@ fn a_part_of_an_answer_nobody_asked_for_ends_the_command() {
 }
 
 #[test]
-fn parts_of_an_answer_without_end_end_the_command() {
+fn endless_response_parts_end_the_command() {
     let mut reader = spoiling(|got, good| {
         let chain = if got.specific == [0, 0, 0] { 1 } else { 3 };
         vec![changed(good, 9, chain)]
@@ -161,13 +161,13 @@ fn parts_of_an_answer_without_end_end_the_command() {
 }
 
 #[test]
-fn answers_to_others_without_end_end_the_command() {
+fn endless_responses_to_other_commands_end_the_command() {
     let reader = spoiling(|_, good| vec![changed(good, 6, 0xEE); 40]);
     fails(reader, TransportErrorKind::Protocol, "without end");
 }
 
 #[test]
-fn empty_transfers_without_end_end_the_command_and_a_few_do_not() {
+fn endless_empty_transfers_end_the_command_and_a_few_do_not() {
     let reader = spoiling(|_, _| vec![Vec::new(); 40]);
     fails(reader, TransportErrorKind::Protocol, "without end");
     let mut reader = spoiling(|_, good| vec![Vec::new(), Vec::new(), Vec::new(), good]);
@@ -176,7 +176,7 @@ fn empty_transfers_without_end_end_the_command_and_a_few_do_not() {
 }
 
 #[test]
-fn requests_for_more_time_without_end_end_the_command() {
+fn endless_time_requests_end_the_command() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.device().inject(Fault::EndlessTimeExtension, 0);
     let error = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap_err();
@@ -189,7 +189,7 @@ fn requests_for_more_time_without_end_end_the_command() {
 }
 
 #[test]
-fn a_request_for_more_time_of_another_command_is_none() {
+fn time_extension_of_another_command_is_ignored() {
     let reader = spoiling(|got, _| {
         let mut more = got.reply(0x80, 1, 0, &[]);
         more[6] = more[6].wrapping_sub(1);
@@ -199,7 +199,7 @@ fn a_request_for_more_time_of_another_command_is_none() {
 }
 
 #[test]
-fn the_sequence_number_wraps_and_nothing_is_mixed_up() {
+fn sequence_number_wraps_without_mixing_up_responses() {
     let mut reader = spoiling(|_, good| {
         let older = changed(good.clone(), 6, good[6].wrapping_sub(1));
         let newer = changed(good.clone(), 6, good[6].wrapping_add(1));
@@ -224,7 +224,7 @@ fn the_sequence_number_wraps_and_nothing_is_mixed_up() {
 }
 
 #[test]
-fn a_card_that_takes_its_time_to_answer_its_reset_gets_it() {
+fn apdu_power_on_waits_through_time_extensions() {
     let mut reader = Scripted::new(ReaderConfig::extended(), true, |got| {
         let more = got.reply(0x80, 10, 0, &[]);
         (got.kind == 0x62).then(|| vec![more.clone(), more.clone(), more, got.good()])
@@ -235,7 +235,7 @@ fn a_card_that_takes_its_time_to_answer_its_reset_gets_it() {
 }
 
 #[test]
-fn a_card_that_does_not_answer_its_reset_is_switched_off_and_on_once_more() {
+fn mute_card_is_power_cycled_once_more() {
     let mut first = true;
     let mut reader = Scripted::new(ReaderConfig::extended(), true, move |got| {
         let fails = got.kind == 0x62 && std::mem::take(&mut first);
@@ -280,7 +280,7 @@ fn power_begins_with_the_lowest_voltage_the_reader_offers() {
 }
 
 #[test]
-fn an_empty_slot_is_told_as_such_whatever_the_error() {
+fn empty_slot_is_reported_as_such_whatever_the_error() {
     let mut reader = Scripted::new(ReaderConfig::extended(), true, |got| {
         (got.kind == 0x62).then(|| vec![got.reply(0x42, 0xFE, 0, &[])])
     });
@@ -290,7 +290,7 @@ fn an_empty_slot_is_told_as_such_whatever_the_error() {
 }
 
 #[test]
-fn a_first_answer_lost_in_what_another_driver_left_is_asked_for_again() {
+fn first_response_damaged_by_stale_data_is_requested_again() {
     let mut first = true;
     let mut reader = Scripted::new(ReaderConfig::extended(), false, move |got| {
         let lost = got.kind == 0x65 && std::mem::take(&mut first);
@@ -303,7 +303,7 @@ fn a_first_answer_lost_in_what_another_driver_left_is_asked_for_again() {
 }
 
 #[test]
-fn a_reader_that_never_says_what_its_slot_holds_is_asked_four_times_at_most() {
+fn unanswered_slot_status_is_queried_four_times_at_most() {
     for answers in [Vec::new(), vec![vec![0x81; 3]]] {
         let mut reader = Scripted::new(ReaderConfig::extended(), true, move |_| {
             Some(answers.clone())
@@ -319,7 +319,7 @@ fn a_reader_that_never_says_what_its_slot_holds_is_asked_four_times_at_most() {
 }
 
 #[test]
-fn a_stalled_pipe_is_cleared_before_the_next_command_and_the_stalled_one_not_sent_again() {
+fn stalled_pipe_is_cleared_before_the_next_command_without_resending() {
     for (step, stalled) in [0x82, 0x02].map(EndpointAddress).into_iter().enumerate() {
         let (reader, mut device) = powered(ReaderConfig::extended());
         reader.device().inject(Fault::Stall, step);
@@ -346,7 +346,7 @@ fn a_stalled_pipe_is_cleared_before_the_next_command_and_the_stalled_one_not_sen
 }
 
 #[test]
-fn a_stall_while_asking_for_the_status_is_cleared_and_the_question_repeated() {
+fn stall_of_a_status_query_is_cleared_and_the_query_repeated() {
     for step in 0..2 {
         let (reader, mut device) = powered(ReaderConfig::extended());
         reader.device().inject(Fault::Stall, step);
@@ -412,7 +412,7 @@ fn an_abort_that_is_ignored_in_either_half_is_tried_once_with_one_number() {
 }
 
 #[test]
-fn a_busy_slot_is_busy_and_its_command_was_not_taken() {
+fn slot_busy_error_means_the_command_was_not_sent() {
     let mut reader = spoiling(|got, _| vec![got.reply(0x40, 0xE0, 0, &[])]);
     let error = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap_err();
     assert_eq!(
@@ -432,7 +432,7 @@ fn any_error_of_a_slot_ends_the_command_and_is_named() {
 }
 
 #[test]
-fn a_card_that_lost_its_power_has_forgotten_what_it_knew() {
+fn power_loss_of_the_card_advances_the_epoch() {
     let mut reader = spoiling(|got, _| vec![got.reply(0x41, 0xFE, 0, &[])]);
     let epoch = reader.device.epoch();
     exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap_err();
@@ -440,7 +440,7 @@ fn a_card_that_lost_its_power_has_forgotten_what_it_knew() {
 }
 
 #[test]
-fn nothing_optional_is_sent_to_a_token_from_its_first_look_to_its_last_command() {
+fn token_gets_no_optional_command_from_its_first_query_to_its_last_command() {
     let machine = FakeMachine::new("optional");
     let slot = FakeReader::with_card(token(), FakeCard::echo());
     machine.plug("3-1", &slot, &token());
@@ -461,7 +461,7 @@ fn nothing_optional_is_sent_to_a_token_from_its_first_look_to_its_last_command()
 }
 
 #[test]
-fn a_stop_after_an_answer_changes_nothing_and_one_before_a_command_ends_it_at_once() {
+fn stop_after_a_response_changes_nothing_and_stop_before_a_command_ends_it() {
     let reader = FakeReader::with_card(ReaderConfig::extended(), FakeCard::echo());
     let stop = Arc::new(StopFlag::new());
     let layout = ReaderConfig::extended().layout;

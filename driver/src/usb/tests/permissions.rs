@@ -40,13 +40,13 @@ fn grant_later(machine: &FakeMachine, told: TestEvents, is_listed: bool) {
 }
 
 #[test]
-fn rights_that_are_granted_later_are_noticed() {
+fn access_granted_later_is_noticed() {
     // A device of which nobody tells may have become ready meanwhile, too.
     grant_later(&FakeMachine::new("rights"), TestEvents::default(), true);
 }
 
 #[test]
-fn rights_that_are_granted_later_have_nothing_listed_where_udev_tells_of_devices() {
+fn access_granted_later_causes_no_listing_where_udev_reports_devices() {
     let (_udev, messages) = UnixDatagram::pair().unwrap();
     let told = TestEvents {
         messages: Some(messages.into()),

@@ -84,7 +84,7 @@ fn works(device: &mut CcidSlot) {
 }
 
 #[test]
-fn card_and_reader_agree_on_the_fastest_rate_they_have_in_common_and_the_reader_is_told() {
+fn fastest_common_rate_is_negotiated_and_set_in_the_reader() {
     // At 4 MHz: 97 is 500 kbit/s, and the reader has 344 at most, which is 16.
     for (ta1, agreed) in [(0x96, 0x96), (0x97, 0x16), (0x18, 0x18)] {
         let (reader, mut device) = powered_card(ReaderConfig::tpdu(), t1_at(ta1));
@@ -97,7 +97,7 @@ fn card_and_reader_agree_on_the_fastest_rate_they_have_in_common_and_the_reader_
 }
 
 #[test]
-fn a_reader_that_cannot_go_as_fast_as_it_says_is_asked_for_less() {
+fn reader_with_a_rate_limit_quirk_is_asked_for_a_lower_rate() {
     let quirks = Quirks {
         max_bps: Some(200_000),
         ..Quirks::default()
@@ -109,7 +109,7 @@ fn a_reader_that_cannot_go_as_fast_as_it_says_is_asked_for_less() {
 }
 
 #[test]
-fn nothing_is_asked_of_a_card_that_offers_nothing_else() {
+fn card_with_one_protocol_and_rate_gets_no_pps() {
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), FakeCard::echo());
     assert_eq!(kinds(&reader), [POWER_ON, SET]);
     works(&mut device);
@@ -118,7 +118,7 @@ fn nothing_is_asked_of_a_card_that_offers_nothing_else() {
 }
 
 #[test]
-fn a_reader_that_does_not_change_its_rate_stays_at_the_default_one() {
+fn reader_without_rate_change_stays_at_the_default_rate() {
     for features in [0x00, 0x10, 0x20] {
         let (reader, mut device) = powered_card(tpdu_with(features), t1_at(0x96));
         assert_eq!(kinds(&reader), [POWER_ON, SET], "{features:02X}");
@@ -127,7 +127,7 @@ fn a_reader_that_does_not_change_its_rate_stays_at_the_default_one() {
 }
 
 #[test]
-fn t1_comes_before_t0_where_both_sides_speak_it() {
+fn t1_is_preferred_where_card_and_reader_support_it() {
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), dual());
     assert_eq!(requests(&reader), [vec![0xFF, 0x01, 0xFE]]);
     assert_eq!(told(&reader)[0].0, 1);
@@ -143,7 +143,7 @@ fn t1_comes_before_t0_where_both_sides_speak_it() {
 }
 
 #[test]
-fn a_card_in_specific_mode_is_asked_nothing_and_speaks_what_it_says() {
+fn specific_mode_card_gets_no_pps_and_its_own_parameters() {
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), specific(0x95));
     assert_eq!(kinds(&reader), [POWER_ON, SET]);
     assert_eq!(told(&reader)[0].1[0], 0x95);
@@ -151,7 +151,7 @@ fn a_card_in_specific_mode_is_asked_nothing_and_speaks_what_it_says() {
 }
 
 #[test]
-fn a_card_and_a_reader_without_a_common_protocol_are_told_so() {
+fn card_and_reader_without_common_protocol_give_an_error_that_names_it() {
     let only_t0 = ReaderConfig {
         protocols: 1,
         ..ReaderConfig::tpdu()
@@ -182,14 +182,14 @@ fn a_refused_pps_is_followed_by_a_cold_reset_and_never_tried_again() {
 }
 
 #[test]
-fn a_card_that_refuses_the_better_protocol_speaks_its_first() {
+fn unanswered_pps_leaves_the_card_at_its_first_protocol() {
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), dual().with_pps(Pps::Silent));
     assert_eq!(told(&reader), [(0, vec![0x11, 0, 0, 10, 0])]);
     assert_eq!(raw(&mut device, &[0, 0xEC, 0, 0, 1, 7]).unwrap(), [0x61, 1]);
 }
 
 #[test]
-fn a_reader_of_t1_asks_for_it_once_more_at_the_default_rate() {
+fn t1_only_reader_retries_pps_at_the_default_rate() {
     let only_t1 = ReaderConfig {
         protocols: 2,
         ..ReaderConfig::tpdu()
@@ -204,7 +204,7 @@ fn a_reader_of_t1_asks_for_it_once_more_at_the_default_rate() {
 }
 
 #[test]
-fn a_card_that_agrees_to_the_protocol_alone_keeps_its_rate() {
+fn pps_response_without_a_rate_keeps_the_default_rate() {
     let card = t1_at(0x96).with_pps(Pps::AgreesSlowly);
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), card);
     assert_eq!(kinds(&reader), [POWER_ON, BLOCK, SET]);
@@ -213,7 +213,7 @@ fn a_card_that_agrees_to_the_protocol_alone_keeps_its_rate() {
 }
 
 #[test]
-fn what_the_reader_does_itself_is_left_to_it() {
+fn reader_features_decide_what_the_host_negotiates() {
     for (features, card, expected) in [
         // It negotiates.
         (0x40, FakeCard::echo(), vec![POWER_ON]),
@@ -238,7 +238,7 @@ fn what_the_reader_does_itself_is_left_to_it() {
 }
 
 #[test]
-fn a_reader_of_apdus_is_told_parameters_unless_it_sets_them_itself() {
+fn apdu_reader_gets_parameters_unless_it_sets_them_itself() {
     let with = |features, base| ReaderConfig { features, ..base };
     for (config, card, expected) in [
         (with(0x02, ReaderConfig::short()), t1_at(0x96), None),
@@ -277,7 +277,7 @@ fn a_reader_of_apdus_is_told_parameters_unless_it_sets_them_itself() {
 }
 
 #[test]
-fn a_reader_that_sets_parameters_itself_may_keep_its_own() {
+fn reader_that_sets_parameters_itself_may_refuse_ours() {
     let (reader, mut device) = with_card(tpdu_with(0xB2), Quirks::default(), t1_at(0x96));
     reader.refuse_parameters(Some(10));
     device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
@@ -291,7 +291,7 @@ fn a_reader_that_sets_parameters_itself_may_keep_its_own() {
 }
 
 #[test]
-fn a_reader_that_takes_no_parameters_and_sets_none_is_an_error_after_a_second_try() {
+fn reader_that_refuses_parameters_and_sets_none_fails_after_a_second_try() {
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), Quirks::default(), t1_at(0x96));
     reader.refuse_parameters(Some(10));
     let error = device.power_on(Call::within(STEP_TIMEOUT)).unwrap_err();
@@ -307,7 +307,7 @@ fn a_reader_that_takes_no_parameters_and_sets_none_is_an_error_after_a_second_tr
 }
 
 #[test]
-fn the_lowest_voltage_that_reader_and_card_have_is_used() {
+fn lowest_voltage_common_to_reader_and_card_is_used() {
     for (offered, card, expected) in [
         (7, FakeCard::echo(), vec![3]),
         (3, FakeCard::echo(), vec![2]),
@@ -345,7 +345,7 @@ fn a_card_that_answers_at_no_voltage_is_mute() {
 }
 
 #[test]
-fn a_card_with_power_that_does_not_answer_is_reset_once_more_from_without() {
+fn failed_warm_reset_is_followed_by_a_power_cycle() {
     for config in [ReaderConfig::extended(), ReaderConfig::tpdu()] {
         let (reader, mut device) = powered_card(config, FakeCard::echo());
         let before = kinds(&reader).len();
@@ -360,7 +360,7 @@ fn a_card_with_power_that_does_not_answer_is_reset_once_more_from_without() {
 }
 
 #[test]
-fn a_card_that_takes_its_time_over_its_reset_gets_it() {
+fn tpdu_power_on_waits_through_time_extensions() {
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), Quirks::default(), FakeCard::echo());
     reader.extend_time(100);
     device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
@@ -398,7 +398,7 @@ fn held(
 }
 
 #[test]
-fn a_block_is_waited_for_as_long_as_the_card_may_take_and_the_reader_asks_for() {
+fn block_timeout_grows_with_time_requests_and_the_patience_quirk() {
     let patient = Quirks {
         patience: Some(5),
         ..Quirks::default()
@@ -414,7 +414,7 @@ fn a_block_is_waited_for_as_long_as_the_card_may_take_and_the_reader_asks_for() 
 }
 
 #[test]
-fn a_reader_that_takes_apdus_decides_itself_how_long_the_card_may_take() {
+fn apdu_reader_decides_how_long_the_card_may_take() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.hold();
     thread::scope(|scope| {
@@ -426,7 +426,7 @@ fn a_reader_that_takes_apdus_decides_itself_how_long_the_card_may_take() {
 }
 
 #[test]
-fn a_card_without_an_answer_to_reset_of_its_protocol_is_still_a_card() {
+fn card_with_a_minimal_atr_is_used_with_default_parameters() {
     let bare = FakeCard::new(vec![0x3F, 0x00], Protocol::T0, echo);
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), bare);
     assert_eq!(told(&reader), [(0, vec![0x11, 0x02, 0, 10, 0])]);
@@ -447,7 +447,7 @@ fn activating(busy: usize) -> Scripted {
 }
 
 #[test]
-fn b27_a_reader_that_is_activating_the_card_by_itself_is_asked_again() {
+fn b27_power_on_is_repeated_while_the_reader_activates_the_card() {
     let mut reader = activating(2);
     reader.power().unwrap();
     assert_eq!(reader.heard.count(0x62), 3);
@@ -455,7 +455,7 @@ fn b27_a_reader_that_is_activating_the_card_by_itself_is_asked_again() {
 }
 
 #[test]
-fn b27_a_reader_that_never_ends_its_activation_has_a_mute_card() {
+fn b27_card_whose_activation_never_ends_is_mute() {
     let mut reader = activating(usize::MAX);
     let error = reader.power().unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::NoCard, "{error}");

@@ -67,7 +67,7 @@ fn is_untouched(reader: &FakeReader) {
 }
 
 #[test]
-fn nothing_is_touched_or_shown_before_pcscd_was_asked_and_the_first_picture_has_all() {
+fn readers_are_untouched_and_unreported_before_pcscd_was_queried() {
     let (machine, reader) = with_key("gate.first");
     machine.mark("3-1");
     let (program, gate) = behind(&machine, LONG);
@@ -79,7 +79,7 @@ fn nothing_is_touched_or_shown_before_pcscd_was_asked_and_the_first_picture_has_
 }
 
 #[test]
-fn a_pcscd_that_answers_or_refuses_has_all_readers() {
+fn pcscd_that_responds_or_refuses_has_all_readers() {
     for answer in [there(), without(TransportErrorKind::Denied)] {
         let machine = FakeMachine::new("gate.answers");
         let (reader, config) = key();
@@ -102,7 +102,7 @@ fn a_pcscd_that_answers_or_refuses_has_all_readers() {
 }
 
 #[test]
-fn a_device_that_pcscd_leaves_to_us_is_shown_whether_pcscd_is_there_or_not() {
+fn device_with_pcsclite_ignore_is_reported_with_and_without_pcscd() {
     let machine = FakeMachine::new("gate.marked");
     let (program, gate) = behind(&machine, BRIEF);
     gate.take_pcscd_snapshot(&there());
@@ -129,7 +129,7 @@ fn a_device_that_pcscd_leaves_to_us_is_shown_whether_pcscd_is_there_or_not() {
 }
 
 #[test]
-fn readers_come_when_pcscd_was_absent_for_the_grace() {
+fn readers_are_reported_after_pcscd_was_absent_for_the_grace_period() {
     let (machine, _) = with_key("gate.absent");
     let (program, gate) = behind(&machine, BRIEF);
     gate.take_pcscd_snapshot(&there());
@@ -143,7 +143,7 @@ fn readers_come_when_pcscd_was_absent_for_the_grace() {
 }
 
 #[test]
-fn a_restart_of_pcscd_touches_nothing() {
+fn pcscd_restart_leaves_usb_readers_untouched() {
     let (machine, reader) = with_key("gate.restart");
     let (program, gate) = behind(&machine, LONG);
     gate.take_pcscd_snapshot(&there());
@@ -158,7 +158,7 @@ fn a_restart_of_pcscd_touches_nothing() {
 }
 
 #[test]
-fn a_pcscd_that_hangs_counts_as_absent_after_the_grace() {
+fn hung_pcscd_counts_as_absent_after_the_grace_period() {
     let (machine, _) = with_key("gate.hangs");
     let (program, gate) = behind(&machine, BRIEF);
     let begun = Instant::now();
@@ -169,7 +169,7 @@ fn a_pcscd_that_hangs_counts_as_absent_after_the_grace() {
 }
 
 #[test]
-fn readers_are_let_go_when_pcscd_comes_and_only_then_is_the_gate_settled() {
+fn readers_are_released_when_pcscd_appears_before_precedence_is_applied() {
     let machine = FakeMachine::new("gate.comes");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-1", &slot, &reader());
@@ -187,7 +187,7 @@ fn readers_are_let_go_when_pcscd_comes_and_only_then_is_the_gate_settled() {
 }
 
 #[test]
-fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
+fn transport_and_its_claim_end_when_pcscd_appears() {
     let (machine, reader) = with_key("gate.connection");
     let (program, gate) = behind(&machine, LONG);
     gate.take_pcscd_snapshot(&absent());
@@ -212,7 +212,7 @@ fn a_connection_ends_when_pcscd_comes_and_its_claim_with_it() {
 }
 
 #[test]
-fn a_gate_that_moves_is_told_by_a_picture_though_nothing_is_on_the_bus() {
+fn change_of_precedence_gives_a_snapshot_even_with_no_device_on_the_bus() {
     let machine = FakeMachine::new("gate.empty");
     let (program, gate) = behind(&machine, LONG);
     gate.take_pcscd_snapshot(&absent());
@@ -245,7 +245,7 @@ fn a_stop_ends_the_wait_for_pcscd() {
 }
 
 #[test]
-fn without_a_gate_every_reader_is_shown() {
+fn without_precedence_every_reader_is_reported() {
     let (machine, _) = with_key("gate.none");
     let snapshot = take_snapshot(&mut *machine.new_backend().watch());
     assert!(holds_card(single_reader(&snapshot)));

@@ -159,7 +159,7 @@ fn takes_back(reader: &FakeReader) -> bool {
 }
 
 #[test]
-fn an_answer_seen_before_the_end_of_its_command_cancels_nothing_that_has_ended() {
+fn response_seen_before_the_end_of_its_command_causes_no_cancel() {
     each_pipe(|reader, _, mut device| {
         for _ in 0..3 {
             let answer = exchange(&mut device, b"data", STEP_TIMEOUT).unwrap();
@@ -174,7 +174,7 @@ fn an_answer_seen_before_the_end_of_its_command_cancels_nothing_that_has_ended()
 }
 
 #[test]
-fn the_end_of_a_command_is_looked_for_before_its_answer() {
+fn command_endpoint_is_opened_before_the_response_endpoint() {
     each_pipe(|_, asked, _| {
         let queues = asked.queues.lock().unwrap();
         let order = [0x02, 0x82].map(EndpointAddress);
@@ -183,7 +183,7 @@ fn the_end_of_a_command_is_looked_for_before_its_answer() {
 }
 
 #[test]
-fn b6_no_halt_is_cleared_that_nobody_saw() {
+fn b6_halt_that_was_not_seen_is_not_cleared() {
     each_pipe(|reader, _, mut device| {
         reader.hold();
         exchange(&mut device, b"first", SHORT).unwrap_err();
@@ -195,7 +195,7 @@ fn b6_no_halt_is_cleared_that_nobody_saw() {
 }
 
 #[test]
-fn a_halt_that_was_seen_is_cleared_once() {
+fn observed_halt_is_cleared_once() {
     each_pipe(|reader, _, mut device| {
         reader.device().inject(Fault::Stall, 1);
         exchange(&mut device, b"first", STEP_TIMEOUT).unwrap_err();
@@ -212,7 +212,7 @@ fn a_halt_that_was_seen_is_cleared_once() {
 }
 
 #[test]
-fn b6_a_device_that_answers_no_request_is_not_asked_to_clear_a_halt() {
+fn b6_unresponsive_device_is_not_asked_to_clear_a_halt() {
     let (reader, mut device) = powered(ReaderConfig::extended());
     reader.device().inject(Fault::Stall, 1);
     exchange(&mut device, b"first", STEP_TIMEOUT).unwrap_err();
@@ -245,7 +245,7 @@ fn b6_each_step_of_a_recovery_ends_at_the_calls_deadline() {
 }
 
 #[test]
-fn b4_a_reader_that_takes_no_abort_is_recovered_once_its_command_ends() {
+fn b4_reader_that_ignores_the_abort_is_recovered_once_its_command_ends() {
     each_pipe(|reader, _, mut device| {
         reader.honour_abort(false);
         reader.hold();
@@ -261,7 +261,7 @@ fn b4_a_reader_that_takes_no_abort_is_recovered_once_its_command_ends() {
 }
 
 #[test]
-fn b17_that_a_reader_leaves_out_empty_packets_is_known_from_one_claim_to_the_next() {
+fn b17_omitted_empty_packet_is_remembered_from_one_claim_to_the_next() {
     let mut config = ReaderConfig {
         product: super::fixture::token().product,
         ..ReaderConfig::extended()
@@ -312,7 +312,7 @@ fn exchange_without_zlp(
 }
 
 #[test]
-fn b17_that_a_reader_leaves_out_empty_packets_is_found_long_before_the_deadline() {
+fn b17_omitted_empty_packet_is_detected_long_before_the_deadline() {
     let data = [0x5A; 52];
     let (reader, answer) = exchange_without_zlp(&data, |_| ());
     assert_eq!(answer, Some(answered(&data)));
@@ -320,7 +320,7 @@ fn b17_that_a_reader_leaves_out_empty_packets_is_found_long_before_the_deadline(
 }
 
 #[test]
-fn an_answer_with_a_silence_in_its_middle_is_received_whole() {
+fn response_with_a_pause_in_its_middle_is_received_whole() {
     let data = [0x5A; 100];
     let (reader, answer) = exchange_without_zlp(&data, |reader| {
         reader.hold();

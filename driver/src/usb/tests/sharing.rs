@@ -36,7 +36,7 @@ fn taken_up(machine: &FakeMachine, reader: &FakeReader) -> Vec<u8> {
 }
 
 #[test]
-fn a_card_left_in_good_order_is_taken_up_without_a_reset() {
+fn cleanly_released_card_is_resumed_without_a_reset() {
     let (machine, reader) = used("shares.order");
     assert_eq!(taken_up(&machine, &reader), [0x65, 0x6F]);
 }
@@ -52,7 +52,7 @@ fn b5_a_card_whose_user_was_killed_is_reset_after_an_abort() {
 }
 
 #[test]
-fn b5_a_card_left_in_the_middle_by_one_program_is_reset_by_the_next() {
+fn b5_card_interrupted_by_one_program_is_reset_by_the_next() {
     let (machine, reader) = used("shares.middle");
     {
         let program = machine.new_backend();
@@ -97,7 +97,7 @@ fn go_on(numbers: &[u8]) -> bool {
 }
 
 #[test]
-fn b5_sequence_numbers_go_on_over_the_claims_of_all_programs() {
+fn b5_sequence_numbers_continue_over_the_claims_of_all_programs() {
     let (machine, reader) = used("shares.go-on");
     use_by_another(&machine, 150);
     use_by_another(&machine, 1);
@@ -106,7 +106,7 @@ fn b5_sequence_numbers_go_on_over_the_claims_of_all_programs() {
 }
 
 #[test]
-fn b5_sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
+fn b5_sequence_numbers_continue_over_the_claims_of_a_program_without_locks() {
     let (machine, reader) = with_key("shares.go-on-alone");
     let program = machine.new_backend_without_locks(machine.bus());
     let mut watch = watch_with_waiter(&program);
@@ -119,7 +119,7 @@ fn b5_sequence_numbers_go_on_over_the_claims_of_a_program_without_locks() {
 }
 
 #[test]
-fn b5_sequence_numbers_after_a_user_that_was_killed_begin_far_from_its_own() {
+fn b5_sequence_numbers_after_a_killed_user_begin_far_from_its_own() {
     let (machine, reader) = used("shares.far");
     let record = machine.folder().join("locks/3-1.0");
     let text = fs::read_to_string(&record).unwrap();
@@ -132,7 +132,7 @@ fn b5_sequence_numbers_after_a_user_that_was_killed_begin_far_from_its_own() {
 }
 
 #[test]
-fn the_sequence_numbers_of_a_claim_are_not_those_of_the_claim_before() {
+fn claim_uses_other_sequence_numbers_than_the_claim_before() {
     let (machine, reader) = used("shares.numbers");
     let before = reader.messages();
     taken_up(&machine, &reader);
@@ -147,7 +147,7 @@ fn the_sequence_numbers_of_a_claim_are_not_those_of_the_claim_before() {
 }
 
 #[test]
-fn b35_a_connection_after_a_command_without_an_answer_has_its_card_reset_in_a_new_epoch() {
+fn b35_connect_after_an_unanswered_command_resets_the_card_in_a_new_epoch() {
     let (machine, reader) = with_key("shares.unanswered");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);

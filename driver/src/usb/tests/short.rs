@@ -42,7 +42,7 @@ fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, CcidSlot)) {
 }
 
 #[test]
-fn b34_a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
+fn b34_command_with_uncounted_bytes_is_completed_by_its_response() {
     for count in [|_| 0, |length: usize| length - 1] {
         each_pipe(count, |reader, mut device| {
             for data in [&b"first"[..], b"second"] {
@@ -56,7 +56,7 @@ fn b34_a_command_of_which_not_all_bytes_are_counted_is_ended_by_its_answer() {
 }
 
 #[test]
-fn a_command_of_which_no_byte_is_counted_may_have_reached_the_card_and_is_not_sent_again() {
+fn command_with_no_byte_counted_may_have_been_sent_and_is_not_repeated() {
     each_pipe(
         |_| 0,
         |reader, mut device| {

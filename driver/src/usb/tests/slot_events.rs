@@ -31,7 +31,7 @@ fn watch_until(watch: &mut dyn Watch, is_so: impl Fn(&ReaderSnapshot) -> bool) -
 }
 
 #[test]
-fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
+fn interrupt_notification_reaches_the_slots_it_names() {
     let machine = FakeMachine::new("slots-bits");
     let config = several(5);
     let reader = FakeReader::new(config.clone());
@@ -67,7 +67,7 @@ fn what_the_interrupt_endpoint_says_goes_to_the_slot_it_is_about() {
 }
 
 #[test]
-fn bits_of_slots_that_do_not_exist_and_of_slots_that_have_not_changed_wake_nobody() {
+fn notification_of_missing_or_unchanged_slots_ends_no_wait() {
     let machine = FakeMachine::new("slots-none");
     let (reader, _) = pair(&machine);
     let program = machine.new_backend();
@@ -148,7 +148,7 @@ fn two_programs_that_use_different_slots_take_turns() {
 }
 
 #[test]
-fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
+fn reader_exchanged_at_the_same_address_is_another_in_each_slot() {
     let machine = FakeMachine::new("slots-address");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -185,7 +185,7 @@ fn a_reader_exchanged_at_the_same_address_is_another_in_each_slot() {
 }
 
 #[test]
-fn a_reader_that_leaves_between_being_listed_and_opened_is_not_shown_and_not_waited_for() {
+fn reader_unplugged_between_listing_and_opening_is_neither_reported_nor_awaited() {
     for node_is_left in [true, false] {
         let machine = FakeMachine::new("slots-listed");
         let (reader, _) = pair(&machine);
@@ -252,13 +252,13 @@ fn leaves_at(step: usize) -> bool {
 }
 
 #[test]
-fn a_reader_that_leaves_at_any_step_ends_what_is_done_with_it_and_comes_back_whole() {
+fn reader_unplugged_at_any_step_ends_its_calls_and_works_when_replugged() {
     let left = (0..60).take_while(|step| leaves_at(*step)).count();
     assert!((12..60).contains(&left), "{left} steps");
 }
 
 #[test]
-fn a_reader_that_powers_its_cards_by_itself_is_looked_at_without_resetting_them() {
+fn queries_of_a_self_powering_reader_do_not_reset_its_cards() {
     let machine = FakeMachine::new("slots-looks");
     let mut config = several(2);
     config.features |= 0x0000_0004;

@@ -86,7 +86,7 @@ fn send(
 }
 
 #[test]
-fn each_slot_is_a_reader_whose_name_and_id_stay() {
+fn each_slot_is_a_reader_with_a_stable_name_and_id() {
     let machine = FakeMachine::new("slots-named");
     let config = several(3);
     let plugged = || {
@@ -122,7 +122,7 @@ fn each_slot_is_a_reader_whose_name_and_id_stay() {
 }
 
 #[test]
-fn a_descriptor_that_says_too_many_slots_is_believed_so_far_and_no_farther() {
+fn excessive_slot_count_of_a_descriptor_is_capped() {
     let machine = FakeMachine::new("slots-many");
     let config = several(255);
     let reader = FakeReader::new(config.clone());
@@ -178,7 +178,7 @@ fn a_command_in_any_slot_costs_two_transfers() {
 }
 
 #[test]
-fn commands_of_two_slots_at_the_same_time_get_their_own_answers() {
+fn concurrent_commands_of_two_slots_get_their_own_responses() {
     let machine = FakeMachine::new("slots-both");
     let (reader, _) = pair(&machine);
     let (_program, _watch, cards) = both(&machine);
@@ -199,7 +199,7 @@ fn commands_of_two_slots_at_the_same_time_get_their_own_answers() {
 }
 
 #[test]
-fn a_slot_that_waits_for_another_ends_its_wait_in_time_and_has_sent_nothing() {
+fn slot_waiting_for_the_other_slot_times_out_unsent() {
     let machine = FakeMachine::new("slots-wait");
     let (reader, _) = pair(&machine);
     let (_program, mut watch, [mut first, mut second]) = both(&machine);
@@ -230,7 +230,7 @@ fn a_slot_that_waits_for_another_ends_its_wait_in_time_and_has_sent_nothing() {
 }
 
 #[test]
-fn bringing_one_slot_back_leaves_the_card_of_the_other_alone() {
+fn recovery_of_one_slot_leaves_the_card_of_the_other_unchanged() {
     for honours_abort in [true, false] {
         let machine = FakeMachine::new("slots-back");
         let (reader, resets) = pair(&machine);
@@ -261,7 +261,7 @@ fn bringing_one_slot_back_leaves_the_card_of_the_other_alone() {
 }
 
 #[test]
-fn a_command_of_one_slot_that_stalls_the_pipe_costs_the_other_slot_nothing() {
+fn stalled_command_of_one_slot_does_not_affect_the_other_slot() {
     let machine = FakeMachine::new("slots-stall");
     let (reader, resets) = pair(&machine);
     let (_program, _watch, [mut first, mut second]) = both(&machine);
@@ -274,7 +274,7 @@ fn a_command_of_one_slot_that_stalls_the_pipe_costs_the_other_slot_nothing() {
 }
 
 #[test]
-fn each_fault_in_one_slot_at_any_step_leaves_the_other_slot_in_use() {
+fn fault_in_one_slot_at_any_step_leaves_the_other_slot_usable() {
     let seen: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
     for fault in [
         Fault::Stall,
@@ -324,7 +324,7 @@ fn each_fault_in_one_slot_at_any_step_leaves_the_other_slot_in_use() {
 }
 
 #[test]
-fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
+fn device_reset_is_noticed_by_each_slot_and_each_reader() {
     let config = several(2);
     let common = Arc::default();
     let layout = config.layout;
@@ -364,7 +364,7 @@ fn a_reset_of_the_device_is_noticed_by_each_slot_and_each_reader_in_it() {
 }
 
 #[test]
-fn b3_a_command_whose_time_went_by_while_another_slot_was_put_right_is_not_sent() {
+fn b3_command_past_its_deadline_after_another_slots_recovery_is_not_sent() {
     let machine = FakeMachine::new("slots-late");
     let (reader, _) = pair(&machine);
     let (_program, _watch, [mut first, mut second]) = both(&machine);

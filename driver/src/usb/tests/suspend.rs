@@ -48,7 +48,7 @@ fn used(
 }
 
 #[test]
-fn a_sleep_that_took_the_power_of_a_token_is_a_reset_to_its_connection() {
+fn suspend_that_cut_a_tokens_power_counts_as_a_reset() {
     let tale = Tale::new("sleep.token");
     let (reader, config) = key();
     let (_program, _watch, mut card) = used(&tale, &reader, &config);
@@ -65,7 +65,7 @@ fn a_sleep_that_took_the_power_of_a_token_is_a_reset_to_its_connection() {
 
 /// B21: with power/persist a token of the same model may be in the port, and nobody says so.
 #[test]
-fn b21_a_token_is_identified_anew_after_a_suspend_before_it_is_used() {
+fn b21_token_is_identified_again_after_a_suspend_before_it_is_used() {
     let tale = Tale::new("sleep.identity");
     let (reader, config) = key();
     let (program, _watch, mut card) = used(&tale, &reader, &config);
@@ -86,7 +86,7 @@ fn b21_a_token_is_identified_anew_after_a_suspend_before_it_is_used() {
 
 /// B21: also where there is no connection at the time.
 #[test]
-fn b21_a_token_that_nobody_used_in_a_suspend_is_identified_anew() {
+fn b21_token_unused_during_a_suspend_is_identified_again() {
     let tale = Tale::new("sleep.unused");
     let (reader, config) = key();
     let (program, _watch, card) = used(&tale, &reader, &config);
@@ -96,7 +96,7 @@ fn b21_a_token_that_nobody_used_in_a_suspend_is_identified_anew() {
 }
 
 #[test]
-fn a_token_that_powers_its_card_by_itself_may_have_forgotten_everything_in_a_sleep() {
+fn self_powering_token_may_have_lost_its_state_in_a_suspend() {
     let tale = Tale::new("sleep.active");
     let (reader, config) = key();
     let (_program, _watch, mut card) = used(&tale, &reader, &config);
@@ -110,7 +110,7 @@ fn a_token_that_powers_its_card_by_itself_may_have_forgotten_everything_in_a_sle
 }
 
 #[test]
-fn a_sleep_in_which_a_reader_kept_the_power_of_its_card_costs_one_question() {
+fn suspend_that_kept_the_cards_power_costs_one_status_query() {
     let tale = Tale::new("sleep.kept");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (_program, _watch, mut card) = used(&tale, &slot, &reader());
@@ -125,7 +125,7 @@ fn a_sleep_in_which_a_reader_kept_the_power_of_its_card_costs_one_question() {
 }
 
 #[test]
-fn a_card_exchanged_in_a_sleep_ends_its_connection() {
+fn card_exchanged_during_suspend_closes_its_transport() {
     let tale = Tale::new("sleep.swap");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());
@@ -147,7 +147,7 @@ fn a_card_exchanged_in_a_sleep_ends_its_connection() {
 }
 
 #[test]
-fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
+fn reader_replugged_during_a_suspend_is_another() {
     let (tale, _) = Tale::with_key("sleep.left");
     let program = tale.program();
     let mut watch = watch_with_waiter(&program);
@@ -165,7 +165,7 @@ fn a_reader_that_left_in_a_sleep_and_came_back_is_another() {
 }
 
 #[test]
-fn an_empty_slot_is_looked_at_after_a_sleep() {
+fn empty_slot_is_queried_after_a_suspend() {
     let tale = Tale::new("sleep.empty");
     let config = ReaderConfig { ..reader() };
     let slot = FakeReader::new(config.clone());
@@ -182,7 +182,7 @@ fn an_empty_slot_is_looked_at_after_a_sleep() {
 }
 
 #[test]
-fn a_machine_that_did_not_sleep_asks_nothing() {
+fn without_a_suspend_no_status_query_is_sent() {
     let tale = Tale::new("sleep.not");
     let slot = FakeReader::with_card(token(), FakeCard::echo());
     let (_program, _watch, mut card) = used(&tale, &slot, &token());
@@ -193,7 +193,7 @@ fn a_machine_that_did_not_sleep_asks_nothing() {
 }
 
 #[test]
-fn a_watch_that_ends_ends_no_conversation_with_a_reader_it_has_looked_at() {
+fn stopped_watch_keeps_transports_to_readers_it_has_queried() {
     let tale = Tale::new("sleep.stop");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (_program, mut watch, mut card) = used(&tale, &slot, &reader());
@@ -204,7 +204,7 @@ fn a_watch_that_ends_ends_no_conversation_with_a_reader_it_has_looked_at() {
 }
 
 #[test]
-fn a_conversation_that_is_cut_ends_though_the_watch_has_opened_the_reader() {
+fn aborted_backend_ends_a_call_although_the_watch_has_opened_the_reader() {
     let tale = Tale::new("sleep.cut");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (program, mut watch, mut card) = used(&tale, &slot, &reader());
@@ -222,7 +222,7 @@ fn a_conversation_that_is_cut_ends_though_the_watch_has_opened_the_reader() {
 }
 
 #[test]
-fn a_look_at_a_reader_of_a_connection_ends_with_its_watch() {
+fn query_of_a_reader_in_use_ends_when_its_watch_stops() {
     let tale = Tale::new("sleep.look");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (_program, mut watch, _card) = used(&tale, &slot, &reader());
@@ -244,7 +244,7 @@ fn a_look_at_a_reader_of_a_connection_ends_with_its_watch() {
 }
 
 #[test]
-fn what_was_agreed_with_a_card_that_its_reader_powers_by_itself_is_forgotten_in_a_sleep() {
+fn negotiated_parameters_of_a_self_powering_reader_are_lost_in_a_suspend() {
     let tale = Tale::new("sleep.agreed");
     let config = ReaderConfig {
         product: token().product,

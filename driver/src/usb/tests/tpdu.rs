@@ -101,7 +101,7 @@ fn ifsd(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> Option<u8> {
 }
 
 #[test]
-fn a_card_is_told_of_the_longest_information_field_that_fits_unless_that_is_not_for_us() {
+fn ifsd_request_names_largest_size_that_fits_unless_reader_or_quirk_forbids() {
     let plain = Quirks::default();
     let to_48 = Quirks {
         ifsd: Some(48),
@@ -141,7 +141,7 @@ fn no_message_is_longer_than_the_reader_takes() {
 }
 
 #[test]
-fn time_the_card_asks_for_is_asked_of_the_reader_for_that_block() {
+fn time_requested_by_the_card_is_granted_by_the_reader_for_that_block() {
     let card = FakeCard::echo().disturbed(1, Disturbance::Wtx(7));
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), card);
     carries(&mut device, 10);
@@ -165,7 +165,7 @@ fn a_card_may_ask_for_smaller_information_fields() {
 }
 
 #[test]
-fn any_block_may_be_lost_or_damaged_and_the_command_reaches_the_card_once() {
+fn lost_or_damaged_block_is_repeated_and_the_command_reaches_the_card_once() {
     use Disturbance::{Corrupt, Lose, Parity, Swallow};
     for disturbance in [Lose, Swallow, Parity, Corrupt] {
         // S(IFS), four I-blocks there and the answer in two.
@@ -188,7 +188,7 @@ fn any_block_may_be_lost_or_damaged_and_the_command_reaches_the_card_once() {
 }
 
 #[test]
-fn a_card_that_lost_the_thread_is_resynchronised_and_the_command_not_sent_again() {
+fn corrupted_t1_responses_lead_to_resynchronisation_without_resending() {
     let (card, seen) = noting(|apdu| FakeCard::t1(apdu));
     // The answer, and three times its repetition.
     let card = (0..3).fold(card.disturbed(1, Disturbance::Corrupt), |card, _| {
@@ -212,7 +212,7 @@ fn a_card_that_lost_the_thread_is_resynchronised_and_the_command_not_sent_again(
 }
 
 #[test]
-fn a_card_that_answers_nothing_any_more_is_reset_before_the_next_command() {
+fn unresponsive_t1_card_is_reset_before_the_next_command() {
     let (card, seen) = noting(|apdu| FakeCard::t1(apdu));
     let (reader, mut device) =
         powered_card(ReaderConfig::tpdu(), card.disturbed(2, Disturbance::Deaf));
@@ -277,7 +277,7 @@ fn commands_of_t0_go_as_tpdus() {
 }
 
 #[test]
-fn what_t0_cannot_carry_is_refused_before_anything_is_sent() {
+fn frame_t0_cannot_carry_is_refused_unsent() {
     let (reader, mut device) = powered_card(ReaderConfig::tpdu(), FakeCard::echo_t0());
     let before = kinds(&reader).len();
     for frame in [&[0, 0xB0, 0, 0, 0, 1, 0][..], &[0, 0x60, 0, 0], &[0]] {
@@ -292,7 +292,7 @@ fn what_t0_cannot_carry_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_command_longer_than_the_readers_messages_is_refused_before_anything_is_sent() {
+fn tpdu_longer_than_the_readers_messages_is_refused_unsent() {
     let (reader, mut device) = powered_card(tpdu(64), FakeCard::echo_t0());
     let before = kinds(&reader).len();
     let error = raw(&mut device, &command(&[7; 100])).unwrap_err();
@@ -341,7 +341,7 @@ fn limits(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> Limits {
 }
 
 #[test]
-fn the_frames_that_reach_a_card_are_its_protocols_and_the_readers() {
+fn frame_limits_follow_the_cards_protocol_and_the_reader() {
     let plain = Quirks::default();
     let short = Quirks {
         short: true,
@@ -371,7 +371,7 @@ fn the_frames_that_reach_a_card_are_its_protocols_and_the_readers() {
 }
 
 #[test]
-fn a_reader_that_takes_apdus_in_parts_is_given_them_whatever_it_says() {
+fn reader_with_the_chaining_quirk_gets_apdus_at_any_announced_level() {
     let chains = Quirks {
         chains: true,
         ..Quirks::default()
@@ -390,7 +390,7 @@ fn a_reader_that_takes_apdus_in_parts_is_given_them_whatever_it_says() {
 }
 
 #[test]
-fn an_adopted_card_is_one_that_was_given_apdus() {
+fn only_an_apdu_reader_may_resume_a_powered_card() {
     for (config, adopted) in [
         (ReaderConfig::extended(), true),
         (ReaderConfig::tpdu(), false),
@@ -423,7 +423,7 @@ fn connected(config: &ReaderConfig, card: FakeCard) -> (FakeMachine, Box<dyn Tra
 }
 
 #[test]
-fn long_answers_come_through_a_transport_in_each_protocol() {
+fn long_responses_pass_a_transport_in_each_protocol() {
     let t0 = || FakeCard::new(vec![0x3B, 0x00], Protocol::T0, echo);
     for (config, card) in [
         (ReaderConfig::tpdu(), FakeCard::echo()),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[test]
-fn a_transport_tells_of_a_reset_and_is_over_when_the_card_is_gone() {
+fn transport_reports_a_reset_and_closes_when_the_card_is_removed() {
     let config = ReaderConfig::short();
     let reader = FakeReader::with_card(config.clone(), FakeCard::echo());
     let machine = FakeMachine::new("transport");

@@ -23,7 +23,7 @@ use crate::{
 const MOMENT: Duration = Duration::from_secs(3);
 
 #[test]
-fn a_command_whose_time_is_up_is_not_sent_and_costs_the_card_nothing() {
+fn command_past_its_deadline_is_not_sent_and_leaves_the_card_usable() {
     for config in [ReaderConfig::extended(), ReaderConfig::tpdu()] {
         let (reader, mut device) = powered(config);
         let error = super::exchange(&mut device, b"late", Duration::ZERO).unwrap_err();
@@ -38,7 +38,7 @@ fn a_command_whose_time_is_up_is_not_sent_and_costs_the_card_nothing() {
 }
 
 #[test]
-fn a_stop_before_a_command_is_sent_sends_nothing() {
+fn command_after_an_abort_is_not_sent() {
     let (tale, key) = Tale::with_key("silence.stop");
     let program = tale.program();
     let _ = take_snapshot(&mut *program.watch());
@@ -52,7 +52,7 @@ fn a_stop_before_a_command_is_sent_sends_nothing() {
 }
 
 #[test]
-fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
+fn unresponsive_reader_delays_the_events_of_others_only_briefly() {
     let tale = Tale::new("silence.events");
     let dead = FakeReader::with_card(reader(), FakeCard::echo());
     dead.device().set_silent(true);
@@ -86,7 +86,7 @@ fn a_reader_that_never_answers_delays_the_events_of_another_by_a_moment() {
 }
 
 #[test]
-fn without_threads_readers_are_followed_beside_one_that_never_answers() {
+fn without_threads_readers_are_watched_beside_an_unresponsive_one() {
     let tale = Tale::new("silence.alone");
     let dead = FakeReader::with_card(reader(), FakeCard::echo());
     dead.device().set_silent(true);
@@ -115,7 +115,7 @@ fn without_threads_readers_are_followed_beside_one_that_never_answers() {
 }
 
 #[test]
-fn a_reader_that_was_silent_is_shown_when_it_answers() {
+fn unresponsive_reader_is_reported_once_it_responds() {
     let tale = Tale::new("silence.over");
     let (key, config) = key();
     key.device().set_silent(true);
@@ -135,7 +135,7 @@ fn a_reader_that_was_silent_is_shown_when_it_answers() {
 }
 
 #[test]
-fn a_first_look_asks_for_the_status_once_and_powers_the_card() {
+fn first_query_costs_one_status_command_and_powers_the_card() {
     let tale = Tale::new("silence.cost");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     tale.machine.plug("3-1", &slot, &reader());

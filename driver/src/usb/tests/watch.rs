@@ -155,7 +155,7 @@ pub(super) fn wait_until(is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_token_is_shown_with_its_card_and_left_to_others() {
+fn token_is_reported_with_its_card_and_left_unclaimed() {
     let machine = FakeMachine::new("shown");
     let (reader, config) = key();
     machine.plug("3-1.2", &reader, &config);
@@ -179,7 +179,7 @@ fn a_token_is_shown_with_its_card_and_left_to_others() {
 }
 
 #[test]
-fn no_reader_and_no_bus_are_an_empty_picture() {
+fn missing_reader_or_bus_gives_an_empty_snapshot() {
     let machine = FakeMachine::new("empty");
     let program = machine.new_backend();
     let snapshot = take_snapshot(&mut *program.watch());
@@ -194,7 +194,7 @@ fn no_reader_and_no_bus_are_an_empty_picture() {
 }
 
 #[test]
-fn a_reader_that_comes_goes_and_comes_back_has_one_name_and_another_count() {
+fn replugged_reader_keeps_its_name_and_changes_its_count() {
     let machine = FakeMachine::new("comes");
     let program = machine.new_backend();
     let followed = WatchThread::new(&program);
@@ -212,7 +212,7 @@ fn a_reader_that_comes_goes_and_comes_back_has_one_name_and_another_count() {
 }
 
 #[test]
-fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
+fn reader_exchanged_between_two_queries_at_the_same_address_is_another() {
     let machine = FakeMachine::new("exchanged");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -231,7 +231,7 @@ fn a_reader_exchanged_between_two_looks_at_the_same_address_is_another() {
 }
 
 #[test]
-fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
+fn reader_claimed_by_another_program_is_hidden_until_released() {
     let machine = FakeMachine::new("busy");
     let (reader, config) = key();
     let theirs = reader.device().claim().unwrap();
@@ -249,7 +249,7 @@ fn a_reader_somebody_else_has_is_not_shown_until_he_lets_go() {
 }
 
 #[test]
-fn a_card_is_told_before_its_reader_is_let_go() {
+fn new_token_is_reported_before_its_reader_is_released() {
     let machine = FakeMachine::new("told-first");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -272,7 +272,7 @@ fn a_card_is_told_before_its_reader_is_let_go() {
 }
 
 #[test]
-fn who_asks_what_is_there_finds_every_reader_let_go() {
+fn snapshot_query_leaves_every_reader_released() {
     let (machine, reader) = with_key("asks");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -288,7 +288,7 @@ fn who_asks_what_is_there_finds_every_reader_let_go() {
 }
 
 #[test]
-fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
+fn insertion_and_removal_are_reported_over_the_interrupt_endpoint() {
     let machine = FakeMachine::new("interrupt");
     let slot = FakeReader::new(reader());
     machine.plug("3-1", &slot, &reader());
@@ -315,7 +315,7 @@ fn a_card_put_in_and_taken_out_is_told_by_the_interrupt_endpoint() {
 }
 
 #[test]
-fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_reader_powers_it() {
+fn card_watched_since_first_snapshot_stays_the_same_in_a_self_powering_reader() {
     let (machine, slot) = with_a_reader_that_powers("activates");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -325,7 +325,7 @@ fn a_card_that_is_followed_from_the_first_picture_on_stays_the_same_where_the_re
 }
 
 #[test]
-fn a_reader_without_an_interrupt_endpoint_is_looked_at_from_time_to_time() {
+fn reader_without_an_interrupt_endpoint_is_polled() {
     let machine = FakeMachine::new("polled");
     let mut config = reader();
     config.layout.interrupt = None;
@@ -347,7 +347,7 @@ fn a_reader_without_an_interrupt_endpoint_is_looked_at_from_time_to_time() {
 }
 
 #[test]
-fn a_card_that_is_listened_for_can_be_used_all_the_same() {
+fn card_stays_usable_while_its_reader_is_watched() {
     let machine = FakeMachine::new("both");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-1", &slot, &reader());
@@ -366,7 +366,7 @@ fn a_card_that_is_listened_for_can_be_used_all_the_same() {
 }
 
 #[test]
-fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
+fn watched_reader_is_yielded_to_another_process() {
     let machine = FakeMachine::new("listens");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-1", &slot, &reader());
@@ -385,7 +385,7 @@ fn who_listens_for_cards_leaves_the_reader_to_another_process_that_has_one() {
 }
 
 #[test]
-fn a_reader_that_leaves_in_the_middle_ends_its_connection() {
+fn reader_unplugged_during_a_command_closes_its_transport() {
     let (machine, reader) = with_key("leaves");
     let program = machine.new_backend();
     let followed = WatchThread::new(&program);
@@ -426,7 +426,7 @@ fn a_stop_ends_the_watch_and_its_claims() {
 }
 
 #[test]
-fn a_stop_before_the_watch_begins_still_counts() {
+fn stop_before_the_watch_begins_ends_its_first_wait() {
     let machine = FakeMachine::new("before");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);
@@ -435,7 +435,7 @@ fn a_stop_before_the_watch_begins_still_counts() {
 }
 
 #[test]
-fn b19_a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the_backend() {
+fn b19_call_waiting_for_a_busy_slot_ends_at_its_deadline_or_on_abort() {
     let (machine, reader) = with_key("in-use");
     let program = machine.new_backend();
     let _watch = watch_after_snapshot(&program);
@@ -463,7 +463,7 @@ fn b19_a_call_that_finds_the_slot_in_use_ends_with_its_own_deadline_and_with_the
 }
 
 #[test]
-fn a_backend_that_is_cut_ends_its_connections() {
+fn aborted_backend_ends_its_calls_and_refuses_connections() {
     let (machine, reader) = with_key("cut");
     let program = machine.new_backend();
     let mut watch = watch_with_waiter(&program);

@@ -77,7 +77,7 @@ fn on_demand() -> SlotEvents {
 }
 
 #[test]
-fn a_call_that_comes_with_c_finalize_waits_for_no_watch_that_never_ran() {
+fn refresh_after_c_finalize_does_not_wait_for_a_watch_that_never_ran() {
     let events = on_demand();
     events.stop();
     events.refresh();

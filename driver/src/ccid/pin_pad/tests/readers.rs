@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 
 #[test]
-fn a_reader_is_asked_only_for_what_it_offers() {
+fn pin_entry_uses_only_operations_the_reader_offers() {
     let quirks = Quirks {
         pin_pad: true,
         ..Quirks::default()
@@ -20,7 +20,7 @@ fn a_reader_is_asked_only_for_what_it_offers() {
 }
 
 #[test]
-fn only_pads_of_the_table_are_used() {
+fn only_listed_or_user_trusted_pin_pads_are_used() {
     let nothing_known = Quirks::default();
     let pad = |quirks, trust| PinPad::new(BOTH, &quirks, trust).err();
     assert_eq!(pad(nothing_known, Trust::Table), Some(NoPinPad::Unknown));
@@ -36,7 +36,7 @@ fn only_pads_of_the_table_are_used() {
 }
 
 #[test]
-fn the_table_knows_pads_to_use_and_pads_to_leave() {
+fn pin_pad_table_lists_usable_and_unusable_readers() {
     for (vendor, product) in [
         (0x04E6, 0xE003),
         (0x046A, 0x003E),
@@ -86,7 +86,7 @@ fn one_firmware_of_the_minilector_has_no_pad() {
 }
 
 #[test]
-fn the_gempc_pinpad_has_one_message_and_the_key_only() {
+fn gempc_pinpad_has_one_message_and_validates_by_key_only() {
     let pad = model(0x08E6, 0x3478).unwrap();
     let digits = Digits { min: 8, max: 8 };
     let eight = PinRequest {
@@ -109,13 +109,13 @@ fn the_gempc_pinpad_has_one_message_and_the_key_only() {
 }
 
 #[test]
-fn the_gempc_pinpad_takes_no_pin_of_variable_length() {
+fn gempc_pinpad_refuses_a_pin_of_variable_length() {
     let pad = model(0x08E6, 0x3478).unwrap();
     assert_eq!(pad.entry(&OPENPGP_VERIFY), Err(RequestError::FixedOnly));
 }
 
 #[test]
-fn the_dell_keyboard_has_no_message_and_swapped_digits_and_waits_for_the_key() {
+fn dell_keyboard_has_no_message_swapped_digits_and_a_pause() {
     let entry = vouched(0x413C, 0x2100).entry(&PIV_VERIFY).unwrap();
     let data = entry.ccid();
     assert_eq!(data[5..9], [0x06, 0x08, 0x02, 0x00]);
@@ -144,7 +144,7 @@ fn the_spr532_appends_a_pin_of_variable_length_after_an_escape() {
 }
 
 #[test]
-fn readers_without_a_display_have_no_message_but_three_indexes_in_a_modification() {
+fn reader_without_a_display_has_no_message_but_three_modification_indexes() {
     for (vendor, product) in [(0x04E6, 0xE003), (0x046A, 0x003E)] {
         let pad = model(vendor, product).unwrap();
         let data = pad.entry(&PIV_CHANGE).unwrap().ccid();
@@ -154,7 +154,7 @@ fn readers_without_a_display_have_no_message_but_three_indexes_in_a_modification
 }
 
 #[test]
-fn the_cherry_xx44_has_three_messages_in_a_modification_and_never_a_condition_that_crashes_it() {
+fn cherry_xx44_has_three_modification_messages_and_no_crashing_condition() {
     let pad = vouched(0x046A, 0x0010);
     let new_only = PinRequest {
         purpose: Purpose::Change {
@@ -188,7 +188,7 @@ fn no_message_in_a_modification_leaves_one_index() {
 }
 
 #[test]
-fn what_pad_and_card_take_is_asked_for() {
+fn pin_entry_digits_are_those_of_both_pad_and_card() {
     let limited = pad(PadQuirks::default()).limited(Digits { min: 4, max: 12 });
     let data = limited.entry(&OPENPGP_VERIFY).unwrap().ccid();
     assert_eq!(data[5..7], [12, 6]);
@@ -202,7 +202,7 @@ fn what_pad_and_card_take_is_asked_for() {
 }
 
 #[test]
-fn the_reader_is_waited_for_longer_than_the_user_has() {
+fn reader_timeout_exceeds_that_of_the_user() {
     assert_eq!(plain(PIV_VERIFY).patience(), Duration::from_secs(90));
     let timeout = 255;
     let slow = PinRequest {

@@ -64,7 +64,7 @@ fn modification_of_an_openpgp_pin_leaves_lc_to_the_reader() {
 }
 
 #[test]
-fn a_new_pin_without_the_old_one_has_two_messages_and_two_indexes() {
+fn pin_change_without_the_old_pin_has_two_messages_and_two_indexes() {
     // RESET RETRY COUNTER of an OpenPGP card after the admin PIN: 00 2C 02 81.
     let request = PinRequest {
         header: [0x00, 0x2C, 0x02, 0x81],
@@ -126,7 +126,7 @@ fn structures_of_part_10_for_an_openpgp_card() {
 }
 
 #[test]
-fn an_entry_is_the_data_of_a_secure_command() {
+fn pin_entry_is_the_data_of_a_secure_command() {
     let entry = plain(PIV_VERIFY);
     let (bwi, level_parameter, data) = (0, 0, &entry.ccid()[..]);
     let command = Command::Secure {
@@ -141,7 +141,7 @@ fn an_entry_is_the_data_of_a_secure_command() {
 }
 
 #[test]
-fn every_structure_is_read_back_as_it_was_asked_for() {
+fn every_pin_structure_is_read_back_as_requested() {
     let purposes = [(true, true), (true, false), (false, true), (false, false)];
     let changes = purposes.map(|(old, twice)| Purpose::Change { old, twice });
     for purpose in changes.into_iter().chain([Purpose::Verify]) {
@@ -180,7 +180,7 @@ fn every_structure_is_read_back_as_it_was_asked_for() {
 }
 
 #[test]
-fn the_longest_entry_is_as_long_as_said() {
+fn longest_pin_entry_has_the_stated_length() {
     let form = PinForm::Padded {
         block: 15,
         padding: 0,
@@ -190,7 +190,7 @@ fn the_longest_entry_is_as_long_as_said() {
 }
 
 #[test]
-fn impossible_requests_are_refused_before_anybody_is_asked() {
+fn impossible_pin_requests_are_refused_unsent() {
     let with = |min, max, block| PinRequest {
         digits: Digits { min, max },
         form: PinForm::Padded { block, padding: 0 },

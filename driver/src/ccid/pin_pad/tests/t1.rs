@@ -23,7 +23,7 @@ fn ended(entry: &mut T1Entry, answer: Result<&[u8], SlotError>) -> (PinOutcome, 
 }
 
 #[test]
-fn a_tpdu_reader_is_given_the_prologue_of_the_next_block() {
+fn pin_entry_of_a_tpdu_reader_gets_the_prologue_of_the_next_block() {
     let entry = t1(PIV_VERIFY);
     // NAD, PCB with N(S) = 1, LEN 13.
     assert_eq!(entry.data()[12..15], [0x00, 0x40, 0x0D]);
@@ -37,7 +37,7 @@ fn a_tpdu_reader_is_given_the_prologue_of_the_next_block() {
 }
 
 #[test]
-fn both_numbers_advance_when_the_card_has_answered() {
+fn both_sequence_numbers_advance_when_the_card_has_responded() {
     let mut entry = t1(PIV_VERIFY);
     let (outcome, numbers) = ended(&mut entry, Ok(&[0x00, 0x00, 0x02, 0x90, 0x00, 0x92]));
     assert_eq!(outcome.end, PinEnd::Card(StatusWord::OK));
@@ -60,7 +60,7 @@ fn the_toggle_is_undone_when_no_block_was_sent() {
 }
 
 #[test]
-fn what_may_have_been_sent_is_neither_repeated_nor_counted() {
+fn maybe_sent_pin_entry_is_neither_repeated_nor_counted() {
     let wrong_number = [0x00, 0x40, 0x02, 0x90, 0x00, 0xD2];
     let wrong_code = [0x00, 0x00, 0x02, 0x90, 0x00, 0x93];
     let wants_it_again = [0x00, 0x91, 0x00, 0x91];
@@ -99,7 +99,7 @@ fn a_card_that_asks_for_time_gets_it() {
 }
 
 #[test]
-fn a_reader_that_says_cancelled_after_the_card_spoke_is_not_believed() {
+fn pin_entry_cancelled_after_card_traffic_counts_as_maybe_sent() {
     let mut entry = t1(PIV_VERIFY);
     let step = entry.receive(Ok(&[0x00, 0xC3, 0x01, 0x01, 0xC3]));
     assert!(matches!(step, T1Step::Send { .. }));
@@ -108,7 +108,7 @@ fn a_reader_that_says_cancelled_after_the_card_spoke_is_not_believed() {
 }
 
 #[test]
-fn another_ifsc_costs_a_resynchronisation() {
+fn ifs_request_during_pin_entry_makes_resynchronisation_necessary() {
     let mut entry = t1(PIV_VERIFY);
     let step = entry.receive(Ok(&[0x00, 0xC1, 0x01, 0x40, 0x80]));
     let T1Step::Send { block, .. } = step else {
@@ -120,7 +120,7 @@ fn another_ifsc_costs_a_resynchronisation() {
 }
 
 #[test]
-fn a_card_cannot_ask_without_end() {
+fn endless_requests_of_the_card_end_the_pin_entry() {
     let mut entry = t1(PIV_VERIFY);
     let mut asked = 0;
     while let T1Step::Send { .. } = entry.receive(Ok(&[0x00, 0xC1, 0x01, 0x40, 0x80])) {

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_is_busy_is_tried_once_more_and_no_other_is() {
+    fn busy_endpoint_is_opened_once_more_and_no_other_error_retried() {
         assert_eq!(tried(0, Errno::BUSY), (1, Ok(())));
         assert_eq!(tried(1, Errno::BUSY), (2, Ok(())));
         assert_eq!(tried(2, Errno::BUSY), (2, Err(error::fault(Errno::BUSY))));

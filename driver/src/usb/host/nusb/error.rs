@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_end_of_a_transfer_has_its_error() {
+    fn each_nusb_transfer_error_is_mapped() {
         for (theirs, ours) in [
             (Theirs::Cancelled, TransferError::Cancelled),
             (Theirs::Stall, TransferError::Stall),

@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_type_is_taken_apart_as_the_standard_has_it() {
+    fn request_type_is_split_into_type_and_recipient() {
         assert_eq!(
             request_kind(0x21),
             Ok((ControlType::Class, Recipient::Interface))

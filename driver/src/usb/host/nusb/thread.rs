@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b15_where_no_thread_can_be_started_nothing_is_opened_over_nusb_and_nobody_tries_again() {
+    fn b15_nusb_opens_nothing_where_no_thread_can_start_and_is_not_tried_again() {
         let events = EventThread::new();
         let opened = Cell::new(false);
         let open = || Ok::<_, ()>(opened.replace(true));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn b15_a_panic_of_the_first_opening_ends_there() {
+    fn b15_panic_in_the_first_open_is_caught_and_nusb_is_not_tried_again() {
         let events = EventThread::new();
         let panics = || -> Result<(), ()> { panic!("no thread") };
         assert!(events.with(|| true, panics).is_none());
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_be_opened_says_nothing_of_the_thread_and_one_that_can_says_it_runs() {
+    fn thread_check_is_skipped_once_a_device_was_opened() {
         let events = EventThread::new();
         assert_eq!(events.with(|| true, || Err::<(), _>(1)), Some(Err(1)));
         assert_eq!(events.with(|| true, || Ok::<_, ()>(2)), Some(Ok(2)));

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_while_nobody_looks_makes_the_descriptor_ready_until_nothing_is_found() {
+    fn completed_transfers_keep_the_descriptor_ready_until_all_are_taken() {
         let completions = CompletionQueue::new().unwrap();
         completions.push(CompletedTransfer(1));
         completions.push(CompletedTransfer(2));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_while_its_own_thread_handles_events_needs_no_signal() {
+    fn completion_found_by_the_thread_handling_events_needs_no_wake() {
         let completions = CompletionQueue::new().unwrap();
         let found = completions.take(|| completions.push(CompletedTransfer(7)));
         assert_eq!(found.unwrap().0, 7);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nudge_lasts_until_somebody_looked() {
+    fn queue_wake_lasts_until_the_next_take() {
         let completions = CompletionQueue::new().unwrap();
         completions.wake();
         assert!(ready(&completions));

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_end_of_a_transfer_has_its_error_and_an_unknown_one_is_a_fault() {
+    fn each_libusb_transfer_status_is_mapped() {
         let expected = [
             Ok(()),
             Err(TransferError::Fault(71)),
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_left_is_gone_however_it_is_noticed() {
+    fn every_libusb_code_for_a_missing_device_means_disconnected() {
         assert_eq!(submission(-4), TransferError::Disconnected);
         assert_eq!(
             transfer(::rusb::Error::NoDevice),

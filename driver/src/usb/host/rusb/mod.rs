@@ -369,7 +369,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_begins_as_the_standard_has_it() {
+    fn control_request_bytes_match_the_standard() {
         let setup = SetupPacket {
             request_type: 0x21,
             request: 1,

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_come_and_go_in_many_threads_at_once() {
+    fn libusb_contexts_are_made_and_dropped_in_many_threads_at_once() {
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| (0..200).for_each(|_| assert!(!open())));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn b14_no_context_of_libusb_comes_or_goes_while_somebody_forks() {
+    fn b14_libusb_contexts_are_neither_made_nor_dropped_during_a_fork() {
         let (opened, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let go_beyond = |count: usize| {
             let deadline = Instant::now() + Duration::from_secs(60);

@@ -63,7 +63,7 @@ mod tests {
     use crate::usb::host::fake::{FakeReader, reader::ReaderConfig};
 
     #[test]
-    fn b18_a_reader_is_given_up_when_it_answers_no_request_twice_in_a_row() {
+    fn b18_reader_is_given_up_after_two_unanswered_requests_in_a_row() {
         let mut liveness = LivenessCheck::start();
         for is_there in [true, false, true, false] {
             assert!(!liveness.record(is_there));
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_the_question_is_there() {
+    fn reader_that_stalls_the_liveness_request_is_responsive() {
         let reader = FakeReader::new(ReaderConfig::extended());
         let interface = reader.device().claim().unwrap();
         assert!(is_responsive(&*interface));

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_time_is_a_multiple_and_ends_at_the_callers_deadline() {
+    fn time_extension_multiplies_the_timeout_up_to_the_callers_deadline() {
         let now = Instant::now();
         let second = Duration::from_secs(1);
         let limit = ResponseTimeout::per_message(second, now + second * 100);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_longer_than_the_budget() {
+    fn no_response_is_waited_for_longer_than_the_budget() {
         let now = Instant::now();
         let day = Duration::from_secs(86_400);
         for limit in [

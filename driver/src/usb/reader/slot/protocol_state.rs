@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_t1_has_its_waiting_time_as_often_as_the_card_asked_for() {
+    fn t1_block_timeout_scales_with_the_waiting_time_multiplier() {
         let waiting = TransmissionParameters::default().block_waiting_time(Rate::DEFAULT, 4_000);
         let once = time(Protocol::T1, 1);
         assert!(once > waiting + budget::MARGIN && once < waiting + budget::MARGIN * 2);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_of_t0_is_not_given_up_before_the_reader_gives_it_up() {
+    fn t0_timeout_exceeds_that_of_the_reader() {
         let waiting = TransmissionParameters::default().work_waiting_time(Rate::DEFAULT, 4_000);
         assert!(time(Protocol::T0, 1) > waiting * WORK_WAITING_TIMES);
     }

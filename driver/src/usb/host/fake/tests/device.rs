@@ -30,7 +30,7 @@ fn ready(pipes: &dyn EndpointQueue, within: Duration) -> bool {
 }
 
 #[test]
-fn an_answer_ends_with_a_short_packet_or_an_empty_one() {
+fn response_ends_with_a_short_packet_or_an_empty_one() {
     let device = parrot();
     let mut pipes = pipes(&device);
     for length in [1, 63, 64, 65, 128, 1000] {
@@ -41,7 +41,7 @@ fn an_answer_ends_with_a_short_packet_or_an_empty_one() {
 }
 
 #[test]
-fn a_device_that_omits_the_empty_packet_leaves_the_transfer_waiting_and_a_cancel_gives_its_data() {
+fn cancelled_transfer_gives_the_data_of_a_device_that_omits_the_zlp() {
     let layout = EndpointLayout {
         zlp: false,
         ..EndpointLayout::default()
@@ -59,7 +59,7 @@ fn a_device_that_omits_the_empty_packet_leaves_the_transfer_waiting_and_a_cancel
 }
 
 #[test]
-fn an_answer_longer_than_the_room_goes_on_in_the_next_transfer() {
+fn response_longer_than_its_buffer_continues_in_the_next_transfer() {
     let mut pipes = pipes(&parrot());
     pipes.submit_in(IN, 64);
     pipes.submit_out(OUT, Secret::copy_from(&[9; 100]));
@@ -69,7 +69,7 @@ fn an_answer_longer_than_the_room_goes_on_in_the_next_transfer() {
 }
 
 #[test]
-fn an_answer_nobody_read_is_read_by_the_next_transfer() {
+fn unread_response_is_read_by_the_next_transfer() {
     let device = parrot();
     let mut pipes = pipes(&device);
     pipes.submit_out(OUT, Secret::copy_from(&[1]));
@@ -78,7 +78,7 @@ fn an_answer_nobody_read_is_read_by_the_next_transfer() {
 }
 
 #[test]
-fn what_a_bus_would_not_take_is_refused() {
+fn fake_device_refuses_what_a_bus_would_refuse() {
     let device = parrot();
     let interface = device.claim().unwrap();
     let mut pipes = interface.open_queue(&[OUT, IN]).unwrap();
@@ -96,7 +96,7 @@ fn what_a_bus_would_not_take_is_refused() {
 }
 
 #[test]
-fn the_descriptor_is_ready_from_the_first_completion_until_none_is_left() {
+fn fake_queue_is_ready_from_the_first_completion_until_none_is_left() {
     let device = parrot();
     let mut pipes = pipes(&device);
     pipes.submit_in(NOTIFY, 64);
@@ -110,7 +110,7 @@ fn the_descriptor_is_ready_from_the_first_completion_until_none_is_left() {
 }
 
 #[test]
-fn dropping_the_queue_ends_its_transfers_and_the_claim_lasts_until_the_last_owner_left() {
+fn dropped_queue_ends_its_transfers_and_the_claim_lasts_until_its_last_owner() {
     let device = parrot();
     let interface = device.claim().unwrap();
     let mut pipes = interface.open_queue(&[IN]).unwrap();
@@ -126,7 +126,7 @@ fn dropping_the_queue_ends_its_transfers_and_the_claim_lasts_until_the_last_owne
 }
 
 #[test]
-fn a_device_that_leaves_ends_everything() {
+fn unplugged_device_ends_its_transfers_and_refuses_claims() {
     let device = parrot();
     let interface = device.claim().unwrap();
     let mut pipes = interface.open_queue(&[IN, NOTIFY, OUT]).unwrap();
@@ -169,7 +169,7 @@ fn a_halted_endpoint_stays_so_until_it_is_cleared() {
 }
 
 #[test]
-fn a_reset_forgets_halts_answers_and_transfers() {
+fn device_reset_clears_halts_responses_and_transfers() {
     let device = parrot();
     let interface = device.claim().unwrap();
     let mut pipes = interface.open_queue(&[IN, OUT]).unwrap();
@@ -212,7 +212,7 @@ fn a_delayed_transfer_completes_when_released_and_a_dropped_one_when_cancelled()
 const ANSWER: [u8; 12] = [0x80, 2, 0, 0, 0, 0, 4, 0, 0, 0, 0x90, 0x00];
 
 #[test]
-fn an_answer_is_spoiled_as_the_fault_says() {
+fn response_is_altered_as_the_fault_says() {
     let spoiled = |fault| {
         let device = parrot();
         let mut pipes = pipes(&device);
@@ -283,7 +283,7 @@ fn every_fault_strikes_once_at_every_step_and_the_device_works_afterwards() {
 }
 
 #[test]
-fn the_counts_say_what_was_submitted_and_the_events_in_which_order() {
+fn fake_device_records_transfer_counts_and_the_order_of_events() {
     let device = parrot();
     let mut pipes = pipes(&device);
     device.forget();

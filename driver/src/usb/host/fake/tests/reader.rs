@@ -61,7 +61,7 @@ fn a_reader_powers_its_card_and_passes_apdus_in_one_message_or_chained() {
 }
 
 #[test]
-fn a_tpdu_reader_passes_blocks_of_t1_and_chains_at_the_size_it_was_told() {
+fn tpdu_reader_passes_t1_blocks_and_chains_at_the_negotiated_size() {
     let reader = FakeReader::with_card(ReaderConfig::tpdu(), FakeCard::echo());
     let mut pipes = pipes(reader.device());
     let unpowered = exchange(&mut *pipes, &command(0x6F, 0, [0; 3], &[0, 0xC0, 0, 0xC0]));
@@ -135,7 +135,7 @@ fn an_abort_frees_a_slot_that_is_busy_unless_the_reader_ignores_it() {
 }
 
 #[test]
-fn cards_that_come_and_go_are_told_on_the_interrupt_pipe() {
+fn card_changes_are_reported_on_the_interrupt_pipe() {
     let config = ReaderConfig {
         slots: 5,
         ..ReaderConfig::extended()
@@ -158,7 +158,7 @@ fn cards_that_come_and_go_are_told_on_the_interrupt_pipe() {
 }
 
 #[test]
-fn time_is_asked_for_as_often_as_was_said() {
+fn fake_reader_requests_time_as_often_as_configured() {
     let reader = FakeReader::with_card(ReaderConfig::short(), FakeCard::echo());
     reader.extend_time(2);
     let mut pipes = pipes(reader.device());
@@ -171,7 +171,7 @@ fn time_is_asked_for_as_often_as_was_said() {
 }
 
 #[test]
-fn the_descriptors_have_the_lengths_they_say() {
+fn fake_reader_descriptors_have_their_stated_lengths() {
     for interrupt in [Some(NOTIFY), None] {
         let mut config = ReaderConfig::extended();
         config.layout.interrupt = interrupt;
