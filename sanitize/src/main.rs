@@ -17,20 +17,20 @@ mod cycles;
 mod harness;
 mod module;
 mod planted;
-mod plays;
 mod reader;
-mod stage;
+mod runner;
+mod scenarios;
 mod tool;
 mod vpcd;
 mod waits;
 
 use std::process::ExitCode;
 
-use crate::plays::PLAYS;
+use crate::scenarios::PLAYS;
 
 fn main() -> ExitCode {
     let Some(name) = std::env::args().nth(1) else {
-        return stage::run_all();
+        return runner::run_all();
     };
     let Some(play) = PLAYS.iter().find(|play| play.name == name) else {
         let names: Vec<_> = PLAYS.iter().map(|play| play.name).collect();

@@ -2,19 +2,19 @@
 //!
 //! A [`Plan`] says what the card shall hold. PINs stay as the factory set them ([`PIN`], [`ADMIN_PIN`]).
 
+mod applet_channel;
 mod certificate;
-mod desk;
 mod openpgp;
 mod piv;
-mod plan;
+mod profile;
 mod public_key;
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 pub use self::{
-    desk::ProvisionError,
+    applet_channel::ProvisionError,
     piv::MANAGEMENT_KEY,
-    plan::{CertificateForm, KeyAlgorithm, OpenPgpPlan, PivKey, PivPlan, Plan},
+    profile::{CertificateForm, KeyAlgorithm, OpenPgpPlan, PivKey, PivPlan, Plan},
     public_key::PublicKey,
 };
 use crate::card::{State, VirtualCard};

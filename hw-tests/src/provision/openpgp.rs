@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use x509_cert::ext::pkix::KeyUsages;
 
 use super::{
-    ADMIN_PIN, Issued, KeyAlgorithm, OpenPgpPlan, ProvisionError, PublicKey, certificate::Issuer,
-    desk::Desk,
+    ADMIN_PIN, Issued, KeyAlgorithm, OpenPgpPlan, ProvisionError, PublicKey, applet_channel::Desk,
+    certificate::Issuer,
 };
 use crate::card::VirtualCard;
 

@@ -12,7 +12,7 @@ use x509_cert::{der::flagset::FlagSet, ext::pkix::KeyUsages};
 
 use super::{
     CertificateForm, Issued, KeyAlgorithm, PivKey, PivPlan, ProvisionError, PublicKey,
-    certificate::Issuer, desk::Desk,
+    applet_channel::Desk, certificate::Issuer,
 };
 use crate::card::VirtualCard;
 

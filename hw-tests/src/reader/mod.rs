@@ -4,8 +4,8 @@
 //! [`crate::vpcd`] put a reader within a client's reach. The test keeps the reader itself in hand: it inserts,
 //! removes, resets, counts, and may decide each frame's [`Fate`].
 
+mod apdu_log;
 mod fault;
-mod journal;
 mod user;
 
 use std::{
@@ -20,11 +20,11 @@ use std::{
 };
 
 pub(crate) use self::user::User;
+use self::{apdu_log::Journal, fault::Faults};
 pub use self::{
+    apdu_log::{Counts, Entry, Event, Exchange},
     fault::Fate,
-    journal::{Counts, Entry, Event, Exchange},
 };
-use self::{fault::Faults, journal::Journal};
 use crate::card::VirtualCard;
 
 /// A reader and its card; clones are the same reader.

@@ -18,7 +18,7 @@ use super::{
     BULK_IN, BULK_OUT, INTERRUPT, Model, Transfers, UsbFault,
     fault::Part,
     slot::{Message, Slot},
-    wire::{self, Request, Transfer},
+    usbip::{self, Request, Transfer},
 };
 use crate::reader::{Reader, Stop};
 
@@ -111,7 +111,7 @@ impl Device {
         let mut state = self.state();
         state.fault = fault;
         for number in std::mem::take(&mut state.pending_control) {
-            let _ = wire::stalled(&mut &self.line, number);
+            let _ = usbip::stalled(&mut &self.line, number);
         }
         drop(state);
         self.pump();
@@ -197,7 +197,7 @@ impl Device {
         state.pending_control.retain(|number| *number != victim);
         state.pending_in.retain(|(number, _)| *number != victim);
         state.pending_interrupt.retain(|number| *number != victim);
-        wire::unlinked(&mut &self.line, number, pending(&state) < before)
+        usbip::unlinked(&mut &self.line, number, pending(&state) < before)
     }
 
     fn submit(&self, transfer: Transfer) -> io::Result<()> {
@@ -221,9 +221,9 @@ impl Device {
                     Some(mut answer) => {
                         answer.truncate(length);
                         let sent = if is_in { 0 } else { data.len() };
-                        wire::done(&mut &self.line, number, sent, &answer)
+                        usbip::done(&mut &self.line, number, sent, &answer)
                     }
-                    None => wire::stalled(&mut &self.line, number),
+                    None => usbip::stalled(&mut &self.line, number),
                 };
             }
             (BULK_OUT, false) => {
@@ -236,11 +236,11 @@ impl Device {
                     .meets(|fault| fault == UsbFault::UncountedOut)
                     .is_none();
                 let sent = if is_counted { data.len() } else { 0 };
-                return wire::done(&mut &self.line, number, sent, &[]);
+                return usbip::done(&mut &self.line, number, sent, &[]);
             }
             (BULK_IN, true) => state.pending_in.push_back((number, length)),
             (INTERRUPT, true) => state.pending_interrupt.push_back(number),
-            _ => return wire::stalled(&mut &self.line, number),
+            _ => return usbip::stalled(&mut &self.line, number),
         }
         drop(state);
         self.pump();
@@ -263,7 +263,7 @@ impl Device {
                 return;
             };
             state.transfers.interrupt += 1;
-            let _ = wire::done(&mut &self.line, number, 0, &notification);
+            let _ = usbip::done(&mut &self.line, number, 0, &notification);
         }
     }
 
@@ -284,14 +284,14 @@ impl Device {
             let _ = match part {
                 Part::Halt => {
                     state.is_halted = true;
-                    wire::stalled(&mut &self.line, number)
+                    usbip::stalled(&mut &self.line, number)
                 }
                 Part::Bytes(mut bytes) => {
                     if bytes.len() > length {
                         let rest = bytes.split_off(length);
                         state.answers.push_front(Part::Bytes(rest));
                     }
-                    wire::done(&mut &self.line, number, 0, &bytes)
+                    usbip::done(&mut &self.line, number, 0, &bytes)
                 }
             };
         }

@@ -1,12 +1,12 @@
 //! A CCID reader on this machine's USB: the kernel's virtual host controller (vhci-hcd) at one end of a socket, a
 //! [`Reader`] with its card at the other. Only the guest of `scripts/usb-guest` has that controller.
 
+mod access;
 mod descriptors;
 mod device;
 mod fault;
 mod slot;
-mod way;
-mod wire;
+mod usbip;
 
 use std::{
     fs, io,
@@ -18,7 +18,7 @@ use std::{
 };
 
 use self::device::Device;
-pub use self::{descriptors::Model, fault::UsbFault, way::UsbWay};
+pub use self::{access::UsbWay, descriptors::Model, fault::UsbFault};
 use crate::reader::Reader;
 
 /// Endpoints, without their direction bit.

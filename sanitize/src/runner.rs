@@ -14,8 +14,8 @@ use crate::{
         client::{self, Output},
         pcscd::{Pcscd, SOCKET_VARIABLE},
     },
-    plays::{Moves, Outcome, PLAYS, Play, Way},
     reader,
+    scenarios::{Moves, Outcome, PLAYS, Play, Way},
     tool::{REPORTED, Tool},
     vpcd,
 };
