@@ -4,12 +4,12 @@ use std::ptr;
 
 use cryptoki_sys::*;
 
-use super::Bench;
+use super::SequenceFixture;
 
 /// Calls a function of the table.
 macro_rules! ck {
-    ($bench:expr, $function:ident $(, $argument:expr)*) => {{
-        let function = $bench.list.$function.expect("every slot of the table is filled");
+    ($fixture:expr, $function:ident $(, $argument:expr)*) => {{
+        let function = $fixture.list.$function.expect("every slot of the table is filled");
         // SAFETY: each pointer is null or to live memory of the length that is said with it.
         unsafe { function($($argument),*) }
     }};
@@ -31,7 +31,7 @@ fn entry<T>(kind: CK_ATTRIBUTE_TYPE, value: &mut T) -> CK_ATTRIBUTE {
     }
 }
 
-impl Bench {
+impl SequenceFixture {
     /// C_Finalize, if it was not called yet.
     pub(crate) fn finalize(self) {
         let code = ck!(self, C_Finalize, ptr::null_mut());

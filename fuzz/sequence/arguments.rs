@@ -32,7 +32,7 @@ const LENGTHS: [usize; 14] = [0, 1, 15, 16, 20, 24, 32, 48, 51, 64, 128, 256, 30
 
 /// What arguments are made of: the bytes, the memory, and what earlier calls have told.
 #[derive(Debug)]
-pub(crate) struct Desk<'a> {
+pub(crate) struct ArgumentSource<'a> {
     pub(crate) source: Source<'a>,
     pub(crate) memory: Memory,
     pub(crate) known: Known,
@@ -63,7 +63,7 @@ enum Result {
     Input(usize),
 }
 
-impl<'a> Desk<'a> {
+impl<'a> ArgumentSource<'a> {
     pub(crate) fn new(source: Source<'a>, pin: &'static [u8]) -> Self {
         Self {
             source,

@@ -3,7 +3,7 @@
 use cryptoki_sys::*;
 
 use super::{
-    arguments::{Desk, words},
+    arguments::{ArgumentSource, words},
     memory::Use,
 };
 
@@ -42,7 +42,7 @@ const X25519: [u8; 32] = {
     point
 };
 
-impl Desk<'_> {
+impl ArgumentSource<'_> {
     /// A parameter for the mechanism of this number: pointer and length.
     pub(crate) fn parameter(&mut self, kind: usize) -> (usize, usize) {
         let content = match self.source.byte() % 12 {

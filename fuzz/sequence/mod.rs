@@ -21,7 +21,7 @@ use std::{
 
 use cryptoki_sys::*;
 
-use arguments::Desk;
+use arguments::ArgumentSource;
 use calls::{FUNCTIONS, Function};
 use object::Nature;
 pub(crate) use reader::{Reader, split};
@@ -40,7 +40,7 @@ pub(crate) static UNDER_WAY: AtomicPtr<&'static str> = AtomicPtr::new(std::ptr::
 
 /// The module, and how its cards are used.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bench {
+pub(crate) struct SequenceFixture {
     pub(crate) list: &'static CK_FUNCTION_LIST_3_2,
     /// The PIN of the user.
     pub(crate) pin: &'static [u8],
@@ -53,21 +53,26 @@ pub(crate) struct Bench {
 /// ```text
 /// | length of the script, 2 bytes | script | calls |
 /// ```
-pub(crate) fn scripted(bench: Bench, reader: &Reader, sound: &[u8], bytes: &[u8]) -> Reached {
+pub(crate) fn scripted(
+    fixture: SequenceFixture,
+    reader: &Reader,
+    sound: &[u8],
+    bytes: &[u8],
+) -> Reached {
     let (script, calls) = split(bytes, 2).unwrap_or_default();
     reader.insert(script);
-    let reached = play(bench, calls);
+    let reached = play(fixture, calls);
     reader.insert(sound);
-    bench.works_afterwards();
+    fixture.works_afterwards();
     reader.settle().expect("the reader's server ends");
     reached
 }
 
 /// Plays the calls that `bytes` say; the module is finalized before and after.
-pub(crate) fn play(bench: Bench, bytes: &[u8]) -> Reached {
-    let mut play = Play {
-        bench,
-        desk: Desk::new(Source::new(bytes), bench.pin),
+pub(crate) fn play(fixture: SequenceFixture, bytes: &[u8]) -> Reached {
+    let mut play = SequenceRun {
+        fixture,
+        desk: ArgumentSource::new(Source::new(bytes), fixture.pin),
         next: Vec::new(),
         log: Vec::new(),
         reached: Reached::new(),
@@ -79,20 +84,20 @@ pub(crate) fn play(bench: Bench, bytes: &[u8]) -> Reached {
         }
         play.step();
     }
-    bench.finalize();
+    fixture.finalize();
     play.reached
 }
 
-struct Play<'a> {
-    bench: Bench,
-    desk: Desk<'a>,
+struct SequenceRun<'a> {
+    fixture: SequenceFixture,
+    desk: ArgumentSource<'a>,
     /// What would sensibly come next.
     next: Vec<&'static Function>,
     log: Vec<String>,
     reached: Reached,
 }
 
-impl Play<'_> {
+impl SequenceRun<'_> {
     /// A sequence mostly begins as applications do.
     fn prelude(&mut self) {
         let skipped = usize::from(self.desk.source.byte() % 16);
@@ -147,7 +152,7 @@ impl Play<'_> {
         let call = self.desk.arguments(function);
         let before = self.objects_before(function);
         UNDER_WAY.store((&raw const function.name).cast_mut(), Ordering::Relaxed);
-        let code = function.call(self.bench.list, &call.words);
+        let code = function.call(self.fixture.list, &call.words);
         self.note(function, &call.words, code);
         let fault = self
             .desk
@@ -197,14 +202,14 @@ impl Play<'_> {
             "C_DeriveKey",
         ];
         // The scripted card may answer otherwise at each search.
-        let asks = self.bench.signs && MAKERS.contains(&function.name);
+        let asks = self.fixture.signs && MAKERS.contains(&function.name);
         let slot = self.desk.known.slots.first().filter(|_| asks)?;
-        self.bench.census(*slot)
+        self.fixture.census(*slot)
     }
 
     fn learn(&mut self, object: usize) {
         if let Some(session) = self.desk.known.last_session() {
-            let (class, key_type) = self.bench.nature(session, object);
+            let (class, key_type) = self.fixture.nature(session, object);
             self.desk
                 .known
                 .add_object(object, Nature::of(class, key_type));

@@ -23,14 +23,14 @@ const BEGIN: &[u8] = &[0];
 /// The reader; its server lives as long as the process.
 #[derive(Clone, Debug)]
 pub(crate) struct Reader {
-    place: Arc<Mutex<Place>>,
+    place: Arc<Mutex<ReaderState>>,
     path: PathBuf,
     /// Those that serve a connection, or did.
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct ReaderState {
     atr: Vec<u8>,
     rules: Vec<Rule>,
     /// The rule to try first.
@@ -112,7 +112,7 @@ impl Reader {
         place.exchange();
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn place(&self) -> MutexGuard<'_, ReaderState> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,7 +150,7 @@ impl Reader {
     }
 }
 
-impl Place {
+impl ReaderState {
     fn state(&self) -> Reply {
         Reply::State {
             atr: self.atr.clone(),

@@ -5,7 +5,7 @@ use std::{env, ptr, sync::OnceLock};
 use claviger_pkcs11 as _;
 use cryptoki_sys::{CK_FLAGS, CK_INTERFACE, CK_RV, CK_UTF8CHAR, CK_VERSION, CKR_OK};
 
-use crate::sequence::{Bench, Reader, scripted};
+use crate::sequence::{SequenceFixture, Reader, scripted};
 
 const SOUND: &[u8] = include_bytes!("../corpus/card/piv-p256");
 
@@ -20,12 +20,12 @@ unsafe extern "C" {
 
 /// Plays one input; what is made for all of them lasts as long as the process.
 pub(crate) fn fuzz(bytes: &[u8]) {
-    static ONCE: OnceLock<(Bench, Reader)> = OnceLock::new();
-    let (bench, reader) = ONCE.get_or_init(|| (bench(), reader()));
-    scripted(*bench, reader, SOUND, bytes);
+    static ONCE: OnceLock<(SequenceFixture, Reader)> = OnceLock::new();
+    let (fixture, reader) = ONCE.get_or_init(|| (fixture(), reader()));
+    scripted(*fixture, reader, SOUND, bytes);
 }
 
-fn bench() -> Bench {
+fn fixture() -> SequenceFixture {
     let (mut version, mut interface) = (CK_VERSION { major: 3, minor: 2 }, ptr::null_mut());
     // SAFETY: the default name, a version, and where a pointer may be written.
     let code = unsafe { C_GetInterface(ptr::null_mut(), &raw mut version, &raw mut interface, 0) };
@@ -33,7 +33,7 @@ fn bench() -> Bench {
     // SAFETY: static data of the module, of this type by its version.
     let list = unsafe { &*(*interface).pFunctionList.cast() };
     let (pin, signs) = (b"123456", false);
-    Bench { list, pin, signs }
+    SequenceFixture { list, pin, signs }
 }
 
 fn reader() -> Reader {

@@ -3,7 +3,7 @@
 use cryptoki_sys::*;
 
 use super::{
-    arguments::{Desk, words},
+    arguments::{ArgumentSource, words},
     memory::Use,
 };
 
@@ -72,7 +72,7 @@ fn secret(key_type: CK_KEY_TYPE, kinds: &[CK_ATTRIBUTE_TYPE]) -> Entries {
     [named, flags(kinds)].concat()
 }
 
-impl Desk<'_> {
+impl ArgumentSource<'_> {
     /// A template for `function`: pointer and number of attributes.
     pub(crate) fn template(&mut self, function: &str) -> [usize; 2] {
         let mut entries = match function {

@@ -7,7 +7,7 @@
 //! | `sent INS` | | how many frames with this instruction carried data |
 //! | `zero` | forgets counts and entries | `ok` |
 //! | `mark TEXT` | writes a remark into the log | `ok` |
-//! | `fault INS NTH FATE` | has the NTH such frame from now on meet [`Fate`], all others answered | `ok` |
+//! | `fault INS NTH FATE` | has the NTH such frame from now on meet [`FrameFault`], all others answered | `ok` |
 //! | `caught` | | whether that frame has come: `yes` or `no` |
 //! | `heal` | has all frames answered again | `ok` |
 //! | `quit` | ends the program | `ok` |
@@ -18,11 +18,11 @@
 //! | line | does | answers |
 //! |---|---|---|
 //! | `card N LINE` | LINE for card N, from 0 | as LINE |
-//! | `service stop` | as [`Rig::stop_service`] | `ok`, and when it begins |
-//! | `service WHAT` | `start`, `crash`, `begin`, `freeze` or `thaw`: as [`Rig`]'s methods | `ok` |
-//! | `settle` | as [`Rig::settle`] | `ok` |
-//! | `swap` | as [`Rig::swap`] | `ok` |
-//! | `exchange` | as [`Rig::exchange_card`] | `ok` |
+//! | `service stop` | as [`CardFixture::stop_service`] | `ok`, and when it begins |
+//! | `service WHAT` | `start`, `crash`, `begin`, `freeze` or `thaw`: as [`CardFixture`]'s methods | `ok` |
+//! | `settle` | as [`CardFixture::wait_until_seen`] | `ok` |
+//! | `swap` | as [`CardFixture::swap_cards`] | `ok` |
+//! | `exchange` | as [`CardFixture::exchange_card`] | `ok` |
 //!
 //! Anything else answers `error` and why.
 
@@ -37,24 +37,24 @@ use std::{
 };
 
 use crate::{
-    fixture::card_fixture::Rig,
-    reader::{Fate, Reader},
+    fixture::card_fixture::CardFixture,
+    reader::{FrameFault, Reader},
 };
 
 /// Longest line that is read.
 const MAX_LINE: u64 = 4096;
 
 /// What can be controlled.
-pub trait Controlled: Send + Sync + 'static {
+pub trait RemoteControlled: Send + Sync + 'static {
     /// Does what `line` says; its answer.
-    fn obey(&self, line: &str) -> String;
+    fn execute(&self, line: &str) -> String;
 }
 
 /// Listens at `path` until the process ends; `quit` is said on `end`.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn listen(path: &Path, controlled: impl Controlled, end: Sender<()>) -> io::Result<()> {
+pub fn listen(path: &Path, controlled: impl RemoteControlled, end: Sender<()>) -> io::Result<()> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     let controlled = Arc::new(controlled);
@@ -70,14 +70,18 @@ pub fn listen(path: &Path, controlled: impl Controlled, end: Sender<()>) -> io::
         .map(drop)
 }
 
-fn converse(stream: &UnixStream, controlled: &impl Controlled, end: &Sender<()>) -> io::Result<()> {
+fn converse(
+    stream: &UnixStream,
+    controlled: &impl RemoteControlled,
+    end: &Sender<()>,
+) -> io::Result<()> {
     let mut lines = BufReader::new(stream);
     loop {
         let mut line = String::new();
         if io::Read::take(&mut lines, MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let answer = controlled.obey(line.trim());
+        let answer = controlled.execute(line.trim());
         let mut outbox = stream;
         writeln!(outbox, "{answer}")?;
         if line.trim() == "quit" {
@@ -86,8 +90,8 @@ fn converse(stream: &UnixStream, controlled: &impl Controlled, end: &Sender<()>)
     }
 }
 
-impl Controlled for Reader {
-    fn obey(&self, line: &str) -> String {
+impl RemoteControlled for Reader {
+    fn execute(&self, line: &str) -> String {
         let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
         match (verb, text) {
             ("insert", "") => timed(|| self.insert()),
@@ -101,7 +105,7 @@ impl Controlled for Reader {
             ("zero", "") => done(|| self.zero()),
             ("mark", text) => done(|| self.mark(text)),
             ("fault", text) => match Fault::parse(text) {
-                Some(fault) => done(|| fault.befall(self)),
+                Some(fault) => done(|| fault.inject(self)),
                 None => refused(&format!("{text:?} is no fault")),
             },
             ("caught", "") => if self.has_caught() { "yes" } else { "no" }.to_owned(),
@@ -127,7 +131,7 @@ struct Fault {
     /// `None` for any.
     instruction: Option<u8>,
     nth: usize,
-    fate: Fate,
+    fate: FrameFault,
 }
 
 impl Fault {
@@ -141,10 +145,10 @@ impl Fault {
             hex => Some(u8::from_str_radix(hex, 16).ok()?),
         };
         let fate = match fate {
-            ["delay", time] => Fate::Delay(Duration::from_millis(time.parse().ok()?)),
-            ["silence"] => Fate::Silence,
-            ["pull"] => Fate::Pull,
-            ["pull-after"] => Fate::PullAfter,
+            ["delay", time] => FrameFault::Delay(Duration::from_millis(time.parse().ok()?)),
+            ["silence"] => FrameFault::Silence,
+            ["pull"] => FrameFault::Pull,
+            ["pull-after"] => FrameFault::PullAfter,
             _ => return None,
         };
         let nth = nth.parse().ok().filter(|nth| *nth > 0)?;
@@ -155,7 +159,7 @@ impl Fault {
         })
     }
 
-    fn befall(self, reader: &Reader) {
+    fn inject(self, reader: &Reader) {
         let mut seen = 0;
         reader.on_frame(move |frame| {
             let meant = |instruction: u8| frame.get(1) == Some(&instruction);
@@ -163,50 +167,50 @@ impl Fault {
             if seen == self.nth && self.instruction.is_none_or(meant) {
                 return self.fate.clone();
             }
-            Fate::Answer
+            FrameFault::Answer
         });
     }
 }
 
-impl Controlled for Weak<Mutex<Rig>> {
-    fn obey(&self, line: &str) -> String {
+impl RemoteControlled for Weak<Mutex<CardFixture>> {
+    fn execute(&self, line: &str) -> String {
         match self.upgrade() {
-            Some(rig) => rig.obey(line),
+            Some(fixture) => fixture.execute(line),
             None => refused(&"the rig is gone"),
         }
     }
 }
 
-impl Controlled for Mutex<Rig> {
-    fn obey(&self, line: &str) -> String {
-        let rig = || self.lock().unwrap_or_else(PoisonError::into_inner);
+impl RemoteControlled for Mutex<CardFixture> {
+    fn execute(&self, line: &str) -> String {
+        let fixture = || self.lock().unwrap_or_else(PoisonError::into_inner);
         let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
         match (verb, text) {
-            ("card", text) => match numbered(&rig(), text) {
+            ("card", text) => match numbered(&fixture(), text) {
                 // The rig is free while its card obeys.
-                Some((card, line)) => card.obey(line),
+                Some((card, line)) => card.execute(line),
                 None => refused(&format!("{text:?}: no such card")),
             },
-            ("service", "stop") => timed(|| rig().stop_service()),
-            ("service", "start") => done(|| rig().restart_service()),
-            ("service", "crash") => done(|| rig().crash_service()),
-            ("service", "begin") => done(|| rig().begin_service()),
-            ("service", "freeze") => done(|| rig().freeze_service()),
-            ("service", "thaw") => done(|| rig().thaw_service()),
-            ("settle", "") => done(|| rig().settle()),
-            ("swap", "") => done(|| rig().swap()),
-            ("exchange", "") => done(|| rig().exchange_card()),
+            ("service", "stop") => timed(|| fixture().stop_service()),
+            ("service", "start") => done(|| fixture().restart_service()),
+            ("service", "crash") => done(|| fixture().crash_service()),
+            ("service", "begin") => done(|| fixture().start_service()),
+            ("service", "freeze") => done(|| fixture().suspend_pcscd()),
+            ("service", "thaw") => done(|| fixture().resume_pcscd()),
+            ("settle", "") => done(|| fixture().wait_until_seen()),
+            ("swap", "") => done(|| fixture().swap_cards()),
+            ("exchange", "") => done(|| fixture().exchange_card()),
             _ => {
-                let card = rig().card().clone();
-                card.obey(line)
+                let card = fixture().card().clone();
+                card.execute(line)
             }
         }
     }
 }
 
-fn numbered<'a>(rig: &Rig, text: &'a str) -> Option<(Reader, &'a str)> {
+fn numbered<'a>(fixture: &CardFixture, text: &'a str) -> Option<(Reader, &'a str)> {
     let (n, line) = text.split_once(' ')?;
-    Some((rig.cards().nth(n.parse().ok()?)?.clone(), line))
+    Some((fixture.cards().nth(n.parse().ok()?)?.clone(), line))
 }
 
 fn done(action: impl FnOnce()) -> String {

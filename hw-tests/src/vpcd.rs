@@ -16,7 +16,7 @@ use std::{
 
 use claviger_driver::socket::frame::Refusal;
 
-use crate::reader::{Reader, Stop, User};
+use crate::reader::{CardUser, Reader, Stop};
 
 /// What stands for the failure of a frame to a card without power. The card does not see the frame.
 const NO_DIAGNOSIS: [u8; 2] = [0x6F, 0x00];
@@ -27,13 +27,13 @@ const RETRY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct VpcdClient {
     reader: Reader,
-    line: Arc<Line>,
+    line: Arc<VpcdConnection>,
     watcher: u64,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct VpcdConnection {
     port: u16,
     stop: Stop,
     /// The open connection, so that it can be cut from outside.
@@ -46,7 +46,7 @@ impl VpcdClient {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(port: u16, reader: &Reader) -> io::Result<Self> {
-        let line = Arc::new(Line {
+        let line = Arc::new(VpcdConnection {
             port,
             stop: Stop::default(),
             stream: Mutex::default(),
@@ -87,7 +87,7 @@ impl Drop for VpcdClient {
     }
 }
 
-impl Line {
+impl VpcdConnection {
     fn run(&self, reader: &Reader) {
         while reader.wait_for_card(&self.stop) {
             let ended = self.serve(reader);
@@ -145,7 +145,7 @@ impl Line {
 }
 
 /// A reset by the test goes unnoticed here, as one by bad contacts would: the frame meets a card that forgot.
-fn transmit(user: &mut User, frame: &[u8]) -> Result<Vec<u8>, Refusal> {
+fn transmit(user: &mut CardUser, frame: &[u8]) -> Result<Vec<u8>, Refusal> {
     match user.transmit(frame) {
         Err(Refusal::CardReset) => {
             user.attach()?;

@@ -25,7 +25,7 @@ use std::{
 use claviger_driver::socket::frame::Refusal;
 
 use crate::{
-    reader::{Presence, Reader, Stop, User},
+    reader::{CardUser, Presence, Reader, Stop},
     t0::T0,
 };
 
@@ -101,8 +101,8 @@ impl Drop for VscardClient {
     fn drop(&mut self) {
         self.reader.stop(&self.line.stop);
         // QEMU takes no notice of a connection that ends.
-        let _ = self.line.say(CARD_REMOVE, &[]);
-        let _ = self.line.say(READER_REMOVE, &[]);
+        let _ = self.line.send(CARD_REMOVE, &[]);
+        let _ = self.line.send(READER_REMOVE, &[]);
         self.line.cut();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -124,8 +124,8 @@ impl Line {
     /// One connection. The watcher tells QEMU of each card, and first of the one that is there.
     fn serve(self: &Arc<Self>, stream: UnixStream, reader: &Reader) -> io::Result<()> {
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
-        self.say(INIT, &GREETING)?;
-        self.say(READER_ADD, reader.name().as_bytes())?;
+        self.send(INIT, &GREETING)?;
+        self.send(READER_ADD, reader.name().as_bytes())?;
         let line = self.clone();
         let watcher = reader.watch(move |presence| line.tell(presence));
         let ended = self.answer(stream, reader);
@@ -137,8 +137,8 @@ impl Line {
         self.changes.store(presence.changes, Ordering::Release);
         // A connection that has ended is noticed by who reads from it.
         let _ = match presence.present {
-            true => self.say(ATR, &T0_ATR),
-            false => self.say(CARD_REMOVE, &[]),
+            true => self.send(ATR, &T0_ATR),
+            false => self.send(CARD_REMOVE, &[]),
         };
     }
 
@@ -147,8 +147,8 @@ impl Line {
         while !self.stop.is_set() {
             match receive(&mut stream)? {
                 (APDU, tpdu) => match self.transmit(&mut card, &stream, reader, &tpdu) {
-                    Ok(answer) => self.say(APDU, &answer)?,
-                    Err(_) => self.say(ERROR, &GENERAL_ERROR)?,
+                    Ok(answer) => self.send(APDU, &answer)?,
+                    Err(_) => self.send(ERROR, &GENERAL_ERROR)?,
                 },
                 (ERROR, code) if code != SUCCESS => {
                     return Err(io::Error::other("QEMU refuses the card"));
@@ -182,7 +182,7 @@ impl Line {
         answer
     }
 
-    fn say(&self, kind: u32, payload: &[u8]) -> io::Result<()> {
+    fn send(&self, kind: u32, payload: &[u8]) -> io::Result<()> {
         let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
         let header = [kind, READER, length].map(u32::to_be_bytes).concat();
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,7 +201,7 @@ impl Line {
 /// One insertion of the card.
 struct Card {
     changes: u32,
-    user: User,
+    user: CardUser,
     t0: T0,
 }
 

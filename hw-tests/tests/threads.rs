@@ -8,8 +8,8 @@ use std::{
 
 use claviger_hw_tests::{
     card::{CardConfig, VirtualCard},
-    fixture::card_fixture::Rig,
-    provision::Plan,
+    fixture::card_fixture::CardFixture,
+    provision::CardProfile,
 };
 
 fn threads() -> usize {
@@ -36,7 +36,7 @@ fn comes_to(what: &str, now: impl Fn() -> usize, expected: usize) {
 #[test]
 fn cards_and_fixtures_leave_no_thread_and_no_descriptor() {
     // What the harness keeps for itself is there after the first rig.
-    drop(Rig::pcscd(Plan::factory()));
+    drop(CardFixture::pcscd(CardProfile::factory()));
     let before = (threads(), descriptors());
 
     let card = VirtualCard::power_up(CardConfig::default()).unwrap();
@@ -45,16 +45,16 @@ fn cards_and_fixtures_leave_no_thread_and_no_descriptor() {
     drop(card);
     comes_to("threads", threads, before.0);
 
-    let rig = Rig::socket(Plan::factory());
-    let client = UnixStream::connect(rig.socket_path()).unwrap();
+    let fixture = CardFixture::socket(CardProfile::factory());
+    let client = UnixStream::connect(fixture.socket_path()).unwrap();
     comes_to(
         "threads: card, acceptor and connection",
         threads,
         before.0 + 3,
     );
-    drop(rig);
+    drop(fixture);
     drop(client);
-    drop(Rig::pcscd(Plan::factory()));
+    drop(CardFixture::pcscd(CardProfile::factory()));
     comes_to("threads", threads, before.0);
     comes_to("descriptors", descriptors, before.1);
 }

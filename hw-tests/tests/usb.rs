@@ -34,16 +34,17 @@ use claviger_driver::{
     },
 };
 use claviger_hw_tests::{
-    fixture::{card_fixture::Rig, figures},
+    fixture::{card_fixture::CardFixture, figures},
     paths,
-    provision::{PIN, Plan},
-    reader::Fate,
+    provision::{CardProfile, PIN},
+    reader::FrameFault,
     usb::{
+        UsbAccess,
         UsbFault::{
             self, Death, EmptyPacket, ShortAnswer, Silence, StaleAnswer, Stall, UncountedOut,
             WrongSequence,
         },
-        UsbWay, obstacle,
+        obstacle,
     },
 };
 
@@ -52,12 +53,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// SELECT of the PIV applet.
 const SELECT: &[u8] = b"\x00\xA4\x04\x00\x09\xA0\x00\x00\x03\x08\x00\x00\x10\x00\x00";
 
-fn backend(stack: UsbLibrary, rig: &Rig) -> UsbBackend {
+fn backend(stack: UsbLibrary, fixture: &CardFixture) -> UsbBackend {
     assert_eq!(obstacle(), None);
     UsbBackend::new(&UsbOptions {
         library: stack,
         has_watch_thread: true,
-        lock_folders: vec![rig.folder().join("locks")],
+        lock_folders: vec![fixture.folder().join("locks")],
     })
 }
 
@@ -106,12 +107,12 @@ macro_rules! on_each_stack {
         mod nusb { $(
             #[test]
             #[ignore = "run by make test-usb"]
-            fn $rule() { super::$rule(super::UsbLibrary::Nusb, super::UsbWay::Nusb) }
+            fn $rule() { super::$rule(super::UsbLibrary::Nusb, super::UsbAccess::Nusb) }
         )* }
         mod rusb { $(
             #[test]
             #[ignore = "run by make test-usb"]
-            fn $rule() { super::$rule(super::UsbLibrary::Rusb, super::UsbWay::Rusb) }
+            fn $rule() { super::$rule(super::UsbLibrary::Rusb, super::UsbAccess::Rusb) }
         )* }
     };
 }
@@ -124,41 +125,41 @@ on_each_stack! {
     a_dead_device_holds_no_call_beyond_its_deadline
 }
 
-fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbWay) {
-    let mut rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
+fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
+    let backend = backend(stack, &fixture);
     let (_watch, readers) = watch(&backend);
     let mut card = connect(&backend, &readers);
     select(&mut *card);
-    rig.on_usb().zero();
+    fixture.on_usb().zero();
     for _ in 0..10 {
         select(&mut *card);
     }
-    let transfers = rig.on_usb().transfers();
+    let transfers = fixture.on_usb().transfers();
     assert_eq!((transfers.bulk_out, transfers.bulk_in), (10, 10));
     assert_eq!((transfers.control, transfers.interrupt), (0, 0));
 }
 
-fn a_user_without_other_rights_reaches_the_reader(stack: UsbLibrary, way: UsbWay) {
+fn a_user_without_other_rights_reaches_the_reader(stack: UsbLibrary, way: UsbAccess) {
     assert_ne!(
         rustix::process::geteuid().as_raw(),
         0,
         "run as an ordinary user"
     );
-    let rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
+    let fixture = CardFixture::usb(CardProfile::piv4(), way);
+    let backend = backend(stack, &fixture);
     let (_watch, readers) = watch(&backend);
     select(&mut *connect(&backend, &readers));
     assert!(readers.error.is_none(), "{:?}", readers.error);
 }
 
-fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbWay) {
-    let mut rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
+fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
+    let backend = backend(stack, &fixture);
     let (_watch, readers) = watch(&backend);
     let mut card = connect(&backend, &readers);
     select(&mut *card);
-    rig.card().on_frame(|_| Fate::Silence);
+    fixture.card().on_frame(|_| FrameFault::Silence);
     let (sent, ended) = mpsc::channel();
     let waits = thread::spawn(move || {
         let mut response = ResponseBuffer::new();
@@ -167,12 +168,12 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbWay)
             .unwrap();
     });
     let end = Instant::now() + PATIENCE;
-    while !rig.card().has_caught() {
+    while !fixture.card().has_caught() {
         assert!(Instant::now() < end, "the command did not arrive");
         thread::sleep(Duration::from_millis(1));
     }
     let pulled = Instant::now();
-    rig.on_usb().unplug();
+    fixture.on_usb().unplug();
     let (at, error, is_over) = ended.recv_timeout(PATIENCE).expect("it ends");
     waits.join().unwrap();
     println!(
@@ -180,7 +181,7 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbWay)
         millis(at.saturating_duration_since(pulled))
     );
     assert!(is_over);
-    rig.card().heal();
+    fixture.card().heal();
 }
 
 /// Faults of a reader, and the error each costs the command that meets it. What the driver may put up with costs none.
@@ -197,16 +198,16 @@ const FAULTS: [(UsbFault, Option<TransportErrorKind>); 7] = [
 const BUDGET: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
-fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: UsbWay) {
-    let mut rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
+fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
+    let backend = backend(stack, &fixture);
     let (_watch, readers) = watch(&backend);
     for (fault, cost) in FAULTS {
         let mut card = connect(&backend, &readers);
         select(&mut *card);
         let epoch = card.epoch();
-        rig.card().zero();
-        rig.on_usb().misbehave(fault);
+        fixture.card().zero();
+        fixture.on_usb().misbehave(fault);
         let budget = if cost == Some(TimedOut) {
             BUDGET
         } else {
@@ -215,12 +216,12 @@ fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: Us
         let failed = timed(fault, || try_to_select(&mut *card, budget)).err();
         assert_eq!(failed.as_ref().map(|error| error.kind), cost, "{fault:?}");
         assert_ne!(failed.map(|error| error.sent), Some(Sent::No), "{fault:?}");
-        assert_eq!(rig.card().counts().apdus, 1, "{fault:?}: sent again");
-        rig.on_usb().heal();
+        assert_eq!(fixture.card().counts().apdus, 1, "{fault:?}: sent again");
+        fixture.on_usb().heal();
         if cost.is_some() {
             let told = try_to_select(&mut *card, PATIENCE).unwrap_err();
             assert_eq!((told.kind, told.sent), (CardReset, Sent::No), "{told}");
-            assert_eq!(rig.card().counts().apdus, 1, "{fault:?}: sent again");
+            assert_eq!(fixture.card().counts().apdus, 1, "{fault:?}: sent again");
         }
         select(&mut *card);
         assert_eq!(card.epoch() > epoch, cost.is_some(), "{fault:?}: {epoch:?}");
@@ -228,20 +229,20 @@ fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: Us
 }
 
 /// What the kernel waits for by itself, a request to the control endpoint, is within the deadline too.
-fn a_dead_device_holds_no_call_beyond_its_deadline(stack: UsbLibrary, way: UsbWay) {
-    let mut rig = Rig::usb(Plan::piv4(), way);
-    let backend = backend(stack, &rig);
+fn a_dead_device_holds_no_call_beyond_its_deadline(stack: UsbLibrary, way: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
+    let backend = backend(stack, &fixture);
     let (_watch, readers) = watch(&backend);
     let mut card = connect(&backend, &readers);
     select(&mut *card);
-    rig.card().zero();
-    rig.on_usb().misbehave(Death);
+    fixture.card().zero();
+    fixture.on_usb().misbehave(Death);
     let unanswered = timed(Death, || try_to_select(&mut *card, BUDGET)).unwrap_err();
     assert_eq!((unanswered.kind, unanswered.sent), (TimedOut, Sent::Maybe));
     let unsent = timed(Death, || try_to_select(&mut *card, BUDGET)).unwrap_err();
     assert_eq!(unsent.sent, Sent::No, "{unsent}");
-    assert_eq!(rig.card().counts().apdus, 1, "sent again");
-    rig.on_usb().heal();
+    assert_eq!(fixture.card().counts().apdus, 1, "sent again");
+    fixture.on_usb().heal();
 }
 
 /// Plays a command that meets `fault`, and says what came of it.
@@ -300,12 +301,12 @@ fn end_pcscd() {
 #[test]
 #[ignore = "run by make test-usb, with pcscd, which it ends"]
 fn libccid_takes_longer_for_an_apdu() {
-    let rig = Rig::usb(Plan::piv4(), UsbWay::Libccid);
+    let fixture = CardFixture::usb(CardProfile::piv4(), UsbAccess::Libccid);
     let pcscd = pace(&PcscBackend::new(true));
     println!("pcscd and libccid: {:.3} ms for an APDU", millis(pcscd));
     end_pcscd();
     for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
-        let backend = backend(stack, &rig);
+        let backend = backend(stack, &fixture);
         let what = format!("{stack:?}: an APDU, as a share of that");
         figures::hold_in_one_of_the_rounds(&what, SHARE, || {
             let raw = pace(&backend);
@@ -316,7 +317,7 @@ fn libccid_takes_longer_for_an_apdu() {
 }
 
 /// What pkcs11-tool tells of each token of the rig's card: who it is, what it can do, and all its objects.
-fn listing(rig: &Rig) -> String {
+fn listing(fixture: &CardFixture) -> String {
     let lists: [&[&str]; 2] = [
         &["--list-objects", "--login", "--pin", PIN],
         &["--list-mechanisms"],
@@ -324,10 +325,10 @@ fn listing(rig: &Rig) -> String {
     let mut text = String::new();
     for token in ["PIV 00000001", "OpenPGP 00000001"] {
         for list in lists {
-            let mut tool = rig.command("pkcs11-tool");
+            let mut tool = fixture.command("pkcs11-tool");
             tool.arg("--module").arg(paths::module_path());
             tool.args(["--token-label", token]).args(list);
-            let listed = rig.run(&mut tool).expect_success().stdout;
+            let listed = fixture.run(&mut tool).expect_success().stdout;
             text += &format!("{token}, {}:\n{listed}", list[0]);
         }
     }
@@ -337,16 +338,16 @@ fn listing(rig: &Rig) -> String {
 #[test]
 #[ignore = "run by make test-usb, with pcscd, which it ends"]
 fn libccid_nusb_and_rusb_list_the_objects_that_the_socket_reader_lists() {
-    let expected = listing(&Rig::socket(Plan::both()));
+    let expected = listing(&CardFixture::socket(CardProfile::both()));
     for (class, count) in [("Certificate", 5), ("Public Key", 7), ("Private Key", 7)] {
         let found = expected.matches(&format!("{class} Object;")).count();
         assert_eq!(found, count, "{class}:\n{expected}");
     }
-    for way in [UsbWay::Libccid, UsbWay::Nusb, UsbWay::Rusb] {
-        if way == UsbWay::Nusb {
+    for way in [UsbAccess::Libccid, UsbAccess::Nusb, UsbAccess::Rusb] {
+        if way == UsbAccess::Nusb {
             end_pcscd();
         }
-        let listed = listing(&Rig::usb(Plan::both(), way));
+        let listed = listing(&CardFixture::usb(CardProfile::both(), way));
         assert!(
             listed == expected,
             "{way:?}:\n{listed}\nThe socket reader:\n{expected}"
@@ -361,7 +362,11 @@ fn libccid_nusb_and_rusb_list_the_objects_that_the_socket_reader_lists() {
 /// The cards of the guest's tests, which it need not make then.
 #[test]
 fn the_cards_of_these_tests_can_be_made() {
-    for plan in [Plan::piv4(), Plan::both(), Plan::factory()] {
-        let _ = Rig::socket(plan);
+    for profile in [
+        CardProfile::piv4(),
+        CardProfile::both(),
+        CardProfile::factory(),
+    ] {
+        let _ = CardFixture::socket(profile);
     }
 }

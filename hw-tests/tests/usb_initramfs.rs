@@ -19,10 +19,10 @@ use claviger_driver::{
 };
 use claviger_hw_tests::{
     client::{self, Output},
-    fixture::card_fixture::Rig,
+    fixture::card_fixture::CardFixture,
     paths,
-    provision::{KeyAlgorithm, PIN, PivPlan, Plan},
-    usb::UsbWay,
+    provision::{CardProfile, KeyAlgorithm, PIN, PivPlan},
+    usb::UsbAccess,
 };
 
 /// Only a hang takes longer.
@@ -31,14 +31,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 
 /// A P-256 key in 9A.
-fn plan() -> Plan {
-    Plan::piv(PivPlan::authentication(KeyAlgorithm::P256))
+fn profile() -> CardProfile {
+    CardProfile::piv(PivPlan::authentication(KeyAlgorithm::P256))
 }
 
 /// The card of the initramfs, which need not make it then.
 #[test]
 fn the_card_of_this_test_can_be_made() {
-    let _ = Rig::socket(plan());
+    let _ = CardFixture::socket(profile());
 }
 
 /// Runs a client that has nothing of this program's environment.
@@ -92,9 +92,9 @@ fn an_initramfs_without_udev_and_pcscd_signs() {
     assert!(loadable("libclaviger_pkcs11.so") && loadable("libopensc.so"));
     assert!(!loadable("libpcsclite"), "{libraries:?}");
 
-    let rig = Rig::usb(plan(), UsbWay::Nusb);
+    let fixture = CardFixture::usb(profile(), UsbAccess::Nusb);
     fs::write("/tmp/message", b"What is signed is what was asked for.").unwrap();
-    fs::write("/tmp/certificate", rig.certificate("piv-9A")).unwrap();
+    fs::write("/tmp/certificate", fixture.certificate("piv-9A")).unwrap();
     let public = [
         "x509",
         "-inform",
@@ -141,14 +141,14 @@ fn an_initramfs_without_udev_and_pcscd_signs() {
 #[ignore = "run by make test-usb"]
 fn a_token_that_comes_and_goes_is_noticed_without_udev() {
     for (stack, way) in [
-        (UsbLibrary::Nusb, UsbWay::Nusb),
-        (UsbLibrary::Rusb, UsbWay::Rusb),
+        (UsbLibrary::Nusb, UsbAccess::Nusb),
+        (UsbLibrary::Rusb, UsbAccess::Rusb),
     ] {
-        let mut rig = Rig::usb(plan(), way);
+        let mut fixture = CardFixture::usb(profile(), way);
         let backend = UsbBackend::new(&UsbOptions {
             library: stack,
             has_watch_thread: true,
-            lock_folders: vec![rig.folder().join("locks")],
+            lock_folders: vec![fixture.folder().join("locks")],
         });
         let mut watch = backend.watch();
         assert_eq!(cards(&watch.snapshot(Call::within(PATIENCE))), 1);
@@ -162,9 +162,9 @@ fn a_token_that_comes_and_goes_is_noticed_without_udev() {
         let is_told = |expected: usize| {
             while pictures.recv_timeout(PATIENCE).expect("a picture") != expected {}
         };
-        rig.on_usb().unplug();
+        fixture.on_usb().unplug();
         is_told(0);
-        rig.on_usb().replug().unwrap();
+        fixture.on_usb().replug().unwrap();
         is_told(1);
         waker.stop();
         watching.join().unwrap();

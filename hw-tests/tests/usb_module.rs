@@ -29,18 +29,18 @@ use claviger_hw_tests::{
     card::{State, VirtualCard},
     client,
     fixture::{
-        configurations::{as_it_is, lives_by},
+        configurations::{as_it_is, configurations_of},
         figures::{hold_in_one_of_the_rounds, median},
-        fork::{Descent, child, exit_code, in_descendant},
-        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
-        module_process::{Stage, Way, eventually, with_card},
+        fork::{Descendant, child, exit_code, in_descendant},
+        function_list::{FunctionList, HANG, NO_THREADS, OWN_THREAD},
+        module_process::{ModuleProcess, ServiceKind, eventually, with_card},
         no_threads,
         pcscd_observer::{UsbEvents, now},
         process::{left_threads, open_files, thread_count},
-        signer::{Signer, plan, session_info},
+        signer::{Signer, profile, session_info},
     },
     paths,
-    provision::Plan,
+    provision::CardProfile,
     reader::Reader,
     usb::{Model, UsbReader},
 };
@@ -60,24 +60,24 @@ const CYCLES_VARIABLE: &str = "CLAVIGER_PLUG_CYCLES";
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Two lives of the module with a token: with a thread of its own and without.
-fn each_life(body: fn(&Stage, Raw)) {
-    lives_by(Way::Socket, &[plan()], as_it_is, |_| (), body);
+fn each_life(body: fn(&ModuleProcess, FunctionList)) {
+    configurations_of(ServiceKind::Socket, &[profile()], as_it_is, |_| (), body);
 }
 
 /// Pulls the token. When, in seconds since 1970, as the rig tells it: what it takes to tell the rig is not the module's time.
-fn unplug(stage: &Stage) -> f64 {
-    let answer = stage.say("service stop");
+fn unplug(process: &ModuleProcess) -> f64 {
+    let answer = process.send_command("service stop");
     let time = answer.strip_prefix("ok ").expect("a time");
     time.parse().expect("seconds")
 }
 
-fn plug(stage: &Stage) {
-    stage.say("service begin");
+fn plug(process: &ModuleProcess) {
+    process.send_command("service begin");
 }
 
 /// Both slots of the reader have an event, in whatever order.
 #[track_caller]
-fn two_events(raw: Raw) -> [CK_SLOT_ID; 2] {
+fn two_events(raw: FunctionList) -> [CK_SLOT_ID; 2] {
     let mut slots = [raw.next_event(), raw.next_event()];
     slots.sort_unstable();
     assert_ne!(slots[0], slots[1]);
@@ -87,16 +87,16 @@ fn two_events(raw: Raw) -> [CK_SLOT_ID; 2] {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
-    each_life(|stage, raw| {
+    each_life(|process, raw| {
         let slots = raw.slots(false);
         let pull = || {
             let signer = Signer::log_in(raw, slots[0]);
             assert_eq!(signer.sign(), CKR_OK);
-            stage.say("fault 87 1 silence");
+            process.send_command("fault 87 1 silence");
             let (code, late) = thread::scope(|scope| {
                 let signing = scope.spawn(|| (signer.sign(), now()));
-                stage.await_delayed();
-                let pulled = unplug(stage);
+                process.await_delayed();
+                let pulled = unplug(process);
                 let (code, back) = signing.join().unwrap();
                 (code, (back - pulled) * 1e3)
             });
@@ -107,8 +107,8 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
                 session_info(raw, signer.session),
                 CKR_SESSION_HANDLE_INVALID
             );
-            stage.say("heal");
-            plug(stage);
+            process.send_command("heal");
+            plug(process);
             assert_eq!(two_events(raw).to_vec(), slots, "the same ids");
             late
         };
@@ -121,12 +121,12 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_token_that_comes_and_goes_keeps_its_slots_and_leaves_nothing_behind() {
-    each_life(|stage, raw| {
+    each_life(|process, raw| {
         let slots = raw.slots(false);
         let cycle = |signs: bool| {
-            let _ = unplug(stage);
+            let _ = unplug(process);
             assert_eq!(two_events(raw).to_vec(), slots);
-            plug(stage);
+            plug(process);
             assert_eq!(two_events(raw).to_vec(), slots);
             if signs {
                 let signer = Signer::log_in(raw, slots[0]);
@@ -183,7 +183,12 @@ fn left_is_no_more_than((files, threads): &Held) {
 }
 
 /// How much later than each of two events the module tells of a token that comes or goes: in milliseconds.
-fn delays(raw: Raw, events: &UsbEvents, of: [&Receiver<f64>; 2], cause: impl FnOnce()) -> [f64; 2] {
+fn delays(
+    raw: FunctionList,
+    events: &UsbEvents,
+    of: [&Receiver<f64>; 2],
+    cause: impl FnOnce(),
+) -> [f64; 2] {
     let (told, times) = mpsc::channel();
     let waiter = thread::spawn(move || {
         for _ in 0..2 {
@@ -218,7 +223,7 @@ fn told(what: &str, [one, other]: [&str; 2], delays: &[[f64; 2]]) -> [f64; 2] {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_slot_event_comes_soon_after_the_cause() {
-    each_life(|stage, raw| {
+    each_life(|process, raw| {
         assert_eq!(raw.slots(false).len(), 2);
         let events = UsbEvents::follow();
         let UsbEvents {
@@ -230,10 +235,10 @@ fn a_slot_event_comes_soon_after_the_cause() {
             let (mut pulled, mut plugged) = (Vec::new(), Vec::new());
             for _ in 0..5 {
                 pulled.push(delays(raw, &events, [moved, told_by_udev], || {
-                    let _ = unplug(stage);
+                    let _ = unplug(process);
                 }));
                 let of = [told_by_udev, may_be_opened];
-                plugged.push(delays(raw, &events, of, || plug(stage)));
+                plugged.push(delays(raw, &events, of, || plug(process)));
             }
             let [_, pulled] = told("pulled", ["the kernel's event", "udev's"], &pulled);
             let node = "its node could be opened";
@@ -268,7 +273,7 @@ fn sleeps() -> Vec<(String, u64)> {
 }
 
 /// A blocked waiter wakes for nothing, and nothing moves on the bus.
-fn waits_for_nothing(raw: Raw) {
+fn waits_for_nothing(raw: FunctionList) {
     let waiter = raw.waiter();
     let before = settled(sleeps);
     thread::sleep(IDLE);
@@ -291,8 +296,8 @@ fn nobody_wakes_while_nothing_happens() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn no_thread_is_made_where_the_application_forbids_it() {
-    with_card(Way::Socket, plan(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, profile(), |_| {
+        let raw = FunctionList::load();
         no_threads::forbid().unwrap();
         let before = thread_count();
         for _ in 0..2 {
@@ -311,8 +316,8 @@ fn no_thread_is_made_where_the_application_forbids_it() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn finalize_leaves_no_resources_behind() {
-    with_card(Way::Socket, plan(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, profile(), |_| {
+        let raw = FunctionList::load();
         let life = |flags| {
             assert_eq!(raw.initialize(flags), CKR_OK);
             let signer = Signer::log_in(raw, raw.slots(true)[0]);
@@ -338,13 +343,13 @@ fn finalize_leaves_no_resources_behind() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn forked_child_uses_the_token_and_the_parent_still_signs() {
-    with_card(Way::Socket, plan(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, profile(), |_| {
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
         assert_eq!(signer.sign(), CKR_OK);
-        for descent in Descent::ALL {
+        for descent in Descendant::ALL {
             in_descendant(descent, || {
                 assert_ne!(signer.info(), CKR_OK, "the parent's session");
                 assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
@@ -361,8 +366,8 @@ fn forked_child_uses_the_token_and_the_parent_still_signs() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn child_can_use_the_token_after_its_parent_has_ended() {
-    with_card(Way::Socket, plan(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, profile(), |_| {
+        let raw = FunctionList::load();
         let (told, teller) = io::pipe().unwrap();
         let signs = || {
             assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
@@ -420,7 +425,7 @@ fn another_program_uses_the_token_beside_a_session() {
 #[test]
 #[ignore = "run by make test-usb, as a user without rights"]
 fn without_rights_the_cure_is_named() {
-    let card = VirtualCard::power_up(Plan::factory().card(State::Fresh)).unwrap();
+    let card = VirtualCard::power_up(CardProfile::factory().card(State::Fresh)).unwrap();
     let _plugged = UsbReader::plug(&Reader::new("token", card), Model::token("token")).unwrap();
     let is_told = || {
         let output = pkcs11_tool(&["--list-token-slots"]);

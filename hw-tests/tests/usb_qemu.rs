@@ -29,7 +29,7 @@ use claviger_driver::{
 use claviger_hw_tests::{
     client::{self, Output},
     paths,
-    provision::{Issued, PIN},
+    provision::{IssuedCertificates, PIN},
     vscard::T0_ATR,
 };
 use tempfile::TempDir;
@@ -163,7 +163,7 @@ fn pace(card: &mut dyn Transport) -> Duration {
 /// OpenSC's and OpenSSL's programs, with the module on one stack.
 struct Clients {
     stack: UsbLibrary,
-    issued: Issued,
+    issued: IssuedCertificates,
     folder: TempDir,
 }
 
@@ -172,7 +172,7 @@ impl Clients {
         let issued = env::var_os(CERTIFICATES).expect(CERTIFICATES);
         Self {
             stack,
-            issued: Issued::read(Path::new(&issued)).unwrap(),
+            issued: IssuedCertificates::read(Path::new(&issued)).unwrap(),
             folder: tempfile::tempdir().unwrap(),
         }
     }

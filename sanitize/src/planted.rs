@@ -11,12 +11,12 @@ use std::{
 const TURNS: u64 = 20_000;
 
 /// A number for all threads, which nothing guards.
-struct Bare(UnsafeCell<u64>);
+struct UnsyncCounter(UnsafeCell<u64>);
 
 // SAFETY: none; that is the fault.
-unsafe impl Sync for Bare {}
+unsafe impl Sync for UnsyncCounter {}
 
-impl Bare {
+impl UnsyncCounter {
     const fn new() -> Self {
         Self(UnsafeCell::new(0))
     }
@@ -29,7 +29,7 @@ impl Bare {
 
 /// Two threads, each with a lock of its own.
 pub(crate) fn race() {
-    static NUMBER: Bare = Bare::new();
+    static NUMBER: UnsyncCounter = UnsyncCounter::new();
     let one = || {
         let lock = Mutex::new(());
         for _ in 0..TURNS {
@@ -51,7 +51,7 @@ pub(crate) fn order() {
 }
 
 fn mutex() {
-    static NUMBER: Bare = Bare::new();
+    static NUMBER: UnsyncCounter = UnsyncCounter::new();
     static LOCK: Mutex<()> = Mutex::new(());
     let one = || {
         for _ in 0..TURNS {
@@ -65,7 +65,7 @@ fn mutex() {
 
 /// Two threads take turns.
 fn condvar() {
-    static NUMBER: Bare = Bare::new();
+    static NUMBER: UnsyncCounter = UnsyncCounter::new();
     static TURN: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
     let one = |mine: u64| {
         move || {
@@ -86,7 +86,7 @@ fn condvar() {
 }
 
 fn read_write() {
-    static NUMBER: Bare = Bare::new();
+    static NUMBER: UnsyncCounter = UnsyncCounter::new();
     static LOCK: RwLock<()> = RwLock::new(());
     let one = || {
         for turn in 0..TURNS {

@@ -15,7 +15,7 @@ use crate::{
         pcscd::{Pcscd, SOCKET_VARIABLE},
     },
     reader,
-    scenarios::{Moves, Outcome, PLAYS, Play, Way},
+    scenarios::{BackendKind, CardMoves, Outcome, PLAYS, Scenario},
     tool::{REPORTED, Tool},
     vpcd,
 };
@@ -44,8 +44,8 @@ pub(crate) fn run_all() -> ExitCode {
 }
 
 /// Runs one play and prints a line, or everything when it did not end as it should; whether it did.
-fn run(play: &Play, tool: Tool) -> bool {
-    if let (Way::Pcscd(_), Some(obstacle)) = (play.way, Pcscd::obstacle()) {
+fn run(play: &Scenario, tool: Tool) -> bool {
+    if let (BackendKind::Pcscd(_), Some(obstacle)) = (play.way, Pcscd::obstacle()) {
         println!("{:22} SKIPPED: {obstacle}", play.name);
         return env::var_os(NO_SKIP).is_none();
     }
@@ -53,13 +53,16 @@ fn run(play: &Play, tool: Tool) -> bool {
     let mut command = Command::new(env::current_exe().expect("the path of this program"));
     command.arg(play.name);
     readers.lead(&mut command, play.way);
-    let suppressions = matches!(play.way, Way::Pcscd(_)).then_some(SUPPRESSIONS);
+    let suppressions = matches!(play.way, BackendKind::Pcscd(_)).then_some(SUPPRESSIONS);
     let (variable, options) = tool.options(suppressions);
     command.env(variable, options);
     let output = client::run(&mut command, LIMIT);
     match fault(play, &output) {
         None => {
-            let said = output.stdout.lines().filter(|line| *line != Play::THROUGH);
+            let said = output
+                .stdout
+                .lines()
+                .filter(|line| *line != Scenario::THROUGH);
             let said = said.collect::<Vec<_>>().join("; ");
             let took = output.took.as_secs_f32();
             println!("{:22} ok {took:5.1} s  {said}", play.name);
@@ -74,8 +77,8 @@ fn run(play: &Play, tool: Tool) -> bool {
 }
 
 /// What is wrong with the end of a play.
-fn fault(play: &Play, output: &Output) -> Option<String> {
-    let through = output.stdout.lines().last() == Some(Play::THROUGH);
+fn fault(play: &Scenario, output: &Output) -> Option<String> {
+    let through = output.stdout.lines().last() == Some(Scenario::THROUGH);
     match play.outcome {
         Outcome::Silence if output.success() && through => None,
         Outcome::Silence if output.code == Some(REPORTED) => Some("the tool reports".to_owned()),
@@ -94,18 +97,18 @@ struct Readers {
 }
 
 impl Readers {
-    fn of(way: Way) -> Self {
+    fn of(way: BackendKind) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let socket = |Moves { present, absent }| {
+        let socket = |CardMoves { present, absent }| {
             reader::serve(&folder.path().join("reader"), present, absent).expect("a socket");
         };
         let pcscd = match way {
-            Way::None | Way::Absent => None,
-            Way::Socket(moves) | Way::Two(moves) => {
+            BackendKind::None | BackendKind::Absent => None,
+            BackendKind::Socket(moves) | BackendKind::Two(moves) => {
                 socket(moves);
                 None
             }
-            Way::Pcscd(Moves { present, absent }) => {
+            BackendKind::Pcscd(CardMoves { present, absent }) => {
                 let pcscd = Pcscd::start(1);
                 vpcd::serve(pcscd.port(0), present, absent);
                 Some(pcscd)
@@ -115,13 +118,13 @@ impl Readers {
     }
 
     /// Shows `command` the way to them, and nothing of this machine.
-    fn lead(&self, command: &mut Command, way: Way) {
+    fn lead(&self, command: &mut Command, way: BackendKind) {
         let folder = self.folder.path();
         let pcscd = self.pcscd.as_ref().map(Pcscd::socket);
         let transports = match way {
-            Way::None | Way::Absent | Way::Pcscd(_) => "pcsc",
-            Way::Socket(_) => "socket",
-            Way::Two(_) => "socket,pcsc",
+            BackendKind::None | BackendKind::Absent | BackendKind::Pcscd(_) => "pcsc",
+            BackendKind::Socket(_) => "socket",
+            BackendKind::Two(_) => "socket,pcsc",
         };
         command
             .env("CLAVIGER_CONFIG", "/dev/null")

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::{calls, cycles, module::Module, planted, tool::Tool, waits};
 
 /// One play, alone in its process.
-pub(crate) struct Play {
+pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) tools: &'static [Tool],
-    pub(crate) way: Way,
+    pub(crate) way: BackendKind,
     pub(crate) outcome: Outcome,
     body: Body,
 }
@@ -23,7 +23,7 @@ enum Body {
     Cycles(usize),
 }
 
-impl Play {
+impl Scenario {
     /// What a play says last.
     pub(crate) const THROUGH: &'static str = "through";
 
@@ -41,22 +41,22 @@ impl Play {
 
 /// The readers of a play.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
+pub(crate) enum BackendKind {
     /// The module is not used.
     None,
     /// A socket reader with a moving card.
-    Socket(Moves),
+    Socket(CardMoves),
     /// pcscd is configured, and none is there.
     Absent,
     /// Both of these.
-    Two(Moves),
+    Two(CardMoves),
     /// A pcscd with a moving card.
-    Pcscd(Moves),
+    Pcscd(CardMoves),
 }
 
 /// How long the card is in the reader and out of it, in turn.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moves {
+pub(crate) struct CardMoves {
     pub(crate) present: Duration,
     pub(crate) absent: Duration,
 }
@@ -71,15 +71,15 @@ pub(crate) enum Outcome {
 }
 
 /// Quick enough for events within a generation of milliseconds.
-const QUICK: Moves = moves(2, 1);
+const QUICK: CardMoves = moves(2, 1);
 /// Long enough for several calls.
-const CALM: Moves = moves(60, 7);
+const CALM: CardMoves = moves(60, 7);
 /// pcscd looks for vsmartcard's cards a few times a second.
-const PCSCD: Moves = moves(2000, 700);
+const PCSCD: CardMoves = moves(2000, 700);
 
 const BOTH: &[Tool] = &[Tool::Address, Tool::Thread];
 
-pub(crate) const PLAYS: [Play; 14] = [
+pub(crate) const PLAYS: [Scenario; 14] = [
     planted("planted-race", Tool::Thread, RACE, planted::race),
     planted(
         "planted-order",
@@ -94,31 +94,39 @@ pub(crate) const PLAYS: [Play; 14] = [
         planted::use_after_free,
     ),
     planted("planted-leak", Tool::Address, LEAK, planted::leak),
-    play("waits", Way::Socket(QUICK), Body::Waits),
-    play("waits-no-pcscd", Way::Absent, Body::Waits),
-    play("waits-two-transports", Way::Two(QUICK), Body::Waits),
-    play("waits-pcscd", Way::Pcscd(PCSCD), Body::Waits),
-    play("calls", Way::Socket(CALM), Body::Calls(calls::MANY)),
-    play("calls-pcscd", Way::Pcscd(PCSCD), Body::Calls(calls::FEW)),
-    play("cycles", Way::Socket(QUICK), Body::Cycles(2)),
-    play("cycles-no-pcscd", Way::Absent, Body::Cycles(0)),
-    play("cycles-two-transports", Way::Two(QUICK), Body::Cycles(2)),
-    play("cycles-pcscd", Way::Pcscd(PCSCD), Body::Cycles(4)),
+    play("waits", BackendKind::Socket(QUICK), Body::Waits),
+    play("waits-no-pcscd", BackendKind::Absent, Body::Waits),
+    play("waits-two-transports", BackendKind::Two(QUICK), Body::Waits),
+    play("waits-pcscd", BackendKind::Pcscd(PCSCD), Body::Waits),
+    play("calls", BackendKind::Socket(CALM), Body::Calls(calls::MANY)),
+    play(
+        "calls-pcscd",
+        BackendKind::Pcscd(PCSCD),
+        Body::Calls(calls::FEW),
+    ),
+    play("cycles", BackendKind::Socket(QUICK), Body::Cycles(2)),
+    play("cycles-no-pcscd", BackendKind::Absent, Body::Cycles(0)),
+    play(
+        "cycles-two-transports",
+        BackendKind::Two(QUICK),
+        Body::Cycles(2),
+    ),
+    play("cycles-pcscd", BackendKind::Pcscd(PCSCD), Body::Cycles(4)),
 ];
 
 const RACE: Outcome = Outcome::Report("data race");
 const USE_AFTER_FREE: Outcome = Outcome::Report("heap-use-after-free");
 const LEAK: Outcome = Outcome::Report("LeakSanitizer");
 
-const fn moves(present: u64, absent: u64) -> Moves {
-    Moves {
+const fn moves(present: u64, absent: u64) -> CardMoves {
+    CardMoves {
         present: Duration::from_millis(present),
         absent: Duration::from_millis(absent),
     }
 }
 
-const fn play(name: &'static str, way: Way, body: Body) -> Play {
-    Play {
+const fn play(name: &'static str, way: BackendKind, body: Body) -> Scenario {
+    Scenario {
         name,
         tools: BOTH,
         way,
@@ -127,14 +135,14 @@ const fn play(name: &'static str, way: Way, body: Body) -> Play {
     }
 }
 
-const fn planted(name: &'static str, tool: Tool, outcome: Outcome, body: fn()) -> Play {
-    Play {
+const fn planted(name: &'static str, tool: Tool, outcome: Outcome, body: fn()) -> Scenario {
+    Scenario {
         name,
         tools: match tool {
             Tool::Address => &[Tool::Address],
             Tool::Thread => &[Tool::Thread],
         },
-        way: Way::None,
+        way: BackendKind::None,
         outcome,
         body: Body::Planted(body),
     }

@@ -21,7 +21,7 @@ use claviger_hw_tests::{
     card::{State, VirtualCard},
     control,
     pcscd::{Pcscd, SOCKET_VARIABLE},
-    provision::{PIN, Plan, provision},
+    provision::{CardProfile, PIN, provision},
     reader::Reader,
     server::SocketServer,
     vpcd::VpcdClient,
@@ -97,9 +97,9 @@ fn hold_the_card(pcscd: bool) -> Outcome {
     heading("A card");
     let folder = tempfile::tempdir()?;
     let started = Instant::now();
-    let plan = Plan::both();
-    let card = VirtualCard::power_up(plan.card(State::Fresh))?;
-    let issued = provision(&card, &plan)?;
+    let profile = CardProfile::both();
+    let card = VirtualCard::power_up(profile.card(State::Fresh))?;
+    let issued = provision(&card, &profile)?;
     fact(
         "firmware",
         "opcard and piv-authenticator, as on a Nitrokey 3",

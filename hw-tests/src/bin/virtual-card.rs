@@ -11,7 +11,10 @@ use std::{
 use claviger_hw_tests::{
     card::{State, VirtualCard},
     control,
-    provision::{Issued, OpenPgpPlan, PivPlan, Plan, ProvisionError, provision, provisioned},
+    provision::{
+        CardProfile, IssuedCertificates, OpenPgpPlan, PivPlan, ProvisionError, provision,
+        provisioned,
+    },
     reader::Reader,
     server::SocketServer,
     vpcd::VpcdClient,
@@ -55,7 +58,7 @@ struct Options {
     socket: Option<PathBuf>,
     vpcd: Option<u16>,
     vscard: Option<PathBuf>,
-    plan: Plan,
+    profile: CardProfile,
     state: Option<PathBuf>,
     certificates: Option<PathBuf>,
     log: Option<PathBuf>,
@@ -71,7 +74,7 @@ impl Options {
             socket: None,
             vpcd: None,
             vscard: None,
-            plan: Plan::factory(),
+            profile: CardProfile::factory(),
             state: None,
             certificates: None,
             log: None,
@@ -85,15 +88,15 @@ impl Options {
                 Arg::Long("socket") => options.socket = Some(parser.value()?.into()),
                 Arg::Long("vpcd") => options.vpcd = Some(parser.value()?.parse()?),
                 Arg::Long("vscard") => options.vscard = Some(parser.value()?.into()),
-                Arg::Long("apps") => restrict(&mut options.plan, &parser.value()?.string()?)?,
-                Arg::Long("serial") => options.plan.serial = parser.value()?.parse()?,
+                Arg::Long("apps") => restrict(&mut options.profile, &parser.value()?.string()?)?,
+                Arg::Long("serial") => options.profile.serial = parser.value()?.parse()?,
                 Arg::Long("state") => options.state = Some(parser.value()?.into()),
                 Arg::Long("provision") => contents = Some(parser.value()?.string()?),
                 Arg::Long("certificates") => options.certificates = Some(parser.value()?.into()),
                 Arg::Long("log") => options.log = Some(parser.value()?.into()),
                 Arg::Long("control") => options.control = Some(parser.value()?.into()),
                 Arg::Long("name") => options.name = parser.value()?.string()?,
-                Arg::Long("yubi") => options.plan.yubi = true,
+                Arg::Long("yubi") => options.profile.yubi = true,
                 Arg::Long("absent") => options.absent = true,
                 Arg::Long("help") | Arg::Short('h') => {
                     print!("{HELP}");
@@ -105,17 +108,17 @@ impl Options {
         if options.socket.is_none() && options.vpcd.is_none() && options.vscard.is_none() {
             return Err("say --socket PATH, --vpcd PORT or --vscard PATH, or --help".into());
         }
-        if options.plan.yubi && options.vscard.is_some() {
+        if options.profile.yubi && options.vscard.is_some() {
             return Err("--yubi implies Le, which a card of T=0 (--vscard) cannot".into());
         }
-        contents.map_or(Ok(()), |contents| fill(&mut options.plan, &contents))?;
+        contents.map_or(Ok(()), |contents| fill(&mut options.profile, &contents))?;
         Ok(Some(options))
     }
 
     fn run(self) -> Result<(), Box<dyn Error>> {
         let (card, issued) = match &self.state {
-            Some(folder) => provisioned(folder, &self.plan)?,
-            None => fresh(&self.plan)?,
+            Some(folder) => provisioned(folder, &self.profile)?,
+            None => fresh(&self.profile)?,
         };
         if let Some(folder) = &self.certificates {
             std::fs::create_dir_all(folder)?;
@@ -157,13 +160,13 @@ impl Options {
     }
 }
 
-fn fresh(plan: &Plan) -> Result<(VirtualCard, Issued), ProvisionError> {
-    let card = VirtualCard::power_up(plan.card(State::Fresh))?;
-    let issued = provision(&card, plan)?;
+fn fresh(profile: &CardProfile) -> Result<(VirtualCard, IssuedCertificates), ProvisionError> {
+    let card = VirtualCard::power_up(profile.card(State::Fresh))?;
+    let issued = provision(&card, profile)?;
     Ok((card, issued))
 }
 
-fn restrict(plan: &mut Plan, applets: &str) -> Result<(), Box<dyn Error>> {
+fn restrict(profile: &mut CardProfile, applets: &str) -> Result<(), Box<dyn Error>> {
     let applets: Vec<&str> = applets.split(',').collect();
     if let Some(unknown) = applets
         .iter()
@@ -171,28 +174,28 @@ fn restrict(plan: &mut Plan, applets: &str) -> Result<(), Box<dyn Error>> {
     {
         return Err(format!("--apps: {unknown:?} is neither piv nor openpgp").into());
     }
-    plan.piv = plan.piv.take().filter(|_| applets.contains(&"piv"));
-    plan.openpgp = plan.openpgp.filter(|_| applets.contains(&"openpgp"));
+    profile.piv = profile.piv.take().filter(|_| applets.contains(&"piv"));
+    profile.openpgp = profile.openpgp.filter(|_| applets.contains(&"openpgp"));
     Ok(())
 }
 
-fn fill(plan: &mut Plan, contents: &str) -> Result<(), Box<dyn Error>> {
+fn fill(profile: &mut CardProfile, contents: &str) -> Result<(), Box<dyn Error>> {
     let (piv, openpgp) = match contents {
         "piv4" => (true, false),
         "pgp3" => (false, true),
         "both" => (true, true),
         other => return Err(format!("--provision: {other:?} is none of piv4, pgp3, both").into()),
     };
-    if piv && plan.piv.is_none() || openpgp && plan.openpgp.is_none() {
+    if piv && profile.piv.is_none() || openpgp && profile.openpgp.is_none() {
         return Err(
             format!("--provision {contents} needs an applet that --apps leaves out").into(),
         );
     }
     if piv {
-        plan.piv = Some(PivPlan::four_keys());
+        profile.piv = Some(PivPlan::four_keys());
     }
     if openpgp {
-        plan.openpgp = Some(OpenPgpPlan::three_keys());
+        profile.openpgp = Some(OpenPgpPlan::three_keys());
     }
     Ok(())
 }

@@ -46,22 +46,22 @@ pub enum ProvisionError {
 }
 
 /// Where an issuer serves one card.
-pub(super) struct Desk<'a> {
+pub(super) struct AppletChannel<'a> {
     transaction: Transaction<'a>,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> AppletChannel<'a> {
     /// Selects the applet called `aid`.
     pub(super) fn open(link: &'a mut dyn Transmit, aid: &[u8]) -> Result<Self, ProvisionError> {
-        let mut desk = Self {
+        let mut channel = Self {
             transaction: Transaction::new(link, Limits::SHORT),
         };
-        desk.say("SELECT", [0x00, 0xA4, 0x04, 0x00], aid)?;
-        Ok(desk)
+        channel.exchange("SELECT", [0x00, 0xA4, 0x04, 0x00], aid)?;
+        Ok(channel)
     }
 
     /// A quick command; the data it answers.
-    pub(super) fn say(
+    pub(super) fn exchange(
         &mut self,
         step: &str,
         header: [u8; 4],

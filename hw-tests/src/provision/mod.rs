@@ -1,6 +1,6 @@
 //! Personalising a card over plain APDUs: keys generated on the card, certificates of a throw-away authority.
 //!
-//! A [`Plan`] says what the card shall hold. PINs stay as the factory set them ([`PIN`], [`ADMIN_PIN`]).
+//! A [`CardProfile`] says what the card shall hold. PINs stay as the factory set them ([`PIN`], [`ADMIN_PIN`]).
 
 mod applet_channel;
 mod certificate;
@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 pub use self::{
     applet_channel::ProvisionError,
     piv::MANAGEMENT_KEY,
-    profile::{CertificateForm, KeyAlgorithm, OpenPgpPlan, PivKey, PivPlan, Plan},
+    profile::{CardProfile, CertificateForm, KeyAlgorithm, OpenPgpPlan, PivKey, PivPlan},
     public_key::PublicKey,
 };
 use crate::card::{State, VirtualCard};
@@ -26,9 +26,9 @@ pub const ADMIN_PIN: &str = "12345678";
 
 /// What was issued: certificates in DER by name, `ca`, `piv-9A`, `openpgp-03` and so on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Issued(BTreeMap<String, Vec<u8>>);
+pub struct IssuedCertificates(BTreeMap<String, Vec<u8>>);
 
-impl Issued {
+impl IssuedCertificates {
     const SUFFIX: &str = ".der";
 
     /// The certificate called `name`.
@@ -52,7 +52,7 @@ impl Issued {
             .try_for_each(|(name, der)| fs::write(folder.join(name.clone() + Self::SUFFIX), der))
     }
 
-    /// Reads what [`Issued::write`] wrote.
+    /// Reads what [`IssuedCertificates::write`] wrote.
     ///
     /// # Errors
     /// Of the file system.
@@ -80,14 +80,17 @@ impl Issued {
 ///
 /// # Errors
 /// [`ProvisionError`] names the step the card refused.
-pub fn provision(card: &VirtualCard, plan: &Plan) -> Result<Issued, ProvisionError> {
+pub fn provision(
+    card: &VirtualCard,
+    profile: &CardProfile,
+) -> Result<IssuedCertificates, ProvisionError> {
     let issuer = certificate::Issuer::new()?;
-    let mut issued = Issued::default();
+    let mut issued = IssuedCertificates::default();
     issued.add("ca", issuer.certificate().to_vec());
-    if let Some(piv) = &plan.piv {
+    if let Some(piv) = &profile.piv {
         piv::provision(card, piv, &issuer, &mut issued)?;
     }
-    if let Some(openpgp) = &plan.openpgp {
+    if let Some(openpgp) = &profile.openpgp {
         openpgp::provision(card, openpgp, &issuer, &mut issued)?;
     }
     card.reset();
@@ -100,13 +103,16 @@ pub fn provision(card: &VirtualCard, plan: &Plan) -> Result<Issued, ProvisionErr
 ///
 /// # Errors
 /// As [`provision`], or when the folder cannot be used.
-pub fn provisioned(folder: &Path, plan: &Plan) -> Result<(VirtualCard, Issued), ProvisionError> {
-    let card = VirtualCard::power_up(plan.card(State::Folder(folder.to_owned())))?;
-    let done = folder.join(plan.folder_name());
+pub fn provisioned(
+    folder: &Path,
+    profile: &CardProfile,
+) -> Result<(VirtualCard, IssuedCertificates), ProvisionError> {
+    let card = VirtualCard::power_up(profile.card(State::Folder(folder.to_owned())))?;
+    let done = folder.join(profile.folder_name());
     if done.try_exists()? {
-        return Ok((card, Issued::read(folder)?));
+        return Ok((card, IssuedCertificates::read(folder)?));
     }
-    let issued = provision(&card, plan)?;
+    let issued = provision(&card, profile)?;
     issued.write(folder)?;
     fs::write(done, [])?;
     Ok((card, issued))

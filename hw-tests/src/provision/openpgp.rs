@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use x509_cert::ext::pkix::KeyUsages;
 
 use super::{
-    ADMIN_PIN, Issued, KeyAlgorithm, OpenPgpPlan, ProvisionError, PublicKey, applet_channel::Desk,
-    certificate::Issuer,
+    ADMIN_PIN, IssuedCertificates, KeyAlgorithm, OpenPgpPlan, ProvisionError, PublicKey,
+    applet_channel::AppletChannel, certificate::Issuer,
 };
 use crate::card::VirtualCard;
 
@@ -54,18 +54,18 @@ const PLACES: [Place; 3] = [
 
 pub(super) fn provision(
     card: &VirtualCard,
-    plan: &OpenPgpPlan,
+    profile: &OpenPgpPlan,
     issuer: &Issuer,
-    issued: &mut Issued,
+    issued: &mut IssuedCertificates,
 ) -> Result<(), ProvisionError> {
-    let Some(algorithms) = plan.keys else {
+    let Some(algorithms) = profile.keys else {
         return Ok(());
     };
     let mut link = card;
-    let mut desk = Desk::open(&mut link, &AID)?;
-    desk.say("VERIFY PW3", [0x00, 0x20, 0x00, 0x83], ADMIN_PIN.as_bytes())?;
+    let mut channel = AppletChannel::open(&mut link, &AID)?;
+    channel.exchange("VERIFY PW3", [0x00, 0x20, 0x00, 0x83], ADMIN_PIN.as_bytes())?;
     for (place, algorithm) in PLACES.into_iter().zip(algorithms) {
-        let key = make_key(&mut desk, place, algorithm)?;
+        let key = make_key(&mut channel, place, algorithm)?;
         if place.reference == 3 && algorithm != KeyAlgorithm::Ed25519 {
             let certificate = issuer.certify(
                 "Claviger OpenPGP AUT",
@@ -73,7 +73,7 @@ pub(super) fn provision(
                 &key,
                 KeyUsages::DigitalSignature.into(),
             )?;
-            put_authentication_certificate(&mut desk, &certificate)?;
+            put_authentication_certificate(&mut channel, &certificate)?;
             issued.add("openpgp-03", certificate);
         }
     }
@@ -81,12 +81,12 @@ pub(super) fn provision(
 }
 
 fn make_key(
-    desk: &mut Desk<'_>,
+    channel: &mut AppletChannel<'_>,
     place: Place,
     algorithm: KeyAlgorithm,
 ) -> Result<PublicKey, ProvisionError> {
     let attributes = attributes(algorithm, place.reference)?;
-    desk.say(
+    channel.exchange(
         "PUT DATA, algorithm attributes",
         [0x00, 0xDA, 0x00, place.attributes],
         &attributes,
@@ -95,16 +95,16 @@ fn make_key(
         "GENERATE ASYMMETRIC KEY PAIR {algorithm:?} as key {}",
         place.reference
     );
-    let answer = desk.generate(&step, [0x00, 0x47, 0x80, 0x00], &[place.template, 0x00])?;
+    let answer = channel.generate(&step, [0x00, 0x47, 0x80, 0x00], &[place.template, 0x00])?;
     let key = PublicKey::from_template(algorithm, &answer)?;
     let time = seconds_since_1970();
     let fingerprint = key.openpgp_fingerprint(time)?;
-    desk.say(
+    channel.exchange(
         "PUT DATA, fingerprint",
         [0x00, 0xDA, 0x00, place.fingerprint],
         &fingerprint,
     )?;
-    desk.say(
+    channel.exchange(
         "PUT DATA, generation time",
         [0x00, 0xDA, 0x00, place.time],
         &time.to_be_bytes(),
@@ -113,10 +113,14 @@ fn make_key(
 }
 
 /// SELECT DATA (7.2.5): the first occurrence of 7F21 belongs to the authentication key.
-fn put_authentication_certificate(desk: &mut Desk<'_>, der: &[u8]) -> Result<(), ProvisionError> {
+fn put_authentication_certificate(
+    channel: &mut AppletChannel<'_>,
+    der: &[u8],
+) -> Result<(), ProvisionError> {
     let select = [0x60, 0x04, 0x5C, 0x02, 0x7F, 0x21];
-    desk.say("SELECT DATA 7F21", [0x00, 0xA5, 0x00, 0x04], &select)?;
-    desk.say("PUT DATA 7F21", [0x00, 0xDA, 0x7F, 0x21], der)
+    channel.exchange("SELECT DATA 7F21", [0x00, 0xA5, 0x00, 0x04], &select)?;
+    channel
+        .exchange("PUT DATA 7F21", [0x00, 0xDA, 0x7F, 0x21], der)
         .map(drop)
 }
 

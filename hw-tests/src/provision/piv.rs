@@ -11,8 +11,8 @@ use flate2::{Compression, write::GzEncoder};
 use x509_cert::{der::flagset::FlagSet, ext::pkix::KeyUsages};
 
 use super::{
-    CertificateForm, Issued, KeyAlgorithm, PivKey, PivPlan, ProvisionError, PublicKey,
-    applet_channel::Desk, certificate::Issuer,
+    CertificateForm, IssuedCertificates, KeyAlgorithm, PivKey, PivPlan, ProvisionError, PublicKey,
+    applet_channel::AppletChannel, certificate::Issuer,
 };
 use crate::card::VirtualCard;
 
@@ -34,25 +34,25 @@ const FASC_N: [u8; 25] = [
 
 pub(super) fn provision(
     card: &VirtualCard,
-    plan: &PivPlan,
+    profile: &PivPlan,
     issuer: &Issuer,
-    issued: &mut Issued,
+    issued: &mut IssuedCertificates,
 ) -> Result<(), ProvisionError> {
-    if plan.keys.is_empty() {
+    if profile.keys.is_empty() {
         return Ok(());
     }
     let mut link = card;
-    let mut desk = Desk::open(&mut link, &AID)?;
-    authenticate(&mut desk)?;
-    put(&mut desk, CHUID, &chuid(card.config().guid()))?;
+    let mut channel = AppletChannel::open(&mut link, &AID)?;
+    authenticate(&mut channel)?;
+    put(&mut channel, CHUID, &chuid(card.config().guid()))?;
     put(
-        &mut desk,
+        &mut channel,
         CCC,
         &card_capability_container(card.config().guid()),
     )?;
-    for key in &plan.keys {
+    for key in &profile.keys {
         let name = format!("piv-{:02X}", key.reference);
-        if let Some(certificate) = make_key(&mut desk, *key, issuer)? {
+        if let Some(certificate) = make_key(&mut channel, *key, issuer)? {
             issued.add(name, certificate);
         }
     }
@@ -60,9 +60,9 @@ pub(super) fn provision(
 }
 
 /// External authentication with the management key (part 2, appendix A.1).
-fn authenticate(desk: &mut Desk<'_>) -> Result<(), ProvisionError> {
+fn authenticate(channel: &mut AppletChannel<'_>) -> Result<(), ProvisionError> {
     let header = [0x00, 0x87, TDES, 0x9B];
-    let answer = desk.say(
+    let answer = channel.exchange(
         "GENERAL AUTHENTICATE, challenge",
         header,
         &[0x7C, 0x02, 0x81, 0x00],
@@ -74,13 +74,14 @@ fn authenticate(desk: &mut Desk<'_>) -> Result<(), ProvisionError> {
     let cipher = TdesEde3::new(GenericArray::from_slice(&MANAGEMENT_KEY));
     cipher.encrypt_block(GenericArray::from_mut_slice(&mut block));
     let response = tlv::encode(0x7C, &tlv::encode(0x82, &block));
-    desk.say("GENERAL AUTHENTICATE, response", header, &response)
+    channel
+        .exchange("GENERAL AUTHENTICATE, response", header, &response)
         .map(drop)
 }
 
 /// Generates the key and stores its certificate, if it shall have one.
 fn make_key(
-    desk: &mut Desk<'_>,
+    channel: &mut AppletChannel<'_>,
     key: PivKey,
     issuer: &Issuer,
 ) -> Result<Option<Vec<u8>>, ProvisionError> {
@@ -91,7 +92,7 @@ fn make_key(
     } = key;
     let step = format!("GENERATE ASYMMETRIC KEY PAIR {algorithm:?} in {reference:02X}");
     let template = tlv::encode(0xAC, &tlv::encode(0x80, &[algorithm_id(algorithm)?]));
-    let answer = desk.generate(&step, [0x00, 0x47, 0x00, reference], &template)?;
+    let answer = channel.generate(&step, [0x00, 0x47, 0x00, reference], &template)?;
     let public_key = PublicKey::from_template(algorithm, &answer)?;
     if certificate == CertificateForm::Absent {
         return Ok(None);
@@ -104,26 +105,27 @@ fn make_key(
         usage(reference, algorithm),
     )?;
     put(
-        desk,
+        channel,
         certificate_object(reference)?,
         &certificate_data(&der, certificate)?,
     )?;
     Ok(Some(der))
 }
 
-fn put(desk: &mut Desk<'_>, tag: u32, content: &[u8]) -> Result<(), ProvisionError> {
+fn put(channel: &mut AppletChannel<'_>, tag: u32, content: &[u8]) -> Result<(), ProvisionError> {
     let tag_list: Vec<u8> = tag
         .to_be_bytes()
         .into_iter()
         .skip_while(|byte| *byte == 0)
         .collect();
     let data = [tlv::encode(0x5C, &tag_list), tlv::encode(0x53, content)].concat();
-    desk.say(
-        &format!("PUT DATA {tag:X}"),
-        [0x00, 0xDB, 0x3F, 0xFF],
-        &data,
-    )
-    .map(drop)
+    channel
+        .exchange(
+            &format!("PUT DATA {tag:X}"),
+            [0x00, 0xDB, 0x3F, 0xFF],
+            &data,
+        )
+        .map(drop)
 }
 
 /// SP 800-78-4, table 6-2, and the common extension 16 for RSA-4096.

@@ -140,7 +140,7 @@ impl OpenPgpPlan {
 
 /// One card: which applets, what they hold, and how the firmware behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct CardProfile {
     /// See [`CardConfig::serial`].
     pub serial: u32,
     /// The PIV applet; `None` leaves it out of the card.
@@ -153,7 +153,7 @@ pub struct Plan {
     pub plain: bool,
 }
 
-impl Plan {
+impl CardProfile {
     /// Counts changes of what a plan means, so that cards provisioned by an older build are not used.
     const VERSION: u32 = 1;
 
@@ -169,7 +169,7 @@ impl Plan {
         Self::openpgp(OpenPgpPlan::three_keys())
     }
 
-    /// One card with the keys of [`Plan::piv4`] and of [`Plan::pgp3`].
+    /// One card with the keys of [`CardProfile::piv4`] and of [`CardProfile::pgp3`].
     #[must_use]
     pub fn both() -> Self {
         Self {

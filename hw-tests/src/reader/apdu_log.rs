@@ -209,7 +209,7 @@ impl fmt::Display for Entry {
 
 /// Counts and entries of one reader.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(super) struct ApduLog {
     start: Instant,
     pages: Mutex<Pages>,
 }
@@ -221,7 +221,7 @@ struct Pages {
     file: Option<File>,
 }
 
-impl Journal {
+impl ApduLog {
     pub(super) fn new() -> Self {
         Self {
             start: Instant::now(),

@@ -8,7 +8,7 @@ use std::{
 
 /// What becomes of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum FrameFault {
     /// The card answers it.
     Answer,
     /// The card sees it after a moment, or as soon as the user leaves, and answers it.
@@ -23,7 +23,7 @@ pub enum Fate {
     PullAfter,
 }
 
-type Script = Box<dyn FnMut(&[u8]) -> Fate + Send>;
+type Script = Box<dyn FnMut(&[u8]) -> FrameFault + Send>;
 
 /// Decides the fate of each frame; without a script all are answered.
 #[derive(Default)]
@@ -43,13 +43,13 @@ impl Faults {
         };
     }
 
-    pub(super) fn fate(&self, frame: &[u8]) -> Fate {
+    pub(super) fn fate(&self, frame: &[u8]) -> FrameFault {
         let mut state = self.state();
         let fate = state
             .script
             .as_mut()
-            .map_or(Fate::Answer, |script| script(frame));
-        state.caught |= fate != Fate::Answer;
+            .map_or(FrameFault::Answer, |script| script(frame));
+        state.caught |= fate != FrameFault::Answer;
         fate
     }
 

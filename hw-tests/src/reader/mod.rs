@@ -2,7 +2,7 @@
 //!
 //! The rules of sharing are those of `docs/socket-reader.md`, here without a socket; [`crate::server`] and
 //! [`crate::vpcd`] put a reader within a client's reach. The test keeps the reader itself in hand: it inserts,
-//! removes, resets, counts, and may decide each frame's [`Fate`].
+//! removes, resets, counts, and may decide each frame's [`FrameFault`].
 
 mod apdu_log;
 mod fault;
@@ -19,11 +19,11 @@ use std::{
     },
 };
 
-pub(crate) use self::user::User;
-use self::{apdu_log::Journal, fault::Faults};
+pub(crate) use self::user::CardUser;
+use self::{apdu_log::ApduLog, fault::Faults};
 pub use self::{
     apdu_log::{Counts, Entry, Event, Exchange},
-    fault::Fate,
+    fault::FrameFault,
 };
 use crate::card::VirtualCard;
 
@@ -35,17 +35,17 @@ pub struct Reader(Arc<Inner>);
 struct Inner {
     name: String,
     card: VirtualCard,
-    journal: Journal,
+    journal: ApduLog,
     faults: Faults,
     users: AtomicU64,
-    place: Mutex<Place>,
+    place: Mutex<SharedState>,
     /// Anything in `place` has changed.
     moved: Condvar,
 }
 
 /// What is in the reader and who uses it.
 #[derive(Debug, Default)]
-struct Place {
+struct SharedState {
     present: bool,
     /// Counts insertions and removals.
     changes: u32,
@@ -90,14 +90,14 @@ impl Reader {
     /// A reader called `name` with `card` in it.
     #[must_use]
     pub fn new(name: &str, card: VirtualCard) -> Self {
-        let place = Place {
+        let place = SharedState {
             present: true,
-            ..Place::default()
+            ..SharedState::default()
         };
         Self(Arc::new(Inner {
             name: name.to_owned(),
             card,
-            journal: Journal::new(),
+            journal: ApduLog::new(),
             faults: Faults::default(),
             users: AtomicU64::new(0),
             place: Mutex::new(place),
@@ -153,7 +153,7 @@ impl Reader {
     }
 
     /// Lets `script` decide the fate of every frame from now on. It must not use the reader itself.
-    pub fn on_frame(&self, script: impl FnMut(&[u8]) -> Fate + Send + 'static) {
+    pub fn on_frame(&self, script: impl FnMut(&[u8]) -> FrameFault + Send + 'static) {
         self.0.faults.follow(Some(Box::new(script)));
     }
 
@@ -209,9 +209,9 @@ impl Reader {
     }
 
     /// A new user at the other end of `peer`, whose waits end when that end is closed or with `stop`.
-    pub(crate) fn user(&self, stop: Stop, peer: OwnedFd) -> User {
+    pub(crate) fn user(&self, stop: Stop, peer: OwnedFd) -> CardUser {
         let id = self.0.users.fetch_add(1, Ordering::Relaxed) + 1;
-        User::new(self.clone(), id, stop, peer)
+        CardUser::new(self.clone(), id, stop, peer)
     }
 
     /// Tells `watcher` of the present state at once and then of each change, until [`Reader::unwatch`].
@@ -260,11 +260,14 @@ impl Reader {
         self.0.moved.notify_all();
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn place(&self) -> MutexGuard<'_, SharedState> {
         self.0.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for_change<'a>(&'a self, place: MutexGuard<'a, Place>) -> MutexGuard<'a, Place> {
+    fn wait_for_change<'a>(
+        &'a self,
+        place: MutexGuard<'a, SharedState>,
+    ) -> MutexGuard<'a, SharedState> {
         self.0
             .moved
             .wait(place)
@@ -273,15 +276,15 @@ impl Reader {
 
     fn wait_while<'a>(
         &'a self,
-        place: MutexGuard<'a, Place>,
-        condition: impl Fn(&Place) -> bool,
-    ) -> MutexGuard<'a, Place> {
+        place: MutexGuard<'a, SharedState>,
+        condition: impl Fn(&SharedState) -> bool,
+    ) -> MutexGuard<'a, SharedState> {
         let waited = self.0.moved.wait_while(place, |place| condition(place));
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
+impl SharedState {
     const fn presence(&self) -> Presence {
         Presence {
             present: self.present,

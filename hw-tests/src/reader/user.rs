@@ -9,17 +9,17 @@ use std::{
 use claviger_driver::socket::frame::Refusal;
 use rustix::net::{RecvFlags, recv};
 
-use super::{Event, Exchange, Fate, Place, Reader, Stop};
+use super::{Event, Exchange, FrameFault, Reader, SharedState, Stop};
 
 /// How often a user that waits looks whether its other end is still there.
 const LOOK_AROUND: Duration = Duration::from_millis(20);
 
 /// One connection to the card. Dropping it gives back what it holds.
 #[derive(Debug)]
-pub(crate) struct User {
+pub(crate) struct CardUser {
     reader: Reader,
     id: u64,
-    bond: Bond,
+    bond: UserState,
     stop: Stop,
     /// The other end of its connection.
     peer: OwnedFd,
@@ -27,7 +27,7 @@ pub(crate) struct User {
 
 /// What a user was told of its card last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bond {
+enum UserState {
     /// It has not connected yet.
     None,
     /// It is connected to the card of this count of changes, in the state of this count of resets.
@@ -36,12 +36,12 @@ enum Bond {
     Reset { changes: u32 },
 }
 
-impl User {
+impl CardUser {
     pub(super) const fn new(reader: Reader, id: u64, stop: Stop, peer: OwnedFd) -> Self {
         Self {
             reader,
             id,
-            bond: Bond::None,
+            bond: UserState::None,
             stop,
             peer,
         }
@@ -64,7 +64,7 @@ impl User {
         self.attach_to(&reader.place())
     }
 
-    fn attach_to(&mut self, place: &Place) -> Result<(), Refusal> {
+    fn attach_to(&mut self, place: &SharedState) -> Result<(), Refusal> {
         if self.has_lost_its_card(place) {
             return Err(Refusal::CardRemoved);
         }
@@ -72,7 +72,7 @@ impl User {
             return Err(Refusal::NoCard);
         }
         self.reader.0.journal.write(self.id, Event::Connect);
-        self.bond = Bond::Card {
+        self.bond = UserState::Card {
             changes: place.changes,
             resets: place.resets,
         };
@@ -102,7 +102,10 @@ impl User {
     }
 
     /// Waits until no frame is on its way; refused at once while another user holds the card.
-    fn wait_for_turn<'a>(&mut self, reader: &'a Reader) -> Result<MutexGuard<'a, Place>, Refusal> {
+    fn wait_for_turn<'a>(
+        &mut self,
+        reader: &'a Reader,
+    ) -> Result<MutexGuard<'a, SharedState>, Refusal> {
         let mut place = reader.place();
         loop {
             self.check(&place)?;
@@ -159,7 +162,7 @@ impl User {
         reader.0.moved.notify_all();
         reader.0.journal.write(self.id, Event::Reset);
         reader.0.card.reset();
-        self.bond = Bond::Card {
+        self.bond = UserState::Card {
             changes: place.changes,
             resets: place.resets,
         };
@@ -188,35 +191,37 @@ impl User {
         self.reader.0.journal.write(self.id, Event::PowerDown);
     }
 
-    fn power_up(&self, place: &mut Place) {
+    fn power_up(&self, place: &mut SharedState) {
         place.powered = true;
         self.reader.0.journal.write(self.id, Event::PowerUp);
         self.reader.0.card.reset();
     }
 
     /// Holds that the card is the one connected to, in the state it was connected in. Tells of a reset once.
-    fn check(&mut self, place: &Place) -> Result<(), Refusal> {
+    fn check(&mut self, place: &SharedState) -> Result<(), Refusal> {
         match self.bond {
             _ if self.has_lost_its_card(place) => Err(Refusal::CardRemoved),
-            Bond::None | Bond::Reset { .. } => Err(Refusal::Protocol),
-            Bond::Card { changes, resets } if resets != place.resets => {
-                self.bond = Bond::Reset { changes };
+            UserState::None | UserState::Reset { .. } => Err(Refusal::Protocol),
+            UserState::Card { changes, resets } if resets != place.resets => {
+                self.bond = UserState::Reset { changes };
                 Err(Refusal::CardReset)
             }
-            Bond::Card { .. } => Ok(()),
+            UserState::Card { .. } => Ok(()),
         }
     }
 
     /// Whether it was connected to a card that is gone, also when a card is back.
-    const fn has_lost_its_card(&self, place: &Place) -> bool {
+    const fn has_lost_its_card(&self, place: &SharedState) -> bool {
         match self.bond {
-            Bond::None => false,
-            Bond::Card { changes, .. } | Bond::Reset { changes } => !place.has_card_of(changes),
+            UserState::None => false,
+            UserState::Card { changes, .. } | UserState::Reset { changes } => {
+                !place.has_card_of(changes)
+            }
         }
     }
 
-    fn must_wait(&self, place: &Place) -> bool {
-        let Bond::Card { changes, resets } = self.bond else {
+    fn must_wait(&self, place: &SharedState) -> bool {
+        let UserState::Card { changes, resets } = self.bond else {
             return false;
         };
         let same_card = place.has_card_of(changes) && resets == place.resets;
@@ -227,10 +232,10 @@ impl User {
     /// Waits while `condition` holds, the server runs and the other end is there.
     fn wait_as_long_as<'a>(
         &self,
-        mut place: MutexGuard<'a, Place>,
+        mut place: MutexGuard<'a, SharedState>,
         reader: &'a Reader,
-        condition: impl Fn(&Place) -> bool,
-    ) -> MutexGuard<'a, Place> {
+        condition: impl Fn(&SharedState) -> bool,
+    ) -> MutexGuard<'a, SharedState> {
         while condition(&place) && !self.has_left() {
             let waited = reader.0.moved.wait_timeout(place, LOOK_AROUND);
             place = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -248,8 +253,8 @@ impl User {
     fn deliver(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         let reader = self.reader.clone();
         match reader.0.faults.fate(frame) {
-            Fate::Answer => Some(self.exchange(frame)),
-            Fate::Delay(time) => {
+            FrameFault::Answer => Some(self.exchange(frame)),
+            FrameFault::Delay(time) => {
                 let until = Instant::now() + time;
                 while Instant::now() < until && !self.has_left() {
                     let left = until.saturating_duration_since(Instant::now());
@@ -257,21 +262,21 @@ impl User {
                 }
                 Some(self.exchange(frame))
             }
-            Fate::Forge(answer) => Some(answer),
-            Fate::Silence => {
-                let Bond::Card { changes, resets } = self.bond else {
+            FrameFault::Forge(answer) => Some(answer),
+            FrameFault::Silence => {
+                let UserState::Card { changes, resets } = self.bond else {
                     return None;
                 };
                 let unchanged =
-                    |place: &Place| place.has_card_of(changes) && place.resets == resets;
+                    |place: &SharedState| place.has_card_of(changes) && place.resets == resets;
                 drop(self.wait_as_long_as(reader.place(), &reader, unchanged));
                 None
             }
-            Fate::Pull => {
+            FrameFault::Pull => {
                 reader.remove();
                 None
             }
-            Fate::PullAfter => {
+            FrameFault::PullAfter => {
                 let answer = self.exchange(frame);
                 reader.remove();
                 Some(answer)
@@ -294,7 +299,7 @@ impl User {
         response
     }
 
-    fn release(&self, place: &mut MutexGuard<'_, Place>) {
+    fn release(&self, place: &mut MutexGuard<'_, SharedState>) {
         if place.holder == Some(self.id) {
             place.holder = None;
             self.reader.0.journal.write(self.id, Event::End);
@@ -303,13 +308,13 @@ impl User {
     }
 }
 
-impl Drop for User {
+impl Drop for CardUser {
     fn drop(&mut self) {
         self.release(&mut self.reader.place());
     }
 }
 
-impl Place {
+impl SharedState {
     /// Whether the card that was in at this count of changes still is.
     const fn has_card_of(&self, changes: u32) -> bool {
         self.present && self.changes == changes

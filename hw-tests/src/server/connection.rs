@@ -10,7 +10,7 @@ use std::{
 use claviger_apdu::Secret;
 use claviger_driver::socket::frame::{Refusal, Reply, Request, VERSION, body_len};
 
-use crate::reader::{Presence, Reader, Stop, User};
+use crate::reader::{CardUser, Presence, Reader, Stop};
 
 /// How long a client may leave a full socket unread before it is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,13 +43,13 @@ impl Connection {
                 refusal: Refusal::Protocol,
                 text: error.to_string(),
             };
-            let _ = self.say(&reply);
+            let _ = self.send(&reply);
         }
         let _ = self.outbox.shutdown(Shutdown::Both);
     }
 
     fn converse(&mut self) -> io::Result<()> {
-        match self.hear()? {
+        match self.receive()? {
             Request::Hello { version: VERSION } => {}
             Request::Hello { version } => {
                 return Err(out_of_order(&format!(
@@ -58,11 +58,11 @@ impl Connection {
             }
             _ => return Err(out_of_order("Hello comes first")),
         }
-        self.say(&Reply::Welcome {
+        self.send(&Reply::Welcome {
             version: VERSION,
             name: self.reader.name().to_owned(),
         })?;
-        let first = self.hear()?;
+        let first = self.receive()?;
         if matches!(first, Request::Watch) {
             return self.watch();
         }
@@ -70,12 +70,12 @@ impl Connection {
         let mut user = self.reader.user(self.stop.clone(), peer);
         self.answer(&mut user, &first)?;
         loop {
-            let request = self.hear()?;
+            let request = self.receive()?;
             self.answer(&mut user, &request)?;
         }
     }
 
-    fn answer(&mut self, user: &mut User, request: &Request) -> io::Result<()> {
+    fn answer(&mut self, user: &mut CardUser, request: &Request) -> io::Result<()> {
         let done = match request {
             Request::Hello { .. } | Request::Watch => Err(Refusal::Protocol),
             Request::Connect => user.connect().map(|()| self.connected()),
@@ -87,11 +87,11 @@ impl Connection {
             Request::Reset => user.reset().map(|()| self.connected()),
         };
         match done {
-            Ok(reply) => self.say(&reply),
+            Ok(reply) => self.send(&reply),
             Err(Refusal::Protocol) => {
                 Err(out_of_order(&format!("{} is out of order", name(request))))
             }
-            Err(refusal) => self.say(&Reply::Refused {
+            Err(refusal) => self.send(&Reply::Refused {
                 refusal,
                 text: text(refusal).to_owned(),
             }),
@@ -111,7 +111,7 @@ impl Connection {
                 let _ = outbox.shutdown(Shutdown::Both);
             }
         });
-        let heard = self.hear();
+        let heard = self.receive();
         self.reader.unwatch(watcher);
         heard.and_then(|request| Err(out_of_order(&format!("{} after Watch", name(&request)))))
     }
@@ -122,11 +122,11 @@ impl Connection {
         }
     }
 
-    fn say(&mut self, reply: &Reply) -> io::Result<()> {
+    fn send(&mut self, reply: &Reply) -> io::Result<()> {
         self.outbox.write_all(reply.encode().expose())
     }
 
-    fn hear(&mut self) -> io::Result<Request> {
+    fn receive(&mut self) -> io::Result<Request> {
         let mut length = [0; 4];
         self.inbox.read_exact(&mut length)?;
         let len = body_len(length).map_err(|error| out_of_order(&error.to_string()))?;

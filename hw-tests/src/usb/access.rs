@@ -18,13 +18,13 @@ use claviger_driver::{
 };
 
 /// Has every rig with a socket put its cards on the USB instead: `nusb`, `rusb` or `libccid`.
-const RIG: &str = "CLAVIGER_RIG";
+const RIG: &str = "CLAVIGER_CARD_FIXTURE";
 /// How long a reader may take to be seen.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How the module reaches a reader on the USB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsbWay {
+pub enum UsbAccess {
     /// By itself, over nusb.
     Nusb,
     /// By itself, over libusb.
@@ -33,7 +33,7 @@ pub enum UsbWay {
     Libccid,
 }
 
-impl UsbWay {
+impl UsbAccess {
     /// The way that [`RIG`] names, which all rigs with a socket take then instead.
     pub(crate) fn of_environment() -> Option<Self> {
         match env::var(RIG).ok()?.as_str() {

@@ -3,7 +3,7 @@
 #![allow(clippy::panic, reason = "a harness fails loudly")]
 
 /// What every rig on the USB plugs in: `token`, which is what there is without it, or `reader`.
-const MODEL: &str = "CLAVIGER_RIG_MODEL";
+const MODEL: &str = "CLAVIGER_CARD_FIXTURE_MODEL";
 
 /// A reader to be put on the bus.
 #[derive(Clone, Debug)]

@@ -340,7 +340,7 @@ impl Device {
                     extension: message.extension(),
                     due: Instant::now() + EXTENSION,
                 });
-                let answer = slot.obey(&message);
+                let answer = slot.execute(&message);
                 let mut state = self.state();
                 state.work = None;
                 let is_due = |fault| message.is_to_the_card() && fault != UsbFault::UncountedOut;

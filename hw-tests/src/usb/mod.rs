@@ -18,7 +18,7 @@ use std::{
 };
 
 use self::device::Device;
-pub use self::{access::UsbWay, descriptors::Model, fault::UsbFault};
+pub use self::{access::UsbAccess, descriptors::Model, fault::UsbFault};
 use crate::reader::Reader;
 
 /// Endpoints, without their direction bit.
@@ -55,11 +55,11 @@ pub struct UsbReader {
     reader: Reader,
     model: Arc<Model>,
     port: u32,
-    plugged: Option<Plugged>,
+    plugged: Option<Attachment>,
 }
 
 #[derive(Debug)]
-struct Plugged {
+struct Attachment {
     device: Arc<Device>,
     watcher: u64,
     threads: Vec<JoinHandle<()>>,
@@ -101,7 +101,7 @@ impl UsbReader {
         let watcher = self.reader.watch(move |presence| {
             heard.notify(vec![0x50, if presence.present { 3 } else { 2 }]);
         });
-        self.plugged = Some(Plugged {
+        self.plugged = Some(Attachment {
             device,
             watcher,
             threads,

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::reader::{Reader, Stop, User};
+use crate::reader::{CardUser, Reader, Stop};
 
 /// bError: the card is not there, or does not answer.
 const ICC_MUTE: u8 = 0xFE;
@@ -59,7 +59,7 @@ pub(super) struct Slot {
     stop: Stop,
     line: OwnedFd,
     /// Whose frames reach the card; another one after each insertion.
-    user: User,
+    user: CardUser,
     is_powered: bool,
 }
 
@@ -76,7 +76,7 @@ impl Slot {
     }
 
     /// Does what a message says.
-    pub(super) fn obey(&mut self, message: &Message) -> Vec<u8> {
+    pub(super) fn execute(&mut self, message: &Message) -> Vec<u8> {
         let is_present = self.reader.is_present();
         self.is_powered &= is_present;
         let kind = match message.kind {

@@ -10,7 +10,7 @@ use cryptoki::{
 use p256::{elliptic_curve::Generate as _, pkcs8::EncodePrivateKey as _};
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat},
+    fixture::token_fixture::{TestSession, TokenFixture},
     on_cards,
 };
 
@@ -22,14 +22,16 @@ on_cards! { [piv_p256 piv_p384 openpgp_p256 openpgp_p384 openpgp_p521 openpgp_25
 ] }
 
 /// A session, the key that agrees, and its public half for OpenSSL.
-fn agreement(bench: &Bench<'_>) -> (OpenSsl, Seat, ObjectHandle, std::path::PathBuf) {
-    let (openssl, seat) = (OpenSsl::new(bench.stage), bench.user());
-    let key = seat.private_with(&[Attribute::Derive(true)])[0];
-    let public = openssl.public(&seat, key);
-    (openssl, seat, key, public)
+fn agreement(
+    fixture: &TokenFixture<'_>,
+) -> (OpenSsl, TestSession, ObjectHandle, std::path::PathBuf) {
+    let (openssl, session) = (OpenSsl::new(fixture.process), fixture.user());
+    let key = session.private_with(&[Attribute::Derive(true)])[0];
+    let public = openssl.public(&session, key);
+    (openssl, session, key, public)
 }
 
-fn shared(seat: &Seat, key: ObjectHandle, peer: &[u8]) -> Vec<u8> {
+fn shared(session: &TestSession, key: ObjectHandle, peer: &[u8]) -> Vec<u8> {
     let template = [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::GENERIC_SECRET),
@@ -37,11 +39,11 @@ fn shared(seat: &Seat, key: ObjectHandle, peer: &[u8]) -> Vec<u8> {
         Attribute::Extractable(true),
     ];
     let mechanism = Mechanism::Ecdh1Derive(Ecdh1DeriveParams::new(EcKdf::null(), peer));
-    let secret = seat
+    let secret = session
         .derive_key(&mechanism, key, &template)
         .expect("C_DeriveKey");
-    let told = seat.get_attributes(secret, &[AttributeType::Value]);
-    seat.destroy_object(secret).expect("C_DestroyObject");
+    let told = session.get_attributes(secret, &[AttributeType::Value]);
+    session.destroy_object(secret).expect("C_DestroyObject");
     match told.expect("C_GetAttributeValue").as_slice() {
         [Attribute::Value(value)] => value.clone(),
         other => panic!("{other:?}"),
@@ -49,8 +51,8 @@ fn shared(seat: &Seat, key: ObjectHandle, peer: &[u8]) -> Vec<u8> {
 }
 
 /// The curve's name at OpenSSL.
-fn curve(seat: &Seat, key: ObjectHandle) -> &'static str {
-    let told = seat
+fn curve(session: &TestSession, key: ObjectHandle) -> &'static str {
+    let told = session
         .get_attributes(key, &[AttributeType::EcParams])
         .unwrap();
     match told.as_slice() {
@@ -65,33 +67,33 @@ fn curve(seat: &Seat, key: ObjectHandle) -> &'static str {
     }
 }
 
-fn card_and_openssl_share_a_secret(bench: &Bench<'_>) {
-    let (openssl, seat, key, public) = agreement(bench);
+fn card_and_openssl_share_a_secret(fixture: &TokenFixture<'_>) {
+    let (openssl, session, key, public) = agreement(fixture);
     for _ in 0..8 {
-        let private = openssl.private(curve(&seat, key));
+        let private = openssl.private(curve(&session, key));
         let expected = openssl.derive(&private, &public);
         assert_eq!(
-            shared(&seat, key, &point_of(&openssl.info_of(&private))),
+            shared(&session, key, &point_of(&openssl.info_of(&private))),
             expected
         );
     }
 }
 
 /// One in 256; looked for on P-256, where this process makes keys fast, and by chance elsewhere.
-fn a_secret_with_a_leading_zero_keeps_it(bench: &Bench<'_>) {
+fn a_secret_with_a_leading_zero_keeps_it(fixture: &TokenFixture<'_>) {
     const TRIES: u32 = 5000;
-    let (openssl, seat, key, public) = agreement(bench);
-    if curve(&seat, key) != "P-256" {
-        let private = openssl.private(curve(&seat, key));
+    let (openssl, session, key, public) = agreement(fixture);
+    if curve(&session, key) != "P-256" {
+        let private = openssl.private(curve(&session, key));
         let expected = openssl.derive(&private, &public);
-        let secret = shared(&seat, key, &point_of(&openssl.info_of(&private)));
+        let secret = shared(&session, key, &point_of(&openssl.info_of(&private)));
         assert_eq!((secret.len(), secret), (expected.len(), expected));
         return;
     }
     for tries in 1..=TRIES {
         let private = p256::SecretKey::generate();
         let point = private.public_key().to_sec1_bytes();
-        let secret = shared(&seat, key, &point);
+        let secret = shared(&session, key, &point);
         if secret[0] == 0 {
             println!("after {tries} secrets");
             let pem = private.to_pkcs8_pem(p256::pkcs8::LineEnding::LF).unwrap();

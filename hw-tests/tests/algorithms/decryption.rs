@@ -1,7 +1,7 @@
 //! What OpenSSL encrypts the card decrypts, and what the module encrypts OpenSSL decrypts.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat},
+    fixture::token_fixture::{TestSession, TokenFixture},
     on_cards,
 };
 use cryptoki::{
@@ -58,50 +58,52 @@ fn words<'a>(first: &[&'a str], rest: &'a [String]) -> Vec<&'a str> {
         .collect()
 }
 
-fn decrypting(bench: &Bench<'_>) -> (OpenSsl, Seat, ObjectHandle) {
-    let (openssl, seat) = (OpenSsl::new(bench.stage), bench.user());
-    let key = *seat
+fn decrypting(fixture: &TokenFixture<'_>) -> (OpenSsl, TestSession, ObjectHandle) {
+    let (openssl, session) = (OpenSsl::new(fixture.process), fixture.user());
+    let key = *session
         .private_with(&[Attribute::Decrypt(true)])
         .last()
         .expect("a key that decrypts");
-    (openssl, seat, key)
+    (openssl, session, key)
 }
 
-fn the_card_decrypts_what_openssl_encrypts(bench: &Bench<'_>) {
-    let (openssl, seat, key) = decrypting(bench);
-    let public = openssl.public(&seat, key);
+fn the_card_decrypts_what_openssl_encrypts(fixture: &TokenFixture<'_>) {
+    let (openssl, session, key) = decrypting(fixture);
+    let public = openssl.public(&session, key);
     for (options, mechanism) in paddings() {
-        if matches!(mechanism, Mechanism::RsaPkcsOaep(_)) && !bench.is_piv() {
+        if matches!(mechanism, Mechanism::RsaPkcsOaep(_)) && !fixture.is_piv() {
             continue; // An OpenPGP card takes PKCS #1 v1.5 alone.
         }
         for secret in SECRETS {
             let how = words(&["-encrypt", "-pubin"], &options);
             let sealed = openssl.pkeyutl(&how, &public, secret);
-            let told = seat.decrypt(&mechanism, key, &sealed);
+            let told = session.decrypt(&mechanism, key, &sealed);
             assert_eq!(told.expect("C_Decrypt"), secret, "{options:?}");
         }
     }
 }
 
-fn openssl_decrypts_what_the_module_encrypts(bench: &Bench<'_>) {
-    let (openssl, seat, _) = decrypting(bench);
+fn openssl_decrypts_what_the_module_encrypts(fixture: &TokenFixture<'_>) {
+    let (openssl, session, _) = decrypting(fixture);
     let private = openssl.private("2048");
     let template = [
         attributes_of(&openssl.info_of(&private)),
         vec![Attribute::Encrypt(true)],
     ];
-    let public = seat
+    let public = session
         .create_object(&template.concat())
         .expect("C_CreateObject");
     for (options, mechanism) in paddings() {
-        if matches!(mechanism, Mechanism::RsaPkcsOaep(_)) && !bench.is_piv() {
+        if matches!(mechanism, Mechanism::RsaPkcsOaep(_)) && !fixture.is_piv() {
             // What no key of the token does is not in its list, and does not begin.
-            let told = seat.encrypt(&mechanism, public, b"a secret");
+            let told = session.encrypt(&mechanism, public, b"a secret");
             assert!(told.is_err(), "{options:?}");
             continue;
         }
         for secret in SECRETS {
-            let sealed = seat.encrypt(&mechanism, public, secret).expect("C_Encrypt");
+            let sealed = session
+                .encrypt(&mechanism, public, secret)
+                .expect("C_Encrypt");
             let how = words(&["-decrypt"], &options);
             assert_eq!(
                 openssl.pkeyutl(&how, &private, &sealed),

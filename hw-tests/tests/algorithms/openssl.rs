@@ -11,7 +11,7 @@ use std::{
 use claviger_apdu::tlv;
 use claviger_hw_tests::{
     client::{self, Output},
-    fixture::{module_process::Stage, token_fixture::Seat},
+    fixture::{module_process::ModuleProcess, token_fixture::TestSession},
 };
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 
@@ -23,9 +23,9 @@ pub struct OpenSsl {
 }
 
 impl OpenSsl {
-    pub fn new(stage: &Stage) -> Self {
+    pub fn new(process: &ModuleProcess) -> Self {
         Self {
-            folder: stage.folder().to_owned(),
+            folder: process.folder().to_owned(),
         }
     }
 
@@ -56,8 +56,8 @@ impl OpenSsl {
     }
 
     /// The public half of a key on the card, in PEM.
-    pub fn public(&self, seat: &Seat, key: ObjectHandle) -> PathBuf {
-        let told = seat.get_attributes(key, &[AttributeType::PublicKeyInfo]);
+    pub fn public(&self, session: &TestSession, key: ObjectHandle) -> PathBuf {
+        let told = session.get_attributes(key, &[AttributeType::PublicKeyInfo]);
         let Ok([Attribute::PublicKeyInfo(info)]) = told.as_deref() else {
             panic!("no CKA_PUBLIC_KEY_INFO: {told:?}")
         };

@@ -1,7 +1,7 @@
 //! Signatures of the card, judged by OpenSSL.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat, plain, with},
+    fixture::token_fixture::{TestSession, TokenFixture, plain, with},
     on_cards,
 };
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectHandle};
@@ -86,29 +86,29 @@ const HASHES: [Hash; 5] = [
 
 /// What a signature is tried with: a session, a key, and its public half for OpenSSL.
 struct Trial<'a> {
-    bench: &'a Bench<'a>,
+    fixture: &'a TokenFixture<'a>,
     openssl: OpenSsl,
-    seat: Seat,
+    session: TestSession,
     key: ObjectHandle,
     kind: KeyType,
     public: std::path::PathBuf,
 }
 
 impl<'a> Trial<'a> {
-    fn of(bench: &'a Bench<'a>) -> Self {
-        let seat = bench.user();
-        let openssl = OpenSsl::new(bench.stage);
-        let key = seat.signer();
-        let told = seat.get_attributes(key, &[AttributeType::KeyType]);
+    fn of(fixture: &'a TokenFixture<'a>) -> Self {
+        let session = fixture.user();
+        let openssl = OpenSsl::new(fixture.process);
+        let key = session.signer();
+        let told = session.get_attributes(key, &[AttributeType::KeyType]);
         let Ok([Attribute::KeyType(kind)]) = told.as_deref() else {
             panic!("no CKA_KEY_TYPE: {told:?}")
         };
         Self {
-            bench,
-            public: openssl.public(&seat, key),
+            fixture,
+            public: openssl.public(&session, key),
             kind: *kind,
             openssl,
-            seat,
+            session,
             key,
         }
     }
@@ -116,15 +116,15 @@ impl<'a> Trial<'a> {
     /// One signature; `parts` is the size of each part, or all at once.
     #[track_caller]
     fn sign(&self, mechanism: CK_MECHANISM, data: &[u8], parts: Option<usize>) -> Vec<u8> {
-        let (seat, list) = (&self.seat, self.seat.list);
-        assert_eq!(seat.init(list.C_SignInit, mechanism, self.key), Ok(()));
+        let (session, list) = (&self.session, self.session.list);
+        assert_eq!(session.init(list.C_SignInit, mechanism, self.key), Ok(()));
         let made = match parts {
-            None => seat.run(list.C_Sign, data, 600),
+            None => session.run(list.C_Sign, data, 600),
             Some(size) => {
                 for part in data.chunks(size) {
-                    assert_eq!(seat.part(list.C_SignUpdate, part), Ok(()));
+                    assert_eq!(session.update(list.C_SignUpdate, part), Ok(()));
                 }
-                seat.last(list.C_SignFinal, 600)
+                session.final_part(list.C_SignFinal, 600)
             }
         };
         let made = made.unwrap_or_else(|code| panic!("{:#x}: {code:?}", mechanism.mechanism));
@@ -141,7 +141,7 @@ impl<'a> Trial<'a> {
     }
 
     fn has_padding(&self) -> bool {
-        self.kind == KeyType::RSA && self.bench.is_piv()
+        self.kind == KeyType::RSA && self.fixture.is_piv()
     }
 
     /// A message by every mechanism that hashes it, in one and in parts.
@@ -184,8 +184,8 @@ const fn parameter(hash: u64, mgf: u64, salt: usize) -> CK_RSA_PKCS_PSS_PARAMS {
     }
 }
 
-fn openssl_accepts_signatures_by_every_mechanism(bench: &Bench<'_>) {
-    let trial = Trial::of(bench);
+fn openssl_accepts_signatures_by_every_mechanism(fixture: &TokenFixture<'_>) {
+    let trial = Trial::of(fixture);
     trial.message(b"a message of ordinary length");
     if trial.kind == KeyType::RSA {
         let made = trial.sign(plain(CKM_RSA_PKCS), b"any data", None);
@@ -224,17 +224,17 @@ fn openssl_accepts_signatures_by_every_mechanism(bench: &Bench<'_>) {
     }
 }
 
-fn openssl_accepts_signatures_over_nothing_and_over_a_megabyte(bench: &Bench<'_>) {
-    let trial = Trial::of(bench);
+fn openssl_accepts_signatures_over_nothing_and_over_a_megabyte(fixture: &TokenFixture<'_>) {
+    let trial = Trial::of(fixture);
     let megabyte: Vec<u8> = (0..1_u32 << 20).map(|n| (n % 253) as u8).collect();
     if trial.kind == KeyType::EC_EDWARDS {
         // A card signs the whole message and has little memory: it says so, or does it.
-        let list = trial.seat.list;
+        let list = trial.session.list;
         let begun = trial
-            .seat
+            .session
             .init(list.C_SignInit, plain(CKM_EDDSA), trial.key);
         assert_eq!(begun, Ok(()));
-        match trial.seat.run(list.C_Sign, &megabyte, 64) {
+        match trial.session.run(list.C_Sign, &megabyte, 64) {
             Ok(made) => trial.judge(&["pkeyutl", "-rawin"], &megabyte, &made),
             Err(code) => {
                 println!("a megabyte is too much: {code:?}");
@@ -247,12 +247,12 @@ fn openssl_accepts_signatures_over_nothing_and_over_a_megabyte(bench: &Bench<'_>
         trial.judge(&["pkeyutl", "-rawin"], &megabyte[..1000], &made);
         // OpenSSL 3.0 reads no empty file; its signatures are right for the module's own verification elsewhere.
         let made = trial.sign(plain(CKM_EDDSA), b"", None);
-        let (seat, public) = (&trial.seat, trial.seat.public_of(trial.key));
+        let (session, public) = (&trial.session, trial.session.public_of(trial.key));
         assert_eq!(
-            seat.init(list.C_VerifyInit, plain(CKM_EDDSA), public),
+            session.init(list.C_VerifyInit, plain(CKM_EDDSA), public),
             Ok(())
         );
-        assert_eq!(seat.judge(b"", &made), Ok(()));
+        assert_eq!(session.check_signature(b"", &made), Ok(()));
         return;
     }
     trial.message(b"");
@@ -267,8 +267,8 @@ fn openssl_accepts_signatures_over_nothing_and_over_a_megabyte(bench: &Bench<'_>
 }
 
 /// Longer than the order of the curve and shorter: P-384 with SHA-256 and SHA-512, and lengths no hash has.
-fn openssl_accepts_signatures_over_hashes_of_any_length(bench: &Bench<'_>) {
-    let trial = Trial::of(bench);
+fn openssl_accepts_signatures_over_hashes_of_any_length(fixture: &TokenFixture<'_>) {
+    let trial = Trial::of(fixture);
     if trial.kind == KeyType::EC {
         for len in [1, 16, 20, 28, 31, 32, 33, 47, 48, 49, 63, 64] {
             let hash = vec![0xE4; len];
@@ -298,18 +298,18 @@ fn openssl_accepts_signatures_over_hashes_of_any_length(bench: &Bench<'_>) {
 }
 
 /// One in 128 has them where the number fills its bytes; RSA signatures are as long as the modulus whatever they begin with.
-fn openssl_accepts_signatures_with_leading_zeros(bench: &Bench<'_>) {
+fn openssl_accepts_signatures_with_leading_zeros(fixture: &TokenFixture<'_>) {
     const TRIES: u32 = 3000;
-    let trial = Trial::of(bench);
+    let trial = Trial::of(fixture);
     if trial.kind != KeyType::EC {
         return none_is_ever_shorter(&trial);
     }
     let mechanism = plain(CKM_ECDSA);
-    let (seat, list) = (&trial.seat, trial.seat.list);
+    let (session, list) = (&trial.session, trial.session.list);
     for tries in 1..=TRIES {
         let hash = [[0x33; 28].as_slice(), &tries.to_be_bytes()].concat();
-        assert_eq!(seat.init(list.C_SignInit, mechanism, trial.key), Ok(()));
-        let made = seat.run(list.C_Sign, &hash, 600).expect("C_Sign");
+        assert_eq!(session.init(list.C_SignInit, mechanism, trial.key), Ok(()));
+        let made = session.run(list.C_Sign, &hash, 600).expect("C_Sign");
         if made[0] == 0 || made[made.len() / 2] == 0 {
             println!("after {tries} signatures");
             return trial.judge(&["pkeyutl"], &hash, &to_der(&made));
@@ -319,7 +319,7 @@ fn openssl_accepts_signatures_with_leading_zeros(bench: &Bench<'_>) {
 }
 
 fn none_is_ever_shorter(trial: &Trial<'_>) {
-    let mechanism = trial.seat.signing(trial.key);
+    let mechanism = trial.session.signing(trial.key);
     let len = trial.sign(mechanism, b"0", None).len();
     for n in 0..8_u8 {
         assert_eq!(trial.sign(mechanism, &[n], None).len(), len);

@@ -1,7 +1,7 @@
 //! The module as the judge of signatures that OpenSSL made, with keys no card here has among them.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, plain},
+    fixture::token_fixture::{TokenFixture, plain},
     on_cards,
 };
 use cryptoki::{error::RvError, object::Attribute};
@@ -22,12 +22,12 @@ on_cards! { [openpgp_25519] [
 ] }
 
 /// A kind of key, the width of a number of its signatures (0: they are bytes), and each way to sign.
-fn judged(bench: &Bench<'_>, kind: &str, width: usize, ways: &[(&[&str], u64)]) {
-    let (openssl, seat) = (OpenSsl::new(bench.stage), bench.read_only());
+fn judged(fixture: &TokenFixture<'_>, kind: &str, width: usize, ways: &[(&[&str], u64)]) {
+    let (openssl, session) = (OpenSsl::new(fixture.process), fixture.read_only());
     let private = openssl.private(kind);
     let verify = [Attribute::Verify(true), Attribute::Private(false)];
     let template = [&attributes_of(&openssl.info_of(&private))[..], &verify].concat();
-    let key = seat.create_object(&template).expect("C_CreateObject");
+    let key = session.create_object(&template).expect("C_CreateObject");
     for (how, mechanism) in ways {
         for message in [&b"0123456789abcdef0123456789abcdef"[..], &[7; 64]] {
             let made = openssl.sign(how, &private, message);
@@ -37,9 +37,9 @@ fn judged(bench: &Bench<'_>, kind: &str, width: usize, ways: &[(&[&str], u64)]) 
                 made
             };
             let judge = |message: &[u8], signature: &[u8]| {
-                let begun = seat.init(seat.list.C_VerifyInit, plain(*mechanism), key);
+                let begun = session.init(session.list.C_VerifyInit, plain(*mechanism), key);
                 assert_eq!(begun, Ok(()), "{kind} {mechanism:#x}");
-                seat.judge(message, signature)
+                session.check_signature(message, signature)
             };
             assert_eq!(judge(message, &made), Ok(()), "{kind} {mechanism:#x}");
             let mut other = message.to_vec();
@@ -52,7 +52,7 @@ fn judged(bench: &Bench<'_>, kind: &str, width: usize, ways: &[(&[&str], u64)]) 
     }
 }
 
-fn the_module_accepts_rsa_signatures_of_openssl(bench: &Bench<'_>) {
+fn the_module_accepts_rsa_signatures_of_openssl(fixture: &TokenFixture<'_>) {
     let ways: [(&[&str], u64); 4] = [
         (&["dgst", "-sha1"], CKM_SHA1_RSA_PKCS),
         (&["dgst", "-sha256"], CKM_SHA256_RSA_PKCS),
@@ -60,11 +60,11 @@ fn the_module_accepts_rsa_signatures_of_openssl(bench: &Bench<'_>) {
         (&["dgst", "-sha512"], CKM_SHA512_RSA_PKCS),
     ];
     for bits in ["1024", "2048", "3072"] {
-        judged(bench, bits, 0, &ways);
+        judged(fixture, bits, 0, &ways);
     }
 }
 
-fn the_module_accepts_ecdsa_signatures_of_openssl(bench: &Bench<'_>) {
+fn the_module_accepts_ecdsa_signatures_of_openssl(fixture: &TokenFixture<'_>) {
     let ways: [(&[&str], u64); 5] = [
         (&["dgst", "-sha1"], CKM_ECDSA_SHA1),
         (&["dgst", "-sha256"], CKM_ECDSA_SHA256),
@@ -80,10 +80,15 @@ fn the_module_accepts_ecdsa_signatures_of_openssl(bench: &Bench<'_>) {
         ("brainpoolP256r1", 32),
         ("brainpoolP384r1", 48),
     ] {
-        judged(bench, curve, width, &ways);
+        judged(fixture, curve, width, &ways);
     }
 }
 
-fn the_module_accepts_eddsa_signatures_of_openssl(bench: &Bench<'_>) {
-    judged(bench, "ED25519", 0, &[(&["pkeyutl", "-rawin"], CKM_EDDSA)]);
+fn the_module_accepts_eddsa_signatures_of_openssl(fixture: &TokenFixture<'_>) {
+    judged(
+        fixture,
+        "ED25519",
+        0,
+        &[(&["pkeyutl", "-rawin"], CKM_EDDSA)],
+    );
 }

@@ -3,7 +3,9 @@
 use std::ptr;
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Init, Seat, answered, checked, hex, plain, with},
+    fixture::token_fixture::{
+        Init, TestSession, TokenFixture, answered, checked, hex, plain, with,
+    },
     on_cards,
 };
 use cryptoki::{
@@ -33,26 +35,26 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
 const KNOWN: [std::ops::Range<CK_MECHANISM_TYPE>; 3] = [0..0x1400, 0x2000..0x2110, 0x4000..0x4080];
 
 /// CKA_ALLOWED_MECHANISMS, by the bare table: the crate leaves out what it does not know. An empty one restricts nothing.
-fn allowed(seat: &Seat, key: ObjectHandle) -> Vec<CK_MECHANISM_TYPE> {
+fn allowed(session: &TestSession, key: ObjectHandle) -> Vec<CK_MECHANISM_TYPE> {
     let mut list = vec![0; 100];
     let mut entry = CK_ATTRIBUTE {
         type_: CKA_ALLOWED_MECHANISMS,
         pValue: list.as_mut_ptr().cast(),
         ulValueLen: 800,
     };
-    let function = seat.list.C_GetAttributeValue.unwrap();
+    let function = session.list.C_GetAttributeValue.unwrap();
     // SAFETY: a template of one entry whose buffer has that length.
-    let code = unsafe { function(seat.id(), key.handle(), &raw mut entry, 1) };
+    let code = unsafe { function(session.id(), key.handle(), &raw mut entry, 1) };
     assert_eq!(checked(code), Ok(()));
     list.truncate(entry.ulValueLen as usize / size_of::<CK_MECHANISM_TYPE>());
     list
 }
 
-fn functions(bench: &Bench<'_>, mechanism: CK_MECHANISM_TYPE) -> CK_FLAGS {
+fn functions(fixture: &TokenFixture<'_>, mechanism: CK_MECHANISM_TYPE) -> CK_FLAGS {
     let mut info = CK_MECHANISM_INFO::default();
-    let slot = bench.slot_id();
+    let slot = fixture.slot_id();
     let code = claviger_hw_tests::ck!(
-        bench.raw,
+        fixture.raw,
         C_GetMechanismInfo,
         slot,
         mechanism,
@@ -137,8 +139,8 @@ impl Parameters {
 }
 
 /// Each function that begins with a key: its flag, and the flag of the attribute that permits it.
-fn beginnings(seat: &Seat) -> [(Init, CK_FLAGS, AttributeType); 6] {
-    let list = seat.list;
+fn beginnings(session: &TestSession) -> [(Init, CK_FLAGS, AttributeType); 6] {
+    let list = session.list;
     [
         (list.C_SignInit, CKF_SIGN, AttributeType::Sign),
         (
@@ -157,8 +159,8 @@ fn beginnings(seat: &Seat) -> [(Init, CK_FLAGS, AttributeType); 6] {
     ]
 }
 
-fn may(seat: &Seat, key: ObjectHandle, kind: AttributeType) -> bool {
-    let told = seat.get_attributes(key, &[kind]).unwrap_or_default();
+fn may(session: &TestSession, key: ObjectHandle, kind: AttributeType) -> bool {
+    let told = session.get_attributes(key, &[kind]).unwrap_or_default();
     let text = format!("{told:?}");
     text.contains("(true)")
 }
@@ -171,7 +173,7 @@ const GENERATOR: &str = "04\
 const ED25519: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
 
 /// A key of each kind a session can have.
-fn make_session_keys(seat: &Seat) {
+fn make_session_keys(session: &TestSession) {
     let (public, secret) = (ObjectClass::PUBLIC_KEY, ObjectClass::SECRET_KEY);
     let point = |kind, oid: &str, point: Vec<u8>| {
         let parameters = Attribute::EcParams(hex(oid));
@@ -214,13 +216,13 @@ fn make_session_keys(seat: &Seat) {
         let verify = class == public || own.contains(&Attribute::Sign(true));
         let verify = verify.then_some(Attribute::Verify(true));
         let template = [&[Attribute::Class(class)], &own[..], verify.as_slice()].concat();
-        answered(seat.create_object(&template)).expect("C_CreateObject");
+        answered(session.create_object(&template)).expect("C_CreateObject");
     }
 }
 
 /// All keys of the card, and one of each kind of the session.
-fn keys(seat: &Seat) -> Vec<ObjectHandle> {
-    make_session_keys(seat);
+fn keys(session: &TestSession) -> Vec<ObjectHandle> {
+    make_session_keys(session);
     let classes = [
         ObjectClass::PRIVATE_KEY,
         ObjectClass::PUBLIC_KEY,
@@ -228,30 +230,30 @@ fn keys(seat: &Seat) -> Vec<ObjectHandle> {
     ];
     classes
         .into_iter()
-        .flat_map(|class| seat.all(class))
+        .flat_map(|class| session.all(class))
         .collect()
 }
 
-fn what_is_allowed_is_accepted_and_nothing_else_is(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn what_is_allowed_is_accepted_and_nothing_else_is(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let (mut parameters, mut tried) = (Parameters::new(), 0);
-    for key in keys(&seat) {
-        let allowed = allowed(&seat, key);
+    for key in keys(&session) {
+        let allowed = allowed(&session, key);
         for mechanism in KNOWN.into_iter().flatten() {
-            let flags = functions(bench, mechanism);
-            for (function, flag, attribute) in beginnings(&seat) {
-                let told = seat.init(function, parameters.of(mechanism), key);
+            let flags = functions(fixture, mechanism);
+            for (function, flag, attribute) in beginnings(&session) {
+                let told = session.init(function, parameters.of(mechanism), key);
                 let fits = allowed.is_empty() || allowed.contains(&mechanism);
-                let expected = fits && may(&seat, key, attribute);
+                let expected = fits && may(&session, key, attribute);
                 if told.is_ok() {
-                    seat.give_up(flag);
+                    session.cancel(flag);
                     assert!(
                         expected && flags & flag != 0,
                         "{mechanism:#x} {attribute:?} of {key}"
                     );
                 } else if told == Err(RvError::KeyFunctionNotPermitted) {
                     assert!(
-                        !may(&seat, key, attribute),
+                        !may(&session, key, attribute),
                         "{mechanism:#x} {attribute:?} of {key}"
                     );
                 }
@@ -264,7 +266,7 @@ fn what_is_allowed_is_accepted_and_nothing_else_is(bench: &Bench<'_>) {
 
 /// Whether a key can be used with a mechanism in one call: to derive, wrap or unwrap.
 fn works_at_once(
-    seat: &Seat,
+    session: &TestSession,
     key: ObjectHandle,
     mechanism: CK_MECHANISM_TYPE,
     flags: CK_FLAGS,
@@ -278,12 +280,21 @@ fn works_at_once(
         pPublicData: point.as_mut_ptr(),
     };
     let agrees = [CKM_ECDH1_DERIVE, CKM_ECDH1_COFACTOR_DERIVE].contains(&mechanism);
-    if agrees && flags & CKF_DERIVE != 0 && may(seat, key, AttributeType::Derive) {
-        let function = seat.list.C_DeriveKey.unwrap();
+    if agrees && flags & CKF_DERIVE != 0 && may(session, key, AttributeType::Derive) {
+        let function = session.list.C_DeriveKey.unwrap();
         let (mut mechanism, mut made) = (with(mechanism, &mut ecdh), 0);
         let (mechanism, null) = (&raw mut mechanism, ptr::null_mut());
         // SAFETY: a mechanism, no template, and where a handle may be written.
-        let code = unsafe { function(seat.id(), mechanism, key.handle(), null, 0, &raw mut made) };
+        let code = unsafe {
+            function(
+                session.id(),
+                mechanism,
+                key.handle(),
+                null,
+                0,
+                &raw mut made,
+            )
+        };
         // The point is none: what is refused is that, or the template.
         return ![
             Err(RvError::MechanismInvalid),
@@ -291,26 +302,28 @@ fn works_at_once(
         ]
         .contains(&checked(code));
     }
-    flags & CKF_WRAP != 0 && may(seat, key, AttributeType::Wrap)
-        || flags & CKF_UNWRAP != 0 && may(seat, key, AttributeType::Unwrap)
+    flags & CKF_WRAP != 0 && may(session, key, AttributeType::Wrap)
+        || flags & CKF_UNWRAP != 0 && may(session, key, AttributeType::Unwrap)
 }
 
-fn what_is_allowed_is_on_the_slots_list_and_does_something(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let offered = bench.mechanisms();
+fn what_is_allowed_is_on_the_slots_list_and_does_something(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let offered = fixture.mechanisms();
     let mut parameters = Parameters::new();
-    for key in keys(&seat) {
-        for mechanism in allowed(&seat, key) {
+    for key in keys(&session) {
+        for mechanism in allowed(&session, key) {
             assert!(offered.contains(&mechanism), "{mechanism:#x}");
-            let flags = functions(bench, mechanism);
-            let begins = beginnings(&seat).into_iter().any(|(function, flag, _)| {
-                let begun = seat.init(function, parameters.of(mechanism), key).is_ok();
+            let flags = functions(fixture, mechanism);
+            let begins = beginnings(&session).into_iter().any(|(function, flag, _)| {
+                let begun = session
+                    .init(function, parameters.of(mechanism), key)
+                    .is_ok();
                 if begun {
-                    seat.give_up(flag);
+                    session.cancel(flag);
                 }
                 begun
             });
-            let works = begins || works_at_once(&seat, key, mechanism, flags);
+            let works = begins || works_at_once(&session, key, mechanism, flags);
             assert!(
                 works,
                 "{mechanism:#x} is allowed for {key} and does nothing"
@@ -319,12 +332,12 @@ fn what_is_allowed_is_on_the_slots_list_and_does_something(bench: &Bench<'_>) {
     }
 }
 
-fn a_private_key_is_allowed_what_its_attributes_say(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for key in seat.all(ObjectClass::PRIVATE_KEY) {
-        let allowed = allowed(&seat, key);
+fn a_private_key_is_allowed_what_its_attributes_say(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for key in session.all(ObjectClass::PRIVATE_KEY) {
+        let allowed = allowed(&session, key);
         let any = |flag| {
-            let can = |mechanism: &u64| functions(bench, *mechanism) & flag != 0;
+            let can = |mechanism: &u64| functions(fixture, *mechanism) & flag != 0;
             allowed.iter().any(can)
         };
         for (kind, flag) in [
@@ -335,7 +348,7 @@ fn a_private_key_is_allowed_what_its_attributes_say(bench: &Bench<'_>) {
             (AttributeType::Derive, CKF_DERIVE),
         ] {
             assert!(
-                !may(&seat, key, kind) || any(flag),
+                !may(&session, key, kind) || any(flag),
                 "{kind:?} of {key} by no mechanism"
             );
         }

@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, Seat, checked},
+    fixture::token_fixture::{TestSession, TokenFixture, checked},
     on_cards,
 };
 use cryptoki::{
@@ -47,7 +47,11 @@ struct Entry {
 type Answer = (CK_ULONG, Vec<u8>);
 
 /// C_GetAttributeValue: the code and the answers. Nothing is written past a buffer.
-fn get(seat: &Seat, object: ObjectHandle, entries: &[Entry]) -> (Result<(), RvError>, Vec<Answer>) {
+fn get(
+    session: &TestSession,
+    object: ObjectHandle,
+    entries: &[Entry],
+) -> (Result<(), RvError>, Vec<Answer>) {
     const BEYOND: usize = 8;
     let buffer = |entry: &Entry| vec![UNTOUCHED; entry.room.unwrap_or(0) + BEYOND];
     let mut buffers: Vec<Vec<u8>> = entries.iter().map(buffer).collect();
@@ -60,10 +64,10 @@ fn get(seat: &Seat, object: ObjectHandle, entries: &[Entry]) -> (Result<(), RvEr
             ulValueLen: entry.room.unwrap_or(0) as CK_ULONG,
         });
     }
-    let function = seat.list.C_GetAttributeValue.unwrap();
+    let function = session.list.C_GetAttributeValue.unwrap();
     let (list, count) = (template.as_mut_ptr(), template.len() as CK_ULONG);
     // SAFETY: a template with its length, and buffers with theirs.
-    let code = unsafe { function(seat.id(), object.handle(), list, count) };
+    let code = unsafe { function(session.id(), object.handle(), list, count) };
     for (entry, buffer) in entries.iter().zip(&mut buffers) {
         let beyond = buffer.split_off(entry.room.unwrap_or(0));
         assert_eq!(
@@ -92,61 +96,61 @@ fn untouched(len: usize) -> Vec<u8> {
 }
 
 /// A certificate: its value is long, its URL empty, and it has no modulus.
-fn certificate(bench: &Bench<'_>) -> (Seat, ObjectHandle) {
-    let seat = bench.read_only();
-    let certificate = seat.all(ObjectClass::CERTIFICATE)[0];
-    (seat, certificate)
+fn certificate(fixture: &TokenFixture<'_>) -> (TestSession, ObjectHandle) {
+    let session = fixture.read_only();
+    let certificate = session.all(ObjectClass::CERTIFICATE)[0];
+    (session, certificate)
 }
 
-fn value(seat: &Seat, object: ObjectHandle, kind: CK_ATTRIBUTE_TYPE) -> Vec<u8> {
-    let (code, answers) = get(seat, object, &[room(kind, 4096)]);
+fn value(session: &TestSession, object: ObjectHandle, kind: CK_ATTRIBUTE_TYPE) -> Vec<u8> {
+    let (code, answers) = get(session, object, &[room(kind, 4096)]);
     assert_eq!(code, Ok(()));
     answers[0].1[..answers[0].0 as usize].to_vec()
 }
 
-fn a_null_value_asks_for_the_exact_length(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    let len = value(&seat, object, CKA_VALUE).len();
+fn a_null_value_asks_for_the_exact_length(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    let len = value(&session, object, CKA_VALUE).len();
     assert!(len > 200, "a certificate");
-    let (code, answers) = get(&seat, object, &[ask(CKA_VALUE), ask(CKA_CLASS)]);
+    let (code, answers) = get(&session, object, &[ask(CKA_VALUE), ask(CKA_CLASS)]);
     assert_eq!(code, Ok(()));
     let lengths = [answers[0].0 as usize, answers[1].0 as usize];
     assert_eq!(lengths, [len, size_of::<CK_ULONG>()]);
 }
 
-fn a_buffer_of_the_exact_length_is_filled(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    let expected = value(&seat, object, CKA_VALUE);
-    let (code, answers) = get(&seat, object, &[room(CKA_VALUE, expected.len())]);
+fn a_buffer_of_the_exact_length_is_filled(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    let expected = value(&session, object, CKA_VALUE);
+    let (code, answers) = get(&session, object, &[room(CKA_VALUE, expected.len())]);
     assert_eq!(code, Ok(()));
     assert_eq!(answers, [(expected.len() as CK_ULONG, expected)]);
 }
 
-fn a_larger_buffer_is_filled_and_the_length_is_exact(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    let id = value(&seat, object, CKA_ID);
-    let (code, answers) = get(&seat, object, &[room(CKA_ID, 50)]);
+fn a_larger_buffer_is_filled_and_the_length_is_exact(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    let id = value(&session, object, CKA_ID);
+    let (code, answers) = get(&session, object, &[room(CKA_ID, 50)]);
     assert_eq!((code, answers[0].0), (Ok(()), id.len() as CK_ULONG));
     assert_eq!(answers[0].1[..id.len()], id);
     assert_eq!(answers[0].1[id.len()..], untouched(50 - id.len()));
 }
 
-fn a_small_buffer_gets_nothing_and_no_length(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    let len = value(&seat, object, CKA_VALUE).len();
+fn a_small_buffer_gets_nothing_and_no_length(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    let len = value(&session, object, CKA_VALUE).len();
     for small in [0, 1, len - 1] {
-        let (code, answers) = get(&seat, object, &[room(CKA_VALUE, small)]);
+        let (code, answers) = get(&session, object, &[room(CKA_VALUE, small)]);
         assert_eq!(code, Err(RvError::BufferTooSmall));
         assert_eq!(answers, [(NONE, untouched(small))]);
     }
 }
 
-fn an_attribute_the_object_has_not_gets_no_length(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
+fn an_attribute_the_object_has_not_gets_no_length(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
     for kind in [CKA_MODULUS_BITS, CKA_APPLICATION, 0x7FFF_0001, NONE] {
         for entry in [ask(kind), room(kind, 20)] {
             let room = entry.room.unwrap_or(0);
-            let (code, answers) = get(&seat, object, &[entry]);
+            let (code, answers) = get(&session, object, &[entry]);
             assert_eq!(code, Err(RvError::AttributeTypeInvalid), "{kind:#x}");
             assert_eq!(answers, [(NONE, untouched(room))]);
         }
@@ -154,39 +158,39 @@ fn an_attribute_the_object_has_not_gets_no_length(bench: &Bench<'_>) {
 }
 
 /// A private key, and an attribute of it that never leaves the card.
-fn secret(seat: &Seat) -> (ObjectHandle, CK_ATTRIBUTE_TYPE) {
-    let key = seat.signer();
+fn secret(session: &TestSession) -> (ObjectHandle, CK_ATTRIBUTE_TYPE) {
+    let key = session.signer();
     let rsa = cryptoki::object::KeyType::RSA;
-    let kind = value(seat, key, CKA_KEY_TYPE);
+    let kind = value(session, key, CKA_KEY_TYPE);
     let rsa = kind == CK_ULONG::from(*rsa).to_ne_bytes();
     (key, if rsa { CKA_PRIVATE_EXPONENT } else { CKA_VALUE })
 }
 
-fn a_sensitive_attribute_gets_no_length_whatever_the_buffer(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let (key, kind) = secret(&seat);
+fn a_sensitive_attribute_gets_no_length_whatever_the_buffer(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let (key, kind) = secret(&session);
     for entry in [ask(kind), room(kind, 0), room(kind, 600)] {
         let room = entry.room.unwrap_or(0);
-        let (code, answers) = get(&seat, key, &[entry]);
+        let (code, answers) = get(&session, key, &[entry]);
         assert_eq!(code, Err(RvError::AttributeSensitive));
         assert_eq!(answers, [(NONE, untouched(room))]);
     }
 }
 
-fn an_empty_value_has_length_zero(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
+fn an_empty_value_has_length_zero(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
     for entry in [ask(CKA_URL), room(CKA_URL, 0), room(CKA_URL, 9)] {
         let room = entry.room.unwrap_or(0);
-        let (code, answers) = get(&seat, object, &[entry]);
+        let (code, answers) = get(&session, object, &[entry]);
         assert_eq!((code, answers), (Ok(()), vec![(0, untouched(room))]));
     }
 }
 
 /// All orders of all five rows: none stops the others, and the code is of one that applies.
-fn every_mixture_fills_what_can_be_filled(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let (key, sensitive) = secret(&seat);
-    let label = value(&seat, key, CKA_LABEL);
+fn every_mixture_fills_what_can_be_filled(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let (key, sensitive) = secret(&session);
+    let label = value(&session, key, CKA_LABEL);
     let len = label.len() as CK_ULONG;
     let rows: [(Entry, CK_ULONG, bool, Option<RvError>); 5] = [
         (
@@ -214,7 +218,7 @@ fn every_mixture_fills_what_can_be_filled(bench: &Bench<'_>) {
         let chosen = (0..4).filter_map(|digit| rows.get(mixture / 6_usize.pow(digit) % 6));
         let chosen: Vec<_> = chosen.collect();
         let entries: Vec<Entry> = chosen.iter().map(|row| row.0.clone()).collect();
-        let (code, answers) = get(&seat, key, &entries);
+        let (code, answers) = get(&session, key, &entries);
         for ((entry, expected, filled, _), (told, buffer)) in chosen.iter().zip(&answers) {
             assert_eq!(told, expected, "{:#x} in mixture {mixture}", entry.kind);
             let content = if *filled { label.clone() } else { Vec::new() };
@@ -229,10 +233,10 @@ fn every_mixture_fills_what_can_be_filled(bench: &Bench<'_>) {
     }
 }
 
-fn the_same_attribute_may_be_asked_for_twice(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
+fn the_same_attribute_may_be_asked_for_twice(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
     let (code, answers) = get(
-        &seat,
+        &session,
         object,
         &[room(CKA_ID, 9), room(CKA_ID, 9), ask(CKA_ID)],
     );
@@ -241,18 +245,18 @@ fn the_same_attribute_may_be_asked_for_twice(bench: &Bench<'_>) {
     assert_eq!(answers[2].0, answers[0].0);
 }
 
-fn an_empty_template_asks_for_nothing(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    let (code, _) = get(&seat, object, &[]);
+fn an_empty_template_asks_for_nothing(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    let (code, _) = get(&session, object, &[]);
     assert_eq!(code, Ok(()));
 }
 
-fn a_template_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
+fn a_template_that_is_not_there_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
     for count in [1, 3, CK_ULONG::MAX] {
-        let (session, object) = (seat.id(), object.handle());
+        let (session, object) = (session.id(), object.handle());
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_GetAttributeValue,
             session,
             object,
@@ -263,18 +267,18 @@ fn a_template_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
     }
 }
 
-fn no_value_is_asked_of_the_card_twice(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    bench.silently(|| {
+fn no_value_is_asked_of_the_card_twice(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    fixture.silently(|| {
         for kind in [CKA_VALUE, CKA_SUBJECT, CKA_ID, CKA_LABEL] {
-            assert_eq!(get(&seat, object, &[ask(kind)]).0, Ok(()));
+            assert_eq!(get(&session, object, &[ask(kind)]).0, Ok(()));
         }
     });
 }
 
-fn an_unaligned_buffer_is_filled(bench: &Bench<'_>) {
-    let (seat, object) = certificate(bench);
-    let expected = value(&seat, object, CKA_CLASS);
+fn an_unaligned_buffer_is_filled(fixture: &TokenFixture<'_>) {
+    let (session, object) = certificate(fixture);
+    let expected = value(&session, object, CKA_CLASS);
     for offset in 0..8 {
         let mut buffer = [UNTOUCHED; 24];
         let mut template = CK_ATTRIBUTE {
@@ -282,9 +286,9 @@ fn an_unaligned_buffer_is_filled(bench: &Bench<'_>) {
             pValue: buffer[offset..].as_mut_ptr().cast(),
             ulValueLen: 8,
         };
-        let (session, object) = (seat.id(), object.handle());
+        let (session, object) = (session.id(), object.handle());
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_GetAttributeValue,
             session,
             object,

@@ -7,7 +7,7 @@ use cryptoki::object::{
 use sha1::{Digest as _, Sha1};
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat, checked},
+    fixture::token_fixture::{TestSession, TokenFixture, checked},
     on_cards,
 };
 
@@ -84,22 +84,23 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     data_objects_have_their_attributes
 ] }
 
-fn get(seat: &Seat, object: ObjectHandle, kinds: &[AttributeType]) -> Vec<Attribute> {
-    seat.get_attributes(object, kinds)
+fn get(session: &TestSession, object: ObjectHandle, kinds: &[AttributeType]) -> Vec<Attribute> {
+    session
+        .get_attributes(object, kinds)
         .expect("C_GetAttributeValue")
 }
 
 /// One attribute, which must be there.
 #[track_caller]
-fn one(seat: &Seat, object: ObjectHandle, kind: AttributeType) -> Attribute {
-    let found = get(seat, object, &[kind]);
+fn one(session: &TestSession, object: ObjectHandle, kind: AttributeType) -> Attribute {
+    let found = get(session, object, &[kind]);
     assert_eq!(found.len(), 1, "{kind:?}");
     found[0].clone()
 }
 
 #[track_caller]
-fn bytes(seat: &Seat, object: ObjectHandle, kind: AttributeType) -> Vec<u8> {
-    match one(seat, object, kind) {
+fn bytes(session: &TestSession, object: ObjectHandle, kind: AttributeType) -> Vec<u8> {
+    match one(session, object, kind) {
         Attribute::Value(bytes)
         | Attribute::UniqueId(bytes)
         | Attribute::Subject(bytes)
@@ -119,16 +120,16 @@ fn bytes(seat: &Seat, object: ObjectHandle, kind: AttributeType) -> Vec<u8> {
 }
 
 /// The lengths of attributes that must all be there, by the bare table.
-fn has_all(seat: &Seat, object: ObjectHandle, kinds: &[u64]) {
+fn has_all(session: &TestSession, object: ObjectHandle, kinds: &[u64]) {
     for kind in kinds {
         let mut entry = cryptoki_sys::CK_ATTRIBUTE {
             type_: *kind,
             pValue: std::ptr::null_mut(),
             ulValueLen: 0,
         };
-        let function = seat.list.C_GetAttributeValue.unwrap();
+        let function = session.list.C_GetAttributeValue.unwrap();
         // SAFETY: a template of one entry without a buffer.
-        let code = unsafe { function(seat.id(), object.handle(), &raw mut entry, 1) };
+        let code = unsafe { function(session.id(), object.handle(), &raw mut entry, 1) };
         assert_eq!(checked(code), Ok(()), "{kind:#x}");
         assert_ne!(entry.ulValueLen, u64::MAX);
     }
@@ -145,41 +146,41 @@ fn key_numbers(kind: KeyType) -> &'static [AttributeType] {
     }
 }
 
-fn key_type(seat: &Seat, object: ObjectHandle) -> KeyType {
-    match one(seat, object, AttributeType::KeyType) {
+fn key_type(session: &TestSession, object: ObjectHandle) -> KeyType {
+    match one(session, object, AttributeType::KeyType) {
         Attribute::KeyType(kind) => kind,
         other => panic!("{other:?}"),
     }
 }
 
 /// CKA_KEY_TYPE and the public numbers of a key.
-pub fn numbers_of(seat: &Seat, key: ObjectHandle) -> Vec<Attribute> {
-    let numbers = key_numbers(key_type(seat, key));
-    get(seat, key, &[&[AttributeType::KeyType], numbers].concat())
+pub fn numbers_of(session: &TestSession, key: ObjectHandle) -> Vec<Attribute> {
+    let numbers = key_numbers(key_type(session, key));
+    get(session, key, &[&[AttributeType::KeyType], numbers].concat())
 }
 
-fn every_object_has_the_attributes_of_its_class(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for object in seat.find_objects(&[Attribute::Token(true)]).unwrap() {
-        let Attribute::Class(class) = one(&seat, object, AttributeType::Class) else {
+fn every_object_has_the_attributes_of_its_class(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for object in session.find_objects(&[Attribute::Token(true)]).unwrap() {
+        let Attribute::Class(class) = one(&session, object, AttributeType::Class) else {
             panic!("no CKA_CLASS")
         };
         if class == ObjectClass::PROFILE {
             has_all(
-                &seat,
+                &session,
                 object,
                 &numbers(&[AttributeType::ProfileId, AttributeType::UniqueId]),
             );
             continue;
         }
-        has_all(&seat, object, &numbers(&STORED));
+        has_all(&session, object, &numbers(&STORED));
         let own: Vec<AttributeType> = match class {
             ObjectClass::CERTIFICATE => CERTIFICATE.to_vec(),
             ObjectClass::PUBLIC_KEY => {
-                [&KEY[..], &PUBLIC, key_numbers(key_type(&seat, object))].concat()
+                [&KEY[..], &PUBLIC, key_numbers(key_type(&session, object))].concat()
             }
             ObjectClass::PRIVATE_KEY => {
-                [&KEY[..], &PRIVATE, key_numbers(key_type(&seat, object))].concat()
+                [&KEY[..], &PRIVATE, key_numbers(key_type(&session, object))].concat()
             }
             ObjectClass::DATA => vec![
                 AttributeType::Application,
@@ -188,18 +189,18 @@ fn every_object_has_the_attributes_of_its_class(bench: &Bench<'_>) {
             ],
             other => panic!("{other:?} on a card"),
         };
-        has_all(&seat, object, &numbers(&own));
+        has_all(&session, object, &numbers(&own));
         if class == ObjectClass::CERTIFICATE {
-            has_all(&seat, object, &[CATEGORY]);
+            has_all(&session, object, &[CATEGORY]);
         }
     }
 }
 
 /// A certificate and a data object may be removed, by the security officer; nothing is changed or copied.
-fn every_object_of_the_card_is_fixed(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn every_object_of_the_card_is_fixed(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let stored = [ObjectClass::CERTIFICATE, ObjectClass::DATA];
-    for object in seat.find_objects(&[]).unwrap() {
+    for object in session.find_objects(&[]).unwrap() {
         let kinds = [
             AttributeType::Token,
             AttributeType::Modifiable,
@@ -210,26 +211,26 @@ fn every_object_of_the_card_is_fixed(bench: &Bench<'_>) {
             Attribute::Modifiable(false),
             Attribute::Copyable(false),
         ];
-        assert_eq!(get(&seat, object, &kinds), expected);
-        let Attribute::Class(class) = one(&seat, object, AttributeType::Class) else {
+        assert_eq!(get(&session, object, &kinds), expected);
+        let Attribute::Class(class) = one(&session, object, AttributeType::Class) else {
             panic!("no CKA_CLASS")
         };
-        let destroyable = one(&seat, object, AttributeType::Destroyable);
+        let destroyable = one(&session, object, AttributeType::Destroyable);
         let removable = stored.contains(&class);
         assert!(removable || destroyable == Attribute::Destroyable(false));
     }
 }
 
-fn unique_ids(seat: &Seat) -> Vec<String> {
-    let objects = seat.find_objects(&[]).unwrap();
-    let id = |object: &ObjectHandle| bytes(seat, *object, AttributeType::UniqueId);
+fn unique_ids(session: &TestSession) -> Vec<String> {
+    let objects = session.find_objects(&[]).unwrap();
+    let id = |object: &ObjectHandle| bytes(session, *object, AttributeType::UniqueId);
     let text = |id: Vec<u8>| String::from_utf8(id).expect("printable");
     objects.iter().map(id).map(text).collect()
 }
 
-fn unique_ids_are_unique_printable_and_stable(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let ids = unique_ids(&seat);
+fn unique_ids_are_unique_printable_and_stable(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let ids = unique_ids(&session);
     assert!(
         ids.iter()
             .all(|id| !id.is_empty() && id.chars().all(|c| c.is_ascii_graphic()))
@@ -238,26 +239,26 @@ fn unique_ids_are_unique_printable_and_stable(bench: &Bench<'_>) {
     distinct.sort_unstable();
     distinct.dedup();
     assert_eq!(distinct.len(), ids.len());
-    seat.leave();
-    let seat = bench.user();
+    session.end_session();
+    let session = fixture.user();
     assert_eq!(
-        unique_ids(&seat),
+        unique_ids(&session),
         ids,
         "in another session, after another login"
     );
     for id in &ids {
         let template = [Attribute::UniqueId(id.clone().into_bytes())];
-        assert_eq!(seat.find_objects(&template).unwrap().len(), 1, "{id}");
+        assert_eq!(session.find_objects(&template).unwrap().len(), 1, "{id}");
     }
 }
 
-fn a_certificate_says_what_is_in_it(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    for object in seat.all(ObjectClass::CERTIFICATE) {
-        let part = |kind| bytes(&seat, object, kind);
+fn a_certificate_says_what_is_in_it(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    for object in session.all(ObjectClass::CERTIFICATE) {
+        let part = |kind| bytes(&session, object, kind);
         let der = part(AttributeType::Value);
         let contains = |part: &[u8]| der.windows(part.len()).any(|window| window == part);
-        let kind = one(&seat, object, AttributeType::CertificateType);
+        let kind = one(&session, object, AttributeType::CertificateType);
         assert_eq!(kind, Attribute::CertificateType(CertificateType::X_509));
         assert!(
             tlv::only(&der, 0x30).is_ok(),
@@ -276,11 +277,11 @@ fn a_certificate_says_what_is_in_it(bench: &Bench<'_>) {
         let sha1 = Sha1::digest(&der);
         assert_eq!(part(AttributeType::CheckValue), sha1[..3]);
         assert_eq!(
-            one(&seat, object, AttributeType::Trusted),
+            one(&session, object, AttributeType::Trusted),
             Attribute::Trusted(false)
         );
         let dates = get(
-            &seat,
+            &session,
             object,
             &[AttributeType::StartDate, AttributeType::EndDate],
         );
@@ -288,47 +289,47 @@ fn a_certificate_says_what_is_in_it(bench: &Bench<'_>) {
     }
 }
 
-fn a_public_key_says_what_its_info_says(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    for object in seat.all(ObjectClass::PUBLIC_KEY) {
-        let info = bytes(&seat, object, AttributeType::PublicKeyInfo);
+fn a_public_key_says_what_its_info_says(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    for object in session.all(ObjectClass::PUBLIC_KEY) {
+        let info = bytes(&session, object, AttributeType::PublicKeyInfo);
         let contains = |part: &[u8]| info.windows(part.len()).any(|window| window == part);
-        match key_type(&seat, object) {
+        match key_type(&session, object) {
             KeyType::RSA => {
-                let modulus = bytes(&seat, object, AttributeType::Modulus);
+                let modulus = bytes(&session, object, AttributeType::Modulus);
                 assert_ne!(modulus[0], 0, "no leading zero");
                 assert!(contains(&modulus));
-                let bits = one(&seat, object, AttributeType::ModulusBits);
+                let bits = one(&session, object, AttributeType::ModulusBits);
                 let expected = (modulus.len() * 8) as u64;
                 assert_eq!(bits, Attribute::ModulusBits(expected.into()));
-                let exponent = bytes(&seat, object, AttributeType::PublicExponent);
+                let exponent = bytes(&session, object, AttributeType::PublicExponent);
                 assert_eq!(exponent, [1, 0, 1]);
             }
             KeyType::EC => {
-                let point = bytes(&seat, object, AttributeType::EcPoint);
+                let point = bytes(&session, object, AttributeType::EcPoint);
                 let bare = tlv::only(&point, 0x04).expect("a DER OCTET STRING");
                 assert!(bare[0] == 0x04 && contains(bare));
-                assert!(contains(&bytes(&seat, object, AttributeType::EcParams)));
+                assert!(contains(&bytes(&session, object, AttributeType::EcParams)));
             }
             _ => {
                 // Bare since 3.1; in an OCTET STRING where older readers want it.
-                let point = bytes(&seat, object, AttributeType::EcPoint);
+                let point = bytes(&session, object, AttributeType::EcPoint);
                 let point = tlv::only(&point, 0x04).unwrap_or(&point);
                 assert!(point.len() == 32 && contains(point), "{point:02x?}");
-                assert!(contains(&bytes(&seat, object, AttributeType::EcParams)));
+                assert!(contains(&bytes(&session, object, AttributeType::EcParams)));
             }
         }
     }
 }
 
-fn a_private_key_never_leaves_the_card(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for key in seat.all(ObjectClass::PRIVATE_KEY) {
-        let sensitive = one(&seat, key, AttributeType::Sensitive);
-        let extractable = one(&seat, key, AttributeType::Extractable);
+fn a_private_key_never_leaves_the_card(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for key in session.all(ObjectClass::PRIVATE_KEY) {
+        let sensitive = one(&session, key, AttributeType::Sensitive);
+        let extractable = one(&session, key, AttributeType::Extractable);
         assert_eq!(sensitive, Attribute::Sensitive(true));
         assert_eq!(extractable, Attribute::Extractable(false));
-        let secrets: &[AttributeType] = match key_type(&seat, key) {
+        let secrets: &[AttributeType] = match key_type(&session, key) {
             KeyType::RSA => &[
                 AttributeType::PrivateExponent,
                 AttributeType::Prime1,
@@ -339,14 +340,14 @@ fn a_private_key_never_leaves_the_card(bench: &Bench<'_>) {
             ],
             _ => &[AttributeType::Value],
         };
-        for info in seat.get_attribute_info(key, secrets).unwrap() {
+        for info in session.get_attribute_info(key, secrets).unwrap() {
             assert!(
                 matches!(info, cryptoki::object::AttributeInfo::Sensitive),
                 "{info:?}"
             );
         }
-        let local = one(&seat, key, AttributeType::Local) == Attribute::Local(true);
-        let never = one(&seat, key, AttributeType::NeverExtractable);
+        let local = one(&session, key, AttributeType::Local) == Attribute::Local(true);
+        let never = one(&session, key, AttributeType::NeverExtractable);
         assert!(
             local || never == Attribute::NeverExtractable(false),
             "only what is known"
@@ -354,29 +355,29 @@ fn a_private_key_never_leaves_the_card(bench: &Bench<'_>) {
     }
 }
 
-fn a_private_key_has_the_public_numbers_of_its_public_key(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let keys = seat.all(ObjectClass::PRIVATE_KEY);
+fn a_private_key_has_the_public_numbers_of_its_public_key(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let keys = session.all(ObjectClass::PRIVATE_KEY);
     assert!(keys.len() >= 3);
     for key in keys {
-        let id = bytes(&seat, key, AttributeType::Id)[0];
-        let public = seat.public(id);
-        let kind = key_type(&seat, key);
-        assert_eq!(key_type(&seat, public), kind);
+        let id = bytes(&session, key, AttributeType::Id)[0];
+        let public = session.public(id);
+        let kind = key_type(&session, key);
+        assert_eq!(key_type(&session, public), kind);
         let shared = [
             &[AttributeType::PublicKeyInfo, AttributeType::Subject],
             key_numbers(kind),
         ];
         let shared = shared.concat();
-        assert_eq!(get(&seat, key, &shared), get(&seat, public, &shared));
+        assert_eq!(get(&session, key, &shared), get(&session, public, &shared));
     }
 }
 
-fn public_and_private_key_do_the_two_halves_of_the_same(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for key in seat.all(ObjectClass::PRIVATE_KEY) {
-        let public = seat.public(bytes(&seat, key, AttributeType::Id)[0]);
-        let flag = |object, kind| match one(&seat, object, kind) {
+fn public_and_private_key_do_the_two_halves_of_the_same(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for key in session.all(ObjectClass::PRIVATE_KEY) {
+        let public = session.public(bytes(&session, key, AttributeType::Id)[0]);
+        let flag = |object, kind| match one(&session, object, kind) {
             Attribute::Sign(flag)
             | Attribute::Verify(flag)
             | Attribute::SignRecover(flag)
@@ -398,11 +399,11 @@ fn public_and_private_key_do_the_two_halves_of_the_same(bench: &Bench<'_>) {
     }
 }
 
-fn data_objects_have_their_attributes(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for object in seat.all(ObjectClass::DATA) {
-        assert!(!bytes(&seat, object, AttributeType::Value).is_empty());
-        let oid = bytes(&seat, object, AttributeType::ObjectId);
+fn data_objects_have_their_attributes(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for object in session.all(ObjectClass::DATA) {
+        assert!(!bytes(&session, object, AttributeType::Value).is_empty());
+        let oid = bytes(&session, object, AttributeType::ObjectId);
         assert!(
             oid.is_empty() || tlv::only(&oid, 0x06).is_ok(),
             "an OID in DER"

@@ -5,10 +5,10 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::{
-        function_list::Raw,
-        module_process::{Stage, Way, with_card},
+        function_list::FunctionList,
+        module_process::{ModuleProcess, ServiceKind, with_card},
     },
-    provision::{PIN, Plan},
+    provision::{CardProfile, PIN},
 };
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG,
@@ -23,14 +23,14 @@ const NULL: *mut u8 = ptr::null_mut();
 
 /// A logged-in session on the PIV token and its key 9A.
 struct Client {
-    raw: Raw,
+    raw: FunctionList,
     session: CK_SESSION_HANDLE,
     key: CK_OBJECT_HANDLE,
 }
 
 impl Client {
     fn new() -> Self {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
         let mut slots = [CK_SLOT_ID::MAX; 8];
         let mut count = slots.len() as CK_ULONG;
@@ -103,7 +103,7 @@ impl Client {
     }
 }
 
-fn find(raw: Raw, session: CK_SESSION_HANDLE, id: u8) -> CK_OBJECT_HANDLE {
+fn find(raw: FunctionList, session: CK_SESSION_HANDLE, id: u8) -> CK_OBJECT_HANDLE {
     let mut class: CK_ULONG = CKO_PRIVATE_KEY;
     let mut id = [id];
     let mut template = [
@@ -132,20 +132,20 @@ fn entry(kind: CK_ULONG, value: *mut u8, len: usize) -> CK_ATTRIBUTE {
     }
 }
 
-fn on_piv(body: impl FnOnce(&Stage, &Client)) {
-    with_card(Way::Socket, Plan::piv4(), |stage| {
-        body(stage, &Client::new());
+fn on_piv(body: impl FnOnce(&ModuleProcess, &Client)) {
+    with_card(ServiceKind::Socket, CardProfile::piv4(), |process| {
+        body(process, &Client::new());
     });
 }
 
 #[test]
 fn length_query_and_small_buffer_keep_the_operation_and_send_nothing() {
-    on_piv(|stage, client| {
+    on_piv(|process, client| {
         let mut data = [7u8; 32];
         let mut signature = [0u8; 64];
         assert_eq!(client.sign_init(CKM_ECDSA), CKR_OK);
         assert_eq!(client.sign_init(CKM_ECDSA), CKR_OPERATION_ACTIVE);
-        let (apdus, ()) = stage.apdus(|| {
+        let (apdus, ()) = process.apdus(|| {
             let mut len = 0;
             assert_eq!(client.sign(data.as_mut_ptr(), 32, NULL, &mut len), CKR_OK);
             assert_eq!(len, 64);
@@ -180,9 +180,9 @@ fn the_signature_may_be_written_over_the_message() {
 
 #[test]
 fn a_bad_message_ends_the_operation_and_touches_no_card() {
-    on_piv(|stage, client| {
+    on_piv(|process, client| {
         let mut signature = [0u8; 64];
-        let (apdus, ()) = stage.apdus(|| {
+        let (apdus, ()) = process.apdus(|| {
             for len in [1, usize::MAX] {
                 assert_eq!(client.sign_init(CKM_ECDSA), CKR_OK);
                 let mut room = 64;
@@ -253,7 +253,7 @@ fn every_template_entry_is_processed_whatever_happens_to_the_others() {
 
 #[test]
 fn absurd_lengths_are_refused_without_copying() {
-    on_piv(|stage, client| {
+    on_piv(|process, client| {
         let mut memory = [b'1'; 4096];
         let huge = 1usize << 40;
         let mut template = [entry(CKA_LABEL, memory.as_mut_ptr(), huge)];
@@ -266,7 +266,7 @@ fn absurd_lengths_are_refused_without_copying() {
         );
         assert_eq!(found, CKR_ATTRIBUTE_VALUE_INVALID);
         assert_eq!(ck!(client.raw, C_Logout, client.session), CKR_OK);
-        let (apdus, login) = stage.apdus(|| {
+        let (apdus, login) = process.apdus(|| {
             let pin = memory.as_mut_ptr();
             ck!(
                 client.raw,

@@ -16,7 +16,7 @@ use cryptoki_sys::{
 use sha2::{Digest as _, Sha256};
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat, answered, checked, plain, with},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain, with},
     on_cards,
 };
 
@@ -43,20 +43,26 @@ on_cards! { [piv_ec openpgp openpgp_ec] [
 
 /// A session, the key that derives and the peer's point: that of the same card's key, so that the answer is known to both.
 struct Agreement {
-    seat: Seat,
+    session: TestSession,
     base: ObjectHandle,
     peer: Vec<u8>,
 }
 
-fn agreement(bench: &Bench<'_>) -> Agreement {
-    let seat = bench.user();
-    let base = seat.private_with(&[Attribute::Derive(true)])[0];
-    let peer = bare_point(&seat, base);
-    Agreement { seat, base, peer }
+fn agreement(fixture: &TokenFixture<'_>) -> Agreement {
+    let session = fixture.user();
+    let base = session.private_with(&[Attribute::Derive(true)])[0];
+    let peer = bare_point(&session, base);
+    Agreement {
+        session,
+        base,
+        peer,
+    }
 }
 
-fn bare_point(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
-    let point = seat.get_attributes(key, &[AttributeType::EcPoint]).unwrap();
+fn bare_point(session: &TestSession, key: ObjectHandle) -> Vec<u8> {
+    let point = session
+        .get_attributes(key, &[AttributeType::EcPoint])
+        .unwrap();
     let [Attribute::EcPoint(point)] = point.as_slice() else {
         panic!("no CKA_EC_POINT")
     };
@@ -76,8 +82,10 @@ fn secret(len: Option<u64>) -> Vec<Attribute> {
     template
 }
 
-fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
-    let got = seat.get_attributes(key, &[AttributeType::Value]).unwrap();
+fn value(session: &TestSession, key: ObjectHandle) -> Vec<u8> {
+    let got = session
+        .get_attributes(key, &[AttributeType::Value])
+        .unwrap();
     match got.as_slice() {
         [Attribute::Value(value)] => value.clone(),
         other => panic!("{other:?}"),
@@ -96,23 +104,23 @@ impl Agreement {
         template: &[Attribute],
     ) -> Result<ObjectHandle, RvError> {
         let mechanism = Mechanism::Ecdh1Derive(Ecdh1DeriveParams::new(kdf, peer));
-        answered(self.seat.derive_key(&mechanism, self.base, template))
+        answered(self.session.derive_key(&mechanism, self.base, template))
     }
 
     #[track_caller]
     fn secret(&self, kdf: EcKdf<'_>, len: Option<u64>) -> Vec<u8> {
         let key = self.derive(kdf, &secret(len)).expect("C_DeriveKey");
-        value(&self.seat, key)
+        value(&self.session, key)
     }
 
     /// The code of C_DeriveKey with this mechanism and a right template.
     fn raw(&self, mechanism: CK_MECHANISM, base: u64) -> Result<(), RvError> {
         let template = secret(None);
         let mut template: Vec<CK_ATTRIBUTE> = template.iter().map(Into::into).collect();
-        let function = self.seat.list.C_DeriveKey.unwrap();
+        let function = self.session.list.C_DeriveKey.unwrap();
         let (mut mechanism, mut key) = (mechanism, 0);
         let (list, len) = (template.as_mut_ptr(), template.len() as CK_ULONG);
-        let session = self.seat.id();
+        let session = self.session.id();
         // SAFETY: a mechanism, a template with its length, and where a handle may be written.
         checked(unsafe { function(session, &raw mut mechanism, base, list, len, &raw mut key) })
     }
@@ -128,14 +136,14 @@ impl Agreement {
     }
 }
 
-fn a_shared_secret_is_a_generic_secret_of_the_field(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
-    let (apdus, key) = bench
-        .stage
+fn a_shared_secret_is_a_generic_secret_of_the_field(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
+    let (apdus, key) = fixture
+        .process
         .apdus(|| agreement.derive(EcKdf::null(), &secret(None)).unwrap());
     assert_eq!(apdus, 1, "one command");
-    let seat = &agreement.seat;
-    assert_eq!(value(seat, key).len(), 32);
+    let session = &agreement.session;
+    assert_eq!(value(session, key).len(), 32);
     let kinds = [
         AttributeType::Class,
         AttributeType::KeyType,
@@ -146,23 +154,23 @@ fn a_shared_secret_is_a_generic_secret_of_the_field(bench: &Bench<'_>) {
         Attribute::KeyType(KeyType::GENERIC_SECRET),
         Attribute::ValueLen(32.into()),
     ];
-    assert_eq!(seat.get_attributes(key, &kinds).unwrap(), expected);
+    assert_eq!(session.get_attributes(key, &kinds).unwrap(), expected);
 }
 
-fn both_forms_of_a_point_give_the_same_secret(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn both_forms_of_a_point_give_the_same_secret(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let bare = agreement.secret(EcKdf::null(), None);
     assert_eq!(agreement.secret(EcKdf::null(), None), bare);
     let wrapped = claviger_apdu::tlv::encode(0x04, &agreement.peer);
     let key = agreement.derive_with(EcKdf::null(), &wrapped, &secret(None));
     assert_eq!(
-        value(&agreement.seat, key.expect("a DER OCTET STRING")),
+        value(&agreement.session, key.expect("a DER OCTET STRING")),
         bare
     );
 }
 
-fn a_secret_is_cut_at_its_end(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_secret_is_cut_at_its_end(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let whole = agreement.secret(EcKdf::null(), None);
     for len in [1, 16, 31, 32] {
         let cut = agreement.secret(EcKdf::null(), Some(len));
@@ -170,8 +178,8 @@ fn a_secret_is_cut_at_its_end(bench: &Bench<'_>) {
     }
 }
 
-fn a_secret_longer_than_the_field_is_refused(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_secret_longer_than_the_field_is_refused(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     for len in [33, 64, u64::MAX] {
         let told = agreement
             .derive(EcKdf::null(), &secret(Some(len)))
@@ -185,8 +193,8 @@ fn a_secret_longer_than_the_field_is_refused(bench: &Bench<'_>) {
     }
 }
 
-fn an_aes_key_says_its_length(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn an_aes_key_says_its_length(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let aes = |len: u64| {
         let mut template = secret(Some(len));
         template[1] = Attribute::KeyType(KeyType::AES);
@@ -195,7 +203,7 @@ fn an_aes_key_says_its_length(bench: &Bench<'_>) {
     let whole = agreement.secret(EcKdf::null(), None);
     for len in [16, 24, 32] {
         let key = aes(len).expect("C_DeriveKey");
-        assert_eq!(value(&agreement.seat, key), whole[..len as usize]);
+        assert_eq!(value(&agreement.session, key), whole[..len as usize]);
     }
     for len in [1, 15, 17, 31] {
         let told = aes(len).map(drop);
@@ -219,8 +227,8 @@ fn x963(secret: &[u8], shared: &[u8], len: usize) -> Vec<u8> {
     (1..).flat_map(block).take(len).collect()
 }
 
-fn a_kdf_hashes_secret_counter_and_shared_data(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_kdf_hashes_secret_counter_and_shared_data(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let whole = agreement.secret(EcKdf::null(), None);
     for shared in [&b""[..], b"shared between the two"] {
         let derived = agreement.secret(EcKdf::sha256(shared), Some(32));
@@ -228,8 +236,8 @@ fn a_kdf_hashes_secret_counter_and_shared_data(bench: &Bench<'_>) {
     }
 }
 
-fn a_kdf_makes_any_length(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_kdf_makes_any_length(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let whole = agreement.secret(EcKdf::null(), None);
     for len in [1, 31, 33, 64, 200] {
         let derived = agreement.secret(EcKdf::sha256(b"x"), Some(len));
@@ -245,8 +253,8 @@ fn a_kdf_makes_any_length(bench: &Bench<'_>) {
     }
 }
 
-fn a_bad_point_is_refused_before_the_card(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_bad_point_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let mut bad = vec![
         vec![],
         agreement.peer[1..].to_vec(),
@@ -259,7 +267,7 @@ fn a_bad_point_is_refused_before_the_card(bench: &Bench<'_>) {
         bad.extend([off, [&[7], &agreement.peer[1..]].concat(), vec![0; 65]]);
     }
     for point in bad {
-        let told = bench.silently(|| {
+        let told = fixture.silently(|| {
             agreement
                 .derive_with(EcKdf::null(), &point, &secret(None))
                 .map(drop)
@@ -272,8 +280,8 @@ fn a_bad_point_is_refused_before_the_card(bench: &Bench<'_>) {
     }
 }
 
-fn a_kdf_nobody_knows_is_refused(bench: &Bench<'_>) {
-    let mut agreement = agreement(bench);
+fn a_kdf_nobody_knows_is_refused(fixture: &TokenFixture<'_>) {
+    let mut agreement = agreement(fixture);
     for kdf in [0, 0x55, CK_ULONG::MAX] {
         let mut parameter = CK_ECDH1_DERIVE_PARAMS {
             kdf,
@@ -285,8 +293,8 @@ fn a_kdf_nobody_knows_is_refused(bench: &Bench<'_>) {
     }
 }
 
-fn shared_data_without_a_kdf_are_refused(bench: &Bench<'_>) {
-    let mut agreement = agreement(bench);
+fn shared_data_without_a_kdf_are_refused(fixture: &TokenFixture<'_>) {
+    let mut agreement = agreement(fixture);
     let mut shared = *b"shared";
     let mut parameter = CK_ECDH1_DERIVE_PARAMS {
         ulSharedDataLen: 6,
@@ -300,8 +308,8 @@ fn shared_data_without_a_kdf_are_refused(bench: &Bench<'_>) {
     assert_eq!(told, Err(RvError::MechanismParamInvalid));
 }
 
-fn the_parameter_must_be_whole(bench: &Bench<'_>) {
-    let mut agreement = agreement(bench);
+fn the_parameter_must_be_whole(fixture: &TokenFixture<'_>) {
+    let mut agreement = agreement(fixture);
     let mut parameter = agreement.parameter();
     let whole = with(CKM_ECDH1_DERIVE, &mut parameter);
     let mut without_point = CK_ECDH1_DERIVE_PARAMS {
@@ -320,8 +328,8 @@ fn the_parameter_must_be_whole(bench: &Bench<'_>) {
     assert_eq!(agreement.raw(whole, agreement.base.handle()), Ok(()));
 }
 
-fn the_base_key_must_be_one_that_derives(bench: &Bench<'_>) {
-    let mut agreement = agreement(bench);
+fn the_base_key_must_be_one_that_derives(fixture: &TokenFixture<'_>) {
+    let mut agreement = agreement(fixture);
     let mut parameter = agreement.parameter();
     let mechanism = with(CKM_ECDH1_DERIVE, &mut parameter);
     for handle in [0, 0x00DE_AD00] {
@@ -330,8 +338,8 @@ fn the_base_key_must_be_one_that_derives(bench: &Bench<'_>) {
             Err(RvError::KeyHandleInvalid)
         );
     }
-    let seat = &agreement.seat;
-    for other in [seat.signer(), seat.public_of(agreement.base)] {
+    let session = &agreement.session;
+    for other in [session.signer(), session.public_of(agreement.base)] {
         let told = agreement.raw(mechanism, other.handle());
         let refused = [
             Err(RvError::KeyFunctionNotPermitted),
@@ -344,8 +352,8 @@ fn the_base_key_must_be_one_that_derives(bench: &Bench<'_>) {
     assert_eq!(told, Err(RvError::MechanismInvalid));
 }
 
-fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn the_template_must_be_of_a_session_secret(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     for (bad, codes) in [
         (
             Attribute::Class(ObjectClass::PRIVATE_KEY),
@@ -383,7 +391,7 @@ fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
             |given: &Attribute| std::mem::discriminant(given) != std::mem::discriminant(&bad);
         template.retain(same);
         template.push(bad.clone());
-        let told = bench.silently(|| agreement.derive(EcKdf::null(), &template).map(drop));
+        let told = fixture.silently(|| agreement.derive(EcKdf::null(), &template).map(drop));
         assert!(
             codes.iter().any(|code| told == Err(*code)),
             "{bad:?}: {told:?}"
@@ -391,8 +399,8 @@ fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
     }
 }
 
-fn a_derived_secret_is_not_local(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_derived_secret_is_not_local(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     let key = agreement.derive(EcKdf::null(), &secret(None)).unwrap();
     let kinds = [
         AttributeType::Local,
@@ -407,13 +415,13 @@ fn a_derived_secret_is_not_local(bench: &Bench<'_>) {
         Attribute::Token(false),
     ];
     assert_eq!(
-        agreement.seat.get_attributes(key, &kinds).unwrap(),
+        agreement.session.get_attributes(key, &kinds).unwrap(),
         expected
     );
 }
 
-fn a_sensitive_secret_does_not_come_out(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
+fn a_sensitive_secret_does_not_come_out(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
     for hidden in [
         [Attribute::Sensitive(true), Attribute::Extractable(true)],
         [Attribute::Sensitive(false), Attribute::Extractable(false)],
@@ -421,35 +429,35 @@ fn a_sensitive_secret_does_not_come_out(bench: &Bench<'_>) {
         let template = [&secret(None)[..3], &hidden].concat();
         let key = agreement.derive(EcKdf::null(), &template).unwrap();
         let told = agreement
-            .seat
+            .session
             .get_attribute_info(key, &[AttributeType::Value])
             .unwrap();
         assert!(matches!(told[0], AttributeInfo::Sensitive), "{hidden:?}");
     }
 }
 
-fn nothing_is_derived_after_logout(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
-    agreement.seat.logout().unwrap();
-    let told = bench.silently(|| agreement.derive(EcKdf::null(), &secret(None)).map(drop));
+fn nothing_is_derived_after_logout(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
+    agreement.session.logout().unwrap();
+    let told = fixture.silently(|| agreement.derive(EcKdf::null(), &secret(None)).map(drop));
     assert_eq!(told, Err(RvError::KeyHandleInvalid));
 }
 
-fn a_derivation_leaves_operations_alone(bench: &Bench<'_>) {
-    let agreement = agreement(bench);
-    let seat = &agreement.seat;
-    let key = seat.signer();
+fn a_derivation_leaves_operations_alone(fixture: &TokenFixture<'_>) {
+    let agreement = agreement(fixture);
+    let session = &agreement.session;
+    let key = session.signer();
     assert_eq!(
-        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        session.init(session.list.C_SignInit, session.signing(key), key),
         Ok(())
     );
     assert!(agreement.derive(EcKdf::null(), &secret(None)).is_ok());
-    assert!(seat.run(seat.list.C_Sign, b"message", 600).is_ok());
+    assert!(session.run(session.list.C_Sign, b"message", 600).is_ok());
 }
 
 /// Curves of Weierstrass form have cofactor 1 here; X25519 has no such mechanism.
-fn the_cofactor_changes_nothing_where_there_is_one(bench: &Bench<'_>) {
-    let mut agreement = agreement(bench);
+fn the_cofactor_changes_nothing_where_there_is_one(fixture: &TokenFixture<'_>) {
+    let mut agreement = agreement(fixture);
     let mut parameter = agreement.parameter();
     let mechanism = with(CKM_ECDH1_COFACTOR_DERIVE, &mut parameter);
     let told = agreement.raw(mechanism, agreement.base.handle());
@@ -462,8 +470,8 @@ fn the_cofactor_changes_nothing_where_there_is_one(bench: &Bench<'_>) {
         return;
     }
     assert_eq!(told, Ok(()));
-    let found = agreement.seat.all(ObjectClass::SECRET_KEY);
+    let found = agreement.session.all(ObjectClass::SECRET_KEY);
     assert_eq!(found.len(), 1);
-    let cofactor = value(&agreement.seat, found[0]);
+    let cofactor = value(&agreement.session, found[0]);
     assert_eq!(cofactor, agreement.secret(EcKdf::null(), None));
 }

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, Seat, answered, checked, plain, with},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain, with},
     on_cards,
 };
 
@@ -44,16 +44,16 @@ on_cards! { [piv openpgp] [
 ] }
 
 #[track_caller]
-fn begin(seat: &Seat) {
-    assert_eq!(answered(seat.digest_init(&Mechanism::Sha256)), Ok(()));
+fn begin(session: &TestSession) {
+    assert_eq!(answered(session.digest_init(&Mechanism::Sha256)), Ok(()));
 }
 
-fn digest(seat: &Seat) -> Result<Vec<u8>, RvError> {
-    seat.run(seat.list.C_Digest, MESSAGE, 64)
+fn digest(session: &TestSession) -> Result<Vec<u8>, RvError> {
+    session.run(session.list.C_Digest, MESSAGE, 64)
 }
 
-fn each_hash_is_right(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn each_hash_is_right(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for message in [&b""[..], MESSAGE, &[0xA7; 1000]] {
         for (mechanism, expected) in [
             (CKM_SHA_1, Sha1::digest(message).to_vec()),
@@ -62,130 +62,149 @@ fn each_hash_is_right(bench: &Bench<'_>) {
             (CKM_SHA384, Sha384::digest(message).to_vec()),
             (CKM_SHA512, Sha512::digest(message).to_vec()),
         ] {
-            let code = ck!(bench.raw, C_DigestInit, seat.id(), &mut plain(mechanism));
+            let code = ck!(
+                fixture.raw,
+                C_DigestInit,
+                session.id(),
+                &mut plain(mechanism)
+            );
             assert_eq!(checked(code), Ok(()), "{mechanism:#x}");
-            let told = seat.run(seat.list.C_Digest, message, expected.len());
+            let told = session.run(session.list.C_Digest, message, expected.len());
             assert_eq!(told.unwrap(), expected, "{mechanism:#x}");
         }
     }
 }
 
-fn a_megabyte_is_hashed_in_one_and_in_parts(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn a_megabyte_is_hashed_in_one_and_in_parts(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let message: Vec<u8> = (0..1_u32 << 20).map(|n| (n % 251) as u8).collect();
     let expected = Sha256::digest(&message).to_vec();
-    begin(&seat);
+    begin(&session);
     assert_eq!(
-        seat.run(seat.list.C_Digest, &message, 32).unwrap(),
+        session.run(session.list.C_Digest, &message, 32).unwrap(),
         expected
     );
-    begin(&seat);
+    begin(&session);
     for part in message.chunks(60_001) {
-        assert_eq!(seat.part(seat.list.C_DigestUpdate, part), Ok(()));
+        assert_eq!(session.update(session.list.C_DigestUpdate, part), Ok(()));
     }
-    assert_eq!(seat.last(seat.list.C_DigestFinal, 32).unwrap(), expected);
+    assert_eq!(
+        session.final_part(session.list.C_DigestFinal, 32).unwrap(),
+        expected
+    );
 }
 
-fn digests_need_no_card_and_no_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    bench.silently(|| {
-        begin(&seat);
-        assert!(digest(&seat).is_ok());
+fn digests_need_no_card_and_no_login(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    fixture.silently(|| {
+        begin(&session);
+        assert!(digest(&session).is_ok());
     });
 }
 
-fn nothing_is_hashed_before_init(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn nothing_is_hashed_before_init(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let none = RvError::OperationNotInitialized;
-    assert_eq!(digest(&seat), Err(none));
-    assert_eq!(seat.part(seat.list.C_DigestUpdate, MESSAGE), Err(none));
-    assert_eq!(seat.last(seat.list.C_DigestFinal, 64), Err(none));
-    begin(&seat);
-    assert!(digest(&seat).is_ok());
-    assert_eq!(digest(&seat), Err(none), "it is over");
+    assert_eq!(digest(&session), Err(none));
+    assert_eq!(
+        session.update(session.list.C_DigestUpdate, MESSAGE),
+        Err(none)
+    );
+    assert_eq!(
+        session.final_part(session.list.C_DigestFinal, 64),
+        Err(none)
+    );
+    begin(&session);
+    assert!(digest(&session).is_ok());
+    assert_eq!(digest(&session), Err(none), "it is over");
 }
 
-fn one_digest_at_a_time_in_a_session(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
-    let again = answered(seat.digest_init(&Mechanism::Sha512));
+fn one_digest_at_a_time_in_a_session(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
+    let again = answered(session.digest_init(&Mechanism::Sha512));
     assert_eq!(again, Err(RvError::OperationActive));
-    assert_eq!(digest(&seat).unwrap().len(), 32, "the first one goes on");
+    assert_eq!(digest(&session).unwrap().len(), 32, "the first one goes on");
 }
 
-fn asking_for_the_length_leaves_the_digest_active(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
-    assert_eq!(seat.ask(seat.list.C_Digest, MESSAGE), Ok(32));
-    assert_eq!(digest(&seat).unwrap(), Sha256::digest(MESSAGE).to_vec());
-    begin(&seat);
-    assert_eq!(seat.part(seat.list.C_DigestUpdate, MESSAGE), Ok(()));
-    assert_eq!(seat.ask_last(seat.list.C_DigestFinal), Ok(32));
-    let told = seat.last(seat.list.C_DigestFinal, 32);
+fn asking_for_the_length_leaves_the_digest_active(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
+    assert_eq!(session.query_len(session.list.C_Digest, MESSAGE), Ok(32));
+    assert_eq!(digest(&session).unwrap(), Sha256::digest(MESSAGE).to_vec());
+    begin(&session);
+    assert_eq!(session.update(session.list.C_DigestUpdate, MESSAGE), Ok(()));
+    assert_eq!(session.query_final_len(session.list.C_DigestFinal), Ok(32));
+    let told = session.final_part(session.list.C_DigestFinal, 32);
     assert_eq!(told.unwrap(), Sha256::digest(MESSAGE).to_vec());
 }
 
-fn a_small_buffer_leaves_the_digest_active(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
+fn a_small_buffer_leaves_the_digest_active(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
     for room in [0, 31] {
-        let small = seat.run(seat.list.C_Digest, MESSAGE, room);
+        let small = session.run(session.list.C_Digest, MESSAGE, room);
         assert_eq!(small, Err(RvError::BufferTooSmall));
     }
-    assert!(digest(&seat).is_ok());
-    begin(&seat);
-    assert_eq!(seat.part(seat.list.C_DigestUpdate, MESSAGE), Ok(()));
-    let small = seat.last(seat.list.C_DigestFinal, 31);
+    assert!(digest(&session).is_ok());
+    begin(&session);
+    assert_eq!(session.update(session.list.C_DigestUpdate, MESSAGE), Ok(()));
+    let small = session.final_part(session.list.C_DigestFinal, 31);
     assert_eq!(small, Err(RvError::BufferTooSmall));
-    assert!(seat.last(seat.list.C_DigestFinal, 32).is_ok());
+    assert!(session.final_part(session.list.C_DigestFinal, 32).is_ok());
 }
 
-fn one_part_after_parts_is_refused(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
-    assert_eq!(seat.part(seat.list.C_DigestUpdate, MESSAGE), Ok(()));
-    let told = digest(&seat);
+fn one_part_after_parts_is_refused(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
+    assert_eq!(session.update(session.list.C_DigestUpdate, MESSAGE), Ok(()));
+    let told = digest(&session);
     let refused = [Err(RvError::OperationActive), Err(RvError::FunctionFailed)];
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn no_part_at_all_is_the_empty_message(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
-    let told = seat.last(seat.list.C_DigestFinal, 32);
+fn no_part_at_all_is_the_empty_message(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
+    let told = session.final_part(session.list.C_DigestFinal, 32);
     assert_eq!(told.unwrap(), Sha256::digest(b"").to_vec());
 }
 
-fn init_wants_a_hash(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn init_wants_a_hash(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for mechanism in [CKM_ECDSA, CK_ULONG::MAX] {
-        let code = ck!(bench.raw, C_DigestInit, seat.id(), &mut plain(mechanism));
+        let code = ck!(
+            fixture.raw,
+            C_DigestInit,
+            session.id(),
+            &mut plain(mechanism)
+        );
         assert_eq!(checked(code), Err(RvError::MechanismInvalid));
     }
     let mut parameter = [0_u8; 4];
     let mut mechanism = with(CKM_SHA256, &mut parameter);
-    let code = ck!(bench.raw, C_DigestInit, seat.id(), &raw mut mechanism);
+    let code = ck!(fixture.raw, C_DigestInit, session.id(), &raw mut mechanism);
     assert_eq!(checked(code), Err(RvError::MechanismParamInvalid));
 }
 
-fn a_message_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
+fn a_message_that_is_not_there_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
     let null = ptr::null_mut();
-    let code = ck!(bench.raw, C_DigestUpdate, seat.id(), null, 5);
+    let code = ck!(fixture.raw, C_DigestUpdate, session.id(), null, 5);
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn the_digest_may_lie_over_the_message(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
+fn the_digest_may_lie_over_the_message(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
     let mut buffer = [0x31; 40];
     let expected = Sha256::digest(buffer).to_vec();
     let (start, mut len) = (buffer.as_mut_ptr(), 40);
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_Digest,
-        seat.id(),
+        session.id(),
         start,
         40,
         start,
@@ -195,40 +214,46 @@ fn the_digest_may_lie_over_the_message(bench: &Bench<'_>) {
     assert_eq!(buffer[..32], expected);
 }
 
-fn secret(seat: &Seat, sensitive: bool) -> ObjectHandle {
+fn secret(session: &TestSession, sensitive: bool) -> ObjectHandle {
     let template = [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::GENERIC_SECRET),
         Attribute::Value(b"secret".to_vec()),
         Attribute::Sensitive(sensitive),
     ];
-    answered(seat.create_object(&template)).expect("C_CreateObject")
+    answered(session.create_object(&template)).expect("C_CreateObject")
 }
 
-fn a_secret_of_the_session_is_hashed_as_its_value(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_secret_of_the_session_is_hashed_as_its_value(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     for sensitive in [false, true] {
-        let key = secret(&seat, sensitive);
-        begin(&seat);
-        assert_eq!(seat.part(seat.list.C_DigestUpdate, b"before "), Ok(()));
-        assert_eq!(answered(seat.digest_key(key)), Ok(()));
-        assert_eq!(seat.part(seat.list.C_DigestUpdate, b" after"), Ok(()));
-        let told = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+        let key = secret(&session, sensitive);
+        begin(&session);
+        assert_eq!(
+            session.update(session.list.C_DigestUpdate, b"before "),
+            Ok(())
+        );
+        assert_eq!(answered(session.digest_key(key)), Ok(()));
+        assert_eq!(
+            session.update(session.list.C_DigestUpdate, b" after"),
+            Ok(())
+        );
+        let told = session.final_part(session.list.C_DigestFinal, 32).unwrap();
         assert_eq!(told, Sha256::digest(b"before secret after").to_vec());
     }
 }
 
-fn a_key_of_the_card_is_indigestible(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    begin(&seat);
-    let told = bench.silently(|| answered(seat.digest_key(key)));
+fn a_key_of_the_card_is_indigestible(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    begin(&session);
+    let told = fixture.silently(|| answered(session.digest_key(key)));
     assert_eq!(told, Err(RvError::KeyIndigestible));
-    seat.give_up(CKF_DIGEST);
-    begin(&seat);
-    let code = ck!(bench.raw, C_DigestKey, seat.id(), 0);
+    session.cancel(CKF_DIGEST);
+    begin(&session);
+    let code = ck!(fixture.raw, C_DigestKey, session.id(), 0);
     assert_eq!(checked(code), Err(RvError::KeyHandleInvalid));
-    let other = bench.read_only();
+    let other = fixture.read_only();
     assert_eq!(
         answered(other.digest_key(key)),
         Err(RvError::OperationNotInitialized)
@@ -236,60 +261,64 @@ fn a_key_of_the_card_is_indigestible(bench: &Bench<'_>) {
 }
 
 /// C_SetOperationState without keys.
-fn restore(seat: &Seat, state: &[u8]) -> Result<(), RvError> {
-    let function = seat.list.C_SetOperationState.unwrap();
+fn restore(session: &TestSession, state: &[u8]) -> Result<(), RvError> {
+    let function = session.list.C_SetOperationState.unwrap();
     let (bytes, len) = (state.as_ptr().cast_mut(), state.len() as CK_ULONG);
     // SAFETY: the state has that length, and is only read.
-    checked(unsafe { function(seat.id(), bytes, len, 0, 0) })
+    checked(unsafe { function(session.id(), bytes, len, 0, 0) })
 }
 
-fn save(seat: &Seat) -> Result<Vec<u8>, RvError> {
-    seat.last(seat.list.C_GetOperationState, 4096)
+fn save(session: &TestSession) -> Result<Vec<u8>, RvError> {
+    session.final_part(session.list.C_GetOperationState, 4096)
 }
 
-fn a_saved_state_goes_on_in_the_same_and_in_another_session(bench: &Bench<'_>) {
-    let (one, two) = (bench.read_only(), bench.read_only());
+fn a_saved_state_goes_on_in_the_same_and_in_another_session(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.read_only(), fixture.read_only());
     let (first, rest) = MESSAGE.split_at(5);
     begin(&one);
-    assert_eq!(one.part(one.list.C_DigestUpdate, first), Ok(()));
+    assert_eq!(one.update(one.list.C_DigestUpdate, first), Ok(()));
     let state = save(&one).expect("C_GetOperationState");
-    for seat in [&one, &two, &one] {
-        assert_eq!(restore(seat, &state), Ok(()));
-        assert_eq!(seat.part(seat.list.C_DigestUpdate, rest), Ok(()));
-        let told = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    for session in [&one, &two, &one] {
+        assert_eq!(restore(session, &state), Ok(()));
+        assert_eq!(session.update(session.list.C_DigestUpdate, rest), Ok(()));
+        let told = session.final_part(session.list.C_DigestFinal, 32).unwrap();
         assert_eq!(told, Sha256::digest(MESSAGE).to_vec());
     }
 }
 
-fn a_state_needs_an_operation(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    assert_eq!(save(&seat), Err(RvError::OperationNotInitialized));
+fn a_state_needs_an_operation(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    assert_eq!(save(&session), Err(RvError::OperationNotInitialized));
 }
 
-fn a_state_has_room_like_any_output(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
-    let len = seat.ask_last(seat.list.C_GetOperationState).unwrap();
-    let small = seat.last(seat.list.C_GetOperationState, len - 1);
+fn a_state_has_room_like_any_output(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
+    let len = session
+        .query_final_len(session.list.C_GetOperationState)
+        .unwrap();
+    let small = session.final_part(session.list.C_GetOperationState, len - 1);
     assert_eq!(small, Err(RvError::BufferTooSmall));
-    let state = seat.last(seat.list.C_GetOperationState, len).unwrap();
+    let state = session
+        .final_part(session.list.C_GetOperationState, len)
+        .unwrap();
     assert_eq!(state.len(), len);
-    assert!(digest(&seat).is_ok(), "the operation goes on");
+    assert!(digest(&session).is_ok(), "the operation goes on");
 }
 
-fn a_forged_state_is_refused(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    begin(&seat);
-    let state = save(&seat).unwrap();
-    seat.give_up(CKF_DIGEST);
+fn a_forged_state_is_refused(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    begin(&session);
+    let state = save(&session).unwrap();
+    session.cancel(CKF_DIGEST);
     let long = [&state[..], &[0]].concat();
     for forged in [&b"state"[..], &state[1..], &long, &vec![0xFF; state.len()]] {
-        assert_eq!(restore(&seat, forged), Err(RvError::SavedStateInvalid));
+        assert_eq!(restore(&session, forged), Err(RvError::SavedStateInvalid));
     }
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_SetOperationState,
-        seat.id(),
+        session.id(),
         ptr::null_mut(),
         9,
         0,
@@ -298,7 +327,15 @@ fn a_forged_state_is_refused(bench: &Bench<'_>) {
     let refused = [Err(RvError::ArgumentsBad), Err(RvError::SavedStateInvalid)];
     assert!(refused.contains(&checked(code)));
     let (bytes, len) = (state.as_ptr().cast_mut(), state.len() as CK_ULONG);
-    let code = ck!(bench.raw, C_SetOperationState, seat.id(), bytes, len, 5, 0);
+    let code = ck!(
+        fixture.raw,
+        C_SetOperationState,
+        session.id(),
+        bytes,
+        len,
+        5,
+        0
+    );
     let refused = [Err(RvError::KeyNotNeeded), Err(RvError::KeyHandleInvalid)];
     assert!(
         refused.contains(&checked(code)),
@@ -306,16 +343,16 @@ fn a_forged_state_is_refused(bench: &Bench<'_>) {
     );
 }
 
-fn a_signature_is_no_state_to_save(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
+fn a_signature_is_no_state_to_save(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
     assert_eq!(
-        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        session.init(session.list.C_SignInit, session.signing(key), key),
         Ok(())
     );
-    assert_eq!(save(&seat), Err(RvError::StateUnsaveable));
+    assert_eq!(save(&session), Err(RvError::StateUnsaveable));
     assert!(
-        seat.run(seat.list.C_Sign, MESSAGE, 600).is_ok(),
+        session.run(session.list.C_Sign, MESSAGE, 600).is_ok(),
         "it goes on"
     );
 }

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, Seat, answered, checked},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked},
     on_cards,
 };
 
@@ -28,7 +28,7 @@ on_cards! { [piv openpgp] [
 
 const MECHANISM: Mechanism<'static> = Mechanism::AesCbcPad([6; 16]);
 
-fn aes(seat: &Seat) -> ObjectHandle {
+fn aes(session: &TestSession) -> ObjectHandle {
     let template = [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
@@ -36,7 +36,7 @@ fn aes(seat: &Seat) -> ObjectHandle {
         Attribute::Encrypt(true),
         Attribute::Decrypt(true),
     ];
-    answered(seat.create_object(&template)).expect("C_CreateObject")
+    answered(session.create_object(&template)).expect("C_CreateObject")
 }
 
 fn message() -> Vec<u8> {
@@ -44,107 +44,153 @@ fn message() -> Vec<u8> {
 }
 
 /// A session of the user, a key, and the message under it.
-fn sealed(bench: &Bench<'_>) -> (Seat, ObjectHandle, Vec<u8>) {
-    let seat = bench.user();
-    let key = aes(&seat);
-    let sealed = seat
+fn sealed(fixture: &TokenFixture<'_>) -> (TestSession, ObjectHandle, Vec<u8>) {
+    let session = fixture.user();
+    let key = aes(&session);
+    let sealed = session
         .encrypt(&MECHANISM, key, &message())
         .expect("C_Encrypt");
-    (seat, key, sealed)
+    (session, key, sealed)
 }
 
 /// The token itself does one thing at a time; the host does the other.
-fn the_token_says_that_it_does_one_thing_at_a_time(bench: &Bench<'_>) {
+fn the_token_says_that_it_does_one_thing_at_a_time(fixture: &TokenFixture<'_>) {
     let mut info = MaybeUninit::<CK_TOKEN_INFO>::zeroed();
-    let slot = bench.slot_id();
-    let code = ck!(bench.raw, C_GetTokenInfo, slot, info.as_mut_ptr());
+    let slot = fixture.slot_id();
+    let code = ck!(fixture.raw, C_GetTokenInfo, slot, info.as_mut_ptr());
     assert_eq!(checked(code), Ok(()));
     // SAFETY: all zeroes are a value of this type, of numbers and characters.
     let flags = unsafe { info.assume_init() }.flags;
     assert_eq!(flags & CKF_DUAL_CRYPTO_OPERATIONS, 0);
 }
 
-fn digest_and_encrypt_in_one_call(bench: &Bench<'_>) {
-    let (seat, key, sealed) = sealed(bench);
-    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
-    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+fn digest_and_encrypt_in_one_call(fixture: &TokenFixture<'_>) {
+    let (session, key, sealed) = sealed(fixture);
+    session
+        .digest_init(&Mechanism::Sha256)
+        .expect("C_DigestInit");
+    session
+        .encrypt_init(&MECHANISM, key)
+        .expect("C_EncryptInit");
     let mut made = Vec::new();
     for part in message().chunks(33) {
         made.extend(
-            seat.run(seat.list.C_DigestEncryptUpdate, part, 200)
+            session
+                .run(session.list.C_DigestEncryptUpdate, part, 200)
                 .unwrap(),
         );
     }
-    made.extend(seat.last(seat.list.C_EncryptFinal, 200).unwrap());
+    made.extend(
+        session
+            .final_part(session.list.C_EncryptFinal, 200)
+            .unwrap(),
+    );
     assert_eq!(made, sealed);
-    let digest = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    let digest = session.final_part(session.list.C_DigestFinal, 32).unwrap();
     assert_eq!(digest, Sha256::digest(message()).to_vec());
 }
 
-fn decrypt_and_digest_in_one_call(bench: &Bench<'_>) {
-    let (seat, key, sealed) = sealed(bench);
-    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
-    seat.decrypt_init(&MECHANISM, key).expect("C_DecryptInit");
+fn decrypt_and_digest_in_one_call(fixture: &TokenFixture<'_>) {
+    let (session, key, sealed) = sealed(fixture);
+    session
+        .digest_init(&Mechanism::Sha256)
+        .expect("C_DigestInit");
+    session
+        .decrypt_init(&MECHANISM, key)
+        .expect("C_DecryptInit");
     let mut made = Vec::new();
     for part in sealed.chunks(40) {
         made.extend(
-            seat.run(seat.list.C_DecryptDigestUpdate, part, 200)
+            session
+                .run(session.list.C_DecryptDigestUpdate, part, 200)
                 .unwrap(),
         );
     }
     // What comes out last has not been hashed.
-    let last = seat.last(seat.list.C_DecryptFinal, 200).unwrap();
-    assert_eq!(seat.part(seat.list.C_DigestUpdate, &last), Ok(()));
+    let last = session
+        .final_part(session.list.C_DecryptFinal, 200)
+        .unwrap();
+    assert_eq!(session.update(session.list.C_DigestUpdate, &last), Ok(()));
     made.extend(last);
     assert_eq!(made, message());
-    let digest = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    let digest = session.final_part(session.list.C_DigestFinal, 32).unwrap();
     assert_eq!(digest, Sha256::digest(message()).to_vec());
 }
 
-fn sign_and_encrypt_in_one_call(bench: &Bench<'_>) {
-    let (seat, key, sealed) = sealed(bench);
-    let signer = seat.signer();
-    let signing = seat.signing(signer);
-    assert_eq!(seat.init(seat.list.C_SignInit, signing, signer), Ok(()));
-    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+fn sign_and_encrypt_in_one_call(fixture: &TokenFixture<'_>) {
+    let (session, key, sealed) = sealed(fixture);
+    let signer = session.signer();
+    let signing = session.signing(signer);
+    assert_eq!(
+        session.init(session.list.C_SignInit, signing, signer),
+        Ok(())
+    );
+    session
+        .encrypt_init(&MECHANISM, key)
+        .expect("C_EncryptInit");
     let mut made = Vec::new();
     for part in message().chunks(33) {
-        made.extend(seat.run(seat.list.C_SignEncryptUpdate, part, 200).unwrap());
-    }
-    made.extend(seat.last(seat.list.C_EncryptFinal, 200).unwrap());
-    assert_eq!(made, sealed);
-    let signature = seat.last(seat.list.C_SignFinal, 600).unwrap();
-    let public = seat.public_of(signer);
-    assert_eq!(seat.init(seat.list.C_VerifyInit, signing, public), Ok(()));
-    assert_eq!(seat.judge(&message(), &signature), Ok(()));
-}
-
-fn decrypt_and_verify_in_one_call(bench: &Bench<'_>) {
-    let (seat, key, sealed) = sealed(bench);
-    let signer = seat.signer();
-    let signing = seat.signing(signer);
-    assert_eq!(seat.init(seat.list.C_SignInit, signing, signer), Ok(()));
-    let signature = seat.run(seat.list.C_Sign, &message(), 600).unwrap();
-    let public = seat.public_of(signer);
-    assert_eq!(seat.init(seat.list.C_VerifyInit, signing, public), Ok(()));
-    seat.decrypt_init(&MECHANISM, key).expect("C_DecryptInit");
-    let mut made = Vec::new();
-    for part in sealed.chunks(40) {
         made.extend(
-            seat.run(seat.list.C_DecryptVerifyUpdate, part, 200)
+            session
+                .run(session.list.C_SignEncryptUpdate, part, 200)
                 .unwrap(),
         );
     }
-    let last = seat.last(seat.list.C_DecryptFinal, 200).unwrap();
-    assert_eq!(seat.part(seat.list.C_VerifyUpdate, &last), Ok(()));
-    made.extend(last);
-    assert_eq!(made, message());
-    assert_eq!(seat.part(seat.list.C_VerifyFinal, &signature), Ok(()));
+    made.extend(
+        session
+            .final_part(session.list.C_EncryptFinal, 200)
+            .unwrap(),
+    );
+    assert_eq!(made, sealed);
+    let signature = session.final_part(session.list.C_SignFinal, 600).unwrap();
+    let public = session.public_of(signer);
+    assert_eq!(
+        session.init(session.list.C_VerifyInit, signing, public),
+        Ok(())
+    );
+    assert_eq!(session.check_signature(&message(), &signature), Ok(()));
 }
 
-fn both_operations_must_be_active(bench: &Bench<'_>) {
-    let (seat, key, _) = sealed(bench);
-    let list = seat.list;
+fn decrypt_and_verify_in_one_call(fixture: &TokenFixture<'_>) {
+    let (session, key, sealed) = sealed(fixture);
+    let signer = session.signer();
+    let signing = session.signing(signer);
+    assert_eq!(
+        session.init(session.list.C_SignInit, signing, signer),
+        Ok(())
+    );
+    let signature = session.run(session.list.C_Sign, &message(), 600).unwrap();
+    let public = session.public_of(signer);
+    assert_eq!(
+        session.init(session.list.C_VerifyInit, signing, public),
+        Ok(())
+    );
+    session
+        .decrypt_init(&MECHANISM, key)
+        .expect("C_DecryptInit");
+    let mut made = Vec::new();
+    for part in sealed.chunks(40) {
+        made.extend(
+            session
+                .run(session.list.C_DecryptVerifyUpdate, part, 200)
+                .unwrap(),
+        );
+    }
+    let last = session
+        .final_part(session.list.C_DecryptFinal, 200)
+        .unwrap();
+    assert_eq!(session.update(session.list.C_VerifyUpdate, &last), Ok(()));
+    made.extend(last);
+    assert_eq!(made, message());
+    assert_eq!(
+        session.update(session.list.C_VerifyFinal, &signature),
+        Ok(())
+    );
+}
+
+fn both_operations_must_be_active(fixture: &TokenFixture<'_>) {
+    let (session, key, _) = sealed(fixture);
+    let list = session.list;
     let none = Err(RvError::OperationNotInitialized);
     let functions = [
         list.C_DigestEncryptUpdate,
@@ -153,29 +199,39 @@ fn both_operations_must_be_active(bench: &Bench<'_>) {
         list.C_DecryptVerifyUpdate,
     ];
     for function in functions {
-        assert_eq!(seat.run(function, b"message", 200), none);
+        assert_eq!(session.run(function, b"message", 200), none);
     }
-    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
+    session
+        .encrypt_init(&MECHANISM, key)
+        .expect("C_EncryptInit");
     for function in functions {
         assert_eq!(
-            seat.run(function, b"message", 200),
+            session.run(function, b"message", 200),
             none,
             "one is not enough"
         );
     }
 }
 
-fn a_small_buffer_changes_neither_operation(bench: &Bench<'_>) {
-    let (seat, key, sealed) = sealed(bench);
-    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
-    seat.encrypt_init(&MECHANISM, key).expect("C_EncryptInit");
-    let function = seat.list.C_DigestEncryptUpdate;
-    assert!(seat.ask(function, &message()).unwrap() >= 144);
-    let small = seat.run(function, &message(), 20);
+fn a_small_buffer_changes_neither_operation(fixture: &TokenFixture<'_>) {
+    let (session, key, sealed) = sealed(fixture);
+    session
+        .digest_init(&Mechanism::Sha256)
+        .expect("C_DigestInit");
+    session
+        .encrypt_init(&MECHANISM, key)
+        .expect("C_EncryptInit");
+    let function = session.list.C_DigestEncryptUpdate;
+    assert!(session.query_len(function, &message()).unwrap() >= 144);
+    let small = session.run(function, &message(), 20);
     assert_eq!(small, Err(RvError::BufferTooSmall));
-    let mut made = seat.run(function, &message(), 200).unwrap();
-    made.extend(seat.last(seat.list.C_EncryptFinal, 200).unwrap());
+    let mut made = session.run(function, &message(), 200).unwrap();
+    made.extend(
+        session
+            .final_part(session.list.C_EncryptFinal, 200)
+            .unwrap(),
+    );
     assert_eq!(made, sealed);
-    let digest = seat.last(seat.list.C_DigestFinal, 32).unwrap();
+    let digest = session.final_part(session.list.C_DigestFinal, 32).unwrap();
     assert_eq!(digest, Sha256::digest(message()).to_vec(), "hashed once");
 }

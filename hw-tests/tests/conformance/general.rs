@@ -7,7 +7,7 @@ use claviger_hw_tests::{
     fixture::{
         function_list::OWN_THREAD,
         null_calls::Table as _,
-        token_fixture::{Bench, answered, checked},
+        token_fixture::{TokenFixture, answered, checked},
     },
     on_cards,
 };
@@ -26,20 +26,20 @@ on_cards! { [piv openpgp] [
     parallel_functions_look_at_the_session_first
 ] }
 
-fn info(bench: &Bench<'_>) -> CK_INFO {
+fn info(fixture: &TokenFixture<'_>) -> CK_INFO {
     let mut info = MaybeUninit::<CK_INFO>::zeroed();
-    assert_eq!(ck!(bench.raw, C_GetInfo, info.as_mut_ptr()), CKR_OK);
+    assert_eq!(ck!(fixture.raw, C_GetInfo, info.as_mut_ptr()), CKR_OK);
     // SAFETY: all zeroes are a value of this type, of numbers and characters.
     unsafe { info.assume_init() }
 }
 
-fn info_says_the_highest_version_there_is(bench: &Bench<'_>) {
-    let version = info(bench).cryptokiVersion;
+fn info_says_the_highest_version_there_is(fixture: &TokenFixture<'_>) {
+    let version = info(fixture).cryptokiVersion;
     assert_eq!((version.major, version.minor), (3, 2));
 }
 
-fn info_is_padded_with_blanks_and_has_no_flags(bench: &Bench<'_>) {
-    let info = info(bench);
+fn info_is_padded_with_blanks_and_has_no_flags(fixture: &TokenFixture<'_>) {
+    let info = info(fixture);
     assert_eq!(info.flags, 0);
     for text in [&info.manufacturerID, &info.libraryDescription] {
         let text = std::str::from_utf8(text).expect("UTF-8");
@@ -49,57 +49,63 @@ fn info_is_padded_with_blanks_and_has_no_flags(bench: &Bench<'_>) {
         );
         assert!(!text.starts_with(' '), "{text:?}");
     }
-    let told = bench.module.get_library_info().unwrap();
+    let told = fixture.module.get_library_info().unwrap();
     assert_eq!(told.library_version().major(), info.libraryVersion.major);
 }
 
-fn info_without_room_is_a_bad_argument(bench: &Bench<'_>) {
-    let code = ck!(bench.raw, C_GetInfo, std::ptr::null_mut());
+fn info_without_room_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let code = ck!(fixture.raw, C_GetInfo, std::ptr::null_mut());
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn initialize_twice_is_refused_and_changes_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let again = bench
+fn initialize_twice_is_refused_and_changes_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let again = fixture
         .module
         .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
     assert!(again.is_err());
-    let code = bench.raw.initialize(OWN_THREAD);
+    let code = fixture.raw.initialize(OWN_THREAD);
     assert_eq!(checked(code), Err(RvError::CryptokiAlreadyInitialized));
-    seat.get_session_info().expect("the session lives on");
+    session.get_session_info().expect("the session lives on");
 }
 
-fn finalize_takes_no_argument(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn finalize_takes_no_argument(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let mut something = 0_u8;
-    let code = ck!(bench.raw, C_Finalize, (&raw mut something).cast());
+    let code = ck!(fixture.raw, C_Finalize, (&raw mut something).cast());
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
-    seat.get_session_info().expect("nothing has ended");
+    session.get_session_info().expect("nothing has ended");
 }
 
-fn after_finalize_every_function_says_not_initialized(bench: &Bench<'_>) {
+fn after_finalize_every_function_says_not_initialized(fixture: &TokenFixture<'_>) {
     let not_initialized = Err(RvError::CryptokiNotInitialized);
-    let seat = bench.user();
-    assert_eq!(checked(bench.raw.finalize()), Ok(()));
-    for (name, code) in bench.raw.list().call_each() {
+    let session = fixture.user();
+    assert_eq!(checked(fixture.raw.finalize()), Ok(()));
+    for (name, code) in fixture.raw.list().call_each() {
         assert_eq!(checked(code), not_initialized, "{name}");
     }
-    assert_eq!(checked(bench.raw.finalize()), not_initialized);
-    assert_eq!(answered(seat.get_session_info()).map(drop), not_initialized);
+    assert_eq!(checked(fixture.raw.finalize()), not_initialized);
+    assert_eq!(
+        answered(session.get_session_info()).map(drop),
+        not_initialized
+    );
 }
 
-fn sessions_and_objects_do_not_outlive_finalize(bench: &Bench<'_>) {
-    let old = bench.user();
+fn sessions_and_objects_do_not_outlive_finalize(fixture: &TokenFixture<'_>) {
+    let old = fixture.user();
     let key = old.all(cryptoki::object::ObjectClass::PRIVATE_KEY)[0];
-    assert_eq!(checked(bench.raw.finalize()), Ok(()));
-    let code = bench.raw.initialize(OWN_THREAD);
+    assert_eq!(checked(fixture.raw.finalize()), Ok(()));
+    let code = fixture.raw.initialize(OWN_THREAD);
     assert_eq!(checked(code), Ok(()));
     assert_eq!(
         answered(old.get_session_info()).map(drop),
         Err(RvError::SessionHandleInvalid)
     );
-    bench.module.get_slots_with_token().expect("C_GetSlotList");
-    let new = bench.user();
+    fixture
+        .module
+        .get_slots_with_token()
+        .expect("C_GetSlotList");
+    let new = fixture.user();
     assert_ne!(new.id(), old.id(), "a handle is not used again soon");
     let attributes = new.get_attributes(key, &[cryptoki::object::AttributeType::Id]);
     assert_eq!(
@@ -108,20 +114,20 @@ fn sessions_and_objects_do_not_outlive_finalize(bench: &Bench<'_>) {
     );
 }
 
-fn parallel_functions_are_of_the_past(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn parallel_functions_are_of_the_past(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for code in [
-        ck!(bench.raw, C_GetFunctionStatus, seat.id()),
-        ck!(bench.raw, C_CancelFunction, seat.id()),
+        ck!(fixture.raw, C_GetFunctionStatus, session.id()),
+        ck!(fixture.raw, C_CancelFunction, session.id()),
     ] {
         assert_eq!(checked(code), Err(RvError::FunctionNotParallel));
     }
 }
 
-fn parallel_functions_look_at_the_session_first(bench: &Bench<'_>) {
+fn parallel_functions_look_at_the_session_first(fixture: &TokenFixture<'_>) {
     for code in [
-        ck!(bench.raw, C_GetFunctionStatus, 0),
-        ck!(bench.raw, C_CancelFunction, 0xDEAD),
+        ck!(fixture.raw, C_GetFunctionStatus, 0),
+        ck!(fixture.raw, C_CancelFunction, 0xDEAD),
     ] {
         assert_eq!(checked(code), Err(RvError::SessionHandleInvalid));
     }

@@ -16,15 +16,15 @@ use std::{
 use claviger_hw_tests::{
     ck,
     fixture::{
-        fork::{Descent, Outcome, descend},
-        function_list::{Raw, arguments},
-        module_process::{Stage, Way, with_card},
+        fork::{Descendant, Outcome, descend},
+        function_list::{FunctionList, arguments},
+        module_process::{ModuleProcess, ServiceKind, with_card},
         no_threads,
         process::{module_threads, thread_count},
         raw_session::RawSession,
-        waiter::{Waiter, this_task, until_asleep},
+        waiter::{SlotEventWaiter, this_task, until_asleep},
     },
-    provision::Plan,
+    provision::CardProfile,
     skip,
 };
 use cryptoki_sys::{
@@ -33,7 +33,7 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 
-const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 /// A flag that the standard does not know.
@@ -65,7 +65,7 @@ fn with_callbacks(flags: CK_FLAGS, callbacks: u8) -> CK_C_INITIALIZE_ARGS {
     }
 }
 
-fn initialize(raw: Raw, mut arguments: CK_C_INITIALIZE_ARGS) -> CK_RV {
+fn initialize(raw: FunctionList, mut arguments: CK_C_INITIALIZE_ARGS) -> CK_RV {
     ck!(raw, C_Initialize, (&raw mut arguments).cast())
 }
 
@@ -93,8 +93,8 @@ fn expected(callbacks: u8, flags: CK_FLAGS, reserved: bool) -> CK_RV {
 
 #[test]
 fn every_combination_of_arguments_has_its_code_and_a_refused_one_does_no_harm() {
-    with_card(Way::Socket, Plan::factory(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
+        let raw = FunctionList::load();
         assert_eq!(combinations().len(), 16 * 8 * 2);
         for (callbacks, flags, reserved) in combinations() {
             let mut arguments = with_callbacks(flags, callbacks);
@@ -131,15 +131,15 @@ fn every_combination_of_arguments_has_its_code_and_a_refused_one_does_no_harm() 
 #[test]
 fn application_mutexes_are_never_used() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |_| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |_| {
+            let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 assert_eq!(
                     initialize(raw, with_callbacks(flags, ALL_CALLBACKS)),
                     CKR_OK
                 );
                 let sessions = [(); 2].map(|()| RawSession::open(raw));
-                let waiters = [(); 2].map(|()| Waiter::blocked(raw));
+                let waiters = [(); 2].map(|()| SlotEventWaiter::blocked(raw));
                 assert_eq!(sessions[0].log_in(), CKR_OK);
                 let key = sessions[0].key(1);
                 thread::scope(|scope| {
@@ -159,13 +159,13 @@ fn application_mutexes_are_never_used() {
 
 #[test]
 fn one_of_many_concurrent_calls_initializes_and_one_finalizes() {
-    with_card(Way::Socket, Plan::factory(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
+        let raw = FunctionList::load();
         for flags in [OWN_THREADS, NO_THREADS] {
             for _ in 0..100 {
                 let begun = at_once(&|| raw.initialize(flags));
                 assert_eq!(begun, (1, CKR_CRYPTOKI_ALREADY_INITIALIZED));
-                let waiter = Waiter::blocked(raw);
+                let waiter = SlotEventWaiter::blocked(raw);
                 let ended = at_once(&|| raw.finalize());
                 assert_eq!(ended, (1, CKR_CRYPTOKI_NOT_INITIALIZED));
                 assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
@@ -206,7 +206,7 @@ struct EarlyWaiter {
 }
 
 impl EarlyWaiter {
-    fn new(raw: Raw) -> Self {
+    fn new(raw: FunctionList) -> Self {
         let (orders, ordered) = mpsc::channel();
         let (result, results) = mpsc::channel();
         let (sender, task) = mpsc::channel();
@@ -243,8 +243,8 @@ fn nss() -> CK_C_INITIALIZE_ARGS {
 #[test]
 fn generation_with_the_arguments_of_nss_makes_no_thread() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |process| {
+            let raw = FunctionList::load();
             assert!(
                 dies_of_a_thread(raw, arguments(OWN_THREADS)),
                 "this would be seen"
@@ -254,12 +254,12 @@ fn generation_with_the_arguments_of_nss_makes_no_thread() {
                 skip::because(&format!("threads cannot be forbidden: {error}"));
                 return;
             }
-            live_without_threads(stage, raw, &waiter);
+            live_without_threads(process, raw, &waiter);
         });
     }
 }
 
-fn live_without_threads(stage: &Stage, raw: Raw, waiter: &EarlyWaiter) {
+fn live_without_threads(process: &ModuleProcess, raw: FunctionList, waiter: &EarlyWaiter) {
     println!("from here on, another thread is the end of this process");
     let threads = thread_count();
     let none_has_come = || {
@@ -273,7 +273,7 @@ fn live_without_threads(stage: &Stage, raw: Raw, waiter: &EarlyWaiter) {
     none_has_come();
     session.sign(session.key(1));
     none_has_come();
-    stage.say("remove");
+    process.send_command("remove");
     let (code, slot) = waiter.outcome();
     assert_eq!(code, CKR_OK, "the application's own thread waits");
     assert!(slot < 2);
@@ -287,8 +287,8 @@ fn live_without_threads(stage: &Stage, raw: Raw, waiter: &EarlyWaiter) {
 }
 
 /// Whether a life with these arguments makes a thread.
-fn dies_of_a_thread(raw: Raw, arguments: CK_C_INITIALIZE_ARGS) -> bool {
-    let outcome = descend(Descent::Child, Duration::from_secs(10), || {
+fn dies_of_a_thread(raw: FunctionList, arguments: CK_C_INITIALIZE_ARGS) -> bool {
+    let outcome = descend(Descendant::Child, Duration::from_secs(10), || {
         no_threads::forbid().unwrap();
         assert_eq!(initialize(raw, arguments), CKR_OK);
         raw.slot_count(true);

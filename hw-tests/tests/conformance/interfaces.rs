@@ -10,12 +10,12 @@ use std::{
 use claviger_hw_tests::{
     ck,
     fixture::{
-        function_list::Raw,
-        module_process::{Way, with_card},
+        function_list::FunctionList,
+        module_process::{ServiceKind, with_card},
         null_calls::{self, Table},
     },
     paths,
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_FLAGS, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_FUNCTION_LIST_3_2, CK_INFO, CK_INTERFACE,
@@ -35,13 +35,13 @@ const NOTHING: CK_INTERFACE = CK_INTERFACE {
 
 /// The module, by its interfaces.
 struct Module {
-    raw: Raw,
+    raw: FunctionList,
     library: Library,
 }
 
 impl Module {
     fn load() -> Self {
-        let (raw, library) = Raw::load_for_a_while();
+        let (raw, library) = FunctionList::load_for_a_while();
         Self { raw, library }
     }
 
@@ -170,7 +170,7 @@ fn every_function_table_entry_is_filled_and_the_tables_share_functions() {
 
 #[test]
 fn interfaces_are_available_before_during_and_after_a_generation() {
-    with_card(Way::Socket, Plan::piv4(), |_| {
+    with_card(ServiceKind::Socket, CardProfile::piv4(), |_| {
         let module = Module::load();
         module.tells_its_interfaces();
         assert_eq!(module.raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
@@ -182,7 +182,7 @@ fn interfaces_are_available_before_during_and_after_a_generation() {
 
 #[test]
 fn every_function_returns_the_same_by_each_table_and_by_name() {
-    with_card(Way::Socket, Plan::piv4(), |_| {
+    with_card(ServiceKind::Socket, CardProfile::piv4(), |_| {
         let module = Module::load();
         let is_not_initialized = |(name, code): &(&str, CK_RV)| {
             assert_eq!(*code, CKR_CRYPTOKI_NOT_INITIALIZED, "{name}");
@@ -201,8 +201,8 @@ fn every_function_returns_the_same_by_each_table_and_by_name() {
 
 #[test]
 fn module_reports_cryptoki_version_3_2() {
-    with_card(Way::Socket, Plan::piv4(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::piv4(), |_| {
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
         // SAFETY: all zeroes are a value of this type, of numbers and characters.
         let mut info: CK_INFO = unsafe { std::mem::zeroed() };

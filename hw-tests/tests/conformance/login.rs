@@ -6,7 +6,7 @@ use claviger_hw_tests::{
     ck,
     fixture::{
         module_process::code,
-        token_fixture::{Bench, Seat, answered, checked, plain},
+        token_fixture::{TestSession, TokenFixture, answered, checked, plain},
     },
     on_cards,
     provision::{ADMIN_PIN, PIN},
@@ -44,251 +44,270 @@ on_cards! { [piv openpgp] [
     a_null_mechanism_cancels_its_operation
 ] }
 
-fn an_unknown_type_of_user_is_refused(bench: &Bench<'_>) {
-    let seat = bench.read_write();
+fn an_unknown_type_of_user_is_refused(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_write();
     for user in [3, 7, CK_USER_TYPE::MAX] {
-        let refused = bench.silently(|| seat.enter(user, PIN));
+        let refused = fixture.silently(|| session.login_as(user, PIN));
         assert_eq!(refused, Err(RvError::UserTypeInvalid), "{user}");
     }
 }
 
-fn the_user_logs_in_once(bench: &Bench<'_>) {
-    let (seat, other) = (bench.user(), bench.read_only());
-    for seat in [&seat, &other] {
+fn the_user_logs_in_once(fixture: &TokenFixture<'_>) {
+    let (session, other) = (fixture.user(), fixture.read_only());
+    for session in [&session, &other] {
         for pin in [PIN, "000000"] {
-            let refused = bench.silently(|| seat.enter(CKU_USER, pin));
+            let refused = fixture.silently(|| session.login_as(CKU_USER, pin));
             assert_eq!(refused, Err(RvError::UserAlreadyLoggedIn));
         }
     }
 }
 
-fn the_security_officer_waits_for_the_user_to_leave(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let refused = bench.silently(|| seat.enter(CKU_SO, ADMIN_PIN));
+fn the_security_officer_waits_for_the_user_to_leave(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let refused = fixture.silently(|| session.login_as(CKU_SO, ADMIN_PIN));
     assert_eq!(refused, Err(RvError::UserAnotherAlreadyLoggedIn));
 }
 
-fn the_security_officer_wants_no_read_only_session(bench: &Bench<'_>) {
-    let (reader, writer) = (bench.read_only(), bench.read_write());
-    for seat in [&reader, &writer] {
-        let refused = bench.silently(|| seat.enter(CKU_SO, ADMIN_PIN));
+fn the_security_officer_wants_no_read_only_session(fixture: &TokenFixture<'_>) {
+    let (reader, writer) = (fixture.read_only(), fixture.read_write());
+    for session in [&reader, &writer] {
+        let refused = fixture.silently(|| session.login_as(CKU_SO, ADMIN_PIN));
         assert_eq!(refused, Err(RvError::SessionReadOnlyExists));
     }
 }
 
-fn the_security_officer_has_a_state_of_his_own(bench: &Bench<'_>) {
-    let seat = bench.read_write();
-    assert_eq!(seat.enter(CKU_SO, ADMIN_PIN), Ok(()));
-    let other = bench.read_write();
-    for seat in [&seat, &other] {
-        let state = seat.get_session_info().unwrap().session_state();
+fn the_security_officer_has_a_state_of_his_own(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_write();
+    assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
+    let other = fixture.read_write();
+    for session in [&session, &other] {
+        let state = session.get_session_info().unwrap().session_state();
         assert_eq!(state, SessionState::RwSecurityOfficer);
     }
     assert_eq!(
-        seat.enter(CKU_SO, ADMIN_PIN),
+        session.login_as(CKU_SO, ADMIN_PIN),
         Err(RvError::UserAlreadyLoggedIn)
     );
-    assert_eq!(seat.enter_user(), Err(RvError::UserAnotherAlreadyLoggedIn));
+    assert_eq!(
+        session.login_user(),
+        Err(RvError::UserAnotherAlreadyLoggedIn)
+    );
     let private = [cryptoki::object::Attribute::Private(true)];
-    assert_eq!(seat.find_objects(&private).unwrap(), [], "not for him");
-    seat.logout().unwrap();
-    assert_eq!(seat.enter_user(), Ok(()));
+    assert_eq!(session.find_objects(&private).unwrap(), [], "not for him");
+    session.logout().unwrap();
+    assert_eq!(session.login_user(), Ok(()));
 }
 
-fn no_read_only_session_beside_the_security_officer(bench: &Bench<'_>) {
-    let seat = bench.read_write();
-    assert_eq!(seat.enter(CKU_SO, ADMIN_PIN), Ok(()));
-    let refused = code(bench.module.open_ro_session(bench.slot));
+fn no_read_only_session_beside_the_security_officer(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_write();
+    assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
+    let refused = code(fixture.module.open_ro_session(fixture.slot));
     assert_eq!(refused, RvError::SessionReadWriteSoExists);
-    seat.logout().unwrap();
-    bench.read_only().leave();
+    session.logout().unwrap();
+    fixture.read_only().end_session();
 }
 
-fn a_null_pin_is_a_bad_argument(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn a_null_pin_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let null = ptr::null_mut();
-    let code = bench.silently(|| ck!(bench.raw, C_Login, seat.id(), CKU_USER, null, 6));
+    let code = fixture.silently(|| ck!(fixture.raw, C_Login, session.id(), CKU_USER, null, 6));
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
-    let code = bench.silently(|| ck!(bench.raw, C_Login, seat.id(), CKU_USER, null, 0));
+    let code = fixture.silently(|| ck!(fixture.raw, C_Login, session.id(), CKU_USER, null, 0));
     let refused = [Err(RvError::ArgumentsBad), Err(RvError::PinIncorrect)];
     assert!(refused.contains(&checked(code)));
 }
 
-fn a_pin_of_impossible_length_is_incorrect_and_costs_no_try(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn a_pin_of_impossible_length_is_incorrect_and_costs_no_try(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let long = "1".repeat(4000);
     for pin in ["", "1", "12345", long.as_str()] {
-        let refused = bench.silently(|| seat.enter(CKU_USER, pin));
+        let refused = fixture.silently(|| session.login_as(CKU_USER, pin));
         assert_eq!(refused, Err(RvError::PinIncorrect), "{} bytes", pin.len());
     }
-    assert_eq!(seat.enter_user(), Ok(()));
+    assert_eq!(session.login_user(), Ok(()));
 }
 
-fn logout_needs_a_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let refused = bench.silently(|| code(seat.logout()));
+fn logout_needs_a_login(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let refused = fixture.silently(|| code(session.logout()));
     assert_eq!(refused, RvError::UserNotLoggedIn);
-    assert_eq!(seat.enter_user(), Ok(()));
-    seat.logout().unwrap();
-    assert_eq!(code(seat.logout()), RvError::UserNotLoggedIn);
+    assert_eq!(session.login_user(), Ok(()));
+    session.logout().unwrap();
+    assert_eq!(code(session.logout()), RvError::UserNotLoggedIn);
 }
 
 /// C_LoginUser of the user.
-fn login_user(seat: &Seat, pin: &str, name: Option<&str>) -> Result<(), RvError> {
-    let function = seat.list.C_LoginUser.expect("C_LoginUser");
+fn login_user(session: &TestSession, pin: &str, name: Option<&str>) -> Result<(), RvError> {
+    let function = session.list.C_LoginUser.expect("C_LoginUser");
     let (bytes, len) = (pin.as_ptr().cast_mut(), pin.len() as u64);
     let name_len = name.map_or(0, str::len) as u64;
     let name = name.map_or(ptr::null_mut(), |name| name.as_ptr().cast_mut());
     // SAFETY: PIN and name have these lengths, and are only read.
-    checked(unsafe { function(seat.id(), CKU_USER, bytes, len, name, name_len) })
+    checked(unsafe { function(session.id(), CKU_USER, bytes, len, name, name_len) })
 }
 
-fn login_user_without_a_name_is_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn login_user_without_a_name_is_login(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     assert_eq!(
-        login_user(&seat, "999999", None),
+        login_user(&session, "999999", None),
         Err(RvError::PinIncorrect)
     );
-    assert_eq!(login_user(&seat, PIN, None), Ok(()));
-    let state = seat.get_session_info().unwrap().session_state();
+    assert_eq!(login_user(&session, PIN, None), Ok(()));
+    let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoUser);
     assert_eq!(
-        login_user(&seat, PIN, None),
+        login_user(&session, PIN, None),
         Err(RvError::UserAlreadyLoggedIn)
     );
-    seat.logout().unwrap();
-    assert_eq!(login_user(&seat, PIN, Some("")), Ok(()));
+    session.logout().unwrap();
+    assert_eq!(login_user(&session, PIN, Some("")), Ok(()));
 }
 
-fn login_user_with_a_name_is_refused_before_the_card(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let refused = bench.silently(|| login_user(&seat, PIN, Some("alice")));
+fn login_user_with_a_name_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let refused = fixture.silently(|| login_user(&session, PIN, Some("alice")));
     let codes = [Err(RvError::UserTypeInvalid), Err(RvError::ArgumentsBad)];
     assert!(codes.contains(&refused), "{refused:?}");
-    let state = seat.get_session_info().unwrap().session_state();
+    let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);
 }
 
-fn logout_ends_operations_on_private_keys_and_no_other(bench: &Bench<'_>) {
-    let (seat, other) = (bench.user(), bench.read_only());
-    let key = seat.signer();
+fn logout_ends_operations_on_private_keys_and_no_other(fixture: &TokenFixture<'_>) {
+    let (session, other) = (fixture.user(), fixture.read_only());
+    let key = session.signer();
     assert_eq!(
-        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        session.init(session.list.C_SignInit, session.signing(key), key),
         Ok(())
     );
-    assert_eq!(answered(seat.digest_init(&Mechanism::Sha256)), Ok(()));
+    assert_eq!(answered(session.digest_init(&Mechanism::Sha256)), Ok(()));
     other.logout().unwrap();
-    let over = seat.run(seat.list.C_Sign, b"message", 600);
+    let over = session.run(session.list.C_Sign, b"message", 600);
     assert_eq!(over, Err(RvError::OperationNotInitialized));
     assert_eq!(
-        seat.run(seat.list.C_Digest, b"message", 32).unwrap().len(),
+        session
+            .run(session.list.C_Digest, b"message", 32)
+            .unwrap()
+            .len(),
         32
     );
 }
 
-fn logout_kills_the_handles_of_private_objects_for_ever(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    seat.logout().unwrap();
-    let dead = |seat: &Seat| {
-        let asked = code(seat.get_attributes(key, &[AttributeType::Class]));
+fn logout_kills_the_handles_of_private_objects_for_ever(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    session.logout().unwrap();
+    let dead = |session: &TestSession| {
+        let asked = code(session.get_attributes(key, &[AttributeType::Class]));
         assert_eq!(asked, RvError::ObjectHandleInvalid);
         let mechanism = plain(cryptoki_sys::CKM_ECDSA);
-        let begun = seat.init(seat.list.C_SignInit, mechanism, key);
+        let begun = session.init(session.list.C_SignInit, mechanism, key);
         assert_eq!(begun, Err(RvError::KeyHandleInvalid));
     };
-    dead(&seat);
-    assert_eq!(seat.enter_user(), Ok(()));
-    dead(&seat);
-    assert_ne!(seat.signer(), key, "a later login has new handles");
+    dead(&session);
+    assert_eq!(session.login_user(), Ok(()));
+    dead(&session);
+    assert_ne!(session.signer(), key, "a later login has new handles");
 }
 
-fn logout_leaves_handles_of_public_objects_alive(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let certificate = seat.all(ObjectClass::CERTIFICATE)[0];
-    seat.logout().unwrap();
-    let id = seat.get_attributes(certificate, &[AttributeType::Id]);
+fn logout_leaves_handles_of_public_objects_alive(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let certificate = session.all(ObjectClass::CERTIFICATE)[0];
+    session.logout().unwrap();
+    let id = session.get_attributes(certificate, &[AttributeType::Id]);
     assert_eq!(id.expect("C_GetAttributeValue").len(), 1);
-    assert_eq!(seat.all(ObjectClass::CERTIFICATE)[0], certificate);
+    assert_eq!(session.all(ObjectClass::CERTIFICATE)[0], certificate);
 }
 
 /// C_SessionCancel.
-fn cancel(bench: &Bench<'_>, session: u64, flags: CK_FLAGS) -> Result<(), RvError> {
-    checked(ck!(bench.raw, C_SessionCancel, session, flags))
+fn cancel(fixture: &TokenFixture<'_>, session: u64, flags: CK_FLAGS) -> Result<(), RvError> {
+    checked(ck!(fixture.raw, C_SessionCancel, session, flags))
 }
 
 /// A signature, a digest and a search are under way.
-fn busy(bench: &Bench<'_>) -> Seat {
-    let seat = bench.user();
-    let key = seat.signer();
+fn busy(fixture: &TokenFixture<'_>) -> TestSession {
+    let session = fixture.user();
+    let key = session.signer();
     assert_eq!(
-        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        session.init(session.list.C_SignInit, session.signing(key), key),
         Ok(())
     );
-    assert_eq!(answered(seat.digest_init(&Mechanism::Sha256)), Ok(()));
-    let code = ck!(bench.raw, C_FindObjectsInit, seat.id(), ptr::null_mut(), 0);
+    assert_eq!(answered(session.digest_init(&Mechanism::Sha256)), Ok(()));
+    let code = ck!(
+        fixture.raw,
+        C_FindObjectsInit,
+        session.id(),
+        ptr::null_mut(),
+        0
+    );
     assert_eq!(checked(code), Ok(()));
-    seat
+    session
 }
 
-fn still_signs(seat: &Seat) -> bool {
-    seat.run(seat.list.C_Sign, b"message", 600).is_ok()
+fn still_signs(session: &TestSession) -> bool {
+    session.run(session.list.C_Sign, b"message", 600).is_ok()
 }
 
-fn still_digests(seat: &Seat) -> bool {
-    seat.run(seat.list.C_Digest, b"message", 32).is_ok()
+fn still_digests(session: &TestSession) -> bool {
+    session.run(session.list.C_Digest, b"message", 32).is_ok()
 }
 
-fn still_searches(bench: &Bench<'_>, seat: &Seat) -> bool {
-    checked(ck!(bench.raw, C_FindObjectsFinal, seat.id())).is_ok()
+fn still_searches(fixture: &TokenFixture<'_>, session: &TestSession) -> bool {
+    checked(ck!(fixture.raw, C_FindObjectsFinal, session.id())).is_ok()
 }
 
-fn cancel_ends_what_its_flags_name(bench: &Bench<'_>) {
-    let seat = busy(bench);
+fn cancel_ends_what_its_flags_name(fixture: &TokenFixture<'_>) {
+    let session = busy(fixture);
     let all = CKF_SIGN | CKF_DIGEST | CKF_FIND_OBJECTS;
-    assert_eq!(bench.silently(|| cancel(bench, seat.id(), all)), Ok(()));
-    assert!(!still_signs(&seat) && !still_digests(&seat) && !still_searches(bench, &seat));
-    let over = seat.run(seat.list.C_Sign, b"message", 600);
+    assert_eq!(
+        fixture.silently(|| cancel(fixture, session.id(), all)),
+        Ok(())
+    );
+    assert!(
+        !still_signs(&session) && !still_digests(&session) && !still_searches(fixture, &session)
+    );
+    let over = session.run(session.list.C_Sign, b"message", 600);
     assert_eq!(over, Err(RvError::OperationNotInitialized));
 }
 
-fn cancel_of_nothing_succeeds(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn cancel_of_nothing_succeeds(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for flags in [0, CKF_SIGN, CKF_SIGN | CKF_DIGEST | CKF_FIND_OBJECTS] {
-        assert_eq!(cancel(bench, seat.id(), flags), Ok(()));
+        assert_eq!(cancel(fixture, session.id(), flags), Ok(()));
     }
-    let seat = busy(bench);
-    assert_eq!(cancel(bench, seat.id(), 0), Ok(()));
-    assert!(still_signs(&seat) && still_digests(&seat) && still_searches(bench, &seat));
+    let session = busy(fixture);
+    assert_eq!(cancel(fixture, session.id(), 0), Ok(()));
+    assert!(still_signs(&session) && still_digests(&session) && still_searches(fixture, &session));
 }
 
-fn cancel_needs_a_session(bench: &Bench<'_>) {
+fn cancel_needs_a_session(fixture: &TokenFixture<'_>) {
     assert_eq!(
-        cancel(bench, 0, CKF_SIGN),
+        cancel(fixture, 0, CKF_SIGN),
         Err(RvError::SessionHandleInvalid)
     );
 }
 
-fn cancel_leaves_the_other_operations(bench: &Bench<'_>) {
-    let seat = busy(bench);
-    assert_eq!(cancel(bench, seat.id(), CKF_DIGEST), Ok(()));
-    assert!(still_signs(&seat) && !still_digests(&seat) && still_searches(bench, &seat));
+fn cancel_leaves_the_other_operations(fixture: &TokenFixture<'_>) {
+    let session = busy(fixture);
+    assert_eq!(cancel(fixture, session.id(), CKF_DIGEST), Ok(()));
+    assert!(still_signs(&session) && !still_digests(&session) && still_searches(fixture, &session));
 }
 
 /// Since 3.0; for 2.40 it was a bad argument.
-fn a_null_mechanism_cancels_its_operation(bench: &Bench<'_>) {
-    let seat = busy(bench);
+fn a_null_mechanism_cancels_its_operation(fixture: &TokenFixture<'_>) {
+    let session = busy(fixture);
     let null = ptr::null_mut();
-    let code = bench.silently(|| ck!(bench.raw, C_SignInit, seat.id(), null, 0));
+    let code = fixture.silently(|| ck!(fixture.raw, C_SignInit, session.id(), null, 0));
     assert_eq!(checked(code), Ok(()));
-    let code = bench.silently(|| ck!(bench.raw, C_SignInit, seat.id(), null, 0));
+    let code = fixture.silently(|| ck!(fixture.raw, C_SignInit, session.id(), null, 0));
     assert_eq!(
         code, CKR_ARGUMENTS_BAD,
         "nothing is there to cancel, as in 2.40"
     );
-    assert!(!still_signs(&seat) && still_digests(&seat) && still_searches(bench, &seat));
-    seat.digest_init(&Mechanism::Sha256).expect("C_DigestInit");
-    let code = ck!(bench.raw, C_DigestInit, seat.id(), null);
+    assert!(!still_signs(&session) && still_digests(&session) && still_searches(fixture, &session));
+    session
+        .digest_init(&Mechanism::Sha256)
+        .expect("C_DigestInit");
+    let code = ck!(fixture.raw, C_DigestInit, session.id(), null);
     assert_eq!(checked(code), Ok(()));
-    assert!(!still_digests(&seat));
+    assert!(!still_digests(&session));
 }

@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, Seat, answered, checked},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked},
     on_cards,
 };
 use cryptoki::{
@@ -44,19 +44,25 @@ on_cards! { [piv openpgp] [
     objects_of_the_card_cannot_be_changed_by_the_user
 ] }
 
-fn begin(seat: &Seat, template: &mut [CK_ATTRIBUTE]) -> Result<(), RvError> {
-    let function = seat.list.C_FindObjectsInit.unwrap();
+fn begin(session: &TestSession, template: &mut [CK_ATTRIBUTE]) -> Result<(), RvError> {
+    let function = session.list.C_FindObjectsInit.unwrap();
     // SAFETY: a template with its length.
-    checked(unsafe { function(seat.id(), template.as_mut_ptr(), template.len() as CK_ULONG) })
+    checked(unsafe {
+        function(
+            session.id(),
+            template.as_mut_ptr(),
+            template.len() as CK_ULONG,
+        )
+    })
 }
 
-fn find(seat: &Seat, max: usize) -> Result<Vec<CK_OBJECT_HANDLE>, RvError> {
-    let function = seat.list.C_FindObjects.unwrap();
+fn find(session: &TestSession, max: usize) -> Result<Vec<CK_OBJECT_HANDLE>, RvError> {
+    let function = session.list.C_FindObjects.unwrap();
     let (mut found, mut count) = (vec![0; max + 1], CK_ULONG::MAX);
     // SAFETY: room for more than is said.
     let code = unsafe {
         function(
-            seat.id(),
+            session.id(),
             found.as_mut_ptr(),
             max as CK_ULONG,
             &raw mut count,
@@ -69,10 +75,10 @@ fn find(seat: &Seat, max: usize) -> Result<Vec<CK_OBJECT_HANDLE>, RvError> {
     Ok(found)
 }
 
-fn end(seat: &Seat) -> Result<(), RvError> {
-    let function = seat.list.C_FindObjectsFinal.unwrap();
+fn end(session: &TestSession) -> Result<(), RvError> {
+    let function = session.list.C_FindObjectsFinal.unwrap();
     // SAFETY: no pointer is given.
-    checked(unsafe { function(seat.id()) })
+    checked(unsafe { function(session.id()) })
 }
 
 fn entry<T>(kind: CK_ULONG, value: &mut T) -> CK_ATTRIBUTE {
@@ -83,32 +89,32 @@ fn entry<T>(kind: CK_ULONG, value: &mut T) -> CK_ATTRIBUTE {
     }
 }
 
-fn a_search_is_begun_before_it_finds(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    assert_eq!(find(&seat, 5), Err(RvError::OperationNotInitialized));
-    assert_eq!(end(&seat), Err(RvError::OperationNotInitialized));
-    assert_eq!(begin(&seat, &mut []), Ok(()));
-    assert_eq!(end(&seat), Ok(()));
-    assert_eq!(end(&seat), Err(RvError::OperationNotInitialized));
+fn a_search_is_begun_before_it_finds(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    assert_eq!(find(&session, 5), Err(RvError::OperationNotInitialized));
+    assert_eq!(end(&session), Err(RvError::OperationNotInitialized));
+    assert_eq!(begin(&session, &mut []), Ok(()));
+    assert_eq!(end(&session), Ok(()));
+    assert_eq!(end(&session), Err(RvError::OperationNotInitialized));
 }
 
-fn one_search_at_a_time_in_a_session(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let all = seat.find_objects(&[]).unwrap().len();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
+fn one_search_at_a_time_in_a_session(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let all = session.find_objects(&[]).unwrap().len();
+    assert_eq!(begin(&session, &mut []), Ok(()));
     let mut class = CKO_CERTIFICATE;
-    let again = begin(&seat, &mut [entry(CKA_CLASS, &mut class)]);
+    let again = begin(&session, &mut [entry(CKA_CLASS, &mut class)]);
     assert_eq!(again, Err(RvError::OperationActive));
     assert_eq!(
-        find(&seat, 100).unwrap().len(),
+        find(&session, 100).unwrap().len(),
         all,
         "the first one goes on"
     );
-    assert_eq!(end(&seat), Ok(()));
+    assert_eq!(end(&session), Ok(()));
 }
 
-fn each_session_has_a_search_of_its_own(bench: &Bench<'_>) {
-    let (one, two) = (bench.read_only(), bench.read_only());
+fn each_session_has_a_search_of_its_own(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.read_only(), fixture.read_only());
     let mut class = CKO_CERTIFICATE;
     assert_eq!(begin(&one, &mut []), Ok(()));
     assert_eq!(begin(&two, &mut [entry(CKA_CLASS, &mut class)]), Ok(()));
@@ -117,20 +123,21 @@ fn each_session_has_a_search_of_its_own(bench: &Bench<'_>) {
     assert_eq!((end(&one), end(&two)), (Ok(()), Ok(())));
 }
 
-fn a_search_in_pieces_finds_what_one_at_once_does(bench: &Bench<'_>) {
-    let seat = bench.user();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
-    let whole = find(&seat, 100).unwrap();
-    assert_eq!(end(&seat), Ok(()));
+fn a_search_in_pieces_finds_what_one_at_once_does(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    assert_eq!(begin(&session, &mut []), Ok(()));
+    let whole = find(&session, 100).unwrap();
+    assert_eq!(end(&session), Ok(()));
     assert!(whole.len() > 3);
     for piece in [1, 2, whole.len() - 1] {
-        assert_eq!(begin(&seat, &mut []), Ok(()));
+        assert_eq!(begin(&session, &mut []), Ok(()));
         let mut found = Vec::new();
-        while let Some(next) = Some(find(&seat, piece).unwrap()).filter(|next| !next.is_empty()) {
+        while let Some(next) = Some(find(&session, piece).unwrap()).filter(|next| !next.is_empty())
+        {
             found.extend(next);
         }
         assert_eq!(found, whole, "in pieces of {piece}");
-        assert_eq!(end(&seat), Ok(()));
+        assert_eq!(end(&session), Ok(()));
     }
     let mut distinct = whole.clone();
     distinct.sort_unstable();
@@ -138,58 +145,58 @@ fn a_search_in_pieces_finds_what_one_at_once_does(bench: &Bench<'_>) {
     assert_eq!(distinct.len(), whole.len(), "none is found twice");
 }
 
-fn a_search_at_its_end_says_so_again_and_again_until_it_is_ended(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
-    find(&seat, 100).unwrap();
+fn a_search_at_its_end_says_so_again_and_again_until_it_is_ended(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    assert_eq!(begin(&session, &mut []), Ok(()));
+    find(&session, 100).unwrap();
     for _ in 0..3 {
-        assert_eq!(find(&seat, 100), Ok(vec![]));
+        assert_eq!(find(&session, 100), Ok(vec![]));
     }
-    assert_eq!(begin(&seat, &mut []), Err(RvError::OperationActive));
-    assert_eq!(end(&seat), Ok(()));
+    assert_eq!(begin(&session, &mut []), Err(RvError::OperationActive));
+    assert_eq!(end(&session), Ok(()));
 }
 
-fn finding_none_at_most_is_no_error_and_loses_nothing(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let all = seat.find_objects(&[]).unwrap().len();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
-    assert_eq!(find(&seat, 0), Ok(vec![]));
-    assert_eq!(find(&seat, 100).unwrap().len(), all);
+fn finding_none_at_most_is_no_error_and_loses_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let all = session.find_objects(&[]).unwrap().len();
+    assert_eq!(begin(&session, &mut []), Ok(()));
+    assert_eq!(find(&session, 0), Ok(vec![]));
+    assert_eq!(find(&session, 100).unwrap().len(), all);
 }
 
-fn a_search_without_room_is_a_bad_argument_and_goes_on(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let all = seat.find_objects(&[]).unwrap().len();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
+fn a_search_without_room_is_a_bad_argument_and_goes_on(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let all = session.find_objects(&[]).unwrap().len();
+    assert_eq!(begin(&session, &mut []), Ok(()));
     let (mut handle, mut count) = (0, 0);
     let no_list = ck!(
-        bench.raw,
+        fixture.raw,
         C_FindObjects,
-        seat.id(),
+        session.id(),
         ptr::null_mut(),
         5,
         &raw mut count
     );
     assert_eq!(checked(no_list), Err(RvError::ArgumentsBad));
     let no_count = ck!(
-        bench.raw,
+        fixture.raw,
         C_FindObjects,
-        seat.id(),
+        session.id(),
         &raw mut handle,
         1,
         ptr::null_mut()
     );
     assert_eq!(checked(no_count), Err(RvError::ArgumentsBad));
-    assert_eq!(find(&seat, 100).unwrap().len(), all);
+    assert_eq!(find(&session, 100).unwrap().len(), all);
 }
 
-fn a_template_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn a_template_that_is_not_there_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for count in [1, 7, CK_ULONG::MAX] {
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_FindObjectsInit,
-            seat.id(),
+            session.id(),
             ptr::null_mut(),
             count
         );
@@ -200,37 +207,37 @@ fn a_template_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
         pValue: ptr::null_mut(),
         ulValueLen: 5,
     }];
-    let refused = begin(&seat, &mut nowhere);
+    let refused = begin(&session, &mut nowhere);
     let codes = [
         Err(RvError::ArgumentsBad),
         Err(RvError::AttributeValueInvalid),
     ];
     assert!(codes.contains(&refused), "{refused:?}");
-    assert_eq!(begin(&seat, &mut []), Ok(()), "no search has begun");
+    assert_eq!(begin(&session, &mut []), Ok(()), "no search has begun");
 }
 
-fn an_empty_template_finds_all_that_is_visible(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let all = seat.find_objects(&[]).unwrap();
+fn an_empty_template_finds_all_that_is_visible(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let all = session.find_objects(&[]).unwrap();
     for class in [
         ObjectClass::CERTIFICATE,
         ObjectClass::PUBLIC_KEY,
         ObjectClass::PRIVATE_KEY,
     ] {
-        let some = seat.all(class);
+        let some = session.all(class);
         assert!(!some.is_empty() && some.iter().all(|object| all.contains(object)));
     }
 }
 
-fn every_attribute_of_the_template_must_match(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    let wanted = seat
+fn every_attribute_of_the_template_must_match(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    let wanted = session
         .get_attributes(key, &[AttributeType::Id, AttributeType::Label])
         .unwrap();
     let class = Attribute::Class(ObjectClass::PRIVATE_KEY);
     let template = [&[class], &wanted[..]].concat();
-    assert_eq!(seat.find_objects(&template).unwrap(), [key]);
+    assert_eq!(session.find_objects(&template).unwrap(), [key]);
     for other in [
         Attribute::Id(vec![0xEE]),
         Attribute::Label(b"none".to_vec()),
@@ -238,178 +245,184 @@ fn every_attribute_of_the_template_must_match(bench: &Bench<'_>) {
         Attribute::Sign(false),
     ] {
         let template = [&template[..], &[other]].concat();
-        assert_eq!(seat.find_objects(&template).unwrap(), []);
+        assert_eq!(session.find_objects(&template).unwrap(), []);
     }
 }
 
-fn a_value_of_another_length_does_not_match(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_value_of_another_length_does_not_match(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let mut class = CKO_CERTIFICATE as u32;
-    assert_eq!(begin(&seat, &mut [entry(CKA_CLASS, &mut class)]), Ok(()));
-    assert_eq!(find(&seat, 100), Ok(vec![]), "a class of four bytes");
-    assert_eq!(end(&seat), Ok(()));
-    let id = seat
-        .get_attributes(seat.signer(), &[AttributeType::Id])
+    assert_eq!(begin(&session, &mut [entry(CKA_CLASS, &mut class)]), Ok(()));
+    assert_eq!(find(&session, 100), Ok(vec![]), "a class of four bytes");
+    assert_eq!(end(&session), Ok(()));
+    let id = session
+        .get_attributes(session.signer(), &[AttributeType::Id])
         .unwrap();
     let [Attribute::Id(id)] = id.as_slice() else {
         panic!("no CKA_ID")
     };
     for other in [[&id[..], &[0]].concat(), vec![]] {
-        let found = seat.private_with(&[Attribute::Id(other)]);
+        let found = session.private_with(&[Attribute::Id(other)]);
         assert_eq!(found, [], "the beginning is not enough");
     }
 }
 
-fn an_unknown_attribute_matches_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn an_unknown_attribute_matches_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let mut value = 1_u8;
-    assert_eq!(begin(&seat, &mut [entry(UNKNOWN, &mut value)]), Ok(()));
-    assert_eq!(find(&seat, 100), Ok(vec![]));
-    assert_eq!(end(&seat), Ok(()));
+    assert_eq!(begin(&session, &mut [entry(UNKNOWN, &mut value)]), Ok(()));
+    assert_eq!(find(&session, 100), Ok(vec![]));
+    assert_eq!(end(&session), Ok(()));
 }
 
-fn a_sensitive_attribute_matches_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_sensitive_attribute_matches_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     for secret in [
         Attribute::PrivateExponent(vec![1]),
         Attribute::PrivateExponent(vec![]),
         Attribute::Value(vec![]),
     ] {
-        assert_eq!(seat.private_with(&[secret]), []);
+        assert_eq!(session.private_with(&[secret]), []);
     }
 }
 
-fn what_a_search_finds_is_settled_when_it_begins(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let before = seat.find_objects(&[]).unwrap();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
+fn what_a_search_finds_is_settled_when_it_begins(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let before = session.find_objects(&[]).unwrap();
+    assert_eq!(begin(&session, &mut []), Ok(()));
     let template = [
         Attribute::Class(ObjectClass::DATA),
         Attribute::Label(b"later".to_vec()),
     ];
-    answered(seat.create_object(&template)).expect("C_CreateObject");
-    let found = find(&seat, 100).unwrap();
+    answered(session.create_object(&template)).expect("C_CreateObject");
+    let found = find(&session, 100).unwrap();
     let before: Vec<_> = before.iter().map(ObjectHandle::handle).collect();
     assert_eq!(found, before);
-    assert_eq!(end(&seat), Ok(()));
-    assert_eq!(seat.find_objects(&template).unwrap().len(), 1);
+    assert_eq!(end(&session), Ok(()));
+    assert_eq!(session.find_objects(&template).unwrap().len(), 1);
 }
 
-fn private_objects_are_invisible_before_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn private_objects_are_invisible_before_login(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let private = [Attribute::Private(true)];
     assert_eq!(
-        seat.find_objects(&private).unwrap(),
+        session.find_objects(&private).unwrap(),
         [],
         "none, and no error"
     );
-    let public = seat.find_objects(&[]).unwrap();
-    assert_eq!(seat.enter_user(), Ok(()));
-    let keys = seat.find_objects(&private).unwrap();
+    let public = session.find_objects(&[]).unwrap();
+    assert_eq!(session.login_user(), Ok(()));
+    let keys = session.find_objects(&private).unwrap();
     assert!(!keys.is_empty() && keys.iter().all(|key| !public.contains(key)));
-    let other = bench.read_only();
+    let other = fixture.read_only();
     assert_eq!(other.find_objects(&private).unwrap(), keys);
     other.logout().unwrap();
-    assert_eq!(seat.find_objects(&private).unwrap(), []);
+    assert_eq!(session.find_objects(&private).unwrap(), []);
 }
 
-fn an_object_has_one_handle_in_all_sessions(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_write());
+fn an_object_has_one_handle_in_all_sessions(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.user(), fixture.read_write());
     let all = one.find_objects(&[]).unwrap();
     assert_eq!(two.find_objects(&[]).unwrap(), all);
     assert_eq!(one.find_objects(&[]).unwrap(), all);
 }
 
-fn an_open_search_blocks_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    assert_eq!(begin(&seat, &mut []), Ok(()));
-    let id = seat.get_attributes(key, &[AttributeType::Id]).unwrap();
+fn an_open_search_blocks_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    assert_eq!(begin(&session, &mut []), Ok(()));
+    let id = session.get_attributes(key, &[AttributeType::Id]).unwrap();
     assert_eq!(id.len(), 1);
     assert_eq!(
-        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        session.init(session.list.C_SignInit, session.signing(key), key),
         Ok(())
     );
-    assert!(seat.run(seat.list.C_Sign, b"message", 600).is_ok());
-    assert!(!find(&seat, 100).unwrap().is_empty());
-    assert_eq!(end(&seat), Ok(()));
+    assert!(session.run(session.list.C_Sign, b"message", 600).is_ok());
+    assert!(!find(&session, 100).unwrap().is_empty());
+    assert_eq!(end(&session), Ok(()));
 }
 
-fn zero_is_no_handle(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let all = seat.find_objects(&[]).unwrap();
+fn zero_is_no_handle(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let all = session.find_objects(&[]).unwrap();
     assert!(all.iter().all(|object| object.handle() != 0));
 }
 
-fn a_handle_that_is_none_is_told_first(bench: &Bench<'_>) {
-    let seat = bench.read_write();
+fn a_handle_that_is_none_is_told_first(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_write();
     let (mut size, mut handle) = (0, 0);
     let null = ptr::null_mut();
     for object in [0, 0x00DE_AD00, CK_OBJECT_HANDLE::MAX] {
         for code in [
-            ck!(bench.raw, C_GetObjectSize, seat.id(), object, &raw mut size),
             ck!(
-                bench.raw,
+                fixture.raw,
+                C_GetObjectSize,
+                session.id(),
+                object,
+                &raw mut size
+            ),
+            ck!(
+                fixture.raw,
                 C_GetAttributeValue,
-                seat.id(),
+                session.id(),
                 object,
                 &mut entry(CKA_ID, &mut size),
                 1
             ),
             ck!(
-                bench.raw,
+                fixture.raw,
                 C_SetAttributeValue,
-                seat.id(),
+                session.id(),
                 object,
                 &mut entry(CKA_ID, &mut size),
                 1
             ),
             ck!(
-                bench.raw,
+                fixture.raw,
                 C_CopyObject,
-                seat.id(),
+                session.id(),
                 object,
                 null,
                 0,
                 &raw mut handle
             ),
-            ck!(bench.raw, C_DestroyObject, seat.id(), object),
+            ck!(fixture.raw, C_DestroyObject, session.id(), object),
         ] {
             assert_eq!(checked(code), Err(RvError::ObjectHandleInvalid));
         }
     }
 }
 
-fn key_and_certificate_share_their_id(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for certificate in seat.all(ObjectClass::CERTIFICATE) {
-        let id = seat
+fn key_and_certificate_share_their_id(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for certificate in session.all(ObjectClass::CERTIFICATE) {
+        let id = session
             .get_attributes(certificate, &[AttributeType::Id])
             .unwrap();
-        assert_eq!(seat.private_with(&id).len(), 1);
+        assert_eq!(session.private_with(&id).len(), 1);
         let class = Attribute::Class(ObjectClass::PUBLIC_KEY);
-        let public = seat.find_objects(&[&[class], &id[..]].concat()).unwrap();
+        let public = session.find_objects(&[&[class], &id[..]].concat()).unwrap();
         assert_eq!(public.len(), 1);
     }
 }
 
-fn the_size_of_an_object_is_told(bench: &Bench<'_>) {
-    let seat = bench.user();
-    for object in seat.find_objects(&[]).unwrap() {
+fn the_size_of_an_object_is_told(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    for object in session.find_objects(&[]).unwrap() {
         let mut size = 0;
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_GetObjectSize,
-            seat.id(),
+            session.id(),
             object.handle(),
             &raw mut size
         );
         assert_eq!(checked(code), Ok(()));
         assert!(size > 0);
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_GetObjectSize,
-            seat.id(),
+            session.id(),
             object.handle(),
             ptr::null_mut()
         );
@@ -418,27 +431,28 @@ fn the_size_of_an_object_is_told(bench: &Bench<'_>) {
 }
 
 /// What C_SetAttributeValue, C_DestroyObject and C_CopyObject (to the card) say to a key and a certificate.
-fn changes(seat: &Seat) -> Vec<(&'static str, Result<(), RvError>)> {
+fn changes(session: &TestSession) -> Vec<(&'static str, Result<(), RvError>)> {
     let label = [Attribute::Label(b"mine".to_vec())];
     let of_the_card = [Attribute::Token(true)];
     let mut told = Vec::new();
-    for object in [seat.signer(), seat.all(ObjectClass::CERTIFICATE)[0]] {
-        told.push(("set", answered(seat.update_attributes(object, &label))));
-        told.push(("destroy", answered(seat.destroy_object(object))));
-        let copied = answered(seat.copy_object(object, &of_the_card));
+    for object in [session.signer(), session.all(ObjectClass::CERTIFICATE)[0]] {
+        told.push(("set", answered(session.update_attributes(object, &label))));
+        told.push(("destroy", answered(session.destroy_object(object))));
+        let copied = answered(session.copy_object(object, &of_the_card));
         told.push(("copy", copied.map(drop)));
-        let id = seat.get_attributes(object, &[AttributeType::Id]);
+        let id = session.get_attributes(object, &[AttributeType::Id]);
         assert_eq!(id.expect("it is still there").len(), 1);
     }
     told
 }
 
-fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    assert_eq!(seat.enter_user(), Ok(()));
-    seat.find_objects(&[])
+fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    assert_eq!(session.login_user(), Ok(()));
+    session
+        .find_objects(&[])
         .expect("what is read is known from now on");
-    for (change, told) in bench.silently(|| changes(&seat)) {
+    for (change, told) in fixture.silently(|| changes(&session)) {
         let mut codes = vec![
             Err(RvError::SessionReadOnly),
             Err(RvError::TokenWriteProtected),
@@ -450,9 +464,10 @@ fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(bench: &Bench<'_
     }
 }
 
-fn objects_of_the_card_cannot_be_changed_by_the_user(bench: &Bench<'_>) {
-    let seat = bench.user();
-    seat.find_objects(&[])
+fn objects_of_the_card_cannot_be_changed_by_the_user(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    session
+        .find_objects(&[])
         .expect("what is read is known from now on");
     let codes = [
         Err(RvError::ActionProhibited),
@@ -461,7 +476,7 @@ fn objects_of_the_card_cannot_be_changed_by_the_user(bench: &Bench<'_>) {
         Err(RvError::TokenWriteProtected),
         Err(RvError::UserNotLoggedIn),
     ];
-    for (change, told) in bench.silently(|| changes(&seat)) {
+    for (change, told) in fixture.silently(|| changes(&session)) {
         assert!(codes.contains(&told), "{change}: {told:?}");
     }
 }

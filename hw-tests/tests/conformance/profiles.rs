@@ -5,14 +5,14 @@ use std::{fs, mem::MaybeUninit, process::Command, ptr};
 use claviger_hw_tests::{
     ck,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         card_profiles,
-        function_list::Raw,
-        module_process::{Stage, Way, play},
-        token_fixture::{Bench, plain},
+        function_list::FunctionList,
+        module_process::{ModuleProcess, ServiceKind, in_module_process},
+        token_fixture::{TokenFixture, plain},
     },
     on_cards,
-    provision::{PIN, Plan},
+    provision::{CardProfile, PIN},
 };
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ProfileIdType};
 use cryptoki_sys::{
@@ -53,32 +53,32 @@ const CLAIMED: [ProfileIdType; 4] = [
     ProfileIdType::PUBLIC_CERTIFICATES_TOKEN,
 ];
 
-fn the_profiles_that_are_true_are_claimed(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn the_profiles_that_are_true_are_claimed(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for profile in CLAIMED {
         let template = [
             Attribute::Class(ObjectClass::PROFILE),
             Attribute::ProfileId(profile),
         ];
-        let found = seat.find_objects(&template).expect("a search");
+        let found = session.find_objects(&template).expect("a search");
         assert_eq!(found.len(), 1, "{profile:?}");
     }
-    let all = seat.all(ObjectClass::PROFILE);
+    let all = session.all(ObjectClass::PROFILE);
     assert_eq!(all.len(), CLAIMED.len(), "and nothing else");
 }
 
 /// As NSS asks for them: objects of the token.
-fn profile_objects_are_found_without_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn profile_objects_are_found_without_login(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let template = [
         Attribute::Token(true),
         Attribute::Class(ObjectClass::PROFILE),
     ];
-    let found = bench.silently(|| seat.find_objects(&template).expect("a search"));
+    let found = fixture.silently(|| session.find_objects(&template).expect("a search"));
     assert_eq!(found.len(), CLAIMED.len());
     for object in found {
         let kinds = [AttributeType::Private, AttributeType::UniqueId];
-        let told = seat.get_attributes(object, &kinds).unwrap();
+        let told = session.get_attributes(object, &kinds).unwrap();
         assert_eq!(told[0], Attribute::Private(false));
         assert_eq!(told.len(), 2);
     }
@@ -86,13 +86,13 @@ fn profile_objects_are_found_without_login(bench: &Bench<'_>) {
 
 /// A flow: what all of them begin and end with.
 struct Flow {
-    raw: Raw,
+    raw: FunctionList,
     slot: CK_SLOT_ID,
 }
 
 impl Flow {
     /// C_Initialize without arguments, C_GetInfo, C_GetSlotList twice.
-    fn begin(raw: Raw) -> Self {
+    fn begin(raw: FunctionList) -> Self {
         assert_eq!(ck!(raw, C_Initialize, ptr::null_mut()), CKR_OK);
         let mut info = MaybeUninit::<CK_INFO>::zeroed();
         assert_eq!(ck!(raw, C_GetInfo, info.as_mut_ptr()), CKR_OK);
@@ -109,9 +109,9 @@ impl Flow {
     }
 
     /// The module is initialised already: the flow wants it before that.
-    fn after(bench: &Bench<'_>) -> Self {
-        assert_eq!(bench.raw.finalize(), CKR_OK);
-        Self::begin(bench.raw)
+    fn after(fixture: &TokenFixture<'_>) -> Self {
+        assert_eq!(fixture.raw.finalize(), CKR_OK);
+        Self::begin(fixture.raw)
     }
 
     fn open(&self, flags: CK_FLAGS) -> CK_SESSION_HANDLE {
@@ -179,8 +179,8 @@ fn entry<T: ?Sized>(kind: CK_ULONG, value: &mut T) -> CK_ATTRIBUTE {
 }
 
 /// BL-M-1-32.
-fn baseline(bench: &Bench<'_>) {
-    let flow = Flow::after(bench);
+fn baseline(fixture: &TokenFixture<'_>) {
+    let flow = Flow::after(fixture);
     assert_eq!(flow.raw.slot_info(flow.slot).0, CKR_OK);
     assert_eq!(flow.raw.token_info(flow.slot), CKR_OK);
     let session = flow.open(0);
@@ -192,8 +192,8 @@ fn baseline(bench: &Bench<'_>) {
 }
 
 /// EXT-M-1-32.
-fn extended(bench: &Bench<'_>) {
-    let flow = Flow::after(bench);
+fn extended(fixture: &TokenFixture<'_>) {
+    let flow = Flow::after(fixture);
     assert_eq!(flow.raw.slot_info(flow.slot).0, CKR_OK);
     assert_eq!(flow.raw.token_info(flow.slot), CKR_OK);
     let (mut list, mut count) = (vec![0; 200], 0);
@@ -249,8 +249,8 @@ fn extended(bench: &Bench<'_>) {
 }
 
 /// CERT-M-1-32: lengths and values while the search is open.
-fn public_certificates_token(bench: &Bench<'_>) {
-    let flow = Flow::after(bench);
+fn public_certificates_token(fixture: &TokenFixture<'_>) {
+    let flow = Flow::after(fixture);
     let session = flow.open(0);
     let (mut yes, mut certificates) = (1_u8, 0);
     let found = flow.find(session, &mut [entry(CKA_TOKEN, &mut yes)], 5);
@@ -283,17 +283,22 @@ fn public_certificates_token(bench: &Bench<'_>) {
 }
 
 /// AUTH-M-1-32, with the labels of its known keys.
-fn authentication(plan: Plan, labels: &str) {
-    let configure = |rig: &Rig, command: &mut Command| {
-        let file = rig.folder().join("claviger.toml");
+fn authentication(profile: CardProfile, labels: &str) {
+    let configure = |fixture: &CardFixture, command: &mut Command| {
+        let file = fixture.folder().join("claviger.toml");
         fs::write(&file, format!("[labels]\n{labels}")).expect("a file of the test");
         command.env("CLAVIGER_CONFIG", file);
     };
-    let _ = play(Way::Socket, plan, configure, sign_as_authentication_token);
+    let _ = in_module_process(
+        ServiceKind::Socket,
+        profile,
+        configure,
+        sign_as_authentication_token,
+    );
 }
 
-fn sign_as_authentication_token(_: &Stage) {
-    let flow = Flow::begin(Raw::load());
+fn sign_as_authentication_token(_: &ModuleProcess) {
+    let flow = Flow::begin(FunctionList::load());
     let session = flow.open(CKF_RW_SESSION);
     flow.log_in(session);
     let find = |name: &[u8], mut class: CK_ULONG| {

@@ -2,7 +2,7 @@
 //! to the host.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat, plain, with},
+    fixture::token_fixture::{TestSession, TokenFixture, plain, with},
     on_cards,
 };
 use cryptoki::{
@@ -39,17 +39,17 @@ fn pss(hash: u64, mgf: u64, salt: u64) -> CK_RSA_PKCS_PSS_PARAMS {
 
 /// C_SignInit with PSS.
 fn begin_pss(
-    seat: &Seat,
+    session: &TestSession,
     key: ObjectHandle,
     kind: u64,
     mut parameter: CK_RSA_PKCS_PSS_PARAMS,
 ) -> Result<(), RvError> {
-    seat.init(seat.list.C_SignInit, with(kind, &mut parameter), key)
+    session.init(session.list.C_SignInit, with(kind, &mut parameter), key)
 }
 
-fn pss_wants_its_parameter_whole(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
+fn pss_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
     let mut whole = pss(CKM_SHA256, CKG_MGF1_SHA256, 32);
     let whole = with(CKM_SHA256_RSA_PKCS_PSS, &mut whole);
     let cut = |len| CK_MECHANISM {
@@ -57,43 +57,43 @@ fn pss_wants_its_parameter_whole(bench: &Bench<'_>) {
         ..whole
     };
     for mechanism in [plain(CKM_SHA256_RSA_PKCS_PSS), cut(0), cut(23)] {
-        let told = seat.init(seat.list.C_SignInit, mechanism, key);
+        let told = session.init(session.list.C_SignInit, mechanism, key);
         assert_eq!(told, Err(RvError::MechanismParamInvalid));
     }
 }
 
-fn pss_wants_the_hash_of_its_mechanism(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
+fn pss_wants_the_hash_of_its_mechanism(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
     for parameter in [
         pss(CKM_SHA_1, CKG_MGF1_SHA1, 20),
         pss(CKM_RSA_PKCS, CKG_MGF1_SHA256, 32),
         pss(CKM_SHA256, 0, 32),
         pss(CKM_SHA256, 0x77, 32),
     ] {
-        let told = begin_pss(&seat, key, CKM_SHA256_RSA_PKCS_PSS, parameter);
+        let told = begin_pss(&session, key, CKM_SHA256_RSA_PKCS_PSS, parameter);
         assert_eq!(told, Err(RvError::MechanismParamInvalid), "{parameter:?}");
     }
     let foreign = pss(CKM_SHA256, CKG_MGF1_SHA1, 32);
     assert_eq!(
-        begin_pss(&seat, key, CKM_SHA256_RSA_PKCS_PSS, foreign),
+        begin_pss(&session, key, CKM_SHA256_RSA_PKCS_PSS, foreign),
         Ok(())
     );
-    let signature = seat
-        .run(seat.list.C_Sign, MESSAGE, 256)
+    let signature = session
+        .run(session.list.C_Sign, MESSAGE, 256)
         .expect("MGF1 with another hash");
     let mut foreign = foreign;
     let mechanism = with(CKM_SHA256_RSA_PKCS_PSS, &mut foreign);
     assert_eq!(
-        seat.init(seat.list.C_VerifyInit, mechanism, seat.public_of(key)),
+        session.init(session.list.C_VerifyInit, mechanism, session.public_of(key)),
         Ok(())
     );
-    assert_eq!(seat.judge(MESSAGE, &signature), Ok(()));
+    assert_eq!(session.check_signature(MESSAGE, &signature), Ok(()));
 }
 
-fn pss_takes_salts_that_fit_and_no_others(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
+fn pss_takes_salts_that_fit_and_no_others(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
     let most = 256 - 2 - 32;
     for salt in [0, 20, 32, most] {
         let params = PkcsPssParams {
@@ -102,14 +102,15 @@ fn pss_takes_salts_that_fit_and_no_others(bench: &Bench<'_>) {
             s_len: salt.into(),
         };
         let mechanism = Mechanism::Sha256RsaPkcsPss(params);
-        let signature = seat.sign(&mechanism, key, MESSAGE).expect("C_Sign");
-        let public = seat.public_of(key);
-        seat.verify(&mechanism, public, MESSAGE, &signature)
+        let signature = session.sign(&mechanism, key, MESSAGE).expect("C_Sign");
+        let public = session.public_of(key);
+        session
+            .verify(&mechanism, public, MESSAGE, &signature)
             .expect("C_Verify");
     }
     for salt in [most + 1, 256, u64::MAX] {
         let told = begin_pss(
-            &seat,
+            &session,
             key,
             CKM_SHA256_RSA_PKCS_PSS,
             pss(CKM_SHA256, CKG_MGF1_SHA256, salt),
@@ -118,9 +119,9 @@ fn pss_takes_salts_that_fit_and_no_others(bench: &Bench<'_>) {
     }
 }
 
-fn pss_without_a_hash_wants_a_hash_of_its_length(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
+fn pss_without_a_hash_wants_a_hash_of_its_length(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
     for (len, right) in [
         (32, true),
         (0, false),
@@ -129,14 +130,14 @@ fn pss_without_a_hash_wants_a_hash_of_its_length(bench: &Bench<'_>) {
         (64, false),
     ] {
         let begun = begin_pss(
-            &seat,
+            &session,
             key,
             CKM_RSA_PKCS_PSS,
             pss(CKM_SHA256, CKG_MGF1_SHA256, 32),
         );
         assert_eq!(begun, Ok(()));
-        let told = seat
-            .run(seat.list.C_Sign, &vec![9; len], 256)
+        let told = session
+            .run(session.list.C_Sign, &vec![9; len], 256)
             .map(|made| made.len());
         let expected = if right {
             Ok(256)
@@ -147,47 +148,47 @@ fn pss_without_a_hash_wants_a_hash_of_its_length(bench: &Bench<'_>) {
     }
 }
 
-fn a_bare_block_is_padded_with_zeros_on_the_left(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let (key, list) = (seat.signer(), seat.list);
+fn a_bare_block_is_padded_with_zeros_on_the_left(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let (key, list) = (session.signer(), session.list);
     let sign = |block: &[u8]| {
         assert_eq!(
-            seat.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
+            session.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
             Ok(())
         );
-        seat.run(list.C_Sign, block, 256).expect("C_Sign")
+        session.run(list.C_Sign, block, 256).expect("C_Sign")
     };
     let padded = [&[0; 256 - MESSAGE.len()], MESSAGE].concat();
     let signature = sign(MESSAGE);
     assert_eq!(signature, sign(&padded));
-    let public = seat.public_of(key);
+    let public = session.public_of(key);
     assert_eq!(
-        seat.init(list.C_VerifyRecoverInit, plain(CKM_RSA_X_509), public),
+        session.init(list.C_VerifyRecoverInit, plain(CKM_RSA_X_509), public),
         Ok(())
     );
     assert_eq!(
-        seat.run(list.C_VerifyRecover, &signature, 256).unwrap(),
+        session.run(list.C_VerifyRecover, &signature, 256).unwrap(),
         padded
     );
     assert_eq!(
-        seat.init(list.C_VerifyInit, plain(CKM_RSA_X_509), public),
+        session.init(list.C_VerifyInit, plain(CKM_RSA_X_509), public),
         Ok(())
     );
-    assert_eq!(seat.judge(MESSAGE, &signature), Ok(()));
+    assert_eq!(session.check_signature(MESSAGE, &signature), Ok(()));
 }
 
-fn a_bare_block_is_less_than_the_modulus(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let (key, list) = (seat.signer(), seat.list);
+fn a_bare_block_is_less_than_the_modulus(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let (key, list) = (session.signer(), session.list);
     for (block, code) in [
         (vec![0xFF; 256], RvError::DataInvalid),
         (vec![1; 257], RvError::DataLenRange),
     ] {
         assert_eq!(
-            seat.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
+            session.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
             Ok(())
         );
-        let told = bench.silently(|| seat.run(list.C_Sign, &block, 256));
+        let told = fixture.silently(|| session.run(list.C_Sign, &block, 256));
         assert_eq!(told, Err(code));
     }
 }

@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, answered, checked},
+    fixture::token_fixture::{TokenFixture, answered, checked},
     on_cards,
 };
 use cryptoki::error::RvError;
@@ -19,14 +19,14 @@ on_cards! { [piv openpgp] [
     a_seed_is_taken_or_refused_as_the_standard_has_it
 ] }
 
-fn random_bytes_fill_what_is_asked_and_no_more(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn random_bytes_fill_what_is_asked_and_no_more(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     for len in [1, 7, 32, 255, 256, 257, 5000] {
         let mut buffer = vec![0_u8; len + 8];
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_GenerateRandom,
-            seat.id(),
+            session.id(),
             buffer.as_mut_ptr(),
             len as u64
         );
@@ -37,27 +37,39 @@ fn random_bytes_fill_what_is_asked_and_no_more(bench: &Bench<'_>) {
     }
 }
 
-fn random_bytes_do_not_repeat(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn random_bytes_do_not_repeat(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let mut seen: Vec<Vec<u8>> = Vec::new();
     for _ in 0..20 {
-        let bytes = answered(seat.generate_random_vec(16)).expect("C_GenerateRandom");
+        let bytes = answered(session.generate_random_vec(16)).expect("C_GenerateRandom");
         assert!(!seen.contains(&bytes));
         seen.push(bytes);
     }
 }
 
-fn no_bytes_are_no_error(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let code = ck!(bench.raw, C_GenerateRandom, seat.id(), ptr::null_mut(), 0);
+fn no_bytes_are_no_error(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let code = ck!(
+        fixture.raw,
+        C_GenerateRandom,
+        session.id(),
+        ptr::null_mut(),
+        0
+    );
     assert_eq!(checked(code), Ok(()));
 }
 
-fn random_bytes_without_room_are_a_bad_argument(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let code = ck!(bench.raw, C_GenerateRandom, seat.id(), ptr::null_mut(), 8);
+fn random_bytes_without_room_are_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let code = ck!(
+        fixture.raw,
+        C_GenerateRandom,
+        session.id(),
+        ptr::null_mut(),
+        8
+    );
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
-    let code = ck!(bench.raw, C_SeedRandom, seat.id(), ptr::null_mut(), 8);
+    let code = ck!(fixture.raw, C_SeedRandom, session.id(), ptr::null_mut(), 8);
     let refused = [
         Err(RvError::ArgumentsBad),
         Err(RvError::RandomSeedNotSupported),
@@ -66,19 +78,21 @@ fn random_bytes_without_room_are_a_bad_argument(bench: &Bench<'_>) {
 }
 
 /// CKF_RNG is the token's own generator; the host's is none of it.
-fn a_token_without_a_generator_says_so(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn a_token_without_a_generator_says_so(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let mut info = std::mem::MaybeUninit::<cryptoki_sys::CK_TOKEN_INFO>::zeroed();
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_GetTokenInfo,
-        bench.slot_id(),
+        fixture.slot_id(),
         info.as_mut_ptr()
     );
     assert_eq!(checked(code), Ok(()));
     // SAFETY: all zeroes are a value of this type, of numbers and characters.
     let generator = unsafe { info.assume_init() }.flags & CKF_RNG != 0;
-    let (apdus, told) = bench.stage.apdus(|| answered(seat.generate_random_vec(8)));
+    let (apdus, told) = fixture
+        .process
+        .apdus(|| answered(session.generate_random_vec(8)));
     assert!(told.is_ok());
     assert!(
         generator || apdus == 0,
@@ -86,9 +100,9 @@ fn a_token_without_a_generator_says_so(bench: &Bench<'_>) {
     );
 }
 
-fn a_seed_is_taken_or_refused_as_the_standard_has_it(bench: &Bench<'_>) {
-    let seat = bench.read_only();
-    let told = bench.silently(|| answered(seat.seed_random(b"seed")));
+fn a_seed_is_taken_or_refused_as_the_standard_has_it(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
+    let told = fixture.silently(|| answered(session.seed_random(b"seed")));
     let codes = [Ok(()), Err(RvError::RandomSeedNotSupported)];
     assert!(codes.contains(&told), "{told:?}");
 }

@@ -1,7 +1,7 @@
 //! How objects of sessions live (PKCS #11 3.2, 5.7.2 to 5.7.6): seen, copied, changed, destroyed, and gone with their session.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, answered},
+    fixture::token_fixture::{TokenFixture, answered},
     on_cards,
 };
 use cryptoki::{
@@ -26,46 +26,49 @@ on_cards! { [piv openpgp] [
     many_objects_live_side_by_side
 ] }
 
-fn a_private_object_needs_a_login(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn a_private_object_needs_a_login(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let template = [data("mine"), vec![Attribute::Private(true)]].concat();
-    let told = make(&seat, &template).map(drop);
+    let told = make(&session, &template).map(drop);
     assert_eq!(told, Err(RvError::UserNotLoggedIn));
-    assert_eq!(seat.enter_user(), Ok(()));
-    assert!(make(&seat, &template).is_ok(), "in a read-only session too");
+    assert_eq!(session.login_user(), Ok(()));
+    assert!(
+        make(&session, &template).is_ok(),
+        "in a read-only session too"
+    );
 }
 
-fn private_objects_die_with_the_login_and_public_ones_do_not(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn private_objects_die_with_the_login_and_public_ones_do_not(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let private = [data("mine"), vec![Attribute::Private(true)]].concat();
     let public = [data("ours"), vec![Attribute::Private(false)]].concat();
     let (private, public) = (
-        make(&seat, &private).unwrap(),
-        make(&seat, &public).unwrap(),
+        make(&session, &private).unwrap(),
+        make(&session, &public).unwrap(),
     );
-    seat.logout().unwrap();
-    assert_eq!(value(&seat, public), b"content");
-    assert_eq!(seat.enter_user(), Ok(()));
-    let told = answered(seat.get_attributes(private, &[AttributeType::Value]));
+    session.logout().unwrap();
+    assert_eq!(value(&session, public), b"content");
+    assert_eq!(session.login_user(), Ok(()));
+    let told = answered(session.get_attributes(private, &[AttributeType::Value]));
     assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
-    let mine = seat.find_objects(&[Attribute::Label(b"mine".to_vec())]);
+    let mine = session.find_objects(&[Attribute::Label(b"mine".to_vec())]);
     assert_eq!(mine.unwrap(), [], "destroyed, not hidden");
 }
 
-fn objects_die_with_their_session_and_with_no_other(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
+fn objects_die_with_their_session_and_with_no_other(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.user(), fixture.read_only());
     let (first, second) = (
         make(&one, &data("1")).unwrap(),
         make(&two, &data("2")).unwrap(),
     );
-    one.leave();
+    one.end_session();
     let told = answered(two.get_attributes(first, &[AttributeType::Value]));
     assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
     assert_eq!(value(&two, second), b"content");
 }
 
-fn all_sessions_see_an_object(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
+fn all_sessions_see_an_object(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.user(), fixture.read_only());
     let object = make(&one, &data("shared")).unwrap();
     let found = two
         .find_objects(&[Attribute::Label(b"shared".to_vec())])
@@ -74,38 +77,39 @@ fn all_sessions_see_an_object(bench: &Bench<'_>) {
     assert_eq!(value(&two, object), b"content");
 }
 
-fn a_copy_is_an_object_of_its_own(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let object = make(&seat, &data("first")).unwrap();
+fn a_copy_is_an_object_of_its_own(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let object = make(&session, &data("first")).unwrap();
     let changes = [Attribute::Label(b"second".to_vec())];
-    let copy = answered(seat.copy_object(object, &changes)).expect("C_CopyObject");
+    let copy = answered(session.copy_object(object, &changes)).expect("C_CopyObject");
     assert_ne!(copy, object);
-    assert_eq!(value(&seat, copy), value(&seat, object));
+    assert_eq!(value(&session, copy), value(&session, object));
     let kinds = [AttributeType::Label];
-    assert_eq!(seat.get_attributes(copy, &kinds).unwrap(), changes);
+    assert_eq!(session.get_attributes(copy, &kinds).unwrap(), changes);
     let unique = |object| {
-        seat.get_attributes(object, &[AttributeType::UniqueId])
+        session
+            .get_attributes(object, &[AttributeType::UniqueId])
             .unwrap()
     };
     assert_ne!(unique(copy), unique(object));
-    seat.destroy_object(object).expect("C_DestroyObject");
-    assert_eq!(value(&seat, copy), b"content");
+    session.destroy_object(object).expect("C_DestroyObject");
+    assert_eq!(value(&session, copy), b"content");
 }
 
-fn a_copy_may_become_stricter_and_not_laxer(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = make(&seat, &secret(KeyType::AES)).unwrap();
+fn a_copy_may_become_stricter_and_not_laxer(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = make(&session, &secret(KeyType::AES)).unwrap();
     let stricter = [Attribute::Sensitive(true), Attribute::Extractable(false)];
-    let strict = answered(seat.copy_object(key, &stricter)).expect("C_CopyObject");
+    let strict = answered(session.copy_object(key, &stricter)).expect("C_CopyObject");
     for laxer in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
-        let told = answered(seat.copy_object(strict, std::slice::from_ref(&laxer))).map(drop);
+        let told = answered(session.copy_object(strict, std::slice::from_ref(&laxer))).map(drop);
         let refused = [
             Err(RvError::AttributeReadOnly),
             Err(RvError::TemplateInconsistent),
         ];
         assert!(refused.contains(&told), "{laxer:?}: {told:?}");
     }
-    let told = answered(seat.copy_object(key, &[Attribute::Value(vec![1; 32])])).map(drop);
+    let told = answered(session.copy_object(key, &[Attribute::Value(vec![1; 32])])).map(drop);
     let refused = [
         Err(RvError::AttributeReadOnly),
         Err(RvError::TemplateInconsistent),
@@ -113,47 +117,48 @@ fn a_copy_may_become_stricter_and_not_laxer(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "another value: {told:?}");
 }
 
-fn what_may_not_be_copied_changed_or_destroyed_is_not(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn what_may_not_be_copied_changed_or_destroyed_is_not(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let label = Attribute::Label(b"new".to_vec());
-    let fixed = |attribute| make(&seat, &[data("fixed"), vec![attribute]].concat()).unwrap();
+    let fixed = |attribute| make(&session, &[data("fixed"), vec![attribute]].concat()).unwrap();
     let prohibited = Err(RvError::ActionProhibited);
     let object = fixed(Attribute::Modifiable(false));
-    let told = answered(seat.update_attributes(object, std::slice::from_ref(&label)));
+    let told = answered(session.update_attributes(object, std::slice::from_ref(&label)));
     assert_eq!(told, prohibited);
     let object = fixed(Attribute::Copyable(false));
     assert_eq!(
-        answered(seat.copy_object(object, &[])).map(drop),
+        answered(session.copy_object(object, &[])).map(drop),
         prohibited
     );
     let object = fixed(Attribute::Destroyable(false));
-    assert_eq!(answered(seat.destroy_object(object)), prohibited);
-    assert_eq!(value(&seat, object), b"content");
+    assert_eq!(answered(session.destroy_object(object)), prohibited);
+    assert_eq!(value(&session, object), b"content");
 }
 
-fn an_object_changes_in_all_or_in_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let object = make(&seat, &data("before")).unwrap();
+fn an_object_changes_in_all_or_in_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let object = make(&session, &data("before")).unwrap();
     let after = Attribute::Label(b"after".to_vec());
     let bad = [after.clone(), Attribute::UniqueId(b"x".to_vec())];
-    let told = answered(seat.update_attributes(object, &bad));
+    let told = answered(session.update_attributes(object, &bad));
     assert_eq!(told, Err(RvError::AttributeReadOnly));
     let label = || {
-        seat.get_attributes(object, &[AttributeType::Label])
+        session
+            .get_attributes(object, &[AttributeType::Label])
             .unwrap()
     };
     assert_eq!(label(), [Attribute::Label(b"before".to_vec())]);
     assert_eq!(
-        answered(seat.update_attributes(object, std::slice::from_ref(&after))),
+        answered(session.update_attributes(object, std::slice::from_ref(&after))),
         Ok(())
     );
     assert_eq!(label(), [after]);
 }
 
-fn sensitive_is_for_ever(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = make(&seat, &secret(KeyType::GENERIC_SECRET)).unwrap();
-    let set = |attribute| answered(seat.update_attributes(key, &[attribute]));
+fn sensitive_is_for_ever(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = make(&session, &secret(KeyType::GENERIC_SECRET)).unwrap();
+    let set = |attribute| answered(session.update_attributes(key, &[attribute]));
     assert_eq!(set(Attribute::Sensitive(true)), Ok(()));
     assert_eq!(set(Attribute::Extractable(false)), Ok(()));
     let read_only = Err(RvError::AttributeReadOnly);
@@ -161,18 +166,18 @@ fn sensitive_is_for_ever(bench: &Bench<'_>) {
     assert_eq!(set(Attribute::Extractable(true)), read_only);
 }
 
-fn a_secret_comes_out_only_if_it_may(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_secret_comes_out_only_if_it_may(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     for (sensitive, extractable) in [(false, true), (true, true), (false, false), (true, false)] {
         let mut template = secret(KeyType::GENERIC_SECRET);
         template[3] = Attribute::Sensitive(sensitive);
         template[4] = Attribute::Extractable(extractable);
-        let key = make(&seat, &template).unwrap();
+        let key = make(&session, &template).unwrap();
         if !sensitive && extractable {
-            assert_eq!(value(&seat, key), SECRET);
+            assert_eq!(value(&session, key), SECRET);
             continue;
         }
-        let told = seat
+        let told = session
             .get_attribute_info(key, &[AttributeType::Value])
             .unwrap();
         assert!(
@@ -184,42 +189,42 @@ fn a_secret_comes_out_only_if_it_may(bench: &Bench<'_>) {
             Attribute::Value(SECRET.to_vec()),
         ];
         assert!(
-            !seat.find_objects(&hidden).unwrap().contains(&key),
+            !session.find_objects(&hidden).unwrap().contains(&key),
             "nor by a search"
         );
     }
 }
 
-fn a_destroyed_object_is_gone_everywhere(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
+fn a_destroyed_object_is_gone_everywhere(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.user(), fixture.read_only());
     let object = make(&one, &data("gone")).unwrap();
     assert_eq!(
         answered(two.destroy_object(object)),
         Ok(()),
         "a session's object, in any session"
     );
-    for seat in [&one, &two] {
-        let told = answered(seat.get_attributes(object, &[AttributeType::Value]));
+    for session in [&one, &two] {
+        let told = answered(session.get_attributes(object, &[AttributeType::Value]));
         assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
         assert_eq!(
-            answered(seat.destroy_object(object)),
+            answered(session.destroy_object(object)),
             Err(RvError::ObjectHandleInvalid)
         );
     }
 }
 
-fn many_objects_live_side_by_side(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn many_objects_live_side_by_side(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let names: Vec<String> = (0..500).map(|n| format!("object {n}")).collect();
     let made: Vec<_> = names
         .iter()
-        .map(|name| make(&seat, &data(name)).unwrap())
+        .map(|name| make(&session, &data(name)).unwrap())
         .collect();
     let label = Attribute::Label(b"object 321".to_vec());
-    assert_eq!(seat.find_objects(&[label]).unwrap(), [made[321]]);
+    assert_eq!(session.find_objects(&[label]).unwrap(), [made[321]]);
     for object in made {
-        seat.destroy_object(object).expect("C_DestroyObject");
+        session.destroy_object(object).expect("C_DestroyObject");
     }
     let fixed = [class(ObjectClass::DATA), Attribute::Token(false)];
-    assert_eq!(seat.find_objects(&fixed).unwrap(), []);
+    assert_eq!(session.find_objects(&fixed).unwrap(), []);
 }

@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, Seat, answered, checked},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked},
     on_cards,
 };
 use cryptoki::{
@@ -56,15 +56,15 @@ pub fn secret(kind: KeyType) -> Vec<Attribute> {
 }
 
 /// The certificate on the card, as somebody else's.
-fn certificate(seat: &Seat) -> Vec<Attribute> {
-    let known = seat.all(ObjectClass::CERTIFICATE)[0];
+fn certificate(session: &TestSession) -> Vec<Attribute> {
+    let known = session.all(ObjectClass::CERTIFICATE)[0];
     let kinds = [AttributeType::Value, AttributeType::Subject];
     let fixed = [
         class(ObjectClass::CERTIFICATE),
         Attribute::CertificateType(CertificateType::X_509),
         Attribute::Id(vec![0x77]),
     ];
-    [&fixed[..], &seat.get_attributes(known, &kinds).unwrap()].concat()
+    [&fixed[..], &session.get_attributes(known, &kinds).unwrap()].concat()
 }
 
 fn rsa() -> Vec<Attribute> {
@@ -76,12 +76,12 @@ fn rsa() -> Vec<Attribute> {
     ]
 }
 
-pub fn make(seat: &Seat, template: &[Attribute]) -> Result<ObjectHandle, RvError> {
-    answered(seat.create_object(template))
+pub fn make(session: &TestSession, template: &[Attribute]) -> Result<ObjectHandle, RvError> {
+    answered(session.create_object(template))
 }
 
-pub fn value(seat: &Seat, object: ObjectHandle) -> Vec<u8> {
-    let got = seat
+pub fn value(session: &TestSession, object: ObjectHandle) -> Vec<u8> {
+    let got = session
         .get_attributes(object, &[AttributeType::Value])
         .unwrap();
     match got.as_slice() {
@@ -90,32 +90,32 @@ pub fn value(seat: &Seat, object: ObjectHandle) -> Vec<u8> {
     }
 }
 
-fn objects_of_each_class_are_made_and_found(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn objects_of_each_class_are_made_and_found(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let templates = [
         data("data"),
-        certificate(&seat),
+        certificate(&session),
         rsa(),
         secret(KeyType::GENERIC_SECRET),
         secret(KeyType::AES),
     ];
     for template in templates {
-        let object = make(&seat, &template).expect("C_CreateObject");
+        let object = make(&session, &template).expect("C_CreateObject");
         let fixed = [
             Attribute::Token(false),
             template[0].clone(),
             template[1].clone(),
         ];
-        let found = seat.find_objects(&fixed).unwrap();
+        let found = session.find_objects(&fixed).unwrap();
         assert!(found.contains(&object), "{template:?}");
-        let token = seat.get_attributes(object, &[AttributeType::Token]);
+        let token = session.get_attributes(object, &[AttributeType::Token]);
         assert_eq!(token.unwrap(), [Attribute::Token(false)]);
     }
 }
 
-fn a_made_object_has_the_defaults_of_its_class(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let object = make(&seat, &data("data")).unwrap();
+fn a_made_object_has_the_defaults_of_its_class(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let object = make(&session, &data("data")).unwrap();
     let kinds = [
         AttributeType::Modifiable,
         AttributeType::Copyable,
@@ -126,12 +126,12 @@ fn a_made_object_has_the_defaults_of_its_class(bench: &Bench<'_>) {
         Attribute::Copyable(true),
         Attribute::Destroyable(true),
     ];
-    assert_eq!(seat.get_attributes(object, &kinds).unwrap(), expected);
-    let id = seat
+    assert_eq!(session.get_attributes(object, &kinds).unwrap(), expected);
+    let id = session
         .get_attributes(object, &[AttributeType::UniqueId])
         .unwrap();
     assert_eq!(id.len(), 1);
-    let key = make(&seat, &secret(KeyType::GENERIC_SECRET)).unwrap();
+    let key = make(&session, &secret(KeyType::GENERIC_SECRET)).unwrap();
     let kinds = [
         AttributeType::Local,
         AttributeType::AlwaysSensitive,
@@ -144,14 +144,14 @@ fn a_made_object_has_the_defaults_of_its_class(bench: &Bench<'_>) {
         Attribute::NeverExtractable(false),
         Attribute::ValueLen(32.into()),
     ];
-    assert_eq!(seat.get_attributes(key, &kinds).unwrap(), expected);
+    assert_eq!(session.get_attributes(key, &kinds).unwrap(), expected);
 }
 
-fn a_template_without_what_is_needed_is_incomplete(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_template_without_what_is_needed_is_incomplete(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let needed: [(Vec<Attribute>, &[usize]); 4] = [
         (data("data"), &[0]),
-        (certificate(&seat), &[0, 1, 3]),
+        (certificate(&session), &[0, 1, 3]),
         (rsa(), &[0, 1, 2, 3]),
         (secret(KeyType::AES), &[0, 1, 2]),
     ];
@@ -159,20 +159,20 @@ fn a_template_without_what_is_needed_is_incomplete(bench: &Bench<'_>) {
         for missing in needed {
             let mut template = template.clone();
             let left_out = template.remove(*missing);
-            let told = make(&seat, &template).map(drop);
+            let told = make(&session, &template).map(drop);
             assert_eq!(told, Err(RvError::TemplateIncomplete), "{left_out:?}");
         }
     }
 }
 
-fn an_unknown_attribute_is_refused(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn an_unknown_attribute_is_refused(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let unknown = AttributeType::VendorDefined(0x8000_4321);
     let odd = Attribute::VendorDefined((unknown, vec![1]));
-    let told = make(&seat, &[data("data"), vec![odd]].concat()).map(drop);
+    let told = make(&session, &[data("data"), vec![odd]].concat()).map(drop);
     assert_eq!(told, Err(RvError::AttributeTypeInvalid));
     let foreign = Attribute::Modulus(vec![1]);
-    let told = make(&seat, &[data("data"), vec![foreign]].concat()).map(drop);
+    let told = make(&session, &[data("data"), vec![foreign]].concat()).map(drop);
     let refused = [
         Err(RvError::AttributeTypeInvalid),
         Err(RvError::TemplateInconsistent),
@@ -180,8 +180,8 @@ fn an_unknown_attribute_is_refused(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn a_value_of_the_wrong_form_is_refused(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_value_of_the_wrong_form_is_refused(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let (mut class, mut two, mut flag) = (CKO_DATA, 2_u8, [1_u8; 2]);
     let entry = |kind, value: *mut u8, len| CK_ATTRIBUTE {
         type_: kind,
@@ -204,9 +204,9 @@ fn a_value_of_the_wrong_form_is_refused(bench: &Bench<'_>) {
     ] {
         let (list, len, mut object) = (bad.as_mut_ptr(), bad.len() as CK_ULONG, 0);
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_CreateObject,
-            seat.id(),
+            session.id(),
             list,
             len,
             &raw mut object
@@ -222,7 +222,7 @@ fn a_value_of_the_wrong_form_is_refused(bench: &Bench<'_>) {
     ] {
         let mut template = secret(KeyType::AES);
         template[2] = bad.clone();
-        let told = make(&seat, &template).map(drop);
+        let told = make(&session, &template).map(drop);
         let refused = [
             Err(RvError::AttributeValueInvalid),
             Err(RvError::KeySizeRange),
@@ -231,7 +231,7 @@ fn a_value_of_the_wrong_form_is_refused(bench: &Bench<'_>) {
     }
     let strange = [ObjectClass::HARDWARE_FEATURE, ObjectClass::MECHANISM];
     for class in strange {
-        let told = make(&seat, &[Attribute::Class(class)]).map(drop);
+        let told = make(&session, &[Attribute::Class(class)]).map(drop);
         let refused = [
             Err(RvError::AttributeValueInvalid),
             Err(RvError::TemplateInconsistent),
@@ -244,10 +244,10 @@ fn two_is_true(template: &[CK_ATTRIBUTE], told: Result<(), RvError>) -> bool {
     template.len() == 2 && template[1].ulValueLen == 1 && told.is_ok()
 }
 
-fn what_only_the_token_sets_is_read_only(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn what_only_the_token_sets_is_read_only(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let told = make(
-        &seat,
+        &session,
         &[data("data"), vec![Attribute::UniqueId(b"x".to_vec())]].concat(),
     );
     assert_eq!(told.map(drop), Err(RvError::AttributeReadOnly));
@@ -256,15 +256,19 @@ fn what_only_the_token_sets_is_read_only(bench: &Bench<'_>) {
         Attribute::AlwaysSensitive(true),
         Attribute::NeverExtractable(true),
     ] {
-        let told = make(&seat, &[secret(KeyType::AES), vec![only.clone()]].concat()).map(drop);
+        let told = make(
+            &session,
+            &[secret(KeyType::AES), vec![only.clone()]].concat(),
+        )
+        .map(drop);
         let refused = [
             Err(RvError::AttributeReadOnly),
             Err(RvError::TemplateInconsistent),
         ];
         assert!(refused.contains(&told), "{only:?}: {told:?}");
     }
-    let trusted = [certificate(&seat), vec![Attribute::Trusted(true)]].concat();
-    let told = make(&seat, &trusted).map(drop);
+    let trusted = [certificate(&session), vec![Attribute::Trusted(true)]].concat();
+    let told = make(&session, &trusted).map(drop);
     assert_eq!(
         told,
         Err(RvError::AttributeReadOnly),
@@ -272,18 +276,18 @@ fn what_only_the_token_sets_is_read_only(bench: &Bench<'_>) {
     );
 }
 
-fn contradictions_are_inconsistent(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn contradictions_are_inconsistent(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let twice = Attribute::Label(b"another".to_vec());
-    let told = make(&seat, &[data("data"), vec![twice]].concat()).map(drop);
+    let told = make(&session, &[data("data"), vec![twice]].concat()).map(drop);
     assert_eq!(told, Err(RvError::TemplateInconsistent), "two labels");
     let again = Attribute::Label(b"data".to_vec());
     assert!(
-        make(&seat, &[data("data"), vec![again]].concat()).is_ok(),
+        make(&session, &[data("data"), vec![again]].concat()).is_ok(),
         "the same label twice"
     );
     let length = Attribute::ValueLen(16.into());
-    let told = make(&seat, &[secret(KeyType::AES), vec![length]].concat()).map(drop);
+    let told = make(&session, &[secret(KeyType::AES), vec![length]].concat()).map(drop);
     let refused = [
         Err(RvError::TemplateInconsistent),
         Err(RvError::AttributeReadOnly),
@@ -292,16 +296,16 @@ fn contradictions_are_inconsistent(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn a_refused_template_makes_nothing(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let before = seat.find_objects(&[]).unwrap();
+fn a_refused_template_makes_nothing(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let before = session.find_objects(&[]).unwrap();
     let unique = Attribute::UniqueId(b"x".to_vec());
-    assert!(make(&seat, &[data("data"), vec![unique]].concat()).is_err());
-    assert_eq!(seat.find_objects(&[]).unwrap(), before);
+    assert!(make(&session, &[data("data"), vec![unique]].concat()).is_err());
+    assert_eq!(session.find_objects(&[]).unwrap(), before);
 }
 
-fn a_null_template_or_place_is_a_bad_argument(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn a_null_template_or_place_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let (null, mut object, mut class) = (ptr::null_mut(), 0, CKO_DATA);
     let mut template = [CK_ATTRIBUTE {
         type_: CKA_CLASS,
@@ -311,30 +315,30 @@ fn a_null_template_or_place_is_a_bad_argument(bench: &Bench<'_>) {
     let list = template.as_mut_ptr();
     for code in [
         ck!(
-            bench.raw,
+            fixture.raw,
             C_CreateObject,
-            seat.id(),
+            session.id(),
             null,
             1,
             &raw mut object
         ),
         ck!(
-            bench.raw,
+            fixture.raw,
             C_CreateObject,
-            seat.id(),
+            session.id(),
             list,
             1,
             ptr::null_mut()
         ),
         ck!(
-            bench.raw,
+            fixture.raw,
             C_CreateObject,
-            seat.id(),
+            session.id(),
             list,
             CK_ULONG::MAX,
             &raw mut object
         ),
-        ck!(bench.raw, C_SetAttributeValue, seat.id(), 1, null, 1),
+        ck!(fixture.raw, C_SetAttributeValue, session.id(), 1, null, 1),
     ] {
         let refused = [
             Err(RvError::ArgumentsBad),
@@ -343,9 +347,9 @@ fn a_null_template_or_place_is_a_bad_argument(bench: &Bench<'_>) {
         assert!(refused.contains(&checked(code)), "{code:#x}");
     }
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_CreateObject,
-        seat.id(),
+        session.id(),
         null,
         0,
         &raw mut object
@@ -354,17 +358,17 @@ fn a_null_template_or_place_is_a_bad_argument(bench: &Bench<'_>) {
     assert!(refused.contains(&checked(code)), "{code:#x}");
 }
 
-fn nothing_is_made_on_the_card(bench: &Bench<'_>) {
+fn nothing_is_made_on_the_card(fixture: &TokenFixture<'_>) {
     let template = [data("data"), vec![Attribute::Token(true)]].concat();
-    let reader = bench.read_only();
-    let told = bench.silently(|| make(&reader, &template).map(drop));
+    let reader = fixture.read_only();
+    let told = fixture.silently(|| make(&reader, &template).map(drop));
     let refused = [
         Err(RvError::SessionReadOnly),
         Err(RvError::TokenWriteProtected),
     ];
     assert!(refused.contains(&told), "{told:?}");
-    let seat = bench.user();
-    let told = bench.silently(|| make(&seat, &template).map(drop));
+    let session = fixture.user();
+    let told = fixture.silently(|| make(&session, &template).map(drop));
     let refused = [
         Err(RvError::UserNotLoggedIn),
         Err(RvError::TemplateInconsistent),
@@ -374,13 +378,13 @@ fn nothing_is_made_on_the_card(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn values_of_any_size_come_back(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn values_of_any_size_come_back(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     for len in [0, 1, 4096, 100_000] {
         let mut template = data("sized");
         template[3] = Attribute::Value(vec![0x5C; len]);
-        let object = make(&seat, &template).expect("C_CreateObject");
-        assert_eq!(value(&seat, object), vec![0x5C; len]);
+        let object = make(&session, &template).expect("C_CreateObject");
+        assert_eq!(value(&session, object), vec![0x5C; len]);
     }
     let (mut entry, object) = (
         CK_ATTRIBUTE {
@@ -388,12 +392,12 @@ fn values_of_any_size_come_back(bench: &Bench<'_>) {
             pValue: ptr::null_mut(),
             ulValueLen: 0,
         },
-        make(&seat, &data("named")).unwrap(),
+        make(&session, &data("named")).unwrap(),
     );
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_SetAttributeValue,
-        seat.id(),
+        session.id(),
         object.handle(),
         &raw mut entry,
         1
@@ -403,9 +407,9 @@ fn values_of_any_size_come_back(bench: &Bench<'_>) {
         entry.type_ = kind;
         entry.ulValueLen = CK_ULONG::MAX;
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_SetAttributeValue,
-            seat.id(),
+            session.id(),
             object.handle(),
             &raw mut entry,
             1

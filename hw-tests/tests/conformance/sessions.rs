@@ -7,7 +7,7 @@ use claviger_hw_tests::{
     fixture::{
         module_process::{code, key, log_in},
         null_calls::Table as _,
-        token_fixture::{Bench, Seat, answered, checked},
+        token_fixture::{TestSession, TokenFixture, answered, checked},
     },
     on_cards,
 };
@@ -49,11 +49,11 @@ on_cards! { [both] [
     close_all_sessions_leaves_the_other_token_alone
 ] }
 
-fn open(bench: &Bench<'_>, slot: u64, flags: CK_FLAGS) -> (CK_RV, CK_SESSION_HANDLE) {
+fn open(fixture: &TokenFixture<'_>, slot: u64, flags: CK_FLAGS) -> (CK_RV, CK_SESSION_HANDLE) {
     let mut handle = 0;
     let null = ptr::null_mut();
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_OpenSession,
         slot,
         flags,
@@ -64,25 +64,25 @@ fn open(bench: &Bench<'_>, slot: u64, flags: CK_FLAGS) -> (CK_RV, CK_SESSION_HAN
     (code, handle)
 }
 
-fn a_session_is_serial(bench: &Bench<'_>) {
+fn a_session_is_serial(fixture: &TokenFixture<'_>) {
     for flags in [0, CKF_RW_SESSION] {
-        let (code, _) = open(bench, bench.slot_id(), flags);
+        let (code, _) = open(fixture, fixture.slot_id(), flags);
         assert_eq!(checked(code), Err(RvError::SessionParallelNotSupported));
     }
 }
 
-fn an_asynchronous_session_is_refused(bench: &Bench<'_>) {
+fn an_asynchronous_session_is_refused(fixture: &TokenFixture<'_>) {
     const ASYNC_NOT_SUPPORTED: u64 = 0x205;
     let flags = CKF_SERIAL_SESSION | CKF_ASYNC_SESSION;
-    let (code, _) = open(bench, bench.slot_id(), flags);
+    let (code, _) = open(fixture, fixture.slot_id(), flags);
     assert_eq!(code, ASYNC_NOT_SUPPORTED);
 }
 
-fn open_session_needs_a_place_for_the_handle(bench: &Bench<'_>) {
-    let (slot, null) = (bench.slot_id(), ptr::null_mut());
+fn open_session_needs_a_place_for_the_handle(fixture: &TokenFixture<'_>) {
+    let (slot, null) = (fixture.slot_id(), ptr::null_mut());
     let flags = CKF_SERIAL_SESSION;
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_OpenSession,
         slot,
         flags,
@@ -93,128 +93,128 @@ fn open_session_needs_a_place_for_the_handle(bench: &Bench<'_>) {
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn open_session_needs_a_slot(bench: &Bench<'_>) {
-    let (code, _) = open(bench, NOWHERE, CKF_SERIAL_SESSION);
+fn open_session_needs_a_slot(fixture: &TokenFixture<'_>) {
+    let (code, _) = open(fixture, NOWHERE, CKF_SERIAL_SESSION);
     assert_eq!(checked(code), Err(RvError::SlotIdInvalid));
 }
 
-fn info(bench: &Bench<'_>, seat: &Seat) -> CK_SESSION_INFO {
+fn info(fixture: &TokenFixture<'_>, session: &TestSession) -> CK_SESSION_INFO {
     let mut info = CK_SESSION_INFO::default();
-    let code = ck!(bench.raw, C_GetSessionInfo, seat.id(), &raw mut info);
+    let code = ck!(fixture.raw, C_GetSessionInfo, session.id(), &raw mut info);
     assert_eq!(checked(code), Ok(()));
     info
 }
 
-fn session_info_tells_slot_state_and_flags(bench: &Bench<'_>) {
-    let (one, two) = (bench.read_only(), bench.read_write());
-    let told = info(bench, &one);
-    assert_eq!((told.slotID, told.ulDeviceError), (bench.slot_id(), 0));
+fn session_info_tells_slot_state_and_flags(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.read_only(), fixture.read_write());
+    let told = info(fixture, &one);
+    assert_eq!((told.slotID, told.ulDeviceError), (fixture.slot_id(), 0));
     assert_eq!(told.flags, CKF_SERIAL_SESSION);
     assert_eq!(told.state, CKS_RO_PUBLIC_SESSION);
-    let told = info(bench, &two);
+    let told = info(fixture, &two);
     assert_eq!(told.flags, CKF_SERIAL_SESSION | CKF_RW_SESSION);
     assert_eq!(told.state, CKS_RW_PUBLIC_SESSION);
 }
 
-fn session_info_costs_no_command_and_needs_room(bench: &Bench<'_>) {
-    let seat = bench.user();
-    bench.silently(|| info(bench, &seat));
-    let code = ck!(bench.raw, C_GetSessionInfo, seat.id(), ptr::null_mut());
+fn session_info_costs_no_command_and_needs_room(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    fixture.silently(|| info(fixture, &session));
+    let code = ck!(fixture.raw, C_GetSessionInfo, session.id(), ptr::null_mut());
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn each_state_follows_login_and_logout(bench: &Bench<'_>) {
-    let (one, two) = (bench.read_only(), bench.read_write());
-    let states = || (info(bench, &one).state, info(bench, &two).state);
+fn each_state_follows_login_and_logout(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.read_only(), fixture.read_write());
+    let states = || (info(fixture, &one).state, info(fixture, &two).state);
     let public = (CKS_RO_PUBLIC_SESSION, CKS_RW_PUBLIC_SESSION);
     assert_eq!(states(), public);
-    assert_eq!(one.enter_user(), Ok(()));
+    assert_eq!(one.login_user(), Ok(()));
     assert_eq!(states(), (CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS));
     two.logout().unwrap();
     assert_eq!(states(), public);
 }
 
-fn a_new_session_inherits_the_login(bench: &Bench<'_>) {
-    let first = bench.user();
-    let second = bench.read_only();
+fn a_new_session_inherits_the_login(fixture: &TokenFixture<'_>) {
+    let first = fixture.user();
+    let second = fixture.read_only();
     let state = second.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoUser);
-    first.leave();
+    first.end_session();
     let state = second.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoUser, "the login is the token's");
 }
 
-fn a_closed_session_is_closed_once(bench: &Bench<'_>) {
-    let (_other, seat) = (bench.read_only(), bench.read_only());
-    let handle = seat.id();
-    seat.leave();
+fn a_closed_session_is_closed_once(fixture: &TokenFixture<'_>) {
+    let (_other, session) = (fixture.read_only(), fixture.read_only());
+    let handle = session.id();
+    session.end_session();
     for _ in 0..2 {
-        let code = bench.raw.close(handle);
+        let code = fixture.raw.close(handle);
         assert_eq!(checked(code), Err(RvError::SessionHandleInvalid));
     }
 }
 
-fn handles_of_sessions_are_not_used_again(bench: &Bench<'_>) {
+fn handles_of_sessions_are_not_used_again(fixture: &TokenFixture<'_>) {
     let mut seen = Vec::new();
     for _ in 0..50 {
-        let seat = bench.read_only();
+        let session = fixture.read_only();
         assert!(
-            seat.id() != 0 && !seen.contains(&seat.id()),
+            session.id() != 0 && !seen.contains(&session.id()),
             "{}",
-            seat.id()
+            session.id()
         );
-        seen.push(seat.id());
+        seen.push(session.id());
     }
 }
 
-fn closing_the_last_session_logs_out(bench: &Bench<'_>) {
-    let (first, second) = (bench.user(), bench.read_only());
-    first.leave();
-    assert_eq!(second.enter_user(), Err(RvError::UserAlreadyLoggedIn));
-    second.leave();
-    let third = bench.read_only();
+fn closing_the_last_session_logs_out(fixture: &TokenFixture<'_>) {
+    let (first, second) = (fixture.user(), fixture.read_only());
+    first.end_session();
+    assert_eq!(second.login_user(), Err(RvError::UserAlreadyLoggedIn));
+    second.end_session();
+    let third = fixture.read_only();
     let state = third.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);
-    assert_eq!(third.enter_user(), Ok(()));
+    assert_eq!(third.login_user(), Ok(()));
 }
 
-fn close_all(bench: &Bench<'_>, slot: u64) -> Result<(), RvError> {
-    checked(ck!(bench.raw, C_CloseAllSessions, slot))
+fn close_all(fixture: &TokenFixture<'_>, slot: u64) -> Result<(), RvError> {
+    checked(ck!(fixture.raw, C_CloseAllSessions, slot))
 }
 
-fn close_all_sessions_closes_all_and_logs_out(bench: &Bench<'_>) {
-    let seats: Vec<Seat> = (0..20).map(|_| bench.read_only()).collect();
-    assert_eq!(seats[7].enter_user(), Ok(()));
-    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
-    for seat in &seats {
-        let gone = code(seat.get_session_info());
+fn close_all_sessions_closes_all_and_logs_out(fixture: &TokenFixture<'_>) {
+    let sessions: Vec<TestSession> = (0..20).map(|_| fixture.read_only()).collect();
+    assert_eq!(sessions[7].login_user(), Ok(()));
+    assert_eq!(close_all(fixture, fixture.slot_id()), Ok(()));
+    for session in &sessions {
+        let gone = code(session.get_session_info());
         assert_eq!(gone, RvError::SessionHandleInvalid);
     }
-    let seat = bench.read_only();
-    let state = seat.get_session_info().unwrap().session_state();
+    let session = fixture.read_only();
+    let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);
 }
 
-fn close_all_sessions_with_none_open_succeeds(bench: &Bench<'_>) {
-    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
-    bench.read_only().leave();
-    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
-    assert_eq!(close_all(bench, NOWHERE), Err(RvError::SlotIdInvalid));
+fn close_all_sessions_with_none_open_succeeds(fixture: &TokenFixture<'_>) {
+    assert_eq!(close_all(fixture, fixture.slot_id()), Ok(()));
+    fixture.read_only().end_session();
+    assert_eq!(close_all(fixture, fixture.slot_id()), Ok(()));
+    assert_eq!(close_all(fixture, NOWHERE), Err(RvError::SlotIdInvalid));
 }
 
-fn three_hundred_sessions_live_at_once(bench: &Bench<'_>) {
-    let seats: Vec<Seat> = (0..300).map(|_| bench.read_write()).collect();
-    assert_eq!(seats[0].enter_user(), Ok(()));
-    for seat in &seats {
-        let state = seat.get_session_info().unwrap().session_state();
+fn three_hundred_sessions_live_at_once(fixture: &TokenFixture<'_>) {
+    let sessions: Vec<TestSession> = (0..300).map(|_| fixture.read_write()).collect();
+    assert_eq!(sessions[0].login_user(), Ok(()));
+    for session in &sessions {
+        let state = session.get_session_info().unwrap().session_state();
         assert_eq!(state, SessionState::RwUser);
     }
-    assert!(!seats[299].all(ObjectClass::PRIVATE_KEY).is_empty());
-    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+    assert!(!sessions[299].all(ObjectClass::PRIVATE_KEY).is_empty());
+    assert_eq!(close_all(fixture, fixture.slot_id()), Ok(()));
 }
 
 /// Calls with a session of 0 and null pointers: what there is no session for is told first.
-fn no_function_takes_a_session_that_is_none(bench: &Bench<'_>) {
+fn no_function_takes_a_session_that_is_none(fixture: &TokenFixture<'_>) {
     let sessionless = [
         "C_GetInfo",
         "C_GetSlotList",
@@ -227,7 +227,7 @@ fn no_function_takes_a_session_that_is_none(bench: &Bench<'_>) {
         "C_CloseAllSessions",
         "C_WaitForSlotEvent",
     ];
-    let answers = bench.raw.list().call_each();
+    let answers = fixture.raw.list().call_each();
     for (name, code) in answers
         .iter()
         .filter(|(name, _)| !sessionless.contains(name))
@@ -241,8 +241,8 @@ fn no_function_takes_a_session_that_is_none(bench: &Bench<'_>) {
     }
 }
 
-fn a_session_keeps_what_another_does_apart(bench: &Bench<'_>) {
-    let (one, two) = (bench.user(), bench.read_only());
+fn a_session_keeps_what_another_does_apart(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.user(), fixture.read_only());
     let key = one.signer();
     assert_eq!(one.init(one.list.C_SignInit, one.signing(key), key), Ok(()));
     let nothing = two.run(two.list.C_Sign, b"message", 600);
@@ -250,27 +250,27 @@ fn a_session_keeps_what_another_does_apart(bench: &Bench<'_>) {
     assert!(one.run(one.list.C_Sign, b"message", 600).is_ok());
 }
 
-fn closing_a_session_ends_its_search_alone(bench: &Bench<'_>) {
-    let (one, two) = (bench.read_only(), bench.read_only());
+fn closing_a_session_ends_its_search_alone(fixture: &TokenFixture<'_>) {
+    let (one, two) = (fixture.read_only(), fixture.read_only());
     let null = ptr::null_mut();
-    for seat in [&one, &two] {
-        let code = ck!(bench.raw, C_FindObjectsInit, seat.id(), null, 0);
+    for session in [&one, &two] {
+        let code = ck!(fixture.raw, C_FindObjectsInit, session.id(), null, 0);
         assert_eq!(checked(code), Ok(()));
     }
-    one.leave();
-    let code = ck!(bench.raw, C_FindObjectsFinal, two.id());
+    one.end_session();
+    let code = ck!(fixture.raw, C_FindObjectsFinal, two.id());
     assert_eq!(checked(code), Ok(()));
 }
 
 /// A session on each token of a card with both applets.
-fn on_each_token(bench: &Bench<'_>) -> [Session; 2] {
-    let slots = bench.module.get_slots_with_token().unwrap();
-    let open = |n: usize| bench.module.open_ro_session(slots[n]).unwrap();
+fn on_each_token(fixture: &TokenFixture<'_>) -> [Session; 2] {
+    let slots = fixture.module.get_slots_with_token().unwrap();
+    let open = |n: usize| fixture.module.open_ro_session(slots[n]).unwrap();
     [open(0), open(1)]
 }
 
-fn the_tokens_of_one_card_have_logins_of_their_own(bench: &Bench<'_>) {
-    let [piv, openpgp] = on_each_token(bench);
+fn the_tokens_of_one_card_have_logins_of_their_own(fixture: &TokenFixture<'_>) {
+    let [piv, openpgp] = on_each_token(fixture);
     let state = |session: &Session| session.get_session_info().unwrap().session_state();
     log_in(&piv);
     assert_eq!(state(&piv), SessionState::RoUser);
@@ -289,10 +289,10 @@ fn the_tokens_of_one_card_have_logins_of_their_own(bench: &Bench<'_>) {
     );
 }
 
-fn close_all_sessions_leaves_the_other_token_alone(bench: &Bench<'_>) {
-    let [piv, openpgp] = on_each_token(bench);
+fn close_all_sessions_leaves_the_other_token_alone(fixture: &TokenFixture<'_>) {
+    let [piv, openpgp] = on_each_token(fixture);
     log_in(&openpgp);
-    assert_eq!(close_all(bench, bench.slot_id()), Ok(()));
+    assert_eq!(close_all(fixture, fixture.slot_id()), Ok(()));
     assert_eq!(code(piv.get_session_info()), RvError::SessionHandleInvalid);
     let state = openpgp.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoUser);

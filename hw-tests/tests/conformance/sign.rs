@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     ck,
-    fixture::token_fixture::{Bench, Seat, checked, plain, with},
+    fixture::token_fixture::{TestSession, TokenFixture, checked, plain, with},
     on_cards,
 };
 use cryptoki::{
@@ -47,63 +47,72 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
 ] }
 
 /// A session with a signature begun.
-fn begun(bench: &Bench<'_>) -> (Seat, ObjectHandle) {
-    let seat = bench.user();
-    let key = seat.signer();
-    begin(&seat, key);
-    (seat, key)
+fn begun(fixture: &TokenFixture<'_>) -> (TestSession, ObjectHandle) {
+    let session = fixture.user();
+    let key = session.signer();
+    begin(&session, key);
+    (session, key)
 }
 
 #[track_caller]
-fn begin(seat: &Seat, key: ObjectHandle) {
+fn begin(session: &TestSession, key: ObjectHandle) {
     assert_eq!(
-        seat.init(seat.list.C_SignInit, seat.signing(key), key),
+        session.init(session.list.C_SignInit, session.signing(key), key),
         Ok(())
     );
 }
 
-fn sign(seat: &Seat) -> Result<Vec<u8>, RvError> {
-    seat.run(seat.list.C_Sign, MESSAGE, 600)
+fn sign(session: &TestSession) -> Result<Vec<u8>, RvError> {
+    session.run(session.list.C_Sign, MESSAGE, 600)
 }
 
 /// The signature over the message is one of this key.
 #[track_caller]
-fn is_genuine(seat: &Seat, key: ObjectHandle, message: &[u8], signature: &[u8]) {
-    let public = seat.public_of(key);
+fn is_genuine(session: &TestSession, key: ObjectHandle, message: &[u8], signature: &[u8]) {
+    let public = session.public_of(key);
     assert_eq!(
-        seat.init(seat.list.C_VerifyInit, seat.signing(key), public),
+        session.init(session.list.C_VerifyInit, session.signing(key), public),
         Ok(())
     );
-    assert_eq!(seat.judge(message, signature), Ok(()));
+    assert_eq!(session.check_signature(message, signature), Ok(()));
 }
 
-fn nothing_is_signed_before_init(bench: &Bench<'_>) {
-    let seat = bench.user();
+fn nothing_is_signed_before_init(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
     let none = RvError::OperationNotInitialized;
-    assert_eq!(sign(&seat), Err(none));
-    assert_eq!(seat.ask(seat.list.C_Sign, MESSAGE), Err(none));
-    assert_eq!(seat.part(seat.list.C_SignUpdate, MESSAGE), Err(none));
-    assert_eq!(seat.last(seat.list.C_SignFinal, 600), Err(none));
+    assert_eq!(sign(&session), Err(none));
+    assert_eq!(session.query_len(session.list.C_Sign, MESSAGE), Err(none));
+    assert_eq!(
+        session.update(session.list.C_SignUpdate, MESSAGE),
+        Err(none)
+    );
+    assert_eq!(session.final_part(session.list.C_SignFinal, 600), Err(none));
 }
 
-fn one_signature_at_a_time_in_a_session(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    let again = seat.init(seat.list.C_SignInit, seat.signing(key), key);
+fn one_signature_at_a_time_in_a_session(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    let again = session.init(session.list.C_SignInit, session.signing(key), key);
     assert_eq!(again, Err(RvError::OperationActive));
     is_genuine(
-        &seat,
+        &session,
         key,
         MESSAGE,
-        &sign(&seat).expect("the first one goes on"),
+        &sign(&session).expect("the first one goes on"),
     );
 }
 
-fn init_wants_a_private_key(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    let mechanism = || seat.signing(key);
+fn init_wants_a_private_key(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    let mechanism = || session.signing(key);
     for handle in [0, 0x00DE_AD00, CK_ULONG::MAX] {
-        let code = ck!(bench.raw, C_SignInit, seat.id(), &mut mechanism(), handle);
+        let code = ck!(
+            fixture.raw,
+            C_SignInit,
+            session.id(),
+            &mut mechanism(),
+            handle
+        );
         assert_eq!(checked(code), Err(RvError::KeyHandleInvalid));
     }
     let refused = [
@@ -111,33 +120,36 @@ fn init_wants_a_private_key(bench: &Bench<'_>) {
         Err(RvError::KeyTypeInconsistent),
         Err(RvError::KeyFunctionNotPermitted),
     ];
-    for object in [seat.public_of(key), seat.all(ObjectClass::CERTIFICATE)[0]] {
-        let told = seat.init(seat.list.C_SignInit, mechanism(), object);
+    for object in [
+        session.public_of(key),
+        session.all(ObjectClass::CERTIFICATE)[0],
+    ] {
+        let told = session.init(session.list.C_SignInit, mechanism(), object);
         assert!(refused.contains(&told), "{told:?}");
     }
 }
 
-fn init_wants_a_mechanism_that_signs(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
+fn init_wants_a_mechanism_that_signs(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
     for mechanism in [
         CKM_SHA256,
         CKM_AES_CBC,
         CKM_VENDOR_DEFINED | 7,
         CK_ULONG::MAX,
     ] {
-        let told = seat.init(seat.list.C_SignInit, plain(mechanism), key);
+        let told = session.init(session.list.C_SignInit, plain(mechanism), key);
         assert_eq!(told, Err(RvError::MechanismInvalid), "{mechanism:#x}");
     }
 }
 
-fn init_wants_a_mechanism_of_the_key(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    let own = seat.signing(key).mechanism;
+fn init_wants_a_mechanism_of_the_key(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    let own = session.signing(key).mechanism;
     for other in [CKM_SHA256_RSA_PKCS, CKM_ECDSA_SHA256, CKM_EDDSA] {
         if other != own {
-            let told = seat.init(seat.list.C_SignInit, plain(other), key);
+            let told = session.init(session.list.C_SignInit, plain(other), key);
             let refused = [
                 Err(RvError::KeyTypeInconsistent),
                 Err(RvError::MechanismInvalid),
@@ -147,13 +159,13 @@ fn init_wants_a_mechanism_of_the_key(bench: &Bench<'_>) {
     }
 }
 
-fn init_wants_a_key_that_may_sign(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let others = seat.private_with(&[Attribute::Sign(false)]);
+fn init_wants_a_key_that_may_sign(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let others = session.private_with(&[Attribute::Sign(false)]);
     assert!(!others.is_empty(), "a key to decrypt or to agree");
     for key in others {
         for mechanism in [CKM_SHA256_RSA_PKCS, CKM_ECDSA_SHA256, CKM_EDDSA] {
-            let told = seat.init(seat.list.C_SignInit, plain(mechanism), key);
+            let told = session.init(session.list.C_SignInit, plain(mechanism), key);
             let refused = [
                 Err(RvError::KeyFunctionNotPermitted),
                 Err(RvError::KeyTypeInconsistent),
@@ -164,71 +176,71 @@ fn init_wants_a_key_that_may_sign(bench: &Bench<'_>) {
     }
 }
 
-fn init_touches_no_card(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    let mechanism = seat.signing(key);
+fn init_touches_no_card(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    let mechanism = session.signing(key);
     assert_eq!(
-        bench.silently(|| seat.init(seat.list.C_SignInit, mechanism, key)),
+        fixture.silently(|| session.init(session.list.C_SignInit, mechanism, key)),
         Ok(())
     );
 }
 
-fn a_parameter_where_there_is_none_is_refused(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    let kind = seat.signing(key).mechanism;
+fn a_parameter_where_there_is_none_is_refused(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    let kind = session.signing(key).mechanism;
     let mut parameter = [0_u8; 3];
-    let told = seat.init(seat.list.C_SignInit, with(kind, &mut parameter), key);
+    let told = session.init(session.list.C_SignInit, with(kind, &mut parameter), key);
     assert_eq!(told, Err(RvError::MechanismParamInvalid));
 }
 
-fn asking_for_the_length_leaves_the_operation_active(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    let len = bench.silently(|| {
-        let asked = || seat.ask(seat.list.C_Sign, MESSAGE).unwrap();
+fn asking_for_the_length_leaves_the_operation_active(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    let len = fixture.silently(|| {
+        let asked = || session.query_len(session.list.C_Sign, MESSAGE).unwrap();
         let len = asked();
         assert_eq!([asked(), asked()], [len, len]);
         len
     });
-    let signature = seat.run(seat.list.C_Sign, MESSAGE, len).unwrap();
-    is_genuine(&seat, key, MESSAGE, &signature);
+    let signature = session.run(session.list.C_Sign, MESSAGE, len).unwrap();
+    is_genuine(&session, key, MESSAGE, &signature);
 }
 
-fn a_small_buffer_leaves_the_operation_active(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    let len = seat.ask(seat.list.C_Sign, MESSAGE).unwrap();
-    bench.silently(|| {
+fn a_small_buffer_leaves_the_operation_active(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    let len = session.query_len(session.list.C_Sign, MESSAGE).unwrap();
+    fixture.silently(|| {
         for room in [0, 1, len / 2, len - 1] {
-            let small = seat.run(seat.list.C_Sign, MESSAGE, room);
+            let small = session.run(session.list.C_Sign, MESSAGE, room);
             assert_eq!(small, Err(RvError::BufferTooSmall), "{room}");
         }
     });
-    is_genuine(&seat, key, MESSAGE, &sign(&seat).unwrap());
+    is_genuine(&session, key, MESSAGE, &sign(&session).unwrap());
 }
 
-fn a_signature_ends_the_operation(bench: &Bench<'_>) {
-    let (seat, _) = begun(bench);
-    assert!(sign(&seat).is_ok());
-    assert_eq!(sign(&seat), Err(RvError::OperationNotInitialized));
+fn a_signature_ends_the_operation(fixture: &TokenFixture<'_>) {
+    let (session, _) = begun(fixture);
+    assert!(sign(&session).is_ok());
+    assert_eq!(sign(&session), Err(RvError::OperationNotInitialized));
 }
 
-fn a_signature_is_as_long_as_it_was_said(bench: &Bench<'_>) {
-    let (seat, _) = begun(bench);
-    let len = seat.ask(seat.list.C_Sign, MESSAGE).unwrap();
-    assert_eq!(sign(&seat).unwrap().len(), len);
+fn a_signature_is_as_long_as_it_was_said(fixture: &TokenFixture<'_>) {
+    let (session, _) = begun(fixture);
+    let len = session.query_len(session.list.C_Sign, MESSAGE).unwrap();
+    assert_eq!(sign(&session).unwrap().len(), len);
     assert!([64, 256].contains(&len));
 }
 
-fn a_null_length_is_a_bad_argument(bench: &Bench<'_>) {
-    let (seat, _) = begun(bench);
+fn a_null_length_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (session, _) = begun(fixture);
     let (mut data, mut signature) = ([1_u8; 8], [0_u8; 600]);
     let (data, signature) = (data.as_mut_ptr(), signature.as_mut_ptr());
-    let code = bench.silently(|| {
+    let code = fixture.silently(|| {
         ck!(
-            bench.raw,
+            fixture.raw,
             C_Sign,
-            seat.id(),
+            session.id(),
             data,
             8,
             signature,
@@ -238,15 +250,15 @@ fn a_null_length_is_a_bad_argument(bench: &Bench<'_>) {
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn a_message_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
+fn a_message_that_is_not_there_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
     let (mut signature, mut len) = ([0_u8; 600], 600);
     let (null, signature) = (ptr::null_mut(), signature.as_mut_ptr());
-    let code = bench.silently(|| {
+    let code = fixture.silently(|| {
         ck!(
-            bench.raw,
+            fixture.raw,
             C_Sign,
-            seat.id(),
+            session.id(),
             null,
             8,
             signature,
@@ -254,21 +266,21 @@ fn a_message_that_is_not_there_is_a_bad_argument(bench: &Bench<'_>) {
         )
     });
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
-    seat.give_up(CKF_SIGN);
-    begin(&seat, key);
-    let code = ck!(bench.raw, C_SignUpdate, seat.id(), ptr::null_mut(), 8);
+    session.cancel(CKF_SIGN);
+    begin(&session, key);
+    let code = ck!(fixture.raw, C_SignUpdate, session.id(), ptr::null_mut(), 8);
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn a_message_of_impossible_length_is_refused(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
+fn a_message_of_impossible_length_is_refused(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
     let (mut data, mut signature, mut len) = ([1_u8; 8], [0_u8; 600], 600);
     let (data, signature) = (data.as_mut_ptr(), signature.as_mut_ptr());
-    let (session, huge) = (seat.id(), CK_ULONG::MAX);
+    let huge = CK_ULONG::MAX;
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_Sign,
-        session,
+        session.id(),
         data,
         huge,
         signature,
@@ -280,45 +292,53 @@ fn a_message_of_impossible_length_is_refused(bench: &Bench<'_>) {
         Err(RvError::HostMemory),
     ];
     assert!(refused.contains(&checked(code)), "{code:#x}");
-    seat.give_up(CKF_SIGN);
-    begin(&seat, key);
-    assert!(sign(&seat).is_ok());
+    session.cancel(CKF_SIGN);
+    begin(&session, key);
+    assert!(sign(&session).is_ok());
 }
 
-fn parts_make_the_same_message(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
+fn parts_make_the_same_message(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
     for part in MESSAGE.chunks(5) {
-        assert_eq!(seat.part(seat.list.C_SignUpdate, part), Ok(()));
+        assert_eq!(session.update(session.list.C_SignUpdate, part), Ok(()));
     }
-    let signature = seat.last(seat.list.C_SignFinal, 600).unwrap();
-    is_genuine(&seat, key, MESSAGE, &signature);
-    let over = seat.last(seat.list.C_SignFinal, 600);
+    let signature = session.final_part(session.list.C_SignFinal, 600).unwrap();
+    is_genuine(&session, key, MESSAGE, &signature);
+    let over = session.final_part(session.list.C_SignFinal, 600);
     assert_eq!(over, Err(RvError::OperationNotInitialized));
 }
 
-fn an_empty_part_adds_nothing(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    let nothing = || checked(ck!(bench.raw, C_SignUpdate, seat.id(), ptr::null_mut(), 0));
+fn an_empty_part_adds_nothing(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    let nothing = || {
+        checked(ck!(
+            fixture.raw,
+            C_SignUpdate,
+            session.id(),
+            ptr::null_mut(),
+            0
+        ))
+    };
     assert_eq!(nothing(), Ok(()));
-    assert_eq!(seat.part(seat.list.C_SignUpdate, MESSAGE), Ok(()));
+    assert_eq!(session.update(session.list.C_SignUpdate, MESSAGE), Ok(()));
     assert_eq!(nothing(), Ok(()));
-    let signature = seat.last(seat.list.C_SignFinal, 600).unwrap();
-    is_genuine(&seat, key, MESSAGE, &signature);
+    let signature = session.final_part(session.list.C_SignFinal, 600).unwrap();
+    is_genuine(&session, key, MESSAGE, &signature);
 }
 
-fn no_part_at_all_is_the_empty_message(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    let signature = seat.last(seat.list.C_SignFinal, 600).unwrap();
-    is_genuine(&seat, key, b"", &signature);
-    begin(&seat, key);
-    let signature = seat.run(seat.list.C_Sign, b"", 600).unwrap();
-    is_genuine(&seat, key, b"", &signature);
+fn no_part_at_all_is_the_empty_message(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    let signature = session.final_part(session.list.C_SignFinal, 600).unwrap();
+    is_genuine(&session, key, b"", &signature);
+    begin(&session, key);
+    let signature = session.run(session.list.C_Sign, b"", 600).unwrap();
+    is_genuine(&session, key, b"", &signature);
 }
 
-fn one_part_after_parts_is_refused(bench: &Bench<'_>) {
-    let (seat, _) = begun(bench);
-    assert_eq!(seat.part(seat.list.C_SignUpdate, MESSAGE), Ok(()));
-    let told = bench.silently(|| sign(&seat));
+fn one_part_after_parts_is_refused(fixture: &TokenFixture<'_>) {
+    let (session, _) = begun(fixture);
+    assert_eq!(session.update(session.list.C_SignUpdate, MESSAGE), Ok(()));
+    let told = fixture.silently(|| sign(&session));
     let refused = [
         Err(RvError::OperationActive),
         Err(RvError::FunctionFailed),
@@ -327,80 +347,82 @@ fn one_part_after_parts_is_refused(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn the_last_part_has_room_like_the_only_one(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    assert_eq!(seat.part(seat.list.C_SignUpdate, MESSAGE), Ok(()));
-    let len = bench.silently(|| {
-        let len = seat.ask_last(seat.list.C_SignFinal).unwrap();
-        let small = seat.last(seat.list.C_SignFinal, len - 1);
+fn the_last_part_has_room_like_the_only_one(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    assert_eq!(session.update(session.list.C_SignUpdate, MESSAGE), Ok(()));
+    let len = fixture.silently(|| {
+        let len = session.query_final_len(session.list.C_SignFinal).unwrap();
+        let small = session.final_part(session.list.C_SignFinal, len - 1);
         assert_eq!(small, Err(RvError::BufferTooSmall));
-        assert_eq!(seat.ask_last(seat.list.C_SignFinal), Ok(len));
+        assert_eq!(session.query_final_len(session.list.C_SignFinal), Ok(len));
         len
     });
-    let signature = seat.last(seat.list.C_SignFinal, len).unwrap();
-    is_genuine(&seat, key, MESSAGE, &signature);
+    let signature = session.final_part(session.list.C_SignFinal, len).unwrap();
+    is_genuine(&session, key, MESSAGE, &signature);
 }
 
-fn parts_cost_the_card_nothing(bench: &Bench<'_>) {
-    let (seat, _) = begun(bench);
-    bench.silently(|| {
+fn parts_cost_the_card_nothing(fixture: &TokenFixture<'_>) {
+    let (session, _) = begun(fixture);
+    fixture.silently(|| {
         for _ in 0..10 {
-            assert_eq!(seat.part(seat.list.C_SignUpdate, MESSAGE), Ok(()));
+            assert_eq!(session.update(session.list.C_SignUpdate, MESSAGE), Ok(()));
         }
     });
-    let (apdus, signature) = bench.stage.apdus(|| seat.last(seat.list.C_SignFinal, 600));
+    let (apdus, signature) = fixture
+        .process
+        .apdus(|| session.final_part(session.list.C_SignFinal, 600));
     assert!(signature.is_ok());
     assert_eq!(apdus, 1, "the signature is one command");
 }
 
-fn the_signature_may_lie_over_the_message(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
+fn the_signature_may_lie_over_the_message(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
     let mut buffer = [0_u8; 600];
     buffer[..MESSAGE.len()].copy_from_slice(MESSAGE);
     let (start, mut len) = (buffer.as_mut_ptr(), 600);
     let data_len = MESSAGE.len() as CK_ULONG;
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_Sign,
-        seat.id(),
+        session.id(),
         start,
         data_len,
         start,
         &raw mut len
     );
     assert_eq!(checked(code), Ok(()));
-    is_genuine(&seat, key, MESSAGE, &buffer[..len as usize]);
+    is_genuine(&session, key, MESSAGE, &buffer[..len as usize]);
 }
 
-fn two_sessions_sign_at_the_same_time(bench: &Bench<'_>) {
-    let (one, key) = begun(bench);
-    let two = bench.read_only();
+fn two_sessions_sign_at_the_same_time(fixture: &TokenFixture<'_>) {
+    let (one, key) = begun(fixture);
+    let two = fixture.read_only();
     begin(&two, key);
-    assert_eq!(one.part(one.list.C_SignUpdate, b"one"), Ok(()));
-    assert_eq!(two.part(two.list.C_SignUpdate, b"two"), Ok(()));
-    let second = two.last(two.list.C_SignFinal, 600).unwrap();
-    let first = one.last(one.list.C_SignFinal, 600).unwrap();
+    assert_eq!(one.update(one.list.C_SignUpdate, b"one"), Ok(()));
+    assert_eq!(two.update(two.list.C_SignUpdate, b"two"), Ok(()));
+    let second = two.final_part(two.list.C_SignFinal, 600).unwrap();
+    let first = one.final_part(one.list.C_SignFinal, 600).unwrap();
     is_genuine(&one, key, b"one", &first);
     is_genuine(&one, key, b"two", &second);
 }
 
-fn a_failed_init_leaves_nothing_behind(bench: &Bench<'_>) {
-    let seat = bench.user();
-    let key = seat.signer();
-    let told = seat.init(seat.list.C_SignInit, plain(CKM_SHA256), key);
+fn a_failed_init_leaves_nothing_behind(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    let key = session.signer();
+    let told = session.init(session.list.C_SignInit, plain(CKM_SHA256), key);
     assert!(told.is_err());
-    assert_eq!(sign(&seat), Err(RvError::OperationNotInitialized));
-    begin(&seat, key);
-    assert!(sign(&seat).is_ok());
+    assert_eq!(sign(&session), Err(RvError::OperationNotInitialized));
+    begin(&session, key);
+    assert!(sign(&session).is_ok());
 }
 
-fn a_key_signs_again_and_again(bench: &Bench<'_>) {
-    let (seat, key) = begun(bench);
-    assert!(sign(&seat).is_ok());
+fn a_key_signs_again_and_again(fixture: &TokenFixture<'_>) {
+    let (session, key) = begun(fixture);
+    assert!(sign(&session).is_ok());
     for _ in 0..5 {
-        begin(&seat, key);
-        let (apdus, signature) = bench.stage.apdus(|| sign(&seat).unwrap());
+        begin(&session, key);
+        let (apdus, signature) = fixture.process.apdus(|| sign(&session).unwrap());
         assert_eq!(apdus, 1, "a warm signature is one command");
-        is_genuine(&seat, key, MESSAGE, &signature);
+        is_genuine(&session, key, MESSAGE, &signature);
     }
 }

@@ -6,7 +6,7 @@ use claviger_hw_tests::{
     ck,
     fixture::{
         module_process::code,
-        token_fixture::{Bench, checked},
+        token_fixture::{TokenFixture, checked},
     },
     on_cards,
 };
@@ -40,9 +40,9 @@ on_cards! { [piv openpgp] [
     pins_are_not_set_in_the_wrong_state
 ] }
 
-fn slot_list_needs_a_place_for_the_count(bench: &Bench<'_>) {
+fn slot_list_needs_a_place_for_the_count(fixture: &TokenFixture<'_>) {
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_GetSlotList,
         1,
         ptr::null_mut(),
@@ -51,12 +51,12 @@ fn slot_list_needs_a_place_for_the_count(bench: &Bench<'_>) {
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn slot_list_with_little_room_tells_the_count(bench: &Bench<'_>) {
-    let (_, all) = bench.raw.slot_count(false);
+fn slot_list_with_little_room_tells_the_count(fixture: &TokenFixture<'_>) {
+    let (_, all) = fixture.raw.slot_count(false);
     assert!(all >= 1);
     let (mut slots, mut count) = ([NOWHERE; 1], all - 1);
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_GetSlotList,
         0,
         slots.as_mut_ptr(),
@@ -66,17 +66,17 @@ fn slot_list_with_little_room_tells_the_count(bench: &Bench<'_>) {
     assert_eq!((count, slots), (all, [NOWHERE]), "nothing is written");
 }
 
-fn slot_list_with_more_room_than_needed_tells_the_count(bench: &Bench<'_>) {
+fn slot_list_with_more_room_than_needed_tells_the_count(fixture: &TokenFixture<'_>) {
     let (mut slots, mut count) = ([NOWHERE; 16], 16);
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_GetSlotList,
         1,
         slots.as_mut_ptr(),
         &raw mut count
     );
     assert_eq!((checked(code), count), (Ok(()), 1));
-    assert_eq!(slots[0], bench.slot_id());
+    assert_eq!(slots[0], fixture.slot_id());
     assert_eq!(
         slots[1..],
         [NOWHERE; 15],
@@ -84,23 +84,33 @@ fn slot_list_with_more_room_than_needed_tells_the_count(bench: &Bench<'_>) {
     );
 }
 
-fn slots_with_a_token_are_some_of_all_slots(bench: &Bench<'_>) {
-    let all = bench.raw.slots(false);
-    let with_token = bench.raw.slots(true);
+fn slots_with_a_token_are_some_of_all_slots(fixture: &TokenFixture<'_>) {
+    let all = fixture.raw.slots(false);
+    let with_token = fixture.raw.slots(true);
     assert!(with_token.iter().all(|slot| all.contains(slot)));
-    assert_eq!(with_token, [bench.slot_id()], "a slot for each applet");
+    assert_eq!(with_token, [fixture.slot_id()], "a slot for each applet");
 }
 
-fn slot_info_of_an_unknown_slot_is_refused(bench: &Bench<'_>) {
-    let (code, _) = bench.raw.slot_info(NOWHERE);
+fn slot_info_of_an_unknown_slot_is_refused(fixture: &TokenFixture<'_>) {
+    let (code, _) = fixture.raw.slot_info(NOWHERE);
     assert_eq!(checked(code), Err(RvError::SlotIdInvalid));
-    let code = ck!(bench.raw, C_GetSlotInfo, bench.slot_id(), ptr::null_mut());
+    let code = ck!(
+        fixture.raw,
+        C_GetSlotInfo,
+        fixture.slot_id(),
+        ptr::null_mut()
+    );
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn slot_info_describes_a_reader(bench: &Bench<'_>) {
+fn slot_info_describes_a_reader(fixture: &TokenFixture<'_>) {
     let mut info = MaybeUninit::<CK_SLOT_INFO>::zeroed();
-    let code = ck!(bench.raw, C_GetSlotInfo, bench.slot_id(), info.as_mut_ptr());
+    let code = ck!(
+        fixture.raw,
+        C_GetSlotInfo,
+        fixture.slot_id(),
+        info.as_mut_ptr()
+    );
     assert_eq!(checked(code), Ok(()));
     // SAFETY: all zeroes are a value of this type, of numbers and characters.
     let info = unsafe { info.assume_init() };
@@ -114,21 +124,26 @@ fn is_padded(text: &[u8]) -> bool {
     std::str::from_utf8(text).is_ok_and(|text| !text.contains('\0'))
 }
 
-fn token_info_of_an_unknown_slot_is_refused(bench: &Bench<'_>) {
+fn token_info_of_an_unknown_slot_is_refused(fixture: &TokenFixture<'_>) {
     assert_eq!(
-        checked(bench.raw.token_info(NOWHERE)),
+        checked(fixture.raw.token_info(NOWHERE)),
         Err(RvError::SlotIdInvalid)
     );
-    let code = ck!(bench.raw, C_GetTokenInfo, bench.slot_id(), ptr::null_mut());
+    let code = ck!(
+        fixture.raw,
+        C_GetTokenInfo,
+        fixture.slot_id(),
+        ptr::null_mut()
+    );
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn token_info(bench: &Bench<'_>) -> CK_TOKEN_INFO {
+fn token_info(fixture: &TokenFixture<'_>) -> CK_TOKEN_INFO {
     let mut info = MaybeUninit::<CK_TOKEN_INFO>::zeroed();
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_GetTokenInfo,
-        bench.slot_id(),
+        fixture.slot_id(),
         info.as_mut_ptr()
     );
     assert_eq!(checked(code), Ok(()));
@@ -136,8 +151,8 @@ fn token_info(bench: &Bench<'_>) -> CK_TOKEN_INFO {
     unsafe { info.assume_init() }
 }
 
-fn token_info_is_padded_and_says_what_is_so(bench: &Bench<'_>) {
-    let info = token_info(bench);
+fn token_info_is_padded_and_says_what_is_so(fixture: &TokenFixture<'_>) {
+    let info = token_info(fixture);
     let texts: [&[u8]; 4] = [
         &info.label,
         &info.manufacturerID,
@@ -167,59 +182,59 @@ fn token_info_is_padded_and_says_what_is_so(bench: &Bench<'_>) {
     assert_eq!(memory, [UNAVAILABLE; 4]);
 }
 
-fn token_info_counts_sessions(bench: &Bench<'_>) {
+fn token_info_counts_sessions(fixture: &TokenFixture<'_>) {
     let counts = || {
-        let info = token_info(bench);
+        let info = token_info(fixture);
         assert!(info.ulMaxSessionCount == 0 && info.ulMaxRwSessionCount == 0);
         (info.ulSessionCount, info.ulRwSessionCount)
     };
     assert_eq!(counts(), (0, 0));
-    let (one, two) = (bench.read_only(), bench.read_write());
+    let (one, two) = (fixture.read_only(), fixture.read_write());
     assert_eq!(counts(), (2, 1));
-    two.leave();
+    two.end_session();
     assert_eq!(counts(), (1, 0));
-    one.leave();
+    one.end_session();
     assert_eq!(counts(), (0, 0));
 }
 
-fn token_info_and_slot_info_cost_no_command(bench: &Bench<'_>) {
-    let seat = bench.user();
-    bench.silently(|| {
-        let _ = token_info(bench);
-        assert_eq!(checked(bench.raw.slot_info(bench.slot_id()).0), Ok(()));
-        seat.get_session_info().unwrap();
+fn token_info_and_slot_info_cost_no_command(fixture: &TokenFixture<'_>) {
+    let session = fixture.user();
+    fixture.silently(|| {
+        let _ = token_info(fixture);
+        assert_eq!(checked(fixture.raw.slot_info(fixture.slot_id()).0), Ok(()));
+        session.get_session_info().unwrap();
     });
 }
 
-fn pin_flags_follow_each_attempt_without_a_command(bench: &Bench<'_>) {
+fn pin_flags_follow_each_attempt_without_a_command(fixture: &TokenFixture<'_>) {
     const ALL: u64 = CKF_USER_PIN_COUNT_LOW | CKF_USER_PIN_FINAL_TRY | CKF_USER_PIN_LOCKED;
-    let flags = || bench.silently(|| token_info(bench).flags & ALL);
-    let seat = bench.read_only();
+    let flags = || fixture.silently(|| token_info(fixture).flags & ALL);
+    let session = fixture.read_only();
     let wrong = AuthPin::new("654321".into());
-    let attempt = || code(seat.login(UserType::User, Some(&wrong)));
+    let attempt = || code(session.login(UserType::User, Some(&wrong)));
     assert_eq!(flags(), 0);
     assert_eq!(attempt(), RvError::PinIncorrect);
     assert_eq!(flags(), CKF_USER_PIN_COUNT_LOW);
     assert_eq!(attempt(), RvError::PinIncorrect);
     assert_eq!(flags(), CKF_USER_PIN_COUNT_LOW | CKF_USER_PIN_FINAL_TRY);
-    assert_eq!(seat.enter_user(), Ok(()));
+    assert_eq!(session.login_user(), Ok(()));
     assert_eq!(flags(), 0);
-    seat.logout().unwrap();
+    session.logout().unwrap();
     for _ in 0..3 {
         assert!([RvError::PinIncorrect, RvError::PinLocked].contains(&attempt()));
     }
     assert_eq!(flags() & CKF_USER_PIN_LOCKED, CKF_USER_PIN_LOCKED);
-    assert_eq!(seat.enter_user(), Err(RvError::PinLocked));
+    assert_eq!(session.login_user(), Err(RvError::PinLocked));
 }
 
-fn mechanism_list_counts_and_fills(bench: &Bench<'_>) {
-    let list = bench.raw.list().C_GetMechanismList.unwrap();
-    let (slot, mut count) = (bench.slot_id(), 0);
+fn mechanism_list_counts_and_fills(fixture: &TokenFixture<'_>) {
+    let list = fixture.raw.list().C_GetMechanismList.unwrap();
+    let (slot, mut count) = (fixture.slot_id(), 0);
     let null = ptr::null_mut();
     // SAFETY: where the count may be written, or nowhere.
     let told = unsafe { list(slot, null, &raw mut count) };
     assert_eq!(checked(told), Ok(()));
-    assert_eq!(count as usize, bench.mechanisms().len());
+    assert_eq!(count as usize, fixture.mechanisms().len());
     let (mut buffer, mut little) = (vec![UNAVAILABLE; count as usize], count - 1);
     // SAFETY: the buffer holds more than is said.
     let told = unsafe { list(slot, buffer.as_mut_ptr(), &raw mut little) };
@@ -233,12 +248,12 @@ fn mechanism_list_counts_and_fills(bench: &Bench<'_>) {
     assert_eq!(checked(told), Err(RvError::SlotIdInvalid));
 }
 
-fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(bench: &Bench<'_>) {
+fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(fixture: &TokenFixture<'_>) {
     let info = |mechanism| {
         let mut info = MaybeUninit::<CK_MECHANISM_INFO>::zeroed();
-        let slot = bench.slot_id();
+        let slot = fixture.slot_id();
         let code = ck!(
-            bench.raw,
+            fixture.raw,
             C_GetMechanismInfo,
             slot,
             mechanism,
@@ -247,7 +262,7 @@ fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(bench: &Bench<'_
         // SAFETY: all zeroes are a value of this type, of numbers.
         checked(code).map(|()| unsafe { info.assume_init() })
     };
-    let offered = bench.mechanisms();
+    let offered = fixture.mechanisms();
     let mut distinct = offered.clone();
     distinct.sort_unstable();
     distinct.dedup();
@@ -262,50 +277,50 @@ fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(bench: &Bench<'_
         assert_eq!(refused, Err(RvError::MechanismInvalid), "{mechanism:#x}");
     }
     let code = ck!(
-        bench.raw,
+        fixture.raw,
         C_GetMechanismInfo,
-        bench.slot_id(),
+        fixture.slot_id(),
         offered[0],
         ptr::null_mut()
     );
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn init_token_refuses_what_it_cannot_do_and_changes_nothing(bench: &Bench<'_>) {
+fn init_token_refuses_what_it_cannot_do_and_changes_nothing(fixture: &TokenFixture<'_>) {
     let (mut pin, mut label) = (*b"12345678", [b' '; 32]);
     let mut attempt = |slot| {
         let (pin, label) = (pin.as_mut_ptr(), label.as_mut_ptr());
-        checked(ck!(bench.raw, C_InitToken, slot, pin, 8, label))
+        checked(ck!(fixture.raw, C_InitToken, slot, pin, 8, label))
     };
     let unsupported = Err(RvError::FunctionNotSupported);
     assert_eq!(attempt(NOWHERE), unsupported, "whatever the arguments");
-    let seat = bench.read_only();
-    assert_eq!(bench.silently(|| attempt(bench.slot_id())), unsupported);
-    assert_eq!(seat.enter_user(), Ok(()), "the PIN is what it was");
+    let session = fixture.read_only();
+    assert_eq!(fixture.silently(|| attempt(fixture.slot_id())), unsupported);
+    assert_eq!(session.login_user(), Ok(()), "the PIN is what it was");
 }
 
-fn pins_are_not_set_in_the_wrong_state(bench: &Bench<'_>) {
-    let (mut pin, reader) = (*b"123456", bench.read_only());
+fn pins_are_not_set_in_the_wrong_state(fixture: &TokenFixture<'_>) {
+    let (mut pin, reader) = (*b"123456", fixture.read_only());
     let pin = pin.as_mut_ptr();
-    let set = |session| checked(ck!(bench.raw, C_SetPIN, session, pin, 6, pin, 6));
-    let init = |session| checked(ck!(bench.raw, C_InitPIN, session, pin, 6));
+    let set = |session| checked(ck!(fixture.raw, C_SetPIN, session, pin, 6, pin, 6));
+    let init = |session| checked(ck!(fixture.raw, C_InitPIN, session, pin, 6));
     for session in [0, NOWHERE] {
         let none = Err(RvError::SessionHandleInvalid);
         assert_eq!((set(session), init(session)), (none, none));
     }
-    let told = |session| bench.silently(|| (set(session), init(session)));
+    let told = |session| fixture.silently(|| (set(session), init(session)));
     let read_only = Err(RvError::SessionReadOnly);
     assert_eq!(told(reader.id()), (read_only, read_only));
-    let writer = bench.read_write();
+    let writer = fixture.read_write();
     let nobody = Err(RvError::UserNotLoggedIn);
-    assert_eq!(bench.silently(|| init(writer.id())), nobody);
-    assert_eq!(writer.enter_user(), Ok(()));
-    assert_eq!(bench.silently(|| init(writer.id())), nobody);
+    assert_eq!(fixture.silently(|| init(writer.id())), nobody);
+    assert_eq!(writer.login_user(), Ok(()));
+    assert_eq!(fixture.silently(|| init(writer.id())), nobody);
     assert_eq!(
         told(reader.id()),
         (read_only, read_only),
         "whoever is logged in"
     );
-    let writable = token_info(bench).flags & CKF_WRITE_PROTECTED == 0;
+    let writable = token_info(fixture).flags & CKF_WRITE_PROTECTED == 0;
     assert!(writable, "a session may write");
 }

@@ -1,7 +1,7 @@
 //! C_VerifySignature* (PKCS #11 3.2, 5.16): the signature comes first.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat, answered, checked, plain},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain},
     on_cards,
 };
 use cryptoki::{error::RvError, object::ObjectHandle};
@@ -21,22 +21,25 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
 
 /// A signature, its public key and the mechanism of both; the user has left.
 struct Signed {
-    seat: Seat,
+    session: TestSession,
     public: ObjectHandle,
     mechanism: CK_MECHANISM,
     signature: Vec<u8>,
 }
 
-fn signed(bench: &Bench<'_>) -> Signed {
-    let seat = bench.user();
-    let key = seat.signer();
-    let mechanism = seat.signing(key);
-    assert_eq!(seat.init(seat.list.C_SignInit, mechanism, key), Ok(()));
-    let signature = seat.run(seat.list.C_Sign, MESSAGE, 600).unwrap();
-    let public = seat.public_of(key);
-    seat.logout().unwrap();
+fn signed(fixture: &TokenFixture<'_>) -> Signed {
+    let session = fixture.user();
+    let key = session.signer();
+    let mechanism = session.signing(key);
+    assert_eq!(
+        session.init(session.list.C_SignInit, mechanism, key),
+        Ok(())
+    );
+    let signature = session.run(session.list.C_Sign, MESSAGE, 600).unwrap();
+    let public = session.public_of(key);
+    session.logout().unwrap();
     Signed {
-        seat,
+        session,
         public,
         mechanism,
         signature,
@@ -46,9 +49,9 @@ fn signed(bench: &Bench<'_>) -> Signed {
 impl Signed {
     /// C_VerifySignatureInit.
     fn begin(&self, mechanism: CK_MECHANISM, signature: &[u8]) -> Result<(), RvError> {
-        let function = self.seat.list.C_VerifySignatureInit.unwrap();
+        let function = self.session.list.C_VerifySignatureInit.unwrap();
         let (bytes, len) = (signature.as_ptr().cast_mut(), signature.len() as CK_ULONG);
-        let (session, key, mut mechanism) = (self.seat.id(), self.public.handle(), mechanism);
+        let (session, key, mut mechanism) = (self.session.id(), self.public.handle(), mechanism);
         // SAFETY: a mechanism and a signature with its length.
         checked(unsafe { function(session, &raw mut mechanism, key, bytes, len) })
     }
@@ -59,7 +62,7 @@ impl Signed {
     }
 
     fn judge(&self, message: &[u8]) -> Result<(), RvError> {
-        answered(self.seat.verify_signature(message))
+        answered(self.session.verify_signature(message))
     }
 
     fn is_over(&self) -> bool {
@@ -67,21 +70,24 @@ impl Signed {
     }
 }
 
-fn a_genuine_signature_is_accepted_in_one_part_and_in_many(bench: &Bench<'_>) {
-    let signed = signed(bench);
+fn a_genuine_signature_is_accepted_in_one_part_and_in_many(fixture: &TokenFixture<'_>) {
+    let signed = signed(fixture);
     signed.begun(&signed.signature);
     assert_eq!(signed.judge(MESSAGE), Ok(()));
     assert!(signed.is_over());
     signed.begun(&signed.signature);
     for part in MESSAGE.chunks(4) {
-        assert_eq!(answered(signed.seat.verify_signature_update(part)), Ok(()));
+        assert_eq!(
+            answered(signed.session.verify_signature_update(part)),
+            Ok(())
+        );
     }
-    assert_eq!(answered(signed.seat.verify_signature_final()), Ok(()));
+    assert_eq!(answered(signed.session.verify_signature_final()), Ok(()));
     assert!(signed.is_over());
 }
 
-fn a_forged_signature_is_invalid_and_ends_it(bench: &Bench<'_>) {
-    let signed = signed(bench);
+fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
+    let signed = signed(fixture);
     let mut forged = signed.signature.clone();
     forged[20] ^= 1;
     signed.begun(&forged);
@@ -91,49 +97,49 @@ fn a_forged_signature_is_invalid_and_ends_it(bench: &Bench<'_>) {
     assert_eq!(signed.judge(b"other"), Err(RvError::SignatureInvalid));
     signed.begun(&signed.signature);
     assert_eq!(
-        answered(signed.seat.verify_signature_update(b"other")),
+        answered(signed.session.verify_signature_update(b"other")),
         Ok(())
     );
-    let told = answered(signed.seat.verify_signature_final());
+    let told = answered(signed.session.verify_signature_final());
     assert_eq!(told, Err(RvError::SignatureInvalid));
     assert!(signed.is_over());
 }
 
 /// At once or at the end.
-fn a_signature_of_another_length_is_told(bench: &Bench<'_>) {
-    let signed = signed(bench);
+fn a_signature_of_another_length_is_told(fixture: &TokenFixture<'_>) {
+    let signed = signed(fixture);
     let told = signed.begin(signed.mechanism, &signed.signature[1..]);
     let told = told.and_then(|()| signed.judge(MESSAGE));
     assert_eq!(told, Err(RvError::SignatureLenRange));
     assert!(signed.is_over());
 }
 
-fn nothing_is_verified_before_init(bench: &Bench<'_>) {
-    let seat = bench.read_only();
+fn nothing_is_verified_before_init(fixture: &TokenFixture<'_>) {
+    let session = fixture.read_only();
     let none = Err(RvError::OperationNotInitialized);
-    assert_eq!(answered(seat.verify_signature(MESSAGE)), none);
-    assert_eq!(answered(seat.verify_signature_update(MESSAGE)), none);
-    assert_eq!(answered(seat.verify_signature_final()), none);
+    assert_eq!(answered(session.verify_signature(MESSAGE)), none);
+    assert_eq!(answered(session.verify_signature_update(MESSAGE)), none);
+    assert_eq!(answered(session.verify_signature_final()), none);
 }
 
-fn one_at_a_time_in_a_session(bench: &Bench<'_>) {
-    let signed = signed(bench);
+fn one_at_a_time_in_a_session(fixture: &TokenFixture<'_>) {
+    let signed = signed(fixture);
     signed.begun(&signed.signature);
     let again = signed.begin(signed.mechanism, &signed.signature);
     assert_eq!(again, Err(RvError::OperationActive));
     assert_eq!(signed.judge(MESSAGE), Ok(()), "the first one goes on");
 }
 
-fn it_needs_no_card_and_no_login(bench: &Bench<'_>) {
-    let signed = signed(bench);
-    bench.silently(|| {
+fn it_needs_no_card_and_no_login(fixture: &TokenFixture<'_>) {
+    let signed = signed(fixture);
+    fixture.silently(|| {
         signed.begun(&signed.signature);
         assert_eq!(signed.judge(MESSAGE), Ok(()));
     });
 }
 
-fn init_wants_a_mechanism_that_verifies(bench: &Bench<'_>) {
-    let signed = signed(bench);
+fn init_wants_a_mechanism_that_verifies(fixture: &TokenFixture<'_>) {
+    let signed = signed(fixture);
     let told = signed.begin(plain(CKM_SHA256), &signed.signature);
     assert_eq!(told, Err(RvError::MechanismInvalid));
 }

@@ -1,7 +1,7 @@
 //! C_WrapKey and C_UnwrapKey (PKCS #11 3.2, 5.18.3 and 5.18.4): secrets of the session under RSA keys and AES keys.
 
 use claviger_hw_tests::{
-    fixture::token_fixture::{Bench, Seat, answered, checked, plain},
+    fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain},
     on_cards,
 };
 use cryptoki::{
@@ -44,24 +44,24 @@ pub fn template(kind: KeyType, extractable: bool) -> Vec<Attribute> {
     ]
 }
 
-pub fn secret(seat: &Seat, value: &[u8]) -> ObjectHandle {
+pub fn secret(session: &TestSession, value: &[u8]) -> ObjectHandle {
     let value = [Attribute::Value(value.to_vec())];
     let template = [&template(KeyType::GENERIC_SECRET, true)[..], &value].concat();
-    answered(seat.create_object(&template)).expect("C_CreateObject")
+    answered(session.create_object(&template)).expect("C_CreateObject")
 }
 
-pub fn wrapper(seat: &Seat, value: &[u8], may: bool) -> ObjectHandle {
+pub fn wrapper(session: &TestSession, value: &[u8], may: bool) -> ObjectHandle {
     let own = [
         Attribute::Value(value.to_vec()),
         Attribute::Wrap(may),
         Attribute::Unwrap(may),
     ];
     let template = [&template(KeyType::AES, false)[..], &own].concat();
-    answered(seat.create_object(&template)).expect("C_CreateObject")
+    answered(session.create_object(&template)).expect("C_CreateObject")
 }
 
-pub fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
-    match seat
+pub fn value(session: &TestSession, key: ObjectHandle) -> Vec<u8> {
+    match session
         .get_attributes(key, &[AttributeType::Value])
         .unwrap()
         .as_slice()
@@ -72,35 +72,35 @@ pub fn value(seat: &Seat, key: ObjectHandle) -> Vec<u8> {
 }
 
 /// A session of the user, the public key that wraps and the private key that unwraps.
-pub fn pair(bench: &Bench<'_>) -> (Seat, ObjectHandle, ObjectHandle) {
-    let seat = bench.user();
+pub fn pair(fixture: &TokenFixture<'_>) -> (TestSession, ObjectHandle, ObjectHandle) {
+    let session = fixture.user();
     let wanted = [
         Attribute::Unwrap(true),
         Attribute::AlwaysAuthenticate(false),
     ];
-    let private = *seat
+    let private = *session
         .private_with(&wanted)
         .last()
         .expect("a key that unwraps");
-    let public = seat.public_of(private);
-    (seat, public, private)
+    let public = session.public_of(private);
+    (session, public, private)
 }
 
 /// C_WrapKey: the code and the wrapped key.
 pub fn wrap(
-    seat: &Seat,
+    session: &TestSession,
     mechanism: CK_MECHANISM,
     wrapper: CK_OBJECT_HANDLE,
     key: CK_OBJECT_HANDLE,
     room: usize,
 ) -> Result<Vec<u8>, RvError> {
-    let function = seat.list.C_WrapKey.unwrap();
+    let function = session.list.C_WrapKey.unwrap();
     let (mut mechanism, mut made, mut len) = (mechanism, vec![0; room], room as CK_ULONG);
     let out = made.as_mut_ptr();
     // SAFETY: a mechanism, and room as is said.
     checked(unsafe {
         function(
-            seat.id(),
+            session.id(),
             &raw mut mechanism,
             wrapper,
             key,
@@ -114,13 +114,13 @@ pub fn wrap(
 
 /// C_UnwrapKey.
 pub fn unwrap(
-    seat: &Seat,
+    session: &TestSession,
     mechanism: CK_MECHANISM,
     unwrapper: CK_OBJECT_HANDLE,
     wrapped: &[u8],
     template: &[Attribute],
 ) -> Result<ObjectHandle, RvError> {
-    let function = seat.list.C_UnwrapKey.unwrap();
+    let function = session.list.C_UnwrapKey.unwrap();
     let mut entries: Vec<CK_ATTRIBUTE> = template.iter().map(Into::into).collect();
     let (list, count) = (entries.as_mut_ptr(), entries.len() as CK_ULONG);
     let (bytes, len) = (wrapped.as_ptr().cast_mut(), wrapped.len() as CK_ULONG);
@@ -129,7 +129,7 @@ pub fn unwrap(
     // SAFETY: a mechanism, a wrapped key and a template with their lengths, and where a handle may be written.
     let code = unsafe {
         function(
-            seat.id(),
+            session.id(),
             mechanism,
             unwrapper,
             bytes,
@@ -143,51 +143,53 @@ pub fn unwrap(
     checked(code).map(|()| unsafe { ObjectHandle::new_from_raw(key) })
 }
 
-fn a_secret_under_a_public_key_is_unwrapped_on_the_card(bench: &Bench<'_>) {
-    let (seat, public, private) = pair(bench);
+fn a_secret_under_a_public_key_is_unwrapped_on_the_card(fixture: &TokenFixture<'_>) {
+    let (session, public, private) = pair(fixture);
     let mut ways = vec![Mechanism::RsaPkcs];
     let source = PkcsOaepSource::data_specified(b"label");
     let oaep = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, source);
-    if bench
+    if fixture
         .mechanisms()
         .contains(&cryptoki_sys::CKM_RSA_PKCS_OAEP)
-        && bench.is_piv()
+        && fixture.is_piv()
     {
         ways.push(Mechanism::RsaPkcsOaep(oaep));
     }
     for mechanism in ways {
-        let key = secret(&seat, &SECRET);
-        let wrapped = seat.wrap_key(&mechanism, public, key).expect("C_WrapKey");
+        let key = secret(&session, &SECRET);
+        let wrapped = session
+            .wrap_key(&mechanism, public, key)
+            .expect("C_WrapKey");
         assert_eq!(wrapped.len(), 256);
         let kind = template(KeyType::AES, true);
-        let again = seat
+        let again = session
             .unwrap_key(&mechanism, private, &wrapped, &kind)
             .expect("C_UnwrapKey");
-        assert_eq!(value(&seat, again), SECRET);
+        assert_eq!(value(&session, again), SECRET);
     }
 }
 
-fn an_unwrapped_key_is_not_local_and_obeys_its_template(bench: &Bench<'_>) {
-    let (seat, public, private) = pair(bench);
+fn an_unwrapped_key_is_not_local_and_obeys_its_template(fixture: &TokenFixture<'_>) {
+    let (session, public, private) = pair(fixture);
     let wrapped = wrap(
-        &seat,
+        &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
-        secret(&seat, &SECRET).handle(),
+        secret(&session, &SECRET).handle(),
         256,
     );
     let mut hidden = template(KeyType::GENERIC_SECRET, false);
     hidden[3] = Attribute::Sensitive(true);
     hidden.push(Attribute::Label(b"unwrapped".to_vec()));
     let key = unwrap(
-        &seat,
+        &session,
         plain(CKM_RSA_PKCS),
         private.handle(),
         &wrapped.unwrap(),
         &hidden,
     )
     .unwrap();
-    let told = seat
+    let told = session
         .get_attribute_info(key, &[AttributeType::Value])
         .unwrap();
     assert!(matches!(told[0], AttributeInfo::Sensitive));
@@ -203,16 +205,16 @@ fn an_unwrapped_key_is_not_local_and_obeys_its_template(bench: &Bench<'_>) {
         Attribute::NeverExtractable(false),
         Attribute::Label(b"unwrapped".to_vec()),
     ];
-    assert_eq!(seat.get_attributes(key, &kinds).unwrap(), expected);
+    assert_eq!(session.get_attributes(key, &kinds).unwrap(), expected);
 }
 
-fn a_wrapped_key_of_another_length_is_told_apart(bench: &Bench<'_>) {
-    let (seat, _, private) = pair(bench);
+fn a_wrapped_key_of_another_length_is_told_apart(fixture: &TokenFixture<'_>) {
+    let (session, _, private) = pair(fixture);
     for len in [0, 255, 257] {
         let kind = template(KeyType::GENERIC_SECRET, true);
-        let told = bench.silently(|| {
+        let told = fixture.silently(|| {
             unwrap(
-                &seat,
+                &session,
                 plain(CKM_RSA_PKCS),
                 private.handle(),
                 &vec![1; len],
@@ -225,31 +227,31 @@ fn a_wrapped_key_of_another_length_is_told_apart(bench: &Bench<'_>) {
 }
 
 /// As for decryption: who forges learns nothing; the length in the template makes that possible.
-fn a_wrong_padding_is_no_error_where_the_length_is_given(bench: &Bench<'_>) {
-    let (seat, _, private) = pair(bench);
+fn a_wrong_padding_is_no_error_where_the_length_is_given(fixture: &TokenFixture<'_>) {
+    let (session, _, private) = pair(fixture);
     let kind = [
         &template(KeyType::GENERIC_SECRET, true)[..],
         &[Attribute::ValueLen(32.into())],
     ]
     .concat();
     let told = unwrap(
-        &seat,
+        &session,
         plain(CKM_RSA_PKCS),
         private.handle(),
         &[0x17; 256],
         &kind,
     );
     match told {
-        Ok(key) => assert_eq!(value(&seat, key).len(), 32),
+        Ok(key) => assert_eq!(value(&session, key).len(), 32),
         Err(code) => assert_eq!(code, RvError::WrappedKeyInvalid),
     }
 }
 
-fn a_key_of_the_card_is_not_wrapped(bench: &Bench<'_>) {
-    let (seat, public, _) = pair(bench);
-    for key in seat.all(ObjectClass::PRIVATE_KEY) {
+fn a_key_of_the_card_is_not_wrapped(fixture: &TokenFixture<'_>) {
+    let (session, public, _) = pair(fixture);
+    for key in session.all(ObjectClass::PRIVATE_KEY) {
         let told = wrap(
-            &seat,
+            &session,
             plain(CKM_RSA_PKCS),
             public.handle(),
             key.handle(),
@@ -263,13 +265,13 @@ fn a_key_of_the_card_is_not_wrapped(bench: &Bench<'_>) {
     }
 }
 
-fn an_unextractable_secret_is_not_wrapped(bench: &Bench<'_>) {
-    let (seat, public, _) = pair(bench);
+fn an_unextractable_secret_is_not_wrapped(fixture: &TokenFixture<'_>) {
+    let (session, public, _) = pair(fixture);
     let own = [Attribute::Value(SECRET.to_vec())];
     let fixed = [&template(KeyType::GENERIC_SECRET, false)[..], &own].concat();
-    let key = seat.create_object(&fixed).expect("C_CreateObject");
+    let key = session.create_object(&fixed).expect("C_CreateObject");
     let told = wrap(
-        &seat,
+        &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
         key.handle(),
@@ -278,11 +280,11 @@ fn an_unextractable_secret_is_not_wrapped(bench: &Bench<'_>) {
     assert_eq!(told, Err(RvError::KeyUnextractable));
 }
 
-fn a_secret_too_long_for_the_modulus_is_not_wrapped(bench: &Bench<'_>) {
-    let (seat, public, _) = pair(bench);
-    let key = secret(&seat, &[5; 246]);
+fn a_secret_too_long_for_the_modulus_is_not_wrapped(fixture: &TokenFixture<'_>) {
+    let (session, public, _) = pair(fixture);
+    let key = secret(&session, &[5; 246]);
     let told = wrap(
-        &seat,
+        &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
         key.handle(),
@@ -295,12 +297,12 @@ fn a_secret_too_long_for_the_modulus_is_not_wrapped(bench: &Bench<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn keys_that_may_not_wrap_or_unwrap_do_not(bench: &Bench<'_>) {
-    let (seat, ..) = pair(bench);
-    let key = secret(&seat, &SECRET);
-    let idle = wrapper(&seat, &[1; 16], false);
+fn keys_that_may_not_wrap_or_unwrap_do_not(fixture: &TokenFixture<'_>) {
+    let (session, ..) = pair(fixture);
+    let key = secret(&session, &SECRET);
+    let idle = wrapper(&session, &[1; 16], false);
     let told = wrap(
-        &seat,
+        &session,
         plain(CKM_AES_KEY_WRAP),
         idle.handle(),
         key.handle(),
@@ -309,15 +311,21 @@ fn keys_that_may_not_wrap_or_unwrap_do_not(bench: &Bench<'_>) {
     assert_eq!(told, Err(RvError::KeyFunctionNotPermitted));
     let kind = template(KeyType::GENERIC_SECRET, true);
     let told = unwrap(
-        &seat,
+        &session,
         plain(CKM_AES_KEY_WRAP),
         idle.handle(),
         &[1; 40],
         &kind,
     );
     assert_eq!(told.map(drop), Err(RvError::KeyFunctionNotPermitted));
-    for other in seat.private_with(&[Attribute::Unwrap(false)]) {
-        let told = unwrap(&seat, plain(CKM_RSA_PKCS), other.handle(), &[1; 256], &kind);
+    for other in session.private_with(&[Attribute::Unwrap(false)]) {
+        let told = unwrap(
+            &session,
+            plain(CKM_RSA_PKCS),
+            other.handle(),
+            &[1; 256],
+            &kind,
+        );
         let refused = [
             Err(RvError::KeyFunctionNotPermitted),
             Err(RvError::UnwrappingKeyTypeInconsistent),
@@ -327,36 +335,48 @@ fn keys_that_may_not_wrap_or_unwrap_do_not(bench: &Bench<'_>) {
     }
 }
 
-fn handles_that_are_none_are_told_by_their_role(bench: &Bench<'_>) {
-    let (seat, public, private) = pair(bench);
-    let key = secret(&seat, &SECRET);
+fn handles_that_are_none_are_told_by_their_role(fixture: &TokenFixture<'_>) {
+    let (session, public, private) = pair(fixture);
+    let key = secret(&session, &SECRET);
     let rsa = plain(CKM_RSA_PKCS);
     let kind = template(KeyType::GENERIC_SECRET, true);
     for none in [0, 0x00DE_AD00] {
-        let told = wrap(&seat, rsa, none, key.handle(), 256);
+        let told = wrap(&session, rsa, none, key.handle(), 256);
         assert_eq!(told, Err(RvError::WrappingKeyHandleInvalid));
-        let told = wrap(&seat, rsa, public.handle(), none, 256);
+        let told = wrap(&session, rsa, public.handle(), none, 256);
         assert_eq!(told, Err(RvError::KeyHandleInvalid));
-        let told = unwrap(&seat, rsa, none, &[1; 256], &kind).map(drop);
+        let told = unwrap(&session, rsa, none, &[1; 256], &kind).map(drop);
         assert_eq!(told, Err(RvError::UnwrappingKeyHandleInvalid));
     }
-    let told = wrap(&seat, plain(CKM_SHA256), public.handle(), key.handle(), 256);
+    let told = wrap(
+        &session,
+        plain(CKM_SHA256),
+        public.handle(),
+        key.handle(),
+        256,
+    );
     assert_eq!(told, Err(RvError::MechanismInvalid));
-    let told = unwrap(&seat, plain(CKM_SHA256), private.handle(), &[1; 256], &kind);
+    let told = unwrap(
+        &session,
+        plain(CKM_SHA256),
+        private.handle(),
+        &[1; 256],
+        &kind,
+    );
     assert_eq!(told.map(drop), Err(RvError::MechanismInvalid));
 }
 
-fn wrapping_has_room_like_any_output(bench: &Bench<'_>) {
-    let (seat, public, _) = pair(bench);
-    let key = secret(&seat, &SECRET);
-    let function = seat.list.C_WrapKey.unwrap();
+fn wrapping_has_room_like_any_output(fixture: &TokenFixture<'_>) {
+    let (session, public, _) = pair(fixture);
+    let key = secret(&session, &SECRET);
+    let function = session.list.C_WrapKey.unwrap();
     let (mut mechanism, mut len) = (plain(CKM_RSA_PKCS), 0);
     let (wrapper, key) = (public.handle(), key.handle());
     let null = std::ptr::null_mut();
     // SAFETY: a mechanism, no buffer, and where the length may be written.
     let code = unsafe {
         function(
-            seat.id(),
+            session.id(),
             &raw mut mechanism,
             wrapper,
             key,
@@ -365,17 +385,17 @@ fn wrapping_has_room_like_any_output(bench: &Bench<'_>) {
         )
     };
     assert_eq!((checked(code), len), (Ok(()), 256));
-    let told = wrap(&seat, mechanism, wrapper, key, 255);
+    let told = wrap(&session, mechanism, wrapper, key, 255);
     assert_eq!(told, Err(RvError::BufferTooSmall));
-    assert!(wrap(&seat, mechanism, wrapper, key, 256).is_ok());
+    assert!(wrap(&session, mechanism, wrapper, key, 256).is_ok());
 }
 
-fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
-    let (seat, public, private) = pair(bench);
-    let key = secret(&seat, &SECRET);
+fn the_template_must_be_of_a_session_secret(fixture: &TokenFixture<'_>) {
+    let (session, public, private) = pair(fixture);
+    let key = secret(&session, &SECRET);
     let rsa = plain(CKM_RSA_PKCS);
-    let wrapped = wrap(&seat, rsa, public.handle(), key.handle(), 256).unwrap();
-    let before = seat.all(ObjectClass::SECRET_KEY).len();
+    let wrapped = wrap(&session, rsa, public.handle(), key.handle(), 256).unwrap();
+    let before = session.all(ObjectClass::SECRET_KEY).len();
     let good = template(KeyType::GENERIC_SECRET, true);
     let with = |at: usize, attribute| {
         let mut template = good.clone();
@@ -389,7 +409,7 @@ fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
         [&good[..], &[Attribute::UniqueId(b"x".to_vec())]].concat(),
         [&good[..], &[Attribute::Value(b"mine".to_vec())]].concat(),
     ] {
-        let told = unwrap(&seat, rsa, private.handle(), &wrapped, &bad).map(drop);
+        let told = unwrap(&session, rsa, private.handle(), &wrapped, &bad).map(drop);
         let refused = [
             Err(RvError::TemplateInconsistent),
             Err(RvError::AttributeValueInvalid),
@@ -399,22 +419,22 @@ fn the_template_must_be_of_a_session_secret(bench: &Bench<'_>) {
         assert!(refused.contains(&told), "{bad:?}: {told:?}");
     }
     assert_eq!(
-        seat.all(ObjectClass::SECRET_KEY).len(),
+        session.all(ObjectClass::SECRET_KEY).len(),
         before,
         "nothing was made"
     );
 }
 
-fn a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others(bench: &Bench<'_>) {
-    let (seat, public, _) = pair(bench);
+fn a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others(fixture: &TokenFixture<'_>) {
+    let (session, public, _) = pair(fixture);
     let own = [
         Attribute::Value(SECRET.to_vec()),
         Attribute::WrapWithTrusted(true),
     ];
     let careful = [&template(KeyType::GENERIC_SECRET, true)[..], &own].concat();
-    let key = seat.create_object(&careful).expect("C_CreateObject");
+    let key = session.create_object(&careful).expect("C_CreateObject");
     let told = wrap(
-        &seat,
+        &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
         key.handle(),

@@ -16,14 +16,17 @@ use std::{
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
-        configurations::{MOMENT, as_it_is, do_and_settle, each_life, each_life_of, without_cards},
-        function_list::{HANG, Raw},
-        module_process::Stage,
+        card_fixture::CardFixture,
+        configurations::{
+            MOMENT, as_it_is, execute_and_settle, for_each_configuration,
+            for_each_configuration_of, without_cards,
+        },
+        function_list::{FunctionList, HANG},
+        module_process::ModuleProcess,
         signer::session_info,
-        waiter::Waiter,
+        waiter::SlotEventWaiter,
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK, CKR_SESSION_HANDLE_INVALID,
@@ -32,20 +35,20 @@ use cryptoki_sys::{
 
 #[test]
 fn a_card_present_at_the_first_wait_raises_no_event() {
-    each_life(&Plan::factory(), |stage, raw| {
+    for_each_configuration(&CardProfile::factory(), |process, raw| {
         assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_NO_EVENT);
-        let one = raw.told_while(MOMENT, || drop(stage.say("remove")));
+        let one = raw.told_while(MOMENT, || drop(process.send_command("remove")));
         assert_ne!(raw.next_event(), one, "one event for each applet's slot");
-        do_and_settle(stage, &["insert"]);
+        execute_and_settle(process, &["insert"]);
     });
 }
 
 #[test]
 fn event_is_not_consumed_by_other_calls() {
-    each_life(&Plan::factory(), |stage, raw| {
+    for_each_configuration(&CardProfile::factory(), |process, raw| {
         let slots = raw.slots(true);
         assert_eq!(slots.len(), 2, "one for each applet");
-        do_and_settle(stage, &["remove"]);
+        execute_and_settle(process, &["remove"]);
         for slot in &slots {
             raw.wait_for_token(*slot, false);
             assert_eq!(raw.open(*slot).0, CKR_TOKEN_NOT_PRESENT);
@@ -53,7 +56,7 @@ fn event_is_not_consumed_by_other_calls() {
         assert_eq!(raw.slots(true), []);
         assert!(raw.slots(false).len() >= 2);
         assert_eq!(raw.pending(), slots);
-        do_and_settle(stage, &["insert"]);
+        execute_and_settle(process, &["insert"]);
         slots
             .iter()
             .for_each(|slot| raw.wait_for_token(*slot, true));
@@ -63,7 +66,7 @@ fn event_is_not_consumed_by_other_calls() {
 }
 
 /// Waits, event by event, for a slot with a token, and opens a session there by no other knowledge than its id.
-fn first_token_told(raw: Raw, first: CK_SLOT_ID) {
+fn first_token_told(raw: FunctionList, first: CK_SLOT_ID) {
     let mut slot = first;
     while raw.open(slot).0 != CKR_OK {
         slot = raw.next_event();
@@ -71,64 +74,64 @@ fn first_token_told(raw: Raw, first: CK_SLOT_ID) {
 }
 
 /// Lives that begin without a service, and so without a reader.
-fn each_life_before_the_service(body: fn(&Stage, Raw)) {
-    let without_service = |stage: &Stage| drop(stage.say("service stop"));
-    each_life_of(&[Plan::factory()], as_it_is, without_service, body);
+fn each_life_before_the_service(body: fn(&ModuleProcess, FunctionList)) {
+    let without_service = |process: &ModuleProcess| drop(process.send_command("service stop"));
+    for_each_configuration_of(&[CardProfile::factory()], as_it_is, without_service, body);
 }
 
 #[test]
 fn race_01_reader_arriving_between_list_and_wait_is_reported() {
-    each_life_before_the_service(|stage, raw| {
+    each_life_before_the_service(|process, raw| {
         assert_eq!(raw.slots(false), []);
-        stage.say("service start");
+        process.send_command("service start");
         first_token_told(raw, raw.next_event());
     });
 }
 
 #[test]
 fn race_01_reader_arriving_during_the_wait_is_reported() {
-    each_life_before_the_service(|stage, raw| {
+    each_life_before_the_service(|process, raw| {
         assert_eq!(raw.slots(false), []);
-        let told = raw.told_while(MOMENT, || drop(stage.say("service start")));
+        let told = raw.told_while(MOMENT, || drop(process.send_command("service start")));
         first_token_told(raw, told);
     });
 }
 
 /// Two cards, of which the second is out: once the module tells of it, it has heard of all that was before.
-fn two_cards() -> [Plan; 2] {
-    [Plan::factory(), Plan::factory().serial(2)]
+fn two_cards() -> [CardProfile; 2] {
+    [CardProfile::factory(), CardProfile::factory().serial(2)]
 }
 
-fn without_the_second(rig: &Rig) {
-    rig.card_at(1).remove();
-    rig.settle();
+fn without_the_second(fixture: &CardFixture) {
+    fixture.card_at(1).remove();
+    fixture.wait_until_seen();
 }
 
 /// All slots that have an event by now, the second card's among them.
-fn told_until_the_second_card(stage: &Stage, raw: Raw) -> Vec<CK_SLOT_ID> {
-    stage.say("card 1 insert");
+fn told_until_the_second_card(process: &ModuleProcess, raw: FunctionList) -> Vec<CK_SLOT_ID> {
+    process.send_command("card 1 insert");
     let deadline = Instant::now() + HANG;
     while raw.slots(true).len() != 4 {
         assert!(Instant::now() < deadline, "two applets of two cards");
         thread::sleep(Duration::from_millis(1));
     }
     let told = raw.pending();
-    do_and_settle(stage, &["card 1 remove"]);
+    execute_and_settle(process, &["card 1 remove"]);
     told
 }
 
 #[test]
 fn race_03_card_reinserted_without_a_waiter_raises_events_and_ends_sessions() {
-    each_life_of(
+    for_each_configuration_of(
         &two_cards(),
         without_the_second,
         |_| (),
-        |stage, raw| {
+        |process, raw| {
             let slots = raw.slots(true);
             let (code, session) = raw.open(slots[0]);
             assert_eq!(code, CKR_OK);
-            do_and_settle(stage, &["remove", "insert"]);
-            let told = told_until_the_second_card(stage, raw);
+            execute_and_settle(process, &["remove", "insert"]);
+            let told = told_until_the_second_card(process, raw);
             assert_eq!(told.len(), 4, "two slots of each card: {told:?}");
             assert!(slots.iter().all(|slot| told.contains(slot)));
             assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
@@ -139,24 +142,24 @@ fn race_03_card_reinserted_without_a_waiter_raises_events_and_ends_sessions() {
 
 #[test]
 fn race_03_card_reinserted_at_once_ends_a_wait_and_its_sessions() {
-    each_life(&Plan::factory(), |stage, raw| {
+    for_each_configuration(&CardProfile::factory(), |process, raw| {
         let slots = raw.slots(true);
         let (code, session) = raw.open(slots[0]);
         assert_eq!(code, CKR_OK);
-        let told = raw.told_while(MOMENT, || stage.order(&["remove", "insert"]));
+        let told = raw.told_while(MOMENT, || process.order(&["remove", "insert"]));
         assert!(slots.contains(&told));
         assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
         raw.wait_for_token(slots[0], true);
         assert_eq!(raw.open(slots[0]).0, CKR_OK);
-        stage.say("settle");
+        process.send_command("settle");
     });
 }
 
 /// Four threads in C_WaitForSlotEvent; the slots they are told, in any order.
-fn told_to_four(raw: Raw, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
-    let waiters = [(); 4].map(|()| Waiter::blocked(raw));
+fn told_to_four(raw: FunctionList, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
+    let waiters = [(); 4].map(|()| SlotEventWaiter::blocked(raw));
     cause();
-    let outcome = |waiter: Waiter| {
+    let outcome = |waiter: SlotEventWaiter| {
         let (code, slot) = waiter.outcome();
         assert_eq!(code, CKR_OK);
         slot
@@ -166,17 +169,17 @@ fn told_to_four(raw: Raw, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
 
 #[test]
 fn race_04_two_cards_inserted_at_once_give_each_slots_event_to_one_waiter() {
-    let plans = [Plan::factory(), Plan::factory().serial(2)];
-    each_life_of(
-        &plans,
+    let profiles = [CardProfile::factory(), CardProfile::factory().serial(2)];
+    for_each_configuration_of(
+        &profiles,
         without_cards,
         |_| (),
-        |stage, raw| {
+        |process, raw| {
             assert_eq!(raw.slots(true), []);
             let both = |action: &str| {
                 thread::scope(|scope| {
                     for card in 0..2 {
-                        scope.spawn(move || stage.say(&format!("card {card} {action}")));
+                        scope.spawn(move || process.send_command(&format!("card {card} {action}")));
                     }
                 });
             };
@@ -196,21 +199,21 @@ fn race_04_two_cards_inserted_at_once_give_each_slots_event_to_one_waiter() {
 
 #[test]
 fn race_17_insertion_removal_and_insertion_are_one_event_for_each_slot() {
-    each_life_of(
+    for_each_configuration_of(
         &two_cards(),
         without_cards,
         |_| (),
-        |stage, raw| {
+        |process, raw| {
             assert_eq!(raw.slots(true), []);
-            do_and_settle(stage, &["insert", "remove", "insert"]);
-            let told = told_until_the_second_card(stage, raw);
+            execute_and_settle(process, &["insert", "remove", "insert"]);
+            let told = told_until_the_second_card(process, raw);
             let slots: BTreeSet<_> = told.iter().collect();
             assert_eq!(
                 (told.len(), slots.len()),
                 (4, 4),
                 "two slots of each card: {told:?}"
             );
-            do_and_settle(stage, &["remove"]);
+            execute_and_settle(process, &["remove"]);
         },
     );
 }

@@ -13,11 +13,11 @@ use claviger_hw_tests::{
     client,
     fixture::{
         configurations::MOMENT,
-        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
-        module_process::{Way, with_card},
+        function_list::{FunctionList, HANG, NO_THREADS, OWN_THREAD},
+        module_process::{ServiceKind, with_card},
     },
     paths,
-    provision::Plan,
+    provision::CardProfile,
     skip,
 };
 use cryptoki_sys::CKR_OK;
@@ -62,10 +62,10 @@ fn permit(path: &Path, mode: u32) {
 
 /// While `obstacle` of the reader's socket is closed there is no reader; when it is opened, a waiter is told.
 fn closed_and_opened(obstacle: fn(&Path) -> &Path) {
-    with_card(Way::Socket, Plan::factory(), |_| {
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
         let socket = PathBuf::from(env::var_os("CLAVIGER_SOCKET").unwrap());
         let obstacle = obstacle(&socket);
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             permit(obstacle, 0);
             assert_eq!(raw.initialize(flags), CKR_OK);

@@ -10,12 +10,14 @@ use claviger_hw_tests::{
     card::{CardConfig, State, VirtualCard},
     client,
     fixture::{
-        card_fixture::Rig,
-        module_process::{HANG, Log, Stage, Way, code, key, log_in, play, with_card},
+        card_fixture::CardFixture,
+        module_process::{
+            HANG, Log, ModuleProcess, ServiceKind, code, in_module_process, key, log_in, with_card,
+        },
     },
     paths,
-    provision::{PIN, Plan},
-    reader::{Fate, Reader},
+    provision::{CardProfile, PIN},
+    reader::{FrameFault, Reader},
     server::SocketServer,
 };
 use cryptoki::{
@@ -27,7 +29,7 @@ use cryptoki::{
     types::AuthPin,
 };
 
-const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const HASH: [u8; 32] = [0x5A; 32];
 
 fn login(session: &Session, pin: &str) -> cryptoki::error::Result<()> {
@@ -75,11 +77,11 @@ fn a_missing_socket_is_named_and_initialize_succeeds() {
 #[test]
 fn a_reader_without_a_card_has_empty_slots() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::factory(), |stage| {
-            let module = stage.module();
+        with_card(way, CardProfile::factory(), |process| {
+            let module = process.module();
             // What was there at the first look raises no event; what happens after it does.
             assert_eq!(module.get_slots_with_token().unwrap().len(), 2);
-            stage.say("remove");
+            process.send_command("remove");
             // Each applet's slot tells once.
             module.wait_for_slot_event().unwrap();
             module.wait_for_slot_event().unwrap();
@@ -97,14 +99,14 @@ fn a_reader_without_a_card_has_empty_slots() {
 
 #[test]
 fn an_unknown_card_costs_two_selects_and_is_not_recognised() {
-    let unknown = Plan {
+    let unknown = CardProfile {
         piv: None,
-        ..Plan::piv4()
+        ..CardProfile::piv4()
     };
     for way in BOTH_WAYS {
-        with_card(way, unknown.clone(), |stage| {
-            let module = stage.module();
-            let (apdus, ()) = stage.apdus(|| {
+        with_card(way, unknown.clone(), |process| {
+            let module = process.module();
+            let (apdus, ()) = process.apdus(|| {
                 for _ in 0..3 {
                     assert_eq!(module.get_slots_with_token().unwrap().len(), 1);
                 }
@@ -130,24 +132,24 @@ fn an_unknown_card_costs_two_selects_and_is_not_recognised() {
 #[test]
 fn removal_during_sign_reports_device_removed() {
     for way in BOTH_WAYS {
-        let pull = |rig: &Rig, _: &mut Command| {
-            rig.card().on_frame(|frame| {
+        let pull = |fixture: &CardFixture, _: &mut Command| {
+            fixture.card().on_frame(|frame| {
                 if is_sign(frame) {
-                    Fate::Pull
+                    FrameFault::Pull
                 } else {
-                    Fate::Answer
+                    FrameFault::Answer
                 }
             });
         };
-        let log = play(way, Plan::piv4(), pull, |stage| {
-            let module = stage.module();
-            let session = stage.session(&module);
+        let log = in_module_process(way, CardProfile::piv4(), pull, |process| {
+            let module = process.module();
+            let session = process.session(&module);
             log_in(&session);
             let key = key(&session, 1);
             let started = Instant::now();
             let failed = code(session.sign(&Mechanism::Ecdsa, key, &HASH));
             assert!(started.elapsed() < HANG);
-            if way == Way::Socket {
+            if way == ServiceKind::Socket {
                 assert_eq!(failed, RvError::DeviceRemoved);
             } else {
                 // pcscd learns of the removal from its own polling; until then it reports a failed transfer.
@@ -175,12 +177,12 @@ fn removal_during_sign_reports_device_removed() {
 #[test]
 fn a_card_that_comes_back_needs_new_sessions_and_works() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| {
-            let module = stage.module();
-            let session = stage.session(&module);
+        with_card(way, CardProfile::piv4(), |process| {
+            let module = process.module();
+            let session = process.session(&module);
             log_in(&session);
             for action in ["remove", "insert"] {
-                stage.say(action);
+                process.send_command(action);
                 module.wait_for_slot_event().unwrap();
                 module.wait_for_slot_event().unwrap();
             }
@@ -188,7 +190,7 @@ fn a_card_that_comes_back_needs_new_sessions_and_works() {
                 code(session.get_session_info()),
                 RvError::SessionHandleInvalid
             );
-            let session = stage.session(&module);
+            let session = process.session(&module);
             let public = session
                 .find_objects(&[Attribute::Class(ObjectClass::PRIVATE_KEY)])
                 .unwrap();
@@ -210,13 +212,13 @@ fn a_card_that_comes_back_needs_new_sessions_and_works() {
 }
 
 /// Wrong PINs on the first token until it is blocked.
-fn block(stage: &Stage) {
-    let module = stage.module();
-    let session = stage.session(&module);
+fn block(process: &ModuleProcess) {
+    let module = process.module();
+    let session = process.session(&module);
     let slot = *module.get_slots_with_token().unwrap().first().unwrap();
     for left in [2, 1] {
         assert_eq!(code(login(&session, "999999")), RvError::PinIncorrect);
-        let (apdus, info) = stage.apdus(|| module.get_token_info(slot).unwrap());
+        let (apdus, info) = process.apdus(|| module.get_token_info(slot).unwrap());
         assert_eq!(apdus, 0, "the flags are known without asking");
         assert!(info.user_pin_count_low());
         assert_eq!(info.user_pin_final_try(), left == 1);
@@ -233,7 +235,7 @@ fn block(stage: &Stage) {
 
 #[test]
 fn wrong_pin_costs_one_try_and_the_token_flags_show_it() {
-    let log = play(Way::Socket, Plan::piv4(), |_, _| {}, block);
+    let log = in_module_process(ServiceKind::Socket, CardProfile::piv4(), |_, _| {}, block);
     if let Some(log) = log {
         log.line(&["C_Login", "wrong PIN", "2 tries left"]);
         log.line(&["C_Login", "blocked"]);
@@ -242,7 +244,7 @@ fn wrong_pin_costs_one_try_and_the_token_flags_show_it() {
 
 #[test]
 fn a_wrong_pin_costs_one_try_on_openpgp_too() {
-    let log = play(Way::Socket, Plan::pgp3(), |_, _| {}, block);
+    let log = in_module_process(ServiceKind::Socket, CardProfile::pgp3(), |_, _| {}, block);
     if let Some(log) = log {
         log.line(&["C_Login", "wrong PIN", "2 tries left"]);
         log.line(&["C_Login", "blocked"]);
@@ -250,12 +252,12 @@ fn a_wrong_pin_costs_one_try_on_openpgp_too() {
 }
 
 /// PINs no card can have: the card must not see them.
-fn impossible_pins(stage: &Stage) {
-    let module = stage.module();
-    let session = stage.session(&module);
+fn impossible_pins(process: &ModuleProcess) {
+    let module = process.module();
+    let session = process.session(&module);
     let long = "1".repeat(200);
     for pin in ["", "1", "12345", long.as_str()] {
-        let (apdus, failed) = stage.apdus(|| code(login(&session, pin)));
+        let (apdus, failed) = process.apdus(|| code(login(&session, pin)));
         assert_eq!(failed, RvError::PinIncorrect);
         assert_eq!(apdus, 0, "a PIN of {} bytes was sent", pin.len());
     }
@@ -264,7 +266,12 @@ fn impossible_pins(stage: &Stage) {
 
 #[test]
 fn a_pin_of_impossible_length_is_refused_before_the_card() {
-    let log = play(Way::Socket, Plan::piv4(), |_, _| {}, impossible_pins);
+    let log = in_module_process(
+        ServiceKind::Socket,
+        CardProfile::piv4(),
+        |_, _| {},
+        impossible_pins,
+    );
     if let Some(log) = log {
         log.line(&["C_Login", "5 bytes", "6 to 8", "no try was spent"]);
     }
@@ -272,24 +279,29 @@ fn a_pin_of_impossible_length_is_refused_before_the_card() {
 
 #[test]
 fn a_pin_of_impossible_length_is_refused_before_the_openpgp_card() {
-    let _ = play(Way::Socket, Plan::pgp3(), |_, _| {}, impossible_pins);
+    let _ = in_module_process(
+        ServiceKind::Socket,
+        CardProfile::pgp3(),
+        |_, _| {},
+        impossible_pins,
+    );
 }
 
 #[test]
 fn one_garbled_certificate_does_not_hide_the_others() {
     // GET DATA of 5FC105, the certificate of 9A: a length that runs past the end.
-    let forge = |rig: &Rig, _: &mut Command| {
-        rig.card().on_frame(|frame| {
+    let forge = |fixture: &CardFixture, _: &mut Command| {
+        fixture.card().on_frame(|frame| {
             if frame.windows(3).any(|tag| tag == [0x5F, 0xC1, 0x05]) {
-                Fate::Forge(vec![0x53, 0x82, 0xFF, 0xFF, 0x70, 0x84, 0x90, 0x00])
+                FrameFault::Forge(vec![0x53, 0x82, 0xFF, 0xFF, 0x70, 0x84, 0x90, 0x00])
             } else {
-                Fate::Answer
+                FrameFault::Answer
             }
         });
     };
-    let log = play(Way::Socket, Plan::piv4(), forge, |stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    let log = in_module_process(ServiceKind::Socket, CardProfile::piv4(), forge, |process| {
+        let module = process.module();
+        let session = process.session(&module);
         let certificates = session
             .find_objects(&[Attribute::Class(ObjectClass::CERTIFICATE)])
             .unwrap();
@@ -317,32 +329,37 @@ fn id(session: &Session, object: ObjectHandle) -> Vec<u8> {
 
 #[test]
 fn call_to_a_silent_card_ends_and_the_next_call_reconnects() {
-    let silence = |rig: &Rig, _: &mut Command| {
-        rig.card().on_frame(|frame| {
+    let silence = |fixture: &CardFixture, _: &mut Command| {
+        fixture.card().on_frame(|frame| {
             if is_verify(frame) {
-                Fate::Silence
+                FrameFault::Silence
             } else {
-                Fate::Answer
+                FrameFault::Answer
             }
         });
     };
-    let _ = play(Way::Socket, Plan::piv4(), silence, |stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
-        let started = Instant::now();
-        assert_eq!(code(login(&session, PIN)), RvError::DeviceError);
-        let took = started.elapsed();
-        assert!(took < HANG, "{took:?}");
-        // Another conversation gets a new connection.
-        assert_eq!(
-            session
-                .find_objects(&[Attribute::Class(ObjectClass::CERTIFICATE)])
-                .unwrap()
-                .len(),
-            4
-        );
-        module.finalize().unwrap();
-    });
+    let _ = in_module_process(
+        ServiceKind::Socket,
+        CardProfile::piv4(),
+        silence,
+        |process| {
+            let module = process.module();
+            let session = process.session(&module);
+            let started = Instant::now();
+            assert_eq!(code(login(&session, PIN)), RvError::DeviceError);
+            let took = started.elapsed();
+            assert!(took < HANG, "{took:?}");
+            // Another conversation gets a new connection.
+            assert_eq!(
+                session
+                    .find_objects(&[Attribute::Class(ObjectClass::CERTIFICATE)])
+                    .unwrap()
+                    .len(),
+                4
+            );
+            module.finalize().unwrap();
+        },
+    );
 }
 
 #[test]
@@ -370,8 +387,8 @@ fn card_with_a_garbled_atr_is_not_recognised() {
 }
 
 /// Everything a session does, at the highest level of the log.
-fn sign_once(module: &Pkcs11, stage: &Stage) {
-    let session = stage.session(module);
+fn sign_once(module: &Pkcs11, process: &ModuleProcess) {
+    let session = process.session(module);
     assert_eq!(code(login(&session, "654321")), RvError::PinIncorrect);
     log_in(&session);
     session
@@ -383,11 +400,11 @@ fn sign_once(module: &Pkcs11, stage: &Stage) {
 #[test]
 fn no_pin_is_in_the_log_at_any_level() {
     for way in BOTH_WAYS {
-        let trace = |_: &Rig, command: &mut Command| {
+        let trace = |_: &CardFixture, command: &mut Command| {
             command.env("CLAVIGER_LOG", "trace");
         };
-        let log = play(way, Plan::piv4(), trace, |stage| {
-            sign_once(&stage.module(), stage);
+        let log = in_module_process(way, CardProfile::piv4(), trace, |process| {
+            sign_once(&process.module(), process);
         });
         let Some(log) = log else { continue };
         log.line(&["TRACE", "> 00 20 00 80"]);
@@ -409,20 +426,20 @@ fn no_pin_is_in_the_log_at_any_level() {
 #[test]
 fn logout_reaches_the_card() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| {
-            let module = stage.module();
-            let session = stage.session(&module);
+        with_card(way, CardProfile::piv4(), |process| {
+            let module = process.module();
+            let session = process.session(&module);
             log_in(&session);
             let key = key(&session, 1);
             session.sign(&Mechanism::Ecdsa, key, &HASH).unwrap();
-            let (apdus, ()) = stage.apdus(|| session.logout().unwrap());
+            let (apdus, ()) = process.apdus(|| session.logout().unwrap());
             assert!(apdus >= 1, "the card is told");
             assert_eq!(
                 code(session.sign(&Mechanism::Ecdsa, key, &HASH)),
                 RvError::KeyHandleInvalid
             );
             log_in(&session);
-            let (apdus, ()) = stage.apdus(|| drop(session));
+            let (apdus, ()) = process.apdus(|| drop(session));
             assert!(apdus >= 1, "closing the last session logs out too");
         });
     }

@@ -1,11 +1,11 @@
 //! Another card is in the reader when its service comes back: nothing of the old card's sessions may reach it.
 
 use claviger_hw_tests::{
-    each_way,
     fixture::{
-        module_process::{Stage, code, eventually, key, log_in, pin, promptly},
+        module_process::{ModuleProcess, code, eventually, key, log_in, pin, promptly},
         piv_session::HASH,
     },
+    for_each_service,
     provision::{KeyAlgorithm, PivPlan},
 };
 use cryptoki::{
@@ -19,13 +19,13 @@ use cryptoki::{
 /// What a session is told whose card has gone.
 const ENDED: [RvError; 2] = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];
 
-each_way! {
+for_each_service! {
     [Socket over_the_socket_reader, Pcscd over_pcscd, PcscdBySocket over_pcscd_by_socket]
     {
-        the_old_session_does_not_sign_at_once: Plan::piv(super::one_key());
-        the_old_session_does_not_sign_later: Plan::piv(super::one_key());
-        the_old_session_logs_nobody_in: Plan::piv(super::one_key());
-        the_old_session_finds_nothing: Plan::piv(super::one_key());
+        the_old_session_does_not_sign_at_once: CardProfile::piv(super::one_key());
+        the_old_session_does_not_sign_later: CardProfile::piv(super::one_key());
+        the_old_session_logs_nobody_in: CardProfile::piv(super::one_key());
+        the_old_session_finds_nothing: CardProfile::piv(super::one_key());
     }
 }
 
@@ -43,31 +43,31 @@ fn has_ended<T>(result: Result<T>) {
     assert!(ENDED.contains(&failed), "{failed:?}");
 }
 
-fn the_old_session_does_not_sign_at_once(stage: &Stage) {
-    sign_after(stage, &["service crash", "exchange", "service begin"]);
+fn the_old_session_does_not_sign_at_once(process: &ModuleProcess) {
+    sign_after(process, &["service crash", "exchange", "service begin"]);
 }
 
-fn the_old_session_does_not_sign_later(stage: &Stage) {
+fn the_old_session_does_not_sign_later(process: &ModuleProcess) {
     sign_after(
-        stage,
+        process,
         &["service crash", "exchange", "service begin", "settle"],
     );
 }
 
 /// A user is logged in to the old card when the new one comes.
-fn sign_after(stage: &Stage, orders: &[&str]) {
-    let module = stage.module();
-    let old = stage.session(&module);
+fn sign_after(process: &ModuleProcess, orders: &[&str]) {
+    let module = process.module();
+    let old = process.session(&module);
     log_in(&old);
     let (used, serial) = (key(&old, 1), serial(&module));
     assert_eq!(sign(&old, used).unwrap().len(), 64);
-    stage.order(orders);
+    process.order(orders);
     for _ in 0..3 {
         has_ended(promptly("C_Sign of the old session", || sign(&old, used)));
     }
     assert_eq!(code(old.get_session_info()), RvError::SessionHandleInvalid);
-    assert_eq!(stage.pins(), 0, "none was for the new card");
-    new_card_is_public(stage, &module, &serial);
+    assert_eq!(process.pins(), 0, "none was for the new card");
+    new_card_is_public(process, &module, &serial);
 }
 
 /// The serial number of the token.
@@ -81,41 +81,41 @@ fn serial(module: &Pkcs11) -> String {
 }
 
 /// The new card has another number, nobody is logged in to it, and it serves a session of its own.
-fn new_card_is_public(stage: &Stage, module: &Pkcs11, old_serial: &str) {
+fn new_card_is_public(process: &ModuleProcess, module: &Pkcs11, old_serial: &str) {
     eventually("the new card", || {
         module
             .get_slots_with_token()
             .is_ok_and(|slots| !slots.is_empty())
     });
     assert_ne!(serial(module), old_serial);
-    let pins = stage.pins();
-    let session = stage.session(module);
+    let pins = process.pins();
+    let session = process.session(module);
     let private = [cryptoki::object::Attribute::Private(true)];
     assert!(session.find_objects(&private).unwrap().is_empty());
     log_in(&session);
     assert_eq!(sign(&session, key(&session, 1)).unwrap().len(), 64);
-    assert_eq!(stage.pins(), pins + 1);
+    assert_eq!(process.pins(), pins + 1);
 }
 
-fn the_old_session_logs_nobody_in(stage: &Stage) {
-    let module = stage.module();
-    let old = stage.session(&module);
+fn the_old_session_logs_nobody_in(process: &ModuleProcess) {
+    let module = process.module();
+    let old = process.session(&module);
     let serial = serial(&module);
-    stage.order(&["service crash", "exchange", "service begin"]);
+    process.order(&["service crash", "exchange", "service begin"]);
     has_ended(promptly("C_Login of the old session", || {
         old.login(UserType::User, Some(&pin()))
     }));
-    assert_eq!(stage.pins(), 0);
-    new_card_is_public(stage, &module, &serial);
+    assert_eq!(process.pins(), 0);
+    new_card_is_public(process, &module, &serial);
 }
 
-fn the_old_session_finds_nothing(stage: &Stage) {
-    let module = stage.module();
-    let old = stage.session(&module);
+fn the_old_session_finds_nothing(process: &ModuleProcess) {
+    let module = process.module();
+    let old = process.session(&module);
     let serial = serial(&module);
-    stage.order(&["service crash", "exchange", "service begin"]);
+    process.order(&["service crash", "exchange", "service begin"]);
     has_ended(promptly("C_FindObjectsInit of the old session", || {
         old.find_objects(&[])
     }));
-    new_card_is_public(stage, &module, &serial);
+    new_card_is_public(process, &module, &serial);
 }

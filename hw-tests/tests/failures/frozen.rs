@@ -11,12 +11,14 @@ use std::{
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
-        function_list::Raw,
-        module_process::{HANG, Log, Stage, Way, pin, play, promptly, with_card},
+        card_fixture::CardFixture,
+        function_list::FunctionList,
+        module_process::{
+            HANG, Log, ModuleProcess, ServiceKind, in_module_process, pin, promptly, with_card,
+        },
         piv_session::{PivSession, SIGN, is_unreachable},
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags},
@@ -37,12 +39,12 @@ const ON_ITS_WAY: Duration = Duration::from_secs(5);
 const GIVES_UP: Duration = Duration::from_secs(40);
 
 /// A pcscd that hangs, until this is dropped.
-struct Frozen<'a>(&'a Stage);
+struct Frozen<'a>(&'a ModuleProcess);
 
 impl<'a> Frozen<'a> {
-    fn new(stage: &'a Stage) -> Self {
-        stage.order(&["service freeze"]);
-        Self(stage)
+    fn new(process: &'a ModuleProcess) -> Self {
+        process.order(&["service freeze"]);
+        Self(process)
     }
 }
 
@@ -70,50 +72,50 @@ fn comes_back<T>(what: &str, limit: Duration, call: &Receiver<T>) -> T {
 
 /// C_Finalize while pcscd hangs, in time.
 #[track_caller]
-fn end(raw: Raw, state: &str) {
+fn end(raw: FunctionList, state: &str) {
     let ended = aside(move || raw.finalize());
     let code = comes_back(&format!("C_Finalize, {state}"), HANG, &ended);
     assert_eq!(code, CKR_OK);
 }
 
 /// The module with `flags`, and a session on it that is logged in.
-fn signer(stage: &'static Stage, flags: CK_FLAGS) -> PivSession<'static> {
-    let module = stage.load();
+fn signer(process: &'static ModuleProcess, flags: CK_FLAGS) -> PivSession<'static> {
+    let module = process.load();
     let flags = CInitializeFlags::from_bits_retain(flags);
     module.initialize(CInitializeArgs::new(flags)).unwrap();
-    let session = stage.session(&module);
-    PivSession::of(stage, module, session)
+    let session = process.session(&module);
+    PivSession::of(process, module, session)
 }
 
 /// [`with_card`] over pcscd, for a body whose threads may outlive it when it fails.
-fn with_pcscd(body: impl FnOnce(&'static Stage)) {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        body(Box::leak(Box::new(stage.clone())));
+fn with_pcscd(body: impl FnOnce(&'static ModuleProcess)) {
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        body(Box::leak(Box::new(process.clone())));
     });
 }
 
 /// pcscd goes on, and so does this process.
-fn live_on(frozen: Frozen<'_>, raw: Raw, flags: CK_FLAGS) {
-    let stage = frozen.0;
+fn live_on(frozen: Frozen<'_>, raw: FunctionList, flags: CK_FLAGS) {
+    let process = frozen.0;
     drop(frozen);
     assert_eq!(raw.initialize(flags), CKR_OK);
     let found = promptly("C_GetSlotList after the thaw", || raw.slot_count(true));
     assert_eq!((found.0, found.1 > 0), (CKR_OK, true));
     assert_eq!(raw.finalize(), CKR_OK);
-    let signer = PivSession::new(stage);
+    let signer = PivSession::new(process);
     signer.goes_on();
     drop(signer);
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
 fn a_waiter_is_told_of_the_end(flags: CK_FLAGS) {
-    with_pcscd(|stage| {
-        let raw = Raw::load();
+    with_pcscd(|process| {
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(flags), CKR_OK);
         assert!(raw.slot_count(true).1 > 0);
         let waiters: Vec<Receiver<CK_RV>> = (0..3).map(|_| aside(move || raw.wait(0).0)).collect();
         thread::sleep(MOMENT);
-        let frozen = Frozen::new(stage);
+        let frozen = Frozen::new(process);
         end(raw, "with waiters");
         for waiter in waiters {
             let code = comes_back("C_WaitForSlotEvent", HANG, &waiter);
@@ -135,18 +137,18 @@ fn waiters_return_at_finalize_while_pcscd_is_frozen_without_threads() {
 
 /// A signature is stuck, in pcscd or before, and so it is when the end comes.
 fn the_end_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool) {
-    with_pcscd(|stage| {
-        let raw = Raw::load();
-        let signer = signer(stage, flags);
+    with_pcscd(|process| {
+        let raw = FunctionList::load();
+        let signer = signer(process, flags);
         let sign = move || (signer.sign(), signer);
         let (frozen, signature);
         if is_at_the_card {
-            stage.delay(SIGN, ON_ITS_WAY);
+            process.delay(SIGN, ON_ITS_WAY);
             signature = aside(sign);
-            stage.await_delayed();
-            frozen = Frozen::new(stage);
+            process.await_delayed();
+            frozen = Frozen::new(process);
         } else {
-            frozen = Frozen::new(stage);
+            frozen = Frozen::new(process);
             signature = aside(sign);
         }
         thread::sleep(MOMENT);
@@ -179,9 +181,9 @@ fn finalize_does_not_wait_for_a_signature_at_the_card_without_threads() {
 }
 
 fn the_end_does_not_wait_for_the_first_look(flags: CK_FLAGS) {
-    with_pcscd(|stage| {
-        let raw = Raw::load();
-        let frozen = Frozen::new(stage);
+    with_pcscd(|process| {
+        let raw = FunctionList::load();
+        let frozen = Frozen::new(process);
         assert_eq!(raw.initialize(flags), CKR_OK);
         let look = aside(move || raw.slot_count(true));
         thread::sleep(MOMENT);
@@ -205,10 +207,10 @@ fn finalize_does_not_wait_for_a_first_snapshot_without_threads() {
 
 /// A user is logged in, and logging out is not to be had.
 fn the_end_does_not_wait_for_a_logout(flags: CK_FLAGS) {
-    with_pcscd(|stage| {
-        let raw = Raw::load();
-        let signer = signer(stage, flags);
-        let frozen = Frozen::new(stage);
+    with_pcscd(|process| {
+        let raw = FunctionList::load();
+        let signer = signer(process, flags);
+        let frozen = Frozen::new(process);
         end(raw, "with a login");
         live_on(frozen, raw, flags);
         drop(signer);
@@ -227,26 +229,31 @@ fn finalize_does_not_wait_for_a_logout_without_threads() {
 
 /// A pcscd that hangs from its first moment: it takes the connections and says nothing.
 fn the_end_does_not_wait_for_the_return_of_pcscd(flags: CK_FLAGS) {
-    let as_it_is = |_: &Rig, _: &mut Command| {};
-    let log = play(Way::Pcscd, Plan::piv4(), as_it_is, |stage| {
-        let raw = Raw::load();
-        assert_eq!(raw.initialize(flags), CKR_OK);
-        assert!(raw.slot_count(true).1 > 0);
-        let waiter = aside(move || raw.wait(0).0);
-        thread::sleep(MOMENT);
-        stage.say("service stop");
-        let socket = env::var_os("PCSCLITE_CSOCK_NAME").expect("a pcscd of its own");
-        let _ = fs::remove_file(&socket);
-        let silent = UnixListener::bind(&socket).unwrap();
-        // The loss of the reader ends one wait; without threads the watch goes on in the other.
-        let again = aside(move || raw.wait(0).0);
-        let (_watch, _) = silent.accept().unwrap();
-        end(raw, "while a connection is being made");
-        for waiter in [waiter, again] {
-            let code = comes_back("a waiter", HANG, &waiter);
-            assert!([CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED].contains(&code));
-        }
-    });
+    let as_it_is = |_: &CardFixture, _: &mut Command| {};
+    let log = in_module_process(
+        ServiceKind::Pcscd,
+        CardProfile::piv4(),
+        as_it_is,
+        |process| {
+            let raw = FunctionList::load();
+            assert_eq!(raw.initialize(flags), CKR_OK);
+            assert!(raw.slot_count(true).1 > 0);
+            let waiter = aside(move || raw.wait(0).0);
+            thread::sleep(MOMENT);
+            process.send_command("service stop");
+            let socket = env::var_os("PCSCLITE_CSOCK_NAME").expect("a pcscd of its own");
+            let _ = fs::remove_file(&socket);
+            let silent = UnixListener::bind(&socket).unwrap();
+            // The loss of the reader ends one wait; without threads the watch goes on in the other.
+            let again = aside(move || raw.wait(0).0);
+            let (_watch, _) = silent.accept().unwrap();
+            end(raw, "while a connection is being made");
+            for waiter in [waiter, again] {
+                let code = comes_back("a waiter", HANG, &waiter);
+                assert!([CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED].contains(&code));
+            }
+        },
+    );
     if let Some(Log(log)) = log {
         for overstayed in ["has not answered in time", "left behind", "did not end"] {
             assert!(!log.contains(overstayed), "{log}");
@@ -266,9 +273,9 @@ fn finalize_does_not_wait_for_a_connect_without_threads() {
 
 #[test]
 fn signature_at_a_frozen_pcscd_gives_up_and_the_session_continues() {
-    with_pcscd(|stage| {
-        let signer = signer(stage, THREADS);
-        let frozen = Frozen::new(stage);
+    with_pcscd(|process| {
+        let signer = signer(process, THREADS);
+        let frozen = Frozen::new(process);
         let signature = aside(move || (signer.sign(), signer));
         let (outcome, signer) = comes_back("C_Sign that gives up", GIVES_UP, &signature);
         is_unreachable(outcome);
@@ -279,36 +286,36 @@ fn signature_at_a_frozen_pcscd_gives_up_and_the_session_continues() {
 
 #[test]
 fn login_at_a_frozen_pcscd_gives_up_and_its_pin_is_not_sent_again() {
-    with_pcscd(|stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    with_pcscd(|process| {
+        let module = process.module();
+        let session = process.session(&module);
         session.find_objects(&[]).unwrap();
-        let frozen = Frozen::new(stage);
+        let frozen = Frozen::new(process);
         let login = aside(move || (session.login(UserType::User, Some(&pin())), session));
         let (outcome, session) = comes_back("C_Login that gives up", GIVES_UP, &login);
         is_unreachable(outcome);
         drop(frozen);
         session.find_objects(&[]).unwrap();
-        let pins = stage.pins();
+        let pins = process.pins();
         assert!(pins <= 1, "what pcscd had been given already");
-        PivSession::of(stage, module, session).goes_on();
-        assert!(stage.pins() > pins);
+        PivSession::of(process, module, session).goes_on();
+        assert!(process.pins() > pins);
     });
 }
 
 #[test]
 fn signature_waits_for_pcscd_to_resume() {
-    with_pcscd(|stage| {
-        let mut signer = signer(stage, THREADS);
+    with_pcscd(|process| {
+        let mut signer = signer(process, THREADS);
         for _ in 0..2 {
-            let frozen = Frozen::new(stage);
+            let frozen = Frozen::new(process);
             let signature = aside(move || (signer.sign(), signer));
             thread::sleep(Duration::from_secs(2));
             drop(frozen);
             let outcome;
             (outcome, signer) = comes_back("C_Sign", HANG, &signature);
             assert_eq!(outcome.unwrap().len(), 64);
-            drop(Frozen::new(stage));
+            drop(Frozen::new(process));
             signer.goes_on();
         }
     });

@@ -7,17 +7,18 @@ use std::{
 };
 
 use claviger_hw_tests::{
-    each_way,
     fixture::{
-        function_list::Raw,
+        function_list::FunctionList,
         module_process::{
-            HANG, Stage, Way, eventually, key, log_in, pin, play, promptly, with_card,
+            HANG, ModuleProcess, ServiceKind, eventually, in_module_process, key, log_in, pin,
+            promptly, with_card,
         },
         piv_session::{
             GET_DATA, HASH, PivSession, SIGN, VERIFY, asks_for_each_pin, is_unreachable,
         },
     },
-    provision::Plan,
+    for_each_service,
+    provision::CardProfile,
 };
 use cryptoki::{
     context::Pkcs11,
@@ -34,66 +35,66 @@ const PUBLIC_OBJECTS: usize = 9;
 /// How long a frame is on its way that must not arrive before its service has died.
 const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
-each_way! {
+for_each_service! {
     [Pcscd over_pcscd, PcscdBySocket over_pcscd_by_socket]
     {
-        a_session_signs_at_once_after_a_crash: Plan::piv4();
-        a_session_signs_after_a_crash_it_has_seen_pass: Plan::piv4();
-        a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash: Plan::both();
-        a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin: Plan::piv4();
-        a_waiter_is_told_of_events_before_and_after_a_crash: Plan::piv4();
-        a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds: Plan::piv4();
-        a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies: Plan::piv4();
-        a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything: Plan::piv4();
-        the_end_is_reached_when_pcscd_dies_in_it: Plan::piv4();
+        a_session_signs_at_once_after_a_crash: CardProfile::piv4();
+        a_session_signs_after_a_crash_it_has_seen_pass: CardProfile::piv4();
+        a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash: CardProfile::both();
+        a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin: CardProfile::piv4();
+        a_waiter_is_told_of_events_before_and_after_a_crash: CardProfile::piv4();
+        a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds: CardProfile::piv4();
+        a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies: CardProfile::piv4();
+        a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything: CardProfile::piv4();
+        the_end_is_reached_when_pcscd_dies_in_it: CardProfile::piv4();
     }
 }
 
-fn a_session_signs_at_once_after_a_crash(stage: &Stage) {
-    let signer = PivSession::new(stage);
+fn a_session_signs_at_once_after_a_crash(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
     for _ in 0..3 {
         // The new pcscd takes clients and has not seen its readers' cards yet.
-        stage.order(&["service crash", "service begin"]);
+        process.order(&["service crash", "service begin"]);
         signer.goes_on();
     }
 }
 
-fn a_session_signs_after_a_crash_it_has_seen_pass(stage: &Stage) {
-    let signer = PivSession::new(stage);
+fn a_session_signs_after_a_crash_it_has_seen_pass(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
     for _ in 0..2 {
-        stage.order(&["service crash", "service begin", "settle"]);
+        process.order(&["service crash", "service begin", "settle"]);
         eventually("the token", || has_token(&signer.module));
         signer.goes_on();
     }
 }
 
-fn a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash(stage: &Stage) {
-    let signer = PivSession::new(stage);
+fn a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
     let slots = signer.module.get_slots_with_token().unwrap();
     let openpgp = signer.module.open_ro_session(slots[1]).unwrap();
     log_in(&openpgp);
     let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
     let forced = key(&openpgp, 1);
-    asks_for_each_pin(stage, &openpgp, &mechanism, forced);
-    stage.order(&["service crash", "service begin"]);
+    asks_for_each_pin(process, &openpgp, &mechanism, forced);
+    process.order(&["service crash", "service begin"]);
     signer.asks_for_each_pin();
-    asks_for_each_pin(stage, &openpgp, &mechanism, forced);
+    asks_for_each_pin(process, &openpgp, &mechanism, forced);
 }
 
-fn a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin(stage: &Stage) {
-    let module = stage.module();
-    let session = stage.session(&module);
+fn a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin(process: &ModuleProcess) {
+    let module = process.module();
+    let session = process.session(&module);
     let open = key(&session, 4);
     session.sign(&Mechanism::Ecdsa, open, &HASH).unwrap();
-    stage.order(&["service crash", "service begin"]);
+    process.order(&["service crash", "service begin"]);
     let signature = promptly("the next signature", || {
         session.sign(&Mechanism::Ecdsa, open, &HASH)
     });
     assert_eq!(signature.unwrap().len(), 64);
-    assert_eq!(stage.pins(), 0);
-    stage.order(&["service crash", "service begin"]);
-    let signer = PivSession::of(stage, module, session);
-    assert_eq!(stage.pins(), 1, "the user's own");
+    assert_eq!(process.pins(), 0);
+    process.order(&["service crash", "service begin"]);
+    let signer = PivSession::of(process, module, session);
+    assert_eq!(process.pins(), 1, "the user's own");
     signer.goes_on();
 }
 
@@ -115,25 +116,25 @@ fn has_token(module: &Pkcs11) -> bool {
 
 #[test]
 fn without_pcscd_tokens_are_absent_and_calls_say_why() {
-    let rule = |stage: &Stage| {
-        let signer = PivSession::new(stage);
-        stage.order(&["service crash"]);
+    let rule = |process: &ModuleProcess| {
+        let signer = PivSession::new(process);
+        process.order(&["service crash"]);
         eventually("no token", || !has_token(&signer.module));
         for _ in 0..3 {
             assert!(!has_token(&signer.module));
             is_unreachable(promptly("C_Sign without pcscd", || signer.sign()));
         }
-        stage.order(&["service begin"]);
+        process.order(&["service begin"]);
         signer.goes_on();
         assert!(has_token(&signer.module));
     };
-    if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
+    if let Some(log) = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), |_, _| {}, rule) {
         log.line(&["C_Sign", "pcscd does not run", "docs/pcscd.md"]);
     }
 }
 
 /// What a thread in C_WaitForSlotEvent is told.
-fn follow_events(raw: Raw) -> mpsc::Receiver<(u64, u64)> {
+fn follow_events(raw: FunctionList) -> mpsc::Receiver<(u64, u64)> {
     let (told, events) = mpsc::channel();
     thread::spawn(move || {
         loop {
@@ -146,25 +147,25 @@ fn follow_events(raw: Raw) -> mpsc::Receiver<(u64, u64)> {
     events
 }
 
-fn a_waiter_is_told_of_events_before_and_after_a_crash(stage: &Stage) {
-    let raw = Raw::load();
+fn a_waiter_is_told_of_events_before_and_after_a_crash(process: &ModuleProcess) {
+    let raw = FunctionList::load();
     assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
     let (code, slots) = raw.slot_count(false);
     assert_eq!(code, CKR_OK);
     let events = follow_events(raw);
     for _ in 0..2 {
-        stage.order(&["service crash", "service begin", "settle"]);
+        process.order(&["service crash", "service begin", "settle"]);
         // The readers that left and came back; then silence.
         while let Ok((code, slot)) = events.recv_timeout(Duration::from_secs(2)) {
             assert_eq!(code, CKR_OK);
             assert!(slot < slots, "slot {slot} of {slots}");
         }
         for action in ["remove", "insert"] {
-            stage.order(&[action]);
+            process.order(&[action]);
             let (code, slot) = events.recv_timeout(HANG).expect(action);
             assert_eq!(code, CKR_OK);
             assert!(slot < slots, "slot {slot} of {slots}");
-            stage.order(&["settle"]);
+            process.order(&["settle"]);
         }
     }
     assert_eq!(raw.slot_count(false), (CKR_OK, slots));
@@ -172,77 +173,81 @@ fn a_waiter_is_told_of_events_before_and_after_a_crash(stage: &Stage) {
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
-fn a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds(stage: &Stage) {
-    let signer = PivSession::new(stage);
+fn a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds(
+    process: &ModuleProcess,
+) {
+    let signer = PivSession::new(process);
     for _ in 0..2 {
-        let pins = stage.pins();
+        let pins = process.pins();
         let signature = promptly("a signature whose service dies", || {
-            stage.during(SIGN, ON_ITS_WAY, &["service crash"], || signer.sign())
+            process.during(SIGN, ON_ITS_WAY, &["service crash"], || signer.sign())
         });
         is_unreachable(signature);
-        assert_eq!(stage.pins(), pins);
-        stage.order(&["service begin"]);
+        assert_eq!(process.pins(), pins);
+        process.order(&["service begin"]);
         signer.goes_on();
     }
 }
 
-fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(stage: &Stage) {
-    let module = stage.module();
-    let session = stage.session(&module);
+fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(process: &ModuleProcess) {
+    let module = process.module();
+    let session = process.session(&module);
     let login = promptly("a login whose service dies", || {
-        stage.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
+        process.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
             try_to_log_in(&session)
         })
     });
     is_unreachable(login);
-    stage.order(&["service begin", "settle"]);
+    process.order(&["service begin", "settle"]);
     // The card has something to do, and nobody to send a PIN for.
     assert!(session.find_objects(&[]).unwrap().len() >= PUBLIC_OBJECTS);
     let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);
-    assert_eq!(stage.pins(), 1, "the PIN of the login that failed");
-    PivSession::of(stage, module, session).goes_on();
+    assert_eq!(process.pins(), 1, "the PIN of the login that failed");
+    PivSession::of(process, module, session).goes_on();
 }
 
 fn try_to_log_in(session: &cryptoki::session::Session) -> cryptoki::error::Result<()> {
     session.login(cryptoki::session::UserType::User, Some(&pin()))
 }
 
-fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(stage: &Stage) {
-    let module = stage.module();
-    let session = stage.session(&module);
+fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(process: &ModuleProcess) {
+    let module = process.module();
+    let session = process.session(&module);
     let search = promptly("a search whose service dies", || {
-        stage.during(GET_DATA, ON_ITS_WAY, &["service crash"], || {
+        process.during(GET_DATA, ON_ITS_WAY, &["service crash"], || {
             session.find_objects(&[])
         })
     });
     is_unreachable(search);
-    stage.order(&["service begin"]);
+    process.order(&["service begin"]);
     let found = promptly("the next search", || session.find_objects(&[]));
     assert!(found.unwrap().len() >= PUBLIC_OBJECTS);
-    PivSession::of(stage, module, session).goes_on();
+    PivSession::of(process, module, session).goes_on();
 }
 
-fn the_end_is_reached_when_pcscd_dies_in_it(stage: &Stage) {
-    let _signer = PivSession::new(stage);
+fn the_end_is_reached_when_pcscd_dies_in_it(process: &ModuleProcess) {
+    let _signer = PivSession::new(process);
     let ended = promptly("C_Finalize whose service dies", || {
-        stage.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
-            Raw::load().finalize()
+        process.during(VERIFY, ON_ITS_WAY, &["service crash"], || {
+            FunctionList::load().finalize()
         })
     });
     assert_eq!(ended, CKR_OK);
-    stage.order(&["service begin", "settle"]);
-    PivSession::new(stage).goes_on();
+    process.order(&["service begin", "settle"]);
+    PivSession::new(process).goes_on();
 }
 
 #[test]
 fn finalize_returns_without_pcscd() {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let _signer = PivSession::new(stage);
-        stage.order(&["service crash"]);
-        let ended = promptly("C_Finalize without a service", || Raw::load().finalize());
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        let _signer = PivSession::new(process);
+        process.order(&["service crash"]);
+        let ended = promptly("C_Finalize without a service", || {
+            FunctionList::load().finalize()
+        });
         assert_eq!(ended, CKR_OK);
-        stage.order(&["service begin", "settle"]);
-        PivSession::new(stage).goes_on();
+        process.order(&["service begin", "settle"]);
+        PivSession::new(process).goes_on();
     });
 }

@@ -7,13 +7,13 @@ use std::{
 
 use claviger_hw_tests::{
     fixture::{
-        configurations::{MOMENT, as_it_is, lives_by},
-        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
-        module_process::{Stage, Way, play_cards},
+        configurations::{MOMENT, as_it_is, configurations_of},
+        function_list::{FunctionList, HANG, NO_THREADS, OWN_THREAD},
+        module_process::{ModuleProcess, ServiceKind, in_module_process_with},
         renumbering_proxy::{interpose, renumber, restart},
-        signer::{Signer, plan},
+        signer::{Signer, profile},
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_SLOT_ID, CKF_TOKEN_PRESENT, CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED, CKR_OK,
@@ -23,13 +23,16 @@ use cryptoki_sys::{
 /// How long pcscd stands still; calls of the module bear more.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
-fn each_life(way: Way, plans: &[Plan], body: fn(&Stage, Raw)) {
-    lives_by(way, plans, as_it_is, |_| (), body);
+fn each_life(way: ServiceKind, profiles: &[CardProfile], body: fn(&ModuleProcess, FunctionList)) {
+    configurations_of(way, profiles, as_it_is, |_| (), body);
 }
 
 /// How often a PIN was sent to a card.
-fn pins(stage: &Stage, card: usize) -> u32 {
-    stage.say(&format!("card {card} sent 20")).parse().unwrap()
+fn pins(process: &ModuleProcess, card: usize) -> u32 {
+    process
+        .send_command(&format!("card {card} sent 20"))
+        .parse()
+        .unwrap()
 }
 
 /// The session of a card that has left signs no more, and ends. pcscd may not have looked yet, and hand over an
@@ -46,123 +49,123 @@ fn dies(signer: Signer) {
 }
 
 /// The card is pulled: an event tells, and the slot is empty by then. What was told before may come in between.
-fn removal_is_told(stage: &Stage, raw: Raw, slot: CK_SLOT_ID) {
-    stage.say("remove");
+fn removal_is_told(process: &ModuleProcess, raw: FunctionList, slot: CK_SLOT_ID) {
+    process.send_command("remove");
     let is_empty = || raw.slot_info(slot).1 & CKF_TOKEN_PRESENT == 0;
     while raw.next_event() != slot || !is_empty() {}
-    stage.say("insert");
+    process.send_command("insert");
     raw.wait_for_token(slot, true);
 }
 
-fn restart_when_idle(stage: &Stage, raw: Raw) {
+fn restart_when_idle(process: &ModuleProcess, raw: FunctionList) {
     let slots = raw.slots(false);
     let slot = raw.slots(true)[0];
     let (code, _) = raw.open(slot);
     assert_eq!(code, CKR_OK);
-    stage.say("service start");
+    process.send_command("service start");
     raw.wait_for_token(slot, true);
     assert_eq!(raw.slots(false), slots, "slots keep their ids");
     assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
-    removal_is_told(stage, raw, slot);
+    removal_is_told(process, raw, slot);
 }
 
 #[test]
 fn race_10_slots_survive_a_restart_of_an_idle_service() {
-    for way in [Way::Socket, Way::Pcscd] {
-        each_life(way, &[plan()], restart_when_idle);
+    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        each_life(way, &[profile()], restart_when_idle);
     }
 }
 
 #[test]
 fn race_10_a_session_survives_a_restart_of_pcscd() {
-    each_life(Way::Pcscd, &[plan()], |stage, raw| {
+    each_life(ServiceKind::Pcscd, &[profile()], |process, raw| {
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
         assert_eq!(signer.sign(), CKR_OK);
-        let before = pins(stage, 0);
-        stage.say("service start");
+        let before = pins(process, 0);
+        process.send_command("service start");
         assert_eq!(signer.info(), CKR_OK);
         assert_eq!(signer.sign(), CKR_OK);
-        assert_eq!(pins(stage, 0) - before, 1, "verified again, once");
+        assert_eq!(pins(process, 0) - before, 1, "verified again, once");
         raw.pending();
     });
 }
 
 #[test]
 fn race_10_a_waiter_survives_a_restart_of_the_service() {
-    for way in [Way::Socket, Way::Pcscd] {
-        each_life(way, &[plan()], |stage, raw| {
+    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        each_life(way, &[profile()], |process, raw| {
             let slots = raw.slots(false);
             let slot = raw.slots(true)[0];
-            let restart = || stage.order(&["service stop", "service start"]);
+            let restart = || process.order(&["service stop", "service start"]);
             let told = raw.told_while(MOMENT, restart);
             assert!(slots.contains(&told));
             raw.wait_for_token(slot, true);
             assert_eq!(raw.slots(false), slots, "slots keep their ids");
-            removal_is_told(stage, raw, slot);
+            removal_is_told(process, raw, slot);
         });
     }
 }
 
 #[test]
 fn race_11_freeze_of_pcscd_loses_nothing() {
-    each_life(Way::Pcscd, &[plan()], |stage, raw| {
+    each_life(ServiceKind::Pcscd, &[profile()], |process, raw| {
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
         assert_eq!(signer.sign(), CKR_OK);
         let waiter = raw.waiter();
-        let before = pins(stage, 0);
+        let before = pins(process, 0);
 
         // The signature begins while pcscd stands still.
-        stage.say("service freeze");
+        process.send_command("service freeze");
         let signing = thread::spawn(move || (signer.sign(), Instant::now()));
         thread::sleep(STANDSTILL);
         let thawed = Instant::now();
-        stage.say("service thaw");
+        process.send_command("service thaw");
         let (code, signed) = signing.join().unwrap();
         assert_eq!(code, CKR_OK);
         assert!(signed > thawed, "nobody else could have answered");
-        assert_eq!(pins(stage, 0), before);
+        assert_eq!(pins(process, 0), before);
 
         // The card loses its memory meanwhile, and the signature comes later.
-        stage.say("service freeze");
-        stage.say("reset");
+        process.send_command("service freeze");
+        process.send_command("reset");
         thread::sleep(STANDSTILL);
-        stage.say("service thaw");
+        process.send_command("service thaw");
         assert_eq!(signer.sign(), CKR_OK);
-        assert_eq!(pins(stage, 0) - before, 1, "verified again, once");
+        assert_eq!(pins(process, 0) - before, 1, "verified again, once");
 
         // What happens during a standstill is told after it.
         assert!(waiter.try_recv().is_err(), "no event so far");
-        stage.say("service freeze");
-        stage.say("remove");
+        process.send_command("service freeze");
+        process.send_command("remove");
         thread::sleep(STANDSTILL);
-        stage.say("service thaw");
+        process.send_command("service thaw");
         let (code, told) = waiter.recv_timeout(HANG).expect("the removal");
         assert_eq!(code, CKR_OK);
         assert!([slot, slot + 1].contains(&told));
         assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
-        stage.say("insert");
+        process.send_command("insert");
         raw.wait_for_token(slot, true);
     });
 }
 
 #[test]
 fn race_12_card_exchanged_during_a_freeze_gets_neither_pin_nor_session() {
-    let plans = [plan(), plan().serial(2)];
-    each_life(Way::Pcscd, &plans, |stage, raw| {
+    let profiles = [profile(), profile().serial(2)];
+    each_life(ServiceKind::Pcscd, &profiles, |process, raw| {
         let tokens = raw.slots(true);
         let signer = Signer::log_in(raw, tokens[0]);
         assert_eq!(signer.sign(), CKR_OK);
-        let before = [pins(stage, 0), pins(stage, 1)];
-        stage.say("service freeze");
-        stage.say("swap");
+        let before = [pins(process, 0), pins(process, 1)];
+        process.send_command("service freeze");
+        process.send_command("swap");
         thread::sleep(STANDSTILL);
-        stage.say("service thaw");
+        process.send_command("service thaw");
         dies(signer);
         assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
         assert_eq!(
-            [pins(stage, 0), pins(stage, 1)],
+            [pins(process, 0), pins(process, 1)],
             before,
             "nobody asked for that"
         );
@@ -176,7 +179,7 @@ fn race_12_card_exchanged_during_a_freeze_gets_neither_pin_nor_session() {
 
 /// Gives pcscd's reader another number, lets `show` make that known, and holds that its slots stay. The session of
 /// before comes back.
-fn renumbered(raw: Raw, show: impl FnOnce()) -> Signer {
+fn renumbered(raw: FunctionList, show: impl FnOnce()) -> Signer {
     let slots = raw.slots(false);
     let slot = raw.slots(true)[0];
     let signer = Signer::log_in(raw, slot);
@@ -193,12 +196,12 @@ fn renumbered(raw: Raw, show: impl FnOnce()) -> Signer {
     signer
 }
 
-fn with_other_numbers(body: impl Fn(&Stage, Raw)) {
-    let _ = play_cards(Way::Pcscd, &[plan()], interpose, |stage| {
-        let raw = Raw::load();
+fn with_other_numbers(body: impl Fn(&ModuleProcess, FunctionList)) {
+    let _ = in_module_process_with(ServiceKind::Pcscd, &[profile()], interpose, |process| {
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
-            body(stage, raw);
+            body(process, raw);
             assert_eq!(raw.finalize(), CKR_OK);
         }
     });
@@ -206,29 +209,29 @@ fn with_other_numbers(body: impl Fn(&Stage, Raw)) {
 
 #[test]
 fn race_14_reader_renumbered_by_a_restart_keeps_slots_and_sessions() {
-    with_other_numbers(|stage, raw| {
-        let before = pins(stage, 0);
+    with_other_numbers(|process, raw| {
+        let before = pins(process, 0);
         let signer = renumbered(raw, restart);
         assert_eq!(signer.sign(), CKR_OK);
         assert!(
-            pins(stage, 0) - before <= 2,
+            pins(process, 0) - before <= 2,
             "the login, and verified again"
         );
-        removal_is_told(stage, raw, raw.slots(true)[0]);
+        removal_is_told(process, raw, raw.slots(true)[0]);
     });
 }
 
 #[test]
 fn race_14_renumbered_reader_keeps_its_slots() {
-    with_other_numbers(|stage, raw| {
+    with_other_numbers(|process, raw| {
         let signer = renumbered(raw, || {
-            stage.say("remove");
-            stage.say("settle");
-            stage.say("insert");
+            process.send_command("remove");
+            process.send_command("settle");
+            process.send_command("insert");
         });
         assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
         let slot = raw.slots(true)[0];
         assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
-        removal_is_told(stage, raw, slot);
+        removal_is_told(process, raw, slot);
     });
 }

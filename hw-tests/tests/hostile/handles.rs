@@ -3,19 +3,19 @@
 use claviger_hw_tests::{
     fixture::{
         raw_call::{
-            Arg, Desk, HUGE, NULL, Value,
+            Arg, HUGE, NULL, RawCall, Value,
             calls::{FUNCTIONS, Kind},
             memory::Use,
             secret_key,
         },
-        token_fixture::Bench,
+        token_fixture::TokenFixture,
     },
     on_cards,
 };
 use cryptoki::object::ObjectClass;
 use cryptoki_sys::*;
 
-use crate::templates::session;
+use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     a_session_that_is_none_is_told_before_any_pointer_is_followed
@@ -46,13 +46,13 @@ const UNSUPPORTED: [&str; 17] = [
     "C_UnwrapKeyAuthenticated",
 ];
 
-fn a_session_that_is_none_is_told_before_any_pointer_is_followed(bench: &Bench<'_>) {
-    let (mut desk, closed) = (Desk::new(bench), bench.read_write());
+fn a_session_that_is_none_is_told_before_any_pointer_is_followed(fixture: &TokenFixture<'_>) {
+    let (mut calls, closed) = (RawCall::new(fixture), fixture.read_write());
     let dead = closed.id() as usize;
-    closed.leave();
+    closed.end_session();
     // The byte behind a piece is on a page that cannot be touched.
-    desk.memory.clear();
-    let (piece, _) = desk.memory.place(&[0; 8], 0, Use::Input);
+    calls.memory.clear();
+    let (piece, _) = calls.memory.place(&[0; 8], 0, Use::Input);
     let nowhere = piece as usize + 8;
     let of_sessions = FUNCTIONS
         .iter()
@@ -68,7 +68,7 @@ fn a_session_that_is_none_is_told_before_any_pointer_is_followed(bench: &Bench<'
         for session in [0, HUGE, dead] {
             let rest = Arg::Word(nowhere);
             let arguments = [vec![Arg::Word(session)], vec![rest; words - 1]].concat();
-            bench.silently(|| desk.expect(code, function.name, "no session", &arguments));
+            fixture.silently(|| calls.expect(code, function.name, "no session", &arguments));
         }
         seen += 1;
     }
@@ -138,15 +138,15 @@ fn users(
     users
 }
 
-fn an_object_that_is_none_is_told_by_its_role(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let good = desk.aes(s);
-    let destroyed = desk.aes(s);
-    desk.done("C_DestroyObject", &[s, destroyed]);
-    let other = bench.read_write();
-    let orphan = desk.aes(session(&other));
-    other.leave();
+fn an_object_that_is_none_is_told_by_its_role(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let good = calls.aes(s);
+    let destroyed = calls.aes(s);
+    calls.expect_ok("C_DestroyObject", &[s, destroyed]);
+    let other = fixture.read_write();
+    let orphan = calls.aes(session_arg(&other));
+    other.end_session();
     for key in [
         NULL,
         Arg::Word(HUGE),
@@ -156,12 +156,12 @@ fn an_object_that_is_none_is_told_by_its_role(bench: &Bench<'_>) {
         s,
     ] {
         for (name, arguments, code) in users(s, good, key) {
-            bench.silently(|| desk.expect(code, name, &format!("{key:?}"), &arguments));
+            fixture.silently(|| calls.expect(code, name, &format!("{key:?}"), &arguments));
         }
         // It is told only when there is something to digest for.
-        desk.done("C_DigestInit", &[s, Arg::Mechanism(CKM_SHA256, &[])]);
-        desk.expect(CKR_KEY_HANDLE_INVALID, "C_DigestKey", "none", &[s, key]);
-        desk.expect(
+        calls.expect_ok("C_DigestInit", &[s, Arg::Mechanism(CKM_SHA256, &[])]);
+        calls.expect(CKR_KEY_HANDLE_INVALID, "C_DigestKey", "none", &[s, key]);
+        calls.expect(
             CKR_OPERATION_NOT_INITIALIZED,
             "C_DigestFinal",
             "over",
@@ -170,19 +170,19 @@ fn an_object_that_is_none_is_told_by_its_role(bench: &Bench<'_>) {
     }
 }
 
-fn an_object_that_is_no_key_is_no_key_handle(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let (good, data) = (desk.aes(s), desk.data(s));
-    let certificate = seat.all(ObjectClass::CERTIFICATE)[0].handle() as usize;
-    let profile = seat.all(ObjectClass::PROFILE)[0].handle() as usize;
+fn an_object_that_is_no_key_is_no_key_handle(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let (good, data) = (calls.aes(s), calls.data(s));
+    let certificate = session.all(ObjectClass::CERTIFICATE)[0].handle() as usize;
+    let profile = session.all(ObjectClass::PROFILE)[0].handle() as usize;
     for object in [data, Arg::Word(certificate), Arg::Word(profile)] {
         let of_keys = users(s, good, object)
             .into_iter()
             .filter(|(_, _, code)| *code != CKR_OBJECT_HANDLE_INVALID);
         for (name, arguments, _) in of_keys {
             // A derivation looks at its parameter as well: that is wrong here too.
-            let told = desk.call(name, &arguments).code;
+            let told = calls.call(name, &arguments).code;
             let none = [
                 CKR_KEY_HANDLE_INVALID,
                 CKR_WRAPPING_KEY_HANDLE_INVALID,
@@ -197,12 +197,12 @@ fn an_object_that_is_no_key_is_no_key_handle(bench: &Bench<'_>) {
     }
 }
 
-fn a_key_of_another_class_or_type_is_inconsistent(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let (aes, generic, signer) = (desk.aes(s), desk.generic(s), seat.signer());
-    let signing = Arg::Mechanism(seat.signing(signer).mechanism, &[]);
-    let public = Arg::Word(seat.public_of(signer).handle() as usize);
+fn a_key_of_another_class_or_type_is_inconsistent(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let (aes, generic, signer) = (calls.aes(s), calls.generic(s), session.signer());
+    let signing = Arg::Mechanism(session.signing(signer).mechanism, &[]);
+    let public = Arg::Word(session.public_of(signer).handle() as usize);
     let signer = Arg::Word(signer.handle() as usize);
     let [ecb, mac, wrap] =
         [CKM_AES_ECB, CKM_SHA256_HMAC, CKM_AES_KEY_WRAP].map(|kind| Arg::Mechanism(kind, &[]));
@@ -233,17 +233,17 @@ fn a_key_of_another_class_or_type_is_inconsistent(bench: &Bench<'_>) {
         ),
     ];
     for (name, arguments, code) in rows {
-        bench.silently(|| desk.expect(code, name, "another key", arguments));
+        fixture.silently(|| calls.expect(code, name, "another key", arguments));
     }
-    desk.expect(
+    calls.expect(
         CKR_KEY_UNEXTRACTABLE,
         "C_WrapKey",
         "of the card",
         &[s, wrap, aes, signer, Arg::Out(64)],
     );
     for key in [signer, public] {
-        desk.done("C_DigestInit", &[s, Arg::Mechanism(CKM_SHA256, &[])]);
-        desk.expect(
+        calls.expect_ok("C_DigestInit", &[s, Arg::Mechanism(CKM_SHA256, &[])]);
+        calls.expect(
             CKR_KEY_INDIGESTIBLE,
             "C_DigestKey",
             "of the card",
@@ -252,9 +252,9 @@ fn a_key_of_another_class_or_type_is_inconsistent(bench: &Bench<'_>) {
     }
 }
 
-fn a_key_that_may_not_may_not(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
+fn a_key_that_may_not_may_not(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
     let all = [
         CKA_ENCRYPT,
         CKA_DECRYPT,
@@ -266,10 +266,10 @@ fn a_key_that_may_not_may_not(bench: &Bench<'_>) {
     let mut made = secret_key(CKK_AES);
     made.extend(all.map(|kind| (kind, Value::Bytes(&[0]))));
     made.push((CKA_VALUE, Value::Bytes(&[1; 16])));
-    let aes = desk.done("C_CreateObject", &[s, Arg::Template(&made), Arg::Handle]);
+    let aes = calls.expect_ok("C_CreateObject", &[s, Arg::Template(&made), Arg::Handle]);
     let aes = Arg::Word(aes.handle as usize);
     made[1].1 = Value::Word(CKK_GENERIC_SECRET);
-    let generic = desk.done("C_CreateObject", &[s, Arg::Template(&made), Arg::Handle]);
+    let generic = calls.expect_ok("C_CreateObject", &[s, Arg::Template(&made), Arg::Handle]);
     let generic = Arg::Word(generic.handle as usize);
     let [ecb, mac, wrap] =
         [CKM_AES_ECB, CKM_SHA256_HMAC, CKM_AES_KEY_WRAP].map(|kind| Arg::Mechanism(kind, &[]));
@@ -293,6 +293,6 @@ fn a_key_that_may_not_may_not(bench: &Bench<'_>) {
         ("C_UnwrapKey", &unwrapped),
     ];
     for (name, arguments) in rows {
-        desk.expect(CKR_KEY_FUNCTION_NOT_PERMITTED, name, "may not", arguments);
+        calls.expect(CKR_KEY_FUNCTION_NOT_PERMITTED, name, "may not", arguments);
     }
 }

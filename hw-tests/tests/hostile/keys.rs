@@ -3,15 +3,15 @@
 
 use claviger_hw_tests::{
     fixture::{
-        raw_call::{Arg, Desk, Entry, HUGE, NO, NULL, Value, YES, secret_key},
-        token_fixture::{Bench, Seat},
+        raw_call::{Arg, Entry, HUGE, NO, NULL, RawCall, Value, YES, secret_key},
+        token_fixture::{TestSession, TokenFixture},
     },
     on_cards,
     provision::ADMIN_PIN,
 };
 use cryptoki_sys::*;
 
-use crate::templates::session;
+use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     a_secret_of_impossible_size_is_not_generated
@@ -33,13 +33,13 @@ const P256: Value<'static> = Value::Bytes(b"\x06\x08\x2A\x86\x48\xCE\x3D\x03\x01
 const NO_CURVE: Value<'static> = Value::Bytes(b"\x06\x03\x2A\x03\x04");
 const ID: Entry<'static> = (CKA_ID, Value::Bytes(&[1]));
 
-fn count(seat: &Seat) -> usize {
-    seat.find_objects(&[]).unwrap().len()
+fn count(session: &TestSession) -> usize {
+    session.find_objects(&[]).unwrap().len()
 }
 
-fn a_secret_of_impossible_size_is_not_generated(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let (s, before) = (session(&seat), count(&seat));
+fn a_secret_of_impossible_size_is_not_generated(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let (s, before) = (session_arg(&session), count(&session));
     let size = CKR_KEY_SIZE_RANGE;
     for (mechanism, len, code) in [
         (AES, 0, CKR_ATTRIBUTE_VALUE_INVALID),
@@ -53,28 +53,28 @@ fn a_secret_of_impossible_size_is_not_generated(bench: &Bench<'_>) {
     ] {
         let length = [(CKA_VALUE_LEN, Value::Word(len))];
         let arguments = [s, mechanism, Arg::Template(&length), Arg::Handle];
-        desk.expect(code, "C_GenerateKey", &format!("{len} bytes"), &arguments);
+        calls.expect(code, "C_GenerateKey", &format!("{len} bytes"), &arguments);
     }
     let none = [s, AES, Arg::Template(&[]), Arg::Handle];
-    desk.expect(CKR_TEMPLATE_INCOMPLETE, "C_GenerateKey", "no length", &none);
-    assert_eq!(count(&seat), before);
+    calls.expect(CKR_TEMPLATE_INCOMPLETE, "C_GenerateKey", "no length", &none);
+    assert_eq!(count(&session), before);
     for mechanism in [AES, SECRET] {
         let length = [(CKA_VALUE_LEN, Value::Word(32))];
-        desk.done(
+        calls.expect_ok(
             "C_GenerateKey",
             &[s, mechanism, Arg::Template(&length), Arg::Handle],
         );
     }
 }
 
-fn a_secret_is_not_unwrapped_from_what_is_none(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let key = desk.aes(s);
-    let wrapped = desk
-        .done("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)])
+fn a_secret_is_not_unwrapped_from_what_is_none(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let key = calls.aes(s);
+    let wrapped = calls
+        .expect_ok("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)])
         .output;
-    let before = count(&seat);
+    let before = count(&session);
     let entries = secret_key(CKK_AES);
     let there = Arg::In(&wrapped);
     let range = CKR_WRAPPED_KEY_LEN_RANGE;
@@ -99,38 +99,40 @@ fn a_secret_is_not_unwrapped_from_what_is_none(bench: &Bench<'_>) {
             Arg::Template(&entries),
             Arg::Handle,
         ];
-        desk.expect(code, "C_UnwrapKey", &what, &arguments);
+        calls.expect(code, "C_UnwrapKey", &what, &arguments);
     }
     let right = [s, WRAP, key, Arg::Bytes(&wrapped), Arg::Template(&entries)];
     let no_place = [&right[..], &[NULL]].concat();
-    desk.expect(CKR_ARGUMENTS_BAD, "C_UnwrapKey", "no place", &no_place);
-    assert_eq!(count(&seat), before);
-    desk.done("C_UnwrapKey", &[&right[..], &[Arg::Handle]].concat());
+    calls.expect(CKR_ARGUMENTS_BAD, "C_UnwrapKey", "no place", &no_place);
+    assert_eq!(count(&session), before);
+    calls.expect_ok("C_UnwrapKey", &[&right[..], &[Arg::Handle]].concat());
 }
 
-fn wrapping_without_room_or_a_place_for_the_length_changes_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let key = desk.aes(s);
+fn wrapping_without_room_or_a_place_for_the_length_changes_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let key = calls.aes(s);
     let nowhere = [s, WRAP, key, key, Arg::In(&[0; 24]), NULL];
-    desk.expect(CKR_ARGUMENTS_BAD, "C_WrapKey", "no length", &nowhere);
-    let asked = desk.done("C_WrapKey", &[s, WRAP, key, key, Arg::Asked]).len;
+    calls.expect(CKR_ARGUMENTS_BAD, "C_WrapKey", "no length", &nowhere);
+    let asked = calls
+        .expect_ok("C_WrapKey", &[s, WRAP, key, key, Arg::Asked])
+        .len;
     assert_eq!(asked, 24);
     for room in [0, 1, 23] {
-        let told = desk.call("C_WrapKey", &[s, WRAP, key, key, Arg::Out(room)]);
+        let told = calls.call("C_WrapKey", &[s, WRAP, key, key, Arg::Out(room)]);
         assert_eq!((told.code, told.len), (CKR_BUFFER_TOO_SMALL, 24));
     }
-    desk.done("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)]);
+    calls.expect_ok("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)]);
 }
 
-fn what_a_session_cannot_hold_is_not_made(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let key = desk.aes(s);
-    let wrapped = desk
-        .done("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)])
+fn what_a_session_cannot_hold_is_not_made(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let key = calls.aes(s);
+    let wrapped = calls
+        .expect_ok("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)])
         .output;
-    let before = count(&seat);
+    let before = count(&session);
     let length = (CKA_VALUE_LEN, Value::Word(16));
     let inconsistent = CKR_TEMPLATE_INCONSISTENT;
     let rows = [
@@ -153,15 +155,15 @@ fn what_a_session_cannot_hold_is_not_made(bench: &Bench<'_>) {
             Arg::Template(&unwrapped),
             Arg::Handle,
         ];
-        desk.expect(code, "C_UnwrapKey", &what, &template);
+        calls.expect(code, "C_UnwrapKey", &what, &template);
         unwrapped[0] = length;
         let template = [s, AES, Arg::Template(&unwrapped), Arg::Handle];
-        desk.expect(code, "C_GenerateKey", &what, &template);
+        calls.expect(code, "C_GenerateKey", &what, &template);
     }
     let other = [length, (CKA_KEY_TYPE, Value::Word(CKK_GENERIC_SECRET))];
     let arguments = [s, AES, Arg::Template(&other), Arg::Handle];
-    desk.expect(inconsistent, "C_GenerateKey", "another type", &arguments);
-    assert_eq!(count(&seat), before);
+    calls.expect(inconsistent, "C_GenerateKey", "another type", &arguments);
+    assert_eq!(count(&session), before);
 }
 
 /// C_GenerateKeyPair's arguments.
@@ -181,10 +183,10 @@ fn pair<'a>(
     ]
 }
 
-fn a_pair_that_no_card_makes_is_refused_before_the_card(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
-    let s = session(&seat);
-    assert_eq!(seat.enter(CKU_SO, officer(bench)), Ok(()));
+fn a_pair_that_no_card_makes_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
+    let s = session_arg(&session);
+    assert_eq!(session.login_as(CKU_SO, officer(fixture)), Ok(()));
     let curve = (CKA_EC_PARAMS, P256);
     let bits = |bits| (CKA_MODULUS_BITS, Value::Word(bits));
     let (incomplete, inconsistent) = (CKR_TEMPLATE_INCOMPLETE, CKR_TEMPLATE_INCONSISTENT);
@@ -254,50 +256,50 @@ fn a_pair_that_no_card_makes_is_refused_before_the_card(bench: &Bench<'_>) {
         (RSA, &[bits(2047)], &[ID], size),
         (RSA, &[bits(CK_ULONG::MAX)], &[ID], size),
     ];
-    let before = count(&seat);
+    let before = count(&session);
     for (mechanism, public, private, code) in rows {
         let what = format!("{public:?}, {private:?}");
         let arguments = pair(s, mechanism, public, private);
-        desk.expect(code, "C_GenerateKeyPair", &what, &arguments);
+        calls.expect(code, "C_GenerateKeyPair", &what, &arguments);
     }
-    assert_eq!(count(&seat), before);
+    assert_eq!(count(&session), before);
 }
 
 /// Whom the token lets make keys.
-pub fn officer(bench: &Bench<'_>) -> &'static str {
-    if bench.is_piv() {
+pub fn officer(fixture: &TokenFixture<'_>) -> &'static str {
+    if fixture.is_piv() {
         "010203040506070801020304050607080102030405060708"
     } else {
         ADMIN_PIN
     }
 }
 
-fn a_pair_is_made_by_the_security_officer_alone(bench: &Bench<'_>) {
-    let mut desk = Desk::new(bench);
+fn a_pair_is_made_by_the_security_officer_alone(fixture: &TokenFixture<'_>) {
+    let mut calls = RawCall::new(fixture);
     let (public, private) = ([(CKA_EC_PARAMS, P256)], [ID]);
-    let reader = bench.read_only();
+    let reader = fixture.read_only();
     let read_only = CKR_SESSION_READ_ONLY;
-    let arguments = pair(session(&reader), EC, &public, &private);
-    bench.silently(|| desk.expect(read_only, "C_GenerateKeyPair", "read-only", &arguments));
-    reader.leave();
-    let seat = bench.read_write();
-    let arguments = pair(session(&seat), EC, &public, &private);
+    let arguments = pair(session_arg(&reader), EC, &public, &private);
+    fixture.silently(|| calls.expect(read_only, "C_GenerateKeyPair", "read-only", &arguments));
+    reader.end_session();
+    let session = fixture.read_write();
+    let arguments = pair(session_arg(&session), EC, &public, &private);
     let nobody = CKR_USER_NOT_LOGGED_IN;
-    bench.silently(|| desk.expect(nobody, "C_GenerateKeyPair", "nobody", &arguments));
-    assert_eq!(seat.enter_user(), Ok(()));
-    bench.silently(|| desk.expect(nobody, "C_GenerateKeyPair", "the user", &arguments));
+    fixture.silently(|| calls.expect(nobody, "C_GenerateKeyPair", "nobody", &arguments));
+    assert_eq!(session.login_user(), Ok(()));
+    fixture.silently(|| calls.expect(nobody, "C_GenerateKeyPair", "the user", &arguments));
 }
 
-fn a_pair_without_places_for_its_handles_leaves_the_old_key(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
-    let s = session(&seat);
-    assert_eq!(seat.enter(CKU_SO, officer(bench)), Ok(()));
+fn a_pair_without_places_for_its_handles_leaves_the_old_key(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
+    let s = session_arg(&session);
+    assert_eq!(session.login_as(CKU_SO, officer(fixture)), Ok(()));
     let (public, private) = ([(CKA_EC_PARAMS, P256)], [ID]);
     let right = pair(s, EC, &public, &private);
     for (one, other) in [(NULL, Arg::Handle), (Arg::Handle, NULL), (NULL, NULL)] {
         let arguments = [&right[..4], &[one, other]].concat();
-        bench.silently(|| {
-            desk.expect(
+        fixture.silently(|| {
+            calls.expect(
                 CKR_ARGUMENTS_BAD,
                 "C_GenerateKeyPair",
                 "no place",
@@ -305,13 +307,18 @@ fn a_pair_without_places_for_its_handles_leaves_the_old_key(bench: &Bench<'_>) {
             );
         });
     }
-    seat.logout().unwrap();
-    assert_eq!(seat.enter_user(), Ok(()));
-    let key = seat.signer();
-    let signing = seat.signing(key);
-    assert_eq!(seat.init(seat.list.C_SignInit, signing, key), Ok(()));
-    let signature = seat.run(seat.list.C_Sign, b"message", 600).expect("C_Sign");
-    let public = seat.public_of(key);
-    assert_eq!(seat.init(seat.list.C_VerifyInit, signing, public), Ok(()));
-    assert_eq!(seat.judge(b"message", &signature), Ok(()));
+    session.logout().unwrap();
+    assert_eq!(session.login_user(), Ok(()));
+    let key = session.signer();
+    let signing = session.signing(key);
+    assert_eq!(session.init(session.list.C_SignInit, signing, key), Ok(()));
+    let signature = session
+        .run(session.list.C_Sign, b"message", 600)
+        .expect("C_Sign");
+    let public = session.public_of(key);
+    assert_eq!(
+        session.init(session.list.C_VerifyInit, signing, public),
+        Ok(())
+    );
+    assert_eq!(session.check_signature(b"message", &signature), Ok(()));
 }

@@ -3,14 +3,14 @@
 
 use claviger_hw_tests::{
     fixture::{
-        raw_call::{Arg, Desk, HUGE, NULL},
-        token_fixture::{Bench, Seat},
+        raw_call::{Arg, HUGE, NULL, RawCall},
+        token_fixture::{TestSession, TokenFixture},
     },
     on_cards,
 };
 use cryptoki_sys::*;
 
-use crate::templates::session;
+use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     a_bad_message_leaves_the_series_of_signatures_as_it_was
@@ -42,11 +42,11 @@ const BAD: [(&str, Arg<'static>, usize); 4] = [
 ];
 
 /// Mechanism and key of a signature by the card, of its verification, and of a MAC.
-fn pairs(desk: &mut Desk<'_>, seat: &Seat) -> [[[Arg<'static>; 2]; 2]; 2] {
-    let mac = [MAC, desk.generic(session(seat))];
-    let signer = seat.signer();
-    let mechanism = Arg::Mechanism(seat.signing(signer).mechanism, &[]);
-    let public = Arg::Word(seat.public_of(signer).handle() as usize);
+fn pairs(calls: &mut RawCall<'_>, session: &TestSession) -> [[[Arg<'static>; 2]; 2]; 2] {
+    let mac = [MAC, calls.generic(session_arg(session))];
+    let signer = session.signer();
+    let mechanism = Arg::Mechanism(session.signing(signer).mechanism, &[]);
+    let public = Arg::Word(session.public_of(signer).handle() as usize);
     let signer = Arg::Word(signer.handle() as usize);
     [[mac, mac], [[mechanism, signer], [mechanism, public]]]
 }
@@ -56,71 +56,73 @@ fn all<'a>(session: Arg<'a>, parts: &[&[Arg<'a>]]) -> Vec<Arg<'a>> {
     [&[session][..], &parts.concat()].concat()
 }
 
-fn a_bad_message_leaves_the_series_of_signatures_as_it_was(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    for [signing, _] in pairs(&mut desk, &seat) {
-        desk.done("C_MessageSignInit", &all(s, &[&signing]));
+fn a_bad_message_leaves_the_series_of_signatures_as_it_was(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    for [signing, _] in pairs(&mut calls, &session) {
+        calls.expect_ok("C_MessageSignInit", &all(s, &[&signing]));
         let good = all(s, &[&NONE, &[MESSAGE, Arg::Out(64)]]);
-        let expected = desk.done("C_SignMessage", &good).output.len();
+        let expected = calls.expect_ok("C_SignMessage", &good).output.len();
         for (what, pointer, len) in BAD {
             let bad = [pointer, Arg::Word(len)];
             let whole = all(s, &[&NONE, &bad, &[Arg::Out(64)]]);
-            desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", what, &whole);
-            desk.done("C_SignMessageBegin", &all(s, &[&NONE]));
+            calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", what, &whole);
+            calls.expect_ok("C_SignMessageBegin", &all(s, &[&NONE]));
             let part = all(s, &[&NONE, &bad, &[NULL, NULL]]);
-            desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &part);
-            desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &whole);
-            let told = desk.done("C_SignMessageNext", &good);
+            calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &part);
+            calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &whole);
+            let told = calls.expect_ok("C_SignMessageNext", &good);
             assert_eq!(told.output.len(), expected, "{what}");
         }
         let nowhere = all(s, &[&NONE, &[MESSAGE, Arg::In(&[0; 64]), NULL]]);
-        desk.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", "no length", &nowhere);
-        desk.done("C_SignMessage", &good);
-        desk.done("C_MessageSignFinal", &[s]);
-        desk.expect(NOTHING, "C_SignMessage", "after the end", &good);
+        calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", "no length", &nowhere);
+        calls.expect_ok("C_SignMessage", &good);
+        calls.expect_ok("C_MessageSignFinal", &[s]);
+        calls.expect(NOTHING, "C_SignMessage", "after the end", &good);
     }
 }
 
-fn a_bad_message_leaves_the_series_of_verifications_as_it_was(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    for [signing, verifying] in pairs(&mut desk, &seat) {
-        desk.done("C_SignInit", &all(s, &[&signing]));
-        let signature = desk.done("C_Sign", &[s, MESSAGE, Arg::Out(64)]).output;
+fn a_bad_message_leaves_the_series_of_verifications_as_it_was(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    for [signing, verifying] in pairs(&mut calls, &session) {
+        calls.expect_ok("C_SignInit", &all(s, &[&signing]));
+        let signature = calls
+            .expect_ok("C_Sign", &[s, MESSAGE, Arg::Out(64)])
+            .output;
         let (right, len) = (Arg::Bytes(&signature), signature.len());
-        desk.done("C_MessageVerifyInit", &all(s, &[&verifying]));
+        calls.expect_ok("C_MessageVerifyInit", &all(s, &[&verifying]));
         let good = all(s, &[&NONE, &[MESSAGE, right]]);
         for (what, pointer, len) in BAD {
             let bad = [pointer, Arg::Word(len)];
             let whole = all(s, &[&NONE, &bad, &[right]]);
-            desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessage", what, &whole);
-            desk.done("C_VerifyMessage", &good);
-            desk.done("C_VerifyMessageBegin", &all(s, &[&NONE]));
-            desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessageNext", what, &whole);
-            desk.done("C_VerifyMessageNext", &good);
+            calls.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessage", what, &whole);
+            calls.expect_ok("C_VerifyMessage", &good);
+            calls.expect_ok("C_VerifyMessageBegin", &all(s, &[&NONE]));
+            calls.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessageNext", what, &whole);
+            calls.expect_ok("C_VerifyMessageNext", &good);
         }
         let there = Arg::In(&signature);
         for said in [0, len - 1, HUGE, 1 << 20, 65_537] {
             let cut = all(s, &[&NONE, &[MESSAGE, there, Arg::Word(said)]]);
             let what = format!("a signature of {said:#X} bytes");
-            desk.expect(CKR_SIGNATURE_LEN_RANGE, "C_VerifyMessage", &what, &cut);
-            desk.done("C_VerifyMessage", &good);
+            calls.expect(CKR_SIGNATURE_LEN_RANGE, "C_VerifyMessage", &what, &cut);
+            calls.expect_ok("C_VerifyMessage", &good);
         }
         let none = all(s, &[&NONE, &[MESSAGE], &NONE]);
-        desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessage", "no signature", &none);
-        desk.done("C_VerifyMessage", &good);
-        desk.done("C_MessageVerifyFinal", &[s]);
-        desk.expect(NOTHING, "C_VerifyMessage", "after the end", &good);
+        calls.expect(CKR_ARGUMENTS_BAD, "C_VerifyMessage", "no signature", &none);
+        calls.expect_ok("C_VerifyMessage", &good);
+        calls.expect_ok("C_MessageVerifyFinal", &[s]);
+        calls.expect(NOTHING, "C_VerifyMessage", "after the end", &good);
     }
 }
 
-fn a_parameter_for_a_message_is_a_bad_argument(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let [[signing, verifying], _] = pairs(&mut desk, &seat);
-    desk.done("C_MessageSignInit", &all(s, &[&signing]));
-    desk.done("C_MessageVerifyInit", &all(s, &[&verifying]));
+fn a_parameter_for_a_message_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let [[signing, verifying], _] = pairs(&mut calls, &session);
+    calls.expect_ok("C_MessageSignInit", &all(s, &[&signing]));
+    calls.expect_ok("C_MessageVerifyInit", &all(s, &[&verifying]));
     let byte = Arg::In(b"x");
     let rows = [
         [byte, Arg::Word(1)],
@@ -140,61 +142,63 @@ fn a_parameter_for_a_message_is_a_bad_argument(bench: &Bench<'_>) {
             ("C_VerifyMessage", &verify),
             ("C_VerifyMessageBegin", &begin),
         ] {
-            desk.expect(CKR_ARGUMENTS_BAD, name, &what, arguments);
+            calls.expect(CKR_ARGUMENTS_BAD, name, &what, arguments);
         }
     }
     let next = all(s, &[&NONE, &[MESSAGE, Arg::Out(64)]]);
-    desk.expect(NOTHING, "C_SignMessageNext", "no message was begun", &next);
-    desk.done("C_SignMessage", &next);
+    calls.expect(NOTHING, "C_SignMessageNext", "no message was begun", &next);
+    calls.expect_ok("C_SignMessage", &next);
 }
 
-fn a_known_signature_that_is_nowhere_or_endless_begins_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    for [_, verifying] in pairs(&mut desk, &seat) {
+fn a_known_signature_that_is_nowhere_or_endless_begins_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    for [_, verifying] in pairs(&mut calls, &session) {
         for (what, len) in [("nowhere", 0), ("nowhere", 64), ("nowhere, endless", HUGE)] {
             let arguments = all(s, &[&verifying, &[NULL, Arg::Word(len)]]);
-            desk.expect(CKR_ARGUMENTS_BAD, "C_VerifySignatureInit", what, &arguments);
-            desk.expect(NOTHING, "C_VerifySignature", what, &[s, MESSAGE]);
+            calls.expect(CKR_ARGUMENTS_BAD, "C_VerifySignatureInit", what, &arguments);
+            calls.expect(NOTHING, "C_VerifySignature", what, &[s, MESSAGE]);
         }
         // Of a length that is none, told when it begins or when it is used.
         let there = Arg::In(b"12345678");
         for len in [0, 8, 65_537, 1 << 20, HUGE / 2 + 1, HUGE] {
             let arguments = all(s, &[&verifying, &[there, Arg::Word(len)]]);
-            let begun = desk.call("C_VerifySignatureInit", &arguments).code;
+            let begun = calls.call("C_VerifySignatureInit", &arguments).code;
             let told = match begun {
-                CKR_OK => desk.call("C_VerifySignature", &[s, MESSAGE]).code,
+                CKR_OK => calls.call("C_VerifySignature", &[s, MESSAGE]).code,
                 code => code,
             };
             assert_eq!(told, CKR_SIGNATURE_LEN_RANGE, "{len:#X} bytes");
-            desk.expect(NOTHING, "C_VerifySignature", "over", &[s, MESSAGE]);
+            calls.expect(NOTHING, "C_VerifySignature", "over", &[s, MESSAGE]);
         }
     }
 }
 
-fn a_bad_message_ends_the_verification_of_a_known_signature(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    for [signing, verifying] in pairs(&mut desk, &seat) {
-        desk.done("C_SignInit", &all(s, &[&signing]));
-        let signature = desk.done("C_Sign", &[s, MESSAGE, Arg::Out(64)]).output;
+fn a_bad_message_ends_the_verification_of_a_known_signature(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    for [signing, verifying] in pairs(&mut calls, &session) {
+        calls.expect_ok("C_SignInit", &all(s, &[&signing]));
+        let signature = calls
+            .expect_ok("C_Sign", &[s, MESSAGE, Arg::Out(64)])
+            .output;
         let init = all(s, &[&verifying, &[Arg::Bytes(&signature)]]);
         for (what, pointer, len) in BAD {
             for name in ["C_VerifySignature", "C_VerifySignatureUpdate"] {
-                desk.done("C_VerifySignatureInit", &init);
+                calls.expect_ok("C_VerifySignatureInit", &init);
                 let bad = [s, pointer, Arg::Word(len)];
-                desk.expect(CKR_ARGUMENTS_BAD, name, what, &bad);
-                desk.expect(NOTHING, "C_VerifySignatureFinal", what, &[s]);
+                calls.expect(CKR_ARGUMENTS_BAD, name, what, &bad);
+                calls.expect(NOTHING, "C_VerifySignatureFinal", what, &[s]);
             }
         }
-        desk.done("C_VerifySignatureInit", &init);
-        desk.done("C_VerifySignature", &[s, MESSAGE]);
+        calls.expect_ok("C_VerifySignatureInit", &init);
+        calls.expect_ok("C_VerifySignature", &[s, MESSAGE]);
     }
 }
 
 /// Two operations: how each begins, and the function that does both.
-fn twins(desk: &mut Desk<'_>, s: Arg<'static>) -> [(Init, Init, &'static str); 4] {
-    let (aes, mac) = (desk.aes(s), desk.generic(s));
+fn twins(calls: &mut RawCall<'_>, s: Arg<'static>) -> [(Init, Init, &'static str); 4] {
+    let (aes, mac) = (calls.aes(s), calls.generic(s));
     let [encrypt, decrypt] =
         ["C_EncryptInit", "C_DecryptInit"].map(|name| (name, vec![s, ECB, aes]));
     let digest = ("C_DigestInit", vec![s, SHA256]);
@@ -210,61 +214,61 @@ fn twins(desk: &mut Desk<'_>, s: Arg<'static>) -> [(Init, Init, &'static str); 4
 
 type Init = (&'static str, Vec<Arg<'static>>);
 
-fn two_operations_at_once_end_together(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    for (one, other, both) in twins(&mut desk, s) {
+fn two_operations_at_once_end_together(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    for (one, other, both) in twins(&mut calls, s) {
         let rows = BAD
             .map(|(what, pointer, len)| (what, [pointer, Arg::Word(len), Arg::Out(64)].to_vec()));
         let block = Arg::Bytes(&[1; 16]);
         let nowhere = ("no length", vec![block, Arg::In(&[0; 16]), NULL]);
         for (what, arguments) in rows.into_iter().chain([nowhere]) {
-            desk.done(one.0, &one.1);
-            desk.done(other.0, &other.1);
-            desk.expect(
+            calls.expect_ok(one.0, &one.1);
+            calls.expect_ok(other.0, &other.1);
+            calls.expect(
                 CKR_BUFFER_TOO_SMALL,
                 both,
                 "15 bytes",
                 &[s, block, Arg::Out(15)],
             );
-            desk.done(both, &[s, block, Arg::Asked]);
-            desk.expect(CKR_ARGUMENTS_BAD, both, what, &all(s, &[&arguments]));
+            calls.expect_ok(both, &[s, block, Arg::Asked]);
+            calls.expect(CKR_ARGUMENTS_BAD, both, what, &all(s, &[&arguments]));
             // Neither is under way: each can begin anew.
-            desk.done(one.0, &one.1);
-            desk.done(other.0, &other.1);
-            desk.done(both, &[s, block, Arg::Out(16)]);
+            calls.expect_ok(one.0, &one.1);
+            calls.expect_ok(other.0, &other.1);
+            calls.expect_ok(both, &[s, block, Arg::Out(16)]);
             for init in [&one, &other] {
                 let nothing = vec![NULL; init.1.len() - 1];
-                desk.done(init.0, &all(s, &[&nothing]));
+                calls.expect_ok(init.0, &all(s, &[&nothing]));
             }
         }
     }
 }
 
-fn two_operations_at_once_are_both_needed(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
+fn two_operations_at_once_are_both_needed(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
     let block = Arg::Bytes(&[1; 16]);
-    for (one, other, both) in twins(&mut desk, s) {
+    for (one, other, both) in twins(&mut calls, s) {
         for init in [&one, &other] {
-            desk.done(init.0, &init.1);
-            desk.expect(NOTHING, both, "one of two", &[s, block, Arg::Out(16)]);
-            desk.expect(CKR_OPERATION_ACTIVE, init.0, "it goes on", &init.1);
+            calls.expect_ok(init.0, &init.1);
+            calls.expect(NOTHING, both, "one of two", &[s, block, Arg::Out(16)]);
+            calls.expect(CKR_OPERATION_ACTIVE, init.0, "it goes on", &init.1);
             let nothing = vec![NULL; init.1.len() - 1];
-            desk.done(init.0, &all(s, &[&nothing]));
+            calls.expect_ok(init.0, &all(s, &[&nothing]));
         }
     }
 }
 
-fn a_recovery_from_nothing_ends_and_from_another_length_is_told(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let (s, signer) = (session(&seat), seat.signer());
-    let public = Arg::Word(seat.public_of(signer).handle() as usize);
+fn a_recovery_from_nothing_ends_and_from_another_length_is_told(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let (s, signer) = (session_arg(&session), session.signer());
+    let public = Arg::Word(session.public_of(signer).handle() as usize);
     let signer = Arg::Word(signer.handle() as usize);
     let pkcs1 = Arg::Mechanism(CKM_RSA_PKCS, &[]);
-    desk.done("C_SignRecoverInit", &[s, pkcs1, signer]);
-    let signature = desk
-        .done("C_SignRecover", &[s, MESSAGE, Arg::Out(256)])
+    calls.expect_ok("C_SignRecoverInit", &[s, pkcs1, signer]);
+    let signature = calls
+        .expect_ok("C_SignRecover", &[s, MESSAGE, Arg::Out(256)])
         .output;
     let there = Arg::In(&signature);
     let init = [s, pkcs1, public];
@@ -276,27 +280,27 @@ fn a_recovery_from_nothing_ends_and_from_another_length_is_told(bench: &Bench<'_
         (CKR_SIGNATURE_LEN_RANGE, there, HUGE),
         (CKR_SIGNATURE_INVALID, Arg::In(&[1; 256]), 256),
     ] {
-        desk.done("C_VerifyRecoverInit", &init);
+        calls.expect_ok("C_VerifyRecoverInit", &init);
         let arguments = [s, pointer, Arg::Word(len), Arg::Out(256)];
-        desk.expect(
+        calls.expect(
             code,
             "C_VerifyRecover",
             &format!("{len:#X} bytes"),
             &arguments,
         );
-        desk.expect(NOTHING, "C_VerifyRecover", "over", &arguments);
+        calls.expect(NOTHING, "C_VerifyRecover", "over", &arguments);
     }
-    desk.done("C_VerifyRecoverInit", &init);
+    calls.expect_ok("C_VerifyRecoverInit", &init);
     let nowhere = [s, Arg::Bytes(&signature), Arg::In(&[0; 256]), NULL];
-    desk.expect(CKR_ARGUMENTS_BAD, "C_VerifyRecover", "no length", &nowhere);
-    desk.done("C_VerifyRecoverInit", &init);
+    calls.expect(CKR_ARGUMENTS_BAD, "C_VerifyRecover", "no length", &nowhere);
+    calls.expect_ok("C_VerifyRecoverInit", &init);
     let all = Arg::Bytes(&signature);
-    desk.expect(
+    calls.expect(
         CKR_BUFFER_TOO_SMALL,
         "C_VerifyRecover",
         "short",
         &[s, all, Arg::Out(26)],
     );
-    let told = desk.done("C_VerifyRecover", &[s, all, Arg::Out(27)]);
+    let told = calls.expect_ok("C_VerifyRecover", &[s, all, Arg::Out(27)]);
     assert_eq!(told.output, b"a message of the right sort");
 }

@@ -3,14 +3,14 @@
 
 use claviger_hw_tests::{
     fixture::{
-        raw_call::{Arg, Desk, HUGE, NULL},
-        token_fixture::{Bench, Seat},
+        raw_call::{Arg, HUGE, NULL, RawCall},
+        token_fixture::{TestSession, TokenFixture},
     },
     on_cards,
 };
 use cryptoki_sys::*;
 
-use crate::templates::session;
+use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     input_that_is_nowhere_or_endless_ends_the_operation
@@ -30,7 +30,7 @@ on_cards! { [piv_rsa openpgp_rsa] [
 
 /// One way through an operation that turns input into output.
 #[derive(Clone, Debug)]
-pub struct Way {
+pub struct OperationKind {
     /// C_…Init and what it takes.
     pub init: (&'static str, Vec<Arg<'static>>),
     pub single: &'static str,
@@ -43,15 +43,15 @@ pub struct Way {
     streams: bool,
 }
 
-impl Way {
-    pub fn begin(&self, desk: &mut Desk<'_>) {
-        desk.done(self.init.0, &self.init.1);
+impl OperationKind {
+    pub fn begin(&self, calls: &mut RawCall<'_>) {
+        calls.expect_ok(self.init.0, &self.init.1);
     }
 
     /// Whether it is under way; it is not any more then.
-    pub fn ends(&self, desk: &mut Desk<'_>) -> bool {
+    pub fn ends(&self, calls: &mut RawCall<'_>) -> bool {
         let (name, arguments) = &self.init;
-        let is_active = match desk.call(name, arguments).code {
+        let is_active = match calls.call(name, arguments).code {
             CKR_OPERATION_ACTIVE => true,
             code => {
                 assert_eq!(code, CKR_OK, "{name}");
@@ -59,7 +59,7 @@ impl Way {
             }
         };
         let nothing: Vec<Arg<'_>> = (1..arguments.len()).map(|_| NULL).collect();
-        desk.done(name, &[&arguments[..1], &nothing].concat());
+        calls.expect_ok(name, &[&arguments[..1], &nothing].concat());
         is_active
     }
 
@@ -67,23 +67,25 @@ impl Way {
     #[track_caller]
     fn expect(
         &self,
-        desk: &mut Desk<'_>,
+        calls: &mut RawCall<'_>,
         (code, stays): (CK_RV, bool),
         name: &str,
         what: &str,
         arguments: &[Arg<'_>],
     ) {
         let all = [&self.init.1[..1], arguments].concat();
-        self.begin(desk);
-        desk.bench.silently(|| desk.expect(code, name, what, &all));
-        assert_eq!(self.ends(desk), stays, "{name}, {what}: under way or not");
+        self.begin(calls);
+        calls
+            .fixture
+            .silently(|| calls.expect(code, name, what, &all));
+        assert_eq!(self.ends(calls), stays, "{name}, {what}: under way or not");
     }
 
     /// The whole of it, which must work.
-    pub fn works(&self, desk: &mut Desk<'_>) {
-        self.begin(desk);
+    pub fn works(&self, calls: &mut RawCall<'_>) {
+        self.begin(calls);
         let (session, input) = (self.init.1[0], Arg::Bytes(&self.input));
-        let told = desk.done(self.single, &[session, input, Arg::Out(self.output)]);
+        let told = calls.expect_ok(self.single, &[session, input, Arg::Out(self.output)]);
         assert_eq!(told.len, self.output, "{}", self.single);
     }
 }
@@ -92,9 +94,9 @@ fn way(
     init: (&'static str, &[Arg<'static>]),
     [single, update, last]: [&'static str; 3],
     (input, output): (Vec<u8>, usize),
-) -> Way {
+) -> OperationKind {
     let some = |name: &'static str| Some(name).filter(|name| !name.is_empty());
-    Way {
+    OperationKind {
         init: (init.0, init.1.to_vec()),
         single,
         update: some(update),
@@ -112,11 +114,11 @@ const SIGN: [&str; 3] = ["C_Sign", "C_SignUpdate", "C_SignFinal"];
 const IV: [u8; 16] = [7; 16];
 
 /// What every token does with keys of the session, and a signature of the card.
-pub fn ways(desk: &mut Desk<'_>, seat: &Seat) -> Vec<Way> {
-    let s = session(seat);
-    let (aes, generic) = (desk.aes(s), desk.generic(s));
-    let signer = seat.signer();
-    let signing = seat.signing(signer).mechanism;
+pub fn ways(calls: &mut RawCall<'_>, session: &TestSession) -> Vec<OperationKind> {
+    let s = session_arg(session);
+    let (aes, generic) = (calls.aes(s), calls.generic(s));
+    let signer = session.signer();
+    let signing = session.signing(signer).mechanism;
     let mechanism = |kind| Arg::Mechanism(kind, &[]);
     let signer = Arg::Word(signer.handle() as usize);
     let (ecb, cbc) = (mechanism(CKM_AES_ECB), Arg::Mechanism(CKM_AES_CBC, &IV));
@@ -143,16 +145,16 @@ pub fn ways(desk: &mut Desk<'_>, seat: &Seat) -> Vec<Way> {
 }
 
 /// What RSA keys of a card do, and their public halves on the host.
-fn rsa_ways(seat: &Seat) -> Vec<Way> {
-    let s = session(seat);
+fn rsa_ways(session: &TestSession) -> Vec<OperationKind> {
+    let s = session_arg(session);
     let handle = |key: cryptoki::object::ObjectHandle| Arg::Word(key.handle() as usize);
     let pkcs1 = Arg::Mechanism(CKM_RSA_PKCS, &[]);
     let decrypts = cryptoki::object::Attribute::Decrypt(true);
     let once = cryptoki::object::Attribute::AlwaysAuthenticate(false);
-    let decryptor = seat.private_with(&[decrypts, once]);
+    let decryptor = session.private_with(&[decrypts, once]);
     let decryptor = *decryptor.last().expect("a key that decrypts");
-    let public = seat.public_of(decryptor);
-    let (signer, message) = (seat.signer(), vec![5; 32]);
+    let public = session.public_of(decryptor);
+    let (signer, message) = (session.signer(), vec![5; 32]);
     let recover = [s, pkcs1, handle(signer)];
     let only = |single| [single, "", ""];
     vec![
@@ -175,7 +177,7 @@ fn rsa_ways(seat: &Seat) -> Vec<Way> {
     ]
 }
 
-fn bad_input(desk: &mut Desk<'_>, ways: &[Way]) {
+fn bad_input(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
     let over = (CKR_ARGUMENTS_BAD, false);
     for way in ways {
         let there = Arg::In(&way.input);
@@ -186,94 +188,96 @@ fn bad_input(desk: &mut Desk<'_>, ways: &[Way]) {
             ("half the address space and one", there, HUGE / 2 + 1),
         ] {
             let whole = [input, Arg::Word(len), Arg::Out(way.output.max(300))];
-            way.expect(desk, over, way.single, what, &whole);
+            way.expect(calls, over, way.single, what, &whole);
             if let Some(update) = way.update {
                 let part = if way.streams { &whole[..] } else { &whole[..2] };
-                way.expect(desk, over, update, what, part);
+                way.expect(calls, over, update, what, part);
             }
         }
     }
 }
 
-fn bad_output(desk: &mut Desk<'_>, ways: &[Way]) {
+fn bad_output(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
     let over = (CKR_ARGUMENTS_BAD, false);
     for way in ways {
         let (input, room) = (Arg::Bytes(&way.input), vec![0; way.output]);
         for (what, buffer) in [("a buffer", Arg::In(&room)), ("no buffer", NULL)] {
-            way.expect(desk, over, way.single, what, &[input, buffer, NULL]);
+            way.expect(calls, over, way.single, what, &[input, buffer, NULL]);
             if let Some(update) = way.update.filter(|_| way.streams) {
-                way.expect(desk, over, update, what, &[input, buffer, NULL]);
+                way.expect(calls, over, update, what, &[input, buffer, NULL]);
             }
             if let Some(last) = way.last {
-                way.expect(desk, over, last, what, &[buffer, NULL]);
+                way.expect(calls, over, last, what, &[buffer, NULL]);
             }
         }
     }
 }
 
-fn short_output(desk: &mut Desk<'_>, ways: &[Way]) {
+fn short_output(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
     for way in ways {
         let (session, input) = (way.init.1[0], Arg::Bytes(&way.input));
-        way.begin(desk);
-        desk.bench.silently(|| {
-            let asked = desk.done(way.single, &[session, input, Arg::Asked]);
+        way.begin(calls);
+        calls.fixture.silently(|| {
+            let asked = calls.expect_ok(way.single, &[session, input, Arg::Asked]);
             assert!(asked.len >= way.output, "{}", way.single);
             for room in [0, 1, way.output - 1] {
-                let told = desk.call(way.single, &[session, input, Arg::Out(room)]);
+                let told = calls.call(way.single, &[session, input, Arg::Out(room)]);
                 assert_eq!(told.code, CKR_BUFFER_TOO_SMALL, "{}", way.single);
                 assert_eq!(told.len, asked.len, "{}", way.single);
             }
         });
-        assert!(way.ends(desk), "{} has ended it", way.single);
+        assert!(way.ends(calls), "{} has ended it", way.single);
     }
 }
 
-fn input_that_is_nowhere_or_endless_ends_the_operation(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let ways = ways(&mut desk, &seat);
-    bad_input(&mut desk, &ways);
-    ways.iter().for_each(|way| way.works(&mut desk));
+fn input_that_is_nowhere_or_endless_ends_the_operation(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let ways = ways(&mut calls, &session);
+    bad_input(&mut calls, &ways);
+    ways.iter().for_each(|way| way.works(&mut calls));
 }
 
-fn output_without_a_place_for_its_length_ends_the_operation(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let ways = ways(&mut desk, &seat);
-    bad_output(&mut desk, &ways);
-    ways.iter().for_each(|way| way.works(&mut desk));
+fn output_without_a_place_for_its_length_ends_the_operation(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let ways = ways(&mut calls, &session);
+    bad_output(&mut calls, &ways);
+    ways.iter().for_each(|way| way.works(&mut calls));
 }
 
-fn a_buffer_one_byte_short_ends_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let ways = ways(&mut desk, &seat);
-    short_output(&mut desk, &ways);
-    ways.iter().for_each(|way| way.works(&mut desk));
+fn a_buffer_one_byte_short_ends_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let ways = ways(&mut calls, &session);
+    short_output(&mut calls, &ways);
+    ways.iter().for_each(|way| way.works(&mut calls));
 }
 
-fn input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    bad_input(&mut desk, &rsa_ways(&seat));
+fn input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    bad_input(&mut calls, &rsa_ways(&session));
 }
 
-fn output_of_an_rsa_key_without_a_place_for_its_length_ends_the_operation(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    bad_output(&mut desk, &rsa_ways(&seat));
+fn output_of_an_rsa_key_without_a_place_for_its_length_ends_the_operation(
+    fixture: &TokenFixture<'_>,
+) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    bad_output(&mut calls, &rsa_ways(&session));
 }
 
-fn a_buffer_one_byte_short_for_an_rsa_key_ends_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    short_output(&mut desk, &rsa_ways(&seat));
+fn a_buffer_one_byte_short_for_an_rsa_key_ends_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    short_output(&mut calls, &rsa_ways(&session));
 }
 
-fn asking_for_the_length_of_endless_input_ends_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let ways = ways(&mut desk, &seat);
+fn asking_for_the_length_of_endless_input_ends_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let ways = ways(&mut calls, &session);
     for way in &ways {
         let session = way.init.1[0];
         for len in [HUGE, HUGE - 1, HUGE - 15, HUGE - 16, HUGE / 2, HUGE / 2 + 1] {
-            way.begin(&mut desk);
-            let asked = desk.call(way.single, &[session, NULL, Arg::Word(len), Arg::Asked]);
+            way.begin(&mut calls);
+            let asked = calls.call(way.single, &[session, NULL, Arg::Word(len), Arg::Asked]);
             // A length that no memory has may be refused as well; then it is over.
-            let stays = way.ends(&mut desk);
+            let stays = way.ends(&mut calls);
             match asked.code {
                 CKR_OK => assert!(stays && asked.len >= way.output, "{len:#X}: {asked:?}"),
                 CKR_ARGUMENTS_BAD => assert!(!stays, "{}", way.single),
@@ -283,24 +287,24 @@ fn asking_for_the_length_of_endless_input_ends_nothing(bench: &Bench<'_>) {
     }
 }
 
-fn no_input_at_all_is_input(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let ways = ways(&mut desk, &seat);
+fn no_input_at_all_is_input(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let ways = ways(&mut calls, &session);
     for way in &ways {
         let update = way.update.expect("in parts");
-        way.begin(&mut desk);
+        way.begin(&mut calls);
         for pointer in [0, 1, HUGE] {
             let nothing = [way.init.1[0], Arg::Word(pointer), Arg::Word(0), Arg::Out(0)];
             let arguments = if way.streams { 4 } else { 3 };
-            desk.done(update, &nothing[..arguments]);
+            calls.expect_ok(update, &nothing[..arguments]);
         }
-        assert!(way.ends(&mut desk), "{update} has ended it");
+        assert!(way.ends(&mut calls), "{update} has ended it");
     }
 }
 
-fn an_operation_that_was_not_begun_is_told_before_its_arguments(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
+fn an_operation_that_was_not_begun_is_told_before_its_arguments(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
     let names = [
         "C_Encrypt",
         "C_EncryptUpdate",
@@ -320,7 +324,7 @@ fn an_operation_that_was_not_begun_is_told_before_its_arguments(bench: &Bench<'_
     for name in names {
         for len in [1, HUGE] {
             let arguments = [s, NULL, Arg::Word(len), NULL, Arg::Word(0)];
-            desk.expect(none, name, "nothing begun", &arguments);
+            calls.expect(none, name, "nothing begun", &arguments);
         }
     }
     for name in [
@@ -329,7 +333,7 @@ fn an_operation_that_was_not_begun_is_told_before_its_arguments(bench: &Bench<'_
         "C_DigestFinal",
         "C_SignFinal",
     ] {
-        desk.expect(none, name, "nothing begun", &[s, NULL, NULL]);
+        calls.expect(none, name, "nothing begun", &[s, NULL, NULL]);
     }
     for name in [
         "C_DigestUpdate",
@@ -337,17 +341,17 @@ fn an_operation_that_was_not_begun_is_told_before_its_arguments(bench: &Bench<'_
         "C_VerifyUpdate",
         "C_VerifyFinal",
     ] {
-        desk.expect(none, name, "nothing begun", &[s, NULL, Arg::Word(HUGE)]);
+        calls.expect(none, name, "nothing begun", &[s, NULL, Arg::Word(HUGE)]);
     }
-    desk.expect(none, "C_DigestKey", "nothing begun", &[s, Arg::Word(HUGE)]);
+    calls.expect(none, "C_DigestKey", "nothing begun", &[s, Arg::Word(HUGE)]);
 }
 
-fn a_signature_that_is_nowhere_or_endless_ends_the_verification(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let (key, signer) = (desk.generic(s), seat.signer());
-    let public = Arg::Word(seat.public_of(signer).handle() as usize);
-    let by_card = Arg::Mechanism(seat.signing(signer).mechanism, &[]);
+fn a_signature_that_is_nowhere_or_endless_ends_the_verification(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let (key, signer) = (calls.generic(s), session.signer());
+    let public = Arg::Word(session.public_of(signer).handle() as usize);
+    let by_card = Arg::Mechanism(session.signing(signer).mechanism, &[]);
     let mac = Arg::Mechanism(CKM_SHA256_HMAC, &[]);
     let message = Arg::Bytes(b"message");
     for (arguments, len) in [([s, mac, key], 32), ([s, by_card, public], 64)] {
@@ -371,17 +375,17 @@ fn a_signature_that_is_nowhere_or_endless_ends_the_verification(bench: &Bench<'_
             let what = format!("{said:#X} bytes");
             let pair = [pointer, Arg::Word(said)];
             way.expect(
-                &mut desk,
+                &mut calls,
                 (code, false),
                 "C_Verify",
                 &what,
                 &[&[message], &pair[..]].concat(),
             );
-            way.expect(&mut desk, (code, false), "C_VerifyFinal", &what, &pair);
+            way.expect(&mut calls, (code, false), "C_VerifyFinal", &what, &pair);
         }
         let nowhere = [NULL, Arg::Word(1), Arg::Bytes(&signature)];
         way.expect(
-            &mut desk,
+            &mut calls,
             (CKR_ARGUMENTS_BAD, false),
             "C_Verify",
             "nowhere",

@@ -3,16 +3,16 @@
 
 use claviger_hw_tests::{
     fixture::{
-        raw_call::{Arg, Desk, memory::Use, words},
-        token_fixture::Bench,
+        raw_call::{Arg, RawCall, memory::Use, words},
+        token_fixture::TokenFixture,
     },
     on_cards,
 };
 use cryptoki_sys::*;
 
 use crate::{
-    operations::{Way, ways},
-    templates::session,
+    operations::{OperationKind, ways},
+    templates::session_arg,
 };
 
 on_cards! { [piv openpgp] [
@@ -28,24 +28,30 @@ const SHIFTS: [isize; 9] = [0, 1, 8, 15, 16, -1, -8, -15, -16];
 const MIDDLE: usize = 64;
 
 /// One piece that holds the input at its middle and the output `shift` bytes from there; what a function makes of it.
-fn overlapped(desk: &mut Desk<'_>, name: &str, way: &Way, room: usize, shift: isize) -> Vec<u8> {
-    desk.memory.clear();
+fn overlapped(
+    calls: &mut RawCall<'_>,
+    name: &str,
+    way: &OperationKind,
+    room: usize,
+    shift: isize,
+) -> Vec<u8> {
+    calls.memory.clear();
     let len = way.input.len();
     let end = len.max(room.saturating_add_signed(shift));
     let mut content = vec![0; MIDDLE + end];
     content[MIDDLE..MIDDLE + len].copy_from_slice(&way.input);
-    let (start, piece) = desk.memory.place(&content, 0, Use::Free);
-    let (count, number) = desk.memory.place(&room.to_ne_bytes(), 1, Use::Free);
+    let (start, piece) = calls.memory.place(&content, 0, Use::Free);
+    let (count, number) = calls.memory.place(&room.to_ne_bytes(), 1, Use::Free);
     let Arg::Word(session) = way.init.1[0] else {
         panic!("a session")
     };
     let input = start as usize + MIDDLE;
     let at = MIDDLE.saturating_add_signed(shift);
     let list = [session, input, len, start as usize + at, count as usize];
-    let code = desk.bare(name, &list);
+    let code = calls.call_words(name, &list);
     assert_eq!(code, CKR_OK, "{name}, shifted by {shift}");
-    let written = desk.memory.number(number, 0);
-    let content = desk.memory.content(piece);
+    let written = calls.memory.number(number, 0);
+    let content = calls.memory.content(piece);
     let (before, after) = (&content[..at.min(MIDDLE)], &content[at + written..]);
     assert!(before.iter().all(|byte| *byte == 0), "{name}: before it");
     let input = [&vec![0; MIDDLE][..], &way.input].concat();
@@ -55,26 +61,26 @@ fn overlapped(desk: &mut Desk<'_>, name: &str, way: &Way, room: usize, shift: is
 }
 
 /// The input of every way has each byte once, so that nothing that is misplaced looks right.
-fn distinct(mut way: Way) -> Way {
+fn distinct(mut way: OperationKind) -> OperationKind {
     way.input = (0..way.input.len()).map(|at| at as u8 + 1).collect();
     way
 }
 
 /// A signature of the card is another one each time.
-fn repeats(way: &Way) -> bool {
+fn repeats(way: &OperationKind) -> bool {
     way.output != 64
 }
 
-fn output_may_lie_over_its_input(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    for way in ways(&mut desk, &seat).into_iter().map(distinct) {
-        way.begin(&mut desk);
+fn output_may_lie_over_its_input(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    for way in ways(&mut calls, &session).into_iter().map(distinct) {
+        way.begin(&mut calls);
         let apart = [s, Arg::Bytes(&way.input), Arg::Out(way.output)];
-        let expected = desk.done(way.single, &apart).output;
+        let expected = calls.expect_ok(way.single, &apart).output;
         for shift in SHIFTS {
-            way.begin(&mut desk);
-            let made = overlapped(&mut desk, way.single, &way, way.output, shift);
+            way.begin(&mut calls);
+            let made = overlapped(&mut calls, way.single, &way, way.output, shift);
             if repeats(&way) {
                 assert_eq!(made, expected, "{}, shifted by {shift}", way.single);
             } else {
@@ -84,101 +90,101 @@ fn output_may_lie_over_its_input(bench: &Bench<'_>) {
     }
 }
 
-fn parts_may_lie_over_their_output(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let ciphers = ways(&mut desk, &seat).into_iter().map(distinct);
+fn parts_may_lie_over_their_output(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let ciphers = ways(&mut calls, &session).into_iter().map(distinct);
     for way in ciphers.filter(|way| way.single.ends_with("crypt")) {
         let update = way.update.expect("in parts");
-        way.begin(&mut desk);
+        way.begin(&mut calls);
         let room = [s, Arg::Bytes(&way.input), Arg::Out(48)];
-        let expected = desk.done(update, &room).output;
-        assert!(way.ends(&mut desk));
+        let expected = calls.expect_ok(update, &room).output;
+        assert!(way.ends(&mut calls));
         for shift in SHIFTS {
-            way.begin(&mut desk);
-            let made = overlapped(&mut desk, update, &way, expected.len(), shift);
+            way.begin(&mut calls);
+            let made = overlapped(&mut calls, update, &way, expected.len(), shift);
             assert_eq!(made, expected, "{update}, shifted by {shift}");
-            assert!(way.ends(&mut desk));
+            assert!(way.ends(&mut calls));
         }
     }
 }
 
-fn a_length_may_lie_in_its_buffer(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    for way in ways(&mut desk, &seat) {
-        way.begin(&mut desk);
-        desk.memory.clear();
+fn a_length_may_lie_in_its_buffer(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    for way in ways(&mut calls, &session) {
+        way.begin(&mut calls);
+        calls.memory.clear();
         let mut content = way.input.clone();
         content.resize(way.output.max(content.len()) + 8, 0);
         content[..8].copy_from_slice(&way.output.to_ne_bytes());
-        let (start, _) = desk.memory.place(&content, 0, Use::Free);
+        let (start, _) = calls.memory.place(&content, 0, Use::Free);
         let (start, len) = (start as usize, way.input.len());
-        let list = [seat.id() as usize, start, len, start, start];
+        let list = [session.id() as usize, start, len, start, start];
         // What it makes is nobody's; nothing else may suffer.
-        let code = desk.bare(way.single, &list);
+        let code = calls.call_words(way.single, &list);
         assert_eq!(code, CKR_OK, "{}", way.single);
-        way.works(&mut desk);
+        way.works(&mut calls);
     }
 }
 
 /// C_GetAttributeValue with a template of words that may be written.
 fn ask(
-    desk: &mut Desk<'_>,
+    calls: &mut RawCall<'_>,
     object: [usize; 2],
     list: &[usize],
     tail: usize,
 ) -> (CK_RV, Vec<usize>) {
-    let (pointer, piece) = desk.memory.place(&words(list), tail, Use::Free);
+    let (pointer, piece) = calls.memory.place(&words(list), tail, Use::Free);
     let [session, object] = object;
     let count = list.len() / 3;
-    let code = desk.bare(
+    let code = calls.call_words(
         "C_GetAttributeValue",
         &[session, object, pointer as usize, count],
     );
-    let lengths = (0..count).map(|entry| desk.memory.number(piece, entry * 24 + 16));
+    let lengths = (0..count).map(|entry| calls.memory.number(piece, entry * 24 + 16));
     (code, lengths.collect())
 }
 
-fn attributes_may_share_their_room_and_lie_over_the_template(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let object = [seat.id() as usize, seat.signer().handle() as usize];
+fn attributes_may_share_their_room_and_lie_over_the_template(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let object = [session.id() as usize, session.signer().handle() as usize];
     let (class, kind, label) = (
         CKA_CLASS as usize,
         CKA_KEY_TYPE as usize,
         CKA_LABEL as usize,
     );
-    desk.memory.clear();
-    let (room, piece) = desk.memory.place(&[0; 8], 0, Use::Free);
+    calls.memory.clear();
+    let (room, piece) = calls.memory.place(&[0; 8], 0, Use::Free);
     let room = room as usize;
-    let (code, lengths) = ask(&mut desk, object, &[kind, room, 8, class, room, 8], 0);
+    let (code, lengths) = ask(&mut calls, object, &[kind, room, 8, class, room, 8], 0);
     assert_eq!((code, lengths), (CKR_OK, vec![8, 8]));
     assert_eq!(
-        desk.memory.number(piece, 0) as CK_ULONG,
+        calls.memory.number(piece, 0) as CK_ULONG,
         CKO_PRIVATE_KEY,
         "the last one"
     );
     // The values go where the template is; how long they are is written last.
     for at in [0, 8, 16, 24, 28, 40] {
-        desk.memory.clear();
-        let (list, piece) = desk.memory.place(&[0; 48], 0, Use::Free);
+        calls.memory.clear();
+        let (list, piece) = calls.memory.place(&[0; 48], 0, Use::Free);
         let over = list as usize + at;
         let template = words(&[class, over, 8, label, over, 48 - at]);
-        desk.memory.fill(piece, &template);
+        calls.memory.fill(piece, &template);
         let list = [object[0], object[1], list as usize, 2];
-        let code = desk.bare("C_GetAttributeValue", &list);
+        let code = calls.call_words("C_GetAttributeValue", &list);
         assert!(
             [CKR_OK, CKR_BUFFER_TOO_SMALL].contains(&code),
             "{at}: {code:#X}"
         );
-        assert_eq!(desk.memory.number(piece, 16), 8, "{at}");
+        assert_eq!(calls.memory.number(piece, 16), 8, "{at}");
     }
-    assert_eq!(seat.signer().handle() as usize, object[1]);
+    assert_eq!(session.signer().handle() as usize, object[1]);
 }
 
-fn each_attribute_is_answered_though_others_cannot_be(bench: &Bench<'_>) {
+fn each_attribute_is_answered_though_others_cannot_be(fixture: &TokenFixture<'_>) {
     const NO: usize = usize::MAX;
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let object = [seat.id() as usize, seat.signer().handle() as usize];
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let object = [session.id() as usize, session.signer().handle() as usize];
     let class = CKA_CLASS as usize;
     let (few, unknown) = (CKR_BUFFER_TOO_SMALL, CKR_ATTRIBUTE_TYPE_INVALID);
     // Attribute, room (none when it is the largest number), what is said of it; code and length.
@@ -195,7 +201,7 @@ fn each_attribute_is_answered_though_others_cannot_be(bench: &Bench<'_>) {
     ];
     for tail in [0, 1] {
         for (kind, room, said, code, len) in rows {
-            desk.memory.clear();
+            calls.memory.clear();
             let purpose = if code == CKR_OK {
                 Use::Free
             } else {
@@ -203,10 +209,10 @@ fn each_attribute_is_answered_though_others_cannot_be(bench: &Bench<'_>) {
             };
             let pointer = match room {
                 NO => 0,
-                room => desk.memory.place(&vec![0; room], tail, purpose).0 as usize,
+                room => calls.memory.place(&vec![0; room], tail, purpose).0 as usize,
             };
             let list = [kind, pointer, said, class, 0, 0, kind, 0, 0];
-            let (told, lengths) = ask(&mut desk, object, &list, tail);
+            let (told, lengths) = ask(&mut calls, object, &list, tail);
             let sensitive =
                 told == CKR_ATTRIBUTE_SENSITIVE && kind == CKA_PRIVATE_EXPONENT as usize;
             assert!(told == code || sensitive, "{kind:#X}: {told:#X}");

@@ -4,18 +4,18 @@
 use claviger_hw_tests::{
     fixture::{
         raw_call::{
-            Arg, Desk, HUGE, NULL,
+            Arg, HUGE, NULL, RawCall,
             memory::{Memory, Use},
             words,
         },
-        token_fixture::Bench,
+        token_fixture::TokenFixture,
     },
     on_cards,
 };
 use cryptoki::object::{Attribute, ObjectClass};
 use cryptoki_sys::*;
 
-use crate::templates::session;
+use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     a_mechanism_without_a_parameter_takes_none
@@ -63,20 +63,21 @@ fn counter(bits: usize) -> Vec<u8> {
 
 /// C_…Init of a mechanism whose parameter is so many bytes; when it begins, it is ended again.
 #[track_caller]
-fn begins(desk: &mut Desk<'_>, code: CK_RV, name: &str, what: &str, arguments: &[Arg<'_>]) {
-    desk.bench
-        .silently(|| desk.expect(code, name, what, arguments));
+fn begins(calls: &mut RawCall<'_>, code: CK_RV, name: &str, what: &str, arguments: &[Arg<'_>]) {
+    calls
+        .fixture
+        .silently(|| calls.expect(code, name, what, arguments));
     if code == CKR_OK {
         let nothing = vec![NULL; arguments.len() - 1];
-        desk.done(name, &[&arguments[..1], &nothing].concat());
+        calls.expect_ok(name, &[&arguments[..1], &nothing].concat());
     }
 }
 
-fn a_mechanism_without_a_parameter_takes_none(bench: &Bench<'_>) {
-    let (mut desk, seat, mut store) = (Desk::new(bench), bench.user(), store());
-    let s = session(&seat);
-    let (aes, generic, signer) = (desk.aes(s), desk.generic(s), seat.signer());
-    let signing = seat.signing(signer).mechanism;
+fn a_mechanism_without_a_parameter_takes_none(fixture: &TokenFixture<'_>) {
+    let (mut calls, session, mut store) = (RawCall::new(fixture), fixture.user(), store());
+    let s = session_arg(&session);
+    let (aes, generic, signer) = (calls.aes(s), calls.generic(s), session.signer());
+    let signing = session.signing(signer).mechanism;
     let signer = Arg::Word(signer.handle() as usize);
     let there = store.keep(&[0; 8]);
     for (name, kind, key) in [
@@ -92,7 +93,7 @@ fn a_mechanism_without_a_parameter_takes_none(bench: &Bench<'_>) {
             let arguments = [Some(s), Some(Arg::Bare(kind, pointer, len)), key];
             let arguments: Vec<Arg<'_>> = arguments.into_iter().flatten().collect();
             begins(
-                &mut desk,
+                &mut calls,
                 BAD,
                 name,
                 &format!("{kind:#X}, {len:#X} bytes"),
@@ -101,7 +102,7 @@ fn a_mechanism_without_a_parameter_takes_none(bench: &Bench<'_>) {
         }
         let arguments = [Some(s), Some(Arg::Bare(kind, 0, 0)), key];
         let arguments: Vec<Arg<'_>> = arguments.into_iter().flatten().collect();
-        begins(&mut desk, CKR_OK, name, "no parameter", &arguments);
+        begins(&mut calls, CKR_OK, name, "no parameter", &arguments);
     }
 }
 
@@ -124,10 +125,10 @@ fn simple(
     ]
 }
 
-fn a_parameter_of_another_size_is_invalid(bench: &Bench<'_>) {
-    let (mut desk, seat, mut store) = (Desk::new(bench), bench.user(), store());
-    let s = session(&seat);
-    let (aes, generic) = (desk.aes(s), desk.generic(s));
+fn a_parameter_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
+    let (mut calls, session, mut store) = (RawCall::new(fixture), fixture.user(), store());
+    let s = session_arg(&session);
+    let (aes, generic) = (calls.aes(s), calls.generic(s));
     for (name, kind, key, right) in simple(aes, generic) {
         let len = right.len();
         let there = store.keep(&right);
@@ -144,7 +145,7 @@ fn a_parameter_of_another_size_is_invalid(bench: &Bench<'_>) {
         ] {
             let what = format!("{kind:#X}, {said:#X} bytes");
             begins(
-                &mut desk,
+                &mut calls,
                 BAD,
                 name,
                 &what,
@@ -152,7 +153,7 @@ fn a_parameter_of_another_size_is_invalid(bench: &Bench<'_>) {
             );
         }
         begins(
-            &mut desk,
+            &mut calls,
             CKR_OK,
             name,
             "right",
@@ -166,7 +167,7 @@ fn a_parameter_of_another_size_is_invalid(bench: &Bench<'_>) {
         for len in wrong.into_iter().chain([HUGE]) {
             let there = store.keep(&[1; 9]);
             let arguments = [s, Arg::Bare(kind, there, len), aes, generic, Arg::Asked];
-            desk.expect(
+            calls.expect(
                 BAD,
                 "C_WrapKey",
                 &format!("{kind:#X}, {len:#X} bytes"),
@@ -174,14 +175,14 @@ fn a_parameter_of_another_size_is_invalid(bench: &Bench<'_>) {
             );
         }
         let arguments = [s, Arg::Bare(kind, 0, right), aes, generic, Arg::Asked];
-        desk.expect(BAD, "C_WrapKey", "nowhere", &arguments);
+        calls.expect(BAD, "C_WrapKey", "nowhere", &arguments);
     }
 }
 
-fn numbers_in_a_parameter_have_their_range(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let (aes, generic) = (desk.aes(s), desk.generic(s));
+fn numbers_in_a_parameter_have_their_range(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let (aes, generic) = (calls.aes(s), calls.generic(s));
     for (bits, code) in [
         (0, BAD),
         (1, CKR_OK),
@@ -191,7 +192,7 @@ fn numbers_in_a_parameter_have_their_range(bench: &Bench<'_>) {
     ] {
         let mechanism = Arg::Mechanism(CKM_AES_CTR, &counter(bits));
         begins(
-            &mut desk,
+            &mut calls,
             code,
             "C_EncryptInit",
             &format!("{bits} bits"),
@@ -203,7 +204,7 @@ fn numbers_in_a_parameter_have_their_range(bench: &Bench<'_>) {
         let mechanism = Arg::Mechanism(CKM_SHA256_HMAC_GENERAL, &parameter);
         for name in ["C_SignInit", "C_VerifyInit"] {
             begins(
-                &mut desk,
+                &mut calls,
                 code,
                 name,
                 &format!("{len} bytes"),
@@ -218,10 +219,10 @@ fn gcm(iv: [usize; 2], aad: [usize; 2], tag: usize) -> Vec<u8> {
     words(&[iv[0], iv[1], iv[1].wrapping_mul(8), aad[0], aad[1], tag])
 }
 
-fn what_a_parameter_points_to_is_there(bench: &Bench<'_>) {
-    let (mut desk, seat, mut store) = (Desk::new(bench), bench.user(), store());
-    let (s, none) = (session(&seat), [0, 0]);
-    let aes = desk.aes(s);
+fn what_a_parameter_points_to_is_there(fixture: &TokenFixture<'_>) {
+    let (mut calls, session, mut store) = (RawCall::new(fixture), fixture.user(), store());
+    let (s, none) = (session_arg(&session), [0, 0]);
+    let aes = calls.aes(s);
     let iv = store.keep(&[1; 12]);
     let right = [iv, 12];
     let rows = [
@@ -251,26 +252,32 @@ fn what_a_parameter_points_to_is_there(bench: &Bench<'_>) {
         let parameter = gcm(iv, aad, tag);
         let mechanism = Arg::Mechanism(CKM_AES_GCM, &parameter);
         for name in ["C_EncryptInit", "C_DecryptInit"] {
-            begins(&mut desk, code, name, what, &[s, mechanism, aes]);
+            begins(&mut calls, code, name, what, &[s, mechanism, aes]);
         }
     }
     let parameter = gcm(right, none, 128);
     for len in [0, parameter.len() - 1] {
         let mechanism = Arg::Mechanism(CKM_AES_GCM, &parameter[..len]);
-        begins(&mut desk, BAD, "C_EncryptInit", "cut", &[s, mechanism, aes]);
+        begins(
+            &mut calls,
+            BAD,
+            "C_EncryptInit",
+            "cut",
+            &[s, mechanism, aes],
+        );
     }
 }
 
-fn a_mechanism_at_an_odd_address_is_read(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let (aes, generic) = (desk.aes(s), desk.generic(s));
+fn a_mechanism_at_an_odd_address_is_read(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let (aes, generic) = (calls.aes(s), calls.generic(s));
     for (name, kind, key, right) in simple(aes, generic) {
         let mut odd = Memory::new();
         let (parameter, _) = odd.place(&right, 3, Use::Input);
         let mechanism = words(&[kind as usize, parameter as usize, right.len()]);
         begins(
-            &mut desk,
+            &mut calls,
             CKR_OK,
             name,
             "odd",
@@ -282,7 +289,7 @@ fn a_mechanism_at_an_odd_address_is_read(bench: &Bench<'_>) {
     let (gcm, _) = odd.place(&gcm([iv as usize, 12], [0, 0], 128), 5, Use::Input);
     let mechanism = words(&[CKM_AES_GCM as usize, gcm as usize, 48]);
     begins(
-        &mut desk,
+        &mut calls,
         CKR_OK,
         "C_EncryptInit",
         "odd",
@@ -290,10 +297,10 @@ fn a_mechanism_at_an_odd_address_is_read(bench: &Bench<'_>) {
     );
 }
 
-fn an_unknown_mechanism_is_invalid_whatever_its_parameter(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let aes = desk.aes(s);
+fn an_unknown_mechanism_is_invalid_whatever_its_parameter(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let aes = calls.aes(s);
     let kinds = [CKM_DES3_CBC, CKM_VENDOR_DEFINED, CKM_MD5, CK_ULONG::MAX];
     for kind in kinds {
         for (pointer, len) in [(0, 0), (0, HUGE), (HUGE, HUGE), (8, 16)] {
@@ -306,7 +313,7 @@ fn an_unknown_mechanism_is_invalid_whatever_its_parameter(bench: &Bench<'_>) {
             ];
             for name in with_key {
                 let code = CKR_MECHANISM_INVALID;
-                desk.expect(code, name, &format!("{kind:#X}"), &[s, mechanism, aes]);
+                calls.expect(code, name, &format!("{kind:#X}"), &[s, mechanism, aes]);
             }
             let template = Arg::Template(&[]);
             let generated = [s, mechanism, template, Arg::Handle];
@@ -330,16 +337,16 @@ fn an_unknown_mechanism_is_invalid_whatever_its_parameter(bench: &Bench<'_>) {
             ];
             for (name, arguments) in rows {
                 let what = format!("{kind:#X}");
-                desk.expect(CKR_MECHANISM_INVALID, name, &what, arguments);
+                calls.expect(CKR_MECHANISM_INVALID, name, &what, arguments);
             }
         }
     }
 }
 
-fn parameters_of_pss_and_oaep_are_held_to_their_rules(bench: &Bench<'_>) {
-    let (mut desk, seat, mut store) = (Desk::new(bench), bench.user(), store());
-    let s = session(&seat);
-    let signer = Arg::Word(seat.signer().handle() as usize);
+fn parameters_of_pss_and_oaep_are_held_to_their_rules(fixture: &TokenFixture<'_>) {
+    let (mut calls, session, mut store) = (RawCall::new(fixture), fixture.user(), store());
+    let s = session_arg(&session);
+    let signer = Arg::Word(session.signer().handle() as usize);
     let [hash, mgf, other] = [CKM_SHA256, CKG_MGF1_SHA256, CKM_SHA512].map(|word| word as usize);
     for (parameter, code) in [
         (&[hash, mgf, 32][..], CKR_OK),
@@ -359,14 +366,14 @@ fn parameters_of_pss_and_oaep_are_held_to_their_rules(bench: &Bench<'_>) {
         let parameter = words(parameter);
         let mechanism = Arg::Mechanism(CKM_SHA256_RSA_PKCS_PSS, &parameter);
         begins(
-            &mut desk,
+            &mut calls,
             code,
             "C_SignInit",
             "PSS",
             &[s, mechanism, signer],
         );
     }
-    let public = seat.find_objects(&[
+    let public = session.find_objects(&[
         Attribute::Class(ObjectClass::PUBLIC_KEY),
         Attribute::Encrypt(true),
     ]);
@@ -388,25 +395,25 @@ fn parameters_of_pss_and_oaep_are_held_to_their_rules(bench: &Bench<'_>) {
         let mechanism = Arg::Mechanism(CKM_RSA_PKCS_OAEP, &parameter);
         let what = format!("OAEP, source {source}, {len:#X} bytes");
         begins(
-            &mut desk,
+            &mut calls,
             code,
             "C_EncryptInit",
             &what,
             &[s, mechanism, public],
         );
         let cut = Arg::Mechanism(CKM_RSA_PKCS_OAEP, &parameter[..39]);
-        begins(&mut desk, BAD, "C_EncryptInit", "cut", &[s, cut, public]);
+        begins(&mut calls, BAD, "C_EncryptInit", "cut", &[s, cut, public]);
     }
 }
 
-fn parameters_of_an_agreement_are_held_to_their_rules(bench: &Bench<'_>) {
-    let (mut desk, seat, mut store) = (Desk::new(bench), bench.user(), store());
-    let s = session(&seat);
+fn parameters_of_an_agreement_are_held_to_their_rules(fixture: &TokenFixture<'_>) {
+    let (mut calls, session, mut store) = (RawCall::new(fixture), fixture.user(), store());
+    let s = session_arg(&session);
     let wanted = [
         Attribute::Derive(true),
         Attribute::AlwaysAuthenticate(false),
     ];
-    let key = *seat
+    let key = *session
         .private_with(&wanted)
         .last()
         .expect("a key that agrees");
@@ -417,7 +424,7 @@ fn parameters_of_an_agreement_are_held_to_their_rules(bench: &Bench<'_>) {
     let off_curve = store.keep(&wrong);
     let (null, sha) = (CKD_NULL as usize, CKD_SHA256_KDF as usize);
     let template = Arg::Template(&[]);
-    let count = || seat.find_objects(&[]).unwrap().len();
+    let count = || session.find_objects(&[]).unwrap().len();
     let before = count();
     for (what, parameter) in [
         ("no function", [0, 0, 0, 65, point]),
@@ -435,16 +442,16 @@ fn parameters_of_an_agreement_are_held_to_their_rules(bench: &Bench<'_>) {
         let parameter = words(&parameter);
         let mechanism = Arg::Mechanism(CKM_ECDH1_DERIVE, &parameter);
         let arguments = [s, mechanism, key, template, Arg::Handle];
-        bench.silently(|| desk.expect(BAD, "C_DeriveKey", what, &arguments));
+        fixture.silently(|| calls.expect(BAD, "C_DeriveKey", what, &arguments));
     }
     let right = words(&[null, 0, 0, 65, point]);
     for len in [0, 39] {
         let mechanism = Arg::Mechanism(CKM_ECDH1_DERIVE, &right[..len]);
         let arguments = [s, mechanism, key, template, Arg::Handle];
-        bench.silently(|| desk.expect(BAD, "C_DeriveKey", "cut", &arguments));
+        fixture.silently(|| calls.expect(BAD, "C_DeriveKey", "cut", &arguments));
     }
     assert_eq!(count(), before, "none was made");
     let mechanism = Arg::Mechanism(CKM_ECDH1_DERIVE, &right);
-    desk.done("C_DeriveKey", &[s, mechanism, key, template, Arg::Handle]);
+    calls.expect_ok("C_DeriveKey", &[s, mechanism, key, template, Arg::Handle]);
     assert_eq!(count(), before + 1);
 }

@@ -3,15 +3,15 @@
 
 use claviger_hw_tests::{
     fixture::{
-        raw_call::{Arg, Desk, HUGE, NULL},
-        token_fixture::Bench,
+        raw_call::{Arg, HUGE, NULL, RawCall},
+        token_fixture::TokenFixture,
     },
     on_cards,
     provision::{ADMIN_PIN, PIN},
 };
 use cryptoki_sys::*;
 
-use crate::templates::session;
+use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     a_pin_that_is_nowhere_logs_nobody_in
@@ -36,17 +36,17 @@ const ENDLESS: [(&str, Arg<'static>, usize); 4] = [
     ("a page", Arg::In(&[b'1'; 4096]), 4096),
 ];
 
-fn a_pin_that_is_nowhere_logs_nobody_in(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
-    let s = session(&seat);
+fn a_pin_that_is_nowhere_logs_nobody_in(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
+    let s = session_arg(&session);
     let pins = NOWHERE.map(|pin| (pin, CKR_ARGUMENTS_BAD)).into_iter();
     let pins = pins.chain(ENDLESS.map(|pin| (pin, CKR_PIN_INCORRECT)));
     for ((what, pointer, len), code) in pins {
         for user in [CKU_USER, CKU_SO] {
             let login = [s, Arg::Word(user as usize), pointer, Arg::Word(len)];
-            bench.silently(|| desk.expect(code, "C_Login", what, &login));
+            fixture.silently(|| calls.expect(code, "C_Login", what, &login));
             let named = [&login[..], &[NULL, Arg::Word(0)]].concat();
-            bench.silently(|| desk.expect(code, "C_LoginUser", what, &named));
+            fixture.silently(|| calls.expect(code, "C_LoginUser", what, &named));
         }
     }
     let once = [
@@ -56,14 +56,14 @@ fn a_pin_that_is_nowhere_logs_nobody_in(bench: &Bench<'_>) {
         Arg::Word(HUGE),
     ];
     let nothing = CKR_OPERATION_NOT_INITIALIZED;
-    desk.expect(nothing, "C_Login", "nothing to log in for", &once);
-    assert_eq!(seat.enter_user(), Ok(()), "no try was spent");
+    calls.expect(nothing, "C_Login", "nothing to log in for", &once);
+    assert_eq!(session.login_user(), Ok(()), "no try was spent");
 }
 
-fn a_name_that_is_nowhere_is_a_bad_argument(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
+fn a_name_that_is_nowhere_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let login = [
-        session(&seat),
+        session_arg(&session),
         Arg::Word(CKU_USER as usize),
         Arg::Bytes(PIN.as_bytes()),
     ];
@@ -74,27 +74,32 @@ fn a_name_that_is_nowhere_is_a_bad_argument(bench: &Bench<'_>) {
         (Arg::In(b"name"), HUGE),
     ] {
         let arguments = [&login[..], &[pointer, Arg::Word(len)]].concat();
-        let told = bench.silently(|| desk.call("C_LoginUser", &arguments).code);
+        let told = fixture.silently(|| calls.call("C_LoginUser", &arguments).code);
         let refused = [CKR_ARGUMENTS_BAD, CKR_USER_TYPE_INVALID];
         assert!(refused.contains(&told), "{len:#X} bytes: {told:#X}");
     }
     let nobody = [&login[..], &[Arg::Word(HUGE), Arg::Word(0)]].concat();
-    desk.done("C_LoginUser", &nobody);
+    calls.expect_ok("C_LoginUser", &nobody);
 }
 
-fn an_unknown_user_is_told_before_the_pin_is_looked_at(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
+fn an_unknown_user_is_told_before_the_pin_is_looked_at(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     for user in [3, 4, 0x8000_0000, HUGE] {
         for (what, pointer, len) in NOWHERE {
-            let login = [session(&seat), Arg::Word(user), pointer, Arg::Word(len)];
-            bench.silently(|| desk.expect(CKR_USER_TYPE_INVALID, "C_Login", what, &login));
+            let login = [
+                session_arg(&session),
+                Arg::Word(user),
+                pointer,
+                Arg::Word(len),
+            ];
+            fixture.silently(|| calls.expect(CKR_USER_TYPE_INVALID, "C_Login", what, &login));
         }
     }
 }
 
-fn a_pin_is_not_changed_from_or_to_what_is_nowhere(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
-    let s = session(&seat);
+fn a_pin_is_not_changed_from_or_to_what_is_nowhere(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
+    let s = session_arg(&session);
     let right = Arg::Bytes(PIN.as_bytes());
     for (what, pointer, len) in NOWHERE {
         let wrong = [pointer, Arg::Word(len)];
@@ -102,45 +107,46 @@ fn a_pin_is_not_changed_from_or_to_what_is_nowhere(bench: &Bench<'_>) {
             [&[s, right][..], &wrong].concat(),
             [&[s], &wrong[..], &[right]].concat(),
         ] {
-            bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, "C_SetPIN", what, &arguments));
+            fixture.silently(|| calls.expect(CKR_ARGUMENTS_BAD, "C_SetPIN", what, &arguments));
         }
     }
     for (what, pointer, len) in ENDLESS {
         let wrong = [pointer, Arg::Word(len)];
         let from = [&[s], &wrong[..], &[right]].concat();
-        bench.silently(|| desk.expect(CKR_PIN_INCORRECT, "C_SetPIN", what, &from));
+        fixture.silently(|| calls.expect(CKR_PIN_INCORRECT, "C_SetPIN", what, &from));
     }
-    assert_eq!(seat.enter_user(), Ok(()), "neither changed nor spent");
+    assert_eq!(session.login_user(), Ok(()), "neither changed nor spent");
 }
 
-fn a_pin_is_not_changed_to_one_of_impossible_length(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
+fn a_pin_is_not_changed_to_one_of_impossible_length(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let right = Arg::Bytes(PIN.as_bytes());
     let short = [
         ("nothing", Arg::In(b""), 0),
         ("five bytes", Arg::In(b"12345"), 5),
     ];
     for (what, pointer, len) in short.into_iter().chain(ENDLESS) {
-        let arguments = [session(&seat), right, pointer, Arg::Word(len)];
-        let pins = bench.stage.pins();
-        desk.expect(CKR_PIN_LEN_RANGE, "C_SetPIN", what, &arguments);
-        assert_eq!(bench.stage.pins(), pins, "{what}: a PIN was sent");
+        let arguments = [session_arg(&session), right, pointer, Arg::Word(len)];
+        let pins = fixture.process.pins();
+        calls.expect(CKR_PIN_LEN_RANGE, "C_SetPIN", what, &arguments);
+        assert_eq!(fixture.process.pins(), pins, "{what}: a PIN was sent");
     }
     assert!(
-        seat.find_objects(&[cryptoki::object::Attribute::Private(true)])
+        session
+            .find_objects(&[cryptoki::object::Attribute::Private(true)])
             .is_ok()
     );
-    seat.logout().unwrap();
-    assert_eq!(seat.enter_user(), Ok(()), "the PIN is what it was");
+    session.logout().unwrap();
+    assert_eq!(session.login_user(), Ok(()), "the PIN is what it was");
 }
 
-fn a_user_is_not_given_a_pin_of_impossible_length(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
-    let s = session(&seat);
-    assert_eq!(seat.enter(CKU_SO, ADMIN_PIN), Ok(()));
+fn a_user_is_not_given_a_pin_of_impossible_length(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
+    let s = session_arg(&session);
+    assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
     for (what, pointer, len) in NOWHERE {
         let arguments = [s, pointer, Arg::Word(len)];
-        bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, "C_InitPIN", what, &arguments));
+        fixture.silently(|| calls.expect(CKR_ARGUMENTS_BAD, "C_InitPIN", what, &arguments));
     }
     let short = [
         ("nothing", Arg::In(b""), 0),
@@ -148,21 +154,21 @@ fn a_user_is_not_given_a_pin_of_impossible_length(bench: &Bench<'_>) {
     ];
     for (what, pointer, len) in short.into_iter().chain(ENDLESS) {
         let arguments = [s, pointer, Arg::Word(len)];
-        let pins = bench.stage.pins();
-        desk.expect(CKR_PIN_LEN_RANGE, "C_InitPIN", what, &arguments);
-        assert_eq!(bench.stage.pins(), pins, "{what}: a PIN was sent");
+        let pins = fixture.process.pins();
+        calls.expect(CKR_PIN_LEN_RANGE, "C_InitPIN", what, &arguments);
+        assert_eq!(fixture.process.pins(), pins, "{what}: a PIN was sent");
     }
-    seat.logout().unwrap();
-    assert_eq!(seat.enter_user(), Ok(()), "the PIN is what it was");
+    session.logout().unwrap();
+    assert_eq!(session.login_user(), Ok(()), "the PIN is what it was");
 }
 
-fn a_pin_at_an_odd_address_is_read(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_write());
+fn a_pin_at_an_odd_address_is_read(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let (s, pin, len) = (
-        session(&seat),
+        session_arg(&session),
         Arg::Odd(PIN.as_bytes()),
         Arg::Word(PIN.len()),
     );
-    desk.done("C_SetPIN", &[s, pin, len, pin, len]);
-    desk.done("C_Login", &[s, Arg::Word(CKU_USER as usize), pin, len]);
+    calls.expect_ok("C_SetPIN", &[s, pin, len, pin, len]);
+    calls.expect_ok("C_Login", &[s, Arg::Word(CKU_USER as usize), pin, len]);
 }

@@ -27,15 +27,15 @@ use std::{
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
-        function_list::Raw,
-        module_process::{Stage, Way, play, with_card},
+        card_fixture::CardFixture,
+        function_list::FunctionList,
+        module_process::{ModuleProcess, ServiceKind, in_module_process, with_card},
         process::Watchdog,
     },
-    provision::{PIN, Plan},
+    provision::{CardProfile, PIN},
 };
 use cryptoki_sys::CKR_OK;
-use sequence::{Bench, Reached, Reader};
+use sequence::{Reached, Reader, SequenceFixture};
 
 /// No sequence takes as long, on a busy machine too.
 const HANG: Duration = Duration::from_secs(60);
@@ -75,10 +75,10 @@ impl Dice {
     }
 }
 
-fn bench(signs: bool) -> Bench {
+fn fixture(signs: bool) -> SequenceFixture {
     say_where_it_crashes();
-    Bench {
-        list: Raw::load().list(),
+    SequenceFixture {
+        list: FunctionList::load().list(),
         pin: PIN.as_bytes(),
         signs,
     }
@@ -161,17 +161,17 @@ impl Drop for Named<'_> {
 }
 
 /// A process whose module finds a reader for scripted cards, and nothing else.
-fn with_scripts(body: impl FnOnce(Bench, &Reader, &[u8])) {
-    let lead = |rig: &Rig, command: &mut Command| {
-        command.env(SCRIPTED, rig.folder().join("scripted"));
+fn with_scripts(body: impl FnOnce(SequenceFixture, &Reader, &[u8])) {
+    let lead = |cards: &CardFixture, command: &mut Command| {
+        command.env(SCRIPTED, cards.folder().join("scripted"));
         command.env("CLAVIGER_LOG", "off");
     };
-    let _ = play(Way::Socket, Plan::factory(), lead, |_| {
+    let _ = in_module_process(ServiceKind::Socket, CardProfile::factory(), lead, |_| {
         let path = PathBuf::from(env::var_os(SCRIPTED).unwrap());
         let reader = Reader::serve(&path).unwrap();
         let cards = corpora::seeds("card");
         let (_, sound) = cards.iter().find(|(name, _)| name == "piv-p256").unwrap();
-        body(bench(false), &reader, sound);
+        body(fixture(false), &reader, sound);
     });
 }
 
@@ -190,54 +190,54 @@ fn card_and_calls(seed: u64, cards: &[(String, Vec<u8>)]) -> Vec<u8> {
 
 #[test]
 fn random_call_sequences_on_scripted_cards_do_not_break_the_module() {
-    with_scripts(|bench, reader, sound| {
+    with_scripts(|fixture, reader, sound| {
         let cards = corpora::seeds("card");
         let inputs = seeds(700).map(|seed| (seed, card_and_calls(seed, &cards)));
         play_all("scripted cards", inputs, |bytes| {
-            sequence::scripted(bench, reader, sound, bytes)
+            sequence::scripted(fixture, reader, sound, bytes)
         });
     });
 }
 
 #[test]
 fn chosen_call_sequences_do_not_break_the_module() {
-    with_scripts(|bench, reader, sound| {
+    with_scripts(|fixture, reader, sound| {
         let chosen = corpora::seeds("module_sequence").into_iter();
         let inputs = chosen.enumerate().map(|(at, (name, bytes))| {
             println!("{at}: {name}");
             (at as u64, bytes)
         });
         play_all("chosen sequences", inputs, |bytes| {
-            sequence::scripted(bench, reader, sound, bytes)
+            sequence::scripted(fixture, reader, sound, bytes)
         });
     });
 }
 
 /// Random calls on a card that answers as cards do.
 fn on_a_sound_card(what: &str, usual: u64) {
-    let bench = bench(true);
+    let fixture = fixture(true);
     let inputs = seeds(usual).map(|seed| (seed, Dice(seed).bytes(BYTES)));
     play_all(what, inputs, |bytes| {
-        let reached = sequence::play(bench, bytes);
-        bench.works_afterwards();
+        let reached = sequence::play(fixture, bytes);
+        fixture.works_afterwards();
         reached
     });
 }
 
-fn on_piv(_: &Stage) {
+fn on_piv(_: &ModuleProcess) {
     on_a_sound_card("PIV", 150);
 }
 
-fn on_openpgp(_: &Stage) {
+fn on_openpgp(_: &ModuleProcess) {
     on_a_sound_card("OpenPGP", 150);
 }
 
 #[test]
 fn random_call_sequences_on_a_piv_card_do_not_break_the_module() {
-    with_card(Way::Socket, Plan::piv4(), on_piv);
+    with_card(ServiceKind::Socket, CardProfile::piv4(), on_piv);
 }
 
 #[test]
 fn random_call_sequences_on_an_openpgp_card_do_not_break_the_module() {
-    with_card(Way::Socket, Plan::pgp3(), on_openpgp);
+    with_card(ServiceKind::Socket, CardProfile::pgp3(), on_openpgp);
 }

@@ -3,14 +3,14 @@
 
 use claviger_hw_tests::{
     fixture::{
-        raw_call::{Arg, Desk, HUGE, NULL},
-        token_fixture::{Bench, Seat},
+        raw_call::{Arg, HUGE, NULL, RawCall},
+        token_fixture::{TestSession, TokenFixture},
     },
     on_cards,
 };
 use cryptoki_sys::*;
 
-use crate::{operations::ways, templates::session};
+use crate::{operations::ways, templates::session_arg};
 
 on_cards! { [piv openpgp] [
     a_state_has_room_like_any_output_and_goes_on
@@ -26,54 +26,56 @@ on_cards! { [piv openpgp] [
 const SHA256: Arg<'static> = Arg::Mechanism(CKM_SHA256, &[]);
 
 /// A digest of "one" that goes on, and its state.
-fn begun(desk: &mut Desk<'_>, s: Arg<'_>) -> Vec<u8> {
-    desk.done("C_DigestInit", &[s, SHA256]);
-    desk.done("C_DigestUpdate", &[s, Arg::Bytes(b"one")]);
-    let asked = desk.done("C_GetOperationState", &[s, Arg::Asked]).len;
-    desk.done("C_GetOperationState", &[s, Arg::Out(asked)])
+fn begun(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
+    calls.expect_ok("C_DigestInit", &[s, SHA256]);
+    calls.expect_ok("C_DigestUpdate", &[s, Arg::Bytes(b"one")]);
+    let asked = calls.expect_ok("C_GetOperationState", &[s, Arg::Asked]).len;
+    calls
+        .expect_ok("C_GetOperationState", &[s, Arg::Out(asked)])
         .output
 }
 
 /// The digest under way, after "two".
-fn ended(desk: &mut Desk<'_>, s: Arg<'_>) -> Vec<u8> {
-    desk.done("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
-    desk.done("C_DigestFinal", &[s, Arg::Out(32)]).output
+fn ended(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
+    calls.expect_ok("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
+    calls.expect_ok("C_DigestFinal", &[s, Arg::Out(32)]).output
 }
 
-fn expected(desk: &mut Desk<'_>, s: Arg<'_>) -> Vec<u8> {
-    desk.done("C_DigestInit", &[s, SHA256]);
-    desk.done("C_Digest", &[s, Arg::Bytes(b"onetwo"), Arg::Out(32)])
+fn expected(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
+    calls.expect_ok("C_DigestInit", &[s, SHA256]);
+    calls
+        .expect_ok("C_Digest", &[s, Arg::Bytes(b"onetwo"), Arg::Out(32)])
         .output
 }
 
-fn a_state_has_room_like_any_output_and_goes_on(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
-    let s = session(&seat);
-    let right = expected(&mut desk, s);
+fn a_state_has_room_like_any_output_and_goes_on(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
+    let s = session_arg(&session);
+    let right = expected(&mut calls, s);
     let none = CKR_OPERATION_NOT_INITIALIZED;
-    desk.expect(none, "C_GetOperationState", "nothing", &[s, Arg::Asked]);
-    let state = begun(&mut desk, s);
+    calls.expect(none, "C_GetOperationState", "nothing", &[s, Arg::Asked]);
+    let state = begun(&mut calls, s);
     for room in [0, 1, state.len() - 1] {
-        let told = desk.call("C_GetOperationState", &[s, Arg::Out(room)]);
+        let told = calls.call("C_GetOperationState", &[s, Arg::Out(room)]);
         assert_eq!((told.code, told.len), (CKR_BUFFER_TOO_SMALL, state.len()));
     }
     let nowhere = [s, Arg::In(&state), NULL];
-    desk.expect(
+    calls.expect(
         CKR_ARGUMENTS_BAD,
         "C_GetOperationState",
         "no length",
         &nowhere,
     );
-    assert_eq!(ended(&mut desk, s), right);
-    desk.done("C_SetOperationState", &[s, Arg::Bytes(&state), NULL, NULL]);
-    assert_eq!(ended(&mut desk, s), right);
+    assert_eq!(ended(&mut calls, s), right);
+    calls.expect_ok("C_SetOperationState", &[s, Arg::Bytes(&state), NULL, NULL]);
+    assert_eq!(ended(&mut calls, s), right);
 }
 
-fn a_state_that_is_none_leaves_what_is_under_way(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
-    let s = session(&seat);
-    let right = expected(&mut desk, s);
-    let state = begun(&mut desk, s);
+fn a_state_that_is_none_leaves_what_is_under_way(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
+    let s = session_arg(&session);
+    let right = expected(&mut calls, s);
+    let state = begun(&mut calls, s);
     let longer = [&state[..], &[0]].concat();
     let (there, invalid) = (Arg::In(&state), CKR_SAVED_STATE_INVALID);
     let len = state.len();
@@ -91,14 +93,14 @@ fn a_state_that_is_none_leaves_what_is_under_way(bench: &Bench<'_>) {
         (invalid, Arg::In(&garbage), 4096),
     ] {
         let arguments = [s, pointer, Arg::Word(len), NULL, NULL];
-        desk.expect(
+        calls.expect(
             code,
             "C_SetOperationState",
             &format!("{len:#X} bytes"),
             &arguments,
         );
     }
-    assert_eq!(ended(&mut desk, s), right, "it went on");
+    assert_eq!(ended(&mut calls, s), right, "it went on");
 }
 
 /// C_SetOperationState's arguments.
@@ -106,33 +108,33 @@ const fn saved<'a>(s: Arg<'a>, state: &'a [u8]) -> [Arg<'a>; 4] {
     [s, Arg::Bytes(state), NULL, NULL]
 }
 
-fn a_state_of_ours_with_any_byte_changed_breaks_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
-    let s = session(&seat);
-    let right = expected(&mut desk, s);
-    let state = begun(&mut desk, s);
+fn a_state_of_ours_with_any_byte_changed_breaks_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
+    let s = session_arg(&session);
+    let right = expected(&mut calls, s);
+    let state = begun(&mut calls, s);
     for at in 0..state.len() {
         for bit in [1, 0x80] {
             let mut changed = state.clone();
             changed[at] ^= bit;
-            match desk.call("C_SetOperationState", &saved(s, &changed)).code {
+            match calls.call("C_SetOperationState", &saved(s, &changed)).code {
                 // Of a digest of something else: it ends as digests do.
                 CKR_OK => {
-                    desk.done("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
-                    desk.done("C_DigestFinal", &[s, Arg::Out(64)]);
-                    desk.done("C_SetOperationState", &saved(s, &state));
+                    calls.expect_ok("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
+                    calls.expect_ok("C_DigestFinal", &[s, Arg::Out(64)]);
+                    calls.expect_ok("C_SetOperationState", &saved(s, &state));
                 }
                 code => assert_eq!(code, CKR_SAVED_STATE_INVALID, "byte {at}"),
             }
         }
     }
-    assert_eq!(ended(&mut desk, s), right);
+    assert_eq!(ended(&mut calls, s), right);
 }
 
-fn a_key_for_a_state_that_needs_none_is_refused(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let s = session(&seat);
-    let (key, state) = (desk.aes(s), begun(&mut desk, s));
+fn a_key_for_a_state_that_needs_none_is_refused(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let s = session_arg(&session);
+    let (key, state) = (calls.aes(s), begun(&mut calls, s));
     let unneeded = CKR_KEY_NOT_NEEDED;
     for (one, other) in [
         (key, NULL),
@@ -141,59 +143,68 @@ fn a_key_for_a_state_that_needs_none_is_refused(bench: &Bench<'_>) {
         (key, key),
     ] {
         let arguments = [s, Arg::Bytes(&state), one, other];
-        desk.expect(unneeded, "C_SetOperationState", "a key", &arguments);
+        calls.expect(unneeded, "C_SetOperationState", "a key", &arguments);
     }
-    desk.done("C_EncryptInit", &[s, Arg::Mechanism(CKM_AES_ECB, &[]), key]);
+    calls.expect_ok("C_EncryptInit", &[s, Arg::Mechanism(CKM_AES_ECB, &[]), key]);
     let unsaveable = CKR_STATE_UNSAVEABLE;
-    desk.expect(
+    calls.expect(
         unsaveable,
         "C_GetOperationState",
         "with a key",
         &[s, Arg::Out(4096)],
     );
-    assert_eq!(ended(&mut desk, s).len(), 32);
+    assert_eq!(ended(&mut calls, s).len(), 32);
 }
 
 /// Everything the session can have under way at once, begun.
-fn all_begun(desk: &mut Desk<'_>, seat: &Seat) -> Vec<(&'static str, Vec<Arg<'static>>)> {
+fn all_begun(
+    calls: &mut RawCall<'_>,
+    session: &TestSession,
+) -> Vec<(&'static str, Vec<Arg<'static>>)> {
     let mut begun: Vec<(&'static str, Vec<Arg<'static>>)> = Vec::new();
-    for way in ways(desk, seat) {
+    for way in ways(calls, session) {
         if begun.iter().all(|(name, _)| *name != way.init.0) {
-            way.begin(desk);
+            way.begin(calls);
             begun.push(way.init.clone());
         }
     }
-    let search = ("C_FindObjectsInit", vec![session(seat), NULL, Arg::Word(0)]);
-    desk.done(search.0, &search.1);
+    let search = (
+        "C_FindObjectsInit",
+        vec![session_arg(session), NULL, Arg::Word(0)],
+    );
+    calls.expect_ok(search.0, &search.1);
     begun.push(search);
     begun
 }
 
-fn a_cancel_of_everything_ends_everything(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let begun = all_begun(&mut desk, &seat);
-    desk.done("C_SessionCancel", &[session(&seat), Arg::Word(HUGE)]);
+fn a_cancel_of_everything_ends_everything(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let begun = all_begun(&mut calls, &session);
+    calls.expect_ok("C_SessionCancel", &[session_arg(&session), Arg::Word(HUGE)]);
     for (name, arguments) in &begun {
-        desk.done(name, arguments);
+        calls.expect_ok(name, arguments);
     }
 }
 
-fn a_cancel_of_what_nobody_knows_ends_nothing(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let begun = all_begun(&mut desk, &seat);
+fn a_cancel_of_what_nobody_knows_ends_nothing(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let begun = all_begun(&mut calls, &session);
     let known = CKF_FIND_OBJECTS | CKF_DIGEST | CKF_ENCRYPT | CKF_DECRYPT | CKF_SIGN;
     let unknown = !(known as usize);
     for flags in [0, unknown, 1 << 31, 1 << 63] {
-        desk.done("C_SessionCancel", &[session(&seat), Arg::Word(flags)]);
+        calls.expect_ok(
+            "C_SessionCancel",
+            &[session_arg(&session), Arg::Word(flags)],
+        );
     }
     for (name, arguments) in &begun {
-        desk.expect(CKR_OPERATION_ACTIVE, name, "it goes on", arguments);
+        calls.expect(CKR_OPERATION_ACTIVE, name, "it goes on", arguments);
     }
 }
 
-fn random_bytes_for_nowhere_are_a_bad_argument(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
-    let s = session(&seat);
+fn random_bytes_for_nowhere_are_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
+    let s = session_arg(&session);
     for (pointer, len) in [
         (NULL, 1),
         (NULL, HUGE),
@@ -201,20 +212,20 @@ fn random_bytes_for_nowhere_are_a_bad_argument(bench: &Bench<'_>) {
         (Arg::In(&[0; 8]), HUGE / 2 + 1),
     ] {
         let arguments = [s, pointer, Arg::Word(len)];
-        bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, "C_GenerateRandom", "bad", &arguments));
+        fixture.silently(|| calls.expect(CKR_ARGUMENTS_BAD, "C_GenerateRandom", "bad", &arguments));
     }
     for pointer in [NULL, Arg::Word(1), Arg::Word(HUGE)] {
-        desk.done("C_GenerateRandom", &[s, pointer, Arg::Word(0)]);
+        calls.expect_ok("C_GenerateRandom", &[s, pointer, Arg::Word(0)]);
     }
 }
 
-fn a_seed_from_nowhere_is_a_bad_argument(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.read_only());
-    let s = session(&seat);
+fn a_seed_from_nowhere_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
+    let s = session_arg(&session);
     for (pointer, len) in [(NULL, 1), (NULL, HUGE), (Arg::In(b"seed"), HUGE)] {
         let arguments = [s, pointer, Arg::Word(len)];
-        bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, "C_SeedRandom", "bad", &arguments));
+        fixture.silently(|| calls.expect(CKR_ARGUMENTS_BAD, "C_SeedRandom", "bad", &arguments));
     }
     let refused = CKR_RANDOM_SEED_NOT_SUPPORTED;
-    desk.expect(refused, "C_SeedRandom", "a seed", &[s, Arg::Bytes(b"seed")]);
+    calls.expect(refused, "C_SeedRandom", "a seed", &[s, Arg::Bytes(b"seed")]);
 }

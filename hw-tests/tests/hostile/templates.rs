@@ -4,9 +4,9 @@
 use claviger_hw_tests::{
     fixture::{
         raw_call::{
-            Arg, DATA, Desk, Entry, HUGE, NULL, Value, YES, memory::Use, secret_key, words,
+            Arg, DATA, Entry, HUGE, NULL, RawCall, Value, YES, memory::Use, secret_key, words,
         },
-        token_fixture::{Bench, Seat},
+        token_fixture::{TestSession, TokenFixture},
     },
     on_cards,
 };
@@ -52,13 +52,13 @@ const AES_WRAP: Arg<'static> = Arg::Mechanism(CKM_AES_KEY_WRAP, &[]);
 /// More attributes than there are.
 const MANY: usize = 1025;
 
-pub fn session(seat: &Seat) -> Arg<'static> {
-    Arg::Word(seat.id() as usize)
+pub fn session_arg(session: &TestSession) -> Arg<'static> {
+    Arg::Word(session.id() as usize)
 }
 
-fn readers(desk: &mut Desk<'_>, session: Arg<'static>) -> Vec<Reader> {
-    let (data, key) = (desk.data(session), desk.aes(session));
-    let wrapped = desk.done("C_WrapKey", &[session, AES_WRAP, key, key, Arg::Out(64)]);
+fn readers(calls: &mut RawCall<'_>, session: Arg<'static>) -> Vec<Reader> {
+    let (data, key) = (calls.data(session), calls.aes(session));
+    let wrapped = calls.expect_ok("C_WrapKey", &[session, AES_WRAP, key, key, Arg::Out(64)]);
     let wrapped = Box::leak(wrapped.output.into_boxed_slice());
     let pair = Arg::Mechanism(CKM_EC_KEY_PAIR_GEN, &[]);
     let public = [session, pair];
@@ -83,9 +83,9 @@ fn readers(desk: &mut Desk<'_>, session: Arg<'static>) -> Vec<Reader> {
     ]
 }
 
-fn a_template_that_is_nowhere_or_endless_is_a_bad_argument(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let readers = readers(&mut desk, session(&seat));
+fn a_template_that_is_nowhere_or_endless_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let readers = readers(&mut calls, session_arg(&session));
     let entry = words(&[CKA_LABEL as usize, 0, 0]);
     let rows = [
         ("nowhere", NULL, 1),
@@ -98,15 +98,18 @@ fn a_template_that_is_nowhere_or_endless_is_a_bad_argument(bench: &Bench<'_>) {
     for function in &readers {
         for (what, template, count) in rows {
             let arguments = function.with(&[template, Arg::Word(count)]);
-            bench.silently(|| desk.expect(CKR_ARGUMENTS_BAD, function.name, what, &arguments));
+            fixture.silently(|| calls.expect(CKR_ARGUMENTS_BAD, function.name, what, &arguments));
         }
     }
-    desk.done("C_FindObjectsInit", &[session(&seat), NULL, Arg::Word(0)]);
+    calls.expect_ok(
+        "C_FindObjectsInit",
+        &[session_arg(&session), NULL, Arg::Word(0)],
+    );
 }
 
-fn a_value_that_is_nowhere_or_endless_is_invalid(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let readers = readers(&mut desk, session(&seat));
+fn a_value_that_is_nowhere_or_endless_is_invalid(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let readers = readers(&mut calls, session_arg(&session));
     let byte = Box::leak(Box::new(7_u8));
     let there = std::ptr::from_ref(byte) as usize;
     let rows = [
@@ -120,17 +123,20 @@ fn a_value_that_is_nowhere_or_endless_is_invalid(bench: &Bench<'_>) {
         for (what, value) in rows {
             let template = [(CKA_LABEL, value)];
             let arguments = function.with(&[Arg::Template(&template)]);
-            bench.silently(|| {
-                desk.expect(CKR_ATTRIBUTE_VALUE_INVALID, function.name, what, &arguments);
+            fixture.silently(|| {
+                calls.expect(CKR_ATTRIBUTE_VALUE_INVALID, function.name, what, &arguments);
             });
         }
     }
-    desk.done("C_FindObjectsInit", &[session(&seat), NULL, Arg::Word(0)]);
+    calls.expect_ok(
+        "C_FindObjectsInit",
+        &[session_arg(&session), NULL, Arg::Word(0)],
+    );
 }
 
-fn a_value_of_another_size_is_invalid(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
+fn a_value_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&session);
     let sizes = |kind, sizes: &[usize]| -> Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)> {
         sizes.iter().map(|size| (kind, vec![0; *size])).collect()
     };
@@ -150,7 +156,7 @@ fn a_value_of_another_size_is_invalid(bench: &Bench<'_>) {
         let generated = [(CKA_VALUE_LEN, Value::Word(16)), wrong[0]];
         let template = Arg::Template(&generated);
         let arguments = [session, AES_GENERATION, template, Arg::Handle];
-        desk.expect(
+        calls.expect(
             CKR_ATTRIBUTE_VALUE_INVALID,
             "C_GenerateKey",
             &what,
@@ -161,7 +167,7 @@ fn a_value_of_another_size_is_invalid(bench: &Bench<'_>) {
         made.retain(|(given, _)| given != kind);
         made.extend([key, wrong[0]]);
         let arguments = [session, Arg::Template(&made), Arg::Handle];
-        desk.expect(
+        calls.expect(
             CKR_ATTRIBUTE_VALUE_INVALID,
             "C_CreateObject",
             &what,
@@ -174,7 +180,7 @@ fn a_value_of_another_size_is_invalid(bench: &Bench<'_>) {
         made.push((CKA_VALUE, Value::Bytes(&value)));
         let arguments = [session, Arg::Template(&made), Arg::Handle];
         let what = format!("an AES key of {len} bytes");
-        desk.expect(
+        calls.expect(
             CKR_ATTRIBUTE_VALUE_INVALID,
             "C_CreateObject",
             &what,
@@ -183,11 +189,11 @@ fn a_value_of_another_size_is_invalid(bench: &Bench<'_>) {
     }
 }
 
-fn an_attribute_said_twice_may_not_contradict_itself(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
+fn an_attribute_said_twice_may_not_contradict_itself(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&session);
     let fixed = secret_key(CKK_AES);
-    let readers = readers(&mut desk, session);
+    let readers = readers(&mut calls, session);
     let makers = readers
         .iter()
         .filter(|reader| !["C_FindObjectsInit", "C_GenerateKeyPair"].contains(&reader.name));
@@ -202,21 +208,21 @@ fn an_attribute_said_twice_may_not_contradict_itself(bench: &Bench<'_>) {
         let other = (CKA_LABEL, Value::Bytes(b"other"));
         let twice = [fixed, &[one, other]].concat();
         let arguments = function.with(&[Arg::Template(&twice)]);
-        desk.expect(
+        calls.expect(
             CKR_TEMPLATE_INCONSISTENT,
             function.name,
             "two values",
             &arguments,
         );
         let same = [fixed, &[one, one]].concat();
-        desk.done(function.name, &function.with(&[Arg::Template(&same)]));
+        calls.expect_ok(function.name, &function.with(&[Arg::Template(&same)]));
     }
 }
 
-fn a_template_at_odd_addresses_is_read(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
-    let readers = readers(&mut desk, session);
+fn a_template_at_odd_addresses_is_read(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&session);
+    let readers = readers(&mut calls, session);
     let made = [(CKA_VALUE, Value::Bytes(&[1; 16]))];
     let made = [secret_key(CKK_AES), made.to_vec()].concat();
     let key = secret_key(CKK_AES);
@@ -237,14 +243,14 @@ fn a_template_at_odd_addresses_is_read(bench: &Bench<'_>) {
                 ));
             }
         }
-        desk.done(function.name, &arguments);
+        calls.expect_ok(function.name, &arguments);
     }
 }
 
-fn a_template_within_a_template_is_no_attribute_here(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
-    let readers = readers(&mut desk, session);
+fn a_template_within_a_template_is_no_attribute_here(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&session);
+    let readers = readers(&mut calls, session);
     // Attributes whose values are nowhere, and a length that is no multiple of theirs.
     let inner = words(&[
         CKA_WRAP_TEMPLATE as usize,
@@ -266,22 +272,22 @@ fn a_template_within_a_template_is_no_attribute_here(bench: &Bench<'_>) {
                     template.extend(secret_key(CKK_AES));
                 }
                 let arguments = function.with(&[Arg::Template(&template)]);
-                desk.expect(code, function.name, &format!("{kind:#X}"), &arguments);
+                calls.expect(code, function.name, &format!("{kind:#X}"), &arguments);
                 if code == CKR_OK {
-                    desk.done("C_FindObjectsFinal", &[session]);
+                    calls.expect_ok("C_FindObjectsFinal", &[session]);
                 }
             }
         }
     }
 }
 
-fn a_value_may_lie_over_the_template(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
+fn a_value_may_lie_over_the_template(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let zeros = [0; 24 * 3];
-    desk.memory.clear();
-    let (list, piece) = desk.memory.place(&zeros, 0, Use::Input);
+    calls.memory.clear();
+    let (list, piece) = calls.memory.place(&zeros, 0, Use::Input);
     let class = CKO_DATA.to_ne_bytes();
-    let (class, _) = desk.memory.place(&class, 0, Use::Input);
+    let (class, _) = calls.memory.place(&class, 0, Use::Input);
     let at = list as usize;
     let entries = words(
         &[
@@ -292,18 +298,18 @@ fn a_value_may_lie_over_the_template(bench: &Bench<'_>) {
         ]
         .concat(),
     );
-    desk.memory.fill(piece, &entries);
+    calls.memory.fill(piece, &entries);
     let mut handle = 0_u64;
     let place = &raw mut handle as usize;
-    let code = desk.bare("C_CreateObject", &[seat.id() as usize, at, 3, place]);
+    let code = calls.call_words("C_CreateObject", &[session.id() as usize, at, 3, place]);
     assert_eq!(code, CKR_OK);
     let object = Arg::Word(handle as usize);
-    desk.done("C_DestroyObject", &[session(&seat), object]);
+    calls.expect_ok("C_DestroyObject", &[session_arg(&session), object]);
 }
 
-fn a_class_or_type_that_cannot_be_made_is_refused(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
+fn a_class_or_type_that_cannot_be_made_is_refused(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&session);
     let value = (CKA_VALUE, Value::Bytes(&[1; 16]));
     let class = |class| (CKA_CLASS, Value::Word(class));
     let kind = |kind| (CKA_KEY_TYPE, Value::Word(kind));
@@ -334,21 +340,21 @@ fn a_class_or_type_that_cannot_be_made_is_refused(bench: &Bench<'_>) {
     for (code, template) in rows {
         let what = format!("{template:?}");
         let arguments = [session, Arg::Template(template), Arg::Handle];
-        bench.silently(|| desk.expect(code, "C_CreateObject", &what, &arguments));
+        fixture.silently(|| calls.expect(code, "C_CreateObject", &what, &arguments));
     }
 }
 
-fn a_refused_template_leaves_everything_as_it_was(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
-    let key = desk.aes(session);
-    let label = |bench: &Bench<'_>| {
+fn a_refused_template_leaves_everything_as_it_was(fixture: &TokenFixture<'_>) {
+    let (mut calls, session) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&session);
+    let key = calls.aes(session);
+    let label = |fixture: &TokenFixture<'_>| {
         let label = [cryptoki::object::Attribute::Label(b"changed".to_vec())];
-        let seat = bench.read_only();
-        let (labelled, all) = (seat.find_objects(&label), seat.find_objects(&[]));
+        let session = fixture.read_only();
+        let (labelled, all) = (session.find_objects(&label), session.find_objects(&[]));
         (labelled.unwrap().len(), all.unwrap().len())
     };
-    let before = label(bench);
+    let before = label(fixture);
     let first = (CKA_LABEL, Value::Bytes(b"changed"));
     let rows = [
         (
@@ -369,26 +375,26 @@ fn a_refused_template_leaves_everything_as_it_was(bench: &Bench<'_>) {
     for (last, code) in rows {
         let template = Arg::Template(&[first, last]);
         let what = format!("{last:?}");
-        desk.expect(
+        calls.expect(
             code,
             "C_SetAttributeValue",
             &what,
             &[session, key, template],
         );
         let arguments = [session, key, template, Arg::Handle];
-        desk.expect(code, "C_CopyObject", &what, &arguments);
-        assert_eq!(label(bench), before, "{what}");
+        calls.expect(code, "C_CopyObject", &what, &arguments);
+        assert_eq!(label(fixture), before, "{what}");
     }
     let good = Arg::Template(&[first]);
-    desk.done("C_SetAttributeValue", &[session, key, good]);
-    assert_eq!(label(bench), (before.0 + 1, before.1));
+    calls.expect_ok("C_SetAttributeValue", &[session, key, good]);
+    assert_eq!(label(fixture), (before.0 + 1, before.1));
 }
 
-fn without_a_place_for_the_handle_nothing_is_made(bench: &Bench<'_>) {
-    let (mut desk, seat) = (Desk::new(bench), bench.user());
-    let session = session(&seat);
-    let key = desk.aes(session);
-    let count = || seat.find_objects(&[]).unwrap().len();
+fn without_a_place_for_the_handle_nothing_is_made(fixture: &TokenFixture<'_>) {
+    let (mut calls, user) = (RawCall::new(fixture), fixture.user());
+    let session = session_arg(&user);
+    let key = calls.aes(session);
+    let count = || user.find_objects(&[]).unwrap().len();
     let before = count();
     let length = Arg::Template(&[(CKA_VALUE_LEN, Value::Word(16))]);
     let rows: [(&str, &[Arg<'_>]); 3] = [
@@ -397,7 +403,7 @@ fn without_a_place_for_the_handle_nothing_is_made(bench: &Bench<'_>) {
         ("C_GenerateKey", &[session, AES_GENERATION, length, NULL]),
     ];
     for (name, arguments) in rows {
-        desk.expect(CKR_ARGUMENTS_BAD, name, "no place", arguments);
+        calls.expect(CKR_ARGUMENTS_BAD, name, "no place", arguments);
         assert_eq!(count(), before, "{name}");
     }
 }

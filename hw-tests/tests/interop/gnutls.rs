@@ -11,14 +11,14 @@ use std::{
 use claviger_hw_tests::{
     client,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, background::Background, openpgp_with,
             piv_with,
         },
     },
     over_the_socket,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 4] = [
@@ -31,18 +31,18 @@ const LIMIT: Duration = Duration::from_secs(60);
 const BOTH: &[&str] = &["-tls1_2", "-tls1_3"];
 
 over_the_socket! { NEEDED;
-    each_part_of_a_uri_finds_the_certificate: Plan::both();
-    a_uri_that_is_nobodys_finds_nothing: Plan::both();
-    certtool_requests_certificates_for_piv_keys: Plan::piv4();
+    each_part_of_a_uri_finds_the_certificate: CardProfile::both();
+    a_uri_that_is_nobodys_finds_nothing: CardProfile::both();
+    certtool_requests_certificates_for_piv_keys: CardProfile::piv4();
     certtool_requests_a_certificate_for_a_piv_p384_key: piv_with(KeyAlgorithm::P384);
-    certtool_requests_a_certificate_for_an_openpgp_rsa_key: Plan::openpgp(OpenPgpPlan::rsa());
+    certtool_requests_a_certificate_for_an_openpgp_rsa_key: CardProfile::openpgp(OpenPgpPlan::rsa());
     certtool_requests_a_certificate_for_an_openpgp_p256_key: openpgp_with(KeyAlgorithm::P256);
     a_tls_server_has_an_ec_key_on_piv: piv_with(KeyAlgorithm::P256);
     a_tls_server_has_an_rsa_key_on_piv: piv_with(KeyAlgorithm::Rsa2048);
-    a_tls_server_has_an_ec_key_on_openpgp: Plan::pgp3();
-    a_tls_server_has_an_rsa_key_on_openpgp: Plan::openpgp(OpenPgpPlan::rsa());
-    random_numbers_come_from_a_piv_token: Plan::piv4();
-    random_numbers_come_from_an_openpgp_token: Plan::pgp3();
+    a_tls_server_has_an_ec_key_on_openpgp: CardProfile::pgp3();
+    a_tls_server_has_an_rsa_key_on_openpgp: CardProfile::openpgp(OpenPgpPlan::rsa());
+    random_numbers_come_from_a_piv_token: CardProfile::piv4();
+    random_numbers_come_from_an_openpgp_token: CardProfile::pgp3();
 }
 
 /// A tool of GnuTLS that finds the PIN in its environment.
@@ -71,8 +71,8 @@ fn exported(clients: &Clients<'_>, uri: &str) -> Vec<u8> {
     fs::read(der).unwrap()
 }
 
-fn each_part_of_a_uri_finds_the_certificate(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn each_part_of_a_uri_finds_the_certificate(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let piv = format!("pkcs11:serial={PIV_SERIAL}");
     for (uri, name) in [
         (format!("{piv};id=%01;type=cert"), "piv-9A"),
@@ -102,12 +102,12 @@ fn each_part_of_a_uri_finds_the_certificate(rig: &Rig) {
             "openpgp-03",
         ),
     ] {
-        assert_eq!(exported(&clients, &uri), rig.certificate(name), "{uri}");
+        assert_eq!(exported(&clients, &uri), fixture.certificate(name), "{uri}");
     }
 }
 
-fn a_uri_that_is_nobodys_finds_nothing(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn a_uri_that_is_nobodys_finds_nothing(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for uri in [
         "pkcs11:serial=2d70697600000002;id=%01;type=cert".to_owned(),
         format!("pkcs11:serial={PIV_SERIAL};id=%05;type=cert"),
@@ -145,8 +145,8 @@ fn requests(clients: &Clients<'_>, key: &str, hash: &str, public: &Path) {
     assert_eq!(output.stdout, fs::read_to_string(public).unwrap(), "{key}");
 }
 
-fn certtool_requests_certificates_for_piv_keys(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn certtool_requests_certificates_for_piv_keys(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for (id, hash, name) in [
         ("01", "SHA256", "piv-9A"),
         ("02", "SHA256", "piv-9C"),
@@ -162,8 +162,8 @@ fn certtool_requests_certificates_for_piv_keys(rig: &Rig) {
     }
 }
 
-fn certtool_requests_a_certificate_for_a_piv_p384_key(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn certtool_requests_a_certificate_for_a_piv_p384_key(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     requests(
         &clients,
         &key(PIV_SERIAL, "01"),
@@ -172,8 +172,8 @@ fn certtool_requests_a_certificate_for_a_piv_p384_key(rig: &Rig) {
     );
 }
 
-fn certtool_requests_a_certificate_for_an_openpgp_rsa_key(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn certtool_requests_a_certificate_for_an_openpgp_rsa_key(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for (id, hash) in [("01", "SHA512"), ("03", "SHA256")] {
         requests(
             &clients,
@@ -184,8 +184,8 @@ fn certtool_requests_a_certificate_for_an_openpgp_rsa_key(rig: &Rig) {
     }
 }
 
-fn certtool_requests_a_certificate_for_an_openpgp_p256_key(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn certtool_requests_a_certificate_for_an_openpgp_p256_key(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     requests(
         &clients,
         &key(OPENPGP_SERIAL, "03"),
@@ -233,9 +233,9 @@ fn serves(clients: &Clients<'_>, key: &str, certificate: &str, versions: &[&str]
     }
 }
 
-fn a_tls_server_has_an_ec_key_on_piv(rig: &Rig) {
+fn a_tls_server_has_an_ec_key_on_piv(fixture: &CardFixture) {
     serves(
-        &Clients::of(rig),
+        &Clients::of(fixture),
         &key(PIV_SERIAL, "01"),
         "piv-9A",
         BOTH,
@@ -243,9 +243,9 @@ fn a_tls_server_has_an_ec_key_on_piv(rig: &Rig) {
     );
 }
 
-fn a_tls_server_has_an_rsa_key_on_piv(rig: &Rig) {
+fn a_tls_server_has_an_rsa_key_on_piv(fixture: &CardFixture) {
     serves(
-        &Clients::of(rig),
+        &Clients::of(fixture),
         &key(PIV_SERIAL, "01"),
         "piv-9A",
         BOTH,
@@ -253,9 +253,9 @@ fn a_tls_server_has_an_rsa_key_on_piv(rig: &Rig) {
     );
 }
 
-fn a_tls_server_has_an_ec_key_on_openpgp(rig: &Rig) {
+fn a_tls_server_has_an_ec_key_on_openpgp(fixture: &CardFixture) {
     serves(
-        &Clients::of(rig),
+        &Clients::of(fixture),
         &key(OPENPGP_SERIAL, "03"),
         "openpgp-03",
         BOTH,
@@ -264,9 +264,9 @@ fn a_tls_server_has_an_ec_key_on_openpgp(rig: &Rig) {
 }
 
 /// The card pads by PKCS #1 v1.5 only, which TLS 1.2 takes and TLS 1.3 does not.
-fn a_tls_server_has_an_rsa_key_on_openpgp(rig: &Rig) {
+fn a_tls_server_has_an_rsa_key_on_openpgp(fixture: &CardFixture) {
     serves(
-        &Clients::of(rig),
+        &Clients::of(fixture),
         &key(OPENPGP_SERIAL, "03"),
         "openpgp-03",
         &["-tls1_2"],
@@ -274,8 +274,8 @@ fn a_tls_server_has_an_rsa_key_on_openpgp(rig: &Rig) {
     );
 }
 
-fn random_numbers(rig: &Rig, serial: &str) {
-    let clients = Clients::of(rig);
+fn random_numbers(fixture: &CardFixture, serial: &str) {
+    let clients = Clients::of(fixture);
     let take = || {
         let (mut random, file) = (tool(&clients, "p11tool"), clients.path("random"));
         random.args([
@@ -292,10 +292,10 @@ fn random_numbers(rig: &Rig, serial: &str) {
     assert_ne!(first, second);
 }
 
-fn random_numbers_come_from_a_piv_token(rig: &Rig) {
-    random_numbers(rig, PIV_SERIAL);
+fn random_numbers_come_from_a_piv_token(fixture: &CardFixture) {
+    random_numbers(fixture, PIV_SERIAL);
 }
 
-fn random_numbers_come_from_an_openpgp_token(rig: &Rig) {
-    random_numbers(rig, OPENPGP_SERIAL);
+fn random_numbers_come_from_an_openpgp_token(fixture: &CardFixture) {
+    random_numbers(fixture, OPENPGP_SERIAL);
 }

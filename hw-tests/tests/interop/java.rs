@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use claviger_hw_tests::{
     client::Output,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, openpgp_with,
             openssl::{Padding, Scheme},
@@ -13,7 +13,7 @@ use claviger_hw_tests::{
         },
     },
     over_the_socket,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 4] = [
@@ -30,20 +30,20 @@ const PIV_KEY_MANAGEMENT: &str = "Certificate for Key Management";
 const OPENPGP_AUTHENTICATION: &str = "AUT certificate";
 
 over_the_socket! { NEEDED;
-    keytool_lists_piv_keys_with_their_certificates: Plan::piv4();
-    keytool_lists_the_openpgp_key_that_has_a_certificate: Plan::pgp3();
+    keytool_lists_piv_keys_with_their_certificates: CardProfile::piv4();
+    keytool_lists_the_openpgp_key_that_has_a_certificate: CardProfile::pgp3();
     a_piv_p256_key_signs: piv_with(KeyAlgorithm::P256);
     a_piv_p384_key_signs: piv_with(KeyAlgorithm::P384);
     a_piv_rsa_key_signs_by_pkcs1_and_pss: piv_with(KeyAlgorithm::Rsa2048);
     an_openpgp_p256_key_signs: openpgp_with(KeyAlgorithm::P256);
-    an_openpgp_rsa_key_signs_by_pkcs1: Plan::openpgp(OpenPgpPlan::rsa());
-    a_piv_rsa_key_decrypts_and_unwraps: Plan::piv4();
+    an_openpgp_rsa_key_signs_by_pkcs1: CardProfile::openpgp(OpenPgpPlan::rsa());
+    a_piv_rsa_key_decrypts_and_unwraps: CardProfile::piv4();
     a_piv_p256_key_agrees_on_a_secret: piv_key_management(KeyAlgorithm::P256);
     a_piv_p384_key_agrees_on_a_secret: piv_key_management(KeyAlgorithm::P384);
     a_piv_token_digests_and_encrypts: piv_with(KeyAlgorithm::P256);
-    an_openpgp_token_digests_and_encrypts: Plan::pgp3();
+    an_openpgp_token_digests_and_encrypts: CardProfile::pgp3();
     jarsigner_signs_with_a_piv_key: piv_with(KeyAlgorithm::P256);
-    jarsigner_signs_with_an_openpgp_key: Plan::openpgp(OpenPgpPlan::rsa());
+    jarsigner_signs_with_an_openpgp_key: CardProfile::openpgp(OpenPgpPlan::rsa());
 }
 
 /// Java with a configuration that names the module and the slot of the card's only token.
@@ -53,9 +53,9 @@ struct Java<'a> {
 }
 
 impl<'a> Java<'a> {
-    fn of(rig: &'a Rig) -> Self {
-        let clients = Clients::of(rig);
-        let slot = usize::from(rig.plan().piv.is_none());
+    fn of(fixture: &'a CardFixture) -> Self {
+        let clients = Clients::of(fixture);
+        let slot = usize::from(fixture.profile().piv.is_none());
         let module = clients.module().display();
         let text = format!("name = Card\nlibrary = {module}\nslotListIndex = {slot}\n");
         Self {
@@ -66,7 +66,7 @@ impl<'a> Java<'a> {
 
     fn command(&self, program: &str) -> Command {
         let mut command = self.clients.command(program);
-        command.current_dir(self.clients.rig.folder());
+        command.current_dir(self.clients.cards.folder());
         command
     }
 
@@ -197,19 +197,19 @@ fn has_entries(output: &Output, expected: &[(&str, &str)]) {
     }
 }
 
-fn keytool_lists_piv_keys_with_their_certificates(rig: &Rig) {
+fn keytool_lists_piv_keys_with_their_certificates(fixture: &CardFixture) {
     let expected = [
         (PIV_AUTHENTICATION, "PIV 9A"),
         ("Certificate for Digital Signature", "PIV 9C"),
         (PIV_KEY_MANAGEMENT, "PIV 9D"),
         ("Certificate for Card Authentication", "PIV 9E"),
     ];
-    has_entries(&Java::of(rig).keytool(), &expected);
+    has_entries(&Java::of(fixture).keytool(), &expected);
 }
 
-fn keytool_lists_the_openpgp_key_that_has_a_certificate(rig: &Rig) {
+fn keytool_lists_the_openpgp_key_that_has_a_certificate(fixture: &CardFixture) {
     has_entries(
-        &Java::of(rig).keytool(),
+        &Java::of(fixture).keytool(),
         &[(OPENPGP_AUTHENTICATION, "OpenPGP AUT")],
     );
 }
@@ -226,32 +226,32 @@ const RSA: &[(&str, Scheme<'_>)] = &[
 ];
 const PSS: &[(&str, Scheme<'_>)] = &[("RSASSA-PSS", Scheme::Pss("sha256"))];
 
-fn a_piv_p256_key_signs(rig: &Rig) {
-    Java::of(rig).signs(PIV_AUTHENTICATION, "piv-9A", P256);
+fn a_piv_p256_key_signs(fixture: &CardFixture) {
+    Java::of(fixture).signs(PIV_AUTHENTICATION, "piv-9A", P256);
 }
 
-fn a_piv_p384_key_signs(rig: &Rig) {
+fn a_piv_p384_key_signs(fixture: &CardFixture) {
     let algorithms = [
         ("SHA384withECDSA", Scheme::Hashed("sha384")),
         ("SHA256withECDSA", Scheme::Hashed("sha256")),
     ];
-    Java::of(rig).signs(PIV_AUTHENTICATION, "piv-9A", &algorithms);
+    Java::of(fixture).signs(PIV_AUTHENTICATION, "piv-9A", &algorithms);
 }
 
-fn a_piv_rsa_key_signs_by_pkcs1_and_pss(rig: &Rig) {
-    Java::of(rig).signs(PIV_AUTHENTICATION, "piv-9A", &[RSA, PSS].concat());
+fn a_piv_rsa_key_signs_by_pkcs1_and_pss(fixture: &CardFixture) {
+    Java::of(fixture).signs(PIV_AUTHENTICATION, "piv-9A", &[RSA, PSS].concat());
 }
 
-fn an_openpgp_p256_key_signs(rig: &Rig) {
-    Java::of(rig).signs(OPENPGP_AUTHENTICATION, "openpgp-03", P256);
+fn an_openpgp_p256_key_signs(fixture: &CardFixture) {
+    Java::of(fixture).signs(OPENPGP_AUTHENTICATION, "openpgp-03", P256);
 }
 
-fn an_openpgp_rsa_key_signs_by_pkcs1(rig: &Rig) {
-    Java::of(rig).signs(OPENPGP_AUTHENTICATION, "openpgp-03", RSA);
+fn an_openpgp_rsa_key_signs_by_pkcs1(fixture: &CardFixture) {
+    Java::of(fixture).signs(OPENPGP_AUTHENTICATION, "openpgp-03", RSA);
 }
 
-fn a_piv_rsa_key_decrypts_and_unwraps(rig: &Rig) {
-    let java = Java::of(rig);
+fn a_piv_rsa_key_decrypts_and_unwraps(fixture: &CardFixture) {
+    let java = Java::of(fixture);
     let key = java.clients.public_key_of("piv-9D");
     let message = java.clients.file("message", MESSAGE);
     let ciphertext = java.clients.encrypted(&key, Padding::Pkcs1, &message);
@@ -263,15 +263,15 @@ fn a_piv_rsa_key_decrypts_and_unwraps(rig: &Rig) {
     assert_eq!(fs::read(java.clients.path("plaintext")).unwrap(), MESSAGE);
 }
 
-fn a_piv_p256_key_agrees_on_a_secret(rig: &Rig) {
-    Java::of(rig).agrees("P-256");
+fn a_piv_p256_key_agrees_on_a_secret(fixture: &CardFixture) {
+    Java::of(fixture).agrees("P-256");
 }
 
-fn a_piv_p384_key_agrees_on_a_secret(rig: &Rig) {
-    Java::of(rig).agrees("P-384");
+fn a_piv_p384_key_agrees_on_a_secret(fixture: &CardFixture) {
+    Java::of(fixture).agrees("P-384");
 }
 
-fn a_piv_token_digests_and_encrypts(rig: &Rig) {
+fn a_piv_token_digests_and_encrypts(fixture: &CardFixture) {
     let expected = [
         "SHA-1",
         "SHA-224",
@@ -281,17 +281,17 @@ fn a_piv_token_digests_and_encrypts(rig: &Rig) {
         "AES/CBC",
         "HmacSHA256",
     ];
-    assert_eq!(Java::of(rig).card(&["software"]), expected);
+    assert_eq!(Java::of(fixture).card(&["software"]), expected);
 }
 
-fn an_openpgp_token_digests_and_encrypts(rig: &Rig) {
-    a_piv_token_digests_and_encrypts(rig);
+fn an_openpgp_token_digests_and_encrypts(fixture: &CardFixture) {
+    a_piv_token_digests_and_encrypts(fixture);
 }
 
-fn jarsigner_signs_with_a_piv_key(rig: &Rig) {
-    Java::of(rig).signs_a_jar(PIV_AUTHENTICATION, "CARD.EC");
+fn jarsigner_signs_with_a_piv_key(fixture: &CardFixture) {
+    Java::of(fixture).signs_a_jar(PIV_AUTHENTICATION, "CARD.EC");
 }
 
-fn jarsigner_signs_with_an_openpgp_key(rig: &Rig) {
-    Java::of(rig).signs_a_jar(OPENPGP_AUTHENTICATION, "CARD.RSA");
+fn jarsigner_signs_with_an_openpgp_key(fixture: &CardFixture) {
+    Java::of(fixture).signs_a_jar(OPENPGP_AUTHENTICATION, "CARD.RSA");
 }

@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
             listing::{Entry, entries},
@@ -11,7 +11,7 @@ use claviger_hw_tests::{
         },
     },
     over_the_socket,
-    provision::{KeyAlgorithm, PIN, PivKey, PivPlan, Plan},
+    provision::{CardProfile, KeyAlgorithm, PIN, PivKey, PivPlan},
 };
 
 const NEEDED: [Needed; 3] = [
@@ -23,10 +23,10 @@ const NEEDED: [Needed; 3] = [
 const OTHER_PIV_SERIAL: &str = "2d70697600000002";
 
 /// Keys in 9A and in retired 1 to 6, where the schemes part.
-fn with_retired_keys() -> Plan {
+fn with_retired_keys() -> CardProfile {
     let p256 = |reference| PivKey::new(reference, KeyAlgorithm::P256);
     let retired = 0x82..=0x87;
-    Plan::piv(PivPlan {
+    CardProfile::piv(PivPlan {
         keys: std::iter::once(0x9A).chain(retired).map(p256).collect(),
     })
 }
@@ -35,18 +35,18 @@ over_the_socket! { NEEDED;
     opensc_s_names_are_the_default: with_retired_keys();
     ykcs11_s_names_are_those_it_has_itself: with_retired_keys();
     a_key_is_used_by_the_id_ykcs11_gives_it: with_retired_keys();
-    openpgp_has_one_scheme: Plan::both();
+    openpgp_has_one_scheme: CardProfile::both();
     an_object_has_the_label_the_user_gives_it: piv_with(KeyAlgorithm::P256);
-    a_search_by_a_new_label_reads_no_more_than_one_by_the_old: Plan::piv4();
+    a_search_by_a_new_label_reads_no_more_than_one_by_the_old: CardProfile::piv4();
     a_key_signs_by_the_label_the_user_gives_it: piv_with(KeyAlgorithm::P256);
     a_data_object_is_renamed_too: piv_with(KeyAlgorithm::P256);
-    openpgp_objects_are_renamed_too: Plan::both();
-    a_denied_token_leaves_its_slot_empty: Plan::both();
-    tokens_that_are_not_allowed_are_not_shown: Plan::both();
-    a_card_of_denied_tokens_is_no_foreign_card: Plan::both();
-    an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked: Plan::both();
-    a_denied_reader_has_no_slots_and_its_card_is_left_alone: Plan::both();
-    mistakes_are_reported_by_name_file_and_line_and_the_rest_counts: Plan::both();
+    openpgp_objects_are_renamed_too: CardProfile::both();
+    a_denied_token_leaves_its_slot_empty: CardProfile::both();
+    tokens_that_are_not_allowed_are_not_shown: CardProfile::both();
+    a_card_of_denied_tokens_is_no_foreign_card: CardProfile::both();
+    an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked: CardProfile::both();
+    a_denied_reader_has_no_slots_and_its_card_is_left_alone: CardProfile::both();
+    mistakes_are_reported_by_name_file_and_line_and_the_rest_counts: CardProfile::both();
 }
 
 /// Class, label and id of the keys and certificates the default token shows its user.
@@ -84,7 +84,7 @@ const CERTIFICATE: &str = "Certificate Object";
 const PUBLIC: &str = "Public Key Object";
 const PRIVATE: &str = "Private Key Object";
 
-fn opensc_s_names_are_the_default(rig: &Rig) {
+fn opensc_s_names_are_the_default(fixture: &CardFixture) {
     let expected = sorted(&[
         (CERTIFICATE, "Certificate for PIV Authentication", "01"),
         (PUBLIC, "PIV AUTH pubkey", "01"),
@@ -104,17 +104,17 @@ fn opensc_s_names_are_the_default(rig: &Rig) {
         (PUBLIC, "Retired KEY MAN 6", "10"),
         (PRIVATE, "Retired KEY MAN 6", "10"),
     ]);
-    let listed = keys(&Clients::of(rig));
+    let listed = keys(&Clients::of(fixture));
     assert_eq!(listed.len(), 7 * 3);
     assert_eq!(of(&listed, &["01", "05", "10"]), expected);
     assert_eq!(
-        keys(&Clients::with_settings(rig, "ids = \"opensc\"")),
+        keys(&Clients::with_settings(fixture, "ids = \"opensc\"")),
         listed
     );
 }
 
-fn ykcs11_s_names_are_those_it_has_itself(rig: &Rig) {
-    let clients = Clients::with_settings(rig, "ids = \"ykcs11\"");
+fn ykcs11_s_names_are_those_it_has_itself(fixture: &CardFixture) {
+    let clients = Clients::with_settings(fixture, "ids = \"ykcs11\"");
     let expected = sorted(&[
         (
             CERTIFICATE,
@@ -148,23 +148,23 @@ fn certificate(clients: &Clients<'_>, by: [&str; 2]) -> Option<Vec<u8>> {
         .flatten()
 }
 
-fn a_key_is_used_by_the_id_ykcs11_gives_it(rig: &Rig) {
-    let opensc = Clients::of(rig);
+fn a_key_is_used_by_the_id_ykcs11_gives_it(fixture: &CardFixture) {
+    let opensc = Clients::of(fixture);
     assert_eq!(
         certificate(&opensc, ["--id", "10"]).as_deref(),
-        Some(rig.certificate("piv-87"))
+        Some(fixture.certificate("piv-87"))
     );
     assert_eq!(certificate(&opensc, ["--id", "0a"]), None);
-    let ykcs11 = Clients::with_settings(rig, "ids = \"ykcs11\"");
+    let ykcs11 = Clients::with_settings(fixture, "ids = \"ykcs11\"");
     assert_eq!(
         certificate(&ykcs11, ["--id", "0a"]).as_deref(),
-        Some(rig.certificate("piv-87"))
+        Some(fixture.certificate("piv-87"))
     );
     assert_eq!(certificate(&ykcs11, ["--id", "10"]), None);
     let label = ["--label", "X.509 Certificate for Retired Key 6"];
     assert_eq!(
         certificate(&ykcs11, label).as_deref(),
-        Some(rig.certificate("piv-87"))
+        Some(fixture.certificate("piv-87"))
     );
 }
 
@@ -178,11 +178,11 @@ fn openpgp_keys(clients: &Clients<'_>) -> Vec<(String, String, String)> {
         .collect()
 }
 
-fn openpgp_has_one_scheme(rig: &Rig) {
-    let listed = openpgp_keys(&Clients::of(rig));
+fn openpgp_has_one_scheme(fixture: &CardFixture) {
+    let listed = openpgp_keys(&Clients::of(fixture));
     assert!(!listed.is_empty());
     assert_eq!(
-        openpgp_keys(&Clients::with_settings(rig, "ids = \"ykcs11\"")),
+        openpgp_keys(&Clients::with_settings(fixture, "ids = \"ykcs11\"")),
         listed
     );
 }
@@ -195,8 +195,8 @@ const RENAMED: &str = r#"[labels]
 "Signature key" = "git"
 "#;
 
-fn an_object_has_the_label_the_user_gives_it(rig: &Rig) {
-    let clients = Clients::with_settings(rig, RENAMED);
+fn an_object_has_the_label_the_user_gives_it(fixture: &CardFixture) {
+    let clients = Clients::with_settings(fixture, RENAMED);
     let expected = sorted(&[
         (CERTIFICATE, "testrsa-cert", "01"),
         (PUBLIC, "testrsa-pub", "01"),
@@ -205,7 +205,7 @@ fn an_object_has_the_label_the_user_gives_it(rig: &Rig) {
     assert_eq!(keys(&clients), expected);
     assert_eq!(
         certificate(&clients, ["--label", "testrsa-cert"]).as_deref(),
-        Some(rig.certificate("piv-9A"))
+        Some(fixture.certificate("piv-9A"))
     );
     let old = ["--label", "Certificate for PIV Authentication"];
     assert_eq!(
@@ -225,17 +225,17 @@ fn an_object_has_the_label_the_user_gives_it(rig: &Rig) {
     assert_eq!(found.stdout.matches("Object ").count(), 1, "{found}");
 }
 
-fn a_search_by_a_new_label_reads_no_more_than_one_by_the_old(rig: &Rig) {
+fn a_search_by_a_new_label_reads_no_more_than_one_by_the_old(fixture: &CardFixture) {
     let apdus = |clients: &Clients<'_>, label: &str, found: bool| {
-        rig.card().zero();
+        fixture.card().zero();
         let is_found = certificate(clients, ["--label", label]).is_some();
         assert_eq!(is_found, found, "{label}");
-        rig.card().counts().apdus
+        fixture.card().counts().apdus
     };
-    let before = Clients::of(rig);
+    let before = Clients::of(fixture);
     let old = apdus(&before, "Certificate for PIV Authentication", true);
     let none = apdus(&before, "no such label", false);
-    let after = Clients::with_settings(rig, RENAMED);
+    let after = Clients::with_settings(fixture, RENAMED);
     assert_eq!(apdus(&after, "testrsa-cert", true), old);
     assert_eq!(
         apdus(&after, "Certificate for PIV Authentication", false),
@@ -245,8 +245,8 @@ fn a_search_by_a_new_label_reads_no_more_than_one_by_the_old(rig: &Rig) {
     assert!(none < old);
 }
 
-fn a_key_signs_by_the_label_the_user_gives_it(rig: &Rig) {
-    let clients = Clients::with_settings(rig, RENAMED);
+fn a_key_signs_by_the_label_the_user_gives_it(fixture: &CardFixture) {
+    let clients = Clients::with_settings(fixture, RENAMED);
     let message = clients.file("message", "signed by its new name");
     let signature = clients.path("signature");
     let sign = "--sign --label testrsa --mechanism ECDSA-SHA256 --signature-format openssl";
@@ -258,8 +258,8 @@ fn a_key_signs_by_the_label_the_user_gives_it(rig: &Rig) {
     clients.check(&key, Scheme::Hashed("sha256"), &message, &signature);
 }
 
-fn a_data_object_is_renamed_too(rig: &Rig) {
-    let clients = Clients::with_settings(rig, RENAMED);
+fn a_data_object_is_renamed_too(fixture: &CardFixture) {
+    let clients = Clients::with_settings(fixture, RENAMED);
     let listing = clients
         .pkcs11_tool(&["--list-objects", "--type", "data"])
         .expect_success();
@@ -275,8 +275,8 @@ fn a_data_object_is_renamed_too(rig: &Rig) {
     );
 }
 
-fn openpgp_objects_are_renamed_too(rig: &Rig) {
-    let listed = openpgp_keys(&Clients::with_settings(rig, RENAMED));
+fn openpgp_objects_are_renamed_too(fixture: &CardFixture) {
+    let listed = openpgp_keys(&Clients::with_settings(fixture, RENAMED));
     let labels: Vec<&str> = listed.iter().map(|(_, label, _)| label.as_str()).collect();
     assert!(labels.contains(&"git"), "{labels:?}");
     assert!(!labels.contains(&"Signature key"), "{labels:?}");
@@ -301,10 +301,10 @@ fn tokens(clients: &Clients<'_>) -> (usize, Vec<String>) {
     )
 }
 
-fn a_denied_token_leaves_its_slot_empty(rig: &Rig) {
+fn a_denied_token_leaves_its_slot_empty(fixture: &CardFixture) {
     let denying = |serial: &str| {
         let settings = format!("tokens.deny = [\"{serial}\"]");
-        tokens(&Clients::with_settings(rig, &settings))
+        tokens(&Clients::with_settings(fixture, &settings))
     };
     assert_eq!(denying(PIV_SERIAL), (2, vec![OPENPGP_SERIAL.to_owned()]));
     assert_eq!(
@@ -314,35 +314,35 @@ fn a_denied_token_leaves_its_slot_empty(rig: &Rig) {
     assert_eq!(denying(OTHER_PIV_SERIAL).1.len(), 2, "another's number");
 }
 
-fn tokens_that_are_not_allowed_are_not_shown(rig: &Rig) {
+fn tokens_that_are_not_allowed_are_not_shown(fixture: &CardFixture) {
     let settings = format!("[tokens]\nallow = [\"{OPENPGP_SERIAL}\", \"{OTHER_PIV_SERIAL}\"]");
-    let shown = tokens(&Clients::with_settings(rig, &settings));
+    let shown = tokens(&Clients::with_settings(fixture, &settings));
     assert_eq!(shown, (2, vec![OPENPGP_SERIAL.to_owned()]));
 }
 
-fn a_card_of_denied_tokens_is_no_foreign_card(rig: &Rig) {
-    let clients = Clients::with_settings(rig, "tokens.allow = []");
+fn a_card_of_denied_tokens_is_no_foreign_card(fixture: &CardFixture) {
+    let clients = Clients::with_settings(fixture, "tokens.allow = []");
     let listing = clients.pkcs11_tool(&["--list-slots"]).expect_success();
     assert_eq!(listing.stdout.matches("(empty)").count(), 2, "{listing}");
     assert!(!listing.stdout.contains("not recognized"), "{listing}");
 }
 
-fn an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked(rig: &Rig) {
+fn an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked(fixture: &CardFixture) {
     for (applet, serial, other) in [
         ("piv", PIV_SERIAL, &[0xD2, 0x76, 0x00, 0x01][..]),
         ("openpgp", OPENPGP_SERIAL, &[0xA0, 0x00, 0x00, 0x03][..]),
     ] {
-        rig.card().zero();
-        let clients = Clients::with_settings(rig, &format!("applets = [\"{applet}\"]"));
+        fixture.card().zero();
+        let clients = Clients::with_settings(fixture, &format!("applets = [\"{applet}\"]"));
         assert_eq!(tokens(&clients), (1, vec![serial.to_owned()]));
         let listing = clients.pkcs11_tool(&["--list-slots"]).expect_success();
         let name = format!(
             "{} {}",
-            rig.card().name(),
+            fixture.card().name(),
             if applet == "piv" { "PIV" } else { "OpenPGP" }
         );
         assert!(listing.stdout.contains(&name), "{listing}");
-        let exchanges = rig.card().exchanges();
+        let exchanges = fixture.card().exchanges();
         assert!(!exchanges.is_empty());
         let selects_other = exchanges
             .iter()
@@ -351,30 +351,30 @@ fn an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked(rig: &Rig) {
     }
 }
 
-fn a_denied_reader_has_no_slots_and_its_card_is_left_alone(rig: &Rig) {
-    rig.card().zero();
+fn a_denied_reader_has_no_slots_and_its_card_is_left_alone(fixture: &CardFixture) {
+    fixture.card().zero();
     for settings in [
         "readers.deny = [\"VIRTUAL\"]",
         "readers.allow = [\"other\"]",
     ] {
         assert_eq!(
-            tokens(&Clients::with_settings(rig, settings)),
+            tokens(&Clients::with_settings(fixture, settings)),
             (0, Vec::new())
         );
     }
-    assert_eq!(rig.card().counts().apdus, 0);
+    assert_eq!(fixture.card().counts().apdus, 0);
     let shown = tokens(&Clients::with_settings(
-        rig,
+        fixture,
         "readers.allow = [\"Claviger\"]",
     ));
     assert_eq!(shown.1.len(), 2);
 }
 
-fn mistakes_are_reported_by_name_file_and_line_and_the_rest_counts(rig: &Rig) {
+fn mistakes_are_reported_by_name_file_and_line_and_the_rest_counts(fixture: &CardFixture) {
     let settings = format!(
         "ids = \"pkcs15\"\napplet = [\"piv\"]\n[tokens]\nonly = [\"1\"]\ndeny = [\"{PIV_SERIAL}\"]\n"
     );
-    let clients = Clients::with_settings(rig, &settings);
+    let clients = Clients::with_settings(fixture, &settings);
     let listing = clients.pkcs11_tool(&["--list-slots"]).expect_success();
     let file = clients.path("claviger.toml");
     for mistake in ["line 1: ids: ", "line 2: applet: ", "line 4: tokens.only: "] {

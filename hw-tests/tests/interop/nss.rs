@@ -10,11 +10,11 @@ use std::{
 use claviger_hw_tests::{
     client::{self, Output},
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{Clients, Needed, PIV_SERIAL, background::Background, piv_with},
     },
     over_both_transports,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 5] = [
@@ -31,19 +31,19 @@ const BOTH: &[&str] = &["-tls1_2", "-tls1_3"];
 const MESSAGE: &str = "A message for NSS.\n";
 
 over_both_transports! { NEEDED;
-    modutil_adds_and_lists_the_module: Plan::both();
-    certutil_lists_certificates_and_keys_of_piv: Plan::piv4();
-    certutil_lists_the_certificate_and_keys_of_openpgp: Plan::openpgp(OpenPgpPlan::rsa());
-    certutil_requests_certificates_for_piv_keys: Plan::piv4();
+    modutil_adds_and_lists_the_module: CardProfile::both();
+    certutil_lists_certificates_and_keys_of_piv: CardProfile::piv4();
+    certutil_lists_the_certificate_and_keys_of_openpgp: CardProfile::openpgp(OpenPgpPlan::rsa());
+    certutil_requests_certificates_for_piv_keys: CardProfile::piv4();
     certutil_requests_a_certificate_for_a_piv_p384_key: piv_with(KeyAlgorithm::P384);
-    certutil_requests_certificates_for_openpgp_keys: Plan::openpgp(OpenPgpPlan::rsa());
-    cmsutil_signs_with_piv_keys: Plan::piv4();
-    cmsutil_signs_with_the_openpgp_authentication_key: Plan::openpgp(OpenPgpPlan::rsa());
-    cmsutil_decrypts_with_the_piv_key_management_key: Plan::piv4();
-    tls_servers_have_their_keys_on_piv: Plan::piv4();
-    a_tls_server_has_an_rsa_key_on_openpgp: Plan::openpgp(OpenPgpPlan::rsa());
-    a_tls_server_has_an_ec_key_on_openpgp: Plan::pgp3();
-    a_wrong_pin_costs_one_try: Plan::piv4();
+    certutil_requests_certificates_for_openpgp_keys: CardProfile::openpgp(OpenPgpPlan::rsa());
+    cmsutil_signs_with_piv_keys: CardProfile::piv4();
+    cmsutil_signs_with_the_openpgp_authentication_key: CardProfile::openpgp(OpenPgpPlan::rsa());
+    cmsutil_decrypts_with_the_piv_key_management_key: CardProfile::piv4();
+    tls_servers_have_their_keys_on_piv: CardProfile::piv4();
+    a_tls_server_has_an_rsa_key_on_openpgp: CardProfile::openpgp(OpenPgpPlan::rsa());
+    a_tls_server_has_an_ec_key_on_openpgp: CardProfile::pgp3();
+    a_wrong_pin_costs_one_try: CardProfile::piv4();
 }
 
 /// A folder of NSS with a database, the module and the authority of the card's certificates.
@@ -54,8 +54,8 @@ struct Nss<'a> {
 }
 
 impl<'a> Nss<'a> {
-    fn of(rig: &'a Rig) -> Self {
-        let clients = Clients::of(rig);
+    fn of(fixture: &'a CardFixture) -> Self {
+        let clients = Clients::of(fixture);
         let folder = clients.path("nss");
         fs::create_dir(&folder).unwrap();
         let nss = Self {
@@ -73,7 +73,7 @@ impl<'a> Nss<'a> {
             module.to_str().unwrap(),
         ];
         nss.modutil(&add).expect_success();
-        let authority = nss.clients.file("ca.der", rig.certificate("ca"));
+        let authority = nss.clients.file("ca.der", fixture.certificate("ca"));
         let trust = [
             "-A",
             "-n",
@@ -214,8 +214,8 @@ fn free_port() -> u16 {
 }
 
 /// It exits with an error where a slot is empty, as readers of pcscd are here.
-fn modutil_adds_and_lists_the_module(rig: &Rig) {
-    let output = Nss::of(rig).modutil(&["-list", "claviger"]);
+fn modutil_adds_and_lists_the_module(fixture: &CardFixture) {
+    let output = Nss::of(fixture).modutil(&["-list", "claviger"]);
     for line in [
         format!("Token Name: {PIV}"),
         format!("Token Name: {OPENPGP}"),
@@ -253,8 +253,8 @@ fn has_certificate(listing: &Output, name: &str) {
     assert!(trusted, "{name}\n{listing}");
 }
 
-fn certutil_lists_certificates_and_keys_of_piv(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn certutil_lists_certificates_and_keys_of_piv(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     assert_eq!(
         keys(&nss, PIV),
         pairs(&[("ec", "01"), ("rsa", "02"), ("rsa", "03"), ("ec", "04")])
@@ -278,8 +278,8 @@ fn certutil_lists_certificates_and_keys_of_piv(rig: &Rig) {
     assert_eq!(pem, fs::read_to_string(issued).unwrap());
 }
 
-fn certutil_lists_the_certificate_and_keys_of_openpgp(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn certutil_lists_the_certificate_and_keys_of_openpgp(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     assert_eq!(
         keys(&nss, OPENPGP),
         pairs(&[("rsa", "01"), ("rsa", "02"), ("rsa", "03")])
@@ -288,8 +288,8 @@ fn certutil_lists_the_certificate_and_keys_of_openpgp(rig: &Rig) {
     has_certificate(&listing, &format!("{OPENPGP}:AUT certificate"));
 }
 
-fn certutil_requests_certificates_for_piv_keys(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn certutil_requests_certificates_for_piv_keys(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     for (id, hash, name) in [
         ("01", "SHA256", "piv-9A"),
         ("01", "SHA512", "piv-9A"),
@@ -301,13 +301,13 @@ fn certutil_requests_certificates_for_piv_keys(rig: &Rig) {
     }
 }
 
-fn certutil_requests_a_certificate_for_a_piv_p384_key(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn certutil_requests_a_certificate_for_a_piv_p384_key(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     nss.requests(PIV, "01", "SHA384", nss.clients.public_key_of("piv-9A"));
 }
 
-fn certutil_requests_certificates_for_openpgp_keys(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn certutil_requests_certificates_for_openpgp_keys(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     nss.requests(
         OPENPGP,
         "03",
@@ -322,18 +322,18 @@ fn certutil_requests_certificates_for_openpgp_keys(rig: &Rig) {
     );
 }
 
-fn cmsutil_signs_with_piv_keys(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn cmsutil_signs_with_piv_keys(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     nss.signs(&format!("{PIV}:Certificate for PIV Authentication"));
     nss.signs(&format!("{PIV}:Certificate for Digital Signature"));
 }
 
-fn cmsutil_signs_with_the_openpgp_authentication_key(rig: &Rig) {
-    Nss::of(rig).signs(&format!("{OPENPGP}:AUT certificate"));
+fn cmsutil_signs_with_the_openpgp_authentication_key(fixture: &CardFixture) {
+    Nss::of(fixture).signs(&format!("{OPENPGP}:AUT certificate"));
 }
 
-fn cmsutil_decrypts_with_the_piv_key_management_key(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn cmsutil_decrypts_with_the_piv_key_management_key(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     let message = nss.clients.file("message", MESSAGE);
     let sealed = nss.clients.path("sealed.p7");
     let mut seal = nss.clients.command("openssl");
@@ -365,8 +365,8 @@ fn cmsutil_decrypts_with_the_piv_key_management_key(rig: &Rig) {
 }
 
 /// RSA at TLS 1.2 and 1.3 is RSASSA-PSS; 9C wants its PIN for each of the two connections.
-fn tls_servers_have_their_keys_on_piv(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn tls_servers_have_their_keys_on_piv(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     nss.serves(
         BOTH,
         &format!("{PIV}:Certificate for PIV Authentication"),
@@ -381,23 +381,23 @@ fn tls_servers_have_their_keys_on_piv(rig: &Rig) {
 
 /// The card pads by PKCS #1 v1.5 only, which TLS 1.2 takes and TLS 1.3 does not. NSS signs by RSASSA-PSS wherever
 /// the token lists it, for whatever use.
-fn a_tls_server_has_an_rsa_key_on_openpgp(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn a_tls_server_has_an_rsa_key_on_openpgp(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     nss.serves(&["-tls1_2"], &format!("{OPENPGP}:AUT certificate"), "RSA");
 }
 
-fn a_tls_server_has_an_ec_key_on_openpgp(rig: &Rig) {
-    Nss::of(rig).serves(BOTH, &format!("{OPENPGP}:AUT certificate"), "ECDSA");
+fn a_tls_server_has_an_ec_key_on_openpgp(fixture: &CardFixture) {
+    Nss::of(fixture).serves(BOTH, &format!("{OPENPGP}:AUT certificate"), "ECDSA");
 }
 
-fn a_wrong_pin_costs_one_try(rig: &Rig) {
-    let nss = Nss::of(rig);
+fn a_wrong_pin_costs_one_try(fixture: &CardFixture) {
+    let nss = Nss::of(fixture);
     fs::write(&nss.pin, "654321\n").unwrap();
-    rig.card().zero();
+    fixture.card().zero();
     let output = nss.try_to_run("certutil", &["-K", "-h", PIV]);
     assert!(!output.success(), "{output}");
     let with_a_pin = |command: &[u8]| matches!(command, [0, 0x20, 0, 0x80, 8, ..]);
-    let exchanges = rig.card().exchanges();
+    let exchanges = fixture.card().exchanges();
     let tries: Vec<_> = exchanges
         .iter()
         .filter(|one| with_a_pin(&one.command))

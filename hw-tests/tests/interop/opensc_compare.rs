@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, all_installed,
             listing::{Entry, entries},
@@ -21,7 +21,7 @@ use claviger_hw_tests::{
         },
     },
     paths,
-    provision::{CertificateForm, KeyAlgorithm, OpenPgpPlan, PIN, PivKey, PivPlan, Plan},
+    provision::{CardProfile, CertificateForm, KeyAlgorithm, OpenPgpPlan, PIN, PivKey, PivPlan},
     skip,
 };
 
@@ -33,37 +33,37 @@ const COMPARED: [&str; 6] = ["label", "ID", "subject", "serial", "EC_POINT", "EC
 /// Two tests of one plan, with so many certificates and keys: this module over pcscd and over the socket reader, each
 /// against OpenSC's over pcscd.
 macro_rules! same_as_opensc {
-    ($($rule:ident: $count:literal of $plan:expr;)*) => {$(
+    ($($rule:ident: $count:literal of $profile:expr;)*) => {$(
         mod $rule {
             use super::*;
 
             #[test]
             fn over_pcscd() {
-                let Some((rig, opensc)) = opensc($plan) else { return };
-                agree(&opensc, &Clients::of(&rig), $count);
+                let Some((fixture, opensc)) = opensc($profile) else { return };
+                agree(&opensc, &Clients::of(&fixture), $count);
             }
 
             #[test]
             fn over_the_socket_reader() {
-                let Some((_rig, opensc)) = opensc($plan) else { return };
-                agree(&opensc, &Clients::of(&Rig::socket($plan)), $count);
+                let Some((_rig, opensc)) = opensc($profile) else { return };
+                agree(&opensc, &Clients::of(&CardFixture::socket($profile)), $count);
             }
         }
     )*};
 }
 
 same_as_opensc! {
-    piv: 12 of Plan::piv4();
-    piv_p384: 3 of Plan::piv(PivPlan::authentication(KeyAlgorithm::P384));
+    piv: 12 of CardProfile::piv4();
+    piv_p384: 3 of CardProfile::piv(PivPlan::authentication(KeyAlgorithm::P384));
     piv_with_retired_keys: 15 of piv_with_keys(&[0x9A, 0x9D, 0x82, 0x83, 0x84], CertificateForm::Plain);
     piv_without_a_certificate: 3 of piv_with_keys(&[0x9A, 0x9C], CertificateForm::Absent);
-    openpgp: 7 of Plan::pgp3();
+    openpgp: 7 of CardProfile::pgp3();
     openpgp_p256: 7 of openpgp_with(KeyAlgorithm::P256);
-    openpgp_rsa: 7 of Plan::openpgp(OpenPgpPlan::rsa());
+    openpgp_rsa: 7 of CardProfile::openpgp(OpenPgpPlan::rsa());
 }
 
 /// A PIV card with P-256 keys; the certificate of the last is in this form, the others are plain.
-fn piv_with_keys(references: &[u8], last: CertificateForm) -> Plan {
+fn piv_with_keys(references: &[u8], last: CertificateForm) -> CardProfile {
     let keys = references
         .iter()
         .map(|reference| PivKey::new(*reference, KeyAlgorithm::P256));
@@ -71,11 +71,11 @@ fn piv_with_keys(references: &[u8], last: CertificateForm) -> Plan {
     if let Some(key) = keys.last_mut() {
         key.certificate = last;
     }
-    Plan::piv(PivPlan { keys })
+    CardProfile::piv(PivPlan { keys })
 }
 
 /// What OpenSC's module finds, without and with a login, and the rig it did that in.
-fn opensc(plan: Plan) -> Option<(Rig, Found)> {
+fn opensc(profile: CardProfile) -> Option<(CardFixture, Found)> {
     if !all_installed(&NEEDED) {
         return None;
     }
@@ -83,9 +83,9 @@ fn opensc(plan: Plan) -> Option<(Rig, Found)> {
         skip::because("OpenSC's module is not installed (Debian: opensc-pkcs11)");
         return None;
     };
-    let rig = Rig::pcscd(plan)?;
-    let found = found(&Clients::with_module(&rig, module));
-    Some((rig, found))
+    let fixture = CardFixture::pcscd(profile)?;
+    let found = found(&Clients::with_module(&fixture, module));
+    Some((fixture, found))
 }
 
 fn agree(opensc: &Found, ours: &Clients<'_>, count: usize) {
@@ -173,10 +173,10 @@ fn piv_data_objects_are_those_of_opensc_that_exist() {
     let Some(module) = paths::opensc_module_path().filter(|_| all_installed(&NEEDED)) else {
         return skip::because("OpenSC's module is not installed (Debian: opensc-pkcs11)");
     };
-    let Some(rig) = Rig::pcscd(Plan::piv4()) else {
+    let Some(fixture) = CardFixture::pcscd(CardProfile::piv4()) else {
         return;
     };
-    let opensc = Clients::with_module(&rig, module);
+    let opensc = Clients::with_module(&fixture, module);
     let (listed, existing) = (
         data_labels(&objects(&opensc, &LOGIN)),
         existing_data(&opensc),
@@ -186,9 +186,9 @@ fn piv_data_objects_are_those_of_opensc_that_exist() {
         "OpenSC lists absent ones: {listed:?}"
     );
     assert!(existing.contains("Card Holder Unique Identifier"));
-    let socket = Rig::socket(Plan::piv4());
-    for rig in [&rig, &socket] {
-        let ours = data_labels(&objects(&Clients::of(rig), &LOGIN));
+    let socket = CardFixture::socket(CardProfile::piv4());
+    for fixture in [&fixture, &socket] {
+        let ours = data_labels(&objects(&Clients::of(fixture), &LOGIN));
         assert_eq!(ours, existing);
     }
 }

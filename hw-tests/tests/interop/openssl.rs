@@ -5,14 +5,14 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 use claviger_hw_tests::{
     client::{self, Output},
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, background::Background, openpgp_with,
             openssl::Scheme, piv_with,
         },
     },
     over_both_transports,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
     skip,
 };
 
@@ -28,15 +28,15 @@ const SHA256: Scheme<'_> = Scheme::Hashed("sha256");
 over_both_transports! { NEEDED;
     the_engine_signs_with_a_piv_p256_key: piv_with(KeyAlgorithm::P256);
     the_engine_signs_with_a_piv_rsa_key: piv_with(KeyAlgorithm::Rsa2048);
-    the_engine_asks_again_for_the_pin_of_9c: Plan::piv4();
+    the_engine_asks_again_for_the_pin_of_9c: CardProfile::piv4();
     the_engine_signs_with_an_openpgp_p256_key: openpgp_with(KeyAlgorithm::P256);
-    the_engine_signs_with_an_openpgp_rsa_key: Plan::openpgp(OpenPgpPlan::rsa());
-    the_engine_reads_the_certified_public_key: Plan::piv4();
+    the_engine_signs_with_an_openpgp_rsa_key: CardProfile::openpgp(OpenPgpPlan::rsa());
+    the_engine_reads_the_certified_public_key: CardProfile::piv4();
     the_engine_makes_a_certificate_that_verifies: piv_with(KeyAlgorithm::P256);
     a_tls_server_has_its_key_on_the_card: piv_with(KeyAlgorithm::P256);
-    the_provider_signs_with_piv_keys: Plan::piv4();
+    the_provider_signs_with_piv_keys: CardProfile::piv4();
     the_provider_signs_with_a_piv_rsa_key: piv_with(KeyAlgorithm::Rsa2048);
-    the_provider_signs_with_openpgp_keys: Plan::pgp3();
+    the_provider_signs_with_openpgp_keys: CardProfile::pgp3();
 }
 
 /// How `openssl` reaches the module.
@@ -55,8 +55,8 @@ struct OpenSsl<'a> {
 
 impl<'a> OpenSsl<'a> {
     /// `None`, and the test counted as skipped, where this bridge is not installed.
-    fn with(bridge: Bridge, rig: &'a Rig) -> Option<Self> {
-        let clients = Clients::of(rig);
+    fn with(bridge: Bridge, fixture: &'a CardFixture) -> Option<Self> {
+        let clients = Clients::of(fixture);
         let (trial, missing): (&[&str], _) = match bridge {
             Bridge::Engine => (
                 &["engine", "pkcs11"],
@@ -96,12 +96,12 @@ impl<'a> OpenSsl<'a> {
         })
     }
 
-    fn engine(rig: &'a Rig) -> Option<Self> {
-        Self::with(Bridge::Engine, rig)
+    fn engine(fixture: &'a CardFixture) -> Option<Self> {
+        Self::with(Bridge::Engine, fixture)
     }
 
-    fn provider(rig: &'a Rig) -> Option<Self> {
-        Self::with(Bridge::Provider, rig)
+    fn provider(fixture: &'a CardFixture) -> Option<Self> {
+        Self::with(Bridge::Provider, fixture)
     }
 
     fn command(&self, subcommand: &str) -> Command {
@@ -161,22 +161,22 @@ impl<'a> OpenSsl<'a> {
     }
 }
 
-fn the_engine_signs_with_a_piv_p256_key(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_signs_with_a_piv_p256_key(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     openssl.sign(PIV_SERIAL, "01", "piv-9A", "");
 }
 
-fn the_engine_signs_with_a_piv_rsa_key(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_signs_with_a_piv_rsa_key(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     openssl.sign(PIV_SERIAL, "01", "piv-9A", "");
 }
 
-fn the_engine_asks_again_for_the_pin_of_9c(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_asks_again_for_the_pin_of_9c(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     let output = openssl.sign(PIV_SERIAL, "02", "piv-9C", &format!("{PIN}\n"));
@@ -186,22 +186,22 @@ fn the_engine_asks_again_for_the_pin_of_9c(rig: &Rig) {
 
 /// The engine of libp11 0.4.12 stops at the first key whose type it does not know, so a card that also has
 /// Ed25519 or X25519 keys is beyond it, with any module.
-fn the_engine_signs_with_an_openpgp_p256_key(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_signs_with_an_openpgp_p256_key(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     openssl.sign(OPENPGP_SERIAL, "03", "openpgp-03", "");
 }
 
-fn the_engine_signs_with_an_openpgp_rsa_key(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_signs_with_an_openpgp_rsa_key(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     openssl.sign(OPENPGP_SERIAL, "03", "openpgp-03", "");
 }
 
-fn the_engine_reads_the_certified_public_key(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_reads_the_certified_public_key(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     for (id, certificate) in [
@@ -219,8 +219,8 @@ fn the_engine_reads_the_certified_public_key(rig: &Rig) {
     }
 }
 
-fn the_engine_makes_a_certificate_that_verifies(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn the_engine_makes_a_certificate_that_verifies(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     let clients = &openssl.clients;
@@ -255,8 +255,8 @@ fn the_engine_makes_a_certificate_that_verifies(rig: &Rig) {
     );
 }
 
-fn a_tls_server_has_its_key_on_the_card(rig: &Rig) {
-    let Some(openssl) = OpenSsl::engine(rig) else {
+fn a_tls_server_has_its_key_on_the_card(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::engine(fixture) else {
         return;
     };
     let clients = &openssl.clients;
@@ -293,8 +293,8 @@ fn a_tls_server_has_its_key_on_the_card(rig: &Rig) {
     );
 }
 
-fn the_provider_signs_with_piv_keys(rig: &Rig) {
-    let Some(openssl) = OpenSsl::provider(rig) else {
+fn the_provider_signs_with_piv_keys(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::provider(fixture) else {
         return;
     };
     openssl.sign(PIV_SERIAL, "01", "piv-9A", "");
@@ -302,15 +302,15 @@ fn the_provider_signs_with_piv_keys(rig: &Rig) {
     openssl.sign(PIV_SERIAL, "04", "piv-9E", "");
 }
 
-fn the_provider_signs_with_a_piv_rsa_key(rig: &Rig) {
-    let Some(openssl) = OpenSsl::provider(rig) else {
+fn the_provider_signs_with_a_piv_rsa_key(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::provider(fixture) else {
         return;
     };
     openssl.sign(PIV_SERIAL, "01", "piv-9A", "");
 }
 
-fn the_provider_signs_with_openpgp_keys(rig: &Rig) {
-    let Some(openssl) = OpenSsl::provider(rig) else {
+fn the_provider_signs_with_openpgp_keys(fixture: &CardFixture) {
+    let Some(openssl) = OpenSsl::provider(fixture) else {
         return;
     };
     openssl.sign(OPENPGP_SERIAL, "03", "openpgp-03", "");

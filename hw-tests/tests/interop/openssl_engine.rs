@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 use claviger_hw_tests::{
     client,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
             background::Background,
@@ -15,7 +15,7 @@ use claviger_hw_tests::{
         },
     },
     over_the_socket,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
     skip,
 };
 
@@ -26,19 +26,19 @@ const MESSAGE: &str = "A message for the engine.";
 over_the_socket! { NEEDED;
     a_piv_rsa_key_signs_by_pss: piv_with(KeyAlgorithm::Rsa2048);
     piv_keys_sign_a_hash: piv_with(KeyAlgorithm::P256);
-    an_openpgp_rsa_key_signs_a_hash: Plan::openpgp(OpenPgpPlan::rsa());
-    a_piv_rsa_key_decrypts_with_each_padding: Plan::piv4();
-    an_openpgp_rsa_key_decrypts: Plan::openpgp(OpenPgpPlan::rsa());
+    an_openpgp_rsa_key_signs_a_hash: CardProfile::openpgp(OpenPgpPlan::rsa());
+    a_piv_rsa_key_decrypts_with_each_padding: CardProfile::piv4();
+    an_openpgp_rsa_key_decrypts: CardProfile::openpgp(OpenPgpPlan::rsa());
     a_piv_p256_key_agrees_on_a_secret: piv_key_management(KeyAlgorithm::P256);
     a_piv_p384_key_agrees_on_a_secret: piv_key_management(KeyAlgorithm::P384);
     an_openpgp_p256_key_agrees_on_a_secret: openpgp_with(KeyAlgorithm::P256);
     a_piv_ec_key_signs_cms: piv_with(KeyAlgorithm::P256);
-    an_openpgp_rsa_key_signs_cms: Plan::openpgp(OpenPgpPlan::rsa());
-    a_piv_rsa_key_decrypts_cms: Plan::piv4();
+    an_openpgp_rsa_key_signs_cms: CardProfile::openpgp(OpenPgpPlan::rsa());
+    a_piv_rsa_key_decrypts_cms: CardProfile::piv4();
     a_piv_rsa_key_issues_certificates: piv_with(KeyAlgorithm::Rsa2048);
     a_tls_server_has_an_rsa_key_on_piv: piv_with(KeyAlgorithm::Rsa2048);
     a_tls_server_has_an_ec_key_on_openpgp: openpgp_with(KeyAlgorithm::P256);
-    a_tls_server_has_an_rsa_key_on_openpgp: Plan::openpgp(OpenPgpPlan::rsa());
+    a_tls_server_has_an_rsa_key_on_openpgp: CardProfile::openpgp(OpenPgpPlan::rsa());
     a_tls_client_has_its_key_on_piv: piv_with(KeyAlgorithm::P256);
     a_tls_client_has_an_rsa_key_on_piv: piv_with(KeyAlgorithm::Rsa2048);
 }
@@ -51,8 +51,8 @@ struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     /// `None`, and the test counted as skipped, where the engine is not installed.
-    fn of(rig: &'a Rig) -> Option<Self> {
-        let clients = Clients::of(rig);
+    fn of(fixture: &'a CardFixture) -> Option<Self> {
+        let clients = Clients::of(fixture);
         let mut trial = clients.command("openssl");
         if !clients.run(trial.args(["engine", "pkcs11"])).success() {
             skip::because(
@@ -246,8 +246,8 @@ impl<'a> Engine<'a> {
 }
 
 /// Skips aloud where there is none.
-fn with_engine(rig: &Rig, rule: impl FnOnce(&Engine<'_>)) {
-    if let Some(engine) = Engine::of(rig) {
+fn with_engine(fixture: &CardFixture, rule: impl FnOnce(&Engine<'_>)) {
+    if let Some(engine) = Engine::of(fixture) {
         rule(&engine);
     }
 }
@@ -272,8 +272,8 @@ fn openpgp_key(id: &str) -> String {
     format!("pkcs11:serial={OPENPGP_SERIAL};id=%{id};type=private;pin-value={PIN}")
 }
 
-fn a_piv_rsa_key_signs_by_pss(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_piv_rsa_key_signs_by_pss(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         let clients = &engine.clients;
         let (message, signature) = (clients.file("message", MESSAGE), clients.path("signature"));
         for hash in ["sha256", "sha512"] {
@@ -292,18 +292,20 @@ fn a_piv_rsa_key_signs_by_pss(rig: &Rig) {
     });
 }
 
-fn piv_keys_sign_a_hash(rig: &Rig) {
-    with_engine(rig, |engine| engine.signs_a_hash(&piv_key("01"), "piv-9A"));
+fn piv_keys_sign_a_hash(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
+        engine.signs_a_hash(&piv_key("01"), "piv-9A");
+    });
 }
 
-fn an_openpgp_rsa_key_signs_a_hash(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn an_openpgp_rsa_key_signs_a_hash(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.signs_a_hash(&openpgp_key("03"), "openpgp-03");
     });
 }
 
-fn a_piv_rsa_key_decrypts_with_each_padding(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_piv_rsa_key_decrypts_with_each_padding(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         let public = engine.clients.public_key_of("piv-9D");
         for padding in [
             Padding::Pkcs1,
@@ -316,15 +318,15 @@ fn a_piv_rsa_key_decrypts_with_each_padding(rig: &Rig) {
     });
 }
 
-fn an_openpgp_rsa_key_decrypts(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn an_openpgp_rsa_key_decrypts(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         let public = engine.clients.public_key_on_card("02");
         engine.decrypts(&openpgp_key("02"), &public, Padding::Pkcs1);
     });
 }
 
-fn a_piv_p256_key_agrees_on_a_secret(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_piv_p256_key_agrees_on_a_secret(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.agrees(
             &piv_key("03"),
             &engine.clients.public_key_of("piv-9D"),
@@ -333,8 +335,8 @@ fn a_piv_p256_key_agrees_on_a_secret(rig: &Rig) {
     });
 }
 
-fn a_piv_p384_key_agrees_on_a_secret(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_piv_p384_key_agrees_on_a_secret(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.agrees(
             &piv_key("03"),
             &engine.clients.public_key_of("piv-9D"),
@@ -343,8 +345,8 @@ fn a_piv_p384_key_agrees_on_a_secret(rig: &Rig) {
     });
 }
 
-fn an_openpgp_p256_key_agrees_on_a_secret(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn an_openpgp_p256_key_agrees_on_a_secret(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.agrees(
             &openpgp_key("02"),
             &engine.clients.public_key_on_card("02"),
@@ -353,18 +355,18 @@ fn an_openpgp_p256_key_agrees_on_a_secret(rig: &Rig) {
     });
 }
 
-fn a_piv_ec_key_signs_cms(rig: &Rig) {
-    with_engine(rig, |engine| engine.signs_cms(&piv_key("01"), "piv-9A"));
+fn a_piv_ec_key_signs_cms(fixture: &CardFixture) {
+    with_engine(fixture, |engine| engine.signs_cms(&piv_key("01"), "piv-9A"));
 }
 
-fn an_openpgp_rsa_key_signs_cms(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn an_openpgp_rsa_key_signs_cms(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.signs_cms(&openpgp_key("03"), "openpgp-03");
     });
 }
 
-fn a_piv_rsa_key_decrypts_cms(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_piv_rsa_key_decrypts_cms(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         let (message, sealed) = (
             engine.clients.file("message", MESSAGE),
             engine.clients.path("sealed.p7"),
@@ -392,8 +394,8 @@ fn a_piv_rsa_key_decrypts_cms(rig: &Rig) {
     });
 }
 
-fn a_piv_rsa_key_issues_certificates(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_piv_rsa_key_issues_certificates(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         let clients = &engine.clients;
         let [authority, request, certificate] =
             ["authority.pem", "request.pem", "issued.pem"].map(|name| clients.path(name));
@@ -460,16 +462,16 @@ fn a_piv_rsa_key_issues_certificates(rig: &Rig) {
 }
 
 /// TLS 1.3 wants RSASSA-PSS.
-fn a_tls_server_has_an_rsa_key_on_piv(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_tls_server_has_an_rsa_key_on_piv(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         for version in ["-tls1_2", "-tls1_3"] {
             engine.serves(&piv_key("01"), "piv-9A", &[version], "RSA-PSS");
         }
     });
 }
 
-fn a_tls_server_has_an_ec_key_on_openpgp(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_tls_server_has_an_ec_key_on_openpgp(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         for version in ["-tls1_2", "-tls1_3"] {
             engine.serves(&openpgp_key("03"), "openpgp-03", &[version], "ECDSA");
         }
@@ -477,21 +479,21 @@ fn a_tls_server_has_an_ec_key_on_openpgp(rig: &Rig) {
 }
 
 /// The card pads by PKCS #1 v1.5 only, so the client has to offer that.
-fn a_tls_server_has_an_rsa_key_on_openpgp(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_tls_server_has_an_rsa_key_on_openpgp(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         let client = ["-tls1_2", "-sigalgs", "RSA+SHA256:ECDSA+SHA256"];
         engine.serves(&openpgp_key("03"), "openpgp-03", &client, "RSA");
     });
 }
 
-fn a_tls_client_has_its_key_on_piv(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_tls_client_has_its_key_on_piv(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "ECDSA");
     });
 }
 
-fn a_tls_client_has_an_rsa_key_on_piv(rig: &Rig) {
-    with_engine(rig, |engine| {
+fn a_tls_client_has_an_rsa_key_on_piv(fixture: &CardFixture) {
+    with_engine(fixture, |engine| {
         engine.connects(&piv_key("01"), "piv-9A", "-tls1_3", "RSA-PSS");
     });
 }

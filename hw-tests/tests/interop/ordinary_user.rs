@@ -5,7 +5,7 @@ use std::{env, fs, os::unix::fs::PermissionsExt as _, process::Command, time::Du
 use claviger_hw_tests::{
     client,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{Clients, Needed, all_installed, openssl::Scheme, piv_with},
     },
     paths,
@@ -23,8 +23,8 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// Nobody, in nogroup.
 const NOBODY: &str = "65534";
 
-fn list_and_sign(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn list_and_sign(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let slots = clients.pkcs11_tool(&["--list-slots"]).expect_success();
     assert!(slots.stdout.contains("PIV 00000001"), "{slots}");
     let (message, signature) = (
@@ -58,10 +58,10 @@ fn list_and_sign(rig: &Rig) {
 #[ignore = "runs as another user, from the test below"]
 fn as_this_user() {
     assert!(!rustix::process::geteuid().is_root());
-    let plan = || piv_with(KeyAlgorithm::P256);
-    list_and_sign(&Rig::socket(plan()));
-    if let Some(rig) = Rig::pcscd(plan()) {
-        list_and_sign(&rig);
+    let profile = || piv_with(KeyAlgorithm::P256);
+    list_and_sign(&CardFixture::socket(profile()));
+    if let Some(fixture) = CardFixture::pcscd(profile()) {
+        list_and_sign(&fixture);
     }
 }
 

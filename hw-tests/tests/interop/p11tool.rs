@@ -4,25 +4,25 @@ use std::fs;
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, openssl::Scheme, piv_with},
     },
     over_both_transports,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 2] = [("p11tool", "gnutls-bin"), ("openssl", "openssl")];
 
 over_both_transports! { NEEDED;
-    tokens_of_both_applets_have_urls: Plan::both();
+    tokens_of_both_applets_have_urls: CardProfile::both();
     public_objects_are_listed_without_a_login: piv_with(KeyAlgorithm::P256);
-    all_objects_are_listed_with_a_login: Plan::both();
-    certificates_are_exported_as_they_were_issued: Plan::both();
-    public_keys_are_exported_as_certified: Plan::piv4();
-    an_ed25519_public_key_is_understood: Plan::pgp3();
-    piv_keys_pass_the_signature_test: Plan::piv4();
-    the_openpgp_authentication_key_passes_the_signature_test: Plan::pgp3();
-    openpgp_rsa_keys_pass_the_signature_test: Plan::openpgp(OpenPgpPlan::rsa());
+    all_objects_are_listed_with_a_login: CardProfile::both();
+    certificates_are_exported_as_they_were_issued: CardProfile::both();
+    public_keys_are_exported_as_certified: CardProfile::piv4();
+    an_ed25519_public_key_is_understood: CardProfile::pgp3();
+    piv_keys_pass_the_signature_test: CardProfile::piv4();
+    the_openpgp_authentication_key_passes_the_signature_test: CardProfile::pgp3();
+    openpgp_rsa_keys_pass_the_signature_test: CardProfile::openpgp(OpenPgpPlan::rsa());
 }
 
 /// Type, label and id of one object in p11tool's words.
@@ -47,8 +47,8 @@ fn url(serial: &str, rest: &str) -> String {
     format!("pkcs11:serial={serial}{rest}")
 }
 
-fn tokens_of_both_applets_have_urls(rig: &Rig) {
-    let output = Clients::of(rig)
+fn tokens_of_both_applets_have_urls(fixture: &CardFixture) {
+    let output = Clients::of(fixture)
         .p11tool(None, &["--list-tokens"])
         .expect_success();
     let urls: Vec<&str> = output
@@ -64,8 +64,8 @@ fn tokens_of_both_applets_have_urls(rig: &Rig) {
     assert_eq!(urls, [piv, openpgp], "{output}");
 }
 
-fn public_objects_are_listed_without_a_login(rig: &Rig) {
-    let output = Clients::of(rig)
+fn public_objects_are_listed_without_a_login(fixture: &CardFixture) {
+    let output = Clients::of(fixture)
         .p11tool(None, &["--list-all", &url(PIV_SERIAL, "")])
         .expect_success();
     let objects = objects(&output.stdout);
@@ -83,7 +83,8 @@ fn public_objects_are_listed_without_a_login(rig: &Rig) {
     }
     assert!(!output.stdout.contains("Private key"), "{output}");
     assert_eq!(
-        rig.card()
+        fixture
+            .card()
             .exchanges()
             .iter()
             .filter(|exchange| exchange.header() == [0, 0x20, 0, 0x80])
@@ -93,8 +94,8 @@ fn public_objects_are_listed_without_a_login(rig: &Rig) {
     );
 }
 
-fn all_objects_are_listed_with_a_login(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn all_objects_are_listed_with_a_login(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let list = |serial| {
         let output = clients
             .p11tool(Some(PIN), &["--login", "--list-all", &url(serial, "")])
@@ -173,8 +174,8 @@ fn exported(clients: &Clients<'_>, pin: Option<&str>, what: &[&str], kind: &str)
     fs::read(der).unwrap()
 }
 
-fn certificates_are_exported_as_they_were_issued(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn certificates_are_exported_as_they_were_issued(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for (serial, id, name) in [
         (PIV_SERIAL, "01", "piv-9A"),
         (PIV_SERIAL, "02", "piv-9C"),
@@ -185,14 +186,14 @@ fn certificates_are_exported_as_they_were_issued(rig: &Rig) {
         let url = url(serial, &format!(";id=%{id};type=cert"));
         assert_eq!(
             exported(&clients, None, &["--export", &url], "x509"),
-            rig.certificate(name),
+            fixture.certificate(name),
             "{name}"
         );
     }
 }
 
-fn public_keys_are_exported_as_certified(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn public_keys_are_exported_as_certified(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for (id, name) in [("01", "piv-9A"), ("02", "piv-9C")] {
         let url = url(PIV_SERIAL, &format!(";id=%{id}"));
         let key = exported(
@@ -214,8 +215,8 @@ fn public_keys_are_exported_as_certified(rig: &Rig) {
 }
 
 /// GnuTLS 3.7 has no way to test a signature with it: its test hashes first.
-fn an_ed25519_public_key_is_understood(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn an_ed25519_public_key_is_understood(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let url = url(OPENPGP_SERIAL, ";id=%01");
     let key = clients.file(
         "key",
@@ -243,8 +244,8 @@ fn an_ed25519_public_key_is_understood(rig: &Rig) {
     clients.check(&key, Scheme::EdDsa, &message, &signature);
 }
 
-fn signature_test(rig: &Rig, url: &str) {
-    let output = Clients::of(rig)
+fn signature_test(fixture: &CardFixture, url: &str) {
+    let output = Clients::of(fixture)
         .p11tool(Some(PIN), &["--login", "--test-sign", url])
         .expect_success();
     let said = format!("{}{}", output.stdout, output.stderr);
@@ -260,18 +261,18 @@ fn signature_test(rig: &Rig, url: &str) {
     }
 }
 
-fn piv_keys_pass_the_signature_test(rig: &Rig) {
+fn piv_keys_pass_the_signature_test(fixture: &CardFixture) {
     for id in ["01", "02", "04"] {
-        signature_test(rig, &url(PIV_SERIAL, &format!(";id=%{id}")));
+        signature_test(fixture, &url(PIV_SERIAL, &format!(";id=%{id}")));
     }
 }
 
-fn the_openpgp_authentication_key_passes_the_signature_test(rig: &Rig) {
-    signature_test(rig, &url(OPENPGP_SERIAL, ";id=%03"));
+fn the_openpgp_authentication_key_passes_the_signature_test(fixture: &CardFixture) {
+    signature_test(fixture, &url(OPENPGP_SERIAL, ";id=%03"));
 }
 
-fn openpgp_rsa_keys_pass_the_signature_test(rig: &Rig) {
+fn openpgp_rsa_keys_pass_the_signature_test(fixture: &CardFixture) {
     for id in ["01", "03"] {
-        signature_test(rig, &url(OPENPGP_SERIAL, &format!(";id=%{id}")));
+        signature_test(fixture, &url(OPENPGP_SERIAL, &format!(";id=%{id}")));
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL,
             listing::{Entry, entries},
@@ -14,7 +14,7 @@ use claviger_hw_tests::{
         },
     },
     over_both_transports,
-    provision::{KeyAlgorithm, OpenPgpPlan, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan},
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
@@ -22,28 +22,28 @@ const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
 const MESSAGE: &[u8; 32] = b"What is signed is what was read.";
 
 over_both_transports! { NEEDED;
-    a_card_with_two_applets_is_two_tokens: Plan::both();
-    objects_of_each_token_are_listed: Plan::both();
-    private_objects_appear_with_the_login: Plan::both();
-    mechanisms_are_those_of_the_tokens_keys: Plan::both();
-    certificates_are_read_as_they_were_issued: Plan::both();
-    a_piv_p256_key_signs: Plan::piv4();
-    a_piv_key_that_always_wants_its_pin_signs: Plan::piv4();
+    a_card_with_two_applets_is_two_tokens: CardProfile::both();
+    objects_of_each_token_are_listed: CardProfile::both();
+    private_objects_appear_with_the_login: CardProfile::both();
+    mechanisms_are_those_of_the_tokens_keys: CardProfile::both();
+    certificates_are_read_as_they_were_issued: CardProfile::both();
+    a_piv_p256_key_signs: CardProfile::piv4();
+    a_piv_key_that_always_wants_its_pin_signs: CardProfile::piv4();
     a_piv_p384_key_signs: piv_with(KeyAlgorithm::P384);
     a_piv_rsa_key_signs: piv_with(KeyAlgorithm::Rsa2048);
-    openpgp_ed25519_and_p256_keys_sign: Plan::pgp3();
-    openpgp_rsa_keys_sign: Plan::openpgp(OpenPgpPlan::rsa());
-    a_wrong_pin_reaches_the_piv_card_once: Plan::piv4();
-    the_last_try_shows_in_the_flags_of_openpgp: Plan::pgp3();
-    the_self_test_finds_no_error_on_piv: Plan::piv4();
+    openpgp_ed25519_and_p256_keys_sign: CardProfile::pgp3();
+    openpgp_rsa_keys_sign: CardProfile::openpgp(OpenPgpPlan::rsa());
+    a_wrong_pin_reaches_the_piv_card_once: CardProfile::piv4();
+    the_last_try_shows_in_the_flags_of_openpgp: CardProfile::pgp3();
+    the_self_test_finds_no_error_on_piv: CardProfile::piv4();
     the_self_test_finds_no_error_on_piv_with_rsa_for_authentication: piv_with(KeyAlgorithm::Rsa2048);
-    the_self_test_finds_no_error_on_openpgp: Plan::pgp3();
+    the_self_test_finds_no_error_on_openpgp: CardProfile::pgp3();
     the_self_test_finds_no_error_on_openpgp_with_p256: openpgp_with(KeyAlgorithm::P256);
-    the_self_test_finds_no_error_on_openpgp_with_rsa: Plan::openpgp(OpenPgpPlan::rsa());
+    the_self_test_finds_no_error_on_openpgp_with_rsa: CardProfile::openpgp(OpenPgpPlan::rsa());
 }
 
-fn a_card_with_two_applets_is_two_tokens(rig: &Rig) {
-    let output = Clients::of(rig)
+fn a_card_with_two_applets_is_two_tokens(fixture: &CardFixture) {
+    let output = Clients::of(fixture)
         .pkcs11_tool(&["--list-slots"])
         .expect_success();
     let slots = entries(&output.stdout);
@@ -77,7 +77,7 @@ fn a_card_with_two_applets_is_two_tokens(rig: &Rig) {
         "{output}"
     );
     for (slot, applet) in tokens.iter().zip(["PIV", "OpenPGP"]) {
-        let name = format!("{} {applet}", rig.card().name());
+        let name = format!("{} {applet}", fixture.card().name());
         assert!(slot.headline.ends_with(&name), "{name}\n{output}");
         assert!(
             slot.field("token flags").starts_with("login required"),
@@ -104,8 +104,8 @@ fn ids(objects: &[Entry], class: &str) -> Vec<String> {
         .collect()
 }
 
-fn objects_of_each_token_are_listed(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn objects_of_each_token_are_listed(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let piv = objects(&clients, "PIV 00000001", &[]);
     assert_eq!(ids(&piv, "Certificate Object"), ["01", "02", "03", "04"]);
     assert_eq!(ids(&piv, "Public Key Object"), ["01", "02", "03", "04"]);
@@ -122,8 +122,8 @@ fn objects_of_each_token_are_listed(rig: &Rig) {
     assert_eq!(ids(&openpgp, "Public Key Object"), ["01", "02", "03"]);
 }
 
-fn private_objects_appear_with_the_login(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn private_objects_appear_with_the_login(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let private =
         |token, arguments: &[&str]| ids(&objects(&clients, token, arguments), "Private Key Object");
     let login = ["--login", "--pin", "123456"];
@@ -137,8 +137,8 @@ fn private_objects_appear_with_the_login(rig: &Rig) {
     assert_eq!(private("OpenPGP 00000001", &login), ["01", "02", "03"]);
 }
 
-fn mechanisms_are_those_of_the_tokens_keys(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn mechanisms_are_those_of_the_tokens_keys(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let mechanisms = |token| {
         let output = clients
             .pkcs11_tool(&["--list-mechanisms", "--token-label", token])
@@ -167,8 +167,8 @@ fn mechanisms_are_those_of_the_tokens_keys(rig: &Rig) {
     }
 }
 
-fn certificates_are_read_as_they_were_issued(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn certificates_are_read_as_they_were_issued(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let read = |token, id: &str| {
         let file = clients.path("read");
         let file = file.to_str().unwrap();
@@ -192,17 +192,21 @@ fn certificates_are_read_as_they_were_issued(rig: &Rig) {
         ("03", "piv-9D"),
         ("04", "piv-9E"),
     ] {
-        assert_eq!(read("PIV 00000001", id), rig.certificate(name), "{name}");
+        assert_eq!(
+            read("PIV 00000001", id),
+            fixture.certificate(name),
+            "{name}"
+        );
     }
     assert_eq!(
         read("OpenPGP 00000001", "03"),
-        rig.certificate("openpgp-03")
+        fixture.certificate("openpgp-03")
     );
 }
 
 /// Signs with the key of this id and lets OpenSSL verify.
-fn sign(rig: &Rig, id: &str, mechanism: &str, key: &Path, scheme: Scheme<'_>) {
-    let clients = Clients::of(rig);
+fn sign(fixture: &CardFixture, id: &str, mechanism: &str, key: &Path, scheme: Scheme<'_>) {
+    let clients = Clients::of(fixture);
     let (message, signature) = (clients.file("message", MESSAGE), clients.path("signature"));
     let _ = fs::remove_file(&signature);
     let what = [
@@ -226,35 +230,77 @@ fn sign(rig: &Rig, id: &str, mechanism: &str, key: &Path, scheme: Scheme<'_>) {
     clients.check(key, scheme, &message, &signature);
 }
 
-fn a_piv_p256_key_signs(rig: &Rig) {
-    let key = Clients::of(rig).public_key_of("piv-9A");
-    sign(rig, "01", "ECDSA-SHA256", &key, Scheme::Hashed("sha256"));
-    sign(rig, "01", "ECDSA-SHA512", &key, Scheme::Hashed("sha512"));
-    sign(rig, "01", "ECDSA", &key, Scheme::Bare);
+fn a_piv_p256_key_signs(fixture: &CardFixture) {
+    let key = Clients::of(fixture).public_key_of("piv-9A");
+    sign(
+        fixture,
+        "01",
+        "ECDSA-SHA256",
+        &key,
+        Scheme::Hashed("sha256"),
+    );
+    sign(
+        fixture,
+        "01",
+        "ECDSA-SHA512",
+        &key,
+        Scheme::Hashed("sha512"),
+    );
+    sign(fixture, "01", "ECDSA", &key, Scheme::Bare);
 }
 
 /// 9C is refused by the card unless VERIFY is the command right before: the PIN is given twice.
-fn a_piv_key_that_always_wants_its_pin_signs(rig: &Rig) {
-    let key = Clients::of(rig).public_key_of("piv-9C");
-    sign(rig, "02", "SHA256-RSA-PKCS", &key, Scheme::Hashed("sha256"));
-    sign(rig, "02", "RSA-PKCS", &key, Scheme::Bare);
+fn a_piv_key_that_always_wants_its_pin_signs(fixture: &CardFixture) {
+    let key = Clients::of(fixture).public_key_of("piv-9C");
+    sign(
+        fixture,
+        "02",
+        "SHA256-RSA-PKCS",
+        &key,
+        Scheme::Hashed("sha256"),
+    );
+    sign(fixture, "02", "RSA-PKCS", &key, Scheme::Bare);
 }
 
-fn a_piv_p384_key_signs(rig: &Rig) {
-    let key = Clients::of(rig).public_key_of("piv-9A");
-    sign(rig, "01", "ECDSA-SHA384", &key, Scheme::Hashed("sha384"));
-    sign(rig, "01", "ECDSA-SHA256", &key, Scheme::Hashed("sha256"));
+fn a_piv_p384_key_signs(fixture: &CardFixture) {
+    let key = Clients::of(fixture).public_key_of("piv-9A");
+    sign(
+        fixture,
+        "01",
+        "ECDSA-SHA384",
+        &key,
+        Scheme::Hashed("sha384"),
+    );
+    sign(
+        fixture,
+        "01",
+        "ECDSA-SHA256",
+        &key,
+        Scheme::Hashed("sha256"),
+    );
 }
 
-fn a_piv_rsa_key_signs(rig: &Rig) {
-    let key = Clients::of(rig).public_key_of("piv-9A");
-    sign(rig, "01", "RSA-PKCS", &key, Scheme::Bare);
-    sign(rig, "01", "SHA256-RSA-PKCS", &key, Scheme::Hashed("sha256"));
-    sign(rig, "01", "SHA512-RSA-PKCS", &key, Scheme::Hashed("sha512"));
+fn a_piv_rsa_key_signs(fixture: &CardFixture) {
+    let key = Clients::of(fixture).public_key_of("piv-9A");
+    sign(fixture, "01", "RSA-PKCS", &key, Scheme::Bare);
+    sign(
+        fixture,
+        "01",
+        "SHA256-RSA-PKCS",
+        &key,
+        Scheme::Hashed("sha256"),
+    );
+    sign(
+        fixture,
+        "01",
+        "SHA512-RSA-PKCS",
+        &key,
+        Scheme::Hashed("sha512"),
+    );
 }
 
-fn openpgp_ed25519_and_p256_keys_sign(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn openpgp_ed25519_and_p256_keys_sign(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let ed25519 = clients.path("ed25519.pem");
     let what = [
         "--read-object",
@@ -266,17 +312,23 @@ fn openpgp_ed25519_and_p256_keys_sign(rig: &Rig) {
         ed25519.to_str().unwrap(),
     ];
     clients.pkcs11_tool(&what).expect_success();
-    sign(rig, "01", "EDDSA", &ed25519, Scheme::EdDsa);
+    sign(fixture, "01", "EDDSA", &ed25519, Scheme::EdDsa);
     let p256 = clients.public_key_of("openpgp-03");
-    sign(rig, "03", "ECDSA-SHA256", &p256, Scheme::Hashed("sha256"));
-    sign(rig, "03", "ECDSA", &p256, Scheme::Bare);
+    sign(
+        fixture,
+        "03",
+        "ECDSA-SHA256",
+        &p256,
+        Scheme::Hashed("sha256"),
+    );
+    sign(fixture, "03", "ECDSA", &p256, Scheme::Bare);
 }
 
-fn openpgp_rsa_keys_sign(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn openpgp_rsa_keys_sign(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let authentication = clients.public_key_of("openpgp-03");
     sign(
-        rig,
+        fixture,
         "03",
         "SHA256-RSA-PKCS",
         &authentication,
@@ -294,14 +346,14 @@ fn openpgp_rsa_keys_sign(rig: &Rig) {
     ];
     clients.pkcs11_tool(&what).expect_success();
     sign(
-        rig,
+        fixture,
         "01",
         "SHA256-RSA-PKCS",
         &signature,
         Scheme::Hashed("sha256"),
     );
     sign(
-        rig,
+        fixture,
         "01",
         "SHA512-RSA-PKCS",
         &signature,
@@ -317,11 +369,11 @@ fn try_a_wrong_pin(clients: &Clients<'_>) {
     );
 }
 
-fn a_wrong_pin_reaches_the_piv_card_once(rig: &Rig) {
-    rig.card().zero();
-    try_a_wrong_pin(&Clients::of(rig));
+fn a_wrong_pin_reaches_the_piv_card_once(fixture: &CardFixture) {
+    fixture.card().zero();
+    try_a_wrong_pin(&Clients::of(fixture));
     let with_a_pin = |command: &[u8]| matches!(command, [0, 0x20, 0, 0x80, 8, ..]);
-    let answers: Vec<_> = rig
+    let answers: Vec<_> = fixture
         .card()
         .exchanges()
         .into_iter()
@@ -331,8 +383,8 @@ fn a_wrong_pin_reaches_the_piv_card_once(rig: &Rig) {
     assert_eq!(answers[0].response, [0x63, 0xC2]);
 }
 
-fn the_last_try_shows_in_the_flags_of_openpgp(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn the_last_try_shows_in_the_flags_of_openpgp(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let flags = || {
         let slots = entries(
             &clients
@@ -360,8 +412,8 @@ fn the_last_try_shows_in_the_flags_of_openpgp(rig: &Rig) {
 }
 
 /// `pkcs11-tool --test` exits with 0 whatever it finds; what it says counts.
-fn self_test(rig: &Rig) -> String {
-    let output = Clients::of(rig)
+fn self_test(fixture: &CardFixture) -> String {
+    let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&["--test"])
         .expect_success();
     let said = format!("{}{}", output.stdout, output.stderr);
@@ -370,8 +422,8 @@ fn self_test(rig: &Rig) -> String {
     said
 }
 
-fn the_self_test_finds_no_error_on_piv(rig: &Rig) {
-    let said = self_test(rig);
+fn the_self_test_finds_no_error_on_piv(fixture: &CardFixture) {
+    let said = self_test(fixture);
     assert!(
         said.contains("all 4 signature functions seem to work"),
         "{said}"
@@ -379,19 +431,19 @@ fn the_self_test_finds_no_error_on_piv(rig: &Rig) {
     assert!(said.contains("SHA256-RSA-PKCS: OK"), "{said}");
 }
 
-fn the_self_test_finds_no_error_on_piv_with_rsa_for_authentication(rig: &Rig) {
-    the_self_test_finds_no_error_on_piv(rig);
+fn the_self_test_finds_no_error_on_piv_with_rsa_for_authentication(fixture: &CardFixture) {
+    the_self_test_finds_no_error_on_piv(fixture);
 }
 
 /// `pkcs11-tool` tests signatures of RSA keys only.
-fn the_self_test_finds_no_error_on_openpgp(rig: &Rig) {
-    self_test(rig);
+fn the_self_test_finds_no_error_on_openpgp(fixture: &CardFixture) {
+    self_test(fixture);
 }
 
-fn the_self_test_finds_no_error_on_openpgp_with_p256(rig: &Rig) {
-    self_test(rig);
+fn the_self_test_finds_no_error_on_openpgp_with_p256(fixture: &CardFixture) {
+    self_test(fixture);
 }
 
-fn the_self_test_finds_no_error_on_openpgp_with_rsa(rig: &Rig) {
-    the_self_test_finds_no_error_on_piv(rig);
+fn the_self_test_finds_no_error_on_openpgp_with_rsa(fixture: &CardFixture) {
+    the_self_test_finds_no_error_on_piv(fixture);
 }

@@ -8,7 +8,7 @@ use std::{
 use claviger_hw_tests::{
     client::Output,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed,
             listing::{Entry, entries},
@@ -18,7 +18,7 @@ use claviger_hw_tests::{
         },
     },
     over_the_socket,
-    provision::{KeyAlgorithm, OpenPgpPlan, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan},
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
@@ -33,13 +33,13 @@ const HASHES: [(&str, &str); 5] = [
 ];
 
 over_the_socket! { NEEDED;
-    each_mechanism_of_each_piv_key_works: Plan::piv4();
+    each_mechanism_of_each_piv_key_works: CardProfile::piv4();
     each_mechanism_of_a_piv_p384_key_works: piv_with(KeyAlgorithm::P384);
-    each_mechanism_of_each_openpgp_key_works: Plan::pgp3();
+    each_mechanism_of_each_openpgp_key_works: CardProfile::pgp3();
     each_mechanism_of_each_openpgp_p256_key_works: openpgp_with(KeyAlgorithm::P256);
     each_mechanism_of_each_openpgp_p521_key_works: openpgp_with(KeyAlgorithm::P521);
-    each_mechanism_of_each_openpgp_rsa_key_works: Plan::openpgp(OpenPgpPlan::rsa());
-    each_mechanism_of_a_key_is_in_the_list_of_its_token: Plan::both();
+    each_mechanism_of_each_openpgp_rsa_key_works: CardProfile::openpgp(OpenPgpPlan::rsa());
+    each_mechanism_of_a_key_is_in_the_list_of_its_token: CardProfile::both();
 }
 
 /// A private key of the listing, and its public half as OpenSSL reads it.
@@ -302,8 +302,8 @@ impl<'a> Key<'a> {
 }
 
 /// Every key of the card with every mechanism it lists; `expected` are keys and some that each must list.
-fn each_mechanism_works(rig: &Rig, expected: &[(&str, &[&str])]) {
-    let clients = Clients::of(rig);
+fn each_mechanism_works(fixture: &CardFixture, expected: &[(&str, &[&str])]) {
+    let clients = Clients::of(fixture);
     let keys = Key::all(&clients);
     let ids: Vec<&str> = keys.iter().map(|key| key.id.as_str()).collect();
     let expected_ids: Vec<&str> = expected.iter().map(|(id, _)| *id).collect();
@@ -335,46 +335,49 @@ const RSA_DECRYPTS: &[&str] = &["RSA-PKCS", "RSA-PKCS-OAEP"];
 const EC_SIGNS: &[&str] = &["ECDSA", "ECDSA-SHA256", "ECDSA-SHA384", "ECDSA-SHA512"];
 const EC_DERIVES: &[&str] = &["ECDH1-DERIVE"];
 
-fn each_mechanism_of_each_piv_key_works(rig: &Rig) {
+fn each_mechanism_of_each_piv_key_works(fixture: &CardFixture) {
     let expected = [
         ("01", EC_SIGNS),
         ("02", RSA_SIGNS),
         ("03", RSA_DECRYPTS),
         ("04", EC_SIGNS),
     ];
-    each_mechanism_works(rig, &expected);
+    each_mechanism_works(fixture, &expected);
 }
 
-fn each_mechanism_of_a_piv_p384_key_works(rig: &Rig) {
-    each_mechanism_works(rig, &[("01", EC_SIGNS)]);
+fn each_mechanism_of_a_piv_p384_key_works(fixture: &CardFixture) {
+    each_mechanism_works(fixture, &[("01", EC_SIGNS)]);
 }
 
-fn each_mechanism_of_each_openpgp_key_works(rig: &Rig) {
+fn each_mechanism_of_each_openpgp_key_works(fixture: &CardFixture) {
     each_mechanism_works(
-        rig,
+        fixture,
         &[("01", &["EDDSA"]), ("02", EC_DERIVES), ("03", EC_SIGNS)],
     );
 }
 
-fn each_mechanism_of_each_openpgp_p256_key_works(rig: &Rig) {
+fn each_mechanism_of_each_openpgp_p256_key_works(fixture: &CardFixture) {
     each_mechanism_works(
-        rig,
+        fixture,
         &[("01", EC_SIGNS), ("02", EC_DERIVES), ("03", EC_SIGNS)],
     );
 }
 
-fn each_mechanism_of_each_openpgp_p521_key_works(rig: &Rig) {
-    each_mechanism_of_each_openpgp_p256_key_works(rig);
+fn each_mechanism_of_each_openpgp_p521_key_works(fixture: &CardFixture) {
+    each_mechanism_of_each_openpgp_p256_key_works(fixture);
 }
 
 /// The card pads and removes the padding itself, by PKCS #1 v1.5.
-fn each_mechanism_of_each_openpgp_rsa_key_works(rig: &Rig) {
+fn each_mechanism_of_each_openpgp_rsa_key_works(fixture: &CardFixture) {
     let signs = &["RSA-PKCS", "SHA256-RSA-PKCS", "SHA512-RSA-PKCS"];
-    each_mechanism_works(rig, &[("01", signs), ("02", &["RSA-PKCS"]), ("03", signs)]);
+    each_mechanism_works(
+        fixture,
+        &[("01", signs), ("02", &["RSA-PKCS"]), ("03", signs)],
+    );
 }
 
-fn each_mechanism_of_a_key_is_in_the_list_of_its_token(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn each_mechanism_of_a_key_is_in_the_list_of_its_token(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for token in ["PIV 00000001", "OpenPGP 00000001"] {
         let of_token = ["--token-label", token];
         let list = |what: &[&str]| {

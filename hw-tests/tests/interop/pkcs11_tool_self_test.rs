@@ -5,31 +5,31 @@ use std::{collections::BTreeSet, fs};
 use claviger_hw_tests::{
     client::Output,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{Clients, Needed, openssl::Padding},
     },
     over_the_socket,
-    provision::{OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
 
 over_the_socket! { NEEDED;
-    the_self_test_signs_verifies_and_decrypts_with_piv_keys: Plan::both();
-    the_self_test_finds_no_error_on_openpgp_keys: Plan::both();
-    the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys: Plan::openpgp(OpenPgpPlan::rsa());
-    the_test_of_ec_makes_no_key_for_the_user: Plan::both();
-    the_test_of_ec_signs_with_a_new_piv_key: Plan::both();
-    a_forked_child_initializes_for_itself: Plan::both();
-    threads_of_one_process_share_a_token: Plan::piv4();
-    threads_of_one_process_share_an_openpgp_token: Plan::pgp3();
-    a_second_initialization_is_told_so: Plan::piv4();
-    hashes_are_those_of_openssl: Plan::piv4();
-    hashes_of_an_openpgp_token_are_those_of_openssl: Plan::pgp3();
-    random_bytes_differ_each_time: Plan::piv4();
-    random_bytes_of_an_openpgp_token_differ_each_time: Plan::pgp3();
-    mechanisms_of_the_cards_keys_carry_the_flag_of_hardware: Plan::both();
-    no_object_comes_to_stay_by_unwrapping: Plan::openpgp(OpenPgpPlan::rsa());
+    the_self_test_signs_verifies_and_decrypts_with_piv_keys: CardProfile::both();
+    the_self_test_finds_no_error_on_openpgp_keys: CardProfile::both();
+    the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys: CardProfile::openpgp(OpenPgpPlan::rsa());
+    the_test_of_ec_makes_no_key_for_the_user: CardProfile::both();
+    the_test_of_ec_signs_with_a_new_piv_key: CardProfile::both();
+    a_forked_child_initializes_for_itself: CardProfile::both();
+    threads_of_one_process_share_a_token: CardProfile::piv4();
+    threads_of_one_process_share_an_openpgp_token: CardProfile::pgp3();
+    a_second_initialization_is_told_so: CardProfile::piv4();
+    hashes_are_those_of_openssl: CardProfile::piv4();
+    hashes_of_an_openpgp_token_are_those_of_openssl: CardProfile::pgp3();
+    random_bytes_differ_each_time: CardProfile::piv4();
+    random_bytes_of_an_openpgp_token_differ_each_time: CardProfile::pgp3();
+    mechanisms_of_the_cards_keys_carry_the_flag_of_hardware: CardProfile::both();
+    no_object_comes_to_stay_by_unwrapping: CardProfile::openpgp(OpenPgpPlan::rsa());
 }
 
 fn said(output: &Output) -> String {
@@ -62,8 +62,11 @@ fn tests(said: &str, steps: &[&str]) {
     }
 }
 
-fn the_self_test_signs_verifies_and_decrypts_with_piv_keys(rig: &Rig) {
-    let said = passes(&Clients::of(rig), &["--token-label", TOKENS[0], "--test"]);
+fn the_self_test_signs_verifies_and_decrypts_with_piv_keys(fixture: &CardFixture) {
+    let said = passes(
+        &Clients::of(fixture),
+        &["--token-label", TOKENS[0], "--test"],
+    );
     let steps = [
         "all 4 signature functions seem to work",
         "RSA-X-509: OK",
@@ -76,15 +79,18 @@ fn the_self_test_signs_verifies_and_decrypts_with_piv_keys(rig: &Rig) {
 }
 
 /// It knows no use for keys that are not RSA.
-fn the_self_test_finds_no_error_on_openpgp_keys(rig: &Rig) {
+fn the_self_test_finds_no_error_on_openpgp_keys(fixture: &CardFixture) {
     tests(
-        &passes(&Clients::of(rig), &["--token-label", TOKENS[1], "--test"]),
+        &passes(
+            &Clients::of(fixture),
+            &["--token-label", TOKENS[1], "--test"],
+        ),
         &[],
     );
 }
 
-fn the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys(rig: &Rig) {
-    let said = passes(&Clients::of(rig), &["--test"]);
+fn the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys(fixture: &CardFixture) {
+    let said = passes(&Clients::of(fixture), &["--test"]);
     let steps = [
         "all 4 signature functions seem to work",
         "SHA256-RSA-PKCS: OK",
@@ -104,14 +110,14 @@ fn test_of_ec(clients: &Clients<'_>, login: &[&str], token: &str, id: &str) -> O
     clients.pkcs11_tool(&[&["--login"], login, &test, &key].concat())
 }
 
-fn the_test_of_ec_makes_no_key_for_the_user(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn the_test_of_ec_makes_no_key_for_the_user(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for (token, id) in TOKENS.into_iter().zip(["04", "03"]) {
         let output = test_of_ec(&clients, &["--pin", PIN], token, id);
         let refused = "C_GenerateKeyPair failed: rv = CKR_USER_NOT_LOGGED_IN";
         assert!(output.stderr.contains(refused), "{output}");
     }
-    let exchanges = rig.card().exchanges();
+    let exchanges = fixture.card().exchanges();
     let generated = exchanges
         .iter()
         .any(|exchange| exchange.header()[1] == 0x47);
@@ -120,9 +126,9 @@ fn the_test_of_ec_makes_no_key_for_the_user(rig: &Rig) {
 
 /// The key for card authentication signs without the user's PIN. It can be neither renamed nor deleted on the card,
 /// which is where the test of EC ends.
-fn the_test_of_ec_signs_with_a_new_piv_key(rig: &Rig) {
+fn the_test_of_ec_signs_with_a_new_piv_key(fixture: &CardFixture) {
     let officer = ["--login-type", "so", "--so-pin", MANAGEMENT_KEY];
-    let output = test_of_ec(&Clients::of(rig), &officer, TOKENS[0], "04");
+    let output = test_of_ec(&Clients::of(fixture), &officer, TOKENS[0], "04");
     for step in [
         "Key pair generated:",
         "*** Doing a signature ***",
@@ -137,8 +143,8 @@ fn the_test_of_ec_signs_with_a_new_piv_key(rig: &Rig) {
     }
 }
 
-fn a_forked_child_initializes_for_itself(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn a_forked_child_initializes_for_itself(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for token in TOKENS {
         let output = clients
             .pkcs11_tool_logged_in(&["--token-label", token, "--test-fork", "--list-objects"])
@@ -151,10 +157,10 @@ fn a_forked_child_initializes_for_itself(rig: &Rig) {
 }
 
 /// Each thread initializes, lists the slots and reads the token's information, while the main thread tests.
-fn threads_of_one_process_share_a_token(rig: &Rig) {
+fn threads_of_one_process_share_a_token(fixture: &CardFixture) {
     let thread = ["--test-threads", "ILGISLT0"];
     let arguments = [&thread[..], &thread, &thread, &thread, &["--test"]].concat();
-    let output = Clients::of(rig)
+    let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&arguments)
         .expect_success();
     assert!(output.stdout.contains("No errors\n"), "{output}");
@@ -170,13 +176,13 @@ fn threads_of_one_process_share_a_token(rig: &Rig) {
     assert!(!said.contains("some errors"), "{output}");
 }
 
-fn threads_of_one_process_share_an_openpgp_token(rig: &Rig) {
-    threads_of_one_process_share_a_token(rig);
+fn threads_of_one_process_share_an_openpgp_token(fixture: &CardFixture) {
+    threads_of_one_process_share_a_token(fixture);
 }
 
 /// A thread and the main thread initialize: the later one is told.
-fn a_second_initialization_is_told_so(rig: &Rig) {
-    let output = Clients::of(rig)
+fn a_second_initialization_is_told_so(fixture: &CardFixture) {
+    let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&["--test-threads", "IN", "--list-objects"])
         .expect_success();
     assert!(
@@ -196,8 +202,8 @@ fn with_flag(clients: &Clients<'_>, token: &str, flag: &str) -> BTreeSet<String>
     output.stdout.lines().filter(flagged).map(name).collect()
 }
 
-fn hashes(rig: &Rig, token: &str) {
-    let clients = Clients::of(rig);
+fn hashes(fixture: &CardFixture, token: &str) {
+    let clients = Clients::of(fixture);
     let names = [
         ("SHA-1", "sha1"),
         ("SHA224", "sha224"),
@@ -234,16 +240,16 @@ fn hashes(rig: &Rig, token: &str) {
     }
 }
 
-fn hashes_are_those_of_openssl(rig: &Rig) {
-    hashes(rig, TOKENS[0]);
+fn hashes_are_those_of_openssl(fixture: &CardFixture) {
+    hashes(fixture, TOKENS[0]);
 }
 
-fn hashes_of_an_openpgp_token_are_those_of_openssl(rig: &Rig) {
-    hashes(rig, TOKENS[1]);
+fn hashes_of_an_openpgp_token_are_those_of_openssl(fixture: &CardFixture) {
+    hashes(fixture, TOKENS[1]);
 }
 
-fn random_bytes_differ_each_time(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn random_bytes_differ_each_time(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let mut seen = BTreeSet::new();
     for length in [1, 16, 16, 300, 300, 5000, 5000] {
         let file = clients.path("random");
@@ -267,13 +273,13 @@ fn random_bytes_differ_each_time(rig: &Rig) {
     }
 }
 
-fn random_bytes_of_an_openpgp_token_differ_each_time(rig: &Rig) {
-    random_bytes_differ_each_time(rig);
+fn random_bytes_of_an_openpgp_token_differ_each_time(fixture: &CardFixture) {
+    random_bytes_differ_each_time(fixture);
 }
 
 /// Signing and decrypting mechanisms of keys on the card are the card's own: they carry the flag `hw`.
-fn mechanisms_of_the_cards_keys_carry_the_flag_of_hardware(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn mechanisms_of_the_cards_keys_carry_the_flag_of_hardware(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for token in TOKENS {
         let hardware = with_flag(&clients, token, "hw");
         for name in ["sign", "decrypt", "derive"] {
@@ -294,8 +300,8 @@ fn mechanisms_of_the_cards_keys_carry_the_flag_of_hardware(rig: &Rig) {
 }
 
 /// `pkcs11-tool` unwraps to an object of the token only, and there is no place for one on the card.
-fn no_object_comes_to_stay_by_unwrapping(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn no_object_comes_to_stay_by_unwrapping(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let secret = clients.file("secret", [7; 16]);
     let key = clients.public_key_on_card("02");
     let wrapped = clients.encrypted(&key, Padding::Pkcs1, &secret);

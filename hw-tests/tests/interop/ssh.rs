@@ -15,11 +15,11 @@ use std::{
 use claviger_hw_tests::{
     client::Output,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{Clients, Needed, background::Background, piv_with},
     },
     over_both_transports, paths,
-    provision::{KeyAlgorithm, OpenPgpPlan, PIN, Plan},
+    provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 5] = [
@@ -31,12 +31,12 @@ const NEEDED: [Needed; 5] = [
 ];
 
 over_both_transports! { NEEDED;
-    ssh_keygen_prints_the_certified_piv_keys: Plan::piv4();
-    ssh_keygen_prints_the_certified_openpgp_key: Plan::pgp3();
+    ssh_keygen_prints_the_certified_piv_keys: CardProfile::piv4();
+    ssh_keygen_prints_the_certified_openpgp_key: CardProfile::pgp3();
     a_login_with_a_piv_p256_key: piv_with(KeyAlgorithm::P256);
     a_login_with_a_piv_rsa_key: piv_with(KeyAlgorithm::Rsa2048);
-    a_login_with_the_openpgp_authentication_key: Plan::pgp3();
-    a_login_with_an_openpgp_rsa_key: Plan::openpgp(OpenPgpPlan::rsa());
+    a_login_with_the_openpgp_authentication_key: CardProfile::pgp3();
+    a_login_with_an_openpgp_rsa_key: CardProfile::openpgp(OpenPgpPlan::rsa());
     a_wrong_pin_adds_no_key_and_costs_one_try: piv_with(KeyAlgorithm::P256);
 }
 
@@ -69,8 +69,8 @@ fn keys_of_the_card(clients: &Clients<'_>) -> Output {
         .expect_success()
 }
 
-fn ssh_keygen_prints_the_certified_piv_keys(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn ssh_keygen_prints_the_certified_piv_keys(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let output = keys_of_the_card(&clients);
     let expected = ["piv-9A", "piv-9C", "piv-9D", "piv-9E"].map(|name| certified(&clients, name));
     assert_eq!(keys(&output.stdout), expected, "{output}");
@@ -91,8 +91,8 @@ fn ssh_keygen_prints_the_certified_piv_keys(rig: &Rig) {
 }
 
 /// Ed25519 keys of tokens are known to OpenSSH 10.1 and later, X25519 keys are not for ssh.
-fn ssh_keygen_prints_the_certified_openpgp_key(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn ssh_keygen_prints_the_certified_openpgp_key(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let output = keys_of_the_card(&clients);
     let mut printed = keys(&output.stdout);
     printed.retain(|(kind, _)| kind != "ssh-ed25519");
@@ -249,8 +249,8 @@ fn sshd(clients: &Clients<'_>, host_key: &Path, authorized: &str, log: &Path) ->
     sshd
 }
 
-fn log_in(rig: &Rig, certificate: &str) {
-    let clients = Clients::of(rig);
+fn log_in(fixture: &CardFixture, certificate: &str) {
+    let clients = Clients::of(fixture);
     let agent = Agent::start(&clients, PIN);
     agent.ssh_add("-s").expect_success();
     let key = certified(&clients, certificate);
@@ -271,31 +271,31 @@ fn log_in(rig: &Rig, certificate: &str) {
     );
 }
 
-fn a_login_with_a_piv_p256_key(rig: &Rig) {
-    log_in(rig, "piv-9A");
+fn a_login_with_a_piv_p256_key(fixture: &CardFixture) {
+    log_in(fixture, "piv-9A");
 }
 
-fn a_login_with_a_piv_rsa_key(rig: &Rig) {
-    log_in(rig, "piv-9A");
+fn a_login_with_a_piv_rsa_key(fixture: &CardFixture) {
+    log_in(fixture, "piv-9A");
 }
 
-fn a_login_with_the_openpgp_authentication_key(rig: &Rig) {
-    log_in(rig, "openpgp-03");
+fn a_login_with_the_openpgp_authentication_key(fixture: &CardFixture) {
+    log_in(fixture, "openpgp-03");
 }
 
-fn a_login_with_an_openpgp_rsa_key(rig: &Rig) {
-    log_in(rig, "openpgp-03");
+fn a_login_with_an_openpgp_rsa_key(fixture: &CardFixture) {
+    log_in(fixture, "openpgp-03");
 }
 
-fn a_wrong_pin_adds_no_key_and_costs_one_try(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn a_wrong_pin_adds_no_key_and_costs_one_try(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let agent = Agent::start(&clients, "654321");
-    rig.card().zero();
+    fixture.card().zero();
     let refused = agent.ssh_add("-s");
     assert!(!refused.success(), "{refused}");
     assert!(!agent.list().success(), "nothing was added");
     let verify = |command: &[u8]| matches!(command, [0, 0x20, 0, 0x80, 8, ..]);
-    let exchanges = rig.card().exchanges();
+    let exchanges = fixture.card().exchanges();
     let tries = exchanges
         .iter()
         .filter(|exchange| verify(&exchange.command));

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::{
             Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, all_installed,
             listing::{Entry, entries},
         },
     },
     over_the_socket,
-    provision::{PIN, Plan},
+    provision::{CardProfile, PIN},
 };
 
 const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("p11tool", "gnutls-bin")];
@@ -22,7 +22,7 @@ const OTHER_PIV_SERIAL: &str = "2d70697600000002";
 const OTHER_OPENPGP_SERIAL: &str = "000f00000002";
 
 over_the_socket! { NEEDED;
-    the_names_of_a_token_stay_when_its_card_comes_back: Plan::both();
+    the_names_of_a_token_stay_when_its_card_comes_back: CardProfile::both();
 }
 
 /// Slots in all, and the serial numbers of the tokens in them.
@@ -52,10 +52,10 @@ fn urls(clients: &Clients<'_>) -> Vec<String> {
 }
 
 /// pcscd sees a moment later that cards have moved, of one reader after the other, also in the middle of a listing.
-fn urls_once_they_are(rig: &Rig, expected: &[String]) -> Vec<String> {
+fn urls_once_they_are(fixture: &CardFixture, expected: &[String]) -> Vec<String> {
     let deadline = Instant::now() + HANG;
     loop {
-        let urls = urls(&Clients::of(rig));
+        let urls = urls(&Clients::of(fixture));
         if urls == expected || Instant::now() > deadline {
             return urls;
         }
@@ -63,22 +63,22 @@ fn urls_once_they_are(rig: &Rig, expected: &[String]) -> Vec<String> {
     }
 }
 
-fn the_names_of_a_token_stay_when_its_card_comes_back(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn the_names_of_a_token_stay_when_its_card_comes_back(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let before = urls(&clients);
     assert_eq!(before.len(), 2);
-    rig.remove();
+    fixture.remove();
     assert_eq!(urls(&clients).len(), 0);
-    rig.insert();
-    rig.settle();
+    fixture.insert();
+    fixture.wait_until_seen();
     assert_eq!(urls(&clients), before, "after it was pulled and put in");
-    rig.reset();
+    fixture.reset();
     assert_eq!(urls(&clients), before, "after a reset");
 }
 
 /// Each token's key 01 is the one its serial number says, and no other's.
-fn each_key_has_a_url_of_its_own(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn each_key_has_a_url_of_its_own(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     let tokens = urls(&clients);
     let mut unique = tokens.clone();
     unique.dedup();
@@ -114,8 +114,8 @@ fn each_key_has_a_url_of_its_own(rig: &Rig) {
 }
 
 /// A token is found by its label where its card was put second.
-fn a_token_is_found_by_its_label(rig: &Rig) {
-    let clients = Clients::of(rig);
+fn a_token_is_found_by_its_label(fixture: &CardFixture) {
+    let clients = Clients::of(fixture);
     for (label, serial) in [
         ("PIV 00000002", OTHER_PIV_SERIAL),
         ("OpenPGP 00000002", OTHER_OPENPGP_SERIAL),
@@ -131,24 +131,24 @@ fn a_token_is_found_by_its_label(rig: &Rig) {
         ];
         let output = clients.pkcs11_tool_logged_in(&token).expect_success();
         assert!(output.stdout.contains("Public Key Object"), "{output}");
-        let only = Clients::with_settings(rig, &format!("tokens.allow = [\"{serial}\"]"));
+        let only = Clients::with_settings(fixture, &format!("tokens.allow = [\"{serial}\"]"));
         assert_eq!(tokens(&only).1, [serial]);
     }
 }
 
-fn two_cards() -> [Plan; 2] {
-    [Plan::both(), Plan::both().serial(2)]
+fn two_cards() -> [CardProfile; 2] {
+    [CardProfile::both(), CardProfile::both().serial(2)]
 }
 
 #[test]
 fn two_cards_are_distinguished_over_the_socket_reader_also_after_a_restart() {
     if all_installed(&NEEDED) {
-        let mut rig = Rig::socket_cards(&two_cards());
-        each_key_has_a_url_of_its_own(&rig);
-        a_token_is_found_by_its_label(&rig);
-        let before = urls(&Clients::of(&rig));
-        rig.restart_service();
-        assert_eq!(urls(&Clients::of(&rig)), before);
+        let mut fixture = CardFixture::socket_cards(&two_cards());
+        each_key_has_a_url_of_its_own(&fixture);
+        a_token_is_found_by_its_label(&fixture);
+        let before = urls(&Clients::of(&fixture));
+        fixture.restart_service();
+        assert_eq!(urls(&Clients::of(&fixture)), before);
     }
 }
 
@@ -157,19 +157,19 @@ fn two_cards_are_distinguished_over_pcscd_also_after_a_swap() {
     if !all_installed(&NEEDED) {
         return;
     }
-    let Some(mut rig) = Rig::pcscd_cards(&two_cards()) else {
+    let Some(mut fixture) = CardFixture::pcscd_cards(&two_cards()) else {
         return;
     };
-    each_key_has_a_url_of_its_own(&rig);
-    a_token_is_found_by_its_label(&rig);
-    let mut swapped = urls(&Clients::of(&rig));
+    each_key_has_a_url_of_its_own(&fixture);
+    a_token_is_found_by_its_label(&fixture);
+    let mut swapped = urls(&Clients::of(&fixture));
     let of_one_card = swapped.len() / 2;
     swapped.rotate_left(of_one_card);
-    rig.swap();
-    let after = urls_once_they_are(&rig, &swapped);
+    fixture.swap_cards();
+    let after = urls_once_they_are(&fixture, &swapped);
     assert_eq!(after, swapped, "each card took its names along");
-    rig.restart_service();
-    each_key_has_a_url_of_its_own(&rig);
+    fixture.restart_service();
+    each_key_has_a_url_of_its_own(&fixture);
 }
 
 #[test]
@@ -177,13 +177,13 @@ fn denied_reader_is_hidden_over_pcscd() {
     if !all_installed(&NEEDED) {
         return;
     }
-    let Some(rig) = Rig::pcscd_cards(&two_cards()) else {
+    let Some(fixture) = CardFixture::pcscd_cards(&two_cards()) else {
         return;
     };
-    let settings = format!("readers.deny = [\"{}\"]", rig.card_at(0).name());
-    let (slots, all) = tokens(&Clients::of(&rig));
+    let settings = format!("readers.deny = [\"{}\"]", fixture.card_at(0).name());
+    let (slots, all) = tokens(&Clients::of(&fixture));
     assert_eq!(all.len(), 4);
     let second = [OTHER_PIV_SERIAL, OTHER_OPENPGP_SERIAL].map(str::to_owned);
-    let shown = tokens(&Clients::with_settings(&rig, &settings));
+    let shown = tokens(&Clients::with_settings(&fixture, &settings));
     assert_eq!(shown, (slots - 2, second.to_vec()));
 }

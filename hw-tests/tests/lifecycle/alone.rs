@@ -17,11 +17,11 @@ use claviger_hw_tests::{
     client,
     fixture::{
         figures,
-        fork::{Descent, in_descendant},
-        function_list::{NO_THREADS, OWN_THREAD, Raw},
+        fork::{Descendant, in_descendant},
+        function_list::{FunctionList, NO_THREADS, OWN_THREAD},
         no_threads,
         process::{left_threads, module_threads, open_files, thread_count},
-        waiter::{Waiter, this_task, until_asleep},
+        waiter::{SlotEventWaiter, this_task, until_asleep},
     },
     skip,
 };
@@ -81,7 +81,7 @@ fn each(body: impl Fn()) {
 #[test]
 fn first_calls_do_not_wait_for_absent_services() {
     each(|| {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             let begun = Instant::now();
             assert_eq!(raw.initialize(flags), CKR_OK);
@@ -96,7 +96,7 @@ fn first_calls_do_not_wait_for_absent_services() {
 #[test]
 fn missing_readers_are_reported_in_one_line() {
     let log = alone(BOTH, || {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
         assert_eq!(raw.slot_count(false), (CKR_OK, 0));
         assert_eq!(raw.slot_count(false), (CKR_OK, 0));
@@ -135,10 +135,10 @@ fn tasks() -> Vec<PathBuf> {
 #[test]
 fn a_blocked_waiter_is_never_scheduled() {
     each(|| {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
-            let waiter = Waiter::blocked(raw);
+            let waiter = SlotEventWaiter::blocked(raw);
             let count = || -> Vec<(PathBuf, u64)> {
                 let tasks = tasks().into_iter();
                 tasks.map(|task| (task.clone(), switches(&task))).collect()
@@ -167,7 +167,7 @@ fn a_blocked_waiter_is_never_scheduled() {
 #[test]
 fn generation_with_forbidden_threads_makes_no_thread() {
     each(|| {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         let (orders, ordered) = mpsc::channel::<()>();
         let (say, said) = mpsc::channel::<CK_RV>();
         let (sender, receiver) = mpsc::channel();
@@ -198,10 +198,10 @@ fn generation_with_forbidden_threads_makes_no_thread() {
 #[test]
 fn generation_leaves_no_thread_and_no_descriptor() {
     each(|| {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         let live = |flags| {
             assert_eq!(raw.initialize(flags), CKR_OK);
-            let waiter = Waiter::blocked(raw);
+            let waiter = SlotEventWaiter::blocked(raw);
             assert_eq!(raw.finalize(), CKR_OK);
             assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
         };
@@ -216,11 +216,11 @@ fn generation_leaves_no_thread_and_no_descriptor() {
 }
 
 /// A life with a waiter.
-fn lives(raw: Raw, flags: CK_FLAGS) {
+fn lives(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED);
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 0));
-    let waiter = Waiter::blocked(raw);
+    let waiter = SlotEventWaiter::blocked(raw);
     assert_eq!(raw.finalize(), CKR_OK);
     assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
 }
@@ -228,11 +228,11 @@ fn lives(raw: Raw, flags: CK_FLAGS) {
 #[test]
 fn forked_child_uses_the_module_and_leaves_the_parents_waiter_undisturbed() {
     each(|| {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
-            let waiter = Waiter::blocked(raw);
-            for descent in Descent::ALL {
+            let waiter = SlotEventWaiter::blocked(raw);
+            for descent in Descendant::ALL {
                 in_descendant(descent, || lives(raw, flags));
                 assert!(waiter.is_blocked());
                 assert_eq!(raw.slot_count(true), (CKR_OK, 0));
@@ -246,7 +246,7 @@ fn forked_child_uses_the_module_and_leaves_the_parents_waiter_undisturbed() {
 #[test]
 fn b14_forked_child_has_none_of_its_parents_usb_descriptors_open() {
     let _ = alone(USB, || {
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         let of_usb = || -> Vec<String> {
             let files = open_files().into_iter();
             let is_of_usb = |file: &String| {
@@ -260,10 +260,10 @@ fn b14_forked_child_has_none_of_its_parents_usb_descriptors_open() {
             assert_eq!(raw.initialize(flags), CKR_OK);
             // By the first look the watch has opened all that it has.
             assert_eq!(raw.slot_count(true), (CKR_OK, 0));
-            let waiter = Waiter::blocked(raw);
+            let waiter = SlotEventWaiter::blocked(raw);
             let with_usb = of_usb();
             assert!(with_usb.len() > before.len(), "{with_usb:?}");
-            for descent in Descent::ALL {
+            for descent in Descendant::ALL {
                 in_descendant(descent, || assert_eq!(of_usb(), before));
                 assert_eq!(of_usb(), with_usb, "the parent has it still");
             }

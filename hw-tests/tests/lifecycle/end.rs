@@ -12,11 +12,11 @@ use std::{
 use claviger_hw_tests::{
     fixture::{
         configurations::MOMENT,
-        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
-        module_process::{Stage, Way, with_card},
+        function_list::{FunctionList, HANG, NO_THREADS, OWN_THREAD},
+        module_process::{ModuleProcess, ServiceKind, with_card},
         pcscd_observer::pcscd_events,
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 
@@ -26,13 +26,13 @@ const MANY: u32 = 150;
 const FEW: u32 = 12;
 
 /// Pulls the card or puts it in, as it may be.
-fn change(stage: &Stage, round: u32) {
-    stage.say(ACTIONS[(round % 2) as usize]);
+fn change(process: &ModuleProcess, round: u32) {
+    process.send_command(ACTIONS[(round % 2) as usize]);
 }
 
 /// C_Finalize, which must succeed within bounds.
 #[track_caller]
-fn finalize(raw: Raw) {
+fn finalize(raw: FunctionList) {
     let begun = Instant::now();
     assert_eq!(raw.finalize(), CKR_OK);
     assert!(begun.elapsed() < HANG, "{:?}", begun.elapsed());
@@ -50,7 +50,7 @@ fn end_of(waiter: &Receiver<(CK_RV, u64)>) -> CK_RV {
 }
 
 /// C_Finalize and an event of the socket reader, apart by as much as a round's number makes it, to both sides.
-fn meet(raw: Raw, stage: &Stage, round: u32) {
+fn meet(raw: FunctionList, process: &ModuleProcess, round: u32) {
     let (start, apart) = (
         Barrier::new(2),
         Duration::from_micros(u64::from(round / 2 * 17)),
@@ -61,7 +61,7 @@ fn meet(raw: Raw, stage: &Stage, round: u32) {
             if round % 4 < 2 {
                 thread::sleep(apart);
             }
-            change(stage, round);
+            change(process, round);
         });
         start.wait();
         if round % 4 >= 2 {
@@ -72,26 +72,26 @@ fn meet(raw: Raw, stage: &Stage, round: u32) {
 }
 
 /// C_Finalize at the moment at which pcscd tells of an event, or a little later.
-fn follow_event(raw: Raw, stage: &Stage, round: u32, source: &Receiver<f64>) {
-    change(stage, round);
+fn follow_event(raw: FunctionList, process: &ModuleProcess, round: u32, source: &Receiver<f64>) {
+    change(process, round);
     source.recv_timeout(HANG).expect("pcscd's event");
     thread::sleep(Duration::from_micros(u64::from(round * 20)));
     finalize(raw);
 }
 
 /// Rounds of both, with `waiters` waiting; how many of those were told of an event and of the end.
-fn rounds(way: Way, flags: CK_FLAGS, waiters: usize) {
-    with_card(way, Plan::factory(), |stage| {
-        let raw = Raw::load();
-        let source = (way == Way::Pcscd).then(pcscd_events);
+fn rounds(way: ServiceKind, flags: CK_FLAGS, waiters: usize) {
+    with_card(way, CardProfile::factory(), |process| {
+        let raw = FunctionList::load();
+        let source = (way == ServiceKind::Pcscd).then(pcscd_events);
         let mut ends = Vec::new();
         for round in 0..if source.is_some() { FEW } else { MANY } {
             assert_eq!(raw.initialize(flags), CKR_OK);
             assert_eq!(raw.slot_count(false).0, CKR_OK);
             let waiting: Vec<_> = (0..waiters).map(|_| raw.waiter()).collect();
             match &source {
-                Some(source) => follow_event(raw, stage, round, source),
-                None => meet(raw, stage, round),
+                Some(source) => follow_event(raw, process, round, source),
+                None => meet(raw, process, round),
             }
             ends.extend(waiting.iter().map(end_of));
         }
@@ -105,45 +105,45 @@ fn rounds(way: Way, flags: CK_FLAGS, waiters: usize) {
 
 #[test]
 fn race_07_an_event_during_finalize_over_the_socket() {
-    rounds(Way::Socket, OWN_THREAD, 0);
+    rounds(ServiceKind::Socket, OWN_THREAD, 0);
 }
 
 #[test]
 fn race_07_an_event_during_finalize_over_pcscd() {
-    rounds(Way::Pcscd, OWN_THREAD, 0);
+    rounds(ServiceKind::Pcscd, OWN_THREAD, 0);
 }
 
 #[test]
 fn race_08_waiter_between_event_and_finalize_over_the_socket() {
-    rounds(Way::Socket, OWN_THREAD, 1);
+    rounds(ServiceKind::Socket, OWN_THREAD, 1);
 }
 
 #[test]
 fn race_08_waiter_between_event_and_finalize_over_the_socket_without_threads() {
-    rounds(Way::Socket, NO_THREADS, 1);
+    rounds(ServiceKind::Socket, NO_THREADS, 1);
 }
 
 #[test]
 fn race_08_waiter_between_event_and_finalize_over_pcscd() {
-    rounds(Way::Pcscd, OWN_THREAD, 1);
+    rounds(ServiceKind::Pcscd, OWN_THREAD, 1);
 }
 
 #[test]
 fn race_08_waiter_between_event_and_finalize_over_pcscd_without_threads() {
-    rounds(Way::Pcscd, NO_THREADS, 1);
+    rounds(ServiceKind::Pcscd, NO_THREADS, 1);
 }
 
 #[test]
 fn race_08_finalize_before_the_wait_and_after_its_event() {
-    for way in [Way::Socket, Way::Pcscd] {
-        with_card(way, Plan::factory(), |stage| {
-            let raw = Raw::load();
+    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(way, CardProfile::factory(), |process| {
+            let raw = FunctionList::load();
             for (round, flags) in [(0, OWN_THREAD), (1, NO_THREADS)] {
                 assert_eq!(raw.initialize(flags), CKR_OK);
                 assert_eq!(raw.slot_count(false).0, CKR_OK);
                 let waiter = raw.waiter();
                 assert_eq!(waiter.recv_timeout(MOMENT), Err(RecvTimeoutError::Timeout));
-                change(stage, round);
+                change(process, round);
                 assert_eq!(end_of(&waiter), CKR_OK);
                 finalize(raw);
                 assert_eq!(end_of(&raw.waiter()), CKR_CRYPTOKI_NOT_INITIALIZED);
@@ -168,7 +168,7 @@ fn until_the_end(call: impl Fn() -> CK_RV) -> u32 {
 
 /// Waiters that wait again after each event and callers that never pause, while the card comes and goes and the
 /// module ends `after` a while: all must be told, and the module must begin anew.
-fn end_amid_traffic(raw: Raw, stage: &Stage, flags: CK_FLAGS, after: Duration) {
+fn end_amid_traffic(raw: FunctionList, process: &ModuleProcess, flags: CK_FLAGS, after: Duration) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     thread::scope(|scope| {
         let waiters = [(); 4].map(|()| scope.spawn(|| until_the_end(|| raw.wait(0).0)));
@@ -179,7 +179,7 @@ fn end_amid_traffic(raw: Raw, stage: &Stage, flags: CK_FLAGS, after: Duration) {
         ];
         let traffic = scope.spawn(|| {
             for round in 0..8 {
-                change(stage, round);
+                change(process, round);
             }
         });
         thread::sleep(after);
@@ -193,12 +193,12 @@ fn end_amid_traffic(raw: Raw, stage: &Stage, flags: CK_FLAGS, after: Duration) {
 
 #[test]
 fn race_09_waiters_and_callers_all_return_at_finalize() {
-    for (way, rounds) in [(Way::Socket, 20), (Way::Pcscd, 3)] {
-        with_card(way, Plan::factory(), |stage| {
-            let raw = Raw::load();
+    for (way, rounds) in [(ServiceKind::Socket, 20), (ServiceKind::Pcscd, 3)] {
+        with_card(way, CardProfile::factory(), |process| {
+            let raw = FunctionList::load();
             for flags in [OWN_THREAD, NO_THREADS] {
                 for round in 0..rounds {
-                    end_amid_traffic(raw, stage, flags, Duration::from_millis(round));
+                    end_amid_traffic(raw, process, flags, Duration::from_millis(round));
                 }
             }
         });

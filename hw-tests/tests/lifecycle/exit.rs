@@ -5,20 +5,20 @@ use std::{process, sync::OnceLock, thread, time::Duration};
 use claviger_hw_tests::{
     fixture::{
         fork,
-        function_list::Raw,
-        module_process::{Stage, Way, with_card},
+        function_list::FunctionList,
+        module_process::{ModuleProcess, ServiceKind, with_card},
         raw_session::RawSession,
         subprocess,
-        waiter::Waiter,
+        waiter::SlotEventWaiter,
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
     CKR_OK,
 };
 
-const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
@@ -30,29 +30,31 @@ const HANG: Duration = Duration::from_secs(20);
 const TIMES: u32 = 5;
 
 /// What a process does before it ends. Each returns once it is time to.
-type Scene = (&'static str, fn(&Stage, CK_FLAGS));
+type Scene = (&'static str, fn(&ModuleProcess, CK_FLAGS));
 
 /// Plays each scene with and without threads; each must end by itself, with its own code.
 fn end_well(scenes: &[Scene]) {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| match subprocess::mine() {
-            None => scenes.iter().for_each(|scene| ends_well(stage, scene)),
-            Some(mine) => {
-                let (name, flags) = mine.split_once(", flags ").unwrap();
-                let scene = scenes.iter().find(|scene| scene.0 == name);
-                (scene.unwrap().1)(stage, flags.parse().unwrap());
-                process::exit(CODE);
+        with_card(way, CardProfile::piv4(), |process| {
+            match subprocess::role() {
+                None => scenes.iter().for_each(|scene| ends_well(process, scene)),
+                Some(mine) => {
+                    let (name, flags) = mine.split_once(", flags ").unwrap();
+                    let scene = scenes.iter().find(|scene| scene.0 == name);
+                    (scene.unwrap().1)(process, flags.parse().unwrap());
+                    process::exit(CODE);
+                }
             }
         });
     }
 }
 
-fn ends_well(stage: &Stage, scene: &Scene) {
+fn ends_well(process: &ModuleProcess, scene: &Scene) {
     for flags in [OWN_THREADS, NO_THREADS] {
         let name = format!("{}, flags {flags}", scene.0);
         let mut longest = Duration::ZERO;
         for _ in 0..TIMES {
-            let output = stage.play(&name, HANG);
+            let output = process.run_scenario(&name, HANG);
             assert_eq!(output.code, Some(CODE), "{name}: {output}");
             longest = longest.max(output.took);
         }
@@ -61,8 +63,8 @@ fn ends_well(stage: &Stage, scene: &Scene) {
 }
 
 /// The module, initialised, in the process that ends.
-fn begin(flags: CK_FLAGS) -> Raw {
-    let raw = Raw::load();
+fn begin(flags: CK_FLAGS) -> FunctionList {
+    let raw = FunctionList::load();
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 1));
     raw
@@ -75,7 +77,7 @@ fn a_process_may_end_without_finalize() {
             begin(flags);
         }),
         ("a waiter is blocked", |_, flags| {
-            Waiter::blocked(begin(flags));
+            SlotEventWaiter::blocked(begin(flags));
         }),
         ("a user is logged in", |_, flags| {
             let session = RawSession::logged_in(begin(flags));
@@ -98,7 +100,7 @@ fn a_process_may_end_without_finalize() {
             thread::sleep(Duration::from_millis(20));
         }),
         ("another thread begins and ends lives", |_, flags| {
-            let raw = Raw::load();
+            let raw = FunctionList::load();
             thread::spawn(move || {
                 loop {
                     assert_eq!(raw.initialize(flags), CKR_OK);
@@ -108,22 +110,22 @@ fn a_process_may_end_without_finalize() {
             });
             thread::sleep(Duration::from_millis(20));
         }),
-        ("a forked child has ended as well", |stage, flags| {
+        ("a forked child has ended as well", |process, flags| {
             let session = RawSession::logged_in(begin(flags));
             let key = session.key(1);
-            let waiter = Waiter::blocked(session.raw);
-            let pins = stage.count("verifies");
+            let waiter = SlotEventWaiter::blocked(session.raw);
+            let pins = process.count("verifies");
             let child = fork::child(|| process::exit(CODE));
             assert_eq!(fork::exit_code(child), Some(CODE));
             session.sign(key);
             assert!(waiter.is_blocked());
-            assert_eq!(stage.count("verifies"), pins);
+            assert_eq!(process.count("verifies"), pins);
         }),
     ]);
 }
 
 /// What is finalised at exit.
-static AT_EXIT: OnceLock<(Raw, Waiter)> = OnceLock::new();
+static AT_EXIT: OnceLock<(FunctionList, SlotEventWaiter)> = OnceLock::new();
 
 extern "C" fn finalize_at_exit() {
     let code = AT_EXIT.get().map(|(raw, _)| (raw.finalize(), raw.info()));
@@ -145,14 +147,14 @@ fn finalize_may_come_from_an_exit_handler() {
             finalize_later();
             let session = RawSession::logged_in(begin(flags));
             AT_EXIT
-                .set((session.raw, Waiter::blocked(session.raw)))
+                .set((session.raw, SlotEventWaiter::blocked(session.raw)))
                 .ok();
         }),
         ("registered after C_Initialize", |_, flags| {
             let session = RawSession::logged_in(begin(flags));
             finalize_later();
             AT_EXIT
-                .set((session.raw, Waiter::blocked(session.raw)))
+                .set((session.raw, SlotEventWaiter::blocked(session.raw)))
                 .ok();
         }),
     ]);

@@ -8,21 +8,21 @@ use std::{
 
 use claviger_hw_tests::{
     fixture::{
-        fork::{Descent, HANG, Outcome, descend, in_descendant},
-        function_list::Raw,
-        module_process::{Stage, Way, with_card},
+        fork::{Descendant, HANG, Outcome, descend, in_descendant},
+        function_list::FunctionList,
+        module_process::{ModuleProcess, ServiceKind, with_card},
         null_calls::Table as _,
         raw_session::RawSession,
-        waiter::Waiter,
+        waiter::SlotEventWaiter,
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_FLAGS, CK_OBJECT_HANDLE, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 
-const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
@@ -58,15 +58,15 @@ impl State {
 
 /// A parent in its state, with a waiter as soon as there are slots to wait for.
 struct Parent {
-    raw: Raw,
+    raw: FunctionList,
     state: State,
-    waiter: Option<Waiter>,
+    waiter: Option<SlotEventWaiter>,
     session: Option<RawSession>,
     key: CK_OBJECT_HANDLE,
 }
 
 impl Parent {
-    fn new(raw: Raw, flags: CK_FLAGS, state: State) -> Self {
+    fn new(raw: FunctionList, flags: CK_FLAGS, state: State) -> Self {
         let mut parent = Self {
             raw,
             state,
@@ -79,7 +79,7 @@ impl Parent {
         }
         if !matches!(state, State::Absent | State::Unused) {
             assert_eq!(raw.slot_count(true), (CKR_OK, 1));
-            parent.waiter = Some(Waiter::blocked(raw));
+            parent.waiter = Some(SlotEventWaiter::blocked(raw));
         }
         match state {
             State::Absent | State::Unused | State::Listed => {}
@@ -117,20 +117,20 @@ impl Parent {
             _ => assert_eq!(self.raw.slot_count(true), (CKR_OK, 1)),
         }
         self.begin_operation();
-        assert!(self.waiter.as_ref().is_none_or(Waiter::is_blocked));
+        assert!(self.waiter.as_ref().is_none_or(SlotEventWaiter::is_blocked));
     }
 
     fn end(self) {
         if self.state != State::Absent {
             assert_eq!(self.raw.finalize(), CKR_OK);
         }
-        let outcome = self.waiter.map(Waiter::outcome);
+        let outcome = self.waiter.map(SlotEventWaiter::outcome);
         assert!(outcome.is_none_or(|(code, _)| code == CKR_CRYPTOKI_NOT_INITIALIZED));
     }
 }
 
 /// Nothing of the parent's is the child's.
-fn refuses_everything(raw: Raw) {
+fn refuses_everything(raw: FunctionList) {
     let answers = raw.list().call_each();
     assert_eq!(answers.len(), 99);
     for (function, code) in answers {
@@ -140,7 +140,7 @@ fn refuses_everything(raw: Raw) {
 }
 
 /// A life without a PIN.
-fn looks_round(raw: Raw, flags: CK_FLAGS) {
+fn looks_round(raw: FunctionList, flags: CK_FLAGS) {
     refuses_everything(raw);
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 1));
@@ -150,34 +150,34 @@ fn looks_round(raw: Raw, flags: CK_FLAGS) {
 }
 
 /// A whole life, waiter included.
-fn lives(raw: Raw, flags: CK_FLAGS) {
+fn lives(raw: FunctionList, flags: CK_FLAGS) {
     refuses_everything(raw);
     assert_eq!(raw.initialize(flags), CKR_OK);
     let session = RawSession::logged_in(raw);
-    let waiter = Waiter::blocked(raw);
+    let waiter = SlotEventWaiter::blocked(raw);
     session.sign(session.key(1));
     assert_eq!(raw.finalize(), CKR_OK);
     assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
 }
 
 /// PINs sent while `work` is done.
-fn verifies(stage: &Stage, work: impl FnOnce()) -> u64 {
-    let before = stage.count("verifies");
+fn verifies(process: &ModuleProcess, work: impl FnOnce()) -> u64 {
+    let before = process.count("verifies");
     work();
-    stage.count("verifies") - before
+    process.count("verifies") - before
 }
 
 #[test]
 fn a_child_forked_in_any_state_is_a_new_application() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |process| {
+            let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 for state in State::ALL {
                     let parent = Parent::new(raw, flags, state);
-                    for descent in Descent::ALL {
+                    for descent in Descendant::ALL {
                         println!("{way:?}, flags {flags}, {state:?}, {descent:?}");
-                        has_descendants(stage, &parent, flags, descent);
+                        has_descendants(process, &parent, flags, descent);
                     }
                     parent.end();
                 }
@@ -186,36 +186,36 @@ fn a_child_forked_in_any_state_is_a_new_application() {
     }
 }
 
-fn has_descendants(stage: &Stage, parent: &Parent, flags: CK_FLAGS, descent: Descent) {
+fn has_descendants(process: &ModuleProcess, parent: &Parent, flags: CK_FLAGS, descent: Descendant) {
     let raw = parent.raw;
-    let pins = verifies(stage, || {
+    let pins = verifies(process, || {
         in_descendant(descent, || looks_round(raw, flags));
         parent.goes_on();
     });
     assert_eq!(pins, 0, "nobody logged in");
-    let pins = verifies(stage, || in_descendant(descent, || lives(raw, flags)));
+    let pins = verifies(process, || in_descendant(descent, || lives(raw, flags)));
     assert_eq!(pins, 1, "the descendant's own login");
     // Its logout was one of the card, as it is for every other program.
     let uses_the_pin = matches!(parent.state, State::LoggedIn | State::Signing);
-    let pins = verifies(stage, || parent.goes_on());
+    let pins = verifies(process, || parent.goes_on());
     assert_eq!(pins, u64::from(uses_the_pin), "one silent verification");
 }
 
 #[test]
 fn parents_waiter_gets_the_next_event_after_a_fork() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |process| {
+            let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 let parent = Parent::new(raw, flags, State::Listed);
-                in_descendant(Descent::Child, || lives(raw, flags));
+                in_descendant(Descendant::Child, || lives(raw, flags));
                 parent.goes_on();
-                stage.say("remove");
+                process.send_command("remove");
                 let (code, slot) = parent.waiter.unwrap().outcome();
                 assert_eq!(code, CKR_OK);
                 assert!(slot < 2);
                 assert_eq!(raw.finalize(), CKR_OK);
-                stage.say("insert");
+                process.send_command("insert");
                 until_the_card_is_back(raw);
             }
         });
@@ -223,7 +223,7 @@ fn parents_waiter_gets_the_next_event_after_a_fork() {
 }
 
 /// pcscd looks for cards twice a second.
-fn until_the_card_is_back(raw: Raw) {
+fn until_the_card_is_back(raw: FunctionList) {
     assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
     while raw.slot_count(true).1 == 0 {
         thread::sleep(Duration::from_millis(10));
@@ -245,7 +245,7 @@ fn fork_beside(others: &[&(dyn Fn() + Sync)], moment: impl Fn(u32), body: impl F
         }
         let fork = |number| {
             moment(number);
-            match descend(Descent::Child, HANG, || body(number)) {
+            match descend(Descendant::Child, HANG, || body(number)) {
                 Outcome::Through => None,
                 outcome => Some(format!("child {number} {outcome}")),
             }
@@ -258,7 +258,7 @@ fn fork_beside(others: &[&(dyn Fn() + Sync)], moment: impl Fn(u32), body: impl F
 }
 
 /// Every fourth child logs in.
-fn child(raw: Raw, flags: CK_FLAGS, number: u32) {
+fn child(raw: FunctionList, flags: CK_FLAGS, number: u32) {
     if number.is_multiple_of(4) {
         lives(raw, flags);
     } else {
@@ -266,9 +266,9 @@ fn child(raw: Raw, flags: CK_FLAGS, number: u32) {
     }
 }
 
-fn fork_among_calls(way: Way) {
-    with_card(way, Plan::piv4(), |_| {
-        let raw = Raw::load();
+fn fork_among_calls(way: ServiceKind) {
+    with_card(way, CardProfile::piv4(), |_| {
+        let raw = FunctionList::load();
         for flags in [OWN_THREADS, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
             let sessions = [(); 2].map(|()| RawSession::open(raw));
@@ -289,23 +289,23 @@ fn fork_among_calls(way: Way) {
 
 #[test]
 fn fork_during_calls_over_the_socket_leaves_a_working_child() {
-    fork_among_calls(Way::Socket);
+    fork_among_calls(ServiceKind::Socket);
 }
 
 #[test]
 fn fork_during_calls_over_pcscd_leaves_a_working_child() {
-    fork_among_calls(Way::Pcscd);
+    fork_among_calls(ServiceKind::Pcscd);
 }
 
-fn fork_beside_whole_lives(way: Way) {
-    with_card(way, Plan::piv4(), |_| {
-        let raw = Raw::load();
+fn fork_beside_whole_lives(way: ServiceKind) {
+    with_card(way, CardProfile::piv4(), |_| {
+        let raw = FunctionList::load();
         for flags in [OWN_THREADS, NO_THREADS] {
             let ending = AtomicBool::new(false);
             let life = || {
                 assert_eq!(raw.initialize(flags), CKR_OK);
                 let session = RawSession::open(raw);
-                let waiter = Waiter::blocked(raw);
+                let waiter = SlotEventWaiter::blocked(raw);
                 session.sign(session.key(4));
                 ending.store(true, Ordering::SeqCst);
                 assert_eq!(raw.finalize(), CKR_OK);
@@ -325,19 +325,19 @@ fn fork_beside_whole_lives(way: Way) {
 
 #[test]
 fn fork_during_initialize_and_finalize_over_the_socket_leaves_a_working_child() {
-    fork_beside_whole_lives(Way::Socket);
+    fork_beside_whole_lives(ServiceKind::Socket);
 }
 
 #[test]
 fn fork_during_initialize_and_finalize_over_pcscd_leaves_a_working_child() {
-    fork_beside_whole_lives(Way::Pcscd);
+    fork_beside_whole_lives(ServiceKind::Pcscd);
 }
 
 #[test]
 fn parent_and_child_log_in_and_out_of_one_card_and_both_sign() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |_| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |_| {
+            let raw = FunctionList::load();
             assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
             let session = RawSession::logged_in(raw);
             let key = session.key(1);
@@ -348,7 +348,7 @@ fn parent_and_child_log_in_and_out_of_one_card_and_both_sign() {
                         session.sign(key);
                     }
                 });
-                let child = descend(Descent::Child, LONG, || {
+                let child = descend(Descendant::Child, LONG, || {
                     assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
                     for number in 0..300 {
                         let session = RawSession::logged_in(raw);

@@ -12,14 +12,14 @@ use std::{
 use claviger_hw_tests::{
     client,
     fixture::{
-        card_fixture::Rig,
-        fork::{Descent, in_descendant},
-        function_list::{NO_THREADS, OWN_THREAD, Raw},
-        module_process::{Stage, Way, eventually, play, with_card},
+        card_fixture::CardFixture,
+        fork::{Descendant, in_descendant},
+        function_list::{FunctionList, NO_THREADS, OWN_THREAD},
+        module_process::{ModuleProcess, ServiceKind, eventually, in_module_process, with_card},
         subprocess,
     },
     paths, pcscd,
-    provision::Plan,
+    provision::CardProfile,
     skip,
 };
 use cryptoki_sys::{CK_FLAGS, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
@@ -81,8 +81,8 @@ fn module_needs_no_system_library_but_the_c_library() {
 
 #[test]
 fn pcsc_library_is_loaded_by_the_first_query_of_pcscds_readers() {
-    with_card(Way::Pcscd, Plan::piv4(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |_| {
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
         assert_eq!(loaded(), None, "C_Initialize");
         assert_eq!(raw.slots(true).len(), 1);
@@ -93,8 +93,8 @@ fn pcsc_library_is_loaded_by_the_first_query_of_pcscds_readers() {
 
 #[test]
 fn the_library_is_not_loaded_where_pcscd_is_not_configured() {
-    with_card(Way::Socket, Plan::piv4(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::piv4(), |_| {
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
             assert_eq!(raw.slots(true).len(), 1);
@@ -106,11 +106,11 @@ fn the_library_is_not_loaded_where_pcscd_is_not_configured() {
 
 #[test]
 fn the_library_is_loaded_in_a_child_of_a_process_without_it() {
-    with_card(Way::Pcscd, Plan::piv4(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |_| {
+        let raw = FunctionList::load();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
-            for descent in Descent::ALL {
+            for descent in Descendant::ALL {
                 in_descendant(descent, || {
                     assert_eq!(raw.initialize(flags), CKR_OK);
                     assert_eq!(raw.slots(true).len(), 1);
@@ -124,7 +124,7 @@ fn the_library_is_loaded_in_a_child_of_a_process_without_it() {
 }
 
 /// Plays `scene` where the library's file is empty; the log.
-fn without_the_library(stage: &Stage, scene: &str) -> Option<String> {
+fn without_the_library(process: &ModuleProcess, scene: &str) -> Option<String> {
     // SAFETY: its initialisers set up its own data only.
     let library = unsafe { Library::new(LIBRARY) }.expect("pcscd brought it");
     let file = fs::canonicalize(loaded().unwrap()).unwrap();
@@ -133,13 +133,15 @@ fn without_the_library(stage: &Stage, scene: &str) -> Option<String> {
         skip::because("this user may not make mount namespaces (unshare --mount)");
         return None;
     };
-    let empty = stage.folder().join("empty");
+    let empty = process.folder().join("empty");
     fs::write(&empty, "").unwrap();
     command
         .args(["sh", "-c", MASKED, "sh"])
         .args([&empty, &file]);
     command.arg(env::current_exe().unwrap()).env(MASK, &file);
-    let output = stage.play_under(command, scene, LIMIT).expect_success();
+    let output = process
+        .run_scenario_under(command, scene, LIMIT)
+        .expect_success();
     assert!(output.stdout.contains("1 passed"), "{output}");
     Some(output.stderr)
 }
@@ -164,10 +166,10 @@ fn flags(scene: &str) -> CK_FLAGS {
 
 #[test]
 fn without_the_library_there_is_no_service_until_it_is_installed() {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let Some(scene) = subprocess::mine() else {
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        let Some(scene) = subprocess::role() else {
             for flags in [OWN_THREAD, NO_THREADS] {
-                let Some(log) = without_the_library(stage, &flags.to_string()) else {
+                let Some(log) = without_the_library(process, &flags.to_string()) else {
                     return;
                 };
                 let lines = log.lines().filter(|line| line.contains(MISSING));
@@ -176,7 +178,7 @@ fn without_the_library_there_is_no_service_until_it_is_installed() {
             return;
         };
         assert!(is_missing());
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         let flags = flags(&scene);
         assert_eq!(raw.initialize(flags), CKR_OK);
         assert_eq!(raw.slot_count(false), (CKR_OK, 0));
@@ -193,34 +195,39 @@ fn without_the_library_there_is_no_service_until_it_is_installed() {
 
 #[test]
 fn without_the_library_other_readers_are_used() {
-    let beside = |_: &Rig, client: &mut Command| {
+    let beside = |_: &CardFixture, client: &mut Command| {
         client.env("CLAVIGER_TRANSPORTS", "pcsc,socket");
     };
-    let _ = play(Way::Socket, Plan::piv4(), beside, |stage| {
-        let Some(scene) = subprocess::mine() else {
-            for flags in [OWN_THREAD, NO_THREADS] {
-                let _ = without_the_library(stage, &flags.to_string());
-            }
-            return;
-        };
-        assert!(is_missing());
-        let raw = Raw::load();
-        assert_eq!(raw.initialize(flags(&scene)), CKR_OK);
-        assert_eq!(raw.slots(true).len(), 1);
-        assert_eq!(raw.finalize(), CKR_OK);
-    });
+    let _ = in_module_process(
+        ServiceKind::Socket,
+        CardProfile::piv4(),
+        beside,
+        |process| {
+            let Some(scene) = subprocess::role() else {
+                for flags in [OWN_THREAD, NO_THREADS] {
+                    let _ = without_the_library(process, &flags.to_string());
+                }
+                return;
+            };
+            assert!(is_missing());
+            let raw = FunctionList::load();
+            assert_eq!(raw.initialize(flags(&scene)), CKR_OK);
+            assert_eq!(raw.slots(true).len(), 1);
+            assert_eq!(raw.finalize(), CKR_OK);
+        },
+    );
 }
 
 /// Each look of the parent's thread tries to load it, and has the loader's lock meanwhile.
 #[test]
 fn fork_during_library_loading_leaves_a_working_child() {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        if subprocess::mine().is_none() {
-            let _ = without_the_library(stage, "forks");
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        if subprocess::role().is_none() {
+            let _ = without_the_library(process, "forks");
             return;
         }
         assert!(is_missing());
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
         let enough = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -231,7 +238,7 @@ fn fork_during_library_loading_leaves_a_working_child() {
             };
             scope.spawn(look);
             for _ in 0..FORKS {
-                in_descendant(Descent::Child, || {
+                in_descendant(Descendant::Child, || {
                     assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
                     assert_eq!(raw.slot_count(false), (CKR_OK, 0));
                     assert_eq!(raw.finalize(), CKR_OK);
@@ -261,43 +268,47 @@ fn compiled(to: PathBuf, options: &[&str], sources: &[&str]) -> PathBuf {
 }
 
 /// The C compiler, and a rig for a program that has functions with PC/SC's names.
-fn rig_for_a_foreign_program() -> Option<Rig> {
+fn rig_for_a_foreign_program() -> Option<CardFixture> {
     if paths::program("cc").is_none() {
         skip::because("cc is not installed (Debian: gcc)");
         return None;
     }
-    Rig::pcscd(Plan::piv4())
+    CardFixture::pcscd(CardProfile::piv4())
 }
 
 /// The program's run: tokens found, its own functions not called.
-fn finds_the_token(rig: &Rig, command: &mut Command) {
-    let output = rig.run(command).expect_success();
+fn finds_the_token(fixture: &CardFixture, command: &mut Command) {
+    let output = fixture.run(command).expect_success();
     assert_eq!(output.stdout, "tokens 1, foreign calls 0\n", "{output}");
 }
 
 #[test]
 fn program_that_defines_scard_functions_does_not_receive_our_calls() {
-    let Some(rig) = rig_for_a_foreign_program() else {
+    let Some(fixture) = rig_for_a_foreign_program() else {
         return;
     };
-    let to = rig.folder().join("program");
+    let to = fixture.folder().join("program");
     let program = compiled(to, &["-rdynamic"], &["program.c", "scard.c"]);
-    finds_the_token(&rig, rig.command(program).arg(paths::module_path()));
+    finds_the_token(&fixture, fixture.command(program).arg(paths::module_path()));
 }
 
 #[test]
 fn library_that_defines_scard_functions_does_not_receive_our_calls() {
-    let Some(rig) = rig_for_a_foreign_program() else {
+    let Some(fixture) = rig_for_a_foreign_program() else {
         return;
     };
-    let library = rig.folder().join("libforeign.so");
+    let library = fixture.folder().join("libforeign.so");
     let library = compiled(library, &["-shared", "-fPIC"], &["scard.c"]);
-    let program = compiled(rig.folder().join("program"), &[], &["program.c"]);
+    let program = compiled(fixture.folder().join("program"), &[], &["program.c"]);
     let module = paths::module_path();
-    finds_the_token(&rig, rig.command(&program).args([&module, &library]));
     finds_the_token(
-        &rig,
-        rig.command(&program)
+        &fixture,
+        fixture.command(&program).args([&module, &library]),
+    );
+    finds_the_token(
+        &fixture,
+        fixture
+            .command(&program)
             .arg(&module)
             .env("LD_PRELOAD", &library),
     );

@@ -11,12 +11,12 @@ use claviger_hw_tests::{
     ck,
     fixture::{
         figures,
-        function_list::{Raw, arguments},
-        module_process::{HANG, Way, with_card},
+        function_list::{FunctionList, arguments},
+        module_process::{HANG, ServiceKind, with_card},
         process::{left_threads, module_threads, open_files, thread_count},
-        waiter::Waiter,
+        waiter::SlotEventWaiter,
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_FLAGS, CK_RV, CKF_DONT_BLOCK, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK,
@@ -31,7 +31,7 @@ const LATE: Duration = Duration::from_millis(500);
 
 /// One round: `waiters` blocked, C_Finalize after `delay`. How long after the start of C_Finalize the last waiter
 /// was back.
-fn round(raw: Raw, waiters: usize, delay: Duration) -> Duration {
+fn round(raw: FunctionList, waiters: usize, delay: Duration) -> Duration {
     let start = Arc::new(Barrier::new(waiters + 1));
     let wait = |_| {
         let start = Arc::clone(&start);
@@ -56,7 +56,7 @@ fn round(raw: Raw, waiters: usize, delay: Duration) -> Duration {
 
 /// `rounds` rounds with delays from 0 to 2 ms. Each must end well, and none may hang.
 fn race(flags: CK_FLAGS, waiters: usize, rounds: u32) {
-    let raw = Raw::load();
+    let raw = FunctionList::load();
     let one = |number: u32| {
         assert_eq!(raw.initialize(flags), CKR_OK);
         round(
@@ -84,35 +84,35 @@ fn race(flags: CK_FLAGS, waiters: usize, rounds: u32) {
 
 #[test]
 fn waiter_is_notified_of_finalize_1000_times_over_the_socket() {
-    with_card(Way::Socket, Plan::factory(), |_| {
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
         race(CKF_OS_LOCKING_OK, 1, 1000);
     });
 }
 
 #[test]
 fn waiter_is_notified_of_finalize_1000_times_over_the_socket_without_threads() {
-    with_card(Way::Socket, Plan::factory(), |_| {
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
         race(NO_THREADS, 1, 1000);
     });
 }
 
 #[test]
 fn waiter_is_notified_of_finalize_1000_times_over_pcscd() {
-    with_card(Way::Pcscd, Plan::factory(), |_| {
+    with_card(ServiceKind::Pcscd, CardProfile::factory(), |_| {
         race(CKF_OS_LOCKING_OK, 1, 1000);
     });
 }
 
 #[test]
 fn waiter_is_notified_of_finalize_over_pcscd_without_threads() {
-    with_card(Way::Pcscd, Plan::factory(), |_| {
+    with_card(ServiceKind::Pcscd, CardProfile::factory(), |_| {
         race(NO_THREADS, 1, 200);
     });
 }
 
 #[test]
 fn twenty_waiters_are_notified_of_finalize() {
-    with_card(Way::Socket, Plan::factory(), |_| {
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
         race(CKF_OS_LOCKING_OK, 20, 100);
         race(NO_THREADS, 20, 100);
     });
@@ -120,12 +120,12 @@ fn twenty_waiters_are_notified_of_finalize() {
 
 #[test]
 fn waiter_of_a_past_generation_returns_although_the_next_has_begun() {
-    with_card(Way::Socket, Plan::factory(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
+        let raw = FunctionList::load();
         for flags in [CKF_OS_LOCKING_OK, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
             for number in 0..200 {
-                let waiter = Waiter::blocked(raw);
+                let waiter = SlotEventWaiter::blocked(raw);
                 assert_eq!(raw.finalize(), CKR_OK, "round {number}");
                 assert_eq!(raw.initialize(flags), CKR_OK);
                 assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
@@ -137,9 +137,9 @@ fn waiter_of_a_past_generation_returns_although_the_next_has_begun() {
 
 #[test]
 fn finalize_leaves_no_resources_behind() {
-    for way in [Way::Socket, Way::Pcscd] {
-        with_card(way, Plan::factory(), |_| {
-            let raw = Raw::load();
+    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(way, CardProfile::factory(), |_| {
+            let raw = FunctionList::load();
             assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
             assert_eq!(raw.finalize(), CKR_OK);
             let (threads, files) = (thread_count(), open_files());
@@ -163,15 +163,15 @@ fn finalize_leaves_no_resources_behind() {
 
 #[test]
 fn no_thread_is_created_when_the_caller_forbids_it() {
-    for way in [Way::Socket, Way::Pcscd] {
-        with_card(way, Plan::factory(), |stage| {
-            let raw = Raw::load();
+    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(way, CardProfile::factory(), |process| {
+            let raw = FunctionList::load();
             assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
             assert!(raw.slot_count(true).1 > 0);
-            let waiter = Waiter::blocked(raw);
+            let waiter = SlotEventWaiter::blocked(raw);
             assert_eq!(module_threads(), Vec::<String>::new());
             assert_eq!(thread_count(), 2 + usize::from(has_test_runner_thread()));
-            stage.say("remove");
+            process.send_command("remove");
             let (code, slot) = waiter.outcome();
             assert_eq!(code, CKR_OK, "the caller's own thread waits");
             assert!(slot < 4);
@@ -192,9 +192,9 @@ fn has_test_runner_thread() -> bool {
 
 #[test]
 fn each_event_is_reported_once_per_slot() {
-    for way in [Way::Socket, Way::Pcscd] {
-        with_card(way, Plan::factory(), |stage| {
-            let raw = Raw::load();
+    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(way, CardProfile::factory(), |process| {
+            let raw = FunctionList::load();
             assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
             assert_eq!(raw.slot_count(false).0, CKR_OK);
             assert_eq!(
@@ -203,7 +203,7 @@ fn each_event_is_reported_once_per_slot() {
                 "a card present at start raises none"
             );
             for action in ["remove", "insert"] {
-                stage.say(action);
+                process.send_command(action);
                 let (code, first) = raw.wait(0);
                 assert_eq!(code, CKR_OK);
                 let (code, second) = raw.wait(0);
@@ -218,8 +218,8 @@ fn each_event_is_reported_once_per_slot() {
 
 #[test]
 fn wait_checks_its_arguments() {
-    with_card(Way::Socket, Plan::factory(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
+        let raw = FunctionList::load();
         assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_CRYPTOKI_NOT_INITIALIZED);
         assert_eq!(raw.initialize(0), CKR_OK);
         let mut slot = 0;
@@ -259,8 +259,8 @@ unsafe extern "C" fn use_mutex(_: *mut std::ffi::c_void) -> CK_RV {
 
 #[test]
 fn initialize_holds_its_arguments_to_the_standard() {
-    with_card(Way::Socket, Plan::factory(), |_| {
-        let raw = Raw::load();
+    with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
+        let raw = FunctionList::load();
         let initialize = |change: &dyn Fn(&mut cryptoki_sys::CK_C_INITIALIZE_ARGS)| {
             let mut arguments = arguments(0);
             change(&mut arguments);

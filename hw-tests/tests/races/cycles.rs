@@ -6,17 +6,17 @@ use std::{fs, process::Command, thread, time::Duration};
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
-        function_list::Raw,
-        memory::{Holdings, share_one_heap},
-        module_process::{Way, play, with_card},
+        card_fixture::CardFixture,
+        function_list::FunctionList,
+        memory::{ProcessResources, share_one_heap},
+        module_process::{ServiceKind, in_module_process, with_card},
         process::{left_threads, open_files},
         raw_session::RawSession,
         subprocess,
-        waiter::Waiter,
+        waiter::SlotEventWaiter,
     },
     paths,
-    provision::Plan,
+    provision::CardProfile,
     skip,
 };
 use cryptoki_sys::{
@@ -24,7 +24,7 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 
-const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
@@ -32,24 +32,24 @@ const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING
 const VALGRIND: Duration = Duration::from_secs(60);
 
 /// C_Initialize and C_Finalize with nothing between them.
-fn empty_life(raw: Raw, flags: CK_FLAGS) {
+fn empty_life(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
 /// Slots, a session, a login, a signature, and a waiter to the end.
-fn full_life(raw: Raw, flags: CK_FLAGS) {
+fn full_life(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 1));
     let session = RawSession::logged_in(raw);
-    let waiter = Waiter::blocked(raw);
+    let waiter = SlotEventWaiter::blocked(raw);
     session.sign(session.key(1));
     assert_eq!(raw.finalize(), CKR_OK);
     assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
 }
 
 /// Nine empty lives, then a full one, and so on.
-fn cycles(raw: Raw, flags: CK_FLAGS, count: usize) {
+fn cycles(raw: FunctionList, flags: CK_FLAGS, count: usize) {
     for number in 1..=count {
         if number.is_multiple_of(10) {
             full_life(raw, flags);
@@ -69,22 +69,22 @@ fn initialize_and_finalize_cycles_leave_no_resources_behind() {
     let count = std::env::var("CLAVIGER_ROUNDS").map_or(500, |rounds| rounds.parse().unwrap());
     for way in BOTH_WAYS {
         // Each thread's cache of free chunks counts as given out.
-        let without_cache = |_: &Rig, command: &mut Command| {
+        let without_cache = |_: &CardFixture, command: &mut Command| {
             command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
         };
-        play(way, Plan::piv4(), without_cache, |_| {
+        in_module_process(way, CardProfile::piv4(), without_cache, |_| {
             share_one_heap();
-            let raw = Raw::load();
+            let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 cycles(raw, flags, 50);
-                let before = Holdings::now();
+                let before = ProcessResources::now();
                 cycles(raw, flags, count);
-                let after = Holdings::now();
+                let after = ProcessResources::now();
                 println!("{way:?}, flags {flags}, {count} cycles: {before:?}, then {after:?}");
                 let grown = after.heap.saturating_sub(before.heap);
                 assert!(grown <= ROUNDING, "{grown} bytes more in {count} cycles");
                 let heap = before.heap;
-                assert_eq!(Holdings { heap, ..after }, before);
+                assert_eq!(ProcessResources { heap, ..after }, before);
             }
         });
     }
@@ -93,23 +93,23 @@ fn initialize_and_finalize_cycles_leave_no_resources_behind() {
 #[test]
 fn a_module_may_be_unloaded_and_loaded_again() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |_| {
+        with_card(way, CardProfile::piv4(), |_| {
             for flags in [OWN_THREADS, NO_THREADS] {
-                full_life(Raw::load(), flags);
-                let before = Holdings {
+                full_life(FunctionList::load(), flags);
+                let before = ProcessResources {
                     heap: 0,
-                    ..Holdings::now()
+                    ..ProcessResources::now()
                 };
                 for _ in 0..50 {
-                    let (raw, library) = Raw::load_for_a_while();
+                    let (raw, library) = FunctionList::load_for_a_while();
                     full_life(raw, flags);
                     drop(library);
                 }
                 assert_eq!(left_threads(), Vec::<String>::new());
                 assert_eq!(
-                    Holdings {
+                    ProcessResources {
                         heap: 0,
-                        ..Holdings::now()
+                        ..ProcessResources::now()
                     },
                     before
                 );
@@ -121,18 +121,18 @@ fn a_module_may_be_unloaded_and_loaded_again() {
 #[test]
 fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |_| {
+        with_card(way, CardProfile::piv4(), |_| {
             for flags in [OWN_THREADS, NO_THREADS] {
                 let files = open_files();
                 for _ in 0..50 {
-                    let (raw, library) = Raw::load_for_a_while();
+                    let (raw, library) = FunctionList::load_for_a_while();
                     assert_eq!(raw.initialize(flags), CKR_OK);
                     let session = RawSession::logged_in(raw);
-                    let waiter = Waiter::blocked(raw);
+                    let waiter = SlotEventWaiter::blocked(raw);
                     drop(library);
                     assert!(waiter.is_blocked());
 
-                    let (raw, library) = Raw::load_for_a_while();
+                    let (raw, library) = FunctionList::load_for_a_while();
                     assert_eq!(raw.initialize(flags), CKR_CRYPTOKI_ALREADY_INITIALIZED);
                     let session = RawSession { raw, ..session };
                     session.sign(session.key(1));
@@ -150,8 +150,8 @@ fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
 #[test]
 fn each_call_of_a_generation_may_come_from_another_thread() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |_| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |_| {
+            let raw = FunctionList::load();
             let elsewhere = |call: &(dyn Fn() + Sync)| {
                 thread::scope(|scope| scope.spawn(call).join().unwrap());
             };
@@ -162,7 +162,7 @@ fn each_call_of_a_generation_may_come_from_another_thread() {
                         let session = RawSession::logged_in(raw);
                         elsewhere(&|| session.sign(session.key(1)));
                     });
-                    let waiter = Waiter::blocked(raw);
+                    let waiter = SlotEventWaiter::blocked(raw);
                     elsewhere(&|| assert_eq!(raw.finalize(), CKR_OK));
                     assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
                     assert_eq!(left_threads(), Vec::<String>::new());
@@ -180,15 +180,15 @@ fn valgrind_reports_nothing() {
         return;
     }
     for way in BOTH_WAYS {
-        with_card(way, Plan::piv4(), |stage| {
-            if subprocess::mine().is_some() {
-                let raw = Raw::load();
+        with_card(way, CardProfile::piv4(), |process| {
+            if subprocess::role().is_some() {
+                let raw = FunctionList::load();
                 for flags in [OWN_THREADS, NO_THREADS] {
                     cycles(raw, flags, 30);
                 }
                 return;
             }
-            let log = stage.folder().join("valgrind");
+            let log = process.folder().join("valgrind");
             let mut valgrind = Command::new("valgrind");
             valgrind
                 .args([
@@ -198,7 +198,7 @@ fn valgrind_reports_nothing() {
                 .arg("--show-leak-kinds=definite,indirect,possible")
                 .arg(format!("--log-file={}", log.display()))
                 .arg(std::env::current_exe().unwrap());
-            let output = stage.play_under(valgrind, "some lives", VALGRIND);
+            let output = process.run_scenario_under(valgrind, "some lives", VALGRIND);
             let report = fs::read_to_string(log).unwrap_or_default();
             println!("{way:?}: {:?}\n{}", output.took, summary(&report));
             assert!(output.success(), "{output}\n{report}");

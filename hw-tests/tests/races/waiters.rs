@@ -17,12 +17,12 @@ use std::{
 use claviger_hw_tests::{
     fixture::{
         figures,
-        function_list::Raw,
-        module_process::{HANG, Stage, Way, eventually, with_card},
+        function_list::FunctionList,
+        module_process::{HANG, ModuleProcess, ServiceKind, eventually, with_card},
         process::{Watchdog, left_threads, open_files},
         waiter::{this_task, until_asleep},
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{
     CK_FLAGS, CKF_LIBRARY_CANT_CREATE_OS_THREADS, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_NOT_INITIALIZED,
@@ -51,7 +51,7 @@ const CROWDS: [usize; 4] = [1, 2, 4, 20];
 /// What is varied.
 #[derive(Clone, Copy)]
 struct Combination {
-    way: Way,
+    way: ServiceKind,
     flags: CK_FLAGS,
     waiters: usize,
     /// Whether the thread that finalises initialises again at once.
@@ -62,7 +62,7 @@ struct Combination {
 
 impl Combination {
     /// All of a way without reader events.
-    fn of(way: Way) -> Vec<Self> {
+    fn of(way: ServiceKind) -> Vec<Self> {
         let mut all = Vec::new();
         for flags in [OWN_THREADS, NO_THREADS] {
             for waiters in CROWDS {
@@ -79,7 +79,7 @@ impl Combination {
     }
 
     /// All of a way with a reader event at each C_Finalize.
-    fn with_event(way: Way) -> Vec<Self> {
+    fn with_event(way: ServiceKind) -> Vec<Self> {
         let event = |combination| Self {
             event: true,
             ..combination
@@ -179,7 +179,7 @@ struct Told {
 type Waiting = Vec<JoinHandle<Told>>;
 
 /// Waits until C_Finalize; anything but events before it is a failure.
-fn wait_for_the_end(raw: Raw) -> Told {
+fn wait_for_the_end(raw: FunctionList) -> Told {
     let mut events = 0;
     loop {
         match raw.wait(0) {
@@ -197,7 +197,7 @@ fn wait_for_the_end(raw: Raw) -> Told {
 }
 
 /// The waiters of one round, let go together; with `settled`, each is blocked already.
-fn start_waiters(raw: Raw, count: usize, settled: bool) -> Waiting {
+fn start_waiters(raw: FunctionList, count: usize, settled: bool) -> Waiting {
     let start = Arc::new(Barrier::new(count + 1));
     let past = Arc::new(AtomicUsize::new(0));
     let (sender, tasks) = mpsc::channel();
@@ -228,7 +228,7 @@ fn start_waiters(raw: Raw, count: usize, settled: bool) -> Waiting {
 /// One round: when each C_Finalize began, and what became of the waiters.
 fn round(
     combination: Combination,
-    raw: Raw,
+    raw: FunctionList,
     moment: Moment,
     event: impl FnOnce() + Send,
 ) -> (Vec<Instant>, Vec<Told>) {
@@ -328,8 +328,8 @@ fn prompt() -> Duration {
 
 /// A client that plays combinations.
 struct Races<'a> {
-    stage: &'a Stage,
-    raw: Raw,
+    process: &'a ModuleProcess,
+    raw: FunctionList,
     random: Random,
     watchdog: Watchdog,
     /// Of each combination.
@@ -337,23 +337,23 @@ struct Races<'a> {
 }
 
 impl<'a> Races<'a> {
-    fn new(stage: &'a Stage) -> Self {
+    fn new(process: &'a ModuleProcess) -> Self {
         let all = std::env::var("CLAVIGER_ROUNDS")
             .ok()
             .map(|rounds| rounds.parse().unwrap());
         let combinations = ways()
             .iter()
             .flat_map(|way| Combination::of(*way))
-            .chain(Combination::with_event(Way::Socket))
+            .chain(Combination::with_event(ServiceKind::Socket))
             .count();
         println!("{:28} rounds   median      p99 worst/ms events  late", "");
-        let raw = Raw::load();
+        let raw = FunctionList::load();
         // What stays for the life of the process, such as nusb's own thread, is there before anything is counted.
         assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
         assert_eq!(raw.slot_count(false).0, CKR_OK);
         assert_eq!(raw.finalize(), CKR_OK);
         Self {
-            stage,
+            process,
             raw,
             random: Random::seeded(),
             watchdog: Watchdog::new(HANG),
@@ -392,7 +392,7 @@ impl<'a> Races<'a> {
             } else {
                 "insert"
             };
-            let event = || assert!(self.stage.say(action).starts_with("ok"));
+            let event = || assert!(self.process.send_command(action).starts_with("ok"));
             let (ends, told) = round(combination, self.raw, moment, event);
             let events = told.iter().map(|told| told.events).sum::<usize>();
             let most = if combination.event { 2 } else { 0 };
@@ -403,24 +403,24 @@ impl<'a> Races<'a> {
             figures.add(&ends, &told);
         }
         figures.times.sort_unstable();
-        self.stage.say("insert");
+        self.process.send_command("insert");
         figures
     }
 }
 
 /// Where the rig's cards are on the USB, one way there is played.
-fn ways() -> &'static [Way] {
-    match std::env::var_os("CLAVIGER_RIG") {
-        Some(_) => &[Way::Socket],
-        None => &[Way::Socket, Way::Pcscd],
+fn ways() -> &'static [ServiceKind] {
+    match std::env::var_os("CLAVIGER_CARD_FIXTURE") {
+        Some(_) => &[ServiceKind::Socket],
+        None => &[ServiceKind::Socket, ServiceKind::Pcscd],
     }
 }
 
 #[test]
 fn every_waiter_is_notified_of_finalize_whatever_the_moment() {
     for &way in ways() {
-        with_card(way, Plan::factory(), |stage| {
-            let mut races = Races::new(stage);
+        with_card(way, CardProfile::factory(), |process| {
+            let mut races = Races::new(process);
             for combination in Combination::of(way) {
                 assert_eq!(races.play(combination), 0, "no card was moved");
             }
@@ -430,9 +430,9 @@ fn every_waiter_is_notified_of_finalize_whatever_the_moment() {
 
 #[test]
 fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
-    with_card(Way::Socket, Plan::factory(), |stage| {
-        let mut races = Races::new(stage);
-        let combinations = Combination::with_event(Way::Socket);
+    with_card(ServiceKind::Socket, CardProfile::factory(), |process| {
+        let mut races = Races::new(process);
+        let combinations = Combination::with_event(ServiceKind::Socket);
         let events = combinations
             .into_iter()
             .map(|combination| races.play(combination));
@@ -443,8 +443,8 @@ fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
 #[test]
 fn concurrent_first_calls_all_see_the_slots() {
     for &way in ways() {
-        with_card(way, Plan::factory(), |_| {
-            let raw = Raw::load();
+        with_card(way, CardProfile::factory(), |_| {
+            let raw = FunctionList::load();
             let watchdog = Watchdog::new(HANG);
             for flags in [OWN_THREADS, NO_THREADS] {
                 for number in 0..50 {

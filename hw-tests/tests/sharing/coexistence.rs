@@ -7,16 +7,19 @@ use std::{
 };
 
 use claviger_hw_tests::{
-    each_way,
     fixture::{
-        module_process::{HANG, Stage, Way, code, eventually, key, play, promptly, with_card},
+        module_process::{
+            HANG, ModuleProcess, ServiceKind, code, eventually, in_module_process, key, promptly,
+            with_card,
+        },
         other_program::{
-            DONE, Neighbour, PIV_LOGOUT, SELECT_OPENPGP, reset_retry_counter, wrong_pin,
+            DONE, OtherProgram, PIV_LOGOUT, SELECT_OPENPGP, reset_retry_counter, wrong_pin,
         },
         piv_session::{HASH, PivSession},
         socket_reader::SELECT_PIV,
     },
-    provision::Plan,
+    for_each_service,
+    provision::CardProfile,
 };
 use cryptoki::{error::RvError, mechanism::Mechanism, object::ObjectHandle, session::Session};
 use pcsc::Disposition;
@@ -30,23 +33,23 @@ const NO_POWER: [u8; 2] = [0x6F, 0x00];
 /// A call against an exclusive neighbour gives up sooner.
 const GIVES_UP: Duration = Duration::from_secs(30);
 
-each_way! {
+for_each_service! {
     [Socket over_the_socket_reader, Pcscd over_pcscd]
     {
-        a_reset_by_another_costs_one_silent_verification: Plan::piv4();
-        another_applet_selected_by_another_is_undone: Plan::both();
-        a_logout_by_another_costs_one_silent_verification: Plan::piv4();
-        a_retry_counter_reset_by_another_costs_one_silent_verification: Plan::piv4();
-        a_pin_that_another_got_wrong_ends_the_login: Plan::piv4();
-        a_transaction_of_another_is_waited_for: Plan::piv4();
-        signatures_succeed_while_another_selects_its_applet: Plan::both();
-        signatures_succeed_while_another_resets_the_card: Plan::piv4();
+        a_reset_by_another_costs_one_silent_verification: CardProfile::piv4();
+        another_applet_selected_by_another_is_undone: CardProfile::both();
+        a_logout_by_another_costs_one_silent_verification: CardProfile::piv4();
+        a_retry_counter_reset_by_another_costs_one_silent_verification: CardProfile::piv4();
+        a_pin_that_another_got_wrong_ends_the_login: CardProfile::piv4();
+        a_transaction_of_another_is_waited_for: CardProfile::piv4();
+        signatures_succeed_while_another_selects_its_applet: CardProfile::both();
+        signatures_succeed_while_another_resets_the_card: CardProfile::piv4();
     }
 }
 
-fn a_reset_by_another_costs_one_silent_verification(stage: &Stage) {
-    let signer = PivSession::new(stage);
-    let mut other = Neighbour::shared();
+fn a_reset_by_another_costs_one_silent_verification(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
+    let mut other = OtherProgram::shared();
     for _ in 0..3 {
         other.reset();
         signer.goes_on();
@@ -56,9 +59,9 @@ fn a_reset_by_another_costs_one_silent_verification(stage: &Stage) {
     signer.goes_on();
 }
 
-fn another_applet_selected_by_another_is_undone(stage: &Stage) {
-    let signer = PivSession::new(stage);
-    let mut other = Neighbour::shared();
+fn another_applet_selected_by_another_is_undone(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
+    let mut other = OtherProgram::shared();
     for _ in 0..3 {
         assert_eq!(other.transmit(&SELECT_OPENPGP), DONE);
         signer.goes_on();
@@ -68,18 +71,18 @@ fn another_applet_selected_by_another_is_undone(stage: &Stage) {
     signer.goes_on();
 }
 
-fn a_logout_by_another_costs_one_silent_verification(stage: &Stage) {
-    let signer = PivSession::new(stage);
-    let mut other = Neighbour::shared();
+fn a_logout_by_another_costs_one_silent_verification(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
+    let mut other = OtherProgram::shared();
     for _ in 0..3 {
         assert_eq!(other.transmit(&PIV_LOGOUT), DONE);
         signer.goes_on();
     }
 }
 
-fn a_retry_counter_reset_by_another_costs_one_silent_verification(stage: &Stage) {
-    let signer = PivSession::new(stage);
-    let mut other = Neighbour::shared();
+fn a_retry_counter_reset_by_another_costs_one_silent_verification(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
+    let mut other = OtherProgram::shared();
     for _ in 0..2 {
         assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
         assert_eq!(other.transmit(&reset_retry_counter()), DONE);
@@ -88,22 +91,22 @@ fn a_retry_counter_reset_by_another_costs_one_silent_verification(stage: &Stage)
 }
 
 /// The PIN that is kept may be the wrong one: it is not worth one of the tries that are left.
-fn a_pin_that_another_got_wrong_ends_the_login(stage: &Stage) {
-    let signer = PivSession::new(stage);
-    let mut other = Neighbour::shared();
+fn a_pin_that_another_got_wrong_ends_the_login(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
+    let mut other = OtherProgram::shared();
     assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
-    let before = stage.pins();
+    let before = process.pins();
     assert_eq!(code(signer.sign()), RvError::UserNotLoggedIn);
-    assert_eq!(stage.pins(), before);
+    assert_eq!(process.pins(), before);
     let PivSession {
         module, session, ..
     } = signer;
-    PivSession::of(stage, module, session).goes_on();
+    PivSession::of(process, module, session).goes_on();
 }
 
-fn a_transaction_of_another_is_waited_for(stage: &Stage) {
-    let signer = PivSession::new(stage);
-    let mut other = Neighbour::shared();
+fn a_transaction_of_another_is_waited_for(process: &ModuleProcess) {
+    let signer = PivSession::new(process);
+    let mut other = OtherProgram::shared();
     for _ in 0..2 {
         let (tell, begun) = mpsc::channel();
         thread::scope(|scope| {
@@ -146,30 +149,30 @@ fn sign_beside(signer: &PivSession<'_>, mut disturb: impl FnMut() + Send) {
     signer.goes_on();
 }
 
-fn signatures_succeed_while_another_selects_its_applet(stage: &Stage) {
-    let mut other = Neighbour::shared();
-    sign_beside(&PivSession::new(stage), || {
+fn signatures_succeed_while_another_selects_its_applet(process: &ModuleProcess) {
+    let mut other = OtherProgram::shared();
+    sign_beside(&PivSession::new(process), || {
         other.hold(|card| {
             assert_eq!(card.transmit(&SELECT_OPENPGP), DONE);
         });
     });
 }
 
-fn signatures_succeed_while_another_resets_the_card(stage: &Stage) {
-    let mut other = Neighbour::shared();
-    sign_beside(&PivSession::new(stage), || other.reset());
+fn signatures_succeed_while_another_resets_the_card(process: &ModuleProcess) {
+    let mut other = OtherProgram::shared();
+    sign_beside(&PivSession::new(process), || other.reset());
 }
 
 /// A neighbour comes and goes, and leaves the card so.
 fn visit(disposition: Disposition) {
-    let mut other = Neighbour::shared();
+    let mut other = OtherProgram::shared();
     assert!(other.transmit(&SELECT_PIV).ends_with(&DONE));
-    other.leave(disposition);
+    other.close(disposition);
 }
 
 fn a_session_survives_visitors_that_leave_the_card(disposition: Disposition) {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let signer = PivSession::new(stage);
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        let signer = PivSession::new(process);
         for _ in 0..2 {
             visit(disposition);
             signer.goes_on();
@@ -194,38 +197,38 @@ fn session_survives_programs_that_leave_the_card_without_power() {
 /// new connections are then refused (SCARD_W_UNPOWERED_CARD).
 #[test]
 fn unpowered_card_is_powered_up_for_a_continuing_session() {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        let module = process.module();
+        let session = process.session(&module);
         let open = key(&session, 4);
         sign_openly(&session, open).unwrap();
-        exclusive().leave(Disposition::LeaveCard);
-        let mut witness = Neighbour::shared();
+        exclusive().close(Disposition::LeaveCard);
+        let mut witness = OtherProgram::shared();
         visit(Disposition::UnpowerCard);
         assert_eq!(witness.transmit(&SELECT_PIV), NO_POWER);
         let signature = promptly("C_Sign", || sign_openly(&session, open));
         assert_eq!(signature.unwrap().len(), 64);
-        witness.leave(Disposition::LeaveCard);
-        PivSession::of(stage, module, session).goes_on();
+        witness.close(Disposition::LeaveCard);
+        PivSession::of(process, module, session).goes_on();
     });
 }
 
 /// The card for a neighbour alone, which gets it when ours has been let go.
-fn exclusive() -> Neighbour {
+fn exclusive() -> OtherProgram {
     let mut other = None;
     eventually("the card to be let go", || {
-        other = Neighbour::exclusive();
+        other = OtherProgram::exclusive();
         other.is_some()
     });
     other.unwrap()
 }
 
 /// Signs with a key against a neighbour that has the card for itself, until that lets go.
-fn outlast(other: Neighbour, sign: impl Fn() -> cryptoki::error::Result<Vec<u8>>) {
+fn outlast(other: OtherProgram, sign: impl Fn() -> cryptoki::error::Result<Vec<u8>>) {
     thread::scope(|scope| {
         scope.spawn(move || {
             thread::sleep(KEEPS);
-            other.leave(Disposition::LeaveCard);
+            other.close(Disposition::LeaveCard);
         });
         let start = Instant::now();
         loop {
@@ -252,39 +255,39 @@ fn sign_openly(session: &Session, key: ObjectHandle) -> cryptoki::error::Result<
 
 #[test]
 fn exclusively_held_card_is_refused_with_a_cure_and_used_again_later() {
-    let rule = |stage: &Stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    let rule = |process: &ModuleProcess| {
+        let module = process.module();
+        let session = process.session(&module);
         let open = key(&session, 4);
         sign_openly(&session, open).unwrap();
         let other = exclusive();
         is_refused(|| sign_openly(&session, open));
         outlast(other, || sign_openly(&session, open));
-        assert_eq!(stage.pins(), 0);
-        PivSession::of(stage, module, session).goes_on();
+        assert_eq!(process.pins(), 0);
+        PivSession::of(process, module, session).goes_on();
     };
-    if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
+    if let Some(log) = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), |_, _| {}, rule) {
         log.line(&["C_Sign", "exclusively", "scdaemon"]);
     }
 }
 
 #[test]
 fn login_survives_exclusive_use_by_another_program() {
-    let rule = |stage: &Stage| {
-        let signer = PivSession::new(stage);
+    let rule = |process: &ModuleProcess| {
+        let signer = PivSession::new(process);
         let other = exclusive();
         is_refused(|| signer.sign());
-        let before = stage.pins();
+        let before = process.pins();
         outlast(other, || signer.sign());
-        assert!(stage.pins() <= before + 1, "one silent verification");
+        assert!(process.pins() <= before + 1, "one silent verification");
         signer.goes_on();
-        exclusive().leave(Disposition::ResetCard);
+        exclusive().close(Disposition::ResetCard);
         signer.goes_on();
-        exclusive().leave(Disposition::UnpowerCard);
+        exclusive().close(Disposition::UnpowerCard);
         signer.asks_for_each_pin();
         signer.goes_on();
     };
-    if let Some(log) = play(Way::Pcscd, Plan::piv4(), |_, _| {}, rule) {
+    if let Some(log) = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), |_, _| {}, rule) {
         log.line(&["C_Sign", "exclusively", "scdaemon"]);
     }
 }

@@ -9,11 +9,11 @@ use std::{
 };
 
 use claviger_hw_tests::fixture::{
-    card_fixture::Rig,
+    card_fixture::CardFixture,
     figures,
-    function_list::{NO_THREADS, OWN_THREAD, Raw},
-    module_process::{Stage, Way, eventually, play_cards},
-    signer::{Signer, plan},
+    function_list::{FunctionList, NO_THREADS, OWN_THREAD},
+    module_process::{ModuleProcess, ServiceKind, eventually, in_module_process_with},
+    signer::{Signer, profile},
 };
 use cryptoki_sys::{CK_FLAGS, CK_RV, CK_SLOT_ID, CKF_DONT_BLOCK, CKR_NO_EVENT, CKR_OK};
 
@@ -27,7 +27,7 @@ const STALL: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs
 type Call<'a> = (&'static str, Box<dyn Fn() -> CK_RV + 'a>);
 
 /// The calls on the reader that is not slow.
-fn calls(raw: Raw, slot: CK_SLOT_ID, signer: Signer) -> Vec<Call<'static>> {
+fn calls(raw: FunctionList, slot: CK_SLOT_ID, signer: Signer) -> Vec<Call<'static>> {
     vec![
         ("C_Sign", Box::new(move || signer.sign())),
         ("C_GetSessionInfo", Box::new(move || signer.info())),
@@ -46,14 +46,14 @@ fn calls(raw: Raw, slot: CK_SLOT_ID, signer: Signer) -> Vec<Call<'static>> {
     ]
 }
 
-fn open_and_close(raw: Raw, slot: CK_SLOT_ID) -> CK_RV {
+fn open_and_close(raw: FunctionList, slot: CK_SLOT_ID) -> CK_RV {
     match raw.open(slot) {
         (CKR_OK, session) => raw.close(session),
         (code, _) => code,
     }
 }
 
-fn look_for_event(raw: Raw) -> CK_RV {
+fn look_for_event(raw: FunctionList) -> CK_RV {
     match raw.wait(CKF_DONT_BLOCK).0 {
         CKR_NO_EVENT => CKR_OK,
         code => code,
@@ -99,7 +99,7 @@ fn timed(name: &str, call: impl Fn() -> CK_RV) -> Duration {
 /// Makes `calls` before, while and after the first card is slow in `slow_call`: the slow one holds up none of them.
 /// While it still is, `look` is done.
 fn undelayed(
-    stage: &Stage,
+    process: &ModuleProcess,
     what: &str,
     calls: &[Call<'_>],
     slow_call: impl Fn() -> CK_RV + Send + 'static,
@@ -109,7 +109,7 @@ fn undelayed(
     let begun = Instant::now();
     let before = measure(calls, always);
     let stall = (begun.elapsed() * 4).clamp(STALL.0, STALL.1);
-    let slow = begin_slow_call(stage, stall, slow_call);
+    let slow = begin_slow_call(process, stall, slow_call);
     let during = measure(calls, || !slow.is_finished());
     look();
     let (code, took) = slow.join().unwrap();
@@ -130,24 +130,24 @@ fn undelayed(
 
 /// Makes `call` in a thread, for which the first card takes `stall` over its next answer.
 fn begin_slow_call(
-    stage: &Stage,
+    process: &ModuleProcess,
     stall: Duration,
     call: impl Fn() -> CK_RV + Send + 'static,
 ) -> JoinHandle<(CK_RV, Duration)> {
-    stage.say(&format!("card 0 fault any 1 delay {}", stall.as_millis()));
+    process.send_command(&format!("card 0 fault any 1 delay {}", stall.as_millis()));
     let slow = thread::spawn(move || {
         let begun = Instant::now();
         (call(), begun.elapsed())
     });
     eventually("the slow call at its card", || {
-        stage.say("card 0 caught") == "yes"
+        process.send_command("card 0 caught") == "yes"
     });
     slow
 }
 
 /// The slot of the first card, which has just been put in and not been asked anything.
-fn insert_first_card(stage: &Stage, raw: Raw) -> CK_SLOT_ID {
-    stage.say("card 0 insert");
+fn insert_first_card(process: &ModuleProcess, raw: FunctionList) -> CK_SLOT_ID {
+    process.send_command("card 0 insert");
     let (code, one) = raw.wait(0);
     assert_eq!(code, CKR_OK);
     let (code, other) = raw.wait(0);
@@ -155,23 +155,23 @@ fn insert_first_card(stage: &Stage, raw: Raw) -> CK_SLOT_ID {
     one.min(other)
 }
 
-fn remove_first_card(stage: &Stage, raw: Raw) {
-    stage.say("card 0 remove");
+fn remove_first_card(process: &ModuleProcess, raw: FunctionList) {
+    process.send_command("card 0 remove");
     for _ in 0..2 {
         assert_eq!(raw.wait(0).0, CKR_OK);
     }
 }
 
-fn check(stage: &Stage, flags: CK_FLAGS) {
-    let raw = Raw::load();
+fn check(process: &ModuleProcess, flags: CK_FLAGS) {
+    let raw = FunctionList::load();
     assert_eq!(raw.initialize(flags), CKR_OK);
     let slots = raw.slots(true);
     let [quick] = slots[..] else {
         panic!("one token: {slots:?}")
     };
     let mut calls = calls(raw, quick, Signer::log_in(raw, quick));
-    let slow = insert_first_card(stage, raw);
-    remove_first_card(stage, raw);
+    let slow = insert_first_card(process, raw);
+    remove_first_card(process, raw);
 
     // A list of the slots with tokens has to ask a card that has never been asked.
     let list = || {
@@ -182,9 +182,9 @@ fn check(stage: &Stage, flags: CK_FLAGS) {
             begun.elapsed()
         );
     };
-    assert_eq!(insert_first_card(stage, raw), slow);
+    assert_eq!(insert_first_card(process, raw), slow);
     undelayed(
-        stage,
+        process,
         "discovery",
         &calls,
         move || raw.token_info(slow),
@@ -196,35 +196,37 @@ fn check(stage: &Stage, flags: CK_FLAGS) {
         Box::new(move || raw.slot_count(true).0),
     ));
     let signer = Signer::log_in(raw, slow);
-    undelayed(stage, "signature", &calls, move || signer.sign(), || ());
+    undelayed(process, "signature", &calls, move || signer.sign(), || ());
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
-fn isolated(way: Way, flags: CK_FLAGS) {
-    let without_the_first = |rig: &Rig, _: &mut Command| {
-        rig.card().remove();
-        rig.settle();
+fn isolated(way: ServiceKind, flags: CK_FLAGS) {
+    let without_the_first = |fixture: &CardFixture, _: &mut Command| {
+        fixture.card().remove();
+        fixture.wait_until_seen();
     };
-    let plans = [plan(), plan().serial(2)];
-    let _ = play_cards(way, &plans, without_the_first, |stage| check(stage, flags));
+    let profiles = [profile(), profile().serial(2)];
+    let _ = in_module_process_with(way, &profiles, without_the_first, |process| {
+        check(process, flags);
+    });
 }
 
 #[test]
 fn a_slow_card_delays_no_call_on_another_reader_of_pcscd() {
-    isolated(Way::Pcscd, OWN_THREAD);
+    isolated(ServiceKind::Pcscd, OWN_THREAD);
 }
 
 #[test]
 fn a_slow_card_delays_no_call_on_another_reader_of_pcscd_without_threads() {
-    isolated(Way::Pcscd, NO_THREADS);
+    isolated(ServiceKind::Pcscd, NO_THREADS);
 }
 
 #[test]
 fn a_slow_card_delays_no_call_on_another_socket_reader() {
-    isolated(Way::Socket, OWN_THREAD);
+    isolated(ServiceKind::Socket, OWN_THREAD);
 }
 
 #[test]
 fn a_slow_card_delays_no_call_on_another_socket_reader_without_threads() {
-    isolated(Way::Socket, NO_THREADS);
+    isolated(ServiceKind::Socket, NO_THREADS);
 }

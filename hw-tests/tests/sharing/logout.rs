@@ -3,15 +3,16 @@
 use std::{thread, time::Duration};
 
 use claviger_hw_tests::{
-    ck, each_way,
+    ck,
     fixture::{
-        function_list::Raw,
-        module_process::{Stage, eventually, key, log_in},
-        other_program::{DONE, Neighbour, authenticate_with_openpgp, sign_with_9a},
+        function_list::FunctionList,
+        module_process::{ModuleProcess, eventually, key, log_in},
+        other_program::{DONE, OtherProgram, authenticate_with_openpgp, sign_with_9a},
         piv_session::HASH,
         process::open_files,
         socket_reader::SELECT_PIV,
     },
+    for_each_service,
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
@@ -25,47 +26,47 @@ const NOT_VERIFIED: [u8; 2] = [0x69, 0x82];
 /// Longer than a connection nobody uses is kept, logged in or not.
 const IDLE: Duration = Duration::from_secs(7);
 
-each_way! {
+for_each_service! {
     [Socket over_the_socket_reader, Pcscd over_pcscd]
     {
-        c_logout_reaches_the_piv_applet: Plan::piv4();
-        c_logout_reaches_the_openpgp_applet: Plan::pgp3();
-        the_last_session_of_the_piv_applet_logs_out: Plan::piv4();
-        the_last_session_of_the_openpgp_applet_logs_out: Plan::pgp3();
-        c_close_all_sessions_logs_the_piv_applet_out: Plan::piv4();
-        c_close_all_sessions_logs_the_openpgp_applet_out: Plan::pgp3();
-        c_finalize_logs_the_piv_applet_out: Plan::piv4();
-        c_finalize_logs_the_openpgp_applet_out: Plan::pgp3();
-        c_finalize_logs_out_where_threads_are_forbidden: Plan::piv4();
-        sessions_of_another_token_do_not_keep_a_login: Plan::both();
-        an_idle_card_is_logged_out_all_the_same: Plan::piv4();
-        an_idle_card_is_logged_out_by_c_finalize: Plan::piv4();
-        an_idle_openpgp_card_is_logged_out_by_c_finalize: Plan::pgp3();
+        c_logout_reaches_the_piv_applet: CardProfile::piv4();
+        c_logout_reaches_the_openpgp_applet: CardProfile::pgp3();
+        the_last_session_of_the_piv_applet_logs_out: CardProfile::piv4();
+        the_last_session_of_the_openpgp_applet_logs_out: CardProfile::pgp3();
+        c_close_all_sessions_logs_the_piv_applet_out: CardProfile::piv4();
+        c_close_all_sessions_logs_the_openpgp_applet_out: CardProfile::pgp3();
+        c_finalize_logs_the_piv_applet_out: CardProfile::piv4();
+        c_finalize_logs_the_openpgp_applet_out: CardProfile::pgp3();
+        c_finalize_logs_out_where_threads_are_forbidden: CardProfile::piv4();
+        sessions_of_another_token_do_not_keep_a_login: CardProfile::both();
+        an_idle_card_is_logged_out_all_the_same: CardProfile::piv4();
+        an_idle_card_is_logged_out_by_c_finalize: CardProfile::piv4();
+        an_idle_openpgp_card_is_logged_out_by_c_finalize: CardProfile::pgp3();
     }
 }
 
 /// A login on the card's only applet, and a neighbour who uses it.
 struct Login {
-    stage: Stage,
+    process: ModuleProcess,
     module: Pkcs11,
     session: Session,
     id: u8,
-    other: Neighbour,
+    other: OtherProgram,
     attempt: Vec<u8>,
     /// How often the card had got its power anew when the neighbour used it.
     powered: u64,
 }
 
 impl Login {
-    fn new(stage: &Stage, id: u8, attempt: Vec<u8>) -> Self {
-        Self::in_module(stage, stage.module(), id, attempt)
+    fn new(process: &ModuleProcess, id: u8, attempt: Vec<u8>) -> Self {
+        Self::in_module(process, process.module(), id, attempt)
     }
 
-    fn in_module(stage: &Stage, module: Pkcs11, id: u8, attempt: Vec<u8>) -> Self {
-        let session = stage.session(&module);
+    fn in_module(process: &ModuleProcess, module: Pkcs11, id: u8, attempt: Vec<u8>) -> Self {
+        let session = process.session(&module);
         let mut login = Self {
-            stage: stage.clone(),
-            other: Neighbour::shared(),
+            process: process.clone(),
+            other: OtherProgram::shared(),
             module,
             session,
             id,
@@ -78,12 +79,12 @@ impl Login {
         login
     }
 
-    fn piv(stage: &Stage) -> Self {
-        Self::new(stage, 1, sign_with_9a())
+    fn piv(process: &ModuleProcess) -> Self {
+        Self::new(process, 1, sign_with_9a())
     }
 
-    fn openpgp(stage: &Stage) -> Self {
-        Self::new(stage, 3, authenticate_with_openpgp())
+    fn openpgp(process: &ModuleProcess) -> Self {
+        Self::new(process, 3, authenticate_with_openpgp())
     }
 
     fn signs(&self) {
@@ -101,13 +102,13 @@ impl Login {
     }
 
     fn power_cycles(&self) -> u64 {
-        self.stage.count("resets") + self.stage.count("power_ups")
+        self.process.count("resets") + self.process.count("power_ups")
     }
 
     /// Waits until the module has let go of the card. Claims end with a file; elsewhere nothing tells.
     fn becomes_idle(&self) {
         match self.other {
-            Neighbour::Usb(_) => eventually("an idle card", || {
+            OtherProgram::Usb(_) => eventually("an idle card", || {
                 let files = open_files();
                 !files.iter().any(|file| file.starts_with("/dev/bus/usb/"))
             }),
@@ -127,12 +128,12 @@ impl Login {
     }
 }
 
-fn c_logout_reaches_the_piv_applet(stage: &Stage) {
-    c_logout(Login::piv(stage));
+fn c_logout_reaches_the_piv_applet(process: &ModuleProcess) {
+    c_logout(Login::piv(process));
 }
 
-fn c_logout_reaches_the_openpgp_applet(stage: &Stage) {
-    c_logout(Login::openpgp(stage));
+fn c_logout_reaches_the_openpgp_applet(process: &ModuleProcess) {
+    c_logout(Login::openpgp(process));
 }
 
 fn c_logout(mut login: Login) {
@@ -143,17 +144,17 @@ fn c_logout(mut login: Login) {
     login.is_open();
 }
 
-fn the_last_session_of_the_piv_applet_logs_out(stage: &Stage) {
-    last_session(stage, Login::piv(stage));
+fn the_last_session_of_the_piv_applet_logs_out(process: &ModuleProcess) {
+    last_session(process, Login::piv(process));
 }
 
-fn the_last_session_of_the_openpgp_applet_logs_out(stage: &Stage) {
-    last_session(stage, Login::openpgp(stage));
+fn the_last_session_of_the_openpgp_applet_logs_out(process: &ModuleProcess) {
+    last_session(process, Login::openpgp(process));
 }
 
-fn last_session(stage: &Stage, mut login: Login) {
-    let second = stage.session(&login.module);
-    let third = stage.session(&login.module);
+fn last_session(process: &ModuleProcess, mut login: Login) {
+    let second = process.session(&login.module);
+    let third = process.session(&login.module);
     std::mem::replace(&mut login.session, second)
         .close()
         .unwrap();
@@ -172,43 +173,43 @@ fn last_session(stage: &Stage, mut login: Login) {
     assert_eq!(other.transmit(&attempt), NOT_VERIFIED);
 }
 
-fn c_close_all_sessions_logs_the_piv_applet_out(stage: &Stage) {
-    close_all_sessions(stage, Login::piv(stage));
+fn c_close_all_sessions_logs_the_piv_applet_out(process: &ModuleProcess) {
+    close_all_sessions(process, Login::piv(process));
 }
 
-fn c_close_all_sessions_logs_the_openpgp_applet_out(stage: &Stage) {
-    close_all_sessions(stage, Login::openpgp(stage));
+fn c_close_all_sessions_logs_the_openpgp_applet_out(process: &ModuleProcess) {
+    close_all_sessions(process, Login::openpgp(process));
 }
 
-fn close_all_sessions(stage: &Stage, mut login: Login) {
-    let _second = stage.session(&login.module);
-    let closed = ck!(Raw::load(), C_CloseAllSessions, login.slot());
+fn close_all_sessions(process: &ModuleProcess, mut login: Login) {
+    let _second = process.session(&login.module);
+    let closed = ck!(FunctionList::load(), C_CloseAllSessions, login.slot());
     assert_eq!(closed, CKR_OK);
     login.is_over();
 }
 
-fn c_finalize_logs_the_piv_applet_out(stage: &Stage) {
-    finalize(Login::piv(stage));
+fn c_finalize_logs_the_piv_applet_out(process: &ModuleProcess) {
+    finalize(Login::piv(process));
 }
 
-fn c_finalize_logs_the_openpgp_applet_out(stage: &Stage) {
-    finalize(Login::openpgp(stage));
+fn c_finalize_logs_the_openpgp_applet_out(process: &ModuleProcess) {
+    finalize(Login::openpgp(process));
 }
 
-fn c_finalize_logs_out_where_threads_are_forbidden(stage: &Stage) {
-    let module = stage.load();
+fn c_finalize_logs_out_where_threads_are_forbidden(process: &ModuleProcess) {
+    let module = process.load();
     let flags = CInitializeFlags::OS_LOCKING_OK | CInitializeFlags::LIBRARY_CANT_CREATE_OS_THREADS;
     module.initialize(CInitializeArgs::new(flags)).unwrap();
-    finalize(Login::in_module(stage, module, 1, sign_with_9a()));
+    finalize(Login::in_module(process, module, 1, sign_with_9a()));
 }
 
 fn finalize(mut login: Login) {
-    assert_eq!(Raw::load().finalize(), CKR_OK);
+    assert_eq!(FunctionList::load().finalize(), CKR_OK);
     login.is_over();
 }
 
-fn sessions_of_another_token_do_not_keep_a_login(stage: &Stage) {
-    let mut login = Login::piv(stage);
+fn sessions_of_another_token_do_not_keep_a_login(process: &ModuleProcess) {
+    let mut login = Login::piv(process);
     let openpgp = login.module.get_slots_with_token().unwrap()[1];
     let bystander = login.module.open_ro_session(openpgp).unwrap();
     bystander.find_objects(&[]).unwrap();
@@ -221,20 +222,20 @@ fn sessions_of_another_token_do_not_keep_a_login(stage: &Stage) {
 }
 
 /// Let go of while its user is logged in, the card stays verified as long as a neighbour keeps it under power.
-fn an_idle_card_is_logged_out_all_the_same(stage: &Stage) {
-    let mut login = Login::piv(stage);
+fn an_idle_card_is_logged_out_all_the_same(process: &ModuleProcess) {
+    let mut login = Login::piv(process);
     login.becomes_idle();
     login.is_open();
     login.session.logout().unwrap();
     login.is_over();
 }
 
-fn an_idle_card_is_logged_out_by_c_finalize(stage: &Stage) {
-    finalize_when_idle(Login::piv(stage));
+fn an_idle_card_is_logged_out_by_c_finalize(process: &ModuleProcess) {
+    finalize_when_idle(Login::piv(process));
 }
 
-fn an_idle_openpgp_card_is_logged_out_by_c_finalize(stage: &Stage) {
-    finalize_when_idle(Login::openpgp(stage));
+fn an_idle_openpgp_card_is_logged_out_by_c_finalize(process: &ModuleProcess) {
+    finalize_when_idle(Login::openpgp(process));
 }
 
 fn finalize_when_idle(login: Login) {

@@ -11,12 +11,15 @@ use std::{
 use claviger_hw_tests::{
     client::{self, Output},
     fixture::{
-        module_process::{Log, Stage, Way, code, eventually, key, log_in, play, promptly},
-        other_program::Neighbour,
+        module_process::{
+            Log, ModuleProcess, ServiceKind, code, eventually, in_module_process, key, log_in,
+            promptly,
+        },
+        other_program::OtherProgram,
         piv_session::{HASH, PivSession},
     },
     paths,
-    provision::Plan,
+    provision::CardProfile,
     skip,
 };
 use cryptoki::{error::RvError, mechanism::Mechanism};
@@ -54,7 +57,7 @@ impl GnuPg {
         let status = status.expect_success();
         println!("gpg --card-status: {:?}", status.took);
         assert!(status.stdout.contains("D2760001240103040"), "{status}");
-        assert!(Neighbour::exclusive().is_none(), "scdaemon has it");
+        assert!(OtherProgram::exclusive().is_none(), "scdaemon has it");
     }
 
     fn lets_the_card_go(&self) {
@@ -70,7 +73,7 @@ impl Drop for GnuPg {
 }
 
 /// A card with both applets over pcscd, for a client with a GnuPG of its own.
-fn beside_scdaemon(body: impl FnOnce(&Stage, &GnuPg)) -> Option<Log> {
+fn beside_scdaemon(body: impl FnOnce(&ModuleProcess, &GnuPg)) -> Option<Log> {
     let needed = [("gpg", "gnupg"), ("gpgconf", "gnupg")];
     for (program, package) in needed {
         if paths::program(program).is_none() {
@@ -82,11 +85,11 @@ fn beside_scdaemon(body: impl FnOnce(&Stage, &GnuPg)) -> Option<Log> {
         skip::because("scdaemon is not installed (Debian: scdaemon)");
         return None;
     }
-    play(
-        Way::Pcscd,
-        Plan::both(),
+    in_module_process(
+        ServiceKind::Pcscd,
+        CardProfile::both(),
         |_, _| {},
-        |stage| body(stage, &GnuPg::new()),
+        |process| body(process, &GnuPg::new()),
     )
 }
 
@@ -102,20 +105,22 @@ fn scdaemon() -> PathBuf {
 
 /// Waits until our module has let the card go.
 fn idle() {
-    eventually("the card to be let go", || match Neighbour::exclusive() {
-        Some(other) => {
-            other.leave(Disposition::LeaveCard);
-            true
+    eventually("the card to be let go", || {
+        match OtherProgram::exclusive() {
+            Some(other) => {
+                other.close(Disposition::LeaveCard);
+                true
+            }
+            None => false,
         }
-        None => false,
     });
 }
 
 #[test]
 fn gnupg_gets_a_card_that_has_no_login() {
-    let log = beside_scdaemon(|stage, gnupg| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    let log = beside_scdaemon(|process, gnupg| {
+        let module = process.module();
+        let session = process.session(&module);
         let open = key(&session, 4);
         let sign = || session.sign(&Mechanism::Ecdsa, open, &HASH);
         for _ in 0..2 {
@@ -131,8 +136,8 @@ fn gnupg_gets_a_card_that_has_no_login() {
         idle();
         gnupg.takes_the_card();
         gnupg.lets_the_card_go();
-        assert_eq!(stage.pins(), 0);
-        PivSession::of(stage, module, session).goes_on();
+        assert_eq!(process.pins(), 0);
+        PivSession::of(process, module, session).goes_on();
     });
     if let Some(log) = log {
         log.line(&["C_Sign", "gpgconf --kill scdaemon"]);
@@ -141,8 +146,8 @@ fn gnupg_gets_a_card_that_has_no_login() {
 
 #[test]
 fn gnupg_gets_an_idle_card_and_the_login_survives() {
-    let log = beside_scdaemon(|stage, gnupg| {
-        let signer = PivSession::new(stage);
+    let log = beside_scdaemon(|process, gnupg| {
+        let signer = PivSession::new(process);
         for _ in 0..2 {
             idle();
             gnupg.takes_the_card();
@@ -164,8 +169,8 @@ fn gnupg_gets_an_idle_card_and_the_login_survives() {
 /// The applet that both want.
 #[test]
 fn gnupg_and_a_session_on_the_openpgp_token_take_turns() {
-    beside_scdaemon(|stage, gnupg| {
-        let module = stage.module();
+    beside_scdaemon(|process, gnupg| {
+        let module = process.module();
         let slot = module.get_slots_with_token().unwrap().remove(1);
         let session = module.open_ro_session(slot).unwrap();
         session.find_objects(&[]).unwrap();
@@ -179,8 +184,8 @@ fn gnupg_and_a_session_on_the_openpgp_token_take_turns() {
         idle();
         gnupg.takes_the_card();
         gnupg.lets_the_card_go();
-        let before = stage.pins();
+        let before = process.pins();
         assert_eq!(promptly("C_Sign", sign).unwrap().len(), 64);
-        assert!(stage.pins() <= before + 1, "one silent verification");
+        assert!(process.pins() <= before + 1, "one silent verification");
     });
 }

@@ -7,11 +7,14 @@ use std::{
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
-        module_process::{HANG, Stage, Way, code, eventually, key, log_in, play, with_card},
+        card_fixture::CardFixture,
+        module_process::{
+            HANG, ModuleProcess, ServiceKind, code, eventually, in_module_process, key, log_in,
+            with_card,
+        },
     },
-    provision::{PIN, Plan},
-    reader::Fate,
+    provision::{CardProfile, PIN},
+    reader::FrameFault,
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
@@ -25,13 +28,13 @@ use cryptoki::{
     types::AuthPin,
 };
 
-const BOTH_WAYS: [Way; 2] = [Way::Socket, Way::Pcscd];
+const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const HASH: [u8; 32] = [0x3C; 32];
 /// How long a card is kept at least when its user is logged in (5 s), and no session alone keeps it (1 s).
 const LOGGED_IN: Duration = Duration::from_secs(3);
 
-fn without_threads(stage: &Stage) -> Pkcs11 {
-    let module = stage.load();
+fn without_threads(process: &ModuleProcess) -> Pkcs11 {
+    let module = process.load();
     let flags = CInitializeFlags::OS_LOCKING_OK | CInitializeFlags::LIBRARY_CANT_CREATE_OS_THREADS;
     module.initialize(CInitializeArgs::new(flags)).unwrap();
     module
@@ -40,8 +43,8 @@ fn without_threads(stage: &Stage) -> Pkcs11 {
 #[test]
 fn piv_and_openpgp_of_one_card_sign_side_by_side() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::both(), |stage| {
-            let module = stage.module();
+        with_card(way, CardProfile::both(), |process| {
+            let module = process.module();
             let slots = module.get_slots_with_token().unwrap();
             assert_eq!(slots.len(), 2, "one card, two tokens");
             let sessions: Vec<Session> = slots
@@ -71,8 +74,8 @@ fn piv_and_openpgp_of_one_card_sign_side_by_side() {
 
 #[test]
 fn two_threads_use_both_tokens_of_a_card_at_once() {
-    with_card(Way::Pcscd, Plan::both(), |stage| {
-        let module = stage.module();
+    with_card(ServiceKind::Pcscd, CardProfile::both(), |process| {
+        let module = process.module();
         let slots = module.get_slots_with_token().unwrap();
         std::thread::scope(|scope| {
             for (slot, id) in slots.into_iter().zip([1, 3]) {
@@ -94,33 +97,34 @@ fn two_threads_use_both_tokens_of_a_card_at_once() {
 }
 
 /// How often a PIN was sent, by the card's own log.
-fn count_verifies(log: &std::sync::Mutex<u32>, frame: &[u8]) -> Fate {
+fn count_verifies(log: &std::sync::Mutex<u32>, frame: &[u8]) -> FrameFault {
     if frame.get(1) == Some(&0x20) && frame.len() > 5 {
         *log.lock().unwrap() += 1;
     }
-    Fate::Answer
+    FrameFault::Answer
 }
 
 #[test]
 fn the_same_session_signs_again_after_a_reset_with_one_silent_verification() {
     let verifies = std::sync::Arc::new(std::sync::Mutex::new(0));
     let counter = std::sync::Arc::clone(&verifies);
-    let count = move |rig: &Rig, _: &mut Command| {
-        rig.card()
+    let count = move |fixture: &CardFixture, _: &mut Command| {
+        fixture
+            .card()
             .on_frame(move |frame| count_verifies(&counter, frame));
     };
-    let log = play(Way::Socket, Plan::piv4(), count, |stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    let log = in_module_process(ServiceKind::Socket, CardProfile::piv4(), count, |process| {
+        let module = process.module();
+        let session = process.session(&module);
         log_in(&session);
         let (often, always) = (key(&session, 1), key(&session, 2));
         session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap();
-        stage.say("reset");
+        process.send_command("reset");
         assert_eq!(
             session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap().len(),
             64
         );
-        let (apdus, _) = stage.apdus(|| session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap());
+        let (apdus, _) = process.apdus(|| session.sign(&Mechanism::Ecdsa, often, &HASH).unwrap());
         assert_eq!(apdus, 1, "warm again");
         // A key that wants the PIN each time never gets it without being asked.
         assert_eq!(
@@ -163,19 +167,23 @@ fn visible_keys(module: &Pkcs11) -> usize {
 fn a_card_swapped_unseen_gets_neither_pin_nor_session() {
     let verifies = std::sync::Arc::new(std::sync::Mutex::new(0));
     let counter = std::sync::Arc::clone(&verifies);
-    let count = move |rig: &Rig, _: &mut Command| {
-        rig.card()
+    let count = move |fixture: &CardFixture, _: &mut Command| {
+        fixture
+            .card()
             .on_frame(move |frame| count_verifies(&counter, frame));
     };
-    let log = play(Way::Socket, Plan::piv4(), count, |stage| {
-        for module in [without_threads as fn(&Stage) -> Pkcs11, Stage::module] {
-            let module = module(stage);
-            let session = stage.session(&module);
+    let log = in_module_process(ServiceKind::Socket, CardProfile::piv4(), count, |process| {
+        for module in [
+            without_threads as fn(&ModuleProcess) -> Pkcs11,
+            ModuleProcess::module,
+        ] {
+            let module = module(process);
+            let session = process.session(&module);
             log_in(&session);
             let key = key(&session, 1);
             // For all the module knows, what comes back is another card.
-            stage.say("remove");
-            stage.say("insert");
+            process.send_command("remove");
+            process.send_command("insert");
             let failed = code(session.sign(&Mechanism::Ecdsa, key, &HASH));
             let expected = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];
             assert!(expected.contains(&failed), "{failed:?}");
@@ -203,9 +211,9 @@ fn a_card_swapped_unseen_gets_neither_pin_nor_session() {
 #[test]
 fn a_one_signature_key_takes_the_pin_each_time() {
     for way in BOTH_WAYS {
-        with_card(way, Plan::pgp3(), |stage| {
-            let module = stage.module();
-            let session = stage.session(&module);
+        with_card(way, CardProfile::pgp3(), |process| {
+            let module = process.module();
+            let session = process.session(&module);
             log_in(&session);
             let key = key(&session, 1);
             let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
@@ -251,9 +259,9 @@ fn is_free() -> bool {
 
 #[test]
 fn idle_card_is_released_after_a_second_and_later_while_a_user_is_logged_in() {
-    with_card(Way::Pcscd, Plan::piv4(), |stage| {
-        let module = stage.module();
-        let session = stage.session(&module);
+    with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
+        let module = process.module();
+        let session = process.session(&module);
         session.find_objects(&[]).unwrap();
         // The card is used last after each of these moments, and let go no sooner than its time after that.
         let freed = |begun: Instant| {

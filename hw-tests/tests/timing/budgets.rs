@@ -4,11 +4,11 @@ use std::process::Command;
 
 use claviger_hw_tests::{
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         figures,
-        module_process::{Stage, Way, key, log_in, play, with_card},
+        module_process::{ModuleProcess, ServiceKind, in_module_process, key, log_in, with_card},
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki::{
     context::Pkcs11,
@@ -65,20 +65,20 @@ fn within(what: &str, budget: u64, (apdus, ()): (u64, ())) -> u64 {
     apdus
 }
 
-fn piv_listing(stage: &Stage) {
-    let module = stage.load();
-    within("C_Initialize", 0, stage.apdus(|| initialize(&module)));
+fn piv_listing(process: &ModuleProcess) {
+    let module = process.load();
+    within("C_Initialize", 0, process.apdus(|| initialize(&module)));
     let slots = within(
         "slots with slot and token infos",
         3,
-        stage.apdus(|| list_slots(&module)),
+        process.apdus(|| list_slots(&module)),
     );
     let mut sessions = Vec::new();
     let keys = within(
         "open session, certificates and keys",
         9,
-        stage.apdus(|| {
-            let session = stage.session(&module);
+        process.apdus(|| {
+            let session = process.session(&module);
             // Private keys show after login; the card authentication key needs none.
             assert_eq!(list_keys(&session), 9);
             sessions.push(session);
@@ -86,16 +86,16 @@ fn piv_listing(stage: &Stage) {
     );
     assert!(slots + keys <= 12, "all together took {}", slots + keys);
     let session = sessions.pop().unwrap();
-    within("login", 2, stage.apdus(|| log_in(&session)));
+    within("login", 2, process.apdus(|| log_in(&session)));
     within(
         "the same list again, logged in",
         0,
-        stage.apdus(|| assert_eq!(list_keys(&session), 12)),
+        process.apdus(|| assert_eq!(list_keys(&session), 12)),
     );
     within(
         "infos when nothing changed",
         0,
-        stage.apdus(|| {
+        process.apdus(|| {
             list_slots(&module);
             session.get_session_info().unwrap();
             assert!(module.get_slot_event().unwrap().is_none());
@@ -110,15 +110,15 @@ fn initialize(module: &Pkcs11) {
         .unwrap();
 }
 
-fn piv_cold_start_and_warm_signature(stage: &Stage) {
-    let module = stage.load();
+fn piv_cold_start_and_warm_signature(process: &ModuleProcess) {
+    let module = process.load();
     let mut kept = None;
     within(
         "cold start to first P-256 signature",
         8,
-        stage.apdus(|| {
+        process.apdus(|| {
             initialize(&module);
-            let session = stage.session(&module);
+            let session = process.session(&module);
             log_in(&session);
             let key = key(&session, 1);
             sign(&session, key);
@@ -127,34 +127,34 @@ fn piv_cold_start_and_warm_signature(stage: &Stage) {
     );
     let (session, key) = kept.unwrap();
     for _ in 0..5 {
-        let (apdus, ()) = stage.apdus(|| sign(&session, key));
+        let (apdus, ()) = process.apdus(|| sign(&session, key));
         assert_eq!(apdus, 1, "a warm P-256 signature is one APDU");
     }
 }
 
-fn everything(stage: &Stage) {
-    let module = stage.load();
+fn everything(process: &ModuleProcess) {
+    let module = process.load();
     within(
         "all objects with an empty template, from cold",
         26,
-        stage.apdus(|| {
+        process.apdus(|| {
             initialize(&module);
             list_slots(&module);
-            let session = stage.session(&module);
+            let session = process.session(&module);
             assert!(session.find_objects(&[]).unwrap().len() > 9);
         }),
     );
 }
 
-fn openpgp(stage: &Stage) {
-    let module = stage.load();
+fn openpgp(process: &ModuleProcess) {
+    let module = process.load();
     within(
         "OpenPGP: slots and objects",
         14,
-        stage.apdus(|| {
+        process.apdus(|| {
             initialize(&module);
             list_slots(&module);
-            let session = stage.session(&module);
+            let session = process.session(&module);
             assert_eq!(
                 list_keys(&session),
                 4,
@@ -165,51 +165,59 @@ fn openpgp(stage: &Stage) {
 }
 
 /// [`with_card`], with no other test of this program beside it.
-fn alone_with_card(way: Way, plan: Plan, body: impl FnOnce(&Stage)) {
+fn alone_with_card(way: ServiceKind, profile: CardProfile, body: impl FnOnce(&ModuleProcess)) {
     let _turn = figures::one_at_a_time();
-    with_card(way, plan, body);
+    with_card(way, profile, body);
 }
 
 #[test]
 fn piv_listing_keeps_its_budgets_over_the_socket() {
-    alone_with_card(Way::Socket, Plan::piv4(), piv_listing);
+    alone_with_card(ServiceKind::Socket, CardProfile::piv4(), piv_listing);
 }
 
 #[test]
 fn piv_listing_keeps_its_budgets_over_pcscd() {
-    alone_with_card(Way::Pcscd, Plan::piv4(), piv_listing);
+    alone_with_card(ServiceKind::Pcscd, CardProfile::piv4(), piv_listing);
 }
 
 #[test]
 fn piv_listing_keeps_its_budgets_over_pcscd_beside_the_usb() {
     let _turn = figures::one_at_a_time();
-    let both = |_: &Rig, client: &mut Command| {
+    let both = |_: &CardFixture, client: &mut Command| {
         client.env("CLAVIGER_TRANSPORTS", "pcsc,usb");
     };
-    let _ = play(Way::Pcscd, Plan::piv4(), both, piv_listing);
+    let _ = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), both, piv_listing);
 }
 
 #[test]
 fn piv_signatures_keep_their_budgets_over_the_socket() {
-    alone_with_card(Way::Socket, Plan::piv4(), piv_cold_start_and_warm_signature);
+    alone_with_card(
+        ServiceKind::Socket,
+        CardProfile::piv4(),
+        piv_cold_start_and_warm_signature,
+    );
 }
 
 #[test]
 fn piv_signatures_keep_their_budgets_over_pcscd() {
-    alone_with_card(Way::Pcscd, Plan::piv4(), piv_cold_start_and_warm_signature);
+    alone_with_card(
+        ServiceKind::Pcscd,
+        CardProfile::piv4(),
+        piv_cold_start_and_warm_signature,
+    );
 }
 
 #[test]
 fn the_whole_piv_card_keeps_its_budget() {
-    alone_with_card(Way::Socket, Plan::piv4(), everything);
+    alone_with_card(ServiceKind::Socket, CardProfile::piv4(), everything);
 }
 
 #[test]
 fn openpgp_listing_keeps_its_budget_over_the_socket() {
-    alone_with_card(Way::Socket, Plan::pgp3(), openpgp);
+    alone_with_card(ServiceKind::Socket, CardProfile::pgp3(), openpgp);
 }
 
 #[test]
 fn openpgp_listing_keeps_its_budget_over_pcscd() {
-    alone_with_card(Way::Pcscd, Plan::pgp3(), openpgp);
+    alone_with_card(ServiceKind::Pcscd, CardProfile::pgp3(), openpgp);
 }

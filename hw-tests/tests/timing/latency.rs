@@ -9,11 +9,11 @@ use std::{
 use claviger_hw_tests::{
     fixture::{
         figures,
-        function_list::{HANG, NO_THREADS, OWN_THREAD, Raw},
-        module_process::{Stage, Way, with_card},
+        function_list::{FunctionList, HANG, NO_THREADS, OWN_THREAD},
+        module_process::{ModuleProcess, ServiceKind, with_card},
         pcscd_observer::{now, pcscd_events},
     },
-    provision::Plan,
+    provision::CardProfile,
 };
 use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 
@@ -23,7 +23,7 @@ const EVENTS: usize = 50;
 const PROMPT: f64 = 0.010;
 
 /// A thread that waits for slot events and tells when each returned, until C_Finalize.
-fn slot_events(raw: Raw) -> Receiver<f64> {
+fn slot_events(raw: FunctionList) -> Receiver<f64> {
     let (told, times) = mpsc::channel();
     thread::spawn(move || {
         loop {
@@ -39,7 +39,7 @@ fn slot_events(raw: Raw) -> Receiver<f64> {
 
 /// What the module takes longer than the source of the events, event by event, in seconds. `cause` makes an event,
 /// and tells when its source told of it.
-fn delays(raw: Raw, mut cause: impl FnMut(usize) -> f64) -> Vec<f64> {
+fn delays(raw: FunctionList, mut cause: impl FnMut(usize) -> f64) -> Vec<f64> {
     let events = slot_events(raw);
     let delay = |number| {
         let source = cause(number);
@@ -67,31 +67,31 @@ fn judge(what: &str, mut delays: Vec<f64>) {
 
 const ACTIONS: [&str; 2] = ["remove", "insert"];
 
-fn after_pcscd(raw: Raw, stage: &Stage) -> Vec<f64> {
+fn after_pcscd(raw: FunctionList, process: &ModuleProcess) -> Vec<f64> {
     let source = pcscd_events();
     delays(raw, |number| {
-        stage.say(ACTIONS[number % 2]);
+        process.send_command(ACTIONS[number % 2]);
         source.recv_timeout(HANG).expect("pcscd's event")
     })
 }
 
-fn after_the_server(raw: Raw, stage: &Stage) -> Vec<f64> {
+fn after_the_server(raw: FunctionList, process: &ModuleProcess) -> Vec<f64> {
     delays(raw, |number| {
-        let answer = stage.say(ACTIONS[number % 2]);
+        let answer = process.send_command(ACTIONS[number % 2]);
         let time = answer.strip_prefix("ok ").expect("a time");
         time.parse().expect("seconds")
     })
 }
 
-fn measure(way: Way, what: &str, flags: CK_FLAGS) {
+fn measure(way: ServiceKind, what: &str, flags: CK_FLAGS) {
     let _turn = figures::one_at_a_time();
-    with_card(way, Plan::factory(), |stage| {
-        let raw = Raw::load();
+    with_card(way, CardProfile::factory(), |process| {
+        let raw = FunctionList::load();
         assert_eq!(raw.initialize(flags), CKR_OK);
         assert_eq!(raw.slot_count(false).0, CKR_OK);
         let delays = match way {
-            Way::Pcscd | Way::PcscdBySocket => after_pcscd(raw, stage),
-            Way::Socket => after_the_server(raw, stage),
+            ServiceKind::Pcscd | ServiceKind::PcscdBySocket => after_pcscd(raw, process),
+            ServiceKind::Socket => after_the_server(raw, process),
         };
         assert_eq!(raw.finalize(), CKR_OK);
         judge(what, delays);
@@ -100,20 +100,20 @@ fn measure(way: Way, what: &str, flags: CK_FLAGS) {
 
 #[test]
 fn an_event_of_pcscd_is_passed_on_promptly() {
-    measure(Way::Pcscd, "pcscd, own thread", OWN_THREAD);
+    measure(ServiceKind::Pcscd, "pcscd, own thread", OWN_THREAD);
 }
 
 #[test]
 fn an_event_of_pcscd_is_passed_on_promptly_without_threads() {
-    measure(Way::Pcscd, "pcscd, no threads", NO_THREADS);
+    measure(ServiceKind::Pcscd, "pcscd, no threads", NO_THREADS);
 }
 
 #[test]
 fn an_event_of_the_socket_reader_is_passed_on_promptly() {
-    measure(Way::Socket, "socket, own thread", OWN_THREAD);
+    measure(ServiceKind::Socket, "socket, own thread", OWN_THREAD);
 }
 
 #[test]
 fn an_event_of_the_socket_reader_is_passed_on_promptly_without_threads() {
-    measure(Way::Socket, "socket, no threads", NO_THREADS);
+    measure(ServiceKind::Socket, "socket, no threads", NO_THREADS);
 }

@@ -17,14 +17,14 @@ use std::{
 use claviger_hw_tests::{
     client,
     fixture::{
-        card_fixture::Rig,
+        card_fixture::CardFixture,
         clients::background::Background,
         figures,
-        function_list::{NO_THREADS, OWN_THREAD, Raw},
+        function_list::{FunctionList, NO_THREADS, OWN_THREAD},
         module_process::HANG,
     },
     paths,
-    provision::Plan,
+    provision::CardProfile,
     skip,
 };
 use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
@@ -81,7 +81,7 @@ const CASES: [Case; 4] = [
 #[ignore = "runs in a process of its own, from the tests below"]
 fn blocks() {
     let number = |name| env::var(name).unwrap().parse::<u64>().unwrap();
-    let raw = Raw::load();
+    let raw = FunctionList::load();
     assert_eq!(raw.initialize(number(FLAGS)), CKR_OK);
     let slots = raw.slots(true);
     assert!(raw.slots(false).len() >= slots.len());
@@ -111,13 +111,13 @@ struct Blocked {
 }
 
 impl Blocked {
-    fn start(rig: &Rig, way: &str, case: Case, traced: bool) -> Self {
+    fn start(fixture: &CardFixture, way: &str, case: Case, traced: bool) -> Self {
         let name = format!("{way}-{}", case.name);
         let this = env::current_exe().unwrap();
-        let trace = traced.then(|| rig.folder().join(format!("{name}.trace")));
+        let trace = traced.then(|| fixture.folder().join(format!("{name}.trace")));
         let mut command = match &trace {
-            Some(trace) => strace(rig.command("strace"), trace, &this),
-            None => rig.command(&this),
+            Some(trace) => strace(fixture.command("strace"), trace, &this),
+            None => fixture.command(&this),
         };
         let arguments = [
             "quiet::blocks",
@@ -133,7 +133,7 @@ impl Blocked {
         if way == DEFAULT {
             command.env("CLAVIGER_TRANSPORTS", "pcsc,usb");
         }
-        let client = Background::start(&mut command, rig.folder().join(format!("{name}.log")));
+        let client = Background::start(&mut command, fixture.folder().join(format!("{name}.log")));
         Self {
             name,
             client,
@@ -199,16 +199,18 @@ fn restless<T: PartialEq + std::fmt::Debug>(
     look: impl Fn(&Blocked) -> T,
 ) -> Vec<String> {
     let _turn = figures::one_at_a_time();
-    let socket = Rig::socket(Plan::factory());
-    let pcscd = Rig::pcscd(Plan::factory());
+    let socket = CardFixture::socket(CardProfile::factory());
+    let pcscd = CardFixture::pcscd(CardProfile::factory());
     let ways = [
         ("socket", Some(&socket)),
         ("pcscd", pcscd.as_ref()),
         (DEFAULT, pcscd.as_ref()),
     ];
-    let rigs = ways.iter().filter_map(|(way, rig)| Some((*way, (*rig)?)));
-    let mut all: Vec<Blocked> = rigs
-        .flat_map(|(way, rig)| CASES.map(|case| Blocked::start(rig, way, case, traced)))
+    let fixtures = ways
+        .iter()
+        .filter_map(|(way, fixture)| Some((*way, (*fixture)?)));
+    let mut all: Vec<Blocked> = fixtures
+        .flat_map(|(way, fixture)| CASES.map(|case| Blocked::start(fixture, way, case, traced)))
         .collect();
     all.iter_mut().for_each(|one| one.waits_for(BLOCKING));
     let mut restless: Vec<&Blocked> = all.iter().collect();

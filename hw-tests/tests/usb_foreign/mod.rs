@@ -19,9 +19,9 @@ use claviger_driver::{
     },
 };
 use claviger_hw_tests::{
-    fixture::card_fixture::Rig,
-    provision::Plan,
-    usb::{UsbWay, obstacle},
+    fixture::card_fixture::CardFixture,
+    provision::CardProfile,
+    usb::{UsbAccess, obstacle},
 };
 
 use super::{PATIENCE, select};
@@ -77,10 +77,10 @@ fn epoch_after_use(backend: &UsbBackend, reader: &ReaderId) -> Epoch {
     card.epoch()
 }
 
-fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: UsbLibrary, way: UsbWay) {
+fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: UsbLibrary, way: UsbAccess) {
     assert_eq!(obstacle(), None);
-    let rig = Rig::usb(Plan::piv4(), way);
-    for locks in [vec![rig.folder().join("locks")], Vec::new()] {
+    let fixture = CardFixture::usb(CardProfile::piv4(), way);
+    for locks in [vec![fixture.folder().join("locks")], Vec::new()] {
         let backend = UsbBackend::new(&UsbOptions {
             library: stack,
             has_watch_thread: true,
@@ -110,11 +110,11 @@ fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: UsbLibrary, way: U
 #[test]
 #[ignore = "run by make test-usb"]
 fn nusb_notices_use_by_another_driver() {
-    use_by_another_driver_is_noticed_and_our_own_is_not(UsbLibrary::Nusb, UsbWay::Nusb);
+    use_by_another_driver_is_noticed_and_our_own_is_not(UsbLibrary::Nusb, UsbAccess::Nusb);
 }
 
 #[test]
 #[ignore = "run by make test-usb"]
 fn rusb_notices_use_by_another_driver() {
-    use_by_another_driver_is_noticed_and_our_own_is_not(UsbLibrary::Rusb, UsbWay::Rusb);
+    use_by_another_driver_is_noticed_and_our_own_is_not(UsbLibrary::Rusb, UsbAccess::Rusb);
 }
