@@ -1,7 +1,7 @@
 //! The card in one reader: its connection, its tokens, and what is known of them without asking.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use cryptoki_sys::{CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CKR_DEVICE_REMOVED};
 
 use crate::{
     card_state::{CardState, ReaderAccess},
-    idle::IdleReleaser,
+    idle::{IdleCards, IdleReleaser},
     known_reader::{Insertion, ReaderKey},
     object_handles::ObjectHandles,
     rv::{Failure, ReturnCode},
@@ -56,6 +56,49 @@ struct CachedCard {
     /// The card has no applet of ours, shown or not.
     foreign: bool,
     handles: BTreeMap<AppletKind, ObjectHandles>,
+}
+
+/// The readers of one generation that were ever used.
+#[derive(Debug, Default)]
+pub(crate) struct ReaderCards(Mutex<HashMap<ReaderKey, Arc<ReaderCard>>>);
+
+impl ReaderCards {
+    fn map(&self) -> MutexGuard<'_, HashMap<ReaderKey, Arc<ReaderCard>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The card of `reader`, made by `new` at its first use.
+    ///
+    /// # Errors
+    /// Those of `new`.
+    pub(crate) fn get_or_insert(
+        &self,
+        reader: ReaderKey,
+        new: impl FnOnce() -> Result<ReaderCard, Failure>,
+    ) -> Result<Arc<ReaderCard>, Failure> {
+        let mut map = self.map();
+        if let Some(card) = map.get(&reader) {
+            return Ok(Arc::clone(card));
+        }
+        let card = Arc::new(new()?);
+        map.insert(reader, Arc::clone(&card));
+        Ok(card)
+    }
+
+    /// Takes all of them out.
+    pub(crate) fn take_all(&self) -> Vec<Arc<ReaderCard>> {
+        self.map().drain().map(|(_, card)| card).collect()
+    }
+}
+
+impl IdleCards for ReaderCards {
+    fn release_idle(&self, now: Instant) -> Option<Instant> {
+        let cards: Vec<Arc<ReaderCard>> = self.map().values().cloned().collect();
+        cards
+            .iter()
+            .filter_map(|card| card.release_if_idle(now))
+            .min()
+    }
 }
 
 /// One reader and the card in it. `live` is held for one card's conversation, `facts` for a lookup.
@@ -279,7 +322,7 @@ impl ReaderCard {
     }
 
     /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.
-    pub(crate) fn release_if_idle(&self, now: Instant) -> Option<Instant> {
+    fn release_if_idle(&self, now: Instant) -> Option<Instant> {
         // Busy is not idle.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(now + BUSY_CHECK_INTERVAL);

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
@@ -20,12 +20,12 @@ use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
-    card::{CachedToken, ReaderCard},
+    card::{CachedToken, ReaderCard, ReaderCards},
     card_state::ReaderAccess,
     config::{BackendKind, Config},
     events::SlotEvents,
     fork,
-    idle::{IdleReleaser, ReaderCards},
+    idle::IdleReleaser,
     known_reader::{Insertion, KnownReader},
     lifecycle::{Generation, Lifecycle},
     rv::{Failure, ReturnCode},
@@ -42,7 +42,7 @@ pub(crate) struct Module {
     pub(crate) events: Arc<SlotEvents>,
     pub(crate) sessions: Sessions,
     backends: Vec<Arc<dyn Backend>>,
-    readers: ReaderCards,
+    readers: Arc<ReaderCards>,
     idle: Arc<IdleReleaser>,
     choice: Arc<Visibility>,
     broken: AtomicBool,
@@ -67,8 +67,8 @@ impl Module {
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
-        let readers = ReaderCards::default();
-        let idle = IdleReleaser::new(Arc::clone(&readers), config.release, may_create_threads);
+        let readers = Arc::<ReaderCards>::default();
+        let idle = IdleReleaser::new(readers.clone(), config.release, may_create_threads);
         let idle = Arc::new(idle);
         let choice = Arc::new(config.choice.clone());
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
@@ -148,24 +148,20 @@ impl Module {
     }
 
     fn reader(&self, known: &KnownReader) -> Result<Arc<ReaderCard>, Failure> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = readers.get(&known.key) {
-            return Ok(Arc::clone(reader));
-        }
-        let backend = self
-            .backends
-            .iter()
-            .find(|backend| backend.name() == known.id.backend());
-        let backend = backend
-            .ok_or_else(|| Failure::Environment(format!("no transport for reader {}", known.id)))?;
-        let way = ReaderAccess {
-            backend: Arc::clone(backend),
-            events: Arc::clone(&self.events),
-            choice: Arc::clone(&self.choice),
-        };
-        let reader = Arc::new(ReaderCard::new(known.key, way, Arc::clone(&self.idle)));
-        readers.insert(known.key, Arc::clone(&reader));
-        Ok(reader)
+        self.readers.get_or_insert(known.key, || {
+            let mut backends = self.backends.iter();
+            let backend = backends
+                .find(|backend| backend.name() == known.id.backend())
+                .ok_or_else(|| {
+                    Failure::Environment(format!("no transport for reader {}", known.id))
+                })?;
+            let way = ReaderAccess {
+                backend: Arc::clone(backend),
+                events: Arc::clone(&self.events),
+                choice: Arc::clone(&self.choice),
+            };
+            Ok(ReaderCard::new(known.key, way, Arc::clone(&self.idle)))
+        })
     }
 
     /// A session that is alive.
@@ -218,12 +214,11 @@ impl Module {
         for handle in self.sessions.all() {
             self.sessions.remove(handle);
         }
-        let readers =
-            std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
+        let readers = self.readers.take_all();
         if !readers.is_empty() {
             self.backends.iter().for_each(|backend| backend.wind_up());
         }
-        readers.values().for_each(|reader| reader.close());
+        readers.iter().for_each(|reader| reader.close());
     }
 }
 
