@@ -24,7 +24,7 @@ use crate::{
     card_state::ReaderAccess,
     config::{BackendKind, Config},
     events::SlotEvents,
-    fork,
+    fork::{self, PerProcess},
     idle::IdleReleaser,
     known_reader::{Insertion, KnownReader},
     lifecycle::{Generation, Lifecycle},
@@ -275,15 +275,18 @@ fn usb(
     }
 }
 
+/// The generations of the module in this process. A forked child begins with none.
+pub(crate) fn lifecycle() -> &'static Lifecycle<Module> {
+    static LIFECYCLE: PerProcess<Lifecycle<Module>> = PerProcess::new();
+    LIFECYCLE.get()
+}
+
 /// C_Initialize. A C_Finalize still at work in another thread is waited for.
 ///
 /// # Errors
 /// CRYPTOKI_ALREADY_INITIALIZED.
-pub(crate) fn initialize(
-    lifecycle: &Lifecycle<Module>,
-    may_create_threads: bool,
-) -> Result<(), Failure> {
-    let begun = lifecycle.initialize(|| {
+pub(crate) fn initialize(may_create_threads: bool) -> Result<(), Failure> {
+    let begun = lifecycle().initialize(|| {
         let config = Config::load();
         crate::log::start(config.log, config.log_file.as_deref());
         for problem in &config.problems {
