@@ -11,7 +11,7 @@ use cryptoki_sys::{
     CKO_PUBLIC_KEY,
 };
 
-use super::{object::template, session::read_pin};
+use super::{session::read_pin, template::template};
 use crate::{
     card::LoginState,
     module::Module,

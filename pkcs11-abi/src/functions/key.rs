@@ -14,8 +14,9 @@ use cryptoki_sys::{
 };
 
 use super::{
-    object::{check_creation, template},
+    object::check_creation,
     operation::{resolve_init, write_output},
+    template::template,
 };
 use crate::{
     module::Module,

@@ -3,44 +3,19 @@
 use claviger_token::{Object, Template, Value, creation};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
-use super::administration;
+use super::{
+    administration,
+    template::{attributes, template},
+};
 use crate::{
     module::Module,
-    pointer::{Input, Output, attribute_bytes, attribute_room},
+    pointer::{Input, Output, attribute_room},
     rv::{Failure, ReturnCode},
     sessions::{Search, Session},
 };
 
 /// CK_UNAVAILABLE_INFORMATION.
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
-/// More attributes than Cryptoki defines are no template.
-const MAX_ATTRIBUTES: CK_ULONG = 1024;
-
-fn attributes(
-    template: Input<'_, CK_ATTRIBUTE>,
-    count: CK_ULONG,
-) -> Result<Vec<CK_ATTRIBUTE>, Failure> {
-    if count > MAX_ATTRIBUTES {
-        return Err(ReturnCode::ARGUMENTS_BAD.into());
-    }
-    template.list(count)
-}
-
-/// What a template says, copied.
-///
-/// # Errors
-/// ARGUMENTS_BAD; ATTRIBUTE_VALUE_INVALID for a null value with a length, or a length that is none.
-pub(super) fn template(
-    attributes: Input<'_, CK_ATTRIBUTE>,
-    count: CK_ULONG,
-) -> Result<Template, Failure> {
-    let entries = self::attributes(attributes, count)?;
-    let mut template = Template::default();
-    for entry in &entries {
-        template.0.push((entry.type_, attribute_bytes(entry)?));
-    }
-    Ok(template)
-}
 
 /// Whether `session` may make an object as `template` says.
 ///
@@ -208,7 +183,7 @@ pub(crate) fn find_init(
     count: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let template = self::template(template, count)?;
+    let template = super::template::template(template, count)?;
     let mut operations = session.operations();
     if operations.search.is_some() {
         return Err(ReturnCode::OPERATION_ACTIVE.into());
