@@ -28,6 +28,7 @@ mod lifecycle;
 mod log;
 mod module;
 mod object_handles;
+mod operations;
 mod parameter;
 mod pointer;
 mod privilege;

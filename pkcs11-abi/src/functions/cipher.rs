@@ -9,9 +9,10 @@ use cryptoki_sys::{
 use super::operation::{init_or_cancel, keeps_operation, resolve_init, write_final};
 use crate::{
     module::Module,
+    operations::{ActiveOperation, Operations},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Operations, Session},
+    sessions::Session,
 };
 
 /// Encrypting or decrypting, on the host or on the card.

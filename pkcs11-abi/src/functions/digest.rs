@@ -13,10 +13,10 @@ use cryptoki_sys::{
 use super::operation::{init_or_cancel, room_or_end, write_output};
 use crate::{
     module::Module,
+    operations::{ActiveOperation, Operations},
     parameter,
     pointer::{Input, Output, OutputFit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Operations},
 };
 
 /// C_DigestInit.

@@ -6,9 +6,9 @@ use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
 use super::cipher::update_part;
 use crate::{
     module::Module,
+    operations::Operations,
     pointer::{Input, Output},
     rv::{Failure, ReturnCode},
-    sessions::Operations,
 };
 
 /// C_DigestEncryptUpdate: the digest is of the plaintext.

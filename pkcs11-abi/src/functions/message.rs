@@ -10,9 +10,10 @@ use super::{
 };
 use crate::{
     module::Module,
+    operations::{MessageOperation, Operations},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{MessageOperation, Operations, Session},
+    sessions::Session,
 };
 
 /// A parameter for one message, of which there is none.

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     module::Module,
+    operations::Search,
     pointer::{Input, Output, attribute_room},
     rv::{Failure, ReturnCode},
-    sessions::{Search, Session},
+    sessions::Session,
 };
 
 /// CK_UNAVAILABLE_INFORMATION.

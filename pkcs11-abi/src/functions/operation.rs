@@ -7,10 +7,11 @@ use claviger_token::{Mechanism, Object, Parameter, TokenError, operation::mechan
 use cryptoki_sys::{CK_FLAGS, CK_MECHANISM, CK_OBJECT_HANDLE, CK_ULONG};
 
 use crate::{
+    operations::ActiveOperation,
     parameter,
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Session},
+    sessions::Session,
 };
 
 /// What an operation begins with.

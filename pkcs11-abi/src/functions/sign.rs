@@ -9,9 +9,10 @@ use cryptoki_sys::{
 use super::operation::{init_or_cancel, resolve_init, room_or_end, write_output};
 use crate::{
     module::Module,
+    operations::ActiveOperation,
     pointer::{Input, Output, OutputFit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Session},
+    sessions::Session,
 };
 
 type Place = Option<ActiveOperation<SignOperation>>;

@@ -9,9 +9,10 @@ use cryptoki_sys::{
 use super::operation::{init_or_cancel, resolve_init, room_or_end, write_output};
 use crate::{
     module::Module,
+    operations::{ActiveOperation, VerifySignatureOperation},
     pointer::{Input, Output, OutputFit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Session, VerifySignatureOperation},
+    sessions::Session,
 };
 
 /// No signature is this long.
