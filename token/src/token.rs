@@ -242,17 +242,21 @@ impl Token {
     /// Signs what `operation` has collected, by a key of the card or on the host.
     ///
     /// # Errors
-    /// As [`Token::use_private`].
+    /// As [`Token::use_private`]; [`TokenError::Malformed`] for a signature that is longer than the key.
     pub fn sign(
         &mut self,
         card: &mut Card,
         operation: &mut SignOperation,
     ) -> Result<Secret, TokenError> {
         let once = operation.context_pin.take();
-        match operation.input()? {
-            Some((key, input)) => self.use_private(card, &key, &input, once.as_ref()),
-            None => Ok(operation.mac().unwrap_or_default()),
+        let Some((key, input)) = operation.input()? else {
+            return Ok(operation.mac().unwrap_or_default());
+        };
+        let signature = self.use_private(card, &key, &input, once.as_ref())?;
+        if signature.len() > operation.signature_len() {
+            return Err(TokenError::malformed("signature", "longer than the key"));
         }
+        Ok(signature)
     }
 
     /// Decrypts what `operation` has collected, by a key of the card; the host's own it ends with
