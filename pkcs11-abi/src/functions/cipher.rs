@@ -6,10 +6,10 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_DECRYPT, CKF_ENCRYPT,
 };
 
-use super::operation::{init_or_cancel, keeps_operation, resolve_init, write_final};
+use super::operation::{resolve_init, write_output};
 use crate::{
     module::Module,
-    operations::{ActiveOperation, Operations},
+    operations::{OperationState, Operations},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
     sessions::Session,
@@ -18,7 +18,9 @@ use crate::{
 /// Encrypting or decrypting, on the host or on the card.
 pub(crate) trait CipherOperation: Sized {
     /// Where a session keeps it.
-    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>>;
+    fn state_in(operations: &mut Operations) -> &mut OperationState<Self>;
+    /// Which of a part and what became of it is the plaintext.
+    fn plaintext<'a>(part: &'a [u8], made: &'a [u8]) -> &'a [u8];
     /// Room enough for all of `len` bytes.
     fn single_len(&self, len: usize) -> usize;
     /// Whether all that room must be there before the work begins, because a card does it.
@@ -33,8 +35,12 @@ pub(crate) trait CipherOperation: Sized {
 }
 
 impl CipherOperation for EncryptOperation {
-    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>> {
+    fn state_in(operations: &mut Operations) -> &mut OperationState<Self> {
         &mut operations.encrypt
+    }
+
+    fn plaintext<'a>(part: &'a [u8], _: &'a [u8]) -> &'a [u8] {
+        part
     }
 
     fn single_len(&self, len: usize) -> usize {
@@ -71,8 +77,12 @@ impl CipherOperation for EncryptOperation {
 }
 
 impl CipherOperation for DecryptOperation {
-    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>> {
+    fn state_in(operations: &mut Operations) -> &mut OperationState<Self> {
         &mut operations.decrypt
+    }
+
+    fn plaintext<'a>(_: &'a [u8], made: &'a [u8]) -> &'a [u8] {
+        made
     }
 
     fn single_len(&self, len: usize) -> usize {
@@ -125,21 +135,19 @@ pub(crate) fn encrypt_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let Some(mechanism) = init_or_cancel(&mut operations.encrypt, mechanism)? else {
-        return Ok(());
-    };
-    let from = resolve_init(
-        &session,
-        &mechanism,
-        key,
-        CKF_ENCRYPT,
-        ReturnCode::KEY_HANDLE_INVALID,
-    )?;
-    let operation =
-        EncryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
-    operations.encrypt = Some(from.active(operation));
-    Ok(())
+    let state = &mut session.operations().encrypt;
+    state.init(mechanism, |mechanism| {
+        let from = resolve_init(
+            &session,
+            mechanism,
+            key,
+            CKF_ENCRYPT,
+            ReturnCode::KEY_HANDLE_INVALID,
+        )?;
+        let operation =
+            EncryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
+        Ok(from.active(operation))
+    })
 }
 
 /// C_DecryptInit. Touches no card.
@@ -150,24 +158,22 @@ pub(crate) fn decrypt_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let Some(mechanism) = init_or_cancel(&mut operations.decrypt, mechanism)? else {
-        return Ok(());
-    };
-    let from = resolve_init(
-        &session,
-        &mechanism,
-        key,
-        CKF_DECRYPT,
-        ReturnCode::KEY_HANDLE_INVALID,
-    )?;
-    let operation =
-        DecryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
-    operations.decrypt = Some(from.active(operation));
-    Ok(())
+    let state = &mut session.operations().decrypt;
+    state.init(mechanism, |mechanism| {
+        let from = resolve_init(
+            &session,
+            mechanism,
+            key,
+            CKF_DECRYPT,
+            ReturnCode::KEY_HANDLE_INVALID,
+        )?;
+        let operation =
+            DecryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
+        Ok(from.active(operation))
+    })
 }
 
-/// C_Encrypt, C_Decrypt: all at once. In a buffer too small for the longest possible answer of a card nothing is begun.
+/// C_Encrypt, C_Decrypt: all at once.
 pub(crate) fn single<T: CipherOperation>(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -178,64 +184,39 @@ pub(crate) fn single<T: CipherOperation>(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::state_in(&mut operations);
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.multi_part {
-        *place = None;
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let result = single_output(&session, active, (data, len), output, output_len);
-    end_unless(place, result, output, output_len)
+    T::state_in(&mut operations).single_part(|active| {
+        output_len.check()?;
+        let operation = &mut active.operation;
+        let most = operation.single_len(usize::try_from(len).unwrap_or(usize::MAX));
+        if prepare(operation, most, output, output_len)? == OutputFit::LengthQuery {
+            return Ok(OutputFit::LengthQuery);
+        }
+        // The caller may have the output written over the input, which is read to the end here.
+        let all = operation.single(&session, data.bytes(len)?)?;
+        write_output(all.expose(), output, output_len)
+    })
 }
 
-/// The whole output, or `None` when only its length was asked for.
-fn single_output<T: CipherOperation>(
-    session: &Session,
-    active: &mut ActiveOperation<T>,
-    (data, len): (Input<'_, u8>, CK_ULONG),
+/// Whether the work may begin. Where a card does it there must be room for `most`, the longest possible output. The host
+/// begins without: only its result tells the length.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login.
+fn prepare<T: CipherOperation>(
+    operation: &T,
+    most: usize,
     output: Output<'_, u8>,
     output_len: Output<'_, CK_ULONG>,
-) -> Result<Option<Secret>, Failure> {
-    output_len.check()?;
-    let operation = &mut active.operation;
-    let most = operation.single_len(usize::try_from(len).unwrap_or(usize::MAX));
+) -> Result<OutputFit, Failure> {
     if (output.is_null() || operation.is_on_card())
         && fit(output, output_len, most)? == OutputFit::LengthQuery
     {
-        return Ok(None);
+        return Ok(OutputFit::LengthQuery);
     }
     if operation.lacks_pin() {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
-    // The caller may have the output written over the input, which is read to the end here.
-    operation.single(session, data.bytes(len)?).map(Some)
-}
-
-/// Gives a finished output; the operation is over, unless there was no room or only a length was asked for.
-fn end_unless<T>(
-    place: &mut Option<ActiveOperation<T>>,
-    result: Result<Option<Secret>, Failure>,
-    output: Output<'_, u8>,
-    output_len: Output<'_, CK_ULONG>,
-) -> Result<(), Failure> {
-    match result {
-        Ok(None) => Ok(()),
-        Ok(Some(all)) => match super::operation::write_output(all.expose(), output, output_len) {
-            Err(failure) if keeps_operation(&failure) => Err(failure),
-            given => {
-                *place = None;
-                given.map(|_| ())
-            }
-        },
-        Err(failure) => {
-            if !keeps_operation(&failure) {
-                *place = None;
-            }
-            Err(failure)
-        }
-    }
+    Ok(OutputFit::Fits)
 }
 
 /// C_EncryptUpdate, C_DecryptUpdate: one part. Touches no card.
@@ -249,56 +230,32 @@ pub(crate) fn update<T: CipherOperation>(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::state_in(&mut operations);
-    if place.is_none() {
-        return Err(ReturnCode::OPERATION_NOT_INITIALIZED.into());
-    }
-    update_part(
-        place,
-        (part, len),
-        output,
-        output_len,
-        |_| Ok(()),
-        |_| Ok(()),
-    )
+    let state = T::state_in(&mut operations);
+    update_part(state, (part, len), output, output_len, |_, _| Ok(()))
 }
 
-/// One part of an operation; `before` sees the input and may refuse it, `after` sees the output.
-pub(crate) fn update_part<T: CipherOperation>(
-    place: &mut Option<ActiveOperation<T>>,
+/// One part of an operation. `tap` sees its input and its output, and may refuse them.
+pub(super) fn update_part<T: CipherOperation>(
+    state: &mut OperationState<T>,
     (part, len): (Input<'_, u8>, CK_ULONG),
     output: Output<'_, u8>,
     output_len: Output<'_, CK_ULONG>,
-    before: impl FnOnce(&[u8]) -> Result<(), Failure>,
-    after: impl FnOnce(&[u8]) -> Result<(), Failure>,
+    tap: impl FnOnce(&[u8], &[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let outcome = (|| {
+    state.update(|active| {
         output_len.check()?;
-        let data = part.bytes(len)?;
-        if fit(output, output_len, active.operation.update_len(data.len()))?
-            == OutputFit::LengthQuery
-        {
-            return Ok(());
+        let part = part.bytes(len)?;
+        let needed = active.operation.update_len(part.len());
+        if fit(output, output_len, needed)? == OutputFit::LengthQuery {
+            return Ok(OutputFit::LengthQuery);
         }
-        before(data)?;
-        active.multi_part = true;
-        let made = active.operation.update(data)?;
-        after(made.expose())?;
-        if made.is_empty() {
-            return Ok(());
+        let made = active.operation.update(part)?;
+        tap(part, made.expose())?;
+        if !made.is_empty() {
+            output.put_all(made.expose())?;
         }
-        output.put_all(made.expose())
-    })();
-    match outcome {
-        Err(failure) if !keeps_operation(&failure) => {
-            *place = None;
-            Err(failure)
-        }
-        outcome => outcome,
-    }
+        Ok(OutputFit::Fits)
+    })
 }
 
 /// C_EncryptFinal, C_DecryptFinal.
@@ -310,42 +267,23 @@ pub(crate) fn finish<T: CipherOperation>(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::state_in(&mut operations);
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let result = final_output(&session, active, output, output_len);
-    match result {
-        Ok(None) => Ok(()),
-        Ok(Some(last)) => write_final(place, last, output, output_len),
-        Err(failure) => {
-            if !keeps_operation(&failure) {
-                *place = None;
+    T::state_in(&mut operations).final_part(|active| {
+        output_len.check()?;
+        let operation = &mut active.operation;
+        let last = match active.unread_output.take() {
+            Some(last) => last,
+            None => {
+                let most = operation.finish_len();
+                if prepare(operation, most, output, output_len)? == OutputFit::LengthQuery {
+                    return Ok(OutputFit::LengthQuery);
+                }
+                operation.finish(&session)?
             }
-            Err(failure)
+        };
+        let written = write_output(last.expose(), output, output_len);
+        if !matches!(written, Ok(OutputFit::Fits)) {
+            active.unread_output = Some(last);
         }
-    }
-}
-
-/// What is left, or `None` when only its length was asked for.
-fn final_output<T: CipherOperation>(
-    session: &Session,
-    active: &mut ActiveOperation<T>,
-    output: Output<'_, u8>,
-    output_len: Output<'_, CK_ULONG>,
-) -> Result<Option<Secret>, Failure> {
-    output_len.check()?;
-    if let Some(last) = active.unread_output.take() {
-        return Ok(Some(last));
-    }
-    let operation = &mut active.operation;
-    if (output.is_null() || operation.is_on_card())
-        && fit(output, output_len, operation.finish_len())? == OutputFit::LengthQuery
-    {
-        return Ok(None);
-    }
-    if operation.lacks_pin() {
-        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
-    }
-    operation.finish(session).map(Some)
+        written
+    })
 }

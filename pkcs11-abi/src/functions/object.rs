@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     module::Module,
-    operations::Search,
+    operations::{ActiveOperation, Search},
     pointer::{Input, Output, attribute_room},
     rv::{Failure, ReturnCode},
     sessions::Session,
@@ -185,16 +185,14 @@ pub(crate) fn find_init(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let template = super::template::template(template, count)?;
-    let mut operations = session.operations();
-    if operations.search.is_some() {
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let mut rest = session
-        .reader
-        .find(session.card, session.applet, &template)?;
-    rest.reverse();
-    operations.search = Some(Search { rest });
-    Ok(())
+    let state = &mut session.operations().search;
+    state.begin(|| {
+        let mut rest = session
+            .reader
+            .find(session.card, session.applet, &template)?;
+        rest.reverse();
+        Ok(ActiveOperation::new(Search { rest }, false))
+    })
 }
 
 /// C_FindObjects.
@@ -211,10 +209,7 @@ pub(crate) fn find(
         list.check()?;
     }
     let mut operations = session.operations();
-    let search = operations
-        .search
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let search = &mut operations.search.active()?.operation;
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     let at = search.rest.len().saturating_sub(max);
     let given: Vec<CK_OBJECT_HANDLE> = search.rest.split_off(at).into_iter().rev().collect();
@@ -227,8 +222,5 @@ pub(crate) fn find(
 /// C_FindObjectsFinal.
 pub(crate) fn find_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let search = session.operations().search.take();
-    search
-        .map(|_| ())
-        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
+    session.operations().search.final_part(|_| Ok(()))
 }
