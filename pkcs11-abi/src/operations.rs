@@ -2,8 +2,7 @@
 
 use claviger_apdu::Secret;
 use claviger_token::{
-    DecryptOperation, EncryptOperation, PinRule, PrivateKey, SignOperation, VerifyOperation,
-    digest::Hasher,
+    DecryptOperation, EncryptOperation, PrivateKey, SignOperation, VerifyOperation, digest::Hasher,
 };
 use cryptoki_sys::{
     CK_FLAGS, CK_MECHANISM, CK_OBJECT_HANDLE, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT,
@@ -16,10 +15,55 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
+/// What [`Operations`] asks of an operation.
+pub(crate) trait Operation {
+    /// Returns whether it works with a key.
+    fn uses_key(&self) -> bool {
+        true
+    }
+
+    /// Returns the key that waits for a context login, and where the PIN goes.
+    fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
+        None
+    }
+}
+
+impl Operation for Hasher {
+    fn uses_key(&self) -> bool {
+        false
+    }
+}
+
+impl Operation for SignOperation {
+    fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
+        let key = *self.private_key()?;
+        let waits = self.wants_context_login();
+        waits.then_some((key, &mut self.context_pin))
+    }
+}
+
+impl Operation for DecryptOperation {
+    fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
+        let key = *self.private_key()?;
+        let waits = self.wants_context_login();
+        waits.then_some((key, &mut self.context_pin))
+    }
+}
+
+impl Operation for EncryptOperation {}
+
+impl Operation for VerifyOperation {}
+
 /// A search begun by C_FindObjectsInit: the handles not yet given, in reverse.
 #[derive(Debug)]
 pub(crate) struct Search {
     pub(crate) rest: Vec<CK_OBJECT_HANDLE>,
+}
+
+impl Operation for Search {
+    fn uses_key(&self) -> bool {
+        false
+    }
 }
 
 /// An operation that is active.
@@ -204,6 +248,16 @@ impl<T> MessageOperation<T> {
     }
 }
 
+impl<T: Operation> Operation for MessageOperation<T> {
+    fn uses_key(&self) -> bool {
+        self.operation.uses_key()
+    }
+
+    fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
+        self.operation.awaiting_context_login()
+    }
+}
+
 /// A verification that knows its signature from the start (PKCS #11 3.2).
 #[derive(Debug)]
 pub(crate) struct VerifySignatureOperation {
@@ -211,110 +265,86 @@ pub(crate) struct VerifySignatureOperation {
     pub(crate) signature: Vec<u8>,
 }
 
-/// What a session has under way: one of each kind at most.
-#[derive(Debug, Default)]
-pub(crate) struct Operations {
-    pub(crate) search: OperationState<Search>,
-    pub(crate) digest: OperationState<Hasher>,
-    pub(crate) encrypt: OperationState<EncryptOperation>,
-    pub(crate) decrypt: OperationState<DecryptOperation>,
-    pub(crate) sign: OperationState<SignOperation>,
-    pub(crate) sign_recover: OperationState<SignOperation>,
-    pub(crate) verify: OperationState<VerifyOperation>,
-    pub(crate) verify_recover: OperationState<VerifyOperation>,
-    pub(crate) verify_signature: OperationState<VerifySignatureOperation>,
-    pub(crate) sign_messages: OperationState<MessageOperation<SignOperation>>,
-    pub(crate) verify_messages: OperationState<MessageOperation<VerifyOperation>>,
+impl Operation for VerifySignatureOperation {}
+
+/// An [`OperationState`] of any kind.
+trait AnyState {
+    fn end(&mut self);
+    fn end_if_private(&mut self);
+    fn active_operation(&mut self) -> Option<&mut dyn Operation>;
+}
+
+impl<T: Operation> AnyState for OperationState<T> {
+    fn end(&mut self) {
+        self.0 = None;
+    }
+
+    fn end_if_private(&mut self) {
+        self.0.take_if(|active| active.private);
+    }
+
+    fn active_operation(&mut self) -> Option<&mut dyn Operation> {
+        Some(&mut self.0.as_mut()?.operation)
+    }
+}
+
+macro_rules! operations {
+    ($($name:ident: $operation:ty = $flag:ident,)*) => {
+        /// The operations of a session: one of each kind at most.
+        #[derive(Debug, Default)]
+        pub(crate) struct Operations {
+            $(pub(crate) $name: OperationState<$operation>,)*
+        }
+
+        impl Operations {
+            /// All of them, each with its flag of CK_MECHANISM_INFO.
+            fn all(&mut self) -> impl Iterator<Item = (CK_FLAGS, &mut dyn AnyState)> {
+                let all: [(CK_FLAGS, &mut dyn AnyState); _] = [$(($flag, &mut self.$name),)*];
+                all.into_iter()
+            }
+        }
+    };
+}
+
+// In the order in which they get a context login: a signature before a decryption.
+operations! {
+    search: Search = CKF_FIND_OBJECTS,
+    digest: Hasher = CKF_DIGEST,
+    sign: SignOperation = CKF_SIGN,
+    sign_recover: SignOperation = CKF_SIGN_RECOVER,
+    sign_messages: MessageOperation<SignOperation> = CKF_MESSAGE_SIGN,
+    verify: VerifyOperation = CKF_VERIFY,
+    verify_recover: VerifyOperation = CKF_VERIFY_RECOVER,
+    verify_messages: MessageOperation<VerifyOperation> = CKF_MESSAGE_VERIFY,
+    verify_signature: VerifySignatureOperation = CKF_VERIFY,
+    encrypt: EncryptOperation = CKF_ENCRYPT,
+    decrypt: DecryptOperation = CKF_DECRYPT,
 }
 
 impl Operations {
-    /// Ends what goes on with keys that die with the user's login.
+    /// Ends the operations with keys that die with the user's login.
     pub(crate) fn end_private(&mut self) {
-        fn end<T>(state: &mut OperationState<T>) {
-            state.0.take_if(|active| active.private);
-        }
-        end(&mut self.encrypt);
-        end(&mut self.decrypt);
-        end(&mut self.sign);
-        end(&mut self.sign_recover);
-        end(&mut self.verify);
-        end(&mut self.verify_recover);
-        end(&mut self.verify_signature);
-        end(&mut self.sign_messages);
-        end(&mut self.verify_messages);
+        self.all().for_each(|(_, state)| state.end_if_private());
     }
 
-    /// Whether something goes on with a key.
-    pub(crate) const fn uses_key(&self) -> bool {
-        self.encrypt.is_active()
-            || self.decrypt.is_active()
-            || self.sign.is_active()
-            || self.sign_recover.is_active()
-            || self.verify.is_active()
-            || self.verify_recover.is_active()
-            || self.verify_signature.is_active()
-            || self.sign_messages.is_active()
-            || self.verify_messages.is_active()
+    /// Returns whether an operation with a key is active.
+    pub(crate) fn uses_key(&mut self) -> bool {
+        self.all()
+            .filter_map(|(_, state)| state.active_operation())
+            .any(|operation| operation.uses_key())
     }
 
     /// Ends the operations that `flags` of CK_MECHANISM_INFO name (C_SessionCancel).
     pub(crate) fn cancel(&mut self, flags: CK_FLAGS) {
-        let has = |flag| flags & flag != 0;
-        if has(CKF_FIND_OBJECTS) {
-            self.search.end();
-        }
-        if has(CKF_DIGEST) {
-            self.digest.end();
-        }
-        if has(CKF_ENCRYPT) {
-            self.encrypt.end();
-        }
-        if has(CKF_DECRYPT) {
-            self.decrypt.end();
-        }
-        if has(CKF_SIGN) {
-            self.sign.end();
-        }
-        if has(CKF_SIGN_RECOVER) {
-            self.sign_recover.end();
-        }
-        if has(CKF_VERIFY) {
-            self.verify.end();
-            self.verify_signature.end();
-        }
-        if has(CKF_VERIFY_RECOVER) {
-            self.verify_recover.end();
-        }
-        if has(CKF_MESSAGE_SIGN) {
-            self.sign_messages.end();
-        }
-        if has(CKF_MESSAGE_VERIFY) {
-            self.verify_messages.end();
-        }
+        self.all()
+            .filter(|(flag, _)| flags & flag != 0)
+            .for_each(|(_, state)| state.end());
     }
 
-    /// The key that waits for its own PIN, and where the PIN goes: a signature's before a decryption's.
+    /// Returns the key that waits for a context login, and where the PIN goes.
     pub(crate) fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
-        fn operation<T>(state: &mut OperationState<T>) -> Option<&mut T> {
-            Some(&mut state.0.as_mut()?.operation)
-        }
-        let messages = operation(&mut self.sign_messages).map(|messages| &mut messages.operation);
-        let signing = [
-            operation(&mut self.sign),
-            operation(&mut self.sign_recover),
-            messages,
-        ]
-        .into_iter()
-        .flatten()
-        .filter(|operation| operation.wants_context_login())
-        .find_map(|operation| {
-            let key = *operation.private_key()?;
-            Some((key, &mut operation.context_pin))
-        });
-        signing.or_else(|| {
-            let operation = operation(&mut self.decrypt)?;
-            let key = *operation.private_key()?;
-            (key.pin == PinRule::Always).then_some((key, &mut operation.context_pin))
-        })
+        self.all()
+            .filter_map(|(_, state)| state.active_operation())
+            .find_map(|operation| operation.awaiting_context_login())
     }
 }
