@@ -20,13 +20,13 @@ use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
-    card::{CachedToken, ReaderCard, ReaderCards},
+    card::{CachedToken, ReaderCard, ReaderCards, TokenRef},
     card_state::ReaderAccess,
     config::{BackendKind, Config},
     events::SlotEvents,
     fork::{self, PerProcess},
     idle::IdleReleaser,
-    known_reader::{Insertion, KnownReader},
+    known_reader::KnownReader,
     lifecycle::{Generation, Lifecycle},
     rv::{Failure, ReturnCode},
     sessions::{Session, Sessions},
@@ -46,13 +46,6 @@ pub(crate) struct Module {
     idle: Arc<IdleReleaser>,
     choice: Arc<Visibility>,
     broken: AtomicBool,
-}
-
-/// A slot with a card in it.
-pub(crate) struct TokenRef {
-    pub(crate) applet: AppletKind,
-    pub(crate) card: Insertion,
-    pub(crate) reader: Arc<ReaderCard>,
 }
 
 impl Module {
@@ -130,11 +123,10 @@ impl Module {
             claviger_driver::Presence::Empty => return Err(ReturnCode::TOKEN_NOT_PRESENT.into()),
             claviger_driver::Presence::Mute => return Err(ReturnCode::TOKEN_NOT_RECOGNIZED.into()),
         }
-        let reader = self.reader(&known)?;
         Ok(TokenRef {
+            reader: self.reader(&known)?,
+            insertion: known.card,
             applet,
-            card: known.card,
-            reader,
         })
     }
 
@@ -143,8 +135,7 @@ impl Module {
     /// # Errors
     /// As [`Module::token_ref`], TOKEN_NOT_PRESENT for a card without the slot's applet, or of the transport.
     pub(crate) fn token(&self, id: CK_SLOT_ID) -> Result<CachedToken, Failure> {
-        let occupied = self.token_ref(id)?;
-        occupied.reader.token(occupied.card, occupied.applet)
+        self.token_ref(id)?.cached()
     }
 
     fn reader(&self, known: &KnownReader) -> Result<Arc<ReaderCard>, Failure> {
@@ -174,7 +165,7 @@ impl Module {
             .get(handle)
             .ok_or(ReturnCode::SESSION_HANDLE_INVALID)?;
         let (_, reader) = self.slot(session.slot)?;
-        if reader.card == session.card {
+        if reader.card == session.token.insertion {
             return Ok(session);
         }
         self.sessions.remove(handle);
@@ -191,11 +182,13 @@ impl Module {
             return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
         };
         // A card that has left took its objects along.
-        drop(session.with_handles(|handles| handles.session_closed(handle)));
-        if last {
+        drop(
             session
-                .reader
-                .last_session_closed(session.card, session.applet);
+                .token
+                .with_handles(|handles| handles.session_closed(handle)),
+        );
+        if last {
+            session.token.last_session_closed();
         }
         Ok(())
     }

@@ -5,14 +5,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use claviger_token::{AppletKind, Card, Object, Token, TokenError};
-use cryptoki_sys::{CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID};
+use claviger_token::Object;
+use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
-    card::{LoginState, ReaderCard},
+    card::TokenRef,
     handle,
     known_reader::Insertion,
-    object_handles::ObjectHandles,
     operations::Operations,
     rv::{Failure, ReturnCode},
 };
@@ -22,49 +21,28 @@ use crate::{
 pub(crate) struct Session {
     pub(crate) handle: CK_SESSION_HANDLE,
     pub(crate) slot: CK_SLOT_ID,
-    pub(crate) applet: AppletKind,
+    pub(crate) token: TokenRef,
     pub(crate) read_write: bool,
-    pub(crate) card: Insertion,
-    pub(crate) reader: Arc<ReaderCard>,
     operations: Mutex<Operations>,
 }
 
 impl Session {
     /// A new session with a fresh handle.
-    pub(crate) fn new(
-        slot: CK_SLOT_ID,
-        applet: AppletKind,
-        read_write: bool,
-        card: Insertion,
-        reader: Arc<ReaderCard>,
-    ) -> Self {
+    pub(crate) fn new(slot: CK_SLOT_ID, token: TokenRef, read_write: bool) -> Self {
         Self {
             handle: handle::fresh(),
             slot,
-            applet,
+            token,
             read_write,
-            card,
-            reader,
             operations: Mutex::default(),
         }
     }
 
-    /// What is under way; held for the length of a call, so that two threads in one session take turns.
+    /// The operations. They are locked for the length of a call, so that two threads in one session take turns.
     pub(crate) fn operations(&self) -> MutexGuard<'_, Operations> {
         self.operations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One conversation with its token.
-    ///
-    /// # Errors
-    /// Those of `body`, or of the way to the card.
-    pub(crate) fn with_token<R>(
-        &self,
-        body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
-    ) -> Result<R, Failure> {
-        self.reader.with_token(self.card, self.applet, body)
     }
 
     /// The object behind a handle, if this session may see it now.
@@ -76,7 +54,7 @@ impl Session {
         handle: CK_OBJECT_HANDLE,
         missing: ReturnCode,
     ) -> Result<Arc<Object>, Failure> {
-        let object = self.reader.object(self.card, self.applet, handle);
+        let object = self.token.object(handle);
         object.ok_or_else(|| missing.into())
     }
 
@@ -89,7 +67,7 @@ impl Session {
         handle: CK_OBJECT_HANDLE,
         missing: ReturnCode,
     ) -> Result<Arc<Object>, Failure> {
-        let object = self.reader.object(self.card, self.applet, handle);
+        let object = self.token.object(handle);
         object
             .filter(|object| object.key.is_some())
             .ok_or_else(|| missing.into())
@@ -100,33 +78,8 @@ impl Session {
     /// # Errors
     /// DEVICE_REMOVED.
     pub(crate) fn add_object(&self, object: Object) -> Result<CK_OBJECT_HANDLE, Failure> {
-        self.with_handles(|handles| handles.add(self.handle, object))
-    }
-
-    /// A look at the handles of its token's objects.
-    ///
-    /// # Errors
-    /// DEVICE_REMOVED.
-    pub(crate) fn with_handles<R>(
-        &self,
-        body: impl FnOnce(&mut ObjectHandles) -> R,
-    ) -> Result<R, Failure> {
-        self.reader.with_handles(self.card, self.applet, body)
-    }
-
-    /// Whether a user is logged in to its token.
-    pub(crate) fn is_logged_in(&self) -> bool {
-        self.login_state() == LoginState::User
-    }
-
-    /// Whether C_GetMechanismList of its token has this mechanism.
-    pub(crate) fn offers(&self, kind: CK_MECHANISM_TYPE) -> bool {
-        self.reader.has_mechanism(self.card, self.applet, kind)
-    }
-
-    /// Who is logged in to its token.
-    pub(crate) fn login_state(&self) -> LoginState {
-        self.reader.login_state(self.card, self.applet)
+        self.token
+            .with_handles(|handles| handles.add(self.handle, object))
     }
 }
 
@@ -153,9 +106,9 @@ impl Sessions {
     pub(crate) fn remove(&self, handle: CK_SESSION_HANDLE) -> Option<(Arc<Session>, bool)> {
         let mut map = self.map();
         let session = map.remove(&handle)?;
-        let last = !map
-            .values()
-            .any(|other| other.slot == session.slot && other.card == session.card);
+        let last = !map.values().any(|other| {
+            other.slot == session.slot && other.token.insertion == session.token.insertion
+        });
         Some((session, last))
     }
 
@@ -178,7 +131,7 @@ impl Sessions {
         let map = self.map();
         let mine = || {
             map.values()
-                .filter(|session| session.slot == slot && session.card == card)
+                .filter(|session| session.slot == slot && session.token.insertion == card)
         };
         (
             mine().count(),

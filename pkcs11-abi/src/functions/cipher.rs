@@ -102,7 +102,9 @@ impl CipherOperation for DecryptOperation {
             Some(output) => Ok(output),
             None => {
                 Self::update(self, data)?;
-                session.with_token(|card, token| token.decrypt(card, self))
+                session
+                    .token
+                    .with_token(|card, token| token.decrypt(card, self))
             }
         }
     }
@@ -122,7 +124,9 @@ impl CipherOperation for DecryptOperation {
     fn finish(&mut self, session: &Session) -> Result<Secret, Failure> {
         match Self::finish(self)? {
             Some(output) => Ok(output),
-            None => session.with_token(|card, token| token.decrypt(card, self)),
+            None => session
+                .token
+                .with_token(|card, token| token.decrypt(card, self)),
         }
     }
 }

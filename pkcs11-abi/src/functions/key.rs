@@ -52,7 +52,7 @@ fn add(
     coming: Coming,
     handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
-    let object = plan.finish(value, coming, session.is_logged_in())?;
+    let object = plan.finish(value, coming, session.token.is_logged_in())?;
     handle.write(session.add_object(object)?)
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn derive(
     if plan.key_type() == CKK_AES && ![16, 24, 32].contains(&len) {
         return Err(missing(CKA_VALUE_LEN));
     }
-    let shared = session.with_token(|card, token| {
+    let shared = session.token.with_token(|card, token| {
         token.use_private(card, &derivation.key, &derivation.input(), None)
     })?;
     let value = derivation.derive(shared, len)?;
@@ -145,6 +145,7 @@ pub(crate) fn unwrap(
     let value = match begun.map_err(as_wrapped)? {
         Unwrapping::Done(value) => value,
         Unwrapping::Card(mut operation) => session
+            .token
             .with_token(|card, token| token.decrypt(card, &mut operation))
             .map_err(|failure| match failure {
                 Failure::Token(error) => as_wrapped(error),

@@ -7,11 +7,11 @@ use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
 use super::{sign, verify};
 use crate::{
+    card::TokenRef,
     module::Module,
     operations::{MessageOperation, OperationState},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::Session,
 };
 
 /// A parameter for one message, of which there is none.
@@ -57,7 +57,13 @@ pub(crate) fn sign(
     let state = &mut session.operations().sign_messages;
     idle_operation(state)?;
     parameter.expect_none()?;
-    finish_message(&session, state, (message, len), signature, signature_len)
+    finish_message(
+        &session.token,
+        state,
+        (message, len),
+        signature,
+        signature_len,
+    )
 }
 
 /// C_SignMessageBegin.
@@ -92,13 +98,13 @@ pub(crate) fn sign_next(
         let part = part.bytes(len)?;
         return state.update(|active| Ok(active.operation.operation.update(part)?));
     }
-    finish_message(&session, state, (part, len), signature, signature_len)
+    finish_message(&session.token, state, (part, len), signature, signature_len)
 }
 
 /// Signs a message that ends with `rest`. Bad arguments keep the series, and a missing context login keeps the message open.
 /// An error in signing ends the series.
 fn finish_message(
-    session: &Session,
+    token: &TokenRef,
     state: &mut OperationState<MessageOperation<SignOperation>>,
     (rest, len): (Input<'_, u8>, CK_ULONG),
     signature: Output<'_, u8>,
@@ -114,7 +120,7 @@ fn finish_message(
             operation,
             message_open,
         } = &mut active.operation;
-        sign::write_signature(session, operation, || Ok(rest), signature, signature_len)?;
+        sign::write_signature(token, operation, || Ok(rest), signature, signature_len)?;
         *message_open = false;
         Ok(())
     })

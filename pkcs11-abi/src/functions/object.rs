@@ -30,7 +30,7 @@ pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(
             ReturnCode::SESSION_READ_ONLY.into()
         });
     }
-    if template.wants_private() == Some(true) && !session.is_logged_in() {
+    if template.wants_private() == Some(true) && !session.token.is_logged_in() {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     Ok(())
@@ -52,7 +52,7 @@ pub(crate) fn create(
         return handle.write(administration::create(&session, &template)?);
     }
     check_creation(&session, &template)?;
-    let object = creation::create(&template, session.is_logged_in())?;
+    let object = creation::create(&template, session.token.is_logged_in())?;
     handle.write(session.add_object(object)?)
 }
 
@@ -88,7 +88,9 @@ pub(crate) fn destroy(
     if !object.is_destroyable() {
         return Err(ReturnCode::ACTION_PROHIBITED.into());
     }
-    Ok(session.with_handles(|handles| handles.replace(handle, None))??)
+    Ok(session
+        .token
+        .with_handles(|handles| handles.replace(handle, None))??)
 }
 
 /// C_SetAttributeValue: all of the template or nothing.
@@ -104,7 +106,9 @@ pub(crate) fn set_attribute_value(
     let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     check_change(&session, &object)?;
     let changed = object.changed(&template)?;
-    Ok(session.with_handles(|handles| handles.replace(handle, Some(changed)))??)
+    Ok(session
+        .token
+        .with_handles(|handles| handles.replace(handle, Some(changed)))??)
 }
 
 /// An object of the token needs a session that may write; and those of ours never change.
@@ -187,9 +191,7 @@ pub(crate) fn find_init(
     let template = super::template::template(template, count)?;
     let state = &mut session.operations().search;
     state.begin(|| {
-        let mut rest = session
-            .reader
-            .find(session.card, session.applet, &template)?;
+        let mut rest = session.token.find(&template)?;
         rest.reverse();
         Ok(ActiveOperation::new(Search { rest }, false))
     })

@@ -41,7 +41,7 @@ pub(crate) fn resolve_init(
 ) -> Result<OperationInit, Failure> {
     let key = session.key(key, missing)?;
     let known = mechanism_for(mechanism.mechanism, function)?;
-    if !session.offers(known.kind) {
+    if !session.token.has_mechanism(known.kind) {
         return Err(TokenError::MechanismInvalid(known.kind).into());
     }
     Ok(OperationInit {

@@ -7,6 +7,7 @@ use cryptoki_sys::{
 
 use super::operation::{resolve_init, write_output};
 use crate::{
+    card::TokenRef,
     module::Module,
     operations::ActiveOperation,
     pointer::{Input, Output, OutputFit, fit},
@@ -75,7 +76,7 @@ pub(crate) fn sign(
     state.single_part(|active| {
         let rest = || message.bytes(len);
         write_signature(
-            &session,
+            &session.token,
             &mut active.operation,
             rest,
             signature,
@@ -98,7 +99,7 @@ pub(crate) fn sign_recover(
     state.single_part(|active| {
         let rest = || message.bytes(len);
         write_signature(
-            &session,
+            &session.token,
             &mut active.operation,
             rest,
             signature,
@@ -131,7 +132,7 @@ pub(crate) fn sign_final(
     state.final_part(|active| {
         let rest = || Ok([].as_slice());
         write_signature(
-            &session,
+            &session.token,
             &mut active.operation,
             rest,
             signature,
@@ -145,7 +146,7 @@ pub(crate) fn sign_final(
 /// # Errors
 /// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login, or of the card.
 pub(super) fn write_signature<'call>(
-    session: &Session,
+    token: &TokenRef,
     operation: &mut SignOperation,
     rest: impl FnOnce() -> Result<&'call [u8], Failure>,
     signature: Output<'_, u8>,
@@ -162,7 +163,7 @@ pub(super) fn write_signature<'call>(
     // A MAC connects to no card.
     let signed = match operation.mac() {
         Some(mac) => mac,
-        None => session.with_token(|card, token| token.sign(card, operation))?,
+        None => token.with_token(|card, token| token.sign(card, operation))?,
     };
     write_output(signed.expose(), signature, signature_len)
 }
