@@ -54,5 +54,7 @@ pub use error::{TemplateFault, TokenError};
 pub use mechanism::{Mechanism, MechanismInfo, Parameter};
 pub use naming::{IdScheme, Naming};
 pub use object::{Key, Object, ObjectId, PinRule, PrivateKey};
-pub use operation::{DecryptOperation, EncryptOperation, SignOperation, VerifyOperation};
+pub use operation::{
+    CipherOperation, DecryptOperation, EncryptOperation, SignOperation, VerifyOperation,
+};
 pub use token::Token;

@@ -16,7 +16,7 @@ use crate::{
     login::CachedPin,
     mechanism::{self, MechanismInfo},
     object::{Object, PinRule, PrivateKey},
-    operation::{DecryptOperation, KeyInput, SignOperation},
+    operation::{CipherOperation, DecryptOperation, KeyInput, SignOperation},
     profile,
 };
 
@@ -260,7 +260,7 @@ impl Token {
     }
 
     /// Decrypts what `operation` has collected, by a key of the card; the host's own it ends with
-    /// [`DecryptOperation::finish`].
+    /// [`CipherOperation::finish`].
     ///
     /// # Errors
     /// As [`Token::use_private`]; [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`].

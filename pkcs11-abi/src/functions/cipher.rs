@@ -1,7 +1,6 @@
 //! Encryption and decryption (PKCS #11 3.1, 5.8 and 5.9): one set of functions for both.
 
-use claviger_apdu::Secret;
-use claviger_token::{DecryptOperation, EncryptOperation, TokenError, operation::Purpose};
+use claviger_token::{CipherOperation, DecryptOperation, EncryptOperation, operation::Purpose};
 use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_DECRYPT, CKF_ENCRYPT,
 };
@@ -12,29 +11,18 @@ use crate::{
     operations::{OperationState, Operations},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::Session,
 };
 
-/// Encrypting or decrypting, on the host or on the card.
-pub(crate) trait CipherOperation: Sized {
-    /// Where a session keeps it.
+/// A cipher operation of a session.
+pub(crate) trait SessionCipher: CipherOperation + Sized {
     fn state_in(operations: &mut Operations) -> &mut OperationState<Self>;
     /// Which of a part and what became of it is the plaintext.
     fn plaintext<'a>(part: &'a [u8], made: &'a [u8]) -> &'a [u8];
-    /// Room enough for all of `len` bytes.
-    fn single_len(&self, len: usize) -> usize;
-    /// Whether all that room must be there before the work begins, because a card does it.
-    fn is_on_card(&self) -> bool;
-    /// Whether a key's own PIN is missing.
-    fn lacks_pin(&self) -> bool;
-    fn single(&mut self, session: &Session, data: &[u8]) -> Result<Secret, Failure>;
-    fn update_len(&self, part: usize) -> usize;
-    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError>;
-    fn finish_len(&self) -> usize;
-    fn finish(&mut self, session: &Session) -> Result<Secret, Failure>;
+    /// The decryption, where a key of the card does it.
+    fn on_card(&mut self) -> Option<&mut DecryptOperation>;
 }
 
-impl CipherOperation for EncryptOperation {
+impl SessionCipher for EncryptOperation {
     fn state_in(operations: &mut Operations) -> &mut OperationState<Self> {
         &mut operations.encrypt
     }
@@ -43,40 +31,12 @@ impl CipherOperation for EncryptOperation {
         part
     }
 
-    fn single_len(&self, len: usize) -> usize {
-        Self::single_len(self, len)
-    }
-
-    fn is_on_card(&self) -> bool {
-        false
-    }
-
-    fn lacks_pin(&self) -> bool {
-        false
-    }
-
-    fn single(&mut self, _: &Session, data: &[u8]) -> Result<Secret, Failure> {
-        Ok(Self::single(self, data)?)
-    }
-
-    fn update_len(&self, part: usize) -> usize {
-        Self::update_len(self, part)
-    }
-
-    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
-        Self::update(self, part)
-    }
-
-    fn finish_len(&self) -> usize {
-        Self::finish_len(self)
-    }
-
-    fn finish(&mut self, _: &Session) -> Result<Secret, Failure> {
-        Ok(Self::finish(self)?)
+    fn on_card(&mut self) -> Option<&mut DecryptOperation> {
+        None
     }
 }
 
-impl CipherOperation for DecryptOperation {
+impl SessionCipher for DecryptOperation {
     fn state_in(operations: &mut Operations) -> &mut OperationState<Self> {
         &mut operations.decrypt
     }
@@ -85,49 +45,8 @@ impl CipherOperation for DecryptOperation {
         made
     }
 
-    fn single_len(&self, len: usize) -> usize {
-        Self::single_len(self, len)
-    }
-
-    fn is_on_card(&self) -> bool {
-        self.private_key().is_some()
-    }
-
-    fn lacks_pin(&self) -> bool {
-        self.lacks_context_login()
-    }
-
-    fn single(&mut self, session: &Session, data: &[u8]) -> Result<Secret, Failure> {
-        match Self::single(self, data)? {
-            Some(output) => Ok(output),
-            None => {
-                Self::update(self, data)?;
-                session
-                    .token
-                    .with_token(|card, token| token.decrypt(card, self))
-            }
-        }
-    }
-
-    fn update_len(&self, part: usize) -> usize {
-        Self::update_len(self, part)
-    }
-
-    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
-        Self::update(self, part)
-    }
-
-    fn finish_len(&self) -> usize {
-        Self::finish_len(self)
-    }
-
-    fn finish(&mut self, session: &Session) -> Result<Secret, Failure> {
-        match Self::finish(self)? {
-            Some(output) => Ok(output),
-            None => session
-                .token
-                .with_token(|card, token| token.decrypt(card, self)),
-        }
+    fn on_card(&mut self) -> Option<&mut DecryptOperation> {
+        self.private_key().is_some().then_some(self)
     }
 }
 
@@ -178,7 +97,7 @@ pub(crate) fn decrypt_init(
 }
 
 /// C_Encrypt, C_Decrypt: all at once.
-pub(crate) fn single<T: CipherOperation>(
+pub(crate) fn single<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
     data: Input<'_, u8>,
@@ -196,7 +115,16 @@ pub(crate) fn single<T: CipherOperation>(
             return Ok(OutputFit::LengthQuery);
         }
         // The caller may have the output written over the input, which is read to the end here.
-        let all = operation.single(&session, data.bytes(len)?)?;
+        let data = data.bytes(len)?;
+        let all = match operation.on_card() {
+            None => operation.single(data)?.unwrap_or_default(),
+            Some(decryption) => {
+                decryption.update(data)?;
+                session
+                    .token
+                    .with_token(|card, token| token.decrypt(card, decryption))?
+            }
+        };
         write_output(all.expose(), output, output_len)
     })
 }
@@ -206,25 +134,26 @@ pub(crate) fn single<T: CipherOperation>(
 ///
 /// # Errors
 /// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login.
-fn prepare<T: CipherOperation>(
-    operation: &T,
+fn prepare<T: SessionCipher>(
+    operation: &mut T,
     most: usize,
     output: Output<'_, u8>,
     output_len: Output<'_, CK_ULONG>,
 ) -> Result<OutputFit, Failure> {
-    if (output.is_null() || operation.is_on_card())
+    let on_card = operation.on_card();
+    if (output.is_null() || on_card.is_some())
         && fit(output, output_len, most)? == OutputFit::LengthQuery
     {
         return Ok(OutputFit::LengthQuery);
     }
-    if operation.lacks_pin() {
+    if on_card.is_some_and(|decryption| decryption.lacks_context_login()) {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     Ok(OutputFit::Fits)
 }
 
 /// C_EncryptUpdate, C_DecryptUpdate: one part. Touches no card.
-pub(crate) fn update<T: CipherOperation>(
+pub(crate) fn update<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
     part: Input<'_, u8>,
@@ -239,7 +168,7 @@ pub(crate) fn update<T: CipherOperation>(
 }
 
 /// One part of an operation. `tap` sees its input and its output, and may refuse them.
-pub(super) fn update_part<T: CipherOperation>(
+pub(super) fn update_part<T: SessionCipher>(
     state: &mut OperationState<T>,
     (part, len): (Input<'_, u8>, CK_ULONG),
     output: Output<'_, u8>,
@@ -263,7 +192,7 @@ pub(super) fn update_part<T: CipherOperation>(
 }
 
 /// C_EncryptFinal, C_DecryptFinal.
-pub(crate) fn finish<T: CipherOperation>(
+pub(crate) fn finish<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
     output: Output<'_, u8>,
@@ -281,7 +210,12 @@ pub(crate) fn finish<T: CipherOperation>(
                 if prepare(operation, most, output, output_len)? == OutputFit::LengthQuery {
                     return Ok(OutputFit::LengthQuery);
                 }
-                operation.finish(&session)?
+                match operation.on_card() {
+                    None => operation.finish()?.unwrap_or_default(),
+                    Some(decryption) => session
+                        .token
+                        .with_token(|card, token| token.decrypt(card, decryption))?,
+                }
             }
         };
         let written = write_output(last.expose(), output, output_len);

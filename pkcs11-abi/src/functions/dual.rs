@@ -2,7 +2,7 @@
 
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
 
-use super::cipher::{CipherOperation, update_part};
+use super::cipher::{SessionCipher, update_part};
 use crate::{
     module::Module,
     operations::OperationState,
@@ -109,7 +109,7 @@ pub(crate) fn decrypt_verify(
 }
 
 /// One part of a cipher operation, of which `twin` takes the plaintext by `take`.
-fn update_both<C: CipherOperation, T>(
+fn update_both<C: SessionCipher, T>(
     cipher: &mut OperationState<C>,
     twin: &mut OperationState<T>,
     part: (Input<'_, u8>, CK_ULONG),

@@ -74,14 +74,9 @@ pub(crate) fn sign(
     let session = module.session(session)?;
     let state = &mut session.operations().sign;
     state.single_part(|active| {
+        let operation = &mut active.operation;
         let rest = || message.bytes(len);
-        write_signature(
-            &session.token,
-            &mut active.operation,
-            rest,
-            signature,
-            signature_len,
-        )
+        write_signature(&session.token, operation, rest, signature, signature_len)
     })
 }
 
@@ -97,14 +92,9 @@ pub(crate) fn sign_recover(
     let session = module.session(session)?;
     let state = &mut session.operations().sign_recover;
     state.single_part(|active| {
+        let operation = &mut active.operation;
         let rest = || message.bytes(len);
-        write_signature(
-            &session.token,
-            &mut active.operation,
-            rest,
-            signature,
-            signature_len,
-        )
+        write_signature(&session.token, operation, rest, signature, signature_len)
     })
 }
 
@@ -130,14 +120,9 @@ pub(crate) fn sign_final(
     let session = module.session(session)?;
     let state = &mut session.operations().sign;
     state.final_part(|active| {
+        let operation = &mut active.operation;
         let rest = || Ok([].as_slice());
-        write_signature(
-            &session.token,
-            &mut active.operation,
-            rest,
-            signature,
-            signature_len,
-        )
+        write_signature(&session.token, operation, rest, signature, signature_len)
     })
 }
 

@@ -7,7 +7,10 @@ use cryptoki_sys::{
     CKF_UNWRAP, CKF_WRAP,
 };
 
-use super::{DecryptOperation, EncryptOperation, KeyInput, bad_parameter, begin, cipher::Purpose};
+use super::{
+    CipherOperation as _, DecryptOperation, EncryptOperation, KeyInput, bad_parameter, begin,
+    cipher::Purpose,
+};
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
     attribute::Value,
@@ -154,7 +157,7 @@ pub fn wrap_key(
     }
     let operation = EncryptOperation::new(mechanism, parameter, wrapping, Purpose::Key)?;
     operation
-        .single(value.expose())
+        .encrypt(value.expose())
         .map_err(|error| match error {
             TokenError::DataLength { .. } => TokenError::KeySize,
             error => error,
