@@ -223,6 +223,33 @@ impl Token {
         once: Option<&Secret>,
     ) -> Result<Secret, TokenError> {
         let command = self.applet.use_command(key, input)?;
+        self.require_login(key, once)?;
+        let mut refused = None;
+        if card.is_selected(self.applet.kind()) {
+            let asked = Instant::now();
+            match card.alone(&command.as_apdu()) {
+                Ok(answer) if answer.status.is_ok() => {
+                    return self.applet.output(key, input, &answer.data);
+                }
+                Ok(answer) if AppletKind::smells_lost(answer.status) => {
+                    refused = Some(answer.status).filter(|status| {
+                        *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
+                            || asked.elapsed() >= TOUCH
+                    });
+                }
+                Ok(answer) => return Err(refused_input(input, self.refusal(key, answer.status))),
+                Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let answer = self
+            .use_key_alone(card, key, &command, once, refused)
+            .map_err(|error| refused_input(input, error))?;
+        self.applet.output(key, input, &answer)
+    }
+
+    /// Checks that the logins are there which one use of `key` needs.
+    fn require_login(&self, key: &PrivateKey, once: Option<&Secret>) -> Result<(), TokenError> {
         let missing = match key.pin {
             PinRule::Never => false,
             PinRule::Once => self.login.is_none(),
@@ -233,10 +260,7 @@ impl Token {
                 operation: self.applet.key_name(key),
             });
         }
-        let answer = self
-            .use_key(card, key, &command, once)
-            .map_err(|error| refused_input(input, error))?;
-        self.applet.output(key, input, &answer)
+        Ok(())
     }
 
     /// Signs what `operation` has collected, by a key of the card or on the host.
@@ -279,54 +303,31 @@ impl Token {
         }
     }
 
-    fn use_key(
-        &mut self,
-        card: &mut Card,
-        key: &PrivateKey,
-        command: &OwnedCommand,
-        once: Option<&Secret>,
-    ) -> Result<Secret, TokenError> {
-        let mut refused = None;
-        if card.is_selected(self.applet.kind()) {
-            let asked = Instant::now();
-            match card.alone(&command.as_apdu()) {
-                Ok(answer) if answer.status.is_ok() => return Ok(answer.data),
-                Ok(answer) if AppletKind::smells_lost(answer.status) => {
-                    refused = Some(answer.status).filter(|status| {
-                        *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
-                            || asked.elapsed() >= TOUCH
-                    });
-                }
-                Ok(answer) => return Err(self.refusal(key, answer.status)),
-                Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        for _ in 1..MAX_TURNS {
-            match self.use_key_alone(card, key, command, once, refused.take()) {
-                Err(error) if was_reset_meanwhile(&error) => {}
-                outcome => return outcome,
-            }
-        }
-        self.use_key_alone(card, key, command, once, None)
-    }
-
-    /// One conversation that proves the applet, restores the login and sends the command.
+    /// Proves the applet, restores the login and sends the command, all in one transaction. Begins again if another program
+    /// has reset the card meanwhile. `refused` is the status of a refusal outside the transaction.
     fn use_key_alone(
         &mut self,
         card: &mut Card,
         key: &PrivateKey,
         command: &OwnedCommand,
         once: Option<&Secret>,
-        refused: Option<StatusWord>,
+        mut refused: Option<StatusWord>,
     ) -> Result<Secret, TokenError> {
-        card.converse(self.applet.kind(), |talk| {
-            prove(self.applet.as_mut(), talk)?;
-            let unchanged = refused.filter(|_| !talk.was_reselected());
-            self.restore(talk, key, once, unchanged)?;
-            let answer = talk.exchange(&command.as_apdu())?;
-            answer.ok().map_err(|status| self.refusal(key, status))
-        })
+        let mut repetitions = 1..MAX_TURNS;
+        loop {
+            let refused = refused.take();
+            let used = card.converse(self.applet.kind(), |talk| {
+                prove(self.applet.as_mut(), talk)?;
+                let unchanged = refused.filter(|_| !talk.was_reselected());
+                self.restore(talk, key, once, unchanged)?;
+                let answer = talk.exchange(&command.as_apdu())?;
+                answer.ok().map_err(|status| self.refusal(key, status))
+            });
+            match used {
+                Err(error) if was_reset_meanwhile(&error) && repetitions.next().is_some() => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Brings the PIN state `key` needs back. `unchanged` is the status of a refusal that came although the
