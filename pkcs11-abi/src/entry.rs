@@ -5,8 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use cryptoki_sys::{CK_RV, CKR_GENERAL_ERROR, CKR_OK};
 
 use crate::{
-    fork,
-    module::Module,
+    module::{self, Module},
     rv::{Failure, ReturnCode},
 };
 
@@ -16,7 +15,7 @@ pub(crate) fn call(
     body: impl FnOnce(&Module) -> Result<(), Failure>,
 ) -> CK_RV {
     guard(function, || {
-        let module = fork::lifecycle()
+        let module = module::lifecycle()
             .enter()
             .ok_or(ReturnCode::NOT_INITIALIZED)?;
         if module.is_broken() {

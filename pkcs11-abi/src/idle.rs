@@ -1,16 +1,17 @@
 //! Lets go of cards that nobody uses, so that a program which wants a card for itself (scdaemon) can have it.
 
 use std::{
-    collections::HashMap,
+    fmt::Debug,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crate::{card::ReaderCard, known_reader::ReaderKey};
-
-/// The readers of one generation that were ever used.
-pub(crate) type ReaderCards = Arc<Mutex<HashMap<ReaderKey, Arc<ReaderCard>>>>;
+/// The cards that an [`IdleReleaser`] looks after.
+pub(crate) trait IdleCards: Debug + Send + Sync {
+    /// Releases every card that has been idle long enough. Returns when to look again.
+    fn release_idle(&self, now: Instant) -> Option<Instant>;
+}
 
 /// How long a connection nobody uses is kept; `None` for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct IdleReleaser {
     shared: Arc<Shared>,
-    readers: ReaderCards,
+    cards: Arc<dyn IdleCards>,
     release: IdleTimeouts,
     may_create_threads: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -61,13 +62,13 @@ pub(crate) struct IdleReleaser {
 
 impl IdleReleaser {
     pub(crate) fn new(
-        readers: ReaderCards,
+        cards: Arc<dyn IdleCards>,
         release: IdleTimeouts,
         may_create_threads: bool,
     ) -> Self {
         Self {
             shared: Arc::default(),
-            readers,
+            cards,
             release,
             may_create_threads,
             thread: Mutex::default(),
@@ -99,10 +100,10 @@ impl IdleReleaser {
             return false;
         }
         if thread.is_none() {
-            let (shared, readers) = (Arc::clone(&self.shared), Arc::clone(&self.readers));
+            let (shared, cards) = (Arc::clone(&self.shared), Arc::clone(&self.cards));
             *thread = std::thread::Builder::new()
                 .name("claviger-idle".to_owned())
-                .spawn(move || look_after(&shared, &readers))
+                .spawn(move || look_after(&shared, cards.as_ref()))
                 .inspect_err(|error| tracing::warn!("no thread to let idle cards go: {error}"))
                 .ok();
         }
@@ -133,7 +134,7 @@ impl IdleReleaser {
     }
 }
 
-fn look_after(shared: &Shared, readers: &ReaderCards) {
+fn look_after(shared: &Shared, cards: &dyn IdleCards) {
     let mut state = shared.state();
     while !state.stopped {
         let now = Instant::now();
@@ -149,24 +150,10 @@ fn look_after(shared: &Shared, readers: &ReaderCards) {
             Some(_) => {
                 state.next = None;
                 drop(state);
-                let later = release_idle(readers, now);
+                let later = cards.release_idle(now);
                 state = shared.state();
                 state.next = [state.next, later].into_iter().flatten().min();
             }
         }
     }
-}
-
-/// Lets go of every connection whose time has come; the time of the next one.
-fn release_idle(readers: &ReaderCards, now: Instant) -> Option<Instant> {
-    let cards: Vec<Arc<ReaderCard>> = readers
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .values()
-        .cloned()
-        .collect();
-    cards
-        .iter()
-        .filter_map(|card| card.release_if_idle(now))
-        .min()
 }

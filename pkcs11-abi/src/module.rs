@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
@@ -20,13 +20,13 @@ use claviger_token::AppletKind;
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_SLOT_ID};
 
 use crate::{
-    card::{CachedToken, ReaderCard},
+    card::{CachedToken, ReaderCard, ReaderCards, TokenRef},
     card_state::ReaderAccess,
     config::{BackendKind, Config},
     events::SlotEvents,
-    fork,
-    idle::{IdleReleaser, ReaderCards},
-    known_reader::{Insertion, KnownReader},
+    fork::{self, PerProcess},
+    idle::IdleReleaser,
+    known_reader::KnownReader,
     lifecycle::{Generation, Lifecycle},
     rv::{Failure, ReturnCode},
     sessions::{Session, Sessions},
@@ -42,17 +42,10 @@ pub(crate) struct Module {
     pub(crate) events: Arc<SlotEvents>,
     pub(crate) sessions: Sessions,
     backends: Vec<Arc<dyn Backend>>,
-    readers: ReaderCards,
+    readers: Arc<ReaderCards>,
     idle: Arc<IdleReleaser>,
     choice: Arc<Visibility>,
     broken: AtomicBool,
-}
-
-/// A slot with a card in it.
-pub(crate) struct TokenRef {
-    pub(crate) applet: AppletKind,
-    pub(crate) card: Insertion,
-    pub(crate) reader: Arc<ReaderCard>,
 }
 
 impl Module {
@@ -67,8 +60,8 @@ impl Module {
             }
         };
         let backends: Vec<_> = config.transports.iter().map(backend).collect();
-        let readers = ReaderCards::default();
-        let idle = IdleReleaser::new(Arc::clone(&readers), config.release, may_create_threads);
+        let readers = Arc::<ReaderCards>::default();
+        let idle = IdleReleaser::new(readers.clone(), config.release, may_create_threads);
         let idle = Arc::new(idle);
         let choice = Arc::new(config.choice.clone());
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
@@ -130,11 +123,10 @@ impl Module {
             claviger_driver::Presence::Empty => return Err(ReturnCode::TOKEN_NOT_PRESENT.into()),
             claviger_driver::Presence::Mute => return Err(ReturnCode::TOKEN_NOT_RECOGNIZED.into()),
         }
-        let reader = self.reader(&known)?;
         Ok(TokenRef {
+            reader: self.reader(&known)?,
+            insertion: known.card,
             applet,
-            card: known.card,
-            reader,
         })
     }
 
@@ -143,29 +135,24 @@ impl Module {
     /// # Errors
     /// As [`Module::token_ref`], TOKEN_NOT_PRESENT for a card without the slot's applet, or of the transport.
     pub(crate) fn token(&self, id: CK_SLOT_ID) -> Result<CachedToken, Failure> {
-        let occupied = self.token_ref(id)?;
-        occupied.reader.token(occupied.card, occupied.applet)
+        self.token_ref(id)?.cached()
     }
 
     fn reader(&self, known: &KnownReader) -> Result<Arc<ReaderCard>, Failure> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = readers.get(&known.key) {
-            return Ok(Arc::clone(reader));
-        }
-        let backend = self
-            .backends
-            .iter()
-            .find(|backend| backend.name() == known.id.backend());
-        let backend = backend
-            .ok_or_else(|| Failure::Environment(format!("no transport for reader {}", known.id)))?;
-        let way = ReaderAccess {
-            backend: Arc::clone(backend),
-            events: Arc::clone(&self.events),
-            choice: Arc::clone(&self.choice),
-        };
-        let reader = Arc::new(ReaderCard::new(known.key, way, Arc::clone(&self.idle)));
-        readers.insert(known.key, Arc::clone(&reader));
-        Ok(reader)
+        self.readers.get_or_insert(known.key, || {
+            let mut backends = self.backends.iter();
+            let backend = backends
+                .find(|backend| backend.name() == known.id.backend())
+                .ok_or_else(|| {
+                    Failure::Environment(format!("no transport for reader {}", known.id))
+                })?;
+            let way = ReaderAccess {
+                backend: Arc::clone(backend),
+                events: Arc::clone(&self.events),
+                choice: Arc::clone(&self.choice),
+            };
+            Ok(ReaderCard::new(known.key, way, Arc::clone(&self.idle)))
+        })
     }
 
     /// A session that is alive.
@@ -178,7 +165,7 @@ impl Module {
             .get(handle)
             .ok_or(ReturnCode::SESSION_HANDLE_INVALID)?;
         let (_, reader) = self.slot(session.slot)?;
-        if reader.card == session.card {
+        if reader.card == session.token.insertion {
             return Ok(session);
         }
         self.sessions.remove(handle);
@@ -195,11 +182,13 @@ impl Module {
             return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
         };
         // A card that has left took its objects along.
-        drop(session.with_handles(|handles| handles.session_closed(handle)));
-        if last {
+        drop(
             session
-                .reader
-                .last_session_closed(session.card, session.applet);
+                .token
+                .with_handles(|handles| handles.session_closed(handle)),
+        );
+        if last {
+            session.token.last_session_closed();
         }
         Ok(())
     }
@@ -218,14 +207,13 @@ impl Module {
         for handle in self.sessions.all() {
             self.sessions.remove(handle);
         }
-        let readers =
-            std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
+        let readers = self.readers.take_all();
         if !readers.is_empty() {
             self.backends
                 .iter()
                 .for_each(|backend| backend.begin_shutdown());
         }
-        readers.values().for_each(|reader| reader.close());
+        readers.iter().for_each(|reader| reader.close());
     }
 }
 
@@ -284,15 +272,18 @@ fn usb(
     }
 }
 
+/// The generations of the module in this process. A forked child begins with none.
+pub(crate) fn lifecycle() -> &'static Lifecycle<Module> {
+    static LIFECYCLE: PerProcess<Lifecycle<Module>> = PerProcess::new();
+    LIFECYCLE.get()
+}
+
 /// C_Initialize. A C_Finalize still at work in another thread is waited for.
 ///
 /// # Errors
 /// CRYPTOKI_ALREADY_INITIALIZED.
-pub(crate) fn initialize(
-    lifecycle: &Lifecycle<Module>,
-    may_create_threads: bool,
-) -> Result<(), Failure> {
-    let begun = lifecycle.initialize(|| {
+pub(crate) fn initialize(may_create_threads: bool) -> Result<(), Failure> {
+    let begun = lifecycle().initialize(|| {
         let config = Config::load();
         crate::log::start(config.log, config.log_file.as_deref());
         for problem in &config.problems {

@@ -179,6 +179,13 @@ pub(crate) enum OutputFit {
     Fits,
 }
 
+impl From<()> for OutputFit {
+    /// A function without output has room for it.
+    fn from((): ()) -> Self {
+        Self::Fits
+    }
+}
+
 /// Compares the room in `buffer` with `needed` and writes `needed` to `count` in every case.
 pub(crate) fn fit<T: Copy>(
     buffer: Output<'_, T>,

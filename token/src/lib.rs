@@ -57,6 +57,8 @@ pub use error::{TemplateFault, TokenError};
 pub use mechanism::{Mechanism, MechanismInfo, Parameter};
 pub use naming::{IdScheme, Naming};
 pub use object::{Key, Object, ObjectId, PinPolicy, PrivateKey};
-pub use operation::{DecryptOperation, EncryptOperation, SignOperation, VerifyOperation};
+pub use operation::{
+    CipherOperation, DecryptOperation, EncryptOperation, SignOperation, VerifyOperation,
+};
 pub use pin::PinTries;
 pub use token::Token;

@@ -17,7 +17,7 @@ use crate::{
     login::CachedPin,
     mechanism::{self, MechanismInfo},
     object::{Object, PinPolicy, PrivateKey},
-    operation::{DecryptOperation, KeyInput, SignOperation},
+    operation::{CipherOperation, DecryptOperation, KeyInput, SignOperation},
     pin::{PinPurpose, PinStatus},
     profile,
 };
@@ -216,7 +216,7 @@ impl Token {
     ///
     /// The command goes out alone when nothing announced that the card's state was lost. When the answer
     /// says otherwise, one conversation proves the applet, restores the login if that may be, and repeats it.
-    /// `once` is the PIN for this use of a key that wants it each time.
+    /// `context_pin` is the PIN for this use of a key that wants it each time.
     ///
     /// # Errors
     /// [`TokenError::NotLoggedIn`] when a login is needed that is not there, [`TokenError::TouchMissing`],
@@ -229,6 +229,39 @@ impl Token {
         context_pin: Option<&Secret>,
     ) -> Result<Secret, TokenError> {
         let command = self.applet.key_command(key, input)?;
+        self.require_login(key, context_pin)?;
+        let mut refused = None;
+        if card.is_selected(self.applet.kind()) {
+            let asked = Instant::now();
+            match card.exchange_shared(&command.as_apdu()) {
+                Ok(response) if response.status.is_ok() => {
+                    return self.applet.key_output(key, input, &response.data);
+                }
+                Ok(response) if AppletKind::may_be_other_applet(response.status) => {
+                    refused = Some(response.status).filter(|status| {
+                        *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
+                            || asked.elapsed() >= TOUCH
+                    });
+                }
+                Ok(response) => {
+                    return Err(refused_input(input, self.refusal(key, response.status)));
+                }
+                Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let response = self
+            .use_key_in_transaction(card, key, &command, context_pin, refused)
+            .map_err(|error| refused_input(input, error))?;
+        self.applet.key_output(key, input, &response)
+    }
+
+    /// Checks that the logins are there which one use of `key` needs.
+    fn require_login(
+        &self,
+        key: &PrivateKey,
+        context_pin: Option<&Secret>,
+    ) -> Result<(), TokenError> {
         let missing = match key.pin {
             PinPolicy::Never => false,
             PinPolicy::Once => self.login.is_none(),
@@ -239,30 +272,31 @@ impl Token {
                 operation: self.applet.key_name(key),
             });
         }
-        let response = self
-            .use_key(card, key, &command, context_pin)
-            .map_err(|error| refused_input(input, error))?;
-        self.applet.key_output(key, input, &response)
+        Ok(())
     }
 
     /// Signs what `operation` has collected, by a key of the card or on the host.
     ///
     /// # Errors
-    /// As [`Token::use_private_key`].
+    /// As [`Token::use_private_key`]; [`TokenError::Malformed`] for a signature that is longer than the key.
     pub fn sign(
         &mut self,
         card: &mut Card,
         operation: &mut SignOperation,
     ) -> Result<Secret, TokenError> {
-        let once = operation.context_pin.take();
-        match operation.input()? {
-            Some((key, input)) => self.use_private_key(card, &key, &input, once.as_ref()),
-            None => Ok(operation.mac().unwrap_or_default()),
+        let context_pin = operation.context_pin.take();
+        let Some((key, input)) = operation.input()? else {
+            return Ok(operation.mac().unwrap_or_default());
+        };
+        let signature = self.use_private_key(card, &key, &input, context_pin.as_ref())?;
+        if signature.len() > operation.signature_len() {
+            return Err(TokenError::malformed("signature", "longer than the key"));
         }
+        Ok(signature)
     }
 
     /// Decrypts what `operation` has collected, by a key of the card; the host's own it ends with
-    /// [`DecryptOperation::finish`].
+    /// [`CipherOperation::finish`].
     ///
     /// # Errors
     /// As [`Token::use_private_key`]; [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`].
@@ -271,64 +305,41 @@ impl Token {
         card: &mut Card,
         operation: &mut DecryptOperation,
     ) -> Result<Secret, TokenError> {
-        let once = operation.context_pin.take();
+        let context_pin = operation.context_pin.take();
         match operation.input()? {
             Some((key, input)) => {
-                let output = self.use_private_key(card, &key, &input, once.as_ref())?;
+                let output = self.use_private_key(card, &key, &input, context_pin.as_ref())?;
                 operation.plaintext(output)
             }
             None => Ok(operation.finish()?.unwrap_or_default()),
         }
     }
 
-    fn use_key(
-        &mut self,
-        card: &mut Card,
-        key: &PrivateKey,
-        command: &OwnedCommand,
-        once: Option<&Secret>,
-    ) -> Result<Secret, TokenError> {
-        let mut refused = None;
-        if card.is_selected(self.applet.kind()) {
-            let asked = Instant::now();
-            match card.exchange_shared(&command.as_apdu()) {
-                Ok(response) if response.status.is_ok() => return Ok(response.data),
-                Ok(response) if AppletKind::may_be_other_applet(response.status) => {
-                    refused = Some(response.status).filter(|status| {
-                        *status != StatusWord::SECURITY_STATUS_NOT_SATISFIED
-                            || asked.elapsed() >= TOUCH
-                    });
-                }
-                Ok(response) => return Err(self.refusal(key, response.status)),
-                Err(error) if error.sent == Sent::No && may_repeat(error.kind) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        for _ in 1..MAX_TURNS {
-            match self.use_key_in_transaction(card, key, command, once, refused.take()) {
-                Err(error) if met_earlier_reset(&error) => {}
-                outcome => return outcome,
-            }
-        }
-        self.use_key_in_transaction(card, key, command, once, None)
-    }
-
-    /// One conversation that proves the applet, restores the login and sends the command.
+    /// Proves the applet, restores the login and sends the command, all in one transaction. Begins again if another program
+    /// has reset the card meanwhile. `refused` is the status of a refusal outside the transaction.
     fn use_key_in_transaction(
         &mut self,
         card: &mut Card,
         key: &PrivateKey,
         command: &OwnedCommand,
-        once: Option<&Secret>,
-        refused: Option<StatusWord>,
+        context_pin: Option<&Secret>,
+        mut refused: Option<StatusWord>,
     ) -> Result<Secret, TokenError> {
-        card.with_applet(self.applet.application(), |tx| {
-            prove(self.applet.as_mut(), tx)?;
-            let unchanged = refused.filter(|_| !tx.was_reselected());
-            self.restore_pin_state(tx, key, once, unchanged)?;
-            let response = tx.exchange(&command.as_apdu())?;
-            response.ok().map_err(|status| self.refusal(key, status))
-        })
+        let mut repetitions = 1..MAX_TURNS;
+        loop {
+            let refused = refused.take();
+            let used = card.with_applet(self.applet.application(), |tx| {
+                prove(self.applet.as_mut(), tx)?;
+                let first_refusal = refused.filter(|_| !tx.was_reselected());
+                self.restore_pin_state(tx, key, context_pin, first_refusal)?;
+                let response = tx.exchange(&command.as_apdu())?;
+                response.ok().map_err(|status| self.refusal(key, status))
+            });
+            match used {
+                Err(error) if met_earlier_reset(&error) && repetitions.next().is_some() => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Brings the PIN state `key` needs back. `unchanged` is the status of a refusal that came although the
@@ -337,10 +348,10 @@ impl Token {
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         key: &PrivateKey,
-        once: Option<&Secret>,
+        context_pin: Option<&Secret>,
         first_refusal: Option<StatusWord>,
     ) -> Result<(), TokenError> {
-        match (key.pin, once) {
+        match (key.pin, context_pin) {
             (PinPolicy::Never, _) => {
                 first_refusal.map_or(Ok(()), |status| Err(self.refusal(key, status)))
             }

@@ -19,7 +19,10 @@ use claviger_driver::{
 };
 
 use super::*;
-use crate::{idle::IdleTimeouts, sources::FIRST_SNAPSHOT_TIMEOUT};
+use crate::{
+    idle::{IdleCards, IdleTimeouts},
+    sources::FIRST_SNAPSHOT_TIMEOUT,
+};
 
 /// What only a hang exceeds.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -270,13 +273,22 @@ fn absent() -> ReaderSnapshot {
     }
 }
 
+#[derive(Debug)]
+struct NoCards;
+
+impl IdleCards for NoCards {
+    fn release_idle(&self, _: Instant) -> Option<Instant> {
+        None
+    }
+}
+
 fn events(
     backends: &[Arc<dyn Backend>],
     threads: bool,
     precedence: Option<&Arc<PcscdPrecedence>>,
 ) -> SlotEvents {
     let idle = Arc::new(IdleReleaser::new(
-        Arc::default(),
+        Arc::new(NoCards),
         IdleTimeouts::default(),
         threads,
     ));

@@ -37,7 +37,7 @@ macro_rules! symbol {
 /// One table, and the proof that its pointers stand in the list's order and leave no slot.
 macro_rules! table {
     ($table:ident: $type:ident = $major:literal, $minor:literal; $functions:literal, $lp64:literal, $windows:literal; $($name:ident)*) => {
-        pub(super) static $table: cryptoki_sys::$type = cryptoki_sys::$type {
+        static $table: cryptoki_sys::$type = cryptoki_sys::$type {
             version: cryptoki_sys::CK_VERSION { major: $major, minor: $minor },
             $($name: Some($name),)*
         };

@@ -13,7 +13,10 @@ use cryptoki_sys::{
 
 use claviger_token::{DecryptOperation, EncryptOperation};
 
-use super::{entry_points::functions, interfaces};
+use super::{
+    entry_points::functions,
+    interfaces::{self, Interface},
+};
 use crate::{
     functions::{
         administration, cipher, digest, dual, general, key,
@@ -25,12 +28,19 @@ use crate::{
     pointer::{Input, Output},
 };
 
+/// One interface for each table below, the default first.
+static INTERFACES: [Interface; 3] = [
+    Interface::new(V3_2.version, &V3_2),
+    Interface::new(V3_0.version, &V3_0),
+    Interface::new(V2_40.version, &V2_40),
+];
+
 functions! {
     V2_40 {
         fn C_Initialize(arguments: CK_VOID_PTR) = |_| general::initialize(Input::new(arguments.cast::<CK_C_INITIALIZE_ARGS>().cast_const()));
         fn C_Finalize(reserved: CK_VOID_PTR) = |_| general::finalize(reserved);
         fn C_GetInfo(info: *mut CK_INFO) = |module| general::info(module, Output::new(info));
-        fn C_GetFunctionList(list: *mut CK_FUNCTION_LIST_PTR) = |_| interfaces::function_list(Output::new(list));
+        fn C_GetFunctionList(list: *mut CK_FUNCTION_LIST_PTR) = |_| interfaces::function_list(&V2_40, Output::new(list));
         fn C_GetSlotList(present: CK_BBOOL, list: *mut CK_SLOT_ID, count: *mut CK_ULONG) = |module| slot_token::slot_list(module, present, Output::new(list), Output::new(count));
         fn C_GetSlotInfo(slot: CK_SLOT_ID, info: *mut CK_SLOT_INFO) = |module| slot_token::slot_info(module, slot, Output::new(info));
         fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) = |module| slot_token::token_info(module, slot, Output::new(info));
@@ -97,8 +107,8 @@ functions! {
         fn C_WaitForSlotEvent(flags: CK_FLAGS, slot: *mut CK_SLOT_ID, reserved: CK_VOID_PTR) = |module| slot_token::wait_for_slot_event(module, flags, Output::new(slot), Input::new(reserved.cast::<u8>().cast_const()));
     }
     V3_0 {
-        fn C_GetInterfaceList(list: *mut CK_INTERFACE, count: *mut CK_ULONG) = |_| interfaces::list(Output::new(list), Output::new(count));
-        fn C_GetInterface(name: *mut CK_UTF8CHAR, version: *mut CK_VERSION, interface: *mut CK_INTERFACE_PTR, flags: CK_FLAGS) = |_| interfaces::find(Input::new(name.cast_const()), Input::new(version.cast_const()), Output::new(interface), flags);
+        fn C_GetInterfaceList(list: *mut CK_INTERFACE, count: *mut CK_ULONG) = |_| interfaces::list(&INTERFACES, Output::new(list), Output::new(count));
+        fn C_GetInterface(name: *mut CK_UTF8CHAR, version: *mut CK_VERSION, interface: *mut CK_INTERFACE_PTR, flags: CK_FLAGS) = |_| interfaces::find(&INTERFACES, Input::new(name.cast_const()), Input::new(version.cast_const()), Output::new(interface), flags);
         fn C_LoginUser(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, len: CK_ULONG, _name: *mut CK_UTF8CHAR, name_len: CK_ULONG) = |module| session::login_user(module, session, user, (Input::new(pin.cast_const()), len), name_len);
         fn C_SessionCancel(session: CK_SESSION_HANDLE, flags: CK_FLAGS) = |module| session::cancel(module, session, flags);
         fn C_MessageEncryptInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE) = |module| refuse(module, "C_MessageEncryptInit", (session, mechanism, key));

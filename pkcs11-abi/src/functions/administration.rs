@@ -11,7 +11,7 @@ use cryptoki_sys::{
     CKO_PUBLIC_KEY,
 };
 
-use super::{object::template, session::read_pin};
+use super::{session::read_pin, template::template};
 use crate::{
     card::LoginState,
     module::Module,
@@ -33,7 +33,9 @@ pub(crate) fn set_pin(
         return Err(ReturnCode::SESSION_READ_ONLY.into());
     }
     let (old, new) = (read_pin(old, old_len)?, read_pin(new, new_len)?);
-    session.with_token(|card, token| token.set_pin(card, &old, &new))
+    session
+        .token
+        .with_token(|card, token| token.set_pin(card, &old, &new))
 }
 
 /// C_InitPIN: the security officer gives the user a PIN.
@@ -45,12 +47,14 @@ pub(crate) fn init_pin(
     let session = module.session(session)?;
     let pin = read_pin(pin, len)?;
     require_so_login(&session)?;
-    session.with_token(|card, token| token.init_pin(card, &pin))
+    session
+        .token
+        .with_token(|card, token| token.init_pin(card, &pin))
 }
 
 /// What is on the token only the security officer changes, who has no sessions that may not write.
 pub(super) fn require_so_login(session: &Session) -> Result<(), Failure> {
-    match (session.read_write, session.login_state()) {
+    match (session.read_write, session.token.login_state()) {
         (false, _) => Err(ReturnCode::SESSION_READ_ONLY.into()),
         (true, LoginState::SecurityOfficer) => Ok(()),
         (true, LoginState::LoggedOut | LoginState::User) => {
@@ -78,7 +82,7 @@ pub(crate) fn generate_key_pair(
     parameter::read(&mechanism, known)?;
     let plan = KeyPairSpec::new(known, &public, &private)?;
     require_so_login(&session)?;
-    let made = session.with_token(|card, token| {
+    let made = session.token.with_token(|card, token| {
         let place = token
             .place_of(&plan.id)
             .ok_or_else(|| no_key_reference(&plan.id))?;
@@ -104,7 +108,9 @@ fn handle_of(
             "what was just made is not there when looked for",
         )
     })?;
-    session.with_handles(|handles| handles.handle(Arc::clone(object)))
+    session
+        .token
+        .with_handles(|handles| handles.handle(Arc::clone(object)))
 }
 
 fn no_key_reference(id: &[u8]) -> TokenError {
@@ -127,14 +133,14 @@ pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT
     let value = bytes(&object, CKA_VALUE);
     let written = if object.id.class == CKO_CERTIFICATE {
         let id = bytes(&object, CKA_ID);
-        session.with_token(|card, token| {
+        session.token.with_token(|card, token| {
             let place = token.place_of(&id).ok_or_else(|| no_key_reference(&id))?;
             token.put_certificate(card, place, Some(&value))?;
             token.objects_of(card, &id)
         })?
     } else {
         let oid = bytes(&object, CKA_OBJECT_ID);
-        session.with_token(|card, token| {
+        session.token.with_token(|card, token| {
             let place = data_place(&token.writable_data_objects(), &oid)?;
             token.put_data(card, place, Some(&value))?;
             let template = Template(vec![
@@ -181,9 +187,15 @@ pub(super) fn destroy(
     }
     require_so_login(session)?;
     let place = object.id.number;
-    session.with_token(|card, token| match u8::try_from(place) {
-        Ok(place) if object.id.class == CKO_CERTIFICATE => token.put_certificate(card, place, None),
-        _ => token.put_data(card, place, None),
-    })?;
-    session.with_handles(|handles| handles.remove_object(handle))
+    session
+        .token
+        .with_token(|card, token| match u8::try_from(place) {
+            Ok(place) if object.id.class == CKO_CERTIFICATE => {
+                token.put_certificate(card, place, None)
+            }
+            _ => token.put_data(card, place, None),
+        })?;
+    session
+        .token
+        .with_handles(|handles| handles.remove_object(handle))
 }

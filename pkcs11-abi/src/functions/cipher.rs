@@ -1,118 +1,52 @@
 //! Encryption and decryption (PKCS #11 3.1, 5.8 and 5.9): one set of functions for both.
 
-use claviger_apdu::Secret;
-use claviger_token::{DecryptOperation, EncryptOperation, TokenError, operation::Purpose};
+use claviger_token::{CipherOperation, DecryptOperation, EncryptOperation, operation::Purpose};
 use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_DECRYPT, CKF_ENCRYPT,
 };
 
-use super::operation::{init_or_cancel, keeps_operation, resolve_init, write_final};
+use super::operation::{resolve_init, write_output};
 use crate::{
     module::Module,
+    operations::{OperationState, Operations},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Operations, Session},
 };
 
-/// Encrypting or decrypting, on the host or on the card.
-pub(crate) trait CipherOperation: Sized {
-    /// Where a session keeps it.
-    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>>;
-    /// Room enough for all of `len` bytes.
-    fn single_len(&self, len: usize) -> usize;
-    /// Whether all that room must be there before the work begins, because a card does it.
-    fn is_on_card(&self) -> bool;
-    /// Whether a key's own PIN is missing.
-    fn lacks_pin(&self) -> bool;
-    fn single(&mut self, session: &Session, data: &[u8]) -> Result<Secret, Failure>;
-    fn update_len(&self, part: usize) -> usize;
-    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError>;
-    fn finish_len(&self) -> usize;
-    fn finish(&mut self, session: &Session) -> Result<Secret, Failure>;
+/// A cipher operation of a session.
+pub(crate) trait SessionCipher: CipherOperation + Sized {
+    fn state_in(operations: &mut Operations) -> &mut OperationState<Self>;
+    /// Which of a part and what became of it is the plaintext.
+    fn plaintext<'a>(part: &'a [u8], made: &'a [u8]) -> &'a [u8];
+    /// The decryption, where a key of the card does it.
+    fn on_card(&mut self) -> Option<&mut DecryptOperation>;
 }
 
-impl CipherOperation for EncryptOperation {
-    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>> {
+impl SessionCipher for EncryptOperation {
+    fn state_in(operations: &mut Operations) -> &mut OperationState<Self> {
         &mut operations.encrypt
     }
 
-    fn single_len(&self, len: usize) -> usize {
-        Self::single_len(self, len)
+    fn plaintext<'a>(part: &'a [u8], _: &'a [u8]) -> &'a [u8] {
+        part
     }
 
-    fn is_on_card(&self) -> bool {
-        false
-    }
-
-    fn lacks_pin(&self) -> bool {
-        false
-    }
-
-    fn single(&mut self, _: &Session, data: &[u8]) -> Result<Secret, Failure> {
-        Ok(Self::single(self, data)?)
-    }
-
-    fn update_len(&self, part: usize) -> usize {
-        Self::update_len(self, part)
-    }
-
-    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
-        Self::update(self, part)
-    }
-
-    fn finish_len(&self) -> usize {
-        Self::finish_len(self)
-    }
-
-    fn finish(&mut self, _: &Session) -> Result<Secret, Failure> {
-        Ok(Self::finish(self)?)
+    fn on_card(&mut self) -> Option<&mut DecryptOperation> {
+        None
     }
 }
 
-impl CipherOperation for DecryptOperation {
-    fn state_in(operations: &mut Operations) -> &mut Option<ActiveOperation<Self>> {
+impl SessionCipher for DecryptOperation {
+    fn state_in(operations: &mut Operations) -> &mut OperationState<Self> {
         &mut operations.decrypt
     }
 
-    fn single_len(&self, len: usize) -> usize {
-        Self::single_len(self, len)
+    fn plaintext<'a>(_: &'a [u8], made: &'a [u8]) -> &'a [u8] {
+        made
     }
 
-    fn is_on_card(&self) -> bool {
-        self.private_key().is_some()
-    }
-
-    fn lacks_pin(&self) -> bool {
-        self.lacks_context_login()
-    }
-
-    fn single(&mut self, session: &Session, data: &[u8]) -> Result<Secret, Failure> {
-        match Self::single(self, data)? {
-            Some(output) => Ok(output),
-            None => {
-                Self::update(self, data)?;
-                session.with_token(|card, token| token.decrypt(card, self))
-            }
-        }
-    }
-
-    fn update_len(&self, part: usize) -> usize {
-        Self::update_len(self, part)
-    }
-
-    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
-        Self::update(self, part)
-    }
-
-    fn finish_len(&self) -> usize {
-        Self::finish_len(self)
-    }
-
-    fn finish(&mut self, session: &Session) -> Result<Secret, Failure> {
-        match Self::finish(self)? {
-            Some(output) => Ok(output),
-            None => session.with_token(|card, token| token.decrypt(card, self)),
-        }
+    fn on_card(&mut self) -> Option<&mut DecryptOperation> {
+        self.private_key().is_some().then_some(self)
     }
 }
 
@@ -124,21 +58,19 @@ pub(crate) fn encrypt_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let Some(mechanism) = init_or_cancel(&mut operations.encrypt, mechanism)? else {
-        return Ok(());
-    };
-    let from = resolve_init(
-        &session,
-        &mechanism,
-        key,
-        CKF_ENCRYPT,
-        ReturnCode::KEY_HANDLE_INVALID,
-    )?;
-    let operation =
-        EncryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
-    operations.encrypt = Some(from.active(operation));
-    Ok(())
+    let state = &mut session.operations().encrypt;
+    state.init(mechanism, |mechanism| {
+        let from = resolve_init(
+            &session,
+            mechanism,
+            key,
+            CKF_ENCRYPT,
+            ReturnCode::KEY_HANDLE_INVALID,
+        )?;
+        let operation =
+            EncryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
+        Ok(from.active(operation))
+    })
 }
 
 /// C_DecryptInit. Touches no card.
@@ -149,25 +81,23 @@ pub(crate) fn decrypt_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let Some(mechanism) = init_or_cancel(&mut operations.decrypt, mechanism)? else {
-        return Ok(());
-    };
-    let from = resolve_init(
-        &session,
-        &mechanism,
-        key,
-        CKF_DECRYPT,
-        ReturnCode::KEY_HANDLE_INVALID,
-    )?;
-    let operation =
-        DecryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
-    operations.decrypt = Some(from.active(operation));
-    Ok(())
+    let state = &mut session.operations().decrypt;
+    state.init(mechanism, |mechanism| {
+        let from = resolve_init(
+            &session,
+            mechanism,
+            key,
+            CKF_DECRYPT,
+            ReturnCode::KEY_HANDLE_INVALID,
+        )?;
+        let operation =
+            DecryptOperation::new(from.mechanism, &from.parameter, &from.key, Purpose::Data)?;
+        Ok(from.active(operation))
+    })
 }
 
-/// C_Encrypt, C_Decrypt: all at once. In a buffer too small for the longest possible answer of a card nothing is begun.
-pub(crate) fn single<T: CipherOperation>(
+/// C_Encrypt, C_Decrypt: all at once.
+pub(crate) fn single<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
     data: Input<'_, u8>,
@@ -177,68 +107,53 @@ pub(crate) fn single<T: CipherOperation>(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::state_in(&mut operations);
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.multi_part {
-        *place = None;
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let result = single_output(&session, active, (data, len), output, output_len);
-    end_unless(place, result, output, output_len)
+    T::state_in(&mut operations).single_part(|active| {
+        output_len.check()?;
+        let operation = &mut active.operation;
+        let most = operation.single_len(usize::try_from(len).unwrap_or(usize::MAX));
+        if prepare(operation, most, output, output_len)? == OutputFit::LengthQuery {
+            return Ok(OutputFit::LengthQuery);
+        }
+        // The caller may have the output written over the input, which is read to the end here.
+        let data = data.bytes(len)?;
+        let all = match operation.on_card() {
+            None => operation.single(data)?.unwrap_or_default(),
+            Some(decryption) => {
+                decryption.update(data)?;
+                session
+                    .token
+                    .with_token(|card, token| token.decrypt(card, decryption))?
+            }
+        };
+        write_output(all.expose(), output, output_len)
+    })
 }
 
-/// The whole output, or `None` when only its length was asked for.
-fn single_output<T: CipherOperation>(
-    session: &Session,
-    active: &mut ActiveOperation<T>,
-    (data, len): (Input<'_, u8>, CK_ULONG),
+/// Returns `Fits` when the work may begin. Where a card does it there must be room for `most`, the longest possible output. The
+/// host needs no room yet: only its result tells the length.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login.
+fn prepare<T: SessionCipher>(
+    operation: &mut T,
+    most: usize,
     output: Output<'_, u8>,
     output_len: Output<'_, CK_ULONG>,
-) -> Result<Option<Secret>, Failure> {
-    output_len.check()?;
-    let operation = &mut active.operation;
-    let most = operation.single_len(usize::try_from(len).unwrap_or(usize::MAX));
-    if (output.is_null() || operation.is_on_card())
+) -> Result<OutputFit, Failure> {
+    let on_card = operation.on_card();
+    if (output.is_null() || on_card.is_some())
         && fit(output, output_len, most)? == OutputFit::LengthQuery
     {
-        return Ok(None);
+        return Ok(OutputFit::LengthQuery);
     }
-    if operation.lacks_pin() {
+    if on_card.is_some_and(|decryption| decryption.lacks_context_login()) {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
-    // The caller may have the output written over the input, which is read to the end here.
-    operation.single(session, data.bytes(len)?).map(Some)
-}
-
-/// Gives a finished output; the operation is over, unless there was no room or only a length was asked for.
-fn end_unless<T>(
-    place: &mut Option<ActiveOperation<T>>,
-    result: Result<Option<Secret>, Failure>,
-    output: Output<'_, u8>,
-    output_len: Output<'_, CK_ULONG>,
-) -> Result<(), Failure> {
-    match result {
-        Ok(None) => Ok(()),
-        Ok(Some(all)) => match super::operation::write_output(all.expose(), output, output_len) {
-            Err(failure) if keeps_operation(&failure) => Err(failure),
-            given => {
-                *place = None;
-                given.map(|_| ())
-            }
-        },
-        Err(failure) => {
-            if !keeps_operation(&failure) {
-                *place = None;
-            }
-            Err(failure)
-        }
-    }
+    Ok(OutputFit::Fits)
 }
 
 /// C_EncryptUpdate, C_DecryptUpdate: one part. Touches no card.
-pub(crate) fn update<T: CipherOperation>(
+pub(crate) fn update<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
     part: Input<'_, u8>,
@@ -248,60 +163,36 @@ pub(crate) fn update<T: CipherOperation>(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::state_in(&mut operations);
-    if place.is_none() {
-        return Err(ReturnCode::OPERATION_NOT_INITIALIZED.into());
-    }
-    update_part(
-        place,
-        (part, len),
-        output,
-        output_len,
-        |_| Ok(()),
-        |_| Ok(()),
-    )
+    let state = T::state_in(&mut operations);
+    update_part(state, (part, len), output, output_len, |_, _| Ok(()))
 }
 
-/// One part of an operation; `before` sees the input and may refuse it, `after` sees the output.
-pub(crate) fn update_part<T: CipherOperation>(
-    place: &mut Option<ActiveOperation<T>>,
+/// One part of an operation. `tap` sees its input and its output, and may refuse them.
+pub(super) fn update_part<T: SessionCipher>(
+    state: &mut OperationState<T>,
     (part, len): (Input<'_, u8>, CK_ULONG),
     output: Output<'_, u8>,
     output_len: Output<'_, CK_ULONG>,
-    before: impl FnOnce(&[u8]) -> Result<(), Failure>,
-    after: impl FnOnce(&[u8]) -> Result<(), Failure>,
+    tap: impl FnOnce(&[u8], &[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let outcome = (|| {
+    state.update(|active| {
         output_len.check()?;
-        let data = part.bytes(len)?;
-        if fit(output, output_len, active.operation.update_len(data.len()))?
-            == OutputFit::LengthQuery
-        {
-            return Ok(());
+        let part = part.bytes(len)?;
+        let needed = active.operation.update_len(part.len());
+        if fit(output, output_len, needed)? == OutputFit::LengthQuery {
+            return Ok(OutputFit::LengthQuery);
         }
-        before(data)?;
-        active.multi_part = true;
-        let made = active.operation.update(data)?;
-        after(made.expose())?;
-        if made.is_empty() {
-            return Ok(());
+        let made = active.operation.update(part)?;
+        tap(part, made.expose())?;
+        if !made.is_empty() {
+            output.put_all(made.expose())?;
         }
-        output.put_all(made.expose())
-    })();
-    match outcome {
-        Err(failure) if !keeps_operation(&failure) => {
-            *place = None;
-            Err(failure)
-        }
-        outcome => outcome,
-    }
+        Ok(OutputFit::Fits)
+    })
 }
 
 /// C_EncryptFinal, C_DecryptFinal.
-pub(crate) fn finish<T: CipherOperation>(
+pub(crate) fn finish<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
     output: Output<'_, u8>,
@@ -309,42 +200,28 @@ pub(crate) fn finish<T: CipherOperation>(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let mut operations = session.operations();
-    let place = T::state_in(&mut operations);
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let result = final_output(&session, active, output, output_len);
-    match result {
-        Ok(None) => Ok(()),
-        Ok(Some(last)) => write_final(place, last, output, output_len),
-        Err(failure) => {
-            if !keeps_operation(&failure) {
-                *place = None;
+    T::state_in(&mut operations).final_part(|active| {
+        output_len.check()?;
+        let operation = &mut active.operation;
+        let last = match active.unread_output.take() {
+            Some(last) => last,
+            None => {
+                let most = operation.finish_len();
+                if prepare(operation, most, output, output_len)? == OutputFit::LengthQuery {
+                    return Ok(OutputFit::LengthQuery);
+                }
+                match operation.on_card() {
+                    None => operation.finish()?.unwrap_or_default(),
+                    Some(decryption) => session
+                        .token
+                        .with_token(|card, token| token.decrypt(card, decryption))?,
+                }
             }
-            Err(failure)
+        };
+        let written = write_output(last.expose(), output, output_len);
+        if !matches!(written, Ok(OutputFit::Fits)) {
+            active.unread_output = Some(last);
         }
-    }
-}
-
-/// What is left, or `None` when only its length was asked for.
-fn final_output<T: CipherOperation>(
-    session: &Session,
-    active: &mut ActiveOperation<T>,
-    output: Output<'_, u8>,
-    output_len: Output<'_, CK_ULONG>,
-) -> Result<Option<Secret>, Failure> {
-    output_len.check()?;
-    if let Some(last) = active.unread_output.take() {
-        return Ok(Some(last));
-    }
-    let operation = &mut active.operation;
-    if (output.is_null() || operation.is_on_card())
-        && fit(output, output_len, operation.finish_len())? == OutputFit::LengthQuery
-    {
-        return Ok(None);
-    }
-    if operation.lacks_pin() {
-        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
-    }
-    operation.finish(session).map(Some)
+        written
+    })
 }

@@ -10,13 +10,13 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_DIGEST,
 };
 
-use super::operation::{init_or_cancel, room_or_end, write_output};
+use super::operation::write_output;
 use crate::{
     module::Module,
+    operations::{ActiveOperation, Operations},
     parameter,
-    pointer::{Input, Output, OutputFit},
+    pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Operations},
 };
 
 /// C_DigestInit.
@@ -26,17 +26,15 @@ pub(crate) fn init(
     mechanism: Input<'_, CK_MECHANISM>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let Some(mechanism) = init_or_cancel(&mut operations.digest, mechanism)? else {
-        return Ok(());
-    };
-    let known = mechanism_for(mechanism.mechanism, CKF_DIGEST)?;
-    parameter::read(&mechanism, known)?;
-    let hash = known
-        .hash
-        .ok_or(TokenError::MechanismInvalid(mechanism.mechanism))?;
-    operations.digest = Some(ActiveOperation::new(Hasher::new(hash), false));
-    Ok(())
+    let state = &mut session.operations().digest;
+    state.init(mechanism, |mechanism| {
+        let known = mechanism_for(mechanism.mechanism, CKF_DIGEST)?;
+        parameter::read(mechanism, known)?;
+        let hash = known
+            .hash
+            .ok_or(TokenError::MechanismInvalid(mechanism.mechanism))?;
+        Ok(ActiveOperation::new(Hasher::new(hash), false))
+    })
 }
 
 /// C_Digest: all at once.
@@ -49,19 +47,11 @@ pub(crate) fn single(
     digest_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let active = active(&mut operations)?;
-    if active.multi_part {
-        operations.digest = None;
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let needed = active.operation.hash().len();
-    if room_or_end(&mut operations.digest, digest, digest_len, needed)? == OutputFit::LengthQuery {
-        return Ok(());
-    }
-    let active = self::active(&mut operations)?;
-    let taken = data.bytes(len).map(|data| active.operation.update(data));
-    end(&mut operations, taken, digest, digest_len)
+    let state = &mut session.operations().digest;
+    state.single_part(|active| {
+        let rest = || data.bytes(len);
+        write_digest(&mut active.operation, rest, digest, digest_len)
+    })
 }
 
 /// C_DigestUpdate.
@@ -72,14 +62,11 @@ pub(crate) fn update(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let active = active(&mut operations)?;
-    active.multi_part = true;
-    let taken = part.bytes(len).map(|part| active.operation.update(part));
-    if taken.is_err() {
-        operations.digest = None;
-    }
-    taken
+    let state = &mut session.operations().digest;
+    state.update(|active| {
+        active.operation.update(part.bytes(len)?);
+        Ok(())
+    })
 }
 
 /// C_DigestKey: the value of a secret key of a session; no other can be hashed.
@@ -89,22 +76,18 @@ pub(crate) fn key(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let active = active(&mut operations)?;
-    let object = session.object(key, ReturnCode::KEY_HANDLE_INVALID);
-    let taken = object.and_then(|object| match &object.key {
-        Some(Key::Secret(key)) => {
-            active.operation.update(key.value.expose());
-            Ok(())
+    let state = &mut session.operations().digest;
+    state.update(|active| {
+        let object = session.object(key, ReturnCode::KEY_HANDLE_INVALID)?;
+        match &object.key {
+            Some(Key::Secret(key)) => active.operation.update(key.value.expose()),
+            Some(Key::Private(_) | Key::Public(_)) => {
+                return Err(ReturnCode::KEY_INDIGESTIBLE.into());
+            }
+            None => return Err(ReturnCode::KEY_HANDLE_INVALID.into()),
         }
-        Some(Key::Private(_) | Key::Public(_)) => Err(ReturnCode::KEY_INDIGESTIBLE.into()),
-        None => Err(ReturnCode::KEY_HANDLE_INVALID.into()),
-    });
-    active.multi_part = true;
-    if taken.is_err() {
-        operations.digest = None;
-    }
-    taken
+        Ok(())
+    })
 }
 
 /// C_DigestFinal.
@@ -115,31 +98,27 @@ pub(crate) fn finish(
     digest_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let needed = active(&mut operations)?.operation.hash().len();
-    if room_or_end(&mut operations.digest, digest, digest_len, needed)? == OutputFit::LengthQuery {
-        return Ok(());
-    }
-    end(&mut operations, Ok(()), digest, digest_len)
+    let state = &mut session.operations().digest;
+    state.final_part(|active| {
+        let rest = || Ok([].as_slice());
+        write_digest(&mut active.operation, rest, digest, digest_len)
+    })
 }
 
-fn active(operations: &mut Operations) -> Result<&mut ActiveOperation<Hasher>, Failure> {
-    let active = operations.digest.as_mut();
-    active.ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
-}
-
-fn end(
-    operations: &mut Operations,
-    taken: Result<(), Failure>,
+/// Writes the digest of data that ends with `rest`.
+fn write_digest<'call>(
+    hasher: &mut Hasher,
+    rest: impl FnOnce() -> Result<&'call [u8], Failure>,
     digest: Output<'_, u8>,
     digest_len: Output<'_, CK_ULONG>,
-) -> Result<(), Failure> {
-    let active = operations
-        .digest
-        .take()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    taken?;
-    write_output(active.operation.finish().expose(), digest, digest_len).map(|_| ())
+) -> Result<OutputFit, Failure> {
+    if fit(digest, digest_len, hasher.hash().len())? == OutputFit::LengthQuery {
+        return Ok(OutputFit::LengthQuery);
+    }
+    hasher.update(rest()?);
+    let fresh = Hasher::new(hasher.hash());
+    let finished = std::mem::replace(hasher, fresh).finish();
+    write_output(finished.expose(), digest, digest_len)
 }
 
 /// How a saved state begins: that it is ours, and of which form.
@@ -159,13 +138,12 @@ fn save(active: &ActiveOperation<Hasher>) -> Secret {
 fn restore(state: &[u8]) -> Option<ActiveOperation<Hasher>> {
     let rest = state.strip_prefix(SAVED)?;
     let (mechanism, rest) = rest.split_first_chunk()?;
-    let (in_parts, state) = rest.split_first()?;
+    let (multi_part, state) = rest.split_first()?;
     let mechanism = CK_MECHANISM_TYPE::from_ne_bytes(*mechanism);
     let hasher = Hasher::restore(Hash::from_mechanism(mechanism)?, state)?;
-    Some(ActiveOperation {
-        multi_part: *in_parts != 0,
-        ..ActiveOperation::new(hasher, false)
-    })
+    let mut active = ActiveOperation::new(hasher, false);
+    active.multi_part = *multi_part != 0;
+    Some(active)
 }
 
 /// C_GetOperationState: of a digest. What a card or a key has begun cannot be saved.
@@ -177,12 +155,11 @@ pub(crate) fn get_state(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     state_len.check()?;
-    let operations = session.operations();
+    let mut operations = session.operations();
     if operations.uses_key() {
         return Err(ReturnCode::STATE_UNSAVEABLE.into());
     }
-    let active = operations.digest.as_ref();
-    let saved = save(active.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?);
+    let saved = save(operations.digest.active()?);
     write_output(saved.expose(), state, state_len).map(|_| ())
 }
 
@@ -212,8 +189,8 @@ pub(crate) fn set_state(
     }
     let mut operations = session.operations();
     *operations = Operations {
-        search: operations.search.take(),
-        digest: Some(restored),
+        search: std::mem::take(&mut operations.search),
+        digest: restored.into(),
         ..Operations::default()
     };
     Ok(())

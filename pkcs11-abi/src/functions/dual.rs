@@ -1,14 +1,13 @@
-//! Two operations on one pass over the data (PKCS #11 3.1, 5.16). What ends the one ends the other: it has lost a part.
+//! Dual-function operations (PKCS #11 3.1, 5.16). An error in one ends both, because the other has missed a part.
 
-use claviger_token::{DecryptOperation, EncryptOperation};
 use cryptoki_sys::{CK_SESSION_HANDLE, CK_ULONG};
 
-use super::cipher::update_part;
+use super::cipher::{SessionCipher, update_part};
 use crate::{
     module::Module,
+    operations::OperationState,
     pointer::{Input, Output},
-    rv::{Failure, ReturnCode},
-    sessions::Operations,
+    rv::Failure,
 };
 
 /// C_DigestEncryptUpdate: the digest is of the plaintext.
@@ -21,29 +20,20 @@ pub(crate) fn digest_encrypt(
     output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let Operations {
-        digest, encrypt, ..
-    } = &mut *session.operations();
-    let twin = digest
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let begun = encrypt.is_some();
-    let taken = update_part::<EncryptOperation>(
-        encrypt,
+    let operations = &mut *session.operations();
+    let twin = &mut operations.digest;
+    let cipher = &mut operations.encrypt;
+    update_both(
+        cipher,
+        twin,
         (part, len),
         output,
         output_len,
-        |data| {
-            twin.multi_part = true;
-            twin.operation.update(data);
+        |hasher, plain| {
+            hasher.update(plain);
             Ok(())
         },
-        |_| Ok(()),
-    );
-    if begun && encrypt.is_none() {
-        *digest = None;
-    }
-    taken
+    )
 }
 
 /// C_DecryptDigestUpdate: the digest is of the plaintext.
@@ -56,29 +46,20 @@ pub(crate) fn decrypt_digest(
     output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let Operations {
-        digest, decrypt, ..
-    } = &mut *session.operations();
-    let twin = digest
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let begun = decrypt.is_some();
-    let taken = update_part::<DecryptOperation>(
-        decrypt,
+    let operations = &mut *session.operations();
+    let twin = &mut operations.digest;
+    let cipher = &mut operations.decrypt;
+    update_both(
+        cipher,
+        twin,
         (part, len),
         output,
         output_len,
-        |_| Ok(()),
-        |plain| {
-            twin.multi_part = true;
-            twin.operation.update(plain);
+        |hasher, plain| {
+            hasher.update(plain);
             Ok(())
         },
-    );
-    if begun && decrypt.is_none() {
-        *digest = None;
-    }
-    taken
+    )
 }
 
 /// C_SignEncryptUpdate: the signature is of the plaintext.
@@ -91,24 +72,17 @@ pub(crate) fn sign_encrypt(
     output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let Operations { sign, encrypt, .. } = &mut *session.operations();
-    let twin = sign.as_mut().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let begun = encrypt.is_some();
-    let taken = update_part::<EncryptOperation>(
-        encrypt,
+    let operations = &mut *session.operations();
+    let twin = &mut operations.sign;
+    let cipher = &mut operations.encrypt;
+    update_both(
+        cipher,
+        twin,
         (part, len),
         output,
         output_len,
-        |data| {
-            twin.multi_part = true;
-            Ok(twin.operation.update(data)?)
-        },
-        |_| Ok(()),
-    );
-    if begun && encrypt.is_none() {
-        *sign = None;
-    }
-    taken
+        |signature, plain| Ok(signature.update(plain)?),
+    )
 }
 
 /// C_DecryptVerifyUpdate: the signature is of the plaintext.
@@ -121,26 +95,36 @@ pub(crate) fn decrypt_verify(
     output_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let Operations {
-        verify, decrypt, ..
-    } = &mut *session.operations();
-    let twin = verify
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let begun = decrypt.is_some();
-    let taken = update_part::<DecryptOperation>(
-        decrypt,
+    let operations = &mut *session.operations();
+    let twin = &mut operations.verify;
+    let cipher = &mut operations.decrypt;
+    update_both(
+        cipher,
+        twin,
         (part, len),
         output,
         output_len,
-        |_| Ok(()),
-        |plain| {
-            twin.multi_part = true;
-            Ok(twin.operation.update(plain)?)
-        },
-    );
-    if begun && decrypt.is_none() {
-        *verify = None;
+        |verification, plain| Ok(verification.update(plain)?),
+    )
+}
+
+/// Does one part of a cipher operation. `twin` takes the plaintext by `take`.
+fn update_both<C: SessionCipher, T>(
+    cipher: &mut OperationState<C>,
+    twin: &mut OperationState<T>,
+    part: (Input<'_, u8>, CK_ULONG),
+    output: Output<'_, u8>,
+    output_len: Output<'_, CK_ULONG>,
+    take: impl FnOnce(&mut T, &[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    twin.active()?;
+    cipher.active()?;
+    let updated = update_part(cipher, part, output, output_len, |input, made| {
+        let plain = C::plaintext(input, made);
+        twin.update(|active| take(&mut active.operation, plain))
+    });
+    if !cipher.is_active() {
+        twin.end();
     }
-    taken
+    updated
 }

@@ -7,7 +7,6 @@ use cryptoki_sys::{
 
 use super::padded;
 use crate::{
-    fork,
     module::{self, Module},
     pointer::{Input, Output},
     rv::{Failure, ReturnCode},
@@ -47,7 +46,7 @@ pub(crate) fn initialize(arguments: Input<'_, CK_C_INITIALIZE_ARGS>) -> Result<(
         }
         may_create_threads = arguments.flags & CKF_LIBRARY_CANT_CREATE_OS_THREADS == 0;
     }
-    module::initialize(fork::lifecycle(), may_create_threads)
+    module::initialize(may_create_threads)
 }
 
 /// C_Finalize.
@@ -55,7 +54,7 @@ pub(crate) fn finalize(reserved: CK_VOID_PTR) -> Result<(), Failure> {
     if !reserved.is_null() {
         return Err(ReturnCode::ARGUMENTS_BAD.into());
     }
-    if fork::lifecycle().finalize() {
+    if module::lifecycle().finalize() {
         Ok(())
     } else {
         Err(ReturnCode::NOT_INITIALIZED.into())

@@ -13,8 +13,9 @@ use cryptoki_sys::{
 };
 
 use super::{
-    object::{check_creation, template},
+    object::check_creation,
     operation::{resolve_init, write_output},
+    template::template,
 };
 use crate::{
     module::Module,
@@ -50,7 +51,7 @@ fn add(
     coming: SecretKeySource,
     handle: Output<'_, CK_OBJECT_HANDLE>,
 ) -> Result<(), Failure> {
-    let object = plan.finish(value, coming, session.is_logged_in())?;
+    let object = plan.finish(value, coming, session.token.is_logged_in())?;
     handle.write(session.add_object(object)?)
 }
 
@@ -83,7 +84,7 @@ pub(crate) fn derive(
     if plan.key_type() == CKK_AES && ![16, 24, 32].contains(&len) {
         return Err(missing(CKA_VALUE_LEN));
     }
-    let shared = session.with_token(|card, token| {
+    let shared = session.token.with_token(|card, token| {
         token.use_private_key(card, &derivation.key, &derivation.input(), None)
     })?;
     let value = derivation.derive(shared, len)?;
@@ -143,6 +144,7 @@ pub(crate) fn unwrap(
     let value = match begun.map_err(as_wrapped)? {
         Unwrapping::Done(value) => value,
         Unwrapping::Card(mut operation) => session
+            .token
             .with_token(|card, token| token.decrypt(card, &mut operation))
             .map_err(|failure| match failure {
                 Failure::Token(error) => as_wrapped(error),

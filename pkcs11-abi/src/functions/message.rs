@@ -2,17 +2,16 @@
 //!
 //! No mechanism here has a parameter for each message: one that is given is a wrong argument.
 
+use claviger_token::SignOperation;
 use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
-use super::{
-    operation::{init_or_cancel, write_output},
-    sign, verify,
-};
+use super::{sign, verify};
 use crate::{
+    card::TokenRef,
     module::Module,
+    operations::{MessageOperation, OperationState},
     pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{MessageOperation, Operations, Session},
 };
 
 /// A parameter for one message, of which there is none.
@@ -37,14 +36,11 @@ pub(crate) fn sign_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().sign_messages;
-    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
-        *place = Some(MessageOperation {
-            active: sign::new_operation(&session, &mechanism, key, false)?,
-            message_open: false,
-        });
-    }
-    Ok(())
+    let state = &mut session.operations().sign_messages;
+    state.init(mechanism, |mechanism| {
+        let active = sign::new_operation(&session, mechanism, key, false)?;
+        Ok(active.map(MessageOperation::new))
+    })
 }
 
 /// C_SignMessage: one message at once; any number of them.
@@ -58,19 +54,16 @@ pub(crate) fn sign(
     signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let messages = idle_operation(&mut operations.sign_messages)?;
+    let state = &mut session.operations().sign_messages;
+    idle_operation(state)?;
     parameter.expect_none()?;
-    if fit(
+    finish_message(
+        &session.token,
+        state,
+        (message, len),
         signature,
         signature_len,
-        messages.active.operation.signature_len(),
-    )? == OutputFit::LengthQuery
-    {
-        return Ok(());
-    }
-    let message = message.bytes(len)?;
-    finish_message(&session, &mut operations, message, signature, signature_len)
+    )
 }
 
 /// C_SignMessageBegin.
@@ -80,8 +73,8 @@ pub(crate) fn sign_begin(
     parameter: MessageParameter<'_>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let messages = idle_operation(&mut operations.sign_messages)?;
+    let state = &mut session.operations().sign_messages;
+    let messages = idle_operation(state)?;
     parameter.expect_none()?;
     messages.message_open = true;
     Ok(())
@@ -98,58 +91,46 @@ pub(crate) fn sign_next(
     signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let messages = open_message(&mut operations.sign_messages)?;
+    let state = &mut session.operations().sign_messages;
+    open_message(state)?;
     parameter.expect_none()?;
-    let operation = &mut messages.active.operation;
-    if !signature_len.is_null()
-        && fit(signature, signature_len, operation.signature_len())? == OutputFit::LengthQuery
-    {
-        return Ok(());
-    }
-    let part = part.bytes(len)?;
     if signature_len.is_null() {
-        let taken = operation.update(part);
-        if taken.is_err() {
-            operations.sign_messages = None;
-        }
-        return Ok(taken?);
+        let part = part.bytes(len)?;
+        return state.update(|active| Ok(active.operation.operation.update(part)?));
     }
-    finish_message(&session, &mut operations, part, signature, signature_len)
+    finish_message(&session.token, state, (part, len), signature, signature_len)
 }
 
-/// The signature of a message that ends with `rest`; only a missing PIN leaves it open.
+/// Signs a message that ends with `rest`. Bad arguments keep the series, and a missing context login keeps the message open.
+/// An error in signing ends the series.
 fn finish_message(
-    session: &Session,
-    operations: &mut Operations,
-    rest: &[u8],
+    token: &TokenRef,
+    state: &mut OperationState<MessageOperation<SignOperation>>,
+    (rest, len): (Input<'_, u8>, CK_ULONG),
     signature: Output<'_, u8>,
     signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
-    let messages = operations.sign_messages.as_mut();
-    let messages = messages.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let operation = &mut messages.active.operation;
-    if operation.lacks_context_login() {
-        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
+    let needed = state.active()?.operation.operation.signature_len();
+    if fit(signature, signature_len, needed)? == OutputFit::LengthQuery {
+        return Ok(());
     }
-    messages.message_open = false;
-    let made = operation
-        .update(rest)
-        .map_err(Failure::from)
-        .and_then(|()| sign::make(session, operation));
-    match made {
-        Ok(made) => write_output(made.expose(), signature, signature_len).map(|_| ()),
-        Err(failure) => {
-            operations.sign_messages = None;
-            Err(failure)
-        }
-    }
+    let rest = rest.bytes(len)?;
+    state.update(|active| {
+        let MessageOperation {
+            operation,
+            message_open,
+        } = &mut active.operation;
+        sign::write_signature(token, operation, || Ok(rest), signature, signature_len)?;
+        *message_open = false;
+        Ok(())
+    })
 }
 
 /// C_MessageSignFinal.
 pub(crate) fn sign_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
-    end(&mut session.operations().sign_messages)
+    let state = &mut session.operations().sign_messages;
+    state.final_part(|_| Ok(()))
 }
 
 /// C_MessageVerifyInit.
@@ -160,14 +141,11 @@ pub(crate) fn verify_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_messages;
-    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
-        *place = Some(MessageOperation {
-            active: verify::start(&session, &mechanism, key, false)?,
-            message_open: false,
-        });
-    }
-    Ok(())
+    let state = &mut session.operations().verify_messages;
+    state.init(mechanism, |mechanism| {
+        let active = verify::start(&session, mechanism, key, false)?;
+        Ok(active.map(MessageOperation::new))
+    })
 }
 
 /// C_VerifyMessage: one message at once; a wrong signature does not end the series.
@@ -181,11 +159,11 @@ pub(crate) fn verify(
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let messages = idle_operation(&mut operations.verify_messages)?;
+    let state = &mut session.operations().verify_messages;
+    let messages = idle_operation(state)?;
     parameter.expect_none()?;
     let signature = verify::signature_bytes(signature, signature_len)?;
-    let operation = &mut messages.active.operation;
+    let operation = &mut messages.operation;
     operation.update(message.bytes(len)?)?;
     Ok(operation.verify(signature)?)
 }
@@ -197,8 +175,8 @@ pub(crate) fn verify_begin(
     parameter: MessageParameter<'_>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let messages = idle_operation(&mut operations.verify_messages)?;
+    let state = &mut session.operations().verify_messages;
+    let messages = idle_operation(state)?;
     parameter.expect_none()?;
     messages.message_open = true;
     Ok(())
@@ -215,10 +193,10 @@ pub(crate) fn verify_next(
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let mut operations = session.operations();
-    let messages = open_message(&mut operations.verify_messages)?;
+    let state = &mut session.operations().verify_messages;
+    let messages = open_message(state)?;
     parameter.expect_none()?;
-    let operation = &mut messages.active.operation;
+    let operation = &mut messages.operation;
     let part = part.bytes(len)?;
     if signature.is_null() {
         return Ok(operation.update(part)?);
@@ -232,35 +210,28 @@ pub(crate) fn verify_next(
 /// C_MessageVerifyFinal.
 pub(crate) fn verify_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
-    end(&mut session.operations().verify_messages)
+    let state = &mut session.operations().verify_messages;
+    state.final_part(|_| Ok(()))
 }
 
-/// A series in which no message is under way.
+/// A series in which no message is open.
 fn idle_operation<T>(
-    place: &mut Option<MessageOperation<T>>,
+    state: &mut OperationState<MessageOperation<T>>,
 ) -> Result<&mut MessageOperation<T>, Failure> {
-    let messages = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let messages = &mut state.active()?.operation;
     if messages.message_open {
         return Err(ReturnCode::OPERATION_ACTIVE.into());
     }
     Ok(messages)
 }
 
-/// A series in which a message is under way.
+/// A series in which a message is open.
 fn open_message<T>(
-    place: &mut Option<MessageOperation<T>>,
+    state: &mut OperationState<MessageOperation<T>>,
 ) -> Result<&mut MessageOperation<T>, Failure> {
-    place
-        .as_mut()
-        .filter(|messages| messages.message_open)
-        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
-}
-
-fn end<T>(place: &mut Option<MessageOperation<T>>) -> Result<(), Failure> {
-    let ended = place.take();
-    ended
-        .map(|_| ())
-        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
+    let messages = &mut state.active()?.operation;
+    if !messages.message_open {
+        return Err(ReturnCode::OPERATION_NOT_INITIALIZED.into());
+    }
+    Ok(messages)
 }

@@ -13,6 +13,7 @@ pub(crate) mod random;
 pub(crate) mod session;
 pub(crate) mod sign;
 pub(crate) mod slot_token;
+mod template;
 pub(crate) mod unsupported;
 pub(crate) mod verify;
 

@@ -3,44 +3,20 @@
 use claviger_token::{Object, Template, Value, session_object};
 use cryptoki_sys::{CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
 
-use super::administration;
+use super::{
+    administration,
+    template::{attributes, template},
+};
 use crate::{
     module::Module,
-    pointer::{Input, Output, attribute_bytes, attribute_room},
+    operations::{ActiveOperation, Search},
+    pointer::{Input, Output, attribute_room},
     rv::{Failure, ReturnCode},
-    sessions::{Search, Session},
+    sessions::Session,
 };
 
 /// CK_UNAVAILABLE_INFORMATION.
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
-/// More attributes than Cryptoki defines are no template.
-const MAX_ATTRIBUTES: CK_ULONG = 1024;
-
-fn attributes(
-    template: Input<'_, CK_ATTRIBUTE>,
-    count: CK_ULONG,
-) -> Result<Vec<CK_ATTRIBUTE>, Failure> {
-    if count > MAX_ATTRIBUTES {
-        return Err(ReturnCode::ARGUMENTS_BAD.into());
-    }
-    template.list(count)
-}
-
-/// What a template says, copied.
-///
-/// # Errors
-/// ARGUMENTS_BAD; ATTRIBUTE_VALUE_INVALID for a null value with a length, or a length that is none.
-pub(super) fn template(
-    attributes: Input<'_, CK_ATTRIBUTE>,
-    count: CK_ULONG,
-) -> Result<Template, Failure> {
-    let entries = self::attributes(attributes, count)?;
-    let mut template = Template::default();
-    for entry in &entries {
-        template.0.push((entry.type_, attribute_bytes(entry)?));
-    }
-    Ok(template)
-}
 
 /// Whether `session` may make an object as `template` says.
 ///
@@ -54,7 +30,7 @@ pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(
             ReturnCode::SESSION_READ_ONLY.into()
         });
     }
-    if template.wants_private() == Some(true) && !session.is_logged_in() {
+    if template.wants_private() == Some(true) && !session.token.is_logged_in() {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     Ok(())
@@ -76,7 +52,7 @@ pub(crate) fn create(
         return handle.write(administration::create(&session, &template)?);
     }
     check_creation(&session, &template)?;
-    let object = session_object::create(&template, session.is_logged_in())?;
+    let object = session_object::create(&template, session.token.is_logged_in())?;
     handle.write(session.add_object(object)?)
 }
 
@@ -112,7 +88,9 @@ pub(crate) fn destroy(
     if !object.is_destroyable() {
         return Err(ReturnCode::ACTION_PROHIBITED.into());
     }
-    Ok(session.with_handles(|handles| handles.replace(handle, None))??)
+    Ok(session
+        .token
+        .with_handles(|handles| handles.replace(handle, None))??)
 }
 
 /// C_SetAttributeValue: all of the template or nothing.
@@ -128,7 +106,9 @@ pub(crate) fn set_attribute_value(
     let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     check_change(&session, &object)?;
     let changed = object.with_changes(&template)?;
-    Ok(session.with_handles(|handles| handles.replace(handle, Some(changed)))??)
+    Ok(session
+        .token
+        .with_handles(|handles| handles.replace(handle, Some(changed)))??)
 }
 
 /// An object of the token needs a session that may write; and those of ours never change.
@@ -208,17 +188,13 @@ pub(crate) fn find_init(
     count: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let template = self::template(template, count)?;
-    let mut operations = session.operations();
-    if operations.search.is_some() {
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let mut rest = session
-        .reader
-        .find(session.card, session.applet, &template)?;
-    rest.reverse();
-    operations.search = Some(Search { rest });
-    Ok(())
+    let template = super::template::template(template, count)?;
+    let state = &mut session.operations().search;
+    state.begin(|| {
+        let mut rest = session.token.find(&template)?;
+        rest.reverse();
+        Ok(ActiveOperation::new(Search { rest }, false))
+    })
 }
 
 /// C_FindObjects.
@@ -235,10 +211,7 @@ pub(crate) fn find(
         list.check()?;
     }
     let mut operations = session.operations();
-    let search = operations
-        .search
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let search = &mut operations.search.active()?.operation;
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     let at = search.rest.len().saturating_sub(max);
     let given: Vec<CK_OBJECT_HANDLE> = search.rest.split_off(at).into_iter().rev().collect();
@@ -251,8 +224,5 @@ pub(crate) fn find(
 /// C_FindObjectsFinal.
 pub(crate) fn find_final(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let search = session.operations().search.take();
-    search
-        .map(|_| ())
-        .ok_or_else(|| ReturnCode::OPERATION_NOT_INITIALIZED.into())
+    session.operations().search.final_part(|_| Ok(()))
 }

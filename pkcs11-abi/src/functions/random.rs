@@ -33,10 +33,12 @@ pub(crate) fn generate(
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
     let pieces = random.pieces(len, PIECE)?;
-    let cache = session.reader.token(session.card, session.applet)?;
+    let cache = session.token.cached()?;
     for (piece, len) in pieces {
         let by_card = if cache.has_random {
-            session.with_token(|card, token| token.random(card, len))?
+            session
+                .token
+                .with_token(|card, token| token.random(card, len))?
         } else {
             None
         };

@@ -35,20 +35,13 @@ pub(crate) fn open(
         return Err(ReturnCode::SESSION_ASYNC_NOT_SUPPORTED.into());
     }
     handle.check()?;
-    let occupied = module.token_ref(slot)?;
-    occupied.reader.token(occupied.card, occupied.applet)?;
+    let token = module.token_ref(slot)?;
+    token.cached()?;
     let read_write = flags & CKF_RW_SESSION != 0;
-    let login_state = occupied.reader.login_state(occupied.card, occupied.applet);
-    if !read_write && login_state == LoginState::SecurityOfficer {
+    if !read_write && token.login_state() == LoginState::SecurityOfficer {
         return Err(ReturnCode::SESSION_READ_WRITE_SO_EXISTS.into());
     }
-    let session = Session::new(
-        slot,
-        occupied.applet,
-        read_write,
-        occupied.card,
-        occupied.reader,
-    );
+    let session = Session::new(slot, token, read_write);
     handle.write(module.sessions.add(session))
 }
 
@@ -88,7 +81,7 @@ pub(crate) fn info(
 }
 
 fn state(session: &Session) -> CK_STATE {
-    match (session.login_state(), session.read_write) {
+    match (session.token.login_state(), session.read_write) {
         (LoginState::LoggedOut, false) => CKS_RO_PUBLIC_SESSION,
         (LoginState::LoggedOut, true) => CKS_RW_PUBLIC_SESSION,
         (LoginState::User, false) => CKS_RO_USER_FUNCTIONS,
@@ -106,7 +99,7 @@ pub(crate) fn login(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    match (user, session.login_state()) {
+    match (user, session.token.login_state()) {
         (CKU_CONTEXT_SPECIFIC, _) => return context_login(&session, pin, len),
         (CKU_USER, LoginState::User) | (CKU_SO, LoginState::SecurityOfficer) => {
             return Err(ReturnCode::USER_ALREADY_LOGGED_IN.into());
@@ -116,7 +109,7 @@ pub(crate) fn login(
         }
         (CKU_USER, LoginState::LoggedOut) => {}
         (CKU_SO, LoginState::LoggedOut) => {
-            let (all, read_write) = module.sessions.count(session.slot, session.card);
+            let (all, read_write) = module.sessions.count(session.slot, session.token.insertion);
             if all > read_write {
                 return Err(ReturnCode::SESSION_READ_ONLY_EXISTS.into());
             }
@@ -124,7 +117,7 @@ pub(crate) fn login(
         _ => return Err(ReturnCode::USER_TYPE_INVALID.into()),
     }
     let pin = read_pin(pin, len)?;
-    session.with_token(|card, token| {
+    session.token.with_token(|card, token| {
         if user == CKU_SO {
             token.so_login(card, &pin)
         } else {
@@ -133,7 +126,7 @@ pub(crate) fn login(
     })?;
     // A session closed meanwhile leaves nobody who could log out.
     if module.sessions.get(handle).is_none() {
-        session.reader.logout(session.card, session.applet)?;
+        session.token.logout()?;
         return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
     }
     Ok(())
@@ -145,7 +138,9 @@ fn context_login(session: &Session, pin: Input<'_, u8>, len: CK_ULONG) -> Result
     let waiting = operations.awaiting_context_login();
     let (key, place) = waiting.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let pin = read_pin(pin, len)?;
-    session.with_token(|card, token| token.context_login(card, &key, &pin))?;
+    session
+        .token
+        .with_token(|card, token| token.context_login(card, &key, &pin))?;
     *place = Some(pin);
     Ok(())
 }
@@ -209,11 +204,11 @@ pub(super) fn read_pin(pin: Input<'_, u8>, len: CK_ULONG) -> Result<Secret, Fail
 /// C_Logout: here and on the card.
 pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(handle)?;
-    if session.login_state() == LoginState::LoggedOut {
+    if session.token.login_state() == LoginState::LoggedOut {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
     module.end_private_operations(&session);
-    session.reader.logout(session.card, session.applet)
+    session.token.logout()
 }
 
 /// C_GetFunctionStatus and C_CancelFunction: nothing has run in parallel since version 2.0.

@@ -1,20 +1,19 @@
 //! Signing and MACing, also with recovery (PKCS #11 3.1, 5.11 and 5.12).
 
-use claviger_apdu::Secret;
-use claviger_token::{SignOperation, TokenError};
+use claviger_token::SignOperation;
 use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_SIGN, CKF_SIGN_RECOVER,
 };
 
-use super::operation::{init_or_cancel, resolve_init, room_or_end, write_output};
+use super::operation::{resolve_init, write_output};
 use crate::{
+    card::TokenRef,
     module::Module,
-    pointer::{Input, Output, OutputFit},
+    operations::ActiveOperation,
+    pointer::{Input, Output, OutputFit, fit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Session},
+    sessions::Session,
 };
-
-type Place = Option<ActiveOperation<SignOperation>>;
 
 /// C_SignInit. Touches no card.
 pub(crate) fn init(
@@ -24,13 +23,10 @@ pub(crate) fn init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    begin(
-        &session,
-        &mut session.operations().sign,
-        mechanism,
-        key,
-        false,
-    )
+    let state = &mut session.operations().sign;
+    state.init(mechanism, |mechanism| {
+        new_operation(&session, mechanism, key, false)
+    })
 }
 
 /// C_SignRecoverInit. Touches no card.
@@ -41,22 +37,10 @@ pub(crate) fn recover_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().sign_recover;
-    begin(&session, place, mechanism, key, true)
-}
-
-fn begin(
-    session: &Session,
-    place: &mut Place,
-    mechanism: Input<'_, CK_MECHANISM>,
-    key: CK_OBJECT_HANDLE,
-    recover: bool,
-) -> Result<(), Failure> {
-    let Some(mechanism) = init_or_cancel(place, mechanism)? else {
-        return Ok(());
-    };
-    *place = Some(new_operation(session, &mechanism, key, recover)?);
-    Ok(())
+    let state = &mut session.operations().sign_recover;
+    state.init(mechanism, |mechanism| {
+        new_operation(&session, mechanism, key, true)
+    })
 }
 
 /// A signature with the key behind `key`.
@@ -88,8 +72,12 @@ pub(crate) fn sign(
     signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().sign;
-    single(&session, place, (message, len), signature, signature_len)
+    let state = &mut session.operations().sign;
+    state.single_part(|active| {
+        let operation = &mut active.operation;
+        let rest = || message.bytes(len);
+        write_signature(&session.token, operation, rest, signature, signature_len)
+    })
 }
 
 /// C_SignRecover.
@@ -102,43 +90,12 @@ pub(crate) fn sign_recover(
     signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().sign_recover;
-    single(&session, place, (message, len), signature, signature_len)
-}
-
-fn single(
-    session: &Session,
-    place: &mut Place,
-    (message, len): (Input<'_, u8>, CK_ULONG),
-    signature: Output<'_, u8>,
-    signature_len: Output<'_, CK_ULONG>,
-) -> Result<(), Failure> {
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.multi_part {
-        *place = None;
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let needed = active.operation.signature_len();
-    if room_or_end(place, signature, signature_len, needed)? == OutputFit::LengthQuery {
-        return Ok(());
-    }
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.operation.lacks_context_login() {
-        return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
-    }
-    // The caller may have the signature written over the message: it is read to the end here.
-    let taken = message
-        .bytes(len)
-        .and_then(|message| Ok(active.operation.update(message)?));
-    if taken.is_err() {
-        *place = None;
-    }
-    taken?;
-    finish(session, place, signature, signature_len)
+    let state = &mut session.operations().sign_recover;
+    state.single_part(|active| {
+        let operation = &mut active.operation;
+        let rest = || message.bytes(len);
+        write_signature(&session.token, operation, rest, signature, signature_len)
+    })
 }
 
 /// C_SignUpdate: one part of the message. Touches no card.
@@ -149,18 +106,8 @@ pub(crate) fn update(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().sign;
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let result = part
-        .bytes(len)
-        .and_then(|part| Ok(active.operation.update(part)?));
-    active.multi_part = true;
-    if result.is_err() {
-        *place = None;
-    }
-    result
+    let state = &mut session.operations().sign;
+    state.update(|active| Ok(active.operation.update(part.bytes(len)?)?))
 }
 
 /// C_SignFinal: the signature of all parts.
@@ -171,43 +118,37 @@ pub(crate) fn sign_final(
     signature_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().sign;
-    let active = place
-        .as_ref()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let needed = active.operation.signature_len();
-    if room_or_end(place, signature, signature_len, needed)? == OutputFit::LengthQuery {
-        return Ok(());
+    let state = &mut session.operations().sign;
+    state.final_part(|active| {
+        let operation = &mut active.operation;
+        let rest = || Ok([].as_slice());
+        write_signature(&session.token, operation, rest, signature, signature_len)
+    })
+}
+
+/// Writes the signature of a message that ends with `rest`, made by the card or on the host.
+///
+/// # Errors
+/// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login, or of the card.
+pub(super) fn write_signature<'call>(
+    token: &TokenRef,
+    operation: &mut SignOperation,
+    rest: impl FnOnce() -> Result<&'call [u8], Failure>,
+    signature: Output<'_, u8>,
+    signature_len: Output<'_, CK_ULONG>,
+) -> Result<OutputFit, Failure> {
+    if fit(signature, signature_len, operation.signature_len())? == OutputFit::LengthQuery {
+        return Ok(OutputFit::LengthQuery);
     }
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.operation.lacks_context_login() {
+    if operation.lacks_context_login() {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
-    finish(&session, place, signature, signature_len)
-}
-
-/// Signs what was collected; the operation is over however it ends.
-fn finish(
-    session: &Session,
-    place: &mut Place,
-    out: Output<'_, u8>,
-    out_len: Output<'_, CK_ULONG>,
-) -> Result<(), Failure> {
-    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let signature = make(session, &mut active.operation)?;
-    write_output(signature.expose(), out, out_len).map(|_| ())
-}
-
-/// The signature, by the card or on the host; never longer than was said.
-pub(super) fn make(session: &Session, operation: &mut SignOperation) -> Result<Secret, Failure> {
-    if operation.private_key().is_none() {
-        return Ok(operation.mac().unwrap_or_default());
-    }
-    let signature = session.with_token(|card, token| token.sign(card, operation))?;
-    if signature.len() > operation.signature_len() {
-        return Err(TokenError::malformed("signature", "longer than the key").into());
-    }
-    Ok(signature)
+    // The caller may have the signature written over the message: it is read to the end here.
+    operation.update(rest()?)?;
+    // A MAC connects to no card.
+    let signed = match operation.mac() {
+        Some(mac) => mac,
+        None => token.with_token(|card, token| token.sign(card, operation))?,
+    };
+    write_output(signed.expose(), signature, signature_len)
 }

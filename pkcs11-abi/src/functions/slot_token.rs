@@ -82,7 +82,7 @@ pub(crate) fn token_info(
     info.check()?;
     module.events.refresh();
     let cache = module.token(id)?;
-    let (sessions, read_write) = module.sessions.count(id, module.token_ref(id)?.card);
+    let (sessions, read_write) = module.sessions.count(id, module.token_ref(id)?.insertion);
     info.write(describe(&cache, sessions, read_write))
 }
 

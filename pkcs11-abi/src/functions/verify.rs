@@ -6,12 +6,13 @@ use cryptoki_sys::{
     CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKF_VERIFY, CKF_VERIFY_RECOVER,
 };
 
-use super::operation::{init_or_cancel, resolve_init, room_or_end, write_output};
+use super::operation::{resolve_init, write_output};
 use crate::{
     module::Module,
-    pointer::{Input, Output, OutputFit},
+    operations::{ActiveOperation, VerifySignatureOperation},
+    pointer::{Input, Output, fit},
     rv::{Failure, ReturnCode},
-    sessions::{ActiveOperation, Session, VerifySignatureOperation},
+    sessions::Session,
 };
 
 /// No signature is this long.
@@ -56,11 +57,10 @@ pub(crate) fn init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify;
-    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
-        *place = Some(start(&session, &mechanism, key, false)?);
-    }
-    Ok(())
+    let state = &mut session.operations().verify;
+    state.init(mechanism, |mechanism| {
+        start(&session, mechanism, key, false)
+    })
 }
 
 /// C_Verify: the whole message at once. The operation is over however it ends.
@@ -73,14 +73,12 @@ pub(crate) fn verify(
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify;
-    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.multi_part {
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    let signature = signature_bytes(signature, signature_len)?;
-    active.operation.update(message.bytes(len)?)?;
-    Ok(active.operation.verify(signature)?)
+    let state = &mut session.operations().verify;
+    state.single_part(|active| {
+        let signature = signature_bytes(signature, signature_len)?;
+        active.operation.update(message.bytes(len)?)?;
+        Ok(active.operation.verify(signature)?)
+    })
 }
 
 /// C_VerifyUpdate.
@@ -91,18 +89,8 @@ pub(crate) fn update(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify;
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let taken = part
-        .bytes(len)
-        .and_then(|part| Ok(active.operation.update(part)?));
-    active.multi_part = true;
-    if taken.is_err() {
-        *place = None;
-    }
-    taken
+    let state = &mut session.operations().verify;
+    state.update(|active| Ok(active.operation.update(part.bytes(len)?)?))
 }
 
 /// C_VerifyFinal. The operation is over however it ends.
@@ -113,10 +101,11 @@ pub(crate) fn finish(
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify;
-    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let signature = signature_bytes(signature, signature_len)?;
-    Ok(active.operation.verify(signature)?)
+    let state = &mut session.operations().verify;
+    state.final_part(|active| {
+        let signature = signature_bytes(signature, signature_len)?;
+        Ok(active.operation.verify(signature)?)
+    })
 }
 
 /// C_VerifyRecoverInit.
@@ -127,11 +116,8 @@ pub(crate) fn recover_init(
     key: CK_OBJECT_HANDLE,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_recover;
-    if let Some(mechanism) = init_or_cancel(place, mechanism)? {
-        *place = Some(start(&session, &mechanism, key, true)?);
-    }
-    Ok(())
+    let state = &mut session.operations().verify_recover;
+    state.init(mechanism, |mechanism| start(&session, mechanism, key, true))
 }
 
 /// C_VerifyRecover: gives what was signed.
@@ -144,24 +130,14 @@ pub(crate) fn recover(
     data_len: Output<'_, CK_ULONG>,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_recover;
-    let active = place
-        .as_ref()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if data.is_null() || data_len.is_null() {
-        let needed = active.operation.signature_len();
-        return room_or_end(place, data, data_len, needed).map(|_| ());
-    }
-    let recovered = signature_bytes(signature, signature_len)
-        .and_then(|signature| Ok(active.operation.recover(signature)?));
-    let given = recovered.and_then(|recovered| write_output(&recovered, data, data_len));
-    if !matches!(
-        given,
-        Err(Failure::ReturnCode(ReturnCode::BUFFER_TOO_SMALL))
-    ) {
-        *place = None;
-    }
-    given.map(|given| debug_assert_eq!(given, OutputFit::Fits))
+    let state = &mut session.operations().verify_recover;
+    state.single_part(|active| {
+        if data.is_null() || data_len.is_null() {
+            return fit(data, data_len, active.operation.signature_len());
+        }
+        let signature = signature_bytes(signature, signature_len)?;
+        write_output(&active.operation.recover(signature)?, data, data_len)
+    })
 }
 
 /// C_VerifySignatureInit.
@@ -174,20 +150,15 @@ pub(crate) fn signature_init(
     signature_len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_signature;
-    let Some(mechanism) = init_or_cancel(place, mechanism)? else {
-        return Ok(());
-    };
-    let signature = signature_bytes(signature, signature_len)?.to_vec();
-    let ActiveOperation {
-        operation, private, ..
-    } = start(&session, &mechanism, key, false)?;
-    let foreknown = VerifySignatureOperation {
-        verification: operation,
-        signature,
-    };
-    *place = Some(ActiveOperation::new(foreknown, private));
-    Ok(())
+    let state = &mut session.operations().verify_signature;
+    state.init(mechanism, |mechanism| {
+        let signature = signature_bytes(signature, signature_len)?.to_vec();
+        let active = start(&session, mechanism, key, false)?;
+        Ok(active.map(|verification| VerifySignatureOperation {
+            verification,
+            signature,
+        }))
+    })
 }
 
 /// C_VerifySignature: the whole message at once. The operation is over however it ends.
@@ -198,17 +169,12 @@ pub(crate) fn signature_single(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_signature;
-    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    if active.multi_part {
-        return Err(ReturnCode::OPERATION_ACTIVE.into());
-    }
-    active.operation.verification.update(message.bytes(len)?)?;
-    let VerifySignatureOperation {
-        verification,
-        signature,
-    } = &mut active.operation;
-    Ok(verification.verify(signature)?)
+    let state = &mut session.operations().verify_signature;
+    state.single_part(|active| {
+        let operation = &mut active.operation;
+        operation.verification.update(message.bytes(len)?)?;
+        Ok(operation.verification.verify(&operation.signature)?)
+    })
 }
 
 /// C_VerifySignatureUpdate.
@@ -219,28 +185,16 @@ pub(crate) fn signature_update(
     len: CK_ULONG,
 ) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_signature;
-    let active = place
-        .as_mut()
-        .ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let taken = part
-        .bytes(len)
-        .and_then(|part| Ok(active.operation.verification.update(part)?));
-    active.multi_part = true;
-    if taken.is_err() {
-        *place = None;
-    }
-    taken
+    let state = &mut session.operations().verify_signature;
+    state.update(|active| Ok(active.operation.verification.update(part.bytes(len)?)?))
 }
 
 /// C_VerifySignatureFinal. The operation is over however it ends.
 pub(crate) fn signature_finish(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
-    let place = &mut session.operations().verify_signature;
-    let mut active = place.take().ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
-    let VerifySignatureOperation {
-        verification,
-        signature,
-    } = &mut active.operation;
-    Ok(verification.verify(signature)?)
+    let state = &mut session.operations().verify_signature;
+    state.final_part(|active| {
+        let operation = &mut active.operation;
+        Ok(operation.verification.verify(&operation.signature)?)
+    })
 }

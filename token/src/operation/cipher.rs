@@ -203,6 +203,40 @@ impl Purpose {
     }
 }
 
+/// Encryption or decryption, in one part or in several.
+pub trait CipherOperation {
+    /// The most that all of `len` bytes can become.
+    #[must_use]
+    fn single_len(&self, len: usize) -> usize;
+
+    /// All at once, where the host does it; `None` where the card does.
+    ///
+    /// # Errors
+    /// [`TokenError::DataLength`], [`TokenError::DataInvalid`]; of a decryption [`TokenError::EncryptedDataLength`],
+    /// [`TokenError::EncryptedDataInvalid`], [`TokenError::AuthenticationTag`].
+    fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError>;
+
+    /// What the next part of `part` bytes becomes.
+    #[must_use]
+    fn update_len(&self, part: usize) -> usize;
+
+    /// Takes the next part.
+    ///
+    /// # Errors
+    /// [`TokenError::DataLength`], or [`TokenError::EncryptedDataLength`].
+    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError>;
+
+    /// Room enough for what is left.
+    #[must_use]
+    fn finish_len(&self) -> usize;
+
+    /// What is left, where the host does it; `None` where the card does.
+    ///
+    /// # Errors
+    /// As [`CipherOperation::single`].
+    fn finish(&mut self) -> Result<Option<Secret>, TokenError>;
+}
+
 /// An encryption begun by C_EncryptInit.
 pub struct EncryptOperation(Encrypting);
 
@@ -241,20 +275,11 @@ impl EncryptOperation {
         }
     }
 
-    /// The most that all of `len` bytes can become.
-    #[must_use]
-    pub fn single_len(&self, len: usize) -> usize {
-        match &self.0 {
-            Encrypting::Rsa(key, ..) => key.algorithm().signature_len(),
-            Encrypting::Secret(stream) => stream.single_len(len),
-        }
-    }
-
     /// All at once.
     ///
     /// # Errors
     /// [`TokenError::DataLength`], [`TokenError::DataInvalid`].
-    pub fn single(&self, data: &[u8]) -> Result<Secret, TokenError> {
+    pub(super) fn encrypt(&self, data: &[u8]) -> Result<Secret, TokenError> {
         match &self.0 {
             Encrypting::Rsa(key, padding, _) => encrypt_rsa(key, padding, data),
             Encrypting::Secret(stream) => stream
@@ -262,21 +287,28 @@ impl EncryptOperation {
                 .map_err(|fault| encrypting(fault, data.len())),
         }
     }
+}
 
-    /// What the next part of `part` bytes becomes.
-    #[must_use]
-    pub fn update_len(&self, part: usize) -> usize {
+impl CipherOperation for EncryptOperation {
+    fn single_len(&self, len: usize) -> usize {
+        match &self.0 {
+            Encrypting::Rsa(key, ..) => key.algorithm().signature_len(),
+            Encrypting::Secret(stream) => stream.single_len(len),
+        }
+    }
+
+    fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError> {
+        self.encrypt(data).map(Some)
+    }
+
+    fn update_len(&self, part: usize) -> usize {
         match &self.0 {
             Encrypting::Rsa(..) => 0,
             Encrypting::Secret(stream) => stream.update_len(part),
         }
     }
 
-    /// Takes the next part.
-    ///
-    /// # Errors
-    /// [`TokenError::DataLength`].
-    pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
+    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
         match &mut self.0 {
             Encrypting::Rsa(_, _, message) => {
                 append_message(message, part).map(|()| Secret::default())
@@ -287,24 +319,19 @@ impl EncryptOperation {
         }
     }
 
-    /// Room enough for what is left.
-    #[must_use]
-    pub fn finish_len(&self) -> usize {
+    fn finish_len(&self) -> usize {
         match &self.0 {
             Encrypting::Rsa(key, ..) => key.algorithm().signature_len(),
             Encrypting::Secret(stream) => stream.finish_len(),
         }
     }
 
-    /// What is left.
-    ///
-    /// # Errors
-    /// [`TokenError::DataLength`].
-    pub fn finish(&mut self) -> Result<Secret, TokenError> {
-        match &mut self.0 {
+    fn finish(&mut self) -> Result<Option<Secret>, TokenError> {
+        let last = match &mut self.0 {
             Encrypting::Rsa(key, padding, message) => encrypt_rsa(key, padding, message.expose()),
             Encrypting::Secret(stream) => stream.finish().map_err(|fault| encrypting(fault, 0)),
-        }
+        };
+        last.map(Some)
     }
 }
 

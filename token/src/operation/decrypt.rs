@@ -5,7 +5,7 @@ use cryptoki_sys::CKA_MODULUS;
 
 use super::{
     KeyInput, check_use,
-    cipher::{CipherStream, Purpose, RsaPadding},
+    cipher::{CipherOperation, CipherStream, Purpose, RsaPadding},
 };
 use crate::{
     attribute::Value,
@@ -92,83 +92,6 @@ impl DecryptOperation {
         self.wants_context_login() && self.context_pin.is_none()
     }
 
-    /// The most that all of `len` bytes can become.
-    #[must_use]
-    pub fn single_len(&self, len: usize) -> usize {
-        match &self.way {
-            Decrypting::Card { key, padding, .. } => padding.max_len(key.algorithm.signature_len()),
-            Decrypting::Secret(stream) => stream.single_len(len),
-        }
-    }
-
-    /// All at once, where the host decrypts; `None` where the card does.
-    ///
-    /// # Errors
-    /// [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`], [`TokenError::AuthenticationTag`].
-    pub fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError> {
-        match &self.way {
-            Decrypting::Card { .. } => Ok(None),
-            Decrypting::Secret(stream) => stream
-                .single(data)
-                .map(Some)
-                .map_err(|fault| decrypting(fault, data.len())),
-        }
-    }
-
-    /// What the next part of `part` bytes becomes.
-    #[must_use]
-    pub fn update_len(&self, part: usize) -> usize {
-        match &self.way {
-            Decrypting::Card { .. } => 0,
-            Decrypting::Secret(stream) => stream.update_len(part),
-        }
-    }
-
-    /// Takes the next part.
-    ///
-    /// # Errors
-    /// [`TokenError::EncryptedDataLength`].
-    pub fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
-        match &mut self.way {
-            Decrypting::Card {
-                key, cryptogram, ..
-            } => {
-                let len = cryptogram.len().saturating_add(part.len());
-                if len > key.algorithm.signature_len() {
-                    return Err(TokenError::EncryptedDataLength { len });
-                }
-                cryptogram.extend(part);
-                Ok(Secret::default())
-            }
-            Decrypting::Secret(stream) => stream
-                .update(part)
-                .map_err(|fault| decrypting(fault, part.len())),
-        }
-    }
-
-    /// Room enough for what is left.
-    #[must_use]
-    pub fn finish_len(&self) -> usize {
-        match &self.way {
-            Decrypting::Card { .. } => self.single_len(0),
-            Decrypting::Secret(stream) => stream.finish_len(),
-        }
-    }
-
-    /// What is left, where the host decrypts; `None` where the card does.
-    ///
-    /// # Errors
-    /// As [`DecryptOperation::single`].
-    pub fn finish(&mut self) -> Result<Option<Secret>, TokenError> {
-        match &mut self.way {
-            Decrypting::Card { .. } => Ok(None),
-            Decrypting::Secret(stream) => stream
-                .finish()
-                .map(Some)
-                .map_err(|fault| decrypting(fault, 0)),
-        }
-    }
-
     /// What the card is to decrypt, with which key; `None` where the host does.
     ///
     /// # Errors
@@ -220,6 +143,67 @@ impl DecryptOperation {
             }
             RsaPadding::Oaep(oaep) => padding::oaep_decrypt(&output, &oaep.as_oaep())
                 .ok_or(TokenError::EncryptedDataInvalid),
+        }
+    }
+}
+
+impl CipherOperation for DecryptOperation {
+    fn single_len(&self, len: usize) -> usize {
+        match &self.way {
+            Decrypting::Card { key, padding, .. } => padding.max_len(key.algorithm.signature_len()),
+            Decrypting::Secret(stream) => stream.single_len(len),
+        }
+    }
+
+    fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError> {
+        match &self.way {
+            Decrypting::Card { .. } => Ok(None),
+            Decrypting::Secret(stream) => stream
+                .single(data)
+                .map(Some)
+                .map_err(|fault| decrypting(fault, data.len())),
+        }
+    }
+
+    fn update_len(&self, part: usize) -> usize {
+        match &self.way {
+            Decrypting::Card { .. } => 0,
+            Decrypting::Secret(stream) => stream.update_len(part),
+        }
+    }
+
+    fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError> {
+        match &mut self.way {
+            Decrypting::Card {
+                key, cryptogram, ..
+            } => {
+                let len = cryptogram.len().saturating_add(part.len());
+                if len > key.algorithm.signature_len() {
+                    return Err(TokenError::EncryptedDataLength { len });
+                }
+                cryptogram.extend(part);
+                Ok(Secret::default())
+            }
+            Decrypting::Secret(stream) => stream
+                .update(part)
+                .map_err(|fault| decrypting(fault, part.len())),
+        }
+    }
+
+    fn finish_len(&self) -> usize {
+        match &self.way {
+            Decrypting::Card { .. } => self.single_len(0),
+            Decrypting::Secret(stream) => stream.finish_len(),
+        }
+    }
+
+    fn finish(&mut self) -> Result<Option<Secret>, TokenError> {
+        match &mut self.way {
+            Decrypting::Card { .. } => Ok(None),
+            Decrypting::Secret(stream) => stream
+                .finish()
+                .map(Some)
+                .map_err(|fault| decrypting(fault, 0)),
         }
     }
 }

@@ -8,7 +8,8 @@ use cryptoki_sys::{
 };
 
 use super::{
-    DecryptOperation, EncryptOperation, KeyInput, bad_parameter, check_use, cipher::Purpose,
+    CipherOperation as _, DecryptOperation, EncryptOperation, KeyInput, bad_parameter, check_use,
+    cipher::Purpose,
 };
 use crate::{
     algorithm::{KeyAlgorithm, PublicKey},
@@ -156,7 +157,7 @@ pub fn wrap_key(
     }
     let operation = EncryptOperation::new(mechanism, parameter, wrapping, Purpose::Key)?;
     operation
-        .single(value.expose())
+        .encrypt(value.expose())
         .map_err(|error| match error {
             TokenError::DataLength { .. } => TokenError::KeySize,
             error => error,

@@ -15,7 +15,7 @@ use claviger_apdu::Secret;
 use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_FLAGS, CKA_ALLOWED_MECHANISMS};
 
 pub use self::{
-    cipher::{EncryptOperation, Purpose},
+    cipher::{CipherOperation, EncryptOperation, Purpose},
     decrypt::DecryptOperation,
     derive::{Derivation, Unwrapping, unwrap_key, wrap_key},
     sign::SignOperation,

@@ -1,0 +1,42 @@
+//! Templates of the caller, as values (PKCS #11 3.1, 4.1).
+
+use claviger_token::Template;
+use cryptoki_sys::{CK_ATTRIBUTE, CK_ULONG};
+
+use crate::{
+    pointer::{Input, attribute_bytes},
+    rv::{Failure, ReturnCode},
+};
+
+/// More attributes than Cryptoki defines are no template.
+const MAX_ATTRIBUTES: CK_ULONG = 1024;
+
+/// The attributes of a template, as the caller has them.
+///
+/// # Errors
+/// ARGUMENTS_BAD.
+pub(super) fn attributes(
+    template: Input<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+) -> Result<Vec<CK_ATTRIBUTE>, Failure> {
+    if count > MAX_ATTRIBUTES {
+        return Err(ReturnCode::ARGUMENTS_BAD.into());
+    }
+    template.list(count)
+}
+
+/// What a template says, copied.
+///
+/// # Errors
+/// ARGUMENTS_BAD; ATTRIBUTE_VALUE_INVALID for a null value with a length, or a length that is none.
+pub(super) fn template(
+    attributes: Input<'_, CK_ATTRIBUTE>,
+    count: CK_ULONG,
+) -> Result<Template, Failure> {
+    let entries = self::attributes(attributes, count)?;
+    let mut template = Template::default();
+    for entry in &entries {
+        template.0.push((entry.type_, attribute_bytes(entry)?));
+    }
+    Ok(template)
+}
