@@ -306,4 +306,4 @@ impl std::fmt::Debug for SlotEvents {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

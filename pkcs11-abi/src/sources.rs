@@ -15,10 +15,10 @@ use claviger_driver::{
 };
 
 use crate::{
+    error_report::{ErrorReports, Role},
     event_queue::EventQueue,
     idle::IdleReleaser,
     slots::SlotTable,
-    trouble::{Role, Troubles},
 };
 
 /// How long a first look at the readers may take: pcscd waits for every reader to power its card.
@@ -34,7 +34,7 @@ pub(crate) struct Shared {
     awaiting_first: AtomicUsize,
     /// Somebody went on without the first look at all backends: what it shows has happened since.
     is_late: AtomicBool,
-    troubles: Mutex<Troubles>,
+    reports: Mutex<ErrorReports>,
     /// Between pcscd and the readers on the USB, where both are asked.
     precedence: Option<Arc<PcscdPrecedence>>,
 }
@@ -51,7 +51,7 @@ impl Shared {
             idle: Arc::downgrade(idle),
             awaiting_first: AtomicUsize::new(sources),
             is_late: AtomicBool::new(false),
-            troubles: Mutex::default(),
+            reports: Mutex::default(),
             precedence,
         }
     }
@@ -101,10 +101,10 @@ impl Shared {
         }
     }
 
-    /// Says what is wrong with a backend.
-    fn tell(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = troubles.hear(source.backend, source.role, snapshot);
+    /// Logs the error of a backend, unless it was logged before.
+    fn report_error(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = reports.next_report(source.backend, source.role, snapshot);
         // A watch that was ended finds its service gone.
         if let Some(line) = line.filter(|_| !self.queue.is_stopped()) {
             tracing::warn!("{line}");
@@ -180,7 +180,6 @@ impl BackendWatcher {
     }
 
     fn apply_snapshot(&mut self, snapshot: &ReaderSnapshot, shared: &Shared) {
-        shared.tell(self, snapshot);
         shared.apply(self, snapshot);
         self.looked = true;
         self.is_empty = snapshot.readers.is_empty() && snapshot.error.is_none();
@@ -235,8 +234,12 @@ impl Sources<'_> {
 
     fn apply_snapshot(&mut self, number: usize, snapshot: &ReaderSnapshot) {
         let shared = self.shared;
-        let source = self.all.get(number);
-        if source.is_some_and(|source| source.move_precedence(snapshot, shared)) {
+        let Some(source) = self.all.get(number) else {
+            return;
+        };
+        // Before the readers on the USB are shown: their errors are reported with the reason why pcscd is absent.
+        shared.report_error(source, snapshot);
+        if source.move_precedence(snapshot, shared) {
             match self.all.iter().position(|source| source.role == Role::Usb) {
                 Some(usb) => self.query_source(usb),
                 None => shared.wait_for_the_usb_to_leave(),
@@ -257,5 +260,45 @@ impl Sources<'_> {
     pub(crate) fn depend_on(&self, number: usize) -> bool {
         let mut all = self.all.iter().enumerate();
         all.all(|(other, source)| other == number || source.is_behind_pcscd(self.shared))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use claviger_driver::usb::discovery::precedence::AllowedReaders;
+
+    use super::*;
+    use crate::{
+        events::tests::{NoCards, Puppet, absent},
+        idle::IdleTimeouts,
+    };
+
+    #[test]
+    fn absence_of_pcscd_is_recorded_before_the_usb_is_allowed() {
+        let precedence = PcscdPrecedence::new(Duration::from_secs(60));
+        let usb = Puppet::usb(&precedence, &[]);
+        let backends: [Arc<dyn Backend>; 2] = [Puppet::new("pcsc", absent()), usb];
+        let timeouts = IdleTimeouts::default();
+        let idle = Arc::new(IdleReleaser::new(Arc::new(NoCards), timeouts, false));
+        let shared = Shared::new(2, &idle, Some(Arc::clone(&precedence)));
+        let mut sources = BackendWatcher::of(&backends, Some(&precedence));
+        let is_allowed = || precedence.allowed_readers().0 == AllowedReaders::All;
+        thread::scope(|scope| {
+            let errors = shared.reports.lock().unwrap();
+            let watcher = scope.spawn(|| {
+                let (all, shared) = (&mut sources[..1], &shared);
+                Sources { all, shared }.query();
+            });
+            let end = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < end {
+                assert!(!is_allowed(), "allowed before the absence is recorded");
+                thread::sleep(Duration::from_millis(1));
+            }
+            drop(errors);
+            watcher.join().unwrap();
+        });
+        assert!(is_allowed());
     }
 }

@@ -32,7 +32,7 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// A backend that shows what it is told to.
 #[derive(Debug)]
-struct Puppet {
+pub(crate) struct Puppet {
     name: &'static str,
     shown: Arc<Show>,
 }
@@ -53,12 +53,12 @@ struct Show {
 }
 
 impl Puppet {
-    fn new(name: &'static str, readers: ReaderSnapshot) -> Arc<Self> {
+    pub(crate) fn new(name: &'static str, readers: ReaderSnapshot) -> Arc<Self> {
         Self::behind(None, name, readers)
     }
 
     /// Readers on the USB.
-    fn usb(precedence: &Arc<PcscdPrecedence>, names: &[&str]) -> Arc<Self> {
+    pub(crate) fn usb(precedence: &Arc<PcscdPrecedence>, names: &[&str]) -> Arc<Self> {
         Self::behind(Some(Arc::clone(precedence)), "usb", with(0, names))
     }
 
@@ -265,7 +265,7 @@ fn with(service: u32, names: &[&str]) -> ReaderSnapshot {
     }
 }
 
-fn absent() -> ReaderSnapshot {
+pub(crate) fn absent() -> ReaderSnapshot {
     let kind = TransportErrorKind::NoService;
     ReaderSnapshot {
         error: Some(TransportError::before_card(kind, "pcscd does not run")),
@@ -274,7 +274,7 @@ fn absent() -> ReaderSnapshot {
 }
 
 #[derive(Debug)]
-struct NoCards;
+pub(crate) struct NoCards;
 
 impl IdleCards for NoCards {
     fn release_idle(&self, _: Instant) -> Option<Instant> {

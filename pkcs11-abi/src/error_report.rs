@@ -1,43 +1,43 @@
-//! What is said of readers that cannot be shown: once each, in one line.
+//! Why readers cannot be shown: one log line for each reason, once.
 
 use claviger_apdu::TransportErrorKind;
 use claviger_driver::ReaderSnapshot;
 
-/// What a backend is to the others.
+/// The part that a backend has beside the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// pcscd, which has the readers on the USB while it is there.
+    /// pcscd has the readers on the USB while it runs.
     Pcscd,
-    /// The USB, where pcscd's readers are reached without it.
+    /// The USB has the readers while pcscd does not run.
     Usb,
-    /// It has readers of its own.
+    /// The backend has readers of its own.
     Own,
 }
 
-/// What was said last of each backend, and what is known of pcscd.
+/// The last report of each backend, and the absence of pcscd.
 #[derive(Debug, Default)]
-pub(crate) struct Troubles {
-    told: Vec<(usize, Option<String>)>,
-    /// Why pcscd is not there.
+pub(crate) struct ErrorReports {
+    reported: Vec<(usize, Option<String>)>,
+    /// Why pcscd is absent.
     absent: Option<String>,
 }
 
-impl Troubles {
-    /// What is to be said of a backend after its new picture, if it is not what was said last. That pcscd is absent is
-    /// said only where readers are not reached without it either.
-    pub(crate) fn hear(
+impl ErrorReports {
+    /// Returns the log line for a backend's new snapshot, unless it is the last one again. The absence of pcscd is reported
+    /// only when the USB has no reader either.
+    pub(crate) fn next_report(
         &mut self,
         backend: usize,
         role: Role,
         snapshot: &ReaderSnapshot,
     ) -> Option<String> {
-        let trouble = snapshot.error.as_ref();
-        let what = trouble.map(ToString::to_string);
+        let error = snapshot.error.as_ref();
+        let what = error.map(ToString::to_string);
         let line = match role {
             Role::Own => what,
             Role::Pcscd => {
                 let is_absent = |kind| kind == TransportErrorKind::NoService;
-                let absent = trouble.is_some_and(|trouble| is_absent(trouble.kind));
+                let absent = error.is_some_and(|error| is_absent(error.kind));
                 self.absent = what.clone().filter(|_| absent);
                 what.filter(|_| !absent)
             }
@@ -53,10 +53,10 @@ impl Troubles {
     }
 
     fn is_new(&mut self, backend: usize, line: &Option<String>) -> bool {
-        match self.told.iter_mut().find(|(of, _)| *of == backend) {
-            Some((_, told)) => std::mem::replace(told, line.clone()) != *line,
+        match self.reported.iter_mut().find(|(of, _)| *of == backend) {
+            Some((_, reported)) => std::mem::replace(reported, line.clone()) != *line,
             None => {
-                self.told.push((backend, line.clone()));
+                self.reported.push((backend, line.clone()));
                 true
             }
         }
@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    fn picture(readers: usize, trouble: Option<(TransportErrorKind, &str)>) -> ReaderSnapshot {
+    fn snapshot(readers: usize, error: Option<(TransportErrorKind, &str)>) -> ReaderSnapshot {
         let state = |number: usize| ReaderState {
             id: ReaderId::new("usb", &number.to_string()),
             name: number.to_string(),
@@ -80,7 +80,7 @@ mod tests {
         };
         ReaderSnapshot {
             readers: (0..readers).map(state).collect(),
-            error: trouble.map(|(kind, what)| TransportError::before_card(kind, what)),
+            error: error.map(|(kind, what)| TransportError::before_card(kind, what)),
             service_instance: Some(0),
         }
     }
@@ -89,40 +89,40 @@ mod tests {
         Some((TransportErrorKind::NoService, "pcscd does not run"));
 
     fn of_usb(pcscd: &ReaderSnapshot, usb: &ReaderSnapshot) -> Option<String> {
-        let mut troubles = Troubles::default();
-        troubles.hear(0, Role::Pcscd, pcscd);
-        troubles.hear(1, Role::Usb, usb)
+        let mut reports = ErrorReports::default();
+        reports.next_report(0, Role::Pcscd, pcscd);
+        reports.next_report(1, Role::Usb, usb)
     }
 
     #[test]
     fn unchanged_error_is_reported_once() {
-        let mut troubles = Troubles::default();
-        let denied = picture(0, Some((TransportErrorKind::Denied, "polkit")));
-        assert!(troubles.hear(0, Role::Own, &denied).is_some());
-        assert_eq!(troubles.hear(0, Role::Own, &denied), None);
-        assert_eq!(troubles.hear(0, Role::Own, &picture(0, None)), None);
-        assert!(troubles.hear(0, Role::Own, &denied).is_some());
+        let mut reports = ErrorReports::default();
+        let denied = snapshot(0, Some((TransportErrorKind::Denied, "polkit")));
+        assert!(reports.next_report(0, Role::Own, &denied).is_some());
+        assert_eq!(reports.next_report(0, Role::Own, &denied), None);
+        assert_eq!(reports.next_report(0, Role::Own, &snapshot(0, None)), None);
+        assert!(reports.next_report(0, Role::Own, &denied).is_some());
     }
 
     #[test]
     fn absent_pcscd_is_not_reported_when_its_readers_are_reached_over_usb() {
-        let mut troubles = Troubles::default();
-        let absent = picture(0, ABSENT);
-        assert_eq!(troubles.hear(0, Role::Pcscd, &absent), None);
-        assert_eq!(of_usb(&absent, &picture(1, None)), None);
-        assert!(troubles.hear(0, Role::Own, &absent).is_some());
+        let mut reports = ErrorReports::default();
+        let absent = snapshot(0, ABSENT);
+        assert_eq!(reports.next_report(0, Role::Pcscd, &absent), None);
+        assert_eq!(of_usb(&absent, &snapshot(1, None)), None);
+        assert!(reports.next_report(0, Role::Own, &absent).is_some());
     }
 
     #[test]
     fn missing_readers_are_reported_in_one_line_with_both_reasons() {
         let denied = Some((TransportErrorKind::Denied, "the udev rule is missing"));
-        let line = of_usb(&picture(0, ABSENT), &picture(0, denied)).unwrap();
+        let line = of_usb(&snapshot(0, ABSENT), &snapshot(0, denied)).unwrap();
         assert!(line.contains("the udev rule is missing") && line.contains("pcscd does not run"));
         assert_eq!(line.lines().count(), 1);
-        let line = of_usb(&picture(0, ABSENT), &picture(0, None)).unwrap();
+        let line = of_usb(&snapshot(0, ABSENT), &snapshot(0, None)).unwrap();
         assert!(line.contains("none is on the USB") && line.contains("pcscd does not run"));
         assert_eq!(
-            of_usb(&picture(0, None), &picture(0, None)),
+            of_usb(&snapshot(0, None), &snapshot(0, None)),
             None,
             "pcscd is there"
         );
@@ -130,9 +130,9 @@ mod tests {
 
     #[test]
     fn refusal_by_pcscd_is_reported_at_once() {
-        let mut troubles = Troubles::default();
-        let denied = picture(0, Some((TransportErrorKind::Denied, "polkit")));
-        let line = troubles.hear(0, Role::Pcscd, &denied).unwrap();
+        let mut reports = ErrorReports::default();
+        let denied = snapshot(0, Some((TransportErrorKind::Denied, "polkit")));
+        let line = reports.next_report(0, Role::Pcscd, &denied).unwrap();
         assert!(line.contains("polkit"));
     }
 }
