@@ -138,7 +138,7 @@ impl TokenRef {
             None => {
                 let mut state = self.state()?;
                 let asked = state
-                    .connected(&self.reader.way, self.reader.reader)
+                    .connected(&self.reader.access, self.reader.reader)
                     .map(|_| ());
                 self.reader.finish_use(&mut state, asked)?;
                 known().ok_or(ReturnCode::TOKEN_NOT_PRESENT)?
@@ -184,7 +184,7 @@ impl TokenRef {
         body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
     ) -> Result<R, Failure> {
         let mut state = self.state()?;
-        let result = match state.connected(&self.reader.way, self.reader.reader) {
+        let result = match state.connected(&self.reader.access, self.reader.reader) {
             Err(error) => Err(error),
             Ok((card, tokens)) => match self.find_in(tokens) {
                 Some(token) => body(card, token).map_err(Failure::from),
@@ -280,17 +280,17 @@ impl TokenRef {
 #[derive(Debug)]
 pub(crate) struct ReaderCard {
     reader: ReaderKey,
-    way: ReaderAccess,
+    access: ReaderAccess,
     idle: Arc<IdleReleaser>,
     state: Mutex<CardState>,
     cache: Mutex<CachedCard>,
 }
 
 impl ReaderCard {
-    pub(crate) fn new(reader: ReaderKey, way: ReaderAccess, idle: Arc<IdleReleaser>) -> Self {
+    pub(crate) fn new(reader: ReaderKey, access: ReaderAccess, idle: Arc<IdleReleaser>) -> Self {
         Self {
             reader,
-            way,
+            access,
             idle,
             state: Mutex::default(),
             cache: Mutex::default(),
@@ -337,10 +337,10 @@ impl ReaderCard {
             if card_is_gone(error.kind) {
                 // The next card in this reader must not get this one's PIN, nor its sessions.
                 state.tokens = None;
-                self.way
+                self.access
                     .events
                     .table()
-                    .lose_card(self.reader, state.insertion);
+                    .card_removed(self.reader, state.insertion);
             }
         }
         self.update_cache(state);
@@ -386,7 +386,7 @@ impl ReaderCard {
         let Ok(mut state) = self.state.try_lock() else {
             return Some(now + BUSY_CHECK_INTERVAL);
         };
-        let location = self.way.events.table().card_location(self.reader, now);
+        let location = self.access.events.table().card_location(self.reader, now);
         if location.is_some_and(|location| location.card > state.insertion) {
             // The card has left, and its PIN goes with it.
             *state = CardState::of(state.insertion);

@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct ReaderAccess {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) events: Arc<SlotEvents>,
-    pub(crate) choice: Arc<Visibility>,
+    pub(crate) visibility: Arc<Visibility>,
 }
 
 /// Why there is no connection.
@@ -69,7 +69,7 @@ impl CardState {
     /// DEVICE_REMOVED when the card has left or is another one, or of the transport.
     pub(crate) fn connected(
         &mut self,
-        way: &ReaderAccess,
+        access: &ReaderAccess,
         reader: ReaderKey,
     ) -> Result<(&mut Card, &mut [Token]), Failure> {
         if !self.is_usable() {
@@ -77,11 +77,11 @@ impl CardState {
         }
         let mut card = match self.card.take() {
             Some(card) => card,
-            None => self.connect(way, reader)?,
+            None => self.connect(access, reader)?,
         };
         let tokens = match self.tokens.take() {
             Some(tokens) => Ok(tokens),
-            None => way.choice.discover(&mut card).map(|found| {
+            None => access.visibility.discover(&mut card).map(|found| {
                 self.foreign = found.foreign;
                 found.tokens
             }),
@@ -106,15 +106,15 @@ impl CardState {
     }
 
     /// A connection to this very card. One whose service was lost gets a moment to return.
-    fn connect(&mut self, way: &ReaderAccess, reader: ReaderKey) -> Result<Card, Failure> {
+    fn connect(&mut self, access: &ReaderAccess, reader: ReaderKey) -> Result<Card, Failure> {
         let deadline = Instant::now() + READER_RETURN_TIMEOUT;
         if self.tokens.is_some() {
             // Nobody held the card meanwhile.
-            way.events.refresh();
+            access.events.refresh();
         }
         loop {
-            let location = way.events.card_location(reader, self.insertion)?;
-            match way
+            let location = access.events.card_location(reader, self.insertion)?;
+            match access
                 .backend
                 .connect(&location.reader, Call::within(CONNECT_TIMEOUT))
             {
@@ -123,14 +123,14 @@ impl CardState {
                     if card.may_be_another() {
                         self.absence = LastDisconnect::Broken;
                     }
-                    self.check_same_card(&mut card, &location, way, reader)?;
-                    self.reappearances = location.sighting;
+                    self.check_same_card(&mut card, &location, access, reader)?;
+                    self.reappearances = location.reappearances;
                     self.absence = LastDisconnect::Released;
                     return Ok(card);
                 }
                 Err(error) => {
                     if !self.may_return(error.kind, &location)
-                        || !way.events.wait_for_return(reader, deadline)
+                        || !access.events.wait_for_return(reader, deadline)
                     {
                         return Err(error.into());
                     }
@@ -155,17 +155,18 @@ impl CardState {
         &mut self,
         card: &mut Card,
         location: &CardLocation,
-        way: &ReaderAccess,
+        access: &ReaderAccess,
         reader: ReaderKey,
     ) -> Result<(), Failure> {
         let Some(tokens) = &mut self.tokens else {
             return Ok(());
         };
-        if self.absence == LastDisconnect::Released && self.reappearances == location.sighting {
+        if self.absence == LastDisconnect::Released && self.reappearances == location.reappearances
+        {
             Token::apply_known_limits(card, tokens);
             return Ok(());
         }
-        let found = way.choice.discover(card)?.tokens;
+        let found = access.visibility.discover(card)?.tokens;
         let same = |(token, found): (&Token, &Token)| token.is_same_card(found);
         if tokens.len() == found.len() && tokens.iter().zip(&found).all(same) {
             tracing::debug!("the same card, over a new connection");
@@ -174,7 +175,7 @@ impl CardState {
         }
         tracing::warn!("another card was found where the one in use was; its sessions end");
         self.tokens = None;
-        way.events.table().lose_card(reader, self.insertion);
+        access.events.table().card_removed(reader, self.insertion);
         Err(ReturnCode::DEVICE_REMOVED.into())
     }
 

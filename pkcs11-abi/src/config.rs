@@ -58,7 +58,7 @@ pub(crate) struct Config {
     /// When idle cards are let go.
     pub(crate) release: IdleTimeouts,
     /// What is shown, and under which names.
-    pub(crate) choice: Visibility,
+    pub(crate) visibility: Visibility,
     /// What is logged.
     pub(crate) log: Level,
     /// Where to, instead of the standard error output.
@@ -75,7 +75,7 @@ impl Default for Config {
             usb_backend: UsbLibrary::default(),
             lock_folders: Vec::new(),
             release: IdleTimeouts::default(),
-            choice: Visibility::default(),
+            visibility: Visibility::default(),
             log: Level::WARN,
             log_file: None,
             problems: Vec::new(),
@@ -149,11 +149,11 @@ impl Config {
 
     fn set_within(&mut self, table: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
         let filter: &mut Filter = match table {
-            "readers" => &mut self.choice.readers,
-            "tokens" => &mut self.choice.tokens,
+            "readers" => &mut self.visibility.readers,
+            "tokens" => &mut self.visibility.tokens,
             _ => {
                 let label = string(value)?.to_owned();
-                let naming = Arc::make_mut(&mut self.choice.naming);
+                let naming = Arc::make_mut(&mut self.visibility.naming);
                 naming.labels.insert(key.to_owned(), label);
                 return Ok(());
             }
@@ -255,13 +255,13 @@ impl Config {
         if wanted.is_empty() {
             return Err("at least one applet is expected".to_owned());
         }
-        self.choice.applets = AppletKind::ALL.to_vec();
-        self.choice.applets.retain(|kind| wanted.contains(kind));
+        self.visibility.applets = AppletKind::ALL.to_vec();
+        self.visibility.applets.retain(|kind| wanted.contains(kind));
         Ok(())
     }
 
     fn set_ids(&mut self, name: &str) -> Result<(), String> {
-        Arc::make_mut(&mut self.choice.naming).ids = match name {
+        Arc::make_mut(&mut self.visibility.naming).ids = match name {
             "opensc" => IdScheme::OpenSc,
             "ykcs11" => IdScheme::Ykcs11,
             _ => return Err(format!("{name:?} is no scheme; opensc and ykcs11 are")),

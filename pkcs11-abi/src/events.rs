@@ -64,7 +64,7 @@ impl SlotEvents {
         backends: &[Arc<dyn Backend>],
         may_create_threads: bool,
         idle: &Arc<IdleReleaser>,
-        choice: Arc<Visibility>,
+        visibility: Arc<Visibility>,
         precedence: Option<Arc<PcscdPrecedence>>,
     ) -> Self {
         let sources = BackendWatcher::of(backends, precedence.as_ref());
@@ -75,7 +75,9 @@ impl SlotEvents {
         let demands = sources.iter().filter_map(|source| source.watch.demand());
         let demands = demands.collect();
         let shared = Shared::new(sources.len(), idle, precedence);
-        shared.queue.update(|table| table.set_visibility(choice));
+        shared
+            .queue
+            .update(|table| table.set_visibility(visibility));
         Self {
             shared: Arc::new(shared),
             may_create_threads,
@@ -113,10 +115,10 @@ impl SlotEvents {
     /// Gives a lost service and its readers a moment to return, until `until` at most; whether to try again.
     pub(crate) fn wait_for_return(&self, reader: ReaderKey, deadline: Instant) -> bool {
         let attempt_end = deadline.min(Instant::now() + RECONNECT_INTERVAL);
-        let seen = self.table().sighting(reader);
+        let seen = self.table().reappearances(reader);
         self.shared
             .queue
-            .wait_until(attempt_end, |table| table.sighting(reader) != seen);
+            .wait_until(attempt_end, |table| table.reappearances(reader) != seen);
         self.refresh();
         Instant::now() < deadline && !self.is_stopped()
     }

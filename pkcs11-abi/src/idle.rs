@@ -103,7 +103,7 @@ impl IdleReleaser {
             let (shared, cards) = (Arc::clone(&self.shared), Arc::clone(&self.cards));
             *thread = std::thread::Builder::new()
                 .name("claviger-idle".to_owned())
-                .spawn(move || look_after(&shared, cards.as_ref()))
+                .spawn(move || release_when_due(&shared, cards.as_ref()))
                 .inspect_err(|error| tracing::warn!("no thread to let idle cards go: {error}"))
                 .ok();
         }
@@ -134,7 +134,7 @@ impl IdleReleaser {
     }
 }
 
-fn look_after(shared: &Shared, cards: &dyn IdleCards) {
+fn release_when_due(shared: &Shared, cards: &dyn IdleCards) {
     let mut state = shared.state();
     while !state.stopped {
         let now = Instant::now();

@@ -27,7 +27,7 @@ pub(crate) struct KnownReader {
     pub(crate) connected: bool,
     changes: u32,
     /// Counts the times its service was lost and it came into sight again.
-    sighting: u32,
+    reappearances: u32,
     out_of_sight: Option<LostService>,
     /// Its service has shown it since it was last lost.
     seen: bool,
@@ -47,7 +47,7 @@ pub(crate) struct CardLocation {
     pub(crate) reader: ReaderId,
     pub(crate) card: Insertion,
     /// A card seen under another number must be asked whether it is the same.
-    pub(crate) sighting: u32,
+    pub(crate) reappearances: u32,
     pub(crate) out_of_sight: bool,
 }
 
@@ -64,7 +64,7 @@ impl KnownReader {
             model: state.stable_name.clone(),
             connected: false,
             changes: 0,
-            sighting: 0,
+            reappearances: 0,
             out_of_sight: None,
             seen: false,
         }
@@ -94,7 +94,7 @@ impl KnownReader {
     /// What its service says after it was lost: counts of before mean nothing now.
     fn update_after_return(&mut self, state: &ReaderState, lost: LostService) -> bool {
         if state.presence == lost.held {
-            self.sighting = self.sighting.wrapping_add(1);
+            self.reappearances = self.reappearances.wrapping_add(1);
             return state.presence != Presence::Empty;
         }
         if state.presence == Presence::Empty {
@@ -147,8 +147,8 @@ impl KnownReader {
     }
 
     /// How often it has come into sight again.
-    pub(crate) const fn sighting(&self) -> u32 {
-        self.sighting
+    pub(crate) const fn reappearances(&self) -> u32 {
+        self.reappearances
     }
 
     /// Where its card is to be found.
@@ -156,7 +156,7 @@ impl KnownReader {
         CardLocation {
             reader: self.id.clone(),
             card: self.card,
-            sighting: self.sighting,
+            reappearances: self.reappearances,
             out_of_sight: self.out_of_sight.is_some(),
         }
     }

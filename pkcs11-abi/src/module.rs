@@ -44,7 +44,7 @@ pub(crate) struct Module {
     backends: Vec<Arc<dyn Backend>>,
     readers: Arc<ReaderCards>,
     idle: Arc<IdleReleaser>,
-    choice: Arc<Visibility>,
+    visibility: Arc<Visibility>,
     broken: AtomicBool,
 }
 
@@ -63,7 +63,7 @@ impl Module {
         let readers = Arc::<ReaderCards>::default();
         let idle = IdleReleaser::new(readers.clone(), config.release, may_create_threads);
         let idle = Arc::new(idle);
-        let choice = Arc::new(config.choice.clone());
+        let visibility = Arc::new(config.visibility.clone());
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::debug!(
             "generation {generation} begins, transports {:?}, threads {}",
@@ -80,13 +80,13 @@ impl Module {
                 &backends,
                 may_create_threads,
                 &idle,
-                Arc::clone(&choice),
+                Arc::clone(&visibility),
                 precedence,
             )),
             sessions: Sessions::default(),
             backends,
             idle,
-            choice,
+            visibility,
             readers,
             broken: AtomicBool::new(false),
         }
@@ -146,12 +146,12 @@ impl Module {
                 .ok_or_else(|| {
                     Failure::Environment(format!("no transport for reader {}", known.id))
                 })?;
-            let way = ReaderAccess {
+            let access = ReaderAccess {
                 backend: Arc::clone(backend),
                 events: Arc::clone(&self.events),
-                choice: Arc::clone(&self.choice),
+                visibility: Arc::clone(&self.visibility),
             };
-            Ok(ReaderCard::new(known.key, way, Arc::clone(&self.idle)))
+            Ok(ReaderCard::new(known.key, access, Arc::clone(&self.idle)))
         })
     }
 

@@ -36,13 +36,13 @@ pub(crate) struct SnapshotEffect {
     /// Some card is not the one it was.
     pub(crate) other_cards: bool,
     /// When a card that has not come into sight again is given up.
-    pub(crate) look_again: Option<Instant>,
+    pub(crate) next_check: Option<Instant>,
 }
 
 /// All readers seen since C_Initialize and their slots. Nothing is ever removed, so ids stay what they are.
 #[derive(Debug, Default)]
 pub(crate) struct SlotTable {
-    choice: Arc<Visibility>,
+    visibility: Arc<Visibility>,
     readers: Vec<KnownReader>,
     slots: Vec<Slot>,
     /// Which life of each backend's service was seen last.
@@ -51,8 +51,8 @@ pub(crate) struct SlotTable {
 
 impl SlotTable {
     /// Shows nothing but what `choice` says, from the first picture on.
-    pub(crate) fn set_visibility(&mut self, choice: Arc<Visibility>) {
-        self.choice = choice;
+    pub(crate) fn set_visibility(&mut self, visibility: Arc<Visibility>) {
+        self.visibility = visibility;
     }
 
     /// Takes in the picture of one backend. `silent` pictures, the first of each backend, raise no events:
@@ -69,7 +69,7 @@ impl SlotTable {
     ) -> SnapshotEffect {
         let before: Vec<Insertion> = self.readers.iter().map(|reader| reader.card).collect();
         if self.service_restarted(backend, snapshot.service_instance) {
-            self.lose_sight(
+            self.lose_service(
                 backend,
                 snapshot
                     .service_instance
@@ -78,7 +78,7 @@ impl SlotTable {
         }
         if snapshot.service_instance.is_some() {
             for state in &snapshot.readers {
-                if self.choice.shows_reader(&state.name) {
+                if self.visibility.shows_reader(&state.name) {
                     self.update_reader(backend, state, snapshot, initial);
                 }
             }
@@ -88,7 +88,7 @@ impl SlotTable {
         let is_other = |(reader, before): (&KnownReader, &Insertion)| reader.card != *before;
         SnapshotEffect {
             other_cards: self.readers.iter().zip(&before).any(is_other),
-            look_again: self
+            next_check: self
                 .readers
                 .iter()
                 .filter_map(KnownReader::expires_at)
@@ -97,19 +97,19 @@ impl SlotTable {
     }
 
     /// Takes note of the service's life; whether it is not the one seen last.
-    fn service_restarted(&mut self, backend: usize, life: Option<u32>) -> bool {
+    fn service_restarted(&mut self, backend: usize, instance: Option<u32>) -> bool {
         let seen = self.services.iter_mut().find(|(of, _)| *of == backend);
         match seen {
-            Some((_, seen)) => std::mem::replace(seen, life) != life,
+            Some((_, seen)) => std::mem::replace(seen, instance) != instance,
             None => {
-                self.services.push((backend, life));
+                self.services.push((backend, instance));
                 false
             }
         }
     }
 
     /// The service was lost, or has been and is back.
-    fn lose_sight(&mut self, backend: usize, deadline: Option<Instant>) {
+    fn lose_service(&mut self, backend: usize, deadline: Option<Instant>) {
         let mut vanished = Vec::new();
         for reader in &mut self.readers {
             if reader.backend == backend && reader.connected && reader.service_lost(deadline) {
@@ -137,19 +137,19 @@ impl SlotTable {
         backend: usize,
         state: &ReaderState,
         snapshot: &ReaderSnapshot,
-        silent: bool,
+        initial: bool,
     ) {
         let index = self.reader_index(backend, state, snapshot);
         let Some(reader) = self.readers.get_mut(index) else {
             return;
         };
-        if reader.update(state) && !silent {
+        if reader.update(state) && !initial {
             let key = reader.key;
             self.mark_pending(key);
         }
     }
 
-    fn disconnect_missing(&mut self, backend: usize, snapshot: &ReaderSnapshot, silent: bool) {
+    fn disconnect_missing(&mut self, backend: usize, snapshot: &ReaderSnapshot, initial: bool) {
         let mut missing = Vec::new();
         for reader in &mut self.readers {
             let here = snapshot.readers.iter().any(|state| state.id == reader.id);
@@ -159,7 +159,7 @@ impl SlotTable {
                 missing.push(reader.key);
             }
         }
-        if !silent {
+        if !initial {
             missing.into_iter().for_each(|key| self.mark_pending(key));
         }
     }
@@ -182,13 +182,13 @@ impl SlotTable {
     }
 
     /// How often a reader has come into sight again.
-    pub(crate) fn sighting(&self, key: ReaderKey) -> u32 {
-        self.reader(key).map_or(0, KnownReader::sighting)
+    pub(crate) fn reappearances(&self, key: ReaderKey) -> u32 {
+        self.reader(key).map_or(0, KnownReader::reappearances)
     }
 
     /// Notes that a conversation found its card gone before any picture showed it. Sessions of that card are
     /// dead from now on; the event comes with the picture.
-    pub(crate) fn lose_card(&mut self, key: ReaderKey, card: Insertion) {
+    pub(crate) fn card_removed(&mut self, key: ReaderKey, card: Insertion) {
         let reader = self.readers.get_mut(key.0);
         if let Some(reader) = reader.filter(|reader| reader.card == card) {
             reader.card_removed();
@@ -224,7 +224,7 @@ impl SlotTable {
         let index = self.readers.len();
         self.readers
             .push(KnownReader::new(ReaderKey(index), backend, state));
-        for &applet in &self.choice.applets {
+        for &applet in &self.visibility.applets {
             let id = CK_SLOT_ID::try_from(self.slots.len()).unwrap_or(CK_SLOT_ID::MAX);
             self.slots.push(Slot {
                 id,

@@ -73,7 +73,7 @@ impl Shared {
     }
 
     fn apply(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
-        let first = !source.looked;
+        let first = !source.has_snapshot;
         let effect = self.queue.update(|table| {
             if first {
                 // Under the board's lock, so that who waits for the first look cannot miss it.
@@ -87,8 +87,8 @@ impl Shared {
             {
                 table.give_up_lost_services();
             }
-            let silent = first && !self.is_late.load(Ordering::SeqCst);
-            table.apply(source.backend, snapshot, silent, Instant::now())
+            let initial = first && !self.is_late.load(Ordering::SeqCst);
+            table.apply(source.backend, snapshot, initial, Instant::now())
         });
         let Some(idle) = self.idle.upgrade() else {
             return;
@@ -96,7 +96,7 @@ impl Shared {
         if effect.other_cards {
             idle.check_at(Instant::now());
         }
-        if let Some(at) = effect.look_again {
+        if let Some(at) = effect.next_check {
             idle.check_at(at);
         }
     }
@@ -128,7 +128,7 @@ pub(crate) struct BackendWatcher {
     pub(crate) backend: usize,
     role: Role,
     pub(crate) watch: Box<dyn Watch>,
-    looked: bool,
+    has_snapshot: bool,
     /// The last picture had nothing in it.
     is_empty: bool,
 }
@@ -148,7 +148,7 @@ impl BackendWatcher {
             backend,
             role: role(of.name()),
             watch: of.watch(),
-            looked: false,
+            has_snapshot: false,
             is_empty: true,
         };
         let mut sources: Vec<Self> = backends.iter().enumerate().map(source).collect();
@@ -181,7 +181,7 @@ impl BackendWatcher {
 
     fn apply_snapshot(&mut self, snapshot: &ReaderSnapshot, shared: &Shared) {
         shared.apply(self, snapshot);
-        self.looked = true;
+        self.has_snapshot = true;
         self.is_empty = snapshot.readers.is_empty() && snapshot.error.is_none();
     }
 }

@@ -101,8 +101,8 @@ mod tests {
 
     #[test]
     fn everything_is_visible_by_default() {
-        let choice = Visibility::default();
-        assert!(choice.shows_reader("Any Reader 00 00") && choice.shows_token("00000000"));
+        let visibility = Visibility::default();
+        assert!(visibility.shows_reader("Any Reader 00 00") && visibility.shows_token("00000000"));
     }
 
     #[test]
@@ -118,15 +118,15 @@ mod tests {
 
     #[test]
     fn denied_reader_is_hidden_even_if_allowed() {
-        let choice = Visibility {
+        let visibility = Visibility {
             readers: filter(Some(&["yubico"]), &["fido"]),
             ..Visibility::default()
         };
         assert!(
-            choice.shows_reader("Yubico YubiKey CCID 00 00"),
+            visibility.shows_reader("Yubico YubiKey CCID 00 00"),
             "by a part of the name"
         );
-        assert!(!choice.shows_reader("Yubico YubiKey FIDO+CCID 00 00"));
-        assert!(!choice.shows_reader("Gemalto PC Twin Reader"));
+        assert!(!visibility.shows_reader("Yubico YubiKey FIDO+CCID 00 00"));
+        assert!(!visibility.shows_reader("Gemalto PC Twin Reader"));
     }
 }

@@ -58,18 +58,18 @@ fn visibility_is_set_by_lists_and_labels_by_a_table() {
          [tokens]\nallow = [\"2d70697600000001\"]\n[labels]\n\"PIV AUTH key\" = \"mine\"",
     );
     assert_eq!(config.problems, [""; 0]);
-    let choice = &config.choice;
-    assert_eq!(choice.applets, [AppletKind::OpenPgp]);
-    assert!(!choice.shows_reader("Gemalto PC Twin Reader 00 00"));
-    assert!(choice.shows_token("2d70697600000001") && !choice.shows_token("00000000"));
-    assert_eq!(choice.naming.ids, IdScheme::Ykcs11);
-    assert_eq!(choice.naming.label("PIV AUTH key"), "mine");
+    let visibility = &config.visibility;
+    assert_eq!(visibility.applets, [AppletKind::OpenPgp]);
+    assert!(!visibility.shows_reader("Gemalto PC Twin Reader 00 00"));
+    assert!(visibility.shows_token("2d70697600000001") && !visibility.shows_token("00000000"));
+    assert_eq!(visibility.naming.ids, IdScheme::Ykcs11);
+    assert_eq!(visibility.naming.label("PIV AUTH key"), "mine");
 }
 
 #[test]
 fn applets_have_one_order_however_they_are_configured() {
     let config = read("applets = [\"openpgp\", \"piv\", \"piv\"]");
-    assert_eq!(config.choice, Visibility::default());
+    assert_eq!(config.visibility, Visibility::default());
     assert_eq!(config.problems, [""; 0]);
 }
 
@@ -102,13 +102,13 @@ fn bad_setting_in_a_table_is_reported_by_name_and_line_and_others_apply() {
         ),
     ] {
         let config = read(&format!("{text}\n[labels2]\n"));
-        assert_eq!(config.choice, Visibility::default(), "{text}");
+        assert_eq!(config.visibility, Visibility::default(), "{text}");
         assert_eq!(config.problems.len(), 2, "{:?}", config.problems);
         let problems = config.problems.join("\n");
         assert!(problems.contains(problem), "{problems}");
     }
     let config = read("[labels]\n\"SIGN key\" = 7\n\"KEY MAN key\" = \"mine\"");
-    assert_eq!(config.choice.naming.label("KEY MAN key"), "mine");
+    assert_eq!(config.visibility.naming.label("KEY MAN key"), "mine");
 }
 
 #[test]

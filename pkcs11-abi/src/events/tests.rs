@@ -382,8 +382,8 @@ fn without_threads_only_pcscd_is_watched_while_it_has_all_usb_readers() {
     let slot = told(&events, || {
         wait_until(|| pcscd.queries() > 0 && usb.queries() > 0);
         thread::sleep(PCSC_QUERY_INTERVAL * 3);
-        let looked = (pcscd.queries(), usb.queries(), usb.steps());
-        assert_eq!(looked, (1, 1, 0), "once each");
+        let counts = (pcscd.queries(), usb.queries(), usb.steps());
+        assert_eq!(counts, (1, 1, 0), "once each");
         events.refresh();
         assert_eq!(
             (pcscd.queries(), usb.queries()),

@@ -11,7 +11,7 @@ fn other_card() -> Presence {
 }
 
 /// A picture of the service's `life`; a reader's model is the first letter of its name.
-fn picture_of(life: Option<u32>, readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
+fn picture_of(instance: Option<u32>, readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
     let state = |(name, presence, changes): &(&str, Presence, u32)| ReaderState {
         id: ReaderId::new("test", name),
         name: (*name).to_owned(),
@@ -22,7 +22,7 @@ fn picture_of(life: Option<u32>, readers: &[(&str, Presence, u32)]) -> ReaderSna
     ReaderSnapshot {
         readers: readers.iter().map(state).collect(),
         error: None,
-        service_instance: life,
+        service_instance: instance,
     }
 }
 
@@ -30,7 +30,7 @@ fn snapshot(readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
     picture_of(Some(1), readers)
 }
 
-fn see(table: &mut SlotTable, snapshot: &ReaderSnapshot) -> SnapshotEffect {
+fn update(table: &mut SlotTable, snapshot: &ReaderSnapshot) -> SnapshotEffect {
     table.apply(0, snapshot, false, Instant::now())
 }
 
@@ -57,7 +57,7 @@ fn cards_present_at_start_raise_no_event() {
 fn insertion_and_removal_between_two_snapshots_still_count() {
     let mut table = table();
     let before = slot(&mut table, 0).card;
-    see(&mut table, &snapshot(&[("A", card(), 3)]));
+    update(&mut table, &snapshot(&[("A", card(), 3)]));
     assert_eq!(events(&mut table), [0, 1]);
     assert_ne!(
         slot(&mut table, 0).card,
@@ -69,8 +69,8 @@ fn insertion_and_removal_between_two_snapshots_still_count() {
 #[test]
 fn several_events_on_one_slot_are_one() {
     let mut table = table();
-    see(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
-    see(&mut table, &snapshot(&[("A", card(), 3)]));
+    update(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
+    update(&mut table, &snapshot(&[("A", card(), 3)]));
     assert_eq!(events(&mut table), [0, 1]);
     assert_eq!(events(&mut table), []);
 }
@@ -78,18 +78,18 @@ fn several_events_on_one_slot_are_one() {
 #[test]
 fn unchanged_snapshot_raises_no_event() {
     let mut table = table();
-    see(&mut table, &snapshot(&[("A", card(), 1)]));
+    update(&mut table, &snapshot(&[("A", card(), 1)]));
     assert_eq!(events(&mut table), []);
 }
 
 #[test]
 fn returning_reader_gets_its_slot_ids_back() {
     let mut table = table();
-    see(&mut table, &snapshot(&[]));
+    update(&mut table, &snapshot(&[]));
     assert_eq!(events(&mut table), [0, 1]);
-    see(&mut table, &snapshot(&[("B", Presence::Empty, 0)]));
+    update(&mut table, &snapshot(&[("B", Presence::Empty, 0)]));
     assert_eq!(events(&mut table), [2, 3]);
-    see(
+    update(
         &mut table,
         &snapshot(&[("B", Presence::Empty, 0), ("A", card(), 1)]),
     );
@@ -100,11 +100,11 @@ fn returning_reader_gets_its_slot_ids_back() {
 #[test]
 fn hidden_reader_has_no_slots_and_raises_no_events() {
     let mut table = SlotTable::default();
-    let mut choice = Visibility::default();
-    choice.readers.deny = vec!["b".to_owned()];
-    choice.applets = vec![AppletKind::OpenPgp];
-    table.set_visibility(Arc::new(choice));
-    see(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
+    let mut visibility = Visibility::default();
+    visibility.readers.deny = vec!["b".to_owned()];
+    visibility.applets = vec![AppletKind::OpenPgp];
+    table.set_visibility(Arc::new(visibility));
+    update(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
     assert_eq!(events(&mut table), [0], "one applet, one slot");
 }
 
@@ -119,13 +119,13 @@ fn empty_snapshot_of_one_backend_removes_no_reader_of_another() {
 fn card_found_removed_changes_insertion_and_next_snapshot_raises_the_event() {
     let mut table = table();
     let KnownReader { key, card, .. } = slot(&mut table, 0);
-    table.lose_card(key, card);
+    table.card_removed(key, card);
     let now = slot(&mut table, 0).card;
     assert_ne!(now, card);
     assert_eq!(events(&mut table), []);
-    table.lose_card(key, card);
+    table.card_removed(key, card);
     assert_eq!(slot(&mut table, 0).card, now, "once for each card");
-    see(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
+    update(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
     assert_eq!(events(&mut table), [0, 1]);
 }
 
@@ -133,7 +133,7 @@ fn card_found_removed_changes_insertion_and_next_snapshot_raises_the_event() {
 fn slot_list_changes_only_when_it_is_refreshed() {
     let mut table = table();
     table.refresh_list();
-    see(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
+    update(&mut table, &snapshot(&[("A", card(), 1), ("B", card(), 1)]));
     assert_eq!(table.listed().len(), 2);
     table.refresh_list();
     assert_eq!(table.listed().len(), 4);
@@ -143,7 +143,7 @@ fn slot_list_changes_only_when_it_is_refreshed() {
 fn lost_service_hides_tokens_and_keeps_their_insertions() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    see(&mut table, &picture_of(None, &[]));
+    update(&mut table, &picture_of(None, &[]));
     let lost = slot(&mut table, 0);
     assert_eq!(lost.presence, Presence::Empty, "the token is absent");
     assert_eq!(lost.card, before.card, "its sessions live");
@@ -151,10 +151,14 @@ fn lost_service_hides_tokens_and_keeps_their_insertions() {
     table.refresh_list();
     assert_eq!(table.listed().len(), 2, "its slots stay");
     // Counts begin anew with the service.
-    see(&mut table, &picture_of(Some(2), &[("A", card(), 9)]));
+    update(&mut table, &picture_of(Some(2), &[("A", card(), 9)]));
     let back = slot(&mut table, 0);
     assert_eq!((&back.presence, back.card), (&card(), before.card));
-    assert_ne!(back.sighting(), before.sighting(), "to be recognised first");
+    assert_ne!(
+        back.reappearances(),
+        before.reappearances(),
+        "to be recognised first"
+    );
     assert_eq!(events(&mut table), [0, 1]);
 }
 
@@ -164,7 +168,7 @@ fn lost_service_that_has_expired_removes_its_readers() {
     let before = slot(&mut table, 0);
     table.give_up_lost_services();
     assert!(slot(&mut table, 0).connected, "its service is there");
-    see(&mut table, &picture_of(None, &[]));
+    update(&mut table, &picture_of(None, &[]));
     events(&mut table);
     table.give_up_lost_services();
     assert_eq!(events(&mut table), [0, 1]);
@@ -172,7 +176,7 @@ fn lost_service_that_has_expired_removes_its_readers() {
     assert!(!gone.connected && gone.card != before.card);
     table.give_up_lost_services();
     assert_eq!(events(&mut table), [], "once");
-    see(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
+    update(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
     let back = slot(&mut table, 0);
     assert!(back.connected && back.card != before.card);
 }
@@ -181,32 +185,32 @@ fn lost_service_that_has_expired_removes_its_readers() {
 fn service_restarted_between_two_snapshots_counts_as_lost() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    see(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
+    update(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
     let back = slot(&mut table, 0);
     assert_eq!(back.card, before.card);
-    assert_ne!(back.sighting(), before.sighting());
+    assert_ne!(back.reappearances(), before.reappearances());
 }
 
 #[test]
 fn reader_may_report_its_card_within_a_timeout_after_its_service_returns() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    see(&mut table, &picture_of(None, &[]));
-    see(&mut table, &picture_of(Some(2), &[]));
+    update(&mut table, &picture_of(None, &[]));
+    update(&mut table, &picture_of(Some(2), &[]));
     assert!(slot(&mut table, 0).is_out_of_sight());
-    let applied = see(
+    let applied = update(
         &mut table,
         &picture_of(Some(2), &[("A", Presence::Empty, 0)]),
     );
-    assert!(applied.look_again.is_some());
+    assert!(applied.next_check.is_some());
     assert_eq!(slot(&mut table, 0).card, before.card);
     let later = Instant::now() + READER_RETURN_TIMEOUT;
     let after = table.slot(0, later).unwrap().1.clone();
     assert_ne!(after.card, before.card, "it had its time");
     assert!(after.connected, "the reader is there");
     let mut table = self::table();
-    see(&mut table, &picture_of(None, &[]));
-    see(&mut table, &picture_of(Some(2), &[]));
+    update(&mut table, &picture_of(None, &[]));
+    update(&mut table, &picture_of(Some(2), &[]));
     let later = Instant::now() + READER_RETURN_TIMEOUT;
     assert!(
         !table.slot(0, later).unwrap().1.connected,
@@ -218,24 +222,24 @@ fn reader_may_report_its_card_within_a_timeout_after_its_service_returns() {
 fn other_card_after_a_service_restart_is_another_insertion() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    see(&mut table, &picture_of(None, &[]));
-    let applied = see(&mut table, &picture_of(Some(2), &[("A", other_card(), 1)]));
+    update(&mut table, &picture_of(None, &[]));
+    let applied = update(&mut table, &picture_of(Some(2), &[("A", other_card(), 1)]));
     assert!(applied.other_cards);
     assert_ne!(slot(&mut table, 0).card, before.card);
-    see(&mut table, &picture_of(None, &[]));
-    let applied = see(&mut table, &picture_of(Some(3), &[("A", other_card(), 1)]));
+    update(&mut table, &picture_of(None, &[]));
+    let applied = update(&mut table, &picture_of(Some(3), &[("A", other_card(), 1)]));
     assert!(!applied.other_cards);
 }
 
 #[test]
 fn renumbered_reader_gets_its_slot_ids_back() {
     let mut table = table();
-    see(&mut table, &snapshot(&[]));
+    update(&mut table, &snapshot(&[]));
     events(&mut table);
-    see(&mut table, &snapshot(&[("A1", card(), 1)]));
+    update(&mut table, &snapshot(&[("A1", card(), 1)]));
     assert_eq!(events(&mut table), [0, 1]);
     assert_eq!(slot(&mut table, 0).name, "A1");
-    see(
+    update(
         &mut table,
         &snapshot(&[("A1", card(), 1), ("A2", card(), 1)]),
     );
@@ -245,7 +249,7 @@ fn renumbered_reader_gets_its_slot_ids_back() {
         "one more of its kind is another"
     );
     // Both numbers change at once, with the service.
-    see(
+    update(
         &mut table,
         &picture_of(Some(2), &[("A3", card(), 1), ("A4", card(), 1)]),
     );
