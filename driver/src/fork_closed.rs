@@ -1,14 +1,14 @@
-//! What a forked child closes of its parent's.
+//! Closes some descriptors of the parent in a forked child.
 //!
-//! A claim of a USB interface and a lock of flock(2) belong to the open file, which a child shares: they would last
-//! as long as the child, whatever becomes of the parent. Closing the child's descriptor does nothing to the parent,
-//! whose own keeps the file open. The child closes by number and does no more: no call that is unsafe after a fork, no
-//! lock, nothing said to a device.
+//! The claim of a USB interface and a flock(2) lock belong to the open file. A child shares the open file, so the
+//! claim and the lock would last as long as the child. Closing the child's descriptor does not affect the parent,
+//! whose descriptor keeps the file open. The child closes descriptors by number and does nothing else: it makes no
+//! call that is unsafe after a fork, takes no lock, and sends nothing to a device.
 //!
-//! A number is in the table only while it is the descriptor's: it is entered after the opening and taken out before
-//! the closing. The kernel copies the descriptors of a process before its memory, so a number the child finds may have
-//! been entered in between, and be another file's in the child. Entries are therefore counted, and the child closes
-//! only those that were there before the fork began.
+//! A number is in the table only while the descriptor is open: it is entered after the opening and removed before the
+//! closing. The kernel copies a process's descriptors before its memory. So the child may find a number that was
+//! entered in between, and that number may be another file in the child. Entries are therefore counted, and the child
+//! closes only entries made before the fork began.
 
 use std::{
     cell::Cell,
@@ -20,27 +20,28 @@ use std::{
 
 use crate::fork_guard;
 
-/// A reader in use has about eight. What finds no place stays open in a child, which is said once.
-const PLACES: usize = 2048;
-/// Of an entry, the bits that are the descriptor.
-const NUMBER: u32 = 31;
+/// Descriptors that the table can hold. A reader in use has about eight. Further descriptors stay open in a child;
+/// the first one causes a warning.
+const CAPACITY: usize = 2048;
+/// How many bits of an entry hold the descriptor.
+const FD_BITS: u32 = 31;
 
 static TABLE: Table = Table::new();
-/// How often this process is a fork of the one that loaded the library.
+/// The number of forks between the process that loaded the library and this one.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// The first entry that was not there when this thread began to fork.
+    /// The first entry that was not yet made when this thread began to fork.
     static FIRST_UNKNOWN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Descriptors with their serial numbers; zero is a place without one.
+/// Descriptors with their serial numbers. Zero marks a free slot.
 struct Table {
     next: AtomicU64,
-    places: [AtomicU64; PLACES],
+    places: [AtomicU64; CAPACITY],
 }
 
-/// Where a descriptor is in the table, and the entry that is there.
+/// The index of a descriptor in the table, and its entry.
 #[derive(Debug)]
 struct Place {
     index: usize,
@@ -51,17 +52,17 @@ impl Table {
     const fn new() -> Self {
         Self {
             next: AtomicU64::new(1),
-            places: [const { AtomicU64::new(0) }; PLACES],
+            places: [const { AtomicU64::new(0) }; CAPACITY],
         }
     }
 
-    /// Enters a descriptor that is open. `None` when there is no place.
+    /// Enters an open descriptor. Returns `None` if the table is full.
     fn add(&self, fd: RawFd) -> Option<Place> {
         let fd = u64::from(u32::try_from(fd).ok()?);
         let serial = self.next.fetch_add(1, Ordering::SeqCst);
-        let entry = serial.checked_mul(1 << NUMBER)? | fd;
-        let first = usize::try_from(serial).unwrap_or(0) % PLACES;
-        let indices = (first..PLACES).chain(0..first);
+        let entry = serial.checked_mul(1 << FD_BITS)? | fd;
+        let first = usize::try_from(serial).unwrap_or(0) % CAPACITY;
+        let indices = (first..CAPACITY).chain(0..first);
         let mut places = indices.filter_map(|index| Some((index, self.places.get(index)?)));
         let is_free = |place: &AtomicU64| {
             let order = Ordering::SeqCst;
@@ -71,7 +72,7 @@ impl Table {
         Some(Place { index, entry })
     }
 
-    /// Takes an entry out; in a child it is gone already.
+    /// Removes an entry. In a child, the entry has been removed already.
     fn remove(&self, place: &Place) {
         if let Some(found) = self.places.get(place.index) {
             let order = Ordering::SeqCst;
@@ -79,14 +80,14 @@ impl Table {
         }
     }
 
-    /// Empties the table, and gives those to `close` that were entered before `first_unknown`.
+    /// Empties the table. Calls `close` for each descriptor that was entered before `first_unknown`.
     fn clear(&self, first_unknown: u64, mut close: impl FnMut(RawFd)) {
         for place in &self.places {
             let entry = place.swap(0, Ordering::SeqCst);
-            let fd = RawFd::try_from(entry & ((1 << NUMBER) - 1));
+            let fd = RawFd::try_from(entry & ((1 << FD_BITS) - 1));
             if let Ok(fd) = fd
                 && entry != 0
-                && entry >> NUMBER < first_unknown
+                && entry >> FD_BITS < first_unknown
             {
                 close(fd);
             }
@@ -94,22 +95,22 @@ impl Table {
     }
 }
 
-/// To be called before a fork, in the thread that forks.
+/// Notes which entries exist. Call this before a fork, in the thread that forks.
 pub(crate) fn before_fork() {
     FIRST_UNKNOWN.set(TABLE.next.load(Ordering::SeqCst));
 }
 
-/// To be called after a fork in the child: closes what it has inherited.
+/// Closes the inherited descriptors. Call this after a fork in the child.
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::SeqCst);
     TABLE.clear(FIRST_UNKNOWN.get(), |fd| {
-        // SAFETY: the number was a registered descriptor before the fork and is one in the copied memory, so it is that
-        // descriptor here; its owner is the parent's and does not close it in this process.
+        // SAFETY: the number was registered before the fork and is still registered in the copied memory, so it is
+        // the same descriptor here. The parent owns the descriptor; no code closes it in this process.
         unsafe { rustix::io::close(fd) };
     });
 }
 
-/// Has a child close a descriptor, until dropped; which is before the descriptor itself is closed.
+/// Registers a descriptor to be closed in a child. The owner drops this before it closes the descriptor.
 #[derive(Debug)]
 pub(crate) struct Registration {
     place: Option<Place>,
@@ -117,13 +118,13 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// For a descriptor that is open as long as this lives.
+    /// Registers `fd`, which must stay open until the registration is dropped.
     pub(crate) fn new(fd: RawFd) -> Self {
-        static TOLD: AtomicBool = AtomicBool::new(false);
+        static WARNED: AtomicBool = AtomicBool::new(false);
         let place = TABLE.add(fd);
-        if place.is_none() && !TOLD.swap(true, Ordering::SeqCst) {
+        if place.is_none() && !WARNED.swap(true, Ordering::SeqCst) {
             tracing::warn!(
-                "usb: more than {PLACES} descriptors; a forked child keeps the others open"
+                "usb: more than {CAPACITY} descriptors are open; a forked child keeps the rest open"
             );
         }
         Self {
@@ -132,7 +133,7 @@ impl Registration {
         }
     }
 
-    /// Whether this process is a child of the one that has the descriptor.
+    /// Returns whether this process is a child of the process that opened the descriptor.
     pub(crate) fn is_inherited(&self) -> bool {
         self.forks != FORKS.load(Ordering::SeqCst)
     }
@@ -146,7 +147,7 @@ impl Drop for Registration {
     }
 }
 
-/// A descriptor that a forked child closes, and that only its own process closes when it is dropped.
+/// A descriptor that a forked child closes. Dropping it closes the descriptor only in the process that opened it.
 #[derive(Debug)]
 pub(crate) struct ForkClosed<T> {
     registration: Option<Registration>,
@@ -161,10 +162,11 @@ impl<T: AsFd> ForkClosed<T> {
         }
     }
 
-    /// As [`ForkClosed::new`], for one that a child must not have: a fork waits until it is registered.
+    /// Opens a descriptor and registers it. A fork waits until the descriptor is registered, so that no child keeps
+    /// it open.
     ///
     /// # Errors
-    /// As `open` has them.
+    /// The error of `open`.
     pub(crate) fn open<E>(open: impl FnOnce() -> Result<T, E>) -> Result<Self, E> {
         let _pass = fork_guard::enter();
         open().map(Self::new)
@@ -172,7 +174,7 @@ impl<T: AsFd> ForkClosed<T> {
 }
 
 impl<T> ForkClosed<T> {
-    /// Whether this process is a child of the one that has the descriptor.
+    /// Returns whether this process is a child of the process that opened the descriptor.
     pub(crate) fn is_inherited(&self) -> bool {
         self.registration
             .as_ref()
@@ -186,7 +188,7 @@ impl<T> Drop for ForkClosed<T> {
             return;
         }
         self.registration = None;
-        // SAFETY: dropped once, here, and not used any more.
+        // SAFETY: this is the only drop, and nothing uses the descriptor afterwards.
         unsafe { ManuallyDrop::drop(&mut self.descriptor) };
     }
 }
@@ -229,10 +231,11 @@ pub(crate) mod tests {
         closed
     }
 
-    /// Runs `body` in a child, which ends with it and drops nothing.
+    /// Runs `body` in a child. The child exits after `body` and drops nothing.
     pub(crate) fn in_child(body: impl FnOnce()) -> libc::pid_t {
         fork::before_fork();
-        // SAFETY: the child uses the allocator, which the C library makes whole again, and what asks the kernel alone.
+        // SAFETY: the child uses the allocator, which the C library makes usable again after a fork. Otherwise it
+        // uses only system calls.
         let child = unsafe { libc::fork() };
         assert!(child >= 0);
         if child > 0 {
@@ -241,7 +244,7 @@ pub(crate) mod tests {
         }
         fork::after_fork_in_child();
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: no more than the system call.
+        // SAFETY: this is only a system call.
         unsafe { libc::_exit(0) }
     }
 
@@ -259,7 +262,7 @@ pub(crate) mod tests {
         table.remove(&places[0]);
         assert_eq!(closed(&table, u64::MAX), [0, 7]);
         assert_eq!(closed(&table, u64::MAX), []);
-        // As in a child that drops what it has inherited, after it has opened files of its own.
+        // A child opens files of its own, and only then drops the inherited descriptors.
         let own = table.add(7).unwrap();
         table.remove(&places[2]);
         assert_eq!(closed(&table, u64::MAX), [7]);
@@ -278,12 +281,12 @@ pub(crate) mod tests {
     #[test]
     fn full_descriptor_table_takes_no_entry_until_one_is_removed() {
         let table = Table::new();
-        let places: Vec<Place> = (0..PLACES).map(|_| table.add(9).unwrap()).collect();
+        let places: Vec<Place> = (0..CAPACITY).map(|_| table.add(9).unwrap()).collect();
         assert!(table.add(9).is_none());
         table.remove(&places[1000]);
         assert_eq!(table.add(10).unwrap().index, places[1000].index);
         assert!(table.add(-1).is_none());
-        assert_eq!(closed(&table, u64::MAX).len(), PLACES);
+        assert_eq!(closed(&table, u64::MAX).len(), CAPACITY);
     }
 
     #[test]
@@ -306,27 +309,27 @@ pub(crate) mod tests {
 
     #[test]
     fn b14_child_closes_its_parents_descriptors_and_no_number_twice() {
-        let (mut told, mut teller) = std::io::pipe().unwrap();
+        let (mut receiver, mut sender) = std::io::pipe().unwrap();
         let kept = ForkClosed::new(OwnedFd::from(File::open("/dev/null").unwrap()));
         let number = kept.as_raw_fd();
         let child = in_child(|| {
             let is_open = |fd: RawFd| std::path::Path::new(&format!("/proc/self/fd/{fd}")).exists();
             let was_closed = !is_open(number);
-            // The lowest number that is free may be the very one.
+            // A new file takes the lowest free number, which may be the closed one.
             let own: Vec<File> = (0..64).map(|_| File::open("/dev/null").unwrap()).collect();
             let has_number = own.iter().any(|file| file.as_raw_fd() == number);
             drop(kept);
             let stays = is_open(number);
             let grandchild = in_child(|| {
-                let said = [was_closed, has_number, stays, is_open(number)];
-                let _ = teller.write_all(&said.map(u8::from));
+                let states = [was_closed, has_number, stays, is_open(number)];
+                let _ = sender.write_all(&states.map(u8::from));
             });
             wait_for(grandchild);
         });
         wait_for(child);
-        drop(teller);
-        let mut said = Vec::new();
-        told.read_to_end(&mut said).unwrap();
-        assert_eq!(said, [1; 4]);
+        drop(sender);
+        let mut states = Vec::new();
+        receiver.read_to_end(&mut states).unwrap();
+        assert_eq!(states, [1; 4]);
     }
 }

@@ -1,30 +1,32 @@
-//! Keeps a fork out of the moments in which a C library holds a lock of the whole process.
+//! Keeps a fork from copying a process-wide lock that a C library holds.
 //!
-//! A child that was forked meanwhile has the lock and not the thread that would open it: its first call would wait for
-//! ever. So a fork waits, for a moment, for all calls that end at once, and such a call for a fork. A call that may last
-//! (a command, a connection, a wait for events) is not waited for: its own instant remains. Neither waits without end: what
-//! other libraries do before a fork may wait for the very thread that is kept waiting here.
+//! A child gets a copy of the locked lock, but not the thread that would unlock it. The child's first call would
+//! block for ever. So a fork waits for all short calls to end, and a short call waits for a fork. A fork does not
+//! wait for a call that may take long (a command, a connection, a wait for events). Such a call holds the lock for a
+//! moment only, in which a fork can still copy it. Both waits are bounded: other libraries' fork handlers may wait
+//! for the very thread that waits here.
 //!
-//! The descriptors that a child closes are registered in such calls, too: [`fork_closed`](crate::fork_closed).
+//! Descriptors that a child closes are registered in such calls, too: see [`fork_closed`](crate::fork_closed).
 //!
-//! libpcsclite's SCardEstablishContext holds such a lock while it talks to pcscd, every other call for an instant at its
-//! beginning. libusb has three: they are taken when a context comes or goes, and when the loss of a device is handled.
+//! SCardEstablishContext holds libpcsclite's process-wide lock while it talks to pcscd. Every other call holds it for
+//! a moment at its beginning. libusb has three such locks. It takes them when a context is made or destroyed, and
+//! when it handles the loss of a device.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-/// How long a fork waits; a pcscd that hangs must not stop it.
+/// How long a fork waits for calls. A pcscd that hangs must not block the fork.
 const FORK_WAIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a call waits for forks; one of a process with much memory takes a tenth of it.
+/// How long a call waits for forks. The fork of a process with much memory takes a tenth of this time.
 const FORK_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
 static FORKING: AtomicUsize = AtomicUsize::new(0);
 
-/// A call that holds the lock, until dropped.
+/// A call that may hold such a lock. The call ends when the guard is dropped.
 pub(crate) struct ForkGuard(());
 
 impl Drop for ForkGuard {
@@ -33,23 +35,24 @@ impl Drop for ForkGuard {
     }
 }
 
-/// Waits while somebody forks, for a while.
+/// Begins a call. Waits first while a fork is in progress, up to [`FORK_TIMEOUT`].
 pub(crate) fn enter() -> ForkGuard {
     let mut deadline = None;
     loop {
         INSIDE.fetch_add(1, Ordering::SeqCst);
-        let pass = ForkGuard(());
+        let guard = ForkGuard(());
         if FORKING.load(Ordering::SeqCst) == 0
             || Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + FORK_TIMEOUT)
         {
-            return pass;
+            return guard;
         }
-        drop(pass);
+        drop(guard);
         std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// To be called before a fork, in the thread that forks.
+/// Makes new calls wait, then waits for the running calls, up to [`FORK_WAIT_TIMEOUT`]. Call this before a fork, in
+/// the thread that forks.
 pub(crate) fn before_fork() {
     FORKING.fetch_add(1, Ordering::SeqCst);
     let deadline = Instant::now() + FORK_WAIT_TIMEOUT;
@@ -58,12 +61,12 @@ pub(crate) fn before_fork() {
     }
 }
 
-/// To be called after a fork in the parent.
+/// Call this after a fork in the parent.
 pub(crate) fn after_fork_in_parent() {
     FORKING.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// To be called after a fork in the child, where no other thread is.
+/// Forgets the calls of the parent's threads, which do not exist in the child. Call this after a fork in the child.
 pub(crate) fn after_fork_in_child() {
     INSIDE.store(0, Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
@@ -77,7 +80,7 @@ mod tests {
 
     #[test]
     fn fork_that_never_ends_does_not_block_calls_for_ever() {
-        let test = "gate::tests::in_a_process_of_its_own";
+        let test = "fork_guard::tests::in_a_process_of_its_own";
         let mut this = Command::new(std::env::current_exe().unwrap());
         let ran = this.args(["--exact", test, "--ignored"]).output().unwrap();
         assert!(String::from_utf8_lossy(&ran.stdout).contains("1 passed"));

@@ -1,14 +1,17 @@
-//! Smart-card readers and the ways to their cards.
+//! Smart-card readers and the backends that reach their cards.
 //!
-//! Terms: a *backend* is one way to readers (PC/SC, a socket, raw USB); a *reader* is one place for one
-//! card; a *watch* tells how a backend's readers change; a *transport* is a connection to one card.
+//! A *backend* is one way to readers: PC/SC, a socket or raw USB. A *reader* is one place for one card. A *watch*
+//! follows the readers of one backend. A *transport* is an open connection to one card. `docs/glossary.md` defines
+//! all words.
 //!
-//! Data walks one way: [`Watch::next_snapshot`] gives whole pictures of a backend's readers, never single events, so
-//! nothing can be lost between two looks; [`Backend::connect`] gives a [`claviger_apdu::Transport`].
+//! [`Watch::next_snapshot`] returns snapshots of all readers of a backend, never single events. So a caller that
+//! misses one snapshot loses nothing. [`Backend::connect`] returns a [`claviger_apdu::Transport`].
 //!
-//! Who may block: `Watch::next_snapshot` until something changes or its [`StopHandle`] is used; `connect` and the transport
-//! until the deadline of their call; what PC/SC cannot promise of that, [`pcsc`] says. It also starts the one
-//! thread there is here, where that is allowed; [`Backend::cut`] ends every call that waits.
+//! Some calls block. `Watch::next_snapshot` blocks until a reader changes or its [`StopHandle`] is used. `connect`
+//! and the calls of a transport block until their deadline; [`pcsc`] describes its exceptions.
+//! [`Backend::abort_calls`] ends every running call.
+//!
+//! Where the caller allows threads, a backend may start threads of its own.
 
 pub mod backend;
 pub mod ccid;

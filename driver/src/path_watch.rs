@@ -1,4 +1,4 @@
-//! Learns that something happened where a file should be, without looking again and again.
+//! Reports changes at the paths of some files, without polling.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -15,25 +15,25 @@ use rustix::{
     io::Errno,
 };
 
-/// Rounds of looking for the nearest existing folder while folders come and go under our eyes.
+/// Attempts to find the nearest existing folder while other programs make and remove folders.
 const MAX_ROUNDS: usize = 32;
 
-/// Watches the names of some files in their folders, or in the nearest folder above that exists.
+/// Watches the names of some files in their folders, or in the nearest existing folder above.
 ///
-/// It tells of one change; after that, and whenever the set of files differs, a new one is made. What
-/// happens after [`PathWatch::new`] is never missed, so attempts at the files belong after it.
+/// A `PathWatch` reports one change. After the change, or when the set of files differs, make a new one. It reports
+/// every change after [`PathWatch::new`], so open the files after that call.
 #[derive(Debug)]
 pub(crate) struct PathWatch {
     inotify: Option<OwnedFd>,
     awaited: Vec<(i32, OsString)>,
-    blind: bool,
+    needs_polling: bool,
 }
 
 impl PathWatch {
     pub(crate) fn new<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
         let mut watch = Self {
-            blind: inotify.is_none(),
+            needs_polling: inotify.is_none(),
             inotify,
             awaited: Vec::new(),
         };
@@ -43,18 +43,18 @@ impl PathWatch {
         watch
     }
 
-    /// Whether some path cannot be watched (no descriptor left, no right to read its folder) and must be
-    /// looked at from time to time.
+    /// Returns whether some path cannot be watched (no descriptor left, no permission to read its folder). The caller
+    /// must then check that path from time to time.
     pub(crate) fn needs_polling(&self) -> bool {
-        self.blind
+        self.needs_polling
     }
 
-    /// Becomes readable when [`PathWatch::changed`] may say yes.
+    /// Returns a descriptor that becomes readable when [`PathWatch::changed`] may return true.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads what has happened; `true` when some of it concerns a path.
+    /// Reads the pending events. Returns whether one of them concerns a watched path.
     pub(crate) fn changed(&self) -> bool {
         let Some(inotify) = &self.inotify else {
             return false;
@@ -62,7 +62,7 @@ impl PathWatch {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(inotify, &mut buffer);
         let mut changed = false;
-        // Other files of the folder wake us too; the kernel hands over at most its queue's length.
+        // Other files of the folder cause events too. The kernel's queue bounds their number.
         loop {
             match events.next() {
                 Ok(event) => {
@@ -94,30 +94,30 @@ impl PathWatch {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         for _ in 0..MAX_ROUNDS {
             let Some(found) = nearest(inotify, &path) else {
-                self.blind = true;
+                self.needs_polling = true;
                 return;
             };
             self.awaited.push((found.watch, found.name));
-            self.blind |= found.unreadable;
-            // A folder made between the look at it and the watch on its parent would go unnoticed.
+            self.needs_polling |= found.unreadable;
+            // A folder that was made after the search but before the watch on its parent would be missed.
             if found.folder_complete || found.unreadable || !found.below.is_dir() {
                 return;
             }
         }
-        self.blind = true;
+        self.needs_polling = true;
     }
 }
 
 /// The nearest folder above a path that can be watched.
 struct WatchedFolder {
     watch: i32,
-    /// The name to appear in it.
+    /// The name to watch for in the folder.
     name: OsString,
-    /// That name with the folder's own path.
+    /// The path of that name.
     below: PathBuf,
-    /// The folder is the path's own.
+    /// Whether the folder is the one that directly contains the path.
     folder_complete: bool,
-    /// A nearer folder exists and may not be read.
+    /// Whether a nearer folder exists that this process may not read.
     unreadable: bool,
 }
 
@@ -167,7 +167,7 @@ mod tests {
         folder
     }
 
-    fn told(watch: &PathWatch) -> bool {
+    fn is_reported(watch: &PathWatch) -> bool {
         let deadline = std::time::Instant::now() + Duration::from_millis(200);
         let descriptor = watch.descriptor().unwrap();
         wait_readable(&[descriptor], &StopFlag::new(), Some(deadline)).unwrap()[0]
@@ -181,11 +181,11 @@ mod tests {
         let watch = PathWatch::new([path.as_path()]);
         assert!(!watch.needs_polling());
         fs::write(&path, "").unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
         fs::rename(&path, folder.join("other")).unwrap();
         let watch = PathWatch::new([path.as_path()]);
         fs::rename(folder.join("other"), &path).unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
         let folder = folder("others");
         let watch = PathWatch::new([folder.join("socket").as_path()]);
         fs::write(folder.join("another"), "").unwrap();
-        assert!(!told(&watch));
+        assert!(!is_reported(&watch));
     }
 
     #[test]
@@ -202,13 +202,13 @@ mod tests {
         let path = folder.join("one/two/socket");
         let watch = PathWatch::new([path.as_path()]);
         fs::create_dir(folder.join("one")).unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
         let watch = PathWatch::new([path.as_path()]);
         fs::create_dir(folder.join("one/two")).unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
         let watch = PathWatch::new([path.as_path()]);
         fs::write(&path, "").unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
     }
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
         let folder = folder("goes");
         let watch = PathWatch::new([folder.join("socket").as_path()]);
         fs::remove_dir(&folder).unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
     }
 
     #[test]
@@ -225,6 +225,6 @@ mod tests {
         let (one, two) = (folder.join("one"), folder.join("two"));
         let watch = PathWatch::new([one.as_path(), two.as_path()]);
         fs::write(&two, "").unwrap();
-        assert!(told(&watch));
+        assert!(is_reported(&watch));
     }
 }

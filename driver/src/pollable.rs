@@ -1,4 +1,4 @@
-//! Several watches followed in one wait, by a caller's thread.
+//! Waits for several watches at once, in a caller's thread.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -15,30 +15,30 @@ use crate::{
     wait::{StopFlag, earliest, poll_once},
 };
 
-/// A wait that fails is tried again after so long.
+/// The delay after a failed wait.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a stop is looked for when no descriptor was left for it.
-const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);
+/// How often a stop is checked for if the stop flag has no descriptor.
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// [`Watch::next_snapshot`](crate::Watch::next_snapshot) in parts, none of which waits for a change.
+/// The steps of [`Watch::next_snapshot`](crate::Watch::next_snapshot). None of them waits for a change.
 pub trait Pollable {
-    /// What is done before the first wait: cards are watched from now on.
+    /// Prepares for the first wait. The watch follows the cards from now on.
     fn begin(&mut self);
 
-    /// Takes in what has happened; the readers if they differ from the picture last returned.
+    /// Handles all pending events. Returns the snapshot if it differs from the last one returned.
     ///
     /// # Errors
     /// [`Stopped`].
     fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped>;
 
-    /// What to wait for after [`Pollable::step`] has returned none, the stop included.
+    /// Returns what to wait for after [`Pollable::step`] returned `None`. It includes the stop.
     fn waits_on(&self) -> WaitSet<'_>;
 
-    /// What is done after the last wait.
+    /// Cleans up after the last wait.
     fn rest(&mut self) {}
 }
 
-/// What a watch waits for: descriptors, and a moment.
+/// Descriptors to wait for, and a deadline.
 #[derive(Debug, Default)]
 pub struct WaitSet<'a> {
     descriptors: Vec<(Descriptor<'a>, PollFlags)>,
@@ -52,22 +52,22 @@ enum Descriptor<'a> {
 }
 
 impl<'a> WaitSet<'a> {
-    /// Nothing but the stop.
+    /// Makes a set that waits for the stop only.
     pub(crate) fn until_stopped(stop: &'a StopFlag) -> Self {
         let mut set = Self::default();
         match stop.descriptor() {
             Some(descriptor) => set.readable([descriptor]),
-            None => set.due(Some(Instant::now() + WITHOUT_DESCRIPTOR)),
+            None => set.due(Some(Instant::now() + STOP_POLL_INTERVAL)),
         }
         set
     }
 
-    /// Until one of `descriptors` can be read, too.
+    /// Adds `descriptors`: the wait also ends when one of them is readable.
     pub fn readable(&mut self, descriptors: impl IntoIterator<Item = BorrowedFd<'a>>) {
         self.ready(descriptors.into_iter().map(|fd| (fd, PollFlags::IN)));
     }
 
-    /// Until one of `descriptors` is ready for what it is asked, too.
+    /// Adds `descriptors`: the wait also ends when one of them is ready for its flags.
     pub(crate) fn ready(
         &mut self,
         descriptors: impl IntoIterator<Item = (BorrowedFd<'a>, PollFlags)>,
@@ -77,13 +77,14 @@ impl<'a> WaitSet<'a> {
             .extend(borrowed.map(|(fd, what)| (Descriptor::Borrowed(fd), what)));
     }
 
-    /// Until `descriptor` can be read, too, whatever becomes of its owner meanwhile.
+    /// Adds `descriptor`: the wait also ends when it is readable. The set keeps it open after its owner has dropped
+    /// it.
     pub(crate) fn shared(&mut self, descriptor: Arc<ForkClosed<OwnedFd>>) {
         self.descriptors
             .push((Descriptor::Shared(descriptor), PollFlags::IN));
     }
 
-    /// Until `due` at most.
+    /// Adds a deadline. The earliest deadline counts.
     pub fn due(&mut self, due: Option<Instant>) {
         self.due = earliest(self.due, due);
     }
@@ -99,11 +100,11 @@ impl<'a> WaitSet<'a> {
     }
 }
 
-/// Waits until the readers of one of `watches` differ from the picture it last returned, or `until`; that watch's
-/// number and picture. Costs nothing while it waits.
+/// Waits until the snapshot of one of `watches` differs from the last one it returned. Returns the index of that
+/// watch and the new snapshot, or `None` at `deadline`. The wait is idle.
 ///
 /// # Errors
-/// [`Stopped`] once one of the watches was stopped.
+/// [`Stopped`] when one of the watches was stopped.
 pub fn next_of(
     watches: &mut [&mut dyn Pollable],
     deadline: Option<Instant>,
@@ -131,14 +132,16 @@ fn follow(
         let deadline = sets.iter().map(|set| set.due).fold(deadline, earliest);
         let descriptors: Vec<_> = sets.iter().flat_map(WaitSet::polled).collect();
         if let Err(errno) = poll_once(&descriptors, deadline) {
-            // Out of memory is all that is left for poll(2) to complain of.
-            tracing::warn!("the readers cannot be waited for ({errno})");
+            // With valid descriptors, poll(2) fails only for lack of memory.
+            tracing::warn!(
+                "poll failed while waiting for reader changes ({errno}); it is tried again"
+            );
             std::thread::sleep(RETRY_INTERVAL);
         }
     }
 }
 
-/// [`Watch::next_snapshot`](crate::Watch::next_snapshot) of a watch that is pollable.
+/// Implements [`Watch::next_snapshot`](crate::Watch::next_snapshot) for a pollable watch.
 ///
 /// # Errors
 /// [`Stopped`].
@@ -155,10 +158,10 @@ mod tests {
     use super::*;
     use crate::stop::StopHandle as _;
 
-    /// Says what it holds once `told` is ready.
+    /// Returns an empty snapshot once `changed` is set.
     struct Toy {
         stop: Arc<StopFlag>,
-        told: Arc<StopFlag>,
+        changed: Arc<StopFlag>,
         steps: usize,
     }
 
@@ -166,7 +169,7 @@ mod tests {
         fn new() -> Self {
             Self {
                 stop: Arc::default(),
-                told: Arc::default(),
+                changed: Arc::default(),
                 steps: 0,
             }
         }
@@ -180,12 +183,12 @@ mod tests {
             if self.stop.is_set() {
                 return Err(Stopped);
             }
-            Ok(self.told.is_set().then(ReaderSnapshot::default))
+            Ok(self.changed.is_set().then(ReaderSnapshot::default))
         }
 
         fn waits_on(&self) -> WaitSet<'_> {
             let mut set = WaitSet::until_stopped(&self.stop);
-            set.readable(self.told.descriptor());
+            set.readable(self.changed.descriptor());
             set
         }
     }
@@ -195,11 +198,11 @@ mod tests {
     #[test]
     fn source_that_changes_ends_the_wait_and_is_named() {
         let (mut one, mut other) = (Toy::new(), Toy::new());
-        let told = Arc::clone(&other.told);
+        let changed = Arc::clone(&other.changed);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 std::thread::sleep(SOON);
-                told.stop();
+                changed.stop();
             });
             let next = next_of(&mut [&mut one, &mut other], None).unwrap();
             assert_eq!(next.unwrap().0, 1);

@@ -1,27 +1,27 @@
-//! Readers as pictures: what there is and what is in it.
+//! Snapshots of readers and of the cards in them.
 
 use std::{fmt, sync::Arc};
 
 use claviger_apdu::{Atr, TransportError};
 
-/// Names one reader for the life of the process, across unplugging and a restart of its service.
+/// Identifies one reader as long as the process runs, across unplugging and a restart of its service.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReaderId(Arc<str>);
 
 impl ReaderId {
-    /// The reader `name` of `backend`.
+    /// Returns the identifier of the reader `name` of `backend`.
     #[must_use]
     pub fn new(backend: &str, name: &str) -> Self {
         Self(format!("{backend}:{name}").into())
     }
 
-    /// The backend's part.
+    /// Returns the name of the backend.
     #[must_use]
     pub fn backend(&self) -> &str {
         self.0.split_once(':').map_or("", |(backend, _)| backend)
     }
 
-    /// The reader's own name within its backend.
+    /// Returns the reader's name within its backend.
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, name)| name)
@@ -40,42 +40,41 @@ impl fmt::Debug for ReaderId {
     }
 }
 
-/// What a reader holds.
+/// Whether a reader holds a card, and which.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Nothing.
+    /// The reader holds no card.
     Empty,
-    /// A card that answered its reset.
+    /// The reader holds a card that sent an answer to reset.
     Card(Atr),
-    /// A card that does not answer, or not sensibly.
+    /// The reader holds a card that sent no answer to reset, or a malformed one.
     Mute,
 }
 
 /// One reader at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReaderState {
-    /// Which reader.
+    /// Identifies the reader.
     pub id: ReaderId,
-    /// Name for a person.
+    /// The name to show to a person.
     pub name: String,
-    /// What it holds.
+    /// The card in the reader.
     pub presence: Presence,
-    /// Grows or wraps with every insertion and removal: two pictures of one life of the service with a card and
-    /// different counts have seen it leave in between.
+    /// Changes with every insertion and removal, and wraps. If two snapshots of one service instance show a card but
+    /// different counts, the card was removed in between.
     pub change_count: u32,
-    /// What its name is apart from the number its service gave it: when it comes back under another number, this
-    /// stays.
+    /// The name without the number that the service assigns. It identifies the reader after renumbering.
     pub stable_name: String,
 }
 
 /// All readers of one backend at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct ReaderSnapshot {
-    /// In the backend's own order.
+    /// The readers, in the backend's order.
     pub readers: Vec<ReaderState>,
-    /// Why there are none, or fewer than there could be.
+    /// Why readers are missing. `None` if the backend reached all its readers.
     pub error: Option<TransportError>,
-    /// Which life of the backend's service this is a picture of; `None` while the service is out of reach, when
-    /// nobody knows what its readers hold. In another life a reader may hold another card under the same count.
+    /// The instance of the backend's service. `None` while the service is unreachable; the state of its readers is
+    /// then unknown. Under another instance, a reader may hold another card with the same change count.
     pub service_instance: Option<u32>,
 }

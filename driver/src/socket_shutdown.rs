@@ -1,7 +1,7 @@
-//! The socket of a connection held a second time, so that a call which waits on it can be ended from outside.
+//! Duplicates a connection's socket, so that another thread can end a blocked call by shutting the socket down.
 //!
-//! libpcsclite waits for pcscd without a limit, and SCardCancel reaches one of its calls only, when pcscd takes
-//! part. A socket that was shut down ends each of them at once, stays so, and needs nobody's help.
+//! libpcsclite waits for pcscd without a timeout. SCardCancel ends only one kind of call, and needs pcscd's
+//! cooperation. Shutting the socket down ends every kind of call at once, and later calls too.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
@@ -16,27 +16,27 @@ use rustix::{
     net::{Shutdown, SocketAddrUnix},
 };
 
-/// A connection's socket.
+/// The duplicate of a connection's socket.
 #[derive(Debug)]
 pub(crate) struct ShutdownHandle {
     socket: OwnedFd,
-    cut: AtomicBool,
+    is_shut_down: AtomicBool,
 }
 
 impl ShutdownHandle {
-    /// Ends whatever waits on the connection, now and later.
+    /// Ends every running and later call on the connection.
     pub(crate) fn shut_down(&self) {
-        self.cut.store(true, Ordering::SeqCst);
-        // A connection that is over already is none to end.
+        self.is_shut_down.store(true, Ordering::SeqCst);
+        // An error means that the connection is closed already.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
-    /// Whether it was ended from this side.
+    /// Returns whether this process shut the connection down.
     pub(crate) fn was_shut_down(&self) -> bool {
-        self.cut.load(Ordering::SeqCst)
+        self.is_shut_down.load(Ordering::SeqCst)
     }
 
-    /// Whether the connection is over, from either side.
+    /// Returns whether either side has closed the connection.
     pub(crate) fn is_closed(&self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let now = Timespec::default();
@@ -44,69 +44,73 @@ impl ShutdownHandle {
     }
 }
 
-/// Every open line of a backend.
+/// The shutdown handles of all open connections of a backend.
 #[derive(Debug, Default)]
 pub(crate) struct ShutdownHandles(Mutex<Vec<Weak<ShutdownHandle>>>);
 
 impl ShutdownHandles {
-    fn lines(&self) -> MutexGuard<'_, Vec<Weak<ShutdownHandle>>> {
+    fn handles(&self) -> MutexGuard<'_, Vec<Weak<ShutdownHandle>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a connection's socket in sight while the line lives.
+    /// Registers a connection's socket until the returned handle is dropped.
     pub(crate) fn add(&self, socket: OwnedFd) -> Arc<ShutdownHandle> {
-        let line = Arc::new(ShutdownHandle {
+        let handle = Arc::new(ShutdownHandle {
             socket,
-            cut: AtomicBool::new(false),
+            is_shut_down: AtomicBool::new(false),
         });
-        let mut lines = self.lines();
-        lines.retain(|line| line.strong_count() > 0);
-        lines.push(Arc::downgrade(&line));
-        line
+        let mut handles = self.handles();
+        handles.retain(|handle| handle.strong_count() > 0);
+        handles.push(Arc::downgrade(&handle));
+        handle
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        !self.lines().iter().any(|line| line.strong_count() > 0)
+        !self
+            .handles()
+            .iter()
+            .any(|handle| handle.strong_count() > 0)
     }
 
-    /// Ends every call on every connection.
+    /// Shuts every connection down.
     pub(crate) fn shut_down(&self) {
-        let lines: Vec<Arc<ShutdownHandle>> =
-            self.lines().iter().filter_map(Weak::upgrade).collect();
-        lines.iter().for_each(|line| line.shut_down());
+        let handles: Vec<Arc<ShutdownHandle>> =
+            self.handles().iter().filter_map(Weak::upgrade).collect();
+        handles.iter().for_each(|handle| handle.shut_down());
     }
 }
 
-/// The sockets of this process that lead to a server at some path, at one moment.
+/// The sockets of this process that are connected to a server at some path, at one moment.
 ///
-/// A library that hides its socket gives itself away: the one that was not there before is its.
+/// libpcsclite does not tell which socket it opened. A socket that did not exist before the call is that socket.
 #[derive(Debug)]
 pub(crate) struct KnownSockets {
     server: &'static str,
-    /// A number may be used again; the inode may not while the socket lives.
+    /// A descriptor number may be reused. The inode is unique while the socket exists.
     inodes: Vec<u64>,
 }
 
 impl KnownSockets {
-    /// Those to a server whose path ends with `server`.
+    /// Lists the sockets to a server whose path ends with `server`.
     pub(crate) fn to(server: &'static str) -> Self {
-        let inodes = open_files().filter_map(|fd| leads_to(fd, server)).collect();
+        let inodes = open_files().filter_map(|fd| inode_of(fd, server)).collect();
         Self { server, inodes }
     }
 
-    /// The one socket that is new since; `None` when there are several, of which one is somebody else's.
-    pub(crate) fn find_new(&self, lines: &ShutdownHandles) -> Option<Arc<ShutdownHandle>> {
+    /// Returns the only socket that is new since. Returns `None` if several are new, because another thread opened
+    /// one of them.
+    pub(crate) fn find_new(&self, handles: &ShutdownHandles) -> Option<Arc<ShutdownHandle>> {
         let is_new = |fd: &RawFd| {
-            leads_to(*fd, self.server).is_some_and(|inode| !self.inodes.contains(&inode))
+            inode_of(*fd, self.server).is_some_and(|inode| !self.inodes.contains(&inode))
         };
         let new: Vec<RawFd> = open_files().filter(is_new).collect();
         let [fd] = new.as_slice() else {
             return None;
         };
-        let socket = hold(*fd)?;
-        // Between the two looks the number may have become another file's.
+        let socket = duplicate(*fd)?;
+        // Since the listing, the number may have become another file's.
         let inode = inode_to(socket.as_fd(), self.server)?;
-        (!self.inodes.contains(&inode)).then(|| lines.add(socket))
+        (!self.inodes.contains(&inode)).then(|| handles.add(socket))
     }
 }
 
@@ -115,10 +119,10 @@ fn open_files() -> impl Iterator<Item = RawFd> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// The inode of a socket to the server, if that is what `fd` is.
-fn leads_to(fd: RawFd, server: &str) -> Option<u64> {
-    // SAFETY: only asked about; a number closed meanwhile is answered with an error, one used again with the
-    // truth about another file.
+/// Returns the inode of `fd` if it is a socket to the server.
+fn inode_of(fd: RawFd, server: &str) -> Option<u64> {
+    // SAFETY: `fd` is only queried. If it was closed meanwhile, the query fails. If it was reused, the query
+    // describes the other file.
     inode_to(unsafe { BorrowedFd::borrow_raw(fd) }, server)
 }
 
@@ -133,8 +137,8 @@ fn inode_to(fd: BorrowedFd<'_>, server: &str) -> Option<u64> {
     Some(rustix::fs::fstat(fd).ok()?.st_ino)
 }
 
-fn hold(fd: RawFd) -> Option<OwnedFd> {
-    // SAFETY: only copied; the copy is looked at before it is used.
+fn duplicate(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: `fd` is only duplicated, and the duplicate is checked before use.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     rustix::io::fcntl_dupfd_cloexec(fd, 0).ok()
 }
@@ -149,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// A server's path that no other test of this process uses.
+    /// Makes a server at a path that no other test of this process uses.
     fn server(name: &'static str) -> (UnixListener, std::path::PathBuf) {
         let path = std::env::temp_dir().join(format!("{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
@@ -158,30 +162,30 @@ mod tests {
 
     #[test]
     fn new_socket_to_a_server_is_found_and_its_shutdown_ends_a_wait() {
-        let (listener, path) = server("line.found");
+        let (listener, path) = server("handle.found");
         let _old = UnixStream::connect(&path).unwrap();
-        let (_other, elsewhere) = server("line.else");
-        let before = KnownSockets::to("line.found");
+        let (_other, elsewhere) = server("handle.else");
+        let before = KnownSockets::to("handle.found");
         let _stranger = UnixStream::connect(elsewhere).unwrap();
         let mut ours = UnixStream::connect(&path).unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        let lines = ShutdownHandles::default();
-        let line = before.find_new(&lines).unwrap();
-        assert!(!line.is_closed());
+        let handles = ShutdownHandles::default();
+        let handle = before.find_new(&handles).unwrap();
+        assert!(!handle.is_closed());
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| ours.read(&mut [0]));
-            lines.shut_down();
+            handles.shut_down();
             assert_eq!(waiter.join().unwrap().unwrap(), 0, "the end of the stream");
         });
-        assert!(line.is_closed() && line.was_shut_down());
+        assert!(handle.is_closed() && handle.was_shut_down());
         drop(listener);
     }
 
     #[test]
     fn two_new_sockets_are_ambiguous_and_none_is_taken() {
-        let (_listener, path) = server("line.two");
-        let before = KnownSockets::to("line.two");
+        let (_listener, path) = server("handle.two");
+        let before = KnownSockets::to("handle.two");
         let _one = UnixStream::connect(&path).unwrap();
         let _two = UnixStream::connect(&path).unwrap();
         assert!(before.find_new(&ShutdownHandles::default()).is_none());
@@ -189,12 +193,12 @@ mod tests {
 
     #[test]
     fn connection_closed_by_the_server_is_closed_but_was_not_shut_down() {
-        let (listener, path) = server("line.gone");
-        let before = KnownSockets::to("line.gone");
+        let (listener, path) = server("handle.gone");
+        let before = KnownSockets::to("handle.gone");
         let _ours = UnixStream::connect(&path).unwrap();
-        let line = before.find_new(&ShutdownHandles::default()).unwrap();
-        assert!(!line.is_closed());
+        let handle = before.find_new(&ShutdownHandles::default()).unwrap();
+        assert!(!handle.is_closed());
         drop(listener.accept().unwrap());
-        assert!(line.is_closed() && !line.was_shut_down());
+        assert!(handle.is_closed() && !handle.was_shut_down());
     }
 }

@@ -1,19 +1,20 @@
-//! Joining threads that may be stuck in somebody else's code.
+//! Joins threads that may hang in another library.
 
 use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-/// How often the end is looked for; nearly always it has come at the first look.
+/// How often the thread is checked. Nearly always it has ended at the first check.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
-/// Waits for `thread` to end, as long as `patience`; one that does not is left behind with what it holds.
-pub fn join_within(thread: JoinHandle<()>, what: &str, patience: Duration) {
-    let deadline = Instant::now() + patience;
+/// Waits up to `timeout` for `thread` to end. A thread that is still running then is left behind with everything it
+/// owns.
+pub fn join_within(thread: JoinHandle<()>, what: &str, timeout: Duration) {
+    let deadline = Instant::now() + timeout;
     while !thread.is_finished() {
         if Instant::now() > deadline {
-            tracing::error!("{what} does not come back; it is left behind");
+            tracing::error!("{what} did not end within {timeout:?}; it is left behind");
             return;
         }
         std::thread::sleep(POLL_INTERVAL);

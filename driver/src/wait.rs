@@ -1,4 +1,4 @@
-//! Waiting on descriptors: a stop that sticks, deadlines, and pauses that grow.
+//! Waits on descriptors: a stop flag that stays set, deadlines, and delays that grow.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -13,10 +13,10 @@ use rustix::{
 
 use crate::stop::StopHandle;
 
-/// How often a wait looks for the stop itself when no descriptor was left for it.
-const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(50);
+/// How often a wait checks the stop flag if the flag has no descriptor.
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A stop that, once set, stays set: waits that begin later end at once.
+/// A flag that ends waits. It stays set, so waits that begin later end at once.
 #[derive(Debug)]
 pub(crate) struct StopFlag {
     set: AtomicBool,
@@ -28,7 +28,7 @@ impl StopFlag {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         if let Err(error) = &event {
             tracing::warn!(
-                "no descriptor to end a wait with ({error}); waits will wake every {WITHOUT_DESCRIPTOR:?}"
+                "eventfd failed ({error}); waits poll their stop flag every {STOP_POLL_INTERVAL:?} instead"
             );
         }
         Self {
@@ -41,7 +41,8 @@ impl StopFlag {
         self.set.load(Ordering::SeqCst)
     }
 
-    /// Readable once it is set; `None` where no descriptor was left, and it has to be looked at.
+    /// Returns a descriptor that becomes readable when the flag is set. Returns `None` if no descriptor could be
+    /// opened; the caller must then poll [`StopFlag::is_set`].
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.event.as_ref().map(AsFd::as_fd)
     }
@@ -57,17 +58,17 @@ impl StopHandle for StopFlag {
     fn stop(&self) {
         self.set.store(true, Ordering::SeqCst);
         if let Some(event) = &self.event {
-            // A counter that is full is readable too, so the one possible error does no harm.
+            // The only possible error is a full counter, and a full counter is readable too.
             let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
         }
     }
 }
 
-/// Waits until `stop` is set, one of `fds` can be read or has failed, or `until` has passed. Tells which of
-/// `fds` are ready; all `false` after a stop or at the deadline.
+/// Waits until `stop` is set, one of `fds` is readable or has failed, or `deadline` has passed. Returns for each of
+/// `fds` whether it is ready. After a stop or at the deadline, none is.
 ///
 /// # Errors
-/// Of poll(2), which has none left once the descriptors are valid and memory suffices.
+/// The error of poll(2). With valid descriptors, only a lack of memory is left.
 pub(crate) fn wait_readable(
     fds: &[BorrowedFd<'_>],
     stop: &StopFlag,
@@ -77,10 +78,10 @@ pub(crate) fn wait_readable(
     wait_any(&fds, stop, deadline)
 }
 
-/// [`readable`] for descriptors that are each asked something of their own.
+/// Does the same as [`wait_readable`], with separate poll flags for each descriptor.
 ///
 /// # Errors
-/// Of poll(2).
+/// The error of poll(2).
 pub(crate) fn wait_any(
     fds: &[(BorrowedFd<'_>, PollFlags)],
     stop: &StopFlag,
@@ -97,7 +98,7 @@ pub(crate) fn wait_any(
         let slice = if stop.event.is_some() {
             deadline
         } else {
-            earliest(deadline, Some(Instant::now() + WITHOUT_DESCRIPTOR))
+            earliest(deadline, Some(Instant::now() + STOP_POLL_INTERVAL))
         };
         let count = poll(&mut polled, slice)?;
         if stop.is_set() {
@@ -113,15 +114,15 @@ pub(crate) fn wait_any(
     }
 }
 
-/// Waits until `fd` is ready for `what` or has failed; `false` once `until` has passed.
+/// Waits until `fd` is ready for `what` or has failed. Returns false if `deadline` has passed first.
 pub(crate) fn wait_one(fd: impl AsFd, what: PollFlags, deadline: Instant) -> Result<bool, Errno> {
     Ok(poll(&mut [PollFd::new(&fd, what)], Some(deadline))? > 0)
 }
 
-/// Waits until one of `fds` is ready for what it is asked or has failed, or `until`.
+/// Waits until one of `fds` is ready for its flags or has failed, or until `deadline`.
 ///
 /// # Errors
-/// Of poll(2).
+/// The error of poll(2).
 pub(crate) fn poll_once(
     fds: &[(BorrowedFd<'_>, PollFlags)],
     deadline: Option<Instant>,
@@ -133,11 +134,11 @@ pub(crate) fn poll_once(
     poll(&mut polled, deadline).map(drop)
 }
 
-/// poll(2) that goes on after a signal.
+/// Calls poll(2), again after each signal.
 fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<usize, Errno> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // A time too long for the kernel is as good as none.
+        // A time that is too long for the kernel counts as no timeout.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match rustix::event::poll(fds, left.as_ref()) {
             Err(Errno::INTR) => {}
@@ -146,12 +147,12 @@ fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<usize, Errn
     }
 }
 
-/// The earlier of two moments, of which either may be absent.
+/// Returns the earlier of two instants, either of which may be absent.
 pub(crate) fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
 }
 
-/// Pauses between attempts: each twice the last, up to a limit.
+/// The delays between attempts. Each delay is twice the last one, up to a limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -168,14 +169,14 @@ impl Backoff {
         }
     }
 
-    /// The pause before the next attempt.
+    /// Returns the delay before the next attempt.
     pub(crate) fn next_delay(&mut self) -> Duration {
-        let pause = self.next;
-        self.next = pause.saturating_mul(2).min(self.longest);
-        pause
+        let delay = self.next;
+        self.next = delay.saturating_mul(2).min(self.longest);
+        delay
     }
 
-    /// Whether the pauses have grown to their limit.
+    /// Returns whether the delays have reached their limit.
     pub(crate) fn at_limit(&self) -> bool {
         self.next >= self.longest
     }
@@ -191,12 +192,12 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_their_limit() {
-        let mut pauses = Backoff::new(Duration::from_millis(100), Duration::from_millis(350));
-        let taken: Vec<u128> = (0..4).map(|_| pauses.next_delay().as_millis()).collect();
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(350));
+        let taken: Vec<u128> = (0..4).map(|_| backoff.next_delay().as_millis()).collect();
         assert_eq!(taken, [100, 200, 350, 350]);
-        assert!(pauses.at_limit());
-        pauses.reset();
-        assert_eq!(pauses.next_delay().as_millis(), 100);
+        assert!(backoff.at_limit());
+        backoff.reset();
+        assert_eq!(backoff.next_delay().as_millis(), 100);
     }
 
     #[test]
