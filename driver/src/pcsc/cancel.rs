@@ -1,4 +1,4 @@
-//! Ends a watch inside libpcsclite from another thread.
+//! Ends a watch's wait inside libpcsclite from another thread.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -10,27 +10,27 @@ use ::pcsc::{Context, Error};
 use super::watchdog::{CallWatchdog, WatchedContext};
 use crate::{socket_shutdown::ShutdownHandle, stop::StopHandle, wait::StopFlag};
 
-/// Time for a cancelled wait to come back before it is cancelled again.
+/// How long a cancelled wait may take to return before it is cancelled again.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(2);
-/// How long a stop goes on when pcscd takes no notice.
-const GIVE_UP: Duration = Duration::from_secs(2);
+/// How long a stop keeps trying if pcscd does not respond.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A stop that reaches a thread inside libpcsclite.
+/// Stops a watch whose thread may be inside libpcsclite.
 ///
-/// SCardCancel is not sticky: it succeeds and does nothing unless the other thread is already inside the
-/// blocking receive, and it asks pcscd. So the watch's connection is cut instead. Only where that could not be
-/// told from others is the wait cancelled, after the stop was set, again and again until it is left.
+/// SCardCancel does not stay in effect. It succeeds without any effect unless the other thread is already inside the
+/// blocking receive, and it needs pcscd. So a stop shuts down the watch's connection instead. If the socket of that
+/// connection is unknown, the stop cancels the wait repeatedly until the wait has returned.
 pub(super) struct WatchCanceller {
     pub(super) stop: StopFlag,
     watchdog: Arc<CallWatchdog>,
     current: Mutex<CurrentWait>,
-    left: Condvar,
+    returned: Condvar,
 }
 
 #[derive(Default)]
 struct CurrentWait {
-    line: Option<Arc<ShutdownHandle>>,
-    /// The context of a wait that runs and has no line.
+    shutdown_handle: Option<Arc<ShutdownHandle>>,
+    /// The context of a running wait whose socket is unknown.
     waiting: Option<Context>,
 }
 
@@ -40,24 +40,24 @@ impl WatchCanceller {
             stop: StopFlag::new(),
             watchdog,
             current: Mutex::default(),
-            left: Condvar::new(),
+            returned: Condvar::new(),
         }
     }
 
     /// Makes a stop end every call on this connection.
     ///
     /// # Errors
-    /// After a stop.
+    /// `Cancelled` after a stop.
     pub(super) fn attach(&self, established: &WatchedContext) -> Result<(), Error> {
         let mut current = self.current();
         if self.stop.is_set() {
             return Err(Error::Cancelled);
         }
-        current.line = established.line().cloned();
+        current.shutdown_handle = established.shutdown_handle().cloned();
         Ok(())
     }
 
-    /// Runs `wait`, which blocks, so that a stop ends it; nothing after a stop.
+    /// Runs `wait`, which blocks, so that a stop ends it. After a stop, `wait` does not run, and `None` is returned.
     pub(super) fn run_cancellable<T>(
         &self,
         established: &WatchedContext,
@@ -67,7 +67,7 @@ impl WatchCanceller {
         if self.stop.is_set() {
             return None;
         }
-        if established.line().is_some() {
+        if established.shutdown_handle().is_some() {
             drop(current);
             return Some(wait());
         }
@@ -83,23 +83,26 @@ impl WatchCanceller {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Again and again: a wait that has not begun to wait, and a socket that is not there yet, cannot be ended.
+    /// Ends the wait repeatedly, until it has returned. One attempt is not enough: the thread may not have begun its
+    /// wait, or opened its socket.
     fn end_until_left(&self) {
-        let deadline = Instant::now() + GIVE_UP;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while self.end_once() {
             if Instant::now() >= deadline {
-                tracing::warn!("PC/SC: a watch did not end within {GIVE_UP:?} of being stopped");
+                tracing::warn!(
+                    "PC/SC: a watch did not end within {STOP_TIMEOUT:?} after its stop; it is left running"
+                );
                 return;
             }
             let current = self.current();
-            let _ = self.left.wait_timeout(current, CANCEL_INTERVAL);
+            let _ = self.returned.wait_timeout(current, CANCEL_INTERVAL);
         }
     }
 
-    /// Whether there was something to end.
+    /// Tries once to end the wait. Returns whether there was a wait or a new connection to end.
     fn end_once(&self) -> bool {
         let waiting = self.current().waiting.clone();
-        // Its errors say no more than the wait's own end does.
+        // The error is ignored: the end of the wait shows whether the cancel worked.
         let _ = waiting.as_ref().map(Context::cancel);
         self.watchdog.abort_new_watch() | waiting.is_some()
     }
@@ -108,19 +111,21 @@ impl WatchCanceller {
 impl StopHandle for WatchCanceller {
     fn stop(&self) {
         self.stop.stop();
-        let line = self.current().line.clone();
-        line.iter().for_each(|line| line.shut_down());
-        // The watch may be making another connection, or waiting on one that could not be told from others.
+        let shutdown_handle = self.current().shutdown_handle.clone();
+        shutdown_handle
+            .iter()
+            .for_each(|shutdown_handle| shutdown_handle.shut_down());
+        // The watch may be making another connection, or waiting on a connection whose socket is unknown.
         self.end_until_left();
     }
 }
 
-/// The wait is over, however it ended.
+/// Marks a wait as ended when dropped, however the wait ended.
 struct WaitGuard<'a>(&'a WatchCanceller);
 
 impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         self.0.current().waiting = None;
-        self.0.left.notify_all();
+        self.0.returned.notify_all();
     }
 }

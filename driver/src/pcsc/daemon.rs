@@ -1,4 +1,5 @@
-//! Where pcscd is reached, and whether it answers at all. libpcsclite is not asked: it would wait for an answer for ever.
+//! The path of pcscd's socket, and a check whether pcscd is responsive. The check does not use libpcsclite, which
+//! would wait for a response for ever.
 
 use std::{
     ffi::OsString,
@@ -14,24 +15,25 @@ use rustix::{
 
 use crate::wait::wait_one;
 
-/// Where libpcsclite looks for pcscd unless `PCSCLITE_CSOCK_NAME` says otherwise.
+/// The socket of pcscd unless `PCSCLITE_CSOCK_NAME` is set.
 const SOCKET: &str = "/run/pcscd/pcscd.comm";
-/// `CMD_VERSION` of pcscd's protocol, unchanged since pcsc-lite 1.6: a header of size and command, then major and
-/// minor version and a result, each 32 bits in the machine's own order. Every pcscd answers it, be it with no.
+/// `CMD_VERSION` of pcscd's protocol, unchanged since pcsc-lite 1.6. The header has size and command. The body has
+/// the major version, the minor version and a result. Each is 32 bits in the machine's byte order. Every pcscd
+/// responds to it, even if it rejects the version.
 const CMD_VERSION: [u32; 5] = [12, 0x11, 4, 4, 0];
 
-/// Where pcscd is reached; the bytes of the variable as they are, for it may be anything.
+/// Returns the path of pcscd's socket. The value of the variable need not be UTF-8.
 pub(super) fn socket() -> PathBuf {
     let socket = std::env::var_os("PCSCLITE_CSOCK_NAME").map(OsString::into_vec);
     PathBuf::from(OsString::from_vec(socket.unwrap_or_else(|| SOCKET.into())))
 }
 
-/// Whether the pcscd at `socket` answers within `patience`. One that is not there counts as answering: who
-/// connects is told so at once.
-pub(super) fn is_responsive(socket: &Path, patience: Duration) -> bool {
-    match query_version(socket, Instant::now() + patience) {
-        Ok(answered) => answered,
-        // The queue of connections is full: nobody takes them.
+/// Returns whether the pcscd at `socket` responds within `timeout`. An absent pcscd counts as responsive, because a
+/// connection to it fails at once.
+pub(super) fn is_responsive(socket: &Path, timeout: Duration) -> bool {
+    match query_version(socket, Instant::now() + timeout) {
+        Ok(is_responsive) => is_responsive,
+        // The queue of connections is full, because pcscd does not accept them.
         Err(rustix::io::Errno::AGAIN) => false,
         Err(_) => true,
     }
@@ -45,11 +47,11 @@ fn query_version(path: &Path, deadline: Instant) -> Result<bool, rustix::io::Err
         None,
     )?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let question: Vec<u8> = CMD_VERSION
+    let request: Vec<u8> = CMD_VERSION
         .iter()
         .flat_map(|word| word.to_ne_bytes())
         .collect();
-    rustix::net::send(&socket, &question, SendFlags::NOSIGNAL)?;
+    rustix::net::send(&socket, &request, SendFlags::NOSIGNAL)?;
     wait_one(&socket, PollFlags::IN, deadline)
 }
 
@@ -86,10 +88,10 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (mut client, _) = listener.accept().unwrap();
-                let mut question = [0; 20];
-                client.read_exact(&mut question).unwrap();
-                assert_eq!(question[4..8], 0x11_u32.to_ne_bytes(), "CMD_VERSION");
-                client.write_all(&question[8..]).unwrap();
+                let mut request = [0; 20];
+                client.read_exact(&mut request).unwrap();
+                assert_eq!(request[4..8], 0x11_u32.to_ne_bytes(), "CMD_VERSION");
+                client.write_all(&request[8..]).unwrap();
             });
             assert!(is_responsive(&path, Duration::from_secs(10)));
         });

@@ -1,14 +1,14 @@
-//! What libpcsclite's return values mean, in one place.
+//! The meaning of libpcsclite's return values.
 
 use ::pcsc::Error;
 use claviger_apdu::{Sent, TransportError, TransportErrorKind};
 
 use super::library;
 
-/// What the caller can act on; `Protocol` for whatever is not foreseen.
+/// Returns the kind of error that the caller can act on. An unexpected error is a `Protocol` error.
 pub(super) const fn kind(error: Error) -> TransportErrorKind {
     match error {
-        // Also what a client is told of a handle or context that died with its pcscd.
+        // libpcsclite also returns these for a handle or context whose pcscd has ended.
         Error::NoService
         | Error::ServiceStopped
         | Error::CommError
@@ -34,18 +34,18 @@ pub(super) const fn kind(error: Error) -> TransportErrorKind {
     }
 }
 
-/// Whether a command that failed with `error` may have reached the card.
+/// Returns whether a command that failed with `error` may have reached the card.
 pub(super) const fn sent(error: Error) -> Sent {
     match error {
-        // pcscd finds these before it hands the command to the reader's driver.
+        // pcscd detects these before it passes the command to the reader's driver.
         Error::ResetCard | Error::SharingViolation | Error::InvalidHandle => Sent::No,
         Error::InsufficientBuffer => Sent::Yes,
         _ => Sent::Maybe,
     }
 }
 
-/// The cure, where there is a usual one.
-fn cure(error: Error) -> &'static str {
+/// Returns a hint how to solve the error, if there is a common solution.
+fn hint(error: Error) -> &'static str {
     match error {
         Error::SharingViolation => {
             "; another program uses the card exclusively. If it is GnuPG's scdaemon, `gpgconf --kill scdaemon` \
@@ -55,10 +55,12 @@ fn cure(error: Error) -> &'static str {
             "; pcscd refused access (polkit): allow org.debian.pcsc-lite.access_pcsc and .access_card for this \
              user (docs/pcscd.md), or stop pcscd and set `transports = [\"usb\"]` (docs/configuration.md)"
         }
-        Error::NoService => library::cure(),
-        Error::NotTransacted => "; the reader could not complete the exchange: was the card moved?",
-        Error::ServiceStopped => "; libpcsclite and pcscd may be of versions that do not match",
-        Error::UnresponsiveCard => "; the card does not answer its reset",
+        Error::NoService => library::hint(),
+        Error::NotTransacted => {
+            "; the reader could not complete the exchange: check that the card sits firmly in the reader"
+        }
+        Error::ServiceStopped => "; the versions of libpcsclite and pcscd may not match",
+        Error::UnresponsiveCard => "; the card sends no answer to reset",
         Error::UnpoweredCard => {
             "; another program left the card without power, and it could not be powered up"
         }
@@ -66,18 +68,18 @@ fn cure(error: Error) -> &'static str {
     }
 }
 
-/// The error of `operation`, on `reader` if it was on one.
+/// Makes the error of `operation`, which ran on `reader` if there is one.
 pub(super) fn about(
     operation: &str,
     reader: Option<&str>,
     error: Error,
     sent: Sent,
 ) -> TransportError {
-    let place = reader.map_or_else(String::new, |reader| format!(" on {reader}"));
+    let location = reader.map_or_else(String::new, |reader| format!(" on {reader}"));
     let number = error as u32;
     let what = format!(
-        "PC/SC {operation}{place}: {error} ({number:08X}){}",
-        cure(error)
+        "PC/SC {operation}{location}: {error} ({number:08X}){}",
+        hint(error)
     );
     TransportError {
         kind: kind(error),

@@ -1,5 +1,5 @@
-//! What a reader's driver says it can do (PC/SC part 10, 2.2 to 2.6, version 2.02.09): the answers to three
-//! SCardControl requests, as values.
+//! Parses what a reader's driver reports about its features (PC/SC part 10, 2.2 to 2.6, version 2.02.09). The driver
+//! responds to three SCardControl requests.
 //!
 //! ```text
 //! CM_IOCTL_GET_FEATURE_REQUEST   tag | 04 | control code, big-endian       … as often as there are features
@@ -7,18 +7,18 @@
 //! FEATURE_IFD_PIN_PROPERTIES     wLcdLayout | bEntryValidationCondition | bTimeOut2
 //! ```
 //!
-//! The rules for all that comes from a driver: a record that runs past the bytes given makes them worthless; a record
-//! whose value has another length than its tag's is left out; of two records with one tag the first counts; a tag that
-//! is not known is kept.
+//! Four rules hold for the bytes of a driver. A record that runs past the end makes the whole response invalid. A
+//! record whose value has the wrong length for its tag is skipped. The first of two records with the same tag counts.
+//! An unknown tag is kept.
 
 use crate::ccid::pin_pad::{Digits, Operations};
 
-/// Most of a firmware's name that is shown.
+/// How many characters of a firmware's name are kept.
 const FIRMWARE: usize = 64;
-/// Most data of a command that extended length has (dwMaxAPDUDataSize).
+/// The most data that a command of extended length can have (dwMaxAPDUDataSize).
 const EXTENDED: u32 = 0x1_0000;
 
-/// The tag of a feature (PC/SC part 10, 2.3), known or not.
+/// The tag of a feature (PC/SC part 10, 2.3). The tag may be unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Feature(pub u8);
 
@@ -37,19 +37,19 @@ impl Feature {
     pub const CCID_ESC_COMMAND: Self = Self(0x13);
 }
 
-/// Bytes of a driver's that are not what was asked for.
+/// A malformed response of a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FeatureError {
-    /// A record says that it has more bytes than there are.
-    #[error("the record at byte {at} runs past the end of {total} bytes")]
+    /// A record is longer than the bytes that are left.
+    #[error("the record at byte {at} runs past the end of the response of {total} bytes")]
     Cut {
-        /// Where it begins.
+        /// The offset of the record.
         at: usize,
-        /// How many bytes there are.
+        /// The length of the response.
         total: usize,
     },
-    /// PIN_PROPERTIES_STRUCTURE has four bytes.
-    #[error("PIN properties of {0} bytes; 4 expected")]
+    /// A PIN_PROPERTIES_STRUCTURE does not have four bytes.
+    #[error("the PIN properties have {0} bytes instead of 4")]
     Length(usize),
 }
 
@@ -58,7 +58,7 @@ pub enum FeatureError {
 pub struct Features(Vec<(Feature, u32)>);
 
 impl Features {
-    /// Reads the answer to CM_IOCTL_GET_FEATURE_REQUEST.
+    /// Parses the response to CM_IOCTL_GET_FEATURE_REQUEST.
     ///
     /// # Errors
     /// [`FeatureError::Cut`].
@@ -76,20 +76,20 @@ impl Features {
         Ok(features)
     }
 
-    /// The code by which SCardControl asks for `feature`, if the reader has it.
+    /// Returns the control code with which SCardControl requests `feature`, if the reader has that feature.
     #[must_use]
     pub fn control_code(&self, feature: Feature) -> Option<u32> {
         let known = self.0.iter().find(|(known, _)| *known == feature);
         known.map(|(_, code)| *code)
     }
 
-    /// All of them in their order.
+    /// Returns all features in the order of the response.
     pub fn iter(&self) -> impl Iterator<Item = (Feature, u32)> + '_ {
         self.0.iter().copied()
     }
 
-    /// What its pad is said to do in one request. Whether it may be trusted is for
-    /// [`PinPad`](crate::ccid::pin_pad::PinPad) to say.
+    /// Returns which operations the reader's PIN pad is reported to support. [`PinPad`](crate::ccid::pin_pad::PinPad)
+    /// decides whether to trust it.
     #[must_use]
     pub fn pin_pad(&self) -> Operations {
         Operations {
@@ -99,36 +99,36 @@ impl Features {
     }
 }
 
-/// The answer to FEATURE_GET_TLV_PROPERTIES: `None` is what the driver does not say.
+/// The response to FEATURE_GET_TLV_PROPERTIES. A property is `None` if the driver does not report it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// wLcdLayout: lines in the high byte, columns in the low one.
+    /// wLcdLayout: the number of lines in the high byte, the number of columns in the low byte.
     pub lcd_layout: Option<u16>,
-    /// bEntryValidationCondition: what may end an entry.
+    /// bEntryValidationCondition: the keys or limits that may end an entry.
     pub entry_validation: Option<u8>,
-    /// bTimeOut2: whether the time after the first key counts apart.
+    /// bTimeOut2: whether the timeout after the first key is separate.
     pub timeout2: Option<u8>,
     /// bMinPINSize.
     pub min_pin_size: Option<u8>,
     /// bMaxPINSize.
     pub max_pin_size: Option<u8>,
-    /// sFirmwareID, the characters of ASCII in it that can be printed.
+    /// The printable ASCII characters of sFirmwareID.
     pub firmware: Option<String>,
     /// bPPDUSupport.
     pub ppdu_support: Option<u8>,
-    /// dwMaxAPDUDataSize: most data an APDU may have, up to 65 536. 0 stands for short APDUs only; values up to 256
-    /// are reserved and taken for the same.
+    /// dwMaxAPDUDataSize: the most data that an APDU may have, up to 65 536. 0 means short APDUs only. Values up to
+    /// 256 are reserved and count as 0.
     pub max_apdu_data: Option<u32>,
     /// wIdVendor.
     pub vendor: Option<u16>,
     /// wIdProduct.
     pub product: Option<u16>,
-    /// Tags that are not known.
+    /// Unknown tags.
     pub unknown: Vec<u8>,
 }
 
 impl Properties {
-    /// Reads the answer to FEATURE_GET_TLV_PROPERTIES.
+    /// Parses the response to FEATURE_GET_TLV_PROPERTIES.
     ///
     /// # Errors
     /// [`FeatureError::Cut`].
@@ -145,7 +145,7 @@ impl Properties {
             0x01 => first(&mut self.lcd_layout, word(value)),
             0x02 => first(&mut self.entry_validation, byte(value)),
             0x03 => first(&mut self.timeout2, byte(value)),
-            // wLcdMaxCharacters and wLcdMaxLines of older versions say what wLcdLayout says.
+            // wLcdMaxCharacters and wLcdMaxLines of older versions repeat wLcdLayout.
             0x04 | 0x05 => {}
             0x06 => first(&mut self.min_pin_size, byte(value)),
             0x07 => first(&mut self.max_pin_size, byte(value)),
@@ -159,13 +159,14 @@ impl Properties {
         }
     }
 
-    /// Whether extended APDUs pass, where the driver says it.
+    /// Returns whether the reader accepts extended APDUs. Returns `None` if the driver does not report it.
     #[must_use]
     pub fn takes_extended_apdus(&self) -> Option<bool> {
         self.max_apdu_data.map(|size| size > 0)
     }
 
-    /// How many digits the pad takes, where the driver says something that can be.
+    /// Returns how many digits the PIN pad accepts. Returns `None` if the driver does not report it, or reports an
+    /// impossible range.
     #[must_use]
     pub fn digits(&self) -> Option<Digits> {
         let (min, max) = (self.min_pin_size?.max(1), self.max_pin_size?);
@@ -173,19 +174,19 @@ impl Properties {
     }
 }
 
-/// The answer to FEATURE_IFD_PIN_PROPERTIES.
+/// The response to FEATURE_IFD_PIN_PROPERTIES.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinProperties {
-    /// wLcdLayout: lines in the high byte, columns in the low one; 0 without a display.
+    /// wLcdLayout: the number of lines in the high byte, the number of columns in the low byte. 0 means no display.
     pub lcd_layout: u16,
-    /// bEntryValidationCondition: what may end an entry.
+    /// bEntryValidationCondition: the keys or limits that may end an entry.
     pub entry_validation: u8,
-    /// bTimeOut2: whether the time after the first key counts apart.
+    /// bTimeOut2: whether the timeout after the first key is separate.
     pub timeout2: u8,
 }
 
 impl PinProperties {
-    /// Reads a PIN_PROPERTIES_STRUCTURE.
+    /// Parses a PIN_PROPERTIES_STRUCTURE.
     ///
     /// # Errors
     /// [`FeatureError::Length`].
@@ -201,7 +202,7 @@ impl PinProperties {
     }
 }
 
-/// Tags and values; all bytes belong to one.
+/// Splits the bytes into tags and values. Every byte must belong to a record.
 fn records(bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, FeatureError> {
     let mut records = Vec::new();
     let mut rest = bytes;
@@ -220,7 +221,7 @@ fn records(bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, FeatureError> {
     Ok(records)
 }
 
-/// Keeps what came first.
+/// Sets `known` to `value` unless `known` has a value already.
 fn first<T>(known: &mut Option<T>, value: Option<T>) {
     if known.is_none() {
         *known = value;
@@ -239,7 +240,7 @@ fn double_word(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_le_bytes)
 }
 
-/// A size without the reserved values.
+/// Returns the size, with reserved values replaced by 0.
 fn apdu_data(size: u32) -> u32 {
     match size {
         0..=256 => 0,
@@ -247,14 +248,14 @@ fn apdu_data(size: u32) -> u32 {
     }
 }
 
-/// What of it can be shown.
+/// Returns the printable characters, up to [`FIRMWARE`] of them.
 fn printable(value: &[u8]) -> String {
     let printable = |byte: &&u8| byte.is_ascii_graphic() || **byte == b' ';
     let shown = value.iter().filter(printable).take(FIRMWARE);
     shown.map(|byte| char::from(*byte)).collect()
 }
 
-/// Reads arbitrary bytes as each of the three answers; for the fuzz target `part10_tlv`.
+/// Parses arbitrary bytes as each of the three responses, for the fuzz target `part10_tlv`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -293,7 +294,7 @@ pub fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    /// What pcsc-lite's CCID driver says of a reader with a pad.
+    /// The response of pcsc-lite's CCID driver for a reader with a PIN pad.
     const LIBCCID: [u8; 30] = [
         0x06, 0x04, 0x42, 0x33, 0x00, 0x06, // FEATURE_VERIFY_PIN_DIRECT
         0x07, 0x04, 0x42, 0x33, 0x00, 0x07, // FEATURE_MODIFY_PIN_DIRECT
@@ -350,7 +351,7 @@ mod tests {
         let features = Features::parse(&bytes).unwrap();
         let all: Vec<_> = features.iter().collect();
         assert_eq!(all, [(Feature::MODIFY_PIN_DIRECT, 1)]);
-        // A short one does not keep out the one after it.
+        // A record that is too short does not shadow a later one.
         let features = Features::parse(&[&bytes[..4], &LIBCCID[..6]].concat()).unwrap();
         assert!(features.pin_pad().verify);
     }

@@ -1,4 +1,4 @@
-//! A card handle that leaves the card as it is, whatever happens.
+//! A card handle that never changes the state of the card when it is dropped.
 
 use std::{
     ffi::{CStr, CString},
@@ -15,30 +15,30 @@ use zeroize::Zeroize;
 use super::watchdog::{CallWatchdog, ContextPurpose, WatchedContext};
 use crate::wait::Backoff;
 
-/// How long a card in another's exclusive hands is asked for.
+/// How long to retry a card that another program uses exclusively.
 const EXCLUSIVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The protocols of contact cards; a reader picks one.
+/// The protocols of contact cards. The reader chooses one.
 const PROTOCOLS: Protocols = Protocols::T0.union(Protocols::T1);
-/// CM_IOCTL_GET_FEATURE_REQUEST (PC/SC part 10, 2.2): answered by the reader's driver, the card is not asked.
+/// CM_IOCTL_GET_FEATURE_REQUEST (PC/SC part 10, 2.2). The reader's driver responds to it without using the card.
 const GET_FEATURES: ::pcsc::ffi::DWORD = 3400;
-/// Room for a reader's name; 128 bytes in all versions of pcsc-lite.
+/// Size of the buffer for a reader's name. All versions of pcsc-lite use up to 128 bytes.
 const NAME: usize = 1024;
-/// Longest answer to reset.
+/// Length of the longest answer to reset.
 const ATR: usize = 33;
 
-/// Further attempts at a card that is being powered or reset.
+/// How often to retry a card that is being powered up or reset.
 const MAX_UNSETTLED: usize = 8;
-/// How long pcscd may take to let go of a card.
+/// How long pcscd may take to disconnect a card.
 const DISCONNECT: Duration = Duration::from_secs(2);
 
-/// A shared connection to a card, over a context of its own.
+/// A shared card handle with a context of its own.
 pub(super) struct CardHandle {
-    /// Empty only while it is being dropped.
+    /// `None` only during the drop.
     card: Option<Card>,
     established: Arc<WatchedContext>,
 }
 
-/// What a connection found in the reader.
+/// The card that a handle is connected to.
 pub(super) struct ConnectedCard {
     pub(super) atr: Atr,
     pub(super) protocol: Protocol,
@@ -54,7 +54,7 @@ impl CardHandle {
         let established = Arc::new(establish(watchdog, call)?);
         let context = established.context()?;
         let deadline = call.deadline.min(Instant::now() + EXCLUSIVE_TIMEOUT);
-        let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(160));
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(160));
         loop {
             let connect = || match context.connect(&name, ShareMode::Shared, PROTOCOLS) {
                 Err(Error::UnpoweredCard) => power_up(context, &name),
@@ -69,7 +69,7 @@ impl CardHandle {
                 }
                 Err(Error::SharingViolation) if Instant::now() < deadline => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    std::thread::sleep(pauses.next_delay().min(left));
+                    std::thread::sleep(backoff.next_delay().min(left));
                 }
                 Err(_) if established.was_aborted() => return Err(Error::Timeout),
                 Err(error) => return Err(error),
@@ -87,7 +87,8 @@ impl CardHandle {
 }
 
 impl Drop for CardHandle {
-    /// `Card`'s own drop disconnects with SCARD_RESET_CARD and must not run while it could reach the card.
+    /// Disconnects with SCARD_LEAVE_CARD. `Card`'s own drop would disconnect with SCARD_RESET_CARD, so it must not
+    /// run while it could reach the card.
     fn drop(&mut self) {
         let Some(card) = self.card.take() else {
             return;
@@ -98,8 +99,8 @@ impl Drop for CardHandle {
             return;
         };
         match error {
-            // The handle is unknown or the way to pcscd is closed: the card's own drop reaches nothing, and
-            // pcscd left the card when it saw us go.
+            // pcscd does not know the handle, or the connection to pcscd is closed. So the drop of `Card` has no
+            // effect, and pcscd left the card as it was when the connection closed.
             Error::InvalidHandle
             | Error::NoService
             | Error::CommError
@@ -107,7 +108,7 @@ impl Drop for CardHandle {
             | Error::ServiceStopped => drop(card),
             error => {
                 tracing::warn!(
-                    "PC/SC SCardDisconnect: {error}; the handle is kept, to spare the card a reset"
+                    "PC/SC SCardDisconnect: {error}; the handle is not closed, because closing it could reset the card"
                 );
                 std::mem::forget(card);
             }
@@ -115,7 +116,7 @@ impl Drop for CardHandle {
     }
 }
 
-/// A crashing pcscd can look like a refusal: asks twice.
+/// Makes a context, with a second attempt after a refusal: a crashing pcscd can look like a refusal.
 fn establish(watchdog: &Arc<CallWatchdog>, call: Call) -> Result<WatchedContext, Error> {
     match watchdog.establish(ContextPurpose::Card, call.deadline) {
         Err(_) if watchdog.is_unresponsive() => Err(Error::Timeout),
@@ -126,8 +127,8 @@ fn establish(watchdog: &Arc<CallWatchdog>, call: Call) -> Result<WatchedContext,
     }
 }
 
-/// Connects to a card that another program left without power while a third was connected: pcscd gives it power
-/// for a reset only, and there is no state left to lose.
+/// Connects to a card that one program left without power while another program was connected. pcscd powers such a
+/// card up only with a reset. The card has no state left to lose.
 fn power_up(context: &Context, name: &CStr) -> Result<Card, Error> {
     let mut card = context.connect(name, ShareMode::Direct, Protocols::UNDEFINED)?;
     match card.reconnect(ShareMode::Shared, PROTOCOLS, Disposition::ResetCard) {
@@ -139,7 +140,7 @@ fn power_up(context: &Context, name: &CStr) -> Result<Card, Error> {
     }
 }
 
-/// A card handle, in a transaction or not.
+/// A card handle, inside a transaction or outside.
 pub(super) trait Handle {
     fn card(&self) -> &Card;
     fn reconnect(&mut self, disposition: Disposition) -> Result<(), Error>;
@@ -165,15 +166,15 @@ impl Handle for Transaction<'_> {
     }
 }
 
-/// Tells libpcsclite that the reset by another was noticed; the card is not reset again, unless it was left without
-/// power. What there is now.
+/// Tells libpcsclite that another program's reset was noticed. The card is reset again only if it was left without
+/// power. Returns the card that is connected now.
 pub(super) fn reconnect(handle: &mut impl Handle) -> Result<ConnectedCard, Error> {
     let mut unsettled = Unsettled::default();
     loop {
         match reconnect_once(handle) {
-            // With another card in the reader a second try would succeed, and hide the exchange.
+            // A second attempt would succeed with another card in the reader, and hide the change of cards.
             Err(error @ (Error::RemovedCard | Error::NoSmartcard)) => return Err(error),
-            Err(error) if unsettled.goes_on(error) => {}
+            Err(error) if unsettled.should_retry(error) => {}
             outcome => return outcome,
         }
     }
@@ -190,45 +191,46 @@ fn reconnect_once(handle: &mut impl Handle) -> Result<ConnectedCard, Error> {
     }
 }
 
-/// Patience with a card that pcscd is just giving power to or resetting: what it says meanwhile is soon true no more.
+/// Decides whether to retry an operation on a card that pcscd is powering up or resetting. Errors during that time
+/// are often temporary.
 pub(super) struct Unsettled {
     left: usize,
-    was_doubted: bool,
-    pauses: Backoff,
+    retried_once: bool,
+    backoff: Backoff,
 }
 
 impl Default for Unsettled {
     fn default() -> Self {
         Self {
             left: MAX_UNSETTLED,
-            was_doubted: false,
-            pauses: Backoff::new(Duration::from_millis(2), Duration::from_millis(50)),
+            retried_once: false,
+            backoff: Backoff::new(Duration::from_millis(2), Duration::from_millis(50)),
         }
     }
 }
 
 impl Unsettled {
-    /// Whether what failed with `error` is worth another try, for which a moment has then passed.
-    pub(super) fn goes_on(&mut self, error: Error) -> bool {
-        let is_worth_it = match error {
-            // Until a reset is over, and when a card was just put in or left without power, there is no protocol.
+    /// Returns whether to retry an operation that failed with `error`. Sleeps before it returns true.
+    pub(super) fn should_retry(&mut self, error: Error) -> bool {
+        let retries = match error {
+            // No protocol is set during a reset, or after a card was inserted or left without power.
             Error::ProtoMismatch | Error::ResetCard => self.left > 0,
-            // As likely true as not: it is asked for once more.
+            // These may be temporary. They are retried once.
             Error::UnpoweredCard
             | Error::UnresponsiveCard
             | Error::NoSmartcard
-            | Error::RemovedCard => !std::mem::replace(&mut self.was_doubted, true),
+            | Error::RemovedCard => !std::mem::replace(&mut self.retried_once, true),
             _ => false,
         };
-        if is_worth_it {
+        if retries {
             self.left = self.left.saturating_sub(1);
-            std::thread::sleep(self.pauses.next_delay());
+            std::thread::sleep(self.backoff.next_delay());
         }
-        is_worth_it
+        retries
     }
 }
 
-/// The card's answer to reset and the protocol it speaks.
+/// Returns the card's answer to reset and its protocol.
 pub(super) fn connected_card(card: &Card) -> Result<ConnectedCard, Error> {
     let (mut name, mut atr) = ([0; NAME], [0; ATR]);
     let status = card.status2(&mut name, &mut atr)?;
@@ -240,12 +242,12 @@ pub(super) fn connected_card(card: &Card) -> Result<ConnectedCard, Error> {
     Ok(ConnectedCard { atr, protocol })
 }
 
-/// Waits until no other handle is in a transaction, or `until`.
+/// Waits until no other handle is in a transaction, or until `deadline`.
 ///
-/// SCardBeginTransaction would wait for ever, in steps of 100 ms in the library and 100 ms in pcscd.
-/// SCardControl is refused at once while another holds the card, so it is asked instead, in shorter steps.
+/// SCardBeginTransaction would wait for ever, in steps of 100 ms in the library and 100 ms in pcscd. SCardControl
+/// fails at once during another handle's transaction. So this function polls SCardControl in shorter steps.
 pub(super) fn wait_until_unlocked(card: &Card, deadline: Instant) -> Result<(), Error> {
-    let mut pauses = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
+    let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
     let mut features = [0; 256];
     while let Err(Error::SharingViolation) =
         card.control(::pcsc::ctl_code(GET_FEATURES), &[], &mut features)
@@ -254,12 +256,12 @@ pub(super) fn wait_until_unlocked(card: &Card, deadline: Instant) -> Result<(), 
         if left.is_zero() {
             return Err(Error::SharingViolation);
         }
-        std::thread::sleep(pauses.next_delay().min(left));
+        std::thread::sleep(backoff.next_delay().min(left));
     }
     Ok(())
 }
 
-/// The reason of a failed exchange: that card or reader are gone, where that explains it.
+/// Returns the cause of a failed exchange. If the card or the reader is gone, that is the cause.
 pub(super) fn refine_error(card: &Card, error: Error) -> Error {
     if error != Error::NotTransacted {
         return error;
@@ -276,7 +278,7 @@ pub(super) fn refine_error(card: &Card, error: Error) -> Error {
     }
 }
 
-/// Sends one frame over `scratch`, which is wiped again.
+/// Sends one frame. The response passes through `scratch`, which is wiped afterwards.
 pub(super) fn transmit(
     card: &Card,
     frame: &[u8],
@@ -284,14 +286,14 @@ pub(super) fn transmit(
     response: &mut ResponseBuffer,
 ) -> Result<(), Error> {
     let len = match card.transmit2(frame, scratch) {
-        Ok(answer) => answer.len(),
+        Ok(data) => data.len(),
         Err((error, _)) => {
             scratch.zeroize();
             return Err(error);
         }
     };
-    let answer = scratch.get_mut(..len).unwrap_or(&mut []);
-    let fits = response.set(answer).map_err(|_| Error::InsufficientBuffer);
-    answer.zeroize();
+    let data = scratch.get_mut(..len).unwrap_or(&mut []);
+    let fits = response.set(data).map_err(|_| Error::InsufficientBuffer);
+    data.zeroize();
     fits
 }

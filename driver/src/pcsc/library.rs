@@ -1,18 +1,18 @@
-//! libpcsclite itself: loaded before the first context is made, for the life of the process.
+//! Loads libpcsclite before the first context is made. The library stays loaded until the process ends.
 
 use ::pcsc::{Error, ffi};
 
 use crate::fork_guard;
 
-/// Loads the library if it is not; asks the system anew until it was found.
+/// Loads the library if it is not loaded. After a failure, the next call tries again.
 ///
 /// # Errors
-/// `NoService` where it cannot be loaded.
+/// `NoService` if the library cannot be loaded.
 pub(super) fn load() -> Result<(), Error> {
     if is_loaded() {
         return Ok(());
     }
-    // The loader has a lock of the whole process.
+    // The loader holds a process-wide lock.
     let _pass = fork_guard::enter();
     ffi::load().map_err(|why| {
         tracing::debug!("PC/SC: {why}");
@@ -20,15 +20,15 @@ pub(super) fn load() -> Result<(), Error> {
     })
 }
 
-/// Whether the library was found.
+/// Returns whether the library is loaded.
 pub(super) fn is_loaded() -> bool {
     ffi::is_loaded()
 }
 
-/// What explains that there is no service, and what helps.
-pub(super) fn cure() -> &'static str {
+/// Returns why there is no service and how to solve it.
+pub(super) fn hint() -> &'static str {
     if is_loaded() {
-        "; pcscd does not run, or its socket is out of reach (docs/pcscd.md)"
+        "; pcscd does not run, or its socket is unreachable (docs/pcscd.md)"
     } else {
         "; libpcsclite.so.1 is not installed or cannot be loaded: install pcscd and libpcsclite1 (docs/pcscd.md)"
     }

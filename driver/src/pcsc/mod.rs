@@ -1,12 +1,12 @@
-//! Readers of pcscd, through libpcsclite, which is loaded when the first context is made.
+//! The readers of pcscd, through libpcsclite. The library is loaded when the first context is made.
 //!
-//! Every watch and every connection has a context of its own: calls on one context wait for each other. Cards
-//! are connected to shared and always left as they are.
+//! Every watch and every transport has a context of its own, because calls on one context wait for each other.
+//! Transports share the card with other programs. Disconnecting never resets the card.
 //!
-//! libpcsclite has no timeouts, and while another program is in a transaction it tries a connection or a single
-//! command every 100 ms until its turn comes, whatever the deadline. Where threads are allowed, one of ours ends
-//! each call that is not through by its deadline ([`PcscBackend::new`]); where they are not, a call lasts as long
-//! as pcscd takes, or until [`Backend::cut`].
+//! libpcsclite has no timeouts. While another program is in a transaction, libpcsclite retries a connection or a
+//! single command every 100 ms until the transaction ends, whatever the deadline. Where the caller allows threads, a
+//! watchdog thread ends each call at its deadline ([`PcscBackend::new`]). Without threads, a call lasts until pcscd
+//! responds or until [`Backend::abort_calls`].
 
 mod cancel;
 mod daemon;
@@ -33,10 +33,10 @@ use crate::{
     reader::ReaderId,
 };
 
-/// How long a pcscd may take to answer when its backend is wound up, and how long all that is left may take.
+/// How long pcscd may take to respond when the shutdown begins, and how long the remaining calls may take together.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The readers of the pcscd that libpcsclite finds: at `PCSCLITE_CSOCK_NAME`, else at its usual place.
+/// The readers of the pcscd at `PCSCLITE_CSOCK_NAME`, or at libpcsclite's default path.
 #[derive(Debug)]
 pub struct PcscBackend {
     watchdog: Arc<CallWatchdog>,
@@ -44,7 +44,8 @@ pub struct PcscBackend {
 }
 
 impl PcscBackend {
-    /// Asks nothing of pcscd yet. With `may_create_threads`, one thread sees to deadlines while calls run.
+    /// Makes the backend without contacting pcscd. With `may_create_threads`, a watchdog thread enforces the
+    /// deadlines of running calls.
     #[must_use]
     pub fn new(may_create_threads: bool) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! One context and what it last said of every reader.
+//! The context of a watch, and the last reported state of every reader.
 
 use std::{
     ffi::{CStr, CString},
@@ -15,32 +15,33 @@ use super::{
 };
 use crate::reader::Presence;
 
-/// libpcsclite before 2.5.0 refuses to wait for more than 16 names, and one is the notice of new readers.
+/// Readers that the context follows. libpcsclite before 2.5.0 rejects a wait for more than 16 names, and one name is
+/// the pseudo-reader that reports new readers.
 const MAX_READERS: usize = 15;
-/// Looks that find a reader gone which was listed a moment before.
+/// Attempts at a query, each of which fails if a reader disappears after it was listed.
 const MAX_ROUNDS: usize = 16;
-/// Room for the names of all readers, before it is doubled.
+/// First size of the buffer for the names of all readers. It is doubled as needed.
 const USUAL_NAMES: usize = 4096;
-/// Most room for them.
+/// Largest size of that buffer.
 const MAX_NAMES: usize = 64 * 1024;
-/// After this the readers are listed anew. Before 2.3.0 a reader that comes between the list and the wait is
-/// not told; libpcsclite wakes every minute by itself anyway.
+/// How often the readers are listed again. libpcsclite before 2.3.0 does not report a reader that appears between the
+/// list and the wait. The interval costs little: libpcsclite wakes up every minute anyway.
 const QUERY_INTERVAL: Duration = Duration::from_secs(60);
-/// How long pcscd may take to tell of all readers: it waits for each of them to power its card.
+/// How long pcscd may take to report all readers. pcscd first waits for each reader to power up its card.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A context used for nothing but following the readers.
+/// A context that only follows the readers.
 pub(super) struct StatusContext {
     established: WatchedContext,
-    /// The notice of new and lost readers first, then the readers.
+    /// The pseudo-reader that reports new and lost readers, then the readers.
     states: Vec<ReaderState>,
 }
 
-/// What the context says of one reader.
+/// The state of one reader, as the context reports it.
 pub(super) struct ReportedReader<'a> {
     pub(super) name: &'a CStr,
     pub(super) presence: Presence,
-    /// Insertions and removals since the reader came, modulo 2^16.
+    /// Insertions and removals since the reader appeared, modulo 2^16.
     pub(super) events: u16,
 }
 
@@ -59,7 +60,7 @@ impl StatusContext {
         })
     }
 
-    /// Asks for all readers and their states.
+    /// Queries all readers and their states.
     pub(super) fn query(&mut self, deadline: Instant) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
             self.list(deadline)?;
@@ -68,8 +69,8 @@ impl StatusContext {
                 states,
             } = self;
             let context = established.context()?;
-            let ask = || context.get_status_change(Duration::ZERO, states);
-            match established.run_short(deadline, ask) {
+            let query = || context.get_status_change(Duration::ZERO, states);
+            match established.run_short(deadline, query) {
                 Ok(()) | Err(Error::Timeout) => {
                     self.acknowledge();
                     return Ok(());
@@ -81,7 +82,8 @@ impl StatusContext {
         Err(Error::UnknownReader)
     }
 
-    /// Waits until something differs from the last look, be it only who uses a card, or the stop.
+    /// Waits until a state differs from the last query, or until the stop. A new user of a card counts as a
+    /// difference.
     pub(super) fn wait(&mut self, canceller: &WatchCanceller) -> Result<(), Error> {
         let Self {
             established,
@@ -111,24 +113,24 @@ impl StatusContext {
     }
 
     fn list(&mut self, deadline: Instant) -> Result<(), Error> {
-        let mut room = USUAL_NAMES;
+        let mut size = USUAL_NAMES;
         let readers: Vec<CString> = loop {
-            let mut names = vec![0; room];
+            let mut names = vec![0; size];
             let context = self.established.context()?;
-            let ask = || {
+            let query = || {
                 let readers = context.list_readers(&mut names)?;
                 Ok(readers.map(CStr::to_owned).collect())
             };
-            match self.established.run_short(deadline, ask) {
+            match self.established.run_short(deadline, query) {
                 Ok(readers) => break readers,
                 Err(Error::NoReadersAvailable) => break Vec::new(),
-                Err(Error::InsufficientBuffer) if room < MAX_NAMES => room *= 2,
+                Err(Error::InsufficientBuffer) if size < MAX_NAMES => size *= 2,
                 Err(error) => return Err(error),
             }
         };
         if readers.len() > MAX_READERS {
             tracing::warn!(
-                "PC/SC: {} readers, of which {MAX_READERS} are used",
+                "PC/SC: pcscd has {} readers; only the first {MAX_READERS} are used",
                 readers.len()
             );
         }
@@ -140,16 +142,16 @@ impl StatusContext {
     }
 
     fn same_readers(&self) -> bool {
-        let told = |state: &ReaderState| state.event_state().intersects(State::CHANGED);
+        let changed = |state: &ReaderState| state.event_state().intersects(State::CHANGED);
         let gone = |state: &ReaderState| {
             state
                 .event_state()
                 .intersects(State::UNKNOWN | State::UNAVAILABLE)
         };
-        !self.states.first().is_none_or(told) && !self.states.iter().any(gone)
+        !self.states.first().is_none_or(changed) && !self.states.iter().any(gone)
     }
 
-    /// Makes the states seen the ones to differ from, counters included.
+    /// Makes the reported states, with their counters, the base of the next wait.
     fn acknowledge(&mut self) {
         self.states
             .iter_mut()
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(
             presence(State::PRESENT | State::INUSE, &ATR),
             card,
-            "whoever uses it"
+            "used by any program"
         );
         assert_eq!(presence(State::PRESENT | State::EXCLUSIVE, &ATR), card);
         assert_eq!(presence(State::PRESENT | State::MUTE, &ATR), Presence::Mute);

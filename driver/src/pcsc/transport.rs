@@ -1,4 +1,4 @@
-//! A card of pcscd as a transport.
+//! The transport to a card of pcscd.
 
 use std::{
     borrow::Cow,
@@ -20,27 +20,27 @@ use super::{
 };
 use crate::reader::ReaderId;
 
-/// Resets of the card by others that the beginning of a transaction goes along with.
+/// How many resets by other programs the beginning of a transaction tolerates.
 const MAX_RESETS: usize = 8;
-/// Longest command frame that every reader of extended APDUs is taken to carry. Some tokens have room for 1,342 bytes, and take the
-/// rest of a longer command, which libccid sends as CCID has it, for a command of its own.
+/// Longest command frame that every reader of extended APDUs is assumed to accept. Some tokens accept 1,342 bytes.
+/// libccid splits a longer command as CCID specifies, and those tokens take the rest for a separate command.
 const MAX_KNOWN_LENGTH: usize = 1024;
-/// How long pcscd may take to end a transaction, and to say what became of a card.
+/// How long pcscd may take to end a transaction, to reconnect a card or to query a card's status.
 const SHORT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// See [`Transport`].
+/// The transport to one card. See [`Transport`].
 pub(super) struct PcscTransport {
-    link: HandleState,
+    handle_state: HandleState,
     state: TransportState,
 }
 
 enum HandleState {
     Open(CardHandle),
-    /// What every later call is told.
+    /// Every later call returns this error.
     Closed(TransportError),
 }
 
-/// What is known of the card, apart from the handle itself, which a transaction borrows.
+/// The state of the transport without the card handle, which a transaction borrows.
 struct TransportState {
     established: Arc<WatchedContext>,
     reader: String,
@@ -48,8 +48,8 @@ struct TransportState {
     protocol: Protocol,
     epoch: Epoch,
     scratch: Zeroizing<Vec<u8>>,
-    /// Why the handle is of no more use.
-    over: Option<TransportError>,
+    /// Why the handle is unusable. `None` while it is usable.
+    unusable: Option<TransportError>,
 }
 
 impl PcscTransport {
@@ -62,8 +62,10 @@ impl PcscTransport {
         let mut unsettled = Unsettled::default();
         loop {
             match Self::connect_once(watchdog, name, call) {
-                // A new handle each time: only connecting gives power to a card that pcscd has just switched off.
-                Err((_, error)) if Instant::now() < call.deadline && unsettled.goes_on(error) => {}
+                // Each attempt makes a new handle. pcscd powers up a card that it has just switched off only for a
+                // new connection.
+                Err((_, error))
+                    if Instant::now() < call.deadline && unsettled.should_retry(error) => {}
                 Err((operation, error)) => {
                     return Err(about(operation, Some(name), error, Sent::No));
                 }
@@ -72,73 +74,76 @@ impl PcscTransport {
         }
     }
 
-    /// One attempt, or the operation that failed.
+    /// Tries once to connect. An error names the operation that failed.
     fn connect_once(
         watchdog: &Arc<CallWatchdog>,
         name: &str,
         call: Call,
     ) -> Result<Self, (&'static str, Error)> {
-        let mut connection =
+        let mut card_handle =
             CardHandle::open(watchdog, name, call).map_err(|error| ("SCardConnect", error))?;
-        let established = Arc::clone(connection.established());
-        let found = established.run_until(call.deadline, || {
-            connection
+        let established = Arc::clone(card_handle.established());
+        let connected = established.run_until(call.deadline, || {
+            card_handle
                 .card()
                 .and_then(|card| handle::connected_card(card))
         });
-        let found = found.map_err(|error| ("SCardStatus", error))?;
+        let connected = connected.map_err(|error| ("SCardStatus", error))?;
         Ok(Self {
-            link: HandleState::Open(connection),
-            state: TransportState::new(name, found, established),
+            handle_state: HandleState::Open(card_handle),
+            state: TransportState::new(name, connected, established),
         })
     }
 
-    /// Runs `work` on the handle, and lets go of it when `work` found it of no more use.
+    /// Runs `work` on the handle. Closes the handle if `work` found it unusable.
     fn open_handle<T>(
         &mut self,
         work: impl FnOnce(&mut Card, &mut TransportState) -> Result<T, TransportError>,
     ) -> Result<T, TransportError> {
-        let Self { link, state } = self;
-        let connection = match link {
-            HandleState::Open(connection) => connection,
+        let Self {
+            handle_state,
+            state,
+        } = self;
+        let card_handle = match handle_state {
+            HandleState::Open(card_handle) => card_handle,
             HandleState::Closed(why) => return Err(why.clone()),
         };
-        let outcome = match connection.card() {
+        let outcome = match card_handle.card() {
             Ok(card) => work(card, state),
             Err(error) => Err(about("handle", Some(&state.reader), error, Sent::No)),
         };
-        if let Some(why) = state.over.take() {
-            *link = HandleState::Closed(why);
+        if let Some(why) = state.unusable.take() {
+            *handle_state = HandleState::Closed(why);
         }
         outcome
     }
 }
 
 impl TransportState {
-    fn new(reader: &str, found: ConnectedCard, established: Arc<WatchedContext>) -> Self {
+    fn new(reader: &str, connected: ConnectedCard, established: Arc<WatchedContext>) -> Self {
         Self {
             established,
             reader: reader.to_owned(),
-            atr: found.atr,
-            protocol: found.protocol,
+            atr: connected.atr,
+            protocol: connected.protocol,
             epoch: Epoch::default(),
             scratch: Zeroizing::new(vec![0; ResponseBuffer::MAX]),
-            over: None,
+            unusable: None,
         }
     }
 
-    /// Runs a call that pcscd answers by itself.
-    fn bound<T>(&self, call: impl FnOnce() -> T) -> T {
+    /// Runs a call for which pcscd does not need the card.
+    fn run_short<T>(&self, call: impl FnOnce() -> T) -> T {
         self.established
             .run_short(Instant::now() + SHORT_CALL_TIMEOUT, call)
     }
 
-    /// The error of `operation`; remembers it when the handle did not survive it.
+    /// Makes the error of `operation`. Keeps the error if the handle is unusable after it.
     fn failed(&mut self, operation: &str, error: Error, sent: Sent) -> TransportError {
-        let is_cut = self.established.was_aborted();
-        let error = if is_cut { Error::Timeout } else { error };
+        let was_aborted = self.established.was_aborted();
+        let error = if was_aborted { Error::Timeout } else { error };
         let error = about(operation, Some(&self.reader), error, sent);
-        if is_cut
+        if was_aborted
             || matches!(
                 error.kind,
                 TransportErrorKind::NoService
@@ -147,7 +152,7 @@ impl TransportState {
                     | TransportErrorKind::CardRemoved
             )
         {
-            self.over = Some(TransportError {
+            self.unusable = Some(TransportError {
                 sent: Sent::No,
                 ..error.clone()
             });
@@ -155,17 +160,18 @@ impl TransportState {
         error
     }
 
-    /// Goes on with a card that was reset by another.
+    /// Reconnects to a card that another program reset, and begins a new epoch.
     fn reconnect(&mut self, handle: &mut impl Handle) -> Result<(), TransportError> {
         self.epoch.0 += 1;
-        let found = self.bound(|| handle::reconnect(handle));
-        let found = found.map_err(|error| self.failed("SCardReconnect", error, Sent::No))?;
-        self.atr = found.atr;
-        self.protocol = found.protocol;
+        let connected = self.run_short(|| handle::reconnect(handle));
+        let connected =
+            connected.map_err(|error| self.failed("SCardReconnect", error, Sent::No))?;
+        self.atr = connected.atr;
+        self.protocol = connected.protocol;
         Ok(())
     }
 
-    /// One frame and its answer.
+    /// Sends one frame and receives its response.
     fn transmit_frame(
         &mut self,
         card: &Card,
@@ -173,7 +179,7 @@ impl TransportState {
         response: &mut ResponseBuffer,
         call: Call,
     ) -> Result<(), TransmitError> {
-        if let Some(why) = &self.over {
+        if let Some(why) = &self.unusable {
             return Err(TransmitError::Other(why.clone()));
         }
         if Instant::now() >= call.deadline {
@@ -193,11 +199,11 @@ impl TransportState {
             handle::transmit(card, &frame, scratch, response)
         });
         match outcome {
-            // While another resets the card, pcscd forgets the protocol first.
+            // During another program's reset, pcscd first clears the protocol.
             Err(Error::ResetCard | Error::ProtoMismatch) => Err(TransmitError::Reset),
             Err(error) => {
                 let sent = sent(error);
-                let error = self.bound(|| handle::refine_error(card, error));
+                let error = self.run_short(|| handle::refine_error(card, error));
                 Err(TransmitError::Other(self.failed(
                     "SCardTransmit",
                     error,
@@ -208,7 +214,7 @@ impl TransportState {
         }
     }
 
-    /// What a reset is to the caller once it has been dealt with.
+    /// Makes the error that informs the caller of a reset. The handle has been reconnected before.
     fn reset_reported(&self) -> TransportError {
         about(
             "SCardTransmit",
@@ -221,12 +227,12 @@ impl TransportState {
 
 /// Why an exchange failed.
 enum TransmitError {
-    /// Another user reset the card; the handle is to be reconnected.
+    /// Another program reset the card. The handle must be reconnected.
     Reset,
     Other(TransportError),
 }
 
-/// A frame as T=0 carries it (ISO 7816-3, 12.2): case 1 with P3 = 0, case 4 without Le.
+/// Returns a frame as T=0 carries it (ISO 7816-3, 12.2): case 1 with P3 = 0, case 4 without Le.
 fn t0_tpdu(frame: &[u8]) -> Cow<'_, [u8]> {
     match frame {
         [_, _, _, _] => Cow::Owned([frame, &[0]].concat()),
@@ -237,19 +243,20 @@ fn t0_tpdu(frame: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Begins a transaction when it is our turn.
+/// Waits until no other program is in a transaction, and begins one.
 fn begin<'a>(
     mut card: &'a mut Card,
     state: &mut TransportState,
     call: Call,
 ) -> Result<::pcsc::Transaction<'a>, TransportError> {
     for _ in 0..MAX_RESETS {
-        let link = Arc::clone(&state.established);
-        link.run_until(call.deadline, || {
-            handle::wait_until_unlocked(card, call.deadline)
-        })
-        .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
-        match link.run_until(call.deadline, || card.transaction2()) {
+        let established = Arc::clone(&state.established);
+        established
+            .run_until(call.deadline, || {
+                handle::wait_until_unlocked(card, call.deadline)
+            })
+            .map_err(|error| state.failed("SCardBeginTransaction", error, Sent::No))?;
+        match established.run_until(call.deadline, || card.transaction2()) {
             Ok(transaction) => return Ok(transaction),
             Err((back, Error::ResetCard)) => {
                 state.reconnect(back)?;
@@ -288,7 +295,8 @@ impl Transport for PcscTransport {
         &self.state.atr
     }
 
-    /// PC/SC does not tell what a reader can carry, and T=0 carries short frames in any case.
+    /// Returns the limits of the protocol. PC/SC does not report what a reader can carry. T=0 carries only short
+    /// frames.
     fn limits(&self) -> Limits {
         match self.state.protocol {
             Protocol::T0 => Limits::SHORT,
@@ -301,7 +309,7 @@ impl Transport for PcscTransport {
     }
 
     fn is_closed(&self) -> bool {
-        matches!(self.link, HandleState::Closed(_)) || self.state.established.is_closed()
+        matches!(self.handle_state, HandleState::Closed(_)) || self.state.established.is_closed()
     }
 
     fn transact(
@@ -310,17 +318,17 @@ impl Transport for PcscTransport {
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
         self.open_handle(|card, state| {
-            // Dropped in a panic, the transaction ends with SCARD_LEAVE_CARD by itself.
+            // A panic drops the transaction, which then ends with SCARD_LEAVE_CARD.
             let transaction = begin(card, state, call)?;
-            let mut held = PcscTransaction { transaction, state };
-            body(&mut held);
-            held.end();
+            let mut pcsc_transaction = PcscTransaction { transaction, state };
+            body(&mut pcsc_transaction);
+            pcsc_transaction.end();
             Ok(())
         })
     }
 }
 
-/// The card while nobody else may use it.
+/// A transaction on the card.
 struct PcscTransaction<'a> {
     transaction: ::pcsc::Transaction<'a>,
     state: &'a mut TransportState,
@@ -329,13 +337,13 @@ struct PcscTransaction<'a> {
 impl PcscTransaction<'_> {
     fn end(self) {
         let Self { transaction, state } = self;
-        let Err((_, error)) = state.bound(|| transaction.end(Disposition::LeaveCard)) else {
+        let Err((_, error)) = state.run_short(|| transaction.end(Disposition::LeaveCard)) else {
             return;
         };
-        // pcscd keeps the lock when the card was removed or reset meanwhile; only the handle's end frees it.
+        // After a removal or a reset during the transaction, pcscd keeps the lock until the handle is closed.
         let error = about("SCardEndTransaction", Some(&state.reader), error, Sent::No);
-        tracing::warn!("{error}; the connection was closed");
-        state.over.get_or_insert(error);
+        tracing::warn!("{error}; the card handle is closed, so that pcscd releases the card");
+        state.unusable.get_or_insert(error);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Follows the readers of pcscd, and pcscd itself as it comes and goes.
+//! Follows the readers of pcscd, and pcscd itself as it starts and stops.
 
 use std::{
     ffi::{CStr, CString},
@@ -29,19 +29,19 @@ use crate::{
     wait::{Backoff, StopFlag, wait_readable},
 };
 
-/// How long a pcscd that has hung may take to answer before it is asked for a context again.
-const RETURN_PATIENCE: Duration = Duration::from_millis(500);
+/// How long an unresponsive pcscd may take to respond before another context is made.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// See [`Watch`].
+/// Follows the readers of pcscd. See [`Watch`].
 pub(super) struct PcscWatch {
     watchdog: Arc<CallWatchdog>,
-    session: Option<StatusContext>,
-    history: LossCounter,
+    context: Option<StatusContext>,
+    loss_counter: LossCounter,
     snapshot: Vec<ReaderState>,
-    trouble: Option<TransportError>,
-    shown: Option<(Vec<ReaderState>, Option<u32>)>,
+    transport_error: Option<TransportError>,
+    reported: Option<(Vec<ReaderState>, Option<u32>)>,
     canceller: Arc<WatchCanceller>,
-    service: Reconnector,
+    reconnector: Reconnector,
 }
 
 impl PcscWatch {
@@ -49,23 +49,23 @@ impl PcscWatch {
         Self {
             canceller: Arc::new(WatchCanceller::new(Arc::clone(&watchdog))),
             watchdog,
-            session: None,
-            history: LossCounter::default(),
+            context: None,
+            loss_counter: LossCounter::default(),
             snapshot: Vec::new(),
-            trouble: None,
-            shown: None,
-            service: Reconnector::new(),
+            transport_error: None,
+            reported: None,
+            reconnector: Reconnector::new(),
         }
     }
 
-    /// Asks anew; once more over a new context, because the old one may have died with its pcscd, and what
-    /// looks like a refusal may have been a pcscd about to end.
+    /// Queries the readers. After an error it tries once more over a new context: the old context may have ended with
+    /// its pcscd, and an apparent refusal may have come from a pcscd that was about to end.
     fn query(&mut self, deadline: Instant) {
-        let fresh = self.session.is_none();
-        let outcome = match self.try_to_look(deadline) {
+        let fresh = self.context.is_none();
+        let outcome = match self.try_query(deadline) {
             Err(error) if (!fresh || error != Error::NoService) && self.may_try_again() => {
-                self.history.take_states(std::iter::empty());
-                self.try_to_look(deadline)
+                self.loss_counter.take_states(std::iter::empty());
+                self.try_query(deadline)
             }
             outcome => outcome,
         };
@@ -79,83 +79,86 @@ impl PcscWatch {
         !self.watchdog.is_unresponsive() && !self.canceller.stop.is_set()
     }
 
-    fn try_to_look(&mut self, deadline: Instant) -> Result<(), Error> {
-        let mut session = match self.session.take() {
-            Some(session) => session,
+    fn try_query(&mut self, deadline: Instant) -> Result<(), Error> {
+        let mut context = match self.context.take() {
+            Some(context) => context,
             None => self.establish(deadline)?,
         };
-        session.query(deadline)?;
-        self.session = Some(session);
+        context.query(deadline)?;
+        self.context = Some(context);
         Ok(())
     }
 
-    /// A new context, and with it a new life of the service: whatever the old one showed may have changed.
+    /// Makes a context and with it begins a new service instance. Everything that the old context reported may have
+    /// changed.
     fn establish(&mut self, deadline: Instant) -> Result<StatusContext, Error> {
         if self.watchdog.is_unresponsive()
-            && !daemon::is_responsive(&self.service.socket, RETURN_PATIENCE)
+            && !daemon::is_responsive(&self.reconnector.socket, PING_TIMEOUT)
         {
             return Err(Error::Timeout);
         }
-        let session = StatusContext::establish(&self.watchdog, &self.canceller, deadline)?;
-        self.service.life = self.service.life.wrapping_add(1);
-        Ok(session)
+        let context = StatusContext::establish(&self.watchdog, &self.canceller, deadline)?;
+        self.reconnector.service_instance = self.reconnector.service_instance.wrapping_add(1);
+        Ok(context)
     }
 
-    /// The picture is what the session says.
+    /// Sets the snapshot to the states that the context reports.
     fn take_states(&mut self) {
-        if let Some(session) = &self.session {
-            self.snapshot = self.history.take_states(session.readers());
-            self.trouble = None;
-            self.service.mark_connected();
+        if let Some(context) = &self.context {
+            self.snapshot = self.loss_counter.take_states(context.readers());
+            self.transport_error = None;
+            self.reconnector.mark_connected();
         }
     }
 
-    /// The context is of no more use: no readers, until there is another.
+    /// Drops the context after `error`. The snapshot has no readers until there is another context.
     fn lose_context(&mut self, error: Error) {
-        self.session = None;
-        self.snapshot = self.history.take_states(std::iter::empty());
-        let trouble = about("SCardGetStatusChange", None, error, Sent::No);
-        tracing::debug!("{trouble}");
-        self.service.failed(error);
-        self.trouble = Some(trouble);
+        self.context = None;
+        self.snapshot = self.loss_counter.take_states(std::iter::empty());
+        let transport_error = about("SCardGetStatusChange", None, error, Sent::No);
+        tracing::debug!("{transport_error}");
+        self.reconnector.schedule_retry(error);
+        self.transport_error = Some(transport_error);
     }
 
     fn wait(&mut self) {
-        let Some(session) = &mut self.session else {
-            if self.service.is_worth_a_try() {
+        let Some(context) = &mut self.context else {
+            if self.reconnector.should_try() {
                 self.query(Instant::now() + QUERY_TIMEOUT);
             } else {
-                self.service.wait(&self.canceller.stop);
+                self.reconnector.wait(&self.canceller.stop);
             }
             return;
         };
-        match session.wait(&self.canceller) {
+        match context.wait(&self.canceller) {
             Ok(()) => {
-                self.service.is_steady();
+                self.reconnector.mark_stable();
                 self.take_states();
             }
             Err(error) => self.lose_context(error),
         }
     }
 
-    /// Which life of the service the picture is of.
+    /// Returns the service instance of the snapshot.
     fn service_instance(&self) -> Option<u32> {
-        self.session.as_ref().map(|_| self.service.life)
+        self.context
+            .as_ref()
+            .map(|_| self.reconnector.service_instance)
     }
 
     fn report(&mut self) -> ReaderSnapshot {
-        self.shown = Some((self.snapshot.clone(), self.service_instance()));
+        self.reported = Some((self.snapshot.clone(), self.service_instance()));
         ReaderSnapshot {
             readers: self.snapshot.clone(),
-            error: self.trouble.clone(),
+            error: self.transport_error.clone(),
             service_instance: self.service_instance(),
         }
     }
 
     fn is_reported(&self) -> bool {
-        let shown = self.shown.as_ref();
-        shown.is_some_and(|(snapshot, life)| {
-            *snapshot == self.snapshot && *life == self.service_instance()
+        let reported = self.reported.as_ref();
+        reported.is_some_and(|(snapshot, service_instance)| {
+            *snapshot == self.snapshot && *service_instance == self.service_instance()
         })
     }
 }
@@ -167,13 +170,13 @@ impl Watch for PcscWatch {
     }
 
     fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
-        if (self.session.is_some() || self.shown.is_none()) && !self.canceller.stop.is_set() {
+        if (self.context.is_some() || self.reported.is_none()) && !self.canceller.stop.is_set() {
             self.query(Instant::now() + QUERY_TIMEOUT);
         }
         loop {
             if self.canceller.stop.is_set() {
-                // A cancel that came too late may have left its answer in the context's stream.
-                self.session = None;
+                // A late cancel may have left its response in the context's stream.
+                self.context = None;
                 return Err(Stopped);
             }
             if !self.is_reported() {
@@ -184,8 +187,8 @@ impl Watch for PcscWatch {
     }
 
     fn pollable(&mut self) -> Option<&mut dyn Pollable> {
-        // A wait for readers happens inside libpcsclite.
-        match self.session {
+        // With a context, the wait happens inside libpcsclite.
+        match self.context {
             None => Some(self),
             Some(_) => None,
         }
@@ -196,10 +199,10 @@ impl Watch for PcscWatch {
     }
 }
 
-/// The wait for a pcscd that is not there.
+/// Waits for an absent pcscd.
 impl Pollable for PcscWatch {
     fn begin(&mut self) {
-        if self.shown.is_none() {
+        if self.reported.is_none() {
             self.query(Instant::now() + QUERY_TIMEOUT);
         }
     }
@@ -208,7 +211,7 @@ impl Pollable for PcscWatch {
         if self.canceller.stop.is_set() {
             return Err(Stopped);
         }
-        if self.session.is_none() && self.service.is_worth_a_try() {
+        if self.context.is_none() && self.reconnector.should_try() {
             self.query(Instant::now() + QUERY_TIMEOUT);
         }
         Ok((!self.is_reported()).then(|| self.report()))
@@ -216,18 +219,18 @@ impl Pollable for PcscWatch {
 
     fn waits_on(&self) -> WaitSet<'_> {
         let mut set = WaitSet::until_stopped(&self.canceller.stop);
-        set.readable(self.service.descriptor());
-        set.due(self.service.again);
+        set.readable(self.reconnector.descriptor());
+        set.due(self.reconnector.retry_at);
         set
     }
 }
 
-/// Tells a reader that stayed from one that left and came back under its name.
+/// Distinguishes a reader that stayed from a reader that disappeared and came back under the same name.
 #[derive(Default)]
 struct LossCounter {
-    /// Readers lost so far.
+    /// The number of readers lost so far.
     losses: u32,
-    /// The readers of the last picture and how many were lost before they came.
+    /// The readers of the last snapshot, each with the losses before it appeared.
     present: Vec<(CString, u32)>,
 }
 
@@ -269,12 +272,12 @@ fn state(seen: ReportedReader<'_>, since: u32) -> ReaderState {
         name: name.chars().filter(|c| !c.is_control()).collect(),
         presence: seen.presence,
         change_count: since << 16 | u32::from(seen.events),
-        stable_name: model(&name),
+        stable_name: stable_name(&name),
     }
 }
 
-/// A reader's name without the number that pcscd gave it: `Name 01 00` is number 1, first slot.
-fn model(name: &str) -> String {
+/// Returns the reader's name without the number that pcscd assigned. `Name 01 00` is number 1, first slot.
+fn stable_name(name: &str) -> String {
     let is_number = |text: &str| text.len() == 2 && text.bytes().all(|c| c.is_ascii_hexdigit());
     match name
         .rsplit_once(' ')
@@ -287,89 +290,93 @@ fn model(name: &str) -> String {
     }
 }
 
-/// Waits for a pcscd that is not there, or does not want us.
+/// Waits for a pcscd that is absent or refuses access, and decides when to try again.
 struct Reconnector {
     socket: PathBuf,
     /// Counts the contexts made.
-    life: u32,
+    service_instance: u32,
     folder: Option<PathWatch>,
-    again: Option<Instant>,
-    pauses: Backoff,
-    /// Each attempt after a refusal costs pcscd a question to polkit and a line in its log.
-    refusals: Backoff,
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+    /// The delays after a refusal. Each attempt costs pcscd a question to polkit and a log line.
+    refusal_backoff: Backoff,
 }
 
 impl Reconnector {
     fn new() -> Self {
         Self {
             socket: daemon::socket(),
-            life: 0,
+            service_instance: 0,
             folder: None,
-            again: None,
-            pauses: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
-            refusals: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            retry_at: None,
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
+            refusal_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
         }
     }
 
-    /// A context works, for now.
+    /// Ends the wait for pcscd, because a context was made and queried.
     fn mark_connected(&mut self) {
         self.folder = None;
-        self.again = None;
+        self.retry_at = None;
     }
 
-    /// A wait has worked as well: the next failure is a first one.
-    fn is_steady(&mut self) {
-        self.pauses.reset();
-        self.refusals.reset();
+    /// Resets the delays, because a wait on the context succeeded too.
+    fn mark_stable(&mut self) {
+        self.backoff.reset();
+        self.refusal_backoff.reset();
     }
 
-    /// Plans the next attempt. A new pcscd makes its socket anew and the folder tells; one caught between
-    /// bind(2) and listen(2), or that is there and fails, needs further attempts.
-    fn failed(&mut self, error: Error) {
-        let blind = self.folder.as_ref().is_some_and(PathWatch::needs_polling);
-        // The folder does not tell of a library that is installed while a pcscd is there, the host's in a container.
+    /// Schedules the next attempt. A new pcscd makes a new socket, and the watch on the folder reports it. Two cases
+    /// need further attempts: a pcscd between bind(2) and listen(2), and a running pcscd that fails.
+    fn schedule_retry(&mut self, error: Error) {
+        let needs_polling = self.folder.as_ref().is_some_and(PathWatch::needs_polling);
+        // The folder does not change when the library is installed while a pcscd runs, such as the host's pcscd in a
+        // container.
         let no_library = error == Error::NoService && !library::is_loaded();
-        let absent = !self.socket.exists() || (self.pauses.at_limit() && !no_library);
-        let pauses = match error {
-            Error::NoService if absent && !blind => {
-                self.again = None;
+        let absent = !self.socket.exists() || (self.backoff.at_limit() && !no_library);
+        let backoff = match error {
+            Error::NoService if absent && !needs_polling => {
+                self.retry_at = None;
                 return;
             }
             Error::SecurityViolation | Error::NoAccess | Error::ServiceStopped => {
-                &mut self.refusals
+                &mut self.refusal_backoff
             }
-            Error::NoService if no_library => &mut self.refusals,
-            _ => &mut self.pauses,
+            Error::NoService if no_library => &mut self.refusal_backoff,
+            _ => &mut self.backoff,
         };
-        self.again = Some(Instant::now() + pauses.next_delay());
+        self.retry_at = Some(Instant::now() + backoff.next_delay());
     }
 
-    /// Whether something has happened that an attempt may succeed after, or its time has come. The first watch on the
-    /// folder is such, because pcscd may have come before.
-    fn is_worth_a_try(&mut self) -> bool {
-        let is_due = |again: Option<Instant>| again.is_some_and(|again| again <= Instant::now());
+    /// Returns whether an attempt may succeed: the folder changed or the time of the next attempt has come. Making
+    /// the first watch on the folder counts as a change, because pcscd may have started before.
+    fn should_try(&mut self) -> bool {
+        let is_due =
+            |retry_at: Option<Instant>| retry_at.is_some_and(|retry_at| retry_at <= Instant::now());
         let Some(folder) = &self.folder else {
             self.folder = Some(PathWatch::new([self.socket.as_path()]));
-            return self.again.is_none() || is_due(self.again);
+            return self.retry_at.is_none() || is_due(self.retry_at);
         };
         if folder.changed() {
             self.folder = Some(PathWatch::new([self.socket.as_path()]));
-            self.pauses.reset();
+            self.backoff.reset();
             return true;
         }
-        is_due(self.again)
+        is_due(self.retry_at)
     }
 
-    /// Readable when something may have happened.
+    /// Returns a descriptor that becomes readable when the folder changes.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.folder.as_ref().and_then(PathWatch::descriptor)
     }
 
-    /// Waits until that may be so.
+    /// Waits until the folder changes, the next attempt is due, or `stop` is set.
     fn wait(&self, stop: &StopFlag) {
         let descriptors: Vec<_> = self.descriptor().into_iter().collect();
-        if let Err(errno) = wait_readable(&descriptors, stop, self.again) {
-            tracing::warn!("PC/SC: poll failed ({errno})");
+        if let Err(errno) = wait_readable(&descriptors, stop, self.retry_at) {
+            tracing::warn!(
+                "PC/SC: poll failed while waiting for pcscd ({errno}); it is tried again"
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -394,37 +401,44 @@ mod tests {
 
     #[test]
     fn stable_name_omits_pcscds_number() {
-        assert_eq!(model("Yubico YubiKey CCID 01 00"), "Yubico YubiKey CCID 00");
         assert_eq!(
-            model("Yubico YubiKey CCID 0A 00"),
-            model("Yubico YubiKey CCID 00 00")
+            stable_name("Yubico YubiKey CCID 01 00"),
+            "Yubico YubiKey CCID 00"
+        );
+        assert_eq!(
+            stable_name("Yubico YubiKey CCID 0A 00"),
+            stable_name("Yubico YubiKey CCID 00 00")
         );
         assert_ne!(
-            model("Duo 00 00"),
-            model("Duo 00 01"),
+            stable_name("Duo 00 00"),
+            stable_name("Duo 00 01"),
             "two slots of one reader"
         );
-        assert_eq!(model("A name of its own"), "A name of its own");
-        assert_eq!(model("00 00"), "00 00");
+        assert_eq!(stable_name("A name of its own"), "A name of its own");
+        assert_eq!(stable_name("00 00"), "00 00");
     }
 
     #[test]
     fn change_count_of_a_present_reader_follows_its_own_events_only() {
-        let mut history = LossCounter::default();
-        let first = history.take_states([seen(c"A", 1), seen(c"B", 7)].into_iter());
+        let mut loss_counter = LossCounter::default();
+        let first = loss_counter.take_states([seen(c"A", 1), seen(c"B", 7)].into_iter());
         assert_eq!(changes(&first), [1, 7]);
-        let second = history.take_states([seen(c"A", 2), seen(c"B", 7)].into_iter());
+        let second = loss_counter.take_states([seen(c"A", 2), seen(c"B", 7)].into_iter());
         assert_eq!(changes(&second), [2, 7]);
-        let third = history.take_states([seen(c"B", 7)].into_iter());
-        assert_eq!(changes(&third), [7], "another one's loss is not its own");
+        let third = loss_counter.take_states([seen(c"B", 7)].into_iter());
+        assert_eq!(
+            changes(&third),
+            [7],
+            "the loss of another reader does not count"
+        );
     }
 
     #[test]
     fn reader_that_returns_with_the_same_count_counts_as_changed() {
-        let mut history = LossCounter::default();
-        let before = history.take_states([seen(c"A", 1)].into_iter());
-        assert!(history.take_states(std::iter::empty()).is_empty());
-        let after = history.take_states([seen(c"A", 1)].into_iter());
+        let mut loss_counter = LossCounter::default();
+        let before = loss_counter.take_states([seen(c"A", 1)].into_iter());
+        assert!(loss_counter.take_states(std::iter::empty()).is_empty());
+        let after = loss_counter.take_states([seen(c"A", 1)].into_iter());
         assert_eq!(before[0].id, after[0].id);
         assert_ne!(before[0].change_count, after[0].change_count);
     }

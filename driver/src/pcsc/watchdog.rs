@@ -1,7 +1,8 @@
-//! Keeps every connection to pcscd and every call on one in sight, so that none lasts longer than it may.
+//! A watchdog over PC/SC calls. It aborts a call past its deadline, and every call once pcscd stops responding.
 //!
-//! libpcsclite has no timeouts. Where threads are allowed, one that sleeps until the first deadline ends the
-//! calls that overstay theirs; without it they last until pcscd answers, dies, or [`CallWatchdog::abort_all`] is called.
+//! libpcsclite has no timeouts. Where threads are allowed, a thread sleeps until the first deadline and aborts the
+//! calls that are past theirs. Without threads, a call lasts until pcscd responds, until pcscd ends, or until
+//! [`CallWatchdog::abort_all`].
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -19,23 +20,25 @@ use crate::{
     wait::StopFlag,
 };
 
-/// How every path ends at which pcscd listens.
+/// The end of every path on which pcscd listens.
 const SOCKET_SUFFIX: &str = "/pcscd.comm";
 /// How long the thread may take to end.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// A call may last as long as a person takes to touch a key; every so often it is looked whether pcscd still answers.
+/// How often to check during a call whether pcscd is responsive. A call may last long, because a person may have to
+/// touch a key.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// How long pcscd may take to answer that.
+/// How long pcscd may take to respond to that check.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long pcscd may take to let go of a context.
+/// How long pcscd may take to release a context.
 const RELEASE: Duration = Duration::from_secs(2);
 
-/// A context and its connection to pcscd, where that could be told from others.
+/// A context and the shutdown handle of its connection to pcscd. There is no handle if the socket could not be
+/// identified.
 pub(super) struct WatchedContext {
     watchdog: Arc<CallWatchdog>,
-    /// Empty only while it is being dropped.
+    /// `None` only during the drop.
     context: Option<Context>,
-    line: Option<Arc<ShutdownHandle>>,
+    shutdown_handle: Option<Arc<ShutdownHandle>>,
 }
 
 impl WatchedContext {
@@ -43,21 +46,23 @@ impl WatchedContext {
         self.context.as_ref().ok_or(Error::InvalidHandle)
     }
 
-    pub(super) fn line(&self) -> Option<&Arc<ShutdownHandle>> {
-        self.line.as_ref()
+    pub(super) fn shutdown_handle(&self) -> Option<&Arc<ShutdownHandle>> {
+        self.shutdown_handle.as_ref()
     }
 
-    /// Runs a call on the connection, which is cut when the call is not through by `until`.
+    /// Runs a call. If the call has not returned by `deadline`, the watchdog shuts the connection down.
     pub(super) fn run_until<T>(&self, deadline: Instant, call: impl FnOnce() -> T) -> T {
-        match &self.line {
-            Some(line) => self
-                .watchdog
-                .during(CallTarget::Line(Arc::clone(line)), deadline, call),
+        match &self.shutdown_handle {
+            Some(shutdown_handle) => self.watchdog.run_registered(
+                CallTarget::Connection(Arc::clone(shutdown_handle)),
+                deadline,
+                call,
+            ),
             None => call(),
         }
     }
 
-    /// The same for a call that pcscd answers at once; no fork comes in between.
+    /// Does the same for a short call, during which no fork can happen.
     pub(super) fn run_short<T>(&self, deadline: Instant, call: impl FnOnce() -> T) -> T {
         self.run_until(deadline, || {
             let _pass = fork_guard::enter();
@@ -65,23 +70,27 @@ impl WatchedContext {
         })
     }
 
-    /// Whether pcscd, or the connection to it, is gone.
+    /// Returns whether the connection to pcscd is closed.
     pub(super) fn is_closed(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.is_closed())
+        self.shutdown_handle
+            .as_ref()
+            .is_some_and(|shutdown_handle| shutdown_handle.is_closed())
     }
 
-    /// Whether the connection was given up because pcscd did not answer.
+    /// Returns whether this process shut the connection down, because of a late call or an unresponsive pcscd.
     pub(super) fn was_aborted(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.was_shut_down())
+        self.shutdown_handle
+            .as_ref()
+            .is_some_and(|shutdown_handle| shutdown_handle.was_shut_down())
     }
 }
 
 impl Drop for WatchedContext {
     fn drop(&mut self) {
         if self.watchdog.is_unresponsive()
-            && let Some(line) = &self.line
+            && let Some(shutdown_handle) = &self.shutdown_handle
         {
-            line.shut_down();
+            shutdown_handle.shut_down();
         }
         let context = self.context.take();
         self.run_short(Instant::now() + RELEASE, || drop(context));
@@ -89,21 +98,21 @@ impl Drop for WatchedContext {
     }
 }
 
-/// What a running call waits on.
+/// The connection on which a running call waits.
 #[derive(Clone, Debug)]
 enum CallTarget {
-    Line(Arc<ShutdownHandle>),
-    /// A connection being made: it is not among these.
+    Connection(Arc<ShutdownHandle>),
+    /// A connection that is being made. Its socket is not among `before`.
     New {
         before: Arc<KnownSockets>,
         is_for_a_watch: bool,
     },
 }
 
-/// What a context is for.
+/// The purpose of a context.
 #[derive(Clone, Copy)]
 pub(super) enum ContextPurpose<'a> {
-    /// A watch until it is stopped.
+    /// For a watch, until the watch is stopped.
     Watch(&'a StopFlag),
     Card,
 }
@@ -119,30 +128,30 @@ struct RunningCall {
     number: u64,
     on: CallTarget,
     deadline: Instant,
-    /// When it is looked whether pcscd still answers.
-    look: Instant,
+    /// When to check whether pcscd is responsive.
+    check_at: Instant,
 }
 
 #[derive(Debug, Default)]
 struct State {
     running: Vec<RunningCall>,
     last_number: u64,
-    /// When the thread looks next; `None` while it waits to be told.
-    looks_at: Option<Instant>,
+    /// When the thread checks next. `None` while it waits without a timeout.
+    next_check: Option<Instant>,
     establishing: bool,
-    /// It did not answer when it was asked, and no connection was made since.
-    hangs: bool,
-    over: bool,
-    /// No call lasts beyond it.
-    last: Option<Instant>,
+    /// pcscd did not respond to the last check, and no context was made since.
+    unresponsive: bool,
+    aborted: bool,
+    /// The latest deadline of all calls.
+    latest: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    lines: ShutdownHandles,
+    handles: ShutdownHandles,
     state: Mutex<State>,
     changed: Condvar,
-    /// A connection was made, or was not.
+    /// An attempt to make a connection has ended.
     established: Condvar,
 }
 
@@ -153,17 +162,17 @@ impl Shared {
 
     fn end(&self, on: &CallTarget) {
         match on {
-            CallTarget::Line(line) => line.shut_down(),
+            CallTarget::Connection(shutdown_handle) => shutdown_handle.shut_down(),
             CallTarget::New { before, .. } => {
-                if let Some(line) = before.find_new(&self.lines) {
-                    line.shut_down();
+                if let Some(shutdown_handle) = before.find_new(&self.handles) {
+                    shutdown_handle.shut_down();
                 }
             }
         }
     }
 }
 
-/// See the module.
+/// Watches the calls of all contexts. The module's documentation describes how.
 #[derive(Debug)]
 pub(super) struct CallWatchdog {
     shared: Arc<Shared>,
@@ -180,21 +189,21 @@ impl CallWatchdog {
         }
     }
 
-    /// Makes a context, one at a time: the one socket that is new is its own.
+    /// Makes a context. Contexts are made one at a time, so that the only new socket belongs to the new context.
     pub(super) fn establish(
         self: &Arc<Self>,
         purpose: ContextPurpose<'_>,
         deadline: Instant,
     ) -> Result<WatchedContext, Error> {
-        self.wait_for_turn(purpose, deadline)?;
-        let turn = EstablishGuard(&self.shared);
+        self.wait_to_establish(purpose, deadline)?;
+        let guard = EstablishGuard(&self.shared);
         let before = Arc::new(KnownSockets::to(SOCKET_SUFFIX));
         let on = CallTarget::New {
             before: Arc::clone(&before),
             is_for_a_watch: matches!(purpose, ContextPurpose::Watch(_)),
         };
-        let context = self.during(on, deadline, || {
-            // Whoever stops a watch later finds it in here.
+        let context = self.run_registered(on, deadline, || {
+            // A later stop of the watch finds this call among the running calls.
             if purpose.is_stopped() {
                 return Err(Error::Cancelled);
             }
@@ -202,58 +211,61 @@ impl CallWatchdog {
             let _pass = fork_guard::enter();
             Context::establish(Scope::User)
         })?;
-        let line = before.find_new(&self.shared.lines);
+        let shutdown_handle = before.find_new(&self.shared.handles);
         let mut state = self.shared.state();
-        state.hangs = false;
-        let over = state.over;
+        state.unresponsive = false;
+        let aborted = state.aborted;
         drop(state);
-        drop(turn);
-        if line.is_none() {
-            tracing::debug!("PC/SC: the connection to pcscd could not be told from others");
+        drop(guard);
+        if shutdown_handle.is_none() {
+            tracing::debug!(
+                "PC/SC: the socket of the new context is unknown; SCardCancel is used instead of its shutdown"
+            );
         }
         let established = WatchedContext {
             watchdog: Arc::clone(self),
             context: Some(context),
-            line,
+            shutdown_handle,
         };
-        if over {
+        if aborted {
             return Err(Error::Cancelled);
         }
         Ok(established)
     }
 
-    /// Whether pcscd did not answer when it was last asked.
+    /// Returns whether pcscd did not respond to the last check.
     pub(super) fn is_unresponsive(&self) -> bool {
-        self.shared.state().hangs
+        self.shared.state().unresponsive
     }
 
-    /// Ends every call that is inside, and every later one as soon as it waits. No connection is made any more.
+    /// Aborts every running call, and every later call as soon as it waits. No context can be made afterwards.
     pub(super) fn abort_all(&self) {
         let mut state = self.shared.state();
-        state.over = true;
+        state.aborted = true;
         let running: Vec<CallTarget> = state.running.iter().map(|call| call.on.clone()).collect();
         drop(state);
         self.shared.established.notify_all();
         running.iter().for_each(|on| self.shared.end(on));
-        self.shared.lines.shut_down();
+        self.shared.handles.shut_down();
     }
 
-    /// From now on no call lasts beyond `last`.
-    pub(super) fn cap_deadlines(&self, last: Instant) {
+    /// Limits all running and later calls to `latest`.
+    pub(super) fn cap_deadlines(&self, latest: Instant) {
         let mut state = self.shared.state();
-        state.last = Some(last);
+        state.latest = Some(latest);
         for call in &mut state.running {
-            call.deadline = call.deadline.min(last);
-            call.look = call.look.min(last);
+            call.deadline = call.deadline.min(latest);
+            call.check_at = call.check_at.min(latest);
         }
         self.shared.changed.notify_one();
     }
 
     pub(super) fn has_contexts(&self) -> bool {
-        !self.shared.lines.is_empty()
+        !self.shared.handles.is_empty()
     }
 
-    /// Ends the making of a connection for a watch, as soon as it has a socket; whether there is one being made.
+    /// Aborts a context that is being made for a watch, as soon as it has a socket. Returns whether one is being
+    /// made.
     pub(super) fn abort_new_watch(&self) -> bool {
         let is_new_watch = |call: &&RunningCall| {
             matches!(
@@ -273,17 +285,21 @@ impl CallWatchdog {
         on.is_some()
     }
 
-    /// A connection is gone: the thread need not look again when there is no call.
+    /// Wakes the thread if no call is running, so that it cancels its next check.
     fn wake_if_idle(&self) {
         let state = self.shared.state();
-        if state.running.is_empty() && state.looks_at.is_some() {
+        if state.running.is_empty() && state.next_check.is_some() {
             self.shared.changed.notify_one();
         }
     }
 
-    fn wait_for_turn(&self, purpose: ContextPurpose<'_>, deadline: Instant) -> Result<(), Error> {
+    fn wait_to_establish(
+        &self,
+        purpose: ContextPurpose<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let mut state = self.shared.state();
-        let is_over = |state: &State| state.over || purpose.is_stopped();
+        let is_over = |state: &State| state.aborted || purpose.is_stopped();
         while state.establishing && !is_over(&state) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -299,31 +315,31 @@ impl CallWatchdog {
         Ok(())
     }
 
-    fn during<T>(&self, on: CallTarget, deadline: Instant, call: impl FnOnce() -> T) -> T {
+    fn run_registered<T>(&self, on: CallTarget, deadline: Instant, call: impl FnOnce() -> T) -> T {
         let number = self.register(on, deadline);
-        let inside = RunningCallGuard {
+        let guard = RunningCallGuard {
             shared: &self.shared,
             number,
         };
         let result = call();
-        drop(inside);
+        drop(guard);
         result
     }
 
     fn register(&self, on: CallTarget, deadline: Instant) -> u64 {
         let mut state = self.shared.state();
-        let deadline = state.last.map_or(deadline, |last| deadline.min(last));
+        let deadline = state.latest.map_or(deadline, |latest| deadline.min(latest));
         state.last_number += 1;
         let number = state.last_number;
-        let look = deadline.min(Instant::now() + PING_INTERVAL);
+        let check_at = deadline.min(Instant::now() + PING_INTERVAL);
         state.running.push(RunningCall {
             number,
             on,
             deadline,
-            look,
+            check_at,
         });
-        if self.may_create_threads && state.looks_at.is_none_or(|at| look < at) {
-            state.looks_at = Some(look);
+        if self.may_create_threads && state.next_check.is_none_or(|at| check_at < at) {
+            state.next_check = Some(check_at);
             drop(state);
             self.start_thread();
             self.shared.changed.notify_one();
@@ -339,7 +355,9 @@ impl CallWatchdog {
                 .name("claviger-limit".to_owned())
                 .spawn(move || run(&shared))
                 .inspect_err(|error| {
-                    tracing::warn!("PC/SC: no thread to end calls that hang: {error}");
+                    tracing::warn!(
+                        "PC/SC: no watchdog thread ({error}); a call that hangs is not aborted"
+                    );
                 })
                 .ok();
         }
@@ -348,17 +366,17 @@ impl CallWatchdog {
 
 impl Drop for CallWatchdog {
     fn drop(&mut self) {
-        self.shared.state().over = true;
+        self.shared.state().aborted = true;
         self.shared.changed.notify_one();
         let thread = self.thread.get_mut();
         let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        threads::join_within(thread, "the thread that ends calls to pcscd", JOIN_TIMEOUT);
+        threads::join_within(thread, "the watchdog thread of pcscd", JOIN_TIMEOUT);
     }
 }
 
-/// A connection is being made, until dropped.
+/// Marks that a context is being made. Dropping it lets the next one begin.
 struct EstablishGuard<'a>(&'a Shared);
 
 impl Drop for EstablishGuard<'_> {
@@ -368,7 +386,7 @@ impl Drop for EstablishGuard<'_> {
     }
 }
 
-/// A call is running, until dropped.
+/// Marks a call as running until dropped.
 struct RunningCallGuard<'a> {
     shared: &'a Shared,
     number: u64,
@@ -377,25 +395,25 @@ struct RunningCallGuard<'a> {
 impl Drop for RunningCallGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        let mine = |call: &RunningCall| call.number == self.number;
-        if let Some(place) = state.running.iter().position(mine) {
-            state.running.swap_remove(place);
+        let is_this_call = |call: &RunningCall| call.number == self.number;
+        if let Some(index) = state.running.iter().position(is_this_call) {
+            state.running.swap_remove(index);
         }
     }
 }
 
 fn run(shared: &Shared) {
     let mut state = shared.state();
-    while !state.over || !state.running.is_empty() {
+    while !state.aborted || !state.running.is_empty() {
         let now = Instant::now();
-        if state.running.iter().any(|call| call.look <= now) {
+        if state.running.iter().any(|call| call.check_at <= now) {
             drop(state);
             end_overdue_calls(shared, now);
             state = shared.state();
             continue;
         }
-        state.looks_at = state.running.iter().map(|call| call.look).min();
-        state = match state.looks_at {
+        state.next_check = state.running.iter().map(|call| call.check_at).min();
+        state = match state.next_check {
             None => shared
                 .changed
                 .wait(state)
@@ -409,36 +427,37 @@ fn run(shared: &Shared) {
     }
 }
 
-/// Ends the calls that have overstayed, and those a pcscd that hangs will never answer; others get more time.
+/// Aborts the calls past their deadline. If pcscd is unresponsive, aborts all calls that are due for a check. Other
+/// calls get a new check time.
 ///
-/// A late call does not tell of a pcscd that hangs: a card may take that long. So pcscd is asked, unless it is
-/// known to hang and there are none but late calls to end.
+/// A late call does not mean that pcscd hangs, because a card may take that long. So the thread checks pcscd, unless
+/// pcscd is known to be unresponsive and every due call is late.
 fn end_overdue_calls(shared: &Shared, now: Instant) {
     let is_late = |call: &RunningCall| call.deadline <= now;
-    let is_due = |call: &RunningCall| call.look <= now;
+    let is_due = |call: &RunningCall| call.check_at <= now;
     let state = shared.state();
-    let is_known = state.hangs
+    let is_known = state.unresponsive
         && state
             .running
             .iter()
             .all(|call| !is_due(call) || is_late(call));
     drop(state);
-    let hangs = is_known || !daemon::is_responsive(&daemon::socket(), PING_TIMEOUT);
+    let unresponsive = is_known || !daemon::is_responsive(&daemon::socket(), PING_TIMEOUT);
     let mut ended = Vec::new();
     let mut state = shared.state();
     state.running.retain_mut(|call| {
-        let ends = is_due(call) && (hangs || is_late(call));
+        let ends = is_due(call) && (unresponsive || is_late(call));
         if ends {
             ended.push(call.on.clone());
         } else if is_due(call) {
-            call.look = call.deadline.min(now + PING_INTERVAL);
+            call.check_at = call.deadline.min(now + PING_INTERVAL);
         }
         !ends
     });
-    state.hangs |= hangs;
+    state.unresponsive |= unresponsive;
     drop(state);
     for on in &ended {
-        tracing::warn!("PC/SC: pcscd has not answered in time; the connection is given up");
+        tracing::warn!("PC/SC: pcscd has not responded in time; the connection is shut down");
         shared.end(on);
     }
 }

@@ -255,7 +255,7 @@ fn the_end_does_not_wait_for_the_return_of_pcscd(flags: CK_FLAGS) {
         },
     );
     if let Some(Log(log)) = log {
-        for overstayed in ["has not answered in time", "left behind", "did not end"] {
+        for overstayed in ["has not responded in time", "left behind", "did not end"] {
             assert!(!log.contains(overstayed), "{log}");
         }
     }
