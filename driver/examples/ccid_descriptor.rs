@@ -1,5 +1,6 @@
-//! Reads class descriptors of readers in hexadecimal, one a line, and prints what the driver understands of each.
-//! Ends with 1 when one of them was not understood.
+//! Reads class descriptors in hexadecimal, one a line, and prints how the driver interprets each.
+//!
+//! Exits with 1 if one of them is not valid.
 
 use std::{io::BufRead, process::ExitCode};
 
@@ -8,10 +9,10 @@ use claviger_driver::ccid::descriptor::ClassDescriptor;
 fn main() -> ExitCode {
     let mut good = true;
     for line in std::io::stdin().lock().lines() {
-        let understood = line
+        let result = line
             .map_err(|error| error.to_string())
-            .and_then(|line| understand(&line));
-        match understood {
+            .and_then(|line| interpret(&line));
+        match result {
             Ok(text) => println!("{text}"),
             Err(text) => {
                 println!("error: {text}");
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn understand(line: &str) -> Result<String, String> {
+fn interpret(line: &str) -> Result<String, String> {
     let bytes = bytes(line.trim()).ok_or("no hexadecimal digits, or an odd number of them")?;
     let class = ClassDescriptor::parse(&bytes).map_err(|error| error.to_string())?;
     Ok(class.to_string())

@@ -1,11 +1,12 @@
-//! Asks a reader for the state of its first slot, again and again, and says how long that takes.
+//! Queries the state of a reader's first slot repeatedly, and prints how long each query takes.
 //!
 //! ```sh
 //! usb_echo [--nusb|--rusb] NODE INTERFACE BULK_OUT BULK_IN [COUNT]
 //! usb_echo --rusb /dev/bus/usb/001/004 0 02 82 1000
 //! ```
 //!
-//! Endpoints are in hexadecimal. It ends with a transfer pending, and fails when descriptors are left open.
+//! Endpoint addresses are in hexadecimal. The program ends while a transfer is pending, and fails if a descriptor
+//! stays open.
 
 use std::{
     error::Error,
@@ -20,15 +21,15 @@ use claviger_driver::usb::host::{
 };
 use rustix::event::{PollFd, Timespec};
 
-const LIMIT: Duration = Duration::from_secs(2);
-/// A multiple of every packet size there is.
-const ROOM: usize = 1024;
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Size of the receive buffer, a multiple of every packet size.
+const BUFFER_SIZE: usize = 1024;
 
 type Failure = Box<dyn Error>;
 
 fn main() -> Result<(), Failure> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let stack = match arguments.first().map(String::as_str) {
+    let library = match arguments.first().map(String::as_str) {
         Some("--nusb") => UsbLibrary::Nusb,
         _ => UsbLibrary::Rusb,
     };
@@ -41,15 +42,17 @@ fn main() -> Result<(), Failure> {
     let (node, interface, out, r#in) = reader;
     let endpoint = |text: &str| u8::from_str_radix(text, 16).map(EndpointAddress);
     let pair = [endpoint(out)?, endpoint(r#in)?];
-    // The first use of a stack opens what stays open.
-    run(Path::new(node), interface.parse()?, stack, pair, 1)?;
+    // The first use of a USB library opens descriptors that stay open.
+    run(Path::new(node), interface.parse()?, library, pair, 1)?;
     let before = open_files()?;
-    let mut times = run(Path::new(node), interface.parse()?, stack, pair, count)?;
+    let mut times = run(Path::new(node), interface.parse()?, library, pair, count)?;
     times.sort();
     if let (Some(least), Some(median), Some(most)) =
         (times.first(), times.get(times.len() / 2), times.last())
     {
-        println!("{stack:?}: {count} exchanges, median {median:?}, least {least:?}, most {most:?}");
+        println!(
+            "{library:?}: {count} exchanges, median {median:?}, least {least:?}, most {most:?}"
+        );
     }
     match open_files()? {
         after if after == before => Ok(()),
@@ -61,64 +64,65 @@ fn open_files() -> Result<usize, Failure> {
     Ok(std::fs::read_dir("/proc/self/fd")?.count())
 }
 
-/// The times of `count` exchanges.
+/// Returns the times of `count` exchanges.
 fn run(
     node: &Path,
     interface: u8,
-    stack: UsbLibrary,
+    library: UsbLibrary,
     pair: [EndpointAddress; 2],
     count: usize,
 ) -> Result<Vec<Duration>, Failure> {
-    let claimed = open(node, interface, stack)?;
-    let mut pipes = claimed.open_queue(&pair)?;
+    let claimed = open(node, interface, library)?;
+    let mut queue = claimed.open_queue(&pair)?;
     let mut times = Vec::with_capacity(count);
     for sequence in (0..=u8::MAX).cycle().take(count) {
         let begun = Instant::now();
-        exchange(&mut *pipes, pair, sequence)?;
+        exchange(&mut *queue, pair, sequence)?;
         times.push(begun.elapsed());
     }
     let [_, r#in] = pair;
-    pipes.submit_in(r#in, ROOM);
+    queue.submit_in(r#in, BUFFER_SIZE);
     Ok(times)
 }
 
-/// GetSlotStatus and its answer, whose transfer is queued first (CCID 1.1, 6.1.3 and 6.2.2).
+/// Sends GetSlotStatus and receives its response. The transfer for the response is queued first (CCID 1.1, 6.1.3 and
+/// 6.2.2).
 fn exchange(
-    pipes: &mut dyn EndpointQueue,
+    queue: &mut dyn EndpointQueue,
     [out, r#in]: [EndpointAddress; 2],
     sequence: u8,
 ) -> Result<(), Failure> {
     let message = [0x65, 0, 0, 0, 0, 0, sequence, 0, 0, 0];
-    pipes.submit_in(r#in, ROOM);
-    pipes.submit_out(out, Secret::copy_from(&message));
-    let deadline = Instant::now() + LIMIT;
-    let (mut sent, mut answer) = (false, None);
-    while !sent || answer.is_none() {
-        let done = next(pipes, deadline)?;
+    queue.submit_in(r#in, BUFFER_SIZE);
+    queue.submit_out(out, Secret::copy_from(&message));
+    let deadline = Instant::now() + EXCHANGE_TIMEOUT;
+    let (mut sent, mut response) = (false, None);
+    while !sent || response.is_none() {
+        let done = next(queue, deadline)?;
         done.result
             .map_err(|error| format!("{:?}: {error}", done.endpoint))?;
         if done.endpoint == r#in {
-            answer = Some(done.buffer);
+            response = Some(done.buffer);
         } else {
             sent = true;
         }
     }
-    match answer.as_ref().map(Secret::expose) {
-        Some([0x81, _, _, _, _, _, theirs, ..]) if *theirs == sequence => Ok(()),
-        other => Err(format!("not the answer to {sequence}: {other:02X?}").into()),
+    match response.as_ref().map(Secret::expose) {
+        Some([0x81, _, _, _, _, _, received, ..]) if *received == sequence => Ok(()),
+        other => Err(format!("not the response to command {sequence}: {other:02X?}").into()),
     }
 }
 
-fn next(pipes: &mut dyn EndpointQueue, deadline: Instant) -> Result<Completion, Failure> {
+fn next(queue: &mut dyn EndpointQueue, deadline: Instant) -> Result<Completion, Failure> {
     loop {
-        if let Some(done) = pipes.next_completion() {
+        if let Some(done) = queue.next_completion() {
             return Ok(done);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(format!("no answer within {LIMIT:?}").into());
+            return Err(format!("no response within {EXCHANGE_TIMEOUT:?}").into());
         }
-        let descriptors = pipes.poll_fds();
+        let descriptors = queue.poll_fds();
         let mut polled: Vec<PollFd<'_>> = descriptors
             .iter()
             .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))

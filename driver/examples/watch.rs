@@ -1,5 +1,5 @@
-//! Prints the readers and every change: `cargo run -p claviger-driver --example watch [SOCKET...]`, those of
-//! pcscd when no socket is given.
+//! Prints the readers and every change: `cargo run -p claviger-driver --example watch [SOCKET...]`. Without a socket,
+//! it prints the readers of pcscd.
 
 use std::path::PathBuf;
 
@@ -25,11 +25,11 @@ fn print(readers: &ReaderSnapshot) {
         let card = match &reader.presence {
             Presence::Empty => "empty".to_owned(),
             Presence::Card(atr) => format!("card {atr}"),
-            Presence::Mute => "a card that does not answer".to_owned(),
+            Presence::Mute => "a card without a valid answer to reset".to_owned(),
         };
         println!("  {}: {card}, {} changes", reader.name, reader.change_count);
     }
-    if let Some(trouble) = &readers.error {
-        println!("  {trouble}");
+    if let Some(error) = &readers.error {
+        println!("  {error}");
     }
 }

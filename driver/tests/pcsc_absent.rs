@@ -1,7 +1,7 @@
-//! PC/SC where pcscd is not there, comes, or sends everybody away.
+//! PC/SC where pcscd is absent, appears, or refuses every client.
 //!
-//! libpcsclite reads the place of pcscd's socket once, so each case runs in a process of its own: the test
-//! starts this program again with the case's name.
+//! libpcsclite reads the path of pcscd's socket once, so each case runs in its own process: the test starts this
+//! program again with the case's name.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -46,7 +46,7 @@ fn in_a_process_of_its_own(case: &str) {
     );
 }
 
-/// Where this process looks for pcscd, if it was started for a case.
+/// Returns the path of pcscd's socket if this process was started for a case.
 fn socket() -> Option<PathBuf> {
     std::env::var_os(SOCKET).map(PathBuf::from)
 }
@@ -55,7 +55,7 @@ fn soon() -> Call {
     Call::within(Duration::from_secs(1))
 }
 
-/// A pcscd that takes connections and closes them, counting.
+/// Starts a pcscd that accepts connections and closes them. Returns the count of connections.
 fn refusing(path: PathBuf) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counting = Arc::clone(&count);
@@ -69,24 +69,24 @@ fn refusing(path: PathBuf) -> Arc<AtomicUsize> {
     count
 }
 
-/// Waits in `next` for `time`, then stops it; how long the stop took to be answered.
+/// Waits in `next_snapshot` for `time`, then stops the wait. Returns how long the stop took.
 fn stopped_after(mut watch: Box<dyn Watch>, time: Duration) -> Duration {
-    let waker = watch.stop_handle();
-    let (tell, told) = mpsc::channel();
+    let stop_handle = watch.stop_handle();
+    let (sender, stopped) = mpsc::channel();
     let waiter = thread::spawn(move || {
         let ended = loop {
             if let Err(ended) = watch.next_snapshot() {
                 break ended;
             }
         };
-        tell.send(Instant::now()).unwrap();
+        sender.send(Instant::now()).unwrap();
         ended
     });
     thread::sleep(time);
     assert!(!waiter.is_finished());
     let begun = Instant::now();
-    waker.stop();
-    let took = told.recv().unwrap() - begun;
+    stop_handle.stop();
+    let took = stopped.recv().unwrap() - begun;
     assert_eq!(waiter.join().unwrap(), Stopped);
     took
 }
@@ -106,14 +106,14 @@ fn absent() {
     let mut watch = PcscBackend::new(true).watch();
     for readers in [watch.snapshot(soon()), watch.snapshot(soon())] {
         assert!(readers.readers.is_empty());
-        let trouble = readers.error.unwrap();
-        assert_eq!(trouble.kind, TransportErrorKind::NoService);
-        assert!(trouble.what.contains("pcscd does not run"), "{trouble}");
+        let error = readers.error.unwrap();
+        assert_eq!(error.kind, TransportErrorKind::NoService);
+        assert!(error.what.contains("pcscd does not run"), "{error}");
     }
     let first = PcscBackend::new(true).watch().next_snapshot().unwrap();
     assert!(
         first.readers.is_empty(),
-        "without an earlier picture next does not wait"
+        "without an earlier snapshot the call does not wait"
     );
     let error = PcscBackend::new(true)
         .connect(&ReaderId::new("pcsc", "R"), soon())
@@ -151,7 +151,7 @@ fn stop() {
     assert_eq!(
         watch.next_snapshot().unwrap_err(),
         Stopped,
-        "wake before wait is not lost"
+        "a stop before the wait is not lost"
     );
     assert_eq!(watch.next_snapshot().unwrap_err(), Stopped, "for good");
 }
@@ -167,19 +167,19 @@ fn appears() {
     let Some(socket) = socket() else { return };
     let mut watch = PcscBackend::new(true).watch();
     assert!(watch.snapshot(soon()).readers.is_empty());
-    let waker = watch.stop_handle();
+    let stop_handle = watch.stop_handle();
     thread::scope(|scope| {
         scope.spawn(|| watch.next_snapshot());
         thread::sleep(Duration::from_millis(300));
-        let asked = refusing(socket);
+        let connections = refusing(socket);
         let begun = Instant::now();
-        // Nobody would ask without being told: an absent pcscd is not looked for from time to time.
-        while asked.load(Ordering::SeqCst) == 0 && begun.elapsed() < HANG {
+        // An absent pcscd is not polled, so only the folder watch can cause a connection.
+        while connections.load(Ordering::SeqCst) == 0 && begun.elapsed() < HANG {
             thread::sleep(Duration::from_millis(1));
         }
-        waker.stop();
+        stop_handle.stop();
         assert_ne!(
-            asked.load(Ordering::SeqCst),
+            connections.load(Ordering::SeqCst),
             0,
             "after {:?}",
             begun.elapsed()
@@ -196,16 +196,16 @@ fn refusing_pcscd_is_retried_with_delays() {
 #[ignore = "run by refusing_pcscd_is_retried_with_delays"]
 fn refuses() {
     let Some(socket) = socket() else { return };
-    let asked = refusing(socket);
+    let connections = refusing(socket);
     let mut watch = PcscBackend::new(true).watch();
     let readers = watch.snapshot(soon());
     assert!(readers.readers.is_empty() && readers.error.is_some());
     let took = stopped_after(watch, Duration::from_secs(2));
     assert!(took < HANG, "{took:?}");
-    let asked = asked.load(Ordering::SeqCst);
+    let connections = connections.load(Ordering::SeqCst);
     assert!(
-        (2..=20).contains(&asked),
-        "{asked} connections in two seconds"
+        (2..=20).contains(&connections),
+        "{connections} connections in two seconds"
     );
 }
 
@@ -222,16 +222,16 @@ fn idle() {
     }
     let mut watch = PcscBackend::new(true).watch();
     watch.snapshot(soon());
-    let waker = watch.stop_handle();
-    let (tell, tid) = mpsc::channel();
+    let stop_handle = watch.stop_handle();
+    let (sender, tid) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            tell.send(rustix::thread::gettid()).unwrap();
+            sender.send(rustix::thread::gettid()).unwrap();
             watch.next_snapshot()
         });
         let tid = tid.recv().unwrap();
         let sleeps = common::sleeps_for(Duration::from_secs(1), tid);
-        waker.stop();
+        stop_handle.stop();
         assert!(sleeps);
     });
 }

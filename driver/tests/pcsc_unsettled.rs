@@ -1,7 +1,7 @@
-//! A card that pcscd is just giving power to, or resetting: what pcscd says then is waited out and is no answer.
+//! A card that pcscd is powering up or resetting: errors of pcscd during that time are retried, and not reported.
 //!
-//! pcscd is played by the test: what the real one says for a few microseconds comes here at each call in turn.
-//! libpcsclite reads the place of pcscd's socket once, so the cases run in a process of their own.
+//! The test plays pcscd. It reports at each call in turn what a real pcscd reports for a few microseconds.
+//! libpcsclite reads the path of pcscd's socket once, so each case runs in its own process.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -52,14 +52,14 @@ const PRESENT: u32 = 0x34;
 const T1: u32 = 2;
 const READERS_SHOWN: usize = 16;
 
-/// What goes wrong, each once for each time it is listed.
+/// A fault. Each entry of a list of faults happens once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// The call's result.
-    Says(u32, u32),
-    /// After this call the card has no protocol until it is connected or reconnected to.
+    /// The call returns this result.
+    Returns(u32, u32),
+    /// After this call the card has no protocol, until the client connects or reconnects.
     LosesProtocol(u32),
-    /// As before, and its answer to reset is not known yet either.
+    /// As before, and its respond to reset is not known either.
     LosesAtr(u32),
 }
 
@@ -79,15 +79,15 @@ impl State {
         at.map(|at| self.faults.remove(at)).is_some()
     }
 
-    /// What `call` says, and what it does to the card.
+    /// Applies `call` to the card. Returns the result of the call.
     fn result(&mut self, call: u32) -> u32 {
         self.calls.push(call);
-        let says = |fault: &Fault| match fault {
-            Fault::Says(at, code) if *at == call => Some(*code),
+        let returns = |fault: &Fault| match fault {
+            Fault::Returns(at, code) if *at == call => Some(*code),
             _ => None,
         };
-        if let Some(code) = self.faults.iter().find_map(says) {
-            self.take(Fault::Says(call, code));
+        if let Some(code) = self.faults.iter().find_map(returns) {
+            self.take(Fault::Returns(call, code));
             return code;
         }
         if matches!(call, CONNECT | RECONNECT) {
@@ -103,7 +103,7 @@ impl State {
         0
     }
 
-    /// All readers as a client sees them; one is there.
+    /// Returns the states of all readers as a client receives them. One reader is present.
     fn readers(&self) -> Vec<u8> {
         const LEN: usize = 184;
         let mut all = vec![0; LEN * READERS_SHOWN];
@@ -119,21 +119,21 @@ impl State {
 
 /// A pcscd with one reader and one card.
 #[derive(Clone, Default)]
-struct Double(Arc<Mutex<State>>);
+struct FakePcscd(Arc<Mutex<State>>);
 
-impl Double {
+impl FakePcscd {
     fn listen(path: PathBuf) -> Self {
-        let double = Self::default();
+        let fake = Self::default();
         let listener = UnixListener::bind(path).unwrap();
-        let serving = double.clone();
+        let serving = fake.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (client, double) = (client.unwrap(), serving.clone());
-                // A client that leaves ends its thread.
-                thread::spawn(move || double.serve(client));
+                let (client, fake) = (client.unwrap(), serving.clone());
+                // The thread ends when the client disconnects.
+                thread::spawn(move || fake.serve(client));
             }
         });
-        double
+        fake
     }
 
     fn serve(&self, mut client: UnixStream) -> io::Result<()> {
@@ -141,13 +141,18 @@ impl Double {
             let [size, call] = words(&mut client)?;
             let mut body = vec![0; size as usize];
             client.read_exact(&mut body)?;
-            let answer = self.answer(call, body, &mut client)?;
-            client.write_all(&answer)?;
+            let response = self.respond(call, body, &mut client)?;
+            client.write_all(&response)?;
         }
     }
 
-    /// The message as it goes back: its last word is the result.
-    fn answer(&self, call: u32, mut body: Vec<u8>, client: &mut UnixStream) -> io::Result<Vec<u8>> {
+    /// Returns the response message, whose last word is the result.
+    fn respond(
+        &self,
+        call: u32,
+        mut body: Vec<u8>,
+        client: &mut UnixStream,
+    ) -> io::Result<Vec<u8>> {
         if call == READERS {
             return Ok(self.0.lock().unwrap().readers());
         }
@@ -188,14 +193,14 @@ impl Double {
         Ok(body)
     }
 
-    fn meet(&self, faults: &[Fault]) {
+    fn set_faults(&self, faults: &[Fault]) {
         let mut state = self.0.lock().unwrap();
         state.faults = faults.to_vec();
         state.calls.clear();
     }
 
-    /// Whether everything that was to go wrong did.
-    fn is_through(&self) -> bool {
+    /// Returns whether all faults have happened.
+    fn all_happened(&self) -> bool {
         self.0.lock().unwrap().faults.is_empty()
     }
 
@@ -220,19 +225,19 @@ fn connect(backend: &PcscBackend) -> Result<Box<dyn Transport>, TransportError> 
     backend.connect(&ReaderId::new("pcsc", READER), call())
 }
 
-/// One command in a transaction.
+/// Sends one command in a transaction.
 fn command(card: &mut dyn Transport) -> Result<Vec<u8>, TransportError> {
     let select = Secret::from(vec![0x00, 0xA4, 0x04, 0x00]);
     let mut outcome = None;
-    card.transact(call(), &mut |held| {
+    card.transact(call(), &mut |transaction| {
         let mut response = ResponseBuffer::new();
-        let sent = held.transmit(select.expose(), &mut response, call());
+        let sent = transaction.transmit(select.expose(), &mut response, call());
         outcome = Some(sent.map(|()| response.frame().to_vec()));
     })?;
     outcome.expect("the body ran")
 }
 
-/// Runs the ignored test `case` in its own process, where libpcsclite looks for pcscd at a socket of its own.
+/// Runs the ignored test `case` in its own process, with its own pcscd socket.
 fn in_a_process_of_its_own(case: &str) {
     let folder = Folder::new(case);
     let output = Command::new(std::env::current_exe().unwrap())
@@ -247,10 +252,10 @@ fn in_a_process_of_its_own(case: &str) {
     );
 }
 
-/// The double where this process looks for pcscd, if it was started for a case.
-fn double() -> Option<(Double, PcscBackend)> {
+/// Starts the fake pcscd and a backend that uses it, if this process was started for a case.
+fn fake() -> Option<(FakePcscd, PcscBackend)> {
     let socket = std::env::var_os(SOCKET)?;
-    Some((Double::listen(socket.into()), PcscBackend::new(true)))
+    Some((FakePcscd::listen(socket.into()), PcscBackend::new(true)))
 }
 
 #[test]
@@ -261,7 +266,7 @@ fn connect_succeeds_while_the_card_is_being_powered_or_reset() {
 #[test]
 #[ignore = "run by connect_succeeds_while_the_card_is_being_powered_or_reset"]
 fn connects() {
-    let Some((double, backend)) = double() else {
+    let Some((fake, backend)) = fake() else {
         return;
     };
     let once = [
@@ -274,22 +279,22 @@ fn connects() {
     ];
     let mut cases: Vec<Vec<Fault>> = Vec::new();
     for code in once {
-        cases.push(vec![Fault::Says(CONNECT, code)]);
-        cases.push(vec![Fault::Says(STATUS, code)]);
+        cases.push(vec![Fault::Returns(CONNECT, code)]);
+        cases.push(vec![Fault::Returns(STATUS, code)]);
         cases.push(vec![
-            Fault::Says(CONNECT, code),
+            Fault::Returns(CONNECT, code),
             Fault::LosesProtocol(CONNECT),
         ]);
     }
-    // The event thread of pcscd forgets the protocol of a card that was connected to a moment before.
+    // pcscd's event thread clears the protocol of a card that was connected a moment before.
     cases.push(vec![Fault::LosesProtocol(CONNECT)]);
     cases.push(vec![Fault::LosesProtocol(CONNECT); 3]);
     cases.push(vec![Fault::LosesAtr(CONNECT)]);
     for faults in cases {
-        double.meet(&faults);
+        fake.set_faults(&faults);
         let card = connect(&backend);
         let mut card = card.unwrap_or_else(|error| panic!("{faults:X?}: {error}"));
-        assert!(double.is_through(), "{faults:X?}");
+        assert!(fake.all_happened(), "{faults:X?}");
         assert_eq!(command(&mut *card).unwrap(), [0x90, 0x00], "{faults:X?}");
     }
 }
@@ -302,40 +307,40 @@ fn connect_to_a_card_that_stays_unsettled_fails_soon() {
 #[test]
 #[ignore = "run by connect_to_a_card_that_stays_unsettled_fails_soon"]
 fn stays() {
-    let Some((double, backend)) = double() else {
+    let Some((fake, backend)) = fake() else {
         return;
     };
     for (fault, kind) in [
         (
-            Fault::Says(CONNECT, NO_SMARTCARD),
+            Fault::Returns(CONNECT, NO_SMARTCARD),
             TransportErrorKind::NoCard,
         ),
         (
-            Fault::Says(CONNECT, UNRESPONSIVE_CARD),
+            Fault::Returns(CONNECT, UNRESPONSIVE_CARD),
             TransportErrorKind::NoCard,
         ),
         (
-            Fault::Says(CONNECT, PROTO_MISMATCH),
+            Fault::Returns(CONNECT, PROTO_MISMATCH),
             TransportErrorKind::Protocol,
         ),
         (
-            Fault::Says(STATUS, REMOVED_CARD),
+            Fault::Returns(STATUS, REMOVED_CARD),
             TransportErrorKind::CardRemoved,
         ),
         (Fault::LosesProtocol(CONNECT), TransportErrorKind::Protocol),
     ] {
-        double.meet(&[fault; 100]);
+        fake.set_faults(&[fault; 100]);
         let begun = Instant::now();
         let error = connect(&backend).err().expect("it never settles");
         assert_eq!(error.kind, kind, "{fault:X?}: {error}");
         assert!(begun.elapsed() < HANG, "{fault:X?}");
-        let tries = double.count(CONNECT);
+        let tries = fake.count(CONNECT);
         assert!((2..=10).contains(&tries), "{fault:X?}: {tries} connections");
     }
-    // A card that is not there is not worth more than a second look.
-    double.meet(&[Fault::Says(CONNECT, NO_SMARTCARD); 100]);
+    // An absent card is retried only once.
+    fake.set_faults(&[Fault::Returns(CONNECT, NO_SMARTCARD); 100]);
     assert!(connect(&backend).is_err());
-    assert_eq!(double.count(CONNECT), 2);
+    assert_eq!(fake.count(CONNECT), 2);
 }
 
 #[test]
@@ -346,32 +351,32 @@ fn protocol_mismatch_during_a_transmit_counts_as_a_card_reset() {
 #[test]
 #[ignore = "run by protocol_mismatch_during_a_transmit_counts_as_a_card_reset"]
 fn on_the_way() {
-    let Some((double, backend)) = double() else {
+    let Some((fake, backend)) = fake() else {
         return;
     };
     let after = [
         vec![],
-        vec![Fault::Says(RECONNECT, PROTO_MISMATCH)],
-        vec![Fault::Says(RECONNECT, RESET_CARD)],
-        vec![Fault::Says(STATUS, RESET_CARD)],
-        vec![Fault::Says(STATUS, PROTO_MISMATCH)],
+        vec![Fault::Returns(RECONNECT, PROTO_MISMATCH)],
+        vec![Fault::Returns(RECONNECT, RESET_CARD)],
+        vec![Fault::Returns(STATUS, RESET_CARD)],
+        vec![Fault::Returns(STATUS, PROTO_MISMATCH)],
         vec![Fault::LosesProtocol(RECONNECT)],
         vec![Fault::LosesAtr(RECONNECT)],
     ];
     for first in [
-        Fault::Says(TRANSMIT, PROTO_MISMATCH),
-        Fault::Says(TRANSMIT, RESET_CARD),
-        Fault::Says(BEGIN, RESET_CARD),
+        Fault::Returns(TRANSMIT, PROTO_MISMATCH),
+        Fault::Returns(TRANSMIT, RESET_CARD),
+        Fault::Returns(BEGIN, RESET_CARD),
     ] {
         for then in &after {
-            double.meet(&[]);
+            fake.set_faults(&[]);
             let mut card = connect(&backend).unwrap();
             let faults = [vec![first], then.clone()].concat();
-            double.meet(&faults);
+            fake.set_faults(&faults);
             let epoch = card.epoch();
             match command(&mut *card) {
-                // A transaction that had not begun goes on with the card as it is now.
-                Ok(_) => assert!(matches!(first, Fault::Says(BEGIN, _)), "{faults:X?}"),
+                // A transaction that has not begun continues with the card as it is now.
+                Ok(_) => assert!(matches!(first, Fault::Returns(BEGIN, _)), "{faults:X?}"),
                 Err(error) => {
                     assert_eq!(
                         error.kind,
@@ -380,7 +385,7 @@ fn on_the_way() {
                     );
                 }
             }
-            assert!(double.is_through() && card.epoch() != epoch, "{faults:X?}");
+            assert!(fake.all_happened() && card.epoch() != epoch, "{faults:X?}");
             assert_eq!(command(&mut *card).unwrap(), [0x90, 0x00], "{faults:X?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Transactions with a socket reader's card: begun once, ended always.
+//! Transactions with a socket reader's card. Each begins once and always ends.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,12 +24,12 @@ fn reset_found_at_transaction_begin_advances_the_epoch_without_an_error() {
     let path = folder.join("socket");
     let _server = misbehaving(&path, 1, |peer, _| peer.refuse(Refusal::CardReset));
     let mut card = connect(&path);
-    let mut answers = Vec::new();
-    card.transact(soon(), &mut |held| {
-        answers.push(send(held, soon()).unwrap());
+    let mut responses = Vec::new();
+    card.transact(soon(), &mut |transaction| {
+        responses.push(send(transaction, soon()).unwrap());
     })
     .unwrap();
-    assert_eq!(answers, [[0x90, 0x00]]);
+    assert_eq!(responses, [[0x90, 0x00]]);
     assert_eq!(card.epoch(), Epoch(1));
 }
 
@@ -58,13 +58,13 @@ fn endless_resets_at_transaction_begin_give_busy() {
 fn a_transaction_begins_runs_once_and_ends() {
     let folder = Folder::new("transaction");
     let path = folder.join("socket");
-    let (server, heard) = recording(&path);
+    let (server, requests) = recording(&path);
     let mut card = connect(&path);
     let mut runs = 0;
-    card.transact(soon(), &mut |held| {
+    card.transact(soon(), &mut |transaction| {
         runs += 1;
-        send(held, soon()).unwrap();
-        send(held, soon()).unwrap();
+        send(transaction, soon()).unwrap();
+        send(transaction, soon()).unwrap();
     })
     .unwrap();
     assert_eq!(runs, 1);
@@ -73,34 +73,34 @@ fn a_transaction_begins_runs_once_and_ends() {
     let expected = [
         "Hello", "Connect", "Begin", "Transmit", "Transmit", "End", "closed",
     ];
-    assert_eq!(*heard.lock().unwrap(), expected);
+    assert_eq!(*requests.lock().unwrap(), expected);
 }
 
 #[test]
 fn a_transaction_ends_when_its_body_panics() {
     let folder = Folder::new("panics");
     let path = folder.join("socket");
-    let (server, heard) = recording(&path);
+    let (server, requests) = recording(&path);
     let mut card = connect(&path);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        let _ = card.transact(soon(), &mut |_| panic!("as the test wants it"));
+        let _ = card.transact(soon(), &mut |_| panic!("the panic of the test"));
     }));
     assert!(panicked.is_err());
     assert!(send(&mut *card, soon()).is_ok(), "usable afterwards");
     drop(card);
     drop(server);
     let expected = ["Hello", "Connect", "Begin", "End", "Transmit", "closed"];
-    assert_eq!(*heard.lock().unwrap(), expected);
+    assert_eq!(*requests.lock().unwrap(), expected);
 }
 
 #[test]
 fn transaction_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
     let folder = Folder::new("queue");
     let path = folder.join("socket");
-    let (tell, left) = std::sync::mpsc::channel();
+    let (sender, closed) = std::sync::mpsc::channel();
     let _server = misbehaving(&path, 1, move |peer, _| {
         assert!(peer.next().is_none(), "the client hangs up");
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     let mut card = connect(&path);
     let call = Call::within(Duration::from_millis(100));
@@ -111,7 +111,7 @@ fn transaction_not_granted_in_time_runs_nothing_and_leaves_the_queue() {
         (error.kind, error.sent),
         (TransportErrorKind::TimedOut, Sent::No)
     );
-    left.recv_timeout(Duration::from_secs(1)).unwrap();
+    closed.recv_timeout(Duration::from_secs(1)).unwrap();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Connections to a socket reader's card, against servers that refuse, stall, break off and babble.
+//! Transports to a socket reader's card, against servers that refuse, stall, disconnect or send malformed frames.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,7 +27,7 @@ use common::{
 fn command_and_response_pass_the_socket_transport() {
     let folder = Folder::new("command");
     let path = folder.join("socket");
-    let (server, heard) = recording(&path);
+    let (server, requests) = recording(&path);
     let mut card = connect(&path);
     assert_eq!(card.atr().bytes(), ATR);
     assert_eq!(card.limits(), Limits::EXTENDED);
@@ -36,7 +36,7 @@ fn command_and_response_pass_the_socket_transport() {
     drop(card);
     drop(server);
     assert_eq!(
-        *heard.lock().unwrap(),
+        *requests.lock().unwrap(),
         ["Hello", "Connect", "Transmit", "closed"]
     );
 }
@@ -115,9 +115,9 @@ fn failed_connect_names_what_is_missing() {
         peer.raw(&[0, 0, 0, 2, 0x81, 2]);
     });
     fails(TransportErrorKind::Protocol);
-    let stranger = ReaderId::new("socket", "/somewhere/else");
+    let unknown = ReaderId::new("socket", "/somewhere/else");
     let error = SocketBackend::new(vec![path.clone()])
-        .connect(&stranger, soon())
+        .connect(&unknown, soon())
         .err()
         .unwrap();
     assert_eq!(error.kind, TransportErrorKind::NoReader);
@@ -150,7 +150,7 @@ fn card_held_by_another_client_gives_busy_and_keeps_the_transport() {
         (error.kind, error.sent),
         (TransportErrorKind::Busy, Sent::No)
     );
-    assert!(error.what.contains("(as the testwants it)"), "{error}");
+    assert!(error.what.contains("(refused bythe test)"), "{error}");
     assert!(send(&mut *card, soon()).is_ok());
     assert_eq!(card.epoch(), Epoch(0));
 }
@@ -221,14 +221,14 @@ fn timeout_closes_the_connection_so_that_no_late_response_is_used() {
 fn past_deadline_sends_nothing_and_keeps_the_transport_usable() {
     let folder = Folder::new("past");
     let path = folder.join("socket");
-    let (_server, heard) = recording(&path);
+    let (_server, requests) = recording(&path);
     let mut card = connect(&path);
     let error = send(&mut *card, Call::within(Duration::ZERO)).unwrap_err();
     assert_eq!(
         (error.kind, error.sent),
         (TransportErrorKind::TimedOut, Sent::No)
     );
-    assert_eq!(*heard.lock().unwrap(), ["Hello", "Connect"]);
+    assert_eq!(*requests.lock().unwrap(), ["Hello", "Connect"]);
     assert!(send(&mut *card, soon()).is_ok());
 }
 

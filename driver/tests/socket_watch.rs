@@ -1,4 +1,4 @@
-//! The watch over socket readers, against servers that come, go, die, stall and babble.
+//! The watch of socket readers, against servers that start, stop, die, stall or send malformed frames.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,7 +27,7 @@ fn watch(paths: &[&PathBuf]) -> Box<dyn Watch> {
     SocketBackend::new(paths.iter().map(|path| (*path).clone()).collect()).watch()
 }
 
-/// What the next `next` gives, asked in another thread; with how long it took from `act` on.
+/// Calls `next_snapshot` in another thread and runs `act`. Returns the snapshot and the time since `act`.
 fn next_after(
     watch: &mut Box<dyn Watch>,
     act: impl FnOnce(),
@@ -35,7 +35,7 @@ fn next_after(
     thread::scope(|scope| {
         let waiter = scope.spawn(|| watch.next_snapshot());
         thread::sleep(Duration::from_millis(100));
-        assert!(!waiter.is_finished(), "next waits for a change");
+        assert!(!waiter.is_finished(), "next_snapshot waits for a change");
         let begun = Instant::now();
         act();
         (waiter.join().unwrap(), begun.elapsed())
@@ -292,7 +292,7 @@ fn malformed_frames_are_a_protocol_error_and_retried_with_delays() {
             waker.stop();
             third
         });
-        // After pauses of 0.1 and 0.2 seconds.
+        // The delays were 0.1 and 0.2 seconds.
         assert!(
             third >= Some(Duration::from_millis(300)),
             "{what}: {third:?}"
@@ -348,7 +348,7 @@ fn stop_during_the_wait_ends_it_at_once() {
     }
 }
 
-/// Whether a thread in `next` on `path` sleeps.
+/// Returns whether a thread in `next_snapshot` on `path` sleeps.
 fn idles(path: &PathBuf) -> bool {
     let mut watch = watch(&[path]);
     watch.snapshot(soon());
@@ -392,7 +392,7 @@ fn stale_socket_file_is_finally_watched_without_polling() {
             watch.next_snapshot()
         });
         let tid = tid.recv().unwrap();
-        // No pause between two tries is as long.
+        // This is longer than any delay between two attempts.
         sleeps = sleeps_for(Duration::from_secs(3), tid);
         server = Some(Server::start(&path, Peer::serve));
         only(&waiter.join().unwrap().unwrap());

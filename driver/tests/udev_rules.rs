@@ -1,4 +1,4 @@
-//! The udev rules in the repository are those of the table of readers, and can be read by udev.
+//! The udev rules in the repository match the table of readers, and udev can parse them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
@@ -11,13 +11,13 @@ fn udev(file: &str) -> String {
     fs::read_to_string(folder.join(file)).unwrap()
 }
 
-/// The rules: lines that are neither empty nor comments.
+/// Returns the rules, which are the lines that are neither empty nor comments.
 fn rules(text: &str) -> Vec<&str> {
     let is_rule = |line: &&str| !line.is_empty() && !line.starts_with('#');
     text.lines().filter(is_rule).collect()
 }
 
-/// Key, operator and value of each part of a rule.
+/// Splits a rule into parts of key, operator and value.
 fn parts(rule: &str) -> Option<Vec<(&str, &str, &str)>> {
     rule.split(", ")
         .map(|part| {
@@ -94,7 +94,7 @@ fn udev_rules_set_neither_group_nor_mode_nor_pcsclite_ignore() {
         assert!(!rule.contains("MODE"), "{rule}");
         assert!(
             !rule.contains("PCSCLITE_IGNORE"),
-            "not without being asked: {rule}"
+            "only as a comment: {rule}"
         );
     }
     assert!(text.contains(

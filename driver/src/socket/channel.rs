@@ -1,4 +1,4 @@
-//! One connection to a socket reader's card, and when it is over.
+//! A connection to a socket reader's server that carries requests and replies, and is closed after an error.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,46 +18,46 @@ use crate::{
     wait::Backoff,
 };
 
-/// What ends conversations from outside.
+/// Ends the requests of all channels of a backend.
 #[derive(Debug, Default)]
 pub(super) struct ShutdownControl {
-    pub(super) lines: ShutdownHandles,
-    /// No request lasts beyond it.
+    pub(super) handles: ShutdownHandles,
+    /// The latest deadline of all requests.
     pub(super) shutdown_deadline: OnceLock<Instant>,
 }
 
-/// A connection and its rule: one request, one answer.
+/// A connection on which each request has one reply.
 ///
-/// After a timeout or a broken frame it is closed for good, because a late answer would be taken for the next
-/// request's. Closing it also gives the card back.
+/// A timeout or a malformed frame closes the connection for good, because a late reply would be taken for the next
+/// request's reply. Closing the connection also gives the card back.
 pub(super) struct RequestChannel {
     path: PathBuf,
-    link: ChannelState,
-    ends: Arc<ShutdownControl>,
-    /// Its connection, among those that `ends` knows.
-    _line: Option<Arc<ShutdownHandle>>,
+    state: ChannelState,
+    control: Arc<ShutdownControl>,
+    /// Keeps the connection registered in `control`.
+    _shutdown_handle: Option<Arc<ShutdownHandle>>,
 }
 
 enum ChannelState {
     Open(Stream),
-    /// What every later request is told.
-    Gone(TransportError),
+    /// Every later request returns this error.
+    Closed(TransportError),
 }
 
 impl RequestChannel {
-    /// Connects and exchanges greetings; a server that is slow to accept gets the time of `call`.
+    /// Connects and sends Hello. A server that accepts slowly gets the time of `call`.
     pub(super) fn open(
-        ends: &Arc<ShutdownControl>,
+        control: &Arc<ShutdownControl>,
         path: &Path,
         call: Call,
     ) -> Result<Self, TransportError> {
         let stream = connect(path, call).map_err(|error| error.about(path))?;
-        let line = stream.duplicate().map(|socket| ends.lines.add(socket));
+        let shutdown_handle = stream.duplicate().map(|socket| control.handles.add(socket));
         let mut channel = Self {
             path: path.to_owned(),
-            link: ChannelState::Open(stream),
-            ends: Arc::clone(ends),
-            _line: line,
+            state: ChannelState::Open(stream),
+            control: Arc::clone(control),
+            _shutdown_handle: shutdown_handle,
         };
         match channel.round_trip(&Request::Hello { version: VERSION }, call)? {
             Reply::Welcome {
@@ -71,22 +71,24 @@ impl RequestChannel {
         }
     }
 
-    /// Sends `request` and waits for its answer; a refusal is an answer.
+    /// Sends `request` and waits for its reply. A refusal is a reply, not an error.
     pub(super) fn round_trip(
         &mut self,
         request: &Request,
         call: Call,
     ) -> Result<Reply, TransportError> {
-        let stream = match &mut self.link {
+        let stream = match &mut self.state {
             ChannelState::Open(stream) => stream,
-            ChannelState::Gone(why) => return Err(why.clone()),
+            ChannelState::Closed(why) => return Err(why.clone()),
         };
-        let last = self.ends.shutdown_deadline.get().copied();
-        let deadline = last.map_or(call.deadline, |last| call.deadline.min(last));
+        let shutdown_deadline = self.control.shutdown_deadline.get().copied();
+        let deadline = shutdown_deadline.map_or(call.deadline, |shutdown_deadline| {
+            call.deadline.min(shutdown_deadline)
+        });
         if Instant::now() >= deadline {
             return Err(self.about(
                 TransportErrorKind::TimedOut,
-                "no time was left for the request",
+                "the deadline had passed before the request was sent",
             ));
         }
         if let Err(error) = stream.send(request, deadline) {
@@ -105,7 +107,7 @@ impl RequestChannel {
             })
     }
 
-    /// What a refusal means; one after which the connection is of no use closes it.
+    /// Returns the error that a refusal means. Closes the connection if it is unusable after the refusal.
     pub(super) fn refusal_error(&mut self, refusal: Refusal, text: &str) -> TransportError {
         let (kind, meaning) = match refusal {
             Refusal::NoCard => (TransportErrorKind::NoCard, "no card"),
@@ -114,7 +116,7 @@ impl RequestChannel {
             Refusal::Busy => (TransportErrorKind::Busy, "another user holds the card"),
             Refusal::Protocol => (
                 TransportErrorKind::Protocol,
-                "the server finds the request out of order",
+                "the server reports that the request is out of order",
             ),
         };
         let error = match sanitized(text) {
@@ -127,19 +129,19 @@ impl RequestChannel {
         error
     }
 
-    /// The answer was none to the request.
+    /// Closes the connection, because the reply does not fit the request.
     pub(super) fn out_of_order(&mut self, sent: Sent) -> TransportError {
         self.fail(StreamError::OutOfOrder, sent)
     }
 
-    /// Closes the connection; every later request is told why.
+    /// Closes the connection. Every later request returns `why`.
     pub(super) fn close(&mut self, why: &TransportError) {
         let what = format!("{}; the connection was closed", why.what);
-        self.link = ChannelState::Gone(TransportError::before_card(why.kind, what));
+        self.state = ChannelState::Closed(TransportError::before_card(why.kind, what));
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        matches!(self.link, ChannelState::Gone(_))
+        matches!(self.state, ChannelState::Closed(_))
     }
 
     pub(super) fn about(&self, kind: TransportErrorKind, what: &str) -> TransportError {
@@ -166,7 +168,7 @@ impl RequestChannel {
 }
 
 fn connect(path: &Path, call: Call) -> Result<Stream, StreamError> {
-    let mut pauses = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
+    let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
     loop {
         match Stream::connect(path) {
             Err(StreamError::Os(Errno::AGAIN)) => {}
@@ -176,6 +178,6 @@ fn connect(path: &Path, call: Call) -> Result<Stream, StreamError> {
         if left.is_zero() {
             return Err(StreamError::TimedOut);
         }
-        std::thread::sleep(pauses.next_delay().min(left));
+        std::thread::sleep(backoff.next_delay().min(left));
     }
 }

@@ -1,4 +1,4 @@
-//! The frames of the socket reader, both directions; `docs/socket-reader.md` is their description.
+//! The frames of the socket reader's protocol, in both directions. `docs/socket-reader.md` describes them.
 //!
 //! ```text
 //! | length N, 4 bytes big endian | kind, 1 byte | body, N - 1 bytes |
@@ -6,79 +6,79 @@
 
 use claviger_apdu::{ResponseBuffer, Secret};
 
-/// Version of the protocol, said in both hellos.
+/// The version of the protocol, sent in Hello and in Welcome.
 pub const VERSION: u8 = 1;
-/// Longest frame after its length field: the largest response and its kind byte.
+/// The longest frame after its length field: the largest response, its kind byte and some spare bytes.
 pub const MAX: usize = ResponseBuffer::MAX + 16;
 
-/// What a client asks.
+/// A request of the client.
 #[derive(Debug)]
 pub enum Request {
-    /// Opens every connection.
+    /// The first request of every connection.
     Hello {
-        /// [`VERSION`].
+        /// The protocol version, [`VERSION`].
         version: u8,
     },
-    /// From now on a [`Reply::State`] at once and at each change.
+    /// Requests a [`Reply::State`] at once, and another at each change.
     Watch,
-    /// Connects to the card, or again after [`Refusal::CardReset`].
+    /// Connects to the card, or reconnects after [`Refusal::CardReset`].
     Connect,
-    /// One APDU frame.
+    /// Sends one APDU frame to the card.
     Transmit(Secret),
-    /// Waits for exclusivity.
+    /// Waits until no other connection holds the card, then begins a transaction.
     Begin,
-    /// Gives it back.
+    /// Ends the transaction.
     End,
-    /// Power-cycles the card under everybody.
+    /// Power-cycles the card, for all connections.
     Reset,
 }
 
-/// What the reader answers.
+/// A reply of the server.
 #[derive(Debug)]
 pub enum Reply {
-    /// To [`Request::Hello`].
+    /// The reply to [`Request::Hello`].
     Welcome {
-        /// [`VERSION`].
+        /// The protocol version, [`VERSION`].
         version: u8,
-        /// The reader's name for a person.
+        /// The reader's name, to show to a person.
         name: String,
     },
-    /// To [`Request::Watch`] and then by itself.
+    /// The reply to [`Request::Watch`]. The server also sends it unasked at each change.
     State {
-        /// The card's answer to reset, empty without a card.
+        /// The card's answer to reset. It is empty without a card.
         atr: Vec<u8>,
         /// Counts insertions and removals.
         changes: u32,
     },
-    /// To [`Request::Connect`] and [`Request::Reset`].
+    /// The reply to [`Request::Connect`] and [`Request::Reset`].
     Connected {
         /// The card's answer to reset.
         atr: Vec<u8>,
     },
-    /// To [`Request::Transmit`]: data and status word.
+    /// The reply to [`Request::Transmit`]: data and status word.
     Response(Secret),
-    /// To [`Request::Begin`].
+    /// The reply to [`Request::Begin`].
     Begun,
-    /// To [`Request::End`].
+    /// The reply to [`Request::End`].
     Ended,
-    /// To any request that could not be done; for [`Request::Transmit`], the card has not seen the frame
-    /// unless the refusal is [`Refusal::CardRemoved`].
+    /// The reply to any request that failed. After a refused [`Request::Transmit`], the card has not received the
+    /// frame, unless the refusal is [`Refusal::CardRemoved`].
     Refused {
-        /// Why.
+        /// The reason.
         refusal: Refusal,
-        /// For a person.
+        /// The reason as text for a person.
         text: String,
     },
 }
 
-/// Why a request was not done.
+/// Why the server refused a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// There is no card.
     NoCard,
-    /// The card this connection was made to is gone; the connection is of no more use.
+    /// The card of this connection was removed. The connection is unusable.
     CardRemoved,
-    /// Another connection reset the card; say [`Request::Connect`] again.
+    /// Another connection reset the card. The client has to send [`Request::Connect`] again.
     CardReset,
     /// Another connection holds the card.
     Busy,
@@ -86,21 +86,21 @@ pub enum Refusal {
     Protocol,
 }
 
-/// A frame that is not of this protocol.
+/// A malformed frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// A length of 0 or over [`MAX`].
-    #[error("frame of {0} bytes")]
+    /// The length is 0 or over [`MAX`].
+    #[error("the frame has an invalid length of {0} bytes")]
     Length(u32),
-    /// An unknown kind byte.
-    #[error("unknown frame kind {0:02X}")]
+    /// The kind byte is unknown.
+    #[error("the frame kind {0:02X} is unknown")]
     Kind(u8),
-    /// A body that does not fit its kind.
-    #[error("malformed body of frame kind {0:02X}")]
+    /// The body does not fit the kind.
+    #[error("the body of frame kind {0:02X} is malformed")]
     Body(u8),
 }
 
-/// Checks the length field of a frame and gives the number of bytes that follow it.
+/// Checks the length field of a frame. Returns the number of bytes that follow it.
 ///
 /// # Errors
 /// [`FrameError::Length`].
@@ -122,7 +122,7 @@ fn frame(kind: u8, parts: &[&[u8]]) -> Secret {
 }
 
 impl Request {
-    /// The whole frame, length field included.
+    /// Returns the whole frame, its length field included.
     #[must_use]
     pub fn encode(&self) -> Secret {
         match self {
@@ -136,7 +136,7 @@ impl Request {
         }
     }
 
-    /// Parses what follows the length field.
+    /// Parses a frame without its length field.
     ///
     /// # Errors
     /// [`FrameError`].
@@ -157,7 +157,7 @@ impl Request {
 }
 
 impl Reply {
-    /// The whole frame, length field included.
+    /// Returns the whole frame, its length field included.
     #[must_use]
     pub fn encode(&self) -> Secret {
         match self {
@@ -171,7 +171,7 @@ impl Reply {
         }
     }
 
-    /// Parses what follows the length field. Text is taken lossily: it is for a person.
+    /// Parses a frame without its length field. Invalid UTF-8 in a text is replaced, because the text is only shown.
     ///
     /// # Errors
     /// [`FrameError`].
@@ -224,7 +224,7 @@ impl Refusal {
     }
 }
 
-/// Parses arbitrary bytes as both directions; for the fuzz target beside this file.
+/// Parses arbitrary bytes as a request and as a reply, for the fuzz target `socket_frame`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

@@ -1,13 +1,13 @@
-//! Bytes received, until they are a frame.
+//! Collects received bytes until they form a frame.
 
 use zeroize::Zeroize;
 
 use super::frame::{self, FrameError, Reply};
 
-/// Room for all frames but long responses.
+/// First size of the buffer. Only long responses need more.
 const USUAL: usize = 1024;
 
-/// Collects what a socket delivers and hands out whole frames; wiped behind each.
+/// Collects the bytes of a socket and returns whole frames. The buffer is wiped behind each frame.
 pub(super) struct FrameBuffer {
     buffer: Vec<u8>,
     filled: usize,
@@ -21,7 +21,8 @@ impl FrameBuffer {
         }
     }
 
-    /// Where the next bytes go; never empty, and never beyond one frame of the longest kind.
+    /// Returns the free part of the buffer for the next bytes. The free part is never empty, and never larger than
+    /// the longest frame needs.
     pub(super) fn spare(&mut self) -> Result<&mut [u8], FrameError> {
         if let Some(whole) = self.frame_len()?
             && whole > self.buffer.len()
@@ -36,12 +37,12 @@ impl FrameBuffer {
         self.filled = self.filled.saturating_add(len).min(self.buffer.len());
     }
 
-    /// Whether nothing is left over.
+    /// Returns whether the buffer holds no bytes.
     pub(super) fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// The next frame once it is complete.
+    /// Returns the next frame, or `None` while it is incomplete.
     pub(super) fn next_reply(&mut self) -> Result<Option<Reply>, FrameError> {
         let Some(whole) = self.frame_len()?.filter(|whole| *whole <= self.filled) else {
             return Ok(None);
@@ -56,7 +57,7 @@ impl FrameBuffer {
         reply.map(Some)
     }
 
-    /// Length of the frame that begins the buffer, length field included.
+    /// Returns the length of the frame at the start of the buffer, its length field included.
     fn frame_len(&self) -> Result<Option<usize>, FrameError> {
         let Some(length) = self
             .buffer
@@ -68,7 +69,7 @@ impl FrameBuffer {
         Ok(Some(4 + frame::body_len(*length)?))
     }
 
-    /// Moves to a larger buffer and wipes the old one; growing in place would leave a copy behind.
+    /// Moves the bytes to a larger buffer and wipes the old one. Growing in place could leave a copy behind.
     fn enlarge(&mut self, len: usize) {
         let mut larger = vec![0; len];
         if let Some(start) = larger.get_mut(..self.buffer.len()) {
@@ -92,10 +93,10 @@ pub(super) fn fuzz(bytes: &[u8]) {
     for piece in bytes.chunks(97) {
         let mut piece = piece;
         while !piece.is_empty() {
-            let Ok(room) = frames.spare() else { return };
-            assert!(!room.is_empty(), "there is always room");
-            let (now, later) = piece.split_at(room.len().min(piece.len()));
-            room.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
+            let Ok(spare) = frames.spare() else { return };
+            assert!(!spare.is_empty(), "free space is never empty");
+            let (now, later) = piece.split_at(spare.len().min(piece.len()));
+            spare.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
             frames.received(now.len());
             piece = later;
             while let Ok(Some(_)) = frames.next_reply() {}
@@ -110,13 +111,13 @@ mod tests {
 
     use super::*;
 
-    /// Gives `bytes` as a socket would, taking frames whenever the room is used up.
+    /// Feeds `bytes` as a socket would, and takes all frames whenever the free space is used up.
     fn put(frames: &mut FrameBuffer, mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
         while !bytes.is_empty() {
-            let room = frames.spare().unwrap();
-            let len = room.len().min(bytes.len());
-            room[..len].copy_from_slice(&bytes[..len]);
+            let spare = frames.spare().unwrap();
+            let len = spare.len().min(bytes.len());
+            spare[..len].copy_from_slice(&bytes[..len]);
             frames.received(len);
             bytes = &bytes[len..];
             while let Ok(Some(reply)) = frames.next_reply() {
@@ -156,8 +157,8 @@ mod tests {
     #[test]
     fn taken_frame_is_zeroed_in_the_buffer() {
         let mut frames = FrameBuffer::new();
-        let answer = Reply::Response(Secret::copy_from(b"\x31\x32\x33\x90\x00")).encode();
-        assert_eq!(put(&mut frames, answer.expose()), [answer.expose()]);
+        let reply = Reply::Response(Secret::copy_from(b"\x31\x32\x33\x90\x00")).encode();
+        assert_eq!(put(&mut frames, reply.expose()), [reply.expose()]);
         assert!(frames.buffer.iter().all(|byte| *byte == 0));
     }
 

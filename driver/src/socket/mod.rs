@@ -1,7 +1,7 @@
-//! A reader behind a Unix socket: the card may be a test firmware, or lent to a container.
+//! Readers behind Unix sockets. The server may be a test firmware, or a program that lends a card to a container.
 //!
-//! `docs/socket-reader.md` describes the protocol. One path is one reader; its server may come, go and come
-//! again. A path without a server costs nothing: the folder tells when a socket appears in it.
+//! `docs/socket-reader.md` describes the protocol. One path is one reader. Its server may start, stop and start
+//! again. A path without a server costs nothing: a watch on its folder reports when a socket appears.
 
 mod channel;
 pub mod frame;
@@ -30,23 +30,23 @@ use crate::{
     reader::ReaderId,
 };
 
-/// How long all that is left may take when the backend is wound up.
+/// How long the remaining calls may take together when the shutdown begins.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The readers behind some socket paths, in the order given.
+/// The readers behind some socket paths, in the given order.
 #[derive(Clone, Debug)]
 pub struct SocketBackend {
     paths: Vec<PathBuf>,
-    ends: Arc<ShutdownControl>,
+    control: Arc<ShutdownControl>,
 }
 
 impl SocketBackend {
-    /// One reader for each of `paths`, whether a server listens there yet or not.
+    /// Makes a backend with one reader for each of `paths`. A server need not listen there yet.
     #[must_use]
     pub fn new(paths: Vec<PathBuf>) -> Self {
         Self {
             paths,
-            ends: Arc::default(),
+            control: Arc::default(),
         }
     }
 }
@@ -68,23 +68,27 @@ impl Backend for SocketBackend {
                 what,
             ));
         };
-        Ok(Box::new(SocketTransport::connect(&self.ends, path, call)?))
+        Ok(Box::new(SocketTransport::connect(
+            &self.control,
+            path,
+            call,
+        )?))
     }
 
     fn abort_calls(&self) {
-        let _ = self.ends.shutdown_deadline.set(Instant::now());
-        self.ends.lines.shut_down();
+        let _ = self.control.shutdown_deadline.set(Instant::now());
+        self.control.handles.shut_down();
     }
 
     fn begin_shutdown(&self) {
         let _ = self
-            .ends
+            .control
             .shutdown_deadline
             .set(Instant::now() + SHUTDOWN_TIMEOUT);
     }
 }
 
-/// Feeds arbitrary bytes to the frame collector; for the fuzz target beside this file.
+/// Feeds arbitrary bytes to the frame buffer, for the fuzz target `socket_inbox`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz_inbox(bytes: &[u8]) {

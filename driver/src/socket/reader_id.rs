@@ -1,4 +1,4 @@
-//! Identifies socket readers within the process.
+//! Identifies socket readers in this process.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::reader::ReaderId;
 /// The backend's name, in the configuration and in [`ReaderId`].
 pub(super) const NAME: &str = "socket";
 
-/// The identifier of the reader at `path`.
+/// Returns the identifier of the reader at `path`.
 pub(super) fn id(path: &Path) -> ReaderId {
     ReaderId::new(NAME, &path.to_string_lossy())
 }

@@ -1,4 +1,4 @@
-//! One connection to a socket reader: whole frames out and in, each with a deadline.
+//! A connection to a socket reader's server. It sends and receives whole frames, each with a deadline.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -19,28 +19,28 @@ use super::{
 };
 use crate::wait::wait_one;
 
-/// Longest name or refusal of a server that is shown to a person.
+/// The longest name or refusal of a server that is shown to a person.
 const MAX_TEXT: usize = 200;
 
-/// Reads at one time, so that a server that talks without end cannot hold the watch.
+/// The most reads in a row, so that a server which sends without end cannot block the watch.
 const MAX_READS: usize = 64;
 
-/// Why a connection is of no more use.
+/// Why a connection is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum StreamError {
-    #[error("no answer in time")]
+    #[error("the server did not reply in time")]
     TimedOut,
     #[error("the server closed the connection")]
     Closed,
-    #[error("not a frame of the socket reader: {0}")]
+    #[error("the server sent a malformed frame: {0}")]
     Frame(#[from] FrameError),
-    #[error("an answer out of order")]
+    #[error("the server sent a reply out of order")]
     OutOfOrder,
-    #[error("the server speaks version {0}, this driver {VERSION}")]
+    #[error("the server uses protocol version {0}, this driver uses version {VERSION}")]
     Version(u8),
-    #[error("no server there ({0})")]
+    #[error("no server listens there ({0})")]
     NoServer(Errno),
-    #[error("access refused ({0})")]
+    #[error("access to the socket was denied ({0})")]
     Denied(Errno),
     #[error("{0}")]
     Os(Errno),
@@ -56,7 +56,7 @@ impl StreamError {
         }
     }
 
-    /// The error about the reader at `path`, the command not having been sent.
+    /// Returns the error of the reader at `path`. The command has not been sent.
     pub(super) fn about(self, path: &Path) -> TransportError {
         TransportError::before_card(
             self.kind(),
@@ -76,14 +76,14 @@ impl From<Errno> for StreamError {
     }
 }
 
-/// A connected socket that never blocks, never raises SIGPIPE and is closed on exec.
+/// A connected socket that does not block, does not raise SIGPIPE, and is closed on exec.
 pub(super) struct Stream {
     fd: OwnedFd,
     frames: FrameBuffer,
 }
 
 impl Stream {
-    /// Connects without waiting: a Unix socket takes the connection at once, or its queue is full.
+    /// Connects without waiting. A Unix socket accepts the connection at once, unless its queue is full.
     pub(super) fn connect(path: &Path) -> Result<Self, StreamError> {
         let address = SocketAddrUnix::new(path)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -95,7 +95,7 @@ impl Stream {
         })
     }
 
-    /// The same socket once more.
+    /// Duplicates the socket.
     pub(super) fn duplicate(&self) -> Option<OwnedFd> {
         rustix::io::fcntl_dupfd_cloexec(&self.fd, 0).ok()
     }
@@ -104,7 +104,7 @@ impl Stream {
         self.fd.as_fd()
     }
 
-    /// Sends one request. After an error the server cannot have got the whole of it.
+    /// Sends one request. After an error, the server cannot have received the whole request.
     pub(super) fn send(&mut self, request: &Request, deadline: Instant) -> Result<(), StreamError> {
         let frame = request.encode();
         let mut rest = frame.expose();
@@ -120,7 +120,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits for the one answer to a request; anything after it is out of order.
+    /// Waits for the reply to a request. Further bytes after the reply are an error.
     pub(super) fn receive(&mut self, deadline: Instant) -> Result<Reply, StreamError> {
         loop {
             if !wait_one(&self.fd, PollFlags::IN, deadline)? {
@@ -137,7 +137,7 @@ impl Stream {
         }
     }
 
-    /// The whole frames that have come, without waiting.
+    /// Returns all whole frames received so far, without waiting.
     pub(super) fn received(&mut self) -> Result<Vec<Reply>, StreamError> {
         let mut replies = Vec::new();
         for _ in 0..MAX_READS {
@@ -151,10 +151,10 @@ impl Stream {
         Ok(replies)
     }
 
-    /// Reads once; `false` when there was nothing to read.
+    /// Reads once. Returns whether there was anything to read.
     fn fetch(&mut self) -> Result<bool, StreamError> {
-        let room = self.frames.spare()?;
-        match rustix::net::recv(&self.fd, room, RecvFlags::empty()) {
+        let spare = self.frames.spare()?;
+        match rustix::net::recv(&self.fd, spare, RecvFlags::empty()) {
             Ok((0, _)) => Err(StreamError::Closed),
             Ok((len, _)) => {
                 self.frames.received(len);
@@ -167,13 +167,13 @@ impl Stream {
 }
 
 impl Drop for Stream {
-    /// Ends the connection although a forked child may still have the socket open: the card is given back.
+    /// Shuts the connection down, even if a forked child still has the socket open. This gives the card back.
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
     }
 }
 
-/// Text of a server for a person: one line, no control characters, bounded.
+/// Returns a server's text in a form to show to a person: one line, no control characters, bounded length.
 pub(super) fn sanitized(text: &str) -> String {
     text.chars()
         .filter(|c| !c.is_control())

@@ -1,4 +1,4 @@
-//! A connection to the card of a socket reader.
+//! The transport to the card of a socket reader.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -12,12 +12,13 @@ use super::{
     frame::{MAX, Refusal, Reply, Request},
 };
 
-/// How long the server may take to accept the end of a transaction.
+/// How long the server may take to end a transaction.
 const END: Duration = Duration::from_secs(2);
-/// Resets of the card by others that one call goes along with.
+/// How many resets by other users one call tolerates.
 const MAX_RESETS: usize = 8;
 
-/// See [`Transport`]; the card is shared with every other connection to the socket.
+/// The transport to a socket reader's card. It shares the card with every other connection to the socket. See
+/// [`Transport`].
 pub(super) struct SocketTransport {
     channel: RequestChannel,
     atr: Atr,
@@ -26,11 +27,11 @@ pub(super) struct SocketTransport {
 
 impl SocketTransport {
     pub(super) fn connect(
-        ends: &Arc<ShutdownControl>,
+        control: &Arc<ShutdownControl>,
         path: &Path,
         call: Call,
     ) -> Result<Self, TransportError> {
-        let mut channel = RequestChannel::open(ends, path, call)?;
+        let mut channel = RequestChannel::open(control, path, call)?;
         let atr = connect_card(&mut channel, call)?;
         Ok(Self {
             channel,
@@ -39,7 +40,7 @@ impl SocketTransport {
         })
     }
 
-    /// The card was reset by another connection: its state is lost, its epoch over.
+    /// Connects to the card again after another connection reset it. The card's state is lost, so a new epoch begins.
     fn reconnect_after_reset(&mut self, call: Call) -> Result<(), TransportError> {
         self.epoch.0 += 1;
         self.atr = connect_card(&mut self.channel, call)?;
@@ -53,15 +54,15 @@ impl SocketTransport {
         call: Call,
     ) -> Result<(), TransportError> {
         if frame.len() >= MAX {
-            let what = format!("a command of {} bytes fits no frame", frame.len());
+            let what = format!("a command of {} bytes is too long for a frame", frame.len());
             return Err(self.channel.about(TransportErrorKind::Protocol, &what));
         }
         match self
             .channel
             .round_trip(&Request::Transmit(Secret::copy_from(frame)), call)?
         {
-            Reply::Response(answer) => response
-                .set(answer.expose())
+            Reply::Response(data) => response
+                .set(data.expose())
                 .map_err(|_| self.channel.out_of_order(Sent::Yes)),
             Reply::Refused {
                 refusal: Refusal::CardReset,
@@ -71,7 +72,7 @@ impl SocketTransport {
                 Err(self.channel.refusal_error(Refusal::CardReset, &text))
             }
             Reply::Refused { refusal, text } => {
-                // Only a card that went away may have taken the command with it.
+                // Only a card that was removed may have received the command.
                 let sent = if refusal == Refusal::CardRemoved {
                     Sent::Maybe
                 } else {
@@ -103,31 +104,34 @@ impl SocketTransport {
         Err(too_many_resets(&self.channel))
     }
 
-    /// Gives the card back; a connection that cannot is closed, which does the same.
+    /// Ends the transaction. If that fails, closes the connection, which gives the card back too.
     fn end(&mut self) {
         if self.channel.is_closed() {
             return;
         }
-        let problem = match self.channel.round_trip(&Request::End, Call::within(END)) {
+        let error = match self.channel.round_trip(&Request::End, Call::within(END)) {
             Ok(Reply::Ended) => return,
             Ok(Reply::Refused { refusal, text }) => self.channel.refusal_error(refusal, &text),
             Ok(_) => self.channel.out_of_order(Sent::No),
             Err(error) => error,
         };
-        tracing::warn!("end of transaction: {problem}");
+        tracing::warn!("the transaction could not be ended: {error}");
         if !self.channel.is_closed() {
-            self.channel.close(&problem);
+            self.channel.close(&error);
         }
     }
 }
 
-/// Says Connect, again after each further reset, and takes the answer to reset.
+/// Sends Connect, again after each further reset. Returns the answer to reset.
 fn connect_card(channel: &mut RequestChannel, call: Call) -> Result<Atr, TransportError> {
     for _ in 0..MAX_RESETS {
         match channel.round_trip(&Request::Connect, call)? {
             Reply::Connected { atr } => {
                 let mute = |error| {
-                    channel.about(TransportErrorKind::NoCard, &format!("mute card: {error}"))
+                    channel.about(
+                        TransportErrorKind::NoCard,
+                        &format!("the card's answer to reset is malformed: {error}"),
+                    )
                 };
                 return Atr::parse(&atr).map_err(mute);
             }
@@ -185,13 +189,13 @@ impl Transport for SocketTransport {
         body: &mut dyn FnMut(&mut dyn Transmit),
     ) -> Result<(), TransportError> {
         self.begin(call)?;
-        let mut held = SocketTransaction(self);
-        body(&mut held);
+        let mut transaction = SocketTransaction(self);
+        body(&mut transaction);
         Ok(())
     }
 }
 
-/// The card while nobody else may use it; given back on drop, so also when the body panics.
+/// A transaction on the card. Dropping it ends the transaction, also when the body panics.
 struct SocketTransaction<'a>(&'a mut SocketTransport);
 
 impl Transmit for SocketTransaction<'_> {

@@ -1,4 +1,5 @@
-//! Follows all socket readers from one thread: one connection each, one stop, one watch on their folders.
+//! Follows all socket readers from one thread, with one connection for each reader, one stop flag and one watch on
+//! the folders.
 
 use std::{
     collections::VecDeque,
@@ -25,47 +26,50 @@ use crate::{
     wait::{Backoff, StopFlag, earliest, wait_readable},
 };
 
-/// How long the first picture of [`Watch::next_snapshot`] waits for servers that have just been greeted.
+/// How long the first snapshot of [`Watch::next_snapshot`] waits for servers that have just been sent Hello.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
-/// A request this small fits the empty buffer of a new connection.
+/// How long sending a request may take. Such a small request fits the empty buffer of a new connection.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// See [`Watch`]; one picture over all paths.
+/// Follows all socket readers, with one snapshot for all paths. See [`Watch`].
 pub(super) struct SocketWatch {
     readers: Vec<SocketReader>,
     folders: Option<PathWatch>,
     stop: Arc<StopFlag>,
-    shown: Option<Vec<ReaderState>>,
+    reported: Option<Vec<ReaderState>>,
 }
 
-/// One path and what is behind it.
+/// The path of one reader, and the state of its server.
 struct SocketReader {
     path: PathBuf,
     id: ReaderId,
-    link: ServerState,
-    pauses: Backoff,
-    /// Added to the server's count, so that a server's own restart counts as well.
+    server_state: ServerState,
+    backoff: Backoff,
+    /// This is added to the server's count, so that a restart of the server counts as a change too.
     change_offset: u32,
 }
 
 enum ServerState {
-    Disconnected { why: TransportError, again: RetryAt },
+    Disconnected {
+        why: TransportError,
+        retry_at: RetryAt,
+    },
     Connected(ServerConnection),
 }
 
-/// A connection, what the server calls itself, and what it last said of its card.
+/// A connection, the server's name, and the last reported state of the card.
 struct ServerConnection {
     stream: Stream,
     name: Option<String>,
     card: Option<(Presence, u32)>,
 }
 
-/// When a path without a server is tried again.
+/// When to connect again to a path without a server.
 #[derive(Clone, Copy)]
 enum RetryAt {
     At(Instant),
-    /// Nothing can have changed before its folder says so.
-    WhenTold,
+    /// Connect only after the folder has changed.
+    OnFolderChange,
 }
 
 impl SocketWatch {
@@ -75,11 +79,12 @@ impl SocketWatch {
             readers,
             folders: None,
             stop: Arc::new(StopFlag::new()),
-            shown: None,
+            reported: None,
         }
     }
 
-    /// Reads what has come and tries what is due, then waits for more until `until` or the stop.
+    /// Reads all pending input and connects to the paths that are due. Then waits for more until `deadline` or the
+    /// stop.
     fn poll_once(&mut self, deadline: Option<Instant>) {
         self.connect_due();
         let deadline = earliest(deadline, self.due());
@@ -87,20 +92,20 @@ impl SocketWatch {
         let mut ready: VecDeque<bool> = match wait_readable(&descriptors, &self.stop, deadline) {
             Ok(ready) => ready.into(),
             Err(errno) => {
-                // Out of memory is all that is left for poll(2) to complain of.
-                tracing::warn!("socket readers: poll failed ({errno})");
+                // With valid descriptors, poll(2) fails only for lack of memory.
+                tracing::warn!("socket readers: poll failed ({errno}); it is tried again");
                 std::thread::sleep(SEND_TIMEOUT);
                 return;
             }
         };
-        let mut lost = false;
-        for place in self
+        let mut has_lost_server = false;
+        for reader in self
             .readers
             .iter_mut()
-            .filter(|place| place.server().is_some())
+            .filter(|reader| reader.server().is_some())
         {
             if ready.pop_front() == Some(true) {
-                lost |= !place.handle_input();
+                has_lost_server |= !reader.handle_input();
             }
         }
         if ready.pop_front() == Some(true) && self.folders.as_ref().is_some_and(PathWatch::changed)
@@ -108,8 +113,9 @@ impl SocketWatch {
             self.folders = None;
             self.readers.iter_mut().for_each(SocketReader::try_now);
         }
-        if lost {
-            // The folders are watched anew, with the lost one's; what the old watch knew must be looked at.
+        if has_lost_server {
+            // A new watch includes the folder of the lost server. The paths that waited for the old watch are tried,
+            // because its pending events are lost.
             self.folders = None;
             self.readers
                 .iter_mut()
@@ -117,50 +123,56 @@ impl SocketWatch {
         }
     }
 
-    /// Of the servers that are there, then of the folders.
+    /// Returns the descriptors of the connected servers, then the descriptor of the folder watch.
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let up = self.readers.iter().filter_map(SocketReader::server);
+        let connected = self.readers.iter().filter_map(SocketReader::server);
         let folders = self.folders.as_ref().and_then(PathWatch::descriptor);
-        up.map(|server| server.stream.descriptor()).chain(folders)
+        connected
+            .map(|server| server.stream.descriptor())
+            .chain(folders)
     }
 
-    /// When some path is to be tried without being told.
+    /// Returns when the first path is due by time.
     fn due(&self) -> Option<Instant> {
         self.readers.iter().filter_map(SocketReader::due).min()
     }
 
-    /// Tries the paths whose time has come. For those without a server their folders are watched and they are
-    /// tried once more, so that a server which appears in between is not missed.
+    /// Connects to the paths that are due. The folders of the failed paths are then watched, and the paths are tried
+    /// once more, so that a server which appears in between is not missed.
     fn connect_due(&mut self) {
         if self.folders.is_none() {
-            // The kernel takes milliseconds to close a folder watch: none is made for servers that are there.
-            for place in self.try_due(true) {
-                if let Some(place) = self.readers.get_mut(place) {
-                    place.try_again_at_once();
+            // The kernel takes milliseconds to close a folder watch, so no watch is made if all servers are
+            // connected.
+            for reader in self.try_due(true) {
+                if let Some(reader) = self.readers.get_mut(reader) {
+                    reader.try_again_at_once();
                 }
             }
         }
-        if self.readers.iter().all(|place| place.server().is_some()) {
+        if self.readers.iter().all(|reader| reader.server().is_some()) {
             self.folders = None;
             return;
         }
-        let down = self.readers.iter().filter(|place| place.server().is_none());
-        let paths = down.map(|place| place.path.as_path());
-        let blind = self
+        let disconnected = self
+            .readers
+            .iter()
+            .filter(|reader| reader.server().is_none());
+        let paths = disconnected.map(|reader| reader.path.as_path());
+        let needs_polling = self
             .folders
             .get_or_insert_with(|| PathWatch::new(paths))
             .needs_polling();
-        self.try_due(blind);
+        self.try_due(needs_polling);
     }
 
-    /// Tries the paths whose time has come; which of them have no server.
-    fn try_due(&mut self, blind: bool) -> Vec<usize> {
+    /// Connects to the paths that are due. Returns the paths without a server.
+    fn try_due(&mut self, needs_polling: bool) -> Vec<usize> {
         let now = Instant::now();
         let mut failed = Vec::new();
-        for (number, place) in self.readers.iter_mut().enumerate() {
-            if place.due().is_some_and(|due| due <= now) {
-                place.try_to_connect(blind);
-                if place.server().is_none() {
+        for (number, reader) in self.readers.iter_mut().enumerate() {
+            if reader.due().is_some_and(|due| due <= now) {
+                reader.try_to_connect(needs_polling);
+                if reader.server().is_none() {
                     failed.push(number);
                 }
             }
@@ -175,34 +187,34 @@ impl SocketWatch {
             .collect()
     }
 
-    fn present(&mut self) -> ReaderSnapshot {
+    fn report(&mut self) -> ReaderSnapshot {
         let readers = self.reader_states();
-        self.shown = Some(readers.clone());
+        self.reported = Some(readers.clone());
         ReaderSnapshot {
             readers,
             error: self.last_error(),
-            // Each path has a server of its own, whose restarts are counted as changes.
+            // Each path has its own server. The restarts of that server count as changes.
             service_instance: Some(0),
         }
     }
 
-    /// What keeps readers from the picture, all paths in one text.
+    /// Returns why readers are missing from the snapshot, with the errors of all paths in one text.
     fn last_error(&self) -> Option<TransportError> {
-        let troubles: Vec<TransportError> = self
+        let errors: Vec<TransportError> = self
             .readers
             .iter()
             .filter_map(SocketReader::last_error)
             .collect();
-        let what = troubles
+        let what = errors
             .iter()
-            .map(|trouble| trouble.what.as_str())
+            .map(|error| error.what.as_str())
             .collect::<Vec<_>>()
             .join("; ");
-        let kind = troubles.first()?.kind;
+        let kind = errors.first()?.kind;
         Some(TransportError::before_card(kind, what))
     }
 
-    /// Sees what has come, tries every path and waits for those that have been greeted.
+    /// Reads all pending input, tries every path, and waits for the first state of every connected server.
     fn query_all(&mut self, deadline: Instant) {
         self.poll_once(Some(Instant::now()));
         self.readers.iter_mut().for_each(SocketReader::try_now);
@@ -217,7 +229,7 @@ impl SocketWatch {
 impl Watch for SocketWatch {
     fn snapshot(&mut self, call: Call) -> ReaderSnapshot {
         self.query_all(call.deadline);
-        self.present()
+        self.report()
     }
 
     fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
@@ -235,7 +247,7 @@ impl Watch for SocketWatch {
 
 impl Pollable for SocketWatch {
     fn begin(&mut self) {
-        if self.shown.is_none() {
+        if self.reported.is_none() {
             self.query_all(Instant::now() + GREETING_TIMEOUT);
         }
     }
@@ -247,8 +259,8 @@ impl Pollable for SocketWatch {
         if self.stop.is_set() {
             return Err(Stopped);
         }
-        let is_new = self.shown.as_ref() != Some(&self.reader_states());
-        Ok(is_new.then(|| self.present()))
+        let is_new = self.reported.as_ref() != Some(&self.reader_states());
+        Ok(is_new.then(|| self.report()))
     }
 
     fn waits_on(&self) -> WaitSet<'_> {
@@ -261,110 +273,115 @@ impl Pollable for SocketWatch {
 
 impl SocketReader {
     fn new(path: &Path) -> Self {
-        let why = TransportError::before_card(TransportErrorKind::NoService, "not tried yet");
-        let pauses = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        let link = ServerState::Disconnected {
+        let why = TransportError::before_card(
+            TransportErrorKind::NoService,
+            "no connection has been tried yet",
+        );
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let server_state = ServerState::Disconnected {
             why,
-            again: RetryAt::At(Instant::now()),
+            retry_at: RetryAt::At(Instant::now()),
         };
         Self {
             path: path.to_owned(),
             id: id(path),
-            link,
-            pauses,
+            server_state,
+            backoff,
             change_offset: 0,
         }
     }
 
     fn server(&self) -> Option<&ServerConnection> {
-        match &self.link {
+        match &self.server_state {
             ServerState::Connected(server) => Some(server),
             ServerState::Disconnected { .. } => None,
         }
     }
 
-    /// When to try again without being told.
+    /// Returns when to try again, if that is a matter of time.
     fn due(&self) -> Option<Instant> {
-        match self.link {
+        match self.server_state {
             ServerState::Disconnected {
-                again: RetryAt::At(when),
+                retry_at: RetryAt::At(when),
                 ..
             } => Some(when),
             _ => None,
         }
     }
 
-    /// Makes a path without a server due at once, as something may have changed.
+    /// Makes a path without a server due at once, because something may have changed. Resets its delays.
     fn try_now(&mut self) {
-        if let ServerState::Disconnected { again, .. } = &mut self.link {
-            *again = RetryAt::At(Instant::now());
-            self.pauses.reset();
+        if let ServerState::Disconnected { retry_at, .. } = &mut self.server_state {
+            *retry_at = RetryAt::At(Instant::now());
+            self.backoff.reset();
         }
     }
 
-    /// Makes a path due that has just been tried.
+    /// Makes a path without a server due at once. Keeps its delays.
     fn try_again_at_once(&mut self) {
-        if let ServerState::Disconnected { again, .. } = &mut self.link {
-            *again = RetryAt::At(Instant::now());
+        if let ServerState::Disconnected { retry_at, .. } = &mut self.server_state {
+            *retry_at = RetryAt::At(Instant::now());
         }
     }
 
-    /// Tries a path that only waits to be told, without hurrying one that was given a pause.
+    /// Makes a path due that waits for its folder. A path that waits for a delay keeps the delay.
     fn retry_if_waiting(&mut self) {
         if let ServerState::Disconnected {
-            again: again @ RetryAt::WhenTold,
+            retry_at: retry_at @ RetryAt::OnFolderChange,
             ..
-        } = &mut self.link
+        } = &mut self.server_state
         {
-            *again = RetryAt::At(Instant::now());
+            *retry_at = RetryAt::At(Instant::now());
         }
     }
 
-    fn try_to_connect(&mut self, blind: bool) {
+    fn try_to_connect(&mut self, needs_polling: bool) {
         match ServerConnection::greet(&self.path) {
-            Ok(server) => self.link = ServerState::Connected(server),
-            Err(error) => self.go_down(error, blind),
+            Ok(server) => self.server_state = ServerState::Connected(server),
+            Err(error) => self.disconnect(error, needs_polling),
         }
     }
 
-    /// Takes in what the server sent; `false` when the connection is over.
+    /// Handles the server's input. Returns false if the connection has ended.
     fn handle_input(&mut self) -> bool {
-        let ServerState::Connected(server) = &mut self.link else {
+        let ServerState::Connected(server) = &mut self.server_state else {
             return false;
         };
         match server.handle_input(self.change_offset) {
             Ok(()) => true,
             Err(error) => {
-                self.go_down(error, true);
+                self.disconnect(error, true);
                 false
             }
         }
     }
 
-    /// Forgets the connection; the reader leaves the picture.
-    fn go_down(&mut self, error: StreamError, blind: bool) {
+    /// Drops the connection. The reader disappears from the snapshot.
+    fn disconnect(&mut self, error: StreamError, needs_polling: bool) {
         if let ServerState::Connected(ServerConnection {
             card: Some((_, changes)),
             ..
-        }) = &self.link
+        }) = &self.server_state
         {
             self.change_offset = changes.wrapping_add(1);
         }
         tracing::debug!("socket reader {}: {error}", self.path.display());
-        // A server must make its socket anew, and the folder tells; only one caught between bind(2) and
-        // listen(2) is worth a few more attempts. A path that cannot be watched is tried for ever.
-        let again = match error {
+        // A new server makes a new socket, which the folder watch reports. A server between bind(2) and listen(2)
+        // needs a few more attempts. A path that cannot be watched is tried for ever.
+        let retry_at = match error {
             StreamError::NoServer(Errno::NOENT | Errno::NOTDIR) | StreamError::Denied(_)
-                if !blind =>
+                if !needs_polling =>
             {
-                RetryAt::WhenTold
+                RetryAt::OnFolderChange
             }
-            StreamError::NoServer(_) if !blind && self.pauses.at_limit() => RetryAt::WhenTold,
-            _ => RetryAt::At(Instant::now() + self.pauses.next_delay()),
+            StreamError::NoServer(_) if !needs_polling && self.backoff.at_limit() => {
+                RetryAt::OnFolderChange
+            }
+            _ => RetryAt::At(Instant::now() + self.backoff.next_delay()),
         };
-        self.link = ServerState::Disconnected {
+        self.server_state = ServerState::Disconnected {
             why: error.about(&self.path),
-            again,
+            retry_at,
         };
     }
 
@@ -387,7 +404,7 @@ impl SocketReader {
     }
 
     fn last_error(&self) -> Option<TransportError> {
-        match &self.link {
+        match &self.server_state {
             ServerState::Disconnected { why, .. } => Some(why.clone()),
             ServerState::Connected(ServerConnection { card: None, .. }) => {
                 Some(StreamError::TimedOut.about(&self.path))
@@ -411,15 +428,15 @@ impl ServerConnection {
         })
     }
 
-    fn handle_input(&mut self, base: u32) -> Result<(), StreamError> {
+    fn handle_input(&mut self, change_offset: u32) -> Result<(), StreamError> {
         for reply in self.stream.received()? {
-            self.take(reply, base)?;
+            self.handle_reply(reply, change_offset)?;
         }
         Ok(())
     }
 
-    /// First Welcome, which is answered by Watch, then State after State.
-    fn take(&mut self, reply: Reply, base: u32) -> Result<(), StreamError> {
+    /// Handles a reply: first Welcome, after which Watch is sent, then each State.
+    fn handle_reply(&mut self, reply: Reply, change_offset: u32) -> Result<(), StreamError> {
         match reply {
             Reply::Welcome { version, .. } if version != VERSION => {
                 Err(StreamError::Version(version))
@@ -430,7 +447,7 @@ impl ServerConnection {
                     .send(&Request::Watch, Instant::now() + SEND_TIMEOUT)
             }
             Reply::State { atr, changes } if self.name.is_some() => {
-                self.card = Some((presence(&atr), base.wrapping_add(changes)));
+                self.card = Some((presence(&atr), change_offset.wrapping_add(changes)));
                 Ok(())
             }
             _ => Err(StreamError::OutOfOrder),

@@ -1,4 +1,4 @@
-//! A socket reader's server, played by the test.
+//! A fake server of a socket reader, and helpers of the socket tests.
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs")]
 #![allow(
     clippy::unwrap_used,
@@ -26,13 +26,13 @@ use claviger_driver::{
     },
 };
 
-/// A busy machine may pause a process for long; only what never ends is this late.
+/// A busy machine may pause a process for long. Only a hang exceeds this time.
 pub const HANG: Duration = Duration::from_secs(20);
 
 /// An answer to reset that parses.
 pub const ATR: [u8; 4] = [0x3B, 0x02, 0x14, 0x50];
 
-/// A fresh folder for this test, gone with it.
+/// A new folder for one test, removed when dropped.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -54,7 +54,7 @@ impl Drop for Folder {
     }
 }
 
-/// Listens on a path and plays `script` on each connection; gone, with its socket file, when dropped.
+/// Listens on a path and runs `script` on each connection. Dropping it ends the server and removes the socket file.
 pub struct Server {
     path: PathBuf,
     listener: UnixListener,
@@ -98,12 +98,12 @@ impl Server {
         }
     }
 
-    /// Connections so far.
+    /// Returns the number of connections so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// Dies and leaves its socket file behind, as a killed process does.
+    /// Ends the server but leaves its socket file, as a killed process does.
     pub fn die(self) -> PathBuf {
         let aside = self.path.with_extension("aside");
         std::fs::rename(&self.path, &aside).unwrap();
@@ -118,7 +118,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         let _ = std::fs::remove_file(&self.path);
-        // A connection may still be on its way to the list when the listener is shut down.
+        // A connection may not be in the list yet when the listener is shut down.
         while self
             .thread
             .as_ref()
@@ -141,7 +141,7 @@ impl Drop for Server {
 pub struct Peer(UnixStream);
 
 impl Peer {
-    /// The next request, or nothing once the client has closed.
+    /// Returns the next request, or `None` once the client has closed the connection.
     pub fn next(&mut self) -> Option<Request> {
         let mut length = [0; 4];
         self.0.read_exact(&mut length).ok()?;
@@ -158,7 +158,7 @@ impl Peer {
         let _ = self.0.write_all(bytes);
     }
 
-    /// Takes Hello and says Welcome.
+    /// Receives Hello and replies Welcome.
     pub fn welcome(&mut self, name: &str) -> Option<()> {
         let Request::Hello { version: VERSION } = self.next()? else {
             panic!("Hello comes first")
@@ -180,18 +180,19 @@ impl Peer {
     pub fn refuse(&mut self, refusal: Refusal) {
         self.reply(&Reply::Refused {
             refusal,
-            text: "as the test\nwants it".into(),
+            text: "refused by\nthe test".into(),
         });
     }
 
-    /// Goes on as a reader with a card that answers 9000 to everything, until the client closes.
+    /// Replies to all further requests until the client closes the connection. The card responds 9000 to every
+    /// command.
     pub fn serve(&mut self) {
         while let Some(request) = self.next() {
             self.answer(&request);
         }
     }
 
-    /// The usual answer to `request`.
+    /// Sends the usual reply to `request`.
     pub fn answer(&mut self, request: &Request) {
         match request {
             Request::Hello { .. } => {
@@ -217,7 +218,7 @@ impl From<UnixStream> for Peer {
     }
 }
 
-/// Voluntary context switches of thread `tid` of this process so far.
+/// Returns the number of voluntary context switches of thread `tid` of this process so far.
 pub fn switches(tid: rustix::process::Pid) -> u64 {
     let status = format!("/proc/self/task/{}/status", tid.as_raw_nonzero());
     let status = std::fs::read_to_string(status).unwrap();
@@ -228,7 +229,8 @@ pub fn switches(tid: rustix::process::Pid) -> u64 {
     line.rsplit('\t').next().unwrap().parse().unwrap()
 }
 
-/// Whether a thread sleeps for a whole `window`. It gets several: it may have to come to rest first.
+/// Returns whether a thread sleeps for a whole `window`. It gets several tries, because it may have to finish other
+/// work first.
 pub fn sleeps_for(window: Duration, tid: rustix::process::Pid) -> bool {
     (0..10).any(|_| {
         let before = switches(tid);
@@ -237,7 +239,7 @@ pub fn sleeps_for(window: Duration, tid: rustix::process::Pid) -> bool {
     })
 }
 
-/// How long after `begun` a server had taken `count` connections; `None` if it never had.
+/// Returns how long after `begun` a server had accepted `count` connections. Returns `None` if it never had.
 pub fn time_of(count: usize, accepted: impl Fn() -> usize, begun: Instant) -> Option<Duration> {
     while accepted() < count {
         if begun.elapsed() > HANG {
@@ -269,7 +271,7 @@ pub fn send(card: &mut dyn Transmit, call: Call) -> Result<Vec<u8>, TransportErr
     Ok(response.frame().to_vec())
 }
 
-/// A server that does `misbehave` at the `at`th request after Connect and is a good reader before and after.
+/// Starts a server that runs `misbehave` at the `at`th request after Connect, and behaves well before and after it.
 pub fn misbehaving(
     path: &Path,
     at: usize,
@@ -288,10 +290,10 @@ pub fn misbehaving(
     })
 }
 
-/// What the server heard.
+/// Starts a server that records the names of all requests.
 pub fn recording(path: &Path) -> (Server, Arc<Mutex<Vec<String>>>) {
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let record = Arc::clone(&heard);
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&requests);
     let server = Server::start(path, move |peer| {
         while let Some(request) = peer.next() {
             let name = format!("{request:?}");
@@ -305,5 +307,5 @@ pub fn recording(path: &Path) -> (Server, Arc<Mutex<Vec<String>>>) {
         }
         record.lock().unwrap().push("closed".into());
     });
-    (server, heard)
+    (server, requests)
 }
