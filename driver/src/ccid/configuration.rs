@@ -1,5 +1,5 @@
-//! Which interfaces of a device are readers: its descriptors, as sysfs keeps them in `descriptors` — the device
-//! descriptor, then each configuration with all that belongs to it (USB 2.0, 9.6).
+//! Finds the readers among the interfaces of a USB device. The input is the `descriptors` file of sysfs: the device
+//! descriptor, then each configuration with its interfaces and endpoints (USB 2.0, 9.6).
 
 use super::{
     descriptor::{ClassDescriptor, LENGTH, TYPE},
@@ -11,10 +11,10 @@ const DEVICE: u8 = 1;
 const CONFIGURATION: u8 = 2;
 const INTERFACE: u8 = 4;
 const ENDPOINT: u8 = 5;
-/// bInterfaceClass of readers, and of those whose maker had a mind of its own.
+/// bInterfaceClass of smart-card readers, and the vendor-specific class that some readers have instead.
 const SMART_CARD: u8 = 0x0B;
 const VENDOR: u8 = 0xFF;
-/// Descriptors one device may have; a real one has a few dozen.
+/// How many descriptors of a device are read. A real device has a few dozen.
 const MOST: usize = 4096;
 
 /// An endpoint of a reader.
@@ -22,7 +22,7 @@ const MOST: usize = 4096;
 pub struct Endpoint {
     /// bEndpointAddress, direction bit included.
     pub address: u8,
-    /// Bytes of a packet (wMaxPacketSize without its upper bits).
+    /// The maximum packet size in bytes (wMaxPacketSize without its upper bits).
     pub packet: u16,
     /// bInterval.
     pub interval: u8,
@@ -42,21 +42,21 @@ pub enum InterfaceProtocol {
 /// An interface that is a reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CcidInterface {
-    /// bConfigurationValue of the configuration it belongs to.
+    /// bConfigurationValue of its configuration.
     pub configuration: u8,
     /// bInterfaceNumber.
     pub number: u8,
     /// bAlternateSetting.
     pub alternate: u8,
-    /// How commands reach it.
+    /// How commands reach the reader.
     pub way: InterfaceProtocol,
-    /// Bulk to the host.
+    /// The bulk endpoint to the host.
     pub bulk_in: Option<Endpoint>,
-    /// Bulk to the device.
+    /// The bulk endpoint to the device.
     pub bulk_out: Option<Endpoint>,
-    /// Where it tells of cards that come and go.
+    /// The interrupt endpoint, which reports insertions and removals.
     pub interrupt: Option<Endpoint>,
-    /// What it says of itself.
+    /// The class descriptor.
     pub class: ClassDescriptor,
 }
 
@@ -65,21 +65,21 @@ pub struct CcidInterface {
 pub struct CcidDevice {
     /// idVendor, idProduct, bcdDevice.
     pub model: UsbModel,
-    /// Its readers, in the order of their interfaces.
+    /// The readers, in the order of their interfaces.
     pub readers: Vec<CcidInterface>,
 }
 
-/// Bytes that are no device's descriptors.
+/// The bytes are not the descriptors of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no device descriptor at the beginning")]
+#[error("the descriptors do not begin with a device descriptor")]
 pub struct NoDevice;
 
 impl CcidDevice {
-    /// Reads the descriptors of a device. Interfaces of vendor class count when `is_vendor_reader` says so of the
-    /// model. What is damaged ends the reading; what was found before stays.
+    /// Parses the descriptors of a device. An interface of vendor class counts as a reader if `is_vendor_reader`
+    /// returns true for the model. Parsing ends at a malformed descriptor. Readers found before it stay.
     ///
     /// # Errors
-    /// [`NoDevice`] when they do not begin with a device descriptor.
+    /// [`NoDevice`] if the bytes do not begin with a device descriptor.
     pub fn parse(
         bytes: &[u8],
         is_vendor_reader: impl Fn(UsbModel) -> bool,
@@ -87,22 +87,22 @@ impl CcidDevice {
         let (device, rest) = next(bytes).ok_or(NoDevice)?;
         let model = model(device).ok_or(NoDevice)?;
         let vendor = is_vendor_reader(model);
-        let mut found = InterfaceParser::default();
+        let mut parser = InterfaceParser::default();
         for descriptor in descriptors(rest) {
-            found.take(descriptor, vendor);
+            parser.take(descriptor, vendor);
         }
-        found.finish_interface();
+        parser.finish_interface();
         Ok(Self {
             model,
-            readers: found.readers,
+            readers: parser.readers,
         })
     }
 }
 
-/// The first descriptor, by its own count, and what follows it.
+/// Splits off the first descriptor, by its stated length. Returns it and the rest.
 fn next(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::from(*bytes.first()?);
-    // One of no length would be read for ever.
+    // A descriptor of length 0 would never end the loop.
     (length >= 2).then(|| bytes.split_at_checked(length))?
 }
 
@@ -130,7 +130,7 @@ fn model(device: &[u8]) -> Option<UsbModel> {
     })
 }
 
-/// An interface whose descriptors are being read.
+/// An interface whose descriptors are being parsed.
 #[derive(Clone, Copy)]
 struct PartialInterface {
     number: u8,
@@ -138,7 +138,7 @@ struct PartialInterface {
     way: InterfaceProtocol,
 }
 
-/// What was found so far.
+/// The state of the parsing.
 #[derive(Default)]
 struct InterfaceParser {
     readers: Vec<CcidInterface>,
@@ -146,13 +146,13 @@ struct InterfaceParser {
     interface: Option<PartialInterface>,
     class: Option<ClassDescriptor>,
     endpoints: [Option<Endpoint>; 3],
-    /// The addresses of all endpoints of the interface, a bit for each.
+    /// The addresses of all endpoints of the interface, one bit each.
     addresses: u32,
-    /// Two of them are the same: which endpoint is meant by it is anybody's guess.
+    /// Two endpoints have the same address, so the address does not identify an endpoint.
     is_ambiguous: bool,
 }
 
-/// Places of the endpoints in [`Found`].
+/// Indexes of the endpoints in [`InterfaceParser`].
 const BULK_IN: usize = 0;
 const BULK_OUT: usize = 1;
 const INTERRUPT: usize = 2;
@@ -166,7 +166,7 @@ impl InterfaceParser {
             }
             [_, INTERFACE, rest @ ..] => {
                 self.finish_interface();
-                self.interface = begun(rest, vendor);
+                self.interface = partial_interface(rest, vendor);
             }
             [_, ENDPOINT, address, attributes, low, high, interval, ..] => {
                 let endpoint = Endpoint {
@@ -176,7 +176,7 @@ impl InterfaceParser {
                 };
                 self.take_endpoint(endpoint, attributes & 0x03);
             }
-            // Of the interface, or of any of its endpoints: readers put it behind either.
+            // Readers put the class descriptor after the interface or after any of its endpoints.
             [_, TYPE, ..] if descriptor.len() >= LENGTH && self.class.is_none() => {
                 self.class = ClassDescriptor::parse(descriptor).ok();
             }
@@ -189,21 +189,21 @@ impl InterfaceParser {
         let bit = 1 << (endpoint.address & 0x0F) << (u32::from(is_in) * 16);
         self.is_ambiguous |= self.addresses & bit != 0;
         self.addresses |= bit;
-        let place = match (transfer_type, is_in) {
+        let index = match (transfer_type, is_in) {
             (2, true) => BULK_IN,
             (2, false) => BULK_OUT,
             (3, true) => INTERRUPT,
             _ => return,
         };
         let usable = endpoint.packet > 0 && endpoint.address & 0x0F != 0;
-        if let Some(free @ None) = self.endpoints.get_mut(place)
+        if let Some(free @ None) = self.endpoints.get_mut(index)
             && usable
         {
             *free = Some(endpoint);
         }
     }
 
-    /// The interface is over: a reader, if it has said what a reader must.
+    /// Ends the current interface. Adds it to the readers if it has all required descriptors.
     fn finish_interface(&mut self) {
         let [bulk_in, bulk_out, interrupt] = std::mem::take(&mut self.endpoints);
         self.addresses = 0;
@@ -217,7 +217,8 @@ impl InterfaceParser {
         }
         let has_bulk = bulk_in.is_some() && bulk_out.is_some();
         let (way, class) = match interface.way {
-            // There is no use for bulk endpoints on the control pipe: bInterfaceProtocol is wrong (ActivCard Reader V2).
+            // A reader with bulk endpoints uses them, even if bInterfaceProtocol names the control pipe (ActivCard
+            // Reader V2).
             _ if has_bulk => (InterfaceProtocol::Bulk, class),
             InterfaceProtocol::Bulk => return,
             InterfaceProtocol::IccdA => (InterfaceProtocol::IccdA, class.given_short_apdus()),
@@ -236,8 +237,8 @@ impl InterfaceParser {
     }
 }
 
-/// An interface that may be a reader; bInterfaceSubClass says nothing.
-fn begun(rest: &[u8], vendor: bool) -> Option<PartialInterface> {
+/// Returns the interface if it may be a reader. bInterfaceSubClass does not matter.
+fn partial_interface(rest: &[u8], vendor: bool) -> Option<PartialInterface> {
     let [number, alternate, _, class, _, protocol, ..] = rest else {
         return None;
     };
@@ -256,7 +257,7 @@ fn begun(rest: &[u8], vendor: bool) -> Option<PartialInterface> {
     })
 }
 
-/// Reads arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes, for the fuzz target `ccid_configuration`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -272,8 +273,8 @@ pub fn fuzz(bytes: &[u8]) {
         let all = [reader.bulk_in, reader.bulk_out, reader.interrupt];
         assert!(all.iter().flatten().all(|endpoint| endpoint.packet > 0));
         let addresses = all.map(|endpoint| endpoint.map(|endpoint| endpoint.address & 0x8F));
-        for (place, address) in addresses.iter().enumerate() {
-            let others = addresses.iter().skip(place + 1);
+        for (index, address) in addresses.iter().enumerate() {
+            let others = addresses.iter().skip(index + 1);
             assert!(
                 address.is_none() || others.into_iter().all(|other| other != address),
                 "an address is one endpoint"
@@ -337,12 +338,12 @@ mod tests {
         let address = |bytes: &[u8], number: usize| bytes[CLASS_AT + LENGTH + 7 * number + 2];
         let addresses = [0, 1, 2].map(|number| address(&whole, number));
         for again in addresses {
-            // Of whatever type, with or without packets.
+            // The second endpoint has any type, with or without a packet size.
             for (attributes, packet) in [(2, 64), (2, 0), (3, 8), (1, 64), (0, 0)] {
                 let mut bytes = whole.clone();
                 bytes.extend([7, 5, again, attributes, packet, 0, 0]);
                 assert_eq!(readers(&bytes).len(), 0, "{again:02X} {attributes}");
-                // The first is what the libraries take.
+                // The USB libraries use the first of the two.
                 let second = bytes.split_off(whole.len());
                 let end = bytes.split_off(bulk_in.start);
                 bytes.extend(second);
@@ -352,8 +353,8 @@ mod tests {
         }
         let mut bytes = whole.clone();
         bytes.extend([7, 5, 0x84, 1, 64, 0, 0]);
-        assert_eq!(readers(&bytes).len(), 1, "an endpoint nobody needs");
-        // Another setting of the interface has them again.
+        assert_eq!(readers(&bytes).len(), 1, "an endpoint of no use");
+        // Another alternate setting may use the same addresses.
         let interface = whole[27..].to_vec();
         bytes.extend(interface);
         assert_eq!(readers(&bytes).len(), 2);
@@ -418,7 +419,7 @@ mod tests {
             bytes[18 + 9] = length;
             assert_eq!(readers(&bytes).len(), 0, "{length}");
         }
-        // What was found before the damage stays.
+        // The readers before the malformed descriptor stay.
         let mut bytes = whole.clone();
         bytes.push(0);
         assert_eq!(readers(&bytes), readers(&whole));

@@ -1,25 +1,25 @@
-//! What a reader says of itself: the class descriptor (CCID 1.1, 5.1), with the values that cannot be true put right.
+//! Parses a reader's class descriptor (CCID 1.1, 5.1), and corrects values that are impossible.
 
 use std::fmt;
 
 use super::message::{HEADER, Voltage};
 
-/// Length of the descriptor. What follows in one that is longer is not for us.
+/// The length of the descriptor. Further bytes are ignored.
 pub const LENGTH: usize = 54;
 /// bDescriptorType of the functional descriptor.
 pub const TYPE: u8 = 0x21;
 
-/// Messages of a reader that does not say how long they may be: a short APDU and its header.
+/// The assumed maximum message length of a reader that states an impossible one: a short APDU and its header.
 const USUAL_MESSAGE: usize = HEADER + 261;
-/// Longest message there is a use for: an extended APDU, both length fields, and its header.
+/// The longest message of any use: an extended APDU with both length fields, and its header.
 const LONGEST_MESSAGE: usize = HEADER + 65_544;
-/// IFSD where none is given (ISO 7816-3, 11.4.2).
+/// The IFSD of a reader that states none (ISO 7816-3, 11.4.2).
 const USUAL_IFSD: u8 = 32;
 
-/// What a block to and from the reader is.
+/// The unit in which data is exchanged with the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeLevel {
-    /// Characters, as they go over the card's line.
+    /// Characters, as the card transmits them.
     Character,
     /// TPDUs: the blocks of T=1, the commands of T=0.
     Tpdu,
@@ -29,7 +29,7 @@ pub enum ExchangeLevel {
     ExtendedApdu,
 }
 
-/// What the reader does by itself (dwFeatures).
+/// Functions that the reader performs automatically (dwFeatures).
 mod feature {
     pub(super) const AUTO_PARAMETERS: u32 = 0x0000_0002;
     pub(super) const AUTO_ACTIVATION: u32 = 0x0000_0004;
@@ -45,18 +45,18 @@ mod feature {
     pub(super) const LEVELS: u32 = TPDU | SHORT_APDU | EXTENDED_APDU;
 }
 
-/// Bytes that are no class descriptor.
+/// A malformed class descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    /// Fewer than 54 bytes, or fewer than its own count.
-    #[error("a class descriptor of {0} bytes; {LENGTH} expected")]
+    /// It has fewer than 54 bytes, or states a length below 54.
+    #[error("the class descriptor has {0} bytes instead of {LENGTH}")]
     Length(usize),
-    /// Another descriptor.
-    #[error("a descriptor of type {0:02X}; {TYPE:02X} expected")]
+    /// It is another descriptor.
+    #[error("the descriptor has type {0:02X} instead of {TYPE:02X}")]
     Type(u8),
 }
 
-/// A reader's description of itself, as far as it can be believed.
+/// A reader's class descriptor, with impossible values corrected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassDescriptor {
     slots: u8,
@@ -76,10 +76,10 @@ pub struct ClassDescriptor {
 }
 
 impl ClassDescriptor {
-    /// Reads a descriptor; bytes after its 54 are left alone.
+    /// Parses a descriptor. Ignores bytes after the first 54.
     ///
     /// # Errors
-    /// [`DescriptorError`]. Values that cannot be true are put right and named in
+    /// [`DescriptorError`]. Impossible values are no error. They are corrected and listed in
     /// [`ClassDescriptor::corrections`].
     pub fn parse(bytes: &[u8]) -> Result<Self, DescriptorError> {
         let fields: &[u8; LENGTH] = bytes
@@ -112,8 +112,8 @@ impl ClassDescriptor {
         })
     }
 
-    /// The description of a token whose driver speaks T=0 with it, step by step: it is given short APDUs, whole ones,
-    /// whatever level it says.
+    /// Returns the descriptor of a token with which the driver itself exchanges T=0 steps. Such a token accepts whole
+    /// short APDUs from the upper layers, whatever level its descriptor states.
     #[must_use]
     pub(super) fn given_short_apdus(self) -> Self {
         Self {
@@ -123,43 +123,43 @@ impl ClassDescriptor {
         }
     }
 
-    /// How many cards fit in, 1 to 255.
+    /// Returns the number of slots, 1 to 255.
     #[must_use]
     pub const fn slots(&self) -> u8 {
         self.slots
     }
 
-    /// How many slots may be at work at the same time.
+    /// Returns how many slots may process a command at the same time.
     #[must_use]
     pub const fn busy_slots(&self) -> u8 {
         self.busy_slots
     }
 
-    /// What a block is.
+    /// Returns the exchange level.
     #[must_use]
     pub const fn exchange_level(&self) -> ExchangeLevel {
         self.level
     }
 
-    /// Longest message in bytes, its header of ten included.
+    /// Returns the maximum message length in bytes, including the header of ten bytes.
     #[must_use]
     pub const fn max_message_length(&self) -> usize {
         self.max_message
     }
 
-    /// Longest information field of a T=1 block to the reader, 1 to 254.
+    /// Returns the longest information field of a T=1 block to the reader, 1 to 254.
     #[must_use]
     pub const fn max_ifsd(&self) -> u8 {
         self.max_ifsd
     }
 
-    /// Whether it speaks T=0 or T=1 with the card.
+    /// Returns whether the reader supports T=`protocol`, which is 0 or 1.
     #[must_use]
     pub const fn supports_protocol(&self, protocol: u8) -> bool {
         protocol < 2 && self.protocols & (1 << protocol) != 0
     }
 
-    /// The voltages it says it has, the lowest first (ISO 7816-3, 6.2.4).
+    /// Returns the supported voltages, the lowest first (ISO 7816-3, 6.2.4).
     #[must_use]
     pub fn voltages(&self) -> Vec<Voltage> {
         let all = [
@@ -173,74 +173,75 @@ impl ClassDescriptor {
         offered.map(|(_, voltage)| *voltage).collect()
     }
 
-    /// Whether it chooses the voltage itself.
+    /// Returns whether the reader selects the voltage automatically.
     #[must_use]
     pub const fn selects_voltage(&self) -> bool {
         self.has(feature::AUTO_VOLTAGE) || self.has(feature::AUTO_ACTIVATION)
     }
 
-    /// Whether it powers a card that is inserted.
+    /// Returns whether the reader activates an inserted card automatically.
     #[must_use]
     pub const fn activates_automatically(&self) -> bool {
         self.has(feature::AUTO_ACTIVATION)
     }
 
-    /// Whether it sets its parameters from the answer to reset.
+    /// Returns whether the reader sets its parameters automatically from the answer to reset.
     #[must_use]
     pub const fn sets_parameters(&self) -> bool {
         self.has(feature::AUTO_PARAMETERS)
     }
 
-    /// Whether it negotiates with the card and sets all parameters itself: neither PPS nor SetParameters is for us.
+    /// Returns whether the reader negotiates with the card and sets all parameters automatically. The driver then
+    /// sends neither PPS nor SetParameters.
     #[must_use]
     pub const fn negotiates_parameters(&self) -> bool {
         self.has(feature::AUTO_NEGOTIATION)
     }
 
-    /// Whether it sends the PPS itself, with the parameters it was given.
+    /// Returns whether the reader sends the PPS, with the parameters from the driver.
     #[must_use]
     pub const fn sends_pps(&self) -> bool {
         self.has(feature::AUTO_PPS) || self.negotiates_parameters()
     }
 
-    /// Whether it tells a T=1 card its IFSD itself.
+    /// Returns whether the reader sends its IFSD to a T=1 card automatically.
     #[must_use]
     pub const fn sends_ifsd(&self) -> bool {
         self.has(feature::AUTO_IFSD)
     }
 
-    /// Whether it changes clock and data rate itself.
+    /// Returns whether the reader changes clock and data rate automatically.
     #[must_use]
     pub const fn changes_rates(&self) -> bool {
         self.has(feature::AUTO_CLOCK) && self.has(feature::AUTO_BAUD)
     }
 
-    /// The clock the card gets, in kHz.
+    /// Returns the default clock of the card, in kHz.
     #[must_use]
     pub const fn default_clock_khz(&self) -> u32 {
         self.default_clock_khz
     }
 
-    /// Default and highest data rate, in bit/s.
+    /// Returns the default and the maximum data rate, in bit/s.
     #[must_use]
     pub const fn data_rates(&self) -> (u32, u32) {
         (self.data_rate_bps, self.max_data_rate_bps)
     }
 
-    /// Whether a PIN can be verified, and changed, at the reader.
+    /// Returns whether the reader's PIN pad can verify a PIN, and whether it can change a PIN.
     #[must_use]
     pub const fn pin_pad(&self) -> (bool, bool) {
         (self.pin_support & 1 != 0, self.pin_support & 2 != 0)
     }
 
-    /// Lines and columns of its display; 0 and 0 where it has none.
+    /// Returns the lines and columns of the display. Both are 0 without a display.
     #[must_use]
     pub const fn display(&self) -> (u8, u8) {
         let [columns, lines] = self.lcd.to_le_bytes();
         (lines, columns)
     }
 
-    /// What was not as it should be.
+    /// Returns the corrections that were made.
     #[must_use]
     pub fn corrections(&self) -> &[&'static str] {
         &self.corrections
@@ -264,25 +265,25 @@ fn level(features: u32, corrections: &mut Vec<&'static str>) -> ExchangeLevel {
     }
 }
 
-fn max_message(said: u32, corrections: &mut Vec<&'static str>) -> usize {
-    let said = usize::try_from(said).unwrap_or(usize::MAX);
-    if said <= HEADER {
+fn max_message(stated: u32, corrections: &mut Vec<&'static str>) -> usize {
+    let stated = usize::try_from(stated).unwrap_or(usize::MAX);
+    if stated <= HEADER {
         corrections.push("messages too short for a byte of data; 271 bytes assumed");
         return USUAL_MESSAGE;
     }
-    if said > LONGEST_MESSAGE {
+    if stated > LONGEST_MESSAGE {
         corrections.push("messages longer than any APDU; 65554 bytes are enough");
     }
-    said.min(LONGEST_MESSAGE)
+    stated.min(LONGEST_MESSAGE)
 }
 
-fn max_ifsd(said: u32, features: u32, corrections: &mut Vec<&'static str>) -> u8 {
-    match u8::try_from(said) {
+fn max_ifsd(stated: u32, features: u32, corrections: &mut Vec<&'static str>) -> u8 {
+    match u8::try_from(stated) {
         Ok(0) => USUAL_IFSD,
         Ok(255) => 254,
         Ok(ifsd) => ifsd,
         Err(_) => {
-            // To a reader that takes APDUs no T=1 block is ever sent.
+            // A reader of the APDU levels is never sent a T=1 block.
             if features & (feature::SHORT_APDU | feature::EXTENDED_APDU) == 0 {
                 corrections.push("an IFSD above 254; 254 is used");
             }
@@ -291,19 +292,19 @@ fn max_ifsd(said: u32, features: u32, corrections: &mut Vec<&'static str>) -> u8
     }
 }
 
-fn protocols(said: u32, corrections: &mut Vec<&'static str>) -> u32 {
-    if said & 0x03 != 0 {
-        return said & 0x03;
+fn protocols(stated: u32, corrections: &mut Vec<&'static str>) -> u32 {
+    if stated & 0x03 != 0 {
+        return stated & 0x03;
     }
     corrections.push("neither T=0 nor T=1; both are assumed");
     0x03
 }
 
-fn busy_slots(said: u8, slots: u8, corrections: &mut Vec<&'static str>) -> u8 {
-    if said == 0 {
+fn busy_slots(stated: u8, slots: u8, corrections: &mut Vec<&'static str>) -> u8 {
+    if stated == 0 {
         corrections.push("no slot may be busy; one is assumed");
     }
-    said.clamp(1, slots)
+    stated.clamp(1, slots)
 }
 
 impl fmt::Display for ClassDescriptor {
@@ -338,7 +339,7 @@ impl fmt::Display for ClassDescriptor {
     }
 }
 
-/// Reads arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes, for the fuzz target `ccid_descriptor`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

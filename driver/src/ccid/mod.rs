@@ -1,5 +1,5 @@
-//! Chip card interface devices (USB CCID 1.1): what a reader says of itself, and the messages it takes and
-//! gives. Values only: no I/O, no clock.
+//! Chip card interface devices (USB CCID 1.1): the descriptors of a reader, and its commands and responses. This
+//! module only converts values. It does no I/O and reads no clock.
 
 pub mod apdu_level;
 pub mod budget;

@@ -1,38 +1,40 @@
-//! What comes over the interrupt endpoint unasked (CCID 1.1, 6.3).
+//! The messages of the interrupt endpoint, which the reader sends unasked (CCID 1.1, 6.3).
 
 /// A message of the interrupt endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notification {
-    /// Cards came or went. One entry a slot, beginning with slot 0; as many as the message has bits for.
+    /// Cards were inserted or removed. There is one entry for each slot, beginning with slot 0, up to the number of
+    /// slots in the message.
     SlotChange(Vec<SlotState>),
-    /// The reader's hardware failed in the middle of a command.
+    /// The reader's hardware failed during a command.
     HardwareError {
         /// bSlot.
         slot: u8,
         /// bSeq of the command.
         sequence: u8,
-        /// bHardwareErrorCode: 01 is too much current.
+        /// bHardwareErrorCode. 01 means overcurrent.
         code: u8,
     },
 }
 
-/// What a notification says of one slot.
+/// The state of one slot in a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotState {
-    /// Whether there is a card.
+    /// Whether the slot holds a card.
     pub present: bool,
-    /// Whether that changed since the last notification. With the same presence as before, a card left and one came.
+    /// Whether the slot changed since the last notification. If the slot held a card before and holds one now, a card
+    /// was removed and a card inserted.
     pub changed: bool,
 }
 
-/// Bytes that are no notification.
+/// A malformed notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} bytes that are no notification")]
+#[error("the reader sent a malformed notification of {0} bytes")]
 pub struct NotificationError(usize);
 
 impl Notification {
-    /// Reads a message from a reader with `slots` slots. Bits of slots that do not exist are left out, and so are
-    /// slots the message is too short for.
+    /// Parses a notification of a reader with `slots` slots. Ignores the bits of slots that do not exist. The result
+    /// has fewer slots if the message is too short.
     ///
     /// # Errors
     /// [`NotificationError`].
@@ -52,7 +54,7 @@ impl Notification {
     }
 }
 
-/// The four slots of a byte, the first in the lowest bits.
+/// Returns the states of the four slots in a byte. The first slot is in the lowest bits.
 fn four(byte: u8) -> [SlotState; 4] {
     [0, 2, 4, 6].map(|shift| SlotState {
         present: byte >> shift & 1 != 0,
@@ -60,7 +62,7 @@ fn four(byte: u8) -> [SlotState; 4] {
     })
 }
 
-/// Reads arbitrary bytes, the first being the count of slots; for the fuzz target beside this file.
+/// Parses arbitrary bytes, of which the first is the number of slots, for the fuzz target `ccid_notification`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -78,15 +80,15 @@ pub fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    const GONE: SlotState = SlotState {
+    const REMOVED: SlotState = SlotState {
         present: false,
         changed: true,
     };
-    const CAME: SlotState = SlotState {
+    const INSERTED: SlotState = SlotState {
         present: true,
         changed: true,
     };
-    const STAYS: SlotState = SlotState {
+    const UNCHANGED: SlotState = SlotState {
         present: true,
         changed: false,
     };
@@ -96,13 +98,13 @@ mod tests {
         let states = |bytes: &[u8], slots| Notification::parse(bytes, slots);
         assert_eq!(
             states(&[0x50, 0x03], 1),
-            Ok(Notification::SlotChange(vec![CAME]))
+            Ok(Notification::SlotChange(vec![INSERTED]))
         );
         assert_eq!(
             states(&[0x50, 0x02], 1),
-            Ok(Notification::SlotChange(vec![GONE]))
+            Ok(Notification::SlotChange(vec![REMOVED]))
         );
-        let five = vec![CAME, GONE, STAYS, STAYS, CAME];
+        let five = vec![INSERTED, REMOVED, UNCHANGED, UNCHANGED, INSERTED];
         assert_eq!(
             states(&[0x50, 0x5B, 0x03], 5),
             Ok(Notification::SlotChange(five))
@@ -112,13 +114,13 @@ mod tests {
     #[test]
     fn slots_that_do_not_exist_are_left_out() {
         let all = Notification::parse(&[0x50, 0xFF, 0xFF, 0xFF], 2);
-        assert_eq!(all, Ok(Notification::SlotChange(vec![CAME, CAME])));
-        // A reader with eight slots that speaks of four.
+        assert_eq!(all, Ok(Notification::SlotChange(vec![INSERTED, INSERTED])));
+        // The reader has eight slots, and the message only four.
         let some = Notification::parse(&[0x50, 0x01], 8);
         assert_eq!(
             some,
             Ok(Notification::SlotChange(vec![
-                STAYS,
+                UNCHANGED,
                 SlotState {
                     present: false,
                     changed: false

@@ -1,4 +1,4 @@
-//! What a reader is told of the card: the protocol data structures of SetParameters (CCID 1.1, 6.1.7).
+//! The protocol data structures of SetParameters, which describe the card to the reader (CCID 1.1, 6.1.7).
 //!
 //! ```text
 //! T=0 | FI DI | convention | guard time | WI      | clock stop |
@@ -9,8 +9,8 @@ use crate::protocol::{
     Protocol, Rate, TransmissionParameters, parameters::ErrorDetection, pps::AgreedParameters,
 };
 
-/// abProtocolDataStructure for a card that announced `parameters` and speaks as `agreement` says. Any protocol but T=0
-/// is taken for T=1: no reader is told of another.
+/// Returns abProtocolDataStructure for a card that announced `parameters` and uses `agreement`. Any protocol but T=0
+/// is encoded as T=1; the driver sets no other.
 #[must_use]
 pub fn encode(parameters: &TransmissionParameters, agreement: AgreedParameters) -> Vec<u8> {
     let rate = agreement.rate.ta1();
@@ -34,7 +34,8 @@ pub fn encode(parameters: &TransmissionParameters, agreement: AgreedParameters) 
     ]
 }
 
-/// What the reader says is in force: bProtocolNum and the structure. A rate that is none is the default one.
+/// Returns the parameters that the reader reports: bProtocolNum and the structure. A reserved rate counts as the
+/// default rate.
 #[must_use]
 pub fn in_force(number: u8, structure: &[u8]) -> Option<AgreedParameters> {
     let protocol = match number {
@@ -49,25 +50,26 @@ pub fn in_force(number: u8, structure: &[u8]) -> Option<AgreedParameters> {
     })
 }
 
-/// Reads arbitrary bytes as what is in force, the first as bProtocolNum; for the fuzz target beside this file.
+/// Parses arbitrary bytes as reported parameters, the first as bProtocolNum, for the fuzz target
+/// `ccid_protocol_data`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let Some((number, structure)) = bytes.split_first() else {
         return;
     };
-    let said = in_force(*number, structure);
-    assert_eq!(said.is_some(), *number < 2, "T=0 and T=1 only");
-    let Some(agreement) = said else { return };
+    let reported = in_force(*number, structure);
+    assert_eq!(reported.is_some(), *number < 2, "T=0 and T=1 only");
+    let Some(agreement) = reported else { return };
     let rate = agreement.rate.ta1();
     assert_eq!(
         Rate::of(rate),
         Some(agreement.rate),
         "never a reserved rate"
     );
-    let told = encode(&TransmissionParameters::default(), agreement);
-    assert_eq!(in_force(*number, &told), Some(agreement));
-    assert_eq!(told.len(), if *number == 0 { 5 } else { 7 });
+    let encoded = encode(&TransmissionParameters::default(), agreement);
+    assert_eq!(in_force(*number, &encoded), Some(agreement));
+    assert_eq!(encoded.len(), if *number == 0 { 5 } else { 7 });
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! What the driver must know of some readers because they do not say it themselves: `udev/readers.txt`, which
-//! the udev rules are made from as well.
+//! Quirks of readers that no descriptor reveals. The table is `udev/readers.txt`, from which the udev rules are
+//! generated too.
 
 use std::sync::OnceLock;
 
 use super::pin_pad::PadQuirks;
 
-/// The table, as it stands in the repository.
+/// The table, as it is in the repository.
 const TABLE: &str = include_str!("../../../udev/readers.txt");
 
-/// A model of reader: idVendor, idProduct and bcdDevice.
+/// A model of a USB device: idVendor, idProduct and bcdDevice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsbModel {
     /// idVendor.
@@ -19,34 +19,34 @@ pub struct UsbModel {
     pub release: u16,
 }
 
-/// How a reader differs from what it says. The default is a reader that tells the truth.
+/// How a reader differs from its descriptor. The default is a reader without differences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quirks {
-    /// A token: its card cannot be taken out.
+    /// The device is a USB token, whose card cannot be removed.
     pub card_fixed: bool,
-    /// Its interface has class FF and is a CCID all the same.
+    /// Its interface has the vendor class FF but is a CCID interface.
     pub vendor_class: bool,
-    /// It does not survive autosuspend.
+    /// It fails after autosuspend.
     pub awake: bool,
-    /// It dead-locks when two of its interfaces are at a command at the same time.
+    /// It deadlocks when two of its interfaces process a command at the same time.
     pub one_at_a_time: bool,
-    /// It takes APDUs in parts, whatever exchange level it announces.
+    /// It accepts APDUs in parts, whatever exchange level it announces.
     pub chains: bool,
-    /// It takes no extended APDU, whatever exchange level it announces.
+    /// It accepts no extended APDU, whatever exchange level it announces.
     pub short: bool,
-    /// Its PIN pad may be used: what is typed reaches the card and nobody else.
+    /// Its PIN pad may be used: the PIN reaches only the card.
     pub pin_pad: bool,
-    /// Its PIN pad is not to be used.
+    /// Its PIN pad must not be used.
     pub no_pin_pad: bool,
     /// How its PIN pad differs from the standard.
     pub pad: PadQuirks,
     /// IFSD must not be negotiated.
     pub no_ifsd: bool,
-    /// The longest block it can take.
+    /// The longest block that it accepts.
     pub ifsd: Option<u8>,
     /// The fastest data rate that works, in bit/s.
     pub max_bps: Option<u32>,
-    /// How many times the usual time it may take.
+    /// The factor by which its timeouts are multiplied.
     pub patience: Option<u32>,
 }
 
@@ -67,17 +67,17 @@ impl Row {
     }
 }
 
-/// The quirks of a model; the first line that fits counts.
+/// Returns the quirks of a model. The first line that matches counts.
 #[must_use]
 pub fn for_model(model: UsbModel) -> Quirks {
     let row = rows().iter().find(|row| row.is_of(model));
     row.map_or_else(Quirks::default, |row| row.quirks)
 }
 
-/// The table's rows in its order. A line that cannot be read is no row; a test holds that there is none.
+/// Returns the rows of the table in order. Malformed lines are skipped; a test ensures that there are none.
 pub(super) fn rows() -> &'static [Row] {
     static ROWS: OnceLock<Vec<Row>> = OnceLock::new();
-    ROWS.get_or_init(|| lines(TABLE).filter_map(|line| read(line).ok()).collect())
+    ROWS.get_or_init(|| lines(TABLE).filter_map(|line| parse(line).ok()).collect())
 }
 
 fn lines(table: &str) -> impl Iterator<Item = &str> {
@@ -85,10 +85,10 @@ fn lines(table: &str) -> impl Iterator<Item = &str> {
     table.lines().filter(is_row)
 }
 
-/// Reads `vendor:product [first-last] words # name`.
-fn read(line: &str) -> Result<Row, String> {
-    let (facts, name) = line.split_once('#').ok_or("no name")?;
-    let mut words = facts.split_whitespace().peekable();
+/// Parses `vendor:product [first-last] words # name`.
+fn parse(line: &str) -> Result<Row, String> {
+    let (fields, name) = line.split_once('#').ok_or("no name")?;
+    let mut words = fields.split_whitespace().peekable();
     let model = words.next().ok_or("no model")?;
     let (vendor, product) = model.split_once(':').ok_or("no product")?;
     let releases = match words.peek().and_then(|word| releases(word)) {
@@ -106,7 +106,7 @@ fn read(line: &str) -> Result<Row, String> {
         return Err("no words".to_owned());
     }
     if quirks.pin_pad && quirks.no_pin_pad {
-        return Err("a PIN pad to be used and not to be used".to_owned());
+        return Err("both pin-pad and no-pin-pad".to_owned());
     }
     Ok(Row {
         vendor: hex(vendor)?,
@@ -160,7 +160,7 @@ fn set(quirks: &mut Quirks, word: &str) -> Result<(), String> {
 
 fn pad_word(quirks: &mut Quirks, word: &str) -> Result<(), String> {
     let known = quirks.pad.set(word);
-    known.ok_or_else(|| format!("{word}: unknown word, or a range that is none"))
+    known.ok_or_else(|| format!("{word}: unknown word or malformed range"))
 }
 
 #[cfg(test)]
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn every_line_of_the_quirk_table_is_parsed() {
         for line in lines(TABLE) {
-            assert!(read(line).is_ok(), "{line}: {:?}", read(line));
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
         }
         assert!(rows().len() > 40, "{} rows", rows().len());
     }
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn quirk_line_may_name_a_firmware_range() {
-        let row = read("04e6:e001 0100-0524 ifsd=48 no-pin-pad  # SCR331, old").unwrap();
+        let row = parse("04e6:e001 0100-0524 ifsd=48 no-pin-pad  # SCR331, old").unwrap();
         assert_eq!(row.quirks.ifsd, Some(48));
         assert_eq!(row.name, "SCR331, old");
         assert!(row.is_of(model(0x04E6, 0xE001, 0x0524)));
@@ -227,7 +227,7 @@ mod tests {
             "1050:0407 card-fixed",
             "1050 card-fixed # no product",
             "1050:407 card-fixed # three digits",
-            "1050:0407 # nothing to say",
+            "1050:0407 # no words",
             "1050:0407 card-fixt # misspelt",
             "1050:0407 ifsd=0 # nothing",
             "1050:0407 ifsd=many # no number",
@@ -236,7 +236,7 @@ mod tests {
             "08e6:3478 pad-digits=8-4 # upside down",
             "08e6:3478 pin-pad no-pin-pad # both",
         ] {
-            assert!(read(line).is_err(), "{line}");
+            assert!(parse(line).is_err(), "{line}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The udev rules of raw USB, made from the table of readers.
+//! Generates the udev rules of raw USB from the table of readers.
 
 use std::fmt::Write;
 
@@ -39,7 +39,7 @@ const TAIL: &str = r#"
 LABEL="claviger_end"
 "#;
 
-/// The whole file `udev/70-claviger.rules`.
+/// Returns the content of `udev/70-claviger.rules`.
 #[must_use]
 pub fn udev_rules() -> String {
     let mut rules = HEAD.to_owned();
@@ -59,7 +59,8 @@ pub fn udev_rules() -> String {
     rules
 }
 
-/// A comment with the reader's name, for comments end no rule, and the rule.
+/// Writes a comment with the reader's name, then the rule. The name has its own line, because a comment cannot follow
+/// a rule.
 fn line(rules: &mut String, row: &Row, what: &str, mark: &str) {
     let Row {
         vendor,

@@ -1,8 +1,8 @@
-//! Class descriptors of readers in the field, and descriptors no reader should have.
+//! Class descriptors of real readers, and impossible descriptors.
 
 use super::{ClassDescriptor, DescriptorError, ExchangeLevel, LENGTH, fuzz};
 
-/// Name, bytes, and what is to be understood, of each reader.
+/// Returns the name, the bytes and the expected text of each reader.
 fn field() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let lines: Vec<&str> = include_str!("../../../tests/data/descriptors.txt")
         .lines()
@@ -21,7 +21,7 @@ fn bytes(digits: &str) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(byte).collect()
 }
 
-/// A YubiKey's descriptor with some of its bytes replaced.
+/// Returns a YubiKey's descriptor with some of its bytes replaced.
 fn changed(changes: &[(usize, &[u8])]) -> Vec<u8> {
     let (_, mut yubikey, _) = field().swap_remove(0);
     for (at, with) in changes {

@@ -1,4 +1,4 @@
-//! A token of the control pipe that says anything.
+//! A token of the control pipe with arbitrary responses.
 
 use super::{
     super::{
@@ -8,10 +8,11 @@ use super::{
     BLOCK, Exchange, FROM_TOKEN, HEADER, Step, TO_TOKEN, Version,
 };
 
-/// Reads arbitrary answers: a byte that chooses version and command, then each answer behind a byte with its length.
+/// Runs a command against arbitrary responses. The first byte selects version and command. Each response follows,
+/// behind a byte with its length.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    let Some((choice, mut answers)) = bytes.split_first() else {
+    let Some((choice, mut responses)) = bytes.split_first() else {
         return;
     };
     let version = if choice & 1 == 0 {
@@ -56,13 +57,13 @@ pub fn fuzz(bytes: &[u8]) {
             }
             Ok(Step::Read { request, room }) => {
                 assert!(request.request_type == FROM_TOKEN && (1..=BLOCK).contains(&room));
-                let Some((length, rest)) = answers.split_first() else {
+                let Some((length, rest)) = responses.split_first() else {
                     return;
                 };
                 let length = usize::from(*length).min(rest.len()).min(room);
-                let (answer, rest) = rest.split_at(length);
-                answers = rest;
-                exchange.read(answer)
+                let (response, rest) = rest.split_at(length);
+                responses = rest;
+                exchange.read(response)
             }
         };
     }

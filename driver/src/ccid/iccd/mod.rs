@@ -1,15 +1,15 @@
-//! Tokens that take their commands over the control pipe (USB ICCD 1.0, 6.2): what is asked of it, and what the answers
-//! mean. Values only: requests go out, what was read comes in, nothing waits here.
+//! Exchanges with tokens that receive commands over the control pipe (USB ICCD 1.0, 6.2). This module only computes
+//! the requests and interprets the responses. It does no I/O and does not wait.
 //!
 //! | | version A | version B |
 //! |---|---|---|
 //! | power on | ICC_POWER_ON gives the answer to reset | ICC_POWER_ON, then DATA_BLOCK |
 //! | power off | ICC_POWER_OFF | the same, then SLOT_STATUS |
-//! | what it is at | GET_ICC_STATUS: one byte | SLOT_STATUS, or the first byte of DATA_BLOCK |
+//! | status | GET_ICC_STATUS: one byte | SLOT_STATUS, or the first byte of DATA_BLOCK |
 //! | a block | the TPDUs of T=0, in steps: header, data, status word | XFR_BLOCK, then DATA_BLOCK |
 //!
-//! Nothing tells one answer from another, so one that was not fetched must be done away with before the next command:
-//! power off sets the token back.
+//! Nothing identifies the command to which a response belongs. So a response that was not read must be discarded
+//! before the next command: power off resets the token.
 
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
@@ -40,48 +40,48 @@ const DATA_BLOCK: u8 = 0x6F;
 const SLOT_STATUS: u8 = 0x81;
 const GET_ICC_STATUS: u8 = 0xA0;
 
-/// Longest answer to reset (ISO 7816-3, 8.2.1), and one byte more, to see one that is too long.
+/// Length of the longest answer to reset (ISO 7816-3, 8.2.1), plus one byte to detect one that is too long.
 const ATR: usize = 33 + 1;
 /// Header of a T=0 command.
 const HEADER: usize = 5;
-/// Data of a T=0 answer, and one byte more.
+/// Most data of a T=0 response, plus one byte to detect too much.
 const T0_DATA: usize = 256 + 1;
-/// What is read of a block of version B: a request is refused by some systems above this.
+/// Most bytes read of a block of version B. Some systems reject larger requests.
 const BLOCK: usize = 0x1000;
 
-/// How the token is spoken to (bInterfaceProtocol).
+/// The version of the token's protocol (bInterfaceProtocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// 01: T=0, step by step.
+    /// 01: the steps of T=0.
     A,
     /// 02: blocks, as over bulk pipes.
     B,
 }
 
-/// What to do next.
+/// The next action of the caller.
 #[derive(Debug)]
 pub enum Step {
-    /// Make this request with these data, then tell by [`Exchange::wrote`].
+    /// Make this request with this data, then call [`Exchange::wrote`].
     Write {
         /// The request.
         request: Request,
-        /// What is sent with it.
+        /// The data to send.
         data: Secret,
     },
-    /// Make this request, for so many bytes at most, then hand over what came to [`Exchange::read`].
+    /// Make this request, then pass the bytes to [`Exchange::read`].
     Read {
         /// The request.
         request: Request,
-        /// Bytes there must be room for.
+        /// The most bytes to read.
         room: usize,
     },
-    /// Let so much time pass, then tell by [`Exchange::waited`].
+    /// Wait this long, then call [`Exchange::waited`].
     Wait(Duration),
-    /// The command is through.
+    /// The command has ended.
     Done(Outcome),
 }
 
-/// A request to the token, but its wIndex (its interface) and its length.
+/// A request to the token, without wIndex (the interface) and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// bmRequestType.
@@ -95,22 +95,22 @@ pub struct Request {
 /// How a command ended.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What the token holds.
+    /// The state of the card.
     pub icc: IccStatus,
     /// bChainParameter, which is the bResponseType of the block.
     pub chain: u8,
-    /// Why it could not be done.
+    /// Why the command failed.
     pub error: Option<SlotError>,
     /// The block, or the answer to reset.
     pub data: Secret,
 }
 
-/// Something no token may say.
+/// A response that the protocol does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Nonsense(pub &'static str);
 
-/// One command on its way.
+/// The exchange of one command.
 #[derive(Debug)]
 pub struct Exchange<'a> {
     version: Version,
@@ -118,34 +118,34 @@ pub struct Exchange<'a> {
     phase: Phase,
     polls: usize,
     t0: T0,
-    /// What of the TPDU is still to be sent.
+    /// The part of the TPDU that is not sent yet.
     unsent: Secret,
-    /// What came of the answer to the TPDU.
-    answer: Secret,
+    /// The part of the response to the TPDU that was received.
+    response: Secret,
 }
 
-/// What was asked last, or is to be asked next.
+/// The last or the next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// To be set back before it is powered.
-    SettingBack,
-    /// Powered on or off, or asked for its status, next.
+    /// The token is reset before it is powered up.
+    Resetting,
+    /// The token is powered up or down, or its status is queried.
     Main,
-    /// A: whether it has come to rest after having been set back.
-    Resting,
-    /// What there is to the command is read.
+    /// A: the token is polled after its reset until it is no longer busy.
+    AwaitingIdle,
+    /// The response to the command is read.
     Fetching,
-    /// A: what the card wants next is asked for.
-    Asking(Asked),
-    /// A: data are read, or the status word.
+    /// A: the status is queried, to learn what the card needs next.
+    QueryingStatus(Exchanged),
+    /// A: data or the status word is read.
     Reading(Part),
-    /// A: data are written.
+    /// A: data is written.
     Writing,
 }
 
-/// What has been exchanged of a TPDU.
+/// The part of a TPDU that has been exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum Exchanged {
     AfterHeader,
     AfterData,
 }
@@ -161,7 +161,7 @@ impl<'a> Exchange<'a> {
     #[must_use]
     pub fn new(version: Version, command: &'a Command<'a>) -> Self {
         let phase = match command {
-            Command::IccPowerOn { .. } => Phase::SettingBack,
+            Command::IccPowerOn { .. } => Phase::Resetting,
             _ => Phase::Main,
         };
         Self {
@@ -171,21 +171,21 @@ impl<'a> Exchange<'a> {
             polls: 0,
             t0: T0::new(),
             unsent: Secret::default(),
-            answer: Secret::default(),
+            response: Secret::default(),
         }
     }
 
-    /// The first step.
+    /// Returns the first step.
     ///
     /// # Errors
-    /// Never of a command alone; [`Nonsense`] is what the other steps may meet.
+    /// None for a command itself. Only the later steps can return [`Nonsense`].
     pub fn begin(&mut self) -> Result<Step, Nonsense> {
         match (self.version, self.command) {
-            // What a token was at before is done away with first.
+            // Power off first ends whatever the token was doing.
             (_, Command::IccPowerOn { .. } | Command::IccPowerOff) => {
                 Ok(write(ICC_POWER_OFF, 0, Secret::default()))
             }
-            (Version::A, Command::GetSlotStatus) => Ok(self.ask(Phase::Main)),
+            (Version::A, Command::GetSlotStatus) => Ok(self.query_status(Phase::Main)),
             (Version::B, Command::GetSlotStatus) => Ok(self.fetch(SLOT_STATUS, 3)),
             (Version::A, Command::XfrBlock { data, .. }) => match self.t0.begin(data) {
                 Protocol::Failed(_) => Ok(failed(SlotError::NotSupported, IccStatus::Active)),
@@ -208,23 +208,29 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// What was to be written is written.
+    /// Continues after the data of [`Step::Write`] was written.
     ///
     /// # Errors
     /// [`Nonsense`].
     pub fn wrote(&mut self) -> Result<Step, Nonsense> {
         match (self.version, self.command, self.phase) {
-            (Version::A, Command::IccPowerOn { .. }, _) => Ok(self.ask(Phase::Resting)),
+            (Version::A, Command::IccPowerOn { .. }, _) => {
+                Ok(self.query_status(Phase::AwaitingIdle))
+            }
             (Version::A, Command::IccPowerOff, _) => Ok(Step::Done(Outcome {
                 icc: IccStatus::Inactive,
                 chain: 0,
                 error: None,
                 data: Secret::default(),
             })),
-            (Version::A, _, Phase::Writing) => Ok(self.ask(Phase::Asking(Asked::AfterData))),
-            (Version::A, ..) => Ok(self.ask(Phase::Asking(Asked::AfterHeader))),
-            (Version::B, Command::IccPowerOn { .. }, Phase::SettingBack) => {
-                self.phase = Phase::Resting;
+            (Version::A, _, Phase::Writing) => {
+                Ok(self.query_status(Phase::QueryingStatus(Exchanged::AfterData)))
+            }
+            (Version::A, ..) => {
+                Ok(self.query_status(Phase::QueryingStatus(Exchanged::AfterHeader)))
+            }
+            (Version::B, Command::IccPowerOn { .. }, Phase::Resetting) => {
+                self.phase = Phase::AwaitingIdle;
                 Ok(read(SLOT_STATUS, 3))
             }
             (Version::B, Command::IccPowerOff, _) => Ok(self.fetch(SLOT_STATUS, 3)),
@@ -233,7 +239,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The time has passed.
+    /// Continues after the time of [`Step::Wait`] has passed.
     #[must_use]
     pub const fn waited(&self) -> Step {
         match (self.version, self.command, self.phase) {
@@ -244,10 +250,10 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Takes what was read.
+    /// Processes the bytes that were read.
     ///
     /// # Errors
-    /// [`Nonsense`], after which nobody knows what the token is at.
+    /// [`Nonsense`]. The state of the token is then unknown.
     pub fn read(&mut self, bytes: &[u8]) -> Result<Step, Nonsense> {
         match self.version {
             Version::A => self.read_a(bytes),
@@ -255,7 +261,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn ask(&mut self, phase: Phase) -> Step {
+    fn query_status(&mut self, phase: Phase) -> Step {
         self.phase = phase;
         read(GET_ICC_STATUS, 1)
     }
@@ -265,32 +271,32 @@ impl<'a> Exchange<'a> {
         read(request, room)
     }
 
-    /// It is busy, and is to be asked again.
+    /// Schedules another query, because the token is busy.
     fn poll(&mut self, delay: Duration) -> Result<Step, Nonsense> {
         self.polls += 1;
         if self.polls > budget::ICCD_POLLS {
-            return Err(Nonsense("it is busy without end"));
+            return Err(Nonsense("the token stays busy"));
         }
         Ok(Step::Wait(delay))
     }
 }
 
-/// Version B: bResponseType and what it announces.
+/// Version B: bResponseType and the data after it.
 impl Exchange<'_> {
     fn read_b(&mut self, bytes: &[u8]) -> Result<Step, Nonsense> {
-        let is_status = self.phase == Phase::Resting || !self.wants_block();
+        let is_status = self.phase == Phase::AwaitingIdle || !self.wants_block();
         match bytes {
-            // wDelayTime, in units of 10 ms; 0 is for the host to choose.
+            // wDelayTime, in units of 10 ms. 0 lets the host choose.
             [0x80, low, high, ..] => {
                 let tens = u32::from(u16::from_le_bytes([*low, *high]));
                 self.poll(budget::ICCD_POLL.saturating_mul(tens.max(1)))
             }
             [0x40, status, error, ..] => self.status(*status, *error),
-            // A status that was asked for is one, whatever it is called.
+            // The response to a status request is a status, whatever its type says.
             [0x00, status, error] if is_status => self.status(*status, *error),
             [chain @ (0x00..=0x03 | 0x10), data @ ..] if !is_status => Ok(block(*chain, data)),
-            [] => Err(Nonsense("an answer of no bytes")),
-            _ => Err(Nonsense("an answer of no known type")),
+            [] => Err(Nonsense("the response is empty")),
+            _ => Err(Nonsense("the response has an unknown type")),
         }
     }
 
@@ -300,7 +306,7 @@ impl Exchange<'_> {
             1 => IccStatus::Inactive,
             _ => IccStatus::Absent,
         };
-        if self.phase == Phase::Resting {
+        if self.phase == Phase::AwaitingIdle {
             self.phase = Phase::Main;
             return Ok(write(ICC_POWER_ON, 1, Secret::default()));
         }
@@ -313,8 +319,8 @@ impl Exchange<'_> {
             })),
             1 => Ok(failed(SlotError::from_code(error), icc)),
             2 => self.poll(budget::ICCD_POLL),
-            0 => Err(Nonsense("a status where a block was expected")),
-            _ => Err(Nonsense("a status of no known kind")),
+            0 => Err(Nonsense("the response is a status instead of a block")),
+            _ => Err(Nonsense("the response has a reserved status")),
         }
     }
 
@@ -326,25 +332,25 @@ impl Exchange<'_> {
     }
 }
 
-/// Version A: one byte of status, and the steps of T=0.
+/// Version A: one status byte, and the steps of T=0.
 impl Exchange<'_> {
     fn read_a(&mut self, bytes: &[u8]) -> Result<Step, Nonsense> {
         match (self.phase, bytes) {
             (Phase::Fetching, atr) => Ok(done(Secret::copy_from(atr))),
             (Phase::Reading(part), bytes) => self.part(part, bytes),
-            (_, [status]) => self.wish(*status),
-            _ => Err(Nonsense("a status that is not of one byte")),
+            (_, [status]) => self.process_status(*status),
+            _ => Err(Nonsense("the status does not have one byte")),
         }
     }
 
-    /// What it says it is at: nothing (00), waiting for data or having some (10), having a status word (20), busy (40),
-    /// mute (80).
-    fn wish(&mut self, status: u8) -> Result<Step, Nonsense> {
+    /// Processes a status byte: idle (00), waiting for data or having data (10), having a status word (20), busy
+    /// (40), mute (80).
+    fn process_status(&mut self, status: u8) -> Result<Step, Nonsense> {
         if status & 0x40 != 0 {
             return self.poll(budget::ICCD_POLL);
         }
         match (self.phase, status) {
-            (Phase::Resting, _) => {
+            (Phase::AwaitingIdle, _) => {
                 self.phase = Phase::Fetching;
                 Ok(read(ICC_POWER_ON, ATR))
             }
@@ -356,19 +362,19 @@ impl Exchange<'_> {
             })),
             (Phase::Main, _) => Ok(done(Secret::default())),
             (_, 0x80) => Ok(failed(SlotError::IccMute, IccStatus::Active)),
-            (Phase::Asking(Asked::AfterHeader), 0x10) if !self.unsent.is_empty() => {
+            (Phase::QueryingStatus(Exchanged::AfterHeader), 0x10) if !self.unsent.is_empty() => {
                 self.phase = Phase::Writing;
                 Ok(write(XFR_BLOCK, 0, std::mem::take(&mut self.unsent)))
             }
-            (Phase::Asking(Asked::AfterHeader), 0x10) => {
+            (Phase::QueryingStatus(Exchanged::AfterHeader), 0x10) => {
                 self.phase = Phase::Reading(Part::Data);
                 Ok(read(DATA_BLOCK, T0_DATA))
             }
-            (Phase::Asking(_), 0x20) => {
+            (Phase::QueryingStatus(_), 0x20) => {
                 self.phase = Phase::Reading(Part::StatusWord);
                 Ok(read(DATA_BLOCK, 2))
             }
-            _ => Err(Nonsense("a status that does not fit the command")),
+            _ => Err(Nonsense("the status does not fit the command")),
         }
     }
 
@@ -378,30 +384,30 @@ impl Exchange<'_> {
             Part::StatusWord => bytes.len() == 2,
         };
         if !fits {
-            return Err(Nonsense("an answer of a length that cannot be"));
+            return Err(Nonsense("the response has an impossible length"));
         }
-        self.answer.extend(bytes);
+        self.response.extend(bytes);
         if part == Part::Data {
-            return Ok(self.ask(Phase::Asking(Asked::AfterData)));
+            return Ok(self.query_status(Phase::QueryingStatus(Exchanged::AfterData)));
         }
-        let answer = std::mem::take(&mut self.answer);
-        let step = self.t0.receive(answer.expose());
+        let response = std::mem::take(&mut self.response);
+        let step = self.t0.receive(response.expose());
         self.follow(step)
     }
 
-    /// The next TPDU: its header first.
+    /// Sends the next TPDU, of which the header goes first.
     fn follow(&mut self, step: Protocol) -> Result<Step, Nonsense> {
         match step {
             Protocol::Send { block, .. } => {
                 let Some((header, data)) = block.expose().split_at_checked(HEADER) else {
-                    return Err(Nonsense("a command without a header"));
+                    return Err(Nonsense("the command has no header"));
                 };
                 self.unsent = Secret::copy_from(data);
                 self.phase = Phase::Main;
                 Ok(write(XFR_BLOCK, 0, Secret::copy_from(header)))
             }
-            Protocol::Done(answer) => Ok(done(answer)),
-            Protocol::Failed(_) => Err(Nonsense("an answer T=0 does not know")),
+            Protocol::Done(response) => Ok(done(response)),
+            Protocol::Failed(_) => Err(Nonsense("the response is not allowed by T=0")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked of a token, and what its answers mean, as transcripts.
+//! The requests to a token and the meaning of its responses, as transcripts.
 
 use super::*;
 use crate::ccid::message::Voltage;
@@ -15,21 +15,21 @@ fn xfr(level_parameter: u16, data: &[u8]) -> Command<'_> {
     }
 }
 
-/// The requests of a command whose reads are answered with `answers`, one a line, and how it ended.
+/// Returns the requests of a command, one a line, and how the command ended. Its reads return `responses`.
 fn transcript(
     version: Version,
     command: &Command<'_>,
-    answers: &[&[u8]],
+    responses: &[&[u8]],
 ) -> (Vec<String>, Result<Outcome, Nonsense>) {
     let mut exchange = Exchange::new(version, command);
-    let mut answers = answers.iter();
+    let mut responses = responses.iter();
     let mut lines = Vec::new();
     let mut step = exchange.begin();
     loop {
         step = match step {
             Err(nonsense) => return (lines, Err(nonsense)),
             Ok(Step::Done(outcome)) => {
-                assert_eq!(answers.next(), None, "{lines:?}");
+                assert_eq!(responses.next(), None, "{lines:?}");
                 return (lines, Ok(outcome));
             }
             Ok(Step::Write { request, data }) => {
@@ -57,7 +57,7 @@ fn transcript(
                     "{:02X} {:02X} {room}",
                     request.request_type, request.request
                 ));
-                exchange.read(answers.next().expect("another answer"))
+                exchange.read(responses.next().expect("another answer"))
             }
         };
     }
@@ -79,12 +79,12 @@ fn iccd_version_a_token_is_powered_off_and_on_and_gives_its_atr() {
 
 #[test]
 fn iccd_version_b_token_is_powered_off_and_on_and_asked_for_its_atr() {
-    let answers: [&[u8]; 3] = [
+    let responses: [&[u8]; 3] = [
         &[0x40, 0x01, 0x00],
         &[0x80, 0x02, 0x00],
         &[0x00, 0x3B, 0x01, 0x11],
     ];
-    let (lines, outcome) = transcript(Version::B, &POWER_ON, &answers);
+    let (lines, outcome) = transcript(Version::B, &POWER_ON, &responses);
     assert_eq!(
         lines,
         [
@@ -103,7 +103,7 @@ fn iccd_version_b_token_is_powered_off_and_on_and_asked_for_its_atr() {
 fn version_a_takes_a_command_in_the_steps_of_t0() {
     // Case 4: header, data, status word; then GET RESPONSE: header, data, status word.
     let command = [0x00, 0xA4, 0x04, 0x00, 0x02, 0x3F, 0x00, 0x05];
-    let answers: [&[u8]; 7] = [
+    let responses: [&[u8]; 7] = [
         &[0x10],
         &[0x20],
         &[0x90, 0x00],
@@ -112,7 +112,7 @@ fn version_a_takes_a_command_in_the_steps_of_t0() {
         &[0x20],
         &[0x90, 0x00],
     ];
-    let (lines, outcome) = transcript(Version::A, &xfr(0, &command), &answers);
+    let (lines, outcome) = transcript(Version::A, &xfr(0, &command), &responses);
     let expected = [
         "21 65 0000 00A4040002",
         "A1 A0 1",
@@ -192,14 +192,14 @@ fn malformed_iccd_responses_end_the_command() {
         &[0x40, 0x00, 0x00],
         &[0x55, 1, 2],
     ];
-    for answer in b {
-        let (_, outcome) = transcript(Version::B, &xfr(0, &[0; 5]), &[answer]);
-        assert!(outcome.is_err(), "{answer:02X?}");
+    for response in b {
+        let (_, outcome) = transcript(Version::B, &xfr(0, &[0; 5]), &[response]);
+        assert!(outcome.is_err(), "{response:02X?}");
     }
     let a: [&[u8]; 3] = [&[], &[0x00], &[0x20, 0x20]];
-    for answer in a {
-        let (_, outcome) = transcript(Version::A, &xfr(0, &[0; 5]), &[answer]);
-        assert!(outcome.is_err(), "{answer:02X?}");
+    for response in a {
+        let (_, outcome) = transcript(Version::A, &xfr(0, &[0; 5]), &[response]);
+        assert!(outcome.is_err(), "{response:02X?}");
     }
     let (_, long) = transcript(Version::A, &xfr(0, &[0; 5]), &[&[0x10], &[0; 257]]);
     assert!(long.is_err());

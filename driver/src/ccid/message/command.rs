@@ -1,4 +1,4 @@
-//! What is said to a reader.
+//! The commands to a reader.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use claviger_apdu::Secret;
 
 use super::{HEADER, ResponseKind};
 
-/// A supply voltage, as IccPowerOn asks for it (CCID 1.1, 6.1.1).
+/// A supply voltage, as IccPowerOn encodes it (CCID 1.1, 6.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Voltage {
     /// The reader chooses.
@@ -19,30 +19,30 @@ pub enum Voltage {
     V18,
 }
 
-/// What is said to a reader about one of its slots.
+/// A command for one slot of a reader.
 #[derive(Clone, Copy)]
 pub enum Command<'a> {
-    /// Powers the card, or resets one that has power.
+    /// Powers the card up, or resets a card that has power.
     IccPowerOn {
-        /// With which voltage.
+        /// The voltage.
         voltage: Voltage,
     },
-    /// Takes power from the card.
+    /// Powers the card down.
     IccPowerOff,
-    /// Asks what the slot holds.
+    /// Queries the state of the slot.
     GetSlotStatus,
-    /// Carries a block to the card.
+    /// Sends a block to the card.
     XfrBlock {
-        /// bBWI: the multiple of the block waiting time this block may take; 0 for the usual one.
+        /// bBWI: the multiple of the block waiting time that this block may take. 0 means the usual time.
         bwi: u8,
-        /// wLevelParameter, whose meaning is the exchange level's.
+        /// wLevelParameter. Its meaning depends on the exchange level.
         level_parameter: u16,
         /// abData.
         data: &'a [u8],
     },
-    /// Asks for the transmission parameters.
+    /// Queries the transmission parameters.
     GetParameters,
-    /// Sets the transmission parameters back.
+    /// Resets the transmission parameters.
     ResetParameters,
     /// Sets the transmission parameters.
     SetParameters {
@@ -51,14 +51,14 @@ pub enum Command<'a> {
         /// abProtocolDataStructure: 5 bytes for T=0, 7 for T=1.
         data: &'a [u8],
     },
-    /// Something of the manufacturer's.
+    /// A manufacturer-specific command.
     Escape(&'a [u8]),
     /// Stops or restarts the card's clock.
     IccClock {
-        /// Whether to stop it.
+        /// Whether to stop the clock.
         stop: bool,
     },
-    /// Says which bytes of class the reader uses itself for T=0 (CCID 1.1, 6.1.10).
+    /// Sets the class bytes that the reader uses for its own T=0 commands (CCID 1.1, 6.1.10).
     T0Apdu {
         /// bmChanges.
         changes: u8,
@@ -67,7 +67,7 @@ pub enum Command<'a> {
         /// bClassEnvelope.
         envelope: u8,
     },
-    /// Has a PIN typed at the reader.
+    /// Starts a PIN entry at the reader.
     Secure {
         /// bBWI.
         bwi: u8,
@@ -81,9 +81,9 @@ pub enum Command<'a> {
         /// bFunction.
         function: u8,
     },
-    /// Ends the command under way; the request to the control pipe has the same sequence number.
+    /// Aborts the running command. The request to the control pipe has the same sequence number.
     Abort,
-    /// Sets clock and data rate by hand.
+    /// Sets clock and data rate.
     SetDataRateAndClockFrequency {
         /// dwClockFrequency in kHz.
         clock_khz: u32,
@@ -114,9 +114,9 @@ impl Command<'_> {
         }
     }
 
-    /// Which message answers it.
+    /// Returns the type of the response.
     #[must_use]
-    pub const fn answer(&self) -> ResponseKind {
+    pub const fn response_kind(&self) -> ResponseKind {
         match self {
             Self::IccPowerOn { .. } | Self::XfrBlock { .. } | Self::Secure { .. } => {
                 ResponseKind::DataBlock
@@ -135,7 +135,7 @@ impl Command<'_> {
         }
     }
 
-    /// The three bytes of the header that are the command's own.
+    /// Returns the three command-specific bytes of the header.
     const fn specific(&self) -> [u8; 3] {
         match self {
             Self::IccPowerOn { voltage } => [
@@ -173,7 +173,7 @@ impl Command<'_> {
         }
     }
 
-    /// The whole message to `slot`, as the `sequence`-th (bSeq).
+    /// Returns the whole message to `slot`, with the sequence number `sequence` (bSeq).
     #[must_use]
     pub fn message(&self, slot: u8, sequence: u8) -> Secret {
         let rates;
@@ -203,7 +203,7 @@ impl Command<'_> {
 }
 
 impl fmt::Debug for Command<'_> {
-    /// Type and length, never the data.
+    /// Shows the message type, never the data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Command({:02X})", self.message_type())
     }
@@ -289,9 +289,13 @@ mod tests {
         ] {
             let message = command.message(0, 7);
             assert_eq!(message.expose()[0], message_type);
-            assert_eq!(command.answer(), answer, "{message_type:02X}");
-            let said = u32::from_le_bytes(message.expose()[1..5].try_into().unwrap());
-            assert_eq!(said as usize, message.len() - HEADER, "{message_type:02X}");
+            assert_eq!(command.response_kind(), answer, "{message_type:02X}");
+            let stated = u32::from_le_bytes(message.expose()[1..5].try_into().unwrap());
+            assert_eq!(
+                stated as usize,
+                message.len() - HEADER,
+                "{message_type:02X}"
+            );
         }
     }
 

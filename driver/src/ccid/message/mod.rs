@@ -1,4 +1,4 @@
-//! The messages of the bulk endpoints (CCID 1.1, 6.1 and 6.2): ten bytes of header, and data.
+//! The messages of the bulk endpoints (CCID 1.1, 6.1 and 6.2): a header of ten bytes, then data.
 
 mod command;
 mod response;
@@ -10,5 +10,5 @@ pub use response::fuzz;
 pub use response::{CcidResponse, CommandStatus, IccStatus, MessageError, ResponseKind};
 pub use slot_error::SlotError;
 
-/// Bytes before the data of each message.
+/// The length of a message's header.
 pub const HEADER: usize = 10;

@@ -1,21 +1,21 @@
-//! What a reader says.
+//! The responses of a reader.
 
 use std::fmt;
 
 use super::{HEADER, SlotError};
 
-/// The messages a reader gives.
+/// The type of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseKind {
-    /// An answer to reset, a block of the card's.
+    /// An answer to reset, or a block from the card.
     DataBlock,
-    /// The status of a slot alone.
+    /// Only the status of a slot.
     SlotStatus,
     /// Transmission parameters.
     Parameters,
-    /// Something of the manufacturer's.
+    /// A manufacturer-specific response.
     Escape,
-    /// What was set.
+    /// The clock and the data rate that were set.
     DataRateAndClockFrequency,
 }
 
@@ -32,52 +32,52 @@ impl ResponseKind {
     }
 }
 
-/// What a slot holds (bmICCStatus).
+/// The state of the card in a slot (bmICCStatus).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IccStatus {
-    /// A card with power.
+    /// There is a card with power.
     Active,
-    /// A card without.
+    /// There is a card without power.
     Inactive,
-    /// None.
+    /// There is no card.
     Absent,
 }
 
 /// How a command ended (bmCommandStatus).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandStatus {
-    /// As asked.
+    /// The command was processed without error.
     Processed,
-    /// It could not be done.
+    /// The command failed.
     Failed(SlotError),
-    /// It goes on: another answer follows.
+    /// The command takes longer. Another response follows.
     TimeExtension {
-        /// bError: how many waiting times it will take.
+        /// bError: the number of waiting times that it will take.
         multiplier: u8,
     },
 }
 
-/// A message from a reader.
+/// A response of a reader.
 #[derive(Clone, Copy)]
 pub struct CcidResponse<'a> {
-    /// Which one.
+    /// The type.
     pub kind: ResponseKind,
     /// bSlot.
     pub slot: u8,
-    /// bSeq of the command it answers.
+    /// bSeq of the command to which it responds.
     pub sequence: u8,
-    /// What the slot holds.
+    /// The state of the card in the slot.
     pub icc: IccStatus,
     /// How the command ended.
     pub outcome: CommandStatus,
-    /// bChainParameter, bClockStatus, bProtocolNum: the last byte of the header.
+    /// bChainParameter, bClockStatus or bProtocolNum, the last byte of the header.
     pub specific: u8,
     /// abData.
     pub data: &'a [u8],
 }
 
 impl<'a> CcidResponse<'a> {
-    /// Reads a whole message, which must be as long as it says.
+    /// Parses a whole message. Its length must be the stated length.
     ///
     /// # Errors
     /// [`MessageError`].
@@ -97,10 +97,10 @@ impl<'a> CcidResponse<'a> {
             error,
             specific,
         ] = *header;
-        let said = u32::from_le_bytes([a, b, c, d]);
-        if u32::try_from(data.len()) != Ok(said) {
-            let got = data.len();
-            return Err(MessageError::Length { said, got });
+        let stated = u32::from_le_bytes([a, b, c, d]);
+        if u32::try_from(data.len()) != Ok(stated) {
+            let actual = data.len();
+            return Err(MessageError::Length { stated, actual });
         }
         let kind = ResponseKind::from_type(message_type).ok_or(MessageError::Type(message_type))?;
         let icc = match status & 0x03 {
@@ -126,10 +126,11 @@ impl<'a> CcidResponse<'a> {
         })
     }
 
-    /// Whether it answers the command that expects `kind`, to `slot`, sent as the `sequence`-th.
+    /// Returns whether this is the response to the command with sequence number `sequence` to `slot`, which expects a
+    /// response of type `kind`.
     #[must_use]
     pub fn matches(&self, kind: ResponseKind, slot: u8, sequence: u8) -> bool {
-        // A reader that does not know a command may say so in a SlotStatus (CCID 1.1, 6.2.6).
+        // A reader that does not support a command may respond with a SlotStatus (CCID 1.1, 6.2.6).
         let refused = self.kind == ResponseKind::SlotStatus
             && matches!(self.outcome, CommandStatus::Failed(_));
         (self.kind == kind || refused) && (self.slot, self.sequence) == (slot, sequence)
@@ -137,9 +138,9 @@ impl<'a> CcidResponse<'a> {
 }
 
 impl fmt::Debug for CcidResponse<'_> {
-    /// Everything but the data.
+    /// Shows everything but the data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answer")
+        f.debug_struct("CcidResponse")
             .field("kind", &self.kind)
             .field("slot", &self.slot)
             .field("sequence", &self.sequence)
@@ -151,45 +152,45 @@ impl fmt::Debug for CcidResponse<'_> {
     }
 }
 
-/// Bytes that are no message of a reader's.
+/// A malformed message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// Less than a header.
-    #[error("a message of {0} bytes; {HEADER} at least expected")]
+    /// The message is shorter than a header.
+    #[error("the message has {0} bytes instead of at least {HEADER}")]
     Short(usize),
-    /// dwLength is not what came.
-    #[error("a message that says {said} bytes of data and has {got}")]
+    /// dwLength differs from the length of the data.
+    #[error("the message states {stated} bytes of data and has {actual}")]
     Length {
         /// dwLength.
-        said: u32,
-        /// What there is.
-        got: usize,
+        stated: u32,
+        /// The length of the data.
+        actual: usize,
     },
-    /// No answer of this type exists.
-    #[error("a message of type {0:02X}")]
+    /// There is no response of this type.
+    #[error("the message has the unknown type {0:02X}")]
     Type(u8),
-    /// bStatus has a value that is reserved.
-    #[error("a message with status {0:02X}")]
+    /// bStatus has a reserved value.
+    #[error("the message has the reserved status {0:02X}")]
     Status(u8),
 }
 
-/// Reads arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes, for the fuzz target `ccid_message`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    if let Ok(answer) = CcidResponse::parse(bytes) {
+    if let Ok(response) = CcidResponse::parse(bytes) {
         assert_eq!(
-            answer.data.len() + HEADER,
+            response.data.len() + HEADER,
             bytes.len(),
             "all bytes are accounted for"
         );
         assert!(
-            answer.matches(answer.kind, answer.slot, answer.sequence),
+            response.matches(response.kind, response.slot, response.sequence),
             "it matches itself"
         );
-        let other = answer.sequence.wrapping_add(1);
+        let other = response.sequence.wrapping_add(1);
         assert!(
-            !answer.matches(answer.kind, answer.slot, other),
+            !response.matches(response.kind, response.slot, other),
             "and no other"
         );
     }
@@ -199,29 +200,30 @@ pub fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn answer(change: impl Fn(&mut Vec<u8>)) -> Result<String, MessageError> {
+    fn response(change: impl Fn(&mut Vec<u8>)) -> Result<String, MessageError> {
         let mut bytes = vec![0x80, 2, 0, 0, 0, 0, 7, 0x00, 0x00, 0x00, 0x90, 0x00];
         change(&mut bytes);
-        CcidResponse::parse(&bytes).map(|answer| format!("{:?} {:?}", answer.icc, answer.outcome))
+        CcidResponse::parse(&bytes)
+            .map(|response| format!("{:?} {:?}", response.icc, response.outcome))
     }
 
     #[test]
     fn response_must_have_the_length_it_states() {
-        assert_eq!(answer(|_| {}), Ok("Active Done".to_owned()));
-        let length = |said, got| Err(MessageError::Length { said, got });
-        assert_eq!(answer(|bytes| bytes.push(0)), length(2, 3));
-        assert_eq!(answer(|bytes| bytes.truncate(11)), length(2, 1));
-        assert_eq!(answer(|bytes| bytes[4] = 0xFF), length(0xFF00_0002, 2));
+        assert_eq!(response(|_| {}), Ok("Active Processed".to_owned()));
+        let length = |stated, actual| Err(MessageError::Length { stated, actual });
+        assert_eq!(response(|bytes| bytes.push(0)), length(2, 3));
+        assert_eq!(response(|bytes| bytes.truncate(11)), length(2, 1));
+        assert_eq!(response(|bytes| bytes[4] = 0xFF), length(0xFF00_0002, 2));
         assert_eq!(
-            answer(|bytes| bytes.truncate(9)),
+            response(|bytes| bytes.truncate(9)),
             Err(MessageError::Short(9))
         );
     }
 
     #[test]
     fn status_byte_gives_card_state_and_command_status() {
-        let with = |status: u8, error: u8| answer(|bytes| (bytes[7], bytes[8]) = (status, error));
-        assert_eq!(with(0x01, 0), Ok("Inactive Done".to_owned()));
+        let with = |status: u8, error: u8| response(|bytes| (bytes[7], bytes[8]) = (status, error));
+        assert_eq!(with(0x01, 0), Ok("Inactive Processed".to_owned()));
         assert_eq!(with(0x42, 0xFE), Ok("Absent Failed(IccMute)".to_owned()));
         assert_eq!(
             with(0x40, 10),
@@ -239,7 +241,7 @@ mod tests {
     #[test]
     fn a_type_that_no_reader_sends_is_refused() {
         assert_eq!(
-            answer(|bytes| bytes[0] = 0x6F),
+            response(|bytes| bytes[0] = 0x6F),
             Err(MessageError::Type(0x6F))
         );
     }
@@ -247,15 +249,15 @@ mod tests {
     #[test]
     fn response_is_matched_by_type_slot_and_sequence() {
         let bytes = [0x81, 0, 0, 0, 0, 1, 7, 0, 0, 0];
-        let answer = CcidResponse::parse(&bytes).unwrap();
-        assert!(answer.matches(ResponseKind::SlotStatus, 1, 7));
-        assert!(!answer.matches(ResponseKind::DataBlock, 1, 7));
-        assert!(!answer.matches(ResponseKind::SlotStatus, 0, 7));
-        assert!(!answer.matches(ResponseKind::SlotStatus, 1, 8));
-        // "Command not supported" may come as a slot status, whatever was asked.
+        let response = CcidResponse::parse(&bytes).unwrap();
+        assert!(response.matches(ResponseKind::SlotStatus, 1, 7));
+        assert!(!response.matches(ResponseKind::DataBlock, 1, 7));
+        assert!(!response.matches(ResponseKind::SlotStatus, 0, 7));
+        assert!(!response.matches(ResponseKind::SlotStatus, 1, 8));
+        // "Command not supported" may be a slot status, whatever response the command expects.
         let refusal = [0x81, 0, 0, 0, 0, 1, 7, 0x40, 0, 0];
-        let answer = CcidResponse::parse(&refusal).unwrap();
-        assert!(answer.matches(ResponseKind::Escape, 1, 7));
+        let response = CcidResponse::parse(&refusal).unwrap();
+        assert!(response.matches(ResponseKind::Escape, 1, 7));
     }
 
     #[test]

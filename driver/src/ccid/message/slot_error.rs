@@ -1,46 +1,46 @@
-//! Why a reader could not do something.
+//! The errors with which a reader reports a failed command.
 
-/// Why a reader could not do something (CCID 1.1, table 6.2-2).
+/// Why a command failed (CCID 1.1, table 6.2-2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotError {
     /// FF.
     #[error("the command was aborted")]
     Aborted,
     /// FE.
-    #[error("the card does not answer")]
+    #[error("the card does not respond")]
     IccMute,
     /// FD.
-    #[error("the card's parity is wrong")]
+    #[error("the card sent a byte with a parity error")]
     Parity,
     /// FC.
-    #[error("the card sent too much")]
+    #[error("the card sent too much data")]
     Overrun,
     /// FB.
     #[error("the reader's hardware failed, or too much current was drawn")]
     Hardware,
     /// F8.
-    #[error("the answer to reset begins wrongly")]
+    #[error("the first byte of the answer to reset is wrong")]
     BadAtrTs,
     /// F7.
     #[error("the check byte of the answer to reset is wrong")]
     BadAtrTck,
     /// F6.
-    #[error("the reader does not speak the card's protocol")]
+    #[error("the reader does not support the card's protocol")]
     ProtocolNotSupported,
     /// F5.
-    #[error("the reader does not take this class byte")]
+    #[error("the reader does not support this class byte")]
     ClassNotSupported,
     /// F4.
-    #[error("the card's procedure byte makes no sense")]
+    #[error("the card sent an invalid procedure byte")]
     ProcedureByte,
     /// F3.
     #[error("the card's protocol is deactivated")]
     DeactivatedProtocol,
     /// F2.
-    #[error("the reader is busy starting the card")]
+    #[error("the reader is busy activating the card")]
     BusyWithAutoSequence,
     /// F0.
-    #[error("nobody typed a PIN in time")]
+    #[error("no PIN was typed in time")]
     PinTimeout,
     /// EF.
     #[error("the PIN entry was cancelled at the reader")]
@@ -49,13 +49,13 @@ pub enum SlotError {
     #[error("the slot is busy with another command")]
     SlotBusy,
     /// 0.
-    #[error("the reader does not know the command")]
+    #[error("the reader does not support the command")]
     NotSupported,
-    /// 1 to 127: the byte of the message that is wrong.
-    #[error("the reader takes exception to byte {0} of the command")]
+    /// 1 to 127: the offset of the wrong byte in the message.
+    #[error("the reader rejected the command: bad value at offset {0}")]
     Parameter(u8),
-    /// Anything else.
-    #[error("error {0:02X} of the reader's own")]
+    /// Any other code.
+    #[error("the reader reported error {0:02X}")]
     Other(u8),
 }
 

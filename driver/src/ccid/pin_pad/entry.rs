@@ -1,34 +1,34 @@
-//! A request as one reader takes it, in bytes.
+//! Encodes a request for one reader.
 //!
 //! ```text
 //! verification   op 00 | time | format block length |                  | min max |         | end | n lang | 1       | prologue | APDU
 //! modification   op 01 | time | format block length | old at, new at   | min max | confirm | end | n lang | 1 (2(3)) | prologue | APDU
 //! ```
 //!
-//! The structures of PC/SC part 10 have no operation, a second time after the first, all three message indexes, and
-//! the length of the APDU after the prologue.
+//! The structures of PC/SC part 10 differ: they have no operation, a second timeout after the first, all three
+//! message indexes, and the length of the APDU after the prologue.
 
 use std::time::Duration;
 
 use super::{Digits, PadQuirks, PinForm, PinRequest, Purpose};
 
-/// bmFormatString: positions in bytes, the PIN at the first, on the left, in ASCII.
+/// bmFormatString: offsets in bytes, the PIN at offset 0, left-justified, in ASCII.
 const FORMAT: u8 = 0x82;
-/// bmPINLengthFormat: no length is inserted but Lc.
+/// bmPINLengthFormat: no length except Lc is inserted.
 const LENGTH_FORMAT: u8 = 0x00;
-/// bEntryValidationCondition: the longest PIN was typed.
+/// bEntryValidationCondition: the entry ends after the longest PIN.
 const MAX_REACHED: u8 = 0x01;
-/// bEntryValidationCondition: the OK key was pressed.
+/// bEntryValidationCondition: the entry ends with the OK key.
 const KEY_PRESSED: u8 = 0x02;
 /// Message indexes of the reader's own texts: "PIN", "new PIN", "new PIN again".
 const PROMPTS: [u8; 3] = [0, 1, 2];
-/// What makes the SPR532 append the PIN with its length.
+/// The Escape command that makes the SPR532 append the PIN with its length.
 const APPEND: &[u8] = &[0x80, 0x02, 0x00];
-/// How long a key stays down.
+/// How long a key stays pressed.
 const KEY_DOWN: Duration = Duration::from_millis(250);
-/// What users are given at least, whatever the reader's own timeout is.
+/// The shortest timeout of the entry in seconds, whatever the reader's own timeout is.
 const SHORTEST: u64 = 90;
-/// What the card and the way to it may take on top.
+/// The additional time in seconds for the card and the transfer.
 const MARGIN: u64 = 10;
 
 /// A request that a reader can carry out, encoded for it.
@@ -46,7 +46,7 @@ struct Messages {
 }
 
 impl PinEntry {
-    /// `request` has been checked.
+    /// Encodes `request`, which the caller has checked.
     pub(super) fn new(request: PinRequest, quirks: PadQuirks) -> Self {
         let mut template = request.template();
         if request.form == PinForm::Variable && quirks.append {
@@ -59,18 +59,18 @@ impl PinEntry {
         }
     }
 
-    /// abData of a Secure command to a reader of the APDU levels, or at the TPDU level for T=0 (CCID 1.1, 6.1.11).
-    /// Its bBWI and wLevelParameter are 0.
+    /// Returns abData of a Secure command to a reader of the APDU levels, or of the TPDU level for T=0 (CCID 1.1,
+    /// 6.1.11). Its bBWI and wLevelParameter are 0.
     #[must_use]
     pub fn ccid(&self) -> Vec<u8> {
         self.with_prologue([0; 3])
     }
 
-    /// The same with bTeoPrologue, the first three bytes of a T=1 block.
+    /// Does the same with bTeoPrologue, the first three bytes of a T=1 block.
     pub(super) fn with_prologue(&self, prologue: [u8; 3]) -> Vec<u8> {
         let operation = u8::from(self.is_change());
         let mut data = vec![operation, self.request.timeout];
-        data.extend(self.places());
+        data.extend(self.format_and_offsets());
         let mut digits = self.digits();
         if self.quirks.swapped {
             digits.reverse();
@@ -86,12 +86,12 @@ impl PinEntry {
         data
     }
 
-    /// PIN_VERIFY_STRUCTURE or PIN_MODIFY_STRUCTURE (PC/SC part 10, 2.5.2 and 2.5.3), as it is sent by SCardControl.
-    /// The reader's peculiarities are its driver's business, but for what the template and the entry must be.
+    /// Returns PIN_VERIFY_STRUCTURE or PIN_MODIFY_STRUCTURE (PC/SC part 10, 2.5.2 and 2.5.3) for SCardControl. The
+    /// reader's driver handles the reader's quirks, except those of the template and of the end of the entry.
     #[must_use]
     pub fn part10(&self) -> Vec<u8> {
         let mut data = vec![self.request.timeout, self.request.timeout];
-        data.extend(self.places());
+        data.extend(self.format_and_offsets());
         data.extend(self.digits());
         data.extend(self.confirmation());
         let mut messages = self.messages();
@@ -106,20 +106,21 @@ impl PinEntry {
         data
     }
 
-    /// The command before the PIN is in it.
+    /// Returns the command without the PIN.
     #[must_use]
     pub fn template(&self) -> &[u8] {
         &self.template
     }
 
-    /// What an Escape command must tell the reader first.
+    /// Returns the data of an Escape command that must be sent before the entry.
     #[must_use]
     pub fn escape(&self) -> Option<&'static [u8]> {
         let appends = self.quirks.append && self.request.form == PinForm::Variable;
         appends.then_some(APPEND)
     }
 
-    /// How long to wait before the Secure command, for the key to come up by which the user began all this.
+    /// Returns how long to wait before the Secure command, so that the user has released the key that started the
+    /// operation.
     #[must_use]
     pub const fn pause(&self) -> Duration {
         if self.quirks.pause {
@@ -129,9 +130,9 @@ impl PinEntry {
         }
     }
 
-    /// How long the reader's answer may take.
+    /// Returns the timeout of the reader's response.
     #[must_use]
-    pub fn patience(&self) -> Duration {
+    pub fn timeout(&self) -> Duration {
         Duration::from_secs(SHORTEST.max(u64::from(self.request.timeout) + MARGIN))
     }
 
@@ -139,25 +140,26 @@ impl PinEntry {
         matches!(self.request.purpose, Purpose::Change { .. })
     }
 
-    /// bmFormatString, bmPINBlockString, bmPINLengthFormat; of a modification, where both PINs go.
-    fn places(&self) -> Vec<u8> {
+    /// Returns bmFormatString, bmPINBlockString and bmPINLengthFormat. For a modification, the offsets of both PINs
+    /// follow.
+    fn format_and_offsets(&self) -> Vec<u8> {
         let block = self.request.block();
-        let mut places = vec![FORMAT, block, LENGTH_FORMAT];
+        let mut format_and_offsets = vec![FORMAT, block, LENGTH_FORMAT];
         match self.request.purpose {
             Purpose::Verify => {}
-            Purpose::Change { old: true, .. } => places.extend([0, block]),
-            Purpose::Change { old: false, .. } => places.extend([0, 0]),
+            Purpose::Change { old: true, .. } => format_and_offsets.extend([0, block]),
+            Purpose::Change { old: false, .. } => format_and_offsets.extend([0, 0]),
         }
-        places
+        format_and_offsets
     }
 
-    /// wPINMaxExtraDigit: the longest in the low byte, the shortest in the high byte.
+    /// Returns wPINMaxExtraDigit: the maximum in the low byte, the minimum in the high byte.
     const fn digits(&self) -> [u8; 2] {
         let Digits { min, max } = self.request.digits;
         [max, min]
     }
 
-    /// bConfirmPIN.
+    /// Returns bConfirmPIN.
     fn confirmation(&self) -> Option<u8> {
         match self.request.purpose {
             Purpose::Verify => None,
@@ -165,7 +167,7 @@ impl PinEntry {
         }
     }
 
-    /// bEntryValidationCondition. It is never 0 or above 7, at which the Cherry XX44 crashes.
+    /// Returns bEntryValidationCondition. It is never 0 or above 7, because these values crash the Cherry XX44.
     const fn end_of_entry(&self) -> u8 {
         let Digits { min, max } = self.request.digits;
         if min == max && !self.quirks.key_only {
@@ -175,20 +177,20 @@ impl PinEntry {
         }
     }
 
-    /// How many message indexes a structure has room for.
+    /// Returns how many message indexes the structure of PC/SC part 10 has.
     const fn indexes(&self) -> usize {
         if self.is_change() { 3 } else { 1 }
     }
 
-    /// One message a prompt.
+    /// Returns one message for each prompt.
     fn messages(&self) -> Messages {
         let [pin, new, again] = PROMPTS;
         let indexes = match self.request.purpose {
             Purpose::Verify => vec![pin],
             Purpose::Change { old, twice } => {
                 let prompts = [(old, pin), (true, new), (twice, again)];
-                let asked = prompts.iter().filter(|(asked, _)| *asked);
-                asked.map(|(_, index)| *index).collect()
+                let shown = prompts.iter().filter(|(shown, _)| *shown);
+                shown.map(|(_, index)| *index).collect()
             }
         };
         Messages {
@@ -197,8 +199,8 @@ impl PinEntry {
         }
     }
 
-    /// The messages as this reader wants them, with as many indexes as bNumberMessage brings: in a modification two, but
-    /// one when it is 0, and three when it is 3.
+    /// Returns the messages for this reader, with the number of indexes that bNumberMessage implies. A modification
+    /// has two indexes, one if bNumberMessage is 0, and three if it is 3.
     fn ccid_messages(&self) -> Messages {
         let (change, quirks) = (self.is_change(), self.quirks);
         let mut messages = self.messages();

@@ -1,4 +1,4 @@
-//! What holds of every request and every answer; and the structures read back, as a reader would.
+//! Checks that hold for every request and every response. It parses the structures as a reader would.
 
 use claviger_apdu::Sent;
 
@@ -11,7 +11,7 @@ use crate::{
     protocol::parameters::ErrorDetection,
 };
 
-/// A structure's fields.
+/// The fields of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Structure<'a> {
     pub(super) timeout: u8,
@@ -29,7 +29,7 @@ pub(super) struct Structure<'a> {
     pub(super) template: &'a [u8],
 }
 
-/// Bytes not yet read.
+/// The bytes that are not parsed yet.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
@@ -49,7 +49,8 @@ impl<'a> Rest<'a> {
 }
 
 impl<'a> Structure<'a> {
-    /// Of CCID, after bPINOperation; a modification with as many indexes as bNumberMessage brings, or all.
+    /// Parses a structure of CCID, with bPINOperation. A modification has as many indexes as bNumberMessage implies,
+    /// or all.
     pub(super) fn of_ccid(data: &'a [u8], all_indexes: bool) -> Option<Self> {
         let mut rest = Rest(data);
         let change = rest.byte()? == 1;
@@ -65,7 +66,7 @@ impl<'a> Structure<'a> {
         Some(structure)
     }
 
-    /// Of PC/SC part 10. ulDataLength must be the length of what follows.
+    /// Parses a structure of PC/SC part 10. ulDataLength must be the length of the rest.
     pub(super) fn of_part10(data: &'a [u8], change: bool) -> Option<Self> {
         let mut rest = Rest(data);
         let [timeout, _] = rest.array()?;
@@ -108,10 +109,10 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// Makes a request, a reader's peculiarities and a card's answers of `bytes`, and goes through with it; for the fuzz
-/// target of this name. Fourteen bytes are the request and the reader, what follows are answers with their lengths.
+/// Makes a request, a reader's quirks and a card's responses from `bytes` and runs the entry, for the fuzz target
+/// `pin_pad`. Fourteen bytes are the request and the reader. The responses with their lengths follow.
 pub fn fuzz(bytes: &[u8]) {
-    let Some((head, answers)) = bytes.split_first_chunk::<14>() else {
+    let Some((head, responses)) = bytes.split_first_chunk::<14>() else {
         return;
     };
     let [
@@ -158,12 +159,12 @@ pub fn fuzz(bytes: &[u8]) {
         return;
     };
     if let Ok(entry) = pad.entry(&request) {
-        holds(&request, &quirks.pad, &entry);
-        answer(&entry, purpose, answers);
+        check(&request, &quirks.pad, &entry);
+        respond(&entry, purpose, responses);
     }
 }
 
-/// Eight bits of them; what they leave out follows from one of these.
+/// Sets the quirks from eight bits. A quirk without its own bit shares one.
 fn pad_quirks(bits: u8, digits: u8) -> PadQuirks {
     let bit = |at: u8| bits >> at & 1 != 0;
     let (min, max) = (digits >> 4, digits & 0x0F);
@@ -181,8 +182,8 @@ fn pad_quirks(bits: u8, digits: u8) -> PadQuirks {
     }
 }
 
-/// What was encoded is what was asked for.
-fn holds(request: &PinRequest, quirks: &PadQuirks, entry: &PinEntry) {
+/// Checks that the encoded entry matches the request.
+fn check(request: &PinRequest, quirks: &PadQuirks, entry: &PinEntry) {
     let change = request.purpose != Purpose::Verify;
     let data = entry.ccid();
     assert!(data.len() <= LONGEST, "{} bytes", data.len());
@@ -211,13 +212,13 @@ fn holds(request: &PinRequest, quirks: &PadQuirks, entry: &PinEntry) {
         part10.digits,
         part10.confirmation,
     );
-    assert_eq!(of_ccid, of_part10, "both say the same");
+    assert_eq!(of_ccid, of_part10, "both structures are equal");
     assert_eq!(ccid.template, part10.template);
 }
 
-/// Gives the answers to the entry over T=1. They are read as `length, that many bytes`; a length of 0 is an error of
-/// the reader's, whose code follows.
-fn answer(entry: &PinEntry, seed: u8, mut answers: &[u8]) {
+/// Passes the responses to the entry over T=1. Each is a length and that many bytes. A length of 0 is an error of the
+/// reader, and its code follows.
+fn respond(entry: &PinEntry, seed: u8, mut responses: &[u8]) {
     let numbers = Numbers {
         send: seed & 0x10 != 0,
         receive: seed & 0x20 != 0,
@@ -228,9 +229,9 @@ fn answer(entry: &PinEntry, seed: u8, mut answers: &[u8]) {
     };
     let mut exchange = T1Entry::new(entry, numbers, detection);
     assert!(exchange.data().len() <= LONGEST);
-    while let [length, rest @ ..] = answers {
+    while let [length, rest @ ..] = responses {
         let (given, rest) = rest.split_at(usize::from(*length).max(1).min(rest.len()));
-        answers = rest;
+        responses = rest;
         let given = match (length, given) {
             (0, [0, ..]) => Err(SlotError::PinCancelled),
             (0, [1, ..]) => Err(SlotError::PinTimeout),

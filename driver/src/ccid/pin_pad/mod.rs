@@ -1,20 +1,22 @@
-//! A PIN typed at the reader (CCID 1.1, 6.1.11; PC/SC part 10, 2.5): it never reaches this machine.
+//! PIN entry at the reader (CCID 1.1, 6.1.11; PC/SC part 10, 2.5). The PIN never reaches this machine.
 //!
-//! Terms: a *request* is what an applet wants typed and sent; a [`PinPad`] is a reader that may be asked for it; an
-//! *entry* is the request as this reader takes it, encoded for CCID or for PC/SC; an *outcome* is what became of it.
+//! Terms: a *request* is the PIN entry and the command that an applet needs. A [`PinPad`] is a reader whose PIN pad
+//! may be used. An *entry* is the request encoded for one reader, for CCID or for PC/SC. An *outcome* is the result
+//! of an entry.
 //!
 //! ```text
 //! PinRequest ──► PinPad::entry ──► PinEntry ──► ccid()    Secure     APDU level, TPDU of T=0
 //!                  policy, limits     │     ──► T1Entry   Secure     TPDU of T=1: bTeoPrologue, N(S) kept or advanced
 //!                                     │     ──► part10()  SCardControl
-//!                                     └── PinOutcome: the card's status word, or why it never saw a PIN
+//!                                     └── PinOutcome: the card's status word, or why it never received a PIN
 //! ```
 //!
-//! A pad is used only where the table of readers says that it may be trusted ([`Trust::Table`]): many readers
-//! announce a pad they do not have, and some tell the host which keys are pressed. Nothing here is sent twice: a
-//! verification costs a try of the card's.
+//! A PIN pad is used only if the table of readers trusts it ([`Trust::Table`]). Many readers announce a PIN pad that
+//! they do not have, and some reveal the pressed keys to the host. Nothing is sent twice, because a verification
+//! costs one of the card's tries.
 //!
-//! Values only, and no user of them yet: the module does not offer CKF_PROTECTED_AUTHENTICATION_PATH.
+//! This module only converts values. It has no caller yet: the module does not offer
+//! CKF_PROTECTED_AUTHENTICATION_PATH.
 
 mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -33,7 +35,7 @@ pub use quirks::PadQuirks;
 pub use request::{Digits, PinForm, PinRequest, Purpose, RequestError};
 pub use t1_entry::{Numbers, T1Entry, T1Step};
 
-/// Longest data of a Secure command made here: a modification of two PINs in blocks of fifteen bytes.
+/// The longest data of a Secure command of this module: a modification of two PINs in blocks of fifteen bytes.
 pub const LONGEST: usize = 55;
 
 #[cfg(test)]

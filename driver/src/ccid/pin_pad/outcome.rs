@@ -1,62 +1,60 @@
-//! What became of a PIN entry.
+//! The outcome of a PIN entry.
 
 use claviger_apdu::{Sent, StatusWord};
 
 use crate::ccid::message::SlotError;
 
-/// How a PIN entry ended, and whether the card saw a PIN.
+/// How a PIN entry ended, and whether the card received a PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinOutcome {
-    /// How.
+    /// How the entry ended.
     pub end: PinEnd,
-    /// Whether the command reached the card. With [`Sent::Maybe`] a try may have been spent.
+    /// Whether the command reached the card. [`Sent::Maybe`] means that a try may have been spent.
     pub sent: Sent,
 }
 
 /// How a PIN entry ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PinEnd {
-    /// The card answered.
-    #[error("the card answered {0}")]
+    /// The card responded.
+    #[error("the card responded {0}")]
     Card(StatusWord),
-    /// The user pressed the key to cancel (bError EF, status 6401).
+    /// The user pressed the cancel key (bError EF, status 6401).
     #[error("the PIN entry was cancelled at the reader")]
     Cancelled,
-    /// Nobody typed in time (bError F0, status 6400).
-    #[error("nobody typed a PIN in time")]
+    /// No PIN was typed in time (bError F0, status 6400).
+    #[error("no PIN was typed in time")]
     TimedOut,
-    /// The two new PINs are not the same (status 6402).
-    #[error("the new PIN was not the same when it was typed again")]
+    /// The two new PINs differ (status 6402).
+    #[error("the new PIN differed when it was typed again")]
     Different,
-    /// The PIN is shorter or longer than asked for (status 6403).
+    /// The PIN is shorter or longer than allowed (status 6403).
     #[error("the PIN typed is too short or too long")]
     Length,
-    /// The reader does not take the request: a byte of it is wrong, or all of it (status 6B80).
-    #[error(
-        "the reader does not take the request for a PIN; the PIN must be typed at the computer"
-    )]
+    /// The reader rejected the request: a byte of it, or all of it (status 6B80).
+    #[error("the reader rejected the PIN entry; type the PIN at the computer")]
     Rejected,
     /// The reader failed.
     #[error("the PIN entry failed: {0}")]
     Failed(SlotError),
-    /// What came is no status word, or no block of T=1.
-    #[error("an answer of {0} bytes to a PIN entry that makes no sense")]
+    /// The response is no status word, or no block of T=1.
+    #[error("the response of {0} bytes to the PIN entry is malformed")]
     Malformed(usize),
 }
 
 impl PinOutcome {
-    /// Of the answer to a Secure command: its data, or the reader's error. At the TPDU level for T=1 see
-    /// [`super::T1Entry`].
+    /// Interprets the response to a Secure command: its data, or the reader's error. [`super::T1Entry`] does this at
+    /// the TPDU level for T=1.
     #[must_use]
-    pub fn of_ccid(answer: Result<&[u8], SlotError>) -> Self {
-        match answer {
+    pub fn of_ccid(response: Result<&[u8], SlotError>) -> Self {
+        match response {
             Ok(data) => Self::of_status(data),
             Err(error) => Self::of_error(error),
         }
     }
 
-    /// Of what SCardControl gave back, or a reader that gives the status words of PC/SC part 10, 2.5 itself. The
-    /// card may have said the same, so nobody can tell whether it saw a PIN.
+    /// Interprets the data that SCardControl or a reader returned. The status words of PC/SC part 10, 2.5 may come
+    /// from the reader or from the card, so it is unclear whether the card received a PIN.
     #[must_use]
     pub fn of_status(data: &[u8]) -> Self {
         let Ok(status) = <[u8; 2]>::try_from(data).map(u16::from_be_bytes) else {
@@ -81,7 +79,7 @@ impl PinOutcome {
             SlotError::PinTimeout => PinEnd::TimedOut,
             SlotError::NotSupported | SlotError::Parameter(_) => PinEnd::Rejected,
             SlotError::SlotBusy => PinEnd::Failed(error),
-            // Parity, overrun, mute, aborted: the card may have had the PIN before.
+            // After parity, overrun, mute and aborted errors, the card may have received the PIN.
             _ => return Self::maybe(PinEnd::Failed(error)),
         };
         Self {

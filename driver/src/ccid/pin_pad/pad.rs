@@ -1,41 +1,42 @@
-//! A reader that may be asked for a PIN, and what it takes.
+//! The PIN pad of a reader, and the entries that it accepts.
 
 use super::{Digits, PadQuirks, PinEntry, PinForm, PinRequest, Purpose, RequestError};
 use crate::ccid::quirks::Quirks;
 
-/// What a reader says its pad can do: bPINSupport of its descriptor, or the features PC/SC lists.
+/// The operations that a reader announces: bPINSupport of its descriptor, or the features that PC/SC lists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Operations {
-    /// Have a PIN typed and verified.
+    /// The PIN pad can verify a PIN.
     pub verify: bool,
-    /// Have a new PIN typed and set.
+    /// The PIN pad can set a new PIN.
     pub modify: bool,
 }
 
-/// On whose word a pad is used.
+/// Which PIN pads are trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// The table's: readers with the word `pin-pad`, and no others. The default.
+    /// Only readers with the word `pin-pad` in the table. The default.
     Table,
-    /// The user's, who vouches for the reader in front of them. Readers with the word `no-pin-pad` stay refused.
+    /// All readers, because the user has confirmed that the reader is safe. Readers with the word `no-pin-pad` are
+    /// still rejected.
     User,
 }
 
-/// Why a reader's pad is not used.
+/// Why a reader's PIN pad is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPinPad {
-    /// It announces none.
+    /// The reader announces none.
     #[error("the reader has no PIN pad")]
     NotThere,
     /// The table has the word `no-pin-pad`.
-    #[error("the reader's PIN pad does not exist, or tells the host what is typed")]
+    #[error("the reader's PIN pad does not exist, or reveals the PIN to the host")]
     Unsafe,
     /// The table has neither word.
-    #[error("nobody has vouched for the reader's PIN pad")]
+    #[error("the reader's PIN pad is not in the table of trusted ones")]
     Unknown,
 }
 
-/// A reader whose pad may be used.
+/// A PIN pad that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinPad {
     operations: Operations,
@@ -44,7 +45,7 @@ pub struct PinPad {
 }
 
 impl PinPad {
-    /// The pad of a reader that announces `operations` and of which the table knows `quirks`.
+    /// Makes the PIN pad of a reader that announces `operations` and has `quirks`.
     ///
     /// # Errors
     /// [`NoPinPad`]: the PIN must be typed at the computer.
@@ -61,7 +62,7 @@ impl PinPad {
         }
     }
 
-    /// The same pad, which takes PINs of `digits` only (bMinPINSize and bMaxPINSize of PC/SC part 10).
+    /// Limits the PIN pad to PINs of `digits` (bMinPINSize and bMaxPINSize of PC/SC part 10).
     #[must_use]
     pub fn limited(self, digits: Digits) -> Self {
         let digits = self.digits.map_or(Some(digits), |known| known.and(digits));
@@ -71,16 +72,16 @@ impl PinPad {
         }
     }
 
-    /// What it can be asked for.
+    /// Returns the supported operations.
     #[must_use]
     pub const fn operations(&self) -> Operations {
         self.operations
     }
 
-    /// The request as this reader takes it. A PIN longer than the pad allows cannot be typed at it.
+    /// Encodes the request for this reader. A PIN that is longer than the PIN pad allows cannot be typed.
     ///
     /// # Errors
-    /// [`RequestError`]; nothing was asked of anybody.
+    /// [`RequestError`]. No PIN entry was started.
     pub fn entry(&self, request: &PinRequest) -> Result<PinEntry, RequestError> {
         request.check()?;
         let offered = match request.purpose {

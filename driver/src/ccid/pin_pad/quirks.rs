@@ -1,34 +1,34 @@
-//! How PIN pads differ from the standard, as the table of readers says it.
+//! How PIN pads differ from the standard, according to the table of readers.
 
 use super::Digits;
 
-/// How a pad differs from CCID 1.1, 6.1.11. The default is one that keeps to it.
+/// How a PIN pad differs from CCID 1.1, 6.1.11. The default is a PIN pad without differences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PadQuirks {
-    /// The entry ends with the OK key, and with nothing else (bEntryValidationCondition 02).
+    /// The entry ends only with the OK key (bEntryValidationCondition 02).
     pub key_only: bool,
     /// bNumberMessage must be 00.
     pub no_message: bool,
     /// bNumberMessage of a modification must be 03.
     pub three_messages: bool,
-    /// A modification has all three bMsgIndex, however many bNumberMessage says.
+    /// A modification has all three bMsgIndex, whatever bNumberMessage is.
     pub all_indexes: bool,
-    /// A modification has bNumberMessage 00, and three bMsgIndex of 00 all the same.
+    /// A modification has bNumberMessage 00, and still three bMsgIndex of 00.
     pub blind_change: bool,
-    /// The bytes of wPINMaxExtraDigit stand the other way round.
+    /// The bytes of wPINMaxExtraDigit are swapped.
     pub swapped: bool,
-    /// The reader rejects an entry as long as the key that started it is down.
+    /// The reader rejects an entry while the key that started it is pressed.
     pub pause: bool,
-    /// A PIN of variable length is appended with its Lc to a template of four bytes, once an escape said so.
+    /// The reader appends a PIN of variable length and its Lc to a template of four bytes, after an Escape command.
     pub append: bool,
-    /// The PIN goes into a block of fixed length only.
+    /// The PIN must be in a block of fixed length.
     pub fixed: bool,
-    /// How short and how long a PIN the pad can be asked for.
+    /// The shortest and the longest PIN that the PIN pad accepts.
     pub digits: Option<Digits>,
 }
 
 impl PadQuirks {
-    /// Takes a word of the table; `None` when it is none about pads.
+    /// Sets the quirk that a word of the table names. Returns `None` if the word is no PIN pad quirk.
     pub(in crate::ccid) fn set(&mut self, word: &str) -> Option<()> {
         match word {
             "pad-key-only" => self.key_only = true,
@@ -46,7 +46,7 @@ impl PadQuirks {
     }
 }
 
-/// Reads `min-max`.
+/// Parses `min-max`.
 fn digits(word: &str) -> Option<Digits> {
     let (min, max) = word.split_once('-')?;
     let digits = Digits {

@@ -1,6 +1,6 @@
-//! What an applet wants typed, and sent to the card.
+//! The PIN entry and the command that an applet needs.
 
-/// A PIN to be typed and the command that takes it to the card. It says nothing of any reader.
+/// A PIN to be typed, and the command that sends it to the card. It is independent of the reader.
 ///
 /// ```
 /// use claviger_driver::ccid::pin_pad::{Digits, PinForm, PinRequest, Purpose};
@@ -15,57 +15,57 @@
 pub struct PinRequest {
     /// CLA INS P1 P2 of VERIFY, CHANGE REFERENCE DATA or RESET RETRY COUNTER (ISO 7816-4, 7.5.6 to 7.5.10).
     pub header: [u8; 4],
-    /// What is asked of the user.
+    /// Whether the user verifies the PIN or changes it.
     pub purpose: Purpose,
-    /// How the digits stand in the command; ASCII always.
+    /// How the digits are placed in the command. They are always ASCII.
     pub form: PinForm,
-    /// How many of them the card takes.
+    /// How many digits the card accepts.
     pub digits: Digits,
-    /// Seconds the user has; 0 leaves it to the reader.
+    /// The timeout of the user in seconds. 0 means the reader's own timeout.
     pub timeout: u8,
-    /// wLangId, the language of what the reader shows (USB language identifiers).
+    /// wLangId, the language of the reader's texts (USB language identifiers).
     pub language: u16,
 }
 
-/// What is asked of the user.
+/// Whether the user verifies the PIN or changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// The PIN.
+    /// The user types the PIN.
     Verify,
-    /// A new PIN.
+    /// The user types a new PIN.
     Change {
-        /// Whether the present one, or what stands in for it, is asked for first and stands before the new one.
+        /// Whether the user first types the present PIN or its substitute. It precedes the new PIN in the command.
         old: bool,
-        /// Whether the new one is asked for twice.
+        /// Whether the user types the new PIN twice.
         twice: bool,
     },
 }
 
-/// How the digits stand in the command's data field.
+/// How the digits are placed in the command's data field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinForm {
-    /// Each PIN at the left of a block of its own.
+    /// Each PIN is left-justified in its own block.
     Padded {
-        /// Bytes of the block, 1 to 15.
+        /// The length of the block, 1 to 15 bytes.
         block: u8,
-        /// What the rest of it is filled with.
+        /// The byte that fills the rest of the block.
         padding: u8,
     },
-    /// As long as it is; the reader says in Lc how long that was.
+    /// The PIN without padding. The reader sets Lc to its length.
     Variable,
 }
 
-/// How short and how long a PIN may be.
+/// The shortest and the longest PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digits {
-    /// At least as many digits, 1 or more.
+    /// The minimum number of digits, 1 or more.
     pub min: u8,
-    /// At most.
+    /// The maximum number of digits.
     pub max: u8,
 }
 
 impl Digits {
-    /// What both allow, if there is anything.
+    /// Returns the lengths that both allow, if there are any.
     #[must_use]
     pub fn and(self, other: Self) -> Option<Self> {
         let (min, max) = (self.min.max(other.min), self.max.min(other.max));
@@ -73,14 +73,14 @@ impl Digits {
     }
 }
 
-/// A request that no reader could carry out, or not this one.
+/// Why no reader, or not this reader, can carry out a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The shortest PIN has no digit, or is longer than the longest.
     #[error("a PIN of {} to {} digits cannot be typed", .0.min, .0.max)]
     Digits(Digits),
-    /// bmPINBlockString has four bits for it.
-    #[error("a PIN block of {0} bytes; 1 to 15 are possible")]
+    /// The block does not fit the four bits of bmPINBlockString.
+    #[error("a PIN block has 1 to 15 bytes, not {0}")]
     Block(u8),
     /// The longest PIN does not fit its block.
     #[error("a PIN of {max} digits does not fit a block of {block} bytes")]
@@ -93,23 +93,21 @@ pub enum RequestError {
     /// The longest PINs do not fit a short command.
     #[error("two PINs of {0} digits do not fit a command")]
     CommandTooLong(u8),
-    /// The reader does one of verification and modification only.
-    #[error("the reader's pad does not do this; the PIN must be typed at the computer")]
+    /// The reader does not support this operation.
+    #[error("the reader's PIN pad does not support this operation; type the PIN at the computer")]
     NotOffered,
-    /// The reader has no way to put a length in.
-    #[error(
-        "the reader's pad takes PINs of fixed length only; the PIN must be typed at the computer"
-    )]
+    /// The reader cannot insert the length of a PIN.
+    #[error("the reader's PIN pad accepts only PINs of fixed length; type the PIN at the computer")]
     FixedOnly,
     /// No PIN is long enough for the card and short enough for the pad.
     #[error(
-        "the card's PINs have {} to {} digits, the reader's pad takes {} to {}",
+        "the card's PINs have {} to {} digits, the reader's PIN pad accepts {} to {}",
         .card.min, .card.max, .pad.min, .pad.max
     )]
     Apart {
-        /// What the card takes.
+        /// The lengths that the card accepts.
         card: Digits,
-        /// What the pad takes.
+        /// The lengths that the PIN pad accepts.
         pad: Digits,
     },
 }
@@ -118,7 +116,7 @@ impl PinRequest {
     /// United States English, which every reader has.
     pub const ENGLISH: u16 = 0x0409;
 
-    /// A PIN of variable length, with the reader's own timeout and in English.
+    /// Makes a request for a PIN of variable length, with the reader's own timeout and in English.
     #[must_use]
     pub const fn new(header: [u8; 4], purpose: Purpose, digits: Digits) -> Self {
         Self {
@@ -131,10 +129,10 @@ impl PinRequest {
         }
     }
 
-    /// Whether any reader could do it.
+    /// Checks whether a reader could carry out the request.
     ///
     /// # Errors
-    /// The part of it that is impossible.
+    /// The part of the request that is impossible.
     pub fn check(&self) -> Result<(), RequestError> {
         let Digits { min, max } = self.digits;
         if min == 0 || min > max {
@@ -154,7 +152,7 @@ impl PinRequest {
         }
     }
 
-    /// How many PINs the command carries.
+    /// Returns how many PINs the command carries.
     pub(super) const fn pins(&self) -> u8 {
         match self.purpose {
             Purpose::Change { old: true, .. } => 2,
@@ -162,7 +160,7 @@ impl PinRequest {
         }
     }
 
-    /// Bytes of each PIN's block; 0 when they are as long as the PIN (bmPINBlockString).
+    /// Returns the length of each PIN's block, or 0 for PINs of variable length (bmPINBlockString).
     pub(super) const fn block(&self) -> u8 {
         match self.form {
             PinForm::Padded { block, .. } => block,
@@ -170,7 +168,7 @@ impl PinRequest {
         }
     }
 
-    /// The command before the PIN is in it. The reader corrects its Lc, which is 0 for PINs of variable length.
+    /// Returns the command without the PIN. The reader corrects its Lc, which is 0 for PINs of variable length.
     pub(super) fn template(&self) -> Vec<u8> {
         let lc = self.block().saturating_mul(self.pins());
         let mut template = self.header.to_vec();

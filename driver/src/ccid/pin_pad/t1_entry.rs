@@ -1,9 +1,9 @@
-//! A PIN entry at a reader of the TPDU level, to a card that speaks T=1: the reader puts the PIN into an I-block, of
-//! which it is given the prologue, and adds the error detection code (CCID 1.1, 6.1.11).
+//! A PIN entry at a reader of the TPDU level, for a card with T=1. The driver gives the prologue of an I-block. The
+//! reader inserts the PIN and adds the error detection code (CCID 1.1, 6.1.11).
 //!
-//! N(S) and N(R) advance when the card has answered with its I-block, and not before: what the user cancelled, was
-//! too slow for, or the reader rejected, never was a block. When nobody can tell, the numbers are given up, and the
-//! next command begins with S(RESYNCH). No block with a PIN is sent again.
+//! N(S) and N(R) advance only when the card has responded with its I-block. If the user cancels or is too slow, or
+//! the reader rejects the entry, no block was sent. If it is unclear whether a block was sent, the numbers are
+//! discarded, and the next command begins with S(RESYNCH). A block with a PIN is never sent again.
 
 use claviger_apdu::{Secret, Sent};
 
@@ -17,16 +17,16 @@ use crate::{
     },
 };
 
-/// Where T=1 stands with a card.
+/// The sequence numbers of T=1 with a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
-    /// N(S) of our next I-block.
+    /// N(S) of the host's next I-block.
     pub send: bool,
     /// N(S) of the card's next I-block.
     pub receive: bool,
 }
 
-/// An entry under way.
+/// A running entry.
 #[derive(Debug)]
 pub struct T1Entry {
     data: Vec<u8>,
@@ -36,27 +36,27 @@ pub struct T1Entry {
     supervisory: u8,
 }
 
-/// What the reader's answer means.
+/// The result of a response of the reader.
 #[derive(Debug)]
 pub enum T1Step {
-    /// The card asked for something: send `block` by XfrBlock and hand over what comes back.
+    /// The card sent a request: send `block` by XfrBlock and pass the response to [`T1Entry::receive`].
     Send {
         /// An S-block.
         block: Secret,
         /// bBWI.
         waiting_time_multiplier: u8,
     },
-    /// The entry is over.
+    /// The entry has ended.
     Ended {
-        /// How.
+        /// The outcome.
         outcome: PinOutcome,
-        /// The numbers from here on; `None` when both sides may not agree on them, and S(RESYNCH) is due.
+        /// The sequence numbers from now on. `None` if both sides may disagree, so that S(RESYNCH) is needed.
         numbers: Option<Numbers>,
     },
 }
 
 impl T1Entry {
-    /// `entry` to a card with which T=1 stands at `numbers`.
+    /// Begins `entry` with a card whose T=1 sequence numbers are `numbers`.
     #[must_use]
     pub fn new(entry: &PinEntry, numbers: Numbers, detection: ErrorDetection) -> Self {
         let (number, more) = (numbers.send, false);
@@ -75,29 +75,30 @@ impl T1Entry {
         }
     }
 
-    /// abData of the Secure command.
+    /// Returns abData of the Secure command.
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// Takes the answer to the Secure command, or to the block [`T1Step::Send`] said to send.
-    pub fn receive(&mut self, answer: Result<&[u8], SlotError>) -> T1Step {
-        let block = match answer {
+    /// Processes the response to the Secure command, or to the block of [`T1Step::Send`].
+    pub fn receive(&mut self, response: Result<&[u8], SlotError>) -> T1Step {
+        let block = match response {
             Err(error) => return self.refused(error),
             Ok(bytes) => Block::parse(bytes, self.detection).map_err(|_| bytes.len()),
         };
         match block {
             Ok(block) => self.take(&block),
-            Err(bytes) => lost(PinEnd::Malformed(bytes)),
+            Err(bytes) => ended_unknown(PinEnd::Malformed(bytes)),
         }
     }
 
-    /// The reader's error. Once the card has asked for time, it has the block, whatever the reader says.
+    /// Processes an error of the reader. After a request for time, the card has the block, whatever the reader
+    /// reports.
     fn refused(&self, error: SlotError) -> T1Step {
         let outcome = PinOutcome::of_ccid(Err(error));
         if self.extensions > 0 || self.supervisory > 0 {
-            return lost(outcome.end);
+            return ended_unknown(outcome.end);
         }
         let numbers = (outcome.sent == Sent::No).then_some(self.numbers);
         T1Step::Ended { outcome, numbers }
@@ -114,7 +115,7 @@ impl T1Entry {
                     send: !send,
                     receive: !receive,
                 };
-                // A card that announced another IFSC is brought back to its first one with the numbers.
+                // A card that changed its IFSC needs S(RESYNCH), which resets the IFSC with the numbers.
                 T1Step::Ended {
                     outcome: PinOutcome::of_status(block.information),
                     numbers: (self.supervisory == 0).then_some(advanced),
@@ -123,13 +124,13 @@ impl T1Entry {
             Control::S {
                 function: function @ (Function::Wtx | Function::Ifs),
                 response: false,
-            } => self.granted(function, block.information),
-            _ => lost(PinEnd::Malformed(block.information.len())),
+            } => self.grant(function, block.information),
+            _ => ended_unknown(PinEnd::Malformed(block.information.len())),
         }
     }
 
-    /// Answers S(WTX) and S(IFS) with what they ask for.
-    fn granted(&mut self, function: Function, information: &[u8]) -> T1Step {
+    /// Grants the request of S(WTX) or S(IFS).
+    fn grant(&mut self, function: Function, information: &[u8]) -> T1Step {
         let multiplier = match function {
             Function::Wtx => {
                 self.extensions += 1;
@@ -141,7 +142,7 @@ impl T1Entry {
             }
         };
         if self.extensions > WAITING_TIME_EXTENSIONS || self.supervisory > SUPERVISORY_BLOCKS {
-            return lost(PinEnd::Malformed(information.len()));
+            return ended_unknown(PinEnd::Malformed(information.len()));
         }
         let control = Control::response(function);
         let block = Block {
@@ -155,8 +156,8 @@ impl T1Entry {
     }
 }
 
-/// The end of an entry of which nobody knows what the card has had.
-const fn lost(end: PinEnd) -> T1Step {
+/// Ends an entry after which it is unknown whether the card received a PIN.
+const fn ended_unknown(end: PinEnd) -> T1Step {
     T1Step::Ended {
         outcome: PinOutcome::maybe(end),
         numbers: None,

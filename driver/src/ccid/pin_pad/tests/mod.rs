@@ -1,4 +1,4 @@
-//! Requests of PIV and OpenPGP cards, and the readers they are put to.
+//! Requests of PIV and OpenPGP cards, and readers that carry them out.
 
 mod readers;
 mod structures;
@@ -64,7 +64,7 @@ fn plain(request: PinRequest) -> PinEntry {
     pad(PadQuirks::default()).entry(&request).unwrap()
 }
 
-/// The pad of a model in the table.
+/// Returns the PIN pad of a model in the table.
 fn model(vendor: u16, product: u16) -> Result<PinPad, NoPinPad> {
     let release = 0x0100;
     let quirks = for_model(UsbModel {
@@ -75,8 +75,8 @@ fn model(vendor: u16, product: u16) -> Result<PinPad, NoPinPad> {
     PinPad::new(BOTH, &quirks, Trust::Table)
 }
 
-/// The pad of a model in the table, for a user who vouches for it.
-fn vouched(vendor: u16, product: u16) -> PinPad {
+/// Returns the PIN pad of a model in the table, for a user who trusts it.
+fn trusted_by_user(vendor: u16, product: u16) -> PinPad {
     let release = 0x0100;
     let quirks = for_model(UsbModel {
         vendor,

@@ -1,4 +1,4 @@
-//! Which pads are used, and how they differ.
+//! Which PIN pads are used, and how they differ.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ fn gempc_pinpad_has_one_message_and_validates_by_key_only() {
     };
     let data = pad.entry(&eight).unwrap().ccid();
     assert_eq!(data[7..9], [0x02, 0x01]);
-    // All indexes although there are two messages: bMsgIndex3 is not to be taken for NAD.
+    // All indexes are present although there are two messages, so that bMsgIndex3 is not taken for NAD.
     let new_only = PinRequest {
         purpose: Purpose::Change {
             old: false,
@@ -116,13 +116,13 @@ fn gempc_pinpad_refuses_a_pin_of_variable_length() {
 
 #[test]
 fn dell_keyboard_has_no_message_swapped_digits_and_a_pause() {
-    let entry = vouched(0x413C, 0x2100).entry(&PIV_VERIFY).unwrap();
+    let entry = trusted_by_user(0x413C, 0x2100).entry(&PIV_VERIFY).unwrap();
     let data = entry.ccid();
     assert_eq!(data[5..9], [0x06, 0x08, 0x02, 0x00]);
     assert_eq!(entry.pause(), Duration::from_millis(250));
-    // Its driver swaps them itself.
+    // The driver behind PC/SC swaps the bytes.
     assert_eq!(entry.part10()[5..9], [0x08, 0x06, 0x02, 0x01]);
-    let newer = vouched(0x413C, 0x2101).entry(&PIV_VERIFY).unwrap();
+    let newer = trusted_by_user(0x413C, 0x2101).entry(&PIV_VERIFY).unwrap();
     assert_eq!(newer.ccid()[5..9], [0x08, 0x06, 0x02, 0x00]);
     assert_eq!(plain(PIV_VERIFY).pause(), Duration::ZERO);
 }
@@ -155,7 +155,7 @@ fn reader_without_a_display_has_no_message_but_three_modification_indexes() {
 
 #[test]
 fn cherry_xx44_has_three_modification_messages_and_no_crashing_condition() {
-    let pad = vouched(0x046A, 0x0010);
+    let pad = trusted_by_user(0x046A, 0x0010);
     let new_only = PinRequest {
         purpose: Purpose::Change {
             old: false,
@@ -203,11 +203,11 @@ fn pin_entry_digits_are_those_of_both_pad_and_card() {
 
 #[test]
 fn reader_timeout_exceeds_that_of_the_user() {
-    assert_eq!(plain(PIV_VERIFY).patience(), Duration::from_secs(90));
+    assert_eq!(plain(PIV_VERIFY).timeout(), Duration::from_secs(90));
     let timeout = 255;
     let slow = PinRequest {
         timeout,
         ..PIV_VERIFY
     };
-    assert_eq!(plain(slow).patience(), Duration::from_secs(265));
+    assert_eq!(plain(slow).timeout(), Duration::from_secs(265));
 }

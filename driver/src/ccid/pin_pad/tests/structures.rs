@@ -1,4 +1,4 @@
-//! Bytes worked out by hand from CCID 1.1, 6.1.11, and PC/SC part 10, 2.5.
+//! Bytes derived by hand from CCID 1.1, 6.1.11, and PC/SC part 10, 2.5.
 
 use super::*;
 use crate::ccid::{message::Command, pin_pad::fuzz::Structure};

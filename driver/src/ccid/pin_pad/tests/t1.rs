@@ -1,4 +1,4 @@
-//! Entries at readers of the TPDU level, to cards that speak T=1.
+//! Entries at readers of the TPDU level, for cards with T=1.
 
 use claviger_apdu::{Sent, StatusWord};
 
@@ -14,7 +14,7 @@ fn t1(request: PinRequest) -> T1Entry {
     T1Entry::new(&plain(request), START, ErrorDetection::Lrc)
 }
 
-/// How an entry ends with this answer.
+/// Returns how an entry ends with this response.
 fn ended(entry: &mut T1Entry, answer: Result<&[u8], SlotError>) -> (PinOutcome, Option<Numbers>) {
     match entry.receive(answer) {
         T1Step::Ended { outcome, numbers } => (outcome, numbers),

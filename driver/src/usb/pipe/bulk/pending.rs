@@ -37,7 +37,7 @@ impl PendingCommand {
     /// `command` to `slot`, a message of `length` bytes.
     pub(super) fn new(command: &Command<'_>, slot: u8, length: usize) -> Self {
         Self {
-            kind: command.answer(),
+            kind: command.response_kind(),
             slot,
             length,
             out: OutTransfer::InFlight,
