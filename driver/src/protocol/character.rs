@@ -1,13 +1,14 @@
-//! Blocks and TPDUs over a reader of the character level, which sends the bytes it is given and returns as many as it is told to
-//! wait for (CCID: wLevelParameter).
+//! Exchanges blocks and TPDUs with a reader of the character level. Such a reader sends the given bytes and then
+//! waits for a given number of bytes (CCID: wLevelParameter).
 //!
 //! ```text
 //! T=0  > header          < procedure byte     > data         < SW1 SW2
 //! T=1  > block           < NAD PCB LEN        >              < information field, EDC
-//! PPS  > request         < PPSS PPS0 and one  >              < what PPS0 announces
+//! PPS  > request         < PPSS PPS0 and one  >              < the bytes that PPS0 announces
 //! ```
 //!
-//! Asked for are always as many bytes as must come in any case, so that a reader never waits for one that does not.
+//! The number is always the number of bytes that must follow in any case, so that the reader never waits for a byte
+//! that does not come.
 
 use claviger_apdu::Secret;
 
@@ -17,27 +18,28 @@ use super::{
     t1::block::{MAX_INFORMATION, PROLOGUE},
 };
 
-/// What to do next.
+/// The next action of the caller.
 #[derive(Debug)]
 pub enum CharacterStep {
-    /// Send these bytes, perhaps none, and hand over what comes. The time the card has begins anew.
+    /// Send these bytes, perhaps none, and pass on the response. The card's timeout starts again.
     Exchange {
         /// What to send.
         bytes: Secret,
         /// How many bytes to wait for.
         expected: u16,
     },
-    /// The whole answer: for [`super::T1::receive`], [`super::T0::receive`] or [`super::pps::PpsRequest::accept`].
+    /// The whole response, for [`super::T1::receive`], [`super::T0::receive`] or [`super::pps::PpsRequest::accept`].
     Done(Secret),
-    /// What came makes no sense: for [`super::T1::transmission_error`] or [`super::T0::transmission_error`].
+    /// The response violates the protocol. Call [`super::T1::transmission_error`] or
+    /// [`super::T0::transmission_error`].
     Damaged,
 }
 
-/// One block or TPDU on its way.
+/// The exchange of one block or TPDU.
 #[derive(Debug)]
 pub struct CharacterExchange {
     protocol: Protocol,
-    /// What has just been allowed to go out.
+    /// The bytes that may be sent next.
     outgoing: Secret,
     received: Secret,
     short_reads: u8,
@@ -50,14 +52,14 @@ enum Protocol {
     Pps,
 }
 
-/// A command TPDU and how far it has gone.
+/// A command TPDU and its progress.
 #[derive(Debug)]
 struct Tpdu {
     instruction: u8,
-    /// Data to be sent, and how much of it has been.
+    /// The data, and how many bytes of it have been sent.
     data: Secret,
     sent: usize,
-    /// Bytes the card may still send.
+    /// How many bytes the card may still send.
     due: usize,
     expecting: Expecting,
     nulls: u32,
@@ -73,20 +75,20 @@ enum Expecting {
     Nothing,
 }
 
-/// What a byte from the card brings.
+/// The effect of a byte from the card.
 enum Effect {
     None,
-    /// It belongs to the answer.
+    /// The byte belongs to the response.
     Keep,
-    /// This many bytes of data may go out.
+    /// This many bytes of data may be sent.
     Send(usize),
 }
 
-/// What came is against the protocol.
+/// The received bytes violate the protocol.
 struct ProtocolViolation;
 
 impl CharacterExchange {
-    /// Carries a T=0 command TPDU: five bytes of header, and the data when there is any.
+    /// Begins the exchange of a T=0 command TPDU: a header of five bytes, and the data if there is any.
     #[must_use]
     pub fn t0(tpdu: &[u8]) -> (Self, CharacterStep) {
         let (header, data) = tpdu.split_at(tpdu.len().min(5));
@@ -107,13 +109,13 @@ impl CharacterExchange {
         Self::begin(Protocol::T0(state), Secret::copy_from(header))
     }
 
-    /// Carries a T=1 block.
+    /// Begins the exchange of a T=1 block.
     #[must_use]
     pub fn t1(block: Secret, detection: ErrorDetection) -> (Self, CharacterStep) {
         Self::begin(Protocol::T1(detection), block)
     }
 
-    /// Carries a request for another protocol or rate.
+    /// Begins the exchange of a PPS request.
     #[must_use]
     pub fn pps(request: Secret) -> (Self, CharacterStep) {
         Self::begin(Protocol::Pps, request)
@@ -126,11 +128,11 @@ impl CharacterExchange {
             received: Secret::default(),
             short_reads: 0,
         };
-        let turn = characters.next();
-        (characters, turn)
+        let step = characters.next();
+        (characters, step)
     }
 
-    /// Takes what the reader returned.
+    /// Processes the bytes that the reader returned.
     pub fn receive(&mut self, bytes: &[u8]) -> CharacterStep {
         if usize::from(self.expected()) < bytes.len() {
             return CharacterStep::Damaged;
@@ -155,7 +157,7 @@ impl CharacterExchange {
             return Ok(());
         };
         for byte in bytes {
-            // The card has to wait for what it asked for.
+            // The card must not send before it has received the data that it requested.
             if !self.outgoing.is_empty() {
                 return Err(ProtocolViolation);
             }
@@ -182,7 +184,7 @@ impl CharacterExchange {
         }
     }
 
-    /// How many bytes must still come; 0 when the answer is complete.
+    /// Returns how many more bytes must follow, or 0 if the response is complete.
     fn expected(&self) -> u16 {
         let received = self.received.expose();
         let whole = match &self.protocol {
@@ -195,25 +197,26 @@ impl CharacterExchange {
     }
 }
 
-/// How long the block is that begins with `bytes`, as far as that is known.
+/// Returns the length of the block that begins with `bytes`, as far as it is known.
 fn block_len(bytes: &[u8], detection: ErrorDetection) -> usize {
     match bytes.get(PROLOGUE - 1) {
         None => PROLOGUE,
-        // Reserved: nobody knows where such a block ends, and it is invalid as it is.
+        // This length is reserved, so the end of the block is unknown, and the block is invalid anyway.
         Some(len) if *len > MAX_INFORMATION => PROLOGUE,
         Some(len) => PROLOGUE + usize::from(*len) + detection.epilogue(),
     }
 }
 
-/// How long the answer to a PPS request is that begins with `bytes`: PPSS, PPS0, PCK, and what PPS0 announces by b5 to b7 (ISO 7816-3, 9.2).
+/// Returns the length of the PPS response that begins with `bytes`: PPSS, PPS0, PCK, and the bytes that PPS0
+/// announces by b5 to b7 (ISO 7816-3, 9.2).
 fn pps_len(bytes: &[u8]) -> usize {
     let announced = bytes.get(1).map_or(0, |pps0| (pps0 & 0x70).count_ones());
     3 + announced as usize
 }
 
 impl Tpdu {
-    /// Bytes that come in any case: a procedure byte is followed by data, a status word's second byte or, if it is NULL, by another,
-    /// unless the card waits for data of ours.
+    /// Returns how many bytes follow in any case. A procedure byte is followed by data, by the second byte of a
+    /// status word, or, if it is NULL, by another procedure byte. It may be the last byte if the card waits for data.
     fn expected(&self) -> usize {
         match self.expecting {
             Expecting::Nothing => 0,
@@ -240,7 +243,8 @@ impl Tpdu {
         Ok(Effect::Keep)
     }
 
-    /// ISO 7816-3, 10.3.3. INS with its lowest bit changed once raised a programming voltage and means the same otherwise.
+    /// Processes a procedure byte (ISO 7816-3, 10.3.3). INS with its lowest bit changed once requested a programming
+    /// voltage, and otherwise means the same as INS.
     fn procedure(&mut self, byte: u8) -> Result<Effect, ProtocolViolation> {
         match byte {
             0x60 if self.nulls >= NULL_BYTES => return Err(ProtocolViolation),
@@ -261,7 +265,7 @@ impl Tpdu {
         }
     }
 
-    /// The card wants, or sends, all that is left or one byte of it.
+    /// The card requests or sends up to `most` of the remaining bytes: all of them, or one.
     fn transfer(&mut self, most: usize) -> Result<Effect, ProtocolViolation> {
         match (self.data.len() - self.sent, self.due) {
             (0, 0) => Err(ProtocolViolation),
@@ -273,7 +277,7 @@ impl Tpdu {
         }
     }
 
-    /// The next `count` bytes of the data.
+    /// Returns the next `count` bytes of the data.
     fn piece(&mut self, count: usize) -> &[u8] {
         let from = self.sent;
         self.sent = self.data.len().min(from + count);
@@ -281,10 +285,10 @@ impl Tpdu {
     }
 }
 
-/// A TPDU or a block to a reader that returns what `bytes` say.
+/// Sends a TPDU or a block to a reader that returns `bytes`, for the fuzz target `character`.
 ///
 /// ```text
-/// | form | length of the command's data | then for each turn: count | as many bytes, at most as were asked for |
+/// | form | length of the command's data | then for each step: count | as many bytes, at most the requested number |
 /// form: bit 2: PPS; else bit 0: T=1 with a CRC or, with bit 1, an LRC; else T=0 to the card or, with bit 1, from it
 /// ```
 #[cfg(any(test, feature = "fuzzing"))]
@@ -300,25 +304,25 @@ pub fn fuzz(bytes: &[u8]) {
         2 => vec![0, 0xCB, 0x3F, 0xFF, *len],
         _ => [&[0, 0, *len], data.as_slice(), &[0]].concat(),
     };
-    let (mut characters, mut turn) = match form & 7 {
+    let (mut characters, mut step) = match form & 7 {
         4.. => CharacterExchange::pps(Secret::copy_from(&command)),
         0 | 2 => CharacterExchange::t0(&command),
         1 => CharacterExchange::t1(Secret::copy_from(&command), ErrorDetection::Crc),
         _ => CharacterExchange::t1(Secret::copy_from(&command), ErrorDetection::Lrc),
     };
     let mut sent = Vec::new();
-    let most_turns = reader.len();
-    let mut asked = 0_usize;
-    while let CharacterStep::Exchange { bytes, expected } = &turn {
+    let max_steps = reader.len();
+    let mut requests = 0_usize;
+    while let CharacterStep::Exchange { bytes, expected } = &step {
         sent.extend_from_slice(bytes.expose());
         assert!(
             command.starts_with(&sent),
             "each byte is sent once, in order"
         );
         assert!((1..=260).contains(expected));
-        asked += 1;
+        requests += 1;
         assert!(
-            asked <= most_turns + usize::from(SHORT_READS) + 1,
+            requests <= max_steps + usize::from(SHORT_READS) + 1,
             "it ends"
         );
         let (count, rest) = reader.split_first().unwrap_or((&0, &[]));
@@ -326,11 +330,11 @@ pub fn fuzz(bytes: &[u8]) {
             .len()
             .min(usize::from(*count))
             .min(usize::from(*expected));
-        let (given, rest) = rest.split_at(most);
+        let (returned, rest) = rest.split_at(most);
         reader = rest;
-        turn = characters.receive(given);
+        step = characters.receive(returned);
     }
-    if let CharacterStep::Done(answer) = turn {
-        assert!(!answer.is_empty() && answer.len() <= 260);
+    if let CharacterStep::Done(response) = step {
+        assert!(!response.is_empty() && response.len() <= 260);
     }
 }

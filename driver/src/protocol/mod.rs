@@ -1,13 +1,14 @@
-//! Transmission protocols between reader and card (ISO 7816-3): what an answer to reset announces, how it is
-//! negotiated, T=0 and T=1. Values only: blocks go in and out, nothing is sent and no clock is read here.
+//! Transmission protocols between reader and card (ISO 7816-3): the parameters in an answer to reset, their
+//! negotiation, T=0 and T=1. This module only computes the blocks to send and interprets the received ones. It sends
+//! nothing and reads no clock.
 //!
 //! ```text
-//! Atr ──► Parameters ──► Proposal ──► T0 | T1        begin(APDU) ──► Step ──► the reader
-//!                          PPS                       receive(block), damaged(), silent() ──► Step
+//! Atr ──► TransmissionParameters ──► PpsPlan ──► T0 | T1   begin(APDU) ──► Step ──► the reader
+//!                                      PPS                 receive(block), transmission_error(), response_timeout() ──► Step
 //! ```
 //!
-//! A reader of the character level gets the same blocks through [`character`], which says how many bytes it is
-//! to wait for. How long to wait is said by [`TransmissionParameters`]; who waits is the caller.
+//! A reader of the character level gets the same blocks through [`character`], which computes how many bytes the
+//! reader has to wait for. [`TransmissionParameters`] computes how long to wait. The caller does the waiting.
 
 pub mod budget;
 pub mod character;
@@ -22,20 +23,20 @@ pub use parameters::{Protocol, Rate, TransmissionParameters};
 pub use t0::T0;
 pub use t1::T1;
 
-/// What the interface device does next.
+/// The next action of the interface device.
 #[derive(Debug)]
 pub enum Step {
-    /// Send `block` and hand over what comes back.
+    /// Send `block` and pass on the response.
     Send {
         /// A T=1 block with its epilogue, or a T=0 command TPDU: five bytes of header and perhaps data.
         block: Secret,
-        /// How many times the block (T=1) or work (T=0) waiting time the card may take over its answer to
-        /// this one block: 1, or what it asked for by S(WTX). CCID calls it bBWI.
+        /// How many block (T=1) or work (T=0) waiting times the card may take to respond to this block: 1, or the
+        /// number that the card requested by S(WTX). CCID calls it bBWI.
         waiting_time_multiplier: u8,
     },
-    /// The answer is complete: data and status word.
+    /// The response is complete: data and status word.
     Done(Secret),
-    /// There will be no answer.
+    /// There will be no response.
     Failed(Failure),
 }
 
@@ -48,18 +49,19 @@ impl Step {
     }
 }
 
-/// Why an APDU got no answer, and whether the card may have executed it.
+/// Why an APDU got no response, and whether the card may have executed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Failure {
     /// What happened.
     pub reason: FailureReason,
-    /// Whether the card has seen the command.
+    /// Whether the card received the command.
     pub sent: Sent,
 }
 
 impl Failure {
-    /// Whether card and interface device no longer agree where they are: the card has to be reset before the next command.
+    /// Returns whether the card must be reset before the next command, because card and interface device may disagree
+    /// about the protocol state.
     #[must_use]
     pub const fn needs_reset(&self) -> bool {
         matches!(
@@ -69,30 +71,30 @@ impl Failure {
     }
 }
 
-/// What ended an exchange.
+/// Why an exchange failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FailureReason {
-    /// The APDU is none that this protocol can carry; nothing was sent.
+    /// The protocol cannot carry the APDU. Nothing was sent.
     #[error("the APDU cannot be sent: {0}")]
     Unsuitable(&'static str),
-    /// T=1: blocks were lost, and S(RESYNCH) has brought both sides back to their beginning (ISO 7816-3, rule 6).
-    /// The card is usable; nobody knows what became of the command.
-    #[error("the card lost the thread of its command; both sides have begun again")]
+    /// T=1: blocks were lost, and S(RESYNCH) has reset both sides to their initial state (ISO 7816-3, rule 6). The
+    /// card is usable. It is unknown whether the card executed the command.
+    #[error("blocks were lost; reader and card have been resynchronized")]
     Resynchronised,
     /// T=1: the card ended the exchange by S(ABORT).
     #[error("the card aborted the exchange")]
     Aborted,
-    /// The answer took more of what [`budget`] counts than one command may.
-    #[error("the answer exceeds {0}")]
+    /// The response exceeded a limit of [`budget`].
+    #[error("the response exceeds the limit of {0}")]
     Budget(&'static str),
-    /// T=1: not even S(RESYNCH) was answered.
-    #[error("the card does not answer S(RESYNCH)")]
+    /// T=1: the card did not respond to S(RESYNCH) either.
+    #[error("the card does not respond to S(RESYNCH)")]
     Lost,
     /// T=0: the work waiting time passed.
-    #[error("the card is silent")]
+    #[error("the card did not respond in time")]
     Silent,
-    /// T=0: what came is no procedure byte or response, or its parity was wrong.
-    #[error("the card's answer is damaged")]
+    /// T=0: the card sent neither a procedure byte nor a response, or there was a parity error.
+    #[error("the card's response is malformed or had a parity error")]
     Damaged,
 }

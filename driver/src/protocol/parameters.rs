@@ -1,12 +1,12 @@
-//! What the interface bytes of an answer to reset announce (ISO 7816-3, 8.3), read leniently.
+//! Parses the interface bytes of an answer to reset (ISO 7816-3, 8.3) leniently.
 
 use std::time::Duration;
 
 use claviger_apdu::Atr;
 
-/// Rounds of TA TB TC TD after the first; more do not fit an answer to reset.
+/// How many groups of TA TB TC TD are read. An answer to reset cannot hold more.
 const ROUNDS: usize = 4;
-/// The clock cycles of one etu before anything is negotiated, Fd.
+/// The clock cycles of one etu before any negotiation, Fd.
 const DEFAULT_CYCLES: u64 = 372;
 
 /// A transmission protocol.
@@ -16,12 +16,12 @@ pub enum Protocol {
     T0,
     /// Blocks, half duplex.
     T1,
-    /// One of the numbers reserved or of an industry: 2 to 14.
+    /// A reserved or proprietary protocol, 2 to 14.
     Other(u8),
 }
 
 impl Protocol {
-    /// The protocol of a number T; 15 is none.
+    /// Returns the protocol of the number T. 15 is no protocol.
     #[must_use]
     pub const fn of(number: u8) -> Option<Self> {
         match number {
@@ -32,7 +32,7 @@ impl Protocol {
         }
     }
 
-    /// T.
+    /// Returns the number T.
     #[must_use]
     pub const fn number(self) -> u8 {
         match self {
@@ -48,40 +48,40 @@ impl Protocol {
 pub struct Rate(u8);
 
 impl Rate {
-    /// Fd = 372, Dd = 1: what holds until something else is agreed.
+    /// Fd = 372, Dd = 1: the rate until another one is agreed.
     pub const DEFAULT: Self = Self(0x11);
 
-    /// The pair a TA1 says, unless one half is reserved (ISO 7816-3, tables 7 and 8).
+    /// Returns the pair of a TA1. Returns `None` if one half is reserved (ISO 7816-3, tables 7 and 8).
     #[must_use]
     pub fn of(ta1: u8) -> Option<Self> {
         (conversion(ta1 >> 4).is_some() && adjustment(ta1 & 0x0F).is_some()).then_some(Self(ta1))
     }
 
-    /// The byte.
+    /// Returns the byte.
     #[must_use]
     pub const fn ta1(self) -> u8 {
         self.0
     }
 
-    /// Fi, clock cycles per etu at Di = 1.
+    /// Returns Fi, the clock cycles per etu at Di = 1.
     #[must_use]
     pub fn fi(self) -> u16 {
         conversion(self.0 >> 4).map_or(372, |(fi, _)| fi)
     }
 
-    /// Highest clock in kHz at which the card works with this Fi.
+    /// Returns the highest clock in kHz at which the card works with this Fi.
     #[must_use]
     pub fn max_khz(self) -> u32 {
         conversion(self.0 >> 4).map_or(5_000, |(_, max)| max)
     }
 
-    /// Di.
+    /// Returns Di.
     #[must_use]
     pub fn di(self) -> u8 {
         adjustment(self.0 & 0x0F).unwrap_or(1)
     }
 
-    /// Bits a second at a clock of `khz`.
+    /// Returns the bits per second at a clock of `khz`.
     #[must_use]
     pub fn bits_per_second(self, khz: u32) -> u32 {
         let bits = u64::from(khz) * 1000 * u64::from(self.di()) / u64::from(self.fi());
@@ -89,7 +89,7 @@ impl Rate {
     }
 }
 
-/// Fi and f(max) in kHz of FI (ISO 7816-3, table 7).
+/// Returns Fi and f(max) in kHz for FI (ISO 7816-3, table 7).
 const fn conversion(fi: u8) -> Option<(u16, u32)> {
     Some(match fi {
         0 => (372, 4_000),
@@ -108,7 +108,7 @@ const fn conversion(fi: u8) -> Option<(u16, u32)> {
     })
 }
 
-/// Di of DI (ISO 7816-3, table 8).
+/// Returns Di for DI (ISO 7816-3, table 8).
 const fn adjustment(di: u8) -> Option<u8> {
     Some(match di {
         1 => 1,
@@ -124,14 +124,14 @@ const fn adjustment(di: u8) -> Option<u8> {
     })
 }
 
-/// Specific mode, announced by TA2: the card speaks one protocol and negotiates nothing.
+/// Specific mode, announced by TA2: the card uses one protocol and negotiates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpecificMode {
-    /// The protocol it speaks.
+    /// The protocol of the card.
     pub protocol: Option<Protocol>,
-    /// Its rate is not the one of TA1 but one both sides know (b5).
+    /// The rate is not the rate of TA1 but one that both sides know (b5).
     pub implicit_rate: bool,
-    /// A warm reset may bring it to negotiable mode (b8 is 0).
+    /// A warm reset may switch the card to negotiable mode (b8 is 0).
     pub can_change: bool,
 }
 
@@ -145,17 +145,17 @@ pub enum ErrorDetection {
     Crc,
 }
 
-/// In which state the card lets its clock be stopped (ISO 7816-3, table 9); numbered as in CCID.
+/// The state in which the card allows its clock to be stopped (ISO 7816-3, table 9), numbered as in CCID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ClockStop {
-    /// Not at all.
+    /// The clock must not be stopped.
     #[default]
     Never = 0,
-    /// Low.
+    /// The clock may be stopped low.
     Low = 1,
-    /// High.
+    /// The clock may be stopped high.
     High = 2,
-    /// Either.
+    /// The clock may be stopped low or high.
     Any = 3,
 }
 
@@ -170,22 +170,23 @@ pub struct Voltages {
     pub v1_8: bool,
 }
 
-/// What an answer to reset says about talking to its card; defaults stand where it says nothing or nonsense.
+/// The transmission parameters of an answer to reset. Missing and invalid values are replaced by their defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransmissionParameters {
     /// The inverse convention: TS is 3F.
     pub inverse: bool,
-    /// TA1: the fastest the card offers; the rate of specific mode.
+    /// TA1: the fastest rate of the card, or the rate of specific mode.
     pub rate: Rate,
-    /// TC1: N, extra guard time in etu at this rate; 255 means the shortest the protocol allows.
+    /// TC1: N, the extra guard time in etu at this rate. 255 means the shortest time that the protocol allows.
     pub extra_guard_time: u8,
-    /// Protocols in the order offered, never empty; the first is the default.
+    /// The protocols in the order in which the card offers them. The list is never empty. The first protocol is the
+    /// default.
     pub offered: Vec<Protocol>,
     /// TA2.
     pub specific_mode: Option<SpecificMode>,
     /// T=0: WI, the waiting time integer (first TC for T=0).
     pub waiting_integer: u8,
-    /// T=1: IFSC, the longest information field the card takes, 1 to 254.
+    /// T=1: IFSC, the longest information field that the card accepts, 1 to 254.
     pub ifsc: u8,
     /// T=1: BWI, 0 to 9.
     pub block_waiting_integer: u8,
@@ -193,16 +194,16 @@ pub struct TransmissionParameters {
     pub character_waiting_integer: u8,
     /// T=1: first TC.
     pub error_detection: ErrorDetection,
-    /// First TA for T=15; a card without one says nothing, and works with whatever it answered its reset at.
+    /// First TA for T=15. A card without it does not announce its voltages, and works with the voltage of its reset.
     pub voltages: Option<Voltages>,
     /// First TA for T=15.
     pub clock_stop: ClockStop,
-    /// What was nonsense, for a person.
-    pub complaints: Vec<&'static str>,
+    /// Invalid values, as texts for a person.
+    pub defects: Vec<&'static str>,
 }
 
 impl Default for TransmissionParameters {
-    /// What holds for a card that says nothing (ISO 7816-3, 8.3).
+    /// Returns the parameters of a card that announces nothing (ISO 7816-3, 8.3).
     fn default() -> Self {
         Self {
             inverse: false,
@@ -217,17 +218,17 @@ impl Default for TransmissionParameters {
             error_detection: ErrorDetection::Lrc,
             voltages: None,
             clock_stop: ClockStop::Never,
-            complaints: Vec::new(),
+            defects: Vec::new(),
         }
     }
 }
 
 impl TransmissionParameters {
-    /// Reads the interface bytes of `atr`.
+    /// Parses the interface bytes of `atr`.
     #[must_use]
     pub fn of(atr: &Atr) -> Self {
         let mut parameters = Self::default();
-        parameters.complaints.extend(atr.defect());
+        parameters.defects.extend(atr.defect());
         let [ts, t0, rest @ ..] = atr.bytes() else {
             return parameters;
         };
@@ -235,12 +236,13 @@ impl TransmissionParameters {
         InterfaceByteParser {
             parameters,
             offered: Vec::new(),
-            seen: [false; 2],
+            has_group: [false; 2],
         }
         .all(*t0, rest)
     }
 
-    /// The protocol that is spoken unless another one is negotiated: of specific mode, else the first offered.
+    /// Returns the protocol in use unless another one is negotiated: the protocol of specific mode, else the first
+    /// one offered.
     #[must_use]
     pub fn default_protocol(&self) -> Protocol {
         self.specific_mode
@@ -249,7 +251,7 @@ impl TransmissionParameters {
             .unwrap_or(Protocol::T0)
     }
 
-    /// The rate spoken after the answer to reset, before any negotiation.
+    /// Returns the rate in use after the answer to reset, before any negotiation.
     #[must_use]
     pub fn initial_rate(&self) -> Rate {
         match self.specific_mode {
@@ -258,14 +260,15 @@ impl TransmissionParameters {
         }
     }
 
-    /// T=1: BWT, the longest a card may take to begin its answer: 11 etu + 2^BWI · 960 · 372 / f (ISO 7816-3, 11.4.3).
+    /// T=1: returns BWT, the time in which a card must begin its response: 11 etu + 2^BWI · 960 · 372 / f (ISO
+    /// 7816-3, 11.4.3).
     #[must_use]
     pub fn block_waiting_time(&self, rate: Rate, khz: u32) -> Duration {
         let block = (960 * DEFAULT_CYCLES) << self.block_waiting_integer.min(9);
         etu(11, rate, khz) + cycles(block, khz)
     }
 
-    /// T=1: CWT, the longest between two characters of a block: (11 + 2^CWI) etu.
+    /// T=1: returns CWT, the longest time between two characters of a block: (11 + 2^CWI) etu.
     #[must_use]
     pub fn character_waiting_time(&self, rate: Rate, khz: u32) -> Duration {
         etu(
@@ -275,14 +278,15 @@ impl TransmissionParameters {
         )
     }
 
-    /// T=0: WT, the longest between two characters: WI · 960 · Fi / f (ISO 7816-3, 10.2).
+    /// T=0: returns WT, the longest time between two characters: WI · 960 · Fi / f (ISO 7816-3, 10.2).
     #[must_use]
     pub fn work_waiting_time(&self, rate: Rate, khz: u32) -> Duration {
         let cycles_each = 960 * u64::from(rate.fi());
         cycles(u64::from(self.waiting_integer) * cycles_each, khz)
     }
 
-    /// How long `count` characters take on the line: 12 etu each and the extra guard time (ISO 7816-3, 7.2 and 8.3).
+    /// Returns the transfer time of `count` characters: 12 etu each, and the extra guard time (ISO 7816-3, 7.2 and
+    /// 8.3).
     #[must_use]
     pub fn transfer_time(&self, count: u16, rate: Rate, khz: u32) -> Duration {
         let extra = match self.extra_guard_time {
@@ -293,7 +297,7 @@ impl TransmissionParameters {
     }
 }
 
-/// `count` elementary time units: F / (D · f) each.
+/// Returns the duration of `count` elementary time units: F / (D · f) each.
 pub(super) fn etu(count: u64, rate: Rate, khz: u32) -> Duration {
     cycles(
         (count * u64::from(rate.fi())).div_ceil(u64::from(rate.di())),
@@ -301,21 +305,22 @@ pub(super) fn etu(count: u64, rate: Rate, khz: u32) -> Duration {
     )
 }
 
-/// `count` cycles of a clock of `khz`; one of 0 is taken as the slowest a card must work with, 1 MHz.
+/// Returns the duration of `count` cycles of a clock of `khz`. A clock of 0 counts as 1 MHz, the slowest clock that a
+/// card must support.
 fn cycles(count: u64, khz: u32) -> Duration {
     let khz = if khz == 0 { 1_000 } else { u64::from(khz) };
     Duration::from_nanos(count.saturating_mul(1_000_000) / khz)
 }
 
-/// The walk along TA TB TC TD.
+/// Parses the groups of TA TB TC TD.
 struct InterfaceByteParser {
     parameters: TransmissionParameters,
     offered: Vec<Protocol>,
-    /// Whether a first group for T=1, for T=15 has been read.
-    seen: [bool; 2],
+    /// Whether the first group for T=1 and the first group for T=15 have been read.
+    has_group: [bool; 2],
 }
 
-/// TA, TB, TC of one group, as far as there.
+/// TA, TB and TC of one group, as far as they are present.
 #[derive(Clone, Copy)]
 struct InterfaceBytes {
     ta: Option<u8>,
@@ -353,18 +358,18 @@ impl InterfaceByteParser {
         }
     }
 
-    /// TA1 and TC1; TB1 is about a programming voltage that no card has any more.
+    /// Processes TA1 and TC1. TB1 describes a programming voltage that no card uses any more.
     fn global(&mut self, group: InterfaceBytes) {
         if let Some(ta1) = group.ta {
             match Rate::of(ta1) {
                 Some(rate) => self.parameters.rate = rate,
-                None => self.complain("TA1 is reserved"),
+                None => self.add_defect("TA1 is reserved"),
             }
         }
         self.parameters.extra_guard_time = group.tc.unwrap_or(0);
     }
 
-    /// TA2 and TC2, which is for T=0 whatever TD1 says; TB2 is TB1's like.
+    /// Processes TA2 and TC2. TC2 belongs to T=0, whatever TD1 is. TB2 is obsolete like TB1.
     fn second(&mut self, group: InterfaceBytes) {
         if let Some(ta2) = group.ta {
             self.parameters.specific_mode = Some(SpecificMode {
@@ -374,15 +379,16 @@ impl InterfaceByteParser {
             });
         }
         match group.tc {
-            Some(0) => self.complain("TC2 is 0"),
+            Some(0) => self.add_defect("TC2 is 0"),
             Some(wi) => self.parameters.waiting_integer = wi,
             None => {}
         }
     }
 
-    /// The third and later groups belong to the protocol of the TD before them; the first of each counts.
+    /// Processes a third or later group. It belongs to the protocol of the TD before it. The first group of each
+    /// protocol counts.
     fn specific(&mut self, group: InterfaceBytes, number: u8) {
-        let [t1, t15] = &mut self.seen;
+        let [t1, t15] = &mut self.has_group;
         match number {
             1 if !std::mem::replace(t1, true) => self.t1(group),
             15 if !std::mem::replace(t15, true) => self.t15(group),
@@ -392,10 +398,10 @@ impl InterfaceByteParser {
 
     fn t1(&mut self, group: InterfaceBytes) {
         match group.ta {
-            Some(0) => self.complain("IFSC is 0"),
+            Some(0) => self.add_defect("IFSC is 0"),
             Some(255) => {
                 self.parameters.ifsc = 254;
-                self.complain("IFSC is 255");
+                self.add_defect("IFSC is 255");
             }
             Some(ifsc) => self.parameters.ifsc = ifsc,
             None => {}
@@ -403,7 +409,7 @@ impl InterfaceByteParser {
         if let Some(tb) = group.tb {
             self.parameters.character_waiting_integer = tb & 0x0F;
             if tb >> 4 > 9 {
-                self.complain("BWI is reserved");
+                self.add_defect("BWI is reserved");
             }
             self.parameters.block_waiting_integer = (tb >> 4).min(9);
         }
@@ -426,18 +432,18 @@ impl InterfaceByteParser {
             v1_8: ta & 4 != 0,
         };
         if ta & 7 == 0 {
-            self.complain("no class of operating conditions");
+            self.add_defect("no operating conditions are announced");
         } else {
             self.parameters.voltages = Some(voltages);
         }
     }
 
-    fn complain(&mut self, what: &'static str) {
-        self.parameters.complaints.push(what);
+    fn add_defect(&mut self, what: &'static str) {
+        self.parameters.defects.push(what);
     }
 }
 
-/// Takes the group that `indicator` announces off `rest`, with its TD; nothing when it is cut short.
+/// Splits the group that `indicator` announces off `rest`, with its TD. Returns `None` if it is truncated.
 fn group(indicator: u8, rest: &mut &[u8]) -> Option<(InterfaceBytes, Option<u8>)> {
     let mut next = |bit: u8| -> Option<Option<u8>> {
         if indicator & bit == 0 {
@@ -451,7 +457,7 @@ fn group(indicator: u8, rest: &mut &[u8]) -> Option<(InterfaceBytes, Option<u8>)
     Some((InterfaceBytes { ta, tb, tc }, next(0x80)?))
 }
 
-/// Reads arbitrary bytes as an answer to reset; for the fuzz target of this name.
+/// Parses arbitrary bytes as an answer to reset, for the fuzz target `atr_parameters`.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -461,7 +467,7 @@ pub fn fuzz(bytes: &[u8]) {
     assert!(parameters.block_waiting_integer <= 9 && parameters.character_waiting_integer <= 15);
     assert!(parameters.waiting_integer > 0);
     assert!(!parameters.offered.is_empty() && parameters.offered.len() <= ROUNDS);
-    assert!(atr.defect().is_none() || !parameters.complaints.is_empty());
+    assert!(atr.defect().is_none() || !parameters.defects.is_empty());
     let rate = parameters.initial_rate();
     assert_eq!(Rate::of(rate.ta1()), Some(rate), "never a reserved rate");
     for khz in [0, 1, 3_580, 20_000, u32::MAX] {

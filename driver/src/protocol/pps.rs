@@ -1,4 +1,5 @@
-//! Protocol and parameters selection (ISO 7816-3, 9): asking the card for another protocol, or a faster rate, than it has after its reset.
+//! Protocol and parameters selection (PPS; ISO 7816-3, 9): negotiates another protocol or a faster rate with the card
+//! than those after its reset.
 //!
 //! ```text
 //! | PPSS = FF | PPS0: b5 PPS1 follows, T | PPS1: FI DI | PCK, the exclusive or of all is 0 |
@@ -11,21 +12,21 @@ use claviger_apdu::Secret;
 use super::parameters::{Protocol, Rate, TransmissionParameters, etu};
 
 const PPSS: u8 = 0xFF;
-/// The initial waiting time in etu, which holds for the answer too (ISO 7816-3, 9.1).
+/// The initial waiting time in etu, which also holds for the response (ISO 7816-3, 9.1).
 const WAITING_TIME: u64 = 9_600;
 /// In PPS0: PPS1 follows.
 const PPS1: u8 = 0x10;
-/// How far a rate of the reader's table may be from the one meant, in bits a second: tables are rounded.
+/// How far, in bits per second, a rate of the reader's table may differ from the exact one. Tables are rounded.
 const TOLERANCE: u32 = 2;
 
-/// What a reader can do, in the terms of its descriptor.
+/// The clock and the rates of a reader, as its descriptor states them.
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderRates<'a> {
     /// dwDefaultClock.
     pub khz: u32,
-    /// dwMaxDataRate, bits a second.
+    /// dwMaxDataRate, in bits per second.
     pub most: u32,
-    /// The rates of GET_DATA_RATES, bits a second; none when every rate up to the highest will do.
+    /// The rates of GET_DATA_RATES, in bits per second. An empty list allows every rate up to the highest.
     pub rates: &'a [u32],
 }
 
@@ -39,7 +40,7 @@ impl ReaderRates<'_> {
     }
 }
 
-/// The protocol and the rate that both sides speak.
+/// The protocol and the rate that both sides use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgreedParameters {
     /// The protocol.
@@ -48,21 +49,21 @@ pub struct AgreedParameters {
     pub rate: Rate,
 }
 
-/// How to come to a protocol.
+/// How to switch to a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PpsPlan {
-    /// It is spoken already; nothing is asked for.
+    /// The protocol is in use already. No PPS is sent.
     AlreadyActive(AgreedParameters),
-    /// The card is asked.
+    /// This PPS request has to be sent to the card.
     Negotiate(PpsRequest),
-    /// The card does not speak it.
+    /// The card does not support the protocol.
     Unsupported,
 }
 
-/// Finds the way to `protocol` at the fastest rate that card and reader have in common.
+/// Plans the switch to `protocol` at the fastest rate that card and reader have in common.
 ///
-/// A card in specific mode is asked nothing: it has said what it speaks. Of a rate in TA1 that the reader has not, slower ones of
-/// the same clock rate conversion are tried, then of the default conversion.
+/// A card in specific mode is sent no PPS, because it announced its only protocol. If the reader does not support the
+/// rate of TA1, slower rates of the same clock rate conversion are tried, then rates of the default conversion.
 #[must_use]
 pub fn plan(
     parameters: &TransmissionParameters,
@@ -94,7 +95,8 @@ pub fn plan(
     }
 }
 
-/// The fastest rate at most as fast as `offered` that the reader has; the default one, which every reader has, if no other.
+/// Returns the fastest rate of the reader that is not faster than `offered`. Returns the default rate, which every
+/// reader supports, if there is no other.
 fn fastest(offered: Rate, reader: &ReaderRates<'_>) -> Rate {
     let speed = |rate: &Rate| rate.bits_per_second(reader.khz);
     let conversions = [offered.ta1() & 0xF0, Rate::DEFAULT.ta1() & 0xF0];
@@ -107,18 +109,19 @@ fn fastest(offered: Rate, reader: &ReaderRates<'_>) -> Rate {
         .unwrap_or(Rate::DEFAULT)
 }
 
-/// What the card is asked for.
+/// A PPS request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PpsRequest(AgreedParameters);
 
 impl PpsRequest {
-    /// What the card will speak if it takes the whole of it.
+    /// Returns the parameters in use if the card accepts the whole request.
     #[must_use]
     pub const fn agreement(&self) -> AgreedParameters {
         self.0
     }
 
-    /// The bytes to send before anything else after a reset. No answer within [`PpsRequest::waiting_time`] is a refusal.
+    /// Returns the bytes to send before anything else after a reset. If there is no response within
+    /// [`PpsRequest::waiting_time`], the card has refused.
     #[must_use]
     pub fn request(&self) -> Secret {
         let number = self.0.protocol.number();
@@ -131,44 +134,46 @@ impl PpsRequest {
         Secret::new(bytes)
     }
 
-    /// The longest the card may take over each character of its answer, at a clock of `khz`.
+    /// Returns how long the card may take for each character of its response, at a clock of `khz`.
     #[must_use]
     pub fn waiting_time(khz: u32) -> Duration {
         etu(WAITING_TIME, Rate::DEFAULT, khz)
     }
 
-    /// What the card agreed to by `answer`: all of it, or the protocol at the default rate when PPS1 is not in the answer.
+    /// Returns the parameters that the card accepted by `response`: all of the request, or the protocol at the
+    /// default rate if PPS1 is missing.
     ///
     /// # Errors
-    /// [`PpsRefused`] for anything else.
-    pub fn accept(&self, answer: &[u8]) -> Result<AgreedParameters, PpsRefused> {
-        if answer == self.request().expose() {
+    /// [`PpsRefused`] for any other response.
+    pub fn accept(&self, response: &[u8]) -> Result<AgreedParameters, PpsRefused> {
+        if response == self.request().expose() {
             return Ok(self.0);
         }
         let slower = Self(AgreedParameters {
             rate: Rate::DEFAULT,
             ..self.0
         });
-        if answer == slower.request().expose() {
+        if response == slower.request().expose() {
             return Ok(slower.0);
         }
         Err(PpsRefused)
     }
 }
 
-/// The card did not answer as agreement demands. It has to be reset by a power cycle, and is left at its default protocol and rate then.
+/// The card did not accept the request. It has to be reset by a power cycle, and then used with its default protocol
+/// and rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the card did not agree to a protocol and rate")]
+#[error("the card did not accept the protocol and rate")]
 pub struct PpsRefused;
 
 fn check(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum ^ byte)
 }
 
-/// A negotiation with a card and a reader of arbitrary bytes; for the fuzz target beside this file.
+/// Negotiates with a card and a reader of arbitrary behaviour, for the fuzz target `pps`.
 ///
 /// ```text
-/// | TA1 | T | clock in kHz, 2 bytes | highest rate, 4 bytes | count | rates, 4 bytes each | the card's answer |
+/// | TA1 | T | clock in kHz, 2 bytes | highest rate, 4 bytes | count | rates, 4 bytes each | the card's response |
 /// ```
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -178,7 +183,7 @@ pub fn fuzz(bytes: &[u8]) {
         return;
     };
     let len = rest.len().min(usize::from(*count) * 4);
-    let (table, answer) = rest.split_at(len);
+    let (table, response) = rest.split_at(len);
     let rates: Vec<u32> = table
         .chunks_exact(4)
         .filter_map(|rate| rate.try_into().ok().map(u32::from_be_bytes))
@@ -194,7 +199,7 @@ pub fn fuzz(bytes: &[u8]) {
         ..TransmissionParameters::default()
     };
     let protocol = Protocol::of(number & 0x0F).unwrap_or(Protocol::T1);
-    let proposal = match plan(&parameters, protocol, &reader) {
+    let request = match plan(&parameters, protocol, &reader) {
         PpsPlan::AlreadyActive(agreement) => {
             assert_eq!(
                 (agreement.protocol, agreement.rate),
@@ -203,16 +208,16 @@ pub fn fuzz(bytes: &[u8]) {
             return;
         }
         PpsPlan::Unsupported => return assert!(!parameters.offered.contains(&protocol)),
-        PpsPlan::Negotiate(proposal) => proposal,
+        PpsPlan::Negotiate(request) => request,
     };
-    let rate = proposal.agreement().rate;
+    let rate = request.agreement().rate;
     let speed = |rate: Rate| rate.bits_per_second(reader.khz);
     assert!(rate == Rate::DEFAULT || reader.includes(rate));
     assert!(speed(rate) <= speed(parameters.rate) || rate == Rate::DEFAULT);
-    let request = proposal.request();
-    assert!(request.len() <= 4 && check(request.expose()) == 0);
-    assert_eq!(proposal.accept(request.expose()), Ok(proposal.agreement()));
-    if let Ok(agreement) = proposal.accept(answer) {
+    let bytes = request.request();
+    assert!(bytes.len() <= 4 && check(bytes.expose()) == 0);
+    assert_eq!(request.accept(bytes.expose()), Ok(request.agreement()));
+    if let Ok(agreement) = request.accept(response) {
         assert_eq!(agreement.protocol, protocol);
         assert!(agreement.rate == rate || agreement.rate == Rate::DEFAULT);
     }

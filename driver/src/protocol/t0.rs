@@ -1,25 +1,26 @@
-//! T=0 by TPDUs (ISO 7816-3, 10 and 12.2), as the interface device speaks it.
+//! T=0 by TPDUs (ISO 7816-3, 10 and 12.2), on the side of the interface device.
 //!
 //! | APDU | command TPDU |
 //! |---|---|
 //! | case 1: header | header, P3 = 0 |
 //! | case 2: header, Le | the same: P3 = Le |
 //! | case 3: header, Lc, data | the same: P3 = Lc |
-//! | case 4: header, Lc, data, Le | case 3's; the answer is asked for in its own right |
+//! | case 4: header, Lc, data, Le | the TPDU of case 3; a separate GET RESPONSE fetches the response |
 //!
-//! 61xx and 6Cxx go up as they come: to `claviger_apdu::Exchange` they mean the same in every protocol, and it sends GET
-//! RESPONSE or the corrected length as an APDU of its own. What it cannot see is done here: a card that takes a case 4
-//! command with 9000 has its answer asked for with GET RESPONSE (12.2.5, case 4S.2). That is harmless; a card that refuses has none, and its
-//! 9000 goes up. A 6Cxx to this GET RESPONSE is answered here too, because above it would bring the *command* again.
+//! 61xx and 6Cxx are returned unchanged. `claviger_apdu::Exchange` handles them in the same way for every protocol:
+//! it sends GET RESPONSE or the corrected length as a separate APDU. One case is invisible to `Exchange`: a card may
+//! respond 9000 to a case 4 command without data. This module then sends GET RESPONSE (12.2.5, case 4S.2). That is
+//! harmless: a card that rejects it has no data, and the 9000 is returned. A 6Cxx to this GET RESPONSE is handled
+//! here too, because `Exchange` would repeat the *command*.
 //!
-//! Extended APDUs are refused: no applet uses them where the limits say that a card speaks T=0.
+//! Extended APDUs are rejected. No applet uses them if the limits show that the card uses T=0.
 
 use claviger_apdu::{Secret, Sent};
 
 use super::{Failure, FailureReason, Step};
 
-/// Longest answer TPDU: 256 bytes of data and the status word.
-const ANSWER: usize = 258;
+/// The longest response TPDU: 256 bytes of data and the status word.
+const MAX_RESPONSE: usize = 258;
 /// GET RESPONSE (ISO 7816-4, 7.6.1).
 const GET_RESPONSE: u8 = 0xC0;
 
@@ -33,20 +34,21 @@ pub struct T0 {
 enum Phase {
     #[default]
     Idle,
-    /// The command is out. For case 4, what GET RESPONSE will ask for: CLA and Le.
+    /// The command has been sent. For case 4, this holds CLA and Le of the GET RESPONSE.
     Command(Option<(u8, u8)>),
-    /// GET RESPONSE is out; its length may be corrected once.
+    /// GET RESPONSE has been sent. Its length may be corrected once.
     Fetching { cla: u8, corrected: bool },
 }
 
 impl T0 {
-    /// Nothing under way.
+    /// Makes the idle state.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Begins the exchange of `apdu`, a short one. One under way is given up: the reader must not be waiting for it.
+    /// Begins the exchange of the short APDU `apdu`. Discards a running exchange; the reader must not be waiting for
+    /// it any more.
     pub fn begin(&mut self, apdu: &[u8]) -> Step {
         match tpdu(apdu) {
             Ok((tpdu, fetch)) => {
@@ -60,19 +62,21 @@ impl T0 {
         }
     }
 
-    /// Takes the answer to the TPDU last sent: data and status word.
-    pub fn receive(&mut self, answer: &[u8]) -> Step {
-        let Some((data, status)) = answer.split_last_chunk::<2>() else {
+    /// Processes the response to the last TPDU: data and status word.
+    pub fn receive(&mut self, response: &[u8]) -> Step {
+        let Some((data, status)) = response.split_last_chunk::<2>() else {
             return self.transmission_error();
         };
-        if answer.len() > ANSWER || !matches!(status[0] & 0xF0, 0x60 | 0x90) || status[0] == 0x60 {
+        if response.len() > MAX_RESPONSE
+            || !matches!(status[0] & 0xF0, 0x60 | 0x90)
+            || status[0] == 0x60
+        {
             return self.transmission_error();
         }
         match (std::mem::take(&mut self.phase), *status) {
-            (Phase::Idle, _) => self.failed(
-                FailureReason::Unsuitable("no command is under way"),
-                Sent::No,
-            ),
+            (Phase::Idle, _) => {
+                self.failed(FailureReason::Unsuitable("no command is running"), Sent::No)
+            }
             (Phase::Command(Some((cla, le))), [0x90, 0x00]) if data.is_empty() => {
                 self.fetch(cla, le, false)
             }
@@ -86,16 +90,16 @@ impl T0 {
             (Phase::Fetching { .. }, status) if refuses(status) => {
                 Step::Done(Secret::new(vec![0x90, 0x00]))
             }
-            _ => Step::Done(Secret::copy_from(answer)),
+            _ => Step::Done(Secret::copy_from(response)),
         }
     }
 
-    /// Takes note that what came was damaged on the way: parity, an overrun, no procedure byte.
+    /// Processes a transmission error: wrong parity, an overrun, or no procedure byte.
     pub fn transmission_error(&mut self) -> Step {
         self.failed(FailureReason::Damaged, self.sent())
     }
 
-    /// Takes note that the work waiting time passed and nothing came.
+    /// Processes a timeout: the work waiting time passed without a response.
     pub fn response_timeout(&mut self) -> Step {
         self.failed(FailureReason::Silent, self.sent())
     }
@@ -105,8 +109,8 @@ impl T0 {
         Step::send(Secret::new(vec![cla & 0x0F, GET_RESPONSE, 0, 0, le]))
     }
 
-    /// Whether the card has seen the command under way; No when none is. T=0 has no block to ask for again: characters
-    /// are repeated below, by the reader.
+    /// Returns whether the card received the running command, or No without one. T=0 repeats no blocks: the reader
+    /// repeats characters.
     #[must_use]
     pub const fn sent(&self) -> Sent {
         match self.phase {
@@ -122,7 +126,7 @@ impl T0 {
     }
 }
 
-/// Whether GET RESPONSE was not executed.
+/// Returns whether the card rejected GET RESPONSE.
 const fn refuses([sw1, sw2]: [u8; 2]) -> bool {
     !matches!(sw1, 0x61..=0x63) && (sw1 != 0x90 || sw2 != 0)
 }
@@ -165,7 +169,8 @@ fn tpdu(apdu: &[u8]) -> Result<Mapped, &'static str> {
     Ok((tpdu, fetch))
 }
 
-/// A card that answers as `bytes` say: pieces of a length byte and as many bytes; 255 is silence, 254 damage.
+/// Exchanges a command with a card that returns `bytes`, for the fuzz target `t0`. Each piece is a length byte and
+/// that many bytes. The length 255 means a timeout, 254 a transmission error.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -180,17 +185,17 @@ pub fn fuzz(bytes: &[u8]) {
         );
         assert!(sent == 0 || block.expose().get(1) == Some(&GET_RESPONSE));
         sent += 1;
-        let (answer, after) = after.split_at(after.len().min(usize::from(*len)));
+        let (response, after) = after.split_at(after.len().min(usize::from(*len)));
         rest = after;
         step = match len {
             255 => t0.response_timeout(),
             254 => t0.transmission_error(),
-            _ => t0.receive(answer),
+            _ => t0.receive(response),
         };
     }
     match step {
-        Step::Done(answer) => assert!((2..=ANSWER).contains(&answer.len())),
+        Step::Done(response) => assert!((2..=MAX_RESPONSE).contains(&response.len())),
         Step::Failed(failure) => assert!(failure.sent != Sent::No && failure.needs_reset()),
-        Step::Send { .. } => assert!(rest.is_empty(), "the card is waited for"),
+        Step::Send { .. } => assert!(rest.is_empty(), "the exchange waits for the card"),
     }
 }

@@ -1,4 +1,4 @@
-//! The character level: what is sent, and how many bytes the reader is told to wait for.
+//! The character level: the bytes sent, and the number of bytes that the reader has to wait for.
 
 use claviger_apdu::Secret;
 use claviger_driver::protocol::{
@@ -9,7 +9,8 @@ use claviger_driver::protocol::{
 
 use crate::notation::{block, hex};
 
-/// Plays lines of `(what we must send, bytes to wait for, what the reader returns)`; the last turn.
+/// Plays lines of `(bytes that must be sent, bytes to wait for, bytes that the reader returns)`. Returns the last
+/// step.
 fn play(
     (mut characters, mut turn): (CharacterExchange, CharacterStep),
     lines: &[(&str, u16, &str)],
@@ -233,7 +234,7 @@ fn pps_response_length_follows_from_its_format_byte() {
     };
     assert_eq!((bytes.len(), expected), (0, 1));
     assert_eq!(done(characters.receive(&request[3..])), request);
-    // Without PPS1 nothing more may be waited for.
+    // Without PPS1, no more bytes may be awaited.
     let slower = [0xFF, 0x01, 0xFE];
     assert_eq!(done(begin().receive(&slower)), slower);
 }

@@ -1,4 +1,4 @@
-//! Transmission protocols (ISO 7816-3) against cards played by the test.
+//! Transmission protocols (ISO 7816-3) against cards that the test plays.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

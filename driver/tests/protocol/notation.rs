@@ -1,4 +1,4 @@
-//! Blocks in the notation of ISO 7816-3, and what tests do with steps.
+//! Blocks in the notation of ISO 7816-3, and helpers for steps.
 
 use claviger_driver::protocol::{Failure, Step, parameters::ErrorDetection};
 
@@ -10,7 +10,7 @@ pub(crate) fn hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// A whole block: `I(0,1) 0102`, `R(1)2`, `S(WTX request) 10`.
+/// Parses a whole block: `I(0,1) 0102`, `R(1)2`, `S(WTX request) 10`.
 pub(crate) fn block(text: &str, detection: ErrorDetection) -> Vec<u8> {
     let (head, tail) = text.split_once(')').unwrap();
     let (kind, inside) = head.split_once('(').unwrap();
@@ -47,7 +47,7 @@ fn supervisory(inside: &str) -> u8 {
     0xC0 | response | u8::try_from(function).unwrap()
 }
 
-/// CRC-16/MCRF4XX, written another way than the one it checks: most significant bit first, on reversed bits.
+/// CRC-16/MCRF4XX, written differently from the tested code: most significant bit first, on reversed bits.
 fn crc(bytes: &[u8]) -> u16 {
     let mut crc = 0xFFFF_u16;
     for byte in bytes {
@@ -63,12 +63,12 @@ fn crc(bytes: &[u8]) -> u16 {
     crc.reverse_bits()
 }
 
-/// A block with an LRC.
+/// Returns a block with an LRC.
 pub(crate) fn lrc(text: &str) -> Vec<u8> {
     block(text, ErrorDetection::Lrc)
 }
 
-/// The bytes a step sends.
+/// Returns the bytes that a step sends.
 pub(crate) fn sent(step: Step) -> Vec<u8> {
     match step {
         Step::Send { block, .. } => block.expose().to_vec(),

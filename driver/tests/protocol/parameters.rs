@@ -1,4 +1,4 @@
-//! What answers to reset announce.
+//! The parameters of answers to reset.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn parameters(atr: &str) -> TransmissionParameters {
     TransmissionParameters::of(&Atr::parse(&hex(atr)).unwrap())
 }
 
-/// With TCK.
+/// Parses an answer to reset to which TCK is added.
 fn checked(atr: &str) -> TransmissionParameters {
     let mut bytes = hex(atr);
     bytes.push(bytes[1..].iter().fold(0, |sum, byte| sum ^ byte));
@@ -129,7 +129,7 @@ fn waiting_integer_of_t0() {
     assert_eq!(parameters("3B 80 40 14").waiting_integer, 0x14);
     let zero = parameters("3B 80 40 00");
     assert_eq!(zero.waiting_integer, 10);
-    assert_eq!(zero.complaints, ["TC2 is 0"]);
+    assert_eq!(zero.defects, ["TC2 is 0"]);
 }
 
 #[test]
@@ -141,12 +141,12 @@ fn t1_parameters_are_of_its_first_group_only() {
         (4, 5)
     );
     assert_eq!(got.error_detection, ErrorDetection::Crc);
-    assert_eq!(got.complaints, [""; 0]);
+    assert_eq!(got.defects, [""; 0]);
 }
 
 #[test]
 fn illegal_t1_values_are_replaced_and_reported() {
-    for (ifsc, tb, expected, complaints) in [
+    for (ifsc, tb, expected, defects) in [
         (0x00, 0x4D, (32, 4), vec!["IFSC is 0"]),
         (0xFF, 0x4D, (254, 4), vec!["IFSC is 255"]),
         (0x80, 0xAD, (128, 9), vec!["BWI is reserved"]),
@@ -154,7 +154,7 @@ fn illegal_t1_values_are_replaced_and_reported() {
     ] {
         let got = checked(&format!("3B 80 81 31 {ifsc:02X} {tb:02X}"));
         assert_eq!((got.ifsc, got.block_waiting_integer), expected);
-        assert_eq!(got.complaints, complaints);
+        assert_eq!(got.defects, defects);
     }
 }
 
@@ -173,7 +173,7 @@ fn voltages_and_clock_stop() {
     }
     let none = checked("3B 80 80 1F 40");
     assert_eq!(none.voltages, None);
-    assert_eq!(none.complaints, ["no class of operating conditions"]);
+    assert_eq!(none.defects, ["no operating conditions are announced"]);
 }
 
 #[test]
@@ -193,15 +193,15 @@ fn every_ta1_is_a_rate_or_reserved() {
     }
     let reserved = parameters("3B 10 7F");
     assert_eq!(reserved.rate, Rate::DEFAULT);
-    assert_eq!(reserved.complaints, ["TA1 is reserved"]);
+    assert_eq!(reserved.defects, ["TA1 is reserved"]);
     assert_eq!(rate(0x96).bits_per_second(4_000), 250_000);
 }
 
 #[test]
 fn truncated_atr_keeps_what_precedes_the_cut() {
     let got = parameters("3B F0 95");
-    assert_eq!(got.rate, Rate::DEFAULT, "a group that is cut is not read");
-    assert_eq!(got.complaints, ["interface characters cut short"]);
+    assert_eq!(got.rate, Rate::DEFAULT, "a truncated group is not read");
+    assert_eq!(got.defects, ["interface characters cut short"]);
     let got = parameters("3B 90 95 81");
     assert_eq!(
         (got.rate, &got.offered[..]),

@@ -1,4 +1,4 @@
-//! When a card is asked for another protocol or rate, for which, and what its answer means.
+//! When PPS is sent, with which protocol and rate, and how the response is interpreted.
 
 use claviger_driver::protocol::{
     Protocol, Rate, TransmissionParameters,
@@ -8,7 +8,7 @@ use claviger_driver::protocol::{
 
 use crate::notation::hex;
 
-/// A reader of 4 MHz that can do everything.
+/// A reader of 4 MHz that supports every rate.
 const ANY: ReaderRates<'static> = ReaderRates {
     khz: 4_000,
     most: 1_000_000,
@@ -47,7 +47,7 @@ fn protocol_already_active_needs_no_pps() {
         rate: Rate::DEFAULT,
     });
     assert_eq!(plan(&slow, Protocol::T1, &ANY), settled);
-    // FI 0 is the default conversion by another name: nothing is won.
+    // FI 0 equals the default conversion, so PPS would gain nothing.
     assert_eq!(
         plan(&card(0x01, &[Protocol::T1]), Protocol::T1, &ANY),
         settled
@@ -111,19 +111,19 @@ fn fastest_rate_common_to_card_and_reader_is_chosen() {
     assert_eq!(
         found(0x97, ReaderRates { rates, ..ANY }),
         "16",
-        "344 086 by the default Fi"
+        "344 086 bit/s with the default Fi"
     );
     let rates = &[10_752, 125_001];
     assert_eq!(
         found(0x97, ReaderRates { rates, ..ANY }),
         "95",
-        "a bit a second off"
+        "one bit per second off"
     );
     let rates = &[10_752, 125_003];
     assert_eq!(
         found(0x97, ReaderRates { rates, ..ANY }),
         "11",
-        "three are too many"
+        "three bits per second are too many"
     );
     assert_eq!(found(0x97, ReaderRates { most: 0, ..ANY }), "11");
 }

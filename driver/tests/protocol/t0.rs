@@ -1,4 +1,4 @@
-//! T=0 at the level of TPDUs: what becomes of an APDU, and which layer does what.
+//! T=0 at the level of TPDUs: the TPDUs of an APDU, and the layer that handles each status word.
 
 use claviger_apdu::{
     Call, CommandApdu, Expected, Limits, ResponseBuffer, Sent, Transaction, Transmit,
@@ -8,7 +8,7 @@ use claviger_driver::protocol::{FailureReason, Step, T0};
 
 use crate::notation::{done, failed, hex, sent};
 
-/// Plays lines of `(what we must send, what the card answers)` after `apdu`; the last step.
+/// Plays lines of `(bytes that must be sent, response of the card)` after `apdu`. Returns the last step.
 fn play(apdu: &str, lines: &[(&str, &str)]) -> Step {
     let mut t0 = T0::new();
     let mut step = t0.begin(&hex(apdu));
@@ -127,7 +127,7 @@ fn malformed_t0_response_is_a_transmission_error() {
     assert_eq!(done(t0.receive(&hex(&longest))).len(), 258);
 }
 
-/// A card behind T=0, by a table of TPDUs and answers.
+/// A card with T=0, defined by a table of TPDUs and responses.
 struct Card {
     t0: T0,
     table: Vec<(Vec<u8>, Vec<u8>)>,
@@ -158,7 +158,7 @@ impl Transmit for Card {
     }
 }
 
-/// The whole answer to `command`, and that the card saw each line of the table once.
+/// Returns the whole response to `command`. Checks that the card received each line of the table once.
 fn exchange(command: &CommandApdu<'_>, table: &[(&str, &str)]) -> (Vec<u8>, u16) {
     let mut card = Card {
         t0: T0::new(),
@@ -199,7 +199,7 @@ fn t0_and_apdu_layer_together_fetch_and_correct_once() {
         ("00C0000002", "0A0B9000"),
     ];
     assert_eq!(exchange(&sign, &more), (vec![0x0A, 0x0B], 0x9000));
-    // The command is not sent again for a length that GET RESPONSE alone had wrong.
+    // The command is not sent again if only GET RESPONSE had a wrong length.
     let quiet = [
         (command, "9000"),
         ("00C0000000", "6C02"),

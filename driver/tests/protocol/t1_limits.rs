@@ -1,4 +1,4 @@
-//! What a card may cost, and that every exchange ends.
+//! The limits of T=1 exchanges, and that every exchange ends.
 
 use claviger_apdu::Sent;
 use claviger_driver::protocol::{
@@ -12,7 +12,7 @@ fn t1() -> T1 {
     T1::new(&TransmissionParameters::default(), 32)
 }
 
-/// Sends `count` I-blocks of a chain; the step after the last, and the number of the next block.
+/// Sends `count` I-blocks of a chain. Returns the step after the last one, and the number of the next block.
 fn chain(t1: &mut T1, information: &str, count: usize) -> (Step, u8) {
     let mut number = 0;
     let mut step = t1.begin(&[1, 2]);

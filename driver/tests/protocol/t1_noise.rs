@@ -1,27 +1,27 @@
-//! T=1 over a bad line, with a card that keeps the standard and counts what it executes.
+//! T=1 with transmission errors, and a card that follows the standard and counts the commands that it executes.
 
 use claviger_apdu::Sent;
 use claviger_driver::protocol::{Step, T1, TransmissionParameters};
 
 use crate::notation::lrc;
 
-/// Exchanges per line.
+/// Exchanges per error rate.
 const EXCHANGES: usize = 5_000;
-/// Bytes in a block, each way.
+/// The length of a block in each direction.
 const PIECE: usize = 5;
 
 /// A card's side of T=1 (ISO 7816-3, 11.6), written for this test alone.
 #[derive(Default)]
 struct Card {
-    /// N(S) of its present I-block.
+    /// N(S) of the card's current I-block.
     send: bool,
-    /// N(S) of the I-block it expects.
+    /// N(S) of the I-block that the card expects.
     receive: bool,
     command: Vec<u8>,
     answer: Vec<u8>,
-    /// Its present I-block is to be acknowledged.
+    /// Whether the card's current I-block is not acknowledged yet.
     outstanding: bool,
-    /// It waits for the response to S(WTX).
+    /// Whether the card waits for the response to S(WTX).
     extending: bool,
     executed: Vec<Vec<u8>>,
     last: Vec<u8>,
@@ -78,10 +78,11 @@ impl Card {
         lrc("S(WTX request) 02")
     }
 
-    /// R(N(R)): this I-block of the card's is wanted.
+    /// R(N(R)): the interface device requests this I-block of the card.
     fn repetition(&mut self, number: bool) -> Vec<u8> {
         let next = number != self.send;
-        // It has had all of the answer: what is wanted is what we said of its damaged command.
+        // The interface device has the whole response. It requests the R-block again that the card sent for a damaged
+        // command.
         if !self.outstanding || next && self.answer.len() <= PIECE {
             return self.r(2);
         }
@@ -100,8 +101,8 @@ impl Card {
         lrc(&format!("I({},{more}) {digits}", u8::from(self.send)))
     }
 
-    fn r(&self, complaint: u8) -> Vec<u8> {
-        lrc(&format!("R({}){complaint}", u8::from(self.receive)))
+    fn r(&self, error: u8) -> Vec<u8> {
+        lrc(&format!("R({}){error}", u8::from(self.receive)))
     }
 }
 
@@ -111,7 +112,7 @@ fn reply_to(command: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// A line that damages or loses this many of a hundred blocks, each way.
+/// A connection that damages or loses this many of a hundred blocks in each direction.
 struct Line {
     bad: u64,
     seed: u64,
@@ -158,7 +159,7 @@ impl Line {
     }
 }
 
-/// How many of the exchanges succeed.
+/// Returns how many of the exchanges succeed.
 fn talk(bad: u64) -> usize {
     let parameters = TransmissionParameters {
         ifsc: u8::try_from(PIECE).unwrap(),
@@ -176,7 +177,10 @@ fn talk(bad: u64) -> usize {
         command.extend((0..len).map(|at| u8::try_from(at).unwrap()));
         card.executed.clear();
         let step = line.exchange(&mut t1, &mut card, &command);
-        assert!(card.executed.len() <= 1, "{command:02X?} came twice");
+        assert!(
+            card.executed.len() <= 1,
+            "{command:02X?} was executed twice"
+        );
         assert!(card.executed.iter().all(|executed| *executed == command));
         match step {
             Step::Done(answer) => {

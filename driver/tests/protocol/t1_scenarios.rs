@@ -1,4 +1,4 @@
-//! T=1 by transcripts; `t1-scenarios.txt` says how they are written.
+//! T=1 by transcripts. `t1-scenarios.txt` describes their format.
 
 use claviger_driver::protocol::{
     Failure, Step, T1, TransmissionParameters, parameters::ErrorDetection,
@@ -64,7 +64,7 @@ impl<'a> Player<'a> {
         assert!(step.is_none(), "{}: ends in {step:?}", self.name);
     }
 
-    /// One line: what the card or the host does gives a step, what we must have done takes it.
+    /// Plays one line. A line of the card or of the host yields a step. A line of expected bytes consumes the step.
     fn line(&self, line: &str, t1: &mut T1, step: Option<Step>) -> Option<Step> {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         if !matches!(verb, ">" | "=" | "!") {

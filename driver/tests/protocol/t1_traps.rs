@@ -1,4 +1,4 @@
-//! Defects that other drivers of T=1 have or had, one test each.
+//! Defects of other T=1 drivers, one test each.
 
 use claviger_apdu::Sent;
 use claviger_driver::protocol::{
@@ -18,7 +18,7 @@ fn t1(ifsc: u8) -> T1 {
     T1::new(&parameters(ifsc), 32)
 }
 
-/// Brings a card that does not answer to S(RESYNCH).
+/// Lets timeouts pass until S(RESYNCH) is sent.
 fn until_resynchronisation(t1: &mut T1) {
     for _ in 0..3 {
         sent(t1.response_timeout());
@@ -81,7 +81,7 @@ fn time_extension_multiplies_the_waiting_time_of_one_block_only() {
             None => multiplier(t1.response_timeout()),
             Some(bytes) => multiplier(t1.receive(bytes)),
         };
-        // R(1) says that the card waits for the response, which grants the same again.
+        // R(1) means that the card waits for the response, which grants the same time again.
         let repeated = after == Some(lrc("R(1)"));
         assert_eq!(next, if repeated { 7 } else { 1 }, "{after:02X?}");
     }

@@ -10,32 +10,32 @@ use crate::protocol::parameters::ErrorDetection;
 
 /// NAD, PCB and LEN.
 pub const PROLOGUE: usize = 3;
-/// Longest information field; 255 is reserved.
+/// The longest information field. 255 is reserved.
 pub const MAX_INFORMATION: u8 = 254;
 /// Both node addresses are 0: there is one host and one card.
 const NAD: u8 = 0;
 
-/// What an S-block is about.
+/// The function of an S-block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Function {
-    /// Both sides begin again.
+    /// Both sides return to their initial state.
     Resynch,
-    /// The longest information field its sender takes.
+    /// The longest information field that its sender accepts.
     Ifs,
-    /// The chain is given up.
+    /// The chain is aborted.
     Abort,
     /// The card needs more time.
     Wtx,
 }
 
-/// What an R-block says of the block before it.
+/// The error code of an R-block, about the block before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RBlockError {
-    /// It was free of errors.
+    /// The block was free of errors.
     None,
-    /// Parity or error detection code.
+    /// The parity or the error detection code was wrong.
     Redundancy,
-    /// Anything else.
+    /// There was another error.
     Other,
 }
 
@@ -53,26 +53,26 @@ pub enum Control {
     R {
         /// N(R).
         number: bool,
-        /// Why.
+        /// The error.
         error: RBlockError,
     },
     /// A request, or the response to one.
     S {
-        /// What about.
+        /// The function.
         function: Function,
-        /// Whether it is the response.
+        /// Whether the block is the response.
         response: bool,
     },
 }
 
 impl Control {
-    /// An R-block's.
+    /// Returns the control byte of an R-block.
     #[must_use]
     pub const fn r(number: bool, error: RBlockError) -> Self {
         Self::R { number, error }
     }
 
-    /// A request's.
+    /// Returns the control byte of a request.
     #[must_use]
     pub const fn request(function: Function) -> Self {
         Self::S {
@@ -81,7 +81,7 @@ impl Control {
         }
     }
 
-    /// A response's.
+    /// Returns the control byte of a response.
     #[must_use]
     pub const fn response(function: Function) -> Self {
         Self::S {
@@ -98,7 +98,8 @@ impl Control {
         }
     }
 
-    /// Reserved bits make a block invalid, but for the error code of an R-block, which informs only.
+    /// Parses a protocol control byte. Reserved bits make a block invalid, except in the error code of an R-block,
+    /// which is only informative.
     const fn of(byte: u8) -> Option<Self> {
         Some(match byte {
             0x00 | 0x20 | 0x40 | 0x60 => Self::I {
@@ -128,7 +129,7 @@ impl Control {
         }
     }
 
-    /// Whether an information field of `len` bytes belongs to such a block.
+    /// Returns whether such a block may have an information field of `len` bytes.
     const fn fits(self, len: usize) -> bool {
         match self {
             Self::I { .. } => true,
@@ -144,17 +145,18 @@ impl Control {
 /// A block without its epilogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block<'a> {
-    /// What it is.
+    /// The type of the block.
     pub control: Control,
-    /// What it carries.
+    /// The information field.
     pub information: &'a [u8],
 }
 
 impl<'a> Block<'a> {
-    /// Reads all of `bytes` as one block.
+    /// Parses `bytes` as one block.
     ///
     /// # Errors
-    /// What an R-block has to say of it: [`RBlockError::Redundancy`] when the error detection code is wrong, else [`RBlockError::Other`].
+    /// The error code for an R-block: [`RBlockError::Redundancy`] if the error detection code is wrong, else
+    /// [`RBlockError::Other`].
     pub fn parse(bytes: &'a [u8], detection: ErrorDetection) -> Result<Self, RBlockError> {
         let (body, code) = bytes
             .split_at_checked(bytes.len().wrapping_sub(detection.epilogue()))
@@ -178,7 +180,7 @@ impl<'a> Block<'a> {
         })
     }
 
-    /// The bytes to send. An information field is at most [`MAX_INFORMATION`] bytes long.
+    /// Returns the bytes to send. The information field must not exceed [`MAX_INFORMATION`] bytes.
     #[must_use]
     pub fn encode(&self, detection: ErrorDetection) -> Secret {
         let len = u8::try_from(self.information.len()).unwrap_or(u8::MAX);
@@ -193,7 +195,7 @@ impl<'a> Block<'a> {
 }
 
 impl ErrorDetection {
-    /// Bytes of the epilogue.
+    /// Returns the length of the epilogue.
     #[must_use]
     pub const fn epilogue(self) -> usize {
         match self {
@@ -202,7 +204,7 @@ impl ErrorDetection {
         }
     }
 
-    /// The epilogue, first byte first; an LRC leaves the second 0.
+    /// Returns the epilogue, first byte first. With an LRC, the second byte is 0.
     pub(super) fn code(self, body: &[u8]) -> [u8; 2] {
         match self {
             Self::Lrc => [body.iter().fold(0, |sum, byte| sum ^ byte), 0],
@@ -211,8 +213,8 @@ impl ErrorDetection {
     }
 }
 
-/// The CRC that readers and cards in the field compute: polynomial 1021 of ISO/IEC 13239 bit-reversed, begun with
-/// FFFF and not complemented at the end, its high byte sent first.
+/// The CRC that real readers and cards compute: the bit-reversed polynomial 1021 of ISO/IEC 13239, begun with FFFF
+/// and not complemented at the end, its high byte sent first.
 fn crc(body: &[u8]) -> u16 {
     body.iter().fold(0xFFFF, |crc, byte| {
         (0..8).fold(crc ^ u16::from(*byte), |crc, _| {

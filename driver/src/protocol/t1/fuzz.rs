@@ -1,4 +1,4 @@
-//! T=1 with a card of arbitrary bytes, and what holds whatever it does.
+//! T=1 with a card of arbitrary behaviour, and the rules that hold in every case.
 
 use claviger_apdu::Sent;
 
@@ -9,17 +9,18 @@ use crate::protocol::{
     t1::block::{Block, Control, Function},
 };
 
-/// Blocks sent to a card that has become silent: an I-block and R-blocks, S(IFS), S(ABORT) and S(RESYNCH).
-const TO_SILENCE: usize = 1 + RETRIES as usize + 3 * REQUESTS as usize;
+/// The number of blocks sent to a card that no longer responds: an I-block and R-blocks, S(IFS), S(ABORT) and
+/// S(RESYNCH).
+const MAX_BLOCKS_WITHOUT_RESPONSE: usize = 1 + RETRIES as usize + 3 * REQUESTS as usize;
 
-/// Two commands to a card that does as `bytes` say, and is silent when they end.
+/// Sends two commands to a card that acts as `bytes` describe, and does not respond after their end.
 ///
 /// ```text
-/// | IFSC | form | Nc | then for each block of ours one of:
-/// | FF |                                      silence
-/// | FE |                                      the reader says that something was damaged
+/// | IFSC | form | Nc | then for each block of the interface device one of:
+/// | FF |                                      no response
+/// | FE |                                      the reader reports a transmission error
 /// | FD | length | bytes |                     these bytes
-/// | PCB | LEN | information field |           a block with the right epilogue
+/// | PCB | LEN | information field |           a block with a correct epilogue
 /// form: bit 0: the epilogue is a CRC; bit 1: IFSD is 254, else 32
 /// ```
 pub fn fuzz(bytes: &[u8]) {
@@ -39,7 +40,7 @@ pub fn fuzz(bytes: &[u8]) {
     let mut card = Card { script: card };
     for first in [0, 0x80] {
         let command: Vec<u8> = (0..=*nc).map(|byte| byte ^ first).collect();
-        Witness::new(&command, detection).follow(&mut t1, &mut card);
+        ExchangeChecker::new(&command, detection).follow(&mut t1, &mut card);
     }
 }
 
@@ -48,7 +49,7 @@ struct Card<'a> {
 }
 
 impl Card<'_> {
-    fn answer(&mut self, t1: &mut T1, detection: ErrorDetection) -> Step {
+    fn respond(&mut self, t1: &mut T1, detection: ErrorDetection) -> Step {
         let mut next = || {
             let (byte, rest) = self.script.split_first()?;
             self.script = rest;
@@ -77,38 +78,38 @@ impl Card<'_> {
     }
 }
 
-/// Watches one exchange from the card's side.
-struct Witness<'a> {
+/// Checks one exchange from the card's side.
+struct ExchangeChecker<'a> {
     command: &'a [u8],
     detection: ErrorDetection,
-    /// Where the last I-block began and ended.
+    /// The start and the end of the last I-block in the command.
     piece: Option<(usize, usize)>,
-    /// S(RESYNCH) has been sent after an I-block.
-    over: bool,
+    /// Whether S(RESYNCH) has been sent after an I-block.
+    is_resynchronized: bool,
 }
 
-impl<'a> Witness<'a> {
+impl<'a> ExchangeChecker<'a> {
     const fn new(command: &'a [u8], detection: ErrorDetection) -> Self {
         Self {
             command,
             detection,
             piece: None,
-            over: false,
+            is_resynchronized: false,
         }
     }
 
     fn follow(mut self, t1: &mut T1, card: &mut Card<'_>) {
         let mut step = t1.begin(self.command);
-        let mut budget = card.script.len() + TO_SILENCE;
+        let mut budget = card.script.len() + MAX_BLOCKS_WITHOUT_RESPONSE;
         while let Step::Send { block, .. } = &step {
             self.sent(block.expose());
             assert!(budget > 0, "an exchange ends");
             budget -= 1;
-            step = card.answer(t1, self.detection);
+            step = card.respond(t1, self.detection);
         }
         match step {
-            Step::Done(answer) => {
-                assert!(answer.len() <= ANSWER_BYTES && !self.over);
+            Step::Done(response) => {
+                assert!(response.len() <= ANSWER_BYTES && !self.is_resynchronized);
                 assert!(self.piece.is_some(), "only a command has an answer");
             }
             Step::Failed(failure) => {
@@ -119,10 +120,11 @@ impl<'a> Witness<'a> {
         }
     }
 
-    /// Every byte of the command is sent in its order; again only in the block it was last in, and never after S(RESYNCH).
+    /// Checks a sent block. The bytes of the command are sent in order. They are repeated only in the last block, and
+    /// never after S(RESYNCH).
     fn sent(&mut self, bytes: &[u8]) {
         let block = Block::parse(bytes, self.detection);
-        assert!(block.is_ok(), "we send blocks");
+        assert!(block.is_ok(), "only blocks are sent");
         let Ok(Block {
             control,
             information,
@@ -130,11 +132,12 @@ impl<'a> Witness<'a> {
         else {
             return;
         };
-        self.over |= control == Control::request(Function::Resynch) && self.piece.is_some();
+        self.is_resynchronized |=
+            control == Control::request(Function::Resynch) && self.piece.is_some();
         let Control::I { more, .. } = control else {
             return;
         };
-        assert!(!self.over, "a command is not sent again");
+        assert!(!self.is_resynchronized, "a command is not sent again");
         let (last, next) = self.piece.unwrap_or((0, 0));
         let is =
             |from: usize| self.command.get(from..from + information.len()) == Some(information);
@@ -149,8 +152,8 @@ impl<'a> Witness<'a> {
 mod tests {
     use super::fuzz;
 
-    /// What a card may do, as [`fuzz`] reads it: blocks good and bad, damage, silence.
-    const DEEDS: [&[u8]; 20] = [
+    /// The actions of a card, as [`fuzz`] parses them: valid and invalid blocks, transmission errors, no response.
+    const ACTIONS: [&[u8]; 20] = [
         &[0x00, 2, 0x90, 0x00],
         &[0x40, 2, 0x90, 0x00],
         &[0x20, 1, 0xF1],
@@ -177,12 +180,12 @@ mod tests {
     fn every_sequence_of_four_steps_ends_and_nothing_is_sent_twice() {
         let mut sequences = 0;
         for form in [0, 2] {
-            for number in 0..DEEDS.len().pow(4) {
+            for number in 0..ACTIONS.len().pow(4) {
                 let mut bytes = vec![2, form, 4];
                 let mut left = number;
                 for _ in 0..4 {
-                    bytes.extend(DEEDS[left % DEEDS.len()]);
-                    left /= DEEDS.len();
+                    bytes.extend(ACTIONS[left % ACTIONS.len()]);
+                    left /= ACTIONS.len();
                 }
                 fuzz(&bytes);
                 sequences += 1;
@@ -205,7 +208,7 @@ mod tests {
             let form = u8::try_from(random() % 4).unwrap();
             let mut bytes = vec![ifsc, form, u8::try_from(random() % 256).unwrap()];
             for _ in 0..random() % 64 {
-                bytes.extend(DEEDS[random() % DEEDS.len()]);
+                bytes.extend(ACTIONS[random() % ACTIONS.len()]);
             }
             fuzz(&bytes);
         }

@@ -1,15 +1,15 @@
-//! T=1, the block protocol (ISO 7816-3, 11), as the interface device speaks it.
+//! T=1, the block protocol (ISO 7816-3, 11), on the side of the interface device.
 //!
 //! ```text
-//! Announcing ──► Sending ──────► Receiving ──► Done         an I-block each, or R-blocks until one comes
+//! Announcing ──► Sending ──────► Receiving ──► Done         an I-block each, or R-blocks until one arrives
 //!   S(IFS)        I … I R … R      I R … I
-//!                    └── three answers in a row are damaged ──► Resynchronising ──► Failed
-//!                                                                  S(RESYNCH)
+//!                    └── three bad responses in a row ──► Resynchronising ──► Failed
+//!                                                          S(RESYNCH)
 //! ```
 //!
-//! A *block* may be sent again, when the card's own numbering says that it has not taken it. A *command* never is:
-//! S(RESYNCH) makes the card forget the numbers, so that afterwards nobody can know what became of the command. It fails,
-//! and whoever knows what it was decides.
+//! A *block* may be sent again if the card's sequence numbers show that it was not received. A *command* is never
+//! sent again: S(RESYNCH) resets the card's sequence numbers, so it is unknown afterwards whether the card executed
+//! the command. The command fails, and the caller, which knows the command, decides whether to repeat it.
 
 pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -27,22 +27,22 @@ use super::{
 };
 use block::{Block, Control, Function, MAX_INFORMATION, RBlockError};
 
-/// What both sides take before anything else is said.
+/// The longest information field of both sides before any S(IFS).
 const DEFAULT_IFS: u8 = 32;
-/// Longest command APDU: extended, with 65 535 bytes of data.
+/// The longest command APDU: extended, with 65 535 bytes of data.
 const COMMAND_BYTES: usize = 65_544;
 
-/// The interface device's side of T=1 with one card, from its reset to its next.
+/// T=1 with one card, from one reset of the card to the next.
 #[derive(Debug)]
 pub struct T1 {
     detection: ErrorDetection,
-    /// IFSC of the answer to reset, which S(RESYNCH) brings back.
+    /// IFSC of the answer to reset. S(RESYNCH) restores it.
     first_ifsc: u8,
-    /// What the card is told that we take.
+    /// The IFSD that S(IFS) sends to the card.
     ifsd: u8,
-    /// Longest information field that the interface device can send.
+    /// The longest information field that the interface device can send.
     most: u8,
-    /// The card has answered everything but S(IFS).
+    /// Whether the card has responded to other blocks but not to S(IFS).
     refuses_ifs: bool,
     numbering: SequenceState,
     phase: Phase,
@@ -50,71 +50,71 @@ pub struct T1 {
     exchange: Exchange,
 }
 
-/// What S(RESYNCH) brings back to its beginning.
+/// The state that S(RESYNCH) resets.
 #[derive(Debug)]
 struct SequenceState {
-    /// N(S) of our present or next I-block.
+    /// N(S) of the interface device's current or next I-block.
     send: bool,
-    /// N(S) of the card's next I-block, our N(R).
+    /// N(S) of the card's next I-block, which is N(R) of the interface device.
     receive: bool,
     ifsc: u8,
-    /// Whether the card knows our IFSD.
+    /// Whether the card has acknowledged the IFSD.
     announced: bool,
 }
 
-/// Where an exchange stands.
+/// The phase of an exchange.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Nothing is under way, and both sides agree on the numbers.
+    /// No exchange is running, and both sides agree on the sequence numbers.
     Idle,
-    /// Nothing is under way, and they may not.
-    OutOfStep,
+    /// No exchange is running, and both sides may disagree on the sequence numbers.
+    Desynchronized,
     Resynchronising(AfterResync),
-    /// S(IFS) is out.
+    /// S(IFS) has been sent.
     Announcing,
-    /// An I-block of ours is out.
+    /// An I-block has been sent.
     Sending,
-    /// The card has the command, and we have a part of its answer.
+    /// The card has the command. A part of its response has been received.
     Receiving,
-    /// S(ABORT) of ours is out, because the answer is too long.
+    /// S(ABORT) has been sent, because the response is too long.
     Aborting(Failure),
-    /// The card's S(ABORT) is answered; its next block ends the exchange.
+    /// S(ABORT response) to the card has been sent. The card's next block ends the exchange.
     Aborted,
 }
 
-/// What S(RESYNCH) leads to.
+/// The action after S(RESYNCH).
 #[derive(Clone, Copy, Debug)]
 enum AfterResync {
-    /// The command of which no block has been sent.
+    /// Send the command, of which no block has been sent yet.
     Command,
-    /// The end of the one that has.
+    /// End the exchange with this failure.
     Failure(Failure),
 }
 
-/// The block sent last, to be sent again.
+/// The last block, which may have to be sent again.
 #[derive(Clone, Copy, Debug)]
 enum LastSent {
     I,
     R(RBlockError),
     Request(Function),
-    /// With its information field, if it has one.
+    /// A response with its information field, if it has one.
     Response(Function, Option<u8>),
 }
 
-/// One command and what has come of it.
+/// The state of one command.
 #[derive(Debug, Default)]
 struct Exchange {
     command: Secret,
-    /// Where our present I-block begins, and how many bytes it has.
+    /// The offset and the length of the current I-block in the command.
     at: usize,
     len: usize,
     /// Whether any I-block has been sent.
     begun: bool,
-    /// Whether our last I-block is still to be acknowledged.
+    /// Whether the last I-block has not been acknowledged yet.
     outstanding: bool,
     answer: Secret,
     answered: bool,
-    /// Answers in a row that brought nothing.
+    /// How many responses in a row made no progress.
     failures: u8,
     blocks: u32,
     extensions: u32,
@@ -122,8 +122,8 @@ struct Exchange {
 }
 
 impl T1 {
-    /// The state after a reset of the card that announced `parameters`; the interface device takes
-    /// information fields of `ifsd` bytes (1 to 254), which the first command tells the card unless it is 32.
+    /// Makes the state after a reset of a card that announced `parameters`. The interface device accepts information
+    /// fields of `ifsd` bytes (1 to 254). The first command sends S(IFS) unless that is 32.
     #[must_use]
     pub fn new(parameters: &TransmissionParameters, ifsd: u8) -> Self {
         Self {
@@ -139,20 +139,20 @@ impl T1 {
         }
     }
 
-    /// Sends information fields of at most `most` bytes, however many the card takes.
+    /// Limits the information fields that are sent to `most` bytes, whatever the card accepts.
     #[must_use]
     pub const fn sending_at_most(mut self, most: u8) -> Self {
         self.most = if most == 0 { 1 } else { most };
         self
     }
 
-    /// The error detection code in use.
+    /// Returns the error detection code in use.
     #[must_use]
     pub const fn detection(&self) -> ErrorDetection {
         self.detection
     }
 
-    /// Whether the card has seen the command under way; No when none is.
+    /// Returns whether the card received the running command, or No without one.
     #[must_use]
     pub const fn sent(&self) -> Sent {
         match (self.exchange.begun, self.exchange.answered) {
@@ -162,11 +162,11 @@ impl T1 {
         }
     }
 
-    /// Begins the exchange of `apdu`, of any length. An exchange under way is given up, and the card is brought to
-    /// its beginning by S(RESYNCH) first; the reader must not be waiting for a block of it any more.
+    /// Begins the exchange of `apdu`, of any length. Discards a running exchange and first sends S(RESYNCH). The
+    /// reader must not be waiting for a block any more.
     pub fn begin(&mut self, apdu: &[u8]) -> Step {
         if apdu.is_empty() || apdu.len() > COMMAND_BYTES {
-            return not_sent("it has no byte, or more than any");
+            return not_sent("it is empty or too long");
         }
         self.exchange = Exchange {
             command: Secret::copy_from(apdu),
@@ -178,7 +178,7 @@ impl T1 {
         }
     }
 
-    /// Takes what the card sent: one block, epilogue included.
+    /// Processes a received block, its epilogue included.
     pub fn receive(&mut self, bytes: &[u8]) -> Step {
         match Block::parse(bytes, self.detection) {
             Ok(block) => self.take(&block),
@@ -186,17 +186,17 @@ impl T1 {
         }
     }
 
-    /// Takes note that something came that is no block: the reader reported a parity error or an overrun.
+    /// Processes a transmission error: the reader reported a parity error or an overrun.
     pub fn transmission_error(&mut self) -> Step {
         self.no_valid_block(RBlockError::Redundancy)
     }
 
-    /// Takes note that the block waiting time, multiplied as said, passed and nothing came.
+    /// Processes a timeout: the block waiting time, with its multiplier, passed without a response.
     pub fn response_timeout(&mut self) -> Step {
         self.no_valid_block(RBlockError::Other)
     }
 
-    /// A valid block.
+    /// Processes a valid block.
     fn take(&mut self, block: &Block<'_>) -> Step {
         match (self.phase, block.control) {
             (Phase::Resynchronising(then), control)
@@ -214,7 +214,7 @@ impl T1 {
             (Phase::Aborting(failure), control)
                 if control == Control::response(Function::Abort) =>
             {
-                self.end(Phase::OutOfStep, failure)
+                self.end(Phase::Desynchronized, failure)
             }
             (Phase::Sending | Phase::Receiving | Phase::Aborted, Control::I { number, more }) => {
                 self.information(number, more, block.information)
@@ -237,7 +237,7 @@ impl T1 {
         }
     }
 
-    /// The next thing to be said before the command, or its first block.
+    /// Sends S(IFS) if it is needed, else the first block of the command.
     fn command(&mut self) -> Step {
         if self.ifsd == DEFAULT_IFS || self.numbering.announced || self.refuses_ifs {
             return self.information_block();
@@ -246,7 +246,7 @@ impl T1 {
         self.send_first(LastSent::Request(Function::Ifs))
     }
 
-    /// The I-block that begins at `exchange.at`, for the first time.
+    /// Sends the I-block at `exchange.at` for the first time.
     fn information_block(&mut self) -> Step {
         let rest = self.exchange.command.len().saturating_sub(self.exchange.at);
         self.exchange.len = rest.min(usize::from(self.numbering.ifsc.min(self.most)));
@@ -256,12 +256,12 @@ impl T1 {
         self.send_first(LastSent::I)
     }
 
-    /// Whether pieces of the command follow the present one.
+    /// Returns whether more pieces of the command follow the current one.
     fn more(&self) -> bool {
         self.exchange.at + self.exchange.len < self.exchange.command.len()
     }
 
-    /// An I-block of the card's: it acknowledges ours and brings a piece of the answer.
+    /// Processes an I-block of the card. It acknowledges the last I-block and carries a piece of the response.
     fn information(&mut self, number: bool, more: bool, information: &[u8]) -> Step {
         let early = matches!(self.phase, Phase::Sending) && self.more();
         if early || number != self.numbering.receive {
@@ -287,7 +287,7 @@ impl T1 {
         Step::Done(std::mem::take(&mut self.exchange).answer)
     }
 
-    /// An R-block while a block of ours is out: the next piece is wanted, or the present one once more.
+    /// Processes an R-block. It requests the next piece, or the current one again.
     fn acknowledgement(&mut self, number: bool) -> Step {
         if number == self.numbering.send {
             self.last = LastSent::I;
@@ -299,7 +299,7 @@ impl T1 {
             self.exchange.at += self.exchange.len;
             return self.information_block();
         }
-        // The card has the whole command: what it missed is an R-block or a response of ours.
+        // The card has the whole command. It has missed an R-block or a response to one of its requests.
         match self.last {
             LastSent::R(_) | LastSent::Response(..) => self.again(),
             _ => self.no_valid_block(RBlockError::Other),
@@ -312,7 +312,7 @@ impl T1 {
         }
     }
 
-    /// A request of the card's, which is granted within the budget.
+    /// Processes a request of the card, which is granted within the limits.
     fn request(&mut self, function: Function, value: Option<u8>) -> Step {
         match (function, value) {
             (Function::Wtx, Some(_)) => {
@@ -337,10 +337,10 @@ impl T1 {
         self.send_first(LastSent::Response(function, value))
     }
 
-    /// Something came, or nothing, that brings the exchange no further (rules 7.1 to 7.3).
+    /// Handles a missing or invalid block (rules 7.1 to 7.3).
     fn no_valid_block(&mut self, error: RBlockError) -> Step {
-        if matches!(self.phase, Phase::Idle | Phase::OutOfStep) {
-            return not_sent("no command is under way");
+        if matches!(self.phase, Phase::Idle | Phase::Desynchronized) {
+            return not_sent("no command is running");
         }
         if matches!(self.last, LastSent::I | LastSent::Response(..)) {
             self.last = LastSent::R(error);
@@ -348,22 +348,26 @@ impl T1 {
         self.again()
     }
 
-    /// The last block once more, unless it has been enough.
+    /// Sends the last block again, unless its retries are used up.
     fn again(&mut self) -> Step {
         self.exchange.failures += 1;
-        let enough = match self.last {
+        let is_exhausted = match self.last {
             LastSent::Request(_) => self.exchange.failures >= REQUESTS,
             _ => self.exchange.failures > RETRIES,
         };
-        if enough { self.give_up() } else { self.send() }
+        if is_exhausted {
+            self.after_last_retry()
+        } else {
+            self.send()
+        }
     }
 
-    /// What there is to be tried next.
-    fn give_up(&mut self) -> Step {
+    /// Chooses the next step after all retries have failed.
+    fn after_last_retry(&mut self) -> Step {
         match self.phase {
             Phase::Resynchronising(_) => {
                 let failure = self.failure(FailureReason::Lost);
-                self.end(Phase::OutOfStep, failure)
+                self.end(Phase::Desynchronized, failure)
             }
             Phase::Announcing => {
                 self.refuses_ifs = true;
@@ -377,13 +381,13 @@ impl T1 {
         }
     }
 
-    /// The card goes on for longer than is allowed: nothing more is granted.
+    /// Ends an exchange whose card has used up a limit.
     fn exceeded(&mut self, what: &'static str) -> Step {
         let failure = self.failure(FailureReason::Budget(what));
         self.resynchronise(AfterResync::Failure(failure))
     }
 
-    /// The answer is too long; the rest of it is not wanted.
+    /// Ends an exchange whose response is too long, and aborts the rest of the response.
     fn too_much(&mut self, what: &'static str, more: bool) -> Step {
         let failure = self.failure(FailureReason::Budget(what));
         if !more {
@@ -417,7 +421,7 @@ impl T1 {
         Step::Failed(failure)
     }
 
-    /// A block that the exchange has come to.
+    /// Sends a block for the first time.
     fn send_first(&mut self, what: LastSent) -> Step {
         self.last = what;
         self.exchange.failures = 0;
@@ -445,7 +449,7 @@ impl T1 {
         }
     }
 
-    /// The present I-block, always the same until it is acknowledged.
+    /// Returns the current I-block. It stays the same until the card acknowledges it.
     fn piece(&self) -> Block<'_> {
         let Exchange { at, len, .. } = self.exchange;
         let rest = self.exchange.command.expose().get(at..).unwrap_or(&[]);
