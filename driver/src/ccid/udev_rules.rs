@@ -4,18 +4,18 @@ use std::fmt::Write;
 
 use super::quirks::{Row, rows};
 
-const HEAD: &str = r#"# Who may open smart-card readers over raw USB. Made from udev/readers.txt by
-# `cargo run -p claviger-driver --example udev_rules`; a test fails when the two differ.
+const HEAD: &str = r#"# Access to smart-card readers over raw USB. Generated from udev/readers.txt by
+# `cargo run -p claviger-driver --example udev_rules`; a test fails if this file differs.
 #
-# The user at the seat gets a reader by `uaccess`; a service without a seat by SupplementaryGroups=pcscd, or a group of
-# its own in a rule of the administrator's. GROUP is left alone: it is pcscd's, and has room for one.
-# The number of this file must stay below 73, whose rules hand out the access.
+# `uaccess` gives the user at the seat access to a reader. A service without a seat needs SupplementaryGroups=pcscd, or
+# its own group in a rule of the administrator. This file does not set GROUP, because pcscd's rules set it.
+# The number of this file must stay below 73, because the rules of number 73 grant the access.
 
 ACTION=="remove", GOTO="claviger_end"
 SUBSYSTEM!="usb", GOTO="claviger_end"
 ENV{DEVTYPE}!="usb_device", GOTO="claviger_end"
 
-# Readers by their class, of whichever protocol.
+# Readers of the smart-card class, with any protocol.
 ENV{ID_USB_INTERFACES}=="", IMPORT{builtin}="usb_id"
 ENV{ID_USB_INTERFACES}=="*:0b????:*", ENV{ID_SMARTCARD_READER}="1"
 
@@ -26,13 +26,13 @@ const ACCESS: &str = r#"
 ENV{ID_SMARTCARD_READER}!="?*", GOTO="claviger_end"
 TAG+="uaccess", TAG+="security-device"
 
-# After sleep another token in the same port must not be taken for the one before.
+# After a suspend, another token in the same port must not be taken for the previous one.
 TEST=="power/persist", ATTR{power/persist}="0"
 TEST=="power/control", ATTR{power/control}="auto"
 "#;
 
 const OPT_IN: &str = r#"
-# To keep a token from pcscd (2.3.2 and later) and leave it to raw USB alone, take the # from its line.
+# To reserve a token for raw USB, so that pcscd (2.3.2 and later) ignores it, remove the # from its line.
 "#;
 
 const TAIL: &str = r#"
