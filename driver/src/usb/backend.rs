@@ -25,13 +25,13 @@ use crate::{
 /// Time for all remaining calls together once the shutdown has begun.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How readers are reached.
+/// The options of the backend.
 #[derive(Clone, Debug)]
 pub struct UsbOptions {
     /// Moves the transfers. Without threads and after a fork: [`UsbLibrary::Rusb`].
     pub library: UsbLibrary,
-    /// A thread follows the watch all the time, and [`Watch::demand`] says whether cards are monitored. Without it, cards are
-    /// monitored while a caller is in [`Watch::next_snapshot`].
+    /// Whether a thread always follows the watch. [`Watch::demand`] then decides whether cards are monitored. Otherwise, cards
+    /// are monitored while a caller is in [`Watch::next_snapshot`].
     pub has_watch_thread: bool,
     /// Folders for lock files, best first. A folder is made if its parent exists. See `docs/raw-usb.md`.
     pub lock_folders: Vec<PathBuf>,

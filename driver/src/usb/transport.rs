@@ -112,7 +112,10 @@ impl UsbTransport {
 }
 
 fn gone(reader: &UsbReader) -> TransportError {
-    let what = format!("reader {}: it is gone", reader.info().interface.name);
+    let what = format!(
+        "reader {}: it was disconnected",
+        reader.info().interface.name
+    );
     TransportError::before_card(TransportErrorKind::NoReader, what)
 }
 

@@ -57,7 +57,7 @@ fn transcript(
                     "{:02X} {:02X} {room}",
                     request.request_type, request.request
                 ));
-                exchange.read(responses.next().expect("another answer"))
+                exchange.read(responses.next().expect("another response"))
             }
         };
     }

@@ -110,7 +110,7 @@ impl<'a> ExchangeChecker<'a> {
         match step {
             Step::Done(response) => {
                 assert!(response.len() <= ANSWER_BYTES && !self.is_resynchronized);
-                assert!(self.piece.is_some(), "only a command has an answer");
+                assert!(self.piece.is_some(), "only a command has a response");
             }
             Step::Failed(failure) => {
                 assert_eq!(failure.sent == Sent::No, self.piece.is_none());

@@ -1,9 +1,8 @@
 //! Lock files. A process holds a reader's lock while it claims the reader, and records the state it leaves.
 //!
-//! One file per reader, locked by flock(2). A process that wants the reader touches the file, and tries again; the holder sees that by inotify.
-//! The lock is released explicitly, because a child that is forked meanwhile may have the
-//! file open, too. pcscd and scdaemon do not use these locks: the claim of the
-//! USB interface excludes them.
+//! One file per reader, locked by flock(2). A process that wants the reader touches the file, and tries again; the holder sees
+//! that by inotify. The lock is released explicitly, because a child that is forked meanwhile may have the file open, too. pcscd
+//! and scdaemon do not use these locks: the claim of the USB interface excludes them.
 
 use std::{
     io::{Read as _, Seek as _, Write as _},
@@ -41,7 +40,9 @@ impl LockFolder {
     pub(crate) fn open_first(folders: &[PathBuf]) -> Self {
         let folder = folders.iter().find(|folder| is_private(folder)).cloned();
         if folder.is_none() {
-            tracing::debug!("usb: no folder for locks among {folders:?}; going on without");
+            tracing::debug!(
+                "usb: no folder for lock files among {folders:?}; readers are used without lock files"
+            );
         }
         Self {
             folder,
@@ -57,15 +58,17 @@ impl LockFolder {
         read(&mut std::fs::File::from(file))
     }
 
-    /// Tries the lock `name` once. Grants it where there is no folder, and where files cannot be locked.
-    /// With `request_release`, asks the holder to release it.
+    /// Tries the lock `name` once. Grants it if there is no folder, or if files cannot be locked. With `request_release`,
+    /// requests that the holder releases the lock.
     pub(crate) fn try_lock(&self, name: &str, request_release: bool) -> Option<ReaderLock> {
         let Some(folder) = &self.folder else {
             return Some(ReaderLock::none());
         };
         self.lock_file(&folder.join(name), request_release)
             .unwrap_or_else(|errno| {
-                tracing::warn!("usb: no lock {name} ({errno}); going on without");
+                tracing::warn!(
+                    "usb: lock file {name} cannot be used ({errno}); the reader is used without it"
+                );
                 Some(ReaderLock::none())
             })
     }
@@ -150,7 +153,9 @@ impl ReaderLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(record.encode().as_bytes()));
         if let Err(error) = written {
-            tracing::warn!("usb: what a reader was left in cannot be written: {error}");
+            tracing::warn!(
+                "usb: the state of a reader cannot be written to its lock file: {error}"
+            );
             let _ = file.set_len(0);
         }
     }
@@ -263,7 +268,7 @@ mod tests {
         assert!(same(&other));
         assert!(theirs.try_lock("3-2.0", true).is_none());
         let (here, elsewhere) = (true, true);
-        // Taken from the descriptor by the first that looks, and kept for the other.
+        // The first caller reads the event from the descriptor and keeps it for the other.
         assert_eq!(
             one.take_release_requests(),
             ReleaseReport {
@@ -290,7 +295,7 @@ mod tests {
         assert!(same(&again));
         assert!(
             !again.take_release_requests().this_lock,
-            "who knocked before has had it since"
+            "the earlier requester has had the lock since"
         );
         assert!(theirs.try_lock("3-2.0", true).is_none());
         assert!(again.take_release_requests().this_lock && !one.take_release_requests().this_lock);

@@ -57,7 +57,7 @@ pub(crate) trait DeviceOpener: fmt::Debug + Send + Sync {
     /// Claims the reader's interface. Does not wait.
     fn open(&self, info: &ReaderInfo) -> Result<OpenedInterface, OpenError>;
 
-    /// When the last transfer to the device at this node was begun, by any program. `None` if unknown.
+    /// Returns when the last transfer to the device at this node was begun, by any program. Returns `None` if it is unknown.
     fn last_transfer(&self, node: &Path) -> Option<u64>;
 
     /// Names the likely owner of a busy interface. Takes time.
@@ -80,7 +80,7 @@ impl DeviceOpener for UsbLibrary {
     }
 }
 
-/// What all readers of a backend share.
+/// The state that all readers of a backend share.
 #[derive(Debug)]
 pub(crate) struct BackendContext {
     pub(crate) bus: UsbBus,
@@ -393,10 +393,10 @@ pub(crate) enum ClaimError {
     Open(OpenError),
 }
 
-/// How long to wait for a reader.
+/// The conditions under which to wait for a reader.
 #[derive(Clone, Copy)]
 pub(crate) struct ClaimRequest<'a> {
-    /// When to give up.
+    /// The deadline.
     pub(crate) deadline: Instant,
     /// Asks the holder to release the reader.
     pub(crate) request_release: bool,
@@ -450,7 +450,7 @@ pub(crate) fn wait_for(
             Some(deadline.min(now + tries.next_delay())),
         );
         if request.stop.is_set() {
-            let what = format!("reader {}: the call was ended", info.interface.name);
+            let what = format!("reader {}: the call was aborted", info.interface.name);
             return Err(TransportError::before_card(
                 TransportErrorKind::Cancelled,
                 what,

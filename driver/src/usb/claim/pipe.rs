@@ -71,7 +71,7 @@ fn unusable(reader: &ReaderInterface, error: TransferError) -> TransportError {
         "reader {}: its endpoints cannot be used: {error}",
         reader.name
     );
-    // Anything else may be for want of descriptors or memory: the reader is there, and tried again.
+    // Any other error may be a lack of descriptors or memory. The reader is present, and the claim is tried again.
     let kind = match error {
         TransferError::Disconnected => TransportErrorKind::NoReader,
         _ => TransportErrorKind::Protocol,

@@ -15,7 +15,8 @@ pub(crate) const MAX_RECORD: usize = 2048;
 pub struct LockRecord {
     /// The device instance. The reader of the record compares it.
     pub instance: String,
-    /// How often the reader was claimed. A process that finds another count than it wrote knows that another process used the card.
+    /// How often the reader was claimed. A process that finds another count than it wrote knows that another process used the
+    /// card.
     pub use_count: u64,
     /// ATRs of the cards that were left powered, by slot. There is at least one entry.
     pub atrs: Vec<Option<Atr>>,
@@ -50,7 +51,7 @@ impl LockRecord {
             LEFT => true,
             _ => return None,
         };
-        // The last line has its end: a record cut short is none.
+        // A record must end with a line feed. A truncated record is invalid.
         let is_whole = lines.next() == Some("") && lines.next().is_none();
         is_whole.then_some(Self {
             instance,
@@ -119,7 +120,7 @@ fn bytes_of(digits: &str) -> Option<Vec<u8>> {
     pairs.map(byte).collect()
 }
 
-/// Reads arbitrary bytes; what is a record says the same once written.
+/// Parses arbitrary bytes, for the fuzz target `usb_record`. A valid record stays the same when encoded.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

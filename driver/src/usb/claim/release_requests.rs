@@ -20,7 +20,7 @@ use crate::fork_closed::ForkClosed;
 #[derive(Debug)]
 pub(super) struct ReleaseRequests {
     inotify: Arc<ForkClosed<OwnedFd>>,
-    /// By watch descriptor: whether the lock was requested since its holder last asked.
+    /// By watch descriptor: whether the release of the lock was requested since the last query of its holder.
     requested: Mutex<BTreeMap<i32, bool>>,
 }
 
@@ -58,7 +58,7 @@ impl ReleaseRequests {
 
     /// Watches the lock in the file `path`. No other watch of this process has it.
     pub(super) fn watch(self: &Arc<Self>, path: &Path) -> Result<LockWatch, Errno> {
-        // Under the lock: its first request is not taken for one of a lock that is gone.
+        // The mutex is held, so that the first request is not attributed to a removed lock.
         let mut report = self.requested();
         let watch = inotify::add_watch(&self.inotify, path, WatchFlags::ATTRIB)?;
         report.insert(watch, false);
@@ -108,7 +108,7 @@ impl Drop for LockWatch {
         }
         let mut report = self.requests.requested();
         report.remove(&self.watch);
-        // The file may be gone, and the watch with it.
+        // The file, and the watch with it, may have been removed.
         let _ = inotify::remove_watch(&self.requests.inotify, self.watch);
     }
 }

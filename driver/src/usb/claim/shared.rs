@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use super::{BackendContext, ClaimError, LastSequence, ReaderClaim};
 use crate::usb::discovery::reader_info::ReaderInfo;
 
-/// What the slots of a reader share.
+/// The claim that the slots of a reader share.
 #[derive(Debug)]
 pub(crate) struct SharedClaim {
     pub(crate) context: Arc<BackendContext>,

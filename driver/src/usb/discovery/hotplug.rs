@@ -1,10 +1,11 @@
 //! Hotplug sources: udev messages (kernel uevents where there is no udev), and inotify on the device nodes.
 //!
-//! udev's messages come once udev has set the permissions of a node. The folder of the nodes is watched as well: permissions may change later, and in a
-//! container no message may come at all.
+//! udev's messages come once udev has set the permissions of a node. The folder of the nodes is watched as well: permissions may
+//! change later, and in a container no message may come at all.
 //!
-//! The sender of a message is not checked. The kernel lets only network administrators send to these groups (netlink(7)), and a false message has the
-//! effect of a true one: sysfs is read, or a claim is tried once more. Only sysfs says what is on the bus.
+//! The sender of a message is not checked. The kernel lets only network administrators send to these groups (netlink(7)), and a
+//! false message has the effect of a true one: sysfs is read, or a claim is tried once more. The devices of the bus are read from
+//! sysfs only.
 
 use std::{
     mem::MaybeUninit,
@@ -42,7 +43,7 @@ const MAX_MESSAGES: usize = 1024;
 /// Maximum number of watched bus folders.
 const MAX_BUSES: usize = 256;
 
-/// What has happened since the last call.
+/// The changes since the last call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BusChanges {
     /// The devices must be listed again.
@@ -122,7 +123,7 @@ impl HotplugMonitor {
         if let Some(netlink) = &self.netlink
             && let Err(errno) = receive(netlink, &mut change)
         {
-            tracing::warn!("usb: no messages of devices any more ({errno})");
+            tracing::warn!("usb: device messages can no longer be received ({errno})");
             self.netlink = None;
         }
         if let Some(nodes) = &self.nodes {
@@ -132,7 +133,7 @@ impl HotplugMonitor {
     }
 }
 
-/// Where messages come from, if any do.
+/// Opens the socket for messages, if there is one.
 fn messages(news: &EventSource) -> Option<OwnedFd> {
     if let EventSource::Test(told) = news {
         return told.messages.as_ref()?.try_clone().ok();
@@ -144,7 +145,7 @@ fn messages(news: &EventSource) -> Option<OwnedFd> {
     };
     let listening = listen(group).inspect_err(|errno| {
         tracing::debug!(
-            "usb: no messages of devices ({errno}); the folder of their nodes has to do"
+            "usb: device messages cannot be received ({errno}); only the folder of the device nodes is watched"
         );
     });
     listening.ok()
@@ -159,7 +160,7 @@ fn listen(group: u32) -> Result<OwnedFd, Errno> {
     )?;
     // Before the socket is bound: nothing comes unfiltered.
     if let Err(errno) = udev_filter::only_usb(socket.as_fd()) {
-        tracing::debug!("usb: messages of other subsystems wake us too ({errno})");
+        tracing::debug!("usb: messages of other subsystems cannot be filtered ({errno})");
     }
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, group))?;
     Ok(socket)
@@ -181,7 +182,7 @@ fn receive(socket: &OwnedFd, change: &mut BusChanges) -> Result<(), Errno> {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(()),
             Err(errno) => {
-                tracing::debug!("usb: messages of devices were lost ({errno})");
+                tracing::debug!("usb: device messages were lost ({errno})");
                 change.overflowed = true;
                 // More came than the socket holds; what it holds is still there.
                 if errno != Errno::NOBUFS {
@@ -270,8 +271,8 @@ mod tests {
         message
     }
 
-    /// What a program says in a network of its own, in which it may send what it likes; `None` if it fails, or where
-    /// there is none to be had.
+    /// Runs a program in its own network namespace, in which it may send any message. Returns its output, or `None` if the
+    /// program fails or there is no such namespace.
     fn alone(program: &str, arguments: &[&str]) -> Option<String> {
         let mut unshare = Command::new("unshare");
         let ran = unshare.args(["-rn", program]).args(arguments).output();

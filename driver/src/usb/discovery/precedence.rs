@@ -1,8 +1,8 @@
-//! Decides which readers on the USB are ours. While pcscd responds, it has precedence: it drops a reader for good that it cannot claim at once, and no
-//! reader may be listed twice.
+//! Decides which readers on the USB are ours. While pcscd responds, it has precedence: it drops a reader for good that it cannot
+//! claim at once, and no reader may be listed twice.
 //!
-//! The watch of pcscd passes its snapshots to [`PcscdPrecedence::take_pcscd_snapshot`]. The watch of the bus reports only [`AllowedReaders`]. The module confirms
-//! each applied snapshot by [`PcscdPrecedence::snapshot_applied`].
+//! The watch of pcscd passes its snapshots to [`PcscdPrecedence::take_pcscd_snapshot`]. The watch of the bus reports only
+//! [`AllowedReaders`]. The module confirms each applied snapshot by [`PcscdPrecedence::snapshot_applied`].
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
@@ -34,10 +34,10 @@ pub enum AllowedReaders {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// pcscd has not been heard of; it has time until then, from the first look on.
+    /// pcscd's state is unknown. It has time to respond until this instant, counted from the first snapshot.
     Unknown(Option<Instant>),
     Pcscd,
-    /// Shut, and pcscd is absent: perhaps it restarts. The gate opens then.
+    /// pcscd is absent, perhaps because it restarts. It loses precedence at this instant.
     Grace(Instant),
     Usb,
 }
@@ -60,7 +60,7 @@ impl Phase {
     }
 }
 
-/// What a snapshot says of pcscd.
+/// The state of pcscd in a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PcscdState {
     /// pcscd responds, even with an error. It has precedence.
@@ -90,7 +90,7 @@ impl PcscdState {
 #[derive(Debug)]
 pub struct PcscdPrecedence {
     state: Mutex<State>,
-    /// Told when the gate may have moved.
+    /// Notified when the precedence may have changed.
     changed: Option<Arc<EventFd>>,
     grace: Duration,
 }
@@ -100,7 +100,7 @@ struct State {
     phase: Phase,
     /// Counts the changes of what is ours.
     changes: u32,
-    /// The move that the watch has seen, and the one whose picture was taken in.
+    /// The last change that the watch has seen, and the last change whose snapshot was applied.
     seen: u32,
     applied: u32,
 }
@@ -108,13 +108,16 @@ struct State {
 impl State {
     fn enter(&mut self, phase: Phase) {
         if self.phase.allowed() != phase.allowed() {
-            tracing::debug!("usb: {:?} of the readers are ours", phase.allowed());
+            tracing::debug!(
+                "usb: this driver may now use {:?} of the readers",
+                phase.allowed()
+            );
             self.changes = self.changes.wrapping_add(1);
         }
         self.phase = phase;
     }
 
-    /// Opens the gate when its time has come.
+    /// Ends pcscd's precedence when its time has passed.
     fn end_grace(&mut self, now: Instant) {
         if self.phase.due().is_some_and(|due| due <= now) {
             self.enter(Phase::Usb);
@@ -146,19 +149,19 @@ impl PcscdPrecedence {
     /// Takes in a snapshot of pcscd. Returns whether readers that were ours are ours no longer. The readers of pcscd
     /// must then not be listed before [`PcscdPrecedence::is_applied`].
     pub fn take_pcscd_snapshot(&self, snapshot: &ReaderSnapshot) -> bool {
-        PcscdState::of(snapshot).is_some_and(|answer| self.take_state_at(answer, Instant::now()))
+        PcscdState::of(snapshot).is_some_and(|pcscd| self.take_state_at(pcscd, Instant::now()))
     }
 
-    fn take_state_at(&self, answer: PcscdState, now: Instant) -> bool {
+    fn take_state_at(&self, pcscd: PcscdState, now: Instant) -> bool {
         let mut state = self.state();
         state.end_grace(now);
         let before = state.phase;
         let grace = now + self.grace;
-        let phase = match (before, answer) {
+        let phase = match (before, pcscd) {
             (_, PcscdState::Responding) => Phase::Pcscd,
             (Phase::Unknown(_), PcscdState::Absent) => Phase::Usb,
             (Phase::Unknown(None), PcscdState::Unresponsive) => Phase::Unknown(Some(grace)),
-            // One that falls silent keeps what it has claimed.
+            // A pcscd that stops responding keeps the readers that it has claimed.
             (Phase::Pcscd, PcscdState::Absent) => Phase::Grace(grace),
             (phase, _) => phase,
         };
@@ -211,7 +214,7 @@ impl PcscdPrecedence {
         self.state().seen = moves;
     }
 
-    /// When to ask again without a notification.
+    /// Returns when to query again without a notification.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let unsaid = self.changed.is_none();
@@ -272,7 +275,11 @@ mod tests {
         assert_eq!(without_service(Protocol), Some(PcscdState::Responding));
         assert_eq!(without_service(NoService), Some(PcscdState::Absent));
         assert_eq!(without_service(TimedOut), Some(PcscdState::Unresponsive));
-        assert_eq!(without_service(Cancelled), None, "it says nothing of pcscd");
+        assert_eq!(
+            without_service(Cancelled),
+            None,
+            "it does not show the state of pcscd"
+        );
         let there = ReaderSnapshot {
             service_instance: Some(1),
             ..ReaderSnapshot::default()
@@ -304,7 +311,7 @@ mod tests {
         assert_eq!(
             precedence.allowed_at(now + GRACE).0,
             AllowedReaders::All,
-            "counted from the first look"
+            "counted from the first snapshot"
         );
     }
 

@@ -1,4 +1,4 @@
-//! What identifies a reader and how it is reached, from its descriptors.
+//! The description of a reader, from its descriptors: its identity and its command channel.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -22,9 +22,9 @@ pub(crate) struct ReaderInfo {
     pub(crate) id: ReaderId,
     /// Name among processes, which all slots share.
     pub(crate) lock_name: String,
-    /// Where the device is plugged in.
+    /// The port of the device.
     pub(crate) port: PortPath,
-    /// What it is, whatever the port.
+    /// The model, which does not depend on the port.
     pub(crate) model: String,
     /// The device instance.
     pub(crate) instance: String,
@@ -58,15 +58,15 @@ pub(crate) struct ReaderInterface {
     pub(crate) name: String,
     /// bInterfaceNumber.
     pub(crate) number: u8,
-    /// How commands reach it.
+    /// The channel of the commands.
     pub(crate) channel: CommandChannel,
-    /// What the reader says of itself.
+    /// The class descriptor.
     pub(crate) class: ClassDescriptor,
-    /// What is known of its model.
+    /// The quirks of the model.
     pub(crate) quirks: Quirks,
 }
 
-/// What carries the commands.
+/// The channel of the commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CommandChannel {
     /// Over bulk endpoints.
@@ -103,7 +103,7 @@ pub(crate) fn readers_of(device: &UsbDevice) -> Vec<Vec<ReaderInfo>> {
     driven.collect()
 }
 
-/// The slots of a reader. The interface number tells `several` readers of a device apart.
+/// Returns the slots of a reader. The interface number distinguishes `several` readers of a device.
 fn slot_infos(
     device: &UsbDevice,
     reader: &CcidInterface,
@@ -165,7 +165,7 @@ fn reader_info(
         slot: 0,
         device: Arc::clone(common),
         interrupt,
-        // A token that never tells of its card is never without it.
+        // A token that does not report insertions always has its card.
         is_fixed: quirks.card_fixed
             || matches!(way, CommandChannel::Control(_)) && reader.interrupt.is_none(),
     })

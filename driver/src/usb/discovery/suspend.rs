@@ -78,7 +78,7 @@ impl ResumeTimer {
             return None;
         }
         let set = Self::set();
-        set.inspect_err(|errno| tracing::debug!("usb: nothing tells of a sleep ({errno})"))
+        set.inspect_err(|errno| tracing::debug!("usb: suspends cannot be detected ({errno})"))
             .ok()
     }
 

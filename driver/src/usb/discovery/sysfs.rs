@@ -36,10 +36,10 @@ const READ_CAPACITY: usize = 1024;
 const MAX_ATTRIBUTE: u64 = 512;
 /// Characters of a name.
 const NAME: usize = 96;
-/// Ports on the way to a device: five hubs in a row are the limit (USB 2.0, 4.1.1).
+/// The most ports between the root and a device: USB allows five hubs in a row (USB 2.0, 4.1.1).
 const MAX_TIERS: usize = 6;
 
-/// Where a device is plugged in: the bus, and the ports on the way (`3-1.2`).
+/// The port of a device: the bus, and the ports up to the device (`3-1.2`).
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PortPath(Arc<str>);
 
@@ -103,7 +103,7 @@ impl fmt::Display for DeviceInstance {
 /// A device with at least one reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsbDevice {
-    /// Where it is.
+    /// The port.
     pub port: PortPath,
     /// Since when.
     pub instance: DeviceInstance,
@@ -111,9 +111,9 @@ pub struct UsbDevice {
     pub node: PathBuf,
     /// idVendor, idProduct, bcdDevice.
     pub model: UsbModel,
-    /// Maker and product for a person, as the device tells them, without what could harm a terminal.
+    /// Manufacturer and product to show to a person, as the device states them, without characters that could affect a terminal.
     pub name: String,
-    /// What it calls its serial number. Devices lie about it.
+    /// The serial number that the device states. It is not reliable.
     pub serial: Option<String>,
     /// Its active configuration.
     pub configuration: u16,
@@ -126,7 +126,7 @@ pub struct UsbDevice {
 pub struct Listing {
     /// The readers, by port.
     pub devices: Vec<UsbDevice>,
-    /// Why something could not be read.
+    /// The error of a file that could not be read.
     pub error: Option<io::Error>,
 }
 
@@ -139,7 +139,7 @@ pub struct UsbBus {
     source: EventSource,
 }
 
-/// Where events of the bus and of suspends come from.
+/// The source of hotplug and suspend events.
 #[derive(Clone, Debug)]
 pub(crate) enum EventSource {
     /// This machine.
@@ -148,14 +148,14 @@ pub(crate) enum EventSource {
     Test(Arc<TestEvents>),
 }
 
-/// What a test tells, and what it wants to know.
+/// Events that a test injects, and counters that it reads.
 #[derive(Debug, Default)]
 pub(crate) struct TestEvents {
     /// Messages of devices come from here, and then from nowhere else.
     pub(crate) messages: Option<OwnedFd>,
     /// With `messages`: the folder of the nodes is watched beside them.
     pub(crate) nodes: bool,
-    /// How long the machine has slept, in milliseconds.
+    /// How long the machine was suspended, in milliseconds.
     pub(crate) suspended: AtomicU64,
     /// How often the devices were listed.
     pub(crate) lists: AtomicU64,
@@ -200,7 +200,7 @@ impl UsbBus {
         }
     }
 
-    /// Who tells of it.
+    /// Returns the source of events.
     pub(crate) const fn source(&self) -> &EventSource {
         &self.source
     }
@@ -211,8 +211,9 @@ impl UsbBus {
         &self.nodes
     }
 
-    /// Lists the devices that are readers, by port. A device that disconnects meanwhile is left out. A machine without USB has none.
-    /// Of a device in `before`, only what may have changed is read again. A device that cannot be read is listed as in `before`.
+    /// Lists the devices that are readers, by port. A device that disconnects meanwhile is left out. A machine without USB has
+    /// none. Of a device in `before`, only what may have changed is read again. A device that cannot be read is listed as in
+    /// `before`.
     #[must_use]
     pub fn list(&self, before: &[UsbDevice]) -> Listing {
         if let EventSource::Test(events) = &self.source {
@@ -293,7 +294,7 @@ impl UsbBus {
         self.read(port, &folder)
     }
 
-    /// Most devices are no readers, which one file tells; the rest is read of readers only.
+    /// Reads a device. One file shows whether the device is a reader. The other files are read of readers only.
     fn read(&self, port: PortPath, folder: &Folder) -> io::Result<Option<UsbDevice>> {
         let bytes = folder.read("descriptors", MAX_DESCRIPTORS)?;
         let is_reader = |model| quirks::for_model(model).vendor_class;
@@ -324,14 +325,15 @@ impl UsbBus {
     }
 }
 
-/// Returns whether the error says that the device is gone.
+/// Returns whether the error means that the device was disconnected.
 fn is_disconnected(error: &io::Error) -> bool {
     let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
     gone.iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// The folder of one plugging in of a device: what is read here is of that alone, whatever takes its place meanwhile.
+/// The folder of one device instance. Everything read through it belongs to that instance, even if another device takes its
+/// place.
 struct Folder(OwnedFd);
 
 impl Folder {
@@ -409,8 +411,8 @@ fn name(folder: &Folder, model: UsbModel) -> io::Result<String> {
     })
 }
 
-/// Reads arbitrary bytes as the name of a folder; what is a port's name leads out of no folder and says the same
-/// once shown.
+/// Parses arbitrary bytes as the name of a folder, for the fuzz target `usb_port`. A port name never leads out of the folder, and
+/// stays the same when formatted.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

@@ -1,6 +1,6 @@
-//! What udev keeps of a device in `/run/udev/data`: lines of a letter, a colon and a value, `E:` for properties.
+//! Reads udev's data of a device in `/run/udev/data`: lines of a letter, a colon and a value, `E:` for properties.
 //!
-//! A rule that sets `PCSCLITE_IGNORE` makes pcscd leave a device to others.
+//! A rule that sets `PCSCLITE_IGNORE` makes pcscd ignore a device.
 
 /// Bytes of a file that are read; udev writes some hundred.
 pub(crate) const MAX_FILE: u64 = 1 << 16;
@@ -17,7 +17,7 @@ pub fn is_ignored_by_pcscd(data: &[u8]) -> bool {
     lines.filter_map(value).last() == Some(YES)
 }
 
-/// The property's value, if the line is its.
+/// Returns the value of the property, if the line holds it.
 fn value(line: &[u8]) -> Option<&[u8]> {
     line.strip_prefix(b"E:")?
         .strip_prefix(KEY)?

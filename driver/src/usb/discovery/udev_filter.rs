@@ -1,6 +1,7 @@
-//! Makes the kernel drop udev messages about other subsystems, so that they wake nobody.
+//! Makes the kernel drop udev messages about other subsystems, so that they wake no thread.
 //!
-//! A classic BPF program on the socket, as libudev uses it: it compares the hash of the subsystem, which udev puts into the header of each message.
+//! A classic BPF program on the socket, as libudev uses it, compares the hash of the subsystem, which udev puts into the header
+//! of each message.
 
 use std::{
     mem::size_of,
@@ -13,9 +14,9 @@ use libc::{
 };
 use rustix::io::Errno;
 
-/// Where udev's header has its magic number, and the number.
+/// The offset and the value of the magic number in udev's header.
 const MAGIC: (u32, u32) = (8, 0xFEED_CAFE);
-/// Where it has the hash of the subsystem, and that of `usb`: MurmurHash2 with seed 0.
+/// The offset of the subsystem's hash, and the hash of `usb`: MurmurHash2 with seed 0.
 const SUBSYSTEM: (u32, u32) = (24, 0x0577_C5E5);
 
 /// Lets messages about the USB pass, and all messages of the kernel.

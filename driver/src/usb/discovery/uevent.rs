@@ -1,19 +1,19 @@
-//! Parses the messages of the kernel and of udev about devices: `ACTION=…` and other properties, each ended by NUL.
+//! Parses the messages of the kernel and of udev about devices: `ACTION=…` and other properties, each terminated by NUL.
 //!
-//! udev's messages begin with a header of libudev's; the kernel's with a line `action@devpath`.
+//! udev's messages begin with a header of libudev. The kernel's messages begin with `action@devpath`.
 
 use super::sysfs::PortPath;
 
-/// What udev's messages begin with, and the number that follows.
+/// The start of udev's messages, and the number that follows it.
 const PREFIX: &[u8] = b"libudev\0";
 const MAGIC: u32 = 0xFEED_CAFE;
-/// Where its header says from where on, and for how many bytes, the properties go.
+/// Where the header states the offset and the length of the properties.
 const OFFSET: usize = 16;
 const LENGTH: usize = 20;
 /// No message has more properties.
 const MAX_PROPERTIES: usize = 512;
 
-/// What happened to a device or an interface.
+/// A change of a device or an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uevent {
     /// A device or an interface was added, removed or changed.

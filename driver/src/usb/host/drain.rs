@@ -25,9 +25,7 @@ pub(crate) fn drain(pipes: &mut dyn EndpointQueue, endpoints: &[EndpointAddress]
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            tracing::warn!(
-                "transfers of {endpoints:?} were not given back within {DRAIN_TIMEOUT:?}"
-            );
+            tracing::warn!("transfers of {endpoints:?} were not returned within {DRAIN_TIMEOUT:?}");
             return false;
         }
         wait(pipes, left);

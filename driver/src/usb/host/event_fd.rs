@@ -39,7 +39,7 @@ impl EventFd {
 
     /// Clears the descriptor. Call this before looking for work: a later signal sets it again.
     pub(crate) fn clear(&self) {
-        // Where nothing is read, another thread is about to write: it stays set until that is read.
+        // If nothing can be read, another thread is about to write. The flag stays set until that write is read.
         if self.set.load(Ordering::SeqCst)
             && rustix::io::read(&self.event, &mut [0_u8; 8]) != Err(Errno::AGAIN)
         {

@@ -84,11 +84,11 @@ pub(crate) fn attempt(
     let claimed_node = || {
         let file = File::from(open_node(node)?);
         match usbfs::claim(&file, interface) {
-            // No node of usbfs at all: the library says so.
+            // This is no node of usbfs. The library reports it.
             Ok(()) | Err(Errno::NOTTY) => {}
             Err(errno) => return Err(claim_error(errno)),
         }
-        // Either library asks the device for its configuration as it is given the node.
+        // Both libraries read the device's configuration when they open the node.
         last_transfer.set(file.metadata().ok().as_ref().and_then(usbfs::last_transfer));
         Ok(OwnedFd::from(file))
     };
@@ -110,7 +110,7 @@ pub(crate) fn attempt(
     })
 }
 
-/// Why an interface could not be claimed. The caller looks for the owner.
+/// Converts the error of a claim. The caller looks for the owner.
 fn claim_error(errno: Errno) -> OpenError {
     match errno {
         Errno::NODEV => OpenError::Disconnected,
@@ -122,7 +122,7 @@ fn claim_error(errno: Errno) -> OpenError {
     }
 }
 
-/// When the last transfer to the device at `node` was begun, by any program. `None` if unknown.
+/// Returns when the last transfer to the device at `node` was begun, by any program. Returns `None` if it is unknown.
 pub(crate) fn last_transfer(node: &Path) -> Option<u64> {
     usbfs::last_transfer(&fs::metadata(node).ok()?)
 }

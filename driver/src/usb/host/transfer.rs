@@ -1,6 +1,7 @@
-//! What the driver needs of a claimed interface: transfers that complete, and no call that blocks.
+//! The interface of a USB library to the driver: transfers that complete, and no call that blocks.
 //!
-//! A thread waits in one poll(2) for the descriptors of all its queues and for its stop. One wait serves a response, a notification, a deadline and a stop.
+//! A thread waits in one poll(2) for the descriptors of all its queues and for its stop. One wait serves a response, a
+//! notification, a deadline and a stop.
 
 use std::{fmt, os::fd::BorrowedFd, time::Duration};
 
@@ -12,7 +13,7 @@ use rustix::event::PollFlags;
 pub struct EndpointAddress(pub u8);
 
 impl EndpointAddress {
-    /// Whether data comes from the device.
+    /// Returns whether data comes from the device.
     #[must_use]
     pub const fn is_in(self) -> bool {
         self.0 & 0x80 != 0
@@ -28,7 +29,7 @@ impl fmt::Debug for EndpointAddress {
 /// The eight bytes of a control request but its length (USB 2.0, 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetupPacket {
-    /// bmRequestType; its top bit says that data comes from the device.
+    /// bmRequestType. Its top bit means that data comes from the device.
     pub request_type: u8,
     /// bRequest.
     pub request: u8,
@@ -48,10 +49,10 @@ pub enum TransferError {
     #[error("the transfer was cancelled")]
     Cancelled,
     /// The device was unplugged.
-    #[error("the device is gone")]
+    #[error("the device was disconnected")]
     Disconnected,
     /// More data came than there was room for.
-    #[error("the device sent more than was asked for")]
+    #[error("the device sent more data than requested")]
     Overflow,
     /// The bus or the platform failed; the number is the platform's errno.
     #[error("the transfer failed (errno {0})")]
@@ -63,11 +64,11 @@ pub enum TransferError {
 pub struct Completion {
     /// Which endpoint.
     pub endpoint: EndpointAddress,
-    /// What was received; of a transfer to the device, nothing of interest.
+    /// The received data. Unspecified for a transfer to the device.
     pub buffer: Secret,
-    /// How many bytes went over the bus, whichever way, also before an error.
+    /// How many bytes were transferred in either direction, including those before an error.
     pub transferred: usize,
-    /// How it ended; data received before an error is in the buffer all the same.
+    /// The result. Data received before an error is in the buffer, too.
     pub result: Result<(), TransferError>,
 }
 
@@ -119,7 +120,7 @@ pub trait EndpointQueue: Send + fmt::Debug {
     /// Descriptors for poll(2). One is ready when [`EndpointQueue::next_completion`] may return a transfer.
     fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
 
-    /// When to call [`EndpointQueue::next_completion`] though no descriptor is ready.
+    /// Returns when to call [`EndpointQueue::next_completion`] even if no descriptor is ready.
     fn next_timeout(&self) -> Option<Duration> {
         None
     }
@@ -140,8 +141,8 @@ pub trait EndpointQueue: Send + fmt::Debug {
 /// Why a device could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// The device or the interface is gone.
-    #[error("the device is gone")]
+    /// The device or the interface was disconnected.
+    #[error("the device was disconnected")]
     Disconnected,
     /// This user may not open the node.
     #[error("{0}")]

@@ -21,11 +21,12 @@ const CLAIM_INTERFACE: Opcode = ioctl::opcode::read::<c_uint>(b'U', 15);
 pub(super) fn claim(node: impl AsFd, interface: u8) -> Result<(), Errno> {
     // SAFETY: the number is a request's, which takes a pointer to one unsigned int.
     let request = unsafe { Setter::<CLAIM_INTERFACE, c_uint>::new(interface.into()) };
-    // SAFETY: that unsigned int lives until the call has returned. No device takes this number for more: the size is part of it.
+    // SAFETY: the unsigned int exists until the call has returned. No driver interprets this request number with a larger
+    // argument, because the number includes the size.
     unsafe { ioctl::ioctl(node, request) }
 }
 
-/// When the last transfer over this node was begun, in nanoseconds.
+/// Returns when the last transfer over this node was begun, in nanoseconds.
 pub(super) fn last_transfer(node: &Metadata) -> Option<u64> {
     let seconds = u64::try_from(node.mtime()).ok()?;
     let rest = u64::try_from(node.mtime_nsec()).ok()?;

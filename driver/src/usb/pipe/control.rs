@@ -1,7 +1,8 @@
 //! The control pipe of an ICCD token: one command and its response.
 //!
-//! A request blocks until it ends, for at most [`budget::CONTROL`]. Stop and deadline are checked between two requests. A response does not identify its
-//! command, so a token that did not respond is reset before its next command, and its card loses its state.
+//! A request blocks until it ends, for at most [`budget::CONTROL`]. Stop and deadline are checked between two requests. A
+//! response does not identify its command, so a token that did not respond is reset before its next command, and its card loses
+//! its state.
 
 use std::{
     sync::Arc,
@@ -29,7 +30,7 @@ pub(crate) struct ControlPipe {
     version: Version,
 }
 
-/// How long a command may take.
+/// The time limits of a command.
 #[derive(Clone, Copy)]
 struct CommandDeadline<'a> {
     timeout: bulk::ResponseTimeout,
@@ -82,7 +83,7 @@ impl ControlPipe {
     /// Runs `command` and waits for the response.
     ///
     /// # Errors
-    /// [`BulkError`]; nobody knows then what the token is at, unless nothing was sent.
+    /// [`BulkError`]. The state of the token is then unknown, unless nothing was sent.
     pub(crate) fn command(
         &mut self,
         command: &Command<'_>,
@@ -139,10 +140,12 @@ impl ControlPipe {
             .interface
             .control(self.setup(request), &mut buffer, limit);
         let length = Secret::new(buffer).len();
-        // As with a bulk pipe: the answer tells whether it has arrived.
+        // As with a bulk pipe, the response shows whether the command has arrived.
         let counted = written.map_err(error_kind)?;
         if counted != length {
-            tracing::debug!("usb: {counted} of the {length} bytes of a request were counted");
+            tracing::debug!(
+                "usb: {counted} of the {length} bytes of a request are reported as sent"
+            );
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A fair queue for a limited number of permits, in the order of requests. Each waiter has a deadline.
 //!
-//! A permit that is returned goes to the first waiter, under the lock. A waiter that gives up leaves the queue under the same lock, and passes on a permit
-//! that it was granted meanwhile. No permit is lost or granted twice.
+//! A permit that is returned goes to the first waiter, under the lock. A waiter that gives up leaves the queue under the same
+//! lock, and passes on a permit that it was granted meanwhile. No permit is lost or granted twice.
 
 use std::{
     collections::VecDeque,

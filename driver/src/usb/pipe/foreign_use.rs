@@ -1,12 +1,12 @@
 //! Detects whether another program has used a device between two claims of this process.
 //!
-//! Linux sets the modification time of a device's node when a transfer over it or a control request is begun, by any user, also in a
-//! container with the same `/dev`. A time other than the one at the end of the last claim means a transfer of another program,
-//! perhaps only for descriptors. A reset of the device without a transfer does not show. The time is that of the kernel's clock
-//! tick: a transfer within the tick of our own last transfer does not show either.
+//! Linux sets the modification time of a device's node when a transfer over it or a control request is begun, by any user, also
+//! in a container with the same `/dev`. A time other than the one at the end of the last claim means a transfer of another
+//! program, perhaps only for descriptors. A reset of the device without a transfer does not show. The time is that of the
+//! kernel's clock tick: a transfer within the tick of our own last transfer does not show either.
 //!
-//! Claims of several readers in one device overlap, and change the time for each other. While one claim lasts, a change that another claim
-//! finds is attributed to the first.
+//! Claims of several readers in one device overlap, and change the time for each other. While one claim lasts, a change that
+//! another claim finds is attributed to the first.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

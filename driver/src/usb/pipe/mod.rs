@@ -9,8 +9,8 @@
 //! BulkPipe | ConcurrentBulkPipe | ControlPipe      one message and its response; ConcurrentBulkPipe: one in each slot
 //! ```
 //!
-//! Recovery of one slot leaves the cards of the others alone. The last resort, a reset of the device, takes all cards' power. Resets are counted: a slot
-//! whose count is behind is not synchronized.
+//! Recovery of one slot does not affect the cards of other slots. The last resort, a reset of the device, powers all cards down.
+//! Resets are counted: a slot whose count is behind is not synchronized.
 
 pub(crate) mod bulk;
 pub(crate) mod control;
@@ -38,7 +38,7 @@ use crate::{
     wait::{Backoff, StopFlag, wait_readable},
 };
 
-/// What the readers of one device share.
+/// The state that the readers of one device share.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceShared {
     /// Number of device resets.
@@ -62,7 +62,8 @@ impl DeviceShared {
         }
     }
 
-    /// Whether the readers omit the zero-length packet after whole packets. A pipe that finds out sets it.
+    /// Returns the flag whether the readers omit the zero-length packet after whole packets. A pipe that detects it sets the
+    /// flag.
     pub(crate) fn omits_zlp(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.omits_zlp)
     }
@@ -86,7 +87,7 @@ pub(crate) struct CommandPipe {
     device: Arc<DeviceShared>,
 }
 
-/// How many commands run at a time.
+/// The number of commands that run at a time.
 #[derive(Debug)]
 enum PipeMode {
     Single(Mutex<SinglePipe>),
@@ -96,11 +97,11 @@ enum PipeMode {
 #[derive(Debug)]
 struct SinglePipe {
     carrier: MessageCarrier,
-    /// The slot whose last command was not answered, until recovery.
+    /// The slot whose last command got no response, until its recovery.
     unsynchronized_slot: Option<u8>,
 }
 
-/// What carries the messages.
+/// The transfer layer of the messages.
 #[derive(Debug)]
 pub(crate) enum MessageCarrier {
     Bulk(BulkPipe),
@@ -322,7 +323,7 @@ impl SinglePipe {
                 self.unsynchronized_slot = Some(troubled);
                 Err(BulkError { kind, sent })
             }
-            // Whether the reader listens is seen by the command itself.
+            // The command itself shows whether the reader responds.
             _ => Ok(()),
         }
     }

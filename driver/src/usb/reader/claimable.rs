@@ -31,7 +31,7 @@ impl ClaimableReader {
         }
     }
 
-    /// What all readers of the backend share.
+    /// Returns the state that all readers of the backend share.
     pub(super) fn context(&self) -> &BackendContext {
         &self.shared_claim.context
     }
@@ -59,7 +59,7 @@ impl ClaimableReader {
     /// Claims the reader, or joins this process's claim.
     ///
     /// # Errors
-    /// As [`wait_for`].
+    /// The errors of [`wait_for`].
     pub(super) fn claim(
         &self,
         request: ClaimRequest<'_>,

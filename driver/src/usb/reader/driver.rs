@@ -49,7 +49,7 @@ pub(crate) struct ReaderDriver {
     suspend: Option<SuspendDetector>,
 }
 
-/// What is known of the card between two claims.
+/// The state of the card between two claims.
 #[derive(Debug)]
 struct SavedState {
     loss_counts: Option<LossCounts>,
@@ -58,7 +58,7 @@ struct SavedState {
     card: Option<SavedCard>,
     epoch: Epoch,
     synchronized: bool,
-    /// When the reader was yielded to another process, and the use count of the claim that ended.
+    /// The time at which the reader was yielded to another process, and the use count of the claim that ended.
     yielded: Option<(Instant, u64)>,
 }
 
@@ -101,12 +101,12 @@ impl ReaderDriver {
         }
     }
 
-    /// Claims the reader and resumes the saved state. Starts a new epoch if another process may have used the card.
-    /// Powers no card. A fixed token that no process of ours has used sends nothing yet. A device that does not respond is reset
-    /// if the request allows it.
+    /// Claims the reader and resumes the saved state. Starts a new epoch if another process may have used the card. Powers no
+    /// card. Sends nothing yet to a fixed token that no process with this driver has used. A device that does not respond is
+    /// reset if the request allows it.
     ///
     /// # Errors
-    /// Of the claim, or of a reader that does not answer.
+    /// The error of the claim or of a reader that does not respond.
     pub(crate) fn open_slot(
         &mut self,
         request: ClaimRequest<'_>,
@@ -142,7 +142,7 @@ impl ReaderDriver {
         let reader_claim = self.claim.clone();
         self.close();
         if self.reader.info.interface.class.activates_automatically() {
-            // What was agreed with it is gone as well.
+            // The parameters agreed with the card are lost too.
             self.saved.card = None;
             self.saved.epoch.0 += u64::from(self.saved.atr.take().is_some());
         }
@@ -179,7 +179,7 @@ impl ReaderDriver {
         let pipe = reader_claim.pipe(info)?;
         let mut device = slot::new_slot(pipe, info.interface.clone(), info.slot, request.stop);
         let known = &mut self.saved;
-        // Whatever its slot was said to hold, power would be next: its card cannot be taken out.
+        // The card of a fixed token cannot be removed. So power-on would follow whatever the slot status is.
         let is_untouched =
             info.is_fixed && known.loss_counts.is_none() && reader_claim.previous().is_none();
         let mut abandoned = false;
@@ -379,7 +379,8 @@ impl ReaderInfo {
         self.is_fixed || !self.interface.class.activates_automatically()
     }
 
-    /// Returns whether the next claim can use that. Parameters agreed with a TPDU card are known to this claim alone.
+    /// Returns whether the next claim can use the state of the card. The parameters agreed with a TPDU card are known to this
+    /// claim only.
     pub(super) fn keeps_card_between_claims(&self) -> bool {
         let class: &ClassDescriptor = &self.interface.class;
         let by_apdu = matches!(

@@ -38,7 +38,7 @@ impl UsbReader {
         }
     }
 
-    /// What identifies the reader and how it is reached.
+    /// Returns the description of the reader.
     pub(crate) fn info(&self) -> &ReaderInfo {
         &self.claimable.info
     }
@@ -54,7 +54,7 @@ impl UsbReader {
     ) -> Result<DriverGuard<'_>, TransportError> {
         self.access.acquire(deadline, stop).map_err(|why| {
             let what = match why {
-                BulkErrorKind::Stopped => "the call was ended",
+                BulkErrorKind::Stopped => "the call was aborted",
                 _ => "another call is at it",
             };
             let what = format!("reader {}: {what}", self.info().interface.name);
@@ -101,7 +101,7 @@ impl UsbReader {
     /// See [`ClaimableReader::claim`].
     ///
     /// # Errors
-    /// As [`ClaimableReader::claim`].
+    /// The errors of [`ClaimableReader::claim`].
     pub(crate) fn claim(
         &self,
         request: ClaimRequest<'_>,

@@ -1,4 +1,5 @@
-//! Polls that last, and what goes on meanwhile with other readers. A blocked opening is a poll that lasts as long as the test wants.
+//! Polls that last, and what goes on meanwhile with other readers. A blocked opening is a poll that lasts as long as the test
+//! wants.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -69,7 +69,7 @@ fn response_of_another_type_slot_or_sequence_is_ignored() {
 fn response_of_unknown_type_or_status_ends_the_command() {
     for (at, to) in [(0, 0x6F), (0, 0x00), (7, 0x03), (7, 0xC0)] {
         let reader = spoiling(move |_, good| vec![changed(good, at, to)]);
-        fails(reader, TransportErrorKind::Protocol, "damaged");
+        fails(reader, TransportErrorKind::Protocol, "malformed");
     }
 }
 
@@ -80,11 +80,11 @@ fn response_with_a_wrong_length_field_ends_the_command() {
             good[1..5].copy_from_slice(&length.to_le_bytes());
             vec![good]
         });
-        fails(reader, TransportErrorKind::Protocol, "damaged");
+        fails(reader, TransportErrorKind::Protocol, "malformed");
     }
     for length in 1..10 {
         let reader = spoiling(move |_, good| vec![good[..length].to_vec()]);
-        fails(reader, TransportErrorKind::Protocol, "damaged");
+        fails(reader, TransportErrorKind::Protocol, "malformed");
     }
 }
 
@@ -98,7 +98,7 @@ fn response_longer_than_the_longest_message_ends_the_command() {
         true,
         |got| (got.kind == 0x6F).then(|| vec![got.reply(0, 0, 0, &[0x5A; 300])]),
     );
-    fails(reader, TransportErrorKind::Protocol, "damaged");
+    fails(reader, TransportErrorKind::Protocol, "malformed");
 }
 
 #[test]
@@ -163,13 +163,13 @@ fn endless_response_parts_end_the_command() {
 #[test]
 fn endless_responses_to_other_commands_end_the_command() {
     let reader = spoiling(|_, good| vec![changed(good, 6, 0xEE); 40]);
-    fails(reader, TransportErrorKind::Protocol, "without end");
+    fails(reader, TransportErrorKind::Protocol, "other commands");
 }
 
 #[test]
 fn endless_empty_transfers_end_the_command_and_a_few_do_not() {
     let reader = spoiling(|_, _| vec![Vec::new(); 40]);
-    fails(reader, TransportErrorKind::Protocol, "without end");
+    fails(reader, TransportErrorKind::Protocol, "empty transfers");
     let mut reader = spoiling(|_, good| vec![Vec::new(), Vec::new(), Vec::new(), good]);
     let answer = exchange(&mut reader.device, b"data", STEP_TIMEOUT).unwrap();
     assert_eq!(answer, answered(b"data"));

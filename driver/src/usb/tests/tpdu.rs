@@ -201,7 +201,7 @@ fn corrupted_t1_responses_lead_to_resynchronisation_without_resending() {
         (error.kind, error.sent),
         (TransportErrorKind::Protocol, Sent::Maybe)
     );
-    assert!(error.what.contains("nobody knows"), "{error}");
+    assert!(error.what.contains("it is unknown"), "{error}");
     assert_eq!(*seen.lock().unwrap(), [command(b"once")]);
     carries(&mut device, 10);
     assert_eq!(device.epoch(), epoch, "its state is as it was");

@@ -1,4 +1,4 @@
-//! Whether a caller wants card events. Only then are readers claimed to monitor their cards.
+//! Counts the callers that wait for card events. Readers are claimed to monitor their cards only while there are any.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -29,7 +29,7 @@ struct State {
     requested: u64,
     /// Number of the last poll whose result is reported.
     completed: u64,
-    /// Some card can be exchanged unseen.
+    /// Some card can be exchanged without a notification.
     is_needed: bool,
     /// The cards are monitored.
     is_monitoring: bool,
@@ -81,14 +81,14 @@ impl CardDemand {
         (state.requested, is_wanted)
     }
 
-    /// When the demand may end. `None` with waiters.
+    /// Returns when the demand may end. `None` with waiters.
     pub(super) fn lease_end(&self) -> Option<Instant> {
         let state = self.state();
         state.lease.filter(|_| state.waiters == 0)
     }
 
-    /// Completes the request with this number, and says whether cards are monitored and need it. Returns whether there is a newer
-    /// request.
+    /// Completes the request with this number. Records whether cards are monitored and whether they need it. Returns whether
+    /// there is a newer request.
     pub(super) fn complete(&self, poll: u64, is_watching: bool, is_needed: bool) -> bool {
         let mut state = self.state();
         state.completed = poll;

@@ -26,7 +26,7 @@ pub(super) struct ReaderEntry {
     running: Option<PolledReader>,
 }
 
-/// What is reported of a reader during its poll, and what is done after it.
+/// A reader during its poll: the states that are reported meanwhile, and the actions after the poll.
 struct PolledReader {
     poll: RunningPoll,
     states: Vec<ReaderState>,
@@ -35,7 +35,7 @@ struct PolledReader {
     missed: MissedChanges,
 }
 
-/// What the watch has learnt of a reader during its poll.
+/// Changes of a reader that the watch detected during its poll.
 #[derive(Default)]
 struct MissedChanges {
     poll_now: bool,
@@ -86,7 +86,8 @@ impl ReaderEntry {
         self.idle().is_some_and(WatchedReader::is_due)
     }
 
-    /// Returns whether a caller waits for the poll that runs or is due. Nobody waits for a reader that did not respond the last time.
+    /// Returns whether a caller waits for the poll that runs or is due. Callers do not wait for a reader that did not respond the
+    /// last time.
     pub(super) fn is_awaited(&self) -> bool {
         match &self.running {
             Some(running) => running.was_responsive,
@@ -104,7 +105,7 @@ impl ReaderEntry {
         !self.needs_monitoring() || self.idle().is_some_and(WatchedReader::is_monitored)
     }
 
-    /// Why the reader, or a slot of it, is not reported.
+    /// Returns why the reader, or a slot of it, is not reported.
     pub(super) fn last_error(&self) -> Option<&TransportError> {
         match &self.running {
             Some(running) => running.last_error.as_ref(),

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Failed transfers in a row before the endpoint is given up.
+/// How many transfers in a row may fail before the endpoint is no longer read.
 const MAX_FAILURES: usize = 8;
 /// A full-speed endpoint is polled every 255 ms at least. A first notification within this time may report an older change.
 const INITIAL_REPORT_TIME: Duration = Duration::from_millis(500);
@@ -38,14 +38,14 @@ pub(super) struct InterruptListener {
     has_reported: bool,
 }
 
-/// What the notifications said.
+/// The content of the notifications.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InterruptReport {
     /// State and change of each slot that was reported.
     pub(super) slots: Vec<Option<SlotState>>,
     /// A notification was lost or malformed.
     pub(super) has_gap: bool,
-    /// The endpoint is given up.
+    /// The endpoint is no longer read.
     pub(super) is_closed: bool,
 }
 
@@ -112,7 +112,9 @@ impl InterruptListener {
             Err(error) => {
                 self.failures += 1;
                 if self.failures > MAX_FAILURES {
-                    tracing::warn!("usb: notifications of a reader are lost: {error}");
+                    tracing::warn!(
+                        "usb: the interrupt endpoint of a reader keeps failing ({error}); it is no longer read"
+                    );
                     return false;
                 }
                 if error == TransferError::Stall && self.queue.clear_halt(self.endpoint).is_err() {
@@ -134,8 +136,8 @@ impl InterruptListener {
                 }
                 report.add(&states);
             }
-            Ok(other) => tracing::warn!("usb: a reader says {other:?}"),
-            // An empty transfer says nothing, and one of too many bytes nothing that can be relied on.
+            Ok(other) => tracing::warn!("usb: a reader sent {other:?}"),
+            // An empty transfer has no content. A transfer of too many bytes is unreliable.
             Err(error) => tracing::debug!("usb: {error}"),
         }
         true

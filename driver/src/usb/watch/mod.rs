@@ -58,15 +58,15 @@ pub(crate) struct UsbWatch {
     context: Arc<BackendContext>,
     registry: Arc<ReaderRegistry>,
     precedence: Option<Arc<PcscdPrecedence>>,
-    /// What the precedence allowed last, and the number of that change.
+    /// The readers that the precedence last allowed, and the number of that change.
     allowed: (AllowedReaders, u32),
     hotplug: Option<HotplugMonitor>,
     suspend: SuspendDetector,
     watched: WatchedReaders,
     /// The devices of the last listing.
     listed: Vec<UsbDevice>,
-    /// Present if a thread is in [`Watch::next_snapshot`] nearly all the time. Cards are then monitored between two calls, too, while
-    /// there is a demand.
+    /// Present if a thread is in [`Watch::next_snapshot`] nearly all the time. Cards are then monitored between two calls, too,
+    /// while there is a demand.
     demand: Option<Arc<CardDemand>>,
     /// The last poll request that was taken, and whether it is not completed yet.
     completed_request: u64,
@@ -223,7 +223,7 @@ impl UsbWatch {
             for entry in self.watched.iter_mut() {
                 is_tried |= entry.retry_failed();
             }
-            // They may be those of a device that was not configured yet, of which nobody else tells.
+            // They may belong to a device that was not configured yet. No other source reports it.
             self.is_stale |= !is_tried || !self.reports_release();
         }
         for entry in self.watched.iter_mut() {
@@ -235,7 +235,7 @@ impl UsbWatch {
             }
         }
         if self.suspend.was_suspended() {
-            tracing::debug!("usb: the machine has slept; everything is looked at anew");
+            tracing::debug!("usb: the machine was suspended; all readers are polled again");
             self.is_stale = true;
             self.watched.iter_mut().for_each(ReaderEntry::poll_now);
         }
@@ -306,7 +306,7 @@ impl UsbWatch {
 
     /// The readers to report, the error of their listing, and the number of the precedence change that they follow.
     fn current_state(&self) -> ReportedState {
-        // Without the errors of readers: one that is busy for a moment is no change.
+        // Errors of single readers are left out: a reader that is busy for a short time is no change.
         let trouble = self.trouble.as_ref().map(|trouble| trouble.what.clone());
         (self.watched.states(), trouble, self.allowed.1)
     }

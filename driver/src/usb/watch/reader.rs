@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Timeout of the first response. It doubles after each failure. Without threads, the other readers wait meanwhile.
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A reader that did not respond is left alone for this many times the time it was waited for.
+/// A reader that did not respond is not polled for this many times the timeout.
 const BACKOFF_FACTOR: u32 = 4;
 
 /// One reader on the bus. It has at least one slot.
@@ -140,7 +140,7 @@ impl WatchedReader {
         self.readers().next()?.current_claim()
     }
 
-    /// Why the reader, or a slot of it, is not reported.
+    /// Returns why the reader, or a slot of it, is not reported.
     pub(super) fn last_error(&self) -> Option<&TransportError> {
         self.slots.iter().find_map(WatchedSlot::last_error)
     }
@@ -198,7 +198,7 @@ impl WatchedReader {
             self.monitor = claim.map_or(CardMonitor::Off, |_claim| CardMonitor::Polled { _claim });
         }
         if report.is_closed || report.has_gap {
-            // What was lost may have been anything.
+            // The lost notifications may have reported anything.
             self.poll_now();
         }
         if !report.slots.is_empty() {
@@ -216,7 +216,7 @@ impl WatchedReader {
     pub(super) fn poll(&mut self, poll: &PollContext) {
         for at in 0..self.slots.len() {
             let now = Instant::now();
-            // Who is not looked at in time is due as before.
+            // A slot that is not polled in time stays due.
             if now >= poll.deadline || self.backoff_until.is_some_and(|rests| rests > now) {
                 return;
             }
@@ -283,7 +283,9 @@ impl WatchedReader {
             },
             Err(error) => {
                 let name = &info.interface.name;
-                tracing::warn!("reader {name}: cannot be listened to ({error}); it is looked at");
+                tracing::warn!(
+                    "reader {name}: its interrupt endpoint cannot be read ({error}); the reader is polled instead"
+                );
                 CardMonitor::Polled {
                     _claim: reader_claim,
                 }

@@ -81,7 +81,7 @@ impl WatchedReaders {
         states
     }
 
-    /// Why readers, or slots of them, are not reported.
+    /// Returns why readers, or slots of them, are not reported.
     pub(super) fn errors(&self) -> impl Iterator<Item = &TransportError> {
         self.iter().filter_map(ReaderEntry::last_error)
     }
@@ -117,8 +117,8 @@ impl WatchedReaders {
         entries.filter(|entry| entry.is_polling()).count() < MAX_POLLS
     }
 
-    /// Polls the readers that are due. With `watch_event`, each in another thread, which notifies that event at the end of the poll.
-    /// Without, or if no thread can be started, one after the other in this thread.
+    /// Polls the readers that are due. With `watch_event`, each in another thread, which notifies that event at the end of the
+    /// poll. Without, or if no thread can be started, one after the other in this thread.
     pub(super) fn start_polls(&mut self, poll: &PollContext, watch_event: Option<&Arc<EventFd>>) {
         let mut kept: Option<usize> = None;
         for at in 0..self.listed.len() {
@@ -132,7 +132,7 @@ impl WatchedReaders {
             let worker = match (self.worker.take(), watch_event) {
                 (None, Some(event)) => PollWorker::start(Arc::clone(event))
                     .inspect_err(|error| {
-                        tracing::warn!("usb: no thread to poll a reader: {error}; others wait");
+                        tracing::warn!("usb: no further thread to poll readers ({error}); they are polled one by one");
                     })
                     .ok(),
                 (worker, _) => worker,
@@ -165,7 +165,7 @@ impl WatchedReaders {
         }
         for entry in &mut self.leaving {
             if let Some(reader) = entry.idle_mut() {
-                // What its poll has left open.
+                // Releases everything that the poll has left open.
                 reader.release_idle();
             }
         }

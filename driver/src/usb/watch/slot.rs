@@ -38,11 +38,11 @@ pub(super) struct WatchedSlot {
     changes: u32,
     /// `None` before the first successful poll. Such a slot is not reported.
     presence: Option<Presence>,
-    /// Why the last poll, or the monitoring, failed.
+    /// The error of the last poll or of the monitoring.
     last_error: Option<TransportError>,
     due: Option<Instant>,
     backoff: Backoff,
-    /// A notification said that the card is another one.
+    /// A notification reported that the card was exchanged.
     card_replaced: bool,
     /// The reader was not released after the last poll.
     is_kept_open: bool,
@@ -52,7 +52,7 @@ pub(super) struct WatchedSlot {
     last_poll: Option<Instant>,
 }
 
-/// What a poll needs to know of its watch.
+/// The information that a poll needs from its watch.
 #[derive(Clone)]
 pub(super) struct PollContext {
     pub(super) stop: Arc<StopFlag>,
@@ -85,7 +85,7 @@ impl PollContext {
     }
 }
 
-/// What a poll found.
+/// The result of a poll.
 enum SlotContents {
     Empty,
     /// A card, and whether it is surely the card of the last poll.
@@ -169,8 +169,8 @@ impl WatchedSlot {
         })
     }
 
-    /// Takes in a notification. Where a reader has `several` slots, a notification reports all of them: slots without a change are not
-    /// polled.
+    /// Takes in a notification. Where a reader has `several` slots, a notification reports all of them: slots without a change
+    /// are not polled.
     pub(super) fn take_notification(&mut self, state: SlotState, several: bool) {
         let was_there = matches!(self.presence, Some(Presence::Card(_) | Presence::Mute));
         self.card_replaced |= state.changed && was_there;
@@ -244,7 +244,7 @@ impl WatchedSlot {
         let mut driver = self.reader.try_idle_driver()?;
         driver.check_resets();
         if self.card_replaced && self.reader.info().interface.class.activates_automatically() {
-            // Its status says nothing of that: the other card is as active as the one before.
+            // The slot status does not show the exchange, because the new card is as active as the previous one.
             driver.forget_card();
         }
         let found = self.query_card(&mut driver, poll, response_timeout);
@@ -279,7 +279,8 @@ impl WatchedSlot {
         };
         match icc {
             Some(IccStatus::Absent) => return Ok(SlotContents::Empty),
-            // The card may have been exchanged unseen. Finding out would cost the card its state, so that is left to the next transport.
+            // The card may have been exchanged unseen. Finding out would cost the card its state, so that is left to the next
+            // transport.
             Some(IccStatus::Active) if !self.card_replaced && !is_known => {
                 if let Some(Presence::Card(atr)) = &self.presence {
                     return Ok(SlotContents::Card(atr.clone(), true));
@@ -320,7 +321,7 @@ impl WatchedSlot {
             stop: &poll.stop,
         };
         let was_open = driver.is_open();
-        // A reader in use whose answer does not come in time has its card reset.
+        // A reader in use that does not respond in time has its card reset.
         let timeout = if was_open {
             response_timeout.max(budget::STATUS)
         } else {
@@ -354,7 +355,7 @@ impl WatchedSlot {
     fn note_error(&mut self, error: TransportError, poll: &PollContext) -> bool {
         use TransportErrorKind::{Busy, Cancelled, Denied, NoReader};
         match error.kind {
-            // The bus tells when that changes.
+            // A hotplug event reports when that changes.
             NoReader | Cancelled => self.due = None,
             Busy | Denied => self.await_release(poll.reports_release && !self.is_held_by_us()),
             _ => self.due = Some(Instant::now() + self.backoff.next_delay()),

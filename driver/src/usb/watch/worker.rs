@@ -85,7 +85,7 @@ impl PollWorker {
             context,
             has_ended: Arc::clone(&has_ended),
         };
-        // The thread waits for it, or has panicked, of which the end of the poll tells.
+        // The thread waits for the poll, or has panicked. In that case the end of the poll shows it.
         let _ = self.polls.send(poll);
         RunningPoll {
             worker: self,
@@ -108,7 +108,7 @@ impl RunningPoll {
     /// Waits until the poll has ended.
     ///
     /// # Errors
-    /// What the poll has panicked with.
+    /// The panic of the poll.
     pub(super) fn join(self) -> thread::Result<(WatchedReader, PollWorker)> {
         match self.worker.results.recv() {
             Ok(reader) => Ok((reader, self.worker)),

@@ -24,14 +24,14 @@ pub(super) trait NusbEndpoint: Send {
     fn address(&self) -> EndpointAddress;
     fn submit_in(&mut self, len: usize);
     fn submit_out(&mut self, bytes: &Secret);
-    /// What ended first, if anything has; the waker is used when something does.
+    /// Returns the first completed transfer, if there is one. The waker is called when a transfer completes.
     fn poll(&mut self, context: &mut Context<'_>) -> Option<Completion>;
     fn cancel(&mut self);
     fn pending(&self) -> usize;
     fn clear_halt(&mut self) -> Result<(), TransferError>;
 }
 
-/// The endpoint of that address, if nobody else has it.
+/// Opens the endpoint with that address, if no other queue uses it.
 pub(super) fn open(
     interface: &Interface,
     address: EndpointAddress,
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// How often it is tried, and what comes of that, when so many tries fail.
+    /// Returns the number of tries and the result after so many failures.
     fn tried(failures: u32, errno: Errno) -> (u32, Result<(), TransferError>) {
         let tries = Cell::new(0);
         let result = retry_if_busy(|| {

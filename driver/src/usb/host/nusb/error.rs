@@ -5,7 +5,7 @@ use rustix::io::Errno;
 
 use crate::usb::host::transfer::{OpenError, TransferError};
 
-/// How a transfer ended.
+/// Converts the error of a transfer.
 pub(super) fn transfer(error: transfer::TransferError) -> TransferError {
     use transfer::TransferError as Theirs;
     match error {
@@ -33,7 +33,7 @@ pub(super) fn call(error: &Error) -> TransferError {
     }
 }
 
-/// Why a device was not opened, or its interface not claimed; who has it is for the caller to find.
+/// Converts the error of opening a device or claiming its interface. The caller looks for the owner.
 pub(super) fn open(error: &Error) -> OpenError {
     match error.kind() {
         ErrorKind::Disconnected => OpenError::Disconnected,

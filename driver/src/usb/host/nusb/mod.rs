@@ -1,8 +1,9 @@
-//! Transfers by nusb, moved by its own thread: one for the process, named `nusb-events`, started with the first device and never ended.
+//! Transfers by nusb, moved by its own thread: one for the process, named `nusb-events`, started with the first device and never
+//! ended.
 //!
-//! The thread may be forbidden, or fail to start, and a child after fork has none: [`super::rusb`] is used then. The thread wakes ours
-//! through an eventfd. nusb does not report babble, which is [`TransferError::Fault`] as any other bus fault. nusb does not wipe the buffers
-//! of control transfers.
+//! The thread may be forbidden, or fail to start, and a child after fork has none: [`super::rusb`] is used then. The thread wakes
+//! ours through an eventfd. nusb does not report babble, which is [`TransferError::Fault`] as any other bus fault. nusb does not
+//! wipe the buffers of control transfers.
 
 mod endpoint;
 mod error;
@@ -195,7 +196,7 @@ fn request_kind(request_type: u8) -> Result<(ControlType, Recipient), TransferEr
 /// A queue. The endpoints go before the claim, which is released with the last of them.
 struct NusbQueue {
     queues: Vec<Box<dyn NusbEndpoint>>,
-    /// What ended while it was submitted.
+    /// Transfers that ended while they were submitted.
     ready: VecDeque<Completion>,
     waker: Waker,
     signal: Arc<EventFd>,

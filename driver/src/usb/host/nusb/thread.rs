@@ -1,5 +1,5 @@
-//! nusb's thread. nusb starts it with its first device, and panics if it cannot. nusb keeps its epoll descriptor then, and a device
-//! opened later would wait for a thread that does not exist.
+//! nusb's thread. nusb starts it with its first device, and panics if it cannot. nusb keeps its epoll descriptor then, and a
+//! device opened later would wait for a thread that does not exist.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -60,7 +60,7 @@ fn catch_panic<T>(open: impl FnOnce() -> T) -> Option<T> {
 }
 
 fn disabled() -> State {
-    tracing::warn!("usb: nusb cannot have its thread; libusb is used instead");
+    tracing::warn!("usb: nusb's thread cannot be started; libusb is used instead");
     State::Disabled
 }
 

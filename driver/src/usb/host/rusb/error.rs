@@ -1,4 +1,4 @@
-//! libusb's numbers as errors of ours.
+//! Converts libusb's error numbers.
 
 use std::ffi::c_int;
 
@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::usb::host::transfer::{OpenError, TransferError};
 
-/// How a transfer ended (`libusb_transfer_status`). libusb keeps the errno to itself.
+/// Converts the status of a transfer (`libusb_transfer_status`). libusb does not report the errno.
 pub(super) fn status(status: c_int) -> Result<(), TransferError> {
     match status {
         constants::LIBUSB_TRANSFER_COMPLETED => Ok(()),
@@ -21,7 +21,7 @@ pub(super) fn status(status: c_int) -> Result<(), TransferError> {
     }
 }
 
-/// Why a transfer was not submitted (`libusb_error`).
+/// Converts the error of a submission (`libusb_error`).
 pub(super) fn submission(code: c_int) -> TransferError {
     match code {
         constants::LIBUSB_ERROR_NO_DEVICE => TransferError::Disconnected,
@@ -49,7 +49,7 @@ pub(super) fn transfer(error: ::rusb::Error) -> TransferError {
     }
 }
 
-/// Why a device was not opened, or its interface not claimed; who has it is for the caller to find.
+/// Converts the error of opening a device or claiming its interface. The caller looks for the owner.
 pub(super) fn open(error: ::rusb::Error) -> OpenError {
     use ::rusb::Error;
     match error {

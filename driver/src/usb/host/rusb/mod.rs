@@ -1,8 +1,9 @@
-//! Transfers by libusb, moved by the thread that waits for them: no thread of libusb's or ours.
+//! Transfers by libusb, which are handled by the thread that waits for them. There is no other thread.
 //!
-//! Each open device has a context of its own, made from its file descriptor without looking for devices, so that
-//! one device's events wake nobody who waits for another, and a child after fork opens its own. Its descriptors
-//! are libusb's and an eventfd, written when another thread of the same device has seen a transfer of this queue end.
+//! Each open device has its own context, made from its file descriptor without device discovery. So an event of one device does
+//! not wake a thread that waits for another device, and a child after a fork opens its own context. The descriptors of the
+//! context are libusb's descriptors and an eventfd. The eventfd is written when another thread of the same device has completed a
+//! transfer of this queue.
 
 mod completions;
 mod error;
@@ -95,7 +96,7 @@ fn endpoints(
         Some(Endpoint {
             address: EndpointAddress(descriptor.address()),
             interrupt,
-            // The bits above say how often in a microframe (USB 2.0, 9.6.6).
+            // The upper bits are the number of packets in a microframe (USB 2.0, 9.6.6).
             packet: usize::from(descriptor.max_packet_size() & 0x07FF),
         })
     });
@@ -161,7 +162,7 @@ impl RusbInterface {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 if is_cancelled {
-                    tracing::warn!("usb: a control transfer was not given back");
+                    tracing::warn!("usb: a control transfer was not returned in time");
                     return Err(TransferError::Cancelled);
                 }
                 is_cancelled = true;
@@ -202,8 +203,8 @@ impl UsbInterface for RusbInterface {
         }))
     }
 
-    /// Callbacks of other transfers may run meanwhile, on this thread. Not libusb's own call, which would handle events,
-    /// and with them the loss of the device, while somebody forks.
+    /// Callbacks of other transfers may run meanwhile in this thread. libusb's own synchronous call is not used: it would handle
+    /// events, and with them the loss of the device, during a fork.
     fn control(
         &self,
         setup: SetupPacket,
@@ -234,10 +235,10 @@ impl UsbInterface for RusbInterface {
     }
 }
 
-/// A queue. Its order of fields is that of their end: transfers before what they use.
+/// A queue. The fields are dropped in their order: transfers before the objects that they use.
 struct RusbQueue {
     pending: Vec<Transfer>,
-    /// What could not be submitted.
+    /// Transfers that could not be submitted.
     refused: VecDeque<Completion>,
     completions: Arc<CompletionQueue>,
     endpoints: Vec<EndpointAddress>,
@@ -318,7 +319,7 @@ impl EndpointQueue for RusbQueue {
     }
 
     fn poll_fds(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        // While something is pending the node tells how it ended, also when the device has left.
+        // While a transfer is pending, the node reports its end, also after the device was disconnected.
         let with_node = !(self.gone && self.pending.is_empty());
         let mut descriptors = self.claim.handle.descriptors(with_node);
         descriptors.push((self.completions.event.as_fd(), PollFlags::IN));

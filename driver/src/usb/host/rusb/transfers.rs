@@ -1,8 +1,8 @@
-//! libusb's asynchronous transfers: the one file here with raw pointers.
+//! libusb's asynchronous transfers. This is the only file of the module with raw pointers.
 //!
-//! A transfer is owned by libusb from its submission until its callback, which may run on any thread that handles
-//! the device's events and does one thing: it puts the transfer's address into its queue's inbox. Whoever takes
-//! the address out again may touch the transfer; nobody else does.
+//! libusb owns a transfer from its submission until its callback. The callback may run on any thread that handles the device's
+//! events, and only puts the transfer's address into the completion queue of its endpoint queue. Only the code that takes the
+//! address out again may access the transfer.
 
 use std::{
     ffi::{c_int, c_uint, c_void},
@@ -43,7 +43,7 @@ pub(super) struct OpenDevice {
     /// libusb's own descriptors, registered for as long as libusb has them open.
     registrations: Vec<Registration>,
     node: ForkClosed<OwnedFd>,
-    /// What libusb wants to be polled, the node among it.
+    /// The descriptors that libusb polls, including the node.
     polled: Vec<(RawFd, PollFlags)>,
 }
 
@@ -52,7 +52,7 @@ impl OpenDevice {
         let _pass = fork_guard::enter();
         disable_discovery()?;
         let context = Context::new()?;
-        // SAFETY: the descriptor is open, and lives in the same value as the handle, which is dropped first.
+        // SAFETY: the descriptor is open, and belongs to the same value as the handle, which is dropped first.
         let device = unsafe { context.open_device_with_fd(node.as_raw_fd()) }?;
         let polled = polled(&context)?;
         let own = polled.iter().filter(|(fd, _)| *fd != node.as_raw_fd());
@@ -68,7 +68,7 @@ impl OpenDevice {
         self.device.as_ref().ok_or(::rusb::Error::NoDevice)
     }
 
-    /// Whether this is the child of the process that opened the device.
+    /// Returns whether this process is a child of the process that opened the device.
     pub(super) fn is_inherited(&self) -> bool {
         self.node.is_inherited()
     }
@@ -82,7 +82,7 @@ impl OpenDevice {
         }
     }
 
-    /// Whether the device has left; its node is then ready for ever.
+    /// Returns whether the device was disconnected. Its node is then ready for ever.
     pub(super) fn is_gone(&self) -> bool {
         let mut polled = [PollFd::new(&self.node, PollFlags::empty())];
         matches!(
@@ -91,7 +91,7 @@ impl OpenDevice {
         )
     }
 
-    /// What is to be polled; without the node where nothing is expected from it any more.
+    /// Returns the descriptors to poll. The node is left out if no more events are expected from it.
     pub(super) fn descriptors(&self, with_node: bool) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let node = self.node.as_raw_fd();
         let wanted = self
@@ -107,8 +107,8 @@ impl OpenDevice {
     }
 }
 
-/// Has contexts made without a look for devices. Said once, before there is a context: later libusb would say it to the
-/// oldest one as well, which another thread may be about to free.
+/// Disables device discovery for all later contexts. This is set once, before the first context: libusb would later apply it to
+/// the oldest context too, which another thread may be about to free.
 fn disable_discovery() -> ::rusb::Result<()> {
     static DISABLED: Mutex<bool> = Mutex::new(false);
     let mut disabled = DISABLED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,8 +119,8 @@ fn disable_discovery() -> ::rusb::Result<()> {
     Ok(())
 }
 
-/// What a context wants to be polled. Asked once, before another thread has the context: the entries are libusb's
-/// own, and freed by whichever thread handles the loss of the device.
+/// Returns the descriptors that a context polls. They are queried once, before another thread has the context: libusb owns the
+/// entries, and any thread that handles the loss of the device frees them.
 fn polled(context: &Context) -> ::rusb::Result<Vec<(RawFd, PollFlags)>> {
     // SAFETY: the context is alive.
     let list = unsafe { ffi::libusb_get_pollfds(context.as_raw()) };
@@ -133,7 +133,7 @@ fn polled(context: &Context) -> ::rusb::Result<Vec<(RawFd, PollFlags)>> {
         let entry = unsafe { list.add(at) };
         // SAFETY: as above.
         let entry = unsafe { *entry };
-        // SAFETY: an entry points to a descriptor that nobody changes here.
+        // SAFETY: an entry points to a descriptor that no thread changes here.
         let Some(entry) = (unsafe { entry.as_ref() }) else {
             break;
         };
@@ -158,13 +158,13 @@ impl Drop for OpenDevice {
     }
 }
 
-/// A transfer on its way.
+/// A submitted transfer.
 pub(super) struct Transfer {
     raw: NonNull<ffi::libusb_transfer>,
     pub(super) endpoint: EndpointAddress,
     /// Bytes of the buffer before the data: the setup packet of a control transfer.
     setup_length: usize,
-    /// What libusb may use until the callback; `None` only once that has run, or nothing was submitted.
+    /// The data that libusb may use until the callback. `None` only after the callback has run, or if nothing was submitted.
     in_flight: Option<InFlight>,
 }
 
@@ -175,7 +175,7 @@ struct InFlight {
     _handle: Arc<OpenDevice>,
 }
 
-/// What libusb needs for a new transfer.
+/// The data for a new transfer.
 struct NewTransfer {
     transfer: *mut ffi::libusb_transfer,
     device: *mut ffi::libusb_device_handle,
@@ -237,7 +237,7 @@ impl Transfer {
                 if !fits {
                     return Err(error::invalid());
                 }
-                // SAFETY: as above; the buffer has the setup packet, and as many bytes after it as that says.
+                // SAFETY: as above. The buffer has the setup packet, followed by as many bytes as the setup packet states.
                 unsafe {
                     ffi::libusb_fill_control_transfer(
                         filled.transfer,
@@ -301,7 +301,7 @@ impl Transfer {
 
     /// Asks for its end. One that has ended already cannot be cancelled, which does no harm.
     pub(super) fn cancel(&self) {
-        // SAFETY: not freed while this value lives.
+        // SAFETY: the transfer is not freed before this value is dropped.
         let _ = unsafe { ffi::libusb_cancel_transfer(self.raw.as_ptr()) };
     }
 
@@ -309,7 +309,7 @@ impl Transfer {
         self.raw.as_ptr().addr() == ended.0
     }
 
-    /// What came of it; `None` unless it is the one whose callback has run.
+    /// Returns the completion. Returns `None` unless `ended` is this transfer.
     pub(super) fn into_completion(mut self, ended: &CompletedTransfer) -> Option<Completion> {
         if !self.is(ended) {
             return None;
@@ -334,7 +334,7 @@ impl Drop for Transfer {
         if let Some(lent) = self.in_flight.take() {
             return std::mem::forget(lent);
         }
-        // SAFETY: never submitted, or its callback has run; nobody else has the pointer.
+        // SAFETY: the transfer was never submitted, or its callback has run. No other code has the pointer.
         unsafe { ffi::libusb_free_transfer(self.raw.as_ptr()) };
     }
 }

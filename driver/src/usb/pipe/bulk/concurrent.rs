@@ -1,8 +1,8 @@
 //! The bulk pipe of a reader with several busy slots: one command at a time in each.
 //!
-//! The thread that sent a command waits for it. The thread that reads a response stores it with the command of the same slot and sequence number, and wakes that
-//! command's thread. A thread checks its result under the lock before each wait. The wake-up stays set until its owner checks, and the pipe's descriptors stay
-//! ready until the transfers are taken. No wake-up is lost.
+//! The thread that sent a command waits for it. The thread that reads a response stores it with the command of the same slot and
+//! sequence number, and wakes that command's thread. A thread checks its result under the lock before each wait. The wake-up
+//! stays set until its owner checks, and the pipe's descriptors stay ready until the transfers are taken. No wake-up is lost.
 
 use std::{
     collections::VecDeque,
@@ -46,10 +46,10 @@ pub(crate) struct ConcurrentBulkPipe {
 
 #[derive(Debug)]
 struct PipeState {
-    pipes: Box<dyn EndpointQueue>,
+    queue: Box<dyn EndpointQueue>,
     endpoints: BulkEndpoints,
     incoming: IncomingMessage,
-    /// Of the reader, whichever slot it responds for.
+    /// The liveness of the reader. A response for any slot counts.
     liveness: LivenessCheck,
     sequence: u8,
     active: Vec<ActiveCommand>,
@@ -65,10 +65,10 @@ struct PipeState {
 }
 
 impl ConcurrentBulkPipe {
-    /// The pipe of interface `number`, whose longest message has `longest` bytes.
+    /// Makes the pipe of interface `number`, whose longest message has `longest` bytes.
     ///
     /// # Errors
-    /// [`TransferError`] of an interface without these endpoints.
+    /// [`TransferError`] if the interface lacks these endpoints.
     pub(crate) fn new(
         interface: Arc<dyn UsbInterface>,
         number: u8,
@@ -76,9 +76,9 @@ impl ConcurrentBulkPipe {
         longest: usize,
     ) -> Result<Self, TransferError> {
         // The completion of the command is taken before its response.
-        let pipes = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
+        let queue = interface.open_queue(&[endpoints.bulk_out, endpoints.bulk_in])?;
         let state = PipeState {
-            pipes,
+            queue,
             endpoints,
             incoming: IncomingMessage::new(longest, endpoints.packet),
             liveness: LivenessCheck::start(),
@@ -103,7 +103,7 @@ impl ConcurrentBulkPipe {
         self
     }
 
-    /// The same, with the flag of the device that tells whether the reader omits zero-length packets.
+    /// Sets the device's flag for readers that omit zero-length packets.
     pub(crate) fn with_omits_zlp(self, omits_zlp: Arc<AtomicBool>) -> Self {
         self.state().incoming.share_omits_zlp(omits_zlp);
         self
@@ -118,15 +118,15 @@ impl ConcurrentBulkPipe {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether no command is under way.
+    /// Returns whether no command is running.
     pub(crate) fn is_idle(&self) -> bool {
         self.state().active.is_empty()
     }
 
-    /// Sends `command` to `slot` and waits for its answer, as long as `limit` says, or until `stop`.
+    /// Sends `command` to `slot` and waits for its response, until `limit` or `stop`.
     ///
     /// # Errors
-    /// [`BulkError`]; the slot is then desynchronized.
+    /// [`BulkError`]. The slot is then desynchronized.
     pub(crate) fn command(
         &self,
         command: &Command<'_>,
@@ -176,9 +176,9 @@ impl ConcurrentBulkPipe {
                 continue;
             }
             let deadline = deadline.min(state.liveness.due);
-            let due = state.pipes.next_timeout().map(|due| Instant::now() + due);
+            let due = state.queue.next_timeout().map(|due| Instant::now() + due);
             // Descriptors of our own, for the wait is without the lock.
-            let fds = owned(&state.pipes.poll_fds());
+            let fds = owned(&state.queue.poll_fds());
             drop(state);
             let first = due.map_or(deadline, |due| due.min(deadline));
             wait(fds, wakeup.as_deref(), first, stop);
@@ -191,7 +191,9 @@ impl ConcurrentBulkPipe {
         let is_there = is_responsive(&*self.interface);
         let mut state = self.state();
         if state.liveness.record(is_there) {
-            tracing::warn!("usb: the reader answers no request any more; it is given up");
+            tracing::warn!(
+                "usb: the reader no longer responds to requests; its commands are ended"
+            );
             state.fail_all(BulkErrorKind::TimedOut);
         }
     }
@@ -222,7 +224,7 @@ impl ConcurrentBulkPipe {
         }
     }
 
-    /// As [`BulkPipe::abort`](super::BulkPipe).
+    /// Does the same as [`BulkPipe`](super::BulkPipe) does on an abort.
     fn abort(&self, slot: u8, deadline: Instant, stop: &StopFlag) {
         let sequence = self.state().next_sequence();
         let setup = abort_request(self.number, slot, sequence);
@@ -232,7 +234,7 @@ impl ConcurrentBulkPipe {
             self.reset_endpoints(deadline, stop);
         }
         if let Err(error) = asked {
-            tracing::debug!("usb: the reader takes no ABORT request: {error}");
+            tracing::debug!("usb: the reader rejected the ABORT request: {error}");
             return;
         }
         if check_limits(deadline, stop).is_err() {
@@ -240,11 +242,11 @@ impl ConcurrentBulkPipe {
         }
         let limit = deadline.min(Instant::now() + budget::ABORT);
         if let Err(error) = self.send(&Command::Abort, (slot, sequence), limit.into(), stop) {
-            tracing::debug!("usb: Abort was not confirmed: {}", error.kind);
+            tracing::debug!("usb: the reader did not confirm Abort: {}", error.kind);
         }
     }
 
-    /// Resets the whole device; what follows tells whether it came back.
+    /// Resets the whole device. The next command shows whether the device works again.
     pub(crate) fn reset_device(&self) {
         self.state().fail_all(BulkErrorKind::Disconnected);
         self.state().halts = HaltedEndpoints::default();
@@ -255,9 +257,9 @@ impl ConcurrentBulkPipe {
 }
 
 impl PipeState {
-    /// A number no command under way has.
+    /// Returns a sequence number that no running command has.
     fn next_sequence(&mut self) -> u8 {
-        // Of 256 numbers, at most one a slot is taken.
+        // At most one of the 256 numbers is in use for each slot.
         for _ in 0..=u8::MAX {
             self.sequence = self.sequence.wrapping_add(1);
             let taken = |one: &ActiveCommand| one.sequence == self.sequence;
@@ -285,15 +287,15 @@ impl PipeState {
         });
         self.listen();
         self.out_transfers.push_back(sequence);
-        self.pipes.submit_out(self.endpoints.bulk_out, message);
+        self.queue.submit_out(self.endpoints.bulk_out, message);
         wakeup
     }
 
-    /// Has a transfer in queued while an answer is awaited.
+    /// Keeps an IN transfer queued while a response is awaited.
     fn listen(&mut self) {
-        if self.awaits_response() && self.pipes.pending(self.endpoints.bulk_in) == 0 {
+        if self.awaits_response() && self.queue.pending(self.endpoints.bulk_in) == 0 {
             let len = self.incoming.next_len();
-            self.pipes.submit_in(self.endpoints.bulk_in, len);
+            self.queue.submit_in(self.endpoints.bulk_in, len);
         }
     }
 
@@ -303,7 +305,7 @@ impl PipeState {
 
     /// Takes the completed transfers of all commands.
     fn process_completions(&mut self) {
-        while let Some(completion) = self.pipes.next_completion() {
+        while let Some(completion) = self.queue.next_completion() {
             self.liveness = LivenessCheck::start();
             self.process(completion);
         }
@@ -322,13 +324,13 @@ impl PipeState {
     /// After a silence: takes what the IN transfer holds, and queues another. Returns whether it held a response.
     fn accept_unended(&mut self) -> bool {
         let bulk_in = self.endpoints.bulk_in;
-        if self.incoming.reads_exact_sizes() || self.pipes.pending(bulk_in) == 0 {
+        if self.incoming.reads_exact_sizes() || self.queue.pending(bulk_in) == 0 {
             return false;
         }
-        self.pipes.cancel(bulk_in);
+        self.queue.cancel(bulk_in);
         let deadline = Instant::now() + budget::CANCEL;
         loop {
-            while let Some(completion) = self.pipes.next_completion() {
+            while let Some(completion) = self.queue.next_completion() {
                 match completion.result {
                     Err(TransferError::Cancelled) if completion.endpoint == bulk_in => {
                         self.incoming.collect(completion);
@@ -337,10 +339,10 @@ impl PipeState {
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if self.pipes.pending(bulk_in) == 0 || left.is_zero() {
+            if self.queue.pending(bulk_in) == 0 || left.is_zero() {
                 break;
             }
-            drain::wait(&*self.pipes, left);
+            drain::wait(&*self.queue, left);
         }
         let is_complete = self.incoming.is_complete();
         if is_complete {
@@ -369,7 +371,7 @@ impl PipeState {
         }
     }
 
-    /// What an IN transfer has brought: nothing, a part of a message, or messages.
+    /// Handles an IN transfer: nothing, a part of a message, or messages.
     fn handle_transfer(&mut self, completion: Completion) -> Result<(), BulkErrorKind> {
         failed(&completion)?;
         if completion.transferred == 0 {
@@ -383,10 +385,10 @@ impl PipeState {
         Ok(())
     }
 
-    /// A message, for the command it answers.
+    /// Assigns a message to its command.
     fn handle_message(&mut self, message: Secret) -> Result<(), BulkErrorKind> {
         let [_, _, _, _, _, slot, sequence, ..] = *message.expose() else {
-            return Err(BulkErrorKind::Protocol("a damaged message"));
+            return Err(BulkErrorKind::Protocol("a malformed message"));
         };
         let is_it = |one: &&mut ActiveCommand| {
             one.sequence == sequence && one.exchange.slot() == slot && one.result.is_none()
@@ -403,7 +405,7 @@ impl PipeState {
             // Its thread may have to wait longer now.
             Ok(None) => one.wake(),
             Ok(Some(reply)) => one.end(Ok(reply)),
-            // What else a reader says that breaks the rules is not to be believed either.
+            // Any other message of a reader that violates the protocol is not trusted either.
             Err(kind) => return Err(kind),
         }
         Ok(())
@@ -413,7 +415,7 @@ impl PipeState {
         self.unmatched += 1;
         if self.unmatched > budget::STALE_ANSWERS {
             return Err(BulkErrorKind::Protocol(
-                "answers to other commands without end",
+                "too many responses to other commands",
             ));
         }
         Ok(())
@@ -436,7 +438,7 @@ impl PipeState {
         one.exchange.take_extension()
     }
 
-    /// What came of a command; one that is given up because of `ended` is under way no more.
+    /// Returns the result of a command, if there is one. A command that ends because of `ended` no longer runs.
     fn result(
         &mut self,
         sequence: u8,
@@ -466,15 +468,15 @@ impl PipeState {
         Some(result.map_err(|kind| BulkError { kind, sent }))
     }
 
-    /// The reader takes no commands: those on their way are taken back.
+    /// Cancels all OUT transfers, because the reader accepts no commands.
     fn cancel_out_transfers(&mut self) {
-        self.pipes.cancel(self.endpoints.bulk_out);
+        self.queue.cancel(self.endpoints.bulk_out);
         let deadline = Instant::now() + budget::CANCEL;
         while !self.out_transfers.is_empty() && Instant::now() < deadline {
             self.process_completions();
             if !self.out_transfers.is_empty() {
                 drain::wait(
-                    &*self.pipes,
+                    &*self.queue,
                     deadline.saturating_duration_since(Instant::now()),
                 );
             }
@@ -487,11 +489,11 @@ impl PipeState {
             return;
         }
         let all = [self.endpoints.bulk_in, self.endpoints.bulk_out];
-        drain(&mut *self.pipes, &all);
+        drain(&mut *self.queue, &all);
         self.out_transfers.clear();
         self.incoming.clear();
         for endpoint in all {
-            self.halts.clear(&mut *self.pipes, endpoint);
+            self.halts.clear(&mut *self.queue, endpoint);
         }
         self.needs_reset = false;
     }

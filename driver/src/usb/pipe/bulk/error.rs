@@ -1,10 +1,10 @@
-//! Why a command has no response.
+//! The errors of a command without a response.
 
 use claviger_apdu::{Sent, TransportErrorKind};
 
 use crate::usb::host::transfer::TransferError;
 
-/// No response: why, and whether the reader may have acted on the command.
+/// Why a command has no response, and whether the reader may have executed the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BulkError {
     pub(crate) kind: BulkErrorKind,
@@ -16,13 +16,13 @@ pub(crate) struct BulkError {
 pub(crate) enum BulkErrorKind {
     #[error("the reader was unplugged")]
     Disconnected,
-    #[error("the reader did not answer in time")]
+    #[error("the reader did not respond in time")]
     TimedOut,
-    #[error("the reader did not answer in time, but still answers")]
+    #[error("the reader did not respond to the command in time, but responds to other commands")]
     Late,
-    #[error("the reader is still at an earlier command")]
+    #[error("the reader still runs an earlier command")]
     SlotBusy,
-    #[error("the call was ended")]
+    #[error("the call was aborted")]
     Stopped,
     #[error(
         "another slot of the reader, or another reader in the same device, was busy all the time"
@@ -30,9 +30,9 @@ pub(crate) enum BulkErrorKind {
     Busy,
     #[error("{0}")]
     Transfer(TransferError),
-    #[error("the reader broke the CCID protocol: {0}")]
+    #[error("the reader violated the CCID protocol: {0}")]
     Protocol(&'static str),
-    #[error("it is longer than the reader's messages")]
+    #[error("the message is longer than the reader accepts")]
     TooLong,
 }
 

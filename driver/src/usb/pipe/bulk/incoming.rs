@@ -1,4 +1,4 @@
-//! The message that arrives: how much each IN transfer asks for, and where a message ends.
+//! Assembles incoming messages: the size of each IN transfer, and the end of each message.
 
 use std::sync::{
     Arc,
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct IncomingMessage {
     packet: usize,
-    /// Bytes asked for by one IN transfer.
+    /// Bytes that one IN transfer requests.
     read: usize,
     /// The reader does not end a message of whole packets by a zero-length packet. Shared by all claims of the device.
     omits_zlp: Arc<AtomicBool>,
@@ -35,7 +35,7 @@ impl IncomingMessage {
         }
     }
 
-    /// Uses the flag of the device that tells whether the reader omits zero-length packets.
+    /// Sets the device's flag for readers that omit zero-length packets.
     pub(super) fn share_omits_zlp(&mut self, omits_zlp: Arc<AtomicBool>) {
         self.omits_zlp = omits_zlp;
     }
@@ -47,11 +47,13 @@ impl IncomingMessage {
     /// A message of whole packets came without a zero-length packet.
     pub(super) fn note_omitted_zlp(&self) {
         if !self.omits_zlp.swap(true, Ordering::Relaxed) {
-            tracing::debug!("usb: the reader leaves out empty packets; exact sizes from now on");
+            tracing::debug!(
+                "usb: the reader omits zero-length packets; exact sizes are requested from now on"
+            );
         }
     }
 
-    /// Bytes that the next IN transfer asks for.
+    /// Returns how many bytes the next IN transfer requests.
     pub(super) fn next_len(&self) -> usize {
         if !self.reads_exact_sizes() {
             return self.read;
@@ -73,7 +75,7 @@ impl IncomingMessage {
         self.collected.extend(part.expose());
     }
 
-    /// Returns whether the message goes on, although its last transfer has ended.
+    /// Returns whether the message continues, although its last transfer has ended.
     pub(super) fn awaits_more(&self) -> bool {
         self.reads_exact_sizes() && self.bytes_missing().is_some_and(|missing| missing > 0)
     }
@@ -129,8 +131,8 @@ fn message_len(message: &[u8]) -> Option<usize> {
     data.checked_add(HEADER)
 }
 
-/// What one transfer in asks for. One that is no multiple of the packet size overflows when the reader says too much, and
-/// the endpoint with it; one packet more lets a message of whole packets end by a short one.
+/// Returns the size of an IN transfer. A size that is no multiple of the packet size overflows when the reader sends too much,
+/// and the endpoint fails. One more packet lets a message of whole packets end with a short one.
 fn read_size(longest: usize, packet: usize) -> usize {
     let packets = longest.div_ceil(packet).saturating_add(1);
     packets.saturating_mul(packet)

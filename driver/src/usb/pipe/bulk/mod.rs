@@ -1,7 +1,7 @@
 //! One message to a reader and its response: two transfers, the IN transfer queued first.
 //!
-//! A response counts if type, slot and sequence number match. Up to `STALE_ANSWERS` others are dropped. A command without a response desynchronizes its
-//! slot: nothing else is sent to it before [`BulkPipe::recover`].
+//! A response counts if type, slot and sequence number match. Up to `STALE_ANSWERS` others are dropped. A command without a
+//! response desynchronizes its slot: nothing else is sent to it before [`BulkPipe::recover`].
 
 mod abort;
 mod active;
@@ -66,10 +66,10 @@ pub(crate) struct BulkPipe {
 }
 
 impl BulkPipe {
-    /// The pipe of interface `number`, whose longest message has `longest` bytes.
+    /// Makes the pipe of interface `number`, whose longest message has `longest` bytes.
     ///
     /// # Errors
-    /// [`TransferError`] of an interface without these endpoints.
+    /// [`TransferError`] if the interface lacks these endpoints.
     pub(crate) fn new(
         interface: Arc<dyn UsbInterface>,
         number: u8,
@@ -89,7 +89,7 @@ impl BulkPipe {
         })
     }
 
-    /// The same, with the flag of the device that tells whether the reader omits zero-length packets.
+    /// Sets the device's flag for readers that omit zero-length packets.
     pub(crate) fn with_omits_zlp(mut self, omits_zlp: Arc<AtomicBool>) -> Self {
         self.incoming.share_omits_zlp(omits_zlp);
         self
@@ -105,7 +105,7 @@ impl BulkPipe {
         self.sequence
     }
 
-    /// Resets the whole device; what follows tells whether it came back.
+    /// Resets the whole device. The next command shows whether the device works again.
     pub(crate) fn reset_device(&mut self) {
         self.cancel_pending();
         self.halts = HaltedEndpoints::default();
@@ -114,10 +114,10 @@ impl BulkPipe {
         }
     }
 
-    /// Sends `command` to `slot` and waits for its answer, as long as `timeout` says, or until `stop`.
+    /// Sends `command` to `slot` and waits for its response, until `timeout` or `stop`.
     ///
     /// # Errors
-    /// [`BulkError`]; the slot is then desynchronized.
+    /// [`BulkError`]. The slot is then desynchronized.
     pub(crate) fn command(
         &mut self,
         command: &Command<'_>,
@@ -179,7 +179,9 @@ impl BulkPipe {
                     return Ok(reply);
                 }
                 if liveness.record(is_responsive(&*self.interface)) {
-                    tracing::warn!("usb: the reader answers no request any more; it is given up");
+                    tracing::warn!(
+                        "usb: the reader no longer responds to requests; its command is ended"
+                    );
                     return Err(BulkErrorKind::TimedOut);
                 }
             }
@@ -192,7 +194,7 @@ impl BulkPipe {
         let due = self.pipes.next_timeout().map(|due| Instant::now() + due);
         let deadline = due.map_or(deadline, |due| due.min(deadline));
         if let Err(errno) = wait_any(&self.pipes.poll_fds(), stop, Some(deadline)) {
-            tracing::warn!("usb: poll failed ({errno})");
+            tracing::warn!("usb: poll failed while waiting for the reader ({errno})");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -303,7 +305,8 @@ impl BulkPipe {
         }
     }
 
-    /// Synchronizes the slot: aborts the pending command, clears halts that were seen, drops late responses. The caller recovers the card.
+    /// Synchronizes the slot: aborts the pending command, clears halts that were seen, drops late responses. The caller recovers
+    /// the card.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.
@@ -351,11 +354,11 @@ impl BulkPipe {
             self.clear_halts(deadline, stop);
         }
         if let Err(error) = asked {
-            tracing::debug!("usb: the reader takes no ABORT request: {error}");
+            tracing::debug!("usb: the reader rejected the ABORT request: {error}");
         } else if check_limits(deadline, stop).is_ok() {
             let limit = deadline.min(Instant::now() + budget::ABORT);
             if let Err(error) = self.command(&Command::Abort, slot, limit, stop) {
-                tracing::debug!("usb: Abort was not confirmed: {}", error.kind);
+                tracing::debug!("usb: the reader did not confirm Abort: {}", error.kind);
             }
         }
         listens

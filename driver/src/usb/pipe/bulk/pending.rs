@@ -76,7 +76,7 @@ impl PendingCommand {
         failed(completion)?;
         if completion.transferred != self.length {
             tracing::debug!(
-                "usb: {} of the {} bytes of a command were counted",
+                "usb: {} of the {} bytes of a command are reported as sent",
                 completion.transferred,
                 self.length
             );
@@ -90,13 +90,13 @@ impl PendingCommand {
         self.stale += 1;
         if self.stale > budget::STALE_ANSWERS {
             return Err(BulkErrorKind::Protocol(
-                "answers to other commands without end",
+                "too many responses to other commands",
             ));
         }
         Ok(())
     }
 
-    /// A reader that answered earlier commands meanwhile is late, not silent.
+    /// Refines a timeout: a reader that has responded to earlier commands meanwhile is late, not unresponsive.
     pub(super) const fn refined(&self, kind: BulkErrorKind) -> BulkErrorKind {
         match kind {
             BulkErrorKind::TimedOut if self.stale > 0 => BulkErrorKind::Late,
@@ -107,7 +107,7 @@ impl PendingCommand {
     pub(super) fn count_empty(&mut self) -> Result<(), BulkErrorKind> {
         self.empty += 1;
         if self.empty > budget::EMPTY_TRANSFERS {
-            return Err(BulkErrorKind::Protocol("empty transfers without end"));
+            return Err(BulkErrorKind::Protocol("too many empty transfers"));
         }
         Ok(())
     }
@@ -119,7 +119,7 @@ impl PendingCommand {
         sequence: u8,
     ) -> Result<Option<SlotResponse>, BulkErrorKind> {
         let answer = CcidResponse::parse(message.expose())
-            .map_err(|_| BulkErrorKind::Protocol("a damaged message"))?;
+            .map_err(|_| BulkErrorKind::Protocol("a malformed message"))?;
         if !answer.matches(self.kind, self.slot, sequence) {
             self.count_stale()?;
             return Ok(None);
@@ -131,9 +131,7 @@ impl PendingCommand {
                 self.extension = Some(multiplier);
                 self.extensions += 1;
                 if self.extensions > budget::TIME_EXTENSIONS {
-                    return Err(BulkErrorKind::Protocol(
-                        "requests for more time without end",
-                    ));
+                    return Err(BulkErrorKind::Protocol("too many requests for more time"));
                 }
                 return Ok(None);
             }

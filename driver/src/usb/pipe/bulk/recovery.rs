@@ -14,11 +14,11 @@ use crate::{
     wait::StopFlag,
 };
 
-/// Sends GetSlotStatus by `query` until it is answered, [`budget::STATUS_TRIES`] times at most. A reader that answers late has
-/// longer the next time.
+/// Sends GetSlotStatus by `query` until there is a response, up to [`budget::STATUS_TRIES`] times. The timeout grows after each
+/// late response.
 ///
 /// # Errors
-/// Why the last one was not answered, or that the slot runs or aborts a command.
+/// Why the last query failed, or that the slot runs or aborts a command.
 pub(super) fn query_status(
     deadline: Instant,
     stop: &StopFlag,
@@ -47,16 +47,16 @@ pub(super) fn query_status(
     }
     // More time does not help it.
     if last.kind == BulkErrorKind::Late && timeout > budget::STATUS * 4 {
-        last.kind = BulkErrorKind::Protocol("it answers none but earlier commands");
+        last.kind = BulkErrorKind::Protocol("it responds only to earlier commands");
     }
     Err(last)
 }
 
 impl SlotResponse {
-    /// The same, of a slot with no command in progress.
+    /// Returns the same response if the slot has no command in progress.
     ///
     /// # Errors
-    /// [`BulkErrorKind::SlotBusy`] when the reader says that the slot runs or aborts a command.
+    /// [`BulkErrorKind::SlotBusy`] if the reader reports that the slot runs or aborts a command.
     pub(crate) fn idle(self) -> Result<Self, BulkError> {
         match self.error {
             Some(SlotError::SlotBusy | SlotError::Aborted) => Err(BulkError {

@@ -12,11 +12,11 @@ use crate::ccid::{
 pub(crate) struct SlotResponse {
     /// The whole message.
     pub(super) message: Secret,
-    /// What its slot holds.
+    /// The state of the card in the slot.
     pub(crate) icc: IccStatus,
-    /// bChainParameter and its like.
+    /// bChainParameter or the corresponding byte.
     pub(crate) specific: u8,
-    /// Why the reader could not do it.
+    /// Why the command failed.
     pub(crate) error: Option<SlotError>,
 }
 
@@ -28,7 +28,7 @@ impl SlotResponse {
 }
 
 impl From<Outcome> for SlotResponse {
-    /// What a token of the control pipe said, as a reader would.
+    /// Converts the outcome of a token of the control pipe to a response of a reader.
     fn from(outcome: Outcome) -> Self {
         let mut message = Secret::new(Vec::with_capacity(HEADER + outcome.data.len()));
         message.extend(&[0; HEADER]);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::ccid::budget;
 
 /// The timeout of one response: within the caller's deadline, a time per message that a time extension request restarts
-/// and multiplies. Never longer than [`budget::MESSAGE`]. After a request, a message without a time of its own has [`budget::EXTENSION`]:
-/// a reader that has requested more time once requests it again.
+/// and multiplies. Never longer than [`budget::MESSAGE`]. After a request, a message without a time of its own has
+/// [`budget::EXTENSION`]: a reader that has requested more time once requests it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResponseTimeout {
     deadline: Instant,
@@ -40,7 +40,7 @@ impl ResponseTimeout {
     }
 }
 
-/// Until then, whatever is asked for.
+/// The deadline, regardless of time extensions.
 impl From<Instant> for ResponseTimeout {
     fn from(last: Instant) -> Self {
         Self {

@@ -46,7 +46,7 @@ pub(super) fn wait(
         .chain(wakeup)
         .collect();
     if let Err(errno) = wait_any(&all, stop, Some(deadline)) {
-        tracing::warn!("usb: poll failed ({errno})");
+        tracing::warn!("usb: poll failed while waiting for the reader ({errno})");
         std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -40,7 +40,7 @@ impl CcidSlot {
                 Ok(Progress::Done(answer)) => return Ok(answer),
                 Err(error) => {
                     self.pipe.mark_desynchronized();
-                    let what = format!("the reader broke the CCID protocol: {error}");
+                    let what = format!("the reader violated the CCID protocol: {error}");
                     return Err(self.error(TransportErrorKind::Protocol, Sent::Maybe, &what));
                 }
             }

@@ -23,11 +23,11 @@ pub(super) struct OutgoingBlock {
     pub(super) kind: BlockKind,
     /// bBWI: 0 for the usual waiting time.
     pub(super) bwi: u8,
-    /// How long the answer may take.
+    /// The timeout of the response.
     pub(super) timeout: Duration,
 }
 
-/// What came of a block.
+/// The outcome of a block.
 pub(super) enum BlockOutcome {
     Response(Secret),
     /// The card's response was malformed.
@@ -46,7 +46,7 @@ impl CcidSlot {
         frame: &[u8],
         call: Call,
     ) -> Result<Secret, TransportError> {
-        // Whether the card had seen the command before the present block, and has once it has got it.
+        // Whether the card had received the command before the current block, and whether it has after that block.
         let mut before = Sent::No;
         let mut step = line.begin(frame);
         loop {
@@ -88,21 +88,21 @@ impl CcidSlot {
         }
     }
 
-    /// The protocol ended without an answer.
+    /// Handles a protocol that ended without a response.
     fn protocol_failure(&mut self, failure: Failure) -> TransportError {
         if failure.needs_reset() {
             self.pipe.mark_desynchronized();
         }
         let doubt = match (failure.reason, failure.sent) {
             (FailureReason::Unsuitable(_), _) | (_, Sent::No) => "it was not sent",
-            (_, Sent::Yes) => "the card has it, and may have carried it out",
-            (_, Sent::Maybe) => "whether the card has carried it out nobody knows",
+            (_, Sent::Yes) => "the card has received it and may have executed it",
+            (_, Sent::Maybe) => "it is unknown whether the card has executed it",
         };
         let what = format!("the command failed: {failure}; {doubt}");
         self.error(TransportErrorKind::Protocol, failure.sent, &what)
     }
 
-    /// Sends one block and waits for the answer to it.
+    /// Sends one block and waits for its response.
     ///
     /// # Errors
     /// [`BulkError`] about this block.
@@ -131,7 +131,7 @@ impl CcidSlot {
                 CharacterStep::Damaged => return Ok(BlockOutcome::TransmissionError),
                 CharacterStep::Exchange { bytes, expected } => (bytes, expected),
             };
-            // What does not fit in a message comes in several.
+            // A response that does not fit in one message is split into several.
             let room = u16::try_from(self.reader.max_block()).unwrap_or(u16::MAX);
             let outcome = self
                 .transfer_block(bytes.expose(), expected.min(room), &outgoing, call)
@@ -192,7 +192,7 @@ impl CcidSlot {
     }
 }
 
-/// Whether the card has seen the command when a block failed of which `this` is known.
+/// Returns whether the card has received the command after a block failed with `this`.
 fn combined_sent(before: Sent, after: Sent, this: Sent) -> Sent {
     match (before, after) {
         (_, Sent::No) => Sent::No,

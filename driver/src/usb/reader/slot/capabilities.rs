@@ -19,7 +19,8 @@ use crate::{
     },
 };
 
-/// Clocks a card works with, in kHz (ISO 7816-3, 5.2.3 and table 7). A reader that says another has not the one it says.
+/// The clocks at which a card works, in kHz (ISO 7816-3, 5.2.3 and table 7). A reader that states another clock does not really
+/// have it.
 const CLOCK_RANGE: std::ops::RangeInclusive<u32> = 1_000..=20_000;
 /// The card's maximum information field before an IFS request (ISO 7816-3, 11.4.2).
 const DEFAULT_IFSD: u8 = 32;
@@ -36,7 +37,7 @@ impl Capabilities {
         Self { class, quirks }
     }
 
-    /// What a block is. A reader that takes APDUs in parts is given APDUs, whatever it announces.
+    /// Returns the exchange level. A reader that accepts APDUs in parts is sent APDUs, whatever level it announces.
     pub(super) const fn level(&self) -> ExchangeLevel {
         if self.quirks.chains {
             return ExchangeLevel::ExtendedApdu;
@@ -44,7 +45,7 @@ impl Capabilities {
         self.class.exchange_level()
     }
 
-    /// Whether the protocol with the card is the reader's business.
+    /// Returns whether the reader handles the protocol with the card.
     pub(super) const fn takes_apdus(&self) -> bool {
         matches!(
             self.level(),
@@ -53,8 +54,8 @@ impl Capabilities {
     }
 
     /// Returns whether the reader takes an APDU longer than its messages in parts (CCID 1.1, 6.1.4). Many readers that announce
-    /// extended APDUs ignore wLevelParameter, and the card executes the first part. A reader whose messages do not hold a short APDU
-    /// has no other way: Gnuk, with messages of 64 bytes.
+    /// extended APDUs ignore wLevelParameter, and the card executes the first part. A reader whose messages do not hold a short
+    /// APDU has no other way: Gnuk, with messages of 64 bytes.
     fn takes_parts(&self) -> bool {
         self.quirks.chains
             || (self.level() == ExchangeLevel::ExtendedApdu
@@ -105,7 +106,7 @@ impl Capabilities {
         offered
     }
 
-    /// The clock that waiting times are counted by, in kHz: the slowest there is where the reader does not tell the truth.
+    /// Returns the clock for waiting times, in kHz. This is the slowest possible clock if the reader states an impossible one.
     pub(super) fn khz(&self) -> u32 {
         let said = self.class.default_clock_khz();
         if CLOCK_RANGE.contains(&said) {
@@ -115,7 +116,8 @@ impl Capabilities {
         }
     }
 
-    /// The rates it has. One that does not change its rate by itself, or whose clock nobody knows, has the default one.
+    /// Returns the rates of the reader. A reader that does not change its rate itself, or whose clock is unknown, has only the
+    /// default rate.
     pub(super) fn reach(&self) -> ReaderRates<'static> {
         let khz = self.class.default_clock_khz();
         let changes = self.class.changes_rates() && CLOCK_RANGE.contains(&khz);
@@ -128,7 +130,7 @@ impl Capabilities {
         }
     }
 
-    /// The reach of a reader at its default rate.
+    /// Returns the rates of a reader that only uses the default rate.
     pub(super) fn default_reach(&self) -> ReaderRates<'static> {
         ReaderRates {
             most: 0,
@@ -136,7 +138,7 @@ impl Capabilities {
         }
     }
 
-    /// The time that is waited for what may take `usual`.
+    /// Returns the timeout for an action that usually takes up to `usual`.
     pub(super) fn scaled_timeout(&self, usual: Duration) -> Duration {
         let wanted = usual.saturating_mul(self.quirks.patience.unwrap_or(1));
         wanted.min(budget::MESSAGE)
@@ -154,7 +156,7 @@ impl Capabilities {
             .max(1)
     }
 
-    /// The longest information field whose block fits in a message.
+    /// Returns the longest information field whose block fits in a message.
     pub(super) fn longest_information(&self, detection: ErrorDetection) -> u8 {
         let frame = PROLOGUE + detection.epilogue();
         let room = self.max_block().saturating_sub(frame);
@@ -172,7 +174,8 @@ const fn unchained_limits(most: usize) -> Limits {
     }
 }
 
-/// Whether a card that announces `voltages` works at `voltage`; one that announces none does at any that it answers at.
+/// Returns whether a card that announces `voltages` works at `voltage`. A card that announces none works at any voltage at which
+/// it sends an answer to reset.
 pub(super) fn suits_voltage(voltages: Option<Voltages>, voltage: Voltage) -> bool {
     let Some(Voltages { v5, v3, v1_8 }) = voltages else {
         return true;

@@ -1,9 +1,9 @@
-//! A claimed reader and the card in one of its slots: power, exchanges, and the way back into step.
+//! A claimed reader and the card in one of its slots: power, exchanges and recovery.
 //!
 //! ```text
-//! power ──► plan ──► PPS ──► SetParameters      what is agreed after each reset
-//! exchange ──► apdu                             readers that take APDUs
-//!         └──► line ──► block                   T=1 and T=0, in blocks or characters
+//! power ──► plan ──► PPS ──► SetParameters      the negotiation after each reset
+//! exchange ──► apdu                             readers of the APDU levels
+//!         └──► protocol state ──► block         T=1 and T=0, in blocks or characters
 //! ```
 
 mod apdu;
@@ -50,7 +50,7 @@ pub(crate) struct CcidSlot {
     icc: Option<IccStatus>,
     /// The reader was recovered from the middle of a command, the card not yet.
     card_unsynchronized: bool,
-    /// ATR of a card whose negotiation failed. It is not negotiated with again.
+    /// ATR of a card whose negotiation failed. There is no second negotiation with that card.
     unnegotiable: Option<Atr>,
     epoch: Epoch,
 }
@@ -59,9 +59,9 @@ pub(crate) struct CcidSlot {
 #[derive(Debug)]
 pub(crate) struct Card {
     atr: Atr,
-    /// What it speaks, as far as that is known of readers that take APDUs.
+    /// The protocol of the card, if it is known. A reader of the APDU levels may not report it.
     protocol: Option<Protocol>,
-    /// How blocks reach it; none where the reader takes APDUs.
+    /// The protocol state of the card. `None` for a reader of the APDU levels.
     protocol_state: Option<ProtocolState>,
 }
 
@@ -101,7 +101,8 @@ impl CcidSlot {
         self.stop = Arc::clone(stop);
     }
 
-    /// Assumes that the active card is the one with this ATR. A TPDU card must be powered anew, because its parameters are unknown.
+    /// Assumes that the active card is the one with this ATR. A TPDU card must be powered anew, because its parameters are
+    /// unknown.
     pub(crate) fn assume_powered(&mut self, atr: Atr) {
         if !self.reader.takes_apdus() {
             return;
@@ -132,7 +133,7 @@ impl CcidSlot {
         }
     }
 
-    /// What the slot held when the reader last said so; `None` of a reader that has not been asked for anything.
+    /// Returns the last reported state of the slot. `None` if the reader has not been sent anything yet.
     pub(crate) const fn icc(&self) -> Option<IccStatus> {
         self.icc
     }
@@ -157,8 +158,8 @@ impl CcidSlot {
         self.epoch
     }
 
-    /// What the slot holds. A reader that was left in the middle of something is brought back first; its card is reset before
-    /// the next command. The device is never reset.
+    /// Queries the state of the slot. An unsynchronized slot is recovered first, and its card is then reset before the next
+    /// command. The device is never reset.
     ///
     /// # Errors
     /// [`TransportError`].
@@ -186,7 +187,8 @@ impl CcidSlot {
         let reply = if self.pipe.is_synchronized() {
             let asked = self.command(&Command::GetSlotStatus, limit);
             match asked.and_then(SlotResponse::idle) {
-                // The first answer after another owner has left may be lost in what that one left behind.
+                // The first response after another owner has released the reader may be lost in the data that the owner left
+                // behind.
                 Err(error) if !error.kind.is_final() => {
                     let is_busy = error.kind == BulkErrorKind::SlotBusy;
                     self.card_unsynchronized |= is_busy || self.card.is_none();
@@ -205,7 +207,7 @@ impl CcidSlot {
     /// Synchronizes the slot. Resets a device that does not respond, if there is time for that.
     fn recover_or_reset(&mut self, call: Call) -> Result<SlotResponse, BulkError> {
         let before_reset = call.deadline.checked_sub(budget::DEVICE_RESET);
-        // What a recovery needs at least to show that the reader is silent.
+        // The shortest time in which a recovery can detect that the reader does not respond.
         let shortest = Instant::now() + budget::ABORT + budget::STATUS;
         let deadline = before_reset
             .filter(|deadline| *deadline >= shortest)
@@ -219,7 +221,7 @@ impl CcidSlot {
         }
         if !error.kind.needs_time() {
             tracing::warn!(
-                "{}: the reader does not listen ({}); it is reset",
+                "{}: the reader does not respond ({}); it is reset",
                 self.name,
                 error.kind
             );
@@ -238,7 +240,7 @@ impl CcidSlot {
         reply.icc
     }
 
-    /// One message and the answer to it.
+    /// Sends one message and waits for its response.
     fn command(
         &mut self,
         command: &Command<'_>,
@@ -249,11 +251,11 @@ impl CcidSlot {
         Ok(reply)
     }
 
-    /// Sends one frame to the card and puts its answer into `response`.
+    /// Sends one frame to the card and puts the response into `response`.
     ///
     /// # Errors
-    /// [`TransportError`]; [`TransportErrorKind::CardReset`] when the card had to be reset because an earlier
-    /// command was not answered, and this one was not sent.
+    /// [`TransportError`]. [`TransportErrorKind::CardReset`] if the card had to be reset because an earlier command got no
+    /// response. This command was then not sent.
     pub(crate) fn exchange(
         &mut self,
         frame: &[u8],
@@ -281,12 +283,13 @@ impl CcidSlot {
             self.error(
                 TransportErrorKind::Protocol,
                 Sent::Yes,
-                "the answer is too long",
+                "the response is too long",
             )
         })
     }
 
-    /// The error of a block that the reader could not exchange with the card. `first` says that it was the command's first block.
+    /// Makes the error of a block that the reader could not exchange with the card. `first` means that it was the command's first
+    /// block.
     fn block_error(
         &mut self,
         error: SlotError,
@@ -300,7 +303,7 @@ impl CcidSlot {
             (_, IccStatus::Absent) => (TransportErrorKind::CardRemoved, sent),
             _ => (TransportErrorKind::Protocol, sent),
         };
-        // A card that did not answer may still be at it.
+        // A card that did not respond may still run the command.
         if !matches!(
             kind,
             TransportErrorKind::Busy | TransportErrorKind::CardRemoved
@@ -319,7 +322,7 @@ impl CcidSlot {
         }
         match reset {
             Ok(()) => {
-                let what = "the card was reset, because an earlier command was not answered";
+                let what = "the card was reset, because an earlier command got no response";
                 self.error(TransportErrorKind::CardReset, Sent::No, what)
             }
             Err(error) => error,

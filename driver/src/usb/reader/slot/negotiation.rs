@@ -1,12 +1,13 @@
-//! What is to be done between a card's answer to reset and its first command, by what the reader does itself (dwFeatures).
+//! Plans the steps between a card's answer to reset and its first command. The steps depend on the functions that the reader
+//! performs automatically (dwFeatures).
 //!
 //! | the reader | PPS | SetParameters |
 //! |---|---|---|
-//! | negotiates | its own | its own |
-//! | takes APDUs, sets parameters | its own | its own |
-//! | takes APDUs | its own, after SetParameters, or none | ours |
-//! | sends PPS by the parameters it is given | its own | ours |
-//! | anything else | ours | ours |
+//! | negotiates | by the reader | by the reader |
+//! | takes APDUs, sets parameters | by the reader | by the reader |
+//! | takes APDUs | by the reader, after SetParameters, or none | by the driver |
+//! | sends PPS by the parameters it is given | by the reader | by the driver |
+//! | anything else | by the driver | by the driver |
 
 use super::capabilities::Capabilities;
 use crate::protocol::{
@@ -14,12 +15,12 @@ use crate::protocol::{
     pps::{self, AgreedParameters, PpsPlan, PpsRequest},
 };
 
-/// What to negotiate after a reset.
+/// The steps of a negotiation after a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NegotiationPlan {
-    /// What card and reader speak in the end, as far as that is known.
+    /// The protocol and rate after the negotiation, as far as they are known.
     pub(super) agreement: AgreedParameters,
-    /// What the card is asked first.
+    /// The PPS request to send first.
     pub(super) pps: Option<PpsRequest>,
     /// What to do about the reader's parameters.
     pub(super) parameters: ParameterStep,
@@ -36,13 +37,13 @@ pub(super) enum ParameterStep {
     Query,
 }
 
-/// The card speaks no protocol that the reader speaks too.
+/// Card and reader have no protocol in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the card speaks T={}, which the reader does not", .0.number())]
+#[error("the reader does not support T={}, the protocol of the card", .0.number())]
 pub(super) struct NoCommonProtocol(Protocol);
 
-/// The plan for a card that announced `parameters`. A `careful` one asks for nothing that is not needed: the card speaks what it speaks
-/// after its reset, if the reader does.
+/// Makes the plan for a card that announced `parameters`. A `careful` plan requests nothing unnecessary: the card keeps its
+/// protocol and rate after reset, if the reader supports them.
 pub(super) fn plan(
     reader: &Capabilities,
     parameters: &TransmissionParameters,
@@ -61,7 +62,7 @@ pub(super) fn plan(
     let stays = careful && device.contains(&after_reset.protocol);
     let protocol = if stays { after_reset.protocol } else { best };
     let (agreement, pps) = wanted(reader, parameters, protocol, careful).ok_or(none)?;
-    // What a reader has set from the answer to reset is right when there was nothing to choose.
+    // The parameters that a reader has set from the answer to reset are correct if there was no choice.
     let is_set = reader.class.sets_parameters()
         && agreement == after_reset
         && (parameters.specific_mode.is_some() || parameters.rate == Rate::DEFAULT);
@@ -76,7 +77,7 @@ pub(super) fn plan(
     })
 }
 
-/// What the card speaks that nobody has asked for anything.
+/// Returns the protocol and rate of the card after a reset.
 fn after_reset(parameters: &TransmissionParameters) -> AgreedParameters {
     AgreedParameters {
         protocol: parameters.default_protocol(),
@@ -119,7 +120,7 @@ pub(super) fn common_protocols(
         .collect()
 }
 
-/// `protocol` at the best rate, and what the card has to be asked for that.
+/// Returns `protocol` at the best rate, and the PPS request that it needs.
 fn wanted(
     reader: &Capabilities,
     parameters: &TransmissionParameters,

@@ -32,10 +32,11 @@ struct PoweredCard {
 }
 
 impl CcidSlot {
-    /// Powers the card, which resets it, at the lowest voltage that suits reader and card. Negotiates protocol, rate and parameters.
+    /// Powers the card, which resets it, at the lowest voltage that suits reader and card. Negotiates protocol, rate and
+    /// parameters.
     ///
     /// # Errors
-    /// NoCard when there is none or it does not answer; else [`TransportError`].
+    /// NoCard if there is no card or the card sends no answer to reset. Otherwise [`TransportError`].
     pub(crate) fn power_on(&mut self, call: Call) -> Result<&Atr, TransportError> {
         self.epoch.0 += 1;
         self.card = None;
@@ -46,8 +47,8 @@ impl CcidSlot {
         Ok(&self.card.insert(card).atr)
     }
 
-    /// The voltages to try in turn, one of them twice: a card that has power and does not answer may not understand what
-    /// is said to it, and is tried at once from without; any other once more in the end.
+    /// Returns the voltages to try in turn. One of them is tried twice: a card that has power but does not respond may be in an
+    /// unknown state, so the same voltage is tried again after power-off. Any other card is tried once more at the end.
     fn voltages(&self) -> Vec<Voltage> {
         let mut voltages = self.reader.voltages();
         let twice = match self.icc {
@@ -66,7 +67,7 @@ impl CcidSlot {
         call: Call,
     ) -> Result<PoweredCard, TransportError> {
         let mut wanted = None;
-        let mut why = "the card does not answer its reset".to_owned();
+        let mut why = "the card sends no answer to reset".to_owned();
         for (at, voltage) in voltages.iter().enumerate() {
             if !suits_voltage(wanted, *voltage) {
                 continue;
@@ -80,7 +81,8 @@ impl CcidSlot {
                     {
                         return Ok(powered);
                     }
-                    "the card does not answer at a voltage of its own".clone_into(&mut why);
+                    "the card sends no answer to reset at a voltage that it supports"
+                        .clone_into(&mut why);
                 }
                 Err(mute) => why = mute,
             }
@@ -95,7 +97,7 @@ impl CcidSlot {
             .map(drop)
     }
 
-    /// One reset; why the card is mute, if it is.
+    /// Resets the card once. Returns why the card is mute, if it is.
     fn reset_at(
         &mut self,
         voltage: Voltage,
@@ -105,17 +107,19 @@ impl CcidSlot {
         match reply.error {
             None => Ok(Atr::parse(reply.data())
                 .map(|atr| PoweredCard { atr, voltage })
-                .map_err(|error| format!("mute card: {error}"))),
+                .map_err(|error| format!("the card's answer to reset is malformed: {error}"))),
             Some(_) if reply.icc == IccStatus::Absent => {
                 Err(self.error(TransportErrorKind::NoCard, Sent::No, "holds no card"))
             }
             Some(SlotError::Aborted) => {
-                // The reader waits for the other half of an Abort, which it has not got.
+                // The reader waits for the other half of an Abort, which was not sent.
                 self.pipe.mark_desynchronized();
                 let what = "the reader is still aborting an earlier command";
                 Err(self.error(TransportErrorKind::Protocol, Sent::No, what))
             }
-            Some(error) => Ok(Err(format!("the card does not answer its reset ({error})"))),
+            Some(error) => Ok(Err(format!(
+                "the card sends no valid answer to reset ({error})"
+            ))),
         }
     }
 
@@ -152,14 +156,14 @@ impl CcidSlot {
         if bold == careful {
             return self.apply_last_plan(careful, powered.atr, call);
         }
-        // Also when it ends without an answer.
+        // This also holds if the negotiation ends without a response.
         self.unnegotiable = Some(powered.atr.clone());
         if let Some(agreement) = self.apply_plan(bold, &parameters, call)? {
             self.unnegotiable = None;
             return Ok(self.card(powered.atr, &parameters, agreement));
         }
         tracing::debug!(
-            "{}: no agreement; what holds after a reset is kept",
+            "{}: the negotiation failed; the parameters after reset are used",
             self.name
         );
         self.power_off(call)?;
@@ -261,8 +265,8 @@ impl CcidSlot {
         }
     }
 
-    /// Tells the reader. One that takes other parameters than it has set itself amiss keeps its own; so does one that takes APDUs, which
-    /// is all that matters to us.
+    /// Tells the reader. One that takes other parameters than it has set itself amiss keeps its own; so does one that takes
+    /// APDUs, which is all that matters to us.
     fn set_parameters(
         &mut self,
         parameters: &TransmissionParameters,
@@ -291,7 +295,7 @@ impl CcidSlot {
         }
     }
 
-    /// What the reader says is in force, if card and reader speak it; else `supposed`.
+    /// Returns the parameters that the reader reports, if card and reader support them. Otherwise returns `supposed`.
     fn get_parameters(
         &mut self,
         parameters: &TransmissionParameters,

@@ -15,12 +15,12 @@ use crate::{
     },
 };
 
-/// Characters of the longest block or command and its answer: 260 to the card, 259 back.
+/// Characters of the longest block or command and its response: 260 to the card, 259 back.
 const MAX_CHARACTERS: u16 = 520;
-/// Times a card of T=0 may take its work waiting time over one command: before each character of the longest answer. It may as well send NULL
-/// all the while, which only the reader sees; it is the reader that says when such a card is silent.
+/// How many work waiting times a T=0 card may take for one command: one before each character of the longest response. The card
+/// may also send NULL all the time, which only the reader sees. The reader reports when such a card does not respond.
 const WORK_WAITING_TIMES: u32 = 260;
-/// Characters of a PPS and its answer, and as many again.
+/// Characters of a PPS request and its response, and as many again.
 const PPS_CHARACTERS: u16 = 12;
 
 /// See the module.
@@ -36,7 +36,7 @@ enum Engine {
     T1(T1),
 }
 
-/// What a block is, for the character level.
+/// The type of a block at the character level.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum BlockKind {
     T0,
@@ -44,17 +44,17 @@ pub(super) enum BlockKind {
     Pps,
 }
 
-/// How long a block and its response take.
+/// The timing of a block and its response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockTiming {
     /// The block waiting time, or many work waiting times.
     waiting: Duration,
-    /// On the line.
+    /// The time of the transmission.
     transfer: Duration,
 }
 
 impl BlockTiming {
-    /// Of a request for another protocol or rate, answered at the default rate.
+    /// Returns the timing of a PPS request, whose response comes at the default rate.
     pub(super) fn for_pps(parameters: &TransmissionParameters, khz: u32) -> Self {
         Self {
             waiting: PpsRequest::waiting_time(khz),
@@ -79,7 +79,7 @@ impl BlockTiming {
         }
     }
 
-    /// How long the reader may take when the card may take its waiting time `multiplier` times.
+    /// Returns the timeout of the reader if the card may take its waiting time `multiplier` times.
     pub(super) fn limit(self, multiplier: u8) -> Duration {
         let waiting = self.waiting.saturating_mul(u32::from(multiplier.max(1)));
         waiting + self.transfer + budget::MARGIN
@@ -87,7 +87,7 @@ impl BlockTiming {
 }
 
 impl ProtocolState {
-    /// To a card that announced `parameters` and speaks as `agreement` says.
+    /// Makes the state for a card that announced `parameters` and uses `agreement`.
     pub(super) fn new(
         reader: &Capabilities,
         parameters: &TransmissionParameters,
@@ -146,7 +146,7 @@ impl ProtocolState {
         }
     }
 
-    /// Whether the card has seen the command, once the block that is to be sent has been.
+    /// Returns whether the card has received the command once the next block has been sent.
     pub(super) const fn sent(&self) -> Sent {
         match &self.engine {
             Engine::T0(t0) => t0.sent(),
