@@ -1,14 +1,14 @@
-//! The answer to reset (ISO 7816-3, 8.2), parsed once and kept whole.
+//! The answer to reset (ISO 7816-3, 8.2). It is parsed once, and all its bytes are kept.
 
 use std::fmt;
 
-/// Longest answer to reset.
+/// Longest answer to reset, in bytes.
 const MAX: usize = 33;
 
-/// An answer to reset as the reader gave it, with what it says about the card.
+/// An answer to reset as the reader gave it, with the properties of the card that it states.
 ///
-/// Interface characters are read leniently, as cards in the field are: a wrong check byte or a cut
-/// structure leaves the fields found so far and a [`Atr::defect`].
+/// The parser tolerates the faults of real cards. A wrong check byte or a truncated structure leaves the fields found
+/// so far and a [`Atr::defect`].
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Atr {
     bytes: Vec<u8>,
@@ -16,22 +16,22 @@ pub struct Atr {
     defect: Option<&'static str>,
 }
 
-/// Bytes that are no answer to reset.
+/// The bytes are not an answer to reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AtrError {
     /// Fewer than 2 or more than 33 bytes.
-    #[error("answer to reset of {0} bytes; 2 to 33 expected")]
+    #[error("the answer to reset has {0} bytes; 2 to 33 are expected")]
     Length(usize),
-    /// The first byte is neither 3B nor 3F (nor 03, which is 3F sent raw).
-    #[error("answer to reset begins with {0:02X}; 3B or 3F expected")]
+    /// The first byte is neither 3B nor 3F. 03 is accepted too: it is 3F as sent on the wire.
+    #[error("the answer to reset begins with {0:02X}; 3B or 3F is expected")]
     InitialCharacter(u8),
 }
 
 impl Atr {
-    /// Reads `bytes`.
+    /// Parses `bytes`.
     ///
     /// # Errors
-    /// [`AtrError`] when length or first byte rule it out; anything else is a [`Atr::defect`].
+    /// [`AtrError`] if the length or the first byte is wrong. Any other fault becomes a [`Atr::defect`].
     pub fn parse(bytes: &[u8]) -> Result<Self, AtrError> {
         let [ts, t0, rest @ ..] = bytes else {
             return Err(AtrError::Length(bytes.len()));
@@ -56,25 +56,25 @@ impl Atr {
         })
     }
 
-    /// All bytes.
+    /// Returns all bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The historical bytes (ISO 7816-4, 12.1.1), which name the product or its capabilities.
+    /// Returns the historical bytes (ISO 7816-4, 12.1.1), which name the product or its capabilities.
     #[must_use]
     pub fn historical(&self) -> &[u8] {
         self.bytes.get(self.historical.clone()).unwrap_or(&[])
     }
 
-    /// What is wrong with the structure, if anything is.
+    /// Returns the first fault of the structure, or `None` if the structure is correct.
     #[must_use]
     pub const fn defect(&self) -> Option<&'static str> {
         self.defect
     }
 
-    /// Whether the card capabilities (compact-TLV 73, third byte) announce extended Lc and Le fields.
+    /// Returns whether the card capabilities (compact-TLV 73, third byte) announce extended Lc and Le fields.
     #[must_use]
     pub fn announces_extended_length(&self) -> bool {
         let [0x00 | 0x80, objects @ ..] = self.historical() else {
@@ -95,7 +95,7 @@ impl Atr {
     }
 }
 
-/// What the interface characters TA1, TB1 … TDn say.
+/// Length and faults of the interface characters TA1, TB1 … TDn.
 struct Interface {
     len: usize,
     check_byte: bool,
@@ -110,11 +110,11 @@ impl Interface {
             defect: None,
         };
         let mut indicator = t0;
-        // Four rounds fill the 33 bytes; a fifth TD is a lie.
+        // Four groups fill the 33 bytes, so a fifth TD cannot be right.
         for _ in 0..4 {
             let count = (indicator >> 4).count_ones() as usize;
             let Some((characters, after)) = rest.split_at_checked(count) else {
-                interface.defect = Some("interface characters cut short");
+                interface.defect = Some("interface characters truncated");
                 return interface;
             };
             interface.len += count;
@@ -126,7 +126,7 @@ impl Interface {
             // TCK is absent only when T=0 is the only protocol (ISO 7816-3, 8.2.5).
             interface.check_byte |= indicator & 0x0F != 0;
         }
-        interface.defect = Some("more than four rounds of interface characters");
+        interface.defect = Some("more than four groups of interface characters");
         interface
     }
 }
@@ -157,7 +157,7 @@ impl fmt::Debug for Atr {
     }
 }
 
-/// Parses arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

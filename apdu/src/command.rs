@@ -1,33 +1,33 @@
-//! Command APDUs (ISO 7816-4, 5.1) and how they are cut into frames.
+//! Command APDUs (ISO 7816-4, 5.1) and how they are split into frames.
 
 use std::time::Duration;
 
 use crate::secret::Secret;
 
-/// How many response bytes the command asks for (Ne).
+/// The number of response bytes that the command asks for (Ne).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// No response data: Le is absent.
     Nothing,
     /// At most this many bytes, 1 to 65 536.
     UpTo(u32),
-    /// Whatever there is: Le is the largest value the frame's form can express.
+    /// As many as the card has: Le is the largest value of the frame's form.
     All,
 }
 
-/// How long the command may reasonably take, which sets its deadline.
+/// The kind of work that the command asks of the card. It sets the timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandBudget {
-    /// Reading, selecting, checking a PIN.
+    /// The card reads, selects or compares a PIN.
     Fast,
-    /// A private-key operation, perhaps after a touch of the token.
+    /// The card uses a private key, perhaps after the user touches it.
     PrivateKey,
-    /// Key generation: RSA-4096 takes minutes on some cards.
+    /// The card generates a key. RSA-4096 takes minutes on some cards.
     KeyGeneration,
 }
 
 impl CommandBudget {
-    /// The time after which the card is given up.
+    /// Returns the timeout of the command.
     #[must_use]
     pub const fn timeout(self) -> Duration {
         match self {
@@ -38,7 +38,7 @@ impl CommandBudget {
     }
 }
 
-/// A command before it is cut into frames; written as a literal over [`CommandApdu::header`].
+/// A command before it is split into frames. Write it as a literal over [`CommandApdu::header`].
 ///
 /// ```
 /// use claviger_apdu::{CommandApdu, Expected};
@@ -53,19 +53,19 @@ impl CommandBudget {
 pub struct CommandApdu<'a> {
     /// CLA INS P1 P2.
     pub header: [u8; 4],
-    /// The data field, at most 65 535 bytes; empty means no Lc.
+    /// The data field, at most 65 535 bytes. Empty data means no Lc.
     pub data: &'a [u8],
-    /// The response asked for.
+    /// The response data that the command asks for.
     pub expected: Expected,
-    /// How long it may take.
+    /// The kind of work, which sets the timeout.
     pub budget: CommandBudget,
 }
 
 impl<'a> CommandApdu<'a> {
-    /// CLA bit that says more commands of the chain follow.
+    /// The CLA bit of command chaining: more commands of the chain follow.
     pub(crate) const CHAINING: u8 = 0x10;
 
-    /// A command of four bytes: no data, no response data, [`CommandBudget::Fast`].
+    /// Returns a command of four bytes: no data, no response data, [`CommandBudget::Fast`].
     #[must_use]
     pub const fn header(header: [u8; 4]) -> Self {
         Self {
@@ -76,27 +76,28 @@ impl<'a> CommandApdu<'a> {
         }
     }
 
-    /// INS, the instruction byte.
+    /// Returns INS, the instruction byte.
     #[must_use]
     pub const fn instruction(&self) -> u8 {
         self.header[1]
     }
 
-    /// GET RESPONSE (ISO 7816-4, 7.6.1) on the channel of `cla`; `ne` 0 asks for 256 bytes.
+    /// Builds GET RESPONSE (ISO 7816-4, 7.6.1) on the channel of `cla`. `ne` 0 asks for 256 bytes.
     pub(crate) fn get_response(cla: u8, ne: u8) -> Secret {
         Secret::new(vec![cla & 0x0F, 0xC0, 0x00, 0x00, ne])
     }
 
-    /// The frames to send in turn: one short or extended APDU, or a chain of short ones.
+    /// Returns the frames to send in this order: one short or extended APDU, or a chain of short ones.
     ///
-    /// An extended APDU is used when the short form cannot hold the command or its answer and the
-    /// whole frame fits `limits`; otherwise data that does not fit a short frame is chained.
+    /// An extended APDU is used if the short form cannot hold the command or its response and the whole frame fits
+    /// `limits`. Otherwise data that exceeds a short frame is chained.
     ///
     /// # Errors
-    /// [`TooLong`] when the data exceeds what chaining may carry ([`Limits::CHAINED_DATA`]).
+    /// [`TooLong`] if the data exceeds the limit of a chain ([`Limits::CHAINED_DATA`]).
     pub fn frames(&self, limits: Limits) -> Result<Vec<Secret>, TooLong> {
-        let long_answer = matches!(self.expected, Expected::UpTo(n) if n > 256);
-        let extended_pays = self.data.len() > 255 || long_answer || self.expected == Expected::All;
+        let long_response = matches!(self.expected, Expected::UpTo(n) if n > 256);
+        let extended_pays =
+            self.data.len() > 255 || long_response || self.expected == Expected::All;
         if limits.extended && extended_pays && self.extended_len() <= limits.command {
             return Ok(vec![self.extended_frame()]);
         }
@@ -118,7 +119,7 @@ impl<'a> CommandApdu<'a> {
             + 2
     }
 
-    /// `CLA INS P1 P2 | 00 Lc2 data | Le2`, with `00 Le2` when there is no data.
+    /// Builds `CLA INS P1 P2 | 00 Lc2 data | Le2`, with `00 Le2` if there is no data.
     fn extended_frame(&self) -> Secret {
         let mut frame = Secret::new(Vec::with_capacity(self.extended_len()));
         frame.extend(&self.header);
@@ -136,7 +137,7 @@ impl<'a> CommandApdu<'a> {
         frame
     }
 
-    /// Frames with `most` bytes of data each.
+    /// Builds frames with up to `most` bytes of data each.
     fn short_frames(&self, most: usize) -> Vec<Secret> {
         let [cla, ins, p1, p2] = self.header;
         let mut blocks: Vec<&[u8]> = self.data.chunks(most).collect();
@@ -147,7 +148,7 @@ impl<'a> CommandApdu<'a> {
             .collect();
         let le = match self.expected {
             Expected::Nothing => None,
-            // 256 and more are both written 00: the rest comes by GET RESPONSE.
+            // 256 and more are both written 00. GET RESPONSE fetches the rest.
             Expected::UpTo(n) => Some(u8::try_from(n).unwrap_or(0)),
             Expected::All => Some(0),
         };
@@ -156,7 +157,7 @@ impl<'a> CommandApdu<'a> {
     }
 }
 
-/// `CLA INS P1 P2 | Lc data | Le`, at most 255 bytes of data.
+/// Builds `CLA INS P1 P2 | Lc data | Le`, with at most 255 bytes of data.
 fn short_frame(header: [u8; 4], data: &[u8], le: Option<u8>) -> Secret {
     let mut frame = Secret::new(Vec::with_capacity(4 + 1 + data.len() + 1));
     frame.extend(&header);
@@ -170,20 +171,20 @@ fn short_frame(header: [u8; 4], data: &[u8], le: Option<u8>) -> Secret {
     frame
 }
 
-/// What the way to the card can carry in one frame.
+/// The longest frames that reader, card and backend carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Whether both the reader and the card take extended-length APDUs.
     pub extended: bool,
-    /// Longest command frame in bytes that is known to arrive, header and length bytes included. Longer commands
-    /// are chained.
+    /// Longest command frame in bytes that is known to arrive, header and length bytes included. Longer commands are
+    /// chained.
     pub command: usize,
-    /// Longest command frame in bytes that may arrive all the same; for cards that do not chain.
+    /// Longest command frame in bytes that may still arrive. It applies to cards that do not support chaining.
     pub unchained: usize,
 }
 
 impl Limits {
-    /// Short APDUs only: what every reader and card can do.
+    /// Short APDUs only, which every reader and card supports.
     pub const SHORT: Self = Self {
         extended: false,
         command: 261,
@@ -195,10 +196,11 @@ impl Limits {
         command: 65_544,
         unchained: 65_544,
     };
-    /// Most data a chain of commands may carry: four times the largest certificate of any known card.
+    /// Most data of a chain of commands: four times the largest certificate of any known card.
     pub const CHAINED_DATA: usize = 32 * 1024;
 
-    /// Extended APDUs, of which commands up to `command` bytes are known to arrive, and longer ones may.
+    /// Returns limits for extended APDUs. Commands of up to `command` bytes are known to arrive, longer ones may
+    /// arrive.
     #[must_use]
     pub const fn extended_known_to(command: usize) -> Self {
         Self {
@@ -207,7 +209,7 @@ impl Limits {
         }
     }
 
-    /// The same way for a card that takes short APDUs only.
+    /// Returns these limits for a card that takes short APDUs only.
     #[must_use]
     pub fn short(self) -> Self {
         Self {
@@ -217,7 +219,7 @@ impl Limits {
         }
     }
 
-    /// The same way for a card that does not chain: a long command is tried whole.
+    /// Returns these limits for a card that does not support chaining. A long command is tried as one frame.
     #[must_use]
     pub const fn without_chaining(self) -> Self {
         Self {
@@ -226,17 +228,20 @@ impl Limits {
         }
     }
 
-    /// Most data of a short frame: header, Lc and Le have to fit as well.
+    /// Returns the most data of a short frame. Header, Lc and Le have to fit as well.
     fn short_data(self) -> usize {
         self.command.saturating_sub(4 + 1 + 1).clamp(1, 255)
     }
 }
 
-/// The command's data is longer than a chain may carry.
+/// The command's data is longer than the limit of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("command data of {len} bytes exceeds {} bytes", Limits::CHAINED_DATA)]
+#[error(
+    "the command has {len} bytes of data; a chain carries at most {}",
+    Limits::CHAINED_DATA
+)]
 pub struct TooLong {
-    /// Bytes of data the caller gave.
+    /// Bytes of data that the caller passed.
     pub len: usize,
 }
 

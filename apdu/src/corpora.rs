@@ -1,4 +1,4 @@
-//! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
+//! Feeds the corpora of the fuzz targets, with every truncation and every flipped bit. No input may cause a panic.
 
 #[path = "../../fuzz/corpora.rs"]
 mod seeds;

@@ -1,4 +1,4 @@
-//! One command and its answer as a value: pull frames to send, push frames received.
+//! One command and its response as a state machine: the caller takes frames to send and passes in frames received.
 //!
 //! ```text
 //! CommandApdu ──► [frame] ──► card ──► 9000 on all but the last of a chain
@@ -13,54 +13,54 @@ use crate::{
     status::StatusWord,
 };
 
-/// GET RESPONSE rounds one answer may take: 64 KiB in pieces of 256 bytes, and as many again.
+/// Most GET RESPONSE rounds of one response: 64 KiB in pieces of 256 bytes, and as many again.
 pub(crate) const MAX_ROUNDS: u32 = 512;
-/// Longest answer in all, the extended-length maximum.
-pub(crate) const MAX_ANSWER: usize = 65_536;
+/// Longest response, the maximum of extended length.
+pub(crate) const MAX_RESPONSE: usize = 65_536;
 
-/// What to do next.
+/// What the caller does next.
 #[derive(Debug)]
 pub enum Step {
-    /// Send [`Exchange::frame`] and hand the answer to [`Exchange::receive`].
+    /// Send [`Exchange::frame`] and pass the response to [`Exchange::receive`].
     Send,
-    /// The answer is complete.
+    /// The response is complete.
     Done(ResponseApdu),
 }
 
-/// The answer broke ISO 7816-4 or the budget of one command; the card may have executed it.
+/// The response violates ISO 7816-4 or a limit of one command. The card may have executed the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExchangeError {
     /// Fewer than two bytes.
-    #[error("response without a status word ({len} bytes)")]
+    #[error("the response has {len} bytes, too few for a status word")]
     NoStatusWord {
         /// Bytes received.
         len: usize,
     },
-    /// More data than one answer may have.
-    #[error("answer longer than {MAX_ANSWER} bytes")]
-    AnswerTooLong,
-    /// 61xx without end.
-    #[error("answer in more than {MAX_ROUNDS} pieces")]
+    /// More data than one response may have.
+    #[error("the response is longer than {MAX_RESPONSE} bytes")]
+    ResponseTooLong,
+    /// More than `MAX_ROUNDS` times 61xx.
+    #[error("the response came in more than {MAX_ROUNDS} pieces")]
     TooManyRounds,
-    /// 6Cxx to the corrected length.
-    #[error("card answered 6Cxx to the length it asked for")]
+    /// 6Cxx again, after Le was corrected.
+    #[error("the card rejected the Le that it asked for (6Cxx again)")]
     LengthLoop,
-    /// The rest of the answer was refused: somebody else came in between, and the command has been executed.
-    #[error("the rest of the answer was refused with {status}")]
+    /// GET RESPONSE was refused. Another program came in between; the command itself has been executed.
+    #[error("the card executed the command, but refused the rest of the response: {status}")]
     RestRefused {
-        /// What GET RESPONSE got.
+        /// The status word that GET RESPONSE got.
         status: StatusWord,
     },
-    /// The command does not fit the way to the card.
+    /// The command does not fit a chain.
     #[error(transparent)]
     TooLong(#[from] TooLong),
 }
 
-/// The state of one command on its way.
+/// The state of one exchange.
 #[derive(Debug)]
 pub struct Exchange {
     cla: u8,
-    /// Frames not yet answered, the next one last.
+    /// The frames that have no response yet. The next one to send is last.
     pending: Vec<Secret>,
     response: Secret,
     rounds: u32,
@@ -68,10 +68,10 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Cuts `command` into frames for `limits`.
+    /// Splits `command` into frames for `limits`.
     ///
     /// # Errors
-    /// [`ExchangeError::TooLong`] when it cannot be.
+    /// [`ExchangeError::TooLong`] if the command has too much data.
     pub fn new(command: &CommandApdu<'_>, limits: Limits) -> Result<Self, ExchangeError> {
         let mut pending = command.frames(limits)?;
         pending.reverse();
@@ -84,22 +84,22 @@ impl Exchange {
         })
     }
 
-    /// The frame to send now.
+    /// Returns the frame to send now.
     #[must_use]
     pub fn frame(&self) -> &[u8] {
         self.pending.last().map_or(&[], Secret::expose)
     }
 
-    /// Whether the card has executed the command and only its answer is still to be fetched.
+    /// Returns whether the card has executed the command and only the rest of the response is missing.
     #[must_use]
     pub const fn is_executed(&self) -> bool {
         self.rounds > 0
     }
 
-    /// Takes the answer to the frame last sent.
+    /// Takes the response to the frame sent last.
     ///
     /// # Errors
-    /// [`ExchangeError`]; the exchange is then over.
+    /// [`ExchangeError`]. The exchange has then failed and ends.
     pub fn receive(&mut self, frame: &[u8]) -> Result<Step, ExchangeError> {
         let Some((data, status)) = frame.split_last_chunk::<2>() else {
             return Err(ExchangeError::NoStatusWord { len: frame.len() });
@@ -111,25 +111,25 @@ impl Exchange {
         if self.is_executed() && status.sw1() > 0x63 && !status.is_ok() {
             return Err(ExchangeError::RestRefused { status });
         }
-        if self.response.len() + data.len() > MAX_ANSWER {
-            return Err(ExchangeError::AnswerTooLong);
+        if self.response.len() + data.len() > MAX_RESPONSE {
+            return Err(ExchangeError::ResponseTooLong);
         }
         self.response.extend(data);
-        let answered = self.pending.pop();
+        let sent = self.pending.pop();
         if status.sw1() == 0x61 {
-            return self.ask_for_more(status.sw2());
+            return self.request_more(status.sw2());
         }
         if status.is_ok() && !self.pending.is_empty() {
             return Ok(Step::Send);
         }
-        drop(answered);
+        drop(sent);
         Ok(Step::Done(ResponseApdu {
             data: std::mem::take(&mut self.response),
             status,
         }))
     }
 
-    /// ISO 7816-4, 5.1: the card did nothing and says which Le it wants.
+    /// Sends the frame again with the Le that the card wants. The card did nothing so far (ISO 7816-4, 5.1).
     fn correct_length(&mut self, le: u8) -> Result<Step, ExchangeError> {
         if std::mem::replace(&mut self.length_corrected, true) {
             return Err(ExchangeError::LengthLoop);
@@ -139,7 +139,7 @@ impl Exchange {
         Ok(Step::Send)
     }
 
-    fn ask_for_more(&mut self, ne: u8) -> Result<Step, ExchangeError> {
+    fn request_more(&mut self, ne: u8) -> Result<Step, ExchangeError> {
         self.rounds += 1;
         if self.rounds > MAX_ROUNDS {
             return Err(ExchangeError::TooManyRounds);
@@ -151,7 +151,7 @@ impl Exchange {
     }
 }
 
-/// The same frame with another Le; an extended frame gets two bytes.
+/// Returns the same frame with another Le. An extended frame gets two bytes.
 fn with_short_le(frame: &Secret, le: u8) -> Secret {
     let bytes = frame.expose();
     let (keep, extended) = match bytes {
@@ -167,13 +167,13 @@ fn with_short_le(frame: &Secret, le: u8) -> Secret {
         [_, _, _, _, lc, _, ..] => (5 + usize::from(*lc), false),
         _ => (4, false),
     };
-    let mut again = Secret::new(Vec::with_capacity(keep + 2));
-    again.extend(bytes.get(..keep).unwrap_or(bytes));
+    let mut corrected = Secret::new(Vec::with_capacity(keep + 2));
+    corrected.extend(bytes.get(..keep).unwrap_or(bytes));
     if extended {
-        again.extend(&[0]);
+        corrected.extend(&[0]);
     }
-    again.extend(&[le]);
-    again
+    corrected.extend(&[le]);
+    corrected
 }
 
 #[cfg(test)]
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
     use crate::command::Expected;
 
-    /// Plays a transcript of `(frame we must send, answer)` and returns how it ends.
+    /// Plays a transcript of `(frame to send, response)` and returns how the exchange ends.
     fn play(
         command: CommandApdu<'_>,
         limits: Limits,
@@ -353,7 +353,7 @@ mod tests {
         assert!(matches!(exchange.receive(&piece), Ok(Step::Send)));
         assert_eq!(
             exchange.receive(&piece).unwrap_err(),
-            ExchangeError::AnswerTooLong
+            ExchangeError::ResponseTooLong
         );
     }
 

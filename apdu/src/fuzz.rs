@@ -1,16 +1,17 @@
-//! Commands and exchanges against a card of arbitrary bytes; for fuzz targets. Parsers have theirs beside them.
+//! Fuzz targets: commands, and exchanges with a card that responds with arbitrary bytes. The parsers' fuzz targets are
+//! in the parsers' own files.
 
 use crate::{
     command::{CommandApdu, Expected, Limits, TooLong},
-    exchange::{Exchange, MAX_ANSWER, MAX_ROUNDS, Step},
+    exchange::{Exchange, MAX_RESPONSE, MAX_ROUNDS, Step},
     secret::Secret,
 };
 
-/// Cuts a command into frames and reads them as a card would.
+/// Splits a command into frames and parses the frames as a card does.
 ///
 /// ```text
 /// | form | Ne - 1, 2 bytes | reader's limit - 261, 2 bytes | Nc, 2 bytes | CLA INS P1 P2 | data, repeated |
-/// form: bits 0 and 1: no answer, all of it, up to Ne (2 and 3); bit 2: extended length
+/// form: bits 0 and 1: no response, all of it, up to Ne (2 and 3); bit 2: extended length
 /// ```
 pub fn command(bytes: &[u8]) {
     let Some(([form, n1, n2, m1, m2, c1, c2, header @ ..], pattern)) =
@@ -42,7 +43,7 @@ pub fn command(bytes: &[u8]) {
     }
 }
 
-/// Holds that `frames` bring a card exactly `command`.
+/// Asserts that a card that parses `frames` gets exactly `command`.
 fn assert_same(command: &CommandApdu<'_>, limits: Limits, frames: &[Secret]) {
     let read: Vec<Frame<'_>> = frames.iter().filter_map(Frame::read).collect();
     assert_eq!(read.len(), frames.len(), "every frame is an APDU");
@@ -66,11 +67,11 @@ fn assert_same(command: &CommandApdu<'_>, limits: Limits, frames: &[Secret]) {
     assert_eq!((last.header, last.ne), (command.header, ne));
 }
 
-/// Answers one command with arbitrary frames, over and over until it ends.
+/// Responds to one command with arbitrary frames, which repeat until the exchange ends.
 ///
 /// ```text
-/// | form | length of the data, in 13 bytes | then, to the end: length, 2 bytes | answer |
-/// form: bit 0: extended length; bit 1: an answer is asked for
+/// | form | length of the data, in 13 bytes | then, to the end: length, 2 bytes | response |
+/// form: bit 0: extended length; bit 1: a response is asked for
 /// ```
 pub fn exchange(bytes: &[u8]) {
     let Some(([form, len], script)) = bytes.split_first_chunk::<2>() else {
@@ -93,14 +94,14 @@ pub fn exchange(bytes: &[u8]) {
     let Ok(mut exchange) = Exchange::new(&command, limits) else {
         return assert!(data.len() > Limits::CHAINED_DATA);
     };
-    // A chain and its one wrong Le, then the same twice for each round.
+    // A chain with one wrong Le, then the same twice for each round.
     let budget = data.len() / 255 + 2 + 2 * MAX_ROUNDS as usize;
     for (frame, response) in responses(script).iter().cycle().enumerate() {
         assert!(frame <= budget, "an exchange ends");
         assert!(Frame::parse(exchange.frame()).is_some(), "it sends APDUs");
         match exchange.receive(response) {
             Ok(Step::Send) => {}
-            Ok(Step::Done(response)) => return assert!(response.data.len() <= MAX_ANSWER),
+            Ok(Step::Done(response)) => return assert!(response.data.len() <= MAX_RESPONSE),
             Err(_) => return,
         }
     }
@@ -117,7 +118,7 @@ fn responses(mut script: &[u8]) -> Vec<&[u8]> {
     responses
 }
 
-/// A command frame as a card reads it (ISO 7816-4, 5.1).
+/// A command frame as a card parses it (ISO 7816-4, 5.1).
 struct Frame<'a> {
     header: [u8; 4],
     data: &'a [u8],

@@ -1,10 +1,10 @@
-//! ISO 7816-4 as a host speaks it: commands, responses, chaining, TLV and the answer to reset.
+//! ISO 7816-4 from the host's side: commands, responses, chaining, TLV and the answer to reset.
 //!
-//! Terms: a *frame* is one APDU on the wire; a *command* may take several frames; an *exchange* is one command
-//! with its whole answer; a *transaction* is a conversation no other user of the card can interrupt.
+//! Terms: a *frame* is one APDU on the wire. A *command* may take several frames. An *exchange* is one command with its
+//! whole response. A *transaction* is a time in which no other program can send to the card.
 //!
-//! Nothing here does I/O, starts a thread, keeps a clock or contains `unsafe`. A driver implements
-//! [`Transport`]; an applet talks through a [`Transaction`]:
+//! This crate does no I/O, starts no thread, keeps no clock, and contains no `unsafe`. A driver implements
+//! [`Transport`]. An applet exchanges commands in a [`Transaction`]:
 //!
 //! ```
 //! use claviger_apdu::{Call, CommandApdu, Limits, ResponseBuffer, StatusWord, Transaction, Transmit, TransportError};

@@ -4,51 +4,51 @@ use std::fmt;
 
 use zeroize::Zeroize;
 
-/// Bytes that print only their length and are wiped when dropped.
+/// Bytes that are wiped when dropped. Debug output shows only the length.
 ///
-/// There is no `Clone`: a copy is made by [`Secret::duplicate`], whose name says so. The buffer never
-/// grows in place, because a reallocation would leave the old bytes behind.
+/// There is no `Clone`: [`Secret::duplicate`] makes a copy, and its name shows that in the code. The buffer never grows
+/// in place, because a reallocation would leave the old bytes behind.
 #[derive(Default)]
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// Takes ownership of `bytes`; spare capacity is wiped with the rest on drop.
+    /// Takes ownership of `bytes`. Drop wipes the spare capacity too.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// Copies `bytes`, which the caller keeps and wipes.
+    /// Copies `bytes`. The caller keeps the original and wipes it.
     #[must_use]
     pub fn copy_from(bytes: &[u8]) -> Self {
         Self(bytes.to_vec())
     }
 
-    /// The bytes themselves, for the one place that needs them.
+    /// Returns the bytes. Call this only where the bytes are needed.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// A second copy, wiped on its own.
+    /// Returns a second copy, which is wiped when it is dropped.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self(self.0.clone())
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are no bytes.
+    /// Returns whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Appends `more`, moving to a larger buffer and wiping the old one when the capacity is used up.
+    /// Appends `more`. If the capacity is used up, the bytes move to a larger buffer and the old one is wiped.
     pub fn extend(&mut self, more: &[u8]) {
         let needed = self.0.len().saturating_add(more.len());
         if needed > self.0.capacity() {
@@ -60,14 +60,14 @@ impl Secret {
         self.0.extend_from_slice(more);
     }
 
-    /// Forgets the bytes and keeps the buffer.
+    /// Wipes the bytes and keeps the buffer.
     pub fn clear(&mut self) {
-        // `Vec::zeroize` wipes the whole capacity; a response buffer is 64 KiB and rarely full.
+        // `Vec::zeroize` wipes the whole capacity. A response buffer is 64 KiB and rarely full.
         self.0.as_mut_slice().zeroize();
         self.0.clear();
     }
 
-    /// Shortens to `len` bytes and wipes the rest; longer values are left alone.
+    /// Shortens the value to `len` bytes and wipes the rest. A value that is not longer stays as it is.
     pub fn truncate(&mut self, len: usize) {
         if let Some(rest) = self.0.get_mut(len..) {
             rest.zeroize();

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The two bytes that end every response.
 ///
-/// Unknown values are carried along unchanged and print in hex; an applet gives them meaning.
+/// Unknown values are passed on unchanged and print in hex. The applet interprets them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StatusWord(pub u16);
 
@@ -13,7 +13,7 @@ macro_rules! status_words {
         impl StatusWord {
             $($(#[$doc])* pub const $name: Self = Self($value);)*
 
-            /// What the standard says of this value, where it says anything.
+            /// Returns the standard's meaning of this value, or `None` if the standard does not define the value.
             #[must_use]
             pub const fn meaning(self) -> Option<&'static str> {
                 match self.0 {
@@ -29,11 +29,11 @@ macro_rules! status_words {
 }
 
 status_words! {
-    /// 9000: done.
+    /// 9000: success.
     OK = 0x9000, "success";
     /// 6285: the file is terminated (OpenPGP: initialisation state).
     TERMINATED = 0x6285, "selected file in termination state";
-    /// 6300: comparison failed, no counter given.
+    /// 6300: the comparison failed, and the card does not report the tries left.
     COMPARISON_FAILED = 0x6300, "verification failed";
     /// 6581: memory failure.
     MEMORY_FAILURE = 0x6581, "memory failure";
@@ -76,25 +76,25 @@ status_words! {
 }
 
 impl StatusWord {
-    /// Whether this is 9000.
+    /// Returns whether this is 9000.
     #[must_use]
     pub const fn is_ok(self) -> bool {
         self.0 == 0x9000
     }
 
-    /// First byte, SW1.
+    /// Returns the first byte, SW1.
     #[must_use]
     pub const fn sw1(self) -> u8 {
         self.0.to_be_bytes()[0]
     }
 
-    /// Second byte, SW2.
+    /// Returns the second byte, SW2.
     #[must_use]
     pub const fn sw2(self) -> u8 {
         self.0.to_be_bytes()[1]
     }
 
-    /// Tries left, of 63Cx.
+    /// Returns the tries left if this is 63Cx.
     #[must_use]
     pub const fn tries_left(self) -> Option<u8> {
         match self.0 {

@@ -1,41 +1,41 @@
-//! BER-TLV (ISO 7816-4, 5.2.2) read by a strict cursor.
+//! BER-TLV (ISO 7816-4, 5.2.2), parsed by a strict cursor.
 //!
-//! Tags and encoding are those of `iso7816-tlv`. Its own parser copies every value and recurses as deep as
-//! the card likes, so reading goes through [`Cursor`]: one level at a time, borrowed, never past the end.
+//! Tags and encoding follow `iso7816-tlv`. The parser of that crate copies every value and recurses as deep as the card
+//! nests its data. [`Cursor`] reads one level at a time, borrows the values, and never reads past the end.
 
 use iso7816_tlv::ber;
 
-/// A data object that does not parse; `offset` counts from the start of the cursor's bytes.
+/// A data object does not parse. `offset` counts from the start of the cursor's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlvError {
     /// The bytes end inside a tag, a length or a value.
-    #[error("data object cut short at byte {offset}")]
+    #[error("the data object at byte {offset} is truncated")]
     Truncated {
-        /// Where the object begins.
+        /// Offset of the object.
         offset: usize,
     },
     /// A tag over three bytes, or one that begins with 00 or FF.
-    #[error("bad tag at byte {offset}")]
+    #[error("the data object at byte {offset} has an invalid tag")]
     BadTag {
-        /// Where the object begins.
+        /// Offset of the object.
         offset: usize,
     },
     /// An indefinite length or one over three bytes.
-    #[error("bad length at byte {offset}")]
+    #[error("the data object at byte {offset} has an invalid length")]
     BadLength {
-        /// Where the object begins.
+        /// Offset of the object.
         offset: usize,
     },
-    /// Another object than the one that must come here.
-    #[error("tag {expected:X} expected")]
+    /// The object has another tag than required here, or there is no object.
+    #[error("the data object with tag {expected:X} is missing")]
     Unexpected {
-        /// The tag that must come.
+        /// The required tag.
         expected: u32,
     },
     /// Bytes after the last object.
-    #[error("{len} bytes too many")]
+    #[error("{len} bytes follow the last data object")]
     Trailing {
-        /// How many.
+        /// The number of bytes.
         len: usize,
     },
 }
@@ -56,7 +56,7 @@ pub struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// Reads `bytes` from the first.
+    /// Starts at the first of `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self {
@@ -65,10 +65,10 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The next object as tag and value, or `None` at the end.
+    /// Returns tag and value of the next object, or `None` at the end.
     ///
     /// # Errors
-    /// [`TlvError`] when the bytes there are no object.
+    /// [`TlvError`] if the next bytes are not a data object.
     pub fn next_object(&mut self) -> Result<Option<(u32, &'a [u8])>, TlvError> {
         if self.rest.is_empty() {
             return Ok(None);
@@ -84,10 +84,10 @@ impl<'a> Cursor<'a> {
         Ok(Some((tag, value)))
     }
 
-    /// The next object, which must have `tag`.
+    /// Returns the value of the next object, which must have `tag`.
     ///
     /// # Errors
-    /// [`TlvError::Unexpected`] for another tag or the end.
+    /// [`TlvError::Unexpected`] for another tag or at the end; any other [`TlvError`] if the object does not parse.
     pub fn expect(&mut self, tag: u32) -> Result<&'a [u8], TlvError> {
         match self.next_object()? {
             Some((found, value)) if found == tag => Ok(value),
@@ -95,10 +95,10 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Holds that everything was read.
+    /// Checks that no bytes are left.
     ///
     /// # Errors
-    /// [`TlvError::Trailing`] otherwise.
+    /// [`TlvError::Trailing`] if bytes are left.
     pub const fn finish(&self) -> Result<(), TlvError> {
         if self.rest.is_empty() {
             Ok(())
@@ -110,10 +110,10 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The value of the one object that `bytes` consists of.
+/// Returns the value of the one object that `bytes` consists of.
 ///
 /// # Errors
-/// [`TlvError`] when it has another tag or anything follows.
+/// [`TlvError`] if the object has another tag or if bytes follow.
 pub fn only(bytes: &[u8], tag: u32) -> Result<&[u8], TlvError> {
     let mut cursor = Cursor::new(bytes);
     let value = cursor.expect(tag)?;
@@ -121,10 +121,10 @@ pub fn only(bytes: &[u8], tag: u32) -> Result<&[u8], TlvError> {
     Ok(value)
 }
 
-/// The value of the first object with `tag` on this level; all of `bytes` must parse.
+/// Returns the value of the first object with `tag` on this level. All of `bytes` must parse.
 ///
 /// # Errors
-/// [`TlvError`] when any object of the level does not parse.
+/// [`TlvError`] if an object of the level does not parse.
 pub fn find(bytes: &[u8], tag: u32) -> Result<Option<&[u8]>, TlvError> {
     let mut cursor = Cursor::new(bytes);
     let mut found = None;
@@ -136,10 +136,10 @@ pub fn find(bytes: &[u8], tag: u32) -> Result<Option<&[u8]>, TlvError> {
     Ok(found)
 }
 
-/// One object with the shortest length field. `tag` is written as given, `value` is not looked into.
+/// Encodes one object with the shortest length field. `tag` is written as given, and `value` is not checked.
 ///
 /// # Panics
-/// Never for the tags of a standard: 1 to 3 bytes.
+/// Never panics for the tags of a standard, which have 1 to 3 bytes.
 #[must_use]
 pub fn encode(tag: u32, value: &[u8]) -> Vec<u8> {
     let tag_bytes = tag.to_be_bytes();
@@ -164,7 +164,7 @@ pub fn encode(tag: u32, value: &[u8]) -> Vec<u8> {
     object
 }
 
-/// One to three bytes, validity as `iso7816-tlv` has it.
+/// Splits off a tag of one to three bytes. `iso7816-tlv` decides whether the tag is valid.
 fn split_tag(bytes: &[u8], offset: usize) -> Result<(u32, &[u8]), TlvError> {
     let (first, mut rest) = bytes.split_first().ok_or(TlvError::Truncated { offset })?;
     let mut tag = u32::from(*first);
@@ -187,7 +187,8 @@ fn split_tag(bytes: &[u8], offset: usize) -> Result<(u32, &[u8]), TlvError> {
     Ok((tag, rest))
 }
 
-/// Definite lengths of up to three bytes; longer than needed is accepted, as real cards send it.
+/// Splits off a definite length of up to three bytes. A longer form than needed is accepted, because real cards send
+/// it.
 fn split_length(bytes: &[u8], offset: usize) -> Result<(usize, &[u8]), TlvError> {
     let (first, rest) = bytes.split_first().ok_or(TlvError::Truncated { offset })?;
     let count = match first {
@@ -205,7 +206,7 @@ fn split_length(bytes: &[u8], offset: usize) -> Result<(usize, &[u8]), TlvError>
     ))
 }
 
-/// Walks arbitrary bytes four levels deep; for the fuzz target beside this file.
+/// Parses arbitrary bytes four levels deep. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

@@ -1,4 +1,4 @@
-//! The way to one card, as a driver gives it and an applet uses it.
+//! The transport to one card: drivers implement it, applets use it.
 
 use std::{
     fmt,
@@ -12,11 +12,11 @@ use crate::{
     response::{ResponseApdu, ResponseBuffer},
 };
 
-/// How long a call into a transport may take, and what the card does meanwhile.
+/// The deadline of a call into a transport.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Call {
-    /// When to give up.
+    /// The instant at which the call fails.
     pub deadline: Instant,
 }
 
@@ -30,63 +30,63 @@ impl Call {
     }
 }
 
-/// Whether a frame that failed had reached the card; only `No` may be sent again blindly.
+/// Whether a failed frame had reached the card. Only a frame with `No` may be sent again without further checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// The card has not seen it.
+    /// The card has not received the frame.
     No,
-    /// The card has seen it and perhaps executed it.
+    /// The card has received the frame and perhaps executed it.
     Yes,
-    /// Nobody knows.
+    /// It is unknown whether the card received the frame.
     Maybe,
 }
 
-/// Counts the times a card's state was lost: reset, power cycle, another card in the reader.
+/// Counts the losses of a card's state: a reset, a power cycle, another card in the reader.
 ///
-/// Two equal epochs of one transport say that nothing *announced* such a loss in between; another
-/// process may still have selected another applet.
+/// Two equal epochs of one transport mean that no such loss was *announced* in between. Another process may still have
+/// selected another applet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct Epoch(pub u64);
 
-/// What went wrong on the way to the card.
+/// The kind of a transport error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransportErrorKind {
     /// The service behind the reader (pcscd, a socket's server) does not run.
     NoService,
-    /// The reader is gone.
+    /// The reader is not there any more.
     NoReader,
-    /// The reader holds no card, or one that does not answer.
+    /// The reader holds no card, or the card does not respond.
     NoCard,
-    /// The card was pulled, perhaps in the middle.
+    /// The card was removed, perhaps during the call.
     CardRemoved,
-    /// Another user of the card reset it. The transport has reconnected and its epoch advanced.
+    /// Another program reset the card. The transport has reconnected, and its epoch has advanced.
     CardReset,
-    /// Somebody else holds the card.
+    /// Another program holds the card.
     Busy,
     /// Access is refused.
     Denied,
     /// The deadline passed.
     TimedOut,
-    /// The call was ended on purpose.
+    /// The call was aborted.
     Cancelled,
-    /// The other side broke its protocol.
+    /// The service, the reader or the card violated its protocol.
     Protocol,
 }
 
-/// A failed call: what happened, to what, and whether the card saw the command.
+/// A failed call: what failed, on which reader, and whether the card received the command.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct TransportError {
-    /// What the caller can act on.
+    /// The kind, on which the caller can act.
     pub kind: TransportErrorKind,
     /// Whether the card may have executed the command.
     pub sent: Sent,
-    /// For a person: which operation on which reader, the number it failed with, and the cure.
+    /// The text for a person: the operation, the reader, the error number and the remedy.
     pub what: String,
 }
 
 impl TransportError {
-    /// An error about a command that never reached the card.
+    /// Returns an error about a command that never reached the card.
     #[must_use]
     pub fn before_card(kind: TransportErrorKind, what: impl Into<String>) -> Self {
         Self {
@@ -97,12 +97,12 @@ impl TransportError {
     }
 }
 
-/// Sends one frame and waits for its answer.
+/// Sends one frame and waits for its response.
 pub trait Transmit {
-    /// Sends `frame` and puts the card's answer, data and status word, into `response`.
+    /// Sends `frame` and puts the card's response, data and status word, into `response`.
     ///
     /// # Errors
-    /// [`TransportError`]; after [`TransportErrorKind::CardReset`] the transport is usable again.
+    /// [`TransportError`]. After [`TransportErrorKind::CardReset`] the transport is usable again.
     fn transmit(
         &mut self,
         frame: &[u8],
@@ -113,42 +113,42 @@ pub trait Transmit {
 
 /// A shared connection to one card. Dropping it leaves the card as it is: no reset, no power-off.
 ///
-/// [`Transmit::transmit`] outside [`Transport::transact`] is one exchange that is atomic by itself; other
-/// users of the card may come before and after it.
+/// [`Transmit::transmit`] outside [`Transport::transact`] sends one frame, which is atomic by itself. Other programs
+/// may send to the card before and after it.
 pub trait Transport: Transmit + Send {
-    /// The card's answer to reset.
+    /// Returns the card's answer to reset.
     fn atr(&self) -> &Atr;
 
-    /// What the reader can carry; whether the *card* takes extended length is the applet's to know.
+    /// Returns the limits of the reader. The applet knows whether the *card* takes extended length.
     fn limits(&self) -> Limits;
 
-    /// The card's present epoch.
+    /// Returns the present epoch of the card.
     fn epoch(&self) -> Epoch;
 
-    /// Whether the connection has ended and is of no more use: it is dropped and another one made.
+    /// Returns whether the transport has ended. The caller must then drop it and connect again.
     fn is_closed(&self) -> bool;
 
-    /// Takes the card up again after other programs may have had the reader; nothing is sent to the card itself. For before an
-    /// operation: a card that may have been exchanged meanwhile ends the transport here, and not in the middle.
+    /// Checks the card before an operation, after other programs may have had the reader. Sends nothing to the card. If
+    /// the card may have been exchanged meanwhile, the transport ends here and not during the operation.
     ///
     /// # Errors
-    /// [`TransportError`]; the transport is then of no more use.
+    /// [`TransportError`]. The transport is then unusable.
     fn resume(&mut self, _call: Call) -> Result<(), TransportError> {
         Ok(())
     }
 
-    /// Whether the card may be another one than that of the last transport to this reader, though it answers its reset alike:
-    /// nobody has followed the reader in between.
+    /// Returns whether the card may differ from the card of the last transport to this reader, although both have the
+    /// same answer to reset. This is so if no watch followed the reader in between.
     fn may_be_another(&self) -> bool {
         false
     }
 
-    /// Runs `body` once while no other user of the card can send anything, then lets go and leaves the
-    /// card as it is, also when `body` panics.
+    /// Runs `body` once, in a transaction: no other program can send to the card. Then ends the transaction and leaves
+    /// the card as it is, even if `body` panics.
     ///
     /// # Errors
-    /// When exclusivity was not granted before the deadline; `body` has then not run. A reset noticed at
-    /// the beginning advances the epoch and is no error.
+    /// [`TransportError`] if the transaction did not begin before the deadline; `body` has then not run. A reset that
+    /// is noticed at the beginning advances the epoch and is no error.
     fn transact(
         &mut self,
         call: Call,
@@ -156,22 +156,22 @@ pub trait Transport: Transmit + Send {
     ) -> Result<(), TransportError>;
 }
 
-/// One conversation with a card, frames and all; borrowed, so that it cannot outlive its exclusivity.
+/// One transaction with a card. The borrow ensures that it does not outlive the exclusive access.
 pub struct Transaction<'a> {
-    link: &'a mut dyn Transmit,
+    card: &'a mut dyn Transmit,
     limits: Limits,
 }
 
 impl<'a> Transaction<'a> {
-    /// Talks over `link` in frames that fit `limits`.
-    pub fn new(link: &'a mut dyn Transmit, limits: Limits) -> Self {
-        Self { link, limits }
+    /// Sends over `card` in frames that fit `limits`.
+    pub fn new(card: &'a mut dyn Transmit, limits: Limits) -> Self {
+        Self { card, limits }
     }
 
-    /// Sends `command` and collects the whole answer: chaining, 61xx and 6Cxx are dealt with here.
+    /// Sends `command` and collects the whole response. Handles chaining, 61xx and 6Cxx.
     ///
     /// # Errors
-    /// Of the transport; an answer outside ISO 7816-4 is [`TransportErrorKind::Protocol`].
+    /// [`TransportError`]. A response that violates ISO 7816-4 is [`TransportErrorKind::Protocol`].
     pub fn exchange(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TransportError> {
         let call = Call::within(command.budget.timeout());
         let mut exchange = Exchange::new(command, self.limits)
@@ -179,8 +179,8 @@ impl<'a> Transaction<'a> {
         let mut buffer = ResponseBuffer::new();
         loop {
             tracing::trace!(target: "apdu", "> {}", Masked(exchange.frame()));
-            let sent = self.link.transmit(exchange.frame(), &mut buffer, call);
-            // A GET RESPONSE that fails before the card says nothing of the command it belongs to.
+            let sent = self.card.transmit(exchange.frame(), &mut buffer, call);
+            // A GET RESPONSE that never reached the card does not undo the command: the card has executed it.
             sent.map_err(|error| TransportError {
                 sent: if exchange.is_executed() {
                     Sent::Yes
@@ -189,8 +189,8 @@ impl<'a> Transaction<'a> {
                 },
                 ..error
             })?;
-            tracing::trace!(target: "apdu", "< {}", MaskedAnswer(buffer.frame()));
-            // Less than a status word is nothing a card says: it was cut short on the way.
+            tracing::trace!(target: "apdu", "< {}", MaskedResponse(buffer.frame()));
+            // No card sends less than a status word: the transport truncated the response.
             let sent = if buffer.frame().len() < 2 {
                 Sent::Maybe
             } else {
@@ -224,7 +224,7 @@ fn broken(command: &CommandApdu<'_>, error: ExchangeError, sent: Sent) -> Transp
     }
 }
 
-/// A command frame for the trace: header and length, never the data.
+/// A command frame in the trace: header and length, never the data.
 struct Masked<'a>(&'a [u8]);
 
 impl fmt::Display for Masked<'_> {
@@ -242,10 +242,10 @@ impl fmt::Display for Masked<'_> {
     }
 }
 
-/// A response frame for the trace: length and status word, never the data.
-struct MaskedAnswer<'a>(&'a [u8]);
+/// A response frame in the trace: length and status word, never the data.
+struct MaskedResponse<'a>(&'a [u8]);
 
-impl fmt::Display for MaskedAnswer<'_> {
+impl fmt::Display for MaskedResponse<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [data @ .., sw1, sw2] => write!(f, "{} bytes, {sw1:02X}{sw2:02X}", data.len()),
@@ -265,9 +265,9 @@ mod tests {
         ];
         assert_eq!(Masked(&verify).to_string(), "00 20 00 80, 9 more bytes");
         assert_eq!(
-            MaskedAnswer(&[1, 2, 3, 0x90, 0x00]).to_string(),
+            MaskedResponse(&[1, 2, 3, 0x90, 0x00]).to_string(),
             "3 bytes, 9000"
         );
-        assert_eq!(MaskedAnswer(&[1]).to_string(), "1 bytes, no status word");
+        assert_eq!(MaskedResponse(&[1]).to_string(), "1 bytes, no status word");
     }
 }
