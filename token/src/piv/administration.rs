@@ -1,5 +1,5 @@
-//! Administration: the PUK and the management key as SO PIN, keys made, objects written
-//! (SP 800-73-4 part 2, 3.2 and 3.3).
+//! Administration of PIV: the PUK and the management key as SO PIN, key generation, and writing of objects (SP 800-73-4
+//! part 2, 3.2 and 3.3).
 
 use std::time::SystemTime;
 
@@ -30,38 +30,38 @@ impl Piv {
         tx: &mut AppletTransaction<'_, '_>,
         key: &ManagementKey,
     ) -> Result<KeyCipher, TokenError> {
-        if self.administrator.cipher.is_none() && !self.quirks.contains(Quirk::MetadataEmpty) {
+        if self.so.cipher.is_none() && !self.quirks.contains(Quirk::MetadataEmpty) {
             let response = tx.exchange(&management_key::GET_METADATA)?;
             if response.status.is_ok() {
-                self.administrator.cipher = management_key::cipher(response.data.expose());
+                self.so.cipher = management_key::cipher(response.data.expose());
             }
         }
-        self.administrator.authenticate(tx, key)
+        self.so.authenticate(tx, key)
     }
 
-    /// Asks a YubiKey for its version: it makes more keys than it lists.
-    fn ask_version(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
-        let due = self.quirks.contains(Quirk::YubicoObjects) && !self.administrator.asked_version;
+    /// Queries the version of a YubiKey, which can generate more keys than it lists.
+    fn query_version(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
+        let due = self.quirks.contains(Quirk::YubicoObjects) && !self.so.queried_version;
         if !due {
             return Ok(());
         }
-        self.administrator.asked_version = true;
+        self.so.queried_version = true;
         let response = tx.exchange(&generation::GET_VERSION)?;
         if let (true, Ok(version)) = (response.status.is_ok(), response.data.expose().try_into()) {
-            self.administrator.generable = GenerationAlgorithms::of_yubikey(version);
+            self.so.generable = GenerationAlgorithms::of_yubikey(version);
         }
         Ok(())
     }
 
-    /// PUT DATA of an object's content; the object is read again when it is next wanted.
+    /// Sends PUT DATA with an object's content. The object leaves the cache and is read again on the next search.
     fn put(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         object: &DataObject,
         content: &[u8],
     ) -> Result<(), TokenError> {
-        // Written or not: what the card holds now, only the card knows.
-        self.inventory.forget_data(object);
+        // Even after a failed write only the card knows its content.
+        self.objects.forget_data(object);
         let status = tx.exchange(&object.put_data(content).as_apdu())?.status;
         match status {
             StatusWord::OK => Ok(()),
@@ -72,7 +72,7 @@ impl Piv {
         }
     }
 
-    /// Writes a certificate as it is, or compressed when the card has no room for it so.
+    /// Writes a certificate uncompressed. If the card has no space for it, writes it compressed.
     fn put_der(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -90,7 +90,8 @@ impl Piv {
         self.put(tx, object, &packed)
     }
 
-    /// Makes the key history count the retired key whose certificate was written, without which nobody looks for it.
+    /// Counts the retired key in the key history after its certificate was written. Without that no program searches
+    /// for it.
     fn count_retired(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -116,7 +117,7 @@ impl Administration for Piv {
     }
 
     fn so_tries(&self) -> PinTries {
-        self.administrator.puk
+        self.so.puk
     }
 
     fn so_verify(
@@ -125,27 +126,27 @@ impl Administration for Piv {
         so: &Secret,
     ) -> Result<(), TokenError> {
         match SoPin::parse(so)? {
-            SoPin::Puk(puk) => self.administrator.verify_puk(tx, puk),
+            SoPin::Puk(puk) => self.so.verify_puk(tx, puk),
             SoPin::Key(key) => {
                 self.authenticate(tx, &key)?;
-                self.ask_version(tx)
+                self.query_version(tx)
             }
         }
     }
 
     fn so_status(
         &mut self,
-        _talk: &mut AppletTransaction<'_, '_>,
+        _tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
-        work: SoPurpose,
+        purpose: SoPurpose,
     ) -> Result<PinStatus, TokenError> {
         let missing = |what: &str| TokenError::NotLoggedIn {
-            operation: format!("PIV: this needs the security officer logged in with the {what}"),
+            operation: format!("PIV administration that needs the {what} as SO PIN"),
         };
-        match (SoPin::parse(so)?, work) {
-            // Each command that needs the PUK brings it.
+        match (SoPin::parse(so)?, purpose) {
+            // Each command that needs the PUK contains it.
             (SoPin::Puk(_), SoPurpose::Pin) => Ok(PinStatus::Verified),
-            // No card says whether the key is, and proving it again costs nothing.
+            // No card reports whether the key is verified. Sending it again costs no try.
             (SoPin::Key(_), SoPurpose::Contents) => Ok(PinStatus::NotVerified { tries_left: None }),
             (SoPin::Puk(_), SoPurpose::Contents) => Err(missing("management key")),
             (SoPin::Key(_), SoPurpose::Pin) => Err(missing("PUK")),
@@ -159,7 +160,8 @@ impl Administration for Piv {
     ) -> Result<(), TokenError> {
         match SoPin::parse(so)? {
             SoPin::Puk(_) => Ok(()),
-            // There is no command for it; some cards (Nitrokey 3 with piv-authenticator 0.7) remember it even then.
+            // PIV has no command for it. Some cards (Nitrokey 3 with piv-authenticator 0.7) keep the verification even
+            // after this.
             SoPin::Key(_) => pin::reselect(tx),
         }
     }
@@ -184,7 +186,7 @@ impl Administration for Piv {
                 pin::check_new(new)?;
                 let response =
                     tx.exchange(&pin::two_pin_command(puk, new, CHANGE_PUK).as_apdu())?;
-                self.administrator.puk_result(response.status, |status| {
+                self.so.puk_result(response.status, |status| {
                     Err(not_changed("PIV CHANGE REFERENCE DATA of the PUK", status))
                 })
             }
@@ -194,8 +196,8 @@ impl Administration for Piv {
                         what: "a management key is 32, 48 or 64 hexadecimal digits".to_owned(),
                     })?;
                 let cipher = self.authenticate(tx, &old)?;
-                self.administrator.cipher = None;
-                self.administrator.cipher = Some(new.set(tx, cipher)?);
+                self.so.cipher = None;
+                self.so.cipher = Some(new.set(tx, cipher)?);
                 Ok(())
             }
         }
@@ -210,7 +212,7 @@ impl Administration for Piv {
         pin::check_new(new)?;
         let command = self.pin.reset(tx, so, new)?;
         let response = tx.exchange(&command.as_apdu())?;
-        self.administrator.puk_result(response.status, |status| {
+        self.so.puk_result(response.status, |status| {
             Err(not_changed("PIV RESET RETRY COUNTER", status))
         })?;
         self.pin.was_reset();
@@ -218,11 +220,11 @@ impl Administration for Piv {
     }
 
     fn generatable_algorithms(&self) -> Vec<KeyAlgorithm> {
-        self.administrator.generable.keys().to_vec()
+        self.so.generable.keys().to_vec()
     }
 
     fn key_reference_of(&self, id: &[u8]) -> Option<u8> {
-        self.inventory.key_of(id).map(KeyReference::byte)
+        self.objects.key_of(id).map(KeyReference::byte)
     }
 
     fn generate(
@@ -236,13 +238,13 @@ impl Administration for Piv {
         let command = generation::command(key, algorithm)
             .filter(|_| self.generatable_algorithms().contains(&algorithm))
             .ok_or(TokenError::KeyNotGenerable(algorithm))?;
-        self.inventory.forget_key(key);
+        self.objects.forget_key(key);
         let response = tx.exchange(&command.as_apdu())?;
         if !response.status.is_ok() {
             return Err(generation::refusal(key, algorithm, response.status));
         }
         let public = generation::public_key(algorithm, response.data.expose())?;
-        self.inventory.generated(tx, key, &public)?;
+        self.objects.generated(tx, key, &public)?;
         Ok(public)
     }
 
@@ -254,7 +256,7 @@ impl Administration for Piv {
     ) -> Result<(), TokenError> {
         let key = key_of(reference)?;
         let object = DataObject::certificate_of(key)
-            .ok_or_else(|| TokenError::value("this PIV key has no certificate"))?;
+            .ok_or_else(|| TokenError::value("PIV has no certificate object for this key"))?;
         match der {
             Some(der) => {
                 self.put_der(tx, &object, der)?;
@@ -293,7 +295,7 @@ impl Administration for Piv {
 
     fn random(
         &mut self,
-        _talk: &mut AppletTransaction<'_, '_>,
+        _tx: &mut AppletTransaction<'_, '_>,
         _len: usize,
     ) -> Result<Option<Secret>, TokenError> {
         Ok(None)
@@ -306,7 +308,7 @@ fn key_of(reference: u8) -> Result<KeyReference, TokenError> {
         .ok_or_else(|| TokenError::value(format!("PIV has no key {reference:02X}")))
 }
 
-/// What a refused change of PUK or PIN means.
+/// Returns the error for a refused change of PUK or PIN.
 fn not_changed(operation: &str, status: StatusWord) -> TokenError {
     if pin::refuses_new(status) {
         TokenError::NewPinInvalid {
@@ -317,7 +319,7 @@ fn not_changed(operation: &str, status: StatusWord) -> TokenError {
     }
 }
 
-/// Refuses what would make the object absent, or the card unrecognisable.
+/// Refuses content that would make the object absent or the card unrecognisable.
 fn check_content(object: &DataObject, content: &[u8]) -> Result<(), TokenError> {
     let fits = match object.tag {
         data_object::DISCOVERY => Discovery::parse(content).is_ok(),
@@ -327,7 +329,7 @@ fn check_content(object: &DataObject, content: &[u8]) -> Result<(), TokenError> 
         Ok(())
     } else {
         Err(TokenError::value(format!(
-            "{} bytes are no content of the {}",
+            "a value of {} bytes is not valid content of the {}",
             content.len(),
             object.name
         )))

@@ -1,7 +1,7 @@
-//! GENERAL AUTHENTICATE (SP 800-73-4 part 2, 3.2.4): signatures, the bare RSA function, key agreement.
+//! GENERAL AUTHENTICATE (SP 800-73-4 part 2, 3.2.4): signatures, the raw RSA function, key agreement.
 //!
 //! ```text
-//! 00 87 algorithm key   7C { 82 (empty: this is asked for)  81 input, or 85 the other's point }
+//! 00 87 algorithm key   7C { 82 (empty: requests the output)  81 input, or 85 the peer's point }
 //!                    →  7C { 82 output }
 //! ```
 
@@ -17,11 +17,12 @@ use crate::{
     padding,
 };
 
-const THING: &str = "answer to PIV GENERAL AUTHENTICATE";
-/// Longest message for Ed25519: what fits the command buffer of a YubiKey 5.7 with its template.
+const THING: &str = "response to PIV GENERAL AUTHENTICATE";
+/// Longest message for Ed25519. With its template it fills the command buffer of a YubiKey 5.7.
 const MAX_MESSAGE: usize = 3 * 1024 - 16;
 
-/// P1 for keys of this algorithm (SP 800-78-4, table 6-2, and Yubico's extensions); `None` when PIV has none.
+/// Returns P1 for keys of this algorithm (SP 800-78-4, table 6-2, and Yubico's extensions), or `None` if PIV has no
+/// number for it.
 pub(super) const fn identifier(algorithm: KeyAlgorithm) -> Option<u8> {
     match algorithm {
         KeyAlgorithm::Rsa { bits: 1024 } => Some(0x06),
@@ -36,11 +37,11 @@ pub(super) const fn identifier(algorithm: KeyAlgorithm) -> Option<u8> {
     }
 }
 
-/// The command that uses `key` on `input`.
+/// Returns the command that uses `key` on `input`.
 ///
 /// # Errors
-/// [`TokenError::DataLength`] when the card cannot take so much, [`TokenError::KeyFunctionNotPermitted`]
-/// when key and input do not go together.
+/// [`TokenError::DataLength`] if the input is too long for the card, [`TokenError::KeyFunctionNotPermitted`] if key and
+/// input do not fit.
 pub(super) fn command(key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
     let identifier = identifier(key.algorithm).ok_or(TokenError::KeyFunctionNotPermitted)?;
     let len = key.algorithm.signature_len();
@@ -84,8 +85,8 @@ const fn too_long(len: usize, max: usize) -> TokenError {
     TokenError::DataLength { len, max }
 }
 
-/// What a 9000 answer gives for `input`: the RSA number at the modulus's length, r and s of the field's length each, the
-/// 64 bytes of Ed25519, the shared secret at the field's length.
+/// Returns the output in a 9000 response, according to `input`: the RSA number at the modulus's length, r and s of the
+/// field's length each, the 64 bytes of Ed25519, or the shared secret at the field's length.
 ///
 /// # Errors
 /// [`TokenError::Malformed`].
@@ -105,7 +106,7 @@ pub(super) fn output(
         }
         (KeyAlgorithm::X25519, KeyInput::Point(_)) if output.len() == 32 => Ok(output.to_vec()),
         (_, KeyInput::Point(_)) => Err(malformed("not a shared secret of the curve")),
-        // Some cards leave leading zeros away.
+        // Some cards omit leading zeros.
         (KeyAlgorithm::Rsa { .. }, _) => left_padded(output, algorithm.signature_len())
             .filter(|_| !output.is_empty())
             .ok_or_else(|| malformed("not as long as the modulus")),
@@ -118,7 +119,7 @@ pub(super) fn output(
     whole.map(Secret::new)
 }
 
-/// ECDSA-Sig-Value (RFC 3279, 2.2.3) as r and s of `len` bytes each.
+/// Converts ECDSA-Sig-Value (RFC 3279, 2.2.3) to r and s of `len` bytes each.
 fn ecdsa(value: &[u8], len: usize) -> der::Result<Option<Vec<u8>>> {
     let mut reader = SliceReader::new(value)?;
     let (r, s) = reader.sequence(|numbers| {
@@ -140,7 +141,7 @@ fn left_padded(number: &[u8], len: usize) -> Option<Vec<u8>> {
     Some(padded)
 }
 
-/// Reads arbitrary bytes as the answer of every kind of key; for the fuzz target beside this file.
+/// Parses arbitrary bytes as the response of every kind of key. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     for algorithm in [

@@ -1,4 +1,4 @@
-//! What lies in a certificate's data object (SP 800-73-4 part 1, table 10), plain or compressed.
+//! The content of a certificate's data object (SP 800-73-4 part 1, table 10), plain or compressed.
 //!
 //! ```text
 //! 70 certificate   71 CertInfo, bit 0: compressed   72 MSCUID   FE error detection code
@@ -15,24 +15,28 @@ use flate2::{
 
 use crate::{certificate::Certificate, error::TokenError};
 
-/// The largest certificate taken out of a compressed object: a card holds a few kilobytes.
+/// The largest certificate that is taken from a compressed object. A card holds a few kilobytes.
 const MAX_INFLATED: u64 = 64 * 1024;
 const THING: &str = "PIV certificate object";
-/// The largest certificate worth sending as it is: 3052 bytes are a YubiKey's largest object, and no card's is larger.
+/// The largest certificate that is sent uncompressed. A YubiKey's largest object has 3052 bytes, and no card's is
+/// larger.
 pub(super) const MAX_PLAIN: usize = 3036;
 
-/// The content of an object with this certificate.
+/// Returns the content of an object with this certificate.
 pub(super) fn plain(der: &[u8]) -> Vec<u8> {
     content(der, 0x00)
 }
 
-/// The same with the certificate compressed.
+/// Returns the content of an object with this certificate compressed.
 ///
 /// # Errors
-/// [`TokenError::ValueInvalid`] when it is longer than anybody inflates it to.
+/// [`TokenError::ValueInvalid`] if the certificate is longer than [`MAX_INFLATED`].
 pub(super) fn compressed(der: &[u8]) -> Result<Vec<u8>, TokenError> {
     if !u64::try_from(der.len()).is_ok_and(|len| len <= MAX_INFLATED) {
-        let what = format!("a certificate of {} bytes is too long", der.len());
+        let what = format!(
+            "the certificate has {} bytes; at most {MAX_INFLATED} are possible",
+            der.len()
+        );
         return Err(TokenError::value(what));
     }
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -50,31 +54,31 @@ fn content(bytes: &[u8], info: u8) -> Vec<u8> {
     .concat()
 }
 
-/// How the bytes under tag 70 are written; CertInfo is often wrong, the bytes never are.
+/// The encoding of the bytes under tag 70. CertInfo is often wrong, so the bytes decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form<'a> {
-    /// The certificate itself.
+    /// The uncompressed certificate.
     Plain(&'a [u8]),
-    /// RFC 1952, what the standard says.
+    /// RFC 1952, which the standard requires.
     Gzip(&'a [u8]),
-    /// RFC 1950, what some issuers write.
+    /// RFC 1950, which some issuers write.
     Zlib(&'a [u8]),
-    /// RFC 1951 without any frame.
+    /// RFC 1951 without a header.
     Deflate(&'a [u8]),
 }
 
-/// The certificate in `content`, which is what lies in the object's 53.
+/// Returns the certificate in `content`, the content of the object's 53.
 ///
 /// # Errors
-/// [`TokenError::Malformed`], also when it inflates to more than 64 KiB.
+/// [`TokenError::Malformed`], also if it inflates to more than 64 KiB.
 pub(super) fn certificate(content: &[u8]) -> Result<Certificate, TokenError> {
     let (bytes, compressed) = split(content)?;
     Certificate::parse(&inflate(form(bytes, compressed))?)
 }
 
-/// The bytes under tag 70, and whether CertInfo calls them compressed.
+/// Returns the bytes under tag 70, and whether CertInfo marks them as compressed.
 fn split(content: &[u8]) -> Result<(&[u8], bool), TokenError> {
-    // Some cards hold the bare certificate.
+    // Some cards hold the certificate without any tag.
     if content.starts_with(&[0x30, 0x82]) {
         return Ok((content, false));
     }
@@ -133,7 +137,7 @@ fn bounded(decoder: impl Read) -> Result<Vec<u8>, TokenError> {
     }
 }
 
-/// Takes arbitrary bytes for an object's content; for the fuzz target beside this file.
+/// Parses arbitrary bytes as an object's content. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let _ = certificate(bytes);

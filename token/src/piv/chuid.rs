@@ -1,10 +1,10 @@
-//! The Card Holder Unique Identifier (SP 800-73-4 part 1, table 9), which gives the token its serial number.
+//! The Card Holder Unique Identifier (CHUID; SP 800-73-4 part 1, table 9). The token's serial number comes from it.
 
 use claviger_apdu::tlv;
 
 use crate::error::TokenError;
 
-/// What identifies the card.
+/// The identity of the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chuid {
     /// Federal Agency Smart Credential Number, unless it is all zeros.
@@ -14,7 +14,7 @@ pub(super) struct Chuid {
 }
 
 impl Chuid {
-    /// Reads the content of the object's 53.
+    /// Parses the content of the object's 53.
     ///
     /// # Errors
     /// [`TokenError::Malformed`].
@@ -26,8 +26,8 @@ impl Chuid {
         })
     }
 
-    /// The last 16 digits of OpenSC's serial number: of the FASC-N, or of the GUID where the FASC-N says
-    /// that the card is not of an agency; eight zeros when there is neither.
+    /// Returns the last 16 digits of OpenSC's serial number. It comes from the FASC-N, or from the GUID if the FASC-N
+    /// shows that no agency issued the card. Without both it is eight zeros.
     pub(super) fn serial(&self) -> String {
         let bytes = match (&self.fasc_n, &self.guid) {
             (Some(fasc_n), None) => fasc_n.as_slice(),
@@ -43,7 +43,7 @@ impl Chuid {
             .collect()
     }
 
-    /// Whether a federal agency issued the card, so that FIPS 201 alone says what its keys are for.
+    /// Returns whether a federal agency issued the card. FIPS 201 alone then determines the use of its keys.
     pub(super) fn is_federal(&self) -> bool {
         self.fasc_n.as_ref().is_some_and(is_of_an_agency)
     }
@@ -54,12 +54,13 @@ fn not_zero<const LEN: usize>(field: &[u8]) -> Option<[u8; LEN]> {
     field.iter().any(|byte| *byte != 0).then_some(field)
 }
 
-/// Agency code 9999 means none: the FASC-N, five bits a digit, then begins with D4 E7 39 and a set bit.
+/// Returns whether the FASC-N has an agency code other than 9999, which means none. With 9999 the FASC-N, five bits a
+/// digit, begins with D4 E7 39 and a set bit.
 const fn is_of_an_agency(fasc_n: &[u8; 25]) -> bool {
     !matches!(fasc_n, [0xD4, 0xE7, 0x39, 0x80..=0xFF, ..])
 }
 
-/// Reads arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(chuid) = Chuid::parse(bytes) {

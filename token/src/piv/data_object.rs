@@ -1,4 +1,4 @@
-//! The one table of data objects (SP 800-73-4 part 1, table 3), and how each is asked for and unwrapped.
+//! The table of data objects (SP 800-73-4 part 1, table 3), with the commands that read and write them.
 
 use std::borrow::Cow;
 
@@ -10,29 +10,29 @@ use claviger_apdu::{
 use super::key_reference::{KeyReference, RetiredNumber};
 use crate::{applet::OwnedCommand, error::TokenError};
 
-/// Who may read an object.
+/// The condition for reading an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Anybody.
+    /// No condition.
     Always,
-    /// A user whose PIN is verified.
+    /// The user PIN must be verified.
     Pin,
-    /// Anybody, on cards that have Yubico's objects at all.
+    /// No condition, but only cards with Yubico's objects have the object.
     Yubico,
 }
 
-/// One container of the card.
+/// One data object of the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DataObject {
-    /// What GET DATA asks for.
+    /// The tag for GET DATA.
     pub(super) tag: u32,
     /// OpenSC's name where it has one, else the standard's.
     pub(super) name: Cow<'static, str>,
-    /// Who may read it.
+    /// The condition for reading the object.
     pub(super) access: Access,
-    /// The key whose certificate it holds.
+    /// The key whose certificate the object holds.
     pub(super) key: Option<KeyReference>,
-    /// Content octets of its identifier below 2.16.840.1.101.3.7; empty without one.
+    /// Content octets of the object identifier below 2.16.840.1.101.3.7; empty without one.
     suffix: Cow<'static, [u8]>,
 }
 
@@ -43,11 +43,11 @@ const PIV_ARC: [u8; 7] = [0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x07];
 pub(super) const CHUID: u32 = 0x5F_C102;
 /// Key History Object.
 pub(super) const KEY_HISTORY: u32 = 0x5F_C10C;
-/// Discovery Object; its own template instead of 53.
+/// Discovery Object. Its content has its own template instead of 53.
 pub(super) const DISCOVERY: u32 = 0x7E;
-/// Biometric Information Templates Group Template; its own template instead of 53.
+/// Biometric Information Templates Group Template. Its content has its own template instead of 53.
 const BIOMETRIC_GROUP: u32 = 0x7F61;
-/// Certificate of the first retired key; the others follow.
+/// Certificate of the first retired key. The others follow.
 const RETIRED_1: u32 = 0x5F_C10D;
 
 const fn row(tag: u32, name: &'static str, access: Access, suffix: &'static [u8]) -> DataObject {
@@ -75,7 +75,7 @@ const fn certificate(
     }
 }
 
-/// All but the certificates of retired keys.
+/// All data objects except the certificates of retired keys.
 #[rustfmt::skip]
 static TABLE: [DataObject; 24] = [
     row(0x5F_C107, "Card Capability Container", Access::Always, &[0x01, 0x81, 0x5B, 0x00]),
@@ -105,18 +105,18 @@ static TABLE: [DataObject; 24] = [
 ];
 
 impl DataObject {
-    /// Every object a card can have, in the order they are listed.
+    /// Returns every object that a card can have, in the order of listings.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let retired = (1..=RetiredNumber::MAX).filter_map(RetiredNumber::new);
         TABLE.iter().cloned().chain(retired.map(Self::retired))
     }
 
-    /// The object with `tag`.
+    /// Returns the object with `tag`.
     pub(super) fn by_tag(tag: u32) -> Option<Self> {
         Self::all().find(|object| object.tag == tag)
     }
 
-    /// The object that holds the certificate of `key`; every key has one.
+    /// Returns the object that holds the certificate of `key`. Every key has one.
     pub(super) fn certificate_of(key: KeyReference) -> Option<Self> {
         match key {
             KeyReference::Retired(number) => Some(Self::retired(number)),
@@ -135,7 +135,7 @@ impl DataObject {
         }
     }
 
-    /// Content octets of its object identifier; empty without one.
+    /// Returns the content octets of the object identifier; empty without one.
     pub(super) fn oid(&self) -> Vec<u8> {
         if self.suffix.is_empty() {
             Vec::new()
@@ -144,7 +144,7 @@ impl DataObject {
         }
     }
 
-    /// GET DATA (SP 800-73-4 part 2, 3.1.2).
+    /// Builds GET DATA (SP 800-73-4 part 2, 3.1.2).
     pub(super) fn get_data(&self) -> OwnedCommand {
         OwnedCommand {
             header: [0x00, 0xCB, 0x3F, 0xFF],
@@ -154,7 +154,8 @@ impl DataObject {
         }
     }
 
-    /// PUT DATA (SP 800-73-4 part 2, 3.3.1) of what [`DataObject::content`] would give; nothing removes the object.
+    /// Builds PUT DATA (SP 800-73-4 part 2, 3.3.1) with content in the form of [`DataObject::content`]. Empty content
+    /// removes the object.
     pub(super) fn put_data(&self, content: &[u8]) -> OwnedCommand {
         let data = match (self.has_own_template(), content) {
             (true, []) => tlv::encode(self.tag, &[]),
@@ -169,7 +170,7 @@ impl DataObject {
         }
     }
 
-    /// Whether `content` can be what [`DataObject::content`] gives: some bytes, or the object's own template.
+    /// Returns whether `content` is in the form of [`DataObject::content`]: some bytes, or the object's own template.
     pub(super) fn holds(&self, content: &[u8]) -> bool {
         match self.has_own_template() {
             true => tlv::only(content, self.tag).is_ok_and(|inner| !inner.is_empty()),
@@ -181,15 +182,15 @@ impl DataObject {
         matches!(self.tag, DISCOVERY | BIOMETRIC_GROUP)
     }
 
-    /// `5C { tag }`
+    /// Builds `5C { tag }`.
     fn tag_list(&self) -> Vec<u8> {
         let tag = self.tag.to_be_bytes();
         let zeros = tag.iter().take_while(|byte| **byte == 0).count();
         tlv::encode(0x5C, tag.get(zeros..).unwrap_or(&tag))
     }
 
-    /// The content in an answer to [`DataObject::get_data`]; `None` when the card does not have the object
-    /// or does not show it, as cards say in different ways.
+    /// Returns the content in a response to [`DataObject::get_data`]. Returns `None` if the card does not have the
+    /// object or does not show it, for which cards use several status words.
     pub(super) fn content(&self, response: &ResponseApdu) -> Result<Option<Vec<u8>>, TokenError> {
         match response.status {
             StatusWord::OK => {}
@@ -207,7 +208,7 @@ impl DataObject {
         Ok(content.map(<[u8]>::to_vec))
     }
 
-    /// What lies in 53, or the whole template of an object that has its own.
+    /// Returns the value of 53, or the whole template of an object that has its own.
     fn unwrap<'a>(&self, data: &'a [u8]) -> Result<Option<&'a [u8]>, TlvError> {
         let own_template = self.has_own_template();
         let content = match data {
@@ -219,7 +220,7 @@ impl DataObject {
     }
 }
 
-/// GET DATA of the discovery object.
+/// GET DATA of the Discovery Object.
 pub(super) const GET_DISCOVERY: CommandApdu<'static> = CommandApdu {
     data: &[0x5C, 0x01, 0x7E],
     expected: Expected::UpTo(256),

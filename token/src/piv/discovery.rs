@@ -5,14 +5,14 @@ use claviger_apdu::tlv;
 use super::key_reference::RetiredNumber;
 use crate::error::TokenError;
 
-/// NIST's registered identifier, with which every PIV application identifier begins.
+/// NIST's registered identifier, the beginning of every PIV application identifier.
 const RID: &[u8] = &[0xA0, 0x00, 0x00, 0x03, 0x08];
 /// P2 of VERIFY for the PIV card application PIN.
 pub(super) const PIV_PIN: u8 = 0x80;
 /// P2 of VERIFY for the global PIN.
 pub(super) const GLOBAL_PIN: u8 = 0x00;
 
-/// Which PIN the card wants.
+/// The Discovery Object: which PIN the card requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Discovery {
     /// P2 of VERIFY.
@@ -20,10 +20,10 @@ pub(super) struct Discovery {
 }
 
 impl Discovery {
-    /// Reads the whole answer, template 7E included.
+    /// Parses the whole response, template 7E included.
     ///
     /// # Errors
-    /// [`TokenError::Malformed`], also when it is another application's.
+    /// [`TokenError::Malformed`], also if the object belongs to another application.
     pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
         const THING: &str = "PIV discovery object";
         let fault = TokenError::tlv(THING);
@@ -35,7 +35,7 @@ impl Discovery {
         let policy = tlv::find(content, 0x5F2F).map_err(&fault)?;
         Ok(Self {
             pin_reference: match policy {
-                // The global PIN satisfies the access rules, and is the one the holder knows.
+                // The global PIN satisfies the access rules and is the cardholder's primary PIN.
                 Some([satisfies, 0x20]) if satisfies & 0x20 != 0 => GLOBAL_PIN,
                 _ => PIV_PIN,
             },
@@ -43,19 +43,19 @@ impl Discovery {
     }
 }
 
-/// How many retired keys there are; they occupy the lowest references.
+/// The number of retired keys. They occupy the lowest key references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct KeyHistory {
     keys: u8,
-    /// Whether certificates of some are kept elsewhere, at an address the object then must name.
+    /// Whether some certificates are kept elsewhere. The object must then name their address.
     off_card: bool,
 }
 
 impl KeyHistory {
-    /// Reads the content of the object's 53.
+    /// Parses the content of the object's 53.
     ///
     /// # Errors
-    /// [`TokenError::Malformed`], also when it counts more keys than there are places.
+    /// [`TokenError::Malformed`], also if it counts more keys than there are key references.
     pub(super) fn parse(content: &[u8]) -> Result<Self, TokenError> {
         const THING: &str = "PIV key history object";
         let count = |tag| match tlv::find(content, tag).map_err(TokenError::tlv(THING))? {
@@ -77,8 +77,8 @@ impl KeyHistory {
         })
     }
 
-    /// The history that counts retired key `number` too; `None` when this one does, or is an issuer's with
-    /// certificates elsewhere, which is left alone.
+    /// Returns a history that also counts retired key `number`. Returns `None` if this history counts it already, or if
+    /// its issuer keeps certificates elsewhere. Such a history is not changed.
     pub(super) fn counting(self, number: RetiredNumber) -> Option<Self> {
         let keys = number.get();
         (!self.has(number) && !self.off_card).then_some(Self {
@@ -87,18 +87,18 @@ impl KeyHistory {
         })
     }
 
-    /// The content of the object's 53, for a history without certificates elsewhere.
+    /// Returns the content of the object's 53, for a history without certificates elsewhere.
     pub(super) const fn content(self) -> [u8; 8] {
         [0xC1, 1, self.keys, 0xC2, 1, 0, 0xFE, 0]
     }
 
-    /// Whether it counts retired key `number`.
+    /// Returns whether the history counts retired key `number`.
     pub(super) const fn has(self, number: RetiredNumber) -> bool {
         number.get() <= self.keys
     }
 }
 
-/// Reads arbitrary bytes as both; for the fuzz target beside this file.
+/// Parses arbitrary bytes as both objects. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(discovery) = Discovery::parse(bytes) {

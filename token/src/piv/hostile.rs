@@ -1,4 +1,4 @@
-//! Answers of a hostile card: every truncation and every flipped bit of real ones is parsed or refused.
+//! Responses of a hostile card: every truncation and every flipped bit of real ones is parsed or refused.
 
 use claviger_apdu::tlv;
 

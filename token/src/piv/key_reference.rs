@@ -1,4 +1,4 @@
-//! PIV keys by their references (SP 800-73-4 part 1, table 4b): names, identifiers and rules of each place.
+//! PIV keys by their key references (SP 800-73-4 part 1, table 4b): names, identifiers and rules.
 
 use crate::{
     algorithm::KeyAlgorithm,
@@ -7,7 +7,7 @@ use crate::{
     object::{KeyIdentity, KeyPermissions, PinPolicy},
 };
 
-/// A place for an asymmetric key with its certificate.
+/// A key reference: it holds an asymmetric key and has a certificate object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum KeyReference {
     /// 9A.
@@ -22,12 +22,12 @@ pub(super) enum KeyReference {
     Retired(RetiredNumber),
 }
 
-/// 1 to 20.
+/// The number of a retired key, 1 to 20.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RetiredNumber(u8);
 
 impl RetiredNumber {
-    /// How many retired keys there can be.
+    /// Most retired keys of a card.
     pub(super) const MAX: u8 = 20;
 
     pub(super) fn new(number: u8) -> Option<Self> {
@@ -47,13 +47,13 @@ impl KeyReference {
         Self::CardAuthentication,
     ];
 
-    /// Every place, in the order objects are listed.
+    /// Returns every key reference, in the order of listings.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let retired = (1..=RetiredNumber::MAX).filter_map(RetiredNumber::new);
         Self::PRIMARY.into_iter().chain(retired.map(Self::Retired))
     }
 
-    /// P2 of GENERAL AUTHENTICATE.
+    /// Returns P2 of GENERAL AUTHENTICATE.
     pub(super) const fn byte(self) -> u8 {
         match self {
             Self::Authentication => 0x9A,
@@ -64,7 +64,7 @@ impl KeyReference {
         }
     }
 
-    /// 1 to 24, in the order objects are listed.
+    /// Returns 1 to 24, in the order of listings.
     pub(super) const fn number(self) -> u8 {
         match self {
             Self::Authentication => 1,
@@ -75,8 +75,8 @@ impl KeyReference {
         }
     }
 
-    /// CKA_ID: the number, whose decimal digits OpenSC reads as hexadecimal ones, so that retired key 6 is 10
-    /// there and 0A with ykcs11.
+    /// Returns the CKA_ID. OpenSC reads the decimal digits of the number as hexadecimal, so retired key 6 is 10 there
+    /// and 0A with ykcs11.
     pub(super) const fn id(self, scheme: IdScheme) -> u8 {
         let number = self.number();
         match scheme {
@@ -85,15 +85,15 @@ impl KeyReference {
         }
     }
 
-    /// Identifiers and labels of its objects.
+    /// Returns the identifiers and labels of the objects.
     pub(super) fn identity(self, naming: &Naming) -> KeyIdentity {
         naming.apply(match naming.ids {
-            IdScheme::OpenSc => self.opensc_place(),
-            IdScheme::Ykcs11 => self.ykcs11_place(),
+            IdScheme::OpenSc => self.opensc_identity(),
+            IdScheme::Ykcs11 => self.ykcs11_identity(),
         })
     }
 
-    fn ykcs11_place(self) -> KeyIdentity {
+    fn ykcs11_identity(self) -> KeyIdentity {
         let name = match self {
             Self::Authentication => "PIV Authentication".to_owned(),
             Self::Signature => "Digital Signature".to_owned(),
@@ -110,7 +110,7 @@ impl KeyReference {
         }
     }
 
-    fn opensc_place(self) -> KeyIdentity {
+    fn opensc_identity(self) -> KeyIdentity {
         let id = vec![self.id(IdScheme::OpenSc)];
         let named = |certificate: &str, key: &str| KeyIdentity {
             reference: self.byte(),
@@ -134,7 +134,7 @@ impl KeyReference {
         }
     }
 
-    /// When the key wants the PIN if the card does not say (SP 800-73-4 part 1, table 4b).
+    /// Returns when the key needs the PIN, if the card does not report it (SP 800-73-4 part 1, table 4b).
     pub(super) const fn pin_policy(self) -> PinPolicy {
         match self {
             Self::Signature => PinPolicy::Always,
@@ -143,7 +143,8 @@ impl KeyReference {
         }
     }
 
-    /// What the key may do: as its place says, or as `certificate` says where that counts.
+    /// Returns the permitted functions of the key. `certificate` determines them if it is given, otherwise the key
+    /// reference does.
     pub(super) fn usage(
         self,
         algorithm: KeyAlgorithm,
@@ -166,7 +167,7 @@ impl KeyReference {
                 decrypt: false,
                 derive: !signs,
             },
-            // These can do one thing only, wherever they are.
+            // These algorithms have one function, in every key reference.
             KeyAlgorithm::Ed25519 => KeyPermissions {
                 sign: true,
                 ..KeyPermissions::default()
@@ -179,7 +180,7 @@ impl KeyReference {
     }
 }
 
-/// OpenSC's reading of keyUsage: an RSA key that signs also decrypts.
+/// Converts keyUsage as OpenSC does: an RSA key that signs also decrypts.
 const fn usage_by_certificate(algorithm: KeyAlgorithm, usage: KeyUsage) -> KeyPermissions {
     let signs = KeyUsage::DIGITAL_SIGNATURE
         | KeyUsage::NON_REPUDIATION

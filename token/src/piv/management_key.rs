@@ -1,8 +1,8 @@
-//! The management key 9B: proving that we know it (SP 800-73-4 part 2, appendix A.1), and changing it.
+//! The management key 9B: authentication with it (SP 800-73-4 part 2, appendix A.1), and its change.
 //!
 //! ```text
 //! mutual   00 87 algorithm 9B   7C { 80 (empty) }                      →  7C { 80 witness, enciphered }
-//!                               7C { 80 witness, 81 our challenge }    →  7C { 82 our challenge, enciphered }
+//!                               7C { 80 witness, 81 host challenge }   →  7C { 82 host challenge, enciphered }
 //! single   00 87 algorithm 9B   7C { 81 (empty) }                      →  7C { 81 challenge }
 //!                               7C { 82 challenge, enciphered }
 //! ```
@@ -19,13 +19,13 @@ use super::pin::tries_left;
 use crate::{card::AppletTransaction, error::TokenError};
 
 const REFERENCE: u8 = 0x9B;
-const THING: &str = "answer to PIV GENERAL AUTHENTICATE with the management key";
+const THING: &str = "response to PIV GENERAL AUTHENTICATE with the management key";
 const OPERATION: &str = "PIV GENERAL AUTHENTICATE with the management key";
 
 /// Cryptographic algorithm identifiers of management keys (SP 800-78-4, table 6-2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyCipher {
-    /// 3DES as the oldest cards call it.
+    /// 3DES, by the number that the oldest cards use.
     DefaultTdes = 0x00,
     /// 3DES with three keys.
     Tdes = 0x03,
@@ -46,7 +46,7 @@ impl KeyCipher {
         Self::DefaultTdes,
     ];
 
-    /// That with this identifier.
+    /// Returns the cipher with this identifier.
     fn from_identifier(identifier: u8) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -68,7 +68,7 @@ impl KeyCipher {
         }
     }
 
-    /// The block enciphered, or deciphered; `None` when key or block are not of the cipher's lengths.
+    /// Enciphers or deciphers the block. Returns `None` if key or block do not have the cipher's lengths.
     fn apply(self, key: &ManagementKey, direction: Direction, block: &[u8]) -> Option<Secret> {
         let key = key.0.expose();
         match self {
@@ -104,10 +104,10 @@ where
 pub(super) struct ManagementKey(Secret);
 
 impl ManagementKey {
-    /// Lengths in hexadecimal digits.
+    /// Possible lengths in hexadecimal digits.
     const DIGITS: [usize; 3] = [32, 48, 64];
 
-    /// The key written in 32, 48 or 64 hexadecimal digits; `None` for anything else.
+    /// Reads a key of 32, 48 or 64 hexadecimal digits. Returns `None` for any other text.
     pub(super) fn from_hex(digits: &Secret) -> Option<Self> {
         if !Self::DIGITS.contains(&digits.len()) {
             return None;
@@ -120,7 +120,8 @@ impl ManagementKey {
         Some(Self(key))
     }
 
-    /// The ciphers it can be for, the likeliest first: what the card says, what it last was, what its length says.
+    /// Returns the ciphers that the key's length allows, the most likely first. `known` comes first: the card reported
+    /// it, or it worked before.
     fn ciphers(&self, known: Option<KeyCipher>) -> Vec<KeyCipher> {
         let fits = |cipher: &KeyCipher| cipher.key_len() == self.0.len();
         let mut ciphers: Vec<KeyCipher> = known
@@ -137,10 +138,10 @@ impl ManagementKey {
         ciphers
     }
 
-    /// Proves the key to the card and, where the card can, the card's knowledge of it to us.
+    /// Authenticates with the key. If the card supports mutual authentication, it must also show that it has the key.
     ///
     /// # Errors
-    /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
+    /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or an error of the transport.
     pub(super) fn authenticate(
         &self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -154,11 +155,11 @@ impl ManagementKey {
                 }
             }
         }
-        // The card's key is for none of them, so it is another one.
+        // The card began no authentication with any of these ciphers, so its key is another one.
         Err(TokenError::WrongSoPin { tries_left: None })
     }
 
-    /// Mutual authentication; `false` when the card does not begin it with this cipher.
+    /// Authenticates mutually. Returns `false` if the card does not begin that with this cipher.
     fn mutual(
         &self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -179,12 +180,12 @@ impl ManagementKey {
         } else {
             Err(TokenError::malformed(
                 THING,
-                "the card accepts the management key and does not know it",
+                "the card accepts the management key but does not have it",
             ))
         }
     }
 
-    /// Single authentication; `false` when the card does not begin it with this cipher.
+    /// Authenticates in one direction. Returns `false` if the card does not begin that with this cipher.
     fn single(
         &self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -209,10 +210,11 @@ impl ManagementKey {
             .ok_or_else(|| TokenError::malformed(THING, "not one block of the cipher"))
     }
 
-    /// SET MANAGEMENT KEY (Yubico, FF) to this one. The card has authenticated with a key for `current`.
+    /// Sends SET MANAGEMENT KEY (Yubico, FF) with this key. The card has accepted a key for `current` in this
+    /// transaction.
     ///
     /// # Errors
-    /// [`TokenError::NewPinInvalid`] when the card does not take such a key, or of the transport.
+    /// [`TokenError::NewPinInvalid`] if the card does not take such a key, or an error of the transport.
     pub(super) fn set(
         &self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -224,7 +226,7 @@ impl ManagementKey {
             24 => KeyCipher::Aes192,
             _ => KeyCipher::Aes256,
         };
-        // SET MANAGEMENT KEY never knew the old name of 3DES.
+        // SET MANAGEMENT KEY does not accept the old number of 3DES.
         let cipher = match cipher {
             KeyCipher::DefaultTdes => KeyCipher::Tdes,
             cipher => cipher,
@@ -260,7 +262,7 @@ const fn nibble(digit: u8) -> Option<u8> {
     }
 }
 
-/// What the card is asked to encipher.
+/// Returns random bytes for the card to encipher.
 fn challenge(len: usize) -> Result<Vec<u8>, TokenError> {
     let mut challenge = vec![0; len];
     getrandom::fill(&mut challenge)
@@ -268,8 +270,8 @@ fn challenge(len: usize) -> Result<Vec<u8>, TokenError> {
     Ok(challenge)
 }
 
-/// Asks for the field `tag` of one block; `None` when the card does not give it for this cipher. Nothing is
-/// compared yet, so that asking spends nothing.
+/// Requests the field `tag` with one block. Returns `None` if the card does not give the field for this cipher. The
+/// card compares nothing yet, so this spends no try.
 fn request_block(
     tx: &mut AppletTransaction<'_, '_>,
     cipher: KeyCipher,
@@ -293,7 +295,7 @@ fn request_block(
     }
 }
 
-/// Sends what proves the key.
+/// Sends the fields that authenticate with the key, and returns the response data.
 fn send_proof(
     tx: &mut AppletTransaction<'_, '_>,
     cipher: KeyCipher,
@@ -322,7 +324,7 @@ fn send_proof(
     }
 }
 
-/// The field `tag` in `7C { tag value }`.
+/// Returns the field `tag` in `7C { tag value }`.
 fn field(response: &[u8], tag: u32) -> Result<Secret, TokenError> {
     let fields = tlv::only(response, 0x7C).map_err(TokenError::tlv(THING))?;
     tlv::find(fields, tag)
@@ -337,7 +339,7 @@ pub(super) const GET_METADATA: CommandApdu<'static> = CommandApdu {
     ..CommandApdu::header([0x00, 0xF7, 0x00, REFERENCE])
 };
 
-/// The cipher in an answer to [`GET_METADATA`], where it says one.
+/// Returns the cipher in a response to [`GET_METADATA`], if the response has one.
 pub(super) fn cipher(metadata: &[u8]) -> Option<KeyCipher> {
     match tlv::find(metadata, 0x01) {
         Ok(Some([identifier])) => KeyCipher::from_identifier(*identifier),
@@ -345,7 +347,7 @@ pub(super) fn cipher(metadata: &[u8]) -> Option<KeyCipher> {
     }
 }
 
-/// Reads arbitrary bytes as each answer; for the fuzz target beside this file.
+/// Parses arbitrary bytes as each response. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let key = |len| ManagementKey(Secret::new(vec![0x5A; len]));
@@ -391,7 +393,8 @@ mod tests {
         assert_eq!(key.ciphers(Some(KeyCipher::Aes256)), all);
     }
 
-    /// SP 800-67 and FIPS 197 through their libraries: that the right one is taken, and deciphered as enciphered.
+    /// Each number must select the right cipher, and deciphering must undo enciphering. SP 800-67 and FIPS 197 are
+    /// tested by their libraries.
     #[test]
     fn each_cipher_number_selects_its_cipher() {
         let fips_197 = "000102030405060708090a0b0c0d0e0f1011121314151617\
@@ -408,7 +411,7 @@ mod tests {
             let back = key.apply(cipher, Direction::Decipher, output.expose());
             assert_eq!(back.unwrap().expose(), plain);
         }
-        // A key of three equal ones makes 3DES single DES: FIPS 81's "Now is t".
+        // A key of three equal parts makes 3DES single DES: FIPS 81's "Now is t".
         let key = hex(&"0123456789abcdef".repeat(3)).unwrap();
         let output = key.apply(KeyCipher::Tdes, Direction::Encipher, b"Now is t");
         assert_eq!(

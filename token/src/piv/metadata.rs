@@ -1,4 +1,4 @@
-//! What GET METADATA (Yubico, F7) says of a key; some cards say a part, some nothing.
+//! The response to GET METADATA (Yubico, F7). Some cards send a part of it, some send nothing.
 
 use claviger_apdu::{CommandApdu, Expected, StatusWord, tlv};
 
@@ -11,29 +11,29 @@ use crate::{
 
 const THING: &str = "PIV key metadata";
 
-/// What the card says of one key.
+/// The metadata of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// When it wants the PIN; `None` when the place's own rule holds.
+    /// When the key needs the PIN. With `None` the rule of the key reference applies.
     pub(super) pin: Option<PinPolicy>,
-    /// Where it came from.
+    /// The origin of the key.
     pub(super) origin: KeyOrigin,
-    /// The key itself.
+    /// The public key.
     pub(super) public_key: Option<PublicKey>,
 }
 
-/// An answer to GET METADATA.
+/// A response to GET METADATA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum MetadataAnswer {
-    /// There is a key.
+    /// The key reference holds a key.
     Key(Metadata),
-    /// There is none.
+    /// The key reference holds no key.
     NoKey,
-    /// The card has no metadata at all.
+    /// The card has no metadata.
     Unsupported,
 }
 
-/// GET METADATA of `key`.
+/// Builds GET METADATA of `key`.
 pub(super) const fn command(key: KeyReference) -> CommandApdu<'static> {
     CommandApdu {
         expected: Expected::All,
@@ -41,7 +41,7 @@ pub(super) const fn command(key: KeyReference) -> CommandApdu<'static> {
     }
 }
 
-/// What an answer with `status` and `data` says.
+/// Parses a response with `status` and `data`.
 ///
 /// # Errors
 /// [`TokenError::Malformed`].
@@ -64,7 +64,7 @@ impl Metadata {
         Ok(Self {
             pin: match field(0x02)? {
                 Some([1, ..]) => Some(PinPolicy::Never),
-                // 4 and 5 are the same with a finger in place of the PIN.
+                // 4 and 5 mean the same with a fingerprint instead of the PIN.
                 Some([2 | 4, ..]) => Some(PinPolicy::Once),
                 Some([3 | 5, ..]) => Some(PinPolicy::Always),
                 _ => None,
@@ -79,7 +79,7 @@ impl Metadata {
     }
 }
 
-/// The key in `template`: 81 modulus and 82 exponent, or 86 point; `None` for algorithms we do not know.
+/// Returns the key in `template`: 81 modulus and 82 exponent, or 86 point. Returns `None` for unknown algorithms.
 pub(super) fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<PublicKey>, TokenError> {
     let field = |tag| {
         let field = tlv::find(template, tag).map_err(TokenError::tlv(THING));
@@ -96,7 +96,7 @@ pub(super) fn public_key(algorithm: u8, template: &[u8]) -> Result<Option<Public
     })
 }
 
-/// Reads arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(MetadataAnswer::Key(Metadata {

@@ -1,10 +1,10 @@
-//! PIV (NIST SP 800-73-4): the applet of government cards, YubiKeys, Nitrokeys and many others.
+//! PIV (NIST SP 800-73-4), the applet of government cards, YubiKeys, Nitrokeys and many others.
 //!
-//! Terms: a *key reference* names a place for a key; a *data object* is what GET DATA reads, certificates
-//! among them; the *discovery object* says which PIN the card wants and proves that PIV is selected.
+//! Terms: a *key reference* is the number of a key. A *data object* is an object that GET DATA reads; certificates are
+//! data objects. The *Discovery Object* names the PIN that the card requires, and serves as the probe for PIV.
 //!
-//! A search reads the data objects it may match and no others, each once; what is read makes up the objects.
-//! What is not here: importing keys, secure messaging.
+//! A search reads only the data objects that it may match, each once. The objects are built from them. Import of keys
+//! and secure messaging are not supported.
 
 mod administration;
 mod authenticate;
@@ -48,7 +48,7 @@ use crate::{
     pin::{PinPurpose, PinStatus},
 };
 
-/// PIV as a card knows it: its identifier without the version (SP 800-73-4 part 1, 2.2), and the discovery object.
+/// PIV's application identifier without the version (SP 800-73-4 part 1, 2.2), and its probe.
 pub(crate) static APPLICATION: Application = Application {
     kind: AppletKind::Piv,
     aid: &[0xA0, 0x00, 0x00, 0x03, 0x08, 0x00, 0x00, 0x10, 0x00],
@@ -56,11 +56,11 @@ pub(crate) static APPLICATION: Application = Application {
     is_probe_answer: |response| Discovery::parse(response).is_ok(),
 };
 
-/// The serial number of a card that does not say one.
+/// The serial number of a card that has none.
 const NO_SERIAL: &str = "00000000";
 
-/// What SP 800-78-4 lets a key do.
-const ABILITIES: [KeyCapability; 2] = [
+/// The functions that SP 800-78-4 permits for keys.
+const CAPABILITIES: [KeyCapability; 2] = [
     KeyCapability {
         key: KeyAlgorithm::Rsa { bits: 2048 },
         raw_rsa: true,
@@ -77,7 +77,7 @@ const ABILITIES: [KeyCapability; 2] = [
     },
 ];
 
-/// Rare: only a card that has such a key is known to use it.
+/// Rare algorithms, which are listed only if the card has such a key.
 const RARE: [KeyCapability; 2] = [
     KeyCapability {
         key: KeyAlgorithm::Ed25519,
@@ -100,28 +100,28 @@ pub struct Piv {
     quirks: Quirks,
     serial: String,
     pin: PinState,
-    inventory: ObjectCache,
-    administrator: SoState,
+    objects: ObjectCache,
+    so: SoState,
 }
 
 impl Piv {
-    /// Reads who the card is: the CHUID, and nothing else. SELECT's answer differs so much between cards
-    /// that nothing depends on it but which keys the card says it makes.
+    /// Reads the identity of the card, the CHUID, and nothing else. The responses to SELECT differ much between cards.
+    /// Only the algorithms for key generation are taken from them.
     pub(crate) fn open(
         tx: &mut AppletTransaction<'_, '_>,
-        select_answer: &[u8],
+        select_response: &[u8],
         atr: &Atr,
         naming: &Arc<Naming>,
     ) -> Result<Self, TokenError> {
         let quirks = Quirks::of(atr);
-        let mut inventory = ObjectCache::new(quirks, Arc::clone(naming));
-        let chuid = inventory.identify(tx)?;
+        let mut objects = ObjectCache::new(quirks, Arc::clone(naming));
+        let chuid = objects.identify(tx)?;
         Ok(Self {
             quirks,
             serial: chuid.map_or(NO_SERIAL.to_owned(), |chuid| chuid.serial()),
             pin: PinState::default(),
-            inventory,
-            administrator: SoState::new(select_answer),
+            objects,
+            so: SoState::new(select_response),
         })
     }
 }
@@ -146,16 +146,16 @@ impl Applet for Piv {
     }
 
     fn mechanisms(&self) -> Vec<MechanismInfo> {
-        let rare = RARE.iter().filter(|rare| self.inventory.has_key(rare.key));
-        let abilities: Vec<KeyCapability> = ABILITIES.iter().chain(rare).copied().collect();
-        mechanism::mechanism_infos(&abilities)
+        let rare = RARE.iter().filter(|rare| self.objects.has_key(rare.key));
+        let capabilities: Vec<KeyCapability> = CAPABILITIES.iter().chain(rare).copied().collect();
+        mechanism::mechanism_infos(&capabilities)
     }
 
     fn extended_length(&self) -> bool {
         self.quirks.contains(Quirk::ExtendedLength)
     }
 
-    /// Every PIV card does (SP 800-73-5, part 2, 2.4.2).
+    /// Every PIV card supports chaining (SP 800-73-5, part 2, 2.4.2).
     fn chains(&self) -> bool {
         true
     }
@@ -195,19 +195,19 @@ impl Applet for Piv {
         tx: &mut AppletTransaction<'_, '_>,
         scope: &SearchScope,
     ) -> Result<(), TokenError> {
-        self.inventory.load(tx, scope)
+        self.objects.load(tx, scope)
     }
 
     fn is_loaded(&self, scope: &SearchScope) -> bool {
-        self.inventory.is_loaded(scope)
+        self.objects.is_loaded(scope)
     }
 
     fn forget_objects(&mut self) {
-        self.inventory.forget();
+        self.objects.forget();
     }
 
     fn objects(&self) -> Vec<Arc<Object>> {
-        self.inventory.objects()
+        self.objects.objects()
     }
 
     fn key_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError> {
@@ -228,41 +228,41 @@ impl Applet for Piv {
     }
 }
 
-/// Parsers of card bytes, each fed with arbitrary ones; for fuzz targets.
+/// Fuzz targets, one for each parser of card data.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz {
-    /// The content of a certificate's data object.
+    /// Parses the content of a certificate's data object.
     pub fn certificate_object(bytes: &[u8]) {
         super::certificate_object::fuzz(bytes);
     }
 
-    /// The content of the CHUID.
+    /// Parses the content of the CHUID.
     pub fn chuid(bytes: &[u8]) {
         super::chuid::fuzz(bytes);
     }
 
-    /// The discovery object, and the content of the key history.
+    /// Parses the Discovery Object, and the content of the key history.
     pub fn discovery(bytes: &[u8]) {
         super::discovery::fuzz(bytes);
     }
 
-    /// An answer to GENERAL AUTHENTICATE.
+    /// Parses a response to GENERAL AUTHENTICATE.
     pub fn authenticate(bytes: &[u8]) {
         super::authenticate::fuzz(bytes);
     }
 
-    /// Answers to SELECT and to making a key.
+    /// Parses responses to SELECT and to key generation.
     pub fn generation(bytes: &[u8]) {
         super::generation::fuzz(bytes);
     }
 
-    /// Answers to authentication with the management key, and its metadata.
+    /// Parses responses to the authentication with the management key, and its metadata.
     pub fn management_key(bytes: &[u8]) {
         super::management_key::fuzz(bytes);
     }
 
-    /// An answer to GET METADATA.
+    /// Parses a response to GET METADATA.
     pub fn metadata(bytes: &[u8]) {
         super::metadata::fuzz(bytes);
     }

@@ -1,5 +1,5 @@
-//! What was read of a card's objects, and what a search still needs: the one plan that loading carries out and
-//! that says whether anything is left to load.
+//! The cache of a card's objects, and the reads that a search still needs. One function, `next_read`, decides both what
+//! to load and whether anything is left to load.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,33 +29,34 @@ use crate::{
     object::{self, KeyOrigin, Object},
 };
 
-/// The objects read so far.
+/// The cached objects.
 pub(super) struct ObjectCache {
     quirks: Quirks,
     naming: Arc<Naming>,
-    /// Whether certificates may say what their keys are for.
+    /// Whether a federal agency issued the card. If not, certificates determine the use of their keys.
     federal: bool,
-    /// Whether GET METADATA is worth a command; one answer without any ends it for good.
+    /// Whether GET METADATA is sent. One response without metadata ends its use.
     metadata_useful: bool,
-    /// Tags of the data objects asked for.
+    /// Tags of the data objects that were read.
     asked: BTreeSet<u32>,
     history: KeyHistory,
     certificates: BTreeMap<KeyReference, Certificate>,
     metadata: BTreeMap<KeyReference, Option<Metadata>>,
-    /// Keys made through this connection, which cards without metadata never tell again.
+    /// Keys generated through this connection. Cards without metadata do not report them again.
     made: BTreeMap<KeyReference, GeneratedKey>,
-    /// Certificates first, for who looks at the first few only; keys in the order of their CKA_ID, data by tag.
+    /// Certificates come first, for clients that read only the first few objects. Keys are in the order of their
+    /// CKA_ID, data objects by tag.
     objects: BTreeMap<(u8, u32), Arc<Object>>,
 }
 
-/// A key made through this connection.
+/// A key generated through this connection.
 struct GeneratedKey {
     public: PublicKey,
-    /// The certificate that was there when it was made: of the key before.
+    /// The certificate that was present when the key was generated. It belongs to the key before.
     outdated: Option<Vec<u8>>,
 }
 
-/// One command that fills a gap.
+/// One command that a search still needs.
 #[derive(Debug)]
 enum PendingRead {
     Data(DataObject),
@@ -66,7 +67,7 @@ enum PendingRead {
 enum KeyPresence {
     Maybe,
     No,
-    /// The key history will tell.
+    /// The key history must be read first.
     AskHistory,
 }
 
@@ -86,10 +87,10 @@ impl ObjectCache {
         }
     }
 
-    /// Reads the CHUID, which the token's serial number comes from.
+    /// Reads the CHUID. The token's serial number comes from it.
     ///
     /// # Errors
-    /// Of the conversation. A card without an identity that can be read has none.
+    /// An error of the transaction. A card without a readable CHUID has no identity, which is no error.
     pub(super) fn identify(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -107,7 +108,7 @@ impl ObjectCache {
         Ok(chuid)
     }
 
-    /// Forgets all objects, so that they are read again.
+    /// Drops everything that was read, so that it is read again.
     pub(super) fn forget(&mut self) {
         self.asked.clear();
         self.history = KeyHistory::default();
@@ -116,7 +117,7 @@ impl ObjectCache {
         self.objects.clear();
     }
 
-    /// Forgets `object` and what it stands for: it is written.
+    /// Drops `object` and the objects built from it from the cache. Call this before the object is written.
     pub(super) fn forget_data(&mut self, object: &DataObject) {
         self.asked.remove(&object.tag);
         self.objects.remove(&(order(CKO_DATA), object.tag));
@@ -131,7 +132,7 @@ impl ObjectCache {
         }
     }
 
-    /// Forgets `key` and its certificate: another one is made.
+    /// Drops `key` and its certificate from the cache. Call this before another key is generated.
     pub(super) fn forget_key(&mut self, key: KeyReference) {
         if let Some(object) = DataObject::certificate_of(key) {
             self.forget_data(&object);
@@ -140,10 +141,10 @@ impl ObjectCache {
         self.made.remove(&key);
     }
 
-    /// Takes note that `key` is now this one, and of the certificate that is left of the one before.
+    /// Caches the generated key, and reads the certificate that is left from the key before.
     ///
     /// # Errors
-    /// Of the conversation.
+    /// An error of the transaction.
     pub(super) fn generated(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -173,17 +174,17 @@ impl ObjectCache {
         Ok(())
     }
 
-    /// The key whose objects have this CKA_ID.
+    /// Returns the key reference whose objects have this CKA_ID.
     pub(super) fn key_of(&self, id: &[u8]) -> Option<KeyReference> {
         KeyReference::all().find(|key| id == [key.id(self.naming.ids)])
     }
 
-    /// All objects read so far.
+    /// Returns all cached objects.
     pub(super) fn objects(&self) -> Vec<Arc<Object>> {
         self.objects.values().cloned().collect()
     }
 
-    /// Whether a key of this algorithm is known.
+    /// Returns whether a key of this algorithm is in the cache.
     pub(super) fn has_key(&self, algorithm: KeyAlgorithm) -> bool {
         let is = |object: &Object| {
             object
@@ -193,21 +194,21 @@ impl ObjectCache {
         self.objects.values().any(|object| is(object))
     }
 
-    /// Whether [`ObjectCache::load`] has nothing to ask the card.
+    /// Returns whether [`ObjectCache::load`] has nothing to read.
     pub(super) fn is_loaded(&self, scope: &SearchScope) -> bool {
         self.next_read(scope).is_none()
     }
 
-    /// Reads what `wanted` may match and was not read yet.
+    /// Reads the objects that `scope` may match and that are not in the cache.
     ///
     /// # Errors
-    /// Of the conversation. What the card refuses or garbles is logged and left out.
+    /// An error of the transaction. An object that the card refuses or that does not parse is logged and left out.
     pub(super) fn load(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         scope: &SearchScope,
     ) -> Result<(), TokenError> {
-        // Each reading closes its gap whatever the card answers, so there are at most as many as places.
+        // After each read the cache has its result, whatever the card responds. So the loop ends.
         while let Some(reading) = self.next_read(scope) {
             match reading {
                 PendingRead::Data(object) => drop(self.read_data(tx, &object)?),
@@ -217,10 +218,10 @@ impl ObjectCache {
         Ok(())
     }
 
-    /// What to read next for `wanted`.
+    /// The next GET DATA or GET METADATA that a search needs.
     fn next_read(&self, scope: &SearchScope) -> Option<PendingRead> {
         KeyReference::all()
-            .find_map(|key| self.gap_of_key(key, scope))
+            .find_map(|key| self.next_read_of_key(key, scope))
             .or_else(|| {
                 DataObject::all()
                     .find(|object| self.wants_data(object, scope) && !self.was_asked(object))
@@ -228,7 +229,7 @@ impl ObjectCache {
             })
     }
 
-    fn gap_of_key(&self, key: KeyReference, scope: &SearchScope) -> Option<PendingRead> {
+    fn next_read_of_key(&self, key: KeyReference, scope: &SearchScope) -> Option<PendingRead> {
         let identity = key.identity(&self.naming);
         let includes = |class, label: &str| scope.includes(class, &identity.id, label);
         let wants_key = includes(CKO_PUBLIC_KEY, &identity.public_label)
@@ -251,8 +252,8 @@ impl ObjectCache {
             })
     }
 
-    /// Whether it pays to look for `key`: retired ones are there when the key history counts them, and are
-    /// looked for when the search names them.
+    /// Returns whether `key` can be on the card. A retired key is there if the key history counts it. A search that
+    /// names a retired key looks for it in any case.
     fn presence(&self, key: KeyReference, scope: &SearchScope) -> KeyPresence {
         let KeyReference::Retired(number) = key else {
             return KeyPresence::Maybe;
@@ -274,7 +275,7 @@ impl ObjectCache {
             Access::Pin => scope.private,
             Access::Yubico => self.quirks.contains(Quirk::YubicoObjects),
         };
-        // The key history comes before the retired keys in the table, so that it was asked by now.
+        // The key history comes before the retired keys in the table, so it has been read by now.
         let there = object
             .key
             .is_none_or(|key| !matches!(self.presence(key, scope), KeyPresence::No));
@@ -325,13 +326,13 @@ impl ObjectCache {
         if self.metadata_useful {
             self.build_keys(key);
         } else {
-            // Keys that waited for theirs wait no longer.
+            // Keys that waited for their metadata can be built now.
             KeyReference::all().for_each(|key| self.build_keys(key));
         }
         Ok(())
     }
 
-    /// Builds what `object` with this content stands for.
+    /// Caches the content of `object` and builds its objects.
     fn take(&mut self, object: &DataObject, content: Option<&[u8]>) {
         self.asked.insert(object.tag);
         if let Some(content) = content {
@@ -364,8 +365,8 @@ impl ObjectCache {
         }
     }
 
-    /// Builds the key objects of `key` once certificate and metadata are known. The card's word on its key
-    /// counts more than a certificate's, which may be of the key that was there before.
+    /// Builds the key objects of `key` once its certificate and metadata are known. The card's own report on the key
+    /// overrides the certificate, which may belong to the key before.
     fn build_keys(&mut self, key: KeyReference) {
         let asked = DataObject::certificate_of(key).is_some_and(|object| self.was_asked(&object));
         if !asked || !self.knows_metadata(key) {
@@ -404,7 +405,8 @@ impl ObjectCache {
         }
     }
 
-    /// The key made here, unless a certificate has come since that names another: somebody made one after us.
+    /// Returns the key generated here. If a later certificate has another key, another program has generated one since,
+    /// and the result is `None`.
     fn made_now(&self, key: KeyReference) -> Option<&PublicKey> {
         let made = self.made.get(&key)?;
         let replaced = self.certificates.get(&key).is_some_and(|certificate| {
@@ -420,7 +422,7 @@ impl ObjectCache {
     }
 }
 
-/// Where the objects of a class stand.
+/// Returns the position of a class among the objects.
 const fn order(class: CK_OBJECT_CLASS) -> u8 {
     match class {
         CKO_CERTIFICATE => 0,
@@ -430,7 +432,7 @@ const fn order(class: CK_OBJECT_CLASS) -> u8 {
     }
 }
 
-/// Where the objects of `key` stand among their class.
+/// Returns the position of `key` among the objects of a class.
 fn rank(key: KeyReference) -> u32 {
     u32::from(key.number())
 }

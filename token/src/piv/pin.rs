@@ -1,4 +1,4 @@
-//! The PIN: its form, what status words say of it, and how the card forgets it (SP 800-73-4 part 2, 3.2.1).
+//! The PIN: its form, the status words about it, and the end of its verification (SP 800-73-4 part 2, 3.2.1).
 
 use claviger_apdu::{CommandApdu, CommandBudget, Expected, Secret, StatusWord};
 
@@ -16,27 +16,27 @@ use crate::{
 
 /// Shortest PIN in bytes.
 pub(super) const MIN_LEN: usize = 6;
-/// Longest PIN in bytes; shorter ones are filled up with FF.
+/// Longest PIN in bytes. Shorter ones are padded with FF.
 pub(super) const MAX_LEN: usize = 8;
 
-/// Applications that are not PIV; selecting one ends what PIV has verified on cards that keep to the standard.
+/// Applications other than PIV. On cards that follow the standard, selecting one of them ends PIV's verifications.
 const OTHER_APPLICATIONS: [&[u8]; 2] = [
     openpgp::APPLICATION.aid,
     // The issuer security domain, which every GlobalPlatform card has.
     &[0xA0, 0x00, 0x00, 0x01, 0x51, 0x00, 0x00, 0x00],
 ];
 
-/// What is known of the PIN.
+/// The state of the PIN, as far as known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PinState {
-    /// Which PIN the card wants; unknown until the discovery object was asked for.
+    /// Which PIN the card requires. Unknown until the Discovery Object was read.
     discovery: Option<Discovery>,
-    /// As last heard.
+    /// The tries, as the card last reported them.
     pub(super) tries: PinTries,
 }
 
 impl PinState {
-    /// Takes note of the discovery object.
+    /// Caches the Discovery Object.
     pub(super) fn discovered(&mut self, discovery: Discovery) {
         self.discovery = Some(discovery);
     }
@@ -46,7 +46,7 @@ impl PinState {
             .map_or(PIV_PIN, |discovery| discovery.pin_reference)
     }
 
-    /// Refuses what no PIV card takes.
+    /// Refuses a length that no PIV card takes.
     pub(super) fn check(pin: &Secret) -> Result<(), TokenError> {
         if (MIN_LEN..=MAX_LEN).contains(&pin.len()) {
             return Ok(());
@@ -58,8 +58,8 @@ impl PinState {
         })
     }
 
-    /// VERIFY; one try. Asks first which PIN the card wants, if that is not known yet: a try spent on the
-    /// wrong one is lost.
+    /// Sends VERIFY, which costs one try. Reads the Discovery Object first if it is not cached, because a try with the
+    /// wrong PIN reference would be lost.
     pub(super) fn verify(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -77,8 +77,8 @@ impl PinState {
         self.verified(response.status)
     }
 
-    /// CHANGE REFERENCE DATA. The old PIN is verified by itself first: a wrong one is then told, with its tries,
-    /// from a new one the card refuses, which some cards do with the same status.
+    /// Sends CHANGE REFERENCE DATA. Verifies the old PIN first: some cards use the same status word for a wrong old PIN
+    /// and for a refused new PIN. A wrong old PIN is then reported with its tries.
     pub(super) fn change(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -99,7 +99,8 @@ impl PinState {
         }
     }
 
-    /// The command that gives the holder of `puk` the PIN `new` (3.2.3): that which [`PinState::verify`] would send.
+    /// Builds the command that sets the PIN to `new` with the PUK (3.2.3). It changes the same PIN that
+    /// [`PinState::verify`] sends.
     pub(super) fn reset(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -116,7 +117,7 @@ impl PinState {
         ))
     }
 
-    /// Takes note that all tries are back.
+    /// Sets the tries to their maximum after the PIN was reset.
     pub(super) fn was_reset(&mut self) {
         self.tries.note_success();
     }
@@ -127,7 +128,7 @@ impl PinState {
             .status
             .is_ok()
             .then(|| Discovery::parse(response.data.expose()));
-        // A card without the object, or with nonsense in it, has the PIV PIN.
+        // A card without the object, or with an invalid one, uses the PIV PIN.
         self.discovered(match discovery {
             Some(Ok(discovery)) => discovery,
             _ => Discovery {
@@ -137,7 +138,7 @@ impl PinState {
         Ok(())
     }
 
-    /// What the answer to VERIFY with a PIN means.
+    /// Converts the status of VERIFY with a PIN to a result.
     fn verified(&mut self, status: StatusWord) -> Result<(), TokenError> {
         if status.is_ok() {
             self.tries.note_success();
@@ -149,14 +150,14 @@ impl PinState {
                 Err(TokenError::PinLocked)
             }
             Some(left) => {
-                // One more was there a moment ago.
+                // One try more was left before this command.
                 self.tries.note(left.saturating_add(1));
                 self.tries.note(left);
                 Err(TokenError::WrongPin {
                     tries_left: Some(left),
                 })
             }
-            // A format the card cannot have, or a comparison that failed without a number.
+            // A form that the card does not take, or a failed comparison without a number of tries.
             None if matches!(
                 status,
                 StatusWord::INCORRECT_DATA
@@ -170,7 +171,7 @@ impl PinState {
         }
     }
 
-    /// VERIFY without data, which spends nothing.
+    /// Sends VERIFY without data, which spends no try.
     pub(super) fn status(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -188,7 +189,7 @@ impl PinState {
                     tries_left: Some(left),
                 })
             }
-            // Old cards know VERIFY with data only; not verified is the safe reading.
+            // Old cards support VERIFY with data only. Assuming that the PIN is not verified is safe.
             (
                 StatusWord::WRONG_LENGTH
                 | StatusWord::COMPARISON_FAILED
@@ -199,7 +200,7 @@ impl PinState {
         }
     }
 
-    /// VERIFY with P1 = FF; on cards that do not know it, another application is selected and PIV again.
+    /// Sends VERIFY with P1 = FF. On cards without that, selects another application and PIV again.
     pub(super) fn reset_verification(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -228,7 +229,7 @@ impl PinState {
     }
 }
 
-/// Selects another application and PIV again, which ends what is verified.
+/// Selects another application and PIV again, which ends the verifications.
 pub(super) fn reselect(tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
     for aid in OTHER_APPLICATIONS {
         let elsewhere = tx.exchange(&CommandApdu {
@@ -243,7 +244,7 @@ pub(super) fn reselect(tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenEr
     tx.reselect()
 }
 
-/// A PIN or PUK as the card wants it.
+/// Returns a PIN or PUK padded for the card.
 fn padded(pin: &Secret) -> Secret {
     let mut padded = Secret::new(Vec::with_capacity(MAX_LEN));
     padded.extend(pin.expose());
@@ -251,7 +252,7 @@ fn padded(pin: &Secret) -> Secret {
     padded
 }
 
-/// A command of two PINs or PUKs, one after the other.
+/// Builds a command with two PINs or PUKs, one after the other.
 pub(super) fn two_pin_command(one: &Secret, other: &Secret, header: [u8; 4]) -> OwnedCommand {
     let mut data = Secret::new(Vec::with_capacity(2 * MAX_LEN));
     data.extend(padded(one).expose());
@@ -264,7 +265,7 @@ pub(super) fn two_pin_command(one: &Secret, other: &Secret, header: [u8; 4]) -> 
     }
 }
 
-/// Refuses what no PIV card takes for a new PIN or PUK.
+/// Refuses a new PIN or PUK of a length that no PIV card takes.
 pub(super) fn check_new(new: &Secret) -> Result<(), TokenError> {
     PinState::check(new).map_err(|_| TokenError::NewPinLength {
         len: new.len(),
@@ -273,7 +274,7 @@ pub(super) fn check_new(new: &Secret) -> Result<(), TokenError> {
     })
 }
 
-/// Whether a card says so that the new PIN or PUK is not one for it.
+/// Returns whether the status means that the card refuses the new PIN or PUK itself.
 pub(super) const fn refuses_new(status: StatusWord) -> bool {
     matches!(
         status,
@@ -283,7 +284,7 @@ pub(super) const fn refuses_new(status: StatusWord) -> bool {
     )
 }
 
-/// Tries left as 63Cx says it, or 630x on old cards (YubiKey NEO), or 6983; 6300 says nothing.
+/// Returns the tries left: from 63Cx, from 630x on old cards (YubiKey NEO), or from 6983. 6300 has no number.
 pub(super) fn tries_left(status: StatusWord) -> Option<u8> {
     match status.0 {
         0x6301..=0x630F => Some(status.sw2()),

@@ -1,19 +1,19 @@
-//! How cards differ where the standard leaves no way to ask: named behaviours, and the cards that have them.
+//! Differences between cards that the standard gives no way to query: named behaviours, and the cards that have them.
 
 use claviger_apdu::Atr;
 
-/// A behaviour code may ask for.
+/// A behaviour that code can query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quirk {
-    /// Takes extended-length APDUs and does not say so in its answer to reset.
+    /// The card takes extended-length APDUs and does not announce it in its answer to reset.
     ExtendedLength,
-    /// Answers GET METADATA of most keys with success and no data.
+    /// The card responds to GET METADATA of most keys with success and no data.
     MetadataEmpty,
-    /// Has, or may have, the data objects of Yubico's tools.
+    /// The card may have the data objects of Yubico's tools.
     YubicoObjects,
 }
 
-/// Historical bytes of the answer to reset, and what cards with them do.
+/// Historical bytes of the answer to reset, and the behaviours of cards that have them.
 const TABLE: [(&[u8], &[Quirk]); 4] = [
     // Nitrokey 3 with piv-authenticator 0.3 to 0.7; seen 2024.
     (b"Nitrokey", &[Quirk::ExtendedLength, Quirk::MetadataEmpty]),
@@ -25,12 +25,12 @@ const TABLE: [(&[u8], &[Quirk]); 4] = [
     (b"YubiKey", &[Quirk::YubicoObjects]),
 ];
 
-/// What one card does.
+/// The behaviours of one card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Quirks(&'static [Quirk]);
 
 impl Quirks {
-    /// Of the card with this answer to reset.
+    /// Returns the behaviours of the card with this answer to reset.
     pub(super) fn of(atr: &Atr) -> Self {
         let historical = atr.historical();
         let has = |name: &[u8]| historical.windows(name.len()).any(|part| part == name);
@@ -42,7 +42,7 @@ impl Quirks {
         )
     }
 
-    /// Whether the card does so.
+    /// Returns whether the card has this behaviour.
     pub(super) fn contains(self, quirk: Quirk) -> bool {
         self.0.contains(&quirk)
     }

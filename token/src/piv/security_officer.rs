@@ -1,7 +1,7 @@
-//! The security officer of a PIV card: the PUK, the management key, and what is known of both.
+//! The security officer (SO) of a PIV card: the PUK, the management key, and the state of both.
 //!
-//! A PUK is 6 to 8 bytes, a management key 32, 48 or 64 hexadecimal digits, so that one is never taken for the
-//! other. The PUK gives the user a new PIN, the management key does all else.
+//! A PUK has 6 to 8 bytes. A management key has 32, 48 or 64 hexadecimal digits. So one is never mistaken for the
+//! other. The PUK authorizes a new user PIN, the management key everything else.
 
 use claviger_apdu::{Secret, StatusWord};
 
@@ -15,7 +15,7 @@ use crate::{card::AppletTransaction, error::TokenError, pin::PinTries};
 /// CHANGE REFERENCE DATA of the PUK.
 pub(super) const CHANGE_PUK: [u8; 4] = [0x00, 0x24, 0x00, 0x81];
 
-/// The two secrets of a security officer.
+/// The two kinds of SO PIN.
 pub(super) enum SoPin<'a> {
     Puk(&'a Secret),
     Key(ManagementKey),
@@ -38,25 +38,25 @@ impl<'a> SoPin<'a> {
     }
 }
 
-/// What is known of the card's administration.
+/// The state of the card's administration, as far as known.
 pub(super) struct SoState {
-    /// Tries of the PUK as last heard.
+    /// Tries of the PUK, as the card last reported them.
     pub(super) puk: PinTries,
-    /// What the management key is for; unknown until it was needed.
+    /// The cipher of the management key. Unknown until GET METADATA or an authentication shows it.
     pub(super) cipher: Option<KeyCipher>,
-    /// The keys that the card makes.
+    /// The algorithms for which the card generates keys.
     pub(super) generable: GenerationAlgorithms,
-    /// Whether the card was asked for its version, which says more of the keys it makes.
-    pub(super) asked_version: bool,
+    /// Whether the version was queried, which shows more algorithms for key generation.
+    pub(super) queried_version: bool,
 }
 
 impl SoState {
-    pub(super) fn new(select_answer: &[u8]) -> Self {
+    pub(super) fn new(select_response: &[u8]) -> Self {
         Self {
             puk: PinTries::default(),
             cipher: None,
-            generable: GenerationAlgorithms::of(select_answer),
-            asked_version: false,
+            generable: GenerationAlgorithms::of(select_response),
+            queried_version: false,
         }
     }
 
@@ -71,8 +71,8 @@ impl SoState {
         Ok(cipher)
     }
 
-    /// What CHANGE REFERENCE DATA or RESET RETRY COUNTER says of the PUK. One that tells wrong from refused has
-    /// compared it: `refused` makes an error of the rest.
+    /// Converts the status of CHANGE REFERENCE DATA or RESET RETRY COUNTER to a result of comparing the PUK. `refused`
+    /// converts a status that says nothing about the comparison.
     pub(super) fn puk_result(
         &mut self,
         status: StatusWord,
@@ -88,7 +88,7 @@ impl SoState {
                 Err(TokenError::SoPinLocked)
             }
             (_, Some(left)) => {
-                // One more was there a moment ago.
+                // One try more was left before this command.
                 self.puk.note(left.saturating_add(1));
                 self.puk.note(left);
                 Err(TokenError::WrongSoPin {
@@ -103,7 +103,7 @@ impl SoState {
         }
     }
 
-    /// Changes the PUK to itself, which is the one way to have it compared and leaves all as it is.
+    /// Verifies the PUK by changing it to itself. No other command compares the PUK without a change.
     pub(super) fn verify_puk(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -111,15 +111,17 @@ impl SoState {
     ) -> Result<(), TokenError> {
         let response = tx.exchange(&pin::two_pin_command(puk, puk, CHANGE_PUK).as_apdu())?;
         self.puk_result(response.status, |status| match status {
-            // No PUK can be written so.
+            // No card accepts a PUK of this form.
             StatusWord::INCORRECT_DATA => Err(TokenError::WrongSoPin { tries_left: None }),
-            // A card that lets nobody change it, or not to the same, compares it when it is needed.
+            // This card does not allow the change, or not to the same value. It compares the PUK when the PUK is used.
             StatusWord::CONDITIONS_NOT_SATISFIED
             | StatusWord::FUNCTION_NOT_SUPPORTED
             | StatusWord::INCORRECT_P1_P2
             | StatusWord::REFERENCE_NOT_FOUND
             | StatusWord::INSTRUCTION_NOT_SUPPORTED => {
-                tracing::info!("the PIV PUK is taken unproved: the card answers {status}");
+                tracing::info!(
+                    "the PIV PUK cannot be verified at login (the card responds {status}); its first use verifies it"
+                );
                 Ok(())
             }
             _ => Err(TokenError::refused(
