@@ -21,11 +21,11 @@ use crate::{
     pin::{PinStatus, PinTries},
 };
 
-/// Most random bytes asked for at once: one short answer.
+/// Most random bytes requested at once: one short response.
 const CHALLENGE: usize = 256;
 
 impl OpenPgp {
-    /// What the card can make, as far as it is known.
+    /// Returns the algorithms for which the card can generate keys, as far as known.
     fn generation_algorithms(&self) -> GenerationAlgorithms {
         match &self.algorithms {
             Some(algorithms) => algorithms.clone(),
@@ -33,7 +33,8 @@ impl OpenPgp {
         }
     }
 
-    /// Asks once what the card can make. One that does not say can make what its places are for.
+    /// Reads once the algorithms that the card supports. If the card does not report them, the present algorithm
+    /// attributes are the list.
     fn read_algorithms(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         if self.algorithms.is_some() || !self.data.changeable {
             return Ok(());
@@ -50,14 +51,15 @@ impl OpenPgp {
         Ok(())
     }
 
-    /// Forgets `key`: it is about to be another one.
+    /// Drops `key` from the cache, because another key is about to be generated.
     fn forget_key(&mut self, key: KeyRole) {
         self.objects.forget_key(key);
         self.objects.build(&self.data);
         self.stale = true;
     }
 
-    /// Makes the number of `key` one for `algorithm`, which removes the key in it, unless it is one.
+    /// Sets the algorithm attributes of `key`. The card then removes the key, unless the attributes are already those
+    /// of `algorithm`.
     fn set_algorithm(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -85,7 +87,7 @@ impl OpenPgp {
                 return Err(TokenError::not_written(operation, status));
             }
         }
-        // What was refused afterwards would else be taken for what is there.
+        // If a later command fails, these attributes are what the card has now.
         let record = self.data.keys.get_mut(key);
         record.algorithm = Some(algorithm);
         record.attributes = attributes.to_vec();
@@ -116,13 +118,13 @@ impl OpenPgp {
         } else {
             Err(TokenError::malformed(
                 "OpenPGP generated key",
-                "not of the kind that was asked for",
+                "it does not have the requested algorithm",
             ))
         }
     }
 
-    /// Writes fingerprint and time, without which other programs do not see the key. The key is made: that the card
-    /// does not take them is no reason to call it none.
+    /// Writes fingerprint and time of generation, without which other programs do not see the key. If the card refuses
+    /// them, logs a warning and returns success, because the key exists.
     fn write_fingerprint(
         tx: &mut AppletTransaction<'_, '_>,
         key: KeyRole,
@@ -142,7 +144,7 @@ impl OpenPgp {
             let status = put(tx, [0x00, tag], value)?;
             if !status.is_ok() {
                 tracing::warn!(
-                    "OpenPGP PUT DATA {tag:02X} for the {}: {status}",
+                    "OpenPGP PUT DATA {tag:02X} for the {}: {status}; some programs do not see the key",
                     key.name()
                 );
             }
@@ -173,7 +175,7 @@ impl Administration for OpenPgp {
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         _so: &Secret,
-        _work: SoPurpose,
+        _purpose: SoPurpose,
     ) -> Result<PinStatus, TokenError> {
         self.pin.admin_status(tx)
     }
@@ -229,7 +231,8 @@ impl Administration for OpenPgp {
         created: SystemTime,
     ) -> Result<PublicKey, TokenError> {
         let key = key_of(reference)?;
-        // What the places are for may have been changed by others; a probe has told it.
+        // Another program may have changed the algorithm attributes. A probe has read them; after a SELECT they are
+        // read here.
         if tx.was_reselected() {
             self.refresh(tx)?;
         }
@@ -264,11 +267,11 @@ impl Administration for OpenPgp {
 
     fn put_data(
         &mut self,
-        _talk: &mut AppletTransaction<'_, '_>,
+        _tx: &mut AppletTransaction<'_, '_>,
         number: u32,
         _content: Option<&[u8]>,
     ) -> Result<(), TokenError> {
-        let what = format!("no OpenPGP data object {number:X} is shown as an object");
+        let what = format!("the OpenPGP data object {number:X} is not an object of the token");
         Err(TokenError::value(what))
     }
 
@@ -298,7 +301,7 @@ impl Administration for OpenPgp {
     }
 }
 
-/// GET CHALLENGE (7.2.15) of exactly `len` bytes.
+/// Sends GET CHALLENGE (7.2.15) for exactly `len` bytes.
 fn challenge(tx: &mut AppletTransaction<'_, '_>, len: usize) -> Result<Secret, TokenError> {
     let expected = Expected::UpTo(u32::try_from(len).unwrap_or(1));
     let response = tx.read(&CommandApdu {
@@ -311,7 +314,7 @@ fn challenge(tx: &mut AppletTransaction<'_, '_>, len: usize) -> Result<Secret, T
     if random.len() == len {
         Ok(random)
     } else {
-        let fault = format!("{} bytes; {len} were asked for", random.len());
+        let fault = format!("{} bytes; {len} were requested", random.len());
         Err(TokenError::malformed("OpenPGP challenge", fault))
     }
 }
@@ -321,7 +324,7 @@ fn key_of(reference: u8) -> Result<KeyRole, TokenError> {
         .ok_or_else(|| TokenError::value(format!("OpenPGP has no key {reference:02X}")))
 }
 
-/// PUT DATA (7.2.8).
+/// Sends PUT DATA (7.2.8).
 fn put(
     tx: &mut AppletTransaction<'_, '_>,
     [high, low]: [u8; 2],

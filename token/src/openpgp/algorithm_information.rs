@@ -1,4 +1,5 @@
-//! Which keys the card can make (FA; OpenPGP card 3.4, 4.4.3.10), as the algorithm attributes it wants for each.
+//! The keys that the card can generate (FA; OpenPGP card 3.4, 4.4.3.10), given as the algorithm attributes for each key
+//! reference.
 
 use claviger_apdu::tlv::Cursor;
 
@@ -10,10 +11,10 @@ use crate::{
     },
 };
 
-/// Algorithm information.
+/// Tag of the algorithm information.
 pub(super) const ALGORITHM_INFORMATION: u8 = 0xFA;
 
-/// Algorithm attributes that make a place one for a key.
+/// Algorithm attributes for a key reference and an algorithm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AlgorithmAttributes {
     key: KeyRole,
@@ -21,13 +22,13 @@ struct AlgorithmAttributes {
     attributes: Vec<u8>,
 }
 
-/// What a card can make.
+/// The algorithms for which a card can generate keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct GenerationAlgorithms(Vec<AlgorithmAttributes>);
 
 impl GenerationAlgorithms {
-    /// As far as the application related data tells: the keys its places are for now and, on a card whose places
-    /// can be for others, RSA of the length every version makes.
+    /// Returns the algorithms that the application related data shows: the present attributes of each key. If the
+    /// attributes can be changed, also RSA of 2048 bits, which every version supports.
     pub(super) fn of(data: &ApplicationData) -> Self {
         let mut algorithms = Self(Vec::new());
         for key in KeyRole::ALL {
@@ -46,11 +47,12 @@ impl GenerationAlgorithms {
         algorithms
     }
 
-    /// What FA adds. An answer that ends in the middle counts as far as it goes; one of nonsense adds nothing.
+    /// Adds the algorithms of FA. From a truncated response, adds those before its end. An invalid response adds
+    /// nothing.
     #[must_use]
     pub(super) fn with(mut self, response: &[u8]) -> Self {
         let list = data_object::value_of(response, ALGORITHM_INFORMATION.into());
-        // Some cards give the tag with a length that does not fit (YubiKey 5.2 to 5.4).
+        // Some cards send the tag with a wrong length (YubiKey 5.2 to 5.4).
         let list = match list {
             [0xFA, 0x82, _, _, rest @ ..]
             | [0xFA, 0x81, _, rest @ ..]
@@ -78,7 +80,7 @@ impl GenerationAlgorithms {
         }
         let mut attributes = attributes.to_vec();
         if let (Some(first), Some(id)) = (attributes.first_mut(), identifier(key, algorithm)) {
-            // X25519 is announced as EdDSA by some cards (YubiKey before 5.6.1).
+            // Some cards announce X25519 as EdDSA (YubiKey before 5.6.1).
             *first = id;
         }
         self.0.push(AlgorithmAttributes {
@@ -88,27 +90,27 @@ impl GenerationAlgorithms {
         });
     }
 
-    /// The attributes that make the place of `key` one for `algorithm`.
+    /// Returns the algorithm attributes to write for `key` and `algorithm`.
     pub(super) fn attributes(&self, key: KeyRole, algorithm: KeyAlgorithm) -> Option<&[u8]> {
         self.0
             .iter()
-            .find(|offer| offer.key == key && offer.algorithm == algorithm)
-            .map(|offer| offer.attributes.as_slice())
+            .find(|entry| entry.key == key && entry.algorithm == algorithm)
+            .map(|entry| entry.attributes.as_slice())
     }
 
-    /// Every algorithm that is for one place or another.
+    /// Returns every algorithm that at least one key reference supports.
     pub(super) fn algorithms(&self) -> Vec<KeyAlgorithm> {
         let mut algorithms = Vec::new();
-        for offer in &self.0 {
-            if !algorithms.contains(&offer.algorithm) {
-                algorithms.push(offer.algorithm);
+        for entry in &self.0 {
+            if !algorithms.contains(&entry.algorithm) {
+                algorithms.push(entry.algorithm);
             }
         }
         algorithms
     }
 }
 
-/// Whether a key of this algorithm can do what its place is for.
+/// Returns whether a key of this algorithm can do the work of its key reference.
 const fn is_for(key: KeyRole, algorithm: KeyAlgorithm) -> bool {
     match algorithm {
         KeyAlgorithm::Rsa { bits } => bits >= 1024,
@@ -118,7 +120,7 @@ const fn is_for(key: KeyRole, algorithm: KeyAlgorithm) -> bool {
     }
 }
 
-/// The public-key algorithm (RFC 4880, 9.1, and RFC 9580) of a key in a place.
+/// Returns the public-key algorithm number (RFC 4880, 9.1, and RFC 9580) of a key in a key reference.
 pub(super) const fn identifier(key: KeyRole, algorithm: KeyAlgorithm) -> Option<u8> {
     match (key, algorithm) {
         (_, KeyAlgorithm::Rsa { .. }) => Some(0x01),
@@ -129,7 +131,7 @@ pub(super) const fn identifier(key: KeyRole, algorithm: KeyAlgorithm) -> Option<
     }
 }
 
-/// Content octets of the curve's identifier as OpenPGP version 4 keys have it.
+/// Returns the content octets of the curve's object identifier in OpenPGP version 4 keys.
 pub(super) fn curve_oid(algorithm: KeyAlgorithm) -> &'static [u8] {
     match algorithm {
         KeyAlgorithm::Ec(curve) => Curve::oid(curve),
@@ -139,12 +141,15 @@ pub(super) fn curve_oid(algorithm: KeyAlgorithm) -> &'static [u8] {
     }
 }
 
-/// Parses arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let algorithms = GenerationAlgorithms(Vec::new()).with(bytes);
-    assert!(algorithms.0.len() <= bytes.len(), "no offer but the card's");
+    assert!(
+        algorithms.0.len() <= bytes.len(),
+        "no algorithm that the card does not list"
+    );
     for AlgorithmAttributes {
         key,
         algorithm,
@@ -214,7 +219,7 @@ mod tests {
         assert_eq!(
             GenerationAlgorithms(Vec::new()).with(short),
             bare,
-            "the last is no key's"
+            "the last object belongs to no key"
         );
     }
 

@@ -1,4 +1,4 @@
-//! The three cardholder certificates behind one tag (OpenPGP card 3.4, 4.4.3.3, 7.2.5 to 7.2.7).
+//! The three cardholder certificates, which share one tag (OpenPGP card 3.4, 4.4.3.3, 7.2.5 to 7.2.7).
 
 use claviger_apdu::{CommandApdu, Expected, StatusWord};
 
@@ -9,30 +9,30 @@ use crate::{
     openpgp::{data_object, key::KeyRole, quirks::Quirks},
 };
 
-/// GET DATA of the occurrence the card stands at.
+/// GET DATA: reads the occurrence at the card's position.
 const GET_DATA: CommandApdu<'static> = CommandApdu {
     expected: Expected::All,
     ..CommandApdu::header([0x00, 0xCA, 0x7F, 0x21])
 };
-/// GET NEXT DATA: of the occurrence after the one just read.
+/// GET NEXT DATA: reads the occurrence after the one read last.
 const GET_NEXT_DATA: CommandApdu<'static> = CommandApdu {
     expected: Expected::All,
     ..CommandApdu::header([0x00, 0xCC, 0x7F, 0x21])
 };
-/// What SELECT DATA selects: 7F21, as a tag list 5C in a general reference 60. The length comes before.
+/// The data of SELECT DATA: 7F21, in a tag list 5C in a general reference 60. The length comes first.
 const PATH: [u8; 7] = [0x06, 0x60, 0x04, 0x5C, 0x02, 0x7F, 0x21];
 
-/// What came of reading something.
+/// The result of reading an object.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) enum ReadState<T> {
-    /// Nobody asked yet.
+    /// Not read yet.
     #[default]
     Unread,
-    /// The card has none.
+    /// The card has no such object.
     Absent,
-    /// The card has one and does not give it, or what it gives is none.
+    /// The card has the object but refuses it, or its content is invalid.
     Unreadable,
-    /// It is here.
+    /// The object was read.
     Found(T),
 }
 
@@ -51,21 +51,21 @@ impl<T> ReadState<T> {
 
 /// Reads certificates with as few commands as the card's position allows.
 ///
-/// The card keeps its position from program to program, so it is known only after a SELECT, and must be
-/// given back as it was found: [`CertificateReader::finish`].
+/// The card keeps its position when another program takes over. So the position is known only after a SELECT, and
+/// [`CertificateReader::finish`] must restore it.
 #[derive(Debug)]
 pub(super) struct CertificateReader {
     quirks: Quirks,
-    /// Whether the card has SELECT DATA, and with it more than one certificate.
+    /// Whether the card supports SELECT DATA, and with it several certificates.
     selects: bool,
-    /// The occurrence GET DATA would read, when known.
+    /// The occurrence that GET DATA would read, if known.
     position: Option<u8>,
-    /// What GET DATA has just read at the position; GET NEXT DATA goes on from there.
+    /// The response to GET DATA at the position. GET NEXT DATA continues from there.
     last: Option<Vec<u8>>,
 }
 
 impl CertificateReader {
-    /// A reader for a card of `version`, which stands at the first occurrence when it was just selected.
+    /// Returns a reader for a card of `version`. After a SELECT the card is at the first occurrence.
     pub(super) fn new(version: (u8, u8), quirks: Quirks, just_selected: bool) -> Self {
         let selects = version >= (3, 0);
         Self {
@@ -76,10 +76,10 @@ impl CertificateReader {
         }
     }
 
-    /// The certificate of `key`.
+    /// Reads the certificate of `key`.
     ///
     /// # Errors
-    /// Of the conversation.
+    /// An error of the transaction.
     pub(super) fn read(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -97,10 +97,11 @@ impl CertificateReader {
         Ok(read)
     }
 
-    /// Writes the certificate of `key`; an empty one removes it. The position is then no longer known.
+    /// Writes the certificate of `key`. Empty data removes it. The position is unknown afterwards.
     ///
     /// # Errors
-    /// [`TokenError::ValueInvalid`] when the card has no place for it, [`TokenError::NoSpace`], or of the conversation.
+    /// [`TokenError::ValueInvalid`] if the card has no certificate for the key, [`TokenError::NoSpace`], or an error of
+    /// the transaction.
     pub(super) fn write(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -109,7 +110,7 @@ impl CertificateReader {
     ) -> Result<(), TokenError> {
         let status = self.select(tx, key.occurrence())?;
         if !status.is_ok() {
-            let what = format!("no place for the certificate of the {}", key.name());
+            let what = format!("the card has no certificate object for the {}", key.name());
             return Err(match status {
                 StatusWord::REFERENCE_NOT_FOUND => TokenError::value(what),
                 status => TokenError::refused(format!("OpenPGP SELECT DATA: {what}"), status),
@@ -120,7 +121,7 @@ impl CertificateReader {
             ..CommandApdu::header([0x00, 0xDA, 0x7F, 0x21])
         };
         let status = tx.exchange(&command)?.status;
-        // What PUT DATA does to the position, no card says.
+        // Cards differ in the position after PUT DATA.
         self.position = None;
         if status.is_ok() {
             return Ok(());
@@ -129,7 +130,7 @@ impl CertificateReader {
         Err(TokenError::not_written(operation, status))
     }
 
-    /// By GET NEXT DATA, if `occurrence` comes after the one just read and the card moves on to it.
+    /// Reads with GET NEXT DATA. Returns `None` unless `occurrence` follows the one read last and the card moves to it.
     fn read_next(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -144,7 +145,7 @@ impl CertificateReader {
         self.position = None;
         let response = tx.read(&GET_NEXT_DATA)?;
         let next = response.data.expose();
-        // The same again looks like a card that has not moved.
+        // The same data again suggests that the card has not moved.
         if !response.status.is_ok() || (next == last && !next.is_empty()) {
             return Ok(None);
         }
@@ -152,7 +153,7 @@ impl CertificateReader {
         Ok(Some(next.to_vec()))
     }
 
-    /// By GET DATA, after SELECT DATA where the card stands elsewhere.
+    /// Reads with GET DATA, after SELECT DATA if the card is at another position.
     fn read_selected(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -168,7 +169,7 @@ impl CertificateReader {
         Ok(response.ok().map(|data| data.expose().to_vec()))
     }
 
-    /// SELECT DATA. A card without it has only the first certificate, which is always selected.
+    /// Sends SELECT DATA. A card without it has only the first certificate, which is always selected.
     fn select(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -204,14 +205,14 @@ impl CertificateReader {
         Ok(status)
     }
 
-    /// Leaves the card at the first occurrence, where programs expect it that know of one only.
+    /// Moves the card to the first occurrence, where programs that know only one certificate expect it.
     ///
     /// # Errors
-    /// Of the conversation.
+    /// An error of the transaction.
     pub(super) fn finish(mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         if self.position != Some(0) {
             let status = self.select(tx, 0)?;
-            tracing::debug!("OpenPGP SELECT DATA back to the first certificate: {status}");
+            tracing::debug!("OpenPGP SELECT DATA to return to the first certificate: {status}");
         }
         Ok(())
     }

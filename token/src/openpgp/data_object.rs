@@ -1,4 +1,4 @@
-//! What the card says of itself: the application related data and the objects in it (OpenPGP card 3.4, 4.4).
+//! The card's description of itself: the application related data and the objects in it (OpenPGP card 3.4, 4.4).
 
 use claviger_apdu::tlv::{self, Cursor};
 
@@ -9,14 +9,14 @@ use crate::{
     openpgp::key::{KeyRole, PerKey},
 };
 
-/// The application's identifier (AID) up to its version (4.2.1).
+/// The application identifier (AID) up to its version (4.2.1).
 pub(super) const AID: &[u8] = &[0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
 
-/// Application related data.
+/// Tag of the application related data.
 pub(super) const APPLICATION_DATA: u8 = 0x6E;
-/// PW status bytes.
+/// Tag of the PW status bytes.
 pub(super) const PASSWORD_STATUS: u8 = 0xC4;
-/// Key derivation function.
+/// Tag of the key derivation function.
 pub(super) const KDF: u8 = 0xF9;
 
 const APPLICATION_IDENTIFIER: u32 = 0x4F;
@@ -26,48 +26,48 @@ const DISCRETIONARY: u32 = 0x73;
 const EXTENDED_CAPABILITIES: u32 = 0xC0;
 const FINGERPRINTS: u32 = 0xC5;
 const KEY_INFORMATION: u32 = 0xDE;
-/// Cardholder certificate.
+/// Tag of the cardholder certificate.
 pub(super) const CERTIFICATE: u32 = 0x7F21;
 
-/// Content octets of Ed25519 as OpenPGP named it before RFC 8410.
+/// Content octets of Ed25519's object identifier in OpenPGP before RFC 8410.
 pub(super) const ED25519_OLD_OID: &[u8] = &[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 0x47, 0x0F, 0x01];
-/// Content octets of Curve25519 as OpenPGP named it before RFC 8410.
+/// Content octets of Curve25519's object identifier in OpenPGP before RFC 8410.
 pub(super) const X25519_OLD_OID: &[u8] =
     &[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01];
 
 /// The application related data (6E), as far as a token needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ApplicationData {
-    /// Who the card is.
+    /// The identity of the card.
     pub(super) identifier: Identifier,
     /// Whether the card has a key derivation object (C0).
     pub(super) kdf: bool,
-    /// Whether the card takes extended length, where the historical bytes say.
+    /// Whether the card takes extended length, if the historical bytes report it.
     pub(super) extended_length: Option<bool>,
-    /// Whether the card chains commands, where the historical bytes say.
+    /// Whether the card supports command chaining, if the historical bytes report it.
     pub(super) chains: Option<bool>,
-    /// Longest command frame the card takes in bytes (7F66), where it says.
+    /// Longest command frame in bytes that the card takes (7F66), if the card reports it.
     pub(super) max_command: Option<usize>,
-    /// Most random bytes GET CHALLENGE gives at once (C0); `None` on a card without it.
+    /// Most random bytes of one GET CHALLENGE (C0); `None` if the card does not support it.
     pub(super) max_challenge: Option<usize>,
     /// Whether algorithm attributes can be changed (C0).
     pub(super) changeable: bool,
-    /// Longest cardholder certificate in bytes (C0), where the card says.
+    /// Longest cardholder certificate in bytes (C0), if the card reports it.
     pub(super) max_certificate: Option<usize>,
-    /// What the passwords may be and whether they are blocked.
+    /// Lengths and tries of the passwords.
     pub(super) password: PasswordStatus,
-    /// What is known of each key.
+    /// The record of each key.
     pub(super) keys: PerKey<KeyRecord>,
 }
 
-/// Version, manufacturer and serial number out of the AID (4.2.1).
+/// Version, manufacturer and serial number from the AID (4.2.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identifier {
-    /// Of the specification the card follows.
+    /// Version of the specification that the card follows.
     pub(super) version: (u8, u8),
-    /// Assigned by FSF Europe.
+    /// The manufacturer's number, assigned by FSF Europe.
     pub(super) manufacturer: u16,
-    /// Unique per manufacturer.
+    /// The serial number, unique for each manufacturer.
     pub(super) serial: u32,
 }
 
@@ -88,25 +88,25 @@ pub(super) struct PasswordStatus {
     pub(super) admin_tries: u8,
 }
 
-/// What the application related data says of one key.
+/// The application related data on one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyRecord {
-    /// What kind of key its place is for, when we know the kind.
+    /// The algorithm that the key reference is set to, if it is known here.
     pub(super) algorithm: Option<KeyAlgorithm>,
-    /// The same as the card says it (C1 to C3).
+    /// The algorithm attributes, as the card reports them (C1 to C3).
     pub(super) attributes: Vec<u8>,
-    /// Fingerprint over key and time of creation; zeros when there is none.
+    /// Fingerprint over the key and its time of generation; zeros if there is none.
     fingerprint: [u8; 20],
-    /// 0 no key, 1 generated, 2 imported (DE); older cards do not say.
+    /// 0 no key, 1 generated, 2 imported (DE). Older cards do not report it.
     status: Option<u8>,
 }
 
 impl ApplicationData {
-    /// Reads the answer to GET DATA 6E, with or without that tag. The AID and the PW status bytes must be there.
+    /// Parses the response to GET DATA 6E, with or without that tag. The AID and the PW status bytes are required.
     pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
         let mut objects = ApplicationDataParser::default();
         objects.read(value_of(response, APPLICATION_DATA.into()), true)?;
-        let missing = |tag| TokenError::malformed(THING, format!("no object {tag}"));
+        let missing = |tag| TokenError::malformed(THING, format!("object {tag} is missing"));
         let third = card_capabilities(objects.historical).map(|[_, _, third]| third);
         Ok(Self {
             identifier: Identifier::parse(objects.aid.ok_or_else(|| missing("4F"))?)?,
@@ -126,11 +126,11 @@ impl ApplicationData {
 
 const THING: &str = "OpenPGP application related data";
 
-/// GET CHALLENGE works, by the first byte of the extended capabilities (4.4.3.7).
+/// Flag in the first byte of the extended capabilities (4.4.3.7): the card supports GET CHALLENGE.
 const CAN_CHALLENGE: u8 = 0x40;
-/// Algorithm attributes can be changed.
+/// Flag: the algorithm attributes can be changed.
 const CAN_CHANGE_ATTRIBUTES: u8 = 0x04;
-/// There is a key derivation object.
+/// Flag: the card has a key derivation object.
 const HAS_KDF: u8 = 0x01;
 
 fn has(capabilities: &[u8], capability: u8) -> bool {
@@ -139,13 +139,13 @@ fn has(capabilities: &[u8], capability: u8) -> bool {
         .is_some_and(|first| first & capability != 0)
 }
 
-/// The size in two bytes of the extended capabilities, unless it is none.
+/// Returns the two-byte size at offset `at` of the extended capabilities, unless it is zero.
 fn size(capabilities: &[u8], at: usize) -> Option<usize> {
     let bytes = capabilities.get(at..)?.first_chunk::<2>()?;
     Some(usize::from(u16::from_be_bytes(*bytes))).filter(|size| *size > 0)
 }
 
-/// The objects of interest, found in 6E itself or in the 73 inside it.
+/// Collects the required objects from 6E and from the 73 inside it.
 #[derive(Default)]
 struct ApplicationDataParser<'a> {
     aid: Option<&'a [u8]>,
@@ -189,7 +189,7 @@ impl<'a> ApplicationDataParser<'a> {
         Ok(())
     }
 
-    /// Three of twenty bytes; a vendor's fourth follows.
+    /// Takes the three fingerprints of twenty bytes. A vendor's fourth may follow.
     fn take_fingerprints(&mut self, value: &[u8]) {
         for (key, fingerprint) in KeyRole::ALL.into_iter().zip(value.chunks_exact(20)) {
             self.keys
@@ -204,7 +204,7 @@ impl<'a> ApplicationDataParser<'a> {
         if !rest.is_empty() {
             return Err(TokenError::malformed(
                 THING,
-                "key information DE of odd length",
+                "key information DE has an odd length",
             ));
         }
         for [reference, status] in pairs {
@@ -220,7 +220,7 @@ impl Identifier {
     fn parse(aid: &[u8]) -> Result<Self, TokenError> {
         let fields = aid.strip_prefix(AID);
         let Some([major, minor, m1, m2, s1, s2, s3, s4, ..]) = fields else {
-            return Err(TokenError::malformed(THING, "4F is no OpenPGP AID"));
+            return Err(TokenError::malformed(THING, "4F is not an OpenPGP AID"));
         };
         Ok(Self {
             version: (bcd(*major), bcd(*minor)),
@@ -229,21 +229,21 @@ impl Identifier {
         })
     }
 
-    /// Manufacturer and serial number as twelve digits, like OpenSC's.
+    /// Returns manufacturer and serial number as twelve digits, as OpenSC does.
     pub(super) fn serial_number(&self) -> String {
         format!("{:04x}{:08x}", self.manufacturer, self.serial)
     }
 }
 
 impl PasswordStatus {
-    /// Reads the answer to GET DATA C4, with or without that tag.
+    /// Parses the response to GET DATA C4, with or without that tag.
     pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
         let [mode, len, _, admin_len, tries, _, admin_tries] =
             value_of(response, PASSWORD_STATUS.into())
         else {
             return Err(TokenError::malformed(
                 "OpenPGP PW status bytes C4",
-                "seven bytes expected",
+                "they do not have seven bytes",
             ));
         };
         Ok(Self {
@@ -258,12 +258,12 @@ impl PasswordStatus {
 }
 
 impl KeyRecord {
-    /// Whether a key may be there: a card that does not say must be asked for it.
+    /// Returns whether the key may exist. If the card does not report that, the key must be read to find out.
     pub(super) fn may_exist(&self) -> bool {
         self.fingerprint != [0; 20] || self.status.is_none_or(|status| status != 0)
     }
 
-    /// Where the key came into being.
+    /// Returns the origin of the key.
     pub(super) const fn origin(&self) -> KeyOrigin {
         match self.status {
             Some(1) => KeyOrigin::Generated,
@@ -273,25 +273,25 @@ impl KeyRecord {
     }
 }
 
-/// Whether `answer` is application related data of an OpenPGP application.
+/// Returns whether `response` is application related data of an OpenPGP application.
 pub(super) fn is_application_data(response: &[u8]) -> bool {
     let mut objects = ApplicationDataParser::default();
     let parsed = objects.read(value_of(response, APPLICATION_DATA.into()), true);
     parsed.is_ok() && objects.aid.is_some_and(|aid| aid.starts_with(AID))
 }
 
-/// The value in an answer to GET DATA: cards send it with and without its tag and length.
+/// Returns the value in a response to GET DATA. Cards send it with or without its tag and length.
 pub(super) fn value_of(response: &[u8], tag: u32) -> &[u8] {
     tlv::only(response, tag).unwrap_or(response)
 }
 
-/// Two digits in one byte; what is no digit counts as it stands.
+/// Returns the number that two BCD digits in one byte give. Other digits count with their binary value.
 const fn bcd(byte: u8) -> u8 {
     (byte >> 4) * 10 + (byte & 0x0F)
 }
 
-/// The card capabilities among historical bytes (ISO 7816-4, 12.1.1.8): compact TLV after the category
-/// indicator 00, three status bytes at the end.
+/// Finds the card capabilities in the historical bytes (ISO 7816-4, 12.1.1.8): compact TLV after the category indicator
+/// 00, before three status bytes.
 fn card_capabilities(historical: &[u8]) -> Option<[u8; 3]> {
     let [0x00, objects @ .., _, _, _] = historical else {
         return None;
@@ -307,7 +307,7 @@ fn card_capabilities(historical: &[u8]) -> Option<[u8; 3]> {
     None
 }
 
-/// The first of two numbers in 7F66: the longest command.
+/// Returns the first of two numbers in 7F66: the longest command.
 fn max_command(extended_length: &[u8]) -> Option<usize> {
     match Cursor::new(extended_length).next_object() {
         Ok(Some((0x02, [high, low]))) => Some(usize::from(u16::from_be_bytes([*high, *low]))),
@@ -315,14 +315,14 @@ fn max_command(extended_length: &[u8]) -> Option<usize> {
     }
 }
 
-/// Algorithm attributes (4.4.3.9) as a key algorithm; `None` for one we do not know.
+/// Converts algorithm attributes (4.4.3.9) to a key algorithm. Returns `None` for an unknown one.
 pub(super) fn algorithm(attributes: &[u8]) -> Option<KeyAlgorithm> {
     match attributes {
         [0x01, high, low, _, _, ..] => Some(KeyAlgorithm::Rsa {
             bits: u16::from_be_bytes([*high, *low]),
         }),
         [0x12 | 0x13 | 0x16, oid @ ..] => curve(oid).or_else(|| match oid {
-            // The byte after the identifier says whether an import brings the public key.
+            // The byte after the identifier shows whether an import contains the public key.
             [oid @ .., 0x00 | 0xFF] => curve(oid),
             _ => None,
         }),
@@ -338,12 +338,15 @@ fn curve(oid: &[u8]) -> Option<KeyAlgorithm> {
     }
 }
 
-/// Parses arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(data) = ApplicationData::parse(bytes) {
-        assert!(is_application_data(bytes), "what parses proves the applet");
+        assert!(
+            is_application_data(bytes),
+            "what parses is recognised as the probe's response"
+        );
         assert_eq!(data.identifier.serial_number().len(), 12);
         assert!(data.password.max_len <= 127);
     }
@@ -373,7 +376,7 @@ mod tests {
 
     fn nitrokey() -> Vec<u8> {
         let mut bytes = hex(NITROKEY);
-        // 73 comes last: its length is what is left
+        // 73 comes last, so its length is the rest.
         let at = bytes
             .windows(2)
             .position(|pair| pair == [0x73, 0x81])

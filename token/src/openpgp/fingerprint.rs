@@ -1,4 +1,4 @@
-//! The fingerprint by which OpenPGP knows a key (RFC 4880, 12.2; ECC after RFC 6637 and RFC 9580).
+//! The fingerprint that identifies a key in OpenPGP (RFC 4880, 12.2; ECC after RFC 6637 and RFC 9580).
 
 use sha1::{Digest, Sha1};
 
@@ -10,7 +10,8 @@ use crate::{
     },
 };
 
-/// That of `public` in the place of `key`, made so many seconds after 1970; `None` when there is no such OpenPGP key.
+/// Returns the fingerprint of `public` as `key`, generated `created` seconds after 1970. Returns `None` if OpenPGP has
+/// no such key.
 pub(super) fn fingerprint(key: KeyRole, public: &PublicKey, created: u32) -> Option<[u8; 20]> {
     let algorithm = public.algorithm();
     let mut packet = vec![0x04];
@@ -25,7 +26,8 @@ pub(super) fn fingerprint(key: KeyRole, public: &PublicKey, created: u32) -> Opt
     Some(hash.finalize().into())
 }
 
-/// The key itself: numbers, or curve and point, which for ECDH are followed by what derives a key from the secret.
+/// Returns the key material: the RSA numbers, or curve and point. An ECDH key also has the parameters of its key
+/// derivation.
 fn material(key: KeyRole, public: &PublicKey) -> Option<Vec<u8>> {
     let prefixed = |point: &[u8; 32]| [&[0x40][..], point].concat();
     let point = match public {
@@ -45,7 +47,7 @@ fn material(key: KeyRole, public: &PublicKey) -> Option<Vec<u8>> {
     Some(material)
 }
 
-/// Length, 01, hash and cipher (RFC 6637, 9 and 13).
+/// Returns length, 01, hash and cipher of the key derivation (RFC 6637, 9 and 13).
 const fn derivation(algorithm: KeyAlgorithm) -> [u8; 4] {
     let (hash, cipher) = match algorithm {
         KeyAlgorithm::Ec(Curve::P384 | Curve::BrainpoolP384) => (9, 8),
@@ -55,7 +57,7 @@ const fn derivation(algorithm: KeyAlgorithm) -> [u8; 4] {
     [3, 1, hash, cipher]
 }
 
-/// A multiprecision integer (RFC 4880, 3.2): its length in bits and its bytes.
+/// Encodes a multiprecision integer (RFC 4880, 3.2): its length in bits and its bytes.
 fn integer(number: &[u8]) -> Option<Vec<u8>> {
     let zeros = number.first()?.leading_zeros();
     let bits = (8 * number.len()).checked_sub(usize::try_from(zeros).ok()?)?;

@@ -1,4 +1,4 @@
-//! The key derivation function between a PIN and what the card compares (OpenPGP card 3.4, 4.3.2).
+//! The key derivation function between a PIN and the value that the card compares (OpenPGP card 3.4, 4.3.2).
 
 use claviger_apdu::{Secret, tlv};
 use sha2::{Digest, Sha256, Sha512};
@@ -8,16 +8,16 @@ use crate::{
     openpgp::data_object::{KDF, value_of},
 };
 
-/// How a PIN becomes what VERIFY sends.
+/// The conversion of a PIN to the data of VERIFY.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kdf {
-    /// As it is.
+    /// The PIN itself.
     Plain,
     /// Iterated and salted S2K (RFC 4880, 3.7.1.3).
     Iterated {
-        /// What hashes.
+        /// The hash.
         hash: KdfHash,
-        /// Octets hashed in all.
+        /// Number of octets to hash.
         count: u32,
         /// Salt of PW1.
         salt: [u8; 8],
@@ -26,12 +26,12 @@ pub(super) enum Kdf {
     },
 }
 
-/// Whose PIN it is.
+/// The password to convert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Password {
-    /// PW1.
+    /// PW1, the user's PIN.
     User,
-    /// PW3.
+    /// PW3, the PIN of the security officer.
     Admin,
 }
 
@@ -44,16 +44,16 @@ pub(super) enum KdfHash {
     Sha512,
 }
 
-/// The largest count RFC 4880 can express: a card that asks for more only wants to keep us busy.
+/// The largest count that RFC 4880 can express. A card with a larger count would only take up computing time.
 const MAX_COUNT: u32 = 65_011_712;
 const THING: &str = "OpenPGP key derivation object F9";
 
 impl Kdf {
-    /// Reads the answer to GET DATA F9, with or without that tag; an empty one means there is none.
+    /// Parses the response to GET DATA F9, with or without that tag. An empty response means that there is no function.
     ///
     /// # Errors
-    /// [`TokenError::Malformed`] for anything else that is not understood: a PIN must then not be sent, as a
-    /// plain one would be wrong.
+    /// [`TokenError::Malformed`] for any other content that is not understood. No PIN must then be sent: an unconverted
+    /// PIN would be wrong and cost a try.
     pub(super) fn parse(response: &[u8]) -> Result<Self, TokenError> {
         let objects = value_of(response, KDF.into());
         if objects.is_empty() {
@@ -68,7 +68,7 @@ impl Kdf {
             }
             _ => Err(TokenError::malformed(
                 THING,
-                "unknown algorithm; no PIN is sent",
+                "its algorithm is unknown, so no PIN is sent",
             )),
         }
     }
@@ -87,7 +87,7 @@ impl Kdf {
             .and_then(|count| count.try_into().ok())
             .map(u32::from_be_bytes)
             .filter(|count| (1..=MAX_COUNT).contains(count));
-        // A card with one salt has it for all.
+        // A card with one salt uses it for every password.
         let admin_salt = admin_salt.or(salt);
         let [salt, admin_salt] = [salt, admin_salt].map(|salt| salt?.try_into().ok());
         match (hash, count, salt.zip(admin_salt)) {
@@ -99,12 +99,12 @@ impl Kdf {
             }),
             _ => Err(TokenError::malformed(
                 THING,
-                "unknown hash, count or salt; no PIN is sent",
+                "its hash, count or salt is unknown, so no PIN is sent",
             )),
         }
     }
 
-    /// What VERIFY sends for the `pin` of `password`.
+    /// Returns the data of VERIFY for the `pin` of `password`.
     pub(super) fn derive(&self, pin: &Secret, password: Password) -> Secret {
         match self {
             Self::Plain => pin.duplicate(),
@@ -129,7 +129,7 @@ impl Kdf {
     }
 }
 
-/// Hashes `unit` over and over until `count` octets are in, at least once whole.
+/// Hashes `unit` again and again until `count` octets are hashed, but at least once as a whole.
 fn iterate<H: Digest>(mut hash: H, unit: &Secret, count: usize) -> Secret {
     let unit = unit.expose();
     let mut left = count.max(unit.len());
@@ -143,7 +143,7 @@ fn iterate<H: Digest>(mut hash: H, unit: &Secret, count: usize) -> Secret {
     Secret::copy_from(&hash.finalize())
 }
 
-/// Parses arbitrary bytes; for the fuzz target beside this file.
+/// Parses arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -181,20 +181,20 @@ mod tests {
     fn kdf_hashes_exactly_count_octets() {
         let kdf = Kdf::parse(&sha256_object(40)).unwrap();
         let pin = Secret::copy_from(b"123456");
-        // 14 octets of salt and PIN: two whole units and 12 octets of the third
+        // 14 octets of salt and PIN: two whole units and 12 octets of the third.
         let expected = Sha256::digest(b"12345678123456".repeat(3).get(..40).unwrap());
         assert_eq!(
             kdf.derive(&pin, Password::User).expose(),
             expected.as_slice()
         );
-        // a count under one unit hashes it once and whole (RFC 4880, 3.7.1.3)
+        // A count below one unit hashes it once as a whole (RFC 4880, 3.7.1.3).
         let kdf = Kdf::parse(&sha256_object(1)).unwrap();
         let expected = Sha256::digest(b"12345678123456");
         assert_eq!(
             kdf.derive(&pin, Password::User).expose(),
             expected.as_slice()
         );
-        // a whole number of units
+        // A whole number of units.
         let kdf = Kdf::parse(&sha256_object(28)).unwrap();
         let expected = Sha256::digest(b"1234567812345612345678123456");
         assert_eq!(

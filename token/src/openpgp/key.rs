@@ -1,4 +1,4 @@
-//! The three keys: where each is, what it may do, how it signs and how its public half is read.
+//! The three keys: their key references, permitted functions, commands and responses.
 
 use claviger_apdu::{CommandApdu, CommandBudget, Expected, Limits, Secret, tlv};
 
@@ -12,7 +12,7 @@ use crate::{
     operation::{KeyInput, fit_hash},
 };
 
-/// One of the keys of an OpenPGP card.
+/// One of the keys of an OpenPGP card, named by the command that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyRole {
     /// PSO: COMPUTE DIGITAL SIGNATURE.
@@ -23,17 +23,17 @@ pub(super) enum KeyRole {
     Authentication,
 }
 
-/// What the specification and OpenSC call a key.
+/// The numbers of a key in the specification, and its names in OpenSC.
 struct KeyParameters {
-    /// Key reference (7.2.18); also the CKA_ID.
+    /// Key reference (7.2.18). It is also the CKA_ID.
     reference: u8,
     /// Control reference template (7.2.14).
     template: [u8; 2],
     /// Tag of the algorithm attributes.
     attributes: u32,
-    /// Tag of the fingerprint, to write it.
+    /// Tag for writing the fingerprint.
     fingerprint: u8,
-    /// Tag of the time of generation, to write it.
+    /// Tag for writing the time of generation.
     created: u8,
     /// Occurrence of the cardholder certificate (4.4.3.3).
     occurrence: u8,
@@ -77,7 +77,7 @@ const AUTHENTICATION: KeyParameters = KeyParameters {
 };
 
 impl KeyRole {
-    /// Every key, in the order of references, attributes and fingerprints.
+    /// Every key, in the order of key references, attributes and fingerprints.
     pub(super) const ALL: [Self; 3] = [Self::Signature, Self::Decryption, Self::Authentication];
 
     const fn parameters(self) -> &'static KeyParameters {
@@ -88,14 +88,14 @@ impl KeyRole {
         }
     }
 
-    /// The key with this reference.
+    /// Returns the key with this key reference.
     pub(super) fn from_reference(reference: u8) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|key| key.parameters().reference == reference)
     }
 
-    /// The key whose objects have this CKA_ID.
+    /// Returns the key whose objects have this CKA_ID.
     pub(super) fn from_id(id: &[u8]) -> Option<Self> {
         match id {
             [reference] => Self::from_reference(*reference),
@@ -103,32 +103,32 @@ impl KeyRole {
         }
     }
 
-    /// What its place is called in commands, and the CKA_ID of its objects.
+    /// Returns the key reference, which is also the CKA_ID of the objects.
     pub(super) const fn reference(self) -> u8 {
         self.parameters().reference
     }
 
-    /// For a person.
+    /// Returns the name for a person.
     pub(super) const fn name(self) -> &'static str {
         self.parameters().name
     }
 
-    /// Tag of its algorithm attributes.
+    /// Returns the tag of the algorithm attributes.
     pub(super) const fn attributes_tag(self) -> u32 {
         self.parameters().attributes
     }
 
-    /// Tags of its fingerprint and its time of generation, to write them.
+    /// Returns the tags for writing the fingerprint and the time of generation.
     pub(super) const fn tags(self) -> [u8; 2] {
         [self.parameters().fingerprint, self.parameters().created]
     }
 
-    /// Which of the cardholder certificates is its.
+    /// Returns the occurrence of the key's cardholder certificate.
     pub(super) const fn occurrence(self) -> u8 {
         self.parameters().occurrence
     }
 
-    /// Identifier and labels, OpenSC's but for those the user wants otherwise.
+    /// Returns CKA_ID and labels: those of OpenSC, unless the user has set others.
     pub(super) fn identity(self, naming: &Naming) -> KeyIdentity {
         let row = self.parameters();
         naming.apply(KeyIdentity {
@@ -140,7 +140,7 @@ impl KeyRole {
         })
     }
 
-    /// What a key of this algorithm may do here.
+    /// Returns the permitted functions of a key of this algorithm in this key reference.
     pub(super) const fn usage(self, algorithm: KeyAlgorithm) -> KeyPermissions {
         let rsa = matches!(algorithm, KeyAlgorithm::Rsa { .. });
         let agrees = matches!(algorithm, KeyAlgorithm::Ec(_) | KeyAlgorithm::X25519);
@@ -152,7 +152,7 @@ impl KeyRole {
         }
     }
 
-    /// When it wants PW1, with the PW status bytes' word on signatures.
+    /// Returns when the key needs PW1. The PW status bytes determine it for signatures.
     pub(super) const fn pin_policy(self, several_signatures: bool) -> PinPolicy {
         match self {
             Self::Signature if !several_signatures => PinPolicy::Always,
@@ -160,7 +160,7 @@ impl KeyRole {
         }
     }
 
-    /// GENERATE ASYMMETRIC KEY PAIR that only reads the public key (7.2.14).
+    /// Builds GENERATE ASYMMETRIC KEY PAIR that only reads the public key (7.2.14).
     pub(super) const fn read_public(self, algorithm: Option<KeyAlgorithm>) -> CommandApdu<'static> {
         let short = matches!(algorithm, Some(KeyAlgorithm::Rsa { .. }) | None);
         CommandApdu {
@@ -174,7 +174,7 @@ impl KeyRole {
         }
     }
 
-    /// GENERATE ASYMMETRIC KEY PAIR (7.2.14), over the key that is there.
+    /// Builds GENERATE ASYMMETRIC KEY PAIR (7.2.14), which replaces the present key.
     pub(super) const fn generate(self) -> CommandApdu<'static> {
         CommandApdu {
             data: &self.parameters().template,
@@ -184,7 +184,7 @@ impl KeyRole {
         }
     }
 
-    /// PSO: COMPUTE DIGITAL SIGNATURE (7.2.10) or INTERNAL AUTHENTICATE (7.2.13).
+    /// Returns the header of PSO: COMPUTE DIGITAL SIGNATURE (7.2.10) or INTERNAL AUTHENTICATE (7.2.13).
     const fn sign_header(self) -> Option<[u8; 4]> {
         match self {
             Self::Signature => Some([0x00, 0x2A, 0x9E, 0x9A]),
@@ -193,7 +193,7 @@ impl KeyRole {
         }
     }
 
-    /// PSO: DECIPHER (7.2.11).
+    /// Returns the header of PSO: DECIPHER (7.2.11).
     const fn decipher_header(self) -> Option<[u8; 4]> {
         match self {
             Self::Decryption => Some([0x00, 0x2A, 0x80, 0x86]),
@@ -207,7 +207,7 @@ impl KeyRole {
 pub(super) struct PerKey<T>([T; 3]);
 
 impl<T> PerKey<T> {
-    /// That of `key`.
+    /// Returns the value of `key`.
     pub(super) const fn get(&self, key: KeyRole) -> &T {
         let [signature, decryption, authentication] = &self.0;
         match key {
@@ -217,7 +217,7 @@ impl<T> PerKey<T> {
         }
     }
 
-    /// That of `key`, to change.
+    /// Returns the value of `key` for a change.
     pub(super) const fn get_mut(&mut self, key: KeyRole) -> &mut T {
         let [signature, decryption, authentication] = &mut self.0;
         match key {
@@ -228,17 +228,17 @@ impl<T> PerKey<T> {
     }
 }
 
-/// What one card takes in one signing command.
+/// The limits of one card for signing commands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SignLimits {
-    /// What it does that the specification does not say.
+    /// Behaviours outside the specification.
     pub(super) quirks: Quirks,
-    /// Longest command frame in bytes, where the card says.
+    /// Longest command frame in bytes, if the card reports it.
     pub(super) max_command: Option<usize>,
 }
 
 impl SignLimits {
-    /// CLA INS P1 P2, three bytes of Lc, two of Le.
+    /// Overhead of a frame: CLA INS P1 P2, three bytes of Lc, two of Le.
     const FRAME: usize = 9;
 
     fn max_message(&self) -> usize {
@@ -250,8 +250,8 @@ impl SignLimits {
     }
 }
 
-/// The command that uses `key` on `input`. To sign, RSA gets the DigestInfo, which the card pads; ECDSA a hash as long
-/// as the field; Ed25519 the whole message. To decipher, RSA gets 00 and the cryptogram, a curve the other's point:
+/// Builds the command that uses `key` on `input`. To sign, RSA takes the DigestInfo, which the card pads; ECDSA a hash as
+/// long as the field; Ed25519 the whole message. To decipher, RSA takes 00 and the cryptogram, a curve the peer's point:
 ///
 /// ```text
 /// A6 { 7F49 { 86 point } }
@@ -295,13 +295,13 @@ pub(super) fn command(
     Ok(OwnedCommand {
         header,
         data,
-        expected: Expected::UpTo(answer_len(algorithm)),
+        expected: Expected::UpTo(response_len(algorithm)),
         budget: CommandBudget::PrivateKey,
     })
 }
 
-/// 256 keeps the short form; only a longer signature is worth the extended one.
-fn answer_len(algorithm: KeyAlgorithm) -> u32 {
+/// Returns the Ne of a command. 256 allows the short form; only a longer signature needs the extended form.
+fn response_len(algorithm: KeyAlgorithm) -> u32 {
     u32::try_from(algorithm.signature_len())
         .unwrap_or(u32::MAX)
         .max(256)
@@ -317,8 +317,8 @@ fn at_most(input: &Secret, max: usize) -> Result<Secret, TokenError> {
     Ok(input.duplicate())
 }
 
-/// What a 9000 answer to [`command`] gives in Cryptoki's form: a signature, the message that the card unpadded, or the
-/// shared secret at the field's length.
+/// Converts the data of a 9000 response to [`command`] to Cryptoki's form: a signature, the message that the card unpadded,
+/// or the shared secret at the field's length.
 pub(super) fn output(
     algorithm: KeyAlgorithm,
     input: &KeyInput,
@@ -328,7 +328,7 @@ pub(super) fn output(
         let len = response.len();
         TokenError::malformed(
             "OpenPGP PSO: DECIPHER",
-            format!("{len} bytes; {expected} expected"),
+            format!("{len} bytes; {expected} are expected"),
         )
     };
     match (algorithm, input) {
@@ -343,7 +343,7 @@ pub(super) fn output(
                 KeyAlgorithm::Ec(curve) => curve.field_len(),
                 _ => 32,
             };
-            // Some cards give the whole point of the product.
+            // Some cards send the whole point of the product.
             let x = match response.expose() {
                 [0x04, point @ ..] if point.len() == 2 * len => point.get(..len).unwrap_or(point),
                 [0x40, x @ ..] if x.len() == len => x,
@@ -357,7 +357,7 @@ pub(super) fn output(
     }
 }
 
-/// The signature in Cryptoki's form: as long as the modulus, r and s of the field's length, or 64 bytes.
+/// Converts a signature to Cryptoki's form: as long as the modulus, r and s of the field's length, or 64 bytes.
 fn signature(algorithm: KeyAlgorithm, response: &[u8]) -> Result<Vec<u8>, TokenError> {
     let len = algorithm.signature_len();
     let halves = match algorithm {
@@ -371,13 +371,13 @@ fn signature(algorithm: KeyAlgorithm, response: &[u8]) -> Result<Vec<u8>, TokenE
         _ if response.len() == len && len > 0 => Ok(response.to_vec()),
         _ => Err(TokenError::malformed(
             "OpenPGP signature",
-            format!("{} bytes; {len} expected", response.len()),
+            format!("{} bytes; {len} are expected", response.len()),
         )),
     }
 }
 
-/// The public key in an answer to [`KeyRole::read_public`]: `7F49 { 81 n, 82 e }` or `7F49 { 86 point }`. What
-/// curve a point is on, only the algorithm attributes say.
+/// Parses the public key in a response to [`KeyRole::read_public`]: `7F49 { 81 n, 82 e }` or `7F49 { 86 point }`.
+/// Only the algorithm attributes show the curve of a point.
 pub(super) fn public_key(
     algorithm: Option<KeyAlgorithm>,
     response: &[u8],
@@ -390,7 +390,7 @@ pub(super) fn public_key(
         (_, _, Some(point)) => on_curve(algorithm, point),
         _ => None,
     };
-    key.ok_or_else(|| TokenError::malformed(THING, "no key of the kind the attributes announce"))
+    key.ok_or_else(|| TokenError::malformed(THING, "no key of the announced algorithm"))
 }
 
 fn on_curve(algorithm: Option<KeyAlgorithm>, point: &[u8]) -> Option<PublicKey> {
@@ -402,7 +402,7 @@ fn on_curve(algorithm: Option<KeyAlgorithm>, point: &[u8]) -> Option<PublicKey> 
     }
 }
 
-/// 32 bytes, after the prefix 40 of OpenPGP's own point format on some cards.
+/// Returns 32 bytes. Some cards send OpenPGP's prefix 40 before the point.
 fn without_prefix(point: &[u8]) -> Option<[u8; 32]> {
     match point {
         [0x40, point @ ..] if point.len() == 32 => point.try_into().ok(),
@@ -410,7 +410,7 @@ fn without_prefix(point: &[u8]) -> Option<[u8; 32]> {
     }
 }
 
-/// Parses arbitrary bytes as an answer to reading a key and to signing; for the fuzz target beside this file.
+/// Parses arbitrary bytes as the responses to reading a key and to signing. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
@@ -426,7 +426,7 @@ pub fn fuzz(bytes: &[u8]) {
             let rsa = matches!(key, PublicKey::Rsa { .. });
             assert!(
                 rsa || key.algorithm() == algorithm,
-                "no curve but the announced"
+                "no curve other than the announced one"
             );
         }
         if let Ok(signature) = signature(algorithm, bytes) {

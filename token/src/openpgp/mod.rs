@@ -1,8 +1,8 @@
 //! The OpenPGP card application (versions 2.x and 3.x) as a token.
 //!
-//! Its three keys are known by reference: 01 signs, 02 decrypts, 03 authenticates. One user PIN, PW1, has two
-//! states on the card: 81 for signatures and 82 for all else. The card describes itself in one object, the
-//! application related data 6E, which is also what proves that the application is selected.
+//! The three keys have key references: 01 signs, 02 decrypts, 03 authenticates. The user PIN, PW1, has two verification
+//! states on the card: 81 for signatures and 82 for everything else. The card describes itself in one object, the
+//! application related data 6E. Reading it is also the probe.
 
 mod administration;
 #[doc(hidden)]
@@ -45,7 +45,7 @@ use crate::{
     pin::{PinPurpose, PinStatus},
 };
 
-/// OpenPGP as a card knows it: its identifier without the version, and the application related data.
+/// OpenPGP's application identifier without the version, and its probe.
 pub(crate) static APPLICATION: Application = Application {
     kind: AppletKind::OpenPgp,
     aid: data_object::AID,
@@ -61,23 +61,23 @@ pub(crate) static APPLICATION: Application = Application {
 #[derive(Debug)]
 pub struct OpenPgp {
     data: ApplicationData,
-    /// Whether keys may have come and gone since `data` was read.
+    /// Whether keys may have changed since `data` was read.
     stale: bool,
     extended_length: bool,
     pin: PinState,
     objects: ObjectCache,
-    /// What the card makes, once it was asked.
+    /// The algorithms for key generation, once they were read.
     algorithms: Option<GenerationAlgorithms>,
 }
 
 impl OpenPgp {
-    /// Reads what there is to know of the application just selected, in one command.
+    /// Reads the application related data of the selected application, in one command.
     ///
     /// # Errors
-    /// Of the transport, or when the card does not say who it is.
+    /// An error of the transport, or an error if the application related data does not parse.
     pub(crate) fn open(
         tx: &mut AppletTransaction<'_, '_>,
-        _select_answer: &[u8],
+        _select_response: &[u8],
         atr: &Atr,
         naming: &Arc<Naming>,
     ) -> Result<Self, TokenError> {
@@ -94,8 +94,8 @@ impl OpenPgp {
         })
     }
 
-    /// Takes newer application related data for true: a key it says something else of is read again, and the
-    /// rule for signatures reaches their key.
+    /// Takes newer application related data over. A key with a changed record leaves the cache, and the signature key
+    /// gets a changed PIN policy.
     fn note(&mut self, data: ApplicationData) {
         self.stale = false;
         self.pin.note(data.password);
@@ -111,14 +111,14 @@ impl OpenPgp {
         self.objects.build(&self.data);
     }
 
-    /// Reads the application related data again, which also proves that the application is selected.
+    /// Reads the application related data again. This also confirms that the applet is selected.
     fn refresh(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         let response = match tx.ensure_selected()? {
             Some(response) => response,
             None => read_application_data(tx)?,
         };
         self.take_probe_answer(response.expose())?;
-        // A card that no longer describes itself is taken as it last did.
+        // If the card no longer describes itself, its last description remains valid.
         self.stale = false;
         Ok(())
     }
@@ -154,16 +154,16 @@ impl Applet for OpenPgp {
         let of_keys = KeyRole::ALL
             .into_iter()
             .filter_map(|key| Some((key, self.data.keys.get(key).algorithm?)));
-        // A key that the card can make is one it can use.
-        let generable = Administration::generatable_algorithms(self);
-        let possible = generable
+        // A key that the card can generate is also one that it can use.
+        let generatable = Administration::generatable_algorithms(self);
+        let possible = generatable
             .iter()
             .flat_map(|algorithm| KeyRole::ALL.map(|key| (key, *algorithm)));
-        let abilities: Vec<KeyCapability> = of_keys
+        let capabilities: Vec<KeyCapability> = of_keys
             .chain(possible)
-            .filter_map(|(key, algorithm)| ability(algorithm, key.usage(algorithm)))
+            .filter_map(|(key, algorithm)| capability(algorithm, key.usage(algorithm)))
             .collect();
-        mechanism::mechanism_infos(&abilities)
+        mechanism::mechanism_infos(&capabilities)
     }
 
     fn extended_length(&self) -> bool {
@@ -262,8 +262,8 @@ fn key_of(key: &PrivateKey) -> Result<KeyRole, TokenError> {
     KeyRole::from_reference(key.reference).ok_or(TokenError::KeyFunctionNotPermitted)
 }
 
-/// What a key of this algorithm does, and with how many bits.
-fn ability(algorithm: KeyAlgorithm, usage: KeyPermissions) -> Option<KeyCapability> {
+/// Returns the capability of a key of this algorithm, or `None` if it has no function.
+fn capability(algorithm: KeyAlgorithm, usage: KeyPermissions) -> Option<KeyCapability> {
     let bits = algorithm.bits();
     let functions = usage.of_private_key();
     (functions != 0).then_some(KeyCapability {

@@ -1,4 +1,4 @@
-//! Which objects have been read, which a search still needs, and the objects themselves.
+//! The cache of objects: what has been read, what a search still needs, and the objects themselves.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Everything read so far.
+/// The cached objects, and the keys and certificates that they are built from.
 #[derive(Debug)]
 pub(super) struct ObjectCache {
     naming: Arc<Naming>,
@@ -40,41 +40,41 @@ impl ObjectCache {
         }
     }
 
-    /// Forgets everything read.
+    /// Clears the cache.
     pub(super) fn forget(&mut self) {
         *self = Self::new(Arc::clone(&self.naming));
     }
 
-    /// The objects that can be made of what was read.
+    /// Returns the objects that were built from the cache.
     pub(super) fn objects(&self) -> Vec<Arc<Object>> {
         self.built.clone()
     }
 
-    /// Whether `wanted` can match anything on an OpenPGP card.
+    /// Returns whether `scope` can match an object of an OpenPGP card.
     pub(super) fn can_match(&self, scope: &SearchScope) -> bool {
         KeyRole::ALL
             .into_iter()
             .any(|key| self.wants_key(scope, key) || self.wants_certificate(scope, key))
     }
 
-    /// Whether [`Objects::load`] would have nothing to read.
+    /// Returns whether [`ObjectCache::load`] has nothing to read.
     pub(super) fn is_loaded(&self, scope: &SearchScope, data: &ApplicationData) -> bool {
         !KeyRole::ALL.into_iter().any(|key| {
             self.key_is_due(scope, data, key) || self.certificate_is_due(scope, data, key)
         })
     }
 
-    /// Forgets what was read of `key`, which has changed.
+    /// Drops the public key of `key` from the cache, because the key has changed.
     pub(super) fn forget_key(&mut self, key: KeyRole) {
         *self.public_keys.get_mut(key) = ReadState::Unread;
     }
 
-    /// Forgets the certificate of `key`, which is written.
+    /// Drops the certificate of `key` from the cache, because the certificate is written.
     pub(super) fn forget_certificate(&mut self, key: KeyRole) {
         *self.certificates.get_mut(key) = ReadState::Unread;
     }
 
-    /// Reads what `wanted` may match and is not read yet.
+    /// Reads the objects that `scope` may match and that are not in the cache.
     pub(super) fn load(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -123,7 +123,8 @@ impl ObjectCache {
             && self.wants_key(scope, key)
     }
 
-    /// Certificates are wanted for themselves, and for the public key the card does not give.
+    /// Returns whether the certificate must be read. A search may match it, or may need its public key because the card
+    /// does not give the key.
     fn certificate_is_due(
         &self,
         scope: &SearchScope,
@@ -136,7 +137,7 @@ impl ObjectCache {
         self.certificates.get(key).is_unread() && (for_key || self.wants_certificate(scope, key))
     }
 
-    /// Makes the objects anew of what was read and what the card now says of its keys.
+    /// Rebuilds the objects from the cache and the card's present data on its keys.
     pub(super) fn build(&mut self, data: &ApplicationData) {
         self.built = KeyRole::ALL
             .into_iter()
@@ -199,7 +200,7 @@ fn read_public_key(
         status => status.to_string(),
     };
     tracing::warn!(
-        "the public half of the {} cannot be read: {fault}",
+        "the public key of the {} cannot be read from the card: {fault}",
         key.name()
     );
     Ok(ReadState::Unreadable)

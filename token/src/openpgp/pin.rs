@@ -1,5 +1,5 @@
-//! The passwords (OpenPGP card 3.4, 4.3). PW1, the user's PIN, is one secret with two states on the card, one for
-//! signatures and one for all else; PW3 is the security officer's.
+//! The passwords (OpenPGP card 3.4, 4.3). PW1, the user PIN, is one secret with two verification states on the card:
+//! one for signatures, one for everything else. PW3 is the SO PIN.
 
 use claviger_apdu::{CommandApdu, Expected, Secret, StatusWord};
 
@@ -18,10 +18,10 @@ use crate::{
 pub(super) const MIN_LEN: usize = 6;
 /// Shortest PW3 in bytes (4.3.1).
 const ADMIN_MIN_LEN: usize = 8;
-/// Longest password any card takes, and the longest there can be behind a key derivation function.
+/// Longest password of any card, and the longest password with a key derivation function.
 const MAX_LEN: usize = 127;
 
-/// How the PIN is referred to in VERIFY (7.2.2).
+/// The password reference in VERIFY (7.2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PasswordReference {
     /// PW1 for signatures.
@@ -33,7 +33,7 @@ enum PasswordReference {
 }
 
 impl PasswordReference {
-    /// The state that `key` looks at.
+    /// Returns the verification state that `key` depends on.
     fn of(key: u8) -> Self {
         match KeyRole::from_reference(key) {
             Some(KeyRole::Signature) => Self::Signing,
@@ -41,7 +41,7 @@ impl PasswordReference {
         }
     }
 
-    /// Whose secret it asks for.
+    /// Returns the password of this reference.
     const fn password(self) -> Password {
         match self {
             Self::Signing | Self::Other => Password::User,
@@ -50,23 +50,23 @@ impl PasswordReference {
     }
 }
 
-/// What is known of the passwords.
+/// The state of the passwords, as far as known.
 #[derive(Debug)]
 pub(super) struct PinState {
     status: PasswordStatus,
     tries: PinTries,
     admin_tries: PinTries,
-    /// Whether the card may have a key derivation function, and which once it is read.
+    /// Whether the card may have a key derivation function. `kdf` is the function, once it was read.
     has_kdf: bool,
     kdf: Option<Kdf>,
-    /// Whether a PIN was refused since: perhaps because another program has set another function.
+    /// Whether a PIN was refused since. Another program may have set another function.
     kdf_in_doubt: bool,
-    /// Whether VERIFY without data asks for the state: since version 3.
+    /// Whether VERIFY without data reports the state, which is so since version 3.
     tells_state: bool,
 }
 
 impl PinState {
-    /// As the application related data has it.
+    /// Returns the state from the application related data.
     pub(super) fn new(data: &ApplicationData) -> Self {
         let mut pin = Self {
             status: data.password,
@@ -81,19 +81,19 @@ impl PinState {
         pin
     }
 
-    /// Takes note of newer PW status bytes.
+    /// Updates the state with newer PW status bytes.
     pub(super) fn note(&mut self, status: PasswordStatus) {
         self.status = status;
         self.tries.note(status.tries);
         self.admin_tries.note(status.admin_tries);
     }
 
-    /// Tries as last heard.
+    /// Returns the tries of PW1, as the card last reported them.
     pub(super) const fn tries(&self) -> PinTries {
         self.tries
     }
 
-    /// Tries of PW3 as last heard.
+    /// Returns the tries of PW3, as the card last reported them.
     pub(super) const fn admin_tries(&self) -> PinTries {
         self.admin_tries
     }
@@ -105,25 +105,25 @@ impl PinState {
         }
     }
 
-    /// Longest PIN in bytes.
+    /// Returns the longest PIN in bytes.
     pub(super) fn max_len(&self) -> usize {
         self.lengths(Password::User).1
     }
 
-    /// Shortest and longest password in bytes.
+    /// Returns the shortest and longest password in bytes.
     fn lengths(&self, password: Password) -> (usize, usize) {
-        let (min, told) = match password {
+        let (min, reported) = match password {
             Password::User => (MIN_LEN, self.status.max_len),
             Password::Admin => (ADMIN_MIN_LEN, self.status.admin_max_len),
         };
         match self.kdf {
             Some(Kdf::Iterated { .. }) => (min, MAX_LEN),
-            _ if told < min => (min, MAX_LEN),
-            _ => (min, told),
+            _ if reported < min => (min, MAX_LEN),
+            _ => (min, reported),
         }
     }
 
-    /// Refuses a PIN of impossible length. A key derivation function that is not read yet may hide any.
+    /// Refuses a PIN of impossible length. While a key derivation function is not read, only its limits apply.
     pub(super) fn check(&self, pin: &Secret) -> Result<(), TokenError> {
         self.check_of(Password::User, pin)
             .map_err(|(min, max)| TokenError::PinLength {
@@ -137,7 +137,10 @@ impl PinState {
     pub(super) fn check_admin(&self, pin: &Secret) -> Result<(), TokenError> {
         self.check_of(Password::Admin, pin)
             .map_err(|(min, max)| TokenError::SoPinForm {
-                what: format!("the admin PIN has {min} to {max} bytes, not {}", pin.len()),
+                what: format!(
+                    "the admin PIN has {min} to {max} bytes, but {} were given",
+                    pin.len()
+                ),
             })
     }
 
@@ -153,8 +156,8 @@ impl PinState {
 
     fn check_of(&self, password: Password, pin: &Secret) -> Result<(), (usize, usize)> {
         let unread = self.has_kdf && self.kdf.is_none();
-        let (min, told) = self.lengths(password);
-        let max = if unread { MAX_LEN } else { told };
+        let (min, reported) = self.lengths(password);
+        let max = if unread { MAX_LEN } else { reported };
         if (min..=max).contains(&pin.len()) {
             Ok(())
         } else {
@@ -162,8 +165,8 @@ impl PinState {
         }
     }
 
-    /// Verifies `pin`: for a login the state for all else first, so that a wrong one costs one try, then the
-    /// state for signatures if that outlasts a signature.
+    /// Verifies `pin`. A login verifies the state for everything else first, so that a wrong PIN costs one try only. It
+    /// then verifies the state for signatures, if that lasts for several signatures.
     pub(super) fn verify(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -184,7 +187,7 @@ impl PinState {
                 }
                 let signing = self.verify_reference(tx, PasswordReference::Signing, &secret);
                 if signing.is_err() {
-                    // Half a login is none.
+                    // A failed login must leave no state verified.
                     reset_verification(tx, PasswordReference::Other)?;
                 }
                 signing
@@ -204,8 +207,9 @@ impl PinState {
         self.verify_reference(tx, PasswordReference::Admin, &secret)
     }
 
-    /// CHANGE REFERENCE DATA (7.2.3). The old password is verified by itself first: the card is sent both without a
-    /// mark between them, and would take a beginning of a wrong old one for the right one and the rest for the new.
+    /// Sends CHANGE REFERENCE DATA (7.2.3). Verifies the old password first. The command contains both passwords
+    /// without a separator: the card could take a part of a wrong old password as the right one, and the rest as the
+    /// new one.
     pub(super) fn change(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -235,7 +239,7 @@ impl PinState {
         changed_to(tx, &command, "CHANGE REFERENCE DATA")
     }
 
-    /// RESET RETRY COUNTER (7.2.4) after PW3: PW1 is `new` then.
+    /// Sends RESET RETRY COUNTER (7.2.4), after PW3 was verified. PW1 is then `new`.
     pub(super) fn reset(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -253,12 +257,13 @@ impl PinState {
         Ok(())
     }
 
-    /// Makes sure that a password is sent as the card compares it, or not at all.
+    /// Reads the key derivation function if necessary. Fails if a password cannot be sent in the form that the card
+    /// compares.
     fn load_kdf(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         if self.status.pin_block_2 {
             return Err(TokenError::malformed(
                 "OpenPGP PW status bytes C4",
-                "the card wants PIN block 2 format, which is not supported; no PIN is sent",
+                "the card requires PIN block 2 format, which is not supported, so no PIN is sent",
             ));
         }
         if self.has_kdf && (self.kdf.is_none() || self.kdf_in_doubt) {
@@ -268,7 +273,7 @@ impl PinState {
         Ok(())
     }
 
-    /// What VERIFY must be sent for `pin`.
+    /// Returns the data of VERIFY for `pin`.
     fn derived(&self, pin: &Secret, password: Password) -> Secret {
         self.kdf
             .as_ref()
@@ -314,7 +319,7 @@ impl PinState {
         }
     }
 
-    /// Asks how many tries are left; an answer that does not say leaves them unknown.
+    /// Reads the tries left. If the response does not contain them, they are unknown.
     fn read_tries(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -330,9 +335,9 @@ impl PinState {
         Ok(())
     }
 
-    /// Whether the PIN is verified for the key with this reference.
+    /// Returns whether the PIN is verified for the key with this key reference.
     ///
-    /// A card that cannot be asked counts as not verified: verifying once more costs nothing.
+    /// A card without a command for that counts as not verified. Verifying once more costs no try.
     pub(super) fn status(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -341,7 +346,7 @@ impl PinState {
         self.status_of(tx, PasswordReference::of(key))
     }
 
-    /// Whether PW3 is verified.
+    /// Returns whether PW3 is verified.
     pub(super) fn admin_status(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -355,15 +360,15 @@ impl PinState {
         reference: PasswordReference,
     ) -> Result<PinStatus, TokenError> {
         let password = reference.password();
-        let mut told = None;
+        let mut reported = None;
         if self.tells_state {
-            let status = tx.exchange(&ask(reference))?.status;
+            let status = tx.exchange(&query(reference))?.status;
             if status.is_ok() {
                 return Ok(PinStatus::Verified);
             }
-            told = status.tries_left();
+            reported = status.tries_left();
         }
-        match told {
+        match reported {
             Some(left) => self.tries_mut(password).note(left),
             None => self.read_tries(tx, password)?,
         }
@@ -373,7 +378,8 @@ impl PinState {
         })
     }
 
-    /// Makes the card forget both states. Cards that know no command for it are selected anew and asked.
+    /// Resets both verification states. If the card has no command for that, selects the applet again and checks the
+    /// states.
     pub(super) fn unverify(&self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError> {
         let signing = reset_verification(tx, PasswordReference::Signing)?;
         let other = reset_verification(tx, PasswordReference::Other)?;
@@ -388,7 +394,7 @@ impl PinState {
         )
     }
 
-    /// Makes the card forget PW3.
+    /// Resets the verification of PW3.
     pub(super) fn unverify_admin(
         &self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -411,7 +417,7 @@ impl PinState {
             return Ok(());
         }
         for reference in references {
-            if tx.exchange(&ask(*reference))?.status.is_ok() {
+            if tx.exchange(&query(*reference))?.status.is_ok() {
                 return Err(TokenError::refused("OpenPGP VERIFY to log out", refusal));
             }
         }
@@ -419,7 +425,7 @@ impl PinState {
     }
 }
 
-/// Sends what gives a password another value. The old one is verified, so that a refusal is about the new one.
+/// Sends a command that changes a password. The old password is verified, so a refusal concerns the new one.
 fn changed_to(
     tx: &mut AppletTransaction<'_, '_>,
     command: &CommandApdu<'_>,
@@ -437,12 +443,12 @@ fn changed_to(
     }
 }
 
-/// VERIFY without data: is it verified?
-const fn ask(reference: PasswordReference) -> CommandApdu<'static> {
+/// Builds VERIFY without data, which queries the verification state.
+const fn query(reference: PasswordReference) -> CommandApdu<'static> {
     CommandApdu::header([0x00, 0x20, 0x00, reference as u8])
 }
 
-/// VERIFY that resets the state, since version 3.
+/// Sends the VERIFY that resets the state, which exists since version 3.
 fn reset_verification(
     tx: &mut AppletTransaction<'_, '_>,
     reference: PasswordReference,
@@ -451,20 +457,20 @@ fn reset_verification(
     Ok(tx.exchange(&command)?.status)
 }
 
-/// The key derivation object; a card that has none answers 6A88 or nothing.
+/// Reads the key derivation object. A card without one responds with 6A88 or with no data.
 fn read_kdf(tx: &mut AppletTransaction<'_, '_>) -> Result<Kdf, TokenError> {
     let response = tx.exchange(&get_data(data_object::KDF))?;
     match response.status {
         StatusWord::OK => Kdf::parse(response.data.expose()),
         StatusWord::REFERENCE_NOT_FOUND => Ok(Kdf::Plain),
         status => Err(TokenError::refused(
-            "OpenPGP GET DATA F9 (key derivation; without it no PIN is sent)",
+            "OpenPGP GET DATA F9, the key derivation function, without which no PIN is sent",
             status,
         )),
     }
 }
 
-/// GET DATA of a short object.
+/// Builds GET DATA of a short object.
 const fn get_data(tag: u8) -> CommandApdu<'static> {
     CommandApdu {
         expected: Expected::UpTo(256),

@@ -1,13 +1,13 @@
-//! What single makers' cards do and the specification does not say; code asks for the behaviour.
+//! Behaviours of single manufacturers' cards outside the specification. Code queries the behaviour.
 
 /// Behaviours outside the specification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Quirks {
-    /// Signs Ed25519 messages of at most so many bytes; 6A84 beyond.
+    /// The card signs Ed25519 messages of at most this many bytes, and responds 6A84 to longer ones.
     pub(super) max_message: Option<usize>,
-    /// Takes hashes of exactly so many bytes for P-521; 6985 otherwise.
+    /// The card takes only hashes of exactly this many bytes for P-521, and responds 6985 to others.
     pub(super) p521_hash_len: Option<usize>,
-    /// Some firmware wants the data of SELECT DATA behind one more length byte, and refuses it without.
+    /// Some firmware requires one more length byte before the data of SELECT DATA, and refuses the data without it.
     pub(super) select_data_length_twice: bool,
 }
 
@@ -62,13 +62,13 @@ const NONE: Quirks = Quirks {
 };
 
 impl Quirks {
-    /// Those of `manufacturer`'s cards.
+    /// Returns the behaviours of `manufacturer`'s cards.
     pub(super) fn of(manufacturer: u16) -> Self {
         row(manufacturer).map_or(NONE, |(.., quirks)| *quirks)
     }
 }
 
-/// Name of `manufacturer`, OpenSC's word for an unknown one.
+/// Returns the name of `manufacturer`. OpenSC's name stands for an unknown one.
 pub(super) fn manufacturer_name(manufacturer: u16) -> &'static str {
     row(manufacturer).map_or("OpenPGP project", |(_, name, _)| name)
 }
