@@ -1,4 +1,4 @@
-//! The hashes the host computes.
+//! The hashes that the host computes.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{
@@ -12,7 +12,7 @@ use sha2::{
 };
 use zeroize::Zeroize;
 
-/// A hash the host computes.
+/// A hash that the host computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hash {
     /// SHA-1.
@@ -27,13 +27,13 @@ pub enum Hash {
     Sha512,
 }
 
-/// What is to be known of one hash.
+/// The parameters of one hash.
 struct HashInfo {
     len: usize,
     block_len: usize,
     mechanism: CK_MECHANISM_TYPE,
     mgf: CK_ULONG,
-    /// Where a saved state has its number of blocks, after the chaining value (FIPS 180-4, 5.3).
+    /// Offset of the block count in a saved state, after the chaining value (FIPS 180-4, 5.3).
     blocks_at: usize,
 }
 
@@ -53,11 +53,11 @@ const fn info(
     }
 }
 
-/// Fewer blocks than this a restored state may have hashed: what it hashes further overflows no count of bits.
+/// A restored state must have hashed fewer blocks than this. What it hashes later then overflows no count of bits.
 const MAX_BLOCKS: u64 = 1 << 48;
 
 impl Hash {
-    /// All of them.
+    /// All hashes.
     pub const ALL: [Self; 5] = [
         Self::Sha1,
         Self::Sha224,
@@ -76,29 +76,29 @@ impl Hash {
         }
     }
 
-    /// Length of a digest in bytes. No two hashes here have the same.
+    /// Returns the length of a digest in bytes. No two hashes here have the same length.
     #[must_use]
     #[expect(
         clippy::len_without_is_empty,
-        reason = "the length of what it makes, not of itself"
+        reason = "this is the length of a digest, not of a collection"
     )]
     pub const fn len(self) -> usize {
         self.info().len
     }
 
-    /// Length of a block in bytes, which HMAC is built on.
+    /// Returns the length of a block in bytes, which HMAC needs.
     #[must_use]
     pub const fn block_len(self) -> usize {
         self.info().block_len
     }
 
-    /// The mechanism that digests with it alone.
+    /// Returns the mechanism that only computes this digest.
     #[must_use]
     pub const fn mechanism(self) -> CK_MECHANISM_TYPE {
         self.info().mechanism
     }
 
-    /// The hash that this mechanism digests with, if it does nothing else.
+    /// Returns the hash of a mechanism that only computes a digest.
     #[must_use]
     pub fn from_mechanism(mechanism: CK_MECHANISM_TYPE) -> Option<Self> {
         Self::ALL
@@ -106,19 +106,19 @@ impl Hash {
             .find(|hash| hash.mechanism() == mechanism)
     }
 
-    /// CKG_MGF1_ with this hash.
+    /// Returns the CKG_MGF1_ constant for this hash.
     #[must_use]
     pub const fn mgf(self) -> CK_ULONG {
         self.info().mgf
     }
 
-    /// The hash of a mask generation function.
+    /// Returns the hash of a mask generation function.
     #[must_use]
     pub fn from_mgf(mgf: CK_ULONG) -> Option<Self> {
         Self::ALL.into_iter().find(|hash| hash.mgf() == mgf)
     }
 
-    /// The digest of all `parts`, one after the other.
+    /// Returns the digest of all `parts`, concatenated.
     #[must_use]
     pub fn digest(self, parts: &[&[u8]]) -> Secret {
         let mut hasher = Hasher::new(self);
@@ -129,7 +129,7 @@ impl Hash {
     }
 }
 
-/// A digest in the making. What it holds is wiped when it is dropped.
+/// A digest in progress. Its state is wiped when it is dropped.
 pub struct Hasher {
     hash: Hash,
     state: State,
@@ -144,7 +144,7 @@ enum State {
     Sha512(Sha512),
 }
 
-/// The same for the state of any hash.
+/// Runs the same expression for the state of any hash.
 macro_rules! with {
     ($state:expr, $inner:ident => $body:expr) => {
         match $state {
@@ -158,7 +158,7 @@ macro_rules! with {
 }
 
 impl Hasher {
-    /// Nothing hashed so far.
+    /// Begins a digest.
     #[must_use]
     pub fn new(hash: Hash) -> Self {
         let state = match hash {
@@ -171,24 +171,24 @@ impl Hasher {
         Self { hash, state }
     }
 
-    /// What it hashes with.
+    /// Returns the hash.
     #[must_use]
     pub const fn hash(&self) -> Hash {
         self.hash
     }
 
-    /// Hashes `part` too.
+    /// Hashes `part`.
     pub fn update(&mut self, part: &[u8]) {
         with!(&mut self.state, state => state.update(part));
     }
 
-    /// The digest.
+    /// Returns the digest.
     #[must_use]
     pub fn finish(self) -> Secret {
         with!(self.state, state => taken(&mut state.finalize()))
     }
 
-    /// A second one that has hashed the same; each goes on by itself.
+    /// Returns a second digest with the same state. Both continue independently.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self {
@@ -197,10 +197,10 @@ impl Hasher {
         }
     }
 
-    /// What [`Hasher::restore`] goes on from. It tells of what was hashed: hold it as if it were that.
+    /// Returns the state for [`Hasher::restore`]. The state reveals data that was hashed, so protect it like that data.
     ///
     /// ```text
-    /// | length of the digest, 1 byte | chaining value | blocks hashed | bytes waiting | these, then zeros |
+    /// | length of the digest, 1 byte | chaining value | blocks hashed | bytes waiting | the waiting bytes, then zeros |
     /// ```
     #[must_use]
     pub fn save(&self) -> Vec<u8> {
@@ -213,7 +213,7 @@ impl Hasher {
         saved
     }
 
-    /// Goes on from what [`Hasher::save`] of the same hash gave; `None` for what it never gives.
+    /// Continues from a state that [`Hasher::save`] returned for the same hash. Returns `None` for any other bytes.
     #[must_use]
     pub fn restore(hash: Hash, saved: &[u8]) -> Option<Self> {
         let mut hasher = Self::new(hash);
@@ -225,7 +225,7 @@ impl Hasher {
         Some(hasher)
     }
 
-    /// Distinguishes the states of hashes that have the same form.
+    /// Returns a tag that differs between hashes whose states have the same form.
     fn tag(&self) -> u8 {
         self.hash.len().to_le_bytes()[0]
     }
@@ -239,9 +239,9 @@ impl std::fmt::Debug for Hasher {
     }
 }
 
-/// Whether a count of blocks is one that can have been reached; the hash's own arithmetic does not ask.
+/// Returns whether a block count is possible. The arithmetic of the hash does not check this.
 fn is_sane(hash: Hash, state: &[u8]) -> bool {
-    // FIPS 180-4, 1: the count of a hash with longer blocks is twice as wide.
+    // FIPS 180-4, 1: a hash with longer blocks has a count that is twice as wide.
     let width = hash.block_len() / 8;
     let at = hash.info().blocks_at;
     state
@@ -259,15 +259,15 @@ fn deserialized<S: SerializableState>(state: &[u8]) -> Option<S> {
     restored
 }
 
-/// Moves a digest out of an array, which is wiped.
+/// Moves a digest out of an array and wipes the array.
 fn taken(digest: &mut [u8]) -> Secret {
     let secret = Secret::copy_from(digest);
     digest.zeroize();
     secret
 }
 
-/// A saved state, as it is: one that is accepted hashes on and ends, and saves itself as it was. Whether one hash
-/// accepts it.
+/// Restores arbitrary bytes as a saved state. An accepted state must save as the same bytes, and must continue to a
+/// digest. Returns whether one hash accepts the state.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(saved: &[u8]) -> bool {
@@ -277,7 +277,11 @@ pub fn fuzz(saved: &[u8]) -> bool {
             continue;
         };
         accepted += 1;
-        assert_eq!(hasher.save(), saved, "what is restored is what was saved");
+        assert_eq!(
+            hasher.save(),
+            saved,
+            "a restored state saves as the same bytes"
+        );
         hasher.update(&[0x5A; 300]);
         let again = Hasher::restore(hash, &hasher.save()).map(Hasher::finish);
         let digest = hasher.finish();
@@ -288,6 +292,6 @@ pub fn fuzz(saved: &[u8]) -> bool {
             "a state saved twice gives the same digest"
         );
     }
-    assert!(accepted <= 1, "a state is of one hash");
+    assert!(accepted <= 1, "a state belongs to one hash");
     accepted == 1
 }

@@ -1,4 +1,4 @@
-//! One block of AES under a key of any of its lengths.
+//! One block of AES, with a key of any length that AES has.
 
 use aes::{
     Aes128, Aes192, Aes256,
@@ -6,12 +6,12 @@ use aes::{
 };
 use claviger_apdu::Secret;
 
-/// Bytes of a block.
+/// Length of a block in bytes.
 pub(super) const BLOCK: usize = 16;
-/// A block.
+/// One block.
 pub(super) type Block = [u8; BLOCK];
 
-/// A key, expanded; wiped when dropped.
+/// An expanded key. It is wiped when dropped.
 pub(super) enum Aes {
     Key128(Aes128),
     Key192(Aes192),
@@ -19,7 +19,7 @@ pub(super) enum Aes {
 }
 
 impl Aes {
-    /// `None` for a key of another length than AES has.
+    /// Returns `None` for a key of a length that AES does not have.
     pub(super) fn new(key: &Secret) -> Option<Self> {
         let key = key.expose();
         match key.len() {
@@ -47,7 +47,7 @@ impl Aes {
     }
 }
 
-/// XORs `with` into `target`, as far as both go.
+/// XORs `with` into `target`, up to the shorter length.
 pub(super) fn xor(target: &mut [u8], with: &[u8]) {
     for (byte, with) in target.iter_mut().zip(with) {
         *byte ^= with;

@@ -1,4 +1,4 @@
-//! AES in the modes Cryptoki has for it, over a message that comes in parts.
+//! AES in the modes of Cryptoki, over a message that comes in parts.
 
 use claviger_apdu::Secret;
 use subtle::{ConstantTimeEq, ConstantTimeGreater, ConstantTimeLess};
@@ -10,13 +10,13 @@ use super::{
     gcm::Gcm,
 };
 
-/// Longest message of GCM that is decrypted, tag and all: it is held until the tag is seen.
+/// Longest GCM message that is decrypted, tag included. It is held until the tag is checked.
 const MAX_HELD: usize = 8 * 1024 * 1024;
 
 /// A mode with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Each block by itself (NIST SP 800-38A, 6.1).
+    /// Separate blocks (NIST SP 800-38A, 6.1).
     Ecb,
     /// Chained blocks (6.2).
     Cbc {
@@ -28,9 +28,9 @@ pub enum Mode {
         /// The block before the first.
         iv: [u8; 16],
     },
-    /// Counted blocks (6.5). No counter is used twice: the message is too long that would.
+    /// Counter mode (6.5). A message that would use a counter twice is too long.
     Ctr {
-        /// How many bits at the end of the block count, 1 to 128.
+        /// Number of counting bits at the end of the block, 1 to 128.
         bits: usize,
         /// The first counter block.
         block: [u8; 16],
@@ -39,47 +39,47 @@ pub enum Mode {
     Gcm {
         /// 1 to 256 bytes.
         iv: Vec<u8>,
-        /// What is authenticated and not encrypted.
+        /// Data that is authenticated and not encrypted.
         aad: Vec<u8>,
-        /// 32 to 128 in steps of 8.
+        /// Length of the tag: 32 to 128 in steps of 8.
         tag_bits: usize,
     },
 }
 
-/// Which way.
+/// The direction of a cipher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From plain bytes.
+    /// Plaintext to ciphertext.
     Encrypt,
-    /// To plain bytes.
+    /// Ciphertext to plaintext.
     Decrypt,
 }
 
 /// Why a message cannot be encrypted or decrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CipherError {
-    /// It is not of whole blocks, or shorter than its tag.
-    #[error("not of whole blocks, or shorter than a tag")]
+    /// The message is not a whole number of blocks, or is shorter than its tag.
+    #[error("the message is not a whole number of blocks, or is shorter than its tag")]
     Length,
-    /// It does not end in padding.
-    #[error("bad padding")]
+    /// The message does not end in padding.
+    #[error("the padding is wrong")]
     Padding,
-    /// The tag is not that of the message.
-    #[error("the tag is not that of the message")]
+    /// The tag does not match the message.
+    #[error("the tag does not match the message")]
     Tag,
-    /// The counter does not reach so far, or the message cannot be held.
-    #[error("longer than the mode allows")]
+    /// The message is longer than the counter allows, or too long to be held.
+    #[error("the message is longer than the mode allows")]
     TooLong,
 }
 
-/// A message that is being encrypted or decrypted. What it holds is wiped when it is dropped.
+/// A message that is being encrypted or decrypted. Its state is wiped when it is dropped.
 pub struct Cipher {
     aes: Aes,
     direction: Direction,
     flow: Flow,
 }
 
-/// What lies between one part and the next.
+/// The state between one part and the next.
 enum Flow {
     Blocks(Blocks),
     Counter(KeyStream),
@@ -94,12 +94,12 @@ struct Blocks {
     /// The last ciphertext block, in CBC.
     chain: Option<Block>,
     padded: bool,
-    /// What does not make a block yet, or may be the padding.
+    /// Bytes that are not a whole block yet, or that may be the padding.
     waiting: Zeroizing<Vec<u8>>,
 }
 
 impl Cipher {
-    /// `None` when the key or a parameter is none that the mode can have.
+    /// Returns `None` if the key or a parameter is invalid for the mode.
     #[must_use]
     pub fn new(mode: &Mode, key: &Secret, direction: Direction) -> Option<Self> {
         let aes = Aes::new(key)?;
@@ -120,7 +120,7 @@ impl Cipher {
         })
     }
 
-    /// How many bytes [`Cipher::update`] gives for a part of this length.
+    /// Returns the number of bytes that [`Cipher::update`] returns for a part of this length.
     #[must_use]
     pub fn update_len(&self, part: usize) -> usize {
         match (&self.flow, self.direction) {
@@ -130,11 +130,11 @@ impl Cipher {
         }
     }
 
-    /// What can be told of the message with this part.
+    /// Processes a part of the message. Returns the output that is available so far.
     ///
     /// # Errors
     ///
-    /// When the message becomes too long. Nothing of the part is taken then.
+    /// An error if the message becomes too long. The part is then not processed.
     pub fn update(&mut self, part: &[u8]) -> Result<Secret, CipherError> {
         let aes = &self.aes;
         match (&mut self.flow, self.direction) {
@@ -155,7 +155,7 @@ impl Cipher {
         }
     }
 
-    /// Room that is enough for what [`Cipher::finish`] gives.
+    /// Returns an upper bound for the length of [`Cipher::finish`]'s output.
     #[must_use]
     pub fn finish_len(&self) -> usize {
         match (&self.flow, self.direction) {
@@ -168,11 +168,11 @@ impl Cipher {
         }
     }
 
-    /// The rest of the message.
+    /// Ends the message. Returns the rest of the output.
     ///
     /// # Errors
     ///
-    /// When the message cannot end here, or was not encrypted so.
+    /// An error if the message cannot end here, or was not encrypted with this key and mode.
     pub fn finish(self) -> Result<Secret, CipherError> {
         let aes = &self.aes;
         match (self.flow, self.direction) {
@@ -201,7 +201,8 @@ impl Blocks {
         }
     }
 
-    /// How much can be given out after `part` more bytes: whole blocks, but not the one that may be padding.
+    /// Returns the number of bytes that can be output after `part` more bytes: whole blocks, except a block that may be
+    /// the padding.
     fn ready(&self, part: usize, direction: Direction) -> usize {
         let len = self.waiting.len().saturating_add(part);
         let held_back = usize::from(self.padded && direction == Direction::Decrypt);
@@ -258,7 +259,7 @@ impl Blocks {
     }
 }
 
-/// What is before the padding, which is looked at in constant time up to the answer.
+/// Returns the bytes before the padding. The check of the padding takes constant time; only its result shows.
 fn unpadded(last: &Block) -> Result<Secret, CipherError> {
     let [.., padding] = *last;
     let mut good = padding.ct_gt(&0) & !padding.ct_gt(&16);
@@ -273,14 +274,14 @@ fn unpadded(last: &Block) -> Result<Secret, CipherError> {
     Ok(Secret::copy_from(last.get(..len).unwrap_or_default()))
 }
 
-/// A copy of `part` that `work` was done on.
+/// Returns a copy of `part`, changed by `work`.
 fn worked(part: &[u8], work: impl FnOnce(&mut [u8])) -> Secret {
     let mut part = Zeroizing::new(part.to_vec());
     work(&mut part);
     Secret::new(std::mem::take(&mut *part))
 }
 
-/// The message of GCM, once its tag is seen to be right.
+/// Returns the decrypted message of GCM if the tag matches.
 fn opened(aes: &Aes, gcm: Gcm, held: &Secret) -> Result<Secret, CipherError> {
     let len = held.len().checked_sub(gcm.tag_len());
     let (text, tag) = len

@@ -1,24 +1,24 @@
-//! The key stream of counter mode (NIST SP 800-38A, 6.5), which GCM uses too.
+//! The key stream of counter mode (NIST SP 800-38A, 6.5), which GCM also uses.
 
 use zeroize::Zeroizing;
 
 use super::aes_block::{Aes, BLOCK, Block, xor};
 
-/// What plain bytes are XORed with.
+/// The key stream, which is XORed with the message.
 pub(super) struct KeyStream {
     /// The next counter block.
     counter: u128,
-    /// The bits of it that count.
+    /// Mask of the counting bits.
     counting: u128,
-    /// Blocks that may still be made.
+    /// Blocks that may still be generated.
     left: u128,
-    /// The last block made, and how much of it is used.
+    /// The last block generated, and the number of its bytes that are used.
     block: Zeroizing<Block>,
     used: usize,
 }
 
 impl KeyStream {
-    /// From `block` on, whose last `bits` bits count; `left` blocks may be made.
+    /// Begins at `block`. Its last `bits` bits count, and `left` blocks may be generated.
     pub(super) fn new(block: Block, bits: usize, left: u128) -> Self {
         Self {
             counter: u128::from_be_bytes(block),
@@ -29,7 +29,7 @@ impl KeyStream {
         }
     }
 
-    /// One that ends before its count would begin again; `None` unless 1 to 128 bits count.
+    /// Begins a stream that ends before its counter repeats. Returns `None` unless 1 to 128 bits count.
     pub(super) fn once(block: Block, bits: usize) -> Option<Self> {
         let start = u128::from_be_bytes(block) & counting(bits);
         let left = (counting(bits) - start).saturating_add(1);
@@ -38,13 +38,13 @@ impl KeyStream {
             .then(|| Self::new(block, bits, left))
     }
 
-    /// Whether there is enough for `len` bytes.
+    /// Returns whether the stream has `len` more bytes.
     pub(super) fn reaches(&self, len: usize) -> bool {
         let missing = len.saturating_sub(BLOCK - self.used).div_ceil(BLOCK);
         u128::try_from(missing).is_ok_and(|missing| missing <= self.left)
     }
 
-    /// Encrypts or decrypts `data`, which it must reach.
+    /// Encrypts or decrypts `data`. The stream must have enough bytes.
     pub(super) fn apply(&mut self, aes: &Aes, data: &mut [u8]) {
         let waiting = (BLOCK - self.used).min(data.len());
         let (head, rest) = data.split_at_mut(waiting);

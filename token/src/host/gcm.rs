@@ -1,4 +1,4 @@
-//! GCM (NIST SP 800-38D) with any IV and any tag length, from AES and GHASH.
+//! GCM (NIST SP 800-38D) with any IV and any tag length, built from AES and GHASH.
 
 use ghash::{GHash, universal_hash::UniversalHash};
 use subtle::ConstantTimeEq;
@@ -11,7 +11,7 @@ use super::{
 
 /// Longest IV (CK_GCM_PARAMS of PKCS #11 2.40).
 const MAX_IV: usize = 256;
-/// Blocks of text under one IV (5.2.1.1).
+/// Most blocks of text under one IV (5.2.1.1).
 const MAX_BLOCKS: u128 = (1 << 32) - 2;
 
 /// One message under one IV.
@@ -22,13 +22,13 @@ pub(super) struct Gcm {
     aad_bits: u64,
     /// Bits of ciphertext so far.
     text_bits: u64,
-    /// The encrypted first counter block, which the tag is XORed with.
+    /// The encrypted first counter block. It is XORed with the tag.
     mask: Zeroizing<Block>,
     tag_len: usize,
 }
 
 impl Gcm {
-    /// `None` for an empty or endless IV, and for tags other than 32 to 128 bits in whole bytes.
+    /// Returns `None` for an empty IV or one over 256 bytes, and for a tag that is not 32 to 128 bits in whole bytes.
     pub(super) fn new(aes: &Aes, iv: &[u8], aad: &[u8], tag_bits: usize) -> Option<Self> {
         let fits = (1..=MAX_IV).contains(&iv.len())
             && (32..=128).contains(&tag_bits)
@@ -59,7 +59,7 @@ impl Gcm {
         self.tag_len
     }
 
-    /// Whether so much more text may be under this IV.
+    /// Returns whether `len` more bytes of text are allowed under this IV.
     pub(super) fn reaches(&self, len: usize) -> bool {
         self.stream.reaches(len)
     }
@@ -69,7 +69,7 @@ impl Gcm {
         self.absorb(text);
     }
 
-    /// Decrypts the whole of a message, or leaves it as it is when the tag is another.
+    /// Decrypts a whole message. If the tag does not match, returns `None` and leaves `text` unchanged.
     pub(super) fn decrypt(mut self, aes: &Aes, text: &mut [u8], tag: &[u8]) -> Option<()> {
         self.absorb(text);
         let (stream, expected) = self.into_tag();
@@ -79,14 +79,14 @@ impl Gcm {
         Some(())
     }
 
-    /// The tag of what was encrypted.
+    /// Returns the tag of the encrypted message.
     pub(super) fn tag(self) -> Vec<u8> {
         self.into_tag().1
     }
 
     fn absorb(&mut self, ciphertext: &[u8]) {
         self.hash.absorb(ciphertext);
-        // `reaches` holds the text under 2^36 bytes.
+        // `reaches` keeps the text under 2^36 bytes.
         self.text_bits = self
             .text_bits
             .saturating_add(bits(ciphertext.len()).unwrap_or(0));
@@ -101,7 +101,7 @@ impl Gcm {
     }
 }
 
-/// J0 (7.1, step 2).
+/// Returns J0 (7.1, step 2).
 fn first_counter(key: &Block, iv: &[u8]) -> Option<Block> {
     if let Ok(short) = <[u8; 12]>::try_from(iv) {
         let mut block = [0; BLOCK];
@@ -119,7 +119,7 @@ fn bits(len: usize) -> Option<u64> {
     u64::try_from(len).ok()?.checked_mul(8)
 }
 
-/// GHASH over bytes that come in parts.
+/// GHASH over data that comes in parts.
 struct Ghash {
     hash: GHash,
     waiting: Block,
@@ -148,7 +148,7 @@ impl Ghash {
         self.wait_for(tail);
     }
 
-    /// Keeps a part of a block until there is a whole one.
+    /// Holds a partial block until it is complete.
     fn wait_for(&mut self, part: &[u8]) {
         let end = self.len + part.len();
         if let Some(gap) = self.waiting.get_mut(self.len..end) {
@@ -160,7 +160,7 @@ impl Ghash {
         }
     }
 
-    /// Zeros up to a whole block.
+    /// Pads a partial block with zeros and hashes it.
     fn pad(&mut self) {
         if self.len > 0 {
             self.hash.update(&[self.waiting.into()]);
@@ -169,7 +169,7 @@ impl Ghash {
         }
     }
 
-    /// After a last block of two lengths in bits.
+    /// Hashes the last block, which holds two lengths in bits.
     fn finish(mut self, first: u64, second: u64) -> Block {
         let mut lengths = [0; BLOCK];
         lengths[..8].copy_from_slice(&first.to_be_bytes());

@@ -1,15 +1,15 @@
-//! ANSI X9.63's key derivation function (SEC 1, 3.6.1), which ECDH mechanisms name CKD_SHA…_KDF.
+//! ANSI X9.63's key derivation function (SEC 1, 3.6.1). ECDH mechanisms call it CKD_SHA…_KDF.
 
 use claviger_apdu::Secret;
 
 use crate::digest::Hash;
 
-/// Longest key that is derived.
+/// Longest derived key, in bytes.
 const MAX_LEN: usize = 64 * 1024;
 
-/// `len` bytes of Hash(Z || 1 || shared) || Hash(Z || 2 || shared) ..; `None` for more than 64 KiB.
+/// Returns `len` bytes of Hash(Z || 1 || shared) || Hash(Z || 2 || shared) .., or `None` for more than 64 KiB.
 ///
-/// The standard's own limit, 2^32 - 1 digests, is far beyond that.
+/// The standard's own limit is 2^32 - 1 digests, far beyond that.
 #[must_use]
 pub fn x963(hash: Hash, z: &Secret, shared: &[u8], len: usize) -> Option<Secret> {
     if len > MAX_LEN {

@@ -4,20 +4,20 @@ use aes_kw::{AesKw, AesKwp, KeyInit};
 use claviger_apdu::Secret;
 use zeroize::Zeroizing;
 
-/// Longest key that is wrapped or unwrapped.
+/// Longest key that is wrapped or unwrapped, in bytes.
 const MAX_LEN: usize = 64 * 1024;
 
-/// Which of the two.
+/// The kind of key wrap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrap {
-    /// Keys of two or more whole semiblocks (RFC 3394).
+    /// For keys of two or more whole semiblocks (RFC 3394).
     Kw,
-    /// Keys of any length but none (RFC 5649).
+    /// For keys of any length from one byte (RFC 5649).
     Kwp,
 }
 
 impl Wrap {
-    /// Whether a key of `len` bytes can be wrapped.
+    /// Returns whether a key of `len` bytes can be wrapped.
     fn takes(self, len: usize) -> bool {
         match self {
             Self::Kw => (16..=MAX_LEN).contains(&len) && len.is_multiple_of(8),
@@ -25,7 +25,7 @@ impl Wrap {
         }
     }
 
-    /// Whether a wrapped key can have `len` bytes.
+    /// Returns whether a wrapped key can have `len` bytes.
     pub(crate) fn gives(self, len: usize) -> bool {
         let shortest = match self {
             Self::Kw => 24,
@@ -35,7 +35,7 @@ impl Wrap {
     }
 }
 
-/// The same with a key of each length AES has; `None` with any other.
+/// Runs the same expression for a key of each length that AES has. Gives `None` for any other length.
 macro_rules! with_aes {
     ($wrapper:ident, $kek:expr, $cipher:ident => $body:expr) => {
         match $kek.len() {
@@ -53,7 +53,7 @@ macro_rules! with_aes {
     };
 }
 
-/// `key` wrapped under `kek`; `None` when either has a length it cannot have.
+/// Wraps `key` under `kek`. Returns `None` if either has an impossible length.
 #[must_use]
 pub fn wrap(wrap: Wrap, kek: &Secret, key: &Secret) -> Option<Secret> {
     if !wrap.takes(key.len()) {
@@ -71,7 +71,7 @@ pub fn wrap(wrap: Wrap, kek: &Secret, key: &Secret) -> Option<Secret> {
     }
 }
 
-/// The key in `wrapped`; `None` when it was not wrapped so under `kek`.
+/// Unwraps the key in `wrapped`. Returns `None` if it was not wrapped this way under `kek`.
 #[must_use]
 pub fn unwrap(wrap: Wrap, kek: &Secret, wrapped: &[u8]) -> Option<Secret> {
     if !wrap.gives(wrapped.len()) {
@@ -89,8 +89,8 @@ pub fn unwrap(wrap: Wrap, kek: &Secret, wrapped: &[u8]) -> Option<Secret> {
     }
 }
 
-/// `| length of the key, and the kind | a wrapped key |`, under a key of known bytes: what is unwrapped wraps to the same.
-/// Whether something is.
+/// `| kind and length of the key | wrapped key |`, under a key of known bytes. An unwrapped key must wrap to the same
+/// bytes. Returns whether a key was unwrapped.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {

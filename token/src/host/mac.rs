@@ -6,17 +6,17 @@ use zeroize::Zeroizing;
 
 use crate::digest::{Hash, Hasher};
 
-/// An HMAC in the making.
+/// An HMAC in progress.
 #[derive(Debug)]
 pub struct Mac {
-    /// Has hashed the key under ipad, then the message.
+    /// The hash of the key under ipad and of the message so far.
     inner: Hasher,
-    /// Has hashed the key under opad.
+    /// The hash of the key under opad.
     outer: Hasher,
 }
 
 impl Mac {
-    /// Under a key of any length; one longer than a block is hashed first.
+    /// Begins an HMAC with a key of any length. A key longer than a block is hashed first.
     #[must_use]
     pub fn new(hash: Hash, key: &Secret) -> Self {
         let hashed = (key.len() > hash.block_len()).then(|| hash.digest(&[key.expose()]));
@@ -36,20 +36,20 @@ impl Mac {
         }
     }
 
-    /// Goes on with `part`.
+    /// Processes `part`.
     pub fn update(&mut self, part: &[u8]) {
         self.inner.update(part);
     }
 
-    /// The whole tag, as long as the hash.
+    /// Returns the whole tag, which is as long as the digest.
     #[must_use]
     pub fn finish(mut self) -> Secret {
         self.outer.update(self.inner.finish().expose());
         self.outer.finish()
     }
 
-    /// Whether `tag` is the tag or its beginning, in constant time. Whether so short a tag is allowed is the
-    /// caller's to know; an empty one matches nothing.
+    /// Returns whether `tag` is the tag or its beginning, compared in constant time. The caller checks whether such a
+    /// short tag is allowed. An empty one matches nothing.
     #[must_use]
     pub fn matches(self, tag: &[u8]) -> bool {
         let whole = self.finish();

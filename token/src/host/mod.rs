@@ -1,4 +1,4 @@
-//! Cryptography the host does itself: with public keys, and with secret keys of a session. No card is asked.
+//! Cryptography on the host: with public keys, and with the secret keys of sessions. It uses no card.
 
 mod aes_block;
 pub mod cipher;

@@ -1,4 +1,4 @@
-//! What is done with a public key alone.
+//! Operations with a public key.
 
 use std::ops::Add;
 
@@ -18,12 +18,13 @@ use ecdsa::{
 
 use crate::algorithm::{Curve, KeyAlgorithm, PublicKey};
 
-/// Moduli the host computes with, in bytes: 512 to 16 384 bits.
+/// Lengths of the moduli that the host computes with, in bytes: 512 to 16 384 bits.
 const MODULUS_LEN: std::ops::RangeInclusive<usize> = 64..=2048;
 /// Longest public exponent, in bytes. The cost of an operation grows with it.
 const MAX_EXPONENT_LEN: usize = 8;
 
-/// The same with the type of each curve that the host has; `$other` for one it has not.
+/// Runs the same expression with the type of each curve that the host supports. `$other` is for a curve that it does
+/// not support.
 macro_rules! with_curve {
     ($curve:expr, $type:ident => $body:expr, $other:expr) => {
         match $curve {
@@ -56,7 +57,7 @@ macro_rules! with_curve {
     };
 }
 
-/// Whether the host verifies signatures of such keys; those of brainpoolP512r1 it does not.
+/// Returns whether the host verifies signatures of such keys. It does not support brainpoolP512r1.
 #[must_use]
 pub fn verifiable(algorithm: KeyAlgorithm) -> bool {
     match algorithm {
@@ -67,7 +68,8 @@ pub fn verifiable(algorithm: KeyAlgorithm) -> bool {
     }
 }
 
-/// Whether `point`, 04 X Y, is on `curve` and not its neutral element; `None` when the host has not the curve.
+/// Returns whether `point`, 04 X Y, is on `curve` and not its neutral element. Returns `None` if the host does not
+/// support the curve.
 #[must_use]
 pub fn is_on_curve(curve: Curve, point: &[u8]) -> Option<bool> {
     let formed = PublicKey::ec(curve, point).is_some();
@@ -75,10 +77,10 @@ pub fn is_on_curve(curve: Curve, point: &[u8]) -> Option<bool> {
 }
 
 impl PublicKey {
-    /// m^e mod n of a block as long as the modulus, as long again.
+    /// Returns m^e mod n for a block m as long as the modulus. The result has the same length.
     ///
-    /// `None` for other keys, another length, a number that is not below the modulus, and a modulus or exponent
-    /// that no RSA key has (even, an exponent of 1) or that would take long.
+    /// Returns `None` for other keys, for another length, for a number that is not below the modulus, and for a modulus
+    /// or exponent that no RSA key has (even, an exponent of 1) or that would take long.
     #[must_use]
     pub fn rsa_raw(&self, block: &[u8]) -> Option<Vec<u8>> {
         let Self::Rsa { modulus, exponent } = self else {
@@ -100,13 +102,14 @@ impl PublicKey {
             .pow_bounded_exp(&exponent, exponent.bit_width_vartime())
             .retrieve()
             .to_be_bytes();
-        // Whole limbs: more bytes than the modulus has, the first of them zero.
+        // The power has whole limbs: more bytes than the modulus, with zeros in front.
         Some(power.get(power.len() - block.len()..)?.to_vec())
     }
 
-    /// Whether r and s, side by side, sign `digest`: the leftmost bits of it, as many as the order has.
+    /// Returns whether `r_s`, r and s side by side, signs `digest`. Only its leftmost bits count, as many as the order
+    /// has.
     ///
-    /// Either of s and -s is taken. An empty digest has no signature.
+    /// Both s and -s are accepted. An empty digest has no signature.
     #[must_use]
     pub fn verify_ecdsa(&self, digest: &[u8], r_s: &[u8]) -> bool {
         let Self::Ec { curve, point } = self else {
@@ -117,8 +120,8 @@ impl PublicKey {
             && with_curve!(*curve, C => verify_on::<C>(point, &z, r_s).is_some(), false)
     }
 
-    /// Whether this is a signature of `message` (RFC 8032, 5.1.7); keys and R of small order are refused, as they
-    /// sign everything.
+    /// Returns whether `signature` signs `message` (RFC 8032, 5.1.7). Keys and R of small order are refused, because
+    /// they sign every message.
     #[must_use]
     pub fn verify_eddsa(&self, message: &[u8], signature: &[u8]) -> bool {
         let Self::Ed25519(key) = self else {
@@ -137,14 +140,14 @@ fn is_modulus(modulus: &[u8]) -> bool {
         && modulus.last().is_some_and(|last| last % 2 == 1)
 }
 
-/// Odd and not 1.
+/// Returns whether the exponent is odd and not 1.
 fn is_exponent(exponent: &[u8]) -> bool {
     exponent.len() <= MAX_EXPONENT_LEN
         && exponent.last().is_some_and(|last| last % 2 == 1)
         && exponent.iter().map(|byte| u32::from(*byte)).sum::<u32>() > 1
 }
 
-/// The leftmost `bits` of `digest` as a number (FIPS 186-5, 6.4.2, step 2); all of a shorter one.
+/// Returns the leftmost `bits` of `digest` as a number (FIPS 186-5, 6.4.2, step 2). A shorter digest is used whole.
 fn leftmost(digest: &[u8], bits: usize) -> Vec<u8> {
     let len = bits.div_ceil(8);
     let Some(kept) = digest.get(..len) else {
@@ -176,7 +179,7 @@ where
     <FieldBytesSize<C> as Add>::Output: Add<ecdsa::der::MaxOverhead> + ArraySize,
 {
     let key = decode_point::<C>(point)?;
-    // A curve whose own convention is the low s alone gets that: (r, -s) is as good.
+    // Some curves accept only the low s by convention. (r, -s) is as valid as (r, s), so the low one is passed on.
     let signature = Signature::<C>::from_slice(r_s).ok()?.normalize_s();
     hazmat::verify_prehashed(&key.to_projective(), z, &signature).ok()
 }

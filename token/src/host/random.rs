@@ -3,30 +3,30 @@
 use claviger_apdu::Secret;
 use zeroize::Zeroizing;
 
-/// The system gives no random numbers.
+/// The operating system gives no random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the system gives no random numbers")]
+#[error("the operating system gives no random numbers")]
 pub struct NoRandom;
 
-/// `len` random bytes.
+/// Returns `len` random bytes.
 ///
 /// # Errors
 ///
-/// When the system gives none.
+/// [`NoRandom`] if the operating system gives no random numbers.
 pub fn random(len: usize) -> Result<Secret, NoRandom> {
     let mut bytes = Zeroizing::new(vec![0; len]);
     fill(&mut bytes)?;
     Ok(Secret::new(std::mem::take(&mut *bytes)))
 }
 
-/// Makes all of `target` random.
+/// Fills all of `target` with random bytes.
 ///
 /// # Errors
 ///
-/// When the system gives no random numbers; what `target` then holds must not be used.
+/// [`NoRandom`] if the operating system gives no random numbers. The content of `target` must then not be used.
 pub fn fill(target: &mut [u8]) -> Result<(), NoRandom> {
     getrandom::fill(target).map_err(|error| {
-        tracing::error!(%error, "no random numbers");
+        tracing::error!(%error, "the operating system gives no random numbers");
         NoRandom
     })
 }

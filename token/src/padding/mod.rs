@@ -1,6 +1,6 @@
-//! RFC 8017's encodings of what an RSA key is applied to. Pure: no key, no card.
+//! RFC 8017's encodings of the input of an RSA key. They use no key and no card.
 //!
-//! A *block* has the length of the modulus. What is decoded from a secret block is looked at in constant time.
+//! A *block* has the length of the modulus. A secret block is decoded in constant time.
 
 mod oaep;
 mod pkcs1;
@@ -18,17 +18,17 @@ pub use self::{
 };
 use crate::{digest::Hash, host::random::NoRandom};
 
-/// Why something is not padded.
+/// Why a message cannot be padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PaddingError {
-    /// More than the key has room for.
-    #[error("longer than the {max} bytes there is room for")]
+    /// The message is longer than the key has space for.
+    #[error("the message is longer than the {max} bytes that fit the key")]
     TooLong {
         /// Most bytes that fit.
         max: usize,
     },
-    /// No random numbers are to be had.
-    #[error("no random numbers are to be had")]
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers")]
     NoRandom,
 }
 
@@ -38,7 +38,7 @@ impl From<NoRandom> for PaddingError {
     }
 }
 
-/// MGF1 (RFC 8017, B.2.1) of `seed`, as long as `target`, XORed into it.
+/// XORs `target` with MGF1 (RFC 8017, B.2.1) of `seed`.
 fn mask(hash: Hash, seed: &[u8], target: &mut [u8]) {
     for (counter, chunk) in (0u32..).zip(target.chunks_mut(hash.len())) {
         let pad = hash.digest(&[seed, &counter.to_be_bytes()]);
@@ -48,12 +48,12 @@ fn mask(hash: Hash, seed: &[u8], target: &mut [u8]) {
     }
 }
 
-/// Takes the bytes out without a copy.
+/// Moves the bytes into a [`Secret`] without a copy.
 fn sealed(mut bytes: Zeroizing<Vec<u8>>) -> Secret {
     Secret::new(std::mem::take(&mut *bytes))
 }
 
-/// A fuzz target for each decoder.
+/// Fuzz targets, one for each decoder.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz {
@@ -62,7 +62,7 @@ pub mod fuzz {
         oaep::fuzz as oaep_decrypt, pkcs1::fuzz as pkcs1_decrypt, pss::fuzz as pss_verify,
     };
 
-    /// The hash and that of the mask, one in each half of a byte.
+    /// Returns the hash, and the hash of the mask. Each is chosen by one half of the byte.
     pub(super) fn hashes(choice: u8) -> (Hash, Hash) {
         let hash = |half: u8| {
             let chosen = Hash::ALL.get(usize::from(half) % Hash::ALL.len());

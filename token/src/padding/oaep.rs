@@ -10,15 +10,15 @@ use crate::{digest::Hash, host::random};
 /// CK_RSA_PKCS_OAEP_PARAMS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Oaep<'a> {
-    /// What the label is hashed with.
+    /// The hash of the label.
     pub hash: Hash,
-    /// What MGF1 uses.
+    /// The hash of MGF1.
     pub mgf: Hash,
-    /// L: what the ciphertext is bound to, usually nothing.
+    /// The label L, to which the ciphertext is bound. It is usually empty.
     pub label: &'a [u8],
 }
 
-/// The block of `message`, of `len` bytes.
+/// Encodes `message` in a block of `len` bytes.
 ///
 /// ```text
 /// | 00 | seed ^ mask of DB | DB = (Hash(label) 00 .. 00 01 message) ^ mask of the seed |
@@ -26,7 +26,7 @@ pub struct Oaep<'a> {
 ///
 /// # Errors
 ///
-/// When the message does not fit, or nothing is random.
+/// An error if the message does not fit, or if there are no random numbers.
 pub fn oaep_encrypt(message: &[u8], oaep: &Oaep<'_>, len: usize) -> Result<Secret, PaddingError> {
     let seed = random::random(oaep.hash.len())?;
     encrypt_with(message, oaep, len, seed.expose())
@@ -55,9 +55,9 @@ fn encrypt_with(
     Ok(sealed(Zeroizing::new(block)))
 }
 
-/// The message of a decrypted block; `None` tells no more than that it is not one for this label.
+/// Returns the message of a decrypted block, or `None` if the block is not valid for this label.
 ///
-/// In constant time up to that answer, so that it is the same for each reason (RFC 8017, 7.1.2, note).
+/// Takes constant time up to the result, and the result is the same for each reason (RFC 8017, 7.1.2, note).
 #[must_use]
 pub fn oaep_decrypt(block: &Secret, oaep: &Oaep<'_>) -> Option<Secret> {
     let hash_len = oaep.hash.len();
@@ -78,7 +78,7 @@ pub fn oaep_decrypt(block: &Secret, oaep: &Oaep<'_>) -> Option<Secret> {
     bool::from(good).then(|| message.map(Secret::copy_from))?
 }
 
-/// Whether `padded` is zeros, 01 and a message, and where that begins.
+/// Returns whether `padded` consists of zeros, 01 and a message, and the offset of the message.
 fn separator(padded: &[u8]) -> (Choice, u32) {
     let mut found = Choice::from(0);
     let mut odd = Choice::from(0);
@@ -92,8 +92,8 @@ fn separator(padded: &[u8]) -> (Choice, u32) {
     (found & !odd, from)
 }
 
-/// `| hashes | length of the label | label | block |`: a message that is taken out makes the block again. Whether one
-/// is.
+/// `| hashes | length of the label | label | block |`. A decoded message must encode to the same block. Returns whether
+/// a message was decoded.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {

@@ -12,10 +12,10 @@ use crate::{
     host::{mac::Mac, random},
 };
 
-/// 00, the kind of block, eight bytes of padding at least, 00.
+/// Overhead of a block: 00, the type of block, at least eight bytes of padding, 00.
 const OVERHEAD: usize = 11;
 
-/// T of EMSA-PKCS1-v1_5: `digest` in a DigestInfo (RFC 8017, 9.2, note 1).
+/// Returns T of EMSA-PKCS1-v1_5: `digest` in a DigestInfo (RFC 8017, 9.2, note 1).
 #[must_use]
 pub fn digest_info(hash: Hash, digest: &[u8]) -> Secret {
     let mut info = Secret::copy_from(digest_info_prefix(hash));
@@ -47,7 +47,7 @@ const fn sha2_prefix(arc: u8, len: u8) -> [u8; 19] {
     prefix
 }
 
-/// The block `00 01 FF .. FF 00 T` of `len` bytes; `None` when T leaves no room for eight bytes of padding.
+/// Returns the block `00 01 FF .. FF 00 T` of `len` bytes, or `None` if T leaves no space for eight bytes of padding.
 #[must_use]
 pub fn pkcs1_sign(t: &[u8], len: usize) -> Option<Secret> {
     let padding = len
@@ -62,7 +62,7 @@ pub fn pkcs1_sign(t: &[u8], len: usize) -> Option<Secret> {
     Some(Secret::new(block))
 }
 
-/// T out of the block of a signature, which is public.
+/// Returns T from the block of a signature. The block is public, so the time is not constant.
 #[must_use]
 pub fn pkcs1_recover(block: &[u8]) -> Option<&[u8]> {
     let rest = block.strip_prefix(&[0x00, 0x01])?;
@@ -71,11 +71,11 @@ pub fn pkcs1_recover(block: &[u8]) -> Option<&[u8]> {
     rest.strip_prefix(&[0x00])
 }
 
-/// The block `00 02 PS 00 M` of `len` bytes, whose padding is random and has no zeros.
+/// Returns the block `00 02 PS 00 M` of `len` bytes. The padding PS is random and has no zeros.
 ///
 /// # Errors
 ///
-/// When the message leaves no room for eight bytes of padding, or nothing is random.
+/// An error if the message leaves no space for eight bytes of padding, or if there are no random numbers.
 pub fn pkcs1_encrypt(message: &[u8], len: usize) -> Result<Secret, PaddingError> {
     let max = len.saturating_sub(OVERHEAD);
     if len < OVERHEAD || message.len() > max {
@@ -102,20 +102,20 @@ fn fill_nonzero(padding: &mut [u8]) -> Result<(), PaddingError> {
     Ok(())
 }
 
-/// What a block with bad padding is said to hold (draft-irtf-cfrg-rsa-guidance, 7): a message made of the
-/// ciphertext and a secret, so that nobody learns from it whether the padding was good.
+/// The synthetic message of a block with bad padding (draft-irtf-cfrg-rsa-guidance, 7). It is derived from the
+/// ciphertext and a secret, so that it does not reveal whether the padding was good.
 ///
-/// The draft's secret is made of the private exponent, which no card gives. This one is random and lasts as long
-/// as the process: until then the same ciphertext has the same message.
+/// The draft derives the secret from the private exponent, which no card reveals. This secret is random and lasts as
+/// long as the process. Within that time the same ciphertext has the same message.
 #[derive(Debug)]
 pub struct ImplicitRejection(Secret);
 
 impl ImplicitRejection {
-    /// For this ciphertext under the key with this modulus.
+    /// Derives the rejection for this ciphertext under the key with this modulus.
     ///
     /// # Errors
     ///
-    /// When nothing is random.
+    /// An error if there are no random numbers.
     pub fn new(modulus: &[u8], ciphertext: &[u8]) -> Result<Self, PaddingError> {
         static SECRET: OnceLock<Secret> = OnceLock::new();
         let secret = match SECRET.get() {
@@ -128,7 +128,7 @@ impl ImplicitRejection {
         Ok(Self::under(secret, modulus, ciphertext))
     }
 
-    /// KDK = HMAC-SHA256(secret, SHA-256(modulus) || ciphertext).
+    /// Derives KDK = HMAC-SHA256(secret, SHA-256(modulus) || ciphertext).
     fn under(secret: &Secret, modulus: &[u8], ciphertext: &[u8]) -> Self {
         let mut mac = Mac::new(Hash::Sha256, secret);
         mac.update(Hash::Sha256.digest(&[modulus]).expose());
@@ -136,7 +136,7 @@ impl ImplicitRejection {
         Self(mac.finish())
     }
 
-    /// IRPRF (7.1): `len` bytes, each block of which is HMAC-SHA256(KDK, number || label || bits in all).
+    /// IRPRF (7.1): returns `len` bytes. Each block is HMAC-SHA256(KDK, number || label || total bits).
     fn stream(&self, label: &[u8], len: usize) -> Secret {
         let bits = u16::try_from(len * 8).unwrap_or(u16::MAX).to_be_bytes();
         let mut stream = Secret::default();
@@ -151,9 +151,9 @@ impl ImplicitRejection {
         stream
     }
 
-    /// The message's length (7.2, steps 4 to 8): the last of 128 numbers that fits a block of `len` bytes.
+    /// Returns the message's length (7.2, steps 4 to 8): the last of 128 numbers that fits a block of `len` bytes.
     fn message_len(&self, len: usize) -> u32 {
-        // The draft's max_sep_offset: a longer message would leave too little padding.
+        // The draft's max_sep_offset. A longer message would leave too little padding.
         let limit = u32::try_from(len.saturating_sub(10)).unwrap_or(u32::MAX);
         let mask = limit
             .checked_next_power_of_two()
@@ -169,9 +169,9 @@ impl ImplicitRejection {
     }
 }
 
-/// The message of a decrypted block `00 02 PS 00 M`, or `rejection`'s when it is not such a block.
+/// Returns the message of a decrypted block `00 02 PS 00 M`. Any other block gives the message of `rejection`.
 ///
-/// Which of the two it is shows neither in time nor in an error. The length alone is the caller's to see.
+/// Neither the time nor an error shows which of the two messages it is. The caller sees only the length.
 #[must_use]
 pub fn pkcs1_decrypt(block: &Secret, rejection: &ImplicitRejection) -> Secret {
     let block = block.expose();
@@ -188,7 +188,7 @@ pub fn pkcs1_decrypt(block: &Secret, rejection: &ImplicitRejection) -> Secret {
     Secret::copy_from(message.get(from..).unwrap_or_default())
 }
 
-/// Whether the block is padded as it must be, and where its message begins.
+/// Returns whether the block is well padded, and the offset of its message.
 fn separator(block: &[u8]) -> (Choice, u32) {
     let byte = |at: usize| block.get(at).copied().unwrap_or(0xFF);
     let mut found = Choice::from(0);
@@ -203,8 +203,7 @@ fn separator(block: &[u8]) -> (Choice, u32) {
     (good, from)
 }
 
-/// A block as decrypted: it always has a message, the same each time, and its own when it is a good one. Whether it
-/// is.
+/// Decodes any block to a message, always the same one. Returns whether the block was well padded.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
@@ -233,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// A block of a message that follows `padding` bytes of padding.
+    /// Returns a block with a message after `padding` bytes of padding.
     fn block(padding: usize, message: &[u8]) -> Vec<u8> {
         [&[0, 2][..], &vec![0xA5; padding], &[0], message].concat()
     }
@@ -321,7 +320,8 @@ mod tests {
         }
     }
 
-    /// draft-irtf-cfrg-rsa-guidance, 7. Made by OpenSSL 4.0 with keys of 1024 bits: KDK, and what it decrypted.
+    /// draft-irtf-cfrg-rsa-guidance, 7. OpenSSL 4.0 made the vectors with keys of 1024 bits: KDK, and the decrypted
+    /// message.
     #[test]
     fn synthetic_message_matches_the_draft() {
         for (kdk, message) in [

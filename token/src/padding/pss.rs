@@ -6,36 +6,36 @@ use zeroize::Zeroizing;
 use super::{PaddingError, mask, sealed};
 use crate::{digest::Hash, host::random};
 
-/// The byte that ends a block.
+/// The last byte of a block.
 const TRAILER: u8 = 0xBC;
 
 /// CK_RSA_PKCS_PSS_PARAMS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pss {
-    /// What the message is hashed with, and salt and digest again.
+    /// The hash of the message, and of salt and digest.
     pub hash: Hash,
-    /// What MGF1 uses.
+    /// The hash of MGF1.
     pub mgf: Hash,
-    /// Bytes of salt; a signature with another number of them is a bad one.
+    /// Bytes of salt. A signature with another number of bytes is invalid.
     pub salt_len: usize,
 }
 
-/// How a block is divided.
+/// The parts of a block.
 ///
 /// ```text
 /// | 00 where emBits is a multiple of 8 | maskedDB = (00 .. 00 01 salt) ^ mask | H | BC |
 /// ```
 struct Layout {
-    /// Zero bytes before EM: none, or one.
+    /// Number of zero bytes before EM: none or one.
     lead: usize,
     /// Length of maskedDB.
     db: usize,
-    /// What of maskedDB's first byte may be set.
+    /// Mask of the bits that may be set in maskedDB's first byte.
     top: u8,
 }
 
 impl Layout {
-    /// For a modulus of `bits` bits: EM has one less. The error tells the longest salt.
+    /// Returns the layout for a modulus of `bits` bits. EM has one bit less. The error has the longest possible salt.
     fn new(pss: Pss, bits: usize) -> Result<Self, PaddingError> {
         let em_bits = bits.saturating_sub(1);
         let em = em_bits.div_ceil(8);
@@ -51,17 +51,17 @@ impl Layout {
     }
 }
 
-/// H = Hash(00 x 8 || digest || salt).
+/// Returns H = Hash(00 x 8 || digest || salt).
 fn bound(hash: Hash, digest: &[u8], salt: &[u8]) -> Secret {
     hash.digest(&[&[0; 8], digest, salt])
 }
 
-/// The block of a signature over `digest` with a fresh salt, as long as a modulus of `bits` bits.
+/// Returns the block for a signature over `digest`, with a new random salt, as long as a modulus of `bits` bits.
 ///
 /// # Errors
 ///
-/// When the salt does not fit (or no salt does: a hash too long for the key), `digest` has not the length
-/// of the hash's digests, or nothing is random.
+/// An error if the salt does not fit, if `digest` does not have the length of the hash's digests, or if there are no
+/// random numbers. No salt fits if the hash is too long for the key.
 pub fn pss_encode(digest: &[u8], pss: Pss, bits: usize) -> Result<Secret, PaddingError> {
     let salt = random::random(pss.salt_len.min(bits))?;
     encode_with(digest, pss, bits, &salt)
@@ -92,7 +92,7 @@ fn encode_with(
     Ok(sealed(Zeroizing::new(block)))
 }
 
-/// Whether `block` is one of a signature over `digest` by a key with a modulus of `bits` bits. All is public.
+/// Returns whether `block` signs `digest` with a key whose modulus has `bits` bits. All input is public.
 #[must_use]
 pub fn pss_verify(digest: &[u8], block: &[u8], pss: Pss, bits: usize) -> bool {
     digest.len() == pss.hash.len()
@@ -100,7 +100,7 @@ pub fn pss_verify(digest: &[u8], block: &[u8], pss: Pss, bits: usize) -> bool {
             .is_some_and(|(salt, h)| bound(pss.hash, digest, &salt).expose() == h)
 }
 
-/// The salt of a block of the right form, and H.
+/// Returns the salt and H of a block of the right form.
 fn salt(block: &[u8], pss: Pss, bits: usize) -> Option<(Vec<u8>, &[u8])> {
     let layout = Layout::new(pss, bits).ok()?;
     let (lead, em) = block.split_at_checked(layout.lead)?;
@@ -117,8 +117,8 @@ fn salt(block: &[u8], pss: Pss, bits: usize) -> Option<(Vec<u8>, &[u8])> {
     (fits && *one == 1 && zeros.iter().all(|byte| *byte == 0)).then(|| (salt.to_vec(), h))
 }
 
-/// `| hashes | length of the salt | bits that the modulus lacks | block |`: a block that is accepted is of one digest,
-/// and its own salt makes it again. Whether it is accepted.
+/// `| hashes | length of the salt | bits that the modulus lacks | block |`. An accepted block must fit one digest only,
+/// and its own salt must encode to the same block. Returns whether the block was accepted.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
