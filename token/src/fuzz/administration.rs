@@ -1,4 +1,4 @@
-//! A security officer's session with a card of arbitrary bytes.
+//! Fuzz target: a security officer's session with a card that responds with arbitrary bytes.
 
 use std::{
     sync::{
@@ -16,35 +16,35 @@ use crate::{
     algorithm::{Curve, KeyAlgorithm},
 };
 
-/// How far a session of administration came.
+/// The successful steps of an administration.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Administered {
     /// Successful logins of the security officer.
     pub logins: u32,
-    /// Keys made.
+    /// Keys generated.
     pub keys: u32,
     /// Objects written or removed.
     pub written: u32,
-    /// PINs changed or given.
+    /// PINs changed or set.
     pub pins: u32,
 }
 
-/// What a security officer may be known by: the PUK or the admin PIN, or a management key.
+/// SO PINs to try: the PUK or the admin PIN, and a management key.
 const SO_PINS: [&[u8]; 2] = [b"12345678", b"000102030405060708090A0B0C0D0E0F"];
 
-/// Logs the security officer in with each secret, makes keys, writes objects, changes PINs and asks for random
-/// numbers; the card is that of [`super::card`].
+/// Logs the SO in with each SO PIN, generates keys, writes objects, changes PINs and asks for random numbers. The card
+/// is the one of [`super::card`].
 ///
-/// Whatever it answers, the session ends, no PIN costs more than one try or reaches an applet that is not proved, and
-/// nothing is written to one.
+/// Asserts, whatever the card responds: the session ends, no PIN costs more than one try, and PINs and writes reach
+/// only an applet that is confirmed to be selected.
 pub fn administration(bytes: &[u8]) -> Administered {
-    let conduct = Arc::new(CardLedger::default());
-    let Some(script) = ScriptedCard::read(bytes, Arc::clone(&conduct)) else {
+    let ledger = Arc::new(CardLedger::default());
+    let Some(script) = ScriptedCard::read(bytes, Arc::clone(&ledger)) else {
         return Administered::default();
     };
     let mut session = Session {
         card: Card::new(Box::new(script)),
-        conduct,
+        ledger,
         done: Administered::default(),
     };
     for mut token in Token::discover(&mut session.card).unwrap_or_default() {
@@ -59,7 +59,7 @@ pub fn administration(bytes: &[u8]) -> Administered {
 
 struct Session {
     card: Card,
-    conduct: Arc<CardLedger>,
+    ledger: Arc<CardLedger>,
     done: Administered,
 }
 
@@ -135,13 +135,13 @@ impl Session {
     }
 
     fn pin(&self, pin: &[u8]) -> Secret {
-        self.conduct.pins.fetch_add(1, Ordering::Relaxed);
+        self.ledger.pins.fetch_add(1, Ordering::Relaxed);
         Secret::copy_from(pin)
     }
 
     fn assert_tries(&self) {
         let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-        let (tries, pins) = (read(&self.conduct.tries), read(&self.conduct.pins));
+        let (tries, pins) = (read(&self.ledger.tries), read(&self.ledger.pins));
         assert!(tries <= pins, "{tries} tries for {pins} PINs given");
     }
 }

@@ -1,4 +1,5 @@
-//! A whole session with a card of arbitrary bytes; for fuzz targets. Parsers have theirs beside them.
+//! Fuzz target: a whole session with a card that responds with arbitrary bytes. The parsers' fuzz targets are in the
+//! parsers' own files.
 
 mod administration;
 mod script;
@@ -18,12 +19,12 @@ use crate::{
     operation::mechanism_for,
 };
 
-/// How far a session came.
+/// The successful steps of a session.
 #[derive(Debug, Default)]
 pub struct SessionSummary {
     /// Applets found.
     pub tokens: usize,
-    /// Objects seen by the logged-in user.
+    /// Objects that the logged-in user sees.
     pub objects: usize,
     /// Successful logins.
     pub logins: u32,
@@ -33,25 +34,24 @@ pub struct SessionSummary {
 
 /// Finds the tokens of a card, lists their objects, logs in, signs with every key, logs out and lists again.
 ///
-/// The card answers by rules, which are tried in turn from the one after the last used. A frame without a rule
-/// gets 6A82.
+/// The card responds by rules. The search for a rule begins after the rule used last. A frame without a rule gets 6A82.
 ///
 /// ```text
-/// | length | ATR | then, to the end: | length | pattern | length, 2 bytes | answer |
-/// pattern: how the frame begins after CLA; 00, as no frame does, is the beginning of a transaction
-/// length FF01 to FF04: no answer, but the card reset, busy, removed, silent
+/// | length | ATR | then, to the end: | length | pattern | length, 2 bytes | response |
+/// pattern: beginning of the frame after CLA; 00, which begins no frame, stands for the beginning of a transaction
+/// length FF01 to FF04: no response, but an error: reset, busy, removed, timeout
 /// ```
 ///
-/// Whatever it answers, the session ends, no PIN costs more than one try or reaches an applet that is not
-/// proved, and no signature uses its key twice.
+/// Asserts, whatever the card responds: the session ends, no PIN costs more than one try or reaches an applet that is
+/// not confirmed to be selected, and no signature uses its key twice.
 pub fn card(bytes: &[u8]) -> SessionSummary {
-    let conduct = Arc::new(CardLedger::default());
-    let Some(script) = ScriptedCard::read(bytes, Arc::clone(&conduct)) else {
+    let ledger = Arc::new(CardLedger::default());
+    let Some(script) = ScriptedCard::read(bytes, Arc::clone(&ledger)) else {
         return SessionSummary::default();
     };
     let mut session = Session {
         card: Card::new(Box::new(script)),
-        conduct,
+        ledger,
         reached: SessionSummary::default(),
     };
     let tokens = Token::discover(&mut session.card).unwrap_or_default();
@@ -62,25 +62,25 @@ pub fn card(bytes: &[u8]) -> SessionSummary {
     session.reached
 }
 
-/// What the user gave and what the card saw of it.
+/// The PINs that the user entered, and the commands that reached the card.
 #[derive(Debug, Default)]
 struct CardLedger {
-    /// PINs the user gave.
+    /// PINs that the user entered.
     pins: AtomicU32,
-    /// PINs the card did not accept, or perhaps not.
+    /// PINs that the card refused, or may have refused.
     tries: AtomicU32,
-    /// Private-key commands that the card executed, or perhaps did.
+    /// Private-key commands that the card executed, or may have executed.
     uses: AtomicU32,
 }
 
 struct Session {
     card: Card,
-    conduct: Arc<CardLedger>,
+    ledger: Arc<CardLedger>,
     reached: SessionSummary,
 }
 
 impl Session {
-    /// What the card refuses is left out, as applications do.
+    /// Uses the token as applications do: an operation that the card refuses is left out.
     fn use_token(&mut self, token: &mut Token) {
         let serial = token.info().serial;
         assert!((1..=16).contains(&serial.len()), "{serial}");
@@ -105,7 +105,11 @@ impl Session {
             return Vec::new();
         };
         let known = token.find_loaded(&all);
-        assert_eq!(known.as_ref(), Some(&found), "what was read stays known");
+        assert_eq!(
+            known.as_ref(),
+            Some(&found),
+            "cached objects match what was read"
+        );
         found
     }
 
@@ -120,7 +124,7 @@ impl Session {
         let Some(key) = object.private_key() else {
             return Ok(());
         };
-        let (mechanism, message) = work_of(key.algorithm);
+        let (mechanism, message) = sample_of(key.algorithm);
         let mechanism = mechanism_for(mechanism, CKF_SIGN)?;
         let mut operation = SignOperation::new(mechanism, &Parameter::None, object, false)?;
         operation.update(&message)?;
@@ -131,9 +135,9 @@ impl Session {
             login?;
             operation.context_pin = Some(pin);
         }
-        let before = self.conduct.uses.load(Ordering::Relaxed);
+        let before = self.ledger.uses.load(Ordering::Relaxed);
         let signature = token.sign(&mut self.card, &mut operation);
-        let uses = self.conduct.uses.load(Ordering::Relaxed) - before;
+        let uses = self.ledger.uses.load(Ordering::Relaxed) - before;
         assert!(
             uses <= 1,
             "one signature uses the key once, not {uses} times"
@@ -145,19 +149,19 @@ impl Session {
     }
 
     fn pin(&self) -> Secret {
-        self.conduct.pins.fetch_add(1, Ordering::Relaxed);
+        self.ledger.pins.fetch_add(1, Ordering::Relaxed);
         Secret::copy_from(b"123456")
     }
 
     fn assert_tries(&self) {
-        let pins = self.conduct.pins.load(Ordering::Relaxed);
-        let tries = self.conduct.tries.load(Ordering::Relaxed);
+        let pins = self.ledger.pins.load(Ordering::Relaxed);
+        let tries = self.ledger.tries.load(Ordering::Relaxed);
         assert!(tries <= pins, "{tries} tries for {pins} PINs of the user");
     }
 }
 
-/// A mechanism for a key, and something it signs.
-fn work_of(algorithm: KeyAlgorithm) -> (CK_MECHANISM_TYPE, Vec<u8>) {
+/// Returns a mechanism for a key, and a message to sign.
+fn sample_of(algorithm: KeyAlgorithm) -> (CK_MECHANISM_TYPE, Vec<u8>) {
     match algorithm {
         KeyAlgorithm::Rsa { .. } => (CKM_RSA_PKCS, vec![0x5A; 51]),
         KeyAlgorithm::Ec(_) => (CKM_ECDSA, vec![0x5A; 32]),

@@ -1,4 +1,4 @@
-//! The card: its rules, and what it watches.
+//! The scripted card: its rules, and the assertions about the commands that reach it.
 
 use std::sync::{
     Arc,
@@ -16,12 +16,12 @@ use crate::{
     openpgp, piv,
 };
 
-/// Commands one session may take, GET RESPONSE apart: more than on a card that has everything.
+/// Most commands of one session, GET RESPONSE apart: more than a card with every object needs.
 const MAX_COMMANDS: u32 = 2_000;
-/// The pattern of the beginning of a transaction; no instruction has this number.
+/// The pattern for the beginning of a transaction. No instruction has this number.
 const BEGIN: [u8; 1] = [0x00];
 
-/// A card that answers by rules.
+/// A card that responds by rules.
 pub(super) struct ScriptedCard {
     atr: Atr,
     rules: Vec<Rule>,
@@ -29,14 +29,14 @@ pub(super) struct ScriptedCard {
     next: usize,
     epoch: u64,
     commands: u32,
-    /// The command whose answer is awaited; GET RESPONSE does not change it.
+    /// The command whose response is pending. GET RESPONSE does not change it.
     current: Command,
-    /// The applet proved since this transaction began.
-    proved: Option<AppletKind>,
-    conduct: Arc<CardLedger>,
+    /// The applet confirmed to be selected since this transaction began.
+    confirmed: Option<AppletKind>,
+    ledger: Arc<CardLedger>,
 }
 
-/// What the card says to frames that begin so after their CLA.
+/// The response to frames that begin with the pattern after their CLA.
 struct Rule {
     pattern: Vec<u8>,
     response: Response,
@@ -48,22 +48,22 @@ enum Response {
     Fault(TransportErrorKind),
 }
 
-/// A command, as far as there are rules for it.
+/// A command, as far as the assertions distinguish it.
 #[derive(Clone, Copy)]
 enum Command {
-    /// One whose success proves the applet.
-    Proof(AppletKind),
-    /// VERIFY, CHANGE REFERENCE DATA or RESET RETRY COUNTER with a PIN; of one applet where it can be told.
+    /// A probe or SELECT: its success confirms the applet.
+    Probe(AppletKind),
+    /// VERIFY, CHANGE REFERENCE DATA or RESET RETRY COUNTER with a PIN, and the applet if the command shows it.
     Pin(Option<AppletKind>),
-    /// Something is changed, or the right to it proved.
+    /// A command that changes the card, or authenticates for changes.
     Write(AppletKind),
-    /// A use of a private key.
+    /// A command that uses a private key.
     Use,
     Other,
 }
 
 impl ScriptedCard {
-    pub(super) fn read(bytes: &[u8], conduct: Arc<CardLedger>) -> Option<Self> {
+    pub(super) fn read(bytes: &[u8], ledger: Arc<CardLedger>) -> Option<Self> {
         let (atr, mut rest) = split(bytes, 1)?;
         let mut rules = Vec::new();
         while let Some((rule, after)) = Rule::split(rest) {
@@ -79,22 +79,22 @@ impl ScriptedCard {
             epoch: 0,
             commands: 0,
             current: Command::Other,
-            proved: None,
-            conduct,
+            confirmed: None,
+            ledger,
         })
     }
 
-    /// The answer of the first rule for `event` from the one after the last used.
+    /// Returns the response of the next rule for `event`. The search begins after the rule used last.
     fn rule(&mut self, event: &[u8]) -> Option<Response> {
-        let turns = (self.next..self.rules.len()).chain(0..self.next);
-        let (at, rule) = turns
+        let order = (self.next..self.rules.len()).chain(0..self.next);
+        let (at, rule) = order
             .filter_map(|at| Some((at, self.rules.get(at)?)))
             .find(|(_, rule)| rule.is_for(event))?;
         self.next = at + 1;
         Some(rule.response.clone())
     }
 
-    /// Sees `frame` come.
+    /// Checks the command in `frame` and keeps it as the current one.
     fn observe(&mut self, frame: &[u8]) {
         let Some(command) = Command::of(frame) else {
             return;
@@ -103,26 +103,34 @@ impl ScriptedCard {
         assert!(self.commands <= MAX_COMMANDS, "the session ends");
         self.current = command;
         if is_select(frame) {
-            self.proved = None;
+            self.confirmed = None;
         }
         match command {
-            Command::Pin(None) => assert!(self.proved.is_some(), "a PIN reaches a proved applet"),
-            Command::Pin(kind) => assert_eq!(self.proved, kind, "a PIN reaches a proved applet"),
-            Command::Write(kind) => {
-                assert_eq!(self.proved, Some(kind), "nothing else is written to");
+            Command::Pin(None) => {
+                assert!(self.confirmed.is_some(), "a PIN reaches a confirmed applet");
             }
-            Command::Proof(_) | Command::Use | Command::Other => {}
+            Command::Pin(kind) => {
+                assert_eq!(self.confirmed, kind, "a PIN reaches a confirmed applet");
+            }
+            Command::Write(kind) => {
+                assert_eq!(
+                    self.confirmed,
+                    Some(kind),
+                    "writes reach a confirmed applet"
+                );
+            }
+            Command::Probe(_) | Command::Use | Command::Other => {}
         }
     }
 
-    /// Takes note of the end of a command.
+    /// Updates the ledger at the end of a command.
     fn conclude(&mut self, status: Option<StatusWord>) {
         let ok = status.is_some_and(StatusWord::is_ok);
         match self.current {
-            Command::Proof(kind) if ok => self.proved = Some(kind),
-            Command::Pin(_) if !ok => count(&self.conduct.tries),
+            Command::Probe(kind) if ok => self.confirmed = Some(kind),
+            Command::Pin(_) if !ok => count(&self.ledger.tries),
             Command::Use if !status.is_some_and(AppletKind::may_be_other_applet) => {
-                count(&self.conduct.uses);
+                count(&self.ledger.uses);
             }
             _ => {}
         }
@@ -135,7 +143,7 @@ impl ScriptedCard {
         };
         if kind == TransportErrorKind::CardReset {
             self.epoch += 1;
-            self.proved = None;
+            self.confirmed = None;
         }
         if sent == Sent::Maybe {
             self.conclude(None);
@@ -171,7 +179,7 @@ impl Rule {
     }
 }
 
-/// What a length of `size` bytes announces, or as much as there is, and the rest; `None` at the end.
+/// Splits off as many bytes as a length of `size` bytes announces, or all that are left. Returns `None` at the end.
 fn split(bytes: &[u8], size: usize) -> Option<(&[u8], &[u8])> {
     let (len, rest) = bytes.split_at_checked(size)?;
     let len = len
@@ -181,21 +189,21 @@ fn split(bytes: &[u8], size: usize) -> Option<(&[u8], &[u8])> {
 }
 
 impl Command {
-    /// What `frame` is; `None` for GET RESPONSE, which goes on with the command before.
+    /// Returns the kind of command in `frame`, or `None` for GET RESPONSE, which continues the command before.
     fn of(frame: &[u8]) -> Option<Self> {
         let [cla, ins, p1, ..] = frame else {
             return Some(Self::Other);
         };
         Some(match ins {
             0xC0 => return None,
-            // More of the chain follows.
+            // A frame of a chain that is not the last one.
             _ if cla & 0x10 != 0 => Self::Other,
             0x20 if *p1 == 0 && frame.len() > 5 => Self::Pin(match frame.get(3) {
                 Some(0x81..=0x83) => Some(AppletKind::OpenPgp),
                 _ => Some(AppletKind::Piv),
             }),
             0x24 | 0x2C => Self::Pin(match frame.get(3) {
-                // The PUK of PIV and PW1.
+                // The PUK of PIV and PW1 have the same number.
                 Some(0x81) => None,
                 Some(0x83) => Some(AppletKind::OpenPgp),
                 _ => Some(AppletKind::Piv),
@@ -209,7 +217,7 @@ impl Command {
             _ => [&piv::APPLICATION, &openpgp::APPLICATION]
                 .into_iter()
                 .find(|application| is_probe(application, frame))
-                .map_or(Self::Other, |application| Self::Proof(application.kind)),
+                .map_or(Self::Other, |application| Self::Probe(application.kind)),
         })
     }
 }
@@ -218,7 +226,7 @@ fn is_select(frame: &[u8]) -> bool {
     frame.get(1) == Some(&0xA4)
 }
 
-/// Whether the success of `frame` proves that `application` is selected.
+/// Returns whether the success of `frame` confirms that `application` is selected.
 fn is_probe(application: &Application, frame: &[u8]) -> bool {
     let probe = &application.probe;
     let has = |data: &[u8]| data.is_empty() || frame.windows(data.len()).any(|part| part == data);
@@ -238,17 +246,17 @@ impl Transmit for ScriptedCard {
     ) -> Result<(), TransportError> {
         self.observe(frame);
         let rule = self.rule(frame.get(1..).unwrap_or(&[]));
-        let answered = match rule.unwrap_or_else(|| Response::Frame(vec![0x6A, 0x82])) {
+        let sent = match rule.unwrap_or_else(|| Response::Frame(vec![0x6A, 0x82])) {
             Response::Frame(frame) => frame,
             Response::Fault(kind) => return Err(self.fail(kind)),
         };
-        match answered.as_slice() {
+        match sent.as_slice() {
             [.., 0x61 | 0x6C, _] => {}
             [.., sw1, sw2] => self.conclude(Some(StatusWord(u16::from_be_bytes([*sw1, *sw2])))),
             _ => self.conclude(None),
         }
-        // Two bytes of length hold less than the buffer.
-        response.set(&answered).unwrap_or_default();
+        // A length of two bytes is below the capacity of the buffer.
+        response.set(&sent).unwrap_or_default();
         Ok(())
     }
 }
@@ -283,7 +291,7 @@ impl Transport for ScriptedCard {
             }
         }
         body(self);
-        self.proved = None;
+        self.confirmed = None;
         Ok(())
     }
 }
