@@ -1,4 +1,4 @@
-//! A signature or MAC in the making.
+//! Signature and MAC operations.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{CKA_MODULUS, CKA_SIGN, CKA_SIGN_RECOVER, CKF_SIGN, CKF_SIGN_RECOVER};
@@ -15,40 +15,40 @@ use crate::{
     padding::{self, Pss},
 };
 
-/// A signature begun by C_SignInit, C_SignRecoverInit or C_MessageSignInit.
+/// An operation begun by C_SignInit, C_SignRecoverInit or C_MessageSignInit.
 pub struct SignOperation {
-    /// The object of the key; a lookup under it finds the key even when objects were read again.
+    /// The identity of the key's object. It finds the key even after the objects were read again.
     pub object: ObjectId,
-    /// The PIN given for this one signature by CKU_CONTEXT_SPECIFIC.
+    /// The PIN of the context login for this one signature.
     pub context_pin: Option<Secret>,
     mechanism: Mechanism,
-    way: Signing,
+    signing: Signing,
 }
 
-/// Who signs, and what is collected until then.
+/// The signing key, and the message so far.
 #[allow(
     clippy::large_enum_variant,
-    reason = "one an operation: not worth an allocation"
+    reason = "there is one per operation: not worth an allocation"
 )]
 enum Signing {
     Card(PrivateKey, InputEncoding, MessageBuffer),
     Host(SecretKey, usize, Mac),
 }
 
-/// How the host prepares what the card signs.
+/// How the host encodes the input for the card.
 enum InputEncoding {
     Pkcs1,
-    /// Under this modulus.
+    /// The number must be below this modulus.
     Raw(Vec<u8>),
     Pss(Pss),
     Ecdsa,
     EdDsa,
 }
 
-/// A message, whole or hashed as it comes.
+/// A message: either kept whole or hashed part by part.
 #[allow(
     clippy::large_enum_variant,
-    reason = "one a signature: not worth an allocation"
+    reason = "there is one per signature: not worth an allocation"
 )]
 pub(super) enum MessageBuffer {
     Whole(Secret),
@@ -73,7 +73,7 @@ impl MessageBuffer {
         }
     }
 
-    /// The message or its hash; a new one of the same kind begins.
+    /// Returns the message or its hash, and begins a new message of the same kind.
     pub(super) fn take(&mut self) -> Secret {
         match self {
             Self::Whole(message) => std::mem::take(message),
@@ -85,7 +85,7 @@ impl MessageBuffer {
     }
 }
 
-/// The parameter of PSS, held to the mechanism and the key (RFC 8017, 9.1.1).
+/// Returns the parameter of PSS, checked against the mechanism and the key (RFC 8017, 9.1.1).
 pub(super) fn pss(
     mechanism: Mechanism,
     parameter: &Parameter,
@@ -113,7 +113,7 @@ pub(super) fn pss(
     })
 }
 
-/// The parameter of EdDSA: none, or one that asks for pure Ed25519.
+/// Checks the parameter of EdDSA: there is none, or it asks for pure Ed25519.
 pub(super) fn pure_eddsa(mechanism: Mechanism, parameter: &Parameter) -> Result<(), TokenError> {
     match parameter {
         Parameter::None | Parameter::EdDsa(false, false) => Ok(()),
@@ -121,7 +121,7 @@ pub(super) fn pure_eddsa(mechanism: Mechanism, parameter: &Parameter) -> Result<
     }
 }
 
-/// Length of a MAC: the hash's, or what the parameter says.
+/// Returns the length of a MAC: that of the hash, or the one in the parameter.
 pub(super) fn mac_len(
     mechanism: Mechanism,
     hash: Hash,
@@ -137,7 +137,7 @@ pub(super) fn mac_len(
     }
 }
 
-/// A MAC begun by a secret key.
+/// Begins a MAC with a secret key. Returns its length too.
 pub(super) fn mac(
     mechanism: Mechanism,
     parameter: &Parameter,
@@ -151,10 +151,10 @@ pub(super) fn mac(
 }
 
 impl SignOperation {
-    /// Begins a signature with the key `object`; `recover` for C_SignRecoverInit.
+    /// Begins a signature with the key of `object`. `recover` is true for C_SignRecoverInit.
     ///
     /// # Errors
-    /// When the mechanism is not one of signing, its parameter is wrong, or it does not go with the key.
+    /// An error if the mechanism does not sign, its parameter is invalid, or it does not fit the key.
     pub fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
@@ -166,10 +166,10 @@ impl SignOperation {
         } else {
             check_use(mechanism, object, CKF_SIGN, CKA_SIGN)?
         };
-        let way = match key {
+        let signing = match key {
             Key::Private(key) => {
-                let how = encoding_for(mechanism, parameter, key.algorithm, object)?;
-                Signing::Card(*key, how, MessageBuffer::new(mechanism.hash))
+                let encoding = encoding_for(mechanism, parameter, key.algorithm, object)?;
+                Signing::Card(*key, encoding, MessageBuffer::new(mechanism.hash))
             }
             Key::Secret(key) => {
                 let (len, mac) = mac(mechanism, parameter, key)?;
@@ -181,47 +181,47 @@ impl SignOperation {
             object: object.id,
             context_pin: None,
             mechanism,
-            way,
+            signing,
         })
     }
 
-    /// The private key on the card that signs, if one does.
+    /// Returns the private key on the card, if the card signs.
     #[must_use]
     pub const fn private_key(&self) -> Option<&PrivateKey> {
-        match &self.way {
+        match &self.signing {
             Signing::Card(key, ..) => Some(key),
             Signing::Host(..) => None,
         }
     }
 
-    /// Whether the key wants its PIN each time and it has not been given for this signature.
+    /// Returns whether the key needs a context login for each use and had none for this signature.
     #[must_use]
     pub fn lacks_context_login(&self) -> bool {
         self.wants_context_login() && self.context_pin.is_none()
     }
 
-    /// Whether the key wants its PIN each time.
+    /// Returns whether the key needs a context login for each use.
     #[must_use]
     pub fn wants_context_login(&self) -> bool {
         self.private_key()
             .is_some_and(|key| key.pin == PinPolicy::Always)
     }
 
-    /// Length of the signature in bytes.
+    /// Returns the length of the signature in bytes.
     #[must_use]
     pub fn signature_len(&self) -> usize {
-        match &self.way {
+        match &self.signing {
             Signing::Card(key, ..) => key.algorithm.signature_len(),
             Signing::Host(_, len, _) => *len,
         }
     }
 
-    /// Takes the next part of the message.
+    /// Adds the next part of the message.
     ///
     /// # Errors
-    /// [`TokenError::DataLength`] when what must be held whole grows too long.
+    /// [`TokenError::DataLength`] if a message that must be kept whole becomes too long.
     pub fn update(&mut self, part: &[u8]) -> Result<(), TokenError> {
-        match &mut self.way {
+        match &mut self.signing {
             Signing::Card(_, _, message) => message.update(part),
             Signing::Host(_, _, mac) => {
                 mac.update(part);
@@ -230,23 +230,23 @@ impl SignOperation {
         }
     }
 
-    /// What the card is to sign, with which key; `None` when the host does. The message is then used up.
+    /// Takes the message and returns the key and the input for the card. Returns `None` if the host signs.
     ///
     /// # Errors
-    /// [`TokenError::DataLength`] when the input does not fit the key.
+    /// [`TokenError::DataLength`] if the input does not fit the key.
     pub fn input(&mut self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
-        let Signing::Card(key, how, message) = &mut self.way else {
+        let Signing::Card(key, encoding, message) = &mut self.signing else {
             return Ok(None);
         };
         let collected = message.take();
-        let input = how.prepare(key, self.mechanism, collected)?;
+        let input = encoding.prepare(key, self.mechanism, collected)?;
         Ok(Some((*key, input)))
     }
 
-    /// The MAC, when the host makes it; the next message may begin.
+    /// Returns the MAC if the host computes it, and begins the next message.
     pub fn mac(&mut self) -> Option<Secret> {
         let hash = self.mechanism.hash?;
-        let Signing::Host(key, len, mac) = &mut self.way else {
+        let Signing::Host(key, len, mac) = &mut self.signing else {
             return None;
         };
         let mut whole = std::mem::replace(mac, Mac::new(hash, &key.value)).finish();
@@ -300,7 +300,7 @@ impl InputEncoding {
                     Some(hash) => padding::digest_info(hash, collected.expose()),
                     None => collected,
                 };
-                // RFC 8017, 9.2: eight bytes of FF at least, and three of frame.
+                // RFC 8017, 9.2: at least eight bytes of FF, and three bytes of frame.
                 let max = modulus_len.saturating_sub(11);
                 if info.len() > max {
                     return too_long(info.len(), max);

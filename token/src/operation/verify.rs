@@ -1,4 +1,4 @@
-//! A signature or MAC being checked, on the host.
+//! Verification of signatures and MACs on the host.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{CKA_VERIFY, CKA_VERIFY_RECOVER, CKF_VERIFY, CKF_VERIFY_RECOVER};
@@ -17,15 +17,15 @@ use crate::{
     padding::{self, Pss},
 };
 
-/// A verification begun by C_VerifyInit, C_VerifyRecoverInit, C_MessageVerifyInit or C_VerifySignatureInit.
+/// An operation begun by C_VerifyInit, C_VerifyRecoverInit, C_MessageVerifyInit or C_VerifySignatureInit.
 pub struct VerifyOperation {
     mechanism: Mechanism,
-    way: Verifying,
+    verifying: Verifying,
 }
 
 #[allow(
     clippy::large_enum_variant,
-    reason = "one an operation: not worth an allocation"
+    reason = "there is one per operation: not worth an allocation"
 )]
 enum Verifying {
     Public(Box<PublicKey>, Option<Pss>, MessageBuffer),
@@ -33,10 +33,10 @@ enum Verifying {
 }
 
 impl VerifyOperation {
-    /// Begins a verification with the key `object`; `recover` for C_VerifyRecoverInit.
+    /// Begins a verification with the key of `object`. `recover` is true for C_VerifyRecoverInit.
     ///
     /// # Errors
-    /// When the mechanism is not one of verifying, its parameter is wrong, or it does not go with the key.
+    /// An error if the mechanism does not verify, its parameter is invalid, or it does not fit the key.
     pub fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
@@ -48,7 +48,7 @@ impl VerifyOperation {
         } else {
             check_use(mechanism, object, CKF_VERIFY, CKA_VERIFY)?
         };
-        let way = match key {
+        let verifying = match key {
             Key::Public(key) => {
                 let pss = salt(mechanism, parameter, key)?;
                 Verifying::Public(key.clone(), pss, MessageBuffer::new(mechanism.hash))
@@ -59,24 +59,27 @@ impl VerifyOperation {
             }
             Key::Private(_) => return Err(TokenError::KeyTypeInconsistent(mechanism.kind)),
         };
-        Ok(Self { mechanism, way })
+        Ok(Self {
+            mechanism,
+            verifying,
+        })
     }
 
-    /// Length of a signature in bytes.
+    /// Returns the length of a signature in bytes.
     #[must_use]
     pub fn signature_len(&self) -> usize {
-        match &self.way {
+        match &self.verifying {
             Verifying::Public(key, ..) => key.algorithm().signature_len(),
             Verifying::Mac(_, len, _) => *len,
         }
     }
 
-    /// Takes the next part of the message.
+    /// Adds the next part of the message.
     ///
     /// # Errors
-    /// [`TokenError::DataLength`] when what must be held whole grows too long.
+    /// [`TokenError::DataLength`] if a message that must be kept whole becomes too long.
     pub fn update(&mut self, part: &[u8]) -> Result<(), TokenError> {
-        match &mut self.way {
+        match &mut self.verifying {
             Verifying::Public(_, _, message) => message.update(part),
             Verifying::Mac(_, _, mac) => {
                 mac.update(part);
@@ -85,15 +88,15 @@ impl VerifyOperation {
         }
     }
 
-    /// Checks `signature` of what was collected; the next message may begin.
+    /// Verifies `signature` over the message so far, and begins the next message.
     ///
     /// # Errors
-    /// [`TokenError::SignatureLength`], [`TokenError::SignatureInvalid`], [`TokenError::DataLength`] when such a message
-    /// cannot have been signed.
+    /// [`TokenError::SignatureLength`], [`TokenError::SignatureInvalid`], or [`TokenError::DataLength`] if a message of
+    /// this length cannot have been signed.
     pub fn verify(&mut self, signature: &[u8]) -> Result<(), TokenError> {
         let len = self.signature_len();
         let is_long = signature.len() == len;
-        let is_right = match &mut self.way {
+        let is_right = match &mut self.verifying {
             Verifying::Mac(key, _, mac) => {
                 let Some(hash) = self.mechanism.hash else {
                     return Err(TokenError::MechanismInvalid(self.mechanism.kind));
@@ -117,7 +120,7 @@ impl VerifyOperation {
         }
     }
 
-    /// What was signed, out of its signature.
+    /// Returns the signed data, recovered from its signature.
     ///
     /// # Errors
     /// As [`VerifyOperation::verify`].
@@ -129,7 +132,7 @@ impl VerifyOperation {
                 expected: len,
             });
         }
-        let Verifying::Public(key, ..) = &self.way else {
+        let Verifying::Public(key, ..) = &self.verifying else {
             return Err(TokenError::SignatureInvalid);
         };
         let block = key.rsa_raw(signature).ok_or(TokenError::SignatureInvalid)?;
@@ -154,7 +157,7 @@ fn salt(
     }
 }
 
-/// What the mechanism takes at most, or exactly.
+/// Checks the length of the message: some mechanisms have a maximum, others one exact length.
 fn check_length(
     mechanism: Mechanism,
     key: &PublicKey,
