@@ -1,4 +1,4 @@
-//! What can go wrong between a Cryptoki call and a card, each with its story.
+//! The errors between a Cryptoki call and a card.
 
 use claviger_apdu::{StatusWord, TransportError, tlv::TlvError};
 
@@ -7,173 +7,175 @@ use crate::algorithm::KeyAlgorithm;
 /// A failed operation of a token. `pkcs11-abi` turns it into one return code, in one exhaustive match.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The way to the card failed.
+    /// The transport to the card failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The card refused a command with a status that has no better name here.
+    /// The card refused a command with a status that has no variant of its own here.
     #[error("{operation}: {status}")]
     Refused {
-        /// Command and thing, as in "PIV GENERAL AUTHENTICATE on 9A".
+        /// Command and target, as in "PIV GENERAL AUTHENTICATE on 9A".
         operation: String,
-        /// What the card said.
+        /// The status word of the card.
         status: StatusWord,
     },
-    /// The card's answer is not what the standard says; `what` names answer and fault.
+    /// The card's response violates the standard. `what` names the response and the fault.
     #[error("{what}")]
     Malformed {
-        /// For a person.
+        /// The text for a person.
         what: String,
     },
-    /// The card compared the PIN and it was wrong.
+    /// The card compared the PIN, and the PIN was wrong.
     #[error("wrong PIN{}", tries(*.tries_left))]
     WrongPin {
-        /// Tries left, where the card says.
+        /// Tries left, if the card reports them.
         tries_left: Option<u8>,
     },
     /// No tries are left.
     #[error("the PIN is blocked; unblock it with the PUK or the admin PIN")]
     PinLocked,
-    /// A PIN the card cannot have; it was not sent, and no try was spent.
-    #[error("a PIN of {len} bytes cannot be right: {min} to {max} are possible; no try was spent")]
+    /// A PIN of impossible length. It was not sent, and no try was spent.
+    #[error(
+        "the PIN has {len} bytes; this card takes {min} to {max}. It was not sent, so no try was spent"
+    )]
     PinLength {
-        /// What the caller gave.
+        /// Length that the caller passed.
         len: usize,
-        /// Shortest possible.
+        /// Shortest possible length.
         min: usize,
-        /// Longest possible.
+        /// Longest possible length.
         max: usize,
     },
-    /// The card compared the security officer's secret and it was wrong.
+    /// The card compared the SO PIN, and the SO PIN was wrong.
     #[error("wrong SO PIN{}", tries(*.tries_left))]
     WrongSoPin {
-        /// Tries left, where the card says.
+        /// Tries left, if the card reports them.
         tries_left: Option<u8>,
     },
-    /// No tries are left for the security officer.
+    /// No tries are left for the SO PIN.
     #[error("the SO PIN is blocked")]
     SoPinLocked,
-    /// A security officer's secret the card cannot have; it was not sent, and no try was spent.
+    /// An SO PIN of impossible form. It was not sent, and no try was spent.
     #[error("{what}; no try was spent")]
     SoPinForm {
-        /// What the card can have.
+        /// The forms that the card takes.
         what: String,
     },
-    /// A new PIN the card cannot have; nothing was sent.
-    #[error("a new PIN of {len} bytes is not possible: {min} to {max} are")]
+    /// A new PIN of impossible length. Nothing was sent.
+    #[error("the new PIN has {len} bytes; this card takes {min} to {max}")]
     NewPinLength {
-        /// What the caller gave.
+        /// Length that the caller passed.
         len: usize,
-        /// Shortest possible.
+        /// Shortest possible length.
         min: usize,
-        /// Longest possible.
+        /// Longest possible length.
         max: usize,
     },
-    /// A new PIN that is refused for what it is.
+    /// The value of the new PIN was refused.
     #[error("the new PIN is refused: {what}")]
     NewPinInvalid {
-        /// By whom and why.
+        /// Which command refused it, and why.
         what: String,
     },
-    /// The card cannot make such a key, or not there.
-    #[error("the card cannot make a key of this kind there: {0:?}")]
+    /// The card cannot generate a key of this algorithm, or not in this key reference.
+    #[error("the card cannot generate a key of this algorithm in this key reference: {0:?}")]
     KeyNotGenerable(KeyAlgorithm),
-    /// A place or a value that the card has no object for.
+    /// A key reference or a value for which the card has no object.
     #[error("{what}")]
     ValueInvalid {
-        /// Which, and why.
+        /// The key reference or value, and the reason.
         what: String,
     },
-    /// The card has no room for it.
-    #[error("{operation}: no room for it on the card")]
+    /// The card has no space left.
+    #[error("{operation}: the card has no space left")]
     NoSpace {
-        /// Command and thing.
+        /// Command and target.
         operation: String,
     },
-    /// Somebody else is logged in.
-    #[error("another user is logged in")]
+    /// The user or the security officer (SO) is logged in, and the other of them is requested.
+    #[error("another user is logged in; log that user out first")]
     AnotherLoggedIn,
-    /// The operation needs a login that is not there, or not there any more.
-    #[error("{operation}: not logged in")]
+    /// The operation needs a login. There is none, or the card has lost it.
+    #[error("{operation}: not logged in; log in first")]
     NotLoggedIn {
-        /// What was asked.
+        /// The requested operation.
         operation: String,
     },
-    /// The user did not confirm: a touch was asked for and not given.
+    /// The card refused although the PIN is verified. It probably waited for a touch in vain.
     #[error(
-        "{operation}: refused by the card although the PIN is verified; was its button touched in time?"
+        "{operation}: the card refused although the PIN is verified; if it has a button, touch it in time and try again"
     )]
     TouchMissing {
-        /// What was asked.
+        /// The requested operation.
         operation: String,
     },
-    /// No such key on the card.
+    /// The key is not on the card.
     #[error("{key}: no such key on the card")]
     NoSuchKey {
-        /// Which.
+        /// The key.
         key: String,
     },
-    /// The mechanism is not one of this key's, or of this token's.
-    #[error("mechanism {0:#x} cannot be used here")]
+    /// The key or the token does not support the mechanism.
+    #[error("the key or the token does not support mechanism {0:#x}")]
     MechanismInvalid(cryptoki_sys::CK_MECHANISM_TYPE),
-    /// The mechanism's parameter is not what it must be.
-    #[error("bad parameter of mechanism {0:#x}")]
+    /// The mechanism's parameter is invalid.
+    #[error("the parameter of mechanism {0:#x} is invalid")]
     MechanismParamInvalid(cryptoki_sys::CK_MECHANISM_TYPE),
-    /// The key's type does not go with the mechanism.
-    #[error("the key's type does not go with mechanism {0:#x}")]
+    /// The key's type does not fit the mechanism.
+    #[error("the key's type does not fit mechanism {0:#x}")]
     KeyTypeInconsistent(cryptoki_sys::CK_MECHANISM_TYPE),
     /// The key may not be used for this.
     #[error("the key may not be used for this function")]
     KeyFunctionNotPermitted,
-    /// The mechanism could do this, but a value of the input cannot be.
-    #[error("the input cannot be: it is not below the modulus, or no whole number of blocks")]
+    /// The value of the input is invalid, although the mechanism supports its length.
+    #[error("the input is invalid: it is not below the modulus, or not a whole number of blocks")]
     DataInvalid,
     /// A signature of the wrong length.
-    #[error("a signature of {len} bytes; {expected} are expected")]
+    #[error("the signature has {len} bytes; {expected} are expected")]
     SignatureLength {
-        /// What the caller gave.
+        /// Length that the caller passed.
         len: usize,
-        /// What the key makes.
+        /// Length of the key's signatures.
         expected: usize,
     },
-    /// A signature that is none of this message by this key.
-    #[error("the signature is not of this message by this key")]
+    /// The signature does not match the message and the key.
+    #[error("the signature does not match the message and the key")]
     SignatureInvalid,
-    /// A ciphertext of a length that cannot be.
-    #[error("a ciphertext of {len} bytes cannot be")]
+    /// A ciphertext of impossible length.
+    #[error("the ciphertext has an impossible length: {len} bytes")]
     EncryptedDataLength {
-        /// What the caller gave.
+        /// Length that the caller passed.
         len: usize,
     },
-    /// A ciphertext that decrypts to nothing.
-    #[error("the ciphertext was not made so with this key")]
+    /// A ciphertext that does not decrypt to a padded message.
+    #[error("the ciphertext was not encrypted with this mechanism and key")]
     EncryptedDataInvalid,
     /// The tag of authenticated encryption is wrong.
     #[error("the authentication tag is wrong: the ciphertext was changed")]
     AuthenticationTag,
-    /// A key of a length that cannot be.
-    #[error("a key of this length cannot be")]
+    /// A key of impossible length.
+    #[error("the key has an impossible length")]
     KeySize,
-    /// The key's value never leaves it.
-    #[error("the key's value may not leave it")]
+    /// The key's value must not leave its token or session.
+    #[error("the key is not extractable")]
     KeyUnextractable,
-    /// No key that can be wrapped, or not with this one.
+    /// The object is not a key that can be wrapped, or not with this wrapping key.
     #[error("the object cannot be wrapped")]
     KeyNotWrappable,
     /// A key whose value cannot be hashed.
     #[error("the key's value cannot be hashed")]
     KeyIndigestible,
-    /// A template that cannot be; `attribute` is the culprit.
+    /// An invalid template. `attribute` has the fault.
     #[error("template: {fault} (attribute {attribute:#x})")]
     Template {
-        /// What is wrong.
+        /// The fault.
         fault: TemplateFault,
-        /// Of which attribute.
+        /// The attribute with the fault.
         attribute: cryptoki_sys::CK_ATTRIBUTE_TYPE,
     },
-    /// The object's own attributes forbid it.
+    /// The object's own attributes forbid the action.
     #[error("the object may not be changed, copied or destroyed")]
     ActionProhibited,
-    /// A curve this module does not know, or not for this type of key.
+    /// A curve that is unknown here, or that does not fit the type of the key.
     #[error("the curve is not supported")]
     CurveNotSupported,
     /// CKA_EC_PARAMS that name no curve.
@@ -182,32 +184,32 @@ pub enum TokenError {
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     NoRandom,
-    /// Input of a length the mechanism or the key cannot take.
-    #[error("{len} bytes of input; {max} are possible")]
+    /// Input of a length that the mechanism or the key cannot take.
+    #[error("the input has {len} bytes; {max} are possible")]
     DataLength {
-        /// What the caller gave.
+        /// Length that the caller passed.
         len: usize,
-        /// Most the key and mechanism take.
+        /// The most that the key and the mechanism take.
         max: usize,
     },
 }
 
-/// What is wrong with a template (PKCS #11 3.1, 4.1.1).
+/// The fault of a template (PKCS #11 3.1, 4.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateFault {
-    /// Something is missing.
+    /// A required attribute is missing.
     #[error("incomplete")]
     Incomplete,
-    /// It contradicts itself, or what is to be made.
+    /// The template contradicts itself, or the object that it is for.
     #[error("inconsistent")]
     Inconsistent,
     /// The class has no such attribute.
     #[error("no such attribute")]
     TypeInvalid,
-    /// A value that cannot be.
+    /// The value is invalid.
     #[error("bad value")]
     ValueInvalid,
-    /// Not the caller's to say.
+    /// The caller must not set this attribute.
     #[error("read-only")]
     ReadOnly,
 }
@@ -225,25 +227,25 @@ impl From<crate::padding::PaddingError> for TokenError {
 }
 
 impl TokenError {
-    /// An answer of `thing` that does not parse.
+    /// Returns the error for a response of `thing` that does not parse.
     pub fn malformed(thing: impl std::fmt::Display, fault: impl std::fmt::Display) -> Self {
         Self::Malformed {
             what: format!("{thing}: {fault}"),
         }
     }
 
-    /// A TLV fault in `thing`, for `map_err`.
+    /// Returns a function for `map_err` that reports a TLV fault in `thing`.
     pub fn tlv(thing: &'static str) -> impl Fn(TlvError) -> Self {
         move |fault| Self::malformed(thing, fault)
     }
 
-    /// A place or value there is no object for.
+    /// Returns the error for a key reference or value without an object.
     #[must_use]
     pub fn value(what: impl Into<String>) -> Self {
         Self::ValueInvalid { what: what.into() }
     }
 
-    /// A refusal to write, of which a want of room has a name of its own.
+    /// Returns the error for a refused write. Lack of space has a variant of its own.
     pub(crate) fn not_written(operation: impl Into<String>, status: StatusWord) -> Self {
         let operation = operation.into();
         match status {
@@ -254,7 +256,7 @@ impl TokenError {
         }
     }
 
-    /// A refusal of `operation` with `status`.
+    /// Returns the error for a refusal of `operation` with `status`.
     pub fn refused(operation: impl Into<String>, status: StatusWord) -> Self {
         Self::Refused {
             operation: operation.into(),
