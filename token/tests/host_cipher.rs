@@ -1,4 +1,4 @@
-//! AES on the host: the standards' examples, every way of dividing a message, and messages that are not good.
+//! AES on the host: the standards' examples, every division of a message into parts, and invalid messages.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -6,7 +6,7 @@ use claviger_apdu::Secret;
 use claviger_token::host::cipher::{Cipher, CipherError, Direction, Mode};
 use hex_literal::hex;
 
-/// NIST SP 800-38A, F: the keys, and the four blocks.
+/// NIST SP 800-38A, F: the keys and the four blocks.
 const KEY_128: [u8; 16] = hex!("2b7e151628aed2a6abf7158809cf4f3c");
 const KEY_192: [u8; 24] = hex!("8e73b0f7da0e6452c810f32b809079e562f8ead2522c6b7b");
 const KEY_256: [u8; 32] = hex!("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4");
@@ -21,7 +21,7 @@ fn cipher(mode: &Mode, key: &[u8], direction: Direction) -> Cipher {
     Cipher::new(mode, &Secret::copy_from(key), direction).unwrap()
 }
 
-/// The whole output, with the input in parts of `step` bytes; each length is as it was told.
+/// Returns the whole output for input in parts of `step` bytes. Each length must be the announced one.
 fn run(mut cipher: Cipher, input: &[u8], step: usize) -> Result<Vec<u8>, CipherError> {
     let mut output = Vec::new();
     for part in input.chunks(step) {
@@ -37,7 +37,7 @@ fn run(mut cipher: Cipher, input: &[u8], step: usize) -> Result<Vec<u8>, CipherE
     Ok(output)
 }
 
-/// Both ways, in parts of every length.
+/// Checks both directions, in parts of every length.
 fn check(mode: &Mode, key: &[u8], plain: &[u8], encrypted: &[u8]) {
     for step in 1..=plain.len().max(1) + 1 {
         let there = run(cipher(mode, key, Direction::Encrypt), plain, step);
@@ -119,7 +119,11 @@ fn ctr_mode_refuses_data_that_would_repeat_the_counter() {
         let mut cipher = cipher(&mode, &KEY_128, Direction::Encrypt);
         assert_eq!(cipher.update(&longer).unwrap_err(), CipherError::TooLong);
         let whole = cipher.update(&longest).unwrap();
-        assert_eq!(whole.expose(), encrypted, "what was refused was not taken");
+        assert_eq!(
+            whole.expose(),
+            encrypted,
+            "a refused part was not processed"
+        );
     }
     let last = Mode::Ctr {
         bits: 128,

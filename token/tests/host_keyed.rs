@@ -1,4 +1,4 @@
-//! Digests, HMAC, key wrap and key derivation on the host, against the examples of their standards.
+//! Digests, HMAC, key wrap and key derivation on the host, checked against the examples of their standards.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -101,7 +101,7 @@ fn a_state_of_another_hash_or_length_is_not_restored() {
     }
 }
 
-/// The hash adds to the count of blocks without asking whether there is room.
+/// The hash increments the block count without a check for overflow.
 #[test]
 fn a_state_that_claims_to_have_hashed_everything_is_not_restored() {
     for hash in Hash::ALL {
@@ -328,7 +328,7 @@ fn keys_of_impossible_length_neither_wrap_nor_are_wrapped() {
     }
 }
 
-/// NIST's examples of SP 800-135 (CAVS, ansx963_2001, SHA-256); the others were made by OpenSSL.
+/// NIST's examples of SP 800-135 (CAVS, ansx963_2001, SHA-256). The other vectors are from OpenSSL.
 #[test]
 fn keys_are_derived_as_in_x9_63() {
     let nist = hex!("96c05619d56c328ab95fe84b18264b08725b85e33fd34f08");

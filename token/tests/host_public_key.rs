@@ -1,4 +1,4 @@
-//! What the host does with public keys, against other implementations and against hostile keys.
+//! Operations of the host with public keys, checked against other implementations and against hostile keys.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -18,7 +18,7 @@ const CURVES: [(&str, Curve); 7] = [
     ("BrainpoolP512", Curve::BrainpoolP512),
 ];
 
-/// A point, and signatures under it with their digests.
+/// A point, and signatures with its key over digests.
 struct Vectors {
     curve: Curve,
     point: Vec<u8>,
@@ -125,7 +125,7 @@ fn a_signature_with_another_bit_or_length_is_refused() {
     }
 }
 
-/// Order of the group less s, as SEC 2 gives the orders.
+/// The complementary s is the order of the group less s. SEC 2 lists the orders.
 #[test]
 fn complementary_s_of_an_ecdsa_signature_is_accepted() {
     let p256 = hex!("FFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551");
@@ -232,7 +232,7 @@ fn eddsa_accepts_the_signature_of_the_message_only() {
     }
 }
 
-/// The neutral point as key and as R, with S = 0, fits every message.
+/// The neutral point as key and as R, with S = 0, would verify every message.
 #[test]
 fn eddsa_refuses_keys_that_sign_everything() {
     let mut neutral = [0; 32];
@@ -264,7 +264,7 @@ fn rsa(modulus: &[u8], exponent: &[u8]) -> PublicKey {
 
 #[test]
 fn small_numbers_are_raised_without_wrapping() {
-    // 2^3 and 3^17 below any modulus; 0 and 1 stay.
+    // 2^3 and 3^17 are below any modulus; 0 and 1 stay unchanged.
     for (exponent, base, power) in [(3, 2, 8u64), (17, 3, 129_140_163), (17, 0, 0), (17, 1, 1)] {
         let key = rsa(&[0xC1; 65], &[exponent]);
         let mut block = [0; 65];
@@ -276,7 +276,7 @@ fn small_numbers_are_raised_without_wrapping() {
     }
 }
 
-/// n - 1 is -1, which an odd exponent leaves as it is.
+/// n - 1 is -1, which an odd exponent leaves unchanged.
 #[test]
 fn the_largest_number_below_the_modulus_is_taken_and_the_modulus_is_not() {
     let key = rsa(&[0xC1; 128], &[1, 0, 1]);

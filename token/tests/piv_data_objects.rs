@@ -1,4 +1,4 @@
-//! The data objects of a PIV card, how certificates lie in them, and what happens when reading goes wrong.
+//! The data objects of a PIV card, the certificates in them, and the errors while they are read.
 
 mod common;
 
@@ -19,7 +19,7 @@ use cryptoki_sys::{CKA_LABEL, CKA_OBJECT_ID, CKA_PRIVATE, CKA_VALUE, CKO_CERTIFI
 fn data_objects_are_listed_when_they_exist_and_private_ones_after_login() {
     let public = [
         read("5FC107", "53 02 F0 00 9000"),
-        // The CHUID was read already.
+        // The CHUID was read before.
         read("5FC105", &certificate(P256)),
         read("5FC10A", "6A82"),
         read("5FC10B", "53 00 9000"),
@@ -50,7 +50,7 @@ fn data_objects_are_listed_when_they_exist_and_private_ones_after_login() {
         ]
         [
         {}
-        > 00 CB 3F FF 03 5C 01 7E 00        # after 6A82, the first answer: is PIV selected still?
+        > 00 CB 3F FF 03 5C 01 7E 00        # the first response is 6A82: probe for PIV
         < 7E 12 4F 0B A000000308000010000100 5F2F 02 4010 9000
         {}
         ]",
@@ -82,7 +82,7 @@ fn data_objects_are_listed_when_they_exist_and_private_ones_after_login() {
         found[3].get(CKA_OBJECT_ID),
         Some(&Value::Bytes(hex("06 0B 60 86 48 01 65 03 07 01 81 5B 00")))
     );
-    // The same reading gave the certificate.
+    // The same read gave the certificate.
     let wanted = template(&[(CKA_LABEL, b"Certificate for PIV Authentication")]);
     assert_eq!(token.find(&mut card, &wanted).unwrap().len(), 1);
     token
@@ -143,7 +143,7 @@ fn a_compressed_certificate_is_shown_as_it_was() {
 fn malformed_object_hides_no_other() {
     let script = format!(
         "{DISCOVERED} [\n {}{}{}{}{} ]",
-        read("5FC105", "53 82 FF FF 70 9000"), // cut short
+        read("5FC105", "53 82 FF FF 70 9000"), // truncated
         read("5FC10A", "53 05 70 03 30 01 00 9000"), // no certificate
         read("5FC10B", "6F00"),
         read("5FC101", &certificate(P256)),

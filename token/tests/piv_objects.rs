@@ -1,4 +1,4 @@
-//! What a PIV card is asked when its keys and certificates are searched, and what they are.
+//! The commands that searches for keys and certificates send to a PIV card, and the objects found.
 
 mod common;
 
@@ -93,7 +93,7 @@ fn listing_four_keys_costs_seven_commands_and_a_second_time_none() {
             labels(&keys),
             expected.map(|label| (CKO_PUBLIC_KEY, label.to_owned()))
         );
-        // Without a login only the key that never wants a PIN is seen.
+        // Without a login only the key that needs no PIN is visible.
         let keys = token.find(&mut card, &of_class(CKO_PRIVATE_KEY)).unwrap();
         assert_eq!(
             labels(&keys),
@@ -165,7 +165,7 @@ fn retired_keys_are_read_when_the_key_history_or_the_search_names_them() {
         ]",
         read("5FC112", &certificate(RSA)),
         read("5FC105", "6A82")
-            + "> 00 CB 3F FF 03 5C 01 7E 00     # is PIV selected still? it is, so the answer stands
+            + "> 00 CB 3F FF 03 5C 01 7E 00     # the probe confirms PIV, so the response is valid
                < 7E 12 4F 0B A000000308000010000100 5F2F 02 4010 9000\n",
         read("5FC10A", "6A82"),
         read("5FC10B", "6A82"),
@@ -238,7 +238,7 @@ fn metadata_gives_keys_without_certificates_and_overrules_stale_ones() {
     let subject = |index: usize| public[index].get(CKA_SUBJECT).cloned();
     assert_eq!(subject(0), Some(Value::Bytes(Vec::new())));
     assert_eq!(subject(2), certificates[1].get(CKA_SUBJECT).cloned());
-    // 9A is the only private key that wants no PIN, and was made on the card.
+    // 9A is the only private key that needs no PIN. It was generated on the card.
     let private = token.find(&mut card, &of_class(CKO_PRIVATE_KEY)).unwrap();
     assert_eq!(private.len(), 1);
     assert_eq!(private[0].private_key().unwrap().reference, 0x9A);
@@ -249,7 +249,7 @@ fn metadata_gives_keys_without_certificates_and_overrules_stale_ones() {
 
 #[test]
 fn a_nitrokey_is_asked_no_metadata_and_takes_extended_length() {
-    // CHUID before the applet has said that it takes extended length, certificates after it.
+    // The CHUID is read before the applet has reported extended length, the certificates are read after.
     let discovered = DISCOVERED
         .replace("3B 85 01 80 73 00 00 40 37", NITROKEY)
         .replace("00 00 05 5C 03 5F C1 02 00 00", "05 5C 03 5F C1 02 00");

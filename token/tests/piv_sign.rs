@@ -14,7 +14,7 @@ use claviger_apdu::{Secret, Sent, TransportErrorKind, tlv};
 use claviger_token::{Card, Object, Template, Token, TokenError};
 use common::{
     Script, hex,
-    signing::{begin, login_once},
+    signing::{begin, context_login},
     text,
 };
 use cryptoki_sys::{
@@ -24,7 +24,7 @@ use cryptoki_sys::{
 const P256: &[u8] = include_bytes!("data/p256.der");
 const RSA: &[u8] = include_bytes!("data/rsa2048-sign.der");
 
-/// A card that announces extended length, and finding it.
+/// A card that announces extended length, and its discovery.
 const DISCOVERED: &str = "
     @ 3B 85 01 80 73 00 00 40 37
     [
@@ -37,7 +37,7 @@ const DISCOVERED: &str = "
     ]
 ";
 
-/// Login with 123456: the discovery object proves PIV and names the PIN, then one try.
+/// Login with 123456: the Discovery Object confirms PIV and names the PIN. Then follows one try.
 const LOGIN: &str = "
     [
     > 00 CB 3F FF 03 5C 01 7E 00
@@ -47,20 +47,20 @@ const LOGIN: &str = "
     ]
 ";
 
-/// A signature of 00 01 … 1F with the P-256 key 9A; s needs a sign byte, r is a byte short.
+/// A signature of 00 01 … 1F with the P-256 key 9A. s needs a sign byte, r is one byte short.
 const SIGN: &str = "
     > 00 87 11 9A 26 7C 24 82 00 81 20 000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F 00
     < 7C 48 82 46 30 44
       02 1F 11111111111111111111111111111111111111111111111111111111111111
       02 21 00 FF222222222222222222222222222222222222222222222222222222222222FF 9000
 ";
-/// What that signature is in Cryptoki's form.
+/// The same signature in Cryptoki's form.
 const SIGNATURE: &str = "
     0011111111111111111111111111111111111111111111111111111111111111
     FF222222222222222222222222222222222222222222222222222222222222FF
 ";
 
-/// Reading the key with this CKA_ID in a conversation of its own, on a card without metadata.
+/// Scripts the reading of the key with this CKA_ID in its own transaction, on a card without metadata.
 fn key(tag: &str, reference: &str, der: &[u8]) -> String {
     let content = tlv::encode(0x53, &tlv::encode(0x70, der));
     format!(
@@ -204,7 +204,7 @@ fn pin_reference_is_queried_before_a_try_when_select_did_not_give_it() {
     token.login(&mut card, &pin("123456")).unwrap();
 }
 
-/// What a signature meets after another program has selected OpenPGP, up to the PIN's status.
+/// The frames of a signature after another program has selected OpenPGP, up to the PIN's status.
 const SWITCHED: &str = "
     > 00 87 11 9A 26 7C 24 82 00 81 20 000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F 00
     < 6D00
@@ -324,12 +324,12 @@ fn the_signature_key_gets_its_pin_immediately_before_each_use() {
     let (mut card, mut token) = discover(&script);
     token.login(&mut card, &pin("123456")).unwrap();
     let key = private_key(&mut card, &mut token, 2);
-    // A login alone does not do, and the card is not asked.
+    // The login is not enough, and no command is sent.
     let error = sign(&mut card, &mut token, &key, CKM_SHA256_RSA_PKCS).unwrap_err();
     assert!(matches!(error, TokenError::NotLoggedIn { .. }), "{error}");
     let mut operation = begin(CKM_SHA256_RSA_PKCS, &key).unwrap();
     operation.update(&(0..32).collect::<Vec<u8>>()).unwrap();
-    login_once(&mut token, &mut card, &mut operation, pin("123456")).unwrap();
+    context_login(&mut token, &mut card, &mut operation, pin("123456")).unwrap();
     let signature = token.sign(&mut card, &mut operation).unwrap();
     assert_eq!(signature.expose(), [0x5A; 256]);
 }
@@ -357,7 +357,7 @@ fn verification_used_up_by_another_program_is_repeated_before_the_signature() {
     let key = private_key(&mut card, &mut token, 2);
     let mut operation = begin(CKM_SHA256_RSA_PKCS, &key).unwrap();
     operation.update(&(0..32).collect::<Vec<u8>>()).unwrap();
-    login_once(&mut token, &mut card, &mut operation, pin("123456")).unwrap();
+    context_login(&mut token, &mut card, &mut operation, pin("123456")).unwrap();
     assert!(token.sign(&mut card, &mut operation).is_ok());
 }
 
@@ -406,7 +406,7 @@ fn missing_touch_is_distinguished_from_a_missing_login() {
     assert!(token.is_logged_in());
 }
 
-/// Logging out, up to the answer to VERIFY with P1 = FF.
+/// Logout, up to the response to VERIFY with P1 = FF.
 const LOGOUT: &str = "
     [
     > 00 CB 3F FF 03 5C 01 7E 00

@@ -1,4 +1,4 @@
-//! The paddings of RSA against those of another implementation, in both directions, with keys of all kinds of length.
+//! The paddings of RSA, checked against another implementation in both directions, with keys of several lengths.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -29,7 +29,7 @@ use sha2::{
     digest::{FixedOutputReset, const_oid::AssociatedOid},
 };
 
-/// Primes of 2048 bits in all.
+/// Primes with a product of 2048 bits.
 const P_2048: [u8; 128] = hex!(
     "cc1e604e138cddbaca71ec4e8e3bcacd400fa617d2aade2b7f749371ae4634345a9c75e7b9fac0ad
      66b5583b62b46eaa6bfd0abe1eb01fb12609d24ce5ce9ba337c8979105a0c8ae6c6ab0d5cee3e205
@@ -42,7 +42,7 @@ const Q_2048: [u8; 128] = hex!(
      796ebcd8c9e138ba94c12e1cf06c3c6b6a131d63074d7dc395b1c204eabc8f6d2045fdb9bc32762b
      0f8fe020118cc2c7"
 );
-/// Primes of 1025 bits in all: a block has a byte of which one bit is used, and one more than PSS fills.
+/// Primes with a product of 1025 bits. A block has one byte with only one used bit, and one byte more than PSS fills.
 const P_1025: [u8; 65] = hex!(
     "01b8f20eedccb551bcb35e2ad4478959ae3ca54d1d2f880f9a539b6160ab5bfa95db1cb9799d0a33
      9cb217187a3b9d20170533a2d634ae907d80c83e1247684e8d"
@@ -52,7 +52,7 @@ const Q_1025: [u8; 64] = hex!(
      10a82053ef9a448e426111715ac7e6bfbec999fd9e38488f"
 );
 
-/// A key on both sides.
+/// A key for both implementations.
 struct Peer {
     private: PrivateKey,
     public: PublicKey,
@@ -82,7 +82,7 @@ impl Peer {
         }
     }
 
-    /// What a card does.
+    /// Computes the private RSA operation, as a card does.
     fn apply(&self, block: &[u8]) -> Secret {
         let precision = self.private.n().bits_precision();
         let block = BoxedUint::from_be_slice(block, precision).unwrap();
@@ -92,7 +92,7 @@ impl Peer {
     }
 }
 
-/// For each hash its number and its type.
+/// Runs the same expression for each hash, with its number and its type.
 macro_rules! each_hash {
     ($call:ident) => {
         $call::<Sha1>(Hash::Sha1);

@@ -1,4 +1,4 @@
-//! A card that plays a transcript and fails the test at the first deviation from it.
+//! A transport that plays a script and fails the test at the first deviation from it.
 
 #![allow(
     dead_code,
@@ -19,23 +19,23 @@ use claviger_apdu::{
     TransportErrorKind,
 };
 
-/// One card session, written down:
+/// The script of one card session:
 ///
 /// ```text
 /// @ 3B 8F 01 80 …          the answer to reset; 3B 00 without this line
-/// ~ 300                    longest command frame that is known to arrive; any without this line
+/// ~ 300                    longest command frame that is known to arrive; without this line any length
 /// # a comment, also at the end of any line
-/// > 00 20 00 80            a frame that must come
-/// < 63 C2                  what the card answers, status word last
+/// > 00 20 00 80            a frame that must be sent
+/// < 63 C2                  the card's response, status word last
 ///   00 11 22               a line of digits alone continues the frame above it
 /// [                        a transaction begins
-/// ]                        and ends
-/// ! reset                  what the next frame, or the begin of a transaction, meets instead of the card:
+/// ]                        the transaction ends
+/// ! reset                  the error of the next frame, or of the begin of a transaction:
 /// ! busy                   reset (the epoch advances; no error at the begin of a transaction), busy, removed
 /// ```
 ///
-/// A script with brackets is held to them; one without says nothing about transactions. Dropping the
-/// card before the script has ended fails the test.
+/// If a script has brackets, the transactions must match them. Otherwise they are not checked. Dropping the card before
+/// the end of the script fails the test.
 pub(crate) struct Script {
     atr: Atr,
     lines: VecDeque<Line>,
@@ -54,7 +54,7 @@ enum Line {
 }
 
 impl Script {
-    /// The card of the session `text`.
+    /// Returns the card of the script `text`.
     pub(crate) fn card(text: &str) -> Box<dyn Transport> {
         Box::new(Self::read(text))
     }
@@ -102,7 +102,7 @@ impl Script {
                 let (Some(Line::Command(frame)) | Some(Line::Response(frame))) =
                     self.lines.back_mut()
                 else {
-                    panic!("nothing is continued by \"{line}\"");
+                    panic!("no frame is continued by \"{line}\"");
                 };
                 frame.extend(hex(line));
                 return;
@@ -111,7 +111,7 @@ impl Script {
         self.lines.push_back(next);
     }
 
-    /// The fault that stands next in the script, if one does.
+    /// Takes the fault that comes next in the script, if any.
     fn fault(&mut self) -> Option<TransportErrorKind> {
         let Some(Line::Fault(kind)) = self.lines.front().cloned() else {
             return None;
@@ -151,11 +151,11 @@ impl Transmit for Script {
                 text(&expected),
                 "\n  left: the frame sent, right: the script's"
             ),
-            other => panic!("{sent} was sent; the script goes on with {other:?}"),
+            other => panic!("{sent} was sent; the script continues with {other:?}"),
         }
         match self.lines.pop_front() {
             Some(Line::Response(bytes)) => response.set(&bytes).unwrap(),
-            other => panic!("no answer to {sent} in the script but {other:?}"),
+            other => panic!("the script has no response to {sent} but {other:?}"),
         }
         Ok(())
     }
@@ -203,14 +203,14 @@ impl Drop for Script {
         if !std::thread::panicking() {
             assert!(
                 self.lines.is_empty(),
-                "the script goes on with {:?}",
+                "the script continues with {:?}",
                 self.lines
             );
         }
     }
 }
 
-/// The bytes of hexadecimal `text`, spaces anywhere.
+/// Returns the bytes of hexadecimal `text`. Spaces are skipped.
 pub(crate) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     assert!(digits.len().is_multiple_of(2), "odd digits in {text:?}");
@@ -220,7 +220,7 @@ pub(crate) fn hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// `bytes` in hexadecimal, for a script.
+/// Returns `bytes` in hexadecimal, for a script.
 pub(crate) fn text(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }

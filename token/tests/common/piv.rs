@@ -1,4 +1,4 @@
-//! What sessions with PIV cards have in common.
+//! Scripts and helpers for sessions with PIV cards.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_OBJECT_CLASS, CKA_CLASS, CKA_LABEL};
 
 use super::{Script, text};
 
-// Certificates of throw-away keys, issued with openssl.
+// Certificates of test keys, issued with openssl.
 pub(crate) const P256: &[u8] = include_bytes!("../data/p256.der");
 pub(crate) const RSA: &[u8] = include_bytes!("../data/rsa2048.der");
 
-/// A card that announces extended length in its answer to reset, and finding it: SELECT OpenPGP, SELECT PIV
-/// and the CHUID with FASC-N of agency 9999 and a GUID.
+/// A card that announces extended length in its answer to reset, and its discovery: SELECT OpenPGP, SELECT PIV, and the
+/// CHUID with FASC-N of agency 9999 and a GUID.
 pub(crate) const DISCOVERED: &str = "
     @ 3B 85 01 80 73 00 00 40 37
     [
@@ -26,9 +26,9 @@ pub(crate) const DISCOVERED: &str = "
       34 10 00112233445566778899AABBCCDDEEFF 9000
     ]
 ";
-/// The same on a YubiKey 5.
+/// The answer to reset of a YubiKey 5.
 pub(crate) const YUBIKEY: &str = "3BFD1300008131FE158073C021C057597562694B657940";
-/// The same on a Nitrokey 3, which takes extended length and does not say so.
+/// The answer to reset of a Nitrokey 3, which takes extended length and does not announce it.
 pub(crate) const NITROKEY: &str = "3B8F01805D4E6974726F6B657900000000006A";
 
 pub(crate) fn discover(script: &str) -> (Card, Token) {
@@ -40,7 +40,7 @@ pub(crate) fn discover(script: &str) -> (Card, Token) {
     (card, token)
 }
 
-/// The answer with a plain certificate, status word included.
+/// Returns the response with a plain certificate, status word included.
 pub(crate) fn certificate(der: &[u8]) -> String {
     certificate_object(der, 0)
 }
@@ -68,7 +68,7 @@ pub(crate) fn of_class(class: CK_OBJECT_CLASS) -> Template {
     template(&[(CKA_CLASS, &class.to_ne_bytes())])
 }
 
-/// Class and label of each object.
+/// Returns class and label of each object.
 pub(crate) fn labels(objects: &[Arc<Object>]) -> Vec<(CK_OBJECT_CLASS, String)> {
     let label = |object: &Object| match object.get(CKA_LABEL) {
         Some(Value::Bytes(label)) => String::from_utf8(label.clone()).unwrap(),
@@ -87,7 +87,7 @@ pub(crate) fn flag(object: &Object, attribute: CK_ATTRIBUTE_TYPE) -> bool {
     }
 }
 
-/// One GET DATA of the object with `tag` and the card's answer.
+/// Scripts one GET DATA of the object with `tag`, and the card's response.
 pub(crate) fn read(tag: &str, response: &str) -> String {
     let len = tag.len() / 2;
     format!(

@@ -1,4 +1,4 @@
-//! Signatures as `C_SignInit`, `C_Login` and `C_Sign` make them.
+//! Signatures in the steps of `C_SignInit`, `C_Login` and `C_Sign`.
 
 use claviger_apdu::Secret;
 use claviger_token::{
@@ -12,8 +12,8 @@ pub(crate) fn begin(kind: CK_MECHANISM_TYPE, key: &Object) -> Result<SignOperati
     SignOperation::new(mechanism, &Parameter::None, key, false)
 }
 
-/// Verifies `pin` for `operation` alone.
-pub(crate) fn login_once(
+/// Performs the context login with `pin` for `operation`.
+pub(crate) fn context_login(
     token: &mut Token,
     card: &mut Card,
     operation: &mut SignOperation,

@@ -1,4 +1,4 @@
-//! An OpenPGP card in the hands of its security officer, and the user's PIN changed.
+//! Administration of an OpenPGP card by its security officer, and changes of the user PIN.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ fn admin() -> Secret {
     Secret::copy_from(b"12345678")
 }
 
-/// The login of the security officer on a card that does not list what it makes.
+/// The security officer's login to a card that does not list its algorithms.
 fn so_login(sheet: &Sheet) -> String {
     let information = match sheet.features & 0x04 {
         0 => String::new(),
@@ -42,8 +42,8 @@ fn so_login(sheet: &Sheet) -> String {
     format!("{SELECT}{VERIFY_83} < 9000 \n {information}")
 }
 
-/// Work of a logged-in security officer whose state the card has kept.
-fn work(sheet: &Sheet, commands: &str) -> String {
+/// A transaction of the logged-in security officer, whom the card still reports as verified.
+fn task(sheet: &Sheet, commands: &str) -> String {
     format!("{}{STATUS_83} < 9000 \n {commands}", sheet.probe())
 }
 
@@ -79,7 +79,7 @@ fn a_wrong_admin_pin_costs_one_try_and_the_last_one_locks() {
         assert_eq!(
             token.info().pin_tries.left,
             Some(3),
-            "the user's are others"
+            "the user's tries are separate"
         );
         (error, token.so_tries().left)
     };
@@ -128,7 +128,7 @@ fn old_pin_is_verified_alone_before_a_pin_change() {
         Sheet::CURVES.probe(),
         format!("{VERIFY_82} < 9000 \n {change} < 6A80 \n {FORGET_81}{FORGET_82}"),
         Sheet::CURVES.probe(),
-        // 1234567, whose beginning is the PIN
+        // The beginning of 1234567 is the PIN.
         "> 0020008207 31323334353637 \n < 63C2 \n".to_owned(),
     ]
     .concat();
@@ -154,7 +154,7 @@ fn wrong_old_pin_in_a_change_keeps_the_user_logged_in() {
         Sheet::CURVES.probe(),
         "> 0020008207 31323334353637 \n < 63C2 \n".to_owned(),
         read_point("A400", &crate::session::point(0xE3, 32)),
-        // The card has forgotten the PIN; the try that went was ours.
+        // The card has lost the verification of the PIN. The failed try was the module's own.
         "> 0088000020 5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A 00 \n < 6982 \n"
             .to_owned(),
         Sheet::CURVES.probe(),
@@ -179,7 +179,7 @@ fn wrong_old_pin_in_a_change_keeps_the_user_logged_in() {
 fn the_admin_pin_gives_the_user_a_new_pin() {
     let reset = |status: &str| {
         let command = format!("> 002C028106 363534333231 \n < {status} \n");
-        work(&Sheet::CURVES, &command)
+        task(&Sheet::CURVES, &command)
     };
     let session = [reset("9000"), reset("6A80"), reset("6982")].concat();
     let (mut card, mut token) = managed(&session);
@@ -235,7 +235,7 @@ fn lost_so_login_is_restored_unless_a_try_was_spent_since() {
     let (mut card, mut token) = managed(&lost(&format!("< 63C3 \n {VERIFY_83} < 63C2 \n")));
     let refused = token.put_certificate(&mut card, 3, None);
     assert!(matches!(refused, Err(TokenError::WrongSoPin { .. })));
-    assert!(!token.is_so_logged_in(), "it is not tried a second time");
+    assert!(!token.is_so_logged_in(), "one try ends the login");
 }
 
 #[test]
@@ -250,8 +250,8 @@ fn generated_key_gets_its_rfc_9580_fingerprint() {
     ]
     .concat();
     let session = [
-        work(&Sheet::CURVES, &commands),
-        // The next search sees the card as it is now.
+        task(&Sheet::CURVES, &commands),
+        // The next search reads the present state of the card.
         Sheet::CURVES.probe(),
         read_point("B600", &key),
     ]
@@ -272,7 +272,7 @@ fn make(card: &mut Card, token: &mut Token, reference: u8) -> Result<(), TokenEr
         .map(drop)
 }
 
-/// A security officer's login on a card that lists P-384 for its first and third key.
+/// The security officer's login to a card that lists P-384 for its first and third key.
 fn listing_p384() -> String {
     let attributes = tlv::encode(0xC1, &hex("13 2B81040022"));
     let others = tlv::encode(0xC3, &hex("13 2B81040022 FF"));
@@ -291,12 +291,12 @@ fn key_reference_gets_the_listed_attributes_before_generation() {
     let commands = [
         exchange("00DA00C307 13 2B81040022 FF", &[]),
         exchange("0047800002 A400 00", &response),
-        // Fingerprint and time are refused: the key is made all the same.
+        // The card refuses fingerprint and time, but the key was generated.
         "> 00DA00C914 214E7B954D6204DF9EC264AABDCAC2C3A21E3D08 \n < 6985 \n".to_owned(),
         "> 00DA00D004 00000000 \n < 6985 \n".to_owned(),
     ]
     .concat();
-    let session = listing_p384() + &work(&Sheet::CURVES, &commands);
+    let session = listing_p384() + &task(&Sheet::CURVES, &commands);
     let (mut card, mut token) = open(&session);
     token.so_login(&mut card, &admin()).unwrap();
     assert!(token.generable().contains(&P384));
@@ -309,13 +309,13 @@ fn ungeneratable_key_is_refused_without_changing_the_key_reference() {
         features: 0x3A,
         ..Sheet::CURVES
     };
-    let (mut card, mut token) = managed_by(&unchangeable, &work(&unchangeable, ""));
+    let (mut card, mut token) = managed_by(&unchangeable, &task(&unchangeable, ""));
     let refused = make(&mut card, &mut token, 1);
     assert!(matches!(refused, Err(TokenError::KeyNotGenerable(_))));
     let session = [
         listing_p384(),
-        work(&Sheet::CURVES, ""),
-        work(&Sheet::CURVES, ""),
+        task(&Sheet::CURVES, ""),
+        task(&Sheet::CURVES, ""),
     ]
     .concat();
     let (mut card, mut token) = open(&session);
@@ -335,7 +335,7 @@ fn failed_key_generation_is_reported_by_its_reason() {
     let attributes = "> 00DA00C106 13 2B81040022 \n";
     let generate = "> 0047800002 B600 00 \n";
     let fails = |commands: &str| {
-        let (mut card, mut token) = open(&(listing_p384() + &work(&Sheet::CURVES, commands)));
+        let (mut card, mut token) = open(&(listing_p384() + &task(&Sheet::CURVES, commands)));
         token.so_login(&mut card, &admin()).unwrap();
         make(&mut card, &mut token, 1).unwrap_err()
     };
@@ -368,7 +368,7 @@ fn certificate_is_written_for_its_key_and_the_first_one_reselected() {
         text(rest)
     );
     let session = [
-        work(&Sheet::CURVES, &(select_data(2) + &put + &select_data(0))),
+        task(&Sheet::CURVES, &(select_data(2) + &put + &select_data(0))),
         select_data(2),
         exchange(READ_FIRST, P256),
         select_data(0),
@@ -380,9 +380,9 @@ fn certificate_is_written_for_its_key_and_the_first_one_reselected() {
     assert_eq!(found.len(), 1);
 }
 
-/// Writing a certificate of 383 bytes over a way that is known to carry frames of 300 bytes, to a card that takes extended
+/// Writes a certificate of 383 bytes. The transport is known to carry frames of 300 bytes. The card takes extended
 /// length and has these capabilities.
-fn written_over_a_narrow_way(capabilities: &'static str, put: &str) {
+fn write_with_frame_limit(capabilities: &'static str, put: &str) {
     let sheet = Sheet {
         capabilities,
         ..Sheet::CURVES
@@ -395,7 +395,7 @@ fn written_over_a_narrow_way(capabilities: &'static str, put: &str) {
         "~ 300\n".to_owned(),
         sheet.discovery(),
         extended(so_login(&sheet)),
-        extended(work(&sheet, &(select_data(2) + put + &select_data(0)))),
+        extended(task(&sheet, &(select_data(2) + put + &select_data(0)))),
     ]
     .concat();
     let (mut card, mut token) = open(&session);
@@ -411,19 +411,19 @@ fn command_over_the_cards_length_limit_is_chained() {
         text(first),
         text(rest)
     );
-    written_over_a_narrow_way("73 C001C0", &put);
+    write_with_frame_limit("73 C001C0", &put);
 }
 
 #[test]
 fn card_with_extended_length_but_no_chaining_gets_one_frame() {
     let put = format!("> 00DA7F2100017F {} \n < 9000 \n", text(P256));
-    written_over_a_narrow_way("73 C00140", &put);
+    write_with_frame_limit("73 C00140", &put);
 }
 
 #[test]
 fn certificate_that_does_not_fit_is_refused_for_lack_of_space() {
     let full = select_data(0) + "> 00DA7F2101 30 \n < 6A84 \n" + &select_data(0);
-    let session = [work(&Sheet::CURVES, ""), work(&Sheet::CURVES, &full)].concat();
+    let session = [task(&Sheet::CURVES, ""), task(&Sheet::CURVES, &full)].concat();
     let (mut card, mut token) = managed(&session);
     let too_long = token.put_certificate(&mut card, 3, Some(&[0x30; 0x401]));
     assert!(matches!(too_long, Err(TokenError::NoSpace { .. })));
@@ -438,7 +438,7 @@ fn card_with_a_single_certificate_refuses_one_for_other_keys() {
         features: 0x3A,
         ..Sheet::CURVES
     };
-    // Such a card does not say whether the admin PIN is verified.
+    // Such a card does not report whether the admin PIN is verified.
     let lost = format!("{}{}{VERIFY_83} < 9000 \n", old.probe(), c4(3, 3));
     let session = [&lost, "> 00DA7F21 \n < 9000 \n", &lost].concat();
     let (mut card, mut token) = managed_by(&old, &session);
@@ -449,7 +449,7 @@ fn card_with_a_single_certificate_refuses_one_for_other_keys() {
 
 #[test]
 fn openpgp_token_has_no_writable_data_objects() {
-    let (mut card, mut token) = managed(&work(&Sheet::CURVES, ""));
+    let (mut card, mut token) = managed(&task(&Sheet::CURVES, ""));
     let refused = token.put_data(&mut card, 0x0101, Some(b"mine"));
     assert!(matches!(refused, Err(TokenError::ValueInvalid { .. })));
     assert_eq!(token.writable_data_objects(), []);

@@ -1,4 +1,4 @@
-//! Reading the three certificates behind one tag.
+//! Reading of the three certificates, which share one tag.
 
 use claviger_apdu::tlv;
 use claviger_token::{Template, Value};
@@ -97,10 +97,10 @@ fn certificate_of_another_key_is_selected_and_the_first_one_reselected() {
         select_data(2),
         exchange(READ_FIRST, ED25519),
         select_data(0),
-        // nothing was selected anew since: another program may have moved the card
+        // Nothing was selected since, so another program may have moved the position.
         select_data(0),
         exchange(READ_FIRST, P256),
-        // absent: no answer data
+        // The certificate is absent: the response has no data.
         exchange(READ_NEXT, &[]),
         select_data(0),
     ]

@@ -1,4 +1,4 @@
-//! PINs behind a key derivation function: what the card is sent, and when nothing is.
+//! PINs with a key derivation function: the data sent to the card, and the cases in which no PIN is sent.
 
 use claviger_apdu::{Secret, tlv};
 use claviger_token::TokenError;
@@ -15,7 +15,7 @@ const CARD: Sheet = Sheet {
     ..Sheet::CURVES
 };
 
-/// A key derivation object: PW1 has another salt than the resetting code and PW3.
+/// Returns a key derivation object. PW1 has another salt than the resetting code and PW3.
 fn object(hash: u8, count: u32) -> Vec<u8> {
     [
         tlv::encode(0x81, &[3]),
@@ -28,7 +28,7 @@ fn object(hash: u8, count: u32) -> Vec<u8> {
     .concat()
 }
 
-/// 100 octets of salt and PIN, over and over.
+/// Returns 100 octets of salt and PIN, repeated.
 fn octets(pin: &str) -> Vec<u8> {
     format!("salt-PW1{pin}")
         .into_bytes()
@@ -110,7 +110,7 @@ fn kdf_object_is_read_once_and_again_after_a_refused_pin() {
         plain,
         CARD.probe(),
         VERIFY_82.to_owned() + "< 63C2 \n",
-        // another program has set it meanwhile
+        // Another program has written the object meanwhile.
         CARD.probe(),
         exchange(READ, &object(8, 100)),
         verify(0x82, &derived) + "< 9000 \n",

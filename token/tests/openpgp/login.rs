@@ -1,4 +1,4 @@
-//! The user's PIN: what a login sends, what a wrong one costs, and how it ends.
+//! The user PIN: the commands of a login, the cost of a wrong PIN, and the logout.
 
 use claviger_apdu::Secret;
 use claviger_token::{PinPolicy, Token, TokenError};
@@ -13,7 +13,7 @@ fn tries(token: &Token) -> Option<u8> {
     token.info().pin_tries.left
 }
 
-/// A session in which the PIN is refused with `answer`.
+/// Logs in to a card that refuses the PIN with `response`. Returns the result and the tries left.
 fn refused(response: &str) -> (Result<(), TokenError>, Option<u8>) {
     let session = format!("{}{SELECT}{VERIFY_82}{response}", Sheet::CURVES.discovery());
     let (mut card, mut token) = open(&session);
@@ -175,7 +175,7 @@ fn logout_makes_the_card_forget_both_states() {
     assert!(!token.is_logged_in());
 }
 
-/// Logging out where the card refuses to and is selected anew; `after` is what it answers then.
+/// Logs out of a card that refuses the command for it and is selected again. `after` has the commands that follow.
 fn logout_by_selecting(sheet: &Sheet, after: &str) -> Result<(), TokenError> {
     let session = format!(
         "{}{SELECT}{FORGET_81} < 6A86 \n {FORGET_82} < 6A86 \n {SELECT} {after}",

@@ -1,4 +1,4 @@
-//! The OpenPGP application as a token, over written-down card sessions.
+//! The OpenPGP application as a token, in scripted card sessions.
 
 mod administration;
 mod certificates;

@@ -1,4 +1,4 @@
-//! Opening the application, and reading its keys.
+//! Discovery of the application, and reading of its keys.
 
 use claviger_apdu::tlv;
 use claviger_token::{Card, PinPolicy, Token, Value};
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// A point of a short curve as CKA_EC_POINT.
+/// Returns a point of a short curve as CKA_EC_POINT.
 fn octet_string(point: &[u8]) -> Value {
     tlv::encode(0x04, point).into()
 }
@@ -136,7 +136,7 @@ fn key_reference_without_a_key_is_not_read() {
         status: Some([0, 0, 0]),
         ..Sheet::CURVES
     };
-    // the fingerprint alone makes the last one worth asking; it is not there after all
+    // Only the fingerprint suggests that the last key exists. The card then has no such key.
     let session = format!(
         "{}{SELECT}> 0047810002 A400 00 \n < 6A88 \n",
         sheet.discovery()
@@ -187,9 +187,9 @@ fn an_unreadable_key_hides_no_other() {
         SELECT.to_owned(),
         exchange("0047810002 B600 00", &[0x7F, 0x49, 0x81]),
         read_point("B800", &[0xE2; 32]),
-        // a point of another curve than the attributes announce
+        // A point of another curve than the attributes announce.
         read_point("A400", &point(0xE3, 48)),
-        // the certificates might help out
+        // The certificates may have the keys, so they are read.
         exchange(READ_FIRST, b"no certificate"),
         select_data(2),
         exchange(READ_FIRST, &[]),
@@ -285,7 +285,7 @@ fn read_after_another_programs_applet_switch_reselects_the_applet() {
         &Sheet::CURVES.discovery(),
         SELECT,
         &read_point("B600", &[0xE1; 32]),
-        // PIV answers
+        // PIV responds.
         "> 0047810002 A400 00 \n < 6A86 \n",
         "> 00CA006E00 \n < 6D00 \n",
         SELECT,

@@ -1,4 +1,4 @@
-//! Cards as their application related data describe them, and the pieces sessions are written from.
+//! OpenPGP cards, given by their application related data, and the parts of session scripts.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,7 @@ use cryptoki_sys::{
 
 use crate::common::{
     Script, hex,
-    signing::{begin, login_once},
+    signing::{begin, context_login},
     text,
 };
 
@@ -31,12 +31,12 @@ pub(crate) const ED25519: &[u8] = include_bytes!("../data/ed25519.der");
 pub(crate) const SELECT: &str = "> 00A4040006 D27600012401 00 \n < 9000 \n";
 /// SELECT of PIV on a card that has none.
 pub(crate) const NO_PIV: &str = "> 00A4040009 A00000030800001000 00 \n < 6A82 \n";
-/// VERIFY of 123456 for all but signatures.
+/// VERIFY of 123456 for everything except signatures.
 pub(crate) const VERIFY_82: &str = "> 0020008206 313233343536 \n";
 /// VERIFY of 123456 for signatures.
 pub(crate) const VERIFY_81: &str = "> 0020008106 313233343536 \n";
 
-/// What a card says of itself.
+/// The card's description of itself.
 #[derive(Clone)]
 pub(crate) struct Sheet {
     pub(crate) version: &'static str,
@@ -45,13 +45,13 @@ pub(crate) struct Sheet {
     pub(crate) capabilities: &'static str,
     /// First byte of the extended capabilities.
     pub(crate) features: u8,
-    /// Most random bytes at once.
+    /// Most random bytes of one GET CHALLENGE.
     pub(crate) challenge: u8,
     pub(crate) attributes: [&'static str; 3],
     pub(crate) password_status: [u8; 7],
-    /// First byte of each fingerprint, which is otherwise zero.
+    /// First byte of each fingerprint. The other bytes are zero.
     pub(crate) fingerprints: [u8; 3],
-    /// None, generated, imported; old cards do not say.
+    /// 0 no key, 1 generated, 2 imported. Old cards do not report it.
     pub(crate) status: Option<[u8; 3]>,
 }
 
@@ -62,7 +62,7 @@ pub(crate) const ATTRIBUTES_X25519: &str = "12 2B060104019755010501";
 pub(crate) const ATTRIBUTES_RSA: &str = "01 0800 0020 00";
 
 impl Sheet {
-    /// Ed25519, X25519 and P-256 made on a card that signs several times for one PIN.
+    /// Ed25519, X25519 and P-256, on a card whose PIN verification lasts for several signatures.
     pub(crate) const CURVES: Self = Self {
         version: "0304",
         manufacturer: "FFFE",
@@ -75,7 +75,7 @@ impl Sheet {
         status: Some([1, 2, 1]),
     };
 
-    /// The value of 6E.
+    /// Returns the value of 6E.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut inner = tlv::encode(
             0xC0,
@@ -108,34 +108,34 @@ impl Sheet {
         .concat()
     }
 
-    /// GET DATA 6E in a short frame.
+    /// Scripts GET DATA 6E in a short frame.
     pub(crate) fn probe(&self) -> String {
         exchange("00CA006E00", &self.bytes())
     }
 
-    /// What discovering this card takes, when it has no PIV.
+    /// Scripts the discovery of this card, which has no PIV.
     pub(crate) fn discovery(&self) -> String {
         format!("{SELECT}{}{NO_PIV}", self.probe())
     }
 }
 
-/// A frame and its answer with 9000.
+/// Scripts a frame and its response with 9000.
 pub(crate) fn exchange(frame: impl Display, response: &[u8]) -> String {
     format!("> {frame}\n < {} 9000\n", text(response))
 }
 
-/// Reading the public key behind `template`, which is `point`.
+/// Scripts the reading of the public key `point`, whose control reference template is `template`.
 pub(crate) fn read_point(template: &str, point: &[u8]) -> String {
     let response = tlv::encode(0x7F49, &tlv::encode(0x86, point));
     exchange(format!("0047810002 {template} 00"), &response)
 }
 
-/// The uncompressed point whose coordinates are all `byte`.
+/// Returns the uncompressed point whose coordinates consist of `byte`.
 pub(crate) fn point(byte: u8, len: usize) -> Vec<u8> {
     [&[4][..], &vec![byte; 2 * len]].concat()
 }
 
-/// Reading the keys of [`Sheet::CURVES`].
+/// Scripts the reading of the keys of [`Sheet::CURVES`].
 pub(crate) fn read_keys() -> String {
     [
         read_point("B600", &[0xE1; 32]),
@@ -145,17 +145,17 @@ pub(crate) fn read_keys() -> String {
     .concat()
 }
 
-/// GET DATA of the certificate the card stands at.
+/// GET DATA of the certificate at the card's position.
 pub(crate) const READ_FIRST: &str = "00CA7F2100";
 /// GET NEXT DATA of the certificate after it.
 pub(crate) const READ_NEXT: &str = "00CC7F2100";
 
-/// SELECT DATA of one of the certificates.
+/// Scripts SELECT DATA of one of the certificates.
 pub(crate) fn select_data(occurrence: u8) -> String {
     exchange(format!("00A5{occurrence:02X}0406 60045C027F21"), &[])
 }
 
-/// How many frames `session` has.
+/// Returns the number of frames in `session`.
 pub(crate) fn frames(session: &str) -> usize {
     session
         .lines()
@@ -163,7 +163,7 @@ pub(crate) fn frames(session: &str) -> usize {
         .count()
 }
 
-/// The card of `session`, discovered, with its OpenPGP token.
+/// Returns the card of `session`, with its discovered OpenPGP token.
 pub(crate) fn open(session: &str) -> (Card, Token) {
     let mut card = Card::new(Script::card(session));
     let mut tokens = Token::discover(&mut card).unwrap();
@@ -173,7 +173,8 @@ pub(crate) fn open(session: &str) -> (Card, Token) {
     (card, token)
 }
 
-/// A session of `sheet` up to a login, then `rest`; the login of a card with one signature per PIN is shorter.
+/// Scripts a session of `sheet` up to the login, then `rest`. If each signature needs its own PIN, the login has one
+/// VERIFY less.
 pub(crate) fn logged_in(sheet: &Sheet, rest: &str) -> (Card, Token) {
     let signing = if sheet.password_status[0] == 1 {
         format!("{VERIFY_81} < 9000 \n")
@@ -193,7 +194,7 @@ pub(crate) fn pin() -> Secret {
     Secret::copy_from(b"123456")
 }
 
-/// A search by class, and by id when it is not 0.
+/// Returns a search by class, and by id unless it is 0.
 pub(crate) fn by(class: CK_OBJECT_CLASS, id: u8) -> Template {
     let mut template = vec![(CKA_CLASS, class.to_ne_bytes().to_vec())];
     if id != 0 {
@@ -202,7 +203,7 @@ pub(crate) fn by(class: CK_OBJECT_CLASS, id: u8) -> Template {
     Template(template)
 }
 
-/// Every object of the card as "class id label"; profiles are the module's own.
+/// Returns every object of the card as "class id label". The module's own profile objects are left out.
 pub(crate) fn names(objects: &[Arc<Object>]) -> Vec<String> {
     let value = |object: &Object, attribute| {
         let value = object.get(attribute).and_then(|value| value.encode());
@@ -219,7 +220,7 @@ pub(crate) fn names(objects: &[Arc<Object>]) -> Vec<String> {
         .collect()
 }
 
-/// Signs `message` with private key `id`, with the PIN before it when `once`.
+/// Signs `message` with private key `id`, after a context login if `once` is true.
 pub(crate) fn sign(
     card: &mut Card,
     token: &mut Token,
@@ -232,7 +233,7 @@ pub(crate) fn sign(
     let mut operation = begin(mechanism, &found[0])?;
     operation.update(message)?;
     if once {
-        login_once(token, card, &mut operation, pin())?;
+        context_login(token, card, &mut operation, pin())?;
     }
     token
         .sign(card, &mut operation)

@@ -1,4 +1,4 @@
-//! Signatures: the one command each takes, its input and output, and what happens when the card is lost.
+//! Signatures: the one command of each, its input and output, and the recovery after the card's state was lost.
 
 use claviger_apdu::tlv;
 use claviger_token::TokenError;
@@ -169,7 +169,7 @@ fn one_signature_policy_verifies_the_pin_right_before_the_signature() {
     assert!(matches!(outcome, Err(TokenError::NotLoggedIn { .. })));
 }
 
-/// What follows a command that another application refused: proof, selection, and the login again.
+/// Scripts the recovery after another application refused the command: probe, selection, and login.
 fn restored(verify: &str) -> String {
     format!("> 00CA006E00 \n < 6D00 \n {SELECT} > 00200081 \n < 63C3 \n {verify}")
 }

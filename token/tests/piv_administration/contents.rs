@@ -1,4 +1,4 @@
-//! Keys made, certificates and data objects written, and what searches find afterwards.
+//! Generation of keys, writing of certificates and data objects, and the searches afterwards.
 
 use std::{io::Write, time::SystemTime};
 
@@ -19,7 +19,7 @@ use crate::{
         piv::{P256, certificate, read, template},
         text,
     },
-    managed, work,
+    managed, task,
 };
 
 const EC: KeyAlgorithm = KeyAlgorithm::Ec(Curve::P256);
@@ -31,30 +31,30 @@ fn generate(card: &mut Card, token: &mut Token) -> Result<PublicKey, TokenError>
     token.generate_key(card, 0x9A, EC, SystemTime::UNIX_EPOCH)
 }
 
-/// 7F49 with the point whose coordinates are all `byte`.
+/// Returns 7F49 with the point whose coordinates consist of `byte`.
 fn point(byte: u8) -> String {
     let point = tlv::encode(0x86, &[&[4][..], &[byte; 64]].concat());
     text(&tlv::encode(0x7F49, &point))
 }
 
-/// A key 9A made, with `certificate` found in its object afterwards.
+/// Scripts the generation of key 9A, after which `certificate` is read from its object.
 fn made(byte: u8, certificate: &str) -> String {
     let key = point(byte);
-    work(&format!(
+    task(&format!(
         "{GENERATE}< {key} 9000\n{}",
         read(CERTIFICATE_9A, certificate)
     ))
 }
 
-/// GET METADATA of 9A on a card that has none.
+/// GET METADATA of 9A on a card without metadata.
 const NO_METADATA: &str = "> 00 F7 00 9A 00 00 00\n< 6D00\n";
 
-/// A search of its own that meets something the card does not have, which makes it prove that PIV is there.
+/// Scripts a search in its own transaction, for an object that the card does not have. So the token sends the probe.
 fn absent(read: &str) -> String {
     format!("[\n{read}{PROBE}]\n")
 }
 
-/// X of the public key in 9A, as the token shows it.
+/// Returns X of the public key in 9A, as the token shows it.
 fn shown(card: &mut Card, token: &mut Token) -> Option<u8> {
     let wanted = template(&[(CKA_CLASS, &CKO_PUBLIC_KEY.to_ne_bytes()), (CKA_ID, &[1])]);
     let found = token.find(card, &wanted).unwrap();
@@ -65,7 +65,7 @@ fn shown(card: &mut Card, token: &mut Token) -> Option<u8> {
     }
 }
 
-/// The content of a certificate's object.
+/// Returns the content of a certificate's object.
 fn content(bytes: &[u8], info: u8) -> Vec<u8> {
     [
         tlv::encode(0x70, bytes),
@@ -141,7 +141,7 @@ fn generated_key_of_another_type_is_refused() {
         String::new(),
         point(0xE1) + "00",
     ] {
-        let (mut card, mut token) = managed(&work(&format!("{GENERATE}< {response} 9000\n")));
+        let (mut card, mut token) = managed(&task(&format!("{GENERATE}< {response} 9000\n")));
         let refused = generate(&mut card, &mut token);
         assert!(
             matches!(refused, Err(TokenError::Malformed { .. })),
@@ -153,7 +153,7 @@ fn generated_key_of_another_type_is_refused() {
 #[test]
 fn failed_key_generation_is_reported_by_its_reason() {
     let refused = |status: &str| {
-        let (mut card, mut token) = managed(&work(&format!("{GENERATE}< {status}\n")));
+        let (mut card, mut token) = managed(&task(&format!("{GENERATE}< {status}\n")));
         generate(&mut card, &mut token).unwrap_err()
     };
     assert!(matches!(refused("6A80"), TokenError::KeyNotGenerable(EC)));
@@ -163,7 +163,7 @@ fn failed_key_generation_is_reported_by_its_reason() {
 
 #[test]
 fn generation_of_an_unsupported_key_or_unknown_key_reference_sends_nothing() {
-    let (mut card, mut token) = managed(&[work(""), work(""), work("")].concat());
+    let (mut card, mut token) = managed(&[task(""), task(""), task("")].concat());
     let mut make = |reference, algorithm| {
         let made = token.generate_key(&mut card, reference, algorithm, SystemTime::UNIX_EPOCH);
         made.unwrap_err()
@@ -184,9 +184,9 @@ fn written_certificate_is_found_by_the_next_search_and_gone_after_removal() {
     let search = |response: &str| format!("[\n{}]\n", read(CERTIFICATE_9A, response));
     let session = [
         absent(&read(CERTIFICATE_9A, "6A82")),
-        work(&put("5C035FC105", &content, "9000")),
+        task(&put("5C035FC105", &content, "9000")),
         search(&certificate(P256)),
-        work(&put("5C035FC105", &[], "9000")),
+        task(&put("5C035FC105", &[], "9000")),
         search("5300 9000"),
     ]
     .concat();
@@ -208,12 +208,12 @@ fn the_key_history_counts_a_retired_key_that_gets_a_certificate() {
     let written = put("5C035FC10F", &content, "9000");
     let history = "C10103 C20100 FE00";
     let session = [
-        work(&format!(
+        task(&format!(
             "{written}{}{}",
             read("5FC10C", "6A82"),
             put("5C035FC10C", &hex(history), "9000")
         )),
-        work(&format!(
+        task(&format!(
             "{written}{}",
             read("5FC10C", &format!("5308{history} 9000"))
         )),
@@ -230,14 +230,14 @@ fn data_objects_are_written_unchanged_and_the_discovery_object_only_as_one() {
     let printed = put("5C035FC109", b"printed", "9000");
     let discovery = "7E 12 4F 0B A000000308000010000100 5F2F 02 4000";
     let session = [
-        work(&printed),
-        work(&put("5C035FC109", b"printed", "6A84")),
-        work(&put("5C035FC109", &[], "9000")),
-        work(&format!("> 00 DB 3F FF 14 {discovery}\n< 9000\n")),
-        work("> 00 DB 3F FF 03 7F61 00\n< 9000\n"),
-        work(""),
-        work(""),
-        work(""),
+        task(&printed),
+        task(&put("5C035FC109", b"printed", "6A84")),
+        task(&put("5C035FC109", &[], "9000")),
+        task(&format!("> 00 DB 3F FF 14 {discovery}\n< 9000\n")),
+        task("> 00 DB 3F FF 03 7F61 00\n< 9000\n"),
+        task(""),
+        task(""),
+        task(""),
     ]
     .concat();
     let (mut card, mut token) = managed(&session);
@@ -277,7 +277,7 @@ fn a_data_object_written_is_read_again() {
     ]);
     let session = [
         absent(&read("5FC106", "6A82")),
-        work(&put("5C035FC106", b"signed", "9000")),
+        task(&put("5C035FC106", b"signed", "9000")),
         search,
     ]
     .concat();
@@ -296,14 +296,14 @@ fn certificate_too_large_for_the_card_is_compressed_if_that_suffices() {
     encoder.write_all(&der).unwrap();
     let packed = encoder.finish().unwrap();
     let session = [
-        work(
+        task(
             &[
                 put("5C035FC105", &content(&der, 0), "6A84"),
                 put("5C035FC105", &content(&packed, 1), "9000"),
             ]
             .concat(),
         ),
-        work(&put("5C035FC105", &content(P256, 0), "6A84")),
+        task(&put("5C035FC105", &content(P256, 0), "6A84")),
     ]
     .concat();
     let (mut card, mut token) = managed(&session);

@@ -1,4 +1,4 @@
-//! A PIV card in the hands of its security officer, command by command.
+//! Administration of a PIV card by its security officer, command by command.
 
 #![allow(
     clippy::panic,
@@ -22,16 +22,16 @@ use claviger_apdu::Secret;
 use claviger_token::{Card, Token};
 use common::{piv, text};
 
-/// The discovery object, which proves PIV and names its own PIN.
+/// The Discovery Object, which is the probe for PIV and names PIV's own PIN.
 const PROBE: &str = "
     > 00 CB 3F FF 03 5C 01 7E 00
     < 7E 12 4F 0B A000000308000010000100 5F2F 02 4010 9000
 ";
-/// A management key for AES-128, and what the card sends to have it proved.
+/// A management key for AES-128, and the card's challenge for it.
 const KEY: &str = "000102030405060708090A0B0C0D0E0F";
 const CHALLENGE: [u8; 16] = [0x5A; 16];
 
-/// A card with this session after its discovery.
+/// Returns a card with this session after its discovery.
 fn open(session: &str) -> (Card, Token) {
     piv::discover(&format!("{}{session}", piv::DISCOVERED))
 }
@@ -40,10 +40,10 @@ fn secret(text: &str) -> Secret {
     Secret::copy_from(text.as_bytes())
 }
 
-/// GET METADATA of the management key on a card that has none.
+/// GET METADATA of the management key on a card without metadata.
 const NO_METADATA: &str = "> 00 F7 00 9B 00\n< 6D00\n";
 
-/// Single authentication with [`KEY`] on a card that does not know the mutual one; `end` is its last word.
+/// Scripts single authentication with [`KEY`] on a card without mutual authentication. `end` is the last status word.
 fn authenticate(end: &str) -> String {
     let key: Vec<u8> = (0..16).collect();
     let mut block = CHALLENGE.into();
@@ -62,17 +62,17 @@ fn authenticate(end: &str) -> String {
     )
 }
 
-/// The login of the security officer with [`KEY`].
+/// Scripts the login of the security officer with [`KEY`].
 fn so_login() -> String {
     format!("[\n{PROBE}{NO_METADATA}{}]\n", authenticate("9000"))
 }
 
-/// Work of a security officer who is logged in with [`KEY`].
-fn work(commands: &str) -> String {
+/// Scripts a transaction of the security officer, who is logged in with [`KEY`].
+fn task(commands: &str) -> String {
     format!("[\n{PROBE}{}{commands}]\n", authenticate("9000"))
 }
 
-/// A card whose security officer logs in with [`KEY`] and goes on with `session`.
+/// Returns a card whose security officer is logged in with [`KEY`], and which continues with `session`.
 fn managed(session: &str) -> (Card, Token) {
     let (mut card, mut token) = open(&format!("{}{session}", so_login()));
     token.so_login(&mut card, &secret(KEY)).unwrap();

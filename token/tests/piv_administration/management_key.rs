@@ -1,4 +1,4 @@
-//! The management key as SO PIN: what proves it, and what a card may answer instead.
+//! The management key as SO PIN: the authentication, and the responses of other cards.
 
 use aes::{
     Aes192,
@@ -12,26 +12,26 @@ use des::TdesEde3;
 
 use crate::{
     KEY, NO_METADATA, PROBE, authenticate, common::Script, common::piv, managed, open, secret,
-    so_login, work,
+    so_login, task,
 };
 
-/// The factory's key of many cards, which is one for 3DES and for AES-192.
+/// The factory-set key of many cards. It is a key for 3DES and for AES-192.
 const FACTORY: &str = "010203040506070801020304050607080102030405060708";
 const WITNESS: [u8; 16] = [0xC3; 16];
 
-/// What a card makes of authentication with its management key.
+/// How a card behaves in the authentication with its management key.
 #[derive(Clone, Copy)]
 enum Conduct {
     Honest,
-    /// It has another key.
+    /// The card has another key.
     OtherKey,
-    /// It has none, and answers all the same.
+    /// The card has no key and responds as if it had one.
     Pretender,
-    /// Its blocks are too short.
+    /// The card's blocks are too short.
     Short,
 }
 
-/// A card that plays a script and has a management key of its own.
+/// A card that plays a script, except for the commands of its management key.
 struct Keyholder {
     script: Box<dyn Transport>,
     key: Key,
@@ -43,7 +43,7 @@ struct Key {
 }
 
 impl Key {
-    /// The block enciphered with [`FACTORY`].
+    /// Returns the block enciphered with [`FACTORY`].
     fn encipher(&self, block: &[u8]) -> Vec<u8> {
         let key = crate::common::hex(FACTORY);
         let mut block = block.to_vec();
@@ -59,7 +59,7 @@ impl Key {
             cipher.encrypt_block(&mut one);
             let mut back = one;
             cipher.decrypt_block(&mut back);
-            assert_eq!(back.as_slice(), block, "what is sent can be read");
+            assert_eq!(back.as_slice(), block, "the sent block can be deciphered");
             block.copy_from_slice(&one);
         }
         block
@@ -69,7 +69,7 @@ impl Key {
         &WITNESS[..if self.algorithm == 0x03 { 8 } else { 16 }]
     }
 
-    /// What the card answers to a frame, where the management key is meant.
+    /// Returns the response to a command of the management key, `None` for other commands.
     fn response(&self, frame: &[u8]) -> Option<Vec<u8>> {
         let [0x00, 0x87, algorithm, 0x9B, len, data @ ..] = frame else {
             return None;
@@ -169,7 +169,7 @@ impl Transport for Keyholder {
     }
 }
 
-/// A card with the factory's key, whose metadata of it are answered with `metadata`.
+/// Returns a card with the factory-set key, which responds to GET METADATA of the key with `metadata`.
 fn keyholder(algorithm: u8, conduct: Conduct, metadata: &str, rest: &str) -> (Card, Token) {
     let login = format!("[\n{PROBE}> 00 F7 00 9B 00\n< {metadata}\n]\n");
     let script = format!("{}{login}{rest}", piv::DISCOVERED);
@@ -193,7 +193,7 @@ fn so_login_authenticates_card_and_host_with_the_keys_cipher() {
         let (mut card, mut token) = keyholder(algorithm, Conduct::Honest, metadata, "");
         token.so_login(&mut card, &secret(FACTORY)).unwrap();
         assert!(token.is_so_logged_in());
-        assert_eq!(token.so_tries().left, None, "nobody counts");
+        assert_eq!(token.so_tries().left, None, "the card counts no tries");
     }
 }
 
@@ -283,7 +283,7 @@ fn changed_management_key_replaces_the_cached_one() {
         authenticate("9000"),
         set("9000")
     );
-    let (mut card, mut token) = managed(&[work(&set("6A80")), again].concat());
+    let (mut card, mut token) = managed(&[task(&set("6A80")), again].concat());
     let mut change = || token.set_pin(&mut card, &secret(KEY), &secret(new));
     assert!(matches!(change(), Err(TokenError::NewPinInvalid { .. })));
     change().unwrap();
@@ -299,7 +299,10 @@ fn refused_management_key_ends_the_so_login() {
     let (mut card, mut token) = managed(&changed);
     let wrong = token.put_certificate(&mut card, 0x9A, None);
     assert!(matches!(wrong, Err(TokenError::WrongSoPin { .. })));
-    assert!(!token.is_so_logged_in(), "it is not tried again and again");
+    assert!(
+        !token.is_so_logged_in(),
+        "the management key is not sent a second time"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The PUK as SO PIN, and PINs changed.
+//! The PUK as SO PIN, and changes of PINs.
 
 use claviger_token::TokenError;
 
@@ -8,14 +8,14 @@ const PUK: &str = "3132333435363738";
 const PIN: &str = "313233343536FFFF";
 const NEW: &str = "363534333231FFFF";
 
-/// A conversation that proves PIV first.
-fn conversation(commands: &str) -> String {
+/// Scripts a transaction that begins with the probe.
+fn transaction(commands: &str) -> String {
     format!("[\n{PROBE}{commands}]\n")
 }
 
-/// The PUK 12345678 changed to itself.
+/// Scripts the change of the PUK 12345678 to itself.
 fn puk(status: &str) -> String {
-    conversation(&format!("> 00 24 00 81 10 {PUK} {PUK}\n< {status}\n"))
+    transaction(&format!("> 00 24 00 81 10 {PUK} {PUK}\n< {status}\n"))
 }
 
 fn verify(status: &str) -> String {
@@ -89,7 +89,7 @@ fn so_login_accepts_a_puk_unchecked_when_the_card_forbids_changing_it() {
 
 #[test]
 fn the_puk_gives_the_user_a_new_pin() {
-    let reset = |status: &str| conversation(&format!("> 00 2C 00 80 10 {PUK} {NEW}\n< {status}\n"));
+    let reset = |status: &str| transaction(&format!("> 00 2C 00 80 10 {PUK} {NEW}\n< {status}\n"));
     let session = [puk("9000"), reset("6A80"), reset("9000"), reset("63C2")].concat();
     let (mut card, mut token) = open(&session);
     let new = secret("654321");
@@ -98,7 +98,7 @@ fn the_puk_gives_the_user_a_new_pin() {
     assert!(matches!(refused, Err(TokenError::NewPinInvalid { .. })));
     token.init_pin(&mut card, &new).unwrap();
     assert!(token.is_so_logged_in());
-    // Somebody else has changed the PUK: it is not tried a second time.
+    // Another program has changed the PUK. The cached PUK is not sent a second time.
     let wrong = token.init_pin(&mut card, &new);
     assert!(matches!(
         wrong,
@@ -113,7 +113,7 @@ fn the_puk_gives_the_user_a_new_pin() {
 
 #[test]
 fn new_pin_of_impossible_length_is_refused_unsent() {
-    let session = [&puk("9000"), &conversation("")[..], &conversation("")].concat();
+    let session = [&puk("9000"), &transaction("")[..], &transaction("")].concat();
     let (mut card, mut token) = open(&session);
     let length = |outcome| matches!(outcome, Err(TokenError::NewPinLength { .. }));
     token.so_login(&mut card, &secret("12345678")).unwrap();
@@ -124,12 +124,12 @@ fn new_pin_of_impossible_length_is_refused_unsent() {
 
 #[test]
 fn puk_and_management_key_allow_different_so_operations() {
-    let (mut card, mut token) = open(&[puk("9000"), conversation("")].concat());
+    let (mut card, mut token) = open(&[puk("9000"), transaction("")].concat());
     token.so_login(&mut card, &secret("12345678")).unwrap();
     let refused = token.put_certificate(&mut card, 0x9A, None).unwrap_err();
     assert!(refused.to_string().contains("management key"), "{refused}");
     assert!(token.is_so_logged_in());
-    let (mut card, mut token) = managed(&conversation(""));
+    let (mut card, mut token) = managed(&transaction(""));
     let refused = token.init_pin(&mut card, &secret("654321")).unwrap_err();
     assert!(refused.to_string().contains("PUK"), "{refused}");
     assert!(token.is_so_logged_in());
@@ -138,14 +138,14 @@ fn puk_and_management_key_allow_different_so_operations() {
 #[test]
 fn changed_puk_replaces_the_cached_one() {
     let puk_to = |old: &str, new: &str, status: &str| {
-        conversation(&format!("> 00 24 00 81 10 {old} {new}\n< {status}\n"))
+        transaction(&format!("> 00 24 00 81 10 {old} {new}\n< {status}\n"))
     };
     let new = "383736353433FFFF";
     let session = [
         puk("9000"),
         puk_to(PUK, new, "6985"),
         puk_to(PUK, new, "9000"),
-        conversation(&format!("> 00 2C 00 80 10 {new} {NEW}\n< 9000\n")),
+        transaction(&format!("> 00 2C 00 80 10 {new} {NEW}\n< 9000\n")),
         puk_to(PUK, new, "63C2"),
     ]
     .concat();
@@ -158,16 +158,16 @@ fn changed_puk_replaces_the_cached_one() {
     token.init_pin(&mut card, &secret("654321")).unwrap();
     let wrong = token.set_pin(&mut card, &old, &new);
     assert!(matches!(wrong, Err(TokenError::WrongSoPin { .. })));
-    assert!(token.is_so_logged_in(), "whoever is logged in stays so");
+    assert!(token.is_so_logged_in(), "the login state stays the same");
 }
 
 #[test]
 fn pin_change_without_a_login_leaves_no_login() {
     let session = [
-        conversation(&[&verify("9000"), &change("9000")[..], FORGET].concat()),
-        conversation(&[&verify("9000"), &change("6A80")[..], FORGET].concat()),
-        conversation(&verify("63C2")),
-        conversation(&verify("6983")),
+        transaction(&[&verify("9000"), &change("9000")[..], FORGET].concat()),
+        transaction(&[&verify("9000"), &change("6A80")[..], FORGET].concat()),
+        transaction(&verify("63C2")),
+        transaction(&verify("6983")),
     ]
     .concat();
     let (mut card, mut token) = open(&session);
@@ -195,8 +195,8 @@ fn an_old_pin_of_impossible_length_never_reaches_the_card() {
 #[test]
 fn pin_change_keeps_the_user_logged_in_with_the_new_pin() {
     let session = [
-        conversation(&verify("9000")),
-        conversation(&[verify("9000"), change("9000")].concat()),
+        transaction(&verify("9000")),
+        transaction(&[verify("9000"), change("9000")].concat()),
     ]
     .concat();
     let (mut card, mut token) = open(&session);
@@ -210,7 +210,7 @@ fn pin_change_keeps_the_user_logged_in_with_the_new_pin() {
 #[test]
 fn card_lost_during_a_pin_change_ends_the_login() {
     let lost = format!("{}! removed\n", verify("9000"));
-    let session = [conversation(&verify("9000")), conversation(&lost)].concat();
+    let session = [transaction(&verify("9000")), transaction(&lost)].concat();
     let (mut card, mut token) = open(&session);
     token.login(&mut card, &secret("123456")).unwrap();
     let changed = token.set_pin(&mut card, &secret("123456"), &secret("654321"));
@@ -220,7 +220,7 @@ fn card_lost_during_a_pin_change_ends_the_login() {
 
 #[test]
 fn user_and_security_officer_are_never_logged_in_together() {
-    let (mut card, mut token) = open(&conversation(&verify("9000")));
+    let (mut card, mut token) = open(&transaction(&verify("9000")));
     token.login(&mut card, &secret("123456")).unwrap();
     let refused = token.so_login(&mut card, &secret("12345678"));
     assert!(matches!(refused, Err(TokenError::AnotherLoggedIn)));
@@ -240,10 +240,10 @@ fn logout_makes_the_card_forget_the_management_key_and_sends_nothing_for_a_puk()
         < 9000
         > 00 A4 04 00 09 A0 00 00 03 08 00 00 10 00 00
         < 9000\n";
-    let (mut card, mut token) = managed(&conversation(elsewhere));
+    let (mut card, mut token) = managed(&transaction(elsewhere));
     token.logout(&mut card).unwrap();
     assert!(!token.is_so_logged_in());
-    let (mut card, mut token) = open(&[puk("9000"), conversation("")].concat());
+    let (mut card, mut token) = open(&[puk("9000"), transaction("")].concat());
     token.so_login(&mut card, &secret("12345678")).unwrap();
     token.logout(&mut card).unwrap();
     assert!(!token.is_so_logged_in());
