@@ -1,14 +1,14 @@
 //! PIV and OpenPGP cards as Cryptoki tokens.
 //!
-//! Terms: a *card* is one connection; an *applet* is one application on it; a *token* is an applet with a login;
-//! an *object* has all its attributes from the moment it is read; a *conversation* is an uninterrupted talk
-//! with an applet.
+//! Terms: a *card* is one transport. An *applet* is one application on it. A *token* is an applet with a login state.
+//! An *object* has all its attributes from the moment it is read. A *transaction* is a time in which no other program
+//! can send to the card.
 //!
-//! A signature walks [`SignOperation`] (host hash and padding) → `Token::use_private_key` (login rule) → the applet's one literal command →
-//! [`claviger_apdu::Transaction::exchange`]. Status words gain meaning in the applet, once.
+//! A signature passes [`SignOperation`] (hash and padding on the host), `Token::use_private_key` (login rules), the
+//! applet's one command, and [`claviger_apdu::Transaction::exchange`]. Only the applet interprets status words.
 //!
-//! Everything here blocks as long as the card does and not otherwise; nothing starts a thread or knows a reader.
-//! Numbers of Cryptoki come from `cryptoki-sys`, its structures and pointers do not.
+//! Calls block as long as the card works, and not otherwise. The crate starts no thread and knows no reader. It takes
+//! the constants of Cryptoki from `cryptoki-sys`, but not its structures and pointers.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A token: one applet of one card with its login state. The rules that no applet may forget live here.
+//! A token: one applet of one card with its login state. The rules for PINs that hold for every applet are here.
 
 use std::{
     sync::Arc,
@@ -22,24 +22,24 @@ use crate::{
     profile,
 };
 
-/// A card that waits for a touch in vain takes longer. One that says sooner that the PIN is missing may have been
-/// logged out by another program, which may have logged in again by the time the PIN's state is asked for.
+/// A card that waits for a touch in vain takes longer than this. If a card reports a missing PIN sooner, another
+/// program may have logged the user out. That program may even have logged in again before the PIN's state is queried.
 const TOUCH: Duration = Duration::from_secs(1);
 
-/// Conversations that one use of a key may take while others reset the card.
+/// Most transactions for one use of a key, while other programs reset the card.
 const MAX_TURNS: usize = 4;
 
 /// One applet of one card.
 pub struct Token {
     pub(crate) applet: Box<dyn Applet>,
-    /// The user's.
+    /// The PIN of the logged-in user.
     pub(crate) login: Option<CachedPin>,
-    /// The security officer's; never both.
+    /// The SO PIN of the logged-in security officer. It is never set together with `login`.
     pub(crate) so: Option<CachedPin>,
 }
 
 impl Token {
-    /// Tells a new connection to the same card what is known of it.
+    /// Sets the limits of a new transport from what `tokens`, which were found on the same card, know of the card.
     pub fn apply_known_limits(card: &mut Card, tokens: &[Self]) {
         if tokens.iter().any(|token| token.applet.extended_length()) {
             card.allow_extended();
@@ -49,7 +49,7 @@ impl Token {
         }
     }
 
-    /// Whether `other` was found on the same card. A card that does not tell who it is cannot be recognised.
+    /// Returns whether `other` was found on the same card. A card without a serial number is never recognised.
     #[must_use]
     pub fn is_same_card(&self, other: &Self) -> bool {
         let serial = self.info().serial;
@@ -57,19 +57,19 @@ impl Token {
         self.kind() == other.kind() && is_told && serial == other.info().serial
     }
 
-    /// Which applet it is.
+    /// Returns the kind of the applet.
     #[must_use]
     pub fn kind(&self) -> AppletKind {
         self.applet.kind()
     }
 
-    /// What C_GetTokenInfo says; never asks the card.
+    /// Returns the values of C_GetTokenInfo. Does not use the card.
     #[must_use]
     pub fn info(&self) -> TokenInfo {
         self.applet.info()
     }
 
-    /// The mechanisms of the token.
+    /// Returns the mechanisms of the token.
     #[must_use]
     pub fn mechanisms(&self) -> Vec<MechanismInfo> {
         let mut mechanisms =
@@ -78,13 +78,14 @@ impl Token {
         mechanisms
     }
 
-    /// Whether a user is logged in.
+    /// Returns whether a user is logged in.
     #[must_use]
     pub const fn is_logged_in(&self) -> bool {
         self.login.is_some()
     }
 
-    /// The objects that match `template` and may be seen now, when the card need not be asked for them.
+    /// Returns the objects that match `template` and are visible now. Returns `None` if they must be read from the
+    /// card.
     #[must_use]
     pub fn find_loaded(&self, template: &Template) -> Option<Vec<Arc<Object>>> {
         let logged_in = self.is_logged_in();
@@ -100,11 +101,11 @@ impl Token {
         Some(objects.chain(profile::all()).filter(found).collect())
     }
 
-    /// The objects that match `template` and may be seen now. Reads from the card what could match and is
-    /// not known yet.
+    /// Returns the objects that match `template` and are visible now. Reads from the card the objects that may match
+    /// and are not cached.
     ///
     /// # Errors
-    /// Of the transport.
+    /// An error of the transport.
     pub fn find(
         &mut self,
         card: &mut Card,
@@ -119,10 +120,11 @@ impl Token {
         Ok(self.find_loaded(template).unwrap_or_default())
     }
 
-    /// The objects with this CKA_ID, private ones included whoever is logged in: what was just made there.
+    /// Returns the objects with this CKA_ID, private ones included, whatever the login state. Call this for objects
+    /// that were just made.
     ///
     /// # Errors
-    /// Of the transport.
+    /// An error of the transport.
     pub fn objects_of(
         &mut self,
         card: &mut Card,
@@ -139,16 +141,16 @@ impl Token {
         Ok(objects)
     }
 
-    /// Forgets what was read, so that the next search sees what others have written.
+    /// Clears the cache of objects, so that the next search finds objects that other programs have written.
     pub fn forget_objects(&mut self) {
         self.applet.forget_objects();
     }
 
-    /// Logs the user in: exactly one try is spent, and none when the PIN cannot be right.
+    /// Logs the user in. Exactly one try is spent, and none if the PIN has an impossible length.
     ///
     /// # Errors
-    /// [`TokenError::AnotherLoggedIn`], [`TokenError::PinLength`], [`TokenError::WrongPin`],
-    /// [`TokenError::PinLocked`], or of the transport.
+    /// [`TokenError::AnotherLoggedIn`], [`TokenError::PinLength`], [`TokenError::WrongPin`], [`TokenError::PinLocked`],
+    /// or an error of the transport.
     pub fn login(&mut self, card: &mut Card, pin: &Secret) -> Result<(), TokenError> {
         if self.is_so_logged_in() {
             return Err(TokenError::AnotherLoggedIn);
@@ -158,7 +160,7 @@ impl Token {
         Ok(())
     }
 
-    /// Verifies the PIN for one use of `key` alone (CKU_CONTEXT_SPECIFIC); the caller keeps it until then.
+    /// Verifies the PIN for one use of `key` (CKU_CONTEXT_SPECIFIC). The caller keeps the PIN until that use.
     ///
     /// # Errors
     /// As [`Token::login`].
@@ -189,11 +191,12 @@ impl Token {
         })
     }
 
-    /// Logs the user, or the security officer, out here and on the card. The login is over even when the card could
-    /// not be told.
+    /// Logs the user or the security officer out, here and on the card. The login ends here even if the card could not
+    /// be reached.
     ///
     /// # Errors
-    /// When the card could not be told: it then stays verified for every program until it is reset.
+    /// An error if the card could not be reached or refused. The PIN then stays verified for every program until the
+    /// card is reset.
     pub fn logout(&mut self, card: &mut Card) -> Result<(), TokenError> {
         if self.is_so_logged_in() {
             return self.so_logout(card);
@@ -206,21 +209,21 @@ impl Token {
         })
     }
 
-    /// Forgets the login without talking to the card, which is gone.
+    /// Ends the login without using the card. Call this after the card was removed.
     pub fn forget_login(&mut self) {
         self.login = None;
         self.so = None;
     }
 
-    /// Uses a private key of the card once: signs, decrypts or agrees.
+    /// Uses a private key of the card once: signs, decrypts or agrees on a secret.
     ///
-    /// The command goes out alone when nothing announced that the card's state was lost. When the answer
-    /// says otherwise, one conversation proves the applet, restores the login if that may be, and repeats it.
-    /// `context_pin` is the PIN for this use of a key that wants it each time.
+    /// The command is sent outside a transaction if no loss of the card's state was announced. If the response suggests
+    /// a loss, one transaction ensures that the applet is selected, restores the login if that is allowed, and repeats
+    /// the command. `context_pin` is the PIN for this use of a key that needs a context login.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`] when a login is needed that is not there, [`TokenError::TouchMissing`],
-    /// [`TokenError::Refused`], or of the transport.
+    /// [`TokenError::NotLoggedIn`] if a required login is missing, [`TokenError::TouchMissing`],
+    /// [`TokenError::Refused`], or an error of the transport.
     pub fn use_private_key(
         &mut self,
         card: &mut Card,
@@ -275,7 +278,7 @@ impl Token {
         Ok(())
     }
 
-    /// Signs what `operation` has collected, by a key of the card or on the host.
+    /// Signs the message of `operation`, with a key of the card or on the host.
     ///
     /// # Errors
     /// As [`Token::use_private_key`]; [`TokenError::Malformed`] for a signature that is longer than the key.
@@ -295,8 +298,8 @@ impl Token {
         Ok(signature)
     }
 
-    /// Decrypts what `operation` has collected, by a key of the card; the host's own it ends with
-    /// [`CipherOperation::finish`].
+    /// Decrypts the ciphertext of `operation` with a key of the card. If the host decrypts, this ends the operation
+    /// with [`CipherOperation::finish`].
     ///
     /// # Errors
     /// As [`Token::use_private_key`]; [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`].
@@ -315,8 +318,8 @@ impl Token {
         }
     }
 
-    /// Proves the applet, restores the login and sends the command, all in one transaction. Begins again if another program
-    /// has reset the card meanwhile. `refused` is the status of a refusal outside the transaction.
+    /// Ensures that the applet is selected, restores the login and sends the command, all in one transaction. Begins again
+    /// if another program has reset the card since. `refused` is the status of a refusal outside the transaction.
     fn use_key_in_transaction(
         &mut self,
         card: &mut Card,
@@ -342,8 +345,8 @@ impl Token {
         }
     }
 
-    /// Brings the PIN state `key` needs back. `unchanged` is the status of a refusal that came although the
-    /// applet was still selected: if the PIN was not the reason, it stands.
+    /// Restores the PIN state for `key`. `first_refusal` is the status of a refusal that came while the applet was
+    /// selected. It is the final result, unless it means that the PIN was missing.
     fn restore_pin_state(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -355,7 +358,7 @@ impl Token {
             (PinPolicy::Never, _) => {
                 first_refusal.map_or(Ok(()), |status| Err(self.refusal(key, status)))
             }
-            // Only 6982 says that the PIN was missing; another refusal is not mended by verifying again.
+            // Only 6982 means that the PIN was missing. After another refusal, verifying again does not help.
             (PinPolicy::Always, Some(pin)) => match first_refusal {
                 Some(status) if status != StatusWord::SECURITY_STATUS_NOT_SATISFIED => {
                     Err(self.refusal(key, status))
@@ -380,7 +383,7 @@ impl Token {
         }
     }
 
-    /// Verifies the kept PIN, silently. When that fails, or may not be tried, the login is over.
+    /// Verifies the cached PIN without asking the user. If that fails or is not allowed, the login ends.
     fn reverify_cached_pin(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -399,7 +402,7 @@ impl Token {
         };
         self.applet.verify(tx, cached.pin(), PinPurpose::Login)?;
         tracing::debug!(
-            "{}: the card had lost the login; it is verified again",
+            "{}: the card had lost the login; the cached PIN was verified again",
             self.applet.kind().name()
         );
         self.login = Some(cached);
@@ -429,7 +432,8 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// What a card calls bad data is the caller's, where only the card can tell (SP 800-73-4 part 2, 3.2.4; OpenPGP, 7.2.11).
+/// Converts a refusal of bad data to an error about the caller's input. Only the card can check such input (SP 800-73-4
+/// part 2, 3.2.4; OpenPGP, 7.2.11).
 fn refused_input(input: &KeyInput, error: TokenError) -> TokenError {
     let TokenError::Refused { status, .. } = &error else {
         return error;
@@ -442,8 +446,8 @@ fn refused_input(input: &KeyInput, error: TokenError) -> TokenError {
     }
 }
 
-/// Whether a conversation met a reset that another program had asked for before it began: pcscd lets it through.
-/// The command has not been executed then.
+/// Returns whether a transaction met a reset that another program had requested before it began: pcscd reports it
+/// inside the transaction. The command has not been executed then.
 fn met_earlier_reset(error: &TokenError) -> bool {
     match error {
         TokenError::Refused { status, .. } => {
@@ -457,7 +461,7 @@ fn met_earlier_reset(error: &TokenError) -> bool {
     }
 }
 
-/// A command that was refused entry may go out again in a conversation of its own.
+/// Returns whether a command that the card never received may be sent again in a transaction of its own.
 const fn may_repeat(kind: TransportErrorKind) -> bool {
     matches!(
         kind,

@@ -1,4 +1,4 @@
-//! Encryption on the host, and what decryption shares with it.
+//! Encryption on the host, and the parts that decryption shares.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{
@@ -16,7 +16,7 @@ use crate::{
     padding::{self, Oaep},
 };
 
-/// What encryption and decryption by a secret key share.
+/// A cipher with a secret key, for encryption or decryption.
 pub(super) struct CipherStream {
     mode: Mode,
     key: SecretKey,
@@ -41,7 +41,7 @@ impl CipherStream {
         })
     }
 
-    /// The most that all of `len` bytes can become.
+    /// Returns an upper bound for the output of `len` bytes of input.
     pub(super) fn single_len(&self, len: usize) -> usize {
         match (&self.mode, self.direction) {
             (Mode::CbcPad { .. }, Direction::Encrypt) => {
@@ -53,7 +53,7 @@ impl CipherStream {
         }
     }
 
-    /// All at once, beside what is under way.
+    /// Processes `data` at once. A message in parts that is in progress is not affected.
     pub(super) fn single(&self, data: &[u8]) -> Result<Secret, CipherError> {
         let mut cipher =
             Cipher::new(&self.mode, &self.key.value, self.direction).ok_or(CipherError::Length)?;
@@ -168,7 +168,7 @@ impl RsaPadding {
         }
     }
 
-    /// Longest plaintext under a modulus of `key_len` bytes.
+    /// Returns the length of the longest plaintext under a modulus of `key_len` bytes.
     pub(super) fn max_len(&self, key_len: usize) -> usize {
         match self {
             Self::Pkcs1 => key_len.saturating_sub(11),
@@ -205,32 +205,32 @@ impl Purpose {
 
 /// Encryption or decryption, in one part or in several.
 pub trait CipherOperation {
-    /// The most that all of `len` bytes can become.
+    /// Returns an upper bound for the output of `len` bytes of input.
     #[must_use]
     fn single_len(&self, len: usize) -> usize;
 
-    /// All at once, where the host does it; `None` where the card does.
+    /// Does the whole operation on `data` at once. Returns `None` if the card must do it.
     ///
     /// # Errors
-    /// [`TokenError::DataLength`], [`TokenError::DataInvalid`]; of a decryption [`TokenError::EncryptedDataLength`],
-    /// [`TokenError::EncryptedDataInvalid`], [`TokenError::AuthenticationTag`].
+    /// An encryption gives [`TokenError::DataLength`] or [`TokenError::DataInvalid`]. A decryption gives
+    /// [`TokenError::EncryptedDataLength`], [`TokenError::EncryptedDataInvalid`] or [`TokenError::AuthenticationTag`].
     fn single(&self, data: &[u8]) -> Result<Option<Secret>, TokenError>;
 
-    /// What the next part of `part` bytes becomes.
+    /// Returns the length of [`CipherOperation::update`]'s output for `part` bytes.
     #[must_use]
     fn update_len(&self, part: usize) -> usize;
 
-    /// Takes the next part.
+    /// Adds the next part of the input. Returns the output that is available so far.
     ///
     /// # Errors
     /// [`TokenError::DataLength`], or [`TokenError::EncryptedDataLength`].
     fn update(&mut self, part: &[u8]) -> Result<Secret, TokenError>;
 
-    /// Room enough for what is left.
+    /// Returns an upper bound for the rest of the output.
     #[must_use]
     fn finish_len(&self) -> usize;
 
-    /// What is left, where the host does it; `None` where the card does.
+    /// Ends the input and returns the rest of the output. Returns `None` if the card must do the operation.
     ///
     /// # Errors
     /// As [`CipherOperation::single`].
@@ -246,10 +246,10 @@ enum Encrypting {
 }
 
 impl EncryptOperation {
-    /// Begins an encryption with the key `object`.
+    /// Begins an encryption with the key of `object`.
     ///
     /// # Errors
-    /// When the mechanism is not one of encrypting, its parameter is wrong, or it does not go with the key.
+    /// An error if the mechanism does not encrypt, its parameter is invalid, or it does not fit the key.
     pub fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
@@ -275,7 +275,7 @@ impl EncryptOperation {
         }
     }
 
-    /// All at once.
+    /// Encrypts `data` at once.
     ///
     /// # Errors
     /// [`TokenError::DataLength`], [`TokenError::DataInvalid`].

@@ -1,4 +1,4 @@
-//! Decryption, on the host or by a key of the card.
+//! Decryption, on the host or with a key of the card.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::CKA_MODULUS;
@@ -16,11 +16,11 @@ use crate::{
     padding::{self, ImplicitRejection},
 };
 
-/// A decryption begun by C_DecryptInit.
+/// An operation begun by C_DecryptInit.
 pub struct DecryptOperation {
-    /// The object of the key.
+    /// The identity of the key's object.
     pub object: ObjectId,
-    /// The PIN given for this one decryption by CKU_CONTEXT_SPECIFIC.
+    /// The PIN of the context login for this one decryption.
     pub context_pin: Option<Secret>,
     way: Decrypting,
 }
@@ -36,10 +36,10 @@ enum Decrypting {
 }
 
 impl DecryptOperation {
-    /// Begins a decryption with the key `object`.
+    /// Begins a decryption with the key of `object`.
     ///
     /// # Errors
-    /// When the mechanism is not one of decrypting, its parameter is wrong, or it does not go with the key.
+    /// An error if the mechanism does not decrypt, its parameter is invalid, or it does not fit the key.
     pub fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
@@ -70,7 +70,7 @@ impl DecryptOperation {
         })
     }
 
-    /// The private key on the card that decrypts, if one does.
+    /// Returns the private key on the card, if the card decrypts.
     #[must_use]
     pub const fn private_key(&self) -> Option<&PrivateKey> {
         match &self.way {
@@ -79,23 +79,24 @@ impl DecryptOperation {
         }
     }
 
-    /// Whether the key wants its PIN each time.
+    /// Returns whether the key needs a context login for each use.
     #[must_use]
     pub fn wants_context_login(&self) -> bool {
         self.private_key()
             .is_some_and(|key| key.pin == PinPolicy::Always)
     }
 
-    /// Whether the key wants its PIN each time and it has not been given for this decryption.
+    /// Returns whether the key needs a context login for each use and had none for this decryption.
     #[must_use]
     pub fn lacks_context_login(&self) -> bool {
         self.wants_context_login() && self.context_pin.is_none()
     }
 
-    /// What the card is to decrypt, with which key; `None` where the host does.
+    /// Returns the key and the input for the card. Returns `None` if the host decrypts.
     ///
     /// # Errors
-    /// [`TokenError::EncryptedDataLength`] unless it is as long as the modulus.
+    /// [`TokenError::EncryptedDataLength`] unless the input is as long as the modulus;
+    /// [`TokenError::EncryptedDataInvalid`] unless it is below the modulus.
     pub fn input(&self) -> Result<Option<(PrivateKey, KeyInput)>, TokenError> {
         let Decrypting::Card {
             key,
@@ -111,14 +112,15 @@ impl DecryptOperation {
                 len: cryptogram.len(),
             });
         }
-        // A number not below the modulus is none of its ciphertexts; both are public and of one length.
+        // A number that is not below the modulus is not a ciphertext. Both are public and have the same length.
         if cryptogram.expose() >= modulus.as_slice() {
             return Err(TokenError::EncryptedDataInvalid);
         }
         Ok(Some((*key, KeyInput::Cryptogram(cryptogram.duplicate()))))
     }
 
-    /// The plaintext in what the card gave: the bare number where the host unpads, else the message.
+    /// Returns the plaintext in the card's output. The output is the raw RSA result if the host unpads, otherwise the
+    /// message.
     ///
     /// # Errors
     /// [`TokenError::EncryptedDataInvalid`], [`TokenError::Malformed`].

@@ -1,4 +1,4 @@
-//! Keys made of others: agreed on, unwrapped, wrapped.
+//! Key agreement, wrapping and unwrapping.
 
 use claviger_apdu::Secret;
 use cryptoki_sys::{
@@ -35,11 +35,11 @@ pub struct Derivation {
 }
 
 impl Derivation {
-    /// Begins an agreement with the key `object`.
+    /// Begins an agreement with the key of `object`.
     ///
     /// # Errors
-    /// When the mechanism is not one of deriving, does not go with the key, or its parameter is wrong; a public point
-    /// that is not on the key's curve is a wrong parameter.
+    /// An error if the mechanism does not derive keys, does not fit the key, or has an invalid parameter. A public
+    /// point that is not on the key's curve is an invalid parameter.
     pub fn new(
         mechanism: Mechanism,
         parameter: &Parameter,
@@ -64,23 +64,24 @@ impl Derivation {
         })
     }
 
-    /// What the card computes the shared secret of.
+    /// Returns the input for the card: the peer's public point.
     #[must_use]
     pub fn input(&self) -> KeyInput {
         KeyInput::Point(Secret::copy_from(&self.point))
     }
 
-    /// How long a key of it is when the template does not say.
+    /// Returns the length of the derived key if the template does not give one.
     #[must_use]
     pub fn natural_len(&self) -> usize {
         self.kdf
             .map_or_else(|| agreed_len(self.key.algorithm), Hash::len)
     }
 
-    /// The key of `len` bytes in the shared secret `z`: its leading bytes, or what the function makes of it.
+    /// Derives a key of `len` bytes from the shared secret `z`: its leading bytes, or the output of the key derivation
+    /// function.
     ///
     /// # Errors
-    /// [`TokenError::KeySize`] when there are not so many.
+    /// [`TokenError::KeySize`] if that gives fewer bytes.
     pub fn derive(&self, mut z: Secret, len: usize) -> Result<Secret, TokenError> {
         match self.kdf {
             Some(hash) => kdf::x963(hash, &z, &self.shared, len).ok_or(TokenError::KeySize),
@@ -93,7 +94,7 @@ impl Derivation {
     }
 }
 
-/// CKD_NULL is `Some(None)`.
+/// Returns the hash of a key derivation function. CKD_NULL, which has no hash, is `Some(None)`.
 fn kdf_hash(kdf: CK_ULONG) -> Option<Option<Hash>> {
     match kdf {
         CKD_NULL => Some(None),
@@ -106,7 +107,7 @@ fn kdf_hash(kdf: CK_ULONG) -> Option<Option<Hash>> {
     }
 }
 
-/// Length of the shared secret in bytes.
+/// Returns the length of the shared secret in bytes.
 fn agreed_len(algorithm: KeyAlgorithm) -> usize {
     match algorithm {
         KeyAlgorithm::Ec(curve) => curve.field_len(),
@@ -114,8 +115,8 @@ fn agreed_len(algorithm: KeyAlgorithm) -> usize {
     }
 }
 
-/// The other's public point on the curve of our key, raw (PKCS #11 3.1, 6.3.17) or in a DER OCTET STRING as in
-/// CKA_EC_POINT.
+/// Returns the peer's public point if it is on the key's curve. It is given raw (PKCS #11 3.1, 6.3.17) or in a DER
+/// OCTET STRING as in CKA_EC_POINT.
 fn point(algorithm: KeyAlgorithm, public: &[u8]) -> Option<Vec<u8>> {
     let accept = |bytes: &[u8]| match algorithm {
         KeyAlgorithm::Ec(curve) => {
@@ -128,10 +129,10 @@ fn point(algorithm: KeyAlgorithm, public: &[u8]) -> Option<Vec<u8>> {
     accept(public).or_else(|| accept(claviger_apdu::tlv::only(public, 0x04).ok()?))
 }
 
-/// A secret key in the form of C_WrapKey's caller.
+/// Wraps a secret key (C_WrapKey).
 ///
 /// # Errors
-/// When either key may not be used so, cannot, or the mechanism does not go with them.
+/// An error if one of the keys does not permit this or is of the wrong kind, or if the mechanism does not fit them.
 pub fn wrap_key(
     mechanism: Mechanism,
     parameter: &Parameter,
@@ -147,7 +148,7 @@ pub fn wrap_key(
     if key.get(CKA_EXTRACTABLE) != Some(&Value::Bool(true)) {
         return Err(TokenError::KeyUnextractable);
     }
-    // No key of ours is CKA_TRUSTED: only the security officer could make it so.
+    // No key has CKA_TRUSTED here: only the security officer could set it.
     if key.get(CKA_WRAP_WITH_TRUSTED) == Some(&Value::Bool(true)) {
         return Err(TokenError::KeyNotWrappable);
     }
@@ -164,19 +165,19 @@ pub fn wrap_key(
         })
 }
 
-/// A key being unwrapped: by the host at once, or by a key of the card.
+/// A key that is being unwrapped.
 #[derive(Debug)]
 pub enum Unwrapping {
-    /// The key.
+    /// The host has unwrapped the key.
     Done(Secret),
-    /// What the card must decrypt first.
+    /// The card must decrypt first.
     Card(DecryptOperation),
 }
 
 /// Begins to unwrap `wrapped` with the key `unwrapping` (C_UnwrapKey).
 ///
 /// # Errors
-/// As [`DecryptOperation`]'s; [`TokenError::EncryptedDataInvalid`] for what was not wrapped with this key.
+/// Those of [`DecryptOperation`]; [`TokenError::EncryptedDataInvalid`] if the key was not wrapped with this key.
 pub fn unwrap_key(
     mechanism: Mechanism,
     parameter: &Parameter,
@@ -203,7 +204,7 @@ pub fn unwrap_key(
     Ok(Unwrapping::Card(operation))
 }
 
-/// The standard's initial value is the only one; naming it is allowed (PKCS #11 3.1, 6.13.12).
+/// Returns the kind of key wrap. The parameter may only be the standard's initial value (PKCS #11 3.1, 6.13.12).
 fn key_wrap(mechanism: Mechanism, parameter: &Parameter, padded: bool) -> Result<Wrap, TokenError> {
     let standard: &[u8] = if padded {
         &[0xA6, 0x59, 0x59, 0xA6]

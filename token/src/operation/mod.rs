@@ -1,8 +1,8 @@
-//! Operations in the making: each collects its input on the host and touches no card until it ends.
+//! Operations in progress. Each collects its input on the host and uses no card until it ends.
 //!
 //! ```text
 //! begin(mechanism, parameter, object) ──► update(part) … ──► finish ──► on the host: the result
-//!                                                                  └──► on the card: a KeyInput for Token::use_private
+//!                                                                  └──► on the card: a KeyInput for Token::use_private_key
 //! ```
 
 mod cipher;
@@ -28,15 +28,15 @@ use crate::{
     object::{Key, Object},
 };
 
-/// Longest message that must be held whole (Ed25519, or a hash the caller made): no card takes more.
+/// Longest message that must be kept whole (for Ed25519, or a hash computed by the caller). No card takes more.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// What a private key on a card is used on, before the applet's own form of it.
+/// The input of a private key on a card, before the applet encodes it.
 #[derive(Debug)]
 pub enum KeyInput {
-    /// T of EMSA-PKCS1-v1_5: a DigestInfo, or whatever the caller of CKM_RSA_PKCS gave.
+    /// T of EMSA-PKCS1-v1_5: a DigestInfo, or the data that the caller of CKM_RSA_PKCS passed.
     Pkcs1(Secret),
-    /// A block as long as the modulus, for the bare RSA function.
+    /// A block as long as the modulus, for the raw RSA function.
     Block(Secret),
     /// A hash for ECDSA, of any length.
     Hash(Secret),
@@ -44,12 +44,12 @@ pub enum KeyInput {
     Message(Secret),
     /// An RSA ciphertext as long as the modulus.
     Cryptogram(Secret),
-    /// The other's public point: 04 X Y, or 32 bytes for X25519.
+    /// The peer's public point: 04 X Y, or 32 bytes for X25519.
     Point(Secret),
 }
 
-/// The leftmost `len` bytes of `hash`, or the hash with zeros before it: ECDSA over a field of `len` bytes
-/// (FIPS 186-5, 6.4.1) for cards that take exactly that.
+/// Returns the leftmost `len` bytes of `hash`, or a shorter hash with zeros before it. ECDSA over a field of `len`
+/// bytes uses this (FIPS 186-5, 6.4.1) for cards that take exactly that length.
 #[must_use]
 pub fn fit_hash(hash: &[u8], len: usize) -> Vec<u8> {
     let kept = hash.get(..len).unwrap_or(hash);
@@ -58,11 +58,12 @@ pub fn fit_hash(hash: &[u8], len: usize) -> Vec<u8> {
     fitted
 }
 
-/// The mechanism `kind` for `function` (CKF_SIGN …) with `object`, whose attribute `permission` must be true.
+/// Returns the key of `object` if it may be used for `function` (CKF_SIGN …). The attribute `permission` must be true.
 ///
 /// # Errors
-/// MECHANISM_INVALID when nothing does `function` by it or this key must not be used by it, KEY_TYPE_INCONSISTENT when
-/// other keys could, KEY_FUNCTION_NOT_PERMITTED when the key may not.
+/// KEY_TYPE_INCONSISTENT if the object is not a usable key, or if no key of its type supports `function` with the
+/// mechanism. MECHANISM_INVALID if the card does not support it or CKA_ALLOWED_MECHANISMS excludes it.
+/// KEY_FUNCTION_NOT_PERMITTED if `permission` is not true.
 fn check_use(
     mechanism: Mechanism,
     object: &Object,
@@ -92,7 +93,7 @@ fn check_use(
     }
 }
 
-/// The mechanism with this number, if anything does `function` by it.
+/// Returns the mechanism with this number, if it supports `function` with any key.
 ///
 /// # Errors
 /// MECHANISM_INVALID.
@@ -105,7 +106,7 @@ pub fn mechanism_for(
         .ok_or(TokenError::MechanismInvalid(kind))
 }
 
-/// Adds `part` to a message that must be held whole.
+/// Adds `part` to a message that must be kept whole.
 fn append_message(message: &mut Secret, part: &[u8]) -> Result<(), TokenError> {
     let len = message.len().saturating_add(part.len());
     if len > MAX_MESSAGE {
@@ -118,7 +119,7 @@ fn append_message(message: &mut Secret, part: &[u8]) -> Result<(), TokenError> {
     Ok(())
 }
 
-/// A parameter of mechanism `kind` that cannot be.
+/// Returns the error for an invalid parameter of the mechanism.
 const fn bad_parameter(mechanism: Mechanism) -> TokenError {
     TokenError::MechanismParamInvalid(mechanism.kind)
 }
