@@ -1,4 +1,4 @@
-//! What an applet must know for its token to be administered: PINs changed, keys made, objects written.
+//! Administration of a token: what an applet implements to change PINs, generate keys and write objects.
 
 use std::time::SystemTime;
 
@@ -11,67 +11,68 @@ use crate::{
     pin::{PinStatus, PinTries},
 };
 
-/// What the security officer is about to do; a card may want another secret for each.
+/// The task of the security officer (SO). A card may want another secret for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SoPurpose {
     /// Give the user a new PIN.
     Pin,
-    /// Make keys and write objects.
+    /// Generate keys and write objects.
     Contents,
 }
 
 /// The administration of one applet.
 ///
-/// The security officer's secret (*SO PIN*) is the PUK or the management key of PIV, and the admin PIN of OpenPGP.
-/// Every [`AppletTransaction`] has proved the applet; for [`Administration::generate`] and what writes, the security
-/// officer was verified in this very conversation. A change makes the applet forget what it knows of the place.
+/// The SO PIN is the PUK or the management key of PIV, and the admin PIN of OpenPGP. In every [`AppletTransaction`]
+/// passed here, except to [`Administration::random`], the applet is confirmed to be selected. Before
+/// [`Administration::generate`] and the methods that write, the SO was also verified in the same transaction. A change
+/// drops the cached objects of its key reference.
 pub trait Administration {
-    /// Holds `so` to the rules the card is known to have, before a try is spent on it.
+    /// Checks `so` against the known rules of the card, before a try is spent on it.
     ///
     /// # Errors
     /// [`TokenError::SoPinForm`].
     fn check_so_pin(&self, so: &Secret) -> Result<(), TokenError>;
 
-    /// Tries of the security officer as last heard.
+    /// Returns the tries of the SO PIN, as the card last reported them.
     fn so_tries(&self) -> PinTries;
 
-    /// Proves `so` to the card: one try, where the card counts any.
+    /// Sends `so` to the card for verification. This costs one try if the card counts tries.
     ///
     /// # Errors
-    /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
+    /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or an error of the transport.
     fn so_verify(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
     ) -> Result<(), TokenError>;
 
-    /// Asks whether `so` is still verified for `work`; spends no try.
+    /// Returns whether `so` is still verified for `purpose`, as far as the card reports it. Spends no try.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`] when `work` needs another secret than `so`.
+    /// [`TokenError::NotLoggedIn`] if `purpose` needs another secret than `so`.
     fn so_status(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
-        work: SoPurpose,
+        purpose: SoPurpose,
     ) -> Result<PinStatus, TokenError>;
 
-    /// Makes the card forget that `so` was verified.
+    /// Ends the verification of `so` on the card.
     ///
     /// # Errors
-    /// When the card knows no way to, which leaves it verified until it is reset.
+    /// An error if the card has no command for it. `so` then stays verified until the card is reset.
     fn so_unverify(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         so: &Secret,
     ) -> Result<(), TokenError>;
 
-    /// Gives the user who knows `old` the PIN `new`. `old` is verified by itself before anything is changed, and
-    /// may stay so, also when `new` is refused.
+    /// Changes the user's PIN from `old` to `new`. The card verifies `old` by itself before anything is changed. The PIN
+    /// may stay verified, even if the card refuses `new`.
     ///
     /// # Errors
     /// [`TokenError::NewPinLength`] before a PIN is sent, [`TokenError::WrongPin`] after one try,
-    /// [`TokenError::PinLocked`], [`TokenError::NewPinInvalid`], or of the transport.
+    /// [`TokenError::PinLocked`], [`TokenError::NewPinInvalid`], or an error of the transport.
     fn change_user_pin(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -79,10 +80,10 @@ pub trait Administration {
         new: &Secret,
     ) -> Result<(), TokenError>;
 
-    /// Gives the security officer who knows `old` the secret `new` of the same kind.
+    /// Changes the SO PIN from `old` to `new`, a secret of the same kind.
     ///
     /// # Errors
-    /// As [`Administration::change_user_pin`], with the errors of the security officer.
+    /// As [`Administration::change_user_pin`], with the errors for the SO PIN.
     fn change_so_pin(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -90,11 +91,11 @@ pub trait Administration {
         new: &Secret,
     ) -> Result<(), TokenError>;
 
-    /// Gives the user the PIN `new` and all tries back. `so` is logged in for [`SoPurpose::PinState`].
+    /// Sets the user's PIN to `new` and restores all its tries. `so` is logged in for [`SoPurpose::Pin`].
     ///
     /// # Errors
-    /// [`TokenError::NewPinLength`] before a PIN is sent, [`TokenError::NewPinInvalid`],
-    /// [`TokenError::WrongSoPin`], [`TokenError::SoPinLocked`], or of the transport.
+    /// [`TokenError::NewPinLength`] before a PIN is sent, [`TokenError::NewPinInvalid`], [`TokenError::WrongSoPin`],
+    /// [`TokenError::SoPinLocked`], or an error of the transport.
     fn init_user_pin(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -102,17 +103,17 @@ pub trait Administration {
         new: &Secret,
     ) -> Result<(), TokenError>;
 
-    /// The keys the card can make in one place or another, as far as it is known.
+    /// Returns the algorithms for which the card can generate a key in at least one key reference, as far as known.
     fn generatable_algorithms(&self) -> Vec<KeyAlgorithm>;
 
-    /// The key reference whose objects have this CKA_ID.
+    /// Returns the key reference whose objects have this CKA_ID.
     fn key_reference_of(&self, id: &[u8]) -> Option<u8>;
 
-    /// Makes a key in a number, over the one that is there. `created` becomes its date where the card keeps one.
+    /// Generates a key in `reference` and replaces the present one. `created` is stored if the card keeps a date.
     ///
     /// # Errors
-    /// [`TokenError::KeyNotGenerable`] before anything is changed; any other leaves the place with the old key,
-    /// the new one or none.
+    /// [`TokenError::KeyNotGenerable`] before anything is changed. After any other error the key reference holds the
+    /// old key, the new key or no key.
     fn generate(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -121,10 +122,11 @@ pub trait Administration {
         created: SystemTime,
     ) -> Result<PublicKey, TokenError>;
 
-    /// Writes the certificate of a number, or with `None` removes it.
+    /// Writes the certificate of `reference`. `None` removes the certificate.
     ///
     /// # Errors
-    /// [`TokenError::NoSpace`], [`TokenError::ValueInvalid`] when there is no such number, or of the transport.
+    /// [`TokenError::NoSpace`], [`TokenError::ValueInvalid`] if there is no such key reference, or an error of the
+    /// transport.
     fn put_certificate(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -132,8 +134,8 @@ pub trait Administration {
         der: Option<&[u8]>,
     ) -> Result<(), TokenError>;
 
-    /// Writes a data object, CKA_VALUE as it is, or with `None` removes it. `place` is its
-    /// [`crate::object::ObjectId::place`].
+    /// Writes `content`, an unchanged CKA_VALUE, to a data object. `None` removes the content. `number` is the object's
+    /// [`crate::object::ObjectId::number`].
     ///
     /// # Errors
     /// As [`Administration::put_certificate`].
@@ -144,17 +146,17 @@ pub trait Administration {
         content: Option<&[u8]>,
     ) -> Result<(), TokenError>;
 
-    /// The places data objects can be written to: [`crate::object::ObjectId::place`] and the content octets of
-    /// the object identifier, which may be empty.
+    /// Returns the data objects that can be written: [`crate::object::ObjectId::number`] and the content octets of the
+    /// object identifier, which may be empty.
     fn writable_data_objects(&self) -> Vec<(u32, Vec<u8>)>;
 
-    /// Whether [`Administration::random`] gives any.
+    /// Returns whether [`Administration::random`] gives random bytes.
     fn has_random(&self) -> bool;
 
-    /// `len` bytes of the card's randomness; `None` where the card gives none.
+    /// Returns `len` random bytes from the card, or `None` if the card gives none.
     ///
     /// # Errors
-    /// Of the transport, or when the card gives other than it was asked for.
+    /// An error of the transport, or an error if the card gives another number of bytes.
     fn random(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,

@@ -1,4 +1,4 @@
-//! Key algorithms and public keys, independent of any applet's numbers for them.
+//! Key algorithms and public keys, independent of the applets' numbers for them.
 
 use claviger_apdu::tlv;
 use cryptoki_sys::{
@@ -27,7 +27,7 @@ pub enum Curve {
     BrainpoolP512,
 }
 
-/// One row a curve: content octets of the object identifier, and the field's size in bits.
+/// One row per curve: content octets of the object identifier, and the size of the field in bits.
 const CURVES: [(Curve, &[u8], u16); 7] = [
     (
         Curve::P256,
@@ -65,14 +65,14 @@ pub const RSA_ENCRYPTION_OID: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01
 
 impl Curve {
     fn row(self) -> (&'static [u8], u16) {
-        // Every variant has its row: a test walks them.
+        // Every variant has a row. A test checks that.
         CURVES
             .iter()
             .find(|(curve, ..)| *curve == self)
             .map_or((&[], 0), |(_, oid, bits)| (oid, *bits))
     }
 
-    /// The curve with these content octets of an object identifier.
+    /// Returns the curve with these content octets of an object identifier.
     #[must_use]
     pub fn from_oid(oid: &[u8]) -> Option<Self> {
         CURVES
@@ -81,29 +81,29 @@ impl Curve {
             .map(|(curve, ..)| *curve)
     }
 
-    /// Content octets of its object identifier.
+    /// Returns the content octets of the curve's object identifier.
     #[must_use]
     pub fn oid(self) -> &'static [u8] {
         self.row().0
     }
 
-    /// Size of the field in bits.
+    /// Returns the size of the field in bits.
     #[must_use]
     pub fn bits(self) -> u16 {
         self.row().1
     }
 
-    /// Size of a coordinate, and of r and s, in bytes.
+    /// Returns the size of a coordinate, and of r and s, in bytes.
     #[must_use]
     pub fn field_len(self) -> usize {
         usize::from(self.bits()).div_ceil(8)
     }
 }
 
-/// What a private key is, as far as its use needs to know.
+/// The algorithm of a private key, with its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyAlgorithm {
-    /// RSA with a modulus of so many bits.
+    /// RSA with a modulus of `bits` bits.
     Rsa {
         /// Bits of the modulus.
         bits: u16,
@@ -117,7 +117,7 @@ pub enum KeyAlgorithm {
 }
 
 impl KeyAlgorithm {
-    /// CKA_KEY_TYPE.
+    /// Returns the CKA_KEY_TYPE.
     #[must_use]
     pub const fn key_type(self) -> CK_KEY_TYPE {
         match self {
@@ -128,7 +128,7 @@ impl KeyAlgorithm {
         }
     }
 
-    /// Its size in bits: of the modulus, of the field.
+    /// Returns the size in bits of the modulus or of the field.
     #[must_use]
     pub fn bits(self) -> CK_ULONG {
         CK_ULONG::from(match self {
@@ -138,7 +138,7 @@ impl KeyAlgorithm {
         })
     }
 
-    /// Length of a signature in bytes: the modulus, r and s, or 64.
+    /// Returns the length of a signature in bytes: that of the modulus, of r and s, or 64. X25519 has 0.
     #[must_use]
     pub fn signature_len(self) -> usize {
         match self {
@@ -150,7 +150,7 @@ impl KeyAlgorithm {
     }
 }
 
-/// A public key in the form all applets and certificates are brought to.
+/// A public key in the form that all applets and certificates are converted to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublicKey {
     /// Both numbers big endian without leading zeros.
@@ -162,7 +162,7 @@ pub enum PublicKey {
     },
     /// An uncompressed point 04 X Y of the right length.
     Ec {
-        /// The curve it is on.
+        /// The curve of the point.
         curve: Curve,
         /// 04 X Y
         point: Vec<u8>,
@@ -174,7 +174,8 @@ pub enum PublicKey {
 }
 
 impl PublicKey {
-    /// An RSA key from big-endian numbers, leading zeros removed; `None` under 512 or over 16 384 bits.
+    /// Returns an RSA key from big-endian numbers, without leading zeros. Returns `None` for a modulus under 512 or
+    /// over 16 384 bits, and for an exponent of no or more than 8 bytes.
     #[must_use]
     pub fn rsa(modulus: &[u8], exponent: &[u8]) -> Option<Self> {
         let strip = |n: &[u8]| {
@@ -188,7 +189,7 @@ impl PublicKey {
             .then_some(Self::Rsa { modulus, exponent })
     }
 
-    /// A point 04 X Y whose length fits `curve`.
+    /// Returns the key for a point 04 X Y, or `None` if the length does not fit `curve`.
     #[must_use]
     pub fn ec(curve: Curve, point: &[u8]) -> Option<Self> {
         let fits = point.first() == Some(&0x04) && point.len() == 1 + 2 * curve.field_len();
@@ -198,7 +199,7 @@ impl PublicKey {
         })
     }
 
-    /// What the matching private key is.
+    /// Returns the algorithm of the matching private key.
     #[must_use]
     pub fn algorithm(&self) -> KeyAlgorithm {
         match self {
@@ -211,7 +212,7 @@ impl PublicKey {
         }
     }
 
-    /// CKA_KEY_TYPE and the attributes that make up the key, for public and private objects alike.
+    /// Returns CKA_KEY_TYPE and the attributes with the key's numbers, for public and private objects alike.
     #[must_use]
     pub fn attributes(&self) -> Vec<(cryptoki_sys::CK_ATTRIBUTE_TYPE, Value)> {
         let mut attributes = vec![(CKA_KEY_TYPE, Value::Ulong(self.algorithm().key_type()))];
@@ -235,7 +236,7 @@ impl PublicKey {
         attributes
     }
 
-    /// The SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in DER: CKA_PUBLIC_KEY_INFO.
+    /// Returns CKA_PUBLIC_KEY_INFO: the SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in DER.
     #[must_use]
     pub fn info(&self) -> Vec<u8> {
         let (algorithm, key) = match self {
@@ -269,8 +270,8 @@ impl PublicKey {
     }
 }
 
-/// The little-endian point in a DER OCTET STRING, as OpenSC has it: GnuTLS 3.7 and pkcs11-tool 0.23 refuse the bare
-/// one of PKCS #11 3.1 (6.3.5), and later readers take both. The RFC 8410 identifier names the curve.
+/// Encodes the little-endian point in a DER OCTET STRING, as OpenSC does. GnuTLS 3.7 and pkcs11-tool 0.23 refuse the
+/// raw point of PKCS #11 3.1 (6.3.5), and later readers take both. The RFC 8410 identifier names the curve.
 fn short_curve(oid: &[u8], point: &[u8; 32]) -> [(cryptoki_sys::CK_ATTRIBUTE_TYPE, Value); 2] {
     [
         (CKA_EC_PARAMS, tlv::encode(0x06, oid).into()),
@@ -278,7 +279,7 @@ fn short_curve(oid: &[u8], point: &[u8; 32]) -> [(cryptoki_sys::CK_ATTRIBUTE_TYP
     ]
 }
 
-/// A DER INTEGER of a big-endian number without leading zeros.
+/// Encodes a big-endian number without leading zeros as a DER INTEGER.
 fn unsigned(number: &[u8]) -> Vec<u8> {
     let sign: &[u8] = if number.first().is_none_or(|byte| byte & 0x80 != 0) {
         &[0]

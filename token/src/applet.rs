@@ -1,4 +1,4 @@
-//! What an applet must know of itself for a token to work with it.
+//! The interface between a token and an applet.
 
 use std::sync::Arc;
 
@@ -17,50 +17,50 @@ use crate::{
     pin::{PinPurpose, PinStatus, PinTries},
 };
 
-/// What C_GetTokenInfo says, as far as the card knows it.
+/// The values of C_GetTokenInfo, as far as the card knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenInfo {
-    /// Unique among the cards of one owner.
+    /// A label that is unique among the cards of one owner.
     pub label: String,
-    /// Who made it.
+    /// The manufacturer.
     pub manufacturer: String,
-    /// Which applet it is.
+    /// The name of the applet.
     pub model: String,
-    /// At most 16 characters, unique per card.
+    /// At most 16 characters, unique for each card.
     pub serial: String,
     /// Shortest PIN in bytes.
     pub min_pin_len: usize,
     /// Longest PIN in bytes.
     pub max_pin_len: usize,
-    /// Major and minor version of the applet or card, 0.0 when unknown.
+    /// Major and minor version of the applet or card; 0.0 if unknown.
     pub version: (u8, u8),
     /// Tries of the user PIN.
     pub pin_tries: PinTries,
 }
 
-/// What a search can be about, so that nothing else is read.
+/// The objects that a search can match, so that no others are read.
 #[derive(Clone, Debug, Default)]
 pub struct SearchScope {
-    /// CKA_CLASS, when the template names one.
+    /// CKA_CLASS, if the template names one.
     pub class: Option<CK_OBJECT_CLASS>,
-    /// CKA_ID, when the template names one.
+    /// CKA_ID, if the template names one.
     pub id: Option<Vec<u8>>,
-    /// CKA_LABEL, when the template names one.
+    /// CKA_LABEL, if the template names one.
     pub label: Option<Vec<u8>>,
-    /// Whether private objects count.
+    /// Whether private objects can match.
     pub private: bool,
 }
 
-/// The class of no object: what a search for objects of sessions alone wants of a card.
+/// A class that no object has. A search for session objects only uses it, so that the card is not read.
 const NO_CLASS: CK_OBJECT_CLASS = CK_OBJECT_CLASS::MAX;
 
 impl SearchScope {
-    /// What `template` can match; `private` when a user is logged in.
+    /// Returns the scope of `template`. `private` is true if a user is logged in.
     #[must_use]
     pub fn of_template(template: &Template, private: bool) -> Self {
-        let nothing = template.bytes(CKA_TOKEN) == Some(&[0]);
+        let session_only = template.bytes(CKA_TOKEN) == Some(&[0]);
         Self {
-            class: if nothing {
+            class: if session_only {
                 Some(NO_CLASS)
             } else {
                 template.ulong(CKA_CLASS)
@@ -71,7 +71,7 @@ impl SearchScope {
         }
     }
 
-    /// Whether an object with this class, id and label can be wanted.
+    /// Returns whether the search can match an object with this class, id and label.
     #[must_use]
     pub fn includes(&self, class: CK_OBJECT_CLASS, id: &[u8], label: &str) -> bool {
         self.class.is_none_or(|wanted| wanted == class)
@@ -83,21 +83,21 @@ impl SearchScope {
     }
 }
 
-/// A command whose data lives as long as itself.
+/// A command that owns its data.
 #[derive(Debug)]
 pub struct OwnedCommand {
     /// CLA INS P1 P2.
     pub header: [u8; 4],
     /// The data field.
     pub data: Secret,
-    /// The response asked for.
+    /// The response data that the command asks for.
     pub expected: Expected,
-    /// How long it may take.
+    /// The kind of work, which sets the timeout.
     pub budget: CommandBudget,
 }
 
 impl OwnedCommand {
-    /// The command itself.
+    /// Returns the command with borrowed data.
     #[must_use]
     pub fn as_apdu(&self) -> CommandApdu<'_> {
         CommandApdu {
@@ -109,47 +109,47 @@ impl OwnedCommand {
     }
 }
 
-/// One applet of one card: what it has read so far and how it says things.
+/// One applet of one card: the cache of what was read, and the encoding of commands and responses.
 ///
-/// Methods with a [`AppletTransaction`] talk; all others compute. The applet keeps no login state: a
-/// [`crate::token::Token`] does.
+/// Methods with an [`AppletTransaction`] exchange commands with the card. All others only compute. The applet has no
+/// login state: [`crate::token::Token`] has it.
 pub trait Applet: Administration + Send {
-    /// How the applet is selected and recognised.
+    /// Returns how the applet is selected and recognised.
     fn application(&self) -> &'static Application;
 
-    /// Which applet it is.
+    /// Returns the kind of the applet.
     fn kind(&self) -> AppletKind {
         self.application().kind
     }
 
-    /// What is known of the token, without asking the card.
+    /// Returns the token information from the cache. Does not use the card.
     fn info(&self) -> TokenInfo;
 
-    /// The mechanisms the card can do.
+    /// Returns the mechanisms that the card supports.
     fn mechanisms(&self) -> Vec<MechanismInfo>;
 
-    /// Whether the card takes extended-length APDUs, as far as applet or ATR say.
+    /// Returns whether the card takes extended-length APDUs, as far as the applet or the answer to reset states it.
     fn extended_length(&self) -> bool;
 
-    /// Whether the card takes a command in a chain of several (ISO 7816-4, 5.3.3), as far as the applet says.
+    /// Returns whether the card supports command chaining (ISO 7816-4, 5.3.3), as far as the applet states it.
     fn chains(&self) -> bool;
 
-    /// Takes note of a probe's or SELECT's answer, which may carry PIN tries or references.
+    /// Updates the cache from the response to a probe or SELECT, which may hold PIN tries or PIN references.
     ///
     /// # Errors
-    /// When it does not parse and nothing can be done without it.
+    /// An error if the response does not parse and the applet cannot work without it.
     fn take_probe_answer(&mut self, response: &[u8]) -> Result<(), TokenError>;
 
-    /// Holds `pin` to the rules the card is known to have, before a try is spent on it.
+    /// Checks `pin` against the known rules of the card, before a try is spent on it.
     ///
     /// # Errors
     /// [`TokenError::PinLength`].
     fn check_pin(&self, pin: &Secret) -> Result<(), TokenError>;
 
-    /// Verifies `pin`. The conversation has proved that this applet is selected.
+    /// Verifies `pin`. The transaction has confirmed that this applet is selected.
     ///
     /// # Errors
-    /// [`TokenError::WrongPin`] after exactly one try, [`TokenError::PinLocked`], or of the transport.
+    /// [`TokenError::WrongPin`] after exactly one try, [`TokenError::PinLocked`], or an error of the transport.
     fn verify(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
@@ -157,50 +157,50 @@ pub trait Applet: Administration + Send {
         purpose: PinPurpose,
     ) -> Result<(), TokenError>;
 
-    /// Asks whether the PIN for `key` is verified; spends no try.
+    /// Asks the card whether the PIN for `key` is verified. Spends no try.
     ///
     /// # Errors
-    /// When the card does not say.
+    /// An error if the card does not report it.
     fn pin_status(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
         key: &PrivateKey,
     ) -> Result<PinStatus, TokenError>;
 
-    /// Makes the card forget that the PIN was verified.
+    /// Ends the verification of the PIN on the card.
     ///
     /// # Errors
-    /// When the card knows no way to, which leaves it verified until it is reset.
+    /// An error if the card has no command for it. The PIN then stays verified until the card is reset.
     fn reset_verification(&mut self, tx: &mut AppletTransaction<'_, '_>) -> Result<(), TokenError>;
 
-    /// Reads what `wanted` may match and is not read yet.
+    /// Reads the objects that `scope` may match and that are not in the cache.
     ///
     /// # Errors
-    /// Of the transport only: one unreadable object never hides the others, it is left out and logged.
+    /// Errors of the transport only. An unreadable object is left out and logged, and does not hide the others.
     fn load(
         &mut self,
         tx: &mut AppletTransaction<'_, '_>,
-        wanted: &SearchScope,
+        scope: &SearchScope,
     ) -> Result<(), TokenError>;
 
-    /// Whether [`Applet::load`] would have nothing to ask the card.
-    fn is_loaded(&self, wanted: &SearchScope) -> bool;
+    /// Returns whether the cache has everything that [`Applet::load`] would read for `scope`.
+    fn is_loaded(&self, scope: &SearchScope) -> bool;
 
-    /// Forgets all objects, so that they are read again.
+    /// Clears the cache of objects, so that they are read again.
     fn forget_objects(&mut self);
 
-    /// The objects read so far, private ones included.
+    /// Returns the cached objects, private ones included.
     fn objects(&self) -> Vec<Arc<Object>>;
 
-    /// The one command that uses `key` on `input`.
+    /// Returns the one command that uses `key` on `input`.
     ///
     /// # Errors
-    /// [`TokenError::DataLength`] when the card cannot take so much, [`TokenError::KeyFunctionNotPermitted`] when key and
-    /// input do not go together.
+    /// [`TokenError::DataLength`] if the input is too long for the card, [`TokenError::KeyFunctionNotPermitted`] if key
+    /// and input do not fit.
     fn key_command(&self, key: &PrivateKey, input: &KeyInput) -> Result<OwnedCommand, TokenError>;
 
-    /// What a 9000 answer to [`Applet::key_command`] gives, in Cryptoki's form: the signature; the bare number or the
-    /// message; the shared secret.
+    /// Converts the data of a 9000 response to [`Applet::key_command`] to Cryptoki's form: the signature, the raw RSA
+    /// result or the unpadded message, or the shared secret.
     ///
     /// # Errors
     /// [`TokenError::Malformed`].
@@ -211,6 +211,6 @@ pub trait Applet: Administration + Send {
         response: &Secret,
     ) -> Result<Secret, TokenError>;
 
-    /// What to call a key in messages: "PIV key 9A", "OpenPGP signature key".
+    /// Returns the name of a key in messages: "PIV key 9A", "OpenPGP signature key".
     fn key_name(&self, key: &PrivateKey) -> String;
 }

@@ -1,8 +1,8 @@
-//! The applications of a card that are tokens, and how each is selected and recognised.
+//! The applications of a card that are tokens: how each is selected and recognised.
 
 use claviger_apdu::{CommandApdu, StatusWord};
 
-/// Which applet; also what a slot is made of, together with its reader.
+/// The kind of an applet. A reader and an applet make up a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AppletKind {
     /// NIST SP 800-73.
@@ -12,10 +12,10 @@ pub enum AppletKind {
 }
 
 impl AppletKind {
-    /// Every applet, in the order their slots are shown.
+    /// Every applet, in the order of their slots.
     pub const ALL: [Self; 2] = [Self::Piv, Self::OpenPgp];
 
-    /// Name for a person.
+    /// Returns the name for a person.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -24,8 +24,8 @@ impl AppletKind {
         }
     }
 
-    /// Whether `status` is what a command gets that arrives at another applet, or at none, or after a
-    /// reset; the command was then not executed.
+    /// Returns whether a command that arrives at another applet, at no applet, or after a reset gets `status`. In these
+    /// cases the command was not executed.
     #[must_use]
     pub const fn may_be_other_applet(status: StatusWord) -> bool {
         matches!(
@@ -35,15 +35,15 @@ impl AppletKind {
     }
 }
 
-/// How a card is asked for an applet, and how the applet is recognised.
+/// How an applet is selected and recognised.
 pub struct Application {
-    /// Which applet it is.
+    /// The kind of the applet.
     pub kind: AppletKind,
-    /// The data of SELECT. Cards accept an identifier without its last bytes.
+    /// The data of SELECT. Cards accept an application identifier without its last bytes.
     pub aid: &'static [u8],
-    /// A command that only reads. Its success, and nothing else, shows that the applet is selected. The answer is
-    /// useful anyway before a PIN is sent.
+    /// The probe: a command that only reads. Only its success confirms that the applet is selected. The response has a
+    /// second use: it is needed before a PIN is sent.
     pub probe: CommandApdu<'static>,
-    /// Whether the data of a successful answer to `probe` is this applet's.
+    /// Returns whether the data of a successful response to `probe` belongs to this applet.
     pub is_probe_answer: fn(&[u8]) -> bool,
 }

@@ -1,4 +1,4 @@
-//! Attribute values and templates: what an object has, and what a search asks for.
+//! Attribute values and templates.
 
 use std::{borrow::Cow, ops::Deref, sync::Arc};
 
@@ -7,7 +7,7 @@ use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_ULONG};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
-/// A secret that an object and the operations with it hold together; the last of them wipes it.
+/// A secret that an object shares with its operations. Dropping the last reference wipes the secret.
 #[derive(Clone, Debug)]
 pub struct SharedSecret(Arc<Secret>);
 
@@ -40,20 +40,20 @@ impl Eq for SharedSecret {}
 pub enum Value {
     /// A CK_BBOOL.
     Bool(bool),
-    /// A CK_ULONG, or one of its many names.
+    /// A CK_ULONG, or a type defined as one.
     Ulong(CK_ULONG),
-    /// Anything else, as it goes over the ABI.
+    /// Any other value, in the form of the C interface.
     Bytes(Vec<u8>),
     /// An array of CK_MECHANISM_TYPE.
     Mechanisms(Vec<CK_MECHANISM_TYPE>),
-    /// There is a value, and it is never given away.
+    /// A value that exists and is never revealed.
     Sensitive,
     /// The value of a secret key that may be read.
     Secret(SharedSecret),
 }
 
 impl Value {
-    /// The bytes of the C value in this machine's byte order; `None` for [`Value::Sensitive`].
+    /// Returns the bytes of the C value in the byte order of this machine, or `None` for [`Value::Sensitive`].
     #[must_use]
     pub fn encode(&self) -> Option<Cow<'_, [u8]>> {
         match self {
@@ -99,8 +99,8 @@ impl From<&str> for Value {
     }
 }
 
-/// What a search asks for, where every entry must be there and equal, byte for byte; or what a new object shall have.
-/// It may hold a secret key: it is wiped when dropped, and prints no values.
+/// The attributes that a search asks for, or that a new object is given. A search matches if every entry is present
+/// with the same bytes. A template may hold a secret key: it is wiped when dropped, and Debug output shows no values.
 #[derive(Default, PartialEq, Eq)]
 pub struct Template(pub Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)>);
 
@@ -118,7 +118,7 @@ impl std::fmt::Debug for Template {
 }
 
 impl Template {
-    /// The bytes asked of `attribute`, if it is asked for.
+    /// Returns the bytes given for `attribute`, if the template has it.
     #[must_use]
     pub fn bytes(&self, attribute: CK_ATTRIBUTE_TYPE) -> Option<&[u8]> {
         self.0
@@ -127,7 +127,7 @@ impl Template {
             .map(|(_, value)| value.as_slice())
     }
 
-    /// The number asked of `attribute`; a value of another size is none and will match nothing.
+    /// Returns the number given for `attribute`. A value of another size is not a number and matches nothing.
     #[must_use]
     pub fn ulong(&self, attribute: CK_ATTRIBUTE_TYPE) -> Option<CK_ULONG> {
         self.bytes(attribute)?

@@ -1,4 +1,5 @@
-//! The one table of attributes: which class has which, in what form, and who may set them when.
+//! The table of attributes: the classes that have each attribute, the form of its value, and when an application may
+//! set it.
 
 use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_OBJECT_CLASS, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_ALWAYS_AUTHENTICATE,
@@ -21,42 +22,42 @@ use crate::{
     error::{TemplateFault, TokenError},
 };
 
-/// How a value is written in C.
+/// The form of a value in C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ValueForm {
     Bool,
     Ulong,
     Bytes,
-    /// CK_DATE, or nothing.
+    /// CK_DATE, or empty.
     Date,
     Mechanisms,
     /// Bytes of a secret key.
     Secret,
 }
 
-/// When the application may say what an attribute is.
+/// When an application may set an attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SetRule {
-    /// When the object is made, and it must.
+    /// At creation, and it is required.
     Must,
-    /// When the object is made.
+    /// At creation only.
     Once,
-    /// When it is made, and later.
+    /// At creation and later.
     Always,
-    /// When it is made; later only from false to true.
+    /// At creation. Later only from false to true.
     Rises,
-    /// When it is made; later only from true to false.
+    /// At creation. Later only from true to false.
     Falls,
-    /// Never: the module says.
+    /// Never. The module sets it.
     Never,
 }
 
-/// Classes of which an application can make objects.
+/// Classes of objects that an application can create.
 const DATA: u8 = 1;
 const CERTIFICATE: u8 = 2;
 const PUBLIC: u8 = 4;
 const SECRET: u8 = 8;
-/// Known from key generation only.
+/// From key generation only.
 const PRIVATE: u8 = 16;
 const KEYS: u8 = PUBLIC | SECRET | PRIVATE;
 const ALL: u8 = DATA | CERTIFICATE | KEYS;
@@ -77,7 +78,8 @@ const fn row(kind: CK_ATTRIBUTE_TYPE, form: ValueForm, classes: u8, setting: Set
     }
 }
 
-/// PKCS #11 3.1, 4.4 to 4.11 and the key types of 6. A kind that differs between classes has a row for each.
+/// PKCS #11 3.1, 4.4 to 4.11, and the key types of section 6. An attribute that differs between classes has several
+/// rows.
 const ATTRIBUTES: &[Row] = &[
     row(CKA_CLASS, ValueForm::Ulong, ALL, SetRule::Must),
     row(CKA_TOKEN, ValueForm::Bool, ALL, SetRule::Once),
@@ -254,10 +256,10 @@ const ATTRIBUTES: &[Row] = &[
     row(CKA_EC_POINT, ValueForm::Bytes, PUBLIC, SetRule::Once),
 ];
 
-/// Key types of which a session can hold keys.
+/// Types of public keys that can be session objects.
 pub(crate) const PUBLIC_KEY_TYPES: [CK_ULONG; 4] =
     [CKK_RSA, CKK_EC, CKK_EC_EDWARDS, CKK_EC_MONTGOMERY];
-/// Likewise.
+/// Types of secret keys that can be session objects.
 pub(crate) const SECRET_KEY_TYPES: [CK_ULONG; 2] = [CKK_GENERIC_SECRET, CKK_AES];
 
 pub(crate) fn fault(fault: TemplateFault, attribute: CK_ATTRIBUTE_TYPE) -> TokenError {
@@ -277,18 +279,19 @@ const fn mask(class: CK_OBJECT_CLASS) -> u8 {
 
 fn row_of(kind: CK_ATTRIBUTE_TYPE, class: CK_OBJECT_CLASS) -> Result<&'static Row, TokenError> {
     let mask = mask(class);
-    let mine = |row: &&Row| row.kind == kind && row.classes & mask != 0;
+    let fits = |row: &&Row| row.kind == kind && row.classes & mask != 0;
     ATTRIBUTES
         .iter()
-        .find(mine)
+        .find(fits)
         .ok_or_else(|| fault(TemplateFault::TypeInvalid, kind))
 }
 
-/// What a template gives an object of `class`, each attribute in its form.
+/// Returns the attributes that a template gives an object of `class`, each in its form.
 ///
 /// # Errors
-/// ATTRIBUTE_TYPE_INVALID for what the class does not have, ATTRIBUTE_VALUE_INVALID for a value of the wrong form,
-/// ATTRIBUTE_READ_ONLY for what only the module says, TEMPLATE_INCONSISTENT for one attribute with two values.
+/// ATTRIBUTE_TYPE_INVALID for an attribute that the class does not have, ATTRIBUTE_VALUE_INVALID for a value of the
+/// wrong form, ATTRIBUTE_READ_ONLY for an attribute that only the module sets, TEMPLATE_INCONSISTENT for one attribute
+/// with two values.
 pub(crate) fn read(
     template: &Template,
     class: CK_OBJECT_CLASS,
@@ -297,7 +300,7 @@ pub(crate) fn read(
     for (kind, bytes) in &template.0 {
         let row = row_of(*kind, class)?;
         let value = row.form.read(*kind, bytes)?;
-        // Saying FALSE of what is never true is allowed: NSS says so of CKA_TRUSTED.
+        // FALSE is allowed for an attribute that is never true: NSS sets CKA_TRUSTED so.
         let harmless = *kind == CKA_TRUSTED && value == Value::Bool(false);
         if row.setting == SetRule::Never && !harmless {
             return Err(fault(TemplateFault::ReadOnly, *kind));
@@ -311,7 +314,7 @@ pub(crate) fn read(
     Ok(values)
 }
 
-/// The first attribute that must be said of an object of `class` and is not.
+/// Returns the first required attribute of `class` that `values` lacks.
 pub(crate) fn first_missing(
     values: &[(CK_ATTRIBUTE_TYPE, Value)],
     class: CK_OBJECT_CLASS,
@@ -324,10 +327,10 @@ pub(crate) fn first_missing(
         .find(|kind| !values.iter().any(|(given, _)| given == kind))
 }
 
-/// Whether an attribute of a finished object may become `new`.
+/// Checks that an attribute of an existing object may become `new`.
 ///
 /// # Errors
-/// ATTRIBUTE_READ_ONLY.
+/// ATTRIBUTE_READ_ONLY, or ATTRIBUTE_TYPE_INVALID for an attribute that `class` does not have.
 pub(crate) fn may_change(
     kind: CK_ATTRIBUTE_TYPE,
     class: CK_OBJECT_CLASS,

@@ -1,4 +1,4 @@
-//! One card as the applets share it: which applet is selected, and conversations that prove it.
+//! One card, shared by its applets: the selected applet, and transactions that ensure which one is selected.
 
 use std::time::Duration;
 
@@ -12,20 +12,21 @@ use crate::{
     error::TokenError,
 };
 
-/// How long to wait for other users of the card to let go.
+/// Longest wait for other programs to end their transactions.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A connected card with its applets behind one connection.
+/// A connected card with its applets behind one transport.
 pub struct Card {
     transport: Box<dyn Transport>,
-    /// The applet that answered last, and when. Another process may have selected another one since.
+    /// The applet that responded last, and the epoch of that response. Another process may have selected another applet
+    /// since.
     selected: Option<(AppletKind, Epoch)>,
     extended: bool,
     chains: bool,
 }
 
 impl Card {
-    /// Takes over a connection.
+    /// Takes over a transport.
     #[must_use]
     pub fn new(transport: Box<dyn Transport>) -> Self {
         let extended = transport.atr().announces_extended_length();
@@ -37,49 +38,49 @@ impl Card {
         }
     }
 
-    /// The card's answer to reset.
+    /// Returns the card's answer to reset.
     #[must_use]
     pub fn atr(&self) -> &Atr {
         self.transport.atr()
     }
 
-    /// Counts the losses of the card's state that were announced.
+    /// Returns the epoch, which counts the announced losses of the card's state.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.transport.epoch()
     }
 
-    /// Whether the connection has ended and is of no more use.
+    /// Returns whether the transport has ended and is unusable.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.transport.is_closed()
     }
 
-    /// Takes the card up again, before an operation; see [`Transport::resume`].
+    /// Checks the card before an operation; see [`Transport::resume`].
     ///
     /// # Errors
-    /// [`TransportError`]; the connection is then of no more use.
+    /// [`TransportError`]. The transport is then unusable.
     pub fn resume(&mut self, call: Call) -> Result<(), TransportError> {
         self.transport.resume(call)
     }
 
-    /// Whether it may be another card than that of the last connection to this reader.
+    /// Returns whether this may be another card than that of the last transport to this reader.
     #[must_use]
     pub fn may_be_another(&self) -> bool {
         self.transport.may_be_another()
     }
 
-    /// Allows extended-length APDUs, once an applet has said that the card takes them.
+    /// Allows extended-length APDUs. Call this after an applet has stated that the card takes them.
     pub(crate) fn allow_extended(&mut self) {
         self.extended = true;
     }
 
-    /// Has long commands tried whole, once an applet has said that the card does not chain.
+    /// Sends long commands as one frame. Call this after an applet has stated that the card does not support chaining.
     pub(crate) fn forbid_chaining(&mut self) {
         self.chains = false;
     }
 
-    /// Whether `kind` was selected when the card last answered and nothing announced a change since.
+    /// Returns whether `kind` was selected at the card's last response and no loss of state was announced since.
     pub(crate) fn is_selected(&self, kind: AppletKind) -> bool {
         self.selected == Some((kind, self.transport.epoch()))
     }
@@ -98,39 +99,39 @@ impl Card {
         }
     }
 
-    /// Sends `command` by itself, without keeping others out. When it needs more than one frame it gets a
-    /// transaction of its own, but still no proof that its applet is selected.
+    /// Sends `command` outside a transaction. A command of several frames gets a transaction, but no probe.
     ///
     /// # Errors
-    /// Of the transport.
+    /// [`TransportError`].
     pub(crate) fn exchange_shared(
         &mut self,
         command: &CommandApdu<'_>,
     ) -> Result<ResponseApdu, TransportError> {
         let limits = self.limits();
-        // Where the reader cannot carry extended APDUs, an answer may come in pieces (always, with T=0).
+        // If the reader cannot carry extended APDUs, a response may come in pieces (with T=0 always).
         let in_one_piece = self.transport.limits().extended;
         let one_frame = command.frames(limits).is_ok_and(|frames| frames.len() == 1);
-        let one_answer = limits.extended
+        let one_response = limits.extended
             || matches!(
                 command.expected,
                 Expected::Nothing | Expected::UpTo(0..=256)
             );
-        if in_one_piece && one_frame && one_answer {
+        if in_one_piece && one_frame && one_response {
             return Transaction::new(self.transport.as_mut(), limits).exchange(command);
         }
         let mut response = None;
         self.transport
-            .transact(Call::within(TRANSACTION_TIMEOUT), &mut |link| {
-                response = Some(Transaction::new(link, limits).exchange(command));
+            .transact(Call::within(TRANSACTION_TIMEOUT), &mut |transmit| {
+                response = Some(Transaction::new(transmit, limits).exchange(command));
             })?;
         response.unwrap_or_else(|| Err(not_run()))
     }
 
-    /// Talks to one applet while nobody else can; `body` decides whether the applet must be proved first.
+    /// Runs `body` in a transaction with one applet. `body` decides whether to ensure first that the applet is
+    /// selected.
     ///
     /// # Errors
-    /// Those of `body`, or of the transport when exclusivity was not to be had.
+    /// Those of `body`, or an error of the transport if the transaction did not begin.
     pub(crate) fn with_applet<R>(
         &mut self,
         application: &'static Application,
@@ -139,12 +140,12 @@ impl Card {
         let assumed = self.is_selected(application.kind);
         self.run_transaction(application, assumed, |tx| {
             let outcome = body(tx);
-            (outcome, tx.answered.then_some(application.kind))
+            (outcome, tx.responded.then_some(application.kind))
         })
     }
 
-    /// Talks to a card nothing is known of; `body` says which applet it leaves selected. Until `body` selects
-    /// another, the conversation is with `application`.
+    /// Runs `body` in a transaction with a card whose applets are unknown. `body` returns the applet that it leaves
+    /// selected. Until `body` selects another applet, the transaction belongs to `application`.
     pub(crate) fn with_any_applet<R>(
         &mut self,
         application: &'static Application,
@@ -164,13 +165,13 @@ impl Card {
         let mut outcome = None;
         self.selected = None;
         self.transport
-            .transact(Call::within(TRANSACTION_TIMEOUT), &mut |link| {
-                let mut transaction = Transaction::new(link, limits);
+            .transact(Call::within(TRANSACTION_TIMEOUT), &mut |transmit| {
+                let mut transaction = Transaction::new(transmit, limits);
                 let mut tx = AppletTransaction::new(application, &mut transaction, assumed);
                 outcome = body.take().map(|body| body(&mut tx));
             })?;
         let (result, selected) = outcome.ok_or_else(not_run)?;
-        // After such a failure nobody knows what the card was left with; the next conversation selects anew.
+        // After such an error the state of the card is unknown. The next transaction selects the applet again.
         let unknown = matches!(
             result,
             Err(TokenError::Transport(_)
@@ -192,7 +193,7 @@ impl std::fmt::Debug for Card {
     }
 }
 
-/// A transport that says yes and does nothing breaks its contract.
+/// The error for a transport that returns success without running the transaction, which violates its contract.
 fn not_run() -> TransportError {
     TransportError::before_card(
         claviger_apdu::TransportErrorKind::Protocol,
@@ -200,16 +201,16 @@ fn not_run() -> TransportError {
     )
 }
 
-/// An uninterrupted talk with one applet.
+/// A transaction with one applet.
 ///
-/// It begins *unproved*: the applet is only assumed to be selected. [`AppletTransaction::ensure_selected`] makes sure;
-/// [`AppletTransaction::read`] makes sure when an answer looks as if it were not.
+/// It begins *unconfirmed*: the applet is only assumed to be selected. [`AppletTransaction::ensure_selected`] confirms
+/// it. [`AppletTransaction::read`] does so if a response suggests that another applet is selected.
 pub struct AppletTransaction<'t, 'a> {
     application: &'static Application,
     transaction: &'t mut Transaction<'a>,
     assumed: bool,
     confirmed: bool,
-    answered: bool,
+    responded: bool,
     reselected: bool,
 }
 
@@ -224,32 +225,32 @@ impl<'t, 'a> AppletTransaction<'t, 'a> {
             transaction,
             assumed,
             confirmed: false,
-            answered: false,
+            responded: false,
             reselected: false,
         }
     }
 
-    /// Whether the applet had to be selected, which makes most cards forget verified PINs.
+    /// Returns whether the applet had to be selected. Most cards then end the verification of PINs.
     #[must_use]
     pub const fn was_reselected(&self) -> bool {
         self.reselected
     }
 
-    /// Makes sure, in this very conversation, that the applet is selected. Returns the probe's answer when
-    /// one was sent and understood.
+    /// Ensures, within this transaction, that the applet is selected. Returns the response to the probe if the probe
+    /// confirmed it, `None` if the applet was selected again or had been confirmed before.
     ///
     /// # Errors
-    /// When the applet cannot be selected.
+    /// An error if the applet cannot be selected.
     pub fn ensure_selected(&mut self) -> Result<Option<Secret>, TokenError> {
         if self.confirmed {
             return Ok(None);
         }
-        if self.assumed || self.answered {
+        if self.assumed || self.responded {
             let response = self.exchange(&self.application.probe)?;
             if response.status.is_ok() && (self.application.is_probe_answer)(response.data.expose())
             {
                 self.confirmed = true;
-                self.answered = true;
+                self.responded = true;
                 return Ok(Some(response.data));
             }
         }
@@ -257,7 +258,7 @@ impl<'t, 'a> AppletTransaction<'t, 'a> {
         Ok(None)
     }
 
-    /// Selects the applet again, which makes most cards forget verified PINs.
+    /// Selects the applet again. Most cards then end the verification of PINs.
     ///
     /// # Errors
     /// As [`AppletTransaction::select`].
@@ -265,14 +266,14 @@ impl<'t, 'a> AppletTransaction<'t, 'a> {
         self.select(self.application).map(drop)
     }
 
-    /// Selects `application`, which the conversation is then with, and returns what SELECT answered.
+    /// Selects `application`, to which the transaction then belongs. Returns the response to SELECT.
     ///
     /// # Errors
-    /// [`TokenError::Refused`] when the card does not have it.
+    /// [`TokenError::Refused`] if the card does not have the applet.
     pub fn select(&mut self, application: &'static Application) -> Result<Secret, TokenError> {
         self.application = application;
         self.confirmed = false;
-        self.answered = false;
+        self.responded = false;
         let command = CommandApdu {
             data: application.aid,
             expected: Expected::UpTo(256),
@@ -287,36 +288,36 @@ impl<'t, 'a> AppletTransaction<'t, 'a> {
         }
         self.reselected = true;
         self.confirmed = true;
-        self.answered = true;
+        self.responded = true;
         Ok(response.data)
     }
 
-    /// Sends one command as it is.
+    /// Sends one command unchanged.
     ///
     /// # Errors
-    /// Of the transport.
+    /// An error of the transport.
     pub fn exchange(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TokenError> {
         Ok(self.transaction.exchange(command)?)
     }
 
-    /// Sends a command that only reads. An answer that another applet might have given makes the
-    /// conversation prove the applet and ask again.
+    /// Sends a command that only reads. If another applet may have sent the response, ensures that the applet is
+    /// selected and sends the command again.
     ///
     /// # Errors
     /// As [`AppletTransaction::exchange`] and [`AppletTransaction::ensure_selected`].
     pub fn read(&mut self, command: &CommandApdu<'_>) -> Result<ResponseApdu, TokenError> {
-        if !self.assumed && !self.answered {
+        if !self.assumed && !self.responded {
             self.ensure_selected()?;
         }
         let response = self.exchange(command)?;
         if response.status.is_ok() {
-            self.answered = true;
+            self.responded = true;
             return Ok(response);
         }
-        if self.confirmed || self.answered || !AppletKind::may_be_other_applet(response.status) {
+        if self.confirmed || self.responded || !AppletKind::may_be_other_applet(response.status) {
             return Ok(response);
         }
-        // The applet was there all along: the answer is its own.
+        // The applet was selected all the time, so the response is its own.
         if self.ensure_selected()?.is_some() {
             return Ok(response);
         }
@@ -326,9 +327,9 @@ impl<'t, 'a> AppletTransaction<'t, 'a> {
 
 impl std::fmt::Debug for AppletTransaction<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Conversation")
+        f.debug_struct("AppletTransaction")
             .field("kind", &self.application.kind)
-            .field("proven", &self.confirmed)
+            .field("confirmed", &self.confirmed)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! X.509 certificates as far as Cryptoki attributes and public keys need them.
+//! X.509 certificates, as far as Cryptoki attributes and public keys need them.
 
 use der::{
     Decode, Reader, SliceReader, Tag, TagMode, TagNumber,
@@ -14,10 +14,10 @@ use crate::{
 /// Content octets of id-ce-keyUsage (RFC 5280, 4.2.1.3).
 const KEY_USAGE_OID: &[u8] = &[0x55, 0x1D, 0x0F];
 
-/// A certificate cut into the pieces its object's attributes are made of; each is the card's own DER.
+/// A certificate split into the parts for the attributes of its object. Each part is the unchanged DER of the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The whole.
+    /// The whole certificate.
     pub der: Vec<u8>,
     /// Name of the subject, DER.
     pub subject: Vec<u8>,
@@ -31,13 +31,13 @@ pub struct Certificate {
     pub not_after: Vec<u8>,
     /// SubjectPublicKeyInfo, DER.
     pub public_key_info: Vec<u8>,
-    /// The key in it, when it is of a kind we know.
+    /// The public key, if its algorithm is known here.
     pub public_key: Option<PublicKey>,
-    /// The keyUsage extension, if there is one.
+    /// The keyUsage extension, if present.
     pub key_usage: Option<KeyUsage>,
 }
 
-/// What a certificate says its key is for (RFC 5280, 4.2.1.3): bit n of the standard is `1 << n`.
+/// The purposes that a certificate allows for its key (RFC 5280, 4.2.1.3). Bit n of the standard is `1 << n`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyUsage(pub u16);
 
@@ -59,7 +59,7 @@ impl KeyUsage {
     /// encipherOnly.
     pub const ENCIPHER_ONLY: u16 = 1 << 7;
 
-    /// Whether any of `bits` is set.
+    /// Returns whether any of `bits` is set.
     #[must_use]
     pub const fn any(self, bits: u16) -> bool {
         self.0 & bits != 0
@@ -67,18 +67,18 @@ impl KeyUsage {
 }
 
 impl Certificate {
-    /// Cuts `der`, which must be exactly one certificate. Names, dates and extensions are not judged.
+    /// Splits `der`, which must be exactly one certificate. Names, dates and extensions are not validated.
     ///
     /// # Errors
     /// [`TokenError::Malformed`].
     pub fn parse(der: &[u8]) -> Result<Self, TokenError> {
-        Self::cut(der).map_err(|fault| TokenError::malformed("X.509 certificate", fault))
+        Self::split(der).map_err(|fault| TokenError::malformed("X.509 certificate", fault))
     }
 
-    fn cut(der: &[u8]) -> der::Result<Self> {
+    fn split(der: &[u8]) -> der::Result<Self> {
         let mut reader = SliceReader::new(der)?;
         let certificate = reader.sequence(|fields| {
-            let certificate = fields.sequence(|fields| Self::cut_fields(fields, der))?;
+            let certificate = fields.sequence(|fields| Self::split_fields(fields, der))?;
             element(fields, Tag::Sequence)?;
             fields.decode::<BitStringRef<'_>>()?;
             der::Result::Ok(certificate)
@@ -87,8 +87,8 @@ impl Certificate {
         Ok(certificate)
     }
 
-    /// The fields of TBSCertificate (RFC 5280, 4.1).
-    fn cut_fields(fields: &mut SliceReader<'_>, der: &[u8]) -> der::Result<Self> {
+    /// Reads the fields of TBSCertificate (RFC 5280, 4.1).
+    fn split_fields(fields: &mut SliceReader<'_>, der: &[u8]) -> der::Result<Self> {
         fields.context_specific::<UintRef<'_>>(TagNumber(0), TagMode::Explicit)?;
         let serial_number = element(fields, Tag::Integer)?;
         element(fields, Tag::Sequence)?;
@@ -116,7 +116,7 @@ impl Certificate {
         })
     }
 
-    /// CKA_CHECK_VALUE: the first three bytes of the SHA-1 of the whole.
+    /// Returns CKA_CHECK_VALUE: the first three bytes of the SHA-1 of the whole certificate.
     #[must_use]
     pub fn check_value(&self) -> [u8; 3] {
         let [a, b, c, ..]: [u8; 20] = Sha1::digest(&self.der).into();
@@ -124,13 +124,13 @@ impl Certificate {
     }
 }
 
-/// The next element, tag and length included, which must have `tag`.
+/// Returns the next element with tag and length. The element must have `tag`.
 fn element<'a>(reader: &mut SliceReader<'a>, tag: Tag) -> der::Result<&'a [u8]> {
     Tag::peek(reader)?.assert_eq(tag)?;
     reader.tlv_bytes()
 }
 
-/// A UTCTime or GeneralizedTime as "YYYYMMDD", empty when it is neither (RFC 5280, 4.1.2.5).
+/// Reads a UTCTime or GeneralizedTime as "YYYYMMDD" (RFC 5280, 4.1.2.5). Any other type gives an empty date.
 fn date(reader: &mut SliceReader<'_>) -> der::Result<Vec<u8>> {
     let time: AnyRef<'_> = reader.decode()?;
     let digits = match (der::Tagged::tag(&time), time.value()) {
@@ -147,7 +147,7 @@ fn date(reader: &mut SliceReader<'_>) -> der::Result<Vec<u8>> {
     })
 }
 
-/// The keyUsage among the extensions in `list`.
+/// Returns keyUsage, if the extensions in `list` have it.
 fn key_usage(list: &[u8]) -> der::Result<Option<KeyUsage>> {
     let mut reader = SliceReader::new(list)?;
     let mut found = None;
@@ -169,7 +169,7 @@ fn key_usage(list: &[u8]) -> der::Result<Option<KeyUsage>> {
     Ok(found)
 }
 
-/// The key of a SubjectPublicKeyInfo; `None` for kinds and curves we do not know.
+/// Reads the key of a SubjectPublicKeyInfo. Returns `None` for unknown algorithms and curves.
 fn public_key(info: &[u8]) -> der::Result<Option<PublicKey>> {
     let mut reader = SliceReader::new(info)?;
     let (oid, parameters, bits) = reader.sequence(|info| {
@@ -193,7 +193,7 @@ fn public_key(info: &[u8]) -> der::Result<Option<PublicKey>> {
     })
 }
 
-/// RSAPublicKey (RFC 8017, A.1.1).
+/// Reads an RSAPublicKey (RFC 8017, A.1.1).
 fn rsa_public_key(key: &[u8]) -> der::Result<Option<PublicKey>> {
     let mut reader = SliceReader::new(key)?;
     let (modulus, exponent) = reader.sequence(|numbers| {
@@ -205,7 +205,7 @@ fn rsa_public_key(key: &[u8]) -> der::Result<Option<PublicKey>> {
     Ok(PublicKey::rsa(modulus.as_bytes(), exponent.as_bytes()))
 }
 
-/// Cuts arbitrary bytes; for the fuzz target beside this file.
+/// Splits arbitrary bytes. This is the entry of the fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {

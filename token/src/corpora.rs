@@ -1,4 +1,4 @@
-//! The corpora of the fuzz targets, with every truncation and every flipped bit, end without a panic.
+//! Feeds the corpora of the fuzz targets, with every truncation and every flipped bit. No input may cause a panic.
 
 #[path = "../../fuzz/corpora.rs"]
 mod seeds;
@@ -99,7 +99,7 @@ fn pss_verify() {
     feed_some("pss_verify", padding::fuzz::pss_verify);
 }
 
-/// A corpus of a decoder that is told to accept its files named good, and no others.
+/// Feeds a corpus of a decoder. The decoder must accept the files whose name begins with "good", and no others.
 fn feed_some(corpus: &str, fuzz: impl Fn(&[u8]) -> bool) {
     for (name, seed) in seeds(corpus) {
         assert_eq!(fuzz(&seed), name.starts_with("good"), "{corpus}/{name}");
@@ -143,7 +143,7 @@ fn administrable_seed_cards_are_administered_completely() {
     }
 }
 
-/// A corpus of cards at which nothing succeeds would try little.
+/// A corpus of cards on which nothing succeeds would cover little code.
 #[test]
 fn working_seed_cards_are_used_completely() {
     let seeds = seeds("card");

@@ -1,4 +1,4 @@
-//! How the tokens of a card are found.
+//! How the tokens of a card are discovered.
 
 use std::sync::Arc;
 
@@ -16,17 +16,16 @@ use crate::{
 };
 
 impl Token {
-    /// Finds the applets of a card, with as much as C_GetTokenInfo tells, in one conversation. Objects have the
-    /// default names.
+    /// Discovers the applets of a card, with the values of C_GetTokenInfo, in one transaction. Objects have the default
+    /// names.
     ///
     /// # Errors
-    /// Of the transport. A card with neither applet has no tokens and is no error.
+    /// An error of the transport. A card with neither applet has no tokens, which is no error.
     pub fn discover(card: &mut Card) -> Result<Vec<Self>, TokenError> {
         Self::discover_as(card, &AppletKind::ALL, &Arc::default())
     }
 
-    /// As [`Token::discover`], with those of `applets` alone and objects named by `naming`. The card is not asked
-    /// for other applets.
+    /// As [`Token::discover`], for `applets` only and with objects named by `naming`. Other applets are not selected.
     ///
     /// # Errors
     /// As [`Token::discover`].
@@ -40,7 +39,7 @@ impl Token {
             applets.contains(&application.kind).then_some(application)
         };
         let tokens = card.with_any_applet(&piv::APPLICATION, |tx| {
-            // PIV comes last: it stays selected, and it is the applet asked for first.
+            // PIV comes last, so that it stays selected. It is the applet that is used first.
             let openpgp = open(tx, wanted(&openpgp::APPLICATION), |tx, response| {
                 OpenPgp::open(tx, response, &atr, naming)
             });
@@ -71,8 +70,8 @@ impl Token {
     }
 }
 
-/// Selects `application`, if one is wanted, and opens it. A card that does not have it has none, and one whose
-/// identity cannot be read is left out with a warning.
+/// Selects and opens `application`, if it is wanted. Returns `None` if the card does not have the applet. An applet
+/// whose identity cannot be read is left out with a warning.
 fn open<A: Applet + 'static>(
     tx: &mut AppletTransaction<'_, '_>,
     application: Option<&'static Application>,
@@ -88,10 +87,10 @@ fn open<A: Applet + 'static>(
     };
     match opened {
         Ok(applet) => Ok(Some(Box::new(applet))),
-        Err(TokenError::Transport(error)) if !is_the_applets_fault(&error) => Err(error.into()),
+        Err(TokenError::Transport(error)) if !is_applet_fault(&error) => Err(error.into()),
         Err(error) => {
             tracing::warn!(
-                "{} is on the card but cannot be used: {error}",
+                "the {} applet is left out, because it cannot be opened: {error}",
                 application.kind.name()
             );
             Ok(None)
@@ -99,7 +98,7 @@ fn open<A: Applet + 'static>(
     }
 }
 
-/// An applet that answers nonsense must not hide the other one.
-fn is_the_applets_fault(error: &TransportError) -> bool {
+/// Returns whether the applet itself violated the protocol. Such an applet must not hide the other one.
+fn is_applet_fault(error: &TransportError) -> bool {
     error.kind == TransportErrorKind::Protocol && error.sent == Sent::Yes
 }

@@ -1,6 +1,6 @@
-//! Bytes written in hexadecimal, for the unit tests.
+//! Hexadecimal text for the unit tests.
 
-/// The bytes of hexadecimal `text`; anything but digits is passed over.
+/// Returns the bytes of hexadecimal `text`. Other characters are skipped.
 pub(crate) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits

@@ -1,4 +1,4 @@
-//! What the templates of C_GenerateKeyPair ask for: which key, in which place of the card.
+//! The key pair that the templates of C_GenerateKeyPair describe: its algorithm and its key reference on the card.
 
 use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_ULONG, CKA_CLASS, CKA_EC_PARAMS, CKA_EXTRACTABLE, CKA_ID, CKA_KEY_TYPE,
@@ -15,24 +15,24 @@ use crate::{
     named_curve::{NamedCurve, curve_of},
 };
 
-/// The public exponent of every key a card makes.
+/// The public exponent of every key that a card generates.
 const F4: &[u8] = &[1, 0, 1];
 
-/// A key pair to be made on the card.
+/// A key pair to generate on the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPairSpec {
-    /// What it shall be.
+    /// The algorithm.
     pub algorithm: KeyAlgorithm,
-    /// CKA_ID, which names its place on the card.
+    /// CKA_ID, which names the key reference on the card.
     pub id: Vec<u8>,
 }
 
 impl KeyPairSpec {
-    /// Reads the two templates. Labels and permissions are the place's own: what is said of them is accepted and has no
-    /// effect, as a card has no room for them.
+    /// Reads the two templates. The card has no space for labels and permissions: those of the key reference apply, and
+    /// those in the templates are accepted without effect.
     ///
     /// # Errors
-    /// Of the templates; CURVE_NOT_SUPPORTED, DOMAIN_PARAMS_INVALID.
+    /// A fault of a template, CURVE_NOT_SUPPORTED, or DOMAIN_PARAMS_INVALID.
     pub fn new(
         mechanism: Mechanism,
         public: &Template,
@@ -87,7 +87,7 @@ fn key_type(mechanism: Mechanism) -> Result<CK_ULONG, TokenError> {
     }
 }
 
-/// What no key of a card can be.
+/// Refuses attribute values that no key of a card can have.
 fn check(
     kind: CK_ATTRIBUTE_TYPE,
     value: &Value,
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::{algorithm::Curve, operation::mechanism_for};
 
-    fn plan(
+    fn spec(
         kind: CK_ULONG,
         public: &[(CK_ATTRIBUTE_TYPE, &[u8])],
         private: &[(CK_ATTRIBUTE_TYPE, &[u8])],
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn key_pair_spec_takes_size_or_curve_and_id_from_the_templates() {
         let bits = 2048u64.to_ne_bytes();
-        let made = plan(
+        let made = spec(
             CKM_RSA_PKCS_KEY_PAIR_GEN,
             &[
                 (CKA_MODULUS_BITS, &bits),
@@ -178,7 +178,7 @@ mod tests {
         };
         assert_eq!(made.unwrap(), expected);
         let oid = claviger_apdu::tlv::encode(0x06, Curve::P256.oid());
-        let made = plan(
+        let made = spec(
             CKM_EC_KEY_PAIR_GEN,
             &[(CKA_EC_PARAMS, &oid), (CKA_ID, &[3])],
             &[],
@@ -189,7 +189,7 @@ mod tests {
     type Entries<'a> = &'a [(CK_ATTRIBUTE_TYPE, &'a [u8])];
 
     fn faulty(public: Entries<'_>, private: Entries<'_>) -> TemplateFault {
-        match plan(CKM_RSA_PKCS_KEY_PAIR_GEN, public, private) {
+        match spec(CKM_RSA_PKCS_KEY_PAIR_GEN, public, private) {
             Err(TokenError::Template { fault, .. }) => fault,
             other => panic!("{other:?}"),
         }
@@ -199,7 +199,11 @@ mod tests {
     fn incomplete_or_inconsistent_key_pair_template_is_refused() {
         let bits = 2048u64.to_ne_bytes();
         let good = (CKA_MODULUS_BITS, &bits[..]);
-        assert_eq!(faulty(&[good], &[]), TemplateFault::Incomplete, "no place");
+        assert_eq!(
+            faulty(&[good], &[]),
+            TemplateFault::Incomplete,
+            "no key reference"
+        );
         assert_eq!(faulty(&[], &[(CKA_ID, &[1])]), TemplateFault::Incomplete);
         let id: (CK_ATTRIBUTE_TYPE, &[u8]) = (CKA_ID, &[1]);
         assert_eq!(

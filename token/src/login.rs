@@ -1,14 +1,14 @@
-//! A user's login and the PIN kept for it.
+//! The PIN that is cached for a login.
 
 use claviger_apdu::Secret;
 
-/// The PIN of a logged-in user, kept in memory that is not swapped, so that a login survives another
-/// program's applet switch.
+/// The PIN of a logged-in user, cached in memory that is not swapped. It restores a login after another program has
+/// selected another applet.
 ///
-/// It has proved right once. After one failure it is gone, so it can never cost more than one try.
+/// The card has accepted the PIN once. After one failure the PIN is dropped, so it never costs more than one try.
 pub(crate) struct CachedPin {
     pin: Secret,
-    /// Tries when it proved right; fewer later mean that somebody else failed or changed it.
+    /// Tries when the card accepted the PIN. Fewer tries later mean that another program failed or changed the PIN.
     pub(crate) tries: Option<u8>,
     /// Unlocks the pages on drop; the field order wipes the PIN first.
     _lock: Option<region::LockGuard>,
@@ -18,7 +18,9 @@ impl CachedPin {
     pub(crate) fn new(pin: &Secret, tries: Option<u8>) -> Self {
         let pin = pin.duplicate();
         let lock = region::lock(pin.expose().as_ptr(), pin.len())
-            .map_err(|error| tracing::debug!("the PIN's memory could not be locked: {error}"))
+            .map_err(|error| {
+                tracing::debug!("the memory of the cached PIN could not be locked: {error}");
+            })
             .ok();
         Self {
             pin,
@@ -27,7 +29,8 @@ impl CachedPin {
         }
     }
 
-    /// The same after `tries` are left for a reason that is known; `None` when the card did not say how many.
+    /// Returns the same PIN with a new count of tries, after a try was spent for a known reason. `None` leaves the
+    /// count unchanged: the card did not report it.
     pub(crate) fn with_tries(mut self, tries: Option<u8>) -> Self {
         self.tries = tries.or(self.tries);
         self
@@ -37,11 +40,11 @@ impl CachedPin {
         &self.pin
     }
 
-    /// Whether it may be tried without being asked: not when tries have gone since.
+    /// Returns whether the PIN may be sent without asking the user. It must not be sent if tries are gone since.
     pub(crate) fn may_be_tried(&self, tries_left: Option<u8>) -> bool {
         match (tries_left, self.tries) {
             (Some(left), Some(then)) => left >= then,
-            // The card said nothing then; cards have three tries or more when none is gone.
+            // The card reported no tries at login. Cards have three or more tries when none is spent.
             (Some(left), None) => left >= 3,
             (None, _) => true,
         }

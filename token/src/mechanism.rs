@@ -1,4 +1,4 @@
-//! The one table of mechanisms: how each works, with which keys, and what parameter it takes.
+//! The table of mechanisms: how each works, with which keys, and which parameter it takes.
 
 mod info;
 
@@ -33,29 +33,29 @@ use crate::{
 /// How a mechanism works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// RSASSA-PKCS1-v1_5 and RSAES-PKCS1-v1_5 (RFC 8017, 8.2 and 7.2): for signatures with a hash the host builds
-    /// the DigestInfo, without one the caller did.
+    /// RSASSA-PKCS1-v1_5 and RSAES-PKCS1-v1_5 (RFC 8017, 8.2 and 7.2). For a signature with a hash, the host builds the
+    /// DigestInfo. Without a hash, the caller has built it.
     RsaPkcs1,
-    /// The bare RSA function.
+    /// The raw RSA function.
     RsaRaw,
     /// RSASSA-PSS (RFC 8017, 8.1).
     RsaPss,
     /// RSAES-OAEP (RFC 8017, 7.1).
     RsaOaep,
-    /// ECDSA over a hash, of the host or the caller.
+    /// ECDSA over a hash from the host or from the caller.
     Ecdsa,
     /// Pure Ed25519 over the whole message.
     EdDsa,
-    /// Diffie-Hellman on a curve (SP 800-56A); all our curves of short Weierstrass form have cofactor 1.
+    /// Diffie-Hellman on a curve (SP 800-56A). All supported curves of short Weierstrass form have cofactor 1.
     Ecdh,
-    /// A hash by itself.
+    /// A plain hash.
     Digest,
-    /// HMAC (FIPS 198-1), whole or cut to the length the parameter says.
+    /// HMAC (FIPS 198-1), whole or truncated to the length in the parameter.
     Hmac {
-        /// Whether there is such a parameter.
+        /// Whether the mechanism takes that parameter.
         truncated: bool,
     },
-    /// AES by single blocks.
+    /// AES-ECB.
     AesEcb,
     /// AES-CBC.
     AesCbc {
@@ -71,22 +71,22 @@ pub enum Scheme {
         /// With padding (RFC 5649).
         padded: bool,
     },
-    /// A random AES key.
+    /// Generation of a random AES key.
     AesKeyGeneration,
-    /// A random generic secret.
+    /// Generation of a random generic secret.
     SecretGeneration,
-    /// A key pair of this key type, on a card.
+    /// Generation of a key pair of this key type, on a card.
     KeyPairGeneration(CK_KEY_TYPE),
 }
 
 /// One mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mechanism {
-    /// Its number.
+    /// The mechanism's number.
     pub kind: CK_MECHANISM_TYPE,
     /// How it works.
     pub scheme: Scheme,
-    /// What the host hashes with, if it does.
+    /// The hash that the host computes, if any.
     pub hash: Option<Hash>,
 }
 
@@ -96,7 +96,7 @@ const fn row(kind: CK_MECHANISM_TYPE, scheme: Scheme, hash: Option<Hash>) -> Mec
 
 use Hash::{Sha1, Sha224, Sha256, Sha384, Sha512};
 
-/// PKCS #11 3.1, 6.1, 6.3, 6.10, 6.13 to 6.16, 6.20 and 6.21, in the order C_GetMechanismList gives them.
+/// PKCS #11 3.1, 6.1, 6.3, 6.10, 6.13 to 6.16, 6.20 and 6.21, in the order of C_GetMechanismList.
 const MECHANISMS: [Mechanism; 51] = [
     row(
         CKM_RSA_PKCS_KEY_PAIR_GEN,
@@ -147,11 +147,11 @@ const MECHANISMS: [Mechanism; 51] = [
     row(CKM_SHA256_HMAC, HMAC, Some(Sha256)),
     row(CKM_SHA384_HMAC, HMAC, Some(Sha384)),
     row(CKM_SHA512_HMAC, HMAC, Some(Sha512)),
-    row(CKM_SHA_1_HMAC_GENERAL, CUT_HMAC, Some(Sha1)),
-    row(CKM_SHA224_HMAC_GENERAL, CUT_HMAC, Some(Sha224)),
-    row(CKM_SHA256_HMAC_GENERAL, CUT_HMAC, Some(Sha256)),
-    row(CKM_SHA384_HMAC_GENERAL, CUT_HMAC, Some(Sha384)),
-    row(CKM_SHA512_HMAC_GENERAL, CUT_HMAC, Some(Sha512)),
+    row(CKM_SHA_1_HMAC_GENERAL, TRUNCATED_HMAC, Some(Sha1)),
+    row(CKM_SHA224_HMAC_GENERAL, TRUNCATED_HMAC, Some(Sha224)),
+    row(CKM_SHA256_HMAC_GENERAL, TRUNCATED_HMAC, Some(Sha256)),
+    row(CKM_SHA384_HMAC_GENERAL, TRUNCATED_HMAC, Some(Sha384)),
+    row(CKM_SHA512_HMAC_GENERAL, TRUNCATED_HMAC, Some(Sha512)),
     row(CKM_AES_ECB, Scheme::AesEcb, None),
     row(CKM_AES_CBC, Scheme::AesCbc { padded: false }, None),
     row(CKM_AES_CBC_PAD, Scheme::AesCbc { padded: true }, None),
@@ -168,9 +168,9 @@ const MECHANISMS: [Mechanism; 51] = [
 ];
 
 const HMAC: Scheme = Scheme::Hmac { truncated: false };
-const CUT_HMAC: Scheme = Scheme::Hmac { truncated: true };
+const TRUNCATED_HMAC: Scheme = Scheme::Hmac { truncated: true };
 
-/// The C structure a mechanism's parameter is in.
+/// The C structure of a mechanism's parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParameterType {
     /// No parameter.
@@ -179,7 +179,7 @@ pub enum ParameterType {
     Pss,
     /// CK_RSA_PKCS_OAEP_PARAMS.
     Oaep,
-    /// CK_EDDSA_PARAMS, or none.
+    /// CK_EDDSA_PARAMS, or no parameter.
     EdDsa,
     /// CK_ECDH1_DERIVE_PARAMS.
     Ecdh,
@@ -191,14 +191,14 @@ pub enum ParameterType {
     Counter,
     /// CK_GCM_PARAMS.
     Gcm,
-    /// Eight bytes, four for the padded kind, or none for the standard's own value.
+    /// Eight bytes, or four for the padded kind. Without a parameter the standard's own value applies.
     WrapIv,
 }
 
-/// A mechanism's parameter, parsed; numbers of mechanisms and functions in it are still the caller's.
+/// A mechanism's parameter, parsed. The numbers of mechanisms and functions in it are not validated yet.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Parameter {
-    /// There is none.
+    /// No parameter.
     #[default]
     None,
     /// hashAlg, mgf, sLen.
@@ -207,7 +207,7 @@ pub enum Parameter {
     Oaep(CK_MECHANISM_TYPE, CK_ULONG, Vec<u8>),
     /// phFlag, and whether there is a context.
     EdDsa(bool, bool),
-    /// kdf, shared data, the other's public point.
+    /// kdf, shared data, the peer's public point.
     Ecdh(CK_ULONG, Vec<u8>, Vec<u8>),
     /// Length of the MAC in bytes.
     MacLength(CK_ULONG),
@@ -219,11 +219,11 @@ pub enum Parameter {
     Gcm(Vec<u8>, Vec<u8>, CK_ULONG),
 }
 
-/// What a key is to a mechanism.
+/// The kind of a key, as mechanisms distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
-    /// A private key on a card; `bare` where the card computes the bare RSA function, so that any padding can be
-    /// the host's.
+    /// A private key on a card. The flag is true if the card computes the raw RSA function, so that the host can apply
+    /// any padding.
     Private(KeyAlgorithm, bool),
     /// A public key.
     Public(KeyAlgorithm),
@@ -237,7 +237,7 @@ const SIGNING: CK_FLAGS = CKF_SIGN | CKF_MESSAGE_SIGN;
 const VERIFYING: CK_FLAGS = CKF_VERIFY | CKF_MESSAGE_VERIFY;
 
 impl Mechanism {
-    /// The mechanism with this number.
+    /// Returns the mechanism with this number.
     #[must_use]
     pub fn of(kind: CK_MECHANISM_TYPE) -> Option<Self> {
         MECHANISMS
@@ -245,7 +245,7 @@ impl Mechanism {
             .find(|mechanism| mechanism.kind == kind)
     }
 
-    /// What can be done by it with a key, as flags of CK_MECHANISM_INFO.
+    /// Returns the functions of the mechanism with a key, as flags of CK_MECHANISM_INFO.
     #[must_use]
     pub fn functions(self, key: KeyKind) -> CK_FLAGS {
         let with_hash = self.hash.is_some();
@@ -297,7 +297,7 @@ impl Mechanism {
         }
     }
 
-    /// What it does with no key.
+    /// Returns the functions of the mechanism that need no key.
     const fn keyless(self) -> CK_FLAGS {
         match self.scheme {
             Scheme::Digest => CKF_DIGEST,
@@ -307,7 +307,7 @@ impl Mechanism {
         }
     }
 
-    /// Everything it can do by any key, on the best of cards.
+    /// Returns all functions of the mechanism with any key on the most capable card.
     #[must_use]
     pub fn all_functions(self) -> CK_FLAGS {
         KINDS
@@ -315,7 +315,7 @@ impl Mechanism {
             .fold(self.keyless(), |flags, kind| flags | self.functions(*kind))
     }
 
-    /// The parameter it takes.
+    /// Returns the type of the mechanism's parameter.
     #[must_use]
     pub const fn parameter_type(self) -> ParameterType {
         match self.scheme {
@@ -332,7 +332,7 @@ impl Mechanism {
         }
     }
 
-    /// What the host does by itself, with public keys, secret keys and none.
+    /// Returns the functions on the host: with public keys, with secret keys, and without a key.
     fn host_functions(self) -> CK_FLAGS {
         let kinds = KINDS
             .iter()
@@ -340,8 +340,8 @@ impl Mechanism {
         kinds.fold(self.keyless(), |flags, kind| flags | self.functions(*kind))
     }
 
-    /// Key sizes of what the host does: bits for RSA and curves, bytes for secret keys, 0 without a key
-    /// (PKCS #11 3.1, 6.1 and following, "key size").
+    /// Returns the key sizes of the functions on the host: bits for RSA and curves, bytes for secret keys, 0 without a
+    /// key (PKCS #11 3.1, 6.1 and following, "key size").
     const fn host_sizes(self) -> (CK_ULONG, CK_ULONG) {
         match self.scheme {
             Scheme::RsaPkcs1 | Scheme::RsaRaw | Scheme::RsaPss | Scheme::RsaOaep => (1024, 8192),

@@ -1,4 +1,4 @@
-//! Curves as CKA_EC_PARAMS names them (PKCS #11 3.1, 6.3.3): by object identifier or by name.
+//! Curves in CKA_EC_PARAMS (PKCS #11 3.1, 6.3.3), given by object identifier or by name.
 
 use claviger_apdu::tlv;
 use cryptoki_sys::{CK_ULONG, CKK_EC, CKK_EC_EDWARDS, CKK_EC_MONTGOMERY};
@@ -8,21 +8,22 @@ use crate::{
     error::TokenError,
 };
 
-/// A curve as CKA_EC_PARAMS names it.
+/// A curve in CKA_EC_PARAMS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NamedCurve {
-    /// Of short Weierstrass form.
+    /// A curve of short Weierstrass form.
     Prime(Curve),
     /// edwards25519, for signatures.
     Ed25519,
-    /// curve25519, for agreement.
+    /// curve25519, for key agreement.
     X25519,
 }
 
-/// The curve that `parameters` (CKA_EC_PARAMS) name for a key of `key_type`.
+/// Returns the curve that `parameters` (CKA_EC_PARAMS) give for a key of `key_type`.
 ///
 /// # Errors
-/// DOMAIN_PARAMS_INVALID for what names no curve, CURVE_NOT_SUPPORTED for another curve or one of another key type.
+/// DOMAIN_PARAMS_INVALID if the parameters give no curve, CURVE_NOT_SUPPORTED for an unknown curve or a curve of
+/// another key type.
 pub(crate) fn curve_of(key_type: CK_ULONG, parameters: &[u8]) -> Result<NamedCurve, TokenError> {
     let oid = tlv::only(parameters, 0x06).ok();
     let name = tlv::only(parameters, 0x13).ok();

@@ -1,4 +1,4 @@
-//! What objects are called: the scheme of their CKA_ID and CKA_LABEL, and the user's own labels.
+//! The names of objects: the scheme of their CKA_ID and CKA_LABEL, and the user's own labels.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use cryptoki_sys::{CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_PUBLIC_KEY};
 
 use crate::object::{KeyIdentity, unique_id};
 
-/// Whose CKA_ID and CKA_LABEL the keys and certificates of a PIV card have.
+/// The module whose CKA_ID and CKA_LABEL are used for the keys and certificates of a PIV card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum IdScheme {
     /// OpenSC's: 01 to 24, decimal digits, "PIV AUTH key".
@@ -16,23 +16,24 @@ pub enum IdScheme {
     Ykcs11,
 }
 
-/// What objects are called. The default is OpenSC's names.
+/// The names of objects. The default is OpenSC's names.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Naming {
-    /// The scheme of PIV; OpenPGP has one only.
+    /// The scheme for PIV. OpenPGP has one scheme only.
     pub ids: IdScheme,
-    /// CKA_LABEL by what it would be, or by CKA_UNIQUE_ID, which tells the halves of a key pair from each other.
+    /// The user's labels. A key is the label to replace, or a CKA_UNIQUE_ID, which distinguishes the two keys of a
+    /// pair.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Naming {
-    /// What is shown for an object that would be called `label`.
+    /// Returns the label to show for an object with the default label `label`.
     #[must_use]
     pub fn label<'a>(&'a self, label: &'a str) -> &'a str {
         self.labels.get(label).map_or(label, String::as_str)
     }
 
-    /// `place` with the labels that are shown.
+    /// Returns `identity` with the labels to show.
     pub(crate) fn apply(&self, identity: KeyIdentity) -> KeyIdentity {
         let label = |class, label: String| {
             let id = unique_id(class, identity.reference.into());

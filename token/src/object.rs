@@ -1,4 +1,4 @@
-//! Objects as data: built once with all their attributes when they are read, looked up ever after.
+//! Objects and their attributes. An object is built once, with all attributes, when it is read.
 
 use std::collections::BTreeMap;
 
@@ -26,27 +26,27 @@ use crate::{
 /// CK_UNAVAILABLE_INFORMATION: all ones.
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 
-/// Names an object for the life of its token: the same thing read again has the same id.
+/// The identity of an object on its token. An object that is read again has the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
     /// CKA_CLASS.
     pub class: CK_OBJECT_CLASS,
-    /// The applet's own number for the place: a key reference or the tag of a data object.
+    /// The applet's number for the object: a key reference or the tag of a data object.
     pub number: u32,
 }
 
-/// When a private key wants the PIN.
+/// When a private key needs the PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinPolicy {
     /// Never (PIV card authentication).
     Never,
-    /// Once; the verification holds until reset or logout.
+    /// At login. The verification lasts until reset or logout.
     Once,
     /// Before each use: CKA_ALWAYS_AUTHENTICATE.
     Always,
 }
 
-/// What a private key may do.
+/// The permitted functions of a private key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct KeyPermissions {
     /// CKA_SIGN.
@@ -58,7 +58,7 @@ pub struct KeyPermissions {
 }
 
 impl KeyPermissions {
-    /// As flags of CK_MECHANISM_INFO, for the private key.
+    /// Returns the permissions as flags of CK_MECHANISM_INFO, for the private key.
     #[must_use]
     pub const fn of_private_key(self) -> CK_FLAGS {
         (if self.sign { CKF_SIGN } else { 0 })
@@ -71,18 +71,18 @@ impl KeyPermissions {
     }
 }
 
-/// The private key behind an object.
+/// A private key on a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrivateKey {
     /// The applet's key reference.
     pub reference: u8,
-    /// What it is.
+    /// The algorithm.
     pub algorithm: KeyAlgorithm,
-    /// When it wants the PIN.
+    /// When the key needs the PIN.
     pub pin: PinPolicy,
-    /// What it may do.
+    /// The permitted functions.
     pub usage: KeyPermissions,
-    /// Whether the card computes the bare RSA function with it, so that the host pads; other cards pad themselves.
+    /// Whether the card computes the raw RSA function with the key, so that the host pads. Other cards pad themselves.
     pub raw_rsa: bool,
 }
 
@@ -91,23 +91,23 @@ pub struct PrivateKey {
 pub struct SecretKey {
     /// CKK_AES, or else CKK_GENERIC_SECRET.
     pub aes: bool,
-    /// Its value.
+    /// The value of the key.
     pub value: SharedSecret,
 }
 
-/// The key an object is.
+/// The key of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// On a card.
+    /// A private key on a card.
     Private(PrivateKey),
-    /// Anybody's.
+    /// A public key.
     Public(Box<PublicKey>),
-    /// A session's.
+    /// A secret key of a session.
     Secret(SecretKey),
 }
 
 impl Key {
-    /// What it is to a mechanism.
+    /// Returns the kind of the key, as mechanisms distinguish it.
     #[must_use]
     pub fn kind(&self) -> KeyKind {
         match self {
@@ -118,7 +118,7 @@ impl Key {
         }
     }
 
-    /// What a key of its type would be on a card that leaves the padding to the host.
+    /// Returns the kind that the key would have on a card that leaves the padding to the host.
     pub(crate) fn on_best_card(&self) -> KeyKind {
         match self {
             Self::Private(key) => KeyKind::Private(key.algorithm, true),
@@ -127,29 +127,29 @@ impl Key {
     }
 }
 
-/// An object of a token. Its attributes never change; a changed object is a new value.
+/// An object of a token or a session. Its attributes never change. A changed object is a new value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// Which.
+    /// The identity of the object.
     pub id: ObjectId,
-    /// The key it is, if it is one that can be used.
+    /// The key of the object, if the object is a usable key.
     pub key: Option<Key>,
     attributes: BTreeMap<CK_ATTRIBUTE_TYPE, Value>,
 }
 
 impl Object {
-    /// The value of `attribute`, if the object has it.
+    /// Returns the value of `attribute`, if the object has it.
     #[must_use]
     pub fn get(&self, attribute: CK_ATTRIBUTE_TYPE) -> Option<&Value> {
         self.attributes.get(&attribute)
     }
 
-    /// All values it has.
+    /// Returns all values of the object.
     pub fn values(&self) -> impl Iterator<Item = &Value> {
         self.attributes.values()
     }
 
-    /// The private key it stands for, if it is one.
+    /// Returns the private key of the object, if it has one.
     #[must_use]
     pub const fn private_key(&self) -> Option<&PrivateKey> {
         match &self.key {
@@ -158,13 +158,14 @@ impl Object {
         }
     }
 
-    /// Whether only a logged-in user sees it: CKA_PRIVATE.
+    /// Returns CKA_PRIVATE: whether only a logged-in user sees the object.
     #[must_use]
     pub fn is_private(&self) -> bool {
         self.get(CKA_PRIVATE) == Some(&Value::Bool(true))
     }
 
-    /// Whether it has every attribute of `template` with the same bytes; a sensitive value equals nothing.
+    /// Returns whether the object has every attribute of `template` with the same bytes. A sensitive value equals
+    /// nothing.
     #[must_use]
     pub fn matches(&self, template: &Template) -> bool {
         template.0.iter().all(|(attribute, wanted)| {
@@ -174,7 +175,7 @@ impl Object {
         })
     }
 
-    /// An object without attributes yet.
+    /// Returns an object without attributes.
     pub(crate) const fn empty(class: CK_OBJECT_CLASS, number: u32) -> Self {
         Self {
             id: ObjectId { class, number },
@@ -203,12 +204,12 @@ impl Object {
     }
 }
 
-/// CKA_UNIQUE_ID of an object on the token.
+/// Returns the CKA_UNIQUE_ID of an object on the token.
 pub(crate) fn unique_id(class: CK_OBJECT_CLASS, number: u32) -> String {
     format!("{class:x}-{number:x}")
 }
 
-/// What certificate, public and private key of one place on the card share.
+/// The identifiers that certificate, public key and private key of one key reference share.
 #[derive(Clone, Debug)]
 pub struct KeyIdentity {
     /// The applet's key reference.
@@ -223,7 +224,7 @@ pub struct KeyIdentity {
     pub private_label: String,
 }
 
-/// An X.509 certificate object.
+/// Builds an X.509 certificate object.
 #[must_use]
 pub fn certificate(identity: &KeyIdentity, certificate: &Certificate) -> Object {
     let mut object = Object::new(
@@ -233,7 +234,7 @@ pub fn certificate(identity: &KeyIdentity, certificate: &Certificate) -> Object 
         false,
     );
     object.set([
-        // By the security officer.
+        // The security officer can destroy it.
         (CKA_DESTROYABLE, true.into()),
         (CKA_CERTIFICATE_TYPE, Value::Ulong(CKC_X_509)),
         (CKA_ID, identity.id.clone().into()),
@@ -257,7 +258,7 @@ pub fn certificate(identity: &KeyIdentity, certificate: &Certificate) -> Object 
     object
 }
 
-/// The public key at `place`; `subject` is its certificate's, empty without one.
+/// Builds the public key object of `identity`. `subject` comes from the certificate and is empty without one.
 #[must_use]
 pub fn public_key(
     identity: &KeyIdentity,
@@ -304,7 +305,7 @@ pub fn public_key(
     object
 }
 
-/// The private key at `place`, with the public numbers a caller needs to use it.
+/// Builds the private key object of `identity`, with the public numbers that a caller needs to use the key.
 #[must_use]
 pub fn private_key(
     identity: &KeyIdentity,
@@ -347,7 +348,7 @@ pub fn private_key(
         (CKA_SIGN, usage.sign.into()),
         (CKA_SIGN_RECOVER, (rsa && usage.sign).into()),
         (CKA_DECRYPT, usage.decrypt.into()),
-        // There is no operation to give a key's own PIN for.
+        // Unwrapping and derivation have no operation for which a context login could give the PIN.
         (
             CKA_UNWRAP,
             (usage.decrypt && pin != PinPolicy::Always).into(),
@@ -375,7 +376,7 @@ pub fn private_key(
     object
 }
 
-/// A data object; `oid` is the content of its object identifier, empty without one.
+/// Builds a data object. `oid` has the content octets of the object identifier, and is empty without one.
 #[must_use]
 pub fn data(number: u32, label: &str, oid: &[u8], value: &[u8], private: bool) -> Object {
     let mut object = Object::new(CKO_DATA, number, label, private);
@@ -385,7 +386,7 @@ pub fn data(number: u32, label: &str, oid: &[u8], value: &[u8], private: bool) -
         claviger_apdu::tlv::encode(0x06, oid)
     };
     object.set([
-        // By the security officer.
+        // The security officer can destroy it.
         (CKA_DESTROYABLE, true.into()),
         (CKA_APPLICATION, label.into()),
         (CKA_OBJECT_ID, object_id.into()),
@@ -394,14 +395,14 @@ pub fn data(number: u32, label: &str, oid: &[u8], value: &[u8], private: bool) -
     object
 }
 
-/// Where a private key came into being, as far as the card says.
+/// The origin of a private key, as far as the card reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOrigin {
-    /// On the card; it never left it.
+    /// Generated on the card. The key never left the card.
     Generated,
-    /// Outside.
+    /// Generated outside.
     Imported,
-    /// The card does not say.
+    /// The card does not report it.
     Unknown,
 }
 
@@ -423,7 +424,7 @@ fn key_attributes(
     ]
 }
 
-/// The parts of a private key that never leave the card.
+/// Returns the attributes of a private key that never leave the card.
 const fn secret_attributes(algorithm: KeyAlgorithm) -> &'static [CK_ATTRIBUTE_TYPE] {
     use cryptoki_sys::{
         CKA_COEFFICIENT, CKA_EXPONENT_1, CKA_EXPONENT_2, CKA_PRIME_1, CKA_PRIME_2,

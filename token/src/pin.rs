@@ -1,47 +1,47 @@
-//! The tries of a PIN, whether it is verified, and what for.
+//! The tries of a PIN, its verification, and the purpose of the verification.
 
 use crate::object::PrivateKey;
 
-/// PIN tries as last heard from the card.
+/// PIN tries, as the card last reported them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PinTries {
-    /// Tries left; unknown until the card said so.
+    /// Tries left. Unknown until the card reports them.
     pub left: Option<u8>,
-    /// The most ever seen, to tell whether some are gone.
+    /// The highest number seen, which shows whether tries are spent.
     pub most: Option<u8>,
 }
 
 impl PinTries {
-    /// Notes what the card said.
+    /// Updates the tries with a report of the card.
     pub fn note(&mut self, left: u8) {
         self.left = Some(left);
         self.most = self.most.max(Some(left));
     }
 
-    /// Notes a successful verification, which gives all tries back.
+    /// Updates the tries after a successful verification, which restores all tries.
     pub fn note_success(&mut self) {
         self.left = self.most;
     }
 }
 
-/// Whether a PIN is verified, as the card says without spending a try.
+/// Whether a PIN is verified, as the card reports without spending a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinStatus {
-    /// It is.
+    /// The PIN is verified.
     Verified,
-    /// It is not; tries left where the card says.
+    /// The PIN is not verified.
     NotVerified {
-        /// Tries left.
+        /// Tries left, if the card reports them.
         tries_left: Option<u8>,
     },
     /// No tries are left.
     Blocked,
 }
 
-/// What a PIN is verified for.
+/// The purpose of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinPurpose {
-    /// C_Login(CKU_USER), or the same again after the card lost it.
+    /// C_Login(CKU_USER), or its repetition after the card lost the verification.
     Login,
     /// One use of a key with [`crate::object::PinPolicy::Always`].
     Once(PrivateKey),

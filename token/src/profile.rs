@@ -9,7 +9,7 @@ use cryptoki_sys::{
 
 use crate::{attribute::Value, object::Object};
 
-/// Their objects.
+/// Returns the profile objects.
 pub(crate) fn all() -> impl Iterator<Item = Arc<Object>> {
     static PROFILES: LazyLock<[Arc<Object>; 4]> = LazyLock::new(|| {
         [
@@ -23,8 +23,8 @@ pub(crate) fn all() -> impl Iterator<Item = Arc<Object>> {
     PROFILES.iter().cloned()
 }
 
-/// What a token says of a profile it conforms to (PKCS #11 Profiles 3.2). Not a storage object by the text, but NSS
-/// looks for one with CKA_TOKEN.
+/// Builds the object of a profile that every token conforms to (PKCS #11 Profiles 3.2). By the text it is not a storage
+/// object, but NSS searches for one with CKA_TOKEN.
 fn profile(id: CK_ULONG) -> Object {
     let number = u32::try_from(id).unwrap_or(u32::MAX);
     let mut object = Object::new(CKO_PROFILE, number, "", false);

@@ -1,8 +1,7 @@
-//! A token in the hands of the security officer, and PINs changed by those who know them.
+//! The security officer's (SO) view of a token, and changes of PINs.
 //!
-//! Nobody, the user or the security officer is logged in, never two of them. Each piece of work is one conversation
-//! that proves the applet and the security officer to it, so that nothing is written by halves after somebody else
-//! had the card.
+//! The login state is nobody, user or SO, never both. Each task runs in one transaction, which ensures that the applet
+//! is selected and the SO is verified. So no task is left half done because another program used the card in between.
 
 use std::time::SystemTime;
 
@@ -20,23 +19,23 @@ use crate::{
 };
 
 impl Token {
-    /// Whether the security officer is logged in.
+    /// Returns whether the SO is logged in.
     #[must_use]
     pub const fn is_so_logged_in(&self) -> bool {
         self.so.is_some()
     }
 
-    /// Tries of the security officer as last heard.
+    /// Returns the tries of the SO PIN, as the card last reported them.
     #[must_use]
     pub fn so_tries(&self) -> PinTries {
         self.applet.so_tries()
     }
 
-    /// Logs the security officer in: exactly one try is spent, and none when the secret cannot be right.
+    /// Logs the SO in. Exactly one try is spent, and none if the SO PIN has an impossible form.
     ///
     /// # Errors
     /// [`TokenError::AnotherLoggedIn`], [`TokenError::SoPinForm`], [`TokenError::WrongSoPin`],
-    /// [`TokenError::SoPinLocked`], or of the transport.
+    /// [`TokenError::SoPinLocked`], or an error of the transport.
     pub fn so_login(&mut self, card: &mut Card, so: &Secret) -> Result<(), TokenError> {
         if self.is_logged_in() {
             return Err(TokenError::AnotherLoggedIn);
@@ -47,10 +46,10 @@ impl Token {
         Ok(())
     }
 
-    /// Logs the security officer out here and on the card. The login is over even when the card could not be told.
+    /// Logs the SO out, here and on the card. The login ends here even if the card could not be reached.
     ///
     /// # Errors
-    /// When the card could not be told: the security officer then stays verified until it is reset.
+    /// An error if the card could not be reached or refused. The SO then stays verified until the card is reset.
     pub fn so_logout(&mut self, card: &mut Card) -> Result<(), TokenError> {
         match self.so.take() {
             Some(so) => self.with_applet(card, |applet, tx| applet.so_unverify(tx, so.pin())),
@@ -58,10 +57,11 @@ impl Token {
         }
     }
 
-    /// C_SetPIN: gives whoever is logged in, or else the user, the PIN `new`. Who is logged in stays so.
+    /// C_SetPIN: changes the SO PIN if the SO is logged in, otherwise the user PIN. The login state stays the same.
     ///
     /// # Errors
-    /// [`TokenError::NewPinLength`], [`TokenError::NewPinInvalid`], those of the login, or of the transport.
+    /// [`TokenError::NewPinLength`], [`TokenError::NewPinInvalid`], the errors of the login, or an error of the
+    /// transport.
     pub fn set_pin(
         &mut self,
         card: &mut Card,
@@ -76,10 +76,10 @@ impl Token {
         let changed = self.with_applet(card, |applet, tx| {
             let changed = applet.change_user_pin(tx, old, new);
             if login.is_none() && was_verified(&changed) {
-                // It would else be so for every program that has the card.
-                applet
-                    .reset_verification(tx)
-                    .unwrap_or_else(|error| tracing::warn!("the PIN stays verified: {error}"));
+                // Otherwise the PIN would stay verified for every program that uses the card.
+                applet.reset_verification(tx).unwrap_or_else(|error| {
+                    tracing::warn!("the PIN stays verified on the card: {error}");
+                });
             }
             changed
         });
@@ -102,38 +102,40 @@ impl Token {
         changed
     }
 
-    /// C_InitPIN: the security officer gives the user the PIN `new` and all tries back.
+    /// C_InitPIN: sets the user's PIN to `new` and restores all its tries. The SO must be logged in.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`], [`TokenError::NewPinLength`], [`TokenError::NewPinInvalid`], or of the transport.
+    /// [`TokenError::NotLoggedIn`], [`TokenError::NewPinLength`], [`TokenError::NewPinInvalid`], or an error of the
+    /// transport.
     pub fn init_pin(&mut self, card: &mut Card, new: &Secret) -> Result<(), TokenError> {
         self.with_so(card, SoPurpose::Pin, |applet, tx, so| {
             applet.init_user_pin(tx, so, new)
         })
     }
 
-    /// The keys [`Token::generate_key`] can make in one place or another.
+    /// Returns the algorithms for which [`Token::generate_key`] can generate a key in at least one key reference.
     #[must_use]
     pub fn generable(&self) -> Vec<KeyAlgorithm> {
         self.applet.generatable_algorithms()
     }
 
-    /// The key reference whose objects have this CKA_ID.
+    /// Returns the key reference whose objects have this CKA_ID.
     #[must_use]
     pub fn place_of(&self, id: &[u8]) -> Option<u8> {
         self.applet.key_reference_of(id)
     }
 
-    /// The places [`Token::put_data`] can write to, with the content octets of their object identifiers.
+    /// Returns the data objects that [`Token::put_data`] can write, with the content octets of their object
+    /// identifiers.
     #[must_use]
     pub fn writable_data_objects(&self) -> Vec<(u32, Vec<u8>)> {
         self.applet.writable_data_objects()
     }
 
-    /// Makes a key in the place of `reference`, over the one that is there.
+    /// Generates a key in `reference` and replaces the present one.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`], [`TokenError::KeyNotGenerable`], [`TokenError::ValueInvalid`], or of the
+    /// [`TokenError::NotLoggedIn`], [`TokenError::KeyNotGenerable`], [`TokenError::ValueInvalid`], or an error of the
     /// transport.
     pub fn generate_key(
         &mut self,
@@ -147,10 +149,11 @@ impl Token {
         })
     }
 
-    /// Writes the certificate of a key, or with `None` removes it.
+    /// Writes the certificate of a key. `None` removes the certificate.
     ///
     /// # Errors
-    /// [`TokenError::NotLoggedIn`], [`TokenError::NoSpace`], [`TokenError::ValueInvalid`], or of the transport.
+    /// [`TokenError::NotLoggedIn`], [`TokenError::NoSpace`], [`TokenError::ValueInvalid`], or an error of the
+    /// transport.
     pub fn put_certificate(
         &mut self,
         card: &mut Card,
@@ -162,7 +165,7 @@ impl Token {
         })
     }
 
-    /// Writes a data object, or with `None` removes it.
+    /// Writes a data object. `None` removes its content.
     ///
     /// # Errors
     /// As [`Token::put_certificate`].
@@ -177,16 +180,16 @@ impl Token {
         })
     }
 
-    /// Whether [`Token::random`] gives any.
+    /// Returns whether [`Token::random`] gives random bytes.
     #[must_use]
     pub fn has_random(&self) -> bool {
         self.applet.has_random()
     }
 
-    /// `len` bytes of the card's randomness; `None` from a card that gives none, which is not asked.
+    /// Returns `len` random bytes from the card. Returns `None`, without using the card, if the card gives none.
     ///
     /// # Errors
-    /// Of the transport, or when the card gives other than it was asked for.
+    /// An error of the transport, or an error if the card gives another number of bytes.
     pub fn random(&mut self, card: &mut Card, len: usize) -> Result<Option<Secret>, TokenError> {
         if !self.has_random() {
             return Ok(None);
@@ -195,7 +198,7 @@ impl Token {
         card.with_applet(applet.application(), |tx| applet.random(tx, len))
     }
 
-    /// A conversation with the proved applet.
+    /// Runs `body` in a transaction in which the applet is confirmed to be selected.
     fn with_applet<R>(
         &mut self,
         card: &mut Card,
@@ -208,11 +211,11 @@ impl Token {
         })
     }
 
-    /// A conversation with the proved applet and the security officer verified in it.
+    /// Runs `body` in a transaction in which the applet is confirmed to be selected and the SO is verified.
     fn with_so<R>(
         &mut self,
         card: &mut Card,
-        work: SoPurpose,
+        purpose: SoPurpose,
         body: impl FnOnce(
             &mut dyn Applet,
             &mut AppletTransaction<'_, '_>,
@@ -225,7 +228,7 @@ impl Token {
         let so = self.so.take().ok_or_else(|| lost(""))?;
         let mut stays = true;
         let outcome = self.with_applet(card, |applet, tx| {
-            match applet.so_status(tx, so.pin(), work)? {
+            match applet.so_status(tx, so.pin(), purpose)? {
                 PinStatus::Verified => {}
                 PinStatus::NotVerified { tries_left } if so.may_be_tried(tries_left) => {
                     stays = false;
@@ -249,7 +252,7 @@ impl Token {
     }
 }
 
-/// What is kept for a login after its PIN was to be changed to `new`. Nothing is when nobody knows which one holds.
+/// Returns the PIN to cache after a change to `new`. Returns `None` if it is unclear which PIN is valid.
 fn kept(
     login: CachedPin,
     changed: &Result<(), TokenError>,
@@ -260,7 +263,7 @@ fn kept(
         Ok(()) => Some(CachedPin::new(new, tries)),
         Err(TokenError::PinLocked | TokenError::SoPinLocked) => None,
         Err(TokenError::Transport(error)) if error.sent != Sent::No => None,
-        // The try that went was not one of the kept PIN.
+        // The failed try was of another PIN than the cached one.
         Err(TokenError::WrongPin { .. } | TokenError::WrongSoPin { .. }) => {
             Some(login.with_tries(tries))
         }
@@ -268,7 +271,7 @@ fn kept(
     }
 }
 
-/// Whether the old PIN was verified on the way to this outcome.
+/// Returns whether the old PIN was verified before this outcome.
 const fn was_verified(changed: &Result<(), TokenError>) -> bool {
     matches!(
         changed,

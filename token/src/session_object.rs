@@ -1,4 +1,4 @@
-//! Session objects: made from templates, copied and changed; they live in this process and nowhere else.
+//! Session objects: created from templates, copied and changed. They exist only in this process.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -33,14 +33,14 @@ type Attributes = Vec<(CK_ATTRIBUTE_TYPE, Value)>;
 
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 
-/// How a secret key came to be.
+/// The origin of a secret key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretKeySource {
-    /// By C_CreateObject or C_UnwrapKey.
+    /// C_CreateObject or C_UnwrapKey.
     FromOutside,
-    /// By C_DeriveKey, from a key that never left its card.
+    /// C_DeriveKey, from a key that never left its card.
     Derived,
-    /// By C_GenerateKey.
+    /// C_GenerateKey, with this mechanism.
     Generated(CK_MECHANISM_TYPE),
 }
 
@@ -67,7 +67,7 @@ fn is_true(object: &Object, kind: CK_ATTRIBUTE_TYPE) -> bool {
     object.get(kind) == Some(&Value::Bool(true))
 }
 
-/// An object with the defaults of its class; `private` unless the template says otherwise.
+/// Returns an object with the defaults of its class. `private` is the default of CKA_PRIVATE.
 fn begin(class: CK_OBJECT_CLASS, private: bool) -> Object {
     let number = next_number();
     let mut object = Object::empty(class, number);
@@ -85,23 +85,24 @@ fn begin(class: CK_OBJECT_CLASS, private: bool) -> Object {
 }
 
 impl Template {
-    /// Whether it asks for an object on the token.
+    /// Returns whether the template asks for an object on the token.
     #[must_use]
     pub fn wants_token_object(&self) -> bool {
         self.bytes(CKA_TOKEN) == Some(&[1])
     }
 
-    /// Whether it asks for a private object, if it says.
+    /// Returns whether the template asks for a private object, if it has CKA_PRIVATE.
     #[must_use]
     pub fn wants_private(&self) -> Option<bool> {
         self.bytes(CKA_PRIVATE).map(|value| value != [0])
     }
 }
 
-/// A session object of C_CreateObject; without a word on CKA_PRIVATE, a secret key is private when a user is logged in.
+/// Creates a session object (C_CreateObject). If the template lacks CKA_PRIVATE, a secret key is private if a user is
+/// logged in.
 ///
 /// # Errors
-/// Of the template.
+/// A fault of the template.
 pub fn create(template: &Template, logged_in: bool) -> Result<Object, TokenError> {
     let class = template
         .bytes(CKA_CLASS)
@@ -123,7 +124,7 @@ pub fn create(template: &Template, logged_in: bool) -> Result<Object, TokenError
         CKO_PUBLIC_KEY => public_key(values),
         _ => {
             if values.iter().any(|(kind, _)| *kind == CKA_VALUE_LEN) {
-                // PKCS #11 3.1, 4.10, footnote 4: not to be said of a key whose value is.
+                // PKCS #11 3.1, 4.10, footnote 4: CKA_VALUE_LEN must not be given for a key with a value.
                 return Err(fault(TemplateFault::Inconsistent, CKA_VALUE_LEN));
             }
             let value = values.iter().find_map(|(_, value)| match value {
@@ -173,7 +174,7 @@ fn certificate(values: Attributes) -> Result<Object, TokenError> {
     Ok(object)
 }
 
-/// What every key has until its template says otherwise.
+/// Sets the default attributes of every key.
 fn key_defaults(object: &mut Object, key_type: CK_ULONG) {
     object.set([
         (CKA_KEY_TYPE, Value::Ulong(key_type)),
@@ -214,14 +215,14 @@ fn public_key(values: Attributes) -> Result<Object, TokenError> {
 
 fn read_public_key(values: &Attributes, key_type: CK_ULONG) -> Result<PublicKey, TokenError> {
     let need = |kind| bytes(values, kind).ok_or_else(|| fault(TemplateFault::Incomplete, kind));
-    let is_foreign = |kind: &CK_ATTRIBUTE_TYPE| {
+    let is_of_other_type = |kind: &CK_ATTRIBUTE_TYPE| {
         if key_type == CKK_RSA {
             [CKA_EC_PARAMS, CKA_EC_POINT].contains(kind)
         } else {
             [CKA_MODULUS, CKA_MODULUS_BITS, CKA_PUBLIC_EXPONENT].contains(kind)
         }
     };
-    if let Some((kind, _)) = values.iter().find(|(kind, _)| is_foreign(kind)) {
+    if let Some((kind, _)) = values.iter().find(|(kind, _)| is_of_other_type(kind)) {
         return Err(fault(TemplateFault::TypeInvalid, *kind));
     }
     if key_type == CKK_RSA {
@@ -248,7 +249,8 @@ fn read_public_key(values: &Attributes, key_type: CK_ULONG) -> Result<PublicKey,
     read_point(key_type, parameters, point)
 }
 
-/// The key of a curve by its identifier or its name (X9.62 curveName), the point bare or in an OCTET STRING.
+/// Reads the key of a curve. The curve is given by identifier or by name (X9.62 curveName), the point raw or in an
+/// OCTET STRING.
 fn read_point(
     key_type: CK_ULONG,
     parameters: &[u8],
@@ -271,19 +273,20 @@ fn read_point(
         .ok_or_else(wrong_point)
 }
 
-/// What a template says of a secret key to come.
+/// The template of a secret key to be made.
 #[derive(Debug)]
 pub struct SecretKeySpec {
     values: Attributes,
-    /// CKA_VALUE_LEN, or what the type of key makes it.
+    /// CKA_VALUE_LEN, if the template has it.
     pub len: Option<usize>,
 }
 
 impl SecretKeySpec {
-    /// Reads the template of C_DeriveKey, C_UnwrapKey or C_GenerateKey; `key_type` where the mechanism says it.
+    /// Reads the template of C_DeriveKey, C_UnwrapKey or C_GenerateKey. `key_type` is given if the mechanism determines
+    /// it.
     ///
     /// # Errors
-    /// Of the template.
+    /// A fault of the template, or [`TokenError::KeySize`].
     pub fn new(template: &Template, key_type: Option<CK_ULONG>) -> Result<Self, TokenError> {
         let mut values = attribute_table::read(template, CKO_SECRET_KEY)?;
         match ulong(&values, CKA_CLASS) {
@@ -308,15 +311,15 @@ impl SecretKeySpec {
             Some(len) if len > MAX_SECRET => return Err(TokenError::KeySize),
             Some(len) => usize::try_from(len).ok(),
         };
-        let plan = Self { values, len };
-        let key_type = plan.key_type();
+        let spec = Self { values, len };
+        let key_type = spec.key_type();
         if !SECRET_KEY_TYPES.contains(&key_type) {
             return Err(fault(TemplateFault::ValueInvalid, CKA_KEY_TYPE));
         }
-        if key_type == CKK_AES && plan.len.is_some_and(|len| ![16, 24, 32].contains(&len)) {
+        if key_type == CKK_AES && spec.len.is_some_and(|len| ![16, 24, 32].contains(&len)) {
             return Err(TokenError::KeySize);
         }
-        Ok(plan)
+        Ok(spec)
     }
 
     /// CKA_KEY_TYPE.
@@ -325,27 +328,27 @@ impl SecretKeySpec {
         ulong(&self.values, CKA_KEY_TYPE).unwrap_or(CKK_GENERIC_SECRET)
     }
 
-    /// The key with this value.
+    /// Builds the key with this value.
     ///
     /// # Errors
-    /// [`TokenError::KeySize`] when its type or CKA_VALUE_LEN wants another length.
+    /// [`TokenError::KeySize`] if its type or CKA_VALUE_LEN requires another length.
     pub fn finish(
         self,
         value: Secret,
-        coming: SecretKeySource,
+        source: SecretKeySource,
         logged_in: bool,
     ) -> Result<Object, TokenError> {
         if self.len.is_some_and(|len| len != value.len()) {
             return Err(TokenError::KeySize);
         }
-        secret_key(self.values, value, coming, logged_in)
+        secret_key(self.values, value, source, logged_in)
     }
 }
 
 fn secret_key(
     mut values: Attributes,
     value: Secret,
-    coming: SecretKeySource,
+    source: SecretKeySource,
     logged_in: bool,
 ) -> Result<Object, TokenError> {
     let key_type = ulong(&values, CKA_KEY_TYPE).unwrap_or(UNAVAILABLE);
@@ -360,7 +363,7 @@ fn secret_key(
         (1..=MAX_SECRET).contains(&len)
     };
     if !fits {
-        return Err(match coming {
+        return Err(match source {
             SecretKeySource::FromOutside => fault(TemplateFault::ValueInvalid, CKA_VALUE),
             SecretKeySource::Derived | SecretKeySource::Generated(_) => TokenError::KeySize,
         });
@@ -375,7 +378,7 @@ fn secret_key(
         (CKA_VERIFY, (!aes).into()),
         (CKA_WRAP, aes.into()),
         (CKA_UNWRAP, aes.into()),
-        // The key is in this process's own memory: callers of C_DeriveKey expect to read it (SunPKCS11, libp11).
+        // The key is in this process's memory, and callers of C_DeriveKey expect to read it (SunPKCS11, libp11).
         (CKA_SENSITIVE, false.into()),
         (CKA_EXTRACTABLE, true.into()),
         (CKA_WRAP_WITH_TRUSTED, false.into()),
@@ -383,14 +386,14 @@ fn secret_key(
         (CKA_VALUE_LEN, Value::Ulong(len)),
     ]);
     object.set(values);
-    if let SecretKeySource::Generated(mechanism) = coming {
+    if let SecretKeySource::Generated(mechanism) = source {
         object.set([
             (CKA_LOCAL, true.into()),
             (CKA_KEY_GEN_MECHANISM, Value::Ulong(mechanism)),
         ]);
     }
     let sheltered = matches!(
-        coming,
+        source,
         SecretKeySource::Generated(_) | SecretKeySource::Derived
     );
     let (sensitive, extractable) = (
@@ -410,7 +413,7 @@ fn secret_key(
 }
 
 impl Object {
-    /// Shows or hides the value of a secret key, as CKA_SENSITIVE and CKA_EXTRACTABLE say.
+    /// Sets CKA_VALUE of a secret key: readable or sensitive, as CKA_SENSITIVE and CKA_EXTRACTABLE determine.
     fn set_value(&mut self) {
         let Some(Key::Secret(key)) = &self.key else {
             return;
@@ -424,10 +427,10 @@ impl Object {
         self.set([(CKA_VALUE, value)]);
     }
 
-    /// The same with some attributes changed (C_SetAttributeValue).
+    /// Returns the object with some attributes changed (C_SetAttributeValue).
     ///
     /// # Errors
-    /// ACTION_PROHIBITED when it may not be changed, ATTRIBUTE_READ_ONLY, or of the template.
+    /// ACTION_PROHIBITED if the object must not be changed, ATTRIBUTE_READ_ONLY, or a fault of the template.
     pub fn with_changes(&self, template: &Template) -> Result<Self, TokenError> {
         if !is_true(self, CKA_MODIFIABLE) {
             return Err(TokenError::ActionProhibited);
@@ -442,16 +445,16 @@ impl Object {
         Ok(changed)
     }
 
-    /// A copy with some attributes changed (C_CopyObject).
+    /// Returns a copy with some attributes changed (C_CopyObject).
     ///
     /// # Errors
-    /// As [`Object::with_changes`]; also ACTION_PROHIBITED when it may not be copied.
+    /// As [`Object::with_changes`]; also ACTION_PROHIBITED if the object must not be copied.
     pub fn copy_with(&self, template: &Template) -> Result<Self, TokenError> {
         if !is_true(self, CKA_COPYABLE) {
             return Err(TokenError::ActionProhibited);
         }
         let values = attribute_table::read(template, self.id.class)?;
-        // PKCS #11 3.1, 5.7.2: what a copy may also say.
+        // PKCS #11 3.1, 5.7.2: attributes that may also be set for a copy.
         let of_the_copy = [CKA_TOKEN, CKA_PRIVATE, CKA_MODIFIABLE, CKA_DESTROYABLE];
         for (kind, value) in &values {
             if !of_the_copy.contains(kind) {
@@ -467,13 +470,13 @@ impl Object {
         Ok(copy)
     }
 
-    /// Whether C_DestroyObject may end it.
+    /// Returns whether C_DestroyObject may destroy the object.
     #[must_use]
     pub fn is_destroyable(&self) -> bool {
         is_true(self, CKA_DESTROYABLE)
     }
 
-    /// Whether it is on the token and not a session's.
+    /// Returns whether the object is on the token. Otherwise it belongs to a session.
     #[must_use]
     pub fn is_on_token(&self) -> bool {
         is_true(self, CKA_TOKEN)

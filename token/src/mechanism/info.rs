@@ -1,4 +1,4 @@
-//! What a token offers: its mechanisms and their sizes, and what each of its keys may be used with.
+//! The mechanisms of a token with their key sizes, and the mechanisms that each key allows.
 
 use cryptoki_sys::{
     CK_FLAGS, CK_MECHANISM_TYPE, CK_ULONG, CKF_DECRYPT, CKF_EC_F_P, CKF_EC_NAMEDCURVE,
@@ -9,12 +9,12 @@ use cryptoki_sys::{
 use super::{KeyKind, MECHANISMS, Mechanism, SIGNING, Scheme, VERIFYING};
 use crate::algorithm::KeyAlgorithm;
 
-/// What a token's private keys of one kind do: a part of what C_GetMechanismInfo says.
+/// The functions of a token's private keys of one kind. C_GetMechanismInfo combines them with those of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyCapability {
-    /// A key of the kind; its size does not count.
+    /// A key of the kind. Its size is ignored.
     pub key: KeyAlgorithm,
-    /// Whether the card computes the bare RSA function.
+    /// Whether the card computes the raw RSA function.
     pub raw_rsa: bool,
     /// CKF_SIGN, CKF_DECRYPT, CKF_DERIVE.
     pub functions: CK_FLAGS,
@@ -24,20 +24,20 @@ pub struct KeyCapability {
     pub max: CK_ULONG,
 }
 
-/// What C_GetMechanismInfo says of one mechanism of a token.
+/// The C_GetMechanismInfo of one mechanism of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MechanismInfo {
-    /// Its number.
+    /// The mechanism's number.
     pub kind: CK_MECHANISM_TYPE,
     /// Smallest key, in bits for RSA and curves, in bytes for secret keys.
     pub min_key_size: CK_ULONG,
-    /// Largest key.
+    /// Largest key, in the same unit.
     pub max_key_size: CK_ULONG,
-    /// CKF_HW where a card takes part, and what it can do.
+    /// The functions, and CKF_HW if a card takes part.
     pub flags: CK_FLAGS,
 }
 
-/// With a permission to sign come the other ways to sign, and so on.
+/// Adds the variants of each function: a key that may sign may also sign with recovery and sign messages, and so on.
 const fn with_variants(functions: CK_FLAGS) -> CK_FLAGS {
     let mut all = functions;
     if functions & CKF_SIGN != 0 {
@@ -55,21 +55,22 @@ const fn with_variants(functions: CK_FLAGS) -> CK_FLAGS {
     all
 }
 
-/// The mechanisms of a token whose keys have `abilities`, and of the host beside it.
+/// Returns the mechanisms of a token whose keys have `capabilities`, and those of the host.
 #[must_use]
-pub fn mechanism_infos(abilities: &[KeyCapability]) -> Vec<MechanismInfo> {
+pub fn mechanism_infos(capabilities: &[KeyCapability]) -> Vec<MechanismInfo> {
     let info = |mechanism: Mechanism| {
-        let on_card = |ability: &KeyCapability| {
-            let kind = KeyKind::Private(ability.key, ability.raw_rsa);
-            mechanism.functions(kind) & with_variants(ability.functions)
+        let on_card = |capability: &KeyCapability| {
+            let kind = KeyKind::Private(capability.key, capability.raw_rsa);
+            mechanism.functions(kind) & with_variants(capability.functions)
         };
         let able = || {
-            abilities
+            capabilities
                 .iter()
-                .filter(|ability| on_card(ability) & !CKF_MESSAGE_SIGN != 0)
+                .filter(|capability| on_card(capability) & !CKF_MESSAGE_SIGN != 0)
         };
-        let card = able().fold(0, |flags, ability| flags | on_card(ability));
-        // Clients take a listed mechanism for one their private key can do, whatever its flags say (GnuTLS and RSA-PSS).
+        let card = able().fold(0, |flags, capability| flags | on_card(capability));
+        // Clients assume that their private key supports every listed mechanism, whatever its flags are (GnuTLS and
+        // RSA-PSS).
         let host = if mechanism.is_of_key_pairs() && card == 0 {
             0
         } else {
@@ -79,8 +80,14 @@ pub fn mechanism_infos(abilities: &[KeyCapability]) -> Vec<MechanismInfo> {
         let (least, most) = mechanism.host_sizes();
         (flags != 0).then(|| MechanismInfo {
             kind: mechanism.kind,
-            min_key_size: able().map(|ability| ability.min).min().unwrap_or(least),
-            max_key_size: able().map(|ability| ability.max).max().unwrap_or(most),
+            min_key_size: able()
+                .map(|capability| capability.min)
+                .min()
+                .unwrap_or(least),
+            max_key_size: able()
+                .map(|capability| capability.max)
+                .max()
+                .unwrap_or(most),
             flags: flags | mechanism.curve_flags() | if card == 0 { 0 } else { CKF_HW },
         })
     };
@@ -88,7 +95,7 @@ pub fn mechanism_infos(abilities: &[KeyCapability]) -> Vec<MechanismInfo> {
 }
 
 impl Mechanism {
-    /// Whether it works with key pairs.
+    /// Returns whether the mechanism works with key pairs.
     const fn is_of_key_pairs(self) -> bool {
         matches!(
             self.scheme,
@@ -112,7 +119,7 @@ impl Mechanism {
     }
 }
 
-/// The mechanisms that make the keys a card can make.
+/// Returns the mechanisms that generate `keys` on a card.
 #[must_use]
 pub fn generation_mechanisms(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
     let info = |mechanism: &Mechanism| {
@@ -139,7 +146,7 @@ pub fn generation_mechanisms(keys: &[KeyAlgorithm]) -> Vec<MechanismInfo> {
     MECHANISMS.iter().filter_map(info).collect()
 }
 
-/// CKA_ALLOWED_MECHANISMS of a public key on a token: of what its private half can do, the other half.
+/// Returns CKA_ALLOWED_MECHANISMS of a public key on a token: only mechanisms that its private key supports too.
 #[must_use]
 pub fn allowed_to_public(
     algorithm: KeyAlgorithm,
@@ -154,7 +161,7 @@ pub fn allowed_to_public(
     allowed
 }
 
-/// CKA_ALLOWED_MECHANISMS of a key that may be used for `functions`.
+/// Returns CKA_ALLOWED_MECHANISMS of a key that may be used for `functions`.
 #[must_use]
 pub fn allowed_mechanisms(key: KeyKind, functions: CK_FLAGS) -> Vec<CK_MECHANISM_TYPE> {
     let functions = with_variants(functions);
@@ -211,20 +218,20 @@ mod tests {
 
     #[test]
     fn host_mechanisms_are_not_attributed_to_the_card() {
-        let offered = mechanism_infos(&[KeyCapability {
+        let listed = mechanism_infos(&[KeyCapability {
             key: KeyAlgorithm::Ed25519,
             raw_rsa: true,
             functions: CKF_SIGN,
             min: 255,
             max: 255,
         }]);
-        let info = |kind| *offered.iter().find(|info| info.kind == kind).unwrap();
+        let info = |kind| *listed.iter().find(|info| info.kind == kind).unwrap();
         assert_eq!(
             info(CKM_EDDSA).flags & (CKF_HW | CKF_SIGN),
             CKF_HW | CKF_SIGN
         );
         for absent in [CKM_RSA_PKCS, CKM_RSA_PKCS_PSS, CKM_ECDSA, CKM_ECDH1_DERIVE] {
-            assert!(offered.iter().all(|info| info.kind != absent));
+            assert!(listed.iter().all(|info| info.kind != absent));
         }
         assert_eq!(info(CKM_SHA512).flags, CKF_DIGEST);
     }
