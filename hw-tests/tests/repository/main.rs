@@ -1,6 +1,13 @@
-//! The repository: its tree, and what it installs.
+//! The repository: its tree, its documents, the imports between its files, and what it installs.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
 
+mod docs;
+mod imports;
 mod install;
 mod tree;

@@ -1,11 +1,5 @@
 //! Checks the imports between the files of each crate, and that no test code is shipped.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails loudly"
-)]
-
 mod graph;
 mod modules;
 mod tokens;

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use crate::{
+use super::{
     modules::{Child, Module, Path},
     tokens::{shipped, tokens},
 };

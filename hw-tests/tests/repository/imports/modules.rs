@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::tokens::{Token, group};
+use super::tokens::{Token, group};
 
 /// One module. Its child modules are values of their own.
 #[derive(Debug, Default)]

@@ -1,7 +1,5 @@
 //! Checks that the files and folders named in the documents exist.
 
-#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
-
 use std::{
     fs,
     path::{Path, PathBuf},
