@@ -103,7 +103,7 @@ impl VpcdConnection {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_nodelay(true)?;
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
-        let mut user = reader.user(self.stop.clone(), stream.try_clone()?.into());
+        let mut user = CardUser::new(reader, self.stop.clone(), stream.try_clone()?.into());
         // The card may have gone before there was a connection to cut.
         if self.stop.is_set() || user.attach().is_err() {
             return Ok(());

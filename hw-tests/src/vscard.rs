@@ -171,7 +171,7 @@ impl Line {
             Some(card) => card,
             None => {
                 let peer = stream.try_clone().map_err(|_| Refusal::NoCard)?;
-                let mut user = reader.user(self.stop.clone(), peer.into());
+                let mut user = CardUser::new(reader, self.stop.clone(), peer.into());
                 user.attach()?;
                 let t0 = T0::default();
                 Card { changes, user, t0 }

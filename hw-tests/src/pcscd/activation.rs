@@ -17,7 +17,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Running, process::Process};
+use super::process::{CurrentProcess, Process};
 
 /// How often a connection and the end of pcscd are looked for.
 const POLL: Duration = Duration::from_millis(2);
@@ -33,7 +33,7 @@ impl Activation {
     /// Listens at `socket`; `start` starts a pcscd at its descriptor, which is kept in `running`.
     pub(super) fn start(
         socket: &Path,
-        running: Arc<Running>,
+        running: Arc<CurrentProcess>,
         start: impl Fn(OwnedFd) -> Process + Send + 'static,
     ) -> Self {
         let listener = UnixListener::bind(socket).expect("a socket");

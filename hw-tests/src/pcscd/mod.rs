@@ -15,39 +15,31 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-use self::{activation::Activation, port::PortPair, process::Process};
+use self::{
+    activation::Activation,
+    port::PortPair,
+    process::{CurrentProcess, PCSCD_TIMEOUT, Process},
+};
 use super::{client, paths};
 
 /// The variable libpcsclite takes the socket's path from.
 pub const SOCKET_VARIABLE: &str = "PCSCLITE_CSOCK_NAME";
 /// vsmartcard's reader driver.
 const DRIVER: &str = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so";
-/// How long pcscd may take to begin or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running pcscd.
 #[derive(Debug)]
 pub struct Pcscd {
     folder: TempDir,
     ports: Vec<PortPair>,
-    running: Arc<Running>,
+    running: Arc<CurrentProcess>,
     starter: Starter,
-}
-
-/// The process of the moment.
-#[derive(Debug, Default)]
-struct Running(Mutex<Option<Process>>);
-
-impl Running {
-    fn process(&self) -> MutexGuard<'_, Option<Process>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Who starts pcscd.
@@ -210,7 +202,7 @@ impl Pcscd {
     }
 
     fn wait_for_service(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PCSCD_TIMEOUT;
         while UnixStream::connect(self.socket()).is_err() || self.running.process().is_none() {
             let gone = self
                 .running
@@ -231,12 +223,12 @@ impl Pcscd {
     /// # Panics
     /// With the readers it tells of, when it takes too long.
     pub fn wait_for_cards(&self, present: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PCSCD_TIMEOUT;
         loop {
             let mut list = Command::new("opensc-tool");
             list.arg("--list-readers")
                 .env(SOCKET_VARIABLE, self.socket());
-            let output = client::run(&mut list, PATIENCE);
+            let output = client::run(&mut list, PCSCD_TIMEOUT);
             if output
                 .stdout
                 .lines()
@@ -313,7 +305,7 @@ pub fn namespace() -> Option<Command> {
         trial
             .args(**form)
             .args(["mount", "-t", "tmpfs", "none", "/run"]);
-        client::run(&mut trial, PATIENCE).success()
+        client::run(&mut trial, PCSCD_TIMEOUT).success()
     };
     let form = (*FORM.get_or_init(|| FORMS.iter().find(works).copied()))?;
     let mut command = Command::new("unshare");

@@ -5,13 +5,13 @@ use std::{
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::super::{client, paths};
-use super::PATIENCE;
 
 /// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end, and the script's
 /// comes when the ports are free again. Standard output is the socket to listen at, if there is a `$3`: then pcscd
@@ -34,8 +34,20 @@ kill -9 $!
 wait $! || true
 "#;
 
+/// How long pcscd may take to begin or to end.
+pub(super) const PCSCD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the kernel to tell what a signal did.
 const POLL: Duration = Duration::from_millis(1);
+
+/// The pcscd that runs now, if one does.
+#[derive(Debug, Default)]
+pub(super) struct CurrentProcess(Mutex<Option<Process>>);
+
+impl CurrentProcess {
+    pub(super) fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A pcscd and the shell that started it. It ends with the test process, however that ends.
 #[derive(Debug)]
@@ -77,7 +89,7 @@ impl Process {
     /// Ends pcscd; `false` when it had to be killed with its shell.
     pub(super) fn end(mut self) -> bool {
         drop(self.shell.stdin.take());
-        client::exits_within(&self.shell, PATIENCE)
+        client::exits_within(&self.shell, PCSCD_TIMEOUT)
     }
 
     /// Kills pcscd alone, as a crash does: its socket and its pid file stay behind.
@@ -109,7 +121,7 @@ impl Process {
 
     /// pcscd's own number, as its shell writes it down in a moment.
     fn pid(&self) -> Option<Pid> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PCSCD_TIMEOUT;
         loop {
             let text = fs::read_to_string(&self.pid_file).unwrap_or_default();
             if let Some(line) = text.strip_suffix('\n') {
@@ -136,7 +148,7 @@ fn state(pid: Pid) -> Option<char> {
 }
 
 fn await_state(pid: Pid, wanted: impl Fn(Option<char>) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PCSCD_TIMEOUT;
     while !wanted(state(pid)) {
         assert!(Instant::now() < deadline, "a signal had no effect on pcscd");
         std::thread::sleep(POLL);

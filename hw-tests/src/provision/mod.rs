@@ -4,77 +4,24 @@
 
 mod applet_channel;
 mod certificate;
+mod issued_certificates;
 mod openpgp;
+mod pins;
 mod piv;
 mod profile;
 mod public_key;
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{fs, path::Path};
 
 pub use self::{
     applet_channel::ProvisionError,
+    issued_certificates::IssuedCertificates,
+    pins::{ADMIN_PIN, PIN},
     piv::MANAGEMENT_KEY,
     profile::{CardProfile, CertificateForm, KeyAlgorithm, OpenPgpPlan, PivKey, PivPlan},
     public_key::PublicKey,
 };
 use crate::card::{State, VirtualCard};
-
-/// The user PIN of both applets.
-pub const PIN: &str = "123456";
-/// The PIV PUK and the OpenPGP admin PIN.
-pub const ADMIN_PIN: &str = "12345678";
-
-/// What was issued: certificates in DER by name, `ca`, `piv-9A`, `openpgp-03` and so on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IssuedCertificates(BTreeMap<String, Vec<u8>>);
-
-impl IssuedCertificates {
-    const SUFFIX: &str = ".der";
-
-    /// The certificate called `name`.
-    #[must_use]
-    pub fn certificate(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name).map(Vec::as_slice)
-    }
-
-    /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
-    }
-
-    /// Writes each certificate to `folder`, as `NAME.der`.
-    ///
-    /// # Errors
-    /// Of the file system.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
-        self.0
-            .iter()
-            .try_for_each(|(name, der)| fs::write(folder.join(name.clone() + Self::SUFFIX), der))
-    }
-
-    /// Reads what [`IssuedCertificates::write`] wrote.
-    ///
-    /// # Errors
-    /// Of the file system.
-    pub fn read(folder: &Path) -> io::Result<Self> {
-        let mut issued = Self::default();
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            if let Some(name) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.strip_suffix(Self::SUFFIX))
-            {
-                issued.0.insert(name.to_owned(), fs::read(entry.path())?);
-            }
-        }
-        Ok(issued)
-    }
-
-    fn add(&mut self, name: impl Into<String>, der: Vec<u8>) {
-        self.0.insert(name.into(), der);
-    }
-}
 
 /// Makes `card` hold what `plan` says, and power-cycles it. RSA keys take seconds each.
 ///

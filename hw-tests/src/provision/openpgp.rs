@@ -6,7 +6,7 @@ use x509_cert::ext::pkix::KeyUsages;
 
 use super::{
     ADMIN_PIN, IssuedCertificates, KeyAlgorithm, OpenPgpPlan, ProvisionError, PublicKey,
-    applet_channel::AppletChannel, certificate::Issuer,
+    applet_channel::AppletChannel, certificate::Issuer, public_key::openpgp_curve_oid,
 };
 use crate::card::VirtualCard;
 
@@ -131,23 +131,11 @@ fn attributes(algorithm: KeyAlgorithm, reference: u8) -> Result<Vec<u8>, Provisi
         (KeyAlgorithm::Rsa2048, _) => Ok(rsa(2048)),
         (KeyAlgorithm::Rsa3072, _) => Ok(rsa(3072)),
         (KeyAlgorithm::Rsa4096, _) => Ok(rsa(4096)),
-        (KeyAlgorithm::Ed25519, 1 | 3) => Ok([&[0x16], curve_name(algorithm)?].concat()),
+        (KeyAlgorithm::Ed25519, 1 | 3) => Ok([&[0x16], openpgp_curve_oid(algorithm)?].concat()),
         (KeyAlgorithm::Ed25519, _) => Err(ProvisionError::Algorithm(algorithm)),
-        (curve, 2) => Ok([&[0x12], curve_name(curve)?].concat()),
+        (curve, 2) => Ok([&[0x12], openpgp_curve_oid(curve)?].concat()),
         (KeyAlgorithm::X25519, _) => Err(ProvisionError::Algorithm(algorithm)),
-        (curve, _) => Ok([&[0x13], curve_name(curve)?].concat()),
-    }
-}
-
-/// The content of the curve's object identifier; Ed25519 and X25519 have those of GnuPG.
-pub(super) const fn curve_name(curve: KeyAlgorithm) -> Result<&'static [u8], ProvisionError> {
-    match curve {
-        KeyAlgorithm::P256 => Ok(&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x07]),
-        KeyAlgorithm::P384 => Ok(&[0x2B, 0x81, 0x04, 0x00, 0x22]),
-        KeyAlgorithm::P521 => Ok(&[0x2B, 0x81, 0x04, 0x00, 0x23]),
-        KeyAlgorithm::Ed25519 => Ok(&[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 0x47, 0x0F, 0x01]),
-        KeyAlgorithm::X25519 => Ok(&[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01]),
-        other => Err(ProvisionError::Algorithm(other)),
+        (curve, _) => Ok([&[0x13], openpgp_curve_oid(curve)?].concat()),
     }
 }
 

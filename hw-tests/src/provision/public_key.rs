@@ -106,7 +106,7 @@ impl PublicKey {
                     KeyAlgorithm::X25519 => (18, &[3, 1, 8, 7]),
                     _ => (19, &[]),
                 };
-                let name = super::openpgp::curve_name(*curve)?;
+                let name = openpgp_curve_oid(*curve)?;
                 body.push(algorithm);
                 body.push(u8::try_from(name.len()).unwrap_or(0));
                 body.extend(name);
@@ -140,6 +140,20 @@ fn curve_identifier(curve: KeyAlgorithm) -> Result<AlgorithmIdentifier<Any>, Pro
         KeyAlgorithm::P521 => Ok(named(P521)),
         KeyAlgorithm::Ed25519 => Ok(plain(ED25519)),
         KeyAlgorithm::X25519 => Ok(plain(X25519)),
+        other => Err(ProvisionError::Algorithm(other)),
+    }
+}
+
+/// The content of the curve's object identifier; Ed25519 and X25519 have those of GnuPG.
+pub(super) const fn openpgp_curve_oid(
+    curve: KeyAlgorithm,
+) -> Result<&'static [u8], ProvisionError> {
+    match curve {
+        KeyAlgorithm::P256 => Ok(&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x07]),
+        KeyAlgorithm::P384 => Ok(&[0x2B, 0x81, 0x04, 0x00, 0x22]),
+        KeyAlgorithm::P521 => Ok(&[0x2B, 0x81, 0x04, 0x00, 0x23]),
+        KeyAlgorithm::Ed25519 => Ok(&[0x2B, 0x06, 0x01, 0x04, 0x01, 0xDA, 0x47, 0x0F, 0x01]),
+        KeyAlgorithm::X25519 => Ok(&[0x2B, 0x06, 0x01, 0x04, 0x01, 0x97, 0x55, 0x01, 0x05, 0x01]),
         other => Err(ProvisionError::Algorithm(other)),
     }
 }

@@ -11,7 +11,6 @@ mod user;
 use std::{
     collections::VecDeque,
     fmt, io,
-    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -206,12 +205,6 @@ impl Reader {
     /// When the file cannot be opened.
     pub fn log_to(&self, path: &Path) -> io::Result<()> {
         self.0.journal.log_to(path)
-    }
-
-    /// A new user at the other end of `peer`, whose waits end when that end is closed or with `stop`.
-    pub(crate) fn user(&self, stop: Stop, peer: OwnedFd) -> CardUser {
-        let id = self.0.users.fetch_add(1, Ordering::Relaxed) + 1;
-        CardUser::new(self.clone(), id, stop, peer)
     }
 
     /// Tells `watcher` of the present state at once and then of each change, until [`Reader::unwatch`].

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::{MutexGuard, PoisonError},
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -37,10 +37,11 @@ enum UserState {
 }
 
 impl CardUser {
-    pub(super) const fn new(reader: Reader, id: u64, stop: Stop, peer: OwnedFd) -> Self {
+    /// A new user of the card in `reader`. Its waits end with `stop`, or when the other end of `peer` is closed.
+    pub(crate) fn new(reader: &Reader, stop: Stop, peer: OwnedFd) -> Self {
         Self {
-            reader,
-            id,
+            id: reader.0.users.fetch_add(1, Ordering::Relaxed) + 1,
+            reader: reader.clone(),
             bond: UserState::None,
             stop,
             peer,

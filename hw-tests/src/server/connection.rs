@@ -67,7 +67,7 @@ impl Connection {
             return self.watch();
         }
         let peer = self.outbox.try_clone()?.into();
-        let mut user = self.reader.user(self.stop.clone(), peer);
+        let mut user = CardUser::new(&self.reader, self.stop.clone(), peer);
         self.answer(&mut user, &first)?;
         loop {
             let request = self.receive()?;

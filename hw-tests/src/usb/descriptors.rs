@@ -2,6 +2,10 @@
 
 #![allow(clippy::panic, reason = "a harness fails loudly")]
 
+/// Endpoints, without their direction bit.
+pub(super) const BULK_OUT: u8 = 1;
+pub(super) const BULK_IN: u8 = 2;
+pub(super) const INTERRUPT: u8 = 3;
 /// What every rig on the USB plugs in: `token`, which is what there is without it, or `reader`.
 const MODEL: &str = "CLAVIGER_CARD_FIXTURE_MODEL";
 
@@ -68,10 +72,10 @@ impl Model {
             0,
         ];
         rest.extend(class());
-        rest.extend([7, 5, super::BULK_OUT, 2, 64, 0, 0]);
-        rest.extend([7, 5, super::BULK_IN | 0x80, 2, 64, 0, 0]);
+        rest.extend([7, 5, BULK_OUT, 2, 64, 0, 0]);
+        rest.extend([7, 5, BULK_IN | 0x80, 2, 64, 0, 0]);
         if self.interrupt {
-            rest.extend([7, 5, super::INTERRUPT | 0x80, 3, 8, 0, 16]);
+            rest.extend([7, 5, INTERRUPT | 0x80, 3, 8, 0, 16]);
         }
         let length = u16::try_from(9 + rest.len()).unwrap_or(u16::MAX);
         let mut bytes = vec![9, 2];

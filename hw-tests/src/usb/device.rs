@@ -15,8 +15,8 @@ use rustix::{
 };
 
 use super::{
-    BULK_IN, BULK_OUT, INTERRUPT, Model, Transfers, UsbFault,
-    fault::Part,
+    descriptors::{BULK_IN, BULK_OUT, INTERRUPT, Model},
+    fault::{Part, UsbFault},
     slot::{Message, Slot},
     usbip::{self, Request, Transfer},
 };
@@ -26,6 +26,19 @@ use crate::reader::{Reader, Stop};
 const EXTENSION: Duration = Duration::from_secs(1);
 /// wValue of CLEAR_FEATURE: the endpoint in wIndex is halted no more (USB 2.0, table 9-6).
 const ENDPOINT_HALT: u8 = 0;
+
+/// Transfers so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transfers {
+    /// To the reader.
+    pub bulk_out: usize,
+    /// From the reader.
+    pub bulk_in: usize,
+    /// Of the interrupt endpoint.
+    pub interrupt: usize,
+    /// Control requests.
+    pub control: usize,
+}
 
 /// The device at our end of the socket.
 #[derive(Debug)]

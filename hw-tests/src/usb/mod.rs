@@ -18,13 +18,9 @@ use std::{
 };
 
 use self::device::Device;
-pub use self::{access::UsbAccess, descriptors::Model, fault::UsbFault};
+pub use self::{access::UsbAccess, descriptors::Model, device::Transfers, fault::UsbFault};
 use crate::reader::Reader;
 
-/// Endpoints, without their direction bit.
-const BULK_OUT: u8 = 1;
-const BULK_IN: u8 = 2;
-const INTERRUPT: u8 = 3;
 /// The controller.
 const CONTROLLER: &str = "/sys/devices/platform/vhci_hcd.0";
 /// How long the controller may be busy with a device that has left.
@@ -34,19 +30,6 @@ const FREE: Duration = Duration::from_secs(30);
 #[must_use]
 pub fn obstacle() -> Option<&'static str> {
     (!Path::new(CONTROLLER).is_dir()).then_some("this machine has no virtual USB controller")
-}
-
-/// Transfers so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Transfers {
-    /// To the reader.
-    pub bulk_out: usize,
-    /// From the reader.
-    pub bulk_in: usize,
-    /// Of the interrupt endpoint.
-    pub interrupt: usize,
-    /// Control requests.
-    pub control: usize,
 }
 
 /// A reader and the port it is plugged into; dropped, it is unplugged.

@@ -67,7 +67,7 @@ impl Slot {
     /// The slot of `reader`; who is served by it is at the other end of `line`.
     pub(super) fn new(reader: &Reader, stop: &Stop, line: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
-            user: reader.user(stop.clone(), line.try_clone()?),
+            user: CardUser::new(reader, stop.clone(), line.try_clone()?),
             reader: reader.clone(),
             stop: stop.clone(),
             line,
@@ -115,7 +115,7 @@ impl Slot {
         if self.user.attach().is_err() {
             // It is another card than the one before.
             let line = self.line.try_clone().map_err(|_| ICC_MUTE)?;
-            self.user = self.reader.user(self.stop.clone(), line);
+            self.user = CardUser::new(&self.reader, self.stop.clone(), line);
             self.user.attach().map_err(|_| ICC_MUTE)?;
         }
         if self.is_powered {
