@@ -1,7 +1,10 @@
 //! Arguments of one call: mostly what the function asks for, sometimes what it must refuse.
 
 use cryptoki_sys::{
-    CK_RV, CKF_DONT_BLOCK, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKR_BUFFER_TOO_SMALL, CKR_OK,
+    CK_MECHANISM_TYPE, CK_RV, CKF_DONT_BLOCK, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKM_AES_CTR,
+    CKM_AES_GCM, CKM_AES_KEY_GEN, CKM_DES3_CBC, CKM_EC_KEY_PAIR_GEN, CKM_ECDH1_DERIVE, CKM_EDDSA,
+    CKM_MD5, CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_PKCS_OAEP, CKM_RSA_PKCS_PSS, CKM_SHA256,
+    CKM_SHA256_HMAC_GENERAL, CKM_VENDOR_DEFINED, CKR_BUFFER_TOO_SMALL, CKR_OK,
     CKU_CONTEXT_SPECIFIC, CKU_SO, CKU_USER,
 };
 
@@ -29,6 +32,24 @@ const NUMBERS: [usize; 10] = [
     usize::MAX,
 ];
 const LENGTHS: [usize; 14] = [0, 1, 15, 16, 20, 24, 32, 48, 51, 64, 128, 256, 300, 4096];
+
+/// Mechanisms that fit no key here, or none at all.
+const OTHER_MECHANISMS: &[CK_MECHANISM_TYPE] = &[
+    CKM_SHA256,
+    CKM_RSA_PKCS_KEY_PAIR_GEN,
+    CKM_EC_KEY_PAIR_GEN,
+    CKM_DES3_CBC,
+    CKM_MD5,
+    CKM_AES_KEY_GEN,
+    CKM_AES_GCM,
+    CKM_RSA_PKCS_OAEP,
+    CKM_RSA_PKCS_PSS,
+    CKM_ECDH1_DERIVE,
+    CKM_EDDSA,
+    CKM_SHA256_HMAC_GENERAL,
+    CKM_AES_CTR,
+    CKM_VENDOR_DEFINED,
+];
 
 /// What arguments are made of: the bytes, the memory, and what earlier calls have told.
 #[derive(Debug)]
@@ -265,8 +286,8 @@ impl<'a> ArgumentSource<'a> {
         let suited = nature.map_or(&[][..], Nature::mechanisms);
         match self.source.byte() % 8 {
             7 => self.number(),
-            6 => self.source.pick(super::mechanism::OTHERS) as usize,
-            _ if suited.is_empty() => self.source.pick(super::mechanism::OTHERS) as usize,
+            6 => self.source.pick(OTHER_MECHANISMS) as usize,
+            _ if suited.is_empty() => self.source.pick(OTHER_MECHANISMS) as usize,
             _ => self.source.pick(suited) as usize,
         }
     }

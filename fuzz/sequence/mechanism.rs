@@ -7,23 +7,6 @@ use super::{
     memory::Use,
 };
 
-/// Mechanisms that fit no key here, or none at all.
-pub(crate) const OTHERS: &[CK_MECHANISM_TYPE] = &[
-    CKM_SHA256,
-    CKM_RSA_PKCS_KEY_PAIR_GEN,
-    CKM_EC_KEY_PAIR_GEN,
-    CKM_DES3_CBC,
-    CKM_MD5,
-    CKM_AES_KEY_GEN,
-    CKM_AES_GCM,
-    CKM_RSA_PKCS_OAEP,
-    CKM_RSA_PKCS_PSS,
-    CKM_ECDH1_DERIVE,
-    CKM_EDDSA,
-    CKM_SHA256_HMAC_GENERAL,
-    CKM_AES_CTR,
-    CKM_VENDOR_DEFINED,
-];
 const HASHES: [CK_MECHANISM_TYPE; 6] = [
     CKM_SHA_1,
     CKM_SHA256,
