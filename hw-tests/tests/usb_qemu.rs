@@ -64,10 +64,10 @@ macro_rules! on_each_stack {
 
 on_each_stack! {
     the_reader_takes_tpdus_of_t0
-    a_command_is_one_tpdu_and_its_answer_another
+    qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host
     tokens_of_both_applets_are_listed
     certificates_longer_than_a_block_are_read_as_they_were_issued
-    keys_sign_for_who_has_the_pin
+    piv_and_openpgp_keys_sign_after_user_login
     a_wrong_pin_is_refused
 }
 
@@ -121,7 +121,7 @@ fn transmit(card: &mut dyn Transport, frame: &[u8]) -> Vec<u8> {
 }
 
 /// What a reader that takes APDUs does itself is seen here: 61xx, GET RESPONSE, 6Cxx and the corrected length.
-fn a_command_is_one_tpdu_and_its_answer_another(stack: UsbLibrary) {
+fn qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host(stack: UsbLibrary) {
     let (_watch, mut card) = connect(stack);
     let selected = transmit(&mut *card, SELECT);
     assert_eq!((selected.len(), selected[0]), (2, 0x61), "{selected:02X?}");
@@ -265,7 +265,7 @@ fn certificates_longer_than_a_block_are_read_as_they_were_issued(stack: UsbLibra
     }
 }
 
-fn keys_sign_for_who_has_the_pin(stack: UsbLibrary) {
+fn piv_and_openpgp_keys_sign_after_user_login(stack: UsbLibrary) {
     let clients = Clients::on(stack);
     for (token, key, mechanism, certificate) in [
         ("PIV 00000001", "01", "ECDSA-SHA256", "piv-9A"),

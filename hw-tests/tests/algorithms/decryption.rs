@@ -15,8 +15,8 @@ use cryptoki::{
 use crate::openssl::{OpenSsl, attributes_of};
 
 on_cards! { [piv_rsa_2048 piv_rsa_large openpgp_rsa_2048 openpgp_rsa_large] [
-    the_card_decrypts_what_openssl_encrypts
-    openssl_decrypts_what_the_module_encrypts
+    card_decrypts_cryptograms_of_openssl
+    openssl_decrypts_cryptograms_of_the_module
 ] }
 
 /// Plaintexts: none, some, and what fits 2048 bits with any of these paddings.
@@ -67,7 +67,7 @@ fn decrypting(fixture: &TokenFixture<'_>) -> (OpenSsl, TestSession, ObjectHandle
     (openssl, session, key)
 }
 
-fn the_card_decrypts_what_openssl_encrypts(fixture: &TokenFixture<'_>) {
+fn card_decrypts_cryptograms_of_openssl(fixture: &TokenFixture<'_>) {
     let (openssl, session, key) = decrypting(fixture);
     let public = openssl.public(&session, key);
     for (options, mechanism) in paddings() {
@@ -83,7 +83,7 @@ fn the_card_decrypts_what_openssl_encrypts(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn openssl_decrypts_what_the_module_encrypts(fixture: &TokenFixture<'_>) {
+fn openssl_decrypts_cryptograms_of_the_module(fixture: &TokenFixture<'_>) {
     let (openssl, session, _) = decrypting(fixture);
     let private = openssl.private("2048");
     let template = [

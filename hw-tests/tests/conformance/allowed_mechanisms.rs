@@ -26,9 +26,9 @@ use cryptoki_sys::{
 };
 
 on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
-    what_is_allowed_is_accepted_and_nothing_else_is
-    what_is_allowed_is_on_the_slots_list_and_does_something
-    a_private_key_is_allowed_what_its_attributes_say
+    init_accepts_only_allowed_mechanisms_of_the_key
+    allowed_mechanisms_are_listed_by_the_slot_and_usable
+    allowed_mechanisms_cover_each_usage_attribute_of_a_private_key
 ] }
 
 /// Every number cryptoki-sys has a name for is in one of these.
@@ -234,7 +234,7 @@ fn keys(session: &TestSession) -> Vec<ObjectHandle> {
         .collect()
 }
 
-fn what_is_allowed_is_accepted_and_nothing_else_is(fixture: &TokenFixture<'_>) {
+fn init_accepts_only_allowed_mechanisms_of_the_key(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (mut parameters, mut tried) = (Parameters::new(), 0);
     for key in keys(&session) {
@@ -306,7 +306,7 @@ fn works_at_once(
         || flags & CKF_UNWRAP != 0 && may(session, key, AttributeType::Unwrap)
 }
 
-fn what_is_allowed_is_on_the_slots_list_and_does_something(fixture: &TokenFixture<'_>) {
+fn allowed_mechanisms_are_listed_by_the_slot_and_usable(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let offered = fixture.mechanisms();
     let mut parameters = Parameters::new();
@@ -332,7 +332,7 @@ fn what_is_allowed_is_on_the_slots_list_and_does_something(fixture: &TokenFixtur
     }
 }
 
-fn a_private_key_is_allowed_what_its_attributes_say(fixture: &TokenFixture<'_>) {
+fn allowed_mechanisms_cover_each_usage_attribute_of_a_private_key(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     for key in session.all(ObjectClass::PRIVATE_KEY) {
         let allowed = allowed(&session, key);

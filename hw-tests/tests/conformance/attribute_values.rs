@@ -23,13 +23,13 @@ on_cards! { [piv openpgp] [
     a_null_value_asks_for_the_exact_length
     a_buffer_of_the_exact_length_is_filled
     a_larger_buffer_is_filled_and_the_length_is_exact
-    a_small_buffer_gets_nothing_and_no_length
+    get_attribute_value_leaves_a_small_buffer_unwritten_without_length
     an_attribute_the_object_has_not_gets_no_length
     a_sensitive_attribute_gets_no_length_whatever_the_buffer
     an_empty_value_has_length_zero
-    every_mixture_fills_what_can_be_filled
+    get_attribute_value_fills_each_valid_entry_in_every_mixture
     the_same_attribute_may_be_asked_for_twice
-    an_empty_template_asks_for_nothing
+    get_attribute_value_with_empty_template_succeeds
     a_template_that_is_not_there_is_a_bad_argument
     no_value_is_asked_of_the_card_twice
     an_unaligned_buffer_is_filled
@@ -135,7 +135,7 @@ fn a_larger_buffer_is_filled_and_the_length_is_exact(fixture: &TokenFixture<'_>)
     assert_eq!(answers[0].1[id.len()..], untouched(50 - id.len()));
 }
 
-fn a_small_buffer_gets_nothing_and_no_length(fixture: &TokenFixture<'_>) {
+fn get_attribute_value_leaves_a_small_buffer_unwritten_without_length(fixture: &TokenFixture<'_>) {
     let (session, object) = certificate(fixture);
     let len = value(&session, object, CKA_VALUE).len();
     for small in [0, 1, len - 1] {
@@ -187,7 +187,7 @@ fn an_empty_value_has_length_zero(fixture: &TokenFixture<'_>) {
 }
 
 /// All orders of all five rows: none stops the others, and the code is of one that applies.
-fn every_mixture_fills_what_can_be_filled(fixture: &TokenFixture<'_>) {
+fn get_attribute_value_fills_each_valid_entry_in_every_mixture(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (key, sensitive) = secret(&session);
     let label = value(&session, key, CKA_LABEL);
@@ -245,7 +245,7 @@ fn the_same_attribute_may_be_asked_for_twice(fixture: &TokenFixture<'_>) {
     assert_eq!(answers[2].0, answers[0].0);
 }
 
-fn an_empty_template_asks_for_nothing(fixture: &TokenFixture<'_>) {
+fn get_attribute_value_with_empty_template_succeeds(fixture: &TokenFixture<'_>) {
     let (session, object) = certificate(fixture);
     let (code, _) = get(&session, object, &[]);
     assert_eq!(code, Ok(()));

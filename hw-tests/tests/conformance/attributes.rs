@@ -76,8 +76,8 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     every_object_has_the_attributes_of_its_class
     every_object_of_the_card_is_fixed
     unique_ids_are_unique_printable_and_stable
-    a_certificate_says_what_is_in_it
-    a_public_key_says_what_its_info_says
+    certificate_attributes_match_the_der_value
+    public_key_attributes_match_public_key_info
     a_private_key_never_leaves_the_card
     a_private_key_has_the_public_numbers_of_its_public_key
     public_and_private_key_do_the_two_halves_of_the_same
@@ -252,7 +252,7 @@ fn unique_ids_are_unique_printable_and_stable(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_certificate_says_what_is_in_it(fixture: &TokenFixture<'_>) {
+fn certificate_attributes_match_the_der_value(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     for object in session.all(ObjectClass::CERTIFICATE) {
         let part = |kind| bytes(&session, object, kind);
@@ -289,7 +289,7 @@ fn a_certificate_says_what_is_in_it(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_public_key_says_what_its_info_says(fixture: &TokenFixture<'_>) {
+fn public_key_attributes_match_public_key_info(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     for object in session.all(ObjectClass::PUBLIC_KEY) {
         let info = bytes(&session, object, AttributeType::PublicKeyInfo);

@@ -20,8 +20,8 @@ on_cards! { [piv openpgp piv_ec openpgp_ec] [
     it_needs_a_key_that_wants_it_and_leaves_other_operations_alone
     a_wrong_pin_leaves_the_operation_waiting
     a_blocked_pin_logs_the_user_out
-    asking_for_the_length_consumes_nothing
-    a_small_buffer_consumes_nothing
+    length_query_keeps_the_context_login_and_sends_no_command
+    small_buffer_keeps_the_context_login_and_the_operation
     it_reaches_over_all_parts_of_a_message
     it_may_come_between_two_parts
     a_cancelled_operation_takes_it_along
@@ -29,7 +29,7 @@ on_cards! { [piv openpgp piv_ec openpgp_ec] [
 ] }
 
 on_cards! { [piv_rsa openpgp_rsa] [
-    what_it_cannot_be_given_for_is_not_offered
+    key_with_context_login_offers_no_unwrap_and_no_derive
     a_decryption_without_it_is_refused_and_goes_on_after_it
 ] }
 
@@ -139,7 +139,7 @@ fn a_blocked_pin_logs_the_user_out(fixture: &TokenFixture<'_>) {
     assert_eq!(session.login_user(), Err(RvError::PinLocked));
 }
 
-fn asking_for_the_length_consumes_nothing(fixture: &TokenFixture<'_>) {
+fn length_query_keeps_the_context_login_and_sends_no_command(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     let len = fixture.silently(|| session.query_len(session.list.C_Sign, MESSAGE).unwrap());
     assert_eq!(session.context_login(), Ok(()));
@@ -154,7 +154,7 @@ fn asking_for_the_length_consumes_nothing(fixture: &TokenFixture<'_>) {
     );
 }
 
-fn a_small_buffer_consumes_nothing(fixture: &TokenFixture<'_>) {
+fn small_buffer_keeps_the_context_login_and_the_operation(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     let len = session.query_len(session.list.C_Sign, MESSAGE).unwrap();
     assert_eq!(session.context_login(), Ok(()));
@@ -198,7 +198,7 @@ fn it_is_of_its_session_alone(fixture: &TokenFixture<'_>) {
 }
 
 /// To unwrap and to derive is one call: there is no moment for a PIN between begin and end.
-fn what_it_cannot_be_given_for_is_not_offered(fixture: &TokenFixture<'_>) {
+fn key_with_context_login_offers_no_unwrap_and_no_derive(fixture: &TokenFixture<'_>) {
     let (session, key) = user(fixture);
     let kinds = [AttributeType::Unwrap, AttributeType::Derive];
     let expected = [Attribute::Unwrap(false), Attribute::Derive(false)];

@@ -15,17 +15,17 @@ use cryptoki_sys::{CKF_DECRYPT, CKM_RSA_PKCS, CKM_SHA256, CKM_SHA256_RSA_PKCS};
 pub const SECRET: &[u8] = b"a session key of 32 bytes, say..";
 
 on_cards! { [piv_rsa openpgp_rsa] [
-    what_a_public_key_encrypts_its_private_key_decrypts
+    private_key_decrypts_a_cryptogram_of_its_public_key
     an_empty_secret_and_the_longest_come_back
     data_too_long_for_the_padding_are_refused
     encryption_needs_no_card_and_no_login
     encryption_is_never_twice_the_same
-    nothing_is_decrypted_before_init
+    decrypt_and_encrypt_before_init_return_operation_not_initialized
     one_decryption_at_a_time_in_a_session
     decryption_init_wants_a_key_that_decrypts
     encryption_init_wants_a_key_that_encrypts
-    a_cryptogram_of_another_length_is_told_apart
-    a_wrong_padding_is_no_error_and_gives_the_same_answer_each_time
+    cryptogram_of_wrong_length_returns_encrypted_data_len_range
+    forged_cryptogram_gives_the_same_result_each_time
     asking_for_the_length_leaves_the_decryption_active
     a_small_buffer_leaves_the_decryption_active_and_the_card_is_asked_once
     the_secret_may_lie_over_the_cryptogram
@@ -67,7 +67,7 @@ fn decrypt(session: &TestSession, cryptogram: &[u8]) -> Result<Vec<u8>, RvError>
     session.run(session.list.C_Decrypt, cryptogram, 256)
 }
 
-fn what_a_public_key_encrypts_its_private_key_decrypts(fixture: &TokenFixture<'_>) {
+fn private_key_decrypts_a_cryptogram_of_its_public_key(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     let cryptogram = encrypted(&session, public, SECRET);
     assert_eq!(cryptogram.len(), 256);
@@ -129,7 +129,7 @@ fn encryption_is_never_twice_the_same(fixture: &TokenFixture<'_>) {
     );
 }
 
-fn nothing_is_decrypted_before_init(fixture: &TokenFixture<'_>) {
+fn decrypt_and_encrypt_before_init_return_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let (session, ..) = pair(fixture);
     let (list, none) = (session.list, RvError::OperationNotInitialized);
     for function in [
@@ -203,7 +203,7 @@ fn encryption_init_wants_a_key_that_encrypts(fixture: &TokenFixture<'_>) {
     assert_eq!(told, Err(RvError::MechanismInvalid));
 }
 
-fn a_cryptogram_of_another_length_is_told_apart(fixture: &TokenFixture<'_>) {
+fn cryptogram_of_wrong_length_returns_encrypted_data_len_range(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     let cryptogram = encrypted(&session, public, SECRET);
     let long = [&cryptogram[..], &[0]].concat();
@@ -220,7 +220,7 @@ fn a_cryptogram_of_another_length_is_told_apart(fixture: &TokenFixture<'_>) {
 
 /// Implicit rejection: who sends forged cryptograms learns nothing from the answer. An OpenPGP card looks at the padding
 /// itself and says what it saw; it says the same of every forgery.
-fn a_wrong_padding_is_no_error_and_gives_the_same_answer_each_time(fixture: &TokenFixture<'_>) {
+fn forged_cryptogram_gives_the_same_result_each_time(fixture: &TokenFixture<'_>) {
     let (session, _, private) = pair(fixture);
     let answer = |forged: &[u8]| {
         begin(&session, private);

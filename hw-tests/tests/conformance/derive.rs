@@ -29,16 +29,16 @@ on_cards! { [piv_ec openpgp openpgp_ec] [
     a_kdf_hashes_secret_counter_and_shared_data
     a_kdf_makes_any_length
     a_bad_point_is_refused_before_the_card
-    a_kdf_nobody_knows_is_refused
+    ecdh_with_unknown_kdf_returns_mechanism_param_invalid
     shared_data_without_a_kdf_are_refused
     the_parameter_must_be_whole
     the_base_key_must_be_one_that_derives
     the_template_must_be_of_a_session_secret
     a_derived_secret_is_not_local
     a_sensitive_secret_does_not_come_out
-    nothing_is_derived_after_logout
+    derive_after_logout_returns_key_handle_invalid
     a_derivation_leaves_operations_alone
-    the_cofactor_changes_nothing_where_there_is_one
+    cofactor_derivation_equals_plain_ecdh_or_is_rejected
 ] }
 
 /// A session, the key that derives and the peer's point: that of the same card's key, so that the answer is known to both.
@@ -280,7 +280,7 @@ fn a_bad_point_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_kdf_nobody_knows_is_refused(fixture: &TokenFixture<'_>) {
+fn ecdh_with_unknown_kdf_returns_mechanism_param_invalid(fixture: &TokenFixture<'_>) {
     let mut agreement = agreement(fixture);
     for kdf in [0, 0x55, CK_ULONG::MAX] {
         let mut parameter = CK_ECDH1_DERIVE_PARAMS {
@@ -436,7 +436,7 @@ fn a_sensitive_secret_does_not_come_out(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn nothing_is_derived_after_logout(fixture: &TokenFixture<'_>) {
+fn derive_after_logout_returns_key_handle_invalid(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     agreement.session.logout().unwrap();
     let told = fixture.silently(|| agreement.derive(EcKdf::null(), &secret(None)).map(drop));
@@ -456,7 +456,7 @@ fn a_derivation_leaves_operations_alone(fixture: &TokenFixture<'_>) {
 }
 
 /// Curves of Weierstrass form have cofactor 1 here; X25519 has no such mechanism.
-fn the_cofactor_changes_nothing_where_there_is_one(fixture: &TokenFixture<'_>) {
+fn cofactor_derivation_equals_plain_ecdh_or_is_rejected(fixture: &TokenFixture<'_>) {
     let mut agreement = agreement(fixture);
     let mut parameter = agreement.parameter();
     let mechanism = with(CKM_ECDH1_COFACTOR_DERIVE, &mut parameter);

@@ -25,7 +25,7 @@ on_cards! { [piv openpgp] [
     each_hash_is_right
     a_megabyte_is_hashed_in_one_and_in_parts
     digests_need_no_card_and_no_login
-    nothing_is_hashed_before_init
+    digest_before_init_returns_operation_not_initialized
     one_digest_at_a_time_in_a_session
     asking_for_the_length_leaves_the_digest_active
     a_small_buffer_leaves_the_digest_active
@@ -102,7 +102,7 @@ fn digests_need_no_card_and_no_login(fixture: &TokenFixture<'_>) {
     });
 }
 
-fn nothing_is_hashed_before_init(fixture: &TokenFixture<'_>) {
+fn digest_before_init_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     let none = RvError::OperationNotInitialized;
     assert_eq!(digest(&session), Err(none));

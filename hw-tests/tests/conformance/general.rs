@@ -18,12 +18,12 @@ on_cards! { [piv openpgp] [
     info_says_the_highest_version_there_is
     info_is_padded_with_blanks_and_has_no_flags
     info_without_room_is_a_bad_argument
-    initialize_twice_is_refused_and_changes_nothing
+    second_initialize_is_rejected_and_keeps_the_session
     finalize_takes_no_argument
     after_finalize_every_function_says_not_initialized
     sessions_and_objects_do_not_outlive_finalize
     parallel_functions_are_of_the_past
-    parallel_functions_look_at_the_session_first
+    parallel_functions_reject_invalid_session_handles
 ] }
 
 fn info(fixture: &TokenFixture<'_>) -> CK_INFO {
@@ -58,7 +58,7 @@ fn info_without_room_is_a_bad_argument(fixture: &TokenFixture<'_>) {
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn initialize_twice_is_refused_and_changes_nothing(fixture: &TokenFixture<'_>) {
+fn second_initialize_is_rejected_and_keeps_the_session(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let again = fixture
         .module
@@ -124,7 +124,7 @@ fn parallel_functions_are_of_the_past(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn parallel_functions_look_at_the_session_first(fixture: &TokenFixture<'_>) {
+fn parallel_functions_reject_invalid_session_handles(fixture: &TokenFixture<'_>) {
     for code in [
         ck!(fixture.raw, C_GetFunctionStatus, 0),
         ck!(fixture.raw, C_CancelFunction, 0xDEAD),

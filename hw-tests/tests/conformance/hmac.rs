@@ -14,7 +14,7 @@ use crate::secret_keys::key;
 on_cards! { [piv openpgp] [
     hmac_is_that_of_the_standard
     hmac_in_parts_is_hmac_in_one
-    a_wrong_hmac_is_told_by_length_and_value
+    hmac_verification_distinguishes_wrong_value_and_wrong_length
 ] }
 
 /// RFC 4231, test case 2, and RFC 2202 for SHA-1.
@@ -79,7 +79,7 @@ fn hmac_in_parts_is_hmac_in_one(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_wrong_hmac_is_told_by_length_and_value(fixture: &TokenFixture<'_>) {
+fn hmac_verification_distinguishes_wrong_value_and_wrong_length(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = key(&session, KeyType::GENERIC_SECRET, b"Jefe");
     for (tag, code) in [

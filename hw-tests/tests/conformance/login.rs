@@ -25,10 +25,10 @@ use cryptoki_sys::{
 on_cards! { [piv openpgp] [
     an_unknown_type_of_user_is_refused
     the_user_logs_in_once
-    the_security_officer_waits_for_the_user_to_leave
-    the_security_officer_wants_no_read_only_session
-    the_security_officer_has_a_state_of_his_own
-    no_read_only_session_beside_the_security_officer
+    so_login_during_user_login_is_rejected
+    so_login_beside_a_read_only_session_is_rejected
+    so_login_sets_the_so_state_and_excludes_other_logins
+    read_only_session_cannot_open_during_so_login
     a_null_pin_is_a_bad_argument
     a_pin_of_impossible_length_is_incorrect_and_costs_no_try
     logout_needs_a_login
@@ -37,8 +37,8 @@ on_cards! { [piv openpgp] [
     logout_ends_operations_on_private_keys_and_no_other
     logout_kills_the_handles_of_private_objects_for_ever
     logout_leaves_handles_of_public_objects_alive
-    cancel_ends_what_its_flags_name
-    cancel_of_nothing_succeeds
+    session_cancel_ends_the_operations_named_by_its_flags
+    session_cancel_with_nothing_to_end_succeeds
     cancel_needs_a_session
     cancel_leaves_the_other_operations
     a_null_mechanism_cancels_its_operation
@@ -62,13 +62,13 @@ fn the_user_logs_in_once(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn the_security_officer_waits_for_the_user_to_leave(fixture: &TokenFixture<'_>) {
+fn so_login_during_user_login_is_rejected(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let refused = fixture.silently(|| session.login_as(CKU_SO, ADMIN_PIN));
     assert_eq!(refused, Err(RvError::UserAnotherAlreadyLoggedIn));
 }
 
-fn the_security_officer_wants_no_read_only_session(fixture: &TokenFixture<'_>) {
+fn so_login_beside_a_read_only_session_is_rejected(fixture: &TokenFixture<'_>) {
     let (reader, writer) = (fixture.read_only(), fixture.read_write());
     for session in [&reader, &writer] {
         let refused = fixture.silently(|| session.login_as(CKU_SO, ADMIN_PIN));
@@ -76,7 +76,7 @@ fn the_security_officer_wants_no_read_only_session(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn the_security_officer_has_a_state_of_his_own(fixture: &TokenFixture<'_>) {
+fn so_login_sets_the_so_state_and_excludes_other_logins(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
     let other = fixture.read_write();
@@ -98,7 +98,7 @@ fn the_security_officer_has_a_state_of_his_own(fixture: &TokenFixture<'_>) {
     assert_eq!(session.login_user(), Ok(()));
 }
 
-fn no_read_only_session_beside_the_security_officer(fixture: &TokenFixture<'_>) {
+fn read_only_session_cannot_open_during_so_login(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
     let refused = code(fixture.module.open_ro_session(fixture.slot));
@@ -255,7 +255,7 @@ fn still_searches(fixture: &TokenFixture<'_>, session: &TestSession) -> bool {
     checked(ck!(fixture.raw, C_FindObjectsFinal, session.id())).is_ok()
 }
 
-fn cancel_ends_what_its_flags_name(fixture: &TokenFixture<'_>) {
+fn session_cancel_ends_the_operations_named_by_its_flags(fixture: &TokenFixture<'_>) {
     let session = busy(fixture);
     let all = CKF_SIGN | CKF_DIGEST | CKF_FIND_OBJECTS;
     assert_eq!(
@@ -269,7 +269,7 @@ fn cancel_ends_what_its_flags_name(fixture: &TokenFixture<'_>) {
     assert_eq!(over, Err(RvError::OperationNotInitialized));
 }
 
-fn cancel_of_nothing_succeeds(fixture: &TokenFixture<'_>) {
+fn session_cancel_with_nothing_to_end_succeeds(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     for flags in [0, CKF_SIGN, CKF_SIGN | CKF_DIGEST | CKF_FIND_OBJECTS] {
         assert_eq!(cancel(fixture, session.id(), flags), Ok(()));

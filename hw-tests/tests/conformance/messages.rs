@@ -17,14 +17,14 @@ const MESSAGES: [&[u8]; 3] = [b"one", b"two, longer", b""];
 on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     one_init_signs_many_messages
     a_message_in_parts_is_the_same_message
-    asking_for_the_length_costs_nothing
+    sign_message_length_query_sends_no_command
     a_small_buffer_keeps_the_message
-    nothing_is_signed_before_init_and_after_final
+    message_signing_is_rejected_before_init_and_after_final
     parts_come_in_their_order
     one_init_verifies_many_messages
     a_forged_signature_does_not_end_it
     a_message_is_verified_in_parts
-    nothing_is_verified_before_init_and_after_final
+    message_verification_after_final_returns_operation_not_initialized
     init_is_refused_like_that_of_other_signatures
     a_key_that_wants_the_pin_each_time_wants_it_for_each_message
 ] }
@@ -148,7 +148,7 @@ fn a_message_in_parts_is_the_same_message(fixture: &TokenFixture<'_>) {
     assert_eq!(end(&session), Ok(()));
 }
 
-fn asking_for_the_length_costs_nothing(fixture: &TokenFixture<'_>) {
+fn sign_message_length_query_sends_no_command(fixture: &TokenFixture<'_>) {
     let (session, key) = signing(fixture);
     let len = fixture.silently(|| ask(&session, b"message").expect("C_SignMessage"));
     let signature = sign(&session, b"message", len).expect("C_SignMessage");
@@ -164,7 +164,7 @@ fn a_small_buffer_keeps_the_message(fixture: &TokenFixture<'_>) {
     is_genuine(&session, key, b"message", &signature);
 }
 
-fn nothing_is_signed_before_init_and_after_final(fixture: &TokenFixture<'_>) {
+fn message_signing_is_rejected_before_init_and_after_final(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let nothing = |session: &TestSession| {
         assert_eq!(sign(session, b"message", 600).map(drop), NONE);
@@ -292,7 +292,7 @@ fn a_message_is_verified_in_parts(fixture: &TokenFixture<'_>) {
     assert_eq!(end_verification(&session), Ok(()));
 }
 
-fn nothing_is_verified_before_init_and_after_final(fixture: &TokenFixture<'_>) {
+fn message_verification_after_final_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let (session, signatures) = verifying(fixture);
     assert_eq!(end_verification(&session), Ok(()));
     assert_eq!(verify(&session, MESSAGES[0], &signatures[0]), NONE);

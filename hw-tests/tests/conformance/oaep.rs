@@ -24,7 +24,7 @@ on_cards! { [piv] [
     oaep_takes_each_hash_and_label
     oaep_of_another_label_is_invalid
     oaep_wants_its_parameter_whole
-    the_bare_function_gives_the_whole_block
+    raw_rsa_decryption_returns_the_whole_block
 ] }
 
 const HASHES: [(MechanismType, PkcsMgfType, usize); 5] = [
@@ -122,7 +122,7 @@ fn oaep_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn the_bare_function_gives_the_whole_block(fixture: &TokenFixture<'_>) {
+fn raw_rsa_decryption_returns_the_whole_block(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     let block = [&[0; 256 - SECRET.len()], SECRET].concat();
     let mechanism = Mechanism::RsaX509;

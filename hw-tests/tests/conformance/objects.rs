@@ -22,24 +22,24 @@ on_cards! { [piv openpgp] [
     a_search_is_begun_before_it_finds
     one_search_at_a_time_in_a_session
     each_session_has_a_search_of_its_own
-    a_search_in_pieces_finds_what_one_at_once_does
+    search_in_several_calls_finds_the_same_objects_as_one_call
     a_search_at_its_end_says_so_again_and_again_until_it_is_ended
-    finding_none_at_most_is_no_error_and_loses_nothing
+    find_objects_with_count_zero_succeeds_and_skips_no_object
     a_search_without_room_is_a_bad_argument_and_goes_on
     a_template_that_is_not_there_is_a_bad_argument
     an_empty_template_finds_all_that_is_visible
     every_attribute_of_the_template_must_match
     a_value_of_another_length_does_not_match
-    an_unknown_attribute_matches_nothing
-    a_sensitive_attribute_matches_nothing
-    what_a_search_finds_is_settled_when_it_begins
+    search_for_an_unknown_attribute_finds_no_object
+    search_for_a_sensitive_attribute_finds_no_object
+    search_result_is_fixed_at_find_objects_init
     private_objects_are_invisible_before_login
     an_object_has_one_handle_in_all_sessions
-    an_open_search_blocks_nothing
+    active_search_allows_signing_and_attribute_reads
     zero_is_no_handle
-    a_handle_that_is_none_is_told_first
+    object_functions_return_object_handle_invalid_for_unknown_handles
     key_and_certificate_share_their_id
-    the_size_of_an_object_is_told
+    object_size_is_positive_and_null_size_pointer_is_rejected
     objects_of_the_card_cannot_be_changed_in_a_read_only_session
     objects_of_the_card_cannot_be_changed_by_the_user
 ] }
@@ -123,7 +123,7 @@ fn each_session_has_a_search_of_its_own(fixture: &TokenFixture<'_>) {
     assert_eq!((end(&one), end(&two)), (Ok(()), Ok(())));
 }
 
-fn a_search_in_pieces_finds_what_one_at_once_does(fixture: &TokenFixture<'_>) {
+fn search_in_several_calls_finds_the_same_objects_as_one_call(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     assert_eq!(begin(&session, &mut []), Ok(()));
     let whole = find(&session, 100).unwrap();
@@ -156,7 +156,7 @@ fn a_search_at_its_end_says_so_again_and_again_until_it_is_ended(fixture: &Token
     assert_eq!(end(&session), Ok(()));
 }
 
-fn finding_none_at_most_is_no_error_and_loses_nothing(fixture: &TokenFixture<'_>) {
+fn find_objects_with_count_zero_succeeds_and_skips_no_object(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     let all = session.find_objects(&[]).unwrap().len();
     assert_eq!(begin(&session, &mut []), Ok(()));
@@ -267,7 +267,7 @@ fn a_value_of_another_length_does_not_match(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn an_unknown_attribute_matches_nothing(fixture: &TokenFixture<'_>) {
+fn search_for_an_unknown_attribute_finds_no_object(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let mut value = 1_u8;
     assert_eq!(begin(&session, &mut [entry(UNKNOWN, &mut value)]), Ok(()));
@@ -275,7 +275,7 @@ fn an_unknown_attribute_matches_nothing(fixture: &TokenFixture<'_>) {
     assert_eq!(end(&session), Ok(()));
 }
 
-fn a_sensitive_attribute_matches_nothing(fixture: &TokenFixture<'_>) {
+fn search_for_a_sensitive_attribute_finds_no_object(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     for secret in [
         Attribute::PrivateExponent(vec![1]),
@@ -286,7 +286,7 @@ fn a_sensitive_attribute_matches_nothing(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn what_a_search_finds_is_settled_when_it_begins(fixture: &TokenFixture<'_>) {
+fn search_result_is_fixed_at_find_objects_init(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let before = session.find_objects(&[]).unwrap();
     assert_eq!(begin(&session, &mut []), Ok(()));
@@ -327,7 +327,7 @@ fn an_object_has_one_handle_in_all_sessions(fixture: &TokenFixture<'_>) {
     assert_eq!(one.find_objects(&[]).unwrap(), all);
 }
 
-fn an_open_search_blocks_nothing(fixture: &TokenFixture<'_>) {
+fn active_search_allows_signing_and_attribute_reads(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     assert_eq!(begin(&session, &mut []), Ok(()));
@@ -348,7 +348,7 @@ fn zero_is_no_handle(fixture: &TokenFixture<'_>) {
     assert!(all.iter().all(|object| object.handle() != 0));
 }
 
-fn a_handle_that_is_none_is_told_first(fixture: &TokenFixture<'_>) {
+fn object_functions_return_object_handle_invalid_for_unknown_handles(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     let (mut size, mut handle) = (0, 0);
     let null = ptr::null_mut();
@@ -406,7 +406,7 @@ fn key_and_certificate_share_their_id(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn the_size_of_an_object_is_told(fixture: &TokenFixture<'_>) {
+fn object_size_is_positive_and_null_size_pointer_is_rejected(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     for object in session.find_objects(&[]).unwrap() {
         let mut size = 0;

@@ -25,8 +25,8 @@ on_cards! { [piv_rsa] [
     pss_wants_the_hash_of_its_mechanism
     pss_takes_salts_that_fit_and_no_others
     pss_without_a_hash_wants_a_hash_of_its_length
-    a_bare_block_is_padded_with_zeros_on_the_left
-    a_bare_block_is_less_than_the_modulus
+    raw_rsa_pads_short_data_with_zeros_on_the_left
+    raw_rsa_rejects_a_block_not_below_the_modulus
 ] }
 
 fn pss(hash: u64, mgf: u64, salt: u64) -> CK_RSA_PKCS_PSS_PARAMS {
@@ -148,7 +148,7 @@ fn pss_without_a_hash_wants_a_hash_of_its_length(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_bare_block_is_padded_with_zeros_on_the_left(fixture: &TokenFixture<'_>) {
+fn raw_rsa_pads_short_data_with_zeros_on_the_left(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (key, list) = (session.signer(), session.list);
     let sign = |block: &[u8]| {
@@ -177,7 +177,7 @@ fn a_bare_block_is_padded_with_zeros_on_the_left(fixture: &TokenFixture<'_>) {
     assert_eq!(session.check_signature(MESSAGE, &signature), Ok(()));
 }
 
-fn a_bare_block_is_less_than_the_modulus(fixture: &TokenFixture<'_>) {
+fn raw_rsa_rejects_a_block_not_below_the_modulus(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (key, list) = (session.signer(), session.list);
     for (block, code) in [

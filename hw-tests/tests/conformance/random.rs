@@ -11,7 +11,7 @@ use cryptoki::error::RvError;
 use cryptoki_sys::CKF_RNG;
 
 on_cards! { [piv openpgp] [
-    random_bytes_fill_what_is_asked_and_no_more
+    generate_random_fills_the_requested_length_and_no_more
     random_bytes_do_not_repeat
     no_bytes_are_no_error
     random_bytes_without_room_are_a_bad_argument
@@ -19,7 +19,7 @@ on_cards! { [piv openpgp] [
     a_seed_is_taken_or_refused_as_the_standard_has_it
 ] }
 
-fn random_bytes_fill_what_is_asked_and_no_more(fixture: &TokenFixture<'_>) {
+fn generate_random_fills_the_requested_length_and_no_more(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     for len in [1, 7, 32, 255, 256, 257, 5000] {
         let mut buffer = vec![0_u8; len + 8];

@@ -21,10 +21,10 @@ on_cards! { [piv openpgp] [
     cbc_in_parts_is_cbc_in_one
     gcm_is_that_of_the_standard
     gcm_in_parts_is_gcm_in_one
-    a_forged_tag_gives_nothing
+    gcm_rejects_forged_ciphertext_forged_tag_and_wrong_aad
     gcm_wants_its_parameter_whole
-    a_key_does_what_its_attributes_say
-    a_key_does_what_its_type_can
+    secret_key_with_disabled_usage_returns_function_not_permitted
+    mechanism_for_another_key_type_is_rejected_at_init
     room_is_asked_for_and_small_buffers_keep_the_operation
     secret_keys_need_no_card
     keys_are_made_by_random
@@ -280,7 +280,7 @@ fn gcm_in_parts_is_gcm_in_one(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_forged_tag_gives_nothing(fixture: &TokenFixture<'_>) {
+fn gcm_rejects_forged_ciphertext_forged_tag_and_wrong_aad(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (mut gcm, key, _, good) = standard_gcm(&session);
     for at in [0, 30, good.len() - 1] {
@@ -334,7 +334,7 @@ fn gcm_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
     assert_eq!(bad.begin(&session, true, key), refused, "no IV");
 }
 
-fn a_key_does_what_its_attributes_say(fixture: &TokenFixture<'_>) {
+fn secret_key_with_disabled_usage_returns_function_not_permitted(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (list, mut iv) = (session.list, [0_u8; 16]);
     let idle = key_with(&session, KeyType::AES, &[1; 16], false);
@@ -349,7 +349,7 @@ fn a_key_does_what_its_attributes_say(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_key_does_what_its_type_can(fixture: &TokenFixture<'_>) {
+fn mechanism_for_another_key_type_is_rejected_at_init(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (generic, mut iv) = (key(&session, KeyType::GENERIC_SECRET, &[1; 16]), [0_u8; 16]);
     let refused = [

@@ -16,24 +16,24 @@ use cryptoki::{
 use cryptoki_sys::{CKU_SO, CKU_USER};
 
 on_cards! { [piv openpgp] [
-    each_secret_of_the_security_officer_logs_him_in
-    a_wrong_secret_costs_one_try_and_the_flags_tell
+    so_login_accepts_every_so_credential_of_the_applet
+    wrong_so_pin_sets_the_token_flags_where_the_card_reports_its_tries
     a_secret_that_cannot_be_costs_no_try
-    a_pin_is_given_by_the_security_officer_alone
+    init_pin_succeeds_for_the_so_only
     a_user_whose_pin_is_blocked_gets_a_new_one
     a_user_changes_his_pin_whether_logged_in_or_not
-    a_wrong_old_pin_costs_one_try_and_changes_nothing
-    the_security_officer_changes_his_own_secret
-    a_key_made_by_the_security_officer_signs_for_the_user
-    a_certificate_is_written_and_removed_by_the_security_officer
-    a_certificate_is_written_and_removed_by_nobody_else
-    what_is_written_on_the_token_is_public
-    what_the_token_has_no_place_for_is_not_written
+    set_pin_with_wrong_old_pin_costs_one_try_and_keeps_the_pin
+    set_pin_changes_each_so_credential_and_keeps_the_user_pin
+    key_generated_by_the_so_signs_for_the_user
+    so_replaces_a_certificate_on_the_token
+    certificate_cannot_be_written_or_removed_without_so_login
+    token_certificate_is_public_and_a_private_one_is_rejected
+    token_object_that_the_applet_cannot_store_is_rejected
 ] }
 
 on_cards! { [piv_ec] [
     the_management_key_gives_no_pin_and_the_puk_makes_no_key
-    a_data_object_is_written_and_removed_by_the_security_officer
+    so_creates_and_destroys_a_data_object_on_the_token
 ] }
 
 /// The factory's management key.
@@ -74,7 +74,7 @@ fn state(session: &TestSession) -> SessionState {
     session.get_session_info().unwrap().session_state()
 }
 
-fn each_secret_of_the_security_officer_logs_him_in(fixture: &TokenFixture<'_>) {
+fn so_login_accepts_every_so_credential_of_the_applet(fixture: &TokenFixture<'_>) {
     let upper = "0102030405060708".repeat(3);
     let secrets: &[&str] = if fixture.is_piv() {
         &[ADMIN_PIN, MANAGEMENT_KEY, &upper]
@@ -89,7 +89,7 @@ fn each_secret_of_the_security_officer_logs_him_in(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_wrong_secret_costs_one_try_and_the_flags_tell(fixture: &TokenFixture<'_>) {
+fn wrong_so_pin_sets_the_token_flags_where_the_card_reports_its_tries(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     let low = || {
         let info = fixture.module.get_token_info(fixture.slot).unwrap();
@@ -137,7 +137,7 @@ fn a_secret_that_cannot_be_costs_no_try(fixture: &TokenFixture<'_>) {
     assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
 }
 
-fn a_pin_is_given_by_the_security_officer_alone(fixture: &TokenFixture<'_>) {
+fn init_pin_succeeds_for_the_so_only(fixture: &TokenFixture<'_>) {
     let reader = fixture.read_only();
     let refused = fixture.silently(|| init_pin(&reader, NEW_PIN));
     assert_eq!(refused, Err(RvError::SessionReadOnly));
@@ -188,7 +188,7 @@ fn a_user_changes_his_pin_whether_logged_in_or_not(fixture: &TokenFixture<'_>) {
     assert_eq!(session.login_user(), Ok(()));
 }
 
-fn a_wrong_old_pin_costs_one_try_and_changes_nothing(fixture: &TokenFixture<'_>) {
+fn set_pin_with_wrong_old_pin_costs_one_try_and_keeps_the_pin(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     assert_eq!(
         set_pin(&session, "999999", NEW_PIN),
@@ -203,7 +203,7 @@ fn a_wrong_old_pin_costs_one_try_and_changes_nothing(fixture: &TokenFixture<'_>)
     assert_eq!(session.login_user(), Ok(()));
 }
 
-fn the_security_officer_changes_his_own_secret(fixture: &TokenFixture<'_>) {
+fn set_pin_changes_each_so_credential_and_keeps_the_user_pin(fixture: &TokenFixture<'_>) {
     let other_key = "08070605040302010807060504030201".repeat(2);
     let pairs = [
         (ADMIN_PIN, "87654321"),
@@ -233,7 +233,7 @@ fn make_key(session: &TestSession, id: u8) -> Result<(ObjectHandle, ObjectHandle
     answered(session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private))
 }
 
-fn a_key_made_by_the_security_officer_signs_for_the_user(fixture: &TokenFixture<'_>) {
+fn key_generated_by_the_so_signs_for_the_user(fixture: &TokenFixture<'_>) {
     let (session, id) = (officer(fixture, keeper(fixture)), place(fixture));
     let before = session.get_attributes(session.public(id), &[AttributeType::EcPoint]);
     let (public, private) = make_key(&session, id).expect("C_GenerateKeyPair");
@@ -293,7 +293,7 @@ fn certificates(session: &TestSession, id: u8) -> Vec<ObjectHandle> {
     session.find_objects(&template).unwrap()
 }
 
-fn a_certificate_is_written_and_removed_by_the_security_officer(fixture: &TokenFixture<'_>) {
+fn so_replaces_a_certificate_on_the_token(fixture: &TokenFixture<'_>) {
     let (session, id) = (officer(fixture, keeper(fixture)), place(fixture));
     let template = certificate(&session, id);
     let old = certificates(&session, id)[0];
@@ -317,7 +317,7 @@ fn a_certificate_is_written_and_removed_by_the_security_officer(fixture: &TokenF
     );
 }
 
-fn a_certificate_is_written_and_removed_by_nobody_else(fixture: &TokenFixture<'_>) {
+fn certificate_cannot_be_written_or_removed_without_so_login(fixture: &TokenFixture<'_>) {
     let (reader, id) = (fixture.read_only(), place(fixture));
     let template = certificate(&reader, id);
     let old = certificates(&reader, id)[0];
@@ -335,7 +335,7 @@ fn a_certificate_is_written_and_removed_by_nobody_else(fixture: &TokenFixture<'_
     assert_eq!(certificates(&session, id), [old]);
 }
 
-fn what_is_written_on_the_token_is_public(fixture: &TokenFixture<'_>) {
+fn token_certificate_is_public_and_a_private_one_is_rejected(fixture: &TokenFixture<'_>) {
     let (session, id) = (officer(fixture, keeper(fixture)), place(fixture));
     let private = [certificate(&session, id), vec![Attribute::Private(true)]].concat();
     let refused = fixture.silently(|| answered(session.create_object(&private)).map(drop));
@@ -346,7 +346,7 @@ fn what_is_written_on_the_token_is_public(fixture: &TokenFixture<'_>) {
     assert_eq!(said.unwrap(), [Attribute::Private(false)]);
 }
 
-fn what_the_token_has_no_place_for_is_not_written(fixture: &TokenFixture<'_>) {
+fn token_object_that_the_applet_cannot_store_is_rejected(fixture: &TokenFixture<'_>) {
     let session = officer(fixture, keeper(fixture));
     let nowhere = certificate(&session, 0xEE);
     let refused = answered(session.create_object(&nowhere)).map(drop);
@@ -392,7 +392,7 @@ fn data(oid: &[u8]) -> Vec<Attribute> {
     ]
 }
 
-fn a_data_object_is_written_and_removed_by_the_security_officer(fixture: &TokenFixture<'_>) {
+fn so_creates_and_destroys_a_data_object_on_the_token(fixture: &TokenFixture<'_>) {
     let session = officer(fixture, MANAGEMENT_KEY);
     // The security object (SP 800-73-4 part 1, table 3).
     let oid = b"\x06\x0B\x60\x86\x48\x01\x65\x03\x07\x02\x81\x10\x00";

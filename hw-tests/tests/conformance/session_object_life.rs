@@ -18,8 +18,8 @@ on_cards! { [piv openpgp] [
     all_sessions_see_an_object
     a_copy_is_an_object_of_its_own
     a_copy_may_become_stricter_and_not_laxer
-    what_may_not_be_copied_changed_or_destroyed_is_not
-    an_object_changes_in_all_or_in_nothing
+    object_attributes_prohibit_modification_copy_and_destruction
+    rejected_attribute_change_leaves_the_whole_object_unchanged
     sensitive_is_for_ever
     a_secret_comes_out_only_if_it_may
     a_destroyed_object_is_gone_everywhere
@@ -117,7 +117,7 @@ fn a_copy_may_become_stricter_and_not_laxer(fixture: &TokenFixture<'_>) {
     assert!(refused.contains(&told), "another value: {told:?}");
 }
 
-fn what_may_not_be_copied_changed_or_destroyed_is_not(fixture: &TokenFixture<'_>) {
+fn object_attributes_prohibit_modification_copy_and_destruction(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let label = Attribute::Label(b"new".to_vec());
     let fixed = |attribute| make(&session, &[data("fixed"), vec![attribute]].concat()).unwrap();
@@ -135,7 +135,7 @@ fn what_may_not_be_copied_changed_or_destroyed_is_not(fixture: &TokenFixture<'_>
     assert_eq!(value(&session, object), b"content");
 }
 
-fn an_object_changes_in_all_or_in_nothing(fixture: &TokenFixture<'_>) {
+fn rejected_attribute_change_leaves_the_whole_object_unchanged(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let object = make(&session, &data("before")).unwrap();
     let after = Attribute::Label(b"after".to_vec());

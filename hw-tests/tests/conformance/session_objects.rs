@@ -18,14 +18,14 @@ use cryptoki_sys::{
 on_cards! { [piv openpgp] [
     objects_of_each_class_are_made_and_found
     a_made_object_has_the_defaults_of_its_class
-    a_template_without_what_is_needed_is_incomplete
+    template_lacking_a_required_attribute_is_incomplete
     an_unknown_attribute_is_refused
     a_value_of_the_wrong_form_is_refused
-    what_only_the_token_sets_is_read_only
+    attributes_set_by_the_token_are_read_only_in_templates
     contradictions_are_inconsistent
-    a_refused_template_makes_nothing
-    a_null_template_or_place_is_a_bad_argument
-    nothing_is_made_on_the_card
+    rejected_template_creates_no_object
+    object_creation_with_null_template_or_handle_pointer_is_rejected
+    token_object_creation_without_so_login_is_rejected
     values_of_any_size_come_back
 ] }
 
@@ -147,7 +147,7 @@ fn a_made_object_has_the_defaults_of_its_class(fixture: &TokenFixture<'_>) {
     assert_eq!(session.get_attributes(key, &kinds).unwrap(), expected);
 }
 
-fn a_template_without_what_is_needed_is_incomplete(fixture: &TokenFixture<'_>) {
+fn template_lacking_a_required_attribute_is_incomplete(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let needed: [(Vec<Attribute>, &[usize]); 4] = [
         (data("data"), &[0]),
@@ -244,7 +244,7 @@ fn two_is_true(template: &[CK_ATTRIBUTE], told: Result<(), RvError>) -> bool {
     template.len() == 2 && template[1].ulValueLen == 1 && told.is_ok()
 }
 
-fn what_only_the_token_sets_is_read_only(fixture: &TokenFixture<'_>) {
+fn attributes_set_by_the_token_are_read_only_in_templates(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let told = make(
         &session,
@@ -296,7 +296,7 @@ fn contradictions_are_inconsistent(fixture: &TokenFixture<'_>) {
     assert!(refused.contains(&told), "{told:?}");
 }
 
-fn a_refused_template_makes_nothing(fixture: &TokenFixture<'_>) {
+fn rejected_template_creates_no_object(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let before = session.find_objects(&[]).unwrap();
     let unique = Attribute::UniqueId(b"x".to_vec());
@@ -304,7 +304,7 @@ fn a_refused_template_makes_nothing(fixture: &TokenFixture<'_>) {
     assert_eq!(session.find_objects(&[]).unwrap(), before);
 }
 
-fn a_null_template_or_place_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+fn object_creation_with_null_template_or_handle_pointer_is_rejected(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (null, mut object, mut class) = (ptr::null_mut(), 0, CKO_DATA);
     let mut template = [CK_ATTRIBUTE {
@@ -358,7 +358,7 @@ fn a_null_template_or_place_is_a_bad_argument(fixture: &TokenFixture<'_>) {
     assert!(refused.contains(&checked(code)), "{code:#x}");
 }
 
-fn nothing_is_made_on_the_card(fixture: &TokenFixture<'_>) {
+fn token_object_creation_without_so_login_is_rejected(fixture: &TokenFixture<'_>) {
     let template = [data("data"), vec![Attribute::Token(true)]].concat();
     let reader = fixture.read_only();
     let told = fixture.silently(|| make(&reader, &template).map(drop));

@@ -27,9 +27,9 @@ const NOWHERE: u64 = 0x7FFF_FFF0;
 on_cards! { [piv openpgp] [
     a_session_is_serial
     an_asynchronous_session_is_refused
-    open_session_needs_a_place_for_the_handle
+    open_session_with_null_handle_pointer_is_rejected
     open_session_needs_a_slot
-    session_info_tells_slot_state_and_flags
+    session_info_reports_slot_state_and_flags
     session_info_costs_no_command_and_needs_room
     each_state_follows_login_and_logout
     a_new_session_inherits_the_login
@@ -40,7 +40,7 @@ on_cards! { [piv openpgp] [
     close_all_sessions_with_none_open_succeeds
     three_hundred_sessions_live_at_once
     no_function_takes_a_session_that_is_none
-    a_session_keeps_what_another_does_apart
+    operation_of_one_session_is_not_active_in_another
     closing_a_session_ends_its_search_alone
 ] }
 
@@ -78,7 +78,7 @@ fn an_asynchronous_session_is_refused(fixture: &TokenFixture<'_>) {
     assert_eq!(code, ASYNC_NOT_SUPPORTED);
 }
 
-fn open_session_needs_a_place_for_the_handle(fixture: &TokenFixture<'_>) {
+fn open_session_with_null_handle_pointer_is_rejected(fixture: &TokenFixture<'_>) {
     let (slot, null) = (fixture.slot_id(), ptr::null_mut());
     let flags = CKF_SERIAL_SESSION;
     let code = ck!(
@@ -105,7 +105,7 @@ fn info(fixture: &TokenFixture<'_>, session: &TestSession) -> CK_SESSION_INFO {
     info
 }
 
-fn session_info_tells_slot_state_and_flags(fixture: &TokenFixture<'_>) {
+fn session_info_reports_slot_state_and_flags(fixture: &TokenFixture<'_>) {
     let (one, two) = (fixture.read_only(), fixture.read_write());
     let told = info(fixture, &one);
     assert_eq!((told.slotID, told.ulDeviceError), (fixture.slot_id(), 0));
@@ -241,7 +241,7 @@ fn no_function_takes_a_session_that_is_none(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_session_keeps_what_another_does_apart(fixture: &TokenFixture<'_>) {
+fn operation_of_one_session_is_not_active_in_another(fixture: &TokenFixture<'_>) {
     let (one, two) = (fixture.user(), fixture.read_only());
     let key = one.signer();
     assert_eq!(one.init(one.list.C_SignInit, one.signing(key), key), Ok(()));

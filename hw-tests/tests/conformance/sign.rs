@@ -19,7 +19,7 @@ use cryptoki_sys::{
 const MESSAGE: &[u8] = b"what is signed";
 
 on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
-    nothing_is_signed_before_init
+    sign_before_init_returns_operation_not_initialized
     one_signature_at_a_time_in_a_session
     init_wants_a_private_key
     init_wants_a_mechanism_that_signs
@@ -35,14 +35,14 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     a_message_that_is_not_there_is_a_bad_argument
     a_message_of_impossible_length_is_refused
     parts_make_the_same_message
-    an_empty_part_adds_nothing
+    empty_sign_update_adds_no_data
     no_part_at_all_is_the_empty_message
     one_part_after_parts_is_refused
     the_last_part_has_room_like_the_only_one
-    parts_cost_the_card_nothing
+    sign_update_sends_no_command_and_sign_final_sends_one
     the_signature_may_lie_over_the_message
     two_sessions_sign_at_the_same_time
-    a_failed_init_leaves_nothing_behind
+    failed_sign_init_leaves_no_active_operation
     a_key_signs_again_and_again
 ] }
 
@@ -77,7 +77,7 @@ fn is_genuine(session: &TestSession, key: ObjectHandle, message: &[u8], signatur
     assert_eq!(session.check_signature(message, signature), Ok(()));
 }
 
-fn nothing_is_signed_before_init(fixture: &TokenFixture<'_>) {
+fn sign_before_init_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let none = RvError::OperationNotInitialized;
     assert_eq!(sign(&session), Err(none));
@@ -308,7 +308,7 @@ fn parts_make_the_same_message(fixture: &TokenFixture<'_>) {
     assert_eq!(over, Err(RvError::OperationNotInitialized));
 }
 
-fn an_empty_part_adds_nothing(fixture: &TokenFixture<'_>) {
+fn empty_sign_update_adds_no_data(fixture: &TokenFixture<'_>) {
     let (session, key) = begun(fixture);
     let nothing = || {
         checked(ck!(
@@ -361,7 +361,7 @@ fn the_last_part_has_room_like_the_only_one(fixture: &TokenFixture<'_>) {
     is_genuine(&session, key, MESSAGE, &signature);
 }
 
-fn parts_cost_the_card_nothing(fixture: &TokenFixture<'_>) {
+fn sign_update_sends_no_command_and_sign_final_sends_one(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     fixture.silently(|| {
         for _ in 0..10 {
@@ -406,7 +406,7 @@ fn two_sessions_sign_at_the_same_time(fixture: &TokenFixture<'_>) {
     is_genuine(&one, key, b"two", &second);
 }
 
-fn a_failed_init_leaves_nothing_behind(fixture: &TokenFixture<'_>) {
+fn failed_sign_init_leaves_no_active_operation(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     let told = session.init(session.list.C_SignInit, plain(CKM_SHA256), key);

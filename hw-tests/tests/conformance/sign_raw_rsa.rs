@@ -11,13 +11,13 @@ const MESSAGE: &[u8] = b"what is signed";
 
 on_cards! { [piv_rsa openpgp_rsa] [
     data_that_does_not_fit_the_modulus_is_refused
-    a_bare_signature_is_deterministic_and_its_data_are_recovered
+    ckm_rsa_pkcs_signature_is_deterministic_and_recovers_its_data
     recovery_of_another_signature_fails
     sign_recover_signs_and_has_room_like_sign
 ] }
 
 on_cards! { [piv_ec openpgp_ec] [
-    a_bare_ecdsa_signature_takes_hashes_of_any_length
+    ckm_ecdsa_accepts_hashes_of_1_to_64_bytes_and_no_empty_hash
 ] }
 
 on_cards! { [openpgp] [
@@ -39,7 +39,7 @@ fn data_that_does_not_fit_the_modulus_is_refused(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_bare_signature_is_deterministic_and_its_data_are_recovered(fixture: &TokenFixture<'_>) {
+fn ckm_rsa_pkcs_signature_is_deterministic_and_recovers_its_data(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     let mut made = Vec::new();
@@ -65,7 +65,7 @@ fn a_bare_signature_is_deterministic_and_its_data_are_recovered(fixture: &TokenF
     );
 }
 
-fn a_bare_ecdsa_signature_takes_hashes_of_any_length(fixture: &TokenFixture<'_>) {
+fn ckm_ecdsa_accepts_hashes_of_1_to_64_bytes_and_no_empty_hash(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     for len in [1, 20, 28, 31, 32, 33, 48, 64] {

@@ -23,24 +23,24 @@ const NOWHERE: CK_SLOT_ID = 0x7FFF_FFF0;
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 
 on_cards! { [piv openpgp] [
-    slot_list_needs_a_place_for_the_count
-    slot_list_with_little_room_tells_the_count
-    slot_list_with_more_room_than_needed_tells_the_count
+    slot_list_with_null_count_pointer_is_rejected
+    slot_list_in_a_small_buffer_returns_the_count_and_no_slots
+    slot_list_in_a_large_buffer_returns_the_count_and_writes_no_more
     slots_with_a_token_are_some_of_all_slots
     slot_info_of_an_unknown_slot_is_refused
     slot_info_describes_a_reader
     token_info_of_an_unknown_slot_is_refused
-    token_info_is_padded_and_says_what_is_so
+    token_info_has_padded_texts_and_expected_flags_and_limits
     token_info_counts_sessions
     token_info_and_slot_info_cost_no_command
     pin_flags_follow_each_attempt_without_a_command
     mechanism_list_counts_and_fills
-    mechanism_info_is_told_for_each_of_the_list_and_for_no_other
-    init_token_refuses_what_it_cannot_do_and_changes_nothing
+    mechanism_info_exists_for_listed_mechanisms_only
+    init_token_returns_function_not_supported_and_changes_nothing
     pins_are_not_set_in_the_wrong_state
 ] }
 
-fn slot_list_needs_a_place_for_the_count(fixture: &TokenFixture<'_>) {
+fn slot_list_with_null_count_pointer_is_rejected(fixture: &TokenFixture<'_>) {
     let code = ck!(
         fixture.raw,
         C_GetSlotList,
@@ -51,7 +51,7 @@ fn slot_list_needs_a_place_for_the_count(fixture: &TokenFixture<'_>) {
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn slot_list_with_little_room_tells_the_count(fixture: &TokenFixture<'_>) {
+fn slot_list_in_a_small_buffer_returns_the_count_and_no_slots(fixture: &TokenFixture<'_>) {
     let (_, all) = fixture.raw.slot_count(false);
     assert!(all >= 1);
     let (mut slots, mut count) = ([NOWHERE; 1], all - 1);
@@ -66,7 +66,7 @@ fn slot_list_with_little_room_tells_the_count(fixture: &TokenFixture<'_>) {
     assert_eq!((count, slots), (all, [NOWHERE]), "nothing is written");
 }
 
-fn slot_list_with_more_room_than_needed_tells_the_count(fixture: &TokenFixture<'_>) {
+fn slot_list_in_a_large_buffer_returns_the_count_and_writes_no_more(fixture: &TokenFixture<'_>) {
     let (mut slots, mut count) = ([NOWHERE; 16], 16);
     let code = ck!(
         fixture.raw,
@@ -151,7 +151,7 @@ fn token_info(fixture: &TokenFixture<'_>) -> CK_TOKEN_INFO {
     unsafe { info.assume_init() }
 }
 
-fn token_info_is_padded_and_says_what_is_so(fixture: &TokenFixture<'_>) {
+fn token_info_has_padded_texts_and_expected_flags_and_limits(fixture: &TokenFixture<'_>) {
     let info = token_info(fixture);
     let texts: [&[u8]; 4] = [
         &info.label,
@@ -248,7 +248,7 @@ fn mechanism_list_counts_and_fills(fixture: &TokenFixture<'_>) {
     assert_eq!(checked(told), Err(RvError::SlotIdInvalid));
 }
 
-fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(fixture: &TokenFixture<'_>) {
+fn mechanism_info_exists_for_listed_mechanisms_only(fixture: &TokenFixture<'_>) {
     let info = |mechanism| {
         let mut info = MaybeUninit::<CK_MECHANISM_INFO>::zeroed();
         let slot = fixture.slot_id();
@@ -286,7 +286,7 @@ fn mechanism_info_is_told_for_each_of_the_list_and_for_no_other(fixture: &TokenF
     assert_eq!(checked(code), Err(RvError::ArgumentsBad));
 }
 
-fn init_token_refuses_what_it_cannot_do_and_changes_nothing(fixture: &TokenFixture<'_>) {
+fn init_token_returns_function_not_supported_and_changes_nothing(fixture: &TokenFixture<'_>) {
     let (mut pin, mut label) = (*b"12345678", [b' '; 32]);
     let mut attempt = |slot| {
         let (pin, label) = (pin.as_mut_ptr(), label.as_mut_ptr());

@@ -18,9 +18,9 @@ const MESSAGE: &[u8] = b"what was signed";
 on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     a_genuine_signature_is_accepted_once
     a_forged_signature_is_invalid_and_ends_the_operation
-    a_signature_of_another_length_is_told_apart
+    signature_of_wrong_length_returns_signature_len_range
     verification_needs_no_login_and_no_card
-    nothing_is_verified_before_init
+    verify_before_init_returns_operation_not_initialized
     one_verification_at_a_time_in_a_session
     a_signature_that_is_not_there_is_a_bad_argument
     parts_are_verified_as_one_message
@@ -97,7 +97,7 @@ fn a_forged_signature_is_invalid_and_ends_the_operation(fixture: &TokenFixture<'
     assert_eq!(told, Err(RvError::SignatureInvalid));
 }
 
-fn a_signature_of_another_length_is_told_apart(fixture: &TokenFixture<'_>) {
+fn signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
     let long = [&signed.signature[..], &[0]].concat();
     for other in [&long[..], &signed.signature[1..], &[]] {
@@ -116,7 +116,7 @@ fn verification_needs_no_login_and_no_card(fixture: &TokenFixture<'_>) {
     });
 }
 
-fn nothing_is_verified_before_init(fixture: &TokenFixture<'_>) {
+fn verify_before_init_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let Signed { session, .. } = signed(fixture);
     let none = Err(RvError::OperationNotInitialized);
     assert_eq!(session.check_signature(MESSAGE, b"signature"), none);

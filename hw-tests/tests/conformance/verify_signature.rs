@@ -12,8 +12,8 @@ const MESSAGE: &[u8] = b"what was signed";
 on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     a_genuine_signature_is_accepted_in_one_part_and_in_many
     a_forged_signature_is_invalid_and_ends_it
-    a_signature_of_another_length_is_told
-    nothing_is_verified_before_init
+    known_signature_of_wrong_length_returns_signature_len_range
+    verify_signature_before_init_returns_operation_not_initialized
     one_at_a_time_in_a_session
     it_needs_no_card_and_no_login
     init_wants_a_mechanism_that_verifies
@@ -106,7 +106,7 @@ fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
 }
 
 /// At once or at the end.
-fn a_signature_of_another_length_is_told(fixture: &TokenFixture<'_>) {
+fn known_signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
     let told = signed.begin(signed.mechanism, &signed.signature[1..]);
     let told = told.and_then(|()| signed.judge(MESSAGE));
@@ -114,7 +114,7 @@ fn a_signature_of_another_length_is_told(fixture: &TokenFixture<'_>) {
     assert!(signed.is_over());
 }
 
-fn nothing_is_verified_before_init(fixture: &TokenFixture<'_>) {
+fn verify_signature_before_init_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     let none = Err(RvError::OperationNotInitialized);
     assert_eq!(answered(session.verify_signature(MESSAGE)), none);

@@ -20,13 +20,13 @@ use cryptoki_sys::{
 on_cards! { [piv piv_rsa openpgp_rsa] [
     a_secret_under_a_public_key_is_unwrapped_on_the_card
     an_unwrapped_key_is_not_local_and_obeys_its_template
-    a_wrapped_key_of_another_length_is_told_apart
+    wrapped_key_of_wrong_length_returns_wrapped_key_len_range
     a_wrong_padding_is_no_error_where_the_length_is_given
     a_key_of_the_card_is_not_wrapped
     an_unextractable_secret_is_not_wrapped
     a_secret_too_long_for_the_modulus_is_not_wrapped
     keys_that_may_not_wrap_or_unwrap_do_not
-    handles_that_are_none_are_told_by_their_role
+    wrap_and_unwrap_return_the_code_of_the_invalid_handle
     wrapping_has_room_like_any_output
     the_template_must_be_of_a_session_secret
     a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others
@@ -208,7 +208,7 @@ fn an_unwrapped_key_is_not_local_and_obeys_its_template(fixture: &TokenFixture<'
     assert_eq!(session.get_attributes(key, &kinds).unwrap(), expected);
 }
 
-fn a_wrapped_key_of_another_length_is_told_apart(fixture: &TokenFixture<'_>) {
+fn wrapped_key_of_wrong_length_returns_wrapped_key_len_range(fixture: &TokenFixture<'_>) {
     let (session, _, private) = pair(fixture);
     for len in [0, 255, 257] {
         let kind = template(KeyType::GENERIC_SECRET, true);
@@ -335,7 +335,7 @@ fn keys_that_may_not_wrap_or_unwrap_do_not(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn handles_that_are_none_are_told_by_their_role(fixture: &TokenFixture<'_>) {
+fn wrap_and_unwrap_return_the_code_of_the_invalid_handle(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     let key = secret(&session, &SECRET);
     let rsa = plain(CKM_RSA_PKCS);

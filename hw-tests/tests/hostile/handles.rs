@@ -18,8 +18,8 @@ use cryptoki_sys::*;
 use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
-    a_session_that_is_none_is_told_before_any_pointer_is_followed
-    an_object_that_is_none_is_told_by_its_role
+    invalid_session_handle_is_rejected_before_any_pointer_is_read
+    invalid_object_handle_returns_the_code_of_its_argument
     an_object_that_is_no_key_is_no_key_handle
     a_key_of_another_class_or_type_is_inconsistent
     a_key_that_may_not_may_not
@@ -46,7 +46,7 @@ const UNSUPPORTED: [&str; 17] = [
     "C_UnwrapKeyAuthenticated",
 ];
 
-fn a_session_that_is_none_is_told_before_any_pointer_is_followed(fixture: &TokenFixture<'_>) {
+fn invalid_session_handle_is_rejected_before_any_pointer_is_read(fixture: &TokenFixture<'_>) {
     let (mut calls, closed) = (RawCall::new(fixture), fixture.read_write());
     let dead = closed.id() as usize;
     closed.end_session();
@@ -138,7 +138,7 @@ fn users(
     users
 }
 
-fn an_object_that_is_none_is_told_by_its_role(fixture: &TokenFixture<'_>) {
+fn invalid_object_handle_returns_the_code_of_its_argument(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let good = calls.aes(s);

@@ -15,12 +15,12 @@ use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     a_secret_of_impossible_size_is_not_generated
-    a_secret_is_not_unwrapped_from_what_is_none
-    wrapping_without_room_or_a_place_for_the_length_changes_nothing
-    what_a_session_cannot_hold_is_not_made
+    unwrap_key_rejects_null_wrong_length_and_forged_wrapped_keys
+    wrap_key_with_null_length_pointer_or_small_buffer_is_rejected
+    unwrap_and_generate_reject_templates_of_impossible_session_keys
     a_pair_that_no_card_makes_is_refused_before_the_card
-    a_pair_is_made_by_the_security_officer_alone
-    a_pair_without_places_for_its_handles_leaves_the_old_key
+    key_pair_generation_without_so_login_is_rejected
+    key_pair_generation_with_null_handle_pointers_keeps_the_old_key
 ] }
 
 const AES: Arg<'static> = Arg::Mechanism(CKM_AES_KEY_GEN, &[]);
@@ -67,7 +67,7 @@ fn a_secret_of_impossible_size_is_not_generated(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_secret_is_not_unwrapped_from_what_is_none(fixture: &TokenFixture<'_>) {
+fn unwrap_key_rejects_null_wrong_length_and_forged_wrapped_keys(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let key = calls.aes(s);
@@ -108,7 +108,7 @@ fn a_secret_is_not_unwrapped_from_what_is_none(fixture: &TokenFixture<'_>) {
     calls.expect_ok("C_UnwrapKey", &[&right[..], &[Arg::Handle]].concat());
 }
 
-fn wrapping_without_room_or_a_place_for_the_length_changes_nothing(fixture: &TokenFixture<'_>) {
+fn wrap_key_with_null_length_pointer_or_small_buffer_is_rejected(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let key = calls.aes(s);
@@ -125,7 +125,7 @@ fn wrapping_without_room_or_a_place_for_the_length_changes_nothing(fixture: &Tok
     calls.expect_ok("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)]);
 }
 
-fn what_a_session_cannot_hold_is_not_made(fixture: &TokenFixture<'_>) {
+fn unwrap_and_generate_reject_templates_of_impossible_session_keys(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let key = calls.aes(s);
@@ -274,7 +274,7 @@ pub fn officer(fixture: &TokenFixture<'_>) -> &'static str {
     }
 }
 
-fn a_pair_is_made_by_the_security_officer_alone(fixture: &TokenFixture<'_>) {
+fn key_pair_generation_without_so_login_is_rejected(fixture: &TokenFixture<'_>) {
     let mut calls = RawCall::new(fixture);
     let (public, private) = ([(CKA_EC_PARAMS, P256)], [ID]);
     let reader = fixture.read_only();
@@ -290,7 +290,7 @@ fn a_pair_is_made_by_the_security_officer_alone(fixture: &TokenFixture<'_>) {
     fixture.silently(|| calls.expect(nobody, "C_GenerateKeyPair", "the user", &arguments));
 }
 
-fn a_pair_without_places_for_its_handles_leaves_the_old_key(fixture: &TokenFixture<'_>) {
+fn key_pair_generation_with_null_handle_pointers_keeps_the_old_key(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let s = session_arg(&session);
     assert_eq!(session.login_as(CKU_SO, officer(fixture)), Ok(()));

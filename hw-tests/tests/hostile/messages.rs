@@ -16,14 +16,14 @@ on_cards! { [piv openpgp] [
     a_bad_message_leaves_the_series_of_signatures_as_it_was
     a_bad_message_leaves_the_series_of_verifications_as_it_was
     a_parameter_for_a_message_is_a_bad_argument
-    a_known_signature_that_is_nowhere_or_endless_begins_nothing
+    known_signature_of_null_or_wrong_length_leaves_no_active_operation
     a_bad_message_ends_the_verification_of_a_known_signature
     two_operations_at_once_end_together
     two_operations_at_once_are_both_needed
 ] }
 
 on_cards! { [piv_rsa openpgp_rsa] [
-    a_recovery_from_nothing_ends_and_from_another_length_is_told
+    verify_recover_rejects_null_wrong_length_and_forged_signatures
 ] }
 
 const NOTHING: CK_RV = CKR_OPERATION_NOT_INITIALIZED;
@@ -150,7 +150,7 @@ fn a_parameter_for_a_message_is_a_bad_argument(fixture: &TokenFixture<'_>) {
     calls.expect_ok("C_SignMessage", &next);
 }
 
-fn a_known_signature_that_is_nowhere_or_endless_begins_nothing(fixture: &TokenFixture<'_>) {
+fn known_signature_of_null_or_wrong_length_leaves_no_active_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     for [_, verifying] in pairs(&mut calls, &session) {
@@ -260,7 +260,7 @@ fn two_operations_at_once_are_both_needed(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_recovery_from_nothing_ends_and_from_another_length_is_told(fixture: &TokenFixture<'_>) {
+fn verify_recover_rejects_null_wrong_length_and_forged_signatures(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let (s, signer) = (session_arg(&session), session.signer());
     let public = Arg::Word(session.public_of(signer).handle() as usize);

@@ -14,18 +14,18 @@ use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
     input_that_is_nowhere_or_endless_ends_the_operation
-    output_without_a_place_for_its_length_ends_the_operation
-    a_buffer_one_byte_short_ends_nothing
-    asking_for_the_length_of_endless_input_ends_nothing
+    null_length_pointer_ends_the_operation_with_arguments_bad
+    buffer_one_byte_short_keeps_the_operation_active
+    length_query_for_huge_input_succeeds_or_ends_with_arguments_bad
     no_input_at_all_is_input
-    an_operation_that_was_not_begun_is_told_before_its_arguments
+    missing_operation_is_reported_before_bad_arguments
     a_signature_that_is_nowhere_or_endless_ends_the_verification
 ] }
 
 on_cards! { [piv_rsa openpgp_rsa] [
     input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation
-    output_of_an_rsa_key_without_a_place_for_its_length_ends_the_operation
-    a_buffer_one_byte_short_for_an_rsa_key_ends_nothing
+    null_length_pointer_ends_an_rsa_operation_with_arguments_bad
+    buffer_one_byte_short_keeps_an_rsa_operation_active
 ] }
 
 /// One way through an operation that turns input into output.
@@ -237,14 +237,14 @@ fn input_that_is_nowhere_or_endless_ends_the_operation(fixture: &TokenFixture<'_
     ways.iter().for_each(|way| way.works(&mut calls));
 }
 
-fn output_without_a_place_for_its_length_ends_the_operation(fixture: &TokenFixture<'_>) {
+fn null_length_pointer_ends_the_operation_with_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let ways = ways(&mut calls, &session);
     bad_output(&mut calls, &ways);
     ways.iter().for_each(|way| way.works(&mut calls));
 }
 
-fn a_buffer_one_byte_short_ends_nothing(fixture: &TokenFixture<'_>) {
+fn buffer_one_byte_short_keeps_the_operation_active(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let ways = ways(&mut calls, &session);
     short_output(&mut calls, &ways);
@@ -256,19 +256,17 @@ fn input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation(fixture: &T
     bad_input(&mut calls, &rsa_ways(&session));
 }
 
-fn output_of_an_rsa_key_without_a_place_for_its_length_ends_the_operation(
-    fixture: &TokenFixture<'_>,
-) {
+fn null_length_pointer_ends_an_rsa_operation_with_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     bad_output(&mut calls, &rsa_ways(&session));
 }
 
-fn a_buffer_one_byte_short_for_an_rsa_key_ends_nothing(fixture: &TokenFixture<'_>) {
+fn buffer_one_byte_short_keeps_an_rsa_operation_active(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     short_output(&mut calls, &rsa_ways(&session));
 }
 
-fn asking_for_the_length_of_endless_input_ends_nothing(fixture: &TokenFixture<'_>) {
+fn length_query_for_huge_input_succeeds_or_ends_with_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let ways = ways(&mut calls, &session);
     for way in &ways {
@@ -302,7 +300,7 @@ fn no_input_at_all_is_input(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn an_operation_that_was_not_begun_is_told_before_its_arguments(fixture: &TokenFixture<'_>) {
+fn missing_operation_is_reported_before_bad_arguments(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let names = [

@@ -21,7 +21,7 @@ on_cards! { [piv openpgp] [
     a_mechanism_without_a_parameter_takes_none
     a_parameter_of_another_size_is_invalid
     numbers_in_a_parameter_have_their_range
-    what_a_parameter_points_to_is_there
+    gcm_parameters_with_bad_pointers_or_lengths_are_rejected
     a_mechanism_at_an_odd_address_is_read
     an_unknown_mechanism_is_invalid_whatever_its_parameter
 ] }
@@ -219,7 +219,7 @@ fn gcm(iv: [usize; 2], aad: [usize; 2], tag: usize) -> Vec<u8> {
     words(&[iv[0], iv[1], iv[1].wrapping_mul(8), aad[0], aad[1], tag])
 }
 
-fn what_a_parameter_points_to_is_there(fixture: &TokenFixture<'_>) {
+fn gcm_parameters_with_bad_pointers_or_lengths_are_rejected(fixture: &TokenFixture<'_>) {
     let (mut calls, session, mut store) = (RawCall::new(fixture), fixture.user(), store());
     let (s, none) = (session_arg(&session), [0, 0]);
     let aes = calls.aes(s);

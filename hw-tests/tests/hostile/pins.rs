@@ -14,10 +14,10 @@ use cryptoki_sys::*;
 use crate::templates::session_arg;
 
 on_cards! { [piv openpgp] [
-    a_pin_that_is_nowhere_logs_nobody_in
+    login_with_null_or_oversized_pin_fails_without_a_command
     a_name_that_is_nowhere_is_a_bad_argument
-    an_unknown_user_is_told_before_the_pin_is_looked_at
-    a_pin_is_not_changed_from_or_to_what_is_nowhere
+    login_with_unknown_user_type_is_rejected_before_the_pin_is_read
+    set_pin_with_null_or_oversized_pin_sends_no_command_and_changes_nothing
     a_pin_is_not_changed_to_one_of_impossible_length
     a_user_is_not_given_a_pin_of_impossible_length
     a_pin_at_an_odd_address_is_read
@@ -36,7 +36,7 @@ const ENDLESS: [(&str, Arg<'static>, usize); 4] = [
     ("a page", Arg::In(&[b'1'; 4096]), 4096),
 ];
 
-fn a_pin_that_is_nowhere_logs_nobody_in(fixture: &TokenFixture<'_>) {
+fn login_with_null_or_oversized_pin_fails_without_a_command(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let s = session_arg(&session);
     let pins = NOWHERE.map(|pin| (pin, CKR_ARGUMENTS_BAD)).into_iter();
@@ -82,7 +82,7 @@ fn a_name_that_is_nowhere_is_a_bad_argument(fixture: &TokenFixture<'_>) {
     calls.expect_ok("C_LoginUser", &nobody);
 }
 
-fn an_unknown_user_is_told_before_the_pin_is_looked_at(fixture: &TokenFixture<'_>) {
+fn login_with_unknown_user_type_is_rejected_before_the_pin_is_read(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     for user in [3, 4, 0x8000_0000, HUGE] {
         for (what, pointer, len) in NOWHERE {
@@ -97,7 +97,9 @@ fn an_unknown_user_is_told_before_the_pin_is_looked_at(fixture: &TokenFixture<'_
     }
 }
 
-fn a_pin_is_not_changed_from_or_to_what_is_nowhere(fixture: &TokenFixture<'_>) {
+fn set_pin_with_null_or_oversized_pin_sends_no_command_and_changes_nothing(
+    fixture: &TokenFixture<'_>,
+) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let s = session_arg(&session);
     let right = Arg::Bytes(PIN.as_bytes());

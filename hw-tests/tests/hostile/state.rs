@@ -14,11 +14,11 @@ use crate::{operations::ways, templates::session_arg};
 
 on_cards! { [piv openpgp] [
     a_state_has_room_like_any_output_and_goes_on
-    a_state_that_is_none_leaves_what_is_under_way
-    a_state_of_ours_with_any_byte_changed_breaks_nothing
+    invalid_operation_state_keeps_the_active_digest
+    altered_operation_state_is_rejected_or_restores_a_usable_digest
     a_key_for_a_state_that_needs_none_is_refused
     a_cancel_of_everything_ends_everything
-    a_cancel_of_what_nobody_knows_ends_nothing
+    session_cancel_with_zero_or_unknown_flags_ends_no_operation
     random_bytes_for_nowhere_are_a_bad_argument
     a_seed_from_nowhere_is_a_bad_argument
 ] }
@@ -71,7 +71,7 @@ fn a_state_has_room_like_any_output_and_goes_on(fixture: &TokenFixture<'_>) {
     assert_eq!(ended(&mut calls, s), right);
 }
 
-fn a_state_that_is_none_leaves_what_is_under_way(fixture: &TokenFixture<'_>) {
+fn invalid_operation_state_keeps_the_active_digest(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
     let s = session_arg(&session);
     let right = expected(&mut calls, s);
@@ -108,7 +108,7 @@ const fn saved<'a>(s: Arg<'a>, state: &'a [u8]) -> [Arg<'a>; 4] {
     [s, Arg::Bytes(state), NULL, NULL]
 }
 
-fn a_state_of_ours_with_any_byte_changed_breaks_nothing(fixture: &TokenFixture<'_>) {
+fn altered_operation_state_is_rejected_or_restores_a_usable_digest(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
     let s = session_arg(&session);
     let right = expected(&mut calls, s);
@@ -186,7 +186,7 @@ fn a_cancel_of_everything_ends_everything(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_cancel_of_what_nobody_knows_ends_nothing(fixture: &TokenFixture<'_>) {
+fn session_cancel_with_zero_or_unknown_flags_ends_no_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let begun = all_begun(&mut calls, &session);
     let known = CKF_FIND_OBJECTS | CKF_DIGEST | CKF_ENCRYPT | CKF_DECRYPT | CKF_SIGN;

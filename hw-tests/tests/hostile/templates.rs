@@ -22,7 +22,7 @@ on_cards! { [piv openpgp] [
     a_value_may_lie_over_the_template
     a_class_or_type_that_cannot_be_made_is_refused
     a_refused_template_leaves_everything_as_it_was
-    without_a_place_for_the_handle_nothing_is_made
+    null_handle_pointer_creates_no_object
 ] }
 
 /// Functions that read a template, and what they are given before and behind it.
@@ -390,7 +390,7 @@ fn a_refused_template_leaves_everything_as_it_was(fixture: &TokenFixture<'_>) {
     assert_eq!(label(fixture), (before.0 + 1, before.1));
 }
 
-fn without_a_place_for_the_handle_nothing_is_made(fixture: &TokenFixture<'_>) {
+fn null_handle_pointer_creates_no_object(fixture: &TokenFixture<'_>) {
     let (mut calls, user) = (RawCall::new(fixture), fixture.user());
     let session = session_arg(&user);
     let key = calls.aes(session);
