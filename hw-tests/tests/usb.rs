@@ -102,7 +102,7 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-macro_rules! on_each_stack {
+macro_rules! on_each_usb_library {
     ($($rule:ident)*) => {
         mod nusb { $(
             #[test]
@@ -117,9 +117,9 @@ macro_rules! on_each_stack {
     };
 }
 
-on_each_stack! {
+on_each_usb_library! {
     an_apdu_costs_two_transfers
-    a_user_without_other_rights_reaches_the_reader
+    ordinary_user_reaches_the_reader
     a_token_pulled_in_mid_command_ends_it_at_once
     a_faulty_reader_costs_its_budget_and_is_used_again
     a_dead_device_holds_no_call_beyond_its_deadline
@@ -140,7 +140,7 @@ fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbAccess) {
     assert_eq!((transfers.control, transfers.interrupt), (0, 0));
 }
 
-fn a_user_without_other_rights_reaches_the_reader(stack: UsbLibrary, way: UsbAccess) {
+fn ordinary_user_reaches_the_reader(stack: UsbLibrary, way: UsbAccess) {
     assert_ne!(
         rustix::process::geteuid().as_raw(),
         0,

@@ -120,7 +120,7 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
 
 #[test]
 #[ignore = "run by make test-usb"]
-fn a_token_that_comes_and_goes_keeps_its_slots_and_leaves_nothing_behind() {
+fn repeated_plug_cycles_keep_the_slots_and_leave_no_resources_behind() {
     each_life(|process, raw| {
         let slots = raw.slots(false);
         let cycle = |signs: bool| {
@@ -284,7 +284,7 @@ fn waits_for_nothing(raw: FunctionList) {
 
 #[test]
 #[ignore = "run by make test-usb"]
-fn nobody_wakes_while_nothing_happens() {
+fn idle_waiter_is_not_scheduled() {
     each_life(|_, raw| {
         let (code, session) = raw.open(raw.slots(true)[0]);
         assert_eq!(code, CKR_OK);

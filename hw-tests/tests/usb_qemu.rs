@@ -47,7 +47,7 @@ const VERIFY_STATUS: &[u8] = &[0x00, 0x20, 0x00, 0x80];
 /// GET DATA of the certificate in 9C, case 4.
 const GET_CERTIFICATE: &[u8] = b"\x00\xCB\x3F\xFF\x05\x5C\x03\x5F\xC1\x0A\x00";
 
-macro_rules! on_each_stack {
+macro_rules! on_each_usb_library {
     ($($rule:ident)*) => {
         mod nusb { $(
             #[test]
@@ -62,7 +62,7 @@ macro_rules! on_each_stack {
     };
 }
 
-on_each_stack! {
+on_each_usb_library! {
     the_reader_takes_tpdus_of_t0
     qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host
     tokens_of_both_applets_are_listed

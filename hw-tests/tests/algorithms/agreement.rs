@@ -11,14 +11,14 @@ use p256::{elliptic_curve::Generate as _, pkcs8::EncodePrivateKey as _};
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture},
-    on_cards,
+    for_each_card,
 };
 
 use crate::openssl::{OpenSsl, point_of};
 
-on_cards! { [piv_p256 piv_p384 openpgp_p256 openpgp_p384 openpgp_p521 openpgp_25519] [
+for_each_card! { [piv_p256 piv_p384 openpgp_p256 openpgp_p384 openpgp_p521 openpgp_25519] [
     card_and_openssl_share_a_secret
-    a_secret_with_a_leading_zero_keeps_it
+    shared_secret_keeps_its_leading_zero
 ] }
 
 /// A session, the key that agrees, and its public half for OpenSSL.
@@ -80,7 +80,7 @@ fn card_and_openssl_share_a_secret(fixture: &TokenFixture<'_>) {
 }
 
 /// One in 256; looked for on P-256, where this process makes keys fast, and by chance elsewhere.
-fn a_secret_with_a_leading_zero_keeps_it(fixture: &TokenFixture<'_>) {
+fn shared_secret_keeps_its_leading_zero(fixture: &TokenFixture<'_>) {
     const TRIES: u32 = 5000;
     let (openssl, session, key, public) = agreement(fixture);
     if curve(&session, key) != "P-256" {

@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     mechanism::{
@@ -14,7 +14,7 @@ use cryptoki::{
 
 use crate::openssl::{OpenSsl, attributes_of};
 
-on_cards! { [piv_rsa_2048 piv_rsa_large openpgp_rsa_2048 openpgp_rsa_large] [
+for_each_card! { [piv_rsa_2048 piv_rsa_large openpgp_rsa_2048 openpgp_rsa_large] [
     card_decrypts_cryptograms_of_openssl
     openssl_decrypts_cryptograms_of_the_module
 ] }

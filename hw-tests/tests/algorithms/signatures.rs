@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, plain, with},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectHandle};
 use cryptoki_sys::{
@@ -17,7 +17,7 @@ use cryptoki_sys::{
 
 use crate::openssl::{OpenSsl, to_der};
 
-on_cards! { [
+for_each_card! { [
     piv_rsa_2048 piv_rsa_large piv_p256 piv_p384
     openpgp_rsa_2048 openpgp_rsa_large openpgp_p256 openpgp_p384 openpgp_p521 openpgp_25519
 ] [

@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{error::RvError, object::Attribute};
 use cryptoki_sys::{
@@ -12,12 +12,12 @@ use cryptoki_sys::{
 
 use crate::openssl::{OpenSsl, attributes_of, from_der};
 
-on_cards! { [piv_p256 openpgp_p256] [
+for_each_card! { [piv_p256 openpgp_p256] [
     the_module_accepts_rsa_signatures_of_openssl
     the_module_accepts_ecdsa_signatures_of_openssl
 ] }
 
-on_cards! { [openpgp_25519] [
+for_each_card! { [openpgp_25519] [
     the_module_accepts_eddsa_signatures_of_openssl
 ] }
 

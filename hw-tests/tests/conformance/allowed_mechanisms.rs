@@ -6,7 +6,7 @@ use claviger_hw_tests::{
     fixture::token_fixture::{
         Init, TestSession, TokenFixture, answered, checked, hex, plain, with,
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -25,7 +25,7 @@ use cryptoki_sys::{
     CKM_SHA512_RSA_PKCS_PSS, CKZ_DATA_SPECIFIED,
 };
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     init_accepts_only_allowed_mechanisms_of_the_key
     allowed_mechanisms_are_listed_by_the_slot_and_usable
     allowed_mechanisms_cover_each_usage_attribute_of_a_private_key

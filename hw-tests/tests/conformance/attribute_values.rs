@@ -5,7 +5,7 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, checked},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -19,13 +19,13 @@ use cryptoki_sys::{
 const NONE: CK_ULONG = CK_ULONG::MAX;
 const UNTOUCHED: u8 = 0xA5;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     a_null_value_asks_for_the_exact_length
     a_buffer_of_the_exact_length_is_filled
     a_larger_buffer_is_filled_and_the_length_is_exact
     get_attribute_value_leaves_a_small_buffer_unwritten_without_length
     an_attribute_the_object_has_not_gets_no_length
-    a_sensitive_attribute_gets_no_length_whatever_the_buffer
+    sensitive_attribute_has_no_length_with_any_buffer
     an_empty_value_has_length_zero
     get_attribute_value_fills_each_valid_entry_in_every_mixture
     the_same_attribute_may_be_asked_for_twice
@@ -166,7 +166,7 @@ fn secret(session: &TestSession) -> (ObjectHandle, CK_ATTRIBUTE_TYPE) {
     (key, if rsa { CKA_PRIVATE_EXPONENT } else { CKA_VALUE })
 }
 
-fn a_sensitive_attribute_gets_no_length_whatever_the_buffer(fixture: &TokenFixture<'_>) {
+fn sensitive_attribute_has_no_length_with_any_buffer(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let (key, kind) = secret(&session);
     for entry in [ask(kind), room(kind, 0), room(kind, 600)] {

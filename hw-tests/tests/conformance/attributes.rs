@@ -8,7 +8,7 @@ use sha1::{Digest as _, Sha1};
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, checked},
-    on_cards,
+    for_each_card,
 };
 
 /// What every object of the card has.
@@ -72,7 +72,7 @@ const CERTIFICATE: [AttributeType; 14] = [
 /// CKA_CERTIFICATE_CATEGORY, which the crate does not know, is looked at by the bare table.
 const CATEGORY: u64 = 0x87;
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     every_object_has_the_attributes_of_its_class
     every_object_of_the_card_is_fixed
     unique_ids_are_unique_printable_and_stable

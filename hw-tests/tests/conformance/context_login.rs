@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, plain},
-    on_cards,
+    for_each_card,
     provision::PIN,
 };
 use cryptoki::{
@@ -13,24 +13,24 @@ use cryptoki::{
 };
 use cryptoki_sys::{CKF_SIGN, CKM_RSA_PKCS, CKU_CONTEXT_SPECIFIC};
 
-on_cards! { [piv openpgp piv_ec openpgp_ec] [
-    a_signature_without_it_is_refused_and_goes_on_after_it
+for_each_card! { [piv openpgp piv_ec openpgp_ec] [
+    signature_without_context_login_is_rejected_and_continues_after_it
     it_is_good_for_one_signature
     it_needs_an_operation
-    it_needs_a_key_that_wants_it_and_leaves_other_operations_alone
-    a_wrong_pin_leaves_the_operation_waiting
+    context_login_for_a_key_without_it_is_rejected_and_keeps_the_operation
+    wrong_context_pin_keeps_the_operation_and_the_user_login
     a_blocked_pin_logs_the_user_out
     length_query_keeps_the_context_login_and_sends_no_command
     small_buffer_keeps_the_context_login_and_the_operation
     it_reaches_over_all_parts_of_a_message
     it_may_come_between_two_parts
     a_cancelled_operation_takes_it_along
-    it_is_of_its_session_alone
+    context_login_applies_to_its_own_session_only
 ] }
 
-on_cards! { [piv_rsa openpgp_rsa] [
+for_each_card! { [piv_rsa openpgp_rsa] [
     key_with_context_login_offers_no_unwrap_and_no_derive
-    a_decryption_without_it_is_refused_and_goes_on_after_it
+    decryption_without_context_login_is_rejected_and_continues_after_it
 ] }
 
 const MESSAGE: &[u8] = b"one message, one PIN";
@@ -63,7 +63,7 @@ fn sign(session: &TestSession) -> Result<Vec<u8>, RvError> {
     session.run(session.list.C_Sign, MESSAGE, 600)
 }
 
-fn a_signature_without_it_is_refused_and_goes_on_after_it(fixture: &TokenFixture<'_>) {
+fn signature_without_context_login_is_rejected_and_continues_after_it(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     let before = fixture.process.pins();
     let refused = fixture.silently(|| sign(&session));
@@ -94,7 +94,9 @@ fn it_needs_an_operation(fixture: &TokenFixture<'_>) {
     assert_eq!(refused, Err(RvError::OperationNotInitialized));
 }
 
-fn it_needs_a_key_that_wants_it_and_leaves_other_operations_alone(fixture: &TokenFixture<'_>) {
+fn context_login_for_a_key_without_it_is_rejected_and_keeps_the_operation(
+    fixture: &TokenFixture<'_>,
+) {
     let session = fixture.user();
     let key = session.signer();
     begin(&session, key);
@@ -103,7 +105,7 @@ fn it_needs_a_key_that_wants_it_and_leaves_other_operations_alone(fixture: &Toke
     assert!(sign(&session).is_ok(), "unaffected");
 }
 
-fn a_wrong_pin_leaves_the_operation_waiting(fixture: &TokenFixture<'_>) {
+fn wrong_context_pin_keeps_the_operation_and_the_user_login(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     let refused = session.login_as(CKU_CONTEXT_SPECIFIC, "999999");
     assert_eq!(refused, Err(RvError::PinIncorrect));
@@ -188,7 +190,7 @@ fn a_cancelled_operation_takes_it_along(fixture: &TokenFixture<'_>) {
     assert_eq!(sign(&session), Err(RvError::UserNotLoggedIn));
 }
 
-fn it_is_of_its_session_alone(fixture: &TokenFixture<'_>) {
+fn context_login_applies_to_its_own_session_only(fixture: &TokenFixture<'_>) {
     let (one, key) = begun(fixture);
     let two = fixture.read_only();
     begin(&two, key);
@@ -206,7 +208,7 @@ fn key_with_context_login_offers_no_unwrap_and_no_derive(fixture: &TokenFixture<
 }
 
 /// Where such a key decrypts at all.
-fn a_decryption_without_it_is_refused_and_goes_on_after_it(fixture: &TokenFixture<'_>) {
+fn decryption_without_context_login_is_rejected_and_continues_after_it(fixture: &TokenFixture<'_>) {
     let (session, key) = user(fixture);
     let decrypts = session.private_with(&[
         Attribute::AlwaysAuthenticate(true),

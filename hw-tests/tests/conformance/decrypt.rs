@@ -3,7 +3,7 @@
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, checked, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -14,9 +14,9 @@ use cryptoki_sys::{CKF_DECRYPT, CKM_RSA_PKCS, CKM_SHA256, CKM_SHA256_RSA_PKCS};
 
 pub const SECRET: &[u8] = b"a session key of 32 bytes, say..";
 
-on_cards! { [piv_rsa openpgp_rsa] [
+for_each_card! { [piv_rsa openpgp_rsa] [
     private_key_decrypts_a_cryptogram_of_its_public_key
-    an_empty_secret_and_the_longest_come_back
+    empty_and_longest_messages_decrypt_unchanged
     data_too_long_for_the_padding_are_refused
     encryption_needs_no_card_and_no_login
     encryption_is_never_twice_the_same
@@ -79,7 +79,7 @@ fn private_key_decrypts_a_cryptogram_of_its_public_key(fixture: &TokenFixture<'_
     );
 }
 
-fn an_empty_secret_and_the_longest_come_back(fixture: &TokenFixture<'_>) {
+fn empty_and_longest_messages_decrypt_unchanged(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     for len in [0, 1, 245] {
         let secret = vec![0xB7; len];

@@ -17,15 +17,15 @@ use sha2::{Digest as _, Sha256};
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain, with},
-    on_cards,
+    for_each_card,
 };
 
-on_cards! { [piv_ec openpgp openpgp_ec] [
+for_each_card! { [piv_ec openpgp openpgp_ec] [
     a_shared_secret_is_a_generic_secret_of_the_field
     both_forms_of_a_point_give_the_same_secret
     a_secret_is_cut_at_its_end
     a_secret_longer_than_the_field_is_refused
-    an_aes_key_says_its_length
+    derived_aes_key_has_the_requested_length_and_others_are_rejected
     a_kdf_hashes_secret_counter_and_shared_data
     a_kdf_makes_any_length
     a_bad_point_is_refused_before_the_card
@@ -33,11 +33,11 @@ on_cards! { [piv_ec openpgp openpgp_ec] [
     shared_data_without_a_kdf_are_refused
     the_parameter_must_be_whole
     the_base_key_must_be_one_that_derives
-    the_template_must_be_of_a_session_secret
+    derive_rejects_templates_of_other_than_session_secrets
     a_derived_secret_is_not_local
-    a_sensitive_secret_does_not_come_out
+    sensitive_or_unextractable_derived_value_cannot_be_read
     derive_after_logout_returns_key_handle_invalid
-    a_derivation_leaves_operations_alone
+    derivation_keeps_the_active_signature_operation
     cofactor_derivation_equals_plain_ecdh_or_is_rejected
 ] }
 
@@ -193,7 +193,7 @@ fn a_secret_longer_than_the_field_is_refused(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn an_aes_key_says_its_length(fixture: &TokenFixture<'_>) {
+fn derived_aes_key_has_the_requested_length_and_others_are_rejected(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     let aes = |len: u64| {
         let mut template = secret(Some(len));
@@ -352,7 +352,7 @@ fn the_base_key_must_be_one_that_derives(fixture: &TokenFixture<'_>) {
     assert_eq!(told, Err(RvError::MechanismInvalid));
 }
 
-fn the_template_must_be_of_a_session_secret(fixture: &TokenFixture<'_>) {
+fn derive_rejects_templates_of_other_than_session_secrets(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     for (bad, codes) in [
         (
@@ -420,7 +420,7 @@ fn a_derived_secret_is_not_local(fixture: &TokenFixture<'_>) {
     );
 }
 
-fn a_sensitive_secret_does_not_come_out(fixture: &TokenFixture<'_>) {
+fn sensitive_or_unextractable_derived_value_cannot_be_read(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     for hidden in [
         [Attribute::Sensitive(true), Attribute::Extractable(true)],
@@ -443,7 +443,7 @@ fn derive_after_logout_returns_key_handle_invalid(fixture: &TokenFixture<'_>) {
     assert_eq!(told, Err(RvError::KeyHandleInvalid));
 }
 
-fn a_derivation_leaves_operations_alone(fixture: &TokenFixture<'_>) {
+fn derivation_keeps_the_active_signature_operation(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     let session = &agreement.session;
     let key = session.signer();

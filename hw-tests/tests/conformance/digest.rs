@@ -16,12 +16,12 @@ use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain, with},
-    on_cards,
+    for_each_card,
 };
 
 const MESSAGE: &[u8] = b"what is hashed";
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     each_hash_is_right
     a_megabyte_is_hashed_in_one_and_in_parts
     digests_need_no_card_and_no_login
@@ -36,7 +36,7 @@ on_cards! { [piv openpgp] [
     the_digest_may_lie_over_the_message
     a_secret_of_the_session_is_hashed_as_its_value
     a_key_of_the_card_is_indigestible
-    a_saved_state_goes_on_in_the_same_and_in_another_session
+    saved_digest_state_continues_in_the_same_and_in_another_session
     a_state_needs_an_operation
     a_state_has_room_like_any_output
     a_forged_state_is_refused
@@ -272,7 +272,7 @@ fn save(session: &TestSession) -> Result<Vec<u8>, RvError> {
     session.final_part(session.list.C_GetOperationState, 4096)
 }
 
-fn a_saved_state_goes_on_in_the_same_and_in_another_session(fixture: &TokenFixture<'_>) {
+fn saved_digest_state_continues_in_the_same_and_in_another_session(fixture: &TokenFixture<'_>) {
     let (one, two) = (fixture.read_only(), fixture.read_only());
     let (first, rest) = MESSAGE.split_at(5);
     begin(&one);

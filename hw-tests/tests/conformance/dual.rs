@@ -13,11 +13,11 @@ use sha2::{Digest as _, Sha256};
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked},
-    on_cards,
+    for_each_card,
 };
 
-on_cards! { [piv openpgp] [
-    the_token_says_that_it_does_one_thing_at_a_time
+for_each_card! { [piv openpgp] [
+    token_flags_have_no_dual_crypto_operations
     digest_and_encrypt_in_one_call
     decrypt_and_digest_in_one_call
     sign_and_encrypt_in_one_call
@@ -54,7 +54,7 @@ fn sealed(fixture: &TokenFixture<'_>) -> (TestSession, ObjectHandle, Vec<u8>) {
 }
 
 /// The token itself does one thing at a time; the host does the other.
-fn the_token_says_that_it_does_one_thing_at_a_time(fixture: &TokenFixture<'_>) {
+fn token_flags_have_no_dual_crypto_operations(fixture: &TokenFixture<'_>) {
     let mut info = MaybeUninit::<CK_TOKEN_INFO>::zeroed();
     let slot = fixture.slot_id();
     let code = ck!(fixture.raw, C_GetTokenInfo, slot, info.as_mut_ptr());

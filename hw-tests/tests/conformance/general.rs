@@ -9,18 +9,18 @@ use claviger_hw_tests::{
         null_calls::Table as _,
         token_fixture::{TokenFixture, answered, checked},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{context::CInitializeArgs, context::CInitializeFlags, error::RvError};
 use cryptoki_sys::{CK_INFO, CKR_OK};
 
-on_cards! { [piv openpgp] [
-    info_says_the_highest_version_there_is
+for_each_card! { [piv openpgp] [
+    get_info_reports_cryptoki_version_3_2
     info_is_padded_with_blanks_and_has_no_flags
     info_without_room_is_a_bad_argument
     second_initialize_is_rejected_and_keeps_the_session
     finalize_takes_no_argument
-    after_finalize_every_function_says_not_initialized
+    every_function_returns_not_initialized_after_finalize
     sessions_and_objects_do_not_outlive_finalize
     parallel_functions_are_of_the_past
     parallel_functions_reject_invalid_session_handles
@@ -33,7 +33,7 @@ fn info(fixture: &TokenFixture<'_>) -> CK_INFO {
     unsafe { info.assume_init() }
 }
 
-fn info_says_the_highest_version_there_is(fixture: &TokenFixture<'_>) {
+fn get_info_reports_cryptoki_version_3_2(fixture: &TokenFixture<'_>) {
     let version = info(fixture).cryptokiVersion;
     assert_eq!((version.major, version.minor), (3, 2));
 }
@@ -77,7 +77,7 @@ fn finalize_takes_no_argument(fixture: &TokenFixture<'_>) {
     session.get_session_info().expect("nothing has ended");
 }
 
-fn after_finalize_every_function_says_not_initialized(fixture: &TokenFixture<'_>) {
+fn every_function_returns_not_initialized_after_finalize(fixture: &TokenFixture<'_>) {
     let not_initialized = Err(RvError::CryptokiNotInitialized);
     let session = fixture.user();
     assert_eq!(checked(fixture.raw.finalize()), Ok(()));

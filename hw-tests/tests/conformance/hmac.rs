@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, hex, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{error::RvError, object::KeyType};
 use cryptoki_sys::{
@@ -11,7 +11,7 @@ use cryptoki_sys::{
 
 use crate::secret_keys::key;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     hmac_is_that_of_the_standard
     hmac_in_parts_is_hmac_in_one
     hmac_verification_distinguishes_wrong_value_and_wrong_length

@@ -2,14 +2,14 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, hex, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{error::RvError, mechanism::Mechanism, object::KeyType};
 use cryptoki_sys::{CKM_AES_KEY_WRAP, CKM_AES_KEY_WRAP_KWP};
 
 use crate::wrap::{SECRET, pair, secret, template, unwrap, value, wrap, wrapper};
 
-on_cards! { [piv piv_rsa openpgp_rsa] [
+for_each_card! { [piv piv_rsa openpgp_rsa] [
     aes_key_wrap_is_that_of_the_standard
     aes_key_wrap_with_padding_takes_any_length
     a_forged_wrapped_key_is_invalid

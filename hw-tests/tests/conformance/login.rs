@@ -8,7 +8,7 @@ use claviger_hw_tests::{
         module_process::code,
         token_fixture::{TestSession, TokenFixture, answered, checked, plain},
     },
-    on_cards,
+    for_each_card,
     provision::{ADMIN_PIN, PIN},
 };
 use cryptoki::{
@@ -22,7 +22,7 @@ use cryptoki_sys::{
     CKU_USER,
 };
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     an_unknown_type_of_user_is_refused
     the_user_logs_in_once
     so_login_during_user_login_is_rejected

@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, checked, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -14,7 +14,7 @@ use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_SHA256};
 
 const MESSAGES: [&[u8]; 3] = [b"one", b"two, longer", b""];
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     one_init_signs_many_messages
     a_message_in_parts_is_the_same_message
     sign_message_length_query_sends_no_command
@@ -22,7 +22,7 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     message_signing_is_rejected_before_init_and_after_final
     parts_come_in_their_order
     one_init_verifies_many_messages
-    a_forged_signature_does_not_end_it
+    forged_signature_keeps_the_message_verification_operation
     a_message_is_verified_in_parts
     message_verification_after_final_returns_operation_not_initialized
     init_is_refused_like_that_of_other_signatures
@@ -264,7 +264,7 @@ fn one_init_verifies_many_messages(fixture: &TokenFixture<'_>) {
     assert_eq!(end_verification(&session), Ok(()));
 }
 
-fn a_forged_signature_does_not_end_it(fixture: &TokenFixture<'_>) {
+fn forged_signature_keeps_the_message_verification_operation(fixture: &TokenFixture<'_>) {
     let (session, signatures) = verifying(fixture);
     let told = verify(&session, b"another", &signatures[0]);
     assert_eq!(told, Err(RvError::SignatureInvalid));

@@ -4,7 +4,7 @@ use std::ptr;
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, answered, plain, with},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -20,10 +20,10 @@ use cryptoki_sys::{
 
 use crate::decrypt::{SECRET, pair};
 
-on_cards! { [piv] [
+for_each_card! { [piv] [
     oaep_takes_each_hash_and_label
     oaep_of_another_label_is_invalid
-    oaep_wants_its_parameter_whole
+    oaep_rejects_incomplete_and_invalid_parameters
     raw_rsa_decryption_returns_the_whole_block
 ] }
 
@@ -85,7 +85,7 @@ fn oaep_of_another_label_is_invalid(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn oaep_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
+fn oaep_rejects_incomplete_and_invalid_parameters(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     let good = CK_RSA_PKCS_OAEP_PARAMS {
         hashAlg: CKM_SHA256,

@@ -5,7 +5,7 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -18,14 +18,14 @@ use cryptoki_sys::{
 /// An attribute nobody defines.
 const UNKNOWN: CK_ULONG = 0x7FFF_0001;
 
-on_cards! { [piv openpgp] [
-    a_search_is_begun_before_it_finds
+for_each_card! { [piv openpgp] [
+    find_objects_without_init_returns_operation_not_initialized
     one_search_at_a_time_in_a_session
-    each_session_has_a_search_of_its_own
+    searches_of_two_sessions_are_independent
     search_in_several_calls_finds_the_same_objects_as_one_call
-    a_search_at_its_end_says_so_again_and_again_until_it_is_ended
+    exhausted_search_returns_no_object_and_stays_active
     find_objects_with_count_zero_succeeds_and_skips_no_object
-    a_search_without_room_is_a_bad_argument_and_goes_on
+    find_objects_with_null_list_or_count_is_rejected_and_continues
     a_template_that_is_not_there_is_a_bad_argument
     an_empty_template_finds_all_that_is_visible
     every_attribute_of_the_template_must_match
@@ -89,7 +89,7 @@ fn entry<T>(kind: CK_ULONG, value: &mut T) -> CK_ATTRIBUTE {
     }
 }
 
-fn a_search_is_begun_before_it_finds(fixture: &TokenFixture<'_>) {
+fn find_objects_without_init_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     assert_eq!(find(&session, 5), Err(RvError::OperationNotInitialized));
     assert_eq!(end(&session), Err(RvError::OperationNotInitialized));
@@ -113,7 +113,7 @@ fn one_search_at_a_time_in_a_session(fixture: &TokenFixture<'_>) {
     assert_eq!(end(&session), Ok(()));
 }
 
-fn each_session_has_a_search_of_its_own(fixture: &TokenFixture<'_>) {
+fn searches_of_two_sessions_are_independent(fixture: &TokenFixture<'_>) {
     let (one, two) = (fixture.read_only(), fixture.read_only());
     let mut class = CKO_CERTIFICATE;
     assert_eq!(begin(&one, &mut []), Ok(()));
@@ -145,7 +145,7 @@ fn search_in_several_calls_finds_the_same_objects_as_one_call(fixture: &TokenFix
     assert_eq!(distinct.len(), whole.len(), "none is found twice");
 }
 
-fn a_search_at_its_end_says_so_again_and_again_until_it_is_ended(fixture: &TokenFixture<'_>) {
+fn exhausted_search_returns_no_object_and_stays_active(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     assert_eq!(begin(&session, &mut []), Ok(()));
     find(&session, 100).unwrap();
@@ -164,7 +164,7 @@ fn find_objects_with_count_zero_succeeds_and_skips_no_object(fixture: &TokenFixt
     assert_eq!(find(&session, 100).unwrap().len(), all);
 }
 
-fn a_search_without_room_is_a_bad_argument_and_goes_on(fixture: &TokenFixture<'_>) {
+fn find_objects_with_null_list_or_count_is_rejected_and_continues(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     let all = session.find_objects(&[]).unwrap().len();
     assert_eq!(begin(&session, &mut []), Ok(()));

@@ -11,7 +11,7 @@ use claviger_hw_tests::{
         module_process::{ModuleProcess, ServiceKind, in_module_process},
         token_fixture::{TokenFixture, plain},
     },
-    on_cards,
+    for_each_card,
     provision::{CardProfile, PIN},
 };
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ProfileIdType};
@@ -23,7 +23,7 @@ use cryptoki_sys::{
     CKR_MECHANISM_INVALID, CKR_OK, CKU_USER,
 };
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa] [
     the_profiles_that_are_true_are_claimed
     profile_objects_are_found_without_login
     baseline

@@ -3,7 +3,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, plain, with},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -20,11 +20,11 @@ use cryptoki_sys::{
 
 const MESSAGE: &[u8] = b"what is signed";
 
-on_cards! { [piv_rsa] [
-    pss_wants_its_parameter_whole
-    pss_wants_the_hash_of_its_mechanism
+for_each_card! { [piv_rsa] [
+    pss_rejects_missing_and_truncated_parameters
+    pss_rejects_wrong_hash_and_mgf_and_accepts_mgf1_with_another_hash
     pss_takes_salts_that_fit_and_no_others
-    pss_without_a_hash_wants_a_hash_of_its_length
+    ckm_rsa_pkcs_pss_accepts_only_data_of_the_hash_length
     raw_rsa_pads_short_data_with_zeros_on_the_left
     raw_rsa_rejects_a_block_not_below_the_modulus
 ] }
@@ -47,7 +47,7 @@ fn begin_pss(
     session.init(session.list.C_SignInit, with(kind, &mut parameter), key)
 }
 
-fn pss_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
+fn pss_rejects_missing_and_truncated_parameters(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     let mut whole = pss(CKM_SHA256, CKG_MGF1_SHA256, 32);
@@ -62,7 +62,7 @@ fn pss_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn pss_wants_the_hash_of_its_mechanism(fixture: &TokenFixture<'_>) {
+fn pss_rejects_wrong_hash_and_mgf_and_accepts_mgf1_with_another_hash(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     for parameter in [
@@ -119,7 +119,7 @@ fn pss_takes_salts_that_fit_and_no_others(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn pss_without_a_hash_wants_a_hash_of_its_length(fixture: &TokenFixture<'_>) {
+fn ckm_rsa_pkcs_pss_accepts_only_data_of_the_hash_length(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     for (len, right) in [

@@ -5,17 +5,17 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TokenFixture, answered, checked},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::error::RvError;
 use cryptoki_sys::CKF_RNG;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     generate_random_fills_the_requested_length_and_no_more
     random_bytes_do_not_repeat
     no_bytes_are_no_error
     random_bytes_without_room_are_a_bad_argument
-    a_token_without_a_generator_says_so
+    token_without_the_rng_flag_sends_no_command_for_random_bytes
     a_seed_is_taken_or_refused_as_the_standard_has_it
 ] }
 
@@ -78,7 +78,7 @@ fn random_bytes_without_room_are_a_bad_argument(fixture: &TokenFixture<'_>) {
 }
 
 /// CKF_RNG is the token's own generator; the host's is none of it.
-fn a_token_without_a_generator_says_so(fixture: &TokenFixture<'_>) {
+fn token_without_the_rng_flag_sends_no_command_for_random_bytes(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     let mut info = std::mem::MaybeUninit::<cryptoki_sys::CK_TOKEN_INFO>::zeroed();
     let code = ck!(

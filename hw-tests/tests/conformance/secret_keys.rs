@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, hex, plain, with},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -13,7 +13,7 @@ use cryptoki_sys::{
     CK_GCM_PARAMS, CK_ULONG, CKM_AES_CBC, CKM_AES_CBC_PAD, CKM_AES_GCM, CKM_SHA256_HMAC,
 };
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     cbc_is_that_of_the_standard
     cbc_takes_whole_blocks_and_wants_an_iv
     cbc_with_padding_takes_any_length
@@ -22,7 +22,7 @@ on_cards! { [piv openpgp] [
     gcm_is_that_of_the_standard
     gcm_in_parts_is_gcm_in_one
     gcm_rejects_forged_ciphertext_forged_tag_and_wrong_aad
-    gcm_wants_its_parameter_whole
+    gcm_rejects_missing_and_invalid_parameters
     secret_key_with_disabled_usage_returns_function_not_permitted
     mechanism_for_another_key_type_is_rejected_at_init
     room_is_asked_for_and_small_buffers_keep_the_operation
@@ -314,7 +314,7 @@ fn is_forged(told: &Result<Vec<u8>, RvError>) -> bool {
     ) || format!("{told:?}").contains("AeadDecryptFailed")
 }
 
-fn gcm_wants_its_parameter_whole(fixture: &TokenFixture<'_>) {
+fn gcm_rejects_missing_and_invalid_parameters(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = aes(&session);
     let refused = Err(RvError::MechanismParamInvalid);

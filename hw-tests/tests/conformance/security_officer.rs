@@ -3,7 +3,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered},
-    on_cards,
+    for_each_card,
     provision::{ADMIN_PIN, PIN},
 };
 use cryptoki::{
@@ -15,13 +15,13 @@ use cryptoki::{
 };
 use cryptoki_sys::{CKU_SO, CKU_USER};
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     so_login_accepts_every_so_credential_of_the_applet
     wrong_so_pin_sets_the_token_flags_where_the_card_reports_its_tries
-    a_secret_that_cannot_be_costs_no_try
+    so_login_with_an_impossible_pin_sends_no_command
     init_pin_succeeds_for_the_so_only
     a_user_whose_pin_is_blocked_gets_a_new_one
-    a_user_changes_his_pin_whether_logged_in_or_not
+    user_pin_changes_with_and_without_login
     set_pin_with_wrong_old_pin_costs_one_try_and_keeps_the_pin
     set_pin_changes_each_so_credential_and_keeps_the_user_pin
     key_generated_by_the_so_signs_for_the_user
@@ -31,7 +31,7 @@ on_cards! { [piv openpgp] [
     token_object_that_the_applet_cannot_store_is_rejected
 ] }
 
-on_cards! { [piv_ec] [
+for_each_card! { [piv_ec] [
     the_management_key_gives_no_pin_and_the_puk_makes_no_key
     so_creates_and_destroys_a_data_object_on_the_token
 ] }
@@ -112,7 +112,7 @@ fn wrong_so_pin_sets_the_token_flags_where_the_card_reports_its_tries(fixture: &
     assert_eq!(low(), (false, false, false));
 }
 
-fn a_secret_that_cannot_be_costs_no_try(fixture: &TokenFixture<'_>) {
+fn so_login_with_an_impossible_pin_sends_no_command(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     let long = "1".repeat(200);
     let mut impossible = vec!["", "1", "12345", long.as_str()];
@@ -170,7 +170,7 @@ fn a_user_whose_pin_is_blocked_gets_a_new_one(fixture: &TokenFixture<'_>) {
     assert_eq!(session.login_as(CKU_USER, NEW_PIN), Ok(()));
 }
 
-fn a_user_changes_his_pin_whether_logged_in_or_not(fixture: &TokenFixture<'_>) {
+fn user_pin_changes_with_and_without_login(fixture: &TokenFixture<'_>) {
     let session = fixture.read_write();
     assert_eq!(set_pin(&session, PIN, NEW_PIN), Ok(()));
     assert_eq!(state(&session), SessionState::RwPublic);

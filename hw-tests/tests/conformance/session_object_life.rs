@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, answered},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -11,7 +11,7 @@ use cryptoki::{
 
 use crate::session_objects::{SECRET, class, data, make, secret, value};
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     a_private_object_needs_a_login
     private_objects_die_with_the_login_and_public_ones_do_not
     objects_die_with_their_session_and_with_no_other
@@ -21,8 +21,8 @@ on_cards! { [piv openpgp] [
     object_attributes_prohibit_modification_copy_and_destruction
     rejected_attribute_change_leaves_the_whole_object_unchanged
     sensitive_is_for_ever
-    a_secret_comes_out_only_if_it_may
-    a_destroyed_object_is_gone_everywhere
+    secret_value_is_readable_only_if_extractable_and_not_sensitive
+    destroyed_session_object_is_invalid_in_every_session
     many_objects_live_side_by_side
 ] }
 
@@ -166,7 +166,7 @@ fn sensitive_is_for_ever(fixture: &TokenFixture<'_>) {
     assert_eq!(set(Attribute::Extractable(true)), read_only);
 }
 
-fn a_secret_comes_out_only_if_it_may(fixture: &TokenFixture<'_>) {
+fn secret_value_is_readable_only_if_extractable_and_not_sensitive(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     for (sensitive, extractable) in [(false, true), (true, true), (false, false), (true, false)] {
         let mut template = secret(KeyType::GENERIC_SECRET);
@@ -195,7 +195,7 @@ fn a_secret_comes_out_only_if_it_may(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_destroyed_object_is_gone_everywhere(fixture: &TokenFixture<'_>) {
+fn destroyed_session_object_is_invalid_in_every_session(fixture: &TokenFixture<'_>) {
     let (one, two) = (fixture.user(), fixture.read_only());
     let object = make(&one, &data("gone")).unwrap();
     assert_eq!(

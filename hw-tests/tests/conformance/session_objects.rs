@@ -5,7 +5,7 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -15,9 +15,9 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ULONG, CKA_CLASS, CKA_LABEL, CKA_SENSITIVE, CKA_VALUE, CKO_DATA,
 };
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     objects_of_each_class_are_made_and_found
-    a_made_object_has_the_defaults_of_its_class
+    created_object_has_the_default_attributes_of_its_class
     template_lacking_a_required_attribute_is_incomplete
     an_unknown_attribute_is_refused
     a_value_of_the_wrong_form_is_refused
@@ -113,7 +113,7 @@ fn objects_of_each_class_are_made_and_found(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_made_object_has_the_defaults_of_its_class(fixture: &TokenFixture<'_>) {
+fn created_object_has_the_default_attributes_of_its_class(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let object = make(&session, &data("data")).unwrap();
     let kinds = [

@@ -9,7 +9,7 @@ use claviger_hw_tests::{
         null_calls::Table as _,
         token_fixture::{TestSession, TokenFixture, answered, checked},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -24,7 +24,7 @@ use cryptoki_sys::{
 
 const NOWHERE: u64 = 0x7FFF_FFF0;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     a_session_is_serial
     an_asynchronous_session_is_refused
     open_session_with_null_handle_pointer_is_rejected
@@ -44,7 +44,7 @@ on_cards! { [piv openpgp] [
     closing_a_session_ends_its_search_alone
 ] }
 
-on_cards! { [both] [
+for_each_card! { [both] [
     the_tokens_of_one_card_have_logins_of_their_own
     close_all_sessions_leaves_the_other_token_alone
 ] }

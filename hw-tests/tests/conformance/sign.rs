@@ -5,7 +5,7 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, checked, plain, with},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -18,7 +18,7 @@ use cryptoki_sys::{
 
 const MESSAGE: &[u8] = b"what is signed";
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     sign_before_init_returns_operation_not_initialized
     one_signature_at_a_time_in_a_session
     init_wants_a_private_key
@@ -30,7 +30,7 @@ on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     asking_for_the_length_leaves_the_operation_active
     a_small_buffer_leaves_the_operation_active
     a_signature_ends_the_operation
-    a_signature_is_as_long_as_it_was_said
+    signature_has_the_length_of_its_length_query
     a_null_length_is_a_bad_argument
     a_message_that_is_not_there_is_a_bad_argument
     a_message_of_impossible_length_is_refused
@@ -225,7 +225,7 @@ fn a_signature_ends_the_operation(fixture: &TokenFixture<'_>) {
     assert_eq!(sign(&session), Err(RvError::OperationNotInitialized));
 }
 
-fn a_signature_is_as_long_as_it_was_said(fixture: &TokenFixture<'_>) {
+fn signature_has_the_length_of_its_length_query(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     let len = session.query_len(session.list.C_Sign, MESSAGE).unwrap();
     assert_eq!(sign(&session).unwrap().len(), len);

@@ -2,25 +2,25 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, plain, with},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::error::RvError;
 use cryptoki_sys::{CK_EDDSA_PARAMS, CKF_SIGN, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS};
 
 const MESSAGE: &[u8] = b"what is signed";
 
-on_cards! { [piv_rsa openpgp_rsa] [
+for_each_card! { [piv_rsa openpgp_rsa] [
     data_that_does_not_fit_the_modulus_is_refused
     ckm_rsa_pkcs_signature_is_deterministic_and_recovers_its_data
     recovery_of_another_signature_fails
     sign_recover_signs_and_has_room_like_sign
 ] }
 
-on_cards! { [piv_ec openpgp_ec] [
+for_each_card! { [piv_ec openpgp_ec] [
     ckm_ecdsa_accepts_hashes_of_1_to_64_bytes_and_no_empty_hash
 ] }
 
-on_cards! { [openpgp] [
+for_each_card! { [openpgp] [
     eddsa_takes_no_prehash_and_no_context
 ] }
 

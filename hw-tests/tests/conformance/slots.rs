@@ -8,7 +8,7 @@ use claviger_hw_tests::{
         module_process::code,
         token_fixture::{TokenFixture, checked},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{error::RvError, session::UserType, types::AuthPin};
 use cryptoki_sys::{
@@ -22,7 +22,7 @@ use cryptoki_sys::{
 const NOWHERE: CK_SLOT_ID = 0x7FFF_FFF0;
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     slot_list_with_null_count_pointer_is_rejected
     slot_list_in_a_small_buffer_returns_the_count_and_no_slots
     slot_list_in_a_large_buffer_returns_the_count_and_writes_no_more

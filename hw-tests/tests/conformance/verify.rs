@@ -5,7 +5,7 @@ use std::ptr;
 use claviger_hw_tests::{
     ck,
     fixture::token_fixture::{TestSession, TokenFixture, checked, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -15,7 +15,7 @@ use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_AES_CBC, CKM_SHA256};
 
 const MESSAGE: &[u8] = b"what was signed";
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     a_genuine_signature_is_accepted_once
     a_forged_signature_is_invalid_and_ends_the_operation
     signature_of_wrong_length_returns_signature_len_range

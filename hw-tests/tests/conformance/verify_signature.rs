@@ -2,14 +2,14 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{error::RvError, object::ObjectHandle};
 use cryptoki_sys::{CK_MECHANISM, CK_ULONG, CKM_SHA256};
 
 const MESSAGE: &[u8] = b"what was signed";
 
-on_cards! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
+for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
     a_genuine_signature_is_accepted_in_one_part_and_in_many
     a_forged_signature_is_invalid_and_ends_it
     known_signature_of_wrong_length_returns_signature_len_range

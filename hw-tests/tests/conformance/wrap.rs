@@ -2,7 +2,7 @@
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain},
-    on_cards,
+    for_each_card,
 };
 use cryptoki::{
     error::RvError,
@@ -17,7 +17,7 @@ use cryptoki_sys::{
     CKM_SHA256,
 };
 
-on_cards! { [piv piv_rsa openpgp_rsa] [
+for_each_card! { [piv piv_rsa openpgp_rsa] [
     a_secret_under_a_public_key_is_unwrapped_on_the_card
     an_unwrapped_key_is_not_local_and_obeys_its_template
     wrapped_key_of_wrong_length_returns_wrapped_key_len_range
@@ -28,7 +28,7 @@ on_cards! { [piv piv_rsa openpgp_rsa] [
     keys_that_may_not_wrap_or_unwrap_do_not
     wrap_and_unwrap_return_the_code_of_the_invalid_handle
     wrapping_has_room_like_any_output
-    the_template_must_be_of_a_session_secret
+    unwrap_rejects_templates_of_other_than_session_secrets
     a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others
 ] }
 
@@ -390,7 +390,7 @@ fn wrapping_has_room_like_any_output(fixture: &TokenFixture<'_>) {
     assert!(wrap(&session, mechanism, wrapper, key, 256).is_ok());
 }
 
-fn the_template_must_be_of_a_session_secret(fixture: &TokenFixture<'_>) {
+fn unwrap_rejects_templates_of_other_than_session_secrets(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
     let key = secret(&session, &SECRET);
     let rsa = plain(CKM_RSA_PKCS);

@@ -24,8 +24,8 @@ for_each_service! {
     {
         the_old_session_does_not_sign_at_once: CardProfile::piv(super::one_key());
         the_old_session_does_not_sign_later: CardProfile::piv(super::one_key());
-        the_old_session_logs_nobody_in: CardProfile::piv(super::one_key());
-        the_old_session_finds_nothing: CardProfile::piv(super::one_key());
+        old_session_cannot_log_in_after_a_card_exchange: CardProfile::piv(super::one_key());
+        old_session_cannot_search_after_a_card_exchange: CardProfile::piv(super::one_key());
     }
 }
 
@@ -97,7 +97,7 @@ fn new_card_is_public(process: &ModuleProcess, module: &Pkcs11, old_serial: &str
     assert_eq!(process.pins(), pins + 1);
 }
 
-fn the_old_session_logs_nobody_in(process: &ModuleProcess) {
+fn old_session_cannot_log_in_after_a_card_exchange(process: &ModuleProcess) {
     let module = process.module();
     let old = process.session(&module);
     let serial = serial(&module);
@@ -109,7 +109,7 @@ fn the_old_session_logs_nobody_in(process: &ModuleProcess) {
     new_card_is_public(process, &module, &serial);
 }
 
-fn the_old_session_finds_nothing(process: &ModuleProcess) {
+fn old_session_cannot_search_after_a_card_exchange(process: &ModuleProcess) {
     let module = process.module();
     let old = process.session(&module);
     let serial = serial(&module);

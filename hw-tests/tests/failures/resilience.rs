@@ -40,13 +40,13 @@ for_each_service! {
     {
         a_session_signs_at_once_after_a_crash: CardProfile::piv4();
         a_session_signs_after_a_crash_it_has_seen_pass: CardProfile::piv4();
-        a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash: CardProfile::both();
-        a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin: CardProfile::piv4();
-        a_waiter_is_told_of_events_before_and_after_a_crash: CardProfile::piv4();
+        context_login_keys_still_require_the_pin_after_a_pcscd_crash: CardProfile::both();
+        session_without_login_continues_after_a_crash_and_sends_no_pin: CardProfile::piv4();
+        waiter_receives_events_before_and_after_a_crash: CardProfile::piv4();
         a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds: CardProfile::piv4();
         a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies: CardProfile::piv4();
         a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything: CardProfile::piv4();
-        the_end_is_reached_when_pcscd_dies_in_it: CardProfile::piv4();
+        finalize_succeeds_when_pcscd_crashes_during_it: CardProfile::piv4();
     }
 }
 
@@ -68,7 +68,7 @@ fn a_session_signs_after_a_crash_it_has_seen_pass(process: &ModuleProcess) {
     }
 }
 
-fn a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash(process: &ModuleProcess) {
+fn context_login_keys_still_require_the_pin_after_a_pcscd_crash(process: &ModuleProcess) {
     let signer = PivSession::new(process);
     let slots = signer.module.get_slots_with_token().unwrap();
     let openpgp = signer.module.open_ro_session(slots[1]).unwrap();
@@ -81,7 +81,7 @@ fn a_key_that_wants_each_pin_gets_none_of_its_own_after_a_crash(process: &Module
     asks_for_each_pin(process, &openpgp, &mechanism, forced);
 }
 
-fn a_session_without_a_login_goes_on_after_a_crash_and_sends_no_pin(process: &ModuleProcess) {
+fn session_without_login_continues_after_a_crash_and_sends_no_pin(process: &ModuleProcess) {
     let module = process.module();
     let session = process.session(&module);
     let open = key(&session, 4);
@@ -115,7 +115,7 @@ fn has_token(module: &Pkcs11) -> bool {
 }
 
 #[test]
-fn without_pcscd_tokens_are_absent_and_calls_say_why() {
+fn tokens_are_absent_without_pcscd_and_the_log_names_the_cause() {
     let rule = |process: &ModuleProcess| {
         let signer = PivSession::new(process);
         process.order(&["service crash"]);
@@ -147,7 +147,7 @@ fn follow_events(raw: FunctionList) -> mpsc::Receiver<(u64, u64)> {
     events
 }
 
-fn a_waiter_is_told_of_events_before_and_after_a_crash(process: &ModuleProcess) {
+fn waiter_receives_events_before_and_after_a_crash(process: &ModuleProcess) {
     let raw = FunctionList::load();
     assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
     let (code, slots) = raw.slot_count(false);
@@ -226,7 +226,7 @@ fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(process:
     PivSession::of(process, module, session).goes_on();
 }
 
-fn the_end_is_reached_when_pcscd_dies_in_it(process: &ModuleProcess) {
+fn finalize_succeeds_when_pcscd_crashes_during_it(process: &ModuleProcess) {
     let _signer = PivSession::new(process);
     let ended = promptly("C_Finalize whose service dies", || {
         process.during(VERIFY, ON_ITS_WAY, &["service crash"], || {

@@ -10,14 +10,14 @@ use claviger_hw_tests::{
         },
         token_fixture::TokenFixture,
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki::object::ObjectClass;
 use cryptoki_sys::*;
 
 use crate::templates::session_arg;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     invalid_session_handle_is_rejected_before_any_pointer_is_read
     invalid_object_handle_returns_the_code_of_its_argument
     an_object_that_is_no_key_is_no_key_handle

@@ -6,14 +6,14 @@ use claviger_hw_tests::{
         raw_call::{Arg, Entry, HUGE, NO, NULL, RawCall, Value, YES, secret_key},
         token_fixture::{TestSession, TokenFixture},
     },
-    on_cards,
+    for_each_card,
     provision::ADMIN_PIN,
 };
 use cryptoki_sys::*;
 
 use crate::templates::session_arg;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     a_secret_of_impossible_size_is_not_generated
     unwrap_key_rejects_null_wrong_length_and_forged_wrapped_keys
     wrap_key_with_null_length_pointer_or_small_buffer_is_rejected

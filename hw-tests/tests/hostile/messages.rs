@@ -6,23 +6,23 @@ use claviger_hw_tests::{
         raw_call::{Arg, HUGE, NULL, RawCall},
         token_fixture::{TestSession, TokenFixture},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki_sys::*;
 
 use crate::templates::session_arg;
 
-on_cards! { [piv openpgp] [
-    a_bad_message_leaves_the_series_of_signatures_as_it_was
-    a_bad_message_leaves_the_series_of_verifications_as_it_was
+for_each_card! { [piv openpgp] [
+    bad_message_keeps_the_message_signing_operation
+    bad_message_keeps_the_message_verification_operation
     a_parameter_for_a_message_is_a_bad_argument
     known_signature_of_null_or_wrong_length_leaves_no_active_operation
     a_bad_message_ends_the_verification_of_a_known_signature
-    two_operations_at_once_end_together
+    dual_function_error_ends_both_operations
     two_operations_at_once_are_both_needed
 ] }
 
-on_cards! { [piv_rsa openpgp_rsa] [
+for_each_card! { [piv_rsa openpgp_rsa] [
     verify_recover_rejects_null_wrong_length_and_forged_signatures
 ] }
 
@@ -56,7 +56,7 @@ fn all<'a>(session: Arg<'a>, parts: &[&[Arg<'a>]]) -> Vec<Arg<'a>> {
     [&[session][..], &parts.concat()].concat()
 }
 
-fn a_bad_message_leaves_the_series_of_signatures_as_it_was(fixture: &TokenFixture<'_>) {
+fn bad_message_keeps_the_message_signing_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     for [signing, _] in pairs(&mut calls, &session) {
@@ -82,7 +82,7 @@ fn a_bad_message_leaves_the_series_of_signatures_as_it_was(fixture: &TokenFixtur
     }
 }
 
-fn a_bad_message_leaves_the_series_of_verifications_as_it_was(fixture: &TokenFixture<'_>) {
+fn bad_message_keeps_the_message_verification_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     for [signing, verifying] in pairs(&mut calls, &session) {
@@ -214,7 +214,7 @@ fn twins(calls: &mut RawCall<'_>, s: Arg<'static>) -> [(Init, Init, &'static str
 
 type Init = (&'static str, Vec<Arg<'static>>);
 
-fn two_operations_at_once_end_together(fixture: &TokenFixture<'_>) {
+fn dual_function_error_ends_both_operations(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     for (one, other, both) in twins(&mut calls, s) {

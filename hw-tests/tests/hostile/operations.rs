@@ -6,24 +6,24 @@ use claviger_hw_tests::{
         raw_call::{Arg, HUGE, NULL, RawCall},
         token_fixture::{TestSession, TokenFixture},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki_sys::*;
 
 use crate::templates::session_arg;
 
-on_cards! { [piv openpgp] [
-    input_that_is_nowhere_or_endless_ends_the_operation
+for_each_card! { [piv openpgp] [
+    null_or_endless_input_ends_the_operation
     null_length_pointer_ends_the_operation_with_arguments_bad
     buffer_one_byte_short_keeps_the_operation_active
     length_query_for_huge_input_succeeds_or_ends_with_arguments_bad
-    no_input_at_all_is_input
+    update_with_zero_length_input_succeeds_with_any_pointer
     missing_operation_is_reported_before_bad_arguments
-    a_signature_that_is_nowhere_or_endless_ends_the_verification
+    null_or_wrong_length_signature_ends_the_verification
 ] }
 
-on_cards! { [piv_rsa openpgp_rsa] [
-    input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation
+for_each_card! { [piv_rsa openpgp_rsa] [
+    null_or_endless_input_ends_an_rsa_operation
     null_length_pointer_ends_an_rsa_operation_with_arguments_bad
     buffer_one_byte_short_keeps_an_rsa_operation_active
 ] }
@@ -230,7 +230,7 @@ fn short_output(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
     }
 }
 
-fn input_that_is_nowhere_or_endless_ends_the_operation(fixture: &TokenFixture<'_>) {
+fn null_or_endless_input_ends_the_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let ways = ways(&mut calls, &session);
     bad_input(&mut calls, &ways);
@@ -251,7 +251,7 @@ fn buffer_one_byte_short_keeps_the_operation_active(fixture: &TokenFixture<'_>) 
     ways.iter().for_each(|way| way.works(&mut calls));
 }
 
-fn input_to_an_rsa_key_that_is_nowhere_or_endless_ends_the_operation(fixture: &TokenFixture<'_>) {
+fn null_or_endless_input_ends_an_rsa_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     bad_input(&mut calls, &rsa_ways(&session));
 }
@@ -285,7 +285,7 @@ fn length_query_for_huge_input_succeeds_or_ends_with_arguments_bad(fixture: &Tok
     }
 }
 
-fn no_input_at_all_is_input(fixture: &TokenFixture<'_>) {
+fn update_with_zero_length_input_succeeds_with_any_pointer(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let ways = ways(&mut calls, &session);
     for way in &ways {
@@ -344,7 +344,7 @@ fn missing_operation_is_reported_before_bad_arguments(fixture: &TokenFixture<'_>
     calls.expect(none, "C_DigestKey", "nothing begun", &[s, Arg::Word(HUGE)]);
 }
 
-fn a_signature_that_is_nowhere_or_endless_ends_the_verification(fixture: &TokenFixture<'_>) {
+fn null_or_wrong_length_signature_ends_the_verification(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let (key, signer) = (calls.generic(s), session.signer());

@@ -6,7 +6,7 @@ use claviger_hw_tests::{
         raw_call::{Arg, RawCall, memory::Use, words},
         token_fixture::TokenFixture,
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki_sys::*;
 
@@ -15,10 +15,10 @@ use crate::{
     templates::session_arg,
 };
 
-on_cards! { [piv openpgp] [
-    output_may_lie_over_its_input
+for_each_card! { [piv openpgp] [
+    output_buffer_may_overlap_the_input
     parts_may_lie_over_their_output
-    a_length_may_lie_in_its_buffer
+    length_inside_the_output_buffer_does_no_harm
     attributes_may_share_their_room_and_lie_over_the_template
     each_attribute_is_answered_though_others_cannot_be
 ] }
@@ -71,7 +71,7 @@ fn repeats(way: &OperationKind) -> bool {
     way.output != 64
 }
 
-fn output_may_lie_over_its_input(fixture: &TokenFixture<'_>) {
+fn output_buffer_may_overlap_the_input(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     for way in ways(&mut calls, &session).into_iter().map(distinct) {
@@ -109,7 +109,7 @@ fn parts_may_lie_over_their_output(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_length_may_lie_in_its_buffer(fixture: &TokenFixture<'_>) {
+fn length_inside_the_output_buffer_does_no_harm(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     for way in ways(&mut calls, &session) {
         way.begin(&mut calls);

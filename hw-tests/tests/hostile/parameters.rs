@@ -10,27 +10,27 @@ use claviger_hw_tests::{
         },
         token_fixture::TokenFixture,
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki::object::{Attribute, ObjectClass};
 use cryptoki_sys::*;
 
 use crate::templates::session_arg;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     a_mechanism_without_a_parameter_takes_none
     a_parameter_of_another_size_is_invalid
     numbers_in_a_parameter_have_their_range
     gcm_parameters_with_bad_pointers_or_lengths_are_rejected
     a_mechanism_at_an_odd_address_is_read
-    an_unknown_mechanism_is_invalid_whatever_its_parameter
+    unknown_mechanism_is_invalid_with_any_parameter
 ] }
 
-on_cards! { [piv_rsa] [
+for_each_card! { [piv_rsa] [
     parameters_of_pss_and_oaep_are_held_to_their_rules
 ] }
 
-on_cards! { [piv_ec openpgp_ec] [
+for_each_card! { [piv_ec openpgp_ec] [
     parameters_of_an_agreement_are_held_to_their_rules
 ] }
 
@@ -297,7 +297,7 @@ fn a_mechanism_at_an_odd_address_is_read(fixture: &TokenFixture<'_>) {
     );
 }
 
-fn an_unknown_mechanism_is_invalid_whatever_its_parameter(fixture: &TokenFixture<'_>) {
+fn unknown_mechanism_is_invalid_with_any_parameter(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
     let aes = calls.aes(s);

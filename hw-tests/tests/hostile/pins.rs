@@ -6,16 +6,16 @@ use claviger_hw_tests::{
         raw_call::{Arg, HUGE, NULL, RawCall},
         token_fixture::TokenFixture,
     },
-    on_cards,
+    for_each_card,
     provision::{ADMIN_PIN, PIN},
 };
 use cryptoki_sys::*;
 
 use crate::templates::session_arg;
 
-on_cards! { [piv openpgp] [
+for_each_card! { [piv openpgp] [
     login_with_null_or_oversized_pin_fails_without_a_command
-    a_name_that_is_nowhere_is_a_bad_argument
+    login_user_with_a_name_or_a_null_name_is_rejected
     login_with_unknown_user_type_is_rejected_before_the_pin_is_read
     set_pin_with_null_or_oversized_pin_sends_no_command_and_changes_nothing
     a_pin_is_not_changed_to_one_of_impossible_length
@@ -60,7 +60,7 @@ fn login_with_null_or_oversized_pin_fails_without_a_command(fixture: &TokenFixtu
     assert_eq!(session.login_user(), Ok(()), "no try was spent");
 }
 
-fn a_name_that_is_nowhere_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+fn login_user_with_a_name_or_a_null_name_is_rejected(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let login = [
         session_arg(&session),

@@ -6,21 +6,21 @@ use claviger_hw_tests::{
         raw_call::{Arg, HUGE, NULL, RawCall},
         token_fixture::{TestSession, TokenFixture},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki_sys::*;
 
 use crate::{operations::ways, templates::session_arg};
 
-on_cards! { [piv openpgp] [
-    a_state_has_room_like_any_output_and_goes_on
+for_each_card! { [piv openpgp] [
+    get_operation_state_keeps_the_digest_with_null_length_or_small_buffer
     invalid_operation_state_keeps_the_active_digest
     altered_operation_state_is_rejected_or_restores_a_usable_digest
     a_key_for_a_state_that_needs_none_is_refused
     a_cancel_of_everything_ends_everything
     session_cancel_with_zero_or_unknown_flags_ends_no_operation
-    random_bytes_for_nowhere_are_a_bad_argument
-    a_seed_from_nowhere_is_a_bad_argument
+    generate_random_with_null_or_endless_buffer_returns_arguments_bad
+    seed_random_with_null_or_endless_seed_returns_arguments_bad
 ] }
 
 const SHA256: Arg<'static> = Arg::Mechanism(CKM_SHA256, &[]);
@@ -48,7 +48,9 @@ fn expected(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
         .output
 }
 
-fn a_state_has_room_like_any_output_and_goes_on(fixture: &TokenFixture<'_>) {
+fn get_operation_state_keeps_the_digest_with_null_length_or_small_buffer(
+    fixture: &TokenFixture<'_>,
+) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
     let s = session_arg(&session);
     let right = expected(&mut calls, s);
@@ -202,7 +204,7 @@ fn session_cancel_with_zero_or_unknown_flags_ends_no_operation(fixture: &TokenFi
     }
 }
 
-fn random_bytes_for_nowhere_are_a_bad_argument(fixture: &TokenFixture<'_>) {
+fn generate_random_with_null_or_endless_buffer_returns_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
     let s = session_arg(&session);
     for (pointer, len) in [
@@ -219,7 +221,7 @@ fn random_bytes_for_nowhere_are_a_bad_argument(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_seed_from_nowhere_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+fn seed_random_with_null_or_endless_seed_returns_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_only());
     let s = session_arg(&session);
     for (pointer, len) in [(NULL, 1), (NULL, HUGE), (Arg::In(b"seed"), HUGE)] {

@@ -8,20 +8,20 @@ use claviger_hw_tests::{
         },
         token_fixture::{TestSession, TokenFixture},
     },
-    on_cards,
+    for_each_card,
 };
 use cryptoki_sys::*;
 
-on_cards! { [piv openpgp] [
-    a_template_that_is_nowhere_or_endless_is_a_bad_argument
-    a_value_that_is_nowhere_or_endless_is_invalid
+for_each_card! { [piv openpgp] [
+    null_or_endless_template_returns_arguments_bad
+    null_or_endless_attribute_value_is_invalid
     a_value_of_another_size_is_invalid
-    an_attribute_said_twice_may_not_contradict_itself
+    attribute_given_twice_with_two_values_is_inconsistent
     a_template_at_odd_addresses_is_read
     a_template_within_a_template_is_no_attribute_here
     a_value_may_lie_over_the_template
     a_class_or_type_that_cannot_be_made_is_refused
-    a_refused_template_leaves_everything_as_it_was
+    rejected_template_changes_and_copies_no_object
     null_handle_pointer_creates_no_object
 ] }
 
@@ -83,7 +83,7 @@ fn readers(calls: &mut RawCall<'_>, session: Arg<'static>) -> Vec<Reader> {
     ]
 }
 
-fn a_template_that_is_nowhere_or_endless_is_a_bad_argument(fixture: &TokenFixture<'_>) {
+fn null_or_endless_template_returns_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let readers = readers(&mut calls, session_arg(&session));
     let entry = words(&[CKA_LABEL as usize, 0, 0]);
@@ -107,7 +107,7 @@ fn a_template_that_is_nowhere_or_endless_is_a_bad_argument(fixture: &TokenFixtur
     );
 }
 
-fn a_value_that_is_nowhere_or_endless_is_invalid(fixture: &TokenFixture<'_>) {
+fn null_or_endless_attribute_value_is_invalid(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let readers = readers(&mut calls, session_arg(&session));
     let byte = Box::leak(Box::new(7_u8));
@@ -189,7 +189,7 @@ fn a_value_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn an_attribute_said_twice_may_not_contradict_itself(fixture: &TokenFixture<'_>) {
+fn attribute_given_twice_with_two_values_is_inconsistent(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let session = session_arg(&session);
     let fixed = secret_key(CKK_AES);
@@ -344,7 +344,7 @@ fn a_class_or_type_that_cannot_be_made_is_refused(fixture: &TokenFixture<'_>) {
     }
 }
 
-fn a_refused_template_leaves_everything_as_it_was(fixture: &TokenFixture<'_>) {
+fn rejected_template_changes_and_copies_no_object(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let session = session_arg(&session);
     let key = calls.aes(session);

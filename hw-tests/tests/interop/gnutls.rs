@@ -32,7 +32,7 @@ const BOTH: &[&str] = &["-tls1_2", "-tls1_3"];
 
 over_the_socket! { NEEDED;
     each_part_of_a_uri_finds_the_certificate: CardProfile::both();
-    a_uri_that_is_nobodys_finds_nothing: CardProfile::both();
+    uri_without_a_matching_object_exports_no_certificate: CardProfile::both();
     certtool_requests_certificates_for_piv_keys: CardProfile::piv4();
     certtool_requests_a_certificate_for_a_piv_p384_key: piv_with(KeyAlgorithm::P384);
     certtool_requests_a_certificate_for_an_openpgp_rsa_key: CardProfile::openpgp(OpenPgpPlan::rsa());
@@ -106,7 +106,7 @@ fn each_part_of_a_uri_finds_the_certificate(fixture: &CardFixture) {
     }
 }
 
-fn a_uri_that_is_nobodys_finds_nothing(fixture: &CardFixture) {
+fn uri_without_a_matching_object_exports_no_certificate(fixture: &CardFixture) {
     let clients = Clients::of(fixture);
     for uri in [
         "pkcs11:serial=2d70697600000002;id=%01;type=cert".to_owned(),

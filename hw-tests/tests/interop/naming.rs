@@ -45,7 +45,7 @@ over_the_socket! { NEEDED;
     tokens_that_are_not_allowed_are_not_shown: CardProfile::both();
     a_card_of_denied_tokens_is_no_foreign_card: CardProfile::both();
     an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked: CardProfile::both();
-    a_denied_reader_has_no_slots_and_its_card_is_left_alone: CardProfile::both();
+    denied_reader_has_no_slots_and_its_card_receives_no_command: CardProfile::both();
     mistakes_are_reported_by_name_file_and_line_and_the_rest_counts: CardProfile::both();
 }
 
@@ -351,7 +351,7 @@ fn an_applet_that_is_not_wanted_has_no_slot_and_is_not_asked(fixture: &CardFixtu
     }
 }
 
-fn a_denied_reader_has_no_slots_and_its_card_is_left_alone(fixture: &CardFixture) {
+fn denied_reader_has_no_slots_and_its_card_receives_no_command(fixture: &CardFixture) {
     fixture.card().zero();
     for settings in [
         "readers.deny = [\"VIRTUAL\"]",

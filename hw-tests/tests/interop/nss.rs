@@ -13,7 +13,7 @@ use claviger_hw_tests::{
         card_fixture::CardFixture,
         clients::{Clients, Needed, PIV_SERIAL, background::Background, piv_with},
     },
-    over_both_transports,
+    over_both_services,
     provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
@@ -30,7 +30,7 @@ const OPENPGP: &str = "OpenPGP 00000001";
 const BOTH: &[&str] = &["-tls1_2", "-tls1_3"];
 const MESSAGE: &str = "A message for NSS.\n";
 
-over_both_transports! { NEEDED;
+over_both_services! { NEEDED;
     modutil_adds_and_lists_the_module: CardProfile::both();
     certutil_lists_certificates_and_keys_of_piv: CardProfile::piv4();
     certutil_lists_the_certificate_and_keys_of_openpgp: CardProfile::openpgp(OpenPgpPlan::rsa());

@@ -11,7 +11,7 @@ use claviger_hw_tests::{
             openssl::Scheme, piv_with,
         },
     },
-    over_both_transports,
+    over_both_services,
     provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
     skip,
 };
@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const MESSAGE: &str = "A message for the engine.";
 const SHA256: Scheme<'_> = Scheme::Hashed("sha256");
 
-over_both_transports! { NEEDED;
+over_both_services! { NEEDED;
     the_engine_signs_with_a_piv_p256_key: piv_with(KeyAlgorithm::P256);
     the_engine_signs_with_a_piv_rsa_key: piv_with(KeyAlgorithm::Rsa2048);
     the_engine_asks_again_for_the_pin_of_9c: CardProfile::piv4();

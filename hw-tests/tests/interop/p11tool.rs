@@ -7,13 +7,13 @@ use claviger_hw_tests::{
         card_fixture::CardFixture,
         clients::{Clients, Needed, OPENPGP_SERIAL, PIV_SERIAL, openssl::Scheme, piv_with},
     },
-    over_both_transports,
+    over_both_services,
     provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
 const NEEDED: [Needed; 2] = [("p11tool", "gnutls-bin"), ("openssl", "openssl")];
 
-over_both_transports! { NEEDED;
+over_both_services! { NEEDED;
     tokens_of_both_applets_have_urls: CardProfile::both();
     public_objects_are_listed_without_a_login: piv_with(KeyAlgorithm::P256);
     all_objects_are_listed_with_a_login: CardProfile::both();

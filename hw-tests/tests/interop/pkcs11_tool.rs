@@ -13,7 +13,7 @@ use claviger_hw_tests::{
             piv_with,
         },
     },
-    over_both_transports,
+    over_both_services,
     provision::{CardProfile, KeyAlgorithm, OpenPgpPlan},
 };
 
@@ -21,7 +21,7 @@ const NEEDED: [Needed; 2] = [("pkcs11-tool", "opensc"), ("openssl", "openssl")];
 /// 32 bytes: a message, and as long as a hash of SHA-256.
 const MESSAGE: &[u8; 32] = b"What is signed is what was read.";
 
-over_both_transports! { NEEDED;
+over_both_services! { NEEDED;
     a_card_with_two_applets_is_two_tokens: CardProfile::both();
     objects_of_each_token_are_listed: CardProfile::both();
     private_objects_appear_with_the_login: CardProfile::both();

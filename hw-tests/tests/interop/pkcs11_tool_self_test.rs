@@ -23,7 +23,7 @@ over_the_socket! { NEEDED;
     a_forked_child_initializes_for_itself: CardProfile::both();
     threads_of_one_process_share_a_token: CardProfile::piv4();
     threads_of_one_process_share_an_openpgp_token: CardProfile::pgp3();
-    a_second_initialization_is_told_so: CardProfile::piv4();
+    second_initialization_returns_already_initialized: CardProfile::piv4();
     hashes_are_those_of_openssl: CardProfile::piv4();
     hashes_of_an_openpgp_token_are_those_of_openssl: CardProfile::pgp3();
     random_bytes_differ_each_time: CardProfile::piv4();
@@ -181,7 +181,7 @@ fn threads_of_one_process_share_an_openpgp_token(fixture: &CardFixture) {
 }
 
 /// A thread and the main thread initialize: the later one is told.
-fn a_second_initialization_is_told_so(fixture: &CardFixture) {
+fn second_initialization_returns_already_initialized(fixture: &CardFixture) {
     let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&["--test-threads", "IN", "--list-objects"])
         .expect_success();

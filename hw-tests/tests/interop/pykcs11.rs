@@ -33,8 +33,8 @@ over_the_socket! { NEEDED;
     a_secret_key_unwrapped_by_openpgp_encrypts: CardProfile::openpgp(OpenPgpPlan::rsa());
     digests_are_those_of_openssl: CardProfile::piv4();
     digests_of_an_openpgp_token_are_those_of_openssl: CardProfile::pgp3();
-    all_attributes_of_all_piv_objects_are_told: CardProfile::piv4();
-    all_attributes_of_all_openpgp_objects_are_told: CardProfile::pgp3();
+    pykcs11_reads_all_attributes_of_piv_objects: CardProfile::piv4();
+    pykcs11_reads_all_attributes_of_openpgp_objects: CardProfile::pgp3();
     sessions_of_a_piv_token_follow_the_login: piv_with(KeyAlgorithm::P256);
     sessions_of_an_openpgp_token_follow_the_login: CardProfile::pgp3();
     objects_of_a_piv_session_are_made_and_used: CardProfile::piv4();
@@ -183,7 +183,7 @@ fn digests_of_an_openpgp_token_are_those_of_openssl(fixture: &CardFixture) {
     digests_are_those_of_openssl(fixture);
 }
 
-fn all_attributes_of_all_piv_objects_are_told(fixture: &CardFixture) {
+fn pykcs11_reads_all_attributes_of_piv_objects(fixture: &CardFixture) {
     let expected = [
         "CKO_CERTIFICATE Certificate for PIV Authentication",
         "CKO_CERTIFICATE Certificate for Key Management",
@@ -195,7 +195,7 @@ fn all_attributes_of_all_piv_objects_are_told(fixture: &CardFixture) {
     checks(fixture, "attributes", &expected);
 }
 
-fn all_attributes_of_all_openpgp_objects_are_told(fixture: &CardFixture) {
+fn pykcs11_reads_all_attributes_of_openpgp_objects(fixture: &CardFixture) {
     let expected = [
         "CKO_CERTIFICATE AUT certificate",
         "CKO_PUBLIC_KEY Encryption key",

@@ -18,7 +18,7 @@ use claviger_hw_tests::{
         card_fixture::CardFixture,
         clients::{Clients, Needed, background::Background, piv_with},
     },
-    over_both_transports, paths,
+    over_both_services, paths,
     provision::{CardProfile, KeyAlgorithm, OpenPgpPlan, PIN},
 };
 
@@ -30,7 +30,7 @@ const NEEDED: [Needed; 5] = [
     ("sshd", "openssh-server"),
 ];
 
-over_both_transports! { NEEDED;
+over_both_services! { NEEDED;
     ssh_keygen_prints_the_certified_piv_keys: CardProfile::piv4();
     ssh_keygen_prints_the_certified_openpgp_key: CardProfile::pgp3();
     a_login_with_a_piv_p256_key: piv_with(KeyAlgorithm::P256);

@@ -22,7 +22,7 @@ const OTHER_PIV_SERIAL: &str = "2d70697600000002";
 const OTHER_OPENPGP_SERIAL: &str = "000f00000002";
 
 over_the_socket! { NEEDED;
-    the_names_of_a_token_stay_when_its_card_comes_back: CardProfile::both();
+    token_urls_stay_after_reinsertion_and_reset: CardProfile::both();
 }
 
 /// Slots in all, and the serial numbers of the tokens in them.
@@ -63,7 +63,7 @@ fn urls_once_they_are(fixture: &CardFixture, expected: &[String]) -> Vec<String>
     }
 }
 
-fn the_names_of_a_token_stay_when_its_card_comes_back(fixture: &CardFixture) {
+fn token_urls_stay_after_reinsertion_and_reset(fixture: &CardFixture) {
     let clients = Clients::of(fixture);
     let before = urls(&clients);
     assert_eq!(before.len(), 2);
