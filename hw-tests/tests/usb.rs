@@ -53,10 +53,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// SELECT of the PIV applet.
 const SELECT: &[u8] = b"\x00\xA4\x04\x00\x09\xA0\x00\x00\x03\x08\x00\x00\x10\x00\x00";
 
-fn backend(stack: UsbLibrary, fixture: &CardFixture) -> UsbBackend {
+fn backend(library: UsbLibrary, fixture: &CardFixture) -> UsbBackend {
     assert_eq!(obstacle(), None);
     UsbBackend::new(&UsbOptions {
-        library: stack,
+        library,
         has_watch_thread: true,
         lock_folders: vec![fixture.folder().join("locks")],
     })
@@ -125,9 +125,9 @@ on_each_usb_library! {
     a_dead_device_holds_no_call_beyond_its_deadline
 }
 
-fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbAccess) {
-    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
-    let backend = backend(stack, &fixture);
+fn an_apdu_costs_two_transfers(library: UsbLibrary, access: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), access);
+    let backend = backend(library, &fixture);
     let (_watch, readers) = watch(&backend);
     let mut card = connect(&backend, &readers);
     select(&mut *card);
@@ -140,22 +140,22 @@ fn an_apdu_costs_two_transfers(stack: UsbLibrary, way: UsbAccess) {
     assert_eq!((transfers.control, transfers.interrupt), (0, 0));
 }
 
-fn ordinary_user_reaches_the_reader(stack: UsbLibrary, way: UsbAccess) {
+fn ordinary_user_reaches_the_reader(library: UsbLibrary, access: UsbAccess) {
     assert_ne!(
         rustix::process::geteuid().as_raw(),
         0,
         "run as an ordinary user"
     );
-    let fixture = CardFixture::usb(CardProfile::piv4(), way);
-    let backend = backend(stack, &fixture);
+    let fixture = CardFixture::usb(CardProfile::piv4(), access);
+    let backend = backend(library, &fixture);
     let (_watch, readers) = watch(&backend);
     select(&mut *connect(&backend, &readers));
     assert!(readers.error.is_none(), "{:?}", readers.error);
 }
 
-fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbAccess) {
-    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
-    let backend = backend(stack, &fixture);
+fn a_token_pulled_in_mid_command_ends_it_at_once(library: UsbLibrary, access: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), access);
+    let backend = backend(library, &fixture);
     let (_watch, readers) = watch(&backend);
     let mut card = connect(&backend, &readers);
     select(&mut *card);
@@ -177,7 +177,7 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(stack: UsbLibrary, way: UsbAcce
     let (at, error, is_over) = ended.recv_timeout(PATIENCE).expect("it ends");
     waits.join().unwrap();
     println!(
-        "{stack:?}: ended {:.1} ms after the token was pulled: {error}",
+        "{library:?}: ended {:.1} ms after the token was pulled: {error}",
         millis(at.saturating_duration_since(pulled))
     );
     assert!(is_over);
@@ -198,9 +198,9 @@ const FAULTS: [(UsbFault, Option<TransportErrorKind>); 7] = [
 const BUDGET: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
-fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: UsbAccess) {
-    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
-    let backend = backend(stack, &fixture);
+fn a_faulty_reader_costs_its_budget_and_is_used_again(library: UsbLibrary, access: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), access);
+    let backend = backend(library, &fixture);
     let (_watch, readers) = watch(&backend);
     for (fault, cost) in FAULTS {
         let mut card = connect(&backend, &readers);
@@ -219,8 +219,12 @@ fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: Us
         assert_eq!(fixture.card().counts().apdus, 1, "{fault:?}: sent again");
         fixture.on_usb().heal();
         if cost.is_some() {
-            let told = try_to_select(&mut *card, PATIENCE).unwrap_err();
-            assert_eq!((told.kind, told.sent), (CardReset, Sent::No), "{told}");
+            let result = try_to_select(&mut *card, PATIENCE).unwrap_err();
+            assert_eq!(
+                (result.kind, result.sent),
+                (CardReset, Sent::No),
+                "{result}"
+            );
             assert_eq!(fixture.card().counts().apdus, 1, "{fault:?}: sent again");
         }
         select(&mut *card);
@@ -229,9 +233,9 @@ fn a_faulty_reader_costs_its_budget_and_is_used_again(stack: UsbLibrary, way: Us
 }
 
 /// What the kernel waits for by itself, a request to the control endpoint, is within the deadline too.
-fn a_dead_device_holds_no_call_beyond_its_deadline(stack: UsbLibrary, way: UsbAccess) {
-    let mut fixture = CardFixture::usb(CardProfile::piv4(), way);
-    let backend = backend(stack, &fixture);
+fn a_dead_device_holds_no_call_beyond_its_deadline(library: UsbLibrary, access: UsbAccess) {
+    let mut fixture = CardFixture::usb(CardProfile::piv4(), access);
+    let backend = backend(library, &fixture);
     let (_watch, readers) = watch(&backend);
     let mut card = connect(&backend, &readers);
     select(&mut *card);
@@ -305,12 +309,12 @@ fn libccid_takes_longer_for_an_apdu() {
     let pcscd = pace(&PcscBackend::new(true));
     println!("pcscd and libccid: {:.3} ms for an APDU", millis(pcscd));
     end_pcscd();
-    for stack in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
-        let backend = backend(stack, &fixture);
-        let what = format!("{stack:?}: an APDU, as a share of that");
+    for library in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
+        let backend = backend(library, &fixture);
+        let what = format!("{library:?}: an APDU, as a share of that");
         figures::hold_in_one_of_the_rounds(&what, SHARE, || {
             let raw = pace(&backend);
-            println!("{stack:?}: {:.3} ms for an APDU", millis(raw));
+            println!("{library:?}: {:.3} ms for an APDU", millis(raw));
             raw.as_secs_f64() / pcscd.as_secs_f64()
         });
     }
@@ -343,17 +347,17 @@ fn libccid_nusb_and_rusb_list_the_objects_that_the_socket_reader_lists() {
         let found = expected.matches(&format!("{class} Object;")).count();
         assert_eq!(found, count, "{class}:\n{expected}");
     }
-    for way in [UsbAccess::Libccid, UsbAccess::Nusb, UsbAccess::Rusb] {
-        if way == UsbAccess::Nusb {
+    for access in [UsbAccess::Libccid, UsbAccess::Nusb, UsbAccess::Rusb] {
+        if access == UsbAccess::Nusb {
             end_pcscd();
         }
-        let listed = listing(&CardFixture::usb(CardProfile::both(), way));
+        let listed = listing(&CardFixture::usb(CardProfile::both(), access));
         assert!(
             listed == expected,
-            "{way:?}:\n{listed}\nThe socket reader:\n{expected}"
+            "{access:?}:\n{listed}\nThe socket reader:\n{expected}"
         );
         println!(
-            "{way:?}: {} lines as over the socket reader",
+            "{access:?}: {} lines as over the socket reader",
             listed.lines().count()
         );
     }

@@ -140,23 +140,23 @@ fn an_initramfs_without_udev_and_pcscd_signs() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_token_that_comes_and_goes_is_noticed_without_udev() {
-    for (stack, way) in [
+    for (library, access) in [
         (UsbLibrary::Nusb, UsbAccess::Nusb),
         (UsbLibrary::Rusb, UsbAccess::Rusb),
     ] {
-        let mut fixture = CardFixture::usb(profile(), way);
+        let mut fixture = CardFixture::usb(profile(), access);
         let backend = UsbBackend::new(&UsbOptions {
-            library: stack,
+            library,
             has_watch_thread: true,
             lock_folders: vec![fixture.folder().join("locks")],
         });
         let mut watch = backend.watch();
         assert_eq!(cards(&watch.snapshot(Call::within(PATIENCE))), 1);
         let waker = watch.stop_handle();
-        let (told, pictures) = mpsc::channel();
+        let (result, pictures) = mpsc::channel();
         let watching = thread::spawn(move || {
             while let Ok(readers) = watch.next_snapshot() {
-                told.send(cards(&readers)).unwrap();
+                result.send(cards(&readers)).unwrap();
             }
         });
         let is_told = |expected: usize| {

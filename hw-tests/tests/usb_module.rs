@@ -60,7 +60,7 @@ const CYCLES_VARIABLE: &str = "CLAVIGER_PLUG_CYCLES";
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Two lives of the module with a token: with a thread of its own and without.
-fn each_life(body: fn(&ModuleProcess, FunctionList)) {
+fn in_each_configuration(body: fn(&ModuleProcess, FunctionList)) {
     configurations_of(ServiceKind::Socket, &[profile()], as_it_is, |_| (), body);
 }
 
@@ -87,7 +87,7 @@ fn two_events(raw: FunctionList) -> [CK_SLOT_ID; 2] {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
-    each_life(|process, raw| {
+    in_each_configuration(|process, raw| {
         let slots = raw.slots(false);
         let pull = || {
             let signer = Signer::log_in(raw, slots[0]);
@@ -121,7 +121,7 @@ fn a_token_pulled_in_mid_command_ends_it_with_device_removed_at_once() {
 #[test]
 #[ignore = "run by make test-usb"]
 fn repeated_plug_cycles_keep_the_slots_and_leave_no_resources_behind() {
-    each_life(|process, raw| {
+    in_each_configuration(|process, raw| {
         let slots = raw.slots(false);
         let cycle = |signs: bool| {
             let _ = unplug(process);
@@ -189,11 +189,11 @@ fn delays(
     of: [&Receiver<f64>; 2],
     cause: impl FnOnce(),
 ) -> [f64; 2] {
-    let (told, times) = mpsc::channel();
+    let (sender, times) = mpsc::channel();
     let waiter = thread::spawn(move || {
         for _ in 0..2 {
             assert_eq!(raw.wait(0).0, CKR_OK);
-            told.send(now()).unwrap();
+            sender.send(now()).unwrap();
         }
     });
     thread::sleep(Duration::from_millis(100));
@@ -206,7 +206,7 @@ fn delays(
 }
 
 /// A round of [`delays`], printed: the best and the median after the first event.
-fn told(what: &str, [one, other]: [&str; 2], delays: &[[f64; 2]]) -> [f64; 2] {
+fn medians(what: &str, [one, other]: [&str; 2], delays: &[[f64; 2]]) -> [f64; 2] {
     let [mut ones, mut others] =
         [0, 1].map(|n| delays.iter().map(|pair| pair[n]).collect::<Vec<_>>());
     let [middle, beside] = [median(&mut ones), median(&mut others)];
@@ -223,7 +223,7 @@ fn told(what: &str, [one, other]: [&str; 2], delays: &[[f64; 2]]) -> [f64; 2] {
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_slot_event_comes_soon_after_the_cause() {
-    each_life(|process, raw| {
+    in_each_configuration(|process, raw| {
         assert_eq!(raw.slots(false).len(), 2);
         let events = UsbEvents::follow();
         let UsbEvents {
@@ -240,9 +240,9 @@ fn a_slot_event_comes_soon_after_the_cause() {
                 let of = [told_by_udev, may_be_opened];
                 plugged.push(delays(raw, &events, of, || plug(process)));
             }
-            let [_, pulled] = told("pulled", ["the kernel's event", "udev's"], &pulled);
+            let [_, pulled] = medians("pulled", ["the kernel's event", "udev's"], &pulled);
             let node = "its node could be opened";
-            let [plugged, _] = told("plugged in", ["udev's event", node], &plugged);
+            let [plugged, _] = medians("plugged in", ["udev's event", node], &plugged);
             pulled.max(plugged / ARRIVAL)
         });
     });
@@ -285,7 +285,7 @@ fn waits_for_nothing(raw: FunctionList) {
 #[test]
 #[ignore = "run by make test-usb"]
 fn idle_waiter_is_not_scheduled() {
-    each_life(|_, raw| {
+    in_each_configuration(|_, raw| {
         let (code, session) = raw.open(raw.slots(true)[0]);
         assert_eq!(code, CKR_OK);
         assert_eq!(raw.close(session), CKR_OK);
@@ -368,7 +368,7 @@ fn forked_child_uses_the_token_and_the_parent_still_signs() {
 fn child_can_use_the_token_after_its_parent_has_ended() {
     with_card(ServiceKind::Socket, profile(), |_| {
         let raw = FunctionList::load();
-        let (told, teller) = io::pipe().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
         let signs = || {
             assert_eq!(raw.initialize(OWN_THREAD), CKR_OK);
             let signer = Signer::log_in(raw, raw.slots(true)[0]);
@@ -386,12 +386,12 @@ fn child_can_use_the_token_after_its_parent_has_ended() {
                     signs();
                     assert_eq!(raw.finalize(), CKR_OK);
                 });
-                write!(&teller, "signed: {}", signed.is_ok()).unwrap();
+                write!(&writer, "signed: {}", signed.is_ok()).unwrap();
             });
         });
         assert_eq!(exit_code(parent), Some(0));
-        drop(teller);
-        assert_eq!(io::read_to_string(told).unwrap(), "signed: true");
+        drop(writer);
+        assert_eq!(io::read_to_string(reader).unwrap(), "signed: true");
     });
 }
 
@@ -409,7 +409,7 @@ fn pkcs11_tool(arguments: &[&str]) -> client::Output {
 #[test]
 #[ignore = "run by make test-usb"]
 fn another_program_uses_the_token_beside_a_session() {
-    each_life(|_, raw| {
+    in_each_configuration(|_, raw| {
         let signer = Signer::log_in(raw, raw.slots(true)[0]);
         let listed = |round: usize| {
             assert_eq!(signer.sign(), CKR_OK, "round {round}");
@@ -430,8 +430,8 @@ fn without_rights_the_cure_is_named() {
     let is_told = || {
         let output = pkcs11_tool(&["--list-token-slots"]);
         assert!(!output.stdout.contains("Slot 0"), "{output}");
-        let told = |words: &str| output.stderr.contains(words);
-        told("may not open /dev/bus/usb/") && told("70-claviger.rules")
+        let names = |words: &str| output.stderr.contains(words);
+        names("may not open /dev/bus/usb/") && names("70-claviger.rules")
     };
     eventually("the cure", is_told);
 }

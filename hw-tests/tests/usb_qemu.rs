@@ -78,27 +78,27 @@ fn reader() -> UsbDevice {
     found.remove(0)
 }
 
-fn the_reader_takes_tpdus_of_t0(stack: UsbLibrary) {
+fn the_reader_takes_tpdus_of_t0(library: UsbLibrary) {
     let found = reader();
     assert_eq!(found.readers.len(), 1, "{found:?}");
     let interface = &found.readers[0];
     println!(
-        "{stack:?}: {}, {:?}: {}",
+        "{library:?}: {}, {:?}: {}",
         found.name, found.model, interface.class
     );
     println!("{interface:?}");
     assert_eq!(interface.way, InterfaceProtocol::Bulk);
     assert_eq!(interface.class.exchange_level(), ExchangeLevel::Tpdu);
     assert!(interface.class.supports_protocol(0) && !interface.class.supports_protocol(1));
-    let (_watch, card) = connect(stack);
+    let (_watch, card) = connect(library);
     assert_eq!(card.atr().bytes(), T0_ATR);
     assert_eq!(card.limits(), Limits::SHORT);
 }
 
 /// The card, and the watch that has seen it.
-fn connect(stack: UsbLibrary) -> (Box<dyn Watch>, Box<dyn Transport>) {
+fn connect(library: UsbLibrary) -> (Box<dyn Watch>, Box<dyn Transport>) {
     let backend = UsbBackend::new(&UsbOptions {
-        library: stack,
+        library,
         has_watch_thread: true,
         lock_folders: Vec::new(),
     });
@@ -121,8 +121,8 @@ fn transmit(card: &mut dyn Transport, frame: &[u8]) -> Vec<u8> {
 }
 
 /// What a reader that takes APDUs does itself is seen here: 61xx, GET RESPONSE, 6Cxx and the corrected length.
-fn qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host(stack: UsbLibrary) {
-    let (_watch, mut card) = connect(stack);
+fn qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host(library: UsbLibrary) {
+    let (_watch, mut card) = connect(library);
     let selected = transmit(&mut *card, SELECT);
     assert_eq!((selected.len(), selected[0]), (2, 0x61), "{selected:02X?}");
     let length = selected[1];
@@ -143,7 +143,7 @@ fn qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host(stack: UsbLib
         "a whole block, and more"
     );
     println!(
-        "{stack:?}: {:.3} ms for a TPDU",
+        "{library:?}: {:.3} ms for a TPDU",
         pace(&mut *card).as_secs_f64() * 1e3
     );
 }
@@ -162,16 +162,16 @@ fn pace(card: &mut dyn Transport) -> Duration {
 
 /// OpenSC's and OpenSSL's programs, with the module on one stack.
 struct Clients {
-    stack: UsbLibrary,
+    library: UsbLibrary,
     issued: IssuedCertificates,
     folder: TempDir,
 }
 
 impl Clients {
-    fn on(stack: UsbLibrary) -> Self {
+    fn on(library: UsbLibrary) -> Self {
         let issued = env::var_os(CERTIFICATES).expect(CERTIFICATES);
         Self {
-            stack,
+            library,
             issued: IssuedCertificates::read(Path::new(&issued)).unwrap(),
             folder: tempfile::tempdir().unwrap(),
         }
@@ -182,7 +182,7 @@ impl Clients {
     }
 
     fn pkcs11_tool(&self, arguments: &[&str]) -> Output {
-        let backend = match self.stack {
+        let backend = match self.library {
             UsbLibrary::Nusb => "nusb",
             UsbLibrary::Rusb => "rusb",
         };
@@ -221,7 +221,7 @@ impl Clients {
         let login = ["--login", "--pin", PIN];
         let signed = self.pkcs11_tool(&[&what[..], &how, &files, &login].concat());
         let took = signed.expect_success().took;
-        println!("{:?}: {mechanism} by {token}: {took:.1?}", self.stack);
+        println!("{:?}: {mechanism} by {token}: {took:.1?}", self.library);
         let check = [
             "dgst",
             "-sha256",
@@ -237,18 +237,18 @@ impl Clients {
     }
 }
 
-fn tokens_of_both_applets_are_listed(stack: UsbLibrary) {
-    let listed = Clients::on(stack)
+fn tokens_of_both_applets_are_listed(library: UsbLibrary) {
+    let listed = Clients::on(library)
         .pkcs11_tool(&["--list-token-slots"])
         .expect_success();
     for token in ["PIV 00000001", "OpenPGP 00000001"] {
         assert!(listed.stdout.contains(token), "{listed}");
     }
-    println!("{stack:?}: two tokens listed in {:.1?}", listed.took);
+    println!("{library:?}: two tokens listed in {:.1?}", listed.took);
 }
 
-fn certificates_longer_than_a_block_are_read_as_they_were_issued(stack: UsbLibrary) {
-    let clients = Clients::on(stack);
+fn certificates_longer_than_a_block_are_read_as_they_were_issued(library: UsbLibrary) {
+    let clients = Clients::on(library);
     for (token, id, name) in [
         ("PIV 00000001", "02", "piv-9C"),
         ("PIV 00000001", "03", "piv-9D"),
@@ -265,8 +265,8 @@ fn certificates_longer_than_a_block_are_read_as_they_were_issued(stack: UsbLibra
     }
 }
 
-fn piv_and_openpgp_keys_sign_after_user_login(stack: UsbLibrary) {
-    let clients = Clients::on(stack);
+fn piv_and_openpgp_keys_sign_after_user_login(library: UsbLibrary) {
+    let clients = Clients::on(library);
     for (token, key, mechanism, certificate) in [
         ("PIV 00000001", "01", "ECDSA-SHA256", "piv-9A"),
         ("PIV 00000001", "02", "SHA256-RSA-PKCS", "piv-9C"),
@@ -276,8 +276,8 @@ fn piv_and_openpgp_keys_sign_after_user_login(stack: UsbLibrary) {
     }
 }
 
-fn a_wrong_pin_is_refused(stack: UsbLibrary) {
-    let clients = Clients::on(stack);
+fn a_wrong_pin_is_refused(library: UsbLibrary) {
+    let clients = Clients::on(library);
     let log_in = |pin| {
         let token = ["--token-label", "PIV 00000001", "--login", "--pin", pin];
         clients.pkcs11_tool(&[&token[..], &["--list-objects"]].concat())

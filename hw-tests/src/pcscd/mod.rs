@@ -159,18 +159,18 @@ impl Pcscd {
     ///
     /// # Panics
     /// When there is none.
-    pub fn freeze(&self) {
+    pub fn suspend(&self) {
         let process = self.running.process();
-        process.as_ref().expect("a running pcscd").freeze();
+        process.as_ref().expect("a running pcscd").suspend();
     }
 
     /// Ends [`Pcscd::freeze`].
     ///
     /// # Panics
     /// When there is none.
-    pub fn thaw(&self) {
+    pub fn resume(&self) {
         let process = self.running.process();
-        process.as_ref().expect("a running pcscd").thaw();
+        process.as_ref().expect("a running pcscd").resume();
     }
 
     /// Starts pcscd again, with the same readers and the same socket, and waits until it serves clients.

@@ -102,13 +102,13 @@ impl Process {
     }
 
     /// Stops pcscd in its tracks: its socket still takes connections, and nobody answers.
-    pub(super) fn freeze(&self) {
+    pub(super) fn suspend(&self) {
         let pid = self.signal(Signal::STOP);
         await_state(pid, |state| state == Some('T'));
     }
 
     /// Lets a frozen pcscd go on.
-    pub(super) fn thaw(&self) {
+    pub(super) fn resume(&self) {
         let pid = self.signal(Signal::CONT);
         await_state(pid, |state| state != Some('T'));
     }

@@ -37,9 +37,9 @@ struct Inner {
     journal: ApduLog,
     faults: Faults,
     users: AtomicU64,
-    place: Mutex<SharedState>,
+    state: Mutex<SharedState>,
     /// Anything in `place` has changed.
-    moved: Condvar,
+    changed: Condvar,
 }
 
 /// What is in the reader and who uses it.
@@ -89,7 +89,7 @@ impl Reader {
     /// A reader called `name` with `card` in it.
     #[must_use]
     pub fn new(name: &str, card: VirtualCard) -> Self {
-        let place = SharedState {
+        let state = SharedState {
             present: true,
             ..SharedState::default()
         };
@@ -99,8 +99,8 @@ impl Reader {
             journal: ApduLog::new(),
             faults: Faults::default(),
             users: AtomicU64::new(0),
-            place: Mutex::new(place),
-            moved: Condvar::new(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
         }))
     }
 
@@ -129,25 +129,25 @@ impl Reader {
     /// Whether the card is in.
     #[must_use]
     pub fn is_present(&self) -> bool {
-        self.place().present
+        self.state().present
     }
 
     /// Power-cycles the card under everybody, as a fault of its contacts would.
     pub fn reset(&self) {
-        let mut place = self.place();
+        let mut state = self.state();
         // Ends a silence; a user that reconnects before the card is free is told again.
-        place.resets += 1;
-        self.0.moved.notify_all();
-        place = self.wait_while(place, |place| place.busy);
-        place.resets += 1;
+        state.resets += 1;
+        self.0.changed.notify_all();
+        state = self.wait_while(state, |state| state.busy);
+        state.resets += 1;
         self.0.journal.write(0, Event::Reset);
         self.0.card.reset();
-        drop(place);
+        drop(state);
     }
 
     /// Power comes to a card that nobody uses; it is ready when this returns.
     pub(crate) fn boot(&self) {
-        let _place = self.place();
+        let _place = self.state();
         self.0.card.boot();
     }
 
@@ -210,69 +210,69 @@ impl Reader {
     /// Tells `watcher` of the present state at once and then of each change, until [`Reader::unwatch`].
     pub(crate) fn watch(&self, mut watcher: impl FnMut(Presence) + Send + 'static) -> u64 {
         let id = self.0.users.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut place = self.place();
-        watcher(place.presence());
-        place.watchers.push((id, Watcher(Box::new(watcher))));
+        let mut state = self.state();
+        watcher(state.presence());
+        state.watchers.push((id, Watcher(Box::new(watcher))));
         id
     }
 
     /// Forgets the watcher that got this number.
     pub(crate) fn unwatch(&self, id: u64) {
-        self.place().watchers.retain(|(watcher, _)| *watcher != id);
+        self.state().watchers.retain(|(watcher, _)| *watcher != id);
     }
 
     /// Waits for a card; `false` when `stop` came first.
     pub(crate) fn wait_for_card(&self, stop: &Stop) -> bool {
-        let place = self.wait_while(self.place(), |place| !place.present && !stop.is_set());
-        place.present && !stop.is_set()
+        let state = self.wait_while(self.state(), |state| !state.present && !stop.is_set());
+        state.present && !stop.is_set()
     }
 
     /// Ends every wait that has `stop`.
     pub(crate) fn stop(&self, stop: &Stop) {
-        let place = self.place();
+        let state = self.state();
         stop.0.store(true, Ordering::Release);
-        self.0.moved.notify_all();
-        drop(place);
+        self.0.changed.notify_all();
+        drop(state);
     }
 
     fn change_presence(&self, present: bool, event: Event) {
-        let mut place = self.place();
-        if place.present == present {
+        let mut state = self.state();
+        if state.present == present {
             return;
         }
-        place.present = present;
-        place.changes = place.changes.wrapping_add(1);
-        place.powered = false;
-        place.holder = None;
+        state.present = present;
+        state.changes = state.changes.wrapping_add(1);
+        state.powered = false;
+        state.holder = None;
         self.0.journal.write(0, event);
-        let presence = place.presence();
-        place
+        let presence = state.presence();
+        state
             .watchers
             .iter_mut()
             .for_each(|(_, watcher)| (watcher.0)(presence));
-        self.0.moved.notify_all();
+        self.0.changed.notify_all();
     }
 
-    fn place(&self) -> MutexGuard<'_, SharedState> {
-        self.0.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, SharedState> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_for_change<'a>(
         &'a self,
-        place: MutexGuard<'a, SharedState>,
+        state: MutexGuard<'a, SharedState>,
     ) -> MutexGuard<'a, SharedState> {
         self.0
-            .moved
-            .wait(place)
+            .changed
+            .wait(state)
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_while<'a>(
         &'a self,
-        place: MutexGuard<'a, SharedState>,
+        state: MutexGuard<'a, SharedState>,
         condition: impl Fn(&SharedState) -> bool,
     ) -> MutexGuard<'a, SharedState> {
-        let waited = self.0.moved.wait_while(place, |place| condition(place));
+        let waited = self.0.changed.wait_while(state, |state| condition(state));
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 }

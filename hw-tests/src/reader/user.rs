@@ -51,10 +51,10 @@ impl CardUser {
     /// Connects to the card, powering it up if nothing has yet.
     pub(crate) fn connect(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
-        let mut place = reader.wait_while(reader.place(), |place| place.busy && !place.powered);
-        self.attach_to(&place)?;
-        if !place.powered {
-            self.power_up(&mut place);
+        let mut state = reader.wait_while(reader.state(), |state| state.busy && !state.powered);
+        self.attach_to(&state)?;
+        if !state.powered {
+            self.power_up(&mut state);
         }
         Ok(())
     }
@@ -62,20 +62,20 @@ impl CardUser {
     /// Connects to the card and leaves its power alone.
     pub(crate) fn attach(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
-        self.attach_to(&reader.place())
+        self.attach_to(&reader.state())
     }
 
-    fn attach_to(&mut self, place: &SharedState) -> Result<(), Refusal> {
-        if self.has_lost_its_card(place) {
+    fn attach_to(&mut self, state: &SharedState) -> Result<(), Refusal> {
+        if self.has_lost_its_card(state) {
             return Err(Refusal::CardRemoved);
         }
-        if !place.present {
+        if !state.present {
             return Err(Refusal::NoCard);
         }
         self.reader.0.journal.write(self.id, Event::Connect);
         self.bond = UserState::Card {
-            changes: place.changes,
-            resets: place.resets,
+            changes: state.changes,
+            resets: state.resets,
         };
         Ok(())
     }
@@ -83,22 +83,22 @@ impl CardUser {
     /// Sends one frame; atomic by itself.
     pub(crate) fn transmit(&mut self, frame: &[u8]) -> Result<Vec<u8>, Refusal> {
         let reader = self.reader.clone();
-        let mut place = self.wait_for_turn(&reader)?;
-        if !place.powered {
-            self.power_up(&mut place);
+        let mut state = self.wait_for_turn(&reader)?;
+        if !state.powered {
+            self.power_up(&mut state);
         }
-        place.busy = true;
-        drop(place);
+        state.busy = true;
+        drop(state);
         let answer = self.deliver(frame);
-        let mut place = reader.place();
-        place.busy = false;
-        reader.0.moved.notify_all();
-        if self.has_lost_its_card(&place) {
+        let mut state = reader.state();
+        state.busy = false;
+        reader.0.changed.notify_all();
+        if self.has_lost_its_card(&state) {
             return Err(Refusal::CardRemoved);
         }
         match answer {
             Some(answer) => Ok(answer),
-            None => Err(self.check(&place).err().unwrap_or(Refusal::CardRemoved)),
+            None => Err(self.check(&state).err().unwrap_or(Refusal::CardRemoved)),
         }
     }
 
@@ -107,36 +107,36 @@ impl CardUser {
         &mut self,
         reader: &'a Reader,
     ) -> Result<MutexGuard<'a, SharedState>, Refusal> {
-        let mut place = reader.place();
+        let mut state = reader.state();
         loop {
-            self.check(&place)?;
-            if place.holder.is_some_and(|holder| holder != self.id) {
+            self.check(&state)?;
+            if state.holder.is_some_and(|holder| holder != self.id) {
                 return Err(Refusal::Busy);
             }
-            if !place.busy || self.stop.is_set() {
-                return Ok(place);
+            if !state.busy || self.stop.is_set() {
+                return Ok(state);
             }
-            place = reader.wait_for_change(place);
+            state = reader.wait_for_change(state);
         }
     }
 
     /// Waits for exclusivity.
     pub(crate) fn begin(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
-        let mut place = reader.place();
-        self.check(&place)?;
-        if place.holder == Some(self.id) {
+        let mut state = reader.state();
+        self.check(&state)?;
+        if state.holder == Some(self.id) {
             return Err(Refusal::Protocol);
         }
-        place.queue.push_back(self.id);
-        place = self.wait_as_long_as(place, &reader, |place| self.must_wait(place));
-        place.queue.retain(|id| *id != self.id);
-        reader.0.moved.notify_all();
-        self.check(&place)?;
+        state.queue.push_back(self.id);
+        state = self.wait_as_long_as(state, &reader, |state| self.must_wait(state));
+        state.queue.retain(|id| *id != self.id);
+        reader.0.changed.notify_all();
+        self.check(&state)?;
         if self.has_left() {
             return Err(Refusal::CardRemoved);
         }
-        place.holder = Some(self.id);
+        state.holder = Some(self.id);
         reader.0.journal.write(self.id, Event::Begin);
         Ok(())
     }
@@ -144,28 +144,28 @@ impl CardUser {
     /// Gives exclusivity back, also after a reset.
     pub(crate) fn end(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
-        let mut place = reader.place();
-        if self.has_lost_its_card(&place) {
+        let mut state = reader.state();
+        if self.has_lost_its_card(&state) {
             return Err(Refusal::CardRemoved);
         }
-        if place.holder != Some(self.id) {
+        if state.holder != Some(self.id) {
             return Err(Refusal::Protocol);
         }
-        self.release(&mut place);
+        self.release(&mut state);
         Ok(())
     }
 
     /// Power-cycles the card; the other users hear of it.
     pub(crate) fn reset(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
-        let mut place = self.wait_for_turn(&reader)?;
-        place.resets += 1;
-        reader.0.moved.notify_all();
+        let mut state = self.wait_for_turn(&reader)?;
+        state.resets += 1;
+        reader.0.changed.notify_all();
         reader.0.journal.write(self.id, Event::Reset);
         reader.0.card.reset();
         self.bond = UserState::Card {
-            changes: place.changes,
-            resets: place.resets,
+            changes: state.changes,
+            resets: state.resets,
         };
         Ok(())
     }
@@ -173,37 +173,37 @@ impl CardUser {
     /// Switches the power on afresh, as pcscd does it; the card forgets everything.
     pub(crate) fn power_on(&mut self) {
         let reader = self.reader.clone();
-        let mut place = reader.place();
-        self.power_up(&mut place);
+        let mut state = reader.state();
+        self.power_up(&mut state);
     }
 
     /// Resets the card without a power cycle, as pcscd does it; the card forgets everything all the same.
     pub(crate) fn warm_reset(&mut self) {
         let reader = self.reader.clone();
-        let _place = reader.place();
+        let _place = reader.state();
         reader.0.journal.write(self.id, Event::Reset);
         reader.0.card.reset();
     }
 
     /// Switches the power off, as pcscd does it.
     pub(crate) fn power_off(&mut self) {
-        let mut place = self.reader.place();
-        place.powered = false;
+        let mut state = self.reader.state();
+        state.powered = false;
         self.reader.0.journal.write(self.id, Event::PowerDown);
     }
 
-    fn power_up(&self, place: &mut SharedState) {
-        place.powered = true;
+    fn power_up(&self, state: &mut SharedState) {
+        state.powered = true;
         self.reader.0.journal.write(self.id, Event::PowerUp);
         self.reader.0.card.reset();
     }
 
     /// Holds that the card is the one connected to, in the state it was connected in. Tells of a reset once.
-    fn check(&mut self, place: &SharedState) -> Result<(), Refusal> {
+    fn check(&mut self, state: &SharedState) -> Result<(), Refusal> {
         match self.bond {
-            _ if self.has_lost_its_card(place) => Err(Refusal::CardRemoved),
+            _ if self.has_lost_its_card(state) => Err(Refusal::CardRemoved),
             UserState::None | UserState::Reset { .. } => Err(Refusal::Protocol),
-            UserState::Card { changes, resets } if resets != place.resets => {
+            UserState::Card { changes, resets } if resets != state.resets => {
                 self.bond = UserState::Reset { changes };
                 Err(Refusal::CardReset)
             }
@@ -212,36 +212,36 @@ impl CardUser {
     }
 
     /// Whether it was connected to a card that is gone, also when a card is back.
-    const fn has_lost_its_card(&self, place: &SharedState) -> bool {
+    const fn has_lost_its_card(&self, state: &SharedState) -> bool {
         match self.bond {
             UserState::None => false,
             UserState::Card { changes, .. } | UserState::Reset { changes } => {
-                !place.has_card_of(changes)
+                !state.has_card_of(changes)
             }
         }
     }
 
-    fn must_wait(&self, place: &SharedState) -> bool {
+    fn must_wait(&self, state: &SharedState) -> bool {
         let UserState::Card { changes, resets } = self.bond else {
             return false;
         };
-        let same_card = place.has_card_of(changes) && resets == place.resets;
-        let my_turn = place.holder.is_none() && place.queue.front() == Some(&self.id);
+        let same_card = state.has_card_of(changes) && resets == state.resets;
+        let my_turn = state.holder.is_none() && state.queue.front() == Some(&self.id);
         same_card && !my_turn
     }
 
     /// Waits while `condition` holds, the server runs and the other end is there.
     fn wait_as_long_as<'a>(
         &self,
-        mut place: MutexGuard<'a, SharedState>,
+        mut state: MutexGuard<'a, SharedState>,
         reader: &'a Reader,
         condition: impl Fn(&SharedState) -> bool,
     ) -> MutexGuard<'a, SharedState> {
-        while condition(&place) && !self.has_left() {
-            let waited = reader.0.moved.wait_timeout(place, LOOK_AROUND);
-            place = waited.unwrap_or_else(PoisonError::into_inner).0;
+        while condition(&state) && !self.has_left() {
+            let waited = reader.0.changed.wait_timeout(state, LOOK_AROUND);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        place
+        state
     }
 
     /// Whether nobody waits for this user's answers any more.
@@ -269,8 +269,8 @@ impl CardUser {
                     return None;
                 };
                 let unchanged =
-                    |place: &SharedState| place.has_card_of(changes) && place.resets == resets;
-                drop(self.wait_as_long_as(reader.place(), &reader, unchanged));
+                    |state: &SharedState| state.has_card_of(changes) && state.resets == resets;
+                drop(self.wait_as_long_as(reader.state(), &reader, unchanged));
                 None
             }
             FrameFault::Pull => {
@@ -300,18 +300,18 @@ impl CardUser {
         response
     }
 
-    fn release(&self, place: &mut MutexGuard<'_, SharedState>) {
-        if place.holder == Some(self.id) {
-            place.holder = None;
+    fn release(&self, state: &mut MutexGuard<'_, SharedState>) {
+        if state.holder == Some(self.id) {
+            state.holder = None;
             self.reader.0.journal.write(self.id, Event::End);
-            self.reader.0.moved.notify_all();
+            self.reader.0.changed.notify_all();
         }
     }
 }
 
 impl Drop for CardUser {
     fn drop(&mut self) {
-        self.release(&mut self.reader.place());
+        self.release(&mut self.reader.state());
     }
 }
 

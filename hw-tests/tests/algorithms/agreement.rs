@@ -42,9 +42,9 @@ fn shared(session: &TestSession, key: ObjectHandle, peer: &[u8]) -> Vec<u8> {
     let secret = session
         .derive_key(&mechanism, key, &template)
         .expect("C_DeriveKey");
-    let told = session.get_attributes(secret, &[AttributeType::Value]);
+    let result = session.get_attributes(secret, &[AttributeType::Value]);
     session.destroy_object(secret).expect("C_DestroyObject");
-    match told.expect("C_GetAttributeValue").as_slice() {
+    match result.expect("C_GetAttributeValue").as_slice() {
         [Attribute::Value(value)] => value.clone(),
         other => panic!("{other:?}"),
     }
@@ -52,10 +52,10 @@ fn shared(session: &TestSession, key: ObjectHandle, peer: &[u8]) -> Vec<u8> {
 
 /// The curve's name at OpenSSL.
 fn curve(session: &TestSession, key: ObjectHandle) -> &'static str {
-    let told = session
+    let result = session
         .get_attributes(key, &[AttributeType::EcParams])
         .unwrap();
-    match told.as_slice() {
+    match result.as_slice() {
         [Attribute::EcParams(oid)] => match oid.as_slice() {
             [.., 0x03, 0x01, 0x07] => "P-256",
             [.., 0x22] => "P-384",

@@ -77,8 +77,8 @@ fn card_decrypts_cryptograms_of_openssl(fixture: &TokenFixture<'_>) {
         for secret in SECRETS {
             let how = words(&["-encrypt", "-pubin"], &options);
             let sealed = openssl.pkeyutl(&how, &public, secret);
-            let told = session.decrypt(&mechanism, key, &sealed);
-            assert_eq!(told.expect("C_Decrypt"), secret, "{options:?}");
+            let result = session.decrypt(&mechanism, key, &sealed);
+            assert_eq!(result.expect("C_Decrypt"), secret, "{options:?}");
         }
     }
 }
@@ -96,8 +96,8 @@ fn openssl_decrypts_cryptograms_of_the_module(fixture: &TokenFixture<'_>) {
     for (options, mechanism) in paddings() {
         if matches!(mechanism, Mechanism::RsaPkcsOaep(_)) && !fixture.is_piv() {
             // What no key of the token does is not in its list, and does not begin.
-            let told = session.encrypt(&mechanism, public, b"a secret");
-            assert!(told.is_err(), "{options:?}");
+            let result = session.encrypt(&mechanism, public, b"a secret");
+            assert!(result.is_err(), "{options:?}");
             continue;
         }
         for secret in SECRETS {

@@ -57,9 +57,9 @@ impl OpenSsl {
 
     /// The public half of a key on the card, in PEM.
     pub fn public(&self, session: &TestSession, key: ObjectHandle) -> PathBuf {
-        let told = session.get_attributes(key, &[AttributeType::PublicKeyInfo]);
-        let Ok([Attribute::PublicKeyInfo(info)]) = told.as_deref() else {
-            panic!("no CKA_PUBLIC_KEY_INFO: {told:?}")
+        let result = session.get_attributes(key, &[AttributeType::PublicKeyInfo]);
+        let Ok([Attribute::PublicKeyInfo(info)]) = result.as_deref() else {
+            panic!("no CKA_PUBLIC_KEY_INFO: {result:?}")
         };
         let der = self.file(info);
         self.file(self.output(&["pkey", "-pubin", "-inform", "DER"], &[("-in", &der)]))
@@ -112,8 +112,8 @@ impl OpenSsl {
             Some(byte) => *byte ^= 1,
             None => other.push(1),
         }
-        let told = self.accepts(how, key, &other, signature);
-        assert!(!told.success(), "any message will do\n{told}");
+        let result = self.accepts(how, key, &other, signature);
+        assert!(!result.success(), "any message will do\n{result}");
     }
 
     /// A signature with a private key of its own.

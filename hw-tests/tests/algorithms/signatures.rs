@@ -99,9 +99,9 @@ impl<'a> Trial<'a> {
         let session = fixture.user();
         let openssl = OpenSsl::new(fixture.process);
         let key = session.signer();
-        let told = session.get_attributes(key, &[AttributeType::KeyType]);
-        let Ok([Attribute::KeyType(kind)]) = told.as_deref() else {
-            panic!("no CKA_KEY_TYPE: {told:?}")
+        let result = session.get_attributes(key, &[AttributeType::KeyType]);
+        let Ok([Attribute::KeyType(kind)]) = result.as_deref() else {
+            panic!("no CKA_KEY_TYPE: {result:?}")
         };
         Self {
             fixture,

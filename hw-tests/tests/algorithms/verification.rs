@@ -22,13 +22,13 @@ for_each_card! { [openpgp_25519] [
 ] }
 
 /// A kind of key, the width of a number of its signatures (0: they are bytes), and each way to sign.
-fn judged(fixture: &TokenFixture<'_>, kind: &str, width: usize, ways: &[(&[&str], u64)]) {
+fn judged(fixture: &TokenFixture<'_>, kind: &str, width: usize, mechanisms: &[(&[&str], u64)]) {
     let (openssl, session) = (OpenSsl::new(fixture.process), fixture.read_only());
     let private = openssl.private(kind);
     let verify = [Attribute::Verify(true), Attribute::Private(false)];
     let template = [&attributes_of(&openssl.info_of(&private))[..], &verify].concat();
     let key = session.create_object(&template).expect("C_CreateObject");
-    for (how, mechanism) in ways {
+    for (how, mechanism) in mechanisms {
         for message in [&b"0123456789abcdef0123456789abcdef"[..], &[7; 64]] {
             let made = openssl.sign(how, &private, message);
             let made = if width > 0 {
@@ -53,19 +53,19 @@ fn judged(fixture: &TokenFixture<'_>, kind: &str, width: usize, ways: &[(&[&str]
 }
 
 fn the_module_accepts_rsa_signatures_of_openssl(fixture: &TokenFixture<'_>) {
-    let ways: [(&[&str], u64); 4] = [
+    let mechanisms: [(&[&str], u64); 4] = [
         (&["dgst", "-sha1"], CKM_SHA1_RSA_PKCS),
         (&["dgst", "-sha256"], CKM_SHA256_RSA_PKCS),
         (&["dgst", "-sha384"], CKM_SHA384_RSA_PKCS),
         (&["dgst", "-sha512"], CKM_SHA512_RSA_PKCS),
     ];
     for bits in ["1024", "2048", "3072"] {
-        judged(fixture, bits, 0, &ways);
+        judged(fixture, bits, 0, &mechanisms);
     }
 }
 
 fn the_module_accepts_ecdsa_signatures_of_openssl(fixture: &TokenFixture<'_>) {
-    let ways: [(&[&str], u64); 5] = [
+    let mechanisms: [(&[&str], u64); 5] = [
         (&["dgst", "-sha1"], CKM_ECDSA_SHA1),
         (&["dgst", "-sha256"], CKM_ECDSA_SHA256),
         (&["dgst", "-sha384"], CKM_ECDSA_SHA384),
@@ -80,7 +80,7 @@ fn the_module_accepts_ecdsa_signatures_of_openssl(fixture: &TokenFixture<'_>) {
         ("brainpoolP256r1", 32),
         ("brainpoolP384r1", 48),
     ] {
-        judged(fixture, curve, width, &ways);
+        judged(fixture, curve, width, &mechanisms);
     }
 }
 

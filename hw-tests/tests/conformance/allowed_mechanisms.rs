@@ -160,8 +160,8 @@ fn beginnings(session: &TestSession) -> [(Init, CK_FLAGS, AttributeType); 6] {
 }
 
 fn may(session: &TestSession, key: ObjectHandle, kind: AttributeType) -> bool {
-    let told = session.get_attributes(key, &[kind]).unwrap_or_default();
-    let text = format!("{told:?}");
+    let result = session.get_attributes(key, &[kind]).unwrap_or_default();
+    let text = format!("{result:?}");
     text.contains("(true)")
 }
 
@@ -242,16 +242,16 @@ fn init_accepts_only_allowed_mechanisms_of_the_key(fixture: &TokenFixture<'_>) {
         for mechanism in KNOWN.into_iter().flatten() {
             let flags = functions(fixture, mechanism);
             for (function, flag, attribute) in beginnings(&session) {
-                let told = session.init(function, parameters.of(mechanism), key);
+                let result = session.init(function, parameters.of(mechanism), key);
                 let fits = allowed.is_empty() || allowed.contains(&mechanism);
                 let expected = fits && may(&session, key, attribute);
-                if told.is_ok() {
+                if result.is_ok() {
                     session.cancel(flag);
                     assert!(
                         expected && flags & flag != 0,
                         "{mechanism:#x} {attribute:?} of {key}"
                     );
-                } else if told == Err(RvError::KeyFunctionNotPermitted) {
+                } else if result == Err(RvError::KeyFunctionNotPermitted) {
                     assert!(
                         !may(&session, key, attribute),
                         "{mechanism:#x} {attribute:?} of {key}"

@@ -219,8 +219,8 @@ fn get_attribute_value_fills_each_valid_entry_in_every_mixture(fixture: &TokenFi
         let chosen: Vec<_> = chosen.collect();
         let entries: Vec<Entry> = chosen.iter().map(|row| row.0.clone()).collect();
         let (code, answers) = get(&session, key, &entries);
-        for ((entry, expected, filled, _), (told, buffer)) in chosen.iter().zip(&answers) {
-            assert_eq!(told, expected, "{:#x} in mixture {mixture}", entry.kind);
+        for ((entry, expected, filled, _), (result, buffer)) in chosen.iter().zip(&answers) {
+            assert_eq!(result, expected, "{:#x} in mixture {mixture}", entry.kind);
             let content = if *filled { label.clone() } else { Vec::new() };
             let rest = untouched(buffer.len() - content.len());
             assert_eq!(*buffer, [content, rest].concat());

@@ -98,8 +98,8 @@ fn data_too_long_for_the_padding_are_refused(fixture: &TokenFixture<'_>) {
     for len in [246, 256, 5000] {
         let begun = session.init(session.list.C_EncryptInit, plain(CKM_RSA_PKCS), public);
         assert_eq!(begun, Ok(()));
-        let told = session.run(session.list.C_Encrypt, &vec![1; len], 600);
-        assert_eq!(told, Err(RvError::DataLenRange), "{len}");
+        let result = session.run(session.list.C_Encrypt, &vec![1; len], 600);
+        assert_eq!(result, Err(RvError::DataLenRange), "{len}");
         let over = session.run(session.list.C_Encrypt, b"short", 600);
         assert_eq!(over, Err(RvError::OperationNotInitialized));
     }
@@ -167,8 +167,8 @@ fn decryption_init_wants_a_key_that_decrypts(fixture: &TokenFixture<'_>) {
     let mut others = vec![public, certificate];
     others.extend(session.private_with(&[Attribute::Decrypt(false)]));
     for other in others {
-        let told = session.init(session.list.C_DecryptInit, plain(CKM_RSA_PKCS), other);
-        assert!(REFUSED.contains(&told), "{told:?}");
+        let result = session.init(session.list.C_DecryptInit, plain(CKM_RSA_PKCS), other);
+        assert!(REFUSED.contains(&result), "{result:?}");
     }
     let code = ck!(
         fixture.raw,
@@ -179,8 +179,8 @@ fn decryption_init_wants_a_key_that_decrypts(fixture: &TokenFixture<'_>) {
     );
     assert_eq!(checked(code), Err(RvError::KeyHandleInvalid));
     for mechanism in [CKM_SHA256, CKM_SHA256_RSA_PKCS] {
-        let told = session.init(session.list.C_DecryptInit, plain(mechanism), private);
-        assert_eq!(told, Err(RvError::MechanismInvalid), "{mechanism:#x}");
+        let result = session.init(session.list.C_DecryptInit, plain(mechanism), private);
+        assert_eq!(result, Err(RvError::MechanismInvalid), "{mechanism:#x}");
     }
 }
 
@@ -192,15 +192,15 @@ fn encryption_init_wants_a_key_that_encrypts(fixture: &TokenFixture<'_>) {
         .unwrap();
     others.push(private);
     for other in others {
-        let told = session.init(session.list.C_EncryptInit, plain(CKM_RSA_PKCS), other);
-        assert!(REFUSED.contains(&told), "{told:?}");
+        let result = session.init(session.list.C_EncryptInit, plain(CKM_RSA_PKCS), other);
+        assert!(REFUSED.contains(&result), "{result:?}");
     }
-    let told = session.init(
+    let result = session.init(
         session.list.C_EncryptInit,
         plain(CKM_SHA256_RSA_PKCS),
         public,
     );
-    assert_eq!(told, Err(RvError::MechanismInvalid));
+    assert_eq!(result, Err(RvError::MechanismInvalid));
 }
 
 fn cryptogram_of_wrong_length_returns_encrypted_data_len_range(fixture: &TokenFixture<'_>) {
@@ -209,8 +209,13 @@ fn cryptogram_of_wrong_length_returns_encrypted_data_len_range(fixture: &TokenFi
     let long = [&cryptogram[..], &[0]].concat();
     for other in [&cryptogram[1..], &long[..], &[]] {
         begin(&session, private);
-        let told = fixture.silently(|| decrypt(&session, other));
-        assert_eq!(told, Err(RvError::EncryptedDataLenRange), "{}", other.len());
+        let result = fixture.silently(|| decrypt(&session, other));
+        assert_eq!(
+            result,
+            Err(RvError::EncryptedDataLenRange),
+            "{}",
+            other.len()
+        );
         assert_eq!(
             decrypt(&session, &cryptogram),
             Err(RvError::OperationNotInitialized)
@@ -228,9 +233,9 @@ fn forged_cryptogram_gives_the_same_result_each_time(fixture: &TokenFixture<'_>)
     };
     let forged: Vec<Vec<u8>> = (1..6).map(|n| vec![n * 7; 256]).collect();
     let answers: Vec<_> = forged.iter().map(|forged| answer(forged)).collect();
-    for (forged, told) in forged.iter().zip(&answers) {
-        assert_eq!(answer(forged), *told, "as a right padding would");
-        match told {
+    for (forged, result) in forged.iter().zip(&answers) {
+        assert_eq!(answer(forged), *result, "as a right padding would");
+        match result {
             Ok(secret) => assert!(secret.len() <= 245),
             Err(code) => assert_eq!(
                 (*code, fixture.is_piv()),
@@ -239,7 +244,7 @@ fn forged_cryptogram_gives_the_same_result_each_time(fixture: &TokenFixture<'_>)
         }
     }
     assert!(
-        !fixture.is_piv() || answers.iter().any(|told| *told != answers[0]),
+        !fixture.is_piv() || answers.iter().any(|result| *result != answers[0]),
         "each its own"
     );
 }
@@ -268,8 +273,8 @@ fn a_small_buffer_leaves_the_decryption_active_and_the_card_is_asked_once(
         let small = session.run(session.list.C_Decrypt, &cryptogram, room);
         assert_eq!(small, Err(RvError::BufferTooSmall), "{room}");
     }
-    let told = session.run(session.list.C_Decrypt, &cryptogram, 256);
-    assert_eq!(told.unwrap(), SECRET);
+    let result = session.run(session.list.C_Decrypt, &cryptogram, 256);
+    assert_eq!(result.unwrap(), SECRET);
     let asked = fixture.process.count("apdus") - before;
     begin(&session, private);
     let (once, _) = fixture
@@ -320,9 +325,9 @@ fn parts_are_decrypted_as_one(fixture: &TokenFixture<'_>) {
             .run(session.list.C_DecryptUpdate, &cryptogram[..9], 256)
             .is_ok()
     );
-    let told = decrypt(&session, &cryptogram);
+    let result = decrypt(&session, &cryptogram);
     let refused = [Err(RvError::OperationActive), Err(RvError::FunctionFailed)];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
     session.cancel(CKF_DECRYPT);
     begin(&session, private);
     let mut secret = Vec::new();
@@ -374,8 +379,8 @@ fn a_decryption_of_a_private_key_ends_with_the_login(fixture: &TokenFixture<'_>)
     let cryptogram = encrypted(&session, public, SECRET);
     begin(&session, private);
     session.logout().unwrap();
-    let told = fixture.silently(|| decrypt(&session, &cryptogram));
-    assert_eq!(told, Err(RvError::OperationNotInitialized));
+    let result = fixture.silently(|| decrypt(&session, &cryptogram));
+    assert_eq!(result, Err(RvError::OperationNotInitialized));
     let begun = session.init(session.list.C_DecryptInit, plain(CKM_RSA_PKCS), private);
     assert_eq!(begun, Err(RvError::KeyHandleInvalid));
 }
@@ -383,6 +388,6 @@ fn a_decryption_of_a_private_key_ends_with_the_login(fixture: &TokenFixture<'_>)
 fn a_number_that_is_not_less_than_the_modulus_is_refused(fixture: &TokenFixture<'_>) {
     let (session, _, private) = pair(fixture);
     begin(&session, private);
-    let told = decrypt(&session, &[0xFF; 256]);
-    assert_eq!(told, Err(RvError::EncryptedDataInvalid));
+    let result = decrypt(&session, &[0xFF; 256]);
+    assert_eq!(result, Err(RvError::EncryptedDataInvalid));
 }

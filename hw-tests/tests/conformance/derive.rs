@@ -181,7 +181,7 @@ fn a_secret_is_cut_at_its_end(fixture: &TokenFixture<'_>) {
 fn a_secret_longer_than_the_field_is_refused(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     for len in [33, 64, u64::MAX] {
-        let told = agreement
+        let result = agreement
             .derive(EcKdf::null(), &secret(Some(len)))
             .map(drop);
         let refused = [
@@ -189,7 +189,7 @@ fn a_secret_longer_than_the_field_is_refused(fixture: &TokenFixture<'_>) {
             Err(RvError::TemplateInconsistent),
             Err(RvError::AttributeValueInvalid),
         ];
-        assert!(refused.contains(&told), "{len}: {told:?}");
+        assert!(refused.contains(&result), "{len}: {result:?}");
     }
 }
 
@@ -206,13 +206,13 @@ fn derived_aes_key_has_the_requested_length_and_others_are_rejected(fixture: &To
         assert_eq!(value(&agreement.session, key), whole[..len as usize]);
     }
     for len in [1, 15, 17, 31] {
-        let told = aes(len).map(drop);
+        let result = aes(len).map(drop);
         let refused = [
             Err(RvError::KeySizeRange),
             Err(RvError::TemplateInconsistent),
             Err(RvError::AttributeValueInvalid),
         ];
-        assert!(refused.contains(&told), "{len}: {told:?}");
+        assert!(refused.contains(&result), "{len}: {result:?}");
     }
 }
 
@@ -267,7 +267,7 @@ fn a_bad_point_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
         bad.extend([off, [&[7], &agreement.peer[1..]].concat(), vec![0; 65]]);
     }
     for point in bad {
-        let told = fixture.silently(|| {
+        let result = fixture.silently(|| {
             agreement
                 .derive_with(EcKdf::null(), &point, &secret(None))
                 .map(drop)
@@ -276,7 +276,7 @@ fn a_bad_point_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
             Err(RvError::MechanismParamInvalid),
             Err(RvError::PublicKeyInvalid),
         ];
-        assert!(refused.contains(&told), "{point:02x?}: {told:?}");
+        assert!(refused.contains(&result), "{point:02x?}: {result:?}");
     }
 }
 
@@ -288,8 +288,8 @@ fn ecdh_with_unknown_kdf_returns_mechanism_param_invalid(fixture: &TokenFixture<
             ..agreement.parameter()
         };
         let mechanism = with(CKM_ECDH1_DERIVE, &mut parameter);
-        let told = agreement.raw(mechanism, agreement.base.handle());
-        assert_eq!(told, Err(RvError::MechanismParamInvalid), "{kdf:#x}");
+        let result = agreement.raw(mechanism, agreement.base.handle());
+        assert_eq!(result, Err(RvError::MechanismParamInvalid), "{kdf:#x}");
     }
 }
 
@@ -301,11 +301,11 @@ fn shared_data_without_a_kdf_are_refused(fixture: &TokenFixture<'_>) {
         pSharedData: shared.as_mut_ptr(),
         ..agreement.parameter()
     };
-    let told = agreement.raw(
+    let result = agreement.raw(
         with(CKM_ECDH1_DERIVE, &mut parameter),
         agreement.base.handle(),
     );
-    assert_eq!(told, Err(RvError::MechanismParamInvalid));
+    assert_eq!(result, Err(RvError::MechanismParamInvalid));
 }
 
 fn the_parameter_must_be_whole(fixture: &TokenFixture<'_>) {
@@ -322,8 +322,8 @@ fn the_parameter_must_be_whole(fixture: &TokenFixture<'_>) {
     };
     let without_point = with(CKM_ECDH1_DERIVE, &mut without_point);
     for mechanism in [plain(CKM_ECDH1_DERIVE), cut, without_point] {
-        let told = agreement.raw(mechanism, agreement.base.handle());
-        assert_eq!(told, Err(RvError::MechanismParamInvalid));
+        let result = agreement.raw(mechanism, agreement.base.handle());
+        assert_eq!(result, Err(RvError::MechanismParamInvalid));
     }
     assert_eq!(agreement.raw(whole, agreement.base.handle()), Ok(()));
 }
@@ -340,16 +340,16 @@ fn the_base_key_must_be_one_that_derives(fixture: &TokenFixture<'_>) {
     }
     let session = &agreement.session;
     for other in [session.signer(), session.public_of(agreement.base)] {
-        let told = agreement.raw(mechanism, other.handle());
+        let result = agreement.raw(mechanism, other.handle());
         let refused = [
             Err(RvError::KeyFunctionNotPermitted),
             Err(RvError::KeyTypeInconsistent),
             Err(RvError::MechanismInvalid),
         ];
-        assert!(refused.contains(&told), "{told:?}");
+        assert!(refused.contains(&result), "{result:?}");
     }
-    let told = agreement.raw(plain(CKM_ECDSA), agreement.base.handle());
-    assert_eq!(told, Err(RvError::MechanismInvalid));
+    let result = agreement.raw(plain(CKM_ECDSA), agreement.base.handle());
+    assert_eq!(result, Err(RvError::MechanismInvalid));
 }
 
 fn derive_rejects_templates_of_other_than_session_secrets(fixture: &TokenFixture<'_>) {
@@ -391,10 +391,10 @@ fn derive_rejects_templates_of_other_than_session_secrets(fixture: &TokenFixture
             |given: &Attribute| std::mem::discriminant(given) != std::mem::discriminant(&bad);
         template.retain(same);
         template.push(bad.clone());
-        let told = fixture.silently(|| agreement.derive(EcKdf::null(), &template).map(drop));
+        let result = fixture.silently(|| agreement.derive(EcKdf::null(), &template).map(drop));
         assert!(
-            codes.iter().any(|code| told == Err(*code)),
-            "{bad:?}: {told:?}"
+            codes.iter().any(|code| result == Err(*code)),
+            "{bad:?}: {result:?}"
         );
     }
 }
@@ -428,19 +428,19 @@ fn sensitive_or_unextractable_derived_value_cannot_be_read(fixture: &TokenFixtur
     ] {
         let template = [&secret(None)[..3], &hidden].concat();
         let key = agreement.derive(EcKdf::null(), &template).unwrap();
-        let told = agreement
+        let result = agreement
             .session
             .get_attribute_info(key, &[AttributeType::Value])
             .unwrap();
-        assert!(matches!(told[0], AttributeInfo::Sensitive), "{hidden:?}");
+        assert!(matches!(result[0], AttributeInfo::Sensitive), "{hidden:?}");
     }
 }
 
 fn derive_after_logout_returns_key_handle_invalid(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
     agreement.session.logout().unwrap();
-    let told = fixture.silently(|| agreement.derive(EcKdf::null(), &secret(None)).map(drop));
-    assert_eq!(told, Err(RvError::KeyHandleInvalid));
+    let result = fixture.silently(|| agreement.derive(EcKdf::null(), &secret(None)).map(drop));
+    assert_eq!(result, Err(RvError::KeyHandleInvalid));
 }
 
 fn derivation_keeps_the_active_signature_operation(fixture: &TokenFixture<'_>) {
@@ -460,16 +460,16 @@ fn cofactor_derivation_equals_plain_ecdh_or_is_rejected(fixture: &TokenFixture<'
     let mut agreement = agreement(fixture);
     let mut parameter = agreement.parameter();
     let mechanism = with(CKM_ECDH1_COFACTOR_DERIVE, &mut parameter);
-    let told = agreement.raw(mechanism, agreement.base.handle());
+    let result = agreement.raw(mechanism, agreement.base.handle());
     if agreement.peer.len() == 32 {
         let refused = [
             Err(RvError::MechanismInvalid),
             Err(RvError::KeyTypeInconsistent),
         ];
-        assert!(refused.contains(&told), "{told:?}");
+        assert!(refused.contains(&result), "{result:?}");
         return;
     }
-    assert_eq!(told, Ok(()));
+    assert_eq!(result, Ok(()));
     let found = agreement.session.all(ObjectClass::SECRET_KEY);
     assert_eq!(found.len(), 1);
     let cofactor = value(&agreement.session, found[0]);

@@ -69,8 +69,8 @@ fn each_hash_is_right(fixture: &TokenFixture<'_>) {
                 &mut plain(mechanism)
             );
             assert_eq!(checked(code), Ok(()), "{mechanism:#x}");
-            let told = session.run(session.list.C_Digest, message, expected.len());
-            assert_eq!(told.unwrap(), expected, "{mechanism:#x}");
+            let result = session.run(session.list.C_Digest, message, expected.len());
+            assert_eq!(result.unwrap(), expected, "{mechanism:#x}");
         }
     }
 }
@@ -135,8 +135,8 @@ fn asking_for_the_length_leaves_the_digest_active(fixture: &TokenFixture<'_>) {
     begin(&session);
     assert_eq!(session.update(session.list.C_DigestUpdate, MESSAGE), Ok(()));
     assert_eq!(session.query_final_len(session.list.C_DigestFinal), Ok(32));
-    let told = session.final_part(session.list.C_DigestFinal, 32);
-    assert_eq!(told.unwrap(), Sha256::digest(MESSAGE).to_vec());
+    let result = session.final_part(session.list.C_DigestFinal, 32);
+    assert_eq!(result.unwrap(), Sha256::digest(MESSAGE).to_vec());
 }
 
 fn a_small_buffer_leaves_the_digest_active(fixture: &TokenFixture<'_>) {
@@ -158,16 +158,16 @@ fn one_part_after_parts_is_refused(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     begin(&session);
     assert_eq!(session.update(session.list.C_DigestUpdate, MESSAGE), Ok(()));
-    let told = digest(&session);
+    let result = digest(&session);
     let refused = [Err(RvError::OperationActive), Err(RvError::FunctionFailed)];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn no_part_at_all_is_the_empty_message(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     begin(&session);
-    let told = session.final_part(session.list.C_DigestFinal, 32);
-    assert_eq!(told.unwrap(), Sha256::digest(b"").to_vec());
+    let result = session.final_part(session.list.C_DigestFinal, 32);
+    assert_eq!(result.unwrap(), Sha256::digest(b"").to_vec());
 }
 
 fn init_wants_a_hash(fixture: &TokenFixture<'_>) {
@@ -238,8 +238,8 @@ fn a_secret_of_the_session_is_hashed_as_its_value(fixture: &TokenFixture<'_>) {
             session.update(session.list.C_DigestUpdate, b" after"),
             Ok(())
         );
-        let told = session.final_part(session.list.C_DigestFinal, 32).unwrap();
-        assert_eq!(told, Sha256::digest(b"before secret after").to_vec());
+        let result = session.final_part(session.list.C_DigestFinal, 32).unwrap();
+        assert_eq!(result, Sha256::digest(b"before secret after").to_vec());
     }
 }
 
@@ -247,8 +247,8 @@ fn a_key_of_the_card_is_indigestible(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
     begin(&session);
-    let told = fixture.silently(|| answered(session.digest_key(key)));
-    assert_eq!(told, Err(RvError::KeyIndigestible));
+    let result = fixture.silently(|| answered(session.digest_key(key)));
+    assert_eq!(result, Err(RvError::KeyIndigestible));
     session.cancel(CKF_DIGEST);
     begin(&session);
     let code = ck!(fixture.raw, C_DigestKey, session.id(), 0);
@@ -281,8 +281,8 @@ fn saved_digest_state_continues_in_the_same_and_in_another_session(fixture: &Tok
     for session in [&one, &two, &one] {
         assert_eq!(restore(session, &state), Ok(()));
         assert_eq!(session.update(session.list.C_DigestUpdate, rest), Ok(()));
-        let told = session.final_part(session.list.C_DigestFinal, 32).unwrap();
-        assert_eq!(told, Sha256::digest(MESSAGE).to_vec());
+        let result = session.final_part(session.list.C_DigestFinal, 32).unwrap();
+        assert_eq!(result, Sha256::digest(MESSAGE).to_vec());
     }
 }
 

@@ -49,8 +49,8 @@ fn info_is_padded_with_blanks_and_has_no_flags(fixture: &TokenFixture<'_>) {
         );
         assert!(!text.starts_with(' '), "{text:?}");
     }
-    let told = fixture.module.get_library_info().unwrap();
-    assert_eq!(told.library_version().major(), info.libraryVersion.major);
+    let result = fixture.module.get_library_info().unwrap();
+    assert_eq!(result.library_version().major(), info.libraryVersion.major);
 }
 
 fn info_without_room_is_a_bad_argument(fixture: &TokenFixture<'_>) {

@@ -33,7 +33,7 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 
-const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
+const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 /// A flag that the standard does not know.
@@ -130,8 +130,8 @@ fn every_combination_of_arguments_has_its_code_and_a_refused_one_does_no_harm() 
 
 #[test]
 fn application_mutexes_are_never_used() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |_| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |_| {
             let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 assert_eq!(
@@ -208,12 +208,12 @@ struct EarlyWaiter {
 impl EarlyWaiter {
     fn new(raw: FunctionList) -> Self {
         let (orders, ordered) = mpsc::channel();
-        let (result, results) = mpsc::channel();
+        let (outcome, results) = mpsc::channel();
         let (sender, task) = mpsc::channel();
         thread::spawn(move || {
             sender.send(this_task()).unwrap();
             for () in ordered {
-                result.send(raw.wait(0)).unwrap();
+                outcome.send(raw.wait(0)).unwrap();
             }
         });
         Self {
@@ -242,8 +242,8 @@ fn nss() -> CK_C_INITIALIZE_ARGS {
 
 #[test]
 fn generation_with_the_arguments_of_nss_makes_no_thread() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |process| {
             let raw = FunctionList::load();
             assert!(
                 dies_of_a_thread(raw, arguments(OWN_THREADS)),

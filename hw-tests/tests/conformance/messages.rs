@@ -56,10 +56,20 @@ fn sign(session: &TestSession, message: &[u8], room: usize) -> Result<Vec<u8>, R
 fn ask(session: &TestSession, message: &[u8]) -> Result<usize, RvError> {
     let function = session.list.C_SignMessage.unwrap();
     let (data, len) = (message.as_ptr().cast_mut(), message.len() as CK_ULONG);
-    let (mut told, null) = (0, ptr::null_mut());
+    let (mut result, null) = (0, ptr::null_mut());
     // SAFETY: no parameter and no buffer.
-    let code = unsafe { function(session.id(), null, 0, data, len, null.cast(), &raw mut told) };
-    checked(code).map(|()| told as usize)
+    let code = unsafe {
+        function(
+            session.id(),
+            null,
+            0,
+            data,
+            len,
+            null.cast(),
+            &raw mut result,
+        )
+    };
+    checked(code).map(|()| result as usize)
 }
 
 fn begin_message(session: &TestSession) -> Result<(), RvError> {
@@ -186,8 +196,8 @@ fn parts_come_in_their_order(fixture: &TokenFixture<'_>) {
     assert_eq!(more(&session, b"part"), NONE, "no message has begun");
     assert_eq!(begin_message(&session), Ok(()));
     let refused = [Err(RvError::OperationActive), Err(RvError::FunctionFailed)];
-    let told = begin_message(&session);
-    assert!(refused.contains(&told), "{told:?}");
+    let result = begin_message(&session);
+    assert!(refused.contains(&result), "{result:?}");
     if more(&session, b"a message") == Ok(()) {
         let signature = last(&session, b" goes on").expect("C_SignMessageNext");
         is_genuine(&session, key, b"a message goes on", &signature);
@@ -266,10 +276,10 @@ fn one_init_verifies_many_messages(fixture: &TokenFixture<'_>) {
 
 fn forged_signature_keeps_the_message_verification_operation(fixture: &TokenFixture<'_>) {
     let (session, signatures) = verifying(fixture);
-    let told = verify(&session, b"another", &signatures[0]);
-    assert_eq!(told, Err(RvError::SignatureInvalid));
-    let told = verify(&session, MESSAGES[0], &signatures[0][1..]);
-    assert_eq!(told, Err(RvError::SignatureLenRange));
+    let result = verify(&session, b"another", &signatures[0]);
+    assert_eq!(result, Err(RvError::SignatureInvalid));
+    let result = verify(&session, MESSAGES[0], &signatures[0][1..]);
+    assert_eq!(result, Err(RvError::SignatureLenRange));
     assert_eq!(verify(&session, MESSAGES[0], &signatures[0]), Ok(()));
 }
 
@@ -286,8 +296,8 @@ fn a_message_is_verified_in_parts(fixture: &TokenFixture<'_>) {
         assert_eq!(verify_next(&session, first, None), Ok(()));
         assert_eq!(verify_next(&session, rest, Some(signature)), Ok(()));
         assert_eq!(begin_verification(&session), Ok(()));
-        let told = verify_next(&session, b"forged", Some(signature));
-        assert_eq!(told, Err(RvError::SignatureInvalid));
+        let result = verify_next(&session, b"forged", Some(signature));
+        assert_eq!(result, Err(RvError::SignatureInvalid));
     }
     assert_eq!(end_verification(&session), Ok(()));
 }
@@ -303,16 +313,16 @@ fn message_verification_after_final_returns_operation_not_initialized(fixture: &
 fn init_is_refused_like_that_of_other_signatures(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
-    let told = init(&session, plain(CKM_SHA256), key);
-    assert_eq!(told, Err(RvError::MechanismInvalid));
-    let told = init(&session, session.signing(key), session.public_of(key));
+    let result = init(&session, plain(CKM_SHA256), key);
+    assert_eq!(result, Err(RvError::MechanismInvalid));
+    let result = init(&session, session.signing(key), session.public_of(key));
     let refused = [
         Err(RvError::KeyTypeInconsistent),
         Err(RvError::KeyFunctionNotPermitted),
         Err(RvError::MechanismInvalid),
         Err(RvError::KeyHandleInvalid),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
     assert_eq!(end(&session), NONE, "nothing has begun");
 }
 

@@ -53,13 +53,13 @@ fn oaep_takes_each_hash_and_label(fixture: &TokenFixture<'_>) {
                 let cryptogram = session
                     .encrypt(&mechanism, public, &secret)
                     .expect("C_Encrypt");
-                let told = session.decrypt(&mechanism, private, &cryptogram);
-                assert_eq!(answered(told).unwrap(), secret, "{hash:?}");
+                let result = session.decrypt(&mechanism, private, &cryptogram);
+                assert_eq!(answered(result).unwrap(), secret, "{hash:?}");
             }
         }
         let long = vec![3; 256 - 1 - 2 * len];
-        let told = answered(session.encrypt(&oaep(hash, mgf, b""), public, &long));
-        assert_eq!(told, Err(RvError::DataLenRange), "{hash:?}");
+        let result = answered(session.encrypt(&oaep(hash, mgf, b""), public, &long));
+        assert_eq!(result, Err(RvError::DataLenRange), "{hash:?}");
     }
     let mixed = oaep(MechanismType::SHA256, PkcsMgfType::MGF1_SHA1, b"");
     let cryptogram = session.encrypt(&mixed, public, SECRET).expect("C_Encrypt");
@@ -80,8 +80,8 @@ fn oaep_of_another_label_is_invalid(fixture: &TokenFixture<'_>) {
         oaep(hash, mgf, b"yours"),
         oaep(MechanismType::SHA1, PkcsMgfType::MGF1_SHA1, b"mine"),
     ] {
-        let told = answered(session.decrypt(&other, private, &cryptogram));
-        assert_eq!(told, Err(RvError::EncryptedDataInvalid));
+        let result = answered(session.decrypt(&other, private, &cryptogram));
+        assert_eq!(result, Err(RvError::EncryptedDataInvalid));
     }
 }
 
@@ -112,13 +112,13 @@ fn oaep_rejects_incomplete_and_invalid_parameters(fixture: &TokenFixture<'_>) {
         (session.list.C_EncryptInit, public),
     ] {
         for parameter in &mut bad {
-            let told = session.init(function, with(CKM_RSA_PKCS_OAEP, parameter), key);
-            assert_eq!(told, Err(RvError::MechanismParamInvalid), "{parameter:?}");
+            let result = session.init(function, with(CKM_RSA_PKCS_OAEP, parameter), key);
+            assert_eq!(result, Err(RvError::MechanismParamInvalid), "{parameter:?}");
         }
-        let told = session.init(function, plain(CKM_RSA_PKCS_OAEP), key);
-        assert_eq!(told, Err(RvError::MechanismParamInvalid));
-        let told = session.init(function, with(CKM_RSA_PKCS_OAEP, &mut [0_u8; 8]), key);
-        assert_eq!(told, Err(RvError::MechanismParamInvalid));
+        let result = session.init(function, plain(CKM_RSA_PKCS_OAEP), key);
+        assert_eq!(result, Err(RvError::MechanismParamInvalid));
+        let result = session.init(function, with(CKM_RSA_PKCS_OAEP, &mut [0_u8; 8]), key);
+        assert_eq!(result, Err(RvError::MechanismParamInvalid));
     }
 }
 
@@ -130,11 +130,11 @@ fn raw_rsa_decryption_returns_the_whole_block(fixture: &TokenFixture<'_>) {
         let cryptogram = session
             .encrypt(&mechanism, public, data)
             .expect("C_Encrypt");
-        let told = session.decrypt(&mechanism, private, &cryptogram);
-        assert_eq!(answered(told).unwrap(), block);
+        let result = session.decrypt(&mechanism, private, &cryptogram);
+        assert_eq!(answered(result).unwrap(), block);
     }
     let begun = session.init(session.list.C_EncryptInit, plain(CKM_RSA_X_509), public);
     assert_eq!(begun, Ok(()));
-    let told = session.run(session.list.C_Encrypt, &[0xFF; 256], 256);
-    assert_eq!(told, Err(RvError::DataInvalid));
+    let result = session.run(session.list.C_Encrypt, &[0xFF; 256], 256);
+    assert_eq!(result, Err(RvError::DataInvalid));
 }

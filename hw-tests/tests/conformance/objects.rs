@@ -434,16 +434,16 @@ fn object_size_is_positive_and_null_size_pointer_is_rejected(fixture: &TokenFixt
 fn changes(session: &TestSession) -> Vec<(&'static str, Result<(), RvError>)> {
     let label = [Attribute::Label(b"mine".to_vec())];
     let of_the_card = [Attribute::Token(true)];
-    let mut told = Vec::new();
+    let mut result = Vec::new();
     for object in [session.signer(), session.all(ObjectClass::CERTIFICATE)[0]] {
-        told.push(("set", answered(session.update_attributes(object, &label))));
-        told.push(("destroy", answered(session.destroy_object(object))));
+        result.push(("set", answered(session.update_attributes(object, &label))));
+        result.push(("destroy", answered(session.destroy_object(object))));
         let copied = answered(session.copy_object(object, &of_the_card));
-        told.push(("copy", copied.map(drop)));
+        result.push(("copy", copied.map(drop)));
         let id = session.get_attributes(object, &[AttributeType::Id]);
         assert_eq!(id.expect("it is still there").len(), 1);
     }
-    told
+    result
 }
 
 fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(fixture: &TokenFixture<'_>) {
@@ -452,7 +452,7 @@ fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(fixture: &TokenF
     session
         .find_objects(&[])
         .expect("what is read is known from now on");
-    for (change, told) in fixture.silently(|| changes(&session)) {
+    for (change, result) in fixture.silently(|| changes(&session)) {
         let mut codes = vec![
             Err(RvError::SessionReadOnly),
             Err(RvError::TokenWriteProtected),
@@ -460,7 +460,7 @@ fn objects_of_the_card_cannot_be_changed_in_a_read_only_session(fixture: &TokenF
         if change == "copy" {
             codes.push(Err(RvError::ActionProhibited));
         }
-        assert!(codes.contains(&told), "{change}: {told:?}");
+        assert!(codes.contains(&result), "{change}: {result:?}");
     }
 }
 
@@ -476,7 +476,7 @@ fn objects_of_the_card_cannot_be_changed_by_the_user(fixture: &TokenFixture<'_>)
         Err(RvError::TokenWriteProtected),
         Err(RvError::UserNotLoggedIn),
     ];
-    for (change, told) in fixture.silently(|| changes(&session)) {
-        assert!(codes.contains(&told), "{change}: {told:?}");
+    for (change, result) in fixture.silently(|| changes(&session)) {
+        assert!(codes.contains(&result), "{change}: {result:?}");
     }
 }

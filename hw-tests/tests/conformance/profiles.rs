@@ -78,9 +78,9 @@ fn profile_objects_are_found_without_login(fixture: &TokenFixture<'_>) {
     assert_eq!(found.len(), CLAIMED.len());
     for object in found {
         let kinds = [AttributeType::Private, AttributeType::UniqueId];
-        let told = session.get_attributes(object, &kinds).unwrap();
-        assert_eq!(told[0], Attribute::Private(false));
-        assert_eq!(told.len(), 2);
+        let result = session.get_attributes(object, &kinds).unwrap();
+        assert_eq!(result[0], Attribute::Private(false));
+        assert_eq!(result.len(), 2);
     }
 }
 

@@ -57,8 +57,8 @@ fn pss_rejects_missing_and_truncated_parameters(fixture: &TokenFixture<'_>) {
         ..whole
     };
     for mechanism in [plain(CKM_SHA256_RSA_PKCS_PSS), cut(0), cut(23)] {
-        let told = session.init(session.list.C_SignInit, mechanism, key);
-        assert_eq!(told, Err(RvError::MechanismParamInvalid));
+        let result = session.init(session.list.C_SignInit, mechanism, key);
+        assert_eq!(result, Err(RvError::MechanismParamInvalid));
     }
 }
 
@@ -71,8 +71,8 @@ fn pss_rejects_wrong_hash_and_mgf_and_accepts_mgf1_with_another_hash(fixture: &T
         pss(CKM_SHA256, 0, 32),
         pss(CKM_SHA256, 0x77, 32),
     ] {
-        let told = begin_pss(&session, key, CKM_SHA256_RSA_PKCS_PSS, parameter);
-        assert_eq!(told, Err(RvError::MechanismParamInvalid), "{parameter:?}");
+        let result = begin_pss(&session, key, CKM_SHA256_RSA_PKCS_PSS, parameter);
+        assert_eq!(result, Err(RvError::MechanismParamInvalid), "{parameter:?}");
     }
     let foreign = pss(CKM_SHA256, CKG_MGF1_SHA1, 32);
     assert_eq!(
@@ -109,13 +109,13 @@ fn pss_takes_salts_that_fit_and_no_others(fixture: &TokenFixture<'_>) {
             .expect("C_Verify");
     }
     for salt in [most + 1, 256, u64::MAX] {
-        let told = begin_pss(
+        let result = begin_pss(
             &session,
             key,
             CKM_SHA256_RSA_PKCS_PSS,
             pss(CKM_SHA256, CKG_MGF1_SHA256, salt),
         );
-        assert_eq!(told, Err(RvError::MechanismParamInvalid), "{salt}");
+        assert_eq!(result, Err(RvError::MechanismParamInvalid), "{salt}");
     }
 }
 
@@ -136,7 +136,7 @@ fn ckm_rsa_pkcs_pss_accepts_only_data_of_the_hash_length(fixture: &TokenFixture<
             pss(CKM_SHA256, CKG_MGF1_SHA256, 32),
         );
         assert_eq!(begun, Ok(()));
-        let told = session
+        let result = session
             .run(session.list.C_Sign, &vec![9; len], 256)
             .map(|made| made.len());
         let expected = if right {
@@ -144,7 +144,7 @@ fn ckm_rsa_pkcs_pss_accepts_only_data_of_the_hash_length(fixture: &TokenFixture<
         } else {
             Err(RvError::DataLenRange)
         };
-        assert_eq!(told, expected, "{len} bytes");
+        assert_eq!(result, expected, "{len} bytes");
     }
 }
 
@@ -188,7 +188,7 @@ fn raw_rsa_rejects_a_block_not_below_the_modulus(fixture: &TokenFixture<'_>) {
             session.init(list.C_SignInit, plain(CKM_RSA_X_509), key),
             Ok(())
         );
-        let told = fixture.silently(|| session.run(list.C_Sign, &block, 256));
-        assert_eq!(told, Err(code));
+        let result = fixture.silently(|| session.run(list.C_Sign, &block, 256));
+        assert_eq!(result, Err(code));
     }
 }

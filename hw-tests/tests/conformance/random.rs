@@ -90,10 +90,10 @@ fn token_without_the_rng_flag_sends_no_command_for_random_bytes(fixture: &TokenF
     assert_eq!(checked(code), Ok(()));
     // SAFETY: all zeroes are a value of this type, of numbers and characters.
     let generator = unsafe { info.assume_init() }.flags & CKF_RNG != 0;
-    let (apdus, told) = fixture
+    let (apdus, result) = fixture
         .process
         .apdus(|| answered(session.generate_random_vec(8)));
-    assert!(told.is_ok());
+    assert!(result.is_ok());
     assert!(
         generator || apdus == 0,
         "a card asked for bytes has a generator"
@@ -102,7 +102,7 @@ fn token_without_the_rng_flag_sends_no_command_for_random_bytes(fixture: &TokenF
 
 fn a_seed_is_taken_or_refused_as_the_standard_has_it(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
-    let told = fixture.silently(|| answered(session.seed_random(b"seed")));
+    let result = fixture.silently(|| answered(session.seed_random(b"seed")));
     let codes = [Ok(()), Err(RvError::RandomSeedNotSupported)];
-    assert!(codes.contains(&told), "{told:?}");
+    assert!(codes.contains(&result), "{result:?}");
 }

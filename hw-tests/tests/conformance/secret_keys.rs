@@ -86,17 +86,17 @@ fn cbc_takes_whole_blocks_and_wants_an_iv(fixture: &TokenFixture<'_>) {
     let key = aes(&session);
     let mechanism = Mechanism::AesCbc([1; 16]);
     for len in [1, 15, 17] {
-        let told = answered(session.encrypt(&mechanism, key, &vec![7; len]));
-        assert_eq!(told, Err(RvError::DataLenRange), "{len}");
-        let told = answered(session.decrypt(&mechanism, key, &vec![7; len]));
-        assert_eq!(told, Err(RvError::EncryptedDataLenRange), "{len}");
+        let result = answered(session.encrypt(&mechanism, key, &vec![7; len]));
+        assert_eq!(result, Err(RvError::DataLenRange), "{len}");
+        let result = answered(session.decrypt(&mechanism, key, &vec![7; len]));
+        assert_eq!(result, Err(RvError::EncryptedDataLenRange), "{len}");
     }
     let mut short = [1_u8; 15];
     for kind in [CKM_AES_CBC, CKM_AES_CBC_PAD] {
         for mechanism in [plain(kind), with(kind, &mut short)] {
             for function in [session.list.C_EncryptInit, session.list.C_DecryptInit] {
-                let told = session.init(function, mechanism, key);
-                assert_eq!(told, Err(RvError::MechanismParamInvalid));
+                let result = session.init(function, mechanism, key);
+                assert_eq!(result, Err(RvError::MechanismParamInvalid));
             }
         }
     }
@@ -126,12 +126,12 @@ fn a_wrong_padding_of_cbc_is_invalid(fixture: &TokenFixture<'_>) {
     let padded = Mechanism::AesCbcPad([2; 16]);
     for last in [0, 17, 255] {
         let made = session.encrypt(&bare, key, &[last; 16]).expect("C_Encrypt");
-        let told = answered(session.decrypt(&padded, key, &made));
-        assert_eq!(told, Err(RvError::EncryptedDataInvalid), "{last}");
+        let result = answered(session.decrypt(&padded, key, &made));
+        assert_eq!(result, Err(RvError::EncryptedDataInvalid), "{last}");
     }
     for len in [0, 15, 17] {
-        let told = answered(session.decrypt(&padded, key, &vec![9; len]));
-        assert_eq!(told, Err(RvError::EncryptedDataLenRange), "{len}");
+        let result = answered(session.decrypt(&padded, key, &vec![9; len]));
+        assert_eq!(result, Err(RvError::EncryptedDataLenRange), "{len}");
     }
 }
 
@@ -287,31 +287,31 @@ fn gcm_rejects_forged_ciphertext_forged_tag_and_wrong_aad(fixture: &TokenFixture
         let mut forged = good.clone();
         forged[at] ^= 0x80;
         assert_eq!(gcm.begin(&session, false, key), Ok(()));
-        let told = session.run(session.list.C_Decrypt, &forged, 200);
-        assert!(is_forged(&told), "{told:?}");
+        let result = session.run(session.list.C_Decrypt, &forged, 200);
+        assert!(is_forged(&result), "{result:?}");
         assert_eq!(gcm.begin(&session, false, key), Ok(()));
-        let told = in_parts(&session, false, &forged, 16);
-        assert!(is_forged(&told), "{told:?}");
+        let result = in_parts(&session, false, &forged, 16);
+        assert!(is_forged(&result), "{result:?}");
     }
     gcm.aad[0] ^= 1;
     assert_eq!(gcm.begin(&session, false, key), Ok(()));
-    let told = session.run(session.list.C_Decrypt, &good, 200);
-    assert!(is_forged(&told), "{told:?}");
+    let result = session.run(session.list.C_Decrypt, &good, 200);
+    assert!(is_forged(&result), "{result:?}");
     assert_eq!(gcm.begin(&session, false, key), Ok(()));
-    let told = session.run(session.list.C_Decrypt, &good[..15], 200);
+    let result = session.run(session.list.C_Decrypt, &good[..15], 200);
     assert_eq!(
-        told,
+        result,
         Err(RvError::EncryptedDataLenRange),
         "shorter than a tag"
     );
 }
 
 /// CKR_AEAD_DECRYPT_FAILED of 3.0, or what 2.40 had for it.
-fn is_forged(told: &Result<Vec<u8>, RvError>) -> bool {
+fn is_forged(result: &Result<Vec<u8>, RvError>) -> bool {
     matches!(
-        told,
+        result,
         Err(RvError::EncryptedDataInvalid | RvError::UnknownErrorCode(0x42))
-    ) || format!("{told:?}").contains("AeadDecryptFailed")
+    ) || format!("{result:?}").contains("AeadDecryptFailed")
 }
 
 fn gcm_rejects_missing_and_invalid_parameters(fixture: &TokenFixture<'_>) {
@@ -339,13 +339,13 @@ fn secret_key_with_disabled_usage_returns_function_not_permitted(fixture: &Token
     let (list, mut iv) = (session.list, [0_u8; 16]);
     let idle = key_with(&session, KeyType::AES, &[1; 16], false);
     for function in [list.C_EncryptInit, list.C_DecryptInit] {
-        let told = session.init(function, with(CKM_AES_CBC, &mut iv), idle);
-        assert_eq!(told, Err(RvError::KeyFunctionNotPermitted));
+        let result = session.init(function, with(CKM_AES_CBC, &mut iv), idle);
+        assert_eq!(result, Err(RvError::KeyFunctionNotPermitted));
     }
     let idle = key_with(&session, KeyType::GENERIC_SECRET, &[1; 16], false);
     for function in [list.C_SignInit, list.C_VerifyInit] {
-        let told = session.init(function, plain(CKM_SHA256_HMAC), idle);
-        assert_eq!(told, Err(RvError::KeyFunctionNotPermitted));
+        let result = session.init(function, plain(CKM_SHA256_HMAC), idle);
+        assert_eq!(result, Err(RvError::KeyFunctionNotPermitted));
     }
 }
 
@@ -357,18 +357,18 @@ fn mechanism_for_another_key_type_is_rejected_at_init(fixture: &TokenFixture<'_>
         Err(RvError::MechanismInvalid),
         Err(RvError::KeyFunctionNotPermitted),
     ];
-    let told = session.init(
+    let result = session.init(
         session.list.C_EncryptInit,
         with(CKM_AES_CBC, &mut iv),
         generic,
     );
-    assert!(refused.contains(&told), "{told:?}");
-    let told = session.init(
+    assert!(refused.contains(&result), "{result:?}");
+    let result = session.init(
         session.list.C_SignInit,
         plain(cryptoki_sys::CKM_ECDSA),
         aes(&session),
     );
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn room_is_asked_for_and_small_buffers_keep_the_operation(fixture: &TokenFixture<'_>) {
@@ -434,14 +434,14 @@ fn keys_are_made_by_random(fixture: &TokenFixture<'_>) {
         assert_eq!(local.unwrap(), [Attribute::Local(true)]);
     }
     for len in [0, 8, 17, 64] {
-        let told = make(len).map(drop);
+        let result = make(len).map(drop);
         let refused = [
             Err(RvError::KeySizeRange),
             Err(RvError::AttributeValueInvalid),
             Err(RvError::TemplateInconsistent),
         ];
-        assert!(refused.contains(&told), "{len}: {told:?}");
+        assert!(refused.contains(&result), "{len}: {result:?}");
     }
-    let told = answered(session.generate_key(&Mechanism::AesKeyGen, &[])).map(drop);
-    assert_eq!(told, Err(RvError::TemplateIncomplete), "how long?");
+    let result = answered(session.generate_key(&Mechanism::AesKeyGen, &[])).map(drop);
+    assert_eq!(result, Err(RvError::TemplateIncomplete), "how long?");
 }

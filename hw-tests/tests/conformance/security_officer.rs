@@ -100,13 +100,13 @@ fn wrong_so_pin_sets_the_token_flags_where_the_card_reports_its_tries(fixture: &
         )
     };
     // PIV has no command that tells the tries left for the PUK (SP 800-73-4 part 2, 3.2).
-    let told = !fixture.is_piv();
+    let result = !fixture.is_piv();
     assert_eq!(low(), (false, false, false));
     let wrong = Err(RvError::PinIncorrect);
     assert_eq!(session.login_as(CKU_SO, "87654321"), wrong);
-    assert_eq!(low(), (told, false, false));
+    assert_eq!(low(), (result, false, false));
     assert_eq!(session.login_as(CKU_SO, "87654321"), wrong);
-    assert_eq!(low(), (told, told, false));
+    assert_eq!(low(), (result, result, false));
     assert_eq!(state(&session), SessionState::RwPublic);
     assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
     assert_eq!(low(), (false, false, false));

@@ -29,8 +29,8 @@ for_each_card! { [piv openpgp] [
 fn a_private_object_needs_a_login(fixture: &TokenFixture<'_>) {
     let session = fixture.read_only();
     let template = [data("mine"), vec![Attribute::Private(true)]].concat();
-    let told = make(&session, &template).map(drop);
-    assert_eq!(told, Err(RvError::UserNotLoggedIn));
+    let result = make(&session, &template).map(drop);
+    assert_eq!(result, Err(RvError::UserNotLoggedIn));
     assert_eq!(session.login_user(), Ok(()));
     assert!(
         make(&session, &template).is_ok(),
@@ -49,8 +49,8 @@ fn private_objects_die_with_the_login_and_public_ones_do_not(fixture: &TokenFixt
     session.logout().unwrap();
     assert_eq!(value(&session, public), b"content");
     assert_eq!(session.login_user(), Ok(()));
-    let told = answered(session.get_attributes(private, &[AttributeType::Value]));
-    assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
+    let result = answered(session.get_attributes(private, &[AttributeType::Value]));
+    assert_eq!(result.map(drop), Err(RvError::ObjectHandleInvalid));
     let mine = session.find_objects(&[Attribute::Label(b"mine".to_vec())]);
     assert_eq!(mine.unwrap(), [], "destroyed, not hidden");
 }
@@ -62,8 +62,8 @@ fn objects_die_with_their_session_and_with_no_other(fixture: &TokenFixture<'_>) 
         make(&two, &data("2")).unwrap(),
     );
     one.end_session();
-    let told = answered(two.get_attributes(first, &[AttributeType::Value]));
-    assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
+    let result = answered(two.get_attributes(first, &[AttributeType::Value]));
+    assert_eq!(result.map(drop), Err(RvError::ObjectHandleInvalid));
     assert_eq!(value(&two, second), b"content");
 }
 
@@ -102,19 +102,19 @@ fn a_copy_may_become_stricter_and_not_laxer(fixture: &TokenFixture<'_>) {
     let stricter = [Attribute::Sensitive(true), Attribute::Extractable(false)];
     let strict = answered(session.copy_object(key, &stricter)).expect("C_CopyObject");
     for laxer in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
-        let told = answered(session.copy_object(strict, std::slice::from_ref(&laxer))).map(drop);
+        let result = answered(session.copy_object(strict, std::slice::from_ref(&laxer))).map(drop);
         let refused = [
             Err(RvError::AttributeReadOnly),
             Err(RvError::TemplateInconsistent),
         ];
-        assert!(refused.contains(&told), "{laxer:?}: {told:?}");
+        assert!(refused.contains(&result), "{laxer:?}: {result:?}");
     }
-    let told = answered(session.copy_object(key, &[Attribute::Value(vec![1; 32])])).map(drop);
+    let result = answered(session.copy_object(key, &[Attribute::Value(vec![1; 32])])).map(drop);
     let refused = [
         Err(RvError::AttributeReadOnly),
         Err(RvError::TemplateInconsistent),
     ];
-    assert!(refused.contains(&told), "another value: {told:?}");
+    assert!(refused.contains(&result), "another value: {result:?}");
 }
 
 fn object_attributes_prohibit_modification_copy_and_destruction(fixture: &TokenFixture<'_>) {
@@ -123,8 +123,8 @@ fn object_attributes_prohibit_modification_copy_and_destruction(fixture: &TokenF
     let fixed = |attribute| make(&session, &[data("fixed"), vec![attribute]].concat()).unwrap();
     let prohibited = Err(RvError::ActionProhibited);
     let object = fixed(Attribute::Modifiable(false));
-    let told = answered(session.update_attributes(object, std::slice::from_ref(&label)));
-    assert_eq!(told, prohibited);
+    let result = answered(session.update_attributes(object, std::slice::from_ref(&label)));
+    assert_eq!(result, prohibited);
     let object = fixed(Attribute::Copyable(false));
     assert_eq!(
         answered(session.copy_object(object, &[])).map(drop),
@@ -140,8 +140,8 @@ fn rejected_attribute_change_leaves_the_whole_object_unchanged(fixture: &TokenFi
     let object = make(&session, &data("before")).unwrap();
     let after = Attribute::Label(b"after".to_vec());
     let bad = [after.clone(), Attribute::UniqueId(b"x".to_vec())];
-    let told = answered(session.update_attributes(object, &bad));
-    assert_eq!(told, Err(RvError::AttributeReadOnly));
+    let result = answered(session.update_attributes(object, &bad));
+    assert_eq!(result, Err(RvError::AttributeReadOnly));
     let label = || {
         session
             .get_attributes(object, &[AttributeType::Label])
@@ -177,11 +177,11 @@ fn secret_value_is_readable_only_if_extractable_and_not_sensitive(fixture: &Toke
             assert_eq!(value(&session, key), SECRET);
             continue;
         }
-        let told = session
+        let result = session
             .get_attribute_info(key, &[AttributeType::Value])
             .unwrap();
         assert!(
-            matches!(told[0], AttributeInfo::Sensitive),
+            matches!(result[0], AttributeInfo::Sensitive),
             "{sensitive} {extractable}"
         );
         let hidden = [
@@ -204,8 +204,8 @@ fn destroyed_session_object_is_invalid_in_every_session(fixture: &TokenFixture<'
         "a session's object, in any session"
     );
     for session in [&one, &two] {
-        let told = answered(session.get_attributes(object, &[AttributeType::Value]));
-        assert_eq!(told.map(drop), Err(RvError::ObjectHandleInvalid));
+        let result = answered(session.get_attributes(object, &[AttributeType::Value]));
+        assert_eq!(result.map(drop), Err(RvError::ObjectHandleInvalid));
         assert_eq!(
             answered(session.destroy_object(object)),
             Err(RvError::ObjectHandleInvalid)

@@ -159,8 +159,8 @@ fn template_lacking_a_required_attribute_is_incomplete(fixture: &TokenFixture<'_
         for missing in needed {
             let mut template = template.clone();
             let left_out = template.remove(*missing);
-            let told = make(&session, &template).map(drop);
-            assert_eq!(told, Err(RvError::TemplateIncomplete), "{left_out:?}");
+            let result = make(&session, &template).map(drop);
+            assert_eq!(result, Err(RvError::TemplateIncomplete), "{left_out:?}");
         }
     }
 }
@@ -169,15 +169,15 @@ fn an_unknown_attribute_is_refused(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let unknown = AttributeType::VendorDefined(0x8000_4321);
     let odd = Attribute::VendorDefined((unknown, vec![1]));
-    let told = make(&session, &[data("data"), vec![odd]].concat()).map(drop);
-    assert_eq!(told, Err(RvError::AttributeTypeInvalid));
+    let result = make(&session, &[data("data"), vec![odd]].concat()).map(drop);
+    assert_eq!(result, Err(RvError::AttributeTypeInvalid));
     let foreign = Attribute::Modulus(vec![1]);
-    let told = make(&session, &[data("data"), vec![foreign]].concat()).map(drop);
+    let result = make(&session, &[data("data"), vec![foreign]].concat()).map(drop);
     let refused = [
         Err(RvError::AttributeTypeInvalid),
         Err(RvError::TemplateInconsistent),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn a_value_of_the_wrong_form_is_refused(fixture: &TokenFixture<'_>) {
@@ -212,8 +212,8 @@ fn a_value_of_the_wrong_form_is_refused(fixture: &TokenFixture<'_>) {
             &raw mut object
         );
         // Any byte but 0 may pass for TRUE.
-        let told = checked(code);
-        assert!(told == Err(RvError::AttributeValueInvalid) || two_is_true(&bad, told));
+        let result = checked(code);
+        assert!(result == Err(RvError::AttributeValueInvalid) || two_is_true(&bad, result));
     }
     for bad in [
         Attribute::Value(vec![1; 15]),
@@ -222,41 +222,41 @@ fn a_value_of_the_wrong_form_is_refused(fixture: &TokenFixture<'_>) {
     ] {
         let mut template = secret(KeyType::AES);
         template[2] = bad.clone();
-        let told = make(&session, &template).map(drop);
+        let result = make(&session, &template).map(drop);
         let refused = [
             Err(RvError::AttributeValueInvalid),
             Err(RvError::KeySizeRange),
         ];
-        assert!(refused.contains(&told), "{bad:?}: {told:?}");
+        assert!(refused.contains(&result), "{bad:?}: {result:?}");
     }
     let strange = [ObjectClass::HARDWARE_FEATURE, ObjectClass::MECHANISM];
     for class in strange {
-        let told = make(&session, &[Attribute::Class(class)]).map(drop);
+        let result = make(&session, &[Attribute::Class(class)]).map(drop);
         let refused = [
             Err(RvError::AttributeValueInvalid),
             Err(RvError::TemplateInconsistent),
         ];
-        assert!(refused.contains(&told), "{class:?}: {told:?}");
+        assert!(refused.contains(&result), "{class:?}: {result:?}");
     }
 }
 
-fn two_is_true(template: &[CK_ATTRIBUTE], told: Result<(), RvError>) -> bool {
-    template.len() == 2 && template[1].ulValueLen == 1 && told.is_ok()
+fn two_is_true(template: &[CK_ATTRIBUTE], result: Result<(), RvError>) -> bool {
+    template.len() == 2 && template[1].ulValueLen == 1 && result.is_ok()
 }
 
 fn attributes_set_by_the_token_are_read_only_in_templates(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
-    let told = make(
+    let result = make(
         &session,
         &[data("data"), vec![Attribute::UniqueId(b"x".to_vec())]].concat(),
     );
-    assert_eq!(told.map(drop), Err(RvError::AttributeReadOnly));
+    assert_eq!(result.map(drop), Err(RvError::AttributeReadOnly));
     for only in [
         Attribute::Local(true),
         Attribute::AlwaysSensitive(true),
         Attribute::NeverExtractable(true),
     ] {
-        let told = make(
+        let result = make(
             &session,
             &[secret(KeyType::AES), vec![only.clone()]].concat(),
         )
@@ -265,12 +265,12 @@ fn attributes_set_by_the_token_are_read_only_in_templates(fixture: &TokenFixture
             Err(RvError::AttributeReadOnly),
             Err(RvError::TemplateInconsistent),
         ];
-        assert!(refused.contains(&told), "{only:?}: {told:?}");
+        assert!(refused.contains(&result), "{only:?}: {result:?}");
     }
     let trusted = [certificate(&session), vec![Attribute::Trusted(true)]].concat();
-    let told = make(&session, &trusted).map(drop);
+    let result = make(&session, &trusted).map(drop);
     assert_eq!(
-        told,
+        result,
         Err(RvError::AttributeReadOnly),
         "for the security officer"
     );
@@ -279,21 +279,21 @@ fn attributes_set_by_the_token_are_read_only_in_templates(fixture: &TokenFixture
 fn contradictions_are_inconsistent(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let twice = Attribute::Label(b"another".to_vec());
-    let told = make(&session, &[data("data"), vec![twice]].concat()).map(drop);
-    assert_eq!(told, Err(RvError::TemplateInconsistent), "two labels");
+    let result = make(&session, &[data("data"), vec![twice]].concat()).map(drop);
+    assert_eq!(result, Err(RvError::TemplateInconsistent), "two labels");
     let again = Attribute::Label(b"data".to_vec());
     assert!(
         make(&session, &[data("data"), vec![again]].concat()).is_ok(),
         "the same label twice"
     );
     let length = Attribute::ValueLen(16.into());
-    let told = make(&session, &[secret(KeyType::AES), vec![length]].concat()).map(drop);
+    let result = make(&session, &[secret(KeyType::AES), vec![length]].concat()).map(drop);
     let refused = [
         Err(RvError::TemplateInconsistent),
         Err(RvError::AttributeReadOnly),
         Err(RvError::AttributeTypeInvalid),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn rejected_template_creates_no_object(fixture: &TokenFixture<'_>) {
@@ -361,21 +361,21 @@ fn object_creation_with_null_template_or_handle_pointer_is_rejected(fixture: &To
 fn token_object_creation_without_so_login_is_rejected(fixture: &TokenFixture<'_>) {
     let template = [data("data"), vec![Attribute::Token(true)]].concat();
     let reader = fixture.read_only();
-    let told = fixture.silently(|| make(&reader, &template).map(drop));
+    let result = fixture.silently(|| make(&reader, &template).map(drop));
     let refused = [
         Err(RvError::SessionReadOnly),
         Err(RvError::TokenWriteProtected),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
     let session = fixture.user();
-    let told = fixture.silently(|| make(&session, &template).map(drop));
+    let result = fixture.silently(|| make(&session, &template).map(drop));
     let refused = [
         Err(RvError::UserNotLoggedIn),
         Err(RvError::TemplateInconsistent),
         Err(RvError::AttributeValueInvalid),
         Err(RvError::TokenWriteProtected),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn values_of_any_size_come_back(fixture: &TokenFixture<'_>) {

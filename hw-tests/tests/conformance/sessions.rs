@@ -107,13 +107,16 @@ fn info(fixture: &TokenFixture<'_>, session: &TestSession) -> CK_SESSION_INFO {
 
 fn session_info_reports_slot_state_and_flags(fixture: &TokenFixture<'_>) {
     let (one, two) = (fixture.read_only(), fixture.read_write());
-    let told = info(fixture, &one);
-    assert_eq!((told.slotID, told.ulDeviceError), (fixture.slot_id(), 0));
-    assert_eq!(told.flags, CKF_SERIAL_SESSION);
-    assert_eq!(told.state, CKS_RO_PUBLIC_SESSION);
-    let told = info(fixture, &two);
-    assert_eq!(told.flags, CKF_SERIAL_SESSION | CKF_RW_SESSION);
-    assert_eq!(told.state, CKS_RW_PUBLIC_SESSION);
+    let result = info(fixture, &one);
+    assert_eq!(
+        (result.slotID, result.ulDeviceError),
+        (fixture.slot_id(), 0)
+    );
+    assert_eq!(result.flags, CKF_SERIAL_SESSION);
+    assert_eq!(result.state, CKS_RO_PUBLIC_SESSION);
+    let result = info(fixture, &two);
+    assert_eq!(result.flags, CKF_SERIAL_SESSION | CKF_RW_SESSION);
+    assert_eq!(result.state, CKS_RW_PUBLIC_SESSION);
 }
 
 fn session_info_costs_no_command_and_needs_room(fixture: &TokenFixture<'_>) {
@@ -232,12 +235,12 @@ fn no_function_takes_a_session_that_is_none(fixture: &TokenFixture<'_>) {
         .iter()
         .filter(|(name, _)| !sessionless.contains(name))
     {
-        let told = checked(*code);
+        let result = checked(*code);
         let right = [
             Err(RvError::SessionHandleInvalid),
             Err(RvError::FunctionNotSupported),
         ];
-        assert!(right.contains(&told), "{name}: {told:?}");
+        assert!(right.contains(&result), "{name}: {result:?}");
     }
 }
 

@@ -124,8 +124,8 @@ fn init_wants_a_private_key(fixture: &TokenFixture<'_>) {
         session.public_of(key),
         session.all(ObjectClass::CERTIFICATE)[0],
     ] {
-        let told = session.init(session.list.C_SignInit, mechanism(), object);
-        assert!(refused.contains(&told), "{told:?}");
+        let result = session.init(session.list.C_SignInit, mechanism(), object);
+        assert!(refused.contains(&result), "{result:?}");
     }
 }
 
@@ -138,8 +138,8 @@ fn init_wants_a_mechanism_that_signs(fixture: &TokenFixture<'_>) {
         CKM_VENDOR_DEFINED | 7,
         CK_ULONG::MAX,
     ] {
-        let told = session.init(session.list.C_SignInit, plain(mechanism), key);
-        assert_eq!(told, Err(RvError::MechanismInvalid), "{mechanism:#x}");
+        let result = session.init(session.list.C_SignInit, plain(mechanism), key);
+        assert_eq!(result, Err(RvError::MechanismInvalid), "{mechanism:#x}");
     }
 }
 
@@ -149,12 +149,12 @@ fn init_wants_a_mechanism_of_the_key(fixture: &TokenFixture<'_>) {
     let own = session.signing(key).mechanism;
     for other in [CKM_SHA256_RSA_PKCS, CKM_ECDSA_SHA256, CKM_EDDSA] {
         if other != own {
-            let told = session.init(session.list.C_SignInit, plain(other), key);
+            let result = session.init(session.list.C_SignInit, plain(other), key);
             let refused = [
                 Err(RvError::KeyTypeInconsistent),
                 Err(RvError::MechanismInvalid),
             ];
-            assert!(refused.contains(&told), "{other:#x}: {told:?}");
+            assert!(refused.contains(&result), "{other:#x}: {result:?}");
         }
     }
 }
@@ -165,13 +165,13 @@ fn init_wants_a_key_that_may_sign(fixture: &TokenFixture<'_>) {
     assert!(!others.is_empty(), "a key to decrypt or to agree");
     for key in others {
         for mechanism in [CKM_SHA256_RSA_PKCS, CKM_ECDSA_SHA256, CKM_EDDSA] {
-            let told = session.init(session.list.C_SignInit, plain(mechanism), key);
+            let result = session.init(session.list.C_SignInit, plain(mechanism), key);
             let refused = [
                 Err(RvError::KeyFunctionNotPermitted),
                 Err(RvError::KeyTypeInconsistent),
                 Err(RvError::MechanismInvalid),
             ];
-            assert!(refused.contains(&told), "{mechanism:#x}: {told:?}");
+            assert!(refused.contains(&result), "{mechanism:#x}: {result:?}");
         }
     }
 }
@@ -191,8 +191,8 @@ fn a_parameter_where_there_is_none_is_refused(fixture: &TokenFixture<'_>) {
     let key = session.signer();
     let kind = session.signing(key).mechanism;
     let mut parameter = [0_u8; 3];
-    let told = session.init(session.list.C_SignInit, with(kind, &mut parameter), key);
-    assert_eq!(told, Err(RvError::MechanismParamInvalid));
+    let result = session.init(session.list.C_SignInit, with(kind, &mut parameter), key);
+    assert_eq!(result, Err(RvError::MechanismParamInvalid));
 }
 
 fn asking_for_the_length_leaves_the_operation_active(fixture: &TokenFixture<'_>) {
@@ -338,13 +338,13 @@ fn no_part_at_all_is_the_empty_message(fixture: &TokenFixture<'_>) {
 fn one_part_after_parts_is_refused(fixture: &TokenFixture<'_>) {
     let (session, _) = begun(fixture);
     assert_eq!(session.update(session.list.C_SignUpdate, MESSAGE), Ok(()));
-    let told = fixture.silently(|| sign(&session));
+    let result = fixture.silently(|| sign(&session));
     let refused = [
         Err(RvError::OperationActive),
         Err(RvError::FunctionFailed),
         Err(RvError::OperationNotInitialized),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn the_last_part_has_room_like_the_only_one(fixture: &TokenFixture<'_>) {
@@ -409,8 +409,8 @@ fn two_sessions_sign_at_the_same_time(fixture: &TokenFixture<'_>) {
 fn failed_sign_init_leaves_no_active_operation(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = session.signer();
-    let told = session.init(session.list.C_SignInit, plain(CKM_SHA256), key);
-    assert!(told.is_err());
+    let result = session.init(session.list.C_SignInit, plain(CKM_SHA256), key);
+    assert!(result.is_err());
     assert_eq!(sign(&session), Err(RvError::OperationNotInitialized));
     begin(&session, key);
     assert!(sign(&session).is_ok());

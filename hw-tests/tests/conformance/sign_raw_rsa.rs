@@ -32,8 +32,8 @@ fn data_that_does_not_fit_the_modulus_is_refused(fixture: &TokenFixture<'_>) {
             session.init(session.list.C_SignInit, plain(CKM_RSA_PKCS), key),
             Ok(())
         );
-        let told = fixture.silently(|| session.run(session.list.C_Sign, &vec![7; len], 600));
-        assert_eq!(told, Err(RvError::DataLenRange), "{len}");
+        let result = fixture.silently(|| session.run(session.list.C_Sign, &vec![7; len], 600));
+        assert_eq!(result, Err(RvError::DataLenRange), "{len}");
         let over = session.run(session.list.C_Sign, MESSAGE, 600);
         assert_eq!(over, Err(RvError::OperationNotInitialized));
     }
@@ -102,10 +102,10 @@ fn recovery_of_another_signature_fails(fixture: &TokenFixture<'_>) {
         let (list, public) = (session.list, session.public_of(key));
         let begun = session.init(list.C_VerifyRecoverInit, plain(CKM_RSA_PKCS), public);
         assert_eq!(begun, Ok(()));
-        let told = session.run(list.C_VerifyRecover, signature, 256);
+        let result = session.run(list.C_VerifyRecover, signature, 256);
         let over = session.run(list.C_VerifyRecover, signature, 256);
         assert_eq!(over, Err(RvError::OperationNotInitialized));
-        told
+        result
     };
     assert_eq!(recover(&signature).unwrap(), MESSAGE);
     assert_eq!(recover(&signature[1..]), Err(RvError::SignatureLenRange));

@@ -232,20 +232,20 @@ fn mechanism_list_counts_and_fills(fixture: &TokenFixture<'_>) {
     let (slot, mut count) = (fixture.slot_id(), 0);
     let null = ptr::null_mut();
     // SAFETY: where the count may be written, or nowhere.
-    let told = unsafe { list(slot, null, &raw mut count) };
-    assert_eq!(checked(told), Ok(()));
+    let code = unsafe { list(slot, null, &raw mut count) };
+    assert_eq!(checked(code), Ok(()));
     assert_eq!(count as usize, fixture.mechanisms().len());
     let (mut buffer, mut little) = (vec![UNAVAILABLE; count as usize], count - 1);
     // SAFETY: the buffer holds more than is said.
-    let told = unsafe { list(slot, buffer.as_mut_ptr(), &raw mut little) };
-    assert_eq!(checked(told), Err(RvError::BufferTooSmall));
+    let code = unsafe { list(slot, buffer.as_mut_ptr(), &raw mut little) };
+    assert_eq!(checked(code), Err(RvError::BufferTooSmall));
     assert_eq!(little, count);
     // SAFETY: no place for the count.
-    let told = unsafe { list(slot, null, null) };
-    assert_eq!(checked(told), Err(RvError::ArgumentsBad));
+    let code = unsafe { list(slot, null, null) };
+    assert_eq!(checked(code), Err(RvError::ArgumentsBad));
     // SAFETY: as the first call.
-    let told = unsafe { list(NOWHERE, null, &raw mut count) };
-    assert_eq!(checked(told), Err(RvError::SlotIdInvalid));
+    let code = unsafe { list(NOWHERE, null, &raw mut count) };
+    assert_eq!(checked(code), Err(RvError::SlotIdInvalid));
 }
 
 fn mechanism_info_exists_for_listed_mechanisms_only(fixture: &TokenFixture<'_>) {
@@ -308,16 +308,16 @@ fn pins_are_not_set_in_the_wrong_state(fixture: &TokenFixture<'_>) {
         let none = Err(RvError::SessionHandleInvalid);
         assert_eq!((set(session), init(session)), (none, none));
     }
-    let told = |session| fixture.silently(|| (set(session), init(session)));
+    let codes = |session| fixture.silently(|| (set(session), init(session)));
     let read_only = Err(RvError::SessionReadOnly);
-    assert_eq!(told(reader.id()), (read_only, read_only));
+    assert_eq!(codes(reader.id()), (read_only, read_only));
     let writer = fixture.read_write();
     let nobody = Err(RvError::UserNotLoggedIn);
     assert_eq!(fixture.silently(|| init(writer.id())), nobody);
     assert_eq!(writer.login_user(), Ok(()));
     assert_eq!(fixture.silently(|| init(writer.id())), nobody);
     assert_eq!(
-        told(reader.id()),
+        codes(reader.id()),
         (read_only, read_only),
         "whoever is logged in"
     );

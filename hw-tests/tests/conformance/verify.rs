@@ -89,20 +89,20 @@ fn a_forged_signature_is_invalid_and_ends_the_operation(fixture: &TokenFixture<'
     let mut forged = signed.signature.clone();
     forged[len / 2] ^= 1;
     for forged in [forged, vec![0; len], vec![0xFF; len]] {
-        let told = signed.judge(MESSAGE, &forged);
-        assert_eq!(told, Err(RvError::SignatureInvalid));
+        let result = signed.judge(MESSAGE, &forged);
+        assert_eq!(result, Err(RvError::SignatureInvalid));
         assert!(signed.is_over());
     }
-    let told = signed.judge(b"what was not signed", &signed.signature);
-    assert_eq!(told, Err(RvError::SignatureInvalid));
+    let result = signed.judge(b"what was not signed", &signed.signature);
+    assert_eq!(result, Err(RvError::SignatureInvalid));
 }
 
 fn signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
     let long = [&signed.signature[..], &[0]].concat();
     for other in [&long[..], &signed.signature[1..], &[]] {
-        let told = signed.judge(MESSAGE, other);
-        assert_eq!(told, Err(RvError::SignatureLenRange), "{}", other.len());
+        let result = signed.judge(MESSAGE, other);
+        assert_eq!(result, Err(RvError::SignatureLenRange), "{}", other.len());
         assert!(signed.is_over());
     }
 }
@@ -111,8 +111,8 @@ fn verification_needs_no_login_and_no_card(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
     fixture.silently(|| {
         assert_eq!(signed.judge(MESSAGE, &signed.signature), Ok(()));
-        let told = signed.judge(b"other", &signed.signature);
-        assert_eq!(told, Err(RvError::SignatureInvalid));
+        let result = signed.judge(b"other", &signed.signature);
+        assert_eq!(result, Err(RvError::SignatureInvalid));
     });
 }
 
@@ -180,9 +180,9 @@ fn one_part_after_parts_is_refused(fixture: &TokenFixture<'_>) {
     let session = &signed.session;
     signed.begin();
     assert_eq!(session.update(session.list.C_VerifyUpdate, MESSAGE), Ok(()));
-    let told = session.check_signature(MESSAGE, &signed.signature);
+    let result = session.check_signature(MESSAGE, &signed.signature);
     let refused = [Err(RvError::OperationActive), Err(RvError::FunctionFailed)];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn init_wants_a_public_key_that_may_verify(fixture: &TokenFixture<'_>) {
@@ -214,8 +214,8 @@ fn init_wants_a_public_key_that_may_verify(fixture: &TokenFixture<'_>) {
     );
     assert!(others.len() > 2, "a key to encrypt or to agree");
     for other in others {
-        let told = session.init(session.list.C_VerifyInit, mechanism, other);
-        assert!(refused.contains(&told), "{told:?}");
+        let result = session.init(session.list.C_VerifyInit, mechanism, other);
+        assert!(refused.contains(&result), "{result:?}");
     }
 }
 
@@ -224,8 +224,8 @@ fn init_wants_a_mechanism_that_verifies(fixture: &TokenFixture<'_>) {
         session, public, ..
     } = signed(fixture);
     for mechanism in [CKM_SHA256, CKM_AES_CBC, CK_ULONG::MAX] {
-        let told = session.init(session.list.C_VerifyInit, plain(mechanism), public);
-        assert_eq!(told, Err(RvError::MechanismInvalid), "{mechanism:#x}");
+        let result = session.init(session.list.C_VerifyInit, plain(mechanism), public);
+        assert_eq!(result, Err(RvError::MechanismInvalid), "{mechanism:#x}");
     }
 }
 
@@ -241,8 +241,8 @@ fn a_public_key_made_of_the_cards_numbers_verifies_too(fixture: &TokenFixture<'_
         ..signed
     };
     assert_eq!(signed.judge(MESSAGE, &signed.signature), Ok(()));
-    let told = signed.judge(b"other", &signed.signature);
-    assert_eq!(told, Err(RvError::SignatureInvalid));
+    let result = signed.judge(b"other", &signed.signature);
+    assert_eq!(result, Err(RvError::SignatureInvalid));
 }
 
 /// A session's public key with the numbers of one on the card.

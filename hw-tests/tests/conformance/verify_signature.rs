@@ -100,17 +100,17 @@ fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
         answered(signed.session.verify_signature_update(b"other")),
         Ok(())
     );
-    let told = answered(signed.session.verify_signature_final());
-    assert_eq!(told, Err(RvError::SignatureInvalid));
+    let result = answered(signed.session.verify_signature_final());
+    assert_eq!(result, Err(RvError::SignatureInvalid));
     assert!(signed.is_over());
 }
 
 /// At once or at the end.
 fn known_signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
-    let told = signed.begin(signed.mechanism, &signed.signature[1..]);
-    let told = told.and_then(|()| signed.judge(MESSAGE));
-    assert_eq!(told, Err(RvError::SignatureLenRange));
+    let result = signed.begin(signed.mechanism, &signed.signature[1..]);
+    let result = result.and_then(|()| signed.judge(MESSAGE));
+    assert_eq!(result, Err(RvError::SignatureLenRange));
     assert!(signed.is_over());
 }
 
@@ -140,6 +140,6 @@ fn it_needs_no_card_and_no_login(fixture: &TokenFixture<'_>) {
 
 fn init_wants_a_mechanism_that_verifies(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
-    let told = signed.begin(plain(CKM_SHA256), &signed.signature);
-    assert_eq!(told, Err(RvError::MechanismInvalid));
+    let result = signed.begin(plain(CKM_SHA256), &signed.signature);
+    assert_eq!(result, Err(RvError::MechanismInvalid));
 }

@@ -145,7 +145,7 @@ pub fn unwrap(
 
 fn a_secret_under_a_public_key_is_unwrapped_on_the_card(fixture: &TokenFixture<'_>) {
     let (session, public, private) = pair(fixture);
-    let mut ways = vec![Mechanism::RsaPkcs];
+    let mut mechanisms = vec![Mechanism::RsaPkcs];
     let source = PkcsOaepSource::data_specified(b"label");
     let oaep = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, source);
     if fixture
@@ -153,9 +153,9 @@ fn a_secret_under_a_public_key_is_unwrapped_on_the_card(fixture: &TokenFixture<'
         .contains(&cryptoki_sys::CKM_RSA_PKCS_OAEP)
         && fixture.is_piv()
     {
-        ways.push(Mechanism::RsaPkcsOaep(oaep));
+        mechanisms.push(Mechanism::RsaPkcsOaep(oaep));
     }
-    for mechanism in ways {
+    for mechanism in mechanisms {
         let key = secret(&session, &SECRET);
         let wrapped = session
             .wrap_key(&mechanism, public, key)
@@ -189,10 +189,10 @@ fn an_unwrapped_key_is_not_local_and_obeys_its_template(fixture: &TokenFixture<'
         &hidden,
     )
     .unwrap();
-    let told = session
+    let result = session
         .get_attribute_info(key, &[AttributeType::Value])
         .unwrap();
-    assert!(matches!(told[0], AttributeInfo::Sensitive));
+    assert!(matches!(result[0], AttributeInfo::Sensitive));
     let kinds = [
         AttributeType::Local,
         AttributeType::AlwaysSensitive,
@@ -212,7 +212,7 @@ fn wrapped_key_of_wrong_length_returns_wrapped_key_len_range(fixture: &TokenFixt
     let (session, _, private) = pair(fixture);
     for len in [0, 255, 257] {
         let kind = template(KeyType::GENERIC_SECRET, true);
-        let told = fixture.silently(|| {
+        let result = fixture.silently(|| {
             unwrap(
                 &session,
                 plain(CKM_RSA_PKCS),
@@ -222,7 +222,7 @@ fn wrapped_key_of_wrong_length_returns_wrapped_key_len_range(fixture: &TokenFixt
             )
             .map(drop)
         });
-        assert_eq!(told, Err(RvError::WrappedKeyLenRange), "{len}");
+        assert_eq!(result, Err(RvError::WrappedKeyLenRange), "{len}");
     }
 }
 
@@ -234,14 +234,14 @@ fn a_wrong_padding_is_no_error_where_the_length_is_given(fixture: &TokenFixture<
         &[Attribute::ValueLen(32.into())],
     ]
     .concat();
-    let told = unwrap(
+    let result = unwrap(
         &session,
         plain(CKM_RSA_PKCS),
         private.handle(),
         &[0x17; 256],
         &kind,
     );
-    match told {
+    match result {
         Ok(key) => assert_eq!(value(&session, key).len(), 32),
         Err(code) => assert_eq!(code, RvError::WrappedKeyInvalid),
     }
@@ -250,7 +250,7 @@ fn a_wrong_padding_is_no_error_where_the_length_is_given(fixture: &TokenFixture<
 fn a_key_of_the_card_is_not_wrapped(fixture: &TokenFixture<'_>) {
     let (session, public, _) = pair(fixture);
     for key in session.all(ObjectClass::PRIVATE_KEY) {
-        let told = wrap(
+        let result = wrap(
             &session,
             plain(CKM_RSA_PKCS),
             public.handle(),
@@ -261,7 +261,7 @@ fn a_key_of_the_card_is_not_wrapped(fixture: &TokenFixture<'_>) {
             Err(RvError::KeyUnextractable),
             Err(RvError::KeyNotWrappable),
         ];
-        assert!(refused.contains(&told), "{told:?}");
+        assert!(refused.contains(&result), "{result:?}");
     }
 }
 
@@ -270,20 +270,20 @@ fn an_unextractable_secret_is_not_wrapped(fixture: &TokenFixture<'_>) {
     let own = [Attribute::Value(SECRET.to_vec())];
     let fixed = [&template(KeyType::GENERIC_SECRET, false)[..], &own].concat();
     let key = session.create_object(&fixed).expect("C_CreateObject");
-    let told = wrap(
+    let result = wrap(
         &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
         key.handle(),
         256,
     );
-    assert_eq!(told, Err(RvError::KeyUnextractable));
+    assert_eq!(result, Err(RvError::KeyUnextractable));
 }
 
 fn a_secret_too_long_for_the_modulus_is_not_wrapped(fixture: &TokenFixture<'_>) {
     let (session, public, _) = pair(fixture);
     let key = secret(&session, &[5; 246]);
-    let told = wrap(
+    let result = wrap(
         &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
@@ -294,32 +294,32 @@ fn a_secret_too_long_for_the_modulus_is_not_wrapped(fixture: &TokenFixture<'_>) 
         Err(RvError::KeySizeRange),
         Err(RvError::WrappingKeySizeRange),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }
 
 fn keys_that_may_not_wrap_or_unwrap_do_not(fixture: &TokenFixture<'_>) {
     let (session, ..) = pair(fixture);
     let key = secret(&session, &SECRET);
     let idle = wrapper(&session, &[1; 16], false);
-    let told = wrap(
+    let result = wrap(
         &session,
         plain(CKM_AES_KEY_WRAP),
         idle.handle(),
         key.handle(),
         256,
     );
-    assert_eq!(told, Err(RvError::KeyFunctionNotPermitted));
+    assert_eq!(result, Err(RvError::KeyFunctionNotPermitted));
     let kind = template(KeyType::GENERIC_SECRET, true);
-    let told = unwrap(
+    let result = unwrap(
         &session,
         plain(CKM_AES_KEY_WRAP),
         idle.handle(),
         &[1; 40],
         &kind,
     );
-    assert_eq!(told.map(drop), Err(RvError::KeyFunctionNotPermitted));
+    assert_eq!(result.map(drop), Err(RvError::KeyFunctionNotPermitted));
     for other in session.private_with(&[Attribute::Unwrap(false)]) {
-        let told = unwrap(
+        let result = unwrap(
             &session,
             plain(CKM_RSA_PKCS),
             other.handle(),
@@ -331,7 +331,7 @@ fn keys_that_may_not_wrap_or_unwrap_do_not(fixture: &TokenFixture<'_>) {
             Err(RvError::UnwrappingKeyTypeInconsistent),
             Err(RvError::MechanismInvalid),
         ];
-        assert!(refused.contains(&told.map(drop)));
+        assert!(refused.contains(&result.map(drop)));
     }
 }
 
@@ -341,29 +341,29 @@ fn wrap_and_unwrap_return_the_code_of_the_invalid_handle(fixture: &TokenFixture<
     let rsa = plain(CKM_RSA_PKCS);
     let kind = template(KeyType::GENERIC_SECRET, true);
     for none in [0, 0x00DE_AD00] {
-        let told = wrap(&session, rsa, none, key.handle(), 256);
-        assert_eq!(told, Err(RvError::WrappingKeyHandleInvalid));
-        let told = wrap(&session, rsa, public.handle(), none, 256);
-        assert_eq!(told, Err(RvError::KeyHandleInvalid));
-        let told = unwrap(&session, rsa, none, &[1; 256], &kind).map(drop);
-        assert_eq!(told, Err(RvError::UnwrappingKeyHandleInvalid));
+        let result = wrap(&session, rsa, none, key.handle(), 256);
+        assert_eq!(result, Err(RvError::WrappingKeyHandleInvalid));
+        let result = wrap(&session, rsa, public.handle(), none, 256);
+        assert_eq!(result, Err(RvError::KeyHandleInvalid));
+        let result = unwrap(&session, rsa, none, &[1; 256], &kind).map(drop);
+        assert_eq!(result, Err(RvError::UnwrappingKeyHandleInvalid));
     }
-    let told = wrap(
+    let result = wrap(
         &session,
         plain(CKM_SHA256),
         public.handle(),
         key.handle(),
         256,
     );
-    assert_eq!(told, Err(RvError::MechanismInvalid));
-    let told = unwrap(
+    assert_eq!(result, Err(RvError::MechanismInvalid));
+    let result = unwrap(
         &session,
         plain(CKM_SHA256),
         private.handle(),
         &[1; 256],
         &kind,
     );
-    assert_eq!(told.map(drop), Err(RvError::MechanismInvalid));
+    assert_eq!(result.map(drop), Err(RvError::MechanismInvalid));
 }
 
 fn wrapping_has_room_like_any_output(fixture: &TokenFixture<'_>) {
@@ -385,8 +385,8 @@ fn wrapping_has_room_like_any_output(fixture: &TokenFixture<'_>) {
         )
     };
     assert_eq!((checked(code), len), (Ok(()), 256));
-    let told = wrap(&session, mechanism, wrapper, key, 255);
-    assert_eq!(told, Err(RvError::BufferTooSmall));
+    let result = wrap(&session, mechanism, wrapper, key, 255);
+    assert_eq!(result, Err(RvError::BufferTooSmall));
     assert!(wrap(&session, mechanism, wrapper, key, 256).is_ok());
 }
 
@@ -409,14 +409,14 @@ fn unwrap_rejects_templates_of_other_than_session_secrets(fixture: &TokenFixture
         [&good[..], &[Attribute::UniqueId(b"x".to_vec())]].concat(),
         [&good[..], &[Attribute::Value(b"mine".to_vec())]].concat(),
     ] {
-        let told = unwrap(&session, rsa, private.handle(), &wrapped, &bad).map(drop);
+        let result = unwrap(&session, rsa, private.handle(), &wrapped, &bad).map(drop);
         let refused = [
             Err(RvError::TemplateInconsistent),
             Err(RvError::AttributeValueInvalid),
             Err(RvError::AttributeReadOnly),
             Err(RvError::TokenWriteProtected),
         ];
-        assert!(refused.contains(&told), "{bad:?}: {told:?}");
+        assert!(refused.contains(&result), "{bad:?}: {result:?}");
     }
     assert_eq!(
         session.all(ObjectClass::SECRET_KEY).len(),
@@ -433,7 +433,7 @@ fn a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others(fixture: &To
     ];
     let careful = [&template(KeyType::GENERIC_SECRET, true)[..], &own].concat();
     let key = session.create_object(&careful).expect("C_CreateObject");
-    let told = wrap(
+    let result = wrap(
         &session,
         plain(CKM_RSA_PKCS),
         public.handle(),
@@ -444,5 +444,5 @@ fn a_key_that_trusts_only_trusted_wrappers_is_not_wrapped_by_others(fixture: &To
         Err(RvError::KeyNotWrappable),
         Err(RvError::KeyUnextractable),
     ];
-    assert!(refused.contains(&told), "{told:?}");
+    assert!(refused.contains(&result), "{result:?}");
 }

@@ -37,7 +37,7 @@ use cryptoki_sys::{
 fn a_card_present_at_the_first_wait_raises_no_event() {
     for_each_configuration(&CardProfile::factory(), |process, raw| {
         assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_NO_EVENT);
-        let one = raw.told_while(MOMENT, || drop(process.send_command("remove")));
+        let one = raw.event_during(MOMENT, || drop(process.send_command("remove")));
         assert_ne!(raw.next_event(), one, "one event for each applet's slot");
         execute_and_settle(process, &["insert"]);
     });
@@ -66,7 +66,7 @@ fn event_is_not_consumed_by_other_calls() {
 }
 
 /// Waits, event by event, for a slot with a token, and opens a session there by no other knowledge than its id.
-fn first_token_told(raw: FunctionList, first: CK_SLOT_ID) {
+fn first_token_reported(raw: FunctionList, first: CK_SLOT_ID) {
     let mut slot = first;
     while raw.open(slot).0 != CKR_OK {
         slot = raw.next_event();
@@ -84,7 +84,7 @@ fn race_01_reader_arriving_between_list_and_wait_is_reported() {
     each_life_before_the_service(|process, raw| {
         assert_eq!(raw.slots(false), []);
         process.send_command("service start");
-        first_token_told(raw, raw.next_event());
+        first_token_reported(raw, raw.next_event());
     });
 }
 
@@ -92,8 +92,8 @@ fn race_01_reader_arriving_between_list_and_wait_is_reported() {
 fn race_01_reader_arriving_during_the_wait_is_reported() {
     each_life_before_the_service(|process, raw| {
         assert_eq!(raw.slots(false), []);
-        let told = raw.told_while(MOMENT, || drop(process.send_command("service start")));
-        first_token_told(raw, told);
+        let result = raw.event_during(MOMENT, || drop(process.send_command("service start")));
+        first_token_reported(raw, result);
     });
 }
 
@@ -108,16 +108,16 @@ fn without_the_second(fixture: &CardFixture) {
 }
 
 /// All slots that have an event by now, the second card's among them.
-fn told_until_the_second_card(process: &ModuleProcess, raw: FunctionList) -> Vec<CK_SLOT_ID> {
+fn events_until_the_second_card(process: &ModuleProcess, raw: FunctionList) -> Vec<CK_SLOT_ID> {
     process.send_command("card 1 insert");
     let deadline = Instant::now() + HANG;
     while raw.slots(true).len() != 4 {
         assert!(Instant::now() < deadline, "two applets of two cards");
         thread::sleep(Duration::from_millis(1));
     }
-    let told = raw.pending();
+    let result = raw.pending();
     execute_and_settle(process, &["card 1 remove"]);
-    told
+    result
 }
 
 #[test]
@@ -131,9 +131,9 @@ fn race_03_card_reinserted_without_a_waiter_raises_events_and_ends_sessions() {
             let (code, session) = raw.open(slots[0]);
             assert_eq!(code, CKR_OK);
             execute_and_settle(process, &["remove", "insert"]);
-            let told = told_until_the_second_card(process, raw);
-            assert_eq!(told.len(), 4, "two slots of each card: {told:?}");
-            assert!(slots.iter().all(|slot| told.contains(slot)));
+            let result = events_until_the_second_card(process, raw);
+            assert_eq!(result.len(), 4, "two slots of each card: {result:?}");
+            assert!(slots.iter().all(|slot| result.contains(slot)));
             assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
             assert_eq!(raw.open(slots[0]).0, CKR_OK);
         },
@@ -146,8 +146,8 @@ fn race_03_card_reinserted_at_once_ends_a_wait_and_its_sessions() {
         let slots = raw.slots(true);
         let (code, session) = raw.open(slots[0]);
         assert_eq!(code, CKR_OK);
-        let told = raw.told_while(MOMENT, || process.order(&["remove", "insert"]));
-        assert!(slots.contains(&told));
+        let result = raw.event_during(MOMENT, || process.order(&["remove", "insert"]));
+        assert!(slots.contains(&result));
         assert_eq!(session_info(raw, session), CKR_SESSION_HANDLE_INVALID);
         raw.wait_for_token(slots[0], true);
         assert_eq!(raw.open(slots[0]).0, CKR_OK);
@@ -206,12 +206,12 @@ fn race_17_insertion_removal_and_insertion_are_one_event_for_each_slot() {
         |process, raw| {
             assert_eq!(raw.slots(true), []);
             execute_and_settle(process, &["insert", "remove", "insert"]);
-            let told = told_until_the_second_card(process, raw);
-            let slots: BTreeSet<_> = told.iter().collect();
+            let result = events_until_the_second_card(process, raw);
+            let slots: BTreeSet<_> = result.iter().collect();
             assert_eq!(
-                (told.len(), slots.len()),
+                (result.len(), slots.len()),
                 (4, 4),
-                "two slots of each card: {told:?}"
+                "two slots of each card: {result:?}"
             );
             execute_and_settle(process, &["remove"]);
         },

@@ -29,7 +29,7 @@ use cryptoki::{
     types::AuthPin,
 };
 
-const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
+const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const HASH: [u8; 32] = [0x5A; 32];
 
 fn login(session: &Session, pin: &str) -> cryptoki::error::Result<()> {
@@ -76,8 +76,8 @@ fn a_missing_socket_is_named_and_initialize_succeeds() {
 
 #[test]
 fn a_reader_without_a_card_has_empty_slots() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::factory(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::factory(), |process| {
             let module = process.module();
             // What was there at the first look raises no event; what happens after it does.
             assert_eq!(module.get_slots_with_token().unwrap().len(), 2);
@@ -103,8 +103,8 @@ fn an_unknown_card_costs_two_selects_and_is_not_recognised() {
         piv: None,
         ..CardProfile::piv4()
     };
-    for way in BOTH_WAYS {
-        with_card(way, unknown.clone(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, unknown.clone(), |process| {
             let module = process.module();
             let (apdus, ()) = process.apdus(|| {
                 for _ in 0..3 {
@@ -131,7 +131,7 @@ fn an_unknown_card_costs_two_selects_and_is_not_recognised() {
 
 #[test]
 fn removal_during_sign_reports_device_removed() {
-    for way in BOTH_WAYS {
+    for service in BOTH_SERVICES {
         let pull = |fixture: &CardFixture, _: &mut Command| {
             fixture.card().on_frame(|frame| {
                 if is_sign(frame) {
@@ -141,7 +141,7 @@ fn removal_during_sign_reports_device_removed() {
                 }
             });
         };
-        let log = in_module_process(way, CardProfile::piv4(), pull, |process| {
+        let log = in_module_process(service, CardProfile::piv4(), pull, |process| {
             let module = process.module();
             let session = process.session(&module);
             log_in(&session);
@@ -149,7 +149,7 @@ fn removal_during_sign_reports_device_removed() {
             let started = Instant::now();
             let failed = code(session.sign(&Mechanism::Ecdsa, key, &HASH));
             assert!(started.elapsed() < HANG);
-            if way == ServiceKind::Socket {
+            if service == ServiceKind::Socket {
                 assert_eq!(failed, RvError::DeviceRemoved);
             } else {
                 // pcscd learns of the removal from its own polling; until then it reports a failed transfer.
@@ -176,8 +176,8 @@ fn removal_during_sign_reports_device_removed() {
 
 #[test]
 fn a_card_that_comes_back_needs_new_sessions_and_works() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |process| {
             let module = process.module();
             let session = process.session(&module);
             log_in(&session);
@@ -399,11 +399,11 @@ fn sign_once(module: &Pkcs11, process: &ModuleProcess) {
 
 #[test]
 fn no_pin_is_in_the_log_at_any_level() {
-    for way in BOTH_WAYS {
+    for service in BOTH_SERVICES {
         let trace = |_: &CardFixture, command: &mut Command| {
             command.env("CLAVIGER_LOG", "trace");
         };
-        let log = in_module_process(way, CardProfile::piv4(), trace, |process| {
+        let log = in_module_process(service, CardProfile::piv4(), trace, |process| {
             sign_once(&process.module(), process);
         });
         let Some(log) = log else { continue };
@@ -425,8 +425,8 @@ fn no_pin_is_in_the_log_at_any_level() {
 
 #[test]
 fn logout_reaches_the_card() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |process| {
             let module = process.module();
             let session = process.session(&module);
             log_in(&session);

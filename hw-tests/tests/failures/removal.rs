@@ -21,8 +21,8 @@ use cryptoki_sys::{
 
 /// What a call may say whose card is pulled under it. pcscd hands over an empty answer and looks for the card some
 /// time later: until then its presence is unknown.
-const fn codes(way: ServiceKind) -> &'static [CK_RV] {
-    match way {
+const fn codes(service: ServiceKind) -> &'static [CK_RV] {
+    match service {
         ServiceKind::Socket => &[CKR_DEVICE_REMOVED],
         ServiceKind::Pcscd | ServiceKind::PcscdBySocket => &[CKR_DEVICE_REMOVED, CKR_DEVICE_ERROR],
     }
@@ -42,7 +42,7 @@ fn insert(process: &ModuleProcess, raw: FunctionList) {
 
 /// Does `call`, which lets `fault` befall the card, and checks its code. The sessions of that card are then dead.
 fn pulled(
-    way: ServiceKind,
+    service: ServiceKind,
     process: &ModuleProcess,
     raw: FunctionList,
     fault: &str,
@@ -54,7 +54,7 @@ fn pulled(
     let code = call();
     let took = begun.elapsed();
     println!("fault {fault}: {code:#X} after {took:?}");
-    assert!(codes(way).contains(&code), "fault {fault}: {code:#X}");
+    assert!(codes(service).contains(&code), "fault {fault}: {code:#X}");
     assert!(took < HANG);
     two_events(raw);
     for session in sessions {
@@ -78,11 +78,15 @@ fn session(raw: FunctionList, slot: CK_SLOT_ID) -> CK_SESSION_HANDLE {
     session
 }
 
-fn each_life(way: ServiceKind, profile: CardProfile, body: fn(&ModuleProcess, FunctionList)) {
-    configurations_of(way, &[profile], as_it_is, |_| (), body);
+fn in_each_configuration(
+    service: ServiceKind,
+    profile: CardProfile,
+    body: fn(&ModuleProcess, FunctionList),
+) {
+    configurations_of(service, &[profile], as_it_is, |_| (), body);
 }
 
-fn during_discovery(way: ServiceKind, process: &ModuleProcess, raw: FunctionList) {
+fn during_discovery(service: ServiceKind, process: &ModuleProcess, raw: FunctionList) {
     let slot = raw.slots(true)[0];
     process.send_command("remove");
     two_events(raw);
@@ -90,26 +94,26 @@ fn during_discovery(way: ServiceKind, process: &ModuleProcess, raw: FunctionList
     // SELECT of one applet, SELECT and first object of the other.
     for nth in 1..=3 {
         let fault = format!("any {nth} pull");
-        pulled(way, process, raw, &fault, &[], || raw.open(slot).0);
+        pulled(service, process, raw, &fault, &[], || raw.open(slot).0);
         next_card_works(process, raw, slot);
     }
 }
 
 #[test]
 fn race_02_a_card_pulled_while_it_is_discovered_over_the_socket() {
-    each_life(ServiceKind::Socket, profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Socket, profile(), |process, raw| {
         during_discovery(ServiceKind::Socket, process, raw);
     });
 }
 
 #[test]
 fn race_02_a_card_pulled_while_it_is_discovered_over_pcscd() {
-    each_life(ServiceKind::Pcscd, profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, profile(), |process, raw| {
         during_discovery(ServiceKind::Pcscd, process, raw);
     });
 }
 
-fn during_a_command(way: ServiceKind, process: &ModuleProcess, raw: FunctionList) {
+fn during_a_command(service: ServiceKind, process: &ModuleProcess, raw: FunctionList) {
     let slot = raw.slots(true)[0];
     for fate in ["pull", "pull-after"] {
         let signer = Signer::log_in(raw, slot);
@@ -117,7 +121,7 @@ fn during_a_command(way: ServiceKind, process: &ModuleProcess, raw: FunctionList
         let other = session(raw, slot);
         let sessions = [signer.session, other];
         pulled(
-            way,
+            service,
             process,
             raw,
             &format!("87 1 {fate}"),
@@ -129,7 +133,7 @@ fn during_a_command(way: ServiceKind, process: &ModuleProcess, raw: FunctionList
 
         let session = session(raw, slot);
         let fault = format!("20 1 {fate}");
-        pulled(way, process, raw, &fault, &[session], || {
+        pulled(service, process, raw, &fault, &[session], || {
             log_in(raw, session)
         });
         next_card_works(process, raw, slot);
@@ -138,20 +142,20 @@ fn during_a_command(way: ServiceKind, process: &ModuleProcess, raw: FunctionList
 
 #[test]
 fn race_02_a_card_pulled_during_a_command_over_the_socket() {
-    each_life(ServiceKind::Socket, profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Socket, profile(), |process, raw| {
         during_a_command(ServiceKind::Socket, process, raw);
     });
 }
 
 #[test]
 fn race_02_a_card_pulled_during_a_command_over_pcscd() {
-    each_life(ServiceKind::Pcscd, profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, profile(), |process, raw| {
         during_a_command(ServiceKind::Pcscd, process, raw);
     });
 }
 
 /// Between the frames of one command, before its answer, and between the pieces of an answer.
-fn during_a_chain(way: ServiceKind, process: &ModuleProcess, raw: FunctionList) {
+fn during_a_chain(service: ServiceKind, process: &ModuleProcess, raw: FunctionList) {
     let slot = raw.slots(true)[0];
     for fault in [
         "87 2 pull",
@@ -161,13 +165,13 @@ fn during_a_chain(way: ServiceKind, process: &ModuleProcess, raw: FunctionList) 
     ] {
         let signer = Signer::log_in(raw, slot);
         assert_eq!(signer.sign_by_rsa(), CKR_OK);
-        pulled(way, process, raw, fault, &[signer.session], || {
+        pulled(service, process, raw, fault, &[signer.session], || {
             signer.sign_by_rsa()
         });
         insert(process, raw);
     }
     let session = session(raw, slot);
-    pulled(way, process, raw, "C0 2 pull", &[session], || {
+    pulled(service, process, raw, "C0 2 pull", &[session], || {
         find(raw, session, CKO_CERTIFICATE).err().unwrap_or(CKR_OK)
     });
     insert(process, raw);
@@ -176,16 +180,16 @@ fn during_a_chain(way: ServiceKind, process: &ModuleProcess, raw: FunctionList) 
 
 #[test]
 fn race_02_a_card_pulled_in_the_middle_of_a_chained_command() {
-    each_life(ServiceKind::Socket, chaining_profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Socket, chaining_profile(), |process, raw| {
         during_a_chain(ServiceKind::Socket, process, raw);
     });
-    each_life(ServiceKind::Pcscd, chaining_profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, chaining_profile(), |process, raw| {
         during_a_chain(ServiceKind::Pcscd, process, raw);
     });
 }
 
 /// The card is pulled while a session is opened, later by a little in each round.
-fn while_connecting(way: ServiceKind, process: &ModuleProcess, raw: FunctionList, rounds: u32) {
+fn while_connecting(service: ServiceKind, process: &ModuleProcess, raw: FunctionList, rounds: u32) {
     let slot = raw.slots(true)[0];
     for round in 0..rounds {
         let begun = Instant::now();
@@ -198,7 +202,7 @@ fn while_connecting(way: ServiceKind, process: &ModuleProcess, raw: FunctionList
         assert!(begun.elapsed() < HANG);
         let may_be = [CKR_OK, CKR_TOKEN_NOT_PRESENT];
         assert!(
-            may_be.contains(&code) || codes(way).contains(&code),
+            may_be.contains(&code) || codes(service).contains(&code),
             "{code:#X}"
         );
         two_events(raw);
@@ -212,10 +216,10 @@ fn while_connecting(way: ServiceKind, process: &ModuleProcess, raw: FunctionList
 
 #[test]
 fn race_02_a_card_pulled_while_it_is_connected_to() {
-    each_life(ServiceKind::Socket, profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Socket, profile(), |process, raw| {
         while_connecting(ServiceKind::Socket, process, raw, 40);
     });
-    each_life(ServiceKind::Pcscd, profile(), |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, profile(), |process, raw| {
         while_connecting(ServiceKind::Pcscd, process, raw, 8);
     });
 }

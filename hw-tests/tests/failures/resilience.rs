@@ -135,11 +135,11 @@ fn tokens_are_absent_without_pcscd_and_the_log_names_the_cause() {
 
 /// What a thread in C_WaitForSlotEvent is told.
 fn follow_events(raw: FunctionList) -> mpsc::Receiver<(u64, u64)> {
-    let (told, events) = mpsc::channel();
+    let (sender, events) = mpsc::channel();
     thread::spawn(move || {
         loop {
             let (code, slot) = raw.wait(0);
-            if told.send((code, slot)).is_err() || code != CKR_OK {
+            if sender.send((code, slot)).is_err() || code != CKR_OK {
                 return;
             }
         }

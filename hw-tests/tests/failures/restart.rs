@@ -23,8 +23,12 @@ use cryptoki_sys::{
 /// How long pcscd stands still; calls of the module bear more.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
-fn each_life(way: ServiceKind, profiles: &[CardProfile], body: fn(&ModuleProcess, FunctionList)) {
-    configurations_of(way, profiles, as_it_is, |_| (), body);
+fn in_each_configuration(
+    service: ServiceKind,
+    profiles: &[CardProfile],
+    body: fn(&ModuleProcess, FunctionList),
+) {
+    configurations_of(service, profiles, as_it_is, |_| (), body);
 }
 
 /// How often a PIN was sent to a card.
@@ -49,7 +53,7 @@ fn dies(signer: Signer) {
 }
 
 /// The card is pulled: an event tells, and the slot is empty by then. What was told before may come in between.
-fn removal_is_told(process: &ModuleProcess, raw: FunctionList, slot: CK_SLOT_ID) {
+fn removal_is_reported(process: &ModuleProcess, raw: FunctionList, slot: CK_SLOT_ID) {
     process.send_command("remove");
     let is_empty = || raw.slot_info(slot).1 & CKF_TOKEN_PRESENT == 0;
     while raw.next_event() != slot || !is_empty() {}
@@ -66,19 +70,19 @@ fn restart_when_idle(process: &ModuleProcess, raw: FunctionList) {
     raw.wait_for_token(slot, true);
     assert_eq!(raw.slots(false), slots, "slots keep their ids");
     assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
-    removal_is_told(process, raw, slot);
+    removal_is_reported(process, raw, slot);
 }
 
 #[test]
 fn race_10_slots_survive_a_restart_of_an_idle_service() {
-    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
-        each_life(way, &[profile()], restart_when_idle);
+    for service in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        in_each_configuration(service, &[profile()], restart_when_idle);
     }
 }
 
 #[test]
 fn race_10_a_session_survives_a_restart_of_pcscd() {
-    each_life(ServiceKind::Pcscd, &[profile()], |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, &[profile()], |process, raw| {
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
         assert_eq!(signer.sign(), CKR_OK);
@@ -93,23 +97,23 @@ fn race_10_a_session_survives_a_restart_of_pcscd() {
 
 #[test]
 fn race_10_a_waiter_survives_a_restart_of_the_service() {
-    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
-        each_life(way, &[profile()], |process, raw| {
+    for service in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        in_each_configuration(service, &[profile()], |process, raw| {
             let slots = raw.slots(false);
             let slot = raw.slots(true)[0];
             let restart = || process.order(&["service stop", "service start"]);
-            let told = raw.told_while(MOMENT, restart);
-            assert!(slots.contains(&told));
+            let event = raw.event_during(MOMENT, restart);
+            assert!(slots.contains(&event));
             raw.wait_for_token(slot, true);
             assert_eq!(raw.slots(false), slots, "slots keep their ids");
-            removal_is_told(process, raw, slot);
+            removal_is_reported(process, raw, slot);
         });
     }
 }
 
 #[test]
 fn race_11_freeze_of_pcscd_loses_nothing() {
-    each_life(ServiceKind::Pcscd, &[profile()], |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, &[profile()], |process, raw| {
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
         assert_eq!(signer.sign(), CKR_OK);
@@ -141,9 +145,9 @@ fn race_11_freeze_of_pcscd_loses_nothing() {
         process.send_command("remove");
         thread::sleep(STANDSTILL);
         process.send_command("service thaw");
-        let (code, told) = waiter.recv_timeout(HANG).expect("the removal");
+        let (code, event) = waiter.recv_timeout(HANG).expect("the removal");
         assert_eq!(code, CKR_OK);
-        assert!([slot, slot + 1].contains(&told));
+        assert!([slot, slot + 1].contains(&event));
         assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
         process.send_command("insert");
         raw.wait_for_token(slot, true);
@@ -153,7 +157,7 @@ fn race_11_freeze_of_pcscd_loses_nothing() {
 #[test]
 fn race_12_card_exchanged_during_a_freeze_gets_neither_pin_nor_session() {
     let profiles = [profile(), profile().serial(2)];
-    each_life(ServiceKind::Pcscd, &profiles, |process, raw| {
+    in_each_configuration(ServiceKind::Pcscd, &profiles, |process, raw| {
         let tokens = raw.slots(true);
         let signer = Signer::log_in(raw, tokens[0]);
         assert_eq!(signer.sign(), CKR_OK);
@@ -188,9 +192,9 @@ fn renumbered(raw: FunctionList, show: impl FnOnce()) -> Signer {
     assert!(waiter.recv_timeout(MOMENT).is_err());
     renumber();
     show();
-    let (code, told) = waiter.recv_timeout(HANG).expect("something happened");
+    let (code, event) = waiter.recv_timeout(HANG).expect("something happened");
     assert_eq!(code, CKR_OK);
-    assert!(slots.contains(&told), "no slot is new");
+    assert!(slots.contains(&event), "no slot is new");
     raw.wait_for_token(slot, true);
     assert_eq!(raw.slots(false), slots, "slots keep their ids");
     signer
@@ -217,7 +221,7 @@ fn race_14_reader_renumbered_by_a_restart_keeps_slots_and_sessions() {
             pins(process, 0) - before <= 2,
             "the login, and verified again"
         );
-        removal_is_told(process, raw, raw.slots(true)[0]);
+        removal_is_reported(process, raw, raw.slots(true)[0]);
     });
 }
 
@@ -232,6 +236,6 @@ fn race_14_renumbered_reader_keeps_its_slots() {
         assert_eq!(signer.info(), CKR_SESSION_HANDLE_INVALID);
         let slot = raw.slots(true)[0];
         assert_eq!(Signer::log_in(raw, slot).sign(), CKR_OK);
-        removal_is_told(process, raw, slot);
+        removal_is_reported(process, raw, slot);
     });
 }

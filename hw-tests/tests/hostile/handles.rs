@@ -182,16 +182,16 @@ fn an_object_that_is_no_key_is_no_key_handle(fixture: &TokenFixture<'_>) {
             .filter(|(_, _, code)| *code != CKR_OBJECT_HANDLE_INVALID);
         for (name, arguments, _) in of_keys {
             // A derivation looks at its parameter as well: that is wrong here too.
-            let told = calls.call(name, &arguments).code;
+            let result = calls.call(name, &arguments).code;
             let none = [
                 CKR_KEY_HANDLE_INVALID,
                 CKR_WRAPPING_KEY_HANDLE_INVALID,
                 CKR_UNWRAPPING_KEY_HANDLE_INVALID,
             ];
-            let parameter = name == "C_DeriveKey" && told == CKR_MECHANISM_PARAM_INVALID;
+            let parameter = name == "C_DeriveKey" && result == CKR_MECHANISM_PARAM_INVALID;
             assert!(
-                none.contains(&told) || parameter,
-                "{name}, {object:?}: {told:#X}"
+                none.contains(&result) || parameter,
+                "{name}, {object:?}: {result:#X}"
             );
         }
     }

@@ -119,8 +119,8 @@ fn wrap_key_with_null_length_pointer_or_small_buffer_is_rejected(fixture: &Token
         .len;
     assert_eq!(asked, 24);
     for room in [0, 1, 23] {
-        let told = calls.call("C_WrapKey", &[s, WRAP, key, key, Arg::Out(room)]);
-        assert_eq!((told.code, told.len), (CKR_BUFFER_TOO_SMALL, 24));
+        let result = calls.call("C_WrapKey", &[s, WRAP, key, key, Arg::Out(room)]);
+        assert_eq!((result.code, result.len), (CKR_BUFFER_TOO_SMALL, 24));
     }
     calls.expect_ok("C_WrapKey", &[s, WRAP, key, key, Arg::Out(24)]);
 }

@@ -71,8 +71,8 @@ fn bad_message_keeps_the_message_signing_operation(fixture: &TokenFixture<'_>) {
             let part = all(s, &[&NONE, &bad, &[NULL, NULL]]);
             calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &part);
             calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessageNext", what, &whole);
-            let told = calls.expect_ok("C_SignMessageNext", &good);
-            assert_eq!(told.output.len(), expected, "{what}");
+            let result = calls.expect_ok("C_SignMessageNext", &good);
+            assert_eq!(result.output.len(), expected, "{what}");
         }
         let nowhere = all(s, &[&NONE, &[MESSAGE, Arg::In(&[0; 64]), NULL]]);
         calls.expect(CKR_ARGUMENTS_BAD, "C_SignMessage", "no length", &nowhere);
@@ -164,11 +164,11 @@ fn known_signature_of_null_or_wrong_length_leaves_no_active_operation(fixture: &
         for len in [0, 8, 65_537, 1 << 20, HUGE / 2 + 1, HUGE] {
             let arguments = all(s, &[&verifying, &[there, Arg::Word(len)]]);
             let begun = calls.call("C_VerifySignatureInit", &arguments).code;
-            let told = match begun {
+            let result = match begun {
                 CKR_OK => calls.call("C_VerifySignature", &[s, MESSAGE]).code,
                 code => code,
             };
-            assert_eq!(told, CKR_SIGNATURE_LEN_RANGE, "{len:#X} bytes");
+            assert_eq!(result, CKR_SIGNATURE_LEN_RANGE, "{len:#X} bytes");
             calls.expect(NOTHING, "C_VerifySignature", "over", &[s, MESSAGE]);
         }
     }
@@ -301,6 +301,6 @@ fn verify_recover_rejects_null_wrong_length_and_forged_signatures(fixture: &Toke
         "short",
         &[s, all, Arg::Out(26)],
     );
-    let told = calls.expect_ok("C_VerifyRecover", &[s, all, Arg::Out(27)]);
-    assert_eq!(told.output, b"a message of the right sort");
+    let result = calls.expect_ok("C_VerifyRecover", &[s, all, Arg::Out(27)]);
+    assert_eq!(result.output, b"a message of the right sort");
 }

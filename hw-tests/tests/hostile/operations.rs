@@ -85,12 +85,12 @@ impl OperationKind {
     pub fn works(&self, calls: &mut RawCall<'_>) {
         self.begin(calls);
         let (session, input) = (self.init.1[0], Arg::Bytes(&self.input));
-        let told = calls.expect_ok(self.single, &[session, input, Arg::Out(self.output)]);
-        assert_eq!(told.len, self.output, "{}", self.single);
+        let result = calls.expect_ok(self.single, &[session, input, Arg::Out(self.output)]);
+        assert_eq!(result.len, self.output, "{}", self.single);
     }
 }
 
-fn way(
+fn operation_kind(
     init: (&'static str, &[Arg<'static>]),
     [single, update, last]: [&'static str; 3],
     (input, output): (Vec<u8>, usize),
@@ -114,7 +114,7 @@ const SIGN: [&str; 3] = ["C_Sign", "C_SignUpdate", "C_SignFinal"];
 const IV: [u8; 16] = [7; 16];
 
 /// What every token does with keys of the session, and a signature of the card.
-pub fn ways(calls: &mut RawCall<'_>, session: &TestSession) -> Vec<OperationKind> {
+pub fn operation_kinds(calls: &mut RawCall<'_>, session: &TestSession) -> Vec<OperationKind> {
     let s = session_arg(session);
     let (aes, generic) = (calls.aes(s), calls.generic(s));
     let signer = session.signer();
@@ -126,26 +126,30 @@ pub fn ways(calls: &mut RawCall<'_>, session: &TestSession) -> Vec<OperationKind
     let block = || vec![3; 32];
     let hashed = [s, mechanism(CKM_SHA256)];
     let mac = [s, mechanism(CKM_SHA256_HMAC), generic];
-    let mut ways = vec![
-        way(("C_EncryptInit", &[s, ecb, aes]), ENCRYPT, (block(), 32)),
-        way(("C_EncryptInit", &[s, cbc, aes]), ENCRYPT, (block(), 32)),
-        way(
+    let mut operations = vec![
+        operation_kind(("C_EncryptInit", &[s, ecb, aes]), ENCRYPT, (block(), 32)),
+        operation_kind(("C_EncryptInit", &[s, cbc, aes]), ENCRYPT, (block(), 32)),
+        operation_kind(
             ("C_EncryptInit", &[s, padded, aes]),
             ENCRYPT,
             (vec![3; 20], 32),
         ),
-        way(("C_DecryptInit", &[s, ecb, aes]), DECRYPT, (block(), 32)),
-        way(("C_DecryptInit", &[s, cbc, aes]), DECRYPT, (block(), 32)),
-        way(("C_DigestInit", &hashed), DIGEST, (block(), 32)),
-        way(("C_SignInit", &mac), SIGN, (block(), 32)),
+        operation_kind(("C_DecryptInit", &[s, ecb, aes]), DECRYPT, (block(), 32)),
+        operation_kind(("C_DecryptInit", &[s, cbc, aes]), DECRYPT, (block(), 32)),
+        operation_kind(("C_DigestInit", &hashed), DIGEST, (block(), 32)),
+        operation_kind(("C_SignInit", &mac), SIGN, (block(), 32)),
     ];
     let by_card = [s, mechanism(signing), signer];
-    ways.push(way(("C_SignInit", &by_card), SIGN, (block(), 64)));
-    ways
+    operations.push(operation_kind(
+        ("C_SignInit", &by_card),
+        SIGN,
+        (block(), 64),
+    ));
+    operations
 }
 
 /// What RSA keys of a card do, and their public halves on the host.
-fn rsa_ways(session: &TestSession) -> Vec<OperationKind> {
+fn rsa_operation_kinds(session: &TestSession) -> Vec<OperationKind> {
     let s = session_arg(session);
     let handle = |key: cryptoki::object::ObjectHandle| Arg::Word(key.handle() as usize);
     let pkcs1 = Arg::Mechanism(CKM_RSA_PKCS, &[]);
@@ -158,18 +162,18 @@ fn rsa_ways(session: &TestSession) -> Vec<OperationKind> {
     let recover = [s, pkcs1, handle(signer)];
     let only = |single| [single, "", ""];
     vec![
-        way(
+        operation_kind(
             ("C_EncryptInit", &[s, pkcs1, handle(public)]),
             ENCRYPT,
             (message.clone(), 256),
         ),
-        way(
+        operation_kind(
             ("C_DecryptInit", &[s, pkcs1, handle(decryptor)]),
             DECRYPT,
             (vec![1; 256], 245),
         ),
-        way(("C_SignInit", &recover), SIGN, (message.clone(), 256)),
-        way(
+        operation_kind(("C_SignInit", &recover), SIGN, (message.clone(), 256)),
+        operation_kind(
             ("C_SignRecoverInit", &recover),
             only("C_SignRecover"),
             (message, 256),
@@ -177,109 +181,125 @@ fn rsa_ways(session: &TestSession) -> Vec<OperationKind> {
     ]
 }
 
-fn bad_input(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
+fn bad_input(calls: &mut RawCall<'_>, operations: &[OperationKind]) {
     let over = (CKR_ARGUMENTS_BAD, false);
-    for way in ways {
-        let there = Arg::In(&way.input);
+    for operation in operations {
+        let there = Arg::In(&operation.input);
         for (what, input, len) in [
             ("nowhere", NULL, 8),
             ("nowhere, endless", NULL, HUGE),
             ("endless", there, HUGE),
             ("half the address space and one", there, HUGE / 2 + 1),
         ] {
-            let whole = [input, Arg::Word(len), Arg::Out(way.output.max(300))];
-            way.expect(calls, over, way.single, what, &whole);
-            if let Some(update) = way.update {
-                let part = if way.streams { &whole[..] } else { &whole[..2] };
-                way.expect(calls, over, update, what, part);
+            let whole = [input, Arg::Word(len), Arg::Out(operation.output.max(300))];
+            operation.expect(calls, over, operation.single, what, &whole);
+            if let Some(update) = operation.update {
+                let part = if operation.streams {
+                    &whole[..]
+                } else {
+                    &whole[..2]
+                };
+                operation.expect(calls, over, update, what, part);
             }
         }
     }
 }
 
-fn bad_output(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
+fn bad_output(calls: &mut RawCall<'_>, operations: &[OperationKind]) {
     let over = (CKR_ARGUMENTS_BAD, false);
-    for way in ways {
-        let (input, room) = (Arg::Bytes(&way.input), vec![0; way.output]);
+    for operation in operations {
+        let (input, room) = (Arg::Bytes(&operation.input), vec![0; operation.output]);
         for (what, buffer) in [("a buffer", Arg::In(&room)), ("no buffer", NULL)] {
-            way.expect(calls, over, way.single, what, &[input, buffer, NULL]);
-            if let Some(update) = way.update.filter(|_| way.streams) {
-                way.expect(calls, over, update, what, &[input, buffer, NULL]);
+            operation.expect(calls, over, operation.single, what, &[input, buffer, NULL]);
+            if let Some(update) = operation.update.filter(|_| operation.streams) {
+                operation.expect(calls, over, update, what, &[input, buffer, NULL]);
             }
-            if let Some(last) = way.last {
-                way.expect(calls, over, last, what, &[buffer, NULL]);
+            if let Some(last) = operation.last {
+                operation.expect(calls, over, last, what, &[buffer, NULL]);
             }
         }
     }
 }
 
-fn short_output(calls: &mut RawCall<'_>, ways: &[OperationKind]) {
-    for way in ways {
-        let (session, input) = (way.init.1[0], Arg::Bytes(&way.input));
-        way.begin(calls);
+fn short_output(calls: &mut RawCall<'_>, operations: &[OperationKind]) {
+    for operation in operations {
+        let (session, input) = (operation.init.1[0], Arg::Bytes(&operation.input));
+        operation.begin(calls);
         calls.fixture.silently(|| {
-            let asked = calls.expect_ok(way.single, &[session, input, Arg::Asked]);
-            assert!(asked.len >= way.output, "{}", way.single);
-            for room in [0, 1, way.output - 1] {
-                let told = calls.call(way.single, &[session, input, Arg::Out(room)]);
-                assert_eq!(told.code, CKR_BUFFER_TOO_SMALL, "{}", way.single);
-                assert_eq!(told.len, asked.len, "{}", way.single);
+            let asked = calls.expect_ok(operation.single, &[session, input, Arg::Asked]);
+            assert!(asked.len >= operation.output, "{}", operation.single);
+            for room in [0, 1, operation.output - 1] {
+                let result = calls.call(operation.single, &[session, input, Arg::Out(room)]);
+                assert_eq!(result.code, CKR_BUFFER_TOO_SMALL, "{}", operation.single);
+                assert_eq!(result.len, asked.len, "{}", operation.single);
             }
         });
-        assert!(way.ends(calls), "{} has ended it", way.single);
+        assert!(operation.ends(calls), "{} has ended it", operation.single);
     }
 }
 
 fn null_or_endless_input_ends_the_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let ways = ways(&mut calls, &session);
-    bad_input(&mut calls, &ways);
-    ways.iter().for_each(|way| way.works(&mut calls));
+    let operations = operation_kinds(&mut calls, &session);
+    bad_input(&mut calls, &operations);
+    operations
+        .iter()
+        .for_each(|operation| operation.works(&mut calls));
 }
 
 fn null_length_pointer_ends_the_operation_with_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let ways = ways(&mut calls, &session);
-    bad_output(&mut calls, &ways);
-    ways.iter().for_each(|way| way.works(&mut calls));
+    let operations = operation_kinds(&mut calls, &session);
+    bad_output(&mut calls, &operations);
+    operations
+        .iter()
+        .for_each(|operation| operation.works(&mut calls));
 }
 
 fn buffer_one_byte_short_keeps_the_operation_active(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let ways = ways(&mut calls, &session);
-    short_output(&mut calls, &ways);
-    ways.iter().for_each(|way| way.works(&mut calls));
+    let operations = operation_kinds(&mut calls, &session);
+    short_output(&mut calls, &operations);
+    operations
+        .iter()
+        .for_each(|operation| operation.works(&mut calls));
 }
 
 fn null_or_endless_input_ends_an_rsa_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    bad_input(&mut calls, &rsa_ways(&session));
+    bad_input(&mut calls, &rsa_operation_kinds(&session));
 }
 
 fn null_length_pointer_ends_an_rsa_operation_with_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    bad_output(&mut calls, &rsa_ways(&session));
+    bad_output(&mut calls, &rsa_operation_kinds(&session));
 }
 
 fn buffer_one_byte_short_keeps_an_rsa_operation_active(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    short_output(&mut calls, &rsa_ways(&session));
+    short_output(&mut calls, &rsa_operation_kinds(&session));
 }
 
 fn length_query_for_huge_input_succeeds_or_ends_with_arguments_bad(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let ways = ways(&mut calls, &session);
-    for way in &ways {
-        let session = way.init.1[0];
+    let operations = operation_kinds(&mut calls, &session);
+    for operation in &operations {
+        let session = operation.init.1[0];
         for len in [HUGE, HUGE - 1, HUGE - 15, HUGE - 16, HUGE / 2, HUGE / 2 + 1] {
-            way.begin(&mut calls);
-            let asked = calls.call(way.single, &[session, NULL, Arg::Word(len), Arg::Asked]);
+            operation.begin(&mut calls);
+            let asked = calls.call(
+                operation.single,
+                &[session, NULL, Arg::Word(len), Arg::Asked],
+            );
             // A length that no memory has may be refused as well; then it is over.
-            let stays = way.ends(&mut calls);
+            let stays = operation.ends(&mut calls);
             match asked.code {
-                CKR_OK => assert!(stays && asked.len >= way.output, "{len:#X}: {asked:?}"),
-                CKR_ARGUMENTS_BAD => assert!(!stays, "{}", way.single),
-                code => panic!("{}: {code:#X}", way.single),
+                CKR_OK => assert!(
+                    stays && asked.len >= operation.output,
+                    "{len:#X}: {asked:?}"
+                ),
+                CKR_ARGUMENTS_BAD => assert!(!stays, "{}", operation.single),
+                code => panic!("{}: {code:#X}", operation.single),
             }
         }
     }
@@ -287,16 +307,21 @@ fn length_query_for_huge_input_succeeds_or_ends_with_arguments_bad(fixture: &Tok
 
 fn update_with_zero_length_input_succeeds_with_any_pointer(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let ways = ways(&mut calls, &session);
-    for way in &ways {
-        let update = way.update.expect("in parts");
-        way.begin(&mut calls);
+    let operations = operation_kinds(&mut calls, &session);
+    for operation in &operations {
+        let update = operation.update.expect("in parts");
+        operation.begin(&mut calls);
         for pointer in [0, 1, HUGE] {
-            let nothing = [way.init.1[0], Arg::Word(pointer), Arg::Word(0), Arg::Out(0)];
-            let arguments = if way.streams { 4 } else { 3 };
+            let nothing = [
+                operation.init.1[0],
+                Arg::Word(pointer),
+                Arg::Word(0),
+                Arg::Out(0),
+            ];
+            let arguments = if operation.streams { 4 } else { 3 };
             calls.expect_ok(update, &nothing[..arguments]);
         }
-        assert!(way.ends(&mut calls), "{update} has ended it");
+        assert!(operation.ends(&mut calls), "{update} has ended it");
     }
 }
 
@@ -353,7 +378,7 @@ fn null_or_wrong_length_signature_ends_the_verification(fixture: &TokenFixture<'
     let mac = Arg::Mechanism(CKM_SHA256_HMAC, &[]);
     let message = Arg::Bytes(b"message");
     for (arguments, len) in [([s, mac, key], 32), ([s, by_card, public], 64)] {
-        let way = way(
+        let operation = operation_kind(
             ("C_VerifyInit", &arguments),
             ["C_Verify", "", ""],
             (Vec::new(), len),
@@ -372,17 +397,17 @@ fn null_or_wrong_length_signature_ends_the_verification(fixture: &TokenFixture<'
         ] {
             let what = format!("{said:#X} bytes");
             let pair = [pointer, Arg::Word(said)];
-            way.expect(
+            operation.expect(
                 &mut calls,
                 (code, false),
                 "C_Verify",
                 &what,
                 &[&[message], &pair[..]].concat(),
             );
-            way.expect(&mut calls, (code, false), "C_VerifyFinal", &what, &pair);
+            operation.expect(&mut calls, (code, false), "C_VerifyFinal", &what, &pair);
         }
         let nowhere = [NULL, Arg::Word(1), Arg::Bytes(&signature)];
-        way.expect(
+        operation.expect(
             &mut calls,
             (CKR_ARGUMENTS_BAD, false),
             "C_Verify",

@@ -11,7 +11,7 @@ use claviger_hw_tests::{
 use cryptoki_sys::*;
 
 use crate::{
-    operations::{OperationKind, ways},
+    operations::{OperationKind, operation_kinds},
     templates::session_arg,
 };
 
@@ -31,18 +31,18 @@ const MIDDLE: usize = 64;
 fn overlapped(
     calls: &mut RawCall<'_>,
     name: &str,
-    way: &OperationKind,
+    operation: &OperationKind,
     room: usize,
     shift: isize,
 ) -> Vec<u8> {
     calls.memory.clear();
-    let len = way.input.len();
+    let len = operation.input.len();
     let end = len.max(room.saturating_add_signed(shift));
     let mut content = vec![0; MIDDLE + end];
-    content[MIDDLE..MIDDLE + len].copy_from_slice(&way.input);
+    content[MIDDLE..MIDDLE + len].copy_from_slice(&operation.input);
     let (start, piece) = calls.memory.place(&content, 0, Use::Free);
     let (count, number) = calls.memory.place(&room.to_ne_bytes(), 1, Use::Free);
-    let Arg::Word(session) = way.init.1[0] else {
+    let Arg::Word(session) = operation.init.1[0] else {
         panic!("a session")
     };
     let input = start as usize + MIDDLE;
@@ -54,35 +54,44 @@ fn overlapped(
     let content = calls.memory.content(piece);
     let (before, after) = (&content[..at.min(MIDDLE)], &content[at + written..]);
     assert!(before.iter().all(|byte| *byte == 0), "{name}: before it");
-    let input = [&vec![0; MIDDLE][..], &way.input].concat();
+    let input = [&vec![0; MIDDLE][..], &operation.input].concat();
     let untouched = input.get(at + written..).unwrap_or_default();
     assert!(after.starts_with(untouched), "{name}: behind it");
     content[at..at + written].to_vec()
 }
 
 /// The input of every way has each byte once, so that nothing that is misplaced looks right.
-fn distinct(mut way: OperationKind) -> OperationKind {
-    way.input = (0..way.input.len()).map(|at| at as u8 + 1).collect();
-    way
+fn distinct(mut operation: OperationKind) -> OperationKind {
+    operation.input = (0..operation.input.len()).map(|at| at as u8 + 1).collect();
+    operation
 }
 
 /// A signature of the card is another one each time.
-fn repeats(way: &OperationKind) -> bool {
-    way.output != 64
+fn repeats(operation: &OperationKind) -> bool {
+    operation.output != 64
 }
 
 fn output_buffer_may_overlap_the_input(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
-    for way in ways(&mut calls, &session).into_iter().map(distinct) {
-        way.begin(&mut calls);
-        let apart = [s, Arg::Bytes(&way.input), Arg::Out(way.output)];
-        let expected = calls.expect_ok(way.single, &apart).output;
+    for operation in operation_kinds(&mut calls, &session)
+        .into_iter()
+        .map(distinct)
+    {
+        operation.begin(&mut calls);
+        let apart = [s, Arg::Bytes(&operation.input), Arg::Out(operation.output)];
+        let expected = calls.expect_ok(operation.single, &apart).output;
         for shift in SHIFTS {
-            way.begin(&mut calls);
-            let made = overlapped(&mut calls, way.single, &way, way.output, shift);
-            if repeats(&way) {
-                assert_eq!(made, expected, "{}, shifted by {shift}", way.single);
+            operation.begin(&mut calls);
+            let made = overlapped(
+                &mut calls,
+                operation.single,
+                &operation,
+                operation.output,
+                shift,
+            );
+            if repeats(&operation) {
+                assert_eq!(made, expected, "{}, shifted by {shift}", operation.single);
             } else {
                 assert_eq!(made.len(), expected.len());
             }
@@ -93,37 +102,39 @@ fn output_buffer_may_overlap_the_input(fixture: &TokenFixture<'_>) {
 fn parts_may_lie_over_their_output(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
     let s = session_arg(&session);
-    let ciphers = ways(&mut calls, &session).into_iter().map(distinct);
-    for way in ciphers.filter(|way| way.single.ends_with("crypt")) {
-        let update = way.update.expect("in parts");
-        way.begin(&mut calls);
-        let room = [s, Arg::Bytes(&way.input), Arg::Out(48)];
+    let ciphers = operation_kinds(&mut calls, &session)
+        .into_iter()
+        .map(distinct);
+    for operation in ciphers.filter(|operation| operation.single.ends_with("crypt")) {
+        let update = operation.update.expect("in parts");
+        operation.begin(&mut calls);
+        let room = [s, Arg::Bytes(&operation.input), Arg::Out(48)];
         let expected = calls.expect_ok(update, &room).output;
-        assert!(way.ends(&mut calls));
+        assert!(operation.ends(&mut calls));
         for shift in SHIFTS {
-            way.begin(&mut calls);
-            let made = overlapped(&mut calls, update, &way, expected.len(), shift);
+            operation.begin(&mut calls);
+            let made = overlapped(&mut calls, update, &operation, expected.len(), shift);
             assert_eq!(made, expected, "{update}, shifted by {shift}");
-            assert!(way.ends(&mut calls));
+            assert!(operation.ends(&mut calls));
         }
     }
 }
 
 fn length_inside_the_output_buffer_does_no_harm(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    for way in ways(&mut calls, &session) {
-        way.begin(&mut calls);
+    for operation in operation_kinds(&mut calls, &session) {
+        operation.begin(&mut calls);
         calls.memory.clear();
-        let mut content = way.input.clone();
-        content.resize(way.output.max(content.len()) + 8, 0);
-        content[..8].copy_from_slice(&way.output.to_ne_bytes());
+        let mut content = operation.input.clone();
+        content.resize(operation.output.max(content.len()) + 8, 0);
+        content[..8].copy_from_slice(&operation.output.to_ne_bytes());
         let (start, _) = calls.memory.place(&content, 0, Use::Free);
-        let (start, len) = (start as usize, way.input.len());
+        let (start, len) = (start as usize, operation.input.len());
         let list = [session.id() as usize, start, len, start, start];
         // What it makes is nobody's; nothing else may suffer.
-        let code = calls.call_words(way.single, &list);
-        assert_eq!(code, CKR_OK, "{}", way.single);
-        way.works(&mut calls);
+        let code = calls.call_words(operation.single, &list);
+        assert_eq!(code, CKR_OK, "{}", operation.single);
+        operation.works(&mut calls);
     }
 }
 
@@ -212,10 +223,10 @@ fn each_attribute_is_answered_though_others_cannot_be(fixture: &TokenFixture<'_>
                 room => calls.memory.place(&vec![0; room], tail, purpose).0 as usize,
             };
             let list = [kind, pointer, said, class, 0, 0, kind, 0, 0];
-            let (told, lengths) = ask(&mut calls, object, &list, tail);
+            let (result, lengths) = ask(&mut calls, object, &list, tail);
             let sensitive =
-                told == CKR_ATTRIBUTE_SENSITIVE && kind == CKA_PRIVATE_EXPONENT as usize;
-            assert!(told == code || sensitive, "{kind:#X}: {told:#X}");
+                result == CKR_ATTRIBUTE_SENSITIVE && kind == CKA_PRIVATE_EXPONENT as usize;
+            assert!(result == code || sensitive, "{kind:#X}: {result:#X}");
             assert_eq!(lengths[..2], [len, 8], "{kind:#X}");
         }
     }

@@ -74,9 +74,9 @@ fn login_user_with_a_name_or_a_null_name_is_rejected(fixture: &TokenFixture<'_>)
         (Arg::In(b"name"), HUGE),
     ] {
         let arguments = [&login[..], &[pointer, Arg::Word(len)]].concat();
-        let told = fixture.silently(|| calls.call("C_LoginUser", &arguments).code);
+        let result = fixture.silently(|| calls.call("C_LoginUser", &arguments).code);
         let refused = [CKR_ARGUMENTS_BAD, CKR_USER_TYPE_INVALID];
-        assert!(refused.contains(&told), "{len:#X} bytes: {told:#X}");
+        assert!(refused.contains(&result), "{len:#X} bytes: {result:#X}");
     }
     let nobody = [&login[..], &[Arg::Word(HUGE), Arg::Word(0)]].concat();
     calls.expect_ok("C_LoginUser", &nobody);

@@ -10,7 +10,7 @@ use claviger_hw_tests::{
 };
 use cryptoki_sys::*;
 
-use crate::{operations::ways, templates::session_arg};
+use crate::{operations::operation_kinds, templates::session_arg};
 
 for_each_card! { [piv openpgp] [
     get_operation_state_keeps_the_digest_with_null_length_or_small_buffer
@@ -58,8 +58,11 @@ fn get_operation_state_keeps_the_digest_with_null_length_or_small_buffer(
     calls.expect(none, "C_GetOperationState", "nothing", &[s, Arg::Asked]);
     let state = begun(&mut calls, s);
     for room in [0, 1, state.len() - 1] {
-        let told = calls.call("C_GetOperationState", &[s, Arg::Out(room)]);
-        assert_eq!((told.code, told.len), (CKR_BUFFER_TOO_SMALL, state.len()));
+        let result = calls.call("C_GetOperationState", &[s, Arg::Out(room)]);
+        assert_eq!(
+            (result.code, result.len),
+            (CKR_BUFFER_TOO_SMALL, state.len())
+        );
     }
     let nowhere = [s, Arg::In(&state), NULL];
     calls.expect(
@@ -159,15 +162,15 @@ fn a_key_for_a_state_that_needs_none_is_refused(fixture: &TokenFixture<'_>) {
 }
 
 /// Everything the session can have under way at once, begun.
-fn all_begun(
+fn begin_all_operations(
     calls: &mut RawCall<'_>,
     session: &TestSession,
 ) -> Vec<(&'static str, Vec<Arg<'static>>)> {
     let mut begun: Vec<(&'static str, Vec<Arg<'static>>)> = Vec::new();
-    for way in ways(calls, session) {
-        if begun.iter().all(|(name, _)| *name != way.init.0) {
-            way.begin(calls);
-            begun.push(way.init.clone());
+    for operation in operation_kinds(calls, session) {
+        if begun.iter().all(|(name, _)| *name != operation.init.0) {
+            operation.begin(calls);
+            begun.push(operation.init.clone());
         }
     }
     let search = (
@@ -181,7 +184,7 @@ fn all_begun(
 
 fn a_cancel_of_everything_ends_everything(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let begun = all_begun(&mut calls, &session);
+    let begun = begin_all_operations(&mut calls, &session);
     calls.expect_ok("C_SessionCancel", &[session_arg(&session), Arg::Word(HUGE)]);
     for (name, arguments) in &begun {
         calls.expect_ok(name, arguments);
@@ -190,7 +193,7 @@ fn a_cancel_of_everything_ends_everything(fixture: &TokenFixture<'_>) {
 
 fn session_cancel_with_zero_or_unknown_flags_ends_no_operation(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.user());
-    let begun = all_begun(&mut calls, &session);
+    let begun = begin_all_operations(&mut calls, &session);
     let known = CKF_FIND_OBJECTS | CKF_DIGEST | CKF_ENCRYPT | CKF_DECRYPT | CKF_SIGN;
     let unknown = !(known as usize);
     for flags in [0, unknown, 1 << 31, 1 << 63] {

@@ -227,7 +227,7 @@ fn serves(clients: &Clients<'_>, key: &str, certificate: &str, versions: &[&str]
             assert!(
                 output.stdout.contains(line),
                 "{line}\n{output}\n{}",
-                server.said()
+                server.output()
             );
         }
     }

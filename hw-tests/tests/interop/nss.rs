@@ -201,7 +201,7 @@ impl<'a> Nss<'a> {
                 assert!(
                     output.stdout.contains(line),
                     "{line}\n{output}\n{}",
-                    server.said()
+                    server.output()
                 );
             }
         }

@@ -180,8 +180,8 @@ fn the_engine_asks_again_for_the_pin_of_9c(fixture: &CardFixture) {
         return;
     };
     let output = openssl.sign(PIV_SERIAL, "02", "piv-9C", &format!("{PIN}\n"));
-    let said = format!("{}{}", output.stdout, output.stderr);
-    assert!(said.contains("PIN for SIGN key"), "{output}");
+    let text = format!("{}{}", output.stdout, output.stderr);
+    assert!(text.contains("PIN for SIGN key"), "{output}");
 }
 
 /// The engine of libp11 0.4.12 stops at the first key whose type it does not know, so a card that also has
@@ -270,8 +270,8 @@ fn a_tls_server_has_its_key_on_the_card(fixture: &CardFixture) {
         .arg("-cert")
         .arg(clients.certificate_in_pem("piv-9A"));
     let mut server = Background::start(&mut serve, clients.path("server.log"));
-    let address = server.wait_for("the server's port", |said| {
-        let line = said.lines().find_map(|line| line.strip_prefix("ACCEPT "))?;
+    let address = server.wait_for("the server's port", |text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("ACCEPT "))?;
         Some(line.trim().to_owned())
     });
     let mut connect = clients.command("openssl");
@@ -289,7 +289,7 @@ fn a_tls_server_has_its_key_on_the_card(fixture: &CardFixture) {
     assert!(
         output.stdout.contains("drac eht no"),
         "{output}\n{}",
-        server.said()
+        server.output()
     );
 }
 

@@ -183,12 +183,12 @@ impl<'a> Engine<'a> {
             .args(client)
             .arg("-CAfile")
             .arg(self.clients.certificate_in_pem("ca"));
-        let said = converse(connect.args(["-connect", &address(&mut server)]));
+        let text = converse(connect.args(["-connect", &address(&mut server)]));
         for line in [
             "drac eht no",
             &format!("Peer signature type: {signature}\n"),
         ] {
-            assert!(said.contains(line), "{line}\n{said}\n{}", server.said());
+            assert!(text.contains(line), "{line}\n{text}\n{}", server.output());
         }
     }
 
@@ -230,16 +230,16 @@ impl<'a> Engine<'a> {
         connect
             .args([version, "-cert"])
             .arg(clients.certificate_in_pem(certificate));
-        let said = converse(connect.args(["-connect", &address(&mut server)]));
-        assert!(said.contains("drac eht no"), "{said}\n{}", server.said());
+        let text = converse(connect.args(["-connect", &address(&mut server)]));
+        assert!(text.contains("drac eht no"), "{text}\n{}", server.output());
         for judged in [
             "Verification: OK",
             &format!("Signature type: {signature}\n"),
         ] {
             assert!(
-                server.said().contains(judged),
+                server.output().contains(judged),
                 "{judged}\n{}",
-                server.said()
+                server.output()
             );
         }
     }
@@ -253,8 +253,8 @@ fn with_engine(fixture: &CardFixture, rule: impl FnOnce(&Engine<'_>)) {
 }
 
 fn address(server: &mut Background) -> String {
-    server.wait_for("the server's port", |said| {
-        let line = said.lines().find_map(|line| line.strip_prefix("ACCEPT "))?;
+    server.wait_for("the server's port", |text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("ACCEPT "))?;
         Some(line.trim().to_owned())
     })
 }

@@ -248,13 +248,13 @@ fn signature_test(fixture: &CardFixture, url: &str) {
     let output = Clients::of(fixture)
         .p11tool(Some(PIN), &["--login", "--test-sign", url])
         .expect_success();
-    let said = format!("{}{}", output.stdout, output.stderr);
+    let text = format!("{}{}", output.stdout, output.stderr);
     for step in [
         "Signing using",
         "Verifying against private key parameters",
         "Verifying against public key in the token",
     ] {
-        let passed = said
+        let passed = text
             .lines()
             .any(|line| line.starts_with(step) && line.ends_with("... ok"));
         assert!(passed, "{step}\n{output}");

@@ -416,19 +416,19 @@ fn self_test(fixture: &CardFixture) -> String {
     let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&["--test"])
         .expect_success();
-    let said = format!("{}{}", output.stdout, output.stderr);
+    let text = format!("{}{}", output.stdout, output.stderr);
     assert!(output.stdout.ends_with("No errors\n"), "{output}");
-    assert!(!said.contains("ERR"), "{output}");
-    said
+    assert!(!text.contains("ERR"), "{output}");
+    text
 }
 
 fn the_self_test_finds_no_error_on_piv(fixture: &CardFixture) {
-    let said = self_test(fixture);
+    let text = self_test(fixture);
     assert!(
-        said.contains("all 4 signature functions seem to work"),
-        "{said}"
+        text.contains("all 4 signature functions seem to work"),
+        "{text}"
     );
-    assert!(said.contains("SHA256-RSA-PKCS: OK"), "{said}");
+    assert!(text.contains("SHA256-RSA-PKCS: OK"), "{text}");
 }
 
 fn the_self_test_finds_no_error_on_piv_with_rsa_for_authentication(fixture: &CardFixture) {

@@ -112,10 +112,10 @@ impl<'a> Key<'a> {
             "--output-file",
             output.to_str().unwrap(),
         ];
-        let said = self
+        let text = self
             .clients
             .pkcs11_tool_logged_in(&[what, &key, &files].concat());
-        (said, output)
+        (text, output)
     }
 
     /// Signs; OpenSSL judges over `message`, of which `input` is the hash or the whole.
@@ -128,9 +128,9 @@ impl<'a> Key<'a> {
         message: &Path,
     ) {
         let what = [&["--sign", "--signature-format", "openssl"], more].concat();
-        let (said, output) = self.tool(&what, mechanism, input);
-        let said = said.expect_success();
-        assert!(output.is_file(), "{said}");
+        let (text, output) = self.tool(&what, mechanism, input);
+        let text = text.expect_success();
+        assert!(output.is_file(), "{text}");
         let signature = self.clients.path("signature");
         fs::rename(output, &signature).unwrap();
         self.clients
@@ -143,13 +143,13 @@ impl<'a> Key<'a> {
         let signature = ["--signature-file", signature.to_str().unwrap()];
         let format = ["--verify", "--signature-format", "openssl"];
         let what = [&format[..], &signature, more].concat();
-        let (said, _) = self.tool(&what, mechanism, input);
-        let said = said.expect_success();
-        assert!(said.stdout.contains("Signature is valid"), "{said}");
+        let (text, _) = self.tool(&what, mechanism, input);
+        let text = text.expect_success();
+        assert!(text.stdout.contains("Signature is valid"), "{text}");
         let mut other = fs::read(input).unwrap();
         *other.last_mut().unwrap() ^= 1;
-        let (said, _) = self.tool(&what, mechanism, &self.clients.file("other-input", other));
-        assert!(said.stdout.contains("Invalid signature"), "{said}");
+        let (text, _) = self.tool(&what, mechanism, &self.clients.file("other-input", other));
+        assert!(text.stdout.contains("Invalid signature"), "{text}");
     }
 
     fn signs_with_raw_rsa(&self, mechanism: &str) {
@@ -157,8 +157,8 @@ impl<'a> Key<'a> {
             .map(|n| n.to_le_bytes()[0] & 0x7F)
             .collect();
         let input = self.clients.file("block", &block);
-        let (said, signature) = self.tool(&["--sign"], mechanism, &input);
-        said.expect_success();
+        let (text, signature) = self.tool(&["--sign"], mechanism, &input);
+        text.expect_success();
         let mut recover = self.clients.command("openssl");
         recover
             .args(["pkeyutl", "-verifyrecover", "-pubin", "-inkey"])
@@ -185,9 +185,9 @@ impl<'a> Key<'a> {
 
     fn opens(&self, mechanism: &str, more: &[&str], ciphertext: &Path, message: &[u8]) {
         let what = [&["--decrypt"], more].concat();
-        let (said, output) = self.tool(&what, mechanism, ciphertext);
-        let said = said.expect_success();
-        assert_eq!(fs::read(output).unwrap(), message, "{mechanism} {said}");
+        let (text, output) = self.tool(&what, mechanism, ciphertext);
+        let text = text.expect_success();
+        assert_eq!(fs::read(output).unwrap(), message, "{mechanism} {text}");
     }
 
     /// Agrees on a secret with a key of OpenSSL. `pkcs11-tool` 0.23 reads no public key of X25519.
@@ -196,10 +196,10 @@ impl<'a> Key<'a> {
             return;
         }
         let peer = self.clients.peer(&self.curve());
-        let (said, output) = self.tool(&["--derive"], mechanism, &peer.public);
-        let said = said.expect_success();
+        let (text, output) = self.tool(&["--derive"], mechanism, &peer.public);
+        let text = text.expect_success();
         let expected = self.clients.shared_secret(&peer, &self.public);
-        assert_eq!(fs::read(output).unwrap(), expected, "{said}");
+        assert_eq!(fs::read(output).unwrap(), expected, "{text}");
     }
 
     fn curve(&self) -> String {

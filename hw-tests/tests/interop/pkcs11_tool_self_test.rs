@@ -32,38 +32,38 @@ over_the_socket! { NEEDED;
     no_object_comes_to_stay_by_unwrapping: CardProfile::openpgp(OpenPgpPlan::rsa());
 }
 
-fn said(output: &Output) -> String {
+fn text(output: &Output) -> String {
     format!("{}{}", output.stdout, output.stderr)
 }
 
 /// `pkcs11-tool --test` exits with 0 whatever it finds; what it says counts.
 fn passes(clients: &Clients<'_>, arguments: &[&str]) -> String {
     let output = clients.pkcs11_tool_logged_in(arguments).expect_success();
-    let said = said(&output);
+    let text = text(&output);
     assert!(output.stdout.ends_with("No errors\n"), "{output}");
     assert!(
-        !said.contains("ERR") && !said.contains("rv = CKR"),
+        !text.contains("ERR") && !text.contains("rv = CKR"),
         "{output}"
     );
-    said
+    text
 }
 
 const TOKENS: [&str; 2] = ["PIV 00000001", "OpenPGP 00000001"];
 
 /// What each part says when it found something to do and nothing wrong.
-fn tests(said: &str, steps: &[&str]) {
+fn tests(text: &str, steps: &[&str]) {
     let general = [
         "seems to be OK",
         "all 4 digest functions seem to work",
         "SHA256: OK",
     ];
     for step in general.iter().chain(steps) {
-        assert!(said.contains(step), "{step}\n{said}");
+        assert!(text.contains(step), "{step}\n{text}");
     }
 }
 
 fn the_self_test_signs_verifies_and_decrypts_with_piv_keys(fixture: &CardFixture) {
-    let said = passes(
+    let text = passes(
         &Clients::of(fixture),
         &["--token-label", TOKENS[0], "--test"],
     );
@@ -75,7 +75,7 @@ fn the_self_test_signs_verifies_and_decrypts_with_piv_keys(fixture: &CardFixture
         "Decryption (currently only for RSA)",
         "mgf not set, defaulting to MGF1-SHA256\nOK",
     ];
-    tests(&said, &steps);
+    tests(&text, &steps);
 }
 
 /// It knows no use for keys that are not RSA.
@@ -90,14 +90,14 @@ fn the_self_test_finds_no_error_on_openpgp_keys(fixture: &CardFixture) {
 }
 
 fn the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys(fixture: &CardFixture) {
-    let said = passes(&Clients::of(fixture), &["--test"]);
+    let text = passes(&Clients::of(fixture), &["--test"]);
     let steps = [
         "all 4 signature functions seem to work",
         "SHA256-RSA-PKCS: OK",
         "Verify (currently only for RSA)\n  testing key 0 (Signature key)\n    RSA-PKCS: OK",
         "testing key 1 (Encryption key)\n    RSA-PKCS: OK",
     ];
-    tests(&said, &steps);
+    tests(&text, &steps);
 }
 
 /// PIV's management key as the factory made it.
@@ -152,7 +152,7 @@ fn a_forked_child_initializes_for_itself(fixture: &CardFixture) {
         let child = "Calling C_Initialize in forked child process";
         assert!(output.stdout.contains(child), "{output}");
         assert!(output.stdout.contains("Private Key Object"), "{output}");
-        assert!(!said(&output).contains("CKR_"), "{output}");
+        assert!(!text(&output).contains("CKR_"), "{output}");
     }
 }
 
@@ -164,16 +164,16 @@ fn threads_of_one_process_share_a_token(fixture: &CardFixture) {
         .pkcs11_tool_logged_in(&arguments)
         .expect_success();
     assert!(output.stdout.contains("No errors\n"), "{output}");
-    let said = said(&output);
+    let text = text(&output);
     for thread in 0..4 {
         let started = format!("Test thread {thread} started");
         let ended = format!("Test thread {thread} returning rv = 0");
         let slot_list = format!("Test thread {thread} C_GetSlotList returned CKR_OK");
         for line in [started, ended, slot_list] {
-            assert!(said.contains(&line), "{line}\n{output}");
+            assert!(text.contains(&line), "{line}\n{output}");
         }
     }
-    assert!(!said.contains("some errors"), "{output}");
+    assert!(!text.contains("some errors"), "{output}");
 }
 
 fn threads_of_one_process_share_an_openpgp_token(fixture: &CardFixture) {
@@ -186,7 +186,7 @@ fn second_initialization_returns_already_initialized(fixture: &CardFixture) {
         .pkcs11_tool_logged_in(&["--test-threads", "IN", "--list-objects"])
         .expect_success();
     assert!(
-        said(&output).contains("CKR_CRYPTOKI_ALREADY_INITIALIZED"),
+        text(&output).contains("CKR_CRYPTOKI_ALREADY_INITIALIZED"),
         "{output}"
     );
     assert!(output.stdout.contains("Private Key Object"), "{output}");

@@ -216,7 +216,7 @@ fn generation_leaves_no_thread_and_no_descriptor() {
 }
 
 /// A life with a waiter.
-fn lives(raw: FunctionList, flags: CK_FLAGS) {
+fn run_generation(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED);
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 0));
@@ -233,7 +233,7 @@ fn forked_child_uses_the_module_and_leaves_the_parents_waiter_undisturbed() {
             assert_eq!(raw.initialize(flags), CKR_OK);
             let waiter = SlotEventWaiter::blocked(raw);
             for descent in Descendant::ALL {
-                in_descendant(descent, || lives(raw, flags));
+                in_descendant(descent, || run_generation(raw, flags));
                 assert!(waiter.is_blocked());
                 assert_eq!(raw.slot_count(true), (CKR_OK, 0));
             }

@@ -80,10 +80,10 @@ fn follow_event(raw: FunctionList, process: &ModuleProcess, round: u32, source: 
 }
 
 /// Rounds of both, with `waiters` waiting; how many of those were told of an event and of the end.
-fn rounds(way: ServiceKind, flags: CK_FLAGS, waiters: usize) {
-    with_card(way, CardProfile::factory(), |process| {
+fn rounds(service: ServiceKind, flags: CK_FLAGS, waiters: usize) {
+    with_card(service, CardProfile::factory(), |process| {
         let raw = FunctionList::load();
-        let source = (way == ServiceKind::Pcscd).then(pcscd_events);
+        let source = (service == ServiceKind::Pcscd).then(pcscd_events);
         let mut ends = Vec::new();
         for round in 0..if source.is_some() { FEW } else { MANY } {
             assert_eq!(raw.initialize(flags), CKR_OK);
@@ -95,10 +95,10 @@ fn rounds(way: ServiceKind, flags: CK_FLAGS, waiters: usize) {
             }
             ends.extend(waiting.iter().map(end_of));
         }
-        let told = ends.iter().filter(|code| **code == CKR_OK).count();
+        let with_event = ends.iter().filter(|code| **code == CKR_OK).count();
         println!(
-            "{way:?}: {told} told of an event, {} of the end",
-            ends.len() - told
+            "{service:?}: {with_event} told of an event, {} of the end",
+            ends.len() - with_event
         );
     });
 }
@@ -135,8 +135,8 @@ fn race_08_waiter_between_event_and_finalize_over_pcscd_without_threads() {
 
 #[test]
 fn race_08_finalize_before_the_wait_and_after_its_event() {
-    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
-        with_card(way, CardProfile::factory(), |process| {
+    for service in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(service, CardProfile::factory(), |process| {
             let raw = FunctionList::load();
             for (round, flags) in [(0, OWN_THREAD), (1, NO_THREADS)] {
                 assert_eq!(raw.initialize(flags), CKR_OK);
@@ -193,8 +193,8 @@ fn end_amid_traffic(raw: FunctionList, process: &ModuleProcess, flags: CK_FLAGS,
 
 #[test]
 fn race_09_waiters_and_callers_all_return_at_finalize() {
-    for (way, rounds) in [(ServiceKind::Socket, 20), (ServiceKind::Pcscd, 3)] {
-        with_card(way, CardProfile::factory(), |process| {
+    for (service, rounds) in [(ServiceKind::Socket, 20), (ServiceKind::Pcscd, 3)] {
+        with_card(service, CardProfile::factory(), |process| {
             let raw = FunctionList::load();
             for flags in [OWN_THREAD, NO_THREADS] {
                 for round in 0..rounds {

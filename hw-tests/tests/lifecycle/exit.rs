@@ -18,7 +18,7 @@ use cryptoki_sys::{
     CKR_OK,
 };
 
-const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
+const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
@@ -34,9 +34,11 @@ type Scene = (&'static str, fn(&ModuleProcess, CK_FLAGS));
 
 /// Plays each scene with and without threads; each must end by itself, with its own code.
 fn end_well(scenes: &[Scene]) {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
-            match subprocess::role() {
+    for service in BOTH_SERVICES {
+        with_card(
+            service,
+            CardProfile::piv4(),
+            |process| match subprocess::role() {
                 None => scenes.iter().for_each(|scene| ends_well(process, scene)),
                 Some(mine) => {
                     let (name, flags) = mine.split_once(", flags ").unwrap();
@@ -44,8 +46,8 @@ fn end_well(scenes: &[Scene]) {
                     (scene.unwrap().1)(process, flags.parse().unwrap());
                     process::exit(CODE);
                 }
-            }
-        });
+            },
+        );
     }
 }
 

@@ -22,7 +22,7 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 
-const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
+const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
@@ -150,7 +150,7 @@ fn looks_round(raw: FunctionList, flags: CK_FLAGS) {
 }
 
 /// A whole life, waiter included.
-fn lives(raw: FunctionList, flags: CK_FLAGS) {
+fn run_generation(raw: FunctionList, flags: CK_FLAGS) {
     refuses_everything(raw);
     assert_eq!(raw.initialize(flags), CKR_OK);
     let session = RawSession::logged_in(raw);
@@ -169,14 +169,14 @@ fn verifies(process: &ModuleProcess, work: impl FnOnce()) -> u64 {
 
 #[test]
 fn a_child_forked_in_any_state_is_a_new_application() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |process| {
             let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 for state in State::ALL {
                     let parent = Parent::new(raw, flags, state);
                     for descent in Descendant::ALL {
-                        println!("{way:?}, flags {flags}, {state:?}, {descent:?}");
+                        println!("{service:?}, flags {flags}, {state:?}, {descent:?}");
                         has_descendants(process, &parent, flags, descent);
                     }
                     parent.end();
@@ -193,7 +193,9 @@ fn has_descendants(process: &ModuleProcess, parent: &Parent, flags: CK_FLAGS, de
         parent.goes_on();
     });
     assert_eq!(pins, 0, "nobody logged in");
-    let pins = verifies(process, || in_descendant(descent, || lives(raw, flags)));
+    let pins = verifies(process, || {
+        in_descendant(descent, || run_generation(raw, flags))
+    });
     assert_eq!(pins, 1, "the descendant's own login");
     // Its logout was one of the card, as it is for every other program.
     let uses_the_pin = matches!(parent.state, State::LoggedIn | State::Signing);
@@ -203,12 +205,12 @@ fn has_descendants(process: &ModuleProcess, parent: &Parent, flags: CK_FLAGS, de
 
 #[test]
 fn parents_waiter_gets_the_next_event_after_a_fork() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |process| {
             let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
                 let parent = Parent::new(raw, flags, State::Listed);
-                in_descendant(Descendant::Child, || lives(raw, flags));
+                in_descendant(Descendant::Child, || run_generation(raw, flags));
                 parent.goes_on();
                 process.send_command("remove");
                 let (code, slot) = parent.waiter.unwrap().outcome();
@@ -260,14 +262,14 @@ fn fork_beside(others: &[&(dyn Fn() + Sync)], moment: impl Fn(u32), body: impl F
 /// Every fourth child logs in.
 fn child(raw: FunctionList, flags: CK_FLAGS, number: u32) {
     if number.is_multiple_of(4) {
-        lives(raw, flags);
+        run_generation(raw, flags);
     } else {
         looks_round(raw, flags);
     }
 }
 
-fn fork_among_calls(way: ServiceKind) {
-    with_card(way, CardProfile::piv4(), |_| {
+fn fork_among_calls(service: ServiceKind) {
+    with_card(service, CardProfile::piv4(), |_| {
         let raw = FunctionList::load();
         for flags in [OWN_THREADS, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
@@ -297,8 +299,8 @@ fn fork_during_calls_over_pcscd_leaves_a_working_child() {
     fork_among_calls(ServiceKind::Pcscd);
 }
 
-fn fork_beside_whole_lives(way: ServiceKind) {
-    with_card(way, CardProfile::piv4(), |_| {
+fn fork_during_whole_generations(service: ServiceKind) {
+    with_card(service, CardProfile::piv4(), |_| {
         let raw = FunctionList::load();
         for flags in [OWN_THREADS, NO_THREADS] {
             let ending = AtomicBool::new(false);
@@ -325,18 +327,18 @@ fn fork_beside_whole_lives(way: ServiceKind) {
 
 #[test]
 fn fork_during_initialize_and_finalize_over_the_socket_leaves_a_working_child() {
-    fork_beside_whole_lives(ServiceKind::Socket);
+    fork_during_whole_generations(ServiceKind::Socket);
 }
 
 #[test]
 fn fork_during_initialize_and_finalize_over_pcscd_leaves_a_working_child() {
-    fork_beside_whole_lives(ServiceKind::Pcscd);
+    fork_during_whole_generations(ServiceKind::Pcscd);
 }
 
 #[test]
 fn parent_and_child_log_in_and_out_of_one_card_and_both_sign() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |_| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |_| {
             let raw = FunctionList::load();
             assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
             let session = RawSession::logged_in(raw);

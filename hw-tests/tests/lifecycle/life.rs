@@ -137,8 +137,8 @@ fn waiter_of_a_past_generation_returns_although_the_next_has_begun() {
 
 #[test]
 fn finalize_leaves_no_resources_behind() {
-    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
-        with_card(way, CardProfile::factory(), |_| {
+    for service in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(service, CardProfile::factory(), |_| {
             let raw = FunctionList::load();
             assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
             assert_eq!(raw.finalize(), CKR_OK);
@@ -163,8 +163,8 @@ fn finalize_leaves_no_resources_behind() {
 
 #[test]
 fn no_thread_is_created_when_the_caller_forbids_it() {
-    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
-        with_card(way, CardProfile::factory(), |process| {
+    for service in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(service, CardProfile::factory(), |process| {
             let raw = FunctionList::load();
             assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
             assert!(raw.slot_count(true).1 > 0);
@@ -192,8 +192,8 @@ fn has_test_runner_thread() -> bool {
 
 #[test]
 fn each_event_is_reported_once_per_slot() {
-    for way in [ServiceKind::Socket, ServiceKind::Pcscd] {
-        with_card(way, CardProfile::factory(), |process| {
+    for service in [ServiceKind::Socket, ServiceKind::Pcscd] {
+        with_card(service, CardProfile::factory(), |process| {
             let raw = FunctionList::load();
             assert_eq!(raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
             assert_eq!(raw.slot_count(false).0, CKR_OK);

@@ -24,7 +24,7 @@ use cryptoki_sys::{
     CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK,
 };
 
-const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
+const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
@@ -67,12 +67,12 @@ const ROUNDING: usize = 256;
 #[test]
 fn initialize_and_finalize_cycles_leave_no_resources_behind() {
     let count = std::env::var("CLAVIGER_ROUNDS").map_or(500, |rounds| rounds.parse().unwrap());
-    for way in BOTH_WAYS {
+    for service in BOTH_SERVICES {
         // Each thread's cache of free chunks counts as given out.
         let without_cache = |_: &CardFixture, command: &mut Command| {
             command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
         };
-        in_module_process(way, CardProfile::piv4(), without_cache, |_| {
+        in_module_process(service, CardProfile::piv4(), without_cache, |_| {
             share_one_heap();
             let raw = FunctionList::load();
             for flags in [OWN_THREADS, NO_THREADS] {
@@ -80,7 +80,7 @@ fn initialize_and_finalize_cycles_leave_no_resources_behind() {
                 let before = ProcessResources::now();
                 cycles(raw, flags, count);
                 let after = ProcessResources::now();
-                println!("{way:?}, flags {flags}, {count} cycles: {before:?}, then {after:?}");
+                println!("{service:?}, flags {flags}, {count} cycles: {before:?}, then {after:?}");
                 let grown = after.heap.saturating_sub(before.heap);
                 assert!(grown <= ROUNDING, "{grown} bytes more in {count} cycles");
                 let heap = before.heap;
@@ -92,8 +92,8 @@ fn initialize_and_finalize_cycles_leave_no_resources_behind() {
 
 #[test]
 fn a_module_may_be_unloaded_and_loaded_again() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |_| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |_| {
             for flags in [OWN_THREADS, NO_THREADS] {
                 full_life(FunctionList::load(), flags);
                 let before = ProcessResources {
@@ -120,8 +120,8 @@ fn a_module_may_be_unloaded_and_loaded_again() {
 
 #[test]
 fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |_| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |_| {
             for flags in [OWN_THREADS, NO_THREADS] {
                 let files = open_files();
                 for _ in 0..50 {
@@ -149,8 +149,8 @@ fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
 
 #[test]
 fn each_call_of_a_generation_may_come_from_another_thread() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |_| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |_| {
             let raw = FunctionList::load();
             let elsewhere = |call: &(dyn Fn() + Sync)| {
                 thread::scope(|scope| scope.spawn(call).join().unwrap());
@@ -179,8 +179,8 @@ fn valgrind_reports_nothing() {
         skip::because("valgrind is not installed (Debian: valgrind)");
         return;
     }
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::piv4(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::piv4(), |process| {
             if subprocess::role().is_some() {
                 let raw = FunctionList::load();
                 for flags in [OWN_THREADS, NO_THREADS] {
@@ -200,7 +200,7 @@ fn valgrind_reports_nothing() {
                 .arg(std::env::current_exe().unwrap());
             let output = process.run_scenario_under(valgrind, "some lives", VALGRIND);
             let report = fs::read_to_string(log).unwrap_or_default();
-            println!("{way:?}: {:?}\n{}", output.took, summary(&report));
+            println!("{service:?}: {:?}\n{}", output.took, summary(&report));
             assert!(output.success(), "{output}\n{report}");
             assert!(report.contains("ERROR SUMMARY: 0 errors"), "{report}");
             // What may be lost is the test runner's; of the module not even that.
@@ -210,11 +210,11 @@ fn valgrind_reports_nothing() {
 }
 
 fn summary(report: &str) -> String {
-    let told = |line: &&str| {
+    let is_error = |line: &&str| {
         ["lost:", "reachable:", "SUMMARY"]
             .iter()
             .any(|word| line.contains(word))
     };
-    let lines: Vec<&str> = report.lines().filter(told).collect();
+    let lines: Vec<&str> = report.lines().filter(is_error).collect();
     lines.join("\n")
 }

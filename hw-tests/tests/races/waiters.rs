@@ -51,7 +51,7 @@ const CROWDS: [usize; 4] = [1, 2, 4, 20];
 /// What is varied.
 #[derive(Clone, Copy)]
 struct Combination {
-    way: ServiceKind,
+    service: ServiceKind,
     flags: CK_FLAGS,
     waiters: usize,
     /// Whether the thread that finalises initialises again at once.
@@ -62,12 +62,12 @@ struct Combination {
 
 impl Combination {
     /// All of a way without reader events.
-    fn of(way: ServiceKind) -> Vec<Self> {
+    fn of(service: ServiceKind) -> Vec<Self> {
         let mut all = Vec::new();
         for flags in [OWN_THREADS, NO_THREADS] {
             for waiters in CROWDS {
                 all.extend([false, true].map(|again| Self {
-                    way,
+                    service,
                     flags,
                     waiters,
                     again,
@@ -79,12 +79,12 @@ impl Combination {
     }
 
     /// All of a way with a reader event at each C_Finalize.
-    fn with_event(way: ServiceKind) -> Vec<Self> {
+    fn with_event(service: ServiceKind) -> Vec<Self> {
         let event = |combination| Self {
             event: true,
             ..combination
         };
-        Self::of(way).into_iter().map(event).collect()
+        Self::of(service).into_iter().map(event).collect()
     }
 }
 
@@ -96,8 +96,8 @@ impl fmt::Display for Combination {
             "no thread"
         };
         let again = if self.again { "again" } else { "end" };
-        let way = format!("{:?}", self.way);
-        let text = format!("{way:6} {threads:10} {:2} {again:5}", self.waiters);
+        let service = format!("{:?}", self.service);
+        let text = format!("{service:6} {threads:10} {:2} {again:5}", self.waiters);
         f.pad(&text)
     }
 }
@@ -171,15 +171,15 @@ impl Moment {
 }
 
 /// A waiter's end: when it was told of C_Finalize, and how many events it had before.
-struct Told {
+struct WaiterOutcome {
     at: Instant,
     events: usize,
 }
 
-type Waiting = Vec<JoinHandle<Told>>;
+type Waiting = Vec<JoinHandle<WaiterOutcome>>;
 
 /// Waits until C_Finalize; anything but events before it is a failure.
-fn wait_for_the_end(raw: FunctionList) -> Told {
+fn wait_for_finalize(raw: FunctionList) -> WaiterOutcome {
     let mut events = 0;
     loop {
         match raw.wait(0) {
@@ -190,7 +190,7 @@ fn wait_for_the_end(raw: FunctionList) -> Told {
             (code, _) => {
                 let at = Instant::now();
                 assert_eq!(code, CKR_CRYPTOKI_NOT_INITIALIZED);
-                return Told { at, events };
+                return WaiterOutcome { at, events };
             }
         }
     }
@@ -207,7 +207,7 @@ fn start_waiters(raw: FunctionList, count: usize, settled: bool) -> Waiting {
             sender.send(this_task()).unwrap();
             start.wait();
             past.fetch_add(1, Ordering::SeqCst);
-            wait_for_the_end(raw)
+            wait_for_finalize(raw)
         })
     };
     let waiting = (0..count).map(wait).collect();
@@ -231,7 +231,7 @@ fn round(
     raw: FunctionList,
     moment: Moment,
     event: impl FnOnce() + Send,
-) -> (Vec<Instant>, Vec<Told>) {
+) -> (Vec<Instant>, Vec<WaiterOutcome>) {
     assert_eq!(raw.initialize(combination.flags), CKR_OK);
     let waiting = start_waiters(raw, combination.waiters, moment.settled);
     let begun = thread::scope(|scope| {
@@ -247,25 +247,25 @@ fn round(
         begun
     });
     if !combination.again {
-        return (vec![begun], all_told(waiting));
+        return (vec![begun], join_all(waiting));
     }
     assert_eq!(raw.initialize(combination.flags), CKR_OK);
     if moment.settled {
         // All were in the generation that has ended, and nothing else may tell them.
-        let told = all_told(waiting);
+        let outcomes = join_all(waiting);
         assert_eq!(raw.finalize(), CKR_OK);
-        return (vec![begun], told);
+        return (vec![begun], outcomes);
     }
     // Who comes in only now belongs to the new generation, and is told of its end.
     leave_late_comers(&waiting);
     let ends = vec![begun, Instant::now()];
     assert_eq!(raw.finalize(), CKR_OK);
-    (ends, all_told(waiting))
+    (ends, join_all(waiting))
 }
 
-fn all_told(waiting: Waiting) -> Vec<Told> {
-    let told = waiting.into_iter().map(|waiter| waiter.join().unwrap());
-    told.collect()
+fn join_all(waiting: Waiting) -> Vec<WaiterOutcome> {
+    let outcomes = waiting.into_iter().map(|waiter| waiter.join().unwrap());
+    outcomes.collect()
 }
 
 fn leave_late_comers(waiting: &Waiting) {
@@ -286,15 +286,18 @@ struct Figures {
 
 impl Figures {
     /// Adds one round: from the start of the C_Finalize that was meant to the return of the last waiter.
-    fn add(&mut self, ends: &[Instant], told: &[Told]) {
-        let meant = |told: &Told| {
-            let begun = ends.iter().rev().find(|begun| **begun <= told.at);
+    fn add(&mut self, ends: &[Instant], outcomes: &[WaiterOutcome]) {
+        let meant = |outcome: &WaiterOutcome| {
+            let begun = ends.iter().rev().find(|begun| **begun <= outcome.at);
             *begun.unwrap_or(&ends[0])
         };
-        let took = |told: &Told| told.at.saturating_duration_since(meant(told));
-        self.times.push(told.iter().map(took).max().unwrap());
-        self.events += told.iter().map(|told| told.events).sum::<usize>();
-        self.late += told.iter().filter(|told| meant(told) != ends[0]).count();
+        let took = |outcome: &WaiterOutcome| outcome.at.saturating_duration_since(meant(outcome));
+        self.times.push(outcomes.iter().map(took).max().unwrap());
+        self.events += outcomes.iter().map(|outcome| outcome.events).sum::<usize>();
+        self.late += outcomes
+            .iter()
+            .filter(|outcome| meant(outcome) != ends[0])
+            .count();
     }
 
     fn at(&self, share: f64) -> Duration {
@@ -341,9 +344,9 @@ impl<'a> Races<'a> {
         let all = std::env::var("CLAVIGER_ROUNDS")
             .ok()
             .map(|rounds| rounds.parse().unwrap());
-        let combinations = ways()
+        let combinations = services()
             .iter()
-            .flat_map(|way| Combination::of(*way))
+            .flat_map(|service| Combination::of(*service))
             .chain(Combination::with_event(ServiceKind::Socket))
             .count();
         println!("{:28} rounds   median      p99 worst/ms events  late", "");
@@ -393,14 +396,14 @@ impl<'a> Races<'a> {
                 "insert"
             };
             let event = || assert!(self.process.send_command(action).starts_with("ok"));
-            let (ends, told) = round(combination, self.raw, moment, event);
-            let events = told.iter().map(|told| told.events).sum::<usize>();
+            let (ends, outcomes) = round(combination, self.raw, moment, event);
+            let events = outcomes.iter().map(|outcome| outcome.events).sum::<usize>();
             let most = if combination.event { 2 } else { 0 };
             assert!(
                 events <= most,
                 "{events} events of a card's two slots, {combination}"
             );
-            figures.add(&ends, &told);
+            figures.add(&ends, &outcomes);
         }
         figures.times.sort_unstable();
         self.process.send_command("insert");
@@ -409,7 +412,7 @@ impl<'a> Races<'a> {
 }
 
 /// Where the rig's cards are on the USB, one way there is played.
-fn ways() -> &'static [ServiceKind] {
+fn services() -> &'static [ServiceKind] {
     match std::env::var_os("CLAVIGER_CARD_FIXTURE") {
         Some(_) => &[ServiceKind::Socket],
         None => &[ServiceKind::Socket, ServiceKind::Pcscd],
@@ -418,10 +421,10 @@ fn ways() -> &'static [ServiceKind] {
 
 #[test]
 fn every_waiter_is_notified_of_finalize_whatever_the_moment() {
-    for &way in ways() {
-        with_card(way, CardProfile::factory(), |process| {
+    for &service in services() {
+        with_card(service, CardProfile::factory(), |process| {
             let mut races = Races::new(process);
-            for combination in Combination::of(way) {
+            for combination in Combination::of(service) {
                 assert_eq!(races.play(combination), 0, "no card was moved");
             }
         });
@@ -442,13 +445,13 @@ fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
 
 #[test]
 fn concurrent_first_calls_all_see_the_slots() {
-    for &way in ways() {
-        with_card(way, CardProfile::factory(), |_| {
+    for &service in services() {
+        with_card(service, CardProfile::factory(), |_| {
             let raw = FunctionList::load();
             let watchdog = Watchdog::new(HANG);
             for flags in [OWN_THREADS, NO_THREADS] {
                 for number in 0..50 {
-                    watchdog.begin(format!("{way:?}, flags {flags}, round {number}"));
+                    watchdog.begin(format!("{service:?}, flags {flags}, round {number}"));
                     assert_eq!(raw.initialize(flags), CKR_OK);
                     let start = Barrier::new(4);
                     let count = || {

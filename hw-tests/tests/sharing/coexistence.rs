@@ -164,19 +164,19 @@ fn signatures_succeed_while_another_resets_the_card(process: &ModuleProcess) {
 }
 
 /// A neighbour comes and goes, and leaves the card so.
-fn visit(disposition: Disposition) {
+fn connect_and_close(disposition: Disposition) {
     let mut other = OtherProgram::shared();
     assert!(other.transmit(&SELECT_PIV).ends_with(&DONE));
     other.close(disposition);
 }
 
-fn a_session_survives_visitors_that_leave_the_card(disposition: Disposition) {
+fn session_survives_programs_that_disconnect_with(disposition: Disposition) {
     with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
         let signer = PivSession::new(process);
         for _ in 0..2 {
-            visit(disposition);
+            connect_and_close(disposition);
             signer.goes_on();
-            visit(disposition);
+            connect_and_close(disposition);
             signer.asks_for_each_pin();
         }
         signer.goes_on();
@@ -185,12 +185,12 @@ fn a_session_survives_visitors_that_leave_the_card(disposition: Disposition) {
 
 #[test]
 fn session_survives_programs_that_leave_the_card_reset() {
-    a_session_survives_visitors_that_leave_the_card(Disposition::ResetCard);
+    session_survives_programs_that_disconnect_with(Disposition::ResetCard);
 }
 
 #[test]
 fn session_survives_programs_that_leave_the_card_without_power() {
-    a_session_survives_visitors_that_leave_the_card(Disposition::UnpowerCard);
+    session_survives_programs_that_disconnect_with(Disposition::UnpowerCard);
 }
 
 /// One that was connected all the while and reconnects without a reset has pcscd believe that the card has power:
@@ -204,7 +204,7 @@ fn unpowered_card_is_powered_up_for_a_continuing_session() {
         sign_openly(&session, open).unwrap();
         exclusive().close(Disposition::LeaveCard);
         let mut witness = OtherProgram::shared();
-        visit(Disposition::UnpowerCard);
+        connect_and_close(Disposition::UnpowerCard);
         assert_eq!(witness.transmit(&SELECT_PIV), NO_POWER);
         let signature = promptly("C_Sign", || sign_openly(&session, open));
         assert_eq!(signature.unwrap().len(), 64);

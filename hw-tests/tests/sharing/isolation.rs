@@ -200,13 +200,13 @@ fn check(process: &ModuleProcess, flags: CK_FLAGS) {
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
-fn isolated(way: ServiceKind, flags: CK_FLAGS) {
+fn isolated(service: ServiceKind, flags: CK_FLAGS) {
     let without_the_first = |fixture: &CardFixture, _: &mut Command| {
         fixture.card().remove();
         fixture.wait_until_seen();
     };
     let profiles = [profile(), profile().serial(2)];
-    let _ = in_module_process_with(way, &profiles, without_the_first, |process| {
+    let _ = in_module_process_with(service, &profiles, without_the_first, |process| {
         check(process, flags);
     });
 }

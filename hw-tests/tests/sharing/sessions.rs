@@ -28,7 +28,7 @@ use cryptoki::{
     types::AuthPin,
 };
 
-const BOTH_WAYS: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
+const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd];
 const HASH: [u8; 32] = [0x3C; 32];
 /// How long a card is kept at least when its user is logged in (5 s), and no session alone keeps it (1 s).
 const LOGGED_IN: Duration = Duration::from_secs(3);
@@ -42,8 +42,8 @@ fn without_threads(process: &ModuleProcess) -> Pkcs11 {
 
 #[test]
 fn piv_and_openpgp_of_one_card_sign_side_by_side() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::both(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::both(), |process| {
             let module = process.module();
             let slots = module.get_slots_with_token().unwrap();
             assert_eq!(slots.len(), 2, "one card, two tokens");
@@ -210,8 +210,8 @@ fn a_card_swapped_unseen_gets_neither_pin_nor_session() {
 
 #[test]
 fn a_one_signature_key_takes_the_pin_each_time() {
-    for way in BOTH_WAYS {
-        with_card(way, CardProfile::pgp3(), |process| {
+    for service in BOTH_SERVICES {
+        with_card(service, CardProfile::pgp3(), |process| {
             let module = process.module();
             let session = process.session(&module);
             log_in(&session);

@@ -165,9 +165,9 @@ fn openpgp(process: &ModuleProcess) {
 }
 
 /// [`with_card`], with no other test of this program beside it.
-fn alone_with_card(way: ServiceKind, profile: CardProfile, body: impl FnOnce(&ModuleProcess)) {
+fn alone_with_card(service: ServiceKind, profile: CardProfile, body: impl FnOnce(&ModuleProcess)) {
     let _turn = figures::one_at_a_time();
-    with_card(way, profile, body);
+    with_card(service, profile, body);
 }
 
 #[test]

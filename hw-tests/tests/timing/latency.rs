@@ -24,11 +24,11 @@ const PROMPT: f64 = 0.010;
 
 /// A thread that waits for slot events and tells when each returned, until C_Finalize.
 fn slot_events(raw: FunctionList) -> Receiver<f64> {
-    let (told, times) = mpsc::channel();
+    let (sender, times) = mpsc::channel();
     thread::spawn(move || {
         loop {
             match raw.wait(0).0 {
-                CKR_OK => drop(told.send(now())),
+                CKR_OK => drop(sender.send(now())),
                 CKR_CRYPTOKI_NOT_INITIALIZED => return,
                 code => panic!("{code:#X}"),
             }
@@ -83,13 +83,13 @@ fn after_the_server(raw: FunctionList, process: &ModuleProcess) -> Vec<f64> {
     })
 }
 
-fn measure(way: ServiceKind, what: &str, flags: CK_FLAGS) {
+fn measure(service: ServiceKind, what: &str, flags: CK_FLAGS) {
     let _turn = figures::one_at_a_time();
-    with_card(way, CardProfile::factory(), |process| {
+    with_card(service, CardProfile::factory(), |process| {
         let raw = FunctionList::load();
         assert_eq!(raw.initialize(flags), CKR_OK);
         assert_eq!(raw.slot_count(false).0, CKR_OK);
-        let delays = match way {
+        let delays = match service {
             ServiceKind::Pcscd | ServiceKind::PcscdBySocket => after_pcscd(raw, process),
             ServiceKind::Socket => after_the_server(raw, process),
         };

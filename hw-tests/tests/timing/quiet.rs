@@ -34,7 +34,7 @@ const FLAGS: &str = "CLAVIGER_TEST_FLAGS";
 const WAITERS: &str = "CLAVIGER_TEST_WAITERS";
 /// What a client says when it is about to block, and when every waiter has been told.
 const BLOCKING: &str = "about to block";
-const TOLD: &str = "all told";
+const ALL_RETURNED: &str = "all told";
 
 /// How long nothing may happen.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -89,17 +89,17 @@ fn blocks() {
     assert_eq!(code, CKR_OK);
     assert_eq!(raw.close(session), CKR_OK);
     println!("{BLOCKING}");
-    let (told, codes) = mpsc::channel();
+    let (sender, codes) = mpsc::channel();
     for _ in 0..number(WAITERS) {
-        let told = told.clone();
-        thread::spawn(move || told.send(raw.wait(0).0));
+        let sender = sender.clone();
+        thread::spawn(move || sender.send(raw.wait(0).0));
     }
     assert_eq!(codes.recv().unwrap(), CKR_OK);
     assert_eq!(raw.finalize(), CKR_OK);
-    drop(told);
+    drop(sender);
     let ends = [CKR_OK, CKR_CRYPTOKI_NOT_INITIALIZED];
     assert!(codes.iter().all(|code| ends.contains(&code)));
-    println!("{TOLD}");
+    println!("{ALL_RETURNED}");
 }
 
 /// A blocked client, and what is to stay as it is.
@@ -111,8 +111,8 @@ struct Blocked {
 }
 
 impl Blocked {
-    fn start(fixture: &CardFixture, way: &str, case: Case, traced: bool) -> Self {
-        let name = format!("{way}-{}", case.name);
+    fn start(fixture: &CardFixture, service: &str, case: Case, traced: bool) -> Self {
+        let name = format!("{service}-{}", case.name);
         let this = env::current_exe().unwrap();
         let trace = traced.then(|| fixture.folder().join(format!("{name}.trace")));
         let mut command = match &trace {
@@ -130,7 +130,7 @@ impl Blocked {
             .args(arguments)
             .env(FLAGS, case.flags.to_string())
             .env(WAITERS, case.waiters.to_string());
-        if way == DEFAULT {
+        if service == DEFAULT {
             command.env("CLAVIGER_TRANSPORTS", "pcsc,usb");
         }
         let client = Background::start(&mut command, fixture.folder().join(format!("{name}.log")));
@@ -201,16 +201,18 @@ fn restless<T: PartialEq + std::fmt::Debug>(
     let _turn = figures::one_at_a_time();
     let socket = CardFixture::socket(CardProfile::factory());
     let pcscd = CardFixture::pcscd(CardProfile::factory());
-    let ways = [
+    let services = [
         ("socket", Some(&socket)),
         ("pcscd", pcscd.as_ref()),
         (DEFAULT, pcscd.as_ref()),
     ];
-    let fixtures = ways
+    let fixtures = services
         .iter()
-        .filter_map(|(way, fixture)| Some((*way, (*fixture)?)));
+        .filter_map(|(service, fixture)| Some((*service, (*fixture)?)));
     let mut all: Vec<Blocked> = fixtures
-        .flat_map(|(way, fixture)| CASES.map(|case| Blocked::start(fixture, way, case, traced)))
+        .flat_map(|(service, fixture)| {
+            CASES.map(|case| Blocked::start(fixture, service, case, traced))
+        })
         .collect();
     all.iter_mut().for_each(|one| one.waits_for(BLOCKING));
     let mut restless: Vec<&Blocked> = all.iter().collect();
@@ -237,7 +239,7 @@ fn restless<T: PartialEq + std::fmt::Debug>(
     if let Some(pcscd) = &pcscd {
         pcscd.remove();
     }
-    all.iter_mut().for_each(|one| one.waits_for(TOLD));
+    all.iter_mut().for_each(|one| one.waits_for(ALL_RETURNED));
     restless
 }
 

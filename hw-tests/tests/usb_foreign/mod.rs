@@ -61,8 +61,8 @@ fn ended(pipes: &mut dyn EndpointQueue) {
 }
 
 /// Asks the reader what its slot holds, with no lock and no record.
-fn use_by_another(stack: UsbLibrary) {
-    let interface = open::open(&node(), 0, stack).unwrap();
+fn use_by_another(library: UsbLibrary) {
+    let interface = open::open(&node(), 0, library).unwrap();
     let mut pipes = interface.open_queue(&[BULK_IN, BULK_OUT]).unwrap();
     pipes.submit_in(BULK_IN, 512);
     pipes.submit_out(BULK_OUT, Secret::new(GET_SLOT_STATUS.to_vec()));
@@ -77,12 +77,12 @@ fn epoch_after_use(backend: &UsbBackend, reader: &ReaderId) -> Epoch {
     card.epoch()
 }
 
-fn use_by_another_driver_is_noticed_and_our_own_is_not(stack: UsbLibrary, way: UsbAccess) {
+fn use_by_another_driver_is_noticed_and_our_own_is_not(library: UsbLibrary, access: UsbAccess) {
     assert_eq!(obstacle(), None);
-    let fixture = CardFixture::usb(CardProfile::piv4(), way);
+    let fixture = CardFixture::usb(CardProfile::piv4(), access);
     for locks in [vec![fixture.folder().join("locks")], Vec::new()] {
         let backend = UsbBackend::new(&UsbOptions {
-            library: stack,
+            library,
             has_watch_thread: true,
             lock_folders: locks,
         });
