@@ -174,13 +174,13 @@ fn a_token_pulled_in_mid_command_ends_it_at_once(library: UsbLibrary, access: Us
     }
     let pulled = Instant::now();
     fixture.on_usb().unplug();
-    let (at, error, is_over) = ended.recv_timeout(PATIENCE).expect("it ends");
+    let (at, error, is_closed) = ended.recv_timeout(PATIENCE).expect("it ends");
     waits.join().unwrap();
     println!(
         "{library:?}: ended {:.1} ms after the token was pulled: {error}",
         millis(at.saturating_duration_since(pulled))
     );
-    assert!(is_over);
+    assert!(is_closed);
     fixture.card().heal();
 }
 

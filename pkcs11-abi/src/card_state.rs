@@ -95,7 +95,7 @@ impl CardState {
         let Some(card) = &mut self.card else {
             return true;
         };
-        let resumed = match card.is_over() {
+        let resumed = match card.is_closed() {
             true => return false,
             false => card.resume(Call::within(CONNECT_TIMEOUT)),
         };
@@ -191,7 +191,7 @@ impl CardState {
     /// Lets go of a connection that works.
     pub(crate) fn release(&mut self) {
         self.idle_at = None;
-        if self.card.as_ref().is_some_and(Card::is_over) {
+        if self.card.as_ref().is_some_and(Card::is_closed) {
             self.absence = LastDisconnect::Broken;
         }
         self.card = None;

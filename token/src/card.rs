@@ -52,7 +52,7 @@ impl Card {
 
     /// Returns whether the transport has ended and is unusable.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.transport.is_closed()
     }
 

@@ -15,7 +15,7 @@ use crate::{
     error::TokenError,
     login::CachedPin,
     pin::{PinStatus, PinTries},
-    token::{Token, prove},
+    token::{Token, ensure_selected},
 };
 
 impl Token {
@@ -115,13 +115,13 @@ impl Token {
 
     /// Returns the algorithms for which [`Token::generate_key`] can generate a key in at least one key reference.
     #[must_use]
-    pub fn generable(&self) -> Vec<KeyAlgorithm> {
+    pub fn generatable_algorithms(&self) -> Vec<KeyAlgorithm> {
         self.applet.generatable_algorithms()
     }
 
     /// Returns the key reference whose objects have this CKA_ID.
     #[must_use]
-    pub fn place_of(&self, id: &[u8]) -> Option<u8> {
+    pub fn key_reference_of(&self, id: &[u8]) -> Option<u8> {
         self.applet.key_reference_of(id)
     }
 
@@ -206,7 +206,7 @@ impl Token {
     ) -> Result<R, TokenError> {
         let applet = self.applet.as_mut();
         card.with_applet(applet.application(), |tx| {
-            prove(applet, tx)?;
+            ensure_selected(applet, tx)?;
             body(applet, tx)
         })
     }

@@ -186,7 +186,7 @@ impl Token {
         self.applet.check_pin(pin)?;
         let applet = self.applet.as_mut();
         card.with_applet(applet.application(), |tx| {
-            prove(applet, tx)?;
+            ensure_selected(applet, tx)?;
             applet.verify(tx, pin, purpose)
         })
     }
@@ -204,7 +204,7 @@ impl Token {
         self.login = None;
         let applet = self.applet.as_mut();
         card.with_applet(applet.application(), |tx| {
-            prove(applet, tx)?;
+            ensure_selected(applet, tx)?;
             applet.reset_verification(tx)
         })
     }
@@ -332,7 +332,7 @@ impl Token {
         loop {
             let refused = refused.take();
             let used = card.with_applet(self.applet.application(), |tx| {
-                prove(self.applet.as_mut(), tx)?;
+                ensure_selected(self.applet.as_mut(), tx)?;
                 let first_refusal = refused.filter(|_| !tx.was_reselected());
                 self.restore_pin_state(tx, key, context_pin, first_refusal)?;
                 let response = tx.exchange(&command.as_apdu())?;
@@ -469,7 +469,7 @@ const fn may_repeat(kind: TransportErrorKind) -> bool {
     )
 }
 
-pub(crate) fn prove(
+pub(crate) fn ensure_selected(
     applet: &mut dyn Applet,
     tx: &mut AppletTransaction<'_, '_>,
 ) -> Result<(), TokenError> {

@@ -52,7 +52,7 @@ pub(super) struct Device {
 
 #[derive(Debug, Default)]
 struct State {
-    is_over: bool,
+    is_closed: bool,
     fault: Option<UsbFault>,
     /// Of the bulk endpoint to the host.
     is_halted: bool,
@@ -135,7 +135,7 @@ impl Device {
     }
 
     pub(super) fn end(&self) {
-        self.state().is_over = true;
+        self.state().is_closed = true;
         self.changed.notify_all();
         let _ = self.line.shutdown(Shutdown::Both);
     }
@@ -370,7 +370,7 @@ impl Device {
     fn next_command(&self) -> Option<Vec<u8>> {
         let mut state = self.state();
         loop {
-            if state.is_over {
+            if state.is_closed {
                 return None;
             }
             let command = state.commands.pop_front();

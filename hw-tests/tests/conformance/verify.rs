@@ -71,7 +71,7 @@ impl Signed {
         self.session.check_signature(message, signature)
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.session.check_signature(MESSAGE, &self.signature)
             == Err(RvError::OperationNotInitialized)
     }
@@ -80,7 +80,7 @@ impl Signed {
 fn a_genuine_signature_is_accepted_once(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
     assert_eq!(signed.judge(MESSAGE, &signed.signature), Ok(()));
-    assert!(signed.is_over());
+    assert!(signed.is_closed());
 }
 
 fn a_forged_signature_is_invalid_and_ends_the_operation(fixture: &TokenFixture<'_>) {
@@ -91,7 +91,7 @@ fn a_forged_signature_is_invalid_and_ends_the_operation(fixture: &TokenFixture<'
     for forged in [forged, vec![0; len], vec![0xFF; len]] {
         let result = signed.judge(MESSAGE, &forged);
         assert_eq!(result, Err(RvError::SignatureInvalid));
-        assert!(signed.is_over());
+        assert!(signed.is_closed());
     }
     let result = signed.judge(b"what was not signed", &signed.signature);
     assert_eq!(result, Err(RvError::SignatureInvalid));
@@ -103,7 +103,7 @@ fn signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFixture<
     for other in [&long[..], &signed.signature[1..], &[]] {
         let result = signed.judge(MESSAGE, other);
         assert_eq!(result, Err(RvError::SignatureLenRange), "{}", other.len());
-        assert!(signed.is_over());
+        assert!(signed.is_closed());
     }
 }
 
@@ -171,7 +171,7 @@ fn parts_are_verified_as_one_message(fixture: &TokenFixture<'_>) {
             session.update(session.list.C_VerifyFinal, signature),
             expected
         );
-        assert!(signed.is_over());
+        assert!(signed.is_closed());
     }
 }
 

@@ -65,7 +65,7 @@ impl Signed {
         answered(self.session.verify_signature(message))
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.judge(MESSAGE) == Err(RvError::OperationNotInitialized)
     }
 }
@@ -74,7 +74,7 @@ fn a_genuine_signature_is_accepted_in_one_part_and_in_many(fixture: &TokenFixtur
     let signed = signed(fixture);
     signed.begun(&signed.signature);
     assert_eq!(signed.judge(MESSAGE), Ok(()));
-    assert!(signed.is_over());
+    assert!(signed.is_closed());
     signed.begun(&signed.signature);
     for part in MESSAGE.chunks(4) {
         assert_eq!(
@@ -83,7 +83,7 @@ fn a_genuine_signature_is_accepted_in_one_part_and_in_many(fixture: &TokenFixtur
         );
     }
     assert_eq!(answered(signed.session.verify_signature_final()), Ok(()));
-    assert!(signed.is_over());
+    assert!(signed.is_closed());
 }
 
 fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
@@ -92,7 +92,7 @@ fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
     forged[20] ^= 1;
     signed.begun(&forged);
     assert_eq!(signed.judge(MESSAGE), Err(RvError::SignatureInvalid));
-    assert!(signed.is_over());
+    assert!(signed.is_closed());
     signed.begun(&signed.signature);
     assert_eq!(signed.judge(b"other"), Err(RvError::SignatureInvalid));
     signed.begun(&signed.signature);
@@ -102,7 +102,7 @@ fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
     );
     let result = answered(signed.session.verify_signature_final());
     assert_eq!(result, Err(RvError::SignatureInvalid));
-    assert!(signed.is_over());
+    assert!(signed.is_closed());
 }
 
 /// At once or at the end.
@@ -111,7 +111,7 @@ fn known_signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFi
     let result = signed.begin(signed.mechanism, &signed.signature[1..]);
     let result = result.and_then(|()| signed.judge(MESSAGE));
     assert_eq!(result, Err(RvError::SignatureLenRange));
-    assert!(signed.is_over());
+    assert!(signed.is_closed());
 }
 
 fn verify_signature_before_init_returns_operation_not_initialized(fixture: &TokenFixture<'_>) {

@@ -118,7 +118,7 @@ impl Login {
 
     /// The neighbour cannot use it any more, and the card has not lost its power, which ends every login.
     #[track_caller]
-    fn is_over(&mut self) {
+    fn is_closed(&mut self) {
         assert_eq!(self.other.transmit(&self.attempt), NOT_VERIFIED);
         assert_eq!(self.power_cycles(), self.powered, "a card without power");
     }
@@ -138,7 +138,7 @@ fn c_logout_reaches_the_openpgp_applet(process: &ModuleProcess) {
 
 fn c_logout(mut login: Login) {
     login.session.logout().unwrap();
-    login.is_over();
+    login.is_closed();
     log_in(&login.session);
     login.signs();
     login.is_open();
@@ -185,7 +185,7 @@ fn close_all_sessions(process: &ModuleProcess, mut login: Login) {
     let _second = process.session(&login.module);
     let closed = ck!(FunctionList::load(), C_CloseAllSessions, login.slot());
     assert_eq!(closed, CKR_OK);
-    login.is_over();
+    login.is_closed();
 }
 
 fn c_finalize_logs_the_piv_applet_out(process: &ModuleProcess) {
@@ -205,7 +205,7 @@ fn c_finalize_logs_out_where_threads_are_forbidden(process: &ModuleProcess) {
 
 fn finalize(mut login: Login) {
     assert_eq!(FunctionList::load().finalize(), CKR_OK);
-    login.is_over();
+    login.is_closed();
 }
 
 fn sessions_of_another_token_do_not_keep_a_login(process: &ModuleProcess) {
@@ -218,7 +218,7 @@ fn sessions_of_another_token_do_not_keep_a_login(process: &ModuleProcess) {
     login.is_open();
     last.close().unwrap();
     assert!(login.other.transmit(&SELECT_PIV).ends_with(&DONE));
-    login.is_over();
+    login.is_closed();
 }
 
 /// Let go of while its user is logged in, the card stays verified as long as a neighbour keeps it under power.
@@ -227,7 +227,7 @@ fn an_idle_card_is_logged_out_all_the_same(process: &ModuleProcess) {
     login.becomes_idle();
     login.is_open();
     login.session.logout().unwrap();
-    login.is_over();
+    login.is_closed();
 }
 
 fn an_idle_card_is_logged_out_by_c_finalize(process: &ModuleProcess) {

@@ -84,7 +84,7 @@ pub(crate) fn generate_key_pair(
     require_so_login(&session)?;
     let made = session.token.with_token(|card, token| {
         let place = token
-            .place_of(&plan.id)
+            .key_reference_of(&plan.id)
             .ok_or_else(|| no_key_reference(&plan.id))?;
         token.generate_key(card, place, plan.algorithm, SystemTime::now())?;
         token.objects_of(card, &plan.id)
@@ -134,7 +134,9 @@ pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT
     let written = if object.id.class == CKO_CERTIFICATE {
         let id = bytes(&object, CKA_ID);
         session.token.with_token(|card, token| {
-            let place = token.place_of(&id).ok_or_else(|| no_key_reference(&id))?;
+            let place = token
+                .key_reference_of(&id)
+                .ok_or_else(|| no_key_reference(&id))?;
             token.put_certificate(card, place, Some(&value))?;
             token.objects_of(card, &id)
         })?

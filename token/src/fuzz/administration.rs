@@ -71,7 +71,7 @@ impl Session {
         assert_eq!(login.is_ok(), token.is_so_logged_in());
         self.done.logins += u32::from(login.is_ok());
         for id in [1, 2, 5] {
-            if let Some(reference) = token.place_of(&[id]) {
+            if let Some(reference) = token.key_reference_of(&[id]) {
                 self.fill(token, reference);
             }
         }

@@ -48,7 +48,7 @@ impl Piv {
         self.so.queried_version = true;
         let response = tx.exchange(&generation::GET_VERSION)?;
         if let (true, Ok(version)) = (response.status.is_ok(), response.data.expose().try_into()) {
-            self.so.generable = GenerationAlgorithms::of_yubikey(version);
+            self.so.generatable_algorithms = GenerationAlgorithms::of_yubikey(version);
         }
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Administration for Piv {
     }
 
     fn generatable_algorithms(&self) -> Vec<KeyAlgorithm> {
-        self.so.generable.keys().to_vec()
+        self.so.generatable_algorithms.keys().to_vec()
     }
 
     fn key_reference_of(&self, id: &[u8]) -> Option<u8> {

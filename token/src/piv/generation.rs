@@ -150,8 +150,8 @@ pub(super) fn refusal(
 /// fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let generable = GenerationAlgorithms::of(bytes);
-    assert!(!generable.keys().is_empty());
+    let generatable_algorithms = GenerationAlgorithms::of(bytes);
+    assert!(!generatable_algorithms.keys().is_empty());
     for algorithm in STANDARD.into_iter().chain(OTHERS) {
         if let Ok(key) = public_key(algorithm, bytes) {
             assert_eq!(key.algorithm(), algorithm, "no key but the one asked for");
@@ -178,12 +178,12 @@ mod tests {
     #[test]
     fn generatable_algorithms_are_the_standard_ones_and_those_the_card_lists() {
         // The Nitrokey 3 lists 3DES and AES-256 among them.
-        let generable = GenerationAlgorithms::of(&select_response(&[
+        let generatable_algorithms = GenerationAlgorithms::of(&select_response(&[
             0x03, 0x0C, 0x11, 0x07, 0x05, 0x16, 0x14,
         ]));
         let other = |bits| KeyAlgorithm::Rsa { bits };
         let expected = [&STANDARD[..], &[other(3072), other(4096)]].concat();
-        assert_eq!(generable.keys(), expected);
+        assert_eq!(generatable_algorithms.keys(), expected);
         assert_eq!(
             GenerationAlgorithms::of(&select_response(&[0x03])).keys(),
             STANDARD

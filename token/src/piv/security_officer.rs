@@ -45,7 +45,7 @@ pub(super) struct SoState {
     /// The cipher of the management key. Unknown until GET METADATA or an authentication shows it.
     pub(super) cipher: Option<KeyCipher>,
     /// The algorithms for which the card generates keys.
-    pub(super) generable: GenerationAlgorithms,
+    pub(super) generatable_algorithms: GenerationAlgorithms,
     /// Whether the version was queried, which shows more algorithms for key generation.
     pub(super) queried_version: bool,
 }
@@ -55,7 +55,7 @@ impl SoState {
         Self {
             puk: PinTries::default(),
             cipher: None,
-            generable: GenerationAlgorithms::of(select_response),
+            generatable_algorithms: GenerationAlgorithms::of(select_response),
             queried_version: false,
         }
     }

@@ -299,7 +299,7 @@ fn key_reference_gets_the_listed_attributes_before_generation() {
     let session = listing_p384() + &task(&Sheet::CURVES, &commands);
     let (mut card, mut token) = open(&session);
     token.so_login(&mut card, &admin()).unwrap();
-    assert!(token.generable().contains(&P384));
+    assert!(token.generatable_algorithms().contains(&P384));
     make(&mut card, &mut token, 3).unwrap();
 }
 
@@ -325,7 +325,7 @@ fn ungeneratable_key_is_refused_without_changing_the_key_reference() {
     let nowhere = make(&mut card, &mut token, 4);
     assert!(matches!(nowhere, Err(TokenError::ValueInvalid { .. })));
     assert_eq!(
-        (token.place_of(&[3]), token.place_of(&[4])),
+        (token.key_reference_of(&[3]), token.key_reference_of(&[4])),
         (Some(3), None)
     );
 }

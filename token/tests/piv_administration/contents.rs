@@ -173,9 +173,9 @@ fn generation_of_an_unsupported_key_or_unknown_key_reference_sends_nothing() {
     let brainpool = make(0x9A, KeyAlgorithm::Ec(Curve::BrainpoolP256));
     assert!(matches!(brainpool, TokenError::KeyNotGenerable(_)));
     assert!(matches!(make(0x9B, EC), TokenError::ValueInvalid { .. }));
-    assert_eq!(token.place_of(&[0x24]), Some(0x95));
-    assert_eq!(token.place_of(&[0x25]), None);
-    assert_eq!(token.place_of(&[]), None);
+    assert_eq!(token.key_reference_of(&[0x24]), Some(0x95));
+    assert_eq!(token.key_reference_of(&[0x25]), None);
+    assert_eq!(token.key_reference_of(&[]), None);
 }
 
 #[test]
