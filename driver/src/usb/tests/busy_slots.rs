@@ -87,7 +87,7 @@ impl Back {
     }
 
     /// Sends what was kept back, and keeps nothing back any more.
-    fn let_go(&self, device: &FakeDevice) {
+    fn take_held(&self, device: &FakeDevice) {
         self.is_on.store(false, Ordering::SeqCst);
         let kept = std::mem::take(&mut *self.kept.lock().unwrap());
         for message in kept {
@@ -165,7 +165,7 @@ fn a_slow_command_in_one_slot_does_not_delay_the_other() {
             let answer = exchange(&mut quick, &[round], STEP_TIMEOUT).unwrap();
             assert_eq!(answer, answered(&[round]));
         }
-        back.let_go(&device);
+        back.take_held(&device);
         assert_eq!(waits.join().unwrap().unwrap(), answered(b"slow"));
     });
 }
@@ -225,7 +225,7 @@ fn abandoned_slot_is_recovered_while_the_other_slot_works() {
             (TransportErrorKind::TimedOut, Sent::Maybe)
         );
         // The late answer is nobody's.
-        back.let_go(&device);
+        back.take_held(&device);
         let error = exchange(&mut first, b"next", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
             (error.kind, error.sent),
@@ -286,7 +286,7 @@ fn b18_concurrent_reader_that_responds_to_requests_may_stay_silent() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| exchange(&mut slow, b"slow", STEP_TIMEOUT * 2));
         wait_until(|| device.counts().control > budget::SILENCES);
-        back.let_go(&device);
+        back.take_held(&device);
         assert_eq!(waits.join().unwrap().unwrap(), answered(b"slow"));
     });
 }
@@ -329,7 +329,7 @@ fn b17_two_responses_in_one_transfer_reach_their_slots() {
         let waits = scope.spawn(|| exchange(&mut slow, &data, STEP_TIMEOUT));
         wait_until(|| back.has());
         // Its transfer goes on with the next response.
-        back.let_go(&device);
+        back.take_held(&device);
         let answer = exchange(&mut quick, b"short", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"short"));
         assert_eq!(waits.join().unwrap().unwrap(), answered(&data));

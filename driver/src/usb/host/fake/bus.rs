@@ -1,4 +1,4 @@
-//! What the bus and the device do: packets move, transfers end, and a fault strikes at its step.
+//! The behaviour of the bus and of the device: packets move, transfers end, and a fault takes effect at its step.
 
 use super::{
     DeviceMessage, Event,
@@ -9,7 +9,7 @@ use super::{
 use crate::usb::host::transfer::{Completion, EndpointAddress, SetupPacket, TransferError};
 
 impl DeviceState {
-    /// Moves what can be moved on one endpoint. What a transfer made the device say comes after its own end.
+    /// Moves all packets that can move on one endpoint. Messages that a transfer causes follow after the end of the transfer.
     pub(super) fn pump(&mut self, address: EndpointAddress) {
         while let Some((transfer, answers)) = self.next_ended(address) {
             self.conclude(address, transfer);
@@ -47,7 +47,7 @@ impl DeviceState {
         self.deliver(owner, address, transfer, result);
     }
 
-    /// The first transfer of the endpoint, if it has ended, and what the device says to it.
+    /// Returns the first transfer of the endpoint, if it has ended, and the device's messages in response to it.
     fn next_ended(&mut self, address: EndpointAddress) -> Option<(Transfer, Vec<DeviceMessage>)> {
         if address.is_in() {
             let endless = self
@@ -231,7 +231,7 @@ impl DeviceState {
         let addresses: Vec<EndpointAddress> =
             self.endpoints.iter().map(|one| one.address).collect();
         for address in addresses {
-            // As usbfs has it, whose driver is unbound meanwhile.
+            // usbfs does the same, because the reset unbinds its driver.
             self.end_all(address, TransferError::Disconnected);
             if let Some(endpoint) = self.endpoint(address) {
                 endpoint.halted = false;

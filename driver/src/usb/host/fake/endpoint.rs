@@ -6,7 +6,7 @@ use claviger_apdu::Secret;
 
 use crate::usb::host::transfer::{EndpointAddress, TransferError};
 
-/// Why a transfer does not move.
+/// The reason why a transfer does not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hold {
     Forever,
@@ -19,9 +19,9 @@ pub(super) struct Transfer {
     pub(super) buffer: Secret,
     pub(super) transferred: usize,
     pub(super) hold: Option<Hold>,
-    /// How it ended, if it has.
+    /// The result of the transfer, if it has ended.
     pub(super) ended: Option<Result<(), TransferError>>,
-    /// Whether its end was told as an event.
+    /// Whether its end was recorded as an event.
     pub(super) noted: bool,
 }
 
@@ -80,7 +80,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether a transfer of `len` bytes from the device may be asked for.
+    /// Returns whether a transfer of `len` bytes from the device is allowed.
     pub(super) fn takes(&self, len: usize) -> bool {
         len > 0 && len.is_multiple_of(self.packet)
     }
@@ -136,7 +136,7 @@ impl Endpoint {
         self.pending.pop_front()
     }
 
-    /// Whether the first transfer has ended; `None` when there is none, or it is held.
+    /// Returns whether the first transfer has ended. Returns `None` if there is none, or if it is held.
     fn first_ends(&mut self) -> Option<bool> {
         let halted = self.halted;
         let first = self.pending.front_mut()?;

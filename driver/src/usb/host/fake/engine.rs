@@ -16,7 +16,7 @@ use super::{
 };
 use crate::usb::host::transfer::{Completion, EndpointAddress, OpenError, TransferError};
 
-/// How many events are remembered.
+/// How many events the log holds.
 const MAX_LOG: usize = 4096;
 
 /// The completions of one `EndpointQueue`.
@@ -37,10 +37,10 @@ pub(super) struct DeviceState {
     pub(super) transfer_count: u64,
     /// The fault to come, and how many events come before it.
     pub(super) armed: Option<(Fault, usize)>,
-    /// The fault of the next answer.
+    /// The fault of the next response.
     pub(super) spoiled: Option<Fault>,
     pub(super) last_answer: Option<Vec<u8>>,
-    /// What bulk-IN says again and again.
+    /// The message that bulk-IN repeats without end.
     pub(super) endless: Option<Vec<u8>>,
     pub(super) gone: bool,
     pub(super) claimed: bool,
@@ -133,7 +133,7 @@ impl DeviceState {
         self.log.push_back(event);
     }
 
-    /// An event at which a fault may strike. One that spoils an answer is kept for it.
+    /// Records an event at which a fault may take effect. A fault of a response is kept for that response.
     pub(super) fn strike(&mut self, event: Event) -> Option<Fault> {
         self.note(event);
         let (fault, left) = self.armed?;

@@ -1,7 +1,7 @@
-//! What may go wrong on a bus and in a reader, to be tried at every step.
+//! Faults of the bus and of the reader, which a test can inject at every step.
 
-/// One thing that goes wrong, once. The first seven befall the transfer or request at whose event they strike; the
-/// others spoil the next answer on bulk-IN.
+/// A fault that happens once. The first seven affect the transfer or the request at whose event they take effect. The others
+/// affect the next response on bulk-IN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The transfer never completes, unless it is cancelled; a control request reaches its limit unseen by the
@@ -16,25 +16,25 @@ pub enum Fault {
     Failed(i32),
     /// The device leaves.
     Disconnected,
-    /// The device sends more than was asked for.
+    /// The device sends more than requested.
     Overflow,
-    /// The answer comes twice.
+    /// The response comes twice.
     Duplicate,
-    /// An empty packet comes before the answer.
+    /// An empty packet comes before the response.
     ZlpFirst,
-    /// The answer lacks its last byte.
+    /// The response lacks its last byte.
     Short,
-    /// The answer has a byte too many.
+    /// The response has a byte too many.
     OverLong,
-    /// The answer names another slot.
+    /// The response has another slot.
     WrongSlot,
-    /// The answer names another sequence number.
+    /// The response has another sequence number.
     WrongSequence,
-    /// The answer is of another type.
+    /// The response has another type.
     WrongType,
-    /// The answer before it comes again first.
+    /// The previous response comes again first.
     StaleFirst,
-    /// Instead of the answer come requests for more time, until another command is answered.
+    /// Time extensions come instead of the response, until another command gets a response.
     EndlessTimeExtension,
 }
 
@@ -58,7 +58,7 @@ impl Fault {
         Self::EndlessTimeExtension,
     ];
 
-    /// Whether it befalls a transfer, rather than what a message says.
+    /// Returns whether the fault affects a transfer, not the content of a message.
     pub(super) fn is_of_the_bus(self) -> bool {
         matches!(
             self,
@@ -66,7 +66,7 @@ impl Fault {
         )
     }
 
-    /// The messages sent instead of `answer`; `last` is the one before it.
+    /// Returns the messages that are sent instead of `answer`. `last` is the previous message.
     pub(super) fn spoil(self, mut answer: Vec<u8>, last: Option<&[u8]>) -> Vec<Vec<u8>> {
         match self {
             Self::Duplicate => return vec![answer.clone(), answer],
@@ -93,7 +93,7 @@ impl Fault {
     }
 }
 
-/// The request for more time that stands for `answer` (CCID 1.1, 6.2.6: bmCommandStatus 2, bError the factor).
+/// Returns the time extension that replaces `answer` (CCID 1.1, 6.2.6: bmCommandStatus 2, bError the factor).
 pub(super) fn time_extension(answer: &[u8], multiplier: u8) -> Vec<u8> {
     let mut message = vec![0x80, 0, 0, 0, 0, 0, 0, 0x80, multiplier, 0];
     for (at, to) in message.iter_mut().enumerate() {
@@ -104,7 +104,7 @@ pub(super) fn time_extension(answer: &[u8], multiplier: u8) -> Vec<u8> {
     message
 }
 
-/// The answer before, or where there is none this one as it would have been a sequence number earlier.
+/// Returns the previous response. Without one, returns this response with the previous sequence number.
 fn older(answer: &[u8], last: Option<&[u8]>) -> Vec<u8> {
     last.map_or_else(
         || {

@@ -1,15 +1,15 @@
-//! A USB device in memory: the test double behind [`UsbInterface`].
+//! A fake USB device in memory, behind [`UsbInterface`].
 //!
 //! ```text
 //! FakeReader   a CCID reader with cards         or any Firmware, also a closure
-//!     FakeDevice   what a test holds: pushes answers and notifications, injects faults, reads the counts
-//!         claim()      what a driver holds: UsbInterface, then Pipes
+//!     FakeDevice   for the test: pushes responses and notifications, injects faults, reads the counts
+//!         claim()      for the driver: UsbInterface, then EndpointQueue
 //! ```
 //!
-//! Transfers are cut into packets as on a bus, so a message whose length is a multiple of the packet size needs
-//! its zero-length packet, and an answer nobody read waits for the next transfer. Time does not pass in it: the
-//! firmware runs inside the `submit_out` or `control` that reaches it, on that thread, and what is to come later is
-//! pushed by the test, from any thread. Submissions in one order give completions in one order.
+//! Transfers are split into packets as on a bus. So a message whose length is a multiple of the packet size needs its zero-length
+//! packet, and a response that is not read waits for the next transfer. Time does not pass in the device: the firmware runs
+//! inside the `submit_out` or `control` that reaches it, on that thread. The test pushes everything that comes later, from any
+//! thread. Submissions in one order give completions in the same order.
 
 mod bus;
 mod endpoint;
@@ -31,7 +31,7 @@ use super::transfer::{
     EndpointAddress, EndpointQueue, OpenError, SetupPacket, TransferError, UsbInterface,
 };
 
-/// What the device does with what it is sent.
+/// The firmware of the device, which handles everything that the host sends.
 pub trait Firmware: Send {
     /// A bulk-OUT transfer has arrived; a message may take several.
     fn bulk_out(&mut self, transfer: &[u8]) -> Vec<DeviceMessage>;
@@ -55,7 +55,7 @@ impl<F: FnMut(&[u8]) -> Vec<DeviceMessage> + Send> Firmware for F {
     }
 }
 
-/// What the device sends.
+/// A message of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceMessage {
     /// A message on bulk-IN.
@@ -75,7 +75,7 @@ pub struct EndpointLayout {
     pub interrupt: Option<EndpointAddress>,
     /// wMaxPacketSize of all of them.
     pub packet: usize,
-    /// Whether a message that fills its last packet is followed by an empty one, as it must be.
+    /// Whether an empty packet follows a message that fills its last packet, as USB requires.
     pub zlp: bool,
 }
 
@@ -91,7 +91,7 @@ impl Default for EndpointLayout {
     }
 }
 
-/// What happened at the device, in order.
+/// An event at the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A transfer from the device was queued, of up to so many bytes.
@@ -114,7 +114,7 @@ pub enum Event {
     Released,
 }
 
-/// How often what happened.
+/// Counts of the events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TransferCounts {
     /// Transfers from the device on bulk-IN.
@@ -157,13 +157,13 @@ impl FakeDevice {
         }))
     }
 
-    /// Whether the interface is claimed, or transfers of it are still owned by somebody.
+    /// Returns whether the interface is claimed, or transfers of it are still in use.
     #[must_use]
     pub fn claimed(&self) -> bool {
         self.state().claimed
     }
 
-    /// How many [`EndpointQueue`] live.
+    /// Returns how many [`EndpointQueue`] exist.
     #[must_use]
     pub fn queues(&self) -> usize {
         self.state().queues()
@@ -179,13 +179,13 @@ impl FakeDevice {
         self.state().leave();
     }
 
-    /// Lets `fault` strike at the event that comes after so many others: a submission, a control request, a
-    /// completion that was not asked for by a cancel. Replaces one that has not struck.
+    /// Lets `fault` take effect at the event after so many others: a submission, a control request, or a completion that no
+    /// cancel caused. Replaces a fault that has not taken effect.
     pub fn inject(&self, fault: Fault, after: usize) {
         self.state().inject(fault, after);
     }
 
-    /// Whether the fault injected last has struck: its event came, and the answer it spoils, if it spoils one.
+    /// Returns whether the last injected fault has taken effect: its event has come, and the response that it affects, if any.
     #[must_use]
     pub fn fault_struck(&self) -> bool {
         self.state().fault_struck()
@@ -196,12 +196,12 @@ impl FakeDevice {
         self.state().broken_interrupt = Some(errno);
     }
 
-    /// From now on the device takes what it is sent and says nothing, or speaks again.
+    /// Makes the device accept all data without any response, or respond again.
     pub fn set_silent(&self, silent: bool) {
         self.state().silent = silent;
     }
 
-    /// From now on the device takes what it is sent and says nothing, until it is reset.
+    /// Makes the device accept all data without any response, until it is reset.
     pub fn hang(&self) {
         let mut state = self.state();
         state.silent = true;
@@ -213,13 +213,13 @@ impl FakeDevice {
         self.state().release();
     }
 
-    /// What happened since the beginning.
+    /// Returns the counts of all events so far.
     #[must_use]
     pub fn counts(&self) -> TransferCounts {
         self.state().counts
     }
 
-    /// How many transfers and control requests there ever were, whoever sent them and whatever became of them.
+    /// Returns how many transfers and control requests there have been, from any sender and with any result.
     #[must_use]
     pub fn transfer_count(&self) -> u64 {
         self.state().transfer_count

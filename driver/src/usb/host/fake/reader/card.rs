@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, fmt};
 
-/// How the card wants its bytes.
+/// The protocol of the card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// ISO 7816-3, 10.
@@ -11,41 +11,41 @@ pub enum Protocol {
     T1,
 }
 
-/// What a card of T=1 does to one block, of those it is sent.
+/// A disturbance of one of the blocks to a T=1 card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disturbance {
     /// It does not hear the block.
     Lose,
-    /// It takes the block, and its answer is lost.
+    /// The card receives the block, and its response is lost.
     Swallow,
-    /// The reader hears a parity error instead of its answer.
+    /// The reader receives a parity error instead of the response.
     Parity,
-    /// Its answer has a wrong bit.
+    /// The response has a wrong bit.
     Corrupt,
-    /// It asks for so many waiting times first.
+    /// The card first requests so many waiting times.
     Wtx(u8),
-    /// It asks for other information fields first.
+    /// The card first requests another information field size.
     Ifs(u8),
-    /// It aborts the exchange instead.
+    /// The card aborts the exchange instead.
     Abort,
     /// It hears nothing from here on.
     Deaf,
 }
 
-/// What a card answers to a request for another protocol or rate (ISO 7816-3, 9).
+/// The response of a card to a PPS request (ISO 7816-3, 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pps {
     /// It agrees.
     Agrees,
     /// It agrees to the protocol, and to no other rate.
     AgreesSlowly,
-    /// It says nothing.
+    /// The card sends no response.
     Silent,
-    /// It says something else.
+    /// The card sends another response.
     Nonsense,
 }
 
-/// How a card speaks.
+/// The behaviour of a card.
 #[derive(Clone, Debug)]
 pub(super) struct Manners {
     pub(super) crc: bool,
@@ -54,17 +54,17 @@ pub(super) struct Manners {
     pub(super) pps: Pps,
     /// The rate it has after a reset, as in TA1.
     pub(super) rate: u8,
-    /// bPowerSelect values at which it answers.
+    /// The bPowerSelect values at which the card sends an answer to reset.
     pub(super) voltages: Vec<u8>,
-    /// T=0: NULL bytes before each procedure byte, and whether it wants its data byte by byte.
+    /// T=0: the number of NULL bytes before each procedure byte, and whether the card requests its data byte by byte.
     pub(super) nulls: usize,
     pub(super) one_by_one: bool,
-    /// What befalls the coming blocks.
+    /// The disturbances of the next blocks.
     disturbances: VecDeque<Option<Disturbance>>,
 }
 
 impl Manners {
-    /// What befalls the present block.
+    /// Returns the disturbance of the current block.
     pub(super) fn next(&mut self) -> Option<Disturbance> {
         if self.disturbances.front() == Some(&Some(Disturbance::Deaf)) {
             return Some(Disturbance::Deaf);
@@ -89,7 +89,7 @@ impl FakeCard {
     /// A card of T=1 with information fields of 254 bytes and LRC.
     #[must_use]
     pub fn t1(apdu: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Self {
-        // TD1 and TD2: T=1; TA3: IFSC; TB3: CWI 4, BWI 5; the historical bytes say "fake".
+        // TD1 and TD2: T=1; TA3: IFSC; TB3: CWI 4, BWI 5; the historical bytes are "fake".
         let atr = with_tck(&[0x3B, 0x84, 0x81, 0x31, 0xFE, 0x45, b'f', b'a', b'k', b'e']);
         Self::new(atr, Protocol::T1, apdu)
     }
@@ -101,7 +101,7 @@ impl FakeCard {
         Self::new(atr, Protocol::T0, apdu)
     }
 
-    /// A card with an answer to reset of its own, which is not looked into.
+    /// Makes a card with the given answer to reset, which is not checked.
     #[must_use]
     pub fn new(
         atr: Vec<u8>,
@@ -154,7 +154,7 @@ impl FakeCard {
         self
     }
 
-    /// Speaks at a rate of its own, as a card in specific mode does, and answers no PPS.
+    /// Uses its own rate, like a card in specific mode, and does not respond to PPS.
     #[must_use]
     pub fn at_rate(mut self, ta1: u8) -> Self {
         self.manners.rate = ta1;

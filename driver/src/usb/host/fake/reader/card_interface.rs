@@ -1,4 +1,4 @@
-//! The line between reader and card: at which rate and in which protocol each of them speaks, and the characters on it.
+//! The interface between reader and card: the rate and the protocol of each side, and the transmitted characters.
 
 use super::{
     card::{FakeCard, Pps, Protocol},
@@ -6,12 +6,12 @@ use super::{
     t1::{T1, epilogue},
 };
 
-/// What the card has not answered in the protocol it speaks.
+/// bError of a card that does not respond in the reader's protocol.
 const MUTE: u8 = 0xFE;
 /// PPSS (ISO 7816-3, 9.2).
 const PPSS: u8 = 0xFF;
 
-/// What one side speaks.
+/// The protocol and rate of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Speech {
     pub(super) protocol: Protocol,
@@ -24,11 +24,11 @@ pub(super) struct Speech {
 pub(super) struct CardInterface {
     card: Speech,
     reader: Speech,
-    /// Something was said since the reset: it is too late for a PPS.
+    /// Whether anything has been sent since the reset. A PPS is then too late.
     talked: bool,
     t0: T0,
     t1: T1,
-    /// Characters the card has heard, and those it says.
+    /// The characters that the card has received, and the characters that it sends.
     heard: Vec<u8>,
     said: Vec<u8>,
 }
@@ -46,7 +46,7 @@ impl CardInterface {
         }
     }
 
-    /// The reader speaks like this from now on; a PPS is sent for it if the reader sends them itself.
+    /// Sets the protocol and rate of the reader. A reader that sends PPS itself sends one.
     pub(super) fn set_reader(
         &mut self,
         reader: Speech,
@@ -64,12 +64,12 @@ impl CardInterface {
         Ok(())
     }
 
-    /// Whether both sides speak the same.
+    /// Returns whether both sides use the same protocol and rate.
     pub(super) fn is_agreed(&self) -> bool {
         self.card == self.reader
     }
 
-    /// The card sets itself to what it is asked for, if it does.
+    /// Processes a PPS request. The card accepts it if it is configured to.
     fn pps(&mut self, request: &[u8], card: &FakeCard) -> Result<Vec<u8>, u8> {
         let [_, pps0, rest @ ..] = request else {
             return Err(MUTE);
@@ -92,7 +92,7 @@ impl CardInterface {
         Ok(answer)
     }
 
-    /// A PPS without its check, answered with one.
+    /// Processes a PPS request with its check byte. The response has one too.
     fn checked_pps(&mut self, request: &[u8], card: &FakeCard) -> Result<Vec<u8>, u8> {
         let (_check, request) = request.split_last().ok_or(MUTE)?;
         let mut answer = self.pps(request, card)?;
@@ -115,8 +115,7 @@ impl CardInterface {
         }
     }
 
-    /// Says `bytes` to the card and listens for `expected` from it; whoever asks for more than come hears nothing in the
-    /// end.
+    /// Sends `bytes` to the card and receives `expected` characters. If fewer characters come, the card counts as mute.
     pub(super) fn characters(
         &mut self,
         bytes: &[u8],
@@ -134,7 +133,7 @@ impl CardInterface {
         Ok(self.said.drain(..expected).collect())
     }
 
-    /// What the card says to what it has heard by now.
+    /// Returns the card's response to all received characters.
     fn hear(&mut self, card: &mut FakeCard) -> Result<Vec<u8>, u8> {
         if self.heard.first() == Some(&PPSS) {
             let announced = self
@@ -165,7 +164,7 @@ impl CardInterface {
         self.block(&block, card)
     }
 
-    /// Procedure bytes (ISO 7816-3, 10.3.3), the data as they ask for it, then the answer.
+    /// Returns procedure bytes (ISO 7816-3, 10.3.3), receives the data that they request, and then returns the response.
     fn hear_command(&mut self, card: &mut FakeCard) -> Result<Vec<u8>, u8> {
         let [_, ins, _, _, p3, data @ ..] = self.heard.as_slice() else {
             return Ok(Vec::new());
@@ -187,7 +186,7 @@ impl CardInterface {
     }
 }
 
-/// Whether a card of T=0 takes data with this instruction, which only it knows.
+/// Returns whether a T=0 card receives data with this instruction. Only the card knows that.
 const fn takes_data(ins: u8) -> bool {
     !matches!(ins, 0xB0 | 0xB2 | 0xC0 | 0xCA | 0xCB)
 }

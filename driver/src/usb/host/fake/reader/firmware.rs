@@ -16,13 +16,13 @@ const ABORTED: u8 = 0xFF;
 const BUSY: u8 = 0xE0;
 const BAD_SLOT: u8 = 5;
 
-/// How many messages are remembered.
+/// How many messages the log holds.
 const MAX_LOG: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct ReaderModel {
     pub(super) slots: Vec<Slot>,
-    /// Slots whose card changed since the interrupt pipe was told.
+    /// Slots whose card has changed since the last notification.
     pub(super) changed: Vec<u8>,
     pub(super) honours_abort: bool,
     pub(super) holding: bool,
@@ -116,7 +116,7 @@ impl ReaderModel {
     }
 }
 
-/// Does what a command asks for, a slot's state permitting.
+/// Runs a command, if the state of the slot allows it.
 fn perform(slot: &mut Slot, command: &Command) -> Vec<u8> {
     match command.kind {
         0x62 => slot.power_on(command),

@@ -12,18 +12,18 @@ use crate::{
     },
 };
 
-/// A token that lies in one of its answers.
+/// A wrong response of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
     /// No bytes.
     Empty,
     /// The last byte is left out.
     Short,
-    /// As many bytes as there is room for.
+    /// The response has as many bytes as the request allows.
     Full,
     /// The first byte is another.
     Flipped,
-    /// The answer before it.
+    /// The previous response comes again.
     Stale,
 }
 
@@ -49,18 +49,18 @@ pub struct FakeIcc {
 #[derive(Debug)]
 struct Model {
     version: Version,
-    /// How much data an answer of version B has room for.
+    /// The most data of a response of version B.
     room: usize,
     card: FakeCard,
     powered: bool,
     t0: T0,
     /// A command of which more is to come.
     incoming: Vec<u8>,
-    /// What is to be read, in order: of version A, with the status that announces it.
+    /// The data to be read, in order. Version A has the status that announces it.
     outgoing: Vec<(u8, Vec<u8>)>,
-    /// How often it says that it is busy before each answer, and how often it has.
+    /// How often the token is busy before each response, and how often it has been.
     busy: (usize, usize),
-    /// The lie to come, and how many answers come before it.
+    /// The next wrong response, and how many responses come before it.
     lie: Option<(Lie, usize)>,
     last: Vec<u8>,
     commands: usize,
@@ -122,34 +122,34 @@ impl FakeIcc {
         bytes
     }
 
-    /// How often it says that it is busy before each answer.
+    /// Sets how often the token is busy before each response.
     pub fn be_busy(&self, times: usize) {
         self.model().busy = (times, 0);
     }
 
-    /// Whether it refuses every request until it is reset.
+    /// Sets whether the token rejects every request until it is reset.
     pub fn be_deaf(&self, deaf: bool) {
         self.model().deaf = deaf;
     }
 
-    /// Lets it lie in the answer that comes after so many others.
+    /// Makes the response after so many others wrong.
     pub fn lie(&self, lie: Lie, after: usize) {
         self.model().lie = Some((lie, after));
     }
 
-    /// Whether it has lied.
+    /// Returns whether the wrong response has been sent.
     #[must_use]
     pub fn lied(&self) -> bool {
         self.model().lie.is_none()
     }
 
-    /// How many whole commands its card was given.
+    /// Returns how many whole commands the card has received.
     #[must_use]
     pub fn commands(&self) -> usize {
         self.model().commands
     }
 
-    /// Whether its card is powered.
+    /// Returns whether the card is powered.
     #[must_use]
     pub fn powered(&self) -> bool {
         self.model().powered

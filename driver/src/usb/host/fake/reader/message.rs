@@ -1,6 +1,6 @@
 //! Messages to and from the reader (CCID 1.1, chapter 6), collected from transfers.
 
-/// What no reader takes; a longer dwLength is the host's mistake.
+/// The longest message of any reader. A longer dwLength is an error of the host.
 pub const MAX_MESSAGE: usize = 65_556;
 
 /// A command of the host.
@@ -29,7 +29,8 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// The message that ends with this transfer, if one does. What is too long, or longer than it says, is dropped.
+    /// Returns the message that ends with this transfer, if there is one. A message that is too long, or longer than stated, is
+    /// dropped.
     pub(super) fn take(&mut self, transfer: &[u8]) -> Option<Command> {
         self.bytes.extend_from_slice(transfer);
         let [kind, a, b, c, d, slot, sequence, x, y, z, data @ ..] = self.bytes.as_slice() else {
@@ -55,7 +56,7 @@ impl Collector {
     }
 }
 
-/// What a slot says of its card and of the command (CCID 1.1, 6.2.6).
+/// The state of the card and of the command in a response (CCID 1.1, 6.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Done,
@@ -84,7 +85,7 @@ pub(super) fn reply(
     message
 }
 
-/// The answers' types (CCID 1.1, 6.2).
+/// The types of the responses (CCID 1.1, 6.2).
 pub(super) const DATA_BLOCK: u8 = 0x80;
 
 const SLOT_STATUS: u8 = 0x81;
@@ -100,7 +101,7 @@ pub(super) const NO_CARD: u8 = 0xFE;
 
 pub(super) const UNSUPPORTED: u8 = 0;
 
-/// What a command is answered with (CCID 1.1, table 6.1-1).
+/// Returns the type of the response to a command (CCID 1.1, table 6.1-1).
 pub(super) fn response_type(kind: u8) -> u8 {
     match kind {
         0x62 | 0x6F | 0x69 => DATA_BLOCK,

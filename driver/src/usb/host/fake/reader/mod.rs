@@ -1,7 +1,7 @@
-//! A CCID reader in memory, with cards that are closures.
+//! A fake CCID reader in memory, with cards that are closures.
 //!
-//! It does what CCID 1.1 asks of a reader at its exchange level and no more; what it may leave out (an answer to
-//! Abort, an interrupt endpoint, the right time) is a switch.
+//! It does only what CCID 1.1 requires of a reader at its exchange level. Optional behaviour (a response to Abort, an interrupt
+//! endpoint, correct times) can be switched.
 
 mod card;
 mod card_interface;
@@ -25,10 +25,10 @@ use self::{
 };
 use super::{DeviceMessage, EndpointLayout, FakeDevice, fault::time_extension};
 
-/// How the reader talks to its cards (CCID 1.1, table 5.1-1, dwFeatures).
+/// The exchange level of the reader (CCID 1.1, table 5.1-1, dwFeatures).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Characters, as many as the host asks for.
+    /// Characters, as many as the host requests.
     Character,
     /// Blocks of T=1, or headers and data of T=0.
     Tpdu,
@@ -38,7 +38,7 @@ pub enum Level {
     ExtendedApdu,
 }
 
-/// What the reader is.
+/// The configuration of the reader.
 #[derive(Clone, Debug)]
 pub struct ReaderConfig {
     /// Its exchange level.
@@ -53,7 +53,7 @@ pub struct ReaderConfig {
     pub protocols: u32,
     /// bVoltageSupport: 1 for 5 V, 2 for 3 V, 4 for 1.8 V.
     pub voltages: u8,
-    /// How many slots.
+    /// The number of slots.
     pub slots: u8,
     /// bInterfaceClass: 0B, or FF.
     pub class: u8,
@@ -149,7 +149,7 @@ impl FakeReader {
         }
     }
 
-    /// The reader with `card` in its first slot, put in before anybody looked.
+    /// Makes the reader with `card` in its first slot, inserted before the first query.
     #[must_use]
     pub fn with_card(config: ReaderConfig, card: FakeCard) -> Self {
         let reader = Self::new(config);
@@ -170,40 +170,40 @@ impl FakeReader {
         descriptor::descriptors(&self.config)
     }
 
-    /// Puts a card into a slot, and says so on the interrupt pipe.
+    /// Inserts a card into a slot, with a notification.
     pub fn insert(&self, slot: u8, card: FakeCard) {
         self.change(slot, Some(card));
     }
 
-    /// Pulls the card of a slot, and says so on the interrupt pipe.
+    /// Removes the card of a slot, with a notification.
     pub fn remove(&self, slot: u8) {
         self.change(slot, None);
     }
 
-    /// Pulls the card and puts another in, which the interrupt pipe tells as one change.
+    /// Exchanges the card of a slot, with one notification of one change.
     pub fn swap(&self, slot: u8, card: FakeCard) {
         self.model().put(slot, None);
         self.change(slot, Some(card));
     }
 
-    /// Puts a card into a slot, and says nothing.
+    /// Inserts a card into a slot, without a notification.
     pub fn put_unseen(&self, slot: u8, card: FakeCard) {
         let mut model = self.model();
         model.put(slot, Some(card));
         model.changed.clear();
     }
 
-    /// Takes power from all cards, as a hub that is switched off does, and says nothing.
+    /// Powers all cards down without a notification, like a hub that is switched off.
     pub fn lose_power(&self) {
         self.model().slots.iter_mut().for_each(Slot::restart);
     }
 
-    /// Whether Abort is honoured; otherwise its control half stalls and its bulk half is not answered.
+    /// Sets whether Abort is supported. Otherwise its control part stalls and its bulk part gets no response.
     pub fn honour_abort(&self, honour: bool) {
         self.model().honours_abort = honour;
     }
 
-    /// From now on the card's answers are kept back, until [`FakeReader::release`] or an abort.
+    /// Holds the card's responses back, until [`FakeReader::release`] or an abort.
     pub fn hold(&self) {
         self.model().holding = true;
     }
@@ -216,7 +216,7 @@ impl FakeReader {
             model
                 .slots
                 .iter_mut()
-                .filter_map(Slot::let_go)
+                .filter_map(Slot::take_held)
                 .collect::<Vec<_>>()
         };
         for answer in answers {
@@ -224,12 +224,12 @@ impl FakeReader {
         }
     }
 
-    /// How many requests for more time come before each answer of the card.
+    /// Sets how many time extensions come before each response of the card.
     pub fn extend_time(&self, count: usize) {
         self.model().time_extensions = count;
     }
 
-    /// Asks for `multiplier` times the time for the answers that are held.
+    /// Requests `multiplier` times the time for the responses that are held back.
     pub fn ask_for_time(&self, multiplier: u8) {
         let model = self.model();
         let held = model.slots.iter().filter_map(|slot| slot.held.as_ref());
@@ -248,7 +248,7 @@ impl FakeReader {
         model.slots.iter_mut().for_each(|slot| slot.refuses = error);
     }
 
-    /// The next `count` resets of a card that has power are not answered.
+    /// Makes the next `count` resets of a card with power fail.
     pub fn fail_warm_resets(&self, count: usize) {
         let mut model = self.model();
         model
@@ -263,13 +263,13 @@ impl FakeReader {
         self.device.send(DeviceMessage::Notification(message));
     }
 
-    /// How many commands each slot's card was given, blocks and APDUs alike.
+    /// Returns how many blocks or APDUs the card of the slot has received.
     #[must_use]
     pub fn card_commands(&self, slot: u8) -> usize {
         self.model().slot(slot).map_or(0, |slot| slot.commands)
     }
 
-    /// Whether the slot's card is powered.
+    /// Returns whether the card of the slot is powered.
     #[must_use]
     pub fn powered(&self, slot: u8) -> bool {
         self.model().slot(slot).is_some_and(|slot| slot.powered)

@@ -1,4 +1,4 @@
-//! One slot: its card, its power, its parameters, and a command that is on its way.
+//! A slot: its card, its power, its parameters, and a running command.
 
 use super::{
     FakeCard, Level, Protocol, ReaderConfig,
@@ -6,7 +6,7 @@ use super::{
     message::{Command, NO_CARD, Outcome, UNSUPPORTED, reply, response_type},
 };
 
-/// What the card has not answered in the protocol it speaks.
+/// bError of a card that does not respond in the reader's protocol.
 const MUTE: u8 = 0xFE;
 /// bError of a parameter that is wrong: the offset of wLevelParameter.
 const BAD_LEVEL: u8 = 8;
@@ -21,7 +21,7 @@ const SETS_PARAMETERS: u32 = 0x02;
 const NEGOTIATES: u32 = 0x40;
 const SENDS_PPS: u32 = 0x80;
 
-/// What a reader speaks that was told nothing.
+/// The protocol and rate of a reader that has no parameters yet.
 const DEFAULT_SPEECH: Speech = Speech {
     protocol: Protocol::T0,
     rate: 0x11,
@@ -30,7 +30,7 @@ const DEFAULT_SPEECH: Speech = Speech {
 #[derive(Debug)]
 pub(super) struct Slot {
     level: Level,
-    /// How much data a message has room for.
+    /// The most data of a message.
     room: usize,
     pub(super) card: Option<FakeCard>,
     pub(super) powered: bool,
@@ -40,17 +40,17 @@ pub(super) struct Slot {
     incoming: Vec<u8>,
     /// A response APDU of which more is to be fetched.
     outgoing: Option<Vec<u8>>,
-    /// The line to a powered card.
+    /// The interface to a powered card.
     line: Option<CardInterface>,
     /// The rest of dwFeatures.
     features: u32,
     /// SetParameters fails with this bError.
     pub(super) refuses: Option<u8>,
-    /// So many resets of a card that has power are not answered.
+    /// How many resets of a card with power get no response.
     pub(super) mute_when_warm: usize,
-    /// The answer kept back.
+    /// The response that is held back.
     pub(super) held: Option<Vec<u8>>,
-    /// The sequence number of an abort whose bulk half is to come.
+    /// The sequence number of an abort whose bulk part has not come yet.
     pub(super) aborting: Option<u8>,
 }
 
@@ -145,7 +145,7 @@ impl Slot {
         }
     }
 
-    /// Whether the reader speaks as the card does.
+    /// Returns whether reader and card use the same protocol and rate.
     fn is_told(&self) -> bool {
         self.line.as_ref().is_some_and(CardInterface::is_agreed)
     }
@@ -160,15 +160,15 @@ impl Slot {
         self.line = None;
     }
 
-    /// As after a reset of the device.
+    /// Resets the slot, as a reset of the device does.
     pub(super) fn restart(&mut self) {
         self.power_off();
         self.held = None;
         self.aborting = None;
     }
 
-    /// The answer kept back, as the slot would give it now.
-    pub(super) fn let_go(&mut self) -> Option<Vec<u8>> {
+    /// Returns the response that was held back.
+    pub(super) fn take_held(&mut self) -> Option<Vec<u8>> {
         self.held.take()
     }
 
@@ -292,7 +292,7 @@ impl Slot {
         Some((card.apdu)(apdu)).filter(|response| response.len() >= 2)
     }
 
-    /// A block, or at the character level so many characters as wLevelParameter says.
+    /// Exchanges a block, or at the character level as many characters as wLevelParameter requests.
     fn speak(&mut self, command: &Command) -> Vec<u8> {
         self.commands = self.commands.saturating_add(1);
         let (Some(card), Some(line)) = (&mut self.card, &mut self.line) else {

@@ -1,6 +1,6 @@
 //! The card's side of T=0 (ISO 7816-3, 10), as a reader at the TPDU level shows it.
 
-/// What a response leaves to be fetched.
+/// The part of a response that GET RESPONSE has to fetch.
 #[derive(Debug, Default)]
 pub(super) struct T0 {
     rest: Vec<u8>,
@@ -35,7 +35,7 @@ impl T0 {
         Some(())
     }
 
-    /// After a command without data: so much as was asked for, or how much there is instead.
+    /// Returns the response to a command without data: the requested number of bytes, or the available number.
     fn read(&mut self, expected: u8) -> Vec<u8> {
         let room = if expected == 0 {
             256
@@ -78,7 +78,7 @@ impl T0 {
     }
 }
 
-/// A length as SW2 tells it: zero is 256 or more.
+/// Returns a length as SW2 encodes it. Zero means 256 or more.
 fn count(length: usize) -> u8 {
     u8::try_from(length).unwrap_or(0)
 }

@@ -1,12 +1,12 @@
-//! The card's side of T=1 (ISO 7816-3, 11): it answers, and begins only what [`Disturbance`] has it begin.
+//! The card's side of T=1 (ISO 7816-3, 11). It responds, and begins only the requests of [`Disturbance`].
 
 use super::card::{Disturbance, Manners};
 
-/// The information field a card sends before it was told of a larger one.
+/// The longest information field of a card before S(IFS).
 const FIRST_IFSD: usize = 32;
 
 const MORE: u8 = 0x20;
-/// What the reader says when it heard nothing, or something damaged (CCID 1.1, table 6.2-2).
+/// The errors of the reader for a missing or damaged block (CCID 1.1, table 6.2-2).
 const MUTE: u8 = 0xFE;
 const PARITY: u8 = 0xFD;
 
@@ -16,13 +16,13 @@ pub(super) struct T1 {
     ours: bool,
     theirs: bool,
     ifsd: usize,
-    /// IFSC, once the card has asked for another.
+    /// IFSC, if the card has requested another one.
     ifsc: Option<usize>,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     /// The block sent last, for a request to send it again.
     last: Vec<u8>,
-    /// What is said once a request of the card's is granted.
+    /// The block that is sent once a request of the card is granted.
     postponed: Option<Vec<u8>>,
 }
 
@@ -42,7 +42,7 @@ impl Default for T1 {
 }
 
 impl T1 {
-    /// The block that answers `block`, or what the reader says instead.
+    /// Returns the response to `block`, or the error of the reader.
     pub(super) fn answer(
         &mut self,
         block: &[u8],
@@ -75,7 +75,7 @@ impl T1 {
         framed(request, crc)
     }
 
-    /// PCB and information field of the answer.
+    /// Returns PCB and information field of the response.
     fn undisturbed(
         &mut self,
         block: &[u8],
@@ -111,7 +111,7 @@ impl T1 {
         (self.outgoing.len() >= 2).then(|| self.next())
     }
 
-    /// An R-block asks for the last block again, for the next part, or for nothing that there is.
+    /// Processes an R-block. It requests the last block again, the next part, or a part that does not exist.
     fn receive_ready(&mut self, pcb: u8) -> Vec<u8> {
         let is_next = (pcb & 0x10 != 0) == self.ours;
         if !self.last.is_empty() && (!is_next || self.postponed.is_some()) {
@@ -142,7 +142,7 @@ impl T1 {
             }
             (0xE3, [_]) => return self.postponed.take(),
             (0xE2, []) => {
-                // The part of the answer that it stands for was never said.
+                // The postponed part of the response was never sent.
                 if self.postponed.take().is_some() {
                     self.ours = !self.ours;
                 }
@@ -170,7 +170,7 @@ impl T1 {
     }
 }
 
-/// PCB and information field of a block whose length and check are right.
+/// Returns PCB and information field of a block with correct length and check.
 fn whole(block: &[u8], crc: bool) -> Option<(u8, &[u8])> {
     let (body, code) = block.split_at_checked(block.len().checked_sub(epilogue(crc))?)?;
     let [_nad, pcb, length, data @ ..] = body else {
