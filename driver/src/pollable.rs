@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::stop::StopHandle as _;
 
-    /// Returns an empty snapshot once `changed` is set.
+    /// A source that returns an empty snapshot once `changed` is set.
     struct Toy {
         stop: Arc<StopFlag>,
         changed: Arc<StopFlag>,

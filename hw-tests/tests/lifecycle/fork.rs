@@ -194,7 +194,7 @@ fn has_descendants(process: &ModuleProcess, parent: &Parent, flags: CK_FLAGS, de
     });
     assert_eq!(pins, 0, "nobody logged in");
     let pins = verifies(process, || {
-        in_descendant(descent, || run_generation(raw, flags))
+        in_descendant(descent, || run_generation(raw, flags));
     });
     assert_eq!(pins, 1, "the descendant's own login");
     // Its logout was one of the card, as it is for every other program.

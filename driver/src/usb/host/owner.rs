@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder that looks like /proc, for as long as the value lives.
+    /// A folder like /proc, removed when dropped.
     struct Proc(PathBuf);
 
     impl Drop for Proc {

@@ -1,4 +1,4 @@
-//! A reader that can be at work in two slots at the same time, or does not answer in either.
+//! A reader that can run commands in two slots at the same time, or does not respond in either.
 
 use std::{
     sync::{
@@ -36,12 +36,12 @@ use crate::{
     wait::StopFlag,
 };
 
-/// What the reader keeps back, and whether it does: its answers to commands in slot 0.
+/// The responses to commands in slot 0 that the reader holds back, and whether it holds them back.
 #[derive(Clone, Default)]
 struct Back {
     is_on: Arc<AtomicBool>,
     kept: Arc<Mutex<Vec<Vec<u8>>>>,
-    /// Nothing it says makes sense, until it is reset.
+    /// The reader sends only malformed messages until it is reset.
     is_mad: Arc<AtomicBool>,
 }
 
@@ -100,7 +100,7 @@ impl Back {
     }
 }
 
-/// What it says of itself: two slots, both of which may be busy.
+/// The class descriptor of the reader: two slots, both of which may be busy.
 pub(super) fn two_busy() -> ClassDescriptor {
     let reader = FakeReader::new(ReaderConfig {
         slots: 2,
@@ -224,7 +224,7 @@ fn abandoned_slot_is_recovered_while_the_other_slot_works() {
             (error.kind, error.sent),
             (TransportErrorKind::TimedOut, Sent::Maybe)
         );
-        // The late answer is nobody's.
+        // The late response belongs to no command.
         back.take_held(&device);
         let error = exchange(&mut first, b"next", STEP_TIMEOUT).unwrap_err();
         assert_eq!(
@@ -328,7 +328,7 @@ fn b17_two_responses_in_one_transfer_reach_their_slots() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| exchange(&mut slow, &data, STEP_TIMEOUT));
         wait_until(|| back.has());
-        // Its transfer goes on with the next response.
+        // Its transfer continues with the next response.
         back.take_held(&device);
         let answer = exchange(&mut quick, b"short", STEP_TIMEOUT).unwrap();
         assert_eq!(answer, answered(b"short"));
@@ -442,7 +442,7 @@ fn unused_slot_counts_as_changed_after_another_slot_had_the_device_reset() {
         answered(b"fresh")
     );
     assert!(used.epoch() > epochs[1]);
-    // The reader says of both cards that they are active, as before.
+    // The reader reports both cards as active, as before.
     let mut idle = connect(&program, "3-1:0:0");
     assert!(idle.epoch() > epochs[0]);
     assert_eq!(bench_echo(&mut *idle, b"idle").unwrap(), answered(b"idle"));

@@ -21,7 +21,7 @@ use crate::{
     wait::StopFlag,
 };
 
-/// A token that says it takes extended APDUs, and has room for 1,342 bytes.
+/// A token that announces extended APDUs, and accepts 1,342 bytes.
 fn narrow() -> ReaderConfig {
     ReaderConfig {
         max_message: 1352,
@@ -43,7 +43,7 @@ fn certificate() -> Vec<u8> {
     (0..3000_u16).map(|at| at.to_le_bytes()[0]).collect()
 }
 
-/// What a card was sent, whole or in a chain; it answers 9000 to what is an APDU, 6700 to what is none.
+/// The commands to a card, whole or in a chain. The card responds 9000 to an APDU, and 6700 to anything else.
 #[derive(Clone, Debug, Default)]
 struct Card {
     frames: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -67,7 +67,7 @@ impl Card {
         vec![0x90, 0x00]
     }
 
-    /// How many frames it was sent.
+    /// The number of frames to the card.
     fn count(&self) -> usize {
         self.frames.lock().unwrap().len()
     }
@@ -86,7 +86,7 @@ impl Card {
     }
 }
 
-/// Firmware that takes each message for a whole APDU, whatever wLevelParameter says.
+/// Firmware that treats each message as a whole APDU, whatever wLevelParameter is.
 struct WholeApduFirmware(Card);
 
 impl Firmware for WholeApduFirmware {
@@ -277,7 +277,7 @@ fn long_command_for_a_card_without_chaining_is_split_into_ccid_parts() {
 
 #[test]
 fn a_short_message_length_makes_short_frames_shorter() {
-    // The firmware of some SCM readers says 263.
+    // The firmware of some SCM readers states 263.
     let config = ReaderConfig {
         max_message: 263,
         ..ReaderConfig::short()

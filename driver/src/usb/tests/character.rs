@@ -37,7 +37,7 @@ fn t1_blocks_are_requested_by_their_prologue_and_then_by_their_length() {
         .into_iter()
         .map(|(_, level, data)| (data.len(), level))
         .collect();
-    // S(IFS) and its response of five bytes, then the command and its answer of sixteen.
+    // S(IFS) and its response of five bytes, then the command and its response of sixteen.
     assert_eq!(asked, [(5, 3), (0, 2), (19, 3), (0, 13)]);
 }
 

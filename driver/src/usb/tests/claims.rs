@@ -1,4 +1,4 @@
-//! Having a reader: claims, who takes turns, and who is kept waiting for them.
+//! Claims of readers, their order, and callers that have to wait for them.
 
 use std::{
     sync::mpsc,
@@ -66,7 +66,7 @@ fn new_token_is_powered_and_queried_for_nothing_else() {
     ))));
     let kinds: Vec<u8> = key.messages().iter().map(|message| message.0).collect();
     assert_eq!(kinds, [0x62]);
-    // A reader is asked, as it may be empty, and power is for cards.
+    // The reader is queried, because it may be empty. Power is only for cards.
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     machine.plug("3-2", &slot, &reader());
     assert_eq!(take_snapshot(&mut *program.watch()).readers.len(), 2);
@@ -114,7 +114,7 @@ fn two_programs_alternate_and_each_notices_use_by_the_other() {
     let mut first = connect(&programs[0], "3-1");
     let epoch = first.epoch();
     echo(&mut *first, b"a").unwrap();
-    // The first is idle, and lets go because its watch hears the second knock.
+    // The first process is idle, and releases the reader because its watch sees the second release request.
     let mut second = connect(&programs[1], "3-1");
     echo(&mut *second, b"b").unwrap();
     assert_eq!(echo(&mut *first, b"c").unwrap(), answered(b"c"));
@@ -131,7 +131,7 @@ fn release_request_is_seen_once_a_new_claim_has_woken_the_watch() {
     let (programs, _followed) = two_that_follow(&machine);
     let mut holder = connect(&programs[0], "3-1");
     for turn in 1..200 {
-        // Who has it hears the knock only if his watch, which his own claim has woken, knows of the claim.
+        // The holder sees the release request only if its watch, which the claim has woken, knows of the claim.
         let mut next = connect(&programs[turn % 2], "3-1");
         echo(&mut *next, b"a").unwrap();
         holder = next;
@@ -331,13 +331,13 @@ fn b19_dropping_a_transport_waits_for_no_running_call() {
         key.release();
         ended.expect("while another call is at the reader");
         let works = at_it.join().unwrap();
-        // By whoever was at it.
+        // The reader was used by another program.
         wait_until(|| !key.device().claimed());
         drop(works);
     });
 }
 
-/// How often this thread has waited so far.
+/// Returns how often this thread has waited so far.
 fn waits() -> u64 {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
     let line = status

@@ -1,5 +1,4 @@
-//! Polls that last, and what goes on meanwhile with other readers. A blocked opening is a poll that lasts as long as the test
-//! wants.
+//! Long polls, and the other readers meanwhile. A blocked opening is a poll that lasts as long as the test needs.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -20,7 +19,7 @@ use crate::{
 /// Addresses that [`FakeMachine::plug`](super::fixture::FakeMachine::plug) does not reach.
 const ADDRESS: u16 = 100;
 
-/// Plugs in a reader with a card, whose opening is blocked.
+/// Plugs in a reader with a card. Its opening is blocked.
 fn plug_blocked(tale: &Tale, port: &str, address: u16) -> (FakeReader, BlockedOpening) {
     let slow = FakeReader::with_card(reader(), FakeCard::echo());
     let block = tale.machine.block_opening_of(address);
@@ -133,7 +132,7 @@ fn a_reader_that_is_unplugged_during_its_poll_is_not_reported() {
     let (key, config) = key();
     tale.machine.plug("3-1", &key, &config);
     tale.tell("add", "3-1");
-    // Its lock is that of the port.
+    // Its lock file is the lock file of the port.
     drop(block);
     let snapshot = wait_for(&followed, |snapshot| !snapshot.readers.is_empty());
     assert!(

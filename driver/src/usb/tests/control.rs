@@ -1,4 +1,4 @@
-//! Tokens of the control pipe: what is asked of them, and what becomes of answers that lie.
+//! Tokens of the control pipe: the requests to them, and their wrong responses.
 
 use std::{
     sync::{Arc, Mutex},
@@ -76,7 +76,7 @@ fn device(token: &FakeIcc, version: Version, stop: &Arc<StopFlag>) -> CcidSlot {
     slot::new_slot(pipe, reader, 0, stop)
 }
 
-/// Sends a command, and asks for its answer where T=0 leaves it to be asked for.
+/// Sends a command, and requests its response where T=0 requires it.
 fn ask(
     mut send: impl FnMut(&[u8]) -> Result<Vec<u8>, TransportError>,
     data: &[u8],
@@ -240,8 +240,8 @@ fn a_stop_ends_a_command_between_two_requests() {
     }
 }
 
-/// Whether a command goes through, a card without power getting it back; a lie is still to come, or it must be
-/// answered by its own answer.
+/// Returns whether a command succeeds. A card without power is powered first. The command must get its own response, unless a
+/// wrong response is still to come.
 fn goes_through(device: &mut CcidSlot, data: &[u8], is_honest: bool, what: &str) -> bool {
     match exchange(device, data, Duration::from_secs(4)) {
         Ok(answer) => {
@@ -258,14 +258,14 @@ fn goes_through(device: &mut CcidSlot, data: &[u8], is_honest: bool, what: &str)
     }
 }
 
-/// One command while something goes wrong: it ends, says whether the card saw it and is sent once at most, and the next
-/// ones work.
+/// Runs one command during a fault. The command ends, reports whether the card received it, and is sent at most once. The next
+/// commands work.
 fn survives(version: Version, what: &str, spoil: impl Fn(&FakeIcc), lies: bool) -> bool {
     let (token, mut device, seen) = powered(version);
     spoil(&token);
     let data = vec![0x11; 70];
     match exchange(&mut device, &data, Duration::from_secs(2)) {
-        // A token can say anything: nothing tells its lies from answers.
+        // A token can send anything. Nothing distinguishes wrong responses from correct ones.
         Ok(answer) => assert!(lies || answer == answered(&data), "{what}"),
         Err(error) => {
             let reached = seen

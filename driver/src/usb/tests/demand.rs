@@ -1,4 +1,4 @@
-//! When readers are claimed to watch their cards, and what is seen of cards that nobody watches.
+//! When readers are claimed to monitor their cards, and which changes of unmonitored cards are detected.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::{
     usb::host::fake::{FakeReader, reader::FakeCard},
 };
 
-/// A machine with a reader that has this card, followed by a thread with nobody who waits, after the first picture.
+/// A machine with a reader that holds this card. A thread without waiters follows it, after the first snapshot.
 fn idle(test: &str, card: Option<FakeCard>) -> (FakeMachine, FakeReader, WatchThread) {
     let machine = FakeMachine::new(test);
     let slot = FakeReader::new(reader());

@@ -1,4 +1,4 @@
-//! What happens on the bus and to the machine: told late, twice, falsely, or not at all.
+//! Events of the bus and of the machine that are reported late, twice, wrongly, or not at all.
 
 use std::{
     os::unix::net::UnixDatagram,
@@ -41,7 +41,7 @@ fn message(action: &str, subsystem: &str, device: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A bus whose messages the test sends; nothing else tells of it.
+/// A bus whose messages only the test sends.
 pub(super) struct Tale {
     pub(super) machine: FakeMachine,
     pub(super) told: Arc<TestEvents>,
@@ -95,7 +95,7 @@ impl Tale {
     }
 }
 
-/// The first picture of those that come that `is_so`.
+/// Returns the first of the next snapshots for which `is_so` returns true.
 #[track_caller]
 pub(super) fn wait_for(
     followed: &WatchThread,
@@ -164,7 +164,7 @@ fn lost_messages_cause_a_new_listing() {
     assert!(followed.snapshot().readers.is_empty());
     let (reader, config) = key();
     machine.plug("3-1", &reader, &config);
-    // Whoever reads fast enough loses nothing.
+    // A fast reader loses no message.
     let end = Instant::now() + STEP_TIMEOUT;
     let snapshot = loop {
         assert!(Instant::now() < end, "nothing was ever lost");
@@ -447,7 +447,7 @@ fn b20_address_given_to_another_device_is_not_opened_for_the_first() {
     let (other, config) = key();
     tale.machine.plug_at("3-1", 9, &other, &config);
     drop(held);
-    // Nobody has listed the devices since.
+    // The devices have not been listed since.
     let refused = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     let error = refused.map(drop).unwrap_err();
     assert_eq!(error.kind, TransportErrorKind::NoReader, "{error}");
@@ -483,7 +483,7 @@ fn plugging_and_unplugging_in_any_order_ends_with_the_readers_present() {
     assert_eq!(reader.device().queues(), 0, "nothing is left behind");
 }
 
-/// Whether the reader that is there now can be used.
+/// Returns whether the present reader can be used.
 fn connect_once(program: &UsbBackend) -> bool {
     let connected = program.connect(&id("3-1"), Call::within(STEP_TIMEOUT));
     connected.is_ok_and(|mut card| echo(&mut *card, b"data").is_ok())

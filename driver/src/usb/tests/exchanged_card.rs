@@ -1,4 +1,4 @@
-//! Cards that may have been exchanged unseen: who is told, and what it costs the card.
+//! Cards that may have been exchanged without a notification: which callers are informed, and whether the card is reset.
 
 use std::{
     thread,
@@ -34,7 +34,7 @@ fn resets(slot: &FakeReader) -> usize {
         .count()
 }
 
-/// A machine with a reader that powers its card by itself and tells of its cards.
+/// A machine with a reader that powers its card automatically and reports insertions.
 fn telling(test: &str) -> (FakeMachine, FakeReader) {
     let machine = FakeMachine::new(test);
     let mut config = reader();

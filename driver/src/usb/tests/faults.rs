@@ -24,11 +24,11 @@ const MANY_STEPS: usize = 16;
 /// Each command's data and how often the card got it.
 type Seen = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// A reader and the card in it, with commands that it can tell apart.
+/// A reader and its card, with commands that the card can distinguish.
 struct Setup {
     config: ReaderConfig,
     card: fn(Seen) -> FakeCard,
-    /// The command that belongs to a byte, and its answer.
+    /// Returns the command for a byte, and its response.
     command: fn(u8) -> Vec<u8>,
     answer: fn(u8) -> Vec<u8>,
     steps: usize,
@@ -80,7 +80,7 @@ impl Setup {
         Ok(response.frame().to_vec())
     }
 
-    /// Whether a command is answered, which may only be by its own answer; a card without power gets it back.
+    /// Returns whether a command gets a response, which may only be its own. A card without power is powered first.
     fn goes_through(&self, device: &mut CcidSlot, byte: u8, what: &str) -> bool {
         match self.exchange(device, byte, Duration::from_secs(4)) {
             Ok(answer) => {
@@ -97,7 +97,7 @@ impl Setup {
         }
     }
 
-    /// Whether a reader that is well again comes back with a few commands.
+    /// Returns whether a reader without further faults recovers within a few commands.
     fn heals(&self, reader: &FakeReader, device: &mut CcidSlot, what: &str) -> bool {
         (0..6).any(|round: u8| {
             reader.device().release();
@@ -142,8 +142,8 @@ fn times(seen: &Seen, frame: &[u8]) -> usize {
     seen.iter().filter(|one| *one == frame).count()
 }
 
-/// One fault at one step: the command ends, says whether the card saw it, is sent once at most, and the next
-/// ones on a reader that is well again work.
+/// Runs one fault at one step. The command ends, reports whether the card received it, and is sent at most once. The next
+/// commands work.
 fn strike(setup: &Setup, fault: Fault, step: usize) -> bool {
     let what = format!("{fault:?} at step {step}");
     let (reader, mut device, seen) = setup.powered();

@@ -1,4 +1,4 @@
-//! A bus of readers in memory: folders that look like sysfs, files for nodes, and devices that open by them.
+//! A bus of fake readers: folders like sysfs, files for the nodes, and devices that open through them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// What a test of something that works may take.
+/// The timeout of an action that succeeds.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A token: its model is in the table of readers.
@@ -51,7 +51,7 @@ pub(super) fn reader() -> ReaderConfig {
 /// The readers that are plugged in, by their nodes.
 type DevicesByNode = Arc<Mutex<HashMap<PathBuf, FakeReader>>>;
 
-/// A machine with a bus, for as long as the value lives.
+/// A machine with a bus, removed when dropped.
 pub(super) struct FakeMachine {
     root: PathBuf,
     devices: DevicesByNode,
@@ -61,7 +61,7 @@ pub(super) struct FakeMachine {
     address: AtomicU16,
     /// How often a device was tried.
     open_attempts: Arc<AtomicUsize>,
-    /// How often the owner of a device was looked for.
+    /// How often the owner of a device was searched for.
     owner_searches: Arc<AtomicUsize>,
 }
 
@@ -149,7 +149,7 @@ impl FakeMachine {
         UsbBus::new(self.root.join("sys"), self.root.join("dev")).with_udev(self.root.join("udev"))
     }
 
-    /// A program without threads: nobody follows the readers but who waits for events.
+    /// A program without threads. The readers are followed only by a thread that waits for events.
     pub(super) fn new_backend_without_threads(&self) -> UsbBackend {
         self.new_backend_without_threads_on(self.bus())
     }
@@ -189,17 +189,17 @@ impl FakeMachine {
         UsbBackend::with_bus(bus, Box::new(opener), &options)
     }
 
-    /// How often a device was tried to be opened.
+    /// Returns how often a device was tried to be opened.
     pub(super) fn open_attempts(&self) -> usize {
         self.open_attempts.load(Ordering::SeqCst)
     }
 
-    /// How often the owner of a device was looked for.
+    /// Returns how often the owner of a device was searched for.
     pub(super) fn owner_searches(&self) -> usize {
         self.owner_searches.load(Ordering::SeqCst)
     }
 
-    /// Has whoever opens a device wait in the middle of it, for as long as the value lives.
+    /// Makes every opening of a device wait until the value is dropped.
     pub(super) fn block_opening(&self) -> MutexGuard<'_, ()> {
         self.opening.lock().unwrap()
     }
@@ -214,7 +214,7 @@ impl FakeMachine {
         }
     }
 
-    /// Has whoever opens a device panic from now on.
+    /// Makes every opening of a device panic from now on.
     pub(super) fn panic_when_opened(&self) {
         self.blocked.panics.store(true, Ordering::SeqCst);
     }
@@ -235,7 +235,7 @@ impl Drop for FakeMachine {
     }
 }
 
-/// Devices whose opening is blocked, by their nodes.
+/// The devices whose opening is blocked, by their nodes.
 #[derive(Default)]
 struct BlockedNodes {
     nodes: Mutex<HashSet<PathBuf>>,
@@ -330,12 +330,12 @@ pub(super) fn id(port: &str) -> ReaderId {
     ReaderId::new("usb", port)
 }
 
-/// What the readers are now.
+/// Returns the current readers.
 pub(super) fn take_snapshot(watch: &mut dyn Watch) -> ReaderSnapshot {
     watch.snapshot(Call::within(STEP_TIMEOUT))
 }
 
-/// The one reader of a picture.
+/// Returns the single reader of a snapshot.
 #[track_caller]
 pub(super) fn single_reader(readers: &ReaderSnapshot) -> &ReaderState {
     match readers.readers.as_slice() {
@@ -355,7 +355,7 @@ pub(super) fn connect(program: &UsbBackend, port: &str) -> Box<dyn Transport> {
     connected.unwrap()
 }
 
-/// Sends a command whose data is the answer.
+/// Sends a command whose data is its response.
 pub(super) fn echo(card: &mut dyn Transport, data: &[u8]) -> Result<Vec<u8>, TransportError> {
     echo_within(card, data, STEP_TIMEOUT)
 }

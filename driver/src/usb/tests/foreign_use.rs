@@ -22,7 +22,7 @@ use crate::{
     wait::StopFlag,
 };
 
-/// Another driver asks the reader what its slot holds, and lets go.
+/// Another driver queries the status of the slot, and releases the reader.
 fn use_by_other_driver(reader: &FakeReader, layout: EndpointLayout) {
     let interface = reader.device().claim().unwrap();
     let endpoints = BulkEndpoints {
@@ -36,7 +36,7 @@ fn use_by_other_driver(reader: &FakeReader, layout: EndpointLayout) {
         .unwrap();
 }
 
-/// Whether one more connection is in another epoch than the one before; each has the reader claimed anew.
+/// Returns whether the next transport has another epoch than the previous one. Each transport claims the reader anew.
 fn is_new_epoch(program: &UsbBackend, reader: &str, between: impl FnOnce()) -> bool {
     let before = {
         let mut card = connect(program, reader);
@@ -49,7 +49,7 @@ fn is_new_epoch(program: &UsbBackend, reader: &str, between: impl FnOnce()) -> b
     card.epoch() != before
 }
 
-/// A program with its readers, which are known for as long as the watch lives.
+/// A program with its readers, which are known until the watch is dropped.
 fn with_watch(program: UsbBackend) -> (UsbBackend, Box<dyn Watch>) {
     let mut watch = watch_with_waiter(&program);
     let _ = take_snapshot(&mut *watch);
@@ -66,7 +66,7 @@ fn b13_use_by_another_driver_between_two_claims_begins_a_new_epoch() {
         let (program, _watch) = with_watch(program);
         assert!(
             !is_new_epoch(&program, "3-1", || {}),
-            "nobody else was there"
+            "no other program used it"
         );
         let other = || use_by_other_driver(&key, token().layout);
         assert!(is_new_epoch(&program, "3-1", other));
@@ -85,7 +85,7 @@ fn b13_use_by_another_driver_keeps_the_recorded_card_from_being_resumed() {
         echo(&mut *connect(&program, "3-1"), b"two").unwrap();
         kinds(&key).split_off(before)
     };
-    assert_eq!(taken_up(), [0x65, 0x6F], "nobody else was there");
+    assert_eq!(taken_up(), [0x65, 0x6F], "no other program used it");
     use_by_other_driver(&key, token().layout);
     assert_eq!(taken_up(), [0x65, 0x62, 0x6F]);
     assert_eq!(taken_up(), [0x65, 0x6F], "it was there once");

@@ -29,9 +29,9 @@ use crate::{
     },
 };
 
-/// What one call may take: nothing here ever waits for more than its deadline and the time to take transfers back.
+/// The longest time of one call: its deadline, and the time to cancel transfers.
 const LIMIT: Duration = Duration::from_secs(10);
-/// What a call is given.
+/// The time of a call.
 const SOON: Duration = Duration::from_millis(5);
 
 /// xorshift64*: the same numbers for the same seed.
@@ -74,7 +74,7 @@ struct Malice {
 }
 
 impl Malice {
-    /// Nearly an answer, so that what lies behind the first check is reached too.
+    /// A nearly correct response, which passes the first check.
     fn nearly(&mut self, got: &Got) -> Vec<u8> {
         let dice = &mut self.dice;
         let mut message = got.good();
@@ -157,7 +157,7 @@ fn config(dice: &mut Dice) -> ReaderConfig {
     config
 }
 
-/// How many calls ended well, and how many did not.
+/// How many calls succeeded, and how many failed.
 type Tally = (usize, usize);
 
 /// One device from its first command to its last.
@@ -186,7 +186,7 @@ fn play(seed: u64) -> (TransferCounts, Tally) {
         assert!(started.elapsed() < LIMIT, "{:?}", started.elapsed());
     }
     for (data, times) in seen.lock().unwrap().iter() {
-        // A part of a command may look like another one's; a whole command is told by its round.
+        // A part of a command may equal a part of another. Its round identifies a whole command.
         assert!(
             *times == 1 || data.len() < 8,
             "sent {times} times: {data:02X?}"
@@ -256,7 +256,7 @@ impl Drop for Named {
     }
 }
 
-/// A reader that says anything at any moment, while a program follows it and uses its card.
+/// A reader that sends arbitrary data at any time, while a program follows it and uses its card.
 fn haunt(seed: u64) {
     let mut dice = Dice::new(seed);
     let machine = FakeMachine::new(&format!("haunt.{seed}"));

@@ -87,7 +87,7 @@ fn b35_a_poll_never_resets_a_device() {
 
 #[test]
 fn b35_a_reader_that_answers_late_is_not_reset() {
-    // Each of the first answers comes with the next command.
+    // Each of the first responses comes with the next command.
     let mut late = 0;
     let mut last = None::<Got>;
     let mut reader = Scripted::powered(ReaderConfig::extended(), true, move |got| match got.kind {
@@ -105,7 +105,7 @@ fn b35_a_reader_that_answers_late_is_not_reset() {
     assert_eq!(resets(&reader.bus), 0);
 }
 
-/// A reader whose slot says this error to so many status queries after a command that was not answered.
+/// A reader whose slot responds with this error to so many status queries, after a command that got no response.
 fn busy(error: u8, times: usize) -> Scripted {
     let mut left = times;
     let mut reader = Scripted::powered(ReaderConfig::extended(), true, move |got| match got.kind {

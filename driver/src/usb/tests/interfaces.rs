@@ -1,4 +1,4 @@
-//! A machine whose devices are told apart by their interfaces: tokens without endpoints, several readers in one device.
+//! Devices that differ in their interfaces: tokens without endpoints, and several readers in one device.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use crate::usb::{
     },
 };
 
-/// What is plugged in: the interfaces of a device, by its node.
+/// The connected devices: the interfaces of a device, by its node.
 type Plugged = Arc<Mutex<HashMap<PathBuf, Vec<FakeDevice>>>>;
 
 /// See the module.

@@ -1,4 +1,4 @@
-//! What a reader says on its interrupt pipe, and what is made of it.
+//! The notifications of a reader, and their effect.
 
 use std::{sync::mpsc, thread, time::Duration};
 
@@ -66,7 +66,7 @@ fn late_card_notification_of_a_self_powering_reader_keeps_the_transport() {
     let mut card = connect(&program, "3-1");
     let epoch = card.epoch();
     echo(&mut *card, b"a").unwrap();
-    // That it was put in, which nobody had asked for before.
+    // The insertion, which was not queried before.
     slot.device()
         .send(DeviceMessage::Notification(vec![0x50, 0b0000_0011]));
     thread::scope(|scope| {
@@ -80,7 +80,7 @@ fn late_card_notification_of_a_self_powering_reader_keeps_the_transport() {
         });
         let early = is_told.recv_timeout(SHORT).ok();
         let answer = echo(&mut *card, b"b");
-        // What it says next is news.
+        // The next notification reports a change.
         slot.swap(0, FakeCard::echo_t0());
         let late = is_told.recv_timeout(STEP_TIMEOUT).ok();
         waker.stop();
@@ -112,7 +112,7 @@ fn hardware_error_notification_causes_no_query() {
     assert_eq!(settled(&slot), asked, "nothing is asked for it");
 }
 
-/// How many messages it was sent, once no more come.
+/// Returns the number of messages to the reader, once no more come.
 fn settled(slot: &FakeReader) -> usize {
     loop {
         let before = slot.messages().len();
@@ -156,7 +156,7 @@ fn card_pulled_during_a_command_is_reported_after_the_command_ends() {
         slot.remove(0);
         assert!(
             followed.snapshot_within(SHORT).is_none(),
-            "somebody is at it"
+            "a command runs in it"
         );
         slot.release();
         let _ = waits.join().unwrap();

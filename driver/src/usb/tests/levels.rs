@@ -159,7 +159,7 @@ fn card_is_powered_once_per_claim_however_often_it_is_polled() {
             assert!(Instant::now() < end, "it is looked at");
             thread::sleep(Duration::from_millis(5));
         }
-        // A look resets no card; the first who connects to it does.
+        // A query resets no card. The first connect does.
         drop(connect(&program, "3-1"));
         let before = powers(&slot);
         let mut card = connect(&program, "3-1");
@@ -169,7 +169,7 @@ fn card_is_powered_once_per_claim_however_often_it_is_polled() {
         drop(stopping);
         waiting.join().unwrap()
     });
-    // The first look had a claim of its own, and another program might have had the card after it.
+    // The first query had its own claim, after which another program may have used the card.
     assert!(snapshots <= 1, "{snapshots} changes");
     assert!(powers(&slot) <= 2);
     assert!(holds_card(single_reader(&first)));

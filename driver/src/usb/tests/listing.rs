@@ -1,4 +1,4 @@
-//! What a watch makes of devices that cannot be listed, of releases, and of messages that never come.
+//! A watch with devices that cannot be listed, with releases, and with messages that never come.
 
 use std::{fs, thread, time::Duration};
 
@@ -31,7 +31,7 @@ fn b1_reader_can_be_used_after_its_watch_has_ended() {
     assert!(gone.is_err(), "it has left since");
 }
 
-/// B8: the end of our own claim is told as everybody's is.
+/// B8: the end of this process's own claim is reported like the end of any other.
 #[test]
 fn b8_release_of_our_own_claim_causes_no_new_claim() {
     let tale = Tale::new("b8");
@@ -134,7 +134,7 @@ fn b22_only_descriptors_are_read_of_a_device_that_is_no_reader() {
     let (machine, _reader) = with_key("b22");
     let disk = machine.folder().join("sys/3-2");
     fs::create_dir(&disk).unwrap();
-    // A device descriptor alone: no interface.
+    // Only a device descriptor, without an interface.
     let mut descriptor = [0_u8; 18];
     descriptor[..2].copy_from_slice(&[18, 1]);
     fs::write(disk.join("descriptors"), descriptor).unwrap();
@@ -145,7 +145,7 @@ fn b22_only_descriptors_are_read_of_a_device_that_is_no_reader() {
         "product",
         "serial",
     ] {
-        // Whoever opens it to read waits for a writer, for ever.
+        // A thread that opens it for reading waits for a writer for ever.
         rustix::fs::mknodat(
             rustix::fs::CWD,
             disk.join(name),

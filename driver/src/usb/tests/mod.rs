@@ -1,4 +1,4 @@
-//! The driver of one reader over a reader in memory: what it sends, and what it makes of answers.
+//! The driver of one reader, with a fake reader: the messages that it sends, and its handling of responses.
 
 mod busy_slots;
 mod chaining;
@@ -61,9 +61,9 @@ use crate::{
     wait::StopFlag,
 };
 
-/// What a test of something that works may take.
+/// The timeout of an action that succeeds.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
-/// What a test waits for what never comes.
+/// How long a test waits for an event that never comes.
 const SHORT: Duration = Duration::from_millis(60);
 
 /// The class descriptor within a reader's descriptors.
@@ -73,7 +73,7 @@ fn class(reader: &FakeReader) -> ClassDescriptor {
     ClassDescriptor::parse(&all[at..]).unwrap()
 }
 
-/// What is known of a reader of which the table of readers says nothing.
+/// The quirks of a reader that is not in the table.
 pub(super) fn interface_of(
     reader: &FakeReader,
     layout: super::host::fake::EndpointLayout,
@@ -99,7 +99,7 @@ fn claimed(
     claimed_as(reader, layout, Quirks::default(), stop)
 }
 
-/// The driver of a reader of which the table of readers says `quirks`.
+/// Makes the driver of a reader that has `quirks`.
 fn claimed_as(
     reader: &FakeReader,
     layout: super::host::fake::EndpointLayout,
@@ -136,7 +136,7 @@ fn drive_as(
     CcidSlot::new("fake".to_owned(), bulk, 0, reader, Arc::clone(stop))
 }
 
-/// A reader with a powered card that answers with the data of each command.
+/// A reader with a powered card, which responds with the data of each command.
 fn powered(config: ReaderConfig) -> (FakeReader, CcidSlot) {
     let layout = config.layout;
     let reader = FakeReader::with_card(config, FakeCard::echo());
@@ -397,7 +397,7 @@ fn late_response_is_never_taken_for_that_of_a_later_command() {
             (TransportErrorKind::TimedOut, Sent::Maybe)
         );
         reader.release();
-        // The slot is brought back before anything else is sent, and the caller is told.
+        // The slot is recovered before anything else is sent, and the caller gets an error.
         let epoch = device.epoch();
         let error = exchange(&mut device, b"second", STEP_TIMEOUT).unwrap_err();
         assert_eq!(

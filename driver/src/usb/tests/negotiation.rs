@@ -1,8 +1,8 @@
-//! What readers in the field do, and other drivers fell for.
+//! Behaviour of real readers that broke other drivers.
 //!
-//! Others are held elsewhere: descriptors that lie in `ccid::descriptor` and `ccid::configuration`, late
-//! answers, empty packets left out, whole packets and messages in parts in the file above this one, notifications in
-//! `ccid::notification`, `interrupt` and `readers`, commands cut short in `short`, every fault at every step in `faults`.
+//! Other modules test more of it: `ccid::descriptor` and `ccid::configuration` test wrong descriptors; the parent module tests
+//! late responses, omitted empty packets, whole packets and messages in parts; `ccid::notification`, `interrupt` and `watch` test
+//! notifications; `short` tests truncated commands; `faults` tests every fault at every step.
 
 use std::{
     sync::Arc,
@@ -31,7 +31,7 @@ use crate::{
     wait::StopFlag,
 };
 
-/// A token whose answers to the card's commands are made of the good ones.
+/// A token whose responses to commands for the card are modified.
 fn spoiling(mut how: impl FnMut(&Got, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static) -> Scripted {
     Scripted::powered(ReaderConfig::extended(), true, move |got| {
         (got.kind == 0x6F).then(|| how(got, got.good()))
@@ -118,7 +118,7 @@ fn oversized_message_without_zlp_is_read_up_to_the_longest_response() {
         endless[1..5].copy_from_slice(&u32::MAX.to_le_bytes());
         Some(vec![endless])
     });
-    // Its answer fills a packet, and that no empty one follows is learnt at the deadline.
+    // The response fills a packet. Only the deadline shows that no empty packet follows.
     let data = vec![0x5A; 52];
     let answer = exchange(&mut reader.device, &data, SHORT).unwrap();
     assert_eq!(answer, answered(&data));
@@ -294,7 +294,7 @@ fn first_response_damaged_by_stale_data_is_requested_again() {
     let mut first = true;
     let mut reader = Scripted::new(ReaderConfig::extended(), false, move |got| {
         let lost = got.kind == 0x65 && std::mem::take(&mut first);
-        // What was under way when the other driver ended.
+        // The command that ran when the other driver ended.
         lost.then(|| vec![changed(got.good(), 6, 0x77)])
     });
     let icc = reader.device.status(Call::within(STEP_TIMEOUT)).unwrap();
@@ -356,7 +356,7 @@ fn stall_of_a_status_query_is_cleared_and_the_query_repeated() {
     }
 }
 
-/// Who takes an Abort: its control half, its bulk half.
+/// Which parts of an Abort the reader accepts: the control part and the bulk part.
 fn aborting(control: bool, bulk: bool) -> Scripted {
     let mut is_held = true;
     Scripted::powered(ReaderConfig::extended(), control, move |got| {

@@ -41,7 +41,7 @@ fn grant_later(machine: &FakeMachine, told: TestEvents, is_listed: bool) {
 
 #[test]
 fn access_granted_later_is_noticed() {
-    // A device of which nobody tells may have become ready meanwhile, too.
+    // A device without messages may have become ready meanwhile, too.
     grant_later(&FakeMachine::new("rights"), TestEvents::default(), true);
 }
 

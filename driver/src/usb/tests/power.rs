@@ -42,7 +42,7 @@ fn specific(ta1: u8) -> FakeCard {
         .at_rate(ta1)
 }
 
-/// T=1 that says at which voltages it works.
+/// An ATR of T=1 that announces its voltages.
 fn classes(voltages: u8) -> FakeCard {
     FakeCard::echo().with_atr(&[0x3B, 0x80, 0x81, 0xB1, 0xFE, 0x45, 0x1F, voltages])
 }
@@ -54,7 +54,7 @@ fn tpdu_with(features: u32) -> ReaderConfig {
     }
 }
 
-/// What SetParameters told the reader.
+/// Returns the parameters of SetParameters.
 fn told(reader: &FakeReader) -> Vec<(u8, Vec<u8>)> {
     let heard = reader.heard();
     let set = heard.into_iter().filter(|(kind, ..)| *kind == SET);
@@ -311,14 +311,14 @@ fn lowest_voltage_common_to_reader_and_card_is_used() {
     for (offered, card, expected) in [
         (7, FakeCard::echo(), vec![3]),
         (3, FakeCard::echo(), vec![2]),
-        // It does not answer at 1.8 V.
+        // The card sends no answer to reset at 1.8 V.
         (7, FakeCard::echo().at_voltages(&[1, 2]), vec![3, 2]),
         (7, FakeCard::echo().at_voltages(&[1]), vec![3, 2, 1]),
-        // It answers, and says that it works at others only.
+        // The card sends an answer to reset, which announces other voltages only.
         (7, classes(0x03), vec![3, 2]),
         (7, classes(0x01), vec![3, 1]),
         (7, classes(0x04), vec![3]),
-        // The reader has none of them: it answered, after all.
+        // The reader has none of them. The card did send an answer to reset.
         (2, classes(0x01), vec![2]),
         (0, FakeCard::echo(), vec![0]),
     ] {
@@ -375,7 +375,7 @@ fn quick() -> FakeCard {
 /// Longer than that card may take, with what is added for the reader.
 const TOO_LONG: Duration = Duration::from_millis(2_500);
 
-/// What becomes of a command whose answer the reader holds for [`TOO_LONG`].
+/// Returns the result of a command whose response the reader holds for [`TOO_LONG`].
 fn held(
     quirks: Quirks,
     meanwhile: impl FnOnce(&FakeReader),
@@ -436,7 +436,7 @@ fn card_with_a_minimal_atr_is_used_with_default_parameters() {
     );
 }
 
-/// A reader whose first `busy` answers to IccPowerOn say that it is activating the card by itself.
+/// A reader whose first `busy` responses to IccPowerOn report that it is activating the card automatically.
 fn activating(busy: usize) -> Scripted {
     let mut left = busy;
     Scripted::new(ReaderConfig::extended(), true, move |got| {

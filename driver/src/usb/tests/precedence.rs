@@ -32,7 +32,7 @@ const BRIEF: Duration = Duration::from_millis(400);
 /// One that does not.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What a pcscd that answers shows.
+/// The snapshot of a responsive pcscd.
 fn there() -> ReaderSnapshot {
     ReaderSnapshot {
         service_instance: Some(1),
@@ -40,7 +40,7 @@ fn there() -> ReaderSnapshot {
     }
 }
 
-/// What is shown of a pcscd that does not answer, and why.
+/// The snapshot of an unresponsive pcscd, with its error.
 fn without(kind: TransportErrorKind) -> ReaderSnapshot {
     ReaderSnapshot {
         error: Some(TransportError::before_card(kind, "why")),
@@ -118,13 +118,13 @@ fn device_with_pcsclite_ignore_is_reported_with_and_without_pcscd() {
     assert_eq!(
         single_reader(&followed.snapshot()),
         &first,
-        "it stays when the gate opens"
+        "it stays when pcscd loses precedence"
     );
     gate.take_pcscd_snapshot(&there());
     assert_eq!(
         single_reader(&followed.snapshot()),
         &first,
-        "and when it shuts"
+        "and when pcscd gets precedence"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What the way back into step costs, and what is known from one claim to the next.
+//! The cost of a recovery, and the state that one claim leaves to the next.
 
 use std::{
     collections::VecDeque,
@@ -39,7 +39,7 @@ use crate::{
     },
 };
 
-/// An interface that tells the end of an answer before that of its command, and what it is asked.
+/// An interface that reports the end of a response before the end of its command, and records its requests.
 #[derive(Debug)]
 struct RecordingInterface {
     inner: Arc<dyn UsbInterface>,
@@ -152,7 +152,7 @@ fn clears(reader: &FakeReader) -> usize {
     clears.count()
 }
 
-/// Whether a transfer from the reader was taken back.
+/// Whether an IN transfer was cancelled.
 fn takes_back(reader: &FakeReader) -> bool {
     let bulk_in = EndpointAddress(0x82);
     reader.device().events().contains(&Event::Cancel(bulk_in))

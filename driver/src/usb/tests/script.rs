@@ -1,4 +1,4 @@
-//! A reader whose every answer is up to the test.
+//! A reader whose responses the test chooses.
 
 use std::sync::{Arc, Mutex};
 
@@ -45,7 +45,7 @@ impl Got {
         }
     }
 
-    /// A message that answers it.
+    /// Returns a response to the command.
     pub(super) fn reply(&self, status: u8, error: u8, last: u8, data: &[u8]) -> Vec<u8> {
         let kind = match self.kind {
             0x62 | 0x6F => 0x80,
@@ -56,7 +56,7 @@ impl Got {
         [&[kind], &length[..], &tail, data].concat()
     }
 
-    /// What a good token says to it.
+    /// Returns the response of a correct token.
     pub(super) fn good(&self) -> Vec<u8> {
         match self.kind {
             0x62 => self.reply(0, 0, 0, &ATR),
@@ -67,10 +67,10 @@ impl Got {
     }
 }
 
-/// What the test has the reader say to a command, or `None` for what a good one says.
+/// The responses of the reader to a command, or `None` for the responses of a correct reader.
 type Says = Box<dyn FnMut(&Got) -> Option<Vec<Vec<u8>>> + Send>;
 
-/// What it was sent.
+/// The commands to the reader.
 #[derive(Clone, Default)]
 pub(super) struct Heard {
     commands: Arc<Mutex<Vec<Got>>>,
@@ -86,7 +86,7 @@ impl Heard {
         self.commands().iter().map(|got| got.kind).collect()
     }
 
-    /// How many commands of a type.
+    /// Returns the number of commands of a type.
     pub(super) fn count(&self, kind: u8) -> usize {
         self.kinds().iter().filter(|one| **one == kind).count()
     }
@@ -150,7 +150,7 @@ impl Scripted {
         Self { bus, heard, device }
     }
 
-    /// The same, its card powered, and nothing heard since.
+    /// The same with a powered card, and with an empty record of commands.
     pub(super) fn powered(
         config: ReaderConfig,
         takes_abort: bool,

@@ -1,4 +1,4 @@
-//! What one program leaves behind when it does not let go in good order.
+//! The state that a program leaves behind if it does not release a reader properly.
 
 use std::{fs, time::Duration};
 

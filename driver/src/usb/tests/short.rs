@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// A reader whose commands are counted as `count` says of their length, used for one command at a time and for several.
+/// A reader that reports the length of its commands as `count` returns it, used for one command at a time and for several.
 fn each_pipe(count: fn(usize) -> usize, body: impl Fn(&FakeReader, CcidSlot)) {
     let config = ReaderConfig::extended();
     let one: fn(&FakeReader) -> ClassDescriptor = super::class;

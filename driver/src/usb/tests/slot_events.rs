@@ -20,7 +20,7 @@ use crate::{
     usb::host::fake::{DeviceMessage, FakeReader, Fault, reader::FakeCard},
 };
 
-/// A thread that follows the readers; pictures until one is as wished.
+/// Waits for a snapshot for which `is_so` returns true, and returns it.
 fn watch_until(watch: &mut dyn Watch, is_so: impl Fn(&ReaderSnapshot) -> bool) -> ReaderSnapshot {
     loop {
         let snapshot = watch.next_snapshot().unwrap();
@@ -83,7 +83,7 @@ fn notification_of_missing_or_unchanged_slots_ends_no_wait() {
     let waker = watch.stop_handle();
     thread::scope(|scope| {
         let waits = scope.spawn(move || watch.next_snapshot().map(drop));
-        // What was said of the cards before anybody listened is heard first.
+        // Notifications from before the claim are read first.
         let asked = || (reader.device().claimed(), reader.device().counts());
         wait_until(|| {
             let before = asked();

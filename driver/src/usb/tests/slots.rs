@@ -217,7 +217,7 @@ fn slot_waiting_for_the_other_slot_times_out_unsent() {
         );
         assert!(error.what.contains("another slot"), "{error}");
         assert_eq!(reader.card_commands(1), 0);
-        // Nor is it looked at meanwhile.
+        // It is not polled meanwhile either.
         let start = Instant::now();
         let snapshot = take_snapshot(&mut *watch);
         assert!(start.elapsed() < STEP_TIMEOUT / 2 && snapshot.error.is_none());

@@ -63,7 +63,7 @@ fn suspend_that_cut_a_tokens_power_counts_as_a_reset() {
     assert!(!card.is_closed());
 }
 
-/// B21: with power/persist a token of the same model may be in the port, and nobody says so.
+/// B21: with power/persist, another token of the same model may be in the port, without an event.
 #[test]
 fn b21_token_is_identified_again_after_a_suspend_before_it_is_used() {
     let tale = Tale::new("sleep.identity");
@@ -105,7 +105,7 @@ fn self_powering_token_may_have_lost_its_state_in_a_suspend() {
     assert_eq!(echo(&mut *card, b"after").unwrap(), answered(b"after"));
     assert!(
         card.epoch() > epoch,
-        "nobody can tell whether it kept its power"
+        "it is unknown whether it kept its power"
     );
 }
 
@@ -226,7 +226,7 @@ fn query_of_a_reader_in_use_ends_when_its_watch_stops() {
     let tale = Tale::new("sleep.look");
     let slot = FakeReader::with_card(reader(), FakeCard::echo());
     let (_program, mut watch, _card) = used(&tale, &slot, &reader());
-    // The question is never answered.
+    // The query never gets a response.
     slot.device().inject(Fault::Drop, 1);
     let waker = watch.stop_handle();
     std::thread::scope(|scope| {

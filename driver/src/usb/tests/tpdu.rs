@@ -38,7 +38,7 @@ fn small(ifsc: u8) -> FakeCard {
         .with_ifsc(ifsc.into())
 }
 
-/// A card that notes what it is asked.
+/// A card that records its commands.
 fn noting(
     card: impl FnOnce(Box<dyn FnMut(&[u8]) -> Vec<u8> + Send>) -> FakeCard,
 ) -> (FakeCard, Seen) {
@@ -87,7 +87,7 @@ fn commands_of_any_length_go_in_blocks_of_t1() {
     }
 }
 
-/// The IFSD a card was told.
+/// The IFSD that the card received.
 fn ifsd(config: ReaderConfig, quirks: Quirks, card: FakeCard) -> Option<u8> {
     let (reader, mut device) = with_card(config, quirks, card);
     device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
@@ -168,7 +168,7 @@ fn a_card_may_ask_for_smaller_information_fields() {
 fn lost_or_damaged_block_is_repeated_and_the_command_reaches_the_card_once() {
     use Disturbance::{Corrupt, Lose, Parity, Swallow};
     for disturbance in [Lose, Swallow, Parity, Corrupt] {
-        // S(IFS), four I-blocks there and the answer in two.
+        // S(IFS), four I-blocks to the card, and the response in two.
         for step in 0..7 {
             let (card, seen) = noting(|apdu| FakeCard::t1(apdu));
             let card = card.disturbed(step, disturbance);
@@ -190,7 +190,7 @@ fn lost_or_damaged_block_is_repeated_and_the_command_reaches_the_card_once() {
 #[test]
 fn corrupted_t1_responses_lead_to_resynchronisation_without_resending() {
     let (card, seen) = noting(|apdu| FakeCard::t1(apdu));
-    // The answer, and three times its repetition.
+    // The response, and three repetitions of it.
     let card = (0..3).fold(card.disturbed(1, Disturbance::Corrupt), |card, _| {
         card.disturbed(0, Disturbance::Corrupt)
     });
@@ -305,7 +305,7 @@ fn tpdu_longer_than_the_readers_messages_is_refused_unsent() {
     assert_eq!(raw(&mut device, &command(&[7; 40])).unwrap(), [0x61, 40]);
 }
 
-/// A card of T=0 that says nothing to its first command: what becomes of that and of the next.
+/// Checks two commands to a T=0 card that does not respond to the first: it fails, and the second finds the card reset.
 pub(super) fn is_silent_and_then_reset(config: ReaderConfig) {
     let mut calls = 0;
     let card = FakeCard::t0(move |frame| {
@@ -382,7 +382,7 @@ fn reader_with_the_chaining_quirk_gets_apdus_at_any_announced_level() {
     carries(&mut device, 1000);
     let parts: Vec<u16> = blocks(&reader).iter().map(|(_, level, _)| *level).collect();
     assert_eq!(parts, [1, 3, 3, 2, 0x10, 0x10, 0x10]);
-    // One that announces TPDUs is not spoken T=1 with either.
+    // A reader that announces TPDUs gets no T=1 either.
     let (reader, mut device) = with_card(ReaderConfig::tpdu(), chains, FakeCard::echo_t0());
     device.power_on(Call::within(STEP_TIMEOUT)).unwrap();
     raw(&mut device, &[0, 0xB0, 0, 0, 1]).unwrap();

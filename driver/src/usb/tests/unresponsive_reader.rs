@@ -1,4 +1,4 @@
-//! Readers that do not answer, and what that costs the others.
+//! Unresponsive readers, and the delay that they cause for other readers.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// What a reader that answers may have to wait for one that does not: less than a look at that one may take.
+/// How long a responsive reader may have to wait for an unresponsive one. This is less than a poll of that reader may take.
 const MOMENT: Duration = Duration::from_secs(3);
 
 #[test]

@@ -50,7 +50,7 @@ pub(super) fn with_a_reader_that_powers(test: &str) -> (FakeMachine, FakeReader)
     (machine, slot)
 }
 
-/// A thread that follows the readers, and its pictures.
+/// A thread that follows the readers, and its snapshots.
 pub(super) struct WatchThread {
     pub(super) snapshots: mpsc::Receiver<ReaderSnapshot>,
     waker: Arc<dyn StopHandle>,
@@ -59,17 +59,17 @@ pub(super) struct WatchThread {
 }
 
 impl WatchThread {
-    /// With somebody who waits for events.
+    /// With a waiter for events.
     pub(super) fn new(program: &UsbBackend) -> Self {
         Self::of(watch_with_waiter(program))
     }
 
-    /// With nobody who waits.
+    /// Without waiters.
     pub(super) fn without_waiter(program: &UsbBackend) -> Self {
         Self::of(program.watch())
     }
 
-    /// With somebody who waits for events, and from the first snapshot on as the module does it.
+    /// With a waiter for events, counted from the first snapshot as the module does it.
     pub(super) fn following(program: &UsbBackend) -> Self {
         Self::run(watch_with_waiter(program), |_| None)
     }
@@ -104,7 +104,7 @@ impl WatchThread {
         self.snapshot_within(STEP_TIMEOUT).expect("a picture")
     }
 
-    /// The first picture that shows readers: until then, another program may have theirs.
+    /// Returns the first snapshot with readers. Until then, another program may have claimed them.
     pub(super) fn wait_for_readers(&self) -> ReaderSnapshot {
         loop {
             let snapshot = self.snapshot();
@@ -128,7 +128,7 @@ impl Drop for WatchThread {
     }
 }
 
-/// A watch, with somebody who waits for events.
+/// Makes a watch with a waiter for events.
 pub(super) fn watch_with_waiter(program: &UsbBackend) -> Box<dyn crate::backend::Watch> {
     let watch = program.watch();
     if let Some(demand) = watch.demand() {
@@ -283,7 +283,7 @@ fn snapshot_query_leaves_every_reader_released() {
     machine.plug("3-2", &other, &config);
     let snapshot = without.watch().next_snapshot().unwrap();
     assert_eq!(snapshot.readers.len(), 2);
-    // Nobody can say when the next call comes.
+    // The time of the next call is unknown.
     assert!(!reader.device().claimed() && !other.device().claimed());
 }
 

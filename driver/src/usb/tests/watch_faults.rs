@@ -22,7 +22,7 @@ use crate::{
 
 /// Steps that a fault strikes at.
 const STEPS: usize = 10;
-/// The same of a first poll, after which a reader that did not respond is left alone for seconds.
+/// The same for a first poll, after which an unresponsive reader is not polled for seconds.
 const POLL_STEPS: usize = 4;
 
 /// A machine with a reader that reports its cards, and a card in it.

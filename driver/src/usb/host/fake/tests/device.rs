@@ -18,7 +18,7 @@ fn parrot() -> FakeDevice {
     })
 }
 
-/// Whether a descriptor is ready within a time that only a defect exceeds, or now.
+/// Returns whether a descriptor is ready now, or within a time that only a defect exceeds.
 fn ready(pipes: &dyn EndpointQueue, within: Duration) -> bool {
     let descriptors = pipes.poll_fds();
     let mut polled: Vec<PollFd<'_>> = descriptors
@@ -208,7 +208,7 @@ fn a_delayed_transfer_completes_when_released_and_a_dropped_one_when_cancelled()
     assert_eq!(exchange(&mut *pipes, &[3]), Some(vec![3]));
 }
 
-/// A message of the type, slot and sequence of an answer.
+/// A message with the type, slot and sequence number of a response.
 const ANSWER: [u8; 12] = [0x80, 2, 0, 0, 0, 0, 4, 0, 0, 0, 0x90, 0x00];
 
 #[test]

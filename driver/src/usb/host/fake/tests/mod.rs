@@ -1,4 +1,4 @@
-//! What the tests of the fake device share: its endpoints, and one exchange.
+//! Helpers of the fake device's tests: its endpoints, and one exchange.
 
 mod device;
 mod reader;
@@ -34,7 +34,7 @@ pub(super) fn of(pipes: &mut dyn EndpointQueue, endpoint: EndpointAddress) -> Op
     all(pipes).into_iter().find(|one| one.endpoint == endpoint)
 }
 
-/// A message and its answer, if one comes.
+/// Sends a message and returns its response, if one comes.
 pub(super) fn exchange(pipes: &mut dyn EndpointQueue, message: &[u8]) -> Option<Vec<u8>> {
     pipes.submit_in(IN, 4096);
     pipes.submit_out(OUT, Secret::copy_from(message));

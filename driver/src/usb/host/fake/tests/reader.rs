@@ -1,4 +1,4 @@
-//! The test double of a reader does what CCID 1.1 asks of one at its exchange level.
+//! The fake reader does what CCID 1.1 requires at its exchange level.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ fn tpdu_reader_passes_t1_blocks_and_chains_at_the_negotiated_size() {
     let unpowered = exchange(&mut *pipes, &command(0x6F, 0, [0; 3], &[0, 0xC0, 0, 0xC0]));
     assert_eq!(unpowered.unwrap()[7..9], [0x41, 0xFE]);
     exchange(&mut *pipes, &command(0x62, 0, [0; 3], &[])).unwrap();
-    // The reader speaks T=0 until it is told.
+    // The reader uses T=0 until its parameters are set.
     let parameters = [0x11, 0x10, 0, 0x45, 0, 0xFE, 0];
     exchange(&mut *pipes, &command(0x61, 0, [1, 0, 0], &parameters)).unwrap();
     let mut block = |bytes: &[u8]| {
