@@ -1,4 +1,4 @@
-//! The card in one reader: its connection, its tokens, and what is known of them without asking.
+//! The card in one reader: its transport, its tokens, and the cache that answers without the card.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,10 +20,10 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// When a connection that is in use is looked at again.
+/// After finding a card in use, the idle thread checks that card again after this time.
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known of one token without talking to its card.
+/// The cached properties of one token. Reading them needs no card.
 #[derive(Clone, Debug)]
 pub(crate) struct CachedToken {
     pub(crate) info: TokenInfo,
@@ -33,7 +33,7 @@ pub(crate) struct CachedToken {
     pub(crate) has_random: bool,
 }
 
-/// Who is logged in to a token.
+/// The login state of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoginState {
     LoggedOut,
@@ -51,14 +51,14 @@ impl CachedCard {
 #[derive(Debug, Default)]
 struct CachedCard {
     card: Insertion,
-    /// `None` until the card was asked.
+    /// `None` until the card was read.
     tokens: Option<BTreeMap<AppletKind, CachedToken>>,
-    /// The card has no applet of ours, shown or not.
+    /// The card has no supported applet, visible or hidden.
     foreign: bool,
     handles: BTreeMap<AppletKind, ObjectHandles>,
 }
 
-/// The readers of one generation that were ever used.
+/// The readers that this generation has used, each with its card.
 #[derive(Debug, Default)]
 pub(crate) struct ReaderCards(Mutex<HashMap<ReaderKey, Arc<ReaderCard>>>);
 
@@ -67,10 +67,10 @@ impl ReaderCards {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The card of `reader`, made by `new` at its first use.
+    /// Returns the entry of `reader`. Its first use makes the entry with `new`.
     ///
     /// # Errors
-    /// Those of `new`.
+    /// The errors of `new`.
     pub(crate) fn get_or_insert(
         &self,
         reader: ReaderKey,
@@ -85,7 +85,7 @@ impl ReaderCards {
         Ok(card)
     }
 
-    /// Takes all of them out.
+    /// Removes and returns all entries.
     pub(crate) fn take_all(&self) -> Vec<Arc<ReaderCard>> {
         self.map().drain().map(|(_, card)| card).collect()
     }
@@ -101,7 +101,7 @@ impl IdleCards for ReaderCards {
     }
 }
 
-/// The token of one applet on the card in a reader. Another card in the reader is not meant.
+/// The token of one applet, on one insertion of a card. It never refers to a later card in the same reader.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenRef {
     pub(crate) reader: Arc<ReaderCard>,
@@ -126,11 +126,11 @@ impl TokenRef {
         tokens.find(|token| token.kind() == self.applet)
     }
 
-    /// What is known of the token. Asks the card once which applets it has.
+    /// Returns the cached properties of the token. The first call reads the applets of the card.
     ///
     /// # Errors
-    /// TOKEN_NOT_PRESENT when the card does not have this applet, TOKEN_NOT_RECOGNIZED when it has none and this one is the
-    /// first, or of the transport.
+    /// TOKEN_NOT_PRESENT if the card does not have this applet. TOKEN_NOT_RECOGNIZED if the card has no supported applet and
+    /// this applet is the first one. DEVICE_REMOVED. Transport errors.
     pub(crate) fn cached(&self) -> Result<CachedToken, Failure> {
         let known = || self.cache()?.tokens.clone();
         let tokens = match known() {
@@ -154,7 +154,7 @@ impl TokenRef {
             .clone())
     }
 
-    /// Who is logged in to the token, as far as is known.
+    /// Returns the cached login state of the token.
     pub(crate) fn login_state(&self) -> LoginState {
         let cache = self.cache();
         cache.map_or(LoginState::LoggedOut, |cache| {
@@ -162,12 +162,12 @@ impl TokenRef {
         })
     }
 
-    /// Returns whether a user is logged in to the token, as far as is known.
+    /// Returns whether the user is logged in, by the cached login state.
     pub(crate) fn is_logged_in(&self) -> bool {
         self.login_state() == LoginState::User
     }
 
-    /// Returns whether the token has this mechanism, as far as is known.
+    /// Returns whether the cache lists this mechanism for the token.
     pub(crate) fn has_mechanism(&self, kind: CK_MECHANISM_TYPE) -> bool {
         let cache = self.cache();
         let tokens = cache.as_ref().and_then(|cache| cache.tokens.as_ref());
@@ -175,10 +175,10 @@ impl TokenRef {
         token.is_some_and(|token| token.mechanisms.iter().any(|info| info.kind == kind))
     }
 
-    /// Uses the token. No other call uses its card meanwhile.
+    /// Runs `body` with the connected card and the token. The card stays locked meanwhile, so no other call uses it.
     ///
     /// # Errors
-    /// Those of `body`; DEVICE_REMOVED, or of the transport.
+    /// The errors of `body`; DEVICE_REMOVED; transport errors.
     pub(crate) fn with_token<R>(
         &self,
         body: impl FnOnce(&mut Card, &mut Token) -> Result<R, TokenError>,
@@ -194,7 +194,7 @@ impl TokenRef {
         self.reader.finish_use(&mut state, result)
     }
 
-    /// The handles of the objects that match. The card is asked only if not all that could match is known.
+    /// Returns the handles of the objects that match. The card is read only if an object that could match is not loaded yet.
     ///
     /// # Errors
     /// As [`TokenRef::with_token`].
@@ -216,7 +216,7 @@ impl TokenRef {
         Ok(found.chain(of_sessions).collect())
     }
 
-    /// Uses the handles of the token's objects.
+    /// Runs `body` with the handles of the token's objects.
     ///
     /// # Errors
     /// DEVICE_REMOVED.
@@ -228,7 +228,7 @@ impl TokenRef {
         Ok(body(cache.handles.entry(self.applet).or_default()))
     }
 
-    /// The object behind a handle, if it may be seen now.
+    /// Returns the object behind a handle. A private object is returned only while the user is logged in.
     pub(crate) fn object(&self, handle: CK_OBJECT_HANDLE) -> Option<Arc<Object>> {
         let cache = self.cache()?;
         let logged_in = cache.login_state(self.applet) == LoginState::User;
@@ -236,7 +236,7 @@ impl TokenRef {
         (logged_in || !object.is_private()).then(|| Arc::clone(object))
     }
 
-    /// After the last session of a token was closed: its user is logged out, and the next search reads anew.
+    /// Call this after the last session of the token was closed. Logs out, and makes the next search read the card again.
     pub(crate) fn last_session_closed(&self) {
         if self.login_state() != LoginState::LoggedOut
             && let Err(failure) = self.logout()
@@ -250,17 +250,17 @@ impl TokenRef {
         }
     }
 
-    /// Logs out here and on the card; handles of private objects die.
+    /// Logs out in this module and on the card. The handles of private objects become invalid.
     ///
     /// # Errors
-    /// When the card could not be told.
+    /// The card could not be logged out. In this module the logout has happened nevertheless.
     pub(crate) fn logout(&self) -> Result<(), Failure> {
         let told = self.with_token(|card, token| token.logout(card));
         if told.is_err()
             && let Ok(mut state) = self.state()
             && let Some(token) = self.find_in(state.tokens.iter_mut().flatten())
         {
-            // A card that could not be reached has not been asked either; for us the login is over.
+            // The card may be unreachable. For this module the login is over nevertheless.
             token.forget_login();
         }
         if let Some(mut cache) = self.cache() {
@@ -276,7 +276,7 @@ impl TokenRef {
     }
 }
 
-/// One reader and the card in it. `state` is locked while its card works, `cache` for a lookup.
+/// One reader and the card in it. `state` is locked while the card is used, `cache` for a lookup.
 #[derive(Debug)]
 pub(crate) struct ReaderCard {
     reader: ReaderKey,
@@ -297,10 +297,10 @@ impl ReaderCard {
         }
     }
 
-    /// The state of one card. That of an earlier card is forgotten.
+    /// Locks and returns the state of one card. The state of an earlier card is dropped.
     ///
     /// # Errors
-    /// DEVICE_REMOVED when another card has taken its place.
+    /// DEVICE_REMOVED if a later card has been used in this reader.
     fn state(&self, insertion: Insertion) -> Result<MutexGuard<'_, CardState>, Failure> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.insertion > insertion {
@@ -312,7 +312,8 @@ impl ReaderCard {
         Ok(state)
     }
 
-    /// What is known of one card. What is known of an earlier card is forgotten.
+    /// Locks and returns the cache of one card. The cache of an earlier card is dropped. Returns `None` if a later card has
+    /// been used in this reader.
     fn cache(&self, insertion: Insertion) -> Option<MutexGuard<'_, CachedCard>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.card < insertion {
@@ -324,7 +325,7 @@ impl ReaderCard {
         (cache.card == insertion).then_some(cache)
     }
 
-    /// After a conversation: drops a connection that is of no more use, and brings the facts up to date.
+    /// Ends a use of the card: drops a lost transport, updates the cache, and schedules the release of the idle card.
     fn finish_use<R>(
         &self,
         state: &mut CardState,
@@ -335,7 +336,7 @@ impl ReaderCard {
                 state.drop_transport();
             }
             if card_is_gone(error.kind) {
-                // The next card in this reader must not get this one's PIN, nor its sessions.
+                // The next card in this reader must not get the PIN or the sessions of the removed card.
                 state.tokens = None;
                 self.access
                     .events
@@ -357,7 +358,7 @@ impl ReaderCard {
         result
     }
 
-    /// Brings the facts up to date; a login that is over takes the handles of private objects with it.
+    /// Updates the cache from the tokens. If a user's login has ended, the handles of private objects become invalid.
     fn update_cache(&self, state: &CardState) {
         let (Some(tokens), Some(mut cache)) = (&state.tokens, self.cache(state.insertion)) else {
             return;
@@ -380,15 +381,14 @@ impl ReaderCard {
         cache.foreign = state.foreign;
     }
 
-    /// Lets go of a connection that has been idle long enough; tells when to come back for a younger one.
+    /// Disconnects a card that has been idle long enough. Otherwise returns when to check again, if a check is needed.
     fn release_if_idle(&self, now: Instant) -> Option<Instant> {
-        // Busy is not idle.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(now + BUSY_CHECK_INTERVAL);
         };
         let location = self.access.events.table().card_location(self.reader, now);
         if location.is_some_and(|location| location.card > state.insertion) {
-            // The card has left, and its PIN goes with it.
+            // The card was removed. Its tokens hold a cached PIN and are dropped.
             *state = CardState::of(state.insertion);
             return None;
         }
@@ -397,7 +397,7 @@ impl ReaderCard {
             return Some(at);
         }
         state.release();
-        // Others can write to the card from here on; the next search reads it anew.
+        // Other programs can write to the card now, so the next search must read the card again.
         state
             .tokens
             .iter_mut()
@@ -406,7 +406,7 @@ impl ReaderCard {
         None
     }
 
-    /// Logs every user out and lets the card go, unless a call is still talking to it.
+    /// Logs out of all tokens and disconnects the card, unless a call is still using the card.
     pub(crate) fn close(self: &Arc<Self>) {
         let Ok(mut state) = self.state.try_lock() else {
             return;
@@ -428,9 +428,9 @@ impl ReaderCard {
                 applet,
             };
             match token.logout() {
-                // A card that has left took the login along.
+                // The login ended when the card was removed.
                 Err(failure) if failure.code() != CKR_DEVICE_REMOVED => {
-                    failure.log("logout at the end");
+                    failure.log("logout at shutdown");
                 }
                 _ => {}
             }
@@ -461,7 +461,7 @@ const fn login_state(token: &Token) -> LoginState {
     }
 }
 
-/// Whether a connection that failed so is worth keeping.
+/// Returns whether an error of this kind makes the transport unusable.
 const fn connection_is_lost(kind: TransportErrorKind) -> bool {
     !matches!(
         kind,
@@ -469,7 +469,7 @@ const fn connection_is_lost(kind: TransportErrorKind) -> bool {
     )
 }
 
-/// Whether a failure means that the card has left the reader, or the reader its place.
+/// Returns whether an error of this kind means that the card or the reader was removed.
 const fn card_is_gone(kind: TransportErrorKind) -> bool {
     matches!(
         kind,

@@ -1,5 +1,4 @@
-//! The connection to the card in a reader, and its tokens: made when needed, let go when idle, and made again
-//! when it was lost, with the same card only.
+//! The transport to a card and its tokens: opened on use, released when idle, reopened for the same card only.
 
 use std::{
     sync::Arc,
@@ -18,10 +17,10 @@ use crate::{
     visibility::Visibility,
 };
 
-/// How long connecting to a card may take.
+/// Timeout of a connect, and of resuming a transport.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a reader's card is reached, and who knows where it is.
+/// The means to reach the card of a reader: its backend, the slot table, and the filter for its tokens.
 #[derive(Debug)]
 pub(crate) struct ReaderAccess {
     pub(crate) backend: Arc<dyn Backend>,
@@ -29,25 +28,25 @@ pub(crate) struct ReaderAccess {
     pub(crate) visibility: Arc<Visibility>,
 }
 
-/// Why there is no connection.
+/// Why there is no transport.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LastDisconnect {
-    /// It was let go: the reader was watched since, and says whether the card has left.
+    /// The module released the card. The watch of the reader has reported since whether the card was removed.
     #[default]
     Released,
-    /// It broke: what is in the reader now has to prove that it is the same card.
+    /// The transport broke. The card in the reader must be compared with the earlier card before it is used.
     Broken,
 }
 
-/// What is known of a card while its conversation may go on.
+/// One card of a reader: its transport, if there is one, and its tokens.
 #[derive(Debug, Default)]
 pub(crate) struct CardState {
     pub(crate) insertion: Insertion,
-    /// `None` until the card was asked, and when it is gone.
+    /// `None` until the card was read, and after it was removed.
     pub(crate) tokens: Option<Vec<Token>>,
-    /// The card has no applet of ours, shown or not.
+    /// The card has no supported applet, visible or hidden.
     pub(crate) foreign: bool,
-    /// When the connection may be let go.
+    /// When the idle card may be disconnected.
     pub(crate) idle_at: Option<Instant>,
     card: Option<Card>,
     absence: LastDisconnect,
@@ -55,18 +54,18 @@ pub(crate) struct CardState {
 }
 
 impl CardState {
-    /// Nothing is known yet of this card.
-    pub(crate) fn of(count: Insertion) -> Self {
+    /// Returns the state of a card that has not been used yet.
+    pub(crate) fn of(insertion: Insertion) -> Self {
         Self {
-            insertion: count,
+            insertion,
             ..Self::default()
         }
     }
 
-    /// The connected card and its tokens; connects and asks for its applets when need be.
+    /// Returns the connected card and its tokens. Connects first if needed, and reads the applets of a new card.
     ///
     /// # Errors
-    /// DEVICE_REMOVED when the card has left or is another one, or of the transport.
+    /// DEVICE_REMOVED if the card was removed or replaced; transport errors.
     pub(crate) fn connected(
         &mut self,
         access: &ReaderAccess,
@@ -90,7 +89,7 @@ impl CardState {
         Ok((card, self.tokens.insert(tokens?)))
     }
 
-    /// Whether a connection, if there is one, still reaches the card that it was made to.
+    /// Returns whether the transport still reaches its card. Returns true if there is no transport.
     fn is_usable(&mut self) -> bool {
         let Some(card) = &mut self.card else {
             return true;
@@ -100,16 +99,16 @@ impl CardState {
             false => card.resume(Call::within(CONNECT_TIMEOUT)),
         };
         if let Err(error) = &resumed {
-            tracing::debug!("the connection has ended: {error}");
+            tracing::debug!("the transport to the card has ended: {error}");
         }
         resumed.is_ok()
     }
 
-    /// A connection to this very card. One whose service was lost gets a moment to return.
+    /// Connects to the card of this insertion. While its service restarts, waits up to `READER_RETURN_TIMEOUT` for the card.
     fn connect(&mut self, access: &ReaderAccess, reader: ReaderKey) -> Result<Card, Failure> {
         let deadline = Instant::now() + READER_RETURN_TIMEOUT;
         if self.tokens.is_some() {
-            // Nobody held the card meanwhile.
+            // The module held no transport since the last use, so the card may have been removed unnoticed.
             access.events.refresh();
         }
         loop {
@@ -139,7 +138,7 @@ impl CardState {
         }
     }
 
-    /// Whether a card that is not there now may be there in a moment: its service restarts.
+    /// Returns whether the missing card may return soon, because its service restarts.
     fn may_return(&self, kind: TransportErrorKind, location: &CardLocation) -> bool {
         let restarts = location.out_of_sight || self.absence == LastDisconnect::Broken;
         self.tokens.is_some()
@@ -150,7 +149,10 @@ impl CardState {
             }
     }
 
-    /// Makes sure that tokens known from before are on `card`, if it may have been exchanged unseen.
+    /// Compares `card` with the tokens read earlier, if the card may have been replaced unnoticed.
+    ///
+    /// # Errors
+    /// DEVICE_REMOVED for another card; transport errors.
     fn check_same_card(
         &mut self,
         card: &mut Card,
@@ -169,11 +171,11 @@ impl CardState {
         let found = access.visibility.discover(card)?.tokens;
         let same = |(token, found): (&Token, &Token)| token.is_same_card(found);
         if tokens.len() == found.len() && tokens.iter().zip(&found).all(same) {
-            tracing::debug!("the same card, over a new connection");
+            tracing::debug!("a new transport reaches the same card");
             tokens.iter_mut().for_each(Token::forget_objects);
             return Ok(());
         }
-        tracing::warn!("another card was found where the one in use was; its sessions end");
+        tracing::warn!("the reader now holds another card; the sessions of the earlier card end");
         self.tokens = None;
         access.events.table().card_removed(reader, self.insertion);
         Err(ReturnCode::DEVICE_REMOVED.into())
@@ -188,7 +190,7 @@ impl CardState {
         self.tokens.iter().flatten().any(is_in)
     }
 
-    /// Lets go of a connection that works.
+    /// Disconnects the idle card. A transport that has closed by itself counts as broken.
     pub(crate) fn release(&mut self) {
         self.idle_at = None;
         if self.card.as_ref().is_some_and(Card::is_closed) {
@@ -197,7 +199,7 @@ impl CardState {
         self.card = None;
     }
 
-    /// Drops a connection that does not.
+    /// Drops a broken transport.
     pub(crate) fn drop_transport(&mut self) {
         self.idle_at = None;
         self.card = None;

@@ -1,8 +1,8 @@
-//! Settings: from files, then from the environment; the module works with none.
+//! Settings: read from files, then from the environment. The module works without any of them.
 //!
-//! `/etc/claviger.toml`, then `$XDG_CONFIG_HOME/claviger/config.toml` (or `~/.config/…`), or the one file that
-//! `CLAVIGER_CONFIG` names. A key nobody knows or a value of the wrong kind is reported with its line and
-//! ignored. A set-uid process listens to `/etc` alone.
+//! The files are `/etc/claviger.toml` and then `$XDG_CONFIG_HOME/claviger/config.toml` (or `~/.config/…`). If
+//! `CLAVIGER_CONFIG` names a file, only that file is read. An unknown key or a value of the wrong type is reported with its
+//! line and ignored. A set-uid process reads `/etc` alone and no environment variables.
 
 use std::{
     env,
@@ -22,10 +22,10 @@ use crate::{
     visibility::{Filter, Visibility},
 };
 
-/// Nobody means more than a day.
+/// The largest idle time that can be configured, in seconds: one day.
 const MAX_RELEASE: f64 = 86_400.0;
 
-/// A way to readers.
+/// A backend that can be configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BackendKind {
     Pcsc,
@@ -47,23 +47,23 @@ impl BackendKind {
 /// All settings, with their defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
-    /// Which ways to readers, in the order their slots are shown.
+    /// The backends, in the order of their slots.
     pub(crate) transports: Vec<BackendKind>,
-    /// Sockets with a reader behind them.
+    /// The Unix sockets of socket readers.
     pub(crate) sockets: Vec<PathBuf>,
-    /// Who moves the transfers of readers on the USB.
+    /// The USB library that moves the transfers of the `usb` backend.
     pub(crate) usb_backend: UsbLibrary,
-    /// Where locks of readers on the USB may be kept, the best place first.
+    /// Folders for the lock files of USB readers, the best one first.
     pub(crate) lock_folders: Vec<PathBuf>,
-    /// When idle cards are let go.
+    /// When idle cards are released.
     pub(crate) release: IdleTimeouts,
-    /// What is shown, and under which names.
+    /// Which readers, applets and tokens are visible, and the names of objects.
     pub(crate) visibility: Visibility,
-    /// What is logged.
+    /// The log level.
     pub(crate) log: Level,
-    /// Where to, instead of the standard error output.
+    /// The log file, instead of standard error.
     pub(crate) log_file: Option<PathBuf>,
-    /// What was wrong, for the log once there is one.
+    /// Errors in the settings. They are logged once the log has been started.
     pub(crate) problems: Vec<String>,
 }
 
@@ -120,7 +120,7 @@ impl Config {
         });
     }
 
-    /// Reads the settings of a table, `within` another or the whole file.
+    /// Reads the settings of a table. `within` is its name, or `None` for the top level of the file.
     fn read_table(
         &mut self,
         within: Option<&str>,
@@ -161,7 +161,7 @@ impl Config {
         match key {
             "allow" => filter.allow = Some(names(value)?),
             "deny" => filter.deny = names(value)?,
-            _ => return Err("no such setting; allow and deny are".to_owned()),
+            _ => return Err("no such setting; expected allow or deny".to_owned()),
         }
         Ok(())
     }
@@ -230,7 +230,7 @@ impl Config {
     fn set_transports(&mut self, names: Vec<String>) -> Result<(), String> {
         let parse = |name: String| {
             BackendKind::from_name(&name)
-                .ok_or_else(|| format!("{name:?} is no transport; pcsc, usb and socket are"))
+                .ok_or_else(|| format!("unknown backend {name:?}; expected pcsc, usb or socket"))
         };
         self.transports = names.into_iter().map(parse).collect::<Result<_, _>>()?;
         Ok(())
@@ -240,7 +240,11 @@ impl Config {
         self.usb_backend = match name {
             "nusb" => UsbLibrary::Nusb,
             "rusb" => UsbLibrary::Rusb,
-            _ => return Err(format!("{name:?} is no backend; nusb and rusb are")),
+            _ => {
+                return Err(format!(
+                    "unknown USB library {name:?}; expected nusb or rusb"
+                ));
+            }
         };
         Ok(())
     }
@@ -249,7 +253,7 @@ impl Config {
         let kind = |name: &String| match name.as_str() {
             "piv" => Ok(AppletKind::Piv),
             "openpgp" => Ok(AppletKind::OpenPgp),
-            _ => Err(format!("{name:?} is no applet; piv and openpgp are")),
+            _ => Err(format!("unknown applet {name:?}; expected piv or openpgp")),
         };
         let wanted: Vec<AppletKind> = wanted.iter().map(kind).collect::<Result<_, _>>()?;
         if wanted.is_empty() {
@@ -264,19 +268,23 @@ impl Config {
         Arc::make_mut(&mut self.visibility.naming).ids = match name {
             "opensc" => IdScheme::OpenSc,
             "ykcs11" => IdScheme::Ykcs11,
-            _ => return Err(format!("{name:?} is no scheme; opensc and ykcs11 are")),
+            _ => {
+                return Err(format!(
+                    "unknown scheme {name:?}; expected opensc or ykcs11"
+                ));
+            }
         };
         Ok(())
     }
 
     fn set_log(&mut self, name: &str) -> Result<(), String> {
         self.log = crate::log::level(name).ok_or_else(|| {
-            format!("{name:?} is no level; off, error, warn, info, debug and trace are")
+            format!("unknown level {name:?}; expected off, error, warn, info, debug or trace")
         })?;
         Ok(())
     }
 
-    /// Sockets that are named are meant to be used.
+    /// Adds the `socket` backend if sockets are configured.
     fn use_sockets(&mut self) {
         if !self.sockets.is_empty() && !self.transports.contains(&BackendKind::Socket) {
             self.transports.push(BackendKind::Socket);
@@ -297,7 +305,8 @@ fn files(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
         .collect()
 }
 
-/// This user's own folder for the time he is logged in, then one of his name where everybody may make folders.
+/// Returns the folders for lock files: first the user's runtime folder, then one named for the user in `/run/lock` and in
+/// `/tmp`.
 fn lock_folders(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let user = crate::privilege::user();
     let own = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
@@ -312,7 +321,7 @@ fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
         .ok_or_else(|| "a string is expected".to_owned())
 }
 
-/// A number of seconds, or `"never"`.
+/// Parses a number of seconds, or `"never"`, for which it returns `None`.
 fn release(value: &DeValue<'_>) -> Result<Option<Duration>, String> {
     let number = match value {
         DeValue::Integer(number) if number.radix() == 10 => number.as_str(),
@@ -324,7 +333,9 @@ fn release(value: &DeValue<'_>) -> Result<Option<Duration>, String> {
         Ok(seconds) if (0.0..=MAX_RELEASE).contains(&seconds) => {
             Ok(Some(Duration::from_secs_f64(seconds)))
         }
-        _ => Err(format!("{number} is not from 0 to {MAX_RELEASE} seconds")),
+        _ => Err(format!(
+            "{number} is not between 0 and {MAX_RELEASE} seconds"
+        )),
     }
 }
 
@@ -337,11 +348,11 @@ fn strings(value: &DeValue<'_>) -> Result<Vec<String>, String> {
         .collect()
 }
 
-/// Names to look for: none is empty, which would be part of every other.
+/// Parses a list of names. An empty name is an error, because it is part of every name.
 fn names(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     let names = strings(value)?;
     match names.iter().any(String::is_empty) {
-        true => Err("an empty name names nothing".to_owned()),
+        true => Err("an empty name is not allowed".to_owned()),
         false => Ok(names),
     }
 }

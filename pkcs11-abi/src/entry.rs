@@ -1,4 +1,4 @@
-//! The boundary every C function passes: panic, initialisation, fork, log and return code.
+//! Runs every C function: catches panics, checks the initialisation and forks, logs the error, and gives the return code.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,7 +9,7 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// A function of an initialised module.
+/// Runs a function that needs an initialised module.
 pub(crate) fn call(
     function: &'static str,
     body: impl FnOnce(&Module) -> Result<(), Failure>,
@@ -20,7 +20,7 @@ pub(crate) fn call(
             .ok_or(ReturnCode::NOT_INITIALIZED)?;
         if module.is_broken() {
             return Err(Failure::Environment(
-                "the module is in an unknown state after an earlier internal error; finalise it"
+                "the module is in an unknown state after an earlier internal error; call C_Finalize"
                     .to_owned(),
             ));
         }
@@ -31,7 +31,7 @@ pub(crate) fn call(
     })
 }
 
-/// A function that works without an initialised module.
+/// Runs a function that works without an initialised module.
 pub(crate) fn guard(function: &'static str, body: impl FnOnce() -> Result<(), Failure>) -> CK_RV {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => CKR_OK,

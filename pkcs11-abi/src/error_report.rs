@@ -1,14 +1,14 @@
-//! Why readers cannot be shown: one log line for each reason, once.
+//! Reports why readers are missing: each reason is one log line, once.
 
 use claviger_apdu::TransportErrorKind;
 use claviger_driver::ReaderSnapshot;
 
-/// The part that a backend has beside the others.
+/// How a backend relates to the other backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// pcscd has the readers on the USB while it runs.
+    /// While pcscd runs, it has the readers on the USB.
     Pcscd,
-    /// The USB has the readers while pcscd does not run.
+    /// While pcscd does not run, the `usb` backend has the readers on the USB.
     Usb,
     /// The backend has readers of its own.
     Own,
@@ -23,8 +23,8 @@ pub(crate) struct ErrorReports {
 }
 
 impl ErrorReports {
-    /// Returns the log line for a backend's new snapshot, unless it is the last one again. The absence of pcscd is reported
-    /// only when the USB has no reader either.
+    /// Returns the log line for a new snapshot of a backend, unless the line was reported last. The absence of pcscd is
+    /// reported only if the USB has no reader either.
     pub(crate) fn next_report(
         &mut self,
         backend: usize,

@@ -1,4 +1,4 @@
-//! Where watchers put events and callers wait for them: one lock, one condition, one flag that ends it all.
+//! Event queue: watchers publish, callers wait. One mutex, one condition variable, one stop flag.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -7,12 +7,12 @@ use std::{
 
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What is waited for.
+/// A table whose changes are events.
 pub(crate) trait EventSource {
-    /// One thing that happened.
+    /// One event.
     type Event;
 
-    /// Takes one event that nobody was told of.
+    /// Takes one pending event.
     fn take_event(&mut self) -> Option<Self::Event>;
 }
 
@@ -21,28 +21,28 @@ struct State<T> {
     table: T,
     stopped: bool,
     broken: bool,
-    /// One of the waiters watches for all of them.
+    /// One of the waiters is the watcher for all of them.
     has_watcher: bool,
 }
 
-/// A table, and those who wait for it to change.
+/// A table, and the threads that wait for a change of the table.
 #[derive(Debug, Default)]
 pub(crate) struct EventQueue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
 
-/// How a wait ends.
+/// The outcome of a wait.
 pub(crate) enum WaitOutcome<'a, T: EventSource> {
-    /// An event, which nobody else is told.
+    /// One event. No other caller gets it.
     Event(T::Event),
-    /// There is none, and the caller does not wait.
+    /// No event is pending, and the caller must not block.
     Nothing,
-    /// The board was stopped; this comes before any event.
+    /// The queue was stopped. This has precedence over pending events.
     Stopped,
-    /// A watcher has failed, and nothing can be promised.
+    /// A watcher has failed, so events may be missing.
     Broken,
-    /// Nobody watches: the caller does, for all who wait, until it drops this.
+    /// No waiter is the watcher. The caller becomes the watcher for all waiters until it drops the lease.
     BecomeWatcher(WatchLease<'a, T>),
 }
 
@@ -51,25 +51,25 @@ impl<T: EventSource> EventQueue<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The table, for a lookup.
+    /// Locks the table for a lookup.
     pub(crate) fn table(&self) -> Guard<'_, T> {
         Guard(self.state())
     }
 
-    /// Changes the table and wakes those who wait.
+    /// Changes the table and wakes all waiters.
     pub(crate) fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let result = change(&mut self.state().table);
         self.changed.notify_all();
         result
     }
 
-    /// Ends every wait, also those that begin later.
+    /// Ends all waits, those that begin later included.
     pub(crate) fn stop(&self) {
         self.state().stopped = true;
         self.changed.notify_all();
     }
 
-    /// A watcher will watch no more, and not because it was told to.
+    /// Records that a watcher has ended without having been stopped. Waits end as soon as no event is pending.
     pub(crate) fn mark_broken(&self) {
         self.state().broken = true;
         self.changed.notify_all();
@@ -79,7 +79,7 @@ impl<T: EventSource> EventQueue<T> {
         self.state().stopped
     }
 
-    /// Waits for an event, if the caller `may_block`; the first who `may_watch` is asked to watch instead.
+    /// Waits for an event if `may_block` is set. With `may_watch`, the caller becomes the watcher if there is none.
     pub(crate) fn wait(&self, may_block: bool, may_watch: bool) -> WaitOutcome<'_, T> {
         let mut state = self.state();
         loop {
@@ -106,7 +106,8 @@ impl<T: EventSource> EventQueue<T> {
         }
     }
 
-    /// Waits until the table is as it `should` be, the board is stopped, or `until`; whether it is so.
+    /// Waits until `should` holds for the table, the queue is stopped, or `deadline` has passed. Returns whether `should`
+    /// holds.
     pub(crate) fn wait_until(&self, deadline: Instant, should: impl Fn(&T) -> bool) -> bool {
         let mut state = self.state();
         loop {
@@ -123,7 +124,7 @@ impl<T: EventSource> EventQueue<T> {
     }
 }
 
-/// The lead among those who wait; given up when dropped, for another to take.
+/// Makes its holder the watcher. Dropping the lease lets another waiter become the watcher.
 pub(crate) struct WatchLease<'a, T: EventSource>(&'a EventQueue<T>);
 
 impl<T: EventSource> Drop for WatchLease<'_, T> {

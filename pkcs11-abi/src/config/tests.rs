@@ -25,7 +25,7 @@ fn usb_backend_setting_must_name_a_known_library() {
     assert_eq!(config.problems, [""; 0]);
     let config = read("usb_backend = \"libusb\"");
     assert_eq!(config.usb_backend, UsbLibrary::Rusb);
-    assert!(config.problems[0].contains("line 1: usb_backend: \"libusb\" is no backend"));
+    assert!(config.problems[0].contains("line 1: usb_backend: unknown USB library \"libusb\""));
 }
 
 #[test]
@@ -76,10 +76,10 @@ fn applets_have_one_order_however_they_are_configured() {
 #[test]
 fn bad_setting_in_a_table_is_reported_by_name_and_line_and_others_apply() {
     for (text, problem) in [
-        ("ids = \"pkcs15\"", "line 1: ids: \"pkcs15\" is no scheme"),
+        ("ids = \"pkcs15\"", "line 1: ids: unknown scheme \"pkcs15\""),
         (
             "applets = [\"fido\"]",
-            "line 1: applets: \"fido\" is no applet",
+            "line 1: applets: unknown applet \"fido\"",
         ),
         ("applets = []", "line 1: applets: at least one applet"),
         ("tokens = [\"1\"]", "line 1: tokens: a table is expected"),
@@ -127,7 +127,7 @@ fn a_bad_value_keeps_the_default() {
     assert_eq!(
         config.transports,
         [BackendKind::Pcsc, BackendKind::Usb],
-        "pcscd, and the USB where it is absent"
+        "the defaults"
     );
     assert_eq!(config.problems.len(), 2);
     for line in ["line 1: transports", "line 2: log"] {
