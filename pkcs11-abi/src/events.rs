@@ -1,8 +1,8 @@
-//! Slot events: who watches the readers, who waits for them, and how both are ended.
+//! Slot events: the watchers, the waiters, and how both are stopped.
 //!
-//! With threads allowed, each backend has one thread, started by the first call that needs the slots; its loop
-//! is `Watch::next_snapshot` → `SlotTable::apply` → wake. Without, one of the threads that call C_WaitForSlotEvent does
-//! the watching itself, in one wait over all backends, and any other call looks once.
+//! With threads allowed, each backend has one watcher thread. The first call that needs the slots starts these threads. Their
+//! loop is `Watch::next_snapshot` → `SlotTable::apply` → wake. Without threads, one of the waiters is the watcher, in one
+//! wait over all backends, and every other call queries once.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -27,12 +27,12 @@ use crate::{
     visibility::Visibility,
 };
 
-/// How often a caller's thread looks at pcscd's readers while it follows others, too: a wait for pcscd happens inside
-/// libpcsclite, and covers nothing else.
+/// Interval at which a waiter that watches other backends too queries pcscd. A wait for pcscd happens inside libpcsclite and
+/// cannot cover another backend.
 const PCSC_QUERY_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a call waits for a look at cards that nobody watches.
+/// Timeout of a poll of the cards that are not monitored.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a call that waits for a reader to return tries it.
+/// Interval at which a call that waits for a reader to return tries to connect.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 
 impl EventSource for SlotTable {
@@ -47,19 +47,19 @@ impl EventSource for SlotTable {
 pub(crate) struct SlotEvents {
     shared: Arc<Shared>,
     may_create_threads: bool,
-    /// No thread watches some backend: a thread that waits has to, or each call looks.
+    /// At least one backend has no watcher thread. A waiter must watch it, or each call must query it.
     unwatched: AtomicBool,
     wakers: Vec<Arc<dyn StopHandle>>,
-    /// Of the backends that watch cards only for somebody.
+    /// The demands of the backends that monitor cards only while a caller waits for events.
     demands: Vec<Arc<dyn Demand>>,
-    /// Backends without a thread; held while one of them is watched or looked at.
+    /// The backends without a thread. Locked while one of these is watched or queried.
     sources: Mutex<Vec<BackendWatcher>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl SlotEvents {
-    /// Prepares to watch `backends` for what `choice` shows; asks nothing of them yet. `idle` is told when cards have
-    /// left; `gate` what pcscd says, where its readers may be reached on the USB, too.
+    /// Prepares to watch `backends`, and queries none of them yet. `visibility` selects the readers and applets. `idle` is
+    /// notified when cards were removed. `precedence` receives the snapshots of pcscd if the `usb` backend is configured too.
     pub(crate) fn new(
         backends: &[Arc<dyn Backend>],
         may_create_threads: bool,
@@ -89,7 +89,7 @@ impl SlotEvents {
         }
     }
 
-    /// The slot table, for a lookup.
+    /// Locks the slot table for a lookup.
     pub(crate) fn table(&self) -> Guard<'_, SlotTable> {
         self.shared.queue.table()
     }
@@ -98,10 +98,10 @@ impl SlotEvents {
         self.shared.queue.is_stopped()
     }
 
-    /// Where this very card is, or was until its service was lost.
+    /// Returns the location of the card of this insertion. If the service was lost, the location is the last known one.
     ///
     /// # Errors
-    /// DEVICE_REMOVED when it has left.
+    /// DEVICE_REMOVED if the card was removed.
     pub(crate) fn card_location(
         &self,
         reader: ReaderKey,
@@ -112,7 +112,8 @@ impl SlotEvents {
         Ok(location.ok_or(ReturnCode::DEVICE_REMOVED)?)
     }
 
-    /// Gives a lost service and its readers a moment to return, until `until` at most; whether to try again.
+    /// Waits up to `RECONNECT_INTERVAL` for the reader to return after a loss of its service. Returns whether to connect
+    /// again: `deadline` has not passed, and the module was not stopped.
     pub(crate) fn wait_for_return(&self, reader: ReaderKey, deadline: Instant) -> bool {
         let attempt_end = deadline.min(Instant::now() + RECONNECT_INTERVAL);
         let seen = self.table().reappearances(reader);
@@ -123,11 +124,12 @@ impl SlotEvents {
         Instant::now() < deadline && !self.is_stopped()
     }
 
-    /// Brings the table up to date. With threads it is, but for cards that nobody watches; the first call starts the threads.
-    /// Without, every backend is looked at, unless somebody does already. The very first look is waited for, whoever takes it.
+    /// Brings the slot table up to date. With threads, the watchers do so, and only unmonitored cards are polled here. The
+    /// first call starts the threads. Without threads, queries every backend, unless another thread watches or queries them
+    /// now. Waits for the first snapshot of each backend.
     pub(crate) fn refresh(&self) {
         self.start_threads();
-        // Busy would mean that a waiter is watching, perhaps for hours, or that another call is looking.
+        // If the lock is held, a waiter watches, perhaps for hours, or another call queries.
         if self.unwatched.load(Ordering::SeqCst)
             && let Ok(mut sources) = self.sources.try_lock()
         {
@@ -159,7 +161,7 @@ impl SlotEvents {
         if self.unwatched.load(Ordering::SeqCst) {
             return;
         }
-        // `stop` takes this lock after it has said so: no thread starts behind its back.
+        // `stop` sets the stop flag before it takes this lock, so no thread can start after `stop`.
         let mut threads = self.threads();
         if self.is_stopped() {
             return;
@@ -176,11 +178,11 @@ impl SlotEvents {
         }
     }
 
-    /// A thread that follows `source`; without one the source comes back, and is looked at by each call.
+    /// Starts a thread that follows `source`. If that fails, returns the source, so that each call can query it.
     fn spawn(&self, source: BackendWatcher) -> Result<JoinHandle<()>, Option<BackendWatcher>> {
         let name = format!("claviger-ev{}", source.backend);
         let shared = Arc::clone(&self.shared);
-        // Handed over this way, because a thread that does not start keeps what it was given.
+        // A closure is lost if its thread does not start. The shared cell keeps the source for the error path.
         let handover = Arc::new(Mutex::new(Some(source)));
         let take = |from: &Mutex<Option<BackendWatcher>>| {
             from.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -195,11 +197,12 @@ impl SlotEvents {
                     all: std::slice::from_mut(&mut source),
                     shared: &shared,
                 };
-                // The first picture, too: a card that is looked at before it is watched may be another one then.
+                // The watch takes the first snapshot too. A card that was queried before the watch began could be replaced
+                // unnoticed.
                 while alone.follow_only().is_ok() {}
             });
             if catch_unwind(follow).is_err() {
-                tracing::error!("internal error while following the readers; please report it");
+                tracing::error!("internal error while watching the readers; please report it");
                 shared.queue.mark_broken();
             }
         };
@@ -207,7 +210,9 @@ impl SlotEvents {
             .name(name)
             .spawn(run)
             .map_err(|error| {
-                tracing::warn!("no thread for slot events: {error}; each call queries for itself");
+                tracing::warn!(
+                    "cannot start a thread for slot events: {error}; each call queries the readers"
+                );
                 take(&handover)
             })
     }
@@ -215,18 +220,19 @@ impl SlotEvents {
     /// C_WaitForSlotEvent. An event goes to exactly one caller.
     ///
     /// # Errors
-    /// NO_EVENT when there is none and the caller does not wait; CRYPTOKI_NOT_INITIALIZED after C_Finalize.
+    /// NO_EVENT if no event is pending and the caller must not block. CRYPTOKI_NOT_INITIALIZED after C_Finalize.
+    /// GENERAL_ERROR after an internal error of a watcher.
     pub(crate) fn wait(&self, may_block: bool) -> Result<CK_SLOT_ID, Failure> {
         self.refresh();
         let _waiting = may_block.then(|| Waiting::new(&self.demands));
         loop {
-            let may_lead = self.unwatched.load(Ordering::SeqCst);
-            match self.shared.queue.wait(may_block, may_lead) {
+            let may_watch = self.unwatched.load(Ordering::SeqCst);
+            match self.shared.queue.wait(may_block, may_watch) {
                 WaitOutcome::Event(slot) => return Ok(slot),
                 WaitOutcome::Nothing => return Err(ReturnCode::NO_EVENT.into()),
                 WaitOutcome::Stopped => return Err(ReturnCode::NOT_INITIALIZED.into()),
                 WaitOutcome::Broken => {
-                    let what = "the readers are no longer followed after an internal error";
+                    let what = "the readers are no longer watched after an internal error";
                     return Err(Failure::Environment(what.to_owned()));
                 }
                 WaitOutcome::BecomeWatcher(lease) => {
@@ -237,8 +243,8 @@ impl SlotEvents {
         }
     }
 
-    /// Watches in the caller's thread until something changed or the module is finalised; a stop is seen by the
-    /// caller's loop.
+    /// Watches in the caller's thread until a reader has changed or the watch was stopped. The caller then checks the stop
+    /// flag.
     fn watch_as_waiter(&self) {
         let mut sources = self.sources();
         let mut followed = self.followed(&mut sources);
@@ -258,7 +264,7 @@ impl SlotEvents {
         }
     }
 
-    /// Follows the source that was at `place`, while other calls look at the rest.
+    /// Follows only the source that was at `index`. Other calls query the rest meanwhile.
     fn follow_alone(&self, index: usize, mut alone: BackendWatcher) {
         let mut followed = self.followed(std::slice::from_mut(&mut alone));
         let _ = followed.follow_only();
@@ -267,14 +273,14 @@ impl SlotEvents {
         sources.insert(index, alone);
     }
 
-    /// Ends all waiting for good: stop, wake the waiters, wake the watchers, join them. Returns when no thread
-    /// of ours is left; the waiters leave on their own, and the caller waits for them.
+    /// Stops all waits, those that begin later included: sets the stop flag, wakes the waiters and the watchers, and joins
+    /// the watcher threads. Does not wait for the waiters; their calls return on their own.
     pub(crate) fn stop(&self) {
         self.shared.queue.stop();
         for waker in &self.wakers {
             waker.stop();
         }
-        // A watch that no call has started ends no refresh.
+        // A watch that never ran does not end a running refresh, so the demands are stopped too.
         self.demands.iter().for_each(|demand| demand.stop());
         let threads = std::mem::take(&mut *self.threads());
         for thread in threads {
@@ -283,7 +289,7 @@ impl SlotEvents {
     }
 }
 
-/// Somebody waits for events, for as long as the value lives.
+/// Registers a waiter with the demands, until dropped.
 struct Waiting<'a>(&'a [Arc<dyn Demand>]);
 
 impl<'a> Waiting<'a> {

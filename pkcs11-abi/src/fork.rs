@@ -1,17 +1,17 @@
-//! Per-process state. A forked child gets a fresh value and never touches that of its parent.
+//! Per-process state. A forked child gets a fresh value and never touches the value of its parent.
 //!
-//! A forked child is a new application (PKCS #11 2.40 usage guide, 2.5.2). It must not touch the parent's locks, which other
-//! threads may have held, nor the parent's connections. So each value is leaked and marked with the count of forks. A child
-//! sees another count and makes a value of its own. Nothing of the parent's is ever dropped in the child.
+//! A forked child is a new application (PKCS #11 2.40 usage guide, 2.5.2). It must not use the parent's locks, which other
+//! threads may have held, nor the parent's connections. So each value is leaked and marked with the fork count. A child has
+//! another fork count and makes a new value. The child never drops a value of the parent.
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use claviger_driver::fork;
 
-/// How often this process is a fork of the one that loaded the library.
+/// The number of forks between the process that loaded the library and this process.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
-/// A value that each process has for itself. It is made at its first use, in a forked child anew.
+/// A value for each process, made at its first use. A forked child makes a new value.
 pub(crate) struct PerProcess<T>(AtomicPtr<ForkMarked<T>>);
 
 struct ForkMarked<T> {
@@ -37,13 +37,13 @@ pub(crate) fn is_child() -> bool {
     FORKS.load(Ordering::SeqCst) > 0
 }
 
-/// Has forks counted from the first call on.
+/// Registers the fork handlers at the first call.
 fn count_forks() {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
-    // No `Once`: a fork while another thread is inside it would leave the child waiting for ever.
+    // Not a `Once`: if a fork happened while another thread was inside the `Once`, the child would wait for ever.
     if !REGISTERED.load(Ordering::SeqCst) && !REGISTERED.swap(true, Ordering::SeqCst) {
-        // SAFETY: in the child only atomics are written, which is safe there; the C library drops the registration
-        // when this library is unloaded.
+        // SAFETY: the handlers are functions of this library, and the C library drops the registration when this library is
+        // unloaded. The handler in the child does only what is allowed in a forked child.
         let refused =
             unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         if refused != 0 {
@@ -61,7 +61,7 @@ impl<T> PerProcess<T> {
 }
 
 impl<T: Default + Send + Sync + 'static> PerProcess<T> {
-    /// The value of this process.
+    /// Returns the value of this process.
     pub(crate) fn get(&self) -> &'static T {
         count_forks();
         let forks = FORKS.load(Ordering::SeqCst);
@@ -82,7 +82,7 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
                 .compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire)
                 .is_err()
             {
-                // SAFETY: another thread was first; nobody has seen this one.
+                // SAFETY: another thread was first, so `fresh` was never shared.
                 drop(unsafe { Box::from_raw(fresh) });
             }
         }

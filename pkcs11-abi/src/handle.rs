@@ -1,4 +1,4 @@
-//! Handles: sequence numbers that no process ever sees twice, whatever C_Initialize and C_Finalize do.
+//! Handles: sequence numbers. A process never gets a number twice, also across C_Finalize and C_Initialize.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,9 +6,9 @@ use cryptoki_sys::CK_ULONG;
 
 static LAST: AtomicU64 = AtomicU64::new(0);
 
-/// A handle never given before; never 0, which the standard keeps for none.
+/// Returns a new handle. It is never 0, which is CK_INVALID_HANDLE.
 pub(crate) fn fresh() -> CK_ULONG {
     let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-    // 32-bit CK_ULONG: after four thousand million handles the process is told so by colliding ones.
+    // With a 32-bit CK_ULONG, all handles after the first 2^32 - 2 are the same.
     CK_ULONG::try_from(number).unwrap_or(CK_ULONG::MAX)
 }

@@ -1,4 +1,4 @@
-//! Lets go of cards that nobody uses, so that a program which wants a card for itself (scdaemon) can have it.
+//! Releases idle cards, so that a program that needs exclusive access to a card (scdaemon) can get it.
 
 use std::{
     fmt::Debug,
@@ -7,18 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The cards that an [`IdleReleaser`] looks after.
+/// The cards that an [`IdleReleaser`] releases.
 pub(crate) trait IdleCards: Debug + Send + Sync {
-    /// Releases every card that has been idle long enough. Returns when to look again.
+    /// Releases every card that has been idle long enough. Returns when to check again.
     fn release_idle(&self, now: Instant) -> Option<Instant>;
 }
 
-/// How long a connection nobody uses is kept; `None` for ever.
+/// How long a transport to an idle card is kept. `None` keeps it for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdleTimeouts {
     /// While no user is logged in.
     pub(crate) idle: Option<Duration>,
-    /// While one is. Coming back costs more then: the card may have forgotten its PIN.
+    /// While a user is logged in. Reconnecting then costs more, because the card may have lost its login.
     pub(crate) logged_in: Option<Duration>,
 }
 
@@ -49,8 +49,8 @@ impl Shared {
     }
 }
 
-/// A thread that sleeps until the first connection has been idle long enough; none is started before there is
-/// one, and while there is none it sleeps without end.
+/// A thread that releases idle cards. It starts with the first transport, sleeps until the next card is due, and sleeps
+/// without a timeout while no check is scheduled.
 #[derive(Debug)]
 pub(crate) struct IdleReleaser {
     shared: Arc<Shared>,
@@ -75,7 +75,7 @@ impl IdleReleaser {
         }
     }
 
-    /// How long a connection may be idle.
+    /// Returns how long a card may be idle before it is released.
     pub(crate) const fn release(&self, logged_in: bool) -> Option<Duration> {
         if logged_in {
             self.release.logged_in
@@ -84,7 +84,7 @@ impl IdleReleaser {
         }
     }
 
-    /// Has a connection looked after at `at`. False when nobody can, so that it is let go at once.
+    /// Schedules a check at `at`. Returns false if there is no thread; the caller must then disconnect now.
     pub(crate) fn schedule(&self, at: Instant) -> bool {
         if !self.may_create_threads || !self.is_running() {
             return false;
@@ -95,7 +95,8 @@ impl IdleReleaser {
 
     fn is_running(&self) -> bool {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        // Looked at under the thread's lock: `stop` joins every thread started before it took that lock.
+        // Checked under the lock of `thread`: `stop` sets the flag before it takes this lock, and joins a thread that was
+        // started earlier.
         if self.shared.state().stopped {
             return false;
         }
@@ -104,13 +105,15 @@ impl IdleReleaser {
             *thread = std::thread::Builder::new()
                 .name("claviger-idle".to_owned())
                 .spawn(move || release_when_due(&shared, cards.as_ref()))
-                .inspect_err(|error| tracing::warn!("no thread to let idle cards go: {error}"))
+                .inspect_err(|error| {
+                    tracing::warn!("cannot start the thread that releases idle cards: {error}")
+                })
                 .ok();
         }
         thread.is_some()
     }
 
-    /// Has the thread, if there is one, look at all cards at `at`: some may have left.
+    /// Makes the thread, if it runs, check all cards at `at`. Cards may have been removed.
     pub(crate) fn check_at(&self, at: Instant) {
         let mut state = self.shared.state();
         if state.next.is_none_or(|next| at < next) {

@@ -1,58 +1,58 @@
-//! A reader as the slot table knows it: what it holds, and what it is believed to hold while its service is lost.
+//! A reader of the slot table: the card in it, and the card assumed to be in it while its service is lost.
 
 use std::time::Instant;
 
 use claviger_driver::{Presence, ReaderId, ReaderState};
 
-/// Counts the cards a reader has held; a session belongs to one of them.
+/// The number of a card in its reader. A session belongs to one insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct Insertion(pub(crate) u64);
 
-/// Names a reader for the life of the module, whatever its service calls it by now.
+/// Identifies a reader for a whole generation, also if its service renames it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ReaderKey(pub(crate) usize);
 
-/// A reader as the module knows it, whether or not it is plugged in now.
+/// A reader that was reported once. It may be unplugged now.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownReader {
     pub(crate) key: ReaderKey,
     pub(crate) id: ReaderId,
     pub(crate) name: String,
     pub(crate) presence: Presence,
-    /// Which card it is: changes when one leaves, comes, or was swapped unseen.
+    /// The current insertion. It changes when a card is inserted, removed, or replaced unnoticed.
     pub(crate) card: Insertion,
     pub(crate) backend: usize,
     pub(crate) model: String,
-    /// Its slots are shown.
+    /// The reader is there, so its slots are listed.
     pub(crate) connected: bool,
     changes: u32,
-    /// Counts the times its service was lost and it came into sight again.
+    /// Counts the returns of the reader with the same contents after a loss of its service.
     reappearances: u32,
     out_of_sight: Option<LostService>,
-    /// Its service has shown it since it was last lost.
+    /// The service has reported the reader since the last loss of the service.
     seen: bool,
 }
 
-/// The service of a reader was lost: what it held is believed to be there still, for a while.
+/// The service of a reader was lost. Until the deadline, the reader is assumed to hold the same card.
 #[derive(Clone, Debug)]
 struct LostService {
     held: Presence,
-    /// Set when the service is back.
+    /// `None` until the service is back.
     deadline: Option<Instant>,
 }
 
-/// Where a card is to be found.
+/// The location of a card.
 #[derive(Clone, Debug)]
 pub(crate) struct CardLocation {
     pub(crate) reader: ReaderId,
     pub(crate) card: Insertion,
-    /// A card seen under another number must be asked whether it is the same.
+    /// The reader's count of returns. If it has changed, the card must be compared with the earlier card.
     pub(crate) reappearances: u32,
     pub(crate) out_of_sight: bool,
 }
 
 impl KnownReader {
-    /// A reader nobody has seen yet.
+    /// Returns a reader that is not connected yet and holds no card.
     pub(crate) fn new(key: ReaderKey, backend: usize, state: &ReaderState) -> Self {
         Self {
             key,
@@ -70,7 +70,7 @@ impl KnownReader {
         }
     }
 
-    /// Takes in what its service says of it; whether something happened.
+    /// Applies the state that the service reports. Returns whether this is an event.
     pub(crate) fn update(&mut self, state: &ReaderState) -> bool {
         let happened = match self.out_of_sight.take() {
             Some(lost) => self.update_after_return(state, lost),
@@ -91,7 +91,7 @@ impl KnownReader {
         card_changed || !self.connected
     }
 
-    /// What its service says after it was lost: counts of before mean nothing now.
+    /// Applies the first states after a loss of the service. The change counts from before the loss are worthless.
     fn update_after_return(&mut self, state: &ReaderState, lost: LostService) -> bool {
         if state.presence == lost.held {
             self.reappearances = self.reappearances.wrapping_add(1);
@@ -105,7 +105,8 @@ impl KnownReader {
         true
     }
 
-    /// Its service was lost; whether a card vanished with it. It may come into sight again `until` then.
+    /// Records the loss of the service. The card has until `deadline` to return. Returns whether a card was reported until
+    /// now.
     pub(crate) fn service_lost(&mut self, deadline: Option<Instant>) -> bool {
         let shown = std::mem::replace(&mut self.presence, Presence::Empty);
         let vanished = shown != Presence::Empty;
@@ -115,20 +116,20 @@ impl KnownReader {
         vanished
     }
 
-    /// It is not there any more.
+    /// Records that the reader was unplugged.
     pub(crate) fn unplugged(&mut self) {
         self.card_removed();
         self.connected = false;
         self.presence = Presence::Empty;
     }
 
-    /// The card it held, or was believed to hold, is not there any more.
+    /// Records that the card of the reader was removed, or has not returned with the service.
     pub(crate) fn card_removed(&mut self) {
         self.out_of_sight = None;
         self.card.0 += 1;
     }
 
-    /// Gives up a card that had time enough to come into sight again.
+    /// Gives up a card that has not returned before the deadline.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.card_removed();
@@ -136,22 +137,22 @@ impl KnownReader {
         }
     }
 
-    /// When a card that is out of sight is given up, once its service is back.
+    /// Returns when the missing card is given up. Returns `None` while the service is lost, or if no card is missing.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
         self.out_of_sight.as_ref()?.deadline
     }
 
-    /// Whether its service was lost, and what it holds is only believed to be there.
+    /// Returns whether the service was lost and the card has not returned since.
     pub(crate) const fn is_out_of_sight(&self) -> bool {
         self.out_of_sight.is_some()
     }
 
-    /// How often it has come into sight again.
+    /// Returns how often the reader has returned after a loss of its service.
     pub(crate) const fn reappearances(&self) -> u32 {
         self.reappearances
     }
 
-    /// Where its card is to be found.
+    /// Returns the location of the reader's card.
     pub(crate) fn location(&self) -> CardLocation {
         CardLocation {
             reader: self.id.clone(),

@@ -1,14 +1,16 @@
 //! The PKCS #11 module `libclaviger_pkcs11.so`.
 //!
-//! Terms are the standard's: a *slot* is one reader with one applet; a *token* is in it; a *session* belongs to one
-//! token; the *module* lives from C_Initialize to C_Finalize, and each such life is a *generation*.
+//! A *slot* is one reader with one applet. It holds a *token*. A *session* belongs to one token. A *generation* of the module
+//! lasts from C_Initialize to C_Finalize.
 //!
-//! A call walks: its entry point in `function_list` → the boundary in `entry` (panic, generation, fork, log) → one safe
-//! function in `functions` → `TokenRef::with_token` in `card` → `claviger_token::Token`. What lasts longer than a call is in
-//! `operations`. An event walks: `Watch::next_snapshot` → the slot-event thread's loop in `events` → `sources` → `SlotTable::apply`.
+//! The path of a call: its entry point in `function_list` → the boundary in `entry` (panic, generation, fork, log) → one safe
+//! function in `functions` → `TokenRef::with_token` in `card` → `claviger_token::Token`. State that lasts longer than a call
+//! is in `operations`. The path of an event: `Watch::next_snapshot` → the loop of the watcher in `events` → `sources` →
+//! `SlotTable::apply`.
 //!
-//! Who may block: C_WaitForSlotEvent until an event or C_Finalize; a call that needs a card, as long as that card
-//! takes; nothing else. Locks held while a card works: that card's lock and its session's operations. No other.
+//! C_WaitForSlotEvent blocks until an event or C_Finalize. A call that uses a card blocks as long as the card takes. All other
+//! waits are bounded: for a snapshot of the readers, and in C_Finalize for the active calls. Locks held while a card works: that
+//! card's lock and its session's operations. No other.
 //!
 //! The exported symbols are the functions of Cryptoki, and nothing else.
 

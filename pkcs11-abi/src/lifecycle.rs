@@ -1,4 +1,4 @@
-//! From C_Initialize to C_Finalize: generations, the calls inside each, and the order in which one ends.
+//! Generations, from C_Initialize to C_Finalize: their active calls, and the order in which a generation ends.
 
 use std::{
     ops::Deref,
@@ -7,25 +7,24 @@ use std::{
 
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// How long C_Finalize waits for calls that are inside before it ends them.
+/// C_Finalize waits this long for active calls before it aborts them.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long calls that were ended may take to leave; one that does not keeps its own memory.
+/// C_Finalize waits this long for aborted calls. A call that does not return keeps its generation's memory.
 const ABORTED_CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What lives from C_Initialize to C_Finalize.
+/// The state of the module from C_Initialize to C_Finalize.
 pub(crate) trait Generation {
-    /// Ends all waiting, now and later. When it returns no thread of this generation is left.
+    /// Ends all waits, those that begin later included, and joins the threads of this generation.
     fn stop(&self);
 
-    /// Ends every call that is stuck outside.
+    /// Aborts every call that waits for a service or a device.
     fn abort_calls(&self);
 
-    /// Lets go of everything; nobody is inside any more.
+    /// Logs out and releases everything. No call is active any more, except one that an abort did not end.
     fn release(&self);
 }
 
-/// Where the generations of this process succeed each other. A call holds the one it came with, so that a waiter
-/// of an old one can never mistake the next for its own.
+/// Holds the current generation. A call keeps the generation that it entered, so a waiter never sees the next.
 #[derive(Debug)]
 pub(crate) struct Lifecycle<M> {
     phase: Mutex<Phase<M>>,
@@ -39,7 +38,7 @@ enum Phase<M> {
     Ending,
 }
 
-/// A generation and how many calls are inside.
+/// A generation and the count of its active calls.
 #[derive(Debug)]
 struct RunningGeneration<M> {
     module: M,
@@ -60,11 +59,11 @@ impl<M: Generation> Lifecycle<M> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a call; none while no generation lives, nor while one ends.
+    /// Begins a call. Returns `None` if the module is not initialized, or if a C_Finalize has begun.
     pub(crate) fn enter(&self) -> Option<CallGuard<M>> {
         match &*self.phase() {
             Phase::Running(running) => {
-                // Counted under the lock: the end of a generation sees every call that was not refused.
+                // Counted under the lock of `phase`, so C_Finalize sees every call that was not refused.
                 *running.calls.inside() += 1;
                 Some(CallGuard {
                     running: Arc::clone(running),
@@ -75,7 +74,7 @@ impl<M: Generation> Lifecycle<M> {
         }
     }
 
-    /// Begins a generation, unless one lives. One that is ending is waited for.
+    /// Begins a generation. Returns false if a generation is running. Waits for a generation that is ending.
     pub(crate) fn initialize(&self, make: impl FnOnce() -> M) -> bool {
         let mut phase = self.phase();
         while matches!(*phase, Phase::Ending) {
@@ -94,8 +93,8 @@ impl<M: Generation> Lifecycle<M> {
         true
     }
 
-    /// Ends the generation that lives, if one does: refuse new calls, end all waiting, wait until everybody has
-    /// left, let go.
+    /// Ends the running generation: refuses new calls, ends all waits, waits until all calls have returned, and releases
+    /// everything. Aborts calls that do not return in time. Returns false if no generation is running.
     pub(crate) fn finalize(&self) -> bool {
         let Some(running) = self.refuse_calls() else {
             return false;
@@ -105,11 +104,11 @@ impl<M: Generation> Lifecycle<M> {
         module.stop();
         if !calls.wait_until_empty(CALL_TIMEOUT) {
             tracing::warn!(
-                "C_Finalize: a call has not come back for {CALL_TIMEOUT:?}; it is ended"
+                "C_Finalize: a call has not returned within {CALL_TIMEOUT:?}; aborting it"
             );
             module.abort_calls();
             if !calls.wait_until_empty(ABORTED_CALL_TIMEOUT) {
-                tracing::error!("C_Finalize: a call does not come back; it is left behind");
+                tracing::error!("C_Finalize: an aborted call does not return; it is left behind");
             }
         }
         module.release();
@@ -130,7 +129,7 @@ impl<M: Generation> Lifecycle<M> {
     }
 }
 
-/// Ends the phase of ending on every path.
+/// Sets the phase to `NotInitialized` when dropped, on every path.
 struct FinalizeGuard<'a, M: Generation>(&'a Lifecycle<M>);
 
 impl<M: Generation> Drop for FinalizeGuard<'_, M> {
@@ -140,10 +139,10 @@ impl<M: Generation> Drop for FinalizeGuard<'_, M> {
     }
 }
 
-/// A call that is inside: keeps its generation alive, and is counted until that is let go.
+/// An active call. It keeps its generation alive. It is counted until it has dropped the generation.
 #[derive(Debug)]
 pub(crate) struct CallGuard<M> {
-    // Dropped in this order: the end must not come while a call still holds the generation.
+    // Dropped in this order: the count must not fall while the call still holds the generation.
     running: Arc<RunningGeneration<M>>,
     _inside: CountedCall,
 }
@@ -156,7 +155,7 @@ impl<M> Deref for CallGuard<M> {
     }
 }
 
-/// Counted as inside until dropped.
+/// Counts one active call until dropped.
 #[derive(Debug)]
 struct CountedCall(Arc<ActiveCalls>);
 
@@ -170,7 +169,7 @@ impl Drop for CountedCall {
     }
 }
 
-/// Calls that are inside.
+/// The count of active calls.
 #[derive(Debug, Default)]
 struct ActiveCalls {
     inside: Mutex<usize>,
@@ -182,7 +181,7 @@ impl ActiveCalls {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody is inside; false when somebody still is after `patience`.
+    /// Waits until no call is active. Returns false if a call is still active after `timeout`.
     fn wait_until_empty(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut inside = self.inside();

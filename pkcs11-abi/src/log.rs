@@ -1,4 +1,4 @@
-//! The log: one line an event, written in one piece, with no lock that a fork could leave held.
+//! The log: one line for each event, in one write, without a lock that a fork could leave held.
 
 use std::{
     fmt::{self, Write as _},
@@ -17,7 +17,7 @@ use tracing::{
     span,
 };
 
-/// How much is logged; each level holds the ones before it.
+/// The log level. Each level includes the lower levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Level(u8);
 
@@ -40,7 +40,7 @@ impl Level {
     }
 }
 
-/// The level with this name.
+/// Returns the level with this name.
 pub(crate) fn level(name: &str) -> Option<Level> {
     match name {
         "off" => Some(Level::OFF),
@@ -56,11 +56,10 @@ pub(crate) fn level(name: &str) -> Option<Level> {
 static LEVEL: AtomicU8 = AtomicU8::new(Level::WARN.0);
 static FILE: OnceLock<File> = OnceLock::new();
 
-/// Logs from now on at `level`; the file is opened by the first call that names one, for appending.
+/// Sets the level. The first call with a file opens that file for appending; later calls do not change the file.
 pub(crate) fn start(level: Level, file: Option<&Path>) {
     LEVEL.store(level.0, Ordering::Relaxed);
-    // The dispatcher is this library's own copy; an application's is another one. The second time it is set
-    // already.
+    // The dispatcher is this library's own copy, not the application's. A later call fails, because the dispatcher is set.
     let _ = tracing::subscriber::set_global_default(LineSubscriber);
     if let Some(path) = file
         && FILE.get().is_none()
@@ -76,7 +75,7 @@ pub(crate) fn start(level: Level, file: Option<&Path>) {
     tracing::callsite::rebuild_interest_cache();
 }
 
-/// Writes events as lines.
+/// Writes each event as one line.
 struct LineSubscriber;
 
 impl Subscriber for LineSubscriber {
@@ -96,14 +95,13 @@ impl Subscriber for LineSubscriber {
             line.0.push_str(" apdu");
         }
         event.record(&mut line);
-        // Names come from devices: a control character must not forge a line or drive a terminal.
+        // Devices supply names. A control character in a name must not forge a line or control a terminal.
         line.0.retain(|character| !character.is_control());
         line.0.push('\n');
-        // One write, so that lines of several processes stay whole; a log that cannot be written is no reason
-        // to fail a signature.
+        // One write keeps the lines of several processes whole. A log that cannot be written must not fail a call.
         match FILE.get() {
             Some(mut file) => drop(file.write_all(line.0.as_bytes())),
-            // std's own stderr takes a lock, which a fork may leave held.
+            // The standard library's stderr takes a lock, which a fork may leave held.
             None => drop(rustix::io::write(
                 rustix::stdio::stderr(),
                 line.0.as_bytes(),

@@ -1,4 +1,4 @@
-//! One life of the module: what there is from C_Initialize to C_Finalize.
+//! One generation of the module: its backends, readers and sessions.
 
 use std::{
     sync::{
@@ -34,8 +34,8 @@ use crate::{
     visibility::Visibility,
 };
 
-/// One generation of the module, from C_Initialize to C_Finalize. Calls hold it while they are inside, so a
-/// waiter of an old generation can never mistake the next one for its own.
+/// One generation of the module, from C_Initialize to C_Finalize. An active call keeps its generation, so a waiter never sees
+/// the next.
 #[derive(Debug)]
 pub(crate) struct Module {
     generation: u64,
@@ -66,7 +66,7 @@ impl Module {
         let visibility = Arc::new(config.visibility.clone());
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::debug!(
-            "generation {generation} begins, transports {:?}, threads {}",
+            "generation {generation} begins, backends {:?}, threads {}",
             config.transports,
             if may_create_threads {
                 "allowed"
@@ -92,7 +92,7 @@ impl Module {
         }
     }
 
-    /// After a panic nothing can be promised any more; only C_Finalize helps.
+    /// Marks the generation as broken after a panic. All later calls fail until C_Finalize.
     pub(crate) fn mark_broken(&self) {
         self.broken.store(true, Ordering::SeqCst);
     }
@@ -101,7 +101,7 @@ impl Module {
         self.broken.load(Ordering::SeqCst)
     }
 
-    /// The reader and applet of a slot.
+    /// Returns the applet and the reader of a slot.
     ///
     /// # Errors
     /// SLOT_ID_INVALID.
@@ -112,10 +112,10 @@ impl Module {
         Ok((slot.applet, reader.clone()))
     }
 
-    /// The card in a slot.
+    /// Returns a reference to the token in a slot, without using the card.
     ///
     /// # Errors
-    /// SLOT_ID_INVALID; TOKEN_NOT_PRESENT for an empty slot, TOKEN_NOT_RECOGNIZED for a mute card.
+    /// SLOT_ID_INVALID. TOKEN_NOT_PRESENT for an empty reader. TOKEN_NOT_RECOGNIZED for a mute card.
     pub(crate) fn token_ref(&self, id: CK_SLOT_ID) -> Result<TokenRef, Failure> {
         let (applet, known) = self.slot(id)?;
         match known.presence {
@@ -130,10 +130,10 @@ impl Module {
         })
     }
 
-    /// The facts of the token in a slot; asks a card that is new.
+    /// Returns the cached properties of the token in a slot. Reads the applets of a new card.
     ///
     /// # Errors
-    /// As [`Module::token_ref`], TOKEN_NOT_PRESENT for a card without the slot's applet, or of the transport.
+    /// As [`Module::token_ref`] and [`TokenRef::cached`].
     pub(crate) fn token(&self, id: CK_SLOT_ID) -> Result<CachedToken, Failure> {
         self.token_ref(id)?.cached()
     }
@@ -144,7 +144,7 @@ impl Module {
             let backend = backends
                 .find(|backend| backend.name() == known.id.backend())
                 .ok_or_else(|| {
-                    Failure::Environment(format!("no transport for reader {}", known.id))
+                    Failure::Environment(format!("no backend for reader {}", known.id))
                 })?;
             let access = ReaderAccess {
                 backend: Arc::clone(backend),
@@ -155,10 +155,10 @@ impl Module {
         })
     }
 
-    /// A session that is alive.
+    /// Returns the session behind a handle.
     ///
     /// # Errors
-    /// SESSION_HANDLE_INVALID, also when its card has left; the session is then gone.
+    /// SESSION_HANDLE_INVALID, also if the card of the session was removed. That session is closed here.
     pub(crate) fn session(&self, handle: CK_SESSION_HANDLE) -> Result<Arc<Session>, Failure> {
         let session = self
             .sessions
@@ -172,7 +172,7 @@ impl Module {
         Err(ReturnCode::SESSION_HANDLE_INVALID.into())
     }
 
-    /// Closes a session: the last one of a token logs its user out.
+    /// Closes a session. Closing the last session of a token logs out.
     ///
     /// # Errors
     /// SESSION_HANDLE_INVALID.
@@ -181,7 +181,7 @@ impl Module {
         let Some((_, last)) = self.sessions.remove(handle) else {
             return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
         };
-        // A card that has left took its objects along.
+        // If the card was removed, its handles are gone too, and the error does not matter.
         drop(
             session
                 .token
@@ -193,7 +193,7 @@ impl Module {
         Ok(())
     }
 
-    /// After a logout nothing that needs the user may go on, in any session of the token.
+    /// Ends the operations with private keys in all sessions of the slot. A logout calls this.
     pub(crate) fn end_private_operations(&self, of: &Session) {
         for handle in self.sessions.on_slot(of.slot) {
             if let Some(session) = self.sessions.get(handle) {
@@ -202,7 +202,7 @@ impl Module {
         }
     }
 
-    /// Logs users out and lets cards go; nothing is left afterwards.
+    /// Closes all sessions, logs out of all tokens, and disconnects all cards.
     fn release_all(&self) {
         for handle in self.sessions.all() {
             self.sessions.remove(handle);
@@ -236,33 +236,33 @@ impl Generation for Module {
 }
 
 impl Drop for Module {
-    /// Nothing is left to do here, unless a call outlived C_Finalize and held a card.
+    /// Releases a card that a call still held when C_Finalize returned. Otherwise C_Finalize has released everything.
     fn drop(&mut self) {
         self.release_all();
     }
 }
 
-/// What keeps us from readers on the USB while pcscd has them, where both ways are configured.
+/// Returns the precedence of pcscd over the USB if both backends are configured.
 fn precedence(config: &Config) -> Option<Arc<PcscdPrecedence>> {
     let both = [BackendKind::Pcsc, BackendKind::Usb];
     let both = both.iter().all(|kind| config.transports.contains(kind));
     both.then(|| PcscdPrecedence::new(READER_RETURN_TIMEOUT))
 }
 
-/// The readers on the USB. nusb has a thread of its own, which must not be where threads are not allowed, and is not there
-/// in a forked child.
+/// Returns the `usb` backend. nusb has a thread of its own: it is not allowed without threads, and does not exist in a forked
+/// child. Both cases use libusb.
 fn usb(
     config: &Config,
     may_create_threads: bool,
     precedence: Option<Arc<PcscdPrecedence>>,
 ) -> UsbBackend {
-    let stack = if may_create_threads && !fork::is_child() {
+    let library = if may_create_threads && !fork::is_child() {
         config.usb_backend
     } else {
         UsbLibrary::Rusb
     };
     let backend = UsbBackend::new(&usb::backend::UsbOptions {
-        library: stack,
+        library,
         has_watch_thread: may_create_threads,
         lock_folders: config.lock_folders.clone(),
     });
@@ -272,13 +272,13 @@ fn usb(
     }
 }
 
-/// The generations of the module in this process. A forked child begins with none.
+/// Returns the lifecycle of the module in this process. A forked child begins without a generation.
 pub(crate) fn lifecycle() -> &'static Lifecycle<Module> {
     static LIFECYCLE: PerProcess<Lifecycle<Module>> = PerProcess::new();
     LIFECYCLE.get()
 }
 
-/// C_Initialize. A C_Finalize still at work in another thread is waited for.
+/// C_Initialize. Waits for a C_Finalize that is running in another thread.
 ///
 /// # Errors
 /// CRYPTOKI_ALREADY_INITIALIZED.

@@ -10,31 +10,31 @@ use cryptoki_sys::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE};
 
 use crate::{handle, rv::ReturnCode};
 
-/// Object handles of one token: the same object keeps its handle, a private one until logout, a session's until that
-/// session closes.
+/// The object handles of one token. An object keeps its handle. The handle of a private object lasts until the logout, the
+/// handle of a session object until its session closes.
 #[derive(Debug, Default)]
 pub(crate) struct ObjectHandles {
     by_id: HashMap<ObjectId, CK_OBJECT_HANDLE>,
     objects: HashMap<CK_OBJECT_HANDLE, Arc<Object>>,
-    /// In the order they were made.
+    /// Ordered by creation, because handles ascend.
     session_objects: BTreeMap<CK_OBJECT_HANDLE, (CK_SESSION_HANDLE, Arc<Object>)>,
 }
 
 impl ObjectHandles {
-    /// That of an object of the token.
+    /// Returns the handle of a token object. A new object gets a new handle.
     pub(crate) fn handle(&mut self, object: Arc<Object>) -> CK_OBJECT_HANDLE {
         let handle = *self.by_id.entry(object.id).or_insert_with(handle::fresh);
         self.objects.insert(handle, object);
         handle
     }
 
-    /// The object behind a handle.
+    /// Returns the object behind a handle.
     pub(crate) fn get(&self, handle: CK_OBJECT_HANDLE) -> Option<&Arc<Object>> {
         let of_session = || self.session_objects.get(&handle).map(|(_, object)| object);
         self.objects.get(&handle).or_else(of_session)
     }
 
-    /// Private objects are no more, or must be found anew.
+    /// Removes the private objects. After the next login, a search gives the token's private objects new handles.
     pub(crate) fn forget_private(&mut self) {
         self.objects.retain(|_, object| !object.is_private());
         let objects = &self.objects;
@@ -43,14 +43,14 @@ impl ObjectHandles {
             .retain(|_, (_, object)| !object.is_private());
     }
 
-    /// An object is no longer on the token.
+    /// Removes an object that was deleted from the token.
     pub(crate) fn remove_object(&mut self, handle: CK_OBJECT_HANDLE) {
         if let Some(object) = self.objects.remove(&handle) {
             self.by_id.remove(&object.id);
         }
     }
 
-    /// The objects of sessions that match `template`; private ones for a logged-in user alone.
+    /// Returns the session objects that match `template`. Private objects are included only if `logged_in` is set.
     pub(crate) fn find_session_objects(
         &self,
         template: &Template,
@@ -65,7 +65,7 @@ impl ObjectHandles {
             .collect()
     }
 
-    /// Takes up an object that the session `owner` made.
+    /// Adds an object of the session `owner` and returns its handle.
     pub(crate) fn add(&mut self, owner: CK_SESSION_HANDLE, object: Object) -> CK_OBJECT_HANDLE {
         let handle = handle::fresh();
         self.session_objects
@@ -73,10 +73,10 @@ impl ObjectHandles {
         handle
     }
 
-    /// Puts `object` in the place of a session's, or takes that away.
+    /// Replaces a session object by `object`. Removes it for `None`.
     ///
     /// # Errors
-    /// OBJECT_HANDLE_INVALID when it has gone meanwhile.
+    /// OBJECT_HANDLE_INVALID if the object was removed meanwhile.
     pub(crate) fn replace(
         &mut self,
         handle: CK_OBJECT_HANDLE,
@@ -91,7 +91,7 @@ impl ObjectHandles {
         Ok(())
     }
 
-    /// The objects of a closed session are no more.
+    /// Removes the objects of a closed session.
     pub(crate) fn session_closed(&mut self, owner: CK_SESSION_HANDLE) {
         self.session_objects.retain(|_, (of, _)| *of != owner);
     }
