@@ -15,14 +15,14 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// What [`Operations`] asks of an operation.
+/// The properties of an operation that [`Operations`] needs.
 pub(crate) trait Operation {
-    /// Returns whether it works with a key.
+    /// Returns whether the operation uses a key.
     fn uses_key(&self) -> bool {
         true
     }
 
-    /// Returns the key that waits for a context login, and where the PIN goes.
+    /// Returns the key that waits for a context login, and the place for its PIN. Returns `None` if none waits.
     fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
         None
     }
@@ -54,7 +54,7 @@ impl Operation for EncryptOperation {}
 
 impl Operation for VerifyOperation {}
 
-/// A search begun by C_FindObjectsInit: the handles not yet given, in reverse.
+/// A search that C_FindObjectsInit began: the handles not yet returned, in reverse order.
 #[derive(Debug)]
 pub(crate) struct Search {
     pub(crate) rest: Vec<CK_OBJECT_HANDLE>,
@@ -70,11 +70,11 @@ impl Operation for Search {
 #[derive(Debug)]
 pub(crate) struct ActiveOperation<T> {
     pub(crate) operation: T,
-    /// Its key dies with the user's login.
+    /// The key is private, so a logout ends the operation.
     private: bool,
-    /// An update was called: only the final call may end it.
+    /// An update was called, so a single-part call is no longer allowed.
     pub(crate) multi_part: bool,
-    /// The last of its output, computed and not yet fetched, because the caller's buffer was too small.
+    /// The last output, computed but not yet returned, because the caller's buffer was too small.
     pub(crate) unread_output: Option<Secret>,
 }
 
@@ -88,7 +88,7 @@ impl<T> ActiveOperation<T> {
         }
     }
 
-    /// An operation with the same key, made of this one before its first part.
+    /// Converts the operation, before its first part, to another type with the same key.
     pub(crate) fn map<U>(self, into: impl FnOnce(T) -> U) -> ActiveOperation<U> {
         ActiveOperation::new(into(self.operation), self.private)
     }
@@ -96,8 +96,8 @@ impl<T> ActiveOperation<T> {
 
 /// The operation of one kind in a session, if one is active.
 ///
-/// The rule of all kinds is here: a length query, a small buffer or a missing context login keeps the operation as it was.
-/// Any other error ends it. Success ends it too, except in [`OperationState::update`].
+/// One rule holds for all kinds: a length query, a small buffer or a missing context login keeps the operation as it was. Any
+/// other error ends it. Success ends it too, except in [`OperationState::update`].
 #[derive(Debug)]
 pub(crate) struct OperationState<T>(Option<ActiveOperation<T>>);
 
@@ -118,7 +118,7 @@ impl<T> OperationState<T> {
         self.0.is_some()
     }
 
-    /// The operation that is active.
+    /// Returns the active operation.
     ///
     /// # Errors
     /// OPERATION_NOT_INITIALIZED.
@@ -134,7 +134,7 @@ impl<T> OperationState<T> {
     /// Begins the operation that `new` makes.
     ///
     /// # Errors
-    /// OPERATION_ACTIVE, or those of `new`.
+    /// OPERATION_ACTIVE, or the errors of `new`.
     pub(crate) fn begin(
         &mut self,
         new: impl FnOnce() -> Result<ActiveOperation<T>, Failure>,
@@ -146,11 +146,11 @@ impl<T> OperationState<T> {
         Ok(())
     }
 
-    /// Begins the operation that `new` makes of a mechanism. A NULL mechanism cancels the active operation (PKCS #11 3.0,
-    /// 5.8.1 and the like). With none active NULL is a bad argument, as in version 2.40.
+    /// Begins the operation that `new` makes from a mechanism. A NULL mechanism cancels the active operation (PKCS #11 3.0,
+    /// 5.8.1 and similar sections). With none active, NULL is ARGUMENTS_BAD, as in version 2.40.
     ///
     /// # Errors
-    /// OPERATION_ACTIVE, ARGUMENTS_BAD, or those of `new`.
+    /// OPERATION_ACTIVE, ARGUMENTS_BAD, or the errors of `new`.
     pub(crate) fn init(
         &mut self,
         mechanism: Input<'_, CK_MECHANISM>,
@@ -163,10 +163,10 @@ impl<T> OperationState<T> {
         self.begin(|| new(&mechanism.get()?))
     }
 
-    /// Does the whole operation at once.
+    /// Does the whole operation in one call.
     ///
     /// # Errors
-    /// OPERATION_NOT_INITIALIZED, OPERATION_ACTIVE after an update, or those of `body`.
+    /// OPERATION_NOT_INITIALIZED, OPERATION_ACTIVE after an update, or the errors of `body`.
     pub(crate) fn single_part<R: Into<OutputFit>>(
         &mut self,
         body: impl FnOnce(&mut ActiveOperation<T>) -> Result<R, Failure>,
@@ -182,7 +182,7 @@ impl<T> OperationState<T> {
     /// Does one part of the operation.
     ///
     /// # Errors
-    /// OPERATION_NOT_INITIALIZED, or those of `body`.
+    /// OPERATION_NOT_INITIALIZED, or the errors of `body`.
     pub(crate) fn update<R: Into<OutputFit>>(
         &mut self,
         body: impl FnOnce(&mut ActiveOperation<T>) -> Result<R, Failure>,
@@ -196,7 +196,7 @@ impl<T> OperationState<T> {
     /// Does the last part of the operation.
     ///
     /// # Errors
-    /// OPERATION_NOT_INITIALIZED, or those of `body`.
+    /// OPERATION_NOT_INITIALIZED, or the errors of `body`.
     pub(crate) fn final_part<R: Into<OutputFit>>(
         &mut self,
         body: impl FnOnce(&mut ActiveOperation<T>) -> Result<R, Failure>,
@@ -235,7 +235,7 @@ fn keeps_operation(failure: &Failure) -> bool {
 #[derive(Debug)]
 pub(crate) struct MessageOperation<T> {
     pub(crate) operation: T,
-    /// A message was begun and has not ended.
+    /// A message has begun and has not ended.
     pub(crate) message_open: bool,
 }
 
@@ -258,7 +258,7 @@ impl<T: Operation> Operation for MessageOperation<T> {
     }
 }
 
-/// A verification that knows its signature from the start (PKCS #11 3.2).
+/// A verification that gets its signature in its first call (PKCS #11 3.2).
 #[derive(Debug)]
 pub(crate) struct VerifySignatureOperation {
     pub(crate) verification: VerifyOperation,
@@ -290,14 +290,14 @@ impl<T: Operation> AnyState for OperationState<T> {
 
 macro_rules! operations {
     ($($name:ident: $operation:ty = $flag:ident,)*) => {
-        /// The operations of a session: one of each kind at most.
+        /// The operations of a session, at most one of each kind.
         #[derive(Debug, Default)]
         pub(crate) struct Operations {
             $(pub(crate) $name: OperationState<$operation>,)*
         }
 
         impl Operations {
-            /// All of them, each with its flag of CK_MECHANISM_INFO.
+            /// Iterates over all kinds, each with its flag of CK_MECHANISM_INFO.
             fn all(&mut self) -> impl Iterator<Item = (CK_FLAGS, &mut dyn AnyState)> {
                 let all = [$(($flag, &mut self.$name as &mut dyn AnyState),)*];
                 all.into_iter()
@@ -306,7 +306,7 @@ macro_rules! operations {
     };
 }
 
-// In the order in which they get a context login: a signature before a decryption.
+// A context login goes to the first operation in this order that waits: to a signature before a decryption.
 operations! {
     search: Search = CKF_FIND_OBJECTS,
     digest: Hasher = CKF_DIGEST,
@@ -322,7 +322,7 @@ operations! {
 }
 
 impl Operations {
-    /// Ends the operations with keys that die with the user's login.
+    /// Ends the operations with private keys.
     pub(crate) fn end_private(&mut self) {
         self.all().for_each(|(_, state)| state.end_if_private());
     }
@@ -341,7 +341,7 @@ impl Operations {
             .for_each(|(_, state)| state.end());
     }
 
-    /// Returns the key that waits for a context login, and where the PIN goes.
+    /// Returns the key that waits for a context login, and the place for its PIN. Returns `None` if none waits.
     pub(crate) fn awaiting_context_login(&mut self) -> Option<(PrivateKey, &mut Option<Secret>)> {
         self.all()
             .filter_map(|(_, state)| state.active_operation())

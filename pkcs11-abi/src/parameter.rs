@@ -1,4 +1,4 @@
-//! Parameters of mechanisms, from their C structures to values (PKCS #11 3.1, 6).
+//! Converts the parameters of mechanisms from C structures to values (PKCS #11 3.1, 6).
 
 use claviger_token::{
     Mechanism, Parameter, TokenError,
@@ -14,13 +14,13 @@ use crate::{
     rv::Failure,
 };
 
-/// No parameter, and nothing a parameter points to, is near this long.
+/// The limit for a parameter and for each buffer of a parameter. Valid ones are much shorter.
 const MAX: CK_ULONG = 64 * 1024;
 
-/// The parameter of `mechanism`, which is what `known` says.
+/// Reads the parameter of `mechanism`, in the form that `known` needs.
 ///
 /// # Errors
-/// MECHANISM_PARAM_INVALID for a structure of the wrong size, a null pointer with a length, or a length that is none.
+/// MECHANISM_PARAM_INVALID for a structure of the wrong size, a null pointer with a length, or an impossible length.
 pub(crate) fn read(mechanism: &CK_MECHANISM, known: Mechanism) -> Result<Parameter, Failure> {
     parse(mechanism, known.parameter_type())
         .filter(|parameter| fits(known, parameter))
@@ -69,7 +69,7 @@ fn parse(mechanism: &CK_MECHANISM, shape: ParameterType) -> Option<Parameter> {
 }
 
 fn oaep(oaep: &CK_RSA_PKCS_OAEP_PARAMS) -> Option<Parameter> {
-    // No source means no label (PKCS #11 3.1, 6.1.7).
+    // Source 0 means an empty label (PKCS #11 3.1, 6.1.7).
     let label = match oaep.source {
         CKZ_DATA_SPECIFIED => bytes(oaep.pSourceData.cast(), oaep.ulSourceDataLen)?,
         0 if oaep.ulSourceDataLen == 0 => Vec::new(),
@@ -93,7 +93,7 @@ fn gcm(gcm: &CK_GCM_PARAMS) -> Option<Parameter> {
     Some(Parameter::Gcm(iv, aad, gcm.ulTagBits))
 }
 
-/// Lengths that the structure leaves open and the mechanism does not.
+/// Returns whether the lengths in the parameter are allowed by the mechanism.
 fn fits(known: Mechanism, parameter: &Parameter) -> bool {
     match (known.scheme, parameter) {
         (Scheme::AesCbc { .. }, Parameter::Iv(iv)) => iv.len() == 16,

@@ -1,9 +1,9 @@
-//! The caller's pointers, turned into checked values once; the only raw pointers of the crate.
+//! Checked access to the caller's memory.
 //!
-//! An [`Input`] or [`Output`] is made from a C parameter by the function list and lives as long as the call. Making
-//! one is the unsafe promise that a pointer which is not null points where the standard says; the methods
-//! check null and length and never form a reference to the caller's memory that they write through, so that
-//! overlapping buffers are merely copied.
+//! The function list makes an [`Input`] or [`Output`] from a C parameter, for the length of the call. Making one is unsafe:
+//! the caller promises that a pointer that is not null points to the memory that the standard requires. The methods check for
+//! null and for the length. They write through raw pointers and never through a reference, so input and output buffers may
+//! overlap.
 
 use std::{ffi::CStr, marker::PhantomData};
 
@@ -12,14 +12,14 @@ use cryptoki_sys::{CK_ATTRIBUTE, CK_MECHANISM, CK_ULONG};
 
 use crate::rv::{Failure, ReturnCode};
 
-/// Memory of the caller to read.
+/// The caller's memory, to read.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'call, T> {
     pointer: *const T,
     call: PhantomData<&'call T>,
 }
 
-/// Memory of the caller to write, and perhaps to read first.
+/// The caller's memory, to write, and perhaps to read first.
 #[derive(Clone, Copy)]
 pub(crate) struct Output<'call, T> {
     pointer: *mut T,
@@ -40,7 +40,7 @@ impl<'call, T: Copy> Input<'call, T> {
         self.pointer.is_null()
     }
 
-    /// A copy of the one value; it may lie unaligned.
+    /// Copies the value. It may be unaligned.
     pub(crate) fn get(self) -> Result<T, Failure> {
         if self.pointer.is_null() {
             return Err(ReturnCode::ARGUMENTS_BAD.into());
@@ -49,7 +49,7 @@ impl<'call, T: Copy> Input<'call, T> {
         Ok(unsafe { self.pointer.read_unaligned() })
     }
 
-    /// Copies of `count` values; null with 0 is no values.
+    /// Copies `count` values. Null with a count of 0 is an empty list.
     pub(crate) fn list(self, count: CK_ULONG) -> Result<Vec<T>, Failure> {
         let count = checked_count::<T>(count)?;
         if count > 0 && self.pointer.is_null() {
@@ -67,7 +67,7 @@ impl<'call, T: Copy> Input<'call, T> {
 }
 
 impl<'call> Input<'call, u8> {
-    /// `len` bytes in place; null with 0 is no bytes.
+    /// Returns `len` bytes without copying. With a length of 0, any pointer is an empty slice.
     pub(crate) fn bytes(self, len: CK_ULONG) -> Result<&'call [u8], Failure> {
         let len = checked_count::<u8>(len)?;
         match (self.pointer.is_null(), len) {
@@ -78,10 +78,10 @@ impl<'call> Input<'call, u8> {
         }
     }
 
-    /// Whether a string that ends with NUL is this one; nothing behind the first other byte is read.
+    /// Returns whether the NUL-terminated string equals `text`. Reads no byte after the first difference.
     pub(crate) fn is_text(self, text: &CStr) -> bool {
         let mut bytes = text.to_bytes_with_nul().iter().enumerate();
-        // SAFETY: all bytes before `index` were equal and not NUL, so the string goes on to `index` at least.
+        // SAFETY: all bytes before `index` were equal and not NUL, so the string has a byte at `index`.
         let byte = |index| unsafe { self.pointer.wrapping_add(index).read() };
         !self.pointer.is_null() && bytes.all(|(index, expected)| byte(index) == *expected)
     }
@@ -102,7 +102,7 @@ impl<'call, T: Copy> Output<'call, T> {
         self.pointer.is_null()
     }
 
-    /// The same memory, read first.
+    /// Returns the same memory as an input.
     pub(crate) const fn as_in(self) -> Input<'call, T> {
         Input {
             pointer: self.pointer,
@@ -110,7 +110,7 @@ impl<'call, T: Copy> Output<'call, T> {
         }
     }
 
-    /// Fails on null, before anything is done.
+    /// Fails for a null pointer. Call this before the work begins.
     pub(crate) fn check(self) -> Result<Self, Failure> {
         if self.pointer.is_null() {
             Err(ReturnCode::ARGUMENTS_BAD.into())
@@ -119,13 +119,12 @@ impl<'call, T: Copy> Output<'call, T> {
         }
     }
 
-    /// Writes the one value.
+    /// Writes one value.
     pub(crate) fn write(self, value: T) -> Result<(), Failure> {
         self.put_all(&[value])
     }
 
-    /// Writes `values` one after the other. The caller of this method has compared their number with the
-    /// room there is.
+    /// Writes `values` one after the other. The caller of this method must have checked that the buffer has room for them.
     pub(crate) fn put_all(self, values: &[T]) -> Result<(), Failure> {
         self.check()?;
         for (index, value) in values.iter().enumerate() {
@@ -135,8 +134,8 @@ impl<'call, T: Copy> Output<'call, T> {
         Ok(())
     }
 
-    /// The convention for output of variable length (PKCS #11 2.40, 5.2): without a buffer only the length is
-    /// told; a small buffer is told too and is an error; otherwise `values` and their number are written.
+    /// Writes output of variable length (PKCS #11 2.40, 5.2). The number of values is always written. Without a buffer,
+    /// nothing else is. A buffer that is too small is an error. Otherwise `values` are written too.
     pub(crate) fn write_counted(
         self,
         count: Output<'_, CK_ULONG>,
@@ -150,7 +149,7 @@ impl<'call, T: Copy> Output<'call, T> {
 }
 
 impl<'call> Output<'call, u8> {
-    /// `len` bytes in pieces of at most `size`, each with its length; null with 0 is none.
+    /// Divides `len` bytes into pieces of at most `size`, each with its length. Null with a length of 0 gives no pieces.
     pub(crate) fn pieces(
         self,
         len: CK_ULONG,
@@ -170,23 +169,23 @@ impl<'call> Output<'call, u8> {
     }
 }
 
-/// Whether a caller wants a value or only its length.
+/// The two outcomes of [`fit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutputFit {
-    /// Only its length, which has been written.
+    /// The caller wants only the length, which has been written.
     LengthQuery,
-    /// The value: the buffer has room, and the length has been written.
+    /// The caller wants the value. The buffer has room for it, and the length has been written.
     Fits,
 }
 
 impl From<()> for OutputFit {
-    /// A function without output has room for it.
+    /// Converts the result of a function without output.
     fn from((): ()) -> Self {
         Self::Fits
     }
 }
 
-/// Compares the room in `buffer` with `needed` and writes `needed` to `count` in every case.
+/// Compares the size of `buffer` with `needed`. Writes `needed` to `count` in every case.
 pub(crate) fn fit<T: Copy>(
     buffer: Output<'_, T>,
     count: Output<'_, CK_ULONG>,
@@ -202,7 +201,7 @@ pub(crate) fn fit<T: Copy>(
     }
 }
 
-/// A number of elements whose bytes fit the address space.
+/// Converts a number of elements. Their size in bytes must fit into the address space.
 fn checked_count<T>(count: CK_ULONG) -> Result<usize, Failure> {
     usize::try_from(count)
         .ok()
@@ -214,13 +213,13 @@ fn checked_count<T>(count: CK_ULONG) -> Result<usize, Failure> {
         .ok_or_else(|| ReturnCode::ARGUMENTS_BAD.into())
 }
 
-/// No attribute of a card is longer; a length past this is a lie, and copying it could exhaust the memory.
+/// The limit for the length of an attribute. Valid values are shorter, and copying a longer one could exhaust the memory.
 const MAX_VALUE: CK_ULONG = 1 << 20;
 
-/// The value bytes of one attribute of a template.
+/// Copies the value of one attribute of a template.
 ///
 /// # Errors
-/// ATTRIBUTE_VALUE_INVALID for null with a length, or a length that is none (PKCS #11 3.1, 4.1.1).
+/// ATTRIBUTE_VALUE_INVALID for null with a length, or an impossible length (PKCS #11 3.1, 4.1.1).
 pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failure> {
     let nowhere = attribute.pValue.is_null() && attribute.ulValueLen > 0;
     if nowhere || attribute.ulValueLen > MAX_VALUE {
@@ -235,14 +234,14 @@ pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failu
     Ok(value.bytes(attribute.ulValueLen)?.to_vec())
 }
 
-/// The parameter bytes of a mechanism.
+/// Copies the parameter bytes of a mechanism.
 pub(crate) fn mechanism_parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, Failure> {
     // SAFETY: the mechanism was read from the caller, who promises its parameter and length.
     let parameter = unsafe { Input::new(mechanism.pParameter.cast::<u8>().cast_const()) };
     Ok(parameter.bytes(mechanism.ulParameterLen)?.to_vec())
 }
 
-/// The parameter of a mechanism as the one structure it must be; `None` for another size or null.
+/// Copies the parameter of a mechanism as a structure. Returns `None` for another size or for null.
 pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
     if usize::try_from(mechanism.ulParameterLen) != Ok(size_of::<T>()) {
         return None;
@@ -253,14 +252,14 @@ pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
         .ok()
 }
 
-/// Bytes that a parameter's structure points to; `None` for null with a length.
+/// Copies bytes that a parameter's structure points to. Returns `None` for null with a length.
 pub(crate) fn nested_bytes(pointer: *mut u8, len: CK_ULONG) -> Option<Vec<u8>> {
     // SAFETY: pointer and length were read from a structure of the caller, who promises them.
     let bytes = unsafe { Input::new(pointer.cast_const()) };
     Some(bytes.bytes(len).ok()?.to_vec())
 }
 
-/// Where the value of one attribute goes.
+/// Returns the output buffer of one attribute.
 pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Output<'call, u8> {
     // SAFETY: as in `attribute_bytes`; the room is compared with `ulValueLen` before it is used.
     unsafe { Output::new(attribute.pValue.cast::<u8>()) }

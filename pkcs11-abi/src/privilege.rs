@@ -1,13 +1,14 @@
-//! Whether this process runs with rights its caller does not have.
+//! The privileges of this process.
 
-/// True in a set-uid, set-gid or file-capability process: its environment is the caller's, not to be trusted.
+/// Returns whether the process is set-uid, set-gid or has file capabilities. Its environment comes from a user with fewer
+/// rights and must not be trusted.
 pub(crate) fn is_elevated() -> bool {
-    // SAFETY: reads a value the kernel gave the process at its start; any number is allowed.
+    // SAFETY: reads a value that the kernel gave the process at its start. Any argument is allowed.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Whose rights this process has.
+/// Returns the effective user ID.
 pub(crate) fn user() -> u32 {
-    // SAFETY: asks the kernel for a number, and cannot fail.
+    // SAFETY: has no arguments and cannot fail.
     unsafe { libc::geteuid() }
 }

@@ -1,4 +1,4 @@
-//! Failures and the one place where they become a CK_RV.
+//! Errors, and the one place where an error becomes a CK_RV.
 
 use claviger_apdu::TransportErrorKind;
 use claviger_token::{TemplateFault, TokenError, algorithm::KeyAlgorithm};
@@ -27,21 +27,21 @@ use cryptoki_sys::{
     CKR_WRAPPING_KEY_HANDLE_INVALID, CKR_WRAPPING_KEY_TYPE_INCONSISTENT,
 };
 
-/// Why a Cryptoki function did not return CKR_OK.
+/// The reason why a Cryptoki function does not return CKR_OK.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The caller's own doing, or a rule of the standard: the code says it all.
+    /// An error of the caller, or a rule of the standard. The code is the whole description.
     #[error("{}", .0.name())]
     ReturnCode(ReturnCode),
-    /// Something of the card or the way to it.
+    /// An error of the card or of the transport.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The environment; the text says what and the cure.
+    /// An error of the environment. The text describes the error and its cure.
     #[error("{0}")]
     Environment(String),
 }
 
-/// Codes this module decides on by itself.
+/// A return code that this module chooses by itself, with its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReturnCode(CK_RV, &'static str);
 
@@ -103,7 +103,7 @@ impl ReturnCode {
         self.1
     }
 
-    /// Whether a caller meets it in the ordinary run of things, so that nobody need read of it.
+    /// Returns whether the code occurs in normal use. Such a code is logged at debug level only.
     const fn is_ordinary(self) -> bool {
         matches!(
             self.0,
@@ -121,8 +121,8 @@ impl ReturnCode {
 }
 
 impl From<ReturnCode> for Failure {
-    fn from(rule: ReturnCode) -> Self {
-        Self::ReturnCode(rule)
+    fn from(code: ReturnCode) -> Self {
+        Self::ReturnCode(code)
     }
 }
 
@@ -133,21 +133,21 @@ impl From<claviger_apdu::TransportError> for Failure {
 }
 
 impl Failure {
-    /// The return code.
+    /// Returns the return code.
     pub(crate) fn code(&self) -> CK_RV {
         match self {
-            Self::ReturnCode(rule) => rule.0,
+            Self::ReturnCode(code) => code.0,
             Self::Token(error) => token_code(error),
             Self::Environment(_) => CKR_GENERAL_ERROR,
         }
     }
 
-    /// Writes the one line a person may look for.
+    /// Logs the error, at a level that suits it.
     pub(crate) fn log(&self, function: &str) {
         match self {
-            Self::ReturnCode(rule) if rule.is_ordinary() => tracing::debug!("{function}: {self}"),
+            Self::ReturnCode(code) if code.is_ordinary() => tracing::debug!("{function}: {self}"),
             Self::ReturnCode(_) => tracing::info!("{function}: {self}"),
-            // Asked of a key that cannot: how callers find out what it can.
+            // Callers try a key in this way to find out its abilities.
             Self::Token(
                 TokenError::MechanismInvalid(_)
                 | TokenError::MechanismParamInvalid(_)
@@ -178,7 +178,7 @@ const fn token_code(error: &TokenError) -> CK_RV {
     match error {
         TokenError::Transport(error) => transport_code(error.kind),
         TokenError::Refused { .. } | TokenError::Malformed { .. } => CKR_DEVICE_ERROR,
-        // PIN_LEN_RANGE is not among C_Login's codes (PKCS #11 2.40, 5.6); such a PIN is a wrong one.
+        // C_Login must not return PIN_LEN_RANGE (PKCS #11 2.40, 5.6), so a PIN of a wrong length is a wrong PIN.
         TokenError::WrongPin { .. }
         | TokenError::PinLength { .. }
         | TokenError::WrongSoPin { .. }

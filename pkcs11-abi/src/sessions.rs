@@ -1,4 +1,4 @@
-//! Sessions: which token, with which operations active.
+//! Sessions. Each has its token and its active operations.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// One session. Its token and card never change: when the card leaves, the session is dead.
+/// One session. Its token and insertion never change. When the card is removed, the session becomes invalid.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) handle: CK_SESSION_HANDLE,
@@ -27,7 +27,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A new session with a fresh handle.
+    /// Returns a new session with a new handle.
     pub(crate) fn new(slot: CK_SLOT_ID, token: TokenRef, read_write: bool) -> Self {
         Self {
             handle: handle::fresh(),
@@ -38,17 +38,18 @@ impl Session {
         }
     }
 
-    /// The operations. They are locked for the length of a call, so that two threads in one session take turns.
+    /// Locks and returns the operations. A call keeps them locked to its end, so calls of one session run one after the
+    /// other.
     pub(crate) fn operations(&self) -> MutexGuard<'_, Operations> {
         self.operations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The object behind a handle, if this session may see it now.
+    /// Returns the object behind a handle. A private object is returned only while the user is logged in.
     ///
     /// # Errors
-    /// `missing`, the code of the function's own.
+    /// `missing`, which depends on the calling function.
     pub(crate) fn object(
         &self,
         handle: CK_OBJECT_HANDLE,
@@ -58,7 +59,7 @@ impl Session {
         object.ok_or_else(|| missing.into())
     }
 
-    /// As [`Session::object`] of a key: another object's handle is none of a key.
+    /// Returns the key behind a handle, as [`Session::object`] does. An object that is not a key counts as missing.
     ///
     /// # Errors
     /// `missing`.
@@ -73,7 +74,7 @@ impl Session {
             .ok_or_else(|| missing.into())
     }
 
-    /// Gives a new object of this session its handle.
+    /// Adds an object to this session and returns its handle.
     ///
     /// # Errors
     /// DEVICE_REMOVED.
@@ -102,7 +103,7 @@ impl Sessions {
         self.map().get(&handle).cloned()
     }
 
-    /// Takes a session out, and tells whether it was the last one of its token's card.
+    /// Removes a session. Returns the session, and whether it was the last one on its slot and insertion.
     pub(crate) fn remove(&self, handle: CK_SESSION_HANDLE) -> Option<(Arc<Session>, bool)> {
         let mut map = self.map();
         let session = map.remove(&handle)?;
@@ -112,7 +113,7 @@ impl Sessions {
         Some((session, last))
     }
 
-    /// Handles of the sessions on a slot.
+    /// Returns the handles of the sessions on a slot.
     pub(crate) fn on_slot(&self, slot: CK_SLOT_ID) -> Vec<CK_SESSION_HANDLE> {
         self.map()
             .values()
@@ -121,12 +122,12 @@ impl Sessions {
             .collect()
     }
 
-    /// All handles.
+    /// Returns the handles of all sessions.
     pub(crate) fn all(&self) -> Vec<CK_SESSION_HANDLE> {
         self.map().keys().copied().collect()
     }
 
-    /// Sessions on this card of a slot, and how many of them may write.
+    /// Returns the number of sessions on a slot and insertion, and the number of read/write sessions among them.
     pub(crate) fn count(&self, slot: CK_SLOT_ID, card: Insertion) -> (usize, usize) {
         let map = self.map();
         let mine = || {

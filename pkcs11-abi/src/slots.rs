@@ -1,4 +1,4 @@
-//! The slot table: a pure function from pictures of readers to slots and their events.
+//! The slot table: a pure function from snapshots of readers to slots and their events.
 
 use std::{
     sync::Arc,
@@ -14,8 +14,8 @@ use crate::{
     visibility::Visibility,
 };
 
-/// How long a reader and its card may take to come into sight again once their service is back, and how long a
-/// call waits for a service that is gone: readers power their cards one after the other.
+/// Once its service is back, a reader has this long to report its card. A call waits this long for a lost service. Readers
+/// power their cards one after the other.
 pub(crate) const READER_RETURN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One reader and one applet.
@@ -24,42 +24,41 @@ pub(crate) struct Slot {
     pub(crate) id: CK_SLOT_ID,
     pub(crate) reader: ReaderKey,
     pub(crate) applet: AppletKind,
-    /// In the list that C_GetSlotList last fixed.
+    /// The slot is in the list that C_GetSlotList last fixed.
     listed: bool,
-    /// Something happened that C_WaitForSlotEvent has not told yet.
+    /// An event is pending for C_WaitForSlotEvent.
     pending: bool,
 }
 
-/// What a picture has changed.
+/// The effect of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SnapshotEffect {
-    /// Some card is not the one it was.
+    /// An insertion has changed.
     pub(crate) other_cards: bool,
-    /// When a card that has not come into sight again is given up.
+    /// When the next missing card is given up.
     pub(crate) next_check: Option<Instant>,
 }
 
-/// All readers seen since C_Initialize and their slots. Nothing is ever removed, so ids stay what they are.
+/// All readers reported since C_Initialize, and their slots. No entry is ever removed, so slot IDs stay valid.
 #[derive(Debug, Default)]
 pub(crate) struct SlotTable {
     visibility: Arc<Visibility>,
     readers: Vec<KnownReader>,
     slots: Vec<Slot>,
-    /// Which life of each backend's service was seen last.
+    /// The last instance of each backend's service.
     services: Vec<(usize, Option<u32>)>,
 }
 
 impl SlotTable {
-    /// Shows nothing but what `choice` says, from the first picture on.
+    /// Sets which readers and applets get slots. Call this before the first snapshot.
     pub(crate) fn set_visibility(&mut self, visibility: Arc<Visibility>) {
         self.visibility = visibility;
     }
 
-    /// Takes in the picture of one backend. `silent` pictures, the first of each backend, raise no events:
-    /// what was there at the beginning did not happen since.
+    /// Applies the snapshot of one backend. An `initial` snapshot, which is the first one of a backend, raises no events.
     ///
-    /// A service that is lost takes no card with it: tokens are absent until it is back, and a reader that then
-    /// holds no card has [`RETURN`] to show one.
+    /// Losing the service removes no card. Tokens read as absent; then a reader has [`READER_RETURN_TIMEOUT`] to report its
+    /// card.
     pub(crate) fn apply(
         &mut self,
         backend: usize,
@@ -96,7 +95,7 @@ impl SlotTable {
         }
     }
 
-    /// Takes note of the service's life; whether it is not the one seen last.
+    /// Records the instance of the service. Returns whether it differs from the last instance.
     fn service_restarted(&mut self, backend: usize, instance: Option<u32>) -> bool {
         let seen = self.services.iter_mut().find(|(of, _)| *of == backend);
         match seen {
@@ -108,7 +107,7 @@ impl SlotTable {
         }
     }
 
-    /// The service was lost, or has been and is back.
+    /// Records that the service was lost. `deadline` is set if a new instance is there already.
     fn lose_service(&mut self, backend: usize, deadline: Option<Instant>) {
         let mut vanished = Vec::new();
         for reader in &mut self.readers {
@@ -119,7 +118,7 @@ impl SlotTable {
         vanished.into_iter().for_each(|key| self.mark_pending(key));
     }
 
-    /// Takes the readers whose service is lost for gone, and their cards with them: they are looked for elsewhere.
+    /// Removes the readers of a lost service, and their cards. Another backend reports these readers from now on.
     pub(crate) fn give_up_lost_services(&mut self) {
         let is_lost = |of: usize, services: &[(usize, Option<u32>)]| services.contains(&(of, None));
         let mut gone = Vec::new();
@@ -164,7 +163,7 @@ impl SlotTable {
         }
     }
 
-    /// Gives up the cards that had time enough to come into sight again.
+    /// Gives up the cards that have not returned before their deadline.
     fn expire(&mut self, now: Instant) {
         self.readers
             .iter_mut()
@@ -175,19 +174,19 @@ impl SlotTable {
         self.readers.get(key.0)
     }
 
-    /// Which card a reader holds, or is believed to hold, at the moment.
+    /// Returns the location of the card in a reader, or of the card assumed to be there while the service is lost.
     pub(crate) fn card_location(&mut self, key: ReaderKey, now: Instant) -> Option<CardLocation> {
         self.expire(now);
         self.reader(key).map(KnownReader::location)
     }
 
-    /// How often a reader has come into sight again.
+    /// Returns how often a reader has returned after a loss of its service.
     pub(crate) fn reappearances(&self, key: ReaderKey) -> u32 {
         self.reader(key).map_or(0, KnownReader::reappearances)
     }
 
-    /// Notes that a conversation found its card gone before any picture showed it. Sessions of that card are
-    /// dead from now on; the event comes with the picture.
+    /// Records that a use of the card found the card removed, before a snapshot reports it. Its sessions are invalid from now
+    /// on. The event follows with the snapshot.
     pub(crate) fn card_removed(&mut self, key: ReaderKey, card: Insertion) {
         let reader = self.readers.get_mut(key.0);
         if let Some(reader) = reader.filter(|reader| reader.card == card) {
@@ -195,7 +194,8 @@ impl SlotTable {
         }
     }
 
-    /// The reader's place in the table, made with a slot per applet when it is new.
+    /// Returns the index of the reader. A new reader is added with one slot for each visible applet. A reader of the same
+    /// model whose earlier name is gone is the same reader, renumbered.
     fn reader_index(
         &mut self,
         backend: usize,
@@ -247,12 +247,12 @@ impl SlotTable {
     pub(crate) fn take_event(&mut self) -> Option<CK_SLOT_ID> {
         let slot = self.slots.iter_mut().find(|slot| slot.pending)?;
         slot.pending = false;
-        // The caller may use the id at once, without a new list.
+        // The caller may use the slot ID at once, without a new list.
         slot.listed = true;
         Some(slot.id)
     }
 
-    /// Fixes the list of slots anew: the readers that are plugged in now.
+    /// Fixes a new list of slots: the slots of the connected readers.
     pub(crate) fn refresh_list(&mut self) {
         for slot in &mut self.slots {
             let reader = self.readers.get(slot.reader.0);
@@ -260,12 +260,12 @@ impl SlotTable {
         }
     }
 
-    /// Whether a list was ever fixed.
+    /// Returns whether the fixed list has any slot.
     pub(crate) fn has_list(&self) -> bool {
         self.slots.iter().any(|slot| slot.listed)
     }
 
-    /// The slots of the list last fixed.
+    /// Returns the slots of the fixed list.
     pub(crate) fn listed(&self) -> Vec<Slot> {
         self.slots
             .iter()
@@ -274,7 +274,7 @@ impl SlotTable {
             .collect()
     }
 
-    /// A slot by its id; every id ever given stays good.
+    /// Returns a slot by its ID. An ID stays valid for the whole generation.
     pub(crate) fn slot(&mut self, id: CK_SLOT_ID, now: Instant) -> Option<(&Slot, &KnownReader)> {
         self.expire(now);
         let slot = self.slots.iter().find(|slot| slot.id == id)?;

@@ -1,4 +1,4 @@
-//! The backends' watches, and the way from their pictures to the slot table.
+//! The watches of the backends, and the path from their snapshots to the slot table.
 
 use std::{
     sync::{
@@ -21,26 +21,26 @@ use crate::{
     slots::SlotTable,
 };
 
-/// How long a first look at the readers may take: pcscd waits for every reader to power its card.
+/// Timeout of the first snapshot of the readers: pcscd waits for every reader to power its card.
 pub(crate) const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long readers on the USB may take to leave the table when pcscd has come and is to show them.
+/// When pcscd has come, the readers of the `usb` backend have this long to leave the slot table.
 const USB_RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What watchers, waiters and all other calls share.
+/// The state shared by watchers, waiters and all other calls.
 pub(crate) struct Shared {
     pub(crate) queue: EventQueue<SlotTable>,
     idle: Weak<IdleReleaser>,
-    /// Backends nobody has looked at yet.
+    /// The number of backends without a first snapshot.
     awaiting_first: AtomicUsize,
-    /// Somebody went on without the first look at all backends: what it shows has happened since.
+    /// A call has continued before all backends had a first snapshot. Cards in a later first snapshot raise events.
     is_late: AtomicBool,
     reports: Mutex<ErrorReports>,
-    /// Between pcscd and the readers on the USB, where both are asked.
+    /// The precedence of pcscd over the USB, if both backends are configured.
     precedence: Option<Arc<PcscdPrecedence>>,
 }
 
 impl Shared {
-    /// `sources` backends that nobody has looked at.
+    /// Returns the state for `sources` backends without a snapshot.
     pub(crate) fn new(
         sources: usize,
         idle: &Arc<IdleReleaser>,
@@ -56,7 +56,7 @@ impl Shared {
         }
     }
 
-    /// Waits until every backend was looked at once, or until nobody can be expected to wait longer.
+    /// Waits until every backend has a first snapshot, for `FIRST_SNAPSHOT_TIMEOUT` at most.
     pub(crate) fn wait_for_first_snapshots(&self) {
         let seen = |_: &SlotTable| self.awaiting_first.load(Ordering::SeqCst) == 0;
         if self.awaiting_first.load(Ordering::SeqCst) > 0
@@ -67,7 +67,7 @@ impl Shared {
         {
             self.is_late.store(true, Ordering::SeqCst);
             tracing::warn!(
-                "no snapshot of the readers after {FIRST_SNAPSHOT_TIMEOUT:?}; going on without"
+                "no snapshot of the readers after {FIRST_SNAPSHOT_TIMEOUT:?}; continuing without it"
             );
         }
     }
@@ -76,7 +76,7 @@ impl Shared {
         let first = !source.has_snapshot;
         let effect = self.queue.update(|table| {
             if first {
-                // Under the board's lock, so that who waits for the first look cannot miss it.
+                // Under the lock of the queue, so a thread that waits for the first snapshot cannot miss the change.
                 self.awaiting_first.fetch_sub(1, Ordering::SeqCst);
             }
             if source.role == Role::Usb
@@ -101,40 +101,40 @@ impl Shared {
         }
     }
 
-    /// Logs the error of a backend, unless it was logged before.
+    /// Logs the error of a backend, unless it was logged last.
     fn report_error(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let line = reports.next_report(source.backend, source.role, snapshot);
-        // A watch that was ended finds its service gone.
+        // A stopped watch reports that its service is gone, which is no error.
         if let Some(line) = line.filter(|_| !self.queue.is_stopped()) {
             tracing::warn!("{line}");
         }
     }
 
-    /// Waits until the readers on the USB that were ours are not shown any more, now that pcscd has them.
+    /// Waits until the readers of the `usb` backend have left the slot table, because pcscd has precedence now.
     fn wait_for_the_usb_to_leave(&self) {
         let Some(precedence) = &self.precedence else {
             return;
         };
         let deadline = Instant::now() + USB_RELEASE_TIMEOUT;
         if !self.queue.wait_until(deadline, |_| precedence.is_applied()) {
-            tracing::debug!("readers on the USB were not let go within {USB_RELEASE_TIMEOUT:?}");
+            tracing::debug!("readers on the USB were not released within {USB_RELEASE_TIMEOUT:?}");
         }
     }
 }
 
-/// One backend's watch, until a thread takes it.
+/// The watch of one backend, with its role among the backends.
 pub(crate) struct BackendWatcher {
     pub(crate) backend: usize,
     role: Role,
     pub(crate) watch: Box<dyn Watch>,
     has_snapshot: bool,
-    /// The last picture had nothing in it.
+    /// The last snapshot had no reader and no error.
     is_empty: bool,
 }
 
 impl BackendWatcher {
-    /// The watches of `backends`, each of which depends on none behind it.
+    /// Returns the watches of `backends`. The watch of pcscd comes before the watch of the USB, which depends on it.
     pub(crate) fn of(
         backends: &[Arc<dyn Backend>],
         precedence: Option<&Arc<PcscdPrecedence>>,
@@ -161,7 +161,8 @@ impl BackendWatcher {
         sources
     }
 
-    /// Whether nothing can be seen here before pcscd goes, but for a device that pcscd leaves to us.
+    /// Returns whether this watch can report nothing while pcscd has precedence. Its last snapshot was empty, so no device
+    /// that pcscd ignores is there.
     fn is_behind_pcscd(&self, shared: &Shared) -> bool {
         let is_shut = || {
             shared
@@ -172,7 +173,7 @@ impl BackendWatcher {
         self.role == Role::Usb && self.is_empty && is_shut()
     }
 
-    /// Moves the gate; whether readers on the USB have to leave first.
+    /// Gives a snapshot of pcscd to the precedence. Returns whether readers on the USB have to leave first.
     fn move_precedence(&self, snapshot: &ReaderSnapshot, shared: &Shared) -> bool {
         let precedence = shared.precedence.as_ref();
         self.role == Role::Pcscd
@@ -186,7 +187,7 @@ impl BackendWatcher {
     }
 }
 
-/// Some backends' watches that one thread follows: pcscd's before that of the USB, which depends on it.
+/// The watches that one thread follows. The watch of pcscd comes before the watch of the USB, which depends on it.
 pub(crate) struct Sources<'a> {
     pub(crate) all: &'a mut [BackendWatcher],
     pub(crate) shared: &'a Shared,
@@ -206,7 +207,7 @@ impl Sources<'_> {
         }
     }
 
-    /// Waits inside the watch, which must be the only one.
+    /// Waits inside the only watch and applies its snapshot.
     pub(crate) fn follow_only(&mut self) -> Result<(), Stopped> {
         let Some(only) = self.all.first_mut() else {
             return Err(Stopped);
@@ -216,7 +217,8 @@ impl Sources<'_> {
         Ok(())
     }
 
-    /// Waits for all that can be waited for together, until `until` at most.
+    /// Waits for all pollable watches in one poll(2), until `deadline` at most. Applies the snapshot of the watch that has
+    /// changed.
     pub(crate) fn follow_pollable(&mut self, deadline: Option<Instant>) -> Result<(), Stopped> {
         let watches = self.all.iter_mut().enumerate();
         let pollable = watches.filter_map(|(number, source)| {
@@ -237,7 +239,7 @@ impl Sources<'_> {
         let Some(source) = self.all.get(number) else {
             return;
         };
-        // Before the readers on the USB are shown: their errors are reported with the reason why pcscd is absent.
+        // Reported before the readers on the USB: their error line contains the reason why pcscd is absent.
         shared.report_error(source, snapshot);
         if source.move_precedence(snapshot, shared) {
             match self.all.iter().position(|source| source.role == Role::Usb) {
@@ -250,13 +252,13 @@ impl Sources<'_> {
         }
     }
 
-    /// The one that can only be followed by itself.
+    /// Returns the first watch that is not pollable. Only a blocking wait inside that watch can follow it.
     pub(crate) fn blocking(&mut self) -> Option<usize> {
         let mut all = self.all.iter_mut();
         all.position(|source| source.watch.pollable().is_none())
     }
 
-    /// Whether nothing happens at any but `number` without it.
+    /// Returns whether every other watch can report nothing until watch `number` reports a change.
     pub(crate) fn depend_on(&self, number: usize) -> bool {
         let mut all = self.all.iter().enumerate();
         all.all(|(other, source)| other == number || source.is_behind_pcscd(self.shared))

@@ -1,4 +1,3 @@
-//! The locks of the protocols in `event_queue` and `lifecycle`, in one place: the models of these two put other locks
-//! beneath the same code.
+//! The locks that `event_queue` and `lifecycle` use. The models replace this module by loom's locks.
 
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

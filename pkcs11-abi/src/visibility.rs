@@ -1,13 +1,13 @@
-//! What the user wants to see of all there is: which readers, which applets, which tokens, under which names.
+//! The configured visibility: which readers, applets and tokens have slots, and the names of objects.
 
 use std::sync::Arc;
 
 use claviger_token::{AppletKind, Card, Naming, Token, TokenError};
 
-/// Names that are let through and names that are not; the latter count more.
+/// A list of allowed names and a list of denied names. The denied names have precedence.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Filter {
-    /// Without a list, everything.
+    /// Without a list, every name is allowed.
     pub(crate) allow: Option<Vec<String>>,
     pub(crate) deny: Vec<String>,
 }
@@ -19,16 +19,16 @@ impl Filter {
     }
 }
 
-/// What is shown.
+/// The visible readers, applets and tokens, and the names of objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Visibility {
-    /// The applets that have slots, in the order these are shown.
+    /// The applets that have slots, in the order of the slots.
     pub(crate) applets: Vec<AppletKind>,
-    /// Readers, by parts of their names.
+    /// The readers, by parts of their names.
     pub(crate) readers: Filter,
-    /// Tokens, by their serial numbers.
+    /// The tokens, by their serial numbers.
     pub(crate) tokens: Filter,
-    /// What their objects are called.
+    /// The labels and IDs of objects.
     pub(crate) naming: Arc<Naming>,
 }
 
@@ -43,32 +43,32 @@ impl Default for Visibility {
     }
 }
 
-/// What was found on a card.
+/// The tokens found on a card.
 pub(crate) struct DiscoveredTokens {
-    /// The tokens that are shown.
+    /// The visible tokens.
     pub(crate) tokens: Vec<Token>,
-    /// There is no applet of ours, shown or not.
+    /// The card has no supported applet, visible or hidden.
     pub(crate) foreign: bool,
 }
 
 impl Visibility {
-    /// Whether the reader called `name` has slots.
+    /// Returns whether the reader called `name` has slots.
     pub(crate) fn shows_reader(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         self.readers
             .allows(|part| name.contains(&part.to_ascii_lowercase()))
     }
 
-    /// Whether the token with this serial number is in its slot.
+    /// Returns whether the token with this serial number is visible.
     pub(crate) fn shows_token(&self, serial: &str) -> bool {
         self.tokens
             .allows(|other| other.eq_ignore_ascii_case(serial))
     }
 
-    /// Finds the tokens of a card that are shown.
+    /// Finds the visible tokens of a card.
     ///
     /// # Errors
-    /// Of the transport.
+    /// The errors of [`Token::discover_as`].
     pub(crate) fn discover(&self, card: &mut Card) -> Result<DiscoveredTokens, TokenError> {
         let mut tokens = Token::discover_as(card, &self.applets, &self.naming)?;
         let foreign = tokens.is_empty() && self.applets == AppletKind::ALL;
@@ -77,7 +77,7 @@ impl Visibility {
             let shown = self.shows_token(&serial);
             if !shown {
                 tracing::debug!(
-                    "{} {serial} is not shown: the configuration does not want it",
+                    "{} {serial} is hidden by the configuration",
                     token.kind().name()
                 );
             }

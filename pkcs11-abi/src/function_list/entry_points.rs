@@ -1,12 +1,12 @@
-//! What is made of the list: a C face for each function, a table for each version, a symbol for each name.
+//! Macros over the list of functions. They make an entry point and a symbol for each function, and a table for each version.
 
-/// One face: through the boundary with the module, or for `_` without one.
+/// Makes one entry point. It passes the boundary in `entry`. For `_` it needs no initialised module.
 macro_rules! entry_point {
     ($name:ident($($parameter:ident: $type:ty),*) = |$module:tt| $call:expr) => {
         #[allow(non_snake_case, unused_unsafe, clippy::multiple_unsafe_ops_per_block)]
         unsafe extern "C" fn $name($($parameter: $type),*) -> cryptoki_sys::CK_RV {
-            // SAFETY: the caller promises, as the standard demands, that each pointer is null or points to what
-            // the other parameters say until the function returns.
+            // SAFETY: by the standard, the caller promises that each pointer is null, or points to the memory that the other
+            // parameters describe, until the function returns.
             $crate::function_list::entry_points::enter!($name, $module, unsafe { $call })
         }
     };
@@ -21,20 +21,20 @@ macro_rules! enter {
     };
 }
 
-/// The symbol of one function. The tables hold the faces and not the symbols: a reference to an exported symbol
-/// is bound when the library is loaded, and to another module's C_Sign if that was loaded for all to see.
+/// Makes the exported symbol of one function. The tables hold the entry points and not the symbols: the loader could bind a
+/// reference to an exported symbol to the C_Sign of another module, if that module was loaded with RTLD_GLOBAL.
 macro_rules! symbol {
     ($name:ident($($parameter:ident: $type:ty),*)) => {
         #[unsafe(no_mangle)]
         #[allow(non_snake_case)]
         unsafe extern "C" fn $name($($parameter: $type),*) -> cryptoki_sys::CK_RV {
-            // SAFETY: the caller's promise to this function is the one that its face asks for.
+            // SAFETY: the caller's promise to this function is the promise that the entry point needs.
             unsafe { super::$name($($parameter),*) }
         }
     };
 }
 
-/// One table, and the proof that its pointers stand in the list's order and leave no slot.
+/// Makes one table, and asserts that its pointers are in the list's order without gaps.
 macro_rules! table {
     ($table:ident: $type:ident = $major:literal, $minor:literal; $functions:literal, $lp64:literal, $windows:literal; $($name:ident)*) => {
         static $table: cryptoki_sys::$type = cryptoki_sys::$type {

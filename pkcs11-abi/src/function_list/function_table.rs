@@ -1,7 +1,7 @@
-//! All 104 functions of version 3.2, in the standard's order, under the version that brought them.
+//! All 104 functions of version 3.2, in the standard's order, under the version that added them.
 //!
-//! Each row names the C parameters and the one safe call behind them; a pointer becomes an [`Input`] or [`Output`]
-//! here and nowhere else.
+//! Each row has the C parameters of a function and one safe call. Only these rows turn the pointers of the parameters into an
+//! [`Input`] or [`Output`].
 
 use cryptoki_sys::{
     CK_ASYNC_DATA, CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_C_INITIALIZE_ARGS, CK_FLAGS,

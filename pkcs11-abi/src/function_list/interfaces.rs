@@ -1,6 +1,6 @@
-//! The interfaces by which a caller gets the tables (PKCS #11 3.2, C_GetFunctionList to C_GetInterface).
+//! The interfaces that give a caller the tables (PKCS #11 3.2, C_GetFunctionList to C_GetInterface).
 //!
-//! All of it works at any time: before C_Initialize, after C_Finalize, in a forked child.
+//! These functions work at any time: before C_Initialize, after C_Finalize, in a forked child.
 
 use std::ffi::CStr;
 
@@ -14,9 +14,9 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// The standard's own functions; names of vendors begin with "Vendor ".
+/// The name of the standard's own functions. Names of vendors begin with "Vendor ".
 const NAME: &CStr = c"PKCS 11";
-/// Not CKF_INTERFACE_FORK_SAFE: a forked child calls C_Initialize anew.
+/// Without CKF_INTERFACE_FORK_SAFE: a forked child must call C_Initialize again.
 const FLAGS: CK_FLAGS = 0;
 
 /// One version of the standard and its table.
@@ -25,11 +25,12 @@ pub(super) struct Interface {
     structure: CK_INTERFACE,
 }
 
-// SAFETY: the pointers are to a static table that threads may share, and to a constant; nobody writes through them.
+// SAFETY: one pointer is to a static table that threads may share, the other to a constant. Neither is written through.
 unsafe impl Sync for Interface {}
 
 impl Interface {
-    /// An interface over a static table. The types of the standard have no const; the name and the table are never written.
+    /// Returns an interface with a static table. The types of the standard have no const. The name and the table are never
+    /// written.
     pub(super) const fn new<T: Sync>(version: CK_VERSION, table: &'static T) -> Self {
         let structure = CK_INTERFACE {
             pInterfaceName: NAME.as_ptr().cast_mut().cast(),
@@ -40,7 +41,7 @@ impl Interface {
     }
 }
 
-/// C_GetFunctionList: the table of version 2.40, to which the standard pins it.
+/// C_GetFunctionList. Returns the table of version 2.40, as the standard requires.
 pub(super) fn function_list(
     table: &'static CK_FUNCTION_LIST,
     list: Output<'_, CK_FUNCTION_LIST_PTR>,
@@ -58,8 +59,9 @@ pub(super) fn list(
     list.write_counted(count, &structures)
 }
 
-/// C_GetInterface. A name, a version and flags that are given must be an interface's own, each to the last bit;
-/// among those that fit, the first is told. The standard names no code for none: it is CKR_ARGUMENTS_BAD.
+/// C_GetInterface. Returns the first interface whose name and version equal the given ones and which has all the given flags.
+/// A null name or version matches every interface. If no interface matches, the code is CKR_ARGUMENTS_BAD; the standard names
+/// none.
 pub(super) fn find(
     interfaces: &'static [Interface; 3],
     name: Input<'_, CK_UTF8CHAR>,

@@ -1,8 +1,8 @@
-//! The binary layout of what passes between a caller and this module, checked when it is compiled.
+//! Checks the binary layout of the structures that a caller and this module exchange, at compile time.
 //!
-//! Unix aligns each field naturally. Windows packs the fields, and has a CK_ULONG of 4 bytes beside pointers of 8.
-//! The fields below are held to the structures of the platform compiled for, offset by offset; the size on 64-bit
-//! Windows is computed from the same fields on every platform.
+//! Unix aligns each field naturally. Windows packs the fields, and has a CK_ULONG of 4 bytes beside pointers of 8. Each
+//! offset is compared with the structure of the target platform. The size on 64-bit Windows is computed from the same fields
+//! on every platform.
 
 use std::mem::offset_of;
 
@@ -22,7 +22,7 @@ enum Field {
 
 use Field::{Bytes, Pointer, Ulong};
 
-/// Sizes of the platform compiled for.
+/// The sizes on the target platform.
 const HERE: Platform = Platform {
     ulong: size_of::<CK_ULONG>(),
     pointer: size_of::<usize>(),
@@ -49,8 +49,8 @@ impl Platform {
     }
 }
 
-/// Where a field begins here, behind the `end` of the one before it.
-const fn place(end: usize, field: Field) -> usize {
+/// Returns the offset of a field on the target platform. `end` is the end of the field before it.
+const fn field_offset(end: usize, field: Field) -> usize {
     match field {
         Bytes(_) => end,
         Ulong | Pointer if PACKED => end,
@@ -63,7 +63,7 @@ macro_rules! layouts {
         $(const _: () = {
             let mut end = 0;
             $(
-                let at = place(end, $kind);
+                let at = field_offset(end, $kind);
                 assert!(offset_of!($structure, $field) == at, stringify!($structure.$field));
                 end = at + HERE.size($kind);
             )*
@@ -98,13 +98,14 @@ layouts! {
     CK_GCM_PARAMS, 48, 32: pIv Pointer, ulIvLen Ulong, ulIvBits Ulong, pAAD Pointer, ulAADLen Ulong, ulTagBits Ulong;
 }
 
-/// A table of functions: the version, then one pointer behind the other at `offsets`, then no more.
+/// Asserts the layout of a function table: the version, then one pointer after the other at `offsets`, and nothing after
+/// them.
 pub(super) const fn assert_table(size: usize, sizes: &Sizes, mut offsets: &[usize]) {
     let count = offsets.len();
     assert!(count == sizes.functions, "the standard's number");
     let mut end = size_of::<CK_VERSION>();
     while let [offset, rest @ ..] = offsets {
-        let at = place(end, Pointer);
+        let at = field_offset(end, Pointer);
         assert!(*offset == at, "the standard's order");
         end = at + HERE.size(Pointer);
         offsets = rest;
@@ -114,7 +115,7 @@ pub(super) const fn assert_table(size: usize, sizes: &Sizes, mut offsets: &[usiz
     assert!(size_of::<CK_VERSION>() + count * WINDOWS_64.pointer == sizes.windows);
 }
 
-/// How many functions a table has, and its bytes on 64-bit Unix and on 64-bit Windows.
+/// The number of functions in a table, and the table's size in bytes on 64-bit Unix and on 64-bit Windows.
 pub(super) struct Sizes {
     pub(super) functions: usize,
     pub(super) lp64: usize,

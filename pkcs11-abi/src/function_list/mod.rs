@@ -1,4 +1,4 @@
-//! The C faces of all functions, the tables that hold them, and the symbols they are exported as.
+//! The entry points of all functions, the tables that hold them, and the exported symbols.
 
 mod entry_points;
 mod function_table;
@@ -22,7 +22,7 @@ mod tests {
         assert_eq!(names.len(), UNSUPPORTED.len());
     }
 
-    /// A row that says so without a reason, or a reason that no row asks for.
+    /// Finds a refused function without a reason, and a reason without a refused function.
     #[test]
     fn refused_functions_are_those_with_a_reason() {
         let rows = include_str!("function_table.rs").lines();
