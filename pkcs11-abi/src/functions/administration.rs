@@ -1,4 +1,4 @@
-//! PINs changed, keys made and objects written on the token (PKCS #11 3.1, 5.5.8, 5.5.9, 5.7 and 5.18.2).
+//! Changes PINs, generates key pairs and writes objects on the token (PKCS #11 3.1, 5.5.8, 5.5.9, 5.7 and 5.18.2).
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -21,7 +21,7 @@ use crate::{
     sessions::Session,
 };
 
-/// C_SetPIN: of whoever is logged in, or else of the user.
+/// C_SetPIN. Changes the security officer's PIN if the security officer is logged in, otherwise the user's PIN.
 pub(crate) fn set_pin(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -38,7 +38,7 @@ pub(crate) fn set_pin(
         .with_token(|card, token| token.set_pin(card, &old, &new))
 }
 
-/// C_InitPIN: the security officer gives the user a PIN.
+/// C_InitPIN. The security officer sets the user's PIN.
 pub(crate) fn init_pin(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -52,7 +52,10 @@ pub(crate) fn init_pin(
         .with_token(|card, token| token.init_pin(card, &pin))
 }
 
-/// What is on the token only the security officer changes, who has no sessions that may not write.
+/// Checks that the security officer is logged in and the session is read/write. Changes of the token need this.
+///
+/// # Errors
+/// SESSION_READ_ONLY, USER_NOT_LOGGED_IN.
 pub(super) fn require_so_login(session: &Session) -> Result<(), Failure> {
     match (session.read_write, session.token.login_state()) {
         (false, _) => Err(ReturnCode::SESSION_READ_ONLY.into()),
@@ -63,7 +66,7 @@ pub(super) fn require_so_login(session: &Session) -> Result<(), Failure> {
     }
 }
 
-/// C_GenerateKeyPair: on the card, in the place CKA_ID names, over the key that is there.
+/// C_GenerateKeyPair. The card generates the key at the key reference of CKA_ID and overwrites the key that is there.
 pub(crate) fn generate_key_pair(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -83,10 +86,10 @@ pub(crate) fn generate_key_pair(
     let plan = KeyPairSpec::new(known, &public, &private)?;
     require_so_login(&session)?;
     let made = session.token.with_token(|card, token| {
-        let place = token
+        let key_reference = token
             .key_reference_of(&plan.id)
             .ok_or_else(|| no_key_reference(&plan.id))?;
-        token.generate_key(card, place, plan.algorithm, SystemTime::now())?;
+        token.generate_key(card, key_reference, plan.algorithm, SystemTime::now())?;
         token.objects_of(card, &plan.id)
     })?;
     let public = handle_of(&session, &made, CKO_PUBLIC_KEY)?;
@@ -95,56 +98,55 @@ pub(crate) fn generate_key_pair(
     private_key.write(private)
 }
 
-/// The handle of the one of `objects` with this class; a private key's is good for as long as its user is logged in.
+/// Returns the handle of the object with this class. The handle of a private key is valid only while the user is logged in.
 fn handle_of(
     session: &Session,
     objects: &[Arc<Object>],
     class: CK_ULONG,
 ) -> Result<CK_OBJECT_HANDLE, Failure> {
     let object = objects.iter().find(|object| object.id.class == class);
-    let object = object.ok_or_else(|| {
-        TokenError::malformed(
-            "the card",
-            "what was just made is not there when looked for",
-        )
-    })?;
+    let object =
+        object.ok_or_else(|| TokenError::malformed("the card", "the new object was not found"))?;
     session
         .token
         .with_handles(|handles| handles.handle(Arc::clone(object)))
 }
 
 fn no_key_reference(id: &[u8]) -> TokenError {
-    TokenError::value(format!("the card has no place with CKA_ID {id:02X?}"))
+    TokenError::value(format!(
+        "the card has no key reference for CKA_ID {id:02X?}"
+    ))
 }
 
-/// An object on the token by C_CreateObject: a certificate where CKA_ID says, or a data object where CKA_OBJECT_ID says.
+/// Writes an object of C_CreateObject on the token: a certificate at the key reference of CKA_ID, or the data object with
+/// this CKA_OBJECT_ID.
 pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT_HANDLE, Failure> {
     let class = template.ulong(CKA_CLASS);
     if !matches!(class, Some(CKO_CERTIFICATE | CKO_DATA)) {
         return Err(ReturnCode::TEMPLATE_INCONSISTENT.into());
     }
-    // A certificate on a card is for everyone who has the card.
+    // Reading a certificate from a card needs no login, so a certificate cannot be private.
     if class == Some(CKO_CERTIFICATE) && template.wants_private() == Some(true) {
         return Err(ReturnCode::TEMPLATE_INCONSISTENT.into());
     }
-    // Held to all the rules of its class before the card sees it.
+    // Checks all rules of the class before the card is used.
     let object = claviger_token::session_object::create(template, false)?;
     require_so_login(session)?;
     let value = bytes(&object, CKA_VALUE);
     let written = if object.id.class == CKO_CERTIFICATE {
         let id = bytes(&object, CKA_ID);
         session.token.with_token(|card, token| {
-            let place = token
+            let key_reference = token
                 .key_reference_of(&id)
                 .ok_or_else(|| no_key_reference(&id))?;
-            token.put_certificate(card, place, Some(&value))?;
+            token.put_certificate(card, key_reference, Some(&value))?;
             token.objects_of(card, &id)
         })?
     } else {
         let oid = bytes(&object, CKA_OBJECT_ID);
         session.token.with_token(|card, token| {
-            let place = data_place(&token.writable_data_objects(), &oid)?;
-            token.put_data(card, place, Some(&value))?;
+            let number = data_object_number(&token.writable_data_objects(), &oid)?;
+            token.put_data(card, number, Some(&value))?;
             let template = Template(vec![
                 (CKA_CLASS, CKO_DATA.to_ne_bytes().to_vec()),
                 (CKA_OBJECT_ID, oid.clone()),
@@ -155,14 +157,14 @@ pub(super) fn create(session: &Session, template: &Template) -> Result<CK_OBJECT
     handle_of(session, &written, object.id.class)
 }
 
-/// The place of a data object with this CKA_OBJECT_ID, DER.
-fn data_place(places: &[(u32, Vec<u8>)], oid: &[u8]) -> Result<u32, TokenError> {
+/// Returns the number of the data object with this CKA_OBJECT_ID, which is in DER.
+fn data_object_number(writable: &[(u32, Vec<u8>)], oid: &[u8]) -> Result<u32, TokenError> {
     let content = claviger_apdu::tlv::only(oid, 0x06).unwrap_or_default();
     let mine = |(_, other): &&(u32, Vec<u8>)| !content.is_empty() && other == content;
-    places
+    writable
         .iter()
         .find(mine)
-        .map(|(place, _)| *place)
+        .map(|(number, _)| *number)
         .ok_or_else(|| {
             TokenError::value("the card has no data object with this CKA_OBJECT_ID".to_owned())
         })
@@ -175,7 +177,7 @@ fn bytes(object: &Object, kind: cryptoki_sys::CK_ATTRIBUTE_TYPE) -> Vec<u8> {
     }
 }
 
-/// Takes an object off the token.
+/// Deletes an object from the token.
 pub(super) fn destroy(
     session: &Session,
     handle: CK_OBJECT_HANDLE,
@@ -188,14 +190,14 @@ pub(super) fn destroy(
         return Err(ReturnCode::ACTION_PROHIBITED.into());
     }
     require_so_login(session)?;
-    let place = object.id.number;
+    let number = object.id.number;
     session
         .token
-        .with_token(|card, token| match u8::try_from(place) {
-            Ok(place) if object.id.class == CKO_CERTIFICATE => {
-                token.put_certificate(card, place, None)
+        .with_token(|card, token| match u8::try_from(number) {
+            Ok(key_reference) if object.id.class == CKO_CERTIFICATE => {
+                token.put_certificate(card, key_reference, None)
             }
-            _ => token.put_data(card, place, None),
+            _ => token.put_data(card, number, None),
         })?;
     session
         .token

@@ -1,4 +1,4 @@
-//! Encryption and decryption (PKCS #11 3.1, 5.8 and 5.9): one set of functions for both.
+//! Encryption and decryption (PKCS #11 3.1, 5.8 and 5.9). Both use the same functions.
 
 use claviger_token::{CipherOperation, DecryptOperation, EncryptOperation, operation::Purpose};
 use cryptoki_sys::{
@@ -16,9 +16,9 @@ use crate::{
 /// A cipher operation of a session.
 pub(crate) trait SessionCipher: CipherOperation + Sized {
     fn state_in(operations: &mut Operations) -> &mut OperationState<Self>;
-    /// Which of a part and what became of it is the plaintext.
+    /// Selects the plaintext from a part's input and output.
     fn plaintext<'a>(part: &'a [u8], made: &'a [u8]) -> &'a [u8];
-    /// The decryption, where a key of the card does it.
+    /// Returns the decryption if a key on the card does the work.
     fn on_card(&mut self) -> Option<&mut DecryptOperation>;
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn decrypt_init(
     })
 }
 
-/// C_Encrypt, C_Decrypt: all at once.
+/// C_Encrypt and C_Decrypt.
 pub(crate) fn single<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -114,7 +114,7 @@ pub(crate) fn single<T: SessionCipher>(
         if prepare(operation, most, output, output_len)? == OutputFit::LengthQuery {
             return Ok(OutputFit::LengthQuery);
         }
-        // The caller may have the output written over the input, which is read to the end here.
+        // The output buffer may overlap the input. The whole input is read before the output is written.
         let data = data.bytes(len)?;
         let all = match operation.on_card() {
             None => operation.single(data)?.unwrap_or_default(),
@@ -129,11 +129,11 @@ pub(crate) fn single<T: SessionCipher>(
     })
 }
 
-/// Returns `Fits` when the work may begin. Where a card does it there must be room for `most`, the longest possible output. The
-/// host needs no room yet: only its result tells the length.
+/// Returns `Fits` if the work may begin. For work on the card, the buffer must have room for `most`, the longest possible
+/// output. For work on the host, the buffer is checked later, because only the result has the exact length.
 ///
 /// # Errors
-/// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login.
+/// BUFFER_TOO_SMALL. USER_NOT_LOGGED_IN if a context login is missing.
 fn prepare<T: SessionCipher>(
     operation: &mut T,
     most: usize,
@@ -152,7 +152,7 @@ fn prepare<T: SessionCipher>(
     Ok(OutputFit::Fits)
 }
 
-/// C_EncryptUpdate, C_DecryptUpdate: one part. Touches no card.
+/// C_EncryptUpdate and C_DecryptUpdate. Touches no card.
 pub(crate) fn update<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -167,7 +167,7 @@ pub(crate) fn update<T: SessionCipher>(
     update_part(state, (part, len), output, output_len, |_, _| Ok(()))
 }
 
-/// One part of an operation. `tap` sees its input and its output, and may refuse them.
+/// Does one part of an operation. `tap` gets the input and the output of the part. An error of `tap` fails the part.
 pub(super) fn update_part<T: SessionCipher>(
     state: &mut OperationState<T>,
     (part, len): (Input<'_, u8>, CK_ULONG),
@@ -191,7 +191,7 @@ pub(super) fn update_part<T: SessionCipher>(
     })
 }
 
-/// C_EncryptFinal, C_DecryptFinal.
+/// C_EncryptFinal and C_DecryptFinal.
 pub(crate) fn finish<T: SessionCipher>(
     module: &Module,
     session: CK_SESSION_HANDLE,

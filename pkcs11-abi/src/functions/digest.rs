@@ -1,4 +1,4 @@
-//! Digests (PKCS #11 3.1, 5.10) and the saving of their state (5.6.5 and 5.6.6); all on the host.
+//! Digests (PKCS #11 3.1, 5.10), and saving their state (5.6.5 and 5.6.6). The host does all the work.
 
 use claviger_apdu::Secret;
 use claviger_token::{
@@ -37,7 +37,7 @@ pub(crate) fn init(
     })
 }
 
-/// C_Digest: all at once.
+/// C_Digest.
 pub(crate) fn single(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -69,7 +69,7 @@ pub(crate) fn update(
     })
 }
 
-/// C_DigestKey: the value of a secret key of a session; no other can be hashed.
+/// C_DigestKey. Hashes the value of a session's secret key. Other keys cannot be hashed.
 pub(crate) fn key(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -121,7 +121,7 @@ fn write_digest<'call>(
     write_output(finished.expose(), digest, digest_len)
 }
 
-/// How a saved state begins: that it is ours, and of which form.
+/// The first bytes of a saved state. They identify the module and the format.
 const SAVED: &[u8] = b"claviger digest 1";
 
 /// ```text
@@ -146,7 +146,7 @@ fn restore(state: &[u8]) -> Option<ActiveOperation<Hasher>> {
     Some(active)
 }
 
-/// C_GetOperationState: of a digest. What a card or a key has begun cannot be saved.
+/// C_GetOperationState. Saves a digest. While an operation with a key is active, nothing can be saved.
 pub(crate) fn get_state(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -163,10 +163,10 @@ pub(crate) fn get_state(
     write_output(saved.expose(), state, state_len).map(|_| ())
 }
 
-/// Longer than any state of ours.
+/// The limit for the length of a saved state. A valid state is shorter.
 const MAX_STATE: CK_ULONG = 4096;
 
-/// C_SetOperationState: everything under way in the session ends, and the saved digest goes on.
+/// C_SetOperationState. Restores the saved digest. Ends all other operations of the session except a search.
 pub(crate) fn set_state(
     module: &Module,
     session: CK_SESSION_HANDLE,

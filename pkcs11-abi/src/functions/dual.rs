@@ -10,7 +10,7 @@ use crate::{
     rv::Failure,
 };
 
-/// C_DigestEncryptUpdate: the digest is of the plaintext.
+/// C_DigestEncryptUpdate. Hashes the plaintext.
 pub(crate) fn digest_encrypt(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -36,7 +36,7 @@ pub(crate) fn digest_encrypt(
     )
 }
 
-/// C_DecryptDigestUpdate: the digest is of the plaintext.
+/// C_DecryptDigestUpdate. Hashes the plaintext.
 pub(crate) fn decrypt_digest(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -62,7 +62,7 @@ pub(crate) fn decrypt_digest(
     )
 }
 
-/// C_SignEncryptUpdate: the signature is of the plaintext.
+/// C_SignEncryptUpdate. Signs the plaintext.
 pub(crate) fn sign_encrypt(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -85,7 +85,7 @@ pub(crate) fn sign_encrypt(
     )
 }
 
-/// C_DecryptVerifyUpdate: the signature is of the plaintext.
+/// C_DecryptVerifyUpdate. Verifies the signature of the plaintext.
 pub(crate) fn decrypt_verify(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -108,7 +108,7 @@ pub(crate) fn decrypt_verify(
     )
 }
 
-/// Does one part of a cipher operation. `twin` takes the plaintext by `take`.
+/// Does one part of a cipher operation, and gives the plaintext to `twin` with `take`.
 fn update_both<C: SessionCipher, T>(
     cipher: &mut OperationState<C>,
     twin: &mut OperationState<T>,

@@ -12,19 +12,19 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// Who made this library.
+/// The manufacturer of this library.
 pub(crate) const MANUFACTURER: &str = "claviger";
 
-/// C_Initialize. Threads, locks and flags:
+/// C_Initialize. The result depends on the caller's mutex functions and on CKF_OS_LOCKING_OK:
 ///
-/// | callbacks | OS_LOCKING_OK | answer |
+/// | mutex functions | OS_LOCKING_OK | result |
 /// |---|---|---|
 /// | none | either | OK; operating-system locks are used in any case |
 /// | all four | set | OK; operating-system locks |
-/// | all four | clear | CANT_LOCK: a lock of the caller's could not protect the slot-event threads |
+/// | all four | clear | CANT_LOCK: a lock of the caller could not protect the slot-event threads |
 /// | some | either | ARGUMENTS_BAD |
 ///
-/// CKF_LIBRARY_CANT_CREATE_OS_THREADS is honoured: no thread is created until C_Finalize.
+/// With CKF_LIBRARY_CANT_CREATE_OS_THREADS, the module creates no thread until C_Finalize.
 pub(crate) fn initialize(arguments: Input<'_, CK_C_INITIALIZE_ARGS>) -> Result<(), Failure> {
     let mut may_create_threads = true;
     if !arguments.is_null() {
@@ -72,7 +72,7 @@ pub(crate) fn info(_: &Module, info: Output<'_, CK_INFO>) -> Result<(), Failure>
     })
 }
 
-/// The version of this package as Cryptoki's two bytes.
+/// Returns the version of this package as a CK_VERSION.
 fn library_version() -> CK_VERSION {
     let number = |text: &str| text.parse().unwrap_or(0);
     CK_VERSION {

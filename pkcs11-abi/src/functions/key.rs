@@ -1,4 +1,4 @@
-//! Keys made on the host for a session, from a key of the card or with one (PKCS #11 3.1, 5.18).
+//! Derives, wraps, unwraps and generates secret keys of a session (PKCS #11 3.1, 5.18).
 
 use claviger_apdu::Secret;
 use claviger_token::{
@@ -25,7 +25,7 @@ use crate::{
     sessions::Session,
 };
 
-/// The code a key has when it is the one that wraps or unwraps.
+/// Converts an error of a wrapping or unwrapping key. `type_inconsistent` is the function's code for a key of a wrong type.
 fn as_wrapping(error: TokenError, type_inconsistent: ReturnCode) -> Failure {
     match error {
         TokenError::KeyTypeInconsistent(_) => type_inconsistent.into(),
@@ -43,7 +43,7 @@ fn as_wrapped(error: TokenError) -> Failure {
     }
 }
 
-/// Makes the key of `plan` an object of the session.
+/// Adds the key of `plan` to the session's objects and writes its handle.
 fn add(
     session: &Session,
     plan: SecretKeySpec,
@@ -55,7 +55,7 @@ fn add(
     handle.write(session.add_object(object)?)
 }
 
-/// C_DeriveKey: agrees on a secret with a key of the card.
+/// C_DeriveKey. Key agreement with a private key on the card.
 pub(crate) fn derive(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -78,8 +78,8 @@ pub(crate) fn derive(
     )?;
     let derivation = Derivation::new(from.mechanism, &from.parameter, &from.key)?;
     check_creation(&session, &template)?;
-    let unsaid = template.bytes(CKA_KEY_TYPE).is_none();
-    let plan = SecretKeySpec::new(&template, unsaid.then_some(CKK_GENERIC_SECRET))?;
+    let has_no_type = template.bytes(CKA_KEY_TYPE).is_none();
+    let plan = SecretKeySpec::new(&template, has_no_type.then_some(CKK_GENERIC_SECRET))?;
     let len = plan.len.unwrap_or_else(|| derivation.natural_len());
     if plan.key_type() == CKK_AES && ![16, 24, 32].contains(&len) {
         return Err(missing(CKA_VALUE_LEN));
@@ -99,7 +99,7 @@ fn missing(attribute: cryptoki_sys::CK_ATTRIBUTE_TYPE) -> Failure {
     .into()
 }
 
-/// C_WrapKey: a secret key of a session; keys of the card never leave it.
+/// C_WrapKey. Wraps a secret key of a session. Keys on the card cannot be extracted.
 pub(crate) fn wrap(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -120,7 +120,7 @@ pub(crate) fn wrap(
     write_output(done.expose(), wrapped, wrapped_len).map(|_| ())
 }
 
-/// C_UnwrapKey: by a key of the card or of a session; the key becomes the session's.
+/// C_UnwrapKey. Unwraps with a key of the card or of a session. The unwrapped key becomes a session object.
 #[allow(clippy::too_many_arguments, reason = "the standard's own")]
 pub(crate) fn unwrap(
     module: &Module,
@@ -151,7 +151,7 @@ pub(crate) fn unwrap(
                 failure => failure,
             })?,
     };
-    // A value of a length its type cannot have is nothing that was wrapped for it.
+    // If the value's length does not suit the key type, the wrapped key is invalid.
     match add(&session, plan, value, SecretKeySource::FromOutside, handle) {
         Err(Failure::Token(TokenError::KeySize | TokenError::Template { .. })) => {
             Err(ReturnCode::WRAPPED_KEY_INVALID.into())
@@ -160,7 +160,7 @@ pub(crate) fn unwrap(
     }
 }
 
-/// C_GenerateKey: a random secret key of a session.
+/// C_GenerateKey. Generates a random secret key of the session on the host.
 pub(crate) fn generate(
     module: &Module,
     session: CK_SESSION_HANDLE,

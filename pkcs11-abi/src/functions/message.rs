@@ -1,6 +1,6 @@
-//! Signing and verifying message after message with one key (PKCS #11 3.0, 5.13 and 5.17).
+//! Signs and verifies a series of messages with one key (PKCS #11 3.0, 5.13 and 5.17).
 //!
-//! No mechanism here has a parameter for each message: one that is given is a wrong argument.
+//! No mechanism of this module has a parameter for each message, so a given parameter is ARGUMENTS_BAD.
 
 use claviger_token::SignOperation;
 use cryptoki_sys::{CK_MECHANISM, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG};
@@ -14,7 +14,7 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// A parameter for one message, of which there is none.
+/// The parameter for one message. Only an empty one is valid.
 #[derive(Clone, Copy)]
 pub(crate) struct MessageParameter<'call>(pub(crate) Input<'call, u8>, pub(crate) CK_ULONG);
 
@@ -43,7 +43,7 @@ pub(crate) fn sign_init(
     })
 }
 
-/// C_SignMessage: one message at once; any number of them.
+/// C_SignMessage. Signs one message of the series.
 pub(crate) fn sign(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -80,7 +80,7 @@ pub(crate) fn sign_begin(
     Ok(())
 }
 
-/// C_SignMessageNext: a part of the message, the last one when there is room for a length.
+/// C_SignMessageNext. Adds a part to the message. The part is the last one if `signature_len` is not null.
 pub(crate) fn sign_next(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -101,8 +101,8 @@ pub(crate) fn sign_next(
     finish_message(&session.token, state, (part, len), signature, signature_len)
 }
 
-/// Signs a message that ends with `rest`. Bad arguments keep the series, and a missing context login keeps the message open.
-/// An error in signing ends the series.
+/// Signs a message that ends with `rest`. Bad arguments keep the series. A missing context login keeps the message open. An
+/// error of the signature ends the series.
 fn finish_message(
     token: &TokenRef,
     state: &mut OperationState<MessageOperation<SignOperation>>,
@@ -148,7 +148,7 @@ pub(crate) fn verify_init(
     })
 }
 
-/// C_VerifyMessage: one message at once; a wrong signature does not end the series.
+/// C_VerifyMessage. Verifies one message of the series. A wrong signature does not end the series.
 pub(crate) fn verify(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -182,7 +182,7 @@ pub(crate) fn verify_begin(
     Ok(())
 }
 
-/// C_VerifyMessageNext: a part of the message, the last one when there is a signature.
+/// C_VerifyMessageNext. Adds a part to the message. The part is the last one if `signature` is not null.
 pub(crate) fn verify_next(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -214,7 +214,10 @@ pub(crate) fn verify_final(module: &Module, session: CK_SESSION_HANDLE) -> Resul
     state.final_part(|_| Ok(()))
 }
 
-/// A series in which no message is open.
+/// Returns the series, in which no message may be open.
+///
+/// # Errors
+/// OPERATION_NOT_INITIALIZED, OPERATION_ACTIVE.
 fn idle_operation<T>(
     state: &mut OperationState<MessageOperation<T>>,
 ) -> Result<&mut MessageOperation<T>, Failure> {
@@ -225,7 +228,10 @@ fn idle_operation<T>(
     Ok(messages)
 }
 
-/// A series in which a message is open.
+/// Returns the series, in which a message must be open.
+///
+/// # Errors
+/// OPERATION_NOT_INITIALIZED.
 fn open_message<T>(
     state: &mut OperationState<MessageOperation<T>>,
 ) -> Result<&mut MessageOperation<T>, Failure> {

@@ -1,4 +1,4 @@
-//! The functions of Cryptoki, by the chapters of the standard; `function_list` gives them their C faces.
+//! The functions of Cryptoki, one file for each chapter of the standard. Their C entry points are in `function_list`.
 
 pub(crate) mod administration;
 pub(crate) mod cipher;
@@ -17,7 +17,7 @@ mod template;
 pub(crate) mod unsupported;
 pub(crate) mod verify;
 
-/// A blank-padded field of `N` bytes, cut between characters (PKCS #11 2.40, 3.1).
+/// Returns a blank-padded field of `N` bytes. Longer text is truncated between characters (PKCS #11 2.40, 3.1).
 pub(crate) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut field = [b' '; N];
     let mut end = text.len().min(N);

@@ -18,10 +18,11 @@ use crate::{
 /// CK_UNAVAILABLE_INFORMATION.
 const UNAVAILABLE: CK_ULONG = CK_ULONG::MAX;
 
-/// Whether `session` may make an object as `template` says.
+/// Checks that `session` may create a session object with this template.
 ///
 /// # Errors
-/// SESSION_READ_ONLY, TEMPLATE_INCONSISTENT for what this token cannot store, USER_NOT_LOGGED_IN for a private object.
+/// For a token object: SESSION_READ_ONLY, or TEMPLATE_INCONSISTENT in a read/write session. USER_NOT_LOGGED_IN for a private
+/// object.
 pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(), Failure> {
     if template.wants_token_object() {
         return Err(if session.read_write {
@@ -36,8 +37,8 @@ pub(super) fn check_creation(session: &Session, template: &Template) -> Result<(
     Ok(())
 }
 
-/// C_CreateObject: a public key, secret key, certificate or data object of the session; or a certificate or data object
-/// on the token.
+/// C_CreateObject. Creates a public key, secret key, certificate or data object in the session, or a certificate or data
+/// object on the token.
 pub(crate) fn create(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -56,7 +57,7 @@ pub(crate) fn create(
     handle.write(session.add_object(object)?)
 }
 
-/// C_CopyObject: an object of a session.
+/// C_CopyObject. The copy is a session object.
 pub(crate) fn copy(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -74,7 +75,7 @@ pub(crate) fn copy(
     copy.write(session.add_object(copied)?)
 }
 
-/// C_DestroyObject: an object of a session; or a certificate or data object of the token.
+/// C_DestroyObject. Destroys a session object, or a certificate or data object on the token.
 pub(crate) fn destroy(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -93,7 +94,7 @@ pub(crate) fn destroy(
         .with_handles(|handles| handles.replace(handle, None))??)
 }
 
-/// C_SetAttributeValue: all of the template or nothing.
+/// C_SetAttributeValue. Applies the whole template or nothing.
 pub(crate) fn set_attribute_value(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -111,7 +112,10 @@ pub(crate) fn set_attribute_value(
         .with_handles(|handles| handles.replace(handle, Some(changed)))??)
 }
 
-/// An object of the token needs a session that may write; and those of ours never change.
+/// Checks that the object may be changed. Token objects never change.
+///
+/// # Errors
+/// For a token object: SESSION_READ_ONLY, or ACTION_PROHIBITED in a read/write session.
 fn check_change(session: &Session, object: &Object) -> Result<(), Failure> {
     match (object.is_on_token(), session.read_write) {
         (true, false) => Err(ReturnCode::SESSION_READ_ONLY.into()),
@@ -120,7 +124,7 @@ fn check_change(session: &Session, object: &Object) -> Result<(), Failure> {
     }
 }
 
-/// C_GetAttributeValue: every entry is processed, whatever happens to the others.
+/// C_GetAttributeValue. Processes every entry, also after an error in another entry. Returns the first error.
 pub(crate) fn attribute_value(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -133,9 +137,9 @@ pub(crate) fn attribute_value(
     let object = session.object(handle, ReturnCode::OBJECT_HANDLE_INVALID)?;
     let mut first = Ok(());
     for entry in &mut entries {
-        let answered = answer(&object, entry);
-        entry.ulValueLen = *answered.as_ref().unwrap_or(&UNAVAILABLE);
-        first = first.and(answered.map(|_| ()));
+        let copied = copy_value(&object, entry);
+        entry.ulValueLen = *copied.as_ref().unwrap_or(&UNAVAILABLE);
+        first = first.and(copied.map(|_| ()));
     }
     if !entries.is_empty() {
         template.put_all(&entries)?;
@@ -143,8 +147,8 @@ pub(crate) fn attribute_value(
     Ok(first?)
 }
 
-/// Copies one value to its room and returns its length.
-fn answer(object: &Object, entry: &CK_ATTRIBUTE) -> Result<CK_ULONG, ReturnCode> {
+/// Copies one value to the buffer of its entry, if there is one. Returns the length of the value.
+fn copy_value(object: &Object, entry: &CK_ATTRIBUTE) -> Result<CK_ULONG, ReturnCode> {
     let value = object
         .get(entry.type_)
         .ok_or(ReturnCode::ATTRIBUTE_TYPE_INVALID)?;
@@ -162,7 +166,7 @@ fn answer(object: &Object, entry: &CK_ATTRIBUTE) -> Result<CK_ULONG, ReturnCode>
     Ok(len)
 }
 
-/// C_GetObjectSize: the bytes of its values.
+/// C_GetObjectSize. The size is the sum of the lengths of the readable values.
 pub(crate) fn size(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -180,7 +184,7 @@ pub(crate) fn size(
     size.write(CK_ULONG::try_from(bytes).unwrap_or(UNAVAILABLE))
 }
 
-/// C_FindObjectsInit: the whole answer is found here, as of now.
+/// C_FindObjectsInit. Finds all matching objects now. C_FindObjects returns their handles.
 pub(crate) fn find_init(
     module: &Module,
     session: CK_SESSION_HANDLE,

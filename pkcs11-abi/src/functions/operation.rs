@@ -1,4 +1,4 @@
-//! What all operations have in common: how they begin, and how their output reaches the caller.
+//! Common parts of all operations: the beginning, and writing the output.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     sessions::Session,
 };
 
-/// What an operation begins with.
+/// The checked arguments of a …Init function.
 pub(crate) struct OperationInit {
     pub(crate) mechanism: Mechanism,
     pub(crate) parameter: Parameter,
@@ -21,17 +21,17 @@ pub(crate) struct OperationInit {
 }
 
 impl OperationInit {
-    /// An operation of this beginning.
+    /// Makes the active operation.
     pub(crate) fn active<T>(&self, operation: T) -> ActiveOperation<T> {
         ActiveOperation::new(operation, self.key.is_private())
     }
 }
 
-/// Mechanism, parameter and key of an operation that does `function` (CKF_SIGN …), all looked at; `missing` is the code
-/// for a key handle that is none.
+/// Checks the mechanism, its parameter and the key of an operation. `function` is the operation's flag (CKF_SIGN …).
+/// `missing` is the code for an invalid key handle.
 ///
 /// # Errors
-/// As the standard's …Init functions.
+/// `missing`, MECHANISM_INVALID, MECHANISM_PARAM_INVALID.
 pub(crate) fn resolve_init(
     session: &Session,
     mechanism: &CK_MECHANISM,
@@ -51,10 +51,10 @@ pub(crate) fn resolve_init(
     })
 }
 
-/// Gives `output` if the caller's buffer has room for it.
+/// Writes `output` to the caller's buffer, and its length to `len` in every case. Without a buffer, writes only the length.
 ///
 /// # Errors
-/// BUFFER_TOO_SMALL, with the length that is needed.
+/// BUFFER_TOO_SMALL.
 pub(crate) fn write_output(
     output: &[u8],
     buffer: Output<'_, u8>,

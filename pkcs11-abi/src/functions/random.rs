@@ -9,10 +9,10 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// What is taken from the operating system at once.
+/// The largest number of bytes that one request to the card or the operating system asks for.
 const PIECE: usize = 4096;
 
-/// C_SeedRandom: the operating system's generator needs no seed of ours.
+/// C_SeedRandom. Always fails: the operating system's generator needs no seed.
 pub(crate) fn seed(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -24,7 +24,7 @@ pub(crate) fn seed(
     Err(ReturnCode::RANDOM_SEED_NOT_SUPPORTED.into())
 }
 
-/// C_GenerateRandom: the card's own, where it has CKF_RNG, or else bytes of the operating system's generator.
+/// C_GenerateRandom. The bytes come from the card if the token has CKF_RNG, otherwise from the operating system.
 pub(crate) fn generate(
     module: &Module,
     session: CK_SESSION_HANDLE,

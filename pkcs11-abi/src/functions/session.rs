@@ -50,17 +50,17 @@ pub(crate) fn close(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Fa
     module.close_session(handle)
 }
 
-/// C_CloseAllSessions: all of them, and none is fine too.
+/// C_CloseAllSessions. Succeeds also if the slot has no session.
 pub(crate) fn close_all(module: &Module, slot: CK_SLOT_ID) -> Result<(), Failure> {
     module.slot(slot)?;
     for handle in module.sessions.on_slot(slot) {
-        // One whose card has left, or that another thread closes now, is closed as well.
+        // An error means that the card was removed or another thread closed the session: in both cases the session is closed.
         drop(module.close_session(handle));
     }
     Ok(())
 }
 
-/// C_GetSessionInfo. Never asks the card: that could disturb a context-specific login.
+/// C_GetSessionInfo. Touches no card, because a command could end a context login.
 pub(crate) fn info(
     module: &Module,
     handle: CK_SESSION_HANDLE,
@@ -90,7 +90,7 @@ fn state(session: &Session) -> CK_STATE {
     }
 }
 
-/// C_Login, as a user, as the security officer, or for one use of a key.
+/// C_Login, as the user, as the security officer, or as a context login.
 pub(crate) fn login(
     module: &Module,
     handle: CK_SESSION_HANDLE,
@@ -124,7 +124,7 @@ pub(crate) fn login(
             token.login(card, &pin)
         }
     })?;
-    // A session closed meanwhile leaves nobody who could log out.
+    // If another thread has closed the session meanwhile, possibly no session is left that could log out.
     if module.sessions.get(handle).is_none() {
         session.token.logout()?;
         return Err(ReturnCode::SESSION_HANDLE_INVALID.into());
@@ -132,20 +132,20 @@ pub(crate) fn login(
     Ok(())
 }
 
-/// CKU_CONTEXT_SPECIFIC: the PIN for the one operation that waits for it.
+/// Logs in with CKU_CONTEXT_SPECIFIC. The PIN is for the operation that waits for it.
 fn context_login(session: &Session, pin: Input<'_, u8>, len: CK_ULONG) -> Result<(), Failure> {
     let mut operations = session.operations();
     let waiting = operations.awaiting_context_login();
-    let (key, place) = waiting.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
+    let (key, context_pin) = waiting.ok_or(ReturnCode::OPERATION_NOT_INITIALIZED)?;
     let pin = read_pin(pin, len)?;
     session
         .token
         .with_token(|card, token| token.context_login(card, &key, &pin))?;
-    *place = Some(pin);
+    *context_pin = Some(pin);
     Ok(())
 }
 
-/// C_LoginUser: nobody has a name here, so without one it is C_Login.
+/// C_LoginUser. Users have no names, so a name is ARGUMENTS_BAD. Without a name the function is C_Login.
 pub(crate) fn login_user(
     module: &Module,
     handle: CK_SESSION_HANDLE,
@@ -160,7 +160,7 @@ pub(crate) fn login_user(
     login(module, handle, user, pin, len)
 }
 
-/// C_SessionCancel: ends the operations that are named; those that are not under way are ended already.
+/// C_SessionCancel. Ends the operations that `flags` name. Flags of inactive operations are ignored.
 pub(crate) fn cancel(
     module: &Module,
     handle: CK_SESSION_HANDLE,
@@ -171,7 +171,7 @@ pub(crate) fn cancel(
     Ok(())
 }
 
-/// C_GetSessionValidationFlags: nothing here is validated by anybody (PKCS #11 3.2, 5.6.12).
+/// C_GetSessionValidationFlags. Always gives 0: the module has no validations (PKCS #11 3.2, 5.6.12).
 pub(crate) fn validation_flags(
     module: &Module,
     handle: CK_SESSION_HANDLE,
@@ -186,11 +186,11 @@ pub(crate) fn validation_flags(
     flags.write(0)
 }
 
-/// Longer than any PIN.
+/// The limit for the length of a PIN. Every applet rejects a PIN of this length.
 const MAX_PIN: usize = 1024;
 
-/// A PIN; without a PIN pad there must be one. Of one that is too long to be any nothing is read: what stands for it is
-/// refused as too long.
+/// Copies a PIN. A null PIN is ARGUMENTS_BAD, because no token has a PIN pad. A PIN of `MAX_PIN` bytes or more is not read. A
+/// dummy of that length stands in, and every applet rejects it.
 pub(super) fn read_pin(pin: Input<'_, u8>, len: CK_ULONG) -> Result<Secret, Failure> {
     if pin.is_null() {
         return Err(ReturnCode::ARGUMENTS_BAD.into());
@@ -201,7 +201,7 @@ pub(super) fn read_pin(pin: Input<'_, u8>, len: CK_ULONG) -> Result<Secret, Fail
     }
 }
 
-/// C_Logout: here and on the card.
+/// C_Logout. Logs out in the module and on the card.
 pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(handle)?;
     if session.token.login_state() == LoginState::LoggedOut {
@@ -211,7 +211,7 @@ pub(crate) fn logout(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), F
     session.token.logout()
 }
 
-/// C_GetFunctionStatus and C_CancelFunction: nothing has run in parallel since version 2.0.
+/// C_GetFunctionStatus and C_CancelFunction. Functions have not run in parallel since version 2.0 of the standard.
 pub(crate) fn not_parallel(module: &Module, handle: CK_SESSION_HANDLE) -> Result<(), Failure> {
     module.session(handle)?;
     Err(ReturnCode::FUNCTION_NOT_PARALLEL.into())

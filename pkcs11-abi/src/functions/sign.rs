@@ -1,4 +1,4 @@
-//! Signing and MACing, also with recovery (PKCS #11 3.1, 5.11 and 5.12).
+//! Signatures and MACs, also with recovery (PKCS #11 3.1, 5.11 and 5.12).
 
 use claviger_token::SignOperation;
 use cryptoki_sys::{
@@ -43,7 +43,7 @@ pub(crate) fn recover_init(
     })
 }
 
-/// A signature with the key behind `key`.
+/// Makes the operation of a signature or MAC with the key `key`.
 pub(super) fn new_operation(
     session: &Session,
     mechanism: &CK_MECHANISM,
@@ -62,7 +62,7 @@ pub(super) fn new_operation(
     Ok(from.active(operation))
 }
 
-/// C_Sign: the whole message at once.
+/// C_Sign.
 pub(crate) fn sign(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -98,7 +98,7 @@ pub(crate) fn sign_recover(
     })
 }
 
-/// C_SignUpdate: one part of the message. Touches no card.
+/// C_SignUpdate. Touches no card.
 pub(crate) fn update(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -110,7 +110,7 @@ pub(crate) fn update(
     state.update(|active| Ok(active.operation.update(part.bytes(len)?)?))
 }
 
-/// C_SignFinal: the signature of all parts.
+/// C_SignFinal.
 pub(crate) fn sign_final(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -126,10 +126,10 @@ pub(crate) fn sign_final(
     })
 }
 
-/// Writes the signature of a message that ends with `rest`, made by the card or on the host.
+/// Writes the signature of a message that ends with `rest`. The card makes a signature, the host a MAC.
 ///
 /// # Errors
-/// BUFFER_TOO_SMALL, USER_NOT_LOGGED_IN without a context login, or of the card.
+/// BUFFER_TOO_SMALL. USER_NOT_LOGGED_IN if a context login is missing. Errors of the card.
 pub(super) fn write_signature<'call>(
     token: &TokenRef,
     operation: &mut SignOperation,
@@ -143,9 +143,8 @@ pub(super) fn write_signature<'call>(
     if operation.lacks_context_login() {
         return Err(ReturnCode::USER_NOT_LOGGED_IN.into());
     }
-    // The caller may have the signature written over the message: it is read to the end here.
+    // The signature buffer may overlap the message. The whole message is read before the signature is written.
     operation.update(rest()?)?;
-    // A MAC connects to no card.
     let signed = match operation.mac() {
         Some(mac) => mac,
         None => token.with_token(|card, token| token.sign(card, operation))?,

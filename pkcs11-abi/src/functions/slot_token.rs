@@ -41,7 +41,7 @@ pub(crate) fn slot_list(
     list.write_counted(count, &ids)
 }
 
-/// Whether the slot holds a token, or a card no applet of ours is on: the latter only in the reader's first slot.
+/// Returns whether the slot holds a token. A card without a supported applet counts as a token in the reader's first slot.
 fn is_token_present(module: &Module, id: CK_SLOT_ID) -> bool {
     match module.token(id) {
         Ok(_) => true,
@@ -120,10 +120,10 @@ fn describe(cache: &CachedToken, sessions: usize, read_write: usize) -> CK_TOKEN
     }
 }
 
-/// How far the flags of the security officer's PIN stand above the user's.
+/// The distance in bits from the flags of the user's PIN to the flags of the security officer's PIN.
 const SO_PIN: u32 = CKF_SO_PIN_COUNT_LOW.trailing_zeros() - CKF_USER_PIN_COUNT_LOW.trailing_zeros();
 
-/// What the card last said of its tries (PKCS #11 3.1, 3.2, CKF_USER_PIN_* and CKF_SO_PIN_*).
+/// Returns the flags for a PIN's last known try counter (PKCS #11 3.1, 3.2, CKF_USER_PIN_* and CKF_SO_PIN_*).
 fn pin_flags(tries: PinTries, above: u32) -> CK_FLAGS {
     let low = if tries.left < tries.most {
         CKF_USER_PIN_COUNT_LOW

@@ -1,4 +1,4 @@
-//! Templates of the caller, as values (PKCS #11 3.1, 4.1).
+//! Copies the caller's templates to values (PKCS #11 3.1, 4.1).
 
 use claviger_token::Template;
 use cryptoki_sys::{CK_ATTRIBUTE, CK_ULONG};
@@ -8,10 +8,10 @@ use crate::{
     rv::{Failure, ReturnCode},
 };
 
-/// More attributes than Cryptoki defines are no template.
+/// The limit for the attributes of a template. Cryptoki defines fewer.
 const MAX_ATTRIBUTES: CK_ULONG = 1024;
 
-/// The attributes of a template, as the caller has them.
+/// Copies the attributes of a template, with the caller's pointers.
 ///
 /// # Errors
 /// ARGUMENTS_BAD.
@@ -25,10 +25,10 @@ pub(super) fn attributes(
     template.list(count)
 }
 
-/// What a template says, copied.
+/// Copies a template with its values.
 ///
 /// # Errors
-/// ARGUMENTS_BAD; ATTRIBUTE_VALUE_INVALID for a null value with a length, or a length that is none.
+/// ARGUMENTS_BAD. ATTRIBUTE_VALUE_INVALID for a null value with a length, or an impossible length.
 pub(super) fn template(
     attributes: Input<'_, CK_ATTRIBUTE>,
     count: CK_ULONG,

@@ -1,4 +1,4 @@
-//! The functions that say CKR_FUNCTION_NOT_SUPPORTED, each with its reason. Nothing else says so.
+//! The functions that return CKR_FUNCTION_NOT_SUPPORTED, each with its reason. No other function returns this code.
 
 use crate::{
     module::Module,
@@ -6,17 +6,17 @@ use crate::{
 };
 
 const AEAD: &str =
-    "only a session's own AES keys could; C_Encrypt and C_Decrypt with CKM_AES_GCM do";
+    "only AES keys of a session could do this; use C_Encrypt and C_Decrypt with CKM_AES_GCM";
 const AUTHENTICATED: &str =
-    "C_WrapKey and C_UnwrapKey with CKM_AES_GCM take additional data as well";
-const KEM: &str = "no card and no key here has a mechanism for it";
+    "use C_WrapKey and C_UnwrapKey with CKM_AES_GCM, which take additional data as well";
+const KEM: &str = "no token has a mechanism for key encapsulation";
 const ASYNC: &str = "no session is asynchronous: no token has CKF_ASYNC_SESSION_SUPPORTED";
 
-/// Function and reason.
+/// Each function with its reason.
 pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     (
         "C_InitToken",
-        "a card has no room for a label; resetting it is for its own tool",
+        "a card has no room for a label; use the card's own tool to reset it",
     ),
     ("C_MessageEncryptInit", AEAD),
     ("C_EncryptMessage", AEAD),
@@ -37,7 +37,7 @@ pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("C_UnwrapKeyAuthenticated", AUTHENTICATED),
 ];
 
-/// Says so, whatever the arguments.
+/// Returns FUNCTION_NOT_SUPPORTED for all arguments, and logs the reason.
 pub(crate) fn refuse(
     _: &Module,
     function: &'static str,

@@ -1,5 +1,5 @@
-//! Verification, also with recovery (PKCS #11 3.1, 5.14 and 5.15), and with a signature known from the start
-//! (PKCS #11 3.2, C_VerifySignature…); all on the host.
+//! Verification on the host: also with recovery (PKCS #11 3.1, 5.14 and 5.15), and with the signature given first (PKCS #11
+//! 3.2, C_VerifySignature…).
 
 use claviger_token::VerifyOperation;
 use cryptoki_sys::{
@@ -15,10 +15,10 @@ use crate::{
     sessions::Session,
 };
 
-/// No signature is this long.
+/// The limit for the length of a signature. Every valid signature is shorter.
 const MAX_SIGNATURE: CK_ULONG = 64 * 1024;
 
-/// A verification with the key behind `key`.
+/// Makes the operation of a verification with the key `key`.
 pub(super) fn start(
     session: &Session,
     mechanism: &CK_MECHANISM,
@@ -41,7 +41,8 @@ pub(super) fn start(
     Ok(from.active(operation))
 }
 
-/// The bytes of a signature. Of one that is too long to be any nothing is read: none has the length of no bytes either.
+/// Returns the bytes of a signature. A signature over `MAX_SIGNATURE` is not read. An empty one stands in, whose length is
+/// wrong for every key too.
 pub(super) fn signature_bytes(signature: Input<'_, u8>, len: CK_ULONG) -> Result<&[u8], Failure> {
     if signature.is_null() {
         return Err(ReturnCode::ARGUMENTS_BAD.into());
@@ -63,7 +64,7 @@ pub(crate) fn init(
     })
 }
 
-/// C_Verify: the whole message at once. The operation is over however it ends.
+/// C_Verify. Ends the operation, also with an error.
 pub(crate) fn verify(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -93,7 +94,7 @@ pub(crate) fn update(
     state.update(|active| Ok(active.operation.update(part.bytes(len)?)?))
 }
 
-/// C_VerifyFinal. The operation is over however it ends.
+/// C_VerifyFinal. Ends the operation, also with an error.
 pub(crate) fn finish(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -120,7 +121,7 @@ pub(crate) fn recover_init(
     state.init(mechanism, |mechanism| start(&session, mechanism, key, true))
 }
 
-/// C_VerifyRecover: gives what was signed.
+/// C_VerifyRecover. Returns the signed data.
 pub(crate) fn recover(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -161,7 +162,7 @@ pub(crate) fn signature_init(
     })
 }
 
-/// C_VerifySignature: the whole message at once. The operation is over however it ends.
+/// C_VerifySignature. Ends the operation, also with an error.
 pub(crate) fn signature_single(
     module: &Module,
     session: CK_SESSION_HANDLE,
@@ -189,7 +190,7 @@ pub(crate) fn signature_update(
     state.update(|active| Ok(active.operation.verification.update(part.bytes(len)?)?))
 }
 
-/// C_VerifySignatureFinal. The operation is over however it ends.
+/// C_VerifySignatureFinal. Ends the operation, also with an error.
 pub(crate) fn signature_finish(module: &Module, session: CK_SESSION_HANDLE) -> Result<(), Failure> {
     let session = module.session(session)?;
     let state = &mut session.operations().verify_signature;
