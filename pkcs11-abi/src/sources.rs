@@ -273,15 +273,15 @@ mod tests {
 
     use super::*;
     use crate::{
-        events::tests::{NoCards, Puppet, absent},
+        events::tests::{FakeBackend, NoCards, absent},
         idle::IdleTimeouts,
     };
 
     #[test]
     fn absence_of_pcscd_is_recorded_before_the_usb_is_allowed() {
         let precedence = PcscdPrecedence::new(Duration::from_secs(60));
-        let usb = Puppet::usb(&precedence, &[]);
-        let backends: [Arc<dyn Backend>; 2] = [Puppet::new("pcsc", absent()), usb];
+        let usb = FakeBackend::usb(&precedence, &[]);
+        let backends: [Arc<dyn Backend>; 2] = [FakeBackend::new("pcsc", absent()), usb];
         let timeouts = IdleTimeouts::default();
         let idle = Arc::new(IdleReleaser::new(Arc::new(NoCards), timeouts, false));
         let shared = Shared::new(2, &idle, Some(Arc::clone(&precedence)));

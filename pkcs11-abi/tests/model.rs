@@ -1,11 +1,11 @@
-//! Every interleaving of waiters, a finaliser and a source of events.
+//! Model tests of `event_queue` and `lifecycle`: every order of waiters, C_Finalize and a source of events.
 //!
-//! The module's own `queue` and `life` run here over loom's locks: the files are the ones of the module, only
-//! `crate::sync` is another. Loom tries every order in which the threads can come to a lock, and reports a
-//! deadlock or a lost wake-up as what it is. Time does not pass here: a bounded wait waits until it is woken.
+//! The files of the module are compiled here with loom's locks in place of `crate::sync`. Loom tries every order in which the
+//! threads can reach a lock, and reports a deadlock or a lost wakeup. Time does not pass in a model: a wait with a timeout
+//! lasts until a wakeup.
 //!
-//! The models of the protocol itself are exhaustive. Those with everything around it are explored with as many
-//! preemptions of a thread as `LOOM_MAX_PREEMPTIONS` says, 2 by default; `make races` takes 3.
+//! The models of the protocol itself are exhaustive. The larger models allow as many preemptions of a thread as
+//! `LOOM_MAX_PREEMPTIONS` says: 2 by default, 3 in `make races`.
 
 #![allow(
     dead_code,
@@ -18,7 +18,7 @@
 
 mod sync {
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-    // Counting references is no part of the protocols, and each count would be one more point to switch at.
+    // Reference counts are not part of the protocols. Loom's own `Arc` would add a switch point for each count.
     pub(crate) use std::sync::{Arc, PoisonError};
 }
 
@@ -32,7 +32,7 @@ use lifecycle::{CallGuard, Generation, Lifecycle};
 use loom::thread::{self, JoinHandle};
 use sync::{Arc, Condvar, Mutex};
 
-/// A slot table of one slot: how many events are pending.
+/// A slot table of one slot: the number of pending events.
 #[derive(Debug, Default)]
 struct Slot {
     pending: usize,
@@ -47,7 +47,7 @@ impl EventSource for Slot {
     }
 }
 
-/// The readers outside, and what ends a watch of them: a watch that is told of neither sleeps.
+/// The source of events. Its watch sleeps until a change or a stop.
 #[derive(Debug, Default)]
 struct EventProducer {
     state: Mutex<Readers>,
@@ -71,7 +71,7 @@ impl EventProducer {
         self.changed.notify_all();
     }
 
-    /// As `Watch::next_snapshot`: waits for changes beyond `seen`; none after a stop.
+    /// Waits for changes beyond `seen`, as `Watch::next_snapshot`. Returns `None` after a stop.
     fn next(&self, seen: usize) -> Option<usize> {
         let mut state = self.state.lock().unwrap();
         loop {
@@ -86,12 +86,12 @@ impl EventProducer {
     }
 }
 
-/// What the module holds, as far as waiting goes.
+/// The parts of the module that matter for waits.
 struct Module {
     generation: usize,
     queue: Arc<EventQueue<Slot>>,
     outside: Arc<EventProducer>,
-    /// How far the caller's thread that leads has seen.
+    /// The changes that the watcher has seen, if it is a waiter.
     seen: Mutex<usize>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -105,7 +105,7 @@ impl Generation for Module {
     }
 
     fn abort_calls(&self) {
-        panic!("everybody leaves by themselves");
+        panic!("no call needs an abort");
     }
 
     fn release(&self) {
@@ -124,7 +124,7 @@ impl Module {
         }
     }
 
-    /// Follows the readers in a thread, as the slot-event thread does.
+    /// Adds a watcher thread, as `SlotEvents` has.
     fn with_thread(self) -> Self {
         let (queue, outside) = (Arc::clone(&self.queue), Arc::clone(&self.outside));
         let follow = move || {
@@ -138,21 +138,21 @@ impl Module {
         self
     }
 
-    /// C_WaitForSlotEvent: whether there was an event.
-    fn wait(&self, may_lead: bool) -> bool {
+    /// C_WaitForSlotEvent. Returns whether there was an event.
+    fn wait(&self, may_watch: bool) -> bool {
         loop {
-            match self.queue.wait(true, may_lead) {
+            match self.queue.wait(true, may_watch) {
                 WaitOutcome::Event(()) => return true,
                 WaitOutcome::Stopped => return false,
-                WaitOutcome::Nothing | WaitOutcome::Broken => panic!("nobody asked for this"),
-                WaitOutcome::BecomeWatcher(leading) => {
+                WaitOutcome::Nothing | WaitOutcome::Broken => panic!("impossible outcome"),
+                WaitOutcome::BecomeWatcher(lease) => {
                     let mut seen = self.seen.lock().unwrap();
                     if let Some(changes) = self.outside.next(*seen) {
                         self.queue.update(|slot| slot.pending += changes - *seen);
                         *seen = changes;
                     }
                     drop(seen);
-                    drop(leading);
+                    drop(lease);
                 }
             }
         }
@@ -161,19 +161,20 @@ impl Module {
 
 type TestLifecycle = Arc<Lifecycle<Module>>;
 
-/// Waits in the generation it came with.
-fn waiter(call: CallGuard<Module>, may_lead: bool) -> JoinHandle<bool> {
+/// Starts a waiter. It must stay in the generation that it entered.
+fn waiter(call: CallGuard<Module>, may_watch: bool) -> JoinHandle<bool> {
     thread::spawn(move || {
         let generation = call.generation;
-        let event = call.wait(may_lead);
+        let event = call.wait(may_watch);
         assert_eq!(call.generation, generation);
         event
     })
 }
 
+/// Joins the waiters. Returns the number of events that they got.
 fn wait_result(waiters: Vec<JoinHandle<bool>>) -> usize {
-    let told = |waiter: JoinHandle<bool>| usize::from(waiter.join().unwrap());
-    waiters.into_iter().map(told).sum()
+    let events = |waiter: JoinHandle<bool>| usize::from(waiter.join().unwrap());
+    waiters.into_iter().map(events).sum()
 }
 
 fn begin(lifecycle: &TestLifecycle, module: Module) {
@@ -181,36 +182,36 @@ fn begin(lifecycle: &TestLifecycle, module: Module) {
 }
 
 fn enter(lifecycle: &TestLifecycle) -> CallGuard<Module> {
-    lifecycle.enter().expect("a generation lives")
+    lifecycle.enter().expect("a generation is running")
 }
 
-/// Every order of everything.
+/// Runs every order of the threads.
 fn exhaustively(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = None;
     builder.check(model);
 }
 
-/// Every order in which no thread is preempted more often than the bound says.
+/// Runs every order in which no thread is preempted more often than the bound allows.
 fn bounded(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(2));
     builder.check(model);
 }
 
-/// Waits on the queue alone, as a call does.
+/// Starts a thread that waits on the queue and may not become the watcher.
 fn wait_on(queue: &Arc<EventQueue<Slot>>) -> JoinHandle<bool> {
     let queue = Arc::clone(queue);
     thread::spawn(move || match queue.wait(true, false) {
         WaitOutcome::Event(()) => true,
         WaitOutcome::Stopped => false,
         WaitOutcome::Nothing | WaitOutcome::Broken | WaitOutcome::BecomeWatcher(_) => {
-            panic!("nobody asked for this")
+            panic!("impossible outcome")
         }
     })
 }
 
-/// The protocol itself: two waiters, a source of one event, a finaliser.
+/// The event queue alone: two waiters, a source of one event, and a stop.
 #[test]
 fn stop_ends_two_waiters_with_at_most_one_event() {
     exhaustively(|| {
@@ -221,13 +222,13 @@ fn stop_ends_two_waiters_with_at_most_one_event() {
             thread::spawn(move || queue.update(|slot| slot.pending += 1))
         };
         queue.stop();
-        assert!(wait_result(waiters) <= 1, "an event is told once");
+        assert!(wait_result(waiters) <= 1, "an event goes to one waiter");
         source.join().unwrap();
         assert!(queue.is_stopped());
     });
 }
 
-/// Two waiters of which one watches for both, and a finaliser: nobody sleeps on without a leader.
+/// Two waiters, one of which is the watcher, and a stop. No waiter keeps sleeping without a watcher.
 #[test]
 fn stop_ends_two_self_watching_waiters_without_an_event() {
     exhaustively(|| {
@@ -243,26 +244,26 @@ fn stop_ends_two_self_watching_waiters_without_an_event() {
     });
 }
 
-/// Two calls that are inside, one that comes, and an end that waits until all have left.
+/// C_Finalize, a call that returns, and a call that begins.
 #[test]
 fn finalize_waits_for_a_leaving_and_an_entering_call() {
     exhaustively(|| {
         let lifecycle = TestLifecycle::default();
         begin(&lifecycle, Module::new(1, &Arc::default()));
         let call = enter(&lifecycle);
-        let leaves = thread::spawn(move || drop(call));
-        let comes = {
+        let returning = thread::spawn(move || drop(call));
+        let beginning = {
             let lifecycle = Arc::clone(&lifecycle);
             thread::spawn(move || lifecycle.enter().is_some())
         };
         assert!(lifecycle.finalize());
         assert!(lifecycle.enter().is_none());
-        leaves.join().unwrap();
-        comes.join().unwrap();
+        returning.join().unwrap();
+        beginning.join().unwrap();
     });
 }
 
-/// Calls that wait are counted, and the end returns when they have left.
+/// Waiters are counted as calls. C_Finalize returns after they have returned.
 #[test]
 fn finalize_ends_two_waiting_calls_with_at_most_one_event() {
     bounded(|| {
@@ -275,12 +276,12 @@ fn finalize_ends_two_waiting_calls_with_at_most_one_event() {
         ];
         let source = thread::spawn(move || queue.update(|slot| slot.pending += 1));
         assert!(lifecycle.finalize());
-        assert!(wait_result(waiters) <= 1, "an event is told once");
+        assert!(wait_result(waiters) <= 1, "an event goes to one waiter");
         source.join().unwrap();
     });
 }
 
-/// Two waiters, a slot-event thread with one event to tell, C_Finalize and C_Initialize at once.
+/// Two waiters, a watcher thread with one event, C_Finalize, and C_Initialize right after it.
 #[test]
 fn finalize_ends_waiters_of_a_watching_thread_and_the_next_generation_begins() {
     bounded(|| {
@@ -293,14 +294,14 @@ fn finalize_ends_waiters_of_a_watching_thread_and_the_next_generation_begins() {
             waiter(enter(&lifecycle), false),
         ];
         assert!(lifecycle.finalize());
-        // Everybody has left, and the next generation is none of their business.
+        // All calls have returned, so the next generation cannot affect them.
         begin(&lifecycle, Module::new(2, &Arc::default()));
-        assert!(wait_result(waiters) <= 1, "an event is told once");
+        assert!(wait_result(waiters) <= 1, "an event goes to one waiter");
         assert!(lifecycle.finalize());
     });
 }
 
-/// Two waiters of which one watches for both, one event from outside, and C_Finalize.
+/// Two waiters, one of which is the watcher, one event, and C_Finalize.
 #[test]
 fn finalize_ends_two_self_watching_waiters_with_at_most_one_event() {
     bounded(|| {
@@ -316,13 +317,13 @@ fn finalize_ends_two_self_watching_waiters_with_at_most_one_event() {
             thread::spawn(move || outside.change())
         };
         assert!(lifecycle.finalize());
-        assert!(wait_result(waiters) <= 1, "an event is told once");
+        assert!(wait_result(waiters) <= 1, "an event goes to one waiter");
         source.join().unwrap();
         assert!(lifecycle.enter().is_none());
     });
 }
 
-/// Two waiters and two events: both are told, whoever leads.
+/// Two waiters and two events. Each waiter gets one, whichever waiter is the watcher.
 #[test]
 fn no_event_is_lost_when_another_waiter_becomes_watcher() {
     bounded(|| {
@@ -340,33 +341,32 @@ fn no_event_is_lost_when_another_waiter_becomes_watcher() {
     });
 }
 
-/// Two waiters, one event, and a second one when the first was told: who is left takes the lead over.
+/// Two waiters, and a second event after the first was taken. The remaining waiter becomes the watcher.
 #[test]
 fn remaining_waiter_becomes_watcher() {
     bounded(|| {
-        let (outside, told_of) = (
+        let (outside, taken) = (
             Arc::new(EventProducer::default()),
             Arc::new(EventProducer::default()),
         );
         let module = Arc::new(Module::new(1, &outside));
         let wait = || {
-            let (module, told_of) = (Arc::clone(&module), Arc::clone(&told_of));
+            let (module, taken) = (Arc::clone(&module), Arc::clone(&taken));
             thread::spawn(move || {
                 let event = module.wait(true);
-                told_of.change();
+                taken.change();
                 event
             })
         };
         let waiters = vec![wait(), wait()];
         outside.change();
-        told_of.next(0).unwrap();
+        taken.next(0).unwrap();
         outside.change();
         assert_eq!(wait_result(waiters), 2);
     });
 }
 
-/// Calls that come and go while C_Finalize runs in two threads: one of the two ends the generation, and when it
-/// returns nobody is inside.
+/// A call while C_Finalize runs in two threads. One C_Finalize ends the generation; when it returns, no call is active.
 #[test]
 fn one_of_two_concurrent_finalizes_ends_the_generation_and_all_calls() {
     bounded(|| {
@@ -391,12 +391,15 @@ fn one_of_two_concurrent_finalizes_ends_the_generation_and_all_calls() {
         if mine {
             assert_eq!(inside.load(std::sync::atomic::Ordering::SeqCst), 0);
         }
-        assert!(mine ^ other.join().unwrap(), "one of the two, and only one");
+        assert!(
+            mine ^ other.join().unwrap(),
+            "exactly one ends the generation"
+        );
         call.join().unwrap();
     });
 }
 
-/// C_Initialize that comes while C_Finalize is at work waits for it, and neither is lost.
+/// C_Initialize during C_Finalize waits for its end.
 #[test]
 fn initialize_waits_for_a_running_finalize() {
     bounded(|| {
@@ -415,7 +418,7 @@ fn initialize_waits_for_a_running_finalize() {
         } else {
             assert!(
                 lifecycle.enter().is_none(),
-                "it came before, and was told so"
+                "C_Initialize was first, and reported the running generation"
             );
         }
     });

@@ -1,4 +1,4 @@
-//! Events over backends that do as they are told.
+//! Slot events of fake backends, whose readers a test sets.
 
 mod demands;
 
@@ -24,40 +24,40 @@ use crate::{
     sources::FIRST_SNAPSHOT_TIMEOUT,
 };
 
-/// What only a hang exceeds.
+/// Timeout of every step; only a hang exceeds it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
-/// A grace that passes in a test, and one that does not.
+/// A return timeout that expires during a test, and one that does not.
 const BRIEF: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A backend that shows what it is told to.
+/// A fake backend. It reports the readers that a test sets.
 #[derive(Debug)]
-pub(crate) struct Puppet {
+pub(crate) struct FakeBackend {
     name: &'static str,
-    shown: Arc<Show>,
+    shown: Arc<FakeState>,
 }
 
 #[derive(Debug)]
-struct Show {
+struct FakeState {
     readers: Mutex<ReaderSnapshot>,
-    /// Counts the changes.
+    /// Counts the changes of `readers`.
     version: AtomicU64,
     changed: Condvar,
-    /// A byte for each.
-    told: (PipeReader, PipeWriter),
-    /// What keeps its readers from being shown.
+    /// A pipe with one byte for each change.
+    wakeups: (PipeReader, PipeWriter),
+    /// The precedence that limits the readers of a fake `usb` backend.
     precedence: Option<Arc<PcscdPrecedence>>,
     stopped: AtomicBool,
     queries: AtomicUsize,
     steps: AtomicUsize,
 }
 
-impl Puppet {
+impl FakeBackend {
     pub(crate) fn new(name: &'static str, readers: ReaderSnapshot) -> Arc<Self> {
         Self::behind(None, name, readers)
     }
 
-    /// Readers on the USB.
+    /// Returns a fake `usb` backend.
     pub(crate) fn usb(precedence: &Arc<PcscdPrecedence>, names: &[&str]) -> Arc<Self> {
         Self::behind(Some(Arc::clone(precedence)), "usb", with(0, names))
     }
@@ -69,11 +69,11 @@ impl Puppet {
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
-            shown: Arc::new(Show {
+            shown: Arc::new(FakeState {
                 readers: Mutex::new(readers),
                 version: AtomicU64::new(0),
                 changed: Condvar::new(),
-                told: pipe().unwrap(),
+                wakeups: pipe().unwrap(),
                 precedence,
                 stopped: AtomicBool::new(false),
                 queries: AtomicUsize::new(0),
@@ -98,29 +98,29 @@ impl Puppet {
     }
 }
 
-impl Show {
+impl FakeState {
     fn wake(&self) {
         self.changed.notify_all();
-        (&self.told.1).write_all(&[0]).unwrap();
+        (&self.wakeups.1).write_all(&[0]).unwrap();
     }
 }
 
-impl Backend for Puppet {
+impl Backend for FakeBackend {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn watch(&self) -> Box<dyn Watch> {
-        Box::new(Strings {
+        Box::new(FakeWatch {
             show: Arc::clone(&self.shown),
-            ours: (AllowedReaders::All, 0),
+            allowed: (AllowedReaders::All, 0),
             seen: None,
         })
     }
 
     fn connect(&self, _: &ReaderId, _: Call) -> Result<Box<dyn Transport>, TransportError> {
         let kind = TransportErrorKind::NoReader;
-        Err(TransportError::before_card(kind, "a puppet"))
+        Err(TransportError::before_card(kind, "a fake backend"))
     }
 
     fn abort_calls(&self) {}
@@ -128,26 +128,26 @@ impl Backend for Puppet {
     fn begin_shutdown(&self) {}
 }
 
-/// The watch of a [`Puppet`].
-struct Strings {
-    show: Arc<Show>,
-    ours: (AllowedReaders, u32),
-    /// What the last picture was of.
+/// The watch of a [`FakeBackend`].
+struct FakeWatch {
+    show: Arc<FakeState>,
+    allowed: (AllowedReaders, u32),
+    /// The versions of the readers and of the precedence in the last snapshot.
     seen: Option<(u64, u32)>,
 }
 
-impl Strings {
-    fn look_at_the_gate(&mut self) {
+impl FakeWatch {
+    fn check_precedence(&mut self) {
         if let Some(precedence) = &self.show.precedence {
             precedence.clear();
-            self.ours = precedence.allowed_readers();
-            precedence.mark_seen(self.ours.1);
+            self.allowed = precedence.allowed_readers();
+            precedence.mark_seen(self.allowed.1);
         }
     }
 
     fn is_new(&mut self) -> bool {
-        self.look_at_the_gate();
-        let now = (self.show.version.load(Ordering::SeqCst), self.ours.1);
+        self.check_precedence();
+        let now = (self.show.version.load(Ordering::SeqCst), self.allowed.1);
         self.seen != Some(now)
     }
 
@@ -155,10 +155,10 @@ impl Strings {
         let mut readers = self.show.readers.lock().unwrap().clone();
         let version = self.show.version.load(Ordering::SeqCst);
         for _ in self.seen.map_or(0, |seen| seen.0)..version {
-            (&self.show.told.0).read_exact(&mut [0]).unwrap();
+            (&self.show.wakeups.0).read_exact(&mut [0]).unwrap();
         }
-        self.seen = Some((version, self.ours.1));
-        if self.ours.0 != AllowedReaders::All {
+        self.seen = Some((version, self.allowed.1));
+        if self.allowed.0 != AllowedReaders::All {
             readers.readers.retain(|reader| reader.name == MARKED);
         }
         readers
@@ -169,24 +169,24 @@ impl Strings {
     }
 }
 
-impl Watch for Strings {
+impl Watch for FakeWatch {
     fn snapshot(&mut self, call: Call) -> ReaderSnapshot {
         self.show.queries.fetch_add(1, Ordering::SeqCst);
-        self.look_at_the_gate();
-        while self.ours.0 == AllowedReaders::None
+        self.check_precedence();
+        while self.allowed.0 == AllowedReaders::None
             && Instant::now() < call.deadline
             && !self.is_stopped()
         {
             thread::sleep(Duration::from_millis(1));
-            self.look_at_the_gate();
+            self.check_precedence();
         }
         self.present()
     }
 
     fn next_snapshot(&mut self) -> Result<ReaderSnapshot, Stopped> {
-        // As that of the bus, the first picture waits until it is known whose the readers are.
-        while (!self.is_new() || self.ours.0 == AllowedReaders::None) && !self.is_stopped() {
-            // The gate tells nobody here.
+        // As with the real backend, the first snapshot waits until the precedence is known.
+        while (!self.is_new() || self.allowed.0 == AllowedReaders::None) && !self.is_stopped() {
+            // A change of the precedence does not notify `changed`, so this waits in short steps.
             let readers = self.show.readers.lock().unwrap();
             let attempt_end = Duration::from_millis(2);
             drop(
@@ -208,11 +208,11 @@ impl Watch for Strings {
     }
 
     fn stop_handle(&self) -> Arc<dyn StopHandle> {
-        Arc::new(Cut(Arc::clone(&self.show)))
+        Arc::new(FakeStopHandle(Arc::clone(&self.show)))
     }
 }
 
-impl Pollable for Strings {
+impl Pollable for FakeWatch {
     fn begin(&mut self) {}
 
     fn step(&mut self) -> Result<Option<ReaderSnapshot>, Stopped> {
@@ -225,7 +225,7 @@ impl Pollable for Strings {
 
     fn waits_on(&self) -> WaitSet<'_> {
         let mut set = WaitSet::default();
-        set.readable([self.show.told.0.as_fd()]);
+        set.readable([self.show.wakeups.0.as_fd()]);
         if let Some(precedence) = &self.show.precedence {
             set.readable(precedence.descriptor());
             set.due(precedence.due());
@@ -234,9 +234,9 @@ impl Pollable for Strings {
     }
 }
 
-struct Cut(Arc<Show>);
+struct FakeStopHandle(Arc<FakeState>);
 
-impl StopHandle for Cut {
+impl StopHandle for FakeStopHandle {
     fn stop(&self) {
         let _readers = self.0.readers.lock().unwrap();
         self.0.stopped.store(true, Ordering::SeqCst);
@@ -244,12 +244,12 @@ impl StopHandle for Cut {
     }
 }
 
-/// The life of a service that is waited for by blocking, as pcscd is.
+/// An instance of a service that is not pollable, as pcscd.
 const BLOCKS: u32 = 77;
-/// A reader that pcscd leaves to us.
+/// The name of a reader that pcscd ignores.
 const MARKED: &str = "marked";
 
-/// A service with these readers.
+/// Returns a snapshot of the instance `service` with these readers.
 fn with(service: u32, names: &[&str]) -> ReaderSnapshot {
     let state = |name: &&str| ReaderState {
         id: ReaderId::new("test", name),
@@ -301,18 +301,18 @@ fn events(
     )
 }
 
-/// The slots that are shown now.
+/// Returns the number of slots in a new list.
 fn slots(events: &SlotEvents) -> usize {
     let mut table = events.table();
     table.refresh_list();
     table.listed().len()
 }
 
-/// Waits for one event while `then` happens.
-fn told(events: &SlotEvents, then: impl FnOnce()) -> CK_SLOT_ID {
+/// Waits for one event while `change` runs. Returns the slot of the event.
+fn event_during(events: &SlotEvents, change: impl FnOnce()) -> CK_SLOT_ID {
     thread::scope(|scope| {
         let waiter = scope.spawn(|| events.wait(true));
-        then();
+        change();
         waiter.join().unwrap().unwrap()
     })
 }
@@ -321,31 +321,31 @@ fn told(events: &SlotEvents, then: impl FnOnce()) -> CK_SLOT_ID {
 fn wait_until(is_so: impl Fn() -> bool) {
     let end = Instant::now() + STEP_TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < end, "it never was");
+        assert!(Instant::now() < end, "the condition does not hold in time");
         thread::sleep(Duration::from_millis(2));
     }
 }
 
 #[test]
 fn watch_thread_follows_readers_from_its_first_snapshot() {
-    let one = Puppet::new("one", with(1, &["reader"]));
+    let one = FakeBackend::new("one", with(1, &["reader"]));
     let backends: [Arc<dyn Backend>; 1] = [Arc::clone(&one) as _];
     let events = events(&backends, true, None);
     events.refresh();
     assert_eq!(slots(&events), 2);
-    assert_eq!(one.queries(), 0, "what is only looked at may change unseen");
+    assert_eq!(one.queries(), 0, "a card could be replaced after a query");
     events.stop();
 }
 
 #[test]
 fn without_threads_several_backends_are_waited_for_at_once_without_wakeups() {
     let (one, other) = (
-        Puppet::new("one", with(1, &[])),
-        Puppet::new("other", with(1, &[])),
+        FakeBackend::new("one", with(1, &[])),
+        FakeBackend::new("other", with(1, &[])),
     );
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&one) as _, Arc::clone(&other) as _];
     let events = events(&backends, false, None);
-    let slot = told(&events, || {
+    let slot = event_during(&events, || {
         wait_until(|| one.steps() > 0 && other.steps() > 0);
         let (steps, queries) = (one.steps(), one.queries());
         thread::sleep(PCSC_QUERY_INTERVAL * 3);
@@ -360,8 +360,8 @@ fn without_threads_several_backends_are_waited_for_at_once_without_wakeups() {
 #[test]
 fn without_threads_a_stop_ends_the_wait_for_several_backends() {
     let backends: [Arc<dyn Backend>; 2] = [
-        Puppet::new("one", with(1, &[])),
-        Puppet::new("other", with(1, &[])),
+        FakeBackend::new("one", with(1, &[])),
+        FakeBackend::new("other", with(1, &[])),
     ];
     let events = events(&backends, false, None);
     thread::scope(|scope| {
@@ -375,11 +375,11 @@ fn without_threads_a_stop_ends_the_wait_for_several_backends() {
 #[test]
 fn without_threads_only_pcscd_is_watched_while_it_has_all_usb_readers() {
     let precedence = PcscdPrecedence::new(LONG);
-    let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
-    let usb = Puppet::usb(&precedence, &["A"]);
+    let pcscd = FakeBackend::new("pcsc", with(BLOCKS, &[]));
+    let usb = FakeBackend::usb(&precedence, &["A"]);
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&usb) as _, Arc::clone(&pcscd) as _];
     let events = events(&backends, false, Some(&precedence));
-    let slot = told(&events, || {
+    let slot = event_during(&events, || {
         wait_until(|| pcscd.queries() > 0 && usb.queries() > 0);
         thread::sleep(PCSC_QUERY_INTERVAL * 3);
         let counts = (pcscd.queries(), usb.queries(), usb.steps());
@@ -398,15 +398,15 @@ fn without_threads_only_pcscd_is_watched_while_it_has_all_usb_readers() {
 #[test]
 fn without_threads_readers_left_by_pcscd_are_watched_beside_it() {
     let precedence = PcscdPrecedence::new(LONG);
-    let pcscd = Puppet::new("pcsc", with(BLOCKS, &[]));
-    let usb = Puppet::usb(&precedence, &[MARKED]);
+    let pcscd = FakeBackend::new("pcsc", with(BLOCKS, &[]));
+    let usb = FakeBackend::usb(&precedence, &[MARKED]);
     let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, Arc::clone(&usb) as _];
     let events = events(&backends, false, Some(&precedence));
     events.refresh();
     assert_eq!(slots(&events), 2);
-    let of_pcscd = [(); 2].map(|()| told(&events, || pcscd.show(with(BLOCKS, &["A"]))));
+    let of_pcscd = [(); 2].map(|()| event_during(&events, || pcscd.show(with(BLOCKS, &["A"]))));
     assert_eq!(of_pcscd, [2, 3]);
-    assert_eq!(told(&events, || usb.show(with(0, &[]))), 0);
+    assert_eq!(event_during(&events, || usb.show(with(0, &[]))), 0);
 }
 
 #[test]
@@ -414,20 +414,25 @@ fn first_snapshot_waits_for_no_absent_pcscd_and_includes_usb_readers() {
     for threads in [true, false] {
         for (pcscd, shown) in [(absent(), 2), (with(BLOCKS, &[]), 0)] {
             let precedence = PcscdPrecedence::new(LONG);
-            let backends: [Arc<dyn Backend>; 2] =
-                [Puppet::usb(&precedence, &["U"]), Puppet::new("pcsc", pcscd)];
+            let backends: [Arc<dyn Backend>; 2] = [
+                FakeBackend::usb(&precedence, &["U"]),
+                FakeBackend::new("pcsc", pcscd),
+            ];
             let events = events(&backends, threads, Some(&precedence));
             let begun = Instant::now();
             events.refresh();
             assert!(begun.elapsed() < FIRST_SNAPSHOT_TIMEOUT);
             assert_eq!(slots(&events), shown);
-            assert!(events.table().take_event().is_none(), "none has happened");
+            assert!(
+                events.table().take_event().is_none(),
+                "the first snapshots raise no event"
+            );
             events.stop();
         }
     }
 }
 
-/// Whether the reader of a slot is plugged in.
+/// Returns whether the reader of a slot is connected.
 fn is_there(events: &SlotEvents, slot: CK_SLOT_ID) -> bool {
     let mut table = events.table();
     table.slot(slot, Instant::now()).unwrap().1.connected
@@ -437,21 +442,24 @@ fn is_there(events: &SlotEvents, slot: CK_SLOT_ID) -> bool {
 fn reader_moves_between_pcscd_and_usb_and_is_never_listed_twice() {
     for threads in [true, false] {
         let precedence = PcscdPrecedence::new(BRIEF);
-        let pcscd = Puppet::new("pcsc", with(BLOCKS, &["A"]));
-        let usb = Puppet::usb(&precedence, &["U"]);
+        let pcscd = FakeBackend::new("pcsc", with(BLOCKS, &["A"]));
+        let usb = FakeBackend::usb(&precedence, &["U"]);
         let backends: [Arc<dyn Backend>; 2] = [Arc::clone(&pcscd) as _, usb];
         let events = events(&backends, threads, Some(&precedence));
         events.refresh();
         assert_eq!(slots(&events), 2);
         for _ in 0..2 {
             let gone = Instant::now();
-            let first = told(&events, || pcscd.show(absent()));
-            assert!(gone.elapsed() >= BRIEF, "its slots stay meanwhile");
+            let first = event_during(&events, || pcscd.show(absent()));
+            assert!(
+                gone.elapsed() >= BRIEF,
+                "the slots of pcscd stay until then"
+            );
             assert!(first < 4 && !is_there(&events, 0) && is_there(&events, 2));
             for _ in 0..3 {
-                told(&events, || {});
+                event_during(&events, || {});
             }
-            told(&events, || pcscd.show(with(BLOCKS, &["A"])));
+            event_during(&events, || pcscd.show(with(BLOCKS, &["A"])));
             let both = || is_there(&events, 0) && is_there(&events, 2);
             wait_until(|| {
                 assert!(!both());
@@ -467,9 +475,9 @@ fn reader_moves_between_pcscd_and_usb_and_is_never_listed_twice() {
 fn pcscd_is_queried_before_usb_whatever_the_configured_order() {
     let precedence = PcscdPrecedence::new(LONG);
     let backends: [Arc<dyn Backend>; 3] = [
-        Puppet::usb(&precedence, &[]),
-        Puppet::new("socket", with(1, &[])),
-        Puppet::new("pcsc", absent()),
+        FakeBackend::usb(&precedence, &[]),
+        FakeBackend::new("socket", with(1, &[])),
+        FakeBackend::new("pcsc", absent()),
     ];
     let numbers = |precedence| {
         let sources = BackendWatcher::of(&backends, precedence);

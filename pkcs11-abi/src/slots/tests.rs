@@ -10,8 +10,8 @@ fn other_card() -> Presence {
     Presence::Card(Atr::parse(&[0x3B, 0x01, 0x11]).unwrap())
 }
 
-/// A picture of the service's `life`; a reader's model is the first letter of its name.
-fn picture_of(instance: Option<u32>, readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
+/// Returns a snapshot of one instance of the service. The stable name of a reader is the first letter of its name.
+fn snapshot_of(instance: Option<u32>, readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
     let state = |(name, presence, changes): &(&str, Presence, u32)| ReaderState {
         id: ReaderId::new("test", name),
         name: (*name).to_owned(),
@@ -27,7 +27,7 @@ fn picture_of(instance: Option<u32>, readers: &[(&str, Presence, u32)]) -> Reade
 }
 
 fn snapshot(readers: &[(&str, Presence, u32)]) -> ReaderSnapshot {
-    picture_of(Some(1), readers)
+    snapshot_of(Some(1), readers)
 }
 
 fn update(table: &mut SlotTable, snapshot: &ReaderSnapshot) -> SnapshotEffect {
@@ -124,7 +124,7 @@ fn card_found_removed_changes_insertion_and_next_snapshot_raises_the_event() {
     assert_ne!(now, card);
     assert_eq!(events(&mut table), []);
     table.card_removed(key, card);
-    assert_eq!(slot(&mut table, 0).card, now, "once for each card");
+    assert_eq!(slot(&mut table, 0).card, now, "a card is removed once");
     update(&mut table, &snapshot(&[("A", Presence::Empty, 2)]));
     assert_eq!(events(&mut table), [0, 1]);
 }
@@ -143,21 +143,21 @@ fn slot_list_changes_only_when_it_is_refreshed() {
 fn lost_service_hides_tokens_and_keeps_their_insertions() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    update(&mut table, &picture_of(None, &[]));
+    update(&mut table, &snapshot_of(None, &[]));
     let lost = slot(&mut table, 0);
     assert_eq!(lost.presence, Presence::Empty, "the token is absent");
-    assert_eq!(lost.card, before.card, "its sessions live");
+    assert_eq!(lost.card, before.card, "the sessions stay valid");
     assert_eq!(events(&mut table), [0, 1]);
     table.refresh_list();
-    assert_eq!(table.listed().len(), 2, "its slots stay");
-    // Counts begin anew with the service.
-    update(&mut table, &picture_of(Some(2), &[("A", card(), 9)]));
+    assert_eq!(table.listed().len(), 2, "the slots stay");
+    // The change counts of a new instance cannot be compared with the earlier counts.
+    update(&mut table, &snapshot_of(Some(2), &[("A", card(), 9)]));
     let back = slot(&mut table, 0);
     assert_eq!((&back.presence, back.card), (&card(), before.card));
     assert_ne!(
         back.reappearances(),
         before.reappearances(),
-        "to be recognised first"
+        "the card must be compared first"
     );
     assert_eq!(events(&mut table), [0, 1]);
 }
@@ -167,16 +167,16 @@ fn lost_service_that_has_expired_removes_its_readers() {
     let mut table = table();
     let before = slot(&mut table, 0);
     table.give_up_lost_services();
-    assert!(slot(&mut table, 0).connected, "its service is there");
-    update(&mut table, &picture_of(None, &[]));
+    assert!(slot(&mut table, 0).connected, "the service is not lost");
+    update(&mut table, &snapshot_of(None, &[]));
     events(&mut table);
     table.give_up_lost_services();
     assert_eq!(events(&mut table), [0, 1]);
     let gone = slot(&mut table, 0);
     assert!(!gone.connected && gone.card != before.card);
     table.give_up_lost_services();
-    assert_eq!(events(&mut table), [], "once");
-    update(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
+    assert_eq!(events(&mut table), [], "a reader is removed once");
+    update(&mut table, &snapshot_of(Some(2), &[("A", card(), 1)]));
     let back = slot(&mut table, 0);
     assert!(back.connected && back.card != before.card);
 }
@@ -185,7 +185,7 @@ fn lost_service_that_has_expired_removes_its_readers() {
 fn service_restarted_between_two_snapshots_counts_as_lost() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    update(&mut table, &picture_of(Some(2), &[("A", card(), 1)]));
+    update(&mut table, &snapshot_of(Some(2), &[("A", card(), 1)]));
     let back = slot(&mut table, 0);
     assert_eq!(back.card, before.card);
     assert_ne!(back.reappearances(), before.reappearances());
@@ -195,26 +195,26 @@ fn service_restarted_between_two_snapshots_counts_as_lost() {
 fn reader_may_report_its_card_within_a_timeout_after_its_service_returns() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    update(&mut table, &picture_of(None, &[]));
-    update(&mut table, &picture_of(Some(2), &[]));
+    update(&mut table, &snapshot_of(None, &[]));
+    update(&mut table, &snapshot_of(Some(2), &[]));
     assert!(slot(&mut table, 0).is_out_of_sight());
     let applied = update(
         &mut table,
-        &picture_of(Some(2), &[("A", Presence::Empty, 0)]),
+        &snapshot_of(Some(2), &[("A", Presence::Empty, 0)]),
     );
     assert!(applied.next_check.is_some());
     assert_eq!(slot(&mut table, 0).card, before.card);
     let later = Instant::now() + READER_RETURN_TIMEOUT;
     let after = table.slot(0, later).unwrap().1.clone();
-    assert_ne!(after.card, before.card, "it had its time");
+    assert_ne!(after.card, before.card, "the deadline has passed");
     assert!(after.connected, "the reader is there");
     let mut table = self::table();
-    update(&mut table, &picture_of(None, &[]));
-    update(&mut table, &picture_of(Some(2), &[]));
+    update(&mut table, &snapshot_of(None, &[]));
+    update(&mut table, &snapshot_of(Some(2), &[]));
     let later = Instant::now() + READER_RETURN_TIMEOUT;
     assert!(
         !table.slot(0, later).unwrap().1.connected,
-        "the reader is not"
+        "the reader has not returned"
     );
 }
 
@@ -222,12 +222,12 @@ fn reader_may_report_its_card_within_a_timeout_after_its_service_returns() {
 fn other_card_after_a_service_restart_is_another_insertion() {
     let mut table = table();
     let before = slot(&mut table, 0);
-    update(&mut table, &picture_of(None, &[]));
-    let applied = update(&mut table, &picture_of(Some(2), &[("A", other_card(), 1)]));
+    update(&mut table, &snapshot_of(None, &[]));
+    let applied = update(&mut table, &snapshot_of(Some(2), &[("A", other_card(), 1)]));
     assert!(applied.other_cards);
     assert_ne!(slot(&mut table, 0).card, before.card);
-    update(&mut table, &picture_of(None, &[]));
-    let applied = update(&mut table, &picture_of(Some(3), &[("A", other_card(), 1)]));
+    update(&mut table, &snapshot_of(None, &[]));
+    let applied = update(&mut table, &snapshot_of(Some(3), &[("A", other_card(), 1)]));
     assert!(!applied.other_cards);
 }
 
@@ -246,12 +246,12 @@ fn renumbered_reader_gets_its_slot_ids_back() {
     assert_eq!(
         events(&mut table),
         [2, 3],
-        "one more of its kind is another"
+        "a second reader of the same model gets its own slots"
     );
-    // Both numbers change at once, with the service.
+    // A new instance of the service renumbers both readers.
     update(
         &mut table,
-        &picture_of(Some(2), &[("A3", card(), 1), ("A4", card(), 1)]),
+        &snapshot_of(Some(2), &[("A3", card(), 1), ("A4", card(), 1)]),
     );
     assert_eq!(slot(&mut table, 0).name, "A3");
     assert_eq!(slot(&mut table, 2).name, "A4");

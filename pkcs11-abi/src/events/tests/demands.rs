@@ -1,4 +1,4 @@
-//! Watches that query cards only on demand.
+//! Watches that monitor cards only while a caller waits for events.
 
 use super::*;
 
@@ -19,7 +19,10 @@ impl Demand for Unanswered {
         let waited = self
             .changed
             .wait_timeout_while(stopped, STEP_TIMEOUT, |stopped| !*stopped);
-        assert!(!waited.unwrap().1.timed_out(), "nobody has stopped it");
+        assert!(
+            !waited.unwrap().1.timed_out(),
+            "the refresh was not stopped"
+        );
     }
 
     fn stop(&self) {
@@ -30,7 +33,7 @@ impl Demand for Unanswered {
 
 /// A backend with such a demand.
 #[derive(Debug)]
-struct OnDemand(Arc<Puppet>);
+struct OnDemand(Arc<FakeBackend>);
 
 impl Backend for OnDemand {
     fn name(&self) -> &'static str {
@@ -70,10 +73,10 @@ impl Watch for DemandingWatch {
     }
 }
 
-/// Events with threads over such a backend.
+/// Returns slot events with threads and such a backend.
 fn on_demand() -> SlotEvents {
-    let puppet = Puppet::new("usb", with(0, &["A"]));
-    events(&[Arc::new(OnDemand(puppet))], true, None)
+    let backend = FakeBackend::new("usb", with(0, &["A"]));
+    events(&[Arc::new(OnDemand(backend))], true, None)
 }
 
 #[test]
@@ -88,9 +91,9 @@ fn refresh_after_c_finalize_does_not_wait_for_a_watch_that_never_ran() {
 fn c_finalize_ends_a_call_that_waits_for_a_query_of_the_cards() {
     let events = on_demand();
     thread::scope(|scope| {
-        let waits = scope.spawn(|| events.wait(true));
+        let waiter = scope.spawn(|| events.wait(true));
         wait_until(|| slots(&events) > 0);
         events.stop();
-        assert!(waits.join().unwrap().is_err());
+        assert!(waiter.join().unwrap().is_err());
     });
 }
