@@ -28,7 +28,7 @@ pub(crate) struct ReaderAccess {
     pub(crate) visibility: Arc<Visibility>,
 }
 
-/// Why there is no transport.
+/// The reason why there is no transport.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LastDisconnect {
     /// The module released the card. The watch of the reader has reported since whether the card was removed.
@@ -46,7 +46,7 @@ pub(crate) struct CardState {
     pub(crate) tokens: Option<Vec<Token>>,
     /// The card has no supported applet, visible or hidden.
     pub(crate) foreign: bool,
-    /// When the idle card may be disconnected.
+    /// The instant from which the idle card may be disconnected.
     pub(crate) idle_at: Option<Instant>,
     card: Option<Card>,
     absence: LastDisconnect,

@@ -55,7 +55,7 @@ pub(crate) struct Config {
     pub(crate) usb_backend: UsbLibrary,
     /// Folders for the lock files of USB readers, the best one first.
     pub(crate) lock_folders: Vec<PathBuf>,
-    /// When idle cards are released.
+    /// The idle times after which cards are released.
     pub(crate) release: IdleTimeouts,
     /// Which readers, applets and tokens are visible, and the names of objects.
     pub(crate) visibility: Visibility,

@@ -3,7 +3,7 @@
 use claviger_apdu::TransportErrorKind;
 use claviger_driver::ReaderSnapshot;
 
-/// How a backend relates to the other backends.
+/// The relation of a backend to the other backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// While pcscd runs, it has the readers on the USB.
@@ -18,7 +18,7 @@ pub(crate) enum Role {
 #[derive(Debug, Default)]
 pub(crate) struct ErrorReports {
     reported: Vec<(usize, Option<String>)>,
-    /// Why pcscd is absent.
+    /// The reason why pcscd is absent, while it is.
     absent: Option<String>,
 }
 

@@ -28,7 +28,8 @@ pub(crate) struct Output<'call, T> {
 
 impl<'call, T: Copy> Input<'call, T> {
     /// # Safety
-    /// `pointer` is null or valid for reads of what the function's other parameters say, until it returns.
+    /// `pointer` is null, or valid for reads of the memory that the function's other parameters describe, until the function
+    /// returns.
     pub(crate) const unsafe fn new(pointer: *const T) -> Self {
         Self {
             pointer,
@@ -89,8 +90,8 @@ impl<'call> Input<'call, u8> {
 
 impl<'call, T: Copy> Output<'call, T> {
     /// # Safety
-    /// `pointer` is null or valid for reads and writes of what the function's other parameters say, until it
-    /// returns.
+    /// `pointer` is null, or valid for reads and writes of the memory that the function's other parameters describe, until
+    /// the function returns.
     pub(crate) const unsafe fn new(pointer: *mut T) -> Self {
         Self {
             pointer,
@@ -128,7 +129,7 @@ impl<'call, T: Copy> Output<'call, T> {
     pub(crate) fn put_all(self, values: &[T]) -> Result<(), Failure> {
         self.check()?;
         for (index, value) in values.iter().enumerate() {
-            // SAFETY: not null, and the room was compared with `values.len()`; alignment is not assumed.
+            // SAFETY: not null, and the caller has compared the room with `values.len()`. Alignment is not assumed.
             unsafe { self.pointer.wrapping_add(index).write_unaligned(*value) };
         }
         Ok(())
@@ -229,14 +230,14 @@ pub(crate) fn attribute_bytes(attribute: &CK_ATTRIBUTE) -> Result<Vec<u8>, Failu
         }
         .into());
     }
-    // SAFETY: the attribute was read from a template of the caller, who promises its pointer and length.
+    // SAFETY: the attribute was read from a template of the caller. The caller promises its pointer and length.
     let value = unsafe { Input::new(attribute.pValue.cast::<u8>().cast_const()) };
     Ok(value.bytes(attribute.ulValueLen)?.to_vec())
 }
 
 /// Copies the parameter bytes of a mechanism.
 pub(crate) fn mechanism_parameter(mechanism: &CK_MECHANISM) -> Result<Vec<u8>, Failure> {
-    // SAFETY: the mechanism was read from the caller, who promises its parameter and length.
+    // SAFETY: the mechanism was read from the caller. The caller promises its parameter and length.
     let parameter = unsafe { Input::new(mechanism.pParameter.cast::<u8>().cast_const()) };
     Ok(parameter.bytes(mechanism.ulParameterLen)?.to_vec())
 }
@@ -246,7 +247,7 @@ pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
     if usize::try_from(mechanism.ulParameterLen) != Ok(size_of::<T>()) {
         return None;
     }
-    // SAFETY: as in `mechanism_parameter`; as many bytes as the structure has.
+    // SAFETY: as in `mechanism_parameter`. The length equals the size of the structure.
     unsafe { Input::new(mechanism.pParameter.cast::<T>().cast_const()) }
         .get()
         .ok()
@@ -254,14 +255,14 @@ pub(crate) fn parameter_struct<T: Copy>(mechanism: &CK_MECHANISM) -> Option<T> {
 
 /// Copies bytes that a parameter's structure points to. Returns `None` for null with a length.
 pub(crate) fn nested_bytes(pointer: *mut u8, len: CK_ULONG) -> Option<Vec<u8>> {
-    // SAFETY: pointer and length were read from a structure of the caller, who promises them.
+    // SAFETY: pointer and length were read from a structure of the caller. The caller promises both.
     let bytes = unsafe { Input::new(pointer.cast_const()) };
     Some(bytes.bytes(len).ok()?.to_vec())
 }
 
 /// Returns the output buffer of one attribute.
 pub(crate) fn attribute_room<'call>(attribute: &CK_ATTRIBUTE) -> Output<'call, u8> {
-    // SAFETY: as in `attribute_bytes`; the room is compared with `ulValueLen` before it is used.
+    // SAFETY: as in `attribute_bytes`. The caller of this function compares `ulValueLen` before it writes.
     unsafe { Output::new(attribute.pValue.cast::<u8>()) }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Slot {
 pub(crate) struct SnapshotEffect {
     /// An insertion has changed.
     pub(crate) other_cards: bool,
-    /// When the next missing card is given up.
+    /// The instant at which the next missing card is given up.
     pub(crate) next_check: Option<Instant>,
 }
 
