@@ -106,7 +106,7 @@ impl IdleReleaser {
                 .name("claviger-idle".to_owned())
                 .spawn(move || release_when_due(&shared, cards.as_ref()))
                 .inspect_err(|error| {
-                    tracing::warn!("cannot start the thread that releases idle cards: {error}")
+                    tracing::warn!("cannot start the thread that releases idle cards: {error}");
                 })
                 .ok();
         }
