@@ -2,7 +2,7 @@
 //!
 //! With threads allowed, each backend has one watcher thread. The first call that needs the slots starts these threads. Their
 //! loop is `Watch::next_snapshot` → `SlotTable::apply` → wake. Without threads, one of the waiters is the watcher, in one
-//! wait over all backends, and every other call queries once.
+//! wait over all pollable backends, and every other call queries once.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
