@@ -1,4 +1,4 @@
-//! Foreign programs, each with a time limit: a client that hangs is a result, not a hung test.
+//! Runs foreign programs with a time limit. A client that hangs gives a result and does not block the test.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a harness fails loudly")]
 
@@ -17,34 +17,34 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
-/// What became of a client.
+/// The result of a client.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// The command line, for messages.
     pub command: String,
-    /// The exit code; `None` when a signal ended it.
+    /// The exit code, or `None` if a signal ended the client.
     pub code: Option<i32>,
-    /// Whether it was killed at its time limit.
+    /// Whether the client was killed at its time limit.
     pub timed_out: bool,
-    /// Standard output, lossily.
+    /// Standard output. Invalid UTF-8 is replaced.
     pub stdout: String,
-    /// Standard error, lossily.
+    /// Standard error. Invalid UTF-8 is replaced.
     pub stderr: String,
-    /// How long it ran.
+    /// The running time.
     pub took: Duration,
 }
 
 impl Output {
-    /// Whether it exited by itself with 0.
+    /// Returns whether the client exited with 0 within its time limit.
     #[must_use]
     pub fn success(&self) -> bool {
         self.code == Some(0) && !self.timed_out
     }
 
-    /// The output of a client that must succeed.
+    /// Returns the output of a client that must succeed.
     ///
     /// # Panics
-    /// With everything it said, when it did not.
+    /// If the client failed. The message holds its output.
     pub fn expect_success(self) -> Self {
         assert!(self.success(), "{self}");
         self
@@ -71,10 +71,10 @@ impl fmt::Display for Output {
     }
 }
 
-/// Runs `command` without input, for `limit` at most; then it and all it started is killed.
+/// Runs `command` without input. Kills its whole process group when it exits, or after `limit`.
 ///
 /// # Panics
-/// When it cannot be started.
+/// If the command cannot be started.
 #[must_use]
 pub fn run(command: &mut Command, limit: Duration) -> Output {
     run_with_input(command, &[], limit)
@@ -83,7 +83,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
 /// As [`run`], with `input` on standard input.
 ///
 /// # Panics
-/// When it cannot be started.
+/// If the command cannot be started.
 #[must_use]
 pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> Output {
     let start = Instant::now();
@@ -101,7 +101,7 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
     let writer = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
     let timed_out = !exits_within(&child, limit);
     let took = start.elapsed();
-    // Before the child is reaped, so that its number is still its own; grandchildren hold the pipes.
+    // The child is not reaped yet, so its process ID is still its own. Grandchildren would keep the pipes open.
     let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     let status = child.wait().expect("a child can be waited for");
     let _ = writer.join();
@@ -118,7 +118,8 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
     }
 }
 
-/// Waits without reaping, and without waking before the exit: what is measured beside it is not disturbed.
+/// Waits for the exit without reaping the child. Returns whether it exited within `limit`. Does not poll, so it disturbs no
+/// measurement.
 pub(crate) fn exits_within(child: &Child, limit: Duration) -> bool {
     let exit = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
     let exit = exit.expect("pidfd_open(2) of Linux 5.3");

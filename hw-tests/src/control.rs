@@ -1,30 +1,30 @@
-//! A reader's or a whole rig's remote control: lines of text over a Unix socket, one answer line each.
+//! Remote control of a reader or of a card fixture: lines of text over a Unix socket, with one reply line each.
 //!
-//! | line | does | answers |
+//! | line | action | reply |
 //! |---|---|---|
 //! | `insert`, `remove`, `reset` | as [`Reader`]'s methods | `ok` and the time, seconds since 1970 |
 //! | `counts` | | [`Counts`](crate::reader::Counts) as `name=value` |
-//! | `sent INS` | | how many frames with this instruction carried data |
-//! | `zero` | forgets counts and entries | `ok` |
-//! | `mark TEXT` | writes a remark into the log | `ok` |
-//! | `fault INS NTH FATE` | has the NTH such frame from now on meet [`FrameFault`], all others answered | `ok` |
-//! | `caught` | | whether that frame has come: `yes` or `no` |
-//! | `heal` | has all frames answered again | `ok` |
+//! | `sent INS` | | number of frames with this instruction that carried data |
+//! | `zero` | clears counts and entries | `ok` |
+//! | `mark TEXT` | writes a remark to the log | `ok` |
+//! | `fault INS NTH FATE` | applies the [`FrameFault`] FATE to the NTH such frame from now on, and to no other | `ok` |
+//! | `caught` | | `yes` if that frame has arrived, else `no` |
+//! | `heal` | removes the fault | `ok` |
 //! | `quit` | ends the program | `ok` |
 //!
-//! INS is an instruction in hex, or `any`; FATE is `delay MS`, `silence`, `pull` or `pull-after`. A rig takes these as
-//! well, and all of the above for its first card:
+//! INS is an instruction in hex, or `any`. FATE is `delay MS`, `silence`, `pull` or `pull-after`. A card fixture applies the
+//! commands above to its first card, and has these in addition:
 //!
-//! | line | does | answers |
+//! | line | action | reply |
 //! |---|---|---|
-//! | `card N LINE` | LINE for card N, from 0 | as LINE |
-//! | `service stop` | as [`CardFixture::stop_service`] | `ok`, and when it begins |
+//! | `card N LINE` | runs LINE for card N, counted from 0 | as LINE |
+//! | `service stop` | as [`CardFixture::stop_service`] | `ok` and the time at which the stop began |
 //! | `service WHAT` | `start`, `crash`, `begin`, `freeze` or `thaw`: as [`CardFixture`]'s methods | `ok` |
 //! | `settle` | as [`CardFixture::wait_until_seen`] | `ok` |
 //! | `swap` | as [`CardFixture::swap_cards`] | `ok` |
 //! | `exchange` | as [`CardFixture::exchange_card`] | `ok` |
 //!
-//! Anything else answers `error` and why.
+//! The reply to any other line is `error` and a reason.
 
 use std::{
     fmt::Display,
@@ -41,19 +41,19 @@ use crate::{
     reader::{FrameFault, Reader},
 };
 
-/// Longest line that is read.
+/// Longest accepted line.
 const MAX_LINE: u64 = 4096;
 
-/// What can be controlled.
+/// Something that executes control lines.
 pub trait RemoteControlled: Send + Sync + 'static {
-    /// Does what `line` says; its answer.
+    /// Executes `line`. Returns the reply.
     fn execute(&self, line: &str) -> String;
 }
 
-/// Listens at `path` until the process ends; `quit` is said on `end`.
+/// Listens at `path` until the process ends. Sends on `end` after `quit`.
 ///
 /// # Errors
-/// When the socket cannot be made.
+/// If the socket cannot be made.
 pub fn listen(path: &Path, controlled: impl RemoteControlled, end: Sender<()>) -> io::Result<()> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
@@ -117,7 +117,7 @@ impl RemoteControlled for Reader {
 }
 
 fn frames_with_data(reader: &Reader, instruction: u8) -> usize {
-    // Four bytes of header and one of a length: what is longer has data.
+    // The header and one length byte have five bytes. A longer frame carries data.
     let carries = |frame: &[u8]| frame.get(1) == Some(&instruction) && frame.len() > 5;
     let exchanges = reader.exchanges();
     exchanges
@@ -126,9 +126,9 @@ fn frames_with_data(reader: &Reader, instruction: u8) -> usize {
         .count()
 }
 
-/// One frame's misfortune.
+/// A fault for one frame.
 struct Fault {
-    /// `None` for any.
+    /// `None` for any instruction.
     instruction: Option<u8>,
     nth: usize,
     fate: FrameFault,
@@ -176,7 +176,7 @@ impl RemoteControlled for Weak<Mutex<CardFixture>> {
     fn execute(&self, line: &str) -> String {
         match self.upgrade() {
             Some(fixture) => fixture.execute(line),
-            None => refused(&"the rig is gone"),
+            None => refused(&"the card fixture was dropped"),
         }
     }
 }
@@ -187,7 +187,7 @@ impl RemoteControlled for Mutex<CardFixture> {
         let (verb, text) = line.split_once(' ').unwrap_or((line, ""));
         match (verb, text) {
             ("card", text) => match numbered(&fixture(), text) {
-                // The rig is free while its card obeys.
+                // The lock of the fixture is released while the card executes the line.
                 Some((card, line)) => card.execute(line),
                 None => refused(&format!("{text:?}: no such card")),
             },

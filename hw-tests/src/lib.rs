@@ -1,17 +1,17 @@
-//! Cards with real firmware and no hardware, readers to put them in, and clients to use them.
+//! Virtual cards with real firmware, virtual readers for them, and clients that use them.
 //!
 //! | module | has |
 //! |---|---|
-//! | [`fixture`] | what tests set up: a provisioned card within a module's reach, the module in a process of its own |
+//! | [`fixture`] | test fixtures: provisioned cards that the module can reach, the module in a process of its own |
 //! | [`card`] | the card: the applets of the Nitrokey 3 in this process |
 //! | [`provision`] | keys and certificates for it |
-//! | [`reader`] | a place for it: presence, sharing, counts, faults |
-//! | [`server`], [`vpcd`], [`pcscd`] | ways to it: the socket reader, vsmartcard, a pcscd of the test's own |
-//! | [`usb`], [`vscard`] | ways to it over USB: a virtual reader of this machine, QEMU's of a guest |
-//! | [`control`] | a reader's and a rig's remote control |
-//! | [`client`], [`paths`], [`skip`] | programs with a time limit, where things are, tests that cannot run here |
+//! | [`reader`] | a reader for it: presence, sharing, counts, faults |
+//! | [`server`], [`vpcd`], [`pcscd`] | services for it: the socket reader, vsmartcard, a pcscd of the test's own |
+//! | [`usb`], [`vscard`] | USB readers for it: a virtual reader of this machine, the reader of a QEMU guest |
+//! | [`control`] | remote control of a reader and of a card fixture |
+//! | [`client`], [`paths`], [`skip`] | programs with a time limit, paths, skipped tests |
 //!
-//! Everything is made for tests that run side by side: each rig has its own card, socket, folder and ports.
+//! Tests can run in parallel: each card fixture has its own card, socket, folder and ports.
 
 #![deny(unsafe_code)]
 
@@ -20,7 +20,7 @@ pub mod client;
 pub mod control;
 #[allow(
     unsafe_code,
-    reason = "calls the module by its C functions, forks, and asks the kernel"
+    reason = "calls the module by its C functions, forks, and makes system calls"
 )]
 pub mod fixture;
 pub mod paths;

@@ -1,4 +1,4 @@
-//! Where things are: the build's folders and the modules under test.
+//! Paths of the build's folders, of modules and of programs.
 
 #![allow(clippy::panic, reason = "a harness fails loudly")]
 
@@ -10,10 +10,10 @@ use std::{
 /// The module's file name.
 const MODULE: &str = "libclaviger_pkcs11.so";
 
-/// The module under test: `CLAVIGER_MODULE`, or what cargo built beside this test.
+/// Path of the module under test: `CLAVIGER_MODULE`, or the module that cargo built beside this program.
 ///
 /// # Panics
-/// When there is none; it says how to build it.
+/// If there is no module. The message tells how to build it.
 #[must_use]
 pub fn module_path() -> PathBuf {
     if let Some(path) = env::var_os("CLAVIGER_MODULE") {
@@ -26,30 +26,30 @@ pub fn module_path() -> PathBuf {
     })
 }
 
-/// OpenSC's module, where it is installed (Debian: opensc-pkcs11).
+/// Path of OpenSC's module, if it is installed (Debian: opensc-pkcs11).
 #[must_use]
 pub fn opensc_module_path() -> Option<PathBuf> {
     installed("opensc-pkcs11.so")
 }
 
-/// Yubico's module, where it is installed (Debian: ykcs11).
+/// Path of Yubico's module, if it is installed (Debian: ykcs11).
 #[must_use]
 pub fn ykcs11_module_path() -> Option<PathBuf> {
     installed("libykcs11.so").or_else(|| installed("libykcs11.so.2"))
 }
 
-/// Where a program is, by `PATH` and the administrator's folders.
+/// Path of a program, from `PATH` and the `sbin` folders.
 #[must_use]
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     env::split_paths(&path)
-        .chain(administrators)
+        .chain(sbin)
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
 }
 
-/// A folder of the build for what tests share; it outlives them.
+/// A folder of the build for files that tests share. It is not removed.
 pub(crate) fn scratch() -> PathBuf {
     let folder = profile_folder()
         .and_then(|profile| profile.parent().map(|target| target.join("tmp")))
@@ -58,7 +58,7 @@ pub(crate) fn scratch() -> PathBuf {
     folder
 }
 
-/// `target/release` or its like: the folder above `deps`, or that of a program.
+/// The folder of the build profile, such as `target/release`: the folder of this program, or the one above `deps`.
 fn profile_folder() -> Option<PathBuf> {
     let program = env::current_exe().ok()?;
     let folder = program.parent()?;
@@ -83,8 +83,8 @@ fn installed(module: &str) -> Option<PathBuf> {
             .map(|entry| entry.path())
             .filter(|path| path.join("libc.so.6").exists()),
     );
-    let places = folders
+    let candidates = folders
         .into_iter()
         .flat_map(|folder| [folder.join(module), folder.join("pkcs11").join(module)]);
-    places.into_iter().find(|path| path.is_file())
+    candidates.into_iter().find(|path| path.is_file())
 }

@@ -1,26 +1,26 @@
-//! The card's side of T=0 (ISO 7816-3, 10 and 12.2), before firmware that takes APDUs.
+//! The card's side of T=0 (ISO 7816-3, 10 and 12.2), in front of firmware that takes APDUs.
 //!
-//! | command TPDU | the firmware takes it as | what T=0 adds |
+//! | command TPDU | the firmware handles it as | T=0 adds |
 //! |---|---|---|
-//! | header, P3 | case 2, Le = P3; of commands that have no answer, case 1 | an answer of another length is held back: 6Cxx |
-//! | header, P3, P3 bytes | case 3, Lc = P3 | an answer is told of by 61xx, which the firmware does by itself |
+//! | header, P3 | case 2, Le = P3; case 1 for commands without response data | 6Cxx for a response of another length, which is kept |
+//! | header, P3, P3 bytes | case 3, Lc = P3 | nothing: the firmware itself reports response data with 61xx |
 //!
-//! A command that follows 6Cxx with the length it names is given what is held and not executed again.
+//! The command that repeats the first with the length of 6Cxx gets the kept response. It is not executed again.
 
-/// Status word for a command whose data are not as many as P3 says.
+/// Status word for a command whose data length differs from P3.
 const WRONG_LENGTH: [u8; 2] = [0x67, 0x00];
-/// SW1 before the number of bytes there are.
+/// SW1 before the number of available bytes.
 const CORRECT_LENGTH: u8 = 0x6C;
-/// Bytes of a status word.
+/// Length of a status word.
 const STATUS: usize = 2;
 
-/// A card of T=0, from one reset to the next.
+/// The T=0 state of a card between two resets.
 #[derive(Debug, Default)]
 pub(crate) struct T0 {
     held: Option<Held>,
 }
 
-/// An answer, and the command it is given to.
+/// A kept response, and the command that gets it.
 #[derive(Debug)]
 struct Held {
     command: [u8; 5],
@@ -28,10 +28,10 @@ struct Held {
 }
 
 impl T0 {
-    /// The answer to a command TPDU; `firmware` is asked once at most.
+    /// Returns the response to a command TPDU. Calls `firmware` once at most.
     ///
     /// # Errors
-    /// Those of `firmware`.
+    /// The errors of `firmware`.
     pub(crate) fn answer<E>(
         &mut self,
         tpdu: &[u8],
@@ -53,7 +53,7 @@ impl T0 {
         if !data.is_empty() || there == 0 || there == usize::from(p3) || (there, p3) == (256, 0) {
             return Ok(answer);
         }
-        // The firmware gives no more than Le, which is 256 at most.
+        // The firmware returns Le bytes at most, and Le is 256 at most.
         let length = u8::try_from(there).unwrap_or(0);
         let [cla, ins, p1, p2] = header;
         self.held = Some(Held {

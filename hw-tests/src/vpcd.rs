@@ -1,6 +1,6 @@
-//! The card side of vsmartcard's virtual reader: puts a [`Reader`]'s card into pcscd.
+//! The card side of vsmartcard's virtual reader: makes a [`Reader`]'s card available to pcscd.
 //!
-//! vpcd listens at a TCP port; a card is in its reader as long as a connection to that port is open.
+//! vpcd listens at a TCP port. It reports a card while a connection to that port is open.
 //!
 //! ```text
 //! | length, 2 bytes, big endian | one APDU, or 00 power off, 01 power on, 02 reset, 04 answer to reset |
@@ -18,12 +18,12 @@ use claviger_driver::socket::frame::Refusal;
 
 use crate::reader::{CardUser, Reader, Stop};
 
-/// What stands for the failure of a frame to a card without power. The card does not see the frame.
+/// Response to a frame while the card has no power. The card does not get the frame.
 const NO_DIAGNOSIS: [u8; 2] = [0x6F, 0x00];
-/// Pause before the next try to reach a vpcd that does not listen.
-const RETRY: Duration = Duration::from_millis(20);
+/// Interval between attempts to connect to vpcd.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Keeps the reader's card in vpcd's reader whenever it is present; until dropped.
+/// Keeps a connection to vpcd while the card is present, until dropped.
 #[derive(Debug)]
 pub struct VpcdClient {
     reader: Reader,
@@ -36,15 +36,15 @@ pub struct VpcdClient {
 struct VpcdConnection {
     port: u16,
     stop: Stop,
-    /// The open connection, so that it can be cut from outside.
+    /// The open connection, so that other threads can shut it down.
     stream: Mutex<Option<TcpStream>>,
 }
 
 impl VpcdClient {
-    /// Puts the card of `reader` into the vpcd that listens at `port` of this host, now or as soon as it does.
+    /// Connects the card of `reader` to the vpcd at `port` of this host. Retries until vpcd listens.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn start(port: u16, reader: &Reader) -> io::Result<Self> {
         let line = Arc::new(VpcdConnection {
             port,
@@ -55,10 +55,10 @@ impl VpcdClient {
         let thread = std::thread::Builder::new()
             .name("vpcd-card".into())
             .spawn(move || running.run(&source))?;
-        let cutting = line.clone();
+        let closing = line.clone();
         let watcher = reader.watch(move |presence| {
             if !presence.present {
-                cutting.cut();
+                closing.shut_down();
             }
         });
         Ok(Self {
@@ -69,7 +69,7 @@ impl VpcdClient {
         })
     }
 
-    /// Where the vpcd listens.
+    /// The port of vpcd.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.line.port
@@ -80,7 +80,7 @@ impl Drop for VpcdClient {
     fn drop(&mut self) {
         self.reader.unwatch(self.watcher);
         self.reader.stop(&self.line.stop);
-        self.line.cut();
+        self.line.shut_down();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -91,20 +91,20 @@ impl VpcdConnection {
     fn run(&self, reader: &Reader) {
         while reader.wait_for_card(&self.stop) {
             let ended = self.serve(reader);
-            self.cut();
+            self.shut_down();
             if ended.is_err() {
-                std::thread::sleep(RETRY);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
     }
 
-    /// One insertion of the card, from connection to cut.
+    /// Serves one insertion of the card, over one connection.
     fn serve(&self, reader: &Reader) -> io::Result<()> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_nodelay(true)?;
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
         let mut user = CardUser::new(reader, self.stop.clone(), stream.try_clone()?.into());
-        // The card may have gone before there was a connection to cut.
+        // The card may have been removed before the connection could be shut down.
         if self.stop.is_set() || user.attach().is_err() {
             return Ok(());
         }
@@ -122,7 +122,7 @@ impl VpcdConnection {
                 [1] => user.power_on(),
                 [2] => user.warm_reset(),
                 [4] => channel.send(reader.atr())?,
-                // A reader fails the exchange; vpcd knows nothing between an answer and a card that is gone.
+                // A real reader would report a failed exchange. vpcd knows only a response or a removed card.
                 _ if !has_power => channel.send(&NO_DIAGNOSIS)?,
                 frame => match transmit(&mut user, frame) {
                     Ok(answer) => channel.send(&answer)?,
@@ -132,7 +132,7 @@ impl VpcdConnection {
         }
     }
 
-    fn cut(&self) {
+    fn shut_down(&self) {
         if let Some(stream) = self
             .stream
             .lock()
@@ -144,7 +144,7 @@ impl VpcdConnection {
     }
 }
 
-/// A reset by the test goes unnoticed here, as one by bad contacts would: the frame meets a card that forgot.
+/// Sends a frame. A reset by the test is not reported, like a reset by bad contacts: the frame reaches a card without state.
 fn transmit(user: &mut CardUser, frame: &[u8]) -> Result<Vec<u8>, Refusal> {
     match user.transmit(frame) {
         Err(Refusal::CardReset) => {
@@ -166,8 +166,8 @@ impl Channel {
         Ok(message)
     }
 
-    /// vpcd sends length and message in two segments; unless the first is acknowledged at once, Nagle's
-    /// algorithm holds the second back for 40 ms. The kernel forgets the option, so it is set each time.
+    /// Reads with TCP_QUICKACK. vpcd sends length and message in two segments. Nagle's algorithm delays the second by 40 ms
+    /// unless the first is acknowledged at once. The kernel resets the option, so it is set each time.
     fn read(&mut self, into: &mut [u8]) -> io::Result<()> {
         rustix::net::sockopt::set_tcp_quickack(&self.0, true)?;
         self.0.read_exact(into)

@@ -1,13 +1,13 @@
-//! The card side of QEMU's reader: puts a [`Reader`]'s card into `usb-ccid` with `ccid-card-passthru`.
+//! The card side of QEMU's reader: makes a [`Reader`]'s card available to `usb-ccid` with `ccid-card-passthru`.
 //!
-//! QEMU listens at a socket; who connects to it is the card's place, and says what is in it (libcacard's `vscard_common.h`).
+//! QEMU listens at a socket. Its client reports the card and transmits for it (libcacard's `vscard_common.h`).
 //!
 //! ```text
 //! | type | reader | length | payload |     the first three of 4 bytes each, big endian
 //! ```
 //!
-//! That reader passes blocks on as they are and knows T=0 alone, so the card speaks T=0 there. It has no message for power:
-//! a card that the guest powers off and on keeps what it knows.
+//! QEMU's reader forwards TPDUs unchanged and supports T=0 only, so the card uses T=0 there. The protocol has no message for
+//! power: a card that the guest powers off and on keeps its state.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -29,7 +29,7 @@ use crate::{
     t0::T0,
 };
 
-/// The answer to reset there: T=0 alone, with a Nitrokey 3's historical bytes. No check byte follows (ISO 7816-3, 8.2.5).
+/// The answer to reset for T=0, with a Nitrokey 3's historical bytes. No check byte follows (ISO 7816-3, 8.2.5).
 pub const T0_ATR: [u8; 17] = [
     0x3B, 0x0F, 0x80, 0x5D, 0x4E, 0x69, 0x74, 0x72, 0x6F, 0x6B, 0x65, 0x79, 0, 0, 0, 0, 0,
 ];
@@ -43,19 +43,19 @@ const ATR: u32 = 5;
 const CARD_REMOVE: u32 = 6;
 const APDU: u32 = 7;
 
-/// What the first message has: a word to know each other by, version 0.0.2, no capabilities.
+/// Content of the first message: the magic word, version 0.0.2, no capabilities.
 const GREETING: [u8; 12] = *b"VSCD\0\0\0\x02\0\0\0\0";
-/// The reader is the only one.
+/// Number of the only reader.
 const READER: u32 = 0;
 /// Codes of [`ERROR`].
 const SUCCESS: [u8; 4] = [0; 4];
 const GENERAL_ERROR: [u8; 4] = [0, 0, 0, 1];
-/// Nothing QEMU says is longer.
-const LONGEST: u32 = 1 << 16;
-/// Pause before the next try to reach a QEMU that does not listen.
-const RETRY: Duration = Duration::from_millis(20);
+/// Maximum length of a message.
+const MAX_MESSAGE: u32 = 1 << 16;
+/// Interval between attempts to connect to QEMU.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Keeps the reader's card in QEMU's reader whenever it is present; until dropped.
+/// Reports the reader's card to QEMU while it is present, until dropped.
 #[derive(Debug)]
 pub struct VscardClient {
     reader: Reader,
@@ -69,15 +69,15 @@ struct Line {
     stop: Stop,
     /// Insertions and removals so far.
     changes: AtomicU32,
-    /// The open connection, to write to and to be cut from outside.
+    /// The open connection, so that other threads can write to it and shut it down.
     stream: Mutex<Option<UnixStream>>,
 }
 
 impl VscardClient {
-    /// Puts the card of `reader` into the QEMU that listens at `path`, now or as soon as it does.
+    /// Connects the card of `reader` to the QEMU at `path`. Retries until QEMU listens.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn start(path: impl AsRef<Path>, reader: &Reader) -> io::Result<Self> {
         let line = Arc::new(Line {
             path: path.as_ref().to_owned(),
@@ -100,10 +100,10 @@ impl VscardClient {
 impl Drop for VscardClient {
     fn drop(&mut self) {
         self.reader.stop(&self.line.stop);
-        // QEMU takes no notice of a connection that ends.
+        // QEMU does not notice the end of a connection.
         let _ = self.line.send(CARD_REMOVE, &[]);
         let _ = self.line.send(READER_REMOVE, &[]);
-        self.line.cut();
+        self.line.shut_down();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -115,27 +115,27 @@ impl Line {
         while !self.stop.is_set() {
             if let Ok(stream) = UnixStream::connect(&self.path) {
                 let _ = self.serve(stream, reader);
-                self.cut();
+                self.shut_down();
             }
-            std::thread::sleep(RETRY);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 
-    /// One connection. The watcher tells QEMU of each card, and first of the one that is there.
+    /// Serves one connection. The watcher reports the current card to QEMU, and then each change.
     fn serve(self: &Arc<Self>, stream: UnixStream, reader: &Reader) -> io::Result<()> {
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
         self.send(INIT, &GREETING)?;
         self.send(READER_ADD, reader.name().as_bytes())?;
         let line = self.clone();
-        let watcher = reader.watch(move |presence| line.tell(presence));
+        let watcher = reader.watch(move |presence| line.report(presence));
         let ended = self.answer(stream, reader);
         reader.unwatch(watcher);
         ended
     }
 
-    fn tell(&self, presence: Presence) {
+    fn report(&self, presence: Presence) {
         self.changes.store(presence.changes, Ordering::Release);
-        // A connection that has ended is noticed by who reads from it.
+        // The reading thread notices that the connection has ended.
         let _ = match presence.present {
             true => self.send(ATR, &T0_ATR),
             false => self.send(CARD_REMOVE, &[]),
@@ -151,7 +151,7 @@ impl Line {
                     Err(_) => self.send(ERROR, &GENERAL_ERROR)?,
                 },
                 (ERROR, code) if code != SUCCESS => {
-                    return Err(io::Error::other("QEMU refuses the card"));
+                    return Err(io::Error::other("QEMU reports an error"));
                 }
                 _ => {}
             }
@@ -190,7 +190,7 @@ impl Line {
         stream.write_all(&[&header, payload].concat())
     }
 
-    fn cut(&self) {
+    fn shut_down(&self) {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = stream.take() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -206,7 +206,7 @@ struct Card {
 }
 
 impl Card {
-    /// A reset by the test goes unnoticed here, as one by bad contacts would: the command meets a card that forgot.
+    /// Executes a TPDU. A reset by the test is not reported, like a reset by bad contacts.
     fn answer(&mut self, tpdu: &[u8]) -> Result<Vec<u8>, Refusal> {
         let Self { user, t0, .. } = self;
         t0.answer(tpdu, |apdu| match user.transmit(apdu) {
@@ -227,8 +227,8 @@ fn receive(stream: &mut UnixStream) -> io::Result<(u32, Vec<u8>)> {
         Ok::<_, io::Error>(u32::from_be_bytes(word))
     };
     let (kind, _, length) = (word()?, word()?, word()?);
-    if length > LONGEST {
-        return Err(io::Error::other("a message without end"));
+    if length > MAX_MESSAGE {
+        return Err(io::Error::other("the message is too long"));
     }
     let mut payload = vec![0; usize::try_from(length).map_err(io::Error::other)?];
     stream.read_exact(&mut payload)?;

@@ -1,8 +1,8 @@
 //! `make demo`: from C_Initialize to a signature that OpenSSL verifies, with no card, no pcscd and no root.
 //!
-//! This process holds a card with the firmware of a Nitrokey 3 behind a socket; the same program, started again
-//! as a client, loads the built module and uses it as any application would. With `--pcscd` the card is in a
-//! reader of a pcscd of its own instead.
+//! This process serves a card with the firmware of a Nitrokey 3 over a socket. The same program, started again as a client,
+//! loads the built module and uses it as any application would. With `--pcscd` the card is in a reader of the demo's own
+//! pcscd.
 
 use std::{
     env,
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where the card is for the client; dropped, it is there no longer.
+/// The service with the card. Dropping it ends the service.
 enum Place {
     Socket(SocketServer),
     Pcscd { service: Pcscd, _line: VpcdClient },
@@ -83,7 +83,7 @@ impl Place {
         })
     }
 
-    /// Transport, and the variable that names the socket, with its value.
+    /// The backend, and the variable with the path of the socket.
     fn environment(&self) -> (&'static str, &'static str, PathBuf) {
         match self {
             Self::Socket(server) => ("socket", "CLAVIGER_SOCKET", server.path().to_owned()),
@@ -92,7 +92,7 @@ impl Place {
     }
 }
 
-/// Makes a card, puts it into a reader and starts the client.
+/// Makes a card in a reader and starts the client.
 fn hold_the_card(pcscd: bool) -> Outcome {
     heading("A card");
     let folder = tempfile::tempdir()?;
@@ -220,7 +220,7 @@ impl Signer<'_> {
         Ok(session)
     }
 
-    /// Signs with key 9A and has OpenSSL verify with the key in its certificate.
+    /// Signs with key 9A. OpenSSL verifies the signature with the key of its certificate.
     fn sign_with_piv(&self, slot: Slot) -> Outcome {
         heading("A signature with the PIV P-256 key");
         let session = self.log_in(slot)?;
@@ -231,7 +231,7 @@ impl Signer<'_> {
             "C_Sign",
             format!("{} bytes in {:.1?}", signature.len(), started.elapsed()),
         );
-        // Cryptoki gives r and s side by side, OpenSSL wants them in DER.
+        // PKCS #11 concatenates r and s. OpenSSL needs them in DER.
         let der = p256::ecdsa::Signature::from_slice(&signature)?.to_der();
         let [message, signature] = self.save("piv", der.as_bytes())?;
         let certificate = self.folder.join("piv-9A.der");
@@ -251,14 +251,14 @@ impl Signer<'_> {
         Ok(())
     }
 
-    /// Signs with the signature key and has OpenSSL verify with the token's own public key.
+    /// Signs with the signature key. OpenSSL verifies the signature with the token's public key.
     fn sign_with_openpgp(&self, slot: Slot) -> Outcome {
         heading("A signature with the OpenPGP Ed25519 key");
         let session = self.log_in(slot)?;
         let key = find(&session, ObjectClass::PRIVATE_KEY, 1)?;
         let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
         session.sign_init(&mechanism, key)?;
-        // The card wants the PIN for each signature: CKA_ALWAYS_AUTHENTICATE.
+        // The key needs a context login for each signature: CKA_ALWAYS_AUTHENTICATE.
         session.login(UserType::ContextSpecific, Some(&AuthPin::new(PIN.into())))?;
         fact(
             "C_Login, once more",
@@ -348,7 +348,7 @@ fn module_path() -> Outcome<PathBuf> {
     }
 }
 
-/// Says one line to the card's control socket and returns the answer.
+/// Sends one line to the control socket of the card. Returns the reply.
 fn say(folder: &Path, line: &str) -> Outcome<String> {
     let mut stream = UnixStream::connect(folder.join("control"))?;
     writeln!(stream, "{line}")?;
@@ -392,7 +392,7 @@ fn fact(name: &str, value: impl Display) {
     println!("  {name:24} {green}{value}{plain}");
 }
 
-/// Colour for people; `NO_COLOR` and pipes get none.
+/// Returns whether to use colours: on a terminal, unless `NO_COLOR` is set.
 fn is_coloured() -> bool {
     use std::io::IsTerminal as _;
     env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal()

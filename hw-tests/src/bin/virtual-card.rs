@@ -1,4 +1,4 @@
-//! A virtual card for people and scripts: on the socket reader's socket, in vsmartcard's vpcd, in QEMU's reader, or in all.
+//! A virtual card for users and scripts: in a socket reader, in vsmartcard's vpcd, in QEMU's reader, or in several.
 
 use std::{
     error::Error,
@@ -68,7 +68,7 @@ struct Options {
 }
 
 impl Options {
-    /// `None` when help was asked for and given.
+    /// Parses the arguments. Returns `None` after printing the help.
     fn parse(mut parser: Parser) -> Result<Option<Self>, Box<dyn Error>> {
         let mut options = Self {
             socket: None,
@@ -134,7 +134,7 @@ impl Options {
         self.serve(&reader)
     }
 
-    /// Serves until `quit` comes over the control socket, or a signal.
+    /// Serves until `quit` arrives over the control socket, or until a signal.
     fn serve(self, reader: &Reader) -> Result<(), Box<dyn Error>> {
         let (end, ended) = mpsc::channel();
         if let Some(path) = &self.control {

@@ -1,4 +1,4 @@
-//! The applets of one card under power, and the dispatcher that selects among them.
+//! The applets of a powered card, and the dispatcher that selects among them.
 
 use apdu_dispatch::{
     App,
@@ -16,12 +16,12 @@ use super::{
 
 /// RID and PIX of PIV (SP 800-73-4 part 1, 2.2).
 const PIV_AID: [u8; 11] = [0xA0, 0, 0, 0x03, 0x08, 0, 0, 0x10, 0, 0x01, 0];
-/// Status word of a card that cannot answer.
+/// Status word of a card whose firmware cannot respond.
 pub(super) const NO_DIAGNOSIS: [u8; 2] = [0x6F, 0x00];
-/// Status word for a frame over what the dispatcher takes.
+/// Status word for a frame that is too long for the dispatcher.
 const WRONG_LENGTH: [u8; 2] = [0x67, 0x00];
 
-/// What the applets and the dispatcher talk over; outlives [`Applets`].
+/// The channels of the applets and the dispatcher. They outlive [`Applets`].
 #[derive(Default)]
 pub(super) struct Wiring {
     openpgp: TrussedChannel,
@@ -30,7 +30,7 @@ pub(super) struct Wiring {
     contactless: Channel,
 }
 
-/// The card from one power-up to the next; dropping it takes the power away.
+/// The applets between two power cycles. Dropping them powers the card off.
 pub(super) struct Applets<'a> {
     piv: Option<Piv<'a>>,
     openpgp: Option<opcard::Card<Client<'a>>>,
@@ -40,7 +40,7 @@ pub(super) struct Applets<'a> {
 }
 
 impl<'a> Applets<'a> {
-    /// Powers the card up. `None` when the applets of the last power-up still live.
+    /// Powers the card up. Returns `None` if the applets of the last power-up still exist.
     pub(super) fn power_up(
         config: &CardConfig,
         kernel: &SystemCall<'a>,
@@ -69,7 +69,7 @@ impl<'a> Applets<'a> {
         })
     }
 
-    /// The answer to one frame.
+    /// Returns the response to one frame.
     pub(super) fn answer(&mut self, mut frame: Vec<u8>) -> Vec<u8> {
         if self.yubi && is_case_3_short(&frame) {
             frame.push(0);
@@ -94,7 +94,8 @@ impl<'a> Applets<'a> {
     }
 }
 
-/// A YubiKey answers a command with data and without Le in full, up to 256 bytes; the dispatcher says 61xx.
+/// Returns whether the frame is a short command with data and without Le. A YubiKey returns up to 256 bytes for it, where
+/// the dispatcher returns 61xx.
 fn is_case_3_short(frame: &[u8]) -> bool {
     matches!(frame, [_, _, _, _, lc, data @ ..] if *lc != 0 && data.len() == usize::from(*lc))
 }

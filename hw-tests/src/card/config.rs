@@ -1,4 +1,4 @@
-//! What a virtual card is made of.
+//! The configuration of a virtual card.
 
 use super::State;
 
@@ -8,21 +8,21 @@ pub const NITROKEY_3_ATR: [u8; 19] = [
     0x6A,
 ];
 
-/// What card to make.
+/// The configuration of a virtual card.
 #[derive(Clone, Debug)]
 pub struct CardConfig {
-    /// Whether it has the PIV applet.
+    /// Whether the card has the PIV applet.
     pub piv: bool,
-    /// Whether it has the OpenPGP applet.
+    /// Whether the card has the OpenPGP applet.
     pub openpgp: bool,
-    /// The OpenPGP serial number; the PIV GUID follows from it.
+    /// The OpenPGP serial number. The PIV GUID is derived from it.
     pub serial: u32,
-    /// The same seed makes the same keys from the same commands; `None` takes the system's randomness.
+    /// The seed of the keys: equal seeds and commands give equal keys. `None` uses the system's random numbers.
     pub seed: Option<u64>,
-    /// Where its memory comes from.
+    /// The memory of the card.
     pub state: State,
-    /// Whether the dispatcher is as lenient as a YubiKey's: PIV selected by its 5-byte RID, Le implied.
-    /// `yubico-piv-tool` and ykcs11 need it.
+    /// Whether the dispatcher is as lenient as a YubiKey's: it selects PIV by its 5-byte RID and adds a missing Le.
+    /// `yubico-piv-tool` and ykcs11 need that.
     pub yubi: bool,
     /// The answer to reset.
     pub atr: Vec<u8>,
@@ -43,7 +43,7 @@ impl Default for CardConfig {
 }
 
 impl CardConfig {
-    /// The card's GUID, as its CHUID has it: another for each serial number.
+    /// The card's GUID, as in its CHUID. Each serial number has another.
     #[must_use]
     pub fn guid(&self) -> [u8; 16] {
         let mut guid = *b"claviger-piv\0\0\0\0";

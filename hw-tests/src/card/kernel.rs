@@ -1,4 +1,4 @@
-//! The operating system under the applets: Trussed with the backends a Nitrokey 3 has, on this thread.
+//! The operating system under the applets: Trussed with the backends of a Nitrokey 3, on this thread.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -30,10 +30,10 @@ use trussed_rsa_alloc::SoftwareRsa;
 use trussed_staging::{StagingBackend, StagingContext};
 use trussed_wrap_key_to_file::WrapKeyToFileExtension;
 
-/// What an applet calls the kernel through.
+/// The interface of an applet to the kernel.
 pub(super) type Client<'a> = ClientImplementation<'a, SystemCall<'a>, Backends>;
 
-/// The kernel and the applets' endpoints in it. Clones are the same kernel.
+/// The kernel, with the endpoints of the applets. Clones are the same kernel.
 #[derive(Clone)]
 pub(super) struct SystemCall<'a>(Rc<RefCell<Kernel<'a>>>);
 
@@ -44,7 +44,7 @@ struct Kernel<'a> {
 }
 
 impl<'a> SystemCall<'a> {
-    /// A kernel over `store`; keys follow from `seed`, or from the system's randomness.
+    /// Starts a kernel over `store`. Keys are derived from `seed` or from the system's random numbers.
     pub(super) fn boot(store: Store<'a>, seed: Option<u64>) -> Self {
         let board = Board {
             rng: ChaCha8Rng::from_seed(seed_bytes(seed)),
@@ -67,8 +67,8 @@ impl<'a> SystemCall<'a> {
         })))
     }
 
-    /// A client called `name`, whose predecessor of that name is dropped already: what it had in
-    /// volatile state is gone. `None` when it is not.
+    /// Makes a client called `name`, without the volatile state of its predecessor. Returns `None` if the predecessor is not
+    /// dropped.
     pub(super) fn client(
         &self,
         name: &'static str,
@@ -113,7 +113,7 @@ fn seed_bytes(seed: Option<u64>) -> [u8; 32] {
     bytes
 }
 
-/// Randomness, storage and a button that is always pressed.
+/// Random numbers, storage, and a button that is always pressed.
 pub(super) struct Board<'a> {
     rng: ChaCha8Rng,
     store: Store<'a>,
@@ -138,7 +138,7 @@ impl<'a> Platform for Board<'a> {
     }
 }
 
-/// Who serves a request, in the firmware's order of asking.
+/// The backends for a request, in the order of the firmware.
 const BACKENDS: &[BackendId<Backend>] = &[
     BackendId::Custom(Backend::Staging),
     BackendId::Custom(Backend::Auth),
@@ -154,7 +154,7 @@ pub(super) enum Backend {
     Rsa,
 }
 
-/// A request beside Trussed's own; PIV needs them all.
+/// The extensions of Trussed. PIV needs all of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Extension {
     Auth,
@@ -180,7 +180,7 @@ impl TryFrom<u8> for Extension {
     }
 }
 
-/// The backends' own state.
+/// The state of the backends.
 pub(super) struct Backends {
     auth: AuthBackend,
     staging: StagingBackend,

@@ -1,14 +1,14 @@
-//! Cards whose firmware is real: the PIV and OpenPGP applets of the Nitrokey 3, in this process.
+//! Virtual cards with real firmware: the PIV and OpenPGP applets of the Nitrokey 3, in this process.
 //!
-//! What they can: PIV with RSA 2048 to 4096, P-256 and P-384 (no attestation, no metadata); OpenPGP 3.4 with
+//! They have PIV with RSA 2048 to 4096, P-256 and P-384 (no attestation, no metadata), and OpenPGP 3.4 with
 //! Ed25519, X25519, P-256, P-384, P-521 and RSA 2048 to 4096. Factory PINs: 123456, PUK and admin PIN 12345678,
 //! PIV management key 3DES 0102030405060708 three times.
 //!
 //! ```
 //! use claviger_hw_tests::card::{CardConfig, VirtualCard};
 //! let card = VirtualCard::power_up(CardConfig::default())?;
-//! let answer = card.transmit(&[0x00, 0xA4, 0x04, 0x00, 0x06, 0xD2, 0x76, 0x00, 0x01, 0x24, 0x01]);
-//! assert_eq!(answer, [0x90, 0x00]);
+//! let response = card.transmit(&[0x00, 0xA4, 0x04, 0x00, 0x06, 0xD2, 0x76, 0x00, 0x01, 0x24, 0x01]);
+//! assert_eq!(response, [0x90, 0x00]);
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
@@ -37,9 +37,9 @@ pub use self::{
     storage::State,
 };
 
-/// A powered card; its thread ends when it is dropped.
+/// A powered card. Dropping it ends its thread.
 ///
-/// One command at a time is worked on; callers on several threads wait for each other.
+/// It executes one command at a time. Calls from several threads wait for each other.
 #[derive(Debug)]
 pub struct VirtualCard {
     config: CardConfig,
@@ -54,17 +54,17 @@ struct Line {
     answers: Receiver<Vec<u8>>,
 }
 
-/// What a reader does to a card's contacts. Each is answered, the power cycle with no bytes.
+/// A signal at the contacts of a card. Each gets a response, which is empty for a power cycle.
 enum Signal {
     Frame(Vec<u8>),
     PowerCycle,
 }
 
 impl VirtualCard {
-    /// Makes the card and powers it up.
+    /// Makes a card and powers it up.
     ///
     /// # Errors
-    /// When its state cannot be read or its thread cannot be started.
+    /// If its memory cannot be read, or its thread cannot be started.
     pub fn power_up(config: CardConfig) -> io::Result<Self> {
         let (commands, signals) = mpsc::channel();
         let (outbox, answers) = mpsc::channel();
@@ -87,28 +87,28 @@ impl VirtualCard {
         })
     }
 
-    /// What the card was made of.
+    /// The configuration of the card.
     #[must_use]
     pub const fn config(&self) -> &CardConfig {
         &self.config
     }
 
-    /// One frame in, one answer out, data and status word, as over T=1. A card whose firmware has
-    /// panicked answers 6F00 for ever.
+    /// Sends one frame, as over T=1. Returns the response: data and status word. The response is 6F00 if the firmware has
+    /// panicked.
     pub fn transmit(&self, frame: &[u8]) -> Vec<u8> {
         self.signal(Signal::Frame(frame.to_vec()))
             .unwrap_or_else(|| NO_DIAGNOSIS.to_vec())
     }
 
-    /// A power cycle: selection, verified PINs and everything else volatile is gone.
+    /// Power-cycles the card: the selection, verified PINs and all other volatile state are lost.
     pub fn reset(&self) {
         let _ = self.signal(Signal::PowerCycle);
     }
 
-    /// A power cycle that is over when this returns, as that of a token whose firmware starts before its device answers.
+    /// Power-cycles the card and waits until its firmware has started, as the firmware of a USB token starts before its device.
     pub(crate) fn boot(&self) {
         self.reset();
-        // Answered by the firmware that is up again.
+        // The restarted firmware responds to this one.
         self.reset();
     }
 
@@ -131,7 +131,7 @@ impl Drop for VirtualCard {
     }
 }
 
-/// Provisioning talks to the bare card, without a reader.
+/// Lets provisioning use the card without a reader.
 impl Transmit for &VirtualCard {
     fn transmit(
         &mut self,
@@ -143,14 +143,14 @@ impl Transmit for &VirtualCard {
         let too_long = |_| {
             TransportError::before_card(
                 TransportErrorKind::Protocol,
-                "virtual card: answer too long",
+                "virtual card: response too long",
             )
         };
         response.set(&answer).map_err(too_long)
     }
 }
 
-/// The card's thread: `powered` hears once whether the memory could be opened, then every signal is answered.
+/// The card's thread. Reports once on `powered` whether the memory could be opened, then responds to every signal.
 fn run(
     config: &CardConfig,
     powered: &Sender<io::Result<()>>,
@@ -173,7 +173,7 @@ fn run(
                         is_fresh = false;
                         applets.answer(frame)
                     }
-                    // There is nothing to forget.
+                    // A card without a command has no state to lose.
                     Ok(Signal::PowerCycle) if is_fresh => Vec::new(),
                     Ok(Signal::PowerCycle) => break,
                     Err(_) => return,

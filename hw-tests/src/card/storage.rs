@@ -1,4 +1,4 @@
-//! The card's memory: two LittleFS images, kept in RAM and, if wanted, written through to a folder.
+//! The card's memory: two LittleFS images in RAM, optionally written through to a folder.
 
 use std::{
     fs::File,
@@ -10,27 +10,27 @@ use std::{
 use littlefs2::{consts, driver::Storage, io as lfs};
 use trussed::virt::{StorageConfig, StoreConfig};
 
-/// Bytes of one image.
+/// Size of one image.
 const SIZE: usize = Image::BLOCK_SIZE * Image::BLOCK_COUNT;
 /// Keys and PINs.
 const INTERNAL: &str = "int.bin";
 /// Objects and certificates.
 const EXTERNAL: &str = "ext.bin";
 
-/// Where the card's memory comes from and whether changes last.
+/// The source of the card's memory, and whether changes are saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// A fresh card in RAM.
     #[default]
     Fresh,
-    /// The card in this folder (`int.bin`, `ext.bin`), made if it is not there; changes last.
+    /// The card in this folder (`int.bin`, `ext.bin`), which is made if it is missing. Changes are saved.
     Folder(PathBuf),
     /// A copy in RAM of the card in this folder.
     CopyOf(PathBuf),
 }
 
 impl State {
-    /// Opens the images, the volatile one always fresh.
+    /// Opens the images. The volatile one is always new.
     pub(super) fn open(&self) -> io::Result<StoreConfig<'static>> {
         Ok(StoreConfig {
             internal: self.image(INTERNAL)?,

@@ -1,4 +1,5 @@
-//! What systemd's pcscd.socket does: it holds the socket, and starts pcscd when somebody connects and none is there.
+//! Socket activation, as systemd's pcscd.socket does it: holds the socket, and starts pcscd when a client connects and none
+//! runs.
 
 use std::{
     fs,
@@ -19,10 +20,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::process::{CurrentProcess, Process};
 
-/// How often a connection and the end of pcscd are looked for.
-const POLL: Duration = Duration::from_millis(2);
+/// Interval at which connections and the end of pcscd are polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The socket and who watches it; dropped, nobody does, and nobody listens once pcscd has ended.
+/// The socket and the thread that watches it. Dropping it ends the thread. The socket then closes with pcscd.
 #[derive(Debug)]
 pub(super) struct Activation {
     stop: Arc<AtomicBool>,
@@ -30,7 +31,7 @@ pub(super) struct Activation {
 }
 
 impl Activation {
-    /// Listens at `socket`; `start` starts a pcscd at its descriptor, which is kept in `running`.
+    /// Listens at `socket`. `start` starts a pcscd with its descriptor. The process is stored in `running`.
     pub(super) fn start(
         socket: &Path,
         running: Arc<CurrentProcess>,
@@ -47,7 +48,7 @@ impl Activation {
                     *process = Some(start(listener.try_clone().expect("a descriptor").into()));
                 }
                 drop(process);
-                std::thread::sleep(POLL);
+                std::thread::sleep(POLL_INTERVAL);
             }
         };
         Self {
@@ -66,7 +67,7 @@ impl Drop for Activation {
     }
 }
 
-/// Whether a client has connected that nobody serves.
+/// Returns whether a client waits for its connection to be accepted.
 fn is_awaited(listener: &UnixListener) -> bool {
     let mut descriptors = [PollFd::new(listener, PollFlags::IN)];
     matches!(poll(&mut descriptors, Some(&Timespec::default())), Ok(ready) if ready > 0)

@@ -1,8 +1,8 @@
-//! A pcscd of a test's own, with vsmartcard's virtual readers and no other.
+//! A pcscd of a test's own, with vsmartcard's virtual readers and no others.
 //!
-//! It runs in its own mount namespace (no root needed where user namespaces are allowed): its socket lies in a
-//! folder of the test, which clients find by `PCSCLITE_CSOCK_NAME`; readers of the machine are out of its sight.
-//! It ends with the test process, however that ends.
+//! It runs in its own mount namespace, which needs no root where user namespaces are allowed. Its socket is in a folder of
+//! the test, and clients find it by `PCSCLITE_CSOCK_NAME`. It does not see the readers of the machine. It ends with the
+//! test process, even if that is killed.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a harness fails loudly")]
 
@@ -28,7 +28,7 @@ use self::{
 };
 use super::{client, paths};
 
-/// The variable libpcsclite takes the socket's path from.
+/// The variable from which libpcsclite takes the path of the socket.
 pub const SOCKET_VARIABLE: &str = "PCSCLITE_CSOCK_NAME";
 /// vsmartcard's reader driver.
 const DRIVER: &str = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so";
@@ -42,34 +42,34 @@ pub struct Pcscd {
     starter: Starter,
 }
 
-/// Who starts pcscd.
+/// What starts pcscd.
 #[derive(Debug)]
 enum Starter {
     /// The test, by [`Pcscd::begin`].
     Test,
-    /// A client that connects, as under systemd. `None` while pcscd is stopped.
+    /// A client that connects, as with systemd. `None` while pcscd is stopped.
     Client(Option<Activation>),
 }
 
 impl Pcscd {
-    /// Why this machine cannot have one; `None` when it can.
+    /// Why this machine cannot run such a pcscd. Returns `None` if it can.
     #[must_use]
     pub fn obstacle() -> Option<&'static str> {
         static OBSTACLE: OnceLock<Option<String>> = OnceLock::new();
         OBSTACLE.get_or_init(|| find_obstacle().err()).as_deref()
     }
 
-    /// Starts a pcscd with `readers` virtual readers, 8 at most, and waits until it serves clients.
+    /// Starts a pcscd with `readers` virtual readers, 8 at most, and waits until clients can connect.
     ///
     /// # Panics
-    /// With its log when it does not, and where there is an [`Pcscd::obstacle`].
+    /// If pcscd does not start. The message contains its log. Also if there is an [`Pcscd::obstacle`].
     #[must_use]
     pub fn start(readers: usize) -> Self {
         Self::started_by(Starter::Test, readers)
     }
 
-    /// As [`Pcscd::start`], the way systemd does it: its socket is there always, and a client that connects
-    /// starts it, also after a crash.
+    /// As [`Pcscd::start`], with socket activation as systemd does it: the socket always exists, and a client that connects
+    /// starts pcscd, also after a crash.
     ///
     /// # Panics
     /// As [`Pcscd::start`].
@@ -99,37 +99,37 @@ impl Pcscd {
         pcscd
     }
 
-    /// Where the card of reader `n` connects to.
+    /// The port for the card of reader `n`.
     ///
     /// # Panics
-    /// When there is no such reader.
+    /// If there is no such reader.
     #[must_use]
     pub fn port(&self, n: usize) -> u16 {
         self.ports.get(n).expect("a reader of this pcscd").first()
     }
 
-    /// What pcscd calls reader `n`, which must be one of [`Pcscd::start`]'s. Each has an empty twin, `... 01`.
+    /// The name of reader `n` at pcscd. vsmartcard adds a second, empty reader `... 01` to each.
     #[must_use]
     pub fn reader_name(&self, n: usize) -> String {
         format!("{} 00 00", friendly_name(n))
     }
 
-    /// The socket, for [`SOCKET_VARIABLE`].
+    /// The path of the socket, for [`SOCKET_VARIABLE`].
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("run/pcscd.comm")
     }
 
-    /// What pcscd had to say.
+    /// The log of pcscd.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Ends pcscd; clients lose their connections, and its folder is as if it had never been.
+    /// Ends pcscd and removes its files. Clients lose their connections.
     ///
     /// # Panics
-    /// When it does not end.
+    /// If pcscd does not end.
     pub fn stop(&mut self) {
         if let Starter::Client(activation) = &mut self.starter {
             *activation = None;
@@ -145,47 +145,47 @@ impl Pcscd {
         );
     }
 
-    /// Kills pcscd as a crash does: its socket and its pid file stay behind, and nobody listens until
-    /// [`Pcscd::begin`], or under [`Pcscd::start_by_socket`] the next client.
+    /// Kills pcscd, so that its socket and its PID file remain, as after a crash. It runs again after [`Pcscd::begin`], or with
+    /// [`Pcscd::start_by_socket`] when a client connects.
     ///
     /// # Panics
-    /// When there is none.
+    /// If no pcscd runs.
     pub fn crash(&self) {
         let process = self.running.process().take();
         process.expect("a running pcscd").crash();
     }
 
-    /// Stops pcscd in its tracks: clients can connect, and nobody answers them.
+    /// Suspends the process of pcscd. Clients can still connect, but get no reply.
     ///
     /// # Panics
-    /// When there is none.
+    /// If no pcscd runs.
     pub fn suspend(&self) {
         let process = self.running.process();
         process.as_ref().expect("a running pcscd").suspend();
     }
 
-    /// Ends [`Pcscd::freeze`].
+    /// Resumes pcscd after [`Pcscd::suspend`].
     ///
     /// # Panics
-    /// When there is none.
+    /// If no pcscd runs.
     pub fn resume(&self) {
         let process = self.running.process();
         process.as_ref().expect("a running pcscd").resume();
     }
 
-    /// Starts pcscd again, with the same readers and the same socket, and waits until it serves clients.
+    /// Stops pcscd and starts it with the same readers and the same socket. Waits until clients can connect.
     ///
     /// # Panics
-    /// With its log when it does not.
+    /// If pcscd does not start. The message contains its log.
     pub fn restart(&mut self) {
         self.stop();
         self.begin();
     }
 
-    /// Starts pcscd where none is, with whatever the last one left behind, and waits until it serves clients.
+    /// Starts pcscd where none runs. Does not remove the files of its predecessor. Waits until clients can connect.
     ///
     /// # Panics
-    /// With its log when it does not.
+    /// If pcscd does not start. The message contains its log.
     pub fn begin(&mut self) {
         let folder = self.folder.path().to_owned();
         let socket = self.socket();
@@ -218,10 +218,10 @@ impl Pcscd {
         }
     }
 
-    /// Waits until pcscd tells its clients of `present` cards in all.
+    /// Waits until pcscd reports `present` cards.
     ///
     /// # Panics
-    /// With the readers it tells of, when it takes too long.
+    /// After a timeout. The message contains the reported readers.
     pub fn wait_for_cards(&self, present: usize) {
         let deadline = Instant::now() + PCSCD_TIMEOUT;
         loop {
@@ -263,7 +263,7 @@ fn friendly_name(n: usize) -> String {
     format!("Claviger virtual reader {n}")
 }
 
-/// The driver keeps its state per library, so each reader has a copy of its own.
+/// Writes the configuration of one reader. The driver keeps its state per library, so each reader gets its own copy.
 fn describe_reader(folder: &Path, n: usize, port: u16) {
     let driver = folder.join(format!("driver-{n}.so"));
     fs::copy(DRIVER, &driver).expect("the driver can be copied");
@@ -294,8 +294,8 @@ fn find_obstacle() -> Result<(), String> {
         .ok_or_else(|| "this user may not make mount namespaces (unshare --mount)".to_owned())
 }
 
-/// `unshare` with the options that work here: plain for root, with a user namespace for anybody else;
-/// none where none does.
+/// The `unshare` command with the options that work here: alone for root, with a user namespace for other users. Returns
+/// `None` if neither works.
 #[must_use]
 pub fn namespace() -> Option<Command> {
     const FORMS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];

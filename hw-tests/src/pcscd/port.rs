@@ -1,4 +1,4 @@
-//! Pairs of TCP ports that no other test takes.
+//! Pairs of TCP ports, reserved among all tests of the machine.
 
 #![allow(clippy::expect_used, reason = "a harness fails loudly")]
 
@@ -11,15 +11,15 @@ use std::{
     process,
 };
 
-/// Below the ports the kernel gives out by itself.
+/// The range of ports, below those that the kernel assigns.
 const FIRST: u16 = 20_000;
 const LAST: u16 = 31_998;
 
-/// A free port and its successor, reserved among all tests of this machine until dropped.
+/// A free port and its successor, reserved until dropped.
 #[derive(Debug)]
 pub(super) struct PortPair {
     first: u16,
-    /// An abstract socket name is freed by the kernel, however its owner ends.
+    /// An abstract socket. The kernel releases its name even if this process is killed.
     _reservation: UnixListener,
 }
 

@@ -1,4 +1,4 @@
-//! One pcscd as a process, from its start in a mount namespace to its end, be that a crash.
+//! The process of a pcscd in a mount namespace.
 
 use std::{
     fs,
@@ -13,9 +13,9 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::super::{client, paths};
 
-/// `$1` is the folder, `$2` pcscd. Standard input is a pipe from the test: its end is pcscd's end, and the script's
-/// comes when the ports are free again. Standard output is the socket to listen at, if there is a `$3`: then pcscd
-/// is started as systemd does it (sd_listen_fds(3)).
+/// The script that runs pcscd. `$1` is the folder, `$2` is pcscd. Standard input is a pipe from the test: when it closes, the
+/// script kills pcscd and ends after it, when the ports are free again. With a `$3`, standard output is the socket at which
+/// pcscd listens, as systemd passes it (sd_listen_fds(3)).
 const SCRIPT: &str = r#"
 set -e
 mount -t tmpfs none /run
@@ -34,12 +34,12 @@ kill -9 $!
 wait $! || true
 "#;
 
-/// How long pcscd may take to begin or to end.
+/// Timeout for pcscd to start or to end.
 pub(super) const PCSCD_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time for the kernel to tell what a signal did.
+/// Interval at which the state of the process is polled.
 const POLL: Duration = Duration::from_millis(1);
 
-/// The pcscd that runs now, if one does.
+/// The pcscd that runs now, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct CurrentProcess(Mutex<Option<Process>>);
 
@@ -49,7 +49,7 @@ impl CurrentProcess {
     }
 }
 
-/// A pcscd and the shell that started it. It ends with the test process, however that ends.
+/// A pcscd and the shell that started it. Both end with the test process, even if that is killed.
 #[derive(Debug)]
 pub(super) struct Process {
     shell: Child,
@@ -57,8 +57,8 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts pcscd in `folder`; `namespace` is `unshare` with its options, `socket` what pcscd shall listen at
-    /// instead of a socket that it makes.
+    /// Starts pcscd in `folder`. `namespace` is `unshare` with its options. If there is a `socket`, pcscd listens at it and
+    /// makes none.
     pub(super) fn start(folder: &Path, mut namespace: Command, socket: Option<OwnedFd>) -> Self {
         let pid_file = folder.join("pid");
         let _ = fs::remove_file(&pid_file);
@@ -78,7 +78,7 @@ impl Process {
         Self { shell, pid_file }
     }
 
-    /// Whether pcscd is there, frozen or not. Its shell outlives it.
+    /// Returns whether pcscd runs or is suspended. Its shell lives longer.
     pub(super) fn is_running(&self) -> bool {
         !client::exits_within(&self.shell, Duration::ZERO)
             && self
@@ -86,28 +86,28 @@ impl Process {
                 .is_some_and(|pid| state(pid).is_some_and(|state| state != 'Z'))
     }
 
-    /// Ends pcscd; `false` when it had to be killed with its shell.
+    /// Ends pcscd. Returns false if it had to be killed with its shell.
     pub(super) fn end(mut self) -> bool {
         drop(self.shell.stdin.take());
         client::exits_within(&self.shell, PCSCD_TIMEOUT)
     }
 
-    /// Kills pcscd alone, as a crash does: its socket and its pid file stay behind.
+    /// Kills pcscd, so that its socket and its PID file remain, as after a crash.
     ///
-    /// The next pcscd refuses to start while the process of that file is there, were it a zombie, so the shell is
-    /// waited for to reap it.
+    /// The next pcscd does not start while the process of the PID file exists, even as a zombie. So this waits until the shell
+    /// has reaped it.
     pub(super) fn crash(self) {
         let pid = self.signal(Signal::KILL);
         await_state(pid, |state| state.is_none());
     }
 
-    /// Stops pcscd in its tracks: its socket still takes connections, and nobody answers.
+    /// Suspends pcscd. Its socket still accepts connections, but clients get no reply.
     pub(super) fn suspend(&self) {
         let pid = self.signal(Signal::STOP);
         await_state(pid, |state| state == Some('T'));
     }
 
-    /// Lets a frozen pcscd go on.
+    /// Resumes a suspended pcscd.
     pub(super) fn resume(&self) {
         let pid = self.signal(Signal::CONT);
         await_state(pid, |state| state != Some('T'));
@@ -119,7 +119,7 @@ impl Process {
         pid
     }
 
-    /// pcscd's own number, as its shell writes it down in a moment.
+    /// The process ID of pcscd. Waits until the shell has written it.
     fn pid(&self) -> Option<Pid> {
         let deadline = Instant::now() + PCSCD_TIMEOUT;
         loop {
@@ -141,7 +141,7 @@ impl Drop for Process {
     }
 }
 
-/// A process's state as proc(5) has it; `None` when it is gone.
+/// The state of a process (proc(5)). Returns `None` if there is no such process.
 fn state(pid: Pid) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()

@@ -1,4 +1,4 @@
-//! One command after the other to one applet; anything but 9000 ends it.
+//! Sends commands to one applet. Any status word but 9000 is an error.
 
 use claviger_apdu::{
     CommandApdu, CommandBudget, Expected, Limits, StatusWord, Transaction, Transmit,
@@ -6,33 +6,33 @@ use claviger_apdu::{
 };
 use x509_cert::{builder, der};
 
-/// Why a card could not be made what its plan says.
+/// Why a card could not be provisioned.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
-    /// The card said no.
+    /// The card rejected a command.
     #[error("{step}: {status}")]
     Refused {
-        /// What was to be done.
+        /// The step that failed.
         step: String,
-        /// What it answered.
+        /// The status word.
         status: StatusWord,
     },
-    /// The command or its answer did not get through.
+    /// The exchange failed.
     #[error("{step}: {error}")]
     Transport {
-        /// What was to be done.
+        /// The step that failed.
         step: String,
-        /// Why.
+        /// The error.
         error: TransportError,
     },
-    /// The card answered something else than the standard says.
-    #[error("answer of the card: {0}")]
+    /// The response is not encoded as the standard says.
+    #[error("response of the card: {0}")]
     Answer(#[from] TlvError),
-    /// The card answered a key or a challenge of a wrong form.
-    #[error("answer of the card: {0}")]
+    /// The response contains a malformed key or challenge.
+    #[error("response of the card: {0}")]
     Form(&'static str),
     /// The applet has no such kind of key.
-    #[error("{0:?} is not of this applet")]
+    #[error("the applet does not support {0:?}")]
     Algorithm(super::KeyAlgorithm),
     /// The certificate could not be built.
     #[error("certificate: {0}")]
@@ -45,13 +45,13 @@ pub enum ProvisionError {
     Memory(#[from] std::io::Error),
 }
 
-/// Where an issuer serves one card.
+/// A channel to a selected applet.
 pub(super) struct AppletChannel<'a> {
     transaction: Transaction<'a>,
 }
 
 impl<'a> AppletChannel<'a> {
-    /// Selects the applet called `aid`.
+    /// Selects the applet with this AID.
     pub(super) fn open(link: &'a mut dyn Transmit, aid: &[u8]) -> Result<Self, ProvisionError> {
         let mut channel = Self {
             transaction: Transaction::new(link, Limits::SHORT),
@@ -60,7 +60,7 @@ impl<'a> AppletChannel<'a> {
         Ok(channel)
     }
 
-    /// A quick command; the data it answers.
+    /// Sends a short-running command. Returns the response data.
     pub(super) fn exchange(
         &mut self,
         step: &str,
@@ -77,7 +77,7 @@ impl<'a> AppletChannel<'a> {
         )
     }
 
-    /// A command that makes a key; the data it answers.
+    /// Sends a command that generates a key. Returns the response data.
     pub(super) fn generate(
         &mut self,
         step: &str,

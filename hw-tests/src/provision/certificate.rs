@@ -1,4 +1,4 @@
-//! A certificate authority for one afternoon.
+//! A temporary certificate authority.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -22,11 +22,11 @@ use x509_cert::{
 
 use super::{ProvisionError, PublicKey};
 
-/// How long certificates last, from now.
+/// Validity of the certificates, from now.
 const VALIDITY: Duration = Duration::from_secs(10 * 365 * 86_400);
 const AUTHORITY: &str = "CN=Claviger Test CA,O=Claviger";
 
-/// Signs certificates with a key that is forgotten with it.
+/// Signs certificates with a key that is never stored.
 pub(super) struct Issuer {
     key: SigningKey,
     certificate: Vec<u8>,
@@ -51,7 +51,7 @@ impl Issuer {
         &self.certificate
     }
 
-    /// A certificate in DER for `key`, which lives where `serial` says.
+    /// Issues a certificate in DER for `key`.
     pub(super) fn certify(
         &self,
         common_name: &str,

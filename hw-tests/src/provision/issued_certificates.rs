@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
-/// What was issued: certificates in DER by name, `ca`, `piv-9A`, `openpgp-03` and so on.
+/// Certificates in DER, by their names: `ca`, `piv-9A`, `openpgp-03` and so on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IssuedCertificates(BTreeMap<String, Vec<u8>>);
 
@@ -23,17 +23,17 @@ impl IssuedCertificates {
     /// Writes each certificate to `folder`, as `NAME.der`.
     ///
     /// # Errors
-    /// Of the file system.
+    /// The errors of the file system.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         self.0
             .iter()
             .try_for_each(|(name, der)| fs::write(folder.join(name.clone() + Self::SUFFIX), der))
     }
 
-    /// Reads what [`IssuedCertificates::write`] wrote.
+    /// Reads the certificates that [`IssuedCertificates::write`] wrote.
     ///
     /// # Errors
-    /// Of the file system.
+    /// The errors of the file system.
     pub fn read(folder: &Path) -> io::Result<Self> {
         let mut issued = Self::default();
         for entry in fs::read_dir(folder)? {

@@ -1,6 +1,6 @@
-//! Personalising a card over plain APDUs: keys generated on the card, certificates of a throw-away authority.
+//! Provisions a card by APDUs: generates keys on the card, and certificates of a temporary authority.
 //!
-//! A [`CardProfile`] says what the card shall hold. PINs stay as the factory set them ([`PIN`], [`ADMIN_PIN`]).
+//! A [`CardProfile`] describes the content of the card. The PINs stay at the factory values ([`PIN`], [`ADMIN_PIN`]).
 
 mod applet_channel;
 mod certificate;
@@ -23,10 +23,10 @@ pub use self::{
 };
 use crate::card::{State, VirtualCard};
 
-/// Makes `card` hold what `plan` says, and power-cycles it. RSA keys take seconds each.
+/// Writes the content of `profile` to `card`, and power-cycles it. Each RSA key takes seconds.
 ///
 /// # Errors
-/// [`ProvisionError`] names the step the card refused.
+/// [`ProvisionError`] names the step that failed.
 pub fn provision(
     card: &VirtualCard,
     profile: &CardProfile,
@@ -44,12 +44,13 @@ pub fn provision(
     Ok(issued)
 }
 
-/// The card of `plan` with its memory in `folder`, provisioned there unless that was done before; changes last.
+/// Powers up the card of `profile` whose memory is in `folder`, and provisions it if that was not done before. Changes are
+/// saved.
 ///
-/// Two processes must not do so at once for one folder.
+/// Two processes must not do this at once for one folder.
 ///
 /// # Errors
-/// As [`provision`], or when the folder cannot be used.
+/// As [`provision`], or if the folder cannot be used.
 pub fn provisioned(
     folder: &Path,
     profile: &CardProfile,

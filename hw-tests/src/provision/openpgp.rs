@@ -1,4 +1,4 @@
-//! An OpenPGP card: three keys, their fingerprints and times, a certificate (OpenPGP card 3.4).
+//! Provisions the OpenPGP applet: three keys, their fingerprints and times, a certificate (OpenPGP card 3.4).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,9 +13,9 @@ use crate::card::VirtualCard;
 /// RID and application (4.2.1).
 const AID: [u8; 6] = [0xD2, 0x76, 0x00, 0x01, 0x24, 0x01];
 
-/// One of the three keys, in the numbers of section 4.4.
+/// The numbers of one of the three keys (4.4).
 #[derive(Clone, Copy)]
-struct Place {
+struct KeyNumbers {
     /// Key reference.
     reference: u8,
     /// Control reference template of GENERATE.
@@ -28,22 +28,22 @@ struct Place {
     time: u8,
 }
 
-const PLACES: [Place; 3] = [
-    Place {
+const KEYS: [KeyNumbers; 3] = [
+    KeyNumbers {
         reference: 1,
         template: 0xB6,
         attributes: 0xC1,
         fingerprint: 0xC7,
         time: 0xCE,
     },
-    Place {
+    KeyNumbers {
         reference: 2,
         template: 0xB8,
         attributes: 0xC2,
         fingerprint: 0xC8,
         time: 0xCF,
     },
-    Place {
+    KeyNumbers {
         reference: 3,
         template: 0xA4,
         attributes: 0xC3,
@@ -64,9 +64,9 @@ pub(super) fn provision(
     let mut link = card;
     let mut channel = AppletChannel::open(&mut link, &AID)?;
     channel.exchange("VERIFY PW3", [0x00, 0x20, 0x00, 0x83], ADMIN_PIN.as_bytes())?;
-    for (place, algorithm) in PLACES.into_iter().zip(algorithms) {
-        let key = make_key(&mut channel, place, algorithm)?;
-        if place.reference == 3 && algorithm != KeyAlgorithm::Ed25519 {
+    for (numbers, algorithm) in KEYS.into_iter().zip(algorithms) {
+        let key = make_key(&mut channel, numbers, algorithm)?;
+        if numbers.reference == 3 && algorithm != KeyAlgorithm::Ed25519 {
             let certificate = issuer.certify(
                 "Claviger OpenPGP AUT",
                 3,
@@ -82,31 +82,31 @@ pub(super) fn provision(
 
 fn make_key(
     channel: &mut AppletChannel<'_>,
-    place: Place,
+    numbers: KeyNumbers,
     algorithm: KeyAlgorithm,
 ) -> Result<PublicKey, ProvisionError> {
-    let attributes = attributes(algorithm, place.reference)?;
+    let attributes = attributes(algorithm, numbers.reference)?;
     channel.exchange(
         "PUT DATA, algorithm attributes",
-        [0x00, 0xDA, 0x00, place.attributes],
+        [0x00, 0xDA, 0x00, numbers.attributes],
         &attributes,
     )?;
     let step = format!(
         "GENERATE ASYMMETRIC KEY PAIR {algorithm:?} as key {}",
-        place.reference
+        numbers.reference
     );
-    let answer = channel.generate(&step, [0x00, 0x47, 0x80, 0x00], &[place.template, 0x00])?;
+    let answer = channel.generate(&step, [0x00, 0x47, 0x80, 0x00], &[numbers.template, 0x00])?;
     let key = PublicKey::from_template(algorithm, &answer)?;
     let time = seconds_since_1970();
     let fingerprint = key.openpgp_fingerprint(time)?;
     channel.exchange(
         "PUT DATA, fingerprint",
-        [0x00, 0xDA, 0x00, place.fingerprint],
+        [0x00, 0xDA, 0x00, numbers.fingerprint],
         &fingerprint,
     )?;
     channel.exchange(
         "PUT DATA, generation time",
-        [0x00, 0xDA, 0x00, place.time],
+        [0x00, 0xDA, 0x00, numbers.time],
         &time.to_be_bytes(),
     )?;
     Ok(key)

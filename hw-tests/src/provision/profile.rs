@@ -1,13 +1,13 @@
-//! What a card shall hold.
+//! Profiles: the content of provisioned cards.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::card::{CardConfig, State};
 
-/// An answer to reset with nothing but the protocol, T=1.
+/// An answer to reset that contains only the protocol, T=1.
 const T1_ATR: [u8; 4] = [0x3B, 0x80, 0x01, 0x81];
 
-/// A kind of key; each applet has its own number or name for it.
+/// A kind of key. Each applet has its own identifier for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyAlgorithm {
     /// RSA, 2048 bits.
@@ -28,14 +28,14 @@ pub enum KeyAlgorithm {
     X25519,
 }
 
-/// How a certificate lies in its PIV data object (SP 800-73-4 part 1, table 10).
+/// The form of a certificate in its PIV data object (SP 800-73-4 part 1, table 10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateForm {
-    /// As it is, CertInfo 00.
+    /// Uncompressed, CertInfo 00.
     Plain,
     /// Compressed with gzip, CertInfo 01.
     Gzip,
-    /// Not at all: the key is there, its object is not.
+    /// No certificate object. The key exists.
     Absent,
 }
 
@@ -62,10 +62,10 @@ impl PivKey {
     }
 }
 
-/// What the PIV applet shall hold besides CHUID and CCC.
+/// The content of the PIV applet besides CHUID and CCC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PivPlan {
-    /// The keys; with none, the applet stays as the factory made it, without CHUID and CCC.
+    /// The keys. Without keys the applet stays in its factory state, without CHUID and CCC.
     pub keys: Vec<PivKey>,
 }
 
@@ -95,23 +95,22 @@ impl PivPlan {
         }
     }
 
-    /// As it leaves the factory: no key, no object.
+    /// The factory state: no key, no object.
     #[must_use]
     pub const fn factory() -> Self {
         Self { keys: Vec::new() }
     }
 }
 
-/// What the OpenPGP applet shall hold: three keys with fingerprints and times, or none.
+/// The content of the OpenPGP applet: three keys with fingerprints and times, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenPgpPlan {
-    /// SIG, DEC, AUT; `None` leaves the applet as the factory made it. A certificate comes with an AUT key
-    /// that is not Ed25519.
+    /// SIG, DEC and AUT. `None` keeps the factory state. An AUT key gets a certificate unless it is Ed25519.
     pub keys: Option<[KeyAlgorithm; 3]>,
 }
 
 impl OpenPgpPlan {
-    /// Ed25519, X25519 and P-256, a certificate for the last.
+    /// Ed25519, X25519 and P-256, with a certificate for the last.
     #[must_use]
     pub const fn three_keys() -> Self {
         Self {
@@ -131,30 +130,30 @@ impl OpenPgpPlan {
         }
     }
 
-    /// As it leaves the factory: no key.
+    /// The factory state: no key.
     #[must_use]
     pub const fn factory() -> Self {
         Self { keys: None }
     }
 }
 
-/// One card: which applets, what they hold, and how the firmware behaves.
+/// One card: its applets, their content, and the behaviour of the firmware.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CardProfile {
     /// See [`CardConfig::serial`].
     pub serial: u32,
-    /// The PIV applet; `None` leaves it out of the card.
+    /// The PIV applet; `None` makes a card without it.
     pub piv: Option<PivPlan>,
-    /// The OpenPGP applet; `None` leaves it out of the card.
+    /// The OpenPGP applet; `None` makes a card without it.
     pub openpgp: Option<OpenPgpPlan>,
     /// See [`CardConfig::yubi`].
     pub yubi: bool,
-    /// Whether its answer to reset says nothing, so that clients keep to short APDUs.
+    /// Whether the answer to reset has no historical bytes, so that clients use short APDUs.
     pub plain: bool,
 }
 
 impl CardProfile {
-    /// Counts changes of what a plan means, so that cards provisioned by an older build are not used.
+    /// Increased when the meaning of a profile changes, so that cards of an older build are not used.
     const VERSION: u32 = 1;
 
     /// A PIV card with [`PivPlan::four_keys`].
@@ -178,7 +177,7 @@ impl CardProfile {
         }
     }
 
-    /// A card with both applets as they leave the factory; ready at once.
+    /// A card with both applets in their factory state. It needs no provisioning.
     #[must_use]
     pub fn factory() -> Self {
         Self {
@@ -211,19 +210,19 @@ impl CardProfile {
         }
     }
 
-    /// The same with another serial number: another card, with other keys.
+    /// The same profile with another serial number: another card, with other keys.
     #[must_use]
     pub fn serial(self, serial: u32) -> Self {
         Self { serial, ..self }
     }
 
-    /// The same with a dispatcher like a YubiKey's.
+    /// The same profile with a dispatcher like a YubiKey's.
     #[must_use]
     pub fn yubi(self) -> Self {
         Self { yubi: true, ..self }
     }
 
-    /// The same with an answer to reset that says nothing: long commands come in chains.
+    /// The same profile with an answer to reset without historical bytes: clients chain long commands.
     #[must_use]
     pub fn plain(self) -> Self {
         Self {
@@ -232,7 +231,7 @@ impl CardProfile {
         }
     }
 
-    /// The firmware for this plan, its memory in `state`.
+    /// The configuration of the card, with its memory in `state`.
     #[must_use]
     pub fn card(&self, state: State) -> CardConfig {
         let config = CardConfig::default();
@@ -252,14 +251,14 @@ impl CardProfile {
         }
     }
 
-    /// Whether there is nothing to provision.
+    /// Returns whether there is nothing to provision.
     #[must_use]
     pub fn is_factory(&self) -> bool {
         self.piv.as_ref().is_none_or(|piv| piv.keys.is_empty())
             && self.openpgp.is_none_or(|openpgp| openpgp.keys.is_none())
     }
 
-    /// A name for the folder of a card provisioned so: equal for plans that make the same card.
+    /// The folder name for a card of this profile. Profiles of equal content have equal names.
     #[must_use]
     pub fn folder_name(&self) -> String {
         let content = format!(

@@ -1,4 +1,4 @@
-//! A public key as a card tells it, a certificate holds it and OpenPGP names it.
+//! Public keys: parsed from a card's response, encoded for a certificate, and hashed to an OpenPGP fingerprint.
 
 use claviger_apdu::tlv;
 use sha1::{Digest as _, Sha1};
@@ -20,7 +20,7 @@ const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 const X25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.110");
 
-/// A public key, big-endian where it is a number.
+/// A public key. Its numbers are big-endian.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublicKey {
     /// Modulus and public exponent.
@@ -43,7 +43,7 @@ impl PublicKey {
     /// Reads a public key template, 7F49 with 81 and 82 or 86 (SP 800-73-4 part 2, table 11; ISO 7816-8).
     ///
     /// # Errors
-    /// When the template does not parse or is not of `algorithm`.
+    /// If the template is malformed or does not fit `algorithm`.
     pub fn from_template(algorithm: KeyAlgorithm, template: &[u8]) -> Result<Self, ProvisionError> {
         let content = tlv::only(template, 0x7F49)?;
         let part =
@@ -62,10 +62,10 @@ impl PublicKey {
         }
     }
 
-    /// The key as a certificate holds it (RFC 5280, RFC 5480, RFC 8410).
+    /// The key as a SubjectPublicKeyInfo (RFC 5280, RFC 5480, RFC 8410).
     ///
     /// # Errors
-    /// When the card's numbers are none.
+    /// If the card's numbers are invalid.
     pub fn spki(&self) -> Result<SubjectPublicKeyInfoOwned, ProvisionError> {
         let (algorithm, key) = match self {
             Self::Rsa { modulus, exponent } => {
@@ -87,10 +87,10 @@ impl PublicKey {
         })
     }
 
-    /// The OpenPGP version 4 fingerprint (RFC 9580, 5.5.4.2) of this key made at `time`, in seconds since 1970.
+    /// The OpenPGP version 4 fingerprint (RFC 9580, 5.5.4.2) of this key with the creation time `time`, in seconds since 1970.
     ///
     /// # Errors
-    /// When OpenPGP has no such key.
+    /// If OpenPGP has no such kind of key.
     pub fn openpgp_fingerprint(&self, time: u32) -> Result<[u8; 20], ProvisionError> {
         let mut body = vec![4];
         body.extend(time.to_be_bytes());
@@ -144,7 +144,7 @@ fn curve_identifier(curve: KeyAlgorithm) -> Result<AlgorithmIdentifier<Any>, Pro
     }
 }
 
-/// The content of the curve's object identifier; Ed25519 and X25519 have those of GnuPG.
+/// The content octets of the curve's object identifier. For Ed25519 and X25519 they are those of GnuPG.
 pub(super) const fn openpgp_curve_oid(
     curve: KeyAlgorithm,
 ) -> Result<&'static [u8], ProvisionError> {

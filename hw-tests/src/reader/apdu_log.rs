@@ -1,4 +1,4 @@
-//! What happened to a card: counted exactly, and written down byte for byte. It is a test card.
+//! The events of a card: exact counts, and a log of every byte. The PINs in it are those of test cards.
 
 use std::{
     fmt,
@@ -10,41 +10,41 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often each thing happened.
+/// The number of events of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Frames that reached the card.
     pub apdus: u64,
-    /// Those of them that carried a PIN.
+    /// VERIFY frames among them that carried a PIN.
     pub verifies: u64,
     /// Bytes of these frames.
     pub command_bytes: u64,
-    /// Bytes of their answers, status words included.
+    /// Bytes of their responses, status words included.
     pub response_bytes: u64,
-    /// Connections made to the card, reconnections included; behind pcscd, its own one per insertion.
+    /// Connects to the card, reconnects included. With pcscd: one for each insertion.
     pub connects: u64,
-    /// Exclusive holds given; none behind pcscd, which keeps them to itself.
+    /// Transactions begun. With pcscd: none, because pcscd manages them itself.
     pub begins: u64,
-    /// Exclusive holds given back.
+    /// Transactions ended.
     pub ends: u64,
-    /// Power cycles asked for by a user or by the test.
+    /// Resets by a user or by the test.
     pub resets: u64,
-    /// Times the power came on.
+    /// Times the card was powered on.
     pub power_ups: u64,
-    /// Times pcscd switched the power off.
+    /// Times pcscd powered the card off.
     pub power_downs: u64,
-    /// Cards put in.
+    /// Insertions.
     pub insertions: u64,
-    /// Cards pulled.
+    /// Removals.
     pub removals: u64,
-    /// Time the card itself took over its answers.
+    /// Time that the card itself took for its responses.
     pub card_time: Duration,
 }
 
 impl Sub for Counts {
     type Output = Self;
 
-    /// What happened between `earlier` and now.
+    /// The events between `earlier` and now.
     fn sub(self, earlier: Self) -> Self {
         Self {
             apdus: self.apdus - earlier.apdus,
@@ -102,44 +102,44 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// One frame and its answer.
+    /// One frame and its response.
     Exchange(Exchange),
     /// A user connected to the card.
     Connect,
-    /// A user got exclusivity.
+    /// A user began a transaction.
     Begin,
-    /// A user gave it back.
+    /// A user ended its transaction.
     End,
-    /// A power cycle under everybody.
+    /// The card was reset.
     Reset,
-    /// The power came on.
+    /// The card was powered on.
     PowerUp,
-    /// The power went off.
+    /// The card was powered off.
     PowerDown,
-    /// The card was put in.
+    /// The card was inserted.
     Insert,
-    /// The card was pulled.
+    /// The card was removed.
     Remove,
     /// A remark of the test.
     Mark(String),
 }
 
-/// One frame and its answer.
+/// One frame and its response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// The frame.
     pub command: Vec<u8>,
     /// Data and status word.
     pub response: Vec<u8>,
-    /// How long the card took.
+    /// The time that the card took.
     pub took: Duration,
 }
 
 impl Exchange {
-    /// CLA INS P1 P2, shorter only when the frame was.
+    /// CLA INS P1 P2, or the whole frame if it is shorter.
     #[must_use]
     pub fn header(&self) -> &[u8] {
         self.command.get(..4).unwrap_or(&self.command)

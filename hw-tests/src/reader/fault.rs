@@ -1,4 +1,4 @@
-//! Misbehaviour on demand: what becomes of a frame on its way to the card.
+//! Faults that a test injects: the fate of a frame on its path to the card.
 
 use std::{
     fmt,
@@ -6,26 +6,26 @@ use std::{
     time::Duration,
 };
 
-/// What becomes of a frame.
+/// The fate of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameFault {
-    /// The card answers it.
+    /// The card responds.
     Answer,
-    /// The card sees it after a moment, or as soon as the user leaves, and answers it.
+    /// The card gets the frame after this time, or as soon as the user disconnects.
     Delay(Duration),
-    /// These bytes are the answer; the card does not see the frame.
+    /// These bytes are the response. The card does not get the frame.
     Forge(Vec<u8>),
-    /// No answer comes until the card is pulled or reset or the user leaves; the card does not see the frame.
+    /// There is no response until the card is removed or reset, or the user disconnects. The card does not get the frame.
     Silence,
-    /// The card is pulled before it sees the frame.
+    /// The card is removed before it gets the frame.
     Pull,
-    /// The card is pulled after it has executed the frame, before its answer is out.
+    /// The card is removed after it has executed the frame, before the response is sent.
     PullAfter,
 }
 
 type Script = Box<dyn FnMut(&[u8]) -> FrameFault + Send>;
 
-/// Decides the fate of each frame; without a script all are answered.
+/// Decides the fate of each frame. Without a script, the card responds to all.
 #[derive(Default)]
 pub(super) struct Faults(Mutex<Follow>);
 
@@ -53,7 +53,7 @@ impl Faults {
         fate
     }
 
-    /// Whether the script has had its way with a frame.
+    /// Returns whether the script has applied a fault.
     pub(super) fn has_caught(&self) -> bool {
         self.state().caught
     }

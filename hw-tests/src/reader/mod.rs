@@ -1,8 +1,8 @@
-//! A reader: one place for one virtual card, shared by any number of users.
+//! A reader for one virtual card, shared by any number of users.
 //!
-//! The rules of sharing are those of `docs/socket-reader.md`, here without a socket; [`crate::server`] and
-//! [`crate::vpcd`] put a reader within a client's reach. The test keeps the reader itself in hand: it inserts,
-//! removes, resets, counts, and may decide each frame's [`FrameFault`].
+//! The rules of sharing are those of `docs/socket-reader.md`, here without a socket. [`crate::server`] and
+//! [`crate::vpcd`] make a reader available to clients. The test controls the reader itself: it inserts, removes and resets
+//! the card, reads the counts, and may decide each frame's [`FrameFault`].
 
 mod apdu_log;
 mod fault;
@@ -26,7 +26,7 @@ pub use self::{
 };
 use crate::card::VirtualCard;
 
-/// A reader and its card; clones are the same reader.
+/// A reader and its card. Clones are the same reader.
 #[derive(Clone, Debug)]
 pub struct Reader(Arc<Inner>);
 
@@ -38,35 +38,35 @@ struct Inner {
     faults: Faults,
     users: AtomicU64,
     state: Mutex<SharedState>,
-    /// Anything in `place` has changed.
+    /// Notified when `state` has changed.
     changed: Condvar,
 }
 
-/// What is in the reader and who uses it.
+/// The state of the card and of its users.
 #[derive(Debug, Default)]
 struct SharedState {
     present: bool,
     /// Counts insertions and removals.
     changes: u32,
     powered: bool,
-    /// Counts power cycles under users.
+    /// Counts resets.
     resets: u64,
     holder: Option<u64>,
-    /// Users that wait for exclusivity, in order of arrival.
+    /// Users that wait for a transaction, in order of arrival.
     queue: VecDeque<u64>,
-    /// Whether a frame is on its way.
+    /// Whether an exchange is running.
     busy: bool,
     watchers: Vec<(u64, Watcher)>,
 }
 
-/// Whether there is a card, and the count of insertions and removals so far.
+/// Whether a card is present, and the count of insertions and removals so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Presence {
     pub(crate) present: bool,
     pub(crate) changes: u32,
 }
 
-/// Hears of each change in order, and is called with the reader locked.
+/// Called for each change, in order, while the reader is locked.
 struct Watcher(Box<dyn FnMut(Presence) + Send>);
 
 impl fmt::Debug for Watcher {
@@ -75,7 +75,7 @@ impl fmt::Debug for Watcher {
     }
 }
 
-/// Ends the waits of one server's users.
+/// A stop flag: ends the waits of one server's users.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
@@ -86,7 +86,7 @@ impl Stop {
 }
 
 impl Reader {
-    /// A reader called `name` with `card` in it.
+    /// Makes a reader called `name` that holds `card`.
     #[must_use]
     pub fn new(name: &str, card: VirtualCard) -> Self {
         let state = SharedState {
@@ -116,26 +116,27 @@ impl Reader {
         &self.0.card.config().atr
     }
 
-    /// Puts the card in, unpowered; nothing happens when it is in already.
+    /// Inserts the card, without power. Does nothing if the card is present.
     pub fn insert(&self) {
         self.change_presence(true, Event::Insert);
     }
 
-    /// Pulls the card: holds end, users of it hear of nothing but removal. Nothing happens when it is out.
+    /// Removes the card. This ends its transactions, and its users get only `CardRemoved` from now on. Does nothing if the card
+    /// is absent.
     pub fn remove(&self) {
         self.change_presence(false, Event::Remove);
     }
 
-    /// Whether the card is in.
+    /// Returns whether the card is present.
     #[must_use]
     pub fn is_present(&self) -> bool {
         self.state().present
     }
 
-    /// Power-cycles the card under everybody, as a fault of its contacts would.
+    /// Power-cycles the card while users may be connected, as bad contacts would.
     pub fn reset(&self) {
         let mut state = self.state();
-        // Ends a silence; a user that reconnects before the card is free is told again.
+        // Ends a silence. The second increment reports the reset again to a user that reconnects in between.
         state.resets += 1;
         self.0.changed.notify_all();
         state = self.wait_while(state, |state| state.busy);
@@ -145,41 +146,41 @@ impl Reader {
         drop(state);
     }
 
-    /// Power comes to a card that nobody uses; it is ready when this returns.
+    /// Powers up a card without users. The card is ready when this returns.
     pub(crate) fn boot(&self) {
         let _place = self.state();
         self.0.card.boot();
     }
 
-    /// Lets `script` decide the fate of every frame from now on. It must not use the reader itself.
+    /// Lets `script` decide the fate of every frame from now on. The script must not use the reader itself.
     pub fn on_frame(&self, script: impl FnMut(&[u8]) -> FrameFault + Send + 'static) {
         self.0.faults.follow(Some(Box::new(script)));
     }
 
-    /// Whether a frame has met another fate than its answer since the last [`Reader::on_frame`].
+    /// Returns whether a fault was applied to a frame since the last [`Reader::on_frame`].
     #[must_use]
     pub fn has_caught(&self) -> bool {
         self.0.faults.has_caught()
     }
 
-    /// Lets the card answer every frame again.
+    /// Removes the script: the card responds to every frame again.
     pub fn heal(&self) {
         self.0.faults.follow(None);
     }
 
-    /// What happened so far, or since [`Reader::zero`].
+    /// The counts so far, or since [`Reader::zero`].
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.journal.counts()
     }
 
-    /// Everything that happened so far, or since [`Reader::zero`], in order.
+    /// All events so far, or since [`Reader::zero`], in order.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         self.0.journal.entries()
     }
 
-    /// The frames and answers among [`Reader::entries`].
+    /// The exchanges among [`Reader::entries`].
     #[must_use]
     pub fn exchanges(&self) -> Vec<Exchange> {
         let exchange = |entry: Entry| match entry.event {
@@ -189,25 +190,25 @@ impl Reader {
         self.entries().into_iter().filter_map(exchange).collect()
     }
 
-    /// Forgets counts and entries; a log file stays as it is.
+    /// Clears counts and entries. A log file is not changed.
     pub fn zero(&self) {
         self.0.journal.clear();
     }
 
-    /// Writes a remark among the entries.
+    /// Adds a remark to the entries.
     pub fn mark(&self, text: &str) {
         self.0.journal.write(0, Event::Mark(text.to_owned()));
     }
 
-    /// Appends every later entry to the file at `path` as well.
+    /// Appends every later entry also to the file at `path`.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// If the file cannot be opened.
     pub fn log_to(&self, path: &Path) -> io::Result<()> {
         self.0.journal.log_to(path)
     }
 
-    /// Tells `watcher` of the present state at once and then of each change, until [`Reader::unwatch`].
+    /// Calls `watcher` at once with the current state, and then for each change until [`Reader::unwatch`]. Returns its number.
     pub(crate) fn watch(&self, mut watcher: impl FnMut(Presence) + Send + 'static) -> u64 {
         let id = self.0.users.fetch_add(1, Ordering::Relaxed) + 1;
         let mut state = self.state();
@@ -216,18 +217,18 @@ impl Reader {
         id
     }
 
-    /// Forgets the watcher that got this number.
+    /// Removes the watcher with this number.
     pub(crate) fn unwatch(&self, id: u64) {
         self.state().watchers.retain(|(watcher, _)| *watcher != id);
     }
 
-    /// Waits for a card; `false` when `stop` came first.
+    /// Waits for a card. Returns false if `stop` was set first.
     pub(crate) fn wait_for_card(&self, stop: &Stop) -> bool {
         let state = self.wait_while(self.state(), |state| !state.present && !stop.is_set());
         state.present && !stop.is_set()
     }
 
-    /// Ends every wait that has `stop`.
+    /// Sets `stop` and ends the waits that use it.
     pub(crate) fn stop(&self, stop: &Stop) {
         let state = self.state();
         stop.0.store(true, Ordering::Release);

@@ -1,4 +1,4 @@
-//! One user of a reader's card, among others.
+//! One of the users of a reader's card.
 
 use std::{
     os::fd::OwnedFd,
@@ -11,10 +11,10 @@ use rustix::net::{RecvFlags, recv};
 
 use super::{Event, Exchange, FrameFault, Reader, SharedState, Stop};
 
-/// How often a user that waits looks whether its other end is still there.
-const LOOK_AROUND: Duration = Duration::from_millis(20);
+/// Interval at which a waiting user checks that its peer is still connected.
+const PEER_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// One connection to the card. Dropping it gives back what it holds.
+/// A user that is connected to the card. Dropping it ends its transaction.
 #[derive(Debug)]
 pub(crate) struct CardUser {
     reader: Reader,
@@ -25,14 +25,14 @@ pub(crate) struct CardUser {
     peer: OwnedFd,
 }
 
-/// What a user was told of its card last.
+/// The card state that a user knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UserState {
-    /// It has not connected yet.
+    /// The user has not connected yet.
     None,
-    /// It is connected to the card of this count of changes, in the state of this count of resets.
+    /// The user is connected to the card of this count of changes, after this count of resets.
     Card { changes: u32, resets: u64 },
-    /// It knows that its card was reset.
+    /// The user knows that its card was reset, and has not reconnected.
     Reset { changes: u32 },
 }
 
@@ -48,7 +48,7 @@ impl CardUser {
         }
     }
 
-    /// Connects to the card, powering it up if nothing has yet.
+    /// Connects to the card. Powers it up if it has no power.
     pub(crate) fn connect(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
         let mut state = reader.wait_while(reader.state(), |state| state.busy && !state.powered);
@@ -59,7 +59,7 @@ impl CardUser {
         Ok(())
     }
 
-    /// Connects to the card and leaves its power alone.
+    /// Connects to the card without changing its power.
     pub(crate) fn attach(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
         self.attach_to(&reader.state())
@@ -80,7 +80,7 @@ impl CardUser {
         Ok(())
     }
 
-    /// Sends one frame; atomic by itself.
+    /// Sends one frame. No other frame can come between it and its response.
     pub(crate) fn transmit(&mut self, frame: &[u8]) -> Result<Vec<u8>, Refusal> {
         let reader = self.reader.clone();
         let mut state = self.wait_for_turn(&reader)?;
@@ -102,7 +102,7 @@ impl CardUser {
         }
     }
 
-    /// Waits until no frame is on its way; refused at once while another user holds the card.
+    /// Waits until no exchange is running. Fails at once while another user has a transaction.
     fn wait_for_turn<'a>(
         &mut self,
         reader: &'a Reader,
@@ -120,7 +120,7 @@ impl CardUser {
         }
     }
 
-    /// Waits for exclusivity.
+    /// Waits for a transaction and begins it.
     pub(crate) fn begin(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
         let mut state = reader.state();
@@ -141,7 +141,7 @@ impl CardUser {
         Ok(())
     }
 
-    /// Gives exclusivity back, also after a reset.
+    /// Ends the transaction, also after a reset.
     pub(crate) fn end(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
         let mut state = reader.state();
@@ -155,7 +155,7 @@ impl CardUser {
         Ok(())
     }
 
-    /// Power-cycles the card; the other users hear of it.
+    /// Power-cycles the card. This is reported to the other users.
     pub(crate) fn reset(&mut self) -> Result<(), Refusal> {
         let reader = self.reader.clone();
         let mut state = self.wait_for_turn(&reader)?;
@@ -170,14 +170,14 @@ impl CardUser {
         Ok(())
     }
 
-    /// Switches the power on afresh, as pcscd does it; the card forgets everything.
+    /// Powers the card on, as pcscd does it. The card loses its state.
     pub(crate) fn power_on(&mut self) {
         let reader = self.reader.clone();
         let mut state = reader.state();
         self.power_up(&mut state);
     }
 
-    /// Resets the card without a power cycle, as pcscd does it; the card forgets everything all the same.
+    /// Resets the card without a power cycle, as pcscd does it. The card loses its state too.
     pub(crate) fn warm_reset(&mut self) {
         let reader = self.reader.clone();
         let _place = reader.state();
@@ -185,7 +185,7 @@ impl CardUser {
         reader.0.card.reset();
     }
 
-    /// Switches the power off, as pcscd does it.
+    /// Powers the card off, as pcscd does it.
     pub(crate) fn power_off(&mut self) {
         let mut state = self.reader.state();
         state.powered = false;
@@ -198,7 +198,7 @@ impl CardUser {
         self.reader.0.card.reset();
     }
 
-    /// Holds that the card is the one connected to, in the state it was connected in. Tells of a reset once.
+    /// Checks that the card is the one that the user connected to, without a reset since. Reports each reset once.
     fn check(&mut self, state: &SharedState) -> Result<(), Refusal> {
         match self.bond {
             _ if self.has_lost_its_card(state) => Err(Refusal::CardRemoved),
@@ -211,7 +211,7 @@ impl CardUser {
         }
     }
 
-    /// Whether it was connected to a card that is gone, also when a card is back.
+    /// Returns whether the user was connected to a card that was removed, even if a card is present again.
     const fn has_lost_its_card(&self, state: &SharedState) -> bool {
         match self.bond {
             UserState::None => false,
@@ -230,7 +230,7 @@ impl CardUser {
         same_card && !my_turn
     }
 
-    /// Waits while `condition` holds, the server runs and the other end is there.
+    /// Waits while `condition` holds, the server runs and the peer is connected.
     fn wait_as_long_as<'a>(
         &self,
         mut state: MutexGuard<'a, SharedState>,
@@ -238,19 +238,19 @@ impl CardUser {
         condition: impl Fn(&SharedState) -> bool,
     ) -> MutexGuard<'a, SharedState> {
         while condition(&state) && !self.has_left() {
-            let waited = reader.0.changed.wait_timeout(state, LOOK_AROUND);
+            let waited = reader.0.changed.wait_timeout(state, PEER_CHECK_INTERVAL);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state
     }
 
-    /// Whether nobody waits for this user's answers any more.
+    /// Returns whether the server stops or the peer has disconnected.
     fn has_left(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         self.stop.is_set() || matches!(recv(&self.peer, &mut [0], flags), Ok((0, _)))
     }
 
-    /// The frame on its way, without the reader's lock. `None` when no answer came.
+    /// Delivers the frame without the reader's lock. Returns `None` if there is no response.
     fn deliver(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         let reader = self.reader.clone();
         match reader.0.faults.fate(frame) {
@@ -259,7 +259,7 @@ impl CardUser {
                 let until = Instant::now() + time;
                 while Instant::now() < until && !self.has_left() {
                     let left = until.saturating_duration_since(Instant::now());
-                    std::thread::sleep(left.min(LOOK_AROUND));
+                    std::thread::sleep(left.min(PEER_CHECK_INTERVAL));
                 }
                 Some(self.exchange(frame))
             }
@@ -316,7 +316,7 @@ impl Drop for CardUser {
 }
 
 impl SharedState {
-    /// Whether the card that was in at this count of changes still is.
+    /// Returns whether the card of this count of changes is still present.
     const fn has_card_of(&self, changes: u32) -> bool {
         self.present && self.changes == changes
     }

@@ -1,4 +1,4 @@
-//! One connection: a greeting, then either a watch or a user of the card.
+//! One connection of a client: a greeting, then either a watch or requests for the card.
 
 use std::{
     io::{self, BufReader, Read as _, Write as _},
@@ -12,8 +12,8 @@ use claviger_driver::socket::frame::{Refusal, Reply, Request, VERSION, body_len}
 
 use crate::reader::{CardUser, Presence, Reader, Stop};
 
-/// How long a client may leave a full socket unread before it is given up.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout for a write to a client that does not read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection {
     inbox: BufReader<UnixStream>,
@@ -24,7 +24,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(stream: UnixStream, reader: Reader, stop: Stop) -> io::Result<Self> {
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
         Ok(Self {
             inbox: BufReader::new(stream.try_clone()?),
             outbox: stream,
@@ -33,9 +33,9 @@ impl Connection {
         })
     }
 
-    /// Serves until the client leaves, breaks a rule, or the server stops.
+    /// Serves the client until it disconnects, violates the protocol, or the server stops.
     pub(super) fn run(mut self) {
-        let ended = self.converse();
+        let ended = self.serve();
         if let Err(error) = ended
             && error.kind() == io::ErrorKind::InvalidData
         {
@@ -48,7 +48,7 @@ impl Connection {
         let _ = self.outbox.shutdown(Shutdown::Both);
     }
 
-    fn converse(&mut self) -> io::Result<()> {
+    fn serve(&mut self) -> io::Result<()> {
         match self.receive()? {
             Request::Hello { version: VERSION } => {}
             Request::Hello { version } => {
@@ -98,7 +98,7 @@ impl Connection {
         }
     }
 
-    /// States go out by themselves; all that may still come from the client is its end.
+    /// Sends each change of the card to the client. The client may only disconnect.
     fn watch(&mut self) -> io::Result<()> {
         let mut outbox = self.outbox.try_clone()?;
         let atr = self.reader.atr().to_vec();
@@ -111,9 +111,9 @@ impl Connection {
                 let _ = outbox.shutdown(Shutdown::Both);
             }
         });
-        let heard = self.receive();
+        let request = self.receive();
         self.reader.unwatch(watcher);
-        heard.and_then(|request| Err(out_of_order(&format!("{} after Watch", name(&request)))))
+        request.and_then(|request| Err(out_of_order(&format!("{} after Watch", name(&request)))))
     }
 
     fn connected(&self) -> Reply {

@@ -1,4 +1,4 @@
-//! The server of the socket reader: a [`Reader`] on a Unix socket, as `docs/socket-reader.md` says.
+//! The server of the socket reader: a [`Reader`] on a Unix socket, as `docs/socket-reader.md` specifies it.
 //!
 //! ```no_run
 //! use claviger_hw_tests::{card::{CardConfig, VirtualCard}, reader::Reader, server::SocketServer};
@@ -25,7 +25,7 @@ use std::{
 use self::connection::Connection;
 use crate::reader::{Reader, Stop};
 
-/// Serves until dropped; then the socket is gone, its connections closed and its threads ended.
+/// Serves until it is dropped. Then the socket is removed, its connections are closed, and its threads have ended.
 #[derive(Debug)]
 pub struct SocketServer {
     path: PathBuf,
@@ -36,10 +36,10 @@ pub struct SocketServer {
 }
 
 impl SocketServer {
-    /// Listens at `path`; a socket nobody listens at any more is replaced.
+    /// Listens at `path`. Replaces a socket at which no server listens.
     ///
     /// # Errors
-    /// When the socket cannot be made, or another server listens there.
+    /// If the socket cannot be made, or if another server listens there.
     pub fn start(path: impl Into<PathBuf>, reader: &Reader) -> io::Result<Self> {
         let path = path.into();
         remove_stale(&path)?;
@@ -62,7 +62,7 @@ impl SocketServer {
         })
     }
 
-    /// Where clients find it.
+    /// Path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -72,7 +72,7 @@ impl SocketServer {
 impl Drop for SocketServer {
     fn drop(&mut self) {
         self.reader.stop(&self.stop);
-        // Wakes the acceptor, whatever became of the path.
+        // Wakes the acceptor, even if the path was removed.
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.acceptor.take() {
             let _ = thread.join();

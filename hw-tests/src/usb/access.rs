@@ -1,4 +1,4 @@
-//! How the module reaches a reader on the USB.
+//! How the module reaches a reader on the USB: by its own `usb` backend, or through pcscd and libccid.
 
 #![allow(clippy::panic, reason = "a harness fails loudly")]
 
@@ -17,30 +17,30 @@ use claviger_driver::{
     },
 };
 
-/// Has every rig with a socket put its cards on the USB instead: `nusb`, `rusb` or `libccid`.
-const RIG: &str = "CLAVIGER_CARD_FIXTURE";
-/// How long a reader may take to be seen.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Makes every socket fixture put its cards on the USB instead: `nusb`, `rusb` or `libccid`.
+const VARIABLE: &str = "CLAVIGER_CARD_FIXTURE";
+/// Timeout for readers and cards to be reported.
+const READER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How the module reaches a reader on the USB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsbAccess {
-    /// By itself, over nusb.
+    /// The USB backend, over nusb.
     Nusb,
-    /// By itself, over libusb.
+    /// The USB backend, over libusb.
     Rusb,
     /// Through the machine's pcscd and libccid.
     Libccid,
 }
 
 impl UsbAccess {
-    /// The way that [`RIG`] names, which all rigs with a socket take then instead.
+    /// The access that [`VARIABLE`] selects for socket fixtures, if it is set.
     pub(crate) fn of_environment() -> Option<Self> {
-        match env::var(RIG).ok()?.as_str() {
+        match env::var(VARIABLE).ok()?.as_str() {
             "nusb" => Some(Self::Nusb),
             "rusb" => Some(Self::Rusb),
             "libccid" => Some(Self::Libccid),
-            other => panic!("{RIG}={other}: nusb, rusb and libccid are ways"),
+            other => panic!("{VARIABLE}={other}: must be nusb, rusb or libccid"),
         }
     }
 
@@ -52,15 +52,15 @@ impl UsbAccess {
         }
     }
 
-    /// Waits until there are so many cards, and no reader beside them.
+    /// Waits until this number of cards is present, and no reader without a card.
     pub(crate) fn wait_for_cards(self, cards: usize) {
         let mut watch = match self {
             Self::Libccid => PcscBackend::new(true).watch(),
             _ => any_usb().watch(),
         };
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + READER_TIMEOUT;
         loop {
-            let readers = watch.snapshot(Call::within(LIMIT)).readers;
+            let readers = watch.snapshot(Call::within(READER_TIMEOUT)).readers;
             let has_card = |reader: &&ReaderState| matches!(reader.presence, Presence::Card(_));
             if readers.iter().filter(has_card).count() == cards && readers.len() == cards {
                 return;
@@ -74,7 +74,7 @@ impl UsbAccess {
     }
 }
 
-/// A way to the readers on the USB that does not touch a token another has told of.
+/// A USB backend that watches readers. Without lock folders it claims none.
 fn any_usb() -> UsbBackend {
     UsbBackend::new(&UsbOptions {
         library: UsbLibrary::Rusb,

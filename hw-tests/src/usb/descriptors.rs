@@ -1,4 +1,4 @@
-//! What a virtual reader says of itself on the bus.
+//! The USB descriptors of a virtual reader.
 
 #![allow(clippy::panic, reason = "a harness fails loudly")]
 
@@ -6,32 +6,32 @@
 pub(super) const BULK_OUT: u8 = 1;
 pub(super) const BULK_IN: u8 = 2;
 pub(super) const INTERRUPT: u8 = 3;
-/// What every rig on the USB plugs in: `token`, which is what there is without it, or `reader`.
+/// Selects the model of every USB fixture: `token`, which is the default, or `reader`.
 const MODEL: &str = "CLAVIGER_CARD_FIXTURE_MODEL";
 
-/// A reader to be put on the bus.
+/// The model of a virtual reader.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// idVendor and idProduct. libccid drives those it lists only.
+    /// idVendor and idProduct. libccid supports only those that it lists.
     pub product: (u16, u16),
-    /// Product, for a person.
+    /// The product string.
     pub name: String,
-    /// Whether it tells of its cards by an interrupt endpoint.
+    /// Whether the reader has an interrupt endpoint, which reports its cards.
     pub interrupt: bool,
 }
 
 impl Model {
-    /// The model that the environment names.
+    /// The model that the environment selects.
     pub(crate) fn of_environment() -> Self {
         let model = std::env::var(MODEL).unwrap_or_else(|_| "token".to_owned());
         match model.as_str() {
             "token" => Self::token("virtual reader"),
             "reader" => Self::reader("virtual reader"),
-            other => panic!("{MODEL}={other}: token and reader are models"),
+            other => panic!("{MODEL}={other}: must be token or reader"),
         }
     }
 
-    /// A token that cannot be opened, as the tables of claviger and of libccid have it: a Nitrokey 3.
+    /// A token whose card cannot be removed, as in the tables of claviger and libccid: a Nitrokey 3.
     #[must_use]
     pub fn token(name: &str) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl Model {
         }
     }
 
-    /// A reader cards are put into: a Gemalto PC Twin, as far as its numbers go.
+    /// A reader with removable cards, with the numbers of a Gemalto PC Twin.
     #[must_use]
     pub fn reader(name: &str) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Model {
         bytes
     }
 
-    /// String `index`, or the list of languages.
+    /// The string descriptor `index`. Number 0 is the list of languages.
     pub(super) fn string(&self, index: u8) -> Vec<u8> {
         let text = match index {
             0 => return vec![4, 3, 9, 4],
@@ -103,7 +103,7 @@ impl Model {
     }
 }
 
-/// One slot, all voltages, whole APDUs, messages of 3072 bytes; parameters and speed are its own business.
+/// The CCID class descriptor: one slot, all voltages, APDU level, messages of 3072 bytes, automatic parameters and speed.
 fn class() -> Vec<u8> {
     let mut bytes = vec![54, 0x21, 0x10, 0x01, 0, 7];
     for number in [3_u32, 4000, 4000] {

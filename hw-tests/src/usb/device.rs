@@ -1,4 +1,4 @@
-//! The device at our end of the socket: its endpoints, and the thread of its card.
+//! The virtual USB device: its endpoints, and the thread of its card.
 
 use std::{
     collections::VecDeque,
@@ -22,25 +22,25 @@ use super::{
 };
 use crate::reader::{Reader, Stop};
 
-/// A card that takes longer asks for more time.
+/// Interval at which the reader requests a time extension for a running command.
 const EXTENSION: Duration = Duration::from_secs(1);
-/// wValue of CLEAR_FEATURE: the endpoint in wIndex is halted no more (USB 2.0, table 9-6).
+/// wValue of CLEAR_FEATURE that ends the halt of the endpoint in wIndex (USB 2.0, table 9-6).
 const ENDPOINT_HALT: u8 = 0;
 
-/// Transfers so far.
+/// The number of transfers of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transfers {
-    /// To the reader.
+    /// Bulk transfers to the reader.
     pub bulk_out: usize,
-    /// From the reader.
+    /// Bulk transfers from the reader.
     pub bulk_in: usize,
-    /// Of the interrupt endpoint.
+    /// Interrupt transfers.
     pub interrupt: usize,
     /// Control requests.
     pub control: usize,
 }
 
-/// The device at our end of the socket.
+/// A USB device at one end of the socket. The kernel is at the other.
 #[derive(Debug)]
 pub(super) struct Device {
     model: Arc<Model>,
@@ -54,9 +54,9 @@ pub(super) struct Device {
 struct State {
     is_closed: bool,
     fault: Option<UsbFault>,
-    /// Of the bulk endpoint to the host.
+    /// Whether the bulk endpoint to the host is halted.
     is_halted: bool,
-    /// Requests to the control endpoint that got no answer.
+    /// Requests to the control endpoint without a reply.
     pending_control: Vec<u32>,
     pending_in: VecDeque<(u32, usize)>,
     pending_interrupt: VecDeque<u32>,
@@ -64,18 +64,18 @@ struct State {
     notifications: VecDeque<Vec<u8>>,
     received: Vec<u8>,
     commands: VecDeque<Vec<u8>>,
-    /// The thread of the card has a command in hand.
+    /// Whether the thread of the card executes a command.
     is_busy: bool,
     work: Option<Work>,
     transfers: Transfers,
 }
 
-/// The message the card is at work on.
+/// The message that the card executes.
 #[derive(Debug)]
 struct Work {
-    /// What asks for more time.
+    /// The message that requests a time extension.
     extension: Vec<u8>,
-    /// When to ask next.
+    /// Time of the next request.
     due: Instant,
 }
 
@@ -84,7 +84,7 @@ impl State {
         self.fault.is_some_and(UsbFault::lasts)
     }
 
-    /// Whether this fault is due now. It is spent then, unless it lasts.
+    /// Returns the fault if it is due now. A fault that does not last is then over.
     fn meets(&mut self, is_due: impl FnOnce(UsbFault) -> bool) -> Option<UsbFault> {
         let fault = self.fault.filter(|fault| is_due(*fault))?;
         if !fault.lasts() {
@@ -95,7 +95,7 @@ impl State {
 }
 
 impl Device {
-    /// A device of this model, whose host is at the other end of `line`.
+    /// Makes a device of this model. Its host is at the other end of `line`.
     pub(super) fn new(model: Arc<Model>, line: UnixStream) -> Self {
         Self {
             model,
@@ -106,7 +106,7 @@ impl Device {
         }
     }
 
-    /// What ends the waits of its card's user.
+    /// The stop flag of the user of its card.
     pub(super) const fn stop(&self) -> &Stop {
         &self.stop
     }
@@ -119,7 +119,7 @@ impl Device {
         self.state().transfers = Transfers::default();
     }
 
-    /// Has this fault, or none; what was kept back comes then.
+    /// Sets or clears the fault. Sends what an earlier fault has held back.
     pub(super) fn misbehave(&self, fault: Option<UsbFault>) {
         let mut state = self.state();
         state.fault = fault;
@@ -147,7 +147,7 @@ impl Device {
         }
     }
 
-    /// Answers the kernel until the line is cut, and asks it for more time while the card is at work.
+    /// Serves the kernel until the connection ends. Requests time extensions while the card executes a command.
     pub(super) fn serve(&self) {
         let mut line = &self.line;
         while self.wait_for_request().is_ok()
@@ -164,8 +164,8 @@ impl Device {
         self.end();
     }
 
-    /// Waits until the kernel asks for something. The thread that reads the line is the one timer there is: what
-    /// gives the card work comes over the line, so nobody has to wake it for a new deadline.
+    /// Waits for a request of the kernel. This thread is also the timer: every command arrives here, so no other thread has to
+    /// wake it for a new deadline.
     fn wait_for_request(&self) -> io::Result<()> {
         loop {
             let limit = self.time_until_extension();
@@ -182,12 +182,12 @@ impl Device {
         }
     }
 
-    /// Asks for more time if that is due, and says when to look again; `None` while the card has nothing to do.
+    /// Requests a time extension if one is due. Returns the time until the next, or `None` while the card is idle.
     fn time_until_extension(&self) -> Option<Duration> {
         let mut state = self.state();
         let now = Instant::now();
         let Some(work) = &mut state.work else {
-            // What has come is about to be begun.
+            // A received command is about to begin.
             return (state.is_busy || !state.commands.is_empty()).then_some(EXTENSION);
         };
         if work.due <= now {
@@ -260,7 +260,7 @@ impl Device {
         Ok(())
     }
 
-    /// Gives what there is to the transfers that wait for it.
+    /// Completes pending transfers with the available data.
     fn pump(&self) {
         let mut state = self.state();
         let state = &mut *state;
@@ -310,7 +310,7 @@ impl Device {
         }
     }
 
-    /// The standard requests the kernel makes, and ABORT; `None` is a stall.
+    /// Handles the standard requests of the kernel, and ABORT. Returns `None` for a stall.
     fn control(&self, setup: [u8; 8], state: &mut State) -> Option<Vec<u8>> {
         let [kind, request, low, high, index, ..] = setup;
         if (kind, request, low, index) == (2, 1, ENDPOINT_HALT, BULK_IN | 0x80) {
@@ -326,7 +326,7 @@ impl Device {
             (0x80..=0x82, 0) => Some(vec![0, 0]),
             (0x80, 8) => Some(vec![1]),
             (0x81, 10) => Some(vec![0]),
-            // SET_CONFIGURATION begins afresh.
+            // SET_CONFIGURATION resets the endpoints.
             (0, 9) => {
                 state.is_halted = false;
                 state.notifications.clear();
@@ -337,7 +337,7 @@ impl Device {
         }
     }
 
-    /// Does what the messages say, one after the other.
+    /// Executes the messages, one after the other.
     pub(super) fn run(&self, reader: &Reader) {
         let Ok(peer) = self.line.try_clone() else {
             return;

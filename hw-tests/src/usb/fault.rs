@@ -1,27 +1,28 @@
-//! Misbehaviour of a virtual reader on demand. What its *card* does is [`Reader::on_frame`](crate::reader::Reader::on_frame).
+//! Faults of a virtual reader that a test injects. For faults of its card see
+//! [`Reader::on_frame`](crate::reader::Reader::on_frame).
 
-/// What the reader does wrong.
+/// A fault of the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsbFault {
-    /// Nothing comes from it but by its control endpoint, until it is healed.
+    /// The bulk and interrupt endpoints send nothing until [`UsbReader::heal`](super::UsbReader::heal).
     Silence,
-    /// As [`UsbFault::Silence`], and its control endpoint is silent too.
+    /// As [`UsbFault::Silence`], and the control endpoint does not reply either.
     Death,
-    /// The next answer of the card is lost, and the endpoint halted until the host clears that.
+    /// The next response of the card is lost, and the endpoint is halted until the host clears that.
     Stall,
-    /// The next answer of the card has the number of the command before.
+    /// The next response of the card has the sequence number of the previous command.
     WrongSequence,
-    /// An answer to the command before comes ahead of the next answer of the card.
+    /// A response to the previous command precedes the next response of the card.
     StaleAnswer,
-    /// The next answer of the card ends before its own count says.
+    /// The next response of the card is shorter than its own length field.
     ShortAnswer,
-    /// A transfer without a byte comes ahead of the next answer of the card.
+    /// An empty transfer precedes the next response of the card.
     EmptyPacket,
-    /// The next message to the reader arrives, and no byte of it is counted.
+    /// The next message to the reader arrives, but the completion reports zero bytes.
     UncountedOut,
 }
 
-/// What a transfer from the reader gets.
+/// The result of one transfer from the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Bytes(Vec<u8>),
@@ -29,12 +30,12 @@ pub(super) enum Part {
 }
 
 impl UsbFault {
-    /// Whether it lasts until the reader is healed.
+    /// Returns whether the fault lasts until it is cleared.
     pub(super) const fn lasts(self) -> bool {
         matches!(self, Self::Silence | Self::Death)
     }
 
-    /// What comes instead of `answer`.
+    /// The transfers that replace `answer`.
     pub(super) fn instead_of(self, answer: Vec<u8>) -> Vec<Part> {
         match self {
             Self::Stall => vec![Part::Halt],
@@ -51,7 +52,7 @@ impl UsbFault {
     }
 }
 
-/// The same with the number of the command before (CCID 1.1, 6.2: bSeq).
+/// The response with the sequence number of the previous command (CCID 1.1, 6.2: bSeq).
 fn earlier(mut answer: Vec<u8>) -> Vec<u8> {
     if let Some(sequence) = answer.get_mut(6) {
         *sequence = sequence.wrapping_sub(1);

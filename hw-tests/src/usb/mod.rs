@@ -1,5 +1,5 @@
-//! A CCID reader on this machine's USB: the kernel's virtual host controller (vhci-hcd) at one end of a socket, a
-//! [`Reader`] with its card at the other. Only the guest of `scripts/usb-guest` has that controller.
+//! A CCID reader on this machine's USB: the kernel's virtual host controller (vhci-hcd) is at one end of a
+//! socket, a [`Reader`] with its card is at the other. Only the guest of `scripts/usb-guest` has that controller.
 
 mod access;
 mod descriptors;
@@ -21,18 +21,18 @@ use self::device::Device;
 pub use self::{access::UsbAccess, descriptors::Model, device::Transfers, fault::UsbFault};
 use crate::reader::Reader;
 
-/// The controller.
+/// Folder of the virtual host controller in sysfs.
 const CONTROLLER: &str = "/sys/devices/platform/vhci_hcd.0";
-/// How long the controller may be busy with a device that has left.
-const FREE: Duration = Duration::from_secs(30);
+/// Timeout for the controller to release the port of an unplugged device.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why there can be no reader on this machine's USB.
+/// Why this machine cannot have a virtual reader on its USB. Returns `None` if it can.
 #[must_use]
 pub fn obstacle() -> Option<&'static str> {
     (!Path::new(CONTROLLER).is_dir()).then_some("this machine has no virtual USB controller")
 }
 
-/// A reader and the port it is plugged into; dropped, it is unplugged.
+/// A reader in a USB port. Dropping it unplugs the reader.
 #[derive(Debug)]
 pub struct UsbReader {
     reader: Reader,
@@ -49,10 +49,10 @@ struct Attachment {
 }
 
 impl UsbReader {
-    /// Plugs `reader` into the first free port, as a reader of this model.
+    /// Plugs `reader` into the first free port, as a device of this model.
     ///
     /// # Errors
-    /// [`io::Error`] when the controller has no free port, or refuses.
+    /// If the controller has no free port, or refuses the device.
     pub fn plug(reader: &Reader, model: Model) -> io::Result<Self> {
         let mut plugged = Self {
             reader: reader.clone(),
@@ -64,10 +64,10 @@ impl UsbReader {
         Ok(plugged)
     }
 
-    /// Plugs it into its port again. A token's firmware starts with that.
+    /// Plugs the reader into its port again. The firmware of the card starts before.
     ///
     /// # Errors
-    /// [`io::Error`] when the controller refuses.
+    /// If the controller refuses the device.
     pub fn replug(&mut self) -> io::Result<()> {
         self.unplug();
         self.reader.boot();
@@ -80,16 +80,16 @@ impl UsbReader {
                 move |device| device.run(&reader)
             })?,
         ];
-        let heard = Arc::clone(&device);
+        let notified = Arc::clone(&device);
         let watcher = self.reader.watch(move |presence| {
-            heard.notify(vec![0x50, if presence.present { 3 } else { 2 }]);
+            notified.notify(vec![0x50, if presence.present { 3 } else { 2 }]);
         });
         self.plugged = Some(Attachment {
             device,
             watcher,
             threads,
         });
-        // The kernel takes its end; 2 is full speed.
+        // The kernel takes over its end of the socket. 2 is full speed.
         let line = format!(
             "{} {} {} 2",
             self.port,
@@ -99,7 +99,7 @@ impl UsbReader {
         retry(|| fs::write(format!("{CONTROLLER}/attach"), &line))
     }
 
-    /// Pulls it out, whatever is going on.
+    /// Unplugs the reader, even while transfers are pending.
     pub fn unplug(&mut self) {
         let Some(plugged) = self.plugged.take() else {
             return;
@@ -112,28 +112,28 @@ impl UsbReader {
         }
     }
 
-    /// Transfers since it was plugged in, or since [`UsbReader::zero`].
+    /// The transfers since the reader was plugged in, or since [`UsbReader::zero`].
     #[must_use]
     pub fn transfers(&self) -> Transfers {
         let device = self.plugged.as_ref().map(|plugged| &plugged.device);
         device.map_or_else(Transfers::default, |device| device.transfers())
     }
 
-    /// Forgets the counts.
+    /// Clears the counts.
     pub fn zero(&self) {
         if let Some(plugged) = &self.plugged {
             plugged.device.zero();
         }
     }
 
-    /// Misbehaves so from now on, until it has once or until [`UsbReader::heal`], as the fault says.
+    /// Injects a fault. It applies once, or lasts until [`UsbReader::heal`].
     pub fn misbehave(&self, fault: UsbFault) {
         if let Some(plugged) = &self.plugged {
             plugged.device.misbehave(Some(fault));
         }
     }
 
-    /// Misbehaves no more. What it has kept back comes late.
+    /// Clears the fault. Sends what the fault has held back.
     pub fn heal(&self) {
         if let Some(plugged) = &self.plugged {
             plugged.device.misbehave(None);
@@ -157,9 +157,9 @@ fn spawn(
     builder.spawn(move || run(&device))
 }
 
-/// The controller is busy for a moment after a device has left.
+/// Retries while the controller is busy with a device that was unplugged.
 fn retry(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    let end = Instant::now() + FREE;
+    let end = Instant::now() + RELEASE_TIMEOUT;
     loop {
         match attempt() {
             Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
@@ -168,7 +168,7 @@ fn retry(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The first port of the fast hub nothing is plugged into: state 4.
+/// The first free port of the high-speed hub: one in state 4.
 fn free_port() -> io::Result<u32> {
     let status = fs::read_to_string(format!("{CONTROLLER}/status"))?;
     let free = status.lines().find_map(|line| {

@@ -1,10 +1,10 @@
-//! The CCID side of a virtual reader: messages to its slot and what it answers (CCID 1.1, 6).
+//! The CCID slot of a virtual reader: messages and responses (CCID 1.1, 6).
 
 use std::os::fd::OwnedFd;
 
 use crate::reader::{CardUser, Reader, Stop};
 
-/// bError: the card is not there, or does not answer.
+/// bError: the card is absent or does not respond.
 const ICC_MUTE: u8 = 0xFE;
 const HEADER: usize = 10;
 
@@ -17,7 +17,7 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// The message at the beginning of `bytes`, which is taken out, once it is whole.
+    /// Takes the first message from `bytes`. Returns `None` while it is incomplete.
     pub(super) fn take(bytes: &mut Vec<u8>) -> Option<Self> {
         let [kind, a, b, c, d, slot, sequence, ..] = *bytes.first_chunk::<HEADER>()?;
         let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?;
@@ -33,12 +33,12 @@ impl Message {
         })
     }
 
-    /// Whether it carries a command of the card's (CCID 1.1, 6.1.4: XfrBlock).
+    /// Returns whether the message carries a command APDU (CCID 1.1, 6.1.4: XfrBlock).
     pub(super) const fn is_to_the_card(&self) -> bool {
         self.kind == 0x6F
     }
 
-    /// Says that the reader needs more time.
+    /// The response that requests a time extension.
     pub(super) fn extension(&self) -> Vec<u8> {
         self.answer(0x80, 0x80, 1, &[])
     }
@@ -53,18 +53,18 @@ impl Message {
     }
 }
 
-/// The card in the slot, and whether it has power.
+/// The CCID slot: its card, and whether the card has power.
 pub(super) struct Slot {
     reader: Reader,
     stop: Stop,
     line: OwnedFd,
-    /// Whose frames reach the card; another one after each insertion.
+    /// The user that sends frames to the card. Each insertion needs a new one.
     user: CardUser,
     is_powered: bool,
 }
 
 impl Slot {
-    /// The slot of `reader`; who is served by it is at the other end of `line`.
+    /// Makes the slot of `reader`. The host is at the other end of `line`.
     pub(super) fn new(reader: &Reader, stop: &Stop, line: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
             user: CardUser::new(reader, stop.clone(), line.try_clone()?),
@@ -75,7 +75,7 @@ impl Slot {
         })
     }
 
-    /// Does what a message says.
+    /// Executes a message. Returns the response.
     pub(super) fn execute(&mut self, message: &Message) -> Vec<u8> {
         let is_present = self.reader.is_present();
         self.is_powered &= is_present;
@@ -95,10 +95,10 @@ impl Slot {
             }
             0x65 | 0x72 => Ok(Vec::new()),
             0x61 | 0x6C | 0x6D => Ok(vec![0x11, 0x10, 0, 0x4D, 0, 0xFE, 0]),
-            // The offset of a byte it does not understand: the first.
+            // bError is the offset of the rejected byte: the message type.
             _ => Err(0),
         };
-        // The card may have left meanwhile.
+        // The card may have been removed meanwhile.
         let icc = match (self.reader.is_present(), self.is_powered) {
             (false, _) => 2,
             (true, false) => 1,
@@ -110,10 +110,10 @@ impl Slot {
         }
     }
 
-    /// Power for a card that has it is a reset.
+    /// Powers the card on. Resets a card that has power.
     fn power_on(&mut self) -> Result<Vec<u8>, u8> {
         if self.user.attach().is_err() {
-            // It is another card than the one before.
+            // Another card was inserted.
             let line = self.line.try_clone().map_err(|_| ICC_MUTE)?;
             self.user = CardUser::new(&self.reader, self.stop.clone(), line);
             self.user.attach().map_err(|_| ICC_MUTE)?;

@@ -1,4 +1,4 @@
-//! USB/IP as the kernel's vhci speaks it over a socket: one request, one reply, in any order.
+//! USB/IP, as the kernel's vhci-hcd uses it over a socket. Each request gets one reply, in any order.
 
 use std::io::{self, Read, Write};
 
@@ -7,11 +7,11 @@ const HEADER: usize = 48;
 const ECONNRESET: i32 = -104;
 const EPIPE: i32 = -32;
 
-/// What the kernel asks.
+/// A request of the kernel.
 pub(super) enum Request {
     /// A transfer.
     Submit(Transfer),
-    /// Takes back the transfer of this number.
+    /// Cancels the transfer `victim`.
     Unlink { number: u32, victim: u32 },
 }
 
@@ -20,10 +20,10 @@ pub(super) struct Transfer {
     pub(super) number: u32,
     pub(super) endpoint: u8,
     pub(super) is_in: bool,
-    /// Bytes there is room for.
+    /// Size of the buffer.
     pub(super) length: usize,
     pub(super) setup: [u8; 8],
-    /// What is sent.
+    /// The data to the device.
     pub(super) data: Vec<u8>,
 }
 
@@ -67,18 +67,18 @@ fn reply(to: &mut impl Write, words: [u32; 6], data: &[u8]) -> io::Result<()> {
     to.write_all(&bytes)
 }
 
-/// A transfer that worked: `data` of one to the host, or so many bytes of one from it.
+/// Reports a successful transfer, with the `data` to the host or the number of bytes sent to the device.
 pub(super) fn done(to: &mut impl Write, number: u32, sent: usize, data: &[u8]) -> io::Result<()> {
     let length = u32::try_from(sent.max(data.len())).unwrap_or(0);
     reply(to, [3, number, 0, length, 0, 0], data)
 }
 
-/// A transfer the device refuses.
+/// Reports a stalled transfer.
 pub(super) fn stalled(to: &mut impl Write, number: u32) -> io::Result<()> {
     reply(to, [3, number, EPIPE.cast_unsigned(), 0, 0, 0], &[])
 }
 
-/// A transfer was taken back, or had ended before.
+/// Replies to a cancellation: the transfer was cancelled, or had already completed.
 pub(super) fn unlinked(to: &mut impl Write, number: u32, was_pending: bool) -> io::Result<()> {
     let status = if was_pending { ECONNRESET } else { 0 };
     reply(to, [4, number, status.cast_unsigned(), 0, 0, 0], &[])
