@@ -1,6 +1,5 @@
-# Two commands: `make demo` shows a signature, `make test` runs everything CI runs. Both install what they need, and
-# so do three more: `make test-usb`, which is the end of `make test`, and for whoever changes anything with threads `make races`
-# and `make sanitize`.
+# Main commands: `make demo` shows a signature, `make test` runs everything that CI runs. `make test-usb` is the last part of
+# `make test`. After a change to threads, run `make races` and `make sanitize`. All five install the packages that they need.
 
 CARGO ?= cargo
 
@@ -12,7 +11,7 @@ demo:
 	@$(CARGO) build --locked --release -p claviger-hw-tests --bin demo
 	@$(CARGO) run --locked --quiet --release -p claviger-hw-tests --bin demo
 
-# What a machine cannot run is skipped aloud, recorded there, and counted at the end.
+# Tests that this machine cannot run are reported, recorded in this file, and counted at the end.
 SKIPPED := $(abspath $(or $(CARGO_TARGET_DIR),target))/skipped-tests
 
 test:
@@ -26,14 +25,14 @@ test:
 	else echo "Skipped on this machine: none"; fi
 
 # Readers on a real USB stack: a guest of QEMU in which the module reaches a virtual reader by nusb, by libusb, and by pcscd
-# with libccid. The end of `make test`; skipped aloud where there can be no such guest.
+# with libccid. The last part of `make test`. Skipped, with a message, where no such guest can run.
 test-usb:
 	@scripts/test-usb
 
-# The tests of C_Initialize and C_Finalize in `make test`, at length and with nothing beside them: the models with one preemption
-# more, 10,000 rounds of waiters against C_Finalize, 10,000 lives in a row over each transport, with threads and without.
-# Figures, which `make test` prints, are held to their limits here: how soon a waiter is back and an event is told, how
-# much a slow card delays other readers, and that a blocked process is never scheduled. The end is in the guest of `make test-usb`.
+# The tests of C_Initialize and C_Finalize in `make test`, longer and one at a time: the models with one more preemption, 10,000
+# rounds of waiters against C_Finalize, 10,000 generations over each service, with threads and without. The limits of the
+# measured figures are enforced here: the delays of waiters and events, the delay that a slow card causes at other readers, and
+# that a blocked process is not scheduled. The last part runs in the guest of `make test-usb`.
 races:
 	@scripts/prepare test
 	@$(MAKE) --no-print-directory module
@@ -54,7 +53,7 @@ sanitize:
 	@scripts/prepare sanitize
 	@scripts/sanitize
 
-# As root, after `make module` as an ordinary user. scripts/install says which variables it heeds.
+# Run as root, after `make module` as an ordinary user. scripts/install documents its variables.
 install:
 	@scripts/install install $(or $(CARGO_TARGET_DIR),target)/release/libclaviger_pkcs11.so
 

@@ -1,4 +1,4 @@
-//! Alone in its process, so that the threads and descriptors counted are its own.
+//! Counts threads and descriptors. It is a program of its own, so that no other test adds any.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ fn comes_to(what: &str, now: impl Fn() -> usize, expected: usize) {
 
 #[test]
 fn cards_and_fixtures_leave_no_thread_and_no_descriptor() {
-    // What the harness keeps for itself is there after the first rig.
+    // The resources that the harness keeps exist after the first fixture.
     drop(CardFixture::pcscd(CardProfile::factory()));
     let before = (threads(), descriptors());
 

@@ -1,5 +1,5 @@
 //! The module over a real USB stack: nusb, libusb, and pcscd with libccid, on one virtual reader with one firmware
-//! card. `make test-usb` runs these tests in a guest, as a user who has no rights but those our udev rules give.
+//! card. `make test-usb` runs these tests in a guest, as a user whose rights come only from our udev rules.
 
 #![allow(
     clippy::unwrap_used,
@@ -70,7 +70,7 @@ fn has_card(readers: &ReaderSnapshot) -> bool {
         == 1
 }
 
-/// A watch that has seen the one card there is.
+/// A watch that has reported the only card.
 fn watch(backend: &dyn Backend) -> (Box<dyn Watch>, ReaderSnapshot) {
     let mut watch = backend.watch();
     let readers = watch.snapshot(Call::within(PATIENCE));
@@ -249,7 +249,7 @@ fn a_dead_device_holds_no_call_beyond_its_deadline(library: UsbLibrary, access: 
     fixture.on_usb().heal();
 }
 
-/// Plays a command that meets `fault`, and says what came of it.
+/// Runs a command that meets `fault`. Prints and returns the result.
 #[track_caller]
 fn timed(
     fault: UsbFault,
@@ -320,7 +320,7 @@ fn libccid_takes_longer_for_an_apdu() {
     }
 }
 
-/// What pkcs11-tool tells of each token of the rig's card: who it is, what it can do, and all its objects.
+/// The output of pkcs11-tool for each token of the fixture's card: its identity, its mechanisms, and all its objects.
 fn listing(fixture: &CardFixture) -> String {
     let lists: [&[&str]; 2] = [
         &["--list-objects", "--login", "--pin", PIN],

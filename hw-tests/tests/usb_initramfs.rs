@@ -1,5 +1,5 @@
-//! The module where there is nothing but a kernel: an initramfs without udev, without pcscd and without libpcsclite, in which
-//! `pkcs11-tool` signs. `make test-usb` boots one, with this program in it, which is the reader as well.
+//! The module in an initramfs without udev, pcscd and libpcsclite: `pkcs11-tool` signs. `make test-usb` boots it. This program
+//! runs in it and also provides the reader.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use claviger_hw_tests::{
 
 /// Only a hang takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where the loader looks for libraries.
+/// The folders in which the loader searches for libraries.
 const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 
 /// A P-256 key in 9A.
@@ -41,7 +41,7 @@ fn the_card_of_this_test_can_be_made() {
     let _ = CardFixture::socket(profile());
 }
 
-/// Runs a client that has nothing of this program's environment.
+/// Runs a client without this program's environment.
 fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(program);
     command
@@ -136,7 +136,7 @@ fn an_initramfs_without_udev_and_pcscd_signs() {
     }
 }
 
-/// Only the kernel tells of it.
+/// Only the kernel reports the event.
 #[test]
 #[ignore = "run by make test-usb"]
 fn a_token_that_comes_and_goes_is_noticed_without_udev() {
@@ -153,14 +153,14 @@ fn a_token_that_comes_and_goes_is_noticed_without_udev() {
         let mut watch = backend.watch();
         assert_eq!(cards(&watch.snapshot(Call::within(PATIENCE))), 1);
         let waker = watch.stop_handle();
-        let (result, pictures) = mpsc::channel();
+        let (sender, snapshots) = mpsc::channel();
         let watching = thread::spawn(move || {
             while let Ok(readers) = watch.next_snapshot() {
-                result.send(cards(&readers)).unwrap();
+                sender.send(cards(&readers)).unwrap();
             }
         });
         let is_told = |expected: usize| {
-            while pictures.recv_timeout(PATIENCE).expect("a picture") != expected {}
+            while snapshots.recv_timeout(PATIENCE).expect("a snapshot") != expected {}
         };
         fixture.on_usb().unplug();
         is_told(0);

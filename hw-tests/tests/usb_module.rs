@@ -1,6 +1,7 @@
-//! The module over a real USB stack: a token that is pulled, plugged in again, shared, forked with and waited for.
-//! `make test-usb` runs these tests in a guest, as a user who has no rights but those our udev rules give, once over
-//! nusb and once over libusb.
+//! The module over a real USB stack: the token is pulled and plugged in, shared with other processes, used after forks, and
+//! watched for events.
+//! `make test-usb` runs these tests in a guest, as a user whose rights come only from our udev rules, once over nusb and
+//! once over libusb.
 
 #![allow(
     clippy::unwrap_used,
@@ -52,19 +53,19 @@ const AT_ONCE: f64 = 50.0;
 const PROMPT: f64 = 10.0;
 /// How much longer the event of a token that comes may take, as the token is opened and its card powered before.
 const ARRIVAL: f64 = 2.0;
-/// How often a token is plugged in and pulled in one life of the module, where [`CYCLES_VARIABLE`] does not say. There are
-/// four: two stacks, with a thread of the module's own and without.
+/// Number of plug cycles in one configuration of the module, unless [`CYCLES_VARIABLE`] is set. There are four configurations:
+/// two USB libraries, with and without threads of the module.
 const CYCLES: usize = 5;
 const CYCLES_VARIABLE: &str = "CLAVIGER_PLUG_CYCLES";
-/// How long nothing may happen.
+/// Time without wake-ups.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Two lives of the module with a token: with a thread of its own and without.
+/// Runs `body` in two configurations with a token: with and without threads of the module.
 fn in_each_configuration(body: fn(&ModuleProcess, FunctionList)) {
     configurations_of(ServiceKind::Socket, &[profile()], as_it_is, |_| (), body);
 }
 
-/// Pulls the token. When, in seconds since 1970, as the rig tells it: what it takes to tell the rig is not the module's time.
+/// Pulls the token. Returns the time in seconds since 1970, as the fixture reports it, without the delay of the command.
 fn unplug(process: &ModuleProcess) -> f64 {
     let answer = process.send_command("service stop");
     let time = answer.strip_prefix("ok ").expect("a time");
@@ -75,7 +76,7 @@ fn plug(process: &ModuleProcess) {
     process.send_command("service begin");
 }
 
-/// Both slots of the reader have an event, in whatever order.
+/// Waits for the events of both slots of the reader. Returns the slots, sorted.
 #[track_caller]
 fn two_events(raw: FunctionList) -> [CK_SLOT_ID; 2] {
     let mut slots = [raw.next_event(), raw.next_event()];
@@ -272,7 +273,7 @@ fn sleeps() -> Vec<(String, u64)> {
     sleeps
 }
 
-/// A blocked waiter wakes for nothing, and nothing moves on the bus.
+/// A blocked waiter does not wake while there is no activity on the bus.
 fn waits_for_nothing(raw: FunctionList) {
     let waiter = raw.waiter();
     let before = settled(sleeps);
@@ -328,7 +329,7 @@ fn finalize_leaves_no_resources_behind() {
             assert_ne!(waiter.recv_timeout(HANG).unwrap().0, CKR_OK);
             assert_eq!(left_threads(), Vec::<String>::new());
         };
-        // nusb's own thread and its epoll descriptor stay for the life of the process, so it is not the default.
+        // nusb's own thread and its epoll descriptor stay until the process ends, so it is not the default.
         if env::var_os("CLAVIGER_USB_BACKEND").is_some_and(|backend| backend == "nusb") {
             life(OWN_THREAD);
         }

@@ -1,6 +1,6 @@
-//! The driver and the module on the one reader that was not written here: QEMU's `usb-ccid`, which takes the TPDUs of T=0. Its card
-//! is `virtual-card --vscard` on the machine around the guest. `make test-usb` runs these tests in a boot of their own, as a user
-//! who has no rights but those our udev rules give.
+//! The driver and the module on a reader from another project: QEMU's `usb-ccid`, which exchanges TPDUs of T=0. Its card is
+//! `virtual-card --vscard` on the host of the guest. `make test-usb` runs these tests in a boot of their own, as a user whose
+//! rights come only from our udev rules.
 
 #![allow(
     clippy::unwrap_used,
@@ -95,7 +95,7 @@ fn the_reader_takes_tpdus_of_t0(library: UsbLibrary) {
     assert_eq!(card.limits(), Limits::SHORT);
 }
 
-/// The card, and the watch that has seen it.
+/// The card, and the watch that has reported it.
 fn connect(library: UsbLibrary) -> (Box<dyn Watch>, Box<dyn Transport>) {
     let backend = UsbBackend::new(&UsbOptions {
         library,
@@ -120,7 +120,7 @@ fn transmit(card: &mut dyn Transport, frame: &[u8]) -> Vec<u8> {
     response.frame().to_vec()
 }
 
-/// What a reader that takes APDUs does itself is seen here: 61xx, GET RESPONSE, 6Cxx and the corrected length.
+/// A reader at APDU level handles these itself: 61xx, GET RESPONSE, 6Cxx and the corrected length.
 fn qemu_reader_exchanges_tpdus_and_leaves_get_response_to_the_host(library: UsbLibrary) {
     let (_watch, mut card) = connect(library);
     let selected = transmit(&mut *card, SELECT);
@@ -160,7 +160,7 @@ fn pace(card: &mut dyn Transport) -> Duration {
     times[COMMANDS / 2]
 }
 
-/// OpenSC's and OpenSSL's programs, with the module on one stack.
+/// OpenSC's and OpenSSL's programs, with the module on one USB library.
 struct Clients {
     library: UsbLibrary,
     issued: IssuedCertificates,

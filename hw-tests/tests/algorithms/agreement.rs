@@ -1,4 +1,4 @@
-//! Shared secrets, the same on the card and at OpenSSL.
+//! Key agreement: the card and OpenSSL derive the same shared secrets.
 
 use cryptoki::{
     mechanism::{

@@ -1,4 +1,4 @@
-//! What OpenSSL encrypts the card decrypts, and what the module encrypts OpenSSL decrypts.
+//! The card decrypts cryptograms of OpenSSL, and OpenSSL decrypts cryptograms of the module.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture},

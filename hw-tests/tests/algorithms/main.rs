@@ -1,4 +1,4 @@
-//! Every mechanism with every kind of key the firmware has, OpenSSL being the judge.
+//! Every mechanism with every kind of key of the firmware, checked against OpenSSL.
 
 #![allow(
     unreachable_pub,

@@ -1,4 +1,4 @@
-//! The `openssl` command: it judges signatures, makes keys, and does the other half of what the card does.
+//! The `openssl` command: it verifies signatures, makes keys, and is the peer of the card's operations.
 
 use std::{
     fs,
@@ -47,7 +47,7 @@ impl OpenSsl {
         client::run(&mut openssl, LIMIT)
     }
 
-    /// Runs it with `-out` at the end, and reads what it wrote there.
+    /// Runs it with `-out` as the last option. Returns the output file.
     fn output(&self, arguments: &[&str], files: &[(&str, &Path)]) -> Vec<u8> {
         let out = self.file(b"");
         let files = [files, &[("-out", out.as_path())]].concat();
@@ -145,7 +145,7 @@ impl OpenSsl {
     }
 }
 
-/// What a SubjectPublicKeyInfo says, as attributes of a public key.
+/// The attributes of the public key in a SubjectPublicKeyInfo.
 pub fn attributes_of(info: &[u8]) -> Vec<Attribute> {
     let content = tlv::only(info, 0x30).expect("a SubjectPublicKeyInfo");
     let algorithm = tlv::find(content, 0x30).unwrap().expect("an algorithm");

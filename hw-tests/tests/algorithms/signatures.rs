@@ -1,4 +1,4 @@
-//! Signatures of the card, judged by OpenSSL.
+//! Signatures of the card, verified by OpenSSL.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, plain, with},
@@ -228,7 +228,7 @@ fn openssl_accepts_signatures_over_nothing_and_over_a_megabyte(fixture: &TokenFi
     let trial = Trial::of(fixture);
     let megabyte: Vec<u8> = (0..1_u32 << 20).map(|n| (n % 253) as u8).collect();
     if trial.kind == KeyType::EC_EDWARDS {
-        // A card signs the whole message and has little memory: it says so, or does it.
+        // The card signs the whole message and has little memory. It may reject a long one.
         let list = trial.session.list;
         let begun = trial
             .session
@@ -276,7 +276,7 @@ fn openssl_accepts_signatures_over_hashes_of_any_length(fixture: &TokenFixture<'
             trial.judge(&["pkeyutl"], &hash, &made);
         }
     } else if trial.kind == KeyType::RSA {
-        // -verify takes nothing longer than a hash.
+        // -verify accepts no input longer than a hash.
         for len in [1, 19, 35, 51, 83, 100] {
             let data = vec![0xE4; len];
             let made = trial.sign(plain(CKM_RSA_PKCS), &data, None);

@@ -1,4 +1,4 @@
-//! The module as the judge of signatures that OpenSSL made, with keys no card here has among them.
+//! Verification by the module of signatures that OpenSSL made, also with kinds of keys that no card here has.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, plain},

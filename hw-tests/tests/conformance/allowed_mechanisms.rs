@@ -1,4 +1,4 @@
-//! CKA_ALLOWED_MECHANISMS, the slot's list and what is really accepted agree: for each key and each mechanism.
+//! CKA_ALLOWED_MECHANISMS agrees with the slot's mechanism list and with the mechanisms that a key accepts.
 
 use std::ptr;
 
@@ -34,7 +34,7 @@ for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
 /// Every number cryptoki-sys has a name for is in one of these.
 const KNOWN: [std::ops::Range<CK_MECHANISM_TYPE>; 3] = [0..0x1400, 0x2000..0x2110, 0x4000..0x4080];
 
-/// CKA_ALLOWED_MECHANISMS, by the bare table: the crate leaves out what it does not know. An empty one restricts nothing.
+/// CKA_ALLOWED_MECHANISMS, by the function list: the crate omits mechanisms that it does not know. An empty list allows all.
 fn allowed(session: &TestSession, key: ObjectHandle) -> Vec<CK_MECHANISM_TYPE> {
     let mut list = vec![0; 100];
     let mut entry = CK_ATTRIBUTE {

@@ -1,4 +1,4 @@
-//! C_GetAttributeValue to the letter (PKCS #11 3.2, 5.7.5): each entry by itself, whatever becomes of the others.
+//! C_GetAttributeValue to the letter (PKCS #11 3.2, 5.7.5): each entry is processed independently of the others.
 
 use std::ptr;
 

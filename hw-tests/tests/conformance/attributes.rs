@@ -1,4 +1,4 @@
-//! The attributes of each class (PKCS #11 3.2, section 4): that they are there, and that they are true.
+//! The attributes of each class (PKCS #11 3.2, section 4): their presence and their values.
 
 use claviger_apdu::tlv;
 use cryptoki::object::{
@@ -69,7 +69,7 @@ const CERTIFICATE: [AttributeType; 14] = [
     AttributeType::HashOfSubjectPublicKey,
     AttributeType::HashOfIssuerPublicKey,
 ];
-/// CKA_CERTIFICATE_CATEGORY, which the crate does not know, is looked at by the bare table.
+/// CKA_CERTIFICATE_CATEGORY, which the crate does not know, is read by the function list.
 const CATEGORY: u64 = 0x87;
 
 for_each_card! { [piv openpgp piv_rsa openpgp_rsa piv_ec openpgp_ec] [
@@ -196,7 +196,7 @@ fn every_object_has_the_attributes_of_its_class(fixture: &TokenFixture<'_>) {
     }
 }
 
-/// A certificate and a data object may be removed, by the security officer; nothing is changed or copied.
+/// The SO may destroy certificates and data objects. No object may be changed or copied.
 fn every_object_of_the_card_is_fixed(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let stored = [ObjectClass::CERTIFICATE, ObjectClass::DATA];

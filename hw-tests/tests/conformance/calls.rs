@@ -1,4 +1,4 @@
-//! Buffers, lengths and overlapping memory, by the bare function list.
+//! Buffers, lengths and overlapping memory, by the function list.
 
 use std::ptr;
 

@@ -223,8 +223,8 @@ fn cryptogram_of_wrong_length_returns_encrypted_data_len_range(fixture: &TokenFi
     }
 }
 
-/// Implicit rejection: who sends forged cryptograms learns nothing from the answer. An OpenPGP card looks at the padding
-/// itself and says what it saw; it says the same of every forgery.
+/// Implicit rejection: the result of a forged cryptogram does not reveal its padding. An OpenPGP card checks the padding itself,
+/// and returns the same error for every forgery.
 fn forged_cryptogram_gives_the_same_result_each_time(fixture: &TokenFixture<'_>) {
     let (session, _, private) = pair(fixture);
     let answer = |forged: &[u8]| {

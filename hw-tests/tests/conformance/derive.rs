@@ -1,5 +1,5 @@
-//! C_DeriveKey by Diffie-Hellman (PKCS #11 3.2, 5.18.5 and 6.3.18): parameters, lengths, templates. That the secrets are
-//! right is for OpenSSL to say, elsewhere.
+//! C_DeriveKey with ECDH (PKCS #11 3.2, 5.18.5 and 6.3.18): parameters, lengths, templates. The program `algorithms` compares
+//! the secrets with OpenSSL's.
 
 use cryptoki::{
     error::RvError,

@@ -1,4 +1,4 @@
-//! Digests (PKCS #11 3.2, 5.12), their saved states (5.6.5) and keys in them.
+//! Digests (PKCS #11 3.2, 5.12), saved states (5.6.5), and digests of keys.
 
 use std::ptr;
 

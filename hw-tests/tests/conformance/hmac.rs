@@ -1,4 +1,4 @@
-//! HMAC with secret keys of the session (PKCS #11 3.2, 6.20): the host's work.
+//! HMAC with secret session keys (PKCS #11 3.2, 6.20), computed on the host.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, hex, plain},

@@ -1,4 +1,4 @@
-//! C_Initialize: every combination of its arguments, and what it promises by accepting them.
+//! C_Initialize: every combination of its arguments, and the obligations that accepted arguments create.
 
 use std::{
     ffi::c_void,
@@ -109,7 +109,7 @@ fn every_combination_of_arguments_has_its_code_and_a_refused_one_does_no_harm() 
                 assert_eq!(raw.finalize(), CKR_CRYPTOKI_NOT_INITIALIZED, "{what}");
                 assert_eq!(ck!(raw, C_Initialize, ptr::null_mut()), CKR_OK, "{what}");
             }
-            // A life that has begun is not disturbed, whatever is asked for.
+            // A running generation is not affected by any arguments.
             let again = initialize(raw, arguments);
             let already = [CKR_CRYPTOKI_ALREADY_INITIALIZED, expected];
             assert!(
@@ -198,7 +198,7 @@ fn at_once(call: &(dyn Fn() -> CK_RV + Sync)) -> (usize, CK_RV) {
     )
 }
 
-/// A thread that was there before threads were forbidden, and waits for events when told to.
+/// A thread that was created before threads were forbidden. It waits for events on request.
 struct EarlyWaiter {
     orders: mpsc::Sender<()>,
     results: mpsc::Receiver<(CK_RV, CK_SLOT_ID)>,
@@ -286,7 +286,7 @@ fn live_without_threads(process: &ModuleProcess, raw: FunctionList, waiter: &Ear
     none_has_come();
 }
 
-/// Whether a life with these arguments makes a thread.
+/// Returns whether a generation with these arguments creates a thread.
 fn dies_of_a_thread(raw: FunctionList, arguments: CK_C_INITIALIZE_ARGS) -> bool {
     let outcome = descend(Descendant::Child, Duration::from_secs(10), || {
         no_threads::forbid().unwrap();

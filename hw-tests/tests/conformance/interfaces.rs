@@ -1,4 +1,4 @@
-//! The interfaces: every table of functions, how it is got, and what it holds.
+//! The interfaces: how a client gets each function list, and its content.
 
 use std::{
     ffi::{CStr, c_void},
@@ -45,7 +45,7 @@ impl Module {
         Self { raw, library }
     }
 
-    /// C_GetInterface; what it found is null unless it says CKR_OK.
+    /// Calls C_GetInterface. The interface is null unless the code is CKR_OK.
     fn find(
         &self,
         name: Option<&CStr>,
@@ -98,7 +98,8 @@ impl Module {
         (code, count, list)
     }
 
-    /// What each function says to arguments of nothing, asked by each table and by name.
+    /// Returns the codes of all functions for null arguments. Checks that each function list and the exported functions give the
+    /// same.
     fn answers(&self) -> Vec<(&'static str, CK_RV)> {
         let all = self.table::<CK_FUNCTION_LIST_3_2>().call_each();
         assert_eq!(null_calls::exported(&self.library).call_each(), all);
@@ -366,7 +367,7 @@ fn file_of(address: usize) -> PathBuf {
     // SAFETY: the address is only looked up.
     let found = unsafe { libc::dladdr(ptr::without_provenance(address), &raw mut info) };
     assert_ne!(found, 0);
-    // SAFETY: a string of the loader's, which lives as long as the library.
+    // SAFETY: a string of the loader, which exists as long as the library.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
     fs::canonicalize(name.to_str().unwrap()).unwrap()
 }
@@ -382,7 +383,7 @@ impl Page {
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         );
-        // SAFETY: new memory, of nobody's.
+        // SAFETY: new memory, without another owner.
         let start = unsafe { libc::mmap(ptr::null_mut(), 2 * PAGE, access, flags, -1, 0) };
         assert_ne!(start, libc::MAP_FAILED);
         // SAFETY: the second of the two pages.
@@ -400,7 +401,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: what was mapped, and nobody else has it.
+        // SAFETY: the memory was mapped here, and has no other owner.
         unsafe { libc::munmap(self.0.cast(), 2 * PAGE) };
     }
 }

@@ -1,4 +1,4 @@
-//! AES key wrap with keys of the session (PKCS #11 3.2, 6.14; RFC 3394 and RFC 5649).
+//! AES key wrap with session keys (PKCS #11 3.2, 6.14; RFC 3394 and RFC 5649).
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, hex, plain},

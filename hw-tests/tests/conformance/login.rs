@@ -1,4 +1,4 @@
-//! C_Login, C_LoginUser, C_Logout, C_SessionCancel (PKCS #11 3.2, 5.6): who may when, and what a login ends.
+//! C_Login, C_LoginUser, C_Logout, C_SessionCancel (PKCS #11 3.2, 5.6): preconditions and effects.
 
 use std::ptr;
 
@@ -223,7 +223,7 @@ fn cancel(fixture: &TokenFixture<'_>, session: u64, flags: CK_FLAGS) -> Result<(
     checked(ck!(fixture.raw, C_SessionCancel, session, flags))
 }
 
-/// A signature, a digest and a search are under way.
+/// A session with an active signature, digest and search.
 fn busy(fixture: &TokenFixture<'_>) -> TestSession {
     let session = fixture.user();
     let key = session.signer();

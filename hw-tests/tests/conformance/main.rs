@@ -1,6 +1,6 @@
-//! Cryptoki, rule by rule: each test states one, and is played on a PIV token and on an OpenPGP token.
+//! PKCS #11, rule by rule. Each test checks one rule, on PIV tokens and on OpenPGP tokens.
 //!
-//! The `cryptoki` crate is the client; what it cannot say is called by the bare tables.
+//! The `cryptoki` crate is the client. Calls that it does not offer go through the function list.
 
 #![allow(
     unreachable_pub,

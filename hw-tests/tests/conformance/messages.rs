@@ -46,13 +46,13 @@ fn sign(session: &TestSession, message: &[u8], room: usize) -> Result<Vec<u8>, R
     let (data, len) = (message.as_ptr().cast_mut(), message.len() as CK_ULONG);
     let (mut made, mut made_len, null) = (vec![0; room], room as CK_ULONG, ptr::null_mut());
     let out = made.as_mut_ptr();
-    // SAFETY: no parameter, and buffers of the lengths that are said.
+    // SAFETY: no parameter, and buffers of the lengths that are passed.
     checked(unsafe { function(session.id(), null, 0, data, len, out, &raw mut made_len) })?;
     made.truncate(made_len as usize);
     Ok(made)
 }
 
-/// The length that C_SignMessage tells without a buffer.
+/// The length that C_SignMessage returns without a buffer.
 fn ask(session: &TestSession, message: &[u8]) -> Result<usize, RvError> {
     let function = session.list.C_SignMessage.unwrap();
     let (data, len) = (message.as_ptr().cast_mut(), message.len() as CK_ULONG);
@@ -86,7 +86,7 @@ fn more(session: &TestSession, part: &[u8]) -> Result<(), RvError> {
         part.len() as CK_ULONG,
         ptr::null_mut(),
     );
-    // SAFETY: a part with its length; no place for a length says that more is to come.
+    // SAFETY: a part with its length. A null length pointer means that more parts follow.
     let code = unsafe {
         function(
             session.id(),
@@ -111,7 +111,7 @@ fn last(session: &TestSession, part: &[u8]) -> Result<Vec<u8>, RvError> {
     );
     let (mut made, mut made_len) = (vec![0; 600], 600);
     let out = made.as_mut_ptr();
-    // SAFETY: no parameter, and buffers of the lengths that are said.
+    // SAFETY: no parameter, and buffers of the lengths that are passed.
     checked(unsafe { function(session.id(), null, 0, data, len, out, &raw mut made_len) })?;
     made.truncate(made_len as usize);
     Ok(made)
@@ -210,7 +210,7 @@ fn verify(session: &TestSession, message: &[u8], signature: &[u8]) -> Result<(),
     let (data, len) = (message.as_ptr().cast_mut(), message.len() as CK_ULONG);
     let signature_len = signature.len() as CK_ULONG;
     let (signature, null) = (signature.as_ptr().cast_mut(), ptr::null_mut());
-    // SAFETY: no parameter, and inputs of the lengths that are said.
+    // SAFETY: no parameter, and inputs of the lengths that are passed.
     checked(unsafe { function(session.id(), null, 0, data, len, signature, signature_len) })
 }
 
@@ -224,7 +224,7 @@ fn verify_next(
     let (data, len) = (part.as_ptr().cast_mut(), part.len() as CK_ULONG);
     let signature_len = signature.map_or(0, <[u8]>::len) as CK_ULONG;
     let signature = signature.map_or(ptr::null_mut(), |bytes| bytes.as_ptr().cast_mut());
-    // SAFETY: no parameter, and inputs of the lengths that are said.
+    // SAFETY: no parameter, and inputs of the lengths that are passed.
     let code = unsafe {
         function(
             session.id(),

@@ -15,7 +15,7 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_OBJECT_HANDLE, CK_ULONG, CKA_CLASS, CKA_ID, CKA_LABEL, CKO_CERTIFICATE,
 };
 
-/// An attribute nobody defines.
+/// An undefined attribute.
 const UNKNOWN: CK_ULONG = 0x7FFF_0001;
 
 for_each_card! { [piv openpgp] [
@@ -59,7 +59,7 @@ fn begin(session: &TestSession, template: &mut [CK_ATTRIBUTE]) -> Result<(), RvE
 fn find(session: &TestSession, max: usize) -> Result<Vec<CK_OBJECT_HANDLE>, RvError> {
     let function = session.list.C_FindObjects.unwrap();
     let (mut found, mut count) = (vec![0; max + 1], CK_ULONG::MAX);
-    // SAFETY: room for more than is said.
+    // SAFETY: the buffer is larger than the length that is passed.
     let code = unsafe {
         function(
             session.id(),

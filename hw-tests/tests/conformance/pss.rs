@@ -1,5 +1,4 @@
-//! RSASSA-PSS and the bare RSA function (PKCS #11 3.2, 6.1.10 and 6.1.8): cards that compute the function and leave the padding
-//! to the host.
+//! RSASSA-PSS and raw RSA (PKCS #11 3.2, 6.1.10 and 6.1.8), on cards that compute raw RSA and leave the padding to the host.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, plain, with},

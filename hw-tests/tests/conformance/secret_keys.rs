@@ -1,4 +1,4 @@
-//! AES and HMAC with secret keys of the session (PKCS #11 3.2, 6.13 to 6.16, 6.20): the host's work.
+//! AES and HMAC with secret session keys (PKCS #11 3.2, 6.13 to 6.16, 6.20), computed on the host.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, hex, plain, with},
@@ -182,7 +182,7 @@ fn cbc_in_parts_is_cbc_in_one(fixture: &TokenFixture<'_>) {
     }
 }
 
-/// A GCM parameter that lives as long as the buffers it names.
+/// A GCM parameter with the buffers to which it points.
 struct Gcm {
     iv: Vec<u8>,
     aad: Vec<u8>,

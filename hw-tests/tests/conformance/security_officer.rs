@@ -1,5 +1,5 @@
-//! The security officer through the module: how he logs in, what he does, and what he leaves to the user
-//! (PKCS #11 3.2, 5.5.8, 5.5.9, 5.6.8, 5.7 and 5.18.2).
+//! The security officer (SO): logins, PINs, and objects and keys that only the SO may write (PKCS #11 3.2, 5.5.8, 5.5.9,
+//! 5.6.8, 5.7 and 5.18.2).
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered},
@@ -99,7 +99,7 @@ fn wrong_so_pin_sets_the_token_flags_where_the_card_reports_its_tries(fixture: &
             info.so_pin_locked(),
         )
     };
-    // PIV has no command that tells the tries left for the PUK (SP 800-73-4 part 2, 3.2).
+    // PIV has no command that reports the remaining tries of the PUK (SP 800-73-4 part 2, 3.2).
     let result = !fixture.is_piv();
     assert_eq!(low(), (false, false, false));
     let wrong = Err(RvError::PinIncorrect);

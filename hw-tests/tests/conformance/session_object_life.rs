@@ -1,4 +1,5 @@
-//! How objects of sessions live (PKCS #11 3.2, 5.7.2 to 5.7.6): seen, copied, changed, destroyed, and gone with their session.
+//! Session objects after their creation (PKCS #11 3.2, 5.7.2 to 5.7.6): visibility, copies, changes, destruction, and the end
+//! of their session.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, answered},

@@ -1,4 +1,4 @@
-//! Objects of sessions and their templates (PKCS #11 3.2, 5.7.1).
+//! Creation of session objects, and their templates (PKCS #11 3.2, 5.7.1).
 
 use std::ptr;
 

@@ -216,7 +216,7 @@ fn three_hundred_sessions_live_at_once(fixture: &TokenFixture<'_>) {
     assert_eq!(close_all(fixture, fixture.slot_id()), Ok(()));
 }
 
-/// Calls with a session of 0 and null pointers: what there is no session for is told first.
+/// Calls with a session of 0 and null pointers. The invalid session is reported before the null pointers.
 fn no_function_takes_a_session_that_is_none(fixture: &TokenFixture<'_>) {
     let sessionless = [
         "C_GetInfo",

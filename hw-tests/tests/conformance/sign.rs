@@ -1,4 +1,4 @@
-//! Signatures in one part and in many (PKCS #11 3.2, 5.13): order, room, arguments.
+//! Signatures in one part and in several (PKCS #11 3.2, 5.13): call order, buffers, arguments.
 
 use std::ptr;
 

@@ -1,4 +1,4 @@
-//! Signatures whose hash is the caller's, with the data recovered, and parameters of EdDSA (PKCS #11 3.2, 6.1 and 6.3).
+//! Signatures of hashes that the caller computes, signatures with data recovery, and parameters of EdDSA (PKCS #11 3.2, 6.1 and 6.3).
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TokenFixture, plain, with},

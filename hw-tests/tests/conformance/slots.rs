@@ -236,7 +236,7 @@ fn mechanism_list_counts_and_fills(fixture: &TokenFixture<'_>) {
     assert_eq!(checked(code), Ok(()));
     assert_eq!(count as usize, fixture.mechanisms().len());
     let (mut buffer, mut little) = (vec![UNAVAILABLE; count as usize], count - 1);
-    // SAFETY: the buffer holds more than is said.
+    // SAFETY: the buffer is larger than the length that is passed.
     let code = unsafe { list(slot, buffer.as_mut_ptr(), &raw mut little) };
     assert_eq!(checked(code), Err(RvError::BufferTooSmall));
     assert_eq!(little, count);
@@ -266,7 +266,11 @@ fn mechanism_info_exists_for_listed_mechanisms_only(fixture: &TokenFixture<'_>) 
     let mut distinct = offered.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    assert_eq!(distinct.len(), offered.len(), "none is told twice");
+    assert_eq!(
+        distinct.len(),
+        offered.len(),
+        "no mechanism is listed twice"
+    );
     for mechanism in &offered {
         let info = info(*mechanism).unwrap();
         assert_ne!(info.flags, 0, "{mechanism:#x} does nothing");

@@ -1,4 +1,4 @@
-//! Verification with public keys (PKCS #11 3.2, 5.15): the host's work, without card and login.
+//! Verification with public keys (PKCS #11 3.2, 5.15), on the host, without card and login.
 
 use std::ptr;
 

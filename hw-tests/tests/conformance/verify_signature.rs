@@ -1,4 +1,4 @@
-//! C_VerifySignature* (PKCS #11 3.2, 5.16): the signature comes first.
+//! C_VerifySignature* (PKCS #11 3.2, 5.16): verification of a signature that is given at the init.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain},
@@ -105,7 +105,7 @@ fn a_forged_signature_is_invalid_and_ends_it(fixture: &TokenFixture<'_>) {
     assert!(signed.is_closed());
 }
 
-/// At once or at the end.
+/// The error comes at the init or at the end.
 fn known_signature_of_wrong_length_returns_signature_len_range(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
     let result = signed.begin(signed.mechanism, &signed.signature[1..]);

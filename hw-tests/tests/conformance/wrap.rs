@@ -1,4 +1,4 @@
-//! C_WrapKey and C_UnwrapKey (PKCS #11 3.2, 5.18.3 and 5.18.4): secrets of the session under RSA keys and AES keys.
+//! C_WrapKey and C_UnwrapKey (PKCS #11 3.2, 5.18.3 and 5.18.4): secret session keys, wrapped with RSA and AES keys.
 
 use claviger_hw_tests::{
     fixture::token_fixture::{TestSession, TokenFixture, answered, checked, plain},
@@ -97,7 +97,7 @@ pub fn wrap(
     let function = session.list.C_WrapKey.unwrap();
     let (mut mechanism, mut made, mut len) = (mechanism, vec![0; room], room as CK_ULONG);
     let out = made.as_mut_ptr();
-    // SAFETY: a mechanism, and room as is said.
+    // SAFETY: a mechanism, and a buffer of the length that is passed.
     checked(unsafe {
         function(
             session.id(),
@@ -226,7 +226,7 @@ fn wrapped_key_of_wrong_length_returns_wrapped_key_len_range(fixture: &TokenFixt
     }
 }
 
-/// As for decryption: who forges learns nothing; the length in the template makes that possible.
+/// Implicit rejection, as for decryption. The length in the template makes it possible.
 fn a_wrong_padding_is_no_error_where_the_length_is_given(fixture: &TokenFixture<'_>) {
     let (session, _, private) = pair(fixture);
     let kind = [

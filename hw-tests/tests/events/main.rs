@@ -1,4 +1,4 @@
-//! Which events C_WaitForSlotEvent tells, and that each is told once, whatever else happens around it.
+//! The events that C_WaitForSlotEvent reports. Each event is reported once.
 
 #![allow(
     clippy::unwrap_used,
@@ -97,7 +97,7 @@ fn race_01_reader_arriving_during_the_wait_is_reported() {
     });
 }
 
-/// Two cards, of which the second is out: once the module tells of it, it has heard of all that was before.
+/// Two cards, of which the second is absent. When the module reports its insertion, it has processed all earlier changes.
 fn two_cards() -> [CardProfile; 2] {
     [CardProfile::factory(), CardProfile::factory().serial(2)]
 }
@@ -155,7 +155,7 @@ fn race_03_card_reinserted_at_once_ends_a_wait_and_its_sessions() {
     });
 }
 
-/// Four threads in C_WaitForSlotEvent; the slots they are told, in any order.
+/// Four threads in C_WaitForSlotEvent receive the slots, in any order.
 fn told_to_four(raw: FunctionList, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
     let waiters = [(); 4].map(|()| SlotEventWaiter::blocked(raw));
     cause();

@@ -1,4 +1,4 @@
-//! A reader that may not be reached at first, and then may: as an ordinary user, whom permissions bind.
+//! A reader whose permissions first deny access and later allow it. Runs as an ordinary user.
 
 use std::{
     env, fs,
@@ -60,7 +60,7 @@ fn permit(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// While `obstacle` of the reader's socket is closed there is no reader; when it is opened, a waiter is told.
+/// While `obstacle` of the reader's socket denies access there is no reader. When access is allowed, a waiter gets an event.
 fn closed_and_opened(obstacle: fn(&Path) -> &Path) {
     with_card(ServiceKind::Socket, CardProfile::factory(), |_| {
         let socket = PathBuf::from(env::var_os("CLAVIGER_SOCKET").unwrap());

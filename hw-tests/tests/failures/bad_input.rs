@@ -1,5 +1,5 @@
-//! What the module answers when something is wrong: the right code, one line that names cause and cure, nothing
-//! hung, and no PIN try spent without need.
+//! Wrong PINs, missing services, bad configurations: the module returns the right code, logs one line with cause and remedy,
+//! does not hang, and wastes no PIN try.
 
 use std::{
     process::Command,
@@ -44,7 +44,7 @@ fn is_sign(frame: &[u8]) -> bool {
     frame.get(1) == Some(&0x87)
 }
 
-/// `pkcs11-tool -L` with the module pointed at nothing; what it said and the log.
+/// Runs `pkcs11-tool -L` with this environment and no configuration file. Returns the output, which contains the log.
 fn list_with(environment: &[(&str, &str)]) -> client::Output {
     let mut command = Command::new("pkcs11-tool");
     command
@@ -79,10 +79,10 @@ fn a_reader_without_a_card_has_empty_slots() {
     for service in BOTH_SERVICES {
         with_card(service, CardProfile::factory(), |process| {
             let module = process.module();
-            // What was there at the first look raises no event; what happens after it does.
+            // Cards that are present at the first query raise no event. Later changes do.
             assert_eq!(module.get_slots_with_token().unwrap().len(), 2);
             process.send_command("remove");
-            // Each applet's slot tells once.
+            // The slot of each applet has one event.
             module.wait_for_slot_event().unwrap();
             module.wait_for_slot_event().unwrap();
             assert!(module.get_slots_with_token().unwrap().is_empty());
@@ -433,7 +433,7 @@ fn logout_reaches_the_card() {
             let key = key(&session, 1);
             session.sign(&Mechanism::Ecdsa, key, &HASH).unwrap();
             let (apdus, ()) = process.apdus(|| session.logout().unwrap());
-            assert!(apdus >= 1, "the card is told");
+            assert!(apdus >= 1, "the card gets a command");
             assert_eq!(
                 code(session.sign(&Mechanism::Ecdsa, key, &HASH)),
                 RvError::KeyHandleInvalid

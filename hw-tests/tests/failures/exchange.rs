@@ -1,4 +1,4 @@
-//! Another card is in the reader when its service comes back: nothing of the old card's sessions may reach it.
+//! The card is exchanged while its service is down. Sessions of the old card must not use the new one.
 
 use claviger_hw_tests::{
     fixture::{
@@ -16,7 +16,7 @@ use cryptoki::{
     session::{Session, UserType},
 };
 
-/// What a session is told whose card has gone.
+/// Return codes for a session whose card was removed.
 const ENDED: [RvError; 2] = [RvError::DeviceRemoved, RvError::SessionHandleInvalid];
 
 for_each_service! {
@@ -80,7 +80,7 @@ fn serial(module: &Pkcs11) -> String {
         .to_owned()
 }
 
-/// The new card has another number, nobody is logged in to it, and it serves a session of its own.
+/// Checks that the new card has another serial number, that no user is logged in, and that a new session on it works.
 fn new_card_is_public(process: &ModuleProcess, module: &Pkcs11, old_serial: &str) {
     eventually("the new card", || {
         module

@@ -1,4 +1,4 @@
-//! pcscd hangs: the module's end is reached from every state, a call comes back, and life goes on when pcscd does.
+//! pcscd is suspended: C_Finalize returns in every state, calls end with an error, and the module works when pcscd resumes.
 
 use std::{
     env, fs,
@@ -31,14 +31,14 @@ use cryptoki_sys::{
 
 const THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
-/// Long enough for a thread to get stuck, on a busy machine too.
+/// Long enough for a thread to block, on a busy machine too.
 const MOMENT: Duration = Duration::from_millis(500);
-/// Longer than it takes to stop pcscd before the card answers.
+/// Delay of a frame. Long enough to suspend pcscd before the card responds.
 const CARD_DELAY: Duration = Duration::from_secs(5);
-/// A call gives up after about ten seconds; only a hang takes longer than this.
+/// Timeout of a call. The module gives up after about ten seconds, so only a hang exceeds it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// A pcscd that hangs, until this is dropped.
+/// Suspends pcscd until it is dropped.
 struct SuspendedPcscd<'a>(&'a ModuleProcess);
 
 impl<'a> SuspendedPcscd<'a> {
@@ -54,23 +54,23 @@ impl Drop for SuspendedPcscd<'_> {
     }
 }
 
-/// Runs `call` on a thread of its own; what it returns comes through the channel.
+/// Runs `call` on a thread of its own. The channel receives its result.
 fn on_a_thread<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
     let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(call()));
     result
 }
 
-/// What a call returned that must come back by itself, within `limit`.
+/// Returns the result of a call, which must return within `limit`.
 #[track_caller]
 fn returned_within<T>(what: &str, limit: Duration, call: &Receiver<T>) -> T {
     let start = Instant::now();
     let result = call.recv_timeout(limit);
     println!("{what}: {:?}", start.elapsed());
-    result.unwrap_or_else(|_| panic!("{what} did not come back within {limit:?}"))
+    result.unwrap_or_else(|_| panic!("{what} did not return within {limit:?}"))
 }
 
-/// C_Finalize while pcscd hangs, in time.
+/// Calls C_Finalize while pcscd is suspended. It must return in time.
 #[track_caller]
 fn finalize_in_time(raw: FunctionList, state: &str) {
     let ended = on_a_thread(move || raw.finalize());
@@ -78,7 +78,7 @@ fn finalize_in_time(raw: FunctionList, state: &str) {
     assert_eq!(code, CKR_OK);
 }
 
-/// The module with `flags`, and a session on it that is logged in.
+/// Initializes the module with `flags`, and logs in with a session.
 fn signer(process: &'static ModuleProcess, flags: CK_FLAGS) -> PivSession<'static> {
     let module = process.load();
     let flags = CInitializeFlags::from_bits_retain(flags);
@@ -87,19 +87,21 @@ fn signer(process: &'static ModuleProcess, flags: CK_FLAGS) -> PivSession<'stati
     PivSession::of(process, module, session)
 }
 
-/// [`with_card`] over pcscd, for a body whose threads may outlive it when it fails.
+/// As [`with_card`] over pcscd, for a body whose threads may outlive it if it fails.
 fn with_pcscd(body: impl FnOnce(&'static ModuleProcess)) {
     with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
         body(Box::leak(Box::new(process.clone())));
     });
 }
 
-/// pcscd goes on, and so does this process.
+/// Resumes pcscd, and checks that the module works.
 fn resume(suspended: SuspendedPcscd<'_>, raw: FunctionList, flags: CK_FLAGS) {
     let process = suspended.0;
     drop(suspended);
     assert_eq!(raw.initialize(flags), CKR_OK);
-    let found = promptly("C_GetSlotList after the thaw", || raw.slot_count(true));
+    let found = promptly("C_GetSlotList after pcscd has resumed", || {
+        raw.slot_count(true)
+    });
     assert_eq!((found.0, found.1 > 0), (CKR_OK, true));
     assert_eq!(raw.finalize(), CKR_OK);
     let signer = PivSession::new(process);
@@ -136,7 +138,7 @@ fn waiters_return_at_finalize_while_pcscd_is_frozen_without_threads() {
     waiters_return_at_finalize(NO_THREADS);
 }
 
-/// A signature is stuck, in pcscd or before, and so it is when the end comes.
+/// Calls C_Finalize while a signature is blocked, before pcscd or at the card.
 fn finalize_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool) {
     with_pcscd(|process| {
         let raw = FunctionList::load();
@@ -153,8 +155,8 @@ fn finalize_does_not_wait_for_a_signature(flags: CK_FLAGS, is_at_the_card: bool)
             signature = on_a_thread(sign);
         }
         thread::sleep(MOMENT);
-        assert!(signature.try_recv().is_err(), "the signature is stuck");
-        finalize_in_time(raw, "with a signature inside");
+        assert!(signature.try_recv().is_err(), "the signature is blocked");
+        finalize_in_time(raw, "during a signature");
         resume(suspended, raw, flags);
         let (outcome, _) = returned_within("the signature", HANG, &signature);
         println!("{outcome:?}");
@@ -188,10 +190,10 @@ fn finalize_does_not_wait_for_the_first_query(flags: CK_FLAGS) {
         assert_eq!(raw.initialize(flags), CKR_OK);
         let query = on_a_thread(move || raw.slot_count(true));
         thread::sleep(MOMENT);
-        assert!(query.try_recv().is_err(), "the first look is stuck");
-        finalize_in_time(raw, "with the first look inside");
+        assert!(query.try_recv().is_err(), "the first query is blocked");
+        finalize_in_time(raw, "during the first query");
         resume(suspended, raw, flags);
-        let outcome = returned_within("the first look", HANG, &query);
+        let outcome = returned_within("the first query", HANG, &query);
         println!("{outcome:?}");
     });
 }
@@ -206,7 +208,7 @@ fn finalize_does_not_wait_for_a_first_snapshot_without_threads() {
     finalize_does_not_wait_for_the_first_query(NO_THREADS);
 }
 
-/// A user is logged in, and logging out is not to be had.
+/// Calls C_Finalize while a user is logged in and cannot be logged out.
 fn finalize_does_not_wait_for_the_logout(flags: CK_FLAGS) {
     with_pcscd(|process| {
         let raw = FunctionList::load();
@@ -228,7 +230,7 @@ fn finalize_does_not_wait_for_a_logout_without_threads() {
     finalize_does_not_wait_for_the_logout(NO_THREADS);
 }
 
-/// A pcscd that hangs from its first moment: it takes the connections and says nothing.
+/// A pcscd that accepts connections and never replies.
 fn finalize_does_not_wait_for_a_hung_connect(flags: CK_FLAGS) {
     let as_it_is = |_: &CardFixture, _: &mut Command| {};
     let log = in_module_process(
@@ -245,7 +247,7 @@ fn finalize_does_not_wait_for_a_hung_connect(flags: CK_FLAGS) {
             let socket = env::var_os("PCSCLITE_CSOCK_NAME").expect("a pcscd of its own");
             let _ = fs::remove_file(&socket);
             let silent = UnixListener::bind(&socket).unwrap();
-            // The loss of the reader ends one wait; without threads the watch goes on in the other.
+            // The loss of the reader ends one wait. Without threads, the other waiter continues the watch.
             let again = on_a_thread(move || raw.wait(0).0);
             let (_watch, _) = silent.accept().unwrap();
             finalize_in_time(raw, "while a connection is being made");
@@ -298,7 +300,7 @@ fn login_at_a_frozen_pcscd_gives_up_and_its_pin_is_not_sent_again() {
         drop(suspended);
         session.find_objects(&[]).unwrap();
         let pins = process.pins();
-        assert!(pins <= 1, "what pcscd had been given already");
+        assert!(pins <= 1, "only a PIN that pcscd already had");
         PivSession::of(process, module, session).goes_on();
         assert!(process.pins() > pins);
     });

@@ -1,4 +1,4 @@
-//! Cards, readers and services that are lost, exchanged, out of reach or broken.
+//! Cards, readers and services that are lost, exchanged, unreachable or broken.
 
 #![allow(
     clippy::unwrap_used,

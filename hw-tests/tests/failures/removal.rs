@@ -1,4 +1,4 @@
-//! A card pulled in the middle of something: what the call says, what is left of it, and that the next card works.
+//! A card is removed during a call: the code of the call, the state after it, and that the next card works.
 
 use std::{
     thread,
@@ -33,7 +33,7 @@ fn two_events(raw: FunctionList) {
     assert_ne!(raw.next_event(), raw.next_event());
 }
 
-/// A card nobody has asked anything yet.
+/// A card that has not received a command yet.
 fn insert(process: &ModuleProcess, raw: FunctionList) {
     process.send_command("heal");
     process.send_command("insert");
@@ -188,7 +188,7 @@ fn race_02_a_card_pulled_in_the_middle_of_a_chained_command() {
     });
 }
 
-/// The card is pulled while a session is opened, later by a little in each round.
+/// Removes the card while a session is opened, a little later in each round.
 fn while_connecting(service: ServiceKind, process: &ModuleProcess, raw: FunctionList, rounds: u32) {
     let slot = raw.slots(true)[0];
     for round in 0..rounds {

@@ -1,4 +1,4 @@
-//! pcscd dies and comes back: what a session survives, in every state it can be in.
+//! pcscd crashes and is started again: sessions in every state survive it.
 
 use std::{
     sync::mpsc,
@@ -32,7 +32,7 @@ use cryptoki_sys::{CKF_OS_LOCKING_OK, CKR_OK};
 
 /// Four certificates, their public keys and the private key that needs no PIN; data objects besides.
 const PUBLIC_OBJECTS: usize = 9;
-/// How long a frame is on its way that must not arrive before its service has died.
+/// Delay of a frame that must not arrive before its service has crashed.
 const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 for_each_service! {
@@ -53,7 +53,7 @@ for_each_service! {
 fn a_session_signs_at_once_after_a_crash(process: &ModuleProcess) {
     let signer = PivSession::new(process);
     for _ in 0..3 {
-        // The new pcscd takes clients and has not seen its readers' cards yet.
+        // The new pcscd accepts clients, but has not noticed the cards of its readers yet.
         process.order(&["service crash", "service begin"]);
         signer.goes_on();
     }
@@ -133,7 +133,7 @@ fn tokens_are_absent_without_pcscd_and_the_log_names_the_cause() {
     }
 }
 
-/// What a thread in C_WaitForSlotEvent is told.
+/// The results of a thread in C_WaitForSlotEvent.
 fn follow_events(raw: FunctionList) -> mpsc::Receiver<(u64, u64)> {
     let (sender, events) = mpsc::channel();
     thread::spawn(move || {
@@ -199,7 +199,7 @@ fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(process: &ModuleProce
     });
     is_unreachable(login);
     process.order(&["service begin", "settle"]);
-    // The card has something to do, and nobody to send a PIN for.
+    // The card gets a command, but no user is logged in, so there is no PIN to send.
     assert!(session.find_objects(&[]).unwrap().len() >= PUBLIC_OBJECTS);
     let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);

@@ -1,4 +1,4 @@
-//! A pcscd that ends and comes back, stands still for a while, or gives its readers other numbers.
+//! pcscd is restarted, suspended for a while, or renumbers its readers.
 
 use std::{
     thread,
@@ -20,7 +20,7 @@ use cryptoki_sys::{
     CKR_SESSION_HANDLE_INVALID,
 };
 
-/// How long pcscd stands still; calls of the module bear more.
+/// Time for which pcscd is suspended. Calls of the module wait longer.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 fn in_each_configuration(
@@ -31,7 +31,7 @@ fn in_each_configuration(
     configurations_of(service, profiles, as_it_is, |_| (), body);
 }
 
-/// How often a PIN was sent to a card.
+/// The number of PINs sent to a card.
 fn pins(process: &ModuleProcess, card: usize) -> u32 {
     process
         .send_command(&format!("card {card} sent 20"))
@@ -39,8 +39,8 @@ fn pins(process: &ModuleProcess, card: usize) -> u32 {
         .unwrap()
 }
 
-/// The session of a card that has left signs no more, and ends. pcscd may not have looked yet, and hand over an
-/// empty answer; it may even never know.
+/// Checks that the session of a removed card ends. Until pcscd has noticed the removal, it may return an empty response, and
+/// the call then fails with a device error.
 fn dies(signer: Signer) {
     let deadline = Instant::now() + HANG;
     loop {
@@ -48,11 +48,14 @@ fn dies(signer: Signer) {
             CKR_SESSION_HANDLE_INVALID => return,
             code => assert!([CKR_DEVICE_ERROR, CKR_DEVICE_REMOVED].contains(&code)),
         }
-        assert!(Instant::now() < deadline, "its card has left");
+        assert!(
+            Instant::now() < deadline,
+            "the session of a removed card still exists"
+        );
     }
 }
 
-/// The card is pulled: an event tells, and the slot is empty by then. What was told before may come in between.
+/// Removes the card, and waits for an event after which the slot is empty. Earlier events may precede it. Reinserts the card.
 fn removal_is_reported(process: &ModuleProcess, raw: FunctionList, slot: CK_SLOT_ID) {
     process.send_command("remove");
     let is_empty = || raw.slot_info(slot).1 & CKF_TOKEN_PRESENT == 0;
@@ -139,7 +142,7 @@ fn race_11_freeze_of_pcscd_loses_nothing() {
         assert_eq!(signer.sign(), CKR_OK);
         assert_eq!(pins(process, 0) - before, 1, "verified again, once");
 
-        // What happens during a standstill is told after it.
+        // A change while pcscd is suspended is reported after it resumes.
         assert!(waiter.try_recv().is_err(), "no event so far");
         process.send_command("service freeze");
         process.send_command("remove");

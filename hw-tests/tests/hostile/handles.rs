@@ -1,4 +1,4 @@
-//! Handles of sessions, objects and keys that are none, are no more, or are of something else.
+//! Handles of sessions, objects and keys that are invalid, stale, or of another kind.
 
 use claviger_hw_tests::{
     fixture::{
@@ -158,7 +158,7 @@ fn invalid_object_handle_returns_the_code_of_its_argument(fixture: &TokenFixture
         for (name, arguments, code) in users(s, good, key) {
             fixture.silently(|| calls.expect(code, name, &format!("{key:?}"), &arguments));
         }
-        // It is told only when there is something to digest for.
+        // The handle is checked only while a digest is active.
         calls.expect_ok("C_DigestInit", &[s, Arg::Mechanism(CKM_SHA256, &[])]);
         calls.expect(CKR_KEY_HANDLE_INVALID, "C_DigestKey", "none", &[s, key]);
         calls.expect(
@@ -181,7 +181,7 @@ fn an_object_that_is_no_key_is_no_key_handle(fixture: &TokenFixture<'_>) {
             .into_iter()
             .filter(|(_, _, code)| *code != CKR_OBJECT_HANDLE_INVALID);
         for (name, arguments, _) in of_keys {
-            // A derivation looks at its parameter as well: that is wrong here too.
+            // A derivation also checks its parameter, which is invalid here.
             let result = calls.call(name, &arguments).code;
             let none = [
                 CKR_KEY_HANDLE_INVALID,

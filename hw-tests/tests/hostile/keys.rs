@@ -1,5 +1,5 @@
-//! Keys to be made from hostile arguments: C_GenerateKey, C_GenerateKeyPair, C_WrapKey, C_UnwrapKey, C_DeriveKey
-//! (PKCS #11 3.2, 5.18). What is refused has made nothing.
+//! C_GenerateKey, C_GenerateKeyPair, C_WrapKey, C_UnwrapKey and C_DeriveKey with hostile arguments (PKCS #11 3.2, 5.18). A
+//! rejected call creates no key.
 
 use claviger_hw_tests::{
     fixture::{
@@ -28,7 +28,7 @@ const SECRET: Arg<'static> = Arg::Mechanism(CKM_GENERIC_SECRET_KEY_GEN, &[]);
 const WRAP: Arg<'static> = Arg::Mechanism(CKM_AES_KEY_WRAP, &[]);
 const EC: Arg<'static> = Arg::Mechanism(CKM_EC_KEY_PAIR_GEN, &[]);
 const RSA: Arg<'static> = Arg::Mechanism(CKM_RSA_PKCS_KEY_PAIR_GEN, &[]);
-/// prime256v1, and a curve nobody knows.
+/// prime256v1, and an unknown curve.
 const P256: Value<'static> = Value::Bytes(b"\x06\x08\x2A\x86\x48\xCE\x3D\x03\x01\x07");
 const NO_CURVE: Value<'static> = Value::Bytes(b"\x06\x03\x2A\x03\x04");
 const ID: Entry<'static> = (CKA_ID, Value::Bytes(&[1]));

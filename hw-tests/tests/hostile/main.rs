@@ -1,5 +1,5 @@
-//! What hostile arguments get, rule by rule: the standard's code, nothing read or written beside what the caller gave,
-//! and no state half changed. Whatever is given ends at a page that cannot be touched.
+//! Hostile arguments, rule by rule: the call returns the standard's code, accesses no memory beyond its arguments, and changes
+//! no state partially. Each argument ends at a page without access.
 
 #![allow(
     unreachable_pub,

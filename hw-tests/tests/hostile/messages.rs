@@ -1,5 +1,5 @@
-//! Operations on many messages, on a signature known from the start, with recovery, and two at once, given what is
-//! nowhere or endless (PKCS #11 3.2, 5.13, 5.15 to 5.17).
+//! Message-based signing, C_VerifySignature, data recovery and dual functions with null pointers and bad lengths
+//! (PKCS #11 3.2, 5.13, 5.15 to 5.17).
 
 use claviger_hw_tests::{
     fixture::{
@@ -159,7 +159,7 @@ fn known_signature_of_null_or_wrong_length_leaves_no_active_operation(fixture: &
             calls.expect(CKR_ARGUMENTS_BAD, "C_VerifySignatureInit", what, &arguments);
             calls.expect(NOTHING, "C_VerifySignature", what, &[s, MESSAGE]);
         }
-        // Of a length that is none, told when it begins or when it is used.
+        // An invalid length is reported at the init or at the verification.
         let there = Arg::In(b"12345678");
         for len in [0, 8, 65_537, 1 << 20, HUGE / 2 + 1, HUGE] {
             let arguments = all(s, &[&verifying, &[there, Arg::Word(len)]]);
@@ -233,7 +233,7 @@ fn dual_function_error_ends_both_operations(fixture: &TokenFixture<'_>) {
             );
             calls.expect_ok(both, &[s, block, Arg::Asked]);
             calls.expect(CKR_ARGUMENTS_BAD, both, what, &all(s, &[&arguments]));
-            // Neither is under way: each can begin anew.
+            // Neither operation is active: each can begin again.
             calls.expect_ok(one.0, &one.1);
             calls.expect_ok(other.0, &other.1);
             calls.expect_ok(both, &[s, block, Arg::Out(16)]);

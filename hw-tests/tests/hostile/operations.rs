@@ -1,5 +1,5 @@
-//! Pointers and lengths of C_Encrypt…, C_Decrypt…, C_Digest…, C_Sign…, C_Verify… and their relatives: every error but
-//! BUFFER_TOO_SMALL ends the operation, and nothing else does (PKCS #11 3.2, 5.2 and 5.8 to 5.15).
+//! Bad pointers and lengths of C_Encrypt…, C_Decrypt…, C_Digest…, C_Sign…, C_Verify… and related functions: every error but
+//! BUFFER_TOO_SMALL ends the operation, and a length query does not (PKCS #11 3.2, 5.2 and 5.8 to 5.15).
 
 use claviger_hw_tests::{
     fixture::{
@@ -28,18 +28,18 @@ for_each_card! { [piv_rsa openpgp_rsa] [
     buffer_one_byte_short_keeps_an_rsa_operation_active
 ] }
 
-/// One way through an operation that turns input into output.
+/// A kind of operation that turns input into output.
 #[derive(Clone, Debug)]
 pub struct OperationKind {
-    /// C_…Init and what it takes.
+    /// C_…Init and its arguments.
     pub init: (&'static str, Vec<Arg<'static>>),
     pub single: &'static str,
     pub update: Option<&'static str>,
     pub last: Option<&'static str>,
     pub input: Vec<u8>,
-    /// Bytes of the output.
+    /// Length of the output.
     pub output: usize,
-    /// C_…Update gives output as well.
+    /// Whether C_…Update has output too.
     streams: bool,
 }
 
@@ -48,7 +48,7 @@ impl OperationKind {
         calls.expect_ok(self.init.0, &self.init.1);
     }
 
-    /// Whether it is under way; it is not any more then.
+    /// Ends the operation. Returns whether it was active.
     pub fn ends(&self, calls: &mut RawCall<'_>) -> bool {
         let (name, arguments) = &self.init;
         let is_active = match calls.call(name, arguments).code {
@@ -63,7 +63,7 @@ impl OperationKind {
         is_active
     }
 
-    /// After an operation was begun: a call that must be answered so, and leave it under way or not.
+    /// Begins the operation and makes a call. Checks its code, and whether the operation stays active.
     #[track_caller]
     fn expect(
         &self,
@@ -78,10 +78,10 @@ impl OperationKind {
         calls
             .fixture
             .silently(|| calls.expect(code, name, what, &all));
-        assert_eq!(self.ends(calls), stays, "{name}, {what}: under way or not");
+        assert_eq!(self.ends(calls), stays, "{name}, {what}: active or not");
     }
 
-    /// The whole of it, which must work.
+    /// Runs the whole operation, which must succeed.
     pub fn works(&self, calls: &mut RawCall<'_>) {
         self.begin(calls);
         let (session, input) = (self.init.1[0], Arg::Bytes(&self.input));
@@ -113,7 +113,7 @@ const DIGEST: [&str; 3] = ["C_Digest", "C_DigestUpdate", "C_DigestFinal"];
 const SIGN: [&str; 3] = ["C_Sign", "C_SignUpdate", "C_SignFinal"];
 const IV: [u8; 16] = [7; 16];
 
-/// What every token does with keys of the session, and a signature of the card.
+/// The operations of every token with session keys, and a signature by the card.
 pub fn operation_kinds(calls: &mut RawCall<'_>, session: &TestSession) -> Vec<OperationKind> {
     let s = session_arg(session);
     let (aes, generic) = (calls.aes(s), calls.generic(s));
@@ -148,7 +148,7 @@ pub fn operation_kinds(calls: &mut RawCall<'_>, session: &TestSession) -> Vec<Op
     operations
 }
 
-/// What RSA keys of a card do, and their public halves on the host.
+/// The operations of RSA keys on a card, and of their public keys on the host.
 fn rsa_operation_kinds(session: &TestSession) -> Vec<OperationKind> {
     let s = session_arg(session);
     let handle = |key: cryptoki::object::ObjectHandle| Arg::Word(key.handle() as usize);
@@ -291,7 +291,7 @@ fn length_query_for_huge_input_succeeds_or_ends_with_arguments_bad(fixture: &Tok
                 operation.single,
                 &[session, NULL, Arg::Word(len), Arg::Asked],
             );
-            // A length that no memory has may be refused as well; then it is over.
+            // A length beyond any memory may be rejected too. That ends the operation.
             let stays = operation.ends(&mut calls);
             match asked.code {
                 CKR_OK => assert!(

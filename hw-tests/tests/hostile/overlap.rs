@@ -1,5 +1,5 @@
-//! Input and output in one place, or the one shifted against the other: what is written is what would have been
-//! written elsewhere (PKCS #11 3.2, 5.2).
+//! Input and output in the same buffer, or in overlapping ones: the output is the same as in a separate buffer
+//! (PKCS #11 3.2, 5.2).
 
 use claviger_hw_tests::{
     fixture::{
@@ -60,7 +60,7 @@ fn overlapped(
     content[at..at + written].to_vec()
 }
 
-/// The input of every way has each byte once, so that nothing that is misplaced looks right.
+/// Gives the operation an input of distinct bytes, so that a misplaced byte is noticed.
 fn distinct(mut operation: OperationKind) -> OperationKind {
     operation.input = (0..operation.input.len()).map(|at| at as u8 + 1).collect();
     operation
@@ -131,7 +131,7 @@ fn length_inside_the_output_buffer_does_no_harm(fixture: &TokenFixture<'_>) {
         let (start, _) = calls.memory.place(&content, 0, Use::Free);
         let (start, len) = (start as usize, operation.input.len());
         let list = [session.id() as usize, start, len, start, start];
-        // What it makes is nobody's; nothing else may suffer.
+        // The output is not checked. No other memory may change.
         let code = calls.call_words(operation.single, &list);
         assert_eq!(code, CKR_OK, "{}", operation.single);
         operation.works(&mut calls);

@@ -1,4 +1,4 @@
-//! Parameters of mechanisms: absent, of another size, pointing nowhere or to the end of memory
+//! Parameters of mechanisms: absent, of the wrong size, with null pointers or with pointers to the end of memory
 //! (PKCS #11 3.2, 5.1 and 6).
 
 use claviger_hw_tests::{
@@ -106,7 +106,7 @@ fn a_mechanism_without_a_parameter_takes_none(fixture: &TokenFixture<'_>) {
     }
 }
 
-/// Mechanisms of AES and HMAC with a parameter that is right, and nothing to which it points.
+/// Mechanisms of AES and HMAC with a valid parameter that contains no pointers.
 fn simple(
     aes: Arg<'static>,
     generic: Arg<'static>,

@@ -1,5 +1,5 @@
-//! PINs that are nowhere, endless, or that no card can have: C_Login, C_LoginUser, C_SetPIN, C_InitPIN never let a card
-//! see one (PKCS #11 3.2, 5.5 and 5.6).
+//! Null, oversized and impossible PINs: C_Login, C_LoginUser, C_SetPIN and C_InitPIN send none of them to a card
+//! (PKCS #11 3.2, 5.5 and 5.6).
 
 use claviger_hw_tests::{
     fixture::{

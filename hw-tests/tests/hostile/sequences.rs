@@ -1,7 +1,7 @@
-//! Sequences of calls that nobody would write, with arguments nobody should give, on cards that lie and on one that does
-//! not: the module holds, and afterwards it works. Each sequence is played again from its seed:
+//! Random sequences of calls with random arguments, on scripted cards and on a real one: the module does not fail, and it
+//! works afterwards. A sequence is repeated from its seed:
 //! `CLAVIGER_SEED=N CLAVIGER_SEQUENCES=1 cargo test … --test hostile sequences`, and `CLAVIGER_SEQUENCE_TRACE=1` prints
-//! its calls. `CLAVIGER_SEQUENCES=N` plays N of each kind.
+//! its calls. `CLAVIGER_SEQUENCES=N` runs N of each kind.
 
 #[path = "../../../fuzz/corpora.rs"]
 #[allow(dead_code, reason = "shared with the tests of parsers")]
@@ -44,7 +44,7 @@ const BYTES: usize = 1600;
 /// Where the scripted cards are.
 const SCRIPTED: &str = "CLAVIGER_SOCKET";
 
-/// The seed, or the number of the input, that is played now.
+/// The seed or the number of the input of the current sequence.
 static SEED: AtomicU64 = AtomicU64::new(0);
 
 fn number(variable: &str) -> Option<u64> {
@@ -84,13 +84,13 @@ fn fixture(signs: bool) -> SequenceFixture {
     }
 }
 
-/// A crash says which sequence it was, and which function; then it goes on as crashes do.
+/// Prints the sequence and the function of a crash, and lets the crash continue.
 fn say_where_it_crashes() {
     extern "C" fn tell(signal: libc::c_int) {
         let function = sequence::UNDER_WAY.load(Ordering::Relaxed);
         // SAFETY: null, or static data.
         let function = unsafe { function.as_ref() }.copied().unwrap_or("nothing");
-        // What is written goes through no lock but that of the standard error output, which nobody else holds here.
+        // Writing takes only the lock of standard error, which no other thread holds here.
         eprintln!(
             "signal {signal} in sequence {}, in {function}",
             SEED.load(Ordering::Relaxed)
@@ -160,7 +160,7 @@ impl Drop for Named<'_> {
     }
 }
 
-/// A process whose module finds a reader for scripted cards, and nothing else.
+/// A process whose module finds only a reader for scripted cards.
 fn with_scripts(body: impl FnOnce(SequenceFixture, &Reader, &[u8])) {
     let lead = |cards: &CardFixture, command: &mut Command| {
         command.env(SCRIPTED, cards.folder().join("scripted"));

@@ -25,7 +25,7 @@ for_each_card! { [piv openpgp] [
 
 const SHA256: Arg<'static> = Arg::Mechanism(CKM_SHA256, &[]);
 
-/// A digest of "one" that goes on, and its state.
+/// Begins a digest of "one", which stays active. Returns its state.
 fn begun(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
     calls.expect_ok("C_DigestInit", &[s, SHA256]);
     calls.expect_ok("C_DigestUpdate", &[s, Arg::Bytes(b"one")]);
@@ -35,7 +35,7 @@ fn begun(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
         .output
 }
 
-/// The digest under way, after "two".
+/// The result of the active digest after "two".
 fn ended(calls: &mut RawCall<'_>, s: Arg<'_>) -> Vec<u8> {
     calls.expect_ok("C_DigestUpdate", &[s, Arg::Bytes(b"two")]);
     calls.expect_ok("C_DigestFinal", &[s, Arg::Out(32)]).output
@@ -161,7 +161,7 @@ fn a_key_for_a_state_that_needs_none_is_refused(fixture: &TokenFixture<'_>) {
     assert_eq!(ended(&mut calls, s).len(), 32);
 }
 
-/// Everything the session can have under way at once, begun.
+/// Begins every operation that a session can have at the same time.
 fn begin_all_operations(
     calls: &mut RawCall<'_>,
     session: &TestSession,

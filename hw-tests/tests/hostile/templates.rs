@@ -1,4 +1,4 @@
-//! Templates that are nowhere, lie about themselves, or say what cannot be: C_CreateObject, C_CopyObject,
+//! Null, malformed and impossible templates: C_CreateObject, C_CopyObject,
 //! C_SetAttributeValue, C_FindObjectsInit, C_GenerateKey (PKCS #11 3.2, 4.1 and 5.7).
 
 use claviger_hw_tests::{

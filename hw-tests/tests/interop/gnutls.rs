@@ -1,4 +1,4 @@
-//! GnuTLS with this module: objects by their URIs, requests by `certtool`, a server of TLS, random numbers.
+//! GnuTLS with this module: objects by URI, certificate requests by `certtool`, a TLS server, random numbers.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What tokens and objects are called, and which are shown: by default, and as the configuration wants it.
+//! Names and visibility of tokens and objects: by default, and as the configuration sets them.
 
 use claviger_hw_tests::{
     fixture::{

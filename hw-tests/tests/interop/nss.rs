@@ -1,4 +1,4 @@
-//! NSS with this module: its command line tools use keys of the card, and OpenSSL judges.
+//! NSS with this module: its command line tools use keys of the card, and OpenSSL verifies the results.
 
 use std::{
     fs,

@@ -1,13 +1,13 @@
-//! The same card through OpenSC's module and through this one: the same objects, labels and ids.
+//! OpenSC's module and this module show the same objects, labels and ids of a card.
 //!
-//! Meant to differ, and so not compared:
-//! - Slots and token labels. OpenSC has one slot for each PIN and only one applet of a card; here a slot is an
-//!   applet. OpenSC names a PIV token after its first certificate; here the name says applet and serial number.
-//! - Data objects OpenSC lists without looking whether they exist; here they are found on the card or not listed.
-//!   OpenSC also keeps the outer tag 53 in their values, and the tag of CKA_OBJECT_ID out of it.
-//! - Profile objects, which are of PKCS #11 3.0.
-//! - Usage and origin: OpenSC has a usage of its own, non-repudiation, and calls every PIV key local and never
-//!   extractable, though the card does not say where a key comes from.
+//! These differ on purpose and are not compared:
+//! - Slots and token labels. OpenSC has one slot for each PIN, and one applet for each card. This module has one slot for each
+//!   applet. OpenSC names a PIV token after its first certificate. This module uses the applet and the serial number.
+//! - Data objects. OpenSC lists them even if the card does not have them. OpenSC also keeps the outer tag 53 in their values,
+//!   and omits the tag of CKA_OBJECT_ID.
+//! - Profile objects, which PKCS #11 3.0 has introduced.
+//! - Usage and origin. OpenSC has a usage of its own, non-repudiation. It reports every PIV key as local and never
+//!   extractable, though the card does not report the origin of a key.
 
 use std::collections::BTreeSet;
 
@@ -30,8 +30,8 @@ const LOGIN: [&str; 3] = ["--login", "--pin", PIN];
 /// What an object is, and all of it that a listing shows and both modules must agree on.
 const COMPARED: [&str; 6] = ["label", "ID", "subject", "serial", "EC_POINT", "EC_PARAMS"];
 
-/// Two tests of one plan, with so many certificates and keys: this module over pcscd and over the socket reader, each
-/// against OpenSC's over pcscd.
+/// Makes two tests of one profile with this number of certificates and keys. They compare this module, over pcscd and over the
+/// socket reader, with OpenSC's module over pcscd.
 macro_rules! same_as_opensc {
     ($($rule:ident: $count:literal of $profile:expr;)*) => {$(
         mod $rule {
@@ -45,7 +45,7 @@ macro_rules! same_as_opensc {
 
             #[test]
             fn over_the_socket_reader() {
-                let Some((_rig, opensc)) = opensc($profile) else { return };
+                let Some((_fixture, opensc)) = opensc($profile) else { return };
                 agree(&opensc, &Clients::of(&CardFixture::socket($profile)), $count);
             }
         }
@@ -74,7 +74,7 @@ fn piv_with_keys(references: &[u8], last: CertificateForm) -> CardProfile {
     CardProfile::piv(PivPlan { keys })
 }
 
-/// What OpenSC's module finds, without and with a login, and the rig it did that in.
+/// The objects that OpenSC's module finds, without and with a login, and its card fixture.
 fn opensc(profile: CardProfile) -> Option<(CardFixture, Found)> {
     if !all_installed(&NEEDED) {
         return None;

@@ -1,4 +1,4 @@
-//! OpenSSL 3 with this module: by the engine of libp11, and by pkcs11-provider where it is installed.
+//! OpenSSL 3 with this module: through the engine of libp11, and through pkcs11-provider where it is installed.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 

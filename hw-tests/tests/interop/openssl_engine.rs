@@ -1,4 +1,4 @@
-//! What the engine of libp11 lets `openssl` do with keys of the card besides plain signatures.
+//! Operations of `openssl` with keys of the card through the engine of libp11, besides plain signatures.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The module needs no rights of its own: an ordinary user signs, over the socket reader and over pcscd.
+//! The module needs no special rights: an ordinary user signs, over the socket reader and over pcscd.
 
 use std::{env, fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 

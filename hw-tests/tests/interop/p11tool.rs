@@ -214,7 +214,7 @@ fn public_keys_are_exported_as_certified(fixture: &CardFixture) {
     }
 }
 
-/// GnuTLS 3.7 has no way to test a signature with it: its test hashes first.
+/// GnuTLS 3.7 cannot test a signature with it, because its test hashes first.
 fn an_ed25519_public_key_is_understood(fixture: &CardFixture) {
     let clients = Clients::of(fixture);
     let url = url(OPENPGP_SERIAL, ";id=%01");

@@ -1,4 +1,4 @@
-//! OpenSC's `pkcs11-tool` with this module: its listings, signatures OpenSSL verifies, its own self-test.
+//! OpenSC's `pkcs11-tool` with this module: listings, signatures that OpenSSL verifies, and its self-test.
 
 use std::{fs, path::Path};
 
@@ -411,7 +411,7 @@ fn the_last_try_shows_in_the_flags_of_openpgp(fixture: &CardFixture) {
     );
 }
 
-/// `pkcs11-tool --test` exits with 0 whatever it finds; what it says counts.
+/// `pkcs11-tool --test` always exits with 0, so its output is checked.
 fn self_test(fixture: &CardFixture) -> String {
     let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&["--test"])

@@ -1,4 +1,4 @@
-//! OpenSC's `pkcs11-tool` with every mechanism that a key of this module allows: nothing is offered that fails.
+//! OpenSC's `pkcs11-tool` with every mechanism that a key of this module allows. None of them fails.
 
 use std::{
     fs,
@@ -82,7 +82,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// Whether the listing says that it is for this.
+    /// Returns whether the listing names this usage.
     fn may(&self, what: &str) -> bool {
         self.usage.split(", ").any(|usage| usage == what)
     }
@@ -216,7 +216,7 @@ impl<'a> Key<'a> {
         nist.unwrap_or("X25519").to_owned()
     }
 
-    /// One use of the key, and the judgement of somebody else.
+    /// Uses the key once with this mechanism, and has another program check the result.
     fn works(&self, mechanism: &str) {
         let message = self.clients.file("message", MESSAGE);
         let hash_of = |name: &str| {

@@ -1,4 +1,4 @@
-//! The self-tests of OpenSC's `pkcs11-tool`, and what it does without a key of the card.
+//! The self-tests of OpenSC's `pkcs11-tool`, and its operations without a key of the card.
 
 use std::{collections::BTreeSet, fs};
 
@@ -36,7 +36,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", output.stdout, output.stderr)
 }
 
-/// `pkcs11-tool --test` exits with 0 whatever it finds; what it says counts.
+/// `pkcs11-tool --test` always exits with 0, so its output is checked.
 fn passes(clients: &Clients<'_>, arguments: &[&str]) -> String {
     let output = clients.pkcs11_tool_logged_in(arguments).expect_success();
     let text = text(&output);
@@ -50,7 +50,7 @@ fn passes(clients: &Clients<'_>, arguments: &[&str]) -> String {
 
 const TOKENS: [&str; 2] = ["PIV 00000001", "OpenPGP 00000001"];
 
-/// What each part says when it found something to do and nothing wrong.
+/// The output of each part that ran and found no error.
 fn tests(text: &str, steps: &[&str]) {
     let general = [
         "seems to be OK",
@@ -103,7 +103,7 @@ fn the_self_test_signs_verifies_and_decrypts_with_openpgp_rsa_keys(fixture: &Car
 /// PIV's management key as the factory made it.
 const MANAGEMENT_KEY: &str = "010203040506070801020304050607080102030405060708";
 
-/// What its test of EC says; it asks for a key with this id.
+/// Runs the EC test of `pkcs11-tool` with this key id.
 fn test_of_ec(clients: &Clients<'_>, login: &[&str], token: &str, id: &str) -> Output {
     let test = ["--session-rw", "--test-ec", "--key-type", "EC:prime256v1"];
     let key = ["--id", id, "--token-label", token];
@@ -180,7 +180,7 @@ fn threads_of_one_process_share_an_openpgp_token(fixture: &CardFixture) {
     threads_of_one_process_share_a_token(fixture);
 }
 
-/// A thread and the main thread initialize: the later one is told.
+/// A thread and the main thread initialize. The later call fails.
 fn second_initialization_returns_already_initialized(fixture: &CardFixture) {
     let output = Clients::of(fixture)
         .pkcs11_tool_logged_in(&["--test-threads", "IN", "--list-objects"])

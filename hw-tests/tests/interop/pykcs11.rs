@@ -1,4 +1,4 @@
-//! PyKCS11, a wrapper of Cryptoki for Python, with this module. What it does is in `pykcs11.py`.
+//! PyKCS11, a PKCS #11 wrapper for Python, with this module. The client is `pykcs11.py`.
 
 use std::{collections::BTreeSet, path::Path};
 

@@ -1,4 +1,4 @@
-//! OpenSSH with this module: keys of the card, and a login with them through `ssh-agent`.
+//! OpenSSH with this module: keys of the card, and an SSH login with them through `ssh-agent`.
 
 use std::{
     fs,
@@ -99,7 +99,7 @@ fn ssh_keygen_prints_the_certified_openpgp_key(fixture: &CardFixture) {
     assert_eq!(printed, [certified(&clients, "openpgp-03")], "{output}");
 }
 
-/// An agent that may load the module, in the environment of the rig; it dies with this.
+/// An agent that may load the module, in the environment of the fixture. Dropping it kills the agent.
 struct Agent<'a> {
     clients: &'a Clients<'a>,
     socket: PathBuf,
@@ -226,9 +226,9 @@ impl Server {
     }
 }
 
-/// `sshd` on its standard input, with nothing of the machine's own configuration.
+/// `sshd` on its standard input, without the machine's configuration.
 fn sshd(clients: &Clients<'_>, host_key: &Path, authorized: &str, log: &Path) -> Command {
-    // Where sshd locks its unprivileged half in; without an init script nobody has made it.
+    // The chroot folder of sshd's unprivileged process. Usually an init script makes it.
     if rustix::process::geteuid().is_root() {
         fs::create_dir_all("/run/sshd").unwrap();
     }

@@ -1,4 +1,4 @@
-//! By what a token is told from others: its label, manufacturer, model and serial number stay with its card.
+//! The identity of a token: its label, manufacturer, model and serial number stay with its card.
 
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ fn token_urls_stay_after_reinsertion_and_reset(fixture: &CardFixture) {
     assert_eq!(urls(&clients), before, "after a reset");
 }
 
-/// Each token's key 01 is the one its serial number says, and no other's.
+/// The URL with a token's serial number leads to the key of that token.
 fn each_key_has_a_url_of_its_own(fixture: &CardFixture) {
     let clients = Clients::of(fixture);
     let tokens = urls(&clients);

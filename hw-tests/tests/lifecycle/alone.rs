@@ -1,4 +1,4 @@
-//! The module where no pcscd is, and no reader on the USB: nothing is waited for, nothing wakes, nothing is left.
+//! The module without pcscd and without USB readers: calls do not wait, no thread wakes up, and no resource is left.
 
 use std::{
     env, fs,
@@ -30,11 +30,11 @@ use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, 
 /// Set in the process that has the module, to its transports.
 const TRANSPORTS: &str = "CLAVIGER_TRANSPORTS";
 const HERE: &str = "CLAVIGER_TEST_ALONE";
-/// What it says when its test is through.
+/// Printed when the test has finished.
 const PLAYED: &str = "the client is through";
 const LIMIT: Duration = Duration::from_secs(120);
-/// A first look that waits for somebody takes this long.
-const LOOK: Duration = Duration::from_secs(5);
+/// Limit for a first query. One that waits for a service exceeds it.
+const FIRST_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: Duration = Duration::from_secs(10);
 const WINDOWS: usize = 3;
 
@@ -88,7 +88,7 @@ fn first_calls_do_not_wait_for_absent_services() {
             assert_eq!(raw.slot_count(false), (CKR_OK, 0));
             assert_eq!(raw.wait(cryptoki_sys::CKF_DONT_BLOCK).0, CKR_NO_EVENT);
             assert_eq!(raw.finalize(), CKR_OK);
-            assert!(begun.elapsed() < LOOK, "flags {flags}");
+            assert!(begun.elapsed() < FIRST_QUERY_TIMEOUT, "flags {flags}");
         }
     });
 }
@@ -215,7 +215,7 @@ fn generation_leaves_no_thread_and_no_descriptor() {
     });
 }
 
-/// A life with a waiter.
+/// Runs one generation with a waiter.
 fn run_generation(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED);
     assert_eq!(raw.initialize(flags), CKR_OK);
@@ -258,7 +258,7 @@ fn b14_forked_child_has_none_of_its_parents_usb_descriptors_open() {
         let before = of_usb();
         for flags in [OWN_THREAD, NO_THREADS] {
             assert_eq!(raw.initialize(flags), CKR_OK);
-            // By the first look the watch has opened all that it has.
+            // After the first query the watch has opened all its descriptors.
             assert_eq!(raw.slot_count(true), (CKR_OK, 0));
             let waiter = SlotEventWaiter::blocked(raw);
             let with_usb = of_usb();

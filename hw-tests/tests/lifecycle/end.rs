@@ -1,4 +1,4 @@
-//! C_Finalize against everything that happens at the same moment.
+//! C_Finalize, concurrent with events and with other calls.
 
 use std::{
     sync::{
@@ -38,7 +38,7 @@ fn finalize(raw: FunctionList) {
     assert!(begun.elapsed() < HANG, "{:?}", begun.elapsed());
 }
 
-/// What became of a waiter: told of an event, or of the end.
+/// The result of a waiter: an event, or the end by C_Finalize.
 #[track_caller]
 fn end_of(waiter: &Receiver<(CK_RV, u64)>) -> CK_RV {
     let (code, _) = waiter.recv_timeout(HANG).expect("every waiter comes back");
@@ -71,7 +71,7 @@ fn meet(raw: FunctionList, process: &ModuleProcess, round: u32) {
     });
 }
 
-/// C_Finalize at the moment at which pcscd tells of an event, or a little later.
+/// Calls C_Finalize when pcscd reports an event, or a little later.
 fn follow_event(raw: FunctionList, process: &ModuleProcess, round: u32, source: &Receiver<f64>) {
     change(process, round);
     source.recv_timeout(HANG).expect("pcscd's event");
@@ -79,7 +79,7 @@ fn follow_event(raw: FunctionList, process: &ModuleProcess, round: u32, source: 
     finalize(raw);
 }
 
-/// Rounds of both, with `waiters` waiting; how many of those were told of an event and of the end.
+/// Rounds of both, with `waiters` waiting. Prints the numbers of waiters that ended with an event and with C_Finalize.
 fn rounds(service: ServiceKind, flags: CK_FLAGS, waiters: usize) {
     with_card(service, CardProfile::factory(), |process| {
         let raw = FunctionList::load();
@@ -97,7 +97,7 @@ fn rounds(service: ServiceKind, flags: CK_FLAGS, waiters: usize) {
         }
         let with_event = ends.iter().filter(|code| **code == CKR_OK).count();
         println!(
-            "{service:?}: {with_event} told of an event, {} of the end",
+            "{service:?}: {with_event} ended with an event, {} with C_Finalize",
             ends.len() - with_event
         );
     });
@@ -152,7 +152,7 @@ fn race_08_finalize_before_the_wait_and_after_its_event() {
     }
 }
 
-/// Calls again and again, until told of the end.
+/// Repeats the call until C_Finalize ends it.
 fn until_the_end(call: impl Fn() -> CK_RV) -> u32 {
     let mut calls = 0;
     loop {

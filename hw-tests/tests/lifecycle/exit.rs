@@ -1,4 +1,4 @@
-//! A process that ends while the module lives: at once, with its own exit code, and without a crash.
+//! A process that exits without C_Finalize ends at once, with its own exit code, and without a crash.
 
 use std::{process, sync::OnceLock, thread, time::Duration};
 
@@ -22,28 +22,30 @@ const BOTH_SERVICES: [ServiceKind; 2] = [ServiceKind::Socket, ServiceKind::Pcscd
 const OWN_THREADS: CK_FLAGS = CKF_OS_LOCKING_OK;
 const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING_OK;
 
-/// The exit code of a scene that went well, and that nothing else uses.
+/// The exit code of a successful scenario. No other exit uses it.
 const CODE: i32 = 57;
-/// A process that takes longer to end hangs.
+/// Timeout of a scenario. Only a hang exceeds it.
 const HANG: Duration = Duration::from_secs(20);
-/// Of each scene.
+/// Number of runs of each scenario.
 const TIMES: u32 = 5;
 
-/// What a process does before it ends. Each returns once it is time to.
-type Scene = (&'static str, fn(&ModuleProcess, CK_FLAGS));
+/// The name of a scenario, and its actions before the process exits.
+type Scenario = (&'static str, fn(&ModuleProcess, CK_FLAGS));
 
-/// Plays each scene with and without threads; each must end by itself, with its own code.
-fn end_well(scenes: &[Scene]) {
+/// Runs each scenario with and without threads. Each must exit by itself, with its own code.
+fn end_well(scenarios: &[Scenario]) {
     for service in BOTH_SERVICES {
         with_card(
             service,
             CardProfile::piv4(),
             |process| match subprocess::role() {
-                None => scenes.iter().for_each(|scene| ends_well(process, scene)),
-                Some(mine) => {
-                    let (name, flags) = mine.split_once(", flags ").unwrap();
-                    let scene = scenes.iter().find(|scene| scene.0 == name);
-                    (scene.unwrap().1)(process, flags.parse().unwrap());
+                None => scenarios
+                    .iter()
+                    .for_each(|scenario| ends_well(process, scenario)),
+                Some(role) => {
+                    let (name, flags) = role.split_once(", flags ").unwrap();
+                    let scenario = scenarios.iter().find(|scenario| scenario.0 == name);
+                    (scenario.unwrap().1)(process, flags.parse().unwrap());
                     process::exit(CODE);
                 }
             },
@@ -51,9 +53,9 @@ fn end_well(scenes: &[Scene]) {
     }
 }
 
-fn ends_well(process: &ModuleProcess, scene: &Scene) {
+fn ends_well(process: &ModuleProcess, scenario: &Scenario) {
     for flags in [OWN_THREADS, NO_THREADS] {
-        let name = format!("{}, flags {flags}", scene.0);
+        let name = format!("{}, flags {flags}", scenario.0);
         let mut longest = Duration::ZERO;
         for _ in 0..TIMES {
             let output = process.run_scenario(&name, HANG);

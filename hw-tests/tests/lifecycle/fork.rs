@@ -1,4 +1,4 @@
-//! A forked child is a new application, and its parent never notices.
+//! A forked child uses the module as a new application, without an effect on its parent.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -102,12 +102,12 @@ impl Parent {
         }
     }
 
-    /// It still is where it was, and goes on.
+    /// Checks that the parent is still in its state, and continues.
     fn goes_on(&self) {
         match (self.state, self.session) {
             (State::Absent, _) => assert_eq!(self.raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED),
             (State::Unused, _) => assert_eq!(self.raw.info(), CKR_OK),
-            // The one key that everybody sees.
+            // The only key that is visible without a login.
             (State::SessionOpen, Some(session)) => assert!(session.key(4) > 0),
             (State::LoggedIn, Some(session)) => session.sign(self.key),
             (State::Searching, Some(session)) => {
@@ -139,7 +139,7 @@ fn refuses_everything(raw: FunctionList) {
     assert_eq!(raw.finalize(), CKR_CRYPTOKI_NOT_INITIALIZED);
 }
 
-/// A life without a PIN.
+/// Runs one generation without a login.
 fn looks_round(raw: FunctionList, flags: CK_FLAGS) {
     refuses_everything(raw);
     assert_eq!(raw.initialize(flags), CKR_OK);
@@ -149,7 +149,7 @@ fn looks_round(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED);
 }
 
-/// A whole life, waiter included.
+/// Runs one generation with a login, a waiter and a signature.
 fn run_generation(raw: FunctionList, flags: CK_FLAGS) {
     refuses_everything(raw);
     assert_eq!(raw.initialize(flags), CKR_OK);
@@ -224,7 +224,7 @@ fn parents_waiter_gets_the_next_event_after_a_fork() {
     }
 }
 
-/// pcscd looks for cards twice a second.
+/// pcscd polls for cards twice a second.
 fn until_the_card_is_back(raw: FunctionList) {
     assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
     while raw.slot_count(true).1 == 0 {

@@ -1,4 +1,4 @@
-//! libpcsclite: loaded when it is needed, done without where it is missing, and not mistaken for another.
+//! libpcsclite is loaded on demand, may be missing, and is not confused with another library.
 
 use std::{
     env, fs,
@@ -31,9 +31,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const FORKS: usize = 30;
 /// Lays a file over another in a mount namespace, and runs a program there.
 const MASKED: &str = r#"mount --bind "$1" "$2" && shift 2 && exec "$@""#;
-/// In a scene: the library's file.
+/// Path of the library's file. Set in scenarios.
 const MASK: &str = "CLAVIGER_TEST_MASK";
-/// What the log says of it.
+/// The log message about it.
 const MISSING: &str = "libpcsclite.so.1 is not installed";
 
 /// The file of libpcsclite in this process, if it is loaded.
@@ -123,8 +123,8 @@ fn the_library_is_loaded_in_a_child_of_a_process_without_it() {
     });
 }
 
-/// Plays `scene` where the library's file is empty; the log.
-fn without_the_library(process: &ModuleProcess, scene: &str) -> Option<String> {
+/// Runs `scenario` with an empty file in place of the library. Returns the log.
+fn without_the_library(process: &ModuleProcess, scenario: &str) -> Option<String> {
     // SAFETY: its initialisers set up its own data only.
     let library = unsafe { Library::new(LIBRARY) }.expect("pcscd brought it");
     let file = fs::canonicalize(loaded().unwrap()).unwrap();
@@ -140,13 +140,13 @@ fn without_the_library(process: &ModuleProcess, scene: &str) -> Option<String> {
         .args([&empty, &file]);
     command.arg(env::current_exe().unwrap()).env(MASK, &file);
     let output = process
-        .run_scenario_under(command, scene, LIMIT)
+        .run_scenario_under(command, scenario, LIMIT)
         .expect_success();
     assert!(output.stdout.contains("1 passed"), "{output}");
     Some(output.stderr)
 }
 
-/// In the scene: whether the library is missing indeed.
+/// Returns whether the library is missing.
 fn is_missing() -> bool {
     // SAFETY: as above, should it be there.
     unsafe { Library::new(LIBRARY) }.is_err()
@@ -160,14 +160,14 @@ fn install() {
     assert!(!is_missing());
 }
 
-fn flags(scene: &str) -> CK_FLAGS {
-    scene.parse().unwrap()
+fn flags(scenario: &str) -> CK_FLAGS {
+    scenario.parse().unwrap()
 }
 
 #[test]
 fn without_the_library_there_is_no_service_until_it_is_installed() {
     with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
-        let Some(scene) = subprocess::role() else {
+        let Some(scenario) = subprocess::role() else {
             for flags in [OWN_THREAD, NO_THREADS] {
                 let Some(log) = without_the_library(process, &flags.to_string()) else {
                     return;
@@ -179,7 +179,7 @@ fn without_the_library_there_is_no_service_until_it_is_installed() {
         };
         assert!(is_missing());
         let raw = FunctionList::load();
-        let flags = flags(&scene);
+        let flags = flags(&scenario);
         assert_eq!(raw.initialize(flags), CKR_OK);
         assert_eq!(raw.slot_count(false), (CKR_OK, 0));
         assert_eq!(raw.wait(CKF_DONT_BLOCK).0, CKR_NO_EVENT);
@@ -203,7 +203,7 @@ fn without_the_library_other_readers_are_used() {
         CardProfile::piv4(),
         beside,
         |process| {
-            let Some(scene) = subprocess::role() else {
+            let Some(scenario) = subprocess::role() else {
                 for flags in [OWN_THREAD, NO_THREADS] {
                     let _ = without_the_library(process, &flags.to_string());
                 }
@@ -211,14 +211,14 @@ fn without_the_library_other_readers_are_used() {
             };
             assert!(is_missing());
             let raw = FunctionList::load();
-            assert_eq!(raw.initialize(flags(&scene)), CKR_OK);
+            assert_eq!(raw.initialize(flags(&scenario)), CKR_OK);
             assert_eq!(raw.slots(true).len(), 1);
             assert_eq!(raw.finalize(), CKR_OK);
         },
     );
 }
 
-/// Each look of the parent's thread tries to load it, and has the loader's lock meanwhile.
+/// Each query of the parent's thread tries to load the library, and holds the loader's lock meanwhile.
 #[test]
 fn fork_during_library_loading_leaves_a_working_child() {
     with_card(ServiceKind::Pcscd, CardProfile::piv4(), |process| {
@@ -267,7 +267,7 @@ fn compiled(to: PathBuf, options: &[&str], sources: &[&str]) -> PathBuf {
     to
 }
 
-/// The C compiler, and a rig for a program that has functions with PC/SC's names.
+/// The C compiler, and a card fixture for a program that has functions with PC/SC's names.
 fn rig_for_a_foreign_program() -> Option<CardFixture> {
     if paths::program("cc").is_none() {
         skip::because("cc is not installed (Debian: gcc)");

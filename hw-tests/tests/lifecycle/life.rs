@@ -1,4 +1,4 @@
-//! C_Initialize, C_Finalize and C_WaitForSlotEvent, by the bare function list.
+//! C_Initialize, C_Finalize and C_WaitForSlotEvent, by the function list.
 
 use std::{
     fs, ptr,

@@ -1,4 +1,4 @@
-//! C_Initialize to C_Finalize: what a process, its children and its end have of the module, and what the module leaves.
+//! C_Initialize to C_Finalize: processes, forked children, exits, and resources that the module leaves behind.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,6 +1,6 @@
-//! What a life of the module leaves behind: nothing, however often it is lived.
+//! Cycles of C_Initialize and C_Finalize leave no resources behind.
 //!
-//! `make races` plays 10,000 cycles, `make test` 500.
+//! `make races` runs 10,000 cycles, `make test` 500.
 
 use std::{fs, process::Command, thread, time::Duration};
 
@@ -31,13 +31,13 @@ const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING
 /// Ten to fifty times slower than without.
 const VALGRIND: Duration = Duration::from_secs(60);
 
-/// C_Initialize and C_Finalize with nothing between them.
+/// C_Initialize, directly followed by C_Finalize.
 fn empty_life(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
-/// Slots, a session, a login, a signature, and a waiter to the end.
+/// Slots, a session, a login, a signature, and a waiter until C_Finalize.
 fn full_life(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 1));
@@ -48,7 +48,7 @@ fn full_life(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(waiter.outcome().0, CKR_CRYPTOKI_NOT_INITIALIZED);
 }
 
-/// Nine empty lives, then a full one, and so on.
+/// Nine empty generations, then a full one, and so on.
 fn cycles(raw: FunctionList, flags: CK_FLAGS, count: usize) {
     for number in 1..=count {
         if number.is_multiple_of(10) {
@@ -61,7 +61,7 @@ fn cycles(raw: FunctionList, flags: CK_FLAGS, count: usize) {
 }
 
 /// Chunks of malloc are multiples of 16 bytes and at least 32; one that is reused may stay 16 larger than what
-/// was asked for, and a few of these come and go. A leak of one chunk in every full life would be 1600 bytes.
+/// was asked for, and a few of these come and go. A leak of one chunk in every full generation would be 1600 bytes.
 const ROUNDING: usize = 256;
 
 #[test]
@@ -172,7 +172,7 @@ fn each_call_of_a_generation_may_come_from_another_thread() {
     }
 }
 
-/// A client of a few lives, under valgrind: no error, and nothing lost.
+/// A few generations under valgrind: no error, and no leak.
 #[test]
 fn valgrind_reports_nothing() {
     if paths::program("valgrind").is_none() {

@@ -1,7 +1,6 @@
-//! C_Finalize against blocked waiters, over and over: every waiter must be told, at once, whatever the moment.
+//! C_Finalize against blocked waiters, in many rounds: every waiter must return at once.
 //!
-//! `make races` plays 10,000 rounds and holds each combination to [`PROMPT`]; `make test` plays fewer, and prints how
-//! long they took.
+//! `make races` runs 10,000 rounds and enforces [`PROMPT`] for each combination. `make test` runs fewer and prints the times.
 
 use std::{
     fmt,
@@ -37,7 +36,7 @@ const EMULATED: Duration = Duration::from_secs(1);
 const SHORTEST_WAIT: Duration = Duration::from_secs(2);
 /// Longest pause between the start of the waiters and C_Finalize.
 const LONGEST_PAUSE: u64 = 2000;
-/// Time for a first look at the slots, before which no change of a card is an event.
+/// Time for the first query of the slots. Changes before it are no events.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How long a waiter that comes too late for its generation is left in the next one.
 const LATE: Duration = Duration::from_millis(20);
@@ -56,12 +55,12 @@ struct Combination {
     waiters: usize,
     /// Whether the thread that finalises initialises again at once.
     again: bool,
-    /// Whether a card is put in or pulled at that very moment.
+    /// Whether a card is inserted or removed at the moment of C_Finalize.
     event: bool,
 }
 
 impl Combination {
-    /// All of a way without reader events.
+    /// All combinations of a service without reader events.
     fn of(service: ServiceKind) -> Vec<Self> {
         let mut all = Vec::new();
         for flags in [OWN_THREADS, NO_THREADS] {
@@ -78,7 +77,7 @@ impl Combination {
         all
     }
 
-    /// All of a way with a reader event at each C_Finalize.
+    /// All combinations of a service with a reader event at each C_Finalize.
     fn with_event(service: ServiceKind) -> Vec<Self> {
         let event = |combination| Self {
             event: true,
@@ -138,7 +137,7 @@ impl Random {
     }
 }
 
-/// When things happen in one round, after the waiters were let go.
+/// The times of one round, after the start of the waiters.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     finalize: Duration,
@@ -159,7 +158,7 @@ impl Moment {
                 settled,
             };
         }
-        // The card's way through its server takes about a third of a millisecond.
+        // A change of the card takes about a third of a millisecond through its server.
         let finalize = FIRST_LOOK + random.pause();
         let event = finalize - random.micros(1000);
         Self {
@@ -170,7 +169,7 @@ impl Moment {
     }
 }
 
-/// A waiter's end: when it was told of C_Finalize, and how many events it had before.
+/// The result of a waiter: the time of its return at C_Finalize, and its number of events before.
 struct WaiterOutcome {
     at: Instant,
     events: usize,
@@ -196,7 +195,7 @@ fn wait_for_finalize(raw: FunctionList) -> WaiterOutcome {
     }
 }
 
-/// The waiters of one round, let go together; with `settled`, each is blocked already.
+/// The waiters of one round, started together. With `settled`, each is already blocked.
 fn start_waiters(raw: FunctionList, count: usize, settled: bool) -> Waiting {
     let start = Arc::new(Barrier::new(count + 1));
     let past = Arc::new(AtomicUsize::new(0));
@@ -251,12 +250,12 @@ fn round(
     }
     assert_eq!(raw.initialize(combination.flags), CKR_OK);
     if moment.settled {
-        // All were in the generation that has ended, and nothing else may tell them.
+        // All waiters were in the generation that has ended, and must return by that alone.
         let outcomes = join_all(waiting);
         assert_eq!(raw.finalize(), CKR_OK);
         return (vec![begun], outcomes);
     }
-    // Who comes in only now belongs to the new generation, and is told of its end.
+    // A waiter that enters only now belongs to the new generation, and returns at its C_Finalize.
     leave_late_comers(&waiting);
     let ends = vec![begun, Instant::now()];
     assert_eq!(raw.finalize(), CKR_OK);
@@ -280,7 +279,7 @@ fn leave_late_comers(waiting: &Waiting) {
 struct Figures {
     times: Vec<Duration>,
     events: usize,
-    /// Waiters that were told of the next generation's end.
+    /// Waiters that returned at the C_Finalize of the next generation.
     late: usize,
 }
 
@@ -329,7 +328,7 @@ fn prompt() -> Duration {
     }
 }
 
-/// A client that plays combinations.
+/// A client that runs combinations.
 struct Races<'a> {
     process: &'a ModuleProcess,
     raw: FunctionList,
@@ -351,7 +350,7 @@ impl<'a> Races<'a> {
             .count();
         println!("{:28} rounds   median      p99 worst/ms events  late", "");
         let raw = FunctionList::load();
-        // What stays for the life of the process, such as nusb's own thread, is there before anything is counted.
+        // Resources that stay until the process ends, such as nusb's own thread, exist before the count begins.
         assert_eq!(raw.initialize(OWN_THREADS), CKR_OK);
         assert_eq!(raw.slot_count(false).0, CKR_OK);
         assert_eq!(raw.finalize(), CKR_OK);
@@ -411,7 +410,7 @@ impl<'a> Races<'a> {
     }
 }
 
-/// Where the rig's cards are on the USB, one way there is played.
+/// The services of the rounds. Only one if the fixture's cards are on the USB.
 fn services() -> &'static [ServiceKind] {
     match std::env::var_os("CLAVIGER_CARD_FIXTURE") {
         Some(_) => &[ServiceKind::Socket],

@@ -46,7 +46,7 @@ impl Tree {
         })
     }
 
-    /// Returns whether `text` looks like a path of the repository: a Rust file, a folder, or a path below a top folder.
+    /// Returns whether `text` has the form of a path of the repository: a Rust file, a folder, or a path below a top folder.
     fn is_path(&self, text: &str) -> bool {
         let Some((first, _)) = text.split_once('/') else {
             return false;

@@ -1,4 +1,4 @@
-//! `make install` and `make uninstall`, into a folder of their own, as each distribution has it.
+//! `make install` and `make uninstall`, into a temporary folder, for each distribution.
 
 use std::{
     fs,
@@ -12,33 +12,33 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// Somewhere to install to, on a distribution that says this of itself.
-struct Place(TempDir);
+/// A destination folder, with the os-release file of a distribution.
+struct Destination(TempDir);
 
-impl Place {
+impl Destination {
     fn of(os_release: &str) -> Self {
-        let place = Self(TempDir::new().unwrap());
-        fs::create_dir(place.destination()).unwrap();
-        fs::write(place.0.path().join("os-release"), os_release).unwrap();
-        fs::write(place.0.path().join("module.so"), "a module").unwrap();
-        place
+        let destination = Self(TempDir::new().unwrap());
+        fs::create_dir(destination.folder()).unwrap();
+        fs::write(destination.0.path().join("os-release"), os_release).unwrap();
+        fs::write(destination.0.path().join("module.so"), "a module").unwrap();
+        destination
     }
 
-    fn destination(&self) -> PathBuf {
+    fn folder(&self) -> PathBuf {
         self.0.path().join("destination")
     }
 
     fn run(&self, arguments: &[&str]) -> String {
         let output = Command::new(root().join("scripts/install"))
             .args(arguments)
-            .env("DESTDIR", self.destination())
+            .env("DESTDIR", self.folder())
             .env("OS_RELEASE", self.0.path().join("os-release"))
             .env_remove("PREFIX")
             .env_remove("MODULE_DIR")
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -46,9 +46,9 @@ impl Place {
         self.run(&["install", self.0.path().join("module.so").to_str().unwrap()])
     }
 
-    /// Every file below the destination.
+    /// All files below the destination.
     fn files(&self) -> Vec<String> {
-        let mut folders = vec![self.destination()];
+        let mut folders = vec![self.folder()];
         let mut files = Vec::new();
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
@@ -56,7 +56,7 @@ impl Place {
                 if path.is_dir() {
                     folders.push(path);
                 } else {
-                    let below = path.strip_prefix(self.destination()).unwrap();
+                    let below = path.strip_prefix(self.folder()).unwrap();
                     files.push(format!("/{}", below.display()));
                 }
             }
@@ -94,19 +94,19 @@ fn each_distribution_gets_the_module_where_its_p11_kit_looks() {
         ("ID=arch\n", "/usr/lib/pkcs11"),
         ("", "/usr/lib/pkcs11"),
     ] {
-        let place = Place::of(os_release);
-        let said = place.install();
-        assert_eq!(place.files(), expected(modules), "{os_release}");
-        for file in place.files() {
-            assert!(said.contains(&file), "{file} is not named in: {said}");
+        let destination = Destination::of(os_release);
+        let output = destination.install();
+        assert_eq!(destination.files(), expected(modules), "{os_release}");
+        for file in destination.files() {
+            assert!(output.contains(&file), "{file} is not named in: {output}");
         }
     }
 }
 
 #[test]
 fn installed_files_are_those_of_the_repository() {
-    let place = Place::of("ID=arch\n");
-    place.install();
+    let destination = Destination::of("ID=arch\n");
+    destination.install();
     for (file, source) in [
         (
             "usr/lib/udev/rules.d/70-claviger.rules",
@@ -117,11 +117,11 @@ fn installed_files_are_those_of_the_repository() {
             "udev/claviger.module",
         ),
     ] {
-        let installed = fs::read(place.destination().join(file)).unwrap();
+        let installed = fs::read(destination.folder().join(file)).unwrap();
         assert_eq!(installed, fs::read(root().join(source)).unwrap(), "{file}");
     }
-    let module = place
-        .destination()
+    let module = destination
+        .folder()
         .join("usr/lib/pkcs11/libclaviger_pkcs11.so");
     assert_eq!(fs::read(module).unwrap(), b"a module");
 }
@@ -137,15 +137,18 @@ fn the_p11_kit_file_names_the_module_as_it_is_installed() {
 
 #[test]
 fn uninstall_removes_all_installed_files_and_nothing_else() {
-    let place = Place::of("ID=debian\n");
-    let other = place
-        .destination()
+    let destination = Destination::of("ID=debian\n");
+    let other = destination
+        .folder()
         .join("usr/share/p11-kit/modules/other.module");
     fs::create_dir_all(other.parent().unwrap()).unwrap();
     fs::write(&other, "module: other.so\n").unwrap();
-    place.install();
-    place.run(&["uninstall"]);
-    assert_eq!(place.files(), ["/usr/share/p11-kit/modules/other.module"]);
-    // Once more does no harm.
-    place.run(&["uninstall"]);
+    destination.install();
+    destination.run(&["uninstall"]);
+    assert_eq!(
+        destination.files(),
+        ["/usr/share/p11-kit/modules/other.module"]
+    );
+    // A second uninstall succeeds too.
+    destination.run(&["uninstall"]);
 }

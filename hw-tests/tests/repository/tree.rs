@@ -1,11 +1,11 @@
-//! The shape of the tree: who may know whom, where unsafe may be, how long a file may get.
+//! Rules for the tree: dependencies between the crates, files with unsafe code, and the length of a file.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// A file that is longer holds two nouns.
+/// Longest allowed file.
 const MAX_LINES: usize = 500;
 const CRATES: [&str; 7] = [
     "apdu",

@@ -1,4 +1,4 @@
-//! Other programs at the same card: what they may do to it, and the same session signs again.
+//! Other programs use, reset and disconnect the same card. The session of the module signs afterwards.
 
 use std::{
     sync::mpsc,
@@ -24,13 +24,13 @@ use claviger_hw_tests::{
 use cryptoki::{error::RvError, mechanism::Mechanism, object::ObjectHandle, session::Session};
 use pcsc::Disposition;
 
-/// How long a neighbour keeps the card to itself.
+/// Time for which another program holds the card.
 const KEEPS: Duration = Duration::from_secs(3);
-/// How often a neighbour disturbs: pcscd leaves a moment, now and then, in which a reset meets a transaction.
+/// Number of disturbances. Only some resets by another program meet a transaction.
 const DISTURBANCES: usize = 100;
-/// What the virtual reader answers for a card without power.
+/// Response of the virtual reader for a card without power.
 const NO_POWER: [u8; 2] = [0x6F, 0x00];
-/// A call against an exclusive neighbour gives up sooner.
+/// Timeout of a call while another program has exclusive access. The module gives up sooner.
 const GIVES_UP: Duration = Duration::from_secs(30);
 
 for_each_service! {
@@ -163,7 +163,7 @@ fn signatures_succeed_while_another_resets_the_card(process: &ModuleProcess) {
     sign_beside(&PivSession::new(process), || other.reset());
 }
 
-/// A neighbour comes and goes, and leaves the card so.
+/// Another program connects, uses the card, and disconnects with this disposition.
 fn connect_and_close(disposition: Disposition) {
     let mut other = OtherProgram::shared();
     assert!(other.transmit(&SELECT_PIV).ends_with(&DONE));
@@ -213,7 +213,7 @@ fn unpowered_card_is_powered_up_for_a_continuing_session() {
     });
 }
 
-/// The card for a neighbour alone, which gets it when ours has been let go.
+/// Waits for exclusive access by another program, which it gets when the module has released the card.
 fn exclusive() -> OtherProgram {
     let mut other = None;
     eventually("the card to be let go", || {
@@ -223,7 +223,7 @@ fn exclusive() -> OtherProgram {
     other.unwrap()
 }
 
-/// Signs with a key against a neighbour that has the card for itself, until that lets go.
+/// Signs with a key while another program has exclusive access, until that ends.
 fn outlast(other: OtherProgram, sign: impl Fn() -> cryptoki::error::Result<Vec<u8>>) {
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -241,7 +241,7 @@ fn outlast(other: OtherProgram, sign: impl Fn() -> cryptoki::error::Result<Vec<u
     });
 }
 
-/// A call fails, in time, with a word about who has the card.
+/// Checks that a signature fails with CKR_DEVICE_ERROR, in time.
 fn is_refused(sign: impl Fn() -> cryptoki::error::Result<Vec<u8>>) {
     let start = Instant::now();
     assert_eq!(code(sign()), RvError::DeviceError);

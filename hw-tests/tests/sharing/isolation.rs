@@ -1,5 +1,5 @@
-//! Two readers: a card that keeps one thread waiting delays no call on the other. Calls on the other return while the
-//! slow one is still waiting; how soon they do is held to [`DELAY`] by `make races` and printed by `make test`.
+//! Two readers: a slow card in one delays no call on the other. Calls on the other return while the slow call is still
+//! blocked. `make races` enforces [`DELAY`] for them, `make test` prints their times.
 
 use std::{
     iter::zip,
@@ -96,8 +96,8 @@ fn timed(name: &str, call: impl Fn() -> CK_RV) -> Duration {
     took
 }
 
-/// Makes `calls` before, while and after the first card is slow in `slow_call`: the slow one holds up none of them.
-/// While it still is, `look` is done.
+/// Makes `calls` before, during and after `slow_call`, in which the first card is slow. The slow call delays none of them. Runs
+/// `look` during the slow call.
 fn undelayed(
     process: &ModuleProcess,
     what: &str,
@@ -145,7 +145,7 @@ fn begin_slow_call(
     slow
 }
 
-/// The slot of the first card, which has just been put in and not been asked anything.
+/// The slot of the first card, which was just inserted and has not received a command.
 fn insert_first_card(process: &ModuleProcess, raw: FunctionList) -> CK_SLOT_ID {
     process.send_command("card 0 insert");
     let (code, one) = raw.wait(0);

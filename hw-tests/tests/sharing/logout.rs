@@ -1,4 +1,4 @@
-//! A login ends at the card itself, so that no other program can use it: proved by one that tries.
+//! A logout ends the login at the card itself, so that no other program can use it. Another program tries.
 
 use std::{thread, time::Duration};
 
@@ -23,7 +23,7 @@ use cryptoki_sys::{CK_SLOT_ID, CKR_OK};
 
 /// The card wants its PIN.
 const NOT_VERIFIED: [u8; 2] = [0x69, 0x82];
-/// Longer than a connection nobody uses is kept, logged in or not.
+/// Longer than an idle transport is kept, with or without a login.
 const IDLE: Duration = Duration::from_secs(7);
 
 for_each_service! {
@@ -45,7 +45,7 @@ for_each_service! {
     }
 }
 
-/// A login on the card's only applet, and a neighbour who uses it.
+/// A login on the card's only applet, and another program that uses it.
 struct Login {
     process: ModuleProcess,
     module: Pkcs11,
@@ -53,7 +53,7 @@ struct Login {
     id: u8,
     other: OtherProgram,
     attempt: Vec<u8>,
-    /// How often the card had got its power anew when the neighbour used it.
+    /// The number of power-ups of the card when the other program used it.
     powered: u64,
 }
 
@@ -93,7 +93,7 @@ impl Login {
         assert_eq!(signature.len(), 64);
     }
 
-    /// The neighbour can use what our user has logged in to, which shows that the attempt is a good one.
+    /// Checks that the other program can use our user's login, so that a later failure is significant.
     #[track_caller]
     fn is_open(&mut self) {
         let answer = self.other.transmit(&self.attempt);
@@ -105,7 +105,8 @@ impl Login {
         self.process.count("resets") + self.process.count("power_ups")
     }
 
-    /// Waits until the module has let go of the card. Claims end with a file; elsewhere nothing tells.
+    /// Waits until the module has released the card. On the USB, the device node is then closed. Elsewhere
+    /// this waits for a fixed time.
     fn becomes_idle(&self) {
         match self.other {
             OtherProgram::Usb(_) => eventually("an idle card", || {
@@ -116,7 +117,7 @@ impl Login {
         }
     }
 
-    /// The neighbour cannot use it any more, and the card has not lost its power, which ends every login.
+    /// Checks that the other program cannot use the login any more, although the card has not lost its power.
     #[track_caller]
     fn is_closed(&mut self) {
         assert_eq!(self.other.transmit(&self.attempt), NOT_VERIFIED);
@@ -221,7 +222,7 @@ fn sessions_of_another_token_do_not_keep_a_login(process: &ModuleProcess) {
     login.is_closed();
 }
 
-/// Let go of while its user is logged in, the card stays verified as long as a neighbour keeps it under power.
+/// A card that is released while its user is logged in keeps the login as long as another program keeps it powered.
 fn an_idle_card_is_logged_out_all_the_same(process: &ModuleProcess) {
     let mut login = Login::piv(process);
     login.becomes_idle();

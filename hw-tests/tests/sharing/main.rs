@@ -1,4 +1,4 @@
-//! One card or one machine for several: programs, applets, readers.
+//! Several programs, applets and readers at the same time.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! GnuPG's scdaemon as it comes, with the card for itself, and our session at the same card in turn with it.
+//! GnuPG's scdaemon with exclusive access, alternating with a session of the module on the same card.
 
 use std::{
     env, fs,

@@ -1,4 +1,4 @@
-//! One card, several applets, several programs: what a session survives and what it must not.
+//! Sessions on one card with several applets and several programs: events that end a session, and events that do not.
 
 use std::{
     process::Command,
@@ -141,7 +141,7 @@ fn the_same_session_signs_again_after_a_reset_with_one_silent_verification() {
     }
 }
 
-/// How many private keys a new session sees, once the module has seen the card come back.
+/// The number of private keys that a new session finds, after the module has noticed the reinserted card.
 fn visible_keys(module: &Pkcs11) -> usize {
     let look = || -> cryptoki::error::Result<usize> {
         let slot = module.get_slots_with_token()?[..]
@@ -263,7 +263,7 @@ fn idle_card_is_released_after_a_second_and_later_while_a_user_is_logged_in() {
         let module = process.module();
         let session = process.session(&module);
         session.find_objects(&[]).unwrap();
-        // The card is used last after each of these moments, and let go no sooner than its time after that.
+        // The last use of the card is after each of these times. The card is released a fixed time after the last use at the earliest.
         let freed = |begun: Instant| {
             eventually("a free card", is_free);
             begun.elapsed()

@@ -1,4 +1,4 @@
-//! How many APDUs reach the card for each thing an application does, by the card's own counter.
+//! The number of APDUs that the card receives for each action of an application.
 
 use std::process::Command;
 

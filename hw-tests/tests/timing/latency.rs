@@ -1,5 +1,5 @@
-//! How soon C_WaitForSlotEvent returns after an event: measured from the moment at which any program could know of it.
-//! Each event must come; `make races` holds the median to [`PROMPT`], `make test` prints it.
+//! The delay of C_WaitForSlotEvent after an event, measured from the time at which any program could know of the event. Each
+//! event must arrive. `make races` enforces [`PROMPT`] for the median, `make test` prints it.
 
 use std::{
     sync::mpsc::{self, Receiver},
@@ -22,7 +22,7 @@ const EVENTS: usize = 50;
 /// What the median may be, in seconds.
 const PROMPT: f64 = 0.010;
 
-/// A thread that waits for slot events and tells when each returned, until C_Finalize.
+/// A thread that waits for slot events until C_Finalize, and sends the time of each.
 fn slot_events(raw: FunctionList) -> Receiver<f64> {
     let (sender, times) = mpsc::channel();
     thread::spawn(move || {

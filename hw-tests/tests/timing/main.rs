@@ -1,4 +1,4 @@
-//! What a call costs, how soon an event is told, and that a blocked process costs nothing.
+//! The cost of calls, the delay of events, and the idle cost of a blocked process.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,8 +1,7 @@
-//! A process blocked in C_WaitForSlotEvent costs nothing: it is not scheduled and makes no system call.
+//! A process that is blocked in C_WaitForSlotEvent is not scheduled and makes no system call.
 //!
-//! It has to be so in one window of several: the idle card is let go first, libpcsclite wakes once a minute by itself,
-//! and the kernel wakes whoever listens for USB devices for any device of the machine that comes or goes. Whatever
-//! polls or wakes by a timer is seen in each.
+//! This must hold in one of several windows. There are other wake-ups: the idle card is released first, libpcsclite wakes once
+//! a minute, and the kernel reports every USB device of the machine. A module that polled would wake in every window.
 
 use std::{
     collections::BTreeMap,
@@ -32,14 +31,14 @@ use cryptoki_sys::{CK_FLAGS, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_OK};
 /// Set in a client's process only: the flags of C_Initialize and how many threads wait.
 const FLAGS: &str = "CLAVIGER_TEST_FLAGS";
 const WAITERS: &str = "CLAVIGER_TEST_WAITERS";
-/// What a client says when it is about to block, and when every waiter has been told.
+/// Printed by a client when it is about to block, and when every waiter has returned.
 const BLOCKING: &str = "about to block";
-const ALL_RETURNED: &str = "all told";
+const ALL_RETURNED: &str = "all returned";
 
-/// How long nothing may happen.
+/// Duration of a window without activity.
 const WINDOW: Duration = Duration::from_secs(10);
 const WINDOWS: usize = 12;
-/// Until nothing has happened for so long, no window begins.
+/// A window begins after this time without activity.
 const CALM: Duration = Duration::from_secs(2);
 
 /// How a process waits.
@@ -179,7 +178,7 @@ fn switches_of(task: &Path) -> (String, u64) {
     (name, counts.into_iter().sum())
 }
 
-/// Waits until `look` sees the same for [`CALM`].
+/// Waits until `look` returns the same value for [`CALM`].
 fn settle<T: PartialEq>(look: impl Fn() -> T) -> T {
     let (mut before, mut since) = (look(), Instant::now());
     let limit = since + HANG;
@@ -193,7 +192,7 @@ fn settle<T: PartialEq>(look: impl Fn() -> T) -> T {
     before
 }
 
-/// A client of each case by each way, all blocked: which of them were never quiet, by `look`, for a whole window.
+/// Starts a client of each case over each service, all blocked. Returns those that were active, by `look`, in every window.
 fn restless<T: PartialEq + std::fmt::Debug>(
     traced: bool,
     look: impl Fn(&Blocked) -> T,

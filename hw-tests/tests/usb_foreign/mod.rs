@@ -1,4 +1,4 @@
-//! Another driver at a reader between two claims of ours, as the kernel of the guest has it.
+//! Another driver uses a reader between two claims of ours.
 
 use std::{
     fs,
@@ -91,16 +91,16 @@ fn use_by_another_driver_is_noticed_and_our_own_is_not(library: UsbLibrary, acce
         let reader = &readers.readers.first().unwrap().id;
         let mut before = epoch_after_use(&backend, reader);
         for _ in 0..5 {
-            // A tick of the kernel's clock is not longer: what happens within one looks like one.
+            // Longer than a tick of the kernel's clock. Two uses within one tick have the same time.
             thread::sleep(Duration::from_millis(20));
             let after = epoch_after_use(&backend, reader);
-            assert_eq!(after, before, "nobody else was there");
+            assert_eq!(after, before, "no other driver used the reader");
         }
         for other in [UsbLibrary::Nusb, UsbLibrary::Rusb] {
             thread::sleep(Duration::from_millis(20));
             use_by_another(other);
             let after = epoch_after_use(&backend, reader);
-            assert!(after > before, "{other:?} was there");
+            assert!(after > before, "{other:?} used the reader");
             before = after;
         }
         assert_eq!(epoch_after_use(&backend, reader), before);
