@@ -1,4 +1,4 @@
-//! Checks that the files and folders named in the documents exist.
+//! Checks that the files, folders and functions named in the documents exist.
 
 use std::{
     fs,
@@ -74,10 +74,10 @@ fn quoted(document: &str) -> Vec<&str> {
 fn every_path_in_a_document_exists() {
     let tree = Tree::read();
     let mut seen = 0;
-    let documents = tree
-        .paths
-        .iter()
-        .filter(|path| *path == "README.md" || path.starts_with("docs/") && path.ends_with(".md"));
+    let documents = tree.paths.iter().filter(|path| {
+        matches!(path.as_str(), "README.md" | "CONTRIBUTING.md")
+            || path.starts_with("docs/") && path.ends_with(".md")
+    });
     for document in documents {
         let text = fs::read_to_string(tree.root.join(document)).unwrap();
         for path in quoted(&text).into_iter().filter(|path| tree.is_path(path)) {
@@ -86,6 +86,59 @@ fn every_path_in_a_document_exists() {
         }
     }
     assert!(seen >= 20, "only {seen} paths were looked at");
+}
+
+/// The functions in the tables of a document that have a column `function` and a column `file`: pairs of both, without backticks.
+fn functions(document: &str) -> Vec<(&str, &str)> {
+    let mut columns = None;
+    let mut found = Vec::new();
+    for line in document.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let column = |name| cells.iter().position(|cell| *cell == name);
+        match (line.starts_with('|'), columns) {
+            (false, _) => columns = None,
+            (true, None) => columns = Some((column("function"), column("file"))),
+            (true, Some((Some(function), Some(file)))) => {
+                let code = |at: usize| cells.get(at)?.split('`').nth(1);
+                found.extend(code(function).zip(code(file)));
+            }
+            (true, Some(_)) => {}
+        }
+    }
+    found
+}
+
+/// Returns whether `source` defines the function `path`, which may begin with its type: `Token::sign`.
+fn defines(source: &str, path: &str) -> bool {
+    let is_word = |word: &str| {
+        let mut words = source.split(|char: char| !char.is_alphanumeric() && char != '_');
+        words.any(|there| there == word)
+    };
+    let (types, name) = path.rsplit_once("::").unwrap_or_default();
+    let name = if name.is_empty() { path } else { name };
+    let defined = ["(", "<"].map(|end| source.contains(&format!("fn {name}{end}")));
+    defined.contains(&true) && (types.is_empty() || types.split("::").all(is_word))
+}
+
+#[test]
+fn every_function_in_a_table_of_the_architecture_is_defined_in_its_file() {
+    let tree = Tree::read();
+    let text = fs::read_to_string(tree.root.join("docs/architecture.md")).unwrap();
+    let functions = functions(&text);
+    assert!(functions.len() >= 20, "only {} functions", functions.len());
+    for (function, file) in functions {
+        let source = fs::read_to_string(tree.root.join(file)).unwrap();
+        assert!(defines(&source, function), "{file} has no {function}");
+    }
+}
+
+#[test]
+fn functions_are_read_from_tables_with_a_function_and_a_file() {
+    let text = "| hop | function | file |\n|---|---|---|\n| a | `B::c` | `d.rs` |\n| e | | `f.rs` |\n\n| g |\n| `h` |";
+    assert_eq!(functions(text), [("B::c", "d.rs")]);
+    let source = "impl B { pub fn c(&self) {} } fn d<T>() {}";
+    assert!(defines(source, "B::c") && defines(source, "d"));
+    assert!(!defines(source, "B::e") && !defines(source, "E::c") && !defines(source, "B"));
 }
 
 #[test]
