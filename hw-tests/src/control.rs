@@ -61,7 +61,7 @@ pub fn listen(path: &Path, controlled: impl RemoteControlled, end: Sender<()>) -
     let serve = move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let (controlled, end) = (Arc::clone(&controlled), end.clone());
-            std::thread::spawn(move || converse(&stream, &*controlled, &end));
+            std::thread::spawn(move || serve_connection(&stream, &*controlled, &end));
         }
     };
     std::thread::Builder::new()
@@ -70,7 +70,7 @@ pub fn listen(path: &Path, controlled: impl RemoteControlled, end: Sender<()>) -
         .map(drop)
 }
 
-fn converse(
+fn serve_connection(
     stream: &UnixStream,
     controlled: &impl RemoteControlled,
     end: &Sender<()>,

@@ -139,7 +139,7 @@ fn an_initramfs_without_udev_and_pcscd_signs() {
 /// Only the kernel reports the event.
 #[test]
 #[ignore = "run by make test-usb"]
-fn a_token_that_comes_and_goes_is_noticed_without_udev() {
+fn plugging_and_pulling_a_token_is_reported_without_udev() {
     for (library, access) in [
         (UsbLibrary::Nusb, UsbAccess::Nusb),
         (UsbLibrary::Rusb, UsbAccess::Rusb),
@@ -159,13 +159,13 @@ fn a_token_that_comes_and_goes_is_noticed_without_udev() {
                 sender.send(cards(&readers)).unwrap();
             }
         });
-        let is_told = |expected: usize| {
+        let is_reported = |expected: usize| {
             while snapshots.recv_timeout(PATIENCE).expect("a snapshot") != expected {}
         };
         fixture.on_usb().unplug();
-        is_told(0);
+        is_reported(0);
         fixture.on_usb().replug().unwrap();
-        is_told(1);
+        is_reported(1);
         waker.stop();
         watching.join().unwrap();
     }

@@ -155,12 +155,12 @@ fn held() -> Held {
 
 /// What `look` sees once it has seen the same for a second. nusb's own thread closes a device some time after it has left.
 #[track_caller]
-fn settled<T: PartialEq + Debug>(look: impl Fn() -> T) -> T {
+fn settled<T: PartialEq + Debug>(observe: impl Fn() -> T) -> T {
     let end = Instant::now() + HANG;
-    let mut last = look();
+    let mut last = observe();
     loop {
         thread::sleep(Duration::from_secs(1));
-        let now = look();
+        let now = observe();
         if now == last {
             return now;
         }
@@ -230,15 +230,15 @@ fn a_slot_event_comes_soon_after_the_cause() {
         let UsbEvents {
             moved,
             may_be_opened,
-            told_by_udev,
+            from_udev,
         } = &events;
         hold_in_one_of_the_rounds("a slot event after its cause, in ms", PROMPT, || {
             let (mut pulled, mut plugged) = (Vec::new(), Vec::new());
             for _ in 0..5 {
-                pulled.push(delays(raw, &events, [moved, told_by_udev], || {
+                pulled.push(delays(raw, &events, [moved, from_udev], || {
                     let _ = unplug(process);
                 }));
-                let of = [told_by_udev, may_be_opened];
+                let of = [from_udev, may_be_opened];
                 plugged.push(delays(raw, &events, of, || plug(process)));
             }
             let [_, pulled] = medians("pulled", ["the kernel's event", "udev's"], &pulled);
@@ -319,7 +319,7 @@ fn no_thread_is_made_where_the_application_forbids_it() {
 fn finalize_leaves_no_resources_behind() {
     with_card(ServiceKind::Socket, profile(), |_| {
         let raw = FunctionList::load();
-        let life = |flags| {
+        let run_generation = |flags| {
             assert_eq!(raw.initialize(flags), CKR_OK);
             let signer = Signer::log_in(raw, raw.slots(true)[0]);
             assert_eq!(signer.sign(), CKR_OK);
@@ -331,11 +331,11 @@ fn finalize_leaves_no_resources_behind() {
         };
         // nusb's own thread and its epoll descriptor stay until the process ends, so it is not the default.
         if env::var_os("CLAVIGER_USB_BACKEND").is_some_and(|backend| backend == "nusb") {
-            life(OWN_THREAD);
+            run_generation(OWN_THREAD);
         }
         let before = settled(held);
         for flags in [OWN_THREAD, NO_THREADS, OWN_THREAD, NO_THREADS] {
-            life(flags);
+            run_generation(flags);
             left_is_no_more_than(&before);
         }
     });
@@ -428,11 +428,11 @@ fn another_program_uses_the_token_beside_a_session() {
 fn without_rights_the_cure_is_named() {
     let card = VirtualCard::power_up(CardProfile::factory().card(State::Fresh)).unwrap();
     let _plugged = UsbReader::plug(&Reader::new("token", card), Model::token("token")).unwrap();
-    let is_told = || {
+    let names_the_cure = || {
         let output = pkcs11_tool(&["--list-token-slots"]);
         assert!(!output.stdout.contains("Slot 0"), "{output}");
         let names = |words: &str| output.stderr.contains(words);
         names("may not open /dev/bus/usb/") && names("70-claviger.rules")
     };
-    eventually("the cure", is_told);
+    eventually("the cure", names_the_cure);
 }

@@ -177,7 +177,7 @@ fn use_the_card(folder: &Path) -> Outcome {
     signer.sign_with_openpgp(*openpgp)?;
 
     heading("The card is pulled");
-    let asked = say(folder, "remove")?;
+    let asked = send_line(folder, "remove")?;
     let started = Instant::now();
     let slot = pkcs11.wait_for_slot_event()?;
     fact("asked", format!("remove, {asked}"));
@@ -349,7 +349,7 @@ fn module_path() -> Outcome<PathBuf> {
 }
 
 /// Sends one line to the control socket of the card. Returns the reply.
-fn say(folder: &Path, line: &str) -> Outcome<String> {
+fn send_line(folder: &Path, line: &str) -> Outcome<String> {
     let mut stream = UnixStream::connect(folder.join("control"))?;
     writeln!(stream, "{line}")?;
     let mut answer = String::new();

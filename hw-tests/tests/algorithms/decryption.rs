@@ -41,8 +41,8 @@ fn paddings() -> Vec<(Vec<String>, Mechanism<'static>)> {
     for (name, hash, mgf) in HASHES {
         let hashes = [format!("rsa_oaep_md:{name}"), format!("rsa_mgf1_md:{name}")];
         let oaep = [vec![mode("oaep")], hashes.to_vec()].concat();
-        let bare = PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty());
-        all.push((options(&oaep), Mechanism::RsaPkcsOaep(bare)));
+        let parameters = PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty());
+        all.push((options(&oaep), Mechanism::RsaPkcsOaep(parameters)));
         let label = [oaep, vec!["rsa_oaep_label:6c6162656c".to_owned()]].concat();
         let labelled = PkcsOaepParams::new(hash, mgf, PkcsOaepSource::data_specified(b"label"));
         all.push((options(&label), Mechanism::RsaPkcsOaep(labelled)));

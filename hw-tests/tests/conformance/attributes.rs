@@ -307,8 +307,8 @@ fn public_key_attributes_match_public_key_info(fixture: &TokenFixture<'_>) {
             }
             KeyType::EC => {
                 let point = bytes(&session, object, AttributeType::EcPoint);
-                let bare = tlv::only(&point, 0x04).expect("a DER OCTET STRING");
-                assert!(bare[0] == 0x04 && contains(bare));
+                let content = tlv::only(&point, 0x04).expect("a DER OCTET STRING");
+                assert!(content[0] == 0x04 && contains(content));
                 assert!(contains(&bytes(&session, object, AttributeType::EcParams)));
             }
             _ => {

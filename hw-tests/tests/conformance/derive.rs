@@ -51,7 +51,7 @@ struct Agreement {
 fn agreement(fixture: &TokenFixture<'_>) -> Agreement {
     let session = fixture.user();
     let base = session.private_with(&[Attribute::Derive(true)])[0];
-    let peer = bare_point(&session, base);
+    let peer = raw_point(&session, base);
     Agreement {
         session,
         base,
@@ -59,15 +59,15 @@ fn agreement(fixture: &TokenFixture<'_>) -> Agreement {
     }
 }
 
-fn bare_point(session: &TestSession, key: ObjectHandle) -> Vec<u8> {
+fn raw_point(session: &TestSession, key: ObjectHandle) -> Vec<u8> {
     let point = session
         .get_attributes(key, &[AttributeType::EcPoint])
         .unwrap();
     let [Attribute::EcPoint(point)] = point.as_slice() else {
         panic!("no CKA_EC_POINT")
     };
-    let bare = claviger_apdu::tlv::only(point, 0x04);
-    bare.map_or_else(|_| point.clone(), <[u8]>::to_vec)
+    let unwrapped = claviger_apdu::tlv::only(point, 0x04);
+    unwrapped.map_or_else(|_| point.clone(), <[u8]>::to_vec)
 }
 
 fn secret(len: Option<u64>) -> Vec<Attribute> {
@@ -159,13 +159,13 @@ fn a_shared_secret_is_a_generic_secret_of_the_field(fixture: &TokenFixture<'_>) 
 
 fn both_forms_of_a_point_give_the_same_secret(fixture: &TokenFixture<'_>) {
     let agreement = agreement(fixture);
-    let bare = agreement.secret(EcKdf::null(), None);
-    assert_eq!(agreement.secret(EcKdf::null(), None), bare);
+    let unwrapped = agreement.secret(EcKdf::null(), None);
+    assert_eq!(agreement.secret(EcKdf::null(), None), unwrapped);
     let wrapped = claviger_apdu::tlv::encode(0x04, &agreement.peer);
     let key = agreement.derive_with(EcKdf::null(), &wrapped, &secret(None));
     assert_eq!(
         value(&agreement.session, key.expect("a DER OCTET STRING")),
-        bare
+        unwrapped
     );
 }
 

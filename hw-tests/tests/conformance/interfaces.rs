@@ -110,7 +110,7 @@ impl Module {
 
     /// The list, each interface of it, and the default are told.
     #[track_caller]
-    fn tells_its_interfaces(&self) {
+    fn check_interface_list(&self) {
         let (code, count, list) = self.list(3);
         assert_eq!((code, count, list.len()), (CKR_OK, 3, 3));
         for (interface, version) in list.iter().zip(VERSIONS) {
@@ -173,11 +173,11 @@ fn every_function_table_entry_is_filled_and_the_tables_share_functions() {
 fn interfaces_are_available_before_during_and_after_a_generation() {
     with_card(ServiceKind::Socket, CardProfile::piv4(), |_| {
         let module = Module::load();
-        module.tells_its_interfaces();
+        module.check_interface_list();
         assert_eq!(module.raw.initialize(CKF_OS_LOCKING_OK), CKR_OK);
-        module.tells_its_interfaces();
+        module.check_interface_list();
         assert_eq!(module.raw.finalize(), CKR_OK);
-        module.tells_its_interfaces();
+        module.check_interface_list();
     });
 }
 

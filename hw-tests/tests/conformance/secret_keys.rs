@@ -122,10 +122,12 @@ fn cbc_with_padding_takes_any_length(fixture: &TokenFixture<'_>) {
 fn a_wrong_padding_of_cbc_is_invalid(fixture: &TokenFixture<'_>) {
     let session = fixture.user();
     let key = aes(&session);
-    let bare = Mechanism::AesCbc([2; 16]);
+    let unpadded = Mechanism::AesCbc([2; 16]);
     let padded = Mechanism::AesCbcPad([2; 16]);
     for last in [0, 17, 255] {
-        let made = session.encrypt(&bare, key, &[last; 16]).expect("C_Encrypt");
+        let made = session
+            .encrypt(&unpadded, key, &[last; 16])
+            .expect("C_Encrypt");
         let result = answered(session.decrypt(&padded, key, &made));
         assert_eq!(result, Err(RvError::EncryptedDataInvalid), "{last}");
     }
@@ -253,8 +255,8 @@ fn gcm_is_that_of_the_standard(fixture: &TokenFixture<'_>) {
         session.run(session.list.C_Decrypt, &expected, 200).unwrap(),
         data
     );
-    let mut bare = Gcm::new(vec![0; 12], vec![]);
-    assert_eq!(bare.begin(&session, true, key), Ok(()));
+    let mut unpadded = Gcm::new(vec![0; 12], vec![]);
+    assert_eq!(unpadded.begin(&session, true, key), Ok(()));
     let tag = session
         .run(session.list.C_Encrypt, b"", 16)
         .expect("nothing to encrypt");

@@ -42,7 +42,7 @@ const P256: &[u8] = b"\x06\x08\x2A\x86\x48\xCE\x3D\x03\x01\x07";
 const NEW_PIN: &str = "7654321";
 
 /// Who may change what is on the token.
-fn keeper(fixture: &TokenFixture<'_>) -> &'static str {
+fn so_credential(fixture: &TokenFixture<'_>) -> &'static str {
     if fixture.is_piv() {
         MANAGEMENT_KEY
     } else {
@@ -52,7 +52,7 @@ fn keeper(fixture: &TokenFixture<'_>) -> &'static str {
 
 /// A read-write session with the security officer logged in by this secret.
 #[track_caller]
-fn officer(fixture: &TokenFixture<'_>, secret: &str) -> TestSession {
+fn so_session(fixture: &TokenFixture<'_>, secret: &str) -> TestSession {
     let session = fixture.read_write();
     assert_eq!(session.login_as(CKU_SO, secret), Ok(()));
     session
@@ -82,7 +82,7 @@ fn so_login_accepts_every_so_credential_of_the_applet(fixture: &TokenFixture<'_>
         &[ADMIN_PIN]
     };
     for secret in secrets {
-        let session = officer(fixture, secret);
+        let session = so_session(fixture, secret);
         assert_eq!(state(&session), SessionState::RwSecurityOfficer);
         session.logout().unwrap();
         assert_eq!(state(&session), SessionState::RwPublic);
@@ -143,10 +143,16 @@ fn init_pin_succeeds_for_the_so_only(fixture: &TokenFixture<'_>) {
     assert_eq!(refused, Err(RvError::SessionReadOnly));
     reader.end_session();
     let session = fixture.read_write();
-    let nobody = Err(RvError::UserNotLoggedIn);
-    assert_eq!(fixture.silently(|| init_pin(&session, NEW_PIN)), nobody);
+    let not_logged_in = Err(RvError::UserNotLoggedIn);
+    assert_eq!(
+        fixture.silently(|| init_pin(&session, NEW_PIN)),
+        not_logged_in
+    );
     assert_eq!(session.login_user(), Ok(()));
-    assert_eq!(fixture.silently(|| init_pin(&session, NEW_PIN)), nobody);
+    assert_eq!(
+        fixture.silently(|| init_pin(&session, NEW_PIN)),
+        not_logged_in
+    );
     session.logout().unwrap();
     assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
     assert_eq!(init_pin(&session, NEW_PIN), Ok(()));
@@ -211,7 +217,7 @@ fn set_pin_changes_each_so_credential_and_keeps_the_user_pin(fixture: &TokenFixt
     ];
     let changes = if fixture.is_piv() { 2 } else { 1 };
     for (old, new) in &pairs[..changes] {
-        let session = officer(fixture, old);
+        let session = so_session(fixture, old);
         assert_eq!(set_pin(&session, old, new), Ok(()));
         assert_eq!(state(&session), SessionState::RwSecurityOfficer);
         session.logout().unwrap();
@@ -234,7 +240,7 @@ fn make_key(session: &TestSession, id: u8) -> Result<(ObjectHandle, ObjectHandle
 }
 
 fn key_generated_by_the_so_signs_for_the_user(fixture: &TokenFixture<'_>) {
-    let (session, id) = (officer(fixture, keeper(fixture)), place(fixture));
+    let (session, id) = (so_session(fixture, so_credential(fixture)), place(fixture));
     let before = session.get_attributes(session.public(id), &[AttributeType::EcPoint]);
     let (public, private) = make_key(&session, id).expect("C_GenerateKeyPair");
     let point = session.get_attributes(public, &[AttributeType::EcPoint]);
@@ -294,7 +300,7 @@ fn certificates(session: &TestSession, id: u8) -> Vec<ObjectHandle> {
 }
 
 fn so_replaces_a_certificate_on_the_token(fixture: &TokenFixture<'_>) {
-    let (session, id) = (officer(fixture, keeper(fixture)), place(fixture));
+    let (session, id) = (so_session(fixture, so_credential(fixture)), place(fixture));
     let template = certificate(&session, id);
     let old = certificates(&session, id)[0];
     assert_eq!(answered(session.destroy_object(old)), Ok(()));
@@ -336,18 +342,18 @@ fn certificate_cannot_be_written_or_removed_without_so_login(fixture: &TokenFixt
 }
 
 fn token_certificate_is_public_and_a_private_one_is_rejected(fixture: &TokenFixture<'_>) {
-    let (session, id) = (officer(fixture, keeper(fixture)), place(fixture));
+    let (session, id) = (so_session(fixture, so_credential(fixture)), place(fixture));
     let private = [certificate(&session, id), vec![Attribute::Private(true)]].concat();
     let refused = fixture.silently(|| answered(session.create_object(&private)).map(drop));
     assert_eq!(refused, Err(RvError::TemplateInconsistent));
     let public = [certificate(&session, id), vec![Attribute::Private(false)]].concat();
     let made = answered(session.create_object(&public)).expect("C_CreateObject");
-    let said = session.get_attributes(made, &[AttributeType::Private]);
-    assert_eq!(said.unwrap(), [Attribute::Private(false)]);
+    let private = session.get_attributes(made, &[AttributeType::Private]);
+    assert_eq!(private.unwrap(), [Attribute::Private(false)]);
 }
 
 fn token_object_that_the_applet_cannot_store_is_rejected(fixture: &TokenFixture<'_>) {
-    let session = officer(fixture, keeper(fixture));
+    let session = so_session(fixture, so_credential(fixture));
     let nowhere = certificate(&session, 0xEE);
     let refused = answered(session.create_object(&nowhere)).map(drop);
     assert_eq!(refused, Err(RvError::AttributeValueInvalid));
@@ -368,7 +374,7 @@ fn token_object_that_the_applet_cannot_store_is_rejected(fixture: &TokenFixture<
 }
 
 fn the_management_key_gives_no_pin_and_the_puk_makes_no_key(fixture: &TokenFixture<'_>) {
-    let session = officer(fixture, MANAGEMENT_KEY);
+    let session = so_session(fixture, MANAGEMENT_KEY);
     assert_eq!(init_pin(&session, NEW_PIN), Err(RvError::UserNotLoggedIn));
     session.logout().unwrap();
     assert_eq!(session.login_as(CKU_SO, ADMIN_PIN), Ok(()));
@@ -393,7 +399,7 @@ fn data(oid: &[u8]) -> Vec<Attribute> {
 }
 
 fn so_creates_and_destroys_a_data_object_on_the_token(fixture: &TokenFixture<'_>) {
-    let session = officer(fixture, MANAGEMENT_KEY);
+    let session = so_session(fixture, MANAGEMENT_KEY);
     // The security object (SP 800-73-4 part 1, table 3).
     let oid = b"\x06\x0B\x60\x86\x48\x01\x65\x03\x07\x02\x81\x10\x00";
     let template = data(oid);

@@ -316,10 +316,10 @@ fn pins_are_not_set_in_the_wrong_state(fixture: &TokenFixture<'_>) {
     let read_only = Err(RvError::SessionReadOnly);
     assert_eq!(codes(reader.id()), (read_only, read_only));
     let writer = fixture.read_write();
-    let nobody = Err(RvError::UserNotLoggedIn);
-    assert_eq!(fixture.silently(|| init(writer.id())), nobody);
+    let not_logged_in = Err(RvError::UserNotLoggedIn);
+    assert_eq!(fixture.silently(|| init(writer.id())), not_logged_in);
     assert_eq!(writer.login_user(), Ok(()));
-    assert_eq!(fixture.silently(|| init(writer.id())), nobody);
+    assert_eq!(fixture.silently(|| init(writer.id())), not_logged_in);
     assert_eq!(
         codes(reader.id()),
         (read_only, read_only),

@@ -231,7 +231,7 @@ fn init_wants_a_mechanism_that_verifies(fixture: &TokenFixture<'_>) {
 
 fn a_public_key_made_of_the_cards_numbers_verifies_too(fixture: &TokenFixture<'_>) {
     let signed = signed(fixture);
-    let template = seat_template(&signed.session, signed.public);
+    let template = session_key_template(&signed.session, signed.public);
     let made = signed
         .session
         .create_object(&template)
@@ -246,7 +246,7 @@ fn a_public_key_made_of_the_cards_numbers_verifies_too(fixture: &TokenFixture<'_
 }
 
 /// A session's public key with the numbers of one on the card.
-fn seat_template(session: &TestSession, public: ObjectHandle) -> Vec<Attribute> {
+fn session_key_template(session: &TestSession, public: ObjectHandle) -> Vec<Attribute> {
     let numbers = crate::attributes::numbers_of(session, public);
     let fixed = [
         Attribute::Class(ObjectClass::PUBLIC_KEY),

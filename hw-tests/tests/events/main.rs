@@ -74,14 +74,14 @@ fn first_token_reported(raw: FunctionList, first: CK_SLOT_ID) {
 }
 
 /// Lives that begin without a service, and so without a reader.
-fn each_life_before_the_service(body: fn(&ModuleProcess, FunctionList)) {
+fn in_each_configuration_before_the_service(body: fn(&ModuleProcess, FunctionList)) {
     let without_service = |process: &ModuleProcess| drop(process.send_command("service stop"));
     for_each_configuration_of(&[CardProfile::factory()], as_it_is, without_service, body);
 }
 
 #[test]
 fn race_01_reader_arriving_between_list_and_wait_is_reported() {
-    each_life_before_the_service(|process, raw| {
+    in_each_configuration_before_the_service(|process, raw| {
         assert_eq!(raw.slots(false), []);
         process.send_command("service start");
         first_token_reported(raw, raw.next_event());
@@ -90,7 +90,7 @@ fn race_01_reader_arriving_between_list_and_wait_is_reported() {
 
 #[test]
 fn race_01_reader_arriving_during_the_wait_is_reported() {
-    each_life_before_the_service(|process, raw| {
+    in_each_configuration_before_the_service(|process, raw| {
         assert_eq!(raw.slots(false), []);
         let result = raw.event_during(MOMENT, || drop(process.send_command("service start")));
         first_token_reported(raw, result);
@@ -156,7 +156,7 @@ fn race_03_card_reinserted_at_once_ends_a_wait_and_its_sessions() {
 }
 
 /// Four threads in C_WaitForSlotEvent receive the slots, in any order.
-fn told_to_four(raw: FunctionList, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
+fn events_of_four_waiters(raw: FunctionList, cause: impl FnOnce()) -> BTreeSet<CK_SLOT_ID> {
     let waiters = [(); 4].map(|()| SlotEventWaiter::blocked(raw));
     cause();
     let outcome = |waiter: SlotEventWaiter| {
@@ -183,14 +183,14 @@ fn race_04_two_cards_inserted_at_once_give_each_slots_event_to_one_waiter() {
                     }
                 });
             };
-            let inserted = told_to_four(raw, || both("insert"));
+            let inserted = events_of_four_waiters(raw, || both("insert"));
             assert_eq!(inserted.len(), 4, "two applets of two cards: {inserted:?}");
             assert_eq!(raw.pending(), []);
             assert_eq!(
                 raw.slots(true),
                 inserted.iter().copied().collect::<Vec<_>>()
             );
-            let removed = told_to_four(raw, || both("remove"));
+            let removed = events_of_four_waiters(raw, || both("remove"));
             assert_eq!(removed, inserted);
             assert_eq!(raw.pending(), []);
         },

@@ -43,8 +43,8 @@ fn as_an_ordinary_user(test: impl FnOnce()) {
         permit(path, 0o755);
     }
     let name = thread::current().name().unwrap().to_owned();
-    let mut nobody = Command::new(setpriv);
-    nobody
+    let mut as_user = Command::new(setpriv);
+    as_user
         .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
         .args(["--no-new-privs", "--"])
         .arg(&test)
@@ -52,7 +52,7 @@ fn as_an_ordinary_user(test: impl FnOnce()) {
         .current_dir("/")
         .env_remove("TMPDIR")
         .env("CLAVIGER_MODULE", &module);
-    let output = client::run(&mut nobody, LIMIT).expect_success();
+    let output = client::run(&mut as_user, LIMIT).expect_success();
     assert!(output.stdout.contains("1 passed"), "{output}");
 }
 

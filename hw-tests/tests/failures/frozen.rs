@@ -105,7 +105,7 @@ fn resume(suspended: SuspendedPcscd<'_>, raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!((found.0, found.1 > 0), (CKR_OK, true));
     assert_eq!(raw.finalize(), CKR_OK);
     let signer = PivSession::new(process);
-    signer.goes_on();
+    signer.still_works();
     drop(signer);
     assert_eq!(raw.finalize(), CKR_OK);
 }
@@ -129,12 +129,12 @@ fn waiters_return_at_finalize(flags: CK_FLAGS) {
 }
 
 #[test]
-fn waiters_return_at_finalize_while_pcscd_is_frozen() {
+fn waiters_return_at_finalize_while_pcscd_is_suspended() {
     waiters_return_at_finalize(THREADS);
 }
 
 #[test]
-fn waiters_return_at_finalize_while_pcscd_is_frozen_without_threads() {
+fn waiters_return_at_finalize_while_pcscd_is_suspended_without_threads() {
     waiters_return_at_finalize(NO_THREADS);
 }
 
@@ -275,7 +275,7 @@ fn finalize_does_not_wait_for_a_connect_without_threads() {
 }
 
 #[test]
-fn signature_at_a_frozen_pcscd_gives_up_and_the_session_continues() {
+fn signature_at_a_suspended_pcscd_fails_in_time_and_the_session_continues() {
     with_pcscd(|process| {
         let signer = signer(process, THREADS);
         let suspended = SuspendedPcscd::new(process);
@@ -283,12 +283,12 @@ fn signature_at_a_frozen_pcscd_gives_up_and_the_session_continues() {
         let (outcome, signer) = returned_within("C_Sign that gives up", CALL_TIMEOUT, &signature);
         is_unreachable(outcome);
         drop(suspended);
-        signer.goes_on();
+        signer.still_works();
     });
 }
 
 #[test]
-fn login_at_a_frozen_pcscd_gives_up_and_its_pin_is_not_sent_again() {
+fn login_at_a_suspended_pcscd_fails_in_time_and_its_pin_is_not_resent() {
     with_pcscd(|process| {
         let module = process.module();
         let session = process.session(&module);
@@ -301,7 +301,7 @@ fn login_at_a_frozen_pcscd_gives_up_and_its_pin_is_not_sent_again() {
         session.find_objects(&[]).unwrap();
         let pins = process.pins();
         assert!(pins <= 1, "only a PIN that pcscd already had");
-        PivSession::of(process, module, session).goes_on();
+        PivSession::of(process, module, session).still_works();
         assert!(process.pins() > pins);
     });
 }
@@ -319,7 +319,7 @@ fn signature_waits_for_pcscd_to_resume() {
             (outcome, signer) = returned_within("C_Sign", HANG, &signature);
             assert_eq!(outcome.unwrap().len(), 64);
             drop(SuspendedPcscd::new(process));
-            signer.goes_on();
+            signer.still_works();
         }
     });
 }

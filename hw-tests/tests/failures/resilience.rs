@@ -55,7 +55,7 @@ fn a_session_signs_at_once_after_a_crash(process: &ModuleProcess) {
     for _ in 0..3 {
         // The new pcscd accepts clients, but has not noticed the cards of its readers yet.
         process.order(&["service crash", "service begin"]);
-        signer.goes_on();
+        signer.still_works();
     }
 }
 
@@ -64,7 +64,7 @@ fn a_session_signs_after_a_crash_it_has_seen_pass(process: &ModuleProcess) {
     for _ in 0..2 {
         process.order(&["service crash", "service begin", "settle"]);
         eventually("the token", || has_token(&signer.module));
-        signer.goes_on();
+        signer.still_works();
     }
 }
 
@@ -95,7 +95,7 @@ fn session_without_login_continues_after_a_crash_and_sends_no_pin(process: &Modu
     process.order(&["service crash", "service begin"]);
     let signer = PivSession::of(process, module, session);
     assert_eq!(process.pins(), 1, "the user's own");
-    signer.goes_on();
+    signer.still_works();
 }
 
 /// Whether any slot has a token. No answer may take long.
@@ -125,7 +125,7 @@ fn tokens_are_absent_without_pcscd_and_the_log_names_the_cause() {
             is_unreachable(promptly("C_Sign without pcscd", || signer.sign()));
         }
         process.order(&["service begin"]);
-        signer.goes_on();
+        signer.still_works();
         assert!(has_token(&signer.module));
     };
     if let Some(log) = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), |_, _| {}, rule) {
@@ -185,7 +185,7 @@ fn a_signature_at_the_card_fails_when_its_pcscd_dies_and_the_next_one_succeeds(
         is_unreachable(signature);
         assert_eq!(process.pins(), pins);
         process.order(&["service begin"]);
-        signer.goes_on();
+        signer.still_works();
     }
 }
 
@@ -204,7 +204,7 @@ fn a_pin_at_the_card_is_not_sent_again_when_its_pcscd_dies(process: &ModuleProce
     let state = session.get_session_info().unwrap().session_state();
     assert_eq!(state, SessionState::RoPublic);
     assert_eq!(process.pins(), 1, "the PIN of the login that failed");
-    PivSession::of(process, module, session).goes_on();
+    PivSession::of(process, module, session).still_works();
 }
 
 fn try_to_log_in(session: &cryptoki::session::Session) -> cryptoki::error::Result<()> {
@@ -223,7 +223,7 @@ fn a_search_fails_when_its_pcscd_dies_and_the_next_one_finds_everything(process:
     process.order(&["service begin"]);
     let found = promptly("the next search", || session.find_objects(&[]));
     assert!(found.unwrap().len() >= PUBLIC_OBJECTS);
-    PivSession::of(process, module, session).goes_on();
+    PivSession::of(process, module, session).still_works();
 }
 
 fn finalize_succeeds_when_pcscd_crashes_during_it(process: &ModuleProcess) {
@@ -235,7 +235,7 @@ fn finalize_succeeds_when_pcscd_crashes_during_it(process: &ModuleProcess) {
     });
     assert_eq!(ended, CKR_OK);
     process.order(&["service begin", "settle"]);
-    PivSession::new(process).goes_on();
+    PivSession::new(process).still_works();
 }
 
 #[test]
@@ -248,6 +248,6 @@ fn finalize_returns_without_pcscd() {
         });
         assert_eq!(ended, CKR_OK);
         process.order(&["service begin", "settle"]);
-        PivSession::new(process).goes_on();
+        PivSession::new(process).still_works();
     });
 }

@@ -115,7 +115,7 @@ fn race_10_a_waiter_survives_a_restart_of_the_service() {
 }
 
 #[test]
-fn race_11_freeze_of_pcscd_loses_nothing() {
+fn race_11_suspension_of_pcscd_loses_nothing() {
     in_each_configuration(ServiceKind::Pcscd, &[profile()], |process, raw| {
         let slot = raw.slots(true)[0];
         let signer = Signer::log_in(raw, slot);
@@ -127,11 +127,11 @@ fn race_11_freeze_of_pcscd_loses_nothing() {
         process.send_command("service freeze");
         let signing = thread::spawn(move || (signer.sign(), Instant::now()));
         thread::sleep(STANDSTILL);
-        let thawed = Instant::now();
+        let resumed = Instant::now();
         process.send_command("service thaw");
         let (code, signed) = signing.join().unwrap();
         assert_eq!(code, CKR_OK);
-        assert!(signed > thawed, "nobody else could have answered");
+        assert!(signed > resumed, "nobody else could have answered");
         assert_eq!(pins(process, 0), before);
 
         // The card loses its memory meanwhile, and the signature comes later.
@@ -158,7 +158,7 @@ fn race_11_freeze_of_pcscd_loses_nothing() {
 }
 
 #[test]
-fn race_12_card_exchanged_during_a_freeze_gets_neither_pin_nor_session() {
+fn race_12_card_exchanged_while_pcscd_is_suspended_gets_no_pin_and_no_session() {
     let profiles = [profile(), profile().serial(2)];
     in_each_configuration(ServiceKind::Pcscd, &profiles, |process, raw| {
         let tokens = raw.slots(true);

@@ -186,7 +186,7 @@ fn pair<'a>(
 fn a_pair_that_no_card_makes_is_refused_before_the_card(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let s = session_arg(&session);
-    assert_eq!(session.login_as(CKU_SO, officer(fixture)), Ok(()));
+    assert_eq!(session.login_as(CKU_SO, so_credential(fixture)), Ok(()));
     let curve = (CKA_EC_PARAMS, P256);
     let bits = |bits| (CKA_MODULUS_BITS, Value::Word(bits));
     let (incomplete, inconsistent) = (CKR_TEMPLATE_INCOMPLETE, CKR_TEMPLATE_INCONSISTENT);
@@ -266,7 +266,7 @@ fn a_pair_that_no_card_makes_is_refused_before_the_card(fixture: &TokenFixture<'
 }
 
 /// Whom the token lets make keys.
-pub fn officer(fixture: &TokenFixture<'_>) -> &'static str {
+pub fn so_credential(fixture: &TokenFixture<'_>) -> &'static str {
     if fixture.is_piv() {
         "010203040506070801020304050607080102030405060708"
     } else {
@@ -284,16 +284,16 @@ fn key_pair_generation_without_so_login_is_rejected(fixture: &TokenFixture<'_>) 
     reader.end_session();
     let session = fixture.read_write();
     let arguments = pair(session_arg(&session), EC, &public, &private);
-    let nobody = CKR_USER_NOT_LOGGED_IN;
-    fixture.silently(|| calls.expect(nobody, "C_GenerateKeyPair", "nobody", &arguments));
+    let not_logged_in = CKR_USER_NOT_LOGGED_IN;
+    fixture.silently(|| calls.expect(not_logged_in, "C_GenerateKeyPair", "nobody", &arguments));
     assert_eq!(session.login_user(), Ok(()));
-    fixture.silently(|| calls.expect(nobody, "C_GenerateKeyPair", "the user", &arguments));
+    fixture.silently(|| calls.expect(not_logged_in, "C_GenerateKeyPair", "the user", &arguments));
 }
 
 fn key_pair_generation_with_null_handle_pointers_keeps_the_old_key(fixture: &TokenFixture<'_>) {
     let (mut calls, session) = (RawCall::new(fixture), fixture.read_write());
     let s = session_arg(&session);
-    assert_eq!(session.login_as(CKU_SO, officer(fixture)), Ok(()));
+    assert_eq!(session.login_as(CKU_SO, so_credential(fixture)), Ok(()));
     let (public, private) = ([(CKA_EC_PARAMS, P256)], [ID]);
     let right = pair(s, EC, &public, &private);
     for (one, other) in [(NULL, Arg::Handle), (Arg::Handle, NULL), (NULL, NULL)] {

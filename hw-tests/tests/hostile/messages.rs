@@ -103,9 +103,9 @@ fn bad_message_keeps_the_message_verification_operation(fixture: &TokenFixture<'
             calls.expect_ok("C_VerifyMessageNext", &good);
         }
         let there = Arg::In(&signature);
-        for said in [0, len - 1, HUGE, 1 << 20, 65_537] {
-            let cut = all(s, &[&NONE, &[MESSAGE, there, Arg::Word(said)]]);
-            let what = format!("a signature of {said:#X} bytes");
+        for length in [0, len - 1, HUGE, 1 << 20, 65_537] {
+            let cut = all(s, &[&NONE, &[MESSAGE, there, Arg::Word(length)]]);
+            let what = format!("a signature of {length:#X} bytes");
             calls.expect(CKR_SIGNATURE_LEN_RANGE, "C_VerifyMessage", &what, &cut);
             calls.expect_ok("C_VerifyMessage", &good);
         }

@@ -385,7 +385,7 @@ fn null_or_wrong_length_signature_ends_the_verification(fixture: &TokenFixture<'
         );
         let signature = vec![1; len];
         let there = Arg::In(&signature);
-        for (code, pointer, said) in [
+        for (code, pointer, length) in [
             (CKR_ARGUMENTS_BAD, NULL, 0),
             (CKR_ARGUMENTS_BAD, NULL, len),
             (CKR_ARGUMENTS_BAD, NULL, HUGE),
@@ -395,8 +395,8 @@ fn null_or_wrong_length_signature_ends_the_verification(fixture: &TokenFixture<'
             (CKR_SIGNATURE_LEN_RANGE, there, 1 << 20),
             (CKR_SIGNATURE_INVALID, there, len),
         ] {
-            let what = format!("{said:#X} bytes");
-            let pair = [pointer, Arg::Word(said)];
+            let what = format!("{length:#X} bytes");
+            let pair = [pointer, Arg::Word(length)];
             operation.expect(
                 &mut calls,
                 (code, false),

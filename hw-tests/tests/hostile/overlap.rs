@@ -211,7 +211,7 @@ fn each_attribute_is_answered_though_others_cannot_be(fixture: &TokenFixture<'_>
         (CKA_PRIVATE_EXPONENT as usize, 8, 8, unknown, NO),
     ];
     for tail in [0, 1] {
-        for (kind, room, said, code, len) in rows {
+        for (kind, room, length, code, len) in rows {
             calls.memory.clear();
             let purpose = if code == CKR_OK {
                 Use::Free
@@ -222,7 +222,7 @@ fn each_attribute_is_answered_though_others_cannot_be(fixture: &TokenFixture<'_>
                 NO => 0,
                 room => calls.memory.place(&vec![0; room], tail, purpose).0 as usize,
             };
-            let list = [kind, pointer, said, class, 0, 0, kind, 0, 0];
+            let list = [kind, pointer, length, class, 0, 0, kind, 0, 0];
             let (result, lengths) = ask(&mut calls, object, &list, tail);
             let sensitive =
                 result == CKR_ATTRIBUTE_SENSITIVE && kind == CKA_PRIVATE_EXPONENT as usize;

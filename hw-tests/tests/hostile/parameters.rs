@@ -90,7 +90,7 @@ fn a_mechanism_without_a_parameter_takes_none(fixture: &TokenFixture<'_>) {
         ("C_MessageSignInit", signing, Some(signer)),
     ] {
         for (pointer, len) in [(there, 1), (there, 8), (there, HUGE), (0, 1), (0, HUGE)] {
-            let arguments = [Some(s), Some(Arg::Bare(kind, pointer, len)), key];
+            let arguments = [Some(s), Some(Arg::RawMechanism(kind, pointer, len)), key];
             let arguments: Vec<Arg<'_>> = arguments.into_iter().flatten().collect();
             begins(
                 &mut calls,
@@ -100,7 +100,7 @@ fn a_mechanism_without_a_parameter_takes_none(fixture: &TokenFixture<'_>) {
                 &arguments,
             );
         }
-        let arguments = [Some(s), Some(Arg::Bare(kind, 0, 0)), key];
+        let arguments = [Some(s), Some(Arg::RawMechanism(kind, 0, 0)), key];
         let arguments: Vec<Arg<'_>> = arguments.into_iter().flatten().collect();
         begins(&mut calls, CKR_OK, name, "no parameter", &arguments);
     }
@@ -133,7 +133,7 @@ fn a_parameter_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
         let len = right.len();
         let there = store.keep(&right);
         let longer = store.keep(&[&right[..], &[0]].concat());
-        for (pointer, said) in [
+        for (pointer, length) in [
             (there, 0),
             (there, len - 1),
             (longer, len + 1),
@@ -143,13 +143,13 @@ fn a_parameter_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
             (0, len),
             (0, HUGE),
         ] {
-            let what = format!("{kind:#X}, {said:#X} bytes");
+            let what = format!("{kind:#X}, {length:#X} bytes");
             begins(
                 &mut calls,
                 BAD,
                 name,
                 &what,
-                &[s, Arg::Bare(kind, pointer, said), key],
+                &[s, Arg::RawMechanism(kind, pointer, length), key],
             );
         }
         begins(
@@ -157,7 +157,7 @@ fn a_parameter_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
             CKR_OK,
             name,
             "right",
-            &[s, Arg::Bare(kind, there, len), key],
+            &[s, Arg::RawMechanism(kind, there, len), key],
         );
     }
     for (kind, right, wrong) in [
@@ -166,7 +166,13 @@ fn a_parameter_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
     ] {
         for len in wrong.into_iter().chain([HUGE]) {
             let there = store.keep(&[1; 9]);
-            let arguments = [s, Arg::Bare(kind, there, len), aes, generic, Arg::Asked];
+            let arguments = [
+                s,
+                Arg::RawMechanism(kind, there, len),
+                aes,
+                generic,
+                Arg::Asked,
+            ];
             calls.expect(
                 BAD,
                 "C_WrapKey",
@@ -174,7 +180,13 @@ fn a_parameter_of_another_size_is_invalid(fixture: &TokenFixture<'_>) {
                 &arguments,
             );
         }
-        let arguments = [s, Arg::Bare(kind, 0, right), aes, generic, Arg::Asked];
+        let arguments = [
+            s,
+            Arg::RawMechanism(kind, 0, right),
+            aes,
+            generic,
+            Arg::Asked,
+        ];
         calls.expect(BAD, "C_WrapKey", "nowhere", &arguments);
     }
 }
@@ -304,7 +316,7 @@ fn unknown_mechanism_is_invalid_with_any_parameter(fixture: &TokenFixture<'_>) {
     let kinds = [CKM_DES3_CBC, CKM_VENDOR_DEFINED, CKM_MD5, CK_ULONG::MAX];
     for kind in kinds {
         for (pointer, len) in [(0, 0), (0, HUGE), (HUGE, HUGE), (8, 16)] {
-            let mechanism = Arg::Bare(kind, pointer, len);
+            let mechanism = Arg::RawMechanism(kind, pointer, len);
             let with_key = [
                 "C_EncryptInit",
                 "C_DecryptInit",

@@ -78,8 +78,8 @@ fn login_user_with_a_name_or_a_null_name_is_rejected(fixture: &TokenFixture<'_>)
         let refused = [CKR_ARGUMENTS_BAD, CKR_USER_TYPE_INVALID];
         assert!(refused.contains(&result), "{len:#X} bytes: {result:#X}");
     }
-    let nobody = [&login[..], &[Arg::Word(HUGE), Arg::Word(0)]].concat();
-    calls.expect_ok("C_LoginUser", &nobody);
+    let without_name = [&login[..], &[Arg::Word(HUGE), Arg::Word(0)]].concat();
+    calls.expect_ok("C_LoginUser", &without_name);
 }
 
 fn login_with_unknown_user_type_is_rejected_before_the_pin_is_read(fixture: &TokenFixture<'_>) {

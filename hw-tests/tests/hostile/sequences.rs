@@ -76,7 +76,7 @@ impl Dice {
 }
 
 fn fixture(signs: bool) -> SequenceFixture {
-    say_where_it_crashes();
+    report_crashes();
     SequenceFixture {
         list: FunctionList::load().list(),
         pin: PIN.as_bytes(),
@@ -85,8 +85,8 @@ fn fixture(signs: bool) -> SequenceFixture {
 }
 
 /// Prints the sequence and the function of a crash, and lets the crash continue.
-fn say_where_it_crashes() {
-    extern "C" fn tell(signal: libc::c_int) {
+fn report_crashes() {
+    extern "C" fn report_crash(signal: libc::c_int) {
         let function = sequence::UNDER_WAY.load(Ordering::Relaxed);
         // SAFETY: null, or static data.
         let function = unsafe { function.as_ref() }.copied().unwrap_or("nothing");
@@ -102,7 +102,7 @@ fn say_where_it_crashes() {
     }
     for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
         // SAFETY: a handler of this type, for faults of this thread.
-        unsafe { libc::signal(signal, tell as *const () as libc::sighandler_t) };
+        unsafe { libc::signal(signal, report_crash as *const () as libc::sighandler_t) };
     }
 }
 

@@ -183,7 +183,7 @@ impl<'a> Engine<'a> {
             .args(client)
             .arg("-CAfile")
             .arg(self.clients.certificate_in_pem("ca"));
-        let text = converse(connect.args(["-connect", &address(&mut server)]));
+        let text = run_tls_client(connect.args(["-connect", &address(&mut server)]));
         for line in [
             "drac eht no",
             &format!("Peer signature type: {signature}\n"),
@@ -230,7 +230,7 @@ impl<'a> Engine<'a> {
         connect
             .args([version, "-cert"])
             .arg(clients.certificate_in_pem(certificate));
-        let text = converse(connect.args(["-connect", &address(&mut server)]));
+        let text = run_tls_client(connect.args(["-connect", &address(&mut server)]));
         assert!(text.contains("drac eht no"), "{text}\n{}", server.output());
         for judged in [
             "Verification: OK",
@@ -259,7 +259,7 @@ fn address(server: &mut Background) -> String {
     })
 }
 
-fn converse(client: &mut Command) -> String {
+fn run_tls_client(client: &mut Command) -> String {
     client.arg("-ign_eof");
     client::run_with_input(client, b"on the card\nCLOSE\n", LIMIT).to_string()
 }

@@ -53,7 +53,7 @@ fn list_and_sign(fixture: &CardFixture) {
     clients.check(&key, Scheme::Hashed("sha256"), &message, &signature);
 }
 
-/// Run by [`an_ordinary_user_signs_over_both_transports`] as that user.
+/// Run by [`ordinary_user_signs_over_both_services`] as that user.
 #[test]
 #[ignore = "runs as another user, from the test below"]
 fn as_this_user() {
@@ -66,7 +66,7 @@ fn as_this_user() {
 }
 
 #[test]
-fn an_ordinary_user_signs_over_both_transports() {
+fn ordinary_user_signs_over_both_services() {
     if !all_installed(&NEEDED) {
         return;
     }
@@ -87,8 +87,8 @@ fn an_ordinary_user_signs_over_both_transports() {
     for path in [&release, &test, &module] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let mut nobody = Command::new("setpriv");
-    nobody.args([
+    let mut as_user = Command::new("setpriv");
+    as_user.args([
         "--reuid",
         NOBODY,
         "--regid",
@@ -97,14 +97,14 @@ fn an_ordinary_user_signs_over_both_transports() {
         "--no-new-privs",
         "--",
     ]);
-    nobody
+    as_user
         .arg(&test)
         .args(["--ignored", "--exact", "ordinary_user::as_this_user"]);
-    nobody
+    as_user
         .current_dir("/")
         .env_remove("TMPDIR")
         .env("CLAVIGER_MODULE", &module);
-    let output = client::run(&mut nobody, LIMIT);
+    let output = client::run(&mut as_user, LIMIT);
     if output.stderr.contains("may not make mount namespaces") {
         return skip::because("ordinary users may not make user namespaces here");
     }

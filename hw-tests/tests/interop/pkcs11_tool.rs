@@ -246,7 +246,7 @@ fn a_piv_p256_key_signs(fixture: &CardFixture) {
         &key,
         Scheme::Hashed("sha512"),
     );
-    sign(fixture, "01", "ECDSA", &key, Scheme::Bare);
+    sign(fixture, "01", "ECDSA", &key, Scheme::Unhashed);
 }
 
 /// 9C is refused by the card unless VERIFY is the command right before: the PIN is given twice.
@@ -259,7 +259,7 @@ fn a_piv_key_that_always_wants_its_pin_signs(fixture: &CardFixture) {
         &key,
         Scheme::Hashed("sha256"),
     );
-    sign(fixture, "02", "RSA-PKCS", &key, Scheme::Bare);
+    sign(fixture, "02", "RSA-PKCS", &key, Scheme::Unhashed);
 }
 
 fn a_piv_p384_key_signs(fixture: &CardFixture) {
@@ -282,7 +282,7 @@ fn a_piv_p384_key_signs(fixture: &CardFixture) {
 
 fn a_piv_rsa_key_signs(fixture: &CardFixture) {
     let key = Clients::of(fixture).public_key_of("piv-9A");
-    sign(fixture, "01", "RSA-PKCS", &key, Scheme::Bare);
+    sign(fixture, "01", "RSA-PKCS", &key, Scheme::Unhashed);
     sign(
         fixture,
         "01",
@@ -321,7 +321,7 @@ fn openpgp_ed25519_and_p256_keys_sign(fixture: &CardFixture) {
         &p256,
         Scheme::Hashed("sha256"),
     );
-    sign(fixture, "03", "ECDSA", &p256, Scheme::Bare);
+    sign(fixture, "03", "ECDSA", &p256, Scheme::Unhashed);
 }
 
 fn openpgp_rsa_keys_sign(fixture: &CardFixture) {

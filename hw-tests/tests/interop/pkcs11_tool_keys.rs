@@ -231,7 +231,7 @@ impl<'a> Key<'a> {
                 self.decrypts(mechanism, Padding::Pkcs1, &[]);
             }
             "RSA-PKCS" => {
-                self.signs(mechanism, &[], Scheme::Bare, &message, &message);
+                self.signs(mechanism, &[], Scheme::Unhashed, &message, &message);
                 if self.may("decrypt") {
                     self.decrypts(mechanism, Padding::Pkcs1, &[]);
                 }
@@ -249,7 +249,7 @@ impl<'a> Key<'a> {
             "ECDSA" => {
                 let digest = self.clients.digest("sha256", &message);
                 let digest = self.clients.file("digest", digest);
-                self.signs(mechanism, &[], Scheme::Bare, &digest, &digest);
+                self.signs(mechanism, &[], Scheme::Unhashed, &digest, &digest);
             }
             "EDDSA" => self.signs(mechanism, &[], Scheme::EdDsa, &message, &message),
             "ECDH1-DERIVE" | "ECDH1-COFACTOR-DERIVE" => self.derives(mechanism),

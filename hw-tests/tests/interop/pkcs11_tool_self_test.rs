@@ -127,8 +127,8 @@ fn the_test_of_ec_makes_no_key_for_the_user(fixture: &CardFixture) {
 /// The key for card authentication signs without the user's PIN. It can be neither renamed nor deleted on the card,
 /// which is where the test of EC ends.
 fn the_test_of_ec_signs_with_a_new_piv_key(fixture: &CardFixture) {
-    let officer = ["--login-type", "so", "--so-pin", MANAGEMENT_KEY];
-    let output = test_of_ec(&Clients::of(fixture), &officer, TOKENS[0], "04");
+    let so_login = ["--login-type", "so", "--so-pin", MANAGEMENT_KEY];
+    let output = test_of_ec(&Clients::of(fixture), &so_login, TOKENS[0], "04");
     for step in [
         "Key pair generated:",
         "*** Doing a signature ***",

@@ -31,7 +31,7 @@ use cryptoki_sys::{CK_FLAGS, CK_RV, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_NO_EVENT, 
 const TRANSPORTS: &str = "CLAVIGER_TRANSPORTS";
 const HERE: &str = "CLAVIGER_TEST_ALONE";
 /// Printed when the test has finished.
-const PLAYED: &str = "the client is through";
+const FINISHED: &str = "the client is through";
 const LIMIT: Duration = Duration::from_secs(120);
 /// Limit for a first query. One that waits for a service exceeds it.
 const FIRST_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ fn alone(transports: &str, body: impl FnOnce()) -> Option<String> {
     if env::var_os(HERE).is_some() {
         if env::var(TRANSPORTS).unwrap() == transports {
             body();
-            println!("{PLAYED}");
+            println!("{FINISHED}");
         }
         return None;
     }
@@ -67,7 +67,7 @@ fn alone(transports: &str, body: impl FnOnce()) -> Option<String> {
         .env("XDG_RUNTIME_DIR", folder.path())
         .env("PCSCLITE_CSOCK_NAME", folder.path().join("pcscd.comm"));
     let output = client::run(&mut command, LIMIT).expect_success();
-    assert!(output.stdout.contains(PLAYED), "{output}");
+    assert!(output.stdout.contains(FINISHED), "{output}");
     Some(output.stderr)
 }
 
@@ -169,12 +169,12 @@ fn generation_with_forbidden_threads_makes_no_thread() {
     each(|| {
         let raw = FunctionList::load();
         let (orders, ordered) = mpsc::channel::<()>();
-        let (say, said) = mpsc::channel::<CK_RV>();
+        let (code_sender, codes) = mpsc::channel::<CK_RV>();
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
             sender.send(this_task()).unwrap();
             for () in ordered {
-                say.send(raw.wait(0).0).unwrap();
+                code_sender.send(raw.wait(0).0).unwrap();
             }
         });
         let task = receiver.recv().unwrap();
@@ -190,7 +190,7 @@ fn generation_with_forbidden_threads_makes_no_thread() {
             assert_eq!(raw.slot_count(false), (CKR_OK, 0));
             assert_eq!((thread_count(), module_threads()), (threads, vec![]));
             assert_eq!(raw.finalize(), CKR_OK);
-            assert_eq!(said.recv().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
+            assert_eq!(codes.recv().unwrap(), CKR_CRYPTOKI_NOT_INITIALIZED);
         }
     });
 }

@@ -103,7 +103,7 @@ impl Parent {
     }
 
     /// Checks that the parent is still in its state, and continues.
-    fn goes_on(&self) {
+    fn still_works(&self) {
         match (self.state, self.session) {
             (State::Absent, _) => assert_eq!(self.raw.info(), CKR_CRYPTOKI_NOT_INITIALIZED),
             (State::Unused, _) => assert_eq!(self.raw.info(), CKR_OK),
@@ -140,7 +140,7 @@ fn refuses_everything(raw: FunctionList) {
 }
 
 /// Runs one generation without a login.
-fn looks_round(raw: FunctionList, flags: CK_FLAGS) {
+fn run_generation_without_login(raw: FunctionList, flags: CK_FLAGS) {
     refuses_everything(raw);
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 1));
@@ -189,8 +189,8 @@ fn a_child_forked_in_any_state_is_a_new_application() {
 fn has_descendants(process: &ModuleProcess, parent: &Parent, flags: CK_FLAGS, descent: Descendant) {
     let raw = parent.raw;
     let pins = verifies(process, || {
-        in_descendant(descent, || looks_round(raw, flags));
-        parent.goes_on();
+        in_descendant(descent, || run_generation_without_login(raw, flags));
+        parent.still_works();
     });
     assert_eq!(pins, 0, "nobody logged in");
     let pins = verifies(process, || {
@@ -199,7 +199,7 @@ fn has_descendants(process: &ModuleProcess, parent: &Parent, flags: CK_FLAGS, de
     assert_eq!(pins, 1, "the descendant's own login");
     // Its logout was one of the card, as it is for every other program.
     let uses_the_pin = matches!(parent.state, State::LoggedIn | State::Signing);
-    let pins = verifies(process, || parent.goes_on());
+    let pins = verifies(process, || parent.still_works());
     assert_eq!(pins, u64::from(uses_the_pin), "one silent verification");
 }
 
@@ -211,7 +211,7 @@ fn parents_waiter_gets_the_next_event_after_a_fork() {
             for flags in [OWN_THREADS, NO_THREADS] {
                 let parent = Parent::new(raw, flags, State::Listed);
                 in_descendant(Descendant::Child, || run_generation(raw, flags));
-                parent.goes_on();
+                parent.still_works();
                 process.send_command("remove");
                 let (code, slot) = parent.waiter.unwrap().outcome();
                 assert_eq!(code, CKR_OK);
@@ -264,7 +264,7 @@ fn child(raw: FunctionList, flags: CK_FLAGS, number: u32) {
     if number.is_multiple_of(4) {
         run_generation(raw, flags);
     } else {
-        looks_round(raw, flags);
+        run_generation_without_login(raw, flags);
     }
 }
 
@@ -304,7 +304,7 @@ fn fork_during_whole_generations(service: ServiceKind) {
         let raw = FunctionList::load();
         for flags in [OWN_THREADS, NO_THREADS] {
             let ending = AtomicBool::new(false);
-            let life = || {
+            let generation = || {
                 assert_eq!(raw.initialize(flags), CKR_OK);
                 let session = RawSession::open(raw);
                 let waiter = SlotEventWaiter::blocked(raw);
@@ -320,7 +320,7 @@ fn fork_during_whole_generations(service: ServiceKind) {
                     std::hint::spin_loop();
                 }
             };
-            fork_beside(&[&life], moment, |number| child(raw, flags, number));
+            fork_beside(&[&generation], moment, |number| child(raw, flags, number));
         }
     });
 }

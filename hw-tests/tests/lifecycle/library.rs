@@ -231,12 +231,12 @@ fn fork_during_library_loading_leaves_a_working_child() {
         assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
         let enough = AtomicBool::new(false);
         thread::scope(|scope| {
-            let look = || {
+            let query = || {
                 while !enough.load(Ordering::SeqCst) {
                     assert_eq!(raw.slot_count(false), (CKR_OK, 0));
                 }
             };
-            scope.spawn(look);
+            scope.spawn(query);
             for _ in 0..FORKS {
                 in_descendant(Descendant::Child, || {
                     assert_eq!(raw.initialize(NO_THREADS), CKR_OK);
@@ -268,7 +268,7 @@ fn compiled(to: PathBuf, options: &[&str], sources: &[&str]) -> PathBuf {
 }
 
 /// The C compiler, and a card fixture for a program that has functions with PC/SC's names.
-fn rig_for_a_foreign_program() -> Option<CardFixture> {
+fn fixture_for_a_foreign_program() -> Option<CardFixture> {
     if paths::program("cc").is_none() {
         skip::because("cc is not installed (Debian: gcc)");
         return None;
@@ -284,7 +284,7 @@ fn finds_the_token(fixture: &CardFixture, command: &mut Command) {
 
 #[test]
 fn program_that_defines_scard_functions_does_not_receive_our_calls() {
-    let Some(fixture) = rig_for_a_foreign_program() else {
+    let Some(fixture) = fixture_for_a_foreign_program() else {
         return;
     };
     let to = fixture.folder().join("program");
@@ -294,7 +294,7 @@ fn program_that_defines_scard_functions_does_not_receive_our_calls() {
 
 #[test]
 fn library_that_defines_scard_functions_does_not_receive_our_calls() {
-    let Some(fixture) = rig_for_a_foreign_program() else {
+    let Some(fixture) = fixture_for_a_foreign_program() else {
         return;
     };
     let library = fixture.folder().join("libforeign.so");

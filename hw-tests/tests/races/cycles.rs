@@ -32,13 +32,13 @@ const NO_THREADS: CK_FLAGS = CKF_LIBRARY_CANT_CREATE_OS_THREADS | CKF_OS_LOCKING
 const VALGRIND: Duration = Duration::from_secs(60);
 
 /// C_Initialize, directly followed by C_Finalize.
-fn empty_life(raw: FunctionList, flags: CK_FLAGS) {
+fn empty_generation(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.finalize(), CKR_OK);
 }
 
 /// Slots, a session, a login, a signature, and a waiter until C_Finalize.
-fn full_life(raw: FunctionList, flags: CK_FLAGS) {
+fn full_generation(raw: FunctionList, flags: CK_FLAGS) {
     assert_eq!(raw.initialize(flags), CKR_OK);
     assert_eq!(raw.slot_count(true), (CKR_OK, 1));
     let session = RawSession::logged_in(raw);
@@ -52,9 +52,9 @@ fn full_life(raw: FunctionList, flags: CK_FLAGS) {
 fn cycles(raw: FunctionList, flags: CK_FLAGS, count: usize) {
     for number in 1..=count {
         if number.is_multiple_of(10) {
-            full_life(raw, flags);
+            full_generation(raw, flags);
         } else {
-            empty_life(raw, flags);
+            empty_generation(raw, flags);
         }
     }
     assert_eq!(left_threads(), Vec::<String>::new());
@@ -95,14 +95,14 @@ fn a_module_may_be_unloaded_and_loaded_again() {
     for service in BOTH_SERVICES {
         with_card(service, CardProfile::piv4(), |_| {
             for flags in [OWN_THREADS, NO_THREADS] {
-                full_life(FunctionList::load(), flags);
+                full_generation(FunctionList::load(), flags);
                 let before = ProcessResources {
                     heap: 0,
                     ..ProcessResources::now()
                 };
                 for _ in 0..50 {
                     let (raw, library) = FunctionList::load_for_a_while();
-                    full_life(raw, flags);
+                    full_generation(raw, flags);
                     drop(library);
                 }
                 assert_eq!(left_threads(), Vec::<String>::new());
@@ -119,7 +119,7 @@ fn a_module_may_be_unloaded_and_loaded_again() {
 }
 
 #[test]
-fn a_module_unloaded_without_finalize_goes_on_when_loaded_again() {
+fn module_unloaded_without_finalize_works_when_loaded_again() {
     for service in BOTH_SERVICES {
         with_card(service, CardProfile::piv4(), |_| {
             for flags in [OWN_THREADS, NO_THREADS] {

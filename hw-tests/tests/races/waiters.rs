@@ -37,7 +37,7 @@ const SHORTEST_WAIT: Duration = Duration::from_secs(2);
 /// Longest pause between the start of the waiters and C_Finalize.
 const LONGEST_PAUSE: u64 = 2000;
 /// Time for the first query of the slots. Changes before it are no events.
-const FIRST_LOOK: Duration = Duration::from_millis(1);
+const FIRST_QUERY: Duration = Duration::from_millis(1);
 /// How long a waiter that comes too late for its generation is left in the next one.
 const LATE: Duration = Duration::from_millis(20);
 /// Rounds in all, where `make races` does not say.
@@ -159,7 +159,7 @@ impl Moment {
             };
         }
         // A change of the card takes about a third of a millisecond through its server.
-        let finalize = FIRST_LOOK + random.pause();
+        let finalize = FIRST_QUERY + random.pause();
         let event = finalize - random.micros(1000);
         Self {
             finalize,
@@ -364,10 +364,10 @@ impl<'a> Races<'a> {
     }
 
     /// All rounds must end well; 99 of 100 must be held to [`prompt`]. How many events there were.
-    fn play(&mut self, combination: Combination) -> usize {
+    fn run(&mut self, combination: Combination) -> usize {
         let files = open_files();
         let limit = prompt();
-        let figures = self.play_once(combination);
+        let figures = self.run_once(combination);
         println!("{combination:28} {figures}");
         assert_eq!(left_threads(), Vec::<String>::new(), "{combination}");
         eventually("as many files as before", || open_files() == files);
@@ -383,7 +383,7 @@ impl<'a> Races<'a> {
         figures.events
     }
 
-    fn play_once(&mut self, combination: Combination) -> Figures {
+    fn run_once(&mut self, combination: Combination) -> Figures {
         let mut figures = Figures::default();
         for number in 0..self.rounds {
             let moment = Moment::random(&mut self.random, combination, number);
@@ -424,7 +424,7 @@ fn every_waiter_is_notified_of_finalize_whatever_the_moment() {
         with_card(service, CardProfile::factory(), |process| {
             let mut races = Races::new(process);
             for combination in Combination::of(service) {
-                assert_eq!(races.play(combination), 0, "no card was moved");
+                assert_eq!(races.run(combination), 0, "no card was moved");
             }
         });
     }
@@ -437,7 +437,7 @@ fn a_waiter_has_the_event_or_finalize_when_both_come_at_once() {
         let combinations = Combination::with_event(ServiceKind::Socket);
         let events = combinations
             .into_iter()
-            .map(|combination| races.play(combination));
+            .map(|combination| races.run(combination));
         assert!(events.sum::<usize>() > 0, "no card was ever in time");
     });
 }

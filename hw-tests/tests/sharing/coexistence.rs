@@ -52,11 +52,11 @@ fn a_reset_by_another_costs_one_silent_verification(process: &ModuleProcess) {
     let mut other = OtherProgram::shared();
     for _ in 0..3 {
         other.reset();
-        signer.goes_on();
+        signer.still_works();
     }
     other.reset();
     signer.asks_for_each_pin();
-    signer.goes_on();
+    signer.still_works();
 }
 
 fn another_applet_selected_by_another_is_undone(process: &ModuleProcess) {
@@ -64,11 +64,11 @@ fn another_applet_selected_by_another_is_undone(process: &ModuleProcess) {
     let mut other = OtherProgram::shared();
     for _ in 0..3 {
         assert_eq!(other.transmit(&SELECT_OPENPGP), DONE);
-        signer.goes_on();
+        signer.still_works();
     }
     assert_eq!(other.transmit(&SELECT_OPENPGP), DONE);
     signer.asks_for_each_pin();
-    signer.goes_on();
+    signer.still_works();
 }
 
 fn a_logout_by_another_costs_one_silent_verification(process: &ModuleProcess) {
@@ -76,7 +76,7 @@ fn a_logout_by_another_costs_one_silent_verification(process: &ModuleProcess) {
     let mut other = OtherProgram::shared();
     for _ in 0..3 {
         assert_eq!(other.transmit(&PIV_LOGOUT), DONE);
-        signer.goes_on();
+        signer.still_works();
     }
 }
 
@@ -86,7 +86,7 @@ fn a_retry_counter_reset_by_another_costs_one_silent_verification(process: &Modu
     for _ in 0..2 {
         assert_eq!(other.transmit(&wrong_pin()), [0x63, 0xC2]);
         assert_eq!(other.transmit(&reset_retry_counter()), DONE);
-        signer.goes_on();
+        signer.still_works();
     }
 }
 
@@ -101,18 +101,18 @@ fn a_pin_that_another_got_wrong_ends_the_login(process: &ModuleProcess) {
     let PivSession {
         module, session, ..
     } = signer;
-    PivSession::of(process, module, session).goes_on();
+    PivSession::of(process, module, session).still_works();
 }
 
 fn a_transaction_of_another_is_waited_for(process: &ModuleProcess) {
     let signer = PivSession::new(process);
     let mut other = OtherProgram::shared();
     for _ in 0..2 {
-        let (tell, begun) = mpsc::channel();
+        let (sender, begun) = mpsc::channel();
         thread::scope(|scope| {
             let keeping = scope.spawn(|| {
                 other.hold(|_| {
-                    tell.send(()).unwrap();
+                    sender.send(()).unwrap();
                     thread::sleep(KEEPS);
                     Instant::now()
                 })
@@ -123,7 +123,7 @@ fn a_transaction_of_another_is_waited_for(process: &ModuleProcess) {
             assert_eq!(signature.unwrap().len(), 64);
             assert!(signed > keeping.join().unwrap(), "it waited");
         });
-        signer.goes_on();
+        signer.still_works();
     }
 }
 
@@ -146,7 +146,7 @@ fn sign_beside(signer: &PivSession<'_>, mut disturb: impl FnMut() + Send) {
         assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
         assert!(signatures > DISTURBANCES / 10, "hardly any was beside one");
     });
-    signer.goes_on();
+    signer.still_works();
 }
 
 fn signatures_succeed_while_another_selects_its_applet(process: &ModuleProcess) {
@@ -175,11 +175,11 @@ fn session_survives_programs_that_disconnect_with(disposition: Disposition) {
         let signer = PivSession::new(process);
         for _ in 0..2 {
             connect_and_close(disposition);
-            signer.goes_on();
+            signer.still_works();
             connect_and_close(disposition);
             signer.asks_for_each_pin();
         }
-        signer.goes_on();
+        signer.still_works();
     });
 }
 
@@ -209,7 +209,7 @@ fn unpowered_card_is_powered_up_for_a_continuing_session() {
         let signature = promptly("C_Sign", || sign_openly(&session, open));
         assert_eq!(signature.unwrap().len(), 64);
         witness.close(Disposition::LeaveCard);
-        PivSession::of(process, module, session).goes_on();
+        PivSession::of(process, module, session).still_works();
     });
 }
 
@@ -264,7 +264,7 @@ fn exclusively_held_card_is_refused_with_a_cure_and_used_again_later() {
         is_refused(|| sign_openly(&session, open));
         outlast(other, || sign_openly(&session, open));
         assert_eq!(process.pins(), 0);
-        PivSession::of(process, module, session).goes_on();
+        PivSession::of(process, module, session).still_works();
     };
     if let Some(log) = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), |_, _| {}, rule) {
         log.line(&["C_Sign", "exclusively", "scdaemon"]);
@@ -280,12 +280,12 @@ fn login_survives_exclusive_use_by_another_program() {
         let before = process.pins();
         outlast(other, || signer.sign());
         assert!(process.pins() <= before + 1, "one silent verification");
-        signer.goes_on();
+        signer.still_works();
         exclusive().close(Disposition::ResetCard);
-        signer.goes_on();
+        signer.still_works();
         exclusive().close(Disposition::UnpowerCard);
         signer.asks_for_each_pin();
-        signer.goes_on();
+        signer.still_works();
     };
     if let Some(log) = in_module_process(ServiceKind::Pcscd, CardProfile::piv4(), |_, _| {}, rule) {
         log.line(&["C_Sign", "exclusively", "scdaemon"]);

@@ -38,7 +38,7 @@ fn calls(raw: FunctionList, slot: CK_SLOT_ID, signer: Signer) -> Vec<Call<'stati
             Box::new(move || open_and_close(raw, slot)),
         ),
         ("C_FindObjects", Box::new(move || signer.find())),
-        ("C_WaitForSlotEvent", Box::new(move || look_for_event(raw))),
+        ("C_WaitForSlotEvent", Box::new(move || query_event(raw))),
         (
             "C_GetSlotList(FALSE)",
             Box::new(move || raw.slot_count(false).0),
@@ -53,7 +53,7 @@ fn open_and_close(raw: FunctionList, slot: CK_SLOT_ID) -> CK_RV {
     }
 }
 
-fn look_for_event(raw: FunctionList) -> CK_RV {
+fn query_event(raw: FunctionList) -> CK_RV {
     match raw.wait(CKF_DONT_BLOCK).0 {
         CKR_NO_EVENT => CKR_OK,
         code => code,
@@ -68,11 +68,11 @@ struct Figures {
 }
 
 /// Makes each call [`ROUNDS`] times, as long as `goes_on`; the figures of the whole rounds.
-fn measure(calls: &[Call<'_>], goes_on: impl Fn() -> bool) -> Vec<Figures> {
+fn measure(calls: &[Call<'_>], still_works: impl Fn() -> bool) -> Vec<Figures> {
     let mut times = vec![Vec::with_capacity(ROUNDS); calls.len()];
     for _ in 0..ROUNDS {
         let round: Vec<Duration> = calls.iter().map(|(name, call)| timed(name, call)).collect();
-        if !goes_on() {
+        if !still_works() {
             break;
         }
         zip(&mut times, round).for_each(|(times, took)| times.push(took));
@@ -103,7 +103,7 @@ fn undelayed(
     what: &str,
     calls: &[Call<'_>],
     slow_call: impl Fn() -> CK_RV + Send + 'static,
-    look: impl Fn(),
+    meanwhile: impl Fn(),
 ) {
     let always = || true;
     let begun = Instant::now();
@@ -111,7 +111,7 @@ fn undelayed(
     let stall = (begun.elapsed() * 4).clamp(STALL.0, STALL.1);
     let slow = begin_slow_call(process, stall, slow_call);
     let during = measure(calls, || !slow.is_finished());
-    look();
+    meanwhile();
     let (code, took) = slow.join().unwrap();
     assert_eq!(code, CKR_OK, "{what}: slow, not broken");
     assert!(took >= stall);

@@ -137,7 +137,7 @@ fn gnupg_gets_a_card_that_has_no_login() {
         gnupg.takes_the_card();
         gnupg.lets_the_card_go();
         assert_eq!(process.pins(), 0);
-        PivSession::of(process, module, session).goes_on();
+        PivSession::of(process, module, session).still_works();
     });
     if let Some(log) = log {
         log.line(&["C_Sign", "gpgconf --kill scdaemon"]);
@@ -154,7 +154,7 @@ fn gnupg_gets_an_idle_card_and_the_login_survives() {
             let refused = promptly("C_Sign beside scdaemon", || signer.sign());
             assert_eq!(code(refused), RvError::DeviceError);
             gnupg.lets_the_card_go();
-            signer.goes_on();
+            signer.still_works();
         }
         idle();
         gnupg.takes_the_card();

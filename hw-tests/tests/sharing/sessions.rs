@@ -143,7 +143,7 @@ fn the_same_session_signs_again_after_a_reset_with_one_silent_verification() {
 
 /// The number of private keys that a new session finds, after the module has noticed the reinserted card.
 fn visible_keys(module: &Pkcs11) -> usize {
-    let look = || -> cryptoki::error::Result<usize> {
+    let count_keys = || -> cryptoki::error::Result<usize> {
         let slot = module.get_slots_with_token()?[..]
             .first()
             .copied()
@@ -155,7 +155,7 @@ fn visible_keys(module: &Pkcs11) -> usize {
     };
     let deadline = Instant::now() + HANG;
     loop {
-        match look() {
+        match count_keys() {
             Ok(keys) => return keys,
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
             Err(error) => panic!("the card does not come back: {error}"),

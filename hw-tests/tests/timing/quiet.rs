@@ -142,7 +142,7 @@ impl Blocked {
 
     fn waits_for(&mut self, word: &str) {
         self.client
-            .wait_for(word, |said| said.contains(word).then_some(()));
+            .wait_for(word, |output| output.contains(word).then_some(()));
     }
 
     /// Every line that strace wrote. Each call is written when it ends, if not before.
@@ -179,12 +179,12 @@ fn switches_of(task: &Path) -> (String, u64) {
 }
 
 /// Waits until `look` returns the same value for [`CALM`].
-fn settle<T: PartialEq>(look: impl Fn() -> T) -> T {
-    let (mut before, mut since) = (look(), Instant::now());
+fn settle<T: PartialEq>(observe: impl Fn() -> T) -> T {
+    let (mut before, mut since) = (observe(), Instant::now());
     let limit = since + HANG;
     while since.elapsed() < CALM && Instant::now() < limit {
         thread::sleep(CALM / 20);
-        let now = look();
+        let now = observe();
         if now != before {
             (before, since) = (now, Instant::now());
         }
@@ -195,7 +195,7 @@ fn settle<T: PartialEq>(look: impl Fn() -> T) -> T {
 /// Starts a client of each case over each service, all blocked. Returns those that were active, by `look`, in every window.
 fn restless<T: PartialEq + std::fmt::Debug>(
     traced: bool,
-    look: impl Fn(&Blocked) -> T,
+    observe: impl Fn(&Blocked) -> T,
 ) -> Vec<String> {
     let _turn = figures::one_at_a_time();
     let socket = CardFixture::socket(CardProfile::factory());
@@ -216,11 +216,11 @@ fn restless<T: PartialEq + std::fmt::Debug>(
     all.iter_mut().for_each(|one| one.waits_for(BLOCKING));
     let mut restless: Vec<&Blocked> = all.iter().collect();
     for _ in 0..WINDOWS {
-        let before = settle(|| restless.iter().map(|one| look(one)).collect::<Vec<T>>());
+        let before = settle(|| restless.iter().map(|one| observe(one)).collect::<Vec<T>>());
         thread::sleep(WINDOW);
         let mut before = before.into_iter();
         restless.retain(|one| {
-            let (before, now) = (before.next().unwrap(), look(one));
+            let (before, now) = (before.next().unwrap(), observe(one));
             if now == before {
                 println!("{}: nothing in {WINDOW:?}", one.name);
             } else {

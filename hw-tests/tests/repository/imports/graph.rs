@@ -182,10 +182,10 @@ pub(crate) fn circles(imports: &Imports) -> Vec<Circle> {
         .collect();
     let mut circles = Vec::new();
     for (file, reach) in &reached {
-        let is_told = circles
+        let is_listed = circles
             .iter()
             .any(|circle: &Circle| circle.files.contains(*file));
-        if is_told || !reach.contains(file) {
+        if is_listed || !reach.contains(file) {
             continue;
         }
         let others = reach.iter().copied();
