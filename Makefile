@@ -38,7 +38,7 @@ races:
 	@$(MAKE) --no-print-directory module
 	LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --locked --release -p claviger-pkcs11 --test model
 	CLAVIGER_ROUNDS=10000 $(CARGO) test --locked --release -p claviger-hw-tests --test races --test lifecycle --test timing \
-	--test sharing -- --nocapture --test-threads=1 waiters:: cycles:: life:: alone:: latency:: quiet:: isolation::
+	--test sharing -- --nocapture --test-threads=1 waiters:: cycles:: generations:: alone:: latency:: quiet:: isolation::
 	scripts/test-usb races
 
 lint:

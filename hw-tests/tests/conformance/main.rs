@@ -35,7 +35,7 @@ mod pss;
 mod random;
 mod secret_keys;
 mod security_officer;
-mod session_object_life;
+mod session_object_lifetime;
 mod session_objects;
 mod sessions;
 mod sign;

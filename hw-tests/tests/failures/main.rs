@@ -11,7 +11,7 @@
 mod access;
 mod bad_input;
 mod exchange;
-mod frozen;
 mod removal;
 mod resilience;
 mod restart;
+mod suspended_pcscd;

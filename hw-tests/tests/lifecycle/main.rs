@@ -14,5 +14,5 @@ mod alone;
 mod end;
 mod exit;
 mod fork;
+mod generations;
 mod library;
-mod life;
