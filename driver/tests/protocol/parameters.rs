@@ -201,7 +201,7 @@ fn every_ta1_is_a_rate_or_reserved() {
 fn truncated_atr_keeps_what_precedes_the_cut() {
     let got = parameters("3B F0 95");
     assert_eq!(got.rate, Rate::DEFAULT, "a truncated group is not read");
-    assert_eq!(got.defects, ["interface characters cut short"]);
+    assert_eq!(got.defects, ["interface characters truncated"]);
     let got = parameters("3B 90 95 81");
     assert_eq!(
         (got.rate, &got.offered[..]),
