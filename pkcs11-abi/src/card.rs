@@ -255,8 +255,8 @@ impl TokenRef {
     /// # Errors
     /// The card could not be logged out. In this module the logout has happened nevertheless.
     pub(crate) fn logout(&self) -> Result<(), Failure> {
-        let told = self.with_token(|card, token| token.logout(card));
-        if told.is_err()
+        let result = self.with_token(|card, token| token.logout(card));
+        if result.is_err()
             && let Ok(mut state) = self.state()
             && let Some(token) = self.find_in(state.tokens.iter_mut().flatten())
         {
@@ -272,7 +272,7 @@ impl TokenRef {
                 token.login_state = LoginState::LoggedOut;
             }
         }
-        told
+        result
     }
 }
 

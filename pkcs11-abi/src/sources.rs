@@ -103,8 +103,10 @@ impl Shared {
 
     /// Logs the error of a backend, unless it was logged last.
     fn report_error(&self, source: &BackendWatcher, snapshot: &ReaderSnapshot) {
-        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = reports.next_report(source.backend, source.role, snapshot);
+        let line = {
+            let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+            reports.next_report(source.backend, source.role, snapshot)
+        };
         // A stopped watch reports that its service is gone, which is no error.
         if let Some(line) = line.filter(|_| !self.queue.is_stopped()) {
             tracing::warn!("{line}");
