@@ -202,7 +202,8 @@ fn numbers_in_a_parameter_have_their_range(fixture: &TokenFixture<'_>) {
         (129, BAD),
         (HUGE, BAD),
     ] {
-        let mechanism = Arg::Mechanism(CKM_AES_CTR, &counter(bits));
+        let parameter = counter(bits);
+        let mechanism = Arg::Mechanism(CKM_AES_CTR, &parameter);
         begins(
             &mut calls,
             code,

@@ -373,7 +373,8 @@ fn rejected_template_changes_and_copies_no_object(fixture: &TokenFixture<'_>) {
         ),
     ];
     for (last, code) in rows {
-        let template = Arg::Template(&[first, last]);
+        let entries = [first, last];
+        let template = Arg::Template(&entries);
         let what = format!("{last:?}");
         calls.expect(
             code,
@@ -385,7 +386,8 @@ fn rejected_template_changes_and_copies_no_object(fixture: &TokenFixture<'_>) {
         calls.expect(code, "C_CopyObject", &what, &arguments);
         assert_eq!(label(fixture), before, "{what}");
     }
-    let good = Arg::Template(&[first]);
+    let entries = [first];
+    let good = Arg::Template(&entries);
     calls.expect_ok("C_SetAttributeValue", &[session, key, good]);
     assert_eq!(label(fixture), (before.0 + 1, before.1));
 }
