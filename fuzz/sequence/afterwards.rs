@@ -39,7 +39,7 @@ impl SequenceFixture {
         assert!(ends, "C_Finalize: {code:#X}");
     }
 
-    /// A new life of the module on cards that answer as cards do: search, login, signature.
+    /// A new generation of the module on cards that respond correctly: search, login, signature.
     pub(crate) fn works_afterwards(self) {
         ok("C_Initialize", ck!(self, C_Initialize, ptr::null_mut()));
         let (mut slots, mut count) = ([0; 8], 8);

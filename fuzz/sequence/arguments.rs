@@ -51,7 +51,7 @@ const OTHER_MECHANISMS: &[CK_MECHANISM_TYPE] = &[
     CKM_VENDOR_DEFINED,
 ];
 
-/// What arguments are made of: the bytes, the memory, and what earlier calls have told.
+/// The sources of arguments: the bytes, the memory, and the results of earlier calls.
 #[derive(Debug)]
 pub(crate) struct ArgumentSource<'a> {
     pub(crate) source: Source<'a>,
@@ -425,7 +425,7 @@ impl<'a> ArgumentSource<'a> {
         self.structure(&words(&arguments), Use::Input).0
     }
 
-    /// Remembers what a call has told.
+    /// Keeps the results of a call.
     pub(crate) fn conclude(&mut self, call: &Call, code: CK_RV) -> Vec<usize> {
         let mut born = Vec::new();
         for result in &call.results {

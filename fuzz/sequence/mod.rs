@@ -35,7 +35,7 @@ const NAMED: usize = 12;
 /// How often each function gave each code.
 pub(crate) type Reached = BTreeMap<(&'static str, CK_RV), u64>;
 
-/// The function under way, for whoever is told of a crash.
+/// The running function, for the report of a crash.
 pub(crate) static UNDER_WAY: AtomicPtr<&'static str> = AtomicPtr::new(std::ptr::null_mut());
 
 /// The module, and how its cards are used.

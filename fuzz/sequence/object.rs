@@ -1,4 +1,4 @@
-//! What earlier calls have told: slots, sessions, and objects with what can be done with them.
+//! The results of earlier calls: slots, sessions, and objects with the operations that they allow.
 
 use cryptoki_sys::*;
 

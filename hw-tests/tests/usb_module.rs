@@ -153,7 +153,7 @@ fn held() -> Held {
     (open_files(), thread_count())
 }
 
-/// What `look` sees once it has seen the same for a second. nusb's own thread closes a device some time after it has left.
+/// Waits until `observe` returns the same value for a second, and returns that value. nusb's own thread closes a device some time after it has left.
 #[track_caller]
 fn settled<T: PartialEq + Debug>(observe: impl Fn() -> T) -> T {
     let end = Instant::now() + HANG;

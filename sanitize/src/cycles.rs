@@ -1,4 +1,4 @@
-//! Life after life of the module, slots listed and a waiter in each; what one leaves behind shows in the sum.
+//! Many generations of the module, each with listed slots and a waiter. A leak of one generation shows in the sum.
 
 use std::{
     fmt, fs, thread,

@@ -1,4 +1,4 @@
-//! Which sanitizer is in this program, and how it is told to behave.
+//! The sanitizer in this program, and its options.
 
 use std::ffi::CStr;
 

@@ -29,7 +29,7 @@ pub(crate) fn play(module: Module) {
     println!("{rounds} rounds of 1 to 4 waiters, {events} events");
 }
 
-/// Every waiter is told of C_Finalize.
+/// C_Finalize ends the wait of every waiter.
 fn ended(module: Module, flags: CK_FLAGS, waiters: usize, delay: Duration) -> u64 {
     module.initialize(flags);
     let waiting = begin(waiters, move || {

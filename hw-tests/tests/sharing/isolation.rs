@@ -67,7 +67,7 @@ struct Figures {
     worst: Duration,
 }
 
-/// Makes each call [`ROUNDS`] times, as long as `goes_on`; the figures of the whole rounds.
+/// Makes each call [`ROUNDS`] times, while `still_works` holds. Returns the figures of the complete rounds.
 fn measure(calls: &[Call<'_>], still_works: impl Fn() -> bool) -> Vec<Figures> {
     let mut times = vec![Vec::with_capacity(ROUNDS); calls.len()];
     for _ in 0..ROUNDS {
@@ -97,7 +97,7 @@ fn timed(name: &str, call: impl Fn() -> CK_RV) -> Duration {
 }
 
 /// Makes `calls` before, during and after `slow_call`, in which the first card is slow. The slow call delays none of them. Runs
-/// `look` during the slow call.
+/// `meanwhile` during the slow call.
 fn undelayed(
     process: &ModuleProcess,
     what: &str,

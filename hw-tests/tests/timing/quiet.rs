@@ -178,7 +178,7 @@ fn switches_of(task: &Path) -> (String, u64) {
     (name, counts.into_iter().sum())
 }
 
-/// Waits until `look` returns the same value for [`CALM`].
+/// Waits until `observe` returns the same value for [`CALM`]. Returns that value.
 fn settle<T: PartialEq>(observe: impl Fn() -> T) -> T {
     let (mut before, mut since) = (observe(), Instant::now());
     let limit = since + HANG;
@@ -192,7 +192,7 @@ fn settle<T: PartialEq>(observe: impl Fn() -> T) -> T {
     before
 }
 
-/// Starts a client of each case over each service, all blocked. Returns those that were active, by `look`, in every window.
+/// Starts a client of each case over each service, all blocked. Returns those that were active, by `observe`, in every window.
 fn restless<T: PartialEq + std::fmt::Debug>(
     traced: bool,
     observe: impl Fn(&Blocked) -> T,

@@ -235,7 +235,7 @@ impl PcscdPrecedence {
         }
     }
 
-    /// Waits until it is known whether pcscd is there, or until `until`.
+    /// Waits until it is known whether pcscd is there, or until `deadline`.
     pub(crate) fn wait_until_known(&self, deadline: Instant, stop: &StopFlag) {
         loop {
             self.clear();

@@ -68,7 +68,7 @@ impl FairQueue {
         Some(Permit(Arc::clone(self)))
     }
 
-    /// Waits for a permit until `until` or `stop`.
+    /// Waits for a permit until `deadline` or `stop`.
     ///
     /// # Errors
     /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].

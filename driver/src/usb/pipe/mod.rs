@@ -408,7 +408,7 @@ impl SlotPipe {
     }
 
     /// Synchronizes the slot: aborts the pending command, clears halts that were seen, drops late responses. The caller recovers
-    /// the card. Cards of other slots keep their state. A slow or busy reader is tried until `until`.
+    /// the card. Cards of other slots keep their state. A slow or busy reader is tried until `deadline`.
     ///
     /// # Errors
     /// [`BulkError`] when the reader does not come back; its device may be reset then.

@@ -46,7 +46,7 @@ impl DriverAccess {
         }
     }
 
-    /// Locks the driver. Waits for other threads until `until` or `stop`.
+    /// Locks the driver. Waits for other threads until `deadline` or `stop`.
     ///
     /// # Errors
     /// [`BulkErrorKind::Busy`] or [`BulkErrorKind::Stopped`].

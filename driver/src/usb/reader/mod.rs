@@ -43,7 +43,7 @@ impl UsbReader {
         &self.claimable.info
     }
 
-    /// Locks the driver for one transaction. Waits for another thread until `until` or `stop`.
+    /// Locks the driver for one transaction. Waits for another thread until `deadline` or `stop`.
     ///
     /// # Errors
     /// Busy or Cancelled, with nothing sent.

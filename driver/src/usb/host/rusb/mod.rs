@@ -145,7 +145,7 @@ fn request_bytes(setup: SetupPacket, data: &[u8]) -> Vec<u8> {
 }
 
 impl RusbInterface {
-    /// Waits for the only transfer of a queue, and cancels it at `until`.
+    /// Waits for the only transfer of a queue, and cancels it at `deadline`.
     fn wait_for(
         &self,
         transfer: Transfer,
